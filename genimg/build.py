@@ -1,0 +1,256 @@
+"""From config to objects: the only place that instantiates what a ``_target_`` names.
+
+Configs can come out of a downloaded checkpoint, so a target is built only if it lives in one of the packages below, and
+is defined there: ``genimg.data.sources.os.system`` begins well and is refused all the same.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch.optim import Optimizer
+
+from genimg.data.placement import Data
+from genimg.data.sources import Source
+from genimg.durations import to_images
+from genimg.evaluation.evaluator import Evaluator
+from genimg.images import to_float
+from genimg.interfaces import Images, Method
+from genimg.paths import config_dir
+from genimg.training.schedules import Schedule
+from genimg.training.trainer import TrainerSettings
+
+ALLOWED = (
+    "genimg.data.shapes",
+    "genimg.data.sources",
+    "genimg.evaluation.evaluator",
+    "genimg.evaluation.features",
+    "genimg.losses",
+    "genimg.methods",
+    "genimg.networks",
+    "genimg.training.schedules",
+    "torch.nn",
+    "torch.optim",
+)
+"""Packages whose classes and functions a config may name."""
+
+_HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+_PLACEMENT_KEYS = ("placement", "num_workers", "horizontal_flip", "max_corrupt")
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Builds parts of a resolved config.
+
+    Attributes:
+        allowed: packages whose members may be built.
+        epoch_size: images in the training data; 0 while they are not known, before any duration is needed.
+        batch_size: images a step.
+    """
+
+    allowed: tuple[str, ...] = ALLOWED
+    epoch_size: int = 0
+    batch_size: int = 1
+
+    def build(self, config: Config, key: str, **arguments: Any) -> Any:
+        """Instantiate the node ``config``, which stands at ``key``.
+
+        Raises:
+            ValueError: for a target outside the allowed packages, an unknown or missing key, or a value that the
+                constructor refuses.
+        """
+        prepared = self._prepare(config, key, given=set(arguments))
+        try:
+            return instantiate(prepared, _convert_="all", **arguments)
+        except InstantiationException as error:
+            raise (error.__cause__ or error) from None
+
+    def locate(self, target: str, key: str) -> Any:
+        """The class or function that ``target`` names, if it may be built."""
+        module_name, _, name = target.rpartition(".")
+        allowed = any(target.startswith(prefix + ".") for prefix in self.allowed)
+        if allowed:
+            found = _import(module_name, name, key, target)
+            home = str(getattr(found, "__module__", ""))
+            if inspect.isroutine(found) or inspect.isclass(found):
+                allowed = any(home == prefix or home.startswith(prefix + ".") for prefix in self.allowed)
+            else:
+                allowed = False
+            if allowed:
+                return found
+        raise ValueError(
+            f"{key}._target_={target} is refused: only {', '.join(self.allowed)} may be built from a config; "
+            "if you trust it, name your package with allow=[PACKAGE]"
+        )
+
+    def _prepare(self, node: Any, key: str, given: Iterable[str] = ()) -> Any:
+        """Check every node below ``key`` against its target's signature and convert its durations."""
+        if isinstance(node, list):
+            return [self._prepare(item, f"{key}[{i}]") for i, item in enumerate(node)]
+        if not isinstance(node, dict):
+            return node
+        if "_target_" not in node:
+            return {name: self._prepare(value, f"{key}.{name}") for name, value in node.items()}
+        target = self.locate(node["_target_"], key)
+        parameters = inspect.signature(target).parameters
+        partial = bool(node.get("_partial_", False))
+        _check_keys(node, parameters, key, {*given}, partial=partial)
+        function = target.__init__ if inspect.isclass(target) else target
+        types = (
+            typing.get_type_hints(function) if target.__module__.startswith(("genimg.", *self.allowed[len(ALLOWED) :])) else {}
+        )
+        prepared = {}
+        for name, value in node.items():
+            if types.get(name) is Images:
+                prepared[name] = self._duration(value, f"{key}.{name}")
+            else:
+                prepared[name] = self._prepare(value, f"{key}.{name}")
+        return prepared
+
+    def _duration(self, value: object, key: str) -> Images:
+        return to_images(value, epoch_size=self.epoch_size, batch_size=self.batch_size, key=key)
+
+    def trainer_settings(self, config: Config) -> TrainerSettings:
+        """The ``trainer`` group."""
+        _check_keys(config, inspect.signature(TrainerSettings).parameters, "trainer", set(), partial=False)
+        types = typing.get_type_hints(TrainerSettings)
+        values = {
+            name: self._duration(value, f"trainer.{name}") if types[name] is Images else value for name, value in config.items()
+        }
+        return TrainerSettings(**values)
+
+
+def build_source(config: Config, builder: Builder) -> Source:
+    """The ``data`` group without the keys that say where its images live."""
+    node = {key: value for key, value in config["data"].items() if key not in _PLACEMENT_KEYS}
+    return builder.build(node, "data")
+
+
+def build_data(config: Config, source: Source, device: torch.device) -> Data:
+    """A place for the source's images to live in."""
+    return Data(source, device=device, **{key: config["data"][key] for key in _PLACEMENT_KEYS})
+
+
+def build_method(config: Config, source: Source, builder: Builder) -> Method:
+    """The ``model`` group, checked against its loss and the data.
+
+    Raises:
+        ValueError: if the loss does not fit the method, the data lacks what it needs, or shapes do not match.
+    """
+    node = config["model"]
+    method_class = builder.locate(node["_target_"], "model")
+    loss_class = builder.locate(config["loss"]["_target_"], "loss")
+    if not issubclass(loss_class, method_class.loss_type):
+        fitting = ", ".join(_options_of_type("loss", method_class.loss_type, builder))
+        raise ValueError(
+            f"the loss {loss_class.__name__} does not fit the model, a {method_class.__name__}: choose loss={fitting}"
+        )
+    available = {"image"} | ({"label"} if source.labels is not None else set())
+    missing = [key for key in method_class.batch_keys if key not in available]
+    if missing:
+        raise ValueError(
+            f"the model needs {', '.join(missing)}, but data {source.name} has only {', '.join(sorted(available))}"
+        )
+    method = builder.build(node, "model")
+    _check_shapes(method, source)
+    return method
+
+
+def build_optimizers(config: Config, method: Method, builder: Builder) -> dict[str, Optimizer]:
+    """One optimizer for each parameter group, with that group's overrides."""
+    groups = method.parameter_groups()
+    overrides: Mapping[str, Config] = config["optimizer_overrides"]
+    for name in overrides:
+        if name not in groups:
+            raise ValueError(f"optimizer_overrides.{name}: the model has no such parameter group, but {', '.join(groups)}")
+    optimizers = {}
+    for name, parameters in groups.items():
+        node = {**config["optimizer"], **overrides.get(name, {})}
+        optimizers[name] = builder.build({**node, "_partial_": True}, "optimizer")(parameters)
+    return optimizers
+
+
+def build_schedule(config: Config, builder: Builder) -> Schedule:
+    return builder.build(config["schedule"], "schedule")
+
+
+def build_evaluator(config: Config, builder: Builder) -> Evaluator | None:
+    """None for ``evaluation=none``."""
+    return builder.build(config["evaluation"], "evaluation") if config["evaluation"] else None
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` where one of the words is close, else nothing."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _check_keys(node: Config, parameters: Mapping[str, inspect.Parameter], key: str, given: set[str], *, partial: bool) -> None:
+    kinds = {parameter.kind for parameter in parameters.values()}
+    names = [name for name in parameters if name not in ("self", "params")]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        for name in node:
+            if name not in parameters and name not in _HYDRA_KEYS:
+                raise ValueError(f"unknown key {key}.{name}{nearest(name, names)}: {key} takes {', '.join(names)}")
+    if partial:
+        return
+    for name, parameter in parameters.items():
+        required = parameter.default is parameter.empty and parameter.kind in (
+            parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY,
+        )  # fmt: skip
+        if required and name not in node and name not in given and "_args_" not in node:
+            raise ValueError(f"{key}.{name} is required: set {key}.{name}=VALUE")
+
+
+def _import(module_name: str, name: str, key: str, target: str) -> Any:
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except ImportError as error:
+        raise ValueError(f"{key}._target_={target}: there is no module {module_name} ({error})") from error
+    except AttributeError:
+        members = vars(importlib.import_module(module_name))
+        raise ValueError(f"{key}._target_={target}: {module_name} has no {name}{nearest(name, members)}") from None
+
+
+def _options_of_type(group: str, wanted: type, builder: Builder) -> list[str]:
+    """The files of a config group whose target is of the wanted type."""
+    fitting = []
+    for path in sorted((Path(config_dir()) / group).glob("*.yaml")):
+        target = OmegaConf.to_container(OmegaConf.load(path)).get("_target_")  # type: ignore[union-attr]
+        if target and issubclass(builder.locate(target, group), wanted):
+            fitting.append(path.stem)
+    return fitting
+
+
+def _check_shapes(method: Method, source: Source) -> None:
+    channels, height, width = source.shape
+    try:
+        with torch.no_grad():
+            method.eval()
+            method.check(to_float(torch.zeros(2, *source.shape, dtype=torch.uint8)))
+            made = tuple(method.sample(method.draw(range(2), 0)).shape[1:])
+    except RuntimeError as error:
+        raise ValueError(
+            f"the model's networks do not fit the data's images of {channels} channels and {height}x{width} pixels "
+            f"({str(error).splitlines()[0]}): leave channels and image_size below model to follow data"
+        ) from error
+    finally:
+        method.train()
+    if made != source.shape:
+        raise ValueError(
+            f"the model makes images of {made[0]} channels and {made[1]}x{made[2]} pixels, but data {source.name} has "
+            f"{channels} channels and {height}x{width} pixels: leave channels and image_size below model to follow data"
+        )

@@ -1,0 +1,1 @@
+"""Datasets, the order in which they are read, and where their samples live."""

@@ -1,0 +1,258 @@
+"""Where the samples live: on the device, in host memory, or decoded by workers as they are needed.
+
+All three give the same batches. Samples stay uint8 until they are on the device.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from genimg.data.sources import ArraySource, CorruptImageError, Source
+from genimg.data.stream import Order
+from genimg.images import to_float
+from genimg.interfaces import Batch
+
+log = logging.getLogger(__name__)
+
+PLACEMENTS = ("auto", "device", "host", "workers")
+_RESIDENT_BYTES = 4 * 2**30  # above this, decoding everything before the first step would take minutes
+_MEMORY_SHARE = 0.25  # of the free memory; the rest is for training
+
+
+class Corruption:
+    """Counts undecodable images; the next decodable one takes the place of each.
+
+    Args:
+        allowed: distinct corrupt images after which to stop (``data.max_corrupt``).
+    """
+
+    def __init__(self, allowed: int) -> None:
+        self.allowed = allowed
+        self.seen: set[str] = set()
+
+    def report(self, message: str) -> None:
+        """Warn about a corrupt image.
+
+        Raises:
+            ValueError: when there are more than allowed.
+        """
+        if message in self.seen:
+            return
+        self.seen.add(message)
+        if len(self.seen) > self.allowed:
+            names = "\n  ".join(sorted(self.seen)[:10])
+            raise ValueError(
+                f"{len(self.seen)} corrupt image{'s' * (len(self.seen) > 1)} in the data, more than "
+                f"data.max_corrupt={self.allowed} allows; remove or repair them, or raise data.max_corrupt:\n  {names}"
+            )
+        log.warning("skipped a corrupt image: %s", message)
+
+
+def read_valid(source: Source, index: int) -> tuple[NDArray[np.uint8], int, list[str]]:
+    """Image ``index``, or the first decodable one after it; the index that was read; and what was corrupt."""
+    problems: list[str] = []
+    for step in range(len(source)):
+        candidate = (index + step) % len(source)
+        try:
+            return source.read(candidate), candidate, problems
+        except CorruptImageError as error:
+            problems.append(str(error))
+    raise ValueError(f"none of the {len(source)} images of {source.name} can be decoded; the first: {problems[0]}")
+
+
+class Data:
+    """A source with a place to live in: an endless stream of training batches, and the plain images for evaluation.
+
+    Args:
+        source: the images.
+        placement: ``auto``, ``device``, ``host`` or ``workers``.
+        num_workers: processes that decode, for ``workers``; ``auto`` takes one a core, eight at most.
+        horizontal_flip: mirror a random half of the training samples.
+        max_corrupt: undecodable images that are skipped with a warning before the run stops.
+        device: where batches go.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        placement: str,
+        num_workers: int | str,
+        horizontal_flip: bool,
+        max_corrupt: int,
+        device: torch.device,
+    ) -> None:
+        if placement not in PLACEMENTS:
+            raise ValueError(f"data.placement={placement} is unknown: choose one of {', '.join(PLACEMENTS)}")
+        if num_workers != "auto" and (not isinstance(num_workers, int) or num_workers < 0):
+            raise ValueError(f"data.num_workers={num_workers} must be auto, or 0 or more processes")
+        self.source = source
+        self.device = device
+        self.horizontal_flip = horizontal_flip
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.num_workers = min(cores, 8) if num_workers == "auto" else int(num_workers)
+        self.placement = _choose_placement(source, device) if placement == "auto" else placement
+        self._corruption = Corruption(max_corrupt)
+        self._resident: Tensor | None = None
+        self._labels = None if source.labels is None else torch.from_numpy(source.labels)
+
+    def batches(self, position: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """This rank's share of every batch from ``position`` (images seen by all ranks) on, for ever.
+
+        Args:
+            position: where to start; a multiple of nothing in particular.
+            batch_size: of all ranks together; ``world_size`` divides it.
+            seed: of the order.
+        """
+        order = Order(len(self.source), seed=seed, horizontal_flip=self.horizontal_flip)
+        share = batch_size // world_size
+        start = position + rank * share
+        if self.placement == "workers":
+            return self._from_workers(order, start, share, batch_size)
+        return self._from_memory(order, start, share, batch_size)
+
+    def images(self, indices: NDArray[np.int64]) -> Tensor:
+        """Those images of the source, unflipped: uint8 [N, C, H, W] on the device."""
+        if self._resident is not None:
+            return self._resident[torch.from_numpy(indices).to(self._resident.device)].to(self.device)
+        # Threads are enough: Pillow decodes without holding the interpreter's lock.
+        with ThreadPoolExecutor(max(1, self.num_workers)) as pool:
+            results = list(pool.map(partial(read_valid, self.source), indices.tolist()))
+        for _, _, problems in results:
+            self._report(problems)
+        return torch.from_numpy(np.stack([image for image, _, _ in results])).to(self.device)
+
+    def load(self) -> None:
+        """Bring the images to where they will live. Does nothing for ``workers``, nor a second time.
+
+        Raises:
+            ValueError: when too many images are corrupt.
+        """
+        if self.placement == "workers" or self._resident is not None:
+            return
+        images = torch.from_numpy(self._decode_all())
+        if self.placement == "device":
+            self._resident = images.to(self.device)
+        else:
+            self._resident = images.pin_memory() if self.device.type == "cuda" else images
+
+    def _decode_all(self) -> NDArray[np.uint8]:
+        if isinstance(self.source, ArraySource):
+            return self.source.images
+        images = np.empty((len(self.source), *self.source.shape), dtype=np.uint8)
+
+        def decode(index: int) -> list[str]:
+            images[index], taken, problems = read_valid(self.source, index)
+            if taken != index and self._labels is not None:
+                self._labels[index] = self._labels[taken]
+            return problems
+
+        with ThreadPoolExecutor(max(1, self.num_workers)) as pool:
+            results = pool.map(decode, range(len(self.source)), chunksize=64)
+            progress = tqdm(results, total=len(self.source), desc=f"loading {self.source.name}", unit="image", disable=None)
+            for problems in progress:
+                self._report(problems)
+        return images
+
+    def _report(self, problems: list[str]) -> None:
+        for problem in problems:
+            self._corruption.report(problem)
+
+    def _from_memory(self, order: Order, start: int, share: int, stride: int) -> Iterator[Batch]:
+        self.load()
+        assert self._resident is not None
+        labels = None if self._labels is None else self._labels.to(self._resident.device)
+        while True:
+            indices = torch.from_numpy(order.indices(start, start + share)).to(self._resident.device, non_blocking=True)
+            flips = torch.from_numpy(order.flips(start, start + share)) if order.horizontal_flip else None
+            images = self._resident[indices]
+            yield self._assemble(images, None if labels is None else labels[indices], flips)
+            start += stride
+
+    def _from_workers(self, order: Order, start: int, share: int, stride: int) -> Iterator[Batch]:
+        loader = DataLoader(
+            _Positions(self.source, order, self._labels),
+            batch_sampler=_Ranges(start, share, stride),  # type: ignore[arg-type]
+            num_workers=self.num_workers,
+            collate_fn=_collate,
+            pin_memory=self.device.type == "cuda",
+            prefetch_factor=4 if self.num_workers else None,
+            worker_init_fn=_leave_signals_to_the_parent,
+        )
+        for images, labels, flips, problems in loader:
+            self._report(problems)
+            yield self._assemble(images, labels, flips if order.horizontal_flip else None)
+
+    def _assemble(self, images: Tensor, labels: Tensor | None, flips: Tensor | None) -> Batch:
+        images = images.to(self.device, non_blocking=True)
+        if flips is not None:
+            flips = flips.to(self.device, non_blocking=True)
+            images = torch.where(flips[:, None, None, None], images.flip(-1), images)
+        batch = {"image": to_float(images)}
+        if labels is not None:
+            batch["label"] = labels.to(self.device, non_blocking=True)
+        return batch
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches every process; only the trainer shall act on it, after a last batch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class _Positions(Dataset[Any]):
+    """Position -> (image, label, flip, problems)."""
+
+    def __init__(self, source: Source, order: Order, labels: Tensor | None) -> None:
+        self.source, self.order, self.labels = source, order, labels
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int, bool, list[str]]:
+        index = int(self.order.indices(position, position + 1)[0])
+        image, taken, problems = read_valid(self.source, index)
+        label = -1 if self.labels is None else int(self.labels[taken])
+        return torch.from_numpy(image), label, bool(self.order.flips(position, position + 1)[0]), problems
+
+
+class _Ranges:
+    """The positions of each batch, for ever."""
+
+    def __init__(self, start: int, share: int, stride: int) -> None:
+        self.start, self.share, self.stride = start, share, stride
+
+    def __iter__(self) -> Iterator[range]:
+        start = self.start
+        while True:
+            yield range(start, start + self.share)
+            start += self.stride
+
+
+def _collate(samples: list[tuple[Tensor, int, bool, list[str]]]) -> tuple[Tensor, Tensor | None, Tensor, list[str]]:
+    images, labels, flips, problems = zip(*samples, strict=True)
+    label_tensor = None if labels[0] < 0 else torch.tensor(labels, dtype=torch.int64)
+    return torch.stack(images), label_tensor, torch.tensor(flips), [text for texts in problems for text in texts]
+
+
+def _choose_placement(source: Source, device: torch.device) -> str:
+    size = len(source) * int(np.prod(source.shape))
+    if not isinstance(source, ArraySource) and size > _RESIDENT_BYTES:
+        return "workers"
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else _RESIDENT_BYTES
+    if size <= _MEMORY_SHARE * free:
+        return "device"
+    return "host" if isinstance(source, ArraySource) else "workers"

@@ -1,0 +1,150 @@
+"""``shapes``: coloured geometric shapes drawn by a formula, so that genimg has something to learn without a download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genimg.data.sources import Source, digest
+from genimg.interfaces import height_width
+from genimg.randomness import uniform
+
+FloatArray = NDArray[np.float64]
+
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
+COLORS = {
+    "red": (220, 50, 47),
+    "green": (60, 160, 60),
+    "blue": (38, 100, 210),
+    "yellow": (235, 190, 20),
+    "purple": (140, 70, 180),
+    "black": (25, 25, 25),
+}
+SIZES = {"small": 0.17, "large": 0.29}  # radius as a fraction of the shorter side
+BACKGROUND = (245, 245, 240)
+_COLOR_NAMES, _SIZE_NAMES = tuple(COLORS), tuple(SIZES)
+
+
+def _circle(x: FloatArray, y: FloatArray, r: float) -> FloatArray:
+    return np.hypot(x, y) - r
+
+
+def _square(x: FloatArray, y: FloatArray, r: float) -> FloatArray:
+    return np.maximum(np.abs(x), np.abs(y)) - 0.85 * r
+
+
+def _triangle(x: FloatArray, y: FloatArray, r: float) -> FloatArray:
+    # Three half-planes: the base, and two sides at 60 degrees.
+    return np.maximum(y - 0.5 * r, np.abs(x) * np.sqrt(0.75) - 0.5 * (y + r))
+
+
+def _cross(x: FloatArray, y: FloatArray, r: float) -> FloatArray:
+    across = np.maximum(np.abs(x) - r, np.abs(y) - 0.32 * r)
+    upright = np.maximum(np.abs(x) - 0.32 * r, np.abs(y) - r)
+    return np.minimum(across, upright)
+
+
+def _ring(x: FloatArray, y: FloatArray, r: float) -> FloatArray:
+    return np.abs(np.hypot(x, y) - 0.75 * r) - 0.25 * r
+
+
+_OUTSIDE: tuple[Callable[[FloatArray, FloatArray, float], FloatArray], ...] = (
+    _circle,
+    _square,
+    _triangle,
+    _cross,
+    _ring,
+)
+"""Signed distance in pixels to each shape's edge, negative inside, in the order of SHAPES."""
+
+
+class ShapesSource(Source):
+    """Image ``index`` is a pure function of (seed, index).
+
+    Args:
+        seed: of the dataset, not of the training.
+        num_images: how many.
+        image_size: pixels, one number or [height, width].
+        channels: 3, or 1 for grey.
+        num_objects: 1, or 2 for two shapes one above or beside the other.
+    """
+
+    def __init__(self, *, seed: int, num_images: int, image_size: int | Sequence[int], channels: int, num_objects: int) -> None:
+        if channels not in (1, 3):
+            raise ValueError(f"data.channels={channels} does not fit shapes: choose 3 (colour) or 1 (grey)")
+        if num_objects not in (1, 2):
+            raise ValueError(f"data.num_objects={num_objects} does not fit shapes: choose 1 or 2")
+        if num_images < 1:
+            raise ValueError(f"data.num_images={num_images} must be 1 or more")
+        self.name = "shapes"
+        self.seed = seed
+        self.num_images = num_images
+        self.num_objects = num_objects
+        height, width = height_width(image_size)
+        self.shape = (channels, height, width)
+        self.class_names = SHAPES
+        self.labels = self._choices(np.arange(num_images), 0)[0]
+        self.fingerprint = digest("shapes 1", seed, num_images, self.shape, num_objects)
+        self._y, self._x = np.mgrid[0:height, 0:width] + 0.5
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def _choices(self, index: Any, position: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Shape, colour and size of the object at ``position`` (0 or 1), as indices into the tables above."""
+
+        def choose(attribute: int, count: int) -> NDArray[np.int64]:
+            return (uniform(self.seed, index, position, attribute) * count).astype(np.int64)
+
+        return choose(0, len(SHAPES)), choose(1, len(COLORS)), choose(2, len(SIZES))
+
+    def _above(self, index: int) -> bool:
+        return bool(uniform(self.seed, index, 2, 0)[0] < 0.5)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        channels, height, width = self.shape
+        image = np.empty((3, height, width))
+        image[:] = np.array(BACKGROUND, dtype=np.float64)[:, None, None]
+        for position in range(self.num_objects):
+            shape, color, size = (int(choice[0]) for choice in self._choices(index, position))
+            radius, (center_y, center_x) = self._place(index, position, size)
+            # Coverage of each pixel, from its centre's distance to the edge: an anti-aliased border one pixel wide.
+            distance = _OUTSIDE[shape](self._x - center_x, self._y - center_y, radius)
+            coverage = np.clip(0.5 - distance, 0.0, 1.0)
+            paint = np.array(COLORS[_COLOR_NAMES[color]], dtype=np.float64)[:, None, None]
+            image += coverage * (paint - image)
+        if channels == 1:
+            image = np.tensordot([0.299, 0.587, 0.114], image, axes=1)[None]  # ITU-R BT.601 luma
+        return np.round(image).astype(np.uint8)
+
+    def _place(self, index: int, position: int, size: int) -> tuple[float, tuple[float, float]]:
+        """Radius and centre in pixels. Two objects get half of the canvas each, and so never overlap."""
+        _, height, width = self.shape
+        top, left, tall, wide = 0.0, 0.0, float(height), float(width)
+        if self.num_objects == 2:
+            if self._above(index):
+                tall /= 2
+                top = tall * position
+            else:
+                wide /= 2
+                left = wide * position
+        radius = min(SIZES[_SIZE_NAMES[size]] * min(height, width), 0.46 * min(tall, wide))
+        u, v = uniform(self.seed, index, position, 3)[0], uniform(self.seed, index, position, 4)[0]
+        return radius, (top + radius + u * (tall - 2 * radius), left + radius + v * (wide - 2 * radius))
+
+    def caption(self, index: int) -> str:
+        """Such as "a small red circle" or "a small red circle above a large blue square"."""
+        phrases = []
+        for position in range(self.num_objects):
+            shape, color, size = (int(choice[0]) for choice in self._choices(index, position))
+            phrases.append(f"a {_SIZE_NAMES[size]} {_COLOR_NAMES[color]} {SHAPES[shape]}")
+        relation = " above " if self._above(index) else " to the left of "
+        return relation.join(phrases)
+
+
+def shapes(*, seed: int, num_images: int, image_size: int | Sequence[int], channels: int, num_objects: int) -> Source:
+    """Coloured geometric shapes with a class label (the first shape) and a caption for every image."""
+    return ShapesSource(seed=seed, num_images=num_images, image_size=image_size, channels=channels, num_objects=num_objects)

@@ -1,0 +1,256 @@
+"""One function per dataset, each returning a map-style source of uint8 images.
+
+To add a dataset, write a function here (or in a package of your own) and a YAML in configs/data/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from genimg.data.pixels import PixelFormat
+
+
+class CorruptImageError(Exception):
+    """An image that cannot be decoded; carries the file's path and the decoder's words."""
+
+
+class Source(ABC):
+    """A finite set of images of one shape.
+
+    Attributes:
+        name: for messages and provenance.
+        shape: (C, H, W).
+        labels: int64 [N], or None.
+        class_names: by label; empty without labels.
+        fingerprint: hexadecimal digest of everything that determines the images; a cache key.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    labels: NDArray[np.int64] | None = None
+    class_names: tuple[str, ...] = ()
+    fingerprint: str
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Image ``index`` as uint8 [C, H, W].
+
+        Raises:
+            CorruptImageError: if it cannot be decoded.
+        """
+
+    def caption(self, index: int) -> str | None:
+        """A sentence that describes image ``index``, where the dataset has one."""
+        return None
+
+
+class ArraySource(Source):
+    """Images held in memory."""
+
+    def __init__(
+        self,
+        name: str,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64] | None = None,
+        class_names: Sequence[str] = (),
+    ) -> None:
+        self.name = name
+        self.images = images
+        self.shape = images.shape[1:]
+        self.labels = labels
+        self.class_names = tuple(class_names)
+        self.fingerprint = digest(name, images.shape, hashlib.sha256(np.ascontiguousarray(images).data).hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        return self.images[index]
+
+
+class FileSource(Source):
+    """Image files, decoded when read."""
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        paths: Sequence[str],
+        pixels: PixelFormat,
+        labels: NDArray[np.int64] | None,
+        class_names: Sequence[str],
+    ) -> None:
+        self.name = name
+        self.root = root
+        self.paths = paths
+        self.pixels = pixels
+        self.shape = pixels.shape
+        self.labels = labels
+        self.class_names = tuple(class_names)
+
+    @cached_property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        """From names, sizes and modification times, not contents: a million files must not be read to start a run."""
+        stats = ((self.root / path).stat() for path in self.paths)
+        files = hashlib.sha256()
+        for path, stat in zip(self.paths, stats, strict=True):
+            files.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        return digest("files", files.hexdigest(), self.pixels)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        path = self.root / self.paths[index]
+        try:
+            with Image.open(path) as image:
+                # Decodes JPEGs at a reduced scale where the result is still larger than asked for: several times faster.
+                image.draft(None, (self.pixels.width * 2, self.pixels.height * 2))
+                return self.pixels.apply(image)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise CorruptImageError(f"{path}: {error}") from error
+
+
+def mnist(*, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str) -> Source:
+    """MNIST (LeCun et al. 1998): 60,000 training and 10,000 test digits of 28x28, in torchvision's layout below ``root``."""
+    from torchvision.datasets import MNIST
+
+    return _torchvision("mnist", MNIST, root, split, PixelFormat.of(image_size, channels, fit), "MNIST/raw")
+
+
+def fashion_mnist(*, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str) -> Source:
+    """Fashion-MNIST (Xiao et al. 2017): MNIST's format with ten kinds of clothing."""
+    from torchvision.datasets import FashionMNIST
+
+    return _torchvision(
+        "fashion_mnist", FashionMNIST, root, split, PixelFormat.of(image_size, channels, fit), "FashionMNIST/raw"
+    )
+
+
+def cifar10(*, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str) -> Source:
+    """CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test photos of 32x32 in ten classes."""
+    from torchvision.datasets import CIFAR10
+
+    return _torchvision("cifar10", CIFAR10, root, split, PixelFormat.of(image_size, channels, fit), "cifar-10-batches-py")
+
+
+def cifar100(*, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str) -> Source:
+    """CIFAR-100 (Krizhevsky 2009): as CIFAR-10, with a hundred classes."""
+    from torchvision.datasets import CIFAR100
+
+    return _torchvision("cifar100", CIFAR100, root, split, PixelFormat.of(image_size, channels, fit), "cifar-100-python")
+
+
+def imagenet(*, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str) -> Source:
+    """ImageNet (Deng et al. 2009) as torchvision lays it out: ``root/train/n01440764/*.JPEG`` and ``root/val/...``."""
+    if split not in ("train", "val"):
+        raise ValueError(f"data.split={split} does not exist in imagenet: choose train or val")
+    return folder(
+        root=str(Path(root) / split),
+        image_size=image_size,
+        channels=channels,
+        fit=fit,
+        labels="required",
+        name="imagenet",
+    )
+
+
+def folder(*, root: str, image_size: int | Sequence[int], channels: int, fit: str, labels: str, name: str = "folder") -> Source:
+    """Every image below a directory, in any format that Pillow reads.
+
+    Args:
+        root: the directory. Its direct subdirectories that hold images are the classes, in alphabetical order.
+        image_size, channels, fit: see PixelFormat.
+        labels: ``auto`` takes classes where every image is in a subdirectory; ``required`` refuses a folder without
+            them; ``none`` ignores them.
+        name: for messages.
+
+    Raises:
+        FileNotFoundError: if ``root`` is missing or holds no images.
+        ValueError: if labels are required and there are none.
+    """
+    if labels not in ("auto", "required", "none"):
+        raise ValueError(f"data.labels={labels} is unknown: choose auto, required or none")
+    pixels = PixelFormat.of(image_size, channels, fit)
+    directory = Path(root).expanduser()
+    if not directory.is_dir():
+        what = "is a file, not a directory" if directory.exists() else "does not exist"
+        raise FileNotFoundError(f"data.root={root} {what}: give a directory of images")
+    paths = _list_images(directory)
+    if not paths:
+        raise FileNotFoundError(
+            f"data.root={root} holds no images: expected files such as .png or .jpg in it or in its subdirectories"
+        )
+    classes = sorted({path.split("/", 1)[0] for path in paths if "/" in path})
+    has_classes = all("/" in path for path in paths) and len(classes) > 1
+    if labels == "required" and not has_classes:
+        raise ValueError(
+            f"labels were asked for, but data.root={root} has none: put each class's images into a subdirectory of its own"
+        )
+    if labels == "none" or not has_classes:
+        return FileSource(name, directory, paths, pixels, None, ())
+    index = {name: i for i, name in enumerate(classes)}
+    targets = np.array([index[path.split("/", 1)[0]] for path in paths], dtype=np.int64)
+    return FileSource(name, directory, paths, pixels, targets, classes)
+
+
+def _list_images(root: Path) -> list[str]:
+    """Relative paths of all images below ``root``, sorted, with ``/`` between their parts; hidden names are skipped."""
+    Image.init()
+    extensions = tuple(Image.registered_extensions())
+    found: list[str] = []
+    for directory, subdirectories, files in os.walk(root, followlinks=True):
+        subdirectories[:] = [name for name in subdirectories if not name.startswith(".")]
+        relative = Path(directory).relative_to(root).as_posix()
+        prefix = "" if relative == "." else relative + "/"
+        found += [prefix + name for name in files if not name.startswith(".") and name.lower().endswith(extensions)]
+    return sorted(found)
+
+
+def _torchvision(name: str, dataset: Callable[..., Any], root: str, split: str, pixels: PixelFormat, files: str) -> ArraySource:
+    """Load one of torchvision's small datasets into memory, downloading it only when it is absent."""
+    if split not in ("train", "test"):
+        raise ValueError(f"data.split={split} does not exist in {name}: choose train or test")
+    directory = Path(root).expanduser()
+    train = split == "train"
+    try:
+        data = dataset(directory, train=train, download=False)
+    except RuntimeError:
+        try:
+            data = dataset(directory, train=train, download=True)
+        except (RuntimeError, OSError) as error:
+            raise FileNotFoundError(
+                f"{name} is not in data.root={root} and could not be downloaded ({_first_line(error)}): put its files into "
+                f"{directory / files}, or point data.root at the directory that holds {files}"
+            ) from error
+    raw = np.asarray(data.data)
+    if raw.shape[1:3] == (pixels.height, pixels.width) and (3 if raw.ndim == 4 else 1) == pixels.channels:
+        images = raw[:, None] if raw.ndim == 3 else raw.transpose(0, 3, 1, 2)
+    else:
+        progress = tqdm(raw, desc=f"resizing {name}", unit="image", leave=False, disable=None)
+        images = np.stack([pixels.apply(Image.fromarray(image)) for image in progress])
+    labels = np.asarray(data.targets, dtype=np.int64)
+    return ArraySource(f"{name}/{split}", np.ascontiguousarray(images), labels, [str(c) for c in data.classes])
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()

@@ -1,0 +1,50 @@
+"""Position -> sample, for ever: the order and the flips of every epoch are functions of (seed, position) alone.
+
+So a run resumes in the middle of an epoch exactly, with any number of workers and ranks, and no state is saved for it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genimg.randomness import seed_of, uniform
+
+
+@lru_cache(maxsize=3)
+def epoch_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
+    """The shuffled indices of one epoch: int64 [N]. Shared between callers, who only read it."""
+    return np.random.default_rng(seed_of(seed, epoch)).permutation(num_images)
+
+
+class Order:
+    """Which image is read, and whether mirrored, at each position.
+
+    Args:
+        num_images: in the source.
+        seed: of the training.
+        horizontal_flip: mirror a random half of the samples.
+    """
+
+    def __init__(self, num_images: int, *, seed: int, horizontal_flip: bool) -> None:
+        self.num_images = num_images
+        self.seed = seed
+        self.horizontal_flip = horizontal_flip
+
+    def indices(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Source indices at positions ``start`` to ``stop``, across as many epochs as needed."""
+        pieces = []
+        while start < stop:
+            epoch, offset = divmod(start, self.num_images)
+            piece = epoch_order(self.seed, epoch, self.num_images)[offset : offset + stop - start]
+            pieces.append(piece)
+            start += len(piece)
+        return np.concatenate(pieces) if len(pieces) != 1 else pieces[0]
+
+    def flips(self, start: int, stop: int) -> NDArray[np.bool_]:
+        """Whether each of those samples is mirrored."""
+        if not self.horizontal_flip:
+            return np.zeros(stop - start, dtype=np.bool_)
+        return uniform(self.seed, np.arange(start, stop), 1) < 0.5

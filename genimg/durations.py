@@ -1,0 +1,35 @@
+"""Durations as people write them: ``25 epochs``, ``100k steps``, ``5M images``."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from genimg.interfaces import Images
+
+_PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kKM]?)\s*(epoch|step|image)s?\s*")
+_FACTOR = {"": 1, "k": 1_000, "K": 1_000, "M": 1_000_000}
+
+
+def to_images(text: object, *, epoch_size: int, batch_size: int, key: str) -> Images:
+    """Convert a written duration to images, rounded up to whole steps.
+
+    Args:
+        text: a number, optionally ``k`` or ``M``, and a unit: epochs, steps or images.
+        epoch_size: images in the training data.
+        batch_size: images a step.
+        key: the config key, for the error message.
+
+    Raises:
+        ValueError: if ``text`` is not a duration.
+    """
+    match = _PATTERN.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError(
+            f"{key}={text} is not a duration: write a number and a unit, such as '25 epochs', '100k steps' or '5M images'"
+        )
+    number, factor, unit = match.groups()
+    amount = float(number) * _FACTOR[factor]
+    images = amount * {"epoch": epoch_size, "step": batch_size, "image": 1}[unit]
+    # the tiny slack keeps 0.1 * 3 epochs from costing an extra step through binary rounding
+    return Images(math.ceil(images / batch_size - 1e-9) * batch_size)

@@ -1,0 +1,105 @@
+"""Running sums over features, from which the metrics are computed: one pass, float64, any batch size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GaussianStatistics:
+    """Mean [D] and covariance [D, D] (with N - 1 below) of N feature vectors, float64 on the CPU."""
+
+    num_images: int
+    mean: Tensor
+    covariance: Tensor
+
+    def state_dict(self) -> dict[str, int | Tensor]:
+        return {"num_images": self.num_images, "mean": self.mean, "covariance": self.covariance}
+
+
+class FeatureSums:
+    """Accumulates what the Fréchet distance needs: the sum and the second moment of features.
+
+    Features are shifted by the first batch's mean before they are squared, so that a large common offset does not
+    cancel digits.
+    """
+
+    def __init__(self) -> None:
+        self.num_images = 0
+        self._shift: Tensor | None = None
+        self._sum: Tensor | None = None
+        self._outer: Tensor | None = None
+
+    def add(self, features: Tensor) -> None:
+        """Add a batch [N, D]."""
+        features = features.double()
+        if self._shift is None or self._sum is None or self._outer is None:
+            self._shift = features.mean(dim=0)
+            self._sum = torch.zeros_like(self._shift)
+            self._outer = torch.zeros(2 * self._shift.shape, dtype=torch.float64, device=features.device)
+        centred = features - self._shift
+        self._sum += centred.sum(dim=0)
+        self._outer += centred.T @ centred
+        self.num_images += len(features)
+
+    def result(self) -> GaussianStatistics:
+        """The statistics of everything added.
+
+        Raises:
+            ValueError: with fewer than two images, whose covariance is not defined.
+        """
+        if self.num_images < 2 or self._shift is None or self._sum is None or self._outer is None:
+            raise ValueError(f"{self.num_images} images are too few for a covariance: evaluate at least 2")
+        n = self.num_images
+        offset = self._sum / n
+        covariance = (self._outer - n * torch.outer(offset, offset)) / (n - 1)
+        return GaussianStatistics(n, (self._shift + offset).cpu(), covariance.cpu())
+
+
+class InceptionScoreSums:
+    """Accumulates what the Inception Score needs, for each of several random splits of the images.
+
+    Args:
+        num_images: how many will be added.
+        splits: parts over which the score is averaged (Salimans et al. 2016 use 10).
+    """
+
+    def __init__(self, num_images: int, splits: int) -> None:
+        if num_images < splits:
+            raise ValueError(f"{num_images} images are too few for an Inception Score over {splits} splits")
+        # The permutation and the cuts of torch-fidelity, so that both tools give the same number.
+        order = np.random.RandomState(2020).permutation(num_images)
+        split_of = np.empty(num_images, dtype=np.int64)
+        for i in range(splits):
+            split_of[order[i * num_images // splits : (i + 1) * num_images // splits]] = i
+        self._split_of = torch.from_numpy(split_of)
+        self._splits = splits
+        self._added = 0
+        self._probability: Tensor | None = None
+        self._negative_entropy: Tensor | None = None
+
+    def add(self, logits: Tensor) -> None:
+        """Add the next batch of class logits [N, K]."""
+        log_p = logits.double().log_softmax(dim=1)
+        p = log_p.exp()
+        if self._probability is None or self._negative_entropy is None:
+            self._probability = torch.zeros(self._splits, p.shape[1], dtype=torch.float64, device=p.device)
+            self._negative_entropy = torch.zeros(self._splits, dtype=torch.float64, device=p.device)
+        split = self._split_of[self._added : self._added + len(p)].to(p.device)
+        self._probability.index_add_(0, split, p)
+        self._negative_entropy.index_add_(0, split, (p * log_p).sum(dim=1))
+        self._added += len(p)
+
+    def result(self) -> tuple[float, float]:
+        """Mean and standard deviation over the splits of exp(E[KL(p(y|x) || p(y))]) (Salimans et al. 2016)."""
+        assert self._probability is not None
+        assert self._negative_entropy is not None
+        counts = torch.bincount(self._split_of, minlength=self._splits).to(self._probability)
+        marginal = self._probability / counts[:, None]
+        entropy = -torch.special.xlogy(marginal, marginal).sum(dim=1)
+        scores = (self._negative_entropy / counts + entropy).exp()
+        return scores.mean().item(), scores.std(correction=0).item()

@@ -1,0 +1,112 @@
+"""The words that every other module speaks: Batch, Metrics, Progress, Update, Method."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NewType, Protocol
+
+from torch import Tensor, nn
+
+Images = NewType("Images", int)
+"""A duration or interval in images seen. Configs write it as ``25 epochs``, ``100k steps`` or ``5M images``; a
+constructor parameter of this type makes the build convert it."""
+
+Batch = dict[str, Tensor]
+"""``image``: float32 [N, C, H, W] in [-1, 1]; ``label``: int64 [N]; ``latent``: float32 [N, Z]; a method may add keys."""
+
+Microbatches = list[Batch]
+"""One step's batch: a single Batch, or several equal ones when gradients are accumulated."""
+
+Metrics = dict[str, Tensor]
+"""0-d, detached, left on the device, so that a step never waits for the device."""
+
+LossFunction = Callable[[Batch], tuple[Tensor, Metrics]]
+"""The scalar loss of a Batch, a mean over its N samples, and what to log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where training stands at the start of a step. Images seen is the one clock; the step is derived from it."""
+
+    images: int
+    batch_size: int
+
+    @property
+    def step(self) -> int:
+        return self.images // self.batch_size
+
+    def due(self, interval: int) -> bool:
+        """Whether something done every ``interval`` steps is done in this one."""
+        return self.step % interval == 0
+
+
+class Update(Protocol):
+    """What a method may ask of the training loop; precision, accumulation, clipping and checks happen behind it."""
+
+    def forward(self, group: str, function: Callable[[Batch], Batch], batch: Microbatches) -> Microbatches:
+        """Add ``function``'s results to every microbatch and keep their graph for a later update of ``group``.
+
+        A GAN makes its fakes once this way; both updates use them, and no second generator forward is needed.
+        """
+        ...
+
+    def __call__(self, group: str, loss: LossFunction, batch: Microbatches) -> Metrics:
+        """One optimizer step on one parameter group. Only that group's parameters receive gradients."""
+        ...
+
+
+class Method(nn.Module, ABC):
+    """A training algorithm: owns the networks and losses and knows the order of the updates.
+
+    It is a Module so that ``state_dict()`` covers everything a checkpoint needs (networks, averages, pools).
+    """
+
+    batch_keys: ClassVar[tuple[str, ...]] = ("image",)
+    """What the data must provide."""
+
+    sampled_weights: ClassVar[str] = "raw"
+    """``ema`` where ``sample`` uses averaged weights; recorded beside every metric."""
+
+    loss_type: ClassVar[type]
+    """The kind of loss this method can be trained with; the build refuses any other."""
+
+    @abstractmethod
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters that each named update trains; every group has an optimizer of its own."""
+
+    @abstractmethod
+    def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
+        """All updates for one batch, in the order of the method's paper."""
+
+    @abstractmethod
+    def draw(self, indices: Sequence[int], seed: int) -> Batch:
+        """Everything random that ``sample`` needs, as a function of ``seed`` and each sample's index alone.
+
+        So neither the batch size nor the number of processes changes which images are generated.
+        """
+
+    @abstractmethod
+    def sample(self, batch: Batch) -> Tensor:
+        """Generated images [N, C, H, W] in [-1, 1] for a drawn batch: evaluation mode, averaged weights, no gradient."""
+
+    @abstractmethod
+    def check(self, image: Tensor) -> None:
+        """Run every network once on real images [N, C, H, W], so that a shape that does not fit shows before training."""
+
+    @abstractmethod
+    def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
+        """Named images [M, C, H, W] in [-1, 1] worth looking at, from fixed data and fixed draws."""
+
+
+def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """``32`` or ``[64, 48]`` as (height, width).
+
+    Raises:
+        ValueError: if it is neither one positive integer nor two.
+    """
+    pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(pair) != 2 or any(not isinstance(side, int) or side < 1 for side in pair):
+        raise ValueError(f"image_size={image_size!r} is not a size: give one number, or [height, width], in pixels")
+    return pair[0], pair[1]

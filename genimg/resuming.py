@@ -1,0 +1,157 @@
+"""Which checkpoint a run starts from, and whether the config still describes the same training."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from genimg.training import checkpoint
+
+log = logging.getLogger(__name__)
+
+Config = dict[str, Any]
+
+# What may differ from the checkpoint's config without changing what is trained. trainer.duration is among them because
+# a schedule that depends on it has a duration of its own.
+_HARMLESS = (
+    "run_dir", "resume", "resume_force", "allow", "debug", "print_config", "device", "evaluation",
+    "data.root", "data.placement", "data.num_workers", "data.max_corrupt",
+    "trainer.duration", "trainer.log_interval", "trainer.preview_interval", "trainer.preview_images",
+    "trainer.checkpoint_interval", "trainer.keep_last",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint's contents and where they came from."""
+
+    state: Config
+    path: Path
+
+
+def names_a_checkpoint(composed: DictConfig) -> bool:
+    """Whether ``resume`` is a path, so that the checkpoint's config completes the command's."""
+    return composed.resume not in (None, "auto")
+
+
+def find_start(composed: DictConfig, run_dir: Path) -> tuple[Config, Config, Saved | None]:
+    """The config to train with (unresolved and resolved) and the checkpoint to start from, if any.
+
+    With ``resume=PATH`` the checkpoint's own config is the base and this command line's values are set on it, so that
+    ``genimg-train resume=PATH`` needs nothing else.
+
+    Raises:
+        FileNotFoundError, ValueError: if the checkpoint is missing, broken, not the newest of its run, or belongs to
+            another config.
+    """
+    folder = checkpoint.CheckpointFolder(run_dir / "checkpoints", keep_last=1)
+    if names_a_checkpoint(composed):
+        path = checkpoint.find(Path(str(composed.resume)).expanduser())
+        saved: Saved | None = Saved(checkpoint.load(path), path)
+    elif composed.resume == "auto":
+        found = folder.load_last()
+        saved = Saved(*found) if found else None
+    else:
+        saved = None
+    _refuse_to_overwrite(folder, saved)
+    source = _on_top_of(saved.state, composed) if saved and names_a_checkpoint(composed) else _plain(composed)
+    source["run_dir"] = str(run_dir)
+    config = _resolved(source)
+    if saved is not None:
+        _compare(saved, config)
+    return source, config, saved
+
+
+def check_facts(saved: Config, facts: Config, *, force: bool) -> None:
+    """Compare what the config does not say: the number of images, and the arithmetic.
+
+    Raises:
+        ValueError: if the data has another number of images.
+    """
+    if saved["num_images"] != facts["num_images"] and not force:
+        raise ValueError(
+            f"the data now has {facts['num_images']} images, but the checkpoint was trained on {saved['num_images']}: "
+            "point data.root at the same images, or continue all the same with resume_force=true"
+        )
+    for name in ("precision", "genimg_version"):
+        if saved[name] != facts[name]:
+            log.warning("%s is %s, but was %s: the run goes on, but not bit for bit", name, facts[name], saved[name])
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """``key: old -> new`` for every key that differs and matters."""
+    flat_old, flat_new = dict(_flatten(old)), dict(_flatten(new))
+    keys = [key for key in sorted(flat_old | flat_new) if not _harmless(key)]
+    absent = "(absent)"
+    return [
+        f"{key}: {flat_old.get(key, absent)} -> {flat_new.get(key, absent)}"
+        for key in keys
+        if flat_old.get(key, absent) != flat_new.get(key, absent)
+    ]
+
+
+def _compare(saved: Saved, config: Config) -> None:
+    changes = differences(saved.state["config"], config)
+    if not changes:
+        return
+    listed = "\n  ".join(changes)
+    if not config["resume_force"]:
+        raise ValueError(
+            f"the config differs from that of {saved.path} in ways that change the result:\n  {listed}\n"
+            "undo them, choose another run_dir to start afresh, or continue all the same with resume_force=true"
+        )
+    log.warning("resuming with a changed config:\n  %s", listed)
+
+
+def _refuse_to_overwrite(folder: checkpoint.CheckpointFolder, saved: Saved | None) -> None:
+    """A run directory holds one history: neither a fresh start nor a step back may replace newer checkpoints."""
+    steps = [int(path.stem.split("-")[1]) for path in folder.path.glob("step-*.pt")]
+    if not steps:
+        return
+    if saved is None:
+        raise ValueError(f"{folder.path} holds a run already: continue it with resume=auto, or choose another run_dir")
+    batch_size = saved.state["config"]["trainer"]["batch_size"]
+    step = saved.state["training"]["images"] // batch_size
+    if step < max(steps):
+        raise ValueError(
+            f"{saved.path} is of step {step}, but {folder.path} goes on to step {max(steps)}: choose another run_dir to "
+            "branch off from there"
+        )
+
+
+def _on_top_of(state: Config, composed: DictConfig) -> Config:
+    """The checkpoint's unresolved config with the values that this command line sets."""
+    config = OmegaConf.create(state["config_source"])
+    hydra = HydraConfig.get()
+    for override in OverridesParser.create().parse_overrides(list(hydra.overrides.task)):
+        key = override.key_or_group
+        if key in hydra.runtime.choices:
+            # A whole group was chosen: the command line then has to describe the run completely.
+            return _plain(composed)
+        if key not in ("resume", "run_dir"):
+            OmegaConf.update(config, key, OmegaConf.select(composed, key), force_add=True)
+    return OmegaConf.to_container(config, resolve=False)  # type: ignore[return-value]
+
+
+def _plain(config: DictConfig) -> Config:
+    return OmegaConf.to_container(config, resolve=False)  # type: ignore[return-value]
+
+
+def _resolved(source: Config) -> Config:
+    return OmegaConf.to_container(OmegaConf.create(source), resolve=True)  # type: ignore[return-value]
+
+
+def _flatten(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(node, dict) or not node:
+        return [(prefix[:-1], node)]
+    return [pair for key, value in node.items() for pair in _flatten(value, f"{prefix}{key}.")]
+
+
+def _harmless(key: str) -> bool:
+    return any(key == name or key.startswith(name + ".") for name in _HARMLESS)

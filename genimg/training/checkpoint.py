@@ -1,0 +1,157 @@
+"""Checkpoints: tensors and primitives in one file, written whole or not at all, read without running any code."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+
+FORMAT = "genimg checkpoint"
+VERSION = 1
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint so that ``path`` is, at every moment, absent, the old file or the new one.
+
+    Raises:
+        OSError: if the disk is full or the file cannot be written; ``path`` is as it was.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, "version": VERSION, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_directory(path.parent)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        # torch's zip writer hides the operating system's error in a RuntimeError.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "the write failed; is the disk full?"
+        raise OSError(
+            getattr(error, "errno", None) or errno.EIO,
+            f"cannot save the checkpoint ({reason}); earlier checkpoints are untouched: free some space or choose "
+            "another run_dir, then resume",
+            str(path),
+        ) from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is truncated, not a checkpoint, or of another version.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path} ({path.stat().st_size} bytes) is truncated or not a genimg checkpoint: use another file in its folder"
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a genimg checkpoint")
+    if state["version"] != VERSION:
+        raise ValueError(
+            f"{path} has checkpoint version {state['version']}, but this genimg reads version {VERSION}: "
+            f"use genimg {state.get('genimg_version', 'of that time')}"
+        )
+    return state
+
+
+def find(path: Path) -> Path:
+    """The checkpoint that a path means: a file itself, or the last one of a run directory.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    if path.is_dir():
+        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        if (folder / "last.pt").is_file():
+            return folder / "last.pt"
+        raise FileNotFoundError(f"{path} holds no checkpoint: expected checkpoints/last.pt in a run directory")
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    return path
+
+
+class CheckpointFolder:
+    """The checkpoints of one run: the last few by step, ``last.pt``, and ``best.pt``.
+
+    ``last.pt`` and ``best.pt`` are hard links to the numbered files, or copies where links are not possible.
+
+    Args:
+        path: the directory, made when first needed.
+        keep_last: numbered files to keep.
+    """
+
+    def __init__(self, path: Path, *, keep_last: int) -> None:
+        if keep_last < 1:
+            raise ValueError(f"trainer.keep_last={keep_last} must be 1 or more checkpoints")
+        self.path = path
+        self.keep_last = keep_last
+
+    def save(self, state: dict[str, Any], step: int, *, best: bool) -> Path:
+        """Write the checkpoint of ``step``, point last.pt (and best.pt) to it and remove the oldest."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        path = self.path / f"step-{step:08d}.pt"
+        save(state, path)
+        self._link(path, "last.pt")
+        if best:
+            self._link(path, "best.pt")
+        for old in self._numbered()[: -self.keep_last]:
+            old.unlink()
+        return path
+
+    def load_last(self) -> tuple[dict[str, Any], Path] | None:
+        """The newest checkpoint that can be read, or None in a new run.
+
+        Raises:
+            ValueError: if there are checkpoints and none can be read.
+        """
+        for leftover in self.path.glob("*.tmp"):  # of a run that was killed while saving
+            leftover.unlink()
+        candidates = self._numbered()[::-1] + [p for p in [self.path / "last.pt"] if p.is_file()]
+        problem: ValueError | None = None
+        for path in candidates:
+            try:
+                return load(path), path
+            except ValueError as error:
+                log.warning("%s; trying the one before", error)
+                problem = problem or error
+        if problem:
+            raise problem
+        return None
+
+    def _numbered(self) -> list[Path]:
+        return sorted(self.path.glob("step-*.pt"))
+
+    def _link(self, target: Path, name: str) -> None:
+        temporary = self.path / f"{name}.{os.getpid()}.tmp"
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(target, temporary)
+        except OSError:
+            shutil.copyfile(target, temporary)
+        temporary.replace(self.path / name)
+
+
+def _sync_directory(path: Path) -> None:
+    """Make a rename survive a power cut (POSIX; elsewhere the system decides)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

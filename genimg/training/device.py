@@ -1,0 +1,91 @@
+"""Device and precision: what the config asks for, checked against what the machine has."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+DEVICES = ("auto", "cuda", "cpu", "mps")
+PRECISIONS = ("auto", "fp32", "tf32", "bf16")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that ``device=...`` names; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ValueError: if it is unknown or not there.
+    """
+    kind = name.split(":")[0]
+    if kind not in DEVICES:
+        raise ValueError(f"device={name} is unknown: choose one of {', '.join(DEVICES)}")
+    if name == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(kind)
+    if kind == "cuda" and not torch.cuda.is_available():
+        reason = "sees no GPU" if torch.version.cuda else "was built without CUDA"
+        raise ValueError(f"device={name}, but this PyTorch ({torch.__version__}) {reason}: use device=auto or device=cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device={name}, but there is no Apple GPU here: use device=auto or device=cpu")
+    return torch.device(name)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The arithmetic of forward and backward; weights, optimizers and losses are always float32."""
+
+    name: str
+    device: torch.device
+
+    def autocast(self) -> AbstractContextManager[object]:
+        if self.name == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def apply_globally(self) -> None:
+        """Set PyTorch's process-wide switches for float32 matrix products and convolutions."""
+        allow = self.name in ("tf32", "bf16")
+        torch.set_float32_matmul_precision("high" if allow else "highest")
+        torch.backends.cudnn.allow_tf32 = allow
+        torch.backends.cudnn.benchmark = True  # image sizes are fixed, so the fastest algorithm is worth finding
+
+
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """The precision that ``precision=...`` names; ``auto`` takes bf16 where the processor has instructions for it.
+
+    Raises:
+        ValueError: if it is unknown, or would have no effect on this device.
+    """
+    if name not in PRECISIONS:
+        raise ValueError(f"precision={name} is unknown: choose one of {', '.join(PRECISIONS)}")
+    if name == "auto":
+        return Precision("bf16" if _has_fast_bf16(device) else "fp32", device)
+    if name == "tf32" and device.type != "cuda":
+        raise ValueError(f"precision=tf32 has no effect on device {device.type}: use fp32, bf16 or auto")
+    return Precision(name, device)
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False
+
+
+def describe_hardware(device: torch.device) -> dict[str, str | int]:
+    """What a reported number must carry beside it."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {"device": device.type, "name": name, "threads": torch.get_num_threads(), "system": platform.platform()}
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,152 @@
+"""Where numbers and pictures go: metrics.jsonl, TensorBoard, samples/*.png and the progress bar."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from genimg.images import grid, write_png
+from genimg.interfaces import Metrics
+
+log = logging.getLogger(__name__)
+
+
+class MeanMetrics:
+    """Running means on the device, read once per log interval."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, metrics: Metrics) -> None:
+        for name, value in metrics.items():
+            total = self._sums.get(name)
+            self._sums[name] = value.float() if total is None else total + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def pop(self) -> dict[str, float]:
+        """The means since the last call, with one transfer from the device."""
+        if not self._sums:
+            return {}
+        means = torch.stack([total / self._counts[name] for name, total in self._sums.items()]).tolist()
+        result = dict(zip(self._sums, means, strict=True))
+        self._sums, self._counts = {}, {}
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        self._sums = {name: total.to(device) for name, total in state["sums"].items()}
+        self._counts = dict(state["counts"])
+
+
+class Logger:
+    """Writes a run's records.
+
+    A resumed run first drops the records of steps that it is about to repeat.
+
+    Args:
+        run_dir: where metrics.jsonl, tensorboard/ and samples/ go.
+        step: where the run starts.
+    """
+
+    def __init__(self, run_dir: Path, *, step: int) -> None:
+        self.run_dir = run_dir
+        self._records = run_dir / "metrics.jsonl"
+        self._drop_records_after(step)
+        self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
+        record = {"step": step, "images": images, **values}
+        with open(self._records, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def pictures(self, step: int, images: int, named: Mapping[str, Tensor]) -> None:
+        """Write each set of images [N, C, H, W] as a grid."""
+        folder = self.run_dir / "samples"
+        folder.mkdir(exist_ok=True)
+        for name, values in named.items():
+            picture = grid(values)
+            write_png(picture, folder / f"{name}-{images:09d}.png")
+            self._tensorboard.add_image(name, picture, step)
+
+    def close(self) -> None:
+        self._tensorboard.close()
+
+    def _drop_records_after(self, step: int) -> None:
+        if not self._records.is_file():
+            return
+        kept = []
+        for line in self._records.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (json.JSONDecodeError, KeyError):
+                continue  # the line that a killed run did not finish
+        temporary = self._records.with_name("metrics.jsonl.tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, self._records)
+
+
+class ProgressBar:
+    """A bar with images/s, losses and time left on a terminal; elsewhere one line a minute.
+
+    Args:
+        total: images in the whole training.
+        initial: images already seen.
+    """
+
+    seconds_between_lines = 60.0
+
+    def __init__(self, *, total: int, initial: int) -> None:
+        self.interactive = sys.stderr.isatty()
+        self.total = total
+        self.images = self._initial = initial
+        self._numbers = ""
+        self._start = self._last_line = time.monotonic()
+        self._bar = tqdm(
+            total=total, initial=initial, unit="img", unit_scale=True, disable=not self.interactive, dynamic_ncols=True
+        )
+
+    def advance(self, images: int) -> None:
+        self.images += images
+        if self.interactive:
+            self._bar.update(images)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= self.seconds_between_lines:
+            self._last_line = now
+            rate = (self.images - self._initial) / (now - self._start)
+            left = (self.total - self.images) / rate
+            log.info(
+                "%d of %d images, %.0f images/s, %s left%s",
+                self.images, self.total, rate, _clock(left), ", " * bool(self._numbers) + self._numbers,
+            )  # fmt: skip
+
+    def show(self, numbers: Mapping[str, float]) -> None:
+        """Put numbers beside the bar."""
+        self._numbers = " ".join(f"{name.split('/')[-1]}={value:.3g}" for name, value in numbers.items())
+        self._bar.set_postfix_str(self._numbers)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
