@@ -78,8 +78,10 @@ class Builder:
         except InstantiationException as error:
             raise (error.__cause__ or error) from None
 
-    def locate(self, target: str, key: str) -> Any:
+    def locate(self, target: object, key: str) -> Any:
         """The class or function that ``target`` names, if it may be built."""
+        if not isinstance(target, str):
+            raise ValueError(f"{key}._target_={target} is not the dotted name of a class or function")
         module_name, _, name = target.rpartition(".")
         allowed = any(target.startswith(prefix + ".") for prefix in self.allowed)
         if allowed:
@@ -98,10 +100,15 @@ class Builder:
 
     def _prepare(self, node: Any, key: str, given: Iterable[str] = ()) -> Any:
         """Check every node below ``key`` against its target's signature and convert its durations."""
-        if isinstance(node, list):
+        if isinstance(node, list | tuple):
             return [self._prepare(item, f"{key}[{i}]") for i, item in enumerate(node)]
-        if not isinstance(node, dict):
+        if isinstance(node, str) and "${" in node:
+            # Hydra would resolve it after this check, into whatever it likes.
+            raise ValueError(f"{key}={node} holds an interpolation after the config was resolved: write the value itself")
+        if node is None or isinstance(node, bool | int | float | str):
             return node
+        if not isinstance(node, dict):
+            raise ValueError(f"{key} holds a {type(node).__name__}: a config consists of mappings, lists, numbers and text")
         if "_target_" not in node:
             return {name: self._prepare(value, f"{key}.{name}") for name, value in node.items()}
         target = self.locate(node["_target_"], key)
@@ -153,7 +160,9 @@ def build_method(config: Config, source: Source, builder: Builder) -> Method:
     node = config["model"]
     method_class = builder.locate(node["_target_"], "model")
     loss_class = builder.locate(config["loss"]["_target_"], "loss")
-    if not issubclass(loss_class, method_class.loss_type):
+    if not (inspect.isclass(method_class) and issubclass(method_class, Method)):
+        raise ValueError(f"model._target_={node['_target_']} is not a training method: choose another model")
+    if not (inspect.isclass(loss_class) and issubclass(loss_class, method_class.loss_type)):
         fitting = ", ".join(_options_of_type("loss", method_class.loss_type, builder))
         raise ValueError(
             f"the loss {loss_class.__name__} does not fit the model, a {method_class.__name__}: choose loss={fitting}"
@@ -230,7 +239,8 @@ def _options_of_type(group: str, wanted: type, builder: Builder) -> list[str]:
     fitting = []
     for path in sorted((Path(config_dir()) / group).glob("*.yaml")):
         target = OmegaConf.to_container(OmegaConf.load(path)).get("_target_")  # type: ignore[union-attr]
-        if target and issubclass(builder.locate(target, group), wanted):
+        found = builder.locate(target, group) if target else None
+        if inspect.isclass(found) and issubclass(found, wanted):
             fitting.append(path.stem)
     return fitting
 

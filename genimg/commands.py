@@ -161,8 +161,8 @@ def _fit(trainer: Trainer, config: Config, evaluator: Evaluator | None, run_dir:
         last = trainer.folder.path / "last.pt"
         good = f"the last good checkpoint is {_relative(last)}" if last.is_file() else "there is no earlier checkpoint"
         raise DivergedError(
-            f"training diverged: the loss or gradient of {error.group} was not finite at step {error.step}; {good}. Try a lower "
-            "optimizer.lr, trainer.max_grad_norm=1, precision=fp32, or another loss"
+            f"training diverged: the loss or gradient of {error.group} was not finite at step {error.step}; {good}. Try a "
+            "lower optimizer.lr, trainer.max_grad_norm=1, precision=fp32, or another loss"
         ) from error
     finally:
         provenance = evaluator.provenance(trainer.method, trainer.data) if evaluator and trainer.state.last else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from fractions import Fraction
 
 from genimg.interfaces import Images
 
@@ -29,7 +30,6 @@ def to_images(text: object, *, epoch_size: int, batch_size: int, key: str) -> Im
             f"{key}={text} is not a duration: write a number and a unit, such as '25 epochs', '100k steps' or '5M images'"
         )
     number, factor, unit = match.groups()
-    amount = float(number) * _FACTOR[factor]
-    images = amount * {"epoch": epoch_size, "step": batch_size, "image": 1}[unit]
-    # the tiny slack keeps 0.1 * 3 epochs from costing an extra step through binary rounding
-    return Images(math.ceil(images / batch_size - 1e-9) * batch_size)
+    # Exact, because the rounding of a binary 32.2 times a million would cost an extra step.
+    images = Fraction(number) * _FACTOR[factor] * {"epoch": epoch_size, "step": batch_size, "image": 1}[unit]
+    return Images(math.ceil(images / batch_size) * batch_size)

@@ -20,8 +20,11 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def grid(images: Tensor, columns: int | None = None) -> Tensor:
-    """Float images [N, C, H, W] in [-1, 1] as one uint8 picture [C, H', W'], about square unless ``columns`` is given."""
-    columns = columns or max(1, round(len(images) ** 0.5))
+    """Float images [N, C, H, W] in [-1, 1] as one uint8 picture [C, H', W'].
+
+    About square unless ``columns`` is given, with an even number of columns, so that pairs stay side by side.
+    """
+    columns = columns or max(2, 2 * round(len(images) ** 0.5 / 2))
     return make_grid(to_uint8(images), nrow=columns, padding=2, pad_value=255)
 
 

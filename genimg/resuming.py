@@ -111,7 +111,7 @@ def _compare(saved: Saved, config: Config) -> None:
 
 def _refuse_to_overwrite(folder: checkpoint.CheckpointFolder, saved: Saved | None) -> None:
     """A run directory holds one history: neither a fresh start nor a step back may replace newer checkpoints."""
-    steps = [int(path.stem.split("-")[1]) for path in folder.path.glob("step-*.pt")]
+    steps = [checkpoint.step_of(path) for path in folder.path.glob("step-*.pt")]
     if not steps:
         return
     if saved is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from genimg.interfaces import height_width
 
@@ -50,6 +50,7 @@ class PixelFormat:
 
     def apply(self, image: Image.Image) -> NDArray[np.uint8]:
         """Any Pillow image to uint8 [C, H, W]: 16-bit is scaled, palettes expanded, transparency put on white."""
+        image = ImageOps.exif_transpose(image)  # phones store the sensor's picture and say how it was held
         image = _resize(_to_mode(image, _MODES[self.channels]), self)
         array: NDArray[Any] = np.asarray(image, dtype=np.uint8)
         return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))

@@ -61,8 +61,11 @@ class Corruption:
         log.warning("skipped a corrupt image: %s", message)
 
 
-def read_valid(source: Source, index: int) -> tuple[NDArray[np.uint8], int, list[str]]:
-    """Image ``index``, or the first decodable one after it; the index that was read; and what was corrupt."""
+def read_valid(source: Source, index: int, allowed: int) -> tuple[NDArray[np.uint8] | None, int, list[str]]:
+    """Image ``index``, or the first decodable one after it; the index that was read; and what was corrupt.
+
+    Gives up after more than ``allowed`` corrupt images, with no image: whoever counts them stops the run.
+    """
     problems: list[str] = []
     for step in range(len(source)):
         candidate = (index + step) % len(source)
@@ -70,6 +73,8 @@ def read_valid(source: Source, index: int) -> tuple[NDArray[np.uint8], int, list
             return source.read(candidate), candidate, problems
         except CorruptImageError as error:
             problems.append(str(error))
+            if len(problems) > allowed:
+                return None, index, problems
     raise ValueError(f"none of the {len(source)} images of {source.name} can be decoded; the first: {problems[0]}")
 
 
@@ -130,10 +135,10 @@ class Data:
             return self._resident[torch.from_numpy(indices).to(self._resident.device)].to(self.device)
         # Threads are enough: Pillow decodes without holding the interpreter's lock.
         with ThreadPoolExecutor(max(1, self.num_workers)) as pool:
-            results = list(pool.map(partial(read_valid, self.source), indices.tolist()))
+            results = list(pool.map(partial(read_valid, self.source, allowed=self._corruption.allowed), indices.tolist()))
         for _, _, problems in results:
             self._report(problems)
-        return torch.from_numpy(np.stack([image for image, _, _ in results])).to(self.device)
+        return torch.from_numpy(np.stack([image for image, _, _ in results if image is not None])).to(self.device)
 
     def load(self) -> None:
         """Bring the images to where they will live. Does nothing for ``workers``, nor a second time.
@@ -155,16 +160,20 @@ class Data:
         images = np.empty((len(self.source), *self.source.shape), dtype=np.uint8)
 
         def decode(index: int) -> list[str]:
-            images[index], taken, problems = read_valid(self.source, index)
+            image, taken, problems = read_valid(self.source, index, self._corruption.allowed)
+            if image is not None:
+                images[index] = image
             if taken != index and self._labels is not None:
                 self._labels[index] = self._labels[taken]
             return problems
 
-        with ThreadPoolExecutor(max(1, self.num_workers)) as pool:
-            results = pool.map(decode, range(len(self.source)), chunksize=64)
-            progress = tqdm(results, total=len(self.source), desc=f"loading {self.source.name}", unit="image", disable=None)
-            for problems in progress:
+        pool = ThreadPoolExecutor(max(1, self.num_workers))
+        try:
+            results = pool.map(decode, range(len(self.source)))
+            for problems in tqdm(results, total=len(images), desc=f"loading {self.source.name}", unit="image", disable=None):
                 self._report(problems)
+        finally:
+            pool.shutdown(cancel_futures=True)  # too many corrupt images: do not decode the rest first
         return images
 
     def _report(self, problems: list[str]) -> None:
@@ -184,7 +193,7 @@ class Data:
 
     def _from_workers(self, order: Order, start: int, share: int, stride: int) -> Iterator[Batch]:
         loader = DataLoader(
-            _Positions(self.source, order, self._labels),
+            _Positions(self.source, order, self._labels, self._corruption.allowed),
             batch_sampler=_Ranges(start, share, stride),  # type: ignore[arg-type]
             num_workers=self.num_workers,
             collate_fn=_collate,
@@ -216,12 +225,14 @@ def _leave_signals_to_the_parent(worker: int) -> None:
 class _Positions(Dataset[Any]):
     """Position -> (image, label, flip, problems)."""
 
-    def __init__(self, source: Source, order: Order, labels: Tensor | None) -> None:
-        self.source, self.order, self.labels = source, order, labels
+    def __init__(self, source: Source, order: Order, labels: Tensor | None, allowed: int) -> None:
+        self.source, self.order, self.labels, self.allowed = source, order, labels, allowed
 
     def __getitem__(self, position: int) -> tuple[Tensor, int, bool, list[str]]:
         index = int(self.order.indices(position, position + 1)[0])
-        image, taken, problems = read_valid(self.source, index)
+        image, taken, problems = read_valid(self.source, index, self.allowed)
+        if image is None:  # the parent stops the run; raising here would keep the other workers waiting
+            image = np.zeros(self.source.shape, dtype=np.uint8)
         label = -1 if self.labels is None else int(self.labels[taken])
         return torch.from_numpy(image), label, bool(self.order.flips(position, position + 1)[0]), problems
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -20,6 +21,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from genimg.data.pixels import PixelFormat
+
+# Formats that Pillow registers and cannot decode: it only writes them, or knows no more than their names.
+_NOT_READABLE = ("PDF", "PALM", "HDF5", "BUFR", "GRIB", "MPEG")
 
 
 class CorruptImageError(Exception):
@@ -109,7 +113,7 @@ class FileSource(Source):
         stats = ((self.root / path).stat() for path in self.paths)
         files = hashlib.sha256()
         for path, stat in zip(self.paths, stats, strict=True):
-            files.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            files.update(os.fsencode(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
         return digest("files", files.hexdigest(), self.pixels)
 
     def __len__(self) -> int:
@@ -122,7 +126,7 @@ class FileSource(Source):
                 # Decodes JPEGs at a reduced scale where the result is still larger than asked for: several times faster.
                 image.draft(None, (self.pixels.width * 2, self.pixels.height * 2))
                 return self.pixels.apply(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
             raise CorruptImageError(f"{path}: {error}") from error
 
 
@@ -212,10 +216,16 @@ def folder(*, root: str, image_size: int | Sequence[int], channels: int, fit: st
 def _list_images(root: Path) -> list[str]:
     """Relative paths of all images below ``root``, sorted, with ``/`` between their parts; hidden names are skipped."""
     Image.init()
-    extensions = tuple(Image.registered_extensions())
+    extensions = tuple(end for end, kind in Image.registered_extensions().items() if kind not in _NOT_READABLE)
     found: list[str] = []
+    visited: set[str] = set()  # a link to a directory above would otherwise repeat everything
     for directory, subdirectories, files in os.walk(root, followlinks=True):
-        subdirectories[:] = [name for name in subdirectories if not name.startswith(".")]
+        real = os.path.realpath(directory)
+        if real in visited:
+            subdirectories.clear()
+            continue
+        visited.add(real)
+        subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
         relative = Path(directory).relative_to(root).as_posix()
         prefix = "" if relative == "." else relative + "/"
         found += [prefix + name for name in files if not name.startswith(".") and name.lower().endswith(extensions)]
@@ -229,15 +239,20 @@ def _torchvision(name: str, dataset: Callable[..., Any], root: str, split: str, 
     directory = Path(root).expanduser()
     train = split == "train"
     try:
-        data = dataset(directory, train=train, download=False)
-    except RuntimeError:
         try:
+            data = dataset(directory, train=train, download=False)
+        except RuntimeError:  # torchvision's way to say that it is absent
             data = dataset(directory, train=train, download=True)
-        except (RuntimeError, OSError) as error:
-            raise FileNotFoundError(
-                f"{name} is not in data.root={root} and could not be downloaded ({_first_line(error)}): put its files into "
-                f"{directory / files}, or point data.root at the directory that holds {files}"
-            ) from error
+    except (ValueError, AssertionError, EOFError, IndexError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"the files of {name} below data.root={root} are damaged ({_first_line(error)}): delete those in "
+            f"{directory / files}, and they are downloaded again, or put whole ones there"
+        ) from error
+    except (RuntimeError, OSError) as error:
+        raise FileNotFoundError(
+            f"{name} is not whole in data.root={root} and could not be downloaded ({_first_line(error)}): put its files into "
+            f"{directory / files}, or point data.root at the directory that holds {files}"
+        ) from error
     raw = np.asarray(data.data)
     if raw.shape[1:3] == (pixels.height, pixels.width) and (3 if raw.ndim == 4 else 1) == pixels.channels:
         images = raw[:, None] if raw.ndim == 3 else raw.transpose(0, 3, 1, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -72,6 +73,8 @@ class Evaluator:
         for name, value, least in (("num_images", num_images, 2), ("batch_size", batch_size, 1), ("splits", splits, 1)):
             if value < least:
                 raise ValueError(f"evaluation.{name}={value} must be {least} or more")
+        if interval < 1:
+            raise ValueError("evaluation.interval must be longer than nothing; evaluation=none turns evaluation off")
         if num_images < splits:
             raise ValueError(f"evaluation.num_images={num_images} is fewer than evaluation.splits={splits}")
         if num_real is not None and num_real < 2:
@@ -84,7 +87,7 @@ class Evaluator:
         self.splits = splits
         self.seed = seed
         self.cache_dir = Path(cache_dir or os.environ.get("GENIMG_CACHE") or Path.home() / ".cache" / "genimg").expanduser()
-        self._real: tuple[GaussianStatistics, Tensor] | None = None
+        self._real: dict[Path, tuple[GaussianStatistics, Tensor]] = {}
         self.frechet_name = extractor.metric_name("fid", _short(num_images))
         self.inception_score_name = extractor.metric_name("is", _short(num_images))
 
@@ -135,20 +138,21 @@ class Evaluator:
         return len(data.source) if self.num_real is None else min(self.num_real, len(data.source))
 
     def _real_statistics(self, data: Data, should_stop: Callable[[], bool]) -> tuple[GaussianStatistics, Tensor]:
-        if self._real is None:
-            path = self._cache_path(data)
-            self._real = _read_cache(path)
-            if self._real is None:
-                sums = FeatureSums()
-                count = self._count_real(data)
-                # Evenly spaced, because folders are sorted by class.
-                indices = np.arange(count, dtype=np.int64) * len(data.source) // count
-                for start, stop in self._ranges(count, f"features of {data.source.name}", should_stop):
-                    sums.add(self.extractor(data.images(indices[start:stop]))[0])
-                statistics = sums.result()
-                self._real = statistics, matrix_square_root(statistics.covariance)
-                _write_cache(path, *self._real)
-        return self._real
+        path = self._cache_path(data)
+        if path in self._real:
+            return self._real[path]
+        found = _read_cache(path)
+        if found is None:
+            sums, count = FeatureSums(), self._count_real(data)
+            # Evenly spaced, because folders are sorted by class.
+            indices = np.arange(count, dtype=np.int64) * len(data.source) // count
+            for start, stop in self._ranges(count, f"features of {data.source.name}", should_stop):
+                sums.add(self.extractor(data.images(indices[start:stop]))[0])
+            statistics = sums.result()
+            found = statistics, matrix_square_root(statistics.covariance)
+            _write_cache(path, *found)
+        self._real[path] = found
+        return found
 
     def _cache_path(self, data: Data) -> Path:
         key = [
@@ -195,7 +199,8 @@ def _write_cache(path: Path, statistics: GaussianStatistics, root: Tensor) -> No
             path.parent,
             error,
         )
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _short(count: int) -> str:

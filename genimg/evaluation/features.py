@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 from abc import ABC, abstractmethod
 from importlib import resources
 from pathlib import Path
@@ -72,7 +71,7 @@ class Inception(Extractor):
                 cuda=False,
                 verbose=False,
             )
-        except (RuntimeError, OSError, KeyError, EOFError, ValueError, AttributeError, pickle.UnpicklingError) as error:
+        except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
             raise ValueError(f"evaluation.extractor.weights={path} does not hold the Inception weights ({error})") from error
         self._device = torch.device("cpu")
 
@@ -152,7 +151,7 @@ class ShippedClassifier(Extractor):
             self._channels = int(record["channels"])
             self._network = SmallClassifier(channels=self._channels, num_classes=len(record["class_names"]))
             self._network.load_state_dict({key: value.float() for key, value in record["state_dict"].items()})
-        except (RuntimeError, KeyError, TypeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
+        except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
             raise ValueError(f"{path} is not a classifier of scripts/train_classifier.py ({error})") from error
         self._network.eval().requires_grad_(False)
         self.name = path.stem

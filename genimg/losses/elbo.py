@@ -98,7 +98,7 @@ class ELBO:
     kl_weight: float
 
     def __post_init__(self) -> None:
-        if self.kl_weight < 0:
+        if not self.kl_weight >= 0:
             raise ValueError(f"loss.kl_weight={self.kl_weight} must be 0 or more")
 
     def __call__(self, output: Tensor, image: Tensor, mean: Tensor, log_variance: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,11 @@ def save(state: dict[str, Any], path: Path) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_directory(path.parent)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if not isinstance(error, OSError | RuntimeError):
+            raise
         # torch's zip writer hides the operating system's error in a RuntimeError.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "the write failed; is the disk full?"
         raise OSError(
@@ -55,15 +58,15 @@ def load(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, KeyError, AttributeError) as error:
+    except Exception as error:  # random bytes make the unpickler raise nearly anything
         raise ValueError(
             f"{path} ({path.stat().st_size} bytes) is truncated or not a genimg checkpoint: use another file in its folder"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ValueError(f"{path} is not a genimg checkpoint")
-    if state["version"] != VERSION:
+    if state.get("version") != VERSION:
         raise ValueError(
-            f"{path} has checkpoint version {state['version']}, but this genimg reads version {VERSION}: "
+            f"{path} has checkpoint version {state.get('version')}, but this genimg reads version {VERSION}: "
             f"use genimg {state.get('genimg_version', 'of that time')}"
         )
     return state
@@ -122,19 +125,23 @@ class CheckpointFolder:
         for leftover in self.path.glob("*.tmp"):  # of a run that was killed while saving
             leftover.unlink()
         candidates = self._numbered()[::-1] + [p for p in [self.path / "last.pt"] if p.is_file()]
-        problem: ValueError | None = None
+        broken: list[tuple[Path, ValueError]] = []
         for path in candidates:
             try:
-                return load(path), path
+                state = load(path)
             except ValueError as error:
                 log.warning("%s; trying the one before", error)
-                problem = problem or error
-        if problem:
-            raise problem
+                broken.append((path, error))
+                continue
+            for unreadable, _ in broken:  # out of the way, so that no later run counts it as the newest
+                unreadable.replace(unreadable.with_name(unreadable.name + ".broken"))
+            return state, path
+        if broken:
+            raise broken[0][1]
         return None
 
     def _numbered(self) -> list[Path]:
-        return sorted(self.path.glob("step-*.pt"))
+        return sorted(self.path.glob("step-*.pt"), key=step_of)
 
     def _link(self, target: Path, name: str) -> None:
         temporary = self.path / f"{name}.{os.getpid()}.tmp"
@@ -144,6 +151,11 @@ class CheckpointFolder:
         except OSError:
             shutil.copyfile(target, temporary)
         temporary.replace(self.path / name)
+
+
+def step_of(path: Path) -> int:
+    """The step that a numbered checkpoint is of."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def _sync_directory(path: Path) -> None:

@@ -12,24 +12,28 @@ DEVICES = ("auto", "cuda", "cpu", "mps")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: object) -> torch.device:
     """The device that ``device=...`` names; ``auto`` takes CUDA, then MPS, then the CPU.
 
     Raises:
         ValueError: if it is unknown or not there.
     """
-    kind = name.split(":")[0]
-    if kind not in DEVICES:
-        raise ValueError(f"device={name} is unknown: choose one of {', '.join(DEVICES)}")
+    kind, _, number = str(name).partition(":")
+    if kind not in DEVICES or (number and (kind != "cuda" or not number.isdecimal())):
+        raise ValueError(f"device={name} is unknown: choose one of {', '.join(DEVICES)}, or cuda:N for one of several GPUs")
     if name == "auto":
         kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(kind)
     if kind == "cuda" and not torch.cuda.is_available():
         reason = "sees no GPU" if torch.version.cuda else "was built without CUDA"
         raise ValueError(f"device={name}, but this PyTorch ({torch.__version__}) {reason}: use device=auto or device=cpu")
+    if number and int(number) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device={name} does not exist: this machine's GPUs are cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+        )
     if kind == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device={name}, but there is no Apple GPU here: use device=auto or device=cpu")
-    return torch.device(name)
+    return torch.device(str(name))
 
 
 @dataclass(frozen=True)

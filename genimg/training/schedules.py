@@ -65,6 +65,8 @@ class Cosine(Schedule):
 
     def __init__(self, *, duration: Images, final: float, warmup: Images) -> None:
         super().__init__(warmup=warmup)
+        if duration < 1:
+            raise ValueError("schedule.duration must be longer than nothing")
         self.duration, self.final = duration, final
 
     def decay(self, images: int) -> float:

@@ -1,0 +1,42 @@
+"""Fixtures for the real images that may lie beside the checkout, in ../shared/data."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+REAL_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+def _skip_without(file: Path) -> None:
+    if not file.is_file():
+        pytest.skip(f"the real images are not beside the checkout: {file} does not exist")
+
+
+@pytest.fixture(scope="session")
+def real_mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ``data.root`` that holds MNIST/raw, with all 60,000 + 10,000 digits."""
+    _skip_without(REAL_DATA / "unpack")
+    destination = tmp_path_factory.mktemp("real_mnist")
+    subprocess.run([sys.executable, str(REAL_DATA / "unpack"), str(destination), "mnist"], check=True, capture_output=True)
+    return destination
+
+
+@pytest.fixture(scope="session")
+def real_cifar10_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that holds cifar10/train/CLASS/N.jpg, with the first 100 images of each class.
+
+    Without the unpacker, because writing all 50,000 files takes up to half a minute.
+    """
+    archive = REAL_DATA / "cifar10" / "train.tar.xz"
+    _skip_without(archive)
+    destination = tmp_path_factory.mktemp("real_cifar10")
+    with tarfile.open(archive) as members:
+        for member in members:
+            if member.isfile() and int(Path(member.name).stem) < 100:
+                members.extract(member, destination / "cifar10", filter="data")
+    return destination

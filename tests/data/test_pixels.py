@@ -1,0 +1,234 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genimg.data.pixels import PixelFormat
+
+
+def array(image: Image.Image, channels: int, *, size=None, fit: str = "crop") -> np.ndarray:
+    """Apply the format at the image's own size unless another [height, width] is given."""
+    return PixelFormat.of(size or [image.height, image.width], channels, fit).apply(image)
+
+
+def through_file(image: Image.Image, format: str, **options) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    buffer.seek(0)
+    return Image.open(buffer)
+
+
+def random_image(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+# Colour modes
+
+
+def test_rgb_keeps_its_values_and_becomes_channels_first():
+    values = random_image(5, 7)
+    result = array(Image.fromarray(values), 3)
+    assert result.dtype == np.uint8
+    assert result.flags["C_CONTIGUOUS"]
+    assert np.array_equal(result, values.transpose(2, 0, 1))
+
+
+def test_grey_stays_grey_and_is_repeated_for_rgb():
+    values = random_image(5, 7, 1)
+    assert np.array_equal(array(Image.fromarray(values), 1), values[None])
+    assert np.array_equal(array(Image.fromarray(values), 3), np.stack([values] * 3))
+
+
+def test_rgb_becomes_grey_by_its_luma():
+    values = random_image(9, 9)
+    luma = values @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    assert np.abs(array(Image.fromarray(values), 1)[0] - luma).max() <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparency_is_put_on_white(channels):
+    alpha = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    rgba = np.stack([np.full_like(alpha, 40), np.full_like(alpha, 40), np.full_like(alpha, 40), alpha], axis=-1)
+    expected = 255 + (40.0 - 255) * alpha / 255
+    result = array(Image.fromarray(rgba), channels)
+    assert result.shape == (channels, 16, 16)
+    assert np.abs(result - expected).max() <= 1
+
+
+def test_the_colour_under_fully_transparent_pixels_is_not_shown():
+    image = Image.new("RGBA", (3, 3), (255, 0, 0, 0))
+    assert (array(through_file(image, "PNG"), 3) == 255).all()
+
+
+def test_grey_with_alpha_is_put_on_white():
+    image = Image.fromarray(np.array([[[0, 0], [0, 255], [100, 128]]], dtype=np.uint8), "LA")
+    assert np.abs(array(through_file(image, "PNG"), 1)[0, 0].astype(int) - [255, 0, 177]).max() <= 1
+    assert np.abs(array(through_file(image, "PNG"), 3)[:, 0].astype(int) - [255, 0, 177]).max() <= 1
+
+
+def palette_image() -> Image.Image:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    return image
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF"])
+def test_palette_is_expanded(format):
+    assert array(through_file(palette_image(), format), 3)[:, 0].T.tolist() == [[255, 0, 0], [0, 0, 255]]
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF"])
+def test_palette_with_a_transparent_colour_is_put_on_white(format):
+    image = through_file(palette_image(), format, transparency=0)
+    assert array(image, 3)[:, 0].T.tolist() == [[255, 255, 255], [0, 0, 255]]
+
+
+def test_palette_with_partial_transparency_is_put_on_white():
+    image = through_file(palette_image(), "PNG", transparency=bytes([128, 255]))
+    assert np.abs(array(image, 3)[:, 0].T.astype(int) - [[255, 127, 127], [0, 0, 255]]).max() <= 1
+
+
+def test_rgb_with_a_transparent_colour_key_is_put_on_white():
+    image = Image.new("RGB", (2, 1), (10, 20, 30))
+    image.putpixel((1, 0), (90, 80, 70))
+    image = through_file(image, "PNG", transparency=(10, 20, 30))
+    assert array(image, 3)[:, 0].T.tolist() == [[255, 255, 255], [90, 80, 70]]
+
+
+def test_grey_with_a_transparent_key_is_put_on_white():
+    image = Image.new("L", (2, 1), 0)
+    image.putpixel((1, 0), 90)
+    assert array(through_file(image, "PNG", transparency=0), 1)[0, 0].tolist() == [255, 90]
+
+
+def test_four_channels_keep_alpha_and_opaque_images_get_full_alpha():
+    values = random_image(4, 4, 4)
+    assert np.array_equal(array(Image.fromarray(values), 4), values.transpose(2, 0, 1))
+    assert (array(Image.fromarray(random_image(4, 4)), 4)[3] == 255).all()
+    grey_alpha = Image.fromarray(np.array([[[7, 9]]], dtype=np.uint8), "LA")
+    assert array(grey_alpha, 4)[:, 0, 0].tolist() == [7, 7, 7, 9]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bit_grey_png_is_scaled_to_eight_bits(channels):
+    levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    image = through_file(Image.fromarray(levels * 257), "PNG")
+    assert image.mode.startswith("I")
+    assert np.array_equal(array(image, channels), np.stack([levels] * channels))
+
+
+def test_sixteen_bit_grey_rounds_to_the_nearest_level():
+    values = np.array([[0, 128, 129, 32768, 65535]], dtype=np.uint16)
+    assert array(Image.fromarray(values), 1)[0, 0].tolist() == [0, 0, 1, 128, 255]
+
+
+def test_big_endian_sixteen_bit_tiff_is_scaled_to_eight_bits():
+    image = Image.frombytes("I;16B", (2, 1), bytes([0x12, 0x34, 0xFF, 0xFF]))
+    assert array(image, 1)[0, 0].tolist() == [round(0x1234 / 257), 255]
+
+
+def test_float_grey_is_read_as_zero_to_one_or_zero_to_255():
+    assert array(Image.fromarray(np.array([[0.0, 0.2, 1.0]], dtype=np.float32)), 1)[0, 0].tolist() == [0, 51, 255]
+    assert array(Image.fromarray(np.array([[0.0, 51.0, 300.0]], dtype=np.float32)), 1)[0, 0].tolist() == [0, 51, 255]
+
+
+def test_cmyk_jpeg_becomes_rgb():
+    image = through_file(Image.new("CMYK", (16, 16), (255, 0, 0, 0)), "JPEG", quality=95)
+    assert image.mode == "CMYK"
+    cyan = array(image, 3).reshape(3, -1).T.astype(int)
+    assert np.abs(cyan - [0, 255, 255]).max() <= 3  # JPEG is lossy
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16", "F"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("fit", ["crop", "stretch", "pad"])
+def test_every_mode_gives_the_wanted_shape(mode, channels, fit):
+    result = array(Image.new(mode, (9, 6)), channels, size=[4, 8], fit=fit)
+    assert result.shape == (channels, 4, 8)
+    assert result.dtype == np.uint8
+
+
+# Sizes
+
+
+def test_crop_takes_the_centre_of_a_wide_and_of_a_tall_image():
+    values = random_image(2, 6)
+    assert np.array_equal(array(Image.fromarray(values), 3, size=2), values[:, 2:4].transpose(2, 0, 1))
+    tall = values.transpose(1, 0, 2).copy()
+    assert np.array_equal(array(Image.fromarray(tall), 3, size=2), tall[2:4].transpose(2, 0, 1))
+
+
+def test_crop_keeps_the_largest_box_of_the_wanted_aspect_ratio():
+    values = np.zeros((8, 8), dtype=np.uint8)
+    values[2:6] = 200  # the centred 4x8 box
+    assert (array(Image.fromarray(values), 1, size=[4, 8]) == 200).all()
+
+
+def test_pad_adds_black_above_and_below_or_left_and_right():
+    values = np.maximum(random_image(2, 4), 1)
+    wide = array(Image.fromarray(values), 3, size=4, fit="pad")
+    assert np.array_equal(wide[:, 1:3], values.transpose(2, 0, 1))
+    assert (wide[:, [0, 3]] == 0).all()
+    turned = values.transpose(1, 0, 2).copy()
+    tall = array(Image.fromarray(turned), 3, size=4, fit="pad")
+    assert np.array_equal(tall[:, :, 1:3], turned.transpose(2, 0, 1))
+    assert (tall[:, :, [0, 3]] == 0).all()
+
+
+def test_stretch_uses_the_whole_image():
+    values = np.zeros((8, 32), dtype=np.uint8)
+    values[:, 16:] = 255
+    result = array(Image.fromarray(values), 1, size=8, fit="stretch")[0]
+    assert (result[:, :2] <= 20).all()
+    assert (result[:, -2:] >= 235).all()
+    assert abs(result.mean() - 127.5) < 2
+
+
+@pytest.mark.parametrize("fit", ["crop", "stretch"])
+@pytest.mark.parametrize("size", [(5, 3), (3, 5), (1, 1), (200, 1), (1, 200), (64, 64)])
+def test_a_constant_image_stays_constant_at_any_size(fit, size):
+    image = Image.new("RGB", size, (10, 120, 250))
+    result = array(image, 3, size=[16, 12], fit=fit)
+    assert (result == np.array([10, 120, 250])[:, None, None]).all()
+
+
+@pytest.mark.parametrize("size", [(300, 1), (1, 300)])
+def test_pad_keeps_at_least_one_pixel_of_an_extreme_image(size):
+    result = array(Image.new("L", size, 200), 1, size=8, fit="pad")
+    assert (result == 200).sum() == 8
+
+
+def test_transparent_pixels_do_not_bleed_when_an_image_shrinks():
+    image = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    image.paste((255, 255, 255, 255), (0, 0, 16, 8))
+    assert (array(image, 3, size=4) == 255).all()
+    opaque_white = array(image, 4, size=4)
+    assert (opaque_white[:3, opaque_white[3] > 60] >= 250).all()
+
+
+# Errors
+
+
+@pytest.mark.parametrize("channels", [0, 2, 5, -1])
+def test_unknown_channels_are_refused(channels):
+    with pytest.raises(ValueError, match=rf"data\.channels={channels} is not supported: choose 1 \(grey\), 3"):
+        PixelFormat.of(8, channels)
+
+
+def test_unknown_fit_is_refused():
+    with pytest.raises(ValueError, match=r"data\.fit=squeeze is unknown: choose one of crop, stretch, pad"):
+        PixelFormat.of(8, 3, "squeeze")
+
+
+@pytest.mark.parametrize("size", [0, -4, [8], [8, 8, 8], [8, 0], [8.0, 8.0], "8"])
+def test_a_size_that_is_none_is_refused(size):
+    with pytest.raises(ValueError, match="is not a size: give one number, or \\[height, width\\], in pixels"):
+        PixelFormat.of(size, 3)
+
+
+def test_shape_is_channels_height_width():
+    assert PixelFormat.of([4, 6], 3).shape == (3, 4, 6)
+    assert PixelFormat.of(4, 1).shape == (1, 4, 4)

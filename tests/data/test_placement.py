@@ -1,0 +1,297 @@
+import io
+import itertools
+import logging
+import sys
+import time
+import traceback
+
+import numpy as np
+import pytest
+import torch
+
+from genimg.data.placement import Data, read_valid
+from genimg.data.sources import ArraySource, CorruptImageError, Source
+from genimg.data.stream import Order
+from genimg.images import to_float
+
+PLACED = ["device", "host", "workers"]
+
+
+class ToySource(Source):
+    """Random images that must be decoded, some of which cannot be."""
+
+    def __init__(self, count: int = 10, *, corrupt: tuple[int, ...] = (), labels: bool = True, seconds: float = 0.0) -> None:
+        self.name = "toy"
+        self.values = np.random.default_rng(0).integers(0, 256, (count, 3, 4, 6), dtype=np.uint8)
+        self.shape = (3, 4, 6)
+        self.labels = np.arange(count, dtype=np.int64) if labels else None
+        self.fingerprint = "toy"
+        self.corrupt = corrupt
+        self.seconds = seconds
+        self.num_reads = 0
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def read(self, index: int) -> np.ndarray:
+        self.num_reads += 1
+        time.sleep(self.seconds)
+        if index in self.corrupt:
+            raise CorruptImageError(f"/toy/{index}.png: broken")
+        return self.values[index]
+
+
+def place(source: Source, placement: str, *, flip: bool = True, num_workers: int | str = 0, max_corrupt: int = 0) -> Data:
+    return Data(
+        source,
+        placement=placement,
+        num_workers=num_workers,
+        horizontal_flip=flip,
+        max_corrupt=max_corrupt,
+        device=torch.device("cpu"),
+    )
+
+
+def take(data: Data, count: int, *, position: int = 0, batch_size: int = 4, **settings: int) -> dict[str, torch.Tensor]:
+    """The first batches of a stream, joined."""
+    batches = list(itertools.islice(data.batches(position, batch_size=batch_size, seed=5, **settings), count))
+    return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        assert torch.equal(value, other[key]), key
+
+
+@pytest.mark.parametrize("placement", PLACED)
+def test_batches_are_the_images_of_the_order_with_their_labels_and_flips(placement):
+    source = ToySource()
+    result = take(place(source, placement), 8)  # 32 positions: three epochs and a part
+    order = Order(10, seed=5, horizontal_flip=True)
+    indices, flips = order.indices(0, 32), order.flips(0, 32)
+    assert flips.any()
+    assert not flips.all()
+    expected = np.stack(
+        [source.values[i, :, :, ::-1] if flip else source.values[i] for i, flip in zip(indices, flips, strict=True)]
+    )
+    assert torch.equal(result["image"], to_float(torch.from_numpy(expected)))
+    assert result["label"].tolist() == indices.tolist()
+    assert result["label"].dtype == torch.int64
+
+
+@pytest.mark.parametrize(("placement", "num_workers"), [("host", 0), ("workers", 0), ("workers", 1), ("workers", 2)])
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_all_placements_give_the_same_batches(placement, num_workers, in_memory):
+    source = ToySource()
+    if in_memory:
+        source = ArraySource("toy", source.values, source.labels)
+    reference = take(place(source, "device"), 7, position=3)
+    assert_equal(take(place(source, placement, num_workers=num_workers), 7, position=3), reference)
+
+
+@pytest.mark.parametrize("placement", PLACED)
+@pytest.mark.parametrize("skipped", [1, 2, 3, 5])
+def test_a_stream_started_later_is_the_tail_of_one_started_at_zero(placement, skipped):
+    whole = take(place(ToySource(), placement), 8)
+    tail = take(place(ToySource(), placement), 8 - skipped, position=4 * skipped)
+    assert_equal(tail, {key: value[4 * skipped :] for key, value in whole.items()})
+
+
+@pytest.mark.parametrize("placement", PLACED)
+def test_a_stream_may_start_at_a_position_that_no_batch_starts_at(placement):
+    whole = take(place(ToySource(), placement), 8)
+    shifted = take(place(ToySource(), placement), 6, position=3)
+    assert_equal(shifted, {key: value[3:27] for key, value in whole.items()})
+
+
+@pytest.mark.parametrize("placement", PLACED)
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_the_ranks_together_read_the_batch_of_a_single_rank(placement, world_size):
+    data = place(ToySource(), placement)
+    whole = data.batches(8, batch_size=4, seed=5)
+    ranks = [data.batches(8, batch_size=4, seed=5, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for _ in range(5):
+        parts = [next(rank) for rank in ranks]
+        joined = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        assert_equal(joined, next(whole))
+
+
+@pytest.mark.parametrize("placement", PLACED)
+def test_a_batch_may_be_larger_than_the_data(placement):
+    result = take(place(ToySource(3), placement), 2, batch_size=9)
+    for epoch in result["label"].reshape(6, 3).tolist():
+        assert sorted(epoch) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("placement", PLACED)
+def test_images_are_float_in_range_channels_last(placement):
+    image = take(place(ToySource(), placement), 1)["image"]
+    assert image.shape == (4, 3, 4, 6)
+    assert image.dtype == torch.float32
+    assert image.is_contiguous(memory_format=torch.channels_last)
+    assert -1 <= image.min() < image.max() <= 1
+
+
+@pytest.mark.parametrize("placement", PLACED)
+def test_without_labels_there_is_no_label_key(placement):
+    assert take(place(ToySource(labels=False), placement), 2).keys() == {"image"}
+
+
+@pytest.mark.parametrize("placement", PLACED)
+def test_without_horizontal_flip_nothing_is_mirrored(placement):
+    source = ToySource()
+    result = take(place(source, placement, flip=False), 3)
+    assert torch.equal(result["image"], to_float(torch.from_numpy(source.values[result["label"].numpy()])))
+
+
+@pytest.mark.parametrize("placement", PLACED)
+def test_plain_images_are_those_of_the_source_before_and_after_training_has_started(placement):
+    source = ToySource()
+    data = place(source, placement)
+    indices = np.array([7, 0, 7, 2])
+    for _ in range(2):
+        images = data.images(indices)
+        assert images.dtype == torch.uint8
+        assert np.array_equal(images.numpy(), source.values[indices])
+        take(data, 1)
+
+
+@pytest.mark.parametrize("placement", ["device", "host"])
+def test_images_in_memory_are_decoded_once(placement):
+    source = ToySource()
+    data = place(source, placement)
+    take(data, 6)
+    data.load()
+    take(data, 6)
+    assert source.num_reads == 10
+
+
+def test_workers_decode_only_what_they_need():
+    source = ToySource()
+    data = place(source, "workers")
+    data.load()
+    assert source.num_reads == 0
+    take(data, 2)
+    assert source.num_reads <= 12  # at most one batch ahead
+
+
+# Corrupt images
+
+
+@pytest.mark.parametrize(("placement", "num_workers"), [("host", 0), ("workers", 0), ("workers", 2)])
+def test_all_placements_replace_corrupt_images_alike(placement, num_workers):
+    reference = take(place(ToySource(corrupt=(3, 4, 9)), "device", max_corrupt=3), 6)
+    result = take(place(ToySource(corrupt=(3, 4, 9)), placement, num_workers=num_workers, max_corrupt=3), 6)
+    assert_equal(result, reference)
+
+
+@pytest.mark.parametrize("placement", PLACED)
+def test_the_next_image_takes_a_corrupt_ones_place_with_its_own_label(placement):
+    source = ToySource(corrupt=(3, 4, 9))
+    result = take(place(source, placement, max_corrupt=3, flip=False), 5)
+    wanted = Order(10, seed=5, horizontal_flip=False).indices(0, 20)
+    taken = [{3: 5, 4: 5, 9: 0}.get(index, index) for index in wanted.tolist()]
+    assert result["label"].tolist() == taken
+    assert torch.equal(result["image"], to_float(torch.from_numpy(source.values[taken])))
+
+
+@pytest.mark.parametrize("placement", PLACED)
+def test_each_corrupt_image_is_warned_of_once(placement, caplog):
+    with caplog.at_level(logging.WARNING):
+        take(place(ToySource(corrupt=(3, 4)), placement, max_corrupt=2), 12)
+    assert sorted(record.getMessage() for record in caplog.records) == [
+        "skipped a corrupt image: /toy/3.png: broken",
+        "skipped a corrupt image: /toy/4.png: broken",
+    ]
+
+
+@pytest.mark.parametrize(("placement", "num_workers"), [("device", 0), ("host", 0), ("workers", 0), ("workers", 2)])
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_more_corrupt_images_than_allowed_stop_the_run_and_are_named(placement, num_workers, allowed):
+    data = place(ToySource(corrupt=(2, 7)), placement, num_workers=num_workers, max_corrupt=allowed)
+    with pytest.raises(ValueError, match=rf"more than data\.max_corrupt={allowed} allows") as caught:
+        take(data, 3)  # a whole epoch
+    named = [f"/toy/{index}.png: broken" in str(caught.value) for index in (2, 7)]
+    assert sum(named) == allowed + 1
+    assert str(caught.value).startswith(f"{allowed + 1} corrupt image{'s' if allowed else ''} in the data")
+
+
+def test_plain_images_respect_max_corrupt_too():
+    source = ToySource(corrupt=(2,))
+    with pytest.raises(ValueError, match=r"more than data\.max_corrupt=0 allows"):
+        place(source, "workers").images(np.array([1, 2]))
+    images = place(source, "workers", max_corrupt=1).images(np.array([1, 2]))
+    assert np.array_equal(images.numpy(), source.values[[1, 3]])
+
+
+@pytest.mark.parametrize(("placement", "num_workers"), [("device", 0), ("host", 0), ("workers", 0), ("workers", 1)])
+def test_when_all_images_are_corrupt_the_run_stops_whatever_is_allowed(placement, num_workers):
+    data = place(ToySource(corrupt=tuple(range(10))), placement, num_workers=num_workers, max_corrupt=1000)
+    with pytest.raises(
+        ValueError, match=r"none of the 10 images of toy can be decoded; the first: /toy/\d\.png: broken"
+    ) as caught:
+        take(data, 1)
+    # An error raised in a worker holds the loader in a reference cycle; left to the collector, its end takes five seconds.
+    traceback.clear_frames(caught.tb)
+
+
+@pytest.mark.parametrize("on_a_terminal", [False, True])
+def test_a_corrupt_image_stops_the_loading_before_the_rest_is_decoded(monkeypatch, on_a_terminal):
+    stderr = io.StringIO()
+    stderr.isatty = lambda: on_a_terminal  # the progress bar is shown on a terminal only
+    monkeypatch.setattr(sys, "stderr", stderr)
+    source = ToySource(400, corrupt=(0,), seconds=0.002)
+    with pytest.raises(ValueError, match=r"data\.max_corrupt=0"):
+        place(source, "device", num_workers=1).load()
+    assert ("loading toy" in stderr.getvalue()) == on_a_terminal
+    assert source.num_reads < 200
+
+
+def test_read_valid_goes_round_the_end_and_says_what_was_corrupt():
+    source = ToySource(corrupt=(8, 9))
+    image, taken, problems = read_valid(source, 8, allowed=2)
+    assert taken == 0
+    assert np.array_equal(image, source.values[0])
+    assert problems == ["/toy/8.png: broken", "/toy/9.png: broken"]
+
+
+def test_read_valid_gives_up_after_more_corrupt_images_than_allowed():
+    image, _, problems = read_valid(ToySource(corrupt=(2, 3, 4, 5)), 2, allowed=1)
+    assert image is None
+    assert problems == ["/toy/2.png: broken", "/toy/3.png: broken"]
+
+
+# Settings
+
+
+def test_unknown_placement_is_refused():
+    with pytest.raises(ValueError, match=r"data\.placement=disk is unknown: choose one of auto, device, host, workers"):
+        place(ToySource(), "disk")
+
+
+@pytest.mark.parametrize("num_workers", [-1, "many", 1.5, None])
+def test_a_number_of_workers_that_is_none_is_refused(num_workers):
+    with pytest.raises(ValueError, match=rf"data\.num_workers={num_workers} must be auto, or 0 or more processes"):
+        place(ToySource(), "workers", num_workers=num_workers)
+
+
+def test_auto_workers_are_between_one_and_eight():
+    assert 1 <= place(ToySource(), "workers", num_workers="auto").num_workers <= 8
+
+
+class HugeSource(ToySource):
+    def __len__(self) -> int:
+        return 10**9
+
+
+def test_auto_keeps_small_data_on_the_device_and_streams_what_is_too_large():
+    assert place(ToySource(), "auto").placement == "device"
+    assert place(HugeSource(), "auto").placement == "workers"
+
+
+def test_auto_leaves_scarce_memory_to_training(monkeypatch):
+    monkeypatch.setattr("genimg.data.placement.os.sysconf", lambda name: {"SC_PAGE_SIZE": 1}.get(name, 1000))
+    source = ToySource()
+    assert place(source, "auto").placement == "workers"
+    assert place(ArraySource("toy", source.values, source.labels), "auto").placement == "host"

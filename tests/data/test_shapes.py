@@ -1,0 +1,153 @@
+import math
+import re
+
+import numpy as np
+import pytest
+
+from genimg.data.shapes import BACKGROUND, COLORS, SHAPES, SIZES, shapes
+from genimg.data.sources import Source
+
+OBJECT = re.compile(rf"a ({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})")
+
+
+def source(**changes: object) -> Source:
+    settings = {"seed": 0, "num_images": 200, "image_size": 32, "channels": 3, "num_objects": 1}
+    return shapes(**(settings | changes))
+
+
+def covered(image: np.ndarray, color: str) -> np.ndarray:
+    """How much of each pixel an object of that colour covers, from the channel that differs most from the background."""
+    difference = np.array(COLORS[color]) - np.array(BACKGROUND)
+    channel = np.abs(difference).argmax()
+    return (image[channel].astype(float) - BACKGROUND[channel]) / difference[channel]
+
+
+def test_images_are_a_pure_function_of_seed_and_index():
+    one, other = source(), source(num_images=50)
+    backwards = {index: other.read(index) for index in reversed(range(50))}
+    for index in range(50):
+        assert np.array_equal(one.read(index), backwards[index])
+        assert one.caption(index) == other.caption(index)
+    assert np.array_equal(one.labels[:50], other.labels)
+
+
+def test_another_seed_gives_other_images():
+    one, other = source(), source(seed=1)
+    assert sum(np.array_equal(one.read(index), other.read(index)) for index in range(50)) == 0
+
+
+@pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 32), (3, [24, 40]), (1, [40, 24])])
+@pytest.mark.parametrize("num_objects", [1, 2])
+def test_images_have_the_shape_that_the_source_states(channels, size, num_objects):
+    images = source(channels=channels, image_size=size, num_objects=num_objects)
+    assert images.shape == (channels, *((size, size) if isinstance(size, int) else size))
+    assert len(images) == 200
+    assert images.read(3).shape == images.shape
+    assert images.read(3).dtype == np.uint8
+
+
+@pytest.mark.parametrize("num_objects", [1, 2])
+def test_label_names_the_first_shape_of_the_caption(num_objects):
+    images = source(num_objects=num_objects)
+    assert images.class_names == SHAPES
+    assert images.labels.dtype == np.int64
+    for index in range(len(images)):
+        objects = OBJECT.findall(images.caption(index))
+        assert len(objects) == num_objects
+        assert objects[0][2] == images.class_names[images.labels[index]]
+
+
+def test_one_object_has_the_colour_of_its_caption():
+    images = source(image_size=64)
+    for index in range(50):
+        ((_, color, _),) = OBJECT.findall(images.caption(index))
+        pixels = {tuple(int(v) for v in pixel) for pixel in images.read(index).reshape(3, -1).T}
+        assert pixels & {tuple(value) for value in COLORS.values()} == {tuple(COLORS[color])}
+        assert tuple(BACKGROUND) in pixels
+
+
+def test_objects_have_the_area_of_their_shape_and_size():
+    areas = {  # in units of the radius squared
+        "circle": math.pi,
+        "square": 1.7**2,
+        "triangle": 0.75 * math.sqrt(3),  # equilateral, inscribed in the circle
+        "cross": 2 * 2 * 0.64 - 0.64**2,
+        "ring": math.pi * (1 - 0.5**2),
+    }
+    images = source(image_size=128, num_images=60)
+    seen = set()
+    for index in range(60):
+        ((size, color, shape),) = OBJECT.findall(images.caption(index))
+        seen.add((size, shape))
+        area = covered(images.read(index), color).sum()
+        assert area == pytest.approx(areas[shape] * (SIZES[size] * 128) ** 2, rel=0.02)
+    assert len(seen) == 10  # every shape in both sizes
+
+
+def test_objects_lie_inside_the_image():
+    images = source(image_size=[48, 64], num_objects=2)
+    for index in range(100):
+        image = images.read(index)
+        edge = np.concatenate([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], axis=1)
+        # The anti-aliased border of an object that touches the edge may tint it by half a pixel.
+        tinted = np.abs(edge - np.array(BACKGROUND)[:, None]).max(axis=0) / 230
+        assert (tinted <= 0.51).all()
+
+
+def test_two_objects_stand_as_the_caption_says():
+    images = source(image_size=64, num_objects=2)
+    relations = set()
+    for index in range(100):
+        (_, first, _), (_, second, _) = OBJECT.findall(images.caption(index))
+        if first == second:
+            continue
+        image = images.read(index).transpose(1, 2, 0)
+        (y1, x1), (y2, x2) = (np.argwhere((image == COLORS[color]).all(axis=-1)).mean(axis=0) for color in (first, second))
+        if " above " in images.caption(index):
+            relations.add("above")
+            assert y1 < 32 < y2
+        else:
+            assert " to the left of " in images.caption(index)
+            relations.add("left")
+            assert x1 < 32 < x2
+    assert relations == {"above", "left"}
+
+
+def test_grey_images_are_the_luma_of_the_coloured_ones():
+    colour, grey = source(num_objects=2), source(num_objects=2, channels=1)
+    for index in range(20):
+        luma = np.tensordot([0.299, 0.587, 0.114], colour.read(index).astype(float), axes=1)
+        assert np.abs(grey.read(index)[0] - luma).max() <= 1.0  # each side rounds once
+    assert np.array_equal(colour.labels, grey.labels)
+
+
+def test_classes_colours_and_sizes_are_balanced():
+    images = source(num_images=3000)
+    objects = [OBJECT.findall(images.caption(index))[0] for index in range(3000)]
+    for position, names in enumerate((tuple(SIZES), tuple(COLORS), SHAPES)):
+        share = 1 / len(names)
+        for name in names:
+            count = sum(found[position] == name for found in objects)
+            assert abs(count - 3000 * share) < 5 * math.sqrt(3000 * share * (1 - share))
+
+
+def test_fingerprint_tells_all_settings_apart_and_repeats():
+    variants = [{}, {"seed": 1}, {"num_images": 100}, {"image_size": 64}, {"image_size": [32, 64]}, {"channels": 1}]
+    variants.append({"num_objects": 2})
+    assert len({source(**variant).fingerprint for variant in variants}) == len(variants)
+    assert source().fingerprint == source().fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channels": 4}, r"data\.channels=4 does not fit shapes: choose 3 \(colour\) or 1 \(grey\)"),
+        ({"num_objects": 0}, r"data\.num_objects=0 does not fit shapes: choose 1 or 2"),
+        ({"num_objects": 3}, r"data\.num_objects=3 does not fit shapes: choose 1 or 2"),
+        ({"num_images": 0}, r"data\.num_images=0 must be 1 or more"),
+        ({"image_size": 0}, "image_size=0 is not a size"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        source(**changes)

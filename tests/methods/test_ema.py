@@ -1,0 +1,107 @@
+import pytest
+import torch
+from torch import nn
+
+from genimg.methods.ema import EMA
+
+
+def weight(value: float) -> nn.Module:
+    """A network with one weight."""
+    layer = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(layer.weight, value)
+    return layer
+
+
+def test_after_half_life_images_the_old_weight_has_the_factor_one_half():
+    ema = EMA(weight(1.0), half_life=1000, ramp_up=1e9)
+    for step in range(1, 11):
+        ema.update(weight(0.0), images=100 * step, batch_size=100)
+    assert ema.network.weight.item() == pytest.approx(0.5, rel=1e-12)
+
+
+@pytest.mark.parametrize("batch_size", [1, 50, 200, 500, 1000])
+def test_the_average_means_the_same_at_any_batch_size(batch_size):
+    ema = EMA(weight(1.0), half_life=300, ramp_up=1e9)
+    for step in range(1, 1000 // batch_size + 1):
+        ema.update(weight(0.0), images=step * batch_size, batch_size=batch_size)
+    assert ema.network.weight.item() == pytest.approx(0.5 ** (1000 / 300), rel=1e-10)
+
+
+def test_a_changing_weight_is_averaged_as_by_hand():
+    ema = EMA(weight(2.0), half_life=20, ramp_up=1e9)
+    expected = 2.0
+    for step, value in enumerate([3.0, -1.0, 5.0], start=1):
+        ema.update(weight(value), images=10 * step, batch_size=10)
+        expected = 0.5**0.5 * expected + (1 - 0.5**0.5) * value
+    assert ema.network.weight.item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        (64, 0.5 ** (64 / (0.05 * 64))),  # a twentieth of the images seen
+        (10_000, 0.5 ** (64 / 500)),
+        (20_000, 0.5 ** (64 / 1000)),
+        (10**9, 0.5 ** (64 / 1000)),  # the half-life itself
+    ],
+)
+def test_early_in_training_the_half_life_is_a_fraction_of_the_images_seen(images, expected):
+    assert EMA(weight(0.0), half_life=1000, ramp_up=0.05).decay(images, 64) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_first_step_all_but_forgets_the_initial_weights():
+    ema = EMA(weight(1.0), half_life=10_000, ramp_up=0.05)
+    ema.update(weight(0.0), images=64, batch_size=64)
+    assert abs(ema.network.weight.item()) < 1e-5  # 2^-20
+
+
+def test_floating_buffers_are_averaged_and_counters_are_copied():
+    network = nn.BatchNorm1d(2)
+    ema = EMA(network, half_life=10, ramp_up=1e9)
+    network.running_mean.fill_(4.0)
+    network.running_var.fill_(3.0)
+    network.num_batches_tracked.fill_(17)
+    ema.update(network, images=10, batch_size=10)
+    assert ema.network.running_mean.tolist() == pytest.approx([2.0, 2.0], rel=1e-6)
+    assert ema.network.running_var.tolist() == pytest.approx([2.0, 2.0], rel=1e-6)
+    assert ema.network.num_batches_tracked.item() == 17
+
+
+def test_the_average_is_a_copy_that_no_gradient_reaches():
+    network = weight(1.0)
+    ema = EMA(network, half_life=10, ramp_up=1.0)
+    with torch.no_grad():
+        network.weight.fill_(9.0)
+    assert ema.network.weight.item() == 1.0
+    ema.update(network, images=10, batch_size=10)
+    assert not any(parameter.requires_grad for parameter in ema.parameters())
+    assert network.weight.requires_grad
+    assert network.weight.item() == 9.0
+
+
+def test_the_average_stays_in_evaluation_mode():
+    ema = EMA(nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()), half_life=10, ramp_up=1.0)
+    holder = nn.ModuleList([ema])
+    holder.train()
+    assert not any(module.training for module in ema.modules())
+    inputs = torch.randn(5, 2)
+    assert torch.equal(ema(inputs), ema(inputs))
+    assert ema.network[0].num_batches_tracked.item() == 0
+
+
+def test_the_network_that_is_followed_keeps_its_mode():
+    network = nn.BatchNorm1d(2).train()
+    EMA(network, half_life=10, ramp_up=1.0)
+    assert network.training
+
+
+def test_the_state_is_in_the_state_dict():
+    one, other = (EMA(weight(value), half_life=10, ramp_up=1.0) for value in (1.0, 2.0))
+    other.load_state_dict(one.state_dict())
+    assert other.network.weight.item() == 1.0
+
+
+@pytest.mark.parametrize(("half_life", "ramp_up"), [(0, 1.0), (-5, 1.0), (10, 0.0), (10, -1.0)])
+def test_settings_that_are_not_above_zero_are_refused(half_life, ramp_up):
+    with pytest.raises(ValueError, match=f"half_life and ramp_up above 0, but they are {half_life} images and {ramp_up}"):
+        EMA(weight(0.0), half_life=half_life, ramp_up=ramp_up)

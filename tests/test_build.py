@@ -1,0 +1,471 @@
+"""Every YAML composes and instantiates; what a config may not say is refused with the key and the way out."""
+
+import re
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.datasets
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from PIL import Image
+from torch import nn
+
+from genimg import build
+from genimg.build import ALLOWED, Builder
+from genimg.data.sources import Source
+from genimg.evaluation.evaluator import Evaluator
+from genimg.interfaces import Method
+from genimg.paths import config_dir
+from genimg.training.schedules import Cosine, Schedule
+from genimg.training.trainer import TrainerSettings
+
+CONFIGS = Path(config_dir())
+BUILDER = Builder(epoch_size=1000, batch_size=10)
+TINY = ("data.image_size=16", "data.num_images=4")
+
+
+def options(group):
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def compose_config(*overrides, name="train"):
+    """The config of a command line, unresolved. ``local`` is a machine's own and stays out."""
+    without_local = ["local=null"] if (CONFIGS / "local").is_dir() else []
+    fixed = ["run_dir=unused", *without_local] if name == "train" else []
+    with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+        return compose(name, overrides=[*fixed, *overrides])
+
+
+def resolve(*overrides):
+    return OmegaConf.to_container(compose_config(*overrides), resolve=True)
+
+
+def targets(node):
+    """Every ``_target_`` below a node."""
+    if isinstance(node, dict):
+        own = [node["_target_"]] if "_target_" in node else []
+        return own + [target for value in node.values() for target in targets(value)]
+    return [target for item in node for target in targets(item)] if isinstance(node, list) else []
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("GENIMG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("GENIMG_DATA", raising=False)
+
+
+# Composing and instantiating what is shipped
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_yaml_composes_and_all_its_interpolations_resolve(path):
+    *group, stem = path.relative_to(CONFIGS).with_suffix("").parts
+    if group == ["local"]:
+        pytest.skip("a machine's own settings")
+    if not group:
+        config = compose_config(*(["ckpt=x"] if stem != "train" else []), name=stem)
+        assert set(config) >= set(OmegaConf.load(path)) - {"defaults", "hydra"}
+        OmegaConf.to_container(config, resolve=True)
+        return
+    composed = compose_config(f"{'/'.join(group)}={stem}")
+    # A base leaves open what its options fill in, so that only they can be resolved.
+    config = OmegaConf.to_container(composed, resolve=stem != "base")
+    written = OmegaConf.to_container(OmegaConf.load(path))
+    if group[0] in config:
+        assert set(config[group[0]]) >= set(written) - {"defaults"}
+        if written.get("_target_", "???") != "???":
+            assert config[group[0]]["_target_"] == written["_target_"]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_target_in_a_yaml_may_be_built(path):
+    for target in targets(OmegaConf.to_container(OmegaConf.load(path))):
+        if target != "???":
+            assert callable(BUILDER.locate(target, "here"))
+
+
+def loss_family(loss):
+    """The class that a loss YAML makes."""
+    return OmegaConf.load(CONFIGS / "loss" / f"{loss}.yaml")._target_
+
+
+PAIRS = [(model, loss) for model in options("model") for loss in options("loss")]
+
+
+@pytest.mark.parametrize(("model", "loss"), PAIRS)
+def test_every_model_builds_with_every_loss_of_its_family_and_refuses_the_others(model, loss):
+    own = resolve(f"model={model}")["loss"]["_target_"]
+    config = resolve(f"model={model}", f"loss={loss}", *TINY)
+    source = build.build_source(config, BUILDER)
+    if loss_family(loss) == own:
+        method = build.build_method(config, source, BUILDER)
+        assert isinstance(method, Method)
+        assert method.training
+        assert method.sample(method.draw(range(3), 0)).shape == (3, 3, 16, 16)
+        return
+    with pytest.raises(ValueError, match="does not fit the model") as caught:
+        build.build_method(config, source, BUILDER)
+    named = str(caught.value).rpartition("loss=")[2].split(", ")
+    assert named == [name for name in options("loss") if loss_family(name) == own]
+
+
+@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("optimizer", options("optimizer"))
+def test_every_optimizer_builds_for_every_group_of_every_model(model, optimizer):
+    config = resolve(f"model={model}", f"optimizer={optimizer}", *TINY)
+    method = build.build_method(config, build.build_source(config, BUILDER), BUILDER)
+    built = build.build_optimizers(config, method, BUILDER)
+    expected = OmegaConf.to_container(OmegaConf.load(CONFIGS / "optimizer" / f"{optimizer}.yaml"))
+    kind = BUILDER.locate(expected.pop("_target_"), "optimizer")
+    assert built.keys() == method.parameter_groups().keys()
+    for name, parameters in method.parameter_groups().items():
+        assert type(built[name]) is kind
+        (group,) = built[name].param_groups
+        assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in parameters]
+        for key, value in expected.items():
+            assert group[key] == (tuple(value) if key == "betas" and isinstance(group[key], tuple) else value)
+
+
+@pytest.mark.parametrize("option", options("schedule"))
+def test_every_schedule_builds(option):
+    schedule = build.build_schedule(resolve(f"schedule={option}"), BUILDER)
+    assert isinstance(schedule, Schedule)
+    assert 0.0 <= schedule.factor(5000, 10) <= 1.0
+
+
+@pytest.mark.parametrize("option", options("trainer"))
+def test_every_trainer_builds(option):
+    assert isinstance(BUILDER.trainer_settings(resolve(f"trainer={option}")["trainer"]), TrainerSettings)
+
+
+@pytest.mark.parametrize("option", [name for name in options("evaluation") if name != "base"])
+def test_every_evaluation_builds(option, tmp_path, monkeypatch):
+    overrides = [f"evaluation={option}"]
+    if option == "inception":
+        torch.save({}, tmp_path / "weights.pth")
+        monkeypatch.setattr("torch_fidelity.utils.create_feature_extractor", lambda *arguments, **keywords: nn.Identity())
+        overrides.append(f"evaluation.extractor.weights={tmp_path / 'weights.pth'}")
+    evaluator = build.build_evaluator(resolve(*overrides), BUILDER)
+    if option == "none":
+        assert evaluator is None
+    else:
+        assert isinstance(evaluator, Evaluator)
+        assert evaluator.interval == 5 * 1000
+
+
+class TwoImages:
+    """A stand-in for torchvision's datasets of files."""
+
+    def __init__(self, root, train, download):
+        self.data = np.zeros((2, 32, 32, 3), dtype=np.uint8)
+        self.targets = [0, 1]
+        self.classes = ["a", "b"]
+
+
+class TwoGreyImages(TwoImages):
+    def __init__(self, root, train, download):
+        super().__init__(root, train, download)
+        self.data = np.zeros((2, 28, 28), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("option", [name for name in options("data") if name != "base"])
+def test_every_dataset_builds_and_makes_batches(option, tmp_path, monkeypatch):
+    for name, stand_in in (
+        ("MNIST", TwoGreyImages),
+        ("FashionMNIST", TwoGreyImages),
+        ("CIFAR10", TwoImages),
+        ("CIFAR100", TwoImages),
+    ):
+        monkeypatch.setattr(torchvision.datasets, name, stand_in)
+    for name in ("train/a", "train/b", "val/a"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (40, 30)).save(tmp_path / name / "0.png")
+    overrides = [f"data={option}"]
+    if "root" in resolve(*overrides)["data"]:
+        overrides.append(f"data.root={tmp_path}")
+    config = resolve(*overrides, "data.num_workers=0")
+    source = build.build_source(config, BUILDER)
+    assert isinstance(source, Source)
+    data = build.build_data(config, source, torch.device("cpu"))
+    batch = next(data.batches(0, batch_size=2, seed=0))
+    size, channels = config["data"]["image_size"], config["data"]["channels"]
+    assert batch["image"].shape == (2, channels, size, size)
+
+
+# Values that the build converts
+
+
+def test_durations_become_images_at_any_depth():
+    config = resolve(
+        "trainer.duration=2 epochs", "trainer.log_interval=3 steps", "schedule=cosine", "schedule.warmup=0.5k images"
+    )
+    settings = BUILDER.trainer_settings(config["trainer"])
+    assert (settings.duration, settings.log_interval) == (2000, 30)
+    schedule = build.build_schedule(config, BUILDER)
+    assert isinstance(schedule, Cosine)
+    assert (schedule.duration, schedule.warmup) == (2000, 500)
+    config = resolve("model=dcgan_small", "model.ema_half_life=4 epochs", *TINY)
+    assert build.build_method(config, build.build_source(config, BUILDER), BUILDER).generator_ema.half_life == 4000
+
+
+BAD_DURATIONS = [
+    "trainer.duration=25",
+    "trainer.log_interval=soon",
+    "schedule.warmup=5 minutes",
+    "evaluation.interval=-1 epochs",
+]
+
+
+@pytest.mark.parametrize("override", BAD_DURATIONS)
+def test_a_bad_duration_names_its_key(override):
+    config = resolve("evaluation=shapes", override)
+    build_group = {
+        "trainer": lambda: BUILDER.trainer_settings(config["trainer"]),
+        "schedule": lambda: build.build_schedule(config, BUILDER),
+        "evaluation": lambda: build.build_evaluator(config, BUILDER),
+    }[override.split(".")[0]]
+    with pytest.raises(ValueError, match=rf"^{override} is not a duration: .*'25 epochs'"):
+        build_group()
+
+
+def test_optimizer_overrides_change_their_group_alone():
+    config = resolve("model=dcgan_small", "+optimizer_overrides.discriminator.lr=4e-4", *TINY)
+    method = build.build_method(config, build.build_source(config, BUILDER), BUILDER)
+    built = build.build_optimizers(config, method, BUILDER)
+    groups = {name: optimizer.param_groups[0] for name, optimizer in built.items()}
+    assert {name: group["lr"] for name, group in groups.items()} == {"discriminator": 4e-4, "generator": 2e-4}
+    assert {tuple(group["betas"]) for group in groups.values()} == {(0.5, 0.999)}
+
+
+def test_the_optimizer_override_that_train_yaml_shows_works_as_it_is_written():
+    shown = re.search(
+        r"^optimizer_overrides: .*e\.g\. (.+)$", (CONFIGS / "train.yaml").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert shown is not None
+    config = resolve("model=dcgan_small", shown.group(1).strip().replace("'", ""), *TINY)
+    method = build.build_method(config, build.build_source(config, BUILDER), BUILDER)
+    built = build.build_optimizers(config, method, BUILDER)
+    assert built["discriminator"].param_groups[0]["lr"] == 4e-4
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+optimizer_overrides.critic.lr=1", r"optimizer_overrides\.critic: .* but discriminator, generator"),
+        ("+optimizer_overrides.generator.learning_rate=1", r"unknown key optimizer\.learning_rate"),
+    ],
+)
+def test_an_optimizer_override_without_effect_is_refused(override, message):
+    config = resolve("model=dcgan_small", override, *TINY)
+    method = build.build_method(config, build.build_source(config, BUILDER), BUILDER)
+    with pytest.raises(ValueError, match=message):
+        build.build_optimizers(config, method, BUILDER)
+
+
+# What a config may not name
+
+REFUSED = [
+    "os.system",
+    "builtins.eval",
+    "subprocess.run",
+    "torch.load",
+    "torch.hub.load",
+    "torch.nnx.Linear",
+    "genimg",
+    "genimg.commands.train",
+    "genimg.training.checkpoint.load",
+    "genimg.data.placement.Data",
+    # things that allowed modules have merely imported
+    "genimg.data.sources.os.system",
+    "genimg.data.sources.np.load",
+    "genimg.data.sources.Path",
+    "genimg.data.sources.Image",
+    "genimg.evaluation.features.torch.load",
+    "genimg.evaluation.features.hashlib",
+    "torch.nn.functional.torch",
+    "torch.nn.functional.importlib.import_module",
+    "torch.nn.modules.module.torch.load",
+    "torch.optim.lr_scheduler.warnings.warn",
+    # not a class or function of the module at all
+    "genimg.losses.adversarial",
+    "genimg.losses.adversarial.__doc__",
+    "genimg.data.sources.mnist.__globals__",
+    "torch.nn.modules.__builtins__",
+]
+
+
+@pytest.mark.parametrize("target", REFUSED)
+def test_a_target_outside_the_allowed_packages_is_refused_by_key_and_name(target):
+    with pytest.raises(ValueError, match=rf"^model\.part\._target_={target}"):
+        BUILDER.locate(target, "model.part")
+
+
+@pytest.mark.parametrize(
+    "target", ["torch.nn.Linear", "torch.nn.functional.relu", "torch.optim.Adam", "genimg.losses.elbo.ELBO"]
+)
+def test_what_the_allowed_packages_define_may_be_built(target):
+    assert BUILDER.locate(target, "here").__name__ == target.rpartition(".")[2]
+
+
+def test_a_refused_target_says_how_to_allow_a_package_and_then_it_is_allowed():
+    with pytest.raises(ValueError, match=r"allow=\[PACKAGE\]"):
+        BUILDER.locate("fractions.Fraction", "here")
+    builder = Builder(allowed=(*ALLOWED, "fractions"))
+    assert builder.build({"_target_": "fractions.Fraction", "numerator": 1, "denominator": 3}, "here") * 3 == 1
+
+
+def test_a_misspelt_target_names_the_nearest():
+    with pytest.raises(
+        ValueError, match=r"^model\._target_=torch\.nn\.Linea: torch\.nn has no Linea \(did you mean 'Linear'\?\)"
+    ):
+        BUILDER.locate("torch.nn.Linea", "model")
+
+
+def test_a_target_that_is_not_a_word_is_refused():
+    with pytest.raises(ValueError, match=r"model\._target_=5"):
+        BUILDER.locate(5, "model")
+
+
+def code(folder):
+    """A node that would make a directory, as a checkpoint's config could hold it."""
+    return {"_target_": "tempfile.mkdtemp", "dir": str(folder)}
+
+
+HIDING_PLACES = {
+    "at the top": lambda node: node,
+    "in a key": lambda node: {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1, "device": node},
+    "in positional arguments": lambda node: {"_target_": "torch.nn.Sequential", "_args_": [node]},
+    "in a plain dict": lambda node: {"_target_": "torch.nn.ModuleDict", "modules": {"a": {"b": node}}},
+    "in lists": lambda node: {"_target_": "torch.nn.Sequential", "_args_": [[[node]]]},
+    "in a tuple": lambda node: {"_target_": "torch.nn.Sequential", "_args_": (node,)},
+    "in a tuple in a list": lambda node: {"_target_": "torch.nn.Sequential", "_args_": [(node,)]},
+    "in an interpolation": lambda node: {
+        "_target_": "torch.nn.Sequential",
+        "_args_": [f"${{oc.create:{{_target_:{node['_target_']},dir:'{node['dir']}'}}}}"],
+    },
+    "in an interpolated target": lambda node: {
+        "_target_": "torch.nn.Sequential",
+        "_args_": [{"_target_": f"${{oc.decode:{node['_target_']}}}", "dir": node["dir"]}],
+    },
+}
+
+
+@pytest.mark.parametrize("hide", HIDING_PLACES.values(), ids=HIDING_PLACES)
+def test_code_in_a_config_is_refused_wherever_it_hides_and_does_not_run(hide, tmp_path):
+    with pytest.raises(ValueError, match=r"_target_|interpolation|\$\{"):
+        BUILDER.build(hide(code(tmp_path)), "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_hidden_code_is_code(tmp_path):
+    tempfile.mkdtemp(dir=code(tmp_path)["dir"])
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+# Keys
+
+
+def test_an_unknown_key_names_the_nearest():
+    config = resolve("model=dcgan_small", "+model.generator.widht=8", *TINY)
+    with pytest.raises(
+        ValueError, match=r"unknown key model\.generator\.widht \(did you mean 'width'\?\): model\.generator takes"
+    ):
+        build.build_method(config, build.build_source(config, BUILDER), BUILDER)
+    with pytest.raises(ValueError, match=r"unknown key trainer\.batchsize \(did you mean 'batch_size'\?\)"):
+        BUILDER.trainer_settings({**resolve()["trainer"], "batchsize": 3})
+    with pytest.raises(ValueError, match=r"unknown key data\.num_image \(did you mean 'num_images'\?\)"):
+        build.build_source(resolve("+data.num_image=3"), BUILDER)
+    with pytest.raises(ValueError, match=r"unknown key schedule\.qqqqqqq: schedule takes warmup"):
+        build.build_schedule(resolve("+schedule.qqqqqqq=3"), BUILDER)
+
+
+def test_a_missing_key_is_named():
+    config = resolve("model=dcgan_small", "~model.discriminator.width", *TINY)
+    with pytest.raises(ValueError, match=r"model\.discriminator\.width is required: set model\.discriminator\.width=VALUE"):
+        BUILDER.build(config["model"], "model")
+    with pytest.raises(ValueError, match=r"trainer\.keep_last is required"):
+        BUILDER.trainer_settings(resolve("~trainer.keep_last")["trainer"])
+    with pytest.raises(ValueError, match=r"loss\.likelihood\.scale is required"):
+        BUILDER.build({"_target_": "genimg.losses.elbo.Gaussian"}, "loss.likelihood")
+
+
+def test_a_value_that_a_constructor_refuses_is_its_own_message():
+    with pytest.raises(ValueError, match=r"^loss\.likelihood\.scale=-1 is not a standard deviation"):
+        BUILDER.build(resolve("model=vae_small", "loss.likelihood.scale=-1")["loss"], "loss")
+
+
+# Parts that do not fit each other
+
+
+def build_method_of(*overrides):
+    config = resolve("model=dcgan_small", *TINY, *overrides)
+    return build.build_method(config, build.build_source(config, BUILDER), BUILDER)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.generator.channels=1",
+        "model.discriminator.channels=1",
+        "model.generator.image_size=32",
+        "model.discriminator.image_size=32",
+        "model.generator.latent_dim=7",
+    ],
+)
+def test_networks_that_do_not_fit_the_data_are_refused_with_both_shapes(override):
+    with pytest.raises(
+        ValueError, match=r"3 channels and 16x16 pixels.*leave channels and image_size below model to follow data"
+    ):
+        build_method_of(override)
+
+
+@pytest.mark.parametrize("override", ["model.encoder.channels=1", "model.decoder.channels=1", "model.decoder.image_size=32"])
+def test_autoencoders_that_do_not_fit_the_data_are_refused_with_both_shapes(override):
+    with pytest.raises(
+        ValueError, match=r"3 channels and 16x16 pixels.*leave channels and image_size below model to follow data"
+    ):
+        build_method_of("model=vae_small", override)
+
+
+@pytest.mark.parametrize("model", ["dcgan_small", "vae_small"])
+def test_a_size_that_cannot_be_halved_names_the_nearest_that_can(model):
+    message = r"^image size 30x30 cannot be made by this model: .* multiples of 4 .*data\.image_size=\[32,32\]"
+    with pytest.raises(ValueError, match=message):
+        build_method_of(f"model={model}", "data.image_size=30")
+
+
+def test_a_loss_that_does_not_fit_names_those_that_do():
+    with pytest.raises(ValueError, match=r"the loss ELBO does not fit the model, a GAN: choose loss=.*hinge.*nonsaturating"):
+        build_method_of("loss=elbo_gaussian")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["loss._target_=genimg.losses.adversarial.negated_generator_loss", "model._target_=genimg.networks.dcgan.Generator"],
+)
+def test_a_target_of_another_kind_is_refused_and_not_a_crash(override):
+    with pytest.raises(ValueError, match=r"loss|model"):
+        build_method_of(override)
+
+
+def test_data_without_the_labels_that_a_model_needs_is_refused(monkeypatch):
+    config = resolve("model=dcgan_small", *TINY)
+    source = build.build_source(config, BUILDER)
+    monkeypatch.setattr(BUILDER.locate(config["model"]["_target_"], "model"), "batch_keys", ("image", "label"))
+    assert isinstance(build.build_method(config, source, BUILDER), Method)
+    source.labels = None
+    with pytest.raises(ValueError, match="the model needs label, but data shapes has only image"):
+        build.build_method(config, source, BUILDER)
+
+
+def test_checking_the_shapes_leaves_the_weights_and_statistics_alone():
+    torch.manual_seed(0)
+    checked = build_method_of()
+    torch.manual_seed(0)
+    config = resolve("model=dcgan_small", *TINY)
+    unchecked = BUILDER.build(config["model"], "model")
+    for key, value in unchecked.state_dict().items():
+        assert torch.equal(checked.state_dict()[key], value), key

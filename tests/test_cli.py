@@ -1,0 +1,255 @@
+"""What a user sees: one clear message for what they can cause, no traceback, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+PROGRAM = "import sys; from genimg import cli; getattr(cli, sys.argv.pop(1))()"
+SMALL = ["data.num_images=64", "data.image_size=16", "model.generator.width=8", "trainer.batch_size=16", "device=cpu"]
+SMALL += ["trainer.preview_images=4", "evaluation.num_images=40", "evaluation.batch_size=20"]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, so that relative paths and caches land in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GENIMG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path
+
+
+def run(command: str, *arguments: str, blocked_network: bool = False) -> subprocess.CompletedProcess[str]:
+    environment = dict(os.environ)
+    if blocked_network:  # a proxy that refuses connections: the same on machines with and without a network
+        environment |= {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, command, *arguments], capture_output=True, text=True, timeout=300, env=environment
+    )
+
+
+def succeed(command: str, *arguments: str) -> str:
+    result = run(command, *arguments)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def refuse(*words: str, command: str = "train", arguments: list[str], blocked_network: bool = False) -> None:
+    """The command fails with one message that holds all ``words``, and no traceback."""
+    result = run(command, *arguments, blocked_network=blocked_network)
+    output = result.stdout + result.stderr
+    assert result.returncode not in (0, None), output
+    assert "Traceback" not in output, output
+    assert "error: " in result.stderr, output
+    message = result.stderr.split("error: ", 1)[1]
+    for word in words:
+        assert word in message, output
+
+
+def write_images(folder: Path, count: int, size: tuple[int, int] = (20, 20)) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    for i in range(count):
+        Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["modle=dcgan"], ["modle", "did you mean 'model'?"]),
+        (["model.generator.widht=3"], ["model.generator.widht", "did you mean 'model.generator.width'?"]),
+        (["optimizer.learning_rate=3"], ["optimizer.learning_rate"]),
+        (["model=dcgna"], ["model=dcgna", "did you mean 'dcgan'?", "vae"]),
+        (["data=mnits"], ["data=mnits", "did you mean 'mnist'?"]),
+        (["+model.generator.widht=3"], ["model.generator.widht", "did you mean 'width'?"]),
+        (["data=folder"], ["data.root is required"]),
+        (["data=folder", "data.root=nowhere", "evaluation=none"], ["data.root=nowhere", "does not exist"]),
+        (["trainer.duration=1000"], ["trainer.duration=1000", "'25 epochs'"]),
+        (["trainer.duration=5 bananas"], ["trainer.duration=5 bananas", "'25 epochs'"]),
+        (["trainer.batch_size=128", "data.num_images=100"], ["trainer.batch_size=128", "100 images"]),
+        (["trainer.batch_size=0"], ["trainer.batch_size=0"]),
+        (["trainer.batch_size=many"], ["trainer.batch_size=many"]),
+        (["trainer.accumulation=3"], ["trainer.accumulation=3", "trainer.batch_size=64"]),
+        (["data.image_size=30"], ["30x30", "data.image_size=[32,32]"]),
+        (["model.generator.channels=1"], ["3 channels", "model"]),
+        (["model.discriminator.channels=1"], ["3 channels", "model"]),
+        (["loss=elbo_gaussian"], ["ELBO", "GAN", "loss=hinge, least_squares, minimax, nonsaturating"]),
+        (["model=vae", "loss=hinge"], ["AdversarialLoss", "VAE", "loss=elbo_bernoulli, elbo_gaussian"]),
+        (["device=cuda"], ["device=cuda", "device=cpu"]),
+        (["device=tpu"], ["device=tpu", "auto, cuda, cpu, mps"]),
+        (["precision=tf32", "device=cpu"], ["precision=tf32", "bf16"]),
+        (["precision=fp64"], ["precision=fp64", "fp32"]),
+        (["data.placement=moon"], ["data.placement=moon", "device"]),
+        (["model.generator._target_=os.system"], ["model.generator._target_=os.system", "refused", "allow="]),
+        (["+optimizer_overrides.critic.lr=1"], ["optimizer_overrides.critic", "discriminator, generator"]),
+        (["run_dir=/dev/null/run"], ["/dev/null"]),
+        (["resume=nowhere.pt", "run_dir=r"], ["nowhere.pt", "does not exist"]),
+        (["evaluation.num_images=1"], ["evaluation.num_images=1"]),
+        (["+nonsense=1"], ["nonsense"]),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_clear_message(arguments: list[str], words: list[str], home: Path) -> None:
+    if "device=cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    refuse(*words, arguments=arguments)
+    assert not list(home.rglob("*.pt"))
+
+
+def test_data_errors_name_the_files(home: Path) -> None:
+    (home / "empty").mkdir()
+    refuse("data.root=empty", "no images", arguments=["data=folder", "data.root=empty", "evaluation=none"])
+    write_images(home / "plain", 8)
+    (home / "plain" / "broken.png").write_bytes(b"not a png")
+    base = ["data=folder", "data.root=plain", "data.image_size=16", "model.generator.width=8", "trainer.batch_size=4"]
+    base += ["evaluation=none", "trainer.duration=2 steps", "trainer.preview_images=4"]
+    refuse("plain/broken.png", "data.max_corrupt=0", arguments=[*base, "run_dir=a"])
+    refuse("plain/broken.png", arguments=[*base, "run_dir=b", "data.placement=workers", "trainer.duration=9 steps"])
+    output = succeed("train", *base, "run_dir=c", "data.max_corrupt=1")
+    assert "skipped a corrupt image: plain/broken.png" in output
+    refuse("labels were asked for", arguments=[*base, "data.max_corrupt=1", "data.labels=required"])
+
+
+def test_without_network_the_messages_say_what_to_put_where(home: Path) -> None:
+    write_images(home / "plain", 8)
+    arguments = ["data=folder", "data.root=plain", "data.image_size=16", "trainer.batch_size=4"]
+    words = ["weights-inception-2015-12-05-6726825d.pth", str(home / "torch" / "hub" / "checkpoints"), "evaluation=none"]
+    refuse(*words, arguments=arguments, blocked_network=True)
+    assert not list((home / "torch").rglob("*.pth*"))
+    refuse("cifar10", "data.root=datasets", "cifar-10-batches-py", arguments=["data=cifar10"], blocked_network=True)
+
+
+def test_a_traceback_is_shown_only_when_asked_for(home: Path) -> None:
+    result = run("train", "trainer.batch_size=0", "debug=true")
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert "error: trainer.batch_size=0" in result.stderr
+
+
+def test_train_evaluate_and_sample(home: Path) -> None:
+    output = succeed("train", *SMALL, "trainer.duration=9 steps", "evaluation.interval=4 steps", "run_dir=run")
+    for name in ("config.yaml", "train.log", "metrics.jsonl", "summary.json", "checkpoints/best.pt", "checkpoints/last.pt"):
+        assert (home / "run" / name).is_file(), name
+    assert list((home / "run" / "tensorboard").glob("events*"))
+    assert list((home / "run" / "samples").glob("samples-*.png"))
+    assert "fd40_shapes" in output
+    summary = json.loads((home / "run" / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    assert summary["steps"] == 9
+    assert summary["provenance"]["num_generated"] == 40
+    assert summary["provenance"]["weights"] == "ema"
+    assert summary["versions"]["torch"]
+
+    succeed("evaluate", "ckpt=run", "output=result.json")
+    result = json.loads((home / "result.json").read_text())
+    assert result["metrics"] == summary["last"]
+    assert result["provenance"] == summary["provenance"]
+    again = succeed("evaluate", "ckpt=run/checkpoints/last.pt", "batch_size=7", "num_images=40")
+    assert f"{summary['last']['fd40_shapes']:.5g}"[:5] in again
+
+    succeed("sample", "ckpt=run", "num_images=5", "seed=3", "output=one")
+    succeed("sample", "ckpt=run/checkpoints/last.pt", "num_images=3", "seed=3", "batch_size=1", "output=two")
+    assert len(list((home / "one").glob("*.png"))) == 5
+    assert (home / "one.png").is_file()
+    for name in ("000000.png", "000001.png", "000002.png"):  # image i is a function of the seed and i alone
+        assert np.array_equal(Image.open(home / "one" / name), Image.open(home / "two" / name))
+    refuse("label=3", "without labels", command="sample", arguments=["ckpt=run", "label=3"])
+    refuse("num_images=0", command="sample", arguments=["ckpt=run", "num_images=0"])
+
+    (home / "broken.pt").write_bytes((home / "run" / "checkpoints" / "last.pt").read_bytes()[:5000])
+    torch.save({"weights": torch.zeros(3)}, home / "other.pt")
+    for command in ("evaluate", "sample"):
+        refuse("broken.pt", "truncated or not a genimg checkpoint", command=command, arguments=["ckpt=broken.pt"])
+        refuse("other.pt", "not a genimg checkpoint", command=command, arguments=["ckpt=other.pt"])
+        refuse("ckpt", "required", command=command, arguments=[])
+        refuse("nowhere", "does not exist", command=command, arguments=["ckpt=nowhere"])
+
+
+def test_a_checkpoint_whose_config_names_other_code_is_refused(home: Path) -> None:
+    succeed("train", *SMALL, "trainer.duration=2 steps", "evaluation=none", "run_dir=run")
+    path = home / "run" / "checkpoints" / "last.pt"
+    state = torch.load(path, weights_only=True)
+    state["config"]["model"]["generator"] = {"_target_": "os.mkdir", "path": str(home / "owned")}
+    torch.save(state, path)
+    refuse("os.mkdir", "refused", command="sample", arguments=["ckpt=run"])
+    assert not (home / "owned").exists()
+
+
+def test_divergence_stops_with_the_group_the_step_and_what_to_try(home: Path) -> None:
+    arguments = [*SMALL, "trainer.duration=60 steps", "trainer.log_interval=2 steps", "evaluation=none", "run_dir=run"]
+    arguments += ["optimizer=sgd", "optimizer.lr=1e25", "trainer.checkpoint_interval=1 steps"]
+    refuse("diverged", "at step", "optimizer.lr", "checkpoint", arguments=arguments)
+    assert json.loads((home / "run" / "summary.json").read_text())["status"] == "diverged"
+    for path in (home / "run" / "checkpoints").glob("*.pt"):
+        assert all(torch.isfinite(v).all() for v in torch.load(path, weights_only=True)["method"].values())
+
+
+def test_a_sweep_gives_each_job_a_directory_and_survives_a_failing_one(home: Path) -> None:
+    small = [a for a in SMALL if "model." not in a]
+    result = run(
+        "train", "-m", "model=dcgan_small,vae_small", "optimizer.lr=1e-4,-1.0", *small, "trainer.duration=2 steps",
+        "hydra.sweep.dir=sweep",
+    )  # fmt: skip
+    output = result.stdout + result.stderr
+    assert result.returncode == 1
+    assert "Traceback" not in output
+    jobs = sorted(path for path in (home / "sweep").iterdir() if path.is_dir())
+    assert [job.name[:3] for job in jobs] == ["000", "001", "002", "003"]
+    assert not any(set("=,() ") & set(job.name) for job in jobs)
+    finished = [job for job in jobs if (job / "summary.json").is_file()]
+    assert finished == [jobs[0], jobs[2]]
+    assert output.count("this job failed") == 2
+
+
+def test_the_value_to_optimise_is_returned(home: Path) -> None:
+    program = (
+        "import sys, json; sys.argv = ['genimg-train', *sys.argv[1:]]\n"
+        "from genimg import cli, commands\n"
+        "train = commands.train\n"
+        "commands.train = lambda config: print('RETURNED', train(config))\n"
+        "cli.train()"
+    )
+    arguments = [*SMALL, "trainer.duration=8 steps", "evaluation.interval=4 steps", "run_dir=run"]
+    output = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True).stdout
+    summary = json.loads((home / "run" / "summary.json").read_text())
+    assert f"RETURNED {summary['best']['fd40_shapes']}" in output
+
+
+def test_configs_of_your_own_come_from_config_dir(home: Path) -> None:
+    (home / "mine" / "model").mkdir(parents=True)
+    (home / "mine" / "model" / "tiny.yaml").write_text("defaults:\n  - dcgan_small\n  - _self_\ngenerator:\n  width: 8\n")
+    output = succeed("train", "--config-dir", "mine", "model=tiny", "--cfg", "job")
+    assert "width: 8" in output
+
+
+def test_a_package_of_your_own_is_built_only_when_allowed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "mylosses.py").write_text("def mine(fake_logits):\n    return -fake_logits.mean()\n")
+    monkeypatch.setenv("PYTHONPATH", str(home))
+    base = [*SMALL, "trainer.duration=2 steps", "evaluation=none", "loss.generator._target_=mylosses.mine"]
+    refuse("mylosses.mine", "allow=[PACKAGE]", arguments=[*base, "run_dir=a"])
+    succeed("train", *base, "allow=[mylosses]", "run_dir=b")
+
+
+@pytest.mark.real_data
+def test_real_digits_train_and_evaluate(home: Path, real_mnist_root: Path) -> None:
+    arguments = ["data=mnist", f"data.root={real_mnist_root}", "model.generator.width=8", "trainer.duration=30 steps"]
+    succeed("train", *arguments, "evaluation.num_images=200", "evaluation.num_real=500", "run_dir=run")
+    values = json.loads((home / "run" / "summary.json").read_text())["last"]
+    assert set(values) == {"fd200_mnist", "is200_mnist", "is200_mnist_std"}
+
+
+@pytest.mark.real_data
+def test_a_folder_of_real_photos_trains_from_workers(home: Path, real_cifar10_root: Path) -> None:
+    arguments = ["data=folder", f"data.root={real_cifar10_root}/cifar10/train", "model.generator.width=8"]
+    output = succeed("train", *arguments, "trainer.duration=5 steps", "data.placement=workers", "data.num_workers=2",
+                     "evaluation=none", "run_dir=run")  # fmt: skip
+    assert "placement workers" in output
+    assert "10 classes" in output

@@ -1,0 +1,88 @@
+import math
+import random
+from fractions import Fraction
+
+import pytest
+
+from genimg.durations import to_images
+
+
+def convert(text: object, *, epoch_size: int = 60_000, batch_size: int = 64) -> int:
+    return to_images(text, epoch_size=epoch_size, batch_size=batch_size, key="trainer.duration")
+
+
+@pytest.mark.parametrize(
+    ("text", "epoch_size", "batch_size", "images"),
+    [
+        ("5M images", 50_000, 64, 5_000_000),
+        ("100k steps", 50_000, 64, 6_400_000),
+        ("25 epochs", 60_000, 100, 1_500_000),
+        ("1 epoch", 60_000, 64, 60_032),  # 937.5 steps, rounded up
+        ("1 image", 60_000, 64, 64),
+        ("64 images", 60_000, 64, 64),
+        ("65 images", 60_000, 64, 128),
+        ("0.5 epochs", 60_000, 100, 30_000),
+        (".5 epochs", 60_000, 100, 30_000),
+        ("1.5k steps", 60_000, 8, 12_000),
+        ("0 steps", 60_000, 64, 0),
+        ("1 step", 10, 64, 64),
+    ],
+)
+def test_durations_worked_out_by_hand(text, epoch_size, batch_size, images):
+    assert convert(text, epoch_size=epoch_size, batch_size=batch_size) == images
+
+
+@pytest.mark.parametrize("text", ["1.1 epochs", "2.2 epochs", "0.3 epochs", "0.7 epochs"])
+def test_binary_rounding_never_costs_an_extra_step(text):
+    # 1.1 * 100 is 110.00000000000001 in binary floating point.
+    assert convert(text, epoch_size=100, batch_size=1) == Fraction(text.split()[0]) * 100
+
+
+@pytest.mark.parametrize("number", ["4.1", "32.2", "33.2", "99.9"])
+def test_millions_of_steps_are_exact(number):
+    assert convert(f"{number}M steps", batch_size=64) == Fraction(number) * 1_000_000 * 64
+
+
+def test_every_duration_is_the_exact_amount_rounded_up_to_whole_steps():
+    draw = random.Random(0)
+    for _ in range(2000):
+        number = f"{draw.randrange(0, 10_000)}.{draw.randrange(0, 100):02d}"
+        unit = draw.choice(["epochs", "steps", "images"])
+        factor = draw.choice(["", "k"])
+        epoch_size, batch_size = draw.randrange(1, 100_000), draw.randrange(1, 1025)
+        per_unit = {"epochs": epoch_size, "steps": batch_size, "images": 1}[unit]
+        exact = Fraction(number) * {"": 1, "k": 1000}[factor] * per_unit
+        if exact / batch_size > 1_000_000:
+            continue
+        expected = math.ceil(exact / batch_size) * batch_size
+        assert convert(f"{number}{factor} {unit}", epoch_size=epoch_size, batch_size=batch_size) == expected
+
+
+@pytest.mark.parametrize("text", ["2k steps", "2K steps", "2k step", "2 k steps", "2ksteps", "  2000   steps ", "2000.0 steps"])
+def test_spacing_plural_and_case_of_k_do_not_matter(text):
+    assert convert(text) == 128_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "25",
+        "epochs",
+        "",
+        "-1 epochs",
+        "1e3 steps",
+        "5B images",
+        "5m images",
+        "1.2.3 steps",
+        "10 stepss",
+        "3 hours",
+        25,
+        2.5,
+        None,
+    ],
+)
+def test_what_is_not_a_duration_is_refused_with_the_key_and_the_value(text):
+    with pytest.raises(ValueError, match="is not a duration") as caught:
+        convert(text)
+    assert str(caught.value).startswith(f"trainer.duration={text} ")
+    assert "'25 epochs'" in str(caught.value)

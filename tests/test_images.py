@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genimg.images import grid, to_float, to_uint8, write_png
+
+
+def all_levels() -> torch.Tensor:
+    return torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+
+
+def test_uint8_to_float_and_back_is_the_identity_for_all_levels():
+    assert torch.equal(to_uint8(to_float(all_levels())), all_levels())
+
+
+def test_levels_are_spread_evenly_over_minus_one_to_one():
+    floats = to_float(all_levels())
+    assert floats.dtype == torch.float32
+    expected = torch.linspace(-1, 1, 256, dtype=torch.float64).reshape(floats.shape)
+    assert torch.allclose(floats.double(), expected, rtol=0, atol=1e-7)
+    assert floats.min() == -1.0
+    assert floats.max() == 1.0
+
+
+def test_float_images_are_channels_last_and_the_input_is_kept():
+    images = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    copy = images.clone()
+    assert to_float(images).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, copy)
+
+
+def test_floats_are_rounded_to_the_nearest_level_and_clamped():
+    levels = torch.tensor([-50.0, -1.0001, -1.0, 2 * 10.4 / 255 - 1, 2 * 10.6 / 255 - 1, 1.0, 1.5, 50.0])
+    assert to_uint8(levels).tolist() == [0, 0, 0, 10, 11, 255, 255, 255]
+
+
+def test_bfloat16_images_are_computed_in_float32():
+    images = torch.linspace(-1, 1, 97).to(torch.bfloat16)
+    assert torch.equal(to_uint8(images), to_uint8(images.float()))
+
+
+def test_float_images_are_not_changed_by_the_conversion_to_uint8():
+    images = torch.rand(1, 3, 2, 2)
+    copy = images.clone()
+    to_uint8(images)
+    assert torch.equal(images, copy)
+
+
+@pytest.mark.parametrize(("count", "columns", "rows", "used"), [(4, None, 2, 2), (7, None, 3, 3), (6, 6, 1, 6), (5, 2, 3, 2)])
+def test_grid_has_two_pixels_of_white_between_and_around_the_images(count, columns, rows, used):
+    picture = grid(torch.full((count, 3, 4, 5), -1.0), columns)
+    assert picture.dtype == torch.uint8
+    assert picture.shape == (3, rows * (4 + 2) + 2, used * (5 + 2) + 2)
+    assert (picture[:, :2] == 255).all()
+    assert (picture == 0).sum() == count * 3 * 4 * 5
+
+
+def test_grid_places_images_row_by_row():
+    images = torch.linspace(-1, 1, 6)[:, None, None, None].expand(6, 3, 2, 2)
+    picture = grid(images, 3)
+    centres = picture[0, 2::4, 2::4]
+    assert centres.tolist() == to_uint8(images[:, 0, 0, 0]).reshape(2, 3).tolist()
+
+
+def test_grid_shows_one_image_and_grey_images():
+    assert (grid(torch.zeros(1, 3, 4, 4)) == 128).any()
+    picture = grid(torch.zeros(4, 1, 4, 4))
+    assert picture.shape[0] in (1, 3)
+    assert torch.equal(picture[0], picture[-1])
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_written_pictures_are_read_back_exactly(tmp_path, channels, mode):
+    picture = torch.randint(0, 256, (channels, 5, 7), dtype=torch.uint8)
+    write_png(picture, tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as image:
+        assert image.mode == mode
+        array = np.asarray(image)
+    assert np.array_equal(array.reshape(5, 7, channels).transpose(2, 0, 1), picture.numpy())
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
+def test_a_failed_write_leaves_the_earlier_picture_whole(tmp_path, monkeypatch):
+    path = tmp_path / "picture.png"
+    write_png(torch.zeros(3, 4, 4, dtype=torch.uint8), path)
+    earlier = path.read_bytes()
+
+    def fail_half_way(self, target, format=None):
+        with open(target, "wb") as file:
+            file.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail_half_way)
+    with pytest.raises(OSError, match="no space left"):
+        write_png(torch.ones(3, 4, 4, dtype=torch.uint8), path)
+    assert path.read_bytes() == earlier

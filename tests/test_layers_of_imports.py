@@ -1,0 +1,134 @@
+"""Imports go down the layers only, and what is the business of one module stays there; read from the syntax trees."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import genimg
+
+ROOT = Path(genimg.__file__).resolve().parent
+LAYERS = {
+    "genimg": 0,
+    "genimg.interfaces": 0,
+    "genimg.durations": 0,
+    "genimg.randomness": 0,
+    "genimg.images": 0,
+    "genimg.paths": 0,
+    "genimg.networks": 1,
+    "genimg.losses": 1,
+    "genimg.data": 1,
+    "genimg.methods": 2,
+    "genimg.training": 3,
+    "genimg.evaluation": 3,
+    "genimg.build": 4,
+    "genimg.resuming": 4,
+    "genimg.environment": 4,
+    "genimg.commands": 4,
+    "genimg.cli": 4,
+}
+TOP_LAYER = 4
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(ROOT.rglob("*.py"))}
+
+
+def component(module):
+    """The part of genimg that a module belongs to: its package, or itself at the top level."""
+    return ".".join(module.split(".")[:2])
+
+
+def imports(tree):
+    """(module, name) for every import, wherever it stands; the name is None for ``import module``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the layer"
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def imported_modules(tree):
+    """Full names of genimg's modules that are imported; ``from genimg import build`` is genimg.build."""
+    for module, name in imports(tree):
+        if module.split(".")[0] == "genimg":
+            yield f"{module}.{name}" if f"{module}.{name}" in TREES else module
+
+
+def test_the_checks_see_the_whole_package():
+    assert {"genimg.cli", "genimg.training.update", "genimg.methods.gan", "genimg.data.sources"} <= TREES.keys()
+    assert ("genimg.training.update", "Updater") in set(imports(TREES["genimg.training.trainer"]))
+    assert "genimg.build" in set(imported_modules(TREES["genimg.commands"]))
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_every_module_has_a_layer(module):
+    assert component(module) in LAYERS, f"decide the layer of {module} and add it to LAYERS"
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_a_module_imports_only_from_its_own_or_lower_layers(module):
+    own = component(module)
+    for imported in imported_modules(TREES[module]):
+        other = component(imported)
+        assert LAYERS[other] <= LAYERS[own], f"{module} (layer {LAYERS[own]}) imports {imported} (layer {LAYERS[other]})"
+
+
+@pytest.mark.parametrize("module", [name for name in TREES if LAYERS[component(name)] in (1, 3)])
+def test_packages_of_one_layer_do_not_know_each_other(module):
+    own = component(module)
+    for imported in imported_modules(TREES[module]):
+        other = component(imported)
+        if other == own or LAYERS[other] < LAYERS[own]:
+            continue
+        assert (own, other) == ("genimg.training", "genimg.evaluation"), f"{module} imports {imported}"
+
+
+def calls(tree, attribute):
+    return [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == attribute
+    ]
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_only_the_updater_calls_backward_or_an_optimizers_step(module):
+    backward = calls(TREES[module], "backward") + calls(TREES[module], "grad")
+    # Method.step takes its batch; an optimizer's step takes nothing, or a closure.
+    steps = [node for node in calls(TREES[module], "step") if len(node.args) + len(node.keywords) < 2]
+    if module == "genimg.training.update":
+        assert (len(backward), len(steps)) == (1, 1)
+    else:
+        assert (backward, steps) == ([], [])
+
+
+def uses_instantiate(tree):
+    named = any(name == "instantiate" or "instantiate" in module for module, name in imports(tree))
+    return named or bool(calls(tree, "instantiate"))
+
+
+def test_only_the_build_instantiates():
+    assert [module for module, tree in TREES.items() if uses_instantiate(tree)] == ["genimg.build"]
+
+
+@pytest.mark.parametrize("module", [name for name in TREES if LAYERS[component(name)] < TOP_LAYER])
+def test_only_the_top_layer_knows_hydra(module):
+    packages = {imported.split(".")[0] for imported, _ in imports(TREES[module])}
+    assert not packages & {"hydra", "omegaconf"}
+
+
+def test_the_command_line_starts_without_torch_and_numpy():
+    program = (
+        "import sys, genimg.cli; watched = {'torch', 'numpy', 'torchvision', 'PIL', 'genimg', 'hydra'}; "
+        "print(sorted({name.split('.')[0] for name in sys.modules} & watched))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout.strip() == "['genimg', 'hydra']"

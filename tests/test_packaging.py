@@ -1,0 +1,57 @@
+"""The installed package holds what the checkout holds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import setuptools
+
+import genimg
+from genimg.paths import config_dir
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_every_package_is_listed_in_pyproject() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = set(setuptools.find_packages(str(ROOT), include=["genimg", "genimg.*"]))
+    assert listed == found | {"genimg.configs"}
+
+
+def test_configs_are_found_beside_the_package_or_inside_it() -> None:
+    assert (Path(config_dir()) / "train.yaml").is_file()
+
+
+def test_shipped_weights_are_small_and_match_the_digests_in_their_configs() -> None:
+    from omegaconf import OmegaConf
+
+    from genimg.evaluation.features import sha256_of, shipped_weights
+
+    files = list((ROOT / "genimg" / "evaluation" / "weights").glob("*.pt"))
+    assert {file.stem for file in files} >= {"mnist", "shapes", "cifar10"}
+    for file in files:
+        assert file.stat().st_size <= 1_000_000
+        config = OmegaConf.load(ROOT / "configs" / "evaluation" / f"{file.stem}{'_classifier' * (file.stem == 'cifar10')}.yaml")
+        assert config.extractor.sha256 == sha256_of(shipped_weights(file.stem))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["-sc", "query=bash"]])
+def test_help_config_and_completion_import_nothing_heavy(arguments: list[str]) -> None:
+    program = (
+        "import sys; sys.argv = ['genimg-train', *sys.argv[1:]]\n"
+        "import atexit; atexit.register(lambda: print('HEAVY', [m for m in ('torch', 'numpy', 'PIL') if m in sys.modules]))\n"
+        "from genimg.cli import train; train()"
+    )
+    environment = {"COMP_LINE": "genimg-train mod", "COMP_POINT": "16", "PATH": ""}
+    run = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment)
+    assert "HEAVY []" in run.stdout, run.stdout + run.stderr
+
+
+def test_version_is_that_of_the_installed_distribution() -> None:
+    from importlib.metadata import version
+
+    assert version("genimg") == genimg.__version__

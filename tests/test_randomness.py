@@ -1,0 +1,85 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from genimg.randomness import hash_integers, normal_latents, seed_of, uniform
+
+MASK = 2**64 - 1
+
+
+def splitmix64(state: int) -> int:
+    """The published algorithm in plain integers."""
+    z = (state + 0x9E3779B97F4A7C15) & MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return z ^ (z >> 31)
+
+
+def test_hash_of_zero_is_the_first_output_of_splitmix64_seeded_with_zero():
+    assert int(hash_integers(0)[0]) == 0xE220A8397B1DCDAF  # the published test vector
+
+
+@pytest.mark.parametrize("keys", [(0,), (1, 2, 3), (-1,), (2**63 - 1, -(2**63)), (7, 0, 0, 7)])
+def test_hash_equals_splitmix64_chained_over_the_keys_in_plain_integers(keys):
+    state = 0
+    for key in keys:
+        state = splitmix64(state ^ (key & MASK))
+    assert int(hash_integers(*keys)[0]) == state
+
+
+def test_array_arguments_broadcast_to_the_same_hashes_as_one_at_a_time():
+    together = hash_integers(5, np.arange(-3, 20), 9)
+    assert together.tolist() == [int(hash_integers(5, i, 9)[0]) for i in range(-3, 20)]
+
+
+def test_hash_depends_on_every_key_and_on_their_order():
+    tuples = list(itertools.product(range(8), repeat=3))
+    assert len({int(hash_integers(*keys)[0]) for keys in tuples}) == len(tuples)
+
+
+def test_uniform_numbers_follow_the_uniform_distribution():
+    values = uniform(3, np.arange(20_000), 1)
+    assert values.min() >= 0.0
+    assert values.max() < 1.0
+    assert stats.kstest(values, "uniform").pvalue > 1e-3  # deterministic: no seed is drawn here
+
+
+@pytest.mark.parametrize("other", [(4, 1), (3, 2)])
+def test_neighbouring_keys_give_uncorrelated_streams(other):
+    indices = np.arange(20_000)
+    correlation = np.corrcoef(uniform(3, indices, 1), uniform(other[0], indices, other[1]))[0, 1]
+    assert abs(correlation) < 5 / math.sqrt(len(indices))
+
+
+@pytest.mark.parametrize("keys", [(0,), (-5, 3), (2**62, 1), (0, 0)])
+def test_seed_is_accepted_by_torch_and_repeats(keys):
+    seed = seed_of(*keys)
+    assert 0 <= seed < 2**63
+    assert seed == seed_of(*keys)
+    torch.Generator().manual_seed(seed)
+
+
+def test_a_latent_depends_on_the_seed_and_its_index_alone():
+    rows = normal_latents(range(10), 7, 5)
+    assert rows.shape == (10, 5)
+    assert rows.dtype == torch.float32
+    assert torch.equal(normal_latents([9, 2, 2], 7, 5), rows[[9, 2, 2]])
+    assert not torch.equal(normal_latents(range(10), 8, 5), rows)
+
+
+def test_latents_leave_the_global_generator_alone_and_do_not_read_it():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = normal_latents([0, 1], 0, 4)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(normal_latents([0, 1], 0, 4), first)
+
+
+def test_latents_are_standard_normal():
+    values = normal_latents(range(500), 0, 40).flatten().numpy()
+    assert stats.kstest(values, "norm").pvalue > 1e-3

@@ -1,0 +1,102 @@
+"""Records, pictures and running means."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genimg.training.logger import Logger, MeanMetrics
+
+
+def records(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def write_records(run_dir, *steps):
+    logger = Logger(run_dir, step=0)
+    for step in steps:
+        logger.scalars(step, step * 8, {"loss/a": step / 3.0})
+    logger.close()
+
+
+def test_scalars_become_one_line_each(tmp_path):
+    write_records(tmp_path, 1, 2)
+    assert records(tmp_path) == [
+        {"step": 1, "images": 8, "loss/a": 1.0 / 3.0},
+        {"step": 2, "images": 16, "loss/a": 2.0 / 3.0},
+    ]
+
+
+def test_a_resumed_run_drops_the_records_it_will_repeat_and_keeps_that_of_its_step(tmp_path):
+    write_records(tmp_path, 10, 20, 30, 40)
+    logger = Logger(tmp_path, step=20)
+    assert [record["step"] for record in records(tmp_path)] == [10, 20]
+    logger.scalars(30, 240, {"loss/a": 0.0})
+    logger.close()
+    assert [record["step"] for record in records(tmp_path)] == [10, 20, 30]
+    assert sorted(path.name for path in tmp_path.glob("metrics*")) == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("unfinished", ['{"step": 20, "ima', '{"step": 2', "{", '{"images": 5}\n', "\0\0\0\0"])
+def test_a_line_that_a_killed_run_did_not_finish_is_dropped(tmp_path, unfinished):
+    write_records(tmp_path, 10)
+    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(unfinished)
+    logger = Logger(tmp_path, step=20)
+    logger.scalars(30, 240, {"loss/a": 0.0})
+    logger.close()
+    assert [record["step"] for record in records(tmp_path)] == [10, 30]
+
+
+def test_pictures_are_grids_of_rounded_images(tmp_path):
+    images = torch.tensor([-1.0, 0.0, 0.5, 1.0]).view(4, 1, 1, 1).expand(4, 3, 2, 2)
+    logger = Logger(tmp_path, step=0)
+    logger.pictures(3, 1234, {"samples": images})
+    logger.close()
+    picture = np.asarray(Image.open(tmp_path / "samples" / "samples-000001234.png"))
+    assert picture.shape == (10, 10, 3)  # two by two images of 2 px, three borders of 2 px
+    corners = [picture[row, column, 0] for row in (2, 6) for column in (2, 6)]
+    assert corners == [0, 128, 191, 255]  # round(127.5), round(191.25)
+
+
+def test_means_are_over_the_values_added_since_the_last_pop():
+    means = MeanMetrics()
+    for value in (1.0, 2.0, 6.0):
+        means.add({"every": torch.tensor(value)})
+    means.add({"every": torch.tensor(3.0), "rare": torch.tensor(5.0)})
+    assert means.pop() == {"every": 3.0, "rare": 5.0}
+    assert means.pop() == {}
+    means.add({"every": torch.tensor(7.0)})
+    assert means.pop() == {"every": 7.0}
+
+
+def test_adding_does_not_change_the_callers_tensors():
+    means, value = MeanMetrics(), torch.tensor(1.0)
+    means.add({"a": value})
+    means.add({"a": torch.tensor(4.0)})
+    assert value.item() == 1.0
+
+
+def test_means_go_on_from_their_state_as_if_nothing_had_happened():
+    values = [torch.rand((), generator=torch.Generator().manual_seed(i)) for i in range(10)]
+    whole, first, second = MeanMetrics(), MeanMetrics(), MeanMetrics()
+    for value in values:
+        whole.add({"a": value})
+    for value in values[:4]:
+        first.add({"a": value})
+    second.load_state_dict(first.state_dict(), torch.device("cpu"))
+    for value in values[4:]:
+        second.add({"a": value})
+    assert second.pop() == whole.pop()  # bit for bit
+
+
+def test_a_state_that_was_taken_does_not_follow_later_values():
+    means = MeanMetrics()
+    means.add({"a": torch.tensor(1.0)})
+    state = means.state_dict()
+    means.add({"a": torch.tensor(9.0)})
+    restored = MeanMetrics()
+    restored.load_state_dict(state, torch.device("cpu"))
+    assert restored.pop() == {"a": 1.0}
