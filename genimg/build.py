@@ -6,25 +6,26 @@ is defined there: ``genimg.data.sources.os.system`` begins well and is refused a
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
 from genimg.data.placement import Data
 from genimg.data.sources import Source
 from genimg.durations import to_images
 from genimg.evaluation.evaluator import Evaluator
+from genimg.explain import nearest
 from genimg.images import to_float
 from genimg.interfaces import Images, Method
 from genimg.paths import config_dir
@@ -115,29 +116,36 @@ class Builder:
         parameters = inspect.signature(target).parameters
         partial = bool(node.get("_partial_", False))
         _check_keys(node, parameters, key, {*given}, partial=partial)
-        function = target.__init__ if inspect.isclass(target) else target
-        types = (
-            typing.get_type_hints(function) if target.__module__.startswith(("genimg.", *self.allowed[len(ALLOWED) :])) else {}
-        )
-        prepared = {}
-        for name, value in node.items():
-            if types.get(name) is Images:
-                prepared[name] = self._duration(value, f"{key}.{name}")
-            else:
-                prepared[name] = self._prepare(value, f"{key}.{name}")
-        return prepared
+        types = _type_hints(target.__init__ if inspect.isclass(target) else target)
+        return {name: self._value(value, types.get(name, Any), f"{key}.{name}") for name, value in node.items()}
 
-    def _duration(self, value: object, key: str) -> Images:
-        return to_images(value, epoch_size=self.epoch_size, batch_size=self.batch_size, key=key)
+    def _value(self, value: Any, hint: Any, key: str) -> Any:
+        if hint is Images:
+            return to_images(value, epoch_size=self.epoch_size, batch_size=self.batch_size, key=key)
+        _check_type(value, hint, key)
+        return self._prepare(value, key)
 
     def trainer_settings(self, config: Config) -> TrainerSettings:
         """The ``trainer`` group."""
         _check_keys(config, inspect.signature(TrainerSettings).parameters, "trainer", set(), partial=False)
         types = typing.get_type_hints(TrainerSettings)
-        values = {
-            name: self._duration(value, f"trainer.{name}") if types[name] is Images else value for name, value in config.items()
-        }
-        return TrainerSettings(**values)
+        return TrainerSettings(**{name: self._value(value, types[name], f"trainer.{name}") for name, value in config.items()})
+
+
+def check_top_level(config: Config) -> None:
+    """Refuse keys that nothing reads, such as a misspelt ``+sed=1``.
+
+    Names that begin with an underscore are free, for values that other keys refer to.
+
+    Raises:
+        ValueError: naming the key and the nearest one.
+    """
+    train = OmegaConf.load(Path(config_dir()) / "train.yaml")
+    groups = [key for entry in train.defaults if isinstance(entry, DictConfig) for key in entry]
+    known = {*(str(key) for key in train), *(str(key) for key in groups)} - {"defaults", "hydra", "experiment"}
+    for key in config:
+        if key not in known and not key.startswith("_"):
+            raise ValueError(f"unknown key {key}{nearest(key, known)}: nothing reads it; --cfg job shows all keys")
 
 
 def build_source(config: Config, builder: Builder) -> Source:
@@ -201,12 +209,6 @@ def build_evaluator(config: Config, builder: Builder) -> Evaluator | None:
     return builder.build(config["evaluation"], "evaluation") if config["evaluation"] else None
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` where one of the words is close, else nothing."""
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def _check_keys(node: Config, parameters: Mapping[str, inspect.Parameter], key: str, given: set[str], *, partial: bool) -> None:
     kinds = {parameter.kind for parameter in parameters.values()}
     names = [name for name in parameters if name not in ("self", "params")]
@@ -222,6 +224,29 @@ def _check_keys(node: Config, parameters: Mapping[str, inspect.Parameter], key: 
         )  # fmt: skip
         if required and name not in node and name not in given and "_args_" not in node:
             raise ValueError(f"{key}.{name} is required: set {key}.{name}=VALUE")
+
+
+_SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+
+
+def _type_hints(function: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError):  # hints that only a type checker can see, as some of torch's
+        return {}
+
+
+def _check_type(value: Any, hint: Any, key: str) -> None:
+    """Refuse a number, text, truth value or null where the signature says that it takes something else."""
+    options = set(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, UnionType) else {hint}
+    if not options & set(_SCALARS) or type(value) not in _SCALARS or type(value) in options:
+        return
+    if type(value) is int and float in options:
+        return
+    if not isinstance(value, str) and not options <= set(_SCALARS):
+        return
+    wanted = " or ".join(words for kind, words in _SCALARS.items() if kind in options)
+    raise ValueError(f"{key}={'null' if value is None else value} must be {wanted}")
 
 
 def _import(module_name: str, name: str, key: str, target: str) -> Any:

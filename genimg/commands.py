@@ -62,10 +62,12 @@ def train(composed: DictConfig) -> float | None:
 
 
 def _train(composed: DictConfig, run_dir: Path) -> float | None:
-    missing = sorted(OmegaConf.missing_keys(composed))
-    if missing and not resuming.names_a_checkpoint(composed):
-        raise ValueError(f"{missing[0]} is required: set {missing[0]}=VALUE")
+    if not resuming.names_a_checkpoint(composed):
+        _require_all_values(composed)
     source_config, config, saved = resuming.find_start(composed, run_dir)
+    build.check_top_level(config)
+    if not isinstance(config["seed"], int) or config["seed"] < 0:
+        raise ValueError(f"seed={config['seed']} must be a whole number, 0 or more")
     if config["print_config"]:
         print(OmegaConf.to_yaml(OmegaConf.create(config)))
 
@@ -77,9 +79,11 @@ def _train(composed: DictConfig, run_dir: Path) -> float | None:
     builder = build.Builder(allowed=(*build.ALLOWED, *config["allow"]))
     source = build.build_source(config, builder)
     batch_size = config["trainer"]["batch_size"]
-    if isinstance(batch_size, int) and batch_size > len(source):
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"trainer.batch_size={batch_size} must be 1 or more images")
+    if batch_size > len(source):
         raise ValueError(f"trainer.batch_size={batch_size} is larger than the data: {source.name} has {len(source)} images")
-    builder = build.Builder(builder.allowed, epoch_size=len(source), batch_size=max(1, int(batch_size)))
+    builder = build.Builder(builder.allowed, epoch_size=len(source), batch_size=batch_size)
     settings = builder.trainer_settings(config["trainer"])
     schedule = build.build_schedule(config, builder)
     evaluator = build.build_evaluator(config, builder)
@@ -145,7 +149,7 @@ def _fit(trainer: Trainer, config: Config, evaluator: Evaluator | None, run_dir:
     start, images_before = time.monotonic(), trainer.state.images
     if images_before >= trainer.settings.duration:
         log.info("this run is complete: raise trainer.duration to train longer, or choose another run_dir")
-    summary: Config = {"status": "running"}
+    summary: Config = {"status": "failed"}
     try:
         state = trainer.fit()
         summary["status"] = "completed"
@@ -201,6 +205,7 @@ def _report(state: TrainingState, summary: Config, evaluator: Evaluator | None, 
 
 def evaluate(composed: DictConfig) -> dict[str, float]:
     """Print the metrics of a checkpoint, as its own run would measure them."""
+    _require_all_values(composed)
     options: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     path, state = _open(options)
     config = state["config"]
@@ -228,7 +233,6 @@ def evaluate(composed: DictConfig) -> dict[str, float]:
     assert evaluator is not None
     method = _load_method(config, source, builder, state, device)
     data = build.build_data(config, source, device)
-    data.load()
     result = evaluator.evaluate(method, data, device)
     _print_evaluation(path, state, result, options["output"])
     return result.values
@@ -247,6 +251,7 @@ def _print_evaluation(path: Path, state: Config, result: Evaluation, output: str
 
 def sample(composed: DictConfig) -> None:
     """Write generated images as PNG files and one grid."""
+    _require_all_values(composed)
     options: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     num_images, batch_size = options["num_images"], options["batch_size"]
     for key in ("num_images", "batch_size"):
@@ -277,6 +282,12 @@ def sample(composed: DictConfig) -> None:
     write_png(grid(torch.cat(shown)[:256]), picture)
     log.info("%d images: %s", num_images, folder)
     log.info("grid: %s", picture)
+
+
+def _require_all_values(composed: DictConfig) -> None:
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ValueError(f"{missing[0]} is required: set {missing[0]}=VALUE")
 
 
 def _open(options: Config) -> tuple[Path, Config]:

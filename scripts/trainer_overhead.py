@@ -153,9 +153,8 @@ def main() -> None:
     ratios = [trainer_time / bare_time for trainer_time, bare_time in blocks]
     total = sum(t for t, _ in blocks) / sum(b for _, b in blocks)
     print(f"{describe_hardware(device)}, torch {torch.__version__}, precision {precision.name}")
-    print(
-        f"{arguments.image_size} px, width {arguments.width}, batch {arguments.batch_size}, {len(blocks)} blocks of {arguments.block}"
-    )
+    setting = f"{arguments.image_size} px, width {arguments.width}, batch {arguments.batch_size}"
+    print(f"{setting}, {len(blocks)} blocks of {arguments.block} steps")
     print(f"bare loop  {statistics.median(b for _, b in blocks) / arguments.block * 1e3:8.1f} ms a step (median)")
     print(f"trainer    {statistics.median(t for t, _ in blocks) / arguments.block * 1e3:8.1f} ms a step (median)")
     print(f"ratio      {total:8.4f} of the totals, {statistics.median(ratios):.4f} median of blocks")

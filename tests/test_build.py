@@ -232,7 +232,7 @@ def test_a_bad_duration_names_its_key(override):
 
 
 def test_optimizer_overrides_change_their_group_alone():
-    config = resolve("model=dcgan_small", "+optimizer_overrides.discriminator.lr=4e-4", *TINY)
+    config = resolve("model=dcgan", "+optimizer_overrides.discriminator.lr=4e-4", *TINY)
     method = build.build_method(config, build.build_source(config, BUILDER), BUILDER)
     built = build.build_optimizers(config, method, BUILDER)
     groups = {name: optimizer.param_groups[0] for name, optimizer in built.items()}

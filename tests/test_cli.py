@@ -15,7 +15,8 @@ from PIL import Image
 
 PROGRAM = "import sys; from genimg import cli; getattr(cli, sys.argv.pop(1))()"
 SMALL = ["data.num_images=64", "data.image_size=16", "model.generator.width=8", "trainer.batch_size=16", "device=cpu"]
-SMALL += ["trainer.preview_images=4", "evaluation.num_images=40", "evaluation.batch_size=20"]
+SMALL += ["trainer.preview_images=4"]
+EVALUATED = [*SMALL, "evaluation.num_images=40", "evaluation.batch_size=20"]
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(command: str, *arguments: str, blocked_network: bool = False) -> subprocess.CompletedProcess[str]:
     environment = dict(os.environ)
     if blocked_network:  # a proxy that refuses connections: the same on machines with and without a network
-        environment |= {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+        environment |= dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     return subprocess.run(
         [sys.executable, "-c", PROGRAM, command, *arguments], capture_output=True, text=True, timeout=300, env=environment
     )
@@ -135,7 +136,7 @@ def test_a_traceback_is_shown_only_when_asked_for(home: Path) -> None:
 
 
 def test_train_evaluate_and_sample(home: Path) -> None:
-    output = succeed("train", *SMALL, "trainer.duration=9 steps", "evaluation.interval=4 steps", "run_dir=run")
+    output = succeed("train", *EVALUATED, "trainer.duration=9 steps", "evaluation.interval=4 steps", "run_dir=run")
     for name in ("config.yaml", "train.log", "metrics.jsonl", "summary.json", "checkpoints/best.pt", "checkpoints/last.pt"):
         assert (home / "run" / name).is_file(), name
     assert list((home / "run" / "tensorboard").glob("events*"))
@@ -193,7 +194,7 @@ def test_divergence_stops_with_the_group_the_step_and_what_to_try(home: Path) ->
 
 
 def test_a_sweep_gives_each_job_a_directory_and_survives_a_failing_one(home: Path) -> None:
-    small = [a for a in SMALL if "model." not in a]
+    small = [a for a in EVALUATED if "model." not in a]
     result = run(
         "train", "-m", "model=dcgan_small,vae_small", "optimizer.lr=1e-4,-1.0", *small, "trainer.duration=2 steps",
         "hydra.sweep.dir=sweep",
@@ -217,7 +218,7 @@ def test_the_value_to_optimise_is_returned(home: Path) -> None:
         "commands.train = lambda config: print('RETURNED', train(config))\n"
         "cli.train()"
     )
-    arguments = [*SMALL, "trainer.duration=8 steps", "evaluation.interval=4 steps", "run_dir=run"]
+    arguments = [*EVALUATED, "trainer.duration=8 steps", "evaluation.interval=4 steps", "run_dir=run"]
     output = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True).stdout
     summary = json.loads((home / "run" / "summary.json").read_text())
     assert f"RETURNED {summary['best']['fd40_shapes']}" in output

@@ -47,7 +47,7 @@ def test_float_images_are_not_changed_by_the_conversion_to_uint8():
     assert torch.equal(images, copy)
 
 
-@pytest.mark.parametrize(("count", "columns", "rows", "used"), [(4, None, 2, 2), (7, None, 3, 3), (6, 6, 1, 6), (5, 2, 3, 2)])
+@pytest.mark.parametrize(("count", "columns", "rows", "used"), [(4, None, 2, 2), (7, None, 4, 2), (6, 6, 1, 6), (5, 2, 3, 2)])
 def test_grid_has_two_pixels_of_white_between_and_around_the_images(count, columns, rows, used):
     picture = grid(torch.full((count, 3, 4, 5), -1.0), columns)
     assert picture.dtype == torch.uint8

@@ -26,6 +26,7 @@ LAYERS = {
     "genimg.build": 4,
     "genimg.resuming": 4,
     "genimg.environment": 4,
+    "genimg.explain": 4,
     "genimg.commands": 4,
     "genimg.cli": 4,
 }

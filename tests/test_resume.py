@@ -22,12 +22,10 @@ TINY = [
     "trainer.preview_interval=6 steps",
     "trainer.checkpoint_interval=3 steps",
     "trainer.preview_images=4",
-    "evaluation.interval=4 steps",
-    "evaluation.num_images=40",
-    "evaluation.batch_size=20",
     "data.horizontal_flip=true",
     "device=cpu",
 ]
+EVALUATED = ["evaluation.interval=4 steps", "evaluation.num_images=40", "evaluation.batch_size=20"]
 MODELS = {
     "dcgan": ["model=dcgan_small", "model.generator.width=8", "model.latent_dim=8"],
     "vae": ["model=vae_small", "model.encoder.width=8", "model.latent_dim=4"],
@@ -92,7 +90,7 @@ def wait_for_records(run_dir: Path, count: int, process: subprocess.Popen[str]) 
 def test_stopping_at_any_step_and_resuming_equals_going_straight_on(
     model: str, precision: str, tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    base = [*TINY, *MODELS[model], f"precision={precision}", "trainer.duration=61 steps"]
+    base = [*TINY, *EVALUATED, *MODELS[model], f"precision={precision}", "trainer.duration=61 steps"]
     straight, halves = tmp_path / "straight", tmp_path / "halves"
     train([*base, f"run_dir={straight}"], environment)
     process = start([*base, f"run_dir={halves}"], environment)
@@ -151,7 +149,14 @@ def test_kill_at_twenty_random_moments_never_loses_the_last_good_checkpoint(
 ) -> None:
     killed, straight = tmp_path / "killed", tmp_path / "straight"
     # A checkpoint after every step, so that many of the kills fall into a save.
-    base = [*TINY, *MODELS["dcgan"], "trainer.checkpoint_interval=1 steps", "trainer.duration=4k steps", "precision=fp32"]
+    base = [
+        *TINY,
+        *EVALUATED,
+        *MODELS["dcgan"],
+        "trainer.checkpoint_interval=1 steps",
+        "trainer.duration=4k steps",
+        "precision=fp32",
+    ]
     command = [sys.executable, "-c", KILLER, str(killed), "20", *base, f"run_dir={killed}"]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert run.returncode == 0, run.stdout + run.stderr

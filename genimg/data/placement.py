@@ -263,7 +263,10 @@ def _choose_placement(source: Source, device: torch.device) -> str:
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else _RESIDENT_BYTES
+        try:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, ValueError, OSError):  # Windows and macOS do not tell
+            free = _RESIDENT_BYTES
     if size <= _MEMORY_SHARE * free:
         return "device"
     return "host" if isinstance(source, ArraySource) else "workers"

@@ -36,7 +36,7 @@ class FeatureSums:
 
     def add(self, features: Tensor) -> None:
         """Add a batch [N, D]."""
-        features = features.double()
+        features = _in_float64(features)
         if self._shift is None or self._sum is None or self._outer is None:
             self._shift = features.mean(dim=0)
             self._sum = torch.zeros_like(self._shift)
@@ -84,7 +84,7 @@ class InceptionScoreSums:
 
     def add(self, logits: Tensor) -> None:
         """Add the next batch of class logits [N, K]."""
-        log_p = logits.double().log_softmax(dim=1)
+        log_p = _in_float64(logits).log_softmax(dim=1)
         p = log_p.exp()
         if self._probability is None or self._negative_entropy is None:
             self._probability = torch.zeros(self._splits, p.shape[1], dtype=torch.float64, device=p.device)
@@ -103,3 +103,8 @@ class InceptionScoreSums:
         entropy = -torch.special.xlogy(marginal, marginal).sum(dim=1)
         scores = (self._negative_entropy / counts + entropy).exp()
         return scores.mean().item(), scores.std(correction=0).item()
+
+
+def _in_float64(values: Tensor) -> Tensor:
+    """On the same device, except that Apple's GPUs have no float64."""
+    return (values.cpu() if values.device.type == "mps" else values).double()

@@ -1,0 +1,84 @@
+"""One clear message for what a user can cause."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from genimg.paths import config_dir
+
+
+def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
+    """What to tell the user, or None for a bug of ours, whose traceback is the message.
+
+    Args:
+        error: what ended the command.
+        command: the primary config: train, eval or sample.
+        arguments: of the command line.
+    """
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _explain_config_error(error, command, arguments)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ValueError | OSError):
+        return str(error)
+    if type(error).__name__ == "OutOfMemoryError":
+        return (
+            f"the GPU's memory is full ({str(error).splitlines()[0]}): lower trainer.batch_size or data.image_size, or raise "
+            "trainer.accumulation, which cuts each batch into smaller parts"
+        )
+    return str(error) if getattr(error, "is_users", False) else None
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` where one of the words is close, else nothing."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _explain_config_error(error: Exception, command: str, arguments: list[str]) -> str:
+    """Hydra's and OmegaConf's messages in one line, with the nearest name for an unknown key or option."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = "\n".join(lines)
+    option = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+    if option:
+        group, choice = option.groups()
+        available = [line for line in lines[1:] if re.fullmatch(r"[\w.-]+", line) and line != "base"]
+        known = f": choose one of {', '.join(sorted(available))}" if available else ""
+        return f"unknown option {group}={choice}{nearest(choice, available)}{known}"
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        key = unknown.group(1).split("@")[0]
+        return f"unknown key {key}{nearest(key, _keys_of(command, key, arguments))}: --cfg job shows all keys"
+    missing = re.search(r"Missing mandatory value: (\S+)", text)
+    if missing:
+        return f"{missing.group(1)} is required: set {missing.group(1)}=VALUE"
+    return "; ".join(lines[:2])
+
+
+def _keys_of(command: str, unknown: str, arguments: list[str]) -> list[str]:
+    """All keys of the config as this command line's group choices compose it, or else by default."""
+    choices = [a for a in arguments if re.fullmatch(r"[a-z_/]+=[A-Za-z0-9_]+", a) and a.split("=")[0] != unknown]
+    for overrides in (choices, []):
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
+                return _flatten(OmegaConf.to_container(compose(command, overrides=overrides), resolve=False))
+        except Exception:  # a second mistake in the same command line; it gets its turn
+            continue
+    return []
+
+
+def _flatten(node: Any, prefix: str = "") -> list[str]:
+    if not isinstance(node, dict):
+        return []
+    names = [f"{prefix}{key}" for key in node]
+    return names + [name for key, value in node.items() for name in _flatten(value, f"{prefix}{key}.")]
