@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -19,6 +19,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 from torch.optim import Optimizer
 
 from genimg.data.placement import Data
@@ -66,16 +67,16 @@ class Builder:
     epoch_size: int = 0
     batch_size: int = 1
 
-    def build(self, config: Config, key: str, **arguments: Any) -> Any:
+    def build(self, config: Config, key: str) -> Any:
         """Instantiate the node ``config``, which stands at ``key``.
 
         Raises:
             ValueError: for a target outside the allowed packages, an unknown or missing key, or a value that the
                 constructor refuses.
         """
-        prepared = self._prepare(config, key, given=set(arguments))
+        prepared = self._prepare(config, key)
         try:
-            return instantiate(prepared, _convert_="all", **arguments)
+            return instantiate(prepared, _convert_="all")
         except InstantiationException as error:
             raise (error.__cause__ or error) from None
 
@@ -84,7 +85,8 @@ class Builder:
         if not isinstance(target, str):
             raise ValueError(f"{key}._target_={target} is not the dotted name of a class or function")
         module_name, _, name = target.rpartition(".")
-        allowed = any(target.startswith(prefix + ".") for prefix in self.allowed)
+        private = any(part.startswith("_") for part in target.split("."))
+        allowed = not private and any(target.startswith(prefix + ".") for prefix in self.allowed)
         if allowed:
             found = _import(module_name, name, key, target)
             home = str(getattr(found, "__module__", ""))
@@ -92,6 +94,8 @@ class Builder:
                 allowed = any(home == prefix or home.startswith(prefix + ".") for prefix in self.allowed)
             else:
                 allowed = False
+            if target.startswith("torch."):  # its packages also hold functions that import modules and register hooks
+                allowed = allowed and inspect.isclass(found) and issubclass(found, nn.Module | Optimizer)
             if allowed:
                 return found
         raise ValueError(
@@ -99,7 +103,7 @@ class Builder:
             "if you trust it, name your package with allow=[PACKAGE]"
         )
 
-    def _prepare(self, node: Any, key: str, given: Iterable[str] = ()) -> Any:
+    def _prepare(self, node: Any, key: str) -> Any:
         """Check every node below ``key`` against its target's signature and convert its durations."""
         if isinstance(node, list | tuple):
             return [self._prepare(item, f"{key}[{i}]") for i, item in enumerate(node)]
@@ -115,7 +119,7 @@ class Builder:
         target = self.locate(node["_target_"], key)
         parameters = inspect.signature(target).parameters
         partial = bool(node.get("_partial_", False))
-        _check_keys(node, parameters, key, {*given}, partial=partial)
+        _check_keys(node, parameters, key, partial=partial)
         types = _type_hints(target.__init__ if inspect.isclass(target) else target)
         return {name: self._value(value, types.get(name, Any), f"{key}.{name}") for name, value in node.items()}
 
@@ -127,7 +131,7 @@ class Builder:
 
     def trainer_settings(self, config: Config) -> TrainerSettings:
         """The ``trainer`` group."""
-        _check_keys(config, inspect.signature(TrainerSettings).parameters, "trainer", set(), partial=False)
+        _check_keys(config, inspect.signature(TrainerSettings).parameters, "trainer", partial=False)
         types = typing.get_type_hints(TrainerSettings)
         return TrainerSettings(**{name: self._value(value, types[name], f"trainer.{name}") for name, value in config.items()})
 
@@ -165,6 +169,24 @@ def build_method(config: Config, source: Source, builder: Builder) -> Method:
     Raises:
         ValueError: if the loss does not fit the method, the data lacks what it needs, or shapes do not match.
     """
+    method_class = check_pairing(config, builder)
+    available = {"image"} | ({"label"} if source.labels is not None else set())
+    missing = [key for key in method_class.batch_keys if key not in available]
+    if missing:
+        raise ValueError(
+            f"the model needs {', '.join(missing)}, but data {source.name} has only {', '.join(sorted(available))}"
+        )
+    method: Method = builder.build(config["model"], "model")
+    _check_shapes(method, source)
+    return method
+
+
+def check_pairing(config: Config, builder: Builder) -> type[Method]:
+    """The model's class, whose loss must be of the kind it can be trained with; needs no data.
+
+    Raises:
+        ValueError: naming the losses that fit.
+    """
     node = config["model"]
     method_class = builder.locate(node["_target_"], "model")
     loss_class = builder.locate(config["loss"]["_target_"], "loss")
@@ -175,15 +197,7 @@ def build_method(config: Config, source: Source, builder: Builder) -> Method:
         raise ValueError(
             f"the loss {loss_class.__name__} does not fit the model, a {method_class.__name__}: choose loss={fitting}"
         )
-    available = {"image"} | ({"label"} if source.labels is not None else set())
-    missing = [key for key in method_class.batch_keys if key not in available]
-    if missing:
-        raise ValueError(
-            f"the model needs {', '.join(missing)}, but data {source.name} has only {', '.join(sorted(available))}"
-        )
-    method = builder.build(node, "model")
-    _check_shapes(method, source)
-    return method
+    return method_class
 
 
 def build_optimizers(config: Config, method: Method, builder: Builder) -> dict[str, Optimizer]:
@@ -196,7 +210,12 @@ def build_optimizers(config: Config, method: Method, builder: Builder) -> dict[s
     optimizers = {}
     for name, parameters in groups.items():
         node = {**config["optimizer"], **overrides.get(name, {})}
-        optimizers[name] = builder.build({**node, "_partial_": True}, "optimizer")(parameters)
+        try:
+            optimizers[name] = builder.build({**node, "_partial_": True}, "optimizer")(parameters)
+        except (IndexError, TypeError) as error:
+            raise ValueError(f"the optimizer does not take its settings {node} ({error})") from error
+        except ValueError as error:
+            raise ValueError(f"optimizer: {error}") from error
     return optimizers
 
 
@@ -209,7 +228,7 @@ def build_evaluator(config: Config, builder: Builder) -> Evaluator | None:
     return builder.build(config["evaluation"], "evaluation") if config["evaluation"] else None
 
 
-def _check_keys(node: Config, parameters: Mapping[str, inspect.Parameter], key: str, given: set[str], *, partial: bool) -> None:
+def _check_keys(node: Config, parameters: Mapping[str, inspect.Parameter], key: str, *, partial: bool) -> None:
     kinds = {parameter.kind for parameter in parameters.values()}
     names = [name for name in parameters if name not in ("self", "params")]
     if inspect.Parameter.VAR_KEYWORD not in kinds:
@@ -222,7 +241,7 @@ def _check_keys(node: Config, parameters: Mapping[str, inspect.Parameter], key: 
         required = parameter.default is parameter.empty and parameter.kind in (
             parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY,
         )  # fmt: skip
-        if required and name not in node and name not in given and "_args_" not in node:
+        if required and name not in node and "_args_" not in node:
             raise ValueError(f"{key}.{name} is required: set {key}.{name}=VALUE")
 
 
@@ -246,6 +265,7 @@ def _check_type(value: Any, hint: Any, key: str) -> None:
     if not isinstance(value, str) and not options <= set(_SCALARS):
         return
     wanted = " or ".join(words for kind, words in _SCALARS.items() if kind in options)
+    wanted += " or a list such as [64,48]" if any(typing.get_origin(option) is Sequence for option in options) else ""
     raise ValueError(f"{key}={'null' if value is None else value} must be {wanted}")
 
 

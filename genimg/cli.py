@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -15,13 +16,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from genimg.explain import explain
+from genimg.explain import explain, quoted
 from genimg.paths import config_dir
 
 
 def train() -> None:
     """genimg-train"""
-    sys.argv[1:] = _continue_in_its_own_directory(sys.argv[1:])
+    try:
+        sys.argv[1:] = _continue_in_its_own_directory(sys.argv[1:])
+    except FileNotFoundError as error:
+        sys.exit(f"genimg-train: error: {error}")
     _run("train", lambda config: _commands().train(config))
 
 
@@ -46,6 +50,7 @@ def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
     OmegaConf.register_new_resolver("genimg.job_name", _job_name, replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors pass to us instead of printing them in its own way
     decorate = hydra.main(version_base="1.3", config_path=config_dir(), config_name=name)
+    logging.raiseExceptions = False  # a log file on a full disk must not bury the message under tracebacks
     debug = any(argument in ("debug=true", "debug=True") for argument in sys.argv[1:])
     failures: list[Exception] = []
 
@@ -63,6 +68,7 @@ def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
         if failures:
             raise failures[0]
     except KeyboardInterrupt:
+        print(f"genimg-{name}: interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         message = explain(error, name, sys.argv[1:])
@@ -81,10 +87,12 @@ def _continue_in_its_own_directory(arguments: list[str]) -> list[str]:
         key, _, value = argument.partition("=")
         value = value.strip("'\"")
         if key == "resume" and value not in ("", "auto", "null"):
-            path = Path(value)
+            path = Path(value).expanduser()
+            if not path.exists():
+                raise FileNotFoundError(f"resume={value}: {path} does not exist; give a checkpoint or a run directory")
             run_dir = path.parent if path.suffix == ".pt" else path
             run_dir = run_dir.parent if run_dir.name == "checkpoints" else run_dir
-            return [*arguments, f"run_dir='{run_dir}'"]
+            return [*arguments, f"run_dir={quoted(str(run_dir))}"]
     return arguments
 
 

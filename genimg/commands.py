@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import shlex
+import shutil
 import signal
 import sys
 import time
@@ -24,6 +27,7 @@ from genimg import build, resuming
 from genimg.data.placement import Data
 from genimg.environment import environment
 from genimg.evaluation.evaluator import Evaluation, Evaluator
+from genimg.explain import quoted
 from genimg.images import grid, to_uint8, write_png
 from genimg.interfaces import Method
 from genimg.training import checkpoint
@@ -56,6 +60,8 @@ def train(composed: DictConfig) -> float | None:
             return _train(composed, run_dir)
     except Exception as error:
         _write_to_log_file(traceback.format_exc())
+        if hydra.mode == RunMode.RUN and isinstance(error, ValueError | OSError):
+            _remove_if_nothing_began(run_dir)
         if hydra.mode == RunMode.MULTIRUN:  # Hydra goes on with the next job and would tell only at the end
             log.error("this job failed: %s", error)
         raise
@@ -76,20 +82,25 @@ def _train(composed: DictConfig, run_dir: Path) -> float | None:
     precision.apply_globally()
     torch.manual_seed(config["seed"])  # of the initial weights
 
-    builder = build.Builder(allowed=(*build.ALLOWED, *config["allow"]))
-    source = build.build_source(config, builder)
+    # What needs no data comes first: nobody shall download a dataset to learn of a typing mistake.
+    if not isinstance(config["allow"], list) or not isinstance(config["optimizer_overrides"], dict):
+        raise ValueError("allow must be a list such as allow=[mypackage], and optimizer_overrides a mapping")
     batch_size = config["trainer"]["batch_size"]
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"trainer.batch_size={batch_size} must be 1 or more images")
+    builder = build.Builder(allowed=(*build.ALLOWED, *map(str, config["allow"])), epoch_size=1, batch_size=batch_size)
+    build.check_pairing(config, builder)
+    builder.trainer_settings(config["trainer"])
+    source = build.build_source(config, builder)
     if batch_size > len(source):
         raise ValueError(f"trainer.batch_size={batch_size} is larger than the data: {source.name} has {len(source)} images")
     builder = build.Builder(builder.allowed, epoch_size=len(source), batch_size=batch_size)
     settings = builder.trainer_settings(config["trainer"])
     schedule = build.build_schedule(config, builder)
-    evaluator = build.build_evaluator(config, builder)
     method = build.build_method(config, source, builder)
     method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizers = build.build_optimizers(config, method, builder)
+    evaluator = build.build_evaluator(config, builder)  # last, because it may download
     data = build.build_data(config, source, device)
     facts = {"genimg_version": genimg.__version__, "num_images": len(source), "precision": precision.name}
 
@@ -103,12 +114,14 @@ def _train(composed: DictConfig, run_dir: Path) -> float | None:
         precision=precision,
         seed=config["seed"],
         folder=checkpoint.CheckpointFolder(run_dir / "checkpoints", keep_last=settings.keep_last),
-        make_logger=lambda step: Logger(run_dir, step=step),
+        make_logger=lambda step, evaluated: Logger(run_dir, step=step, evaluated=evaluated),
         describe={**facts, "config": config, "config_source": source_config, "hardware": describe_hardware(device)},
     )
     if saved is not None:
         resuming.check_facts(saved.state, facts, force=config["resume_force"])
         trainer.load_state_dict(saved.state)
+        if not resuming.same_measure(saved.state["config"]["evaluation"], config["evaluation"]):
+            trainer.state.forget_evaluations()
         log.info("resuming from %s at %d images", saved.path, trainer.state.images)
     OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
     _announce(config, method, data, device, precision.name, trainer, run_dir)
@@ -157,8 +170,12 @@ def _fit(trainer: Trainer, config: Config, evaluator: Evaluator | None, run_dir:
         state = trainer.state
         summary["status"] = "stopped"
         log.warning("stopped at %d images; the checkpoint is written", state.images)
-        log.warning("to continue: genimg-train resume=%s", _relative(run_dir))
+        log.warning("to continue: genimg-train %s", _argument("resume", _relative(run_dir)))
         sys.exit(128 + (signal.SIGTERM if trainer.stop_signal == signal.SIGTERM else signal.SIGINT))
+    except KeyboardInterrupt:
+        summary["status"] = "interrupted"
+        log.warning("interrupted at %d images; what was saved last is in %s", trainer.state.images, trainer.folder.path)
+        raise
     except NonFiniteError as error:
         state = trainer.state
         summary["status"] = "diverged"
@@ -185,21 +202,31 @@ def _fit(trainer: Trainer, config: Config, evaluator: Evaluator | None, run_dir:
             "hardware": describe_hardware(trainer.device),
             **environment(),
         }
-        _write_json(run_dir / "summary.json", summary)
+        _write_summary(run_dir, summary)
+    log.info(
+        "finished %d images; %d of them now, in %.0f s", state.images, state.images - images_before, summary["wall_seconds"]
+    )
     _report(state, summary, evaluator, run_dir)
-    return state.best[evaluator.primary] if evaluator else None
+    return state.best[evaluator.primary] if evaluator and state.best else None
+
+
+def _write_summary(run_dir: Path, summary: Config) -> None:
+    try:
+        _write_json(run_dir / "summary.json", summary)
+    except OSError as error:  # often the disk is full, and the error under way says more
+        log.warning("summary.json cannot be written (%s)", error.strerror)
 
 
 def _report(state: TrainingState, summary: Config, evaluator: Evaluator | None, run_dir: Path) -> None:
     shown = _relative(run_dir)
     rate = summary["training_images_per_second"]
-    log.info("finished %d images in %.0f s (%s images/s while training)", state.images, summary["wall_seconds"], rate)
-    if evaluator:
+    log.info("%s images/s while training", rate)
+    if evaluator and state.best:
         log.info("%s", _table({"last": state.last, f"best, at {state.best_images} images": state.best}))
         log.info("measured with %s", _sentence(summary["provenance"]))
     pictures = sorted((run_dir / "samples").glob(f"*-{state.images:09d}.png"))
     log.info("pictures:    %s", "  ".join(str(_relative(path)) for path in pictures))
-    log.info("curves:      tensorboard --logdir %s   (or %s)", shown, shown / "metrics.jsonl")
+    log.info("curves:      tensorboard --logdir %s   (or %s)", shlex.quote(str(shown)), shown / "metrics.jsonl")
     log.info("checkpoint:  %s", shown / "checkpoints" / ("best.pt" if evaluator else "last.pt"))
 
 
@@ -216,6 +243,9 @@ def evaluate(composed: DictConfig) -> dict[str, float]:
     ):  # fmt: skip
         if value is not None:
             config["evaluation"][key] = value
+    splits = config["evaluation"]["splits"]
+    if isinstance(options["num_images"], int) and options["num_images"] < splits:
+        raise ValueError(f"num_images={options['num_images']} is too few: the Inception Score has {splits} splits")
     if options["inception_weights"] is not None:
         if "weights" not in config["evaluation"]["extractor"]:
             raise ValueError("inception_weights has no effect: this checkpoint's evaluation does not use Inception")
@@ -231,7 +261,7 @@ def evaluate(composed: DictConfig) -> dict[str, float]:
     builder = build.Builder(builder.allowed, epoch_size=len(source), batch_size=config["trainer"]["batch_size"])
     evaluator = build.build_evaluator(config, builder)
     assert evaluator is not None
-    method = _load_method(config, source, builder, state, device)
+    method = _load_method(config, builder, state, device)
     data = build.build_data(config, source, device)
     result = evaluator.evaluate(method, data, device)
     _print_evaluation(path, state, result, options["output"])
@@ -262,7 +292,7 @@ def sample(composed: DictConfig) -> None:
     device = choose_device(options["device"])
     builder = build.Builder(allowed=(*build.ALLOWED, *options["allow"]), epoch_size=state["num_images"])
     builder = build.Builder(builder.allowed, state["num_images"], config["trainer"]["batch_size"])
-    method = _load_method(config, None, builder, state, device)
+    method = _load_method(config, builder, state, device)
     for key in ("label", "text"):
         if options[key] is not None and key not in method.batch_keys:
             raise ValueError(f"{key}={options[key]}: this model was trained without {key}s and cannot be asked for one")
@@ -280,6 +310,7 @@ def sample(composed: DictConfig) -> None:
             shown.append(images)
     picture = folder.with_name(folder.name + ".png")
     write_png(grid(torch.cat(shown)[:256]), picture)
+    log.info("from %s, trained on %d images", path, state["training"]["images"])
     log.info("%d images: %s", num_images, folder)
     log.info("grid: %s", picture)
 
@@ -292,10 +323,12 @@ def _require_all_values(composed: DictConfig) -> None:
 
 def _open(options: Config) -> tuple[Path, Config]:
     path = checkpoint.find(Path(str(options["ckpt"])).expanduser())
-    return path, checkpoint.load(path)
+    state = checkpoint.load(path)
+    checkpoint.require_whole(state, path)
+    return path, state
 
 
-def _load_method(config: Config, source: Any, builder: build.Builder, state: Config, device: torch.device) -> Method:
+def _load_method(config: Config, builder: build.Builder, state: Config, device: torch.device) -> Method:
     method: Method = builder.build(config["model"], "model")
     method.load_state_dict(state["method"])
     return method.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -324,11 +357,29 @@ def _relative(path: Path) -> Path:
         return path
 
 
+def _argument(key: str, path: Path) -> str:
+    """``key=path`` as it can be pasted, with the quotes that Hydra and then the shell need."""
+    text = str(path)
+    if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
+        return f"{key}={text}"
+    return shlex.quote(f"{key}={quoted(text)}")
+
+
 def _write_json(path: Path, value: Config) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _remove_if_nothing_began(run_dir: Path) -> None:
+    """A directory of a run that was refused at its start holds nothing but Hydra's notes."""
+    if {path.name for path in run_dir.iterdir()} <= {".hydra", "train.log"}:
+        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def _write_to_log_file(text: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,6 +28,10 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_config_error(error, command, arguments)
     if isinstance(error, OSError) and error.filename is not None:
+        for key in ("run_dir", "output"):
+            value = next((a.partition("=")[2].strip("'") for a in arguments if a.startswith(f"{key}=")), None)
+            if value and str(error.filename).startswith(value):
+                return f"{key}={value} cannot be written ({error.filename}: {error.strerror}): choose another {key}"
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError | OSError):
         return str(error)
@@ -56,12 +61,50 @@ def _explain_config_error(error: Exception, command: str, arguments: list[str]) 
         return f"unknown option {group}={choice}{nearest(choice, available)}{known}"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
-        key = unknown.group(1).split("@")[0]
-        return f"unknown key {key}{nearest(key, _keys_of(command, key, arguments))}: --cfg job shows all keys"
+        return _explain_unknown_key(unknown.group(1).split("@")[0], command, arguments)
+    if "Ambiguous value for argument" in text:
+        return f"{lines[0]}: add -m to sweep over the values, or write key=[a,b] for a list"
+    unreadable = next((a for a in arguments if not a.startswith("-") and not _can_be_read(a)), None)
+    if unreadable is not None:
+        key, equals, value = unreadable.partition("=")
+        if not equals:
+            return f"{unreadable!r} is not key=value; a value with spaces needs quotes: trainer.duration='25 epochs'"
+        return f'the value of {key} has characters that need quotes of their own: write "{key}={quoted(value)}"'
     missing = re.search(r"Missing mandatory value: (\S+)", text)
     if missing:
         return f"{missing.group(1)} is required: set {missing.group(1)}=VALUE"
     return "; ".join(lines[:2])
+
+
+def _explain_unknown_key(key: str, command: str, arguments: list[str]) -> str:
+    keys = _keys_of(command, key, arguments)
+    group, dot, name = key.rpartition(".")
+    siblings = [k.removeprefix(group + dot) for k in keys if k.startswith(group + dot) and "." not in k[len(group) + 1 :]]
+    if dot and group in keys:
+        takes = (
+            f"{group} takes {', '.join(k for k in siblings if k != '_target_')}"
+            if siblings
+            else f"{group} has no settings here"
+        )
+        hint = nearest(name, siblings).replace("mean '", f"mean '{group}.")
+        return f"unknown key {key}{hint}: {takes}"
+    same_name = [k for k in keys if k.rpartition(".")[2] == key and not k.startswith(("model.", "data."))]
+    hint = f" (did you mean {same_name[0]!r}?)" if same_name else nearest(key, keys)
+    return f"unknown key {key}{hint}: --cfg job shows all keys"
+
+
+def _can_be_read(argument: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return False
+    return True
+
+
+def quoted(value: str) -> str:
+    """A value as Hydra's grammar takes it literally."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _keys_of(command: str, unknown: str, arguments: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+_LATENT_STREAM = 2  # training steps are seeded by (seed, step): without it, step i and sample i would share their noise
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -41,5 +42,6 @@ def seed_of(*keys: int) -> int:
 def normal_latents(indices: Sequence[int], seed: int, latent_dim: int) -> Tensor:
     """Standard normal latents [N, Z] on the CPU; row i is a function of (seed, indices[i]) alone."""
     generator = torch.Generator()
-    rows = [torch.randn(latent_dim, generator=generator.manual_seed(seed_of(seed, index))) for index in indices]
+    seeds = (seed_of(_LATENT_STREAM, seed, index) for index in indices)
+    rows = [torch.randn(latent_dim, generator=generator.manual_seed(each)) for each in seeds]
     return torch.stack(rows)

@@ -27,6 +27,9 @@ _HARMLESS = (
 )  # fmt: skip
 
 
+_OF_THIS_COMMAND = ("resume", "resume_force", "run_dir", "allow", "debug", "print_config")
+
+
 @dataclass(frozen=True)
 class Saved:
     """A checkpoint's contents and where they came from."""
@@ -52,20 +55,34 @@ def find_start(composed: DictConfig, run_dir: Path) -> tuple[Config, Config, Sav
     """
     folder = checkpoint.CheckpointFolder(run_dir / "checkpoints", keep_last=1)
     if names_a_checkpoint(composed):
-        path = checkpoint.find(Path(str(composed.resume)).expanduser())
-        saved: Saved | None = Saved(checkpoint.load(path), path)
+        wanted = Path(str(composed.resume)).expanduser()
+        # Of a run directory, the newest that can be read: a killed run's last.pt may be a step behind.
+        newest = folder.load_last() if wanted.is_dir() and wanted.resolve() == run_dir.resolve() else None
+        path = newest[1] if newest else checkpoint.find(wanted)
+        saved: Saved | None = Saved(newest[0] if newest else checkpoint.load(path), path)
     elif composed.resume == "auto":
         found = folder.load_last()
         saved = Saved(*found) if found else None
     else:
         saved = None
+    if saved is not None:
+        checkpoint.require_whole(saved.state, saved.path)
     _refuse_to_overwrite(folder, saved)
     source = _on_top_of(saved.state, composed) if saved and names_a_checkpoint(composed) else _plain(composed)
     source["run_dir"] = str(run_dir)
     config = _resolved(source)
+    if isinstance(config["data"].get("root"), str):  # so that the run continues from any directory
+        root = str(Path(config["data"]["root"]).expanduser().absolute())
+        source["data"]["root"] = config["data"]["root"] = root
     if saved is not None:
         _compare(saved, config)
     return source, config, saved
+
+
+def same_measure(old: Config, new: Config) -> bool:
+    """Whether two ``evaluation`` groups measure the same, so that a best value of one counts for the other."""
+    indifferent = ("interval", "batch_size", "cache_dir")
+    return {k: v for k, v in old.items() if k not in indifferent} == {k: v for k, v in new.items() if k not in indifferent}
 
 
 def check_facts(saved: Config, facts: Config, *, force: bool) -> None:
@@ -101,6 +118,12 @@ def _compare(saved: Saved, config: Config) -> None:
     if not changes:
         return
     listed = "\n  ".join(changes)
+    old, new = saved.state["config"]["trainer"]["batch_size"], config["trainer"]["batch_size"]
+    if old != new and config["resume_force"]:
+        raise ValueError(
+            f"trainer.batch_size={new} differs from the {old} of {saved.path}: steps are counted in batches, so that it "
+            "cannot change within a run; choose another run_dir"
+        )
     if not config["resume_force"]:
         raise ValueError(
             f"the config differs from that of {saved.path} in ways that change the result:\n  {listed}\n"
@@ -127,15 +150,16 @@ def _refuse_to_overwrite(folder: checkpoint.CheckpointFolder, saved: Saved | Non
 
 def _on_top_of(state: Config, composed: DictConfig) -> Config:
     """The checkpoint's unresolved config with the values that this command line sets."""
-    config = OmegaConf.create(state["config_source"])
+    config = DictConfig(state["config_source"])
     hydra = HydraConfig.get()
     for override in OverridesParser.create().parse_overrides(list(hydra.overrides.task)):
         key = override.key_or_group
-        if key in hydra.runtime.choices:
-            # A whole group was chosen: the command line then has to describe the run completely.
-            return _plain(composed)
-        if key not in ("resume", "run_dir"):
-            OmegaConf.update(config, key, OmegaConf.select(composed, key), force_add=True)
+        if key not in _OF_THIS_COMMAND:
+            # A group that is chosen anew replaces the saved one as a whole, and only that one.
+            OmegaConf.update(config, key, OmegaConf.select(composed, key), merge=False, force_add=True)
+    # Never from the checkpoint: a downloaded one could otherwise allow its own code.
+    for key in _OF_THIS_COMMAND:
+        config[key] = composed[key]
     return OmegaConf.to_container(config, resolve=False)  # type: ignore[return-value]
 
 

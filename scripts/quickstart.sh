@@ -6,9 +6,15 @@ cd "$(dirname "$0")/.."
 . scripts/environment.sh
 prepare_environment
 run_dir=outputs/quickstart-$(date +%Y%m%d-%H%M%S)
-case " $* " in *" run_dir="* | *" resume="* | *" -m "* | *" --multirun "* | *" --cfg "* | *" --help "*) own=1 ;; *) own=0 ;; esac
-if [ $own = 1 ]; then exec "$VENV/bin/genimg-train" "$@"; fi
-"$VENV/bin/genimg-train" "$@" run_dir="$run_dir"
+chosen=(run_dir="$run_dir")
+for argument in "$@"; do
+  case "$argument" in
+    run_dir=*) run_dir=${argument#run_dir=} chosen=() ;;
+    # These name their own directories, or train nothing: pass them on as they are.
+    resume=* | -m | --multirun | --cfg | -c | --help | -h) exec "$VENV/bin/genimg-train" "$@" ;;
+  esac
+done
+"$VENV/bin/genimg-train" "$@" ${chosen[@]+"${chosen[@]}"}
 cat <<END
 
 Next:

@@ -145,7 +145,7 @@ def main() -> None:
             precision=precision,
             seed=0,
             folder=CheckpointFolder(Path(folder), keep_last=1),
-            make_logger=lambda step: Logger(Path(folder), step=step),
+            make_logger=lambda step, _: Logger(Path(folder), step=step),
             describe={},
         )
         trainer.fit()

@@ -73,7 +73,7 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (20, 20)) -> 
         (["data=mnits"], ["data=mnits", "did you mean 'mnist'?"]),
         (["+model.generator.widht=3"], ["model.generator.widht", "did you mean 'width'?"]),
         (["data=folder"], ["data.root is required"]),
-        (["data=folder", "data.root=nowhere", "evaluation=none"], ["data.root=nowhere", "does not exist"]),
+        (["data=folder", "data.root=nowhere", "evaluation=none"], ["data.root=", "nowhere does not exist"]),
         (["trainer.duration=1000"], ["trainer.duration=1000", "'25 epochs'"]),
         (["trainer.duration=5 bananas"], ["trainer.duration=5 bananas", "'25 epochs'"]),
         (["trainer.batch_size=128", "data.num_images=100"], ["trainer.batch_size=128", "100 images"]),
@@ -107,7 +107,7 @@ def test_bad_input_gets_one_clear_message(arguments: list[str], words: list[str]
 
 def test_data_errors_name_the_files(home: Path) -> None:
     (home / "empty").mkdir()
-    refuse("data.root=empty", "no images", arguments=["data=folder", "data.root=empty", "evaluation=none"])
+    refuse("empty holds no images", arguments=["data=folder", "data.root=empty", "evaluation=none"])
     write_images(home / "plain", 8)
     (home / "plain" / "broken.png").write_bytes(b"not a png")
     base = ["data=folder", "data.root=plain", "data.image_size=16", "model.generator.width=8", "trainer.batch_size=4"]
@@ -115,7 +115,8 @@ def test_data_errors_name_the_files(home: Path) -> None:
     refuse("plain/broken.png", "data.max_corrupt=0", arguments=[*base, "run_dir=a"])
     refuse("plain/broken.png", arguments=[*base, "run_dir=b", "data.placement=workers", "trainer.duration=9 steps"])
     output = succeed("train", *base, "run_dir=c", "data.max_corrupt=1")
-    assert "skipped a corrupt image: plain/broken.png" in output
+    assert "skipped a corrupt image: " in output
+    assert "plain/broken.png" in output
     refuse("labels were asked for", arguments=[*base, "data.max_corrupt=1", "data.labels=required"])
 
 
@@ -125,7 +126,7 @@ def test_without_network_the_messages_say_what_to_put_where(home: Path) -> None:
     words = ["weights-inception-2015-12-05-6726825d.pth", str(home / "torch" / "hub" / "checkpoints"), "evaluation=none"]
     refuse(*words, arguments=arguments, blocked_network=True)
     assert not list((home / "torch").rglob("*.pth*"))
-    refuse("cifar10", "data.root=datasets", "cifar-10-batches-py", arguments=["data=cifar10"], blocked_network=True)
+    refuse("cifar10", "datasets", "cifar-10-batches-py", arguments=["data=cifar10"], blocked_network=True)
 
 
 def test_a_traceback_is_shown_only_when_asked_for(home: Path) -> None:
@@ -181,6 +182,15 @@ def test_a_checkpoint_whose_config_names_other_code_is_refused(home: Path) -> No
     state["config"]["model"]["generator"] = {"_target_": "os.mkdir", "path": str(home / "owned")}
     torch.save(state, path)
     refuse("os.mkdir", "refused", command="sample", arguments=["ckpt=run"])
+    # A checkpoint cannot allow its own code either, nor switch the comparison of configs off.
+    for config in (state["config"], state["config_source"]):
+        config["model"]["generator"] = {"_target_": "os.mkdir", "path": str(home / "owned"), "width": 8}
+        config["allow"] = ["os", "posix"]
+        config["resume_force"] = True
+    torch.save(state, path)
+    (home / "run" / "checkpoints" / "step-00000002.pt").unlink()
+    for command, arguments in (("sample", ["ckpt=run"]), ("train", ["resume=run/checkpoints/last.pt", "run_dir=other"])):
+        refuse("os.mkdir", "refused", command=command, arguments=arguments)
     assert not (home / "owned").exists()
 
 
@@ -237,6 +247,27 @@ def test_a_package_of_your_own_is_built_only_when_allowed(home: Path, monkeypatc
     base = [*SMALL, "trainer.duration=2 steps", "evaluation=none", "loss.generator._target_=mylosses.mine"]
     refuse("mylosses.mine", "allow=[PACKAGE]", arguments=[*base, "run_dir=a"])
     succeed("train", *base, "allow=[mylosses]", "run_dir=b")
+
+
+def test_mistakes_are_found_before_data_or_weights_are_fetched(home: Path) -> None:
+    refuse("ELBO", arguments=["data=cifar10", "loss=elbo_gaussian"], blocked_network=True)
+    refuse("30x30", arguments=["data.image_size=30", "evaluation=inception"], blocked_network=True)
+    assert not list(home.iterdir()) or not list(home.rglob("config.yaml"))
+
+
+def test_a_refused_start_leaves_no_directory_behind(home: Path) -> None:
+    refuse("trainer.batch_size=0", arguments=["trainer.batch_size=0", "run_dir=run"])
+    refuse("resume=nowhere", arguments=["resume=nowhere"])
+    assert not (home / "run").exists()
+    assert not (home / "nowhere").exists()
+
+
+def test_changing_the_evaluation_on_resume_starts_a_new_best(home: Path) -> None:
+    succeed("train", *EVALUATED, "trainer.duration=4 steps", "run_dir=a run")
+    succeed("train", "resume='a run'", "evaluation.num_images=30", "trainer.duration=6 steps")
+    summary = json.loads((home / "a run" / "summary.json").read_text())
+    assert set(summary["best"]) == {"fd30_shapes", "is30_shapes", "is30_shapes_std"}
+    assert summary["steps"] == 6
 
 
 @pytest.mark.real_data

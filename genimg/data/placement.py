@@ -104,6 +104,10 @@ class Data:
             raise ValueError(f"data.placement={placement} is unknown: choose one of {', '.join(PLACEMENTS)}")
         if num_workers != "auto" and (not isinstance(num_workers, int) or num_workers < 0):
             raise ValueError(f"data.num_workers={num_workers} must be auto, or 0 or more processes")
+        if not isinstance(horizontal_flip, bool):
+            raise ValueError(f"data.horizontal_flip={horizontal_flip} must be true or false")
+        if not isinstance(max_corrupt, int) or max_corrupt < 0:
+            raise ValueError(f"data.max_corrupt={max_corrupt} must be 0 or more images")
         self.source = source
         self.device = device
         self.horizontal_flip = horizontal_flip
@@ -217,9 +221,9 @@ class Data:
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches every process; only the trainer shall act on it, after a last batch."""
+    """Ctrl-C, and a scheduler's SIGTERM, reach every process; only the trainer shall act on them, after a last batch."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Positions(Dataset[Any]):

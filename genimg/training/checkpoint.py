@@ -72,6 +72,17 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
+def require_whole(state: dict[str, Any], path: Path) -> None:
+    """Check that a checkpoint holds what a training writes.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    for key in ("config", "config_source", "method", "optimizers", "means", "training", "num_images", "precision", "hardware"):
+        if key not in state:
+            raise ValueError(f"{path} is not a whole genimg checkpoint: it lacks {key!r}")
+
+
 def find(path: Path) -> Path:
     """The checkpoint that a path means: a file itself, or the last one of a run directory.
 

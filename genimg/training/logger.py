@@ -60,16 +60,20 @@ class Logger:
     Args:
         run_dir: where metrics.jsonl, tensorboard/ and samples/ go.
         step: where the run starts.
+        evaluated: whether the evaluation of that step is over; if not, it will be repeated and its record is dropped.
     """
 
-    def __init__(self, run_dir: Path, *, step: int) -> None:
+    def __init__(self, run_dir: Path, *, step: int, evaluated: bool = True) -> None:
         self.run_dir = run_dir
         self._records = run_dir / "metrics.jsonl"
-        self._drop_records_after(step)
+        self._drop_records_after(step, evaluated)
         self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
 
-    def scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
-        record = {"step": step, "images": images, **values}
+    def scalars(self, step: int, images: int, values: Mapping[str, float], provenance: Mapping[str, Any] | None = None) -> None:
+        """Record numbers, and for measured ones what they were measured with."""
+        record = {"step": step, "images": images, **values, **({"provenance": provenance} if provenance else {})}
+        if provenance:
+            self._tensorboard.add_text("evaluation/provenance", json.dumps(provenance), step)
         with open(self._records, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         for name, value in values.items():
@@ -87,13 +91,14 @@ class Logger:
     def close(self) -> None:
         self._tensorboard.close()
 
-    def _drop_records_after(self, step: int) -> None:
+    def _drop_records_after(self, step: int, evaluated: bool) -> None:
         if not self._records.is_file():
             return
         kept = []
         for line in self._records.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                record = json.loads(line)
+                if record["step"] < step or (record["step"] == step and (evaluated or "provenance" not in record)):
                     kept.append(line + "\n")
             except (json.JSONDecodeError, KeyError):
                 continue  # the line that a killed run did not finish

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +28,7 @@ from genimg.training.update import Updater, split
 
 log = logging.getLogger(__name__)
 
-_SAMPLING_STREAM = 1  # keeps the preview's latents apart from the training's
+_PREVIEW_STREAM = 1  # keeps the preview's latents apart from the evaluation's
 
 
 class StopRequestedError(Exception):
@@ -81,6 +82,10 @@ class TrainingState:
     best_images: int = -1
     seconds: float = 0.0
 
+    def forget_evaluations(self) -> None:
+        """Start a new best: the evaluation has changed, and its values compare with none before."""
+        self.evaluated_at, self.last, self.best, self.best_images = -1, {}, {}, -1
+
 
 class Trainer:
     """Trains a method on data.
@@ -95,7 +100,7 @@ class Trainer:
         precision: of forward and backward.
         seed: of everything random.
         folder: where checkpoints go.
-        make_logger: called with the step that the run starts at.
+        make_logger: called with the step that the run starts at, and whether that step is evaluated already.
         describe: what else goes into a checkpoint (config, versions).
     """
 
@@ -111,7 +116,7 @@ class Trainer:
         precision: Precision,
         seed: int,
         folder: CheckpointFolder,
-        make_logger: Callable[[int], Logger],
+        make_logger: Callable[[int, bool], Logger],
         describe: Mapping[str, Any],
     ) -> None:
         self.settings = settings
@@ -145,7 +150,7 @@ class Trainer:
             StopRequestedError: after Ctrl-C or SIGTERM, with a checkpoint written.
         """
         self.data.load()
-        logger = self.make_logger(self.progress.step)
+        logger = self.make_logger(self.progress.step, self.state.evaluated_at == self.state.images)
         bar = ProgressBar(total=self.settings.duration, initial=self.state.images)
         self._last_saved = self.state.images if self.state.images else -1
         self._interval_start = (time.monotonic(), self.state.images)
@@ -185,11 +190,7 @@ class Trainer:
             self._log(logger, bar)
         if self._due(settings.preview_interval) or done or images == 0:
             logger.pictures(self.progress.step, images, self._preview(with_data=images == 0))
-        if (
-            (self._due(settings.checkpoint_interval) or done or self.stop_signal is not None)
-            and images != self._last_saved
-            and images
-        ):
+        if (self._due(settings.checkpoint_interval) or done or self.stop_signal is not None) and images != self._last_saved:
             self._save(best=False)
         if self.stop_signal is not None and not done:
             raise StopRequestedError
@@ -227,7 +228,7 @@ class Trainer:
         count = min(self.settings.preview_images, len(self.data.source))
         order = Order(len(self.data.source), seed=self.seed, horizontal_flip=False)
         image = to_float(self.data.images(order.indices(0, count)))
-        drawn = self.method.draw(range(self.settings.preview_images), seed_of(self.seed, _SAMPLING_STREAM))
+        drawn = self.method.draw(range(self.settings.preview_images), seed_of(_PREVIEW_STREAM, self.seed))
         pictures = self.method.preview({"image": image}, {key: value.to(self.device) for key, value in drawn.items()})
         return pictures | ({"real": image} if with_data else {})
 
@@ -243,7 +244,8 @@ class Trainer:
         if best:
             state.best, state.best_images = result.values, state.images
         values = {f"evaluation/{name}": number for name, number in result.values.items()}
-        logger.scalars(self.progress.step, state.images, {**values, "time/evaluation_seconds": seconds})
+        values["time/evaluation_seconds"] = seconds
+        logger.scalars(self.progress.step, state.images, values, provenance=result.provenance)
         log.info(
             "%d images: %s%s", state.images, ", ".join(f"{name} {number:.4g}" for name, number in result.values.items()),
             " (best)" if best else "",
@@ -270,10 +272,16 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint. The optimizers' settings come from the config, their state from the checkpoint."""
-        self.method.load_state_dict(state["method"])
-        for name, optimizer in self.optimizers.items():
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state["optimizers"][name]["state"], "param_groups": groups})
+        try:
+            self.method.load_state_dict(state["method"])
+            for name, optimizer in self.optimizers.items():
+                groups = optimizer.state_dict()["param_groups"]
+                optimizer.load_state_dict({"state": state["optimizers"][name]["state"], "param_groups": groups})
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise ValueError(
+                f"the checkpoint does not fit this model or its optimizers ({reason}): start a new run_dir"
+            ) from error
         self.means.load_state_dict(state["means"], self.device)
         self.state = TrainingState(**state["training"])
 
@@ -281,4 +289,6 @@ class Trainer:
         if self.stop_signal is not None:  # a second Ctrl-C: now, whatever is under way
             raise KeyboardInterrupt
         self.stop_signal = number
-        log.warning("%s: finishing this step, then saving; once more to stop at once", signal.Signals(number).name)
+        # Not by logging, whose lock the interrupted code may hold.
+        text = f"\n{signal.Signals(number).name}: finishing this step, then saving; once more to stop at once\n"
+        os.write(2, text.encode())

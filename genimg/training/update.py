@@ -104,9 +104,9 @@ class Updater:
 
     def _check_and_clip(self, group: str, loss: Tensor) -> Tensor:
         parameters = self.parameters[group]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.max_grad_norm < math.inf:
-            nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm, foreach=True)
+            nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
         flag = self._first_bad[group]
         bad = ~torch.isfinite(norm + loss) & (flag < 0)
         flag.copy_(torch.where(bad, self.step, flag))
