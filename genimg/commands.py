@@ -102,7 +102,13 @@ def _train(composed: DictConfig, run_dir: Path) -> float | None:
     optimizers = build.build_optimizers(config, method, builder)
     evaluator = build.build_evaluator(config, builder)  # last, because it may download
     data = build.build_data(config, source, device)
-    facts = {"genimg_version": genimg.__version__, "num_images": len(source), "precision": precision.name}
+    facts = {
+        "genimg_version": genimg.__version__,
+        "torch_version": str(torch.__version__),
+        "num_images": len(source),
+        "precision": precision.name,
+        "hardware": describe_hardware(device),
+    }
 
     trainer = Trainer(
         settings,
@@ -115,7 +121,7 @@ def _train(composed: DictConfig, run_dir: Path) -> float | None:
         seed=config["seed"],
         folder=checkpoint.CheckpointFolder(run_dir / "checkpoints", keep_last=settings.keep_last),
         make_logger=lambda step, evaluated: Logger(run_dir, step=step, evaluated=evaluated),
-        describe={**facts, "config": config, "config_source": source_config, "hardware": describe_hardware(device)},
+        describe={**facts, "config": config, "config_source": source_config},
     )
     if saved is not None:
         resuming.check_facts(saved.state, facts, force=config["resume_force"])

@@ -30,7 +30,8 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
     if isinstance(error, OSError) and error.filename is not None:
         for key in ("run_dir", "output"):
             value = next((a.partition("=")[2].strip("'") for a in arguments if a.startswith(f"{key}=")), None)
-            if value and str(error.filename).startswith(value):
+            unusable = isinstance(error, FileNotFoundError | NotADirectoryError | FileExistsError | PermissionError)
+            if unusable and value and str(error.filename).startswith(value):
                 return f"{key}={value} cannot be written ({error.filename}: {error.strerror}): choose another {key}"
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError | OSError):

@@ -96,9 +96,9 @@ def check_facts(saved: Config, facts: Config, *, force: bool) -> None:
             f"the data now has {facts['num_images']} images, but the checkpoint was trained on {saved['num_images']}: "
             "point data.root at the same images, or continue all the same with resume_force=true"
         )
-    for name in ("precision", "genimg_version"):
-        if saved[name] != facts[name]:
-            log.warning("%s is %s, but was %s: the run goes on, but not bit for bit", name, facts[name], saved[name])
+    for name in ("precision", "genimg_version", "torch_version", "hardware"):
+        if saved.get(name) != facts[name]:
+            log.warning("%s is %s, but was %s: the run goes on, but not bit for bit", name, facts[name], saved.get(name))
 
 
 def differences(old: Config, new: Config) -> list[str]:

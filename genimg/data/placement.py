@@ -153,10 +153,7 @@ class Data:
         if self.placement == "workers" or self._resident is not None:
             return
         images = torch.from_numpy(self._decode_all())
-        if self.placement == "device":
-            self._resident = images.to(self.device)
-        else:
-            self._resident = images.pin_memory() if self.device.type == "cuda" else images
+        self._resident = images.to(self.device) if self.placement == "device" else images
 
     def _decode_all(self) -> NDArray[np.uint8]:
         if isinstance(self.source, ArraySource):
@@ -192,6 +189,8 @@ class Data:
             indices = torch.from_numpy(order.indices(start, start + share)).to(self._resident.device, non_blocking=True)
             flips = torch.from_numpy(order.flips(start, start + share)) if order.horizontal_flip else None
             images = self._resident[indices]
+            if self.placement == "host" and self.device.type == "cuda":
+                images = images.pin_memory()  # the batch, not the set: only this is copied, and now without waiting
             yield self._assemble(images, None if labels is None else labels[indices], flips)
             start += stride
 
@@ -264,13 +263,17 @@ def _choose_placement(source: Source, device: torch.device) -> str:
     size = len(source) * int(np.prod(source.shape))
     if not isinstance(source, ArraySource) and size > _RESIDENT_BYTES:
         return "workers"
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        try:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, ValueError, OSError):  # Windows and macOS do not tell
-            free = _RESIDENT_BYTES
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _available_memory()
     if size <= _MEMORY_SHARE * free:
         return "device"
     return "host" if isinstance(source, ArraySource) else "workers"
+
+
+def _available_memory() -> int:
+    """Bytes of host memory that can be had without swapping, the page cache included."""
+    try:
+        with open("/proc/meminfo", encoding="utf-8") as lines:
+            kibibytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+        return int(kibibytes) * 1024
+    except (OSError, StopIteration):  # Windows and macOS have no such file
+        return _RESIDENT_BYTES

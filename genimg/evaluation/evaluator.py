@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -104,6 +105,10 @@ class Evaluator:
         Raises:
             EvaluationInterruptedError: once ``should_stop`` says so.
         """
+        with _full_float32():
+            return self._evaluate(method, data, device, should_stop)
+
+    def _evaluate(self, method: Method, data: Data, device: torch.device, should_stop: Callable[[], bool]) -> Evaluation:
         self.extractor.to(device)
         real, real_root = self._real_statistics(data, should_stop)
         sums, scores = FeatureSums(), InceptionScoreSums(self.num_images, self.splits)
@@ -160,7 +165,9 @@ class Evaluator:
             data.source.fingerprint,
             self._count_real(data),
             describe(self.extractor),
-            torch.__version__,
+            data.device.type,
+            torch.__version__,  # of the arithmetic
+            PIL.__version__,  # of decoding and resizing
         ]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
         return self.cache_dir / "statistics" / f"{digest}.pt"
@@ -174,6 +181,19 @@ class Evaluator:
                 stop = min(start + self.batch_size, total)
                 yield start, stop
                 bar.update(stop - start)
+
+
+@contextlib.contextmanager
+def _full_float32() -> Iterator[None]:
+    """Without TF32, whatever the training uses: a metric shall not depend on the training's precision."""
+    matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolution
 
 
 def _read_cache(path: Path) -> tuple[GaussianStatistics, Tensor] | None:

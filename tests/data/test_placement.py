@@ -291,7 +291,7 @@ def test_auto_keeps_small_data_on_the_device_and_streams_what_is_too_large():
 
 
 def test_auto_leaves_scarce_memory_to_training(monkeypatch):
-    monkeypatch.setattr("genimg.data.placement.os.sysconf", lambda name: {"SC_PAGE_SIZE": 1}.get(name, 1000))
+    monkeypatch.setattr("genimg.data.placement._available_memory", lambda: 1000)
     source = ToySource()
     assert place(source, "auto").placement == "workers"
     assert place(ArraySource("toy", source.values, source.labels), "auto").placement == "host"
