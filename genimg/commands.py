@@ -261,7 +261,6 @@ def evaluate(composed: DictConfig) -> dict[str, float]:
             raise ValueError("data_root has no effect: this checkpoint's data is not read from a directory")
         config["data"]["root"] = options["data_root"]
     device = choose_device(options["device"])
-    choose_precision(state["precision"] if device.type == state["hardware"]["device"] else "auto", device).apply_globally()
     builder = build.Builder(allowed=(*build.ALLOWED, *options["allow"]))
     source = build.build_source(config, builder)
     builder = build.Builder(builder.allowed, epoch_size=len(source), batch_size=config["trainer"]["batch_size"])
@@ -296,8 +295,8 @@ def sample(composed: DictConfig) -> None:
     path, state = _open(options)
     config = state["config"]
     device = choose_device(options["device"])
-    builder = build.Builder(allowed=(*build.ALLOWED, *options["allow"]), epoch_size=state["num_images"])
-    builder = build.Builder(builder.allowed, state["num_images"], config["trainer"]["batch_size"])
+    allowed = (*build.ALLOWED, *options["allow"])
+    builder = build.Builder(allowed, epoch_size=state["num_images"], batch_size=config["trainer"]["batch_size"])
     method = _load_method(config, builder, state, device)
     for key in ("label", "text"):
         if options[key] is not None and key not in method.batch_keys:
