@@ -34,10 +34,12 @@ from genimg.training.schedules import Schedule
 from genimg.training.trainer import TrainerSettings
 
 ALLOWED = (
+    "genimg.data.arrays",
     "genimg.data.shapes",
     "genimg.data.sources",
     "genimg.evaluation.evaluator",
-    "genimg.evaluation.features",
+    "genimg.evaluation.extractors",
+    "genimg.evaluation.metrics",
     "genimg.losses",
     "genimg.methods",
     "genimg.networks",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
@@ -26,27 +27,37 @@ def train() -> None:
         sys.argv[1:] = _continue_in_its_own_directory(sys.argv[1:])
     except FileNotFoundError as error:
         sys.exit(f"genimg-train: error: {error}")
-    _run("train", lambda config: _commands().train(config))
+    _run("train")
 
 
 def evaluate() -> None:
     """genimg-eval"""
-    _run("eval", lambda config: _commands().evaluate(config))
+    _run("eval")
 
 
 def sample() -> None:
     """genimg-sample"""
-    _run("sample", lambda config: _commands().sample(config))
+    _run("sample")
 
 
-def _commands() -> Any:
-    from genimg import commands  # imports torch
+def features() -> None:
+    """genimg-features"""
+    _run("features")
 
-    return commands
+
+def _task(name: str) -> Callable[[DictConfig], Any]:
+    """What the command does; imported late, because it imports torch."""
+    module, function = {
+        "train": ("train", "train"),
+        "eval": ("evaluate", "evaluate"),
+        "sample": ("sample", "sample"),
+        "features": ("features", "train_features"),
+    }[name]
+    return getattr(importlib.import_module(f"genimg.commands.{module}"), function)
 
 
-def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
-    """Compose the config of ``name``, run ``task`` on it, and turn what a user can cause into one message."""
+def _run(name: str) -> None:
+    """Compose the config of ``name``, run its command on it, and turn what a user can cause into one message."""
     OmegaConf.register_new_resolver("genimg.job_name", _job_name, replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors pass to us instead of printing them in its own way
     decorate = hydra.main(version_base="1.3", config_path=config_dir(), config_name=name)
@@ -57,7 +68,7 @@ def _run(name: str, task: Callable[[DictConfig], Any]) -> None:
     def guarded(config: DictConfig) -> Any:
         """In a single run, keep the error from Hydra, which would print lines of its own about it."""
         try:
-            return task(config)
+            return _task(name)(config)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise

@@ -10,19 +10,19 @@ from pathlib import Path
 import genimg
 
 
-def environment() -> dict[str, dict[str, str] | str | None]:
-    """Versions of what the numbers depend on, and the commit of genimg's checkout, if it is one."""
-    packages = ("torch", "torchvision", "hydra-core", "omegaconf", "torch-fidelity", "numpy", "pillow")
-    versions = {"genimg": genimg.__version__, "python": platform.python_version()}
-    for package in packages:
+def versions() -> dict[str, str]:
+    """Of genimg, Python and the packages that numbers depend on."""
+    found = {"genimg": genimg.__version__, "python": platform.python_version()}
+    for package in ("torch", "torchvision", "hydra-core", "omegaconf", "torch-fidelity", "numpy", "pillow"):
         try:
-            versions[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
-            versions[package] = "unknown"
-    return {"versions": versions, "git_commit": _commit()}
+            found[package] = "unknown"
+    return found
 
 
-def _commit() -> str | None:
+def git_commit() -> str | None:
+    """The commit of genimg's checkout, if it is one."""
     root = Path(genimg.__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

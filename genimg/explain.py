@@ -57,7 +57,7 @@ def _explain_config_error(error: Exception, command: str, arguments: list[str]) 
     option = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
     if option:
         group, choice = option.groups()
-        available = [line for line in lines[1:] if re.fullmatch(r"[\w.-]+", line) and line != "base"]
+        available = [line for line in lines[1:] if re.fullmatch(r"[\w.-]+", line) and not line.endswith("base")]
         known = f": choose one of {', '.join(sorted(available))}" if available else ""
         return f"unknown option {group}={choice}{nearest(choice, available)}{known}"
     unknown = re.search(r"Could not override '([^']+)'", text)

@@ -34,5 +34,8 @@ def write_png(picture: Tensor, path: Path) -> None:
 
     array = picture.cpu().permute(1, 2, 0).numpy()
     temporary = path.with_name(path.name + ".tmp")
-    Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(temporary, format="PNG")
-    temporary.replace(path)
+    try:
+        Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(temporary, format="PNG")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -69,6 +69,12 @@ class Method(nn.Module, ABC):
     sampled_weights: ClassVar[str] = "raw"
     """``ema`` where ``sample`` uses averaged weights; recorded beside every metric."""
 
+    sampled_mode: ClassVar[str] = "eval"
+    """``train`` where ``sample`` keeps dropout and batch statistics on; recorded beside every metric."""
+
+    reconstructs: ClassVar[bool] = False
+    """Whether it is an autoencoder, with a ``reconstruct`` of its own."""
+
     loss_type: ClassVar[type]
     """The kind of loss this method can be trained with; the build refuses any other."""
 
@@ -90,6 +96,10 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def sample(self, batch: Batch) -> Tensor:
         """Generated images [N, C, H, W] in [-1, 1] for a drawn batch: evaluation mode, averaged weights, no gradient."""
+
+    def reconstruct(self, image: Tensor) -> Tensor:
+        """Encode and decode images [N, C, H, W] in [-1, 1], without noise; for methods that say ``reconstructs``."""
+        raise NotImplementedError(f"{type(self).__name__} is not an autoencoder")
 
     @abstractmethod
     def check(self, image: Tensor) -> None:

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from genimg.mappings import flatten
 from genimg.training import checkpoint
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def find_start(composed: DictConfig, run_dir: Path) -> tuple[Config, Config, Sav
 
 def same_measure(old: Config, new: Config) -> bool:
     """Whether two ``evaluation`` groups measure the same, so that a best value of one counts for the other."""
-    indifferent = ("interval", "batch_size", "cache_dir")
+    indifferent = ("interval", "batch_size", "cache_dir", "bootstrap", "reconstructions", "final_num_images", "stop_if")
     return {k: v for k, v in old.items() if k not in indifferent} == {k: v for k, v in new.items() if k not in indifferent}
 
 
@@ -103,7 +104,7 @@ def check_facts(saved: Config, facts: Config, *, force: bool) -> None:
 
 def differences(old: Config, new: Config) -> list[str]:
     """``key: old -> new`` for every key that differs and matters."""
-    flat_old, flat_new = dict(_flatten(old)), dict(_flatten(new))
+    flat_old, flat_new = flatten(old), flatten(new)
     keys = [key for key in sorted(flat_old | flat_new) if not _harmless(key)]
     absent = "(absent)"
     return [
@@ -169,12 +170,6 @@ def _plain(config: DictConfig) -> Config:
 
 def _resolved(source: Config) -> Config:
     return OmegaConf.to_container(OmegaConf.create(source), resolve=True)  # type: ignore[return-value]
-
-
-def _flatten(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(node, dict) or not node:
-        return [(prefix[:-1], node)]
-    return [pair for key, value in node.items() for pair in _flatten(value, f"{prefix}{key}.")]
 
 
 def _harmless(key: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,24 @@ def real_cifar10_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if member.isfile() and int(Path(member.name).stem) < 100:
                 members.extract(member, destination / "cifar10", filter="data")
     return destination
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """He-initialised weights of Inception's shape: with PyTorch's own initialisation the features would vanish."""
+    import torch
+    from torch import nn
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
+    path = tmp_path_factory.mktemp("inception") / "he.pth"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "load_state_dict_from_url", lambda *arguments, **keywords: {})
+        patch.setattr(nn.Module, "load_state_dict", lambda *arguments, **keywords: None)
+        network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    torch.manual_seed(0)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    torch.save(network.state_dict(), path)
+    yield path
+    path.unlink()  # 96 MB, which pytest would keep

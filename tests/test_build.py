@@ -17,6 +17,7 @@ from genimg import build
 from genimg.build import ALLOWED, Builder
 from genimg.data.sources import Source
 from genimg.evaluation.evaluator import Evaluator
+from genimg.evaluation.extractors.classifier import shipped_weights
 from genimg.interfaces import Method
 from genimg.paths import config_dir
 from genimg.training.schedules import Cosine, Schedule
@@ -66,13 +67,14 @@ def test_every_yaml_composes_and_all_its_interpolations_resolve(path):
     if group == ["local"]:
         pytest.skip("a machine's own settings")
     if not group:
-        config = compose_config(*(["ckpt=x"] if stem != "train" else []), name=stem)
+        required = {"sample": ["ckpt=x"], "features": ["data=mnist", "name=x"]}
+        config = compose_config(*required.get(stem, []), name=stem)
         assert set(config) >= set(OmegaConf.load(path)) - {"defaults", "hydra"}
         OmegaConf.to_container(config, resolve=True)
         return
     composed = compose_config(f"{'/'.join(group)}={stem}")
     # A base leaves open what its options fill in, so that only they can be resolved.
-    config = OmegaConf.to_container(composed, resolve=stem != "base")
+    config = OmegaConf.to_container(composed, resolve=not stem.endswith("base"))
     written = OmegaConf.to_container(OmegaConf.load(path))
     if group[0] in config:
         assert set(config[group[0]]) >= set(written) - {"defaults"}
@@ -141,13 +143,34 @@ def test_every_trainer_builds(option):
     assert isinstance(BUILDER.trainer_settings(resolve(f"trainer={option}")["trainer"]), TrainerSettings)
 
 
-@pytest.mark.parametrize("option", [name for name in options("evaluation") if name != "base"])
+class Embedding(nn.Module):
+    """A stand-in for torch-fidelity's extractors."""
+
+    resolution = 224
+
+
+def exported(network, folder):
+    batch = {"input": {0: torch.export.Dim("batch", min=2)}}
+    torch.export.save(torch.export.export(network, (torch.zeros(3, 3, 8, 8),), dynamic_shapes=batch), folder / "program.pt2")
+    return folder / "program.pt2"
+
+
+@pytest.mark.parametrize("option", [name for name in options("evaluation") if not name.endswith("base")])
 def test_every_evaluation_builds(option, tmp_path, monkeypatch):
-    overrides = [f"evaluation={option}"]
-    if option == "inception":
-        torch.save({}, tmp_path / "weights.pth")
-        monkeypatch.setattr("torch_fidelity.utils.create_feature_extractor", lambda *arguments, **keywords: nn.Identity())
-        overrides.append(f"evaluation.extractor.weights={tmp_path / 'weights.pth'}")
+    weights, network = tmp_path / "weights.pth", nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
+    torch.save(network.state_dict(), weights)
+    monkeypatch.setattr("torch_fidelity.utils.create_feature_extractor", lambda *arguments, **keywords: Embedding())
+    monkeypatch.setattr("torch.hub.load", lambda *arguments, **keywords: network)
+    classifier = shipped_weights("mnist")
+    needed = {
+        "inception": [f"extractor.weights={weights}", "extractor.sha256=null"],
+        "dinov2": [f"extractor.weights={weights}", "extractor.sha256=null"],
+        "clip": [f"extractor.weights={weights}", "extractor.sha256=null"],
+        "classifier": [f"extractor.classifier={classifier}"],
+        "module": ["extractor.name=mine", "extractor.network={_target_:torch.nn.Flatten}"],
+        "program": ["extractor.name=mine", f"extractor.program={exported(network, tmp_path)}", "extractor.image_size=8"],
+    }
+    overrides = [f"evaluation={option}", *(f"evaluation.{each}" for each in needed.get(option, []))]
     evaluator = build.build_evaluator(resolve(*overrides), BUILDER)
     if option == "none":
         assert evaluator is None
@@ -184,8 +207,11 @@ def test_every_dataset_builds_and_makes_batches(option, tmp_path, monkeypatch):
         (tmp_path / name).mkdir(parents=True)
         Image.new("RGB", (40, 30)).save(tmp_path / name / "0.png")
     overrides = [f"data={option}"]
-    if "root" in resolve(*overrides)["data"]:
+    if "root" in compose_config(*overrides).data.keys():  # noqa: SIM118 - `in` alone is False for a missing value
         overrides.append(f"data.root={tmp_path}")
+    if option == "npz":
+        np.savez(tmp_path / "images.npz", images=np.zeros((2, 32, 32, 3), dtype=np.uint8))
+        overrides.append(f"data.path={tmp_path / 'images.npz'}")
     config = resolve(*overrides, "data.num_workers=0")
     source = build.build_source(config, BUILDER)
     assert isinstance(source, Source)
@@ -276,7 +302,7 @@ REFUSED = [
     "torch.nn.functional.relu",  # classes of torch only: its packages also hold functions that import modules
     "torch.nnx.Linear",
     "genimg",
-    "genimg.commands.train",
+    "genimg.commands.train.train",
     "genimg.training.checkpoint.load",
     "genimg.data.placement.Data",
     # things that allowed modules have merely imported
@@ -284,8 +310,8 @@ REFUSED = [
     "genimg.data.sources.np.load",
     "genimg.data.sources.Path",
     "genimg.data.sources.Image",
-    "genimg.evaluation.features.torch.load",
-    "genimg.evaluation.features.hashlib",
+    "genimg.evaluation.extractors.base.torch.load",
+    "genimg.evaluation.extractors.base.hashlib",
     "torch.nn.functional.torch",
     "torch.nn.functional.importlib.import_module",
     "torch.nn.modules.module.torch.load",

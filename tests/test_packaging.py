@@ -29,7 +29,8 @@ def test_configs_are_found_beside_the_package_or_inside_it() -> None:
 def test_shipped_weights_are_small_and_match_the_digests_in_their_configs() -> None:
     from omegaconf import OmegaConf
 
-    from genimg.evaluation.features import sha256_of, shipped_weights
+    from genimg.evaluation.extractors.base import sha256_of
+    from genimg.evaluation.extractors.classifier import shipped_weights
 
     files = list((ROOT / "genimg" / "evaluation" / "weights").glob("*.pt"))
     assert {file.stem for file in files} >= {"mnist", "shapes", "cifar10"}

@@ -111,7 +111,8 @@ KILLER = """
 import os, random, signal, sys, time
 from pathlib import Path
 run_dir, rounds, arguments = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-from genimg import commands, cli  # imported once; every round is a fork
+from genimg import cli
+import genimg.commands.train  # imported once; every round is a fork
 from genimg.training.checkpoint import CheckpointFolder
 folder, chance, newest = CheckpointFolder(run_dir / "checkpoints", keep_last=2), random.Random(0), -1
 killed_while_saving = 0

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 from genimg.interfaces import height_width
 
 FITS = ("crop", "stretch", "pad")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_GREY = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_ORIENTATION = 0x0112  # EXIF's tag
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,33 @@ class PixelFormat:
         image = _resize(_to_mode(image, _MODES[self.channels]), self)
         array: NDArray[Any] = np.asarray(image, dtype=np.uint8)
         return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+
+
+def common_format(root: Path, paths: Sequence[str]) -> PixelFormat:
+    """The one size and number of channels that files have in common, from their headers alone.
+
+    Grey where all are grey, else RGB.
+
+    Raises:
+        ValueError: if sizes differ, naming two files, or a file is no image.
+    """
+    first, size, channels = "", (0, 0), 1
+    for path in tqdm(paths, desc="reading sizes", unit="image", leave=False, disable=None):
+        try:
+            with Image.open(root / path) as image:
+                sideways = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+                found = image.size[::-1] if sideways else image.size
+                channels = channels if image.mode in _GREY else 3
+        except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{root / path} cannot be read as an image ({error}): remove or repair it") from error
+        if not first:
+            first, size = path, found
+        elif found != size:
+            raise ValueError(
+                f"the images of {root} have different sizes: {first} has {size[0]}x{size[1]} pixels and {path} "
+                f"{found[0]}x{found[1]}; bring them to one size, or resize them here with image_size=N"
+            )
+    return PixelFormat(height=size[1], width=size[0], channels=channels)
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:

@@ -56,7 +56,8 @@ class Corruption:
             names = "\n  ".join(sorted(self.seen)[:10])
             raise ValueError(
                 f"{len(self.seen)} corrupt image{'s' * (len(self.seen) > 1)} in the data, more than "
-                f"data.max_corrupt={self.allowed} allows; remove or repair them, or raise data.max_corrupt:\n  {names}"
+                f"data.max_corrupt={self.allowed} allows; remove or repair them (a training passes them over with a higher "
+                f"data.max_corrupt):\n  {names}"
             )
         log.warning("skipped a corrupt image: %s", message)
 

@@ -70,15 +70,27 @@ class ShapesSource(Source):
         image_size: pixels, one number or [height, width].
         channels: 3, or 1 for grey.
         num_objects: 1, or 2 for two shapes one above or beside the other.
+        labels: what the first object is labelled by: its ``shape``, or its ``color_shape``, such as "red circle".
     """
 
-    def __init__(self, *, seed: int, num_images: int, image_size: int | Sequence[int], channels: int, num_objects: int) -> None:
+    def __init__(
+        self,
+        *,
+        seed: int,
+        num_images: int,
+        image_size: int | Sequence[int],
+        channels: int,
+        num_objects: int,
+        labels: str = "shape",
+    ) -> None:
         if channels not in (1, 3):
             raise ValueError(f"data.channels={channels} does not fit shapes: choose 3 (colour) or 1 (grey)")
         if num_objects not in (1, 2):
             raise ValueError(f"data.num_objects={num_objects} does not fit shapes: choose 1 or 2")
         if num_images < 1:
             raise ValueError(f"data.num_images={num_images} must be 1 or more")
+        if labels not in ("shape", "color_shape"):
+            raise ValueError(f"data.labels={labels} does not fit shapes: choose shape or color_shape")
         self.name = "shapes"
         self.seed = seed
         self.num_images = num_images
@@ -86,7 +98,14 @@ class ShapesSource(Source):
         height, width = height_width(image_size)
         self.shape = (channels, height, width)
         self.class_names = SHAPES
-        self.labels = self._choices(np.arange(num_images), 0)[0]
+        shape, color, _ = self._choices(np.arange(num_images), 0)
+        self.labels = shape
+        if labels == "color_shape":
+            self.class_names = tuple(
+                sorted(f"{color_name} {shape_name}" for color_name in _COLOR_NAMES for shape_name in SHAPES)
+            )
+            label_of = np.array([[self.class_names.index(f"{c} {s}") for s in SHAPES] for c in _COLOR_NAMES], dtype=np.int64)
+            self.labels = label_of[color, shape]
         self.fingerprint = digest("shapes 3", seed, num_images, self.shape, num_objects)
         self._y, self._x = np.mgrid[0:height, 0:width] + 0.5
 
@@ -146,6 +165,21 @@ class ShapesSource(Source):
         return relation.join(phrases)
 
 
-def shapes(*, seed: int, num_images: int, image_size: int | Sequence[int], channels: int, num_objects: int) -> Source:
-    """Coloured geometric shapes with a class label (the first shape) and a caption for every image."""
-    return ShapesSource(seed=seed, num_images=num_images, image_size=image_size, channels=channels, num_objects=num_objects)
+def shapes(
+    *,
+    seed: int,
+    num_images: int,
+    image_size: int | Sequence[int],
+    channels: int,
+    num_objects: int,
+    labels: str = "shape",
+) -> Source:
+    """Coloured geometric shapes with a class label (of the first shape) and a caption for every image."""
+    return ShapesSource(
+        seed=seed,
+        num_images=num_images,
+        image_size=image_size,
+        channels=channels,
+        num_objects=num_objects,
+        labels=labels,
+    )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from genimg.data.pixels import PixelFormat
+from genimg.data.pixels import PixelFormat, common_format
 
 # Formats that Pillow registers and cannot decode: it only writes them, or knows no more than their names.
 _NOT_READABLE = ("PDF", "PALM", "HDF5", "BUFR", "GRIB", "MPEG")
@@ -174,23 +174,33 @@ def imagenet(*, root: str, split: str, image_size: int | Sequence[int], channels
     )
 
 
-def folder(*, root: str, image_size: int | Sequence[int], channels: int, fit: str, labels: str, name: str = "folder") -> Source:
+def folder(
+    *,
+    root: str,
+    image_size: int | Sequence[int] | None,
+    channels: int | None,
+    fit: str,
+    labels: str,
+    name: str = "folder",
+) -> Source:
     """Every image below a directory, in any format that Pillow reads.
 
     Args:
         root: the directory. Its direct subdirectories that hold images are the classes, in alphabetical order.
-        image_size, channels, fit: see PixelFormat.
+        image_size, channels, fit: see PixelFormat; where both the size and the channels are None, they are the files' own.
         labels: ``auto`` takes classes where every image is in a subdirectory; ``required`` refuses a folder without
             them; ``none`` ignores them.
         name: for messages.
 
     Raises:
         FileNotFoundError: if ``root`` is missing or holds no images.
-        ValueError: if labels are required and there are none.
+        ValueError: if labels are required and there are none, or the files' own sizes differ.
     """
     if labels not in ("auto", "required", "none"):
         raise ValueError(f"data.labels={labels} is unknown: choose auto, required or none")
-    pixels = PixelFormat.of(image_size, channels, fit)
+    if (image_size is None) != (channels is None):
+        raise ValueError(f"image_size={image_size} and channels={channels}: give both, or neither for the files' own")
+    given = None if image_size is None or channels is None else PixelFormat.of(image_size, channels, fit)
     directory = Path(root).expanduser()
     if not directory.is_dir():
         what = "is a file, not a directory" if directory.exists() else "does not exist"
@@ -200,6 +210,7 @@ def folder(*, root: str, image_size: int | Sequence[int], channels: int, fit: st
         raise FileNotFoundError(
             f"data.root={root} holds no images: expected files such as .png or .jpg in it or in its subdirectories"
         )
+    pixels = given or common_format(directory, paths)
     classes = sorted({path.split("/", 1)[0] for path in paths if "/" in path})
     has_classes = all("/" in path for path in paths) and len(classes) > 1
     if labels == "required" and not has_classes:

@@ -1,61 +1,75 @@
-"""Runs a model through an extractor and compares the result with the real images."""
+"""Runs images through an extractor once and compares what comes out with the real images."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import logging
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from genimg.data.placement import Data
-from genimg.evaluation.features import Extractor, describe
-from genimg.evaluation.metrics import frechet_distance, matrix_square_root
-from genimg.evaluation.statistics import FeatureSums, GaussianStatistics, InceptionScoreSums
-from genimg.images import to_uint8
+from genimg.distributed import on_every_rank, rank, world_size
+from genimg.environment import versions
+from genimg.evaluation.bootstrap import intervals
+from genimg.evaluation.checks import check_count, checked_metrics, small_counts
+from genimg.evaluation.distances import frechet_distance
+from genimg.evaluation.extractors.base import Extractor
+from genimg.evaluation.imagesets import DatasetImages, GeneratedImages, ImageSet, ReconstructedImages, evenly_spaced
+from genimg.evaluation.metrics import Metric
+from genimg.evaluation.passes import Passes, full_float32
+from genimg.evaluation.statistics_files import SavedStatistics, cache_path, read_cache, write_cache
+from genimg.evaluation.summary import Summary, kept_positions
+from genimg.evaluation.watch import DivergenceWatch
 from genimg.interfaces import Images, Method
 
 log = logging.getLogger(__name__)
 
-_CACHE_VERSION = 1
-
-
-class EvaluationInterruptedError(Exception):
-    """The caller asked to stop; nothing was computed."""
+# Features of real images that are kept for kernel distances and neighbours, unless more images are generated: enough for
+# both, and 80 MB of Inception's.
+_KEPT_REAL = 10_000
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metric name -> value, and what determines the values."""
+    """What was measured.
+
+    Attributes:
+        values: full name of the metric -> value; the first chooses the best checkpoint.
+        intervals: full name -> (low, high) of a 95 % bootstrap interval, where one was asked for.
+        provenance: what the values depend on, in primitives.
+        warnings: in sentences, why a value may mean less than it seems.
+    """
 
     values: dict[str, float]
     provenance: dict[str, Any]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 class Evaluator:
-    """Fréchet distance and Inception Score of generated images against the real ones.
+    """Measures generated images against real ones: any number of metrics from one pass over each.
 
     Generated image i depends on (seed, i) alone, and images are rounded to uint8 as when they are saved, so that the
-    result depends neither on the batch size nor on anything that happened before.
+    result depends neither on the batch size nor on the number of ranks, nor on anything that happened before.
 
     Args:
-        extractor: of features.
-        num_images: generated images.
+        extractor: of features; built once.
+        metrics: by a name of their own; the first one's first value chooses the best checkpoint.
+        num_images: generated images; part of every metric's name.
         num_real: real images, evenly spaced over the dataset; None takes all.
         batch_size: of generation and extraction; has no influence on the values.
         interval: how often the trainer evaluates.
-        splits: of the Inception Score.
         seed: of the generated images.
+        bootstrap: resamples for 95 % intervals; 0 computes none.
+        reconstructions: real images that an autoencoder reconstructs, for PSNR, SSIM and a Fréchet distance; 0 skips it.
+        final_num_images: generated images of one more evaluation when training ends; None skips it.
+        stop_if: ``{factor: k, evaluations: m}`` stops a training whose first metric was worse than k times its best for m
+            evaluations in a row; None never does.
         cache_dir: of real statistics; None is $GENIMG_CACHE or ~/.cache/genimg.
     """
 
@@ -63,166 +77,237 @@ class Evaluator:
         self,
         *,
         extractor: Extractor,
+        metrics: Mapping[str, Metric | None],
         num_images: int,
         num_real: int | None,
         batch_size: int,
         interval: Images,
-        splits: int,
         seed: int,
+        bootstrap: int,
+        reconstructions: int,
+        final_num_images: int | None,
+        stop_if: Mapping[str, float] | None,
         cache_dir: str | None,
     ) -> None:
-        for name, value, least in (("num_images", num_images, 2), ("batch_size", batch_size, 1), ("splits", splits, 1)):
-            if value < least:
-                raise ValueError(f"evaluation.{name}={value} must be {least} or more")
+        least = {"num_images": 2, "num_real": 2, "batch_size": 1, "bootstrap": 0, "reconstructions": 0, "final_num_images": 2}
+        given = (num_images, num_real, batch_size, bootstrap, reconstructions, final_num_images)
+        for (name, smallest), value in zip(least.items(), given, strict=True):
+            if value is not None and value < smallest:
+                raise ValueError(f"evaluation.{name}={value} must be {smallest} or more")
+        if reconstructions == 1:
+            raise ValueError("evaluation.reconstructions=1 is too few for a distance: take 2 or more, or 0 for none")
         if interval < 1:
             raise ValueError("evaluation.interval must be longer than nothing; evaluation=none turns evaluation off")
-        if num_images < splits:
-            raise ValueError(f"evaluation.num_images={num_images} is fewer than evaluation.splits={splits}")
-        if num_real is not None and num_real < 2:
-            raise ValueError(f"evaluation.num_real={num_real} must be 2 or more, or null for all")
         self.extractor = extractor
+        self.metrics = checked_metrics(metrics, extractor)
+        for count in (num_images, final_num_images):
+            if count is not None:
+                check_count(self.metrics, count)
         self.num_images = num_images
         self.num_real = num_real
         self.batch_size = batch_size
         self.interval = interval
-        self.splits = splits
         self.seed = seed
+        self.bootstrap = bootstrap
+        self.reconstructions = reconstructions
+        self.final_num_images = final_num_images
+        self.stop_if = None if stop_if is None else DivergenceWatch.of(stop_if)
         self.cache_dir = Path(cache_dir or os.environ.get("GENIMG_CACHE") or Path.home() / ".cache" / "genimg").expanduser()
-        self._real: dict[Path, tuple[GaussianStatistics, Tensor]] = {}
-        self.frechet_name = extractor.metric_name("fid", _short(num_images))
-        self.inception_score_name = extractor.metric_name("is", _short(num_images))
+        self._real: dict[tuple[Path, int], Summary] = {}
+        self._warned: set[str] = set()
 
     @property
     def primary(self) -> str:
-        """The metric that chooses the best checkpoint; lower is better."""
-        return self.frechet_name
+        """The metric that chooses the best checkpoint."""
+        return self._name(self.num_images)(self._first.short_name)
+
+    @property
+    def _first(self) -> Metric:
+        return next(iter(self.metrics.values()))
+
+    def is_better(self, value: float, best: float) -> bool:
+        """Whether a value of the primary metric beats another."""
+        return value > best if self._first.higher_is_better else value < best
+
+    def has_diverged(self, value: float, best: float) -> bool:
+        """Whether a value of the primary metric is worse than ``stop_if`` allows, once."""
+        return self.stop_if is not None and self.stop_if.is_too_bad(value, best, higher_is_better=self._first.higher_is_better)
 
     def evaluate(
-        self, method: Method, data: Data, device: torch.device, should_stop: Callable[[], bool] = lambda: False
+        self,
+        method: Method,
+        data: Data,
+        device: torch.device,
+        should_stop: Callable[[], bool] = lambda: False,
+        num_images: int | None = None,
     ) -> Evaluation:
-        """Evaluate ``method`` as it is now.
+        """Evaluate ``method`` as it is now against ``data``, with ``num_images`` generated images if that is given.
 
         Raises:
             EvaluationInterruptedError: once ``should_stop`` says so.
+            NonFiniteImagesError: if the model makes NaN.
         """
-        with _full_float32():
-            return self._evaluate(method, data, device, should_stop)
+        real = DatasetImages(data)
+        fake = self.generated(method, device, data.source.class_names, num_images)
+        result = self.compare(real, fake, device, should_stop)
+        return self.with_reconstructions(result, method, real, device, should_stop)
 
-    def _evaluate(self, method: Method, data: Data, device: torch.device, should_stop: Callable[[], bool]) -> Evaluation:
-        self.extractor.to(device)
-        real, real_root = self._real_statistics(data, should_stop)
-        sums, scores = FeatureSums(), InceptionScoreSums(self.num_images, self.splits)
-        for start, stop in self._ranges(self.num_images, "evaluating", should_stop):
-            drawn = {key: value.to(device) for key, value in method.draw(range(start, stop), self.seed).items()}
-            features, logits = self.extractor(to_uint8(method.sample(drawn)))
-            sums.add(features)
-            scores.add(logits)
-        distance = frechet_distance(real, sums.result(), real_root)
-        score, deviation = scores.result()
-        values = {
-            self.frechet_name: distance,
-            self.inception_score_name: score,
-            f"{self.inception_score_name}_std": deviation,
+    def generated(
+        self, method: Method, device: torch.device, class_names: tuple[str, ...], num_images: int | None = None
+    ) -> GeneratedImages:
+        """The images by which a model is judged; ``class_names`` are those of the data it was trained on."""
+        count = self.num_images if num_images is None else num_images
+        return GeneratedImages(method, count=count, seed=self.seed, device=device, class_names=class_names)
+
+    def with_reconstructions(
+        self,
+        result: Evaluation,
+        method: Method,
+        real: DatasetImages,
+        device: torch.device,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Evaluation:
+        """The result with how well an autoencoder reconstructs real images; unchanged for any other model."""
+        if not (method.reconstructs and self.reconstructions):
+            return result
+        count = min(self.reconstructions, len(real))
+        if count < max(2, world_size()):
+            raise ValueError(f"{count} real images are too few to measure reconstructions of")
+        with full_float32():
+            self.extractor.to(device)
+            ratio, similarity, originals, made = Passes(self.extractor, self.batch_size, should_stop).reconstruct(
+                ReconstructedImages(method, real), evenly_spaced(count, len(real))
+            )
+        more = {
+            f"reconstruction_psnr{short_count(count)}": ratio,
+            f"reconstruction_ssim{short_count(count)}": similarity,
+            f"reconstruction_{self._name(count)('fd')}": frechet_distance(originals, made),
         }
-        return Evaluation(values, self.provenance(method, data))
+        return replace(result, values=result.values | more)
 
-    def provenance(self, method: Method, data: Data) -> dict[str, Any]:
-        """What the values depend on, besides the model."""
+    def compare(
+        self,
+        real: ImageSet | SavedStatistics,
+        fake: ImageSet,
+        device: torch.device,
+        should_stop: Callable[[], bool] = lambda: False,
+        save_statistics: Path | None = None,
+    ) -> Evaluation:
+        """Measure one set of images against another, or against statistics of one.
+
+        Args:
+            real: what to compare with.
+            fake: the images; all of them are used.
+            device: where the extractor runs.
+            should_stop: asked before every batch.
+            save_statistics: where to write the real images' statistics, for later comparisons.
+
+        Raises:
+            EvaluationInterruptedError: once ``should_stop`` says so.
+            ValueError: with fewer than two images on a side.
+        """
+        for side, count in (("generated", len(fake)), ("real", self._count_real(real))):
+            if count is not None and count < max(2, world_size()):
+                raise ValueError(f"{count} {side} images are too few: a covariance needs 2 or more")
+        check_count(self.metrics, len(fake))
+        with full_float32():
+            self.extractor.to(device)
+            statistics = real if isinstance(real, SavedStatistics) else self._statistics(real, len(fake), device, should_stop)
+            if save_statistics is not None and rank() == 0:
+                statistics.write(save_statistics)
+            known = statistics.summary
+            everything = np.arange(len(fake), dtype=np.int64)
+            made = Passes(self.extractor, self.batch_size, should_stop).summarise(
+                fake,
+                everything,
+                "evaluating",
+                kept=everything if self.bootstrap or self._needs_features() else None,
+                splits=frozenset(metric.splits for metric in self.metrics.values() if metric.splits is not None),
+                keep_logits=self.bootstrap > 0,
+            )
+            name = self._name(len(fake))
+            if known.num_features != made.num_features:
+                raise ValueError(
+                    f"the real statistics have {known.num_features} features, but the extractor {self.extractor.name} makes "
+                    f"{made.num_features}: they were made with another extractor"
+                )
+            values: dict[str, float] = {}
+            for metric in self.metrics.values():
+                values |= metric.compute(known, made, name, device)
+            if name(self._first.short_name) not in values:
+                raise ValueError(
+                    f"{name(self._first.short_name)} comes first in evaluation.metrics, and so is what checkpoints are chosen "
+                    "by, but it has no value for these images: put another metric first"
+                )
+            bounds = intervals(self.metrics.values(), known, made, name, values, self.bootstrap, self.seed)
+        warnings = self._warn(made, real)
+        return Evaluation(values, self._provenance(real, fake, known, made), bounds, warnings)
+
+    def statistics(self, images: ImageSet, device: torch.device) -> SavedStatistics:
+        """The statistics of a set of images, for comparing with ``num_images`` others or fewer."""
+        with full_float32():
+            self.extractor.to(device)
+            return self._statistics(images, self.num_images, device, lambda: False)
+
+    def _statistics(
+        self, real: ImageSet, num_fake: int, device: torch.device, should_stop: Callable[[], bool]
+    ) -> SavedStatistics:
+        """From memory, else from the cache, else from a pass over the images."""
+        count = self._count_real(real)
+        assert count is not None
+        assert real.fingerprint is not None
+        wanted = kept_positions(count, max(_KEPT_REAL, num_fake)) if self._needs_features() else None
+        path = cache_path(self.cache_dir, real.fingerprint, count, self.extractor, device)
+        key = path, 0 if wanted is None else len(wanted)
+        if key not in self._real:
+            cached = read_cache(path)
+            found = None if cached is None else cached.with_features_of(wanted)
+            if not on_every_rank(found is not None):  # each may have a cache of its own
+                passes = Passes(self.extractor, self.batch_size, should_stop)
+                found = passes.summarise(real, evenly_spaced(count, len(real)), f"features of {real.name}", kept=wanted)
+                if rank() == 0:
+                    write_cache(path, SavedStatistics(found, self.extractor.describe(), self._describe_real(real)))
+            assert found is not None
+            self._real[key] = found
+        return SavedStatistics(self._real[key], self.extractor.describe(), self._describe_real(real))
+
+    def _needs_features(self) -> bool:
+        return any(metric.needs_features for metric in self.metrics.values())
+
+    def _name(self, count: int) -> Callable[[str], str]:
+        return lambda metric: self.extractor.metric_name(metric, short_count(count))
+
+    def _count_real(self, real: ImageSet | SavedStatistics) -> int | None:
+        if isinstance(real, SavedStatistics):
+            return real.images["num_images"]
+        return len(real) if self.num_real is None else min(self.num_real, len(real))
+
+    def _describe_real(self, real: ImageSet | SavedStatistics) -> dict[str, Any]:
+        return real.images if isinstance(real, SavedStatistics) else {**real.describe(), "num_images": self._count_real(real)}
+
+    def _provenance(self, real: ImageSet | SavedStatistics, fake: ImageSet, known: Summary, made: Summary) -> dict[str, Any]:
         return {
-            **describe(self.extractor),
-            "num_generated": self.num_images,
-            "num_real": self._count_real(data),
-            "real": data.source.name,
-            "real_fingerprint": data.source.fingerprint,
-            "splits": self.splits,
-            "seed": self.seed,
-            "weights": method.sampled_weights,
+            "extractor": {**self.extractor.describe(), "num_features": made.num_features},
+            "generated": {**fake.describe(), "num_images": len(fake)},
+            "real": {**self._describe_real(real), "num_kept": 0 if known.features is None else len(known.features)},
+            "metrics": {name: {k: v for k, v in vars(m).items() if v is not None} for name, m in self.metrics.items()},
+            "bootstrap": self.bootstrap,
+            "precision": "features float32 without TF32, statistics float64",
+            "device": self.extractor.device.type,
+            "versions": versions(),
         }
 
-    def _count_real(self, data: Data) -> int:
-        return len(data.source) if self.num_real is None else min(self.num_real, len(data.source))
-
-    def _real_statistics(self, data: Data, should_stop: Callable[[], bool]) -> tuple[GaussianStatistics, Tensor]:
-        path = self._cache_path(data)
-        if path in self._real:
-            return self._real[path]
-        found = _read_cache(path)
-        if found is None:
-            sums, count = FeatureSums(), self._count_real(data)
-            # Evenly spaced, because folders are sorted by class.
-            indices = np.arange(count, dtype=np.int64) * len(data.source) // count
-            for start, stop in self._ranges(count, f"features of {data.source.name}", should_stop):
-                sums.add(self.extractor(data.images(indices[start:stop]))[0])
-            statistics = sums.result()
-            found = statistics, matrix_square_root(statistics.covariance)
-            _write_cache(path, *found)
-        self._real[path] = found
+    def _warn(self, made: Summary, real: ImageSet | SavedStatistics) -> tuple[str, ...]:
+        """Each warning is logged once a run; all of them stand beside the values."""
+        counts = {"generated": made.num_images, "real": self._count_real(real)}
+        found = small_counts(counts, made.num_features)
+        for text in found:
+            if text not in self._warned:
+                self._warned.add(text)
+                log.warning("%s", text)
         return found
 
-    def _cache_path(self, data: Data) -> Path:
-        key = [
-            _CACHE_VERSION,
-            data.source.fingerprint,
-            self._count_real(data),
-            describe(self.extractor),
-            data.device.type,
-            torch.__version__,  # of the arithmetic
-            PIL.__version__,  # of decoding and resizing
-        ]
-        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-        return self.cache_dir / "statistics" / f"{digest}.pt"
 
-    def _ranges(self, total: int, what: str, should_stop: Callable[[], bool]) -> Iterator[tuple[int, int]]:
-        bar = tqdm(total=total, desc=what, unit="img", leave=False, disable=None)
-        with bar:
-            for start in range(0, total, self.batch_size):
-                if should_stop():
-                    raise EvaluationInterruptedError
-                stop = min(start + self.batch_size, total)
-                yield start, stop
-                bar.update(stop - start)
-
-
-@contextlib.contextmanager
-def _full_float32() -> Iterator[None]:
-    """Without TF32, whatever the training uses: a metric shall not depend on the training's precision."""
-    matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)
-        torch.backends.cudnn.allow_tf32 = convolution
-
-
-def _read_cache(path: Path) -> tuple[GaussianStatistics, Tensor] | None:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return GaussianStatistics(state["num_images"], state["mean"], state["covariance"]), state["root"]
-    except FileNotFoundError:
-        return None
-    except Exception as error:
-        log.warning("the cached statistics %s cannot be read (%s) and are computed again", path, type(error).__name__)
-        return None
-
-
-def _write_cache(path: Path, statistics: GaussianStatistics, root: Tensor) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({**statistics.state_dict(), "root": root}, temporary)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # a cache that cannot be written costs time, not the run
-        log.warning(
-            "the real statistics cannot be cached in %s (%s): set GENIMG_CACHE to a writable directory",
-            path.parent,
-            error,
-        )
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _short(count: int) -> str:
+def short_count(count: int) -> str:
     """5000 -> 5k, as metric names have it; 500 stays."""
     return f"{count // 1000}k" if count % 1000 == 0 else str(count)

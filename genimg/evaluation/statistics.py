@@ -1,4 +1,4 @@
-"""Running sums over features, from which the metrics are computed: one pass, float64, any batch size."""
+"""Running sums over features, from which the metrics are computed: one pass, float64, any batch size, any number of ranks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+
+from genimg.distributed import sum_over_ranks
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,19 @@ class GaussianStatistics:
     mean: Tensor
     covariance: Tensor
 
-    def state_dict(self) -> dict[str, int | Tensor]:
-        return {"num_images": self.num_images, "mean": self.mean, "covariance": self.covariance}
+    @classmethod
+    def of(cls, features: Tensor) -> GaussianStatistics:
+        """Of feature vectors [N, D] at hand; this process's own affair.
+
+        Raises:
+            ValueError: for fewer than two.
+        """
+        if len(features) < 2:
+            raise ValueError(f"{len(features)} images are too few for a covariance: evaluate at least 2")
+        values = in_float64(features)
+        mean = values.mean(dim=0)
+        centred = values - mean
+        return cls(len(values), mean.cpu(), (centred.T @ centred / (len(values) - 1)).cpu())
 
 
 class FeatureSums:
@@ -36,7 +49,7 @@ class FeatureSums:
 
     def add(self, features: Tensor) -> None:
         """Add a batch [N, D]."""
-        features = _in_float64(features)
+        features = in_float64(features)
         if self._shift is None or self._sum is None or self._outer is None:
             self._shift = features.mean(dim=0)
             self._sum = torch.zeros_like(self._shift)
@@ -47,28 +60,37 @@ class FeatureSums:
         self.num_images += len(features)
 
     def result(self) -> GaussianStatistics:
-        """The statistics of everything added.
+        """The statistics of everything that all ranks have added; each rank must have added something.
 
         Raises:
             ValueError: with fewer than two images, whose covariance is not defined.
         """
-        if self.num_images < 2 or self._shift is None or self._sum is None or self._outer is None:
-            raise ValueError(f"{self.num_images} images are too few for a covariance: evaluate at least 2")
-        n = self.num_images
-        offset = self._sum / n
-        covariance = (self._outer - n * torch.outer(offset, offset)) / (n - 1)
-        return GaussianStatistics(n, (self._shift + offset).cpu(), covariance.cpu())
+        total = int(sum_over_ranks(torch.tensor(self.num_images)))
+        if total < 2:
+            raise ValueError(f"{total} images are too few for a covariance: evaluate at least 2")
+        assert self._shift is not None
+        assert self._sum is not None
+        assert self._outer is not None
+        n, offset = self.num_images, self._sum / self.num_images
+        own_mean = self._shift + offset
+        # Each rank's scatter about its own mean, then about everyone's: Chan, Golub & LeVeque 1979, equation 2.1b.
+        scatter = self._outer - n * torch.outer(offset, offset)
+        mean = sum_over_ranks(own_mean * n) / total if total != n else own_mean
+        away = own_mean - mean
+        scatter = sum_over_ranks(scatter + n * torch.outer(away, away))
+        return GaussianStatistics(total, mean.cpu(), (scatter / (total - 1)).cpu())
 
 
 class InceptionScoreSums:
     """Accumulates what the Inception Score needs, for each of several random splits of the images.
 
     Args:
-        num_images: how many will be added.
+        num_images: how many all ranks will add.
         splits: parts over which the score is averaged (Salimans et al. 2016 use 10).
+        first: the number of the first image that this rank adds.
     """
 
-    def __init__(self, num_images: int, splits: int) -> None:
+    def __init__(self, num_images: int, splits: int, first: int = 0) -> None:
         if num_images < splits:
             raise ValueError(f"{num_images} images are too few for an Inception Score over {splits} splits")
         # The permutation and the cuts of torch-fidelity, so that both tools give the same number.
@@ -78,33 +100,36 @@ class InceptionScoreSums:
             split_of[order[i * num_images // splits : (i + 1) * num_images // splits]] = i
         self._split_of = torch.from_numpy(split_of)
         self._splits = splits
-        self._added = 0
+        self._next = first
         self._probability: Tensor | None = None
         self._negative_entropy: Tensor | None = None
 
     def add(self, logits: Tensor) -> None:
         """Add the next batch of class logits [N, K]."""
-        log_p = _in_float64(logits).log_softmax(dim=1)
+        log_p = in_float64(logits).log_softmax(dim=1)
         p = log_p.exp()
         if self._probability is None or self._negative_entropy is None:
             self._probability = torch.zeros(self._splits, p.shape[1], dtype=torch.float64, device=p.device)
             self._negative_entropy = torch.zeros(self._splits, dtype=torch.float64, device=p.device)
-        split = self._split_of[self._added : self._added + len(p)].to(p.device)
+        split = self._split_of[self._next : self._next + len(p)].to(p.device)
         self._probability.index_add_(0, split, p)
         self._negative_entropy.index_add_(0, split, (p * log_p).sum(dim=1))
-        self._added += len(p)
+        self._next += len(p)
 
-    def result(self) -> tuple[float, float]:
+    def result(self, *, of_all_ranks: bool = True) -> tuple[float, float]:
         """Mean and standard deviation over the splits of exp(E[KL(p(y|x) || p(y))]) (Salimans et al. 2016)."""
         assert self._probability is not None
         assert self._negative_entropy is not None
-        counts = torch.bincount(self._split_of, minlength=self._splits).to(self._probability)
-        marginal = self._probability / counts[:, None]
+        probability, negative_entropy = self._probability, self._negative_entropy
+        if of_all_ranks:
+            probability, negative_entropy = sum_over_ranks(probability), sum_over_ranks(negative_entropy)
+        counts = torch.bincount(self._split_of, minlength=self._splits).to(probability)
+        marginal = probability / counts[:, None]
         entropy = -torch.special.xlogy(marginal, marginal).sum(dim=1)
-        scores = (self._negative_entropy / counts + entropy).exp()
+        scores = (negative_entropy / counts + entropy).exp()
         return scores.mean().item(), scores.std(correction=0).item()
 
 
-def _in_float64(values: Tensor) -> Tensor:
+def in_float64(values: Tensor) -> Tensor:
     """On the same device, except that Apple's GPUs have no float64."""
     return (values.cpu() if values.device.type == "mps" else values).double()

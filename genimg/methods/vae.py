@@ -23,6 +23,7 @@ class VAE(Method):
     """
 
     loss_type = ELBO
+    reconstructs = True
 
     def __init__(self, *, encoder: nn.Module, decoder: nn.Module, loss: ELBO, latent_dim: int) -> None:
         super().__init__()

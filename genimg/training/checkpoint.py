@@ -83,17 +83,20 @@ def require_whole(state: dict[str, Any], path: Path) -> None:
             raise ValueError(f"{path} is not a whole genimg checkpoint: it lacks {key!r}")
 
 
-def find(path: Path) -> Path:
-    """The checkpoint that a path means: a file itself, or the last one of a run directory.
+def find(path: Path, which: str = "last") -> Path:
+    """The checkpoint that a path means: a file itself, or the ``last`` or ``best`` one of a run directory.
 
     Raises:
         FileNotFoundError: if there is none.
+        ValueError: if ``which`` is neither.
     """
+    if which not in ("last", "best"):
+        raise ValueError(f"which={which} is unknown: choose last or best")
     if path.is_dir():
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-        if (folder / "last.pt").is_file():
-            return folder / "last.pt"
-        raise FileNotFoundError(f"{path} holds no checkpoint: expected checkpoints/last.pt in a run directory")
+        if (folder / f"{which}.pt").is_file():
+            return folder / f"{which}.pt"
+        raise FileNotFoundError(f"{path} holds no checkpoint: expected checkpoints/{which}.pt in a run directory")
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     return path

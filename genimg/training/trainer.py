@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 
 from genimg.data.placement import Data
 from genimg.data.stream import Order
-from genimg.evaluation.evaluator import EvaluationInterruptedError, Evaluator
+from genimg.evaluation.evaluator import Evaluation, Evaluator
+from genimg.evaluation.passes import EvaluationInterruptedError
 from genimg.images import to_float
 from genimg.interfaces import Batch, Images, Method, Progress
 from genimg.randomness import seed_of
@@ -33,6 +34,10 @@ _PREVIEW_STREAM = 1  # keeps the preview's latents apart from the evaluation's
 
 class StopRequestedError(Exception):
     """Ctrl-C or SIGTERM; a checkpoint has been written."""
+
+
+class WorseningError(Exception):
+    """``evaluation.stop_if`` ended the training; a checkpoint has been written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +85,16 @@ class TrainingState:
     last: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     best_images: int = -1
+    worse_evaluations: int = 0
+    final: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    evaluation_seconds: float = 0.0
 
     def forget_evaluations(self) -> None:
         """Start a new best: the evaluation has changed, and its values compare with none before."""
         self.evaluated_at, self.last, self.best, self.best_images = -1, {}, {}, -1
+        self.worse_evaluations, self.final = 0, {}
 
 
 class Trainer:
@@ -148,7 +158,10 @@ class Trainer:
         Raises:
             NonFiniteError: if the training diverged; no checkpoint holds the broken weights.
             StopRequestedError: after Ctrl-C or SIGTERM, with a checkpoint written.
+            WorseningError: if ``evaluation.stop_if`` says so, with a checkpoint written.
         """
+        if self.state.images < self.settings.duration:
+            self.state.final = {}  # of a shorter training
         self.data.load()
         logger = self.make_logger(self.progress.step, self.state.evaluated_at == self.state.images)
         bar = ProgressBar(total=self.settings.duration, initial=self.state.images)
@@ -194,9 +207,12 @@ class Trainer:
             self._save(best=False)
         if self.stop_signal is not None and not done:
             raise StopRequestedError
-        if self.evaluator and (self._due(self.evaluator.interval) or done) and self.state.evaluated_at != images:
+        if self.evaluator:
             try:
-                self._evaluate(self.evaluator, logger, bar)
+                if (self._due(self.evaluator.interval) or done) and self.state.evaluated_at != images:
+                    self._evaluate(self.evaluator, logger)
+                if done and self.evaluator.final_num_images is not None and not self.state.final:
+                    self._evaluate_finally(self.evaluator, self.evaluator.final_num_images, logger)
             except EvaluationInterruptedError:
                 if images != self._last_saved:
                     self._save(best=False)
@@ -232,27 +248,44 @@ class Trainer:
         pictures = self.method.preview({"image": image}, {key: value.to(self.device) for key, value in drawn.items()})
         return pictures | ({"real": image} if with_data else {})
 
-    def _evaluate(self, evaluator: Evaluator, logger: Logger, bar: ProgressBar) -> None:
-        self.updater.raise_if_not_finite()
-        start = time.monotonic()
-        result = evaluator.evaluate(self.method, self.data, self.device, lambda: self.stop_signal is not None)
-        seconds = time.monotonic() - start
+    def _evaluate(self, evaluator: Evaluator, logger: Logger) -> None:
+        result = self._measure(evaluator, logger, "evaluation", None)
         state = self.state
-        state.evaluated_at, state.last = state.images, result.values
+        state.evaluated_at, state.last, state.provenance = state.images, result.values, result.provenance
         value = result.values[evaluator.primary]
-        best = not state.best or value < state.best[evaluator.primary]
+        best = not state.best or evaluator.is_better(value, state.best[evaluator.primary])
         if best:
             state.best, state.best_images = result.values, state.images
-        values = {f"evaluation/{name}": number for name, number in result.values.items()}
-        values["time/evaluation_seconds"] = seconds
-        logger.scalars(self.progress.step, state.images, values, provenance=result.provenance)
-        log.info(
-            "%d images: %s%s", state.images, ", ".join(f"{name} {number:.4g}" for name, number in result.values.items()),
-            " (best)" if best else "",
-        )  # fmt: skip
+        worse = evaluator.has_diverged(value, state.best[evaluator.primary])
+        state.worse_evaluations = state.worse_evaluations + 1 if worse else 0
+        log.info("%d images: %s%s", state.images, _in_short(result.values), " (best)" if best else "")
         self._save(best=best)
-        then, images_then = self._interval_start
-        self._interval_start = (then + seconds, images_then)  # throughput is that of training alone
+        if evaluator.stop_if is not None and state.worse_evaluations >= evaluator.stop_if.evaluations:
+            raise WorseningError
+
+    def _evaluate_finally(self, evaluator: Evaluator, num_images: int, logger: Logger) -> None:
+        """Once, with more images, when all is trained."""
+        result = self._measure(evaluator, logger, "final", num_images)
+        self.state.final = {"metrics": result.values, "provenance": result.provenance}
+        log.info("at the end: %s", _in_short(result.values))
+        self._save(best=False)
+
+    def _measure(self, evaluator: Evaluator, logger: Logger, prefix: str, num_images: int | None) -> Evaluation:
+        self.updater.raise_if_not_finite()
+        start = time.monotonic()
+        try:
+            result = evaluator.evaluate(self.method, self.data, self.device, lambda: self.stop_signal is not None, num_images)
+        finally:
+            seconds = time.monotonic() - start
+            then, images_then = self._interval_start
+            self._interval_start = (then + seconds, images_then)  # throughput is that of training alone
+            self.state.evaluation_seconds += seconds
+        values = {f"{prefix}/{name}": number for name, number in result.values.items()}
+        for name, (low, high) in result.intervals.items():
+            values |= {f"{prefix}/{name}_low": low, f"{prefix}/{name}_high": high}
+        values["time/evaluation_seconds"] = seconds
+        logger.scalars(self.progress.step, self.state.images, values, provenance=result.provenance)
+        return result
 
     def _save(self, *, best: bool) -> None:
         self.updater.raise_if_not_finite()
@@ -292,3 +325,7 @@ class Trainer:
         # Not by logging, whose lock the interrupted code may hold.
         text = f"\n{signal.Signals(number).name}: finishing this step, then saving; once more to stop at once\n"
         os.write(2, text.encode())
+
+
+def _in_short(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {number:.4g}" for name, number in values.items() if not name.endswith("_std"))

@@ -1,10 +1,11 @@
 import io
+import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
-from genimg.data.pixels import PixelFormat
+from genimg.data.pixels import PixelFormat, common_format
 
 
 def array(image: Image.Image, channels: int, *, size=None, fit: str = "crop") -> np.ndarray:
@@ -232,3 +233,88 @@ def test_a_size_that_is_none_is_refused(size):
 def test_shape_is_channels_height_width():
     assert PixelFormat.of([4, 6], 3).shape == (3, 4, 6)
     assert PixelFormat.of(4, 1).shape == (1, 4, 4)
+
+
+# What files have in common
+
+
+def save(path, image: Image.Image, **options) -> str:
+    image.save(path, **options)
+    return path.name
+
+
+def test_files_of_one_size_have_it_in_common(tmp_path):
+    names = [save(tmp_path / name, Image.new("RGB", (7, 5))) for name in ("a.png", "b.jpg", "c.bmp")]
+    assert common_format(tmp_path, names) == PixelFormat(height=5, width=7, channels=3)
+
+
+@pytest.mark.parametrize(
+    ("modes", "channels"),
+    [
+        (["L", "L"], 1),
+        (["1", "I;16", "L"], 1),
+        (["RGB"], 3),
+        (["L", "RGB"], 3),
+        (["RGB", "L"], 3),
+        (["L", "P"], 3),
+        (["RGBA"], 3),
+    ],
+)
+def test_files_are_grey_in_common_only_where_all_are_grey(tmp_path, modes, channels):
+    names = [save(tmp_path / f"{i}.png", Image.new(mode, (4, 4))) for i, mode in enumerate(modes)]
+    found = common_format(tmp_path, names)
+    assert found.channels == channels
+    for name in names:
+        with Image.open(tmp_path / name) as image:
+            assert found.apply(image).shape == (channels, 4, 4)
+
+
+def test_files_of_different_sizes_are_refused_naming_two_and_both_sizes(tmp_path):
+    for name, size in (("a.png", (7, 5)), ("b.png", (7, 5)), ("c.png", (9, 4)), ("d.png", (1, 1))):
+        save(tmp_path / name, Image.new("L", size))
+    names = ["a.png", "b.png", "c.png", "d.png"]
+    message = rf"{re.escape(str(tmp_path))} have different sizes: a\.png has 7x5 pixels and c\.png 9x4;.*image_size=N"
+    with pytest.raises(ValueError, match=message):
+        common_format(tmp_path, names)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_in_common_is_that_of_the_picture_as_it_was_held(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    name = save(tmp_path / "held.jpg", Image.new("RGB", (8, 4)), exif=exif)
+    upright = save(tmp_path / "upright.png", Image.new("RGB", (4, 8) if orientation > 4 else (8, 4)))
+    found = common_format(tmp_path, [name, upright])
+    assert (found.height, found.width) == ((8, 4) if orientation > 4 else (4, 8))
+    picture = random_image(4, 8)
+    Image.fromarray(picture).save(tmp_path / "held.png", exif=exif)
+    with Image.open(tmp_path / "held.png") as image:  # nothing is cropped away
+        shown = common_format(tmp_path, ["held.png"]).apply(image).transpose(1, 2, 0)
+    assert sorted(map(tuple, shown.reshape(-1, 3))) == sorted(map(tuple, picture.reshape(-1, 3)))
+
+
+@pytest.mark.parametrize("content", [b"", b"this is no picture", b"\x89PNG\r\n\x1a\n"])
+def test_a_file_without_a_size_is_refused_and_named(tmp_path, content):
+    save(tmp_path / "a.png", Image.new("L", (4, 4)))
+    (tmp_path / "bad.png").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=rf"{re.escape(str(tmp_path / 'bad.png'))} cannot be read as an image .*remove or repair"
+    ):
+        common_format(tmp_path, ["a.png", "bad.png"])
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_an_avif_whose_header_is_destroyed_is_refused_and_named(tmp_path):
+    # Pillow's AVIF decoder raises RuntimeError, not OSError, and does so when it opens the file.
+    path = tmp_path / "bad.avif"
+    Image.fromarray(random_image(64, 64)).save(path)
+    content = path.read_bytes()
+    start = content.index(b"iloc") + 4
+    path.write_bytes(content[:start] + bytes(12) + content[start + 12 :])
+    with pytest.raises(ValueError, match=r"bad\.avif cannot be read as an image"):
+        common_format(tmp_path, ["bad.avif"])
+
+
+def test_a_file_that_vanished_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"absent\.png cannot be read as an image"):
+        common_format(tmp_path, ["absent.png"])

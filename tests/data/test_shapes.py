@@ -57,6 +57,24 @@ def test_label_names_the_first_shape_of_the_caption(num_objects):
         assert objects[0][2] == images.class_names[images.labels[index]]
 
 
+def test_color_shape_labels_name_colour_and_shape_of_the_captions_first_object():
+    for num_objects in (1, 2):
+        images = source(num_images=1000, num_objects=num_objects, labels="color_shape")
+        assert len(images.class_names) == len(set(images.class_names)) == 30
+        assert list(images.class_names) == sorted(images.class_names)
+        assert images.labels.dtype == np.int64
+        for index in range(len(images)):
+            _, color, shape = OBJECT.findall(images.caption(index))[0]
+            assert images.class_names[images.labels[index]] == f"{color} {shape}"
+        assert set(images.labels.tolist()) == set(range(30))
+
+
+def test_labels_change_nothing_about_the_images():
+    one, other = source(labels="shape"), source(labels="color_shape")
+    assert all(np.array_equal(one.read(index), other.read(index)) for index in range(20))
+    assert np.array_equal(one.labels, source().labels)  # the default
+
+
 def test_one_object_has_the_colour_of_its_caption():
     images = source(image_size=64)
     for index in range(50):
@@ -146,6 +164,7 @@ def test_fingerprint_tells_all_settings_apart_and_repeats():
         ({"num_objects": 3}, r"data\.num_objects=3 does not fit shapes: choose 1 or 2"),
         ({"num_images": 0}, r"data\.num_images=0 must be 1 or more"),
         ({"image_size": 0}, "image_size=0 is not a size"),
+        ({"labels": "color"}, r"data\.labels=color does not fit shapes: choose shape or color_shape"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, message):

@@ -113,6 +113,38 @@ def test_sizes_and_channels_are_those_asked_for(tmp_path):
     assert open_folder(tmp_path, image_size=[12, 10], channels=1, fit="pad").read(0).shape == (1, 12, 10)
 
 
+def test_without_a_size_and_channels_they_are_the_files_own(tmp_path):
+    expected = [write_image(tmp_path / name, seed=i, size=(9, 6)) for i, name in enumerate(["cat/a.png", "dog/b.bmp"])]
+    source = open_folder(tmp_path, image_size=None, channels=None)
+    assert source.shape == (3, 6, 9)
+    assert source.labels.tolist() == [0, 1]
+    for index in range(2):
+        assert np.array_equal(source.read(index), expected[index])
+
+
+def test_grey_files_stay_grey_without_a_size_and_channels(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (6, 9), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    source = open_folder(tmp_path, image_size=None, channels=None)
+    assert source.shape == (1, 6, 9)
+    assert np.array_equal(source.read(0), values[None])
+
+
+def test_files_of_different_sizes_need_a_size(tmp_path):
+    write_image(tmp_path / "a.png", size=(9, 6))
+    write_image(tmp_path / "b.png", size=(6, 6))
+    with pytest.raises(ValueError, match=r"different sizes: a\.png has 9x6 pixels and b\.png 6x6;.*image_size=N"):
+        open_folder(tmp_path, image_size=None, channels=None)
+    assert open_folder(tmp_path, image_size=4).shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize(("image_size", "channels"), [(4, None), (None, 1)])
+def test_a_size_or_channels_that_are_given_alone_are_refused(tmp_path, image_size, channels):
+    write_image(tmp_path / "a.png", size=(9, 6))
+    with pytest.raises(ValueError, match=rf"image_size={image_size} and channels={channels}: give both"):
+        open_folder(tmp_path, image_size=image_size, channels=channels)
+
+
 def test_a_large_jpeg_decoded_at_a_reduced_scale_is_near_the_full_decode(tmp_path):
     y, x = np.mgrid[0:512, 0:768]
     picture = np.stack([127 + 120 * np.sin(x / 40), 127 + 120 * np.cos(y / 50), (x + y) / 6], axis=-1).astype(np.uint8)

@@ -1,5 +1,6 @@
-"""Running sums against the same numbers computed at once, by numpy and by torch-fidelity."""
+"""Running sums against the same numbers computed at once, by numpy and by torch-fidelity. Ranks: tests/test_distributed.py."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,7 +8,17 @@ import pytest
 import torch
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
-from genimg.evaluation.statistics import FeatureSums, InceptionScoreSums
+from genimg.evaluation import statistics
+from genimg.evaluation.statistics import FeatureSums, GaussianStatistics, InceptionScoreSums, in_float64
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads cost many times what they save on so little work, the more so beside other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def correlated_features(num_images, num_features=12, offset=0.0):
@@ -47,6 +58,45 @@ def test_float32_features_are_summed_in_float64():
     assert result.mean.dtype == result.covariance.dtype == torch.float64
     expected = np.cov(features.numpy().astype(np.float64), rowvar=False)
     np.testing.assert_allclose(result.covariance, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_statistics_of_features_at_hand_are_those_of_numpy():
+    features = correlated_features(50, offset=3.0)
+    result = GaussianStatistics.of(features.float())
+    single = features.float().numpy().astype(np.float64)
+    assert result.num_images == 50
+    assert result.mean.dtype == result.covariance.dtype == torch.float64
+    np.testing.assert_allclose(result.mean, single.mean(axis=0), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(result.covariance, np.cov(single, rowvar=False), rtol=1e-11, atol=1e-11)
+
+
+def test_statistics_of_one_feature_vector_are_refused():
+    with pytest.raises(ValueError, match=r"1 images are too few for a covariance"):
+        GaussianStatistics.of(torch.zeros(1, 3))
+
+
+def test_the_covariance_is_symmetric_and_positive_semidefinite():
+    covariance = statistics_in_batches(correlated_features(5), 2).covariance  # of rank 4 among 12
+    assert torch.equal(covariance, covariance.T)
+    assert torch.linalg.eigvalsh(covariance).min() > -1e-12 * covariance.trace()
+
+
+def test_a_result_can_be_asked_for_between_batches_and_again():
+    features = correlated_features(30)
+    sums = FeatureSums()
+    sums.add(features[:10])
+    early = sums.result()
+    np.testing.assert_allclose(early.covariance, np.cov(features[:10].numpy(), rowvar=False), rtol=1e-11, atol=1e-11)
+    sums.add(features[10:])
+    for result in (sums.result(), sums.result()):
+        assert result.num_images == 30
+        np.testing.assert_allclose(result.covariance, np.cov(features.numpy(), rowvar=False), rtol=1e-11, atol=1e-11)
+
+
+def test_values_become_float64_where_they_are():
+    values = in_float64(torch.tensor([0.1], dtype=torch.float32))
+    assert values.dtype == torch.float64
+    assert values.item() == np.float64(np.float32(0.1))
 
 
 def test_adding_does_not_change_the_features():
@@ -97,6 +147,30 @@ def test_inception_score_of_two_classes_has_its_closed_form():
     logits = torch.tensor([[p, 1.0 - p], [1.0 - p, p]], dtype=torch.float64).log()
     expected = math.exp(p * math.log(2.0 * p) + (1.0 - p) * math.log(2.0 * (1.0 - p)))
     assert inception_score(logits, 1, 1)[0] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("cuts", [(0, 17, 40), (0, 1, 39, 40), (0, 10, 20, 30, 40)], ids=str)
+def test_ranks_that_begin_at_their_first_image_give_the_score_of_all_images(monkeypatch, cuts):
+    logits = 3.0 * torch.randn(40, 7, generator=torch.Generator().manual_seed(5))
+    expected = isc_features_to_metric(logits, splits=4)
+    ranks = []
+    for first, stop in itertools.pairwise(cuts):
+        ranks.append(InceptionScoreSums(40, 4, first))
+        for batch in logits[first:stop].split(6):
+            ranks[-1].add(batch)
+
+    # One rank after the other says what it would have summed with the rest; then the last one gets the sums.
+    asked = []
+    monkeypatch.setattr(statistics, "sum_over_ranks", lambda tensor: asked[-1].append(tensor.clone()) or tensor)
+    for sums in ranks:
+        asked.append([])
+        sums.result()
+    totals = [sum(tensors) for tensors in zip(*asked, strict=True)]
+    monkeypatch.setattr(statistics, "sum_over_ranks", lambda tensor: totals.pop(0))
+    score, deviation = ranks[-1].result()
+
+    assert score == pytest.approx(expected[KEY_METRIC_ISC_MEAN], rel=1e-9)
+    assert deviation == pytest.approx(expected[KEY_METRIC_ISC_STD], rel=1e-9)
 
 
 def test_fewer_images_than_splits_are_refused():

@@ -1,11 +1,8 @@
-"""What the entry points do once their config is composed."""
+"""genimg-train: train, or continue, the run that a config describes."""
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import re
 import shlex
 import shutil
 import signal
@@ -13,36 +10,31 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import genimg
 from genimg import build, resuming
+from genimg.commands.common import Config, argument, relative, require_all_values, sentence, table, write_json
 from genimg.data.placement import Data
-from genimg.environment import environment
-from genimg.evaluation.evaluator import Evaluation, Evaluator
-from genimg.explain import quoted
-from genimg.images import grid, to_uint8, write_png
+from genimg.environment import git_commit, versions
+from genimg.evaluation.evaluator import Evaluator
 from genimg.interfaces import Method
 from genimg.training import checkpoint
 from genimg.training.device import choose_device, choose_precision, describe_hardware
 from genimg.training.logger import Logger
-from genimg.training.trainer import StopRequestedError, Trainer, TrainingState
+from genimg.training.trainer import StopRequestedError, Trainer, TrainingState, WorseningError
 from genimg.training.update import NonFiniteError
 
 log = logging.getLogger(__name__)
 
-Config = dict[str, Any]
-
 
 class DivergedError(Exception):
-    """Training produced infinite or undefined numbers."""
+    """Training produced infinite or undefined numbers, or images that only grew worse."""
 
     is_users = True
 
@@ -69,7 +61,7 @@ def train(composed: DictConfig) -> float | None:
 
 def _train(composed: DictConfig, run_dir: Path) -> float | None:
     if not resuming.names_a_checkpoint(composed):
-        _require_all_values(composed)
+        require_all_values(composed)
     source_config, config, saved = resuming.find_start(composed, run_dir)
     build.check_top_level(config)
     if not isinstance(config["seed"], int) or config["seed"] < 0:
@@ -176,7 +168,7 @@ def _fit(trainer: Trainer, config: Config, evaluator: Evaluator | None, run_dir:
         state = trainer.state
         summary["status"] = "stopped"
         log.warning("stopped at %d images; the checkpoint is written", state.images)
-        log.warning("to continue: genimg-train %s", _argument("resume", _relative(run_dir)))
+        log.warning("to continue: genimg-train %s", argument("resume", relative(run_dir)))
         sys.exit(128 + (signal.SIGTERM if trainer.stop_signal == signal.SIGTERM else signal.SIGINT))
     except KeyboardInterrupt:
         summary["status"] = "interrupted"
@@ -186,27 +178,41 @@ def _fit(trainer: Trainer, config: Config, evaluator: Evaluator | None, run_dir:
         state = trainer.state
         summary["status"] = "diverged"
         last = trainer.folder.path / "last.pt"
-        good = f"the last good checkpoint is {_relative(last)}" if last.is_file() else "there is no earlier checkpoint"
+        good = f"the last good checkpoint is {relative(last)}" if last.is_file() else "there is no earlier checkpoint"
         raise DivergedError(
             f"training diverged: the loss or gradient of {error.group} was not finite at step {error.step}; {good}. Try a "
             "lower optimizer.lr, trainer.max_grad_norm=1, precision=fp32, or another loss"
         ) from error
+    except WorseningError as error:
+        state = trainer.state
+        summary["status"] = "diverged"
+        assert evaluator is not None
+        assert evaluator.stop_if is not None
+        name, watch = evaluator.primary, evaluator.stop_if
+        raise DivergedError(
+            f"training stopped at {state.images} images, because evaluation.stop_if says so: {name} is {state.last[name]:.6g}, "
+            f"and has been more than {watch.factor:g} times worse than its best of {state.best[name]:.6g} (at "
+            f"{state.best_images} images) for {state.worse_evaluations} evaluations in a row; the best checkpoint is "
+            f"{relative(trainer.folder.path / 'best.pt')}"
+        ) from error
     finally:
-        provenance = evaluator.provenance(trainer.method, trainer.data) if evaluator and trainer.state.last else {}
         summary |= {
             "images": trainer.state.images,
             "steps": trainer.progress.step,
             "last": trainer.state.last,
             "best": trainer.state.best,
             "best_images": trainer.state.best_images,
-            "provenance": provenance,
+            "final": trainer.state.final,
+            "provenance": trainer.state.provenance,
             "wall_seconds": round(time.monotonic() - start, 1),
             "training_images_per_second": round(trainer.state.images / trainer.state.seconds, 1)
             if trainer.state.seconds
             else None,
+            "evaluation_seconds": round(trainer.state.evaluation_seconds, 1),
             "seed": config["seed"],
             "hardware": describe_hardware(trainer.device),
-            **environment(),
+            "versions": versions(),
+            "git_commit": git_commit(),
         }
         _write_summary(run_dir, summary)
     log.info(
@@ -218,167 +224,25 @@ def _fit(trainer: Trainer, config: Config, evaluator: Evaluator | None, run_dir:
 
 def _write_summary(run_dir: Path, summary: Config) -> None:
     try:
-        _write_json(run_dir / "summary.json", summary)
+        write_json(run_dir / "summary.json", summary)
     except OSError as error:  # often the disk is full, and the error under way says more
         log.warning("summary.json cannot be written (%s)", error.strerror)
 
 
 def _report(state: TrainingState, summary: Config, evaluator: Evaluator | None, run_dir: Path) -> None:
-    shown = _relative(run_dir)
+    shown = relative(run_dir)
     rate = summary["training_images_per_second"]
     log.info("%s images/s while training", rate)
     if evaluator and state.best:
-        log.info("%s", _table({"last": state.last, f"best, at {state.best_images} images": state.best}))
-        log.info("measured with %s", _sentence(summary["provenance"]))
+        columns = {"last": state.last, f"best, at {state.best_images} images": state.best}
+        log.info("%s", table(columns | ({"at the end": state.final["metrics"]} if state.final else {})))
+        log.info("measured with %s", sentence(summary["provenance"]))
+        share = state.evaluation_seconds / max(state.evaluation_seconds + state.seconds, 1e-9)
+        log.info("evaluation took %.0f s, %.0f %% of training and evaluation together", state.evaluation_seconds, 100 * share)
     pictures = sorted((run_dir / "samples").glob(f"*-{state.images:09d}.png"))
-    log.info("pictures:    %s", "  ".join(str(_relative(path)) for path in pictures))
+    log.info("pictures:    %s", "  ".join(str(relative(path)) for path in pictures))
     log.info("curves:      tensorboard --logdir %s   (or %s)", shlex.quote(str(shown)), shown / "metrics.jsonl")
     log.info("checkpoint:  %s", shown / "checkpoints" / ("best.pt" if evaluator else "last.pt"))
-
-
-def evaluate(composed: DictConfig) -> dict[str, float]:
-    """Print the metrics of a checkpoint, as its own run would measure them."""
-    _require_all_values(composed)
-    options: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-    path, state = _open(options)
-    config = state["config"]
-    if not config["evaluation"]:
-        raise ValueError(f"{path} was trained with evaluation=none, so that there is nothing to evaluate it with")
-    for key, value in (
-        ("num_images", options["num_images"]), ("batch_size", options["batch_size"]), ("seed", options["seed"]),
-    ):  # fmt: skip
-        if value is not None:
-            config["evaluation"][key] = value
-    splits = config["evaluation"]["splits"]
-    if isinstance(options["num_images"], int) and options["num_images"] < splits:
-        raise ValueError(f"num_images={options['num_images']} is too few: the Inception Score has {splits} splits")
-    if options["inception_weights"] is not None:
-        if "weights" not in config["evaluation"]["extractor"]:
-            raise ValueError("inception_weights has no effect: this checkpoint's evaluation does not use Inception")
-        config["evaluation"]["extractor"]["weights"] = options["inception_weights"]
-    if options["data_root"] is not None:
-        if "root" not in config["data"]:
-            raise ValueError("data_root has no effect: this checkpoint's data is not read from a directory")
-        config["data"]["root"] = options["data_root"]
-    device = choose_device(options["device"])
-    builder = build.Builder(allowed=(*build.ALLOWED, *options["allow"]))
-    source = build.build_source(config, builder)
-    builder = build.Builder(builder.allowed, epoch_size=len(source), batch_size=config["trainer"]["batch_size"])
-    evaluator = build.build_evaluator(config, builder)
-    assert evaluator is not None
-    method = _load_method(config, builder, state, device)
-    data = build.build_data(config, source, device)
-    result = evaluator.evaluate(method, data, device)
-    _print_evaluation(path, state, result, options["output"])
-    return result.values
-
-
-def _print_evaluation(path: Path, state: Config, result: Evaluation, output: str | None) -> None:
-    images = state["training"]["images"]
-    log.info("%s, trained on %d images", path, images)
-    log.info("%s", _table({"value": result.values}))
-    log.info("measured with %s", _sentence(result.provenance))
-    if output is not None:
-        record = {"checkpoint": str(path), "images": images, "metrics": result.values, "provenance": result.provenance}
-        _write_json(Path(output), {**record, **environment()})
-        log.info("written to %s", output)
-
-
-def sample(composed: DictConfig) -> None:
-    """Write generated images as PNG files and one grid."""
-    _require_all_values(composed)
-    options: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-    num_images, batch_size = options["num_images"], options["batch_size"]
-    for key in ("num_images", "batch_size"):
-        if not isinstance(options[key], int) or options[key] < 1:
-            raise ValueError(f"{key}={options[key]} must be 1 or more")
-    path, state = _open(options)
-    config = state["config"]
-    device = choose_device(options["device"])
-    allowed = (*build.ALLOWED, *options["allow"])
-    builder = build.Builder(allowed, epoch_size=state["num_images"], batch_size=config["trainer"]["batch_size"])
-    method = _load_method(config, builder, state, device)
-    for key in ("label", "text"):
-        if options[key] is not None and key not in method.batch_keys:
-            raise ValueError(f"{key}={options[key]}: this model was trained without {key}s and cannot be asked for one")
-    default = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    folder = Path(options["output"]) if options["output"] else default / f"samples-seed{options['seed']}"
-    folder.mkdir(parents=True, exist_ok=True)
-    shown: list[torch.Tensor] = []
-    for start in tqdm(range(0, num_images, batch_size), desc="sampling", unit="batch", disable=None):
-        indices = range(start, min(start + batch_size, num_images))
-        drawn = {key: value.to(device) for key, value in method.draw(indices, options["seed"]).items()}
-        images = method.sample(drawn).float().cpu()
-        for index, image in zip(indices, to_uint8(images), strict=True):
-            write_png(image, folder / f"{index:06d}.png")
-        if start < 256:
-            shown.append(images)
-    picture = folder.with_name(folder.name + ".png")
-    write_png(grid(torch.cat(shown)[:256]), picture)
-    log.info("from %s, trained on %d images", path, state["training"]["images"])
-    log.info("%d images: %s", num_images, folder)
-    log.info("grid: %s", picture)
-
-
-def _require_all_values(composed: DictConfig) -> None:
-    missing = sorted(OmegaConf.missing_keys(composed))
-    if missing:
-        raise ValueError(f"{missing[0]} is required: set {missing[0]}=VALUE")
-
-
-def _open(options: Config) -> tuple[Path, Config]:
-    path = checkpoint.find(Path(str(options["ckpt"])).expanduser())
-    state = checkpoint.load(path)
-    checkpoint.require_whole(state, path)
-    return path, state
-
-
-def _load_method(config: Config, builder: build.Builder, state: Config, device: torch.device) -> Method:
-    method: Method = builder.build(config["model"], "model")
-    method.load_state_dict(state["method"])
-    return method.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-
-
-def _table(columns: dict[str, dict[str, float]]) -> str:
-    names = list(next(iter(columns.values())))
-    width = max(map(len, names)) + 2
-    header = " " * width + "".join(f"{title:>28}" for title in columns)
-    rows = [name.ljust(width) + "".join(f"{values[name]:>28.6g}" for values in columns.values()) for name in names]
-    return "\n".join([header, *rows])
-
-
-def _sentence(provenance: Config) -> str:
-    short = provenance["weights_sha256"][:8]
-    return (
-        f"{provenance['extractor']} ({short}), {provenance['num_generated']} generated against {provenance['num_real']} real "
-        f"images of {provenance['real']}, {provenance['weights']} weights, seed {provenance['seed']}"
-    )
-
-
-def _relative(path: Path) -> Path:
-    try:
-        return path.relative_to(Path.cwd())
-    except ValueError:
-        return path
-
-
-def _argument(key: str, path: Path) -> str:
-    """``key=path`` as it can be pasted, with the quotes that Hydra and then the shell need."""
-    text = str(path)
-    if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
-        return f"{key}={text}"
-    return shlex.quote(f"{key}={quoted(text)}")
-
-
-def _write_json(path: Path, value: Config) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _remove_if_nothing_began(run_dir: Path) -> None:

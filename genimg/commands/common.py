@@ -1,0 +1,97 @@
+"""What several commands do: open a checkpoint, print a table, write JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from genimg import build
+from genimg.explain import quoted
+from genimg.interfaces import Method
+from genimg.training import checkpoint
+
+Config = dict[str, Any]
+
+
+def require_all_values(composed: DictConfig) -> None:
+    """Refuse a config in which a ``???`` is left.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ValueError(f"{missing[0]} is required: set {missing[0]}=VALUE")
+
+
+def open_checkpoint(given: object, which: str) -> tuple[Path, Config]:
+    """A checkpoint's path and content; ``which`` is ``last`` or ``best``, of a run directory."""
+    path = checkpoint.find(Path(str(given)).expanduser(), which)
+    state = checkpoint.load(path)
+    checkpoint.require_whole(state, path)
+    return path, state
+
+
+def load_method(config: Config, builder: build.Builder, state: Config, device: torch.device) -> Method:
+    """The checkpoint's method with its weights, on the device, in evaluation mode."""
+    method: Method = builder.build(config["model"], "model")
+    method.load_state_dict(state["method"])
+    return method.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
+def table(columns: dict[str, dict[str, float]]) -> str:
+    """Values by name, one column a title; a name that a column lacks is left empty there."""
+    names = list(dict.fromkeys(name for values in columns.values() for name in values))
+    width = max(map(len, names)) + 2
+    header = " " * width + "".join(f"{title:>28}" for title in columns)
+    rows = [
+        name.ljust(width) + "".join(f"{values[name]:>28.6g}" if name in values else " " * 28 for values in columns.values())
+        for name in names
+    ]
+    return "\n".join([header.rstrip(), *(row.rstrip() for row in rows)])
+
+
+def sentence(provenance: Config) -> str:
+    """The provenance of a value, as short as it can be said."""
+    extractor, made, real = provenance["extractor"], provenance["generated"], provenance["real"]
+    digest = (extractor["weights_sha256"] or "no file")[:8]
+    count = "an unrecorded number of" if real["num_images"] is None else real["num_images"]
+    text = f"{extractor['name']} ({digest}), {made['num_images']} generated against {count} real images of {real['source']}"
+    if "weights" in made:
+        return text + f", {made['weights']} weights, seed {made['seed']}"
+    return text + f", generated: {made['source']}"
+
+
+def relative(path: Path) -> Path:
+    """As seen from the working directory, where that is shorter."""
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path
+
+
+def argument(key: str, path: Path) -> str:
+    """``key=path`` as it can be pasted, with the quotes that Hydra and then the shell need."""
+    text = str(path)
+    if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
+        return f"{key}={text}"
+    return shlex.quote(f"{key}={quoted(text)}")
+
+
+def write_json(path: Path, value: Config) -> None:
+    """The file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,51 @@
+"""genimg-eval compare=[A,B]: two results side by side, and whether they compare."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from genimg.commands.common import Config, relative, table
+from genimg.evaluation.comparison import differences, in_words
+
+log = logging.getLogger(__name__)
+
+
+def compare_results(given: Any, which: str) -> None:
+    """Print both results and what keeps them from being comparable.
+
+    Args:
+        given: two files of ``output=``, or run directories.
+        which: ``last`` or ``best``, of a run directory.
+    """
+    if not isinstance(given, list) or len(given) != 2:
+        raise ValueError(f"compare={given} must name two results: compare=[A.json,B.json]")
+    records = [_read_result(Path(str(path)).expanduser(), which) for path in given]
+    log.info("%s", table({str(path): record["metrics"] for path, record in zip(given, records, strict=True)}))
+    found = differences(records[0]["provenance"], records[1]["provenance"])
+    grave = [difference for difference in found if difference.matters]
+    if grave:
+        log.info("not comparable:\n%s", in_words(grave))
+    else:
+        log.info("comparable: extractor, counts, real images and settings are the same")
+    slight = [difference for difference in found if not difference.matters]
+    if slight:
+        log.info("they differ, without harm, in:\n%s", in_words(slight))
+
+
+def _read_result(path: Path, which: str) -> Config:
+    """A file of output=, or a run directory's summary."""
+    file = path / "summary.json" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} is neither a result that output= wrote nor a run directory with a summary.json")
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        metrics = record["metrics"] if "metrics" in record else record[which]
+        provenance = record["provenance"]
+        if not (isinstance(metrics, dict) and isinstance(provenance, dict) and metrics and provenance):
+            raise ValueError("it holds no evaluation")
+        return {"metrics": {name: float(value) for name, value in metrics.items()}, "provenance": provenance}
+    except (KeyError, ValueError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{relative(file)} is not a result of genimg-eval or genimg-train ({error})") from error

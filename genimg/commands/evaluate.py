@@ -1,0 +1,238 @@
+"""genimg-eval: measure images, of a checkpoint or from anywhere, against real ones; compare two results."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from genimg import build
+from genimg.commands.common import (
+    Config,
+    load_method,
+    open_checkpoint,
+    require_all_values,
+    sentence,
+    table,
+    write_json,
+)
+from genimg.commands.compare import compare_results
+from genimg.commands.sides import Side, compose_evaluation, resolve
+from genimg.distributed import processes_of_torchrun, rank
+from genimg.environment import git_commit
+from genimg.evaluation.evaluator import Evaluation, Evaluator
+from genimg.evaluation.imagesets import DatasetImages, ImageSet, Subset
+from genimg.evaluation.nearest import nearest_images
+from genimg.evaluation.statistics_files import SavedStatistics
+from genimg.images import grid, write_png
+from genimg.training.device import choose_device, describe_hardware
+
+log = logging.getLogger(__name__)
+
+_NEIGHBORS = 7  # beside each generated image in the picture of nearest real images
+
+
+def evaluate(composed: DictConfig) -> dict[str, float]:
+    """Print the metrics of a checkpoint or of any images, or what two results have in common."""
+    require_all_values(composed)
+    # The group's key is absent where none of its options is chosen.
+    options: Config = {"evaluation": None, **OmegaConf.to_container(composed, resolve=True)}  # type: ignore[dict-item]
+    if options["evaluation"] == {}:
+        raise ValueError("evaluation=none evaluates nothing: choose another of the group")
+    _check_options(options)
+    if options["compare"] is not None:
+        compare_results(options["compare"], options["which"])
+        return {}
+    if options["ckpt"] is not None and options["images"] is not None:
+        raise ValueError("ckpt= and images= both say what to evaluate: give one of them")
+    if options["ckpt"] is None and options["images"] is None and not (options["real"] and options["save_statistics"]):
+        raise ValueError(
+            "nothing to evaluate: give ckpt=CHECKPOINT, or images=DIR with real=WHAT; or real=DIR with save_statistics=FILE to "
+            "make statistics; genimg-eval --help shows examples"
+        )
+    if options["images"] is not None and options["real"] is None:
+        raise ValueError("images= needs something to compare with: real=DIR, an .npz, saved statistics or a dataset")
+    with processes_of_torchrun(options["device"]) as device_name:
+        if rank() > 0:
+            logging.disable(logging.WARNING)  # the first rank says it
+        device = choose_device(device_name)
+        return _of_checkpoint(options, device) if options["ckpt"] is not None else _of_images(options, device)
+
+
+_LEAST = {
+    "num_images": 2, "num_real": 2, "batch_size": 1, "seed": 0, "bootstrap": 0, "image_size": 1, "neighbors": 0,
+}  # fmt: skip
+
+
+def _check_options(options: Config) -> None:
+    """Before any work, so that no mistake costs an evaluation.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    for key, least in _LEAST.items():
+        value = options[key]
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise ValueError(f"{key}={value} must be a whole number, {least} or more")
+    if options["which"] not in ("last", "best"):
+        raise ValueError(f"which={options['which']} is unknown: choose last or best")
+    if options["save_statistics"] is not None and not str(options["save_statistics"]).endswith(".pt"):
+        raise ValueError(f"save_statistics={options['save_statistics']} must end in .pt, by which real= knows it again")
+    for key in ("output", "picture", "save_statistics"):
+        if options[key] is not None and Path(str(options[key])).is_dir():
+            raise ValueError(f"{key}={options[key]} is a directory: name a file")
+
+
+def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
+    path, state = open_checkpoint(options["ckpt"], options["which"])
+    config = state["config"]
+    if options["evaluation"] is None and not config["evaluation"]:
+        raise ValueError(
+            f"{path} was trained with evaluation=none, so that there is nothing to evaluate it with: choose "
+            "evaluation=inception or another of the group"
+        )
+    builder = build.Builder(allowed=(*build.ALLOWED, *options["allow"]), epoch_size=1)
+    if options["data_root"] is not None and options["real"] is None:
+        key = next((key for key in ("root", "path") if key in config["data"]), None)
+        if key is None:
+            raise ValueError("data_root has no effect: this checkpoint's data is not read from a directory")
+        config["data"][key] = options["data_root"]
+    if options["real"] is not None:
+        real = resolve(options["real"], options, builder, device)
+    else:
+        source = build.build_source(config, builder)
+        real = Side(source=source, images=DatasetImages(build.build_data(config, source, device)))
+    evaluator = _evaluator(options, options["evaluation"] or config["evaluation"], builder, real)
+    method = load_method(config, builder, state, device)
+    made = evaluator.generated(method, device, real.source.class_names if real.source else ())
+    compared = real.statistics if real.images is None else real.images
+    assert compared is not None
+    save = Path(options["save_statistics"]) if options["save_statistics"] else None
+    result = evaluator.compare(compared, made, device, save_statistics=save)
+    if isinstance(compared, DatasetImages):
+        result = evaluator.with_reconstructions(result, method, compared, device)
+    images = state["training"]["images"]
+    _finish(result, f"{path}, trained on {images} images", options, device, {"checkpoint": str(path), "images": images})
+    _show_neighbors(options, evaluator, compared, made)
+    return result.values
+
+
+def _of_images(options: Config, device: torch.device) -> dict[str, float]:
+    builder = build.Builder(allowed=(*build.ALLOWED, *options["allow"]), epoch_size=1)
+    real = resolve(options["real"], options, builder, device)
+    fake = None if options["images"] is None else resolve(options["images"], options, builder, device)
+    if fake is not None and fake.images is None:
+        raise ValueError(f"images={options['images']} holds statistics, not images; statistics can stand on the side of real=")
+    if options["seed"] is not None:
+        raise ValueError("seed= has no effect on images that exist already: remove it")
+    chosen = options["evaluation"] or real.evaluation or compose_evaluation("evaluation=inception")["evaluation"]
+    if fake is None:
+        return _save_statistics(options, _evaluator(options, chosen, builder, real), real, device)
+    assert fake.source is not None
+    assert fake.images is not None
+    made: ImageSet = fake.images
+    if options["num_images"] is not None:
+        made = Subset(made, options["num_images"])
+    evaluator = _evaluator(options, chosen, builder, real, num_images=len(made))
+    compared = real.statistics if real.images is None else real.images
+    assert compared is not None
+    if real.source is not None and real.source.shape[1:] != fake.source.shape[1:]:
+        log.warning(
+            "the images are %s pixels and the real ones %s: the extractor resizes both, but sharpness alone then differs",
+            "x".join(map(str, fake.source.shape[1:])), "x".join(map(str, real.source.shape[1:])),
+        )  # fmt: skip
+    save = Path(options["save_statistics"]) if options["save_statistics"] else None
+    result = evaluator.compare(compared, made, device, save_statistics=save)
+    _finish(result, f"{options['images']} against {options['real']}", options, device, {"images_from": str(options["images"])})
+    _show_neighbors(options, evaluator, compared, made)
+    return result.values
+
+
+def _save_statistics(options: Config, evaluator: Evaluator, real: Side, device: torch.device) -> dict[str, float]:
+    if real.images is None or real.source is None:
+        raise ValueError(f"real={options['real']} holds statistics already: give images to make statistics of")
+    statistics = evaluator.statistics(real.images, device)
+    path = Path(options["save_statistics"])
+    if rank() == 0:
+        statistics.write(path)
+    log.info("statistics of %d images of %s by %s: %s", statistics.summary.num_images, real.source.name,
+             evaluator.extractor.name, path)  # fmt: skip
+    return {}
+
+
+def _evaluator(options: Config, chosen: Config, builder: build.Builder, real: Side, num_images: int | None = None) -> Evaluator:
+    config = {**chosen}
+    config["num_images"] = num_images or config["num_images"]
+    for key in ("num_images", "num_real", "batch_size", "seed", "bootstrap"):
+        if options[key] is not None and (key != "num_images" or num_images is None):
+            config[key] = options[key]
+    if options["inception_weights"] is not None:
+        if not str(config["extractor"].get("_target_", "")).endswith(".Inception"):
+            raise ValueError("inception_weights has no effect: this evaluation does not use Inception")
+        config["extractor"] = {**config["extractor"], "weights": options["inception_weights"]}
+    if real.statistics is not None:
+        if options["neighbors"]:
+            raise ValueError("neighbors= needs the real images themselves, but real= names statistics")
+        config = _without_kept_features(config, real.statistics)
+    evaluator = build.build_evaluator({"evaluation": config}, builder)
+    assert evaluator is not None
+    if real.statistics is not None:
+        assert real.path is not None
+        real.statistics.check_extractor(evaluator.extractor, real.path, accept_unrecorded=options["accept_unrecorded"])
+    return evaluator
+
+
+def _without_kept_features(config: Config, statistics: SavedStatistics) -> Config:
+    """Statistics of another program hold a mean and a covariance and no more: leave out what needs more, and say so."""
+    if statistics.summary.features is not None:
+        return config
+    left_out = [name for name in ("kernel_distance", "precision_recall") if config["metrics"].get(name)]
+    if left_out:
+        log.warning("the statistics hold no features of single images: %s left out", " and ".join(left_out))
+    return {**config, "metrics": {name: node for name, node in config["metrics"].items() if name not in left_out}}
+
+
+def _finish(result: Evaluation, what: str, options: Config, device: torch.device, subject: Config) -> None:
+    log.info("%s", what)
+    columns = {"value": result.values}
+    if result.intervals:
+        columns |= {"95 % from": {name: low for name, (low, _) in result.intervals.items()},
+                    "to": {name: high for name, (_, high) in result.intervals.items()}}  # fmt: skip
+    log.info("%s", table(columns))
+    log.info("measured with %s", sentence(result.provenance))
+    if options["provenance"]:
+        log.info("%s", json.dumps(result.provenance, indent=2, ensure_ascii=False))
+    if options["output"] is not None and rank() == 0:
+        record = {
+            **subject,
+            "metrics": result.values,
+            "intervals": {name: list(bounds) for name, bounds in result.intervals.items()},
+            "provenance": result.provenance,
+            "warnings": list(result.warnings),
+            "hardware": describe_hardware(device),
+            "git_commit": git_commit(),
+        }
+        write_json(Path(options["output"]), record)
+        log.info("written to %s", options["output"])
+
+
+def _show_neighbors(options: Config, evaluator: Evaluator, real: ImageSet | SavedStatistics, fake: ImageSet) -> None:
+    count = options["neighbors"]
+    if count == 0:
+        return
+    assert not isinstance(real, SavedStatistics)
+    distances, indices, shown = nearest_images(
+        real, fake, evaluator.extractor, count=count, neighbors=_NEIGHBORS, batch_size=evaluator.batch_size
+    )
+    path = Path(options["picture"])
+    if rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_png(grid(shown, columns=indices.shape[1] + 1), path)
+    log.info("nearest real images: %s (each row: a generated image, then its nearest real ones)", path)
+    for i, (row, numbers) in enumerate(zip(distances.tolist(), indices.tolist(), strict=True)):
+        log.info(
+            "  image %d: real image %d at distance %.4g, the next at %.4g", i, numbers[0], row[0], row[min(1, len(row) - 1)]
+        )

@@ -1,0 +1,128 @@
+"""genimg-features: train a classifier on labelled images and write it with the evaluation config that uses it."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from genimg import build
+from genimg.commands.common import Config, relative, require_all_values
+from genimg.evaluation.extractors.base import sha256_of
+from genimg.training.classifier import LabelledImages, train_classifier
+from genimg.training.device import choose_device, choose_precision
+
+log = logging.getLogger(__name__)
+
+_YAML = """\
+# The features of a small classifier of {classes} classes of {source}.
+# Made by genimg-features: accuracy {accuracy:.4f} on {num_test} held-out images.
+defaults:
+  - classifier_base
+  - _self_
+extractor:
+  _target_: genimg.evaluation.extractors.classifier.Classifier
+  classifier: {path}
+  sha256: {sha256}
+"""
+
+
+def train_features(composed: DictConfig) -> None:
+    """Train, measure, and write ``NAME.pt`` and ``evaluation/NAME.yaml``."""
+    require_all_values(composed)
+    options: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    name = str(options["name"])
+    if not re.fullmatch(r"[A-Za-z0-9]\w*", name):
+        raise ValueError(f"name={name} must be letters, digits and _: it becomes part of metric names")
+    for key, least in (("epochs", 1), ("batch_size", 2), ("held_out", 2), ("seed", 0)):
+        if not isinstance(options[key], int) or options[key] < least:
+            raise ValueError(f"{key}={options[key]} must be a whole number, {least} or more")
+    for key in ("learning_rate", "weight_decay"):
+        if isinstance(options[key], bool) or not isinstance(options[key], int | float) or not 0 <= options[key] < math.inf:
+            raise ValueError(f"{key}={options[key]} must be a number, 0 or more")
+    device = choose_device(options["device"])
+    precision = choose_precision(options["precision"], device)
+    precision.apply_globally()
+    train, held_out = _images(options, device)
+    if len(train.indices) < options["batch_size"]:
+        raise ValueError(f"batch_size={options['batch_size']} is larger than the {len(train.indices)} training images")
+    output = Path(options["output"])
+    (output / "evaluation").mkdir(parents=True, exist_ok=True)  # before the work, so that it is not lost to a typing mistake
+    log.info("%d training images of %d classes, %d held out", len(train.indices), len(train.data.source.class_names),
+             len(held_out.indices))  # fmt: skip
+    start = time.monotonic()
+    record = train_classifier(
+        train,
+        held_out,
+        epochs=options["epochs"],
+        batch_size=options["batch_size"],
+        learning_rate=float(options["learning_rate"]),
+        weight_decay=float(options["weight_decay"]),
+        seed=options["seed"],
+        precision=precision,
+    )
+    path = output / f"{name}.pt"
+    _write(path, record)
+    sha256 = sha256_of(path)
+    config = output / "evaluation" / f"{name}.yaml"
+    # JSON is YAML, and the backslash keeps OmegaConf from taking a name in the path for an interpolation.
+    quoted_path = json.dumps(str(path.resolve()).replace("${", "\\${"), ensure_ascii=False)
+    text = _YAML.format(
+        classes=len(record["class_names"]), source=record["trained_on"], accuracy=record["test_accuracy"],
+        num_test=record["num_test"], path=quoted_path, sha256=sha256,
+    )  # fmt: skip
+    _replace(config, text.encode())
+    log.info("accuracy %.4f on %d held-out images, after %.0f s", record["test_accuracy"], record["num_test"],
+             time.monotonic() - start)  # fmt: skip
+    log.info("classifier: %s (%d bytes, sha256 %s)", relative(path), path.stat().st_size, sha256)
+    log.info("to use it:  genimg-train --config-dir %s evaluation=%s ...", relative(output), name)
+
+
+def _images(options: Config, device: torch.device) -> tuple[LabelledImages, LabelledImages]:
+    builder = build.Builder(allowed=(*build.ALLOWED, *options["allow"]))
+    config = options["data"]
+    source = build.build_source(options, builder)
+    if source.labels is None or len(source.class_names) < 2:
+        raise ValueError(
+            f"the data {source.name} has no labels: put each class's images into a subdirectory of its own, two classes or more"
+        )
+    channels, height, width = source.shape
+    if height != width or channels not in (1, 3):
+        raise ValueError(
+            f"the classifier takes square images of 1 or 3 channels, but data {source.name} has {channels} channels and "
+            f"{height}x{width} pixels: set data.image_size to one number and data.channels to 1 or 3"
+        )
+    data = build.build_data(options, source, device)
+    data.load()
+    everything = np.arange(len(source), dtype=np.int64)
+    if config.get("split") == "train":
+        test = "val" if config["_target_"].endswith(".imagenet") else "test"
+        other = build.build_source({**options, "data": {**config, "split": test}}, builder)
+        test_data = build.build_data(options, other, device)
+        test_data.load()
+        return LabelledImages(data, everything), LabelledImages(test_data, np.arange(len(other), dtype=np.int64))
+    chosen = everything % options["held_out"] == 0
+    return LabelledImages(data, everything[~chosen]), LabelledImages(data, everything[chosen])
+
+
+def _write(path: Path, record: Config) -> None:
+    buffer = io.BytesIO()
+    torch.save(record, buffer)
+    _replace(path, buffer.getvalue())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

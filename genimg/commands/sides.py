@@ -1,0 +1,95 @@
+"""What ``images=`` and ``real=`` of genimg-eval may name: a folder, an .npz, saved statistics, or a dataset."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from genimg import build
+from genimg.commands.common import Config
+from genimg.data.placement import Data
+from genimg.data.sources import Source
+from genimg.evaluation.imagesets import DatasetImages
+from genimg.evaluation.statistics_files import SavedStatistics
+from genimg.explain import quoted
+
+
+@dataclass(frozen=True)
+class Side:
+    """What ``images=`` or ``real=`` names: images, or statistics of images.
+
+    Attributes:
+        source, images: of images; None for statistics.
+        statistics, path: of statistics, and their file; None for images.
+        evaluation: the config that a dataset brings along, if it does.
+    """
+
+    source: Source | None = None
+    images: DatasetImages | None = None
+    statistics: SavedStatistics | None = None
+    path: Path | None = None
+    evaluation: Config | None = None
+
+
+def resolve(given: object, options: Config, builder: build.Builder, device: torch.device) -> Side:
+    """A folder, an .npz, saved statistics, or ``DATASET`` or ``DATASET:SPLIT``."""
+    text = str(given)
+    path = Path(text).expanduser()
+    if path.suffix == ".pt":
+        return Side(statistics=SavedStatistics.read(path), path=path)
+    if path.suffix == ".npz":
+        if path.is_file() and _holds_statistics(path):
+            return Side(statistics=SavedStatistics.read(path), path=path)
+        node = {"_target_": "genimg.data.arrays.npz", "path": text, "fit": "crop"}
+        return _side(builder.build({**node, "image_size": options["image_size"], "channels": None}, "images"), device)
+    if path.is_dir():
+        node = {"_target_": "genimg.data.sources.folder", "root": text, "fit": "crop", "labels": "auto"}
+        channels = None if options["image_size"] is None else 3
+        size = {"image_size": options["image_size"], "channels": channels}
+        return _side(builder.build({**node, **size, "name": path.name or text}, "images"), device)
+    name, _, split = text.partition(":")
+    known = GlobalHydra.instance().config_loader().get_group_options("data")
+    datasets = [option for option in known if option not in ("base", "folder", "npz")]
+    if name not in datasets:
+        raise FileNotFoundError(
+            f"{text} is neither a directory, nor an .npz or .pt file, nor a dataset: datasets are {', '.join(datasets)}, each "
+            "with a split if wanted, such as mnist:test"
+        )
+    return _dataset(name, split, options, builder, device)
+
+
+def _dataset(name: str, split: str, options: Config, builder: build.Builder, device: torch.device) -> Side:
+    overrides = [f"data={name}"]
+    if split:
+        overrides.append(f"data.split={quoted(split)}")
+    if options["data_root"] is not None:
+        overrides.append(f"data.root={quoted(str(options['data_root']))}")
+    parts = compose_evaluation(*overrides)
+    if parts["data"].get("root") == "???":
+        raise ValueError(f"{name} needs data_root=DIR: where its images lie")
+    return _side(build.build_source(parts, builder), device, parts["evaluation"])
+
+
+def compose_evaluation(*overrides: str) -> Config:
+    """The ``data`` and ``evaluation`` that genimg-train would compose."""
+    config = compose("train", list(overrides))
+    return {key: OmegaConf.to_container(config[key], resolve=True) for key in ("data", "evaluation")}
+
+
+def _holds_statistics(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False  # its reader says what is wrong
+
+
+def _side(source: Source, device: torch.device, evaluation: Config | None = None) -> Side:
+    data = Data(source, placement="auto", num_workers="auto", horizontal_flip=False, max_corrupt=0, device=device)
+    return Side(source=source, images=DatasetImages(data), evaluation=evaluation)

@@ -1,0 +1,70 @@
+"""Whether two measured values compare, and if not, why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from genimg.mappings import flatten
+
+_SECTIONS = ("extractor", "generated", "real", "metrics", "precision", "device", "versions")
+
+# What a difference there means. The first entry that is a prefix of the key decides.
+_CONSEQUENCES: tuple[tuple[str, bool, str], ...] = (
+    ("extractor", True, "distances between unlike features are on unlike scales"),
+    ("generated.num_images", True, "the Fréchet distance falls as the count grows"),
+    ("generated.image_shape", True, "the resolution changes what the extractor sees"),
+    ("generated.augmentation", True, "augmented images are another distribution"),
+    ("generated.mode", True, "batch statistics and dropout change the images"),
+    ("generated", False, "other images, which is what is compared"),
+    ("real.source", True, "they are measured against other images"),
+    ("real.fingerprint", True, "they are measured against other images"),
+    ("real", True, "the real side is not the same"),
+    ("metrics", True, "the metric is computed in another way"),
+    ("precision", False, "a change in the last digits"),
+    ("device", False, "a change in the last digits"),
+    ("versions", False, "usually a change in the last digits; decoding and resizing can change with pillow"),
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing in which two measurements differ.
+
+    Attributes:
+        key: in the provenance, with dots.
+        first, second: the values.
+        matters: whether it forbids comparing.
+        reason: why, or why not.
+    """
+
+    key: str
+    first: object
+    second: object
+    matters: bool
+    reason: str
+
+
+def differences(first: dict[str, Any], second: dict[str, Any]) -> list[Difference]:
+    """Everything in which two provenances differ, what forbids comparing first."""
+    a, b = (flatten({key: side.get(key) for key in _SECTIONS}) for side in (first, second))
+    found = []
+    for key in dict.fromkeys([*a, *b]):
+        x, y = a.get(key, "not recorded"), b.get(key, "not recorded")
+        if x != y:
+            matters, reason = next(
+                (m, why) for prefix, m, why in _CONSEQUENCES if key == prefix or key.startswith(prefix + ".")
+            )
+            # A model's images have a seed and a mode, a folder's a fingerprint: that one side lacks them says nothing.
+            matters = matters and not (key.startswith("generated.") and (key not in a or key not in b))
+            found.append(Difference(key, x, y, matters, reason))
+    return sorted(found, key=lambda difference: not difference.matters)
+
+
+def in_words(found: list[Difference]) -> str:
+    """One line a difference, below the reason that they share."""
+    lines: list[str] = []
+    for reason in dict.fromkeys(difference.reason for difference in found):
+        lines.append(f"  {reason}:")
+        lines += [f"    {d.key}: {d.first} against {d.second}" for d in found if d.reason == reason]
+    return "\n".join(lines)

@@ -1,0 +1,134 @@
+"""Distances between two sets of features: Fréchet, kernel, and by nearest neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genimg.evaluation.statistics import GaussianStatistics
+
+_BLOCK = 4096  # rows of a distance matrix that are held at once
+
+
+def matrix_square_root(covariance: Tensor) -> Tensor:
+    """The symmetric square root of a positive semidefinite matrix [D, D], by its eigenvalues; float64."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
+
+
+def frechet_distance(real: GaussianStatistics, fake: GaussianStatistics, real_root: Tensor | None = None) -> float:
+    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)). Heusel et al. 2017, equation 6.
+
+    The trace of the root is the sum of the square roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is symmetric
+    and positive semidefinite: no general matrix root and no imaginary parts. A covariance of N images has a rank of N - 1
+    at most; the eigenvalues beyond that are rounding, whose roots would add up, and are left out.
+
+    Args:
+        real, fake: statistics of the same features.
+        real_root: the real covariance's square root, where it is at hand.
+    """
+    root = matrix_square_root(real.covariance) if real_root is None else real_root
+    product = root @ fake.covariance @ root
+    eigenvalues = torch.linalg.eigvalsh((product + product.T) / 2)
+    rank = min(real.num_images - 1, fake.num_images - 1, len(eigenvalues))
+    trace_of_root = eigenvalues[len(eigenvalues) - rank :].clamp(min=0.0).sqrt().sum()
+    difference = (real.mean - fake.mean).square().sum()
+    distance = difference + real.covariance.trace() + fake.covariance.trace() - 2.0 * trace_of_root
+    return float(distance.clamp(min=0.0))  # rounding can leave -1e-12 for equal inputs
+
+
+def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int, subset_size: int) -> tuple[float, float]:
+    """The unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3. Bińkowski et al. 2018, equation 4.
+
+    Args:
+        real, fake: features [N, D] and [M, D], on one device.
+        subsets: random pairs of subsets, drawn as torch-fidelity draws them with the generated images first.
+        subset_size: of each; at most N and M.
+
+    Returns:
+        Mean and standard deviation over the subsets; the mean can be a little below 0.
+    """
+    rng = np.random.RandomState(2020)
+    values = []
+    for _ in range(subsets):
+        y = fake[torch.from_numpy(rng.choice(len(fake), subset_size, replace=False)).to(fake.device)].float()
+        x = real[torch.from_numpy(rng.choice(len(real), subset_size, replace=False)).to(real.device)].float()
+        within = (_off_diagonal_sum(x) + _off_diagonal_sum(y)) / (subset_size * (subset_size - 1))
+        values.append(within - 2.0 * _sum(_kernel(x, y)) / subset_size**2)
+    stacked = torch.stack(values)
+    return stacked.mean().item(), stacked.std(correction=0).item()
+
+
+@dataclass(frozen=True)
+class NeighborRates:
+    """Shares of images that lie among the other set's images; see ``neighbor_rates``."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def neighbor_rates(
+    real: Tensor, fake: Tensor, *, neighbors: int, density_neighbors: int, real_radii: list[Tensor] | None = None
+) -> NeighborRates:
+    """Precision and recall (Kynkäänniemi et al. 2019, equation 1-3), density and coverage (Naeem et al. 2020, equations 4-5).
+
+    Each set's manifold is the union of balls about its images, out to their k-th nearest neighbour. Distances are float32
+    matrix products, as in the public implementations: those below a thousandth of the features' spread are rounding.
+
+    Args:
+        real, fake: features [N, D] and [M, D], on one device.
+        neighbors: k of precision and recall; the paper takes 3.
+        density_neighbors: k of density and coverage; the paper takes 5.
+        real_radii: ``neighbor_distances`` of the real images for both k, where they are at hand.
+    """
+    centre = real.float().mean(dim=0)  # distances by matrix products keep more digits near the origin
+    x, y = real.float() - centre, fake.float() - centre
+    real_radius, density_radius = real_radii or neighbor_distances(real, (neighbors, density_neighbors))
+    (fake_radius,) = neighbor_distances(fake, (neighbors,))
+    precise, inside, covered = [], torch.zeros((), dtype=torch.int64, device=x.device), torch.zeros_like(x[:, 0]).bool()
+    recalled = torch.zeros_like(covered)
+    for start in range(0, len(y), _BLOCK):
+        distances = torch.cdist(y[start : start + _BLOCK], x)  # [block, N]
+        precise.append((distances <= real_radius).any(dim=1))
+        recalled |= (distances <= fake_radius[start : start + _BLOCK, None]).any(dim=0)
+        within = distances < density_radius  # strictly, as in the authors' code: a set has a density of 1 in itself
+        inside += within.sum()
+        covered |= within.any(dim=0)
+    return NeighborRates(
+        precision=torch.cat(precise).double().mean().item(),
+        recall=recalled.double().mean().item(),
+        density=inside.item() / (density_neighbors * len(y)),
+        coverage=covered.double().mean().item(),
+    )
+
+
+def neighbor_distances(features: Tensor, ks: tuple[int, ...]) -> list[Tensor]:
+    """The distance [N] of each row of features [N, D] to its k-th nearest other row, for each k."""
+    x = features.float() - features.float().mean(dim=0)
+    found: list[list[Tensor]] = [[] for _ in ks]
+    for start in range(0, len(x), _BLOCK):
+        nearest = torch.cdist(x[start : start + _BLOCK], x).topk(max(ks) + 1, dim=1, largest=False).values
+        for k, parts in zip(ks, found, strict=True):
+            parts.append(nearest[:, k])  # the first is the row itself
+    return [torch.cat(parts) for parts in found]
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    base = torch.addmm(torch.ones((), device=x.device), x, y.T, alpha=1.0 / x.shape[1])
+    return base.mul_(base.square())
+
+
+def _off_diagonal_sum(x: Tensor) -> Tensor:
+    values = _kernel(x, x)
+    return _sum(values) - _sum(values.diagonal()[None])
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Of a matrix: rows in float32, whose few terms lose nothing that matters, and their sums in float64."""
+    rows = values.sum(dim=1)
+    return (rows.cpu() if rows.device.type == "mps" else rows).double().sum()

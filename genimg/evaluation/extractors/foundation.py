@@ -1,0 +1,137 @@
+"""Networks trained without ImageNet's labels: DINOv2 and CLIP, with torch-fidelity's preprocessing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from genimg.evaluation.extractors.base import GREY_IS_REPLICATED, Extractor, Weights, in_one_line, three_channels
+
+# The published files' digests, by hub model.
+DINOV2_SHA256 = {
+    "dinov2_vits14": "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
+    "dinov2_vitb14": "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
+    "dinov2_vitl14": "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+    "dinov2_vitg14": "baf8467e50af277596bbbafa06887c177ee899ab46033649c383577d7e9309d3",
+}
+_DINOV2_SIZE = 224
+
+
+class DINOv2(Extractor):
+    """The class token of a DINOv2 vision transformer (Oquab et al. 2023), for FD-DINOv2 (Stein et al. 2023).
+
+    Images are brought to 224x224 as torch-fidelity does it, and normalised by ImageNet's mean and deviation. Stein et al.
+    resize by another filter, so that their tables compare only roughly.
+
+    The network's code is run from the directory $GENIMG_DINOV2_REPOSITORY, a checkout of facebookresearch/dinov2, else from
+    torch hub's cache, else downloaded from there. No config can name it: a config may come out of a downloaded checkpoint.
+
+    Args:
+        model: ``dinov2_vits14``, ``dinov2_vitb14``, ``dinov2_vitl14`` or ``dinov2_vitg14``.
+        weights: path of the weights' file; None takes $GENIMG_DINOV2_WEIGHTS, else torch hub's cache, else downloads.
+        sha256: of that file; ``published`` is the digest of Meta's own, None accepts any.
+
+    Raises:
+        FileNotFoundError: if code or weights cannot be had.
+        ValueError: if the weights have another digest or do not fit.
+    """
+
+    def __init__(self, *, model: str, weights: str | None, sha256: str | None) -> None:
+        if model not in DINOV2_SHA256:
+            raise ValueError(f"evaluation.extractor.model={model} is unknown: choose one of {', '.join(DINOV2_SHA256)}")
+        published = Weights(
+            what=f"the weights of {model}",
+            variable="GENIMG_DINOV2_WEIGHTS",
+            file=f"{model}_pretrain.pth",
+            url=f"https://dl.fbaipublicfiles.com/dinov2/{model}/{model}_pretrain.pth",
+            sha256=DINOV2_SHA256[model],
+        )
+        path, found = published.find(weights, published.sha256 if sha256 == "published" else sha256)
+        network = _from_hub(model)
+        try:
+            network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
+            raise ValueError(f"{path} does not hold the weights of {model} ({in_one_line(error)})") from error
+        super().__init__(
+            name=model if found == published.sha256 else f"{model}_unknown",
+            network=network,
+            weights_sha256=found,
+            resize=f"bilinear to {_DINOV2_SIZE}x{_DINOV2_SIZE} as in TensorFlow 1, without anti-aliasing",
+            channels=GREY_IS_REPLICATED,
+            has_logits=False,
+        )
+
+    def extract(self, images: Tensor) -> tuple[Tensor, None]:
+        from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+        size = (_DINOV2_SIZE, _DINOV2_SIZE)
+        values = interpolate_bilinear_2d_like_tensorflow1x(three_channels(images).float(), size=size, align_corners=False)
+        mean = torch.tensor([0.485, 0.456, 0.406], device=values.device)[:, None, None] * 255.0
+        deviation = torch.tensor([0.229, 0.224, 0.225], device=values.device)[:, None, None] * 255.0
+        return self.network((values - mean) / deviation), None
+
+
+class CLIP(Extractor):
+    """The image embedding of a CLIP network (Radford et al. 2021) through torch-fidelity, for a Fréchet distance that does
+    not look at ImageNet's classes (Kynkäänniemi et al. 2023).
+
+    Args:
+        model: torch-fidelity's name of it, such as ``clip-vit-b-32``.
+        weights: path of OpenAI's file; None takes $GENIMG_CLIP_WEIGHTS, else torch hub's cache, else downloads.
+        sha256: of that file; ``published`` is the digest of OpenAI's own, None accepts any.
+
+    Raises:
+        FileNotFoundError: if the weights cannot be had.
+        ValueError: if they have another digest or are not CLIP's.
+    """
+
+    def __init__(self, *, model: str, weights: str | None, sha256: str | None) -> None:
+        from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS
+        from torch_fidelity.utils import create_feature_extractor
+
+        if model not in MODEL_METADATA:
+            raise ValueError(f"evaluation.extractor.model={model} is unknown: choose one of {', '.join(MODEL_METADATA)}")
+        published = Weights(
+            what=f"the weights of {model}",
+            variable="GENIMG_CLIP_WEIGHTS",
+            file=f"{model}-{MODEL_METADATA[model]['hash']}.pt",
+            url=MODEL_URLS[model],
+            sha256=MODEL_METADATA[model]["hash"],
+        )
+        path, found = published.find(weights, published.sha256 if sha256 == "published" else sha256)
+        try:
+            network = create_feature_extractor(
+                model, ["clip"], feature_extractor_weights_path=str(path), cuda=False, verbose=False
+            )
+        except Exception as error:  # a file of another kind makes the loader raise nearly anything
+            raise ValueError(f"{path} does not hold the weights of {model} ({in_one_line(error)})") from error
+        name = model.replace("-", "_")
+        size = network.resolution
+        super().__init__(
+            name=name if found == published.sha256 else f"{name}_unknown",
+            network=network,
+            weights_sha256=found,
+            resize=f"bilinear to {size}x{size} as in TensorFlow 1, without anti-aliasing",
+            channels=GREY_IS_REPLICATED,
+            has_logits=False,
+        )
+
+    def extract(self, images: Tensor) -> tuple[Tensor, None]:
+        return self.network(three_channels(images))[0], None
+
+
+def _from_hub(model: str) -> nn.Module:
+    local = os.environ.get("GENIMG_DINOV2_REPOSITORY")
+    try:
+        if local:
+            return torch.hub.load(str(Path(local).expanduser()), model, source="local", pretrained=False)
+        return torch.hub.load("facebookresearch/dinov2", model, pretrained=False)
+    except Exception as error:  # it runs a repository's code
+        raise FileNotFoundError(
+            f"the code of {model} could not be had from {local or 'torch hub (facebookresearch/dinov2)'} "
+            f"({in_one_line(error)}): set GENIMG_DINOV2_REPOSITORY to a directory that holds a checkout of it, or choose "
+            "another evaluation"
+        ) from error

@@ -1,0 +1,68 @@
+"""The Inception network that FID and the Inception Score are defined by."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genimg.evaluation.extractors.base import GREY_IS_REPLICATED, Extractor, Weights, in_one_line, three_channels
+
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION = Weights(
+    what="the Inception weights of FID (torch-fidelity's file, 96 MB)",
+    variable="GENIMG_INCEPTION_WEIGHTS",
+    file=INCEPTION_FILE,
+    url=f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}",
+    sha256=INCEPTION_SHA256,
+)
+
+# What the metrics are called when, and only when, they are made with the published weights.
+_PUBLISHED_NAMES = {"fd": "fid", "kd": "kid", "is": "is"}
+
+
+class Inception(Extractor):
+    """torch-fidelity's port of the 2015 TensorFlow Inception: 2048 features and 1008 logits without bias.
+
+    Args:
+        weights: path of the weights' file; None takes $GENIMG_INCEPTION_WEIGHTS, else torch hub's cache, else downloads.
+        sha256: of that file; None accepts any, whose metrics are then not called FID and KID.
+
+    Raises:
+        FileNotFoundError: if the weights cannot be had.
+        ValueError: if they have another digest, or are not Inception's.
+    """
+
+    def __init__(self, *, weights: str | None, sha256: str | None) -> None:
+        path, found = INCEPTION.find(weights, sha256)
+        self.known = found == INCEPTION_SHA256
+        from torch_fidelity.utils import create_feature_extractor
+
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity's own load would run pickled code
+            network = create_feature_extractor(
+                "inception-v3-compat",
+                ["2048", "logits_unbiased"],
+                feature_extractor_weights_path=str(path),
+                cuda=False,
+                verbose=False,
+            )
+        except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
+            raise ValueError(f"{path} does not hold the Inception weights ({in_one_line(error)})") from error
+        super().__init__(
+            name="inception" if self.known else "inception_unknown",
+            network=network,
+            weights_sha256=found,
+            resize="bilinear to 299x299 as in TensorFlow 1, without anti-aliasing",
+            channels=GREY_IS_REPLICATED,
+            has_logits=True,
+        )
+
+    def metric_name(self, metric: str, count: str) -> str:
+        if self.known and metric in _PUBLISHED_NAMES:
+            return f"{_PUBLISHED_NAMES[metric]}{count}"
+        return super().metric_name(metric, count)
+
+    def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, logits = self.network(three_channels(images))
+        return features, logits

@@ -1,0 +1,198 @@
+"""Where the images of an evaluation come from: a model, a dataset, a folder or an array."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from genimg.data.placement import Data
+from genimg.images import to_float, to_uint8
+from genimg.interfaces import Method
+
+
+class ImageSet(ABC):
+    """A numbered set of uint8 images.
+
+    Attributes:
+        name: for messages and provenance.
+        fingerprint: hexadecimal digest of what determines the images; None where nothing is to be cached.
+        class_names: by label; empty without labels.
+    """
+
+    name: str
+    fingerprint: str | None = None
+    class_names: tuple[str, ...] = ()
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def images(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        """Those images, uint8 [N, C, H, W], and their labels, int64 [N], if there are any."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What determines the images, in primitives; complete once images were made."""
+
+
+class DatasetImages(ImageSet):
+    """The images of a dataset, without augmentation.
+
+    Args:
+        data: where they lie.
+    """
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+        self.name = data.source.name
+        self.class_names = data.source.class_names
+        self._labels = None if data.source.labels is None else torch.from_numpy(data.source.labels)
+
+    @property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        return self.data.source.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.data.source)
+
+    def images(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        return self.data.images(indices), None if self._labels is None else self._labels[torch.from_numpy(indices)]
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "source": self.name,
+            "fingerprint": self.fingerprint,
+            "image_shape": "x".join(map(str, self.data.source.shape)),
+            "augmentation": "none",
+        }
+
+
+class Subset(ImageSet):
+    """Some images of a set, evenly spaced.
+
+    Args:
+        images: all of them.
+        count: how many.
+
+    Raises:
+        ValueError: if there are not as many.
+    """
+
+    def __init__(self, images: ImageSet, count: int) -> None:
+        if not 1 <= count <= len(images):
+            raise ValueError(f"num_images={count}, but {images.name} holds {len(images)} images")
+        self._all = images
+        self._indices = evenly_spaced(count, len(images))
+        self.name = images.name
+        self.class_names = images.class_names
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def images(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        return self._all.images(self._indices[indices])
+
+    def describe(self) -> dict[str, Any]:
+        return self._all.describe()
+
+
+class GeneratedImages(ImageSet):
+    """A model's images, rounded to uint8 as when they are saved. Image i is a function of (seed, i) alone.
+
+    Args:
+        method: in the state to evaluate.
+        count: of images.
+        seed: of everything random about them.
+        device: of the method.
+        class_names: of the data it was trained on.
+    """
+
+    def __init__(
+        self, method: Method, *, count: int, seed: int, device: torch.device, class_names: tuple[str, ...] = ()
+    ) -> None:
+        self.method = method
+        self.count = count
+        self.seed = seed
+        self.device = device
+        self.name = "the model"
+        self.class_names = class_names
+        self._shape: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def images(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        drawn = {key: value.to(self.device) for key, value in self.method.draw(indices.tolist(), self.seed).items()}
+        images = self.method.sample(drawn)
+        check_finite(images, indices, self.name)
+        self._shape = tuple(images.shape[1:])
+        return to_uint8(images), drawn.get("label")
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "source": "model",
+            "image_shape": None if self._shape is None else "x".join(map(str, self._shape)),
+            "weights": self.method.sampled_weights,
+            "mode": self.method.sampled_mode,
+            "seed": self.seed,
+            "augmentation": "none",
+        }
+
+
+class ReconstructedImages(ImageSet):
+    """What an autoencoder makes of a dataset's images.
+
+    Args:
+        method: an autoencoder.
+        originals: the images to reconstruct.
+    """
+
+    def __init__(self, method: Method, originals: DatasetImages) -> None:
+        self.method = method
+        self.originals = originals
+        self.name = "the model's reconstructions"
+
+    def __len__(self) -> int:
+        return len(self.originals)
+
+    def images(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        return self.pairs(indices)[1], None
+
+    def pairs(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Originals and their reconstructions, each uint8 [N, C, H, W]."""
+        original = self.originals.images(indices)[0]
+        images = self.method.reconstruct(to_float(original))
+        check_finite(images, indices, self.name)
+        return original, to_uint8(images)
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": "reconstructions", "of": self.originals.describe()}
+
+
+class NonFiniteImagesError(ValueError):
+    """Images hold infinite or undefined values."""
+
+
+def check_finite(images: Tensor, indices: NDArray[np.int64], name: str) -> None:
+    """Refuse images with NaN or infinite values, which would be rounded to some colour and counted as images.
+
+    Raises:
+        NonFiniteImagesError: naming the first of them.
+    """
+    broken = ~torch.isfinite(images).flatten(1).all(dim=1)
+    if bool(broken.any()):
+        first = int(indices[int(broken.nonzero()[0])])
+        raise NonFiniteImagesError(
+            f"{int(broken.sum())} of {len(images)} images of {name} hold NaN or infinite values, the first of them image "
+            f"{first}: the model has diverged; evaluate an earlier checkpoint"
+        )
+
+
+def evenly_spaced(count: int, total: int) -> NDArray[np.int64]:
+    """``count`` numbers of ``range(total)``; evenly, because folders are sorted by class."""
+    return np.arange(count, dtype=np.int64) * total // count

@@ -1,0 +1,57 @@
+"""The real images nearest to generated ones: has the model memorised its data?"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from genimg.evaluation.extractors.base import Extractor, three_channels
+from genimg.evaluation.imagesets import ImageSet
+from genimg.images import to_float
+
+
+def nearest_images(
+    real: ImageSet, fake: ImageSet, extractor: Extractor, *, count: int, neighbors: int, batch_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The nearest of all real images to the first generated ones, by Euclidean distance between features.
+
+    Args:
+        real, fake: the images.
+        extractor: on its device.
+        count: generated images to look up.
+        neighbors: of each.
+        batch_size: of extraction.
+
+    Returns:
+        Distances [count, neighbors], indices of real images, and a picture's images [count * (neighbors + 1), C, H, W] in
+        [-1, 1]: each generated image, followed by its neighbours.
+    """
+    count, neighbors = min(count, len(fake)), min(neighbors, len(real))
+    made = fake.images(np.arange(count))[0]
+    queries = extractor(made)[0].float()
+    distances = torch.full((count, neighbors), torch.inf, device=queries.device)
+    indices = torch.full((count, neighbors), -1, dtype=torch.int64, device=queries.device)
+    with tqdm(total=len(real), desc="searching the real images", unit="img", leave=False, disable=None) as bar:
+        for start in range(0, len(real), batch_size):
+            numbers = np.arange(start, min(start + batch_size, len(real)))
+            features = extractor(real.images(numbers)[0])[0].float()
+            found = torch.cdist(queries, features, compute_mode="donot_use_mm_for_euclid_dist")  # exact: a copy is at 0
+            own = torch.from_numpy(numbers).to(indices.device).expand(count, -1)
+            candidates = torch.cat([distances, found], dim=1)
+            distances, order = candidates.topk(neighbors, dim=1, largest=False)
+            indices = torch.cat([indices, own], dim=1).gather(1, order)
+            bar.update(len(numbers))
+    shown = real.images(indices.flatten().cpu().numpy())[0]
+    channels = max(shown.shape[1], made.shape[1])
+    originals = _as_shown(made, channels, tuple(shown.shape[2:]))
+    matches = _as_shown(shown, channels, tuple(shown.shape[2:])).unflatten(0, (count, neighbors))
+    return distances.cpu(), indices.cpu(), torch.cat([originals[:, None], matches], dim=1).flatten(0, 1)
+
+
+def _as_shown(images: Tensor, channels: int, size: tuple[int, ...]) -> Tensor:
+    """For looking only: both sides in one size and colour."""
+    values = to_float(images if images.shape[1] == channels else three_channels(images)).cpu()
+    return values if tuple(values.shape[2:]) == size else F.interpolate(values, size=size, mode="nearest")

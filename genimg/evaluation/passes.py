@@ -1,0 +1,117 @@
+"""Passes over images: batches through the extractor, with a progress bar, on this rank's share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from genimg.distributed import rank, rows_of_all_ranks, shard
+from genimg.evaluation.extractors.base import Extractor
+from genimg.evaluation.imagesets import ImageSet, ReconstructedImages
+from genimg.evaluation.reconstruction import psnr, ssim
+from genimg.evaluation.statistics import FeatureSums, GaussianStatistics
+from genimg.evaluation.summary import Collector, Summary
+
+
+class EvaluationInterruptedError(Exception):
+    """The caller asked to stop; nothing was computed."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How images go through the extractor.
+
+    Attributes:
+        extractor: on its device.
+        batch_size: of generation and extraction.
+        should_stop: asked before every batch.
+    """
+
+    extractor: Extractor
+    batch_size: int
+    should_stop: Callable[[], bool]
+
+    def summarise(
+        self,
+        images: ImageSet,
+        indices: NDArray[np.int64],
+        title: str,
+        *,
+        kept: NDArray[np.int64] | None,
+        splits: frozenset[int] = frozenset(),
+        keep_logits: bool = False,
+    ) -> Summary:
+        """One pass over this rank's share of the images, and the summary of all ranks' shares.
+
+        Args:
+            images: the set.
+            indices: which of them.
+            title: of the progress bar.
+            kept: increasing positions in ``indices`` whose features are kept; None keeps none.
+            splits: of each Inception Score that is asked for.
+            keep_logits: whether logits are kept like the features.
+
+        Raises:
+            EvaluationInterruptedError: once ``should_stop`` says so.
+        """
+        mine = shard(len(indices))
+        collector = Collector(len(indices), first=mine.start, splits=splits, kept=kept, keep_logits=keep_logits)
+        for start, stop in self._ranges(mine, title):
+            batch, labels = images.images(indices[start:stop])
+            features, logits = self.extractor(batch)
+            # Labels count only if they mean what the logits mean.
+            same = bool(self.extractor.class_names) and self.extractor.class_names == images.class_names
+            collector.add(features, logits, labels if same else None)
+        return collector.result()
+
+    def reconstruct(
+        self, images: ReconstructedImages, indices: NDArray[np.int64]
+    ) -> tuple[float, float, GaussianStatistics, GaussianStatistics]:
+        """Mean PSNR and SSIM of those reconstructions, and the statistics of originals and reconstructions.
+
+        Raises:
+            EvaluationInterruptedError: once ``should_stop`` says so.
+        """
+        originals, made = FeatureSums(), FeatureSums()
+        ratios, similarities = [], []
+        for start, stop in self._ranges(shard(len(indices)), "reconstructing"):
+            original, reconstruction = images.pairs(indices[start:stop])
+            ratios.append(psnr(original, reconstruction).cpu())
+            similarities.append(ssim(original, reconstruction).cpu())
+            originals.add(self.extractor(original)[0])
+            made.add(self.extractor(reconstruction)[0])
+        return _mean(ratios), _mean(similarities), originals.result(), made.result()
+
+    def _ranges(self, positions: range, title: str) -> Iterator[tuple[int, int]]:
+        hidden = None if rank() == 0 else True
+        with tqdm(total=len(positions), desc=title, unit="img", leave=False, disable=hidden) as bar:
+            for start in range(positions.start, positions.stop, self.batch_size):
+                if self.should_stop():
+                    raise EvaluationInterruptedError
+                stop = min(start + self.batch_size, positions.stop)
+                yield start, stop
+                bar.update(stop - start)
+
+
+def _mean(parts: list[Tensor]) -> float:
+    return rows_of_all_ranks(torch.cat(parts)).double().mean().item()
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Without TF32, whatever the training uses: a metric shall not depend on the training's precision."""
+    matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolution

@@ -1,0 +1,146 @@
+"""Statistics of a set of images in a file: the cache of real images, and what genimg-eval saves and takes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+
+from genimg.evaluation.extractors.base import Extractor
+from genimg.evaluation.statistics import GaussianStatistics
+from genimg.evaluation.summary import Summary
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 2
+
+
+@dataclass(frozen=True)
+class SavedStatistics:
+    """A summary with what it was made of.
+
+    Attributes:
+        summary: of the images.
+        extractor: as ``Extractor.describe`` gave it; None where the file does not say.
+        images: as ``ImageSet.describe`` gave it, and how many there were.
+    """
+
+    summary: Summary
+    extractor: dict[str, Any] | None
+    images: dict[str, Any]
+
+    def write(self, path: Path) -> None:
+        """The file appears whole or not at all."""
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            state = {"format": _FORMAT, "extractor": self.extractor, "images": self.images, **self.summary.state_dict()}
+            torch.save(state, temporary)
+            temporary.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+    @classmethod
+    def read(cls, path: Path) -> SavedStatistics:
+        """A file that ``write`` made, or another program's .npz with ``mu`` and ``sigma`` (as of pytorch-fid and ADM).
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if it is something else.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"the statistics {path} do not exist")
+        return _read_npz(path) if path.suffix == ".npz" else _read_own(path)
+
+    def check_extractor(self, extractor: Extractor, path: Path, *, accept_unrecorded: bool) -> None:
+        """Refuse statistics of other features than ``extractor``'s.
+
+        Raises:
+            ValueError: naming what differs.
+        """
+        own = extractor.describe()
+        if self.extractor is None:
+            if not accept_unrecorded:
+                raise ValueError(
+                    f"{path} does not record which extractor made it, so that a distance from it may be of unlike features: "
+                    f"if you know that it was {own['name']}, say accept_unrecorded=true"
+                )
+            log.warning("%s does not record its extractor: that it was %s is taken on your word", path, own["name"])
+            return
+        differing = [f"{key} {self.extractor.get(key)} there, {value} here" for key, value in own.items()
+                     if self.extractor.get(key) != value]  # fmt: skip
+        if differing:
+            raise ValueError(
+                f"{path} was made with another extractor ({'; '.join(differing)}): distances between unlike features mean "
+                "nothing; choose the evaluation it was made with, or make new statistics with save_statistics=FILE"
+            )
+
+
+def cache_path(folder: Path, fingerprint: str, count: int, extractor: Extractor, device: torch.device) -> Path:
+    """The cache's file for these images, by a digest of everything that determines their features."""
+    key = [
+        _FORMAT,
+        fingerprint,
+        count,
+        extractor.describe(),
+        device.type,
+        torch.__version__,  # of the arithmetic
+        PIL.__version__,  # of decoding and resizing
+    ]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    return folder / "statistics" / f"{digest}.pt"
+
+
+def read_cache(path: Path) -> Summary | None:
+    """None where there is nothing usable."""
+    if not path.is_file():
+        return None
+    try:
+        return _read_own(path).summary
+    except ValueError as error:
+        log.warning("the cached statistics %s cannot be read (%s) and are computed again", path, error)
+        return None
+
+
+def write_cache(path: Path, statistics: SavedStatistics) -> None:
+    """A cache that cannot be written costs time, not the run."""
+    try:
+        statistics.write(path)
+    except (OSError, RuntimeError) as error:
+        log.warning(
+            "the real statistics cannot be cached in %s (%s): set GENIMG_CACHE to a writable directory", path.parent, error
+        )
+
+
+def _read_own(path: Path) -> SavedStatistics:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["format"] != _FORMAT:
+            raise ValueError(f"format {state['format']}, not {_FORMAT}")
+        return SavedStatistics(Summary.from_state_dict(state), state["extractor"], state["images"])
+    except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} does not hold statistics of genimg ({reason})") from error
+
+
+def _read_npz(path: Path) -> SavedStatistics:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            mean, covariance = (np.asarray(arrays[key], dtype=np.float64) for key in ("mu", "sigma"))
+    except Exception as error:  # damaged archives make NumPy and zlib raise nearly anything
+        raise ValueError(f"{path} does not hold statistics: an .npz of them has mu [D] and sigma [D, D] ({error})") from error
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape or not np.isfinite(covariance).all() or not np.isfinite(mean).all():
+        raise ValueError(f"{path} does not hold statistics: mu is {mean.shape} and sigma {covariance.shape}, or not finite")
+    # Such files do not say how many images they are of; no rank is then cut off.
+    moments = GaussianStatistics(len(mean) + 1, torch.from_numpy(mean), torch.from_numpy(covariance))
+    return SavedStatistics(Summary(moments), None, {"source": path.name, "num_images": None})

@@ -1,0 +1,123 @@
+"""Trains a SmallClassifier, whose features then evaluate images of its kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from genimg.data.placement import Data
+from genimg.data.stream import Order
+from genimg.evaluation.extractors.base import prepare
+from genimg.evaluation.extractors.classifier import SmallClassifier
+from genimg.interfaces import Batch, Images, Metrics
+from genimg.training.device import Precision
+from genimg.training.schedules import Cosine
+from genimg.training.update import Updater
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Some of a dataset's images.
+
+    Attributes:
+        data: where they lie; with labels.
+        indices: which of them.
+    """
+
+    data: Data
+    indices: NDArray[np.int64]
+
+
+def train_classifier(
+    train: LabelledImages,
+    held_out: LabelledImages,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    seed: int,
+    precision: Precision,
+) -> dict[str, Any]:
+    """Train with AdamW; the learning rate rises over the first 30 % of the training and then falls along half a cosine.
+
+    Args:
+        train, held_out: images to learn from and to measure on.
+        epochs, batch_size: of the training.
+        learning_rate: the highest.
+        weight_decay: of AdamW.
+        seed: of weights and order.
+        precision: of the training.
+
+    Returns:
+        The record that a Classifier reads: half-precision weights, classes, size, and ``test_accuracy`` of those weights.
+
+    Raises:
+        NonFiniteError: if the training diverged.
+    """
+    source, device = train.data.source, precision.device
+    assert source.labels is not None
+    channels, image_size, _ = source.shape
+    labels = torch.from_numpy(source.labels).to(device)
+    torch.manual_seed(seed)
+    network = SmallClassifier(channels=channels, num_classes=len(source.class_names))
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    groups = {"classifier": list(network.parameters())}
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=weight_decay)
+    update = Updater(groups, {"classifier": optimizer}, precision=precision, max_grad_norm=None)
+    count, steps = len(train.indices), len(train.indices) // batch_size
+    total = epochs * steps * batch_size
+    schedule = Cosine(duration=Images(total), final=0.0, warmup=Images(round(0.3 * total)))
+
+    def loss(batch: Batch) -> tuple[Tensor, Metrics]:
+        value = F.cross_entropy(network(batch["image"])[1].float(), batch["label"])
+        return value, {}
+
+    order = Order(count, seed=seed, horizontal_flip=False)
+    with tqdm(total=epochs * steps, desc="training the classifier", unit="step", disable=None) as bar:
+        for epoch in range(epochs):
+            shuffled = train.indices[order.indices(epoch * count, (epoch + 1) * count)]
+            for step in range(steps):
+                chosen = shuffled[step * batch_size : (step + 1) * batch_size]
+                images = prepare(train.data.images(chosen), channels, image_size)
+                batch = {
+                    "image": images.contiguous(memory_format=torch.channels_last),
+                    "label": labels[torch.from_numpy(chosen).to(device)],
+                }
+                factor = schedule.factor((epoch * steps + step) * batch_size, batch_size)
+                optimizer.param_groups[0]["lr"] = learning_rate * factor
+                update("classifier", loss, [batch])
+                bar.update()
+    update.raise_if_not_finite()
+    network.eval().half().float()  # measure what is written
+    return {
+        "state_dict": {k: v.half() if v.is_floating_point() else v for k, v in network.cpu().state_dict().items()},
+        "image_size": image_size,
+        "channels": channels,
+        "class_names": list(source.class_names),
+        "test_accuracy": _accuracy(network.to(device), held_out, channels, image_size),
+        "num_train": count,
+        "num_test": len(held_out.indices),
+        "epochs": epochs,
+        "seed": seed,
+        "trained_on": source.name,
+        "fingerprint": source.fingerprint,
+    }
+
+
+@torch.no_grad()
+def _accuracy(network: SmallClassifier, images: LabelledImages, channels: int, image_size: int) -> float:
+    labels, correct = images.data.source.labels, 0
+    assert labels is not None
+    for start in tqdm(range(0, len(images.indices), 500), desc="measuring", unit="batch", leave=False, disable=None):
+        chosen = images.indices[start : start + 500]
+        logits = network(prepare(images.data.images(chosen), channels, image_size))[1]
+        correct += int((logits.argmax(1).cpu().numpy() == labels[chosen]).sum())
+    return correct / len(images.indices)

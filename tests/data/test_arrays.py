@@ -1,0 +1,270 @@
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genimg.data.arrays import npz
+
+
+def open_npz(path, **changes):
+    settings = {"path": str(path), "image_size": None, "channels": None, "fit": "crop"}
+    return npz(**(settings | changes))
+
+
+def random_images(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def all_images(source):
+    return np.stack([source.read(index) for index in range(len(source))])
+
+
+# Layouts and types
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("first", [True, False])
+def test_channels_may_stand_first_or_last(tmp_path, channels, first):
+    expected = random_images(5, channels, 6, 7)
+    np.savez(tmp_path / "a.npz", images=expected if first else expected.transpose(0, 2, 3, 1))
+    source = open_npz(tmp_path / "a.npz")
+    assert source.shape == (channels, 6, 7)
+    assert len(source) == 5
+    assert source.images.dtype == np.uint8
+    assert source.images.flags["C_CONTIGUOUS"]
+    assert np.array_equal(all_images(source), expected)
+
+
+def test_grey_images_need_no_axis_for_channels(tmp_path):
+    expected = random_images(5, 6, 7)
+    np.savez(tmp_path / "a.npz", images=expected)
+    source = open_npz(tmp_path / "a.npz")
+    assert source.shape == (1, 6, 7)
+    assert np.array_equal(all_images(source)[:, 0], expected)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_floats_between_zero_and_one_become_the_nearest_level(tmp_path, kind):
+    levels = random_images(4, 3, 5, 5)
+    offset = np.random.default_rng(1).uniform(-0.3, 0.3, levels.shape)  # of a level, so that truncation would show
+    np.savez(tmp_path / "a.npz", np.clip((levels + offset) / 255.0, 0.0, 1.0).astype(kind))
+    assert np.array_equal(all_images(open_npz(tmp_path / "a.npz")), levels)
+
+
+def test_compressed_archives_are_read_and_a_source_is_known_by_its_files_name_and_content(tmp_path):
+    images = random_images(4, 3, 5, 5)
+    for name, content in (("a", images), ("b", images[::-1])):
+        (tmp_path / name).mkdir()
+        np.savez_compressed(tmp_path / name / "made.npz", content)
+    one, other = (open_npz(tmp_path / name / "made.npz") for name in "ab")
+    assert one.name == "made.npz"
+    assert np.array_equal(all_images(one), images)
+    assert one.fingerprint == open_npz(tmp_path / "a" / "made.npz").fingerprint
+    assert one.fingerprint != other.fingerprint
+
+
+def test_a_path_may_begin_with_a_tilde(tmp_path, monkeypatch):
+    np.savez(tmp_path / "a.npz", random_images(2, 4, 4, 3))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(open_npz("~/a.npz")) == 2
+
+
+# Which arrays
+
+
+def test_the_array_named_images_comes_before_the_first_that_could_be_images(tmp_path):
+    images, others = random_images(3, 4, 4, 3), random_images(2, 5, 5, 3, seed=1)
+    np.savez(tmp_path / "named.npz", masks=others, images=images)
+    assert np.array_equal(all_images(open_npz(tmp_path / "named.npz")), images.transpose(0, 3, 1, 2))
+    np.savez(tmp_path / "unnamed.npz", steps=np.arange(3), samples=images, masks=others)
+    assert np.array_equal(all_images(open_npz(tmp_path / "unnamed.npz")), images.transpose(0, 3, 1, 2))
+
+
+def test_labels_are_found_as_adm_writes_them(tmp_path):
+    np.savez(tmp_path / "a.npz", random_images(4, 6, 6, 3), np.array([2, 0, 1, 2]))  # arr_0 and arr_1
+    source = open_npz(tmp_path / "a.npz")
+    assert source.labels.dtype == np.int64
+    assert source.labels.tolist() == [2, 0, 1, 2]
+    assert source.class_names == ("0", "1", "2")
+
+
+def test_the_array_named_labels_comes_before_others_of_integers(tmp_path):
+    np.savez(tmp_path / "a.npz", images=random_images(3, 6, 6, 3), ids=np.array([5, 6, 7]), labels=np.array([1, 0, 1]))
+    assert open_npz(tmp_path / "a.npz").labels.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("labels", [[0.0, 1.0, 2.0], [0, 1], [[0], [1], [2]], [0, -1, 1]])
+def test_what_cannot_be_labels_is_not_taken_for_them(tmp_path, labels):
+    np.savez(tmp_path / "a.npz", random_images(3, 6, 6, 3), np.array(labels))
+    source = open_npz(tmp_path / "a.npz")
+    assert source.labels is None
+    assert source.class_names == ()
+
+
+def test_large_numbers_such_as_seeds_do_not_become_a_class_each(tmp_path):
+    np.savez(tmp_path / "a.npz", images=random_images(3, 6, 6, 3), seeds=np.array([0, 300_000, 2]))
+    assert len(open_npz(tmp_path / "a.npz").class_names) < 300_000  # 2^31 would need more memory than there is
+
+
+# Another size or other channels
+
+
+def test_other_channels_are_those_of_pillow(tmp_path):
+    images = random_images(3, 6, 6, 3)
+    np.savez(tmp_path / "colour.npz", images)
+    np.savez(tmp_path / "grey.npz", images[..., 0])
+    grey = [np.asarray(Image.fromarray(image).convert("L")) for image in images]
+    assert np.array_equal(all_images(open_npz(tmp_path / "colour.npz", channels=1))[:, 0], grey)
+    replicated = all_images(open_npz(tmp_path / "grey.npz", channels=3))
+    assert np.array_equal(replicated, np.stack([images[..., 0]] * 3, axis=1))
+
+
+def test_other_sizes_are_those_of_pillow(tmp_path):
+    images = random_images(2, 12, 12, 3)
+    np.savez(tmp_path / "a.npz", images)
+    source = open_npz(tmp_path / "a.npz", image_size=8)
+    expected = [np.asarray(Image.fromarray(image).resize((8, 8), Image.Resampling.LANCZOS)) for image in images]
+    assert source.shape == (3, 8, 8)
+    assert np.array_equal(all_images(source).transpose(0, 2, 3, 1), expected)
+
+
+def test_another_aspect_ratio_is_cropped_or_padded(tmp_path):
+    images = random_images(2, 4, 8, 3)
+    np.savez(tmp_path / "a.npz", images)
+    channels_first = images.transpose(0, 3, 1, 2)
+    assert np.array_equal(all_images(open_npz(tmp_path / "a.npz", image_size=4)), channels_first[..., 2:6])
+    padded = all_images(open_npz(tmp_path / "a.npz", image_size=8, fit="pad"))
+    assert np.array_equal(padded[:, :, 2:6], channels_first)
+    assert not padded[:, :, [0, 1, 6, 7]].any()
+    assert open_npz(tmp_path / "a.npz", image_size=[6, 10]).shape == (3, 6, 10)
+
+
+def test_labels_stay_with_their_images_when_these_are_resized(tmp_path):
+    np.savez(tmp_path / "a.npz", random_images(3, 6, 6), np.array([1, 0, 2]))
+    source = open_npz(tmp_path / "a.npz", image_size=4, channels=3)
+    assert source.images.shape == (3, 3, 4, 4)
+    assert source.labels.tolist() == [1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channels": 2}, r"data\.channels=2 is not supported"),
+        ({"image_size": 0}, "image_size=0 is not a size"),
+        ({"fit": "zoom"}, r"data\.fit=zoom is unknown"),
+    ],
+)
+def test_settings_that_are_none_are_refused(tmp_path, changes, message):
+    np.savez(tmp_path / "a.npz", random_images(2, 4, 4, 3))
+    with pytest.raises(ValueError, match=message):
+        open_npz(tmp_path / "a.npz", **changes)
+
+
+# Values that are not images'
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused_with_the_first_image(tmp_path, value):
+    images = np.zeros((6, 4, 4, 3), np.float32)
+    images[[2, 5], 1, 0, 2] = value
+    np.savez(tmp_path / "a.npz", images=images)
+    with pytest.raises(ValueError, match=r"2 of the 6 images of .*a\.npz\[images\] hold NaN or infinite values, .* image 2:"):
+        open_npz(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"), [(-1.0, 1.0, "-1 to 1"), (0.0, 255.0, "0 to 255"), (-0.5, 0.5, "-0.5 to 0.5")]
+)
+def test_floats_of_another_range_are_refused_with_the_remedy(tmp_path, low, high, shown):
+    np.savez(tmp_path / "a.npz", np.linspace(low, high, 96).reshape(2, 4, 4, 3))
+    with pytest.raises(ValueError, match=rf"a\.npz\[arr_0\] holds floats from {shown}: .*\[-1, 1\], store \(x \+ 1\) / 2"):
+        open_npz(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("kind", ["int8", "int64", "uint16", "bool", "complex64"])
+def test_other_types_are_refused(tmp_path, kind):
+    np.savez(tmp_path / "a.npz", np.zeros((2, 4, 4, 3), kind))
+    with pytest.raises(ValueError, match=rf"a\.npz\[arr_0\] holds {kind}: images must be uint8, or floats between 0 and 1"):
+        open_npz(tmp_path / "a.npz")
+
+
+def test_arrays_of_other_shapes_are_no_images_and_are_listed(tmp_path):
+    np.savez(tmp_path / "a.npz", mu=np.zeros(7), sigma=np.zeros((7, 7)))
+    with pytest.raises(ValueError, match=r"a\.npz holds no images: expected .* found mu \(7,\), sigma \(7, 7\)"):
+        open_npz(tmp_path / "a.npz")
+    np.savez(tmp_path / "flat.npz", images=np.zeros((2, 48), np.uint8), masks=np.zeros((2, 4, 4), np.uint8))
+    with pytest.raises(ValueError, match=r"flat\.npz holds no images: .* found images \(2, 48\), masks \(2, 4, 4\)"):
+        open_npz(tmp_path / "flat.npz")
+
+
+def test_an_array_without_an_axis_of_channels_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", random_images(2, 6, 6, 5))
+    with pytest.raises(ValueError, match=r"\(2, 6, 6, 5\): neither its second nor its last axis is 1, 3 or 4 channels"):
+        open_npz(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_an_archive_of_no_images_is_refused(tmp_path, kind):
+    np.savez(tmp_path / "a.npz", images=np.zeros((0, 4, 4, 3), kind))
+    with pytest.raises(ValueError, match=r"a\.npz\[images\] holds no images: its shape is \(0, 4, 4, 3\)"):
+        open_npz(tmp_path / "a.npz")
+
+
+# Files of another kind
+
+
+def compressed_with_a_fault(path):
+    np.savez_compressed(path, random_images(20, 8, 8, 3))
+    content = bytearray(path.read_bytes())
+    content[60:62] = bytes(value ^ 0xFF for value in content[60:62])  # within the compressed data
+    path.write_bytes(content)
+
+
+def truncated(path):
+    np.savez(path, random_images(20, 8, 8, 3))
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def one_array(path):
+    np.save(path.with_suffix(".npy"), random_images(2, 4, 4, 3))
+    path.with_suffix(".npy").rename(path)
+
+
+def pickled(path):
+    np.savez(path, np.array([{"no": "images"}, None], dtype=object))
+
+
+NOT_ARCHIVES = {
+    "text": lambda path: path.write_text("no archive"),
+    "an empty file": lambda path: path.write_bytes(b""),
+    "an .npy": one_array,
+    "truncated": truncated,
+    "damaged": compressed_with_a_fault,
+    "objects": pickled,
+}
+
+
+@pytest.mark.parametrize("write", NOT_ARCHIVES.values(), ids=NOT_ARCHIVES)
+def test_a_file_that_is_no_archive_of_plain_arrays_is_refused_and_named(tmp_path, write):
+    path = tmp_path / "other.npz"
+    write(path)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is not an \.npz archive of plain arrays"):
+        open_npz(path)
+
+
+def test_pickled_code_is_not_run(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    np.savez(tmp_path / "a.npz", images=np.array([Attack()], dtype=object))
+    with pytest.raises(ValueError, match=r"not an \.npz archive of plain arrays"):
+        open_npz(tmp_path / "a.npz")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    for path in (tmp_path / "absent.npz", tmp_path):
+        with pytest.raises(FileNotFoundError, match=rf"{re.escape(str(path))} is not a file: it should be an \.npz of images"):
+            open_npz(path)

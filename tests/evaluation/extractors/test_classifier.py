@@ -1,0 +1,115 @@
+"""Small classifiers: which files they accept, and what they do to images."""
+
+import pytest
+import torch
+from torch import nn
+
+from genimg.evaluation.extractors.base import prepare, sha256_of
+from genimg.evaluation.extractors.classifier import Classifier, SmallClassifier, shipped_weights
+
+
+def random_images(num_images, channels, size=28, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (num_images, channels, size, size), generator=generator, dtype=torch.uint8)
+
+
+def write_classifier(path, *, channels=1, num_classes=4, image_size=16):
+    torch.manual_seed(0)
+    network = SmallClassifier(channels=channels, num_classes=num_classes)
+    record = {
+        "image_size": image_size,
+        "channels": channels,
+        "class_names": [f"class {i}" for i in range(num_classes)],
+        "state_dict": network.state_dict(),
+    }
+    torch.save(record, path)
+    return network.eval()
+
+
+def test_a_classifier_gives_the_features_that_its_head_reads():
+    torch.manual_seed(0)
+    network = SmallClassifier(channels=1, num_classes=7).eval()
+    found, logits = network(torch.rand(3, 1, 28, 28))
+    assert (found.shape, logits.shape) == ((3, 128), (3, 7))
+    torch.testing.assert_close(logits, nn.functional.linear(found, network.head.weight, network.head.bias))
+
+
+@pytest.mark.parametrize(("name", "num_classes"), [("mnist", 10), ("shapes", 30), ("cifar10", 10)])
+def test_the_shipped_classifiers_load_and_name_their_metrics(name, num_classes):
+    extractor = Classifier(classifier=name, sha256=None)
+    found, logits = extractor(random_images(2, 3, size=32))
+    assert (found.shape, logits.shape) == ((2, 128), (2, num_classes))
+    assert len(extractor.class_names) == num_classes
+    assert extractor.metric_name("fd", "5k") == f"fd5k_{name}"
+    assert extractor.metric_name("is", "5k") == f"is5k_{name}"
+    assert extractor.weights_sha256 == sha256_of(shipped_weights(name))
+
+
+def test_a_classifiers_file_is_used_as_it_was_written(tmp_path):
+    network = write_classifier(tmp_path / "mine.pt")
+    images = random_images(3, 3, size=20)
+    extractor = Classifier(classifier=str(tmp_path / "mine.pt"), sha256=sha256_of(tmp_path / "mine.pt"))
+    found, logits = extractor(images)
+    with torch.no_grad():
+        expected = network(prepare(images, 1, 16))
+    assert torch.equal(found, expected[0])
+    assert torch.equal(logits, expected[1])
+    assert extractor.has_logits
+    assert extractor.class_names == ("class 0", "class 1", "class 2", "class 3")
+    assert extractor.metric_name("fd", "5k") == "fd5k_mine"
+    assert extractor.describe() == {
+        "name": "mine",
+        "weights_sha256": sha256_of(tmp_path / "mine.pt"),
+        "resize": "bilinear with anti-aliasing to 16x16",
+        "channels": "colour to grey by its luma, alpha dropped",
+    }
+
+
+def test_a_classifier_of_colour_replicates_grey_and_drops_alpha(tmp_path):
+    write_classifier(tmp_path / "mine.pt", channels=3)
+    extractor = Classifier(classifier=str(tmp_path / "mine.pt"), sha256=None)
+    grey, colour = random_images(2, 1), random_images(2, 4)
+    assert torch.equal(extractor(grey)[0], extractor(torch.cat([grey] * 3, dim=1))[0])
+    assert torch.equal(extractor(colour)[0], extractor(colour[:, :3])[0])
+    assert extractor.describe()["channels"] == "grey replicated to 3, alpha dropped"
+
+
+def test_a_classifiers_path_may_begin_with_a_tilde(tmp_path, monkeypatch):
+    write_classifier(tmp_path / "mine.pt")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Classifier(classifier="~/mine.pt", sha256=None).name == "mine"
+
+
+def test_a_classifiers_features_do_not_depend_on_the_other_images_of_the_batch(tmp_path):
+    write_classifier(tmp_path / "mine.pt")
+    extractor = Classifier(classifier=str(tmp_path / "mine.pt"), sha256=None)
+    images = random_images(6, 1)
+    singly = torch.cat([extractor(image[None])[0] for image in images])
+    torch.testing.assert_close(extractor(images)[0], singly, rtol=1e-4, atol=1e-5)
+
+
+def test_a_classifier_with_another_digest_is_refused(tmp_path):
+    write_classifier(tmp_path / "mine.pt")
+    wrong = "0" * 64
+    with pytest.raises(ValueError, match=rf"mine\.pt has sha256 {sha256_of(tmp_path / 'mine.pt')}.*sha256={wrong}"):
+        Classifier(classifier=str(tmp_path / "mine.pt"), sha256=wrong)
+
+
+@pytest.mark.parametrize("name", ["absent", "absent.pt"])
+def test_a_classifier_that_is_not_there_is_named(name):
+    with pytest.raises(FileNotFoundError, match=rf"evaluation\.extractor\.classifier={name}: .*absent\.pt does not exist"):
+        Classifier(classifier=name, sha256=None)
+
+
+def test_a_file_of_something_else_is_not_taken_for_a_classifier(tmp_path, write_something_else):
+    write_something_else(tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt is not a classifier"):
+        Classifier(classifier=str(tmp_path / "other.pt"), sha256=None)
+
+
+def test_a_classifier_whose_weights_do_not_fit_its_classes_is_refused(tmp_path):
+    write_classifier(tmp_path / "mine.pt")
+    record = torch.load(tmp_path / "mine.pt", weights_only=True)
+    torch.save({**record, "class_names": ["only one"]}, tmp_path / "mine.pt")
+    with pytest.raises(ValueError, match=r"(?s)mine\.pt is not a classifier.*head\.weight"):
+        Classifier(classifier=str(tmp_path / "mine.pt"), sha256=None)

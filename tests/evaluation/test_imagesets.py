@@ -1,0 +1,228 @@
+"""Where the images of an evaluation come from."""
+
+import numpy as np
+import pytest
+import torch
+
+from genimg.data.placement import Data
+from genimg.data.sources import ArraySource
+from genimg.evaluation.imagesets import (
+    DatasetImages,
+    GeneratedImages,
+    NonFiniteImagesError,
+    ReconstructedImages,
+    Subset,
+    check_finite,
+    evenly_spaced,
+)
+from genimg.interfaces import Method
+from genimg.randomness import normal_latents
+
+CPU = torch.device("cpu")
+SHAPE = (3, 4, 5)
+
+
+def array_source(count, labels=None, class_names=()):
+    pixels = np.random.default_rng(0).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
+    return ArraySource("array", pixels, labels, class_names)
+
+
+def dataset(source, *, flip=False):
+    return DatasetImages(Data(source, placement="host", num_workers=0, horizontal_flip=flip, max_corrupt=0, device=CPU))
+
+
+class Painter(Method):
+    """Draws each latent as pixels, ``scale`` of them outside of [-1, 1]; reconstructs images mirrored."""
+
+    sampled_weights = "ema"
+    sampled_mode = "train"
+    reconstructs = True
+
+    def __init__(self, scale=0.8, labelled=False, broken=None):
+        super().__init__()
+        self.scale = scale
+        self.labelled = labelled
+        self.broken = broken
+        self.drawn = []
+
+    def parameter_groups(self):
+        return {}
+
+    def step(self, batch, progress, update):
+        return {}
+
+    def draw(self, indices, seed):
+        assert all(isinstance(index, int) for index in indices)
+        self.drawn.append((list(indices), seed))
+        batch = {"latent": normal_latents(indices, seed, 60)}
+        return batch | ({"label": torch.tensor(indices) % 3} if self.labelled else {})
+
+    def sample(self, batch):
+        images = (batch["latent"] * self.scale).view(-1, *SHAPE)
+        return images if self.broken is None else torch.full_like(images, self.broken)
+
+    def reconstruct(self, image):
+        assert image.dtype == torch.float32
+        assert image.min() >= -1.0
+        assert image.max() <= 1.0
+        return image.flip(-1) if self.broken is None else torch.full_like(image, self.broken)
+
+    def check(self, image):
+        pass
+
+    def preview(self, batch, drawn):
+        return {}
+
+
+def expected_levels(images):
+    """As a file would hold them."""
+    return np.clip(np.rint((images.double().numpy() + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_datasets_images_are_its_own_without_augmentation(flip):
+    source = array_source(30)
+    images = dataset(source, flip=flip)
+    assert len(images) == 30
+    found, labels = images.images(np.array([4, 0, 29, 4]))
+    assert found.dtype == torch.uint8
+    assert np.array_equal(found.numpy(), source.images[[4, 0, 29, 4]])
+    assert labels is None
+    assert images.class_names == ()
+    assert images.describe() == {
+        "source": "array",
+        "fingerprint": source.fingerprint,
+        "image_shape": "3x4x5",
+        "augmentation": "none",
+    }
+
+
+def test_a_datasets_labels_come_with_its_images():
+    labels = np.array([2, 0, 1, 1, 2], dtype=np.int64)
+    images = dataset(array_source(5, labels, ("x", "y", "z")))
+    found = images.images(np.array([4, 1, 2]))[1]
+    assert found.dtype == torch.int64
+    assert found.tolist() == [2, 0, 1]
+    assert images.class_names == ("x", "y", "z")
+
+
+def test_a_datasets_fingerprint_follows_its_images():
+    one, same, other = array_source(5), array_source(5), array_source(5)
+    other.images[3, 0, 0, 0] ^= 1
+    other = ArraySource("array", other.images)
+    assert dataset(one).fingerprint == dataset(same).fingerprint
+    assert dataset(one).fingerprint != dataset(other).fingerprint
+
+
+def test_a_subset_is_spaced_evenly_over_all_images():
+    labels = np.arange(10, dtype=np.int64)
+    every = dataset(array_source(10, labels, tuple("abcdefghij")))
+    subset = Subset(every, 4)
+    assert len(subset) == 4
+    found, found_labels = subset.images(np.array([0, 1, 2, 3]))
+    assert found_labels.tolist() == [0, 2, 5, 7]
+    assert torch.equal(found, every.images(np.array([0, 2, 5, 7]))[0])
+    assert subset.images(np.array([3, 1]))[1].tolist() == [7, 2]
+    assert subset.class_names == every.class_names
+    assert subset.describe() == every.describe()
+    assert subset.fingerprint is None  # of other images than the whole set, so that it must not name a cache file
+
+
+@pytest.mark.parametrize("count", [1, 9, 10])
+def test_a_subset_of_any_possible_size_holds_distinct_images(count):
+    labels = np.arange(10, dtype=np.int64)
+    found = Subset(dataset(array_source(10, labels, tuple("abcdefghij"))), count).images(np.arange(count))[1]
+    assert len(set(found.tolist())) == count
+
+
+@pytest.mark.parametrize("count", [0, -1, 11])
+def test_a_subset_of_more_images_than_there_are_or_of_none_is_refused(count):
+    with pytest.raises(ValueError, match=rf"num_images={count}, but array holds 10 images"):
+        Subset(dataset(array_source(10)), count)
+
+
+def test_generated_images_are_rounded_as_when_they_are_saved():
+    method = Painter(scale=0.8)
+    found, labels = GeneratedImages(method, count=9, seed=3, device=CPU).images(np.arange(9))
+    made = method.sample(method.draw(list(range(9)), 3))
+    assert (made.abs() > 1.0).any()
+    assert np.array_equal(found.numpy(), expected_levels(made))
+    assert labels is None
+
+
+def test_a_generated_image_depends_on_the_seed_and_its_number_alone():
+    images = GeneratedImages(Painter(), count=50, seed=3, device=CPU)
+    whole = images.images(np.arange(50))[0]
+    torch.manual_seed(99)
+    assert torch.equal(images.images(np.array([17, 40, 2]))[0], whole[[17, 40, 2]])
+    assert not torch.equal(GeneratedImages(Painter(), count=50, seed=4, device=CPU).images(np.arange(50))[0], whole)
+
+
+def test_generated_images_carry_the_classes_that_were_drawn():
+    images = GeneratedImages(Painter(labelled=True), count=9, seed=0, device=CPU, class_names=("x", "y", "z"))
+    assert images.images(np.array([5, 0, 7]))[1].tolist() == [2, 0, 1]
+    assert images.class_names == ("x", "y", "z")
+
+
+def test_generated_images_say_what_determines_them():
+    images = GeneratedImages(Painter(), count=9, seed=3, device=CPU)
+    images.images(np.arange(2))
+    assert images.describe() == {
+        "source": "model",
+        "image_shape": "3x4x5",
+        "weights": "ema",
+        "mode": "train",
+        "seed": 3,
+        "augmentation": "none",
+    }
+    assert images.fingerprint is None  # a model's images are never cached
+    assert len(images) == 9
+
+
+def test_reconstructions_stand_beside_their_originals():
+    source = array_source(12)
+    images = ReconstructedImages(Painter(), dataset(source))
+    original, made = images.pairs(np.array([3, 11]))
+    assert np.array_equal(original.numpy(), source.images[[3, 11]])
+    assert made.dtype == torch.uint8
+    assert np.array_equal(made.numpy(), source.images[[3, 11], ..., ::-1])
+    assert torch.equal(images.images(np.array([3, 11]))[0], made)
+    assert len(images) == 12
+    assert images.describe()["of"]["fingerprint"] == source.fingerprint
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_images_that_are_no_numbers_are_refused_wherever_a_model_makes_them(broken):
+    method = Painter(broken=broken)
+    with pytest.raises(NonFiniteImagesError, match=r"3 of 3 images of the model hold .* image 6"):
+        GeneratedImages(method, count=9, seed=0, device=CPU).images(np.array([6, 7, 8]))
+    with pytest.raises(NonFiniteImagesError, match=r"2 of 2 images of the model's reconstructions .* image 4"):
+        ReconstructedImages(method, dataset(array_source(9))).images(np.array([4, 2]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_one_broken_pixel_is_found_and_its_image_named(value):
+    images = torch.zeros(4, *SHAPE)
+    check_finite(images, np.array([10, 20, 30, 40]), "x")
+    images[2, 1, 3, 4] = value
+    with pytest.raises(NonFiniteImagesError, match=r"^1 of 4 images of x .* first of them image 30"):
+        check_finite(images, np.array([10, 20, 30, 40]), "x")
+    images[1, 0, 0, 0] = value
+    with pytest.raises(ValueError, match=r"^2 of 4 images of x .* first of them image 20"):
+        check_finite(images, np.array([10, 20, 30, 40]), "x")
+
+
+def test_values_beyond_the_range_are_not_broken():
+    check_finite(torch.full((2, *SHAPE), 1e30), np.arange(2), "x")
+
+
+@pytest.mark.parametrize(("count", "total"), [(1, 7), (2, 7), (3, 7), (7, 7), (4, 10), (10_000, 60_000), (2, 10**12)])
+def test_evenly_spaced_numbers_are_distinct_sorted_and_cover_the_range(count, total):
+    numbers = evenly_spaced(count, total)
+    assert len(numbers) == count
+    assert numbers.dtype == np.int64
+    assert numbers[0] == 0
+    assert numbers[-1] < total
+    gaps = np.diff(np.append(numbers, total))
+    assert gaps.min() >= 1
+    assert gaps.max() - gaps.min() <= 1

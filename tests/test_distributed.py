@@ -1,0 +1,359 @@
+"""Several processes against one: three are started once, work as a group of three and then, two of them, as one of two.
+
+The tests look at what each rank saw. What a single process gives is compared with other programs in tests/evaluation.
+"""
+
+import os
+import socket
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from genimg.data.placement import Data
+from genimg.data.sources import ArraySource
+from genimg.distributed import processes_of_torchrun, rank, rows_of_all_ranks, shard, sum_over_ranks, world_size
+from genimg.evaluation.evaluator import Evaluator
+from genimg.evaluation.extractors.base import Extractor
+from genimg.evaluation.imagesets import DatasetImages
+from genimg.evaluation.metrics import (
+    ClassCoverage,
+    ConditionalAccuracy,
+    FrechetDistance,
+    InceptionScore,
+    KernelDistance,
+    PrecisionRecall,
+)
+from genimg.evaluation.statistics import FeatureSums, InceptionScoreSums
+from genimg.evaluation.summary import Collector
+from genimg.interfaces import Images, Method
+from genimg.randomness import normal_latents
+
+CPU = torch.device("cpu")
+SHAPE, NUM_FEATURES, NUM_CLASSES = (1, 12, 12), 6, 5
+NUM_IMAGES = 41  # divisible neither by 2 nor by 3
+KEPT = np.array([0, 5, 13, 14, 20, 27, 40])
+SECONDS = 120  # after which a group counts as hung
+
+
+class Projection(Extractor):
+    """A fixed random projection of the pixels."""
+
+    def __init__(self):
+        network = nn.Linear(144, NUM_FEATURES + NUM_CLASSES, bias=False).double()
+        network.weight.data = torch.randn(network.weight.shape, generator=torch.Generator().manual_seed(0)).double()
+        names = tuple("abcde")
+        super().__init__(
+            name="projection",
+            network=network,
+            weights_sha256=None,
+            resize="none",
+            channels="none",
+            has_logits=True,
+            class_names=names,
+        )
+
+    def extract(self, images):
+        projected = self.network(images.flatten(1).double() / 255.0 - 0.5)
+        return projected[:, :NUM_FEATURES], projected[:, NUM_FEATURES:]
+
+
+class Painter(Method):
+    """Draws each latent as pixels, and reconstructs an image as half of it."""
+
+    reconstructs = True
+
+    def parameter_groups(self):
+        return {}
+
+    def step(self, batch, progress, update):
+        return {}
+
+    def draw(self, indices, seed):
+        return {"latent": normal_latents(indices, seed, 144), "label": torch.tensor(indices) % NUM_CLASSES}
+
+    def sample(self, batch):
+        return (batch["latent"] * 0.4).clamp(-1.0, 1.0).view(-1, *SHAPE)
+
+    def reconstruct(self, image):
+        return image / 2.0
+
+    def check(self, image):
+        pass
+
+    def preview(self, batch, drawn):
+        return {}
+
+
+def data_of_evaluation():
+    pixels = np.random.default_rng(0).integers(0, 256, (50, *SHAPE), dtype=np.uint8)
+    source = ArraySource("random", pixels, labels=np.arange(50) % NUM_CLASSES, class_names="abcde")
+    return Data(source, placement="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU)
+
+
+def evaluate(cache_dir):
+    """With every metric there is, intervals and reconstructions."""
+    metrics = {
+        "frechet": FrechetDistance(),
+        "kernel": KernelDistance(subsets=3, subset_size=20),
+        "rates": PrecisionRecall(neighbors=3, density_neighbors=5),
+        "score": InceptionScore(splits=3),
+        "classes": ClassCoverage(least_share=0.1),
+        "accuracy": ConditionalAccuracy(),
+    }
+    evaluator = Evaluator(
+        extractor=Projection(),
+        metrics=metrics,
+        num_images=NUM_IMAGES,
+        num_real=None,
+        batch_size=8,
+        interval=Images(100),
+        seed=0,
+        bootstrap=5,
+        reconstructions=31,
+        final_num_images=None,
+        stop_if=None,
+        cache_dir=str(cache_dir),
+    )
+    method, data = Painter(), data_of_evaluation()
+    real = DatasetImages(data)
+    result = evaluator.compare(real, evaluator.generated(method, CPU, data.source.class_names), CPU)
+    return evaluator.with_reconstructions(result, method, real, CPU)
+
+
+def features_and_logits():
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(NUM_IMAGES, NUM_FEATURES, generator=generator, dtype=torch.float64)
+    features = features + torch.arange(NUM_IMAGES)[:, None] / 4.0  # the ranks' means differ
+    return features, 2.0 * torch.randn(NUM_IMAGES, NUM_CLASSES, generator=generator)
+
+
+def statistics_of_the_own_share():
+    features, logits = features_and_logits()
+    mine = shard(NUM_IMAGES)
+    sums = FeatureSums()
+    scores = InceptionScoreSums(NUM_IMAGES, 4, mine.start)
+    collector = Collector(NUM_IMAGES, first=mine.start, splits=(1, 4), kept=KEPT, keep_logits=True)
+    for start in range(mine.start, mine.stop, 7):
+        part = slice(start, min(start + 7, mine.stop))
+        sums.add(features[part])
+        scores.add(logits[part])
+        collector.add(features[part], logits[part], torch.arange(part.start, part.stop))
+    moments, summary = sums.result(), collector.result()
+    return {
+        "sums": vars(moments),
+        "scores": scores.result(),
+        "scores again": scores.result(),
+        "sums again": vars(sums.result()),
+        "collector": {
+            "moments": vars(summary.moments),
+            "features": summary.features,
+            "positions": summary.positions,
+            "logits": summary.logits,
+            "predictions": summary.predictions,
+            "labels": summary.labels,
+            "scores": summary.scores,
+        },
+    }
+
+
+def refusal_of_too_few_images():
+    """One image altogether, on the first rank; the others have none to add and are not asked."""
+    sums = FeatureSums()
+    if rank() == 0:
+        sums.add(torch.zeros(1, 3))
+    try:
+        sums.result()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def what_this_process_sees(folder):
+    own = torch.tensor([1.0, 10.0]) * (rank() + 1)
+    total = sum_over_ranks(own)
+    count = 2 * rank()  # none at all on the first
+    result = {
+        "rank": rank(),
+        "world_size": world_size(),
+        "shards": {total: list(shard(total)) for total in (0, 1, 2, 7, 12)},
+        "sum": total,
+        "integer sum": sum_over_ranks(torch.tensor(2**40 + rank())),
+        "what was summed": own,
+        "rows": rows_of_all_ranks(torch.arange(2 * count).view(count, 2) + 100 * rank()),
+        "numbers": rows_of_all_ranks(torch.full((3 - rank(),), rank(), dtype=torch.int64)),
+        "too few images": refusal_of_too_few_images(),
+        **statistics_of_the_own_share(),
+    }
+    found = evaluate(folder / "cache")
+    return {**result, "values": found.values, "intervals": found.intervals}
+
+
+def work(index, ports, folder):
+    """A process of each group that is large enough, as torchrun would start it; groups by their number of processes."""
+    torch.set_num_threads(1)
+    for processes, port in ports.items():
+        if index >= processes:
+            continue
+        os.environ |= {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(processes)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        with processes_of_torchrun("cpu") as device_name:
+            seen = what_this_process_sees(folder / str(processes))
+        seen |= {"device": device_name, "after": (dist.is_initialized(), rank(), world_size())}
+        torch.save(seen, folder / f"{index} of {processes}.pt")
+
+
+def free_ports(count):
+    listeners = [socket.socket() for _ in range(count)]
+    for listener in listeners:
+        listener.bind(("127.0.0.1", 0))
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory):
+    """The folder where each process has left what it saw."""
+    folder = tmp_path_factory.mktemp("ranks")
+    ports = dict(zip((3, 2), free_ports(2), strict=True))
+    spawned = mp.spawn(work, (ports, folder), nprocs=3, join=False)
+    deadline = time.monotonic() + SECONDS
+    try:
+        while not spawned.join(timeout=1.0):
+            assert time.monotonic() < deadline, "the ranks wait for each other"
+    finally:
+        for process in spawned.processes:
+            if process.is_alive():
+                process.kill()
+    return folder
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=["2 ranks", "3 ranks"])
+def ranks(request, groups):
+    """What each rank of a group of processes saw."""
+    return [torch.load(groups / f"{i} of {request.param}.pt", weights_only=True) for i in range(request.param)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The same in this process."""
+    return SimpleNamespace(**statistics_of_the_own_share(), evaluation=evaluate(tmp_path_factory.mktemp("alone")))
+
+
+def test_a_single_process_is_the_identity(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    tensor = torch.randn(3, 2)
+    assert sum_over_ranks(tensor) is tensor
+    assert rows_of_all_ranks(tensor) is tensor
+    assert (rank(), world_size()) == (0, 1)
+    assert shard(7) == range(7)
+
+
+@pytest.mark.parametrize("processes", [None, "1"])
+@pytest.mark.parametrize("device_name", ["auto", "cpu", "cuda", "mps"])
+def test_without_torchrun_the_device_is_the_configs_and_no_group_is_joined(monkeypatch, processes, device_name):
+    if processes is None:
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+    else:
+        monkeypatch.setenv("WORLD_SIZE", processes)
+    with processes_of_torchrun(device_name) as found:
+        assert found == device_name
+        assert not dist.is_initialized()
+
+
+def test_each_process_knows_its_place_and_leaves_the_group_at_the_end(ranks):
+    assert [seen["rank"] for seen in ranks] == list(range(len(ranks)))
+    assert {seen["world_size"] for seen in ranks} == {len(ranks)}
+    assert {seen["device"] for seen in ranks} == {"cpu"}
+    assert {seen["after"] for seen in ranks} == {(False, 0, 1)}
+
+
+@pytest.mark.parametrize("total", [0, 1, 2, 7, 12])
+def test_the_shares_in_order_are_the_whole_and_about_equal(ranks, total):
+    shares = [seen["shards"][total] for seen in ranks]
+    assert [number for share in shares for number in share] == list(range(total))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_every_rank_has_the_sum(ranks):
+    n = len(ranks)
+    for seen in ranks:
+        assert seen["sum"].tolist() == [n * (n + 1) / 2, 10 * n * (n + 1) / 2]
+        assert seen["integer sum"].item() == n * 2**40 + n * (n - 1) // 2
+
+
+def test_every_rank_has_all_rows_in_the_order_of_the_ranks(ranks):
+    expected = [[100 * r + 2 * i, 100 * r + 2 * i + 1] for r in range(len(ranks)) for i in range(2 * r)]
+    for seen in ranks:
+        assert seen["rows"].tolist() == expected
+        assert seen["numbers"].tolist() == [r for r in range(len(ranks)) for _ in range(3 - r)]
+
+
+def test_the_statistics_are_those_of_one_process(ranks, alone):
+    features, _ = features_and_logits()
+    np.testing.assert_allclose(alone.sums["covariance"], np.cov(features.numpy(), rowvar=False), rtol=1e-9)
+    for seen in ranks:
+        assert seen["sums"]["num_images"] == NUM_IMAGES
+        torch.testing.assert_close(seen["sums"], alone.sums, rtol=1e-9, atol=0.0)
+        torch.testing.assert_close(seen["sums again"], alone.sums, rtol=1e-9, atol=0.0)
+
+
+def test_the_inception_score_is_that_of_one_process(ranks, alone):
+    assert 1.1 < alone.scores[0] < NUM_CLASSES
+    for seen in ranks:
+        assert seen["scores"] == pytest.approx(alone.scores, rel=1e-9)
+
+
+def test_a_sum_leaves_its_argument_alone(ranks):
+    for r, seen in enumerate(ranks):
+        assert seen["what was summed"].tolist() == [r + 1.0, 10.0 * (r + 1)]
+
+
+def test_the_inception_score_can_be_asked_for_again(ranks, alone):
+    for seen in ranks:
+        assert seen["scores again"] == pytest.approx(alone.scores, rel=1e-9)
+
+
+def test_a_collected_summary_is_that_of_one_process(ranks, alone):
+    features, logits = features_and_logits()
+    assert torch.equal(alone.collector["features"], features[KEPT].float())
+    for seen in ranks:
+        found = seen["collector"]
+        torch.testing.assert_close(found["moments"], alone.collector["moments"], rtol=1e-9, atol=0.0)
+        assert torch.equal(found["features"], features[KEPT].float())
+        assert found["positions"].tolist() == KEPT.tolist()
+        assert torch.equal(found["logits"], logits[KEPT])
+        assert torch.equal(found["predictions"], logits.argmax(dim=1))
+        assert found["labels"].tolist() == list(range(NUM_IMAGES))
+        assert found["scores"].keys() == alone.collector["scores"].keys() == {1, 4}
+        for splits, score in found["scores"].items():
+            assert score == pytest.approx(alone.collector["scores"][splits], rel=1e-9, abs=1e-12)
+
+
+def test_one_image_on_all_ranks_is_refused_on_each(ranks):
+    assert {seen["too few images"] for seen in ranks} == {"1 images are too few for a covariance: evaluate at least 2"}
+
+
+def test_every_rank_measures_what_one_process_measures(ranks, alone):
+    expected = alone.evaluation.values
+    assert {key.split("_")[0] for key in expected} >= {"fd41", "kd41", "precision41", "is41", "accuracy41", "reconstruction"}
+    assert all(np.isfinite(value) for value in expected.values())
+    for seen in ranks:
+        assert seen["values"] == pytest.approx(expected, rel=1e-6, abs=1e-12)
+        assert seen["values"] == ranks[0]["values"]
+
+
+def test_every_rank_has_the_intervals_of_one_process(ranks, alone):
+    expected = alone.evaluation.intervals
+    assert {key.split("_")[0] for key in expected} >= {"fd41", "is41", "accuracy41"}
+    for seen in ranks:
+        assert seen["intervals"].keys() == expected.keys()
+        for key, bounds in expected.items():
+            assert seen["intervals"][key] == pytest.approx(bounds, rel=1e-6, abs=1e-12)
