@@ -171,7 +171,8 @@ def test_train_evaluate_and_sample(home: Path) -> None:
     for command in ("evaluate", "sample"):
         refuse("broken.pt", "truncated or not a genimg checkpoint", command=command, arguments=["ckpt=broken.pt"])
         refuse("other.pt", "not a genimg checkpoint", command=command, arguments=["ckpt=other.pt"])
-        refuse("ckpt", "required", command=command, arguments=[])
+        missing = "ckpt is required" if command == "sample" else "nothing to evaluate: give ckpt=CHECKPOINT"
+        refuse(missing, command=command, arguments=[])
         refuse("nowhere", "does not exist", command=command, arguments=["ckpt=nowhere"])
 
 
