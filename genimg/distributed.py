@@ -22,7 +22,13 @@ def processes_of_torchrun(device_name: str) -> Iterator[str]:
         yield device_name
         return
     on_gpu = device_name in ("auto", "cuda") and torch.cuda.is_available()
+    if "LOCAL_RANK" not in os.environ:
+        raise ValueError("WORLD_SIZE is set without LOCAL_RANK: start several processes with torchrun, or unset WORLD_SIZE")
     local_rank = int(os.environ["LOCAL_RANK"])
+    if on_gpu and local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"torchrun started more processes than there are GPUs ({torch.cuda.device_count()}): lower --nproc-per-node"
+        )
     if on_gpu:
         torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if on_gpu else "gloo")

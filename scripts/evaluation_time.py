@@ -29,6 +29,7 @@ from genimg.evaluation.extractors.classifier import Classifier
 from genimg.evaluation.extractors.inception import Inception
 from genimg.evaluation.imagesets import DatasetImages
 from genimg.evaluation.metrics import FrechetDistance, InceptionScore, KernelDistance, PrecisionRecall
+from genimg.evaluation.passes import full_float32
 from genimg.interfaces import Images
 from genimg.training.device import choose_device, describe_hardware
 
@@ -120,8 +121,9 @@ def report(evaluator: Evaluator, real: DatasetImages, fake: DatasetImages, round
     batches = pixels.split(evaluator.batch_size)
 
     def bare() -> None:
-        for batch in batches:
-            extractor(batch)
+        with full_float32():
+            for batch in batches:
+                extractor(batch)
 
     def whole() -> None:
         evaluator.compare(real, fake, device)

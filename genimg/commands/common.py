@@ -64,6 +64,8 @@ def sentence(provenance: Config) -> str:
     digest = (extractor["weights_sha256"] or "no file")[:8]
     count = "an unrecorded number of" if real["num_images"] is None else real["num_images"]
     text = f"{extractor['name']} ({digest}), {made['num_images']} generated against {count} real images of {real['source']}"
+    if "extractor" in real:
+        text += " (whose extractor is not recorded)"
     if "weights" in made:
         return text + f", {made['weights']} weights, seed {made['seed']}"
     return text + f", generated: {made['source']}"

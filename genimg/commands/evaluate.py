@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from genimg import build
@@ -26,6 +27,7 @@ from genimg.environment import git_commit
 from genimg.evaluation.evaluator import Evaluation, Evaluator
 from genimg.evaluation.imagesets import DatasetImages, ImageSet, Subset
 from genimg.evaluation.nearest import nearest_images
+from genimg.evaluation.passes import full_float32
 from genimg.evaluation.statistics_files import SavedStatistics
 from genimg.images import grid, write_png
 from genimg.training.device import choose_device, describe_hardware
@@ -43,6 +45,7 @@ def evaluate(composed: DictConfig) -> dict[str, float]:
     if options["evaluation"] == {}:
         raise ValueError("evaluation=none evaluates nothing: choose another of the group")
     _check_options(options)
+    _refuse_what_has_no_effect(options, {override.split("=")[0].lstrip("+~").split(".")[0] for override in _typed()})
     if options["compare"] is not None:
         compare_results(options["compare"], options["which"])
         return {}
@@ -86,6 +89,36 @@ def _check_options(options: Config) -> None:
             raise ValueError(f"{key}={options[key]} is a directory: name a file")
 
 
+_OF_STATISTICS = {
+    "real", "save_statistics", "evaluation", "device", "num_images", "num_real", "batch_size", "image_size", "data_root",
+    "inception_weights", "allow", "debug",
+}  # fmt: skip
+
+
+def _typed() -> list[str]:
+    return list(HydraConfig.get().overrides.task)
+
+
+def _refuse_what_has_no_effect(options: Config, typed: set[str]) -> None:
+    """A setting that does nothing is a mistake.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    if options["compare"] is not None:
+        useless, why = typed - {"compare", "which", "debug"}, "with compare="
+    elif options["ckpt"] is None and options["images"] is None:
+        useless, why = typed - _OF_STATISTICS, "where statistics are all that is made"
+    elif options["images"] is not None:
+        useless, why = typed & {"which", "seed"}, "on images that exist already"
+    else:
+        useless, why = (typed & {"image_size", "accept_unrecorded"} if options["real"] is None else set()), "without real="
+    if not useless and "picture" in typed and not options["neighbors"]:
+        useless, why = {"picture"}, "without neighbors="
+    if useless:
+        raise ValueError(f"{sorted(useless)[0]}= has no effect {why}: remove it")
+
+
 def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
     path, state = open_checkpoint(options["ckpt"], options["which"])
     config = state["config"]
@@ -126,8 +159,6 @@ def _of_images(options: Config, device: torch.device) -> dict[str, float]:
     fake = None if options["images"] is None else resolve(options["images"], options, builder, device)
     if fake is not None and fake.images is None:
         raise ValueError(f"images={options['images']} holds statistics, not images; statistics can stand on the side of real=")
-    if options["seed"] is not None:
-        raise ValueError("seed= has no effect on images that exist already: remove it")
     chosen = options["evaluation"] or real.evaluation or compose_evaluation("evaluation=inception")["evaluation"]
     if fake is None:
         return _save_statistics(options, _evaluator(options, chosen, builder, real), real, device)
@@ -173,26 +204,14 @@ def _evaluator(options: Config, chosen: Config, builder: build.Builder, real: Si
         if not str(config["extractor"].get("_target_", "")).endswith(".Inception"):
             raise ValueError("inception_weights has no effect: this evaluation does not use Inception")
         config["extractor"] = {**config["extractor"], "weights": options["inception_weights"]}
-    if real.statistics is not None:
-        if options["neighbors"]:
-            raise ValueError("neighbors= needs the real images themselves, but real= names statistics")
-        config = _without_kept_features(config, real.statistics)
+    if real.statistics is not None and options["neighbors"]:
+        raise ValueError("neighbors= needs the real images themselves, but real= names statistics")
     evaluator = build.build_evaluator({"evaluation": config}, builder)
     assert evaluator is not None
     if real.statistics is not None:
         assert real.path is not None
         real.statistics.check_extractor(evaluator.extractor, real.path, accept_unrecorded=options["accept_unrecorded"])
     return evaluator
-
-
-def _without_kept_features(config: Config, statistics: SavedStatistics) -> Config:
-    """Statistics of another program hold a mean and a covariance and no more: leave out what needs more, and say so."""
-    if statistics.summary.features is not None:
-        return config
-    left_out = [name for name in ("kernel_distance", "precision_recall") if config["metrics"].get(name)]
-    if left_out:
-        log.warning("the statistics hold no features of single images: %s left out", " and ".join(left_out))
-    return {**config, "metrics": {name: node for name, node in config["metrics"].items() if name not in left_out}}
 
 
 def _finish(result: Evaluation, what: str, options: Config, device: torch.device, subject: Config) -> None:
@@ -224,13 +243,15 @@ def _show_neighbors(options: Config, evaluator: Evaluator, real: ImageSet | Save
     if count == 0:
         return
     assert not isinstance(real, SavedStatistics)
-    distances, indices, shown = nearest_images(
-        real, fake, evaluator.extractor, count=count, neighbors=_NEIGHBORS, batch_size=evaluator.batch_size
-    )
+    if rank() > 0:
+        return
+    with full_float32():
+        distances, indices, shown = nearest_images(
+            real, fake, evaluator.extractor, count=count, neighbors=_NEIGHBORS, batch_size=evaluator.batch_size
+        )
     path = Path(options["picture"])
-    if rank() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_png(grid(shown, columns=indices.shape[1] + 1), path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_png(grid(shown, columns=indices.shape[1] + 1), path)
     log.info("nearest real images: %s (each row: a generated image, then its nearest real ones)", path)
     for i, (row, numbers) in enumerate(zip(distances.tolist(), indices.tolist(), strict=True)):
         log.info(

@@ -100,6 +100,8 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """16-bit and 32-bit grey to 8 bits. Pillow's own conversion clips at 255 and turns such images white."""
     values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("it holds NaN or infinite values")
     if image.mode == "F":
         full_scale = 1.0 if values.size and values.max() <= 1.0 else 255.0
     else:

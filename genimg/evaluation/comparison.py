@@ -27,6 +27,9 @@ _CONSEQUENCES: tuple[tuple[str, bool, str], ...] = (
 )
 
 
+_OF_ONE_KIND = ("generated.weights", "generated.mode", "generated.seed", "generated.fingerprint")
+
+
 @dataclass(frozen=True)
 class Difference:
     """One thing in which two measurements differ.
@@ -56,7 +59,7 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[Differenc
                 (m, why) for prefix, m, why in _CONSEQUENCES if key == prefix or key.startswith(prefix + ".")
             )
             # A model's images have a seed and a mode, a folder's a fingerprint: that one side lacks them says nothing.
-            matters = matters and not (key.startswith("generated.") and (key not in a or key not in b))
+            matters = matters and not (key in _OF_ONE_KIND and (key not in a or key not in b))
             found.append(Difference(key, x, y, matters, reason))
     return sorted(found, key=lambda difference: not difference.matters)
 

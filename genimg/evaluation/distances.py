@@ -41,7 +41,7 @@ def frechet_distance(real: GaussianStatistics, fake: GaussianStatistics, real_ro
 
 
 def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int, subset_size: int) -> tuple[float, float]:
-    """The unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3. Bińkowski et al. 2018, equation 4.
+    """The unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3. Bińkowski et al. 2018.
 
     Args:
         real, fake: features [N, D] and [M, D], on one device.
@@ -75,7 +75,7 @@ class NeighborRates:
 def neighbor_rates(
     real: Tensor, fake: Tensor, *, neighbors: int, density_neighbors: int, real_radii: list[Tensor] | None = None
 ) -> NeighborRates:
-    """Precision and recall (Kynkäänniemi et al. 2019, equation 1-3), density and coverage (Naeem et al. 2020, equations 4-5).
+    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
     Each set's manifold is the union of balls about its images, out to their k-th nearest neighbour. Distances are float32
     matrix products, as in the public implementations: those below a thousandth of the features' spread are rounding.
@@ -96,7 +96,7 @@ def neighbor_rates(
         distances = torch.cdist(y[start : start + _BLOCK], x)  # [block, N]
         precise.append((distances <= real_radius).any(dim=1))
         recalled |= (distances <= fake_radius[start : start + _BLOCK, None]).any(dim=0)
-        within = distances < density_radius  # strictly, as in the authors' code: a set has a density of 1 in itself
+        within = distances < density_radius  # strictly, as in the authors' code: a set has a density of about 1 in itself
         inside += within.sum()
         covered |= within.any(dim=0)
     return NeighborRates(

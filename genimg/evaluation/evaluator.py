@@ -210,12 +210,20 @@ class Evaluator:
             if count is not None and count < max(2, world_size()):
                 raise ValueError(f"{count} {side} images are too few: a covariance needs 2 or more")
         check_count(self.metrics, len(fake))
+        real_count = self._count_real(real)
+        for name_of_metric, each in self.metrics.items():
+            if each.needs_features and real_count is not None and real_count < each.least_images:
+                raise ValueError(
+                    f"{real_count} real images are too few for evaluation.metrics.{name_of_metric}, which takes "
+                    f"{each.least_images} or more: give more, or remove it with '~evaluation.metrics.{name_of_metric}'"
+                )
         with full_float32():
             self.extractor.to(device)
             statistics = real if isinstance(real, SavedStatistics) else self._statistics(real, len(fake), device, should_stop)
             if save_statistics is not None and rank() == 0:
                 statistics.write(save_statistics)
             known = statistics.summary
+            metrics = self._served_by(known)
             everything = np.arange(len(fake), dtype=np.int64)
             made = Passes(self.extractor, self.batch_size, should_stop).summarise(
                 fake,
@@ -232,14 +240,17 @@ class Evaluator:
                     f"{made.num_features}: they were made with another extractor"
                 )
             values: dict[str, float] = {}
-            for metric in self.metrics.values():
-                values |= metric.compute(known, made, name, device)
+            for metric in metrics:
+                more = metric.compute(known, made, name, device)
+                if twice := values.keys() & more.keys():
+                    raise ValueError(f"two of evaluation.metrics make {', '.join(sorted(twice))}: remove one of them")
+                values |= more
             if name(self._first.short_name) not in values:
                 raise ValueError(
                     f"{name(self._first.short_name)} comes first in evaluation.metrics, and so is what checkpoints are chosen "
                     "by, but it has no value for these images: put another metric first"
                 )
-            bounds = intervals(self.metrics.values(), known, made, name, values, self.bootstrap, self.seed)
+            bounds = intervals(metrics, known, made, name, values, self.bootstrap, self.seed)
         warnings = self._warn(made, real)
         return Evaluation(values, self._provenance(real, fake, known, made), bounds, warnings)
 
@@ -270,6 +281,14 @@ class Evaluator:
             assert found is not None
             self._real[key] = found
         return SavedStatistics(self._real[key], self.extractor.describe(), self._describe_real(real))
+
+    def _served_by(self, real: Summary) -> list[Metric]:
+        """Statistics of another program hold a mean and a covariance and no more: what needs more is left out, and said."""
+        if real.features is not None or not self._needs_features():
+            return list(self.metrics.values())
+        left_out = [name for name, metric in self.metrics.items() if metric.needs_features]
+        log.warning("the statistics hold no features of single images: %s left out", " and ".join(left_out))
+        return [metric for metric in self.metrics.values() if not metric.needs_features]
 
     def _needs_features(self) -> bool:
         return any(metric.needs_features for metric in self.metrics.values())

@@ -78,6 +78,7 @@ class InceptionScore(Metric):
     higher_is_better = True
     needs_logits = True
     can_be_resampled = True
+    least_value = 1.0
 
     def __init__(self, *, splits: int) -> None:
         if splits < 1:
@@ -123,7 +124,8 @@ class KernelDistance(Metric):
         if size == len(x) == len(y):  # there is but one subset
             return {name("kd"): kernel_distance(x, y, subsets=1, subset_size=size)[0]}
         mean, deviation = kernel_distance(x, y, subsets=self.subsets, subset_size=size)
-        return {name("kd"): mean, f"{name('kd')}_std": deviation}
+        # Where a side is drawn whole each time, the deviation is that of the other side alone.
+        return {name("kd"): mean} | ({f"{name('kd')}_std": deviation} if size < min(len(x), len(y)) else {})
 
 
 class PrecisionRecall(Metric):
@@ -208,8 +210,8 @@ class ClassCoverage(Metric):
 
 
 class ConditionalAccuracy(Metric):
-    """How often the classifier sees the class that an image was made as (the classification accuracy of Shmelkov et al.
-    2018 and Ravuri & Vinyals 2019, with a fixed classifier). Absent where images have no labels.
+    """How often a classifier trained on real images sees the class that an image was made as (GAN-test of Shmelkov et al.
+    2018). Absent where images have no labels.
     """
 
     short_name = "accuracy"
@@ -225,8 +227,5 @@ class ConditionalAccuracy(Metric):
 
 def _kept(side: Summary, device: torch.device) -> Tensor:
     if side.features is None:
-        raise ValueError(
-            "the statistics hold no features of single images, which the kernel distance, precision and recall need: remove "
-            "these metrics with '~evaluation.metrics.kernel_distance' '~evaluation.metrics.precision_recall', or give images"
-        )
+        raise ValueError("a metric of single images' features was given none: statistics of another program hold none")
     return side.features.to(device)

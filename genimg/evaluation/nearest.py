@@ -30,15 +30,16 @@ def nearest_images(
         [-1, 1]: each generated image, followed by its neighbours.
     """
     count, neighbors = min(count, len(fake)), min(neighbors, len(real))
-    made = fake.images(np.arange(count))[0]
-    queries = extractor(made)[0].float()
+    parts = [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+    made = torch.cat([fake.images(part)[0] for part in parts])
+    queries = torch.cat([extractor(batch)[0].float() for batch in made.split(batch_size)])
     distances = torch.full((count, neighbors), torch.inf, device=queries.device)
     indices = torch.full((count, neighbors), -1, dtype=torch.int64, device=queries.device)
     with tqdm(total=len(real), desc="searching the real images", unit="img", leave=False, disable=None) as bar:
         for start in range(0, len(real), batch_size):
             numbers = np.arange(start, min(start + batch_size, len(real)))
             features = extractor(real.images(numbers)[0])[0].float()
-            found = torch.cdist(queries, features, compute_mode="donot_use_mm_for_euclid_dist")  # exact: a copy is at 0
+            found = torch.cdist(queries, features, compute_mode="donot_use_mm_for_euclid_dist")
             own = torch.from_numpy(numbers).to(indices.device).expand(count, -1)
             candidates = torch.cat([distances, found], dim=1)
             distances, order = candidates.topk(neighbors, dim=1, largest=False)

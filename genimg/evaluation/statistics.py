@@ -73,9 +73,11 @@ class FeatureSums:
         assert self._outer is not None
         n, offset = self.num_images, self._sum / self.num_images
         own_mean = self._shift + offset
-        # Each rank's scatter about its own mean, then about everyone's: Chan, Golub & LeVeque 1979, equation 2.1b.
+        # Each rank's scatter about its own mean, then about everyone's, as Chan, Golub & LeVeque 1979 merge two samples.
         scatter = self._outer - n * torch.outer(offset, offset)
         mean = sum_over_ranks(own_mean * n) / total if total != n else own_mean
+        if not bool(torch.isfinite(mean).all()):
+            raise ValueError("features hold NaN or infinite values: the extractor is broken, or does not suit these images")
         away = own_mean - mean
         scatter = sum_over_ranks(scatter + n * torch.outer(away, away))
         return GaussianStatistics(total, mean.cpu(), (scatter / (total - 1)).cpu())

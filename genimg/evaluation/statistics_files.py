@@ -15,7 +15,7 @@ import numpy as np
 import PIL
 import torch
 
-from genimg.evaluation.extractors.base import Extractor
+from genimg.evaluation.extractors.base import Extractor, sha256_of
 from genimg.evaluation.statistics import GaussianStatistics
 from genimg.evaluation.summary import Summary
 
@@ -143,4 +143,5 @@ def _read_npz(path: Path) -> SavedStatistics:
         raise ValueError(f"{path} does not hold statistics: mu is {mean.shape} and sigma {covariance.shape}, or not finite")
     # Such files do not say how many images they are of; no rank is then cut off.
     moments = GaussianStatistics(len(mean) + 1, torch.from_numpy(mean), torch.from_numpy(covariance))
-    return SavedStatistics(Summary(moments), None, {"source": path.name, "num_images": None})
+    images = {"source": path.name, "fingerprint": sha256_of(path), "num_images": None, "extractor": "not recorded"}
+    return SavedStatistics(Summary(moments), None, images)

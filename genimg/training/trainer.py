@@ -260,7 +260,8 @@ class Trainer:
         state.worse_evaluations = state.worse_evaluations + 1 if worse else 0
         log.info("%d images: %s%s", state.images, _in_short(result.values), " (best)" if best else "")
         self._save(best=best)
-        if evaluator.stop_if is not None and state.worse_evaluations >= evaluator.stop_if.evaluations:
+        done = state.images >= self.settings.duration
+        if evaluator.stop_if is not None and state.worse_evaluations >= evaluator.stop_if.evaluations and not done:
             raise WorseningError
 
     def _evaluate_finally(self, evaluator: Evaluator, num_images: int, logger: Logger) -> None:

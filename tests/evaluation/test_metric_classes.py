@@ -140,7 +140,7 @@ def test_kernel_distance_of_unequal_sets_smaller_than_a_subset_takes_subsets_of_
     values = KernelDistance(subsets=5, subset_size=1000).compute(summary_of(real), summary_of(fake), name, CPU)
     expected = kid_features_to_metric(fake, real, kid_subsets=5, kid_subset_size=20, verbose=False, rng_seed=2020)
     assert values["kd9_x"] == pytest.approx(expected[KEY_METRIC_KID_MEAN], rel=1e-4)
-    assert values["kd9_x_std"] == pytest.approx(expected[KEY_METRIC_KID_STD], rel=1e-4)
+    assert "kd9_x_std" not in values  # one side is drawn whole each time
 
 
 def rates_by_definition(real, fake, k, density_k):
@@ -192,9 +192,9 @@ def test_as_many_images_as_are_needed_are_enough():
     "metric", [KernelDistance(subsets=2, subset_size=5), PrecisionRecall(neighbors=1, density_neighbors=1)]
 )
 @pytest.mark.parametrize("lacking", ["real", "fake"])
-def test_statistics_without_features_are_refused_with_the_way_out(metric, lacking):
+def test_summaries_without_features_are_refused(metric, lacking):
     real, fake = (summary_of(features_of(20, 0), kept=side != lacking) for side in ("real", "fake"))
-    with pytest.raises(ValueError, match=r"hold no features of single images.*~evaluation\.metrics\.kernel_distance"):
+    with pytest.raises(ValueError, match="single images' features"):
         metric.compute(real, fake, name, CPU)
 
 

@@ -1,5 +1,6 @@
 """Statistics in files: of genimg, and of other programs."""
 
+import hashlib
 import logging
 
 import numpy as np
@@ -176,7 +177,8 @@ def test_statistics_of_another_program_are_its_mean_and_covariance(tmp_path):
     assert found.summary.features is None
     assert found.summary.predictions is None
     assert found.extractor is None
-    assert found.images == {"source": "fid.npz", "num_images": None}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert found.images == {"source": "fid.npz", "fingerprint": digest, "num_images": None, "extractor": "not recorded"}
 
 
 def test_statistics_in_single_precision_are_widened(tmp_path):

@@ -188,6 +188,16 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def refuse_published_name(name: str) -> None:
+    """A network of one's own must not give its metrics the name of a published one.
+
+    Raises:
+        ValueError: naming the name.
+    """
+    if name.startswith(("inception", "dinov2_", "clip_")):
+        raise ValueError(f"the extractor's name {name} is that of a published network: choose another for your own")
+
+
 def in_one_line(error: Exception) -> str:
     """What an error says, not too long, or its kind where it says nothing."""
     text = " ".join(str(error).split())

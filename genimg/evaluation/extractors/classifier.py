@@ -8,7 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from genimg.evaluation.extractors.base import Extractor, check_sha256, describe_preparation, in_one_line, prepare, sha256_of
+from genimg.evaluation.extractors.base import (
+    Extractor,
+    check_sha256,
+    describe_preparation,
+    in_one_line,
+    prepare,
+    refuse_published_name,
+    sha256_of,
+)
 
 
 class SmallClassifier(nn.Module):
@@ -67,6 +75,7 @@ class Classifier(Extractor):
             network.load_state_dict({key: value.float() for key, value in record["state_dict"].items()})
         except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
             raise ValueError(f"{path} is not a classifier that genimg-features wrote ({in_one_line(error)})") from error
+        refuse_published_name(path.stem)
         resize, channels = describe_preparation(self.num_channels, self.image_size)
         super().__init__(
             name=path.stem,

@@ -1,17 +1,27 @@
-"""Your own networks as extractors: a module that a config builds, or a program that torch.export saved."""
+"""Your own networks as extractors, built by a config."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from genimg.evaluation.extractors.base import Extractor, check_sha256, describe_preparation, in_one_line, prepare, sha256_of
+from genimg.evaluation.extractors.base import (
+    Extractor,
+    check_sha256,
+    describe_preparation,
+    in_one_line,
+    prepare,
+    refuse_published_name,
+    sha256_of,
+)
 
 
-class _Custom(Extractor):
+class CustomExtractor(Extractor):
     """A network from float images in [-1, 1] to features [N, D], or to features and logits [N, K]."""
 
     def __init__(
@@ -19,6 +29,7 @@ class _Custom(Extractor):
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9]\w*", name):
             raise ValueError(f"evaluation.extractor.name={name} must be letters, digits and _: it becomes part of metric names")
+        refuse_published_name(name)
         if channels not in (None, 1, 3):
             raise ValueError(f"evaluation.extractor.channels={channels} must be 1, 3, or null for the images' own")
         if image_size is not None and image_size < 1:
@@ -67,7 +78,7 @@ class _Custom(Extractor):
         return tuple(output) if self.has_logits else (output[0] if isinstance(output, tuple | list) else output, None)
 
 
-class Module(_Custom):
+class Module(CustomExtractor):
     """A network that the config builds, from a package of your own (``allow=[PACKAGE]``) or from ``torch.nn``.
 
     Args:
@@ -95,7 +106,7 @@ class Module(_Custom):
     ) -> None:
         found = None
         if weights is not None:
-            path = _existing(weights, "weights")
+            path = existing(weights, "weights")
             found = sha256_of(path)
             check_sha256(path, found, sha256)
             try:
@@ -105,35 +116,27 @@ class Module(_Custom):
         elif sha256 is not None:
             raise ValueError("evaluation.extractor.sha256 has no effect without evaluation.extractor.weights: remove it")
         super().__init__(name, network, found, channels, image_size)
+        self._identity = _digest_of(network)
+
+    def describe(self) -> dict[str, Any]:
+        """With a digest of the network as it stands: two of one name and without a file need not be the same."""
+        return {**super().describe(), "network_sha256": self._identity}
 
 
-class Program(_Custom):
-    """A network that ``torch.export.save`` wrote: needs no code of yours. Its batch dimension must be dynamic.
+def _digest_of(network: nn.Module) -> str:
+    digest = hashlib.sha256(f"{type(network).__module__}.{type(network).__qualname__}\n{network}".encode())
+    for key, value in network.state_dict().items():
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()
 
-    Args:
-        program: path of the .pt2 file.
-        name, sha256, channels, image_size: see Module.
+
+def existing(path: str, key: str) -> Path:
+    """The file that ``evaluation.extractor.KEY`` names.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not an exported program, its digest is another, or it returns something else.
+        FileNotFoundError: if there is none.
     """
-
-    def __init__(self, *, name: str, program: str, sha256: str | None, channels: int | None, image_size: int | None) -> None:
-        path = _existing(program, "program")
-        found = sha256_of(path)
-        check_sha256(path, found, sha256)
-        try:
-            network = torch.export.load(path).module()
-        except Exception as error:  # a file of another kind makes the loader raise nearly anything
-            raise ValueError(
-                f"evaluation.extractor.program={program} is not a program of torch.export.save ({in_one_line(error)})"
-            ) from error
-        network.eval = lambda: network  # type: ignore[method-assign]  # an exported program has one mode and refuses to change it
-        super().__init__(name, network, found, channels, image_size)
-
-
-def _existing(path: str, key: str) -> Path:
     found = Path(path).expanduser()
     if not found.is_file():
         raise FileNotFoundError(f"evaluation.extractor.{key}={path} is not a file")

@@ -18,6 +18,7 @@ DINOV2_SHA256 = {
     "dinov2_vitg14": "baf8467e50af277596bbbafa06887c177ee899ab46033649c383577d7e9309d3",
 }
 _DINOV2_SIZE = 224
+_DINOV2_COMMIT = "7764ea0f912e53c92e82eb78a2a1631e92725fc8"
 
 
 class DINOv2(Extractor):
@@ -128,7 +129,8 @@ def _from_hub(model: str) -> nn.Module:
     try:
         if local:
             return torch.hub.load(str(Path(local).expanduser()), model, source="local", pretrained=False)
-        return torch.hub.load("facebookresearch/dinov2", model, pretrained=False)
+        # Validation looks for branches and tags alone, and this is a commit, so that the code stays the same.
+        return torch.hub.load(f"facebookresearch/dinov2:{_DINOV2_COMMIT}", model, pretrained=False, skip_validation=True)
     except Exception as error:  # it runs a repository's code
         raise FileNotFoundError(
             f"the code of {model} could not be had from {local or 'torch hub (facebookresearch/dinov2)'} "

@@ -1,11 +1,14 @@
 """Networks of the user's own: what they get, what they may return, and what is refused."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from genimg.evaluation.extractors.base import prepare, sha256_of
-from genimg.evaluation.extractors.custom import Module, Program
+from genimg.evaluation.extractors.custom import Module
+from genimg.evaluation.extractors.program import Program
 
 
 def random_images(num_images, channels, size=28, seed=0):
@@ -112,7 +115,9 @@ def test_a_modules_features_do_not_depend_on_the_other_images_of_the_batch():
 def test_a_module_names_its_metrics_and_says_what_determines_the_features():
     extractor = module(Features(1), name="my_net2", channels=1, image_size=16)
     assert extractor.metric_name("fd", "5k") == "fd5k_my_net2"
-    assert extractor.describe() == {
+    described = extractor.describe()
+    assert len(described.pop("network_sha256")) == 64
+    assert described == {
         "name": "my_net2",
         "weights_sha256": None,
         "resize": "bilinear with anti-aliasing to 16x16",
@@ -285,3 +290,20 @@ def test_a_file_of_something_else_is_not_taken_for_a_program(tmp_path, write_som
 def test_a_program_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"evaluation\.extractor\.program={tmp_path}/absent\.pt2 is not a file"):
         program(tmp_path / "absent.pt2")
+
+
+def test_a_modules_identity_is_its_own_and_not_its_names():
+    """Otherwise the cached statistics of one network would serve another."""
+    torch.manual_seed(0)
+    first, second = Features(), Features()
+    assert module(first).describe() == module(copy.deepcopy(first)).describe()
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.add_(1.0)
+    assert module(first).describe()["network_sha256"] != module(second).describe()["network_sha256"]
+
+
+@pytest.mark.parametrize("name", ["inception", "dinov2_vitl14", "clip_vit_b_32"])
+def test_a_network_of_ones_own_cannot_take_a_published_name(name):
+    with pytest.raises(ValueError, match=f"{name} is that of a published network"):
+        module(Features(), name=name)
