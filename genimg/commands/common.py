@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +98,19 @@ def write_json(path: Path, value: Config) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_writable(key: str, path: Path) -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold.
+
+    Raises:
+        ValueError: naming the key and the path.
+    """
+    if path.is_dir():
+        raise ValueError(f"{key}={path} is a directory: name a file")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{key}={path} cannot be written ({folder}: {error.strerror}): choose another {key}") from error

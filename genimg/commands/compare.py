@@ -47,5 +47,7 @@ def _read_result(path: Path, which: str) -> Config:
         if not (isinstance(metrics, dict) and isinstance(provenance, dict) and metrics and provenance):
             raise ValueError("it holds no evaluation")
         return {"metrics": {name: float(value) for name, value in metrics.items()}, "provenance": provenance}
-    except (KeyError, ValueError, TypeError, UnicodeDecodeError) as error:
+    except KeyError as error:
+        raise ValueError(f"{relative(file)} is not a result of genimg-eval or genimg-train: it has no {error}") from error
+    except (ValueError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{relative(file)} is not a result of genimg-eval or genimg-train ({error})") from error

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from genimg import build
 from genimg.commands.common import (
     Config,
+    check_writable,
     load_method,
     open_checkpoint,
     require_all_values,
@@ -85,8 +86,8 @@ def _check_options(options: Config) -> None:
     if options["save_statistics"] is not None and not str(options["save_statistics"]).endswith(".pt"):
         raise ValueError(f"save_statistics={options['save_statistics']} must end in .pt, by which real= knows it again")
     for key in ("output", "picture", "save_statistics"):
-        if options[key] is not None and Path(str(options[key])).is_dir():
-            raise ValueError(f"{key}={options[key]} is a directory: name a file")
+        if options[key] is not None:
+            check_writable(key, Path(str(options[key])))
 
 
 _OF_STATISTICS = {
@@ -134,7 +135,7 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
             raise ValueError("data_root has no effect: this checkpoint's data is not read from a directory")
         config["data"][key] = options["data_root"]
     if options["real"] is not None:
-        real = resolve(options["real"], options, builder, device)
+        real = resolve("real", options, builder, device)
     else:
         source = build.build_source(config, builder)
         real = Side(source=source, images=DatasetImages(build.build_data(config, source, device)))
@@ -155,8 +156,8 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
 
 def _of_images(options: Config, device: torch.device) -> dict[str, float]:
     builder = build.Builder(allowed=(*build.ALLOWED, *options["allow"]), epoch_size=1)
-    real = resolve(options["real"], options, builder, device)
-    fake = None if options["images"] is None else resolve(options["images"], options, builder, device)
+    real = resolve("real", options, builder, device)
+    fake = None if options["images"] is None else resolve("images", options, builder, device)
     if fake is not None and fake.images is None:
         raise ValueError(f"images={options['images']} holds statistics, not images; statistics can stand on the side of real=")
     chosen = options["evaluation"] or real.evaluation or compose_evaluation("evaluation=inception")["evaluation"]
@@ -165,6 +166,8 @@ def _of_images(options: Config, device: torch.device) -> dict[str, float]:
     assert fake.source is not None
     assert fake.images is not None
     made: ImageSet = fake.images
+    if len(made) < 2:
+        raise ValueError(f"images={options['images']} holds {len(made)} image: a covariance needs 2 or more")
     if options["num_images"] is not None:
         made = Subset(made, options["num_images"])
     evaluator = _evaluator(options, chosen, builder, real, num_images=len(made))

@@ -82,6 +82,11 @@ def train_features(composed: DictConfig) -> None:
     _replace(config, text.encode())
     log.info("accuracy %.4f on %d held-out images, after %.0f s", record["test_accuracy"], record["num_test"],
              time.monotonic() - start)  # fmt: skip
+    if record["test_accuracy"] < 2.0 / len(record["class_names"]):
+        log.warning(
+            "this is hardly better than chance, so that metrics made with it would mean nothing: give it more epochs, more "
+            "images, or classes that look different"
+        )
     log.info("classifier: %s (%d bytes, sha256 %s)", relative(path), path.stat().st_size, sha256)
     log.info("to use it:  genimg-train --config-dir %s evaluation=%s ...", relative(output), name)
 

@@ -37,9 +37,9 @@ class Side:
     evaluation: Config | None = None
 
 
-def resolve(given: object, options: Config, builder: build.Builder, device: torch.device) -> Side:
-    """A folder, an .npz, saved statistics, or ``DATASET`` or ``DATASET:SPLIT``."""
-    text = str(given)
+def resolve(key: str, options: Config, builder: build.Builder, device: torch.device) -> Side:
+    """What ``key`` (images or real) names: a folder, an .npz, saved statistics, or ``DATASET`` or ``DATASET:SPLIT``."""
+    text = str(options[key])
     path = Path(text).expanduser()
     if path.suffix == ".pt":
         return Side(statistics=SavedStatistics.read(path), path=path)
@@ -58,8 +58,8 @@ def resolve(given: object, options: Config, builder: build.Builder, device: torc
     datasets = [option for option in known if option not in ("base", "folder", "npz")]
     if name not in datasets:
         raise FileNotFoundError(
-            f"{text} is neither a directory, nor an .npz or .pt file, nor a dataset: datasets are {', '.join(datasets)}, each "
-            "with a split if wanted, such as mnist:test"
+            f"{key}={text} is neither a directory, nor an .npz or .pt file, nor a dataset: datasets are {', '.join(datasets)}, "
+            "each with a split if wanted, such as mnist:test"
         )
     return _dataset(name, split, options, builder, device)
 

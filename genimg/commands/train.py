@@ -192,7 +192,8 @@ def _fit(trainer: Trainer, config: Config, evaluator: Evaluator | None, run_dir:
         raise DivergedError(
             f"training stopped at {state.images} images, because evaluation.stop_if says so: {name} is {state.last[name]:.6g}, "
             f"and has been more than {watch.factor:g} times worse than its best of {state.best[name]:.6g} (at "
-            f"{state.best_images} images) for {state.worse_evaluations} evaluations in a row; the best checkpoint is "
+            f"{state.best_images} images) for {state.worse_evaluations} evaluation{'s' * (state.worse_evaluations > 1)} in a "
+            "row; the best checkpoint is "
             f"{relative(trainer.folder.path / 'best.pt')}"
         ) from error
     finally:

@@ -35,7 +35,7 @@ def npz(*, path: str, image_size: int | Sequence[int] | None, channels: int | No
         with np.load(file, allow_pickle=False) as archive:
             arrays = {key: np.asarray(archive[key]) for key in archive.files}
     except Exception as error:  # damaged archives make NumPy and zlib raise nearly anything
-        raise ValueError(f"{path} is not an .npz archive of plain arrays ({error or type(error).__name__})") from error
+        raise ValueError(f"{path} is not an .npz archive of plain arrays: it is damaged, or holds Python objects") from error
     key = "images" if "images" in arrays else next((k for k, a in arrays.items() if a.ndim in (3, 4)), None)
     if key is None or arrays[key].ndim not in (3, 4):
         shapes = ", ".join(f"{k} {a.shape}" for k, a in arrays.items())

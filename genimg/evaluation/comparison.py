@@ -60,8 +60,15 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[Differenc
             )
             # A model's images have a seed and a mode, a folder's a fingerprint: that one side lacks them says nothing.
             matters = matters and not (key in _OF_ONE_KIND and (key not in a or key not in b))
+            if key.startswith("metrics.") and not (_measured(key, first) and _measured(key, second)):
+                matters, reason = False, "measured on one side only"
             found.append(Difference(key, x, y, matters, reason))
     return sorted(found, key=lambda difference: not difference.matters)
+
+
+def _measured(key: str, provenance: dict[str, Any]) -> bool:
+    metrics = provenance.get("metrics")
+    return isinstance(metrics, dict) and key.split(".")[1] in metrics
 
 
 def in_words(found: list[Difference]) -> str:

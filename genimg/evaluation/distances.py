@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from genimg.evaluation.statistics import GaussianStatistics
@@ -52,14 +53,23 @@ def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int, subset_size: in
         Mean and standard deviation over the subsets; the mean can be a little below 0.
     """
     rng = np.random.RandomState(2020)
-    values = []
-    for _ in range(subsets):
-        y = fake[torch.from_numpy(rng.choice(len(fake), subset_size, replace=False)).to(fake.device)].float()
-        x = real[torch.from_numpy(rng.choice(len(real), subset_size, replace=False)).to(real.device)].float()
-        within = (_off_diagonal_sum(x) + _off_diagonal_sum(y)) / (subset_size * (subset_size - 1))
-        values.append(within - 2.0 * _sum(_kernel(x, y)) / subset_size**2)
-    stacked = torch.stack(values)
-    return stacked.mean().item(), stacked.std(correction=0).item()
+    x, y = real.float(), fake.float()
+    drawn = [(rng.choice(len(y), subset_size, replace=False), rng.choice(len(x), subset_size, replace=False))
+             for _ in range(subsets)]  # fmt: skip
+    if len(x) ** 2 + len(y) ** 2 + len(x) * len(y) <= 3 * subsets * subset_size**2:
+        # Few images and many subsets meet the same pairs again and again: each pair's kernel is then computed once.
+        in_y, in_x = (_membership([each[side] for each in drawn], count, x) for side, count in ((0, len(y)), (1, len(x))))
+        within = _off_diagonal_sums(x, in_x) + _off_diagonal_sums(y, in_y)
+        across = _pair_sums(x, y, in_x, in_y)
+    else:
+        within, across = torch.empty(subsets, dtype=torch.float64), torch.empty(subsets, dtype=torch.float64)
+        for number, (i, j) in enumerate(drawn):
+            u, v = x[torch.from_numpy(j).to(x.device)], y[torch.from_numpy(i).to(y.device)]
+            whole = torch.ones(1, subset_size, device=x.device)
+            within[number] = (_off_diagonal_sums(u, whole) + _off_diagonal_sums(v, whole))[0]
+            across[number] = _pair_sums(u, v, whole, whole)[0]
+    values = within / (subset_size * (subset_size - 1)) - 2.0 * across / subset_size**2
+    return values.mean().item(), values.std(correction=0).item()
 
 
 @dataclass(frozen=True)
@@ -123,12 +133,23 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
     return base.mul_(base.square())
 
 
-def _off_diagonal_sum(x: Tensor) -> Tensor:
-    values = _kernel(x, x)
-    return _sum(values) - _sum(values.diagonal()[None])
+def _membership(subsets: list[NDArray[np.int64]], count: int, like: Tensor) -> Tensor:
+    """[S, N]: 1 where image n is in subset s."""
+    rows = torch.zeros(len(subsets), count, device=like.device)
+    for row, members in zip(rows, subsets, strict=True):
+        row[torch.from_numpy(members).to(like.device)] = 1.0
+    return rows
 
 
-def _sum(values: Tensor) -> Tensor:
-    """Of a matrix: rows in float32, whose few terms lose nothing that matters, and their sums in float64."""
-    rows = values.sum(dim=1)
-    return (rows.cpu() if rows.device.type == "mps" else rows).double().sum()
+def _pair_sums(x: Tensor, y: Tensor, in_x: Tensor, in_y: Tensor) -> Tensor:
+    """[S] in float64 on the CPU: the kernel summed over all pairs of a subset of x with a subset of y."""
+    total = torch.zeros(len(in_x), dtype=torch.float64)
+    for start in range(0, len(x), _BLOCK):
+        sums = in_x[:, start : start + _BLOCK] @ _kernel(x[start : start + _BLOCK], y)  # [S, M], few terms each
+        total += (sums * in_y).cpu().double().sum(dim=1)
+    return total
+
+
+def _off_diagonal_sums(x: Tensor, in_x: Tensor) -> Tensor:
+    diagonal = (x.square().sum(dim=1) / x.shape[1] + 1.0) ** 3
+    return _pair_sums(x, x, in_x, in_x) - (in_x * diagonal).cpu().double().sum(dim=1)

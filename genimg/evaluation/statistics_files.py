@@ -44,7 +44,8 @@ class SavedStatistics:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             state = {"format": _FORMAT, "extractor": self.extractor, "images": self.images, **self.summary.state_dict()}
-            torch.save(state, temporary)
+            with open(temporary, "wb") as file:  # torch.save's own errors are no OSErrors and name no file
+                torch.save(state, file)
             temporary.replace(path)
         finally:
             with contextlib.suppress(OSError):
@@ -129,7 +130,7 @@ def _read_own(path: Path) -> SavedStatistics:
             raise ValueError(f"format {state['format']}, not {_FORMAT}")
         return SavedStatistics(Summary.from_state_dict(state), state["extractor"], state["images"])
     except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error) if isinstance(error, ValueError) else "it is damaged, or of something else"
         raise ValueError(f"{path} does not hold statistics of genimg ({reason})") from error
 
 
