@@ -73,7 +73,7 @@ def test_a_write_that_fails_in_the_middle_leaves_the_old_file_and_no_other(tmp_p
     before = path.read_bytes()
 
     def fill_the_disk(state, file):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise OSError(28, "No space left on device", str(file))
 
     monkeypatch.setattr(torch, "save", fill_the_disk)
