@@ -20,7 +20,9 @@ def matrix_square_root(covariance: Tensor) -> Tensor:
     return (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
 
 
-def frechet_distance(real: GaussianStatistics, fake: GaussianStatistics, real_root: Tensor | None = None) -> float:
+def frechet_distance(
+    real: GaussianStatistics, fake: GaussianStatistics, real_root: Tensor | None = None, fake_features: Tensor | None = None
+) -> float:
     """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)). Heusel et al. 2017, equation 6.
 
     The trace of the root is the sum of the square roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is symmetric
@@ -30,9 +32,15 @@ def frechet_distance(real: GaussianStatistics, fake: GaussianStatistics, real_ro
     Args:
         real, fake: statistics of the same features.
         real_root: the real covariance's square root, where it is at hand.
+        fake_features: all M generated images' features [M, D], where they are at hand. With M below D the same eigenvalues, but
+            for zeros, are those of the M x M matrix X S1 X^T / (M - 1), X centred: no root, and far less work.
     """
-    root = matrix_square_root(real.covariance) if real_root is None else real_root
-    product = root @ fake.covariance @ root
+    if fake_features is not None and len(fake_features) < len(fake.mean):
+        centred = fake_features.double() - fake.mean
+        product = centred @ real.covariance @ centred.T / (len(centred) - 1)
+    else:
+        root = matrix_square_root(real.covariance) if real_root is None else real_root
+        product = root @ fake.covariance @ root
     eigenvalues = torch.linalg.eigvalsh((product + product.T) / 2)
     rank = min(real.num_images - 1, fake.num_images - 1, len(eigenvalues))
     trace_of_root = eigenvalues[len(eigenvalues) - rank :].clamp(min=0.0).sqrt().sum()

@@ -62,6 +62,9 @@ class FrechetDistance(Metric):
     least_value = 0.0
 
     def compute(self, real: Summary, fake: Summary, name: Name, device: torch.device) -> dict[str, float]:
+        features = fake.features
+        if features is not None and len(features) == fake.num_images < fake.num_features:
+            return {name("fd"): frechet_distance(real.moments, fake.moments, fake_features=features)}
         return {name("fd"): frechet_distance(real.moments, fake.moments, real.root)}
 
 

@@ -326,3 +326,16 @@ def test_images_between_the_modes_cost_precision_and_density_but_not_coverage():
     assert spoilt.precision == pytest.approx(clean.precision / 2)
     assert spoilt.density == pytest.approx(clean.density / 2)
     assert spoilt.coverage == clean.coverage > 0.7
+
+
+def test_fewer_images_than_features_give_the_same_distance_through_their_own_small_matrix():
+    generator = torch.Generator().manual_seed(8)
+    real = GaussianStatistics.of(torch.randn(90, 40, generator=generator) * torch.linspace(0.1, 2.0, 40))
+    features = torch.randn(17, 40, generator=generator) + 0.3
+    fake = GaussianStatistics.of(features)
+    by_root = frechet_distance(real, fake)
+    assert frechet_distance(real, fake, fake_features=features) == pytest.approx(by_root, rel=1e-10)
+    root = scipy.linalg.sqrtm(real.covariance.numpy() @ fake.covariance.numpy())
+    traces = np.trace(real.covariance.numpy() + fake.covariance.numpy() - 2.0 * np.real(root))
+    expected = (real.mean - fake.mean).square().sum().item() + traces
+    assert by_root == pytest.approx(expected, rel=1e-5)  # sqrtm of a singular matrix keeps fewer digits
