@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from genimg.files import atomically
+
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 [N, C, H, W] to float32 in [-1, 1], channels last in memory, where convolutions are fastest."""
@@ -33,9 +35,5 @@ def write_png(picture: Tensor, path: Path) -> None:
     from PIL import Image
 
     array = picture.cpu().permute(1, 2, 0).numpy()
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with atomically(path) as temporary:
         Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(temporary, format="PNG")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 """Does an extractor see what it should? Measures real images that were spoilt more and more, and prints a Markdown table.
 
     python scripts/extractor_ranking.py mnist --root datasets
-    python scripts/extractor_ranking.py folder --root cifar10/train --evaluation cifar10
+    python scripts/extractor_ranking.py folder --root cifar10/train --evaluation cifar10_classifier
 
 MNIST's test images are measured against its training images; a folder's odd images against its even ones.
 """
@@ -16,16 +16,17 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
+from genimg import build
 from genimg.data import sources
 from genimg.data.placement import Data
 from genimg.data.sources import ArraySource, Source
-from genimg.evaluation.evaluator import Evaluator
-from genimg.evaluation.extractors.classifier import Classifier
+from genimg.evaluation.evaluator import Evaluator, short_count
 from genimg.evaluation.imagesets import DatasetImages
-from genimg.evaluation.metrics import ClassCoverage, FrechetDistance, InceptionScore, KernelDistance, PrecisionRecall
-from genimg.interfaces import Images
+from genimg.paths import config_dir
 from genimg.training.device import choose_device, describe_hardware
 
 Pixels = NDArray[np.uint8]
@@ -80,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=["mnist", "folder"])
     parser.add_argument("--root", default="datasets", help="where the data lies")
-    parser.add_argument("--evaluation", help="a shipped classifier or a .pt of genimg-features; default: the data's name")
+    parser.add_argument("--evaluation", help="of a shipped classifier, or a .pt of genimg-features; default: the data's name")
     parser.add_argument("--images", type=int, default=5000, help="measured images")
     arguments = parser.parse_args()
     if arguments.data == "mnist":
@@ -93,38 +94,30 @@ def main() -> None:
     chosen = np.random.default_rng(0).permutation(len(fake))[: arguments.images]
     fake, labels = fake[chosen], labels[chosen]
     device = choose_device("auto")
-    extractor = Classifier(classifier=arguments.evaluation or arguments.data, sha256=None)
-    print(f"{len(fake)} images against {len(real)}, extractor {extractor.name} ({extractor.weights_sha256[:8]}),")
-    print(f"{describe_hardware(device)}, torch {torch.__version__}\n")
-    print(f"| measured images | {' | '.join(COLUMNS)} |")
-    print("|---|" + "---:|" * len(COLUMNS))
+    chosen = arguments.evaluation or arguments.data
+    group = ["classifier", f"evaluation.extractor.classifier='{chosen}'"] if chosen.endswith(".pt") else [chosen]
     with tempfile.TemporaryDirectory() as cache:
+        evaluator = evaluator_of([f"evaluation={group[0]}", *group[1:], f"evaluation.cache_dir='{cache}'"], len(fake))
+        digest = evaluator.extractor.weights_sha256 or ""
+        print(f"{len(fake)} images against {len(real)}, extractor {evaluator.extractor.name} ({digest[:8]}),")
+        print(f"{describe_hardware(device)}, torch {torch.__version__}\n")
+        print(f"| measured images | {' | '.join(COLUMNS)} |")
+        print("|---|" + "---:|" * len(COLUMNS))
         for name, spoil in SPOILT.items():
-            values = measure(extractor, real, spoil(fake, labels), device, cache)
+            values = measure(evaluator, real, spoil(fake, labels), device)
             print(f"| {name} | {' | '.join(f'{values[column]:.4g}' for column in COLUMNS)} |", flush=True)
 
 
-def measure(extractor: Classifier, real: Pixels, fake: Pixels, device: torch.device, cache: str) -> dict[str, float]:
-    evaluator = Evaluator(
-        extractor=extractor,
-        metrics={
-            "frechet_distance": FrechetDistance(),
-            "inception_score": InceptionScore(splits=10),
-            "kernel_distance": KernelDistance(subsets=100, subset_size=1000),
-            "precision_recall": PrecisionRecall(neighbors=3, density_neighbors=5),
-            "class_coverage": ClassCoverage(least_share=0.1),
-        },
-        num_images=len(fake),
-        num_real=None,
-        batch_size=250,
-        interval=Images(1),
-        seed=0,
-        bootstrap=0,
-        reconstructions=0,
-        final_num_images=None,
-        stop_if=None,
-        cache_dir=cache,
-    )
+def evaluator_of(overrides: list[str], num_images: int) -> Evaluator:
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        composed = compose("train", overrides=[*overrides, f"evaluation.num_images={num_images}"])
+    config = {"evaluation": OmegaConf.to_container(composed.evaluation, resolve=True)}
+    evaluator = build.build_evaluator(config, build.Builder(epoch_size=1))
+    assert evaluator is not None
+    return evaluator
+
+
+def measure(evaluator: Evaluator, real: Pixels, fake: Pixels, device: torch.device) -> dict[str, float]:
     sides = (
         DatasetImages(
             Data(
@@ -135,9 +128,7 @@ def measure(extractor: Classifier, real: Pixels, fake: Pixels, device: torch.dev
         for pixels in (real, fake)
     )  # fmt: skip
     values = evaluator.compare(*sides, device).values
-    names = {column: extractor.metric_name(column, f"{len(fake) // 1000}k" if len(fake) % 1000 == 0 else str(len(fake)))
-             for column in COLUMNS}  # fmt: skip
-    return {column: values[name] for column, name in names.items()}
+    return {column: values[evaluator.extractor.metric_name(column, short_count(len(fake)))] for column in COLUMNS}
 
 
 if __name__ == "__main__":

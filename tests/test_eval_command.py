@@ -412,6 +412,7 @@ def test_the_picture_of_neighbours_shows_copies(evaluate: Command, home: Path) -
 def test_neighbours_need_the_images_themselves(evaluate: Command) -> None:
     evaluate.succeed("real=a", "save_statistics=real.pt", *QUICK)
     evaluate.refuse("neighbors= needs the real images", arguments=["images=b", "real=real.pt", "neighbors=2", *QUICK])
+    evaluate.refuse("num_real= has no effect", arguments=["images=b", "real=real.pt", "num_real=5", *QUICK])
     evaluate.refuse("neighbors=-1", arguments=["images=b", "real=a", "neighbors=-1", *QUICK])
 
 

@@ -15,6 +15,7 @@ LAYERS = {
     "genimg.interfaces": 0,
     "genimg.durations": 0,
     "genimg.randomness": 0,
+    "genimg.files": 0,
     "genimg.images": 0,
     "genimg.paths": 0,
     "genimg.mappings": 0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import tempfile
@@ -15,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genimg import build
 from genimg.explain import quoted
+from genimg.files import atomically
 from genimg.interfaces import Method
 from genimg.training import checkpoint
 
@@ -90,14 +90,8 @@ def argument(key: str, path: Path) -> str:
 
 def write_json(path: Path, value: Config) -> None:
     """The file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomically(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def check_writable(key: str, path: Path) -> None:

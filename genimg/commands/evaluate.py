@@ -207,6 +207,8 @@ def _evaluator(options: Config, chosen: Config, builder: build.Builder, real: Si
         if not str(config["extractor"].get("_target_", "")).endswith(".Inception"):
             raise ValueError("inception_weights has no effect: this evaluation does not use Inception")
         config["extractor"] = {**config["extractor"], "weights": options["inception_weights"]}
+    if real.statistics is not None and options["num_real"] is not None:
+        raise ValueError("num_real= has no effect on statistics that exist already: remove it")
     if real.statistics is not None and options["neighbors"]:
         raise ValueError("neighbors= needs the real images themselves, but real= names statistics")
     evaluator = build.build_evaluator({"evaluation": config}, builder)
@@ -253,7 +255,6 @@ def _show_neighbors(options: Config, evaluator: Evaluator, real: ImageSet | Save
             real, fake, evaluator.extractor, count=count, neighbors=_NEIGHBORS, batch_size=evaluator.batch_size
         )
     path = Path(options["picture"])
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_png(grid(shown, columns=indices.shape[1] + 1), path)
     log.info("nearest real images: %s (each row: a generated image, then its nearest real ones)", path)
     for i, (row, numbers) in enumerate(zip(distances.tolist(), indices.tolist(), strict=True)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import math
@@ -17,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from genimg import build
 from genimg.commands.common import Config, relative, require_all_values
 from genimg.evaluation.extractors.base import sha256_of
+from genimg.files import atomically
 from genimg.training.classifier import LabelledImages, train_classifier
 from genimg.training.device import choose_device, choose_precision
 
@@ -43,7 +43,7 @@ def train_features(composed: DictConfig) -> None:
     if not re.fullmatch(r"[A-Za-z0-9]\w*", name):
         raise ValueError(f"name={name} must be letters, digits and _: it becomes part of metric names")
     for key, least in (("epochs", 1), ("batch_size", 2), ("held_out", 2), ("seed", 0)):
-        if not isinstance(options[key], int) or options[key] < least:
+        if type(options[key]) is not int or options[key] < least:
             raise ValueError(f"{key}={options[key]} must be a whole number, {least} or more")
     for key in ("learning_rate", "weight_decay"):
         if isinstance(options[key], bool) or not isinstance(options[key], int | float) or not 0 <= options[key] < math.inf:
@@ -70,7 +70,8 @@ def train_features(composed: DictConfig) -> None:
         precision=precision,
     )
     path = output / f"{name}.pt"
-    _write(path, record)
+    with atomically(path) as temporary, open(temporary, "wb") as file:
+        torch.save(record, file)
     sha256 = sha256_of(path)
     config = output / "evaluation" / f"{name}.yaml"
     # JSON is YAML, and the backslash keeps OmegaConf from taking a name in the path for an interpolation.
@@ -79,7 +80,8 @@ def train_features(composed: DictConfig) -> None:
         classes=len(record["class_names"]), source=record["trained_on"], accuracy=record["test_accuracy"],
         num_test=record["num_test"], path=quoted_path, sha256=sha256,
     )  # fmt: skip
-    _replace(config, text.encode())
+    with atomically(config) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     log.info("accuracy %.4f on %d held-out images, after %.0f s", record["test_accuracy"], record["num_test"],
              time.monotonic() - start)  # fmt: skip
     if record["test_accuracy"] < 2.0 / len(record["class_names"]):
@@ -116,18 +118,3 @@ def _images(options: Config, device: torch.device) -> tuple[LabelledImages, Labe
         return LabelledImages(data, everything), LabelledImages(test_data, np.arange(len(other), dtype=np.int64))
     chosen = everything % options["held_out"] == 0
     return LabelledImages(data, everything[~chosen]), LabelledImages(data, everything[chosen])
-
-
-def _write(path: Path, record: Config) -> None:
-    buffer = io.BytesIO()
-    torch.save(record, buffer)
-    _replace(path, buffer.getvalue())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -33,18 +33,29 @@ def checked_metrics(metrics: Mapping[str, Metric | None], extractor: Extractor) 
     return found
 
 
-def check_count(metrics: Mapping[str, Metric], num_images: int) -> None:
-    """Refuse fewer generated images than a metric takes.
+def check_counts(metrics: Mapping[str, Metric], *, generated: int, real: int | None = None, least: int = 2) -> None:
+    """Refuse fewer images than a covariance or a metric takes.
+
+    Args:
+        metrics: of the evaluation.
+        generated, real: numbers of images; None is a number that nobody recorded, or that is not known yet.
+        least: images a side, whatever the metrics.
 
     Raises:
         ValueError: naming the metric, its least count and the way out.
     """
-    for name, metric in metrics.items():
-        if num_images < metric.least_images:
-            raise ValueError(
-                f"{num_images} generated images are too few for evaluation.metrics.{name}, which takes {metric.least_images} "
-                f"or more: evaluate more, change its settings, or remove it with '~evaluation.metrics.{name}'"
-            )
+    for side, count in (("generated", generated), ("real", real)):
+        if count is None:
+            continue
+        if count < least:
+            raise ValueError(f"{count} {side} images are too few: a covariance needs {least} or more")
+        for name, metric in metrics.items():
+            # What needs no single images looks only at the real images' moments or classes.
+            if count < metric.least_images and (side == "generated" or metric.needs_features):
+                raise ValueError(
+                    f"{count} {side} images are too few for evaluation.metrics.{name}, which takes {metric.least_images} or "
+                    f"more: give more, change its settings, or remove it with '~evaluation.metrics.{name}'"
+                )
 
 
 def small_counts(counts: Mapping[str, int | None], num_features: int) -> tuple[str, ...]:

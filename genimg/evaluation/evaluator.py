@@ -16,10 +16,10 @@ from genimg.data.placement import Data
 from genimg.distributed import on_every_rank, rank, world_size
 from genimg.environment import versions
 from genimg.evaluation.bootstrap import intervals
-from genimg.evaluation.checks import check_count, checked_metrics, small_counts
+from genimg.evaluation.checks import check_counts, checked_metrics, small_counts
 from genimg.evaluation.distances import frechet_distance
 from genimg.evaluation.extractors.base import Extractor
-from genimg.evaluation.imagesets import DatasetImages, GeneratedImages, ImageSet, ReconstructedImages, evenly_spaced
+from genimg.evaluation.imagesets import DatasetImages, GeneratedImages, ImageSet, Reconstructions, evenly_spaced
 from genimg.evaluation.metrics import Metric
 from genimg.evaluation.passes import Passes, full_float32
 from genimg.evaluation.statistics_files import SavedStatistics, cache_path, read_cache, write_cache
@@ -102,7 +102,7 @@ class Evaluator:
         self.metrics = checked_metrics(metrics, extractor)
         for count in (num_images, final_num_images):
             if count is not None:
-                check_count(self.metrics, count)
+                check_counts(self.metrics, generated=count)
         self.num_images = num_images
         self.num_real = num_real
         self.batch_size = batch_size
@@ -114,6 +114,7 @@ class Evaluator:
         self.stop_if = None if stop_if is None else DivergenceWatch.of(stop_if)
         self.cache_dir = Path(cache_dir or os.environ.get("GENIMG_CACHE") or Path.home() / ".cache" / "genimg").expanduser()
         self._real: dict[tuple[Path, int], Summary] = {}
+        self._originals: dict[tuple[str, int], Summary] = {}  # of what an autoencoder reconstructs
         self._warned: set[str] = set()
 
     @property
@@ -173,15 +174,17 @@ class Evaluator:
         count = min(self.reconstructions, len(real))
         if count < max(2, world_size()):
             raise ValueError(f"{count} real images are too few to measure reconstructions of")
+        chosen, passes = evenly_spaced(count, len(real)), Passes(self.extractor, self.batch_size, should_stop)
         with full_float32():
             self.extractor.to(device)
-            ratio, similarity, originals, made = Passes(self.extractor, self.batch_size, should_stop).reconstruct(
-                ReconstructedImages(method, real), evenly_spaced(count, len(real))
-            )
+            if (key := (real.fingerprint, count)) not in self._originals:
+                self._originals[key] = passes.summarise(real, chosen, "features of originals", kept=None)
+            ratio, similarity, made = passes.reconstruct(Reconstructions(method, real), chosen)
+        originals = self._originals[key]
         more = {
             f"reconstruction_psnr{short_count(count)}": ratio,
             f"reconstruction_ssim{short_count(count)}": similarity,
-            f"reconstruction_{self._name(count)('fd')}": frechet_distance(originals, made),
+            f"reconstruction_{self._name(count)('fd')}": frechet_distance(originals.moments, made, originals.root),
         }
         return replace(result, values=result.values | more)
 
@@ -206,17 +209,7 @@ class Evaluator:
             EvaluationInterruptedError: once ``should_stop`` says so.
             ValueError: with fewer than two images on a side.
         """
-        for side, count in (("generated", len(fake)), ("real", self._count_real(real))):
-            if count is not None and count < max(2, world_size()):
-                raise ValueError(f"{count} {side} images are too few: a covariance needs 2 or more")
-        check_count(self.metrics, len(fake))
-        real_count = self._count_real(real)
-        for name_of_metric, each in self.metrics.items():
-            if each.needs_features and real_count is not None and real_count < each.least_images:
-                raise ValueError(
-                    f"{real_count} real images are too few for evaluation.metrics.{name_of_metric}, which takes "
-                    f"{each.least_images} or more: give more, or remove it with '~evaluation.metrics.{name_of_metric}'"
-                )
+        check_counts(self.metrics, generated=len(fake), real=self._count_real(real), least=max(2, world_size()))
         with full_float32():
             self.extractor.to(device)
             statistics = real if isinstance(real, SavedStatistics) else self._statistics(real, len(fake), device, should_stop)

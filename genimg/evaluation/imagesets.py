@@ -39,6 +39,13 @@ class ImageSet(ABC):
     def describe(self) -> dict[str, Any]:
         """What determines the images, in primitives; complete once images were made."""
 
+    def check(self) -> None:  # noqa: B027 - most sets have nothing to check
+        """Refuse images that ``images`` gave since the last call and that are none; may wait for the device.
+
+        Raises:
+            NonFiniteImagesError: if they held NaN or infinite values.
+        """
+
 
 class DatasetImages(ImageSet):
     """The images of a dataset, without augmentation.
@@ -122,6 +129,7 @@ class GeneratedImages(ImageSet):
         self.name = "the model"
         self.class_names = class_names
         self._shape: tuple[int, ...] | None = None
+        self._finite = FiniteCheck(self.name)
 
     def __len__(self) -> int:
         return self.count
@@ -129,9 +137,12 @@ class GeneratedImages(ImageSet):
     def images(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
         drawn = {key: value.to(self.device) for key, value in self.method.draw(indices.tolist(), self.seed).items()}
         images = self.method.sample(drawn)
-        check_finite(images, indices, self.name)
+        self._finite.add(images, indices)
         self._shape = tuple(images.shape[1:])
         return to_uint8(images), drawn.get("label")
+
+    def check(self) -> None:
+        self._finite.check()
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -144,53 +155,69 @@ class GeneratedImages(ImageSet):
         }
 
 
-class ReconstructedImages(ImageSet):
-    """What an autoencoder makes of a dataset's images.
+class Reconstructions:
+    """A dataset's images, each with what an autoencoder makes of it.
 
     Args:
         method: an autoencoder.
         originals: the images to reconstruct.
     """
 
-    def __init__(self, method: Method, originals: DatasetImages) -> None:
-        self.method = method
-        self.originals = originals
-        self.name = "the model's reconstructions"
-
-    def __len__(self) -> int:
-        return len(self.originals)
-
-    def images(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
-        return self.pairs(indices)[1], None
+    def __init__(self, method: Method, originals: ImageSet) -> None:
+        self._method = method
+        self._originals = originals
+        self._finite = FiniteCheck("the model's reconstructions")
 
     def pairs(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Originals and their reconstructions, each uint8 [N, C, H, W]."""
-        original = self.originals.images(indices)[0]
-        images = self.method.reconstruct(to_float(original))
-        check_finite(images, indices, self.name)
+        original = self._originals.images(indices)[0]
+        images = self._method.reconstruct(to_float(original))
+        self._finite.add(images, indices)
         return original, to_uint8(images)
 
-    def describe(self) -> dict[str, Any]:
-        return {"source": "reconstructions", "of": self.originals.describe()}
+    def check(self) -> None:
+        """As ``ImageSet.check``."""
+        self._finite.check()
 
 
 class NonFiniteImagesError(ValueError):
     """Images hold infinite or undefined values."""
 
 
-def check_finite(images: Tensor, indices: NDArray[np.int64], name: str) -> None:
-    """Refuse images with NaN or infinite values, which would be rounded to some colour and counted as images.
+class FiniteCheck:
+    """Notices images with NaN or infinite values, which would be rounded to some colour and counted as images.
 
-    Raises:
-        NonFiniteImagesError: naming the first of them.
+    What it notices stays on the device until ``check``, so that a pass need not wait after every batch.
+
+    Args:
+        name: of the images, for the message.
     """
-    broken = ~torch.isfinite(images).flatten(1).all(dim=1)
-    if bool(broken.any()):
-        first = int(indices[int(broken.nonzero()[0])])
-        raise NonFiniteImagesError(
-            f"{int(broken.sum())} of {len(images)} images of {name} hold NaN or infinite values, the first of them image "
-            f"{first}: the model has diverged; evaluate an earlier checkpoint"
-        )
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._broken: list[Tensor] = []
+        self._indices: list[NDArray[np.int64]] = []
+
+    def add(self, images: Tensor, indices: NDArray[np.int64]) -> None:
+        """Look at float images [N, C, H, W] with these numbers."""
+        self._broken.append(~torch.isfinite(images).flatten(1).all(dim=1))
+        self._indices.append(indices)
+
+    def check(self) -> None:
+        """Refuse what was seen since the last call.
+
+        Raises:
+            NonFiniteImagesError: naming the first broken image.
+        """
+        if not self._broken:
+            return
+        broken, indices = torch.cat(self._broken).cpu().numpy(), np.concatenate(self._indices)
+        self._broken, self._indices = [], []
+        if broken.any():
+            raise NonFiniteImagesError(
+                f"{int(broken.sum())} of {len(broken)} images of {self._name} hold NaN or infinite values, the first of them "
+                f"image {int(indices[broken][0])}: the model has diverged; evaluate an earlier checkpoint"
+            )
 
 
 def evenly_spaced(count: int, total: int) -> NDArray[np.int64]:

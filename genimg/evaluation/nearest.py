@@ -32,6 +32,7 @@ def nearest_images(
     count, neighbors = min(count, len(fake)), min(neighbors, len(real))
     parts = [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
     made = torch.cat([fake.images(part)[0] for part in parts])
+    fake.check()
     queries = torch.cat([extractor(batch)[0].float() for batch in made.split(batch_size)])
     distances = torch.full((count, neighbors), torch.inf, device=queries.device)
     indices = torch.full((count, neighbors), -1, dtype=torch.int64, device=queries.device)

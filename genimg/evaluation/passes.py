@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from genimg.distributed import rank, rows_of_all_ranks, shard
 from genimg.evaluation.extractors.base import Extractor
-from genimg.evaluation.imagesets import ImageSet, ReconstructedImages
+from genimg.evaluation.imagesets import ImageSet, Reconstructions
 from genimg.evaluation.reconstruction import psnr, ssim
 from genimg.evaluation.statistics import FeatureSums, GaussianStatistics
 from genimg.evaluation.summary import Collector, Summary
@@ -60,36 +60,38 @@ class Passes:
 
         Raises:
             EvaluationInterruptedError: once ``should_stop`` says so.
+            NonFiniteImagesError: if a model makes NaN.
         """
         mine = shard(len(indices))
         collector = Collector(len(indices), first=mine.start, splits=splits, kept=kept, keep_logits=keep_logits)
-        for start, stop in self._ranges(mine, title):
+        # Labels count only if they mean what the logits mean.
+        same = bool(self.extractor.class_names) and self.extractor.class_names == images.class_names
+        for start, stop in self._ranges(mine, title, images.check):
             batch, labels = images.images(indices[start:stop])
             features, logits = self.extractor(batch)
-            # Labels count only if they mean what the logits mean.
-            same = bool(self.extractor.class_names) and self.extractor.class_names == images.class_names
             collector.add(features, logits, labels if same else None)
         return collector.result()
 
-    def reconstruct(
-        self, images: ReconstructedImages, indices: NDArray[np.int64]
-    ) -> tuple[float, float, GaussianStatistics, GaussianStatistics]:
-        """Mean PSNR and SSIM of those reconstructions, and the statistics of originals and reconstructions.
+    def reconstruct(self, images: Reconstructions, indices: NDArray[np.int64]) -> tuple[float, float, GaussianStatistics]:
+        """Mean PSNR and SSIM of those reconstructions, and their statistics.
 
         Raises:
             EvaluationInterruptedError: once ``should_stop`` says so.
+            NonFiniteImagesError: if the model makes NaN.
         """
-        originals, made = FeatureSums(), FeatureSums()
+        made = FeatureSums()
         ratios, similarities = [], []
-        for start, stop in self._ranges(shard(len(indices)), "reconstructing"):
+        for start, stop in self._ranges(shard(len(indices)), "reconstructing", images.check):
             original, reconstruction = images.pairs(indices[start:stop])
-            ratios.append(psnr(original, reconstruction).cpu())
-            similarities.append(ssim(original, reconstruction).cpu())
-            originals.add(self.extractor(original)[0])
+            ratios.append(psnr(original, reconstruction))
+            similarities.append(ssim(original, reconstruction))
             made.add(self.extractor(reconstruction)[0])
-        return _mean(ratios), _mean(similarities), originals.result(), made.result()
+        return _mean(ratios), _mean(similarities), made.result()
 
-    def _ranges(self, positions: range, title: str) -> Iterator[tuple[int, int]]:
+    def _ranges(self, positions: range, title: str, check: Callable[[], None]) -> Iterator[tuple[int, int]]:
+        """Start and stop of every batch. ``check`` waits for the device: after the first batch, so that a model that makes
+        nothing but NaN is noticed soon, and after the last one.
+        """
         hidden = None if rank() == 0 else True
         with tqdm(total=len(positions), desc=title, unit="img", leave=False, disable=hidden) as bar:
             for start in range(positions.start, positions.stop, self.batch_size):
@@ -97,11 +99,14 @@ class Passes:
                     raise EvaluationInterruptedError
                 stop = min(start + self.batch_size, positions.stop)
                 yield start, stop
+                if start == positions.start:
+                    check()
                 bar.update(stop - start)
+            check()
 
 
 def _mean(parts: list[Tensor]) -> float:
-    return rows_of_all_ranks(torch.cat(parts)).double().mean().item()
+    return rows_of_all_ranks(torch.cat(parts).cpu()).double().mean().item()
 
 
 @contextlib.contextmanager

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 from genimg.evaluation.extractors.base import Extractor, sha256_of
 from genimg.evaluation.statistics import GaussianStatistics
 from genimg.evaluation.summary import Summary
+from genimg.files import atomically
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +39,10 @@ class SavedStatistics:
 
     def write(self, path: Path) -> None:
         """The file appears whole or not at all."""
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            state = {"format": _FORMAT, "extractor": self.extractor, "images": self.images, **self.summary.state_dict()}
-            with open(temporary, "wb") as file:  # torch.save's own errors are no OSErrors and name no file
-                torch.save(state, file)
-            temporary.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        state = {"format": _FORMAT, "extractor": self.extractor, "images": self.images, **self.summary.state_dict()}
+        # Opened here, because torch.save's own errors are no OSErrors and name no file.
+        with atomically(path) as temporary, open(temporary, "wb") as file:
+            torch.save(state, file)
 
     @classmethod
     def read(cls, path: Path) -> SavedStatistics:

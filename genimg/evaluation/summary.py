@@ -121,7 +121,7 @@ class Summary:
 
 
 class Collector:
-    """Builds a Summary batch by batch.
+    """Builds a Summary batch by batch, on the features' device: nothing waits for it until the result is asked for.
 
     Args:
         num_images: how many all ranks will add.
@@ -156,15 +156,15 @@ class Collector:
         if self._kept is not None:
             first, last = np.searchsorted(self._kept, [self._next, self._next + len(features)])
             rows = torch.from_numpy(self._kept[first:last] - self._next).to(features.device)
-            self._features.append(features[rows].float().cpu())
+            self._features.append(features[rows].float())
             if self._keep_logits and logits is not None:
-                self._logits.append(logits[rows].float().cpu())
+                self._logits.append(logits[rows].float())
         if logits is not None:
             for sums in self._scores.values():
                 sums.add(logits)
-            self._predictions.append(logits.argmax(dim=1).cpu())
+            self._predictions.append(logits.argmax(dim=1))
         if labels is not None:
-            self._labels.append(labels.cpu())
+            self._labels.append(labels)
         self._next += len(features)
 
     def result(self) -> Summary:
@@ -185,7 +185,7 @@ class Collector:
 
 
 def _joined(parts: list[Tensor]) -> Tensor | None:
-    return rows_of_all_ranks(torch.cat(parts)) if parts else None
+    return rows_of_all_ranks(torch.cat([part.cpu() for part in parts])) if parts else None
 
 
 def kept_positions(count: int, most: int) -> NDArray[np.int64]:

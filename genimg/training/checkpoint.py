@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from genimg.files import atomically
 
 log = logging.getLogger(__name__)
 
@@ -24,19 +25,10 @@ def save(state: dict[str, Any], path: Path) -> None:
     Raises:
         OSError: if the disk is full or the file cannot be written; ``path`` is as it was.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with atomically(path, durable=True) as temporary, open(temporary, "wb") as file:
             torch.save({"format": FORMAT, "version": VERSION, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_directory(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if not isinstance(error, OSError | RuntimeError):
-            raise
+    except (OSError, RuntimeError) as error:
         # torch's zip writer hides the operating system's error in a RuntimeError.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "the write failed; is the disk full?"
         raise OSError(
@@ -158,26 +150,14 @@ class CheckpointFolder:
         return sorted(self.path.glob("step-*.pt"), key=step_of)
 
     def _link(self, target: Path, name: str) -> None:
-        temporary = self.path / f"{name}.{os.getpid()}.tmp"
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(target, temporary)
-        except OSError:
-            shutil.copyfile(target, temporary)
-        temporary.replace(self.path / name)
+        with atomically(self.path / name) as temporary:
+            temporary.unlink(missing_ok=True)
+            try:
+                os.link(target, temporary)
+            except OSError:
+                shutil.copyfile(target, temporary)
 
 
 def step_of(path: Path) -> int:
     """The step that a numbered checkpoint is of."""
     return int(path.stem.removeprefix("step-"))
-
-
-def _sync_directory(path: Path) -> None:
-    """Make a rename survive a power cut (POSIX; elsewhere the system decides)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from genimg.files import atomically
 from genimg.images import grid, write_png
 from genimg.interfaces import Metrics
 
@@ -82,7 +82,6 @@ class Logger:
     def pictures(self, step: int, images: int, named: Mapping[str, Tensor]) -> None:
         """Write each set of images [N, C, H, W] as a grid."""
         folder = self.run_dir / "samples"
-        folder.mkdir(exist_ok=True)
         for name, values in named.items():
             picture = grid(values)
             write_png(picture, folder / f"{name}-{images:09d}.png")
@@ -102,9 +101,8 @@ class Logger:
                     kept.append(line + "\n")
             except (json.JSONDecodeError, KeyError):
                 continue  # the line that a killed run did not finish
-        temporary = self._records.with_name("metrics.jsonl.tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self._records)
+        with atomically(self._records) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
 
 
 class ProgressBar:

@@ -590,7 +590,7 @@ def test_two_images_on_each_side_are_enough_for_a_frechet_distance():
 
 
 def test_images_of_a_broken_model_are_refused_by_their_number():
-    with pytest.raises(NonFiniteImagesError, match=r"^2 of 8 images of the model .* first of them image 19"):
+    with pytest.raises(NonFiniteImagesError, match=r"^3 of 29 images of the model .* first of them image 19"):
         make_evaluator().evaluate(Painter(broken=(22, 19, 30)), data_of(CountingSource()), CPU)
 
 
@@ -723,3 +723,26 @@ def test_fewer_images_than_splits_are_refused_for_a_comparison_too():
 def test_a_setting_that_makes_no_sense_is_refused_by_its_key(changes, words):
     with pytest.raises(ValueError, match=words):
         make_evaluator(**changes)
+
+
+def test_features_of_originals_are_computed_once():
+    source, extractor = CountingSource(), LinearExtractor()
+    evaluator, data = make_evaluator(extractor, reconstructions=10), data_of(source)
+    first = evaluator.evaluate(Autoencoder(darker=0.3), data, CPU).values
+    extractor.seen.clear()
+    again = evaluator.evaluate(Autoencoder(darker=0.3), data, CPU).values
+    assert again == first
+    assert sum(map(len, extractor.seen)) == 37 + 10  # generated images and reconstructions
+    worse = evaluator.evaluate(Autoencoder(darker=0.6), data, CPU).values
+    assert worse["reconstruction_fd10_linear"] > first["reconstruction_fd10_linear"]
+
+
+@pytest.mark.parametrize(("broken", "batches"), [(range(1000), 1), ([36], 8)], ids=["every image", "the last image"])
+def test_a_model_that_makes_nan_is_refused_at_once_or_when_the_pass_ends(broken, batches):
+    source, extractor = CountingSource(), LinearExtractor()
+    evaluator, data = make_evaluator(extractor, batch_size=5), data_of(source)
+    evaluator.evaluate(Painter(), data, CPU)
+    extractor.seen.clear()
+    with pytest.raises(NonFiniteImagesError, match=f"image {broken[0]}:"):
+        evaluator.evaluate(Painter(broken=broken), data, CPU)
+    assert len(extractor.seen) == batches

@@ -8,11 +8,11 @@ from genimg.data.placement import Data
 from genimg.data.sources import ArraySource
 from genimg.evaluation.imagesets import (
     DatasetImages,
+    FiniteCheck,
     GeneratedImages,
     NonFiniteImagesError,
-    ReconstructedImages,
+    Reconstructions,
     Subset,
-    check_finite,
     evenly_spaced,
 )
 from genimg.interfaces import Method
@@ -181,39 +181,50 @@ def test_generated_images_say_what_determines_them():
 
 def test_reconstructions_stand_beside_their_originals():
     source = array_source(12)
-    images = ReconstructedImages(Painter(), dataset(source))
+    images = Reconstructions(Painter(), dataset(source))
     original, made = images.pairs(np.array([3, 11]))
     assert np.array_equal(original.numpy(), source.images[[3, 11]])
     assert made.dtype == torch.uint8
     assert np.array_equal(made.numpy(), source.images[[3, 11], ..., ::-1])
-    assert torch.equal(images.images(np.array([3, 11]))[0], made)
-    assert len(images) == 12
-    assert images.describe()["of"]["fingerprint"] == source.fingerprint
+    images.check()
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
 def test_images_that_are_no_numbers_are_refused_wherever_a_model_makes_them(broken):
     method = Painter(broken=broken)
+    generated = GeneratedImages(method, count=9, seed=0, device=CPU)
+    generated.images(np.array([6, 7, 8]))  # does not wait for the device
     with pytest.raises(NonFiniteImagesError, match=r"3 of 3 images of the model hold .* image 6"):
-        GeneratedImages(method, count=9, seed=0, device=CPU).images(np.array([6, 7, 8]))
+        generated.check()
+    reconstructions = Reconstructions(method, dataset(array_source(9)))
+    reconstructions.pairs(np.array([4, 2]))
     with pytest.raises(NonFiniteImagesError, match=r"2 of 2 images of the model's reconstructions .* image 4"):
-        ReconstructedImages(method, dataset(array_source(9))).images(np.array([4, 2]))
+        reconstructions.check()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_one_broken_pixel_is_found_and_its_image_named(value):
+    finite = FiniteCheck("x")
     images = torch.zeros(4, *SHAPE)
-    check_finite(images, np.array([10, 20, 30, 40]), "x")
-    images[2, 1, 3, 4] = value
-    with pytest.raises(NonFiniteImagesError, match=r"^1 of 4 images of x .* first of them image 30"):
-        check_finite(images, np.array([10, 20, 30, 40]), "x")
-    images[1, 0, 0, 0] = value
+    finite.add(images, np.array([10, 20, 30, 40]))
+    finite.check()
+    spoilt = images.clone()
+    spoilt[2, 1, 3, 4] = value
+    finite.add(images, np.array([50, 60, 70, 80]))
+    finite.add(spoilt, np.array([10, 20, 30, 40]))
+    with pytest.raises(NonFiniteImagesError, match=r"^1 of 8 images of x .* first of them image 30"):
+        finite.check()
+    finite.check()  # it was said
+    spoilt[1, 0, 0, 0] = value
+    finite.add(spoilt, np.array([10, 20, 30, 40]))
     with pytest.raises(ValueError, match=r"^2 of 4 images of x .* first of them image 20"):
-        check_finite(images, np.array([10, 20, 30, 40]), "x")
+        finite.check()
 
 
 def test_values_beyond_the_range_are_not_broken():
-    check_finite(torch.full((2, *SHAPE), 1e30), np.arange(2), "x")
+    finite = FiniteCheck("x")
+    finite.add(torch.full((2, *SHAPE), 1e30), np.arange(2))
+    finite.check()
 
 
 @pytest.mark.parametrize(("count", "total"), [(1, 7), (2, 7), (3, 7), (7, 7), (4, 10), (10_000, 60_000), (2, 10**12)])

@@ -78,10 +78,16 @@ def test_a_state_that_cannot_be_pickled_leaves_the_old_file_and_no_other(saved):
     assert names(saved.parent) == ["saved.pt"]
 
 
-def test_saving_where_there_is_no_directory_says_so(tmp_path):
+def test_saving_makes_a_directory_that_was_removed(tmp_path):
+    checkpoint.save(SMALL_STATE, tmp_path / "absent" / "a.pt")
+    assert checkpoint.load(tmp_path / "absent" / "a.pt")["format"] == checkpoint.FORMAT
+
+
+def test_saving_where_there_can_be_no_directory_says_so(tmp_path):
+    (tmp_path / "file").touch()
     with pytest.raises(OSError, match="cannot save the checkpoint") as caught:
-        checkpoint.save(SMALL_STATE, tmp_path / "absent" / "a.pt")
-    assert caught.value.filename == str(tmp_path / "absent" / "a.pt")
+        checkpoint.save(SMALL_STATE, tmp_path / "file" / "a.pt")
+    assert caught.value.filename == str(tmp_path / "file" / "a.pt")
 
 
 def test_a_missing_file_is_named(tmp_path):
