@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -31,10 +31,11 @@ from genimg.images import to_float
 from genimg.interfaces import Images, Method
 from genimg.paths import config_dir
 from genimg.training.schedules import Schedule
-from genimg.training.trainer import TrainerSettings
+from genimg.training.state import TrainerSettings
 
 ALLOWED = (
     "genimg.data.arrays",
+    "genimg.data.prepared",
     "genimg.data.shapes",
     "genimg.data.sources",
     "genimg.evaluation.evaluator",
@@ -46,6 +47,7 @@ ALLOWED = (
     "genimg.losses",
     "genimg.methods",
     "genimg.networks",
+    "genimg.training.performance",
     "genimg.training.schedules",
     "torch.nn",
     "torch.optim",
@@ -205,8 +207,17 @@ def check_pairing(config: Config, builder: Builder) -> type[Method]:
     return method_class
 
 
-def build_optimizers(config: Config, method: Method, builder: Builder) -> dict[str, Optimizer]:
-    """One optimizer for each parameter group, with that group's overrides."""
+def build_optimizers(
+    config: Config, method: Method, builder: Builder, defaults: Callable[[Any], Mapping[str, Any]] = lambda _: {}
+) -> dict[str, Optimizer]:
+    """One optimizer for each parameter group, with that group's overrides.
+
+    Args:
+        config: resolved.
+        method: on its device.
+        builder: of the config's nodes.
+        defaults: keyword arguments for an optimizer's class, where the config does not give them.
+    """
     groups = method.parameter_groups()
     overrides: Mapping[str, Config] = config["optimizer_overrides"]
     for name in overrides:
@@ -216,7 +227,8 @@ def build_optimizers(config: Config, method: Method, builder: Builder) -> dict[s
     for name, parameters in groups.items():
         node = {**config["optimizer"], **overrides.get(name, {})}
         try:
-            optimizers[name] = builder.build({**node, "_partial_": True}, "optimizer")(parameters)
+            optimizer = builder.build({**node, "_partial_": True}, "optimizer")
+            optimizers[name] = optimizer(parameters, **{**defaults(optimizer.func), **optimizer.keywords})
         except (IndexError, TypeError) as error:
             raise ValueError(f"the optimizer does not take its settings {node} ({error})") from error
         except ValueError as error:

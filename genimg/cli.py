@@ -7,10 +7,11 @@ import logging
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,14 +20,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from genimg.explain import explain, quoted
 from genimg.paths import config_dir
+from genimg.torchrun import arguments_of_rank, rank_of_torchrun
+
+_SECONDS_FOR_THE_FIRST_RANK = 2.0
 
 
 def train() -> None:
     """genimg-train"""
     try:
-        sys.argv[1:] = _continue_in_its_own_directory(sys.argv[1:])
-    except FileNotFoundError as error:
-        sys.exit(f"genimg-train: error: {error}")
+        sys.argv[1:] = arguments_of_rank(_continue_in_its_own_directory(sys.argv[1:]))
+    except (FileNotFoundError, ValueError) as error:
+        _fail("train", str(error))
     _run("train")
 
 
@@ -45,6 +49,11 @@ def features() -> None:
     _run("features")
 
 
+def prepare() -> None:
+    """genimg-prepare"""
+    _run("prepare")
+
+
 def _task(name: str) -> Callable[[DictConfig], Any]:
     """What the command does; imported late, because it imports torch."""
     module, function = {
@@ -52,6 +61,7 @@ def _task(name: str) -> Callable[[DictConfig], Any]:
         "eval": ("evaluate", "evaluate"),
         "sample": ("sample", "sample"),
         "features": ("features", "train_features"),
+        "prepare": ("prepare", "prepare"),
     }[name]
     return getattr(importlib.import_module(f"genimg.commands.{module}"), function)
 
@@ -85,9 +95,17 @@ def _run(name: str) -> None:
         message = explain(error, name, sys.argv[1:])
         if message is None or debug:
             traceback.print_exc()
-        if message is not None:
-            print(f"genimg-{name}: error: {message}", file=sys.stderr)
-        sys.exit(1)
+        _fail(name, message)
+
+
+def _fail(name: str, message: str | None) -> NoReturn:
+    """End with an error. What went wrong everywhere is said once: torchrun ends the other ranks when the first one ends."""
+    if rank_of_torchrun() > 0:
+        time.sleep(_SECONDS_FOR_THE_FIRST_RANK)
+        message = f"process {rank_of_torchrun()}: {message}" if message is not None else None
+    if message is not None:
+        print(f"genimg-{name}: error: {message}", file=sys.stderr)
+    sys.exit(1)
 
 
 def _continue_in_its_own_directory(arguments: list[str]) -> list[str]:

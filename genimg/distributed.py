@@ -1,14 +1,21 @@
-"""This process among those of torchrun: sums and rows over all of them. In a single process, everything is the identity."""
+"""This process among those of torchrun: sums, averages and agreement. In a single process, everything is the identity."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+# The slowest thing that ranks wait for each other is the first rank downloading or listing a large dataset. A rank that died
+# is not waited for: torchrun notices and stops the others.
+_TIMEOUT = timedelta(hours=2)
+_BUCKET = 2**24  # numbers that are reduced at once: few messages, little extra memory (64 MB)
 
 
 @contextlib.contextmanager
@@ -17,23 +24,28 @@ def processes_of_torchrun(device_name: str) -> Iterator[str]:
 
     Args:
         device_name: as the config has it; ``auto`` and ``cuda`` become this process's own GPU.
+
+    Raises:
+        ValueError: if the processes and the device do not go together.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield device_name
         return
-    on_gpu = device_name in ("auto", "cuda") and torch.cuda.is_available()
     if "LOCAL_RANK" not in os.environ:
         raise ValueError("WORLD_SIZE is set without LOCAL_RANK: start several processes with torchrun, or unset WORLD_SIZE")
     local_rank = int(os.environ["LOCAL_RANK"])
+    on_gpu = device_name in ("auto", "cuda") and torch.cuda.is_available()
+    if not on_gpu and device_name not in ("auto", "cpu"):
+        raise ValueError(f"device={device_name} cannot be shared by several processes: use device=auto, cuda or cpu")
     if on_gpu and local_rank >= torch.cuda.device_count():
         raise ValueError(
             f"torchrun started more processes than there are GPUs ({torch.cuda.device_count()}): lower --nproc-per-node"
         )
     if on_gpu:
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_TIMEOUT)
     try:
-        yield f"cuda:{local_rank}" if on_gpu else device_name
+        yield f"cuda:{local_rank}" if on_gpu else "cpu"
     finally:
         dist.destroy_process_group()
 
@@ -56,9 +68,33 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     """The sum of every rank's tensor, on the tensor's own device."""
     if not _several():
         return tensor
-    on_device = tensor.to(_device(), copy=True)  # all_reduce writes into it
-    dist.all_reduce(on_device)
-    return on_device.to(tensor.device)
+    total = tensor.clone()  # all_reduce writes into it
+    dist.all_reduce(total)
+    return total
+
+
+def least_over_ranks(tensor: Tensor) -> Tensor:
+    """Elementwise, the least of every rank's tensor."""
+    if not _several():
+        return tensor
+    least = tensor.clone()
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    return least
+
+
+def add_over_ranks_(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by its sum over all ranks, many tensors in one message.
+
+    Args:
+        tensors: of one device and type; the same shapes in the same order on every rank.
+    """
+    if not _several():
+        return
+    for bucket in _buckets(tensors):
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        dist.all_reduce(flat)
+        for tensor, total in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+            tensor.copy_(total.view(tensor.shape))
 
 
 def on_every_rank(condition: bool) -> bool:
@@ -70,20 +106,78 @@ def rows_of_all_ranks(tensor: Tensor) -> Tensor:
     """Every rank's rows [N_r, ...] below each other, in the order of the ranks."""
     if not _several():
         return tensor
-    counts = [torch.zeros(1, dtype=torch.int64, device=_device()) for _ in range(world_size())]
-    dist.all_gather(counts, torch.tensor([len(tensor)], device=_device()))
+    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([len(tensor)]))
     most = max(int(count) for count in counts)
-    padded = torch.zeros(most, *tensor.shape[1:], dtype=tensor.dtype, device=_device())  # all_gather wants equal shapes
+    padded = tensor.new_zeros(most, *tensor.shape[1:])  # all_gather wants equal shapes
     padded[: len(tensor)] = tensor
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
-    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)]).to(tensor.device)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+
+
+def of_first_rank(value: Any) -> Any:
+    """The first rank's value, tensors and primitives, on every rank."""
+    if not _several():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+    return values[0]
+
+
+@contextlib.contextmanager
+def first_of_each_host() -> Iterator[None]:
+    """The first rank of each host runs the block before the others do: it downloads, and they find the files."""
+    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    if not first:
+        on_every_rank(True)  # a barrier, by whatever backend
+    try:
+        yield
+    finally:
+        if first:
+            on_every_rank(True)
+
+
+class Vote:
+    """Whether any rank has said yes, known to all of them one call later, so that nobody waits for an answer.
+
+    Votes travel through host memory and do not touch the GPU.
+    """
+
+    def __init__(self) -> None:
+        self._pending: tuple[Any, Tensor] | None = None
+
+    def cast(self, yes: bool) -> bool:
+        """Give this rank's vote; returns the outcome of the previous one (in a single process, of this one)."""
+        if not _several():
+            return yes
+        outcome = self.settle()
+        ballot = torch.tensor(int(yes))
+        self._pending = dist.all_reduce(ballot, op=dist.ReduceOp.MAX, async_op=True), ballot
+        return outcome
+
+    def settle(self) -> bool:
+        """The outcome of what was cast and not yet answered; every rank must call it."""
+        if self._pending is None:
+            return False
+        work, ballot = self._pending
+        work.wait()
+        self._pending = None
+        return bool(ballot)
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if bucket and size + tensor.numel() > _BUCKET:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += tensor.numel()
+    if bucket:
+        yield bucket
 
 
 def _several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _device() -> torch.device:
-    """NCCL speaks only to GPUs, gloo to the host's memory."""
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

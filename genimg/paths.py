@@ -1,7 +1,8 @@
-"""Where genimg's own configs are."""
+"""Where genimg's own configs are, and where it keeps what it can compute again."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -16,3 +17,12 @@ def config_dir() -> str:
         if (candidate / "train.yaml").is_file():
             return str(candidate)
     raise FileNotFoundError(f"genimg's configs are not installed beside {package}: reinstall genimg")
+
+
+def cache_dir(given: str | None = None) -> Path:
+    """The directory of what can be computed again: ``given``, else $GENIMG_CACHE, else ~/.cache/genimg.
+
+    Raises:
+        RuntimeError: if it would be in a home directory that cannot be found.
+    """
+    return Path(given or os.environ.get("GENIMG_CACHE") or Path.home() / ".cache" / "genimg").expanduser()

@@ -21,14 +21,14 @@ Config = dict[str, Any]
 # What may differ from the checkpoint's config without changing what is trained. trainer.duration is among them because
 # a schedule that depends on it has a duration of its own.
 _HARMLESS = (
-    "run_dir", "resume", "resume_force", "allow", "debug", "print_config", "device", "evaluation",
-    "data.root", "data.placement", "data.num_workers", "data.max_corrupt",
+    "run_dir", "resume", "resume_force", "allow", "debug", "print_config", "dry_run", "device", "evaluation", "performance",
+    "data.root", "data.placement", "data.num_workers", "data.max_corrupt", "data.refresh_index",
     "trainer.duration", "trainer.log_interval", "trainer.preview_interval", "trainer.preview_images",
     "trainer.checkpoint_interval", "trainer.keep_last",
 )  # fmt: skip
 
 
-_OF_THIS_COMMAND = ("resume", "resume_force", "run_dir", "allow", "debug", "print_config")
+_OF_THIS_COMMAND = ("resume", "resume_force", "run_dir", "allow", "debug", "print_config", "dry_run")
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,10 @@ def find_start(composed: DictConfig, run_dir: Path) -> tuple[Config, Config, Sav
         root = str(Path(config["data"]["root"]).expanduser().absolute())
         source["data"]["root"] = config["data"]["root"] = root
     if saved is not None:
+        if config["trainer"]["accumulation"] == "auto":  # what was found then: batch norm sees microbatches
+            found = saved.state["config"]["trainer"]["accumulation"]
+            source["trainer"]["accumulation"] = config["trainer"]["accumulation"] = found
+        config.setdefault("performance", OmegaConf.to_container(composed.performance, resolve=True))
         _compare(saved, config)
     return source, config, saved
 
@@ -97,9 +101,9 @@ def check_facts(saved: Config, facts: Config, *, force: bool) -> None:
             f"the data now has {facts['num_images']} images, but the checkpoint was trained on {saved['num_images']}: "
             "point data.root at the same images, or continue all the same with resume_force=true"
         )
-    for name in ("precision", "genimg_version", "torch_version", "hardware"):
-        if saved.get(name) != facts[name]:
-            log.warning("%s is %s, but was %s: the run goes on, but not bit for bit", name, facts[name], saved.get(name))
+    for name in ("precision", "genimg_version", "torch_version", "hardware", "processes"):
+        if name in saved and saved[name] != facts[name]:
+            log.warning("%s is %s, but was %s: the run goes on, but not bit for bit", name, facts[name], saved[name])
 
 
 def differences(old: Config, new: Config) -> list[str]:

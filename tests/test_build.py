@@ -16,13 +16,14 @@ from torch import nn
 
 from genimg import build
 from genimg.build import ALLOWED, Builder
-from genimg.data.sources import Source
+from genimg.data.packing import pack
+from genimg.data.sources import ArraySource, Source
 from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.classifier import shipped_weights
 from genimg.interfaces import Method
 from genimg.paths import config_dir
 from genimg.training.schedules import Cosine, Schedule
-from genimg.training.trainer import TrainerSettings
+from genimg.training.state import TrainerSettings
 
 CONFIGS = Path(config_dir())
 BUILDER = Builder(epoch_size=1000, batch_size=10)
@@ -68,7 +69,7 @@ def test_every_yaml_composes_and_all_its_interpolations_resolve(path):
     if group == ["local"]:
         pytest.skip("a machine's own settings")
     if not group:
-        required = {"sample": ["ckpt=x"], "features": ["data=mnist", "name=x"]}
+        required = {"sample": ["ckpt=x"], "features": ["data=mnist", "name=x"], "prepare": ["data=mnist", "output=x"]}
         config = compose_config(*required.get(stem, []), name=stem)
         assert set(config) >= set(OmegaConf.load(path)) - {"defaults", "hydra"}
         OmegaConf.to_container(config, resolve=True)
@@ -218,6 +219,9 @@ def test_every_dataset_builds_and_makes_batches(option, tmp_path, monkeypatch):
     if option == "npz":
         np.savez(tmp_path / "images.npz", images=np.zeros((2, 32, 32, 3), dtype=np.uint8))
         overrides.append(f"data.path={tmp_path / 'images.npz'}")
+    if option == "prepared":
+        images = ArraySource("two", np.zeros((2, 3, 32, 32), dtype=np.uint8))
+        pack(images, tmp_path, shard_size=10_000, num_threads=1, max_corrupt=None, provenance={})
     config = resolve(*overrides, "data.num_workers=0")
     source = build.build_source(config, BUILDER)
     assert isinstance(source, Source)

@@ -15,9 +15,23 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from genimg import distributed
 from genimg.data.placement import Data
 from genimg.data.sources import ArraySource
-from genimg.distributed import processes_of_torchrun, rank, rows_of_all_ranks, shard, sum_over_ranks, world_size
+from genimg.distributed import (
+    Vote,
+    add_over_ranks_,
+    first_of_each_host,
+    least_over_ranks,
+    of_first_rank,
+    on_every_rank,
+    processes_of_torchrun,
+    rank,
+    rows_of_all_ranks,
+    shard,
+    sum_over_ranks,
+    world_size,
+)
 from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.imagesets import DatasetImages
@@ -174,6 +188,35 @@ def refusal_of_too_few_images():
     return None
 
 
+def added_in_buckets():
+    """Several messages, one tensor larger than any of them, and another memory format."""
+    distributed._BUCKET = 10
+    tensors = [torch.full(shape, float(rank() + 1)) for shape in ((4,), (2, 3), (5, 5), ())]
+    images = torch.arange(24.0).view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last) * (rank() + 1)
+    add_over_ranks_([*tensors, images])
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    return [*tensors, images]
+
+
+def votes():
+    """The second rank says yes once, in the third round."""
+    vote = Vote()
+    outcomes = [vote.cast(rank() == 1 and turn == 2) for turn in range(5)]
+    vote.cast(rank() == 1)
+    return [*outcomes, vote.settle(), vote.settle()]
+
+
+def files_when_entering(folder):
+    """All these ranks are of one host."""
+    folder.mkdir(exist_ok=True)
+    with first_of_each_host():
+        seen = (folder / "downloaded").exists()
+        if rank() == 0:
+            time.sleep(0.3)
+            (folder / "downloaded").touch()
+    return seen
+
+
 def what_this_process_sees(folder):
     own = torch.tensor([1.0, 10.0]) * (rank() + 1)
     total = sum_over_ranks(own)
@@ -188,6 +231,13 @@ def what_this_process_sees(folder):
         "rows": rows_of_all_ranks(torch.arange(2 * count).view(count, 2) + 100 * rank()),
         "numbers": rows_of_all_ranks(torch.full((3 - rank(),), rank(), dtype=torch.int64)),
         "too few images": refusal_of_too_few_images(),
+        "least": least_over_ranks(torch.tensor([rank(), -rank()])),
+        "added": added_in_buckets(),
+        "first's": of_first_rank({"tensor": torch.full((2,), rank()), "text": f"of {rank()}"}),
+        "all agree": on_every_rank(True),
+        "all but one agree": on_every_rank(rank() != 1),
+        "votes": votes(),
+        "files of the first": files_when_entering(folder),
         **statistics_of_the_own_share(),
     }
     found = evaluate(folder / "cache")
@@ -311,6 +361,46 @@ def test_the_inception_score_is_that_of_one_process(ranks, alone):
         assert seen["scores"] == pytest.approx(alone.scores, rel=1e-9)
 
 
+def test_every_rank_has_the_least(ranks):
+    for seen in ranks:
+        assert seen["least"].tolist() == [0, 1 - len(ranks)]
+
+
+def test_tensors_are_added_in_place_however_they_are_cut_into_messages(ranks):
+    total = len(ranks) * (len(ranks) + 1) / 2
+    for seen in ranks:
+        *constant, images = seen["added"]
+        assert [tuple(tensor.shape) for tensor in constant] == [(4,), (2, 3), (5, 5), ()]
+        assert all((tensor == total).all() for tensor in constant)
+        assert torch.equal(images, torch.arange(24.0).view(1, 2, 3, 4) * total)
+
+
+def test_every_rank_has_the_first_ones_value(ranks):
+    for seen in ranks:
+        assert seen["first's"]["tensor"].tolist() == [0, 0]
+        assert seen["first's"]["text"] == "of 0"
+
+
+def test_all_take_the_same_way(ranks):
+    assert {seen["all agree"] for seen in ranks} == {True}
+    assert {seen["all but one agree"] for seen in ranks} == {False}
+
+
+def test_one_vote_is_known_to_all_one_call_later(ranks):
+    for seen in ranks:
+        assert seen["votes"] == [False, False, False, True, False, True, False]
+
+
+def test_the_first_rank_of_a_host_goes_first(ranks):
+    assert [seen["files of the first"] for seen in ranks] == [False] + [True] * (len(ranks) - 1)
+
+
+def test_alone_a_vote_is_known_at_once():
+    vote = Vote()
+    assert [vote.cast(yes) for yes in (False, True, False)] == [False, True, False]
+    assert not vote.settle()
+
+
 def test_a_sum_leaves_its_argument_alone(ranks):
     for r, seen in enumerate(ranks):
         assert seen["what was summed"].tolist() == [r + 1.0, 10.0 * (r + 1)]
@@ -357,3 +447,23 @@ def test_every_rank_has_the_intervals_of_one_process(ranks, alone):
         assert seen["intervals"].keys() == expected.keys()
         for key, bounds in expected.items():
             assert seen["intervals"][key] == pytest.approx(bounds, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("device_name", "variables", "message"),
+    [
+        ("cpu", {}, "WORLD_SIZE is set without LOCAL_RANK"),
+        ("mps", {"LOCAL_RANK": "0"}, "device=mps cannot be shared by several processes"),
+        ("cuda:1", {"LOCAL_RANK": "0"}, "device=cuda:1 cannot be shared by several processes"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused_before_they_wait_for_each_other(
+    device_name, variables, message, monkeypatch
+):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message), processes_of_torchrun(device_name):
+        pass
+    assert not dist.is_initialized()

@@ -16,6 +16,7 @@ LAYERS = {
     "genimg.durations": 0,
     "genimg.randomness": 0,
     "genimg.files": 0,
+    "genimg.torchrun": 0,
     "genimg.images": 0,
     "genimg.paths": 0,
     "genimg.mappings": 0,
@@ -32,6 +33,8 @@ LAYERS = {
     "genimg.explain": 4,
     "genimg.commands": 4,
     "genimg.cli": 4,
+    "genimg.train": 4,
+    "genimg.eval": 4,
 }
 TOP_LAYER = 4
 

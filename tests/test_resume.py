@@ -55,6 +55,14 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
 
 
+def losses_of(run_dir: Path) -> list[dict[str, float]]:
+    """Losses and gradient norms of every record that has them."""
+    found = [{k: v for k, v in record.items() if k.startswith(("loss/", "grad_norm/"))} for record in records(run_dir)]
+    found = [record for record in found if record]
+    assert len(found) >= 2
+    return found
+
+
 def tensors(value: Any, name: str = "") -> dict[str, torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return {name: value}

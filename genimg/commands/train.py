@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 import shutil
@@ -19,15 +20,17 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 import genimg
 from genimg import build, resuming
+from genimg.commands.assembly import Parts, assemble, describe_parts, find_accumulation
 from genimg.commands.common import Config, argument, relative, require_all_values, sentence, table, write_json
-from genimg.data.placement import Data
+from genimg.commands.dry_run import rehearse
+from genimg.distributed import of_first_rank, processes_of_torchrun, rank, world_size
 from genimg.environment import git_commit, versions
 from genimg.evaluation.evaluator import Evaluator
-from genimg.interfaces import Method
-from genimg.training import checkpoint
-from genimg.training.device import choose_device, choose_precision, describe_hardware
-from genimg.training.logger import Logger
-from genimg.training.trainer import StopRequestedError, Trainer, TrainingState, WorseningError
+from genimg.torchrun import rank_of_torchrun
+from genimg.training.device import describe_hardware
+from genimg.training.logger import Logger, SilentLogger
+from genimg.training.state import TrainingState
+from genimg.training.trainer import StopRequestedError, Trainer, WorseningError
 from genimg.training.update import NonFiniteError
 
 log = logging.getLogger(__name__)
@@ -48,71 +51,48 @@ def train(composed: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
     try:
-        with logging_redirect_tqdm():
-            return _train(composed, run_dir)
+        with processes_of_torchrun(str(composed.device)) as device_name, logging_redirect_tqdm():
+            if rank() > 0:
+                logging.disable(logging.WARNING)  # the first rank says it
+            if world_size() > 1 and hydra.mode == RunMode.MULTIRUN:
+                raise ValueError("torchrun trains one run: start a sweep (-m) without it, or torchrun for each of its runs")
+            return _train(composed, of_first_rank(run_dir), device_name)
     except Exception as error:
         _write_to_log_file(traceback.format_exc())
-        if hydra.mode == RunMode.RUN and isinstance(error, ValueError | OSError):
+        if hydra.mode == RunMode.RUN and isinstance(error, ValueError | OSError) and rank_of_torchrun() == 0:
             _remove_if_nothing_began(run_dir)
         if hydra.mode == RunMode.MULTIRUN:  # Hydra goes on with the next job and would tell only at the end
             log.error("this job failed: %s", error)
         raise
 
 
-def _train(composed: DictConfig, run_dir: Path) -> float | None:
+def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | None:
     if not resuming.names_a_checkpoint(composed):
         require_all_values(composed)
-    source_config, config, saved = resuming.find_start(composed, run_dir)
-    build.check_top_level(config)
-    if not isinstance(config["seed"], int) or config["seed"] < 0:
-        raise ValueError(f"seed={config['seed']} must be a whole number, 0 or more")
-    if config["print_config"]:
+    # Only the first rank needs to see the run directory: other hosts may not have it.
+    source_config, config, saved = of_first_rank(resuming.find_start(composed, run_dir) if rank() == 0 else None)
+    if config["print_config"] and rank() == 0:
         print(OmegaConf.to_yaml(OmegaConf.create(config)))
-
-    device = choose_device(config["device"])
-    precision = choose_precision(config["precision"], device)
-    precision.apply_globally()
-    torch.manual_seed(config["seed"])  # of the initial weights
-
-    # What needs no data comes first: nobody shall download a dataset to learn of a typing mistake.
-    if not isinstance(config["allow"], list) or not isinstance(config["optimizer_overrides"], dict):
-        raise ValueError("allow must be a list such as allow=[mypackage], and optimizer_overrides a mapping")
-    batch_size = config["trainer"]["batch_size"]
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"trainer.batch_size={batch_size} must be 1 or more images")
-    builder = build.Builder(allowed=(*build.ALLOWED, *map(str, config["allow"])), epoch_size=1, batch_size=batch_size)
-    build.check_pairing(config, builder)
-    builder.trainer_settings(config["trainer"])
-    source = build.build_source(config, builder)
-    if batch_size > len(source):
-        raise ValueError(f"trainer.batch_size={batch_size} is larger than the data: {source.name} has {len(source)} images")
-    builder = build.Builder(builder.allowed, epoch_size=len(source), batch_size=batch_size)
-    settings = builder.trainer_settings(config["trainer"])
-    schedule = build.build_schedule(config, builder)
-    method = build.build_method(config, source, builder)
-    method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizers = build.build_optimizers(config, method, builder)
-    evaluator = build.build_evaluator(config, builder)  # last, because it may download
-    data = build.build_data(config, source, device)
+    device_name = device_name if world_size() > 1 else config["device"]
+    if config["trainer"]["accumulation"] == "auto":
+        config["trainer"]["accumulation"] = source_config["trainer"]["accumulation"] = find_accumulation(config, device_name)
+    parts = assemble(config, device_name)
+    if config["dry_run"]:
+        rehearse(parts)
+        _remove_if_nothing_began(run_dir)
+        return None
     facts = {
         "genimg_version": genimg.__version__,
         "torch_version": str(torch.__version__),
-        "num_images": len(source),
-        "precision": precision.name,
-        "hardware": describe_hardware(device),
+        "num_images": len(parts.source),
+        "precision": parts.precision.name,
+        "hardware": describe_hardware(parts.device),
+        "processes": world_size(),
     }
-
-    trainer = Trainer(
-        settings,
-        method,
-        optimizers,
-        schedule,
-        data,
-        evaluator,
-        precision=precision,
-        seed=config["seed"],
-        folder=checkpoint.CheckpointFolder(run_dir / "checkpoints", keep_last=settings.keep_last),
-        make_logger=lambda step, evaluated: Logger(run_dir, step=step, evaluated=evaluated),
+    trainer = parts.trainer(
+        build.build_data(config, parts.source, parts.device),
+        folder=run_dir / "checkpoints",
+        make_logger=lambda step, evaluated: Logger(run_dir, step=step, evaluated=evaluated) if rank() == 0 else SilentLogger(),
         describe={**facts, "config": config, "config_source": source_config},
     )
     if saved is not None:
@@ -121,37 +101,21 @@ def _train(composed: DictConfig, run_dir: Path) -> float | None:
         if not resuming.same_measure(saved.state["config"]["evaluation"], config["evaluation"]):
             trainer.state.forget_evaluations()
         log.info("resuming from %s at %d images", saved.path, trainer.state.images)
-    OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
-    _announce(config, method, data, device, precision.name, trainer, run_dir)
-    return _fit(trainer, config, evaluator, run_dir)
+    if rank() == 0:
+        OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
+    _announce(parts, trainer, run_dir)
+    return _fit(trainer, config, parts.evaluator, run_dir)
 
 
-def _announce(
-    config: Config, method: Method, data: Data, device: torch.device, precision: str, trainer: Trainer, run_dir: Path
-) -> None:
-    counts = ", ".join(
-        f"{name} {sum(p.numel() for p in parameters):,}" for name, parameters in method.parameter_groups().items()
-    )
-    source = data.source
+def _announce(parts: Parts, trainer: Trainer, run_dir: Path) -> None:
     log.info("run directory: %s", run_dir)
-    log.info(
-        "data: %s, %d images of %s, placement %s",
-        source.name,
-        len(source),
-        "x".join(map(str, source.shape)),
-        data.placement,
-    )
-    if source.labels is not None and "label" not in method.batch_keys:
-        log.info("the data's %d classes are not used: the model is unconditional", len(source.class_names))
-    log.info("parameters: %s", counts)
-    log.info("device %s, precision %s, %d threads", device, precision, torch.get_num_threads())
+    describe_parts(parts, trainer.data.placement)
     settings = trainer.settings
-    steps = settings.duration // settings.batch_size
     log.info(
         "training for %s: %d images in %d steps of %d",
-        config["trainer"]["duration"],
+        parts.config["trainer"]["duration"],
         settings.duration,
-        steps,
+        settings.duration // settings.batch_size,
         settings.batch_size,
     )
 
@@ -209,13 +173,16 @@ def _fit(trainer: Trainer, config: Config, evaluator: Evaluator | None, run_dir:
             "training_images_per_second": round(trainer.state.images / trainer.state.seconds, 1)
             if trainer.state.seconds
             else None,
+            "data_wait_share": round(trainer.state.waiting_seconds / max(trainer.state.seconds, 1e-9), 4),
             "evaluation_seconds": round(trainer.state.evaluation_seconds, 1),
             "seed": config["seed"],
             "hardware": describe_hardware(trainer.device),
+            "processes": world_size(),
             "versions": versions(),
             "git_commit": git_commit(),
         }
-        _write_summary(run_dir, summary)
+        if rank() == 0:
+            _write_summary(run_dir, summary)
     log.info(
         "finished %d images; %d of them now, in %.0f s", state.images, state.images - images_before, summary["wall_seconds"]
     )
@@ -233,7 +200,10 @@ def _write_summary(run_dir: Path, summary: Config) -> None:
 def _report(state: TrainingState, summary: Config, evaluator: Evaluator | None, run_dir: Path) -> None:
     shown = relative(run_dir)
     rate = summary["training_images_per_second"]
-    log.info("%s images/s while training", rate)
+    waiting = state.waiting_seconds / max(state.seconds, 1e-9)
+    log.info("%s images/s while training, %.1f %% of it waiting for data", rate, 100 * waiting)
+    if waiting > 0.1:
+        log.info("  more data.num_workers=N shorten that, or genimg-prepare, which decodes the images once and for all")
     if evaluator and state.best:
         columns = {"last": state.last, f"best, at {state.best_images} images": state.best}
         log.info("%s", table(columns | ({"at the end": state.final["metrics"]} if state.final else {})))
@@ -250,6 +220,8 @@ def _remove_if_nothing_began(run_dir: Path) -> None:
     """A directory of a run that was refused at its start holds nothing but Hydra's notes."""
     if {path.name for path in run_dir.iterdir()} <= {".hydra", "train.log"}:
         shutil.rmtree(run_dir, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the day's directory, unless it holds other runs
+            run_dir.parent.rmdir()
 
 
 def _write_to_log_file(text: str) -> None:

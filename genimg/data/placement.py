@@ -5,7 +5,6 @@ All three give the same batches. Samples stay uint8 until they are on the device
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -20,63 +19,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from genimg.data.sources import ArraySource, CorruptImageError, Source
+from genimg.data.corrupt import Corruption, read_many_valid
+from genimg.data.prepared import PreparedSource
+from genimg.data.sources import ArraySource, Source
 from genimg.data.stream import Order
 from genimg.images import to_float
 from genimg.interfaces import Batch
 
-log = logging.getLogger(__name__)
-
 PLACEMENTS = ("auto", "device", "host", "workers")
 _RESIDENT_BYTES = 4 * 2**30  # above this, decoding everything before the first step would take minutes
+_PIECE = 64  # images that a thread fetches at a time
 _MEMORY_SHARE = 0.25  # of the free memory; the rest is for training
-
-
-class Corruption:
-    """Counts undecodable images; the next decodable one takes the place of each.
-
-    Args:
-        allowed: distinct corrupt images after which to stop (``data.max_corrupt``).
-    """
-
-    def __init__(self, allowed: int) -> None:
-        self.allowed = allowed
-        self.seen: set[str] = set()
-
-    def report(self, message: str) -> None:
-        """Warn about a corrupt image.
-
-        Raises:
-            ValueError: when there are more than allowed.
-        """
-        if message in self.seen:
-            return
-        self.seen.add(message)
-        if len(self.seen) > self.allowed:
-            names = "\n  ".join(sorted(self.seen)[:10])
-            raise ValueError(
-                f"{len(self.seen)} corrupt image{'s' * (len(self.seen) > 1)} in the data, more than "
-                f"data.max_corrupt={self.allowed} allows; remove or repair them (a training passes them over with a higher "
-                f"data.max_corrupt):\n  {names}"
-            )
-        log.warning("skipped a corrupt image: %s", message)
-
-
-def read_valid(source: Source, index: int, allowed: int) -> tuple[NDArray[np.uint8] | None, int, list[str]]:
-    """Image ``index``, or the first decodable one after it; the index that was read; and what was corrupt.
-
-    Gives up after more than ``allowed`` corrupt images, with no image: whoever counts them stops the run.
-    """
-    problems: list[str] = []
-    for step in range(len(source)):
-        candidate = (index + step) % len(source)
-        try:
-            return source.read(candidate), candidate, problems
-        except CorruptImageError as error:
-            problems.append(str(error))
-            if len(problems) > allowed:
-                return None, index, problems
-    raise ValueError(f"none of the {len(source)} images of {source.name} can be decoded; the first: {problems[0]}")
 
 
 class Data:
@@ -113,6 +66,7 @@ class Data:
         self.device = device
         self.horizontal_flip = horizontal_flip
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = max(1, cores // _processes_of_this_host())
         self.num_workers = min(cores, 8) if num_workers == "auto" else int(num_workers)
         self.placement = _choose_placement(source, device) if placement == "auto" else placement
         self._corruption = Corruption(max_corrupt)
@@ -139,11 +93,12 @@ class Data:
         if self._resident is not None:
             return self._resident[torch.from_numpy(indices).to(self._resident.device)].to(self.device)
         # Threads are enough: Pillow decodes without holding the interpreter's lock.
+        pieces = np.array_split(indices, max(1, min(len(indices), 4 * self.num_workers)))
         with ThreadPoolExecutor(max(1, self.num_workers)) as pool:
-            results = list(pool.map(partial(read_valid, self.source, allowed=self._corruption.allowed), indices.tolist()))
+            results = list(pool.map(partial(read_many_valid, self.source, allowed=self._corruption.allowed), pieces))
         for _, _, problems in results:
             self._report(problems)
-        return torch.from_numpy(np.stack([image for image, _, _ in results if image is not None])).to(self.device)
+        return torch.from_numpy(np.concatenate([images for images, _, _ in results])).to(self.device)
 
     def load(self) -> None:
         """Bring the images to where they will live. Does nothing for ``workers``, nor a second time.
@@ -161,20 +116,22 @@ class Data:
             return self.source.images
         images = np.empty((len(self.source), *self.source.shape), dtype=np.uint8)
 
-        def decode(index: int) -> list[str]:
-            image, taken, problems = read_valid(self.source, index, self._corruption.allowed)
-            if image is not None:
-                images[index] = image
-            if taken != index and self._labels is not None:
-                self._labels[index] = self._labels[taken]
-            return problems
+        def decode(start: int) -> tuple[int, list[str]]:
+            indices = np.arange(start, min(start + _PIECE, len(images)), dtype=np.int64)
+            images[indices], taken, problems = read_many_valid(self.source, indices, self._corruption.allowed)
+            replaced = taken != indices
+            if self._labels is not None and replaced.any():
+                self._labels[torch.from_numpy(indices[replaced])] = self._labels[torch.from_numpy(taken[replaced])]
+            return len(indices), problems
 
         pool = ThreadPoolExecutor(max(1, self.num_workers))
+        progress = tqdm(total=len(images), desc=f"loading {self.source.name}", unit="image", disable=None)
         try:
-            results = pool.map(decode, range(len(self.source)))
-            for problems in tqdm(results, total=len(images), desc=f"loading {self.source.name}", unit="image", disable=None):
+            for count, problems in pool.map(decode, range(0, len(images), _PIECE)):
                 self._report(problems)
+                progress.update(count)
         finally:
+            progress.close()
             pool.shutdown(cancel_futures=True)  # too many corrupt images: do not decode the rest first
         return images
 
@@ -198,12 +155,14 @@ class Data:
     def _from_workers(self, order: Order, start: int, share: int, stride: int) -> Iterator[Batch]:
         loader = DataLoader(
             _Positions(self.source, order, self._labels, self._corruption.allowed),
-            batch_sampler=_Ranges(start, share, stride),  # type: ignore[arg-type]
+            sampler=_Ranges(start, share, stride),
+            batch_size=None,  # the dataset makes whole batches
             num_workers=self.num_workers,
-            collate_fn=_collate,
+            collate_fn=_unchanged,
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if self.num_workers else None,
             worker_init_fn=_leave_signals_to_the_parent,
+            generator=torch.Generator(),  # it would otherwise take the workers' seeds from the random stream of the first step
         )
         for images, labels, flips, problems in loader:
             self._report(problems)
@@ -227,18 +186,18 @@ def _leave_signals_to_the_parent(worker: int) -> None:
 
 
 class _Positions(Dataset[Any]):
-    """Position -> (image, label, flip, problems)."""
+    """Positions of a batch -> (images, labels, flips, problems)."""
 
     def __init__(self, source: Source, order: Order, labels: Tensor | None, allowed: int) -> None:
         self.source, self.order, self.labels, self.allowed = source, order, labels, allowed
 
-    def __getitem__(self, position: int) -> tuple[Tensor, int, bool, list[str]]:
-        index = int(self.order.indices(position, position + 1)[0])
-        image, taken, problems = read_valid(self.source, index, self.allowed)
-        if image is None:  # the parent stops the run; raising here would keep the other workers waiting
-            image = np.zeros(self.source.shape, dtype=np.uint8)
-        label = -1 if self.labels is None else int(self.labels[taken])
-        return torch.from_numpy(image), label, bool(self.order.flips(position, position + 1)[0]), problems
+    def __getitem__(self, positions: range) -> tuple[Tensor, Tensor | None, Tensor, list[str]]:
+        indices = self.order.indices(positions.start, positions.stop)
+        # Too many corrupt images are reported, not raised: the parent stops the run without other workers waiting.
+        images, taken, problems = read_many_valid(self.source, indices, self.allowed)
+        labels = None if self.labels is None else self.labels[torch.from_numpy(taken)]
+        flips = torch.from_numpy(self.order.flips(positions.start, positions.stop))
+        return torch.from_numpy(images), labels, flips, problems
 
 
 class _Ranges:
@@ -254,20 +213,23 @@ class _Ranges:
             start += self.stride
 
 
-def _collate(samples: list[tuple[Tensor, int, bool, list[str]]]) -> tuple[Tensor, Tensor | None, Tensor, list[str]]:
-    images, labels, flips, problems = zip(*samples, strict=True)
-    label_tensor = None if labels[0] < 0 else torch.tensor(labels, dtype=torch.int64)
-    return torch.stack(images), label_tensor, torch.tensor(flips), [text for texts in problems for text in texts]
+def _unchanged(batch: Any) -> Any:
+    return batch
 
 
 def _choose_placement(source: Source, device: torch.device) -> str:
     size = len(source) * int(np.prod(source.shape))
-    if not isinstance(source, ArraySource) and size > _RESIDENT_BYTES:
+    if not isinstance(source, ArraySource | PreparedSource) and size > _RESIDENT_BYTES:
         return "workers"
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _available_memory()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _available_memory() // _processes_of_this_host()
     if size <= _MEMORY_SHARE * free:
         return "device"
     return "host" if isinstance(source, ArraySource) else "workers"
+
+
+def _processes_of_this_host() -> int:
+    """How many processes of torchrun share this host's cores and memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _available_memory() -> int:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from genimg.data.index import Index, list_images
 from genimg.data.pixels import PixelFormat, common_format
-
-# Formats that Pillow registers and cannot decode: it only writes them, or knows no more than their names.
-_NOT_READABLE = ("PDF", "PALM", "HDF5", "BUFR", "GRIB", "MPEG")
 
 
 class CorruptImageError(Exception):
@@ -58,6 +54,17 @@ class Source(ABC):
             CorruptImageError: if it cannot be decoded.
         """
 
+    def read_many(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Those images as uint8 [N, C, H, W]. Sources that need not go through them one by one have a faster way.
+
+        Raises:
+            CorruptImageError: if one of them cannot be decoded.
+        """
+        images = np.empty((len(indices), *self.shape), dtype=np.uint8)
+        for row, index in enumerate(indices.tolist()):
+            images[row] = self.read(index)
+        return images
+
     def caption(self, index: int) -> str | None:
         """A sentence that describes image ``index``, where the dataset has one."""
         return None
@@ -86,6 +93,9 @@ class ArraySource(Source):
     def read(self, index: int) -> NDArray[np.uint8]:
         return self.images[index]
 
+    def read_many(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self.images[indices]
+
 
 class FileSource(Source):
     """Image files, decoded when read."""
@@ -94,27 +104,20 @@ class FileSource(Source):
         self,
         name: str,
         root: Path,
-        paths: Sequence[str],
+        index: Index,
         pixels: PixelFormat,
         labels: NDArray[np.int64] | None,
         class_names: Sequence[str],
     ) -> None:
         self.name = name
         self.root = root
-        self.paths = paths
+        self.paths = index.paths
         self.pixels = pixels
         self.shape = pixels.shape
         self.labels = labels
         self.class_names = tuple(class_names)
-
-    @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]
-        """From names, sizes and modification times, not contents: a million files must not be read to start a run."""
-        stats = ((self.root / path).stat() for path in self.paths)
-        files = hashlib.sha256()
-        for path, stat in zip(self.paths, stats, strict=True):
-            files.update(os.fsencode(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
-        return digest("files", files.hexdigest(), self.pixels)
+        # From names, sizes and modification times, not contents: a million files must not be read to start a run.
+        self.fingerprint = digest("files", index.digest, pixels)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -160,7 +163,15 @@ def cifar100(*, root: str, split: str, image_size: int | Sequence[int], channels
     return _torchvision("cifar100", CIFAR100, root, split, PixelFormat.of(image_size, channels, fit), "cifar-100-python")
 
 
-def imagenet(*, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str) -> Source:
+def imagenet(
+    *,
+    root: str,
+    split: str,
+    image_size: int | Sequence[int],
+    channels: int,
+    fit: str,
+    refresh_index: bool = False,
+) -> Source:
     """ImageNet (Deng et al. 2009) as torchvision lays it out: ``root/train/n01440764/*.JPEG`` and ``root/val/...``."""
     if split not in ("train", "val"):
         raise ValueError(f"data.split={split} does not exist in imagenet: choose train or val")
@@ -170,6 +181,7 @@ def imagenet(*, root: str, split: str, image_size: int | Sequence[int], channels
         channels=channels,
         fit=fit,
         labels="required",
+        refresh_index=refresh_index,
         name="imagenet",
     )
 
@@ -181,6 +193,7 @@ def folder(
     channels: int | None,
     fit: str,
     labels: str,
+    refresh_index: bool = False,
     name: str = "folder",
 ) -> Source:
     """Every image below a directory, in any format that Pillow reads.
@@ -190,6 +203,7 @@ def folder(
         image_size, channels, fit: see PixelFormat; where both the size and the channels are None, they are the files' own.
         labels: ``auto`` takes classes where every image is in a subdirectory; ``required`` refuses a folder without
             them; ``none`` ignores them.
+        refresh_index: list the files anew even where a large folder's list is kept: see genimg.data.index.
         name: for messages.
 
     Raises:
@@ -205,7 +219,8 @@ def folder(
     if not directory.is_dir():
         what = "is a file, not a directory" if directory.exists() else "does not exist"
         raise FileNotFoundError(f"data.root={root} {what}: give a directory of images")
-    paths = _list_images(directory)
+    files = list_images(directory, refresh=refresh_index)
+    paths = files.paths
     if not paths:
         raise FileNotFoundError(
             f"data.root={root} holds no images: expected files such as .png or .jpg in it or in its subdirectories"
@@ -218,29 +233,10 @@ def folder(
             f"labels were asked for, but data.root={root} has none: put each class's images into a subdirectory of its own"
         )
     if labels == "none" or not has_classes:
-        return FileSource(name, directory, paths, pixels, None, ())
+        return FileSource(name, directory, files, pixels, None, ())
     index = {name: i for i, name in enumerate(classes)}
     targets = np.array([index[path.split("/", 1)[0]] for path in paths], dtype=np.int64)
-    return FileSource(name, directory, paths, pixels, targets, classes)
-
-
-def _list_images(root: Path) -> list[str]:
-    """Relative paths of all images below ``root``, sorted, with ``/`` between their parts; hidden names are skipped."""
-    Image.init()
-    extensions = tuple(end for end, kind in Image.registered_extensions().items() if kind not in _NOT_READABLE)
-    found: list[str] = []
-    visited: set[str] = set()  # a link to a directory above would otherwise repeat everything
-    for directory, subdirectories, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(directory)
-        if real in visited:
-            subdirectories.clear()
-            continue
-        visited.add(real)
-        subdirectories[:] = sorted(name for name in subdirectories if not name.startswith("."))
-        relative = Path(directory).relative_to(root).as_posix()
-        prefix = "" if relative == "." else relative + "/"
-        found += [prefix + name for name in files if not name.startswith(".") and name.lower().endswith(extensions)]
-    return sorted(found)
+    return FileSource(name, directory, files, pixels, targets, classes)
 
 
 def _torchvision(name: str, dataset: Callable[..., Any], root: str, split: str, pixels: PixelFormat, files: str) -> ArraySource:

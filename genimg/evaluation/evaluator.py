@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from genimg import paths
 from genimg.data.placement import Data
 from genimg.distributed import on_every_rank, rank, world_size
 from genimg.environment import versions
@@ -112,7 +112,7 @@ class Evaluator:
         self.reconstructions = reconstructions
         self.final_num_images = final_num_images
         self.stop_if = None if stop_if is None else DivergenceWatch.of(stop_if)
-        self.cache_dir = Path(cache_dir or os.environ.get("GENIMG_CACHE") or Path.home() / ".cache" / "genimg").expanduser()
+        self.cache_dir = paths.cache_dir(cache_dir)
         self._real: dict[tuple[Path, int], Summary] = {}
         self._originals: dict[tuple[str, int], Summary] = {}  # of what an autoencoder reconstructs
         self._warned: set[str] = set()

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from genimg.distributed import rank, sum_over_ranks, world_size
 from genimg.files import atomically
 from genimg.images import grid, write_png
 from genimg.interfaces import Metrics
@@ -36,20 +37,25 @@ class MeanMetrics:
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def pop(self) -> dict[str, float]:
-        """The means since the last call, with one transfer from the device."""
+        """The means since the last call, over all ranks, with one transfer from the device."""
         if not self._sums:
             return {}
-        means = torch.stack([total / self._counts[name] for name, total in self._sums.items()]).tolist()
+        means = _mean_over_ranks(torch.stack([total / self._counts[name] for name, total in self._sums.items()])).tolist()
         result = dict(zip(self._sums, means, strict=True))
         self._sums, self._counts = {}, {}
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+        sums = {name: _mean_over_ranks(total) for name, total in self._sums.items()}
+        return {"sums": sums, "counts": dict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         self._sums = {name: total.to(device) for name, total in state["sums"].items()}
         self._counts = dict(state["counts"])
+
+
+def _mean_over_ranks(values: Tensor) -> Tensor:
+    return sum_over_ranks(values) / world_size()
 
 
 class Logger:
@@ -105,8 +111,24 @@ class Logger:
             temporary.write_text("".join(kept), encoding="utf-8")
 
 
+class SilentLogger(Logger):
+    """Writes nothing: only the first rank writes."""
+
+    def __init__(self) -> None:
+        pass
+
+    def scalars(self, step: int, images: int, values: Mapping[str, float], provenance: Mapping[str, Any] | None = None) -> None:
+        pass
+
+    def pictures(self, step: int, images: int, named: Mapping[str, Tensor]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class ProgressBar:
-    """A bar with images/s, losses and time left on a terminal; elsewhere one line a minute.
+    """A bar with images/s, losses and time left on a terminal; elsewhere one line a minute. Only the first rank shows it.
 
     Args:
         total: images in the whole training.
@@ -116,7 +138,7 @@ class ProgressBar:
     seconds_between_lines = 60.0
 
     def __init__(self, *, total: int, initial: int) -> None:
-        self.interactive = sys.stderr.isatty()
+        self.interactive = sys.stderr.isatty() and rank() == 0
         self.total = total
         self.images = self._initial = initial
         self._numbers = ""

@@ -7,24 +7,28 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from genimg.data.placement import Data
 from genimg.data.stream import Order
+from genimg.distributed import Vote, add_over_ranks_, rank, world_size
 from genimg.evaluation.evaluator import Evaluation, Evaluator
 from genimg.evaluation.passes import EvaluationInterruptedError
 from genimg.images import to_float
-from genimg.interfaces import Batch, Images, Method, Progress
+from genimg.interfaces import Batch, Method, Progress
 from genimg.randomness import seed_of
 from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.device import Precision
 from genimg.training.logger import Logger, MeanMetrics, ProgressBar
+from genimg.training.noise import Noise
+from genimg.training.performance import Performance
 from genimg.training.schedules import Schedule
+from genimg.training.state import TrainerSettings, TrainingState
 from genimg.training.update import Updater, split
 
 log = logging.getLogger(__name__)
@@ -40,63 +44,6 @@ class WorseningError(Exception):
     """``evaluation.stop_if`` ended the training; a checkpoint has been written."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainerSettings:
-    """How long, how much at once, and how often.
-
-    Attributes:
-        duration: of the whole training.
-        batch_size: images a step.
-        accumulation: microbatches that each batch is cut into, to save memory; batch norm sees microbatches.
-        max_grad_norm: L2 norm to which each group's gradient is clipped; None leaves it.
-        log_interval, preview_interval, checkpoint_interval: how often.
-        preview_images: in each picture.
-        keep_last: checkpoints to keep beside the best one.
-    """
-
-    duration: Images
-    batch_size: int
-    accumulation: int
-    max_grad_norm: float | None
-    log_interval: Images
-    preview_interval: Images
-    checkpoint_interval: Images
-    preview_images: int
-    keep_last: int
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"trainer.batch_size={self.batch_size} must be 1 or more")
-        if self.accumulation < 1 or self.batch_size % self.accumulation:
-            raise ValueError(f"trainer.accumulation={self.accumulation} must divide trainer.batch_size={self.batch_size}")
-        if self.preview_images < 1:
-            raise ValueError(f"trainer.preview_images={self.preview_images} must be 1 or more")
-        for name in ("duration", "log_interval", "preview_interval", "checkpoint_interval"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"trainer.{name} must be longer than nothing")
-
-
-@dataclass
-class TrainingState:
-    """What a checkpoint holds besides the method and the optimizers."""
-
-    images: int = 0
-    evaluated_at: int = -1
-    last: dict[str, float] = field(default_factory=dict)
-    best: dict[str, float] = field(default_factory=dict)
-    best_images: int = -1
-    worse_evaluations: int = 0
-    final: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    evaluation_seconds: float = 0.0
-
-    def forget_evaluations(self) -> None:
-        """Start a new best: the evaluation has changed, and its values compare with none before."""
-        self.evaluated_at, self.last, self.best, self.best_images = -1, {}, {}, -1
-        self.worse_evaluations, self.final = 0, {}
-
-
 class Trainer:
     """Trains a method on data.
 
@@ -108,6 +55,7 @@ class Trainer:
         data: training images.
         evaluator: None for no evaluation.
         precision: of forward and backward.
+        performance: how the method was placed.
         seed: of everything random.
         folder: where checkpoints go.
         make_logger: called with the step that the run starts at, and whether that step is evaluated already.
@@ -124,6 +72,7 @@ class Trainer:
         evaluator: Evaluator | None,
         *,
         precision: Precision,
+        performance: Performance,
         seed: int,
         folder: CheckpointFolder,
         make_logger: Callable[[int, bool], Logger],
@@ -136,17 +85,28 @@ class Trainer:
         self.data = data
         self.evaluator = evaluator
         self.device = precision.device
+        self.performance = performance
         self.seed = seed
         self.folder = folder
         self.make_logger = make_logger
         self.describe = describe
-        self.updater = Updater(method.parameter_groups(), optimizers, precision=precision, max_grad_norm=settings.max_grad_norm)
+        self.updater = Updater(
+            method.parameter_groups(),
+            optimizers,
+            precision=precision,
+            max_grad_norm=settings.max_grad_norm,
+            noise=Noise(seed, settings.accumulation, precision.device),
+        )
         self.state = TrainingState()
         self.means = MeanMetrics()
         self._base_rates = {name: [g["lr"] for g in optimizer.param_groups] for name, optimizer in optimizers.items()}
+        self._batch_statistics = _batch_statistics(method)
+        self._vote = Vote()
+        self._stopping = False  # once every rank knows of some rank's signal
         self.stop_signal: int | None = None
         self._last_saved = -1
         self._interval_start = (time.monotonic(), 0)
+        self._waited = 0.0  # for batches, since then
 
     @property
     def progress(self) -> Progress:
@@ -169,13 +129,15 @@ class Trainer:
         self._interval_start = (time.monotonic(), self.state.images)
         previous = {s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
-            stream = self.data.batches(self.state.images, batch_size=self.settings.batch_size, seed=self.seed)
+            stream = self._stream()
             self.method.train()
             while True:
                 self._maintain(logger, bar)
                 if self.state.images >= self.settings.duration:
+                    self._vote.settle()
                     return self.state
                 self._step(stream)
+                self._stopping = self._vote.cast(self.stop_signal is not None)
                 bar.advance(self.settings.batch_size)
         finally:
             for number, handler in previous.items():
@@ -183,17 +145,50 @@ class Trainer:
             bar.close()
             logger.close()
 
+    def steps(self) -> Iterator[int]:
+        """Steps alone, without end, logs, pictures, evaluations and checkpoints; gives the images seen after each."""
+        stream = self._stream()
+        self.method.train()
+        while True:
+            self._step(stream)
+            yield self.state.images
+
+    def _stream(self) -> Iterator[Batch]:
+        return self.data.batches(
+            self.state.images,
+            batch_size=self.settings.batch_size,
+            seed=self.seed,
+            rank=rank(),
+            world_size=world_size(),
+        )
+
     def _step(self, stream: Iterator[Batch]) -> None:
         progress = self.progress
         factor = self.schedule.factor(progress.images, progress.batch_size)
         for name, optimizer in self.optimizers.items():
             for group, base in zip(optimizer.param_groups, self._base_rates[name], strict=True):
                 group["lr"] = base * factor
-        self.updater.step = progress.step
-        torch.manual_seed(seed_of(self.seed, progress.step))
-        batch = split(next(stream), self.settings.accumulation)
+        self.performance.begin_step()
+        self.updater.begin(progress.step)
+        asked = time.monotonic()
+        images = next(stream)
+        self._waited += time.monotonic() - asked
+        batch = split(self._laid_out(images), self.settings.accumulation)
         self.means.add(self.method.step(batch, progress, self.updater))
+        self._average_batch_statistics()
         self.state.images += progress.batch_size
+
+    def _laid_out(self, batch: Batch) -> Batch:
+        """The data comes with channels last."""
+        if self.performance.memory_format == torch.channels_last:
+            return batch
+        return {key: value.contiguous() for key, value in batch.items()}
+
+    def _average_batch_statistics(self) -> None:
+        """After every step all ranks hold the same state, so that any rank's checkpoint is everyone's."""
+        if world_size() > 1 and self._batch_statistics:
+            torch._foreach_div_(self._batch_statistics, world_size())
+            add_over_ranks_(self._batch_statistics)
 
     def _maintain(self, logger: Logger, bar: ProgressBar) -> None:
         """Everything that happens between steps, in a fixed order, so that a resumed run does the same."""
@@ -201,11 +196,11 @@ class Trainer:
         done = images >= settings.duration
         if self._due(settings.log_interval) or done:
             self._log(logger, bar)
-        if self._due(settings.preview_interval) or done or images == 0:
+        if (self._due(settings.preview_interval) or done or images == 0) and rank() == 0:
             logger.pictures(self.progress.step, images, self._preview(with_data=images == 0))
-        if (self._due(settings.checkpoint_interval) or done or self.stop_signal is not None) and images != self._last_saved:
+        if (self._due(settings.checkpoint_interval) or done or self._stopping) and images != self._last_saved:
             self._save(best=False)
-        if self.stop_signal is not None and not done:
+        if self._stopping and not done:
             raise StopRequestedError
         if self.evaluator:
             try:
@@ -234,7 +229,10 @@ class Trainer:
         self._interval_start = (now, self.state.images)
         rate = (self.state.images - images_then) / max(now - then, 1e-9)
         rates = {f"lr/{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
-        logger.scalars(self.progress.step, self.state.images, {**means, **rates, "time/images_per_second": rate})
+        times = {"time/images_per_second": rate, "time/data_wait_share": self._waited / max(now - then, 1e-9)}
+        self.state.waiting_seconds += self._waited
+        self._waited = 0.0
+        logger.scalars(self.progress.step, self.state.images, {**means, **rates, **times})
         bar.show({name: value for name, value in means.items() if name.startswith("loss/")} | self._headline())
 
     def _headline(self) -> dict[str, float]:
@@ -275,7 +273,7 @@ class Trainer:
         self.updater.raise_if_not_finite()
         start = time.monotonic()
         try:
-            result = evaluator.evaluate(self.method, self.data, self.device, lambda: self.stop_signal is not None, num_images)
+            result = evaluator.evaluate(self.method, self.data, self.device, self._should_stop_evaluating, num_images)
         finally:
             seconds = time.monotonic() - start
             then, images_then = self._interval_start
@@ -288,14 +286,20 @@ class Trainer:
         logger.scalars(self.progress.step, self.state.images, values, provenance=result.provenance)
         return result
 
+    def _should_stop_evaluating(self) -> bool:
+        """Several ranks finish the evaluation first: they have unlike numbers of batches between which to agree."""
+        return self.stop_signal is not None and world_size() == 1
+
     def _save(self, *, best: bool) -> None:
         self.updater.raise_if_not_finite()
-        path = self.folder.save(self.state_dict(), self.progress.step, best=best)
+        state = self.state_dict()
+        if rank() == 0:
+            path = self.folder.save(state, self.progress.step, best=best)
+            log.debug("saved %s", path)
         self._last_saved = self.state.images
-        log.debug("saved %s", path)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that resuming needs: tensors and primitives only."""
+        """Everything that resuming needs: tensors and primitives only. The same on every rank, and every rank must ask."""
         return {
             **self.describe,
             "method": self.method.state_dict(),
@@ -326,6 +330,12 @@ class Trainer:
         # Not by logging, whose lock the interrupted code may hold.
         text = f"\n{signal.Signals(number).name}: finishing this step, then saving; once more to stop at once\n"
         os.write(2, text.encode())
+
+
+def _batch_statistics(method: Method) -> list[Tensor]:
+    """The running means and variances of batch norm, which each rank takes of its own images."""
+    layers = [module for module in method.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+    return [buffer for layer in layers for buffer in layer.buffers() if buffer.is_floating_point()]
 
 
 def _in_short(values: Mapping[str, float]) -> str:

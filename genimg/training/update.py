@@ -1,4 +1,4 @@
-"""One optimizer step: precision, accumulation, clipping and the finite check, in one place for every method.
+"""One optimizer step: precision, accumulation, ranks, noise, clipping and the finite check, in one place for every method.
 
 Nothing else in genimg calls ``backward()`` or ``optimizer.step()``.
 """
@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from genimg.distributed import add_over_ranks_, least_over_ranks, world_size
 from genimg.interfaces import Batch, LossFunction, Metrics, Microbatches
 from genimg.training.device import Precision
+from genimg.training.noise import Noise
 
 
 class NonFiniteError(Exception):
@@ -36,11 +39,15 @@ def split(batch: Batch, num_microbatches: int) -> Microbatches:
 class Updater:
     """Implements ``Update`` for a set of parameter groups.
 
+    Gradients are added over microbatches and then once over ranks, so that k ranks take the step that one rank takes which
+    accumulates k times as many microbatches.
+
     Args:
         parameters: of each group.
         optimizers: one for each group.
         precision: of forward and backward.
         max_grad_norm: L2 norm to which each group's gradient is clipped; None leaves it.
+        noise: of each microbatch; None leaves the random numbers to the caller.
     """
 
     def __init__(
@@ -50,6 +57,7 @@ class Updater:
         *,
         precision: Precision,
         max_grad_norm: float | None,
+        noise: Noise | None = None,
     ) -> None:
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"trainer.max_grad_norm={max_grad_norm} must be above 0, or null for no clipping")
@@ -57,17 +65,24 @@ class Updater:
         self.optimizers = optimizers
         self.precision = precision
         self.max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
+        self.noise = noise
         self.step = 0
         # The first step at which each group was not finite, kept on the device: looking at it would be a host sync.
         self._first_bad = {
             group: torch.full((), -1, dtype=torch.int64, device=tensors[0].device) for group, tensors in parameters.items()
         }
 
+    def begin(self, step: int) -> None:
+        """Start a step, and its random numbers."""
+        self.step = step
+        if self.noise is not None:
+            self.noise.begin(step)
+
     def forward(self, group: str, function: Callable[[Batch], Batch], batch: Microbatches) -> Microbatches:
         self._train_only(group)
         results = []
-        for microbatch in batch:
-            with self.precision.autocast():
+        for number, microbatch in enumerate(batch):
+            with self._of_microbatch(number), self.precision.autocast():
                 results.append(microbatch | function(microbatch))
         return results
 
@@ -77,15 +92,16 @@ class Updater:
         optimizer.zero_grad(set_to_none=True)
         metrics: Metrics = {}
         total: Tensor | None = None
-        for microbatch in batch:
-            with self.precision.autocast():
+        for number, microbatch in enumerate(batch):
+            with self._of_microbatch(number), self.precision.autocast():
                 value, parts = loss(microbatch)
-            (value / len(batch)).backward()
+            (value / (len(batch) * world_size())).backward()
             total = value.detach() if total is None else total + value.detach()
             for name, part in parts.items():
                 share = part / len(batch)
                 metrics[name] = metrics[name] + share if name in metrics else share
         assert total is not None
+        add_over_ranks_(p.grad for p in self.parameters[group] if p.grad is not None)
         metrics[f"grad_norm/{group}"] = self._check_and_clip(group, total)
         optimizer.step()
         return metrics
@@ -96,8 +112,10 @@ class Updater:
         Raises:
             NonFiniteError: if any loss or gradient since the start was infinite or not a number.
         """
-        steps = {group: int(flag) for group, flag in self._first_bad.items()}
-        bad = {group: step for group, step in steps.items() if step >= 0}
+        never = torch.iinfo(torch.int64).max
+        flags = torch.stack([flag.cpu() for flag in self._first_bad.values()])
+        steps = least_over_ranks(flags.where(flags >= 0, never)).tolist()  # a loss can be infinite on one rank alone
+        bad = {group: step for group, step in zip(self._first_bad, steps, strict=True) if step < never}
         if bad:
             group = min(bad, key=lambda name: bad[name])
             raise NonFiniteError(group, bad[group])
@@ -109,8 +127,11 @@ class Updater:
             nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
         flag = self._first_bad[group]
         bad = ~torch.isfinite(norm + loss) & (flag < 0)
-        flag.copy_(torch.where(bad, self.step, flag))
+        flag.masked_fill_(bad, self.step)  # a number in a kernel's arguments; torch.where would copy it, and wait
         return norm
+
+    def _of_microbatch(self, number: int) -> AbstractContextManager[None]:
+        return nullcontext() if self.noise is None else self.noise.of_microbatch(number)
 
     def _train_only(self, group: str) -> None:
         for name, parameters in self.parameters.items():

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from genimg.data.placement import Data, read_valid
+from genimg.data.corrupt import read_valid
+from genimg.data.placement import Data
 from genimg.data.sources import ArraySource, CorruptImageError, Source
 from genimg.data.stream import Order
 from genimg.images import to_float
@@ -155,6 +156,46 @@ def test_plain_images_are_those_of_the_source_before_and_after_training_has_star
         assert images.dtype == torch.uint8
         assert np.array_equal(images.numpy(), source.values[indices])
         take(data, 1)
+
+
+@pytest.mark.parametrize(("placement", "num_workers"), [("device", 1), ("host", 1), ("workers", 0), ("workers", 1)])
+def test_reading_draws_nothing_from_the_random_stream_of_training(placement, num_workers):
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    data = place(ToySource(), placement, num_workers=num_workers)
+    take(data, 2)
+    data.images(np.array([1, 2]))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class BatchedSource(ToySource):
+    """Gives many images at once, and none alone."""
+
+    def read(self, index: int) -> np.ndarray:
+        raise AssertionError("read one by one")
+
+    def read_many(self, indices: np.ndarray) -> np.ndarray:
+        self.num_reads += 1
+        return self.values[indices]
+
+
+@pytest.mark.parametrize(("placement", "num_workers"), [("device", 0), ("host", 0), ("workers", 0), ("workers", 1)])
+def test_a_source_that_reads_many_at_once_is_never_read_one_by_one(placement, num_workers):
+    data = place(BatchedSource(), placement, num_workers=num_workers)
+    assert_equal(take(data, 7, position=3), take(place(ToySource(), placement), 7, position=3))
+    indices = np.array([7, 0, 7, 2])
+    assert np.array_equal(data.images(indices).numpy(), data.source.values[indices])
+
+
+def test_a_worker_reads_a_whole_batch_at_once():
+    source = BatchedSource()
+    take(place(source, "workers"), 5)
+    assert source.num_reads == 5
+
+
+@pytest.mark.parametrize("placement", PLACED)
+def test_no_images_are_none(placement):
+    assert place(ToySource(), placement).images(np.array([], dtype=np.int64)).shape == (0, 3, 4, 6)
 
 
 @pytest.mark.parametrize("placement", ["device", "host"])

@@ -213,6 +213,28 @@ def test_unknown_labels_channels_fit_and_size_are_refused(tmp_path):
         open_folder(tmp_path, image_size=0)
 
 
+# Many at once
+
+
+def test_many_images_are_those_read_one_by_one(tmp_path):
+    values = np.stack([write_image(tmp_path / f"{i}.png", seed=i) for i in range(4)])
+    indices = np.array([3, 0, 0, 2])
+    for source in (open_folder(tmp_path), ArraySource("array", values)):
+        many = source.read_many(indices)
+        assert many.dtype == np.uint8
+        assert np.array_equal(many, values[indices])
+        assert source.read_many(indices[:0]).shape == (0, 3, 8, 8)
+
+
+def test_many_images_of_which_one_is_corrupt_are_an_error(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        write_image(tmp_path / name)
+    (tmp_path / "b.png").write_bytes(b"not a png")
+    with pytest.raises(CorruptImageError, match=r"b\.png"):
+        open_folder(tmp_path).read_many(np.array([0, 1, 2]))
+    assert open_folder(tmp_path).read_many(np.array([0, 2])).shape == (2, 3, 8, 8)
+
+
 # Corrupt files
 
 

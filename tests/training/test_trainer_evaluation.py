@@ -20,8 +20,10 @@ from genimg.training import checkpoint
 from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.device import Precision
 from genimg.training.logger import Logger
+from genimg.training.performance import Performance
 from genimg.training.schedules import Constant
-from genimg.training.trainer import StopRequestedError, Trainer, TrainerSettings, TrainingState, WorseningError
+from genimg.training.state import TrainerSettings, TrainingState
+from genimg.training.trainer import StopRequestedError, Trainer, WorseningError
 
 CPU = torch.device("cpu")
 BATCH = 4
@@ -128,6 +130,7 @@ def make_trainer(tmp_path):
             Data(source, placement="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU),
             evaluator,
             precision=Precision("fp32", CPU),
+            performance=Performance(channels_last=True, fused_optimizer=False, compile=False),
             seed=0,
             folder=CheckpointFolder(tmp_path / folder / "checkpoints", keep_last=100),
             make_logger=lambda step, evaluated: Logger(tmp_path / folder, step=step, evaluated=evaluated),

@@ -1,0 +1,142 @@
+"""``dry_run=true``: what a training would need, found out in seconds by a few of its steps; nothing is written."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from genimg import build
+from genimg.commands.assembly import Parts, describe_parts
+from genimg.data.placement import Data
+from genimg.data.sources import ArraySource
+from genimg.distributed import world_size
+from genimg.evaluation.passes import full_float32
+from genimg.training.logger import SilentLogger
+from genimg.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+_SAMPLE = 256  # images that are decoded to check the data and to train on
+_SECONDS = 5.0  # of measured steps
+
+
+def rehearse(parts: Parts) -> None:
+    """Check the data, train a few steps on some of it, and say what the whole training would take.
+
+    Raises:
+        ValueError: if more images are corrupt than ``data.max_corrupt`` allows, or several processes were started.
+    """
+    if world_size() > 1:
+        raise ValueError("dry_run=true looks at one process: start it without torchrun")
+    data = build.build_data(parts.config, parts.source, parts.device)
+    describe_parts(parts, data.placement)
+    _count_classes(parts)
+    sample, rate = _decode_sample(parts, data)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = parts.trainer(sample, folder=Path(folder), make_logger=lambda *_: SilentLogger(), describe={})
+        step = _time_steps(trainer)
+        _report_memory(parts, trainer)
+    if data.placement != "workers":
+        where = "on the device" if data.placement == "device" else "in host memory"
+        log.info("images %s: %.0f MB", where, len(parts.source) * np.prod(parts.source.shape) / 1e6)
+    total = parts.settings.duration / parts.settings.batch_size * step
+    log.info("step: %.1f ms, %.0f images/s (median of a few)", 1e3 * step, parts.settings.batch_size / step)
+    if data.placement == "workers" and rate * data.num_workers < parts.settings.batch_size / step:
+        log.warning("%d workers decode %.0f images/s and will be waited for: genimg-prepare packs the images once and for all, "
+                    "data.num_workers=N takes more of them", data.num_workers, rate * data.num_workers)  # fmt: skip
+        total = parts.settings.duration / (rate * data.num_workers)
+    elif data.placement != "workers" and not isinstance(parts.source, ArraySource):
+        log.info("loading the images: about %s", _words(len(parts.source) / (rate * max(1, data.num_workers))))
+    log.info("training for %s: about %s", parts.config["trainer"]["duration"], _words(total))
+    _report_evaluation(parts)
+    log.info("dry run: nothing was written")
+
+
+def _count_classes(parts: Parts) -> None:
+    source = parts.source
+    if source.labels is None:
+        return
+    counts = np.bincount(source.labels, minlength=len(source.class_names))
+    order = np.argsort(-counts, kind="stable")
+    shown = ", ".join(f"{source.class_names[i]} {counts[i]}" for i in order[:10])
+    log.info("classes: %d, %s%s", len(counts), shown, ", ..." if len(counts) > 10 else "")
+    if counts.min() == 0 or counts.max() > 10 * counts.min():
+        log.warning("the largest class has %d images and the smallest %d", counts.max(), counts.min())
+
+
+def _decode_sample(parts: Parts, data: Data) -> tuple[Data, float]:
+    """Some images, evenly spaced, as data of their own, and how many one process reads a second."""
+    source = parts.source
+    count = min(len(source), max(_SAMPLE, parts.settings.batch_size))
+    chosen = np.arange(count, dtype=np.int64) * len(source) // count
+    start = time.perf_counter()
+    images = data.images(chosen).cpu().numpy()
+    rate = count / (time.perf_counter() - start) / max(1, data.num_workers)
+    log.info("data check: %d images read, %.0f images/s for each of %d workers", count, rate, max(1, data.num_workers))
+    labels = None if source.labels is None else source.labels[chosen]
+    sample = ArraySource(source.name, images, labels, source.class_names)
+    return Data(sample, placement="device", num_workers=0, horizontal_flip=data.horizontal_flip, max_corrupt=0,
+                device=parts.device), rate  # fmt: skip
+
+
+def _time_steps(trainer: Trainer) -> float:
+    """Seconds a step, after two that warm up."""
+    steps = trainer.steps()
+    times: list[float] = []
+    start = time.perf_counter()
+    while len(times) < 5 or (time.perf_counter() - start < _SECONDS and len(times) < 50):
+        before = time.perf_counter()
+        next(steps)
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - before)
+    trainer.updater.raise_if_not_finite()
+    return statistics.median(times[2:])
+
+
+def _report_memory(parts: Parts, trainer: Trainer) -> None:
+    state = sum(tensor.nbytes for tensor in parts.method.state_dict().values())
+    state += sum(v.nbytes for o in trainer.optimizers.values() for s in o.state.values() for v in s.values()
+                 if isinstance(v, torch.Tensor))  # fmt: skip
+    log.info("a checkpoint: %.0f MB; %d are kept, and the best one", state / 1e6, parts.settings.keep_last)
+    if parts.device.type == "cuda":
+        total = torch.cuda.get_device_properties(parts.device).total_memory
+        log.info("GPU memory: %.2f GB at most, of %.0f", torch.cuda.max_memory_allocated(parts.device) / 1e9, total / 1e9)
+        return
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    log.info("memory: %.2f GB at most so far, this program included",
+             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9)  # fmt: skip
+
+
+def _report_evaluation(parts: Parts) -> None:
+    evaluator = parts.evaluator
+    if evaluator is None:
+        return
+    with full_float32():
+        evaluator.extractor.to(parts.device)
+        made = evaluator.generated(parts.method.eval(), parts.device, ())
+        count = min(evaluator.batch_size, evaluator.num_images)
+        times = []
+        for _ in range(2):
+            before = time.perf_counter()
+            features, _ = evaluator.extractor(made.images(np.arange(count))[0])
+            features.cpu()
+            times.append(time.perf_counter() - before)
+    seconds = min(times) / count * evaluator.num_images
+    number = -(-parts.settings.duration // evaluator.interval)
+    log.info("evaluation: %d of %d images, about %s each, and once the real images'", number, evaluator.num_images,
+             _words(seconds))  # fmt: skip
+
+
+def _words(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,147 @@
+"""genimg-prepare: pack a dataset into a few large files of decoded, resized images."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from genimg import build
+from genimg.commands.common import Config, argument, check_writable, relative, require_all_values
+from genimg.data.packing import CORRUPT, image_bytes, pack
+from genimg.data.prepared import Description
+from genimg.data.sources import Source
+from genimg.explain import nearest
+
+log = logging.getLogger(__name__)
+
+_KEYS = ("data", "evaluation", "output", "shard_size", "max_corrupt", "allow", "debug")
+_OF_TRAINING = {"placement": "auto", "horizontal_flip": False, "max_corrupt": 0}
+
+
+def prepare(composed: DictConfig) -> None:
+    """Decode, resize and write the images of the ``data`` group as ``data=prepared`` reads them."""
+    require_all_values(composed)
+    options: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    _check(options)
+    output = Path(str(options["output"])).expanduser().resolve()
+    _check_output(output)
+    builder = build.Builder(allowed=(*build.ALLOWED, *options["allow"]))
+    source = build.build_source(options, builder)
+    if options["shard_size"] < image_bytes(source):
+        raise ValueError(
+            f"shard_size={options['shard_size']} is in bytes, and one image takes {image_bytes(source)}: a file should hold "
+            "thousands of them"
+        )
+    needed = len(source) * image_bytes(source)
+    _check_space(output, needed, source)
+    start = time.monotonic()
+    num_threads = options["data"]["num_workers"]
+    with _whole_or_not_at_all(output) as folder:
+        try:
+            description, num_corrupt = pack(
+                source,
+                folder,
+                shard_size=options["shard_size"],
+                num_threads=None if num_threads == "auto" else num_threads,
+                max_corrupt=options["max_corrupt"],
+                provenance={"fit": options["data"].get("fit")},
+            )
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ValueError(f"{_space(output, needed, source)}, and its disk became full") from error
+    _report(output, description, num_corrupt, time.monotonic() - start)
+
+
+def _check(options: Config) -> None:
+    for key in options:
+        if key not in _KEYS:
+            raise ValueError(f"unknown key {key}{nearest(key, _KEYS)}: nothing reads it; --cfg job shows all keys")
+    output, shard_size, max_corrupt = options["output"], options["shard_size"], options["max_corrupt"]
+    if type(output) not in (str, int) or output == "":
+        raise ValueError(f"output={output} is not a directory's name")
+    if type(shard_size) is not int or shard_size < 1:
+        raise ValueError(f"shard_size={shard_size} must be a whole number of bytes, such as 1073741824")
+    if max_corrupt is not None and (type(max_corrupt) is not int or max_corrupt < 0):
+        raise ValueError(f"max_corrupt={max_corrupt} must be 0 or more images, or null to leave out all corrupt ones")
+    if not isinstance(options["allow"], list) or not all(isinstance(name, str) for name in options["allow"]):
+        raise ValueError(f"allow={options['allow']} must be a list such as allow=[mypackage]")
+    data = options["data"]
+    for key, neutral in _OF_TRAINING.items():
+        if data[key] != neutral:
+            word = "a max_corrupt=N of its own decides here" if key == "max_corrupt" else "set it there"
+            raise ValueError(f"data.{key}={data[key]} is for training, and changes nothing that is packed: {word}")
+    threads = data["num_workers"]
+    if threads != "auto" and (type(threads) is not int or threads < 1):
+        raise ValueError(f"data.num_workers={threads} must be auto, or 1 or more threads")
+
+
+def _check_output(output: Path) -> None:
+    if output.is_dir():
+        if any(output.iterdir()):
+            raise ValueError(f"output={output} exists and is not empty: remove it, or choose another output")
+        if output.is_mount():  # nothing can take its place
+            raise ValueError(f"output={output} is where a disk is mounted: name a directory on it")
+    elif output.exists():
+        raise ValueError(f"output={output} is a file: name a directory that does not exist yet")
+    else:
+        check_writable("output", output)
+
+
+def _check_space(output: Path, needed: int, source: Source) -> None:
+    disk = next(parent for parent in output.parents if parent.exists())
+    free = shutil.disk_usage(disk).free
+    if free < needed:
+        raise ValueError(
+            f"{_space(output, needed, source)}, but {disk} has {free} bytes free: make room, or choose another output or a "
+            "smaller data.image_size"
+        )
+
+
+def _space(output: Path, needed: int, source: Source) -> str:
+    shape = "x".join(map(str, source.shape))
+    return f"output={output} needs {needed} bytes ({len(source)} images of {shape})"
+
+
+@contextlib.contextmanager
+def _whole_or_not_at_all(output: Path) -> Iterator[Path]:
+    """A temporary directory beside ``output`` that takes its place if the block ends well and is removed if not."""
+    temporary = output.with_name(f"{output.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with our number
+    terminate = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the end below is reached
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if output.exists():  # and is empty
+            output.rmdir()
+        temporary.rename(output)
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _report(output: Path, description: Description, num_corrupt: int, seconds: float) -> None:
+    channels, height, width = description.shape
+    count, shards = description.num_images, description.shards
+    log.info(
+        "%d images of %dx%dx%d in %d file%s, %d bytes, in %.1f s (%.0f images/s): %s",
+        count, channels, height, width, len(shards), "s" * (len(shards) > 1), sum(shard.num_bytes for shard in shards),
+        seconds, count / seconds, relative(output),
+    )  # fmt: skip
+    if num_corrupt:
+        listed = relative(output / CORRUPT)
+        log.warning("%d corrupt image%s left out: %s", num_corrupt, "s" * (num_corrupt > 1), listed)
+    size = str(height) if height == width else f"'[{height},{width}]'"
+    more = "" if channels == 3 else f" data.channels={channels}"
+    root = argument("data.root", relative(output))
+    log.info("to train on it: genimg-train data=prepared %s data.image_size=%s%s", root, size, more)

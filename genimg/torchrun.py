@@ -1,0 +1,53 @@
+"""What torchrun says to a process through its environment; read before anything heavy is imported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def rank_of_torchrun() -> int:
+    """This process's number among those of torchrun; 0 without it."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+
+
+def is_restarted() -> bool:
+    """Whether torchrun has started its processes anew after one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def may_restart() -> bool:
+    """Whether torchrun would start its processes anew."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
+def arguments_of_rank(arguments: list[str]) -> list[str]:
+    """A training's arguments as this process should take them.
+
+    Only the first rank has a run directory and a log file. A restarted training continues from its newest checkpoint,
+    whatever it began with.
+
+    Raises:
+        ValueError: if a restarted training would not find its checkpoints.
+    """
+    given = next((argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith("run_dir=")), None)
+    if may_restart() and given is None:
+        raise ValueError(
+            "torchrun --max-restarts needs run_dir=DIR (or resume=RUN): a restarted training finds its checkpoints there"
+        )
+    if is_restarted() and given is not None:
+        resume = next((argument for argument in arguments if argument.startswith("resume=")), "resume=auto")
+        arguments = [argument for argument in arguments if not argument.startswith("resume=")]
+        has_checkpoints = any(Path(given).expanduser().glob("checkpoints/step-*.pt"))
+        named = resume.partition("=")[2] not in ("auto", "null", "")
+        if named:
+            arguments.append(f"resume={given}" if has_checkpoints else resume)
+    if rank_of_torchrun() > 0:
+        # Hydra then makes no directory and no file.
+        arguments = [
+            *arguments,
+            "hydra.run.dir=.",
+            "hydra.output_subdir=null",
+            f"hydra.job_logging.handlers.file.filename={os.devnull}",
+        ]
+    return arguments

@@ -1,0 +1,71 @@
+"""The random numbers of a training step: a function of the seed, the step and the microbatch alone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from genimg.distributed import rank
+from genimg.randomness import seed_of
+
+
+class Noise:
+    """Gives every microbatch of a step a random stream of its own, which goes on from one update to the next.
+
+    Microbatches are numbered over all ranks, so that several ranks draw what one rank draws that accumulates as many
+    microbatches: where a batch is cut makes no difference.
+
+    Args:
+        seed: of the training.
+        num_microbatches: of this rank in every step.
+        device: whose generator is used beside the CPU's.
+    """
+
+    def __init__(self, seed: int, num_microbatches: int, device: torch.device) -> None:
+        self._seed = seed
+        self._count = num_microbatches
+        self._device = device
+        self._step = 0
+        self._states: dict[int, list[Tensor]] = {}
+
+    def begin(self, step: int) -> None:
+        """Start the streams of ``step``, with the first microbatch's."""
+        self._step = step
+        self._states = {}
+        torch.manual_seed(self._seed_of_microbatch(0))
+
+    @contextlib.contextmanager
+    def of_microbatch(self, number: int) -> Iterator[None]:
+        """Draw from the stream of this rank's microbatch ``number`` in the block."""
+        if self._count == 1:  # nothing to change between, and ``begin`` has seeded
+            yield
+            return
+        if number in self._states:
+            self._restore(self._states[number])
+        else:
+            torch.manual_seed(self._seed_of_microbatch(number))
+        yield
+        self._states[number] = self._state()
+
+    def _seed_of_microbatch(self, number: int) -> int:
+        overall = rank() * self._count + number
+        # The first is that of a batch which is not cut at all.
+        return seed_of(self._seed, self._step, overall) if overall else seed_of(self._seed, self._step)
+
+    def _state(self) -> list[Tensor]:
+        states = [torch.get_rng_state()]
+        if self._device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self._device))
+        elif self._device.type == "mps":
+            states.append(torch.mps.get_rng_state())
+        return states
+
+    def _restore(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(states[1], self._device)
+        elif self._device.type == "mps":
+            torch.mps.set_rng_state(states[1])

@@ -1,0 +1,76 @@
+"""How a training runs on its device: memory format, fused optimizers, compilation. None of it changes what is computed."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from genimg.interfaces import Method
+
+_COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
+
+
+@dataclass(frozen=True)
+class Performance:
+    """What a config asks for; ``auto`` takes what is fastest on the device.
+
+    Attributes:
+        channels_last: convolutions with channels last in memory. Faster on every device measured (docs/performance.md).
+        fused_optimizer: one kernel for all of an optimizer's arithmetic, where PyTorch has one for it.
+        compile: a mode of torch.compile for every trained network, or False. ``reduce-overhead`` replays CUDA graphs.
+    """
+
+    channels_last: bool | str
+    fused_optimizer: bool | str
+    compile: bool | str
+
+    def __post_init__(self) -> None:
+        for name in ("channels_last", "fused_optimizer"):
+            if getattr(self, name) not in (True, False, "auto"):
+                raise ValueError(f"performance.{name}={getattr(self, name)} is unknown: choose auto, true or false")
+        if self.compile not in ("auto", False, *_COMPILE_MODES):
+            choices = ", ".join(("auto", "false", *_COMPILE_MODES))
+            raise ValueError(f"performance.compile={self.compile} is unknown: choose one of {choices}")
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def place(self, method: Method, device: torch.device) -> None:
+        """Move the networks to the device, in the memory format asked for, and let torch.compile compile them."""
+        method.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        if self.compile in _COMPILE_MODES:
+            for network in method.children():
+                if any(parameter.requires_grad for parameter in network.parameters()):
+                    network.compile(mode=self.compile)  # in place: names in a state_dict stay; .forward stays eager
+
+    def begin_step(self) -> None:
+        """Tell torch.compile that what the last step's CUDA graphs gave is no longer needed."""
+        if self.compile in _COMPILE_MODES:
+            torch.compiler.cudagraph_mark_step_begin()
+
+    def of_optimizer(self, optimizer: Any, device: torch.device) -> dict[str, bool]:
+        """Keyword arguments for an optimizer's class.
+
+        Raises:
+            ValueError: if a fused one is asked for and there is none.
+        """
+        has_one = "fused" in inspect.signature(optimizer).parameters and device.type in ("cuda", "cpu", "mps")
+        if self.fused_optimizer is True and not has_one:
+            raise ValueError(
+                f"performance.fused_optimizer=true, but {getattr(optimizer, '__name__', optimizer)} has no fused form on "
+                f"{device.type}: say auto"
+            )
+        return {"fused": True} if self.fused_optimizer and has_one else {}
+
+    def describe(self) -> str:
+        """What was chosen, in words."""
+        chosen = {
+            "channels last": bool(self.channels_last),
+            "fused optimizer": bool(self.fused_optimizer),
+            f"torch.compile ({self.compile})": self.compile in _COMPILE_MODES,
+        }
+        return ", ".join(name for name, is_on in chosen.items() if is_on) or "plain"

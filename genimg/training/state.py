@@ -1,0 +1,74 @@
+"""How a training is to run, and how far it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from genimg.distributed import world_size
+from genimg.interfaces import Images
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings:
+    """How long, how much at once, and how often.
+
+    Attributes:
+        duration: of the whole training.
+        batch_size: images a step, of all ranks together.
+        accumulation: microbatches that each rank cuts its share of a batch into, to save memory; batch norm sees microbatches.
+        max_grad_norm: L2 norm to which each group's gradient is clipped; None leaves it.
+        log_interval, preview_interval, checkpoint_interval: how often.
+        preview_images: in each picture.
+        keep_last: checkpoints to keep beside the best one.
+        sync_batch_norm: on several GPUs, batch norm over the whole microbatch of all ranks; else over each rank's own.
+    """
+
+    duration: Images
+    batch_size: int
+    accumulation: int
+    max_grad_norm: float | None
+    log_interval: Images
+    preview_interval: Images
+    checkpoint_interval: Images
+    preview_images: int
+    keep_last: int
+    sync_batch_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"trainer.batch_size={self.batch_size} must be 1 or more")
+        if self.accumulation < 1 or self.batch_size % self.accumulation:
+            raise ValueError(f"trainer.accumulation={self.accumulation} must divide trainer.batch_size={self.batch_size}")
+        if self.batch_size % (self.accumulation * world_size()):
+            raise ValueError(
+                f"trainer.batch_size={self.batch_size} is that of all {world_size()} processes together and must be a multiple "
+                f"of trainer.accumulation x processes = {self.accumulation * world_size()}"
+            )
+        if self.preview_images < 1:
+            raise ValueError(f"trainer.preview_images={self.preview_images} must be 1 or more")
+        for name in ("duration", "log_interval", "preview_interval", "checkpoint_interval"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"trainer.{name} must be longer than nothing")
+
+
+@dataclass
+class TrainingState:
+    """What a checkpoint holds besides the method and the optimizers."""
+
+    images: int = 0
+    evaluated_at: int = -1
+    last: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    best_images: int = -1
+    worse_evaluations: int = 0
+    final: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    waiting_seconds: float = 0.0  # of these, for batches
+    evaluation_seconds: float = 0.0
+
+    def forget_evaluations(self) -> None:
+        """Start a new best: the evaluation has changed, and its values compare with none before."""
+        self.evaluated_at, self.last, self.best, self.best_images = -1, {}, {}, -1
+        self.worse_evaluations, self.final = 0, {}

@@ -1,0 +1,365 @@
+#!/usr/bin/env python3
+"""genimg's trainer against the loop of a good tutorial, on this machine, with the same networks, images and optimizers.
+
+    python scripts/benchmark.py                                     every recipe of the table below
+    python scripts/benchmark.py --recipes dcgan_64 --json dcgan.json
+    python scripts/benchmark.py --override data.placement=workers   what one setting of genimg's changes
+    python scripts/benchmark.py --recipes dcgan_32 --long 10000     do memory and step time stay as they are?
+
+Each recipe runs in a process of its own, in which blocks of steps of the two alternate, so that whatever else the machine
+does hits both. genimg is the real Trainer on the real Data, timed from one request for a batch to the next, with all that it
+does in a training; the tutorial's loop is in plain_loops.py. Before each block of either side there is a pause, not timed, in
+which loader workers fill their queues and fall asleep, so that they take no time from the other side.
+docs/performance.md explains the columns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from datetime import datetime
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from plain_loops import STEPS, Pictures, PlainLoop, default_switches
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from genimg import build
+from genimg.commands.assembly import Parts, assemble
+from genimg.environment import git_commit, versions
+from genimg.explain import explain, nearest
+from genimg.interfaces import Batch
+from genimg.paths import config_dir
+from genimg.training.device import choose_device, describe_hardware
+from genimg.training.logger import Logger
+
+# A recipe is one line: its name, genimg-train's overrides, and the plain step (of plain_loops.STEPS) that it is compared with.
+RECIPES = {
+    "dcgan_64": ("model=dcgan data.image_size=64 trainer.batch_size=64", "gan"),
+    "dcgan_32": ("model=dcgan data.image_size=32 trainer.batch_size=128", "gan"),
+    "vae_64": ("model=vae data.image_size=64 trainer.batch_size=64", "vae"),
+    "vae_32": ("model=vae data.image_size=32 trainer.batch_size=128", "vae"),
+    "dcgan_small_28": ("model=dcgan_small data.image_size=28 data.channels=1 trainer.batch_size=64", "gan"),
+    "vae_small_28": ("model=vae_small data.image_size=28 data.channels=1 trainer.batch_size=64", "vae"),
+}
+MIB = 2**20
+PAUSE = 0.25  # seconds before each block; two loader workers make their two batches each in some 10 ms
+MEMORY_LIMIT = 1.0  # MiB of growth in 1000 steps
+TIME_LIMITS = (0.9, 1.1)  # the last tenth's step time over the second's
+
+Config = dict[str, Any]
+
+
+class Blocks:
+    """Cuts a stream of batches into blocks of steps and times them."""
+
+    def __init__(self, device: torch.device, steps: int) -> None:
+        self.device, self.steps = device, steps
+        self.seconds: list[float] = []
+        self.waiting: list[float] = []  # of these, for batches
+
+    def cut(self, stream: Iterator[Any]) -> Iterator[Any]:
+        """The stream's next batches, one block of them, timed until one more is asked for."""
+        synchronize(self.device)
+        waiting, start = 0.0, time.perf_counter()
+        for _ in range(self.steps):
+            asked = time.perf_counter()
+            batch = next(stream)
+            waiting += time.perf_counter() - asked
+            yield batch
+        synchronize(self.device)
+        self.seconds.append(time.perf_counter() - start)
+        self.waiting.append(waiting)
+
+    def summary(self, batch_size: int, last: int) -> Config:
+        """Rate and times of the last blocks."""
+        seconds, waiting = self.seconds[-last:], self.waiting[-last:]
+        low, median, high = np.percentile([s / self.steps * 1e3 for s in seconds], [25, 50, 75]).tolist()
+        return {
+            "images_per_second": last * self.steps * batch_size / sum(seconds),
+            "step_ms": {"lower_quartile": low, "median": median, "upper_quartile": high},
+            "data_wait_share": sum(waiting) / sum(seconds),
+            "batch_size": batch_size,
+            "block_seconds": seconds,
+            "block_waiting_seconds": waiting,
+        }
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def train_genimg(parts: Parts, blocks: Blocks, between: Callable[[], None]) -> float:
+    """Train with the real trainer, which gets its batches in ``blocks``; ``between`` is called before each of them.
+
+    Returns:
+        The floating-point operations of a step, counted in a first block that is not timed.
+    """
+    data = build.build_data(parts.config, parts.source, parts.device)
+    batches, counter = data.batches, FlopCounterMode(display=False)
+
+    def in_blocks(*arguments: int, **keywords: int) -> Iterator[Batch]:
+        stream = batches(*arguments, **keywords)
+        with counter:
+            for _ in range(blocks.steps):
+                yield next(stream)
+        while True:
+            between()
+            yield from blocks.cut(stream)
+
+    data.batches = in_blocks  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        parts.trainer(data, folder=folder, make_logger=lambda step, _: Logger(folder, step=step), describe={}).fit()
+    return counter.get_total_flops() / blocks.steps
+
+
+def memory(device: torch.device, *, peak: bool) -> float:
+    """MiB: allocated on a GPU, or resident of this process; now, or at most (on a GPU since it was reset)."""
+    if device.type == "cuda":
+        return (torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)) / MIB
+    if not peak and Path("/proc/self/statm").exists():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / MIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MIB if sys.platform == "darwin" else 1024)
+
+
+def matrix_rates(device: torch.device) -> dict[str, float]:
+    """FLOP/s of the best of five products of two large square matrices, for each precision."""
+    size = 2048 if device.type == "cpu" else 8192
+    kinds = {"fp32": (torch.float32, "highest"), "tf32": (torch.float32, "high"), "bf16": (torch.bfloat16, "high")}
+    rates = {}
+    for name, (dtype, switch) in kinds.items():
+        if name == "tf32" and device.type != "cuda":
+            continue
+        torch.set_float32_matmul_precision(switch)
+        matrix = torch.randn(size, size, device=device, dtype=dtype)
+        times = []
+        for _ in range(6):  # the first warms up
+            synchronize(device)
+            start = time.perf_counter()
+            matrix @ matrix
+            synchronize(device)
+            times.append(time.perf_counter() - start)
+        rates[name] = 2 * size**3 / min(times[1:])
+    return rates
+
+
+def compare(name: str, configs: dict[str, Config], arguments: argparse.Namespace, parts: Parts) -> Config:
+    """Time blocks of both sides in turns, after one that counts operations and two that warm up."""
+    device, count = parts.device, arguments.blocks
+    genimg, plain = Blocks(device, arguments.block), Blocks(device, arguments.block)
+    loop: PlainLoop | None = None
+    peak = {}
+
+    def plain_block(loop: PlainLoop) -> None:
+        time.sleep(PAUSE)
+        with default_switches():
+            for images in plain.cut(loop.batches):
+                loop.train_on(images)
+
+    def between() -> None:
+        nonlocal loop
+        done = len(genimg.seconds)
+        if done == 1 and device.type == "cuda":  # whatever was searched or compiled has been
+            torch.cuda.reset_peak_memory_stats(device)
+        if not 2 <= done < 2 + count:
+            return
+        if loop is None:  # until now genimg was alone
+            peak["genimg"] = memory(device, peak=True)
+            loop = plain_loop(configs["plain"], RECIPES[name][1])
+            plain_block(loop)
+            plain_block(loop)
+        plain_block(loop)
+        tqdm.write(f"{name}: block {done - 1} of {count}", file=sys.stderr)
+        time.sleep(PAUSE)
+
+    flops = train_genimg(parts, genimg, between)
+    peak["both"] = memory(device, peak=True)
+    ours = genimg.summary(configs["genimg"]["trainer"]["batch_size"], count)
+    theirs = plain.summary(configs["plain"]["trainer"]["batch_size"], count)
+    rates = [side["batch_size"] / np.array(side["block_seconds"]) for side in (ours, theirs)]
+    totals = ours["images_per_second"] / theirs["images_per_second"]
+    return {
+        "genimg": ours,
+        "plain": theirs,
+        "ratio": {"totals": totals, "median_of_blocks": float(np.median(rates[0] / rates[1]))},
+        "peak_memory_mib": peak,
+        **arithmetic(flops, ours, parts),
+    }
+
+
+def plain_loop(config: Config, kind: str) -> PlainLoop:
+    """The tutorial's loop over the config's images, with its networks, loss and optimizers."""
+    with default_switches():
+        parts = assemble(config, config["device"])
+    batch_size = parts.settings.batch_size
+    return PlainLoop(
+        STEPS[kind], parts.method, parts.optimizers, Pictures(parts.source), batch_size=batch_size, device=parts.device
+    )
+
+
+def arithmetic(flops: float, genimg: Config, parts: Parts) -> Config:
+    """What genimg's steps achieve of what the device can, which is measured now."""
+    achieved, rates = flops / genimg["batch_size"] * genimg["images_per_second"], matrix_rates(parts.device)
+    share = achieved / rates[parts.precision.name]
+    steps = {"flops_per_step": flops, "flops_per_second": achieved, "share_of_matrix_rate": share}
+    return steps | {"matrix_flops_per_second": rates}
+
+
+def watch(name: str, arguments: argparse.Namespace, parts: Parts) -> Config:
+    """Train genimg's side alone for long: whether memory and step time stay as they are."""
+    blocks, held = Blocks(parts.device, arguments.block), []
+
+    def between() -> None:
+        held.append(memory(parts.device, peak=False))
+        if (len(held) - 1) % max(1, arguments.blocks // 10) == 0:
+            tqdm.write(f"{name}: {len(blocks.seconds) * blocks.steps} steps, {held[-1]:.1f} MiB", file=sys.stderr)
+
+    train_genimg(parts, blocks, between)
+    steps = np.arange(1, arguments.blocks + 1) * blocks.steps
+    step_ms, after = np.array(blocks.seconds) / blocks.steps * 1e3, np.array(held[1:])
+    tenths = np.array_split(np.arange(arguments.blocks), 10)
+    points = [(int(steps[t[-1]]), float(after[t[-1]]), float(np.median(step_ms[t]))) for t in tenths]
+    rest = np.concatenate(tenths[1:])
+    growth, ratio = float(np.polyfit(steps[rest], after[rest], 1)[0] * 1000), points[-1][2] / points[1][2]
+    return {
+        "points": [dict(zip(("steps", "memory_mib", "median_step_ms"), point, strict=True)) for point in points],
+        "memory_growth_mib_per_1000_steps": growth,
+        "step_time_ratio": ratio,
+        "verdict": {
+            "memory": "flat" if growth <= MEMORY_LIMIT else "grows",
+            "step_time": "steady" if TIME_LIMITS[0] <= ratio <= TIME_LIMITS[1] else "drifts",
+        },
+        "block_seconds": blocks.seconds,
+    }
+
+
+def print_comparison(results: Config) -> None:
+    columns = "recipe|batch|images/s: genimg|plain|genimg / plain|median of blocks|step, ms: genimg|plain|waiting: genimg|plain"
+    columns += "|peak MiB: genimg|both|GFLOP a step|GFLOP/s|of matrix rate"
+    print(f"|{columns}|\n" + "|---" * (columns.count("|") + 1) + "|")
+    for name, r in results.items():
+        sides = [r["genimg"], r["plain"]]
+        cells = [name, str(sides[0]["batch_size"]), *(f"{side['images_per_second']:.1f}" for side in sides)]
+        cells += [f"**{r['ratio']['totals']:.3f}**", f"{r['ratio']['median_of_blocks']:.3f}"]
+        cells += ["{median:.2f} ({lower_quartile:.2f} to {upper_quartile:.2f})".format(**side["step_ms"]) for side in sides]
+        cells += [f"{side['data_wait_share']:.1%}" for side in sides]
+        cells += [f"{mib:.0f}" for mib in r["peak_memory_mib"].values()]
+        cells += [f"{r['flops_per_step'] / 1e9:.2f}", f"{r['flops_per_second'] / 1e9:.1f}"]
+        cells += [f"{r['share_of_matrix_rate']:.1%} of {r['matrix_flops_per_second'][r['precision']] / 1e9:.0f}"]
+        print(f"|{'|'.join(cells)}|")
+
+
+def print_watch(results: Config) -> None:
+    low, high = TIME_LIMITS
+    for name, r in results.items():
+        print(f"{name}\n\n|steps|memory, MiB|step, ms (median)|\n|---|---|---|")
+        for point in r["points"]:
+            print("|{steps}|{memory_mib:.1f}|{median_step_ms:.2f}|".format(**point))
+        growth, verdict = f"{r['memory_growth_mib_per_1000_steps']:+.3f} MiB per 1000 steps", r["verdict"]
+        print(f"\nmemory {verdict['memory']}: {growth} after the first tenth (flat: {MEMORY_LIMIT:g} or less)")
+        print(f"step time {verdict['step_time']}: {r['step_time_ratio']:.3f} of the second tenth's (steady: {low} to {high})\n")
+
+
+def parsed() -> argparse.Namespace:
+    def count(text: str) -> int:
+        if int(text) < 1:
+            raise ValueError
+        return int(text)
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="names with commas between (default: all)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto", help="of genimg's side")
+    parser.add_argument("--blocks", type=count, default=20, help="of each side that are timed")
+    parser.add_argument("--block", type=count, help="steps in a block (default: 5 on a CPU, 100 elsewhere)")
+    parser.add_argument("--batch-size", type=count, help="instead of the recipe's")
+    parser.add_argument("--images", type=count, default=10_000, help="that are drawn to train on")
+    parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="for genimg's side alone")
+    parser.add_argument("--long", type=count, metavar="STEPS", help="train genimg's side alone, 10 steps or more")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, every block's time too")
+    arguments = parser.parse_args()
+    arguments.recipes = arguments.recipes.split(",")
+    for name in arguments.recipes:
+        if name not in RECIPES:
+            parser.error(f"unknown recipe {name!r}{nearest(name, RECIPES)}: choose from {', '.join(RECIPES)}")
+    if arguments.long and arguments.long < 10:
+        parser.error(f"--long {arguments.long} is too short: ten points need 10 steps")
+    if arguments.json and not arguments.json.parent.is_dir():
+        parser.error(f"--json {arguments.json}: there is no directory {arguments.json.parent}")
+    return arguments
+
+
+def configs_of(name: str, arguments: argparse.Namespace) -> dict[str, Config]:
+    """genimg-train's composed configs for both sides, of which --override changes only genimg's."""
+    # Besides the timed blocks: one that counts operations, two that warm up a comparison, a step that ends the last block.
+    steps = arguments.block * (arguments.blocks + (1 if arguments.long else 3)) + 1
+    overrides = [*RECIPES[name][0].split(), "run_dir=unused", "evaluation=none", f"trainer.duration={steps} steps"]
+    overrides += [f"data.num_images={arguments.images}", f"device={arguments.device}"]
+    if not arguments.long:
+        overrides += ["trainer.checkpoint_interval=1000M images", "trainer.preview_interval=1000M images"]
+    if arguments.batch_size:
+        overrides += [f"trainer.batch_size={arguments.batch_size}"]
+    sides = {
+        "genimg": [f"precision={arguments.precision}", *arguments.override],
+        "plain": ["precision=fp32", "performance=plain"],
+    }
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        composed = {side: compose("train", overrides=[*overrides, *more]) for side, more in sides.items()}
+    return {side: cast(Config, OmegaConf.to_container(config, resolve=True)) for side, config in composed.items()}
+
+
+def work(name: str, configs: dict[str, Config], arguments: argparse.Namespace) -> Config:
+    """One recipe's result, and what it depends on."""
+    parts = assemble(configs["genimg"], configs["genimg"]["device"])
+    facts = {"hardware": describe_hardware(parts.device), "precision": parts.precision.name, "block_steps": arguments.block}
+    result = watch(name, arguments, parts) if arguments.long else compare(name, configs, arguments, parts)
+    return {**facts, "configs": configs, **result}
+
+
+def main() -> None:
+    arguments = parsed()
+    configs, results, name = {}, {}, ""
+    try:
+        arguments.block = arguments.block or (5 if choose_device(arguments.device).type == "cpu" else 100)
+        if arguments.long:
+            arguments.block = min(arguments.block, arguments.long // 10)
+            arguments.blocks = arguments.long // arguments.block
+        for name in arguments.recipes:
+            configs[name] = configs_of(name, arguments)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+            for name in arguments.recipes:
+                results[name] = pool.submit(work, name, configs[name], arguments).result()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        message = explain(error, "train", [*RECIPES[name][0].split(), *arguments.override] if name else [])
+        if message is None:
+            raise
+        sys.exit(f"benchmark.py: {message}")
+    first = next(iter(results.values()))
+    facts = {"hardware": first["hardware"], "precision": first["precision"], "versions": versions(), "commit": git_commit()}
+    facts |= {"date": datetime.now().astimezone().isoformat(timespec="seconds"), "command": shlex.join(["python", *sys.argv])}
+    if arguments.json:
+        arguments.json.write_text(json.dumps({**facts, "recipes": results}, indent=1) + "\n", encoding="utf-8")
+    print("{name}, {threads} threads, ".format(**facts["hardware"]), end="")
+    print("precision {precision}, torch {versions[torch]}, {date}, commit {commit}\n`{command}`\n".format(**facts))
+    (print_watch if arguments.long else print_comparison)(results)
+
+
+if __name__ == "__main__":
+    main()

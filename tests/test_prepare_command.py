@@ -1,0 +1,294 @@
+"""genimg-prepare: packed images train as the files do, and what a user is told when they cannot be packed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from genimg.commands import prepare as command
+from genimg.commands.prepare import prepare
+from genimg.data import packing
+from genimg.data.prepared import prepared
+from genimg.data.shapes import ShapesSource
+from genimg.paths import config_dir
+
+PROGRAM = "import sys; from genimg import cli; getattr(cli, sys.argv.pop(1))()"
+ONE_AFTER_THE_OTHER = """
+import json, os, sys
+from genimg import cli
+import genimg.commands.train  # imported once; every run is a fork
+for arguments in json.loads(sys.argv[2]):
+    child = os.fork()
+    if child == 0:
+        sys.argv = ["genimg-train", *arguments]
+        cli.train()
+        sys.exit()
+    if os.waitpid(child, 0)[1] != 0:
+        sys.exit(f"failed: {arguments}")
+"""
+STOPPED = """
+import glob, json, os, signal, sys, time
+from genimg import cli
+import genimg.commands.prepare  # imported once; every run is a fork
+sys.argv[1:] = sys.argv[2:]
+statuses = {}
+for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+    os.mkdir(sent.name)
+    child = os.fork()
+    if child == 0:
+        os.chdir(sent.name)
+        cli.prepare()
+        sys.exit()
+    while not glob.glob(f"{sent.name}/PACKED.*.tmp/shard-00001.npy"):
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        time.sleep(0.01)
+    os.kill(child, sent)
+    statuses[sent.name] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(json.dumps(statuses))
+"""
+PICTURES = ["data=folder", "data.root=pictures", "data.image_size=16"]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory that holds pictures, so that relative paths and caches land in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GENIMG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    random = np.random.default_rng(0)
+    for number, name in enumerate(("cat", "dog")):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(12):
+            values = random.integers(0, 150, (20, 24, 3)) + 100 * number
+            Image.fromarray(values.astype(np.uint8)).save(tmp_path / "pictures" / name / f"{i:02d}.png")
+    return tmp_path
+
+
+def start(name: str, *arguments: str, program: str = PROGRAM, cwd: Path | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", program, name, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ), cwd=cwd)
+
+
+def train(*runs: list[str]) -> None:
+    """One genimg-train after the other."""
+    process = start("train", json.dumps(runs), program=ONE_AFTER_THE_OTHER)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+
+
+def prepare_here(*overrides: str) -> None:
+    """As genimg-prepare, in this process."""
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        config = compose("prepare", [*overrides])
+    prepare(config)
+
+
+def beside_pictures(home: Path) -> list[str]:
+    return sorted(path.name for path in home.iterdir() if path.name != "pictures")
+
+
+# Packing and training
+
+
+def test_packed_images_train_as_the_files_do_also_when_resumed(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        prepare_here(*PICTURES, "output='a folder/PACKED'", "shard_size=8000")
+    assert "24 images of 3x16x16 in 3 files, 18816 bytes, in " in caplog.text
+    assert "genimg-train data=prepared 'data.root='\"'\"'a folder/PACKED'\"'\"'' data.image_size=16" in caplog.text
+    assert [path.name for path in (home / "a folder").iterdir()] == ["PACKED"]
+    shutil.move(home / "a folder" / "PACKED", home / "moved")  # a directory that can be copied anywhere
+
+    base = ["data.image_size=16", "data.horizontal_flip=true", "model.generator.width=8", "model.latent_dim=8", "device=cpu"]
+    base += ["trainer.batch_size=8", "trainer.log_interval=1 steps", "trainer.preview_images=4", "evaluation=none"]
+    packed = ["data=prepared", "data.root=moved", "data.placement=workers", "data.num_workers=1"]
+    train(
+        ["data=folder", "data.root=pictures", *base, "trainer.duration=6 steps", "run_dir=files"],
+        [*packed, *base, "trainer.duration=3 steps", "run_dir=packed"],
+        ["resume=packed", "trainer.duration=6 steps"],
+    )
+    records = []
+    for run in ("files", "packed"):
+        lines = [json.loads(line) for line in (home / run / "metrics.jsonl").read_text().splitlines()]
+        records.append([{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines])
+    assert len(records[0]) >= 6
+    assert records[0] == records[1]
+    weights = [torch.load(home / run / "checkpoints" / "last.pt", weights_only=True)["method"] for run in ("files", "packed")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_labels_class_names_and_captions_travel_along(home: Path) -> None:
+    prepare_here("data=shapes", "data.num_images=9", "data.num_objects=2", "data.labels=color_shape", "output=PACKED")
+    original = ShapesSource(seed=0, num_images=9, image_size=32, channels=3, num_objects=2, labels="color_shape")
+    source = prepared(root="PACKED", image_size=32, channels=3)
+    assert source.class_names == original.class_names
+    assert source.labels is not None
+    assert source.labels.tolist() == original.labels.tolist()
+    assert [source.caption(i) for i in range(9)] == [original.caption(i) for i in range(9)]
+    assert source.caption(0) is not None
+
+
+def test_where_the_images_came_from_is_recorded(home: Path) -> None:
+    prepare_here(*PICTURES, "data.fit=pad", "output=PACKED")
+    recorded = json.loads((home / "PACKED" / "dataset.json").read_text())["source"]
+    assert recorded.pop("fingerprint")
+    assert recorded == {"name": "folder", "num_images": 24, "fit": "pad"}
+
+
+def test_an_empty_directory_may_be_the_output(home: Path) -> None:
+    (home / "PACKED").mkdir()
+    prepare_here(*PICTURES, "output=PACKED")
+    assert (home / "PACKED" / "dataset.json").is_file()
+
+
+def test_corrupt_files_are_left_out_counted_and_listed(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("cat/03.png", "dog/07.png"):
+        (home / "pictures" / name).write_bytes(b"not a png")
+    prepare_here(*PICTURES, "output=PACKED", "max_corrupt=2")
+    assert "2 corrupt images left out: PACKED/corrupt.txt" in caplog.text
+    lines = (home / "PACKED" / "corrupt.txt").read_text().splitlines()
+    assert [line.split(": ")[0] for line in lines] == ["pictures/cat/03.png", "pictures/dog/07.png"]
+    assert all("cannot identify image file" in line for line in lines)
+    source = prepared(root="PACKED", image_size=16, channels=3)
+    assert source.labels is not None
+    assert source.labels.tolist() == [0] * 11 + [1] * 11
+    with pytest.raises(ValueError, match=r"2 corrupt images, more than max_corrupt=1 allows.*\n.*cat/03\.png.*\n.*dog/07\.png"):
+        prepare_here(*PICTURES, "output=other", "max_corrupt=1")
+    assert beside_pictures(home) == ["PACKED"]
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([*PICTURES], "output is required: set output=VALUE"),
+        (["output=PACKED"], r"data\.root is required: set data\.root=VALUE"),
+        ([*PICTURES, "output=null"], "output=None is not a directory's name"),
+        ([*PICTURES, "output=''"], "output= is not a directory's name"),
+        ([*PICTURES, "output=true"], "output=True is not a directory's name"),
+        ([*PICTURES, "output=PACKED", "+nonsense=1"], "unknown key nonsense: nothing reads it"),
+        ([*PICTURES, "output=PACKED", "+max_corupt=1"], r"unknown key max_corupt \(did you mean 'max_corrupt'\?\)"),
+        ([*PICTURES, "output=PACKED", "+data.chanels=1"], r"unknown key data\.chanels \(did you mean 'channels'\?\)"),
+        ([*PICTURES, "output=PACKED", "shard_size=0"], "shard_size=0 must be a whole number of bytes"),
+        ([*PICTURES, "output=PACKED", "shard_size=1GiB"], "shard_size=1GiB must be a whole number of bytes"),
+        ([*PICTURES, "output=PACKED", "shard_size=1e9"], r"shard_size=1000000000\.0 must be a whole number of bytes"),
+        ([*PICTURES, "output=PACKED", "shard_size=true"], "shard_size=True must be a whole number of bytes"),
+        ([*PICTURES, "output=PACKED", "shard_size=767"], "shard_size=767 is in bytes, and one image takes 768"),
+        ([*PICTURES, "output=PACKED", "max_corrupt=-1"], "max_corrupt=-1 must be 0 or more images, or null"),
+        ([*PICTURES, "output=PACKED", "max_corrupt=true"], "max_corrupt=True must be 0 or more images, or null"),
+        ([*PICTURES, "output=PACKED", "max_corrupt=few"], "max_corrupt=few must be 0 or more images, or null"),
+        ([*PICTURES, "output=PACKED", "allow=mine"], r"allow=mine must be a list such as allow=\[mypackage\]"),
+        ([*PICTURES, "output=PACKED", "data.num_workers=0"], r"data\.num_workers=0 must be auto, or 1 or more threads"),
+        ([*PICTURES, "output=PACKED", "data.num_workers=true"], r"data\.num_workers=True must be auto, or 1 or more threads"),
+        (
+            [*PICTURES, "output=PACKED", "data.horizontal_flip=true"],
+            r"data\.horizontal_flip=True is for training.*set it there",
+        ),
+        ([*PICTURES, "output=PACKED", "data.placement=host"], r"data\.placement=host is for training.*set it there"),
+        ([*PICTURES, "output=PACKED", "data.max_corrupt=3"], r"data\.max_corrupt=3 is for training.*max_corrupt=N"),
+        ([*PICTURES, "output=PACKED", "data.root=nowhere"], r"data\.root=nowhere does not exist"),
+        ([*PICTURES, "output=PACKED", "data.image_size=0"], "image_size=0 is not a size"),
+        ([*PICTURES, "output=PACKED", "data.refresh_index=3"], r"data\.refresh_index=3 must be true or false"),
+        ([*PICTURES, "output=PACKED", "data._target_=os.system"], r"data\._target_=os\.system is refused"),
+        ([*PICTURES, "output=pictures"], "output=.*/pictures exists and is not empty: remove it, or choose another output"),
+        ([*PICTURES, "output=pictures/cat/00.png"], r"output=.*/00\.png is a file: name a directory that does not exist yet"),
+        ([*PICTURES, "output=pictures/cat/00.png/x"], r"output=.*/00\.png/x cannot be written"),
+        ([*PICTURES, "output=/dev/shm"], "output=/dev/shm .*(not empty|mounted)"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name_and_leaves_nothing(arguments: list[str], words: str, home: Path) -> None:
+    with pytest.raises(ValueError, match=words) if "nowhere" not in words else pytest.raises(FileNotFoundError, match=words):
+        prepare_here(*arguments)
+    assert beside_pictures(home) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["outptu=PACKED"], ["unknown key outptu", "did you mean 'output'?"]),
+        (["output=PACKED", "shard_size=1GiB"], ["shard_size=1GiB must be a whole number of bytes, such as 1073741824"]),
+    ],
+)
+def test_the_command_ends_with_one_message(arguments: list[str], words: list[str], home: Path) -> None:
+    process = start("prepare", *PICTURES, *arguments)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 1, output
+    assert "Traceback" not in output, output
+    assert output.startswith("genimg-prepare: error: "), output
+    for word in words:
+        assert word in output
+    assert beside_pictures(home) == []
+
+
+def test_when_no_image_can_be_decoded_there_is_no_output(home: Path) -> None:
+    for path in (home / "pictures").glob("*/*.png"):
+        path.write_bytes(b"not a png")
+    with pytest.raises(ValueError, match=r"none of the 24 images of folder can be decoded; the first: pictures/cat/00\.png"):
+        prepare_here(*PICTURES, "output=PACKED")
+    assert beside_pictures(home) == []
+
+
+# Disks and signals
+
+
+def test_a_disk_without_room_is_refused_before_the_work(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    needed = 24 * 3 * 16 * 16
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 0, needed - 1))
+    decoded: list[object] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "pack", lambda *arguments, **keywords: decoded.append(arguments))
+        message = rf"output={home}/new/PACKED needs {needed} bytes \(24 images of 3x16x16\), but {home} has {needed - 1} bytes"
+        with pytest.raises(ValueError, match=message):
+            prepare_here(*PICTURES, "output=new/PACKED")
+    assert not decoded
+    assert beside_pictures(home) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 0, needed))
+    prepare_here(*PICTURES, "output=new/PACKED")
+
+
+def test_a_disk_that_becomes_full_is_named_with_the_bytes_needed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    monkeypatch.setattr(packing._ShardWriter, "_path", lambda self: Path("/dev/full"))
+    with pytest.raises(ValueError, match=rf"output={home}/PACKED needs {24 * 768} bytes .* and its disk became full"):
+        prepare_here(*PICTURES, "output=PACKED")
+    assert beside_pictures(home) == []
+
+
+def test_a_stop_while_packing_leaves_no_output(home: Path) -> None:
+    process = start("prepare", "data=shapes", "data.num_images=1000000", "output=PACKED", "shard_size=200000", program=STOPPED)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    assert "Traceback" not in output, output
+    assert json.loads(output.splitlines()[-1]) == {"SIGINT": 130, "SIGTERM": 143, "SIGKILL": -signal.SIGKILL}
+    for name in ("SIGINT", "SIGTERM"):
+        assert list((home / name).iterdir()) == []
+    (left,) = (home / "SIGKILL").iterdir()
+    assert left.name != "PACKED"
+    with pytest.raises(FileNotFoundError, match=r"holds no dataset\.json"):
+        prepared(root=str(left), image_size=32, channels=3)
+
+
+def test_what_a_killed_process_left_does_not_stand_in_the_way(home: Path) -> None:
+    left = home / f"PACKED.{os.getpid()}.tmp"
+    left.mkdir()
+    (left / "shard-00009.npy").write_bytes(b"half")
+    prepare_here(*PICTURES, "output=PACKED")
+    assert not left.exists()
+    assert sorted(path.name for path in (home / "PACKED").iterdir()) == ["dataset.json", "labels.npy", "shard-00000.npy"]

@@ -1,0 +1,208 @@
+"""Training by several processes of torchrun: the same steps as one process, and a run that survives its processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_resume import MODELS, TINY, assert_same_run, losses_of, tensors
+
+from genimg.torchrun import arguments_of_rank
+
+TRAINING = [*TINY, "precision=fp32", "evaluation=shapes", "evaluation.interval=8 steps", "evaluation.num_images=30",
+            "evaluation.batch_size=20", "trainer.duration=12 steps"]  # fmt: skip
+BATCH_STATISTICS = re.compile(r"running_mean|running_var|num_batches_tracked")
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """One thread each, so that sums are taken in the same order however many processes there are."""
+    return {**os.environ, "GENIMG_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+
+
+def start(options: list[str], arguments: list[str], environment: dict[str, str], **more: Any) -> subprocess.Popen[str]:
+    """torchrun itself, or with no options a single process without it."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", *options] if options else [sys.executable]
+    command = [*launcher, "-m", "genimg.train", *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more)
+
+
+def train(options: list[str], arguments: list[str], environment: dict[str, str]) -> str:
+    process = start(options, arguments, environment)
+    output = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+TWO = ["--standalone", "--nproc-per-node=2"]
+
+
+def last_checkpoint(run_dir: Path) -> dict[str, Any]:
+    return torch.load(run_dir / "checkpoints" / "last.pt", weights_only=True)
+
+
+def assert_same_weights(one: Path, other: Path) -> int:
+    """Bit for bit, but for the running statistics of batch norm; returns how many of those differ."""
+    left, right = last_checkpoint(one), last_checkpoint(other)
+    differing = 0
+    for key in ("method", "optimizers"):
+        a, b = tensors(left[key]), tensors(right[key])
+        assert a.keys() == b.keys()
+        for name in a:
+            if BATCH_STATISTICS.search(name):
+                differing += not torch.equal(a[name], b[name])
+            else:
+                assert torch.equal(a[name], b[name]), f"{key}{name}"
+    return differing
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_two_ranks_take_the_steps_of_one_that_accumulates_twice_as_many_microbatches(
+    family: str, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    arguments = [*TRAINING, *MODELS[family]]
+    output = train(TWO, [*arguments, f"run_dir={tmp_path / 'two'}"], environment)
+    train([], [*arguments, f"run_dir={tmp_path / 'one'}", "trainer.accumulation=2"], environment)
+    differing = assert_same_weights(tmp_path / "two", tmp_path / "one")
+    assert differing > 0  # each rank's batch norm has seen its own images
+    assert losses_of(tmp_path / "two") == [pytest.approx(record, rel=1e-6) for record in losses_of(tmp_path / "one")]
+    assert "2 processes, each with 8 images of a batch" in output
+    assert output.count("training for 12 steps") == 1  # said once, by the first rank
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
+    assert not [path for path in tmp_path.iterdir() if path.name not in ("one", "two", "cache")]
+
+
+def test_two_ranks_that_accumulate_draw_the_noise_of_one(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Four gradients are then added in another order, so that the first steps are equal but for rounding."""
+    arguments = [*TRAINING, *MODELS["dcgan"], "trainer.duration=4 steps"]
+    train(TWO, [*arguments, f"run_dir={tmp_path / 'two'}", "trainer.accumulation=2"], environment)
+    train([], [*arguments, f"run_dir={tmp_path / 'one'}", "trainer.accumulation=4"], environment)
+    assert losses_of(tmp_path / "two") == [pytest.approx(record, rel=1e-4) for record in losses_of(tmp_path / "one")]
+
+
+def test_a_group_that_is_stopped_resumes_bit_for_bit(tmp_path: Path, environment: dict[str, str]) -> None:
+    arguments = [*TRAINING, *MODELS["dcgan"], "trainer.duration=60 steps"]
+    train(TWO, [*arguments, f"run_dir={tmp_path / 'whole'}"], environment)
+    run_dir = tmp_path / "stopped"
+    process = start(TWO, [*arguments, f"run_dir={run_dir}"], environment)
+    wait_for(run_dir / "checkpoints" / "step-00000006.pt", process)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=100)[0]
+    assert process.returncode != 0
+    assert "the checkpoint is written" in output
+    assert json.loads((run_dir / "summary.json").read_text())["status"] == "stopped"
+    train(TWO, [*arguments, f"run_dir={run_dir}"], environment)
+    assert_same_run(run_dir, tmp_path / "whole")
+
+
+def test_a_killed_rank_is_restarted_and_the_run_continues(tmp_path: Path, environment: dict[str, str]) -> None:
+    arguments = [*TRAINING, *MODELS["dcgan"], "trainer.duration=60 steps"]
+    train(TWO, [*arguments, f"run_dir={tmp_path / 'whole'}"], environment)
+    run_dir = tmp_path / "killed"
+    process = start([*TWO, "--max-restarts=1"], [*arguments, f"run_dir={run_dir}", "resume=null"], environment)
+    wait_for(run_dir / "checkpoints" / "step-00000006.pt", process)
+    os.kill(second_rank(process.pid), signal.SIGKILL)
+    output = process.communicate(timeout=150)[0]
+    assert process.returncode == 0, output
+    assert "resuming from" in output
+    assert_same_run(run_dir, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("meeting", ["fixed ranks", "rendezvous"])
+def test_two_hosts_meet_and_only_the_first_needs_the_run_directory(
+    meeting: str, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """Two agents of torchrun, as two hosts would run them, each in a folder of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [*TRAINING, *MODELS["dcgan"], "run_dir=run"]
+    folders = [tmp_path / "host0", tmp_path / "host1"]
+    hosts = []
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        if meeting == "fixed ranks":
+            place = [f"--node-rank={number}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+        else:
+            place = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test"]
+        hosts.append(start(["--nnodes=2", "--nproc-per-node=1", *place], arguments, environment, cwd=folder))
+    for host in hosts:
+        output = host.communicate(timeout=200)[0]
+        assert host.returncode == 0, output
+    first, second = sorted(folders, key=lambda folder: not (folder / "run").exists())
+    assert meeting == "rendezvous" or first == folders[0]
+    assert not list(second.iterdir())
+    train(TWO, [*arguments, f"run_dir={tmp_path / 'one_host'}"], environment)
+    assert_same_run(first / "run", tmp_path / "one_host")
+
+
+def test_what_a_user_can_get_wrong_is_said_once_and_nothing_begins(tmp_path: Path, environment: dict[str, str]) -> None:
+    process = start(TWO, [*TRAINING, f"run_dir={tmp_path / 'run'}", "trainer.batch_size=15"], environment)
+    output = process.communicate(timeout=100)[0]
+    assert process.returncode != 0
+    message = "genimg-train: error: trainer.batch_size=15 is that of all 2 processes together and must be a multiple"
+    assert output.count(message) == 1
+    assert output.count("genimg-train: error") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "expected"),
+    [
+        (["a=1"], {}, ["a=1"]),
+        (["run_dir=x"], {"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_RESTART_COUNT": "0"}, ["run_dir=x"]),
+        (["run_dir=x", "resume=null"], {"TORCHELASTIC_RESTART_COUNT": "1"}, ["run_dir=x"]),
+        (["run_dir=x", "resume=old/last.pt"], {"TORCHELASTIC_RESTART_COUNT": "1"}, ["run_dir=x", "resume=old/last.pt"]),
+        (["run_dir=full", "resume=old/last.pt"], {"TORCHELASTIC_RESTART_COUNT": "1"}, ["run_dir=full", "resume=full"]),
+    ],
+)
+def test_a_restarted_training_continues_from_its_newest_checkpoint(
+    arguments: list[str], variables: dict[str, str], expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "full" / "checkpoints" / "step-00000003.pt").touch()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert arguments_of_rank(arguments) == expected
+
+
+def test_restarts_without_a_run_directory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    with pytest.raises(ValueError, match=r"--max-restarts needs run_dir=DIR"):
+        arguments_of_rank(["model=dcgan"])
+
+
+def test_other_ranks_leave_the_run_directory_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert "hydra.output_subdir=null" in arguments_of_rank(["run_dir=x"])
+    monkeypatch.setenv("RANK", "0")
+    assert arguments_of_rank(["run_dir=x"]) == ["run_dir=x"]
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 100
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def second_rank(agent: int) -> int:
+    """The process of torchrun's with RANK=1."""
+    children = subprocess.run(["pgrep", "-P", str(agent)], capture_output=True, text=True, check=True).stdout.split()
+    for child in children:
+        if b"\0RANK=1\0" in Path(f"/proc/{child}/environ").read_bytes():
+            return int(child)
+    raise AssertionError("torchrun has no second process")

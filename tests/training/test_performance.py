@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from genimg.training.performance import Performance
+
+CPU = torch.device("cpu")
+
+
+def performance(**changes):
+    return Performance(**{"channels_last": "auto", "fused_optimizer": "auto", "compile": "auto", **changes})
+
+
+class Pair(nn.Module):
+    """As a method: a network that is trained and one that is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Conv2d(3, 4, 3)
+        self.average = nn.Conv2d(3, 4, 3).requires_grad_(False)
+
+
+@pytest.mark.parametrize(("value", "expected"), [("auto", True), (True, True), (False, False)])
+def test_networks_are_placed_in_the_memory_format_asked_for(value, expected):
+    method = Pair()
+    performance(channels_last=value).place(method, CPU)
+    assert method.network.weight.is_contiguous(memory_format=torch.channels_last) == expected
+    assert method.network.weight.is_contiguous() != expected
+
+
+def test_a_fused_optimizer_is_taken_where_there_is_one():
+    assert performance().of_optimizer(torch.optim.Adam, CPU) == {"fused": True}
+    assert performance().of_optimizer(torch.optim.RMSprop, CPU) == {}
+    assert performance(fused_optimizer=False).of_optimizer(torch.optim.Adam, CPU) == {}
+    with pytest.raises(ValueError, match=r"performance\.fused_optimizer=true, but RMSprop has no fused form on cpu"):
+        performance(fused_optimizer=True).of_optimizer(torch.optim.RMSprop, CPU)
+
+
+def test_a_fused_step_is_a_plain_step():
+    torch.manual_seed(0)
+    one, other = nn.Linear(50, 50), nn.Linear(50, 50)
+    other.load_state_dict(one.state_dict())
+    optimizers = [
+        torch.optim.Adam(network.parameters(), lr=1e-3, betas=(0.5, 0.999), **setting.of_optimizer(torch.optim.Adam, CPU))
+        for network, setting in ((one, performance()), (other, performance(fused_optimizer=False)))
+    ]
+    for _ in range(5):
+        gradient = torch.randn(50, 50)
+        for network, optimizer in zip((one, other), optimizers, strict=True):
+            network.weight.grad = gradient.clone()
+            optimizer.step()
+    assert torch.allclose(one.weight, other.weight, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("value", ["auto", False])
+def test_nothing_is_compiled_unless_asked_for(value):
+    method = Pair()
+    performance(compile=value).place(method, CPU)
+    assert method.network._compiled_call_impl is None
+
+
+def test_trained_networks_are_compiled_in_place():
+    method = Pair()
+    names = list(method.state_dict())
+    performance(compile="default").place(method, CPU)
+    assert method.network._compiled_call_impl is not None
+    assert method.average._compiled_call_impl is None
+    assert list(method.state_dict()) == names
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("channels_last", "yes"), ("fused_optimizer", 2), ("compile", True), ("compile", "fast")]
+)
+def test_unknown_settings_are_refused_by_name(key, value):
+    with pytest.raises(ValueError, match=rf"performance\.{key}={value} is unknown: choose"):
+        performance(**{key: value})
+
+
+def test_what_was_chosen_is_said():
+    assert performance().describe() == "channels last, fused optimizer"
+    assert performance(channels_last=False, fused_optimizer=False).describe() == "plain"
+    assert performance(compile="reduce-overhead").describe().endswith("torch.compile (reduce-overhead)")
