@@ -208,7 +208,10 @@ def check_pairing(config: Config, builder: Builder) -> type[Method]:
 
 
 def build_optimizers(
-    config: Config, method: Method, builder: Builder, defaults: Callable[[Any], Mapping[str, Any]] = lambda _: {}
+    config: Config,
+    method: Method,
+    builder: Builder,
+    defaults: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]] = lambda *_: {},
 ) -> dict[str, Optimizer]:
     """One optimizer for each parameter group, with that group's overrides.
 
@@ -216,7 +219,7 @@ def build_optimizers(
         config: resolved.
         method: on its device.
         builder: of the config's nodes.
-        defaults: keyword arguments for an optimizer's class, where the config does not give them.
+        defaults: more keyword arguments, for an optimizer's class and those that the config gives.
     """
     groups = method.parameter_groups()
     overrides: Mapping[str, Config] = config["optimizer_overrides"]
@@ -228,10 +231,10 @@ def build_optimizers(
         node = {**config["optimizer"], **overrides.get(name, {})}
         try:
             optimizer = builder.build({**node, "_partial_": True}, "optimizer")
-            optimizers[name] = optimizer(parameters, **{**defaults(optimizer.func), **optimizer.keywords})
+            optimizers[name] = optimizer(parameters, **{**defaults(optimizer.func, optimizer.keywords), **optimizer.keywords})
         except (IndexError, TypeError) as error:
             raise ValueError(f"the optimizer does not take its settings {node} ({error})") from error
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # RuntimeError: settings that exclude each other
             raise ValueError(f"optimizer: {error}") from error
     return optimizers
 

@@ -20,9 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from genimg.explain import explain, quoted
 from genimg.paths import config_dir
-from genimg.torchrun import arguments_of_rank, rank_of_torchrun
+from genimg.torchrun import arguments_of_rank, is_of_several, rank_of_torchrun
 
 _SECONDS_FOR_THE_FIRST_RANK = 2.0
+_ANOTHER_HAS_GONE = re.compile(r"closed by peer|[Cc]onnection (reset|refused)|[Bb]roken pipe|NCCL|gloo|ProcessGroup")
 
 
 def train() -> None:
@@ -93,18 +94,27 @@ def _run(name: str) -> None:
         sys.exit(130)
     except Exception as error:
         message = explain(error, name, sys.argv[1:])
-        if message is None or debug:
-            traceback.print_exc()
-        _fail(name, message)
+        if message is None and is_of_several() and _ANOTHER_HAS_GONE.search(str(error)):
+            message = f"another process has ended ({str(error).splitlines()[0][:120]})"
+        _fail(name, message, traceback.format_exc() if message is None or debug else "")
 
 
-def _fail(name: str, message: str | None) -> NoReturn:
-    """End with an error. What went wrong everywhere is said once: torchrun ends the other ranks when the first one ends."""
-    if rank_of_torchrun() > 0:
+def _fail(name: str, message: str | None, details: str = "") -> NoReturn:
+    """End with an error. What went wrong everywhere is said once: torchrun ends the other ranks when the first one ends.
+
+    Without Python's way out, in which torch.distributed would wait for the other ranks.
+    """
+    if is_of_several() and (rank_of_torchrun() > 0 or (message or "").startswith("another process has ended")):
         time.sleep(_SECONDS_FOR_THE_FIRST_RANK)
         message = f"process {rank_of_torchrun()}: {message}" if message is not None else None
+    if details:
+        print(details, file=sys.stderr)
     if message is not None:
         print(f"genimg-{name}: error: {message}", file=sys.stderr)
+    if is_of_several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
     sys.exit(1)
 
 
@@ -117,7 +127,7 @@ def _continue_in_its_own_directory(arguments: list[str]) -> list[str]:
         value = value.strip("'\"")
         if key == "resume" and value not in ("", "auto", "null"):
             path = Path(value).expanduser()
-            if not path.exists():
+            if not path.exists() and rank_of_torchrun() == 0:  # other hosts need not see it
                 raise FileNotFoundError(f"resume={value}: {path} does not exist; give a checkpoint or a run directory")
             run_dir = path.parent if path.suffix == ".pt" else path
             run_dir = run_dir.parent if run_dir.name == "checkpoints" else run_dir

@@ -12,10 +12,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# The slowest thing that ranks wait for each other is the first rank downloading or listing a large dataset. A rank that died
-# is not waited for: torchrun notices and stops the others.
-_TIMEOUT = timedelta(hours=2)
+_TIMEOUT = timedelta(minutes=30)  # the longest wait is for the first rank of a host to list or download a dataset
 _BUCKET = 2**24  # numbers that are reduced at once: few messages, little extra memory (64 MB)
+
+
+class AnotherProcessError(Exception):
+    """What went wrong in another process, so that this one ends too."""
+
+    is_users = True
 
 
 @contextlib.contextmanager
@@ -35,7 +39,7 @@ def processes_of_torchrun(device_name: str) -> Iterator[str]:
         raise ValueError("WORLD_SIZE is set without LOCAL_RANK: start several processes with torchrun, or unset WORLD_SIZE")
     local_rank = int(os.environ["LOCAL_RANK"])
     on_gpu = device_name in ("auto", "cuda") and torch.cuda.is_available()
-    if not on_gpu and device_name not in ("auto", "cpu"):
+    if device_name not in ("auto", "cuda", "cpu"):
         raise ValueError(f"device={device_name} cannot be shared by several processes: use device=auto, cuda or cpu")
     if on_gpu and local_rank >= torch.cuda.device_count():
         raise ValueError(
@@ -44,10 +48,9 @@ def processes_of_torchrun(device_name: str) -> Iterator[str]:
     if on_gpu:
         torch.cuda.set_device(local_rank)
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_TIMEOUT)
-    try:
-        yield f"cuda:{local_rank}" if on_gpu else "cpu"
-    finally:
-        dist.destroy_process_group()
+    yield f"cuda:{local_rank}" if on_gpu else "cuda" if device_name == "cuda" else "cpu"
+    # Only when all ends well: leaving waits for the others, who may be waiting for what a failed process will never send.
+    dist.destroy_process_group()
 
 
 def rank() -> int:
@@ -117,7 +120,7 @@ def rows_of_all_ranks(tensor: Tensor) -> Tensor:
 
 
 def of_first_rank(value: Any) -> Any:
-    """The first rank's value, tensors and primitives, on every rank."""
+    """The first rank's value, of whatever can be pickled, on every rank."""
     if not _several():
         return value
     values = [value]
@@ -125,17 +128,54 @@ def of_first_rank(value: Any) -> Any:
     return values[0]
 
 
+def copy_from_first_(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by the first rank's."""
+    if not _several():
+        return
+    for tensor in tensors:
+        flat = tensor.contiguous()
+        dist.broadcast(flat, src=0)
+        tensor.copy_(flat)
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """A block that every rank runs, at whose end all fail if one has: none then waits for one that has gone.
+
+    Raises:
+        AnotherProcessError: with another rank's message.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        if not _several():
+            raise
+        error = caught
+    if not _several():
+        return
+    messages: list[str | None] = [None] * world_size()
+    dist.all_gather_object(messages, None if error is None else str(error) or type(error).__name__)
+    if error is not None:
+        raise error
+    for number, message in enumerate(messages):
+        if message is not None:
+            raise AnotherProcessError(f"process {number}: {message}")
+
+
 @contextlib.contextmanager
 def first_of_each_host() -> Iterator[None]:
     """The first rank of each host runs the block before the others do: it downloads, and they find the files."""
-    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    if not first:
-        on_every_rank(True)  # a barrier, by whatever backend
-    try:
-        yield
-    finally:
-        if first:
-            on_every_rank(True)
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        with failing_together():
+            yield
+        with failing_together():
+            pass
+    else:
+        with failing_together():
+            pass
+        with failing_together():
+            yield
 
 
 class Vote:

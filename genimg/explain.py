@@ -41,6 +41,9 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
             f"the GPU's memory is full ({str(error).splitlines()[0]}): lower trainer.batch_size or data.image_size, or raise "
             "trainer.accumulation, which cuts each batch into smaller parts"
         )
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return f"torch.compile failed ({reason}): performance.compile=false trains without it"
     return str(error) if getattr(error, "is_users", False) else None
 
 

@@ -30,6 +30,10 @@ _HARMLESS = (
 
 _OF_THIS_COMMAND = ("resume", "resume_force", "run_dir", "allow", "debug", "print_config", "dry_run")
 
+# What earlier checkpoints lack, and what they then mean.
+_YOUNG_GROUPS = ("performance",)
+_YOUNG_KEYS = {"trainer.sync_batch_norm": False}
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -79,7 +83,6 @@ def find_start(composed: DictConfig, run_dir: Path) -> tuple[Config, Config, Sav
         if config["trainer"]["accumulation"] == "auto":  # what was found then: batch norm sees microbatches
             found = saved.state["config"]["trainer"]["accumulation"]
             source["trainer"]["accumulation"] = config["trainer"]["accumulation"] = found
-        config.setdefault("performance", OmegaConf.to_container(composed.performance, resolve=True))
         _compare(saved, config)
     return source, config, saved
 
@@ -101,14 +104,14 @@ def check_facts(saved: Config, facts: Config, *, force: bool) -> None:
             f"the data now has {facts['num_images']} images, but the checkpoint was trained on {saved['num_images']}: "
             "point data.root at the same images, or continue all the same with resume_force=true"
         )
-    for name in ("precision", "genimg_version", "torch_version", "hardware", "processes"):
+    for name in ("precision", "genimg_version", "torch_version", "hardware", "processes", "performance"):
         if name in saved and saved[name] != facts[name]:
             log.warning("%s is %s, but was %s: the run goes on, but not bit for bit", name, facts[name], saved[name])
 
 
 def differences(old: Config, new: Config) -> list[str]:
     """``key: old -> new`` for every key that differs and matters."""
-    flat_old, flat_new = flatten(old), flatten(new)
+    flat_old, flat_new = _YOUNG_KEYS | flatten(old), _YOUNG_KEYS | flatten(new)
     keys = [key for key in sorted(flat_old | flat_new) if not _harmless(key)]
     absent = "(absent)"
     return [
@@ -156,6 +159,9 @@ def _refuse_to_overwrite(folder: checkpoint.CheckpointFolder, saved: Saved | Non
 def _on_top_of(state: Config, composed: DictConfig) -> Config:
     """The checkpoint's unresolved config with the values that this command line sets."""
     config = DictConfig(state["config_source"])
+    for group in _YOUNG_GROUPS:
+        if group not in config:
+            config[group] = composed[group]
     hydra = HydraConfig.get()
     for override in OverridesParser.create().parse_overrides(list(hydra.overrides.task)):
         key = override.key_or_group

@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 
 
+def is_of_several() -> bool:
+    """Whether torchrun has started more processes than this one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def rank_of_torchrun() -> int:
     """This process's number among those of torchrun; 0 without it."""
-    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+    return int(os.environ.get("RANK", "0")) if is_of_several() else 0
 
 
 def is_restarted() -> bool:
@@ -24,25 +29,25 @@ def may_restart() -> bool:
 def arguments_of_rank(arguments: list[str]) -> list[str]:
     """A training's arguments as this process should take them.
 
-    Only the first rank has a run directory and a log file. A restarted training continues from its newest checkpoint,
-    whatever it began with.
+    Only the first rank has a run directory and a log file, and a dry run has none. A restarted training continues from its
+    newest checkpoint, whatever it began with.
 
     Raises:
         ValueError: if a restarted training would not find its checkpoints.
     """
-    given = next((argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith("run_dir=")), None)
-    if may_restart() and given is None:
+    given = next((argument.partition("=")[2] for argument in arguments if argument.startswith("run_dir=")), None)
+    if may_restart() and (given is None or "${" in given):
         raise ValueError(
-            "torchrun --max-restarts needs run_dir=DIR (or resume=RUN): a restarted training finds its checkpoints there"
+            "torchrun --max-restarts needs a fixed run_dir=DIR (or resume=RUN), where a restarted run finds its checkpoints"
         )
     if is_restarted() and given is not None:
         resume = next((argument for argument in arguments if argument.startswith("resume=")), "resume=auto")
         arguments = [argument for argument in arguments if not argument.startswith("resume=")]
-        has_checkpoints = any(Path(given).expanduser().glob("checkpoints/step-*.pt"))
+        has_checkpoints = any(Path(given.strip("'\"")).expanduser().glob("checkpoints/step-*.pt"))
         named = resume.partition("=")[2] not in ("auto", "null", "")
         if named:
             arguments.append(f"resume={given}" if has_checkpoints else resume)
-    if rank_of_torchrun() > 0:
+    if rank_of_torchrun() > 0 or "dry_run=true" in (argument.lower() for argument in arguments):
         # Hydra then makes no directory and no file.
         arguments = [
             *arguments,

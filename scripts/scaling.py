@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--override", action="append", default=[], help="key=value for genimg-train; may be repeated")
     arguments = parser.parse_args()
+    if arguments.steps < 20:
+        parser.error(f"--steps {arguments.steps} is too short: 20 or more")
     print(f"{describe_hardware(choose_device(arguments.device))}, torch {torch.__version__}")
     print(f"{arguments.model}, {arguments.size} px, {arguments.batch_size} images a process, {arguments.threads} threads each")
     ratios = []

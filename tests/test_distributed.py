@@ -19,8 +19,11 @@ from genimg import distributed
 from genimg.data.placement import Data
 from genimg.data.sources import ArraySource
 from genimg.distributed import (
+    AnotherProcessError,
     Vote,
     add_over_ranks_,
+    copy_from_first_,
+    failing_together,
     first_of_each_host,
     least_over_ranks,
     of_first_rank,
@@ -206,6 +209,23 @@ def votes():
     return [*outcomes, vote.settle(), vote.settle()]
 
 
+def failure_of_the_second():
+    try:
+        with failing_together():
+            if rank() == 1:
+                raise OSError("no such folder on this host")
+    except (OSError, AnotherProcessError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def copied_from_the_first():
+    images = torch.arange(24.0).view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last) + rank()
+    count = torch.tensor(rank())
+    copy_from_first_([images, count])
+    return [images, count]
+
+
 def files_when_entering(folder):
     """All these ranks are of one host."""
     folder.mkdir(exist_ok=True)
@@ -238,6 +258,8 @@ def what_this_process_sees(folder):
         "all but one agree": on_every_rank(rank() != 1),
         "votes": votes(),
         "files of the first": files_when_entering(folder),
+        "failure of the second": failure_of_the_second(),
+        "copied": copied_from_the_first(),
         **statistics_of_the_own_share(),
     }
     found = evaluate(folder / "cache")
@@ -389,6 +411,26 @@ def test_all_take_the_same_way(ranks):
 def test_one_vote_is_known_to_all_one_call_later(ranks):
     for seen in ranks:
         assert seen["votes"] == [False, False, False, True, False, True, False]
+
+
+def test_all_fail_where_one_does_and_say_what_it_said(ranks):
+    for number, seen in enumerate(ranks):
+        own = number == 1
+        expected = "OSError: " if own else "AnotherProcessError: process 1: "
+        assert seen["failure of the second"] == expected + "no such folder on this host"
+
+
+def test_tensors_are_copied_from_the_first_rank_in_their_own_memory_format(ranks):
+    for seen in ranks:
+        images, count = seen["copied"]
+        assert torch.equal(images, torch.arange(24.0).view(1, 2, 3, 4))
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert count.item() == 0
+
+
+def test_alone_a_failure_is_ones_own():
+    with pytest.raises(KeyError), failing_together():
+        raise KeyError("x")
 
 
 def test_the_first_rank_of_a_host_goes_first(ranks):

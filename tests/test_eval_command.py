@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 
 from genimg import cli
+from genimg.data.packing import pack
+from genimg.data.sources import folder
 from genimg.evaluation.extractors.classifier import Classifier
 
 METRICS = ["fd", "is", "kd", "precision", "recall", "density", "coverage", "class_coverage", "class_kl"]
@@ -407,6 +409,17 @@ def test_the_picture_of_neighbours_shows_copies(evaluate: Command, home: Path) -
         left = 2 + column * 18
         assert np.abs(array[2:18, left : left + 16].astype(int) - copied).max() <= 1
     assert {path.name for path in (home / "deep").iterdir()} == {"near.png"}
+
+
+def test_packed_images_are_measured_like_the_folder_they_came_from(evaluate: Command, home: Path) -> None:
+    source = folder(root=str(home / "a"), image_size=None, channels=None, fit="crop", labels="auto")
+    (home / "packed").mkdir()
+    pack(source, home / "packed", shard_size=10_000, num_threads=1, max_corrupt=None, provenance={})
+    for real in ("a", "packed"):
+        evaluate.succeed("images=b", f"real={real}", f"output={real}.json", *QUICK)
+    one, other = (json.loads((home / f"{real}.json").read_text()) for real in ("a", "packed"))
+    assert one["metrics"] == other["metrics"]
+    assert other["provenance"]["real"]["source"].startswith("prepared ")
 
 
 def test_neighbours_need_the_images_themselves(evaluate: Command) -> None:

@@ -13,8 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_resume import MODELS, TINY, assert_same_run, losses_of, tensors
 
 from genimg.torchrun import arguments_of_rank
@@ -154,6 +156,23 @@ def test_what_a_user_can_get_wrong_is_said_once_and_nothing_begins(tmp_path: Pat
     assert output.count(message) == 1
     assert output.count("genimg-train: error") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("broken", [3, 11])
+def test_what_goes_wrong_in_one_process_ends_all_of_them_with_its_message(
+    broken: int, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """Each process reads images of its own, and one of them cannot be decoded."""
+    for i in range(16):
+        Image.fromarray(np.full((16, 16, 3), i, dtype=np.uint8)).save(tmp_path / f"{i:02d}.png")
+    (tmp_path / f"{broken:02d}.png").write_bytes(b"no image")
+    arguments = [*TINY[1:], *MODELS["dcgan"], "data=folder", f"data.root={tmp_path}", "data.placement=workers",
+                 "data.num_workers=0", "evaluation=none", "trainer.preview_images=1", f"run_dir={tmp_path}/run"]  # fmt: skip
+    process = start(TWO, arguments, environment)
+    output = process.communicate(timeout=100)[0]
+    assert process.returncode != 0
+    assert len(re.findall(rf"genimg-train: error: .*1 corrupt image in the data.*\n.*{broken:02d}\.png", output)) == 1, output
+    assert "cli.py" not in output  # no traceback of ours; torchrun has its own
 
 
 @pytest.mark.parametrize(

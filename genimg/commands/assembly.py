@@ -5,11 +5,10 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -17,8 +16,8 @@ from torch.optim import Optimizer
 from genimg import build
 from genimg.commands.common import Config
 from genimg.data.placement import Data
-from genimg.data.sources import ArraySource, Source
-from genimg.distributed import first_of_each_host, world_size
+from genimg.data.sources import Source
+from genimg.distributed import copy_from_first_, failing_together, first_of_each_host, of_first_rank, world_size
 from genimg.evaluation.evaluator import Evaluator
 from genimg.interfaces import Method
 from genimg.training.checkpoint import CheckpointFolder
@@ -28,6 +27,7 @@ from genimg.training.performance import Performance
 from genimg.training.schedules import Schedule
 from genimg.training.state import TrainerSettings
 from genimg.training.trainer import Trainer
+from genimg.training.update import NonFiniteError
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ class Parts:
     source: Source
     method: Method
     optimizers: dict[str, Optimizer]
+    make_optimizers: Callable[[], dict[str, Optimizer]]
     schedule: Schedule
     evaluator: Evaluator | None
 
@@ -77,89 +78,134 @@ def assemble(config: Config, device_name: str) -> Parts:
     """Build a training's parts, the cheap ones first: nobody shall download a dataset to learn of a typing mistake.
 
     Args:
-        config: resolved.
+        config: resolved. ``trainer.accumulation=auto`` stands for 1 until ``settle_accumulation``.
         device_name: of this process.
 
     Raises:
         ValueError, OSError: for what a config can have wrong, naming the key.
+        AnotherProcessError: if another rank could not build its parts.
     """
+    with failing_together():
+        builder, trainer_config = _checked(config)
+        device = choose_device(device_name)
+        precision = choose_precision(config["precision"], device)
+        performance = builder.build(config["performance"], "performance")
+    with failing_together():
+        if (name := of_first_rank(precision.name)) != precision.name:
+            raise ValueError(f"precision={config['precision']} is {precision.name} here and {name} elsewhere: name one")
+    precision.apply_globally()
+    torch.manual_seed(config["seed"])  # of the initial weights
+    with first_of_each_host():
+        source = build.build_source(config, builder)
+    with failing_together():
+        batch_size = builder.batch_size
+        if batch_size > len(source):
+            raise ValueError(f"trainer.batch_size={batch_size} is larger than the data: {source.name} has {len(source)} images")
+        builder = replace(builder, epoch_size=len(source))
+        settings = builder.trainer_settings(trainer_config)
+        schedule = build.build_schedule(config, builder)
+        method = build.build_method(config, source, builder)
+        if settings.sync_batch_norm:
+            method = _synchronised(method, device)
+        performance.place(method, device)
+    copy_from_first_(method.state_dict().values())
+
+    def make_optimizers() -> dict[str, Optimizer]:
+        return build.build_optimizers(config, method, builder, lambda *of: performance.of_optimizer(*of, device))
+
+    with first_of_each_host():
+        optimizers = make_optimizers()
+        evaluator = build.build_evaluator(config, builder)  # last, because it may download
+    return Parts(
+        config, device, precision, performance, settings, source, method, optimizers, make_optimizers, schedule, evaluator
+    )
+
+
+def _checked(config: Config) -> tuple[build.Builder, Config]:
+    """What needs no data: a builder, whose epochs are of one image, and the ``trainer`` group."""
     build.check_top_level(config)
     if type(config["seed"]) is not int or config["seed"] < 0:
         raise ValueError(f"seed={config['seed']} must be a whole number, 0 or more")
-    device = choose_device(device_name)
-    precision = choose_precision(config["precision"], device)
-    precision.apply_globally()
-    torch.manual_seed(config["seed"])  # of the initial weights
-
     if not isinstance(config["allow"], list) or not isinstance(config["optimizer_overrides"], dict):
         raise ValueError("allow must be a list such as allow=[mypackage], and optimizer_overrides a mapping")
-    batch_size = config["trainer"]["batch_size"]
-    if type(batch_size) is not int or batch_size < 1:
-        raise ValueError(f"trainer.batch_size={batch_size} must be 1 or more images")
-    builder = build.Builder(allowed=(*build.ALLOWED, *map(str, config["allow"])), epoch_size=1, batch_size=batch_size)
+    trainer = dict(config["trainer"])
+    if type(trainer.get("batch_size")) is not int or trainer["batch_size"] < 1:
+        raise ValueError(f"trainer.batch_size={trainer.get('batch_size')} must be 1 or more images")
+    if trainer.get("accumulation") == "auto":
+        if world_size() > 1:
+            each = trainer["batch_size"] // world_size()
+            raise ValueError(
+                "trainer.accumulation=auto tries one process: give a number, which a run on one GPU with "
+                f"trainer.batch_size={each} dry_run=true tells"
+            )
+        trainer["accumulation"] = 1
+    builder = build.Builder(
+        allowed=(*build.ALLOWED, *map(str, config["allow"])), epoch_size=1, batch_size=trainer["batch_size"]
+    )
     build.check_pairing(config, builder)
-    builder.trainer_settings(config["trainer"])
-    performance = builder.build(config["performance"], "performance")
-    with first_of_each_host():
-        source = build.build_source(config, builder)
-    if batch_size > len(source):
-        raise ValueError(f"trainer.batch_size={batch_size} is larger than the data: {source.name} has {len(source)} images")
-    builder = build.Builder(builder.allowed, epoch_size=len(source), batch_size=batch_size)
-    settings = builder.trainer_settings(config["trainer"])
-    schedule = build.build_schedule(config, builder)
-    method = build.build_method(config, source, builder)
-    if settings.sync_batch_norm:
-        method = _synchronised(method, device)
-    performance.place(method, device)
-    optimizers = build.build_optimizers(config, method, builder, lambda kind: performance.of_optimizer(kind, device))
-    evaluator = build.build_evaluator(config, builder)  # last, because it may download
-    return Parts(config, device, precision, performance, settings, source, method, optimizers, schedule, evaluator)
+    builder.trainer_settings(trainer)
+    return builder, trainer
 
 
 def _synchronised(method: Method, device: torch.device) -> Method:
-    if device.type != "cuda" and world_size() > 1:
+    if world_size() == 1:
+        log.warning("trainer.sync_batch_norm=true has no effect in a single process")
+    elif device.type != "cuda":
         raise ValueError(f"trainer.sync_batch_norm=true needs GPUs, and the device is {device.type}: leave it false")
     return nn.SyncBatchNorm.convert_sync_batchnorm(method)
 
 
-def find_accumulation(config: Config, device_name: str) -> int:
-    """The fewest microbatches with which a step fits into the GPU's memory, found by trying; 1 on a CPU.
+def settle_accumulation(parts: Parts, data: Data) -> Parts:
+    """The parts with the fewest microbatches with which a step fits into the GPU's memory, found by trying; 1 on a CPU.
+
+    Args:
+        parts: not yet trained.
+        data: what they will be trained on; it is loaded, and so takes its place in the memory.
 
     Raises:
         ValueError: if not even single images fit.
     """
-    if world_size() > 1:
-        raise ValueError(
-            "trainer.accumulation=auto tries one process: give a number, which dry_run=true finds on one GPU with "
-            f"trainer.batch_size={config['trainer']['batch_size']} / {world_size()} processes"
-        )
-    batch_size = config["trainer"]["batch_size"]
+    if parts.device.type != "cuda":
+        return parts
+    return search_accumulation(parts, data, fits)
+
+
+def search_accumulation(parts: Parts, data: Data, fits: Callable[[Parts, Data], bool]) -> Parts:
+    """Try 1, 2, ... microbatches, and leave the parts as they were; see ``settle_accumulation``."""
+    data.load()
+    initial = {name: tensor.to("cpu", copy=True) for name, tensor in parts.method.state_dict().items()}
+    batch_size = parts.settings.batch_size
     for count in (n for n in range(1, batch_size + 1) if batch_size % n == 0):
-        parts = assemble({**config, "trainer": {**config["trainer"], "accumulation": count}}, device_name)
-        if parts.device.type != "cuda" or _fits(parts):
-            return count
-        del parts
+        tried = replace(parts, settings=replace(parts.settings, accumulation=count), optimizers=parts.make_optimizers())
+        found = fits(tried, data)
+        del tried
+        for parameter in parts.method.parameters():
+            parameter.grad = None
+        parts.method.load_state_dict(initial)
         gc.collect()
-        torch.cuda.empty_cache()
+        if parts.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(parts.device)
+        if found:
+            return replace(parts, settings=replace(parts.settings, accumulation=count), optimizers=parts.make_optimizers())
     raise ValueError("not even single images fit into the GPU's memory: choose a smaller data.image_size or model")
 
 
-def _fits(parts: Parts) -> bool:
-    """Whether two steps on empty images do not run out of memory; the first one makes the optimizers' state."""
-    source = parts.source
-    count = parts.settings.batch_size
-    labels = None if source.labels is None else np.zeros(count, dtype=np.int64)
-    images = np.zeros((count, *source.shape), dtype=np.uint8)
-    sample = Data(ArraySource("empty", images, labels, source.class_names), placement="device", num_workers=0,
-                  horizontal_flip=False, max_corrupt=0, device=parts.device)  # fmt: skip
-    trainer = parts.trainer(sample, folder=Path(), make_logger=lambda *_: SilentLogger(), describe={})
+def fits(parts: Parts, data: Data) -> bool:
+    """Whether a step does not run out of memory, once optimizers have their state."""
+    trainer = parts.trainer(data, folder=Path(), make_logger=lambda *_: SilentLogger(), describe={})
     steps = trainer.steps()
     try:
         for _ in range(2):
+            trainer.state.images = 0  # where all that is done at intervals is done
             next(steps)
-        torch.cuda.synchronize(parts.device)
-    except torch.OutOfMemoryError:
-        return False
+        trainer.updater.raise_if_not_finite()  # waits for the device
+    except RuntimeError as error:  # torch.OutOfMemoryError among them; cuBLAS has no type of its own
+        if isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error):
+            return False
+        raise
+    except NonFiniteError:
+        pass  # not a matter of memory; the training will say so
     return True
 
 
@@ -173,6 +219,10 @@ def describe_parts(parts: Parts, placement: str) -> None:
     counts = (f"{name} {sum(p.numel() for p in parameters):,}" for name, parameters in groups.items())
     log.info("parameters: %s", ", ".join(counts))
     log.info("device %s, precision %s, %d threads", parts.device, parts.precision.name, torch.get_num_threads())
-    log.info("performance: %s", parts.performance.describe())
+    log.info("performance: %s", parts.performance.describe(parts.optimizers.values()))
+    settings = parts.settings
+    if settings.accumulation > 1 or parts.config["trainer"]["accumulation"] == "auto":
+        log.info("accumulation %d: microbatches of %d images", settings.accumulation,
+                 settings.batch_size // (settings.accumulation * world_size()))  # fmt: skip
     if world_size() > 1:
         log.info("%d processes, each with %d images of a batch", world_size(), parts.settings.batch_size // world_size())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import statistics
 import sys
 import tempfile
@@ -13,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genimg import build
 from genimg.commands.assembly import Parts, describe_parts
 from genimg.data.placement import Data
 from genimg.data.sources import ArraySource
@@ -28,7 +26,7 @@ _SAMPLE = 256  # images that are decoded to check the data and to train on
 _SECONDS = 5.0  # of measured steps
 
 
-def rehearse(parts: Parts) -> None:
+def rehearse(parts: Parts, data: Data) -> None:
     """Check the data, train a few steps on some of it, and say what the whole training would take.
 
     Raises:
@@ -36,7 +34,6 @@ def rehearse(parts: Parts) -> None:
     """
     if world_size() > 1:
         raise ValueError("dry_run=true looks at one process: start it without torchrun")
-    data = build.build_data(parts.config, parts.source, parts.device)
     describe_parts(parts, data.placement)
     _count_classes(parts)
     sample, rate = _decode_sample(parts, data)
@@ -48,13 +45,14 @@ def rehearse(parts: Parts) -> None:
         where = "on the device" if data.placement == "device" else "in host memory"
         log.info("images %s: %.0f MB", where, len(parts.source) * np.prod(parts.source.shape) / 1e6)
     total = parts.settings.duration / parts.settings.batch_size * step
-    log.info("step: %.1f ms, %.0f images/s (median of a few)", 1e3 * step, parts.settings.batch_size / step)
-    if data.placement == "workers" and rate * data.num_workers < parts.settings.batch_size / step:
+    log.info("step: %.1f ms, %.0f images/s (mean of a few)", 1e3 * step, parts.settings.batch_size / step)
+    workers = max(1, data.num_workers)
+    if data.placement == "workers" and rate * workers < parts.settings.batch_size / step:
         log.warning("%d workers decode %.0f images/s and will be waited for: genimg-prepare packs the images once and for all, "
-                    "data.num_workers=N takes more of them", data.num_workers, rate * data.num_workers)  # fmt: skip
-        total = parts.settings.duration / (rate * data.num_workers)
+                    "data.num_workers=N takes more of them", workers, rate * workers)  # fmt: skip
+        total = parts.settings.duration / (rate * workers)
     elif data.placement != "workers" and not isinstance(parts.source, ArraySource):
-        log.info("loading the images: about %s", _words(len(parts.source) / (rate * max(1, data.num_workers))))
+        log.info("loading the images: about %s", _words(len(parts.source) / (rate * workers)))
     log.info("training for %s: about %s", parts.config["trainer"]["duration"], _words(total))
     _report_evaluation(parts)
     log.info("dry run: nothing was written")
@@ -88,18 +86,18 @@ def _decode_sample(parts: Parts, data: Data) -> tuple[Data, float]:
 
 
 def _time_steps(trainer: Trainer) -> float:
-    """Seconds a step, after two that warm up."""
+    """Seconds a step, after two that warm up; a mean, because some things are done every so many steps."""
     steps = trainer.steps()
     times: list[float] = []
     start = time.perf_counter()
     while len(times) < 5 or (time.perf_counter() - start < _SECONDS and len(times) < 50):
         before = time.perf_counter()
         next(steps)
-        if trainer.device.type == "cuda":
-            torch.cuda.synchronize()
+        if trainer.device.type != "cpu":
+            torch.accelerator.synchronize(trainer.device)
         times.append(time.perf_counter() - before)
     trainer.updater.raise_if_not_finite()
-    return statistics.median(times[2:])
+    return statistics.mean(times[2:])
 
 
 def _report_memory(parts: Parts, trainer: Trainer) -> None:
@@ -111,6 +109,10 @@ def _report_memory(parts: Parts, trainer: Trainer) -> None:
         total = torch.cuda.get_device_properties(parts.device).total_memory
         log.info("GPU memory: %.2f GB at most, of %.0f", torch.cuda.max_memory_allocated(parts.device) / 1e9, total / 1e9)
         return
+    if sys.platform == "win32":  # where Python has no such module
+        return
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
     log.info("memory: %.2f GB at most so far, this program included",
              resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9)  # fmt: skip

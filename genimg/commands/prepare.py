@@ -45,7 +45,7 @@ def prepare(composed: DictConfig) -> None:
     needed = len(source) * image_bytes(source)
     _check_space(output, needed, source)
     start = time.monotonic()
-    num_threads = options["data"]["num_workers"]
+    num_threads = options["data"].get("num_workers", "auto")
     with _whole_or_not_at_all(output) as folder:
         try:
             description, num_corrupt = pack(
@@ -78,10 +78,10 @@ def _check(options: Config) -> None:
         raise ValueError(f"allow={options['allow']} must be a list such as allow=[mypackage]")
     data = options["data"]
     for key, neutral in _OF_TRAINING.items():
-        if data[key] != neutral:
+        if data.get(key, neutral) != neutral:
             word = "a max_corrupt=N of its own decides here" if key == "max_corrupt" else "set it there"
             raise ValueError(f"data.{key}={data[key]} is for training, and changes nothing that is packed: {word}")
-    threads = data["num_workers"]
+    threads = data.get("num_workers", "auto")
     if threads != "auto" and (type(threads) is not int or threads < 1):
         raise ValueError(f"data.num_workers={threads} must be auto, or 1 or more threads")
 

@@ -1,4 +1,4 @@
-"""What ``images=`` and ``real=`` of genimg-eval may name: a folder, an .npz, saved statistics, or a dataset."""
+"""What ``images=`` and ``real=`` of genimg-eval may name: a folder, packed or not, an .npz, statistics, or a dataset."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from genimg import build
 from genimg.commands.common import Config
 from genimg.data.placement import Data
+from genimg.data.prepared import DESCRIPTION, Description, PreparedSource
 from genimg.data.sources import Source
 from genimg.evaluation.imagesets import DatasetImages
 from genimg.evaluation.statistics_files import SavedStatistics
@@ -38,7 +39,9 @@ class Side:
 
 
 def resolve(key: str, options: Config, builder: build.Builder, device: torch.device) -> Side:
-    """What ``key`` (images or real) names: a folder, an .npz, saved statistics, or ``DATASET`` or ``DATASET:SPLIT``."""
+    """What ``key`` (images or real) names: a folder, what genimg-prepare packed, an .npz, saved statistics, or ``DATASET`` or
+    ``DATASET:SPLIT``.
+    """
     text = str(options[key])
     path = Path(text).expanduser()
     if path.suffix == ".pt":
@@ -48,6 +51,8 @@ def resolve(key: str, options: Config, builder: build.Builder, device: torch.dev
             return Side(statistics=SavedStatistics.read(path), path=path)
         node = {"_target_": "genimg.data.arrays.npz", "path": text, "fit": "crop"}
         return _side(builder.build({**node, "image_size": options["image_size"], "channels": None}, "images"), device)
+    if (path / DESCRIPTION).is_file():
+        return _side(PreparedSource(path, Description.read(path / DESCRIPTION)), device)
     if path.is_dir():
         node = {"_target_": "genimg.data.sources.folder", "root": text, "fit": "crop", "labels": "auto"}
         channels = None if options["image_size"] is None else 3
@@ -55,7 +60,7 @@ def resolve(key: str, options: Config, builder: build.Builder, device: torch.dev
         return _side(builder.build({**node, **size, "name": path.name or text}, "images"), device)
     name, _, split = text.partition(":")
     known = GlobalHydra.instance().config_loader().get_group_options("data")
-    datasets = [option for option in known if option not in ("base", "folder", "npz")]
+    datasets = [option for option in known if option not in ("base", "folder", "npz", "prepared")]
     if name not in datasets:
         raise FileNotFoundError(
             f"{key}={text} is neither a directory, nor an .npz or .pt file, nor a dataset: datasets are {', '.join(datasets)}, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shlex
 import shutil
@@ -20,10 +19,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 import genimg
 from genimg import build, resuming
-from genimg.commands.assembly import Parts, assemble, describe_parts, find_accumulation
+from genimg.commands.assembly import Parts, assemble, describe_parts, settle_accumulation
 from genimg.commands.common import Config, argument, relative, require_all_values, sentence, table, write_json
 from genimg.commands.dry_run import rehearse
-from genimg.distributed import of_first_rank, processes_of_torchrun, rank, world_size
+from genimg.distributed import AnotherProcessError, failing_together, of_first_rank, processes_of_torchrun, rank, world_size
 from genimg.environment import git_commit, versions
 from genimg.evaluation.evaluator import Evaluator
 from genimg.torchrun import rank_of_torchrun
@@ -56,10 +55,13 @@ def train(composed: DictConfig) -> float | None:
                 logging.disable(logging.WARNING)  # the first rank says it
             if world_size() > 1 and hydra.mode == RunMode.MULTIRUN:
                 raise ValueError("torchrun trains one run: start a sweep (-m) without it, or torchrun for each of its runs")
+            if composed.dry_run:
+                run_dir = run_dir / ".dry_run"  # which is not there: nothing is looked up, cleaned up or written
             return _train(composed, of_first_rank(run_dir), device_name)
     except Exception as error:
         _write_to_log_file(traceback.format_exc())
-        if hydra.mode == RunMode.RUN and isinstance(error, ValueError | OSError) and rank_of_torchrun() == 0:
+        its_own = rank_of_torchrun() == 0 and not composed.dry_run
+        if hydra.mode == RunMode.RUN and isinstance(error, ValueError | OSError | AnotherProcessError) and its_own:
             _remove_if_nothing_began(run_dir)
         if hydra.mode == RunMode.MULTIRUN:  # Hydra goes on with the next job and would tell only at the end
             log.error("this job failed: %s", error)
@@ -70,16 +72,19 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
     if not resuming.names_a_checkpoint(composed):
         require_all_values(composed)
     # Only the first rank needs to see the run directory: other hosts may not have it.
-    source_config, config, saved = of_first_rank(resuming.find_start(composed, run_dir) if rank() == 0 else None)
+    with failing_together():
+        start = resuming.find_start(composed, run_dir) if rank() == 0 else None
+    source_config, config, saved = of_first_rank(start)
     if config["print_config"] and rank() == 0:
         print(OmegaConf.to_yaml(OmegaConf.create(config)))
     device_name = device_name if world_size() > 1 else config["device"]
-    if config["trainer"]["accumulation"] == "auto":
-        config["trainer"]["accumulation"] = source_config["trainer"]["accumulation"] = find_accumulation(config, device_name)
     parts = assemble(config, device_name)
+    data = build.build_data(config, parts.source, parts.device)
+    if config["trainer"]["accumulation"] == "auto":
+        parts = settle_accumulation(parts, data)
+        config["trainer"]["accumulation"] = source_config["trainer"]["accumulation"] = parts.settings.accumulation
     if config["dry_run"]:
-        rehearse(parts)
-        _remove_if_nothing_began(run_dir)
+        rehearse(parts, data)
         return None
     facts = {
         "genimg_version": genimg.__version__,
@@ -88,9 +93,10 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
         "precision": parts.precision.name,
         "hardware": describe_hardware(parts.device),
         "processes": world_size(),
+        "performance": parts.performance.describe(parts.optimizers.values()),
     }
     trainer = parts.trainer(
-        build.build_data(config, parts.source, parts.device),
+        data,
         folder=run_dir / "checkpoints",
         make_logger=lambda step, evaluated: Logger(run_dir, step=step, evaluated=evaluated) if rank() == 0 else SilentLogger(),
         describe={**facts, "config": config, "config_source": source_config},
@@ -178,6 +184,7 @@ def _fit(trainer: Trainer, config: Config, evaluator: Evaluator | None, run_dir:
             "seed": config["seed"],
             "hardware": describe_hardware(trainer.device),
             "processes": world_size(),
+            "placement": trainer.data.placement,
             "versions": versions(),
             "git_commit": git_commit(),
         }
@@ -202,7 +209,7 @@ def _report(state: TrainingState, summary: Config, evaluator: Evaluator | None, 
     rate = summary["training_images_per_second"]
     waiting = state.waiting_seconds / max(state.seconds, 1e-9)
     log.info("%s images/s while training, %.1f %% of it waiting for data", rate, 100 * waiting)
-    if waiting > 0.1:
+    if waiting > 0.1 and summary["placement"] == "workers":
         log.info("  more data.num_workers=N shorten that, or genimg-prepare, which decodes the images once and for all")
     if evaluator and state.best:
         columns = {"last": state.last, f"best, at {state.best_images} images": state.best}
@@ -220,8 +227,6 @@ def _remove_if_nothing_began(run_dir: Path) -> None:
     """A directory of a run that was refused at its start holds nothing but Hydra's notes."""
     if {path.name for path in run_dir.iterdir()} <= {".hydra", "train.log"}:
         shutil.rmtree(run_dir, ignore_errors=True)
-        with contextlib.suppress(OSError):  # the day's directory, unless it holds other runs
-            run_dir.parent.rmdir()
 
 
 def _write_to_log_file(text: str) -> None:

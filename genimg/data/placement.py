@@ -221,7 +221,10 @@ def _choose_placement(source: Source, device: torch.device) -> str:
     size = len(source) * int(np.prod(source.shape))
     if not isinstance(source, ArraySource | PreparedSource) and size > _RESIDENT_BYTES:
         return "workers"
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _available_memory() // _processes_of_this_host()
+    free = _available_memory() // _processes_of_this_host()  # on the way to a GPU, too, images are in host memory once
+    if device.type == "cuda":
+        on_gpu = torch.cuda.mem_get_info(device)[0]
+        free = on_gpu if isinstance(source, ArraySource) else min(free, on_gpu)
     if size <= _MEMORY_SHARE * free:
         return "device"
     return "host" if isinstance(source, ArraySource) else "workers"

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from genimg.distributed import rank, sum_over_ranks, world_size
+from genimg.distributed import rank, rows_of_all_ranks, sum_over_ranks, world_size
 from genimg.files import atomically
 from genimg.images import grid, write_png
 from genimg.interfaces import Metrics
@@ -46,11 +46,15 @@ class MeanMetrics:
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        sums = {name: _mean_over_ranks(total) for name, total in self._sums.items()}
+        """Every rank's sums [W]: their mean would not resume bit for bit."""
+        sums = {name: rows_of_all_ranks(total.reshape(1)) for name, total in self._sums.items()}
         return {"sums": sums, "counts": dict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        self._sums = {name: total.to(device) for name, total in state["sums"].items()}
+        def own(sums: Tensor) -> Tensor:
+            return sums.reshape(-1)[rank()] if sums.numel() == world_size() else sums.mean()
+
+        self._sums = {name: own(sums).to(device) for name, sums in state["sums"].items()}
         self._counts = dict(state["counts"])
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from genimg.distributed import rank
 from genimg.randomness import seed_of
 
+_OF_NO_MICROBATCH = 2**32
+
 
 class Noise:
     """Gives every microbatch of a step a random stream of its own, which goes on from one update to the next.
@@ -32,10 +34,10 @@ class Noise:
         self._states: dict[int, list[Tensor]] = {}
 
     def begin(self, step: int) -> None:
-        """Start the streams of ``step``, with the first microbatch's."""
+        """Start the streams of ``step``: the only microbatch's, or, where there are several, one for what belongs to none."""
         self._step = step
         self._states = {}
-        torch.manual_seed(self._seed_of_microbatch(0))
+        torch.manual_seed(self._seed_of_microbatch(0) if self._count == 1 else seed_of(self._seed, step, _OF_NO_MICROBATCH))
 
     @contextlib.contextmanager
     def of_microbatch(self, number: int) -> Iterator[None]:

@@ -1,12 +1,14 @@
-"""How a training runs on its device: memory format, fused optimizers, compilation. None of it changes what is computed."""
+"""How a training runs on its device: memory format, fused optimizers, compilation. Results differ by rounding only."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
 from genimg.interfaces import Method
 
@@ -52,8 +54,8 @@ class Performance:
         if self.compile in _COMPILE_MODES:
             torch.compiler.cudagraph_mark_step_begin()
 
-    def of_optimizer(self, optimizer: Any, device: torch.device) -> dict[str, bool]:
-        """Keyword arguments for an optimizer's class.
+    def of_optimizer(self, optimizer: Any, settings: Mapping[str, Any], device: torch.device) -> dict[str, bool]:
+        """More keyword arguments for an optimizer's class than its own ``settings``.
 
         Raises:
             ValueError: if a fused one is asked for and there is none.
@@ -64,13 +66,14 @@ class Performance:
                 f"performance.fused_optimizer=true, but {getattr(optimizer, '__name__', optimizer)} has no fused form on "
                 f"{device.type}: say auto"
             )
-        return {"fused": True} if self.fused_optimizer and has_one else {}
+        decided = any(settings.get(other) is not None for other in ("fused", "foreach", "differentiable"))
+        return {"fused": True} if self.fused_optimizer and has_one and not decided else {}
 
-    def describe(self) -> str:
+    def describe(self, optimizers: Iterable[Optimizer]) -> str:
         """What was chosen, in words."""
         chosen = {
             "channels last": bool(self.channels_last),
-            "fused optimizer": bool(self.fused_optimizer),
+            "fused optimizer": any(optimizer.defaults.get("fused") for optimizer in optimizers),
             f"torch.compile ({self.compile})": self.compile in _COMPILE_MODES,
         }
         return ", ".join(name for name, is_on in chosen.items() if is_on) or "plain"

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from genimg.data.placement import Data
 from genimg.data.stream import Order
-from genimg.distributed import Vote, add_over_ranks_, rank, world_size
+from genimg.distributed import Vote, add_over_ranks_, failing_together, of_first_rank, rank, world_size
 from genimg.evaluation.evaluator import Evaluation, Evaluator
 from genimg.evaluation.passes import EvaluationInterruptedError
 from genimg.images import to_float
@@ -122,8 +122,9 @@ class Trainer:
         """
         if self.state.images < self.settings.duration:
             self.state.final = {}  # of a shorter training
-        self.data.load()
-        logger = self.make_logger(self.progress.step, self.state.evaluated_at == self.state.images)
+        with failing_together():
+            self.data.load()
+            logger = self.make_logger(self.progress.step, self.state.evaluated_at == self.state.images)
         bar = ProgressBar(total=self.settings.duration, initial=self.state.images)
         self._last_saved = self.state.images if self.state.images else -1
         self._interval_start = (time.monotonic(), self.state.images)
@@ -274,6 +275,7 @@ class Trainer:
         start = time.monotonic()
         try:
             result = evaluator.evaluate(self.method, self.data, self.device, self._should_stop_evaluating, num_images)
+            result = of_first_rank(result)  # unlike GPUs differ in the last digits, and all must draw the same conclusion
         finally:
             seconds = time.monotonic() - start
             then, images_then = self._interval_start
@@ -315,6 +317,7 @@ class Trainer:
             for name, optimizer in self.optimizers.items():
                 groups = optimizer.state_dict()["param_groups"]
                 optimizer.load_state_dict({"state": state["optimizers"][name]["state"], "param_groups": groups})
+                _lay_out_as_parameters(optimizer)
         except (RuntimeError, KeyError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise ValueError(
@@ -332,10 +335,22 @@ class Trainer:
         os.write(2, text.encode())
 
 
+def _lay_out_as_parameters(optimizer: Optimizer) -> None:
+    """Fused optimizers walk through memory, and the state may have been saved with another memory format."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def _batch_statistics(method: Method) -> list[Tensor]:
     """The running means and variances of batch norm, which each rank takes of its own images."""
-    layers = [module for module in method.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
-    return [buffer for layer in layers for buffer in layer.buffers() if buffer.is_floating_point()]
+    found = []
+    for layer in method.modules():
+        # Synchronised ones have seen all ranks' images.
+        if isinstance(layer, nn.modules.batchnorm._NormBase) and not isinstance(layer, nn.SyncBatchNorm):
+            found += [buffer for buffer in layer.buffers() if buffer.is_floating_point()]
+    return found
 
 
 def _in_short(values: Mapping[str, float]) -> str:

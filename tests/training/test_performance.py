@@ -31,11 +31,11 @@ def test_networks_are_placed_in_the_memory_format_asked_for(value, expected):
 
 
 def test_a_fused_optimizer_is_taken_where_there_is_one():
-    assert performance().of_optimizer(torch.optim.Adam, CPU) == {"fused": True}
-    assert performance().of_optimizer(torch.optim.RMSprop, CPU) == {}
-    assert performance(fused_optimizer=False).of_optimizer(torch.optim.Adam, CPU) == {}
+    assert performance().of_optimizer(torch.optim.Adam, {}, CPU) == {"fused": True}
+    assert performance().of_optimizer(torch.optim.RMSprop, {}, CPU) == {}
+    assert performance(fused_optimizer=False).of_optimizer(torch.optim.Adam, {}, CPU) == {}
     with pytest.raises(ValueError, match=r"performance\.fused_optimizer=true, but RMSprop has no fused form on cpu"):
-        performance(fused_optimizer=True).of_optimizer(torch.optim.RMSprop, CPU)
+        performance(fused_optimizer=True).of_optimizer(torch.optim.RMSprop, {}, CPU)
 
 
 def test_a_fused_step_is_a_plain_step():
@@ -43,7 +43,7 @@ def test_a_fused_step_is_a_plain_step():
     one, other = nn.Linear(50, 50), nn.Linear(50, 50)
     other.load_state_dict(one.state_dict())
     optimizers = [
-        torch.optim.Adam(network.parameters(), lr=1e-3, betas=(0.5, 0.999), **setting.of_optimizer(torch.optim.Adam, CPU))
+        torch.optim.Adam(network.parameters(), lr=1e-3, betas=(0.5, 0.999), **setting.of_optimizer(torch.optim.Adam, {}, CPU))
         for network, setting in ((one, performance()), (other, performance(fused_optimizer=False)))
     ]
     for _ in range(5):
@@ -79,6 +79,14 @@ def test_unknown_settings_are_refused_by_name(key, value):
 
 
 def test_what_was_chosen_is_said():
-    assert performance().describe() == "channels last, fused optimizer"
-    assert performance(channels_last=False, fused_optimizer=False).describe() == "plain"
-    assert performance(compile="reduce-overhead").describe().endswith("torch.compile (reduce-overhead)")
+    parameters = [nn.Parameter(torch.zeros(3))]
+    fused, plain = (torch.optim.Adam(parameters, fused=choice) for choice in (True, None))
+    assert performance().describe([plain, fused]) == "channels last, fused optimizer"
+    assert performance().describe([plain]) == "channels last"
+    assert performance(channels_last=False).describe([plain]) == "plain"
+    assert performance(compile="reduce-overhead").describe([plain]).endswith("torch.compile (reduce-overhead)")
+
+
+@pytest.mark.parametrize("settings", [{"foreach": True}, {"differentiable": True}, {"fused": False}])
+def test_settings_that_exclude_a_fused_optimizer_win(settings):
+    assert performance().of_optimizer(torch.optim.Adam, settings, CPU) == {}
