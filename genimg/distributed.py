@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 _TIMEOUT = timedelta(minutes=30)  # the longest wait is for the first rank of a host to list or download a dataset
 _BUCKET = 2**24  # numbers that are reduced at once: few messages, little extra memory (64 MB)
@@ -47,10 +49,26 @@ def processes_of_torchrun(device_name: str) -> Iterator[str]:
         )
     if on_gpu:
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_TIMEOUT)
-    yield f"cuda:{local_rank}" if on_gpu else "cuda" if device_name == "cuda" else "cpu"
-    # Only when all ends well: leaving waits for the others, who may be waiting for what a failed process will never send.
+    _join("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    try:
+        yield f"cuda:{local_rank}" if on_gpu else "cuda" if device_name == "cuda" else "cpu"
+    except SystemExit:  # after a stop that all have agreed on
+        dist.destroy_process_group()
+        raise
+    # Not after an error: leaving waits for the others, who may be waiting for what a failed process will never send.
     dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    """Meet the other processes where torchrun says.
+
+    Its store outlives a restart of the processes on one host, and with it the addresses of those that died: each attempt keeps
+    its own apart. On several hosts attempts are not counted alike, and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 does the same.
+    """
+    store, own_rank, size = next(rendezvous("env://", timeout=_TIMEOUT))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=own_rank, world_size=size, timeout=_TIMEOUT)
 
 
 def rank() -> int:

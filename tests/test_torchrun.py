@@ -198,7 +198,7 @@ def test_a_restarted_training_continues_from_its_newest_checkpoint(
 
 def test_restarts_without_a_run_directory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
-    with pytest.raises(ValueError, match=r"--max-restarts needs run_dir=DIR"):
+    with pytest.raises(ValueError, match=r"--max-restarts needs a fixed run_dir=DIR"):
         arguments_of_rank(["model=dcgan"])
 
 

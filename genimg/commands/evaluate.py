@@ -23,7 +23,7 @@ from genimg.commands.common import (
 )
 from genimg.commands.compare import compare_results
 from genimg.commands.sides import Side, compose_evaluation, resolve
-from genimg.distributed import processes_of_torchrun, rank
+from genimg.distributed import first_of_each_host, processes_of_torchrun, rank
 from genimg.environment import git_commit
 from genimg.evaluation.evaluator import Evaluation, Evaluator
 from genimg.evaluation.imagesets import DatasetImages, ImageSet, Subset
@@ -134,12 +134,13 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
         if key is None:
             raise ValueError("data_root has no effect: this checkpoint's data is not read from a directory")
         config["data"][key] = options["data_root"]
-    if options["real"] is not None:
-        real = resolve("real", options, builder, device)
-    else:
-        source = build.build_source(config, builder)
-        real = Side(source=source, images=DatasetImages(build.build_data(config, source, device)))
-    evaluator = _evaluator(options, options["evaluation"] or config["evaluation"], builder, real)
+    with first_of_each_host():  # both may download
+        if options["real"] is not None:
+            real = resolve("real", options, builder, device)
+        else:
+            source = build.build_source(config, builder)
+            real = Side(source=source, images=DatasetImages(build.build_data(config, source, device)))
+        evaluator = _evaluator(options, options["evaluation"] or config["evaluation"], builder, real)
     method = load_method(config, builder, state, device)
     made = evaluator.generated(method, device, real.source.class_names if real.source else ())
     compared = real.statistics if real.images is None else real.images
@@ -156,8 +157,9 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
 
 def _of_images(options: Config, device: torch.device) -> dict[str, float]:
     builder = build.Builder(allowed=(*build.ALLOWED, *options["allow"]), epoch_size=1)
-    real = resolve("real", options, builder, device)
-    fake = None if options["images"] is None else resolve("images", options, builder, device)
+    with first_of_each_host():  # datasets may be downloaded
+        real = resolve("real", options, builder, device)
+        fake = None if options["images"] is None else resolve("images", options, builder, device)
     if fake is not None and fake.images is None:
         raise ValueError(f"images={options['images']} holds statistics, not images; statistics can stand on the side of real=")
     chosen = options["evaluation"] or real.evaluation or compose_evaluation("evaluation=inception")["evaluation"]

@@ -144,50 +144,11 @@ def _fit(trainer: Trainer, config: Config, evaluator: Evaluator | None, run_dir:
         summary["status"] = "interrupted"
         log.warning("interrupted at %d images; what was saved last is in %s", trainer.state.images, trainer.folder.path)
         raise
-    except NonFiniteError as error:
-        state = trainer.state
+    except (NonFiniteError, WorseningError) as error:
         summary["status"] = "diverged"
-        last = trainer.folder.path / "last.pt"
-        good = f"the last good checkpoint is {relative(last)}" if last.is_file() else "there is no earlier checkpoint"
-        raise DivergedError(
-            f"training diverged: the loss or gradient of {error.group} was not finite at step {error.step}; {good}. Try a "
-            "lower optimizer.lr, trainer.max_grad_norm=1, precision=fp32, or another loss"
-        ) from error
-    except WorseningError as error:
-        state = trainer.state
-        summary["status"] = "diverged"
-        assert evaluator is not None
-        assert evaluator.stop_if is not None
-        name, watch = evaluator.primary, evaluator.stop_if
-        raise DivergedError(
-            f"training stopped at {state.images} images, because evaluation.stop_if says so: {name} is {state.last[name]:.6g}, "
-            f"and has been more than {watch.factor:g} times worse than its best of {state.best[name]:.6g} (at "
-            f"{state.best_images} images) for {state.worse_evaluations} evaluation{'s' * (state.worse_evaluations > 1)} in a "
-            "row; the best checkpoint is "
-            f"{relative(trainer.folder.path / 'best.pt')}"
-        ) from error
+        raise DivergedError(_why_it_ended(error, trainer, evaluator)) from error
     finally:
-        summary |= {
-            "images": trainer.state.images,
-            "steps": trainer.progress.step,
-            "last": trainer.state.last,
-            "best": trainer.state.best,
-            "best_images": trainer.state.best_images,
-            "final": trainer.state.final,
-            "provenance": trainer.state.provenance,
-            "wall_seconds": round(time.monotonic() - start, 1),
-            "training_images_per_second": round(trainer.state.images / trainer.state.seconds, 1)
-            if trainer.state.seconds
-            else None,
-            "data_wait_share": round(trainer.state.waiting_seconds / max(trainer.state.seconds, 1e-9), 4),
-            "evaluation_seconds": round(trainer.state.evaluation_seconds, 1),
-            "seed": config["seed"],
-            "hardware": describe_hardware(trainer.device),
-            "processes": world_size(),
-            "placement": trainer.data.placement,
-            "versions": versions(),
-            "git_commit": git_commit(),
-        }
+        summary |= _summary(trainer, config) | {"wall_seconds": round(time.monotonic() - start, 1)}
         if rank() == 0:
             _write_summary(run_dir, summary)
     log.info(
@@ -195,6 +156,48 @@ def _fit(trainer: Trainer, config: Config, evaluator: Evaluator | None, run_dir:
     )
     _report(state, summary, evaluator, run_dir)
     return state.best[evaluator.primary] if evaluator and state.best else None
+
+
+def _why_it_ended(error: NonFiniteError | WorseningError, trainer: Trainer, evaluator: Evaluator | None) -> str:
+    state, folder = trainer.state, trainer.folder.path
+    if isinstance(error, NonFiniteError):
+        last = folder / "last.pt"
+        good = f"the last good checkpoint is {relative(last)}" if last.is_file() else "there is no earlier checkpoint"
+        return (
+            f"training diverged: the loss or gradient of {error.group} was not finite at step {error.step}; {good}. Try a "
+            "lower optimizer.lr, trainer.max_grad_norm=1, precision=fp32, or another loss"
+        )
+    assert evaluator is not None
+    assert evaluator.stop_if is not None
+    name, watch = evaluator.primary, evaluator.stop_if
+    return (
+        f"training stopped at {state.images} images, because evaluation.stop_if says so: {name} is {state.last[name]:.6g}, "
+        f"and has been more than {watch.factor:g} times worse than its best of {state.best[name]:.6g} (at "
+        f"{state.best_images} images) for {state.worse_evaluations} evaluation{'s' * (state.worse_evaluations > 1)} in a row; "
+        f"the best checkpoint is {relative(folder / 'best.pt')}"
+    )
+
+
+def _summary(trainer: Trainer, config: Config) -> Config:
+    state = trainer.state
+    return {
+        "images": state.images,
+        "steps": trainer.progress.step,
+        "last": state.last,
+        "best": state.best,
+        "best_images": state.best_images,
+        "final": state.final,
+        "provenance": state.provenance,
+        "training_images_per_second": round(state.images / state.seconds, 1) if state.seconds else None,
+        "data_wait_share": round(state.waiting_seconds / max(state.seconds, 1e-9), 4),
+        "evaluation_seconds": round(state.evaluation_seconds, 1),
+        "seed": config["seed"],
+        "hardware": describe_hardware(trainer.device),
+        "processes": world_size(),
+        "placement": trainer.data.placement,
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
 
 
 def _write_summary(run_dir: Path, summary: Config) -> None:
