@@ -75,6 +75,14 @@ def test_a_dry_run_finds_corrupt_images(tmp_path: Path, environment: dict[str, s
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("value", ["1", "maybe"])
+def test_a_dry_run_is_true_or_false(value: str, tmp_path: Path, environment: dict[str, str]) -> None:
+    status, output = train([*TINY, "evaluation=none", "run_dir=run", f"dry_run={value}"], environment, tmp_path)
+    assert status == 1
+    assert f"error: dry_run={value} must be true or false" in output
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dry_run_leaves_a_run_as_it_is(tmp_path: Path, environment: dict[str, str]) -> None:
     arguments = [*TINY, *MODELS["dcgan"], "evaluation=none", "trainer.duration=4 steps", "run_dir=run"]
     assert train(arguments, environment, tmp_path)[0] == 0

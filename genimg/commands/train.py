@@ -55,12 +55,14 @@ def train(composed: DictConfig) -> float | None:
                 logging.disable(logging.WARNING)  # the first rank says it
             if world_size() > 1 and hydra.mode == RunMode.MULTIRUN:
                 raise ValueError("torchrun trains one run: start a sweep (-m) without it, or torchrun for each of its runs")
+            if not isinstance(composed.dry_run, bool):
+                raise ValueError(f"dry_run={composed.dry_run} must be true or false")
             if composed.dry_run:
                 run_dir = run_dir / ".dry_run"  # which is not there: nothing is looked up, cleaned up or written
             return _train(composed, of_first_rank(run_dir), device_name)
     except Exception as error:
         _write_to_log_file(traceback.format_exc())
-        its_own = rank_of_torchrun() == 0 and not composed.dry_run
+        its_own = rank_of_torchrun() == 0 and composed.dry_run is not True
         if hydra.mode == RunMode.RUN and isinstance(error, ValueError | OSError | AnotherProcessError) and its_own:
             _remove_if_nothing_began(run_dir)
         if hydra.mode == RunMode.MULTIRUN:  # Hydra goes on with the next job and would tell only at the end
