@@ -91,7 +91,7 @@ def _run(name: str) -> None:
             raise failures[0]
     except KeyboardInterrupt:
         print(f"genimg-{name}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _leave(130)
     except Exception as error:
         message = explain(error, name, sys.argv[1:])
         if message is None and is_of_several() and _ANOTHER_HAS_GONE.search(str(error)):
@@ -100,10 +100,7 @@ def _run(name: str) -> None:
 
 
 def _fail(name: str, message: str | None, details: str = "") -> NoReturn:
-    """End with an error. What went wrong everywhere is said once: torchrun ends the other ranks when the first one ends.
-
-    Without Python's way out, in which torch.distributed would wait for the other ranks.
-    """
+    """End with an error. What went wrong everywhere is said once: torchrun ends the other ranks when the first one ends."""
     if is_of_several() and (rank_of_torchrun() > 0 or (message or "").startswith("another process has ended")):
         time.sleep(_SECONDS_FOR_THE_FIRST_RANK)
         message = f"process {rank_of_torchrun()}: {message}" if message is not None else None
@@ -111,11 +108,16 @@ def _fail(name: str, message: str | None, details: str = "") -> NoReturn:
         print(details, file=sys.stderr)
     if message is not None:
         print(f"genimg-{name}: error: {message}", file=sys.stderr)
+    _leave(1)
+
+
+def _leave(code: int) -> NoReturn:
+    """End; one of several processes without Python's way out, in which torch.distributed would wait for the others."""
     if is_of_several():
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)
-    sys.exit(1)
+        os._exit(code)
+    sys.exit(code)
 
 
 def _continue_in_its_own_directory(arguments: list[str]) -> list[str]:

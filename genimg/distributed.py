@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from genimg.torchrun import is_of_several
+
 _TIMEOUT = timedelta(minutes=30)  # the longest wait is for the first rank of a host to list or download a dataset
 _BUCKET = 2**24  # numbers that are reduced at once: few messages, little extra memory (64 MB)
 
@@ -34,7 +36,7 @@ def processes_of_torchrun(device_name: str) -> Iterator[str]:
     Raises:
         ValueError: if the processes and the device do not go together.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if not is_of_several():
         yield device_name
         return
     if "LOCAL_RANK" not in os.environ:
@@ -237,5 +239,19 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
+_apart = False
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """A block in which this process takes itself for the only one: nothing is sent, and no rank waits for another."""
+    global _apart
+    _apart = True
+    try:
+        yield
+    finally:
+        _apart = False
+
+
 def _several() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return not _apart and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -68,6 +68,8 @@ def find_start(composed: DictConfig, run_dir: Path) -> tuple[Config, Config, Sav
     elif composed.resume == "auto":
         found = folder.load_last()
         saved = Saved(*found) if found else None
+        if not found and (run_dir / "metrics.jsonl").exists():
+            log.info("%s has no checkpoint yet: starting from the beginning", run_dir)
     else:
         saved = None
     if saved is not None:
@@ -83,6 +85,9 @@ def find_start(composed: DictConfig, run_dir: Path) -> tuple[Config, Config, Sav
         if config["trainer"]["accumulation"] == "auto":  # what was found then: batch norm sees microbatches
             found = saved.state["config"]["trainer"]["accumulation"]
             source["trainer"]["accumulation"] = config["trainer"]["accumulation"] = found
+        if config["performance"]["compile"] == "auto" and "performance" in saved.state["config"]:
+            found = saved.state["config"]["performance"]["compile"]
+            source["performance"]["compile"] = config["performance"]["compile"] = found
         _compare(saved, config)
     return source, config, saved
 
@@ -105,8 +110,16 @@ def check_facts(saved: Config, facts: Config, *, force: bool) -> None:
             "point data.root at the same images, or continue all the same with resume_force=true"
         )
     for name in ("precision", "genimg_version", "torch_version", "hardware", "processes", "performance"):
-        if name in saved and saved[name] != facts[name]:
-            log.warning("%s is %s, but was %s: the run goes on, but not bit for bit", name, facts[name], saved[name])
+        if name in saved:
+            for key, now in _entries(name, facts[name]).items():
+                before = _entries(name, saved[name]).get(key, "not recorded")
+                if now != before:
+                    log.warning("%s is %s, but was %s: the run goes on, but not bit for bit", key, now, before)
+
+
+def _entries(name: str, fact: Any) -> Config:
+    """A fact of several values as one for each of them."""
+    return {f"{name}.{key}": value for key, value in fact.items()} if isinstance(fact, dict) else {name: fact}
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -11,6 +11,11 @@ def is_of_several() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def processes_of_this_host() -> int:
+    """How many processes of torchrun share this host's cores and memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def rank_of_torchrun() -> int:
     """This process's number among those of torchrun; 0 without it."""
     return int(os.environ.get("RANK", "0")) if is_of_several() else 0

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
@@ -33,13 +34,14 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from plain_loops import STEPS, Pictures, PlainLoop, default_switches
+from plain_loops import STEPS, Pictures, PlainLoop
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from genimg import build
 from genimg.commands.assembly import Parts, assemble
 from genimg.environment import git_commit, versions
+from genimg.evaluation.passes import full_float32
 from genimg.explain import explain, nearest
 from genimg.interfaces import Batch
 from genimg.paths import config_dir
@@ -56,6 +58,7 @@ RECIPES = {
     "vae_small_28": ("model=vae_small data.image_size=28 data.channels=1 trainer.batch_size=64", "vae"),
 }
 MIB = 2**20
+default_switches = partial(full_float32, tf32_convolutions=True)  # PyTorch's own; genimg's precision sets the process's
 PAUSE = 0.25  # seconds before each block; two loader workers make their two batches each in some 10 ms
 MEMORY_LIMIT = 1.0  # MiB of growth in 1000 steps
 TIME_LIMITS = (0.9, 1.1)  # the last tenth's step time over the second's

@@ -6,7 +6,6 @@ They take genimg's networks and losses, so that a step function for each kind of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -115,16 +114,3 @@ class PlainLoop:
 def _endless(loader: DataLoader[Tensor]) -> Iterator[Tensor]:
     while True:
         yield from loader
-
-
-@contextmanager
-def default_switches() -> Iterator[None]:
-    """PyTorch's own settings of float32 arithmetic, which genimg's precision changes for the whole process."""
-    matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)
-        torch.backends.cudnn.allow_tf32 = convolution

@@ -18,10 +18,12 @@ from PIL import Image
 from test_resume import MODELS, TINY, losses_of, records
 
 from genimg import build
-from genimg.commands import assembly
+from genimg.commands import settling
 from genimg.commands.assembly import Parts, assemble
 from genimg.data.placement import Data
+from genimg.interfaces import Method
 from genimg.paths import config_dir
+from genimg.training.performance import Performance, _trained_networks
 
 
 @pytest.fixture
@@ -122,12 +124,12 @@ def test_accumulation_grows_until_a_step_fits_and_the_parts_stay_as_they_were(fi
     changed, tried = [], []
 
     def trial(candidate: Parts, data: Data) -> bool:
-        assert assembly.fits(candidate, data)
+        assert settling.fits(candidate, data)
         changed.append(any(not torch.equal(v, before[k]) for k, v in parts.method.state_dict().items()))
         tried.append(candidate.settings.accumulation)
         return candidate.settings.accumulation >= fits_from
 
-    settled = assembly.search_accumulation(parts, data_of(parts), trial)
+    settled = settling.search_accumulation(parts, data_of(parts), trial)
     assert tried == [n for n in (1, 2, 4, 8, 16) if n <= found]
     assert all(changed)
     assert settled.settings.accumulation == found
@@ -145,9 +147,9 @@ def test_out_of_memory_means_that_a_step_does_not_fit(
         raise error
 
     monkeypatch.setattr(type(parts.method), "step", step)
-    assert not assembly.fits(parts, data_of(parts))
+    assert not settling.fits(parts, data_of(parts))
     with pytest.raises(ValueError, match="not even single images fit"):
-        assembly.search_accumulation(parts, data_of(parts), assembly.fits)
+        settling.search_accumulation(parts, data_of(parts), settling.fits)
 
 
 def test_other_errors_of_a_trial_are_not_taken_for_a_lack_of_memory(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +158,7 @@ def test_other_errors_of_a_trial_are_not_taken_for_a_lack_of_memory(parts: Parts
 
     monkeypatch.setattr(type(parts.method), "step", step)
     with pytest.raises(RuntimeError, match="a bug"):
-        assembly.fits(parts, data_of(parts))
+        settling.fits(parts, data_of(parts))
 
 
 @pytest.mark.parametrize("value", ["64.5", "'64'", "null", "-4"])
@@ -215,3 +217,53 @@ def test_compiled_networks_have_the_losses_of_eager_ones(tmp_path: Path, environ
     assert losses_of(tmp_path / "run_default") == [
         pytest.approx(record, rel=1e-3) for record in losses_of(tmp_path / "run_false")
     ]
+
+
+def compiling(monkeypatch: pytest.MonkeyPatch, *, speed: float = 2.0, off: float = 0.0, error: str = "") -> None:
+    """torch.compile without a C++ compiler; trials take real steps, but their times and losses are made up."""
+    real_time = settling._time
+
+    def compile_networks(performance: Performance, method: Method) -> None:
+        if error:
+            raise RuntimeError(error)
+        for network in _trained_networks(method):
+            network.compile(backend="eager")
+
+    def time(tried: Parts, data: Data) -> tuple[float, list[float]]:
+        _, losses = real_time(tried, data)
+        compiled = tried.performance.compile == "default"
+        return (1.0 / speed, [loss + off for loss in losses]) if compiled else (1.0, losses)
+
+    monkeypatch.setattr(Performance, "compile_networks", compile_networks)
+    monkeypatch.setattr(settling, "_time", time)
+
+
+@pytest.mark.parametrize(
+    ("made_up", "worth", "found"),
+    [
+        ({}, 0.0, "default"),
+        ({"speed": 1.01}, 0.0, False),
+        ({"off": 0.5}, 0.0, False),
+        ({"error": "no compiler"}, 0.0, False),
+        ({}, 1e9, False),
+    ],
+    ids=["faster", "no gain", "other losses", "does not work", "short training"],
+)
+def test_compilation_is_chosen_by_a_trial_that_leaves_no_trace(
+    made_up: dict[str, float], worth: float, found: str | bool, parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiling(monkeypatch, **made_up)  # type: ignore[arg-type]
+    before = {name: tensor.clone() for name, tensor in parts.method.state_dict().items()}
+    assert settling.choose_compilation(parts, data_of(parts), worth, mode="default") == found
+    assert all(torch.equal(tensor, before[name]) for name, tensor in parts.method.state_dict().items())
+    assert not any(optimizer.state for optimizer in parts.optimizers.values())
+    assert all(network._compiled_call_impl is None for network in _trained_networks(parts.method))
+
+
+def test_what_was_settled_is_in_both_configs(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, source = ({"trainer": {"accumulation": "auto"}, "performance": {"compile": "auto"}, "dry_run": False} for _ in "ab")
+    settled = settling.settle(parts, data_of(parts), config, source)
+    assert settled.performance.compile is False
+    for written in (config, source):
+        assert written["trainer"]["accumulation"] == 1
+        assert written["performance"]["compile"] is False

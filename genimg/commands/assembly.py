@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,12 +21,11 @@ from genimg.evaluation.evaluator import Evaluator
 from genimg.interfaces import Method
 from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.device import Precision, choose_device, choose_precision
-from genimg.training.logger import Logger, SilentLogger
+from genimg.training.logger import Logger
 from genimg.training.performance import Performance
 from genimg.training.schedules import Schedule
 from genimg.training.state import TrainerSettings
 from genimg.training.trainer import Trainer
-from genimg.training.update import NonFiniteError
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +76,7 @@ def assemble(config: Config, device_name: str) -> Parts:
     """Build a training's parts, the cheap ones first: nobody shall download a dataset to learn of a typing mistake.
 
     Args:
-        config: resolved. ``trainer.accumulation=auto`` stands for 1 until ``settle_accumulation``.
+        config: resolved. ``trainer.accumulation=auto`` stands for 1 until ``settling.settle``.
         device_name: of this process.
 
     Raises:
@@ -132,11 +130,10 @@ def _checked(config: Config) -> tuple[build.Builder, Config]:
     if type(trainer.get("batch_size")) is not int or trainer["batch_size"] < 1:
         raise ValueError(f"trainer.batch_size={trainer.get('batch_size')} must be 1 or more images")
     if trainer.get("accumulation") == "auto":
-        if world_size() > 1:
-            each = trainer["batch_size"] // world_size()
+        if world_size() > 1 and trainer.get("sync_batch_norm"):
             raise ValueError(
-                "trainer.accumulation=auto tries one process: give a number, which a run on one GPU with "
-                f"trainer.batch_size={each} dry_run=true tells"
+                "trainer.accumulation=auto tries each process alone, which trainer.sync_batch_norm=true does not allow: "
+                "give a number"
             )
         trainer["accumulation"] = 1
     builder = build.Builder(
@@ -155,60 +152,6 @@ def _synchronised(method: Method, device: torch.device) -> Method:
     return nn.SyncBatchNorm.convert_sync_batchnorm(method)
 
 
-def settle_accumulation(parts: Parts, data: Data) -> Parts:
-    """The parts with the fewest microbatches with which a step fits into the GPU's memory, found by trying; 1 on a CPU.
-
-    Args:
-        parts: not yet trained.
-        data: what they will be trained on; it is loaded, and so takes its place in the memory.
-
-    Raises:
-        ValueError: if not even single images fit.
-    """
-    if parts.device.type != "cuda":
-        return parts
-    return search_accumulation(parts, data, fits)
-
-
-def search_accumulation(parts: Parts, data: Data, fits: Callable[[Parts, Data], bool]) -> Parts:
-    """Try 1, 2, ... microbatches, and leave the parts as they were; see ``settle_accumulation``."""
-    data.load()
-    initial = {name: tensor.to("cpu", copy=True) for name, tensor in parts.method.state_dict().items()}
-    batch_size = parts.settings.batch_size
-    for count in (n for n in range(1, batch_size + 1) if batch_size % n == 0):
-        tried = replace(parts, settings=replace(parts.settings, accumulation=count), optimizers=parts.make_optimizers())
-        found = fits(tried, data)
-        del tried
-        for parameter in parts.method.parameters():
-            parameter.grad = None
-        parts.method.load_state_dict(initial)
-        gc.collect()
-        if parts.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(parts.device)
-        if found:
-            return replace(parts, settings=replace(parts.settings, accumulation=count), optimizers=parts.make_optimizers())
-    raise ValueError("not even single images fit into the GPU's memory: choose a smaller data.image_size or model")
-
-
-def fits(parts: Parts, data: Data) -> bool:
-    """Whether a step does not run out of memory, once optimizers have their state."""
-    trainer = parts.trainer(data, folder=Path(), make_logger=lambda *_: SilentLogger(), describe={})
-    steps = trainer.steps()
-    try:
-        for _ in range(2):
-            trainer.state.images = 0  # where all that is done at intervals is done
-            next(steps)
-        trainer.updater.raise_if_not_finite()  # waits for the device
-    except RuntimeError as error:  # torch.OutOfMemoryError among them; cuBLAS has no type of its own
-        if isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error):
-            return False
-        raise
-    except NonFiniteError:
-        pass  # not a matter of memory; the training will say so
-    return True
-
-
 def describe_parts(parts: Parts, placement: str) -> None:
     """Say what will be trained, on what, and how."""
     source, groups = parts.source, parts.method.parameter_groups()
@@ -221,7 +164,7 @@ def describe_parts(parts: Parts, placement: str) -> None:
     log.info("device %s, precision %s, %d threads", parts.device, parts.precision.name, torch.get_num_threads())
     log.info("performance: %s", parts.performance.describe(parts.optimizers.values()))
     settings = parts.settings
-    if settings.accumulation > 1 or parts.config["trainer"]["accumulation"] == "auto":
+    if settings.accumulation > 1:
         log.info("accumulation %d: microbatches of %d images", settings.accumulation,
                  settings.batch_size // (settings.accumulation * world_size()))  # fmt: skip
     if world_size() > 1:

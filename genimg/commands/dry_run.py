@@ -1,4 +1,4 @@
-"""``dry_run=true``: what a training would need, found out in seconds by a few of its steps; nothing is written."""
+"""``dry_run=true``: what a training would need, found out in seconds by a few of its steps; no run is made."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def rehearse(parts: Parts, data: Data) -> None:
         log.info("loading the images: about %s", _words(len(parts.source) / (rate * workers)))
     log.info("training for %s: about %s", parts.config["trainer"]["duration"], _words(total))
     _report_evaluation(parts)
-    log.info("dry run: nothing was written")
+    log.info("dry run: no run directory was made")
 
 
 def _count_classes(parts: Parts) -> None:
@@ -126,16 +127,23 @@ def _report_evaluation(parts: Parts) -> None:
         evaluator.extractor.to(parts.device)
         made = evaluator.generated(parts.method.eval(), parts.device, ())
         count = min(evaluator.batch_size, evaluator.num_images)
-        times = []
-        for _ in range(2):
-            before = time.perf_counter()
-            features, _ = evaluator.extractor(made.images(np.arange(count))[0])
-            features.cpu()
-            times.append(time.perf_counter() - before)
-    seconds = min(times) / count * evaluator.num_images
+        images = made.images(np.arange(count))[0]
+        generating = _seconds(lambda: made.images(np.arange(count))[0]) / count
+        extracting = _seconds(lambda: evaluator.extractor(images)[0]) / count
     number = -(-parts.settings.duration // evaluator.interval)
-    log.info("evaluation: %d of %d images, about %s each, and once the real images'", number, evaluator.num_images,
-             _words(seconds))  # fmt: skip
+    log.info("evaluation: %d of %d images, about %s each, and %s once for the real images, unless their statistics are cached",
+             number, evaluator.num_images, _words((generating + extracting) * evaluator.num_images),
+             _words(extracting * len(parts.source)))  # fmt: skip
+
+
+def _seconds(compute: Callable[[], torch.Tensor]) -> float:
+    """The shorter of two runs; the first may allocate memory and choose algorithms."""
+    times = []
+    for _ in range(2):
+        before = time.perf_counter()
+        compute().cpu()
+        times.append(time.perf_counter() - before)
+    return min(times)
 
 
 def _words(seconds: float) -> str:

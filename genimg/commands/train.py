@@ -19,9 +19,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 import genimg
 from genimg import build, resuming
-from genimg.commands.assembly import Parts, assemble, describe_parts, settle_accumulation
+from genimg.commands.assembly import Parts, assemble, describe_parts
 from genimg.commands.common import Config, argument, relative, require_all_values, sentence, table, write_json
 from genimg.commands.dry_run import rehearse
+from genimg.commands.settling import settle
 from genimg.distributed import AnotherProcessError, failing_together, of_first_rank, processes_of_torchrun, rank, world_size
 from genimg.environment import git_commit, versions
 from genimg.evaluation.evaluator import Evaluator
@@ -57,6 +58,8 @@ def train(composed: DictConfig) -> float | None:
                 raise ValueError("torchrun trains one run: start a sweep (-m) without it, or torchrun for each of its runs")
             if not isinstance(composed.dry_run, bool):
                 raise ValueError(f"dry_run={composed.dry_run} must be true or false")
+            if composed.dry_run and hydra.mode == RunMode.MULTIRUN:
+                raise ValueError("dry_run=true looks at one run: leave -m away")
             if composed.dry_run:
                 run_dir = run_dir / ".dry_run"  # which is not there: nothing is looked up, cleaned up or written
             return _train(composed, of_first_rank(run_dir), device_name)
@@ -82,9 +85,7 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
     device_name = device_name if world_size() > 1 else config["device"]
     parts = assemble(config, device_name)
     data = build.build_data(config, parts.source, parts.device)
-    if config["trainer"]["accumulation"] == "auto":
-        parts = settle_accumulation(parts, data)
-        config["trainer"]["accumulation"] = source_config["trainer"]["accumulation"] = parts.settings.accumulation
+    parts = settle(parts, data, config, source_config)
     if config["dry_run"]:
         rehearse(parts, data)
         return None
@@ -140,7 +141,8 @@ def _fit(trainer: Trainer, config: Config, evaluator: Evaluator | None, run_dir:
         state = trainer.state
         summary["status"] = "stopped"
         log.warning("stopped at %d images; the checkpoint is written", state.images)
-        log.warning("to continue: genimg-train %s", argument("resume", relative(run_dir)))
+        command = "torchrun ... -m genimg.train" if world_size() > 1 else "genimg-train"
+        log.warning("to continue: %s %s", command, argument("resume", relative(run_dir)))
         sys.exit(128 + (signal.SIGTERM if trainer.stop_signal == signal.SIGTERM else signal.SIGINT))
     except KeyboardInterrupt:
         summary["status"] = "interrupted"

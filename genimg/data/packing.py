@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from tqdm import tqdm
 import genimg
 from genimg.data.prepared import CAPTIONS, LABELS, Description, Shard
 from genimg.data.sources import CorruptImageError, Source
+from genimg.environment import num_cores
 
 CORRUPT = "corrupt.txt"
 _PIECE_BYTES = 2**23  # of decoded images that a thread hands over at a time
@@ -120,7 +120,7 @@ def pack(
     """
     per_shard = max(1, shard_size // image_bytes(source))
     with _ShardWriter(folder, source.shape, per_shard) as writer:
-        kept, problems = _write_images(source, writer, num_threads or _cores(), max_corrupt)
+        kept, problems = _write_images(source, writer, num_threads or num_cores(), max_corrupt)
     if len(kept) == 0:
         raise ValueError(f"none of the {len(source)} images of {source.name} can be decoded; the first: {problems[0]}")
     if source.labels is not None:
@@ -228,7 +228,3 @@ def _too_many(problems: list[str], allowed: int) -> str:
         f"{len(problems)} corrupt image{'s' * (len(problems) > 1)}, more than max_corrupt={allowed} allows; remove or repair "
         f"them, or leave them out with a higher max_corrupt:\n  {names}"
     )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

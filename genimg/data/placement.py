@@ -5,7 +5,6 @@ All three give the same batches. Samples stay uint8 until they are on the device
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +22,10 @@ from genimg.data.corrupt import Corruption, read_many_valid
 from genimg.data.prepared import PreparedSource
 from genimg.data.sources import ArraySource, Source
 from genimg.data.stream import Order
+from genimg.environment import num_cores
 from genimg.images import to_float
 from genimg.interfaces import Batch
+from genimg.torchrun import processes_of_this_host
 
 PLACEMENTS = ("auto", "device", "host", "workers")
 _RESIDENT_BYTES = 4 * 2**30  # above this, decoding everything before the first step would take minutes
@@ -65,8 +66,7 @@ class Data:
         self.source = source
         self.device = device
         self.horizontal_flip = horizontal_flip
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cores = max(1, cores // _processes_of_this_host())
+        cores = max(1, num_cores() // processes_of_this_host())
         self.num_workers = min(cores, 8) if num_workers == "auto" else int(num_workers)
         self.placement = _choose_placement(source, device) if placement == "auto" else placement
         self._corruption = Corruption(max_corrupt)
@@ -221,18 +221,13 @@ def _choose_placement(source: Source, device: torch.device) -> str:
     size = len(source) * int(np.prod(source.shape))
     if not isinstance(source, ArraySource | PreparedSource) and size > _RESIDENT_BYTES:
         return "workers"
-    free = _available_memory() // _processes_of_this_host()  # on the way to a GPU, too, images are in host memory once
+    free = _available_memory() // processes_of_this_host()  # on the way to a GPU, too, images are in host memory once
     if device.type == "cuda":
         on_gpu = torch.cuda.mem_get_info(device)[0]
         free = on_gpu if isinstance(source, ArraySource) else min(free, on_gpu)
     if size <= _MEMORY_SHARE * free:
         return "device"
     return "host" if isinstance(source, ArraySource) else "workers"
-
-
-def _processes_of_this_host() -> int:
-    """How many processes of torchrun share this host's cores and memory."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _available_memory() -> int:

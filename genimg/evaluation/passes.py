@@ -110,11 +110,15 @@ def _mean(parts: list[Tensor]) -> float:
 
 
 @contextlib.contextmanager
-def full_float32() -> Iterator[None]:
-    """Without TF32, whatever the training uses: a metric shall not depend on the training's precision."""
+def full_float32(*, tf32_convolutions: bool = False) -> Iterator[None]:
+    """Without TF32, whatever the training uses: a metric shall not depend on the training's precision.
+
+    Args:
+        tf32_convolutions: all the same in convolutions, which is what PyTorch does by itself.
+    """
     matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = tf32_convolutions
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from genimg.interfaces import Method
@@ -23,6 +24,7 @@ class Performance:
         channels_last: convolutions with channels last in memory. Faster on every device measured (docs/performance.md).
         fused_optimizer: one kernel for all of an optimizer's arithmetic, where PyTorch has one for it.
         compile: a mode of torch.compile for every trained network, or False. ``reduce-overhead`` replays CUDA graphs.
+            ``auto`` is settled by a trial on a GPU (commands/settling.py), and is False elsewhere.
     """
 
     channels_last: bool | str
@@ -45,9 +47,18 @@ class Performance:
         """Move the networks to the device, in the memory format asked for, and let torch.compile compile them."""
         method.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         if self.compile in _COMPILE_MODES:
-            for network in method.children():
-                if any(parameter.requires_grad for parameter in network.parameters()):
-                    network.compile(mode=self.compile)  # in place: names in a state_dict stay; .forward stays eager
+            self.compile_networks(method)
+
+    def compile_networks(self, method: Method) -> None:
+        """Let torch.compile compile every trained network, in place: names in a state_dict stay, ``.forward`` stays eager."""
+        for network in _trained_networks(method):
+            network.compile(mode=self.compile)
+
+    def forget_compiled(self, method: Method) -> None:
+        """Undo ``compile_networks``."""
+        for network in _trained_networks(method):
+            network._compiled_call_impl = None  # PyTorch has a way in and none out
+        torch.compiler.reset()
 
     def begin_step(self) -> None:
         """Tell torch.compile that what the last step's CUDA graphs gave is no longer needed."""
@@ -77,3 +88,18 @@ class Performance:
             f"torch.compile ({self.compile})": self.compile in _COMPILE_MODES,
         }
         return ", ".join(name for name, is_on in chosen.items() if is_on) or "plain"
+
+
+def _trained_networks(method: Method) -> list[nn.Module]:
+    return [network for network in method.children() if any(p.requires_grad for p in network.parameters())]
+
+
+def lay_out_as_parameters(optimizer: Optimizer) -> None:
+    """Give the optimizer's state the strides of its parameters.
+
+    Fused optimizers walk through memory, and the state may have been saved with another memory format.
+    """
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -7,26 +7,28 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from genimg.data.placement import Data
 from genimg.data.stream import Order
-from genimg.distributed import Vote, add_over_ranks_, failing_together, of_first_rank, rank, world_size
+from genimg.distributed import Vote, failing_together, of_first_rank, rank, world_size
 from genimg.evaluation.evaluator import Evaluation, Evaluator
 from genimg.evaluation.passes import EvaluationInterruptedError
 from genimg.images import to_float
 from genimg.interfaces import Batch, Method, Progress
 from genimg.randomness import seed_of
+from genimg.training.background import Background, snapshot
+from genimg.training.batch_statistics import BatchStatistics
 from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.device import Precision
 from genimg.training.logger import Logger, MeanMetrics, ProgressBar
 from genimg.training.noise import Noise
-from genimg.training.performance import Performance
+from genimg.training.performance import Performance, lay_out_as_parameters
 from genimg.training.schedules import Schedule
 from genimg.training.state import TrainerSettings, TrainingState
 from genimg.training.update import Updater, split
@@ -98,11 +100,13 @@ class Trainer:
             noise=Noise(seed, settings.accumulation, precision.device),
         )
         self.state = TrainingState()
+        self._background = Background()
         self.means = MeanMetrics()
         self._base_rates = {name: [g["lr"] for g in optimizer.param_groups] for name, optimizer in optimizers.items()}
-        self._batch_statistics = _batch_statistics(method)
+        self._batch_statistics = BatchStatistics(method)
         self._vote = Vote()
         self._stopping = False  # once every rank knows of some rank's signal
+        self._evaluating = False
         self.stop_signal: int | None = None
         self._last_saved = -1
         self._interval_start = (time.monotonic(), 0)
@@ -128,6 +132,7 @@ class Trainer:
         bar = ProgressBar(total=self.settings.duration, initial=self.state.images)
         self._last_saved = self.state.images if self.state.images else -1
         self._interval_start = (time.monotonic(), self.state.images)
+        self._background = Background()
         previous = {s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             stream = self._stream()
@@ -136,6 +141,7 @@ class Trainer:
                 self._maintain(logger, bar)
                 if self.state.images >= self.settings.duration:
                     self._vote.settle()
+                    self._background.settle()
                     return self.state
                 self._step(stream)
                 self._stopping = self._vote.cast(self.stop_signal is not None)
@@ -144,6 +150,10 @@ class Trainer:
             for number, handler in previous.items():
                 signal.signal(number, handler)
             bar.close()
+            try:
+                self._background.close()
+            except OSError as error:  # while another error is under way, which says more
+                log.warning("%s", error)
             logger.close()
 
     def steps(self) -> Iterator[int]:
@@ -176,7 +186,7 @@ class Trainer:
         self._waited += time.monotonic() - asked
         batch = split(self._laid_out(images), self.settings.accumulation)
         self.means.add(self.method.step(batch, progress, self.updater))
-        self._average_batch_statistics()
+        self._batch_statistics.average()
         self.state.images += progress.batch_size
 
     def _laid_out(self, batch: Batch) -> Batch:
@@ -185,12 +195,6 @@ class Trainer:
             return batch
         return {key: value.contiguous() for key, value in batch.items()}
 
-    def _average_batch_statistics(self) -> None:
-        """After every step all ranks hold the same state, so that any rank's checkpoint is everyone's."""
-        if world_size() > 1 and self._batch_statistics:
-            torch._foreach_div_(self._batch_statistics, world_size())
-            add_over_ranks_(self._batch_statistics)
-
     def _maintain(self, logger: Logger, bar: ProgressBar) -> None:
         """Everything that happens between steps, in a fixed order, so that a resumed run does the same."""
         settings, images = self.settings, self.state.images
@@ -198,10 +202,12 @@ class Trainer:
         if self._due(settings.log_interval) or done:
             self._log(logger, bar)
         if (self._due(settings.preview_interval) or done or images == 0) and rank() == 0:
-            logger.pictures(self.progress.step, images, self._preview(with_data=images == 0))
+            pictures = snapshot(self._preview(with_data=images == 0))
+            self._background.submit(partial(logger.pictures, self.progress.step, images, pictures))
         if (self._due(settings.checkpoint_interval) or done or self._stopping) and images != self._last_saved:
             self._save(best=False)
         if self._stopping and not done:
+            self._background.settle()  # the checkpoint is on the disk, or this says why not
             raise StopRequestedError
         if self.evaluator:
             try:
@@ -212,6 +218,7 @@ class Trainer:
             except EvaluationInterruptedError:
                 if images != self._last_saved:
                     self._save(best=False)
+                self._background.settle()
                 raise StopRequestedError from None
 
     def _due(self, interval: int) -> bool:
@@ -272,11 +279,12 @@ class Trainer:
 
     def _measure(self, evaluator: Evaluator, logger: Logger, prefix: str, num_images: int | None) -> Evaluation:
         self.updater.raise_if_not_finite()
-        start = time.monotonic()
+        start, self._evaluating = time.monotonic(), world_size() == 1  # several ranks finish it
         try:
             result = evaluator.evaluate(self.method, self.data, self.device, self._should_stop_evaluating, num_images)
             result = of_first_rank(result)  # unlike GPUs differ in the last digits, and all must draw the same conclusion
         finally:
+            self._evaluating = False
             seconds = time.monotonic() - start
             then, images_then = self._interval_start
             self._interval_start = (then + seconds, images_then)  # throughput is that of training alone
@@ -296,8 +304,7 @@ class Trainer:
         self.updater.raise_if_not_finite()
         state = self.state_dict()
         if rank() == 0:
-            path = self.folder.save(state, self.progress.step, best=best)
-            log.debug("saved %s", path)
+            self._background.submit(partial(self.folder.save, snapshot(state), self.progress.step, best=best))
         self._last_saved = self.state.images
 
     def state_dict(self) -> dict[str, Any]:
@@ -317,7 +324,7 @@ class Trainer:
             for name, optimizer in self.optimizers.items():
                 groups = optimizer.state_dict()["param_groups"]
                 optimizer.load_state_dict({"state": state["optimizers"][name]["state"], "param_groups": groups})
-                _lay_out_as_parameters(optimizer)
+                lay_out_as_parameters(optimizer)
         except (RuntimeError, KeyError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise ValueError(
@@ -330,27 +337,9 @@ class Trainer:
         if self.stop_signal is not None:  # a second Ctrl-C: now, whatever is under way
             raise KeyboardInterrupt
         self.stop_signal = number
-        # Not by logging, whose lock the interrupted code may hold.
-        text = f"\n{signal.Signals(number).name}: finishing this step, then saving; once more to stop at once\n"
-        os.write(2, text.encode())
-
-
-def _lay_out_as_parameters(optimizer: Optimizer) -> None:
-    """Fused optimizers walk through memory, and the state may have been saved with another memory format."""
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _batch_statistics(method: Method) -> list[Tensor]:
-    """The running means and variances of batch norm, which each rank takes of its own images."""
-    found = []
-    for layer in method.modules():
-        # Synchronised ones have seen all ranks' images.
-        if isinstance(layer, nn.modules.batchnorm._NormBase) and not isinstance(layer, nn.SyncBatchNorm):
-            found += [buffer for buffer in layer.buffers() if buffer.is_floating_point()]
-    return found
+        if rank() == 0:  # not by logging, whose lock the interrupted code may hold
+            doing = "leaving this evaluation" if self._evaluating else "finishing this step"
+            os.write(2, f"\n{signal.Signals(number).name}: {doing}, then saving; once more to stop at once\n".encode())
 
 
 def _in_short(values: Mapping[str, float]) -> str:

@@ -1,0 +1,46 @@
+"""Work beside the training: files are written by a thread while the next steps run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from torch import Tensor
+
+
+class Background:
+    """Does one job at a time, in the order given; what a job raises is raised by the next call."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="genimg-writer")
+        self._pending: Future[Any] | None = None
+
+    def submit(self, job: Callable[[], object]) -> None:
+        """Start ``job`` once the one before has ended, so that never more than one waits in memory."""
+        self.settle()
+        self._pending = self._pool.submit(job)
+
+    def settle(self) -> None:
+        """Wait for the job under way, if there is one."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Wait for the job under way and end the thread."""
+        try:
+            self.settle()
+        finally:
+            self._pool.shutdown()
+
+
+def snapshot(value: Any) -> Any:
+    """A copy in host memory of mappings, lists and tensors, which later steps do not change."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: snapshot(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(snapshot(item) for item in value)
+    return value

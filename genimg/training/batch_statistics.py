@@ -1,0 +1,27 @@
+"""Batch norm's running statistics over several processes, each of which sees its own images."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from genimg.distributed import add_over_ranks_, world_size
+
+
+class BatchStatistics:
+    """The running means and variances of a module's batch norm; synchronised layers have seen all ranks' images already."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._buffers = [
+            buffer
+            for layer in module.modules()
+            if isinstance(layer, nn.modules.batchnorm._NormBase) and not isinstance(layer, nn.SyncBatchNorm)
+            for buffer in layer.buffers()
+            if buffer.is_floating_point()
+        ]
+
+    def average(self) -> None:
+        """Replace them by their mean over all ranks: after every step any rank's checkpoint is then everyone's."""
+        if world_size() > 1 and self._buffers:
+            torch._foreach_div_(self._buffers, world_size())
+            add_over_ranks_(self._buffers)
