@@ -22,19 +22,23 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
+from genimg.data.augment import SampleAugment
+from genimg.data.captions import caption_length, encode
 from genimg.data.placement import Data
 from genimg.data.sources import Source
 from genimg.durations import to_images
 from genimg.evaluation.evaluator import Evaluator
+from genimg.evaluation.imagesets import evenly_spaced
 from genimg.explain import nearest
 from genimg.images import to_float
-from genimg.interfaces import Images, Method
+from genimg.interfaces import Batch, Images, Method
 from genimg.paths import config_dir
 from genimg.training.schedules import Schedule
 from genimg.training.state import TrainerSettings
 
 ALLOWED = (
     "genimg.data.arrays",
+    "genimg.data.augment",
     "genimg.data.prepared",
     "genimg.data.shapes",
     "genimg.data.sources",
@@ -161,13 +165,38 @@ def check_top_level(config: Config) -> None:
 
 def build_source(config: Config, builder: Builder) -> Source:
     """The ``data`` group without the keys that say where its images live."""
-    node = {key: value for key, value in config["data"].items() if key not in _PLACEMENT_KEYS}
+    node = {key: value for key, value in config["data"].items() if key not in (*_PLACEMENT_KEYS, "num_classes")}
     return builder.build(node, "data")
 
 
-def build_data(config: Config, source: Source, device: torch.device) -> Data:
-    """A place for the source's images to live in."""
-    return Data(source, device=device, **{key: config["data"][key] for key in _PLACEMENT_KEYS})
+def build_augment(config: Config, builder: Builder) -> SampleAugment | None:
+    """None for ``data_augment=none``, and where nothing is trained."""
+    return builder.build(config["data_augment"], "data_augment") if config.get("data_augment") else None
+
+
+def build_data(
+    config: Config,
+    source: Source,
+    device: torch.device,
+    *,
+    keys: Sequence[str] = ("image",),
+    builder: Builder | None = None,
+) -> Data:
+    """A place for the source's images to live in.
+
+    Args:
+        config: resolved.
+        source: the images.
+        device: where batches go.
+        keys: of the batches.
+        builder: of the augmentation; None builds genimg's own.
+
+    Raises:
+        ValueError: if the source or its images do not fit the settings.
+    """
+    augment = build_augment(config, builder or Builder())
+    placement = {key: config["data"][key] for key in _PLACEMENT_KEYS}
+    return Data(source, device=device, keys=keys, augment=augment, **placement)
 
 
 def build_method(config: Config, source: Source, builder: Builder) -> Method:
@@ -176,16 +205,61 @@ def build_method(config: Config, source: Source, builder: Builder) -> Method:
     Raises:
         ValueError: if the loss does not fit the method, the data lacks what it needs, or shapes do not match.
     """
-    method_class = check_pairing(config, builder)
-    available = {"image"} | ({"label"} if source.labels is not None else set())
-    missing = [key for key in method_class.batch_keys if key not in available]
+    check_pairing(config, builder)
+    settle_num_classes(config, source)
+    method: Method = builder.build(config["model"], "model")
+    available = {"image"} | ({"label"} if source.labels is not None else set()) | ({"caption"} if source.captioned else set())
+    missing = [key for key in method.batch_keys if key not in available]
     if missing:
         raise ValueError(
-            f"the model needs {', '.join(missing)}, but data {source.name} has only {', '.join(sorted(available))}"
+            f"the model needs {', '.join(missing)}, but data {source.name} has only {', '.join(sorted(available))}: choose "
+            "conditioning=none, or other data"
         )
-    method: Method = builder.build(config["model"], "model")
     _check_shapes(method, source)
+    if method.num_remembered:
+        method.remember(_conditions(source, method))
     return method
+
+
+def settle_num_classes(config: Config, source: Source) -> None:
+    """Write the data's number of classes wherever the model's config leaves it to the data.
+
+    Raises:
+        ValueError: if ``data.num_classes`` is given and is another.
+    """
+    found = len(source.class_names) if source.labels is not None else 0
+    given = config["data"].get("num_classes")
+    if given is not None and found and given != found:
+        raise ValueError(f"data.num_classes={given}, but data {source.name} has {found} classes: leave it null")
+    count = found if given is None else given
+    config["data"]["num_classes"] = count
+    for group in ("model", "conditioning"):
+        _fill_num_classes(config.get(group), count)
+
+
+_OF_CLASSES = ("num_classes", "condition_channels", "image_channels")  # what configs set to ${data.num_classes}
+
+
+def _fill_num_classes(node: Any, count: int) -> None:
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        if key in _OF_CLASSES and value is None:
+            node[key] = count
+        else:
+            _fill_num_classes(value, count)
+
+
+def _conditions(source: Source, method: Method) -> Batch:
+    """Labels or captions of images evenly spaced in the source, as they stand in a batch, if the method asks for them."""
+    chosen = evenly_spaced(method.num_remembered, len(source))
+    batch: Batch = {}
+    if "label" in method.batch_keys and source.labels is not None:
+        batch["label"] = torch.from_numpy(source.labels[chosen])
+    if "caption" in method.batch_keys:
+        texts = source.captions(chosen)
+        batch["caption"] = encode(texts, caption_length(texts))
+    return batch
 
 
 def check_pairing(config: Config, builder: Builder) -> type[Method]:
@@ -204,7 +278,22 @@ def check_pairing(config: Config, builder: Builder) -> type[Method]:
         raise ValueError(
             f"the loss {loss_class.__name__} does not fit the model, a {method_class.__name__}: choose loss={fitting}"
         )
+    _refuse_without_effect(config, method_class)
     return method_class
+
+
+def _refuse_without_effect(config: Config, method_class: type[Method]) -> None:
+    """Groups that only some methods have a place for."""
+    parameters = inspect.signature(method_class).parameters
+    conditioning, augment = config.get("conditioning") or {}, config.get("augment") or {}
+    chosen = {
+        "penalties": "penalty" if config.get("penalty") else None,
+        "augment": None if str(augment.get("_target_", "NoAugment")).endswith("NoAugment") else "augment",
+        "auxiliary": None if conditioning.get("head", "none") == "none" else "conditioning",
+    }
+    for parameter, group in chosen.items():
+        if group and parameter not in parameters:
+            raise ValueError(f"{group} has no effect on this model, a {method_class.__name__}: leave it away")
 
 
 def build_optimizers(
@@ -228,7 +317,7 @@ def build_optimizers(
             raise ValueError(f"optimizer_overrides.{name}: the model has no such parameter group, but {', '.join(groups)}")
     optimizers = {}
     for name, parameters in groups.items():
-        node = {**config["optimizer"], **overrides.get(name, {})}
+        node = {**_corrected(config["optimizer"], method.lazy_interval(name)), **overrides.get(name, {})}
         try:
             optimizer = builder.build({**node, "_partial_": True}, "optimizer")
             optimizers[name] = optimizer(parameters, **{**defaults(optimizer.func, optimizer.keywords), **optimizer.keywords})
@@ -239,13 +328,26 @@ def build_optimizers(
     return optimizers
 
 
+def _corrected(node: Config, interval: int | None) -> Config:
+    """Adam's settings for a group that a lazy penalty updates once more every ``interval`` steps.
+
+    With c = interval / (interval + 1) the learning rate becomes c times it and the betas their c-th powers: Karras et al.
+    2020, "Analyzing and improving the image quality of StyleGAN", appendix B.
+    """
+    if interval is None:
+        return node
+    c = interval / (interval + 1)
+    corrected = {"lr": node["lr"] * c} if "lr" in node else {}
+    return {**node, **corrected, **({"betas": [beta**c for beta in node["betas"]]} if "betas" in node else {})}
+
+
 def build_schedule(config: Config, builder: Builder) -> Schedule:
     return builder.build(config["schedule"], "schedule")
 
 
 def build_evaluator(config: Config, builder: Builder) -> Evaluator | None:
-    """None for ``evaluation=none``."""
-    return builder.build(config["evaluation"], "evaluation") if config["evaluation"] else None
+    """None for ``evaluation=none``, also where an experiment has set some of its keys."""
+    return builder.build(config["evaluation"], "evaluation") if "_target_" in config["evaluation"] else None
 
 
 def _check_keys(node: Config, parameters: Mapping[str, inspect.Parameter], key: str, *, partial: bool) -> None:

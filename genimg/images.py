@@ -26,8 +26,12 @@ def grid(images: Tensor, columns: int | None = None) -> Tensor:
 
     About square unless ``columns`` is given, with an even number of columns, so that pairs stay side by side.
     """
-    columns = columns or max(2, 2 * round(len(images) ** 0.5 / 2))
-    return make_grid(to_uint8(images), nrow=columns, padding=2, pad_value=255)
+    return make_grid(to_uint8(images), nrow=columns or num_columns(len(images)), padding=2, pad_value=255)
+
+
+def num_columns(count: int) -> int:
+    """Of a grid of so many images."""
+    return max(2, 2 * round(count**0.5 / 2))
 
 
 def write_png(picture: Tensor, path: Path) -> None:

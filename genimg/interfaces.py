@@ -14,7 +14,8 @@ Images = NewType("Images", int)
 constructor parameter of this type makes the build convert it."""
 
 Batch = dict[str, Tensor]
-"""``image``: float32 [N, C, H, W] in [-1, 1]; ``label``: int64 [N]; ``latent``: float32 [N, Z]; a method may add keys."""
+"""``image``: float32 [N, C, H, W] in [-1, 1]; ``label``: int64 [N]; ``caption``: uint8 [N, L], UTF-8 padded with 0; ``latent``:
+float32 [N, Z]; a method may add keys."""
 
 Microbatches = list[Batch]
 """One step's batch: a single Batch, or several equal ones when gradients are accumulated."""
@@ -63,7 +64,7 @@ class Method(nn.Module, ABC):
     It is a Module so that ``state_dict()`` covers everything a checkpoint needs (networks, averages, pools).
     """
 
-    batch_keys: ClassVar[tuple[str, ...]] = ("image",)
+    batch_keys: tuple[str, ...] = ("image",)
     """What the data must provide."""
 
     sampled_weights: ClassVar[str] = "raw"
@@ -78,9 +79,22 @@ class Method(nn.Module, ABC):
     loss_type: ClassVar[type]
     """The kind of loss this method can be trained with; the build refuses any other."""
 
+    num_classes: int = 0
+    """K, of a model conditioned on labels."""
+
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The parameters that each named update trains; every group has an optimizer of its own."""
+
+    def lazy_interval(self, group: str) -> int | None:
+        """Steps between two updates of ``group`` by a lazy penalty, for which its optimizer is corrected; None without."""
+        return None
+
+    num_remembered: ClassVar[int] = 0
+    """How many rows ``remember`` wants."""
+
+    def remember(self, batch: Batch) -> None:
+        """Take conditions (labels, captions) of images evenly spaced in the data, to sample from; once, before training."""
 
     @abstractmethod
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
@@ -92,6 +106,21 @@ class Method(nn.Module, ABC):
 
         So neither the batch size nor the number of processes changes which images are generated.
         """
+
+    def truncated(self, drawn: Batch, amount: float) -> Batch:
+        """A drawn batch (on the CPU) for samples that vary less, and are better where the model is good.
+
+        Args:
+            drawn: from ``draw``.
+            amount: above 0; the smaller, the nearer to the average.
+
+        Raises:
+            ValueError: if there is nothing to truncate.
+        """
+        raise ValueError(f"truncation={amount:g} has no effect on a {type(self).__name__}, which has no latents: leave it away")
+
+    def before_sampling(self) -> None:
+        """Called before samples are drawn with weights that have changed since; without randomness."""
 
     @abstractmethod
     def sample(self, batch: Batch) -> Tensor:

@@ -31,8 +31,8 @@ _HARMLESS = (
 _OF_THIS_COMMAND = ("resume", "resume_force", "run_dir", "allow", "debug", "print_config", "dry_run")
 
 # What earlier checkpoints lack, and what they then mean.
-_YOUNG_GROUPS = ("performance",)
-_YOUNG_KEYS = {"trainer.sync_batch_norm": False}
+_YOUNG_GROUPS = ("performance", "conditioning", "penalty", "augment", "data_augment")
+_YOUNG_KEYS = {"trainer.sync_batch_norm": False, "data.captions": "auto", "data.held_out": [], "data.num_classes": 0}
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,9 @@ def find_start(composed: DictConfig, run_dir: Path) -> tuple[Config, Config, Sav
         if config["performance"]["compile"] == "auto" and "performance" in saved.state["config"]:
             found = saved.state["config"]["performance"]["compile"]
             source["performance"]["compile"] = config["performance"]["compile"] = found
+        if config["data"]["num_classes"] is None:
+            source["data"]["num_classes"] = saved.state["config"]["data"].get("num_classes")
+            config = _resolved(source)
         _compare(saved, config)
     return source, config, saved
 

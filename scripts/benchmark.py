@@ -7,9 +7,10 @@
     python scripts/benchmark.py --recipes dcgan_32 --long 10000     do memory and step time stay as they are?
 
 Each recipe runs in a process of its own, in which blocks of steps of the two alternate, so that whatever else the machine
-does hits both. genimg is the real Trainer on the real Data, timed from one request for a batch to the next, with all that it
-does in a training; the tutorial's loop is in plain_loops.py. Before each block of either side there is a pause, not timed, in
-which loader workers fill their queues and fall asleep, so that they take no time from the other side.
+does hits both. Where steps differ in work (n_critic, lazy penalties), every block has as many of each kind. genimg is the real
+Trainer on the real Data, timed from one request for a batch to the next, with all that it does in a training; the tutorial's
+loop is in plain_loops.py. Before each block of either side there is a pause, not timed, in which loader workers fill their
+queues and fall asleep, so that they take no time from the other side.
 docs/performance.md explains the columns.
 """
 
@@ -17,18 +18,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -36,6 +38,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from plain_loops import STEPS, Pictures, PlainLoop
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 from tqdm import tqdm
 
 from genimg import build
@@ -49,6 +52,7 @@ from genimg.training.device import choose_device, describe_hardware
 from genimg.training.logger import Logger
 
 # A recipe is one line: its name, genimg-train's overrides, and the plain step (of plain_loops.STEPS) that it is compared with.
+# Images are of 32 px where it says nothing.
 RECIPES = {
     "dcgan_64": ("model=dcgan data.image_size=64 trainer.batch_size=64", "gan"),
     "dcgan_32": ("model=dcgan data.image_size=32 trainer.batch_size=128", "gan"),
@@ -56,6 +60,9 @@ RECIPES = {
     "vae_32": ("model=vae data.image_size=32 trainer.batch_size=128", "vae"),
     "dcgan_small_28": ("model=dcgan_small data.image_size=28 data.channels=1 trainer.batch_size=64", "gan"),
     "vae_small_28": ("model=vae_small data.image_size=28 data.channels=1 trainer.batch_size=64", "vae"),
+    "sngan_32": ("model=sngan data.image_size=32 trainer.batch_size=64", "gan"),
+    "wgan_gp_32": ("model=wgan_gp penalty=[gradient_penalty] data.image_size=32 trainer.batch_size=64", "gan"),
+    "stylegan2_32": ("model=stylegan2_small penalty=[r1] penalty.r1.interval=16 trainer.batch_size=32", "gan"),
 }
 MIB = 2**20
 default_switches = partial(full_float32, tf32_convolutions=True)  # PyTorch's own; genimg's precision sets the process's
@@ -101,6 +108,16 @@ class Blocks:
         }
 
 
+class NoModules(ModuleTracker):
+    """Every operation belongs to the whole; FlopCounterMode's own tracker refuses penalties (PyTorch's issue 131753)."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 def synchronize(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
@@ -112,8 +129,10 @@ def train_genimg(parts: Parts, blocks: Blocks, between: Callable[[], None]) -> f
     Returns:
         The floating-point operations of a step, counted in a first block that is not timed.
     """
-    data = build.build_data(parts.config, parts.source, parts.device)
+    keys = parts.method.batch_keys
+    data = build.build_data(parts.config, parts.source, parts.device, keys=keys, builder=parts.builder)
     batches, counter = data.batches, FlopCounterMode(display=False)
+    counter.mod_tracker = NoModules()
 
     def in_blocks(*arguments: int, **keywords: int) -> Iterator[Batch]:
         stream = batches(*arguments, **keywords)
@@ -161,10 +180,10 @@ def matrix_rates(device: torch.device) -> dict[str, float]:
     return rates
 
 
-def compare(name: str, configs: dict[str, Config], arguments: argparse.Namespace, parts: Parts) -> Config:
-    """Time blocks of both sides in turns, after one that counts operations and two that warm up."""
-    device, count = parts.device, arguments.blocks
-    genimg, plain = Blocks(device, arguments.block), Blocks(device, arguments.block)
+def compare(name: str, configs: dict[str, Config], parts: Parts, block: int, count: int) -> Config:
+    """Time ``count`` blocks of both sides in turns, after one that counts operations and two that warm up."""
+    device = parts.device
+    genimg, plain = Blocks(device, block), Blocks(device, block)
     loop: PlainLoop | None = None
     peak = {}
 
@@ -223,19 +242,19 @@ def arithmetic(flops: float, genimg: Config, parts: Parts) -> Config:
     return steps | {"matrix_flops_per_second": rates}
 
 
-def watch(name: str, arguments: argparse.Namespace, parts: Parts) -> Config:
+def watch(name: str, parts: Parts, block: int, count: int) -> Config:
     """Train genimg's side alone for long: whether memory and step time stay as they are."""
-    blocks, held = Blocks(parts.device, arguments.block), []
+    blocks, held = Blocks(parts.device, block), []
 
     def between() -> None:
         held.append(memory(parts.device, peak=False))
-        if (len(held) - 1) % max(1, arguments.blocks // 10) == 0:
+        if (len(held) - 1) % (count // 10) == 0:
             tqdm.write(f"{name}: {len(blocks.seconds) * blocks.steps} steps, {held[-1]:.1f} MiB", file=sys.stderr)
 
     train_genimg(parts, blocks, between)
-    steps = np.arange(1, arguments.blocks + 1) * blocks.steps
+    steps = np.arange(1, count + 1) * blocks.steps
     step_ms, after = np.array(blocks.seconds) / blocks.steps * 1e3, np.array(held[1:])
-    tenths = np.array_split(np.arange(arguments.blocks), 10)
+    tenths = np.array_split(np.arange(count), 10)
     points = [(int(steps[t[-1]]), float(after[t[-1]]), float(np.median(step_ms[t]))) for t in tenths]
     rest = np.concatenate(tenths[1:])
     growth, ratio = float(np.polyfit(steps[rest], after[rest], 1)[0] * 1000), points[-1][2] / points[1][2]
@@ -300,8 +319,6 @@ def parsed() -> argparse.Namespace:
     for name in arguments.recipes:
         if name not in RECIPES:
             parser.error(f"unknown recipe {name!r}{nearest(name, RECIPES)}: choose from {', '.join(RECIPES)}")
-    if arguments.long and arguments.long < 10:
-        parser.error(f"--long {arguments.long} is too short: ten points need 10 steps")
     if arguments.json and not arguments.json.parent.is_dir():
         parser.error(f"--json {arguments.json}: there is no directory {arguments.json.parent}")
     return arguments
@@ -309,9 +326,7 @@ def parsed() -> argparse.Namespace:
 
 def configs_of(name: str, arguments: argparse.Namespace) -> dict[str, Config]:
     """genimg-train's composed configs for both sides, of which --override changes only genimg's."""
-    # Besides the timed blocks: one that counts operations, two that warm up a comparison, a step that ends the last block.
-    steps = arguments.block * (arguments.blocks + (1 if arguments.long else 3)) + 1
-    overrides = [*RECIPES[name][0].split(), "run_dir=unused", "evaluation=none", f"trainer.duration={steps} steps"]
+    overrides = [*RECIPES[name][0].split(), "run_dir=unused", "evaluation=none"]
     overrides += [f"data.num_images={arguments.images}", f"device={arguments.device}"]
     if not arguments.long:
         overrides += ["trainer.checkpoint_interval=1000M images", "trainer.preview_interval=1000M images"]
@@ -323,14 +338,37 @@ def configs_of(name: str, arguments: argparse.Namespace) -> dict[str, Config]:
     }
     with initialize_config_dir(config_dir(), version_base="1.3"):
         composed = {side: compose("train", overrides=[*overrides, *more]) for side, more in sides.items()}
+    block, count = blocks_of(composed, arguments)
+    # Besides the timed blocks: one that counts operations, two that warm up a comparison, a step that ends the last block.
+    for config in composed.values():
+        config.trainer.duration = f"{block * (count + (1 if arguments.long else 3)) + 1} steps"
     return {side: cast(Config, OmegaConf.to_container(config, resolve=True)) for side, config in composed.items()}
+
+
+def blocks_of(configs: Mapping[str, Any], arguments: argparse.Namespace) -> tuple[int, int]:
+    """The steps in a block, and the number of timed blocks.
+
+    Steps differ in work where the generator is updated, or a lazy penalty made, every few steps only. A block has one or more
+    whole cycles of such steps: as many as ``--block`` has room for.
+    """
+    intervals = [config["model"].get("generator_interval", 1) for config in configs.values()]
+    intervals += [penalty.get("interval", 1) for config in configs.values() for penalty in config["penalty"].values()]
+    # What is no interval is refused when the parts are built.
+    cycle = math.lcm(*(interval for interval in intervals if type(interval) is int and interval > 0))
+    most = min(arguments.block, arguments.long // 10) if arguments.long else arguments.block
+    block = max(most // cycle, 1) * cycle
+    count = arguments.long // block if arguments.long else arguments.blocks
+    if arguments.long and count < 10:
+        raise ValueError(f"--long {arguments.long} is too short: ten points need {10 * cycle} steps")
+    return block, count
 
 
 def work(name: str, configs: dict[str, Config], arguments: argparse.Namespace) -> Config:
     """One recipe's result, and what it depends on."""
     parts = assemble(configs["genimg"], configs["genimg"]["device"])
-    facts = {"hardware": describe_hardware(parts.device), "precision": parts.precision.name, "block_steps": arguments.block}
-    result = watch(name, arguments, parts) if arguments.long else compare(name, configs, arguments, parts)
+    block, count = blocks_of(configs, arguments)
+    facts = {"hardware": describe_hardware(parts.device), "precision": parts.precision.name, "block_steps": block}
+    result = watch(name, parts, block, count) if arguments.long else compare(name, configs, parts, block, count)
     return {**facts, "configs": configs, **result}
 
 
@@ -339,9 +377,6 @@ def main() -> None:
     configs, results, name = {}, {}, ""
     try:
         arguments.block = arguments.block or (5 if choose_device(arguments.device).type == "cpu" else 100)
-        if arguments.long:
-            arguments.block = min(arguments.block, arguments.long // 10)
-            arguments.blocks = arguments.long // arguments.block
         for name in arguments.recipes:
             configs[name] = configs_of(name, arguments)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:

@@ -6,42 +6,127 @@ They take genimg's networks and losses, so that a step function for each kind of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from genimg.data.sources import Source
 from genimg.interfaces import Method
+from genimg.losses.penalties import DiscriminatorPenalty, GeneratorPenalty, Sides, WeightClipping
 from genimg.methods.gan import GAN
 from genimg.methods.vae import VAE
 
-Step = Callable[[Any, dict[str, Optimizer], Tensor], dict[str, float]]
-"""One step on a batch of real images; the losses, read from the device as tutorials read them to print them."""
+Step = Callable[[Any, dict[str, Optimizer], Tensor, int], dict[str, float]]
+"""Takes a method, its optimizers, a batch of real images and the step's number; gives the losses, read from the device as
+tutorials read them to print them."""
+
+Penalties = list[tuple[int, Callable[[], Tensor]]]
+"""Of one network: each one's interval in steps, and its value."""
 
 
-def gan_step(method: GAN, optimizers: dict[str, Optimizer], real: Tensor) -> dict[str, float]:
-    """As in PyTorch's DCGAN tutorial."""
+def gan_step(method: GAN, optimizers: dict[str, Optimizer], real: Tensor, step: int) -> dict[str, float]:
+    """As in PyTorch's DCGAN tutorial, with one batch of fakes for both updates.
+
+    Where the generator's update is rarer or larger than the discriminator's, each has fakes of its own, as in tutorials of
+    WGAN-GP and SNGAN. A lazy penalty is an update of its own, as in ports of StyleGAN2.
+    """
+    method.augment.begin(step * len(real), len(real))
+    reuses_fakes = method.generator_interval == method.generator_batches == 1
+    with torch.set_grad_enabled(reuses_fakes):
+        latent, fake = _generate(method, real, batches=1)
+    losses = {"discriminator": _update_discriminator(method, optimizers["discriminator"], real, latent, fake.detach(), step)}
+    if step % method.generator_interval == 0:
+        if not reuses_fakes:
+            latent, fake = _generate(method, real, batches=method.generator_batches)
+        losses["generator"] = _update_generator(method, optimizers["generator"], real, latent, fake, step)
+    return {name: loss.item() for name, loss in losses.items()}
+
+
+def _update_discriminator(method: GAN, optimizer: Optimizer, real: Tensor, latent: Tensor, fake: Tensor, step: int) -> Tensor:
     method.discriminator.zero_grad()
-    real_logits = method.discriminator(real)
-    fake = method.generator(torch.randn(len(real), method.latent_dim, device=real.device))
-    fake_logits = method.discriminator(fake.detach())
-    discriminator_loss = method.loss.discriminator(real_logits, fake_logits)
-    discriminator_loss.backward()
-    optimizers["discriminator"].step()
+    real_logits = _judge(method, method.augment(real))
+    fake_logits = _judge(method, method.augment(fake))
+    method.augment.observe(real_logits.detach())
+    loss = method.loss.discriminator(real_logits, fake_logits)
+    sides = Sides(
+        real=real,
+        fake=fake,
+        logits=lambda images: _judge(method, method.augment(images)),
+        plain_logits=partial(_judge, method),
+        nearby=partial(_nearby, method, latent),
+    )
+    penalties = [(p.interval, partial(p, sides)) for p in method.penalties.values() if isinstance(p, DiscriminatorPenalty)]
+    loss = _descend(method.discriminator, optimizer, loss, penalties, step)
+    for penalty in method.penalties.values():
+        if isinstance(penalty, WeightClipping):
+            penalty.clip(method.discriminator)
+    return loss
+
+
+def _update_generator(method: GAN, optimizer: Optimizer, real: Tensor, latent: Tensor, fake: Tensor, step: int) -> Tensor:
     method.generator.zero_grad()
-    generator_loss = method.loss.generator(method.discriminator(fake))
-    generator_loss.backward()
-    optimizers["generator"].step()
-    return {"discriminator": discriminator_loss.item(), "generator": generator_loss.item()}
+    fake_logits = _judge(method, method.augment(fake))
+    if method.loss.relativistic:
+        real_logits = _judge(method, method.augment(real))
+        loss = method.loss.generator(real_logits.repeat(method.generator_batches), fake_logits)
+    else:
+        loss = method.loss.generator(fake_logits)
+    penalties = [
+        (p.interval, partial(_of_generator, p, method, latent))
+        for p in method.penalties.values()
+        if isinstance(p, GeneratorPenalty)
+    ]
+    return _descend(method.generator, optimizer, loss, penalties, step)
 
 
-def vae_step(method: VAE, optimizers: dict[str, Optimizer], image: Tensor) -> dict[str, float]:
+def _descend(network: nn.Module, optimizer: Optimizer, loss: Tensor, penalties: Penalties, step: int) -> Tensor:
+    """An update of the loss with its eager penalties, then one of each lazy penalty that is due, times its interval."""
+    loss = sum((penalty() for interval, penalty in penalties if interval == 1), start=loss)
+    loss.backward()
+    optimizer.step()
+    for interval, penalty in penalties:
+        if interval > 1 and step % interval == 0:
+            network.zero_grad()
+            (interval * penalty()).backward()
+            optimizer.step()
+    return loss
+
+
+def _of_generator(penalty: GeneratorPenalty, method: GAN, latent: Tensor) -> Tensor:
+    value, _ = penalty(method.generator, latent, _nothing(latent))
+    return value
+
+
+@torch.no_grad()
+def _nearby(method: GAN, latent: Tensor, std: float) -> Tensor:
+    images: Tensor = method.generator(latent + std * torch.randn_like(latent), _nothing(latent))
+    return images
+
+
+def _generate(method: GAN, real: Tensor, *, batches: int) -> tuple[Tensor, Tensor]:
+    """Latents, and their images."""
+    latent = method.latent.random(batches * len(real), real.device)
+    return latent, method.generator(latent, _nothing(latent))
+
+
+def _judge(method: GAN, images: Tensor) -> Tensor:
+    logits: Tensor = method.discriminator(images, _nothing(images)).logits
+    return logits
+
+
+def _nothing(batch: Tensor) -> Tensor:
+    """What stands in for the condition of an unconditional network."""
+    return batch.new_empty(len(batch), 0)
+
+
+def vae_step(method: VAE, optimizers: dict[str, Optimizer], image: Tensor, _: int) -> dict[str, float]:
     """As in PyTorch's VAE example."""
     optimizers["autoencoder"].zero_grad()
     mean, log_variance = method.encoder(image)
@@ -94,7 +179,9 @@ class PlainLoop:
         batch_size: int,
         device: torch.device,
     ) -> None:
+        assert method.batch_keys == ("image",), "the steps know of no conditions"
         self.step, self.method, self.optimizers, self.device = step, method.train(), optimizers, device
+        self.steps_done = 0
         self.batches = _endless(
             DataLoader(
                 pictures,
@@ -108,7 +195,9 @@ class PlainLoop:
         )
 
     def train_on(self, images: Tensor) -> dict[str, float]:
-        return self.step(self.method, self.optimizers, images.to(self.device))
+        losses = self.step(self.method, self.optimizers, images.to(self.device), self.steps_done)
+        self.steps_done += 1
+        return losses
 
 
 def _endless(loader: DataLoader[Tensor]) -> Iterator[Tensor]:

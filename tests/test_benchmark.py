@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,15 +16,39 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
+from torch import Tensor, nn
 
 from genimg.commands.assembly import assemble
 from genimg.images import to_float
 from genimg.interfaces import Progress
+from genimg.losses.adversarial import AdversarialLoss, negated_generator_loss, wasserstein_discriminator_loss
+from genimg.losses.penalties import R1, GradientPenalty
+from genimg.methods.gan import GAN
 from genimg.training.update import Updater
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 SMALL = ("--images", "64", "--batch-size", "8", "--device", "cpu")
+RESIDUAL = "model.generator.widths=[4] model.discriminator.features.widths=[4]"
+TINY = {  # more overrides of a recipe, by its model
+    "dcgan": "model.generator.width=4",
+    "vae": "model.encoder.width=4",
+    "sngan": RESIDUAL,
+    "wgan_gp": RESIDUAL,
+    "stylegan2": "model.generator.channel_base=64 model.generator.channel_max=8",
+}
+RECIPES = [
+    "dcgan_64",
+    "dcgan_32",
+    "vae_64",
+    "vae_32",
+    "dcgan_small_28",
+    "vae_small_28",
+    "sngan_32",
+    "wgan_gp_32",
+    "stylegan2_32",
+]
 
 
 class InThisProcess(Executor):
@@ -52,10 +78,23 @@ def call(benchmark: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> No
     benchmark.main()
 
 
-def configs_of(benchmark: Any, recipe: str) -> dict[str, Any]:
+@pytest.fixture
+def tiny_benchmark(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Its recipes have small networks on both sides."""
+    for name, (overrides, kind) in benchmark.RECIPES.items():
+        model = name.rsplit("_", 1)[0].removesuffix("_small")
+        monkeypatch.setitem(benchmark.RECIPES, name, (f"{overrides} {TINY[model]}", kind))
+    return benchmark
+
+
+def arguments_of(**changes: Any) -> argparse.Namespace:
     sizes = {"block": 1, "blocks": 1, "long": None, "images": 16, "batch_size": 8}
     choices = {"device": "cpu", "precision": "fp32", "override": ["performance=plain"]}
-    return benchmark.configs_of(recipe, argparse.Namespace(**sizes, **choices))
+    return argparse.Namespace(**(sizes | choices | changes))
+
+
+def configs_of(benchmark: Any, recipe: str, **changes: Any) -> dict[str, Any]:
+    return benchmark.configs_of(recipe, arguments_of(**changes))
 
 
 def conv_flops(batch: int, cin: int, cout: int, kernel: int, size: int) -> int:
@@ -126,10 +165,11 @@ def test_it_watches_memory_and_step_time(
         (["--recipes", "vae_64,dcgan64"], ["unknown recipe 'dcgan64' (did you mean 'dcgan_64'?)", "vae_64", "dcgan_small_28"]),
         (["--recipes", "vae_32", "--override", "model.encoder.widht=8"], ["did you mean 'model.encoder.width'?"]),
         (["--recipes", "vae_32", "--images", "100"], ["trainer.batch_size=128", "100 images"]),
-        (["--long", "9"], ["--long 9"]),
+        (["--long", "9"], ["--long 9", "10 steps"]),
+        (["--recipes", "stylegan2_32", "--long", "159"], ["--long 159", "160 steps"]),
         (["--json", "nowhere/result.json"], ["nowhere"]),
     ],
-    ids=["recipe", "override", "images", "long", "json"],
+    ids=["recipe", "override", "images", "long", "long cycle", "json"],
 )
 def test_mistakes_are_refused_in_words(
     benchmark: Any,
@@ -145,21 +185,46 @@ def test_mistakes_are_refused_in_words(
     assert all(message in said for message in messages), said
 
 
-@pytest.mark.parametrize("recipe", ["dcgan_small_28", "vae_small_28"])
-def test_both_sides_take_the_same_step(benchmark: Any, recipe: str) -> None:
-    configs = configs_of(benchmark, recipe)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_both_sides_of_every_recipe_are_built_and_take_steps(tiny_benchmark: Any, recipe: str) -> None:
+    assert list(tiny_benchmark.RECIPES) == RECIPES
+    configs = configs_of(tiny_benchmark, recipe, batch_size=None, images=128)
+    size = int(recipe.rsplit("_", 1)[1])
     parts = assemble(configs["genimg"], "cpu")
-    loop = benchmark.plain_loop(configs["plain"], benchmark.RECIPES[recipe][1])
+    assert parts.source.shape[1:] == (size, size)
+    assert {config["trainer"]["batch_size"] for config in configs.values()} <= {32, 64, 128}
+    loop = tiny_benchmark.plain_loop(configs["plain"], tiny_benchmark.RECIPES[recipe][1])
+    for _ in range(2):
+        assert all(map(math.isfinite, loop.train_on(torch.rand(2, *parts.source.shape) * 2 - 1).values()))
+
+
+# Where both updates share a batch of fakes, genimg and the plain loop draw the same random numbers.
+SHARED = {
+    "dcgan": ("dcgan_small_28", ""),
+    "vae": ("vae_small_28", ""),
+    "lazy penalties": ("stylegan2_32", "penalty=[r1,path_length] penalty.r1.interval=2 penalty.path_length.interval=3"),
+    "clipped": ("dcgan_small_28", "loss=wasserstein penalty=[weight_clipping] augment=ada"),
+    "relativistic": ("dcgan_small_28", "loss=relativistic penalty=[latent_consistency] penalty.latent_consistency.interval=2"),
+}
+
+
+@pytest.mark.parametrize(("recipe", "more"), SHARED.values(), ids=list(SHARED))
+def test_both_sides_take_the_same_step(tiny_benchmark: Any, monkeypatch: pytest.MonkeyPatch, recipe: str, more: str) -> None:
+    overrides, kind = tiny_benchmark.RECIPES[recipe]
+    monkeypatch.setitem(tiny_benchmark.RECIPES, recipe, (f"{overrides} {more}", kind))
+    configs = configs_of(tiny_benchmark, recipe)
+    parts = assemble(configs["genimg"], "cpu")
+    loop = tiny_benchmark.plain_loop(configs["plain"], kind)
     before = {name: tensor.clone() for name, tensor in loop.method.state_dict().items()}
     assert before.keys() == parts.method.state_dict().keys()
     for name, tensor in parts.method.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
-    pixels = torch.randint(256, (8, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(256, (8, *parts.source.shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     update = Updater(parts.method.parameter_groups(), parts.optimizers, precision=parts.precision, max_grad_norm=None)
-    for step in range(2):
+    for step in range(4):
         torch.manual_seed(step)
-        metrics = parts.method.step([{"image": to_float(pixels).contiguous()}], Progress(step * 8, 8), update)
+        metrics = parts.method.train().step([{"image": to_float(pixels).contiguous()}], Progress(step * 8, 8), update)
         torch.manual_seed(step)
         losses = loop.train_on(to_float(pixels).contiguous())
         assert losses == pytest.approx({name: float(metrics[f"loss/{name}"]) for name in losses}, rel=1e-4)
@@ -169,6 +234,109 @@ def test_both_sides_take_the_same_step(benchmark: Any, recipe: str) -> None:
             assert not torch.equal(tensor, before[name]), name
         if name.startswith("generator_ema."):  # the tutorial keeps no average
             assert torch.equal(tensor, before[name]), name
+
+
+def judged(gan: GAN, images: Tensor) -> Tensor:
+    return gan.discriminator(images, tiny.no_condition(len(images))).logits
+
+
+def generated(gan: GAN, count: int) -> Tensor:
+    return gan.generator(torch.randn(count, 5), tiny.no_condition(count))
+
+
+def descend(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    parameters = list(network.parameters())
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+
+
+def wgan_gp_step(gan: GAN, optimizers: dict[str, torch.optim.Optimizer], real: Tensor, step: int) -> dict[str, float]:
+    """Gulrajani et al. 2017, algorithm 1, with the generator first; and R1 every second step."""
+    fake = generated(gan, len(real)).detach()
+    loss = judged(gan, fake).mean() - judged(gan, real).mean()
+    t = torch.rand(len(real), 1, 1, 1)
+    between = (t * real + (1 - t) * fake).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(judged(gan, between).sum(), between, create_graph=True)
+    loss = loss + 10.0 * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+    descend(gan.discriminator, optimizers["discriminator"], loss)
+    losses = {"discriminator": loss.item()}
+    if step % 2 == 0:
+        real = real.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(judged(gan, real).sum(), real, create_graph=True)
+        penalty = 500.0 * gradient.flatten(1).square().sum(dim=1).mean()
+        descend(gan.discriminator, optimizers["discriminator"], 2 * penalty)
+    if step % 3 == 0:
+        loss = -judged(gan, generated(gan, 2 * len(real))).mean()
+        descend(gan.generator, optimizers["generator"], loss)
+        losses["generator"] = loss.item()
+    return losses
+
+
+def test_the_plain_step_is_wgan_gps_where_the_networks_take_turns(benchmark: Any) -> None:
+    plain = tiny.gan(
+        discriminator=tiny.discriminator(normalisation="none"),
+        loss=AdversarialLoss(discriminator=wasserstein_discriminator_loss, generator=negated_generator_loss),
+        penalties={
+            "gradient_penalty": GradientPenalty(weight=10.0, center=1.0, interval=1),
+            "r1": R1(gamma=1000.0, image_size=16, batch_size=4, interval=2),
+        },
+        generator_interval=3,
+        generator_batches=2,
+    )
+    by_hand = copy.deepcopy(plain)
+    results = []
+    for gan, take in ((plain, benchmark.STEPS["gan"]), (by_hand, wgan_gp_step)):
+        torch.manual_seed(0)
+        optimizers = {name: torch.optim.SGD(group, lr=0.01) for name, group in gan.parameter_groups().items()}
+        results.append([take(gan, optimizers, torch.rand(4, 1, 16, 16) * 2 - 1, step) for step in range(7)])
+    assert [list(losses) for losses in results[0]] == [
+        ["discriminator", "generator"] if step % 3 == 0 else ["discriminator"] for step in range(7)
+    ]
+    for found, expected in zip(*results, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+    for (name, found), expected in zip(plain.state_dict().items(), by_hand.state_dict().values(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "settings", "expected"),
+    [
+        ("vae_32", [], {"block": 7}, (7, 3)),
+        ("dcgan_32", [], {"block": 7}, (7, 3)),
+        ("sngan_32", [], {"block": 5}, (5, 3)),
+        ("wgan_gp_32", [], {"block": 14}, (10, 3)),
+        ("stylegan2_32", [], {"block": 5}, (16, 3)),
+        ("stylegan2_32", [], {"block": 100}, (96, 3)),
+        ("stylegan2_32", ["penalty.r1.interval=6", "model.generator_interval=4"], {"block": 5}, (48, 3)),  # plain: 16
+        ("stylegan2_32", ["model.generator_interval=5"], {"block": 100}, (80, 3)),
+        ("dcgan_32", [], {"block": 100, "long": 1000}, (100, 10)),
+        ("stylegan2_32", [], {"block": 100, "long": 1000}, (96, 10)),
+        ("stylegan2_32", [], {"block": 100, "long": 165}, (16, 10)),
+    ],
+)
+def test_a_block_has_whole_cycles_of_steps(
+    benchmark: Any, recipe: str, override: list[str], settings: dict[str, int], expected: tuple[int, int]
+) -> None:
+    arguments = arguments_of(blocks=3, override=override, **settings)
+    configs = benchmark.configs_of(recipe, arguments)
+    block, count = benchmark.blocks_of(configs, arguments)
+    assert (block, count) == expected
+    others = 1 if "long" in settings else 3
+    assert {config["trainer"]["duration"] for config in configs.values()} == {f"{block * (count + others) + 1} steps"}
+
+
+def test_operations_are_averaged_over_a_cycle(tiny_benchmark: Any) -> None:
+    operations = []
+    for wanted, expected in ((1, 5), (10, 10)):
+        arguments = arguments_of(block=wanted)
+        configs = tiny_benchmark.configs_of("wgan_gp_32", arguments)
+        parts = assemble(configs["genimg"], "cpu")
+        blocks = tiny_benchmark.Blocks(parts.device, tiny_benchmark.blocks_of(configs, arguments)[0])
+        operations.append(tiny_benchmark.train_genimg(parts, blocks, lambda: None))
+        assert blocks.steps == expected
+        assert len(blocks.seconds) == 3
+    assert operations[0] == operations[1] > 0
 
 
 def test_the_plain_loop_gets_genimgs_images(benchmark: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import torchvision.datasets
 from hydra import compose, initialize_config_dir
@@ -74,11 +75,16 @@ def test_every_yaml_composes_and_all_its_interpolations_resolve(path):
         assert set(config) >= set(OmegaConf.load(path)) - {"defaults", "hydra"}
         OmegaConf.to_container(config, resolve=True)
         return
-    composed = compose_config(f"{'/'.join(group)}={stem}")
+    chosen = f"penalty=[{stem}]" if group == ["penalty"] else f"{'/'.join(group)}={stem}"
+    needed = ["data.root=x"] if group == ["experiment"] and stem.endswith("_64") else []
+    composed = compose_config(chosen, *needed)
     # A base leaves open what its options fill in, so that only they can be resolved.
     config = OmegaConf.to_container(composed, resolve=not stem.endswith("base"))
     written = OmegaConf.to_container(OmegaConf.load(path))
-    if group[0] in config:
+    if group == ["penalty"]:
+        assert set(config["penalty"]) == {stem}
+        assert config["penalty"][stem]["_target_"] == written["_target_"]
+    elif group[0] in config:
         assert set(config[group[0]]) >= set(written) - {"defaults"}
         if written.get("_target_", "???") != "???":
             assert config[group[0]]["_target_"] == written["_target_"]
@@ -102,7 +108,7 @@ PAIRS = [(model, loss) for model in options("model") for loss in options("loss")
 @pytest.mark.parametrize(("model", "loss"), PAIRS)
 def test_every_model_builds_with_every_loss_of_its_family_and_refuses_the_others(model, loss):
     own = resolve(f"model={model}")["loss"]["_target_"]
-    config = resolve(f"model={model}", f"loss={loss}", *TINY)
+    config = resolve(f"model={model}", f"loss={loss}", *TINY, *tiny.SIZES[model])
     source = build.build_source(config, BUILDER)
     if loss_family(loss) == own:
         method = build.build_method(config, source, BUILDER)
@@ -116,7 +122,7 @@ def test_every_model_builds_with_every_loss_of_its_family_and_refuses_the_others
     assert named == [name for name in options("loss") if loss_family(name) == own]
 
 
-@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("model", ["dcgan_small", "vae_small"])
 @pytest.mark.parametrize("optimizer", options("optimizer"))
 def test_every_optimizer_builds_for_every_group_of_every_model(model, optimizer):
     config = resolve(f"model={model}", f"optimizer={optimizer}", *TINY)
@@ -229,6 +235,31 @@ def test_every_dataset_builds_and_makes_batches(option, tmp_path, monkeypatch):
     batch = next(data.batches(0, batch_size=2, seed=0))
     size, channels = config["data"]["image_size"], config["data"]["channels"]
     assert batch["image"].shape == (2, channels, size, size)
+
+
+@pytest.mark.parametrize("option", options("data_augment"))
+@pytest.mark.parametrize("placement", ["device", "workers"])
+def test_every_augmentation_builds_and_changes_training_images_alone(option, placement):
+    settings = [f"data_augment={option}", "data.image_size=16", "data.num_images=8", "data.num_workers=0"]
+    config = resolve(*settings, f"data.placement={placement}")
+    source = build.build_source(config, BUILDER)
+    data = build.build_data(config, source, torch.device("cpu"), keys=("image", "caption"))
+    plain = build.build_data(resolve(*settings, "data_augment=none"), source, torch.device("cpu"), keys=("image", "caption"))
+    assert (data.augment is None) == (option == "none")
+    one, other = (next(each.batches(0, batch_size=8, seed=0)) for each in (data, plain))
+    assert torch.equal(one["caption"], other["caption"])
+    assert torch.equal(one["image"], other["image"]) == (option == "none")
+    assert torch.equal(data.images(np.arange(8)), plain.images(np.arange(8)))
+
+
+def test_an_augmentation_of_your_own_must_be_allowed():
+    config = resolve(*TINY) | {"data_augment": {"_target_": "fractions.Fraction"}}
+    source = build.build_source(config, BUILDER)
+    with pytest.raises(ValueError, match=r"^data_augment\._target_=fractions\.Fraction is refused"):
+        build.build_data(config, source, torch.device("cpu"))
+    allowed = Builder(allowed=(*ALLOWED, "fractions"))
+    with pytest.raises(AttributeError, match="check"):  # it was built
+        build.build_data(config, source, torch.device("cpu"), builder=allowed)
 
 
 # Values that the build converts
@@ -418,8 +449,8 @@ def test_an_unknown_key_names_the_nearest():
 
 
 def test_a_missing_key_is_named():
-    config = resolve("model=dcgan_small", "~model.discriminator.width", *TINY)
-    with pytest.raises(ValueError, match=r"model\.discriminator\.width is required: set model\.discriminator\.width=VALUE"):
+    config = resolve("model=dcgan_small", "~model.discriminator.features.width", *TINY)
+    with pytest.raises(ValueError, match=r"model\.discriminator\.features\.width is required: set model\."):
         BUILDER.build(config["model"], "model")
     with pytest.raises(ValueError, match=r"trainer\.keep_last is required"):
         BUILDER.trainer_settings(resolve("~trainer.keep_last")["trainer"])
@@ -444,9 +475,9 @@ def build_method_of(*overrides):
     "override",
     [
         "model.generator.channels=1",
-        "model.discriminator.channels=1",
+        "model.discriminator.features.channels=1",
         "model.generator.image_size=32",
-        "model.discriminator.image_size=32",
+        "model.discriminator.features.image_size=32",
         "model.generator.latent_dim=7",
     ],
 )
@@ -486,14 +517,44 @@ def test_a_target_of_another_kind_is_refused_and_not_a_crash(override):
         build_method_of(override)
 
 
-def test_data_without_the_labels_that_a_model_needs_is_refused(monkeypatch):
-    config = resolve("model=dcgan_small", *TINY)
+def test_data_without_the_labels_that_a_model_needs_is_refused():
+    config = resolve("model=dcgan_small", "conditioning=projection", *TINY)
     source = build.build_source(config, BUILDER)
-    monkeypatch.setattr(BUILDER.locate(config["model"]["_target_"], "model"), "batch_keys", ("image", "label"))
     assert isinstance(build.build_method(config, source, BUILDER), Method)
     source.labels = None
-    with pytest.raises(ValueError, match="the model needs label, but data shapes has only image"):
+    with pytest.raises(ValueError, match="the model needs label, but data shapes has only caption, image"):
         build.build_method(config, source, BUILDER)
+
+
+def test_a_model_that_leaves_the_number_of_classes_to_the_data_gets_it_everywhere():
+    config = resolve("model=dcgan_small", "conditioning=concat", *TINY)
+    source = build.build_source(config, BUILDER)
+    method = build.build_method(config, source, BUILDER)
+    assert config["data"]["num_classes"] == config["model"]["generator"]["condition"]["num_classes"] == 5
+    assert method.discriminator.features.condition_channels == 5
+    config = resolve("model=dcgan_small", "conditioning=concat", "data.num_classes=4", *TINY)
+    with pytest.raises(ValueError, match=r"data\.num_classes=4, but data shapes has 5 classes"):
+        build.build_method(config, source, BUILDER)
+
+
+@pytest.mark.parametrize("override", ["penalty=[r1]", "augment=ada", "conditioning=projection"])
+def test_groups_of_gans_are_refused_for_other_models(override):
+    config = resolve("model=vae_small", override, *TINY)
+    with pytest.raises(ValueError, match=f"{override.split('=')[0]} has no effect on this model, a VAE"):
+        build.check_pairing(config, BUILDER)
+
+
+def test_a_lazy_penalty_corrects_its_networks_optimizer():
+    config = resolve(
+        "model=dcgan_small", "penalty=[r1]", "penalty.r1.interval=16", "optimizer=adam_stylegan2",
+        "+optimizer_overrides.generator.lr=0.002", *TINY,
+    )  # fmt: skip
+    method = build.build_method(config, build.build_source(config, BUILDER), BUILDER)
+    built = build.build_optimizers(config, method, BUILDER)
+    assert built["discriminator"].defaults["lr"] == pytest.approx(0.0025 * 16 / 17)
+    assert built["discriminator"].defaults["betas"] == pytest.approx((0.0, 0.99 ** (16 / 17)))
+    assert built["generator"].defaults["lr"] == 0.002
+    assert built["generator"].defaults["betas"] == (0.0, 0.99)
 
 
 def test_checking_the_shapes_leaves_the_weights_and_statistics_alone():

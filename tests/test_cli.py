@@ -82,7 +82,7 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (20, 20)) -> 
         (["trainer.accumulation=3"], ["trainer.accumulation=3", "trainer.batch_size=64"]),
         (["data.image_size=30"], ["30x30", "data.image_size=[32,32]"]),
         (["model.generator.channels=1"], ["3 channels", "model"]),
-        (["model.discriminator.channels=1"], ["3 channels", "model"]),
+        (["model.discriminator.features.channels=1"], ["3 channels", "model"]),
         (["loss=elbo_gaussian"], ["ELBO", "GAN", "loss=hinge, least_squares, minimax, nonsaturating"]),
         (["model=vae", "loss=hinge"], ["AdversarialLoss", "VAE", "loss=elbo_bernoulli, elbo_gaussian"]),
         (["device=cuda"], ["device=cuda", "device=cpu"]),
@@ -180,12 +180,12 @@ def test_a_checkpoint_whose_config_names_other_code_is_refused(home: Path) -> No
     succeed("train", *SMALL, "trainer.duration=2 steps", "evaluation=none", "run_dir=run")
     path = home / "run" / "checkpoints" / "last.pt"
     state = torch.load(path, weights_only=True)
-    state["config"]["model"]["generator"] = {"_target_": "os.mkdir", "path": str(home / "owned")}
+    state["config"]["model"]["generator"] |= {"_target_": "os.mkdir", "path": str(home / "owned")}
     torch.save(state, path)
     refuse("os.mkdir", "refused", command="sample", arguments=["ckpt=run"])
     # A checkpoint cannot allow its own code either, nor switch the comparison of configs off.
     for config in (state["config"], state["config_source"]):
-        config["model"]["generator"] = {"_target_": "os.mkdir", "path": str(home / "owned"), "width": 8}
+        config["model"]["generator"] |= {"_target_": "os.mkdir", "path": str(home / "owned")}
         config["allow"] = ["os", "posix"]
         config["resume_force"] = True
     torch.save(state, path)

@@ -38,7 +38,7 @@ def test_the_worked_examples_of_extending_run_as_they_stand(tmp_path: Path) -> N
             [sys.executable, "-c", PROGRAM, name, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert run.returncode == 0, command + run.stdout + run.stderr
-    for name in ("resize_gan", "wasserstein", "stripes", "metric"):
+    for name in ("resize_gan", "smoothed", "stripes", "metric"):
         assert (tmp_path / "outputs" / name / "checkpoints" / "last.pt").is_file()
     assert len(list((tmp_path / "outputs" / "resize_gan" / "samples-seed0").glob("*.png"))) == 4
 
@@ -53,7 +53,7 @@ def test_links_lead_to_files(page: Path) -> None:
 def test_the_readme_names_every_option_of_every_group() -> None:
     table = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", (ROOT / "README.md").read_text(), re.MULTILINE))
     groups = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()}
-    assert set(table) == groups | {"experiment"}
+    assert set(table) == groups
     for group in groups:
         options = {path.stem for path in (ROOT / "configs" / group).glob("*.yaml") if not path.stem.endswith("base")}
         assert set(re.findall(r"`(\w+)`", table[group])) == options

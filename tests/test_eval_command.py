@@ -434,7 +434,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two steps, whose best checkpoint is made to be that of the first."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     arguments = [
-        "data.num_images=64", "data.image_size=16", "model=dcgan_small", "model.generator.width=8", "model.latent_dim=8",
+        "data.num_images=64", "data.image_size=16", "model=dcgan_small", "model.generator.width=8", "model.latent.dim=8",
         "trainer.batch_size=16", "trainer.duration=2 steps", "trainer.checkpoint_interval=1 steps", "trainer.preview_images=4",
         "optimizer.lr=0.05", "evaluation.num_images=40", "evaluation.final_num_images=50", "precision=fp32", "device=cpu",
         "~evaluation.metrics.kernel_distance", "~evaluation.metrics.precision_recall", f"run_dir={folder}",

@@ -111,7 +111,7 @@ def test_packed_images_train_as_the_files_do_also_when_resumed(home: Path, caplo
     assert [path.name for path in (home / "a folder").iterdir()] == ["PACKED"]
     shutil.move(home / "a folder" / "PACKED", home / "moved")  # a directory that can be copied anywhere
 
-    base = ["data.image_size=16", "data.horizontal_flip=true", "model.generator.width=8", "model.latent_dim=8", "device=cpu"]
+    base = ["data.image_size=16", "data.horizontal_flip=true", "model.generator.width=8", "model.latent.dim=8", "device=cpu"]
     base += ["trainer.batch_size=8", "trainer.log_interval=1 steps", "trainer.preview_images=4", "evaluation=none"]
     packed = ["data=prepared", "data.root=moved", "data.placement=workers", "data.num_workers=1"]
     train(
@@ -139,6 +139,19 @@ def test_labels_class_names_and_captions_travel_along(home: Path) -> None:
     assert source.labels.tolist() == original.labels.tolist()
     assert [source.caption(i) for i in range(9)] == [original.caption(i) for i in range(9)]
     assert source.caption(0) is not None
+
+
+def test_the_captions_of_a_folder_travel_along(home: Path) -> None:
+    for path in (home / "pictures").glob("*/*.png"):
+        path.with_suffix(".txt").write_text(f"the {path.parent.name} of « {path.stem} »\n", encoding="utf-8")
+    (home / "pictures" / "cat" / "03.png").write_bytes(b"not a png")
+    prepare_here(*PICTURES, "output=PACKED")
+    names = sorted(path.relative_to(home / "pictures") for path in (home / "pictures").glob("*/*.png"))
+    expected = [f"the {name.parent.name} of « {name.stem} »" for name in names if name != Path("cat/03.png")]
+    source = prepared(root="PACKED", image_size=16, channels=3)
+    assert source.captions(np.arange(23)) == expected
+    prepare_here(*PICTURES, "output=without", "data.captions=null")
+    assert not prepared(root="without", image_size=16, channels=3).captioned
 
 
 def test_where_the_images_came_from_is_recorded(home: Path) -> None:
@@ -202,6 +215,8 @@ def test_corrupt_files_are_left_out_counted_and_listed(home: Path, caplog: pytes
         ([*PICTURES, "output=PACKED", "data.placement=host"], r"data\.placement=host is for training.*set it there"),
         ([*PICTURES, "output=PACKED", "data.max_corrupt=3"], r"data\.max_corrupt=3 is for training.*max_corrupt=N"),
         ([*PICTURES, "output=PACKED", "data.root=nowhere"], r"data\.root=nowhere does not exist"),
+        ([*PICTURES, "output=PACKED", "data.captions=nowhere.jsonl"], r"data\.captions=nowhere\.jsonl is not a file"),
+        ([*PICTURES, "output=PACKED", "data.captions=true"], r"data\.captions=True must be text or null"),
         ([*PICTURES, "output=PACKED", "data.image_size=0"], "image_size=0 is not a size"),
         ([*PICTURES, "output=PACKED", "data.refresh_index=3"], r"data\.refresh_index=3 must be true or false"),
         ([*PICTURES, "output=PACKED", "data._target_=os.system"], r"data\._target_=os\.system is refused"),

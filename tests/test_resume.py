@@ -27,7 +27,7 @@ TINY = [
 ]
 EVALUATED = ["evaluation.interval=4 steps", "evaluation.num_images=40", "evaluation.batch_size=20"]
 MODELS = {
-    "dcgan": ["model=dcgan_small", "model.generator.width=8", "model.latent_dim=8"],
+    "dcgan": ["model=dcgan_small", "model.generator.width=8", "model.latent.dim=8"],
     "vae": ["model=vae_small", "model.encoder.width=8", "model.latent_dim=4"],
 }
 

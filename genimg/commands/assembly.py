@@ -45,6 +45,7 @@ class Parts:
     make_optimizers: Callable[[], dict[str, Optimizer]]
     schedule: Schedule
     evaluator: Evaluator | None
+    builder: build.Builder
 
     def trainer(
         self, data: Data, *, folder: Path, make_logger: Callable[[int, bool], Logger], describe: Mapping[str, Any]
@@ -115,8 +116,9 @@ def assemble(config: Config, device_name: str) -> Parts:
         optimizers = make_optimizers()
         evaluator = build.build_evaluator(config, builder)  # last, because it may download
     return Parts(
-        config, device, precision, performance, settings, source, method, optimizers, make_optimizers, schedule, evaluator
-    )
+        config, device, precision, performance, settings, source, method, optimizers, make_optimizers, schedule, evaluator,
+        builder,
+    )  # fmt: skip
 
 
 def _checked(config: Config) -> tuple[build.Builder, Config]:
@@ -140,6 +142,7 @@ def _checked(config: Config) -> tuple[build.Builder, Config]:
         allowed=(*build.ALLOWED, *map(str, config["allow"])), epoch_size=1, batch_size=trainer["batch_size"]
     )
     build.check_pairing(config, builder)
+    build.build_augment(config, builder)
     builder.trainer_settings(trainer)
     return builder, trainer
 
@@ -158,7 +161,8 @@ def describe_parts(parts: Parts, placement: str) -> None:
     shape = "x".join(map(str, source.shape))
     log.info("data: %s, %d images of %s, placement %s", source.name, len(source), shape, placement)
     if source.labels is not None and "label" not in parts.method.batch_keys:
-        log.info("the data's %d classes are not used: the model is unconditional", len(source.class_names))
+        hint = "; conditioning=projection would" if hasattr(parts.method, "conditions") else ""
+        log.warning("the model does not use the data's %d classes%s", len(source.class_names), hint)
     counts = (f"{name} {sum(p.numel() for p in parameters):,}" for name, parameters in groups.items())
     log.info("parameters: %s", ", ".join(counts))
     log.info("device %s, precision %s, %d threads", parts.device, parts.precision.name, torch.get_num_threads())

@@ -81,9 +81,10 @@ def _decode_sample(parts: Parts, data: Data) -> tuple[Data, float]:
     rate = count / (time.perf_counter() - start) / max(1, data.num_workers)
     log.info("data check: %d images read, %.0f images/s for each of %d workers", count, rate, max(1, data.num_workers))
     labels = None if source.labels is None else source.labels[chosen]
-    sample = ArraySource(source.name, images, labels, source.class_names)
+    captions = source.captions(chosen) if "caption" in data.keys else None
+    sample = ArraySource(source.name, images, labels, source.class_names, captions)
     return Data(sample, placement="device", num_workers=0, horizontal_flip=data.horizontal_flip, max_corrupt=0,
-                device=parts.device), rate  # fmt: skip
+                device=parts.device, keys=data.keys, augment=data.augment), rate  # fmt: skip
 
 
 def _time_steps(trainer: Trainer) -> float:

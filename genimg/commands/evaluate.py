@@ -123,7 +123,7 @@ def _refuse_what_has_no_effect(options: Config, typed: set[str]) -> None:
 def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
     path, state = open_checkpoint(options["ckpt"], options["which"])
     config = state["config"]
-    if options["evaluation"] is None and not config["evaluation"]:
+    if options["evaluation"] is None and "_target_" not in config["evaluation"]:
         raise ValueError(
             f"{path} was trained with evaluation=none, so that there is nothing to evaluate it with: choose "
             "evaluation=inception or another of the group"
@@ -139,7 +139,7 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
             real = resolve("real", options, builder, device)
         else:
             source = build.build_source(config, builder)
-            real = Side(source=source, images=DatasetImages(build.build_data(config, source, device)))
+            real = Side(source=source, images=DatasetImages(build.build_data(config, source, device, builder=builder)))
         evaluator = _evaluator(options, options["evaluation"] or config["evaluation"], builder, real)
     method = load_method(config, builder, state, device)
     made = evaluator.generated(method, device, real.source.class_names if real.source else ())

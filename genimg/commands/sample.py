@@ -1,53 +1,295 @@
-"""genimg-sample: images from a checkpoint."""
+"""genimg-sample: images from a checkpoint, of chosen classes or captions, or on the way between latents."""
 
 from __future__ import annotations
 
+import json
 import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from genimg import build
 from genimg.commands.common import Config, load_method, open_checkpoint, require_all_values
-from genimg.images import grid, to_uint8, write_png
+from genimg.data.captions import caption_length, encode
+from genimg.explain import nearest
+from genimg.files import atomically
+from genimg.images import grid, num_columns, to_uint8, write_png
+from genimg.interfaces import Batch, Method
+from genimg.methods.latent import interpolate
 from genimg.training.device import choose_device
 
 log = logging.getLogger(__name__)
 
+_MOST_SHOWN = 256  # images in a grid
+_MOST_COLUMNS = 16  # in a grid with a row for each condition
+_KEYS = {"label": "label", "text": "caption"}  # of the command line, and of a batch
+
+
+@dataclass(frozen=True)
+class _Condition:
+    """One condition of all images; a single one has no folder of its own.
+
+    Attributes:
+        name: for file names.
+        row: as it stands in a batch, for one image; empty where the method draws conditions.
+    """
+
+    name: str
+    row: Batch
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """A method and how it is to be sampled."""
+
+    method: Method
+    device: torch.device
+    seed: int
+    batch_size: int
+    truncation: float | None
+
+    def draw(self, indices: range) -> Batch:
+        return self.method.draw(indices, self.seed)
+
+    def make(self, drawn: Batch) -> Tensor:
+        """[N, C, H, W] in [-1, 1] on the CPU."""
+        if self.truncation is not None:
+            drawn = self.method.truncated(drawn, self.truncation)
+        return self.method.sample({key: value.to(self.device) for key, value in drawn.items()}).float().cpu()
+
+    def make_all(self, count: int, draw: Callable[[range], Batch], what: str) -> Iterator[tuple[range, Batch, Tensor]]:
+        """Batch by batch: positions, what was drawn for them, and images."""
+        for start in tqdm(range(0, count, self.batch_size), desc=what, unit="batch", disable=None):
+            positions = range(start, min(start + self.batch_size, count))
+            drawn = draw(positions)
+            yield positions, drawn, self.make(drawn)
+
 
 def sample(composed: DictConfig) -> None:
-    """Write generated images as PNG files and one grid."""
+    """Write generated images and a grid of them, or a way between them as a picture and an animation."""
     require_all_values(composed)
     options: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-    num_images, batch_size = options["num_images"], options["batch_size"]
-    for key in ("num_images", "batch_size"):
-        if not isinstance(options[key], int) or options[key] < 1:
-            raise ValueError(f"{key}={options[key]} must be 1 or more")
+    _check(options)
     path, state = open_checkpoint(options["ckpt"], options["which"])
     config = state["config"]
     device = choose_device(options["device"])
     allowed = (*build.ALLOWED, *options["allow"])
     builder = build.Builder(allowed, epoch_size=state["num_images"], batch_size=config["trainer"]["batch_size"])
     method = load_method(config, builder, state, device)
-    for key in ("label", "text"):
-        if options[key] is not None and key not in method.batch_keys:
-            raise ValueError(f"{key}={options[key]}: this model was trained without {key}s and cannot be asked for one")
+    method.before_sampling()
+    conditions = _conditions(options, method, state.get("class_names", ()))
+    if options["interpolate"] is not None:
+        _require_one_condition(options, method)
+    maker = _Maker(method, device, options["seed"], options["batch_size"], options["truncation"])
+    if maker.truncation is not None:
+        method.truncated(maker.draw(range(1)), maker.truncation)  # refuses before anything is written
     default = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    folder = Path(options["output"]) if options["output"] else default / f"samples-seed{options['seed']}"
-    folder.mkdir(parents=True, exist_ok=True)
-    shown: list[torch.Tensor] = []
-    for start in tqdm(range(0, num_images, batch_size), desc="sampling", unit="batch", disable=None):
-        indices = range(start, min(start + batch_size, num_images))
-        drawn = {key: value.to(device) for key, value in method.draw(indices, options["seed"]).items()}
-        images = method.sample(drawn).float().cpu()
-        for index, image in zip(indices, to_uint8(images), strict=True):
-            write_png(image, folder / f"{index:06d}.png")
-        if start < 256:
-            shown.append(images)
-    picture = folder.with_name(folder.name + ".png")
-    write_png(grid(torch.cat(shown)[:256]), picture)
+    folder = Path(options["output"]).expanduser() if options["output"] else default / _name(options, conditions)
     log.info("from %s, trained on %d images", path, state["training"]["images"])
-    log.info("%d images: %s", num_images, folder)
-    log.info("grid: %s", picture)
+    if options["interpolate"] is not None:
+        for condition in conditions:
+            _write_way(maker, condition, folder if len(conditions) == 1 else folder / condition.name, options)
+    else:
+        _write_images(maker, conditions, folder, options["num_images"])
+
+
+def _check(options: Config) -> None:
+    """Refuse what no model can do.
+
+    Raises:
+        ValueError: naming key and value.
+    """
+    interpolation, truncation, speed = options["interpolate"], options["truncation"], options["frames_per_second"]
+    if interpolation not in (None, "linear", "spherical"):
+        raise ValueError(f"interpolate={interpolation} is unknown: choose linear, spherical or null")
+    least = {"num_images": 1 if interpolation is None else 2, "batch_size": 1, "frames": 2}
+    for key, number in least.items():
+        if type(options[key]) is not int or options[key] < number:
+            between = " to interpolate between them" if number == 2 and key == "num_images" else ""
+            raise ValueError(f"{key}={options[key]} must be {number} or more{between}")
+    if truncation is not None and (type(truncation) not in (int, float) or not truncation > 0):
+        raise ValueError(f"truncation={truncation} must be a number above 0, or null for none")
+    if type(speed) not in (int, float) or not 0 < speed <= 1000:
+        raise ValueError(f"frames_per_second={speed} must be a number above 0, at most 1000")
+
+
+def _conditions(options: Config, method: Method, class_names: Sequence[str]) -> list[_Condition]:
+    """Those that are asked for; one that leaves them to the method if there are none.
+
+    Raises:
+        ValueError: if the model takes no such conditions, has no such class, or the list is empty or repeats itself.
+    """
+    found: list[_Condition] = []
+    for option, key in _KEYS.items():
+        given = options[option]
+        if given is None:
+            continue
+        if key not in method.batch_keys:
+            raise ValueError(f"{option}={given}: this model was trained without {key}s and cannot be asked for one")
+        values = given if isinstance(given, list) else [given]
+        if not values:
+            raise ValueError(f"{option}=[] names nothing: give one {option} or more, or null")
+        if option == "label":
+            found += [_of_label(value, method.num_classes, class_names) for value in values]
+        else:
+            found += [_of_text(value) for value in values]
+    names = [condition.name for condition in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is asked for twice, and would be written to one place: leave one of them")
+    return found or [_Condition("", {})]
+
+
+def _of_label(value: object, num_classes: int, class_names: Sequence[str]) -> _Condition:
+    label = value
+    if isinstance(value, str):
+        if not class_names:
+            raise ValueError(f"label={value}: this checkpoint does not say what its classes are called; give a number")
+        if value not in class_names:
+            raise ValueError(f"label={value} is no class of this model{nearest(value, class_names)}: it has "
+                             f"{', '.join(class_names)}")  # fmt: skip
+        label = class_names.index(value)
+    if type(label) is not int or not 0 <= label < num_classes:
+        raise ValueError(f"label={value} is no class of this model: give a number from 0 to {num_classes - 1}")
+    return _Condition(f"label{label:0{len(str(num_classes - 1))}d}", {"label": torch.tensor([label])})
+
+
+def _of_text(value: object) -> _Condition:
+    if not isinstance(value, str):
+        raise ValueError(f"text={value} is not text: put it in quotes")
+    words = re.sub(r"[^\w]+", "-", value).strip("-").lower()
+    return _Condition(words[:80] or "empty", {"caption": encode([value], caption_length([value]))})
+
+
+def _name(options: Config, conditions: Sequence[_Condition]) -> str:
+    """Of the folder, where none is given: different for whatever makes other images."""
+    several = "labels" if options["label"] is not None else "texts"
+    parts = [f"samples-seed{options['seed']}", conditions[0].name if len(conditions) == 1 else several]
+    parts += [f"truncation{options['truncation']:g}"] if options["truncation"] is not None else []
+    parts += [options["interpolate"]] if options["interpolate"] is not None else []
+    return "-".join(part for part in parts if part)
+
+
+def _repeated(row: Batch, count: int) -> Batch:
+    return {key: value.expand(count, *value.shape[1:]) for key, value in row.items()}
+
+
+# Images, and a grid of them
+
+
+def _write_images(maker: _Maker, conditions: Sequence[_Condition], folder: Path, num_images: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    shown, lines = [], []
+    for condition in conditions:
+        place = "" if len(conditions) == 1 else f"{condition.name}/"
+        kept: list[Tensor] = []
+
+        def draw(indices: range, row: Batch = condition.row) -> Batch:
+            return maker.draw(indices) | _repeated(row, len(indices))
+
+        for indices, drawn, images in maker.make_all(num_images, draw, f"sampling {condition.name}".strip()):
+            names = [f"{place}{index:06d}.png" for index in indices]
+            for name, image in zip(names, to_uint8(images), strict=True):
+                write_png(image, folder / name)
+            lines += _lines(names, drawn)
+            if indices.start < _MOST_SHOWN:
+                kept.append(images)
+        shown.append(torch.cat(kept)[: _MOST_SHOWN if len(conditions) == 1 else _MOST_COLUMNS])
+    if lines:
+        with atomically(folder / "metadata.jsonl") as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    log.info("%d images: %s", num_images * len(conditions), folder)
+    picture = folder.with_name(folder.name + ".png")
+    if maker.method.num_classes and not conditions[0].row:
+        write_png(grid(_classes(maker, len(shown[0]))), picture)
+        log.info("grid, of images of its own, one class a row: %s", picture)
+    else:
+        columns = None if len(conditions) == 1 else len(shown[0])
+        write_png(grid(torch.cat(shown), columns), picture)
+        log.info("grid%s: %s", "" if columns is None else ", one condition a row", picture)
+
+
+def _lines(names: Sequence[str], drawn: Batch) -> list[str]:
+    """Which image has which condition, as ``data=folder`` reads captions; nothing without conditions."""
+    entries: list[dict[str, object]] = [{"file_name": name} for name in names]
+    for option, key in _KEYS.items():
+        if key in drawn:
+            for entry, value in zip(entries, drawn[key].cpu().numpy(), strict=True):
+                # A caption's last character may be cut.
+                is_text = key == "caption"
+                entry[option] = value.tobytes().rstrip(b"\0").decode("utf-8", "ignore") if is_text else int(value)
+    return [json.dumps(entry, ensure_ascii=False) for entry in entries if len(entry) > 1]
+
+
+def _classes(maker: _Maker, count: int) -> Tensor:
+    """Images of which each row of a grid has one class."""
+
+    def draw(indices: range) -> Batch:
+        rows = torch.tensor(indices) // num_columns(count)
+        return maker.draw(indices) | {"label": rows % maker.method.num_classes}
+
+    return torch.cat([images for _, _, images in maker.make_all(count, draw, "grid")])
+
+
+# Ways between latents
+
+
+def _require_one_condition(options: Config, method: Method) -> None:
+    """Refuse to go from one class or caption to another.
+
+    Raises:
+        ValueError: if there are conditions and none is asked for, or the method draws no latents.
+    """
+    for option, key in _KEYS.items():
+        if key in method.batch_keys and options[option] is None:
+            raise ValueError(
+                f"interpolate={options['interpolate']} goes between latents, all with one {key}: say which, with {option}=..."
+            )
+    if "latent" not in method.draw(range(1), 0):
+        raise ValueError(f"interpolate={options['interpolate']}: a {type(method).__name__} has no latents: leave it away")
+
+
+def _write_way(maker: _Maker, condition: _Condition, path: Path, options: Config) -> None:
+    """A closed loop through ``num_images`` latents: a picture with a row for each pair, and an animation."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    num_images, frames = options["num_images"], options["frames"]
+    keys = maker.draw(range(num_images))["latent"]
+    weights = torch.arange(frames) / frames
+    spherical = options["interpolate"] == "spherical"
+    ways = [interpolate(start, end, weights, spherical=spherical) for start, end in zip(keys, keys.roll(-1, 0), strict=True)]
+    latents = torch.cat(ways)  # [num_images * frames, Z]
+    row = {key: value[:1] for key, value in maker.draw(range(1)).items()} | condition.row
+
+    def draw(positions: range) -> Batch:
+        return _repeated(row, len(positions)) | {"latent": latents[positions.start : positions.stop]}
+
+    made = maker.make_all(len(latents), draw, f"interpolating {condition.name}".strip())
+    images = torch.cat([images for _, _, images in made])
+    picture, animation = (path.with_name(path.name + suffix) for suffix in (".png", ".webp"))
+    write_png(grid(images, frames), picture)
+    _write_animation(to_uint8(images), animation, options["frames_per_second"])
+    log.info("%d rows of %d images, from one latent to the next: %s", num_images, frames, picture)
+    log.info("animation: %s", animation)
+
+
+def _write_animation(images: Tensor, path: Path, frames_per_second: float) -> None:
+    """uint8 [N, C, H, W] as a WebP without loss, which begins anew when it ends; the file appears whole or not at all."""
+    arrays = images.permute(0, 2, 3, 1).numpy()  # [N, H, W, C]
+    frames = [Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays]
+    with atomically(path) as temporary:
+        frames[0].save(
+            temporary,
+            format="WEBP",
+            save_all=True,
+            append_images=frames[1:],
+            duration=round(1000 / frames_per_second),  # milliseconds
+            loop=0,
+            lossless=True,
+        )

@@ -51,7 +51,7 @@ def settle(parts: Parts, data: Data, config: Config, source_config: Config) -> P
         log.info("trainer.accumulation=auto: %d", count)
     if parts.performance.compile == "auto":
         mode: str | bool = False
-        if parts.device.type == "cuda" and not config["dry_run"]:
+        if parts.device.type == "cuda" and not config["dry_run"] and not parts.performance.activation_checkpointing:
             mode = choose_compilation(parts, data, _WORTH_COMPILING)
         config["performance"]["compile"] = source_config["performance"]["compile"] = mode
         parts = replace(parts, performance=replace(parts.performance, compile=mode))

@@ -84,8 +84,11 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
         print(OmegaConf.to_yaml(OmegaConf.create(config)))
     device_name = device_name if world_size() > 1 else config["device"]
     parts = assemble(config, device_name)
-    data = build.build_data(config, parts.source, parts.device)
+    with failing_together():
+        keys = parts.method.batch_keys
+        data = build.build_data(config, parts.source, parts.device, keys=keys, builder=parts.builder)
     parts = settle(parts, data, config, source_config)
+    source_config["data"]["num_classes"] = config["data"]["num_classes"]
     if config["dry_run"]:
         rehearse(parts, data)
         return None
@@ -93,6 +96,7 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
         "genimg_version": genimg.__version__,
         "torch_version": str(torch.__version__),
         "num_images": len(parts.source),
+        "class_names": list(parts.source.class_names),
         "precision": parts.precision.name,
         "hardware": describe_hardware(parts.device),
         "processes": world_size(),

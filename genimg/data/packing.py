@@ -119,12 +119,17 @@ def pack(
         OSError: if a file cannot be written.
     """
     per_shard = max(1, shard_size // image_bytes(source))
+    # First, because what is wrong with them shall not be found out after hours of decoding.
+    captions = source.captions(np.arange(len(source), dtype=np.int64)) if source.captioned else None
     with _ShardWriter(folder, source.shape, per_shard) as writer:
         kept, problems = _write_images(source, writer, num_threads or num_cores(), max_corrupt)
     if len(kept) == 0:
         raise ValueError(f"none of the {len(source)} images of {source.name} can be decoded; the first: {problems[0]}")
     if source.labels is not None:
         (folder / LABELS).write_bytes(_npy(source.labels[kept]))
+    if captions is not None:
+        lines = (json.dumps(captions[index]) + "\n" for index in kept.tolist())  # null stands for an image without
+        (folder / CAPTIONS).write_text("".join(lines), encoding="ascii")
     if problems:
         (folder / CORRUPT).write_text("\n".join(problems) + "\n", encoding="utf-8", errors="surrogateescape")
     description = Description(
@@ -132,7 +137,7 @@ def pack(
         shape=source.shape,
         class_names=source.class_names,
         labelled=source.labels is not None,
-        captioned=_write_captions(source, kept, folder / CAPTIONS),
+        captioned=captions is not None,
         shards=tuple(writer.shards),
         source={"name": source.name, "fingerprint": source.fingerprint, "num_images": len(source), **provenance},
         genimg_version=genimg.__version__,
@@ -158,16 +163,6 @@ def _write_images(
             kept.append(piece.indices)
             progress.update(len(piece.indices) + len(piece.problems))
     return np.concatenate(kept), problems
-
-
-def _write_captions(source: Source, indices: NDArray[np.int64], path: Path) -> bool:
-    """Whether there are any; null stands for an image without."""
-    if all(source.caption(index) is None for index in indices.tolist()):
-        return False
-    with open(path, "w", encoding="ascii") as lines:
-        for index in indices.tolist():
-            lines.write(json.dumps(source.caption(index)) + "\n")
-    return True
 
 
 def image_bytes(source: Source) -> int:

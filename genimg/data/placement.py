@@ -6,7 +6,7 @@ All three give the same batches. Samples stay uint8 until they are on the device
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from genimg.data.augment import SampleAugment
+from genimg.data.captions import caption_length, encode
 from genimg.data.corrupt import Corruption, read_many_valid
 from genimg.data.prepared import PreparedSource
 from genimg.data.sources import ArraySource, Source
@@ -28,6 +30,7 @@ from genimg.interfaces import Batch
 from genimg.torchrun import processes_of_this_host
 
 PLACEMENTS = ("auto", "device", "host", "workers")
+KEYS = ("image", "label", "caption")
 _RESIDENT_BYTES = 4 * 2**30  # above this, decoding everything before the first step would take minutes
 _PIECE = 64  # images that a thread fetches at a time
 _MEMORY_SHARE = 0.25  # of the free memory; the rest is for training
@@ -43,6 +46,11 @@ class Data:
         horizontal_flip: mirror a random half of the training samples.
         max_corrupt: undecodable images that are skipped with a warning before the run stops.
         device: where batches go.
+        keys: of the batches, ``image`` and those of ``label`` and ``caption`` that the method asks for.
+        augment: of training samples; None leaves them as they are.
+
+    Attributes:
+        caption_length: bytes of the batches' captions; 0 without.
     """
 
     def __init__(
@@ -54,6 +62,8 @@ class Data:
         horizontal_flip: bool,
         max_corrupt: int,
         device: torch.device,
+        keys: Sequence[str] = ("image",),
+        augment: SampleAugment | None = None,
     ) -> None:
         if placement not in PLACEMENTS:
             raise ValueError(f"data.placement={placement} is unknown: choose one of {', '.join(PLACEMENTS)}")
@@ -63,15 +73,34 @@ class Data:
             raise ValueError(f"data.horizontal_flip={horizontal_flip} must be true or false")
         if not isinstance(max_corrupt, int) or max_corrupt < 0:
             raise ValueError(f"data.max_corrupt={max_corrupt} must be 0 or more images")
+        available = {"image": True, "label": source.labels is not None, "caption": source.captioned}
+        if "image" not in keys or not all(available.get(key, False) for key in keys):
+            has = ", ".join(key for key in KEYS if available[key])
+            raise ValueError(f"batches of {', '.join(keys)} cannot be made: data {source.name} has {has}")
+        if augment is not None:
+            augment.check(source.shape)
+            if horizontal_flip and augment.horizontal_flip:
+                raise ValueError(f"data.horizontal_flip=true and data_augment.horizontal_flip={augment.horizontal_flip} both "
+                                 "mirror images: leave one of them")  # fmt: skip
         self.source = source
         self.device = device
         self.horizontal_flip = horizontal_flip
+        self.keys = tuple(keys)
+        self.augment = augment
         cores = max(1, num_cores() // processes_of_this_host())
         self.num_workers = min(cores, 8) if num_workers == "auto" else int(num_workers)
         self.placement = _choose_placement(source, device) if placement == "auto" else placement
         self._corruption = Corruption(max_corrupt)
         self._resident: Tensor | None = None
-        self._labels = None if source.labels is None else torch.from_numpy(source.labels)
+        self._annotations: dict[str, Tensor] = {}
+        if source.labels is not None:  # also unasked: the source's own, in which what replaces a corrupt image has its label
+            self._annotations["label"] = torch.from_numpy(source.labels)
+        self.caption_length = 0
+        if "caption" in self.keys:
+            texts = source.captions(np.arange(len(source), dtype=np.int64))
+            self.caption_length = caption_length(texts)
+            if self.placement != "workers":
+                self._annotations["caption"] = encode(texts, self.caption_length)
 
     def batches(self, position: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """This rank's share of every batch from ``position`` (images seen by all ranks) on, for ever.
@@ -119,9 +148,9 @@ class Data:
         def decode(start: int) -> tuple[int, list[str]]:
             indices = np.arange(start, min(start + _PIECE, len(images)), dtype=np.int64)
             images[indices], taken, problems = read_many_valid(self.source, indices, self._corruption.allowed)
-            replaced = taken != indices
-            if self._labels is not None and replaced.any():
-                self._labels[torch.from_numpy(indices[replaced])] = self._labels[torch.from_numpy(taken[replaced])]
+            if (replaced := taken != indices).any():
+                for tensor in self._annotations.values():
+                    tensor[torch.from_numpy(indices[replaced])] = tensor[torch.from_numpy(taken[replaced])]
             return len(indices), problems
 
         pool = ThreadPoolExecutor(max(1, self.num_workers))
@@ -142,19 +171,21 @@ class Data:
     def _from_memory(self, order: Order, start: int, share: int, stride: int) -> Iterator[Batch]:
         self.load()
         assert self._resident is not None
-        labels = None if self._labels is None else self._labels.to(self._resident.device)
+        device = self._resident.device
+        annotations = {key: tensor.to(device) for key, tensor in self._annotations.items() if key in self.keys}
         while True:
-            indices = torch.from_numpy(order.indices(start, start + share)).to(self._resident.device, non_blocking=True)
-            flips = torch.from_numpy(order.flips(start, start + share)) if order.horizontal_flip else None
-            images = self._resident[indices]
+            indices = torch.from_numpy(order.indices(start, start + share)).to(device, non_blocking=True)
+            batch = {key: tensor[indices] for key, tensor in {"image": self._resident, **annotations}.items()}
             if self.placement == "host" and self.device.type == "cuda":
-                images = images.pin_memory()  # the batch, not the set: only this is copied, and now without waiting
-            yield self._assemble(images, None if labels is None else labels[indices], flips)
+                # The batch, not the set: only this is copied, and now without waiting.
+                batch = {key: tensor.pin_memory() for key, tensor in batch.items()}
+            yield self._assemble(batch, order, start)
             start += stride
 
     def _from_workers(self, order: Order, start: int, share: int, stride: int) -> Iterator[Batch]:
+        labels = self._annotations["label"] if "label" in self.keys else None
         loader = DataLoader(
-            _Positions(self.source, order, self._labels, self._corruption.allowed),
+            _Positions(self.source, order, labels, self.caption_length, self._corruption.allowed),
             sampler=_Ranges(start, share, stride),
             batch_size=None,  # the dataset makes whole batches
             num_workers=self.num_workers,
@@ -164,19 +195,22 @@ class Data:
             worker_init_fn=_leave_signals_to_the_parent,
             generator=torch.Generator(),  # it would otherwise take the workers' seeds from the random stream of the first step
         )
-        for images, labels, flips, problems in loader:
+        for batch, problems in loader:
             self._report(problems)
-            yield self._assemble(images, labels, flips if order.horizontal_flip else None)
+            yield self._assemble(batch, order, start)
+            start += stride
 
-    def _assemble(self, images: Tensor, labels: Tensor | None, flips: Tensor | None) -> Batch:
-        images = images.to(self.device, non_blocking=True)
-        if flips is not None:
-            flips = flips.to(self.device, non_blocking=True)
+    def _assemble(self, batch: Batch, order: Order, start: int) -> Batch:
+        """The training batch of the samples that stand at ``start`` and after it."""
+        batch = {key: tensor.to(self.device, non_blocking=True) for key, tensor in batch.items()}
+        images, stop = batch["image"], start + len(batch["image"])
+        if order.horizontal_flip:
+            flips = torch.from_numpy(order.flips(start, stop)).to(self.device, non_blocking=True)
             images = torch.where(flips[:, None, None, None], images.flip(-1), images)
-        batch = {"image": to_float(images)}
-        if labels is not None:
-            batch["label"] = labels.to(self.device, non_blocking=True)
-        return batch
+        images = to_float(images)
+        if self.augment is not None:
+            images = self.augment(images, np.arange(start, stop, dtype=np.int64), order.seed)
+        return {**batch, "image": images.contiguous(memory_format=torch.channels_last)}
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
@@ -186,18 +220,22 @@ def _leave_signals_to_the_parent(worker: int) -> None:
 
 
 class _Positions(Dataset[Any]):
-    """Positions of a batch -> (images, labels, flips, problems)."""
+    """Positions of a batch -> (images with what was asked for beside them, problems)."""
 
-    def __init__(self, source: Source, order: Order, labels: Tensor | None, allowed: int) -> None:
+    def __init__(self, source: Source, order: Order, labels: Tensor | None, caption_length: int, allowed: int) -> None:
         self.source, self.order, self.labels, self.allowed = source, order, labels, allowed
+        self.caption_length = caption_length
 
-    def __getitem__(self, positions: range) -> tuple[Tensor, Tensor | None, Tensor, list[str]]:
+    def __getitem__(self, positions: range) -> tuple[Batch, list[str]]:
         indices = self.order.indices(positions.start, positions.stop)
         # Too many corrupt images are reported, not raised: the parent stops the run without other workers waiting.
         images, taken, problems = read_many_valid(self.source, indices, self.allowed)
-        labels = None if self.labels is None else self.labels[torch.from_numpy(taken)]
-        flips = torch.from_numpy(self.order.flips(positions.start, positions.stop))
-        return torch.from_numpy(images), labels, flips, problems
+        batch = {"image": torch.from_numpy(images)}
+        if self.labels is not None:
+            batch["label"] = self.labels[torch.from_numpy(taken)]
+        if self.caption_length:
+            batch["caption"] = encode(self.source.captions(taken), self.caption_length)
+        return batch, problems
 
 
 class _Ranges:

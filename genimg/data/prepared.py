@@ -130,6 +130,7 @@ class PreparedSource(Source):
             _require_size(folder / shard.file, shard.num_bytes)
         if description.labelled:
             self.labels = self._read_labels()
+        self.captioned = description.captioned
         if description.captioned:
             _require_size(folder / CAPTIONS, None)
         counts = [shard.num_images for shard in description.shards]

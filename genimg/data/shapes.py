@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ COLORS = {
 SIZES = {"small": 0.24, "large": 0.36}  # radius as a fraction of the shorter side
 BACKGROUND = (245, 245, 240)
 _COLOR_NAMES, _SIZE_NAMES = tuple(COLORS), tuple(SIZES)
+_COMBINATIONS = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
 
 
 def _circle(x: FloatArray, y: FloatArray, r: float) -> FloatArray:
@@ -62,7 +64,7 @@ _OUTSIDE: tuple[Callable[[FloatArray, FloatArray, float], FloatArray], ...] = (
 
 
 class ShapesSource(Source):
-    """Image ``index`` is a pure function of (seed, index).
+    """Image ``index`` is a pure function of (seed, index, held_out).
 
     Args:
         seed: of the dataset, not of the training.
@@ -71,6 +73,8 @@ class ShapesSource(Source):
         channels: 3, or 1 for grey.
         num_objects: 1, or 2 for two shapes one above or beside the other.
         labels: what the first object is labelled by: its ``shape``, or its ``color_shape``, such as "red circle".
+        held_out: combinations such as "red circle" that no object has; another one takes the place of each, so that images
+            without them are those that there are anyway.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class ShapesSource(Source):
         channels: int,
         num_objects: int,
         labels: str = "shape",
+        held_out: Sequence[str] = (),
     ) -> None:
         if channels not in (1, 3):
             raise ValueError(f"data.channels={channels} does not fit shapes: choose 3 (colour) or 1 (grey)")
@@ -92,21 +97,23 @@ class ShapesSource(Source):
         if labels not in ("shape", "color_shape"):
             raise ValueError(f"data.labels={labels} does not fit shapes: choose shape or color_shape")
         self.name = "shapes"
+        self.captioned = True
         self.seed = seed
         self.num_images = num_images
         self.num_objects = num_objects
         height, width = height_width(image_size)
         self.shape = (channels, height, width)
+        self._held_out = _table_of(held_out)
+        self._allowed = np.argwhere(~self._held_out)
         self.class_names = SHAPES
         shape, color, _ = self._choices(np.arange(num_images), 0)
         self.labels = shape
         if labels == "color_shape":
-            self.class_names = tuple(
-                sorted(f"{color_name} {shape_name}" for color_name in _COLOR_NAMES for shape_name in SHAPES)
-            )
-            label_of = np.array([[self.class_names.index(f"{c} {s}") for s in SHAPES] for c in _COLOR_NAMES], dtype=np.int64)
-            self.labels = label_of[color, shape]
-        self.fingerprint = digest("shapes 3", seed, num_images, self.shape, num_objects)
+            self.class_names = tuple(sorted(_COMBINATIONS))
+            label_of = np.array([self.class_names.index(name) for name in _COMBINATIONS], dtype=np.int64)
+            self.labels = label_of.reshape(len(COLORS), len(SHAPES))[color, shape]
+        held_out_parts = [sorted(set(held_out))] if held_out else []  # without any, the fingerprint is what it always was
+        self.fingerprint = digest("shapes 3", seed, num_images, self.shape, num_objects, *held_out_parts)
         self._y, self._x = np.mgrid[0:height, 0:width] + 0.5
 
     def __len__(self) -> int:
@@ -118,10 +125,15 @@ class ShapesSource(Source):
         def choose(attribute: int, count: int) -> NDArray[np.int64]:
             return (uniform(self.seed, index, position, attribute) * count).astype(np.int64)
 
-        return choose(0, len(SHAPES)), choose(1, len(COLORS)), choose(2, len(SIZES))
+        shape, color, size = choose(0, len(SHAPES)), choose(1, len(COLORS)), choose(2, len(SIZES))
+        held_out = self._held_out[color, shape]
+        if held_out.any():
+            color_of_another, shape_of_another = self._allowed[choose(5, len(self._allowed))].T
+            shape, color = np.where(held_out, shape_of_another, shape), np.where(held_out, color_of_another, color)
+        return shape, color, size
 
-    def _above(self, index: int) -> bool:
-        return bool(uniform(self.seed, index, 2, 0)[0] < 0.5)
+    def _above(self, index: Any) -> NDArray[np.bool_]:
+        return uniform(self.seed, index, 2, 0) < 0.5
 
     def read(self, index: int) -> NDArray[np.uint8]:
         channels, height, width = self.shape
@@ -144,7 +156,7 @@ class ShapesSource(Source):
         _, height, width = self.shape
         top, left, tall, wide = 0.0, 0.0, float(height), float(width)
         if self.num_objects == 2:
-            if self._above(index):
+            if self._above(index)[0]:
                 tall /= 2
                 top = tall * position
             else:
@@ -155,14 +167,37 @@ class ShapesSource(Source):
         u, v = (0.25 + 0.5 * uniform(self.seed, index, position, axis)[0] for axis in (3, 4))
         return radius, (top + radius + u * (tall - 2 * radius), left + radius + v * (wide - 2 * radius))
 
-    def caption(self, index: int) -> str:
+    def caption(self, index: int) -> str | None:
+        return self.captions(np.array([index]))[0]
+
+    def captions(self, indices: NDArray[np.int64]) -> list[str | None]:
         """Such as "a small red circle" or "a small red circle above a large blue square"."""
-        phrases = []
-        for position in range(self.num_objects):
-            shape, color, size = (int(choice[0]) for choice in self._choices(index, position))
-            phrases.append(f"a {_SIZE_NAMES[size]} {_COLOR_NAMES[color]} {SHAPES[shape]}")
-        relation = " above " if self._above(index) else " to the left of "
-        return relation.join(phrases)
+        phrases = [
+            [f"a {_SIZE_NAMES[size]} {_COLOR_NAMES[color]} {SHAPES[shape]}" for shape, color, size in zip(*chosen, strict=True)]
+            for chosen in (self._choices(indices, position) for position in range(self.num_objects))
+        ]
+        relations = [" above " if above else " to the left of " for above in self._above(indices)]
+        return [relation.join(objects) for relation, *objects in zip(relations, *phrases, strict=True)]
+
+
+def _table_of(held_out: Sequence[str]) -> NDArray[np.bool_]:
+    """Whether each combination is held out: [colours, shapes].
+
+    Raises:
+        ValueError: for what is no combination, or all of them.
+    """
+    if isinstance(held_out, str):
+        raise ValueError(f"data.held_out={held_out} must be a list such as '[red circle,blue square]'")
+    for name in held_out:
+        if name not in _COMBINATIONS:
+            near = difflib.get_close_matches(str(name), _COMBINATIONS, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"data.held_out: {name} is not one of the combinations{hint}: they are a colour "
+                             f"({', '.join(COLORS)}) and a shape ({', '.join(SHAPES)}), such as 'red circle'")  # fmt: skip
+    table = np.array([name in held_out for name in _COMBINATIONS]).reshape(len(COLORS), len(SHAPES))
+    if table.all():
+        raise ValueError(f"data.held_out holds out all {len(_COMBINATIONS)} combinations, so that there is nothing to draw")
+    return table
 
 
 def shapes(
@@ -173,6 +208,7 @@ def shapes(
     channels: int,
     num_objects: int,
     labels: str = "shape",
+    held_out: Sequence[str] = (),
 ) -> Source:
     """Coloured geometric shapes with a class label (of the first shape) and a caption for every image."""
     return ShapesSource(
@@ -182,4 +218,5 @@ def shapes(
         channels=channels,
         num_objects=num_objects,
         labels=labels,
+        held_out=held_out,
     )

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from genimg.data.caption_files import FolderCaptions, find_captions
 from genimg.data.index import Index, list_images
 from genimg.data.pixels import PixelFormat, common_format
 
@@ -34,6 +35,7 @@ class Source(ABC):
         shape: (C, H, W).
         labels: int64 [N], or None.
         class_names: by label; empty without labels.
+        captioned: whether images have captions.
         fingerprint: hexadecimal digest of everything that determines the images; a cache key.
     """
 
@@ -41,6 +43,7 @@ class Source(ABC):
     shape: tuple[int, int, int]
     labels: NDArray[np.int64] | None = None
     class_names: tuple[str, ...] = ()
+    captioned: bool = False
     fingerprint: str
 
     @abstractmethod
@@ -66,8 +69,12 @@ class Source(ABC):
         return images
 
     def caption(self, index: int) -> str | None:
-        """A sentence that describes image ``index``, where the dataset has one."""
+        """A sentence that describes image ``index``, where the dataset has one. ``captioned`` says whether to ask."""
         return None
+
+    def captions(self, indices: NDArray[np.int64]) -> list[str | None]:
+        """Those images' captions. Sources that need not go through them one by one have a faster way."""
+        return [self.caption(index) for index in indices.tolist()]
 
 
 class ArraySource(Source):
@@ -79,12 +86,15 @@ class ArraySource(Source):
         images: NDArray[np.uint8],
         labels: NDArray[np.int64] | None = None,
         class_names: Sequence[str] = (),
+        captions: Sequence[str | None] | None = None,
     ) -> None:
         self.name = name
         self.images = images
         self.shape = images.shape[1:]
         self.labels = labels
         self.class_names = tuple(class_names)
+        self.captioned = captions is not None
+        self._captions = captions
         self.fingerprint = digest(name, images.shape, hashlib.sha256(np.ascontiguousarray(images).data).hexdigest())
 
     def __len__(self) -> int:
@@ -95,6 +105,9 @@ class ArraySource(Source):
 
     def read_many(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         return self.images[indices]
+
+    def caption(self, index: int) -> str | None:
+        return None if self._captions is None else self._captions[index]
 
 
 class FileSource(Source):
@@ -108,6 +121,7 @@ class FileSource(Source):
         pixels: PixelFormat,
         labels: NDArray[np.int64] | None,
         class_names: Sequence[str],
+        captions: FolderCaptions | None,
     ) -> None:
         self.name = name
         self.root = root
@@ -116,6 +130,8 @@ class FileSource(Source):
         self.shape = pixels.shape
         self.labels = labels
         self.class_names = tuple(class_names)
+        self.captioned = captions is not None
+        self._captions = captions
         # From names, sizes and modification times, not contents: a million files must not be read to start a run.
         self.fingerprint = digest("files", index.digest, pixels)
 
@@ -131,6 +147,9 @@ class FileSource(Source):
                 return self.pixels.apply(image)
         except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
             raise CorruptImageError(f"{path}: {error}") from error
+
+    def caption(self, index: int) -> str | None:
+        return None if self._captions is None else self._captions.texts[index]
 
 
 def mnist(*, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str) -> Source:
@@ -194,6 +213,7 @@ def folder(
     fit: str,
     labels: str,
     refresh_index: bool = False,
+    captions: str | None = None,
     name: str = "folder",
 ) -> Source:
     """Every image below a directory, in any format that Pillow reads.
@@ -204,10 +224,11 @@ def folder(
         labels: ``auto`` takes classes where every image is in a subdirectory; ``required`` refuses a folder without
             them; ``none`` ignores them.
         refresh_index: list the files anew even where a large folder's list is kept: see genimg.data.index.
+        captions: where they are: see genimg.data.caption_files.
         name: for messages.
 
     Raises:
-        FileNotFoundError: if ``root`` is missing or holds no images.
+        FileNotFoundError: if ``root`` is missing or holds no images, or the file of captions is missing.
         ValueError: if labels are required and there are none, or the files' own sizes differ.
     """
     if labels not in ("auto", "required", "none"):
@@ -232,11 +253,12 @@ def folder(
         raise ValueError(
             f"labels were asked for, but data.root={root} has none: put each class's images into a subdirectory of its own"
         )
+    texts = find_captions(directory, paths, captions)
     if labels == "none" or not has_classes:
-        return FileSource(name, directory, files, pixels, None, ())
+        return FileSource(name, directory, files, pixels, None, (), texts)
     index = {name: i for i, name in enumerate(classes)}
     targets = np.array([index[path.split("/", 1)[0]] for path in paths], dtype=np.int64)
-    return FileSource(name, directory, files, pixels, targets, classes)
+    return FileSource(name, directory, files, pixels, targets, classes, texts)
 
 
 def _torchvision(name: str, dataset: Callable[..., Any], root: str, split: str, pixels: PixelFormat, files: str) -> ArraySource:

@@ -130,6 +130,7 @@ class GeneratedImages(ImageSet):
         self.class_names = class_names
         self._shape: tuple[int, ...] | None = None
         self._finite = FiniteCheck(self.name)
+        method.before_sampling()
 
     def __len__(self) -> int:
         return self.count

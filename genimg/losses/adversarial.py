@@ -19,11 +19,15 @@ class AdversarialLoss:
 
     Attributes:
         discriminator: (real logits, fake logits) -> scalar.
-        generator: (fake logits) -> scalar.
+        generator: (fake logits) -> scalar, or (real logits, fake logits) -> scalar of a relativistic pair.
+        relativistic: whether the generator's loss compares with real images.
+        unbounded: whether the discriminator's logits must be held by a penalty or a normalisation, as Wasserstein's.
     """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
-    generator: Callable[[Tensor], Tensor]
+    generator: Callable[..., Tensor]
+    relativistic: bool = False
+    unbounded: bool = False
 
 
 def cross_entropy_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -59,3 +63,54 @@ def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor
 def negated_generator_loss(fake_logits: Tensor) -> Tensor:
     """-E[D(G(z))]: the generator's half of the hinge loss. Miyato et al. 2018, equation 17."""
     return -fake_logits.mean()
+
+
+def wasserstein_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """E[f(G(z))] - E[f(x)], minus the distance once f is 1-Lipschitz. Arjovsky et al. 2017, equation 3."""
+    return fake_logits.mean() - real_logits.mean()
+
+
+def relativistic_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """-E[log sigmoid(D(x) - D(G(z)))] over pairs. Jolicoeur-Martineau 2019, equation 5; Huang et al. 2024 (R3GAN)."""
+    return F.softplus(fake_logits - real_logits).mean()
+
+
+def relativistic_generator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """-E[log sigmoid(D(G(z)) - D(x))] over pairs. Jolicoeur-Martineau 2019, equation 6."""
+    return F.softplus(real_logits - fake_logits).mean()
+
+
+def relativistic_average_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Each side against the other's mean, of a microbatch. Jolicoeur-Martineau 2019, equation 7 with the cross-entropy."""
+    real, fake = real_logits - fake_logits.mean(), fake_logits - real_logits.mean()
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def relativistic_average_generator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """The same with real and fake exchanged. Jolicoeur-Martineau 2019, equation 8 with the cross-entropy."""
+    return relativistic_average_discriminator_loss(fake_logits, real_logits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuxiliaryClassification:
+    """Cross-entropy of a discriminator's class logits, in nats. Odena et al. 2017, equation 3.
+
+    Attributes:
+        real_weight: in the discriminator's loss, of real images.
+        fake_weight: in the discriminator's loss, of generated images; Odena et al. have 1, later work 0, because a
+            classifier that learns from bad images misleads the generator.
+        generator_weight: in the generator's loss.
+    """
+
+    real_weight: float
+    fake_weight: float
+    generator_weight: float
+
+    def __post_init__(self) -> None:
+        for name in ("real_weight", "fake_weight", "generator_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"conditioning.auxiliary.{name}={getattr(self, name)} must be 0 or more")
+        if not self.real_weight + self.fake_weight > 0:
+            raise ValueError(
+                "conditioning.auxiliary: with real_weight=0 and fake_weight=0 the classifier would never be trained"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ class EMA(nn.Module):
 
     The half-life is in images, so that it means the same at any batch size (Karras et al. 2020, StyleGAN2-ADA code). Early
     in training it is shortened to a fraction of the images seen, so that the average forgets the initialisation.
-    Floating-point buffers (batch-norm statistics) are averaged with the weights that they belong to; others are copied.
+    Batch-norm statistics are averaged with the weights that they belong to. Other buffers are copied: a spectral norm's
+    singular vectors and StyleGAN2's average style are averages already, or would lose their length.
 
     Args:
         network: what to follow.
@@ -41,13 +43,35 @@ class EMA(nn.Module):
         """Move towards ``network``. ``images``: seen so far, this step's included."""
         averaged: list[Tensor] = list(self.network.parameters())
         current: list[Tensor] = list(network.parameters())
-        for old, new in zip(self.network.buffers(), network.buffers(), strict=True):
-            if old.is_floating_point():
-                averaged.append(old)
-                current.append(new)
-            else:
-                old.copy_(new)
+        for ours, theirs in zip(self.network.modules(), network.modules(), strict=True):
+            follows = isinstance(ours, nn.modules.batchnorm._NormBase)
+            for old, new in zip(ours.buffers(recurse=False), theirs.buffers(recurse=False), strict=True):
+                if follows and old.is_floating_point():
+                    averaged.append(old)
+                    current.append(new)
+                else:
+                    old.copy_(new)
         get_ema_multi_avg_fn(self.decay(images, batch_size))(averaged, current, 0)
+
+    @torch.no_grad()
+    def take_standing_statistics(self, batches: Iterable[tuple[Tensor, ...]]) -> None:
+        """Replace batch norm's running statistics by the means of those of some batches of inputs.
+
+        Standing statistics: Brock et al. 2019, section 3.1. Those of the training are of other weights than the average's.
+        """
+        norms = [layer for layer in self.network.modules() if isinstance(layer, nn.modules.batchnorm._NormBase)]
+        momenta = [layer.momentum for layer in norms]
+        for layer in norms:
+            layer.reset_running_stats()
+            layer.momentum = None  # the plain mean of all batches
+            layer.training = True
+        try:
+            for inputs in batches:
+                self.network(*inputs)
+        finally:
+            for layer, momentum in zip(norms, momenta, strict=True):
+                layer.momentum = momentum
+                layer.training = False
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.network(*inputs)

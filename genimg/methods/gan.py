@@ -2,34 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from genimg.images import num_columns
 from genimg.interfaces import Batch, Images, Method, Metrics, Microbatches, Progress, Update
-from genimg.losses.adversarial import AdversarialLoss
+from genimg.losses.adversarial import AdversarialLoss, AuxiliaryClassification
+from genimg.losses.penalties import DiscriminatorPenalty, GeneratorPenalty, Sides, WeightClipping
+from genimg.methods.augment import Augment
 from genimg.methods.ema import EMA
-from genimg.randomness import normal_latents
+from genimg.methods.latent import Latent
+from genimg.networks.conditioning import ConditionEncoder
+from genimg.networks.discriminator import Judgement
+from genimg.randomness import hash_integers
+
+log = logging.getLogger(__name__)
+
+_CONDITION_STREAM = 3
+_STANDING = 64  # latents of a batch for standing statistics
 
 
 class GAN(Method):
     """Alternating updates of a discriminator and a generator, sampled through the generator's moving average.
 
-    Each step makes its fakes once; both updates use them, as the public reference implementations do.
+    Each step makes its fakes once; both updates use them, as the public reference implementations do. Fakes have the
+    conditions of the step's real images.
 
     Args:
-        generator: latent [N, Z] -> image [N, C, H, W] in [-1, 1].
-        discriminator: image -> logits [N].
+        generator: (latent [N, Z], condition) -> image [N, C, H, W] in [-1, 1]; with an encoder ``condition``.
+        discriminator: (image, condition) -> Judgement; with an encoder ``condition``.
         loss: the pair of losses.
-        latent_dim: Z.
+        latent: distribution of the latents.
+        penalties: of either network, by name.
+        augment: of what the discriminator sees.
+        auxiliary: weights of the discriminator's classifier; None where it has none.
         generator_interval: the generator is updated every so many steps (n_critic).
+        generator_batches: batches of fakes in the generator's update.
         ema_half_life: of the generator's average.
         ema_ramp_up: largest half-life as a fraction of the images seen.
+        standing_batches: of 64 latents, from which batch norm's statistics are taken anew before sampling; 0 keeps the
+            averages of the training's.
     """
 
     loss_type = AdversarialLoss
     sampled_weights = "ema"
+    num_remembered = 4096
 
     def __init__(
         self,
@@ -37,20 +61,59 @@ class GAN(Method):
         generator: nn.Module,
         discriminator: nn.Module,
         loss: AdversarialLoss,
-        latent_dim: int,
+        latent: Latent,
+        penalties: Mapping[str, nn.Module],
+        augment: Augment,
+        auxiliary: AuxiliaryClassification | None,
         generator_interval: int,
+        generator_batches: int,
         ema_half_life: Images,
         ema_ramp_up: float,
+        standing_batches: int = 0,
     ) -> None:
         super().__init__()
-        if generator_interval < 1:
-            raise ValueError(f"model.generator_interval={generator_interval} must be 1 or more steps")
+        for name, value in (("generator_interval", generator_interval), ("generator_batches", generator_batches)):
+            if value < 1:
+                raise ValueError(f"model.{name}={value} must be 1 or more")
+        if standing_batches < 0:
+            raise ValueError(f"model.standing_batches={standing_batches} must be 0 or more")
         self.generator = generator
         self.discriminator = discriminator
         self.loss = loss
-        self.latent_dim = latent_dim
+        self.latent = latent
+        self.penalties = nn.ModuleDict(penalties)
+        self.augment = augment
+        self.auxiliary = auxiliary
         self.generator_interval = generator_interval
+        self.generator_batches = generator_batches
+        self.standing_batches = standing_batches
         self.generator_ema = EMA(generator, half_life=ema_half_life, ramp_up=ema_ramp_up)
+        encoder = _encoder(discriminator)
+        self.condition_key = encoder.key
+        self.batch_keys = ("image",) if encoder.key is None else ("image", encoder.key)
+        self.num_classes = encoder.num_classes
+        # Rows of the data's conditions; their shape is fixed, so that a checkpoint loads without the data.
+        self.conditions: Tensor
+        self.register_buffer("conditions", encoder.blank(self.num_remembered))
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        if _encoder(self.generator).key != self.condition_key:
+            raise ValueError("model.generator.condition and model.discriminator.condition must read the same key of the batch")
+        for name, penalty in self.penalties.items():
+            if not isinstance(penalty, DiscriminatorPenalty | GeneratorPenalty | WeightClipping):
+                raise ValueError(f"penalty.{name} is a {type(penalty).__name__}, which is no penalty of a GAN")
+            if isinstance(penalty, GeneratorPenalty):
+                penalty.check(self.generator)
+        held = any(parametrize.is_parametrized(layer) for layer in self.discriminator.modules())
+        if self.loss.unbounded and not self.penalties and not held:
+            log.warning("this loss needs a discriminator that is held: choose penalty=[gradient_penalty] or [weight_clipping]")
+        mixes = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self.discriminator.modules())
+        if mixes and any(isinstance(penalty, DiscriminatorPenalty) for penalty in self.penalties.values()):
+            log.warning(
+                "penalties look at each image alone, but the discriminator's batch norm mixes a batch: "
+                "model.discriminator.features.normalisation=layer or none is what their authors use"
+            )
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {
@@ -58,47 +121,194 @@ class GAN(Method):
             "generator": list(self.generator.parameters()),
         }
 
+    def lazy_interval(self, group: str) -> int | None:
+        return min((penalty.interval for _, penalty in self._penalties_of(group) if penalty.interval > 1), default=None)
+
+    def _penalties_of(self, group: str) -> list[tuple[str, DiscriminatorPenalty | GeneratorPenalty]]:
+        kind = DiscriminatorPenalty if group == "discriminator" else GeneratorPenalty
+        return [(name, penalty) for name, penalty in self.penalties.items() if isinstance(penalty, kind)]
+
+    def remember(self, batch: Batch) -> None:
+        if self.condition_key is not None:
+            self.conditions.copy_(_encoder(self.discriminator).fitted(batch[self.condition_key]))
+
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
+        self.augment.begin(progress.images, progress.batch_size)
         train_generator = progress.due(self.generator_interval)
         if train_generator:
-            batch = update.forward("generator", self._generate, batch)
+            batch = update.forward("generator", partial(self._generate, batches=self.generator_batches), batch)
         metrics = update("discriminator", self._discriminator_loss, batch)
+        metrics |= self._update_lazily("discriminator", batch, progress, update)
+        for clipping in self.penalties.values():
+            if isinstance(clipping, WeightClipping):
+                clipping.clip(self.discriminator)
         if train_generator:
             metrics |= update("generator", self._generator_loss, batch)
+            metrics |= self._update_lazily("generator", batch, progress, update)
             seen = progress.images + progress.batch_size
             self.generator_ema.update(self.generator, seen, progress.batch_size * self.generator_interval)
+        return metrics | self.augment.metrics()
+
+    def _update_lazily(self, group: str, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
+        """An update for each penalty that is due only now and then, of the penalty times its interval."""
+        metrics: Metrics = {}
+        for name, penalty in self._penalties_of(group):
+            if penalty.interval > 1 and progress.due(penalty.interval):
+                found = update(group, partial(self._penalty, name, penalty, penalty.interval), batch)
+                metrics |= {key: value for key, value in found.items() if key.startswith("penalty/")}
         return metrics
 
-    def _generate(self, batch: Batch) -> Batch:
-        real = batch["image"]
-        return {"fake": self.generator(torch.randn(len(real), self.latent_dim, device=real.device))}
+    def _generate(self, batch: Batch, *, batches: int) -> Batch:
+        condition = torch.cat([self._condition(batch)] * batches)
+        latent = self.latent.random(len(condition), condition.device)
+        return {"fake": self.generator(latent, condition), "fake_condition": condition, "latent": latent}
+
+    def _condition(self, batch: Batch) -> Tensor:
+        """As it stands in the batch; [N, 0] without conditions."""
+        if self.condition_key is not None:
+            return batch[self.condition_key]
+        values = batch["image"] if "image" in batch else batch["latent"]
+        return values.new_empty(len(values), 0)
+
+    def _judge(self, images: Tensor, condition: Tensor) -> Judgement:
+        return self.discriminator(self.augment(images), condition)
 
     def _discriminator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        fake = batch["fake"] if "fake" in batch else self._generate(batch)["fake"]
+        count = len(batch["image"])
+        made = batch if "fake" in batch else batch | self._generate(batch, batches=1)
+        fake, condition = made["fake"][:count].detach(), self._condition(batch)
         # Two forwards, because batch norm must not mix the statistics of real and fake images.
-        real_logits = self.discriminator(batch["image"]).float()
-        fake_logits = self.discriminator(fake.detach()).float()
+        on_real = self._judge(batch["image"], condition)
+        on_fake = self._judge(fake, condition)
+        real_logits, fake_logits = on_real.logits.float(), on_fake.logits.float()
+        self.augment.observe(real_logits.detach())
         loss = self.loss.discriminator(real_logits, fake_logits)
-        return loss, {
+        metrics = {
             "loss/discriminator": loss.detach(),
             "logits/real": real_logits.detach().mean(),
             "logits/fake": fake_logits.detach().mean(),
         }
+        if self.auxiliary is not None:
+            for name, judged, weight in (
+                ("real", on_real, self.auxiliary.real_weight),
+                ("fake", on_fake, self.auxiliary.fake_weight),
+            ):
+                entropy = _cross_entropy(judged, condition)
+                loss = loss + weight * entropy
+                metrics[f"loss/class_{name}"] = entropy.detach()
+        penalties, found = self._eager_penalties("discriminator", made)
+        return loss + penalties, metrics | found
 
     def _generator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        loss = self.loss.generator(self.discriminator(batch["fake"]).float())
-        return loss, {"loss/generator": loss.detach()}
+        judged = self._judge(batch["fake"], batch["fake_condition"])
+        fake_logits = judged.logits.float()
+        if self.loss.relativistic:
+            real = self._judge(batch["image"], self._condition(batch)).logits.float()
+            loss = self.loss.generator(real.repeat(self.generator_batches), fake_logits)
+        else:
+            loss = self.loss.generator(fake_logits)
+        metrics = {"loss/generator": loss.detach()}
+        if self.auxiliary is not None:
+            entropy = _cross_entropy(judged, batch["fake_condition"])
+            loss = loss + self.auxiliary.generator_weight * entropy
+            metrics["loss/class_generator"] = entropy.detach()
+        penalties, found = self._eager_penalties("generator", batch)
+        return loss + penalties, metrics | found
+
+    def _eager_penalties(self, group: str, batch: Batch) -> tuple[Tensor, Metrics]:
+        """The sum of those that are part of every loss."""
+        total = batch["image"].new_zeros(())
+        metrics: Metrics = {}
+        for name, penalty in self._penalties_of(group):
+            if penalty.interval == 1:
+                value, found = self._penalty(name, penalty, 1, batch)
+                total = total + value
+                metrics |= found
+        return total, metrics
+
+    def _penalty(
+        self, name: str, penalty: DiscriminatorPenalty | GeneratorPenalty, times: int, batch: Batch
+    ) -> tuple[Tensor, Metrics]:
+        """In float32 and through eager forwards; see ``losses.penalties``. The factor is left out of what is logged."""
+        made = batch if "fake" in batch else batch | self._generate(batch, batches=1)
+        with torch.autocast(batch["image"].device.type, enabled=False):
+            if isinstance(penalty, DiscriminatorPenalty):
+                value, metrics = penalty(self._sides(made)), {}
+            else:
+                value, metrics = penalty(self.generator, made["latent"], made["fake_condition"])
+        return times * value, metrics | {f"penalty/{name}": value.detach()}
+
+    def _sides(self, batch: Batch) -> Sides:
+        condition = self._condition(batch)
+        count = len(condition)
+
+        def plain_logits(images: Tensor) -> Tensor:
+            judged: Judgement = self.discriminator.forward(images, condition)
+            return judged.logits
+
+        @torch.no_grad()
+        def nearby(std: float) -> Tensor:
+            latent = batch["latent"][:count]
+            return self.generator.forward(latent + std * torch.randn_like(latent), condition)
+
+        return Sides(
+            real=batch["image"].float(),
+            fake=batch["fake"][:count].detach().float(),
+            logits=lambda images: plain_logits(self.augment(images)),
+            plain_logits=plain_logits,
+            nearby=nearby,
+        )
 
     def draw(self, indices: Sequence[int], seed: int) -> Batch:
-        return {"latent": normal_latents(indices, seed, self.latent_dim)}
+        drawn = {"latent": self.latent.of_indices(indices, seed)}
+        if self.condition_key is not None:  # as frequent as in the data
+            rows = [int(hash_integers(_CONDITION_STREAM, seed, index)[0]) % self.num_remembered for index in indices]
+            drawn[self.condition_key] = self.conditions[torch.tensor(rows, device=self.conditions.device)]
+        return drawn
+
+    def truncated(self, drawn: Batch, amount: float) -> Batch:
+        """By the generator if its forward takes a ``truncation``, as StyleGAN2's psi; else by the latents."""
+        if "truncation" in inspect.signature(self.generator.forward).parameters:
+            return drawn | {"truncation": torch.tensor(amount)}
+        return drawn | {"latent": self.latent.truncated(drawn["latent"], amount)}
+
+    def before_sampling(self) -> None:
+        device = next(self.generator_ema.parameters()).device
+        ranges = (range(start, start + _STANDING) for start in range(0, self.standing_batches * _STANDING, _STANDING))
+        drawn = ({key: value.to(device) for key, value in self.draw(numbers, 0).items()} for numbers in ranges)
+        if self.standing_batches:
+            self.generator_ema.take_standing_statistics((batch["latent"], self._condition(batch)) for batch in drawn)
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:
-        return self.generator_ema(batch["latent"])
+        inputs = batch["latent"], self._condition(batch)
+        if "truncation" in batch:
+            return self.generator_ema.network(*inputs, truncation=batch["truncation"].item())
+        return self.generator_ema(*inputs)
 
     def check(self, image: Tensor) -> None:
-        self.discriminator(image)
-        self.discriminator(self.sample(self.draw(range(len(image)), 0)))
+        drawn = self.draw(range(len(image)), 0)
+        for images in (image, self.sample(drawn)):
+            judged: Judgement = self.discriminator(self.augment(images), self._condition(drawn))
+        if (judged.class_logits is None) != (self.auxiliary is None):
+            raise ValueError("conditioning.auxiliary goes with conditioning.head=auxiliary_classifier, and only with it")
 
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
+        """Samples; of a model conditioned on labels, one class a row."""
+        if self.num_classes:
+            count = len(drawn["latent"])
+            rows = torch.arange(count, device=drawn["latent"].device) // num_columns(count)
+            drawn = drawn | {"label": rows % self.num_classes}
         return {"samples": self.sample(drawn)}
+
+
+def _encoder(network: nn.Module) -> ConditionEncoder:
+    encoder = getattr(network, "condition", None)
+    if not isinstance(encoder, ConditionEncoder):
+        raise ValueError(f"{type(network).__name__} has no encoder of conditions: give it condition=${{conditioning.encoder}}")
+    return encoder
+
+
+def _cross_entropy(judged: Judgement, labels: Tensor) -> Tensor:
+    assert judged.class_logits is not None
+    return F.cross_entropy(judged.class_logits.float(), labels)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from genimg.interfaces import Batch, Method, Metrics, Microbatches, Progress, Update
 from genimg.losses.elbo import ELBO
+from genimg.methods.latent import truncate
 from genimg.randomness import normal_latents
 
 
@@ -49,6 +50,9 @@ class VAE(Method):
 
     def draw(self, indices: Sequence[int], seed: int) -> Batch:
         return {"latent": normal_latents(indices, seed, self.latent_dim)}
+
+    def truncated(self, drawn: Batch, amount: float) -> Batch:
+        return drawn | {"latent": truncate(drawn["latent"], amount)}
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:

@@ -8,74 +8,117 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from genimg.networks.layers import halvings, initialise
+from genimg.networks.conditioning import ConditionEncoder
+from genimg.networks.layers import Conditioned, halvings, initialise, normalisation_layer, spectral_normalise
 
 
 class Generator(nn.Module):
-    """Transposed convolutions from a latent to an image, each but the last with batch norm and ReLU.
+    """Transposed convolutions from a latent to an image, each but the last normalised and followed by ReLU.
 
     Args:
         latent_dim: Z.
+        condition: encoder; its vector joins the latent, or goes into ``conditional_batch`` normalisation.
         image_size: pixels, one number or [height, width].
         channels: of the image.
         width: channels of the layer before the image; every layer further away has twice as many.
+        smallest: pixels of the first layer's shorter side, at least.
+        normalisation, initialisation: see ``layers``.
+        spectral_norm: of all layers.
     """
 
-    def __init__(self, *, latent_dim: int, image_size: int | Sequence[int], channels: int, width: int) -> None:
+    def __init__(
+        self,
+        *,
+        latent_dim: int,
+        condition: ConditionEncoder,
+        image_size: int | Sequence[int],
+        channels: int,
+        width: int,
+        smallest: int,
+        normalisation: str,
+        initialisation: str,
+        spectral_norm: bool,
+    ) -> None:
         super().__init__()
-        count, base = halvings(image_size)
+        count, base = halvings(image_size, smallest=smallest)
+        self.condition = condition
+        self.joined = normalisation != "conditional_batch"
         features = width * 2 ** (count - 1)
         layers: list[nn.Module] = [
-            nn.ConvTranspose2d(latent_dim, features, base, bias=False),
-            nn.BatchNorm2d(features),
+            nn.ConvTranspose2d(latent_dim + self.joined * condition.dim, features, base, bias=False),
+            normalisation_layer(normalisation, features, condition.dim),
             nn.ReLU(inplace=True),
         ]
         for _ in range(count - 1):
             layers += [
                 nn.ConvTranspose2d(features, features // 2, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(features // 2),
+                normalisation_layer(normalisation, features // 2, condition.dim),
                 nn.ReLU(inplace=True),
             ]
             features //= 2
         layers += [nn.ConvTranspose2d(features, channels, 4, stride=2, padding=1, bias=False), nn.Tanh()]
-        self.layers = nn.Sequential(*layers)
-        initialise(self)
+        self.layers = Conditioned(layers)
+        initialise(self, initialisation)
+        if spectral_norm:
+            spectral_normalise(self.layers)
 
-    def forward(self, latent: Tensor) -> Tensor:
-        """[N, Z] -> [N, C, H, W] in [-1, 1]."""
-        return self.layers(latent[:, :, None, None])
+    def forward(self, latent: Tensor, condition: Tensor) -> Tensor:
+        """[N, Z] and conditions as they stand in the batch -> [N, C, H, W] in [-1, 1]."""
+        vector = self.condition(condition).to(latent.dtype)
+        start = torch.cat([latent, vector], dim=1) if self.joined else latent  # [N, Z + E]
+        return self.layers(start[:, :, None, None], vector)
 
 
-class Discriminator(nn.Module):
-    """Strided convolutions from an image to one logit, each but the first and the last with batch norm.
+class Features(nn.Module):
+    """Strided convolutions from an image to the features before a discriminator's logit.
 
     Args:
         image_size: pixels, one number or [height, width].
         channels: of the image.
+        condition_channels: further input channels, for ``concat`` conditioning.
         width: channels of the first layer; each further layer has twice as many.
+        smallest: pixels of the last layer's shorter side, at least.
+        kernel_size: 4, or 5 as in some ports of the paper's code.
+        normalisation: of each layer but the first; see ``layers``.
+        activation_first: normalise behind the activation instead of before it.
     """
 
-    def __init__(self, *, image_size: int | Sequence[int], channels: int, width: int) -> None:
+    def __init__(
+        self,
+        *,
+        image_size: int | Sequence[int],
+        channels: int,
+        condition_channels: int,
+        width: int,
+        smallest: int,
+        kernel_size: int,
+        normalisation: str,
+        activation_first: bool,
+    ) -> None:
         super().__init__()
-        count, base = halvings(image_size)
+        if kernel_size not in (4, 5):
+            raise ValueError(f"model.discriminator.features.kernel_size={kernel_size} must be 4 or 5")
+        count, base = halvings(image_size, smallest=smallest)
+        self.condition_channels = condition_channels
+        padding = (kernel_size - 1) // 2
         features = width
         layers: list[nn.Module] = [
-            nn.Conv2d(channels, features, 4, stride=2, padding=1, bias=False),
+            nn.Conv2d(channels + condition_channels, features, kernel_size, stride=2, padding=padding, bias=False),
             nn.LeakyReLU(0.2, inplace=True),
         ]
         for _ in range(count - 1):
+            norm, activation = normalisation_layer(normalisation, features * 2), nn.LeakyReLU(0.2, inplace=True)
             layers += [
-                nn.Conv2d(features, features * 2, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(features * 2),
-                nn.LeakyReLU(0.2, inplace=True),
+                nn.Conv2d(features, features * 2, kernel_size, stride=2, padding=padding, bias=False),
+                *((activation, norm) if activation_first else (norm, activation)),
             ]
             features *= 2
-        layers.append(nn.Conv2d(features, 1, base, bias=False))
         self.layers = nn.Sequential(*layers)
-        initialise(self)
+        self.num_features = features * base[0] * base[1]
 
     def forward(self, image: Tensor) -> Tensor:
-        """[N, C, H, W] -> logits [N]."""
-        return self.layers(image).flatten()
+        """[N, C + condition_channels, H, W] -> [N, num_features]."""
+        return self.layers(image).flatten(1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from genimg.interfaces import Method
+from genimg.training.recomputation import recompute_blocks
 
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
@@ -25,11 +26,13 @@ class Performance:
         fused_optimizer: one kernel for all of an optimizer's arithmetic, where PyTorch has one for it.
         compile: a mode of torch.compile for every trained network, or False. ``reduce-overhead`` replays CUDA graphs.
             ``auto`` is settled by a trial on a GPU (commands/settling.py), and is False elsewhere.
+        activation_checkpointing: blocks of networks are computed a second time in the backward pass, to save memory.
     """
 
     channels_last: bool | str
     fused_optimizer: bool | str
     compile: bool | str
+    activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("channels_last", "fused_optimizer"):
@@ -38,6 +41,12 @@ class Performance:
         if self.compile not in ("auto", False, *_COMPILE_MODES):
             choices = ", ".join(("auto", "false", *_COMPILE_MODES))
             raise ValueError(f"performance.compile={self.compile} is unknown: choose one of {choices}")
+
+        if self.activation_checkpointing and self.compile in _COMPILE_MODES:
+            raise ValueError(
+                "performance.activation_checkpointing=true does not go with performance.compile, which decides by itself what "
+                "to compute again: choose one"
+            )
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -48,6 +57,8 @@ class Performance:
         method.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         if self.compile in _COMPILE_MODES:
             self.compile_networks(method)
+        if self.activation_checkpointing and not sum(recompute_blocks(network) for network in _trained_networks(method)):
+            raise ValueError("performance.activation_checkpointing=true has no effect: this model's networks have no blocks")
 
     def compile_networks(self, method: Method) -> None:
         """Let torch.compile compile every trained network, in place: names in a state_dict stay, ``.forward`` stays eager."""
@@ -86,6 +97,7 @@ class Performance:
             "channels last": bool(self.channels_last),
             "fused optimizer": any(optimizer.defaults.get("fused") for optimizer in optimizers),
             f"torch.compile ({self.compile})": self.compile in _COMPILE_MODES,
+            "activation checkpointing": self.activation_checkpointing,
         }
         return ", ".join(name for name, is_on in chosen.items() if is_on) or "plain"
 

@@ -250,6 +250,7 @@ class Trainer:
         count = min(self.settings.preview_images, len(self.data.source))
         order = Order(len(self.data.source), seed=self.seed, horizontal_flip=False)
         image = to_float(self.data.images(order.indices(0, count)))
+        self.method.before_sampling()
         drawn = self.method.draw(range(self.settings.preview_images), seed_of(_PREVIEW_STREAM, self.seed))
         pictures = self.method.preview({"image": image}, {key: value.to(self.device) for key, value in drawn.items()})
         return pictures | ({"real": image} if with_data else {})

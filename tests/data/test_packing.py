@@ -31,7 +31,7 @@ class ToySource(Source):
         self.class_names = ("a", "b", "ç") if labels else ()
         self.fingerprint = "a fingerprint"
         self.corrupt = corrupt
-        self.captions = captions
+        self.captioned = captions
         self.threads: set[int] = set()
         self.num_reads = 0
 
@@ -46,7 +46,7 @@ class ToySource(Source):
         return self.values[index]
 
     def caption(self, index: int) -> str | None:
-        return f"number {index},\n\u2028« ç » \\" if self.captions and index % 4 else None
+        return f"number {index},\n\u2028« ç » \\" if self.captioned and index % 4 else None
 
 
 def packed(source: Source, folder: Path, **changes: object):
@@ -124,6 +124,15 @@ def test_captions_are_json_lines_and_null_where_there_is_none(tmp_path):
     assert lines.pop() == ""
     assert [json.loads(line) for line in lines] == [source.caption(i) for i in (0, 1, 3, 4, 6, 7, 8, 9)]
     assert lines[0] == "null"
+
+
+def test_captions_that_cannot_be_read_stop_before_an_image_is_decoded(tmp_path):
+    source = ToySource(captions=True)
+    source.caption = lambda index: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        packed(source, tmp_path / "out")
+    assert source.num_reads == 0
+    assert names(tmp_path / "out") == []
 
 
 def test_the_same_source_makes_the_same_bytes(tmp_path, monkeypatch):

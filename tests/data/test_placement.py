@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from genimg.data.augment import SampleAugment
+from genimg.data.captions import decode
 from genimg.data.corrupt import read_valid
 from genimg.data.placement import Data
 from genimg.data.sources import ArraySource, CorruptImageError, Source
@@ -19,7 +21,9 @@ PLACED = ["device", "host", "workers"]
 
 
 class ToySource(Source):
-    """Random images that must be decoded, some of which cannot be."""
+    """Random images that must be decoded, some of which cannot be, with captions of unlike lengths."""
+
+    captioned = True
 
     def __init__(self, count: int = 10, *, corrupt: tuple[int, ...] = (), labels: bool = True, seconds: float = 0.0) -> None:
         self.name = "toy"
@@ -41,8 +45,25 @@ class ToySource(Source):
             raise CorruptImageError(f"/toy/{index}.png: broken")
         return self.values[index]
 
+    def caption(self, index: int) -> str | None:
+        return None if index == 6 else f"numéro {index}, " * index
 
-def place(source: Source, placement: str, *, flip: bool = True, num_workers: int | str = 0, max_corrupt: int = 0) -> Data:
+
+def keys_of(source: Source) -> tuple[str, ...]:
+    return ("image", *["label"] * (source.labels is not None), *["caption"] * source.captioned)
+
+
+def place(
+    source: Source,
+    placement: str,
+    *,
+    flip: bool = True,
+    num_workers: int | str = 0,
+    max_corrupt: int = 0,
+    keys: tuple[str, ...] | None = None,
+    augment: SampleAugment | None = None,
+) -> Data:
+    """Batches have all that the source has, unless told otherwise."""
     return Data(
         source,
         placement=placement,
@@ -50,6 +71,8 @@ def place(source: Source, placement: str, *, flip: bool = True, num_workers: int
         horizontal_flip=flip,
         max_corrupt=max_corrupt,
         device=torch.device("cpu"),
+        keys=keys_of(source) if keys is None else keys,
+        augment=augment,
     )
 
 
@@ -86,7 +109,7 @@ def test_batches_are_the_images_of_the_order_with_their_labels_and_flips(placeme
 def test_all_placements_give_the_same_batches(placement, num_workers, in_memory):
     source = ToySource()
     if in_memory:
-        source = ArraySource("toy", source.values, source.labels)
+        source = ArraySource("toy", source.values, source.labels, captions=[source.caption(i) for i in range(10)])
     reference = take(place(source, "device"), 7, position=3)
     assert_equal(take(place(source, placement, num_workers=num_workers), 7, position=3), reference)
 
@@ -135,8 +158,55 @@ def test_images_are_float_in_range_channels_last(placement):
 
 
 @pytest.mark.parametrize("placement", PLACED)
-def test_without_labels_there_is_no_label_key(placement):
-    assert take(place(ToySource(labels=False), placement), 2).keys() == {"image"}
+@pytest.mark.parametrize("keys", [("image",), ("image", "label"), ("image", "caption"), ("image", "label", "caption")])
+def test_batches_have_the_keys_that_were_asked_for(placement, keys):
+    whole = take(place(ToySource(), placement), 3)
+    assert_equal(take(place(ToySource(), placement, keys=keys), 3), {key: whole[key] for key in keys})
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (("image", "label"), r"batches of image, label cannot be made: data toy has image$"),
+        (("image", "caption"), r"batches of image, caption cannot be made: data toy has image$"),
+        (("image", "mask"), r"batches of image, mask cannot be made: data toy has image$"),
+        (("label",), r"batches of label cannot be made"),
+    ],
+)
+def test_keys_that_the_source_has_not_are_refused_by_name(keys, words):
+    with pytest.raises(ValueError, match=words):
+        place(ArraySource("toy", ToySource().values), "device", keys=keys)
+
+
+@pytest.mark.parametrize(("placement", "num_workers"), [("device", 0), ("host", 0), ("workers", 0), ("workers", 1)])
+def test_captions_are_those_of_the_order_in_rows_of_one_length(placement, num_workers):
+    source = ToySource()
+    data = place(source, placement, num_workers=num_workers, keys=("image", "caption"))
+    captions = take(data, 8)["caption"]
+    assert captions.dtype == torch.uint8
+    assert captions.shape == (32, data.caption_length) == (32, 112)  # 9 times 12 bytes, rounded up to a multiple of 16
+    indices = Order(10, seed=5, horizontal_flip=False).indices(0, 32).tolist()
+    assert decode(captions) == [source.caption(i) or "" for i in indices]
+
+
+def test_a_long_caption_is_cut_alike_everywhere(caplog):
+    captions = ["a", "é" * 200, "b" * 256, "c" * 257]
+    source = ArraySource("toy", ToySource(4).values, captions=captions)
+    with caplog.at_level(logging.WARNING):
+        data = {placement: place(source, placement) for placement in PLACED}
+    assert caplog.messages == ["2 of 4 captions are cut after 256 bytes: the longest has 400"] * 3
+    assert {placed.caption_length for placed in data.values()} == {256}
+    batches = {placement: take(placed, 2)["caption"] for placement, placed in data.items()}
+    for batch in batches.values():
+        assert torch.equal(batch, batches["device"])
+        assert set(decode(batch)) == {"a", "é" * 128, "b" * 256, "c" * 256}
+
+
+@pytest.mark.parametrize("placement", PLACED)
+def test_captions_that_nobody_asked_for_are_not_read(placement):
+    source = ToySource()
+    source.captions = None
+    take(place(source, placement, keys=("image", "label")), 2)
 
 
 @pytest.mark.parametrize("placement", PLACED)
@@ -228,12 +298,13 @@ def test_all_placements_replace_corrupt_images_alike(placement, num_workers):
 
 
 @pytest.mark.parametrize("placement", PLACED)
-def test_the_next_image_takes_a_corrupt_ones_place_with_its_own_label(placement):
+def test_the_next_image_takes_a_corrupt_ones_place_with_its_own_label_and_caption(placement):
     source = ToySource(corrupt=(3, 4, 9))
     result = take(place(source, placement, max_corrupt=3, flip=False), 5)
     wanted = Order(10, seed=5, horizontal_flip=False).indices(0, 20)
     taken = [{3: 5, 4: 5, 9: 0}.get(index, index) for index in wanted.tolist()]
     assert result["label"].tolist() == taken
+    assert decode(result["caption"]) == [source.caption(index) or "" for index in taken]
     assert torch.equal(result["image"], to_float(torch.from_numpy(source.values[taken])))
 
 
@@ -303,6 +374,50 @@ def test_read_valid_gives_up_after_more_corrupt_images_than_allowed():
     assert problems == ["/toy/2.png: broken", "/toy/3.png: broken"]
 
 
+# Augmentation
+
+
+AUGMENT = SampleAugment(
+    horizontal_flip=0.5, vertical_flip=0.5, crop_padding=2, rotation=20, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1
+)
+
+
+@pytest.mark.parametrize("placement", PLACED)
+def test_augmentation_is_applied_to_the_samples_by_their_positions(placement):
+    plain = take(place(ToySource(), placement, flip=False), 6, position=3)
+    result = take(place(ToySource(), placement, flip=False, augment=AUGMENT), 6, position=3)
+    assert_equal(result, plain | {"image": AUGMENT(plain["image"], np.arange(3, 27), 5)})
+    assert result["image"].is_contiguous(memory_format=torch.channels_last)
+    assert not torch.equal(result["image"], plain["image"])
+
+
+@pytest.mark.parametrize("placement", PLACED)
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_neither_ranks_nor_resuming_nor_the_batch_size_change_the_augmentation(placement, world_size):
+    whole = take(place(ToySource(), placement, flip=False, augment=AUGMENT), 6)["image"]
+    data = place(ToySource(), placement, flip=False, augment=AUGMENT)
+    ranks = [take(data, 4, position=8, rank=rank, world_size=world_size)["image"] for rank in range(world_size)]
+    assert torch.equal(torch.cat([images.unflatten(0, (4, -1)) for images in ranks], dim=1).flatten(0, 1), whole[8:])
+    assert torch.equal(take(data, 8, batch_size=3)["image"], whole)
+
+
+def test_plain_images_are_not_augmented():
+    source = ToySource()
+    data = place(source, "device", flip=False, augment=AUGMENT)
+    assert np.array_equal(data.images(np.arange(10)).numpy(), source.values)
+
+
+def test_an_augmentation_that_does_not_fit_the_images_is_refused():
+    grey = ArraySource("toy", ToySource().values[:, :1])
+    with pytest.raises(ValueError, match=r"data_augment\.saturation=0\.2 changes nothing about grey images"):
+        place(grey, "device", flip=False, augment=AUGMENT)
+
+
+def test_mirroring_twice_is_refused():
+    with pytest.raises(ValueError, match=r"data\.horizontal_flip=true and data_augment\.horizontal_flip=0\.5 both mirror"):
+        place(ToySource(), "device", flip=True, augment=AUGMENT)
+
+
 # Settings
 
 
@@ -322,6 +437,8 @@ def test_auto_workers_are_between_one_and_eight():
 
 
 class HugeSource(ToySource):
+    captioned = False
+
     def __len__(self) -> int:
         return 10**9
 

@@ -45,6 +45,7 @@ def path(tmp_path, original) -> Path:
 def test_images_labels_names_and_captions_come_back(path, original):
     source = open_packed(path)
     assert len(source) == 11
+    assert source.captioned
     assert source.shape == (3, 6, 8)
     assert source.name == "prepared shapes"
     assert source.labels.dtype == np.int64
@@ -59,10 +60,11 @@ def test_images_labels_names_and_captions_come_back(path, original):
 
 def test_without_labels_and_captions_there_are_none(tmp_path, original):
     original.labels, original.class_names = None, ()
-    original.caption = lambda index: None
+    original.captioned = False
     source = open_packed(packed(original, tmp_path / "plain"))
     assert source.labels is None
     assert source.class_names == ()
+    assert not source.captioned
     assert source.caption(3) is None
 
 
@@ -146,6 +148,7 @@ def place(source: Source, placement: str, num_workers: int) -> Data:
         horizontal_flip=True,
         max_corrupt=0,
         device=torch.device("cpu"),
+        keys=("image", "label"),
     )
 
 

@@ -1,5 +1,7 @@
+import hashlib
 import math
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -73,6 +75,102 @@ def test_labels_change_nothing_about_the_images():
     one, other = source(labels="shape"), source(labels="color_shape")
     assert all(np.array_equal(one.read(index), other.read(index)) for index in range(20))
     assert np.array_equal(one.labels, source().labels)  # the default
+
+
+def test_many_captions_are_those_one_by_one():
+    for num_objects in (1, 2):
+        images = source(num_objects=num_objects)
+        assert images.captioned
+        indices = np.array([7, 0, 7, 199])
+        assert images.captions(indices) == [images.caption(int(index)) for index in indices]
+        assert images.captions(indices[:0]) == []
+
+
+# Combinations that are held out
+
+HELD_OUT = ["red circle", "blue square", "black ring"]
+
+
+def combinations(images: Source) -> list[list[str]]:
+    """Of every image, its objects' colours and shapes."""
+    captions = images.captions(np.arange(len(images)))
+    return [[f"{color} {shape}" for _, color, shape in OBJECT.findall(caption)] for caption in captions]
+
+
+def test_without_any_the_images_are_those_of_old():
+    # As they were before there was held_out.
+    images = source(seed=5, num_images=20, num_objects=2)
+    assert images.fingerprint == "d613ab50e19c0ca4c05383fc7017b9f163cadb31db047980964f5fd5e519c857"
+    assert (
+        hashlib.sha256(np.stack([images.read(i) for i in range(20)]).tobytes()).hexdigest()
+        == "1ea0d4b30bc46958212554fd7711da37fc0a82c81a71b042e6859edd22fbe7ff"
+    )
+    assert images.caption(0) == "a large yellow ring to the left of a small black square"
+    assert images.caption(19) == "a small blue cross to the left of a small purple triangle"
+    assert source(seed=5, num_images=20, num_objects=2, held_out=[]).fingerprint == images.fingerprint
+
+
+@pytest.mark.parametrize("num_objects", [1, 2])
+@pytest.mark.parametrize("labels", ["shape", "color_shape"])
+def test_held_out_combinations_never_occur_and_the_others_stay_uniform(num_objects, labels):
+    images = source(num_images=20_000, num_objects=num_objects, held_out=HELD_OUT, labels=labels)
+    found = combinations(images)
+    for position in range(num_objects):
+        counts = Counter(objects[position] for objects in found)
+        assert len(counts) == 27
+        assert not counts.keys() & set(HELD_OUT)
+        expected = 20_000 / 27
+        assert max(abs(count - expected) for count in counts.values()) < 5 * math.sqrt(expected)
+    named = [images.class_names[label] for label in images.labels]
+    assert named == [objects[0] if labels == "color_shape" else objects[0].split()[1] for objects in found]
+
+
+@pytest.mark.parametrize("num_objects", [1, 2])
+def test_images_without_a_held_out_combination_are_as_they_were(num_objects):
+    everything, some = source(num_objects=num_objects), source(num_objects=num_objects, held_out=HELD_OUT)
+    changed = 0
+    for index, objects in enumerate(combinations(everything)):
+        same = np.array_equal(everything.read(index), some.read(index))
+        assert same == (not set(objects) & set(HELD_OUT))
+        assert (everything.caption(index) == some.caption(index)) == same
+        changed += not same
+    assert changed
+
+
+def test_the_order_and_repetition_of_held_out_combinations_make_no_difference():
+    one, other = source(held_out=HELD_OUT), source(held_out=[*reversed(HELD_OUT), HELD_OUT[0]])
+    assert one.fingerprint == other.fingerprint
+    assert all(np.array_equal(one.read(i), other.read(i)) for i in range(50))
+    assert len({source().fingerprint, one.fingerprint, source(held_out=HELD_OUT[:1]).fingerprint}) == 3
+
+
+def test_all_combinations_but_one_may_be_held_out():
+    everything = [f"{color} {shape}" for color in COLORS for shape in SHAPES]
+    everything.remove("green cross")
+    assert {name for objects in combinations(source(num_objects=2, held_out=everything)) for name in objects} == {"green cross"}
+    with pytest.raises(ValueError, match=r"data\.held_out holds out all 30 combinations, so that there is nothing to draw"):
+        source(held_out=[*everything, "green cross"])
+
+
+@pytest.mark.parametrize(
+    ("held_out", "words"),
+    [
+        (
+            ["red circel"],
+            r"data\.held_out: red circel is not one of the combinations \(did you mean 'red circle'\?\): they are a",
+        ),
+        (["circle red"], r"data\.held_out: circle red is not one of the combinations"),
+        (
+            ["zzzz"],
+            r"zzzz is not one of the combinations: they are a colour \(red, green, .*\) and a shape \(circle, .*\), such as",
+        ),
+        ([3], r"data\.held_out: 3 is not one of the combinations"),
+        ("red circle", r"data\.held_out=red circle must be a list such as '\[red circle,blue square\]'"),
+    ],
+)
+def test_what_is_no_combination_is_refused_with_the_nearest(held_out, words):
+    with pytest.raises(ValueError, match=words):
+        source(held_out=held_out)
 
 
 def test_one_object_has_the_colour_of_its_caption():

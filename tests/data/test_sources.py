@@ -431,6 +431,16 @@ def test_array_source_serves_its_images_and_knows_them_by_content():
     assert source.fingerprint != ArraySource("toy", changed).fingerprint
 
 
+def test_array_source_has_the_captions_that_it_is_given():
+    images = np.zeros((3, 3, 5, 6), dtype=np.uint8)
+    source = ArraySource("toy", images, captions=["one", None, "three"])
+    assert source.captioned
+    assert source.captions(np.array([2, 1, 2])) == ["three", None, "three"]
+    assert source.fingerprint == ArraySource("toy", images).fingerprint
+    assert not ArraySource("toy", images).captioned
+    assert ArraySource("toy", images).caption(0) is None
+
+
 # Real images
 
 

@@ -105,3 +105,33 @@ def test_the_state_is_in_the_state_dict():
 def test_settings_that_are_not_above_zero_are_refused(half_life, ramp_up):
     with pytest.raises(ValueError, match=f"half_life and ramp_up above 0, but they are {half_life} images and {ramp_up}"):
         EMA(weight(0.0), half_life=half_life, ramp_up=ramp_up)
+
+
+def test_standing_statistics_are_the_means_of_the_batches_that_are_given():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
+    ema = EMA(network, half_life=100, ramp_up=1.0)
+    batches = [torch.randn(8, 2, 4, 4) for _ in range(5)]
+    momentum = ema.network[1].momentum
+    ema.take_standing_statistics((batch,) for batch in batches)
+    hidden = [network[0](batch) for batch in batches]
+    mean = torch.stack([h.mean(dim=(0, 2, 3)) for h in hidden]).mean(0)
+    variance = torch.stack([h.var(dim=(0, 2, 3), unbiased=True) for h in hidden]).mean(0)
+    torch.testing.assert_close(ema.network[1].running_mean, mean, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ema.network[1].running_var, variance, rtol=1e-4, atol=1e-6)
+    assert ema.network[1].momentum == momentum
+    assert not any(module.training for module in ema.network.modules())
+
+
+def test_buffers_other_than_batch_norms_are_copied():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+            self.register_buffer("direction", torch.ones(2))
+
+    network = Counting()
+    ema = EMA(network, half_life=100, ramp_up=1.0)
+    network.direction.fill_(5.0)
+    ema.update(network, 100, 1)
+    assert ema.network.direction.tolist() == [5.0, 5.0]

@@ -1,33 +1,26 @@
 import copy
+from typing import Any
 
 import pytest
+import tiny
 import torch
 from torch import nn
 
 from genimg.interfaces import Progress
 from genimg.losses.adversarial import (
     AdversarialLoss,
-    cross_entropy_discriminator_loss,
-    nonsaturating_generator_loss,
+    AuxiliaryClassification,
+    relativistic_discriminator_loss,
+    relativistic_generator_loss,
 )
+from genimg.losses.penalties import R1, DiscriminatorPenalty, GeneratorPenalty, WeightClipping
+from genimg.methods.augment import NoAugment
 from genimg.methods.gan import GAN
-from genimg.networks.dcgan import Discriminator, Generator
+from genimg.networks.layers import ConditionalBatchNorm2d
 
 
-def build(*, generator_interval: int = 1, half_life: int = 1000, ramp_up: float = 1e9, **networks: nn.Module) -> GAN:
-    torch.manual_seed(0)
-    defaults = {
-        "generator": Generator(latent_dim=5, image_size=16, channels=1, width=4),
-        "discriminator": Discriminator(image_size=16, channels=1, width=4),
-    }
-    return GAN(
-        **(defaults | networks),
-        loss=AdversarialLoss(discriminator=cross_entropy_discriminator_loss, generator=nonsaturating_generator_loss),
-        latent_dim=5,
-        generator_interval=generator_interval,
-        ema_half_life=half_life,
-        ema_ramp_up=ramp_up,
-    )
+def build(*, half_life: int = 1000, ramp_up: float = 1e9, **changes: Any) -> GAN:
+    return tiny.gan(**(changes | {"ema_half_life": half_life, "ema_ramp_up": ramp_up}))
 
 
 class PlainUpdate:
@@ -116,13 +109,14 @@ def test_losses_are_those_of_the_paper_for_the_fakes_of_the_step():
     before = copy.deepcopy(gan.discriminator)
     metrics, update = run_step(gan)
     fake = update.batches["discriminator"][0]["fake"].detach()
-    real_logits, fake_logits = before(real_images()).double(), before(fake).double()
+    nothing = tiny.no_condition(4)
+    real_logits, fake_logits = before(real_images(), nothing).logits.double(), before(fake, nothing).logits.double()
     expected = -torch.sigmoid(real_logits).log().mean() - (1 - torch.sigmoid(fake_logits)).log().mean()
     assert metrics["loss/discriminator"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert metrics["logits/real"].item() == pytest.approx(real_logits.mean().item(), rel=1e-4, abs=1e-6)
     assert metrics["logits/fake"].item() == pytest.approx(fake_logits.mean().item(), rel=1e-4, abs=1e-6)
     # The generator meets the discriminator that has just been updated.
-    expected = -torch.sigmoid(gan.discriminator(fake).double()).log().mean()
+    expected = -torch.sigmoid(gan.discriminator(fake, nothing).logits.double()).log().mean()
     assert metrics["loss/generator"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -215,14 +209,14 @@ def test_check_shows_a_shape_that_does_not_fit(misfit):
     if misfit == "image":
         gan, image = build(), torch.zeros(4, 3, 16, 16)
     else:
-        gan, image = build(generator=Generator(latent_dim=5, image_size=16, channels=3, width=4)), real_images()
+        gan, image = build(generator=tiny.generator(channels=3)), real_images()
     with pytest.raises(RuntimeError, match="channels"):
         gan.check(image)
 
 
 @pytest.mark.parametrize("interval", [0, -1])
 def test_a_generator_interval_below_one_is_refused(interval):
-    with pytest.raises(ValueError, match=rf"model\.generator_interval={interval} must be 1 or more steps"):
+    with pytest.raises(ValueError, match=rf"model\.generator_interval={interval} must be 1 or more"):
         build(generator_interval=interval)
 
 
@@ -230,8 +224,288 @@ def test_the_state_dict_restores_networks_and_average():
     gan = build()
     run_step(gan)
     torch.manual_seed(9)
-    other = build(generator=Generator(latent_dim=5, image_size=16, channels=1, width=4))
+    other = build(generator=tiny.generator())
     other.load_state_dict(gan.state_dict())
     drawn = gan.draw(range(3), 0)
     assert torch.equal(other.sample(drawn), gan.sample(drawn))
     assert torch.equal(weights(other), weights(gan))
+
+
+def with_labels(count: int = 4) -> dict[str, torch.Tensor]:
+    return {"image": real_images(count), "label": torch.arange(count) % 3}
+
+
+HEADS = ["concat", "projection", "auxiliary_classifier"]
+AUXILIARY = AuxiliaryClassification(real_weight=1.0, fake_weight=0.5, generator_weight=0.25)
+
+
+def conditional(head: str, **changes: Any) -> GAN:
+    auxiliary = AUXILIARY if head == "auxiliary_classifier" else None
+    return tiny.conditional_gan(head, **({"auxiliary": auxiliary} | changes))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_conditional_gan_asks_for_labels_and_gives_fakes_those_of_the_real_images(head):
+    gan = conditional(head)
+    assert gan.batch_keys == ("image", "label")
+    gan.check(real_images())
+    update = PlainUpdate(gan)
+    gan.step([with_labels()], Progress(images=0, batch_size=4), update)
+    made = update.batches["generator"][0]
+    assert torch.equal(made["fake_condition"], made["label"])
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_both_networks_depend_on_the_label(head):
+    gan = conditional(head)
+    nn.init.normal_(gan.generator.layers[0].weight)
+    for layer in gan.modules():
+        if isinstance(layer, ConditionalBatchNorm2d):
+            nn.init.normal_(layer.scale.weight)
+    latent = gan.draw(range(4), 0)["latent"]
+    zero, one = (gan.generator(latent, torch.full((4,), label)) for label in (0, 1))
+    assert not torch.allclose(zero, one, atol=1e-4)
+    judged = [gan.discriminator(real_images(), torch.full((4,), label)).logits for label in (0, 1)]
+    assert torch.allclose(*judged) == (head == "auxiliary_classifier")  # which judges without knowing
+
+
+def test_auxiliary_losses_are_weighted_cross_entropies():
+    gan = conditional("auxiliary_classifier")
+    before = copy.deepcopy(gan.discriminator)
+    update = PlainUpdate(gan)
+    batch = with_labels()
+    metrics = gan.step([batch], Progress(images=0, batch_size=4), update)
+    fake = update.batches["discriminator"][0]["fake"].detach()
+
+    def entropy(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        logits = network(images, batch["label"]).class_logits.double()
+        return -logits.log_softmax(1)[torch.arange(4), batch["label"]].mean()
+
+    real, made = entropy(before, batch["image"]), entropy(before, fake)
+    adversarial = metrics["loss/discriminator"].double()
+    assert update.losses["discriminator"].item() == pytest.approx((adversarial + real + 0.5 * made).item(), rel=1e-5)
+    expected = metrics["loss/generator"].double() + 0.25 * entropy(gan.discriminator, fake)
+    assert update.losses["generator"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_conditions_are_drawn_as_often_as_the_data_has_them():
+    gan = conditional("projection")
+    rows = torch.tensor([0, 0, 0, 2]).repeat(gan.num_remembered // 4)
+    gan.remember({"label": rows})
+    drawn = gan.draw(range(2000), 5)
+    assert torch.equal(gan.draw([7, 3], 5)["label"], drawn["label"][[7, 3]])
+    shares = torch.bincount(drawn["label"], minlength=3) / 2000
+    assert shares[1] == 0
+    assert shares[0].item() == pytest.approx(0.75, abs=0.04)  # 4 standard errors
+    restored = conditional("projection")
+    restored.load_state_dict(gan.state_dict())
+    assert torch.equal(restored.draw(range(9), 5)["label"], drawn["label"][:9])
+
+
+def test_a_conditional_preview_has_one_class_a_row():
+    gan = conditional("concat")
+    seen = []
+    gan.generator_ema.register_forward_hook(lambda _, inputs, __: seen.append(inputs[1]))
+    gan.preview({"image": real_images()}, gan.draw(range(16), 0))
+    assert seen[0].tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [0] * 4
+
+
+def test_several_batches_of_fakes_go_into_the_generators_update_and_one_into_the_discriminators():
+    gan = conditional("projection", generator_batches=3)
+    counts = []
+    gan.discriminator.register_forward_hook(lambda _, inputs, __: counts.append(len(inputs[0])))
+    update = PlainUpdate(gan)
+    gan.step([with_labels()], Progress(images=0, batch_size=4), update)
+    assert counts == [4, 4, 12]
+    made = update.batches["generator"][0]
+    assert torch.equal(made["fake_condition"], made["label"].repeat(3))
+    assert made["latent"].shape == (12, 5)
+
+
+def test_a_relativistic_generator_compares_with_the_real_images():
+    loss = AdversarialLoss(
+        discriminator=relativistic_discriminator_loss, generator=relativistic_generator_loss, relativistic=True
+    )
+    gan = build(loss=loss, generator_batches=2)
+    _, update = run_step(gan)
+    fake, nothing = update.batches["generator"][0]["fake"], tiny.no_condition
+    # The discriminator has been updated before, and its batch norm sees real and fake images apart.
+    difference = gan.discriminator(real_images(), nothing(4)).logits.repeat(2) - gan.discriminator(fake, nothing(8)).logits
+    expected = torch.nn.functional.softplus(difference.double()).mean()
+    assert update.losses["generator"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+class Constant(DiscriminatorPenalty):
+    def forward(self, sides):
+        return 0.0 * sides.logits(sides.real).sum() + 7.0
+
+
+class OfGenerator(GeneratorPenalty):
+    def forward(self, generator, latent, condition):
+        return 0.0 * generator(latent, condition).sum() + 3.0, {"penalty/length": torch.tensor(1.0)}
+
+
+def test_an_eager_penalty_is_part_of_the_loss_and_a_lazy_one_an_update_of_its_own_times_its_interval():
+    penalties = {
+        "eager": Constant(interval=1), "lazy": Constant(interval=4), "eager_g": OfGenerator(interval=1),
+        "lazy_g": OfGenerator(interval=2),
+    }  # fmt: skip
+    gan = build(penalties=penalties)
+    assert (gan.lazy_interval("discriminator"), gan.lazy_interval("generator")) == (4, 2)
+    assert build().lazy_interval("discriminator") is None
+    for step, expected in (
+        (0, ["forward generator", "discriminator", "discriminator", "generator", "generator"]),
+        (1, ["forward generator", "discriminator", "generator"]),
+        (2, ["forward generator", "discriminator", "generator", "generator"]),
+    ):
+        losses: dict[str, list[float]] = {"discriminator": [], "generator": []}
+
+        class Recording(PlainUpdate):
+            def __call__(self, group, loss, batch):
+                metrics = super().__call__(group, loss, batch)
+                losses[group].append(self.losses[group].item())  # noqa: B023
+                return metrics
+
+        metrics, update = run_step(gan, step=step, update=Recording(gan))
+        assert update.calls == expected
+        assert metrics["penalty/eager"].item() == 7.0
+        assert losses["discriminator"][0] == pytest.approx(metrics["loss/discriminator"].item() + 7.0, rel=1e-5)
+        assert losses["generator"][0] == pytest.approx(metrics["loss/generator"].item() + 3.0, rel=1e-5)
+        if step == 0:
+            assert losses["discriminator"][1:] == [28.0]
+            assert losses["generator"][1:] == [6.0]
+            assert metrics["penalty/lazy"].item() == 7.0
+
+
+def test_lazy_and_eager_penalties_have_the_same_gradient_on_average():
+    """Over one interval the lazy gradients, times the interval, are the sum of the eager ones."""
+
+    def summed(interval: int) -> torch.Tensor:
+        gan = build(penalties={"r1": R1(gamma=2.0, image_size=16, batch_size=4, interval=interval)})
+        total = torch.zeros(weights(gan.discriminator).shape)
+        for step in range(4):
+            if interval == 1 or step % interval == 0:
+                value, _ = gan._penalty("r1", gan.penalties["r1"], interval, {"image": real_images()})
+                gradients = torch.autograd.grad(value, list(gan.discriminator.parameters()), allow_unused=True)
+                parameters = gan.discriminator.parameters()
+                shaped = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)]
+                total += torch.cat([g.flatten() for g in shaped])
+        return total
+
+    eager, lazy = summed(1), summed(4)
+    assert eager.abs().max() > 0
+    assert torch.allclose(eager, lazy, rtol=1e-4, atol=1e-7)
+
+
+def test_weights_are_clipped_after_the_discriminators_update():
+    gan = build(penalties={"weight_clipping": WeightClipping(limit=0.01)})
+    run_step(gan)
+    assert weights(gan.discriminator).abs().max().item() == pytest.approx(0.01)
+    assert weights(gan.generator).abs().max() > 0.01
+
+
+def test_what_the_discriminator_sees_is_augmented_and_a_penalty_looks_through_it():
+    class Darker(NoAugment):
+        def __init__(self):
+            super().__init__()
+            self.observed, self.begun = [], []
+
+        def forward(self, images):
+            return images * 0.5
+
+        def begin(self, images, batch_size):
+            self.begun.append((images, batch_size))
+
+        def observe(self, real_logits):
+            self.observed.append(real_logits)
+
+        def metrics(self):
+            return {"augment/p": torch.tensor(0.5)}
+
+    augment = Darker()
+    gan = build(augment=augment, penalties={"r1": R1(gamma=2.0, image_size=16, batch_size=4, interval=1)})
+    before = copy.deepcopy(gan.discriminator)
+    metrics, _ = run_step(gan)
+    nothing = tiny.no_condition(4)
+    assert torch.equal(augment.observed[0], before(0.5 * real_images(), nothing).logits.detach())
+    assert augment.begun == [(0, 4)]
+    assert metrics["augment/p"].item() == 0.5
+    real = real_images().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(before(0.5 * real, nothing).logits.sum(), real)
+    assert metrics["penalty/r1"].item() == pytest.approx(gradient.square().sum(dim=(1, 2, 3)).mean().item(), rel=1e-4)
+
+
+def test_penalties_are_float32_under_bfloat16():
+    gan = build(penalties={"r1": R1(gamma=2.0, image_size=16, batch_size=4, interval=1)})
+    found = []
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            value, _ = copy.deepcopy(gan)._penalty("r1", gan.penalties["r1"], 1, {"image": real_images()})
+        found.append(value)
+        assert value.dtype == torch.float32
+    assert torch.equal(*found)
+
+
+def test_penalties_call_the_eager_forward_of_a_compiled_network():
+    gan = build(penalties={"r1": R1(gamma=2.0, image_size=16, batch_size=4, interval=1)})
+    expected, _ = copy.deepcopy(gan)._penalty("r1", gan.penalties["r1"], 1, {"image": real_images()})
+    gan.discriminator.compile(backend=lambda *_: pytest.fail("the penalty went through torch.compile"))
+    value, _ = gan._penalty("r1", gan.penalties["r1"], 1, {"image": real_images()})
+    assert torch.equal(value, expected)
+    (gradient,) = torch.autograd.grad(value, gan.discriminator.features.layers[0].weight)
+    assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"penalties": {"odd": nn.Identity()}}, "penalty.odd is a Identity"),
+        ({"discriminator": tiny.discriminator(head="projection", num_classes=3)}, "must read the same key"),
+        ({"generator": nn.Identity()}, "has no encoder of conditions"),
+        ({"generator_batches": 0}, "model.generator_batches=0"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        build(**changes)
+
+
+def test_an_auxiliary_classifier_without_weights_is_refused():
+    with pytest.raises(ValueError, match=r"conditioning\.auxiliary goes with"):
+        conditional("auxiliary_classifier", auxiliary=None).check(real_images())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"loss": AdversarialLoss(discriminator=torch.sub, generator=torch.neg, unbounded=True)},
+            "needs a discriminator that is",
+        ),
+        ({"penalties": {"r1": Constant(interval=1)}}, "batch norm mixes a batch"),
+    ],
+)
+def test_unwise_choices_are_warned_of(changes, words, caplog):
+    build(**changes)
+    assert words in caplog.text
+
+
+def test_a_held_discriminator_is_not_warned_of(caplog):
+    held = tiny.discriminator(spectral_norm=True, normalisation="none")
+    build(discriminator=held, loss=AdversarialLoss(discriminator=torch.sub, generator=torch.neg, unbounded=True))
+    assert not caplog.text
+
+
+def test_standing_statistics_are_taken_before_sampling_and_depend_on_the_weights_alone():
+    gan = build(standing_batches=2)
+    run_step(gan)
+    before = gan.sample(gan.draw(range(4), 0))
+    gan.before_sampling()
+    first = gan.sample(gan.draw(range(4), 0))
+    gan.before_sampling()
+    assert torch.equal(gan.sample(gan.draw(range(4), 0)), first)
+    assert not torch.equal(first, before)
+    plain = build()
+    run_step(plain)
+    plain.before_sampling()
+    assert torch.equal(plain.sample(plain.draw(range(4), 0)), before)

@@ -4,13 +4,12 @@ import copy
 import math
 
 import pytest
+import tiny
 import torch
 from torch import nn
 
 from genimg.interfaces import Images, Progress
-from genimg.losses.adversarial import AdversarialLoss, cross_entropy_discriminator_loss, nonsaturating_generator_loss
-from genimg.methods.gan import GAN
-from genimg.networks.dcgan import Discriminator, Generator
+from genimg.losses.adversarial import cross_entropy_discriminator_loss, nonsaturating_generator_loss
 from genimg.training.device import Precision
 from genimg.training.update import NonFiniteError, Updater, split
 
@@ -200,16 +199,7 @@ def test_forward_keeps_the_batch_and_its_graph_reaches_the_group():
 
 
 def make_gan(generator_interval=1):
-    torch.manual_seed(3)
-    return GAN(
-        generator=Generator(latent_dim=5, image_size=16, channels=1, width=4),
-        discriminator=Discriminator(image_size=16, channels=1, width=4),
-        loss=AdversarialLoss(discriminator=cross_entropy_discriminator_loss, generator=nonsaturating_generator_loss),
-        latent_dim=5,
-        generator_interval=generator_interval,
-        ema_half_life=Images(100),
-        ema_ramp_up=0.05,
-    )
+    return tiny.gan(generator_interval=generator_interval, ema_half_life=Images(100), ema_ramp_up=0.05)
 
 
 def adam(parameters):
@@ -232,13 +222,15 @@ def test_a_gan_step_has_the_weights_of_a_handwritten_one_bit_for_bit(generator_i
         gan.step([{"image": real_images(step)}], Progress(images=8 * step, batch_size=8), updater)
 
         torch.manual_seed(100 + step)
-        fake = generator(torch.randn(8, 5))
+        nothing = tiny.no_condition(8)
+        fake = generator(torch.randn(8, 5), nothing)
         optimizer_d.zero_grad()
-        cross_entropy_discriminator_loss(discriminator(real_images(step)), discriminator(fake.detach())).backward()
+        real_logits = discriminator(real_images(step), nothing).logits
+        cross_entropy_discriminator_loss(real_logits, discriminator(fake.detach(), nothing).logits).backward()
         optimizer_d.step()
         if step % generator_interval == 0:
             optimizer_g.zero_grad()
-            nonsaturating_generator_loss(discriminator(fake)).backward()
+            nonsaturating_generator_loss(discriminator(fake, nothing).logits).backward()
             optimizer_g.step()
 
     initial = make_gan()

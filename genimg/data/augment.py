@@ -1,0 +1,191 @@
+"""Random changes to training images, on the device; each sample's are a function of (seed, position) alone.
+
+So a run resumes exactly, every placement of the data agrees, and where a batch is cut makes no difference. All samples of a
+batch are changed at once, each by numbers of its own; tests compare with torchvision, which changes one image at a time.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from genimg.images import to_float, to_uint8
+from genimg.randomness import uniform
+
+_STREAM = 2  # keeps these numbers apart from those of data.horizontal_flip
+
+
+class SampleAugment:
+    """Mirrors, shifts, turns and recolours images, in this order. A setting of 0 leaves its change out.
+
+    Args:
+        horizontal_flip, vertical_flip: probabilities.
+        crop_padding: pixels by which an image is shifted at most, as by a random crop after padding it with its reflection.
+        rotation: degrees by which it is turned at most, to either side; its reflection fills the corners.
+        brightness, contrast, saturation: each is multiplied by a number of [1 - x, 1 + x] (not below 0).
+        hue: shift at most, to either side; 0.5 is half the circle of colours.
+    """
+
+    def __init__(
+        self,
+        *,
+        horizontal_flip: float,
+        vertical_flip: float,
+        crop_padding: int,
+        rotation: float,
+        brightness: float,
+        contrast: float,
+        saturation: float,
+        hue: float,
+    ) -> None:
+        self.horizontal_flip = _checked("horizontal_flip", horizontal_flip, 1.0)
+        self.vertical_flip = _checked("vertical_flip", vertical_flip, 1.0)
+        self.crop_padding = int(_checked("crop_padding", crop_padding, math.inf))
+        self.rotation = _checked("rotation", rotation, 180.0)
+        self.brightness = _checked("brightness", brightness, math.inf)
+        self.contrast = _checked("contrast", contrast, math.inf)
+        self.saturation = _checked("saturation", saturation, math.inf)
+        self.hue = _checked("hue", hue, 0.5)
+
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """Refuse what images of (C, H, W) cannot be changed by.
+
+        Raises:
+            ValueError: naming the setting.
+        """
+        channels, height, width = shape
+        if self.crop_padding >= min(height, width):
+            raise ValueError(
+                f"data_augment.crop_padding={self.crop_padding} must be less than the images' {height}x{width} pixels, which "
+                "are reflected"
+            )
+        for name in ("brightness", "contrast", "saturation", "hue"):
+            value = getattr(self, name)
+            if value and (channels == 4 or (channels == 1 and name in ("saturation", "hue"))):
+                why = "changes nothing about grey images" if channels == 1 else "is not made for RGBA images"
+                raise ValueError(f"data_augment.{name}={value} {why}: set data_augment.{name}=0")
+
+    def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Tensor:
+        """Changed images: uint8, or float in [-1, 1], as they came.
+
+        Args:
+            images: [N, C, H, W], uint8 or float in [-1, 1].
+            positions: of the samples in the training's stream, int64 [N].
+            seed: of the training.
+        """
+        if images.dtype == torch.uint8:
+            return to_uint8(self(to_float(images), positions, seed))
+
+        mirrored, upside_down, down, right, degrees, *factors, turns = self._draw(positions, seed).to(images.device).unbind()
+        if self.horizontal_flip or self.vertical_flip or self.crop_padding:
+            images = mirror_and_shift(images, mirrored > 0, upside_down > 0, down.long(), right.long())
+        if self.rotation:
+            images = rotate(images, degrees)
+        if not (self.brightness or self.contrast or self.saturation or self.hue):
+            return images
+        images = (images + 1.0) / 2.0
+        if self.brightness:
+            images = adjust_brightness(images, factors[0])
+        if self.contrast:
+            images = adjust_contrast(images, factors[1])
+        if self.saturation:
+            images = adjust_saturation(images, factors[2])
+        if self.hue:
+            images = shift_hue(images, turns)
+        return images * 2.0 - 1.0
+
+    def _draw(self, positions: NDArray[np.int64], seed: int) -> Tensor:
+        """What happens to each sample, in the order of the settings, with two shifts for the crop: float32 [9, N]."""
+        chance = uniform(seed, _STREAM, np.arange(9)[:, None], positions)  # [9, N]
+        probabilities = np.array([[self.horizontal_flip], [self.vertical_flip]])
+        shifts = np.floor((2 * self.crop_padding + 1) * chance[2:4]) - self.crop_padding
+        reaches = np.array([[self.brightness], [self.contrast], [self.saturation]])
+        lowest = np.maximum(0.0, 1.0 - reaches)
+        factors = lowest + (1.0 + reaches - lowest) * chance[5:8]
+        degrees, turns = self.rotation * (2.0 * chance[4:5] - 1.0), self.hue * (2.0 * chance[8:] - 1.0)
+        drawn = np.concatenate([chance[:2] < probabilities, shifts, degrees, factors, turns])
+        return torch.from_numpy(drawn.astype(np.float32))
+
+
+def _checked(name: str, value: float, most: float) -> float:
+    if not 0 <= value <= most or value == math.inf:
+        up_to = "" if most == math.inf else f" to {most:g}"
+        raise ValueError(f"data_augment.{name}={value} must be a number from 0{up_to or ' on'}")
+    return value
+
+
+def mirror_and_shift(images: Tensor, mirrored: Tensor, upside_down: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """The part of an image that is ``down`` and ``right`` pixels further, its border reflected, and then mirrored.
+
+    Args:
+        images: [N, C, H, W].
+        mirrored, upside_down: bool [N].
+        down, right: int64 [N], less than H and W.
+    """
+
+    def source(size: int, reverse: Tensor, shift: Tensor) -> Tensor:
+        """The index that each output pixel along an axis is read from: [N, size]."""
+        index = torch.arange(size, device=images.device).expand(len(images), size)
+        index = torch.where(reverse[:, None], size - 1 - index, index) + shift[:, None]
+        return size - 1 - (size - 1 - index.abs()).abs()
+
+    rows, columns = source(images.shape[2], upside_down, down), source(images.shape[3], mirrored, right)
+    sample = torch.arange(len(images), device=images.device)[:, None, None]
+    return images[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # [N, H, W, C] to [N, C, H, W]
+
+
+def rotate(images: Tensor, degrees: Tensor) -> Tensor:
+    """Images [N, C, H, W] turned about their centres, counter-clockwise by ``degrees`` [N]: bilinear, reflected outside."""
+    height, width = images.shape[2:]
+    # Pixels from the centre. Not affine_grid: its matrix product is inexact in TF32.
+    y = torch.arange(height, device=images.device)[:, None] - (height - 1) / 2
+    x = torch.arange(width, device=images.device)[None, :] - (width - 1) / 2
+    radians = torch.deg2rad(degrees)[:, None, None]
+    cosine, sine = radians.cos(), radians.sin()
+    grid = torch.stack([(cosine * x - sine * y) * (2 / width), (sine * x + cosine * y) * (2 / height)], dim=-1)  # [N, H, W, 2]
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def adjust_brightness(images: Tensor, factors: Tensor) -> Tensor:
+    """Images [N, C, H, W] in [0, 1] times ``factors`` [N]."""
+    return _blend(images, torch.zeros_like(images), factors)
+
+
+def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
+    """Distances from the mean grey of each image [N, C, H, W] in [0, 1], times ``factors`` [N]."""
+    return _blend(images, _grey(images).mean(dim=3, keepdim=True).mean(dim=2, keepdim=True), factors)
+
+
+def adjust_saturation(images: Tensor, factors: Tensor) -> Tensor:
+    """Distances from the grey of each pixel, of images [N, 3, H, W] in [0, 1], times ``factors`` [N]."""
+    return _blend(images, _grey(images), factors)
+
+
+def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Images [N, 3, H, W] in [0, 1] with hues moved by ``turns`` [N] of the circle; HSV's value and saturation stay."""
+    value, chroma = images.amax(dim=1), images.amax(dim=1) - images.amin(dim=1)  # [N, H, W]
+    red, green, blue = images.unbind(dim=1)
+    divisor = torch.where(chroma > 0, chroma, 1.0)
+    of_green, of_blue = 2.0 + (blue - red) / divisor, 4.0 + (red - green) / divisor
+    hue = torch.where(value == red, (green - blue) / divisor, torch.where(value == green, of_green, of_blue))
+    hue = hue + 6.0 * turns[:, None, None]  # in sixths of the circle
+    k = (torch.tensor([5.0, 3.0, 1.0], device=images.device)[:, None, None] + hue[:, None]) % 6.0  # [N, 3, H, W]
+    return value[:, None] - chroma[:, None] * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0)
+
+
+def _blend(images: Tensor, others: Tensor, factors: Tensor) -> Tensor:
+    factors = factors[:, None, None, None]
+    return (factors * images + (1.0 - factors) * others).clamp(0.0, 1.0)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """The luma (ITU-R BT.601) of images [N, C, H, W]: [N, 1, H, W]."""
+    if images.shape[1] == 1:
+        return images
+    red, green, blue = images.unbind(dim=1)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue)[:, None]

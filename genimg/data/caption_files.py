@@ -1,0 +1,151 @@
+"""Captions that lie beside the images of a folder: lines of JSON in one file, or a text file for each image."""
+
+from __future__ import annotations
+
+import json
+import logging
+import posixpath
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+_NAMES = ("metadata.jsonl", "captions.jsonl")  # the first is that of Hugging Face's imagefolder
+_KEYS = ("text", "caption")
+_MISSING_SHARE = 0.01  # of the images, that may lack a caption
+_IGNORE = "data.captions=null ignores captions"
+
+
+class FolderCaptions:
+    """The captions of a folder's images, read when they are first asked for: few models need them.
+
+    Args:
+        root: the folder.
+        paths: of its images, relative to it.
+        file: JSON Lines of ``{"file_name": ..., "text": ...}``; None for a .txt beside each image.
+    """
+
+    def __init__(self, root: Path, paths: Sequence[str], file: Path | None) -> None:
+        self.root = root
+        self.paths = paths
+        self.file = file
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """One for each path; empty where it is missing.
+
+        Raises:
+            ValueError: if a file is damaged, names what is no image, or leaves out more than one image in a hundred.
+        """
+        found = dict(self._beside_images() if self.file is None else self._of_lines(self.file))
+        missing = [path for path in self.paths if path not in found]
+        if missing:
+            where = ".txt beside it" if self.file is None else f"line in {self.file}"
+            what = f"{len(missing)} of the {len(self.paths)} images of {self.root} have no caption"
+            if len(missing) > _MISSING_SHARE * len(self.paths):
+                raise ValueError(f"{what}, the first is {missing[0]}, which has no {where}: write it; {_IGNORE}")
+            log.warning("%s, and get an empty one; the first is %s, which has no %s", what, missing[0], where)
+        return [found.get(path, "") for path in self.paths]
+
+    def _beside_images(self) -> Iterator[tuple[str, str]]:
+        for path in tqdm(self.paths, desc="reading captions", unit="file", delay=1.0, leave=False, disable=None):
+            file = _text_file(self.root, path)
+            try:
+                yield path, file.read_text(encoding="utf-8-sig").strip()
+            except FileNotFoundError:
+                continue
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{file} is not UTF-8 ({error.reason}): save it as UTF-8; {_IGNORE}") from error
+
+    def _of_lines(self, file: Path) -> Iterator[tuple[str, str]]:
+        known = set(self.paths)
+        lines: dict[str, int] = {}
+        strange: list[tuple[int, str]] = []
+        for number, line in enumerate(_lines(file), start=1):
+            if not line.strip():
+                continue
+            name, text = _entry(line, f"{file} line {number}")
+            if name not in known:
+                strange.append((number, name))
+            elif name in lines:
+                raise ValueError(f"{file} line {number} is {name}'s second, after line {lines[name]}: leave one; {_IGNORE}")
+            else:
+                lines[name] = number
+                yield name, text
+        if strange:
+            number, name = strange[0]
+            raise ValueError(
+                f"{file} names {len(strange)} file{'s' * (len(strange) > 1)} that no image of {self.root} is called, the first "
+                f"of them {name} in line {number}: names are relative to data.root, such as {self.paths[0]}; {_IGNORE}"
+            )
+
+
+def find_captions(root: Path, paths: Sequence[str], wanted: str | None) -> FolderCaptions | None:
+    """Where a folder's captions are; None if there are none.
+
+    Args:
+        root: the folder.
+        paths: of its images, relative to it; one or more.
+        wanted: None for none; a file, as seen from ``root``; or ``auto``: metadata.jsonl or captions.jsonl if it is there, else
+            the .txt beside each image if the first image has one.
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+    """
+    if wanted is None:
+        return None
+    if wanted != "auto":
+        file = root / Path(wanted).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"data.captions={wanted} is not a file: there is no {file}; give a path as seen from data.root, an absolute "
+                "one, auto, or null for no captions"
+            )
+        return FolderCaptions(root, paths, file)
+    for name in _NAMES:
+        if (root / name).is_file() and _has_text(root / name):
+            return FolderCaptions(root, paths, root / name)
+    return FolderCaptions(root, paths, None) if _text_file(root, paths[0]).is_file() else None
+
+
+def _text_file(root: Path, path: str) -> Path:
+    return root / PurePosixPath(path).with_suffix(".txt")
+
+
+def _has_text(file: Path) -> bool:
+    """Whether the first line holds a caption: such files may say other things about images, and are none of our business."""
+    try:
+        content = json.loads(next((line for line in _lines(file) if line.strip()), ""))
+    except ValueError:
+        return True  # whoever needs captions is told what is wrong with it
+    if isinstance(content, dict) and not any(key in content for key in _KEYS):
+        log.info("%s holds no captions: its first line has neither %s", file, " nor ".join(_KEYS))
+        return False
+    return True
+
+
+def _lines(file: Path) -> Iterator[str]:
+    try:
+        with open(file, encoding="utf-8-sig", newline="\n") as lines:
+            yield from lines
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 ({error.reason}): save it as UTF-8; {_IGNORE}") from error
+
+
+def _entry(line: str, where: str) -> tuple[str, str]:
+    """The name of the image, and its caption."""
+    form = f'each line must be such as {{"file_name": "a/1.png", "text": "a red circle"}}; {_IGNORE}'
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON ({error}): {form}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} is not a JSON object: {form}")
+    name, text = content.get("file_name"), next((content[key] for key in _KEYS if key in content), None)
+    if not isinstance(name, str) or not isinstance(text, str):
+        lacking = "file_name" if not isinstance(name, str) else "text"
+        raise ValueError(f"{where} has no {lacking} that is a string: {form}")
+    return posixpath.normpath(name), text.strip()

@@ -1,0 +1,47 @@
+"""Captions as tensors: their UTF-8 bytes, padded with zeros, which no caption holds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+_MOST_BYTES = 256  # two or three sentences; whatever is longer is cut
+_MULTIPLE = 16
+
+
+def encode(texts: Sequence[str | None], length: int) -> Tensor:
+    """UTF-8 bytes of each text, cut after the last character that fits and padded with zeros: uint8 [N, length].
+
+    None is an empty text. A zero inside a text is left out, and half a surrogate pair becomes a question mark.
+    """
+    rows = b"".join(_cut(_bytes(text), length).ljust(length, b"\0") for text in texts)
+    return torch.from_numpy(np.frombuffer(bytearray(rows), dtype=np.uint8).reshape(len(texts), length))
+
+
+def decode(captions: Tensor) -> list[str]:
+    """The texts of encoded captions, uint8 [N, L]."""
+    return [row.tobytes().rstrip(b"\0").decode() for row in captions.cpu().numpy()]
+
+
+def caption_length(texts: Sequence[str | None]) -> int:
+    """Bytes that hold the longest of some texts, rounded up to a multiple of 16; 256 at most, with a warning."""
+    lengths = [len(_bytes(text)) for text in texts]
+    if (longest := max(lengths)) > _MOST_BYTES:
+        count = sum(length > _MOST_BYTES for length in lengths)
+        log.warning("%d of %d captions are cut after %d bytes: the longest has %d", count, len(texts), _MOST_BYTES, longest)
+    return min(_MOST_BYTES, max(_MULTIPLE, -(-longest // _MULTIPLE) * _MULTIPLE))
+
+
+def _bytes(text: str | None) -> bytes:
+    return (text or "").replace("\0", "").encode("utf-8", "replace")
+
+
+def _cut(content: bytes, length: int) -> bytes:
+    # What is left of a character at the end is the only thing that cannot be decoded.
+    return content if len(content) <= length else content[:length].decode("utf-8", "ignore").encode()

@@ -1,0 +1,82 @@
+"""Path length regularisation of StyleGAN2's generator: Karras et al. 2020, "Analyzing and improving", section 3.2."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from genimg.distributed import sum_over_ranks, world_size
+from genimg.interfaces import Metrics
+from genimg.losses.penalties import GeneratorPenalty
+
+
+@runtime_checkable
+class StyleGenerator(Protocol):
+    """A generator in two halves."""
+
+    def mapping(self, latent: Tensor, condition: Tensor) -> Tensor:
+        """Latents [N, Z] and conditions as they stand in the batch -> styles [N, L, W]."""
+        ...
+
+    def synthesis(self, styles: Tensor) -> Tensor:
+        """Styles [N, L, W] -> images [N, C, H, W]."""
+        ...
+
+
+class PathLength(GeneratorPenalty):
+    """weight E[(||J^T y|| - a)^2] with J = dG(w)/dw, y ~ N(0, I) and a the moving average of ||J^T y||: equation 4.
+
+    A step in the styles w then changes the image by the same amount everywhere. y is divided by the root of the pixels (as in
+    the paper's code), and the norm of styles [L, W] is the root of their squares' sum over W and mean over L. In float32.
+
+    Args:
+        weight: 2 in the paper's code.
+        decay: share of a batch's mean length in the average; 0.01 in the paper's code.
+        batch_shrink: only one of so many latents is used; 2 in the paper's code.
+        interval: in steps; see ``GeneratorPenalty``. 4 in the paper's code.
+
+    Raises:
+        ValueError: for a setting that is out of range.
+    """
+
+    average: Tensor
+
+    def __init__(self, *, weight: float, decay: float, batch_shrink: int, interval: int) -> None:
+        super().__init__(interval=interval)
+        if not weight > 0:
+            raise ValueError(f"penalty.path_length.weight={weight} must be above 0; leave the penalty away for none")
+        if not 0 < decay <= 1:
+            raise ValueError(f"penalty.path_length.decay={decay} must be above 0 and at most 1")
+        if batch_shrink < 1:
+            raise ValueError(f"penalty.path_length.batch_shrink={batch_shrink} must be 1 or more")
+        self.weight = weight
+        self.decay = decay
+        self.batch_shrink = batch_shrink
+        self.register_buffer("average", torch.zeros(()))
+
+    def check(self, generator: nn.Module) -> None:
+        if not isinstance(generator, StyleGenerator):
+            raise ValueError(
+                f"penalty.path_length needs a generator with styles, and {type(generator).__name__} of "
+                f"{type(generator).__module__} has none: choose model=stylegan2, or another penalty"
+            )
+
+    def forward(self, generator: nn.Module, latent: Tensor, condition: Tensor) -> tuple[Tensor, Metrics]:
+        """Latents [N, Z] and conditions [N, ...]; the generator is a ``StyleGenerator``."""
+        assert isinstance(generator, StyleGenerator)
+        count = max(len(latent) // self.batch_shrink, 1)
+        with torch.autocast(latent.device.type, enabled=False):
+            styles = generator.mapping(latent[:count], condition[:count])  # [n, L, W]
+            image = generator.synthesis(styles)  # [n, C, H, W]
+            noise = torch.randn_like(image) / math.sqrt(image.shape[2] * image.shape[3])
+            (gradient,) = torch.autograd.grad((image * noise).sum(), styles, create_graph=True)
+            lengths = gradient.square().sum(dim=2).mean(dim=1).sqrt()  # [n]
+            with torch.no_grad():
+                mean = sum_over_ranks(lengths.mean()) / world_size()
+                self.average.lerp_(mean.to(self.average.dtype), self.decay)
+            # A constant, as in the paper; its code lets the share of this batch in the average have a gradient, too.
+            penalty = (lengths - self.average).square().mean()
+        return self.weight * penalty, {"path_length/mean": mean, "path_length/average": self.average.clone()}

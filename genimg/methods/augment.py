@@ -1,0 +1,307 @@
+"""Augmentation of the images that a GAN's discriminator sees, real and generated, so that few images last longer.
+
+All random numbers come from torch's generator of the images' device, the same amount whatever they turn out to be, and nothing
+waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genimg.distributed import sum_over_ranks
+from genimg.interfaces import Images, Metrics
+from genimg.methods.augment_operations import (
+    SYM6,
+    draw_blit,
+    draw_color,
+    draw_cutout,
+    draw_geometric,
+    erase,
+    in_float32,
+    matrix_product,
+    recolor,
+    resample,
+    translate,
+)
+
+
+class Augment(nn.Module, ABC):
+    """Changes images at random before the discriminator sees them."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Float [N, C, H, W] in [-1, 1] -> the same shape and type, differentiable twice; values may leave the range."""
+
+    def begin(self, images: int, batch_size: int) -> None:
+        """Start a training step: ``images`` seen so far, and ``batch_size`` of all ranks together."""
+
+    def observe(self, real_logits: Tensor) -> None:
+        """Take in the detached float logits [N] of the augmented real images, after each of the discriminator's updates."""
+
+    def metrics(self) -> Metrics:
+        """What to log."""
+        return {}
+
+
+class NoAugment(Augment):
+    """The images themselves."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images
+
+
+class DiffAugment(Augment):
+    """Zhao et al., "Differentiable augmentation for data-efficient GAN training", 2020, section 4 and its code.
+
+    Args:
+        policy: what to apply to every image, in this order. ``color``: brightness +U(-0.5, 0.5), then saturation times
+            U(0, 2) around each pixel's mean, then contrast times U(0.5, 1.5) around the image's mean. ``translation``: up to
+            1/8 of each side, zeros coming in. ``cutout``: a rectangle of half of each side, set to 0.
+    """
+
+    def __init__(self, *, policy: Sequence[str]) -> None:
+        super().__init__()
+        if isinstance(policy, str):
+            raise ValueError(f"augment.policy={policy} is not a list: write augment.policy=[{policy}]")
+        if not policy or not set(policy) <= _POLICIES.keys() or len(set(policy)) < len(policy):
+            raise ValueError(
+                f"augment.policy=[{','.join(policy)}] must name one or more of {', '.join(_POLICIES)}, each once; "
+                "for no augmentation choose augment=none"
+            )
+        self.policy = tuple(policy)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return in_float32(self._augment, images)
+
+    def _augment(self, images: Tensor) -> Tensor:
+        for name in self.policy:
+            images = _POLICIES[name](images)
+        return images
+
+
+def _diff_color(images: Tensor) -> Tensor:
+    brightness, saturation, contrast = (torch.rand(len(images), 1, 1, 1, device=images.device) for _ in range(3))
+    images = images + (brightness - 0.5)
+    grey = images.mean(1, keepdim=True)
+    images = (images - grey) * (2 * saturation) + grey
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return (images - mean) * (contrast + 0.5) + mean
+
+
+def _diff_translation(images: Tensor) -> Tensor:
+    down, right = (_randint(images, -_rounded(side / 8), _rounded(side / 8)) for side in images.shape[2:])
+    return translate(images, down, right)
+
+
+def _diff_cutout(images: Tensor) -> Tensor:
+    """The rectangle's middle is anywhere in the image, so that a part of it may lie outside."""
+    height, width = images.shape[2:]
+    tall, wide = _rounded(height / 2), _rounded(width / 2)
+    # An even rectangle's middle lies between two pixels, or at one of the image's ends.
+    top = _randint(images, 0, height - tall % 2) - tall // 2
+    left = _randint(images, 0, width - wide % 2) - wide // 2
+    return erase(images, top, left, top + tall, left + wide)
+
+
+def _randint(images: Tensor, low: int, high: int) -> Tensor:
+    """A whole number for each image, both ends included."""
+    return torch.randint(low, high + 1, (len(images),), device=images.device)
+
+
+def _rounded(value: float) -> int:
+    return int(value + 0.5)
+
+
+_POLICIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "color": _diff_color,
+    "translation": _diff_translation,
+    "cutout": _diff_cutout,
+}
+
+
+class AdaptiveAugment(Augment):
+    """ADA: Karras et al., "Training generative adversarial networks with limited data", 2020, section 3.
+
+    A discriminator that overfits is sure of the real images: r = E[sign(D(real))] tends to 1. Every few updates the probability
+    p of all operations takes a step of fixed size up if r is above the target, and down if it is below. As in the paper and its
+    code, p is kept from falling below 0, but not from rising above 1, where it has no further effect: a p that keeps rising
+    shows in the log that augmentation does not help, and must come back below 1 before less is augmented again.
+
+    The sums are those of all ranks, so that all have the same p, and the checkpoint of one holds the whole state.
+
+    Args:
+        groups: as for Pipeline.
+        target: of r.
+        interval: updates of the discriminator between two steps of p.
+        speed: images over which p goes from 0 to 1 at the fastest.
+    """
+
+    p: Tensor
+    sums: Tensor
+    real_sign: Tensor
+
+    def __init__(self, *, groups: Mapping[str, float], target: float, interval: int, speed: Images) -> None:
+        super().__init__()
+        if not 0 <= target < 1:
+            raise ValueError(f"augment.target={target} must be 0 or more and less than 1, the mean sign of confident logits")
+        if interval < 1:
+            raise ValueError(f"augment.interval={interval} must be 1 or more updates")
+        if speed <= 0:
+            raise ValueError(f"augment.speed={speed} images must be above 0: p goes from 0 to 1 over as many")
+        self.pipeline = Pipeline(groups=groups)
+        self.target = target
+        self.interval = interval
+        self.speed = speed
+        self.batch_size: int | None = None
+        self.register_buffer("p", torch.zeros(()))
+        self.register_buffer("sums", torch.zeros(2))  # of the signs since p's last step, and how many they are
+        self.register_buffer("real_sign", torch.zeros(()))  # r of p's last step
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.pipeline(images, self.p)
+
+    def begin(self, images: int, batch_size: int) -> None:
+        self.batch_size = batch_size
+
+    @torch.no_grad()
+    def observe(self, real_logits: Tensor) -> None:
+        assert self.batch_size is not None, "begin comes first"
+        signs = real_logits.float().sign()
+        self.sums += sum_over_ranks(torch.stack([signs, torch.ones_like(signs)], 1).sum(0))
+        total, count = self.sums.unbind()
+        # By images rather than calls: an update may show its logits in parts.
+        due = count >= self.interval * self.batch_size
+        mean = total / count
+        stepped = (self.p + (mean - self.target).sign() * count / self.speed).clamp(min=0)
+        self.p.copy_(torch.where(due, stepped, self.p))
+        self.real_sign.copy_(torch.where(due, mean, self.real_sign))
+        self.sums.masked_fill_(due, 0.0)
+
+    def metrics(self) -> Metrics:
+        return {"augment/p": self.p.clone(), "augment/real_sign": self.real_sign.clone()}  # they change in place
+
+
+class FixedAugment(Augment):
+    """The operations of Karras et al. 2020 with a probability that is fixed, or follows the number of images seen.
+
+    Args:
+        groups: as for Pipeline.
+        p: probability of the operations, or the Ramp that it follows.
+    """
+
+    p: Tensor
+
+    def __init__(self, *, groups: Mapping[str, float], p: float | Ramp) -> None:
+        super().__init__()
+        if not isinstance(p, Ramp) and not 0 < p <= 1:
+            raise ValueError(f"augment.p={p} must be above 0 and at most 1; for no augmentation choose augment=none")
+        self.pipeline = Pipeline(groups=groups)
+        self.ramp = p if isinstance(p, Ramp) else None
+        start = p.at(0) if isinstance(p, Ramp) else float(p)
+        self.register_buffer("p", torch.full((), start), persistent=False)  # a function of the images seen
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.pipeline(images, self.p)
+
+    def begin(self, images: int, batch_size: int) -> None:
+        if self.ramp is not None:
+            self.p.fill_(self.ramp.at(images))
+
+    def metrics(self) -> Metrics:
+        return {"augment/p": self.p.clone()}  # it changes in place
+
+
+class Ramp:
+    """A probability that goes from ``start`` to ``end`` over the first ``duration`` images, and stays there.
+
+    Args:
+        shape: ``linear``, or ``cosine`` for half a cosine, slow at both ends (Huang et al. 2024, R3GAN, and its code).
+    """
+
+    def __init__(self, *, start: float, end: float, duration: Images, shape: str) -> None:
+        if shape not in ("linear", "cosine"):
+            raise ValueError(f"augment.p.shape={shape} is unknown: choose linear or cosine")
+        if duration <= 0:
+            raise ValueError(f"augment.p.duration={duration} images must be above 0; for a fixed p write augment.p={end}")
+        if not (0 <= start <= 1 and 0 <= end <= 1):
+            raise ValueError(f"augment.p.start={start} and augment.p.end={end} are probabilities: choose them from 0 to 1")
+        if start == end:
+            raise ValueError(f"augment.p.start and augment.p.end are both {end}: for a fixed p write augment.p={end}")
+        self.start, self.end, self.duration, self.shape = start, end, duration, shape
+
+    def at(self, images: int) -> float:
+        """The probability for the step that starts at ``images`` seen."""
+        done = min(images / self.duration, 1.0)
+        if self.shape == "cosine":
+            done = 0.5 * (1.0 - math.cos(math.pi * done))
+        return self.start + (self.end - self.start) * done
+
+
+class Pipeline(nn.Module):
+    """The operations of Karras et al. 2020, appendix B, on every image with probability p each, independently.
+
+    ``blit``: x-flip (of two outcomes), quarter turns (of four), translation by whole pixels U(-1/8, 1/8) of each side.
+    ``geometric``: scale 2^N(0, 0.2^2), rotation by U(-pi, pi), x against y scaled by 2^N(0, 0.2^2), a second rotation, and
+    translation by N(0, (1/8)^2) of each side; each rotation with probability 1 - sqrt(1 - p), so that one happens with p.
+    ``color``: brightness +N(0, 0.2^2), contrast 2^N(0, 0.5^2), luma flip (of two outcomes), hue U(-pi, pi), saturation
+    2^N(0, 1).
+    ``cutout``: a rectangle of half of each side, its middle anywhere in the image, set to 0.
+
+    Args:
+        groups: the groups to use, each with the factor from p to the probability of its operations (R3GAN's colour: 0.5).
+    """
+
+    taps: Tensor
+
+    def __init__(self, *, groups: Mapping[str, float]) -> None:
+        super().__init__()
+        if not isinstance(groups, Mapping) or not groups:
+            raise ValueError(f"augment.groups={groups} must give factors, as {{blit:1.0}}, to some of {', '.join(_GROUPS)}")
+        for name, factor in groups.items():
+            if name not in _GROUPS:
+                raise ValueError(f"augment.groups.{name} is unknown: choose from {', '.join(_GROUPS)}")
+            if type(factor) not in (int, float) or not 0 < factor <= 1:
+                raise ValueError(
+                    f"augment.groups.{name}={factor} must be a number above 0 and at most 1; "
+                    f"leave the group out with '~augment.groups.{name}'"
+                )
+        self.groups = dict(groups)
+        taps = torch.tensor(SYM6, dtype=torch.float64)
+        self.register_buffer("taps", (taps / taps.sum()).float(), persistent=False)
+
+    def forward(self, images: Tensor, p: Tensor) -> Tensor:
+        """Images [N, C, H, W] with the probability ``p``, 0-d."""
+        return in_float32(lambda exact: self._augment(exact, p), images)
+
+    def _augment(self, images: Tensor, p: Tensor) -> Tensor:
+        groups = self.groups
+        if "blit" in groups or "geometric" in groups:
+            matrix, shift = self._draw_placement(images, p)
+            images = resample(images, matrix.to(images.dtype), shift.to(images.dtype), self.taps)
+        if "color" in groups:
+            brightness, matrix = draw_color(images, groups["color"] * p)
+            images = recolor(images, brightness.to(images.dtype), matrix.to(images.dtype))
+        if "cutout" in groups:
+            images = erase(images, *draw_cutout(images, groups["cutout"] * p))
+        return images
+
+    def _draw_placement(self, images: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        """Blit and geometric operations as one matrix [N, 2, 2] and shift [N, 2] from output to input."""
+        matrix = torch.eye(2, device=images.device).expand(len(images), 2, 2)
+        shift = torch.zeros(len(images), 2, device=images.device)
+        if "blit" in self.groups:
+            matrix, moved = draw_blit(images, self.groups["blit"] * p)
+            shift = shift - (matrix * moved.unsqueeze(1)).sum(2)
+        if "geometric" in self.groups:
+            second, moved = draw_geometric(images, self.groups["geometric"] * p)
+            matrix = matrix_product(matrix, second)
+            shift = shift - (matrix * moved.unsqueeze(1)).sum(2)
+        return matrix, shift
+
+
+_GROUPS = ("blit", "geometric", "color", "cutout")

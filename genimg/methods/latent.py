@@ -1,0 +1,139 @@
+"""Distributions of latents, for training from the step's random stream and for evaluation by index."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from genimg.randomness import normal_latents
+
+
+class Latent(ABC):
+    """Independent components of one distribution, written as a function of standard normal numbers.
+
+    So latents by index are those of a normal latent of the same seed and index, pushed through that function.
+
+    Attributes:
+        dim: Z.
+    """
+
+    def __init__(self, *, dim: int) -> None:
+        if dim < 1:
+            raise ValueError(f"model.latent.dim={dim} must be 1 or more")
+        self.dim = dim
+
+    @abstractmethod
+    def from_normal(self, normal: Tensor) -> Tensor:
+        """Standard normal numbers of any shape -> latents of the same shape."""
+
+    @abstractmethod
+    def truncated(self, latent: Tensor, limit: float) -> Tensor:
+        """Latents of any shape -> those of the same quantiles, of the distribution truncated to [-limit, limit].
+
+        Raises:
+            ValueError: if they lie within a narrower interval already.
+        """
+
+    def random(self, count: int, device: torch.device) -> Tensor:
+        """[count, Z] from the device's random stream."""
+        return self.from_normal(torch.randn(count, self.dim, device=device))
+
+    def of_indices(self, indices: Sequence[int], seed: int) -> Tensor:
+        """[N, Z] on the CPU; row i is a function of (seed, indices[i]) alone."""
+        return self.from_normal(normal_latents(indices, seed, self.dim))
+
+
+class Normal(Latent):
+    """N(0, 1)."""
+
+    def from_normal(self, normal: Tensor) -> Tensor:
+        return normal
+
+    def truncated(self, latent: Tensor, limit: float) -> Tensor:
+        return truncate(latent, limit)
+
+
+class Uniform(Latent):
+    """Uniform in [-1, 1]: Radford et al. 2016, section 4."""
+
+    def from_normal(self, normal: Tensor) -> Tensor:
+        return torch.erf(normal / math.sqrt(2.0))
+
+    def truncated(self, latent: Tensor, limit: float) -> Tensor:
+        _require_narrower(limit, 1.0)
+        return latent * limit
+
+
+class Truncated(Latent):
+    """N(0, 1) within [-limit, limit]: the truncation trick of Brock et al. 2019, section 3.1.
+
+    Args:
+        dim: Z.
+        limit: in standard deviations.
+    """
+
+    def __init__(self, *, dim: int, limit: float) -> None:
+        super().__init__(dim=dim)
+        if not limit > 0:
+            raise ValueError(f"model.latent.limit={limit} must be above 0 standard deviations")
+        self.limit = limit
+
+    def from_normal(self, normal: Tensor) -> Tensor:
+        return truncate(normal, self.limit)
+
+    def truncated(self, latent: Tensor, limit: float) -> Tensor:
+        _require_narrower(limit, self.limit)
+        return _squeeze(latent, _mass(limit) / _mass(self.limit), limit)
+
+
+def truncate(normal: Tensor, limit: float) -> Tensor:
+    """Standard normal numbers -> numbers of the normal distribution truncated to [-limit, limit], in the same order.
+
+    By its quantile function, so that every latent gives one; the original resamples those outside.
+    """
+    return _squeeze(normal, _mass(limit), limit)
+
+
+def _mass(limit: float) -> float:
+    """Of N(0, 1) within [-limit, limit]."""
+    return math.erf(limit / math.sqrt(2.0))
+
+
+def _squeeze(normal: Tensor, share: float, limit: float) -> Tensor:
+    """Numbers -> those that have ``share`` of N(0, 1)'s mass between 0 and them."""
+    # float64, because erf of more than 5 is 1 in float32, and erfinv(1) is infinite.
+    wide = torch.erf(normal.double() / math.sqrt(2.0)) * share
+    return (torch.erfinv(wide) * math.sqrt(2.0)).clamp(-limit, limit).to(normal.dtype)
+
+
+def _require_narrower(limit: float, own: float) -> None:
+    if limit > own:
+        raise ValueError(f"truncation={limit:g} has no effect on latents within [-{own:g}, {own:g}]: choose less, or null")
+
+
+def interpolate(start: Tensor, end: Tensor, weights: Tensor, *, spherical: bool) -> Tensor:
+    """Latents on the way from ``start`` to ``end``.
+
+    Args:
+        start, end: [Z].
+        weights: [S], 0 for the start and 1 for the end.
+        spherical: along the great circle (White 2016, "Sampling generative networks", section 2.1), which keeps the norms
+            that normal latents have; else along the straight line.
+
+    Returns:
+        [S, Z].
+    """
+    t = weights[:, None].to(start.dtype)
+    if not spherical:
+        return (1 - t) * start + t * end
+    one, other = start / start.norm(), end / end.norm()
+    angle = 2.0 * torch.atan2(
+        (one - other).norm(), (one + other).norm()
+    )  # of arccos only half the digits are right at its ends
+    if torch.sin(angle) < 1e-6:  # parallel: every way is straight
+        return (1 - t) * start + t * end
+    return (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)

@@ -1,0 +1,83 @@
+"""BigGAN's generator: Brock, Donahue & Simonyan, "Large scale GAN training for high fidelity natural image synthesis", 2019.
+
+Its discriminator is ``resnet_gan.Features`` with wide blocks, attention and sum pooling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genimg.networks.conditioning import ConditionEncoder
+from genimg.networks.layers import complete_widths, halvings, initialise, spectral_normalise
+from genimg.networks.resnet_gan import generator_blocks
+
+
+class Generator(nn.Module):
+    """Residual blocks, each normalised by the condition and a part of the latent of its own; appendix B.
+
+    Args:
+        latent_dim: Z, split into equal parts for the linear layer and every block; the linear layer gets what is left over.
+        condition: encoder; with 0 dimensions the normalisation depends on the latent alone.
+        image_size: pixels, one number or [height, width].
+        channels: of the image.
+        widths: channels of the feature maps from the image inwards; the last one holds for all beyond.
+        smallest: pixels of the linear layer's shorter side, at least.
+        attention_at: pixels of the shorter side of the feature map with self-attention; None for none.
+        initialisation: see ``layers``.
+        spectral_norm: of all layers but the encoder's, upon which it spoilt trainings of the first author's PyTorch code.
+
+    Raises:
+        ValueError: if a setting does not fit the image size.
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_dim: int,
+        condition: ConditionEncoder,
+        image_size: int | Sequence[int],
+        channels: int,
+        widths: Sequence[int],
+        smallest: int,
+        attention_at: int | None,
+        initialisation: str,
+        spectral_norm: bool,
+    ) -> None:
+        super().__init__()
+        count, self.base = halvings(image_size, smallest=smallest)
+        if latent_dim <= count:
+            raise ValueError(f"model.latent.dim={latent_dim} must be at least {count + 1}, one for each of {count + 1} parts")
+        features = complete_widths("model.generator", widths, count + 1)
+        part = latent_dim // (count + 1)
+        self.parts = [latent_dim - count * part] + [part] * count
+        self.condition = condition
+        self.linear = nn.Linear(self.parts[0], features[-1] * math.prod(self.base))
+        self.blocks = nn.ModuleList(
+            generator_blocks(
+                features,
+                self.base,
+                attention_at=attention_at,
+                normalisation="conditional_batch",
+                condition_dim=condition.dim + part,
+            )
+        )
+        self.output = nn.Sequential(
+            nn.BatchNorm2d(features[0]), nn.ReLU(), nn.Conv2d(features[0], channels, 3, padding=1), nn.Tanh()
+        )
+        initialise(self, initialisation)
+        if spectral_norm:
+            for module in (self.linear, self.blocks, self.output):
+                spectral_normalise(module)
+
+    def forward(self, latent: Tensor, condition: Tensor) -> Tensor:
+        """[N, Z] and conditions as they stand in the batch -> [N, C, H, W] in [-1, 1]."""
+        vector = self.condition(condition).to(latent.dtype)
+        start, *parts = latent.split(self.parts, dim=1)
+        features = self.linear(start).unflatten(1, (-1, *self.base))  # [N, width, h, w]
+        for block, part in zip(self.blocks, parts, strict=True):
+            features = block(features, torch.cat([vector, part], dim=1))
+        return self.output(features)

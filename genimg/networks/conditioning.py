@@ -1,0 +1,94 @@
+"""What a condition becomes before a network uses it: a vector [N, E]. Each network has an encoder of its own.
+
+An encoder says which key of the batch it reads; networks built with ``Unconditional`` have E = 0 and need no branch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ConditionEncoder(nn.Module, ABC):
+    """A condition as it stands in the batch -> [N, E].
+
+    Attributes:
+        key: of the batch; None where there is no condition.
+        dim: E.
+        num_classes: K, where conditions are labels; 0 elsewhere.
+    """
+
+    key: str | None
+    dim: int
+    num_classes: int = 0
+
+    @abstractmethod
+    def forward(self, condition: Tensor) -> Tensor: ...
+
+    def blank(self, count: int) -> Tensor:
+        """That many conditions of one shape and type, as they stand in the batch."""
+        return torch.zeros(count, dtype=torch.int64)
+
+    def fitted(self, condition: Tensor) -> Tensor:
+        """Conditions of any length in the shape of ``blank``'s."""
+        return condition
+
+
+class Unconditional(ConditionEncoder):
+    """Nothing: [N, 0] -> [N, 0]."""
+
+    key = None
+    dim = 0
+
+    def forward(self, condition: Tensor) -> Tensor:
+        return condition
+
+    def blank(self, count: int) -> Tensor:
+        return torch.zeros(count, 0)
+
+
+class OneHot(ConditionEncoder):
+    """Labels int64 [N] -> [N, K]; a linear layer upon it is an embedding with one vector for each class.
+
+    Args:
+        num_classes: K.
+    """
+
+    key = "label"
+
+    def __init__(self, *, num_classes: int) -> None:
+        super().__init__()
+        _require_classes(num_classes)
+        self.dim = self.num_classes = num_classes
+
+    def forward(self, condition: Tensor) -> Tensor:
+        return F.one_hot(condition, self.num_classes).float()
+
+
+class LabelEmbedding(ConditionEncoder):
+    """Labels int64 [N] -> [N, E], learnt: what BigGAN's layers share (Brock et al. 2019, section 3.1).
+
+    Args:
+        num_classes: K.
+        dim: E.
+    """
+
+    key = "label"
+
+    def __init__(self, *, num_classes: int, dim: int) -> None:
+        super().__init__()
+        _require_classes(num_classes)
+        self.num_classes = num_classes
+        self.dim = dim
+        self.embedding = nn.Embedding(num_classes, dim)
+
+    def forward(self, condition: Tensor) -> Tensor:
+        return self.embedding(condition)
+
+
+def _require_classes(num_classes: int) -> None:
+    if num_classes < 1:
+        raise ValueError("conditioning on labels needs data with labels, and this data has none: choose conditioning=none")

@@ -1,0 +1,103 @@
+"""A discriminator: features of an image, and a head that judges them, with or without a condition."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from genimg.networks.conditioning import ConditionEncoder
+from genimg.networks.layers import initialise, spectral_normalise
+
+HEADS = ("none", "concat", "projection", "auxiliary_classifier")
+
+
+class Judgement(NamedTuple):
+    """What a discriminator says of N images.
+
+    Attributes:
+        logits: of being real [N].
+        class_logits: of the classes [N, K], from an auxiliary classifier; None without one.
+    """
+
+    logits: Tensor
+    class_logits: Tensor | None = None
+
+
+class Features(Protocol):
+    """The convolutional part: images [N, C + condition_channels, H, W] -> [N, num_features]."""
+
+    num_features: int
+    condition_channels: int
+
+    def __call__(self, image: Tensor) -> Tensor: ...
+
+
+class Discriminator(nn.Module):
+    """Features and a linear head.
+
+    Args:
+        features: a module that fits ``Features``.
+        condition: this network's own encoder.
+        head: ``none``; ``concat``, the condition as constant channels beside the image (Mirza & Osindero 2014);
+            ``projection``, an inner product of features and condition (Miyato & Koyama 2018, equation 3);
+            ``auxiliary_classifier``, class logits of every image (Odena et al. 2017).
+        bias: of the head's logit.
+        initialisation: of all weights; see ``layers.initialise``.
+        spectral_norm: of all layers, the head's included.
+
+    Raises:
+        ValueError: if the parts do not go together.
+    """
+
+    def __init__(
+        self,
+        *,
+        features: nn.Module,
+        condition: ConditionEncoder,
+        head: str,
+        bias: bool,
+        initialisation: str,
+        spectral_norm: bool,
+    ) -> None:
+        super().__init__()
+        _check(features, condition, head)
+        self.features = features
+        self.condition = condition
+        self.head = head
+        count = int(features.num_features)  # type: ignore[arg-type]
+        self.logit = nn.Linear(count, 1, bias=bias)
+        self.projection = nn.Linear(condition.dim, count, bias=False) if head == "projection" else None
+        self.classifier = nn.Linear(count, condition.num_classes) if head == "auxiliary_classifier" else None
+        initialise(self, initialisation)
+        if spectral_norm:
+            spectral_normalise(self)
+
+    def forward(self, image: Tensor, condition: Tensor) -> Judgement:
+        """Images [N, C, H, W] and their conditions as they stand in the batch."""
+        if self.head == "concat":
+            vector = self.condition(condition).to(image.dtype)
+            image = torch.cat([image, vector[:, :, None, None].expand(-1, -1, *image.shape[2:])], dim=1)  # [N, C + E, H, W]
+        features = self.features(image)
+        logits = self.logit(features).squeeze(1)
+        if self.projection is not None:
+            logits = logits + (self.projection(self.condition(condition).to(features.dtype)) * features).sum(dim=1)
+        return Judgement(logits, None if self.classifier is None else self.classifier(features))
+
+
+def _check(features: nn.Module, condition: ConditionEncoder, head: str) -> None:
+    if head not in HEADS:
+        raise ValueError(f"conditioning.head={head} is unknown: choose one of {', '.join(HEADS)}")
+    if (head == "none") != (condition.key is None):
+        raise ValueError(
+            f"conditioning.head={head} does not go with {type(condition).__name__}: choose one of the conditioning group"
+        )
+    if head == "auxiliary_classifier" and condition.num_classes == 0:
+        raise ValueError("conditioning.head=auxiliary_classifier needs labels as conditions: choose head=projection")
+    wanted = condition.dim if head == "concat" else 0
+    if features.condition_channels != wanted:
+        raise ValueError(
+            f"conditioning.head={head} brings {wanted} more channels, but the features take {features.condition_channels}: "
+            f"set conditioning.image_channels={wanted}"
+        )

@@ -1,0 +1,134 @@
+"""The standard CNNs of SNGAN: Miyato et al. 2018, table 3.
+
+Ports (chainer-gan-lib, pytorch-gan-collections) depart from the table in two things, ``activate_start`` and
+``strided_doubles``. With batch norm, ReLU and sum pooling these are also the DCGAN of PyTorch-StudioGAN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genimg.networks.conditioning import ConditionEncoder
+from genimg.networks.layers import Conditioned, halvings, initialise, normalisation_layer, spectral_normalise
+
+POOLINGS = ("flatten", "sum")
+
+
+class Generator(nn.Module):
+    """A linear layer, transposed convolutions that double the size, each normalised and followed by ReLU, and a convolution.
+
+    Args:
+        latent_dim: Z.
+        condition: encoder; its vector joins the latent, or goes into ``conditional_batch`` normalisation.
+        image_size: pixels, one number or [height, width].
+        channels: of the image.
+        width: channels before the last convolution; every layer further away has twice as many.
+        smallest: pixels of the linear layer's shorter side, at least.
+        activate_start: normalisation and ReLU after the linear layer, too (the ports, not the table).
+        normalisation, initialisation: see ``layers``.
+        spectral_norm: of all layers but the encoder's.
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_dim: int,
+        condition: ConditionEncoder,
+        image_size: int | Sequence[int],
+        channels: int,
+        width: int,
+        smallest: int,
+        activate_start: bool,
+        normalisation: str,
+        initialisation: str,
+        spectral_norm: bool,
+    ) -> None:
+        super().__init__()
+        count, self.base = halvings(image_size, smallest=smallest)
+        self.condition = condition
+        self.joined = normalisation != "conditional_batch"
+        features = width * 2**count
+        self.linear = nn.Linear(latent_dim + self.joined * condition.dim, features * math.prod(self.base))
+        layers: list[nn.Module] = []
+        if activate_start:
+            layers += [normalisation_layer(normalisation, features, condition.dim), nn.ReLU(inplace=True)]
+        for _ in range(count):
+            layers += [
+                nn.ConvTranspose2d(features, features // 2, 4, stride=2, padding=1),
+                normalisation_layer(normalisation, features // 2, condition.dim),
+                nn.ReLU(inplace=True),
+            ]
+            features //= 2
+        self.layers = Conditioned([*layers, nn.Conv2d(features, channels, 3, padding=1), nn.Tanh()])
+        initialise(self, initialisation)
+        if spectral_norm:
+            for part in (self.linear, self.layers):
+                spectral_normalise(part)
+
+    def forward(self, latent: Tensor, condition: Tensor) -> Tensor:
+        """[N, Z] and conditions as they stand in the batch -> [N, C, H, W] in [-1, 1]."""
+        vector = self.condition(condition).to(latent.dtype)
+        start = torch.cat([latent, vector], dim=1) if self.joined else latent  # [N, Z + E]
+        return self.layers(self.linear(start).unflatten(1, (-1, *self.base)), vector)
+
+
+class Features(nn.Module):
+    """Pairs of a 3x3 and a strided 4x4 convolution, and a last 3x3 convolution, each normalised and with leaky ReLU.
+
+    Args:
+        image_size: pixels, one number or [height, width].
+        channels: of the image.
+        condition_channels: further input channels, for ``concat`` conditioning.
+        width: channels of the first layer; they double for every halving of the size.
+        smallest: pixels of the last feature map's shorter side, at least.
+        strided_doubles: the strided convolution doubles the channels (the ports), or the one behind it (the table).
+        negative_slope: of the leaky ReLU; 0 makes it ReLU.
+        normalisation: of each layer; see ``layers``.
+        pooling: ``flatten``, or ``sum`` over height and width.
+
+    Raises:
+        ValueError: for an image size that does not fit, or another pooling.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int | Sequence[int],
+        channels: int,
+        condition_channels: int,
+        width: int,
+        smallest: int,
+        strided_doubles: bool,
+        negative_slope: float,
+        normalisation: str,
+        pooling: str,
+    ) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"model.discriminator.features.pooling={pooling} is unknown: choose one of {', '.join(POOLINGS)}")
+        count, base = halvings(image_size, smallest=smallest)
+        self.condition_channels = condition_channels
+        self.pooling = pooling
+        inputs = channels + condition_channels
+        layers: list[nn.Module] = []
+        for level in range(count + 1):
+            features = width * 2**level
+            convolutions = [nn.Conv2d(inputs, features, 3, padding=1)]
+            inputs = features
+            if level < count:
+                inputs = features * 2 if strided_doubles else features
+                convolutions.append(nn.Conv2d(features, inputs, 4, stride=2, padding=1))
+            for convolution in convolutions:
+                norm = normalisation_layer(normalisation, convolution.out_channels)
+                layers += [convolution, norm, nn.LeakyReLU(negative_slope, inplace=True)]
+        self.layers = nn.Sequential(*layers)
+        self.num_features = inputs * (math.prod(base) if pooling == "flatten" else 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[N, C + condition_channels, H, W] -> [N, num_features]."""
+        features = self.layers(image)
+        return features.flatten(1) if self.pooling == "flatten" else features.sum(dim=(2, 3))

@@ -1,0 +1,263 @@
+"""Residual GANs: SNGAN (Miyato et al. 2018, tables 4 to 6), WGAN-GP (Gulrajani et al. 2017), SAGAN (Zhang et al. 2019).
+
+One pair of networks for every image size. ``widths`` are listed from the image inwards and the last one holds for all
+layers beyond: [256] is CIFAR's generator at any size, [64, 128, 256, 512, 1024] that for 64 and 128 px.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genimg.interfaces import height_width
+from genimg.networks.conditioning import ConditionEncoder
+from genimg.networks.layers import (
+    Conditioned,
+    SelfAttention,
+    complete_widths,
+    halvings,
+    initialise,
+    normalisation_layer,
+    spectral_normalise,
+)
+
+POOLINGS = ("sum", "mean")
+
+
+class GeneratorBlock(nn.Module):
+    """Doubles height and width, with a residual of two convolutions.
+
+    Args:
+        inputs, outputs: channels.
+        normalisation, condition_dim: see ``layers.normalisation_layer``.
+    """
+
+    takes_condition = True
+
+    def __init__(self, inputs: int, outputs: int, *, normalisation: str, condition_dim: int) -> None:
+        super().__init__()
+        self.residual = Conditioned(
+            [
+                normalisation_layer(normalisation, inputs, condition_dim),
+                nn.ReLU(),
+                nn.Upsample(scale_factor=2),
+                _residual_convolution(inputs, outputs),
+                normalisation_layer(normalisation, outputs, condition_dim),
+                nn.ReLU(),
+                _residual_convolution(outputs, outputs),
+            ]
+        )
+        # The published order is the reverse; a 1x1 convolution commutes with repeating pixels and costs a quarter before it.
+        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.Upsample(scale_factor=2))
+
+    def forward(self, features: Tensor, condition: Tensor) -> Tensor:
+        """[N, inputs, H, W] and [N, E] -> [N, outputs, 2H, 2W]."""
+        return self.residual(features, condition) + self.shortcut(features)
+
+
+def generator_blocks(
+    widths: Sequence[int], base: tuple[int, int], *, attention_at: int | None, normalisation: str, condition_dim: int
+) -> list[Conditioned]:
+    """Blocks from the smallest feature map to the image, the one that reaches ``attention_at`` followed by attention.
+
+    Args:
+        widths: channels of every feature map, from the image inwards.
+        base: height and width of the smallest.
+        attention_at: pixels of a feature map's shorter side.
+        normalisation, condition_dim: see ``layers.normalisation_layer``.
+
+    Raises:
+        ValueError: if no block makes a feature map of that size.
+    """
+    channels = list(reversed(widths))
+    sides = [min(base) * 2 ** (level + 1) for level in range(len(channels) - 1)]
+    _check_attention("model.generator", attention_at, sides)
+    blocks = []
+    for inputs, outputs, side in zip(channels, channels[1:], sides, strict=False):
+        block = Conditioned([GeneratorBlock(inputs, outputs, normalisation=normalisation, condition_dim=condition_dim)])
+        if side == attention_at:
+            block.append(SelfAttention(outputs))
+        blocks.append(block)
+    return blocks
+
+
+class Generator(nn.Module):
+    """A linear layer, a residual block for every doubling of the size, and a convolution.
+
+    Args:
+        latent_dim: Z.
+        condition: encoder; its vector joins the latent, or goes into ``conditional_batch`` normalisation.
+        image_size: pixels, one number or [height, width].
+        channels: of the image.
+        widths: channels of the feature maps from the image inwards; the last one holds for all beyond.
+        smallest: pixels of the linear layer's shorter side, at least.
+        attention_at: pixels of the shorter side of the feature map with self-attention; None for none.
+        normalisation: see ``layers``; the last layer's is unconditional.
+        initialisation: see ``layers``.
+        spectral_norm: of all layers but the encoder's.
+
+    Raises:
+        ValueError: if a setting does not fit the image size.
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_dim: int,
+        condition: ConditionEncoder,
+        image_size: int | Sequence[int],
+        channels: int,
+        widths: Sequence[int],
+        smallest: int,
+        attention_at: int | None,
+        normalisation: str,
+        initialisation: str,
+        spectral_norm: bool,
+    ) -> None:
+        super().__init__()
+        count, self.base = halvings(image_size, smallest=smallest)
+        features = complete_widths("model.generator", widths, count + 1)
+        self.condition = condition
+        conditional = normalisation == "conditional_batch"
+        self.joined = not conditional
+        self.linear = nn.Linear(latent_dim + self.joined * condition.dim, features[-1] * math.prod(self.base))
+        self.blocks = Conditioned(
+            generator_blocks(
+                features, self.base, attention_at=attention_at, normalisation=normalisation, condition_dim=condition.dim
+            )
+        )
+        self.output = nn.Sequential(
+            normalisation_layer("batch" if conditional else normalisation, features[0]),
+            nn.ReLU(),
+            nn.Conv2d(features[0], channels, 3, padding=1),
+            nn.Tanh(),
+        )
+        initialise(self, initialisation)
+        if spectral_norm:
+            for part in (self.linear, self.blocks, self.output):
+                spectral_normalise(part)
+
+    def forward(self, latent: Tensor, condition: Tensor) -> Tensor:
+        """[N, Z] and conditions as they stand in the batch -> [N, C, H, W] in [-1, 1]."""
+        vector = self.condition(condition).to(latent.dtype)
+        start = torch.cat([latent, vector], dim=1) if self.joined else latent  # [N, Z + E]
+        features = self.linear(start).unflatten(1, (-1, *self.base))  # [N, width, h, w]
+        return self.output(self.blocks(features, vector))
+
+
+class DiscriminatorBlock(nn.Module):
+    """A residual of two convolutions.
+
+    Args:
+        inputs, hidden, outputs: channels.
+        down: halve height and width.
+        first: the block that sees the image; it begins with a convolution and has no normalisation.
+        normalisation: see ``layers``.
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, *, down: bool, first: bool, normalisation: str) -> None:
+        super().__init__()
+        residual: list[nn.Module] = [] if first else [normalisation_layer(normalisation, inputs), nn.ReLU()]
+        residual += [
+            _residual_convolution(inputs, hidden),
+            normalisation_layer("none" if first else normalisation, hidden),
+            nn.ReLU(),
+            _residual_convolution(hidden, outputs),
+        ]
+        shortcut: list[nn.Module] = []
+        if down:
+            residual.append(nn.AvgPool2d(2))
+            # Published for the first block; in the others the 1x1 convolution comes first, which is the same but costs more.
+            shortcut.append(nn.AvgPool2d(2))
+        if down or inputs != outputs:
+            shortcut.append(nn.Conv2d(inputs, outputs, 1))
+        self.residual = nn.Sequential(*residual)
+        self.shortcut = nn.Sequential(*shortcut)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N, inputs, H, W] -> [N, outputs, H, W], or [N, outputs, H/2, W/2] of a ``down`` block."""
+        return self.residual(features) + self.shortcut(features)
+
+
+class Features(nn.Module):
+    """Residual blocks from an image to the pooled features before a discriminator's logit.
+
+    Args:
+        image_size: pixels, one number or [height, width].
+        channels: of the image.
+        condition_channels: further input channels, for ``concat`` conditioning.
+        widths: channels of the blocks from the image inwards; the last one holds for all beyond.
+        smallest: pixels of the last feature map's shorter side, at least.
+        num_flat_blocks: blocks at that size, after those which halve.
+        wide: a block's inner convolution has as many channels as its output (SAGAN, BigGAN) or as its input (SNGAN, WGAN-GP).
+        attention_at: pixels of the shorter side of the feature map with self-attention; None for none.
+        normalisation: in each block but the first; see ``layers``.
+        pooling: ``sum`` or ``mean`` over height and width.
+
+    Raises:
+        ValueError: if a setting does not fit the image size, or for another pooling.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int | Sequence[int],
+        channels: int,
+        condition_channels: int,
+        widths: Sequence[int],
+        smallest: int,
+        num_flat_blocks: int,
+        wide: bool,
+        attention_at: int | None,
+        normalisation: str,
+        pooling: str,
+    ) -> None:
+        super().__init__()
+        name = "model.discriminator.features"
+        if pooling not in POOLINGS:
+            raise ValueError(f"{name}.pooling={pooling} is unknown: choose one of {', '.join(POOLINGS)}")
+        if num_flat_blocks < 0:
+            raise ValueError(f"{name}.num_flat_blocks={num_flat_blocks} must be 0 or more")
+        count, _ = halvings(image_size, smallest=smallest, least=1)
+        outputs = complete_widths(name, widths, count + num_flat_blocks)
+        sides = [min(height_width(image_size)) // 2 ** (level + 1) for level in range(count)]
+        _check_attention(name, attention_at, sides)
+        self.condition_channels = condition_channels
+        self.num_features = outputs[-1]
+        self.pooling = pooling
+        self.blocks = nn.ModuleList()
+        inputs = channels + condition_channels
+        for level, width in enumerate(outputs):
+            hidden = width if wide or level == 0 else inputs
+            down = level < count
+            self.blocks.append(
+                DiscriminatorBlock(inputs, hidden, width, down=down, first=level == 0, normalisation=normalisation)
+            )
+            if down and sides[level] == attention_at:
+                self.blocks.append(SelfAttention(width))
+            inputs = width
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[N, C + condition_channels, H, W] -> [N, num_features]."""
+        features = image
+        for block in self.blocks:
+            features = block(features)
+        features = torch.relu(features)
+        return features.sum(dim=(2, 3)) if self.pooling == "sum" else features.mean(dim=(2, 3))
+
+
+def _check_attention(owner: str, attention_at: int | None, sides: Sequence[int]) -> None:
+    if attention_at is not None and attention_at not in sides:
+        raise ValueError(
+            f"{owner}.attention_at={attention_at} is the size of no feature map: "
+            f"choose {', '.join(map(str, sorted(sides)))} or null"
+        )
+
+
+def _residual_convolution(inputs: int, outputs: int) -> nn.Conv2d:
+    layer = nn.Conv2d(inputs, outputs, 3, padding=1)
+    layer.init_gain = math.sqrt(2.0)  # type: ignore[assignment]
+    return layer

@@ -1,0 +1,243 @@
+"""Captions as conditions: an encoder that is trained along with its network, and CLIP's, which is not."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genimg.networks.conditioning import ConditionEncoder
+from genimg.randomness import hash_integers
+
+_NUM_HASHES = 2
+_PRIME = 2**31 - 1
+_KERNEL_SIZE = 5  # words that a layer sees together
+_MOST_KNOWN = 100_000  # captions: 200 MB of CLIP's vectors
+
+
+class CaptionEncoder(ConditionEncoder):
+    """Captions as UTF-8 bytes padded with zeros, uint8 [N, L] with any L -> [N, E].
+
+    Args:
+        dim: E.
+        max_length: bytes that are read of a caption.
+    """
+
+    key = "caption"
+
+    def __init__(self, *, dim: int, max_length: int) -> None:
+        super().__init__()
+        _require_positive(dim=dim, max_length=max_length)
+        self.dim = dim
+        self.max_length = max_length
+
+    def blank(self, count: int) -> Tensor:
+        return torch.zeros(count, self.max_length, dtype=torch.uint8)
+
+    def fitted(self, condition: Tensor) -> Tensor:
+        """[N, L] -> [N, max_length]."""
+        kept = condition[:, : self.max_length]
+        return F.pad(kept, (0, self.max_length - kept.shape[1]))
+
+
+class TextEncoder(CaptionEncoder):
+    """Embeddings of the words and of their places, to which convolutions add what the neighbours say, and their mean.
+
+    The mean is linear and follows no further layer, so that a phrase adds to the vector what it says wherever else it was
+    seen: unseen combinations of words are then read nearly as well as those of the training.
+
+    The vector has mean 0 and deviation 1, however the network around it initialises its layers.
+
+    Args:
+        dim: E.
+        width: of a word's embedding.
+        max_length: bytes that are read of a caption.
+        max_words: that are read of a caption.
+        vocabulary: embeddings, which words share by hashing.
+        num_layers: convolutions, each over five words.
+
+    Raises:
+        ValueError: for a number that is not positive.
+    """
+
+    def __init__(self, *, dim: int, width: int, max_length: int, max_words: int, vocabulary: int, num_layers: int) -> None:
+        super().__init__(dim=dim, max_length=max_length)
+        _require_positive(width=width, max_words=max_words, vocabulary=vocabulary, num_layers=num_layers)
+        self.words = HashedWords(max_length=max_length, max_words=max_words, vocabulary=vocabulary)
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.norm = nn.LayerNorm(width)
+        self.place = nn.Parameter(0.5 * torch.randn(max_words, width))
+        self.layers = nn.ModuleList(_WordConvolution(width) for _ in range(num_layers))
+        self.output = nn.Sequential(nn.Linear(width, dim), nn.LayerNorm(dim))
+
+    def forward(self, condition: Tensor) -> Tensor:
+        numbers, present = self.words(self.fitted(condition))
+        mask = present[:, :, None].float()  # [N, T, 1]
+        features = self.norm(self.embedding(numbers).sum(dim=2)) + self.place  # [N, T, W]
+        for layer in self.layers:
+            features = layer(features, mask)
+        mean = (features * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)  # [N, W]
+        return self.output(mean)
+
+
+class HashedWords(nn.Module):
+    """The words of captions as numbers below ``vocabulary``, without a list of words, and without waiting for the device.
+
+    A word is what stands between two bytes that are no letter: letters are those of ASCII, capital or small, digits, and all
+    bytes of other alphabets. Each word has two numbers, so that two words that share one differ by the other (Svenstrup et
+    al. 2017, "Hash embeddings for efficient word representations"). A number is the sum over a word's bytes of a random
+    integer of the byte times one of its place in the word, modulo a prime and the vocabulary.
+
+    Args:
+        max_length: L.
+        max_words: T; later words are left out.
+        vocabulary: V.
+    """
+
+    byte_factors: Tensor
+    place_factors: Tensor
+
+    def __init__(self, *, max_length: int, max_words: int, vocabulary: int) -> None:
+        super().__init__()
+        self.max_words = max_words
+        self.vocabulary = vocabulary
+        # Of 24 bits, so that the sum of 32,768 products fits into an int64.
+        self.register_buffer("byte_factors", _random_integers(0, 256), persistent=False)  # [2, 256]
+        self.register_buffer("place_factors", _random_integers(1, max_length), persistent=False)  # [2, L]
+
+    def forward(self, captions: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [N, L] -> numbers int64 [N, T, 2], and whether there is such a word, bool [N, T]."""
+        code = captions.long()
+        code = code + 32 * ((code >= ord("A")) & (code <= ord("Z")))
+        letter = ((code >= ord("a")) & (code <= ord("z"))) | ((code >= ord("0")) & (code <= ord("9"))) | (code >= 128)
+        first = letter & ~F.pad(letter[:, :-1], (1, 0))
+        word = first.long().cumsum(dim=1) - 1
+        column = torch.arange(captions.shape[1], device=captions.device)
+        place = column - torch.where(first, column, 0).cummax(dim=1).values  # in its word
+        word = torch.where(letter & (word < self.max_words), word, self.max_words)  # one more, for what is left out
+        share = self.byte_factors[:, code] * self.place_factors[:, place]  # [2, N, L]
+        empty = share.new_zeros(_NUM_HASHES, len(captions), self.max_words + 1)
+        hashed = empty.scatter_add(2, word.expand(_NUM_HASHES, -1, -1), share)[:, :, : self.max_words]
+        present = torch.arange(self.max_words, device=captions.device) < first.sum(dim=1, keepdim=True)
+        return (hashed % _PRIME % self.vocabulary).permute(1, 2, 0), present
+
+
+class _WordConvolution(nn.Module):
+    """x + gelu(conv(norm(x))), in which words that are not there are 0."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.convolution = nn.Conv1d(width, width, _KERNEL_SIZE, padding=_KERNEL_SIZE // 2)
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """[N, T, W] and [N, T, 1] -> [N, T, W]."""
+        words = (self.norm(features) * mask).transpose(1, 2)  # [N, W, T]
+        return features + F.gelu(self.convolution(words)).transpose(1, 2)
+
+
+class ClipText(CaptionEncoder):
+    """The pooled output of a frozen CLIP text tower (Radford et al. 2021), and a linear layer and a norm that are trained.
+
+    The tower is no part of the network: it is neither initialised nor trained, averaged or saved with it, and all encoders of
+    one path share it. Each caption passes through it once, and its vector is kept; so the device is waited for.
+
+    Args:
+        path: a directory as ``save_pretrained`` of the package transformers writes it: config.json, model.safetensors and the
+            tokenizer's files, of the text tower or of the whole CLIP.
+        dim: E.
+        max_length: bytes that are read of a caption; the tower itself reads 77 tokens.
+
+    Raises:
+        FileNotFoundError: if there is no such directory.
+        ValueError: if the package is not installed, or the directory holds something else.
+    """
+
+    def __init__(self, *, path: str, dim: int, max_length: int) -> None:
+        super().__init__(dim=dim, max_length=max_length)
+        self.path = str(Path(path).expanduser().absolute())
+        self.output = nn.Sequential(nn.Linear(_tower(self.path).width, dim), nn.LayerNorm(dim))
+
+    def forward(self, condition: Tensor) -> Tensor:
+        return self.output(_tower(self.path)(condition[:, : self.max_length]))
+
+
+class _Tower:
+    """Tokenizer and text tower of one directory, and the vectors of the captions they have seen, on the CPU."""
+
+    def __init__(self, path: str) -> None:
+        if not Path(path).is_dir():
+            raise FileNotFoundError(f"conditioning.encoder.path={path} does not exist: name a directory with CLIP's files")
+        transformers = _import_transformers()
+        try:
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+            self.model, report = transformers.CLIPTextModel.from_pretrained(
+                path, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+        except Exception as error:  # a directory of another kind makes it raise nearly anything
+            raise ValueError(
+                f"conditioning.encoder.path={path} holds no CLIP text model ({str(error).strip().splitlines()[0]}): it must "
+                "have config.json, model.safetensors and the tokenizer's files"
+            ) from error
+        if report["missing_keys"]:  # which would stay random
+            raise ValueError(
+                f"conditioning.encoder.path={path} holds no CLIP text model: it lacks {sorted(report['missing_keys'])[0]} and "
+                f"{len(report['missing_keys']) - 1} other weights"
+            )
+        self.model.eval().requires_grad_(False)
+        self.width: int = self.model.config.hidden_size
+        self.known: dict[bytes, Tensor] = {}
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, captions: Tensor) -> Tensor:
+        """uint8 [N, L] -> float32 [N, hidden_size], on the same device."""
+        contents = [row.tobytes().rstrip(b"\0") for row in captions.cpu().numpy()]
+        unknown = [content for content in dict.fromkeys(contents) if content not in self.known]
+        if len(self.known) + len(unknown) > _MOST_KNOWN:
+            self.known.clear()
+            unknown = list(dict.fromkeys(contents))
+        if unknown:
+            self.known |= zip(unknown, self._encode(unknown, captions.device), strict=True)
+        return torch.stack([self.known[content] for content in contents]).to(captions.device)
+
+    @torch.no_grad()
+    def _encode(self, contents: list[bytes], device: torch.device) -> Tensor:
+        texts = [content.decode("utf-8", "ignore") for content in contents]  # the last character may be cut
+        most = self.model.config.max_position_embeddings
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=most, return_tensors="pt")
+        with torch.autocast(device.type, enabled=False):
+            output = self.model.to(device)(tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device))
+        return output.pooler_output.float().cpu()
+
+
+@functools.cache
+def _tower(path: str) -> _Tower:
+    return _Tower(path)
+
+
+def _import_transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError(
+            f"conditioning=clip_text needs the package transformers ({error}): pip install 'genimg[text]', or choose "
+            "conditioning=text"
+        ) from error
+    return transformers
+
+
+def _random_integers(stream: int, count: int) -> Tensor:
+    """int64 [2, count] of 24 bits, the same everywhere."""
+    columns = torch.arange(count).numpy()
+    rows = [torch.from_numpy((hash_integers(stream, number, columns) >> 40).astype("int64")) for number in range(_NUM_HASHES)]
+    return torch.stack(rows)
+
+
+def _require_positive(**settings: int) -> None:
+    for name, value in settings.items():
+        if value < 1:
+            raise ValueError(f"conditioning.encoder.{name}={value} must be 1 or more")

@@ -1,0 +1,137 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from genimg.networks.conditioning import ConditionEncoder, LabelEmbedding, OneHot, Unconditional
+from genimg.networks.discriminator import Discriminator
+from genimg.networks.fully_connected import Features, Generator
+
+SIZES = [(28, 1), (32, 3), (7, 2), ([5, 9], 3)]
+
+
+def generator(condition: ConditionEncoder | None = None, **changes) -> Generator:
+    torch.manual_seed(0)
+    settings = {
+        "latent_dim": 6,
+        "condition": condition or Unconditional(),
+        "image_size": 28,
+        "channels": 1,
+        "widths": [8, 16],
+        "activation": "leaky_relu",
+        "normalisation": "batch",
+        "initialisation": "default",
+        "spectral_norm": False,
+    }
+    return Generator(**(settings | changes))
+
+
+def features(**changes) -> Features:
+    torch.manual_seed(0)
+    settings = {
+        "image_size": 28,
+        "channels": 1,
+        "condition_channels": 0,
+        "widths": [16, 8],
+        "activation": "leaky_relu",
+        "normalisation": "none",
+        "dropout": 0.0,
+    }
+    return Features(**(settings | changes))
+
+
+def nothing(count: int) -> torch.Tensor:
+    return torch.empty(count, 0)
+
+
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    values = list(source.state_dict().values())
+    target.load_state_dict(dict(zip(target.state_dict(), values, strict=True)))
+
+
+@pytest.mark.parametrize(("activation", "module"), [("relu", nn.ReLU()), ("leaky_relu", nn.LeakyReLU(0.2))])
+def test_generator_is_a_perceptron_with_batch_norm(activation, module):
+    network = generator(activation=activation)
+    reference = nn.Sequential(
+        *(nn.Linear(6, 8), nn.BatchNorm1d(8), module),
+        *(nn.Linear(8, 16), nn.BatchNorm1d(16), module),
+        *(nn.Linear(16, 784), nn.Tanh()),
+    )
+    copy_weights(network, reference)
+    latent = torch.randn(5, 6)
+    assert torch.allclose(network(latent, nothing(5)), reference(latent).view(5, 1, 28, 28), rtol=1e-5, atol=1e-6)
+
+
+def test_features_are_those_of_a_perceptron_with_layer_norm_after_all_but_the_first_layer():
+    network = features(normalisation="layer", activation="relu")
+    reference = nn.Sequential(nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 8), nn.LayerNorm(8), nn.ReLU())
+    copy_weights(network, reference)
+    image = torch.randn(5, 1, 28, 28)
+    assert network.num_features == 8
+    assert torch.allclose(network(image), reference(image.flatten(1)), rtol=1e-5, atol=1e-6)
+
+
+def test_constant_condition_channels_enter_once_each():
+    network = features(condition_channels=3)
+    assert network.layers[0].in_features == 784 + 3
+    image, condition = torch.randn(2, 1, 28, 28), torch.randn(2, 3)
+    expected = network.layers(torch.cat([image.flatten(1), condition], dim=1))
+    constant = condition[:, :, None, None].expand(-1, -1, 28, 28)
+    assert torch.equal(network(torch.cat([image, constant], dim=1)), expected)
+
+
+def test_dropout_is_the_share_of_outputs_set_to_0_in_training_only():
+    network = features(widths=[20_000], activation="leaky_relu", dropout=0.3)
+    image = torch.randn(1, 1, 28, 28)
+    kept, dropped = network.eval()(image), network.train()(image)
+    assert not (kept == 0).any()
+    # Five standard errors of a share of 20,000.
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.3, abs=5 * (0.3 * 0.7 / 20_000) ** 0.5)
+    survived = dropped != 0
+    assert torch.allclose(dropped[survived], kept[survived] / 0.7, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("size", "channels"), SIZES)
+def test_images_of_any_size_in_range_and_one_logit_each(size, channels):
+    images = generator(image_size=size, channels=channels)(torch.randn(5, 6) * 100, nothing(5))
+    judge = Discriminator(
+        features=features(image_size=size, channels=channels),
+        condition=Unconditional(),
+        head="none",
+        bias=True,
+        initialisation="normal",
+        spectral_norm=True,
+    )
+    height, width = (size, size) if isinstance(size, int) else size
+    assert images.shape == (5, channels, height, width)
+    assert images.abs().max() <= 1
+    assert judge(images, nothing(5)).logits.shape == (5,)
+
+
+@pytest.mark.parametrize("normalisation", ["conditional_batch", "batch", "layer", "none"])
+def test_a_label_changes_the_image_which_in_evaluation_mode_does_not_depend_on_its_batch(normalisation):
+    network = generator(OneHot(num_classes=3), normalisation=normalisation, initialisation="orthogonal").eval()
+    latent, label = torch.randn(4, 6), torch.tensor([0, 1, 2, 1])
+    images = network(latent, label)
+    assert not torch.allclose(images, network(latent, (label + 1) % 3), atol=1e-3)
+    assert torch.allclose(images[:1], network(latent[:1], label[:1]), rtol=0, atol=1e-6)
+
+
+def test_spectral_norm_of_the_generator_leaves_the_encoder_alone():
+    network = generator(LabelEmbedding(num_classes=3, dim=5), spectral_norm=True)
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Linear | nn.Embedding):
+            assert parametrize.is_parametrized(layer) == (not name.startswith("condition")), name
+
+
+def test_settings_without_a_meaning_are_refused():
+    for build in (generator, features):
+        with pytest.raises(ValueError, match="activation=maxout is unknown: choose one of relu, leaky_relu"):
+            build(activation="maxout")
+        with pytest.raises(ValueError, match="normalisation=instance would make every feature 0"):
+            build(normalisation="instance")
+    with pytest.raises(ValueError, match=r"features\.widths=\[\] must name one layer or more"):
+        features(widths=[])
+    for dropout in (-0.1, 1):
+        with pytest.raises(ValueError, match=rf"features\.dropout={dropout} must be 0 or more and below 1"):
+            features(dropout=dropout)

@@ -1,0 +1,347 @@
+"""genimg-sample: chosen labels and captions, truncation, and ways between latents."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from scipy import stats
+from torch import Tensor, nn
+
+from genimg import build
+from genimg.commands.common import load_method, open_checkpoint
+from genimg.commands.sample import sample
+from genimg.data.captions import encode
+from genimg.images import to_uint8
+from genimg.interfaces import Method
+from genimg.methods.latent import Latent, Normal, Truncated, Uniform
+from genimg.methods.vae import VAE
+from genimg.paths import config_dir
+
+PROGRAM = "import sys; from genimg import cli; getattr(cli, sys.argv.pop(1))()"
+SMALL = ["data=shapes", "data.num_images=64", "data.image_size=16", "trainer.batch_size=16", "trainer.duration=2 steps"]
+SMALL += ["trainer.preview_images=4", "evaluation=none", "device=cpu"]
+GAN = [*SMALL, "model=dcgan_small", "model.generator.width=8"]
+RUNS = {
+    "labels": [*GAN, "conditioning=projection"],
+    "texts": [*GAN, "conditioning=text_conditional_batchnorm", "data.num_objects=2"],
+    "vae": [*SMALL, "model=vae_small"],
+}
+
+
+def run_command(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", PROGRAM, command, *arguments], capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run directories of models that have hardly been trained."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, arguments in RUNS.items():
+        result = run_command("train", *arguments, f"run_dir={root / name}")
+        assert result.returncode == 0, result.stdout + result.stderr
+    return root
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def run_sample(*overrides: str) -> None:
+    """In this process."""
+    with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
+        composed = compose("sample", overrides=["device=cpu", *overrides])
+    sample(composed)
+
+
+def loaded(run: Path) -> Method:
+    _, state = open_checkpoint(run, "last")
+    builder = build.Builder(epoch_size=state["num_images"], batch_size=state["config"]["trainer"]["batch_size"])
+    return load_method(state["config"], builder, state, torch.device("cpu"))
+
+
+def pixels(path: Path) -> Any:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def assert_shows(path: Path, image: Tensor) -> None:
+    """A file holds an image [C, H, W]; one level apart where another batch size sums in another order."""
+    expected = to_uint8(image[None])[0].permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(pixels(path) - expected).max() <= 1
+
+
+def cells(path: Path, rows: int, columns: int, size: int = 16) -> Any:
+    """The images of a grid with a border of two pixels: [rows, columns, H, W, C]."""
+    picture = pixels(path)
+    pitch = size + 2
+    assert picture.shape[:2] == (rows * pitch + 2, columns * pitch + 2)
+    lines = [[picture[pitch * r + 2 :][:size, pitch * c + 2 :][:, :size] for c in range(columns)] for r in range(rows)]
+    return np.array(lines)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+# Labels
+
+
+def test_through_the_command_line_a_list_of_labels_gives_a_row_for_each(runs: Path, tmp_path: Path) -> None:
+    result = run_command(
+        "sample", f"ckpt={runs / 'labels'}", "label=[3,0]", "num_images=5", "seed=2", f"output={tmp_path / 'out'}"
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "10 images" in result.stdout
+    method = loaded(runs / "labels")
+    latent = method.draw(range(5), 2)["latent"]
+    grid = cells(tmp_path / "out.png", 2, 5)
+    for row, label in enumerate((3, 0)):
+        images = method.sample({"latent": latent, "label": torch.full((5,), label)})
+        for i in range(5):
+            path = tmp_path / "out" / f"label{label}" / f"{i:06d}.png"
+            assert_shows(path, images[i])
+            assert np.array_equal(pixels(path), grid[row, i])
+    assert lines(tmp_path / "out")[7] == {"file_name": "label0/000002.png", "label": 0}
+    result = run_command("sample", f"ckpt={runs / 'labels'}", "label=5")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "error: label=5 is no class of this model: give a number from 0 to 4" in result.stderr
+
+
+def test_one_label_fills_the_folder_and_lies_beside_the_checkpoints(runs: Path) -> None:
+    run_sample(f"ckpt={runs / 'labels'}", "label=1", "num_images=3", "batch_size=2", "truncation=0.5")
+    folder = runs / "labels" / "samples-seed0-label1-truncation0.5"
+    assert sorted(path.name for path in folder.iterdir()) == [*(f"{i:06d}.png" for i in range(3)), "metadata.jsonl"]
+    assert folder.with_name(folder.name + ".png").is_file()
+
+
+def test_without_a_label_images_are_drawn_and_the_grid_has_one_class_a_row(runs: Path, tmp_path: Path) -> None:
+    run_sample(f"ckpt={runs / 'labels'}", "num_images=16", "batch_size=6", f"output={tmp_path / 'out'}")
+    method = loaded(runs / "labels")
+    drawn = method.draw(range(16), 0)
+    assert [line["label"] for line in lines(tmp_path / "out")] == drawn["label"].tolist()
+    for i, image in enumerate(method.sample(drawn)):
+        assert_shows(tmp_path / "out" / f"{i:06d}.png", image)
+    grid = cells(tmp_path / "out.png", 4, 4)
+    rows = torch.arange(4).repeat_interleave(4)
+    expected = to_uint8(method.sample({"latent": drawn["latent"], "label": rows})).permute(0, 2, 3, 1).numpy()
+    assert np.abs(grid.reshape(expected.shape) - expected.astype(int)).max() <= 1
+
+
+def test_a_class_has_a_name_where_the_checkpoint_knows_it(runs: Path, tmp_path: Path) -> None:
+    state = torch.load(runs / "labels" / "checkpoints" / "last.pt", weights_only=True)
+    state["class_names"] = ["circle", "square", "triangle", "cross", "ring"]
+    torch.save(state, tmp_path / "named.pt")
+    for name, value in (("by_name", "cross"), ("by_number", "3")):
+        run_sample(f"ckpt={tmp_path / 'named.pt'}", f"label={value}", "num_images=2", f"output={tmp_path / name}")
+    assert np.array_equal(pixels(tmp_path / "by_name.png"), pixels(tmp_path / "by_number.png"))
+    with pytest.raises(ValueError, match=r"label=crosss is no class of this model \(did you mean 'cross'\?\): it has circle,"):
+        run_sample(f"ckpt={tmp_path / 'named.pt'}", "label=crosss")
+
+
+# Captions
+
+
+def test_captions_are_drawn_or_given(runs: Path, tmp_path: Path) -> None:
+    run = f"ckpt={runs / 'texts'}"
+    first, second = "a small red circle above a large blue square", "a large ring"
+    run_sample(run, "num_images=3", f"output={tmp_path / 'drawn'}")
+    method = loaded(runs / "texts")
+    drawn = method.draw(range(3), 0)
+    texts = [row.numpy().tobytes().rstrip(b"\0").decode() for row in drawn["caption"]]
+    assert lines(tmp_path / "drawn") == [{"file_name": f"{i:06d}.png", "text": text} for i, text in enumerate(texts)]
+    assert all(" a " in text for text in texts)
+    run_sample(run, "num_images=3", f"text=[{first}, {second}]", f"output={tmp_path / 'given'}")
+    for text, name in ((first, "a-small-red-circle-above-a-large-blue-square"), (second, "a-large-ring")):
+        images = method.sample({"latent": drawn["latent"], "caption": encode([text] * 3, 64)})
+        for i in range(3):
+            assert_shows(tmp_path / "given" / name / f"{i:06d}.png", images[i])
+    assert lines(tmp_path / "given")[3] == {"file_name": "a-large-ring/000000.png", "text": second}
+    cells(tmp_path / "given.png", 2, 3)
+
+
+def test_a_folder_of_samples_is_data_with_captions(runs: Path, tmp_path: Path) -> None:
+    run_sample(f"ckpt={runs / 'texts'}", "num_images=2", "text=['ein großer Kreis', a ring]", f"output={tmp_path / 'out'}")
+    node = {"_target_": "genimg.data.sources.folder", "root": str(tmp_path / "out"), "image_size": 16, "channels": 3,
+            "fit": "crop", "labels": "auto", "refresh_index": False, "captions": "auto"}  # fmt: skip
+    source = build.Builder().build(node, "data")
+    assert sorted(source.captions(np.arange(4))) == ["a ring", "a ring", "ein großer Kreis", "ein großer Kreis"]
+
+
+# Truncation
+
+
+@pytest.mark.parametrize("limit", [0.3, 1.0])
+@pytest.mark.parametrize(
+    ("latent", "expected"),
+    [
+        (Normal(dim=4), lambda t: stats.truncnorm(-t, t)),
+        (Truncated(dim=4, limit=2.0), lambda t: stats.truncnorm(-t, t)),
+        (Uniform(dim=4), lambda t: stats.uniform(-t, 2 * t)),
+    ],
+    ids=["normal", "truncated", "uniform"],
+)
+def test_truncated_latents_have_the_quantiles_of_the_narrower_distribution(latent: Latent, expected: Any, limit: float) -> None:
+    normal = torch.linspace(-5, 5, 1001, dtype=torch.float64)
+    truncated = latent.truncated(latent.from_normal(normal), limit).numpy()
+    assert np.abs(truncated - expected(limit).ppf(stats.norm.cdf(normal.numpy()))).max() < 1e-7
+    assert np.abs(truncated).max() <= limit
+
+
+@pytest.mark.parametrize(("latent", "own"), [(Uniform(dim=4), "1"), (Truncated(dim=4, limit=0.5), "0.5")])
+def test_a_truncation_without_effect_is_refused(latent: Latent, own: str) -> None:
+    with pytest.raises(ValueError, match=rf"truncation=1\.5 has no effect on latents within \[-{own}, {own}\]"):
+        latent.truncated(torch.zeros(3), 1.5)
+
+
+@pytest.mark.parametrize("name", ["labels", "vae"])
+def test_latents_are_truncated(runs: Path, tmp_path: Path, name: str) -> None:
+    label = ["label=1"] if name == "labels" else []
+    run_sample(f"ckpt={runs / name}", "num_images=3", "truncation=0.5", *label, f"output={tmp_path / 'out'}")
+    method = loaded(runs / name)
+    latent = method.draw(range(3), 0)["latent"].double().numpy()
+    narrow = torch.tensor(stats.truncnorm(-0.5, 0.5).ppf(stats.norm.cdf(latent))).float()
+    images = method.sample({"latent": narrow, "label": torch.ones(3, dtype=torch.int64)})
+    for i in range(3):
+        assert_shows(tmp_path / "out" / f"{i:06d}.png", images[i])
+
+
+class PsiGenerator(nn.Module):
+    """A generator with a truncation of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inner = tiny.generator()
+        self.condition, self.inner = inner.condition, inner
+
+    def forward(self, latent: Tensor, condition: Tensor, truncation: float = 1.0) -> Tensor:
+        return truncation * self.inner(latent, condition)
+
+
+def test_a_generator_with_a_truncation_of_its_own_gets_it() -> None:
+    gan = tiny.gan(generator=PsiGenerator())
+    drawn = gan.draw(range(3), 0)
+    plain, truncated = gan.sample(drawn), gan.sample(gan.truncated(drawn, 0.25))
+    assert torch.allclose(truncated, 0.25 * plain, rtol=1e-6, atol=0)
+
+
+def test_a_method_without_latents_has_nothing_to_truncate() -> None:
+    with pytest.raises(ValueError, match=r"truncation=0\.5 has no effect on a GAN, which has no latents"):
+        Method.truncated(tiny.gan(), {}, 0.5)
+
+
+# Ways between latents
+
+
+def way(start: Any, end: Any, weights: Any, *, spherical: bool) -> Any:
+    """[S, Z], by White 2016, section 2.1."""
+    angle = np.arccos(np.dot(start, end) / np.linalg.norm(start) / np.linalg.norm(end)) if spherical else 0.0
+    return np.array([
+        (np.sin((1 - t) * angle) * start + np.sin(t * angle) * end) / np.sin(angle) if spherical else (1 - t) * start + t * end
+        for t in weights
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["linear", "spherical"])
+@pytest.mark.parametrize(("name", "condition"), [("labels", ["label=2"]), ("texts", ["text=a red ring"]), ("vae", [])])
+def test_a_way_is_a_closed_loop_through_the_latents(
+    runs: Path, tmp_path: Path, name: str, condition: list[str], kind: str
+) -> None:
+    options = ["num_images=3", "frames=4", "seed=5", "batch_size=5", f"interpolate={kind}", "frames_per_second=20"]
+    run_sample(f"ckpt={runs / name}", *options, *condition, f"output={tmp_path / 'out'}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.png", "out.webp"]
+    method = loaded(runs / name)
+    keys = method.draw(range(3), 5)["latent"].double().numpy()
+    pairs = [(keys[0], keys[1]), (keys[1], keys[2]), (keys[2], keys[0])]
+    latents = np.concatenate([way(*pair, (0, 0.25, 0.5, 0.75), spherical=kind == "spherical") for pair in pairs])
+    conditions = {"label": torch.full((12,), 2), "caption": encode(["a red ring"] * 12, 16)}
+    images = to_uint8(method.sample({"latent": torch.from_numpy(latents).float()} | conditions))
+    expected = images.permute(0, 2, 3, 1).numpy().reshape(3, 4, 16, 16, 3).astype(int)
+    grid = cells(tmp_path / "out.png", 3, 4)
+    assert np.abs(grid - expected).max() <= 1
+    with Image.open(tmp_path / "out.webp") as animation:
+        assert animation.info["loop"] == 0  # without end
+        shown: list[Any] = []
+        for number in range(animation.n_frames):
+            animation.seek(number)
+            frame = np.asarray(animation.convert("RGB"))
+            shown += [frame] * (animation.info["duration"] // 50)  # milliseconds; equal neighbours become one longer frame
+    assert np.array_equal(np.stack(shown), grid.reshape(12, 16, 16, 3))
+
+
+def test_an_animation_has_a_frame_for_each_image(runs: Path, tmp_path: Path) -> None:
+    run_sample(f"ckpt={runs / 'vae'}", "num_images=3", "frames=5", "interpolate=spherical", f"output={tmp_path / 'out'}")
+    with Image.open(tmp_path / "out.webp") as animation:
+        assert (animation.format, animation.n_frames, animation.is_animated) == ("WEBP", 15, True)
+
+
+def test_ways_of_several_conditions_lie_in_one_folder(runs: Path) -> None:
+    run_sample(f"ckpt={runs / 'labels'}", "num_images=2", "frames=2", "label=[0,4]", "interpolate=linear")
+    folder = runs / "labels" / "samples-seed0-labels-linear"
+    assert sorted(path.name for path in folder.iterdir()) == ["label0.png", "label0.webp", "label4.png", "label4.webp"]
+
+
+def test_a_truncated_way_stays_within_the_limit(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    original = VAE.sample
+    monkeypatch.setattr(VAE, "sample", lambda self, batch: seen.append(batch["latent"]) or original(self, batch))
+    options = ["num_images=4", "frames=3", "interpolate=spherical", "truncation=0.4"]
+    run_sample(f"ckpt={runs / 'vae'}", *options, f"output={tmp_path / 'out'}")
+    latents = torch.cat(seen)
+    assert latents.shape[0] == 12
+    assert 0.3 < latents.abs().max() <= 0.4
+
+
+def test_a_method_without_latents_has_no_way(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VAE, "draw", lambda self, indices, seed: {"noise": torch.zeros(len(indices), 3)})
+    with pytest.raises(ValueError, match="interpolate=linear: a VAE has no latents"):
+        run_sample(f"ckpt={runs / 'vae'}", "interpolate=linear")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("vae", ["label=3"], r"label=3: this model was trained without labels and cannot be asked for one"),
+        ("vae", ["text=a ring"], r"text=a ring: this model was trained without captions"),
+        ("labels", ["text=a ring"], r"text=a ring: this model was trained without captions"),
+        ("texts", ["label=1"], r"label=1: this model was trained without labels"),
+        ("labels", ["label=-1"], r"label=-1 is no class of this model: give a number from 0 to 4"),
+        ("labels", ["label=[0,5]"], r"label=5 is no class of this model: give a number from 0 to 4"),
+        ("labels", ["label=1.5"], r"label=1\.5 is no class"),
+        ("labels", ["label=true"], r"label=True is no class"),
+        ("labels", ["label=circl"], r"label=circl is no class of this model"),
+        ("labels", ["label=[]"], r"label=\[\] names nothing"),
+        ("labels", ["label=[1,1]"], r"label1 is asked for twice"),
+        ("texts", ["text=3"], r"text=3 is not text: put it in quotes"),
+        ("texts", ["text=[a ring,'a ring!']"], r"a-ring is asked for twice"),
+        ("vae", ["truncation=0"], r"truncation=0 must be a number above 0"),
+        ("vae", ["truncation=-0.5"], r"truncation=-0\.5 must be a number above 0"),
+        ("vae", ["truncation=much"], r"truncation=much must be a number above 0"),
+        ("vae", ["interpolate=cubic"], r"interpolate=cubic is unknown: choose linear, spherical or null"),
+        ("vae", ["interpolate=linear", "num_images=1"], r"num_images=1 must be 2 or more to interpolate between them"),
+        ("vae", ["interpolate=linear", "frames=1"], r"frames=1 must be 2 or more"),
+        ("vae", ["frames_per_second=0"], r"frames_per_second=0 must be a number above 0"),
+        ("vae", ["batch_size=0"], r"batch_size=0 must be 1 or more"),
+        ("labels", ["interpolate=linear"], r"interpolate=linear goes between latents, all with one label: .* label=\.\.\."),
+        ("texts", ["interpolate=linear"], r"interpolate=linear goes between latents, all with one caption: .* text=\.\.\."),
+    ],
+)  # fmt: skip
+def test_bad_requests_are_refused_before_anything_is_written(
+    runs: Path, tmp_path: Path, name: str, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        run_sample(f"ckpt={runs / name}", *overrides, f"output={tmp_path / 'out'}")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,94 @@
+"""Networks and methods small enough for a test."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from genimg.losses.adversarial import AdversarialLoss, cross_entropy_discriminator_loss, nonsaturating_generator_loss
+from genimg.methods.augment import NoAugment
+from genimg.methods.gan import GAN
+from genimg.methods.latent import Normal
+from genimg.networks.conditioning import OneHot, Unconditional
+from genimg.networks.dcgan import Features, Generator
+from genimg.networks.discriminator import Discriminator
+
+NONSATURATING = AdversarialLoss(discriminator=cross_entropy_discriminator_loss, generator=nonsaturating_generator_loss)
+
+
+def no_condition(count: int) -> torch.Tensor:
+    """What stands in for the condition of an unconditional network."""
+    return torch.empty(count, 0)
+
+
+def generator(**changes: Any) -> Generator:
+    settings = {
+        "latent_dim": 5, "condition": Unconditional(), "image_size": 16, "channels": 1, "width": 4, "smallest": 4,
+        "normalisation": "batch", "initialisation": "normal", "spectral_norm": False,
+    }  # fmt: skip
+    return Generator(**(settings | changes))
+
+
+def features(**changes: Any) -> Features:
+    settings = {
+        "image_size": 16, "channels": 1, "condition_channels": 0, "width": 4, "smallest": 4, "kernel_size": 4,
+        "normalisation": "batch", "activation_first": False,
+    }  # fmt: skip
+    return Features(**(settings | changes))
+
+
+def discriminator(*, head: str = "none", num_classes: int = 0, spectral_norm: bool = False, **changes: Any) -> Discriminator:
+    """With a head other than ``none``, conditioned on that many classes."""
+    channels = {"condition_channels": num_classes} if head == "concat" else {}
+    return Discriminator(
+        features=features(**(channels | changes)),
+        condition=OneHot(num_classes=num_classes) if num_classes else Unconditional(),
+        head=head,
+        bias=False,
+        initialisation="normal",
+        spectral_norm=spectral_norm,
+    )
+
+
+def gan(**changes: Any) -> GAN:
+    torch.manual_seed(0)
+    networks: dict[str, nn.Module] = {"generator": generator(), "discriminator": discriminator()}
+    settings = {
+        "loss": NONSATURATING, "latent": Normal(dim=5), "penalties": {}, "augment": NoAugment(), "auxiliary": None,
+        "generator_interval": 1, "generator_batches": 1, "ema_half_life": 1000, "ema_ramp_up": 1e9,
+    }  # fmt: skip
+    return GAN(**(networks | settings | changes))
+
+
+def conditional_gan(head: str, num_classes: int = 3, **changes: Any) -> GAN:
+    """On labels; the generator by conditional batch norm for ``projection``, else by the latent."""
+    torch.manual_seed(0)
+    normalisation = "conditional_batch" if head == "projection" else "batch"
+    networks = {
+        "generator": generator(condition=OneHot(num_classes=num_classes), normalisation=normalisation),
+        "discriminator": discriminator(head=head, num_classes=num_classes),
+    }
+    return gan(**(networks | changes))
+
+
+_RESIDUAL = [
+    "model.generator.widths=[8]", "model.discriminator.features.widths=[8]", "model.discriminator.features.smallest=4",
+    "model.discriminator.features.num_flat_blocks=1",
+]  # fmt: skip
+_STYLES = ["model.latent.dim=16", "model.generator.channel_base=128", "model.generator.channel_max=8"]
+SIZES = {
+    "dcgan": ["model.generator.width=4"],
+    "dcgan_small": ["model.generator.width=4"],
+    "fully_connected": ["model.generator.widths=[16]", "model.discriminator.features.widths=[16]"],
+    "sngan": _RESIDUAL,
+    "sngan_cnn": ["model.generator.width=8", "model.discriminator.features.width=8"],
+    "wgan_gp": _RESIDUAL,
+    "sagan": [*_RESIDUAL, "model.generator.attention_at=8"],
+    "biggan": [*_RESIDUAL, "model.generator.attention_at=8"],
+    "stylegan2": _STYLES,
+    "stylegan2_small": _STYLES,
+    "r3gan": ["model.generator.widths=[32]"],
+    "vae": ["model.encoder.width=4"],
+    "vae_small": ["model.encoder.width=4"],
+}
+"""What makes each shipped model fit images of 16 px, and small."""
