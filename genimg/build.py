@@ -317,7 +317,7 @@ def build_optimizers(
             raise ValueError(f"optimizer_overrides.{name}: the model has no such parameter group, but {', '.join(groups)}")
     optimizers = {}
     for name, parameters in groups.items():
-        node = {**_corrected(config["optimizer"], method.lazy_interval(name)), **overrides.get(name, {})}
+        node = _corrected({**config["optimizer"], **overrides.get(name, {})}, builder, method.lazy_share(name))
         try:
             optimizer = builder.build({**node, "_partial_": True}, "optimizer")
             optimizers[name] = optimizer(parameters, **{**defaults(optimizer.func, optimizer.keywords), **optimizer.keywords})
@@ -328,17 +328,21 @@ def build_optimizers(
     return optimizers
 
 
-def _corrected(node: Config, interval: int | None) -> Config:
-    """Adam's settings for a group that a lazy penalty updates once more every ``interval`` steps.
+def _corrected(node: Config, builder: Builder, share: float) -> Config:
+    """Adam's settings for a group that lazy penalties update ``share`` times more for each of its own updates.
 
-    With c = interval / (interval + 1) the learning rate becomes c times it and the betas their c-th powers: Karras et al.
-    2020, "Analyzing and improving the image quality of StyleGAN", appendix B.
+    With c = 1 / (1 + share) the learning rate becomes c times it and the betas their c-th powers: Karras et al. 2020,
+    "Analyzing and improving the image quality of StyleGAN", appendix B, where share is 1 / interval.
     """
-    if interval is None:
+    if not share:
         return node
-    c = interval / (interval + 1)
-    corrected = {"lr": node["lr"] * c} if "lr" in node else {}
-    return {**node, **corrected, **({"betas": [beta**c for beta in node["betas"]]} if "betas" in node else {})}
+    c = 1.0 / (1.0 + share)
+    defaults = inspect.signature(builder.locate(node["_target_"], "optimizer")).parameters
+    corrected = dict(node)
+    for key, change in (("lr", lambda lr: lr * c), ("betas", lambda betas: [beta**c for beta in betas])):
+        if key in node or key in defaults:
+            corrected[key] = change(node[key] if key in node else defaults[key].default)
+    return corrected
 
 
 def build_schedule(config: Config, builder: Builder) -> Schedule:

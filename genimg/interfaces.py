@@ -86,9 +86,9 @@ class Method(nn.Module, ABC):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The parameters that each named update trains; every group has an optimizer of its own."""
 
-    def lazy_interval(self, group: str) -> int | None:
-        """Steps between two updates of ``group`` by a lazy penalty, for which its optimizer is corrected; None without."""
-        return None
+    def lazy_share(self, group: str) -> float:
+        """Further updates of ``group`` by lazy penalties, for each of its own; its optimizer is corrected for them."""
+        return 0.0
 
     num_remembered: ClassVar[int] = 0
     """How many rows ``remember`` wants."""

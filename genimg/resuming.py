@@ -22,7 +22,7 @@ Config = dict[str, Any]
 # a schedule that depends on it has a duration of its own.
 _HARMLESS = (
     "run_dir", "resume", "resume_force", "allow", "debug", "print_config", "dry_run", "device", "evaluation", "performance",
-    "data.root", "data.placement", "data.num_workers", "data.max_corrupt", "data.refresh_index",
+    "data.root", "data.placement", "data.num_workers", "data.max_corrupt", "data.refresh_index", "data.num_classes",
     "trainer.duration", "trainer.log_interval", "trainer.preview_interval", "trainer.preview_images",
     "trainer.checkpoint_interval", "trainer.keep_last",
 )  # fmt: skip
@@ -32,7 +32,7 @@ _OF_THIS_COMMAND = ("resume", "resume_force", "run_dir", "allow", "debug", "prin
 
 # What earlier checkpoints lack, and what they then mean.
 _YOUNG_GROUPS = ("performance", "conditioning", "penalty", "augment", "data_augment")
-_YOUNG_KEYS = {"trainer.sync_batch_norm": False, "data.captions": "auto", "data.held_out": [], "data.num_classes": 0}
+_YOUNG_KEYS = {"trainer.sync_batch_norm": False, "data.captions": "auto", "data.held_out": []}
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,14 @@ def find_start(composed: DictConfig, run_dir: Path) -> tuple[Config, Config, Sav
         if config["trainer"]["accumulation"] == "auto":  # what was found then: batch norm sees microbatches
             found = saved.state["config"]["trainer"]["accumulation"]
             source["trainer"]["accumulation"] = config["trainer"]["accumulation"] = found
-        if config["performance"]["compile"] == "auto" and "performance" in saved.state["config"]:
-            found = saved.state["config"]["performance"]["compile"]
-            source["performance"]["compile"] = config["performance"]["compile"] = found
-        if config["data"]["num_classes"] is None:
-            source["data"]["num_classes"] = saved.state["config"]["data"].get("num_classes")
+        if config["performance"]["compile"] == "auto":
+            mode = saved.state["config"].get("performance", {}).get("compile", False)
+            if mode == "auto" or config["performance"]["activation_checkpointing"]:
+                mode = False  # auto was off when it was not settled
+            source["performance"]["compile"] = config["performance"]["compile"] = mode
+        known = saved.state["config"]["data"].get("num_classes")
+        if known is not None and config["data"].get("num_classes") is None:
+            source["data"]["num_classes"] = known
             config = _resolved(source)
         _compare(saved, config)
     return source, config, saved

@@ -565,3 +565,30 @@ def test_checking_the_shapes_leaves_the_weights_and_statistics_alone():
     unchecked = BUILDER.build(config["model"], "model")
     for key, value in unchecked.state_dict().items():
         assert torch.equal(checked.state_dict()[key], value), key
+
+
+def test_several_lazy_penalties_and_a_rate_of_a_networks_own_are_corrected_together():
+    config = resolve(
+        "model=dcgan_small", "penalty=[r1,r2]", "penalty.r1.interval=16", "penalty.r2.interval=16", "optimizer=adam",
+        "+optimizer_overrides.discriminator.lr=0.004", *TINY,
+    )  # fmt: skip
+    method = build.build_method(config, build.build_source(config, BUILDER), BUILDER)
+    built = build.build_optimizers(config, method, BUILDER)
+    assert built["discriminator"].defaults["lr"] == pytest.approx(0.004 * 16 / 18)
+    assert built["discriminator"].defaults["betas"] == pytest.approx((0.9 ** (16 / 18), 0.999 ** (16 / 18)))
+    assert built["generator"].defaults["betas"] == (0.9, 0.999)
+
+
+def test_the_lsgan_of_the_experiment_has_the_published_parameters():
+    config = resolve("experiment=lsgan_cifar10", "data=shapes", "data.image_size=32")
+    groups = build.build_method(config, build.build_source(config, BUILDER), BUILDER).parameter_groups()
+    counts = {name: sum(p.numel() for p in parameters) for name, parameters in groups.items()}
+    assert counts == {"generator": 3_812_355, "discriminator": 2_931_009}
+
+
+@pytest.mark.parametrize("model", [name for name in options("model") if not name.startswith("vae")])
+def test_each_network_reads_its_own_encoder_of_the_conditioning(model):
+    config = resolve(f"model={model}", "conditioning=shared_embedding", "conditioning.normalisation=none", *TINY)
+    node = config["model"]
+    assert node["generator"]["condition"]["_target_"].endswith("LabelEmbedding")
+    assert node["discriminator"]["condition"]["_target_"].endswith("OneHot")

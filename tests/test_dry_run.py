@@ -257,7 +257,10 @@ def test_compilation_is_chosen_by_a_trial_that_leaves_no_trace(
     assert settling.choose_compilation(parts, data_of(parts), worth, mode="default") == found
     assert all(torch.equal(tensor, before[name]) for name, tensor in parts.method.state_dict().items())
     assert not any(optimizer.state for optimizer in parts.optimizers.values())
-    assert all(network._compiled_call_impl is None for network in _trained_networks(parts.method))
+    networks = parts.method.generator, parts.method.discriminator
+    assert list(networks) == _trained_networks(parts.method)
+    assert all(network._compiled_call_impl is None for network in networks)
+    assert all(parameter.requires_grad for network in networks for parameter in network.parameters())
 
 
 def test_what_was_settled_is_in_both_configs(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:

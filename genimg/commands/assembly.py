@@ -152,7 +152,10 @@ def _synchronised(method: Method, device: torch.device) -> Method:
         log.warning("trainer.sync_batch_norm=true has no effect in a single process")
     elif device.type != "cuda":
         raise ValueError(f"trainer.sync_batch_norm=true needs GPUs, and the device is {device.type}: leave it false")
-    return nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    for name, network in list(method.named_children()):
+        if any(parameter.requires_grad for parameter in network.parameters()):  # the first rank samples averages by itself
+            setattr(method, name, nn.SyncBatchNorm.convert_sync_batchnorm(network))
+    return method
 
 
 def describe_parts(parts: Parts, placement: str) -> None:

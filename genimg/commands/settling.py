@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ import torch
 from genimg.commands.assembly import Parts
 from genimg.commands.common import Config
 from genimg.data.placement import Data
-from genimg.distributed import alone, of_first_rank, on_every_rank, world_size
+from genimg.distributed import alone, on_every_rank, world_size
 from genimg.training.logger import SilentLogger
 from genimg.training.trainer import Trainer
 from genimg.training.update import NonFiniteError
@@ -51,7 +52,8 @@ def settle(parts: Parts, data: Data, config: Config, source_config: Config) -> P
         log.info("trainer.accumulation=auto: %d", count)
     if parts.performance.compile == "auto":
         mode: str | bool = False
-        if parts.device.type == "cuda" and not config["dry_run"] and not parts.performance.activation_checkpointing:
+        tried = not (config["dry_run"] or parts.performance.activation_checkpointing or parts.settings.sync_batch_norm)
+        if parts.device.type == "cuda" and tried:
             mode = choose_compilation(parts, data, _WORTH_COMPILING)
         config["performance"]["compile"] = source_config["performance"]["compile"] = mode
         parts = replace(parts, performance=replace(parts.performance, compile=mode))
@@ -111,28 +113,41 @@ def choose_compilation(parts: Parts, data: Data, worth: float, mode: str = _MODE
         mode: of torch.compile.
     """
     data.load()
+    share = parts.settings.batch_size // world_size()
+    plain = fast = off = math.inf
+    reason = ""
+    with alone():  # so that a rank which fails keeps no other waiting
+        own = replace(parts, settings=replace(parts.settings, batch_size=share))
+        try:
+            with _without_trace(own) as tried:
+                plain, losses = _time(tried, data)
+            if (seconds := plain * parts.settings.duration / parts.settings.batch_size) < worth:
+                reason = f"the training takes {seconds:.0f} s without"
+            else:
+                compiled = replace(own, performance=replace(own.performance, compile=mode))
+                fast, compiled_losses = _time_compiled(compiled, data)
+                differences = zip(compiled_losses, losses, strict=True)
+                off = max((abs(new - old) / max(1.0, abs(old)) for new, old in differences), default=0.0)
+        except Exception as error:  # a compiler has many ways to fail, and none of them shall end a training that runs without
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    if not reason and off > _TOLERANCE:
+        reason = f"losses differ by {off:.2g}"
+    if not reason and plain / fast <= _GAIN:
+        reason = f"{1e3 * fast:.2f} ms a step instead of {1e3 * plain:.2f}"
+    if not on_every_rank(not reason):
+        log.info("performance.compile=auto: not compiled (%s)", reason or "another process cannot")
+        return False
+    log.info("performance.compile=auto: %s, %.2f ms a step instead of %.2f", mode, 1e3 * fast, 1e3 * plain)
+    return mode
+
+
+def _time_compiled(parts: Parts, data: Data) -> tuple[float, list[float]]:
     with _without_trace(parts) as tried:
-        plain, losses = _time(tried, data)
-    seconds = plain * parts.settings.duration / parts.settings.batch_size
-    if of_first_rank(seconds) < worth:
-        return False
-    compiled = replace(parts, performance=replace(parts.performance, compile=mode))
-    try:
-        with _without_trace(compiled) as tried:
-            tried.performance.compile_networks(tried.method)
-            try:
-                fast, compiled_losses = _time(tried, data)
-            finally:
-                tried.performance.forget_compiled(tried.method)
-    except Exception as error:  # a compiler has many ways to fail, and none of them shall end a training that runs without
-        log.warning("performance.compile=auto: not compiled (%s)", str(error).strip().splitlines()[0][:200])
-        return False
-    off = max(abs(new - old) / max(1.0, abs(old)) for new, old in zip(compiled_losses, losses, strict=True))
-    log.info("performance.compile=auto: %.2f ms a step, compiled (%s) %.2f ms", 1e3 * plain, mode, 1e3 * fast)
-    if off > _TOLERANCE:
-        log.warning("performance.compile=auto: not compiled, because losses differ by %.2g", off)
-        return False
-    return mode if of_first_rank(plain / fast) > _GAIN else False
+        tried.performance.compile_networks(tried.method)
+        try:
+            return _time(tried, data)
+        finally:
+            tried.performance.forget_compiled(tried.method)
 
 
 def _time(parts: Parts, data: Data) -> tuple[float, list[float]]:
@@ -157,11 +172,16 @@ def _trainer(parts: Parts, data: Data) -> Trainer:
 def _without_trace(parts: Parts) -> Iterator[Parts]:
     """The parts with optimizers of their own; at the end the weights are what they were, and the memory is free."""
     initial = {name: tensor.to("cpu", copy=True) for name, tensor in parts.method.state_dict().items()}
+    wanted = [(parameter, parameter.requires_grad) for parameter in parts.method.parameters()]
+    trial = replace(parts, optimizers=parts.make_optimizers())
     try:
-        yield replace(parts, optimizers=parts.make_optimizers())
+        yield trial
     finally:
-        for parameter in parts.method.parameters():
+        for optimizer in trial.optimizers.values():
+            optimizer.state.clear()
+        for parameter, requires_grad in wanted:
             parameter.grad = None
+            parameter.requires_grad_(requires_grad)
         parts.method.load_state_dict(initial)
         gc.collect()
         if parts.device.type == "cuda":

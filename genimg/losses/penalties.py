@@ -39,7 +39,7 @@ class DiscriminatorPenalty(nn.Module, ABC):
     """Added to the discriminator's loss.
 
     Args:
-        interval: in steps. 1 adds it to every loss; k > 1 makes an update of its own every k steps, of the penalty times k
+        interval: in updates of its network. 1 adds it to every loss; k > 1 makes one more update every k, of it times k
             (lazy regularisation, Karras et al. 2020, "Analyzing and improving", appendix B).
     """
 
@@ -163,7 +163,7 @@ class LatentConsistency(DiscriminatorPenalty):
     """weight E[(D(G(z)) - D(G(z + dz)))^2]: the discriminator's half of zCR, Zhao et al. 2021, algorithm 2.
 
     Args:
-        weight: 5 in the paper; its other half is ``generator_penalties.LatentDiversity``.
+        weight: 5 in the paper; its other half is ``LatentDiversity``.
         noise: standard deviation of dz; 0.07 in the paper.
         interval: see ``DiscriminatorPenalty``.
     """

@@ -15,7 +15,16 @@ from torch.nn.utils import parametrize
 from genimg.images import num_columns
 from genimg.interfaces import Batch, Images, Method, Metrics, Microbatches, Progress, Update
 from genimg.losses.adversarial import AdversarialLoss, AuxiliaryClassification
-from genimg.losses.penalties import DiscriminatorPenalty, GeneratorPenalty, Sides, WeightClipping
+from genimg.losses.penalties import (
+    DRAGAN,
+    R1,
+    R2,
+    DiscriminatorPenalty,
+    GeneratorPenalty,
+    GradientPenalty,
+    Sides,
+    WeightClipping,
+)
 from genimg.methods.augment import Augment
 from genimg.methods.ema import EMA
 from genimg.methods.latent import Latent
@@ -109,9 +118,9 @@ class GAN(Method):
         if self.loss.unbounded and not self.penalties and not held:
             log.warning("this loss needs a discriminator that is held: choose penalty=[gradient_penalty] or [weight_clipping]")
         mixes = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self.discriminator.modules())
-        if mixes and any(isinstance(penalty, DiscriminatorPenalty) for penalty in self.penalties.values()):
+        if mixes and any(isinstance(penalty, GradientPenalty | DRAGAN | R1 | R2) for penalty in self.penalties.values()):
             log.warning(
-                "penalties look at each image alone, but the discriminator's batch norm mixes a batch: "
+                "gradient penalties look at each image alone, but the discriminator's batch norm mixes a batch: "
                 "model.discriminator.features.normalisation=layer or none is what their authors use"
             )
 
@@ -121,8 +130,8 @@ class GAN(Method):
             "generator": list(self.generator.parameters()),
         }
 
-    def lazy_interval(self, group: str) -> int | None:
-        return min((penalty.interval for _, penalty in self._penalties_of(group) if penalty.interval > 1), default=None)
+    def lazy_share(self, group: str) -> float:
+        return sum(1.0 / penalty.interval for _, penalty in self._penalties_of(group) if penalty.interval > 1)
 
     def _penalties_of(self, group: str) -> list[tuple[str, DiscriminatorPenalty | GeneratorPenalty]]:
         kind = DiscriminatorPenalty if group == "discriminator" else GeneratorPenalty
@@ -152,10 +161,11 @@ class GAN(Method):
     def _update_lazily(self, group: str, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
         """An update for each penalty that is due only now and then, of the penalty times its interval."""
         metrics: Metrics = {}
+        number = progress.step // (1 if group == "discriminator" else self.generator_interval)  # of the group's updates
         for name, penalty in self._penalties_of(group):
-            if penalty.interval > 1 and progress.due(penalty.interval):
+            if penalty.interval > 1 and number % penalty.interval == 0:
                 found = update(group, partial(self._penalty, name, penalty, penalty.interval), batch)
-                metrics |= {key: value for key, value in found.items() if key.startswith("penalty/")}
+                metrics |= {key: value for key, value in found.items() if not key.startswith("grad_norm/")}
         return metrics
 
     def _generate(self, batch: Batch, *, batches: int) -> Batch:

@@ -23,9 +23,18 @@ class Background:
 
     def settle(self) -> None:
         """Wait for the job under way, if there is one."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        if self._pending is None:
+            return
+        try:
+            self._pending.result()
+        finally:
+            if self._pending.done():  # not if a signal has ended the waiting
+                self._pending = None
+
+    def check(self) -> None:
+        """Raise what the last job has raised, without waiting for it."""
+        if self._pending is not None and self._pending.done():
+            self.settle()
 
     def close(self) -> None:
         """Wait for the job under way and end the thread."""

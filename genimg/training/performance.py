@@ -42,6 +42,8 @@ class Performance:
             choices = ", ".join(("auto", "false", *_COMPILE_MODES))
             raise ValueError(f"performance.compile={self.compile} is unknown: choose one of {choices}")
 
+        if self.activation_checkpointing not in (True, False):
+            raise ValueError(f"performance.activation_checkpointing={self.activation_checkpointing} must be true or false")
         if self.activation_checkpointing and self.compile in _COMPILE_MODES:
             raise ValueError(
                 "performance.activation_checkpointing=true does not go with performance.compile, which decides by itself what "
@@ -103,7 +105,9 @@ class Performance:
 
 
 def _trained_networks(method: Method) -> list[nn.Module]:
-    return [network for network in method.children() if any(p.requires_grad for p in network.parameters())]
+    # Not by requires_grad, which the updater switches from one group to the next.
+    trained = {id(parameter) for group in method.parameter_groups().values() for parameter in group}
+    return [network for network in method.children() if any(id(parameter) in trained for parameter in network.parameters())]
 
 
 def lay_out_as_parameters(optimizer: Optimizer) -> None:

@@ -141,20 +141,26 @@ class Trainer:
                 self._maintain(logger, bar)
                 if self.state.images >= self.settings.duration:
                     self._vote.settle()
-                    self._background.settle()
+                    self._wait_for_files()
                     return self.state
                 self._step(stream)
                 self._stopping = self._vote.cast(self.stop_signal is not None)
                 bar.advance(self.settings.batch_size)
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
             bar.close()
             try:
                 self._background.close()
-            except OSError as error:  # while another error is under way, which says more
+            except Exception as error:  # while another error is under way, which says more
                 log.warning("%s", error)
-            logger.close()
+            finally:
+                logger.close()
+                for number, handler in previous.items():
+                    signal.signal(number, handler)
+
+    def _wait_for_files(self) -> None:
+        """Until they are on the disk; if they cannot be written, all ranks fail together."""
+        with failing_together():
+            self._background.settle()
 
     def steps(self) -> Iterator[int]:
         """Steps alone, without end, logs, pictures, evaluations and checkpoints; gives the images seen after each."""
@@ -197,6 +203,7 @@ class Trainer:
 
     def _maintain(self, logger: Logger, bar: ProgressBar) -> None:
         """Everything that happens between steps, in a fixed order, so that a resumed run does the same."""
+        self._background.check()
         settings, images = self.settings, self.state.images
         done = images >= settings.duration
         if self._due(settings.log_interval) or done:
@@ -207,7 +214,7 @@ class Trainer:
         if (self._due(settings.checkpoint_interval) or done or self._stopping) and images != self._last_saved:
             self._save(best=False)
         if self._stopping and not done:
-            self._background.settle()  # the checkpoint is on the disk, or this says why not
+            self._wait_for_files()
             raise StopRequestedError
         if self.evaluator:
             try:
@@ -218,7 +225,7 @@ class Trainer:
             except EvaluationInterruptedError:
                 if images != self._last_saved:
                     self._save(best=False)
-                self._background.settle()
+                self._wait_for_files()
                 raise StopRequestedError from None
 
     def _due(self, interval: int) -> bool:
@@ -269,6 +276,7 @@ class Trainer:
         self._save(best=best)
         done = state.images >= self.settings.duration
         if evaluator.stop_if is not None and state.worse_evaluations >= evaluator.stop_if.evaluations and not done:
+            self._wait_for_files()
             raise WorseningError
 
     def _evaluate_finally(self, evaluator: Evaluator, num_images: int, logger: Logger) -> None:
@@ -280,7 +288,7 @@ class Trainer:
 
     def _measure(self, evaluator: Evaluator, logger: Logger, prefix: str, num_images: int | None) -> Evaluation:
         self.updater.raise_if_not_finite()
-        start, self._evaluating = time.monotonic(), world_size() == 1  # several ranks finish it
+        start, self._evaluating = time.monotonic(), True
         try:
             result = evaluator.evaluate(self.method, self.data, self.device, self._should_stop_evaluating, num_images)
             result = of_first_rank(result)  # unlike GPUs differ in the last digits, and all must draw the same conclusion
@@ -305,6 +313,7 @@ class Trainer:
         self.updater.raise_if_not_finite()
         state = self.state_dict()
         if rank() == 0:
+            self._background.settle()  # so that one copy is in memory, not two
             self._background.submit(partial(self.folder.save, snapshot(state), self.progress.step, best=best))
         self._last_saved = self.state.images
 
@@ -339,7 +348,8 @@ class Trainer:
             raise KeyboardInterrupt
         self.stop_signal = number
         if rank() == 0:  # not by logging, whose lock the interrupted code may hold
-            doing = "leaving this evaluation" if self._evaluating else "finishing this step"
+            several = "finishing" if world_size() > 1 else "leaving"
+            doing = f"{several} this evaluation" if self._evaluating else "finishing this step"
             os.write(2, f"\n{signal.Signals(number).name}: {doing}, then saving; once more to stop at once\n".encode())
 
 

@@ -351,8 +351,8 @@ def test_an_eager_penalty_is_part_of_the_loss_and_a_lazy_one_an_update_of_its_ow
         "lazy_g": OfGenerator(interval=2),
     }  # fmt: skip
     gan = build(penalties=penalties)
-    assert (gan.lazy_interval("discriminator"), gan.lazy_interval("generator")) == (4, 2)
-    assert build().lazy_interval("discriminator") is None
+    assert (gan.lazy_share("discriminator"), gan.lazy_share("generator")) == (1 / 4, 1 / 2)
+    assert build().lazy_share("discriminator") == 0
     for step, expected in (
         (0, ["forward generator", "discriminator", "discriminator", "generator", "generator"]),
         (1, ["forward generator", "discriminator", "generator"]),
@@ -482,7 +482,7 @@ def test_an_auxiliary_classifier_without_weights_is_refused():
             {"loss": AdversarialLoss(discriminator=torch.sub, generator=torch.neg, unbounded=True)},
             "needs a discriminator that is",
         ),
-        ({"penalties": {"r1": Constant(interval=1)}}, "batch norm mixes a batch"),
+        ({"penalties": {"r1": R1(gamma=1.0, image_size=16, batch_size=4, interval=1)}}, "batch norm mixes a batch"),
     ],
 )
 def test_unwise_choices_are_warned_of(changes, words, caplog):
@@ -509,3 +509,10 @@ def test_standing_statistics_are_taken_before_sampling_and_depend_on_the_weights
     run_step(plain)
     plain.before_sampling()
     assert torch.equal(plain.sample(plain.draw(range(4), 0)), before)
+
+
+def test_a_lazy_penalty_of_the_generator_counts_the_generators_own_updates():
+    gan = build(penalties={"g": OfGenerator(interval=4)}, generator_interval=2)
+    lazily = [step for step in range(17) if "penalty/g" in run_step(gan, step=step)[0]]
+    assert lazily == [0, 8, 16]
+    assert "penalty/length" in run_step(gan, step=0)[0]

@@ -21,6 +21,9 @@ class Pair(nn.Module):
         self.network = nn.Conv2d(3, 4, 3)
         self.average = nn.Conv2d(3, 4, 3).requires_grad_(False)
 
+    def parameter_groups(self):
+        return {"network": list(self.network.parameters())}
+
 
 @pytest.mark.parametrize(("value", "expected"), [("auto", True), (True, True), (False, False)])
 def test_networks_are_placed_in_the_memory_format_asked_for(value, expected):
@@ -63,6 +66,7 @@ def test_nothing_is_compiled_unless_asked_for(value):
 
 def test_trained_networks_are_compiled_in_place():
     method = Pair()
+    method.network.requires_grad_(False)  # as while another group is updated
     names = list(method.state_dict())
     performance(compile="default").place(method, CPU)
     assert method.network._compiled_call_impl is not None
