@@ -35,7 +35,7 @@ class Features(Protocol):
 
 
 class Discriminator(nn.Module):
-    """Features and a linear head.
+    """Features and a linear head, which is computed in float32 under autocast, too.
 
     Args:
         features: a module that fits ``Features``.
@@ -80,10 +80,13 @@ class Discriminator(nn.Module):
             vector = self.condition(condition).to(image.dtype)
             image = torch.cat([image, vector[:, :, None, None].expand(-1, -1, *image.shape[2:])], dim=1)  # [N, C + E, H, W]
         features = self.features(image)
-        logits = self.logit(features).squeeze(1)
-        if self.projection is not None:
-            logits = logits + (self.projection(self.condition(condition).to(features.dtype)) * features).sum(dim=1)
-        return Judgement(logits, None if self.classifier is None else self.classifier(features))
+        # Sums over thousands of features, small beside their terms: bfloat16 would round the logit to 3 digits.
+        with torch.autocast(image.device.type, enabled=False):
+            features = features.to(self.logit.weight.dtype)
+            logits = self.logit(features).squeeze(1)
+            if self.projection is not None:
+                logits = logits + (self.projection(self.condition(condition).to(features.dtype)) * features).sum(dim=1)
+            return Judgement(logits, None if self.classifier is None else self.classifier(features))
 
 
 def _check(features: nn.Module, condition: ConditionEncoder, head: str) -> None:

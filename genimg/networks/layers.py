@@ -201,6 +201,14 @@ class _TransposedSpectralNorm(SpectralNorm):
 INITIALISATIONS = ("default", "normal", "orthogonal", "xavier")
 
 
+def pooled(features: Tensor, pooling: str) -> Tensor:
+    """Features flattened [N, CHW] (``flatten``), or their ``sum`` or ``mean`` over height and width [N, C] in float32."""
+    if pooling == "flatten":
+        return features.flatten(1)
+    pool = torch.sum if pooling == "sum" else torch.mean
+    return pool(features, dim=(2, 3), dtype=torch.promote_types(features.dtype, torch.float32))
+
+
 def initialise(module: nn.Module, kind: str) -> None:
     """Initialise convolutions, linear layers, embeddings and, for ``normal``, batch norm.
 

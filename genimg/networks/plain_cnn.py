@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from genimg.networks.conditioning import ConditionEncoder
-from genimg.networks.layers import Conditioned, halvings, initialise, normalisation_layer, spectral_normalise
+from genimg.networks.layers import Conditioned, halvings, initialise, normalisation_layer, pooled, spectral_normalise
 
 POOLINGS = ("flatten", "sum")
 
@@ -131,4 +131,4 @@ class Features(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """[N, C + condition_channels, H, W] -> [N, num_features]."""
         features = self.layers(image)
-        return features.flatten(1) if self.pooling == "flatten" else features.sum(dim=(2, 3))
+        return pooled(features, self.pooling)

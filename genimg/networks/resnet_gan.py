@@ -21,6 +21,7 @@ from genimg.networks.layers import (
     halvings,
     initialise,
     normalisation_layer,
+    pooled,
     spectral_normalise,
 )
 
@@ -245,8 +246,7 @@ class Features(nn.Module):
         features = image
         for block in self.blocks:
             features = block(features)
-        features = torch.relu(features)
-        return features.sum(dim=(2, 3)) if self.pooling == "sum" else features.mean(dim=(2, 3))
+        return pooled(torch.relu(features), self.pooling)
 
 
 def _check_attention(owner: str, attention_at: int | None, sides: Sequence[int]) -> None:

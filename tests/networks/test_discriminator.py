@@ -146,6 +146,23 @@ def test_the_auxiliary_classifier_names_classes_without_knowing_them():
     assert torch.allclose(gradient, discriminator.classifier.weight[1])  # the features learn classes, too
 
 
+@pytest.mark.parametrize("spectral_norm", [False, True])
+@pytest.mark.parametrize("head", ["none", "projection", "auxiliary_classifier"])
+def test_the_head_is_computed_in_float32_under_bfloat16_autocast(head, spectral_norm):
+    discriminator = build(head, spectral_norm=spectral_norm).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        judged = discriminator(images(), condition_for(head))
+    features = discriminator.features.features
+    assert features.dtype == torch.bfloat16
+    expected = features.float() @ discriminator.logit.weight.T + discriminator.logit.bias
+    if head == "projection":
+        vector = discriminator.condition(condition_for(head))
+        expected = expected + (discriminator.projection(vector) * features.float()).sum(1, keepdim=True)
+    assert (judged.logits - expected.squeeze(1)).abs().max() < 1e-6
+    if head == "auxiliary_classifier":
+        assert judged.class_logits.dtype == torch.float32
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_there_are_no_weights_but_those_that_the_head_needs(head):
     own = {"none": [], "concat": [], "projection": ["projection.weight"]}

@@ -16,6 +16,7 @@ from genimg.networks.layers import (
     halvings,
     initialise,
     normalisation_layer,
+    pooled,
     spectral_normalise,
 )
 
@@ -368,3 +369,18 @@ def test_self_attention_against_a_loop_over_positions(size):
 def test_attention_needs_channels_it_can_divide():
     with pytest.raises(ValueError, match="attention needs a multiple of 8 channels, not 12"):
         SelfAttention(12)
+
+
+@pytest.mark.parametrize("pooling", ["sum", "mean"])
+def test_pooling_of_bfloat16_features_is_in_float32(pooling):
+    features = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    result = pooled(features, pooling)
+    assert result.dtype == torch.float32
+    expected = getattr(features.double(), pooling)(dim=(2, 3))
+    assert torch.allclose(result.double(), expected, rtol=1e-6)
+    assert pooled(features.double(), pooling).dtype == torch.float64
+
+
+def test_flattened_features_stay_as_they_are():
+    features = torch.rand(2, 3, 2, 2).bfloat16()
+    assert torch.equal(pooled(features, "flatten"), features.reshape(2, 12))
