@@ -24,14 +24,27 @@ def to_uint8(images: Tensor) -> Tensor:
 def grid(images: Tensor, columns: int | None = None) -> Tensor:
     """Float images [N, C, H, W] in [-1, 1] as one uint8 picture [C, H', W'].
 
-    About square unless ``columns`` is given, with an even number of columns, so that pairs stay side by side.
+    About square unless ``columns`` is given, with an even number of columns, so that pairs stay side by side; images
+    [rows, columns, C, H, W] stay where they are.
     """
+    if images.ndim == 5:
+        images, columns = images.flatten(0, 1), images.shape[1]
     return make_grid(to_uint8(images), nrow=columns or num_columns(len(images)), padding=2, pad_value=255)
 
 
 def num_columns(count: int) -> int:
     """Of a grid of so many images."""
     return max(2, 2 * round(count**0.5 / 2))
+
+
+def class_rows(count: int, num_classes: int) -> Tensor:
+    """Classes [rows, columns] of a grid of at most ``count`` images with one class a row.
+
+    All classes if there is room for two images of each; else the first, in a grid that is about square.
+    """
+    columns = count // num_classes if count >= 2 * num_classes else min(num_columns(count), count)
+    rows = min(num_classes, count // columns)
+    return torch.arange(rows)[:, None].expand(rows, columns)
 
 
 def write_png(picture: Tensor, path: Path) -> None:

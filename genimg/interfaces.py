@@ -136,7 +136,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
-        """Named images [M, C, H, W] in [-1, 1] worth looking at, from fixed data and fixed draws."""
+        """Named images in [-1, 1] to look at, from fixed data and fixed draws: [M, C, H, W] or [rows, columns, C, H, W]."""
 
 
 def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:

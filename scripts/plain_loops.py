@@ -105,9 +105,10 @@ def _of_generator(penalty: GeneratorPenalty, method: GAN, latent: Tensor) -> Ten
 
 
 @torch.no_grad()
-def _nearby(method: GAN, latent: Tensor, std: float) -> Tensor:
-    images: Tensor = method.generator(latent + std * torch.randn_like(latent), _nothing(latent))
-    return images
+def _nearby(method: GAN, latent: Tensor, std: float) -> tuple[Tensor, Tensor]:
+    latents = torch.cat([latent, latent + std * torch.randn_like(latent)])
+    fake, near = method.generator(latents, _nothing(latents)).chunk(2)
+    return fake, near
 
 
 def _generate(method: GAN, real: Tensor, *, batches: int) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genimg.images import grid, to_float, to_uint8, write_png
+from genimg.images import class_rows, grid, to_float, to_uint8, write_png
 
 
 def all_levels() -> torch.Tensor:
@@ -95,3 +95,16 @@ def test_a_failed_write_leaves_the_earlier_picture_whole(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         write_png(torch.ones(3, 4, 4, dtype=torch.uint8), path)
     assert path.read_bytes() == earlier
+
+
+def test_images_in_rows_and_columns_stay_where_they_are():
+    images = torch.linspace(-1, 1, 6).reshape(2, 3, 1, 1, 1).expand(2, 3, 1, 4, 5)
+    assert torch.equal(grid(images), grid(images.flatten(0, 1), 3))
+
+
+@pytest.mark.parametrize(
+    ("count", "num_classes", "rows", "columns"),
+    [(64, 10, 10, 6), (64, 2, 2, 32), (64, 64, 8, 8), (64, 1000, 8, 8), (3, 10, 1, 2), (1, 10, 1, 1), (4, 2, 2, 2)],
+)
+def test_rows_of_classes(count, num_classes, rows, columns):
+    assert class_rows(count, num_classes).tolist() == [[row] * columns for row in range(rows)]

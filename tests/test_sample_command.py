@@ -287,7 +287,7 @@ def test_an_animation_has_a_frame_for_each_image(runs: Path, tmp_path: Path) -> 
 
 def test_ways_of_several_conditions_lie_in_one_folder(runs: Path) -> None:
     run_sample(f"ckpt={runs / 'labels'}", "num_images=2", "frames=2", "label=[0,4]", "interpolate=linear")
-    folder = runs / "labels" / "samples-seed0-labels-linear"
+    folder = runs / "labels" / "samples-seed0-label0-label4-linear"
     assert sorted(path.name for path in folder.iterdir()) == ["label0.png", "label0.webp", "label4.png", "label4.webp"]
 
 

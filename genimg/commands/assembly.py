@@ -163,9 +163,10 @@ def describe_parts(parts: Parts, placement: str) -> None:
     source, groups = parts.source, parts.method.parameter_groups()
     shape = "x".join(map(str, source.shape))
     log.info("data: %s, %d images of %s, placement %s", source.name, len(source), shape, placement)
-    if source.labels is not None and "label" not in parts.method.batch_keys:
-        hint = "; conditioning=projection would" if hasattr(parts.method, "conditions") else ""
-        log.warning("the model does not use the data's %d classes%s", len(source.class_names), hint)
+    if source.labels is not None and not {"label", "caption"} & set(parts.method.batch_keys):
+        log.warning(
+            "the model does not use the data's %d classes (a GAN does with conditioning=projection)", len(source.class_names)
+        )
     counts = (f"{name} {sum(p.numel() for p in parameters):,}" for name, parameters in groups.items())
     log.info("parameters: %s", ", ".join(counts))
     log.info("device %s, precision %s, %d threads", parts.device, parts.precision.name, torch.get_num_threads())

@@ -20,7 +20,7 @@ from genimg.commands.common import Config, load_method, open_checkpoint, require
 from genimg.data.captions import caption_length, encode
 from genimg.explain import nearest
 from genimg.files import atomically
-from genimg.images import grid, num_columns, to_uint8, write_png
+from genimg.images import class_rows, grid, to_uint8, write_png
 from genimg.interfaces import Batch, Method
 from genimg.methods.latent import interpolate
 from genimg.training.device import choose_device
@@ -170,7 +170,7 @@ def _of_text(value: object) -> _Condition:
 
 def _name(options: Config, conditions: Sequence[_Condition]) -> str:
     """Of the folder, where none is given: different for whatever makes other images."""
-    several = "labels" if options["label"] is not None else "texts"
+    several = "-".join(condition.name for condition in conditions)[:80] if options["label"] is not None else "texts"
     parts = [f"samples-seed{options['seed']}", conditions[0].name if len(conditions) == 1 else several]
     parts += [f"truncation{options['truncation']:g}"] if options["truncation"] is not None else []
     parts += [options["interpolate"]] if options["interpolate"] is not None else []
@@ -229,13 +229,15 @@ def _lines(names: Sequence[str], drawn: Batch) -> list[str]:
 
 
 def _classes(maker: _Maker, count: int) -> Tensor:
-    """Images of which each row of a grid has one class."""
+    """Images [rows, columns, C, H, W], with one class a row, at most ``count``."""
+    rows = class_rows(count, maker.method.num_classes)
+    labels = rows.flatten()
 
     def draw(indices: range) -> Batch:
-        rows = torch.tensor(indices) // num_columns(count)
-        return maker.draw(indices) | {"label": rows % maker.method.num_classes}
+        return maker.draw(indices) | {"label": labels[indices.start : indices.stop]}
 
-    return torch.cat([images for _, _, images in maker.make_all(count, draw, "grid")])
+    images = torch.cat([images for _, _, images in maker.make_all(len(labels), draw, "grid")])
+    return images.unflatten(0, rows.shape)
 
 
 # Ways between latents

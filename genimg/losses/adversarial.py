@@ -22,12 +22,14 @@ class AdversarialLoss:
         generator: (fake logits) -> scalar, or (real logits, fake logits) -> scalar of a relativistic pair.
         relativistic: whether the generator's loss compares with real images.
         unbounded: whether the discriminator's logits must be held by a penalty or a normalisation, as Wasserstein's.
+        boundary: the logit between real and fake, from which ADA judges overfitting; None where only differences matter.
     """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[..., Tensor]
     relativistic: bool = False
     unbounded: bool = False
+    boundary: float | None = 0.0
 
 
 def cross_entropy_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:

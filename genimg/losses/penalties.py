@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from genimg.data.augment import mirror_and_shift
 from genimg.distributed import sum_over_ranks, world_size
 from genimg.interfaces import Metrics
 
@@ -25,14 +26,15 @@ class Sides:
         real, fake: images [N, C, H, W], float32, without a graph.
         logits: images -> logits [N] under the batch's conditions, in float32, through the augmentation.
         plain_logits: the same without the augmentation.
-        nearby: std -> images [N, C, H, W] of the fakes' latents, moved by normal noise of that standard deviation.
+        nearby: std -> two times images [N, C, H, W] in float32: of the fakes' latents, and of these moved by normal noise of
+            that standard deviation.
     """
 
     real: Tensor
     fake: Tensor
     logits: Callable[[Tensor], Tensor]
     plain_logits: Callable[[Tensor], Tensor]
-    nearby: Callable[[float], Tensor]
+    nearby: Callable[[float], tuple[Tensor, Tensor]]
 
 
 class DiscriminatorPenalty(nn.Module, ABC):
@@ -155,7 +157,7 @@ class Consistency(DiscriminatorPenalty):
         return penalty
 
     def _difference(self, sides: Sides, images: Tensor) -> Tensor:
-        moved = mirror_and_shift(images, self.max_shift)
+        moved = randomly_moved(images, self.max_shift)
         return (sides.plain_logits(images) - sides.plain_logits(moved)).square().mean()
 
 
@@ -176,8 +178,8 @@ class LatentConsistency(DiscriminatorPenalty):
         self.noise = noise
 
     def forward(self, sides: Sides) -> Tensor:
-        nearby = sides.nearby(self.noise)
-        return self.weight * (sides.plain_logits(sides.fake) - sides.plain_logits(nearby)).square().mean()
+        fake, near = sides.nearby(self.noise)
+        return self.weight * (sides.plain_logits(fake) - sides.plain_logits(near)).square().mean()
 
 
 class LeCam(DiscriminatorPenalty):
@@ -280,24 +282,16 @@ def squared_gradient_norms(logits: Callable[[Tensor], Tensor], images: Tensor) -
     return gradient.square().sum(dim=(1, 2, 3))
 
 
-def mirror_and_shift(images: Tensor, max_shift: int) -> Tensor:
+def randomly_moved(images: Tensor, max_shift: int) -> Tensor:
     """Each image mirrored with probability 1/2 and moved by up to ``max_shift`` pixels each way, its border reflected."""
     count, _, height, width = images.shape
     device = images.device
     if max_shift >= min(height, width):
         raise ValueError(f"penalty.consistency.max_shift={max_shift} must be below the images' {min(height, width)} pixels")
-    flip = torch.rand(count, 1, 1, 1, device=device) < 0.5
-    images = torch.where(flip, images.flip(-1), images)
-    shift = torch.randint(-max_shift, max_shift + 1, (2, count, 1), device=device)
-    rows = _reflected(torch.arange(height, device=device) + shift[0], height)  # [N, H]
-    columns = _reflected(torch.arange(width, device=device) + shift[1], width)  # [N, W]
-    each = torch.arange(count, device=device)[:, None, None]
-    return images[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # indexing puts C last
-
-
-def _reflected(index: Tensor, size: int) -> Tensor:
-    index = index.abs()
-    return torch.where(index >= size, 2 * (size - 1) - index, index)
+    mirrored = torch.rand(count, device=device) < 0.5
+    down, right = torch.randint(-max_shift, max_shift + 1, (2, count), device=device)
+    right = torch.where(mirrored, -right, right)  # the shift is of the mirrored image
+    return mirror_and_shift(images, mirrored, torch.zeros_like(mirrored), down, right)
 
 
 def _gamma(name: str, gamma: float | str, image_size: int | list[int], batch_size: int) -> float:

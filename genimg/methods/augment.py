@@ -41,7 +41,7 @@ class Augment(nn.Module, ABC):
         """Start a training step: ``images`` seen so far, and ``batch_size`` of all ranks together."""
 
     def observe(self, real_logits: Tensor) -> None:
-        """Take in the detached float logits [N] of the augmented real images, after each of the discriminator's updates."""
+        """Take in the detached float logits [N] of the augmented real images, above 0 where they are taken for real."""
 
     def metrics(self) -> Metrics:
         """What to log."""

@@ -7,12 +7,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from genimg.images import num_columns
+from genimg.images import class_rows
 from genimg.interfaces import Batch, Images, Method, Metrics, Microbatches, Progress, Update
 from genimg.losses.adversarial import AdversarialLoss, AuxiliaryClassification
 from genimg.losses.penalties import (
@@ -25,7 +26,7 @@ from genimg.losses.penalties import (
     Sides,
     WeightClipping,
 )
-from genimg.methods.augment import Augment
+from genimg.methods.augment import AdaptiveAugment, Augment
 from genimg.methods.ema import EMA
 from genimg.methods.latent import Latent
 from genimg.networks.conditioning import ConditionEncoder
@@ -117,6 +118,8 @@ class GAN(Method):
         held = any(parametrize.is_parametrized(layer) for layer in self.discriminator.modules())
         if self.loss.unbounded and not self.penalties and not held:
             log.warning("this loss needs a discriminator that is held: choose penalty=[gradient_penalty] or [weight_clipping]")
+        if self.loss.boundary is None and isinstance(self.augment, AdaptiveAugment):
+            log.warning("augment=ada: the sign of this loss's logits does not tell overfitting; choose augment=diffaugment")
         mixes = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self.discriminator.modules())
         if mixes and any(isinstance(penalty, GradientPenalty | DRAGAN | R1 | R2) for penalty in self.penalties.values()):
             log.warning(
@@ -191,7 +194,7 @@ class GAN(Method):
         on_real = self._judge(batch["image"], condition)
         on_fake = self._judge(fake, condition)
         real_logits, fake_logits = on_real.logits.float(), on_fake.logits.float()
-        self.augment.observe(real_logits.detach())
+        self.augment.observe(real_logits.detach() - (self.loss.boundary or 0.0))
         loss = self.loss.discriminator(real_logits, fake_logits)
         metrics = {
             "loss/discriminator": loss.detach(),
@@ -257,9 +260,12 @@ class GAN(Method):
             return judged.logits
 
         @torch.no_grad()
-        def nearby(std: float) -> Tensor:
+        def nearby(std: float) -> tuple[Tensor, Tensor]:
+            # Both anew, in one forward: the step's fakes may be in bfloat16, whose rounding is no difference to look at.
             latent = batch["latent"][:count]
-            return self.generator.forward(latent + std * torch.randn_like(latent), condition)
+            latents = torch.cat([latent, latent + std * torch.randn_like(latent)])
+            fake, near = self.generator.forward(latents, torch.cat([condition, condition])).chunk(2)
+            return fake, near
 
         return Sides(
             real=batch["image"].float(),
@@ -272,8 +278,9 @@ class GAN(Method):
     def draw(self, indices: Sequence[int], seed: int) -> Batch:
         drawn = {"latent": self.latent.of_indices(indices, seed)}
         if self.condition_key is not None:  # as frequent as in the data
-            rows = [int(hash_integers(_CONDITION_STREAM, seed, index)[0]) % self.num_remembered for index in indices]
-            drawn[self.condition_key] = self.conditions[torch.tensor(rows, device=self.conditions.device)]
+            numbers = hash_integers(_CONDITION_STREAM, seed, np.asarray(indices)) % np.uint64(self.num_remembered)
+            rows = torch.from_numpy(numbers.astype(np.int64)).to(self.conditions.device)
+            drawn[self.condition_key] = self.conditions[rows]
         return drawn
 
     def truncated(self, drawn: Batch, amount: float) -> Batch:
@@ -305,11 +312,12 @@ class GAN(Method):
 
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
         """Samples; of a model conditioned on labels, one class a row."""
-        if self.num_classes:
-            count = len(drawn["latent"])
-            rows = torch.arange(count, device=drawn["latent"].device) // num_columns(count)
-            drawn = drawn | {"label": rows % self.num_classes}
-        return {"samples": self.sample(drawn)}
+        if not self.num_classes:
+            return {"samples": self.sample(drawn)}
+        latent = drawn["latent"]
+        rows = class_rows(len(latent), self.num_classes).to(latent.device)
+        images = self.sample({"latent": latent[: rows.numel()], "label": rows.flatten()})
+        return {"samples": images.unflatten(0, rows.shape)}
 
 
 def _encoder(network: nn.Module) -> ConditionEncoder:

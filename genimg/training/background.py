@@ -13,12 +13,13 @@ class Background:
     """Does one job at a time, in the order given; what a job raises is raised by the next call."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="genimg-writer")
+        self._pool: ThreadPoolExecutor | None = None
         self._pending: Future[Any] | None = None
 
     def submit(self, job: Callable[[], object]) -> None:
         """Start ``job`` once the one before has ended, so that never more than one waits in memory."""
         self.settle()
+        self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="genimg-writer")
         self._pending = self._pool.submit(job)
 
     def settle(self) -> None:
@@ -37,11 +38,13 @@ class Background:
             self.settle()
 
     def close(self) -> None:
-        """Wait for the job under way and end the thread."""
+        """Wait for the job under way and end the thread; the next job starts another."""
         try:
             self.settle()
         finally:
-            self._pool.shutdown()
+            if self._pool is not None:
+                self._pool.shutdown()
+            self._pool = self._pending = None
 
 
 def snapshot(value: Any) -> Any:

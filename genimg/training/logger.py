@@ -90,7 +90,7 @@ class Logger:
             self._tensorboard.add_scalar(name, value, step)
 
     def pictures(self, step: int, images: int, named: Mapping[str, Tensor]) -> None:
-        """Write each set of images [N, C, H, W] as a grid."""
+        """Write each set of images as a grid; see ``Method.preview``."""
         folder = self.run_dir / "samples"
         for name, values in named.items():
             picture = grid(values)

@@ -132,7 +132,6 @@ class Trainer:
         bar = ProgressBar(total=self.settings.duration, initial=self.state.images)
         self._last_saved = self.state.images if self.state.images else -1
         self._interval_start = (time.monotonic(), self.state.images)
-        self._background = Background()
         previous = {s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             stream = self._stream()

@@ -23,7 +23,7 @@ from genimg.losses.penalties import (
     LeCam,
     Sides,
     WeightClipping,
-    mirror_and_shift,
+    randomly_moved,
     squared_gradient_norms,
 )
 
@@ -34,7 +34,7 @@ def images(seed: int, count: int = 6) -> torch.Tensor:
     return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def nothing_nearby(std: float) -> torch.Tensor:
+def nothing_nearby(std: float):
     pytest.fail("this penalty needs no nearby images")
 
 
@@ -225,7 +225,7 @@ def darker(judged: torch.Tensor, max_shift: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("fake_weight", [4.0, 0.0])
 def test_consistency_under_a_known_transformation(monkeypatch, fake_weight):
-    monkeypatch.setattr(penalties, "mirror_and_shift", darker)
+    monkeypatch.setattr(penalties, "randomly_moved", darker)
     judge = Linear(WEIGHT)
     through = sides(lambda _: pytest.fail("consistency is without the augmentation"), REAL, FAKE, plain=judge)
     value = consistency(fake_weight=fake_weight, max_shift=2)(through)
@@ -284,10 +284,10 @@ def test_moved_images_against_a_loop_with_the_same_random_numbers(max_shift):
     originals = images(8, 20)
     kept = originals.clone()
     torch.manual_seed(3)
-    moved = mirror_and_shift(originals, max_shift)
+    moved = randomly_moved(originals, max_shift)
     torch.manual_seed(3)
-    flip = torch.rand(20, 1, 1, 1).flatten() < 0.5
-    down, right = torch.randint(-max_shift, max_shift + 1, (2, 20, 1)).squeeze(2)
+    flip = torch.rand(20) < 0.5
+    down, right = torch.randint(-max_shift, max_shift + 1, (2, 20))
     expected = [
         candidates(image, max_shift)[bool(flip[index]), int(down[index]), int(right[index])]
         for index, image in enumerate(originals)
@@ -299,7 +299,7 @@ def test_moved_images_against_a_loop_with_the_same_random_numbers(max_shift):
 def test_every_mirroring_and_shift_is_equally_frequent():
     image = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(9))  # so large that all 50 differ
     torch.manual_seed(0)
-    moved = mirror_and_shift(image.expand(5000, -1, -1, -1), 2).flatten(1)
+    moved = randomly_moved(image.expand(5000, -1, -1, -1), 2).flatten(1)
     counts = [(moved == each.flatten()).all(dim=1).sum().item() for each in candidates(image, 2).values()]
     assert len(counts) == 50
     assert sum(counts) == 5000  # each of them is exactly one of the candidates
@@ -309,7 +309,7 @@ def test_every_mirroring_and_shift_is_equally_frequent():
 def test_without_a_shift_images_are_mirrored_or_left():
     originals = images(10, 1000)
     torch.manual_seed(0)
-    moved = mirror_and_shift(originals, 0)
+    moved = randomly_moved(originals, 0)
     left = (moved == originals).flatten(1).all(dim=1)
     mirrored = (moved == originals.flip(-1)).flatten(1).all(dim=1)
     assert (left ^ mirrored).all()
@@ -317,21 +317,21 @@ def test_without_a_shift_images_are_mirrored_or_left():
 
 
 def test_latent_consistency_equals_hand_computation():
-    near, asked = images(11), []
+    anew, near, asked = images(12), images(11), []
 
-    def nearby(std: float) -> torch.Tensor:
+    def nearby(std: float) -> tuple[torch.Tensor, torch.Tensor]:
         asked.append(std)
-        return near
+        return anew, near
 
     judge = Linear(WEIGHT)
     through = sides(lambda _: pytest.fail("it is without the augmentation"), REAL, FAKE, plain=judge, nearby=nearby)
     value = latent_consistency(noise=0.2)(through)
     expected = 5.0 * np.mean(
-        [((WEIGHT * fake).sum() - (WEIGHT * one).sum()).item() ** 2 for fake, one in zip(FAKE, near, strict=True)]
+        [((WEIGHT * fake).sum() - (WEIGHT * one).sum()).item() ** 2 for fake, one in zip(anew, near, strict=True)]
     )
     assert value.item() == pytest.approx(expected, rel=1e-5)
     assert asked == [0.2]
-    same = sides(judge, REAL, FAKE, nearby=lambda std: FAKE.clone())
+    same = sides(judge, REAL, FAKE, nearby=lambda std: (FAKE, FAKE.clone()))
     assert latent_consistency()(same).item() == 0.0
 
 
@@ -455,7 +455,9 @@ def test_the_gradient_in_the_weights_equals_finite_differences(name, make, shape
     def value(step: float) -> torch.Tensor:
         moved = {key: weights[key] + step * direction[key] for key in weights}
         torch.manual_seed(1)
-        return penalty(sides(lambda group: functional_call(network, moved, (group,)), real, fake, nearby=lambda std: near))
+        return penalty(
+            sides(lambda group: functional_call(network, moved, (group,)), real, fake, nearby=lambda std: (fake, near))
+        )
 
     gradients = torch.autograd.grad(value(0.0), list(weights.values()), allow_unused=True)
     given = {key: gradient for key, gradient in zip(weights, gradients, strict=True) if gradient is not None}
@@ -498,7 +500,7 @@ def test_a_lazy_penalty_has_the_value_of_an_eager_one():
             penalty = make(interval=interval)
             assert penalty.interval == interval
             torch.manual_seed(0)
-            values.append(penalty(sides(Quadratic(WEIGHT), REAL, FAKE, nearby=lambda std: REAL)).item())
+            values.append(penalty(sides(Quadratic(WEIGHT), REAL, FAKE, nearby=lambda std: (FAKE, REAL))).item())
         assert values[0] == values[1] > 0
 
 

@@ -10,11 +10,13 @@ from genimg.interfaces import Progress
 from genimg.losses.adversarial import (
     AdversarialLoss,
     AuxiliaryClassification,
+    least_squares_discriminator_loss,
+    least_squares_generator_loss,
     relativistic_discriminator_loss,
     relativistic_generator_loss,
 )
 from genimg.losses.penalties import R1, DiscriminatorPenalty, GeneratorPenalty, WeightClipping
-from genimg.methods.augment import NoAugment
+from genimg.methods.augment import AdaptiveAugment, NoAugment
 from genimg.methods.gan import GAN
 from genimg.networks.layers import ConditionalBatchNorm2d
 
@@ -47,6 +49,10 @@ class PlainUpdate:
             for parameter, gradient in zip(self.groups[group], gradients, strict=True):
                 parameter -= self.learning_rate * gradient
         return results[0][1]
+
+
+def adaptive_augment() -> AdaptiveAugment:
+    return AdaptiveAugment(groups={"blit": 1.0}, target=0.6, interval=4, speed=1000)
 
 
 def real_images(count: int = 4) -> torch.Tensor:
@@ -306,8 +312,9 @@ def test_a_conditional_preview_has_one_class_a_row():
     gan = conditional("concat")
     seen = []
     gan.generator_ema.register_forward_hook(lambda _, inputs, __: seen.append(inputs[1]))
-    gan.preview({"image": real_images()}, gan.draw(range(16), 0))
-    assert seen[0].tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [0] * 4
+    pictures = gan.preview({"image": real_images()}, gan.draw(range(16), 0))
+    assert seen[0].tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    assert pictures["samples"].shape == (3, 5, *real_images().shape[1:])
 
 
 def test_several_batches_of_fakes_go_into_the_generators_update_and_one_into_the_discriminators():
@@ -483,11 +490,34 @@ def test_an_auxiliary_classifier_without_weights_is_refused():
             "needs a discriminator that is",
         ),
         ({"penalties": {"r1": R1(gamma=1.0, image_size=16, batch_size=4, interval=1)}}, "batch norm mixes a batch"),
+        (
+            {
+                "loss": AdversarialLoss(discriminator=torch.sub, generator=torch.neg, boundary=None),
+                "augment": adaptive_augment(),
+            },
+            "does not tell overfitting",
+        ),
     ],
 )
 def test_unwise_choices_are_warned_of(changes, words, caplog):
     build(**changes)
     assert words in caplog.text
+
+
+@pytest.mark.parametrize("boundary", [0.0, 0.5])
+def test_ada_sees_logits_from_the_losss_boundary(boundary):
+    augment = adaptive_augment()
+    loss = AdversarialLoss(
+        discriminator=least_squares_discriminator_loss, generator=least_squares_generator_loss, boundary=boundary
+    )
+    gan = build(loss=loss, augment=augment)
+    seen, judged = [], []
+    augment.observe = seen.append
+    gan.discriminator.register_forward_hook(lambda _, __, output: judged.append(output.logits))
+    augment.begin(0, 4)
+    gan._discriminator_loss({"image": real_images()})
+    assert torch.equal(seen[0], judged[0] - boundary)
+    assert not seen[0].requires_grad
 
 
 def test_a_held_discriminator_is_not_warned_of(caplog):
