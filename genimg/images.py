@@ -1,4 +1,4 @@
-"""Conversions between the three forms of an image: uint8, float in [-1, 1], and a picture file."""
+"""The three forms of an image (uint8, float in [-1, 1], and a picture file), grids of them, and exact moves of their pixels."""
 
 from __future__ import annotations
 
@@ -45,6 +45,26 @@ def class_rows(count: int, num_classes: int) -> Tensor:
     columns = count // num_classes if count >= 2 * num_classes else min(num_columns(count), count)
     rows = min(num_classes, count // columns)
     return torch.arange(rows)[:, None].expand(rows, columns)
+
+
+def mirror_and_shift(images: Tensor, mirrored: Tensor, upside_down: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """The part of an image that is ``down`` and ``right`` pixels further, its border reflected, and then mirrored.
+
+    Args:
+        images: [N, C, H, W].
+        mirrored, upside_down: bool [N].
+        down, right: int64 [N], less than H and W.
+    """
+
+    def source(size: int, reverse: Tensor, shift: Tensor) -> Tensor:
+        """The index that each output pixel along an axis is read from: [N, size]."""
+        index = torch.arange(size, device=images.device).expand(len(images), size)
+        index = torch.where(reverse[:, None], size - 1 - index, index) + shift[:, None]
+        return size - 1 - (size - 1 - index.abs()).abs()
+
+    rows, columns = source(images.shape[2], upside_down, down), source(images.shape[3], mirrored, right)
+    sample = torch.arange(len(images), device=images.device)[:, None, None]
+    return images[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # [N, H, W, C] to [N, C, H, W]
 
 
 def write_png(picture: Tensor, path: Path) -> None:

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
+from torchvision.transforms import functional as TF
 
-from genimg.images import class_rows, grid, to_float, to_uint8, write_png
+from genimg.images import class_rows, grid, mirror_and_shift, to_float, to_uint8, write_png
 
 
 def all_levels() -> torch.Tensor:
@@ -108,3 +110,17 @@ def test_images_in_rows_and_columns_stay_where_they_are():
 )
 def test_rows_of_classes(count, num_classes, rows, columns):
     assert class_rows(count, num_classes).tolist() == [[row] * columns for row in range(rows)]
+
+
+@pytest.mark.parametrize("reach", [1, 4, 11])
+def test_shifts_are_crops_of_the_reflected_image(reach):
+    images = torch.randint(256, (5, 3, 12, 17), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    down, right = torch.tensor([0, -reach, reach, -1, 1]), torch.tensor([0, reach, -reach, 1, 0])
+    mirrored, upside_down = torch.tensor([0, 1, 0, 0, 1]).bool(), torch.tensor([0, 0, 1, 0, 1]).bool()
+    padded = F.pad(images.float(), [reach] * 4, mode="reflect").byte()
+    found = mirror_and_shift(images, mirrored, upside_down, down, right)
+    for i in range(5):
+        expected = TF.crop(padded[i], reach + int(down[i]), reach + int(right[i]), 12, 17)
+        expected = TF.hflip(expected) if mirrored[i] else expected
+        expected = TF.vflip(expected) if upside_down[i] else expected
+        assert torch.equal(found[i], expected)

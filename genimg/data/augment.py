@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from genimg.images import to_float, to_uint8
+from genimg.images import mirror_and_shift, to_float, to_uint8
 from genimg.randomness import uniform
 
 _STREAM = 2  # keeps these numbers apart from those of data.horizontal_flip
@@ -117,26 +117,6 @@ def _checked(name: str, value: float, most: float) -> float:
         up_to = "" if most == math.inf else f" to {most:g}"
         raise ValueError(f"data_augment.{name}={value} must be a number from 0{up_to or ' on'}")
     return value
-
-
-def mirror_and_shift(images: Tensor, mirrored: Tensor, upside_down: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """The part of an image that is ``down`` and ``right`` pixels further, its border reflected, and then mirrored.
-
-    Args:
-        images: [N, C, H, W].
-        mirrored, upside_down: bool [N].
-        down, right: int64 [N], less than H and W.
-    """
-
-    def source(size: int, reverse: Tensor, shift: Tensor) -> Tensor:
-        """The index that each output pixel along an axis is read from: [N, size]."""
-        index = torch.arange(size, device=images.device).expand(len(images), size)
-        index = torch.where(reverse[:, None], size - 1 - index, index) + shift[:, None]
-        return size - 1 - (size - 1 - index.abs()).abs()
-
-    rows, columns = source(images.shape[2], upside_down, down), source(images.shape[3], mirrored, right)
-    sample = torch.arange(len(images), device=images.device)[:, None, None]
-    return images[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # [N, H, W, C] to [N, C, H, W]
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from genimg.data.augment import mirror_and_shift
 from genimg.distributed import sum_over_ranks, world_size
+from genimg.images import mirror_and_shift
 from genimg.interfaces import Metrics
 
 

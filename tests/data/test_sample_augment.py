@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 from torchvision.transforms import functional as TF
 
 from genimg.data.augment import (
@@ -13,7 +12,6 @@ from genimg.data.augment import (
     adjust_brightness,
     adjust_contrast,
     adjust_saturation,
-    mirror_and_shift,
     rotate,
     shift_hue,
 )
@@ -102,20 +100,6 @@ def test_hue_is_torchvisions():
     images, turns = unit(), torch.tensor([-0.5, -0.31, -0.1, 0.0, 0.05, 0.2, 0.333, 0.5])
     expected = torch.stack([TF.adjust_hue(image, turn) for image, turn in zip(images, turns.tolist(), strict=True)])
     assert torch.allclose(shift_hue(images, turns), expected, atol=2e-6)
-
-
-@pytest.mark.parametrize("reach", [1, 4, 11])
-def test_shifts_are_crops_of_the_reflected_image(reach):
-    images = pictures(5)
-    down, right = torch.tensor([0, -reach, reach, -1, 1]), torch.tensor([0, reach, -reach, 1, 0])
-    mirrored, upside_down = torch.tensor([0, 1, 0, 0, 1]).bool(), torch.tensor([0, 0, 1, 0, 1]).bool()
-    padded = F.pad(images.float(), [reach] * 4, mode="reflect").byte()
-    found = mirror_and_shift(images, mirrored, upside_down, down, right)
-    for i in range(5):
-        expected = TF.crop(padded[i], reach + int(down[i]), reach + int(right[i]), 12, 17)
-        expected = TF.hflip(expected) if mirrored[i] else expected
-        expected = TF.vflip(expected) if upside_down[i] else expected
-        assert torch.equal(found[i], expected)
 
 
 # A function of (seed, position)
