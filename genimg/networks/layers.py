@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -96,14 +97,15 @@ class Conditioned(nn.ModuleList):
 NORMALISATIONS = ("none", "batch", "conditional_batch", "instance", "layer")
 
 
-def normalisation_layer(kind: str, channels: int, condition_dim: int = 0) -> nn.Module:
+def normalisation_layer(kind: str, channels: int, condition_dim: int = 0, *, affine: bool = True) -> nn.Module:
     """A layer that normalises features [N, C, H, W].
 
     Args:
         kind: ``none``; ``batch`` (Ioffe & Szegedy 2015); ``conditional_batch``; ``instance`` (Ulyanov et al. 2016) and
-            ``layer`` (Ba et al. 2016, over C, H and W together), both with a scale and a shift for every channel.
+            ``layer`` (Ba et al. 2016, over C, H and W together).
         channels: C.
         condition_dim: E, of ``conditional_batch``.
+        affine: whether ``instance`` has a scale and a shift for every channel, as all others have.
 
     Raises:
         ValueError: for another kind, or a conditional one without a condition.
@@ -117,10 +119,46 @@ def normalisation_layer(kind: str, channels: int, condition_dim: int = 0) -> nn.
     if kind == "conditional_batch":
         return ConditionalBatchNorm2d(channels, condition_dim)
     if kind == "instance":
-        return nn.InstanceNorm2d(channels, affine=True)
+        return nn.InstanceNorm2d(channels, affine=affine)
     if kind == "layer":
         return nn.GroupNorm(1, channels)
     raise ValueError(f"normalisation={kind} is unknown: choose one of {', '.join(NORMALISATIONS)}")
+
+
+Padding = Literal["zeros", "reflect", "replicate"]
+
+
+def check_padding(padding: str) -> None:
+    """Refuse what a convolution has no ``padding_mode`` for.
+
+    Raises:
+        ValueError: naming those that there are.
+    """
+    if padding not in get_args(Padding):
+        raise ValueError(f"padding={padding} is unknown: choose one of {', '.join(get_args(Padding))}")
+
+
+UPSAMPLINGS = ("transposed", "resize")
+
+
+def upsampling_convolution(inputs: int, outputs: int, size: int, *, kind: str, bias: bool) -> nn.Module:
+    """Doubles height and width of features.
+
+    Args:
+        inputs, outputs: channels.
+        size: of a transposed convolution's kernel, 3 or 4 pixels.
+        kind: ``transposed``; or ``resize``, nearest neighbours and a 3x3 convolution, which leaves no checkerboard (Odena,
+            Dumoulin & Olah 2016).
+        bias: of the convolution.
+
+    Raises:
+        ValueError: for another kind.
+    """
+    if kind == "transposed":
+        return nn.ConvTranspose2d(inputs, outputs, size, stride=2, padding=1, output_padding=size % 2, bias=bias)
+    if kind == "resize":
+        return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias))
+    raise ValueError(f"upsampling={kind} is unknown: choose one of {', '.join(UPSAMPLINGS)}")
 
 
 class SpectralNorm(nn.Module):

@@ -1,0 +1,88 @@
+"""Discriminators of patches: Isola et al. 2017, section 3.2.2; at several scales: Wang et al., "pix2pixHD", CVPR 2018."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genimg.networks.layers import initialise, normalisation_layer, spectral_normalise
+
+_WIDEST = 8  # times the first width
+
+
+class PatchDiscriminator(nn.Module):
+    """Says of every patch of an image whether it is real.
+
+    The patches (receptive fields) are of 1, 16, 34, 70, 142 and 286 px for 0 to 5 strided convolutions; 3 is the paper's.
+
+    Args:
+        channels: of the image.
+        condition_channels: of an image that stands beside it, as pix2pix's source; 0 without.
+        width: channels of the first convolution; doubled by each of the next three.
+        num_strided: convolutions that halve the size.
+        num_scales: how many such networks look, each at an image half the size of the one before; 3 in pix2pixHD.
+        normalisation: see ``layers``; ``instance`` is without scale and shift.
+        initialisation: see ``layers``.
+        spectral_norm: of all layers.
+
+    Raises:
+        ValueError: for numbers out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        condition_channels: int,
+        width: int,
+        num_strided: int,
+        num_scales: int,
+        normalisation: str,
+        initialisation: str,
+        spectral_norm: bool,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("width", width, 1), ("num_strided", num_strided, 0), ("num_scales", num_scales, 1)):
+            if value < least:
+                raise ValueError(f"{name}={value} of a patch discriminator must be {least} or more")
+        inputs = channels + condition_channels
+        self.scales = nn.ModuleList(_one_scale(inputs, width, num_strided, normalisation) for _ in range(num_scales))
+        initialise(self, initialisation)
+        if spectral_norm:
+            spectral_normalise(self)
+
+    def forward(self, image: Tensor, condition: Tensor | None = None) -> list[Tensor]:
+        """Images [N, C, H, W], and those beside them, to logits [N, 1, h, w] of their patches, largest scale first."""
+        features = image if condition is None else torch.cat([condition, image], dim=1)
+        logits = []
+        for number, scale in enumerate(self.scales):
+            if number:
+                features = F.avg_pool2d(features, 3, stride=2, padding=1, count_include_pad=False)
+            logits.append(scale(features))
+        return logits
+
+
+def _one_scale(inputs: int, width: int, num_strided: int, normalisation: str) -> nn.Sequential:
+    if num_strided == 0:  # every pixel by itself
+        return nn.Sequential(
+            nn.Conv2d(inputs, width, 1),
+            nn.LeakyReLU(0.2, inplace=True),
+            *_normalised(width, 2 * width, 1, 1, normalisation),
+            nn.Conv2d(2 * width, 1, 1),
+        )
+    layers: list[nn.Module] = [nn.Conv2d(inputs, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2, inplace=True)]
+    channels = width
+    for level in range(1, num_strided + 1):
+        outputs = width * min(2**level, _WIDEST)
+        layers += _normalised(channels, outputs, 4, 2 if level < num_strided else 1, normalisation)
+        channels = outputs
+    return nn.Sequential(*layers, nn.Conv2d(channels, 1, 4, padding=1))
+
+
+def _normalised(inputs: int, outputs: int, size: int, stride: int, normalisation: str) -> list[nn.Module]:
+    return [
+        nn.Conv2d(inputs, outputs, size, stride=stride, padding=1 if size == 4 else 0, bias=normalisation != "batch"),
+        normalisation_layer(normalisation, outputs, affine=False),
+        nn.LeakyReLU(0.2, inplace=True),
+    ]

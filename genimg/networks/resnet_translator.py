@@ -1,0 +1,123 @@
+"""The residual translator of Johnson, Alahi & Fei-Fei (ECCV 2016) as CycleGAN has it (Zhu et al., ICCV 2017)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from genimg.networks.layers import (
+    Padding,
+    check_padding,
+    initialise,
+    normalisation_layer,
+    spectral_normalise,
+    upsampling_convolution,
+)
+
+
+class ResidualBlock(nn.Module):
+    """Adds two normalised 3x3 convolutions, with ReLU between them and none behind the sum.
+
+    Args:
+        channels: C.
+        normalisation: see ``layers``.
+        padding: ``zeros``, ``reflect`` or ``replicate``.
+        dropout: probability, between the convolutions.
+    """
+
+    def __init__(self, channels: int, *, normalisation: str, padding: Padding, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *_convolution(channels, channels, 3, normalisation=normalisation, padding=padding),
+            nn.ReLU(inplace=True),
+            *([nn.Dropout(dropout)] if dropout else []),
+            *_convolution(channels, channels, 3, normalisation=normalisation, padding=padding),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, H, W]."""
+        residual: Tensor = self.layers(features)
+        return features + residual
+
+
+class Translator(nn.Module):
+    """A 7x7 convolution, strided ones, residual blocks, as many doublings of the size, and a 7x7 convolution.
+
+    With width 64, 2 strided convolutions and 9 blocks (6 below 256 px) the generator of CycleGAN. It takes images of any height
+    and width that are multiples of ``multiple``.
+
+    Args:
+        source_channels, target_channels: of the images.
+        width: channels of the first convolution; every strided one doubles them.
+        num_downs: strided convolutions.
+        num_blocks: residual blocks at the smallest size.
+        normalisation: see ``layers``; ``instance`` is without scale and shift.
+        padding: of the 7x7 convolutions and the blocks: ``zeros``, ``reflect`` or ``replicate``.
+        upsampling: see ``layers.upsampling_convolution``.
+        dropout: probability, in the blocks.
+        initialisation: see ``layers``.
+        spectral_norm: of all layers.
+
+    Raises:
+        ValueError: if a setting is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        source_channels: int,
+        target_channels: int,
+        width: int,
+        num_downs: int,
+        num_blocks: int,
+        normalisation: str,
+        padding: Padding,
+        upsampling: str,
+        dropout: float,
+        initialisation: str,
+        spectral_norm: bool,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("width", width, 1), ("num_downs", num_downs, 0), ("num_blocks", num_blocks, 0)):
+            if value < least:
+                raise ValueError(f"{name}={value} of a residual translator must be {least} or more")
+        check_padding(padding)
+        self.multiple = 2**num_downs
+        bias = normalisation != "batch"
+        layers = [*_convolution(source_channels, width, 7, normalisation=normalisation, padding=padding), nn.ReLU(inplace=True)]
+        channels = width
+        for _ in range(num_downs):
+            layers += [
+                nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=bias),
+                normalisation_layer(normalisation, 2 * channels, affine=False),
+                nn.ReLU(inplace=True),
+            ]
+            channels *= 2
+        layers += [
+            ResidualBlock(channels, normalisation=normalisation, padding=padding, dropout=dropout) for _ in range(num_blocks)
+        ]
+        for _ in range(num_downs):
+            layers += [
+                upsampling_convolution(channels, channels // 2, 3, kind=upsampling, bias=bias),
+                normalisation_layer(normalisation, channels // 2, affine=False),
+                nn.ReLU(inplace=True),
+            ]
+            channels //= 2
+        layers += [nn.Conv2d(channels, target_channels, 7, padding=3, padding_mode=padding), nn.Tanh()]
+        self.layers = nn.Sequential(*layers)
+        initialise(self, initialisation)
+        if spectral_norm:
+            spectral_normalise(self)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C', H, W] in [-1, 1]."""
+        translated: Tensor = self.layers(image)
+        return translated
+
+
+def _convolution(inputs: int, outputs: int, size: int, *, normalisation: str, padding: Padding) -> list[nn.Module]:
+    """One that keeps the height and the width, and its normalisation."""
+    bias = normalisation != "batch"
+    return [
+        nn.Conv2d(inputs, outputs, size, padding=size // 2, padding_mode=padding, bias=bias),
+        normalisation_layer(normalisation, outputs, affine=False),
+    ]

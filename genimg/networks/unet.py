@@ -1,0 +1,96 @@
+"""U-Net as a translator: Isola et al., "Image-to-image translation with conditional adversarial nets", CVPR 2017."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genimg.networks.layers import halvings, initialise, normalisation_layer, spectral_normalise, upsampling_convolution
+
+_WIDEST = 8  # times the first width; section 6.1.1 of the paper
+
+
+class Translator(nn.Module):
+    """Halves an image until ``num_downs`` times smaller and doubles it again, with what it was like beside each size.
+
+    At 256 px with width 64 and 8 halvings the generator of pix2pix. It takes images of any height and width that are multiples
+    of ``multiple``.
+
+    Args:
+        source_channels, target_channels: of the images.
+        image_size: pixels of the training's images, one number or [height, width].
+        width: channels after the first halving; doubled by each of the next three.
+        num_downs: halvings; None takes as many as the image size has room for, down to 1 or an odd size.
+        normalisation: see ``layers``; none of the first halving, and none at the smallest size. ``instance`` is without
+            scale and shift.
+        upsampling: see ``layers.upsampling_convolution``.
+        dropout: probability, behind the ``num_dropout`` doublings next to the smallest size; the paper's only randomness.
+        num_dropout: 3 in the paper.
+        initialisation: see ``layers``.
+        spectral_norm: of all layers.
+
+    Raises:
+        ValueError: if the image cannot be halved so often.
+    """
+
+    def __init__(
+        self,
+        *,
+        source_channels: int,
+        target_channels: int,
+        image_size: int | Sequence[int],
+        width: int,
+        num_downs: int | None,
+        normalisation: str,
+        upsampling: str,
+        dropout: float,
+        num_dropout: int,
+        initialisation: str,
+        spectral_norm: bool,
+    ) -> None:
+        super().__init__()
+        most, _ = halvings(image_size, smallest=1, least=2 if num_downs is None else num_downs)
+        count = most if num_downs is None else num_downs
+        if count < 2:
+            raise ValueError(f"num_downs={num_downs} of a U-Net must be 2 or more, or null")
+        self.multiple = 2**count
+        widths = [width * min(2**level, _WIDEST) for level in range(count)]
+        bias = normalisation != "batch"
+        self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
+        inputs = source_channels
+        for level, outputs in enumerate(widths):
+            halving = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=bias)
+            first, last = level == 0, level == count - 1
+            norm = normalisation_layer("none" if first or last else normalisation, outputs, affine=False)
+            self.downs.append(nn.Sequential(*([] if first else [nn.LeakyReLU(0.2)]), halving, norm))
+            inputs = outputs
+        for number, level in enumerate(range(count - 1, 0, -1)):  # from the smallest size outwards
+            inputs, outputs = widths[level] * (2 if number else 1), widths[level - 1]
+            layers = [
+                nn.ReLU(),
+                upsampling_convolution(inputs, outputs, 4, kind=upsampling, bias=bias),
+                normalisation_layer(normalisation, outputs, affine=False),
+            ]
+            if dropout and number < num_dropout:
+                layers.append(nn.Dropout(dropout))
+            self.ups.append(nn.Sequential(*layers))
+        outermost = upsampling_convolution(2 * widths[0], target_channels, 4, kind=upsampling, bias=True)
+        self.ups.append(nn.Sequential(nn.ReLU(), outermost, nn.Tanh()))
+        initialise(self, initialisation)
+        if spectral_norm:
+            spectral_normalise(self)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C', H, W] in [-1, 1]."""
+        sides: list[Tensor] = []
+        features = image
+        for down in self.downs:
+            features = down(features)
+            sides.append(features)
+        sides.pop()  # the smallest is where the way up begins
+        for up in self.ups[:-1]:
+            features = torch.cat([sides.pop(), up(features)], dim=1)
+        translated: Tensor = self.ups[-1](features)
+        return translated
