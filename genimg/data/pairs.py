@@ -1,0 +1,168 @@
+"""Pairs of images: what a translator is given, and what it shall make of it.
+
+A pair is read as one image whose first channels are the source's and whose others are the target's, so that whatever moves or
+mirrors an image does the same to both, and a pair is kept wherever an image is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from genimg.data.index import list_images
+from genimg.data.pixels import PixelFormat
+from genimg.data.sources import CorruptImageError, Source, digest
+
+DIRECTIONS = ("a2b", "b2a")
+_MOST_LISTED = 5  # of the files that have no partner
+
+
+class PairedSource(Source):
+    """Pairs of image files, decoded when read.
+
+    Args:
+        name: for messages.
+        files: of each pair; one file with the two side by side, or two.
+        a, b: the pixels of the two domains.
+        direction: ``a2b``, or ``b2a`` to make images of domain a from those of b.
+        fingerprint: of the files.
+
+    Attributes:
+        source_channels, target_channels: how ``shape``'s channels are divided.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[tuple[Path, ...]],
+        a: PixelFormat,
+        b: PixelFormat,
+        *,
+        direction: str,
+        fingerprint: str,
+    ) -> None:
+        if direction not in DIRECTIONS:
+            raise ValueError(f"data.direction={direction} is unknown: choose a2b or b2a")
+        self.name = name
+        self.files = files
+        self._a, self._b = a, b
+        self._reversed = direction == "b2a"
+        first, second = (b, a) if self._reversed else (a, b)
+        self.source_channels, self.target_channels = first.channels, second.channels
+        self.shape = (a.channels + b.channels, a.height, a.width)
+        self.fingerprint = digest("pairs", fingerprint, a, b, direction)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        files = self.files[index]
+        if len(files) == 1:
+            a, b = self._halves(files[0])
+        else:
+            a, b = (_open(file, pixels) for file, pixels in zip(files, (self._a, self._b), strict=True))
+        return np.concatenate([b, a] if self._reversed else [a, b])
+
+    def _halves(self, file: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        try:
+            with Image.open(file) as image:
+                width, height = image.size
+                if width % 2:
+                    raise ValueError(f"a width of {width} pixels cannot be two images side by side")
+                a, b = image.crop((0, 0, width // 2, height)), image.crop((width // 2, 0, width, height))
+                return self._a.apply(a), self._b.apply(b)
+        except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+            raise CorruptImageError(f"{file}: {error}") from error
+
+
+def paired(
+    *,
+    root: str | None,
+    a: str | None,
+    b: str | None,
+    direction: str,
+    image_size: int | Sequence[int],
+    channels_a: int,
+    channels_b: int,
+    fit: str,
+    refresh_index: bool = False,
+) -> PairedSource:
+    """Pairs in one folder, each in one file with domain a on the left and b on the right, or in two folders.
+
+    Args:
+        root: the folder of files with two images side by side (the layout of pix2pix); None with two folders.
+        a, b: the two folders; pairs are files of equal path, but for the ending. None with ``root``.
+        direction: ``a2b`` or ``b2a``.
+        image_size, fit: of either image; see PixelFormat.
+        channels_a, channels_b: of the domains.
+        refresh_index: see genimg.data.index.
+
+    Raises:
+        FileNotFoundError: if a folder is missing or has no images.
+        ValueError: if folders are given in neither way or in both, or files have no partner.
+    """
+    if (root is None) == (a is None and b is None) or (a is None) != (b is None):
+        raise ValueError(
+            f"data.root={root}, data.a={a}, data.b={b}: give data.root, a folder of files with two images side by side, "
+            "or both data.a and data.b, two folders with files of equal names"
+        )
+    formats = PixelFormat.of(image_size, channels_a, fit), PixelFormat.of(image_size, channels_b, fit)
+    if root is not None:
+        directory, paths, fingerprint = _listed("data.root", root, refresh=refresh_index)
+        files: list[tuple[Path, ...]] = [(directory / path,) for path in paths]
+        return PairedSource("paired", files, *formats, direction=direction, fingerprint=fingerprint)
+    assert a is not None
+    assert b is not None
+    folder_a, paths_a, fingerprint_a = _listed("data.a", a, refresh=refresh_index)
+    folder_b, paths_b, fingerprint_b = _listed("data.b", b, refresh=refresh_index)
+    by_name_a, by_name_b = _by_name("data.a", a, paths_a), _by_name("data.b", b, paths_b)
+    alone = [f"{a}/{by_name_a[name]}" for name in sorted(by_name_a.keys() - by_name_b.keys())]
+    alone += [f"{b}/{by_name_b[name]}" for name in sorted(by_name_b.keys() - by_name_a.keys())]
+    if alone:
+        more = f" and {len(alone) - _MOST_LISTED} more" if len(alone) > _MOST_LISTED else ""
+        raise ValueError(
+            f"{len(alone)} files of data.a={a} and data.b={b} have no partner of the same name in the other folder: "
+            f"{', '.join(alone[:_MOST_LISTED])}{more}"
+        )
+    files = [(folder_a / by_name_a[name], folder_b / by_name_b[name]) for name in sorted(by_name_a)]
+    return PairedSource("paired", files, *formats, direction=direction, fingerprint=fingerprint_a + fingerprint_b)
+
+
+def _listed(key: str, folder: str, *, refresh: bool) -> tuple[Path, list[str], str]:
+    directory = Path(folder).expanduser()
+    if not directory.is_dir():
+        what = "is a file, not a directory" if directory.exists() else "does not exist"
+        raise FileNotFoundError(f"{key}={folder} {what}: give a directory of images")
+    index = list_images(directory, refresh=refresh)
+    if not index.paths:
+        raise FileNotFoundError(f"{key}={folder} holds no images: expected files such as .png or .jpg")
+    return directory, index.paths, index.digest
+
+
+def _by_name(key: str, folder: str, paths: Sequence[str]) -> dict[str, str]:
+    """Path without its ending -> path.
+
+    Raises:
+        ValueError: if two files differ in their endings only.
+    """
+    found: dict[str, str] = {}
+    for path in paths:
+        name = str(PurePosixPath(path).with_suffix(""))
+        if name in found:
+            raise ValueError(
+                f"{key}={folder} has {found[name]} and {path}, of which only one can be half of a pair: remove one"
+            )
+        found[name] = path
+    return found
+
+
+def _open(file: Path, pixels: PixelFormat) -> NDArray[np.uint8]:
+    try:
+        with Image.open(file) as image:
+            return pixels.apply(image)
+    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+        raise CorruptImageError(f"{file}: {error}") from error
