@@ -213,12 +213,23 @@ def build_method(config: Config, source: Source, builder: Builder) -> Method:
     if missing:
         raise ValueError(
             f"the model needs {', '.join(missing)}, but data {source.name} has only {', '.join(sorted(available))}: choose "
-            "conditioning=none, or other data"
+            "conditioning=none, or other data" + _HOW_TO_HAVE.get(missing[0], "")
+        )
+    if "label" in method.batch_keys and method.num_classes != len(source.class_names):
+        raise ValueError(
+            f"the model is made for {method.num_classes} classes, but data {source.name} has {len(source.class_names)}: leave "
+            "conditioning.encoder.num_classes and data.num_classes null"
         )
     _check_shapes(method, source)
     if method.num_remembered:
         method.remember(_conditions(source, method))
     return method
+
+
+_HOW_TO_HAVE = {
+    "caption": "; captions of a folder are in its metadata.jsonl, or in a .txt beside every image (docs/data.md)",
+    "label": "; the classes of a folder are its subdirectories",
+}
 
 
 def settle_num_classes(config: Config, source: Source) -> None:

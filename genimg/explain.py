@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -57,10 +58,12 @@ def _explain_config_error(error: Exception, command: str, arguments: list[str]) 
     """Hydra's and OmegaConf's messages in one line, with the nearest name for an unknown key or option."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = "\n".join(lines)
-    option = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+    # Of a list such as penalty=[...] Hydra says "load" and names no options.
+    option = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
     if option:
         group, choice = option.groups()
-        available = [line for line in lines[1:] if re.fullmatch(r"[\w.-]+", line) and not line.endswith("base")]
+        options = lines[1:] if "find" in lines[0] else [path.stem for path in Path(config_dir(), group).glob("*.yaml")]
+        available = [name for name in options if re.fullmatch(r"[\w.-]+", name) and not name.endswith("base")]
         known = f": choose one of {', '.join(sorted(available))}" if available else ""
         return f"unknown option {group}={choice}{nearest(choice, available)}{known}"
     unknown = re.search(r"Could not override '([^']+)'", text)

@@ -71,6 +71,11 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (20, 20)) -> 
         (["optimizer.learning_rate=3"], ["optimizer.learning_rate"]),
         (["model=dcgna"], ["model=dcgna", "did you mean 'dcgan'?", "vae"]),
         (["data=mnits"], ["data=mnits", "did you mean 'mnist'?"]),
+        (["penalty=[r1,gradiant_penalty]"], ["penalty=gradiant_penalty (did you mean 'gradient_penalty'?)", "lecam"]),
+        (
+            ["conditioning=projection", "conditioning.encoder.num_classes=3"],
+            ["made for 3 classes, but data shapes has 5", "conditioning.encoder.num_classes", "null"],
+        ),
         (["+model.generator.widht=3"], ["model.generator.widht", "did you mean 'width'?"]),
         (["data=folder"], ["data.root is required"]),
         (["data=folder", "data.root=nowhere", "evaluation=none"], ["data.root=", "nowhere does not exist"]),

@@ -287,8 +287,8 @@ def test_a_disk_that_becomes_full_is_named_with_the_bytes_needed(home: Path, mon
 
 
 def test_a_stop_while_packing_leaves_no_output(home: Path) -> None:
-    process = start("prepare", "data=shapes", "data.num_images=1000000", "output=PACKED", "shard_size=200000", program=STOPPED)
-    output = process.communicate(timeout=120)[0]
+    process = start("prepare", "data=shapes", "data.num_images=1000000", "output=PACKED", "shard_size=20000", program=STOPPED)
+    output = process.communicate(timeout=300)[0]  # three times 20,000 shapes, beside whatever else runs
     assert process.returncode == 0, output
     assert "Traceback" not in output, output
     assert json.loads(output.splitlines()[-1]) == {"SIGINT": 130, "SIGTERM": 143, "SIGKILL": -signal.SIGKILL}

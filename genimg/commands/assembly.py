@@ -99,7 +99,10 @@ def assemble(config: Config, device_name: str) -> Parts:
     with failing_together():
         batch_size = builder.batch_size
         if batch_size > len(source):
-            raise ValueError(f"trainer.batch_size={batch_size} is larger than the data: {source.name} has {len(source)} images")
+            raise ValueError(
+                f"trainer.batch_size={batch_size} is larger than the data: {source.name} has {len(source)} images: "
+                f"set trainer.batch_size={len(source)} or less"
+            )
         builder = replace(builder, epoch_size=len(source))
         settings = builder.trainer_settings(trainer_config)
         schedule = build.build_schedule(config, builder)

@@ -115,6 +115,8 @@ class GAN(Method):
                 raise ValueError(f"penalty.{name} is a {type(penalty).__name__}, which is no penalty of a GAN")
             if isinstance(penalty, GeneratorPenalty):
                 penalty.check(self.generator)
+
+    def _warn_of_unwise_choices(self) -> None:
         held = any(parametrize.is_parametrized(layer) for layer in self.discriminator.modules())
         if self.loss.unbounded and not self.penalties and not held:
             log.warning("this loss needs a discriminator that is held: choose penalty=[gradient_penalty] or [weight_clipping]")
@@ -309,6 +311,7 @@ class GAN(Method):
             judged: Judgement = self.discriminator(self.augment(images), self._condition(drawn))
         if (judged.class_logits is None) != (self.auxiliary is None):
             raise ValueError("conditioning.auxiliary goes with conditioning.head=auxiliary_classifier, and only with it")
+        self._warn_of_unwise_choices()
 
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
         """Samples; of a model conditioned on labels, one class a row."""

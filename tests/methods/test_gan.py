@@ -500,7 +500,10 @@ def test_an_auxiliary_classifier_without_weights_is_refused():
     ],
 )
 def test_unwise_choices_are_warned_of(changes, words, caplog):
-    build(**changes)
+    gan = build(**changes)
+    assert not caplog.text  # not when it is made to be sampled from
+    gan.augment.begin(0, 4)
+    gan.check(real_images())
     assert words in caplog.text
 
 
@@ -522,7 +525,8 @@ def test_ada_sees_logits_from_the_losss_boundary(boundary):
 
 def test_a_held_discriminator_is_not_warned_of(caplog):
     held = tiny.discriminator(spectral_norm=True, normalisation="none")
-    build(discriminator=held, loss=AdversarialLoss(discriminator=torch.sub, generator=torch.neg, unbounded=True))
+    loss = AdversarialLoss(discriminator=torch.sub, generator=torch.neg, unbounded=True)
+    build(discriminator=held, loss=loss).check(real_images())
     assert not caplog.text
 
 
