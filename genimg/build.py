@@ -15,6 +15,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -24,14 +25,18 @@ from torch.optim import Optimizer
 
 from genimg.data.augment import SampleAugment
 from genimg.data.captions import caption_length, encode
-from genimg.data.placement import Data
+from genimg.data.placement import Data, UnpairedData, available_keys
 from genimg.data.sources import Source
+from genimg.data.tasks import Pair, Task
+from genimg.data.unpaired import UnpairedSource
+from genimg.data.validation import without_validation
 from genimg.durations import to_images
-from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.imagesets import evenly_spaced
+from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.explain import nearest
 from genimg.images import to_float
 from genimg.interfaces import Batch, Images, Method
+from genimg.methods.translation import Translation
 from genimg.paths import config_dir
 from genimg.training.schedules import Schedule
 from genimg.training.state import TrainerSettings
@@ -39,15 +44,22 @@ from genimg.training.state import TrainerSettings
 ALLOWED = (
     "genimg.data.arrays",
     "genimg.data.augment",
+    "genimg.data.degradations",
+    "genimg.data.edges",
+    "genimg.data.masks",
+    "genimg.data.pairs",
     "genimg.data.prepared",
     "genimg.data.shapes",
     "genimg.data.sources",
+    "genimg.data.unpaired",
     "genimg.evaluation.evaluator",
     "genimg.evaluation.extractors.classifier",
     "genimg.evaluation.extractors.custom",
     "genimg.evaluation.extractors.foundation",
     "genimg.evaluation.extractors.inception",
     "genimg.evaluation.metrics",
+    "genimg.evaluation.similarity",
+    "genimg.evaluation.translation",
     "genimg.losses",
     "genimg.methods",
     "genimg.networks",
@@ -60,6 +72,8 @@ ALLOWED = (
 
 _HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 _PLACEMENT_KEYS = ("placement", "num_workers", "horizontal_flip", "max_corrupt")
+SETTLED = ("num_classes", "source_channels", "target_channels")
+"""Keys of ``data`` that are known only when the data is, and are then written wherever the config refers to them."""
 
 Config = dict[str, Any]
 
@@ -164,14 +178,38 @@ def check_top_level(config: Config) -> None:
 
 
 def build_source(config: Config, builder: Builder) -> Source:
-    """The ``data`` group without the keys that say where its images live."""
-    node = {key: value for key, value in config["data"].items() if key not in (*_PLACEMENT_KEYS, "num_classes")}
-    return builder.build(node, "data")
+    """The ``data`` group's images to train on, without the keys that say where they live."""
+    others = (*_PLACEMENT_KEYS, *SETTLED, "validation")
+    source: Source = builder.build({key: value for key, value in config["data"].items() if key not in others}, "data")
+    return without_validation(source, config["data"].get("validation", 0))
+
+
+def build_task(config: Config, source: Source, builder: Builder) -> Task | None:
+    """What makes sources and targets: the ``task`` group, or the data itself where it has pairs.
+
+    Raises:
+        ValueError: if both do, or the images do not fit the task.
+    """
+    if not config.get("task"):
+        return source.task
+    if source.task is not None:
+        raise ValueError(f"data {source.name} has sources and targets of its own, and task makes others: set task=none")
+    task: Task = builder.build(config["task"], "task")
+    task.channels(source.shape)
+    return task
 
 
 def build_augment(config: Config, builder: Builder) -> SampleAugment | None:
     """None for ``data_augment=none``, and where nothing is trained."""
     return builder.build(config["data_augment"], "data_augment") if config.get("data_augment") else None
+
+
+def task_of(config: Config, builder: Builder) -> Task:
+    """The task of a settled config, as a checkpoint has it, without its data."""
+    if config.get("task"):
+        task: Task = builder.build(config["task"], "task")
+        return task
+    return Pair(source_channels=config["data"]["source_channels"])
 
 
 def build_data(
@@ -188,15 +226,18 @@ def build_data(
         config: resolved.
         source: the images.
         device: where batches go.
-        keys: of the batches.
-        builder: of the augmentation; None builds genimg's own.
+        keys: of the batches; those of a task if there is one.
+        builder: of the augmentation and the task; None builds genimg's own.
 
     Raises:
         ValueError: if the source or its images do not fit the settings.
     """
-    augment = build_augment(config, builder or Builder())
+    builder = builder or Builder()
+    augment, task = build_augment(config, builder), build_task(config, source, builder)
     placement = {key: config["data"][key] for key in _PLACEMENT_KEYS}
-    return Data(source, device=device, keys=keys, augment=augment, **placement)
+    if isinstance(source, UnpairedSource):
+        return UnpairedData(source, device=device, augment=augment, **placement)
+    return Data(source, device=device, keys=("image",) if task else keys, augment=augment, task=task, **placement)
 
 
 def build_method(config: Config, source: Source, builder: Builder) -> Method:
@@ -205,10 +246,15 @@ def build_method(config: Config, source: Source, builder: Builder) -> Method:
     Raises:
         ValueError: if the loss does not fit the method, the data lacks what it needs, or shapes do not match.
     """
-    check_pairing(config, builder)
-    settle_num_classes(config, source)
+    method_class = check_pairing(config, builder)
+    task = build_task(config, source, builder)
+    _check_kind(method_class, source, task)
+    settle(config, source, task)
     method: Method = builder.build(config["model"], "model")
-    available = {"image"} | ({"label"} if source.labels is not None else set()) | ({"caption"} if source.captioned else set())
+    if isinstance(method, Translation):
+        assert task is not None
+        method.task = task
+    available = set(task.keys if task else available_keys(source))
     missing = [key for key in method.batch_keys if key not in available]
     if missing:
         raise ValueError(
@@ -220,7 +266,7 @@ def build_method(config: Config, source: Source, builder: Builder) -> Method:
             f"the model is made for {method.num_classes} classes, but data {source.name} has {len(source.class_names)}: leave "
             "conditioning.encoder.num_classes and data.num_classes null"
         )
-    _check_shapes(method, source)
+    _check_shapes(method, source, task)
     if method.num_remembered:
         method.remember(_conditions(source, method))
     return method
@@ -232,12 +278,39 @@ _HOW_TO_HAVE = {
 }
 
 
-def settle_num_classes(config: Config, source: Source) -> None:
-    """Write the data's number of classes wherever the model's config leaves it to the data.
+def _check_kind(method: type[Method], source: Source, task: Task | None) -> None:
+    """Refuse data without sources for a method that translates, and with them for one that does not."""
+    if method.translates == (task is not None) and (task is None or set(method.batch_keys) <= set(task.keys)):
+        return
+    name = method.__name__
+    if task is None:
+        raise ValueError(
+            f"the model, a {name}, makes images from images, but data {source.name} has images alone: choose a task such as "
+            "task=denoise or task=inpaint, or data=paired or data=unpaired"
+        )
+    if not method.translates:
+        raise ValueError(
+            f"the data has a {' and a '.join(task.keys)} of each sample, but the model, a {name}, makes images from nothing: "
+            "choose a model such as pix2pix or restoration" + ("" if source.task else ", or task=none")
+        )
+    kind = "data=unpaired, two folders of images" if "a" in method.batch_keys else "data=paired, or another data with a task"
+    needs, has = " and ".join(method.batch_keys), " and ".join(task.keys)
+    raise ValueError(f"the model, a {name}, needs {needs}, but the data has {has}: choose {kind}")
+
+
+def settle(config: Config, source: Source, task: Task | None) -> None:
+    """Write what only the data knows wherever the config leaves it to the data: classes, and channels of a task.
 
     Raises:
-        ValueError: if ``data.num_classes`` is given and is another.
+        ValueError: if ``data.num_classes`` or a number of channels is given and is another.
     """
+    if task is not None:
+        for key, count in zip(("source_channels", "target_channels"), task.channels(source.shape), strict=True):
+            given = config["data"].get(key)
+            if type(given) is int and given != count:
+                raise ValueError(f"data.{key}={given}, but the data has {count}: leave it of_{key.removesuffix('_channels')}")
+            config["data"][key] = count
+            _replace(config["model"], f"of_{key.removesuffix('_channels')}", count)
     found = len(source.class_names) if source.labels is not None else 0
     given = config["data"].get("num_classes")
     if given is not None and found and given != found:
@@ -259,6 +332,14 @@ def _fill_num_classes(node: Any, count: int) -> None:
             node[key] = count
         else:
             _fill_num_classes(value, count)
+
+
+def _replace(node: Any, value: str, by: int) -> None:
+    for key, entry in node.items() if isinstance(node, dict) else ():
+        if entry == value:
+            node[key] = by
+        else:
+            _replace(entry, value, by)
 
 
 def _conditions(source: Source, method: Method) -> Batch:
@@ -360,7 +441,7 @@ def build_schedule(config: Config, builder: Builder) -> Schedule:
     return builder.build(config["schedule"], "schedule")
 
 
-def build_evaluator(config: Config, builder: Builder) -> Evaluator | None:
+def build_evaluator(config: Config, builder: Builder) -> PeriodicEvaluator | None:
     """None for ``evaluation=none``, also where an experiment has set some of its keys."""
     return builder.build(config["evaluation"], "evaluation") if "_target_" in config["evaluation"] else None
 
@@ -427,13 +508,14 @@ def _options_of_type(group: str, wanted: type, builder: Builder) -> list[str]:
     return fitting
 
 
-def _check_shapes(method: Method, source: Source) -> None:
+def _check_shapes(method: Method, source: Source, task: Task | None) -> None:
     channels, height, width = source.shape
+    image = to_float(torch.zeros(2, *source.shape, dtype=torch.uint8))
     try:
         with torch.no_grad():
             method.eval()
-            method.check(to_float(torch.zeros(2, *source.shape, dtype=torch.uint8)))
-            made = tuple(method.sample(method.draw(range(2), 0)).shape[1:])
+            method.check({"image": image} if task is None else task(image, np.arange(2, dtype=np.int64), 0))
+            made = source.shape if task else tuple(method.sample(method.draw(range(2), 0)).shape[1:])
     except RuntimeError as error:
         raise ValueError(
             f"the model's networks do not fit the data's images of {channels} channels and {height}x{width} pixels "

@@ -9,7 +9,8 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from genimg.explain import explain, quoted
+from genimg.explain import explain, is_choice, quoted
 from genimg.paths import config_dir
 from genimg.torchrun import arguments_of_rank, is_of_several, rank_of_torchrun
 
@@ -45,6 +46,11 @@ def sample() -> None:
     _run("sample")
 
 
+def translate() -> None:
+    """genimg-translate"""
+    _run("translate")
+
+
 def features() -> None:
     """genimg-features"""
     _run("features")
@@ -55,31 +61,45 @@ def prepare() -> None:
     _run("prepare")
 
 
+def augment() -> None:
+    """genimg-augment"""
+    _run("augment", config="augment_files")  # configs/augment/ is a group of genimg-train
+
+
 def _task(name: str) -> Callable[[DictConfig], Any]:
     """What the command does; imported late, because it imports torch."""
     module, function = {
         "train": ("train", "train"),
         "eval": ("evaluate", "evaluate"),
         "sample": ("sample", "sample"),
+        "translate": ("translate", "translate"),
         "features": ("features", "train_features"),
         "prepare": ("prepare", "prepare"),
+        "augment": ("augment", "augment"),
     }[name]
     return getattr(importlib.import_module(f"genimg.commands.{module}"), function)
 
 
-def _run(name: str) -> None:
-    """Compose the config of ``name``, run its command on it, and turn what a user can cause into one message."""
+def _run(name: str, config: str | None = None) -> None:
+    """Compose the config, run the command on it, and turn what a user can cause into one message.
+
+    Args:
+        name: of the command, without genimg-.
+        config: its primary config, where that has another name.
+    """
+    primary = config or name
     OmegaConf.register_new_resolver("genimg.job_name", _job_name, replace=True)
+    OmegaConf.register_new_resolver("genimg.groups", partial(_groups, primary), replace=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors pass to us instead of printing them in its own way
-    decorate = hydra.main(version_base="1.3", config_path=config_dir(), config_name=name)
+    decorate = hydra.main(version_base="1.3", config_path=config_dir(), config_name=primary)
     logging.raiseExceptions = False  # a log file on a full disk must not bury the message under tracebacks
     debug = any(argument in ("debug=true", "debug=True") for argument in sys.argv[1:])
     failures: list[Exception] = []
 
-    def guarded(config: DictConfig) -> Any:
+    def guarded(composed: DictConfig) -> Any:
         """In a single run, keep the error from Hydra, which would print lines of its own about it."""
         try:
-            return _task(name)(config)
+            return _task(name)(composed)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
@@ -93,7 +113,7 @@ def _run(name: str) -> None:
         print(f"genimg-{name}: interrupted", file=sys.stderr)
         _leave(130)
     except Exception as error:
-        message = explain(error, name, sys.argv[1:])
+        message = explain(error, primary, sys.argv[1:])
         if message is None and is_of_several() and _ANOTHER_HAS_GONE.search(str(error)):
             message = f"another process has ended ({str(error).splitlines()[0][:120]})"
         _fail(name, message, traceback.format_exc() if message is None or debug else "")
@@ -141,3 +161,17 @@ def _job_name(number: int, overrides: list[str]) -> str:
     """A directory name for a job of a sweep that needs no quotes on a command line: 003_model-vae_optimizer.lr-1e-4."""
     words = [re.sub(r"[^A-Za-z0-9.+-]+", "-", override).strip("-") for override in overrides]
     return f"{int(number):03d}_{'_'.join(words)}"[:120].rstrip("_.-") if words else f"{int(number):03d}"
+
+
+def _groups(name: str, sources: Sequence[DictConfig]) -> str:
+    """A line for each group that the config of ``name`` has a place for; Hydra's own list has them all, with their bases.
+
+    Args:
+        name: of the primary config.
+        sources: ``hydra.runtime.config_sources``, of which those of ``--config-dir`` are some.
+    """
+    folders = [Path(source.path) for source in sources if source.schema == "file"]
+    defaults = OmegaConf.load(Path(config_dir(), f"{name}.yaml")).defaults
+    groups = sorted(key for entry in defaults if isinstance(entry, DictConfig) for key in map(str, entry) if " " not in key)
+    files = {group: {path.stem for folder in folders for path in (folder / group).glob("*.yaml")} for group in groups}
+    return "\n".join(f"{group}: {', '.join(sorted(filter(is_choice, files[group])))}" for group in groups)

@@ -139,6 +139,15 @@ def rows_of_all_ranks(tensor: Tensor) -> Tensor:
     return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
 
 
+def equal_rows_of_all_ranks(tensor: Tensor) -> Tensor:
+    """The same where every rank has equally many rows, without asking, so that a GPU is not waited for."""
+    if not _several():
+        return tensor
+    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
 def of_first_rank(value: Any) -> Any:
     """The first rank's value, of whatever can be pickled, on every rank."""
     if not _several():

@@ -48,6 +48,11 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
     return str(error) if getattr(error, "is_users", False) else None
 
 
+def is_choice(name: str) -> bool:
+    """Whether a file of a config group is one of its options, and not what several of them begin with."""
+    return name.rpartition("_")[2] != "base"
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` where one of the words is close, else nothing."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
@@ -63,14 +68,16 @@ def _explain_config_error(error: Exception, command: str, arguments: list[str]) 
     if option:
         group, choice = option.groups()
         options = lines[1:] if "find" in lines[0] else [path.stem for path in Path(config_dir(), group).glob("*.yaml")]
-        available = [name for name in options if re.fullmatch(r"[\w.-]+", name) and not name.endswith("base")]
+        available = [name for name in options if re.fullmatch(r"[\w.-]+", name) and is_choice(name)]
         known = f": choose one of {', '.join(sorted(available))}" if available else ""
         return f"unknown option {group}={choice}{nearest(choice, available)}{known}"
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         return _explain_unknown_key(unknown.group(1).split("@")[0], command, arguments)
     if "Ambiguous value for argument" in text:
-        return f"{lines[0]}: add -m to sweep over the values, or write key=[a,b] for a list"
+        key, _, value = text.partition("'")[2].partition("\n")[0].rstrip("'").partition("=")
+        one, several = f'{key}="{quoted(value)}"', f"'{key}=[{value}]'"
+        return f"{key}={value} is several values: write {one} for one text, {several} for a list, or add -m to sweep over them"
     unreadable = next((a for a in arguments if not a.startswith("-") and not _can_be_read(a)), None)
     if unreadable is not None:
         key, equals, value = unreadable.partition("=")

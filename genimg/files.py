@@ -1,9 +1,12 @@
-"""Files that appear whole or not at all."""
+"""Files and directories that appear whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +31,29 @@ def atomically(path: Path, *, durable: bool = False) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def directory_atomically(path: Path) -> Iterator[Path]:
+    """A temporary directory beside ``path`` that takes its place if the block ends well and is removed if not.
+
+    SIGTERM ends the block as Ctrl-C does, with SystemExit.
+
+    Args:
+        path: absent or an empty directory; missing parent directories are made.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with our number
+    terminate = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the end below is reached
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():  # and is empty
+            path.rmdir()
+        temporary.rename(path)
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

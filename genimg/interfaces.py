@@ -14,8 +14,9 @@ Images = NewType("Images", int)
 constructor parameter of this type makes the build convert it."""
 
 Batch = dict[str, Tensor]
-"""``image``: float32 [N, C, H, W] in [-1, 1]; ``label``: int64 [N]; ``caption``: uint8 [N, L], UTF-8 padded with 0; ``latent``:
-float32 [N, Z]; a method may add keys."""
+"""``image``, or ``source`` and ``target`` of a task, or ``a`` and ``b`` of two domains: float32 [N, C, H, W] in [-1, 1];
+``mask``: float32 [N, 1, H, W], 1 where pixels are missing; ``label``: int64 [N]; ``caption``: uint8 [N, L], UTF-8 padded with
+0; ``latent``: float32 [N, Z]; a method may add keys."""
 
 Microbatches = list[Batch]
 """One step's batch: a single Batch, or several equal ones when gradients are accumulated."""
@@ -70,11 +71,17 @@ class Method(nn.Module, ABC):
     sampled_weights: ClassVar[str] = "raw"
     """``ema`` where ``sample`` uses averaged weights; recorded beside every metric."""
 
-    sampled_mode: ClassVar[str] = "eval"
-    """``train`` where ``sample`` keeps dropout and batch statistics on; recorded beside every metric."""
+    sampled_mode: str = "eval"
+    """``train`` where ``sample`` or ``translate`` keeps dropout and batch statistics on; recorded beside every metric."""
 
     reconstructs: ClassVar[bool] = False
     """Whether it is an autoencoder, with a ``reconstruct`` of its own."""
+
+    translates: ClassVar[bool] = False
+    """Whether it makes images from images, with a ``translate`` of its own, instead of from draws alone."""
+
+    directions: ClassVar[tuple[str, ...]] = ()
+    """Of a method that translates more than one way; the first is what it does unasked."""
 
     loss_type: ClassVar[type]
     """The kind of loss this method can be trained with; the build refuses any other."""
@@ -100,19 +107,19 @@ class Method(nn.Module, ABC):
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
         """All updates for one batch, in the order of the method's paper."""
 
-    @abstractmethod
     def draw(self, indices: Sequence[int], seed: int) -> Batch:
         """Everything random that ``sample`` needs, as a function of ``seed`` and each sample's index alone.
 
         So neither the batch size nor the number of processes changes which images are generated.
         """
+        return {}
 
     def truncated(self, drawn: Batch, amount: float) -> Batch:
         """A drawn batch (on the CPU) for samples that vary less, and are better where the model is good.
 
         Args:
             drawn: from ``draw``.
-            amount: above 0; the smaller, the nearer to the average.
+            amount: 0 or more; the smaller, the nearer to the average.
 
         Raises:
             ValueError: if there is nothing to truncate.
@@ -122,17 +129,31 @@ class Method(nn.Module, ABC):
     def before_sampling(self) -> None:
         """Called before samples are drawn with weights that have changed since; without randomness."""
 
-    @abstractmethod
     def sample(self, batch: Batch) -> Tensor:
         """Generated images [N, C, H, W] in [-1, 1] for a drawn batch: evaluation mode, averaged weights, no gradient."""
+        raise NotImplementedError(f"{type(self).__name__} makes no images from draws alone")
+
+    def translate(self, source: Tensor, direction: str | None = None) -> Tensor:
+        """What it makes of sources [N, S, H, W] in [-1, 1]: [N, T, H, W], without gradient; for methods that ``translates``.
+
+        Args:
+            source: of any height and width that are multiples of ``multiple``.
+            direction: one of ``directions``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not translate images")
+
+    @property
+    def multiple(self) -> int:
+        """What the height and width of ``translate``'s sources must be multiples of."""
+        return 1
 
     def reconstruct(self, image: Tensor) -> Tensor:
         """Encode and decode images [N, C, H, W] in [-1, 1], without noise; for methods that say ``reconstructs``."""
         raise NotImplementedError(f"{type(self).__name__} is not an autoencoder")
 
     @abstractmethod
-    def check(self, image: Tensor) -> None:
-        """Run every network once on real images [N, C, H, W], so that a shape that does not fit shows before training."""
+    def check(self, batch: Batch) -> None:
+        """Run every network once on a batch of the data, so that a shape that does not fit shows before training."""
 
     @abstractmethod
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:

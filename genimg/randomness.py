@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,13 +12,14 @@ from torch import Tensor
 
 _LATENT_STREAM = 2  # training steps are seeded by (seed, step): without it, step i and sample i would share their noise
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finaliser of SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", 2014)."""
     x = x + _GOLDEN
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x = (x ^ (x >> np.uint64(30))) * _FACTORS[0]
+    x = (x ^ (x >> np.uint64(27))) * _FACTORS[1]
     return x ^ (x >> np.uint64(31))
 
 
@@ -45,3 +47,49 @@ def normal_latents(indices: Sequence[int], seed: int, latent_dim: int) -> Tensor
     seeds = (seed_of(_LATENT_STREAM, seed, index) for index in indices)
     rows = [torch.randn(latent_dim, generator=generator.manual_seed(each)) for each in seeds]
     return torch.stack(rows)
+
+
+def bits_field(keys: NDArray[np.uint64], count: int, device: torch.device) -> Tensor:
+    """64 random bits each, int64 [N, count], made on the device; row i is a function of ``keys[i]`` alone.
+
+    The first outputs of SplitMix64 seeded with the key, in arithmetic that wraps as that of unsigned integers does.
+
+    Args:
+        keys: [N], well mixed, as ``hash_integers`` makes them: near keys would give shifts of one sequence.
+    """
+    counter = torch.arange(1, count + 1, device=device)
+    x = torch.from_numpy(keys.view(np.int64)).to(device)[:, None] + _signed(_GOLDEN) * counter
+    x = x.bitwise_xor_(_shifted(x, 30)).mul_(_signed(_FACTORS[0]))
+    x = x.bitwise_xor_(_shifted(x, 27)).mul_(_signed(_FACTORS[1]))
+    return x.bitwise_xor_(_shifted(x, 31))
+
+
+def uniform_field(keys: NDArray[np.uint64], shape: Sequence[int], device: torch.device) -> Tensor:
+    r"""Numbers uniform in [0, 1), float32 [N, \*shape] of 24 bits; row i is a function of ``keys[i]`` and the shape alone."""
+    count = math.prod(shape)
+    bits = bits_field(keys, (count + 1) // 2, device)
+    numbers = torch.cat([_shifted(bits, 40), _shifted(bits, 16) & 0xFFFFFF], dim=1)[:, :count]
+    return numbers.float().mul_(2.0**-24).view(len(keys), *shape)
+
+
+def normal_field(keys: NDArray[np.uint64], shape: Sequence[int], device: torch.device) -> Tensor:
+    r"""Standard normal numbers, float32 [N, \*shape]; row i is a function of ``keys[i]`` and the shape alone.
+
+    Box & Muller 1958, from 32 bits for the radius and 32 for the angle; no number is above 6.7. Equal to a rounding of their
+    logarithms and cosines on every device.
+    """
+    count = math.prod(shape)
+    bits = bits_field(keys, (count + 1) // 2, device)
+    radius = ((_shifted(bits, 32) + 1).float() * 2.0**-32).log_().mul_(-2.0).sqrt_()  # of a number in (0, 1]
+    angle = (bits & 0xFFFFFFFF).float() * (2.0 * math.pi * 2.0**-32)
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count].view(len(keys), *shape)
+
+
+def _signed(number: np.uint64) -> int:
+    """The same 64 bits as a signed integer: torch multiplies no unsigned ones."""
+    return int(number.astype(np.int64))
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """x >> bits, with zeros moving in from the left as in unsigned integers."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

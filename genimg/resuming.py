@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from genimg import build
 from genimg.mappings import flatten
 from genimg.training import checkpoint
 
@@ -22,7 +24,8 @@ Config = dict[str, Any]
 # a schedule that depends on it has a duration of its own.
 _HARMLESS = (
     "run_dir", "resume", "resume_force", "allow", "debug", "print_config", "dry_run", "device", "evaluation", "performance",
-    "data.root", "data.placement", "data.num_workers", "data.max_corrupt", "data.refresh_index", "data.num_classes",
+    "data.root", "data.placement", "data.num_workers", "data.max_corrupt", "data.refresh_index",
+    *(f"data.{key}" for key in build.SETTLED),
     "trainer.duration", "trainer.log_interval", "trainer.preview_interval", "trainer.preview_images",
     "trainer.checkpoint_interval", "trainer.keep_last",
 )  # fmt: skip
@@ -31,8 +34,10 @@ _HARMLESS = (
 _OF_THIS_COMMAND = ("resume", "resume_force", "run_dir", "allow", "debug", "print_config", "dry_run")
 
 # What earlier checkpoints lack, and what they then mean.
-_YOUNG_GROUPS = ("performance", "conditioning", "penalty", "augment", "data_augment")
-_YOUNG_KEYS = {"trainer.sync_batch_norm": False, "data.captions": "auto", "data.held_out": []}
+_YOUNG_GROUPS = ("performance", "conditioning", "penalty", "augment", "data_augment", "task")
+_YOUNG_KEYS = {"trainer.sync_batch_norm": False, "data.captions": "auto", "data.held_out": [], "data.validation": 0, "task": {}}
+
+_ABSENT = "(absent)"  # in place of a value
 
 
 @dataclass(frozen=True)
@@ -90,11 +95,12 @@ def find_start(composed: DictConfig, run_dir: Path) -> tuple[Config, Config, Sav
             if mode == "auto" or config["performance"]["activation_checkpointing"]:
                 mode = False  # auto was off when it was not settled
             source["performance"]["compile"] = config["performance"]["compile"] = mode
-        known = saved.state["config"]["data"].get("num_classes")
-        if known is not None and config["data"].get("num_classes") is None:
-            source["data"]["num_classes"] = known
-            config = _resolved(source)
-        _compare(saved, config)
+        for key in build.SETTLED:
+            known = saved.state["config"]["data"].get(key)
+            if type(known) is int and type(config["data"].get(key)) is not int:
+                source["data"][key] = known
+        config = _resolved(source)
+        _compare(saved, config, source)
     return source, config, saved
 
 
@@ -128,35 +134,67 @@ def _entries(name: str, fact: Any) -> Config:
     return {f"{name}.{key}": value for key, value in fact.items()} if isinstance(fact, dict) else {name: fact}
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """``key: old -> new`` for every key that differs and matters."""
+def _differences(old: Config, new: Config) -> dict[str, str]:
+    """Key -> ``old -> new`` for every key that differs and matters."""
     flat_old, flat_new = _YOUNG_KEYS | flatten(old), _YOUNG_KEYS | flatten(new)
     keys = [key for key in sorted(flat_old | flat_new) if not _harmless(key)]
-    absent = "(absent)"
-    return [
-        f"{key}: {flat_old.get(key, absent)} -> {flat_new.get(key, absent)}"
-        for key in keys
-        if flat_old.get(key, absent) != flat_new.get(key, absent)
-    ]
+    changes = {key: (flat_old.get(key, _ABSENT), flat_new.get(key, _ABSENT)) for key in keys}
+    return {key: f"{before} -> {now}" for key, (before, now) in changes.items() if before != now}
 
 
-def _compare(saved: Saved, config: Config) -> None:
-    changes = differences(saved.state["config"], config)
+def _in_short(changes: dict[str, str], old_source: Config, new_source: Config) -> str:
+    """The differences, a line each: one for a group of which another choice is made, none for what follows from others."""
+    flat_old, flat_new = flatten(old_source), flatten(new_source)
+    derived = {
+        key
+        for name, reference in flat_old.items()
+        if flat_new.get(name) == reference and re.fullmatch(r"\$\{[\w.]+\}", str(reference))
+        for key in changes
+        if f"{key}.".startswith(f"{name}.") and reference[2:-1] + key.removeprefix(name) in changes
+    }
+    groups: dict[str, list[str]] = {}
+    for key in changes.keys() - derived:
+        groups.setdefault(key.partition(".")[0], []).append(key)
+    lines = []
+    for group, keys in sorted(groups.items()):
+        another = any(key.endswith("._target_") or _ABSENT in changes[key] for key in keys)
+        told = sorted(f"{key}: {changes[key]}" for key in keys)
+        lines += [f"{group}: {len(told)} keys, such as {min(told, key=len)}"] if another and len(told) > 2 else told
+    return "\n  ".join(lines)
+
+
+def _compare(saved: Saved, config: Config, source: Config) -> None:
+    changes = _differences(saved.state["config"], config)
     if not changes:
         return
-    listed = "\n  ".join(changes)
-    old, new = saved.state["config"]["trainer"]["batch_size"], config["trainer"]["batch_size"]
-    if old != new and config["resume_force"]:
-        raise ValueError(
-            f"trainer.batch_size={new} differs from the {old} of {saved.path}: steps are counted in batches, so that it "
-            "cannot change within a run; choose another run_dir"
-        )
+    listed = _in_short(changes, saved.state["config_source"], source)
+    differs = f"the config differs from that of {saved.path} in ways that change the result:\n  {listed}\n"
+    impossible = _why_impossible(saved.state, changes, config)
+    if impossible:
+        raise ValueError(f"{differs}{impossible}: undo the changes, or choose another run_dir to start afresh")
     if not config["resume_force"]:
         raise ValueError(
-            f"the config differs from that of {saved.path} in ways that change the result:\n  {listed}\n"
-            "undo them, choose another run_dir to start afresh, or continue all the same with resume_force=true"
+            f"{differs}undo them, choose another run_dir to start afresh, or continue all the same with resume_force=true"
         )
     log.warning("resuming with a changed config:\n  %s", listed)
+
+
+def _why_impossible(state: Config, changes: dict[str, str], config: Config) -> str | None:
+    """Why not even ``resume_force`` can continue with these changes; None if it can."""
+    if "trainer.batch_size" in changes:
+        return "steps are counted in batches, so that trainer.batch_size cannot change within a run"
+    if "optimizer._target_" in changes:
+        return "another optimizer cannot take over what this one has gathered"
+    allowed = (*build.ALLOWED, *map(str, config["allow"] or ()))
+    builder = build.Builder(allowed, epoch_size=state["num_images"], batch_size=config["trainer"]["batch_size"])
+    try:
+        method = builder.build(config["model"], "model")
+    except Exception:  # which will be raised again where the run is assembled, if it is forced
+        return None
+    shapes = {name: tensor.shape for name, tensor in method.state_dict().items()}
+    if shapes != {name: tensor.shape for name, tensor in state["method"].items()}:
+        return "the checkpoint's weights do not fit the model any more"
+    return None
 
 
 def _refuse_to_overwrite(folder: checkpoint.CheckpointFolder, saved: Saved | None) -> None:

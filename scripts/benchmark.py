@@ -9,8 +9,8 @@
 Each recipe runs in a process of its own, in which blocks of steps of the two alternate, so that whatever else the machine
 does hits both. Where steps differ in work (n_critic, lazy penalties), every block has as many of each kind. genimg is the real
 Trainer on the real Data, timed from one request for a batch to the next, with all that it does in a training; the tutorial's
-loop is in plain_loops.py. Before each block of either side there is a pause, not timed, in which loader workers fill their
-queues and fall asleep, so that they take no time from the other side.
+loop is in plain_loops.py and plain_translation.py. Before each block of either side there is a pause, not timed, in which
+loader workers fill their queues and fall asleep, so that they take no time from the other side.
 docs/performance.md explains the columns.
 """
 
@@ -43,9 +43,11 @@ from tqdm import tqdm
 
 from genimg import build
 from genimg.commands.assembly import Parts, assemble
+from genimg.data.shapes import shapes
 from genimg.environment import git_commit, versions
 from genimg.evaluation.passes import full_float32
 from genimg.explain import explain, nearest
+from genimg.images import write_png
 from genimg.interfaces import Batch
 from genimg.paths import config_dir
 from genimg.training.device import choose_device, describe_hardware
@@ -53,6 +55,7 @@ from genimg.training.logger import Logger
 
 # A recipe is one line: its name, genimg-train's overrides, and the plain step (of plain_loops.STEPS) that it is compared with.
 # Images are of 32 px where it says nothing.
+CYCLEGAN = "model=cyclegan data=unpaired model.a2b.num_blocks=6"
 RECIPES = {
     "dcgan_64": ("model=dcgan data.image_size=64 trainer.batch_size=64", "gan"),
     "dcgan_32": ("model=dcgan data.image_size=32 trainer.batch_size=128", "gan"),
@@ -63,6 +66,11 @@ RECIPES = {
     "sngan_32": ("model=sngan data.image_size=32 trainer.batch_size=64", "gan"),
     "wgan_gp_32": ("model=wgan_gp penalty=[gradient_penalty] data.image_size=32 trainer.batch_size=64", "gan"),
     "stylegan2_32": ("model=stylegan2_small penalty=[r1] penalty.r1.interval=16 trainer.batch_size=32", "gan"),
+    # Of size 4 at 64 px, and of the papers' 1 at 128 px; six residual blocks are those of CycleGAN below 256 px.
+    "pix2pix_64": ("model=pix2pix task=edges_sobel data.image_size=64 trainer.batch_size=4", "pix2pix"),
+    "pix2pix_128": ("model=pix2pix task=edges_sobel data.image_size=128 trainer.batch_size=1", "pix2pix"),
+    "cyclegan_64": (f"{CYCLEGAN} data.image_size=64 trainer.batch_size=4", "cyclegan"),
+    "cyclegan_128": (f"{CYCLEGAN} data.image_size=128 trainer.batch_size=1", "cyclegan"),
 }
 MIB = 2**20
 default_switches = partial(full_float32, tf32_convolutions=True)  # PyTorch's own; genimg's precision sets the process's
@@ -190,8 +198,8 @@ def compare(name: str, configs: dict[str, Config], parts: Parts, block: int, cou
     def plain_block(loop: PlainLoop) -> None:
         time.sleep(PAUSE)
         with default_switches():
-            for images in plain.cut(loop.batches):
-                loop.train_on(images)
+            for batch in plain.cut(loop.batches):
+                loop.train_on(batch)
 
     def between() -> None:
         nonlocal loop
@@ -228,10 +236,8 @@ def plain_loop(config: Config, kind: str) -> PlainLoop:
     """The tutorial's loop over the config's images, with its networks, loss and optimizers."""
     with default_switches():
         parts = assemble(config, config["device"])
-    batch_size = parts.settings.batch_size
-    return PlainLoop(
-        STEPS[kind], parts.method, parts.optimizers, Pictures(parts.source), batch_size=batch_size, device=parts.device
-    )
+    pictures, batch_size = Pictures(parts.source, parts.method), parts.settings.batch_size
+    return PlainLoop(STEPS[kind](), parts.method, parts.optimizers, pictures, batch_size=batch_size, device=parts.device)
 
 
 def arithmetic(flops: float, genimg: Config, parts: Parts) -> Config:
@@ -326,8 +332,9 @@ def parsed() -> argparse.Namespace:
 
 def configs_of(name: str, arguments: argparse.Namespace) -> dict[str, Config]:
     """genimg-train's composed configs for both sides, of which --override changes only genimg's."""
-    overrides = [*RECIPES[name][0].split(), "run_dir=unused", "evaluation=none"]
-    overrides += [f"data.num_images={arguments.images}", f"device={arguments.device}"]
+    overrides = [*RECIPES[name][0].split(), "run_dir=unused", "evaluation=none", f"device={arguments.device}"]
+    of_files = "data=unpaired" in overrides
+    overrides += [f"data.root={arguments.folder / name}" if of_files else f"data.num_images={arguments.images}"]
     if not arguments.long:
         overrides += ["trainer.checkpoint_interval=1000M images", "trainer.preview_interval=1000M images"]
     if arguments.batch_size:
@@ -343,6 +350,19 @@ def configs_of(name: str, arguments: argparse.Namespace) -> dict[str, Config]:
     for config in composed.values():
         config.trainer.duration = f"{block * (count + (1 if arguments.long else 3)) + 1} steps"
     return {side: cast(Config, OmegaConf.to_container(config, resolve=True)) for side, config in composed.items()}
+
+
+def draw_files(config: Config, count: int) -> None:
+    """Draw half of ``count`` images as files of each domain, where a config has two: of one shape, and of two."""
+    if "num_images" in config["data"]:
+        return
+    size, channels = config["data"]["image_size"], config["data"]["channels"]
+    for number, domain in enumerate("AB"):
+        source = shapes(seed=number, num_images=count // 2, image_size=size, channels=channels, num_objects=number + 1)
+        folder = Path(config["data"]["root"], f"train{domain}")
+        folder.mkdir(parents=True)
+        for index in range(len(source)):
+            write_png(torch.from_numpy(source.read(index)), folder / f"{index}.png")
 
 
 def blocks_of(configs: Mapping[str, Any], arguments: argparse.Namespace) -> tuple[int, int]:
@@ -365,6 +385,7 @@ def blocks_of(configs: Mapping[str, Any], arguments: argparse.Namespace) -> tupl
 
 def work(name: str, configs: dict[str, Config], arguments: argparse.Namespace) -> Config:
     """One recipe's result, and what it depends on."""
+    draw_files(configs["plain"], arguments.images)
     parts = assemble(configs["genimg"], configs["genimg"]["device"])
     block, count = blocks_of(configs, arguments)
     facts = {"hardware": describe_hardware(parts.device), "precision": parts.precision.name, "block_steps": block}
@@ -377,9 +398,13 @@ def main() -> None:
     configs, results, name = {}, {}, ""
     try:
         arguments.block = arguments.block or (5 if choose_device(arguments.device).type == "cpu" else 100)
-        for name in arguments.recipes:
-            configs[name] = configs_of(name, arguments)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool,
+        ):
+            arguments.folder = Path(folder)
+            for name in arguments.recipes:
+                configs[name] = configs_of(name, arguments)
             for name in arguments.recipes:
                 results[name] = pool.submit(work, name, configs[name], arguments).result()
     except KeyboardInterrupt:

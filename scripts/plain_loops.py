@@ -1,10 +1,12 @@
 """Training loops the way a good tutorial writes them: eager, float32, contiguous, with a DataLoader. benchmark.py times them.
 
-They take genimg's networks and losses, so that a step function for each kind of method serves every network.
+They take genimg's networks and losses, so that a step function for each kind of method serves every network. Those of methods
+that translate images are in plain_translation.py.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -12,31 +14,35 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from plain_translation import CycleGANStep, pix2pix_step
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from genimg.data.sources import Source
-from genimg.interfaces import Method
+from genimg.images import to_float, to_uint8
+from genimg.interfaces import Batch, Method
 from genimg.losses.penalties import DiscriminatorPenalty, GeneratorPenalty, Sides, WeightClipping
 from genimg.methods.gan import GAN
+from genimg.methods.translation import Translation
 from genimg.methods.vae import VAE
 
-Step = Callable[[Any, dict[str, Optimizer], Tensor, int], dict[str, float]]
-"""Takes a method, its optimizers, a batch of real images and the step's number; gives the losses, read from the device as
-tutorials read them to print them."""
+Step = Callable[[Any, dict[str, Optimizer], Batch, int], dict[str, float]]
+"""Takes a method, its optimizers, a batch and the step's number; gives the losses, read from the device as tutorials read them
+to print them."""
 
 Penalties = list[tuple[int, Callable[[], Tensor]]]
 """Of one network: each one's interval in steps, and its value."""
 
 
-def gan_step(method: GAN, optimizers: dict[str, Optimizer], real: Tensor, step: int) -> dict[str, float]:
+def gan_step(method: GAN, optimizers: dict[str, Optimizer], batch: Batch, step: int) -> dict[str, float]:
     """As in PyTorch's DCGAN tutorial, with one batch of fakes for both updates.
 
     Where the generator's update is rarer or larger than the discriminator's, each has fakes of its own, as in tutorials of
     WGAN-GP and SNGAN. A lazy penalty is an update of its own, as in ports of StyleGAN2.
     """
+    real = batch["image"]
     method.augment.begin(step * len(real), len(real))
     reuses_fakes = method.generator_interval == method.generator_batches == 1
     with torch.set_grad_enabled(reuses_fakes):
@@ -127,8 +133,9 @@ def _nothing(batch: Tensor) -> Tensor:
     return batch.new_empty(len(batch), 0)
 
 
-def vae_step(method: VAE, optimizers: dict[str, Optimizer], image: Tensor, _: int) -> dict[str, float]:
+def vae_step(method: VAE, optimizers: dict[str, Optimizer], batch: Batch, _: int) -> dict[str, float]:
     """As in PyTorch's VAE example."""
+    image = batch["image"]
     optimizers["autoencoder"].zero_grad()
     mean, log_variance = method.encoder(image)
     latent = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
@@ -138,24 +145,50 @@ def vae_step(method: VAE, optimizers: dict[str, Optimizer], image: Tensor, _: in
     return {"total": loss.item()}
 
 
-STEPS: dict[str, Step] = {"gan": gan_step, "vae": vae_step}
+STEPS: dict[str, Callable[[], Step]] = {
+    "gan": lambda: gan_step,
+    "vae": lambda: vae_step,
+    "cyclegan": CycleGANStep,
+    "pix2pix": lambda: pix2pix_step,
+}
+"""Make the step of each kind of method, with a training's state if it has one."""
 
 
-class Pictures(Dataset[Tensor]):
-    """Images in memory, uint8 [N, H, W, C], transformed one by one to float32 [C, H, W] in [-1, 1]."""
+class Pictures(Dataset[Batch]):
+    """Images in memory, uint8 [N, H, W, C], transformed one by one to float32 [C, H, W] in [-1, 1].
 
-    def __init__(self, source: Source) -> None:
-        pictures = [source.read(index).transpose(1, 2, 0) for index in range(len(source))]
-        self.pixels: NDArray[np.uint8] = np.ascontiguousarray(np.stack(pictures))
-        half = [0.5] * self.pixels.shape[-1]
-        self.transform = Compose([ToTensor(), Normalize(half, half)])
+    For a method that translates, they are what its task makes of the source, once; an image of domain ``b`` is any at random.
+
+    Args:
+        source: the images.
+        method: that they are for.
+    """
+
+    def __init__(self, source: Source, method: Method) -> None:
+        made = [_made(source, index, method) for index in range(len(source))]
+        assert set(made[0]) == set(method.batch_keys), "the steps know of no conditions"
+        self.pixels = {key: np.ascontiguousarray(np.stack([each[key] for each in made])) for key in made[0]}
+        half = {key: [0.5] * pixels.shape[-1] for key, pixels in self.pixels.items()}
+        self.transforms = {key: Compose([ToTensor(), Normalize(half[key], half[key])]) for key in self.pixels}
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(next(iter(self.pixels.values())))
 
-    def __getitem__(self, index: int) -> Tensor:
-        image: Tensor = self.transform(self.pixels[index])
-        return image
+    def __getitem__(self, index: int) -> Batch:
+        return {
+            key: self.transforms[key](pixels[random.randrange(len(pixels)) if key == "b" else index])
+            for key, pixels in self.pixels.items()
+        }
+
+
+def _made(source: Source, index: int, method: Method) -> dict[str, NDArray[np.uint8]]:
+    """What a batch of one image has, [H, W, C]."""
+    image = source.read(index)
+    made = {"image": image}
+    if isinstance(method, Translation):
+        batch = method.task(to_float(torch.from_numpy(image)[None]), np.array([index]), 0)
+        made = {key: to_uint8(each[0]).numpy() for key, each in batch.items()}
+    return {key: each.transpose(1, 2, 0) for key, each in made.items()}
 
 
 class PlainLoop:
@@ -180,7 +213,6 @@ class PlainLoop:
         batch_size: int,
         device: torch.device,
     ) -> None:
-        assert method.batch_keys == ("image",), "the steps know of no conditions"
         self.step, self.method, self.optimizers, self.device = step, method.train(), optimizers, device
         self.steps_done = 0
         self.batches = _endless(
@@ -195,12 +227,13 @@ class PlainLoop:
             )
         )
 
-    def train_on(self, images: Tensor) -> dict[str, float]:
-        losses = self.step(self.method, self.optimizers, images.to(self.device), self.steps_done)
+    def train_on(self, batch: Batch) -> dict[str, float]:
+        batch = {key: images.to(self.device) for key, images in batch.items()}
+        losses = self.step(self.method, self.optimizers, batch, self.steps_done)
         self.steps_done += 1
         return losses
 
 
-def _endless(loader: DataLoader[Tensor]) -> Iterator[Tensor]:
+def _endless(loader: DataLoader[Batch]) -> Iterator[Batch]:
     while True:
         yield from loader

@@ -8,6 +8,7 @@ import importlib
 import json
 import math
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -22,10 +24,11 @@ from torch import Tensor, nn
 
 from genimg.commands.assembly import assemble
 from genimg.images import to_float
-from genimg.interfaces import Progress
+from genimg.interfaces import Batch, Method, Progress
 from genimg.losses.adversarial import AdversarialLoss, negated_generator_loss, wasserstein_discriminator_loss
 from genimg.losses.penalties import R1, GradientPenalty
 from genimg.methods.gan import GAN
+from genimg.methods.translation import Translation
 from genimg.training.update import Updater
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -37,6 +40,8 @@ TINY = {  # more overrides of a recipe, by its model
     "sngan": RESIDUAL,
     "wgan_gp": RESIDUAL,
     "stylegan2": "model.generator.channel_base=64 model.generator.channel_max=8",
+    "pix2pix": "model.translator.width=4 model.discriminator.width=4",
+    "cyclegan": "model.a2b.width=4 model.a2b.num_blocks=1 model.discriminator_a.width=4",
 }
 RECIPES = [
     "dcgan_64",
@@ -48,6 +53,10 @@ RECIPES = [
     "sngan_32",
     "wgan_gp_32",
     "stylegan2_32",
+    "pix2pix_64",
+    "pix2pix_128",
+    "cyclegan_64",
+    "cyclegan_128",
 ]
 
 
@@ -89,7 +98,7 @@ def tiny_benchmark(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def arguments_of(**changes: Any) -> argparse.Namespace:
     sizes = {"block": 1, "blocks": 1, "long": None, "images": 16, "batch_size": 8}
-    choices = {"device": "cpu", "precision": "fp32", "override": ["performance=plain"]}
+    choices = {"device": "cpu", "precision": "fp32", "override": ["performance=plain"], "folder": Path("unused")}
     return argparse.Namespace(**(sizes | choices | changes))
 
 
@@ -186,16 +195,24 @@ def test_mistakes_are_refused_in_words(
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_both_sides_of_every_recipe_are_built_and_take_steps(tiny_benchmark: Any, recipe: str) -> None:
+def test_both_sides_of_every_recipe_are_built_and_take_steps(tiny_benchmark: Any, recipe: str, tmp_path: Path) -> None:
     assert list(tiny_benchmark.RECIPES) == RECIPES
-    configs = configs_of(tiny_benchmark, recipe, batch_size=None, images=128)
+    configs = configs_of(tiny_benchmark, recipe, batch_size=None, images=128, folder=tmp_path)
+    tiny_benchmark.draw_files(configs["plain"], 128)
     size = int(recipe.rsplit("_", 1)[1])
     parts = assemble(configs["genimg"], "cpu")
     assert parts.source.shape[1:] == (size, size)
-    assert {config["trainer"]["batch_size"] for config in configs.values()} <= {32, 64, 128}
+    assert {config["trainer"]["batch_size"] for config in configs.values()} <= {1, 4, 32, 64, 128}
     loop = tiny_benchmark.plain_loop(configs["plain"], tiny_benchmark.RECIPES[recipe][1])
+    batch = batch_of(parts.method, torch.randint(256, (2, *parts.source.shape), dtype=torch.uint8))
     for _ in range(2):
-        assert all(map(math.isfinite, loop.train_on(torch.rand(2, *parts.source.shape) * 2 - 1).values()))
+        assert all(map(math.isfinite, loop.train_on(batch).values()))
+
+
+def batch_of(method: Method, pixels: Tensor) -> Batch:
+    """As genimg's data make it."""
+    image = to_float(pixels).contiguous()
+    return method.task(image, np.arange(len(pixels)), 0) if isinstance(method, Translation) else {"image": image}
 
 
 # Where both updates share a batch of fakes, genimg and the plain loop draw the same random numbers.
@@ -204,15 +221,20 @@ SHARED = {
     "vae": ("vae_small_28", ""),
     "lazy penalties": ("stylegan2_32", "penalty=[r1,path_length] penalty.r1.interval=2 penalty.path_length.interval=3"),
     "clipped": ("dcgan_small_28", "loss=wasserstein penalty=[weight_clipping] augment=ada"),
+    "pix2pix": ("pix2pix_64", ""),
+    "cyclegan": ("cyclegan_64", ""),  # whose pools give images back as they come until they have 50
     "relativistic": ("dcgan_small_28", "loss=relativistic penalty=[latent_consistency] penalty.latent_consistency.interval=2"),
 }
 
 
 @pytest.mark.parametrize(("recipe", "more"), SHARED.values(), ids=list(SHARED))
-def test_both_sides_take_the_same_step(tiny_benchmark: Any, monkeypatch: pytest.MonkeyPatch, recipe: str, more: str) -> None:
+def test_both_sides_take_the_same_step(
+    tiny_benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, recipe: str, more: str
+) -> None:
     overrides, kind = tiny_benchmark.RECIPES[recipe]
     monkeypatch.setitem(tiny_benchmark.RECIPES, recipe, (f"{overrides} {more}", kind))
-    configs = configs_of(tiny_benchmark, recipe)
+    configs = configs_of(tiny_benchmark, recipe, folder=tmp_path)
+    tiny_benchmark.draw_files(configs["plain"], 16)
     parts = assemble(configs["genimg"], "cpu")
     loop = tiny_benchmark.plain_loop(configs["plain"], kind)
     before = {name: tensor.clone() for name, tensor in loop.method.state_dict().items()}
@@ -221,12 +243,13 @@ def test_both_sides_take_the_same_step(tiny_benchmark: Any, monkeypatch: pytest.
         assert torch.equal(tensor, before[name]), name
 
     pixels = torch.randint(256, (8, *parts.source.shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = batch_of(parts.method, pixels)
     update = Updater(parts.method.parameter_groups(), parts.optimizers, precision=parts.precision, max_grad_norm=None)
     for step in range(4):
         torch.manual_seed(step)
-        metrics = parts.method.train().step([{"image": to_float(pixels).contiguous()}], Progress(step * 8, 8), update)
+        metrics = parts.method.train().step([batch], Progress(step * 8, 8), update)
         torch.manual_seed(step)
-        losses = loop.train_on(to_float(pixels).contiguous())
+        losses = loop.train_on(batch)
         assert losses == pytest.approx({name: float(metrics[f"loss/{name}"]) for name in losses}, rel=1e-4)
     trained = {name for name, _ in loop.method.named_parameters() if not name.startswith("generator_ema.")}
     for name, tensor in loop.method.state_dict().items():
@@ -251,8 +274,9 @@ def descend(network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) 
     optimizer.step()
 
 
-def wgan_gp_step(gan: GAN, optimizers: dict[str, torch.optim.Optimizer], real: Tensor, step: int) -> dict[str, float]:
+def wgan_gp_step(gan: GAN, optimizers: dict[str, torch.optim.Optimizer], batch: Batch, step: int) -> dict[str, float]:
     """Gulrajani et al. 2017, algorithm 1, with the generator first; and R1 every second step."""
+    real = batch["image"]
     fake = generated(gan, len(real)).detach()
     loss = judged(gan, fake).mean() - judged(gan, real).mean()
     t = torch.rand(len(real), 1, 1, 1)
@@ -286,10 +310,10 @@ def test_the_plain_step_is_wgan_gps_where_the_networks_take_turns(benchmark: Any
     )
     by_hand = copy.deepcopy(plain)
     results = []
-    for gan, take in ((plain, benchmark.STEPS["gan"]), (by_hand, wgan_gp_step)):
+    for gan, take in ((plain, benchmark.STEPS["gan"]()), (by_hand, wgan_gp_step)):
         torch.manual_seed(0)
         optimizers = {name: torch.optim.SGD(group, lr=0.01) for name, group in gan.parameter_groups().items()}
-        results.append([take(gan, optimizers, torch.rand(4, 1, 16, 16) * 2 - 1, step) for step in range(7)])
+        results.append([take(gan, optimizers, {"image": torch.rand(4, 1, 16, 16) * 2 - 1}, step) for step in range(7)])
     assert [list(losses) for losses in results[0]] == [
         ["discriminator", "generator"] if step % 3 == 0 else ["discriminator"] for step in range(7)
     ]
@@ -340,10 +364,39 @@ def test_operations_are_averaged_over_a_cycle(tiny_benchmark: Any) -> None:
 
 
 def test_the_plain_loop_gets_genimgs_images(benchmark: Any) -> None:
-    config = configs_of(benchmark, "dcgan_small_28")["plain"]
-    source = assemble(config, "cpu").source
-    pictures = benchmark.Pictures(source)
-    assert len(pictures) == len(source) == 16
+    parts = assemble(configs_of(benchmark, "dcgan_small_28")["plain"], "cpu")
+    pictures = benchmark.Pictures(parts.source, parts.method)
+    assert len(pictures) == len(parts.source) == 16
     for index in range(16):
-        expected = to_float(torch.from_numpy(source.read(index))[None])[0]
-        torch.testing.assert_close(pictures[index], expected, rtol=0, atol=1e-6)
+        expected = to_float(torch.from_numpy(parts.source.read(index))[None])[0]
+        torch.testing.assert_close(pictures[index]["image"], expected, rtol=0, atol=1e-6)
+
+
+def test_the_plain_loop_gets_genimgs_pairs_and_domains(tiny_benchmark: Any, tmp_path: Path) -> None:
+    for recipe, count in (("pix2pix_64", 16), ("cyclegan_64", 8)):
+        config = configs_of(tiny_benchmark, recipe, folder=tmp_path)["plain"]
+        tiny_benchmark.draw_files(config, 16)
+        parts = assemble(config, "cpu")
+        assert isinstance(parts.method, Translation)
+        pictures = tiny_benchmark.Pictures(parts.source, parts.method)
+        assert len(pictures) == count
+        images = to_float(torch.from_numpy(np.stack([parts.source.read(index) for index in range(count)])))
+        expected = parts.method.task(images, np.arange(count), 0)
+        found = [pictures[index] for index in range(count)]
+        for key in set(parts.method.batch_keys) - {"b"}:
+            torch.testing.assert_close(torch.stack([each[key] for each in found]), expected[key], rtol=0, atol=1e-6)
+    # Domain b is in an order of its own, which is not that of the files.
+    drawn = [(expected["b"] - each["b"]).abs().amax((1, 2, 3)).argmin().item() for each in found]
+    assert drawn != list(range(8))
+    assert all((expected["b"][place] - each["b"]).abs().max() < 1e-6 for place, each in zip(drawn, found, strict=True))
+
+
+def test_the_plain_pool_shows_older_images_half_of_the_time_and_none_twice(benchmark: Any) -> None:
+    random.seed(0)
+    pool = importlib.import_module("plain_translation").Pool(50)
+    shown = torch.cat([pool(images) for images in torch.arange(1050)[:, None, None, None].split(5)]).flatten()
+    assert torch.equal(shown[:50], torch.arange(50))
+    older = shown[50:][shown[50:] != torch.arange(50, 1050)]
+    assert len(older) == pytest.approx(500, abs=63)  # 4 standard deviations
+    assert len(shown[50:].unique()) == 1000
+    assert (shown <= torch.arange(1050)).all()

@@ -19,8 +19,8 @@ from genimg import build
 from genimg.build import ALLOWED, Builder
 from genimg.data.packing import pack
 from genimg.data.sources import ArraySource, Source
-from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.classifier import shipped_weights
+from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.interfaces import Method
 from genimg.paths import config_dir
 from genimg.training.schedules import Cosine, Schedule
@@ -106,15 +106,21 @@ PAIRS = [(model, loss) for model in options("model") for loss in options("loss")
 
 
 @pytest.mark.parametrize(("model", "loss"), PAIRS)
-def test_every_model_builds_with_every_loss_of_its_family_and_refuses_the_others(model, loss):
+def test_every_model_builds_with_every_loss_of_its_family_and_refuses_the_others(model, loss, tmp_path):
     own = resolve(f"model={model}")["loss"]["_target_"]
-    config = resolve(f"model={model}", f"loss={loss}", *TINY, *tiny.SIZES[model])
+    settings = (tiny.SIZES | tiny.TRANSLATORS)[model]
+    unpaired = "data=unpaired" in settings
+    if unpaired:
+        tiny.unpaired_folders(tmp_path)
+    data = [f"data.root={tmp_path}", "data.image_size=16"] if unpaired else TINY
+    config = resolve(f"model={model}", f"loss={loss}", *settings, *data)
     source = build.build_source(config, BUILDER)
     if loss_family(loss) == own:
         method = build.build_method(config, source, BUILDER)
         assert isinstance(method, Method)
         assert method.training
-        assert method.sample(method.draw(range(3), 0)).shape == (3, 3, 16, 16)
+        if not method.translates:
+            assert method.sample(method.draw(range(3), 0)).shape == (3, 3, 16, 16)
         return
     with pytest.raises(ValueError, match="does not fit the model") as caught:
         build.build_method(config, source, BUILDER)
@@ -188,7 +194,7 @@ def test_every_evaluation_builds(option, tmp_path, monkeypatch):
     if option == "none":
         assert evaluator is None
     else:
-        assert isinstance(evaluator, Evaluator)
+        assert isinstance(evaluator, PeriodicEvaluator)
         assert evaluator.interval == 5 * 1000
 
 
@@ -219,6 +225,11 @@ def test_every_dataset_builds_and_makes_batches(option, tmp_path, monkeypatch):
     for name in ("train/a", "train/b", "val/a"):
         (tmp_path / name).mkdir(parents=True)
         Image.new("RGB", (40, 30)).save(tmp_path / name / "0.png")
+    if "paired" in option:
+        for name in ("train", "trainA", "trainB"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            for number in range(2):
+                Image.new("RGB", (80, 30)).save(tmp_path / name / f"{number}.png")
     overrides = [f"data={option}"]
     if "root" in compose_config(*overrides).data.keys():  # noqa: SIM118 - `in` alone is False for a missing value
         overrides.append(f"data.root={tmp_path}")
@@ -234,7 +245,8 @@ def test_every_dataset_builds_and_makes_batches(option, tmp_path, monkeypatch):
     data = build.build_data(config, source, torch.device("cpu"))
     batch = next(data.batches(0, batch_size=2, seed=0))
     size, channels = config["data"]["image_size"], config["data"]["channels"]
-    assert batch["image"].shape == (2, channels, size, size)
+    keys = {"paired": ["source", "target"], "unpaired": ["a", "b"]}.get(option, ["image"])
+    assert {key: tuple(images.shape) for key, images in batch.items()} == dict.fromkeys(keys, (2, channels, size, size))
 
 
 @pytest.mark.parametrize("option", options("data_augment"))
@@ -586,7 +598,7 @@ def test_the_lsgan_of_the_experiment_has_the_published_parameters():
     assert counts == {"generator": 3_812_355, "discriminator": 2_931_009}
 
 
-@pytest.mark.parametrize("model", [name for name in options("model") if not name.startswith("vae")])
+@pytest.mark.parametrize("model", [name for name in tiny.SIZES if not name.startswith("vae")])
 def test_each_network_reads_its_own_encoder_of_the_conditioning(model):
     config = resolve(f"model={model}", "conditioning=shared_embedding", "conditioning.normalisation=none", *TINY)
     node = config["model"]

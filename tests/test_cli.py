@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from genimg.paths import config_dir
 
 PROGRAM = "import sys; from genimg import cli; getattr(cli, sys.argv.pop(1))()"
 SMALL = ["data.num_images=64", "data.image_size=16", "model.generator.width=8", "trainer.batch_size=16", "device=cpu"]
@@ -72,6 +75,11 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (20, 20)) -> 
         (["model=dcgna"], ["model=dcgna", "did you mean 'dcgan'?", "vae"]),
         (["data=mnits"], ["data=mnits", "did you mean 'mnist'?"]),
         (["penalty=[r1,gradiant_penalty]"], ["penalty=gradiant_penalty (did you mean 'gradient_penalty'?)", "lecam"]),
+        (["penalty=[r1,lecam,r1]"], ["penalty=[r1,lecam,r1] names r1 twice", "leave one of them"]),
+        (
+            ["penalty=r1,lecam"],
+            ["penalty=r1,lecam is several values", "'penalty=[r1,lecam]' for a list", "-m to sweep", "penalty=\"'r1,lecam'\""],
+        ),
         (
             ["conditioning=projection", "conditioning.encoder.num_classes=3"],
             ["made for 3 classes, but data shapes has 5", "conditioning.encoder.num_classes", "null"],
@@ -141,6 +149,50 @@ def test_a_traceback_is_shown_only_when_asked_for(home: Path) -> None:
     assert "error: trainer.batch_size=0" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "groups"),
+    [
+        ("train", ["conditioning", "data", "evaluation", "experiment", "loss", "model", "optimizer", "penalty", "trainer"]),
+        ("evaluate", ["evaluation"]),
+        ("features", ["data", "evaluation"]),
+        ("prepare", ["data", "evaluation"]),
+        ("sample", []),
+    ],
+)
+def test_help_lists_the_options_of_the_groups_that_the_command_takes(command: str, groups: list[str], home: Path) -> None:
+    (home / "mine" / "data").mkdir(parents=True)
+    (home / "mine" / "data" / "my_database.yaml").write_text("defaults: [base, _self_]\n")
+    help_text = succeed(command, "--config-dir", "mine", "--help")
+    listed = dict(re.findall(r"^(\w+): ((?:\w+, )+\w+|default)$", help_text, re.MULTILINE))
+    assert set(groups) <= set(listed) if command == "train" else set(groups) == set(listed)
+    for group, options in listed.items():
+        names = {path.stem for path in (Path(config_dir()) / group).glob("*.yaml")} - {"base", "classifier_base"}
+        assert set(options.split(", ")) == names | ({"my_database"} if group == "data" else set())
+
+
+def test_a_value_with_a_comma_is_told_its_quotes(home: Path) -> None:
+    words = ["text=a ring, a cross is several values: write text=\"'a ring, a cross'\" for one text"]
+    refuse(*words, command="sample", arguments=["ckpt=run", "text=a ring, a cross"])
+
+
+def test_labels_that_a_folder_lacks_are_explained(home: Path) -> None:
+    write_images(home / "plain", 8)
+    arguments = ["data=folder", "data.root=plain", "data.image_size=16", "trainer.batch_size=4", "evaluation=none"]
+    words = ["this data has none: put each class's images into a subdirectory of its own", "conditioning=text for captions"]
+    refuse(*words, arguments=[*arguments, "conditioning=projection", "run_dir=run"])
+    assert not (home / "run").exists()
+
+
+def test_a_first_image_without_its_caption_is_named(home: Path) -> None:
+    write_images(home / "plain", 8)
+    for path in sorted((home / "plain").glob("*.png"))[1:]:
+        path.with_suffix(".txt").write_text("a picture")
+    arguments = ["data=folder", "data.root=plain", "data.image_size=16", "trainer.batch_size=4", "evaluation=none"]
+    words = ["1 of the 8 images", "the first is 0.png, which has no .txt beside it: write it, or set data.captions=null for a"]
+    refuse(*words, arguments=[*arguments, "conditioning=text", "run_dir=run"])
+    assert not (home / "run").exists()
+
+
 def test_train_evaluate_and_sample(home: Path) -> None:
     output = succeed("train", *EVALUATED, "trainer.duration=9 steps", "evaluation.interval=4 steps", "run_dir=run")
     for name in ("config.yaml", "train.log", "metrics.jsonl", "summary.json", "checkpoints/best.pt", "checkpoints/last.pt"):
@@ -154,6 +206,12 @@ def test_train_evaluate_and_sample(home: Path) -> None:
     assert summary["provenance"]["generated"]["num_images"] == 40
     assert summary["provenance"]["generated"]["weights"] == "ema"
     assert summary["versions"]["torch"]
+
+    again = succeed("train", "resume=run")
+    assert f"this run is complete, with 144 images: fd40_shapes is {summary['last']['fd40_shapes']:.6g}" in again
+    assert "to train longer than 9 steps: genimg-train resume=run trainer.duration=..." in again
+    assert "images/s" not in again
+    assert "finished" not in again
 
     succeed("evaluate", "ckpt=run", "output=result.json")
     result = json.loads((home / "result.json").read_text())

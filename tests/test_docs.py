@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from genimg.explain import is_choice
+
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = "import sys; from genimg import cli; sys.argv[0] = name = sys.argv.pop(1); getattr(cli, name.split('-')[1])()"
 FILES = re.compile(r"\*\*`([^`]+)`\*\*\n\n```\w+\n(.*?)```", re.DOTALL)
@@ -55,5 +57,5 @@ def test_the_readme_names_every_option_of_every_group() -> None:
     groups = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()}
     assert set(table) == groups
     for group in groups:
-        options = {path.stem for path in (ROOT / "configs" / group).glob("*.yaml") if not path.stem.endswith("base")}
+        options = {path.stem for path in (ROOT / "configs" / group).glob("*.yaml") if is_choice(path.stem)}
         assert set(re.findall(r"`(\w+)`", table[group])) == options

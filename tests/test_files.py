@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
-from genimg.files import atomically
+from genimg.files import atomically, directory_atomically
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -46,3 +49,47 @@ def test_a_block_that_wrote_nothing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), atomically(tmp_path / "file"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_directory_appears_when_the_block_ends(tmp_path, exists):
+    path = tmp_path / "new" / "output"
+    if exists:
+        path.mkdir(parents=True)
+    with directory_atomically(path) as temporary:
+        (temporary / "file").write_text("content")
+        assert temporary.parent == path.parent
+        assert path.exists() == exists
+    assert (path / "file").read_text() == "content"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError("full"), ValueError("no"), KeyboardInterrupt()], ids=["disk", "error", "interrupt"])
+def test_nothing_is_left_of_a_directory_when_the_block_fails(tmp_path, error):
+    with pytest.raises(type(error)):
+        _fail_in_directory(tmp_path / "output", error)
+    assert not list(tmp_path.iterdir())
+
+
+def _fail_in_directory(path, error):
+    with directory_atomically(path) as temporary:
+        (temporary / "file").write_text("half")
+        raise error
+
+
+def test_sigterm_leaves_no_directory_and_ends_as_a_shell_expects(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended, directory_atomically(tmp_path / "output"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.code == 143
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_directory_that_a_killed_process_left_is_replaced(tmp_path):
+    (tmp_path / f"output.{os.getpid()}.tmp").mkdir()
+    (tmp_path / f"output.{os.getpid()}.tmp" / "old").touch()
+    with directory_atomically(tmp_path / "output"):
+        pass
+    assert not list((tmp_path / "output").iterdir())
+    assert [p.name for p in tmp_path.iterdir()] == ["output"]

@@ -18,6 +18,7 @@ LAYERS = {
     "genimg.files": 0,
     "genimg.torchrun": 0,
     "genimg.images": 0,
+    "genimg.tiling": 0,
     "genimg.paths": 0,
     "genimg.mappings": 0,
     "genimg.distributed": 0,

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
+from genimg import cli
 from genimg.commands import prepare as command
 from genimg.commands.prepare import prepare
 from genimg.data import packing
@@ -25,12 +27,11 @@ from genimg.data.prepared import prepared
 from genimg.data.shapes import ShapesSource
 from genimg.paths import config_dir
 
-PROGRAM = "import sys; from genimg import cli; getattr(cli, sys.argv.pop(1))()"
 ONE_AFTER_THE_OTHER = """
 import json, os, sys
 from genimg import cli
 import genimg.commands.train  # imported once; every run is a fork
-for arguments in json.loads(sys.argv[2]):
+for arguments in json.loads(sys.argv[1]):
     child = os.fork()
     if child == 0:
         sys.argv = ["genimg-train", *arguments]
@@ -43,7 +44,6 @@ STOPPED = """
 import glob, json, os, signal, sys, time
 from genimg import cli
 import genimg.commands.prepare  # imported once; every run is a fork
-sys.argv[1:] = sys.argv[2:]
 statuses = {}
 for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
     os.mkdir(sent.name)
@@ -77,16 +77,28 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def start(name: str, *arguments: str, program: str = PROGRAM, cwd: Path | None = None) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", program, name, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ), cwd=cwd)
+def run(program: str, *arguments: str) -> str:
+    """What a program prints."""
+    command = [sys.executable, "-c", program, *arguments]
+    process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+    assert process.returncode == 0, process.stdout
+    return process.stdout
+
+
+@pytest.fixture
+def root_logger() -> Iterator[None]:
+    """What a command sets of logging is undone."""
+    logger, complain = logging.getLogger(), logging.raiseExceptions
+    handlers, level = logger.handlers[:], logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+    logging.raiseExceptions = complain
 
 
 def train(*runs: list[str]) -> None:
     """One genimg-train after the other."""
-    process = start("train", json.dumps(runs), program=ONE_AFTER_THE_OTHER)
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, output
+    run(ONE_AFTER_THE_OTHER, json.dumps(runs))
 
 
 def prepare_here(*overrides: str) -> None:
@@ -232,6 +244,7 @@ def test_what_cannot_be_is_refused_by_name_and_leaves_nothing(arguments: list[st
     assert beside_pictures(home) == []
 
 
+@pytest.mark.usefixtures("root_logger")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -239,14 +252,20 @@ def test_what_cannot_be_is_refused_by_name_and_leaves_nothing(arguments: list[st
         (["output=PACKED", "shard_size=1GiB"], ["shard_size=1GiB must be a whole number of bytes, such as 1073741824"]),
     ],
 )
-def test_the_command_ends_with_one_message(arguments: list[str], words: list[str], home: Path) -> None:
-    process = start("prepare", *PICTURES, *arguments)
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 1, output
-    assert "Traceback" not in output, output
-    assert output.startswith("genimg-prepare: error: "), output
+def test_the_command_ends_with_one_message(
+    arguments: list[str], words: list[str], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["genimg-prepare", *PICTURES, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.prepare()
+    assert ended.value.code == 1
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert "Traceback" not in errors
+    assert errors.startswith("genimg-prepare: error: ")
     for word in words:
-        assert word in output
+        assert word in errors
     assert beside_pictures(home) == []
 
 
@@ -287,9 +306,7 @@ def test_a_disk_that_becomes_full_is_named_with_the_bytes_needed(home: Path, mon
 
 
 def test_a_stop_while_packing_leaves_no_output(home: Path) -> None:
-    process = start("prepare", "data=shapes", "data.num_images=1000000", "output=PACKED", "shard_size=20000", program=STOPPED)
-    output = process.communicate(timeout=300)[0]  # three times 20,000 shapes, beside whatever else runs
-    assert process.returncode == 0, output
+    output = run(STOPPED, "data=shapes", "data.num_images=1000000", "output=PACKED", "shard_size=20000")
     assert "Traceback" not in output, output
     assert json.loads(output.splitlines()[-1]) == {"SIGINT": 130, "SIGTERM": 143, "SIGKILL": -signal.SIGKILL}
     for name in ("SIGINT", "SIGTERM"):

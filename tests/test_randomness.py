@@ -6,9 +6,10 @@ import pytest
 import torch
 from scipy import stats
 
-from genimg.randomness import hash_integers, normal_latents, seed_of, uniform
+from genimg.randomness import bits_field, hash_integers, normal_field, normal_latents, seed_of, uniform, uniform_field
 
 MASK = 2**64 - 1
+CPU = torch.device("cpu")
 
 
 def splitmix64(state: int) -> int:
@@ -83,3 +84,71 @@ def test_latents_leave_the_global_generator_alone_and_do_not_read_it():
 def test_latents_are_standard_normal():
     values = normal_latents(range(500), 0, 40).flatten().numpy()
     assert stats.kstest(values, "norm").pvalue > 1e-3
+
+
+# Fields, made on the device
+
+
+def keys(count, start=0):
+    return hash_integers(3, np.arange(start, start + count))
+
+
+def test_bits_are_the_sequences_of_splitmix64_in_plain_integers():
+    seeds = np.array([0, 1, MASK, 2**63], dtype=np.uint64)
+    expected = [[splitmix64((seed + i * 0x9E3779B97F4A7C15) & MASK) for i in range(5)] for seed in seeds.tolist()]
+    assert (bits_field(seeds, 5, CPU).numpy().view(np.uint64) == np.array(expected, dtype=np.uint64)).all()
+    assert expected[0][0] == 0xE220A8397B1DCDAF  # the published test vector
+
+
+@pytest.mark.parametrize(("field", "distribution"), [(uniform_field, "uniform"), (normal_field, "norm")])
+def test_fields_follow_their_distributions(field, distribution):
+    values = field(keys(20), (3, 32, 33), CPU)
+    assert values.shape == (20, 3, 32, 33)
+    assert values.dtype == torch.float32
+    flat = values.double().flatten().numpy()
+    assert stats.kstest(flat, distribution).pvalue > 1e-3
+    expected, count = stats.uniform if distribution == "uniform" else stats.norm, len(flat)
+    for moment in range(1, 5):
+        error = math.sqrt((expected.moment(2 * moment) - expected.moment(moment) ** 2) / count)
+        assert abs((flat**moment).mean() - expected.moment(moment)) < 5 * error
+
+
+def test_a_uniform_field_is_made_of_the_first_24_bits_and_of_the_24_after_them():
+    bits = bits_field(keys(4), 8, CPU).numpy().view(np.uint64)
+    halves = bits >> np.uint64(40), (bits >> np.uint64(16)) & np.uint64(2**24 - 1)
+    assert (uniform_field(keys(4), (15,), CPU).numpy() == np.concatenate(halves, axis=1)[:, :15] / 2**24).all()
+
+
+def test_uniform_fields_lie_in_the_half_open_interval():
+    values = uniform_field(keys(64), (64, 64), CPU)
+    assert 0 <= values.min() < 1e-4
+    assert 1 - 1e-4 < values.max() < 1
+
+
+@pytest.mark.parametrize("field", [uniform_field, normal_field])
+def test_neighbours_in_a_field_and_fields_of_neighbouring_positions_are_independent(field):
+    values = field(keys(50), (40, 50), CPU).double()
+    values = (values - values.mean()) / values.std()
+    half = values.flatten(1)[:, :1000] * values.flatten(1)[:, 1000:]  # made of the same bits
+    pairs = (values[1:] * values[:-1], values[:, 1:] * values[:, :-1], values[:, :, 1:] * values[:, :, :-1], half)
+    for products in pairs:
+        assert abs(products.mean()) < 5 / math.sqrt(products.numel())
+        squares = products.square().mean() / values.pow(2).mean() ** 2  # 1 where the squares are independent, too
+        assert abs(squares - 1) < 5 * stats.norm.moment(4) / math.sqrt(products.numel())
+
+
+@pytest.mark.parametrize("field", [uniform_field, normal_field])
+@pytest.mark.parametrize("shape", [(3, 7, 5), (4,), (1,), (1, 32, 32)])
+def test_a_row_of_a_field_depends_on_its_key_alone(field, shape):
+    whole = field(keys(12), shape, CPU)
+    for size in (1, 5):
+        pieces = [field(keys(min(size, 12 - i), i), shape, CPU) for i in range(0, 12, size)]
+        assert torch.equal(torch.cat(pieces), whole)
+    assert not torch.equal(whole[0], whole[1])
+
+
+@pytest.mark.parametrize("field", [uniform_field, normal_field])
+def test_fields_neither_use_nor_move_torchs_random_numbers(field):
+    state = torch.get_rng_state()
+    field(keys(2), (3, 4), CPU)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -37,6 +37,15 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "GENIMG_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
 
 
+@pytest.fixture(scope="module")
+def dcgan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run."""
+    run_dir = tmp_path_factory.mktemp("runs") / "dcgan"
+    arguments = [*TINY, *MODELS["dcgan"], "evaluation=none", "trainer.duration=2 steps", f"run_dir={run_dir}"]
+    train(arguments, {**os.environ, "OMP_NUM_THREADS": "1"})
+    return run_dir
+
+
 def start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", "from genimg.cli import train; train()", *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -196,6 +205,37 @@ def test_resuming_with_a_changed_config_lists_what_differs(tmp_path: Path, envir
     state = torch.load(run_dir / "checkpoints" / "last.pt", weights_only=True)
     assert state["training"]["images"] == 6 * 16
     assert state["optimizers"]["autoencoder"]["param_groups"][0]["lr"] == 5e-4
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines", "reason"),
+    [
+        (["conditioning=projection"], ["conditioning: 3 keys, such as conditioning.head: none -> projection"], "weights"),
+        (["data.image_size=32"], ["data.image_size: 16 -> 32"], "weights"),
+        (["model.generator.width=4", "seed=1"], ["model.generator.width: 8 -> 4", "seed: 0 -> 1"], "weights"),
+        (["optimizer=rmsprop", "optimizer.lr=1"], ["optimizer: 3 keys, such as optimizer.lr: 0.001 -> 1"], "another optimizer"),
+        (["trainer.batch_size=32"], ["trainer.batch_size: 16 -> 32"], "steps are counted in batches"),
+        (["penalty=[r1]", "optimizer.lr=1"], ["optimizer.lr: 0.001 -> 1", "penalty: "], ""),
+        (["schedule=linear"], ["schedule: "], ""),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_force_is_offered_only_where_weights_and_optimizers_fit(
+    changes: list[str], lines: list[str], reason: str, dcgan: Path, environment: dict[str, str]
+) -> None:
+    outputs = []
+    for force in ([], ["resume_force=true"]) if reason else ([],):
+        process = start([f"resume={dcgan}", *changes, *force], environment)
+        outputs.append(process.communicate(timeout=120)[0])
+        assert process.returncode == 1
+    assert len(set(outputs)) == 1
+    message = outputs[0].split("in ways that change the result:\n")[1].splitlines()
+    assert len(message) == len(lines) + 1
+    for found, expected in zip(message, lines, strict=False):
+        assert found.startswith(f"  {expected}")
+    assert ("resume_force=true" in message[-1]) == (not reason)
+    assert reason in message[-1]
+    assert "choose another run_dir" in message[-1]
 
 
 def test_resume_auto_passes_over_a_truncated_newest_checkpoint(tmp_path: Path, environment: dict[str, str]) -> None:

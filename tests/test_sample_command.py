@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from genimg import build
 from genimg.commands.common import load_method, open_checkpoint
+from genimg.commands.conditions import find_conditions
 from genimg.commands.sample import sample
 from genimg.data.captions import encode
 from genimg.images import to_uint8
@@ -35,6 +37,7 @@ RUNS = {
     "labels": [*GAN, "conditioning=projection"],
     "texts": [*GAN, "conditioning=text_conditional_batchnorm", "data.num_objects=2"],
     "vae": [*SMALL, "model=vae_small"],
+    "styles": [*SMALL, "model=stylegan2_small", *tiny.SIZES["stylegan2_small"]],
 }
 
 
@@ -108,19 +111,20 @@ def test_through_the_command_line_a_list_of_labels_gives_a_row_for_each(runs: Pa
     for row, label in enumerate((3, 0)):
         images = method.sample({"latent": latent, "label": torch.full((5,), label)})
         for i in range(5):
-            path = tmp_path / "out" / f"label{label}" / f"{i:06d}.png"
+            path = tmp_path / "out" / {3: "cross", 0: "circle"}[label] / f"{i:06d}.png"
             assert_shows(path, images[i])
             assert np.array_equal(pixels(path), grid[row, i])
-    assert lines(tmp_path / "out")[7] == {"file_name": "label0/000002.png", "label": 0}
+    assert lines(tmp_path / "out")[7] == {"file_name": "circle/000002.png", "label": 0}
     result = run_command("sample", f"ckpt={runs / 'labels'}", "label=5")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
-    assert "error: label=5 is no class of this model: give a number from 0 to 4" in result.stderr
+    known = "give a number from 0 to 4 or a name: circle, square, triangle, cross, ring"
+    assert f"error: label=5 is no class of this model: {known}" in result.stderr
 
 
 def test_one_label_fills_the_folder_and_lies_beside_the_checkpoints(runs: Path) -> None:
     run_sample(f"ckpt={runs / 'labels'}", "label=1", "num_images=3", "batch_size=2", "truncation=0.5")
-    folder = runs / "labels" / "samples-seed0-label1-truncation0.5"
+    folder = runs / "labels" / "samples-seed0-square-truncation0.5"
     assert sorted(path.name for path in folder.iterdir()) == [*(f"{i:06d}.png" for i in range(3)), "metadata.jsonl"]
     assert folder.with_name(folder.name + ".png").is_file()
 
@@ -140,13 +144,43 @@ def test_without_a_label_images_are_drawn_and_the_grid_has_one_class_a_row(runs:
 
 def test_a_class_has_a_name_where_the_checkpoint_knows_it(runs: Path, tmp_path: Path) -> None:
     state = torch.load(runs / "labels" / "checkpoints" / "last.pt", weights_only=True)
-    state["class_names"] = ["circle", "square", "triangle", "cross", "ring"]
+    state["class_names"] = ["a dog", "square", "tri/angle", "cross", "ring"]
     torch.save(state, tmp_path / "named.pt")
-    for name, value in (("by_name", "cross"), ("by_number", "3")):
-        run_sample(f"ckpt={tmp_path / 'named.pt'}", f"label={value}", "num_images=2", f"output={tmp_path / name}")
-    assert np.array_equal(pixels(tmp_path / "by_name.png"), pixels(tmp_path / "by_number.png"))
-    with pytest.raises(ValueError, match=r"label=crosss is no class of this model \(did you mean 'cross'\?\): it has circle,"):
-        run_sample(f"ckpt={tmp_path / 'named.pt'}", "label=crosss")
+    for value, number, folder in (("cross", 3, "cross"), ("a dog", 0, "label0"), ("tri/angle", 2, "label2")):
+        for given in (f"label='{value}'", f"label={number}"):
+            run_sample(f"ckpt={tmp_path / 'named.pt'}", given, "num_images=2")
+            picture = tmp_path / f"samples-seed0-{folder}.png"
+            assert lines(picture.with_suffix(""))[1] == {"file_name": "000001.png", "label": number}
+            picture.unlink()
+    del state["class_names"]
+    torch.save(state, tmp_path / "nameless.pt")
+    run_sample(f"ckpt={tmp_path / 'nameless.pt'}", "label=1", "num_images=2")
+    assert (tmp_path / "samples-seed0-label1.png").is_file()
+    message = r"label=cross is no class of this model: give a number from 0 to 4; this checkpoint does not say what"
+    with pytest.raises(ValueError, match=f"^{message} its classes are called$"):
+        run_sample(f"ckpt={tmp_path / 'nameless.pt'}", "label=cross")
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("n01440764", "n01440764"), ("big_cat-2", "big_cat-2"), ("é", "é"), ("label", "label"), ("label1", "label3"),
+     ("", "label3"), ("..", "label3"), ("-x", "label3"), ("a.b", "label3"), ("x" * 81, "label3"), ("a\n", "label3")],
+)  # fmt: skip
+def test_a_folder_has_the_name_of_its_class_where_that_is_safe(name: str, folder: str) -> None:
+    (condition,) = find_conditions(
+        {"label": 3, "text": None}, tiny.conditional_gan("projection", 5), ["a", "b", "c", name, "d"]
+    )
+    assert condition.name == folder
+
+
+@pytest.mark.parametrize(("count", "rest"), [(10, "name9"), (11, "name9 and 1 more"), (100, "name9 and 90 more")])
+@pytest.mark.parametrize("value", ["nmae3", -1, 100])
+def test_a_wrong_label_is_told_the_numbers_and_ten_names(value: object, count: int, rest: str) -> None:
+    names = [f"name{i}" for i in range(count)]
+    close = " (did you mean 'name3'?)" if value == "nmae3" else ""
+    known = f"give a number from 0 to {count - 1} or a name: {', '.join(names[:9])}, {rest}"
+    with pytest.raises(ValueError, match=re.escape(f"label={value} is no class of this model{close}: {known}") + "$"):
+        find_conditions({"label": value, "text": None}, tiny.conditional_gan("projection", count), names)
 
 
 # Captions
@@ -235,6 +269,15 @@ def test_a_generator_with_a_truncation_of_its_own_gets_it() -> None:
     assert torch.allclose(truncated, 0.25 * plain, rtol=1e-6, atol=0)
 
 
+def test_at_0_a_stylegan2_makes_its_average_image(runs: Path) -> None:
+    run_sample(f"ckpt={runs / 'styles'}", "num_images=3", "truncation=0")
+    folder = runs / "styles" / "samples-seed0-truncation0"
+    method = loaded(runs / "styles")
+    average = method.sample(method.draw(range(1), 7) | {"truncation": torch.tensor(0.0)})[0]
+    for i in range(3):
+        assert_shows(folder / f"{i:06d}.png", average)
+
+
 def test_a_method_without_latents_has_nothing_to_truncate() -> None:
     with pytest.raises(ValueError, match=r"truncation=0\.5 has no effect on a GAN, which has no latents"):
         Method.truncated(tiny.gan(), {}, 0.5)
@@ -279,6 +322,18 @@ def test_a_way_is_a_closed_loop_through_the_latents(
     assert np.array_equal(np.stack(shown), grid.reshape(12, 16, 16, 3))
 
 
+def test_without_frames_there_are_8_and_12_a_second(runs: Path, tmp_path: Path) -> None:
+    run_sample(f"ckpt={runs / 'vae'}", "num_images=2", "interpolate=linear", f"output={tmp_path / 'out'}")
+    cells(tmp_path / "out.png", 2, 8)
+    with Image.open(tmp_path / "out.webp") as animation:
+        milliseconds = 0
+        for number in range(animation.n_frames):
+            animation.seek(number)
+            animation.load()
+            milliseconds += animation.info["duration"]
+    assert milliseconds == 16 * 83
+
+
 def test_an_animation_has_a_frame_for_each_image(runs: Path, tmp_path: Path) -> None:
     run_sample(f"ckpt={runs / 'vae'}", "num_images=3", "frames=5", "interpolate=spherical", f"output={tmp_path / 'out'}")
     with Image.open(tmp_path / "out.webp") as animation:
@@ -287,8 +342,8 @@ def test_an_animation_has_a_frame_for_each_image(runs: Path, tmp_path: Path) -> 
 
 def test_ways_of_several_conditions_lie_in_one_folder(runs: Path) -> None:
     run_sample(f"ckpt={runs / 'labels'}", "num_images=2", "frames=2", "label=[0,4]", "interpolate=linear")
-    folder = runs / "labels" / "samples-seed0-label0-label4-linear"
-    assert sorted(path.name for path in folder.iterdir()) == ["label0.png", "label0.webp", "label4.png", "label4.webp"]
+    folder = runs / "labels" / "samples-seed0-circle-ring-linear"
+    assert sorted(path.name for path in folder.iterdir()) == ["circle.png", "circle.webp", "ring.png", "ring.webp"]
 
 
 def test_a_truncated_way_stays_within_the_limit(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,24 +371,28 @@ def test_a_method_without_latents_has_no_way(runs: Path, monkeypatch: pytest.Mon
     [
         ("vae", ["label=3"], r"label=3: this model was trained without labels and cannot be asked for one"),
         ("vae", ["text=a ring"], r"text=a ring: this model was trained without captions"),
-        ("labels", ["text=a ring"], r"text=a ring: this model was trained without captions"),
-        ("texts", ["label=1"], r"label=1: this model was trained without labels"),
+        ("labels", ["text=a ring"], r"text=a ring: this model was trained without captions .*; it knows labels: give label="),
+        ("texts", ["label=1"], r"label=1: this model was trained without labels .*; it knows captions: give text="),
         ("labels", ["label=-1"], r"label=-1 is no class of this model: give a number from 0 to 4"),
         ("labels", ["label=[0,5]"], r"label=5 is no class of this model: give a number from 0 to 4"),
         ("labels", ["label=1.5"], r"label=1\.5 is no class"),
         ("labels", ["label=true"], r"label=True is no class"),
         ("labels", ["label=circl"], r"label=circl is no class of this model"),
         ("labels", ["label=[]"], r"label=\[\] names nothing"),
-        ("labels", ["label=[1,1]"], r"label1 is asked for twice"),
-        ("texts", ["text=3"], r"text=3 is not text: put it in quotes"),
+        ("labels", ["label=[1,1]"], r"square is asked for twice"),
+        ("texts", ["text=3"], r"text=3 is not text: put it in quotes, such as text=\"'3'\""),
         ("texts", ["text=[a ring,'a ring!']"], r"a-ring is asked for twice"),
-        ("vae", ["truncation=0"], r"truncation=0 must be a number above 0"),
-        ("vae", ["truncation=-0.5"], r"truncation=-0\.5 must be a number above 0"),
-        ("vae", ["truncation=much"], r"truncation=much must be a number above 0"),
+        ("vae", ["truncation=0"], r"truncation=0 leaves no latents to draw: choose a number above 0; 0 is for generators with"),
+        ("labels", ["truncation=0"], r"truncation=0 leaves no latents to draw: choose a number above 0"),
+        ("styles", ["truncation=-0.5"], r"truncation=-0\.5 must be a number, 0 or more"),
+        ("vae", ["truncation=nan"], r"truncation=nan must be a number, 0 or more"),
+        ("vae", ["truncation=much"], r"truncation=much must be a number, 0 or more"),
         ("vae", ["interpolate=cubic"], r"interpolate=cubic is unknown: choose linear, spherical or null"),
         ("vae", ["interpolate=linear", "num_images=1"], r"num_images=1 must be 2 or more to interpolate between them"),
         ("vae", ["interpolate=linear", "frames=1"], r"frames=1 must be 2 or more"),
-        ("vae", ["frames_per_second=0"], r"frames_per_second=0 must be a number above 0"),
+        ("vae", ["frames=8"], r"frames=8 has no effect on single images: leave it away, or .* interpolate=linear or spherical"),
+        ("vae", ["frames_per_second=20"], r"frames_per_second=20 has no effect on single images"),
+        ("vae", ["interpolate=linear", "frames_per_second=0"], r"frames_per_second=0 must be a number above 0"),
         ("vae", ["batch_size=0"], r"batch_size=0 must be 1 or more"),
         ("labels", ["interpolate=linear"], r"interpolate=linear goes between latents, all with one label: .* label=\.\.\."),
         ("texts", ["interpolate=linear"], r"interpolate=linear goes between latents, all with one caption: .* text=\.\.\."),

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 from test_resume import MODELS, TINY, assert_same_run, losses_of, tensors
@@ -90,6 +91,22 @@ def test_two_ranks_that_accumulate_draw_the_noise_of_one(tmp_path: Path, environ
     train(TWO, [*arguments, f"run_dir={tmp_path / 'two'}", "trainer.accumulation=2"], environment)
     train([], [*arguments, f"run_dir={tmp_path / 'one'}", "trainer.accumulation=4"], environment)
     assert losses_of(tmp_path / "two") == [pytest.approx(record, rel=1e-4) for record in losses_of(tmp_path / "one")]
+
+
+def test_the_image_pools_of_two_ranks_are_those_of_one(tmp_path: Path, environment: dict[str, str]) -> None:
+    tiny.unpaired_folders(tmp_path / "unpaired")
+    cyclegan = [each.replace("=unpaired", f"={tmp_path / 'unpaired'}") if "root" in each else each
+                for each in tiny.TRANSLATORS["cyclegan"]]  # fmt: skip
+    arguments = [
+        "model=cyclegan", *cyclegan, "data.image_size=16", "trainer.batch_size=4", "trainer.duration=4 steps",
+        "trainer.checkpoint_interval=2 steps", "device=cpu", "precision=fp32", "evaluation=none",
+    ]  # fmt: skip
+    train(TWO, [*arguments, f"run_dir={tmp_path / 'two'}"], environment)
+    train([], [*arguments, f"run_dir={tmp_path / 'one'}", "trainer.accumulation=2"], environment)
+    assert assert_same_weights(tmp_path / "two", tmp_path / "one") == 0
+    pools = torch.load(tmp_path / "two/checkpoints/last.pt", weights_only=True)["method"]
+    assert pools["pool_a.count"] == 3
+    assert pools["pool_a.images"].std() > 0.01
 
 
 def test_a_group_that_is_stopped_resumes_bit_for_bit(tmp_path: Path, environment: dict[str, str]) -> None:

@@ -1,8 +1,11 @@
 """Networks and methods small enough for a test."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from genimg.losses.adversarial import AdversarialLoss, cross_entropy_discriminator_loss, nonsaturating_generator_loss
@@ -92,3 +95,32 @@ SIZES = {
     "vae_small": ["model.encoder.width=4"],
 }
 """What makes each shipped model fit images of 16 px, and small."""
+
+_TRANSLATOR = ["model.translator.width=4", "task=denoise"]
+_PATCHES = ["width=4", "num_strided=1"]
+_ONE_WAY = [
+    "data=unpaired", "data.root=unpaired", "model.translator.width=4", *(f"model.discriminator.{each}" for each in _PATCHES),
+]  # fmt: skip
+TRANSLATORS = {
+    "pix2pix": [*_TRANSLATOR, *(f"model.discriminator.{each}" for each in _PATCHES)],
+    "cyclegan": [
+        "data=unpaired", "data.root=unpaired", "model.a2b.width=4", "model.a2b.num_blocks=1", "model.pool_size=3",
+        *(f"model.discriminator_a.{each}" for each in _PATCHES),
+    ],
+    "cut": _ONE_WAY,
+    "fastcut": _ONE_WAY,
+    "restoration": [*_TRANSLATOR, "model.translator.num_blocks=1"],
+    "restoration_unet": _TRANSLATOR,
+    "restoration_crf": ["model.translator.translator.width=4", "model.translator.translator.num_blocks=1", "task=denoise"],
+    "restoration_gated": ["model.translator.width=4", "task=inpaint"],
+}  # fmt: skip
+"""The same for models that translate, with what they translate; ``unpaired_folders`` makes those of unpaired data."""
+
+
+def unpaired_folders(root: Path, count: int = 6, size: int = 16) -> None:
+    """Noise images ``trainA`` and ``trainB`` below ``root``."""
+    numbers = np.random.default_rng(0)
+    for name in ("trainA", "trainB"):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(numbers.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(root / name / f"{i}.png")

@@ -17,8 +17,9 @@ from genimg.commands.common import Config
 from genimg.data.placement import Data
 from genimg.data.sources import Source
 from genimg.distributed import copy_from_first_, failing_together, first_of_each_host, of_first_rank, world_size
-from genimg.evaluation.evaluator import Evaluator
+from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.interfaces import Method
+from genimg.methods.translation import Translation
 from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.device import Precision, choose_device, choose_precision
 from genimg.training.logger import Logger
@@ -44,7 +45,7 @@ class Parts:
     optimizers: dict[str, Optimizer]
     make_optimizers: Callable[[], dict[str, Optimizer]]
     schedule: Schedule
-    evaluator: Evaluator | None
+    evaluator: PeriodicEvaluator | None
     builder: build.Builder
 
     def trainer(
@@ -118,6 +119,8 @@ def assemble(config: Config, device_name: str) -> Parts:
     with first_of_each_host():
         optimizers = make_optimizers()
         evaluator = build.build_evaluator(config, builder)  # last, because it may download
+        if evaluator is not None:
+            evaluator.check(method)
     return Parts(
         config, device, precision, performance, settings, source, method, optimizers, make_optimizers, schedule, evaluator,
         builder,
@@ -161,12 +164,22 @@ def _synchronised(method: Method, device: torch.device) -> Method:
     return method
 
 
+def _shape(parts: Parts) -> str:
+    """Of the images, or of both images of a pair."""
+    size = "x".join(map(str, parts.source.shape[1:]))
+    if not isinstance(parts.method, Translation):
+        return f"images of {parts.source.shape[0]}x{size}"
+    source, target = parts.method.task.channels(parts.source.shape)
+    return f"pairs of {source}x{size} and {target}x{size}"
+
+
 def describe_parts(parts: Parts, placement: str) -> None:
     """Say what will be trained, on what, and how."""
     source, groups = parts.source, parts.method.parameter_groups()
-    shape = "x".join(map(str, source.shape))
-    log.info("data: %s, %d images of %s, placement %s", source.name, len(source), shape, placement)
-    if source.labels is not None and not {"label", "caption"} & set(parts.method.batch_keys):
+    log.info("data: %s, %d %s, placement %s", source.name, len(source), _shape(parts), placement)
+    if source.validation is not None:
+        log.info("held out for the evaluation: %d", len(source.validation))
+    if source.labels is not None and not {"label", "caption", "source"} & set(parts.method.batch_keys):
         log.warning(
             "the model does not use the data's %d classes (a GAN does with conditioning=projection)", len(source.class_names)
         )

@@ -16,6 +16,7 @@ from genimg import build
 from genimg.explain import quoted
 from genimg.files import atomically
 from genimg.interfaces import Method
+from genimg.methods.translation import Translation
 from genimg.training import checkpoint
 
 Config = dict[str, Any]
@@ -43,6 +44,8 @@ def open_checkpoint(given: object, which: str) -> tuple[Path, Config]:
 def load_method(config: Config, builder: build.Builder, state: Config, device: torch.device) -> Method:
     """The checkpoint's method with its weights, on the device, in evaluation mode."""
     method: Method = builder.build(config["model"], "model")
+    if isinstance(method, Translation):
+        method.task = build.task_of(config, builder)
     method.load_state_dict(state["method"])
     return method.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
@@ -61,6 +64,9 @@ def table(columns: dict[str, dict[str, float]]) -> str:
 
 def sentence(provenance: Config) -> str:
     """The provenance of a value, as short as it can be said."""
+    if "generated" not in provenance:  # translations
+        which = "held-out" if provenance["held_out"] else "training"
+        return f"{provenance['num_images']} {which} images of {provenance['source']}, translated in {provenance['mode']} mode"
     extractor, made, real = provenance["extractor"], provenance["generated"], provenance["real"]
     digest = (extractor["weights_sha256"] or "no file")[:8]
     count = "an unrecorded number of" if real["num_images"] is None else real["num_images"]
@@ -108,3 +114,20 @@ def check_writable(key: str, path: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"{key}={path} cannot be written ({folder}: {error.strerror}): choose another {key}") from error
+
+
+def check_output_directory(output: Path) -> None:
+    """Refuse an output that ``directory_atomically`` could not put in its place.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if output.is_dir():
+        if any(output.iterdir()):
+            raise ValueError(f"output={output} exists and is not empty: remove it, or choose another output")
+        if output.is_mount():  # nothing can take its place
+            raise ValueError(f"output={output} is where a disk is mounted: name a directory on it")
+    elif output.exists():
+        raise ValueError(f"output={output} is a file: name a directory that does not exist yet")
+    else:
+        check_writable("output", output)

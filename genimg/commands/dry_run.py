@@ -17,6 +17,7 @@ from genimg.commands.assembly import Parts, describe_parts
 from genimg.data.placement import Data
 from genimg.data.sources import ArraySource
 from genimg.distributed import world_size
+from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.passes import full_float32
 from genimg.training.logger import SilentLogger
 from genimg.training.trainer import Trainer
@@ -55,7 +56,7 @@ def rehearse(parts: Parts, data: Data) -> None:
     elif data.placement != "workers" and not isinstance(parts.source, ArraySource):
         log.info("loading the images: about %s", _words(len(parts.source) / (rate * workers)))
     log.info("training for %s: about %s", parts.config["trainer"]["duration"], _words(total))
-    _report_evaluation(parts)
+    _report_evaluation(parts, sample)
     log.info("dry run: no run directory was made")
 
 
@@ -83,8 +84,9 @@ def _decode_sample(parts: Parts, data: Data) -> tuple[Data, float]:
     labels = None if source.labels is None else source.labels[chosen]
     captions = source.captions(chosen) if "caption" in data.keys else None
     sample = ArraySource(source.name, images, labels, source.class_names, captions)
+    sample.validation = source.validation
     return Data(sample, placement="device", num_workers=0, horizontal_flip=data.horizontal_flip, max_corrupt=0,
-                device=parts.device, keys=data.keys, augment=data.augment), rate  # fmt: skip
+                device=parts.device, keys=data.keys, augment=data.augment, task=data.task), rate  # fmt: skip
 
 
 def _time_steps(trainer: Trainer) -> float:
@@ -120,9 +122,17 @@ def _report_memory(parts: Parts, trainer: Trainer) -> None:
              resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9)  # fmt: skip
 
 
-def _report_evaluation(parts: Parts) -> None:
+def _report_evaluation(parts: Parts, sample: Data) -> None:
     evaluator = parts.evaluator
     if evaluator is None:
+        return
+    number = -(-parts.settings.duration // evaluator.interval)
+    if not isinstance(evaluator, Evaluator):
+        count = min(8, len(sample.source))
+        before = time.perf_counter()
+        evaluator.evaluate(parts.method.eval(), sample, parts.device, num_images=count)
+        seconds = (time.perf_counter() - before) / count
+        log.info("evaluation: %d, about %s for 100 images", number, _words(100 * seconds))
         return
     with full_float32():
         evaluator.extractor.to(parts.device)
@@ -131,7 +141,6 @@ def _report_evaluation(parts: Parts) -> None:
         images = made.images(np.arange(count))[0]
         generating = _seconds(lambda: made.images(np.arange(count))[0]) / count
         extracting = _seconds(lambda: evaluator.extractor(images)[0]) / count
-    number = -(-parts.settings.duration // evaluator.interval)
     log.info("evaluation: %d of %d images, about %s each, and %s once for the real images, unless their statistics are cached",
              number, evaluator.num_images, _words((generating + extracting) * evaluator.num_images),
              _words(extracting * len(parts.source)))  # fmt: skip

@@ -22,15 +22,18 @@ from genimg.commands.common import (
     write_json,
 )
 from genimg.commands.compare import compare_results
+from genimg.commands.evaluate_translation import evaluate_translator
 from genimg.commands.sides import Side, compose_evaluation, resolve
 from genimg.distributed import first_of_each_host, processes_of_torchrun, rank
 from genimg.environment import git_commit
-from genimg.evaluation.evaluator import Evaluation, Evaluator
+from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.imagesets import DatasetImages, ImageSet, Subset
 from genimg.evaluation.nearest import nearest_images
 from genimg.evaluation.passes import full_float32
+from genimg.evaluation.periodic import Evaluation
 from genimg.evaluation.statistics_files import SavedStatistics
 from genimg.images import grid, write_png
+from genimg.methods.translation import Translation
 from genimg.training.device import choose_device, describe_hardware
 
 log = logging.getLogger(__name__)
@@ -85,7 +88,7 @@ def _check_options(options: Config) -> None:
         raise ValueError(f"which={options['which']} is unknown: choose last or best")
     if options["save_statistics"] is not None and not str(options["save_statistics"]).endswith(".pt"):
         raise ValueError(f"save_statistics={options['save_statistics']} must end in .pt, by which real= knows it again")
-    for key in ("output", "picture", "save_statistics"):
+    for key in ("output", "picture", "save_statistics", "table"):
         if options[key] is not None:
             check_writable(key, Path(str(options[key])))
 
@@ -94,6 +97,11 @@ _OF_STATISTICS = {
     "real", "save_statistics", "evaluation", "device", "num_images", "num_real", "batch_size", "image_size", "data_root",
     "inception_weights", "allow", "debug",
 }  # fmt: skip
+
+
+def _check_picture(options: Config) -> None:
+    if options["picture"] is not None and not options["neighbors"]:
+        raise ValueError("picture= has no effect without neighbors=: remove it")
 
 
 def _typed() -> list[str]:
@@ -111,11 +119,11 @@ def _refuse_what_has_no_effect(options: Config, typed: set[str]) -> None:
     elif options["ckpt"] is None and options["images"] is None:
         useless, why = typed - _OF_STATISTICS, "where statistics are all that is made"
     elif options["images"] is not None:
-        useless, why = typed & {"which", "seed"}, "on images that exist already"
+        useless, why = typed & {"which", "seed", "model_mode", "classical", "table"}, "on images that exist already"
+        if not useless:
+            _check_picture(options)
     else:
         useless, why = (typed & {"image_size", "accept_unrecorded"} if options["real"] is None else set()), "without real="
-    if not useless and "picture" in typed and not options["neighbors"]:
-        useless, why = {"picture"}, "without neighbors="
     if useless:
         raise ValueError(f"{sorted(useless)[0]}= has no effect {why}: remove it")
 
@@ -129,11 +137,17 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
             "evaluation=inception or another of the group"
         )
     builder = build.Builder(allowed=(*build.ALLOWED, *options["allow"]), epoch_size=1)
+    typed = {override.split("=")[0].lstrip("+~").split(".")[0] for override in _typed()}
     if options["data_root"] is not None and options["real"] is None:
         key = next((key for key in ("root", "path") if key in config["data"]), None)
         if key is None:
             raise ValueError("data_root has no effect: this checkpoint's data is not read from a directory")
         config["data"][key] = options["data_root"]
+    if issubclass(builder.locate(config["model"]["_target_"], "model"), Translation):
+        return evaluate_translator(options, typed, path, state, builder, device)
+    if useless := sorted(typed & {"model_mode", "classical", "table"}):
+        raise ValueError(f"{useless[0]}= is for models that translate images: remove it")
+    _check_picture(options)
     with first_of_each_host():  # both may download
         if options["real"] is not None:
             real = resolve("real", options, builder, device)
@@ -214,7 +228,8 @@ def _evaluator(options: Config, chosen: Config, builder: build.Builder, real: Si
     if real.statistics is not None and options["neighbors"]:
         raise ValueError("neighbors= needs the real images themselves, but real= names statistics")
     evaluator = build.build_evaluator({"evaluation": config}, builder)
-    assert evaluator is not None
+    if not isinstance(evaluator, Evaluator):
+        raise ValueError("this evaluation measures translations by a model: choose evaluation=inception or another one")
     if real.statistics is not None:
         assert real.path is not None
         real.statistics.check_extractor(evaluator.extractor, real.path, accept_unrecorded=options["accept_unrecorded"])
@@ -256,7 +271,7 @@ def _show_neighbors(options: Config, evaluator: Evaluator, real: ImageSet | Save
         distances, indices, shown = nearest_images(
             real, fake, evaluator.extractor, count=count, neighbors=_NEIGHBORS, batch_size=evaluator.batch_size
         )
-    path = Path(options["picture"])
+    path = Path(options["picture"] or "neighbors.png")
     write_png(grid(shown, columns=indices.shape[1] + 1), path)
     log.info("nearest real images: %s (each row: a generated image, then its nearest real ones)", path)
     for i, (row, numbers) in enumerate(zip(distances.tolist(), indices.tolist(), strict=True)):

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
-import os
 import shutil
-import signal
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from genimg import build
-from genimg.commands.common import Config, argument, check_writable, relative, require_all_values
+from genimg.commands.common import Config, argument, check_output_directory, relative, require_all_values
 from genimg.data.packing import CORRUPT, image_bytes, pack
 from genimg.data.prepared import Description
 from genimg.data.sources import Source
 from genimg.explain import nearest
+from genimg.files import directory_atomically
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +30,7 @@ def prepare(composed: DictConfig) -> None:
     options: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     _check(options)
     output = Path(str(options["output"])).expanduser().resolve()
-    _check_output(output)
+    check_output_directory(output)
     builder = build.Builder(allowed=(*build.ALLOWED, *options["allow"]))
     source = build.build_source(options, builder)
     if options["shard_size"] < image_bytes(source):
@@ -46,7 +42,7 @@ def prepare(composed: DictConfig) -> None:
     _check_space(output, needed, source)
     start = time.monotonic()
     num_threads = options["data"].get("num_workers", "auto")
-    with _whole_or_not_at_all(output) as folder:
+    with directory_atomically(output) as folder:
         try:
             description, num_corrupt = pack(
                 source,
@@ -86,18 +82,6 @@ def _check(options: Config) -> None:
         raise ValueError(f"data.num_workers={threads} must be auto, or 1 or more threads")
 
 
-def _check_output(output: Path) -> None:
-    if output.is_dir():
-        if any(output.iterdir()):
-            raise ValueError(f"output={output} exists and is not empty: remove it, or choose another output")
-        if output.is_mount():  # nothing can take its place
-            raise ValueError(f"output={output} is where a disk is mounted: name a directory on it")
-    elif output.exists():
-        raise ValueError(f"output={output} is a file: name a directory that does not exist yet")
-    else:
-        check_writable("output", output)
-
-
 def _check_space(output: Path, needed: int, source: Source) -> None:
     disk = next(parent for parent in output.parents if parent.exists())
     free = shutil.disk_usage(disk).free
@@ -111,23 +95,6 @@ def _check_space(output: Path, needed: int, source: Source) -> None:
 def _space(output: Path, needed: int, source: Source) -> str:
     shape = "x".join(map(str, source.shape))
     return f"output={output} needs {needed} bytes ({len(source)} images of {shape})"
-
-
-@contextlib.contextmanager
-def _whole_or_not_at_all(output: Path) -> Iterator[Path]:
-    """A temporary directory beside ``output`` that takes its place if the block ends well and is removed if not."""
-    temporary = output.with_name(f"{output.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with our number
-    terminate = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the end below is reached
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if output.exists():  # and is empty
-            output.rmdir()
-        temporary.rename(output)
-    finally:
-        signal.signal(signal.SIGTERM, terminate)
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _report(output: Path, description: Description, num_corrupt: int, seconds: float) -> None:

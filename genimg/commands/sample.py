@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,7 @@ from tqdm import tqdm
 
 from genimg import build
 from genimg.commands.common import Config, load_method, open_checkpoint, require_all_values
-from genimg.data.captions import caption_length, encode
-from genimg.explain import nearest
+from genimg.commands.conditions import KEYS, Condition, find_conditions
 from genimg.files import atomically
 from genimg.images import class_rows, grid, to_uint8, write_png
 from genimg.interfaces import Batch, Method
@@ -29,20 +27,7 @@ log = logging.getLogger(__name__)
 
 _MOST_SHOWN = 256  # images in a grid
 _MOST_COLUMNS = 16  # in a grid with a row for each condition
-_KEYS = {"label": "label", "text": "caption"}  # of the command line, and of a batch
-
-
-@dataclass(frozen=True)
-class _Condition:
-    """One condition of all images; a single one has no folder of its own.
-
-    Attributes:
-        name: for file names.
-        row: as it stands in a batch, for one image; empty where the method draws conditions.
-    """
-
-    name: str
-    row: Batch
+_OF_WAYS = {"frames": 8, "frames_per_second": 12}  # what null stands for
 
 
 @dataclass(frozen=True)
@@ -76,6 +61,7 @@ def sample(composed: DictConfig) -> None:
     """Write generated images and a grid of them, or a way between them as a picture and an animation."""
     require_all_values(composed)
     options: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    _settle_ways(options)
     _check(options)
     path, state = open_checkpoint(options["ckpt"], options["which"])
     config = state["config"]
@@ -83,8 +69,10 @@ def sample(composed: DictConfig) -> None:
     allowed = (*build.ALLOWED, *options["allow"])
     builder = build.Builder(allowed, epoch_size=state["num_images"], batch_size=config["trainer"]["batch_size"])
     method = load_method(config, builder, state, device)
+    if method.translates:
+        raise ValueError(f"ckpt={options['ckpt']}: this model translates images: use genimg-translate")
     method.before_sampling()
-    conditions = _conditions(options, method, state.get("class_names", ()))
+    conditions = find_conditions(options, method, state.get("class_names", ()))
     if options["interpolate"] is not None:
         _require_one_condition(options, method)
     maker = _Maker(method, device, options["seed"], options["batch_size"], options["truncation"])
@@ -98,6 +86,22 @@ def sample(composed: DictConfig) -> None:
             _write_way(maker, condition, folder if len(conditions) == 1 else folder / condition.name, options)
     else:
         _write_images(maker, conditions, folder, options["num_images"])
+
+
+def _settle_ways(options: Config) -> None:
+    """Write what null stands for into the keys that belong to ``interpolate``.
+
+    Raises:
+        ValueError: if one of them is given without it.
+    """
+    for key, default in _OF_WAYS.items():
+        if options[key] is None:
+            options[key] = default
+        elif options["interpolate"] is None:
+            raise ValueError(
+                f"{key}={options[key]} has no effect on single images: leave it away, or ask for a way between them with "
+                "interpolate=linear or spherical"
+            )
 
 
 def _check(options: Config) -> None:
@@ -114,61 +118,13 @@ def _check(options: Config) -> None:
         if type(options[key]) is not int or options[key] < number:
             between = " to interpolate between them" if number == 2 and key == "num_images" else ""
             raise ValueError(f"{key}={options[key]} must be {number} or more{between}")
-    if truncation is not None and (type(truncation) not in (int, float) or not truncation > 0):
-        raise ValueError(f"truncation={truncation} must be a number above 0, or null for none")
+    if truncation is not None and (type(truncation) not in (int, float) or not truncation >= 0):
+        raise ValueError(f"truncation={truncation} must be a number, 0 or more, or null for none")
     if type(speed) not in (int, float) or not 0 < speed <= 1000:
         raise ValueError(f"frames_per_second={speed} must be a number above 0, at most 1000")
 
 
-def _conditions(options: Config, method: Method, class_names: Sequence[str]) -> list[_Condition]:
-    """Those that are asked for; one that leaves them to the method if there are none.
-
-    Raises:
-        ValueError: if the model takes no such conditions, has no such class, or the list is empty or repeats itself.
-    """
-    found: list[_Condition] = []
-    for option, key in _KEYS.items():
-        given = options[option]
-        if given is None:
-            continue
-        if key not in method.batch_keys:
-            raise ValueError(f"{option}={given}: this model was trained without {key}s and cannot be asked for one")
-        values = given if isinstance(given, list) else [given]
-        if not values:
-            raise ValueError(f"{option}=[] names nothing: give one {option} or more, or null")
-        if option == "label":
-            found += [_of_label(value, method.num_classes, class_names) for value in values]
-        else:
-            found += [_of_text(value) for value in values]
-    names = [condition.name for condition in found]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"{twice} is asked for twice, and would be written to one place: leave one of them")
-    return found or [_Condition("", {})]
-
-
-def _of_label(value: object, num_classes: int, class_names: Sequence[str]) -> _Condition:
-    label = value
-    if isinstance(value, str):
-        if not class_names:
-            raise ValueError(f"label={value}: this checkpoint does not say what its classes are called; give a number")
-        if value not in class_names:
-            raise ValueError(f"label={value} is no class of this model{nearest(value, class_names)}: it has "
-                             f"{', '.join(class_names)}")  # fmt: skip
-        label = class_names.index(value)
-    if type(label) is not int or not 0 <= label < num_classes:
-        raise ValueError(f"label={value} is no class of this model: give a number from 0 to {num_classes - 1}")
-    return _Condition(f"label{label:0{len(str(num_classes - 1))}d}", {"label": torch.tensor([label])})
-
-
-def _of_text(value: object) -> _Condition:
-    if not isinstance(value, str):
-        raise ValueError(f"text={value} is not text: put it in quotes")
-    words = re.sub(r"[^\w]+", "-", value).strip("-").lower()
-    return _Condition(words[:80] or "empty", {"caption": encode([value], caption_length([value]))})
-
-
-def _name(options: Config, conditions: Sequence[_Condition]) -> str:
+def _name(options: Config, conditions: Sequence[Condition]) -> str:
     """Of the folder, where none is given: different for whatever makes other images."""
     several = "-".join(condition.name for condition in conditions)[:80] if options["label"] is not None else "texts"
     parts = [f"samples-seed{options['seed']}", conditions[0].name if len(conditions) == 1 else several]
@@ -184,7 +140,7 @@ def _repeated(row: Batch, count: int) -> Batch:
 # Images, and a grid of them
 
 
-def _write_images(maker: _Maker, conditions: Sequence[_Condition], folder: Path, num_images: int) -> None:
+def _write_images(maker: _Maker, conditions: Sequence[Condition], folder: Path, num_images: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shown, lines = [], []
     for condition in conditions:
@@ -219,7 +175,7 @@ def _write_images(maker: _Maker, conditions: Sequence[_Condition], folder: Path,
 def _lines(names: Sequence[str], drawn: Batch) -> list[str]:
     """Which image has which condition, as ``data=folder`` reads captions; nothing without conditions."""
     entries: list[dict[str, object]] = [{"file_name": name} for name in names]
-    for option, key in _KEYS.items():
+    for option, key in KEYS.items():
         if key in drawn:
             for entry, value in zip(entries, drawn[key].cpu().numpy(), strict=True):
                 # A caption's last character may be cut.
@@ -249,7 +205,7 @@ def _require_one_condition(options: Config, method: Method) -> None:
     Raises:
         ValueError: if there are conditions and none is asked for, or the method draws no latents.
     """
-    for option, key in _KEYS.items():
+    for option, key in KEYS.items():
         if key in method.batch_keys and options[option] is None:
             raise ValueError(
                 f"interpolate={options['interpolate']} goes between latents, all with one {key}: say which, with {option}=..."
@@ -258,7 +214,7 @@ def _require_one_condition(options: Config, method: Method) -> None:
         raise ValueError(f"interpolate={options['interpolate']}: a {type(method).__name__} has no latents: leave it away")
 
 
-def _write_way(maker: _Maker, condition: _Condition, path: Path, options: Config) -> None:
+def _write_way(maker: _Maker, condition: Condition, path: Path, options: Config) -> None:
     """A closed loop through ``num_images`` latents: a picture with a row for each pair, and an animation."""
     path.parent.mkdir(parents=True, exist_ok=True)
     num_images, frames = options["num_images"], options["frames"]

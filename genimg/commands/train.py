@@ -9,10 +9,12 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -25,7 +27,7 @@ from genimg.commands.dry_run import rehearse
 from genimg.commands.settling import settle
 from genimg.distributed import AnotherProcessError, failing_together, of_first_rank, processes_of_torchrun, rank, world_size
 from genimg.environment import git_commit, versions
-from genimg.evaluation.evaluator import Evaluator
+from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.torchrun import rank_of_torchrun
 from genimg.training.device import describe_hardware
 from genimg.training.logger import Logger, SilentLogger
@@ -74,6 +76,7 @@ def train(composed: DictConfig) -> float | None:
 
 
 def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | None:
+    _refuse_repeated_penalties(HydraConfig.get().overrides.task)
     if not resuming.names_a_checkpoint(composed):
         require_all_values(composed)
     # Only the first rank needs to see the run directory: other hosts may not have it.
@@ -88,7 +91,7 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
         keys = parts.method.batch_keys
         data = build.build_data(config, parts.source, parts.device, keys=keys, builder=parts.builder)
     parts = settle(parts, data, config, source_config)
-    source_config["data"]["num_classes"] = config["data"]["num_classes"]
+    source_config["data"] |= {key: config["data"][key] for key in build.SETTLED if key in config["data"]}
     if config["dry_run"]:
         rehearse(parts, data)
         return None
@@ -116,8 +119,21 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
         log.info("resuming from %s at %d images", saved.path, trainer.state.images)
     if rank() == 0:
         OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
-    _announce(parts, trainer, run_dir)
+    if trainer.state.images < trainer.settings.duration:
+        _announce(parts, trainer, run_dir)
     return _fit(trainer, config, parts.evaluator, run_dir)
+
+
+def _refuse_repeated_penalties(overrides: Sequence[str]) -> None:
+    """Hydra would merge two of one name into one, without a word.
+
+    Raises:
+        ValueError: naming the penalty.
+    """
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        names = override.value() if override.key_or_group == "penalty" else None
+        if isinstance(names, list) and (twice := [name for name in names if names.count(name) > 1]):
+            raise ValueError(f"{override.input_line} names {twice[0]} twice, which would count once: leave one of them")
 
 
 def _announce(parts: Parts, trainer: Trainer, run_dir: Path) -> None:
@@ -133,10 +149,8 @@ def _announce(parts: Parts, trainer: Trainer, run_dir: Path) -> None:
     )
 
 
-def _fit(trainer: Trainer, config: Config, evaluator: Evaluator | None, run_dir: Path) -> float | None:
+def _fit(trainer: Trainer, config: Config, evaluator: PeriodicEvaluator | None, run_dir: Path) -> float | None:
     start, images_before = time.monotonic(), trainer.state.images
-    if images_before >= trainer.settings.duration:
-        log.info("this run is complete: raise trainer.duration to train longer, or choose another run_dir")
     summary: Config = {"status": "failed"}
     try:
         state = trainer.fit()
@@ -159,6 +173,9 @@ def _fit(trainer: Trainer, config: Config, evaluator: Evaluator | None, run_dir:
         summary |= _summary(trainer, config) | {"wall_seconds": round(time.monotonic() - start, 1)}
         if rank() == 0:
             _write_summary(run_dir, summary)
+    if images_before >= trainer.settings.duration:
+        _say_that_it_is_complete(state, config["trainer"]["duration"], evaluator, run_dir)
+        return state.best[evaluator.primary] if evaluator and state.best else None
     log.info(
         "finished %d images; %d of them now, in %.0f s", state.images, state.images - images_before, summary["wall_seconds"]
     )
@@ -166,7 +183,17 @@ def _fit(trainer: Trainer, config: Config, evaluator: Evaluator | None, run_dir:
     return state.best[evaluator.primary] if evaluator and state.best else None
 
 
-def _why_it_ended(error: NonFiniteError | WorseningError, trainer: Trainer, evaluator: Evaluator | None) -> str:
+def _say_that_it_is_complete(state: TrainingState, duration: str, evaluator: PeriodicEvaluator | None, run_dir: Path) -> None:
+    name = evaluator.primary if evaluator else ""
+    result = f": {name} is {state.last[name]:.6g}" if name in state.last else ""
+    if result and state.best_images != state.images:
+        result += f", and was {state.best[name]:.6g} at its best, at {state.best_images} images"
+    log.info("this run is complete, with %d images%s", state.images, result)
+    command = "torchrun ... -m genimg.train" if world_size() > 1 else "genimg-train"
+    log.info("to train longer than %s: %s %s trainer.duration=...", duration, command, argument("resume", relative(run_dir)))
+
+
+def _why_it_ended(error: NonFiniteError | WorseningError, trainer: Trainer, evaluator: PeriodicEvaluator | None) -> str:
     state, folder = trainer.state, trainer.folder.path
     if isinstance(error, NonFiniteError):
         last = folder / "last.pt"
@@ -215,7 +242,7 @@ def _write_summary(run_dir: Path, summary: Config) -> None:
         log.warning("summary.json cannot be written (%s)", error.strerror)
 
 
-def _report(state: TrainingState, summary: Config, evaluator: Evaluator | None, run_dir: Path) -> None:
+def _report(state: TrainingState, summary: Config, evaluator: PeriodicEvaluator | None, run_dir: Path) -> None:
     shown = relative(run_dir)
     rate = summary["training_images_per_second"]
     waiting = state.waiting_seconds / max(state.seconds, 1e-9)

@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 _NAMES = ("metadata.jsonl", "captions.jsonl")  # the first is that of Hugging Face's imagefolder
 _KEYS = ("text", "caption")
 _MISSING_SHARE = 0.01  # of the images, that may lack a caption
-_IGNORE = "data.captions=null ignores captions"
+_SAMPLED = 100  # images that are looked at to see whether captions lie beside them
+_IGNORE = "or set data.captions=null for a model without captions (conditioning=none)"
 
 
 class FolderCaptions:
@@ -46,7 +47,7 @@ class FolderCaptions:
             where = ".txt beside it" if self.file is None else f"line in {self.file}"
             what = f"{len(missing)} of the {len(self.paths)} images of {self.root} have no caption"
             if len(missing) > _MISSING_SHARE * len(self.paths):
-                raise ValueError(f"{what}, the first is {missing[0]}, which has no {where}: write it; {_IGNORE}")
+                raise ValueError(f"{what}, the first is {missing[0]}, which has no {where}: write it, {_IGNORE}")
             log.warning("%s, and get an empty one; the first is %s, which has no %s", what, missing[0], where)
         return [found.get(path, "") for path in self.paths]
 
@@ -58,7 +59,7 @@ class FolderCaptions:
             except FileNotFoundError:
                 continue
             except UnicodeDecodeError as error:
-                raise ValueError(f"{file} is not UTF-8 ({error.reason}): save it as UTF-8; {_IGNORE}") from error
+                raise ValueError(f"{file} is not UTF-8 ({error.reason}): save it as UTF-8, {_IGNORE}") from error
 
     def _of_lines(self, file: Path) -> Iterator[tuple[str, str]]:
         known = set(self.paths)
@@ -71,7 +72,7 @@ class FolderCaptions:
             if name not in known:
                 strange.append((number, name))
             elif name in lines:
-                raise ValueError(f"{file} line {number} is {name}'s second, after line {lines[name]}: leave one; {_IGNORE}")
+                raise ValueError(f"{file} line {number} is {name}'s second, after line {lines[name]}: leave one, {_IGNORE}")
             else:
                 lines[name] = number
                 yield name, text
@@ -79,7 +80,8 @@ class FolderCaptions:
             number, name = strange[0]
             raise ValueError(
                 f"{file} names {len(strange)} file{'s' * (len(strange) > 1)} that no image of {self.root} is called, the first "
-                f"of them {name} in line {number}: names are relative to data.root, such as {self.paths[0]}; {_IGNORE}"
+                f"of them {name} in line {number}: names are relative to data.root, such as {self.paths[0]}; mend them, "
+                f"{_IGNORE}"
             )
 
 
@@ -90,7 +92,7 @@ def find_captions(root: Path, paths: Sequence[str], wanted: str | None) -> Folde
         root: the folder.
         paths: of its images, relative to it; one or more.
         wanted: None for none; a file, as seen from ``root``; or ``auto``: metadata.jsonl or captions.jsonl if it is there, else
-            the .txt beside each image if the first image has one.
+            the .txt beside each image if any of a hundred images, evenly spaced, has one.
 
     Raises:
         FileNotFoundError: if the file is missing.
@@ -102,13 +104,15 @@ def find_captions(root: Path, paths: Sequence[str], wanted: str | None) -> Folde
         if not file.is_file():
             raise FileNotFoundError(
                 f"data.captions={wanted} is not a file: there is no {file}; give a path as seen from data.root, an absolute "
-                "one, auto, or null for no captions"
+                "one, auto, or null for a model without captions (conditioning=none)"
             )
         return FolderCaptions(root, paths, file)
     for name in _NAMES:
         if (root / name).is_file() and _has_text(root / name):
             return FolderCaptions(root, paths, root / name)
-    return FolderCaptions(root, paths, None) if _text_file(root, paths[0]).is_file() else None
+    # Not of the first alone, which may be the one that lacks its caption; not of all, which a folder of a million would feel.
+    sampled = paths[:: -(-len(paths) // _SAMPLED)]
+    return FolderCaptions(root, paths, None) if any(_text_file(root, path).is_file() for path in sampled) else None
 
 
 def _text_file(root: Path, path: str) -> Path:
@@ -132,12 +136,12 @@ def _lines(file: Path) -> Iterator[str]:
         with open(file, encoding="utf-8-sig", newline="\n") as lines:
             yield from lines
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 ({error.reason}): save it as UTF-8; {_IGNORE}") from error
+        raise ValueError(f"{file} is not UTF-8 ({error.reason}): save it as UTF-8, {_IGNORE}") from error
 
 
 def _entry(line: str, where: str) -> tuple[str, str]:
     """The name of the image, and its caption."""
-    form = f'each line must be such as {{"file_name": "a/1.png", "text": "a red circle"}}; {_IGNORE}'
+    form = f'each line must be such as {{"file_name": "a/1.png", "text": "a red circle"}}; mend it, {_IGNORE}'
     try:
         content = json.loads(line)
     except ValueError as error:

@@ -16,6 +16,7 @@ from PIL import Image
 from genimg.data.index import list_images
 from genimg.data.pixels import PixelFormat
 from genimg.data.sources import CorruptImageError, Source, digest
+from genimg.data.tasks import Pair
 
 DIRECTIONS = ("a2b", "b2a")
 _MOST_LISTED = 5  # of the files that have no partner
@@ -31,8 +32,6 @@ class PairedSource(Source):
         direction: ``a2b``, or ``b2a`` to make images of domain a from those of b.
         fingerprint: of the files.
 
-    Attributes:
-        source_channels, target_channels: how ``shape``'s channels are divided.
     """
 
     def __init__(
@@ -51,9 +50,8 @@ class PairedSource(Source):
         self.files = files
         self._a, self._b = a, b
         self._reversed = direction == "b2a"
-        first, second = (b, a) if self._reversed else (a, b)
-        self.source_channels, self.target_channels = first.channels, second.channels
         self.shape = (a.channels + b.channels, a.height, a.width)
+        self.task = Pair(source_channels=(b if self._reversed else a).channels)
         self.fingerprint = digest("pairs", fingerprint, a, b, direction)
 
     def __len__(self) -> int:
@@ -86,19 +84,21 @@ def paired(
     b: str | None,
     direction: str,
     image_size: int | Sequence[int],
-    channels_a: int,
-    channels_b: int,
+    channels: int,
+    channels_a: int | None,
+    channels_b: int | None,
     fit: str,
     refresh_index: bool = False,
 ) -> PairedSource:
     """Pairs in one folder, each in one file with domain a on the left and b on the right, or in two folders.
 
     Args:
-        root: the folder of files with two images side by side (the layout of pix2pix); None with two folders.
+        root: the folder of files with two images side by side; or one with ``train``, and ``val`` or ``test`` for validation,
+            of such folders (the layout of pix2pix). None with two folders.
         a, b: the two folders; pairs are files of equal path, but for the ending. None with ``root``.
         direction: ``a2b`` or ``b2a``.
         image_size, fit: of either image; see PixelFormat.
-        channels_a, channels_b: of the domains.
+        channels: of either domain; ``channels_a`` and ``channels_b`` where they differ, else None.
         refresh_index: see genimg.data.index.
 
     Raises:
@@ -110,11 +110,19 @@ def paired(
             f"data.root={root}, data.a={a}, data.b={b}: give data.root, a folder of files with two images side by side, "
             "or both data.a and data.b, two folders with files of equal names"
         )
-    formats = PixelFormat.of(image_size, channels_a, fit), PixelFormat.of(image_size, channels_b, fit)
+    formats = tuple(PixelFormat.of(image_size, given or channels, fit) for given in (channels_a, channels_b))
     if root is not None:
-        directory, paths, fingerprint = _listed("data.root", root, refresh=refresh_index)
-        files: list[tuple[Path, ...]] = [(directory / path,) for path in paths]
-        return PairedSource("paired", files, *formats, direction=direction, fingerprint=fingerprint)
+        directory = Path(root).expanduser()
+        divided = (directory / "train").is_dir()
+        others = [directory / name for name in ("val", "test") if divided and (directory / name).is_dir()]
+        sources = []
+        for part in [directory / "train" if divided else directory, *others[:1]]:
+            place, paths, fingerprint = _listed("data.root", str(part), refresh=refresh_index)
+            files: list[tuple[Path, ...]] = [(place / path,) for path in paths]
+            sources.append(PairedSource("paired", files, *formats, direction=direction, fingerprint=fingerprint))
+        if len(sources) == 2:
+            sources[0].validation = sources[1]
+        return sources[0]
     assert a is not None
     assert b is not None
     folder_a, paths_a, fingerprint_a = _listed("data.a", a, refresh=refresh_index)

@@ -24,14 +24,17 @@ from genimg.data.corrupt import Corruption, read_many_valid
 from genimg.data.prepared import PreparedSource
 from genimg.data.sources import ArraySource, Source
 from genimg.data.stream import Order
+from genimg.data.tasks import Task
+from genimg.data.unpaired import UnpairedSource
 from genimg.environment import num_cores
 from genimg.images import to_float
 from genimg.interfaces import Batch
+from genimg.randomness import seed_of
 from genimg.torchrun import processes_of_this_host
 
 PLACEMENTS = ("auto", "device", "host", "workers")
-KEYS = ("image", "label", "caption")
 _RESIDENT_BYTES = 4 * 2**30  # above this, decoding everything before the first step would take minutes
+_DOMAIN_STREAM = 5  # of the orders of unpaired domains
 _PIECE = 64  # images that a thread fetches at a time
 _MEMORY_SHARE = 0.25  # of the free memory; the rest is for training
 
@@ -48,9 +51,11 @@ class Data:
         device: where batches go.
         keys: of the batches, ``image`` and those of ``label`` and ``caption`` that the method asks for.
         augment: of training samples; None leaves them as they are.
+        task: that makes sources and targets of them; None leaves them images.
 
     Attributes:
         caption_length: bytes of the batches' captions; 0 without.
+        validation: images that were kept out of the training; None where there are none.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class Data:
         device: torch.device,
         keys: Sequence[str] = ("image",),
         augment: SampleAugment | None = None,
+        task: Task | None = None,
     ) -> None:
         if placement not in PLACEMENTS:
             raise ValueError(f"data.placement={placement} is unknown: choose one of {', '.join(PLACEMENTS)}")
@@ -73,10 +79,9 @@ class Data:
             raise ValueError(f"data.horizontal_flip={horizontal_flip} must be true or false")
         if not isinstance(max_corrupt, int) or max_corrupt < 0:
             raise ValueError(f"data.max_corrupt={max_corrupt} must be 0 or more images")
-        available = {"image": True, "label": source.labels is not None, "caption": source.captioned}
-        if "image" not in keys or not all(available.get(key, False) for key in keys):
-            has = ", ".join(key for key in KEYS if available[key])
-            raise ValueError(f"batches of {', '.join(keys)} cannot be made: data {source.name} has {has}")
+        available = available_keys(source)
+        if "image" not in keys or not set(keys) <= set(available):
+            raise ValueError(f"batches of {', '.join(keys)} cannot be made: data {source.name} has {', '.join(available)}")
         if augment is not None:
             augment.check(source.shape)
             if horizontal_flip and augment.horizontal_flip:
@@ -87,6 +92,11 @@ class Data:
         self.horizontal_flip = horizontal_flip
         self.keys = tuple(keys)
         self.augment = augment
+        self.task = task
+        self.validation = None if source.validation is None else Data(
+            source.validation, placement=placement, num_workers=num_workers, horizontal_flip=False, max_corrupt=max_corrupt,
+            device=device, task=task,
+        )  # fmt: skip
         cores = max(1, num_cores() // processes_of_this_host())
         self.num_workers = min(cores, 8) if num_workers == "auto" else int(num_workers)
         self.placement = _choose_placement(source, device) if placement == "auto" else placement
@@ -128,6 +138,11 @@ class Data:
         for _, _, problems in results:
             self._report(problems)
         return torch.from_numpy(np.concatenate([images for images, _, _ in results])).to(self.device)
+
+    def examples(self, indices: NDArray[np.int64], seed: int) -> Batch:
+        """A batch of those images, unflipped and not augmented; what is random about a task is a function of (seed, index)."""
+        images = to_float(self.images(indices))
+        return {"image": images} if self.task is None else self.task(images, indices, seed)
 
     def load(self) -> None:
         """Bring the images to where they will live. Does nothing for ``workers``, nor a second time.
@@ -208,9 +223,43 @@ class Data:
             flips = torch.from_numpy(order.flips(start, stop)).to(self.device, non_blocking=True)
             images = torch.where(flips[:, None, None, None], images.flip(-1), images)
         images = to_float(images)
+        positions = np.arange(start, stop, dtype=np.int64)
         if self.augment is not None:
-            images = self.augment(images, np.arange(start, stop, dtype=np.int64), order.seed)
+            images = self.augment(images, positions, order.seed)
+        if self.task is not None:
+            return self.task(images, positions, order.seed)
         return {**batch, "image": images.contiguous(memory_format=torch.channels_last)}
+
+
+class UnpairedData(Data):
+    """Images of two domains, each in an order of its own; an epoch is one of the larger domain.
+
+    Args:
+        source: the two.
+        augment: of the images of either; it takes other chances in each.
+        settings: as those of ``Data``.
+    """
+
+    def __init__(self, source: UnpairedSource, *, augment: SampleAugment | None, **settings: Any) -> None:
+        super().__init__(source, task=source.task, **settings)
+        self.domains = [Data(domain, augment=augment, **settings) for domain in (source.a, source.b)]
+
+    def load(self) -> None:
+        for domain in self.domains:
+            domain.load()
+
+    def batches(self, position: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        streams = (
+            domain.batches(position, batch_size=batch_size, seed=seed_of(_DOMAIN_STREAM, seed, number), rank=rank,
+                           world_size=world_size)
+            for number, domain in enumerate(self.domains)
+        )  # fmt: skip
+        return ({"a": a["image"], "b": b["image"]} for a, b in zip(*streams, strict=True))
+
+
+def available_keys(source: Source) -> tuple[str, ...]:
+    """What a batch of the source's images can hold."""
+    return "image", *(["label"] if source.labels is not None else []), *(["caption"] if source.captioned else [])
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

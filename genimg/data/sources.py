@@ -21,6 +21,7 @@ from tqdm import tqdm
 from genimg.data.caption_files import FolderCaptions, find_captions
 from genimg.data.index import Index, list_images
 from genimg.data.pixels import PixelFormat, common_format
+from genimg.data.tasks import Task
 
 
 class CorruptImageError(Exception):
@@ -36,6 +37,8 @@ class Source(ABC):
         labels: int64 [N], or None.
         class_names: by label; empty without labels.
         captioned: whether images have captions.
+        task: that divides each image into a source and a target, where the images are such pairs.
+        validation: images of the same kind that were kept out of the training.
         fingerprint: hexadecimal digest of everything that determines the images; a cache key.
     """
 
@@ -44,6 +47,8 @@ class Source(ABC):
     labels: NDArray[np.int64] | None = None
     class_names: tuple[str, ...] = ()
     captioned: bool = False
+    task: Task | None = None
+    validation: Source | None = None
     fingerprint: str
 
     @abstractmethod

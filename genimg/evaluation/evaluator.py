@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.imagesets import DatasetImages, GeneratedImages, ImageSet, Reconstructions, evenly_spaced
 from genimg.evaluation.metrics import Metric
 from genimg.evaluation.passes import Passes, full_float32
+from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
 from genimg.evaluation.statistics_files import SavedStatistics, cache_path, read_cache, write_cache
 from genimg.evaluation.summary import Summary, kept_positions
-from genimg.evaluation.watch import DivergenceWatch
 from genimg.interfaces import Images, Method
 
 log = logging.getLogger(__name__)
@@ -34,24 +34,7 @@ log = logging.getLogger(__name__)
 _KEPT_REAL = 10_000
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What was measured.
-
-    Attributes:
-        values: full name of the metric -> value; the first chooses the best checkpoint.
-        intervals: full name -> (low, high) of a 95 % bootstrap interval, where one was asked for.
-        provenance: what the values depend on, in primitives.
-        warnings: in sentences, why a value may mean less than it seems.
-    """
-
-    values: dict[str, float]
-    provenance: dict[str, Any]
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-
-
-class Evaluator:
+class Evaluator(PeriodicEvaluator):
     """Measures generated images against real ones: any number of metrics from one pass over each.
 
     Generated image i depends on (seed, i) alone, and images are rounded to uint8 as when they are saved, so that the
@@ -96,8 +79,7 @@ class Evaluator:
                 raise ValueError(f"evaluation.{name}={value} must be {smallest} or more")
         if reconstructions == 1:
             raise ValueError("evaluation.reconstructions=1 is too few for a distance: take 2 or more, or 0 for none")
-        if interval < 1:
-            raise ValueError("evaluation.interval must be longer than nothing; evaluation=none turns evaluation off")
+        super().__init__(interval=interval, final_num_images=final_num_images, stop_if=stop_if)
         self.extractor = extractor
         self.metrics = checked_metrics(metrics, extractor)
         for count in (num_images, final_num_images):
@@ -106,33 +88,32 @@ class Evaluator:
         self.num_images = num_images
         self.num_real = num_real
         self.batch_size = batch_size
-        self.interval = interval
         self.seed = seed
         self.bootstrap = bootstrap
         self.reconstructions = reconstructions
-        self.final_num_images = final_num_images
-        self.stop_if = None if stop_if is None else DivergenceWatch.of(stop_if)
         self.cache_dir = paths.cache_dir(cache_dir)
         self._real: dict[tuple[Path, int], Summary] = {}
         self._originals: dict[tuple[str, int], Summary] = {}  # of what an autoencoder reconstructs
         self._warned: set[str] = set()
 
+    def check(self, method: Method) -> None:
+        if method.translates:
+            raise ValueError(
+                f"this evaluation measures images that are made from nothing, but the model, a {type(method).__name__}, makes "
+                "images from images: choose evaluation=translation or evaluation=none"
+            )
+
     @property
     def primary(self) -> str:
-        """The metric that chooses the best checkpoint."""
         return self._name(self.num_images)(self._first.short_name)
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self._first.higher_is_better
 
     @property
     def _first(self) -> Metric:
         return next(iter(self.metrics.values()))
-
-    def is_better(self, value: float, best: float) -> bool:
-        """Whether a value of the primary metric beats another."""
-        return value > best if self._first.higher_is_better else value < best
-
-    def has_diverged(self, value: float, best: float) -> bool:
-        """Whether a value of the primary metric is worse than ``stop_if`` allows, once."""
-        return self.stop_if is not None and self.stop_if.is_too_bad(value, best, higher_is_better=self._first.higher_is_better)
 
     def evaluate(
         self,
@@ -142,12 +123,7 @@ class Evaluator:
         should_stop: Callable[[], bool] = lambda: False,
         num_images: int | None = None,
     ) -> Evaluation:
-        """Evaluate ``method`` as it is now against ``data``, with ``num_images`` generated images if that is given.
-
-        Raises:
-            EvaluationInterruptedError: once ``should_stop`` says so.
-            NonFiniteImagesError: if the model makes NaN.
-        """
+        """Against ``data``; see PeriodicEvaluator."""
         real = DatasetImages(data)
         fake = self.generated(method, device, data.source.class_names, num_images)
         result = self.compare(real, fake, device, should_stop)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from genimg.distributed import rank, rows_of_all_ranks, shard
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.imagesets import ImageSet, Reconstructions
-from genimg.evaluation.reconstruction import psnr, ssim
+from genimg.evaluation.similarity import psnr, ssim
 from genimg.evaluation.statistics import FeatureSums, GaussianStatistics
 from genimg.evaluation.summary import Collector, Summary
 
@@ -66,7 +66,7 @@ class Passes:
         collector = Collector(len(indices), first=mine.start, splits=splits, kept=kept, keep_logits=keep_logits)
         # Labels count only if they mean what the logits mean.
         same = bool(self.extractor.class_names) and self.extractor.class_names == images.class_names
-        for start, stop in self._ranges(mine, title, images.check):
+        for start, stop in ranges(mine, self.batch_size, title, images.check, self.should_stop):
             batch, labels = images.images(indices[start:stop])
             features, logits = self.extractor(batch)
             collector.add(features, logits, labels if same else None)
@@ -81,28 +81,35 @@ class Passes:
         """
         made = FeatureSums()
         ratios, similarities = [], []
-        for start, stop in self._ranges(shard(len(indices)), "reconstructing", images.check):
+        positions = shard(len(indices))
+        for start, stop in ranges(positions, self.batch_size, "reconstructing", images.check, self.should_stop):
             original, reconstruction = images.pairs(indices[start:stop])
             ratios.append(psnr(original, reconstruction))
             similarities.append(ssim(original, reconstruction))
             made.add(self.extractor(reconstruction)[0])
         return _mean(ratios), _mean(similarities), made.result()
 
-    def _ranges(self, positions: range, title: str, check: Callable[[], None]) -> Iterator[tuple[int, int]]:
-        """Start and stop of every batch. ``check`` waits for the device: after the first batch, so that a model that makes
-        nothing but NaN is noticed soon, and after the last one.
-        """
-        hidden = None if rank() == 0 else True
-        with tqdm(total=len(positions), desc=title, unit="img", leave=False, disable=hidden) as bar:
-            for start in range(positions.start, positions.stop, self.batch_size):
-                if self.should_stop():
-                    raise EvaluationInterruptedError
-                stop = min(start + self.batch_size, positions.stop)
-                yield start, stop
-                if start == positions.start:
-                    check()
-                bar.update(stop - start)
-            check()
+
+def ranges(
+    positions: range, batch_size: int, title: str, check: Callable[[], None], should_stop: Callable[[], bool]
+) -> Iterator[tuple[int, int]]:
+    """Start and stop of every batch, with a progress bar. ``check`` waits for the device: after the first batch, so that a
+    model that makes nothing but NaN is noticed soon, and after the last one.
+
+    Raises:
+        EvaluationInterruptedError: once ``should_stop`` says so.
+    """
+    hidden = None if rank() == 0 else True
+    with tqdm(total=len(positions), desc=title, unit="img", leave=False, disable=hidden) as bar:
+        for start in range(positions.start, positions.stop, batch_size):
+            if should_stop():
+                raise EvaluationInterruptedError
+            stop = min(start + batch_size, positions.stop)
+            yield start, stop
+            if start == positions.start:
+                check()
+            bar.update(stop - start)
+        check()
 
 
 def _mean(parts: list[Tensor]) -> float:

@@ -305,7 +305,8 @@ class GAN(Method):
             return self.generator_ema.network(*inputs, truncation=batch["truncation"].item())
         return self.generator_ema(*inputs)
 
-    def check(self, image: Tensor) -> None:
+    def check(self, batch: Batch) -> None:
+        image = batch["image"]
         drawn = self.draw(range(len(image)), 0)
         for images in (image, self.sample(drawn)):
             judged: Judgement = self.discriminator(self.augment(images), self._condition(drawn))

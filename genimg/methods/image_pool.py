@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from genimg.distributed import equal_rows_of_all_ranks, rank
 from genimg.interfaces import height_width
 
 
@@ -15,7 +16,7 @@ class ImagePool(nn.Module):
 
     Images go in one by one. Until the pool is full they are kept and shown; then each is shown with probability 1/2, or else it
     takes the place of a random one of the pool, which is shown instead. All of it is in buffers, so that a checkpoint holds the
-    pool, and on the device, so that nothing waits.
+    pool, and on the device, so that nothing waits. All ranks put all ranks' images into it, so that any rank's is everyone's.
 
     Args:
         size: images that are kept, 50 in the paper; 0 shows images as they come.
@@ -41,15 +42,19 @@ class ImagePool(nn.Module):
         """What is shown in place of ``images`` [N, C, H, W]: the same shape and type, without a graph."""
         if self.size == 0:
             return images.detach()
-        return torch.cat([self._exchange(image[None]) for image in images.detach()])
+        device, count = images.device, len(images)
+        chances = [(torch.randint(self.size, (1,), device=device), torch.rand((), device=device)) for _ in range(count)]
+        slots, coins = (torch.stack(each) for each in zip(*chances, strict=True))
+        everyone = [equal_rows_of_all_ranks(each) for each in (images.detach(), slots, coins)]
+        shown = [self._exchange(image[None], slot, coin) for image, slot, coin in zip(*everyone, strict=True)]
+        return torch.cat(shown[rank() * count : (rank() + 1) * count])
 
-    def _exchange(self, image: Tensor) -> Tensor:
-        """[1, C, H, W] for [1, C, H, W]."""
+    def _exchange(self, image: Tensor, random: Tensor, coin: Tensor) -> Tensor:
+        """[1, C, H, W] for [1, C, H, W], with a random slot [1] and a number of [0, 1)."""
         full = self.count >= self.size
-        random = torch.randint(self.size, (1,), device=image.device)
         slot = torch.where(full, random, self.count)
         old = self.images.index_select(0, slot)
-        swap = full & (torch.rand((), device=image.device) < 0.5)
+        swap = full & (coin < 0.5)
         self.images.index_copy_(0, slot, torch.where(full & ~swap, old, image.to(old.dtype)))
         self.count.add_(~full)
         return torch.where(swap, old.to(image.dtype), image)

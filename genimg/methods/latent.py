@@ -35,7 +35,7 @@ class Latent(ABC):
         """Latents of any shape -> those of the same quantiles, of the distribution truncated to [-limit, limit].
 
         Raises:
-            ValueError: if they lie within a narrower interval already.
+            ValueError: if the limit is not above 0, or they lie within a narrower interval already.
         """
 
     def random(self, count: int, device: torch.device) -> Tensor:
@@ -64,6 +64,7 @@ class Uniform(Latent):
         return torch.erf(normal / math.sqrt(2.0))
 
     def truncated(self, latent: Tensor, limit: float) -> Tensor:
+        _require_positive(limit)
         _require_narrower(limit, 1.0)
         return latent * limit
 
@@ -86,6 +87,7 @@ class Truncated(Latent):
         return truncate(normal, self.limit)
 
     def truncated(self, latent: Tensor, limit: float) -> Tensor:
+        _require_positive(limit)
         _require_narrower(limit, self.limit)
         return _squeeze(latent, _mass(limit) / _mass(self.limit), limit)
 
@@ -94,7 +96,11 @@ def truncate(normal: Tensor, limit: float) -> Tensor:
     """Standard normal numbers -> numbers of the normal distribution truncated to [-limit, limit], in the same order.
 
     By its quantile function, so that every latent gives one; the original resamples those outside.
+
+    Raises:
+        ValueError: if the limit is not above 0.
     """
+    _require_positive(limit)
     return _squeeze(normal, _mass(limit), limit)
 
 
@@ -108,6 +114,14 @@ def _squeeze(normal: Tensor, share: float, limit: float) -> Tensor:
     # float64, because erf of more than 5 is 1 in float32, and erfinv(1) is infinite.
     wide = torch.erf(normal.double() / math.sqrt(2.0)) * share
     return (torch.erfinv(wide) * math.sqrt(2.0)).clamp(-limit, limit).to(normal.dtype)
+
+
+def _require_positive(limit: float) -> None:
+    if not limit > 0:
+        raise ValueError(
+            f"truncation={limit:g} leaves no latents to draw: choose a number above 0; 0 is for generators with a truncation "
+            "of their own, such as StyleGAN2's"
+        )
 
 
 def _require_narrower(limit: float, own: float) -> None:

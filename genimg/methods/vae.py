@@ -72,7 +72,8 @@ class VAE(Method):
         finally:
             self.train(training)
 
-    def check(self, image: Tensor) -> None:
+    def check(self, batch: Batch) -> None:
+        image = batch["image"]
         self.loss.likelihood.negative_log_likelihood(self.reconstruct(image), image)
 
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:

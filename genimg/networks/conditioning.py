@@ -91,4 +91,7 @@ class LabelEmbedding(ConditionEncoder):
 
 def _require_classes(num_classes: int) -> None:
     if num_classes < 1:
-        raise ValueError("conditioning on labels needs data with labels, and this data has none: choose conditioning=none")
+        raise ValueError(
+            "conditioning on labels needs data with labels, and this data has none: put each class's images into a "
+            "subdirectory of its own, or choose conditioning=text for captions, or conditioning=none"
+        )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
+
 from torch import Tensor, nn
 
 from genimg.networks.layers import (
@@ -57,6 +60,9 @@ class Translator(nn.Module):
         initialisation: see ``layers``.
         spectral_norm: of all layers.
 
+    Attributes:
+        encoder_channels: of the features at every layer of ``encode``.
+
     Raises:
         ValueError: if a setting is unknown or out of range.
     """
@@ -82,16 +88,23 @@ class Translator(nn.Module):
                 raise ValueError(f"{name}={value} of a residual translator must be {least} or more")
         check_padding(padding)
         self.multiple = 2**num_downs
+        self.source_channels, self.target_channels = source_channels, target_channels
         bias = normalisation != "batch"
         layers = [*_convolution(source_channels, width, 7, normalisation=normalisation, padding=padding), nn.ReLU(inplace=True)]
         channels = width
+        self.encoder_channels = [source_channels]
+        self._encoder_stops = [0]  # how many layers of the chain lie before each of the encoder's
         for _ in range(num_downs):
+            self.encoder_channels.append(2 * channels)
+            self._encoder_stops.append(len(layers) + 1)
             layers += [
                 nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=bias),
                 normalisation_layer(normalisation, 2 * channels, affine=False),
                 nn.ReLU(inplace=True),
             ]
             channels *= 2
+        self.encoder_channels += [channels] * num_blocks
+        self._encoder_stops += range(len(layers) + 1, len(layers) + num_blocks + 1)
         layers += [
             ResidualBlock(channels, normalisation=normalisation, padding=padding, dropout=dropout) for _ in range(num_blocks)
         ]
@@ -112,6 +125,26 @@ class Translator(nn.Module):
         """[N, C, H, W] -> [N, C', H, W] in [-1, 1]."""
         translated: Tensor = self.layers(image)
         return translated
+
+    def encode(self, image: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Features on the way from an image [N, C, H, W] to the last residual block.
+
+        Args:
+            image: as of ``forward``.
+            layers: in rising order: 0 the image itself, then every strided convolution, before it is normalised, then every
+                residual block. For 2 strided convolutions, CUT's 0, 4, 8, 12 and 16 are 0, 1, 2, 3 and 7.
+
+        Returns:
+            Of each layer, [N, C', H', W'].
+        """
+        features, start, found = image, 0, []
+        for stop in (self._encoder_stops[layer] for layer in layers):
+            for layer in islice(self.layers, start, stop):
+                # Not in place, because without a normalisation it would change features that were found.
+                features = features.relu() if isinstance(layer, nn.ReLU) else layer(features)
+            found.append(features)
+            start = stop
+        return found
 
 
 def _convolution(inputs: int, outputs: int, size: int, *, normalisation: str, padding: Padding) -> list[nn.Module]:

@@ -17,9 +17,8 @@ from torch.optim import Optimizer
 from genimg.data.placement import Data
 from genimg.data.stream import Order
 from genimg.distributed import Vote, failing_together, of_first_rank, rank, world_size
-from genimg.evaluation.evaluator import Evaluation, Evaluator
 from genimg.evaluation.passes import EvaluationInterruptedError
-from genimg.images import to_float
+from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
 from genimg.interfaces import Batch, Method, Progress
 from genimg.randomness import seed_of
 from genimg.training.background import Background, snapshot
@@ -71,7 +70,7 @@ class Trainer:
         optimizers: Mapping[str, Optimizer],
         schedule: Schedule,
         data: Data,
-        evaluator: Evaluator | None,
+        evaluator: PeriodicEvaluator | None,
         *,
         precision: Precision,
         performance: Performance,
@@ -253,15 +252,16 @@ class Trainer:
         return {k: v for k, v in self.state.last.items() if self.evaluator and k == self.evaluator.primary}
 
     def _preview(self, *, with_data: bool) -> dict[str, torch.Tensor]:
-        count = min(self.settings.preview_images, len(self.data.source))
-        order = Order(len(self.data.source), seed=self.seed, horizontal_flip=False)
-        image = to_float(self.data.images(order.indices(0, count)))
+        data = self.data.validation or self.data if self.method.translates else self.data
+        count = min(self.settings.preview_images, len(data.source))
+        order, seed = Order(len(data.source), seed=self.seed, horizontal_flip=False), seed_of(_PREVIEW_STREAM, self.seed)
+        batch = data.examples(order.indices(0, count), seed)
         self.method.before_sampling()
-        drawn = self.method.draw(range(self.settings.preview_images), seed_of(_PREVIEW_STREAM, self.seed))
-        pictures = self.method.preview({"image": image}, {key: value.to(self.device) for key, value in drawn.items()})
-        return pictures | ({"real": image} if with_data else {})
+        drawn = self.method.draw(range(self.settings.preview_images), seed)
+        pictures = self.method.preview(batch, {key: value.to(self.device) for key, value in drawn.items()})
+        return pictures | ({"real": batch["image"]} if with_data and "image" in batch else {})
 
-    def _evaluate(self, evaluator: Evaluator, logger: Logger) -> None:
+    def _evaluate(self, evaluator: PeriodicEvaluator, logger: Logger) -> None:
         result = self._measure(evaluator, logger, "evaluation", None)
         state = self.state
         state.evaluated_at, state.last, state.provenance = state.images, result.values, result.provenance
@@ -278,14 +278,14 @@ class Trainer:
             self._wait_for_files()
             raise WorseningError
 
-    def _evaluate_finally(self, evaluator: Evaluator, num_images: int, logger: Logger) -> None:
+    def _evaluate_finally(self, evaluator: PeriodicEvaluator, num_images: int, logger: Logger) -> None:
         """Once, with more images, when all is trained."""
         result = self._measure(evaluator, logger, "final", num_images)
         self.state.final = {"metrics": result.values, "provenance": result.provenance}
         log.info("at the end: %s", _in_short(result.values))
         self._save(best=False)
 
-    def _measure(self, evaluator: Evaluator, logger: Logger, prefix: str, num_images: int | None) -> Evaluation:
+    def _measure(self, evaluator: PeriodicEvaluator, logger: Logger, prefix: str, num_images: int | None) -> Evaluation:
         self.updater.raise_if_not_finite()
         start, self._evaluating = time.monotonic(), True
         try:

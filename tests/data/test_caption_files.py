@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from genimg.data.caption_files import find_captions
 from genimg.data.sources import Source, folder
 
 NAMES = ["a.png", "b/c.png", "b/d.jpg"]
@@ -60,6 +61,32 @@ def test_a_file_of_lines_in_the_root_is_found(root, name, key):
 def test_text_files_beside_the_images_are_found(root):
     write_beside(root, *NAMES)
     assert texts(open_folder(root)) == EXPECTED
+
+
+@pytest.mark.parametrize("lacking", [0, 30, 59])
+def test_they_are_found_whichever_image_lacks_its_own(tmp_path, lacking):
+    names = [f"{i:03d}.png" for i in range(60)]
+    for name in names:
+        (tmp_path / name).touch()
+    write_beside(tmp_path, *(name for name in names if name != names[lacking]))
+    message = (
+        f"1 of the 60 images of {tmp_path} have no caption, the first is {names[lacking]}, which has no .txt beside it: write "
+        "it, or set data.captions=null for a model without captions"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        open_folder(tmp_path).caption(0)
+
+
+@pytest.mark.parametrize("count", [99, 100, 101, 1999])
+def test_no_more_than_a_hundred_images_are_looked_at_to_find_them(tmp_path, monkeypatch, count):
+    paths = [f"{i:04d}.png" for i in range(count)]
+    seen = []
+    monkeypatch.setattr(Path, "is_file", lambda path: seen.append(path.name))
+    assert find_captions(tmp_path, paths, "auto") is None
+    texts = [int(name[:4]) for name in seen if name.endswith(".txt")]
+    assert count / 40 < len(texts) <= 100 or texts == list(range(count))
+    assert len(set(np.diff(texts))) == 1
+    assert texts[-1] + (texts[1] - texts[0]) >= count
 
 
 def test_lines_go_before_text_files_and_metadata_before_captions(root):
@@ -169,7 +196,7 @@ def test_a_line_that_is_none_is_named_with_its_file(root, line, words):
     write_lines(root / "metadata.jsonl", *entries("a.png", "b/c.png"), line)
     with pytest.raises(ValueError, match=words) as caught:
         open_folder(root).caption(0)
-    assert "data.captions=null ignores captions" in str(caught.value)
+    assert "or set data.captions=null for a model without captions (conditioning=none)" in str(caught.value)
     assert str(caught.value).startswith(f"{root}/metadata.jsonl line 3")
 
 

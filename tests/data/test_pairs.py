@@ -10,8 +10,8 @@ from genimg.data.sources import CorruptImageError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 DEFAULTS = {
-    "root": None, "a": None, "b": None, "direction": "a2b", "image_size": [4, 6], "channels_a": 3, "channels_b": 3,
-    "fit": "crop",
+    "root": None, "a": None, "b": None, "direction": "a2b", "image_size": [4, 6], "channels": 3, "channels_a": None,
+    "channels_b": None, "fit": "crop",
 }  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_two_folders_are_matched_by_name(tmp_path, direction, expected):
 def test_the_two_may_have_different_channels(tmp_path, direction, channels):
     side_by_side(tmp_path / "one.png")
     source = build(root=tmp_path, channels_a=1, direction=direction)
-    assert (source.source_channels, source.target_channels) == channels
+    assert source.task.channels(source.shape) == channels
     assert source.shape == (4, 4, 6)
     grey = [76]  # the luma of red
     assert colors(source.read(0)) == ([*grey, *BLUE] if direction == "a2b" else [*BLUE, *grey])

@@ -12,9 +12,13 @@ import torch
 from genimg.data.augment import SampleAugment
 from genimg.data.captions import decode
 from genimg.data.corrupt import read_valid
-from genimg.data.placement import Data
+from genimg.data.degradations import Denoise, Inpaint
+from genimg.data.masks import Boxes
+from genimg.data.placement import Data, UnpairedData
 from genimg.data.sources import ArraySource, CorruptImageError, Source
 from genimg.data.stream import Order
+from genimg.data.tasks import Pair, Task
+from genimg.data.unpaired import UnpairedSource
 from genimg.images import to_float
 
 PLACED = ["device", "host", "workers"]
@@ -62,8 +66,9 @@ def place(
     max_corrupt: int = 0,
     keys: tuple[str, ...] | None = None,
     augment: SampleAugment | None = None,
+    task: Task | None = None,
 ) -> Data:
-    """Batches have all that the source has, unless told otherwise."""
+    """Batches have all that the source has, unless told otherwise or made by a task."""
     return Data(
         source,
         placement=placement,
@@ -71,8 +76,9 @@ def place(
         horizontal_flip=flip,
         max_corrupt=max_corrupt,
         device=torch.device("cpu"),
-        keys=keys_of(source) if keys is None else keys,
+        keys=("image",) if task else keys_of(source) if keys is None else keys,
         augment=augment,
+        task=task,
     )
 
 
@@ -416,6 +422,231 @@ def test_an_augmentation_that_does_not_fit_the_images_is_refused():
 def test_mirroring_twice_is_refused():
     with pytest.raises(ValueError, match=r"data\.horizontal_flip=true and data_augment\.horizontal_flip=0\.5 both mirror"):
         place(ToySource(), "device", flip=True, augment=AUGMENT)
+
+
+# Tasks
+
+
+TASKS = [
+    Pair(source_channels=1),
+    Denoise(noise="gaussian", amount=[10, 55]),
+    Denoise(noise="poisson", amount=30),
+    Inpaint(mask=Boxes(num_boxes=2, side=[0.25, 0.75])),
+]
+FOUND = [("device", 0), ("host", 0), ("workers", 0), ("workers", 1)]
+
+
+@pytest.mark.parametrize(("placement", "num_workers"), FOUND)
+@pytest.mark.parametrize("augment", [None, AUGMENT])
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
+def test_a_task_makes_sources_and_targets_of_the_samples_by_their_positions(task, augment, placement, num_workers):
+    settings = {"flip": augment is None, "augment": augment, "num_workers": num_workers}
+    image = take(place(ToySource(), placement, keys=("image",), **settings), 6, position=3)["image"]
+    result = take(place(ToySource(), placement, task=task, **settings), 6, position=3)
+    assert tuple(result) == task.keys
+    assert_equal(result, task(image, np.arange(3, 27), 5))
+
+
+@pytest.mark.parametrize(("placement", "num_workers"), FOUND)
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
+def test_neither_ranks_nor_resuming_nor_the_batch_size_change_what_a_task_makes(task, placement, num_workers):
+    geometric = SampleAugment(
+        horizontal_flip=0.5, vertical_flip=0, crop_padding=2, rotation=0, brightness=0, contrast=0, saturation=0, hue=0
+    )
+    data = place(ToySource(), placement, flip=False, num_workers=num_workers, augment=geometric, task=task)
+    whole = take(data, 7)
+    for world_size in (1, 2):
+        ranks = [take(data, 4, position=6, rank=rank, world_size=world_size) for rank in range(world_size)]
+        joined = {
+            key: torch.cat([batch[key].unflatten(0, (4, -1)) for batch in ranks], dim=1).flatten(0, 1) for key in task.keys
+        }
+        assert_equal(joined, {key: value[6:22] for key, value in whole.items()})
+    assert_equal(take(data, 9, position=1, batch_size=3), {key: value[1:] for key, value in whole.items()})
+
+
+@pytest.mark.parametrize("placement", PLACED)
+@pytest.mark.parametrize("augment", [None, SampleAugment(
+    horizontal_flip=0.5, vertical_flip=0.5, crop_padding=2, rotation=20, brightness=0, contrast=0, saturation=0, hue=0
+)], ids=["flip", "augment"])  # fmt: skip
+def test_source_and_target_are_moved_alike(placement, augment):
+    values = ToySource().values
+    pairs = ArraySource("pairs", np.concatenate([values, 255 - values], axis=1))  # a target is its source's negative
+    settings = {"flip": augment is None, "augment": augment, "task": Pair(source_channels=3)}
+    moved = take(place(pairs, placement, **settings), 5)
+    assert torch.allclose(moved["source"], -moved["target"], atol=1e-6)
+    still = take(place(pairs, placement, flip=False, task=Pair(source_channels=3)), 5)
+    same = (moved["source"] == still["source"]).flatten(1).all(dim=1)
+    assert not same.all()
+    assert augment or 5 <= same.sum() <= 15  # about half are mirrored
+
+
+@pytest.mark.parametrize("placement", PLACED)
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
+def test_examples_are_a_function_of_seed_and_index(task, placement):
+    source = ToySource()
+    data = place(source, placement, flip=True, task=task)
+    together = data.examples(np.arange(10), 3)
+    assert_equal(together, task(to_float(torch.from_numpy(source.values)), np.arange(10), 3))
+    for indices in ([7], [7, 0], [2, 7, 7, 1]):
+        assert_equal(data.examples(np.array(indices), 3), {key: value[indices] for key, value in together.items()})
+    take(data, 3)
+    assert_equal(data.examples(np.arange(10), 3), together)
+    other = data.examples(np.arange(10), 4)
+    assert torch.equal(other["source"], together["source"]) == isinstance(task, Pair)
+    assert torch.equal(other["target"], together["target"])
+
+
+def test_examples_without_a_task_are_the_images():
+    source = ToySource()
+    batch = place(source, "workers", flip=True).examples(np.array([3, 1]), 0)
+    assert_equal(batch, {"image": to_float(torch.from_numpy(source.values[[3, 1]]))})
+
+
+@pytest.mark.parametrize("task", [None, TASKS[1]])
+def test_images_that_were_kept_out_have_the_task_and_are_never_moved(task):
+    source = ToySource()
+    assert place(source, "device", task=task).validation is None
+    source.validation = ToySource(4)
+    held_out = place(source, "host", flip=True, task=task).validation
+    assert held_out.source is source.validation
+    assert held_out.placement == "host"
+    assert held_out.task is task
+    assert not held_out.horizontal_flip
+    assert place(source, "device", flip=False, augment=AUGMENT, task=task).validation.augment is None
+
+
+# Unpaired domains
+
+
+def gradients(count: int, start: int) -> ArraySource:
+    """Image i has the level start + i on the left and 255 on the right; with labels and captions, which nobody asks for."""
+    images = np.full((count, 3, 4, 6), 255, dtype=np.uint8)
+    images[..., :3] = np.arange(start, start + count)[:, None, None, None]
+    labels = np.zeros(count, dtype=np.int64)
+    return ArraySource(f"gradients {start}", images, labels, ("one",), ["a caption"] * count)
+
+
+class Decoded(Source):
+    """The same, decoded when read."""
+
+    def __init__(self, source: ArraySource) -> None:
+        self._source = source
+        self.name, self.shape, self.labels, self.class_names = source.name, source.shape, source.labels, source.class_names
+        self.captioned, self.fingerprint = True, source.fingerprint
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, index: int) -> np.ndarray:
+        return self._source.images[index]
+
+    def caption(self, index: int) -> str | None:
+        return self._source.caption(index)
+
+
+def unpaired(
+    counts: tuple[int, int] = (10, 4),
+    placement: str = "device",
+    *,
+    flip: bool = True,
+    augment: SampleAugment | None = None,
+    num_workers: int = 0,
+) -> UnpairedData:
+    source = UnpairedSource(Decoded(gradients(counts[0], 0)), Decoded(gradients(counts[1], 100)))
+    return UnpairedData(source, augment=augment, placement=placement, num_workers=num_workers, horizontal_flip=flip,
+                        max_corrupt=0, device=torch.device("cpu"))  # fmt: skip
+
+
+def numbers_of(images: torch.Tensor, start: int) -> list[int]:
+    levels = images.amin(dim=(1, 2, 3)).add(1).mul(127.5).round().int() - start
+    return levels.tolist()
+
+
+def test_each_domain_has_an_order_of_its_own_and_the_smaller_one_begins_again():
+    batch = take(unpaired(), 10)  # 40 positions: four epochs of a, ten of b
+    assert tuple(batch) == ("a", "b")
+    a, b = numbers_of(batch["a"], 0), numbers_of(batch["b"], 100)
+    epochs_a, epochs_b = [a[i : i + 10] for i in range(0, 40, 10)], [b[i : i + 4] for i in range(0, 40, 4)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs_a)
+    assert all(sorted(epoch) == list(range(4)) for epoch in epochs_b)
+    for epoch in range(4):  # every image of the smaller domain is met several times in one of the larger
+        met = np.bincount(b[10 * epoch : 10 * epoch + 10], minlength=4)
+        assert met.min() >= 2
+        assert met.max() <= 3
+    assert len({tuple(epoch) for epoch in epochs_a}) == 4
+    assert len({tuple(epoch) for epoch in epochs_b}) > 3
+
+
+@pytest.mark.parametrize("counts", [(10, 10), (10, 5), (5, 10)])
+def test_pairs_differ_between_epochs_and_from_the_files_order(counts):
+    batch = take(unpaired(counts), 10)
+    pairs = list(zip(numbers_of(batch["a"], 0), numbers_of(batch["b"], 100), strict=True))
+    epochs = [frozenset(pairs[i : i + 10]) for i in range(0, 40, 10)]
+    assert len(set(epochs)) == 4
+    assert len(set(pairs)) > 2 * max(counts)
+    if counts[0] == counts[1]:
+        assert all(any(a != b for a, b in epoch) for epoch in epochs)
+
+
+@pytest.mark.parametrize(("placement", "num_workers"), FOUND)
+@pytest.mark.parametrize("augment", [None, AUGMENT])
+def test_unpaired_batches_depend_on_the_position_alone(placement, num_workers, augment):
+    reference = take(unpaired(flip=augment is None, augment=augment), 7)
+    data = unpaired(placement=placement, num_workers=num_workers, flip=augment is None, augment=augment)
+    assert_equal(take(data, 7), reference)
+    for start in (3, 8):
+        assert_equal(take(data, 4, position=start), {key: value[start : start + 16] for key, value in reference.items()})
+    ranks = [take(data, 5, position=4, rank=rank, world_size=2) for rank in range(2)]
+    for key, value in reference.items():
+        joined = torch.cat([batch[key].unflatten(0, (5, -1)) for batch in ranks], dim=1).flatten(0, 1)
+        assert torch.equal(joined, value[4:24])
+        assert value.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_each_domain_is_mirrored_by_chances_of_its_own():
+    batch = take(unpaired(), 50)
+    mirrored = {key: images[:, 0, 0, 0] == 1.0 for key, images in batch.items()}  # 255 is on the left
+    counts = torch.bincount(mirrored["a"] * 2 + mirrored["b"] * 1, minlength=4)
+    assert counts.sum() == 200
+    assert counts.min() >= 30  # 50 of each on average, with a deviation of 6
+    still = take(unpaired(flip=False), 50)
+    assert all((images[:, 0, 0, 0] < 1.0).all() for images in still.values())
+
+
+def test_augmentation_takes_other_chances_in_each_domain():
+    images = ToySource().values
+    source = UnpairedSource(ArraySource("a", images[:1]), ArraySource("b", images[:1]))
+    data = UnpairedData(source, augment=AUGMENT, placement="device", num_workers=0, horizontal_flip=False, max_corrupt=0,
+                        device=torch.device("cpu"))  # fmt: skip
+    batch = take(data, 5)
+    assert not (batch["a"] == batch["b"]).flatten(1).all(dim=1).any()
+
+
+@pytest.mark.parametrize("placement", PLACED)
+def test_examples_of_unpaired_data_are_the_items_of_the_source(placement):
+    data = unpaired(placement=placement)
+    for _ in range(2):
+        batch = data.examples(np.array([9, 0, 4]), 0)
+        assert tuple(batch) == ("a", "b")
+        assert numbers_of(batch["a"], 0) == [9, 0, 4]
+        assert numbers_of(batch["b"], 100) == [1, 0, 0]
+        assert all((images[:, 0, 0, 0] < 1.0).all() for images in batch.values())
+        take(data, 1)
+
+
+def test_unpaired_images_that_were_kept_out_come_with_both_domains():
+    source = UnpairedSource(gradients(10, 0), gradients(4, 100))
+    source.validation = UnpairedSource(gradients(3, 50), gradients(2, 150))
+    data = UnpairedData(source, augment=None, placement="device", num_workers=0, horizontal_flip=True, max_corrupt=0,
+                        device=torch.device("cpu"))  # fmt: skip
+    batch = data.validation.examples(np.arange(3), 0)
+    assert numbers_of(batch["a"], 50) == [0, 1, 2]
+    assert numbers_of(batch["b"], 150) == [0, 1, 0]
+
+
+def test_mirroring_unpaired_images_twice_is_refused():
+    with pytest.raises(ValueError, match=r"data\.horizontal_flip=true and data_augment\.horizontal_flip=0\.5 both mirror"):
+        unpaired(flip=True, augment=AUGMENT)
 
 
 # Settings

@@ -207,7 +207,7 @@ def test_preview_shows_the_drawn_samples():
 
 
 def test_check_passes_for_images_that_fit():
-    build().check(real_images())
+    build().check({"image": real_images()})
 
 
 @pytest.mark.parametrize("misfit", ["image", "generator"])
@@ -217,7 +217,7 @@ def test_check_shows_a_shape_that_does_not_fit(misfit):
     else:
         gan, image = build(generator=tiny.generator(channels=3)), real_images()
     with pytest.raises(RuntimeError, match="channels"):
-        gan.check(image)
+        gan.check({"image": image})
 
 
 @pytest.mark.parametrize("interval", [0, -1])
@@ -254,7 +254,7 @@ def conditional(head: str, **changes: Any) -> GAN:
 def test_a_conditional_gan_asks_for_labels_and_gives_fakes_those_of_the_real_images(head):
     gan = conditional(head)
     assert gan.batch_keys == ("image", "label")
-    gan.check(real_images())
+    gan.check({"image": real_images()})
     update = PlainUpdate(gan)
     gan.step([with_labels()], Progress(images=0, batch_size=4), update)
     made = update.batches["generator"][0]
@@ -479,7 +479,7 @@ def test_parts_that_do_not_go_together_are_refused(changes, words):
 
 def test_an_auxiliary_classifier_without_weights_is_refused():
     with pytest.raises(ValueError, match=r"conditioning\.auxiliary goes with"):
-        conditional("auxiliary_classifier", auxiliary=None).check(real_images())
+        conditional("auxiliary_classifier", auxiliary=None).check({"image": real_images()})
 
 
 @pytest.mark.parametrize(
@@ -503,7 +503,7 @@ def test_unwise_choices_are_warned_of(changes, words, caplog):
     gan = build(**changes)
     assert not caplog.text  # not when it is made to be sampled from
     gan.augment.begin(0, 4)
-    gan.check(real_images())
+    gan.check({"image": real_images()})
     assert words in caplog.text
 
 
@@ -526,7 +526,7 @@ def test_ada_sees_logits_from_the_losss_boundary(boundary):
 def test_a_held_discriminator_is_not_warned_of(caplog):
     held = tiny.discriminator(spectral_norm=True, normalisation="none")
     loss = AdversarialLoss(discriminator=torch.sub, generator=torch.neg, unbounded=True)
-    build(discriminator=held, loss=loss).check(real_images())
+    build(discriminator=held, loss=loss).check({"image": real_images()})
     assert not caplog.text
 
 

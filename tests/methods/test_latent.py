@@ -122,6 +122,13 @@ def test_truncation_far_out_changes_nothing_and_close_by_gives_uniform_numbers()
     assert torch.allclose(truncate(normal, 1e-3) / 1e-3, uniform, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("latent", [Normal(dim=2), Uniform(dim=2), Truncated(dim=2, limit=2.0)])
+@pytest.mark.parametrize("limit", [0.0, -1.0, math.nan])
+def test_a_truncation_that_leaves_nothing_is_refused(latent, limit):
+    with pytest.raises(ValueError, match=rf"^truncation={limit:g} leaves no latents to draw: choose a number above 0"):
+        latent.truncated(torch.zeros(3, 2), limit)
+
+
 # Interpolation.
 
 

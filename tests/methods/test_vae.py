@@ -175,13 +175,13 @@ def test_preview_shows_samples_and_inputs_beside_their_reconstructions():
 def test_check_passes_for_images_that_fit_and_keeps_the_state():
     vae = build()
     before = {name: value.clone() for name, value in vae.state_dict().items()}
-    vae.check(real_images())
+    vae.check({"image": real_images()})
     assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
 
 
 def test_check_shows_a_shape_that_does_not_fit():
     with pytest.raises(RuntimeError, match="channels"):
-        build().check(torch.zeros(4, 3, 16, 16))
+        build().check({"image": torch.zeros(4, 3, 16, 16)})
     decoder = Decoder(image_size=32, channels=1, latent_dim=5, width=4)
     with pytest.raises(ValueError, match="size"):
-        build(decoder=decoder).check(real_images())
+        build(decoder=decoder).check({"image": real_images()})

@@ -1,0 +1,96 @@
+"""Which labels or captions genimg-sample is asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from genimg.commands.common import Config
+from genimg.data.captions import caption_length, encode
+from genimg.explain import nearest
+from genimg.interfaces import Batch, Method
+
+KEYS = {"label": "label", "text": "caption"}
+"""Of the command line, and of a batch."""
+
+_MOST_NAMES = 10  # of classes, in a message
+_SAFE = r"(?!label\d+$)\w[\w-]{0,79}"  # as a file's name, and none of those that numbers make
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition of all images; a single one has no folder of its own.
+
+    Attributes:
+        name: for file names.
+        row: as it stands in a batch, for one image; empty where the method draws conditions.
+    """
+
+    name: str
+    row: Batch
+
+
+def find_conditions(options: Config, method: Method, class_names: Sequence[str]) -> list[Condition]:
+    """Those that are asked for; one that leaves them to the method if there are none.
+
+    Args:
+        options: of the command.
+        method: the model.
+        class_names: by label; empty where the checkpoint does not know them.
+
+    Raises:
+        ValueError: if the model takes no such conditions, has no such class, or the list is empty or repeats itself.
+    """
+    found: list[Condition] = []
+    for option, key in KEYS.items():
+        given = options[option]
+        if given is None:
+            continue
+        if key not in method.batch_keys:
+            others = [f"; it knows {k}s: give {o}=..." for o, k in KEYS.items() if k in method.batch_keys]
+            raise ValueError(
+                f"{option}={given}: this model was trained without {key}s and cannot be asked for one{''.join(others)}"
+            )
+        values = given if isinstance(given, list) else [given]
+        if not values:
+            raise ValueError(f"{option}=[] names nothing: give one {option} or more, or null")
+        if option == "label":
+            found += [_of_label(value, method.num_classes, class_names) for value in values]
+        else:
+            found += [_of_text(value) for value in values]
+    names = [condition.name for condition in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is asked for twice, and would be written to one place: leave one of them")
+    return found or [Condition("", {})]
+
+
+def _of_label(value: object, num_classes: int, class_names: Sequence[str]) -> Condition:
+    is_name = isinstance(value, str)
+    label = class_names.index(value) if is_name and value in class_names else value
+    if type(label) is not int or not 0 <= label < num_classes:
+        close = nearest(value, class_names) if isinstance(value, str) else ""
+        known = f" or a name: {_shortened(class_names)}" if class_names else ""
+        unknown = "; this checkpoint does not say what its classes are called" if is_name and not class_names else ""
+        raise ValueError(
+            f"label={value} is no class of this model{close}: give a number from 0 to {num_classes - 1}{known}{unknown}"
+        )
+    name = class_names[label] if class_names else ""
+    number = f"label{label:0{len(str(num_classes - 1))}d}"
+    return Condition(name if re.fullmatch(_SAFE, name) else number, {"label": torch.tensor([label])})
+
+
+def _shortened(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _of_text(value: object) -> Condition:
+    if not isinstance(value, str):
+        hint = "" if isinstance(value, list | dict) else f""", such as text="'{value}'\""""
+        raise ValueError(f"text={value} is not text: put it in quotes{hint}")
+    words = re.sub(r"[^\w]+", "-", value).strip("-").lower()
+    return Condition(words[:80] or "empty", {"caption": encode([value], caption_length([value]))})

@@ -1,0 +1,181 @@
+"""genimg-eval of a model that translates: beside what it was given and what needs no training, image by image."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from genimg import build
+from genimg.commands.common import Config, load_method, sentence, table, write_json
+from genimg.data.degradations import Denoise, Inpaint
+from genimg.data.placement import Data
+from genimg.data.tasks import Task
+from genimg.distributed import rank, world_size
+from genimg.environment import git_commit
+from genimg.evaluation.classical import biharmonic, non_local_means
+from genimg.evaluation.imagesets import evenly_spaced
+from genimg.evaluation.passes import full_float32, ranges
+from genimg.evaluation.translation import TranslationEvaluator, similarities, steady
+from genimg.files import atomically
+from genimg.images import grid, to_uint8, write_png
+from genimg.interfaces import Batch
+from genimg.methods.translation import Translation, checked_mode, side_by_side
+from genimg.training.device import describe_hardware
+
+log = logging.getLogger(__name__)
+
+_WORST = 8  # images in the picture
+_OF_TRANSLATORS = {
+    "ckpt", "which", "evaluation", "device", "num_images", "batch_size", "seed", "data_root", "picture", "output", "provenance",
+    "allow", "debug", "model_mode", "classical", "table",
+}  # fmt: skip
+
+Row = dict[str, Tensor]
+"""Metric -> [N], of one way to make the images."""
+
+Makers = dict[str, Callable[[Batch], Tensor]]
+"""Name -> what makes uint8 images of a batch."""
+
+
+def evaluate_translator(
+    options: Config, typed: set[str], path: Path, state: Config, builder: build.Builder, device: torch.device
+) -> dict[str, float]:
+    """Print, and write where asked, how near translations of held-out images are to their targets.
+
+    Args:
+        options: of the command.
+        typed: those that were given.
+        path: of the checkpoint.
+        state: its contents, whose data may have been moved to ``data_root``.
+        builder: of its config.
+        device: of the model.
+
+    Raises:
+        ValueError: for settings that mean nothing here.
+    """
+    if useless := sorted(typed - _OF_TRANSLATORS):
+        raise ValueError(f"{useless[0]}= has no effect on a model that translates images: remove it")
+    config = state["config"]
+    method = load_method(config, builder, state, device)
+    assert isinstance(method, Translation)
+    if options["model_mode"] is not None:
+        method.sampled_mode = checked_mode(options["model_mode"])
+    source = build.build_source(config, builder)
+    data = build.build_data(config, source, device, builder=builder)
+    chosen = {**(options["evaluation"] or config["evaluation"])}
+    chosen |= {key: options[key] for key in ("num_images", "batch_size", "seed") if options[key] is not None}
+    evaluator = build.build_evaluator({"evaluation": chosen}, builder)
+    assert evaluator is not None
+    evaluator.check(method)
+    assert isinstance(evaluator, TranslationEvaluator)
+    paired = "source" in method.batch_keys
+    if not paired and (useless := sorted(typed & {"classical", "table", "picture"})):
+        raise ValueError(f"{useless[0]}= has no effect on unpaired data, where no image has a target: remove it")
+    if options["classical"] and world_size() > 1:
+        raise ValueError("classical=true is for a single process: start it without torchrun")
+    baseline = _classical(method.task) if options["classical"] else {}
+    result = evaluator.evaluate(method, data, device)
+    columns = {"model": result.values}
+    if paired:
+        rows = _of_all(method, data, evaluator, baseline)
+        columns |= {
+            name: {metric: v.mean().item() for metric, v in row.items()} for name, row in rows.items() if name != "model"
+        }
+        if options["table"] is not None and rank() == 0:
+            _write_table(Path(options["table"]), data, evaluator, rows)
+            log.info("every image's numbers: %s", options["table"])
+        if options["picture"] is not None and rank() == 0:
+            _write_worst(Path(options["picture"]), method, data, evaluator, rows)
+            log.info("the %d worst by PSNR, each: source, translation, target: %s", _WORST, options["picture"])
+    images = state["training"]["images"]
+    log.info("%s, trained on %d images", path, images)
+    log.info("%s", table(columns))
+    log.info("measured with %s", sentence(result.provenance))
+    if options["provenance"]:
+        log.info("%s", json.dumps(result.provenance, indent=2, ensure_ascii=False))
+    if options["output"] is not None and rank() == 0:
+        others = {name: values for name, values in columns.items() if name != "model"}
+        record = {"checkpoint": str(path), "images": images, "metrics": result.values, "others": others, "intervals": {},
+                  "provenance": result.provenance, "warnings": list(result.warnings), "hardware": describe_hardware(device),
+                  "git_commit": git_commit()}  # fmt: skip
+        write_json(Path(options["output"]), record)
+        log.info("written to %s", options["output"])
+    return result.values
+
+
+def _of_all(method: Translation, data: Data, evaluator: TranslationEvaluator, baseline: Makers) -> dict[str, Row]:
+    """Every image's similarities to its target: of the model, of the source itself where it has the target's shape, and of a
+    method without training.
+    """
+    makers: Makers = {"model": lambda batch: _translated(method, batch), **baseline}
+    found: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+    held_out, indices = _chosen(data, evaluator)
+    with full_float32():
+        for start, stop in ranges(range(len(indices)), evaluator.batch_size, "image by image", lambda: None, lambda: False):
+            with steady(evaluator.seed, start):
+                batch = held_out.examples(indices[start:stop], evaluator.seed)
+                reference = to_uint8(method.task.result(batch["target"], batch["source"]))
+                made = {each: make(batch) for each, make in makers.items()}
+            given = to_uint8(method.task.shown(batch["source"]))
+            if given.shape == reference.shape:
+                made["source"] = given
+            for each, images in made.items():
+                for metric, numbers in similarities(reference, images).items():
+                    found[each][metric].append(numbers.cpu())
+    return {each: {metric: torch.cat(parts) for metric, parts in row.items()} for each, row in found.items()}
+
+
+def _chosen(data: Data, evaluator: TranslationEvaluator) -> tuple[Data, NDArray[np.int64]]:
+    """The data that is measured, and the numbers of its images."""
+    held_out = data.validation or data
+    return held_out, evenly_spaced(min(evaluator.num_images, len(held_out.source)), len(held_out.source))
+
+
+def _translated(method: Translation, batch: Batch) -> Tensor:
+    return to_uint8(method.task.result(method.translate(batch["source"]), batch["source"]))
+
+
+def _classical(task: Task) -> Makers:
+    """What needs no training for this task.
+
+    Raises:
+        ValueError: if there is nothing.
+    """
+    if isinstance(task, Inpaint):
+        return {"biharmonic": lambda batch: biharmonic(to_uint8(task.shown(batch["source"])), batch["mask"])}
+    if isinstance(task, Denoise) and task.noise == "gaussian" and task.amount[0] == task.amount[1]:
+        sigma = task.amount[0]
+        return {"non-local means": lambda batch: non_local_means(to_uint8(batch["source"]), sigma=sigma)}
+    raise ValueError(
+        "classical=true: there is a method without training for task=inpaint (biharmonic) and for task=denoise with Gaussian "
+        "noise of one strength (non-local means); of super_resolution the source itself is one (bicubic)"
+    )
+
+
+def _write_table(path: Path, data: Data, evaluator: TranslationEvaluator, rows: dict[str, Row]) -> None:
+    """CSV: a line for each image, by its number among the held-out ones, the worst first."""
+    _, indices = _chosen(data, evaluator)
+    order: Sequence[int] = torch.argsort(rows["model"]["psnr"], stable=True).tolist()
+    titles = [f"{metric} {name}" for name, row in rows.items() for metric in row]
+    with atomically(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", *titles])
+        for index in order:
+            writer.writerow([indices[index], *(f"{v[index].item():.6g}" for row in rows.values() for v in row.values())])
+
+
+def _write_worst(path: Path, method: Translation, data: Data, evaluator: TranslationEvaluator, rows: dict[str, Row]) -> None:
+    held_out, indices = _chosen(data, evaluator)
+    worst = torch.argsort(rows["model"]["psnr"], stable=True)[:_WORST].numpy()
+    with steady(evaluator.seed, 0):
+        pictures = method.pictures(held_out.examples(indices[worst], evaluator.seed))
+    write_png(grid(side_by_side(list(pictures.unbind(1)))), path)

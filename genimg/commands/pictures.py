@@ -1,0 +1,252 @@
+"""The image files that genimg-translate reads: found, checked by their headers, decoded one by one; and a grid of some."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from genimg.commands.common import check_writable
+from genimg.data.index import list_images
+from genimg.data.pixels import PixelFormat
+from genimg.images import grid as grid_of_images
+from genimg.images import to_float, to_uint8
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
+_MOST_NAMED = 5  # of the files that something is wrong with
+_SIDEWAYS = (5, 6, 7, 8)  # values of EXIF's orientation
+_ORIENTATION = 0x0112
+_WHITE = 128  # the least level of a missing pixel
+_CELL = 256  # pixels of a picture in the grid, at most
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image to translate.
+
+    Attributes:
+        file: the image.
+        name: of what is made of it, relative to the output.
+        number: among all of them.
+        size: (height, width), pixels.
+        mask: file of the same size, or None.
+    """
+
+    file: Path
+    name: str
+    number: int
+    size: tuple[int, int] = (0, 0)
+    mask: Path | None = None
+
+
+def find_pictures(given: object) -> list[Picture]:
+    """An image, or all below a directory, in the order of their names; sizes are not yet known.
+
+    Raises:
+        FileNotFoundError: if there are none.
+        ValueError: if two of them would be written to one file.
+    """
+    root = existing("input", given, "an image or a directory of images")
+    if root.is_file():
+        return [Picture(root, _png(root.name), 0)]
+    found: dict[str, Picture] = {}
+    for path in list_images(root, refresh=True).paths:
+        name = _png(path)
+        if name in found:
+            raise ValueError(f"{found[name].file} and {root / path} would both be written to {name}: rename one of them")
+        found[name] = Picture(root / path, name, len(found))
+    if not found:
+        raise FileNotFoundError(
+            f"input={given} holds no images: expected files such as .png or .jpg in it or in its subdirectories"
+        )
+    return list(found.values())
+
+
+def checked_output(
+    given: object, inputs: Mapping[str, object], pictures: Sequence[Picture], *, grid: bool, overwrite: bool
+) -> Path:
+    """The absolute path of the directory to write to.
+
+    Args:
+        given: on the command line.
+        inputs: key -> path of what is read, None where nothing is.
+        pictures: with their masks.
+        grid: whether the picture beside the directory is written, too; see ``grid_of``.
+        overwrite: whether the directory may hold something.
+
+    Raises:
+        ValueError: if it is no directory, holds something, or shares a place with what is read.
+    """
+    output = Path(str(given)).expanduser().resolve()
+    for key, value in inputs.items():
+        source = Path(str(value)).expanduser().resolve()
+        if value is None:
+            continue
+        if output.is_relative_to(source):
+            what = f"{key} itself" if output == source else f"inside {key}={value}"
+            raise ValueError(f"output={given} is {what}: name a directory elsewhere")
+        if source.is_relative_to(output):
+            raise ValueError(f"{key}={value} lies inside output={given}: name another output")
+    if output.is_dir():
+        if any(output.iterdir()) and not overwrite:
+            raise ValueError(
+                f"output={given} exists and is not empty: choose another output, or replace what it holds with overwrite=true"
+            )
+    elif output.exists():
+        raise ValueError(f"output={given} is a file: name a directory")
+    elif output.suffix.lower() in Image.registered_extensions():
+        raise ValueError(f"output={given} is to be a directory, in which images keep their names: leave {output.suffix} away")
+    else:
+        check_writable("output", output)
+    if grid and grid_of(output).exists() and not overwrite:
+        raise ValueError(
+            f"the grid of output={given} would replace {grid_of(output)}: move that away, or set overwrite=true or grid=false"
+        )
+    written = {*(output / picture.name for picture in pictures), *([grid_of(output)] if grid else [])}
+    for file in {file for picture in pictures for file in (picture.file, picture.mask) if file is not None}:
+        if file.resolve() in written:
+            raise ValueError(f"output={given} would overwrite {file}, which is read: choose another output")
+    return output
+
+
+def grid_of(output: Path) -> Path:
+    """The picture beside the directory."""
+    return output.with_name(f"{output.name}.png")
+
+
+def with_masks(pictures: Sequence[Picture], given: object) -> list[Picture]:
+    """With a mask each: the one file, or those of a directory that have the images' names but for their endings.
+
+    Raises:
+        FileNotFoundError: if one is missing.
+        ValueError: if two have the name of one image.
+    """
+    root = existing("mask", given, "an image or a directory of images")
+    if root.is_file():
+        return [replace(picture, mask=root) for picture in pictures]
+    masks: dict[str, str] = {}
+    for path in list_images(root, refresh=True).paths:
+        other = masks.setdefault(_png(path), path)
+        if other != path:
+            raise ValueError(f"mask={given} has {other} and {path}, of which only one can be an image's mask: remove one")
+    alone = [str(picture.file) for picture in pictures if picture.name not in masks]
+    if alone:
+        raise FileNotFoundError(
+            f"mask={given} has no mask of {_some(alone)}: expected files with the images' names, and any ending"
+        )
+    return [replace(picture, mask=root / masks[picture.name]) for picture in pictures]
+
+
+def with_sizes(pictures: Sequence[Picture]) -> list[Picture]:
+    """With what the files' headers say, which takes a fraction of the time of decoding them.
+
+    Raises:
+        ValueError: naming the files that are no images, or a mask that has not its image's size.
+    """
+    sizes: dict[Path, tuple[int, int]] = {}
+    broken: list[str] = []
+    files = list(dict.fromkeys(file for each in pictures for file in (each.file, each.mask) if file is not None))
+    for file in tqdm(files, desc="reading sizes", unit="image", leave=False, delay=1.0, disable=None):
+        try:
+            with Image.open(file) as image:
+                # A PNG's own method would decode the whole image in search of more.
+                sideways = Image.Image.getexif(image).get(_ORIENTATION, 1) in _SIDEWAYS
+                sizes[file] = (image.width, image.height) if sideways else (image.height, image.width)
+        except _UNREADABLE as error:
+            broken.append(f"{file} ({_reason(error)})")
+    if broken:
+        raise ValueError(f"{_some(broken)} cannot be read: repair or remove what is no image")
+    for picture in pictures:
+        if picture.mask is not None and sizes[picture.mask] != sizes[picture.file]:
+            raise ValueError(
+                f"the mask {picture.mask} is {_pixels(sizes[picture.mask])}, and its image {picture.file} is "
+                f"{_pixels(sizes[picture.file])} (height x width): bring the mask to the image's size, without smoothing"
+            )
+    return [replace(picture, size=sizes[picture.file]) for picture in pictures]
+
+
+def read_image(picture: Picture, channels: int) -> Tensor:
+    """uint8 [C, H, W]."""
+    try:
+        with Image.open(picture.file) as file:
+            image = ImageOps.exif_transpose(file)
+            if (image.height, image.width) != picture.size:
+                raise ValueError(
+                    f"it is {_pixels((image.height, image.width))}, not {_pixels(picture.size)} as its header says"
+                )
+            return torch.tensor(PixelFormat(*picture.size, channels).apply(image))
+    except _UNREADABLE as error:
+        raise ValueError(f"{picture.file} cannot be decoded ({_reason(error)}): repair or remove it") from error
+
+
+def read_mask(picture: Picture) -> Tensor:
+    """float32 [1, H, W], 1 where pixels are missing."""
+    assert picture.mask is not None
+    try:
+        with Image.open(picture.mask) as image:
+            levels = np.asarray(ImageOps.exif_transpose(image).convert("L"))
+    except _UNREADABLE as error:
+        raise ValueError(f"the mask {picture.mask} cannot be decoded ({_reason(error)}): repair or remove it") from error
+    return torch.from_numpy(levels >= _WHITE)[None].float()
+
+
+def existing(key: str, given: object, what: str) -> Path:
+    """The path that a key names.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    path = Path(str(given)).expanduser()
+    if not path.is_file() and not path.is_dir():
+        raise FileNotFoundError(f"{key}={given} does not exist: give {what}")
+    return path
+
+
+def cell(picture: Tensor) -> Tensor:
+    """A uint8 picture [C, H, W] as RGB, on white where it is transparent, and made smaller where the grid needs it."""
+    colours = to_float(picture[None])
+    if len(picture) == 4:
+        opacity = (colours[:, 3:] + 1.0) / 2.0
+        colours = colours[:, :3] * opacity + (1.0 - opacity)
+    longest = max(picture.shape[1:])
+    if longest > _CELL:
+        size = [max(1, round(side * _CELL / longest)) for side in picture.shape[1:]]
+        colours = F.interpolate(colours, size, mode="bilinear", antialias=True)
+    return to_uint8(colours.expand(1, 3, -1, -1))[0]
+
+
+def side_by_side(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """A grid of cells, the two of a pair beside each other, each in the middle of the largest size: uint8 [3, H, W]."""
+    pictures = [picture for pair in pairs for picture in pair]
+    height, width = (max(picture.shape[axis] for picture in pictures) for axis in (1, 2))
+    cells = torch.full((len(pictures), 3, height, width), 255, dtype=torch.uint8)
+    for place, picture in zip(cells, pictures, strict=True):
+        top, left = (height - picture.shape[1]) // 2, (width - picture.shape[2]) // 2
+        place[:, top : top + picture.shape[1], left : left + picture.shape[2]] = picture
+    return grid_of_images(to_float(cells))
+
+
+def _png(path: str) -> str:
+    return str(PurePosixPath(path).with_suffix(".png"))
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]} pixels"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its words are the file's name
+        return "it is in no format that Pillow reads"
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,247 @@
+"""genimg-translate: images from images, by a checkpoint of a model that translates."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from genimg import build
+from genimg.commands.common import Config, load_method, open_checkpoint, relative, require_all_values
+from genimg.commands.pictures import (
+    Picture,
+    cell,
+    checked_output,
+    find_pictures,
+    grid_of,
+    read_image,
+    read_mask,
+    side_by_side,
+    with_masks,
+    with_sizes,
+)
+from genimg.commands.translator import MemoryFullError, Translator, image_channels, least_side
+from genimg.data.tasks import Task
+from genimg.explain import nearest
+from genimg.images import write_png
+from genimg.interfaces import height_width
+from genimg.methods.translation import MODES, Translation
+from genimg.training.device import choose_device
+
+log = logging.getLogger(__name__)
+
+_KEYS = ("ckpt", "which", "input", "output", "overwrite", "direction", "mask", "model_mode", "tile", "overlap", "batch_size",
+         "seed", "grid", "device", "allow", "debug")  # fmt: skip
+_MOST_SHOWN = 16  # images in the grid
+_USUAL_TILE = 256  # pixels, to be advised
+
+
+def translate(composed: DictConfig) -> None:
+    """Write what a checkpoint makes of every image of ``input``, and a grid of some."""
+    require_all_values(composed)
+    options: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    _check(options)
+    pictures = find_pictures(options["input"])
+    device = choose_device(options["device"])
+    path, state = open_checkpoint(options["ckpt"], options["which"])
+    data = state["config"]["data"]
+    method = _loaded(options, state, device)
+    direction = _direction(options["direction"], method, data)
+    _set_mode(options["model_mode"], method, direction)
+    pictures = _masked(options, pictures, method.task)
+    read = {key: options[key] for key in ("input", "mask")}
+    output = checked_output(options["output"], read, pictures, grid=options["grid"], overwrite=options["overwrite"])
+    pictures = with_sizes(pictures)
+    source_channels = data["target_channels" if direction in method.directions[1:] else "source_channels"]
+    channels = image_channels(method.task, source_channels)
+    least = least_side(method, direction, device, source_channels, max(height_width(data["image_size"])))
+    _check_tile(options["tile"], method.multiple, least)
+    translator = Translator(method, direction, device, options["tile"], options["overlap"], options["batch_size"],
+                            options["seed"], least)  # fmt: skip
+    log.info("from %s, trained on %d images", relative(path), state["training"]["images"])
+    try:
+        shown = _write_all(translator, pictures, channels, output)
+        log.info("%d image%s: %s", len(pictures), "s" * (len(pictures) > 1), relative(output))
+        if options["grid"]:
+            write_png(side_by_side(shown), grid_of(output))
+            few = "" if len(shown) == len(pictures) else f", the first {len(shown)}"
+            log.info("images and, right of each, what was made of it%s: %s", few, relative(grid_of(output)))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(f"the disk of output={output} became full: make room, or choose another output") from error
+
+
+# What is refused before the work
+
+
+def _check(options: Config) -> None:
+    """Refuse what no model can do.
+
+    Raises:
+        ValueError: naming key and value.
+    """
+    for key in options:
+        if key not in _KEYS:
+            raise ValueError(f"unknown key {key}{nearest(key, _KEYS)}: nothing reads it; --cfg job shows all keys")
+    for key in ("input", "output", "mask"):
+        is_name = type(options[key]) in (str, int) and options[key] != ""  # a directory may be called 2026
+        if not is_name and (key != "mask" or options[key] is not None):
+            raise ValueError(f"{key}={options[key]} is not the name of a file or directory")
+    for key in ("overwrite", "grid"):
+        if type(options[key]) is not bool:
+            raise ValueError(f"{key}={options[key]} must be true or false")
+    if type(options["seed"]) is not int:
+        raise ValueError(f"seed={options['seed']} must be a whole number")
+    if options["model_mode"] not in (None, *MODES):
+        raise ValueError(f"model_mode={options['model_mode']} is unknown: choose eval, train, or null for the model's own")
+    for key, least in (("batch_size", 1), ("overlap", 0), ("tile", 1)):
+        value = options[key]
+        if (type(value) is not int or value < least) and (key != "tile" or value is not None):
+            raise ValueError(f"{key}={value} must be {least} or more{' pixels, or null' if key == 'tile' else ''}")
+    tile, overlap = options["tile"], options["overlap"]
+    if tile is not None and 2 * overlap >= tile:
+        raise ValueError(f"overlap={overlap} must be less than half of tile={tile}: set overlap={(tile - 1) // 2} or less")
+
+
+def _loaded(options: Config, state: Config, device: torch.device) -> Translation:
+    """The checkpoint's method.
+
+    Raises:
+        ValueError: if it does not translate.
+    """
+    config = state["config"]
+    allowed = (*build.ALLOWED, *options["allow"])
+    builder = build.Builder(allowed, epoch_size=state["num_images"], batch_size=config["trainer"]["batch_size"])
+    method = load_method(config, builder, state, device)
+    if not isinstance(method, Translation):
+        raise ValueError(f"ckpt={options['ckpt']}: this model makes images from nothing: use genimg-sample")
+    return method
+
+
+def _direction(given: object, method: Translation, data: Config) -> str | None:
+    """The one to translate in; None of a method that has no choice.
+
+    Raises:
+        ValueError: if there is no such direction.
+    """
+    if method.directions:
+        if given is not None and given not in method.directions:
+            raise ValueError(f"direction={given} is unknown: choose {' or '.join(method.directions)}")
+        return method.directions[0] if given is None else str(given)
+    if given is not None:
+        way = f"with data.direction={data['direction']}" if "direction" in data else "to make a task's targets of its sources"
+        raise ValueError(f"direction={given}: this model was trained {way}, and knows no other direction: leave it away")
+    return None
+
+
+def _set_mode(mode: str | None, method: Translation, direction: str | None) -> None:
+    """Let the model translate in another mode than it was measured in.
+
+    Raises:
+        ValueError: if training mode changes nothing.
+    """
+    changing = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+    if mode == "train" and not any(isinstance(layer, changing) for layer in method.translator(direction).modules()):
+        raise ValueError("model_mode=train has no effect on a model with neither dropout nor batch norm: leave it away")
+    method.sampled_mode = mode or method.sampled_mode
+
+
+def _masked(options: Config, pictures: list[Picture], task: Task) -> list[Picture]:
+    """With a mask each where the task has masks.
+
+    Raises:
+        ValueError: if masks are needed and not given, or given and not needed.
+    """
+    if "mask" not in task.keys:
+        if options["mask"] is not None:
+            raise ValueError(f"mask={options['mask']} has no effect: this model was trained without masks: leave it away")
+        return pictures
+    if options["mask"] is None:
+        raise ValueError(
+            "mask is required, because this model fills holes: set mask=DIRECTORY, of files named as the images, or mask=FILE, "
+            "white where pixels are missing"
+        )
+    return with_masks(pictures, options["mask"])
+
+
+def _check_tile(tile: int | None, multiple: int, least: int) -> None:
+    """Refuse tiles that the network does not take.
+
+    Raises:
+        ValueError: naming one that it takes.
+    """
+    if tile is not None and tile % multiple:
+        raise ValueError(f"tile={tile} must be a multiple of {multiple} pixels, as this model's images: set "
+                         f"tile={max(least, round(tile / multiple) * multiple)}")  # fmt: skip
+    if tile is not None and tile < least:
+        raise ValueError(f"tile={tile} is too small for this model: set tile={least} or more")
+
+
+# The work
+
+
+def _write_all(translator: Translator, pictures: Sequence[Picture], channels: int, output: Path) -> list[tuple[Tensor, Tensor]]:
+    """Write what is made of all images, each file whole.
+
+    Returns:
+        The first sources and results, for the grid.
+
+    Raises:
+        ValueError: if an image cannot be decoded or translated.
+    """
+    shown: dict[int, tuple[Tensor, Tensor]] = {}
+    written = 0
+    output.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=len(pictures), desc="translating", unit="image", disable=None) as progress:
+        for batch in _batches(translator, pictures):
+            images = torch.stack([read_image(each, channels) for each in batch])
+            masks = torch.stack([read_mask(each) for each in batch]) if batch[0].mask is not None else None
+            try:
+                sources, results = translator(images, masks, batch[0].number)
+            except MemoryFullError as error:
+                raise ValueError(_too_large(batch, translator, written)) from error
+            except ValueError as error:
+                raise ValueError(f"{batch[0].file}: {error}") from error
+            for picture, source, result in zip(batch, sources, results, strict=True):
+                write_png(result, output / picture.name)
+                if picture.number < _MOST_SHOWN:
+                    shown[picture.number] = cell(source), cell(result)
+            written += len(batch)
+            progress.update(len(batch))
+    return [shown[number] for number in sorted(shown)]
+
+
+def _batches(translator: Translator, pictures: Sequence[Picture]) -> Iterator[list[Picture]]:
+    """Images of one size, the largest first, so that a memory that is too small shows at once.
+
+    In training mode they go one by one, because batch statistics would mix them; in tiles too, because they are large.
+    """
+    largest_first = sorted(pictures, key=lambda each: (-each.size[0] * each.size[1], each.size, each.number))
+    for size, group in groupby(largest_first, key=lambda each: each.size):
+        alone = translator.method.sampled_mode == "train" or (translator.tile is not None and max(size) > translator.tile)
+        count, same = 1 if alone else translator.batch_size, list(group)
+        yield from (same[start : start + count] for start in range(0, len(same), count))
+
+
+def _too_large(batch: Sequence[Picture], translator: Translator, written: int) -> str:
+    """What to do where the memory is too small for a batch."""
+    tile, multiple = translator.tile, translator.method.multiple
+    smaller = _USUAL_TILE if tile is None else tile // 2
+    smaller = max(translator.least, smaller // multiple * multiple)
+    advice = [f"tile={smaller}"] if tile is None or smaller < tile else []
+    advice += ["a smaller batch_size"] if translator.batch_size > 1 else []
+    several = f", {len(batch)} at once" if len(batch) > 1 else ""
+    again = f" (and overwrite=true: {written} images are written)" if written else ""
+    height, width = batch[0].size
+    return (
+        f"the memory is too small for {batch[0].file} of {height}x{width} pixels{several}: set "
+        f"{' or '.join(advice) or 'another device'}{again}"
+    )

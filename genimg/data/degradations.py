@@ -1,0 +1,298 @@
+"""Tasks that are made by damaging images: the source is the damaged one, the target the image.
+
+Sources are rounded to 256 levels, as files are that a user will have translated later.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from genimg.data.colorspaces import lab_to_rgb, luma, rgb_to_lab
+from genimg.data.edges import Canny, Sobel
+from genimg.data.filters import gaussian_blur, gaussian_radius, motion_blur
+from genimg.data.masks import Mask
+from genimg.data.noise import Photons, add_gaussian, jpeg, salt_and_pepper
+from genimg.data.ranges import checked_range, drawn
+from genimg.data.tasks import Task, channels_last, refuse_mask
+from genimg.images import to_float, to_uint8
+from genimg.interfaces import Batch
+from genimg.randomness import hash_integers
+
+_STREAM = 6  # keeps these numbers apart from those of other changes to training samples
+_PEAK = 255**2  # photons from which on noise is less than a level of 255 everywhere
+
+
+class Denoise(Task):
+    """Images from noisy ones, clipped as a file clips them.
+
+    Args:
+        noise: ``gaussian``, white in every channel; ``poisson``, the counting of photons; ``salt_and_pepper``, black and white
+            pixels; ``jpeg``, the losses of compression, which are made on the host, one image at a time.
+        amount: of ``gaussian``, the standard deviation in levels of 255, or [low, high], from which every image draws its own
+            (blind denoising); of ``poisson``, photons of a pixel at full brightness; of ``salt_and_pepper``, the share of the
+            pixels; of ``jpeg``, the quality, 1 to 100.
+    """
+
+    def __init__(self, *, noise: str, amount: float | Sequence[float]) -> None:
+        limits = {"gaussian": (0, 255), "poisson": (0, _PEAK), "salt_and_pepper": (0, 1), "jpeg": (1, 100)}
+        if noise not in limits:
+            raise ValueError(f"task.noise={noise} is unknown: choose one of {', '.join(limits)}")
+        self.noise = noise
+        self.amount = checked_range("task.amount", amount, *limits[noise], above=noise != "jpeg")
+        if noise != "gaussian" and self.amount[0] != self.amount[1]:
+            raise ValueError(f"task.amount={list(self.amount)} must be one number: task.noise={noise} has no range")
+        if noise == "jpeg" and self.amount[0] != int(self.amount[0]):
+            raise ValueError(f"task.amount={self.amount[0]} must be a whole number from 1 to 100, JPEG's quality")
+        self._photons = Photons(self.amount[0]) if noise == "poisson" else None
+
+    def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
+        check_picture(shape, "Denoise")
+        return shape[0], shape[0]
+
+    def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Batch:
+        return _batch(eight_bits(self._noisy(images, positions, seed)), images)
+
+    def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse_mask(mask, "Denoise")
+        return images
+
+    def _noisy(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Tensor:
+        """Before it is clipped."""
+        keys = hash_integers(seed, _STREAM, 0, positions)
+        if self.noise == "gaussian":
+            levels = drawn(self.amount, seed, _STREAM, 1, positions)
+            return add_gaussian(images, _tensor(levels / 127.5, images), keys)
+        if self._photons is not None:
+            return self._photons(images, keys)
+        if self.noise == "salt_and_pepper":
+            return salt_and_pepper(images, self.amount[0], keys)
+        return jpeg(images, int(self.amount[0]))
+
+
+class Inpaint(Task):
+    """Images from images with holes; batches also have ``mask``, float32 [N, 1, H, W], 1 where pixels are missing.
+
+    A source is the image, mid grey (0) in its holes, and the mask as a last channel, 1 on -1.
+
+    Args:
+        mask: makes the holes.
+    """
+
+    keys = ("source", "target", "mask")
+
+    def __init__(self, *, mask: Mask) -> None:
+        self.mask = mask
+
+    def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
+        check_picture(shape, "Inpaint")
+        self.mask.check(*shape[1:])
+        return shape[0] + 1, shape[0]
+
+    def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Batch:
+        height, width = images.shape[2:]
+        mask = self.mask(positions, seed, height=height, width=width, device=images.device)
+        return {**_batch(_with_holes(images, mask), images), "mask": mask}
+
+    def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is None:
+            raise ValueError("Inpaint needs a mask of every image, white where pixels are missing: give one")
+        expected = (len(images), 1, *images.shape[2:])
+        if mask.shape != expected:
+            raise ValueError(
+                f"masks of {list(mask.shape)} do not fit images of {list(images.shape)}: give masks of {list(expected)}"
+            )
+        return _with_holes(images, mask)
+
+    def shown(self, source: Tensor) -> Tensor:
+        return source[:, :-1]
+
+    def result(self, output: Tensor, source: Tensor) -> Tensor:
+        """The output in the holes, and the known pixels as they were."""
+        return torch.where(source[:, -1:] > 0, output.to(source.dtype), source[:, :-1])
+
+
+class SuperResolution(Task):
+    """Images from small ones, which are made by antialiased bicubic interpolation and enlarged in the same way.
+
+    As in Pillow, but without its rounding between rows and columns.
+
+    Args:
+        factor: between the sides.
+    """
+
+    def __init__(self, *, factor: int) -> None:
+        if factor != int(factor) or factor < 2:
+            raise ValueError(f"task.factor={factor} must be a whole number from 2 on")
+        self.factor = int(factor)
+
+    def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
+        channels, height, width = check_picture(shape, "SuperResolution")
+        if height % self.factor or width % self.factor:
+            raise ValueError(
+                f"task.factor={self.factor} does not divide the images' {height}x{width} pixels: set it to a divisor of "
+                f"{math.gcd(height, width)}, or change data.image_size"
+            )
+        return channels, channels
+
+    def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Batch:
+        height, width = images.shape[2:]
+        small = _resized(images, height // self.factor, width // self.factor)
+        return _batch(self.given(eight_bits(small)), images)
+
+    def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse_mask(mask, "SuperResolution")
+        height, width = images.shape[2:]
+        return channels_last(_resized(images, height * self.factor, width * self.factor))
+
+
+class Colorize(Task):
+    """Colours of grey images.
+
+    Args:
+        space: ``gray``, where the source is the luma [N, 1, H, W] and the target the RGB image; or ``lab``, where the source is
+            the lightness of CIELAB, L / 50 - 1, and the target its colours, a / 110 and b / 110 (Zhang et al. 2016, "Colorful
+            image colorization").
+    """
+
+    def __init__(self, *, space: str) -> None:
+        if space not in ("gray", "lab"):
+            raise ValueError(f"task.space={space} is unknown: choose gray or lab")
+        self.space = space
+
+    def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
+        if shape[0] != 3:
+            raise ValueError(f"Colorize needs RGB images, and these have {shape[0]} channels: set data.channels=3")
+        return 1, 3 if self.space == "gray" else 2
+
+    def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Batch:
+        if self.space == "gray":
+            return _batch(eight_bits(luma(images)), images)
+        lab = rgb_to_lab(images)
+        return _batch(lab[:, :1] / 50.0 - 1.0, lab[:, 1:] / 110.0)
+
+    def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse_mask(mask, "Colorize")
+        if images.shape[1] not in (1, 3):
+            raise ValueError(f"Colorize is given grey or RGB images, not {images.shape[1]} channels: convert them")
+        if self.space == "gray":
+            return images if images.shape[1] == 1 else channels_last(eight_bits(luma(images)))
+        return channels_last(rgb_to_lab(images.expand(-1, 3, -1, -1))[:, :1] / 50.0 - 1.0)
+
+    def shown(self, source: Tensor) -> Tensor:
+        return source if self.space == "gray" else self.result(source.new_zeros(1, 2, 1, 1), source)[:, :1]
+
+    def result(self, output: Tensor, source: Tensor) -> Tensor:
+        if self.space == "gray":
+            return output
+        lightness = (source + 1.0) * 50.0
+        return lab_to_rgb(
+            torch.cat([lightness, (output.to(source.dtype) * 110.0).expand(len(source), 2, *source.shape[2:])], dim=1)
+        )
+
+
+class Deblur(Task):
+    """Images from blurred ones.
+
+    Args:
+        blur: ``gaussian``; or ``motion``, along lines of any direction, each image's own.
+        amount: of ``gaussian``, the standard deviation in pixels; of ``motion``, the length of the lines in pixels. [low, high]
+            lets every image draw its own.
+    """
+
+    def __init__(self, *, blur: str, amount: float | Sequence[float]) -> None:
+        if blur not in ("gaussian", "motion"):
+            raise ValueError(f"task.blur={blur} is unknown: choose gaussian or motion")
+        self.blur = blur
+        # A line within a pixel blurs nothing; of a Gaussian below 0.2 pixels, less than one level would reach the next pixel.
+        self.amount = checked_range("task.amount", amount, 1.0 if blur == "motion" else 0.2, 1000.0, above=blur == "motion")
+        self.reach = math.ceil(self.amount[1] / 2) if blur == "motion" else gaussian_radius(self.amount[1])
+
+    def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
+        channels, height, width = check_picture(shape, "Deblur")
+        if self.reach >= min(height, width):
+            raise ValueError(
+                f"task.amount={self.amount[1]} blurs across {self.reach} pixels to each side, more than images of "
+                f"{height}x{width} have: set a smaller one"
+            )
+        return channels, channels
+
+    def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Batch:
+        amounts = _tensor(drawn(self.amount, seed, _STREAM, 2, positions), images)
+        if self.blur == "gaussian":
+            return _batch(eight_bits(gaussian_blur(images, amounts, self.reach)), images)
+        radians = _tensor(drawn((0.0, math.pi), seed, _STREAM, 3, positions), images)
+        return _batch(eight_bits(motion_blur(images, amounts, radians, math.ceil(self.amount[1]))), images)
+
+    def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse_mask(mask, "Deblur")
+        return images
+
+
+class Edges(Task):
+    """Images from their edges, [N, 1, H, W].
+
+    Args:
+        detector: finds them.
+    """
+
+    def __init__(self, *, detector: Sobel | Canny) -> None:
+        self.detector = detector
+
+    def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
+        channels, height, width = check_picture(shape, "Edges")
+        if self.detector.radius >= min(height, width):
+            raise ValueError(
+                f"task.detector={type(self.detector).__name__} sees {self.detector.radius} pixels to each side, and images of "
+                f"{height}x{width} are smaller: set a smaller task.detector.sigma"
+            )
+        return 1, channels
+
+    def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Batch:
+        return _batch(eight_bits(self.detector(images)), images)
+
+    def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse_mask(mask, "Edges")
+        if images.shape[1] != 1:
+            raise ValueError(f"Edges is given edge maps of 1 channel, not of {images.shape[1]}: convert them to grey")
+        return images
+
+
+def check_picture(shape: tuple[int, int, int], name: str) -> tuple[int, int, int]:
+    """The shape (C, H, W), of grey or RGB images.
+
+    Raises:
+        ValueError: if it is of others.
+    """
+    if shape[0] not in (1, 3):
+        raise ValueError(f"{name} is made for grey or RGB images, and these have {shape[0]} channels: set data.channels=3")
+    return shape
+
+
+def eight_bits(images: Tensor) -> Tensor:
+    """Float images, clipped to [-1, 1] and rounded to the 256 levels of a file."""
+    return to_float(to_uint8(images))
+
+
+def _batch(source: Tensor, target: Tensor) -> Batch:
+    return {"source": channels_last(source), "target": channels_last(target)}
+
+
+def _with_holes(images: Tensor, mask: Tensor) -> Tensor:
+    missing = mask > 0.5
+    return channels_last(torch.cat([images.masked_fill(missing, 0.0), torch.where(missing, 1.0, -1.0)], dim=1))
+
+
+def _resized(images: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic, antialiased, clipped to [-1, 1]."""
+    return F.interpolate(images.float(), (height, width), mode="bicubic", antialias=True, align_corners=False).clamp(-1.0, 1.0)
+
+
+def _tensor(numbers: NDArray[np.float64], like: Tensor) -> Tensor:
+    return torch.from_numpy(numbers.astype(np.float32)).to(like.device)

@@ -1,0 +1,48 @@
+"""Settings that are a number, or a range from which every sample draws its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genimg.randomness import uniform
+
+Range = tuple[float, float]
+
+
+def checked_range(key: str, value: float | Sequence[float], least: float, most: float, *, above: bool = False) -> Range:
+    """A number as (number, number), or [low, high] as (low, high).
+
+    Args:
+        key: of the setting, for the message.
+        value: in [least, most].
+        above: it, or the end of the range, must be more than ``least``.
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    single = isinstance(value, int | float)
+    bounds = [value, value] if isinstance(value, int | float) else list(value) if isinstance(value, Sequence) else []
+    if len(bounds) != 2 or not all(isinstance(bound, int | float) for bound in bounds):
+        raise ValueError(f"{key}={value} must be a number, or [low, high]")
+    low, high = bounds
+    if not (least <= low <= high <= most) or (above and high == least):
+        rule = f"{'more than' if above else 'at least'} {least:g} and at most {most:g}"
+        raise ValueError(f"{key}={value} must be {rule}{'' if single else ', and in order'}")
+    if low == high and not single:
+        raise ValueError(f"{key}={value} is no range: set {key}={low}")
+    return low, high
+
+
+def drawn(bounds: Range, *keys: int | NDArray[np.int64]) -> NDArray[np.float64]:
+    """Numbers uniform in the range, which depend on the keys alone."""
+    low, high = bounds
+    return low + (high - low) * uniform(*keys)
+
+
+def drawn_integers(bounds: tuple[int, int], *keys: int | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Integers uniform in the range, both ends included, which depend on the keys alone."""
+    low, high = bounds
+    return low + np.floor((high - low + 1) * uniform(*keys)).astype(np.int64)

@@ -1,0 +1,98 @@
+"""What the trainer asks of an evaluation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from genimg.data.placement import Data
+from genimg.evaluation.watch import DivergenceWatch
+from genimg.interfaces import Images, Method
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        values: full name of the metric -> value; the first chooses the best checkpoint.
+        intervals: full name -> (low, high) of a 95 % bootstrap interval, where one was asked for.
+        provenance: what the values depend on, in primitives.
+        warnings: in sentences, why a value may mean less than it seems.
+    """
+
+    values: dict[str, float]
+    provenance: dict[str, Any]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+class PeriodicEvaluator(ABC):
+    """An evaluation at intervals, whose primary metric chooses the best checkpoint.
+
+    Args:
+        interval: how often.
+        final_num_images: images of one more evaluation when training ends; None skips it.
+        stop_if: ``{factor: k, evaluations: m}`` stops a training whose primary metric was worse than k times its best for m
+            evaluations in a row; None never does.
+    """
+
+    def __init__(self, *, interval: Images, final_num_images: int | None, stop_if: Mapping[str, float] | None) -> None:
+        if interval < 1:
+            raise ValueError("evaluation.interval must be longer than nothing; evaluation=none turns evaluation off")
+        self.interval = interval
+        self.final_num_images = final_num_images
+        self.stop_if = None if stop_if is None else DivergenceWatch.of(stop_if)
+
+    @abstractmethod
+    def check(self, method: Method) -> None:
+        """Refuse what cannot be evaluated, before a training.
+
+        Raises:
+            ValueError: naming what fits.
+        """
+
+    @property
+    @abstractmethod
+    def primary(self) -> str:
+        """The metric that chooses the best checkpoint."""
+
+    @property
+    @abstractmethod
+    def higher_is_better(self) -> bool:
+        """Of the primary metric."""
+
+    def is_better(self, value: float, best: float) -> bool:
+        """Whether a value of the primary metric beats another."""
+        return value > best if self.higher_is_better else value < best
+
+    def has_diverged(self, value: float, best: float) -> bool:
+        """Whether a value of the primary metric is worse than ``stop_if`` allows, once."""
+        return self.stop_if is not None and self.stop_if.is_too_bad(value, best, higher_is_better=self.higher_is_better)
+
+    @abstractmethod
+    def evaluate(
+        self,
+        method: Method,
+        data: Data,
+        device: torch.device,
+        should_stop: Callable[[], bool] = lambda: False,
+        num_images: int | None = None,
+    ) -> Evaluation:
+        """Evaluate ``method`` as it is now, with ``num_images`` images if that is given.
+
+        Args:
+            method: in any mode.
+            data: that it is trained on.
+            device: of the method.
+            should_stop: asked before every batch.
+            num_images: instead of the evaluation's own number.
+
+        Raises:
+            EvaluationInterruptedError: once ``should_stop`` says so.
+            NonFiniteImagesError: if the model makes NaN.
+        """

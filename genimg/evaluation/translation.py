@@ -1,0 +1,344 @@
+"""Measures translated images: against what they should be where that is known, else by how they cycle and are distributed."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from genimg.data.placement import Data
+from genimg.distributed import rows_of_all_ranks, shard, world_size
+from genimg.environment import versions
+from genimg.evaluation.evaluator import Evaluator, short_count
+from genimg.evaluation.extractors.base import Extractor
+from genimg.evaluation.imagesets import FiniteCheck, ImageSet, evenly_spaced
+from genimg.evaluation.metrics import FrechetDistance, KernelDistance
+from genimg.evaluation.passes import Passes, full_float32, ranges
+from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
+from genimg.evaluation.similarity import LPIPS, l1, ms_ssim, ms_ssim_scales, psnr, ssim
+from genimg.evaluation.statistics_files import SavedStatistics
+from genimg.images import to_uint8
+from genimg.interfaces import Batch, Images, Method
+from genimg.methods.translation import Translation
+from genimg.randomness import seed_of
+
+log = logging.getLogger(__name__)
+
+_DROPOUT_STREAM = 7
+_SCALES = 5  # of the multi-scale structural similarity
+_SUBSETS, _SUBSET_SIZE = 100, 1000  # of the kernel distance, as elsewhere
+
+
+class TranslationEvaluator(PeriodicEvaluator):
+    """Translations of held-out images: those of ``data.validation``, or of the training where there is none.
+
+    Args:
+        num_images: evenly spaced, at most.
+        batch_size: of translation; has no influence on the values while ``sampled_mode`` is eval.
+        interval, final_num_images, stop_if: see PeriodicEvaluator.
+        seed: of what is random about a task.
+        extractor: of features, for Fréchet and kernel distances between translated and held-out images; None for neither.
+    """
+
+    key: str
+    """Of the batches that it can measure translations of."""
+    what: str
+    """Is measured, for messages."""
+
+    def __init__(
+        self,
+        *,
+        num_images: int,
+        batch_size: int,
+        interval: Images,
+        seed: int,
+        extractor: Extractor | None,
+        final_num_images: int | None,
+        stop_if: Mapping[str, float] | None,
+    ) -> None:
+        super().__init__(interval=interval, final_num_images=final_num_images, stop_if=stop_if)
+        for name, value in (("num_images", num_images), ("batch_size", batch_size), ("final_num_images", final_num_images)):
+            if value is not None and value < 1:
+                raise ValueError(f"evaluation.{name}={value} must be 1 or more")
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.extractor = extractor
+        self._warned = False
+
+    def check(self, method: Method) -> None:
+        if not method.translates or self.key not in method.batch_keys:
+            fitting = "translation" if "source" in method.batch_keys else "unpaired_translation"
+            fitting = fitting if method.translates else "inception"
+            raise ValueError(
+                f"this evaluation measures {self.what}, which the model, a {type(method).__name__}, does not make: choose "
+                f"evaluation={fitting} or another of the group"
+            )
+
+    def evaluate(
+        self,
+        method: Method,
+        data: Data,
+        device: torch.device,
+        should_stop: Callable[[], bool] = lambda: False,
+        num_images: int | None = None,
+    ) -> Evaluation:
+        self.check(method)
+        assert isinstance(method, Translation)
+        held_out = data.validation or data
+        if data.validation is None and not self._warned:
+            self._warned = True
+            log.warning("there are no held-out images, so that those of the training are measured: set data.validation=0.1")
+        count = min(num_images or self.num_images, len(held_out.source))
+        if count < world_size():
+            raise ValueError(
+                f"{count} held-out images are fewer than the processes that measure them: start fewer of these, or set "
+                "data.validation to more"
+            )
+        chosen = evenly_spaced(count, len(held_out.source))
+        sets: dict[str, tuple[_Made, _Made]] = {}
+        with full_float32():
+            values = self._pixels(method, held_out, chosen, should_stop)
+            if self.extractor is not None:
+                sets = self._sets(method, held_out, chosen)
+                values |= self._distances(self.extractor, sets, device, should_stop)
+        values = {self.primary: values[self.primary]} | values
+        return Evaluation(values, self._provenance(method, data, count))
+
+    def _pixels(
+        self, method: Translation, data: Data, chosen: NDArray[np.int64], should_stop: Callable[[], bool]
+    ) -> dict[str, float]:
+        """The mean over images of each number that ``measure`` gives."""
+        rows: dict[str, list[Tensor]] = defaultdict(list)
+        finite = FiniteCheck("the model's translations")
+        positions = shard(len(chosen))
+        for start, stop in ranges(positions, self.batch_size, "translating", finite.check, should_stop):
+            with steady(self.seed, start):
+                batch = data.examples(chosen[start:stop], self.seed)
+                found = self.measure(method, batch, finite, chosen[start:stop])
+            for name, numbers in found.items():
+                rows[name].append(numbers)
+        return {name: rows_of_all_ranks(torch.cat(parts).cpu()).double().mean().item() for name, parts in rows.items()}
+
+    @abstractmethod
+    def measure(self, method: Translation, batch: Batch, finite: FiniteCheck, indices: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Numbers [N] of every image of a batch."""
+
+    @abstractmethod
+    def _sets(self, method: Translation, data: Data, chosen: NDArray[np.int64]) -> dict[str, tuple[_Made, _Made]]:
+        """Ending of the metrics' names -> real images and translated ones."""
+
+    def _distances(
+        self,
+        extractor: Extractor,
+        sets: dict[str, tuple[_Made, _Made]],
+        device: torch.device,
+        should_stop: Callable[[], bool],
+    ) -> dict[str, float]:
+        """Fréchet and kernel distances, and their means over directions."""
+        found: dict[str, float] = {}
+        for ending, (real, fake) in sets.items():
+            metrics = {"kd": KernelDistance(subsets=_SUBSETS, subset_size=_SUBSET_SIZE), "fd": FrechetDistance()}
+            evaluator = Evaluator(
+                extractor=extractor, metrics=metrics, num_images=len(fake), num_real=None, batch_size=self.batch_size,
+                interval=self.interval, seed=self.seed, bootstrap=0, reconstructions=0, final_num_images=None, stop_if=None,
+                cache_dir=None,
+            )  # fmt: skip
+            names = {extractor.metric_name(each, short_count(len(fake))): extractor.metric_name(each, "") for each in metrics}
+            statistics = self._statistics(extractor.to(device), real, should_stop)
+            for name, value in evaluator.compare(statistics, fake, device, should_stop).values.items():
+                counted = next(each for each in names if name.startswith(each))
+                found[names[counted] + name.removeprefix(counted) + ending] = value
+        return found
+
+    def _statistics(self, extractor: Extractor, images: ImageSet, should_stop: Callable[[], bool]) -> SavedStatistics:
+        """Without a cache: what a task makes of images has no fingerprint."""
+        everything = np.arange(len(images), dtype=np.int64)
+        passes = Passes(extractor, self.batch_size, should_stop)
+        summary = passes.summarise(images, everything, "features of held-out images", kept=everything)
+        return SavedStatistics(summary, extractor.describe(), {**images.describe(), "num_images": len(images)})
+
+    def _provenance(self, method: Translation, data: Data, count: int) -> dict[str, Any]:
+        held_out = data.validation or data
+        return {
+            "held_out": data.validation is not None,
+            "source": held_out.source.name,
+            "fingerprint": held_out.source.fingerprint,
+            "image_shape": "x".join(map(str, held_out.source.shape)),
+            "num_images": count,
+            "task": type(method.task).__name__,
+            "weights": method.sampled_weights,
+            "mode": method.sampled_mode,
+            "seed": self.seed,
+            "extractor": None if self.extractor is None else self.extractor.describe(),
+            "precision": "translation and features float32 without TF32, images rounded to uint8",
+            "versions": versions(),
+        }
+
+
+class PairedEvaluator(TranslationEvaluator):
+    """Against the targets: PSNR (first), SSIM, L1, MS-SSIM where images are large enough, and LPIPS where it is given.
+
+    Args:
+        lpips: with local weights; None leaves it out.
+        settings: see TranslationEvaluator.
+    """
+
+    key = "source"
+    what = "translations whose targets are known"
+
+    def __init__(
+        self,
+        *,
+        num_images: int,
+        batch_size: int,
+        interval: Images,
+        seed: int,
+        extractor: Extractor | None,
+        lpips: LPIPS | None,
+        final_num_images: int | None,
+        stop_if: Mapping[str, float] | None,
+    ) -> None:
+        super().__init__(num_images=num_images, batch_size=batch_size, interval=interval, seed=seed, extractor=extractor,
+                         final_num_images=final_num_images, stop_if=stop_if)  # fmt: skip
+        self.lpips = lpips
+
+    @property
+    def primary(self) -> str:
+        return "psnr"
+
+    @property
+    def higher_is_better(self) -> bool:
+        return True
+
+    def measure(self, method: Translation, batch: Batch, finite: FiniteCheck, indices: NDArray[np.int64]) -> dict[str, Tensor]:
+        source = batch["source"]
+        output = method.translate(source)
+        finite.add(output, indices)
+        image, reference = (to_uint8(method.task.result(each, source)) for each in (output, batch["target"]))
+        found = similarities(reference, image)
+        if self.lpips is not None:
+            found["lpips"] = self.lpips.to(image.device)(reference, image)
+        return found
+
+    def _sets(self, method: Translation, data: Data, chosen: NDArray[np.int64]) -> dict[str, tuple[_Made, _Made]]:
+        task = method.task
+
+        def targets(batch: Batch) -> Tensor:
+            return task.result(batch["target"], batch["source"])
+
+        def translations(batch: Batch) -> Tensor:
+            return task.result(method.translate(batch["source"]), batch["source"])
+
+        return {"": (_Made(data, chosen, self.seed, targets), _Made(data, chosen, self.seed, translations))}
+
+
+class UnpairedEvaluator(TranslationEvaluator):
+    """By cycle and identity, as mean absolute differences in [0, 1] of what comes back; distances of both directions.
+
+    ``cycle_l1`` is the mean over domains and comes first, unless there is an extractor: then the mean kernel distance does.
+    Of methods with one direction, whose translations cannot come back, ``identity_l1_b`` takes its place: how images of b
+    change that should stay as they are, which says little of how those of a do.
+    """
+
+    key = "a"
+    what = "translations between two domains"
+    _cycles = True
+    """Whether the method that was checked last translates both ways."""
+
+    def check(self, method: Method) -> None:
+        super().check(method)
+        self._cycles = len(method.directions) > 1
+
+    @property
+    def primary(self) -> str:
+        if self.extractor is not None:
+            return self.extractor.metric_name("kd", "")
+        return "cycle_l1" if self._cycles else "identity_l1_b"
+
+    @property
+    def higher_is_better(self) -> bool:
+        return False
+
+    def measure(self, method: Translation, batch: Batch, finite: FiniteCheck, indices: NDArray[np.int64]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for direction in method.directions:
+            key, other = direction.split("2")
+            image, same = batch[key], batch[other]
+            translated = method.translate(image, direction)
+            finite.add(translated, indices)
+            if self._cycles:
+                found[f"cycle_l1_{key}"] = l1(to_uint8(image), to_uint8(method.translate(translated, f"{other}2{key}")))
+            if image.shape == same.shape:
+                found[f"identity_l1_{other}"] = l1(to_uint8(same), to_uint8(method.translate(same, direction)))
+        if self._cycles:
+            found["cycle_l1"] = (found["cycle_l1_a"] + found["cycle_l1_b"]) / 2
+        return found
+
+    def _sets(self, method: Translation, data: Data, chosen: NDArray[np.int64]) -> dict[str, tuple[_Made, _Made]]:
+        sets = {}
+        for direction in method.directions:
+            source, target = direction.split("2")
+
+            def translations(batch: Batch, direction: str = direction, source: str = source) -> Tensor:
+                return method.translate(batch[source], direction)
+
+            def targets(batch: Batch, target: str = target) -> Tensor:
+                return batch[target]
+
+            real, fake = (_Made(data, chosen, self.seed, make) for make in (targets, translations))
+            sets[f"_{direction}"] = real, fake
+        return sets
+
+    def _distances(
+        self,
+        extractor: Extractor,
+        sets: dict[str, tuple[_Made, _Made]],
+        device: torch.device,
+        should_stop: Callable[[], bool],
+    ) -> dict[str, float]:
+        found = super()._distances(extractor, sets, device, should_stop)
+        name = extractor.metric_name("kd", "")
+        return found | {name: sum(found[name + ending] for ending in sets) / len(sets)}
+
+
+class _Made(ImageSet):
+    """Images made of those of a dataset's batches."""
+
+    def __init__(self, data: Data, chosen: NDArray[np.int64], seed: int, make: Callable[[Batch], Tensor]) -> None:
+        self.name = data.source.name
+        self._data, self._chosen, self._seed, self._make = data, chosen, seed, make
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def images(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        with steady(self._seed, int(indices[0])):
+            return to_uint8(self._make(self._data.examples(self._chosen[indices], self._seed))), None
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": self.name}
+
+
+def similarities(reference: Tensor, image: Tensor) -> dict[str, Tensor]:
+    """All that needs no weights, of uint8 images [N, C, H, W]: name -> [N]."""
+    found = {"psnr": psnr(reference, image), "ssim": ssim(reference, image), "l1": l1(reference, image)}
+    if ms_ssim_scales(*image.shape[2:]) >= _SCALES:
+        found["ms_ssim"] = ms_ssim(reference, image)
+    return found
+
+
+@contextmanager
+def steady(seed: int, position: int) -> Iterator[None]:
+    """A block whose dropout, of models translated in training mode, is a function of (seed, position) alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_of(_DROPOUT_STREAM, seed, position))
+        yield

@@ -1,0 +1,47 @@
+"""Distances of an image from the one it should be, as losses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+KINDS = ("l1", "l2", "charbonnier")
+
+
+class ReconstructionLoss:
+    """The mean over pixels and channels of |d|, of d^2, or of sqrt(d^2 + epsilon^2), with d = output - target in [-2, 2].
+
+    Of inpainting, the mean is weighted: 1 for missing pixels, ``known_weight`` for the others (Liu et al. 2018, equation 7,
+    which has 1/6).
+
+    Args:
+        kind: ``l1``; ``l2``; ``charbonnier`` (Charbonnier et al. 1994; Lai et al. 2017 for images).
+        epsilon: of ``charbonnier``.
+        known_weight: of pixels that a mask does not hide, 0 or more.
+
+    Raises:
+        ValueError: for an unknown kind, or numbers out of range.
+    """
+
+    def __init__(self, *, kind: str, epsilon: float, known_weight: float) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"kind={kind} of a reconstruction loss is unknown: choose one of {', '.join(KINDS)}")
+        if epsilon <= 0 or known_weight < 0:
+            raise ValueError(f"epsilon={epsilon} must be above 0 and known_weight={known_weight} 0 or more")
+        self.kind = kind
+        self.epsilon = epsilon
+        self.known_weight = known_weight
+
+    def __call__(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The scalar loss of [N, C, H, W], in float32; ``mask`` [N, 1, H, W] is 1 where pixels were missing."""
+        difference = output.float() - target.float()
+        if self.kind == "l1":
+            distance = difference.abs()
+        elif self.kind == "l2":
+            distance = difference.square()
+        else:
+            distance = (difference.square() + self.epsilon**2).sqrt()
+        if mask is None:
+            return distance.mean()
+        weight = torch.lerp(torch.full_like(mask, self.known_weight), torch.ones_like(mask), mask)
+        return (weight * distance).sum() / (weight.sum() * distance.shape[1])

@@ -1,0 +1,214 @@
+"""Park, Efros, Zhang & Zhu, "Contrastive learning for unpaired image-to-image translation", ECCV 2020: CUT and FastCUT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genimg.interfaces import Batch, Metrics, Microbatches, Progress, Update
+from genimg.losses.adversarial import AdversarialLoss
+from genimg.losses.contrastive import patch_nce
+from genimg.methods.translation import Translation, checked_mode, deceiving, in_blocks, mean_logit, over_scales, side_by_side
+from genimg.networks.resnet_translator import Translator
+
+_GAIN = 0.02  # of the perceptrons' first weights: the authors' code
+
+
+class CUT(Translation):
+    """One translator from domain a to b, whose own encoder has to find each place of the source again in the output.
+
+    Fakes are made once a step; both updates use them, the discriminator's first.
+
+    Args:
+        translator: of images [N, C, H, W] in [-1, 1], with an ``encode``.
+        discriminator: image -> logits of patches, a list of scales.
+        loss: the pair of losses; ``least_squares`` in the paper.
+        adversarial_weight: of the translator's adversarial loss.
+        contrast_weight: lambda_X of the paper's final objective, of the contrast between sources and their translations.
+        identity_weight: lambda_Y, of that between images of b and what the translator makes of these; 0 in FastCUT.
+        layers: of the encoder, whose features are compared: see ``Translator.encode``.
+        num_patches: places that are compared in every layer; all, where there are fewer.
+        projection_dim: D, outputs of the perceptron of each layer.
+        temperature: tau.
+        mirror_probability: of an image that is translated mirrored, and whose features are mirrored back; FastCUT's
+            flip-equivariance has 0.5.
+        sampled_mode: ``eval``, or ``train`` for dropout and batch statistics when translating.
+    """
+
+    loss_type = AdversarialLoss
+    batch_keys = ("a", "b")
+    directions = ("a2b",)
+
+    def __init__(
+        self,
+        *,
+        translator: Translator,
+        discriminator: nn.Module,
+        loss: AdversarialLoss,
+        adversarial_weight: float,
+        contrast_weight: float,
+        identity_weight: float,
+        layers: Sequence[int],
+        num_patches: int,
+        projection_dim: int,
+        temperature: float,
+        mirror_probability: float,
+        sampled_mode: str,
+    ) -> None:
+        super().__init__()
+        channels = _encoder_channels(translator, layers)
+        if adversarial_weight < 0 or identity_weight < 0 or not contrast_weight > 0:
+            raise ValueError(
+                f"model.adversarial_weight={adversarial_weight} and model.identity_weight={identity_weight} must be 0 or more, "
+                f"and model.contrast_weight={contrast_weight} above 0"
+            )
+        if num_patches < 2 or projection_dim < 1 or not temperature > 0:
+            raise ValueError(
+                f"model.num_patches={num_patches} must be 2 or more, model.projection_dim={projection_dim} 1 or more and "
+                f"model.temperature={temperature} above 0"
+            )
+        if not 0 <= mirror_probability <= 1:
+            raise ValueError(f"model.mirror_probability={mirror_probability} must be between 0 and 1")
+        self.network = translator
+        self.discriminator = discriminator
+        self.projections = Projections(channels=channels, dim=projection_dim)
+        self.loss = loss
+        self.adversarial_weight = adversarial_weight
+        self.contrast_weight = contrast_weight
+        self.identity_weight = identity_weight
+        self.layers = list(layers)
+        self.num_patches = num_patches
+        self.temperature = temperature
+        self.mirror_probability = mirror_probability
+        self.sampled_mode = checked_mode(sampled_mode)
+
+    def translator(self, direction: str | None) -> nn.Module:
+        return self.network
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {
+            "discriminator": list(self.discriminator.parameters()),
+            "translator": [*self.network.parameters(), *self.projections.parameters()],
+        }
+
+    def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
+        batch = update.forward("translator", self._translate, batch)
+        metrics = update("discriminator", self._discriminator_loss, batch)
+        return metrics | update("translator", self._translator_loss, batch)
+
+    def _sources(self, batch: Batch) -> Tensor:
+        """Images of a, and, for the identity, those of b behind them: in one batch, as the authors' code has it."""
+        return torch.cat([batch["a"], batch["b"]]) if self.identity_weight else batch["a"]
+
+    def _translate(self, batch: Batch) -> Batch:
+        images = self._sources(batch)
+        if not self.mirror_probability:
+            return {"translated": self.network(images)}
+        mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < self.mirror_probability
+        return {"translated": self.network(_mirror(images, mirrored)), "mirrored": mirrored}
+
+    def _discriminator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        # Two forwards, because batch norm must not mix the statistics of real and fake images.
+        on_real = self.discriminator(batch["b"])
+        on_fake = self.discriminator(batch["translated"][: len(batch["a"])].detach())
+        loss = over_scales(self.loss.discriminator, on_real, on_fake)
+        return loss, {
+            "loss/discriminator": loss.detach(),
+            "logits/real": mean_logit(on_real),
+            "logits/fake": mean_logit(on_fake),
+        }
+
+    def _translator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        count = len(batch["a"])
+        adversarial = deceiving(self.loss, self.discriminator, batch["b"], batch["translated"][:count])
+        each = self._contrast(batch)
+        contrast = each[:count].mean()
+        loss = self.adversarial_weight * adversarial + self.contrast_weight * contrast
+        metrics = {"loss/adversarial": adversarial.detach(), "loss/contrast": contrast.detach()}
+        if self.identity_weight:
+            identity = each[count:].mean()
+            loss = loss + self.identity_weight * identity
+            metrics["loss/identity"] = identity.detach()
+        return loss, metrics | {"loss/translator": loss.detach()}
+
+    def _contrast(self, batch: Batch) -> Tensor:
+        """PatchNCE of every translated image [N], the mean over layers."""
+        features = self.network.encode(batch["translated"], self.layers)
+        if "mirrored" in batch:
+            features = [_mirror(each, batch["mirrored"]) for each in features]
+        # The same places in all images of a batch, as in the authors' code.
+        places = [torch.randperm(each[0, 0].numel(), device=each.device)[: self.num_patches] for each in features]
+        queries = self.projections(features, places)
+        with torch.no_grad():  # the output has to follow the source, and not the other way round
+            keys = self.projections(self.network.encode(self._sources(batch), self.layers), places)
+        losses = [patch_nce(q, k, temperature=self.temperature) for q, k in zip(queries, keys, strict=True)]
+        return torch.stack(losses).mean(dim=0)
+
+    def check(self, batch: Batch) -> None:
+        with torch.no_grad():
+            batch = batch | self._translate(batch)
+            self._discriminator_loss(batch)
+            self._translator_loss(batch)
+
+    @torch.no_grad()
+    def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
+        """Images of a and their translations, beside one another."""
+        return {"a2b": in_blocks(side_by_side([batch["a"], self.translate(batch["a"])]))}
+
+
+class Projections(nn.Module):
+    """The perceptrons H, of one hidden layer, between the features of each layer and the loss.
+
+    Args:
+        channels: C of each layer.
+        dim: D.
+    """
+
+    def __init__(self, *, channels: Sequence[int], dim: int) -> None:
+        super().__init__()
+        self.perceptrons = nn.ModuleList(
+            nn.Sequential(nn.Linear(inputs, dim), nn.ReLU(), nn.Linear(dim, dim)) for inputs in channels
+        )
+        for linear in (layer for layer in self.modules() if isinstance(layer, nn.Linear)):
+            nn.init.xavier_normal_(linear.weight, _GAIN)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, features: Sequence[Tensor], places: Sequence[Tensor]) -> list[Tensor]:
+        """Features [N, C, H, W] of each layer at its places [P], which count row by row, as [N, P, D]."""
+        return [
+            perceptron(each.flatten(2).index_select(2, at).transpose(1, 2))
+            for perceptron, each, at in zip(self.perceptrons, features, places, strict=True)
+        ]
+
+
+def _encoder_channels(translator: Translator, layers: Sequence[int]) -> list[int]:
+    """Of the features that a translator gives at ``layers``.
+
+    Raises:
+        ValueError: if it has no such layers, or cannot encode its own output.
+    """
+    kind = f"{type(translator).__module__}.{type(translator).__name__}"
+    if not isinstance(translator, Translator):
+        raise ValueError(
+            f"model.translator, a {kind}, has no layers to compare: choose genimg.networks.resnet_translator.Translator"
+        )
+    if translator.source_channels != translator.target_channels:
+        raise ValueError(
+            "CUT compares translations with their sources by one encoder, but the domains have "
+            f"{translator.source_channels} and {translator.target_channels} channels: set data.channels_a and data.channels_b "
+            "to the same number"
+        )
+    last = len(translator.encoder_channels) - 1
+    if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] > last:
+        raise ValueError(
+            f"model.layers={list(layers)} must be one or more numbers that rise, from 0 (the image) to {last} (the last "
+            "residual block)"
+        )
+    return [translator.encoder_channels[layer] for layer in layers]
+
+
+def _mirror(images: Tensor, mirrored: Tensor) -> Tensor:
+    """[N, C, H, W] with those mirrored, left to right, that [N, 1, 1, 1] names."""
+    return torch.where(mirrored, images.flip(3), images)

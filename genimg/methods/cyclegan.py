@@ -1,0 +1,163 @@
+"""Zhu, Park, Isola & Efros, "Unpaired image-to-image translation using cycle-consistent adversarial networks", ICCV 2017."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genimg.interfaces import Batch, Metrics, Microbatches, Progress, Update
+from genimg.losses.adversarial import AdversarialLoss
+from genimg.methods.image_pool import ImagePool
+from genimg.methods.translation import (
+    Translation,
+    checked_mode,
+    deceiving,
+    in_blocks,
+    mean_logit,
+    mixes_images,
+    over_scales,
+    side_by_side,
+    together,
+)
+
+
+class CycleGAN(Translation):
+    """Two translators, each the other's inverse, and a discriminator of each domain.
+
+    A step updates the translators first, and then the discriminators with what the image pools show of their images, as the
+    authors' code does.
+
+    Args:
+        a2b, b2a: translators of images [N, C, H, W] in [-1, 1].
+        discriminator_a, discriminator_b: image -> logits of patches, a list of scales.
+        loss: the pair of losses; ``least_squares`` in the paper.
+        adversarial_weight: of the translators' adversarial losses.
+        cycle_weight: lambda of equation 3, of the L1 distance of a twice translated image from itself.
+        identity_weight: of the L1 distance of an image from its translation into the domain it is in, as a share of
+            ``cycle_weight``: section 5.2, which keeps colours.
+        pool_size: generated images of each domain that discriminators see again; 50 in the paper.
+        image_size: of the images, pixels.
+        channels_a, channels_b: of the domains.
+        sampled_mode: ``eval``, or ``train`` for dropout and batch statistics when translating.
+    """
+
+    loss_type = AdversarialLoss
+    batch_keys = ("a", "b")
+    directions = ("a2b", "b2a")
+
+    def __init__(
+        self,
+        *,
+        a2b: nn.Module,
+        b2a: nn.Module,
+        discriminator_a: nn.Module,
+        discriminator_b: nn.Module,
+        loss: AdversarialLoss,
+        adversarial_weight: float,
+        cycle_weight: float,
+        identity_weight: float,
+        pool_size: int,
+        image_size: int | Sequence[int],
+        channels_a: int,
+        channels_b: int,
+        sampled_mode: str,
+    ) -> None:
+        super().__init__()
+        weights = {"adversarial": adversarial_weight, "cycle": cycle_weight, "identity": identity_weight}
+        for name, weight in weights.items():
+            if weight < 0:
+                raise ValueError(f"model.{name}_weight={weight} must be 0 or more")
+        if identity_weight and channels_a != channels_b:
+            raise ValueError(
+                f"model.identity_weight={identity_weight} compares images of both domains, but they have {channels_a} and "
+                f"{channels_b} channels: set it to 0"
+            )
+        self.a2b, self.b2a = a2b, b2a
+        self.discriminator_a, self.discriminator_b = discriminator_a, discriminator_b
+        self.loss = loss
+        self.adversarial_weight = adversarial_weight
+        self.cycle_weight = cycle_weight
+        self.identity_weight = identity_weight
+        self.pool_a = ImagePool(size=pool_size, channels=channels_a, image_size=image_size)
+        self.pool_b = ImagePool(size=pool_size, channels=channels_b, image_size=image_size)
+        self.sampled_mode = checked_mode(sampled_mode)
+        # Instance norm looks at each image alone, so that several batches can go through in one.
+        self._apart = {name: mixes_images(network) for name, network in self.named_children()}
+
+    def translator(self, direction: str | None) -> nn.Module:
+        return self.b2a if direction == "b2a" else self.a2b
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {
+            "translators": [*self.a2b.parameters(), *self.b2a.parameters()],
+            "discriminators": [*self.discriminator_a.parameters(), *self.discriminator_b.parameters()],
+        }
+
+    def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
+        batch = update.forward("translators", self._translate, batch)
+        metrics = update("translators", self._translators_loss, batch)
+        return metrics | update("discriminators", self._discriminators_loss, batch)
+
+    def _translate(self, batch: Batch) -> Batch:
+        a, b = batch["a"], batch["b"]
+        made: Batch = {}
+        if self.identity_weight:
+            made["fake_b"], made["same_b"] = together(self.a2b, a, b, apart=self._apart["a2b"])
+            made["fake_a"], made["same_a"] = together(self.b2a, b, a, apart=self._apart["b2a"])
+        else:
+            made["fake_b"], made["fake_a"] = self.a2b(a), self.b2a(b)
+        made["cycled_a"], made["cycled_b"] = self.b2a(made["fake_b"]), self.a2b(made["fake_a"])
+        return made
+
+    def _translators_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        adversarial = deceiving(self.loss, self.discriminator_b, batch["b"], batch["fake_b"])
+        adversarial = adversarial + deceiving(self.loss, self.discriminator_a, batch["a"], batch["fake_a"])
+        cycle = _l1(batch["cycled_a"], batch["a"]) + _l1(batch["cycled_b"], batch["b"])
+        loss = self.adversarial_weight * adversarial + self.cycle_weight * cycle
+        metrics = {"loss/adversarial": adversarial.detach(), "loss/cycle": cycle.detach()}
+        if self.identity_weight:
+            identity = _l1(batch["same_a"], batch["a"]) + _l1(batch["same_b"], batch["b"])
+            loss = loss + self.identity_weight * self.cycle_weight * identity
+            metrics["loss/identity"] = identity.detach()
+        return loss, metrics | {"loss/translators": loss.detach()}
+
+    def _discriminators_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        total = batch["a"].new_zeros(())
+        metrics: Metrics = {}
+        for domain, discriminator, pool in (
+            ("a", self.discriminator_a, self.pool_a),
+            ("b", self.discriminator_b, self.pool_b),
+        ):
+            real, fake = batch[domain], pool(batch[f"fake_{domain}"])
+            if self._apart[f"discriminator_{domain}"]:
+                on_real, on_fake = discriminator(real), discriminator(fake)
+            else:
+                both = discriminator(torch.cat([real, fake.to(real.dtype)]))
+                on_real, on_fake = [scale[: len(real)] for scale in both], [scale[len(real) :] for scale in both]
+            loss = over_scales(self.loss.discriminator, on_real, on_fake)
+            total = total + loss
+            metrics |= {
+                f"loss/discriminator_{domain}": loss.detach(),
+                f"logits/real_{domain}": mean_logit(on_real),
+                f"logits/fake_{domain}": mean_logit(on_fake),
+            }
+        return total, metrics
+
+    def check(self, batch: Batch) -> None:
+        with torch.no_grad():
+            self._translators_loss(batch | self._translate(batch))
+
+    @torch.no_grad()
+    def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
+        """Images of each domain, their translations, and these translated back, one a row."""
+        pictures = {}
+        for direction, back, key in (("a2b", "b2a", "a"), ("b2a", "a2b", "b")):
+            translated = self.translate(batch[key], direction)
+            pictures[direction] = in_blocks(side_by_side([batch[key], translated, self.translate(translated, back)]))
+        return pictures
+
+
+def _l1(output: Tensor, image: Tensor) -> Tensor:
+    return (output.float() - image).abs().mean()

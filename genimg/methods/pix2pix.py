@@ -1,0 +1,100 @@
+"""Isola, Zhu, Zhou & Efros, "Image-to-image translation with conditional adversarial networks", CVPR 2017."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from genimg.interfaces import Batch, Metrics, Microbatches, Progress, Update
+from genimg.losses.adversarial import AdversarialLoss
+from genimg.losses.reconstruction import ReconstructionLoss
+from genimg.methods.translation import Translation, checked_mode, deceiving, in_blocks, mean_logit, mixes_images, over_scales
+
+log = logging.getLogger(__name__)
+
+
+class Pix2Pix(Translation):
+    """A translator trained to be near the target and to deceive a discriminator that sees the source, too.
+
+    Fakes are made once a step; both updates use them.
+
+    Args:
+        translator: source [N, S, H, W] -> output [N, T, H, W] in [-1, 1]; its dropout is the paper's only noise.
+        discriminator: (image, condition) -> logits of patches, a list of scales.
+        loss: the pair of losses; ``nonsaturating`` in the paper.
+        reconstruction: distance of the output from the target.
+        reconstruction_weight: lambda of equation 4; 100 in the paper.
+        sampled_mode: ``eval``; ``train`` keeps dropout and batch statistics on when translating, as the paper does.
+    """
+
+    loss_type = AdversarialLoss
+    batch_keys = ("source", "target")
+
+    def __init__(
+        self,
+        *,
+        translator: nn.Module,
+        discriminator: nn.Module,
+        loss: AdversarialLoss,
+        reconstruction: ReconstructionLoss,
+        reconstruction_weight: float,
+        sampled_mode: str,
+    ) -> None:
+        super().__init__()
+        if reconstruction_weight < 0:
+            raise ValueError(f"model.reconstruction_weight={reconstruction_weight} must be 0 or more")
+        self.network = translator
+        self.discriminator = discriminator
+        self.loss = loss
+        self.reconstruction = reconstruction
+        self.reconstruction_weight = reconstruction_weight
+        self.sampled_mode = checked_mode(sampled_mode)
+
+    def translator(self, direction: str | None) -> nn.Module:
+        return self.network
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"discriminator": list(self.discriminator.parameters()), "translator": list(self.network.parameters())}
+
+    def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
+        batch = update.forward("translator", lambda each: {"fake": self.network(each["source"])}, batch)
+        metrics = update("discriminator", self._discriminator_loss, batch)
+        return metrics | update("translator", self._translator_loss, batch)
+
+    def _discriminator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        # Two forwards, because batch norm must not mix the statistics of real and fake images.
+        on_real = self.discriminator(batch["target"], batch["source"])
+        on_fake = self.discriminator(batch["fake"].detach(), batch["source"])
+        loss = over_scales(self.loss.discriminator, on_real, on_fake)
+        return loss, {
+            "loss/discriminator": loss.detach(),
+            "logits/real": mean_logit(on_real),
+            "logits/fake": mean_logit(on_fake),
+        }
+
+    def _translator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        judge = partial(self.discriminator, condition=batch["source"])
+        adversarial = deceiving(self.loss, judge, batch["target"], batch["fake"])
+        distance = self.reconstruction(batch["fake"], batch["target"], batch.get("mask"))
+        loss = adversarial + self.reconstruction_weight * distance
+        return loss, {
+            "loss/translator": loss.detach(),
+            "loss/adversarial": adversarial.detach(),
+            "loss/reconstruction": distance.detach(),
+        }
+
+    def check(self, batch: Batch) -> None:
+        output = self.network(batch["source"])
+        self.discriminator(batch["target"], batch["source"])
+        self.discriminator(output, batch["source"])
+        self.reconstruction(output, batch["target"], batch.get("mask"))
+        if self.sampled_mode == "eval" and mixes_images(self.network):
+            log.info("translations use batch norm's averages; model.sampled_mode=train is how pix2pix's authors test")
+
+    @torch.no_grad()
+    def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
+        """Sources, translations and targets, beside one another."""
+        return {"translations": in_blocks(self.pictures(batch))}

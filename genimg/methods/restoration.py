@@ -1,0 +1,65 @@
+"""A translator that is trained to be near the target and nothing else: denoising, inpainting, enlarging, colouring."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from genimg.interfaces import Batch, Metrics, Microbatches, Progress, Update
+from genimg.losses.reconstruction import ReconstructionLoss
+from genimg.methods.translation import Translation, in_blocks
+
+
+class Restoration(Translation):
+    """Regression from the source to the target; with an adversarial term it is ``pix2pix``.
+
+    Args:
+        translator: source [N, S, H, W] -> output [N, T, H, W] in [-1, 1].
+        loss: distance of the output from the target.
+        residual: add the source to what the network answers, so that it need only learn the difference (Zhang et al. 2017,
+            DnCNN); for sources with the channels of the target first, such as noisy images.
+    """
+
+    loss_type = ReconstructionLoss
+    batch_keys = ("source", "target")
+
+    def __init__(self, *, translator: nn.Module, loss: ReconstructionLoss, residual: bool) -> None:
+        super().__init__()
+        self.network = _Residual(translator) if residual else translator
+        self.loss = loss
+
+    def translator(self, direction: str | None) -> nn.Module:
+        return self.network
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"translator": list(self.network.parameters())}
+
+    def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
+        return update("translator", self._loss, batch)
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        loss = self.loss(self.network(batch["source"]), batch["target"], batch.get("mask"))
+        return loss, {"loss/reconstruction": loss.detach()}
+
+    def check(self, batch: Batch) -> None:
+        self._loss(batch)
+
+    @torch.no_grad()
+    def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
+        """Sources, restored images and targets, beside one another."""
+        return {"restored": in_blocks(self.pictures(batch))}
+
+
+class _Residual(nn.Module):
+    def __init__(self, translator: nn.Module) -> None:
+        super().__init__()
+        self.translator = translator
+        self.multiple: int = getattr(translator, "multiple", 1)
+
+    def forward(self, source: Tensor) -> Tensor:
+        output: Tensor = self.translator(source)
+        if source.shape[1] < output.shape[1]:
+            raise ValueError(
+                f"model.residual=true adds sources of {source.shape[1]} channels to {output.shape[1]}: set it to false"
+            )
+        return output + source[:, : output.shape[1]]

@@ -1,0 +1,124 @@
+"""What methods that make images from images have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from genimg.data.tasks import Task
+from genimg.interfaces import Batch, Method
+from genimg.losses.adversarial import AdversarialLoss
+
+MODES = ("eval", "train")
+
+
+class Translation(Method):
+    """A method that translates.
+
+    Attributes:
+        task: of the data it is trained on; the build says which.
+    """
+
+    translates = True
+    task: Task
+
+    @abstractmethod
+    def translator(self, direction: str | None) -> nn.Module:
+        """The network that translates in one of ``directions``."""
+
+    @property
+    def multiple(self) -> int:
+        return int(getattr(self.translator(None), "multiple", 1))
+
+    @torch.no_grad()
+    def translate(self, source: Tensor, direction: str | None = None) -> Tensor:
+        with in_mode(self.translator(direction), self.sampled_mode) as network:
+            output: Tensor = network(source)
+            return output.float()
+
+    def pictures(self, batch: Batch) -> Tensor:
+        """Each source, what is made of it and what should be made: [N, 3, C, H, W]."""
+        source = batch["source"]
+        images = (
+            self.task.shown(source),
+            self.task.result(self.translate(source), source),
+            self.task.result(batch["target"], source),
+        )
+        return side_by_side(images)
+
+
+def side_by_side(images: Sequence[Tensor]) -> Tensor:
+    """Images [N, C, H, W] of 1 or 3 channels as [N, K, C, H, W] with what channels the most have."""
+    channels = max(each.shape[1] for each in images)
+    return torch.stack([each.expand(-1, channels, -1, -1) for each in images], dim=1)
+
+
+def in_blocks(rows: Tensor) -> Tensor:
+    """Rows of pictures [N, K, C, H, W] in several blocks side by side, so that all are about a square: [R, B x K, C, H, W].
+
+    What is left over in the last row is white.
+    """
+    count, width = rows.shape[:2]
+    blocks = max(1, round((count / width) ** 0.5))
+    missing = -count % blocks
+    rows = torch.cat([rows, rows.new_ones(missing, *rows.shape[1:])])
+    return rows.unflatten(0, (-1, blocks)).flatten(1, 2)
+
+
+def checked_mode(mode: str) -> str:
+    """``eval`` or ``train``.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if mode not in MODES:
+        raise ValueError(
+            f"sampled_mode={mode} is unknown: choose eval, or train for dropout and batch statistics as in training"
+        )
+    return mode
+
+
+@contextmanager
+def in_mode(network: nn.Module, mode: str) -> Iterator[nn.Module]:
+    """A network in evaluation, or as in training but for its buffers, which stay as they are (batch norm's averages)."""
+    training = network.training
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()} if mode == "train" else {}
+    network.train(mode == "train")
+    try:
+        yield network
+    finally:
+        network.train(training)
+        for name, buffer in buffers.items():
+            network.get_buffer(name).copy_(buffer)
+
+
+def mixes_images(network: nn.Module) -> bool:
+    """Whether what it makes of an image depends on the others of the batch, as with batch norm."""
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
+
+
+def together(network: Callable[[Tensor], Tensor], *images: Tensor, apart: bool) -> list[Tensor]:
+    """A network's answers to each of several batches, in one forward unless they are to be kept ``apart``."""
+    if apart:
+        return [network(each) for each in images]
+    return list(network(torch.cat(images)).split([len(each) for each in images]))
+
+
+def over_scales(loss: Callable[..., Tensor], *logits: Sequence[Tensor]) -> Tensor:
+    """The mean of an adversarial loss over a discriminator's scales, each by its own patches."""
+    return torch.stack([loss(*(each.float() for each in scale)) for scale in zip(*logits, strict=True)]).mean()
+
+
+def deceiving(loss: AdversarialLoss, discriminator: Callable[[Tensor], Sequence[Tensor]], real: Tensor, fake: Tensor) -> Tensor:
+    """The translator's adversarial loss; a relativistic one looks at the real images, too."""
+    on_fake = discriminator(fake)
+    return over_scales(loss.generator, *([discriminator(real), on_fake] if loss.relativistic else [on_fake]))
+
+
+def mean_logit(logits: Sequence[Tensor]) -> Tensor:
+    """Of the first scale, to log."""
+    return logits[0].detach().float().mean()

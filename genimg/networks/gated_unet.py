@@ -1,0 +1,203 @@
+"""U-Nets that know which pixels are missing: Liu et al., "Image inpainting for irregular holes using partial convolutions",
+ECCV 2018, and Yu et al., "Free-form image inpainting with gated convolution", ICCV 2019."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genimg.networks.layers import halvings, initialise, normalisation_layer
+
+CONVOLUTIONS = ("plain", "gated", "partial")
+_KERNELS = (7, 5, 5)  # of the first halvings; 3 of all others, and of the way up: Liu et al. 2018
+_WIDEST = 8  # times the first width
+
+
+class PartialConv2d(nn.Conv2d):
+    """A convolution of the known pixels alone: Liu et al. 2018, equations 1 and 2.
+
+    What it makes of a window is scaled up as if all of it were known, and 0 where nothing is. Beyond the border nothing is
+    known (section 3.2, "as padding"), so that there is no padding mode but zeros.
+
+    Args:
+        inputs, outputs: channels.
+        size: of the kernel, odd.
+        stride: between windows.
+        bias: added where anything is known.
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: int, *, stride: int, bias: bool) -> None:
+        super().__init__(inputs, outputs, size, stride=stride, padding=size // 2, bias=bias)
+
+    def forward(self, features: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """The features [N, C', H', W'], and which of them are known.
+
+        Args:
+            features: [N, C, H, W].
+            known: 1 or 0, float [N, 1, H, W], or [N, C, H, W] where channels differ; as is, [N, 1, H', W'], what returns.
+        """
+        share = known.float().mean(dim=1, keepdim=True)
+        border = self.kernel_size[0] // 2
+        share = F.avg_pool2d(share, self.kernel_size, self.stride, border)  # sum(M) / sum(1), [N, 1, H', W']
+        updated = (share > 0).to(known.dtype)
+        result = F.conv2d(features * known, self.weight, None, self.stride, border)
+        result = result * (updated / share.clamp_min(torch.finfo(share.dtype).tiny)).to(result.dtype)
+        if self.bias is not None:
+            result = result + (updated * self.bias[:, None, None]).to(result.dtype)
+        return result, updated
+
+
+class GatedConv2d(nn.Module):
+    """A convolution whose every output another one opens or closes: Yu et al. 2019, section 3.1.
+
+    It makes phi(features) * sigmoid(gate), of which both are convolutions.
+
+
+    Args:
+        inputs, outputs: channels.
+        size: of the kernel, odd.
+        stride: between windows.
+        activation: phi, of features [N, C', H', W']; a normalisation may come first.
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: int, *, stride: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(inputs, 2 * outputs, size, stride=stride, padding=size // 2)  # features, then gates
+        self.activation = activation
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C', H', W']."""
+        features, gate = self.convolution(features).chunk(2, dim=1)
+        activated: Tensor = self.activation(features)
+        return activated * torch.sigmoid(gate)
+
+
+class Translator(nn.Module):
+    """Halves an image with holes and doubles it again, with what it was like beside each size, the image itself at the last.
+
+    Liu et al.'s network with one of three convolutions. Sources are those of task=inpaint, whose last channel is the mask, 1 on
+    missing and -1 on known pixels. ``partial`` uses it as a mask, the others see it as a channel. The last convolution is
+    plain where the others are gated, as in Yu et al. It takes images of any height and width that are multiples of
+    ``multiple``.
+
+    Args:
+        source_channels: C + 1.
+        target_channels: C.
+        image_size: pixels of the training's images, one number or [height, width].
+        convolution: ``plain``, ``gated`` or ``partial``.
+        width: channels after the first halving; doubled by each of the next three. 64 in Liu et al.
+        num_downs: halvings; None takes as many as the image size has room for, down to 2 or an odd size.
+        normalisation: see ``layers``; none of the first halving and the last convolution. ``instance`` is without scale and
+            shift.
+        initialisation: see ``layers``.
+
+    Raises:
+        ValueError: if a setting is unknown or out of range, the image cannot be halved so often, or sources have no mask.
+    """
+
+    def __init__(
+        self,
+        *,
+        source_channels: int,
+        target_channels: int,
+        image_size: int | Sequence[int],
+        convolution: str,
+        width: int,
+        num_downs: int | None,
+        normalisation: str,
+        initialisation: str,
+    ) -> None:
+        super().__init__()
+        if convolution not in CONVOLUTIONS:
+            raise ValueError(f"convolution={convolution} is unknown: choose one of {', '.join(CONVOLUTIONS)}")
+        if width < 1:
+            raise ValueError(f"width={width} of a gated U-Net must be 1 or more")
+        if num_downs is not None and num_downs < 1:
+            raise ValueError(f"num_downs={num_downs} of a gated U-Net must be 1 or more, or null")
+        if source_channels != target_channels + 1:
+            raise ValueError(
+                f"this model fills holes: a source has the target's {target_channels} channels and a mask, not "
+                f"{source_channels} channels: choose a task such as task=inpaint_strokes, or another model"
+            )
+        most, _ = halvings(image_size, smallest=2, least=num_downs or 1)
+        count = most if num_downs is None else num_downs
+        self.multiple = 2**count
+        self.is_partial = convolution == "partial"
+        widths = [target_channels if self.is_partial else source_channels]
+        widths += [width * min(2**level, _WIDEST) for level in range(count)]
+        self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
+        for level in range(count):
+            self.downs.append(
+                _Layer(
+                    widths[level],
+                    widths[level + 1],
+                    _KERNELS[level] if level < len(_KERNELS) else 3,
+                    stride=2,
+                    convolution=convolution,
+                    activation=nn.ReLU(),
+                    normalisation=normalisation if level else "none",
+                )
+            )
+        for level in range(count - 1, -1, -1):  # from the smallest size outwards
+            self.ups.append(
+                _Layer(
+                    widths[level + 1] + widths[level],
+                    widths[level] if level else target_channels,
+                    3,
+                    stride=1,
+                    convolution=convolution if level or self.is_partial else "plain",
+                    activation=nn.LeakyReLU(0.2) if level else nn.Tanh(),
+                    normalisation=normalisation if level else "none",
+                )
+            )
+        initialise(self, initialisation)
+
+    def forward(self, source: Tensor) -> Tensor:
+        """[N, C + 1, H, W] -> [N, C, H, W] in [-1, 1]."""
+        features, known = source, None
+        if self.is_partial:
+            features, known = source[:, :-1], (source[:, -1:] < 0).to(source.dtype)
+        sides: list[tuple[Tensor, Tensor | None]] = []
+        for down in self.downs:
+            sides.append((features, known))
+            features, known = down(features, known)
+        for up in self.ups:
+            side, known_side = sides.pop()
+            if known is not None and known_side is not None:
+                known = torch.cat([_doubled(known).expand(-1, features.shape[1], -1, -1), known_side.expand_as(side)], dim=1)
+            features, known = up(torch.cat([_doubled(features), side], dim=1), known)
+        return features
+
+
+class _Layer(nn.Module):
+    """One convolution of the network, normalised and activated."""
+
+    def __init__(
+        self, inputs: int, outputs: int, size: int, *, stride: int, convolution: str, activation: nn.Module, normalisation: str
+    ) -> None:
+        super().__init__()
+        bias = normalisation != "batch"
+        activation = nn.Sequential(normalisation_layer(normalisation, outputs, affine=False), activation)
+        self.convolution: nn.Module
+        if convolution == "gated":
+            self.convolution = GatedConv2d(inputs, outputs, size, stride=stride, activation=activation)
+            activation = nn.Identity()
+        elif convolution == "partial":
+            self.convolution = PartialConv2d(inputs, outputs, size, stride=stride, bias=bias)
+        else:
+            self.convolution = nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=bias)
+        self.activation = activation
+
+    def forward(self, features: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Features, and which of them are known; None where convolutions do not ask."""
+        if known is None:
+            return self.activation(self.convolution(features)), None
+        features, known = self.convolution(features, known)
+        return self.activation(features), known
+
+
+def _doubled(features: Tensor) -> Tensor:
+    return F.interpolate(features, scale_factor=2.0, mode="nearest")

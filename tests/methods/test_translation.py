@@ -1,0 +1,311 @@
+"""What methods that translate share: the mode of sampling, batches together and apart, scales, and pictures."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from genimg.losses.adversarial import (
+    AdversarialLoss,
+    least_squares_discriminator_loss,
+    least_squares_generator_loss,
+    relativistic_discriminator_loss,
+    relativistic_generator_loss,
+)
+from genimg.losses.reconstruction import ReconstructionLoss
+from genimg.methods.restoration import Restoration
+from genimg.methods.translation import (
+    checked_mode,
+    deceiving,
+    in_blocks,
+    in_mode,
+    mean_logit,
+    mixes_images,
+    over_scales,
+    side_by_side,
+    together,
+)
+from genimg.networks.layers import ConditionalBatchNorm2d, normalisation_layer
+
+LEAST_SQUARES = AdversarialLoss(discriminator=least_squares_discriminator_loss, generator=least_squares_generator_loss)
+RELATIVISTIC = AdversarialLoss(
+    discriminator=relativistic_discriminator_loss, generator=relativistic_generator_loss, relativistic=True
+)
+
+
+def images(count: int = 3, channels: int = 2, seed: int = 1) -> torch.Tensor:
+    return torch.randn(count, channels, 6, 5, generator=torch.Generator().manual_seed(seed))
+
+
+def network(*, dropout: float = 0.5) -> nn.Sequential:
+    """With batch norm, whose averages are not those of any batch, dropout, and spectral norm."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.BatchNorm2d(2), nn.Dropout(dropout), spectral_norm(nn.Conv2d(2, 3, 3, padding=1)))
+    layers[0].running_mean.fill_(0.7)
+    layers[0].running_var.fill_(3.0)
+    return layers
+
+
+def buffers(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
+def unlike(module: nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
+    """The buffers with other bits than before."""
+    after = buffers(module)
+    assert after.keys() == before.keys()
+    return {name.rsplit(".", 1)[1] for name in before if not torch.equal(before[name], after[name])}
+
+
+CHANGING = {"running_mean", "running_var", "num_batches_tracked", "_u", "_v"}
+
+
+# The mode
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_in_train_mode_buffers_change_within_the_block_alone(training):
+    module = network().train(training)
+    before = buffers(module)
+    with in_mode(module, "train") as same, torch.no_grad():
+        assert same is module
+        assert all(layer.training for layer in module.modules())
+        module(images())
+        assert unlike(module, before) == CHANGING
+    assert unlike(module, before) == set()
+    assert all(layer.training == training for layer in module.modules())
+
+
+def test_train_mode_has_the_statistics_of_the_batch_and_eval_mode_the_averages():
+    module = network(dropout=0.0)[:1].eval()
+    batch = images()
+    x = batch.double()
+    mean, variance = x.mean(dim=(0, 2, 3), keepdim=True), x.var(dim=(0, 2, 3), keepdim=True, correction=0)
+    with in_mode(module, "train"):
+        found = module(batch)
+    assert torch.allclose(found.double(), (x - mean) / (variance + 1e-5).sqrt(), rtol=0, atol=1e-5)
+    with in_mode(module, "eval"):
+        found = module(batch)
+    assert torch.allclose(found.double(), (x - 0.7) / math.sqrt(3.0 + 1e-5), rtol=0, atol=1e-5)
+
+
+def test_dropout_is_on_in_train_mode_and_off_in_eval_mode():
+    module = nn.Dropout(0.5)
+    ones = torch.ones(10_000)
+    with in_mode(module, "train"):
+        first, second = module(ones), module(ones)
+    assert set(first.tolist()) == {0.0, 2.0}
+    assert first.mean().item() == pytest.approx(1.0, abs=0.04)  # 4 standard errors
+    assert not torch.equal(first, second)
+    with in_mode(module, "eval"):
+        assert torch.equal(module(ones), ones)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_in_eval_mode_no_buffer_changes_even_within(training):
+    module = network().train(training)
+    before = buffers(module)
+    with in_mode(module, "eval"), torch.no_grad():
+        assert not any(layer.training for layer in module.modules())
+        first = module(images())
+        assert torch.equal(module(images()), first)
+    assert unlike(module, before) == set()
+    assert all(layer.training == training for layer in module.modules())
+    assert torch.equal(first, network().eval()(images()))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("training", [False, True])
+def test_mode_and_buffers_come_back_when_the_block_raises(mode, training):
+    module = network().train(training)
+    before = buffers(module)
+
+    def fail() -> None:
+        with in_mode(module, mode), torch.no_grad():
+            module(images())
+            raise KeyError("within")
+
+    with pytest.raises(KeyError, match="within"):
+        fail()
+    assert unlike(module, before) == set()
+    assert all(layer.training == training for layer in module.modules())
+
+
+def test_modes_are_eval_and_train():
+    assert [checked_mode(mode) for mode in ("eval", "train")] == ["eval", "train"]
+    with pytest.raises(ValueError, match="sampled_mode=test is unknown: choose eval, or train"):
+        checked_mode("test")
+
+
+# A translation
+
+
+def method(module: nn.Module) -> Restoration:
+    loss = ReconstructionLoss(kind="l1", epsilon=1e-3, known_weight=1.0)
+    return Restoration(translator=module, loss=loss, residual=False)
+
+
+def test_a_translation_has_no_gradient_and_is_float32_whatever_the_precision():
+    module = method(nn.Conv2d(2, 2, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module.network(images()).dtype == torch.bfloat16
+        found = module.translate(images())
+    assert found.dtype == torch.float32
+    assert not found.requires_grad
+    assert torch.allclose(found, module.network(images()), rtol=0, atol=0.05)
+    assert torch.equal(found, found.bfloat16().float())
+
+
+def test_the_sides_sources_need_are_the_translators():
+    module = nn.Identity()
+    assert method(module).multiple == 1
+    module.multiple = 8
+    assert method(module).multiple == 8
+
+
+# Batches in one forward
+
+
+def normalised(kind: str) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), normalisation_layer(kind, 4), nn.ReLU(), nn.Conv2d(4, 3, 1))
+
+
+PARTS = (images(3, seed=1), 2 * images(1, seed=2) + 1, images(2, seed=3) - 1)
+
+
+@pytest.mark.parametrize("kind", ["none", "instance", "layer"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_batches_together_answer_as_alone_where_images_are_not_mixed(kind, apart):
+    module = normalised(kind)
+    assert not mixes_images(module)
+    found = together(module, *PARTS, apart=apart)
+    assert [len(each) for each in found] == [3, 1, 2]
+    for each, part in zip(found, PARTS, strict=True):
+        assert torch.allclose(each, module(part), rtol=0, atol=1e-5)
+
+
+def test_batches_together_answer_otherwise_with_batch_norm():
+    module = normalised("batch")
+    assert mixes_images(module)
+    expected = [module(part) for part in PARTS]
+    for each, alone in zip(together(module, *PARTS, apart=True), expected, strict=True):
+        assert torch.allclose(each, alone, rtol=0, atol=1e-5)
+    for each, alone in zip(together(module, *PARTS, apart=False), expected, strict=True):
+        assert not torch.allclose(each, alone, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_there_is_one_forward_unless_batches_are_kept_apart(apart):
+    sizes = []
+    module = normalised("none")
+    module.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    together(module, *PARTS, apart=apart)
+    assert sizes == ([3, 1, 2] if apart else [6])
+
+
+def test_batch_norm_of_any_kind_mixes_images_also_deep_inside():
+    assert mixes_images(nn.Sequential(nn.Sequential(nn.BatchNorm2d(2))))
+    assert mixes_images(nn.ModuleList([ConditionalBatchNorm2d(2, 3)]))
+    assert mixes_images(nn.SyncBatchNorm(2))
+    for layer in (nn.InstanceNorm2d(2), nn.GroupNorm(1, 2), nn.Dropout(0.5), nn.Conv2d(1, 1, 1)):
+        assert not mixes_images(nn.Sequential(layer))
+
+
+# Scales
+
+
+def scales(seed: int) -> list[torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, 1, size, size, generator=random) + 3 * number for number, size in enumerate((5, 2))]
+
+
+def test_every_scale_counts_the_same_whatever_its_patches():
+    real, fake = scales(1), scales(2)
+    each = [0.5 * ((r.double() - 1) ** 2).mean() + 0.5 * (f.double() ** 2).mean() for r, f in zip(real, fake, strict=True)]
+    found = over_scales(least_squares_discriminator_loss, real, fake)
+    assert found.shape == ()
+    assert found.item() == pytest.approx((sum(each) / 2).item(), rel=1e-6)
+    flat = [torch.cat([scale.flatten() for scale in side]) for side in (real, fake)]
+    assert abs(least_squares_discriminator_loss(*flat).item() / found.item() - 1) > 0.1
+
+
+def test_losses_of_bf16_logits_are_of_float32():
+    logits = [each.bfloat16() for each in scales(1)]
+    found = over_scales(least_squares_generator_loss, logits)
+    assert found.dtype == torch.float32
+    expected = sum(0.5 * (each.double() - 1).square().mean() for each in logits) / 2
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_sides_of_unlike_scales_are_a_mistake():
+    with pytest.raises(ValueError, match="shorter"):
+        over_scales(least_squares_discriminator_loss, scales(1), scales(2)[:1])
+
+
+def test_the_logged_logit_is_of_the_first_scale_without_graph():
+    logits = [each.requires_grad_() for each in scales(1)]
+    found = mean_logit(logits)
+    assert found.item() == pytest.approx(logits[0].double().mean().item(), rel=1e-5)
+    assert not found.requires_grad
+
+
+class Judge:
+    """Two scales of an image; remembers what it was shown."""
+
+    def __init__(self) -> None:
+        self.seen = []
+
+    def __call__(self, image: torch.Tensor) -> list[torch.Tensor]:
+        self.seen.append(image)
+        return [image[:, :1], 2 * F.avg_pool2d(image[:, :1], 2) - 1]
+
+
+def test_a_plain_loss_sees_the_fakes_alone():
+    judge, real, fake = Judge(), images(seed=1), images(seed=2)
+    found = deceiving(LEAST_SQUARES, judge, real, fake)
+    assert len(judge.seen) == 1
+    assert judge.seen[0] is fake
+    expected = sum(0.5 * (each.double() - 1).square().mean() for each in Judge()(fake)) / 2
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_relativistic_loss_compares_every_patch_with_the_real_one():
+    judge, real, fake = Judge(), images(seed=1), images(seed=2).requires_grad_()
+    found = deceiving(RELATIVISTIC, judge, real, fake)
+    assert {id(each) for each in judge.seen} == {id(real), id(fake)}
+    pairs = zip(Judge()(real.double()), Judge()(fake.double()), strict=True)
+    expected = sum((-(torch.sigmoid(f - r).log())).mean() for r, f in pairs) / 2
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    found.backward()
+    (gradient,) = torch.autograd.grad(expected, fake)
+    assert torch.allclose(fake.grad, gradient, rtol=1e-4, atol=1e-8)
+
+
+# Pictures
+
+
+def test_grey_images_beside_coloured_ones_have_three_like_channels():
+    grey, coloured = images(2, 1), images(2, 3)
+    found = side_by_side([grey, coloured])
+    assert found.shape == (2, 2, 3, 6, 5)
+    assert torch.equal(found[:, 0], grey.repeat(1, 3, 1, 1))
+    assert torch.equal(found[:, 1], coloured)
+    assert side_by_side([grey, grey, grey]).shape == (2, 3, 1, 6, 5)
+
+
+@pytest.mark.parametrize(
+    ("count", "width", "expected"), [(1, 3, (1, 3)), (4, 3, (4, 3)), (12, 3, (6, 6)), (7, 3, (4, 6)), (64, 2, (11, 12))]
+)
+def test_rows_are_in_blocks_about_a_square(count, width, expected):
+    rows = torch.arange(count * width).view(count, width, 1, 1, 1).expand(-1, -1, 1, 2, 3) / 1000 - 0.5
+    found = in_blocks(rows)
+    assert found.shape == (*expected, 1, 2, 3)
+    flat = found.reshape(-1, width, 1, 2, 3)  # every row of a grid is whole rows of pictures
+    assert torch.equal(flat[:count], rows)
+    assert (flat[count:] == 1.0).all()

@@ -1,0 +1,493 @@
+"""genimg-translate: files in, files out, at any size, in tiles, with masks, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from torch import Tensor
+
+from genimg import build
+from genimg.commands.common import load_method, open_checkpoint
+from genimg.commands.sample import sample
+from genimg.commands.translate import translate
+from genimg.commands.translator import image_channels
+from genimg.data.degradations import Colorize, Denoise, Edges, SuperResolution
+from genimg.data.edges import Sobel
+from genimg.data.tasks import Pair, Task
+from genimg.images import to_uint8
+from genimg.methods.translation import Translation
+from genimg.paths import config_dir
+
+PROGRAM = "import sys; from genimg import cli; getattr(cli, sys.argv.pop(1))()"
+TRAINING = """
+import json, sys
+from genimg import cli
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["genimg-train", *arguments]
+    cli.train()
+"""
+SMALL = ["data.image_size=16", "trainer.batch_size=4", "trainer.duration=2 steps", "trainer.preview_images=2", "device=cpu"]
+SMALL += ["evaluation=none"]
+SHAPES = [*SMALL, "data=shapes", "data.num_images=8"]
+RESTORATION = [*SHAPES, "model=restoration", "model.translator.width=4", "model.translator.num_blocks=1"]
+DISCRIMINATOR = ["width=4", "num_strided=1"]
+RUNS = {
+    "denoise": [*RESTORATION, "task=denoise"],
+    "inpaint": [*RESTORATION, "task=inpaint_boxes"],
+    "enlarge": [*RESTORATION, "task=super_resolution", "task.factor=2"],
+    "colorize": [*RESTORATION, "task=colorize", "model.residual=false"],
+    "pix2pix": [*SMALL, "model=pix2pix", "data=paired", "model.translator.width=4",
+                *(f"model.discriminator.{setting}" for setting in DISCRIMINATOR)],
+    "cyclegan": [*SMALL, "model=cyclegan", "data=unpaired", "data.channels_b=1", "model.identity_weight=0", "model.a2b.width=4",
+                 "model.a2b.num_blocks=1", *(f"model.discriminator_a.{setting}" for setting in DISCRIMINATOR)],
+    "gan": [*SHAPES, "model=dcgan_small", "model.generator.width=8"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run directories of models that have hardly been trained."""
+    root = tmp_path_factory.mktemp("runs")
+    write_images(root / "a", {f"{i}.png": (16, 16) for i in range(4)})
+    write_images(root / "b", {f"{i}.png": (16, 16) for i in range(4)}, seed=1)
+    domains = [f"data.a={root / 'a'}", f"data.b={root / 'b'}"]
+    lines = [
+        [*arguments, f"run_dir={root / name}", *(domains if name in ("pix2pix", "cyclegan") else [])]
+        for name, arguments in RUNS.items()
+    ]
+    command = [sys.executable, "-c", TRAINING, json.dumps(lines)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stdout + result.stderr
+    return root
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path
+
+
+def write_images(folder: Path, sizes: dict[str, tuple[int, int]], seed: int = 0) -> None:
+    """RGB noise of so many pixels, height and width."""
+    random = np.random.default_rng(seed)
+    for name, size in sizes.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
+
+
+def run_translate(run: Path, *overrides: str) -> None:
+    """In this process."""
+    with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
+        composed = compose("translate", overrides=[f"ckpt={run}", "device=cpu", *overrides])
+    translate(composed)
+
+
+def run_command(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", PROGRAM, command, *arguments], capture_output=True, text=True, timeout=300)
+
+
+def loaded(run: Path) -> Translation:
+    _, state = open_checkpoint(run, "last")
+    builder = build.Builder(epoch_size=state["num_images"], batch_size=state["config"]["trainer"]["batch_size"])
+    method = load_method(state["config"], builder, state, torch.device("cpu"))
+    assert isinstance(method, Translation)
+    return method
+
+
+def pixels(path: Path | str) -> Any:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def as_float(levels: Any) -> Tensor:
+    """[H, W] or [H, W, C] of 0 to 255 as [1, C, H, W] in [-1, 1]."""
+    array = levels[None] if levels.ndim == 2 else levels.transpose(2, 0, 1)
+    return torch.from_numpy(array.astype(np.float32))[None] / 127.5 - 1
+
+
+def assert_shows(path: Path | str, image: Tensor) -> None:
+    """A file holds an image [1, C, H, W]; one level apart where another batch size sums in another order."""
+    expected = to_uint8(image)[0].permute(1, 2, 0).numpy().astype(int)
+    expected = expected[:, :, 0] if expected.shape[2] == 1 else expected
+    found = pixels(path)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 1
+
+
+def files(folder: Path | str) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
+
+
+# Files
+
+
+def test_through_the_command_line_images_of_any_size_keep_their_names(runs: Path) -> None:
+    write_images(Path("photos"), {"a.png": (20, 30), "deep/er/b.bmp": (16, 16), "c.png": (16, 16), "tiny.png": (1, 2)})
+    Path("photos/notes.txt").write_text("no image")
+    result = run_command("translate", f"ckpt={runs / 'cyclegan'}", "input=photos", "output=out", "device=cpu")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Warning" not in result.stderr
+    assert "4 images: out" in result.stdout
+    assert files("out") == ["a.png", "c.png", "deep/er/b.png", "tiny.png"]
+    method = loaded(runs / "cyclegan")
+    assert method.multiple == 4
+    for name, pads in (("a.png", ((0, 0), (0, 2), (0, 0))), ("c.png", ((0, 0),) * 3)):
+        levels = pixels(f"photos/{name}")
+        output = method.translate(as_float(np.pad(levels, pads, mode="reflect")), "a2b")
+        assert_shows(f"out/{name}", output[:, :, : levels.shape[0], : levels.shape[1]])
+    assert pixels("out/deep/er/b.png").shape == (16, 16)  # domain b is grey
+    assert pixels("out/tiny.png").shape == (1, 2)
+
+
+def test_the_grid_shows_each_image_beside_its_translation(runs: Path) -> None:
+    write_images(Path("photos"), {f"{i:02d}.png": (16, 12) for i in range(18)})
+    run_translate(runs / "denoise", "input=photos", "output=out")
+    picture = pixels("out.png")
+    assert picture.shape == (6 * 18 + 2, 6 * 14 + 2, 3)  # 16 pairs, three a row, between borders of 2
+    for number in (0, 4, 15):
+        top, left = 2 + 18 * (number // 3), 2 + 28 * (number % 3)
+        for folder, column in (("photos", left), ("out", left + 14)):
+            assert np.array_equal(picture[top : top + 16, column : column + 12], pixels(f"{folder}/{number:02d}.png"))
+    assert (picture[-18:-2, -14:-2] == 255).all()  # no seventeenth
+
+
+def test_the_grid_holds_large_and_small_images_and_can_be_left_away(runs: Path) -> None:
+    write_images(Path("photos"), {"large.png": (16, 512), "small.png": (20, 8)})
+    run_translate(runs / "denoise", "input=photos", "output=out")
+    picture = pixels("out.png")
+    assert picture.shape == (2 * 22 + 2, 2 * 258 + 2, 3)  # the large one is shown with 8x256 pixels
+    assert np.array_equal(picture[24:44, 2 + 124 : 2 + 132], pixels("photos/small.png"))
+    assert (picture[24:44, 2 : 2 + 124] == 255).all()
+    run_translate(runs / "denoise", "input=photos", "output=other", "grid=false")
+    assert not Path("other.png").exists()
+
+
+def test_one_image_goes_into_a_folder(runs: Path) -> None:
+    write_images(Path("."), {"photo.png": (18, 17)})
+    run_translate(runs / "denoise", "input=photo.png", "output=out")
+    assert files("out") == ["photo.png"]
+    assert_shows("out/photo.png", loaded(runs / "denoise").translate(as_float(pixels("photo.png"))))
+
+
+def test_other_kinds_of_images_are_converted(runs: Path) -> None:
+    Path("photos").mkdir()
+    random = np.random.default_rng(0)
+    grey = random.integers(0, 256, (16, 20), dtype=np.uint8)
+    Image.fromarray(grey).save("photos/grey.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save("photos/sixteen.png")
+    clear = np.dstack([grey] * 3 + [np.where(grey < 128, 0, 255).astype(np.uint8)])
+    Image.fromarray(clear).save("photos/clear.png")
+    held = Image.fromarray(random.integers(0, 256, (16, 20, 3), dtype=np.uint8))
+    exif = held.getexif()
+    exif[0x0112] = 6  # held upright
+    held.save("photos/held.png", exif=exif)
+    run_translate(runs / "denoise", "input=photos", "output=out")
+    method = loaded(runs / "denoise")
+    colours = np.dstack([grey] * 3).astype(int)
+    expected = {
+        "grey": colours,
+        "sixteen": colours,
+        "clear": np.where(colours < 128, 255, colours),
+        "held": np.rot90(np.asarray(held).astype(int), -1),
+    }
+    for name, levels in expected.items():
+        assert_shows(f"out/{name}.png", method.translate(as_float(levels.copy())))
+
+
+def test_images_of_one_size_go_together_and_a_batch_changes_nothing(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(Path("photos"), {**{f"{i}.png": (16, 16) for i in range(5)}, "5.png": (20, 30)})
+    counts: list[tuple[int, ...]] = []
+    original = Translation.translate
+
+    def noted(self: Translation, source: Tensor, direction: str | None = None) -> Tensor:
+        counts.append(tuple(source.shape))
+        return original(self, source, direction)
+
+    monkeypatch.setattr(Translation, "translate", noted)
+    run_translate(runs / "denoise", "input=photos", "output=one", "batch_size=3")
+    assert counts[-3:] == [(1, 3, 20, 30), (3, 3, 16, 16), (2, 3, 16, 16)]  # the largest first
+    run_translate(runs / "denoise", "input=photos", "output=two", "batch_size=1")
+    for name in files("one"):
+        assert np.abs(pixels(f"one/{name}") - pixels(f"two/{name}")).max() <= 1
+
+
+def test_overwrite_replaces_files_of_the_same_name_only(runs: Path) -> None:
+    write_images(Path("photos"), {"a.png": (16, 16)})
+    Path("out").mkdir()
+    Path("out/a.png").write_text("old")
+    Path("out/kept.txt").write_text("kept")
+    Path("out.png").write_text("old")
+    run_translate(runs / "denoise", "input=photos", "output=out", "overwrite=true")
+    assert files("out") == ["a.png", "kept.txt"]
+    assert pixels("out/a.png").shape == (16, 16, 3)
+    assert pixels("out.png").shape == (20, 38, 3)
+
+
+# Kinds of models
+
+
+def test_each_direction_has_its_network_and_its_channels(runs: Path) -> None:
+    write_images(Path("photos"), {"a.png": (16, 16)})
+    run_translate(runs / "cyclegan", "input=photos", "output=there", "direction=a2b")
+    run_translate(runs / "cyclegan", "input=there", "output=back", "direction=b2a")
+    method = loaded(runs / "cyclegan")
+    there = pixels("there/a.png")
+    assert_shows("there/a.png", method.translate(as_float(pixels("photos/a.png")), "a2b"))
+    assert_shows("back/a.png", method.translate(as_float(there), "b2a"))
+    assert pixels("back/a.png").shape == (16, 16, 3)
+
+
+def test_super_resolution_makes_images_larger(runs: Path) -> None:
+    write_images(Path("photos"), {"a.png": (9, 14), "one.png": (1, 1)})
+    run_translate(runs / "enlarge", "input=photos", "output=out")
+    levels = pixels("photos/a.png").astype(np.float32)
+    bands = [Image.fromarray(levels[:, :, c]).resize((28, 18), Image.Resampling.BICUBIC) for c in range(3)]
+    larger = as_float(np.clip(np.dstack([np.asarray(band) for band in bands]), 0, 255))
+    assert_shows("out/a.png", loaded(runs / "enlarge").translate(larger))
+    assert pixels("out/one.png").shape == (2, 2, 3)
+
+
+def test_colours_of_grey_and_of_coloured_images(runs: Path) -> None:
+    write_images(Path("photos"), {"a.png": (16, 18)})
+    Image.open("photos/a.png").convert("L").save("photos/grey.png")
+    run_translate(runs / "colorize", "input=photos", "output=out")
+    assert pixels("out/a.png").shape == pixels("out/grey.png").shape == (16, 18, 3)
+    left = pixels("out.png")[2:18, 2:20]
+    assert (left[:, :, 0] == left[:, :, 1]).all()  # the grid shows what the model is given: the lightness
+    assert (left[:, :, 0] == left[:, :, 2]).all()
+
+
+@pytest.mark.parametrize("mask", ["holes", "holes/a.png"])
+def test_inpainting_fills_holes_and_keeps_all_else(runs: Path, mask: str) -> None:
+    write_images(Path("photos"), {"a.jpg": (20, 24), "b/c.png": (20, 24)})
+    hole = np.zeros((20, 24), dtype=np.uint8)
+    hole[5:11, 7:20] = 128
+    hole[0, 0] = 127
+    for name in ("a.png", "b/c.bmp"):
+        Path("holes", name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(hole).save(f"holes/{name}")
+    run_translate(runs / "inpaint", "input=photos", "output=out", f"mask={mask}")
+    method = loaded(runs / "inpaint")
+    missing = hole >= 128
+    for image, made in (("a.jpg", "a.png"), ("b/c.png", "b/c.png")):
+        levels = pixels(f"photos/{image}")
+        assert np.array_equal(pixels(f"out/{made}")[~missing], levels[~missing])
+        gap = torch.from_numpy(missing)
+        source = torch.cat([as_float(levels).masked_fill(gap, 0.0), gap.float()[None, None] * 2 - 1], dim=1)
+        assert_shows(f"out/{made}", torch.where(gap, method.translate(source), as_float(levels)))
+
+
+@pytest.mark.parametrize(
+    ("task", "source_channels", "expected"),
+    [
+        (Pair(source_channels=4), 4, 4),
+        (Pair(source_channels=1), 1, 1),
+        (Denoise(noise="gaussian", amount=25), 3, 3),
+        (SuperResolution(factor=2), 1, 1),
+        (Colorize(space="gray"), 1, 3),
+        (Colorize(space="lab"), 1, 3),
+        (Edges(detector=Sobel()), 1, 1),
+    ],
+)
+def test_images_are_read_with_the_channels_that_the_task_makes_sources_of(
+    task: Task, source_channels: int, expected: int
+) -> None:
+    assert image_channels(task, source_channels) == expected
+
+
+def test_sources_that_no_image_file_has_are_refused() -> None:
+    with pytest.raises(ValueError, match="sources of 2 channels, which image files do not have"):
+        image_channels(Pair(source_channels=2), 2)
+
+
+# Tiles
+
+
+def test_tiles_make_the_same_image_and_the_network_sees_no_more(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(Path("photos"), {"wide.png": (20, 75), "large.png": (61, 50), "small.png": (16, 24)})
+    run_translate(runs / "denoise", "input=photos", "output=whole")
+    most: list[int] = []
+    original = Translation.translate
+
+    def noted(self: Translation, source: Tensor, direction: str | None = None) -> Tensor:
+        most.append(source[:, 0].numel())
+        return original(self, source, direction)
+
+    monkeypatch.setattr(Translation, "translate", noted)
+    run_translate(runs / "denoise", "input=photos", "output=tiles", "tile=32", "overlap=12", "batch_size=2")
+    assert max(most) == 2 * 32 * 32
+    for name in files("whole"):
+        assert np.abs(pixels(f"whole/{name}") - pixels(f"tiles/{name}")).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("cyclegan", ["tile=66"], "tile=66 must be a multiple of 4 pixels, as this model's images: set tile=64"),
+        ("cyclegan", ["tile=2", "overlap=0"], "tile=2 must be a multiple of 4 pixels, as this model's images: set tile=8"),
+        ("cyclegan", ["tile=4", "overlap=1"], "tile=4 is too small for this model: set tile=8 or more"),
+        ("denoise", ["tile=64"], "overlap=32 must be less than half of tile=64: set overlap=31 or less"),
+        ("denoise", ["tile=0"], "tile=0 must be 1 or more pixels, or null"),
+        ("denoise", ["overlap=-1"], "overlap=-1 must be 0 or more"),
+    ],
+)
+def test_tiles_that_do_not_fit_are_refused(runs: Path, name: str, overrides: list[str], message: str) -> None:
+    write_images(Path("photos"), {"a.png": (16, 16)})
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        run_translate(runs / name, "input=photos", "output=out", *overrides)
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "advice"),
+    [
+        (["batch_size=1"], "set tile=256$"),
+        ([], "set tile=256 or a smaller batch_size$"),
+        (["tile=20", "overlap=4"], "set tile=8 or a smaller batch_size$"),
+        (["tile=8", "overlap=2", "batch_size=1"], "set another device$"),
+    ],
+)
+def test_a_full_memory_says_what_to_set(runs: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], advice: str) -> None:
+    def full(self: Translation, source: Tensor, direction: str | None = None) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    write_images(Path("photos"), {"a.png": (24, 40)})
+    monkeypatch.setattr(Translation, "translate", full)
+    monkeypatch.setattr("genimg.commands.translate.least_side", lambda *arguments: 8)
+    with pytest.raises(ValueError, match=f"^the memory is too small for photos/a.png of 24x40 pixels: {advice}"):
+        run_translate(runs / "cyclegan", "input=photos", "output=out", *overrides)
+    assert files("out") == []
+
+
+# Training mode
+
+
+def test_dropout_is_a_function_of_the_seed_and_the_images_number(runs: Path) -> None:
+    write_images(Path("photos"), {f"{i}.png": (32, 32) for i in range(3)})
+    for output, overrides in (
+        ("eval", []), ("one", ["model_mode=train"]), ("two", ["model_mode=train", "batch_size=1"]),
+        ("other", ["model_mode=train", "seed=1"]),
+    ):  # fmt: skip
+        run_translate(runs / "pix2pix", "input=photos", f"output={output}", *overrides)
+    for name in files("one"):
+        made = {output: pixels(f"{output}/{name}") for output in ("eval", "one", "two", "other")}
+        assert np.array_equal(made["one"], made["two"])
+        assert not np.array_equal(made["one"], made["other"])
+        assert not np.array_equal(made["one"], made["eval"])
+
+
+def test_training_mode_without_anything_to_train_is_refused(runs: Path) -> None:
+    write_images(Path("photos"), {"a.png": (16, 16)})
+    with pytest.raises(ValueError, match=r"^model_mode=train has no effect on a model with neither dropout nor batch norm"):
+        run_translate(runs / "denoise", "input=photos", "output=out", "model_mode=train")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("denoise", ["input=nowhere"], "input=nowhere does not exist: give an image or a directory of images"),
+        ("denoise", ["input=empty"], "input=empty holds no images: expected files such as"),
+        ("denoise", ["input=photos", "output=photos"], "output=photos is input itself: name a directory elsewhere"),
+        ("denoise", ["output=photos/made"], "output=photos/made is inside input=photos: name a directory elsewhere"),
+        ("denoise", ["output=."], "input=photos lies inside output=.: name another output"),
+        ("denoise", ["input=photos/a.png", "output=photos", "overwrite=true"], "input=photos/a.png lies inside output=photos"),
+        ("denoise", ["output=full"], "output=full exists and is not empty: choose another output, or replace what it holds"),
+        ("denoise", ["output=full/file.txt"], "output=full/file.txt is a file: name a directory"),
+        ("denoise", ["output=made.png"], "output=made.png is to be a directory, in which images keep their names"),
+        ("denoise", ["output=taken"], "the grid of output=taken would replace .*taken.png: move that away, or set overwrite"),
+        ("denoise", ["input=twice"], "twice/a.bmp and twice/a.png would both be written to a.png: rename one of them"),
+        ("denoise", ["input=links", "output=full", "overwrite=true"], "output=full would overwrite links/b.png, which is read"),
+        ("denoise", ["input=broken"], "broken/a.png .it is in no format that Pillow reads., broken/b.png .* cannot be read"),
+        ("denoise", ["direction=a2b"], "direction=a2b: this model was trained to make a task's targets of its sources"),
+        ("pix2pix", ["direction=b2a"], "direction=b2a: this model was trained with data.direction=a2b, and knows no other"),
+        ("cyclegan", ["direction=a2c"], "direction=a2c is unknown: choose a2b or b2a"),
+        ("denoise", ["mask=photos"], "mask=photos has no effect: this model was trained without masks"),
+        ("inpaint", [], "mask is required, because this model fills holes: set mask=DIRECTORY"),
+        ("inpaint", ["mask=nowhere"], "mask=nowhere does not exist"),
+        ("inpaint", ["mask=empty"], "mask=empty has no mask of photos/a.png: expected files with the images' names"),
+        ("inpaint", ["mask=twice"], "mask=twice has a.bmp and a.png, of which only one can be an image's mask"),
+        ("inpaint", ["mask=large.png"], r"the mask large.png is 20x16 pixels, and its image photos/a.png is 16x20 pixels"),
+        ("inpaint", ["mask=masks", "output=masks/made"], "output=masks/made is inside mask=masks"),
+        ("denoise", ["model_mode=test"], "model_mode=test is unknown: choose eval, train, or null"),
+        ("denoise", ["batch_size=0"], "batch_size=0 must be 1 or more"),
+        ("denoise", ["seed=x"], "seed=x must be a whole number"),
+        ("denoise", ["grid=maybe"], "grid=maybe must be true or false"),
+        ("denoise", ["which=first"], "which=first is unknown: choose last or best"),
+        ("denoise", ["+titel=3"], r"unknown key titel \(did you mean 'tile'\?\)"),
+        ("gan", [], "ckpt=.*gan: this model makes images from nothing: use genimg-sample"),
+    ],
+)
+def test_bad_requests_are_refused_before_anything_is_written(
+    runs: Path, home: Path, name: str, overrides: list[str], message: str
+) -> None:
+    write_images(home / "photos", {"a.png": (16, 20)})
+    write_images(home, {"taken.png": (16, 16), "large.png": (20, 16)})
+    write_images(home / "twice", {"a.png": (16, 20), "a.bmp": (16, 20)})
+    for folder in ("empty", "full", "links", "broken", "masks"):
+        (home / folder).mkdir()
+    (home / "full" / "file.txt").write_text("kept")
+    write_images(home / "full", {"b.png": (16, 16)})
+    (home / "links" / "b.png").symlink_to(home / "full" / "b.png")
+    (home / "broken" / "a.png").write_bytes(b"not a picture")
+    (home / "broken" / "b.png").write_bytes(b"")
+    write_images(home / "masks", {"a.png": (16, 20)})
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    given = {"input": "photos", "output": "out"} | dict(override.split("=", 1) for override in overrides)
+    with pytest.raises((ValueError, FileNotFoundError), match=f"^{message}"):
+        run_translate(runs / name, *(f"{key}={value}" for key, value in given.items()))
+    assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
+    assert not (home / "out").exists()
+
+
+def test_through_the_command_line_a_mistake_is_one_message(runs: Path) -> None:
+    write_images(Path("photos"), {"a.png": (16, 16)})
+    result = run_command("translate", f"ckpt={runs / 'gan'}", "input=photos", "output=out")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "genimg-translate: error: ckpt=" in result.stderr
+    for arguments, message in (([f"ckpt={runs}"], "input is required"), (["titel=3"], "did you mean 'tile'?")):
+        result = run_command("translate", *arguments)
+        assert result.returncode == 1
+        assert message in result.stderr.split("error: ", 1)[1]
+
+
+def test_sampling_from_a_translator_is_refused(runs: Path) -> None:
+    with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
+        composed = compose("sample", overrides=[f"ckpt={runs / 'cyclegan'}", "device=cpu"])
+    with pytest.raises(ValueError, match=r"cyclegan: this model translates images: use genimg-translate$"):
+        sample(composed)
+
+
+def test_a_file_that_breaks_off_is_named_and_all_others_stay_whole(runs: Path) -> None:
+    write_images(Path("photos"), {"a.png": (40, 40), "b.png": (30, 30)})
+    content = Path("photos/b.png").read_bytes()
+    Path("photos/b.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"^photos/b.png cannot be decoded \(.*truncated.*\): repair or remove it"):
+        run_translate(runs / "denoise", "input=photos", "output=out")
+    assert files("out") == ["a.png"]
+    assert pixels("out/a.png").shape == (40, 40, 3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_diverged_model_writes_nothing(runs: Path, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    write_images(Path("photos"), {"a.png": (16, 16)})
+    answer: Callable[..., Tensor] = lambda self, source, direction=None: source * value  # noqa: E731
+    monkeypatch.setattr(Translation, "translate", answer)
+    with pytest.raises(ValueError, match=r"^photos/a.png: the model answers NaN or infinite values"):
+        run_translate(runs / "denoise", "input=photos", "output=out")
+    assert files("out") == []

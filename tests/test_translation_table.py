@@ -1,0 +1,134 @@
+"""Every model that translates, and every task, through the command line: trained, stopped and resumed, evaluated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+from test_gan_table import compare, options, run
+
+COMMON = [
+    "data.image_size=16", "trainer.batch_size=4", "trainer.preview_images=2", "precision=fp32", "device=cpu",
+    "evaluation.num_images=4", "evaluation.batch_size=2", "trainer.checkpoint_interval=1 steps",
+    "evaluation.interval=1000 steps",
+]  # fmt: skip
+SHAPES = ["data.num_images=24", "data.validation=0.25"]
+RESTORATION = ["model=restoration", "model.translator.width=4", "model.translator.num_blocks=1"]
+
+
+def cell(model: str) -> list[str]:
+    settings = tiny.TRANSLATORS[model]
+    return [*COMMON, f"model={model}", *settings, *([] if "data=unpaired" in settings else SHAPES)]
+
+
+def walk(arguments: list[str], folder: Path) -> dict[str, float]:
+    """Train in one go and in two, compare, and evaluate; the last evaluation's values."""
+    runs = [("whole", 3), ("parts", 2), ("parts", 3)]
+    commands = [["train", *arguments, f"trainer.duration={steps} steps", f"run_dir={name}"] for name, steps in runs]
+    outcomes, output = run([*commands, ["eval", "ckpt=parts", "output=result.json"]], folder)
+    assert outcomes == [0, 0, 0, 0], output
+    whole, parts = (torch.load(folder / name / "checkpoints/last.pt", weights_only=True) for name in ("whole", "parts"))
+    assert whole["training"]["images"] == parts["training"]["images"] == 12
+    for key in ("method", "optimizers", "means"):
+        assert not [path for path, same in compare(whole[key], parts[key], key) if not same]
+    assert parts["training"]["last"] == whole["training"]["last"]
+    measured = json.loads((folder / "result.json").read_text())["metrics"]
+    assert measured == pytest.approx(whole["training"]["last"], abs=1e-6)
+    return measured
+
+
+@pytest.mark.parametrize("model", tiny.TRANSLATORS)
+def test_every_model_trains_resumes_and_evaluates(model: str, tmp_path: Path) -> None:
+    tiny.unpaired_folders(tmp_path / "unpaired")
+    measured = walk(cell(model), tmp_path)
+    if model == "cyclegan":
+        assert {"cycle_l1", "cycle_l1_a", "cycle_l1_b", "identity_l1_a", "identity_l1_b"} == measured.keys()
+        pools = torch.load(tmp_path / "whole/checkpoints/last.pt", weights_only=True)["method"]
+        assert pools["pool_a.count"] == 3  # of 12 images, as many as fit
+        assert pools["pool_a.images"].abs().sum() > 0
+    elif model in ("cut", "fastcut"):
+        assert measured.keys() == {"identity_l1_b"}
+    else:
+        assert {"psnr", "ssim", "l1"} == measured.keys()
+    assert list((tmp_path / "whole/samples").glob("*-000000012.png"))
+
+
+@pytest.mark.parametrize("task", sorted(options("task") - {"none"}))
+def test_every_task_trains_resumes_and_evaluates(task: str, tmp_path: Path) -> None:
+    settings = [f"task={task}"]
+    if task == "inpaint_files":
+        (tmp_path / "masks").mkdir()
+        mask = np.zeros((16, 16), dtype=np.uint8)
+        mask[3:9, 4:12] = 255
+        Image.fromarray(mask).save(tmp_path / "masks/0.png")
+        settings.append(f"task.mask.folder={tmp_path / 'masks'}")
+    residual = "false" if task in ("edges", "edges_sobel", "colorize") else "true"
+    walk([*COMMON, *SHAPES, *RESTORATION, *settings, f"model.residual={residual}"], tmp_path)
+
+
+@pytest.mark.parametrize(("direction", "channels"), [("a2b", [1, 3]), ("b2a", [3, 1])])
+def test_pairs_of_unlike_channels_train_either_way(direction: str, channels: list[int], tmp_path: Path) -> None:
+    (tmp_path / "pairs").mkdir()
+    for i in range(8):
+        Image.effect_noise((32, 16), 80).convert("RGB").save(tmp_path / f"pairs/{i}.png")
+    data = ["data=paired", "data.root=pairs", f"data.direction={direction}", "data.channels_a=1", "data.validation=0.25"]
+    patches = [each for each in tiny.TRANSLATORS["pix2pix"] if each != "task=denoise"]
+    walk([*COMMON, "model=pix2pix", *data, *patches], tmp_path)
+    config = torch.load(tmp_path / "whole/checkpoints/last.pt", weights_only=True)["config"]
+    assert [config["data"][key] for key in ("source_channels", "target_channels")] == channels
+
+
+REFUSED = {
+    "a translator on plain images": (["model=pix2pix"], "choose a task such as task=denoise"),
+    "a GAN on a task": (["task=denoise"], "choose a model such as pix2pix or restoration, or task=none"),
+    "CycleGAN on a task": (["model=cyclegan", "task=denoise"], "needs a and b, but the data has source and target"),
+    "pix2pix on unpaired data": (["model=pix2pix", "data=unpaired", "data.root=unpaired"], "choose data=paired"),
+    "a task on pairs": (["model=pix2pix", "data=paired", "data.root=pairs", "task=denoise"], "set task=none"),
+    "no folder": (["model=cyclegan", "data=unpaired"], "give data.root, a directory with trainA and trainB"),
+    "an empty domain": (["model=cyclegan", "data=unpaired", "data.a=empty", "data.b=pairs"], "data.a=empty holds no images"),
+    "a missing domain": (["model=cyclegan", "data=unpaired", "data.a=pairs", "data.b=none"], "data.b=none does not exist"),
+    "unmatched pairs": (["model=pix2pix", "data=paired", "data.a=pairs", "data.b=unpaired/trainA"], "pairs/7.png"),
+    "a direction that there is not": (
+        ["model=pix2pix", "data=paired", "data.root=pairs", "data.direction=b2c"], "data.direction=b2c is unknown",
+    ),
+    "an evaluation of generated images": (
+        ["model=restoration", "task=denoise", "evaluation=shapes"], "choose evaluation=translation",
+    ),
+    "translation of a GAN": (["evaluation=translation"], "evaluation=inception"),
+    "a validation of nothing": (["model=restoration", "task=denoise", "data.validation=0.01"], "leaves 0 for validation"),
+    "a validation of all": (["data.validation=1"], "data.validation=1 must be a share"),
+    "an identity of unlike domains": (
+        ["model=cyclegan", "data=unpaired", "data.root=unpaired", "data.channels_a=1"], "model.identity_weight=0.5",
+    ),
+    "a loss of another family": (["model=restoration", "task=denoise", "loss=hinge"], "choose loss=charbonnier, l1, l2"),
+    "a penalty without a place": (["model=restoration", "task=denoise", "penalty=[r1]"], "penalty has no effect"),
+    "a residual of other channels": (["model=restoration", "task=edges"], "model.residual=true"),
+}  # fmt: skip
+
+
+def test_what_does_not_fit_is_refused_in_one_message(tmp_path: Path) -> None:
+    tiny.unpaired_folders(tmp_path / "unpaired")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "pairs").mkdir()
+    for i in range(8):
+        Image.new("RGB", (32, 16)).save(tmp_path / f"pairs/{i}.png")
+    common = ["data.image_size=16", "trainer.batch_size=4", "device=cpu", "run_dir=run"]
+    sizes = [each for settings in tiny.TRANSLATORS.values() for each in settings if "width" in each]
+    commands = []
+    for arguments, _ in REFUSED.values():
+        model = next((each.removeprefix("model=") for each in arguments if each.startswith("model=")), "dcgan_small")
+        small = [each for each in tiny.TRANSLATORS.get(model, []) if each in sizes]
+        shapes = [] if any(each.startswith("data=") for each in arguments) else ["data.num_images=24"]
+        commands.append(["train", *common, *shapes, *small, *arguments])
+    outcomes, output = run(commands, tmp_path)
+    assert outcomes == [1] * len(REFUSED), output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
+    blocks = output.partition("genimg-train")[2].split(" -> 1\n")
+    for (name, (_, message)), block in zip(REFUSED.items(), blocks, strict=False):
+        assert message in block, (name, block)
