@@ -339,6 +339,6 @@ def similarities(reference: Tensor, image: Tensor) -> dict[str, Tensor]:
 @contextmanager
 def steady(seed: int, position: int) -> Iterator[None]:
     """A block whose dropout, of models translated in training mode, is a function of (seed, position) alone."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         torch.manual_seed(seed_of(_DROPOUT_STREAM, seed, position))
         yield

@@ -11,7 +11,7 @@ KINDS = ("l1", "l2", "charbonnier")
 class ReconstructionLoss:
     """The mean over pixels and channels of |d|, of d^2, or of sqrt(d^2 + epsilon^2), with d = output - target in [-2, 2].
 
-    Of inpainting, the mean is weighted: 1 for missing pixels, ``known_weight`` for the others (Liu et al. 2018, equation 7,
+    Of inpainting, the mean of each image is weighted: 1 for missing pixels, ``known_weight`` for the others (Liu et al. 2018, equation 7,
     which has 1/6).
 
     Args:
@@ -26,7 +26,7 @@ class ReconstructionLoss:
     def __init__(self, *, kind: str, epsilon: float, known_weight: float) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind={kind} of a reconstruction loss is unknown: choose one of {', '.join(KINDS)}")
-        if epsilon <= 0 or known_weight < 0:
+        if not epsilon > 0 or not known_weight >= 0:
             raise ValueError(f"epsilon={epsilon} must be above 0 and known_weight={known_weight} 0 or more")
         self.kind = kind
         self.epsilon = epsilon
@@ -43,5 +43,7 @@ class ReconstructionLoss:
             distance = (difference.square() + self.epsilon**2).sqrt()
         if mask is None:
             return distance.mean()
-        weight = torch.lerp(torch.full_like(mask, self.known_weight), torch.ones_like(mask), mask)
-        return (weight * distance).sum() / (weight.sum() * distance.shape[1])
+        weight = self.known_weight + (1.0 - self.known_weight) * mask
+        total = weight.flatten(1).sum(dim=1) * distance.shape[1]  # [N]
+        # Image by image, so that it is a mean over samples; an image without holes may have nothing to weigh.
+        return ((weight * distance).flatten(1).sum(dim=1) / total.clamp_min(torch.finfo(total.dtype).tiny)).mean()

@@ -67,7 +67,7 @@ class CycleGAN(Translation):
         super().__init__()
         weights = {"adversarial": adversarial_weight, "cycle": cycle_weight, "identity": identity_weight}
         for name, weight in weights.items():
-            if weight < 0:
+            if not weight >= 0:
                 raise ValueError(f"model.{name}_weight={weight} must be 0 or more")
         if identity_weight and channels_a != channels_b:
             raise ValueError(

@@ -44,7 +44,7 @@ class Pix2Pix(Translation):
         sampled_mode: str,
     ) -> None:
         super().__init__()
-        if reconstruction_weight < 0:
+        if not reconstruction_weight >= 0:
             raise ValueError(f"model.reconstruction_weight={reconstruction_weight} must be 0 or more")
         self.network = translator
         self.discriminator = discriminator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,10 +33,12 @@ class Translation(Method):
 
     @property
     def multiple(self) -> int:
-        return int(getattr(self.translator(None), "multiple", 1))
+        networks = (self.translator(direction) for direction in self.directions or (None,))
+        return math.lcm(*(int(getattr(network, "multiple", 1)) for network in networks))
 
     @torch.no_grad()
     def translate(self, source: Tensor, direction: str | None = None) -> Tensor:
+        assert direction is None or direction in self.directions
         with in_mode(self.translator(direction), self.sampled_mode) as network:
             output: Tensor = network(source)
             return output.float()

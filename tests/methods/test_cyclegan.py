@@ -370,7 +370,6 @@ def test_sides_of_sources_fit_both_translators_of_the_same_depth():
     assert cyclegan(a2b=translator(num_downs=2), b2a=translator(num_downs=2)).multiple == 4
 
 
-@pytest.mark.xfail(strict=True, reason="multiple is that of a2b alone, and b2a then answers images of another size")
 def test_sides_of_sources_fit_the_deeper_translator():
     assert cyclegan(b2a=translator(num_downs=2)).multiple == 4
 

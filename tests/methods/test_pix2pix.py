@@ -236,7 +236,7 @@ def test_a_mask_reaches_the_reconstruction_loss(known_weight):
     weight = torch.where(data["mask"] > 0, 1.0, known_weight).expand(-1, 3, -1, -1)
     fake = copy.deepcopy(method.network)(data["source"])
     metrics = method.step([data], Progress(0, 3), updater(method, lr=0.1))
-    expected = (weight * (fake - data["target"]).abs()).sum() / weight.sum()
+    expected = ((weight * (fake - data["target"]).abs()).sum((1, 2, 3)) / weight.sum((1, 2, 3))).mean()
     assert metrics["loss/reconstruction"].item() == pytest.approx(expected.item(), rel=1e-5)
     total = metrics["loss/adversarial"] + 10.0 * expected
     assert metrics["loss/translator"].item() == pytest.approx(total.item(), rel=1e-5)
