@@ -11,8 +11,8 @@ KINDS = ("l1", "l2", "charbonnier")
 class ReconstructionLoss:
     """The mean over pixels and channels of |d|, of d^2, or of sqrt(d^2 + epsilon^2), with d = output - target in [-2, 2].
 
-    Of inpainting, the mean of each image is weighted: 1 for missing pixels, ``known_weight`` for the others (Liu et al. 2018, equation 7,
-    which has 1/6).
+    Of inpainting, the mean of each image is weighted: 1 for missing pixels, ``known_weight`` for the others (Liu et al. 2018,
+    equation 7, which has 1/6).
 
     Args:
         kind: ``l1``; ``l2``; ``charbonnier`` (Charbonnier et al. 1994; Lai et al. 2017 for images).
