@@ -201,7 +201,8 @@ def build_task(config: Config, source: Source, builder: Builder) -> Task | None:
 
 def build_augment(config: Config, builder: Builder) -> SampleAugment | None:
     """None for ``data_augment=none``, and where nothing is trained."""
-    return builder.build(config["data_augment"], "data_augment") if config.get("data_augment") else None
+    node = config.get("data_augment") or {}  # an experiment may have set some keys of it beforehand
+    return builder.build(node, "data_augment") if "_target_" in node else None
 
 
 def task_of(config: Config, builder: Builder) -> Task:
@@ -251,6 +252,11 @@ def build_method(config: Config, source: Source, builder: Builder) -> Method:
     _check_kind(method_class, source, task)
     settle(config, source, task)
     method: Method = builder.build(config["model"], "model")
+    if source.validation is not None and not method.translates:
+        raise ValueError(
+            f"data.validation={config['data']['validation']} has no effect on this model, a {type(method).__name__}, which is "
+            "measured against all images: set data.validation=0"
+        )
     if isinstance(method, Translation):
         assert task is not None
         method.task = task
@@ -510,13 +516,20 @@ def _options_of_type(group: str, wanted: type, builder: Builder) -> list[str]:
 
 def _check_shapes(method: Method, source: Source, task: Task | None) -> None:
     channels, height, width = source.shape
+    if height % method.multiple or width % method.multiple:
+        raise ValueError(
+            f"the model takes images whose sides are multiples of {method.multiple} pixels, not {height}x{width}: change "
+            "data.image_size"
+        )
     image = to_float(torch.zeros(2, *source.shape, dtype=torch.uint8))
     try:
         with torch.no_grad():
             method.eval()
             method.check({"image": image} if task is None else task(image, np.arange(2, dtype=np.int64), 0))
             made = source.shape if task else tuple(method.sample(method.draw(range(2), 0)).shape[1:])
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, ValueError) and not str(error).startswith("Expected more than 1"):  # instance norm's, of one pixel
+            raise
         raise ValueError(
             f"the model's networks do not fit the data's images of {channels} channels and {height}x{width} pixels "
             f"({str(error).splitlines()[0]}): leave channels and image_size below model to follow data"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+_BLOCK_STREAM = 8
 _LATENT_STREAM = 2  # training steps are seeded by (seed, step): without it, step i and sample i would share their noise
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -41,6 +43,14 @@ def seed_of(*keys: int) -> int:
     return int(hash_integers(*keys)[0] >> np.uint64(1))
 
 
+@contextmanager
+def steady(seed: int, position: int) -> Iterator[None]:
+    """A block in which torch's random numbers, such as dropout's, are a function of (seed, position); none are used up."""
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        torch.manual_seed(seed_of(_BLOCK_STREAM, seed, position))
+        yield
+
+
 def normal_latents(indices: Sequence[int], seed: int, latent_dim: int) -> Tensor:
     """Standard normal latents [N, Z] on the CPU; row i is a function of (seed, indices[i]) alone."""
     generator = torch.Generator()
@@ -58,7 +68,7 @@ def bits_field(keys: NDArray[np.uint64], count: int, device: torch.device) -> Te
         keys: [N], well mixed, as ``hash_integers`` makes them: near keys would give shifts of one sequence.
     """
     counter = torch.arange(1, count + 1, device=device)
-    x = torch.from_numpy(keys.view(np.int64)).to(device)[:, None] + _signed(_GOLDEN) * counter
+    x = torch.from_numpy(keys.view(np.int64)).to(device, non_blocking=True)[:, None] + _signed(_GOLDEN) * counter
     x = x.bitwise_xor_(_shifted(x, 30)).mul_(_signed(_FACTORS[0]))
     x = x.bitwise_xor_(_shifted(x, 27)).mul_(_signed(_FACTORS[1]))
     return x.bitwise_xor_(_shifted(x, 31))

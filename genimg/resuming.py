@@ -24,8 +24,8 @@ Config = dict[str, Any]
 # a schedule that depends on it has a duration of its own.
 _HARMLESS = (
     "run_dir", "resume", "resume_force", "allow", "debug", "print_config", "dry_run", "device", "evaluation", "performance",
-    "data.root", "data.placement", "data.num_workers", "data.max_corrupt", "data.refresh_index",
-    *(f"data.{key}" for key in build.SETTLED),
+    "data.root", "data.a", "data.b", "task.mask.folder", "data.placement", "data.num_workers", "data.max_corrupt",
+    "data.refresh_index", *(f"data.{key}" for key in build.SETTLED),
     "trainer.duration", "trainer.log_interval", "trainer.preview_interval", "trainer.preview_images",
     "trainer.checkpoint_interval", "trainer.keep_last",
 )  # fmt: skip

@@ -184,7 +184,8 @@ def test_every_evaluation_builds(option, tmp_path, monkeypatch):
         "module": ["extractor.name=mine", "extractor.network={_target_:torch.nn.Flatten}"],
         "program": ["extractor.name=mine", f"extractor.program={exported(network, tmp_path)}", "extractor.image_size=8"],
     }
-    overrides = [f"evaluation={option}", *(f"evaluation.{each}" for each in needed.get(option, []))]
+    kind = option.removeprefix("unpaired_").removeprefix("translation_")
+    overrides = [f"evaluation={option}", *(f"evaluation.{each}" for each in needed.get(kind, []))]
     builder = BUILDER
     if option == "program":
         with pytest.raises(ValueError, match=r"extractors\.program\.Program is refused"):  # it can run code
@@ -262,6 +263,12 @@ def test_every_augmentation_builds_and_changes_training_images_alone(option, pla
     assert torch.equal(one["caption"], other["caption"])
     assert torch.equal(one["image"], other["image"]) == (option == "none")
     assert torch.equal(data.images(np.arange(8)), plain.images(np.arange(8)))
+
+
+def test_settings_of_an_augmentation_that_is_not_chosen_build_none():
+    config = resolve(*TINY) | {"data_augment": {"crop_padding": 2}}
+    source = build.build_source(config, BUILDER)
+    assert build.build_data(config, source, torch.device("cpu")).augment is None
 
 
 def test_an_augmentation_of_your_own_must_be_allowed():

@@ -226,6 +226,8 @@ def test_corrupt_files_are_left_out_counted_and_listed(home: Path, caplog: pytes
         ),
         ([*PICTURES, "output=PACKED", "data.placement=host"], r"data\.placement=host is for training.*set it there"),
         ([*PICTURES, "output=PACKED", "data.max_corrupt=3"], r"data\.max_corrupt=3 is for training.*max_corrupt=N"),
+        ([*PICTURES, "output=PACKED", "data.validation=0.25"], r"data\.validation=0\.25 is for training.*set it there"),
+        (["data=paired", "data.root=pictures", "data.image_size=16", "output=PACKED"], "data=paired has pairs of images"),
         ([*PICTURES, "output=PACKED", "data.root=nowhere"], r"data\.root=nowhere does not exist"),
         ([*PICTURES, "output=PACKED", "data.captions=nowhere.jsonl"], r"data\.captions=nowhere\.jsonl is not a file"),
         ([*PICTURES, "output=PACKED", "data.captions=true"], r"data\.captions=True must be text or null"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from genimg.randomness import bits_field, hash_integers, normal_field, normal_latents, seed_of, uniform, uniform_field
+from genimg.randomness import bits_field, hash_integers, normal_field, normal_latents, seed_of, steady, uniform, uniform_field
 
 MASK = 2**64 - 1
 CPU = torch.device("cpu")
@@ -151,4 +151,15 @@ def test_a_row_of_a_field_depends_on_its_key_alone(field, shape):
 def test_fields_neither_use_nor_move_torchs_random_numbers(field):
     state = torch.get_rng_state()
     field(keys(2), (3, 4), CPU)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_steady_randomness_is_a_function_of_seed_and_position_and_uses_none_up():
+    def draw(seed, position):
+        with steady(seed, position):
+            return torch.rand(3).tolist()
+
+    state = torch.get_rng_state()
+    assert draw(0, 1) == draw(0, 1)
+    assert len({tuple(draw(seed, position)) for seed in range(3) for position in range(3)}) == 9
     assert torch.equal(torch.get_rng_state(), state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -77,10 +78,64 @@ def test_pairs_of_unlike_channels_train_either_way(direction: str, channels: lis
     for i in range(8):
         Image.effect_noise((32, 16), 80).convert("RGB").save(tmp_path / f"pairs/{i}.png")
     data = ["data=paired", "data.root=pairs", f"data.direction={direction}", "data.channels_a=1", "data.validation=0.25"]
-    patches = [each for each in tiny.TRANSLATORS["pix2pix"] if each != "task=denoise"]
-    walk([*COMMON, "model=pix2pix", *data, *patches], tmp_path)
+    walk([*COMMON, "model=pix2pix", *data, *PATCHES], tmp_path)
     config = torch.load(tmp_path / "whole/checkpoints/last.pt", weights_only=True)["config"]
     assert [config["data"][key] for key in ("source_channels", "target_channels")] == channels
+
+
+PATCHES = [each for each in tiny.TRANSLATORS["pix2pix"] if each != "task=denoise"]
+SMALL_RESTORATION = ["trainer.batch_size=4", "data.validation=0.25", "model.translator.width=4"]
+EXPERIMENTS = {
+    "pix2pix_facades": ["data.root=pairs", "schedule.start=0 images", *PATCHES],
+    "pix2pix_maps": ["data.root=pairs", "schedule.start=0 images", *PATCHES],
+    "pix2pix_edges2shoes": ["data.root=pairs", *PATCHES],
+    "cyclegan_horse2zebra": [
+        "data.root=unpaired", "schedule.start=0 images",
+        *(each for each in tiny.TRANSLATORS["cyclegan"] if not each.startswith("data")),
+    ],
+    "denoise_cifar10": ["data=folder", "data.root=folder", *SMALL_RESTORATION, "model.translator.num_blocks=1"],
+    "denoise_folder": ["data.root=folder", *SMALL_RESTORATION, "model.translator.num_blocks=1"],
+    "inpaint_cifar10": ["data=folder", "data.root=folder", *SMALL_RESTORATION],
+    "inpaint_folder": ["data.root=folder", *SMALL_RESTORATION, "task.mask.width=[0.1,0.2]"],
+}  # fmt: skip
+
+
+def test_the_experiments_of_translators_are_all_here() -> None:
+    assert {name for name in options("experiment") if tiny.model_of(name) in tiny.TRANSLATORS} == set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("part", ["pix2pix_[fm]", "pix2pix_e", "cyclegan", "denoise", "inpaint"])
+def test_every_experiment_takes_two_steps_on_tiny_images_and_is_evaluated(part: str, tmp_path: Path) -> None:
+    chosen = {name: arguments for name, arguments in EXPERIMENTS.items() if re.match(part, name)}
+    tiny.unpaired_folders(tmp_path / "unpaired")
+    numbers = np.random.default_rng(0)
+    for folder, count, width in (("pairs/train", 6, 32), ("pairs/val", 3, 32), ("folder", 12, 16)):
+        (tmp_path / folder).mkdir(parents=True)
+        for i in range(count):
+            image = Image.fromarray(numbers.integers(0, 256, (16, width, 3), dtype=np.uint8))
+            image.save(tmp_path / folder / f"{i}.png")
+    common = ["data.image_size=16", "trainer.duration=2 steps", "trainer.preview_images=2", "precision=fp32", "device=cpu"]
+    commands = [["train", f"experiment={name}", *common, *arguments, f"run_dir={name}"] for name, arguments in chosen.items()]
+    outcomes, output = run(commands, tmp_path)
+    assert outcomes == [0] * len(chosen), output
+    for name in chosen:
+        state = torch.load(tmp_path / name / "checkpoints/last.pt", weights_only=True)
+        batch_size = state["config"]["trainer"]["batch_size"]
+        assert state["training"]["images"] == 2 * batch_size, name
+        expected = "cycle_l1" if name == "cyclegan_horse2zebra" else "psnr"
+        assert next(iter(state["training"]["last"])) == expected, name
+        assert state["config"]["data"]["source_channels"] == (4 if "inpaint" in name else 3), name
+
+
+def test_a_dry_run_ends_well_and_leaves_nothing(tmp_path: Path) -> None:
+    tiny.unpaired_folders(tmp_path / "unpaired")
+    models = ("restoration_gated", "pix2pix", "cyclegan", "cut")
+    commands = [["train", *cell(model), "trainer.duration=5 steps", "dry_run=true", f"run_dir={model}"] for model in models]
+    outcomes, output = run(commands, tmp_path)
+    assert outcomes == [0] * len(models), output
+    assert output.count("dry run: no run directory was made") == len(models)
+    assert len(re.findall(r"evaluation: 1, about \d+ s for 100 images", output)) == len(models), output
+    assert {path.name for path in tmp_path.iterdir()} == {"unpaired"}
 
 
 REFUSED = {
@@ -101,6 +156,18 @@ REFUSED = {
     ),
     "translation of a GAN": (["evaluation=translation"], "evaluation=inception"),
     "a validation of nothing": (["model=restoration", "task=denoise", "data.validation=0.01"], "leaves 0 for validation"),
+    "a validation of a GAN": (["data.validation=0.25"], "data.validation=0.25 has no effect on this model, a GAN"),
+    "a size that cannot be halved": (
+        ["model=restoration", "task=denoise", "model.translator.num_downs=2", "data.image_size=18"],
+        "multiples of 4 pixels, not 18x18: change data.image_size",
+    ),
+    "an image of one pixel to normalise": (
+        [
+            "model=restoration", "task=denoise",
+            *(f"model.translator.{each}" for each in ("num_downs=4", "normalisation=instance", "padding=zeros")),
+        ],
+        "the model's networks do not fit the data's images of 3 channels and 16x16 pixels (Expected more than 1",
+    ),
     "a validation of all": (["data.validation=1"], "data.validation=1 must be a share"),
     "an identity of unlike domains": (
         ["model=cyclegan", "data=unpaired", "data.root=unpaired", "data.channels_a=1"], "model.identity_weight=0.5",

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
@@ -15,6 +16,7 @@ from genimg.methods.latent import Normal
 from genimg.networks.conditioning import OneHot, Unconditional
 from genimg.networks.dcgan import Features, Generator
 from genimg.networks.discriminator import Discriminator
+from genimg.paths import config_dir
 
 NONSATURATING = AdversarialLoss(discriminator=cross_entropy_discriminator_loss, generator=nonsaturating_generator_loss)
 
@@ -124,3 +126,14 @@ def unpaired_folders(root: Path, count: int = 6, size: int = 16) -> None:
         (root / name).mkdir(parents=True)
         for i in range(count):
             Image.fromarray(numbers.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
+
+
+def model_of(experiment: str) -> str | None:
+    """The model that it, or the experiment that it changes, chooses."""
+    defaults = OmegaConf.load(Path(config_dir()) / "experiment" / f"{experiment}.yaml").defaults
+    for entry in defaults:
+        if isinstance(entry, str) and entry != "_self_":
+            return model_of(entry)
+        if not isinstance(entry, str) and "override /model" in entry:
+            return str(entry["override /model"])
+    return None

@@ -64,9 +64,10 @@ def table(columns: dict[str, dict[str, float]]) -> str:
 
 def sentence(provenance: Config) -> str:
     """The provenance of a value, as short as it can be said."""
-    if "generated" not in provenance:  # translations
-        which = "held-out" if provenance["held_out"] else "training"
-        return f"{provenance['num_images']} {which} images of {provenance['source']}, translated in {provenance['mode']} mode"
+    if "translation" in provenance:
+        made = provenance["translation"]
+        which = "held-out" if made["held_out"] else "training"
+        return f"{made['num_images']} {which} images of {made['source']}, translated in {made['mode']} mode"
     extractor, made, real = provenance["extractor"], provenance["generated"], provenance["real"]
     digest = (extractor["weights_sha256"] or "no file")[:8]
     count = "an unrecorded number of" if real["num_images"] is None else real["num_images"]

@@ -131,19 +131,23 @@ def _refuse_what_has_no_effect(options: Config, typed: set[str]) -> None:
 def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
     path, state = open_checkpoint(options["ckpt"], options["which"])
     config = state["config"]
+    builder = build.Builder(allowed=(*build.ALLOWED, *options["allow"]), epoch_size=1)
+    translates = issubclass(builder.locate(config["model"]["_target_"], "model"), Translation)
     if options["evaluation"] is None and "_target_" not in config["evaluation"]:
+        fitting = "translation (unpaired_translation for unpaired data)" if translates else "inception or another of the group"
         raise ValueError(
             f"{path} was trained with evaluation=none, so that there is nothing to evaluate it with: choose "
-            "evaluation=inception or another of the group"
+            f"evaluation={fitting}"
         )
-    builder = build.Builder(allowed=(*build.ALLOWED, *options["allow"]), epoch_size=1)
     typed = {override.split("=")[0].lstrip("+~").split(".")[0] for override in _typed()}
     if options["data_root"] is not None and options["real"] is None:
         key = next((key for key in ("root", "path") if key in config["data"]), None)
+        if config["data"].get("a") is not None:
+            raise ValueError("data_root has no effect: this checkpoint's data are two folders, data.a and data.b")
         if key is None:
             raise ValueError("data_root has no effect: this checkpoint's data is not read from a directory")
         config["data"][key] = options["data_root"]
-    if issubclass(builder.locate(config["model"]["_target_"], "model"), Translation):
+    if translates:
         return evaluate_translator(options, typed, path, state, builder, device)
     if useless := sorted(typed & {"model_mode", "classical", "table"}):
         raise ValueError(f"{useless[0]}= is for models that translate images: remove it")

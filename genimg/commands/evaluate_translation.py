@@ -24,11 +24,12 @@ from genimg.environment import git_commit
 from genimg.evaluation.classical import biharmonic, non_local_means
 from genimg.evaluation.imagesets import evenly_spaced
 from genimg.evaluation.passes import full_float32, ranges
-from genimg.evaluation.translation import TranslationEvaluator, similarities, steady
+from genimg.evaluation.translation import TranslationEvaluator, similarities
 from genimg.files import atomically
 from genimg.images import grid, to_uint8, write_png
 from genimg.interfaces import Batch
-from genimg.methods.translation import Translation, checked_mode, side_by_side
+from genimg.methods.translation import Translation, checked_mode
+from genimg.randomness import steady
 from genimg.training.device import describe_hardware
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def evaluate_translator(
             log.info("the %d worst by PSNR, each: source, translation, target: %s", _WORST, options["picture"])
     images = state["training"]["images"]
     log.info("%s, trained on %d images", path, images)
-    log.info("%s", table(columns))
+    log.info("%s", table(columns | _gains(columns)))
     log.info("measured with %s", sentence(result.provenance))
     if options["provenance"]:
         log.info("%s", json.dumps(result.provenance, indent=2, ensure_ascii=False))
@@ -120,9 +121,10 @@ def _of_all(method: Translation, data: Data, evaluator: TranslationEvaluator, ba
     found: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
     held_out, indices = _chosen(data, evaluator)
     with full_float32():
-        for start, stop in ranges(range(len(indices)), evaluator.batch_size, "image by image", lambda: None, lambda: False):
-            with steady(evaluator.seed, start):
-                batch = held_out.examples(indices[start:stop], evaluator.seed)
+        batch_size, seed = evaluator.batch_size_of(method), evaluator.noise_seed
+        for start, stop in ranges(range(len(indices)), batch_size, "image by image", lambda: None, lambda: False):
+            with steady(seed, start):
+                batch = held_out.examples(indices[start:stop], seed)
                 reference = to_uint8(method.task.result(batch["target"], batch["source"]))
                 made = {each: make(batch) for each, make in makers.items()}
             given = to_uint8(method.task.shown(batch["source"]))
@@ -132,6 +134,16 @@ def _of_all(method: Translation, data: Data, evaluator: TranslationEvaluator, ba
                 for metric, numbers in similarities(reference, images).items():
                     found[each][metric].append(numbers.cpu())
     return {each: {metric: torch.cat(parts) for metric, parts in row.items()} for each, row in found.items()}
+
+
+def _gains(columns: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """By how much the model's numbers differ from each other column's."""
+    model = columns["model"]
+    return {
+        f"model - {name}": {metric: model[metric] - value for metric, value in values.items() if metric in model}
+        for name, values in columns.items()
+        if name != "model"
+    }
 
 
 def _chosen(data: Data, evaluator: TranslationEvaluator) -> tuple[Data, NDArray[np.int64]]:
@@ -176,6 +188,8 @@ def _write_table(path: Path, data: Data, evaluator: TranslationEvaluator, rows: 
 def _write_worst(path: Path, method: Translation, data: Data, evaluator: TranslationEvaluator, rows: dict[str, Row]) -> None:
     held_out, indices = _chosen(data, evaluator)
     worst = torch.argsort(rows["model"]["psnr"], stable=True)[:_WORST].numpy()
-    with steady(evaluator.seed, 0):
-        pictures = method.pictures(held_out.examples(indices[worst], evaluator.seed))
-    write_png(grid(side_by_side(list(pictures.unbind(1)))), path)
+    pictures = []
+    for position in worst:
+        with steady(evaluator.noise_seed, int(position)):
+            pictures.append(method.pictures(held_out.examples(indices[[position]], evaluator.noise_seed)))
+    write_png(grid(torch.cat(pictures)), path)

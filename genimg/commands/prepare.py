@@ -21,7 +21,7 @@ from genimg.files import directory_atomically
 log = logging.getLogger(__name__)
 
 _KEYS = ("data", "evaluation", "output", "shard_size", "max_corrupt", "allow", "debug")
-_OF_TRAINING = {"placement": "auto", "horizontal_flip": False, "max_corrupt": 0}
+_OF_TRAINING = {"placement": "auto", "horizontal_flip": False, "max_corrupt": 0, "validation": 0}
 
 
 def prepare(composed: DictConfig) -> None:
@@ -33,6 +33,8 @@ def prepare(composed: DictConfig) -> None:
     check_output_directory(output)
     builder = build.Builder(allowed=(*build.ALLOWED, *options["allow"]))
     source = build.build_source(options, builder)
+    if source.task is not None:
+        raise ValueError(f"data={source.name} has pairs of images, which genimg-prepare does not pack: train from the files")
     if options["shard_size"] < image_bytes(source):
         raise ValueError(
             f"shard_size={options['shard_size']} is in bytes, and one image takes {image_bytes(source)}: a file should hold "

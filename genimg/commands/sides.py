@@ -60,7 +60,7 @@ def resolve(key: str, options: Config, builder: build.Builder, device: torch.dev
         return _side(builder.build({**node, **size, "name": path.name or text}, "images"), device)
     name, _, split = text.partition(":")
     known = GlobalHydra.instance().config_loader().get_group_options("data")
-    datasets = [option for option in known if option not in ("base", "folder", "npz", "prepared")]
+    datasets = [option for option in known if option not in ("base", "folder", "npz", "prepared", "paired", "unpaired")]
     if name not in datasets:
         raise FileNotFoundError(
             f"{key}={text} is neither a directory, nor an .npz or .pt file, nor a dataset: datasets are {', '.join(datasets)}, "

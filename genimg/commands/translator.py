@@ -9,9 +9,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genimg.data.tasks import Task
-from genimg.evaluation.translation import steady
 from genimg.images import to_float, to_uint8
 from genimg.methods.translation import Translation
+from genimg.randomness import steady
 from genimg.tiling import in_tiles, num_tiles, padded
 
 _FULL = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")

@@ -66,8 +66,8 @@ class SampleAugment:
             )
         for name in ("brightness", "contrast", "saturation", "hue"):
             value = getattr(self, name)
-            if value and (channels == 4 or (channels == 1 and name in ("saturation", "hue"))):
-                why = "changes nothing about grey images" if channels == 1 else "is not made for RGBA images"
+            if value and (channels not in (1, 3) or (channels == 1 and name in ("saturation", "hue"))):
+                why = "changes nothing about grey images" if channels == 1 else "is not made for RGBA images and for pairs"
                 raise ValueError(f"data_augment.{name}={value} {why}: set data_augment.{name}=0")
 
     def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Tensor:
@@ -81,7 +81,8 @@ class SampleAugment:
         if images.dtype == torch.uint8:
             return to_uint8(self(to_float(images), positions, seed))
 
-        mirrored, upside_down, down, right, degrees, *factors, turns = self._draw(positions, seed).to(images.device).unbind()
+        drawn = self._draw(positions, seed).to(images.device, non_blocking=True)
+        mirrored, upside_down, down, right, degrees, *factors, turns = drawn.unbind()
         if self.horizontal_flip or self.vertical_flip or self.crop_padding:
             images = mirror_and_shift(images, mirrored > 0, upside_down > 0, down.long(), right.long())
         if self.rotation:

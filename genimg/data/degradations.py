@@ -286,7 +286,7 @@ def _batch(source: Tensor, target: Tensor) -> Batch:
 
 def _with_holes(images: Tensor, mask: Tensor) -> Tensor:
     missing = mask > 0.5
-    return channels_last(torch.cat([images.masked_fill(missing, 0.0), torch.where(missing, 1.0, -1.0)], dim=1))
+    return channels_last(torch.cat([images.masked_fill(missing, 0.0), missing.to(images) * 2.0 - 1.0], dim=1))
 
 
 def _resized(images: Tensor, height: int, width: int) -> Tensor:
@@ -295,4 +295,4 @@ def _resized(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def _tensor(numbers: NDArray[np.float64], like: Tensor) -> Tensor:
-    return torch.from_numpy(numbers.astype(np.float32)).to(like.device)
+    return torch.from_numpy(numbers.astype(np.float32)).to(like.device, non_blocking=True)

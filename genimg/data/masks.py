@@ -98,7 +98,8 @@ class Boxes(Mask):
             return first, np.where(box < counts, first + pixels, first)  # boxes beyond the count are empty
 
         spans = np.stack([*span(height, 1), *span(width, 3)]).astype(np.float32)  # [4, B, N]
-        top, bottom, left, right = torch.from_numpy(spans).to(device)[..., None, None].unbind()  # [B, N, 1, 1]
+        edges = torch.from_numpy(spans).to(device, non_blocking=True)
+        top, bottom, left, right = edges[..., None, None].unbind()  # [B, N, 1, 1]
         y = torch.arange(height, device=device)[:, None]
         x = torch.arange(width, device=device)
         inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)  # [B, N, H, W]
@@ -168,7 +169,7 @@ def brushed(segments: NDArray[np.float64], height: int, width: int, device: torc
     x = torch.arange(width, device=device) + 0.5
     missing = torch.zeros(segments.shape[2], height, width, dtype=torch.bool, device=device)
     for from_y, from_x, to_y, to_x, reach in (
-        torch.from_numpy(segments.astype(np.float32)).to(device)[..., None, None].unbind(1)
+        torch.from_numpy(segments.astype(np.float32)).to(device, non_blocking=True)[..., None, None].unbind(1)
     ):
         down, right, dy, dx = y - from_y, x - from_x, to_y - from_y, to_x - from_x  # [N, H, 1], [N, 1, W], [N, 1, 1] twice
         squared = (dy**2 + dx**2).clamp(min=1e-6)
@@ -205,7 +206,7 @@ class Files(Mask):
         packed = self._load(height, width)
         chosen = packed[drawn_integers((0, len(packed) - 1), seed, _STREAM, 20, positions)]
         bits = np.unpackbits(chosen, axis=1, count=height * width)
-        return torch.from_numpy(bits).to(device).float().view(len(positions), 1, height, width)
+        return torch.from_numpy(bits).to(device, non_blocking=True).float().view(len(positions), 1, height, width)
 
     def _load(self, height: int, width: int) -> NDArray[np.uint8]:
         if (height, width) not in self._packed:

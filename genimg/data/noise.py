@@ -22,7 +22,7 @@ def add_gaussian(images: Tensor, deviations: Tensor, keys: NDArray[np.uint64]) -
 def salt_and_pepper(images: Tensor, share: float, keys: NDArray[np.uint64]) -> Tensor:
     """Images [N, C, H, W] in [-1, 1] where a share of the pixels is black or white, by halves."""
     chance = uniform_field(keys, (1, *images.shape[2:]), images.device)
-    return torch.where(chance < share / 2, -1.0, torch.where(chance < share, 1.0, images))
+    return images.masked_fill(chance < share, 1.0).masked_fill(chance < share / 2, -1.0)
 
 
 class Photons:

@@ -26,6 +26,7 @@ from genimg.data.sources import ArraySource, Source
 from genimg.data.stream import Order
 from genimg.data.tasks import Task
 from genimg.data.unpaired import UnpairedSource
+from genimg.data.validation import Part
 from genimg.environment import num_cores
 from genimg.images import to_float
 from genimg.interfaces import Batch
@@ -150,6 +151,8 @@ class Data:
         Raises:
             ValueError: when too many images are corrupt.
         """
+        if self.validation is not None:
+            self.validation.load()
         if self.placement == "workers" or self._resident is not None:
             return
         images = torch.from_numpy(self._decode_all())
@@ -247,6 +250,8 @@ class UnpairedData(Data):
     def load(self) -> None:
         for domain in self.domains:
             domain.load()
+        if self.validation is not None:
+            self.validation.load()
 
     def batches(self, position: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         streams = (
@@ -306,6 +311,7 @@ def _unchanged(batch: Any) -> Any:
 
 def _choose_placement(source: Source, device: torch.device) -> str:
     size = len(source) * int(np.prod(source.shape))
+    source = source.whole if isinstance(source, Part) else source  # whose pixels are as near
     if not isinstance(source, ArraySource | PreparedSource) and size > _RESIDENT_BYTES:
         return "workers"
     free = _available_memory() // processes_of_this_host()  # on the way to a GPU, too, images are in host memory once

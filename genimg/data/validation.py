@@ -13,12 +13,12 @@ class Part(Source):
     """Some images of a source, in its order.
 
     Args:
-        source: all of them.
+        source: all of them; kept as ``whole``.
         indices: int64 [N], increasing.
     """
 
     def __init__(self, source: Source, indices: NDArray[np.int64]) -> None:
-        self._all, self._indices = source, indices
+        self.whole, self._indices = source, indices
         self.name, self.shape, self.class_names = source.name, source.shape, source.class_names
         self.labels = None if source.labels is None else source.labels[indices]
         self.captioned, self.task = source.captioned, source.task
@@ -28,16 +28,16 @@ class Part(Source):
         return len(self._indices)
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        return self._all.read(int(self._indices[index]))
+        return self.whole.read(int(self._indices[index]))
 
     def read_many(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return self._all.read_many(self._indices[indices])
+        return self.whole.read_many(self._indices[indices])
 
     def caption(self, index: int) -> str | None:
-        return self._all.caption(int(self._indices[index]))
+        return self.whole.caption(int(self._indices[index]))
 
     def captions(self, indices: NDArray[np.int64]) -> list[str | None]:
-        return self._all.captions(self._indices[indices])
+        return self.whole.captions(self._indices[indices])
 
 
 def without_validation(source: Source, share: float) -> Source:

@@ -8,7 +8,6 @@ from types import ModuleType
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -79,21 +78,6 @@ def biharmonic(image: Tensor, mask: Tensor) -> Tensor:
         return np.where(hole, _to_uint8(values * 255.0), known)
 
     return _each(fill, image, holes)
-
-
-def bicubic(image: Tensor, *, factor: int) -> Tensor:
-    """uint8 images [N, C, H, W] enlarged to [N, C, factor H, factor W] by cubic convolution: Keys 1981, a = -0.75.
-
-    PyTorch's own a. Measured as the mean PSNR of 200 training images of CIFAR-10 that were halved by the mean of 2x2 pixels:
-    26.93 dB, and 26.70 dB with Pillow's a = -0.5.
-
-    Raises:
-        ValueError: if the factor is below 1.
-    """
-    if factor < 1:
-        raise ValueError(f"factor={factor} of an enlargement must be 1 or more")
-    values = F.interpolate(image.float(), scale_factor=factor, mode="bicubic", align_corners=False)
-    return values.round().clamp(0, 255).to(torch.uint8)
 
 
 def _each(function: Callable[..., NDArray[np.uint8]], *batches: Tensor) -> Tensor:

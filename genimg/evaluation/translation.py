@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genimg.data.placement import Data
+from genimg.data.unpaired import UnpairedSource
 from genimg.distributed import rows_of_all_ranks, shard, world_size
 from genimg.environment import versions
 from genimg.evaluation.evaluator import Evaluator, short_count
@@ -28,11 +29,11 @@ from genimg.evaluation.statistics_files import SavedStatistics
 from genimg.images import to_uint8
 from genimg.interfaces import Batch, Images, Method
 from genimg.methods.translation import Translation
-from genimg.randomness import seed_of
+from genimg.randomness import seed_of, steady
 
 log = logging.getLogger(__name__)
 
-_DROPOUT_STREAM = 7
+_STREAM = 7  # keeps the noise of an evaluation apart from that of the training
 _SCALES = 5  # of the multi-scale structural similarity
 _SUBSETS, _SUBSET_SIZE = 100, 1000  # of the kernel distance, as elsewhere
 
@@ -98,48 +99,61 @@ class TranslationEvaluator(PeriodicEvaluator):
             self._warned = True
             log.warning("there are no held-out images, so that those of the training are measured: set data.validation=0.1")
         count = min(num_images or self.num_images, len(held_out.source))
-        if count < world_size():
-            raise ValueError(
-                f"{count} held-out images are fewer than the processes that measure them: start fewer of these, or set "
-                "data.validation to more"
-            )
-        chosen = evenly_spaced(count, len(held_out.source))
-        sets: dict[str, tuple[_Made, _Made]] = {}
         with full_float32():
-            values = self._pixels(method, held_out, chosen, should_stop)
+            values = self._pixels(method, held_out, count, should_stop)
             if self.extractor is not None:
-                sets = self._sets(method, held_out, chosen)
-                values |= self._distances(self.extractor, sets, device, should_stop)
+                batch_size = self.batch_size_of(method)
+                sets = self._sets(method, held_out, count)
+                values |= self._distances(self.extractor, sets, batch_size, device, should_stop)
         values = {self.primary: values[self.primary]} | values
         return Evaluation(values, self._provenance(method, data, count))
 
-    def _pixels(
-        self, method: Translation, data: Data, chosen: NDArray[np.int64], should_stop: Callable[[], bool]
+    def batch_size_of(self, method: Translation) -> int:
+        """1 in training mode, so that dropout and batch statistics are a matter of each image alone."""
+        return 1 if method.sampled_mode == "train" else self.batch_size
+
+    @property
+    def noise_seed(self) -> int:
+        """Of what is random about a task, apart from that of the training."""
+        return seed_of(_STREAM, self.seed)
+
+    @abstractmethod
+    def _pixels(self, method: Translation, data: Data, count: int, should_stop: Callable[[], bool]) -> dict[str, float]:
+        """Numbers of ``count`` images, evenly spaced."""
+
+    def _means(
+        self,
+        method: Translation,
+        data: Data,
+        chosen: NDArray[np.int64],
+        measure: Callable[[Batch, FiniteCheck, NDArray[np.int64]], dict[str, Tensor]],
+        should_stop: Callable[[], bool],
     ) -> dict[str, float]:
-        """The mean over images of each number that ``measure`` gives."""
+        """The mean over images of each number [N] that ``measure`` gives of a batch."""
+        if len(chosen) < world_size():
+            raise ValueError(
+                f"{len(chosen)} held-out images are fewer than the processes that measure them: start fewer of these, or set "
+                "data.validation to more"
+            )
         rows: dict[str, list[Tensor]] = defaultdict(list)
         finite = FiniteCheck("the model's translations")
-        positions = shard(len(chosen))
-        for start, stop in ranges(positions, self.batch_size, "translating", finite.check, should_stop):
-            with steady(self.seed, start):
-                batch = data.examples(chosen[start:stop], self.seed)
-                found = self.measure(method, batch, finite, chosen[start:stop])
+        positions, batch_size = shard(len(chosen)), self.batch_size_of(method)
+        for start, stop in ranges(positions, batch_size, "translating", finite.check, should_stop):
+            with steady(self.noise_seed, start):
+                found = measure(data.examples(chosen[start:stop], self.noise_seed), finite, chosen[start:stop])
             for name, numbers in found.items():
                 rows[name].append(numbers)
         return {name: rows_of_all_ranks(torch.cat(parts).cpu()).double().mean().item() for name, parts in rows.items()}
 
     @abstractmethod
-    def measure(self, method: Translation, batch: Batch, finite: FiniteCheck, indices: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Numbers [N] of every image of a batch."""
-
-    @abstractmethod
-    def _sets(self, method: Translation, data: Data, chosen: NDArray[np.int64]) -> dict[str, tuple[_Made, _Made]]:
+    def _sets(self, method: Translation, data: Data, count: int) -> dict[str, tuple[_Made, _Made]]:
         """Ending of the metrics' names -> real images and translated ones."""
 
     def _distances(
         self,
         extractor: Extractor,
         sets: dict[str, tuple[_Made, _Made]],
+        batch_size: int,
         device: torch.device,
         should_stop: Callable[[], bool],
     ) -> dict[str, float]:
@@ -148,36 +162,40 @@ class TranslationEvaluator(PeriodicEvaluator):
         for ending, (real, fake) in sets.items():
             metrics = {"kd": KernelDistance(subsets=_SUBSETS, subset_size=_SUBSET_SIZE), "fd": FrechetDistance()}
             evaluator = Evaluator(
-                extractor=extractor, metrics=metrics, num_images=len(fake), num_real=None, batch_size=self.batch_size,
+                extractor=extractor, metrics=metrics, num_images=len(fake), num_real=None, batch_size=batch_size,
                 interval=self.interval, seed=self.seed, bootstrap=0, reconstructions=0, final_num_images=None, stop_if=None,
                 cache_dir=None,
             )  # fmt: skip
             names = {extractor.metric_name(each, short_count(len(fake))): extractor.metric_name(each, "") for each in metrics}
-            statistics = self._statistics(extractor.to(device), real, should_stop)
+            statistics = self._statistics(extractor.to(device), real, batch_size, should_stop)
             for name, value in evaluator.compare(statistics, fake, device, should_stop).values.items():
                 counted = next(each for each in names if name.startswith(each))
                 found[names[counted] + name.removeprefix(counted) + ending] = value
         return found
 
-    def _statistics(self, extractor: Extractor, images: ImageSet, should_stop: Callable[[], bool]) -> SavedStatistics:
+    def _statistics(
+        self, extractor: Extractor, images: ImageSet, batch_size: int, should_stop: Callable[[], bool]
+    ) -> SavedStatistics:
         """Without a cache: what a task makes of images has no fingerprint."""
         everything = np.arange(len(images), dtype=np.int64)
-        passes = Passes(extractor, self.batch_size, should_stop)
+        passes = Passes(extractor, batch_size, should_stop)
         summary = passes.summarise(images, everything, "features of held-out images", kept=everything)
         return SavedStatistics(summary, extractor.describe(), {**images.describe(), "num_images": len(images)})
 
     def _provenance(self, method: Translation, data: Data, count: int) -> dict[str, Any]:
         held_out = data.validation or data
         return {
-            "held_out": data.validation is not None,
-            "source": held_out.source.name,
-            "fingerprint": held_out.source.fingerprint,
-            "image_shape": "x".join(map(str, held_out.source.shape)),
-            "num_images": count,
-            "task": type(method.task).__name__,
-            "weights": method.sampled_weights,
-            "mode": method.sampled_mode,
-            "seed": self.seed,
+            "translation": {
+                "held_out": data.validation is not None,
+                "source": held_out.source.name,
+                "fingerprint": held_out.source.fingerprint,
+                "image_shape": "x".join(map(str, held_out.source.shape)),
+                "num_images": count,
+                "task": type(method.task).__name__,
+                "weights": method.sampled_weights,
+                "mode": method.sampled_mode,
+                "seed": self.seed,
+            },
             "extractor": None if self.extractor is None else self.extractor.describe(),
             "precision": "translation and features float32 without TF32, images rounded to uint8",
             "versions": versions(),
@@ -219,7 +237,13 @@ class PairedEvaluator(TranslationEvaluator):
     def higher_is_better(self) -> bool:
         return True
 
-    def measure(self, method: Translation, batch: Batch, finite: FiniteCheck, indices: NDArray[np.int64]) -> dict[str, Tensor]:
+    def _pixels(self, method: Translation, data: Data, count: int, should_stop: Callable[[], bool]) -> dict[str, float]:
+        chosen = evenly_spaced(count, len(data.source))
+        return self._means(method, data, chosen, partial(self._similarities, method), should_stop)
+
+    def _similarities(
+        self, method: Translation, batch: Batch, finite: FiniteCheck, indices: NDArray[np.int64]
+    ) -> dict[str, Tensor]:
         source = batch["source"]
         output = method.translate(source)
         finite.add(output, indices)
@@ -229,8 +253,8 @@ class PairedEvaluator(TranslationEvaluator):
             found["lpips"] = self.lpips.to(image.device)(reference, image)
         return found
 
-    def _sets(self, method: Translation, data: Data, chosen: NDArray[np.int64]) -> dict[str, tuple[_Made, _Made]]:
-        task = method.task
+    def _sets(self, method: Translation, data: Data, count: int) -> dict[str, tuple[_Made, _Made]]:
+        task, chosen = method.task, evenly_spaced(count, len(data.source))
 
         def targets(batch: Batch) -> Tensor:
             return task.result(batch["target"], batch["source"])
@@ -238,7 +262,7 @@ class PairedEvaluator(TranslationEvaluator):
         def translations(batch: Batch) -> Tensor:
             return task.result(method.translate(batch["source"]), batch["source"])
 
-        return {"": (_Made(data, chosen, self.seed, targets), _Made(data, chosen, self.seed, translations))}
+        return {"": (_Made(data, chosen, self.noise_seed, targets), _Made(data, chosen, self.noise_seed, translations))}
 
 
 class UnpairedEvaluator(TranslationEvaluator):
@@ -268,22 +292,30 @@ class UnpairedEvaluator(TranslationEvaluator):
     def higher_is_better(self) -> bool:
         return False
 
-    def measure(self, method: Translation, batch: Batch, finite: FiniteCheck, indices: NDArray[np.int64]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for direction in method.directions:
-            key, other = direction.split("2")
-            image, same = batch[key], batch[other]
-            translated = method.translate(image, direction)
-            finite.add(translated, indices)
-            if self._cycles:
-                found[f"cycle_l1_{key}"] = l1(to_uint8(image), to_uint8(method.translate(translated, f"{other}2{key}")))
-            if image.shape == same.shape:
-                found[f"identity_l1_{other}"] = l1(to_uint8(same), to_uint8(method.translate(same, direction)))
+    def _pixels(self, method: Translation, data: Data, count: int, should_stop: Callable[[], bool]) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for key, other in ("ab", "ba"):  # each domain's own images, once each
+            measure = partial(self._round_trips, method, key, other)
+            found |= self._means(method, data, _of_domain(data, key, count), measure, should_stop)
         if self._cycles:
             found["cycle_l1"] = (found["cycle_l1_a"] + found["cycle_l1_b"]) / 2
         return found
 
-    def _sets(self, method: Translation, data: Data, chosen: NDArray[np.int64]) -> dict[str, tuple[_Made, _Made]]:
+    def _round_trips(
+        self, method: Translation, key: str, other: str, batch: Batch, finite: FiniteCheck, indices: NDArray[np.int64]
+    ) -> dict[str, Tensor]:
+        image, away, home = batch[key], f"{key}2{other}", f"{other}2{key}"
+        found: dict[str, Tensor] = {}
+        if away in method.directions:
+            translated = method.translate(image, away)
+            finite.add(translated, indices)
+            if self._cycles:
+                found[f"cycle_l1_{key}"] = l1(to_uint8(image), to_uint8(method.translate(translated, home)))
+        if home in method.directions and image.shape == batch[other].shape:
+            found[f"identity_l1_{key}"] = l1(to_uint8(image), to_uint8(method.translate(image, home)))
+        return found
+
+    def _sets(self, method: Translation, data: Data, count: int) -> dict[str, tuple[_Made, _Made]]:
         sets = {}
         for direction in method.directions:
             source, target = direction.split("2")
@@ -294,18 +326,21 @@ class UnpairedEvaluator(TranslationEvaluator):
             def targets(batch: Batch, target: str = target) -> Tensor:
                 return batch[target]
 
-            real, fake = (_Made(data, chosen, self.seed, make) for make in (targets, translations))
-            sets[f"_{direction}"] = real, fake
+            sets[f"_{direction}"] = (
+                _Made(data, _of_domain(data, target, count), self.noise_seed, targets),
+                _Made(data, _of_domain(data, source, count), self.noise_seed, translations),
+            )
         return sets
 
     def _distances(
         self,
         extractor: Extractor,
         sets: dict[str, tuple[_Made, _Made]],
+        batch_size: int,
         device: torch.device,
         should_stop: Callable[[], bool],
     ) -> dict[str, float]:
-        found = super()._distances(extractor, sets, device, should_stop)
+        found = super()._distances(extractor, sets, batch_size, device, should_stop)
         name = extractor.metric_name("kd", "")
         return found | {name: sum(found[name + ending] for ending in sets) / len(sets)}
 
@@ -328,17 +363,16 @@ class _Made(ImageSet):
         return {"source": self.name}
 
 
+def _of_domain(data: Data, key: str, count: int) -> NDArray[np.int64]:
+    """Numbers of at most ``count`` images of domain a or b, evenly spaced, none of them twice."""
+    source = data.source
+    total = len(getattr(source, key)) if isinstance(source, UnpairedSource) else len(source)
+    return evenly_spaced(min(count, total), total)
+
+
 def similarities(reference: Tensor, image: Tensor) -> dict[str, Tensor]:
     """All that needs no weights, of uint8 images [N, C, H, W]: name -> [N]."""
     found = {"psnr": psnr(reference, image), "ssim": ssim(reference, image), "l1": l1(reference, image)}
     if ms_ssim_scales(*image.shape[2:]) >= _SCALES:
         found["ms_ssim"] = ms_ssim(reference, image)
     return found
-
-
-@contextmanager
-def steady(seed: int, position: int) -> Iterator[None]:
-    """A block whose dropout, of models translated in training mode, is a function of (seed, position) alone."""
-    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
-        torch.manual_seed(seed_of(_DROPOUT_STREAM, seed, position))
-        yield

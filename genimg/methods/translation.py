@@ -40,6 +40,8 @@ class Translation(Method):
     def translate(self, source: Tensor, direction: str | None = None) -> Tensor:
         assert direction is None or direction in self.directions
         with in_mode(self.translator(direction), self.sampled_mode) as network:
+            if self.sampled_mode == "train":  # batch statistics are then an image's own, as in training on single images
+                return torch.cat([network(image) for image in source.split(1)]).float()
             output: Tensor = network(source)
             return output.float()
 
@@ -56,8 +58,15 @@ class Translation(Method):
 
 def side_by_side(images: Sequence[Tensor]) -> Tensor:
     """Images [N, C, H, W] of 1 or 3 channels as [N, K, C, H, W] with what channels the most have."""
-    channels = max(each.shape[1] for each in images)
-    return torch.stack([each.expand(-1, channels, -1, -1) for each in images], dim=1)
+    opaque = [_on_white(each) if each.shape[1] == 4 else each for each in images]
+    channels = max(each.shape[1] for each in opaque)
+    return torch.stack([each.expand(-1, channels, -1, -1) for each in opaque], dim=1)
+
+
+def _on_white(images: Tensor) -> Tensor:
+    """Images [N, 4, H, W] with alpha, as they look on white: [N, 3, H, W]."""
+    alpha = (images[:, 3:] + 1.0) / 2.0
+    return alpha * images[:, :3] + (1.0 - alpha)
 
 
 def in_blocks(rows: Tensor) -> Tensor:

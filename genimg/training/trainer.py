@@ -20,7 +20,7 @@ from genimg.distributed import Vote, failing_together, of_first_rank, rank, worl
 from genimg.evaluation.passes import EvaluationInterruptedError
 from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
 from genimg.interfaces import Batch, Method, Progress
-from genimg.randomness import seed_of
+from genimg.randomness import seed_of, steady
 from genimg.training.background import Background, snapshot
 from genimg.training.batch_statistics import BatchStatistics
 from genimg.training.checkpoint import CheckpointFolder
@@ -255,7 +255,10 @@ class Trainer:
         data = self.data.validation or self.data if self.method.translates else self.data
         count = min(self.settings.preview_images, len(data.source))
         order, seed = Order(len(data.source), seed=self.seed, horizontal_flip=False), seed_of(_PREVIEW_STREAM, self.seed)
-        batch = data.examples(order.indices(0, count), seed)
+        with steady(seed, 0):
+            return self._pictures(data.examples(order.indices(0, count), seed), seed, with_data=with_data)
+
+    def _pictures(self, batch: Batch, seed: int, *, with_data: bool) -> dict[str, torch.Tensor]:
         self.method.before_sampling()
         drawn = self.method.draw(range(self.settings.preview_images), seed)
         pictures = self.method.preview(batch, {key: value.to(self.device) for key, value in drawn.items()})

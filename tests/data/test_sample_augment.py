@@ -208,12 +208,13 @@ def test_settings_out_of_range_are_refused(settings, words):
         augment(**settings)
 
 
+@pytest.mark.parametrize("channels", [2, 4, 6])  # 2 and 6: a pair of grey images, and one of coloured ones
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
-def test_colours_that_images_do_not_have_are_refused(name):
+def test_colours_that_images_do_not_have_are_refused(name, channels):
     change = augment(**{name: 0.25})
     change.check((3, 8, 8))
-    with pytest.raises(ValueError, match=rf"data_augment\.{name}=0\.25 is not made for RGBA images"):
-        change.check((4, 8, 8))
+    with pytest.raises(ValueError, match=rf"data_augment\.{name}=0\.25 is not made for RGBA images and for pairs"):
+        change.check((channels, 8, 8))
     if name in ("brightness", "contrast"):
         change.check((1, 8, 8))
     else:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from genimg.evaluation.classical import bicubic, biharmonic, non_local_means
+from genimg.evaluation.classical import biharmonic, non_local_means
 from genimg.evaluation.similarity import psnr
 
 
@@ -119,41 +119,3 @@ def test_the_baselines_say_which_package_is_missing(monkeypatch):
     for baseline in (lambda: non_local_means(images, sigma=5.0), lambda: biharmonic(images, mask)):
         with pytest.raises(ValueError, match=r"scikit-image .*pip install 'genimg\[classical\]'"):
             baseline()
-
-
-@pytest.mark.parametrize("factor", [2, 3, 4])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_bicubic_is_cubic_convolution_along_rows_and_columns(factor, shape):
-    images = waves(shape)
-    found = bicubic(images, factor=factor)
-    assert found.dtype == torch.uint8
-    assert found.shape == (*shape[:2], factor * shape[2], factor * shape[3])
-
-    def cubic(distance):
-        """Keys 1981, equation 3, with its a of -0.75."""
-        d, a = np.abs(distance), -0.75
-        inner, outer = (a + 2) * d**3 - (a + 3) * d**2 + 1, a * (d**3 - 5 * d**2 + 8 * d - 4)
-        return np.where(d <= 1, inner, np.where(d < 2, outer, 0.0))
-
-    def matrix(size):
-        """Of one axis: [factor * size, size]; beyond a border its last pixel counts."""
-        centres = (np.arange(factor * size) + 0.5) / factor - 0.5
-        rows = np.zeros((factor * size, size))
-        for row, centre in enumerate(centres):
-            for column in range(int(np.floor(centre)) - 1, int(np.floor(centre)) + 3):
-                rows[row, min(max(column, 0), size - 1)] += cubic(centre - column)
-        return rows
-
-    expected = matrix(shape[2]) @ images.numpy().astype(np.float64) @ matrix(shape[3]).T
-    assert np.abs(found.numpy() - expected.clip(0, 255)).max() < 0.5 + 0.01  # rounding
-
-
-def test_bicubic_clamps_what_overshoots_and_by_one_changes_nothing():
-    edge = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
-    edge[..., 4:] = 255
-    enlarged = bicubic(edge, factor=4)
-    assert enlarged[..., :12].max() == 0  # and not 2^8 less than nothing
-    assert enlarged[..., 20:].min() == 255
-    assert torch.equal(bicubic(edge, factor=1), edge)
-    with pytest.raises(ValueError, match="factor=0"):
-        bicubic(edge, factor=0)

@@ -255,9 +255,17 @@ def test_in_train_mode_dropout_is_on_and_buffers_stay():
         assert torch.equal(buffer, before[name]), name
     assert not method.network.training
     torch.manual_seed(3)
-    expected = method.network.train()(batch()["source"])
+    expected = torch.cat([method.network.train()(image) for image in batch()["source"].split(1)])
     torch.manual_seed(3)
     assert torch.equal(method.translate(batch()["source"]), expected)
+
+
+def test_in_train_mode_an_image_has_statistics_of_its_own():
+    method, source = pix2pix(sampled_mode="train"), batch()["source"]
+    found = method.translate(source)
+    for number in range(len(source)):
+        assert torch.equal(method.translate(source[number:][:1]), found[number:][:1])
+    assert not torch.allclose(method.network.train()(source), found, rtol=0, atol=1e-2)
 
 
 def test_in_eval_mode_the_averages_normalise_and_nothing_is_random():

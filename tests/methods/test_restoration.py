@@ -48,7 +48,7 @@ def inpainting(seed: int = 0) -> tuple[Inpaint, dict[str, Tensor]]:
 @pytest.mark.parametrize("sources", [3, 4, 5])
 def test_a_residual_adds_the_sources_first_channels(sources):
     source, plain = images(sources), network(sources, 3)
-    expected = plain(source) + source[:, :3]
+    expected = 2 * plain(source) + source[:, :3]
     assert torch.allclose(restoration(sources, residual=True).translate(source), expected, rtol=0, atol=1e-6)
     assert torch.allclose(restoration(sources, residual=False).translate(source), plain(source), rtol=0, atol=1e-6)
 
@@ -95,7 +95,7 @@ def test_the_sides_that_sources_need_are_the_networks(residual):
 def test_the_loss_weighs_the_pixels_of_the_mask(known_weight, residual):
     method, (_, data) = restoration(residual=residual, known_weight=known_weight), inpainting()
     loss, metrics = method._loss(data)
-    output = network(4, 3)(data["source"]) + (data["source"][:, :3] if residual else 0.0)
+    output = network(4, 3)(data["source"]) * (2 if residual else 1) + (data["source"][:, :3] if residual else 0.0)
     d = (output - data["target"]).double()
     weight = torch.where(data["mask"] > 0, 1.0, known_weight).double().expand_as(d)
     assert loss.item() == pytest.approx(((weight * d**2).sum((1, 2, 3)) / weight.sum((1, 2, 3))).mean().item(), rel=1e-5)
@@ -124,7 +124,7 @@ def test_steps_are_those_of_a_plain_loop_with_adam(residual):
         metrics = method.step([data], Progress(5 * step, 5), update)
         assert set(metrics) == {"loss/reconstruction", "grad_norm/translator"}
         source, target, mask = (data[key] for key in ("source", "target", "mask"))
-        output = plain(source) + source[:, :3] if residual else plain(source)
+        output = 2 * plain(source) + source[:, :3] if residual else plain(source)
         weight = (mask + 0.25 * (1 - mask)).expand_as(target)
         loss = ((weight * (output - target) ** 2).sum((1, 2, 3)) / weight.sum((1, 2, 3))).mean()
         assert metrics["loss/reconstruction"].item() == pytest.approx(loss.item(), rel=1e-4)

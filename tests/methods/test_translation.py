@@ -299,6 +299,16 @@ def test_grey_images_beside_coloured_ones_have_three_like_channels():
     assert side_by_side([grey, grey, grey]).shape == (2, 3, 1, 6, 5)
 
 
+def test_images_with_alpha_are_shown_on_white():
+    clear, half, opaque = (torch.cat([images(1, 3), torch.full((1, 1, 6, 5), alpha)], dim=1) for alpha in (-1.0, 0.0, 1.0))
+    found = side_by_side([torch.cat([clear, half, opaque]), images(3, 1)])
+    assert found.shape == (3, 2, 3, 6, 5)
+    assert torch.equal(found[:, 1], images(3, 1).expand(-1, 3, -1, -1))
+    for picture, expected in zip(found[:, 0], (torch.ones(3, 6, 5), images(1, 3)[0] / 2 + 0.5, images(1, 3)[0]), strict=True):
+        assert torch.allclose(picture, expected, rtol=0, atol=1e-6)
+    assert side_by_side([opaque, opaque]).shape == (1, 2, 3, 6, 5)
+
+
 @pytest.mark.parametrize(
     ("count", "width", "expected"), [(1, 3, (1, 3)), (4, 3, (4, 3)), (12, 3, (6, 6)), (7, 3, (4, 6)), (64, 2, (11, 12))]
 )

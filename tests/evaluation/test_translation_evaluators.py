@@ -1,0 +1,518 @@
+"""Measures of translations, of methods whose answers are known, against direct computation."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_evaluator import LinearExtractor, Painter, frechet_distance_of_scipy
+from torch import Tensor, nn
+
+from genimg.data.degradations import Denoise
+from genimg.data.placement import Data, UnpairedData
+from genimg.data.sources import ArraySource, Source
+from genimg.data.tasks import Pair, Unpaired
+from genimg.data.unpaired import UnpairedSource
+from genimg.evaluation.extractors.inception import Inception
+from genimg.evaluation.imagesets import NonFiniteImagesError
+from genimg.evaluation.passes import EvaluationInterruptedError
+from genimg.evaluation.translation import PairedEvaluator, TranslationEvaluator, UnpairedEvaluator
+from genimg.interfaces import Images
+from genimg.methods.translation import Translation
+
+CPU = torch.device("cpu")
+
+
+class Scaled(nn.Module):
+    """Pixel by pixel, so that the batch makes no difference to the last bit."""
+
+    def __init__(self, factor: float, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.factor = factor
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.dropout(image) * self.factor
+
+
+class Translator(Translation):
+    """Answers its source, or what a network makes of it."""
+
+    batch_keys = ("source", "target")
+
+    def __init__(self, task: Any = None, network: nn.Module | None = None, mode: str = "eval") -> None:
+        super().__init__()
+        self.task = task or Denoise(noise="gaussian", amount=25)
+        self.network = network or nn.Identity()
+        self.sampled_mode = mode
+
+    def translator(self, direction: str | None) -> nn.Module:
+        return self.network
+
+    def parameter_groups(self) -> Any:
+        return {}
+
+    def step(self, batch: Any, progress: Any, update: Any) -> Any:
+        raise NotImplementedError
+
+    def check(self, batch: Any) -> None:
+        raise NotImplementedError
+
+    def preview(self, batch: Any, drawn: Any) -> Any:
+        raise NotImplementedError
+
+
+class BothWays(Translator):
+    """a -> -a, and b -> b / 2."""
+
+    batch_keys = ("a", "b")
+    directions = ("a2b", "b2a")
+
+    def __init__(self, channels: int = 1) -> None:
+        super().__init__(task=Unpaired(source_channels=channels))
+        self.networks = nn.ModuleDict({"a2b": Scaled(-1.0), "b2a": Scaled(0.5)})
+
+    def translator(self, direction: str | None) -> nn.Module:
+        return self.networks[direction or "a2b"]
+
+
+class OneWay(BothWays):
+    directions = ("a2b",)
+
+
+class NamedInception(LinearExtractor):
+    """Names metrics as Inception with its published weights does."""
+
+    known = True
+    metric_name = Inception.metric_name
+
+
+def pixels(count: int, channels: int = 1, size: int = 4, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, channels, size, size), dtype=np.uint8)
+
+
+def data_of(source: Source, task: Any = None) -> Data:
+    return Data(source, placement="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU,
+                task=task or Denoise(noise="gaussian", amount=25))  # fmt: skip
+
+
+def noise(count: int = 12, channels: int = 1, size: int = 4, held_out: int = 0) -> Data:
+    source = ArraySource("noise", pixels(count, channels, size))
+    if held_out:
+        source.validation = ArraySource("held out", pixels(held_out, channels, size, seed=1))
+    return data_of(source)
+
+
+def domains(count_a: int = 12, count_b: int = 12, channels_b: int = 1) -> UnpairedData:
+    def source(seed: int, counts: tuple[int, int]) -> UnpairedSource:
+        a = ArraySource("a", pixels(counts[0], seed=seed))
+        return UnpairedSource(a, ArraySource("b", pixels(counts[1], channels_b, seed=seed + 1)))
+
+    whole = source(0, (20, 20))
+    whole.validation = source(2, (count_a, count_b))
+    return UnpairedData(whole, augment=None, placement="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU)
+
+
+SETTINGS: dict[str, Any] = {
+    "num_images": 100, "batch_size": 5, "interval": Images(100), "seed": 3, "extractor": None, "final_num_images": None,
+    "stop_if": None,
+}  # fmt: skip
+
+
+def paired(**changes: Any) -> PairedEvaluator:
+    return PairedEvaluator(**{**SETTINGS, "lpips": None, **changes})
+
+
+def unpaired(**changes: Any) -> UnpairedEvaluator:
+    return UnpairedEvaluator(**{**SETTINGS, **changes})
+
+
+def levels(images: Tensor) -> np.ndarray:
+    return np.clip(np.round((images.double().numpy() + 1) * 127.5), 0, 255)
+
+
+# Against targets
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 12), (3, 16)])
+def test_the_numbers_are_the_means_over_images_of_direct_computations(channels: int, size: int) -> None:
+    structural_similarity = pytest.importorskip("skimage.metrics").structural_similarity
+    data = noise(12, channels, size)
+    result = paired().evaluate(Translator(), data, CPU)
+    batch = data.task(torch.from_numpy(data.source.images).float() / 127.5 - 1, np.arange(12), paired().noise_seed)
+    source, target = levels(batch["source"]), data.source.images.astype(np.float64)
+    errors = ((source - target) ** 2).reshape(12, -1).mean(axis=1)
+    expected = {
+        "psnr": np.mean(10 * np.log10(255**2 / errors)),
+        "ssim": np.mean([
+            structural_similarity(x, y, channel_axis=0, data_range=255, gaussian_weights=True, sigma=1.5,
+                                  use_sample_covariance=False)
+            for x, y in zip(target, source, strict=True)
+        ]),
+        "l1": np.abs(source - target).mean() / 255,
+    }  # fmt: skip
+    assert list(result.values) == ["psnr", "ssim", "l1"]
+    assert result.values == pytest.approx(expected, rel=1e-4)
+    assert result.intervals == {}
+    assert 18 < result.values["psnr"] < 23  # noise of 25 levels: 20.2 dB, less what is clipped
+
+
+def test_a_perfect_translation_has_the_best_values() -> None:
+    source = np.concatenate([pixels(6), pixels(6)], axis=1)
+    task = Pair(source_channels=1)
+    values = paired().evaluate(Translator(task), data_of(ArraySource("pairs", source), task), CPU).values
+    assert values == {"psnr": 100.0, "ssim": pytest.approx(1.0, abs=1e-6), "l1": 0.0}
+
+
+def test_multiple_scales_are_measured_where_images_are_large_enough() -> None:
+    task = Pair(source_channels=1)
+    for size, expected in ((161, ["psnr", "ssim", "l1", "ms_ssim"]), (160, ["psnr", "ssim", "l1"])):
+        images = np.repeat(pixels(2, size=size), 2, axis=1)
+        values = paired().evaluate(Translator(task), data_of(ArraySource("pairs", images), task), CPU).values
+        assert list(values) == expected
+    assert paired().primary == "psnr"
+    assert paired().higher_is_better
+
+
+def test_what_a_task_answers_is_an_image_of_its_own() -> None:
+    """The known pixels of inpainting count as they are, whatever the network says."""
+
+    class Halved(Pair):
+        def result(self, output: Tensor, source: Tensor) -> Tensor:
+            return output / 2
+
+    images = np.concatenate([pixels(6), pixels(6, seed=1)], axis=1)
+    values = paired().evaluate(Translator(Halved(source_channels=1)), data_of(ArraySource("pairs", images), Halved(
+        source_channels=1)), CPU).values  # fmt: skip
+    first, second = (np.round((image / 127.5 - 1) * 63.75 + 127.5) for image in (images[:, :1], images[:, 1:]))
+    assert values["l1"] == pytest.approx(np.abs(first - second).mean() / 255, rel=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 50])
+@pytest.mark.parametrize("extractor", [None, LinearExtractor()])
+def test_in_evaluation_mode_the_batch_size_makes_no_difference(batch_size: int, extractor: Any) -> None:
+    method = Translator(network=Scaled(0.8, dropout=0.5))
+    reference = paired(batch_size=7, extractor=extractor).evaluate(method, noise(), CPU).values
+    values = paired(batch_size=batch_size, extractor=extractor).evaluate(method, noise(), CPU).values
+    assert values == pytest.approx(reference, rel=1e-6)
+    assert values["l1"] == reference["l1"]
+
+
+def test_in_training_mode_dropout_is_repeated_and_nothing_else_is_disturbed() -> None:
+    method = Translator(network=Scaled(0.8, dropout=0.5), mode="train")
+    method.train()
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = paired().evaluate(method, noise(), CPU)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    method.eval()
+    assert paired().evaluate(method, noise(), CPU).values == first.values
+    assert not method.network.training
+    assert paired(seed=4).evaluate(method, noise(), CPU).values != first.values
+    method.sampled_mode = "eval"
+    assert paired().evaluate(method, noise(), CPU).values["l1"] < first.values["l1"] - 0.05
+    assert first.provenance["translation"]["mode"] == "train"
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_in_training_mode_every_image_is_translated_alone_whatever_the_batch_size(batch_size: int) -> None:
+    class Normalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.counts: list[int] = []
+            self.layers = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(0.5))
+
+        def forward(self, image: Tensor) -> Tensor:
+            self.counts.append(len(image))
+            return self.layers(image)  # type: ignore[no-any-return]
+
+    method = Translator(network=Normalised(), mode="train")
+    reference = paired(extractor=LinearExtractor()).evaluate(method, noise(), CPU).values
+    values = paired(batch_size=batch_size, extractor=LinearExtractor()).evaluate(method, noise(), CPU).values
+    assert values == reference
+    assert method.network.counts == [1] * 48  # of two evaluations of similarities and of distances
+    assert [paired().batch_size_of(Translator(mode=mode)) for mode in ("train", "eval")] == [1, 5]
+
+
+def test_noise_is_not_that_of_a_training_with_the_same_seed() -> None:
+    class Watched(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            seen.append(image)
+            return image
+
+    seen: list[Tensor] = []
+    data = noise()
+    for extractor in (None, LinearExtractor()):
+        paired(extractor=extractor).evaluate(Translator(network=Watched()), data, CPU)
+    trained = data.examples(np.arange(12), SETTINGS["seed"])["source"]
+    measured = torch.cat(seen).view(3, 12, 1, 4, 4)  # once, and once more for the distances
+    assert torch.equal(measured, measured[:1].expand_as(measured))
+    assert (measured[0] - trained).abs().mean() > 0.05
+    assert len({paired(seed=seed).noise_seed for seed in range(4)} | set(range(4))) == 8
+
+
+def test_held_out_images_are_measured_where_there_are_any(caplog: pytest.LogCaptureFixture) -> None:
+    data = noise(12, held_out=7)
+    result = paired().evaluate(Translator(), data, CPU)
+    assert caplog.messages == []
+    alone = data_of(ArraySource("held out", pixels(7, seed=1)))
+    evaluator = paired()
+    with caplog.at_level(logging.WARNING):
+        expected = evaluator.evaluate(Translator(), alone, CPU)
+        evaluator.evaluate(Translator(), alone, CPU)
+    assert caplog.messages == [
+        "there are no held-out images, so that those of the training are measured: set data.validation=0.1"
+    ]
+    assert result.values == expected.values
+    assert result.values != paired().evaluate(Translator(), noise(12), CPU).values
+    made = result.provenance["translation"]
+    assert result.provenance == expected.provenance | {"translation": expected.provenance["translation"] | {"held_out": True}}
+    assert [made[key] for key in ("held_out", "source", "num_images")] == [True, "held out", 7]
+    assert made["fingerprint"] == data.validation.source.fingerprint
+
+
+@pytest.mark.parametrize("whose", ["setting", "argument"])
+def test_fewer_images_are_evenly_spaced(whose: str) -> None:
+    data, evaluator = noise(12), paired(**({"num_images": 4} if whose == "setting" else {}))
+    result = evaluator.evaluate(Translator(), data, CPU, num_images=4 if whose == "argument" else None)
+    chosen = np.array([0, 3, 6, 9])
+    batch = data.examples(chosen, evaluator.noise_seed)
+    expected = np.abs(levels(batch["source"]) - data.source.images[chosen]).mean() / 255
+    assert result.values["l1"] == pytest.approx(expected, rel=1e-6)
+    assert result.provenance["translation"]["num_images"] == 4
+
+
+def test_lpips_is_asked_about_references_and_images() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[tuple[Tensor, Tensor]] = []
+
+        def forward(self, reference: Tensor, image: Tensor) -> Tensor:
+            self.seen.append((reference, image))
+            return image.float().mean(dim=(1, 2, 3)) - reference.float().mean(dim=(1, 2, 3))
+
+    data, lpips = noise(12), Counting()
+    values = paired(lpips=lpips).evaluate(Translator(), data, CPU).values
+    assert list(values) == ["psnr", "ssim", "l1", "lpips"]
+    references, images = (torch.cat(side) for side in zip(*lpips.seen, strict=True))
+    assert references.dtype == images.dtype == torch.uint8
+    assert np.array_equal(references.numpy(), data.source.images)
+    assert np.array_equal(images.numpy(), levels(data.examples(np.arange(12), paired().noise_seed)["source"]))
+    assert values["lpips"] == pytest.approx(images.double().mean().item() - references.double().mean().item(), abs=1e-4)
+    assert list(paired().evaluate(Translator(), data, CPU).values) == ["psnr", "ssim", "l1"]
+
+
+@pytest.mark.parametrize(
+    ("extractor", "fd", "kd"), [(LinearExtractor, "fd_linear", "kd_linear"), (NamedInception, "fid", "kid")]
+)
+def test_an_extractor_adds_distances_between_targets_and_translations(extractor: Any, fd: str, kd: str) -> None:
+    network, data = extractor(), noise(40, held_out=30)
+    result = paired(extractor=network).evaluate(Translator(), data, CPU)
+    assert list(result.values) == ["psnr", "ssim", "l1", kd, fd]
+    batch = data.validation.examples(np.arange(30), paired().noise_seed)
+    features = [network(torch.from_numpy(levels(batch[key])).to(torch.uint8))[0] for key in ("target", "source")]
+    assert result.values[fd] == pytest.approx(frechet_distance_of_scipy(*features), rel=1e-6)
+    assert result.values[kd] == pytest.approx(unbiased_kernel_distance(*features), rel=1e-4)
+    assert result.provenance["extractor"] == network.describe()
+    assert paired().evaluate(Translator(), data, CPU).provenance["extractor"] is None
+
+
+def unbiased_kernel_distance(x: Tensor, y: Tensor) -> float:
+    """Bińkowski et al. 2018, equation 4, with the kernel (x y / D + 1)^3, of equally many features [N, D]."""
+    count, dim = x.shape
+    xx, yy, xy = (((a @ b.T / dim + 1) ** 3).double() for a, b in ((x, x), (y, y), (x, y)))
+    same = sum((kernel.sum() - kernel.diagonal().sum()).item() for kernel in (xx, yy)) / (count * (count - 1))
+    return same - 2 * xy.mean().item()
+
+
+def test_a_model_that_makes_nan_is_refused_by_the_number_of_the_image() -> None:
+    class Broken(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return torch.where(image.amax(dim=(1, 2, 3), keepdim=True) < 0, torch.nan, image)
+
+    images = np.concatenate([np.full((12, 2, 4, 4), 200, dtype=np.uint8)])
+    images[9] = 3
+    task = Pair(source_channels=1)
+    with pytest.raises(NonFiniteImagesError, match=r"^1 of 3 images of the model's translations .* image 9"):
+        paired(num_images=4, batch_size=1).evaluate(Translator(task, Broken()), data_of(ArraySource("x", images), task), CPU)
+
+
+# Between domains
+
+
+def cycle(images: np.ndarray) -> np.ndarray:
+    """Of an image that was negated and halved, in levels: no number to be rounded lies half-way."""
+    return np.abs(images - np.round(191.25 - images / 2.0)).reshape(len(images), -1).mean(axis=1) / 255
+
+
+def test_cycles_and_identities_are_those_of_both_directions() -> None:
+    data = domains()
+    result = unpaired().evaluate(BothWays(), data, CPU)
+    a, b = data.validation.source.a.images, data.validation.source.b.images
+    expected = {
+        "cycle_l1": (cycle(a).mean() + cycle(b).mean()) / 2,
+        "cycle_l1_a": cycle(a).mean(),
+        "cycle_l1_b": cycle(b).mean(),
+        "identity_l1_a": np.abs(a - np.round(63.75 + a / 2.0)).mean() / 255,  # of b2a, which halves
+        "identity_l1_b": np.abs(2.0 * b - 255).mean() / 255,  # of a2b: b against -b, 2 |b| of [-1, 1] or |b| of [0, 1]
+    }
+    assert result.values == pytest.approx(expected, rel=1e-6)
+    assert next(iter(result.values)) == "cycle_l1"
+    made = result.provenance["translation"]
+    assert [made[key] for key in ("task", "num_images", "held_out")] == ["Unpaired", 12, True]
+
+
+def test_what_is_its_own_inverse_comes_back_exactly() -> None:
+    method = BothWays()
+    method.networks["b2a"] = Scaled(-1.0)
+    values = unpaired().evaluate(method, domains(), CPU).values
+    assert [values[name] for name in ("cycle_l1", "cycle_l1_a", "cycle_l1_b")] == [0.0, 0.0, 0.0]
+    assert values["identity_l1_a"] > 0.3
+
+
+@pytest.mark.parametrize(
+    ("most", "of_a", "of_b"), [(100, range(10), range(4)), (5, range(0, 10, 2), range(4)), (2, [0, 5], [0, 2])]
+)
+@pytest.mark.parametrize("larger", ["a", "b"])
+def test_each_domain_is_measured_over_its_own_images_once_each(most: int, of_a: Any, of_b: Any, larger: str) -> None:
+    of_a, of_b = (of_a, of_b) if larger == "a" else (of_b, of_a)
+    data, network = domains(*((10, 4) if larger == "a" else (4, 10))), LinearExtractor()
+    values = unpaired(num_images=most, extractor=network).evaluate(BothWays(), data, CPU).values
+    a, b = data.validation.source.a.images[list(of_a)], data.validation.source.b.images[list(of_b)]
+    assert values["cycle_l1_a"] == pytest.approx(cycle(a).mean(), rel=1e-6)
+    assert values["cycle_l1_b"] == pytest.approx(cycle(b).mean(), rel=1e-6)
+    assert values["cycle_l1"] == pytest.approx((cycle(a).mean() + cycle(b).mean()) / 2, rel=1e-6)
+    assert values["identity_l1_a"] == pytest.approx(np.abs(a - np.round(63.75 + a / 2.0)).mean() / 255, rel=1e-6)
+    assert values["identity_l1_b"] == pytest.approx(np.abs(2.0 * b - 255).mean() / 255, rel=1e-6)
+    real, fake = (network(torch.from_numpy(images))[0] for images in (b, 255 - a))
+    assert values["fd_linear_a2b"] == pytest.approx(frechet_distance_of_scipy(real, fake), rel=1e-6)
+
+
+def test_a_domain_of_fewer_images_than_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genimg.evaluation.translation.world_size", lambda: 5)
+    unpaired().evaluate(BothWays(), domains(count_a=10, count_b=5), CPU)
+    for counts in ((10, 4), (4, 10)):
+        with pytest.raises(ValueError, match=r"^4 held-out images are fewer than the processes"):
+            unpaired().evaluate(BothWays(), domains(*counts), CPU)
+
+
+def test_a_method_of_one_direction_is_measured_by_its_identity() -> None:
+    data, evaluator = domains(), unpaired()
+    assert evaluator.primary == "cycle_l1"
+    values = evaluator.evaluate(OneWay(), data, CPU).values
+    b = data.validation.source.b.images
+    assert values == {"identity_l1_b": pytest.approx(np.abs(2.0 * b - 255).mean() / 255, rel=1e-6)}
+    assert evaluator.primary == "identity_l1_b"
+    assert not evaluator.higher_is_better
+
+
+def test_domains_of_unlike_channels_have_no_identity() -> None:
+    class Recoloured(BothWays):
+        def __init__(self) -> None:
+            super().__init__()
+            self.networks = nn.ModuleDict({"a2b": nn.Conv2d(1, 3, 1), "b2a": nn.Conv2d(3, 1, 1)})
+
+    values = unpaired().evaluate(Recoloured(), domains(channels_b=3), CPU).values
+    assert values.keys() == {"cycle_l1", "cycle_l1_a", "cycle_l1_b"}
+
+
+@pytest.mark.parametrize(
+    ("extractor", "fd", "kd"), [(LinearExtractor, "fd_linear", "kd_linear"), (NamedInception, "fid", "kid")]
+)
+def test_with_an_extractor_the_mean_kernel_distance_comes_first(extractor: Any, fd: str, kd: str) -> None:
+    network, data = extractor(), domains(30, 30)
+    evaluator = unpaired(extractor=network)
+    assert evaluator.primary == kd
+    values = evaluator.evaluate(BothWays(), data, CPU).values
+    assert next(iter(values)) == kd
+    a, b = (torch.from_numpy(domain.images) for domain in (data.validation.source.a, data.validation.source.b))
+    half = (63.75 + b / 2.0).round().to(torch.uint8)
+    features = {"a2b": [network(b)[0], network(255 - a)[0]], "b2a": [network(a)[0], network(half)[0]]}
+    for direction, (real, fake) in features.items():
+        assert values[f"{fd}_{direction}"] == pytest.approx(frechet_distance_of_scipy(real, fake), rel=1e-6)
+        assert values[f"{kd}_{direction}"] == pytest.approx(unbiased_kernel_distance(real, fake), rel=1e-4)
+    assert values[kd] == pytest.approx((values[f"{kd}_a2b"] + values[f"{kd}_b2a"]) / 2, rel=1e-12)
+    assert values.keys() >= {"cycle_l1", "identity_l1_a"}
+    one = unpaired(extractor=network).evaluate(OneWay(), data, CPU).values
+    assert one[kd] == one[f"{kd}_a2b"] == values[f"{kd}_a2b"]
+    assert f"{kd}_b2a" not in one
+
+
+# Both
+
+
+@pytest.mark.parametrize("make", [paired, unpaired])
+@pytest.mark.parametrize("extractor", [None, LinearExtractor()])
+def test_should_stop_interrupts_before_every_batch(make: Any, extractor: Any) -> None:
+    method, data = (Translator(), noise(12)) if make is paired else (BothWays(), domains())
+    evaluator = make(extractor=extractor)
+    batches = 3 if extractor is None else 9  # of translations, and of each side's features
+    batches *= 1 if make is paired else 2  # domains
+    for answers_before in range(batches):
+        asked = []
+
+        def should_stop(asked: list[bool] = asked, most: int = answers_before) -> bool:
+            asked.append(True)
+            return len(asked) > most
+
+        with pytest.raises(EvaluationInterruptedError):
+            evaluator.evaluate(method, data, CPU, should_stop)
+        assert len(asked) == answers_before + 1
+    asked = []
+    evaluator.evaluate(method, data, CPU, lambda: bool(asked.append(True)))
+    assert len(asked) == batches
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "method", "words"),
+    [
+        (paired(), BothWays(), r"translations whose targets are known, .* a BothWays, .*evaluation=unpaired_translation "),
+        (unpaired(), Translator(), r"translations between two domains, .* a Translator, .*evaluation=translation "),
+        (paired(), Painter(), r"a Painter, does not make: choose evaluation=inception "),
+        (unpaired(), Painter(), r"a Painter, does not make: choose evaluation=inception "),
+    ],
+    ids=["unpaired", "paired", "painter", "painter between domains"],
+)
+def test_what_does_not_fit_is_refused_with_what_does(evaluator: TranslationEvaluator, method: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        evaluator.check(method)
+    with pytest.raises(ValueError, match=words):
+        evaluator.evaluate(method, noise(), CPU)
+
+
+def test_what_fits_is_accepted() -> None:
+    paired().check(Translator())
+    unpaired().check(BothWays())
+    unpaired().check(OneWay())
+
+
+@pytest.mark.parametrize("make", [paired, unpaired])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_images": 0}, r"evaluation\.num_images=0 must be 1 or more"),
+        ({"batch_size": 0}, r"evaluation\.batch_size=0 must be 1 or more"),
+        ({"final_num_images": 0}, r"evaluation\.final_num_images=0 must be 1 or more"),
+        ({"interval": Images(0)}, r"evaluation\.interval"),
+        ({"stop_if": {"factor": 1.0, "evaluations": 2}}, r"evaluation\.stop_if"),
+    ],
+    ids=str,
+)
+def test_a_setting_that_makes_no_sense_is_refused_by_its_key(make: Any, changes: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make(**changes)
+
+
+def test_a_training_that_becomes_worse_is_noticed_in_either_direction() -> None:
+    watch = {"factor": 2.0, "evaluations": 1}
+    assert paired(stop_if=watch).has_diverged(9.0, 20.0)
+    assert not paired(stop_if=watch).has_diverged(11.0, 20.0)
+    assert paired().is_better(21.0, 20.0)
+    assert unpaired(stop_if=watch).has_diverged(0.5, 0.2)
+    assert not unpaired(stop_if=watch).has_diverged(0.3, 0.2)
+    assert unpaired().is_better(0.1, 0.2)
