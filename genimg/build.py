@@ -530,9 +530,14 @@ def _check_shapes(method: Method, source: Source, task: Task | None) -> None:
     except (RuntimeError, ValueError) as error:
         if isinstance(error, ValueError) and not str(error).startswith("Expected more than 1"):  # instance norm's, of one pixel
             raise
+        fix = (
+            "give larger images with data.image_size, or a discriminator with fewer strided convolutions (num_strided, below "
+            "model.discriminator or model.discriminator_a)" if task else
+            "leave channels and image_size below model to follow data"
+        )  # fmt: skip
         raise ValueError(
             f"the model's networks do not fit the data's images of {channels} channels and {height}x{width} pixels "
-            f"({str(error).splitlines()[0]}): leave channels and image_size below model to follow data"
+            f"({str(error).splitlines()[0]}): {fix}"
         ) from error
     finally:
         method.train()

@@ -69,7 +69,7 @@ def evaluate_translator(
     method = load_method(config, builder, state, device)
     assert isinstance(method, Translation)
     if options["model_mode"] is not None:
-        method.sampled_mode = checked_mode(options["model_mode"])
+        method.sampled_mode = checked_mode(options["model_mode"], "model_mode")
     source = build.build_source(config, builder)
     data = build.build_data(config, source, device, builder=builder)
     chosen = {**(options["evaluation"] or config["evaluation"])}

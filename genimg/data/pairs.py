@@ -6,6 +6,7 @@ mirrors an image does the same to both, and a pair is kept wherever an image is.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +21,9 @@ from genimg.data.tasks import Pair
 
 DIRECTIONS = ("a2b", "b2a")
 _MOST_LISTED = 5  # of the files that have no partner
+_MOST_DISTORTED = 1.6  # the aspect ratio of a half against that of the images to train on; of a single image it is 2
+
+log = logging.getLogger(__name__)
 
 
 class PairedSource(Source):
@@ -118,6 +122,7 @@ def paired(
         sources = []
         for part in [directory / "train" if divided else directory, *others[:1]]:
             place, paths, fingerprint = _listed("data.root", str(part), refresh=refresh_index)
+            _warn_of_single_images(place / paths[0], formats[0])
             files: list[tuple[Path, ...]] = [(place / path,) for path in paths]
             sources.append(PairedSource("paired", files, *formats, direction=direction, fingerprint=fingerprint))
         if len(sources) == 2:
@@ -134,10 +139,25 @@ def paired(
         more = f" and {len(alone) - _MOST_LISTED} more" if len(alone) > _MOST_LISTED else ""
         raise ValueError(
             f"{len(alone)} files of data.a={a} and data.b={b} have no partner of the same name in the other folder: "
-            f"{', '.join(alone[:_MOST_LISTED])}{more}"
+            f"{', '.join(alone[:_MOST_LISTED])}{more}: add their partners, or remove them"
         )
     files = [(folder_a / by_name_a[name], folder_b / by_name_b[name]) for name in sorted(by_name_a)]
     return PairedSource("paired", files, *formats, direction=direction, fingerprint=fingerprint_a + fingerprint_b)
+
+
+def _warn_of_single_images(path: Path, pixels: PixelFormat) -> None:
+    """Of a folder of single images every half would be half an image."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return  # its reader says what is wrong
+    distortion = (height / (width / 2)) / (pixels.height / pixels.width)
+    if not 1 / _MOST_DISTORTED < distortion < _MOST_DISTORTED:
+        log.warning(
+            "%s has %dx%d pixels, so that each half of it has %dx%d: are there two images side by side? Two folders are "
+            "data.a and data.b", path, width, height, width // 2, height,
+        )  # fmt: skip
 
 
 def _listed(key: str, folder: str, *, refresh: bool) -> tuple[Path, list[str], str]:

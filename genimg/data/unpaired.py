@@ -72,7 +72,8 @@ def unpaired(
             return folder(root=path, image_size=image_size, channels=channels, fit=fit, labels="none", captions=None,
                           refresh_index=refresh_index, name=key)  # fmt: skip
         except FileNotFoundError as error:
-            raise FileNotFoundError(str(error).replace("data.root=", f"{key}=", 1)) from error
+            hint = "; data.root holds trainA and trainB, or give data.a and data.b" if key == "data.root" else ""
+            raise FileNotFoundError(str(error).replace("data.root=", f"{key}=", 1) + hint) from error
 
     if root is None:
         assert a is not None

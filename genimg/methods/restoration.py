@@ -17,15 +17,18 @@ class Restoration(Translation):
         translator: source [N, S, H, W] -> output [N, T, H, W] in [-1, 1].
         loss: distance of the output from the target.
         residual: add the source to what the network answers, so that it need only learn the difference (Zhang et al. 2017,
-            DnCNN); for sources with the channels of the target first, such as noisy images.
+            DnCNN); for sources with the channels of the target first, such as noisy images. ``auto`` does so unless the source
+            has fewer channels than the target, as grey images have that are to be coloured.
     """
 
     loss_type = ReconstructionLoss
     batch_keys = ("source", "target")
 
-    def __init__(self, *, translator: nn.Module, loss: ReconstructionLoss, residual: bool) -> None:
+    def __init__(self, *, translator: nn.Module, loss: ReconstructionLoss, residual: bool | str) -> None:
         super().__init__()
-        self.network = _Residual(translator) if residual else translator
+        if residual not in (True, False, "auto"):
+            raise ValueError(f"model.residual={residual} is unknown: choose auto, true or false")
+        self.network = _Residual(translator, needed=residual is True) if residual else translator
         self.loss = loss
 
     def translator(self, direction: str | None) -> nn.Module:
@@ -51,15 +54,18 @@ class Restoration(Translation):
 
 
 class _Residual(nn.Module):
-    def __init__(self, translator: nn.Module) -> None:
+    def __init__(self, translator: nn.Module, *, needed: bool) -> None:
         super().__init__()
         self.translator = translator
+        self.needed = needed
         self.multiple: int = getattr(translator, "multiple", 1)
 
     def forward(self, source: Tensor) -> Tensor:
         output: Tensor = self.translator(source)
+        if source.shape[1] < output.shape[1] and not self.needed:
+            return output
         if source.shape[1] < output.shape[1]:
             raise ValueError(
-                f"model.residual=true adds sources of {source.shape[1]} channels to {output.shape[1]}: set it to false"
+                f"model.residual=true adds sources of {source.shape[1]} channels to {output.shape[1]}: set model.residual=false"
             )
         return 2.0 * output + source[:, : output.shape[1]]  # the translators end in a tanh, and white may have to become black

@@ -81,16 +81,14 @@ def in_blocks(rows: Tensor) -> Tensor:
     return rows.unflatten(0, (-1, blocks)).flatten(1, 2)
 
 
-def checked_mode(mode: str) -> str:
+def checked_mode(mode: str, key: str = "model.sampled_mode") -> str:
     """``eval`` or ``train``.
 
     Raises:
         ValueError: for anything else.
     """
     if mode not in MODES:
-        raise ValueError(
-            f"sampled_mode={mode} is unknown: choose eval, or train for dropout and batch statistics as in training"
-        )
+        raise ValueError(f"{key}={mode} is unknown: choose eval, or train for dropout and batch statistics as in training")
     return mode
 
 

@@ -62,7 +62,7 @@ def test_a_residual_network_that_answers_0_is_the_identity():
 
 def test_a_residual_of_sources_with_fewer_channels_is_refused():
     method = restoration(1, 3, residual=True)
-    with pytest.raises(ValueError, match=r"model\.residual=true adds sources of 1 channels to 3: set it to false"):
+    with pytest.raises(ValueError, match=r"model\.residual=true adds sources of 1 channels to 3: set model\.residual=false"):
         method.check({"source": images(1), "target": images(3)})
     restoration(1, 3, residual=False).check({"source": images(1), "target": images(3)})
 
