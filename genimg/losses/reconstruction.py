@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from genimg.losses.perceptual import Perceptual
+
 KINDS = ("l1", "l2", "charbonnier")
 
 
@@ -18,12 +20,13 @@ class ReconstructionLoss:
         kind: ``l1``; ``l2``; ``charbonnier`` (Charbonnier et al. 1994; Lai et al. 2017 for images).
         epsilon: of ``charbonnier``.
         known_weight: of pixels that a mask does not hide, 0 or more.
+        perceptual: added to it, with a weight of its own; None for none.
 
     Raises:
         ValueError: for an unknown kind, or numbers out of range.
     """
 
-    def __init__(self, *, kind: str, epsilon: float, known_weight: float) -> None:
+    def __init__(self, *, kind: str, epsilon: float, known_weight: float, perceptual: Perceptual | None = None) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind={kind} of a reconstruction loss is unknown: choose one of {', '.join(KINDS)}")
         if not epsilon > 0 or not known_weight >= 0:
@@ -31,9 +34,14 @@ class ReconstructionLoss:
         self.kind = kind
         self.epsilon = epsilon
         self.known_weight = known_weight
+        self.perceptual = perceptual
 
     def __call__(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """The scalar loss of [N, C, H, W], in float32; ``mask`` [N, 1, H, W] is 1 where pixels were missing."""
+        pixels = self._of_pixels(output, target, mask)
+        return pixels if self.perceptual is None else pixels + self.perceptual(output, target)
+
+    def _of_pixels(self, output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         difference = output.float() - target.float()
         if self.kind == "l1":
             distance = difference.abs()

@@ -1,0 +1,101 @@
+"""Distances between features of VGG-16: Johnson, Alahi & Fei-Fei, "Perceptual losses for real-time style transfer", 2016."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import vgg16
+
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for values in [0, 1]
+
+
+class Perceptual(nn.Module):
+    """The mean absolute difference of features, summed over layers: equation 2 with L1, as later work has it.
+
+    Nothing is downloaded, and nothing of it is part of a checkpoint.
+
+    Args:
+        weights: path of torchvision's state_dict of VGG-16 (vgg16-397923af.pth).
+        layers: of ``features``, whose outputs are compared: 3, 8, 15 and 22 are relu1_2, relu2_2, relu3_3 and relu4_3.
+        weight: of this beside the distance of pixels, above 0.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it holds other weights, or a setting is out of range.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, *, weights: str, layers: Sequence[int], weight: float) -> None:
+        super().__init__()
+        with torch.device("meta"):  # without the time and the memory that random weights would take
+            features = vgg16().features
+        if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= len(features):
+            raise ValueError(
+                f"layers={list(layers)} of a perceptual loss must be numbers that rise, from 0 to {len(features) - 1}"
+            )
+        if not weight > 0:
+            raise ValueError(f"weight={weight} of a perceptual loss must be above 0; perceptual: null leaves it out")
+        features = features[: layers[-1] + 1]
+        features.load_state_dict(_state(weights, features), assign=True)
+        bounds = (0, *(layer + 1 for layer in layers))
+        self.stages = nn.ModuleList(features[start:stop] for start, stop in pairwise(bounds))
+        self.weight = weight
+        self.register_buffer("mean", torch.tensor(_MEAN)[:, None, None])
+        self.register_buffer("deviation", torch.tensor(_DEVIATION)[:, None, None])
+        for layer in self.modules():
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False  # what is compared must not be changed by the layer behind it
+        self.eval().requires_grad_(False)
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """The weighted scalar of images [N, 1 or 3, H, W] in [-1, 1]; the gradient is the output's alone.
+
+        Raises:
+            ValueError: for images of other channels.
+        """
+        if output.shape[1] not in (1, 3):
+            raise ValueError(
+                f"a perceptual loss looks at grey or RGB images, not at {output.shape[1]} channels: set perceptual=null"
+            )
+        self.to(output.device)
+        x, y = self._scaled(output), self._scaled(target).detach()
+        total = output.new_zeros((), dtype=torch.float32)
+        for stage in self.stages:
+            x, y = stage(x), stage(y)
+            total = total + (x.float() - y.float()).abs().mean()
+        return self.weight * total
+
+    def _scaled(self, images: Tensor) -> Tensor:
+        return ((images.float() + 1.0) / 2.0 - self.mean) / self.deviation  # [N, 3, H, W]; grey is replicated
+
+
+def _state(path: str, features: nn.Module) -> dict[str, Tensor]:
+    """The file's weights of those layers.
+
+    Raises:
+        FileNotFoundError, ValueError: as Perceptual.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"weights={path} of the perceptual loss is not a file: put torchvision's state_dict of vgg16 there, or name another "
+            "place"
+        )
+    try:
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"weights={path} of the perceptual loss cannot be read: {str(error).splitlines()[0]}") from error
+    state = {}
+    for key, wanted in features.state_dict().items():
+        found = saved.get(f"features.{key}") if isinstance(saved, dict) else None
+        if not isinstance(found, Tensor) or found.shape != wanted.shape:
+            raise ValueError(f"weights={path} holds no features.{key} of {list(wanted.shape)}: it is not torchvision's vgg16")
+        state[key] = found.float()
+    return state

@@ -1,0 +1,91 @@
+"""The perceptual loss against its layers one by one, with random weights."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from genimg.losses.perceptual import Perceptual
+from genimg.losses.reconstruction import ReconstructionLoss
+
+SHAPES = {0: (64, 3), 2: (64, 64), 5: (128, 64), 7: (128, 128)}  # of VGG-16's first convolutions
+
+
+def saved(folder, drop=None):
+    torch.manual_seed(0)
+    state = {}
+    for number, (outputs, inputs) in SHAPES.items():
+        state[f"features.{number}.weight"] = torch.randn(outputs, inputs, 3, 3) * (2 / (9 * inputs)) ** 0.5
+        state[f"features.{number}.bias"] = 0.1 * torch.randn(outputs)
+    state.pop(drop, None)
+    torch.save(state, folder / "vgg.pth")
+    return state
+
+
+def perceptual(folder, layers=(3, 8), weight=0.5):
+    return Perceptual(weights=str(folder / "vgg.pth"), layers=list(layers), weight=weight)
+
+
+def images(channels=3):
+    generator = torch.Generator().manual_seed(1)
+    return (torch.rand(2, channels, 12, 10, generator=generator) * 2 - 1 for _ in range(2))
+
+
+def by_hand(state, image):
+    """relu1_2 and relu2_2."""
+    mean, deviation = (torch.tensor(v)[:, None, None] for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    x = ((image + 1) / 2 - mean) / deviation
+    for number in (0, 2, 5, 7):
+        x = F.relu(F.conv2d(x, state[f"features.{number}.weight"], state[f"features.{number}.bias"], padding=1))
+        if number in (2, 7):
+            yield x
+        if number == 2:
+            x = F.max_pool2d(x, 2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_it_is_the_mean_difference_of_each_layer(tmp_path, channels):
+    state, (output, target) = saved(tmp_path), images(channels)
+    expected = 0.5 * sum((a - b).abs().mean() for a, b in zip(by_hand(state, output), by_hand(state, target), strict=True))
+    assert perceptual(tmp_path)(output, target).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert expected > 0.01
+
+
+def test_the_gradient_is_the_outputs_alone_and_the_network_stays(tmp_path):
+    saved(tmp_path)
+    loss, (output, target) = perceptual(tmp_path), images()
+    before = [p.clone() for p in loss.parameters()]
+    output.requires_grad_()
+    target.requires_grad_()
+    loss(output, target).backward()
+    assert output.grad.abs().sum() > 0
+    assert target.grad is None
+    assert all(p.grad is None and torch.equal(p, old) for p, old in zip(loss.parameters(), before, strict=True))
+
+
+def test_it_is_added_to_the_distance_of_pixels(tmp_path):
+    saved(tmp_path)
+    output, target = images()
+    settings = {"kind": "l1", "epsilon": 1e-3, "known_weight": 1.0}
+    both = ReconstructionLoss(**settings, perceptual=perceptual(tmp_path))(output, target)
+    plain = ReconstructionLoss(**settings)(output, target)
+    assert both.item() == pytest.approx((plain + perceptual(tmp_path)(output, target)).item(), rel=1e-6)
+    assert both > plain + 0.01
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"vgg\.pth of the perceptual loss is not a file: put torchvision's"):
+        perceptual(tmp_path)
+    saved(tmp_path, drop="features.5.bias")
+    with pytest.raises(ValueError, match=r"holds no features\.5\.bias of \[128\]"):
+        perceptual(tmp_path)
+    (tmp_path / "vgg.pth").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="cannot be read"):
+        perceptual(tmp_path)
+    saved(tmp_path)
+    for layers in ((), (8, 3), (-1,), (31,)):
+        with pytest.raises(ValueError, match="must be numbers that rise, from 0 to 30"):
+            perceptual(tmp_path, layers)
+    with pytest.raises(ValueError, match="weight=0"):
+        perceptual(tmp_path, weight=0)
+    with pytest.raises(ValueError, match="not at 2 channels"):
+        perceptual(tmp_path)(*images(2))
