@@ -85,8 +85,8 @@ def _state(path: str, features: nn.Module) -> dict[str, Tensor]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(
-            f"weights={path} of the perceptual loss is not a file: put torchvision's state_dict of vgg16 there, or name another "
-            "place"
+            f"weights={path} of the perceptual loss is not a file: put torchvision's state_dict of vgg16 there, or name "
+            "another place"
         )
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True)
