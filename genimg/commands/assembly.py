@@ -120,7 +120,7 @@ def assemble(config: Config, device_name: str) -> Parts:
         optimizers = make_optimizers()
         evaluator = build.build_evaluator(config, builder)  # last, because it may download
         if evaluator is not None:
-            evaluator.check(method)
+            evaluator.check(method, source)
     return Parts(
         config, device, precision, performance, settings, source, method, optimizers, make_optimizers, schedule, evaluator,
         builder,

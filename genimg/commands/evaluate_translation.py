@@ -174,15 +174,20 @@ def _classical(task: Task) -> Makers:
 
 
 def _write_table(path: Path, data: Data, evaluator: TranslationEvaluator, rows: dict[str, Row]) -> None:
-    """CSV: a line for each image, by its number among the held-out ones, the worst first."""
-    _, indices = _chosen(data, evaluator)
+    """CSV: a line for each image, the worst first."""
+    held_out, indices = _chosen(data, evaluator)
     order: Sequence[int] = torch.argsort(rows["model"]["psnr"], stable=True).tolist()
     titles = [f"{metric} {name}" for name, row in rows.items() for metric in row]
     with atomically(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", *titles])
         for index in order:
-            writer.writerow([indices[index], *(f"{v[index].item():.6g}" for row in rows.values() for v in row.values())])
+            writer.writerow(
+                [
+                    held_out.source.title(int(indices[index])),
+                    *(f"{v[index].item():.6g}" for row in rows.values() for v in row.values()),
+                ]
+            )
 
 
 def _write_worst(path: Path, method: Translation, data: Data, evaluator: TranslationEvaluator, rows: dict[str, Row]) -> None:

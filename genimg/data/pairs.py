@@ -69,6 +69,9 @@ class PairedSource(Source):
             a, b = (_open(file, pixels) for file, pixels in zip(files, (self._a, self._b), strict=True))
         return np.concatenate([b, a] if self._reversed else [a, b])
 
+    def title(self, index: int) -> str:
+        return str(self.files[index][0])
+
     def _halves(self, file: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         try:
             with Image.open(file) as image:

@@ -73,6 +73,10 @@ class Source(ABC):
             images[row] = self.read(index)
         return images
 
+    def title(self, index: int) -> str:
+        """What image ``index`` is called: its file's path where it has one, else its number."""
+        return str(index)
+
     def caption(self, index: int) -> str | None:
         """A sentence that describes image ``index``, where the dataset has one. ``captioned`` says whether to ask."""
         return None
@@ -152,6 +156,9 @@ class FileSource(Source):
                 return self.pixels.apply(image)
         except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
             raise CorruptImageError(f"{path}: {error}") from error
+
+    def title(self, index: int) -> str:
+        return self.paths[index]
 
     def caption(self, index: int) -> str | None:
         return None if self._captions is None else self._captions.texts[index]

@@ -33,6 +33,9 @@ class Part(Source):
     def read_many(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         return self.whole.read_many(self._indices[indices])
 
+    def title(self, index: int) -> str:
+        return self.whole.title(int(self._indices[index]))
+
     def caption(self, index: int) -> str | None:
         return self.whole.caption(int(self._indices[index]))
 

@@ -13,6 +13,7 @@ import torch
 
 from genimg import paths
 from genimg.data.placement import Data
+from genimg.data.sources import Source
 from genimg.distributed import on_every_rank, rank, world_size
 from genimg.environment import versions
 from genimg.evaluation.bootstrap import intervals
@@ -96,7 +97,7 @@ class Evaluator(PeriodicEvaluator):
         self._originals: dict[tuple[str, int], Summary] = {}  # of what an autoencoder reconstructs
         self._warned: set[str] = set()
 
-    def check(self, method: Method) -> None:
+    def check(self, method: Method, source: Source | None = None) -> None:
         if method.translates:
             raise ValueError(
                 f"this evaluation measures images that are made from nothing, but the model, a {type(method).__name__}, makes "

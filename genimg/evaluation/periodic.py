@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from genimg.data.placement import Data
+from genimg.data.sources import Source
 from genimg.evaluation.watch import DivergenceWatch
 from genimg.interfaces import Images, Method
 
@@ -49,8 +50,8 @@ class PeriodicEvaluator(ABC):
         self.stop_if = None if stop_if is None else DivergenceWatch.of(stop_if)
 
     @abstractmethod
-    def check(self, method: Method) -> None:
-        """Refuse what cannot be evaluated, before a training.
+    def check(self, method: Method, source: Source | None = None) -> None:
+        """Refuse what cannot be evaluated, and warn of what means little, before a training on ``source``.
 
         Raises:
             ValueError: naming what fits.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genimg.data.placement import Data
+from genimg.data.sources import Source
 from genimg.data.unpaired import UnpairedSource
 from genimg.distributed import rows_of_all_ranks, shard, world_size
 from genimg.environment import versions
@@ -75,7 +76,7 @@ class TranslationEvaluator(PeriodicEvaluator):
         self.extractor = extractor
         self._warned = False
 
-    def check(self, method: Method) -> None:
+    def check(self, method: Method, source: Source | None = None) -> None:
         if not method.translates or self.key not in method.batch_keys:
             fitting = "translation" if "source" in method.batch_keys else "unpaired_translation"
             fitting = fitting if method.translates else "inception"
@@ -83,6 +84,13 @@ class TranslationEvaluator(PeriodicEvaluator):
                 f"this evaluation measures {self.what}, which the model, a {type(method).__name__}, does not make: choose "
                 f"evaluation={fitting} or another of the group"
             )
+        if source is not None and source.validation is None:
+            self._warn_of_training_images()
+
+    def _warn_of_training_images(self) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning("there are no held-out images, so that those of the training are measured: set data.validation=0.1")
 
     def evaluate(
         self,
@@ -95,9 +103,8 @@ class TranslationEvaluator(PeriodicEvaluator):
         self.check(method)
         assert isinstance(method, Translation)
         held_out = data.validation or data
-        if data.validation is None and not self._warned:
-            self._warned = True
-            log.warning("there are no held-out images, so that those of the training are measured: set data.validation=0.1")
+        if data.validation is None:
+            self._warn_of_training_images()
         count = min(num_images or self.num_images, len(held_out.source))
         with full_float32():
             values = self._pixels(method, held_out, count, should_stop)
@@ -278,8 +285,8 @@ class UnpairedEvaluator(TranslationEvaluator):
     _cycles = True
     """Whether the method that was checked last translates both ways."""
 
-    def check(self, method: Method) -> None:
-        super().check(method)
+    def check(self, method: Method, source: Source | None = None) -> None:
+        super().check(method, source)
         self._cycles = len(method.directions) > 1
 
     @property
