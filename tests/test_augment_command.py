@@ -365,7 +365,9 @@ def test_a_disk_that_becomes_full_is_named_and_nothing_is_left(home: Path, monke
 
 def test_ctrl_c_leaves_no_output(home: Path) -> None:
     arguments = ["input=pictures", "output=more", "copies=100000"]
-    program = [sys.executable, "-c", "from genimg import cli; cli.augment()", *arguments]
+    # A shell has its background jobs ignore Ctrl-C, and what they start, as these tests may be.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program = [sys.executable, "-c", heard + "from genimg import cli; cli.augment()", *arguments]
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             end = time.monotonic() + 300

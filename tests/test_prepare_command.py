@@ -44,6 +44,7 @@ STOPPED = """
 import glob, json, os, signal, sys, time
 from genimg import cli
 import genimg.commands.prepare  # imported once; every run is a fork
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore Ctrl-C
 statuses = {}
 for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
     os.mkdir(sent.name)
