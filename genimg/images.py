@@ -21,6 +21,14 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def on_white(images: Tensor) -> Tensor:
+    """Float images [N, 4, H, W] in [-1, 1] with alpha, as they look on white: [N, 3, H, W]; others as they are."""
+    if images.shape[1] != 4:
+        return images
+    opacity = (images[:, 3:] + 1.0) / 2.0
+    return opacity * images[:, :3] + (1.0 - opacity)
+
+
 def grid(images: Tensor, columns: int | None = None) -> Tensor:
     """Float images [N, C, H, W] in [-1, 1] as one uint8 picture [C, H', W'].
 

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 
 import pytest
 
-from genimg.files import atomically, directory_atomically
+from genimg.files import atomically, directory_atomically, naming_full_disk
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -93,3 +94,10 @@ def test_a_directory_that_a_killed_process_left_is_replaced(tmp_path):
         pass
     assert not list((tmp_path / "output").iterdir())
     assert [p.name for p in tmp_path.iterdir()] == ["output"]
+
+
+def test_only_a_full_disk_is_named_as_one():
+    with pytest.raises(ValueError, match="make room"), naming_full_disk("make room"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(PermissionError), naming_full_disk("make room"):
+        raise PermissionError(errno.EACCES, "Permission denied")

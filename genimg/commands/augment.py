@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import re
@@ -29,7 +28,7 @@ from genimg.data.packing import CORRUPT
 from genimg.data.pixels import PixelFormat
 from genimg.environment import num_cores
 from genimg.explain import nearest
-from genimg.files import atomically, directory_atomically
+from genimg.files import atomically, directory_atomically, naming_full_disk
 from genimg.images import grid, to_float, write_png
 
 log = logging.getLogger(__name__)
@@ -63,14 +62,14 @@ def augment(composed: DictConfig) -> None:
     )
     _warn_of_sides(job)
     start = time.monotonic()
-    with atomically(_preview_of(output)) as picture, directory_atomically(output) as folder, _one_torch_thread():
-        try:
-            kept, problems = _write_all(job, folder, options)
-            _write_preview(job, kept, folder, picture)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise ValueError(f"the disk of output={output} became full: make room, or choose another output") from error
+    with (
+        atomically(_preview_of(output)) as picture,
+        directory_atomically(output) as folder,
+        _one_torch_thread(),
+        naming_full_disk(f"the disk of output={output} became full: make room, or choose another output"),
+    ):
+        kept, problems = _write_all(job, folder, options)
+        _write_preview(job, kept, folder, picture)
     _report(job, len(kept), len(problems), output, time.monotonic() - start)
 
 

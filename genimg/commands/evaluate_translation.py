@@ -19,16 +19,15 @@ from genimg.commands.common import Config, load_method, sentence, table, write_j
 from genimg.data.degradations import Denoise, Inpaint
 from genimg.data.placement import Data
 from genimg.data.tasks import Task
-from genimg.distributed import rank, world_size
+from genimg.distributed import rank, rows_of_all_ranks, world_size
 from genimg.environment import git_commit
 from genimg.evaluation.classical import biharmonic, non_local_means
 from genimg.evaluation.imagesets import evenly_spaced
-from genimg.evaluation.passes import full_float32, ranges
 from genimg.evaluation.translation import TranslationEvaluator, similarities
 from genimg.files import atomically
 from genimg.images import grid, to_uint8, write_png
 from genimg.interfaces import Batch
-from genimg.methods.translation import Translation, checked_mode
+from genimg.methods.translation import Translation
 from genimg.randomness import steady
 from genimg.training.device import describe_hardware
 
@@ -69,7 +68,7 @@ def evaluate_translator(
     method = load_method(config, builder, state, device)
     assert isinstance(method, Translation)
     if options["model_mode"] is not None:
-        method.sampled_mode = checked_mode(options["model_mode"], "model_mode")
+        method.set_mode(options["model_mode"], "model_mode")
     source = build.build_source(config, builder)
     data = build.build_data(config, source, device, builder=builder)
     chosen = {**(options["evaluation"] or config["evaluation"])}
@@ -84,10 +83,11 @@ def evaluate_translator(
     if options["classical"] and world_size() > 1:
         raise ValueError("classical=true is for a single process: start it without torchrun")
     baseline = _classical(method.task) if options["classical"] else {}
-    result = evaluator.evaluate(method, data, device)
+    collected = _Collector(method.task, baseline)
+    result = evaluator.evaluate(method, data, device, observe=collected.add if paired else lambda batch, found: None)
     columns = {"model": result.values}
     if paired:
-        rows = _of_all(method, data, evaluator, baseline)
+        rows = collected.rows()
         columns |= {
             name: {metric: v.mean().item() for metric, v in row.items()} for name, row in rows.items() if name != "model"
         }
@@ -113,27 +113,38 @@ def evaluate_translator(
     return result.values
 
 
-def _of_all(method: Translation, data: Data, evaluator: TranslationEvaluator, baseline: Makers) -> dict[str, Row]:
-    """Every image's similarities to its target: of the model, of the source itself where it has the target's shape, and of a
-    method without training.
+class _Collector:
+    """Every image's numbers: the model's, and those of the source itself where it has the target's shape, and of baselines.
+
+    Args:
+        task: of the batches.
+        baselines: what else is measured.
     """
-    makers: Makers = {"model": lambda batch: _translated(method, batch), **baseline}
-    found: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
-    held_out, indices = _chosen(data, evaluator)
-    with full_float32():
-        batch_size, seed = evaluator.batch_size_of(method), evaluator.noise_seed
-        for start, stop in ranges(range(len(indices)), batch_size, "image by image", lambda: None, lambda: False):
-            with steady(seed, start):
-                batch = held_out.examples(indices[start:stop], seed)
-                reference = to_uint8(method.task.result(batch["target"], batch["source"]))
-                made = {each: make(batch) for each, make in makers.items()}
-            given = to_uint8(method.task.shown(batch["source"]))
-            if given.shape == reference.shape:
-                made["source"] = given
-            for each, images in made.items():
-                for metric, numbers in similarities(reference, images).items():
-                    found[each][metric].append(numbers.cpu())
-    return {each: {metric: torch.cat(parts) for metric, parts in row.items()} for each, row in found.items()}
+
+    def __init__(self, task: Task, baselines: Makers) -> None:
+        self._task, self._baselines = task, baselines
+        self._found: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+
+    def add(self, batch: Batch, found: Row) -> None:
+        """A batch, and the numbers of what the model made of it."""
+        self._keep("model", found)
+        reference = to_uint8(self._task.result(batch["target"], batch["source"]))
+        for name, make in self._baselines.items():
+            self._keep(name, similarities(reference, make(batch)))
+        given = to_uint8(self._task.shown(batch["source"]))
+        if given.shape == reference.shape:
+            self._keep("source", similarities(reference, given))
+
+    def rows(self) -> dict[str, Row]:
+        """Of all ranks' images, in their order."""
+        return {
+            name: {metric: rows_of_all_ranks(torch.cat(parts)) for metric, parts in row.items()}
+            for name, row in self._found.items()
+        }
+
+    def _keep(self, name: str, numbers: Row) -> None:
+        for metric, values in numbers.items():
+            self._found[name][metric].append(values.cpu())
 
 
 def _gains(columns: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
@@ -150,10 +161,6 @@ def _chosen(data: Data, evaluator: TranslationEvaluator) -> tuple[Data, NDArray[
     """The data that is measured, and the numbers of its images."""
     held_out = data.validation or data
     return held_out, evenly_spaced(min(evaluator.num_images, len(held_out.source)), len(held_out.source))
-
-
-def _translated(method: Translation, batch: Batch) -> Tensor:
-    return to_uint8(method.task.result(method.translate(batch["source"]), batch["source"]))
 
 
 def _classical(task: Task) -> Makers:

@@ -17,7 +17,7 @@ from genimg.commands.common import check_writable
 from genimg.data.index import list_images
 from genimg.data.pixels import PixelFormat
 from genimg.images import grid as grid_of_images
-from genimg.images import to_float, to_uint8
+from genimg.images import on_white, to_float, to_uint8
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 _MOST_NAMED = 5  # of the files that something is wrong with
@@ -211,10 +211,7 @@ def existing(key: str, given: object, what: str) -> Path:
 
 def cell(picture: Tensor) -> Tensor:
     """A uint8 picture [C, H, W] as RGB, on white where it is transparent, and made smaller where the grid needs it."""
-    colours = to_float(picture[None])
-    if len(picture) == 4:
-        opacity = (colours[:, 3:] + 1.0) / 2.0
-        colours = colours[:, :3] * opacity + (1.0 - opacity)
+    colours = on_white(to_float(picture[None]))
     longest = max(picture.shape[1:])
     if longest > _CELL:
         size = [max(1, round(side * _CELL / longest)) for side in picture.shape[1:]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import shutil
 import time
@@ -16,7 +15,7 @@ from genimg.data.packing import CORRUPT, image_bytes, pack
 from genimg.data.prepared import Description
 from genimg.data.sources import Source
 from genimg.explain import nearest
-from genimg.files import directory_atomically
+from genimg.files import directory_atomically, naming_full_disk
 
 log = logging.getLogger(__name__)
 
@@ -44,20 +43,16 @@ def prepare(composed: DictConfig) -> None:
     _check_space(output, needed, source)
     start = time.monotonic()
     num_threads = options["data"].get("num_workers", "auto")
-    with directory_atomically(output) as folder:
-        try:
-            description, num_corrupt = pack(
-                source,
-                folder,
-                shard_size=options["shard_size"],
-                num_threads=None if num_threads == "auto" else num_threads,
-                max_corrupt=options["max_corrupt"],
-                provenance={"fit": options["data"].get("fit")},
-            )
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise ValueError(f"{_space(output, needed, source)}, and its disk became full") from error
+    full = naming_full_disk(f"{_space(output, needed, source)}, and its disk became full")
+    with directory_atomically(output) as folder, full:
+        description, num_corrupt = pack(
+            source,
+            folder,
+            shard_size=options["shard_size"],
+            num_threads=None if num_threads == "auto" else num_threads,
+            max_corrupt=options["max_corrupt"],
+            provenance={"fit": options["data"].get("fit")},
+        )
     _report(output, description, num_corrupt, time.monotonic() - start)
 
 

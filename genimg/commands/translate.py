@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from genimg import build
@@ -30,6 +29,7 @@ from genimg.commands.pictures import (
 from genimg.commands.translator import MemoryFullError, Translator, image_channels, least_side
 from genimg.data.tasks import Task
 from genimg.explain import nearest
+from genimg.files import naming_full_disk
 from genimg.images import write_png
 from genimg.interfaces import height_width
 from genimg.methods.translation import MODES, Translation
@@ -54,7 +54,8 @@ def translate(composed: DictConfig) -> None:
     data = state["config"]["data"]
     method = _loaded(options, state, device)
     direction = _direction(options["direction"], method, data)
-    _set_mode(options["model_mode"], method, direction)
+    if options["model_mode"] is not None:
+        method.set_mode(options["model_mode"], "model_mode")
     pictures = _masked(options, pictures, method.task)
     read = {key: options[key] for key in ("input", "mask")}
     output = checked_output(options["output"], read, pictures, grid=options["grid"], overwrite=options["overwrite"])
@@ -66,17 +67,13 @@ def translate(composed: DictConfig) -> None:
     translator = Translator(method, direction, device, options["tile"], options["overlap"], options["batch_size"],
                             options["seed"], least)  # fmt: skip
     log.info("from %s, trained on %d images", relative(path), state["training"]["images"])
-    try:
+    with naming_full_disk(f"the disk of output={output} became full: make room, or choose another output"):
         shown = _write_all(translator, pictures, channels, output)
         log.info("%d image%s: %s", len(pictures), "s" * (len(pictures) > 1), relative(output))
         if options["grid"]:
             write_png(side_by_side(shown), grid_of(output))
             few = "" if len(shown) == len(pictures) else f", the first {len(shown)}"
             log.info("images and, right of each, what was made of it%s: %s", few, relative(grid_of(output)))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise ValueError(f"the disk of output={output} became full: make room, or choose another output") from error
 
 
 # What is refused before the work
@@ -140,18 +137,6 @@ def _direction(given: object, method: Translation, data: Config) -> str | None:
         way = f"with data.direction={data['direction']}" if "direction" in data else "to make a task's targets of its sources"
         raise ValueError(f"direction={given}: this model was trained {way}, and knows no other direction: leave it away")
     return None
-
-
-def _set_mode(mode: str | None, method: Translation, direction: str | None) -> None:
-    """Let the model translate in another mode than it was measured in.
-
-    Raises:
-        ValueError: if training mode changes nothing.
-    """
-    changing = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
-    if mode == "train" and not any(isinstance(layer, changing) for layer in method.translator(direction).modules()):
-        raise ValueError("model_mode=train has no effect on a model with neither dropout nor batch norm: leave it away")
-    method.sampled_mode = mode or method.sampled_mode
 
 
 def _masked(options: Config, pictures: list[Picture], task: Task) -> list[Picture]:

@@ -39,6 +39,10 @@ _SCALES = 5  # of the multi-scale structural similarity
 _SUBSETS, _SUBSET_SIZE = 100, 1000  # of the kernel distance, as elsewhere
 
 
+Observer = Callable[[Batch, dict[str, Tensor]], None]
+"""Is given every batch that is measured, and the numbers [N] of its images."""
+
+
 class TranslationEvaluator(PeriodicEvaluator):
     """Translations of held-out images: those of ``data.validation``, or of the training where there is none.
 
@@ -75,6 +79,7 @@ class TranslationEvaluator(PeriodicEvaluator):
         self.seed = seed
         self.extractor = extractor
         self._warned = False
+        self._targets: dict[tuple[str, int, str], SavedStatistics] = {}  # of a run's held-out images, which stay the same
 
     def check(self, method: Method, source: Source | None = None) -> None:
         if not method.translates or self.key not in method.batch_keys:
@@ -99,7 +104,9 @@ class TranslationEvaluator(PeriodicEvaluator):
         device: torch.device,
         should_stop: Callable[[], bool] = lambda: False,
         num_images: int | None = None,
+        observe: Observer = lambda batch, found: None,
     ) -> Evaluation:
+        """See PeriodicEvaluator; ``observe`` sees this rank's batches."""
         self.check(method)
         assert isinstance(method, Translation)
         held_out = data.validation or data
@@ -107,7 +114,7 @@ class TranslationEvaluator(PeriodicEvaluator):
             self._warn_of_training_images()
         count = min(num_images or self.num_images, len(held_out.source))
         with full_float32():
-            values = self._pixels(method, held_out, count, should_stop)
+            values = self._pixels(method, held_out, count, should_stop, observe)
             if self.extractor is not None:
                 batch_size = self.batch_size_of(method)
                 sets = self._sets(method, held_out, count)
@@ -125,7 +132,9 @@ class TranslationEvaluator(PeriodicEvaluator):
         return seed_of(_STREAM, self.seed)
 
     @abstractmethod
-    def _pixels(self, method: Translation, data: Data, count: int, should_stop: Callable[[], bool]) -> dict[str, float]:
+    def _pixels(
+        self, method: Translation, data: Data, count: int, should_stop: Callable[[], bool], observe: Observer
+    ) -> dict[str, float]:
         """Numbers of ``count`` images, evenly spaced."""
 
     def _means(
@@ -135,6 +144,7 @@ class TranslationEvaluator(PeriodicEvaluator):
         chosen: NDArray[np.int64],
         measure: Callable[[Batch, FiniteCheck, NDArray[np.int64]], dict[str, Tensor]],
         should_stop: Callable[[], bool],
+        observe: Observer,
     ) -> dict[str, float]:
         """The mean over images of each number [N] that ``measure`` gives of a batch."""
         if len(chosen) < world_size():
@@ -147,7 +157,9 @@ class TranslationEvaluator(PeriodicEvaluator):
         positions, batch_size = shard(len(chosen)), self.batch_size_of(method)
         for start, stop in ranges(positions, batch_size, "translating", finite.check, should_stop):
             with steady(self.noise_seed, start):
-                found = measure(data.examples(chosen[start:stop], self.noise_seed), finite, chosen[start:stop])
+                batch = data.examples(chosen[start:stop], self.noise_seed)
+                found = measure(batch, finite, chosen[start:stop])
+            observe(batch, found)
             for name, numbers in found.items():
                 rows[name].append(numbers)
         return {name: rows_of_all_ranks(torch.cat(parts).cpu()).double().mean().item() for name, parts in rows.items()}
@@ -174,7 +186,10 @@ class TranslationEvaluator(PeriodicEvaluator):
                 cache_dir=None,
             )  # fmt: skip
             names = {extractor.metric_name(each, short_count(len(fake))): extractor.metric_name(each, "") for each in metrics}
-            statistics = self._statistics(extractor.to(device), real, batch_size, should_stop)
+            known = (real.of, len(real), ending)
+            if known not in self._targets:
+                self._targets[known] = self._statistics(extractor.to(device), real, batch_size, should_stop)
+            statistics = self._targets[known]
             for name, value in evaluator.compare(statistics, fake, device, should_stop).values.items():
                 counted = next(each for each in names if name.startswith(each))
                 found[names[counted] + name.removeprefix(counted) + ending] = value
@@ -183,7 +198,7 @@ class TranslationEvaluator(PeriodicEvaluator):
     def _statistics(
         self, extractor: Extractor, images: ImageSet, batch_size: int, should_stop: Callable[[], bool]
     ) -> SavedStatistics:
-        """Without a cache: what a task makes of images has no fingerprint."""
+        """Not cached on the disk, as those of whole datasets are: a task's settings are part of what they depend on."""
         everything = np.arange(len(images), dtype=np.int64)
         passes = Passes(extractor, batch_size, should_stop)
         summary = passes.summarise(images, everything, "features of held-out images", kept=everything)
@@ -244,9 +259,11 @@ class PairedEvaluator(TranslationEvaluator):
     def higher_is_better(self) -> bool:
         return True
 
-    def _pixels(self, method: Translation, data: Data, count: int, should_stop: Callable[[], bool]) -> dict[str, float]:
+    def _pixels(
+        self, method: Translation, data: Data, count: int, should_stop: Callable[[], bool], observe: Observer
+    ) -> dict[str, float]:
         chosen = evenly_spaced(count, len(data.source))
-        return self._means(method, data, chosen, partial(self._similarities, method), should_stop)
+        return self._means(method, data, chosen, partial(self._similarities, method), should_stop, observe)
 
     def _similarities(
         self, method: Translation, batch: Batch, finite: FiniteCheck, indices: NDArray[np.int64]
@@ -299,11 +316,13 @@ class UnpairedEvaluator(TranslationEvaluator):
     def higher_is_better(self) -> bool:
         return False
 
-    def _pixels(self, method: Translation, data: Data, count: int, should_stop: Callable[[], bool]) -> dict[str, float]:
+    def _pixels(
+        self, method: Translation, data: Data, count: int, should_stop: Callable[[], bool], observe: Observer
+    ) -> dict[str, float]:
         found: dict[str, float] = {}
         for key, other in ("ab", "ba"):  # each domain's own images, once each
             measure = partial(self._round_trips, method, key, other)
-            found |= self._means(method, data, _of_domain(data, key, count), measure, should_stop)
+            found |= self._means(method, data, _of_domain(data, key, count), measure, should_stop, observe)
         if self._cycles:
             found["cycle_l1"] = (found["cycle_l1_a"] + found["cycle_l1_b"]) / 2
         return found
@@ -356,7 +375,7 @@ class _Made(ImageSet):
     """Images made of those of a dataset's batches."""
 
     def __init__(self, data: Data, chosen: NDArray[np.int64], seed: int, make: Callable[[Batch], Tensor]) -> None:
-        self.name = data.source.name
+        self.name, self.of = data.source.name, data.source.fingerprint
         self._data, self._chosen, self._seed, self._make = data, chosen, seed, make
 
     def __len__(self) -> int:

@@ -18,19 +18,23 @@ class ReconstructionLoss:
 
     Args:
         kind: ``l1``; ``l2``; ``charbonnier`` (Charbonnier et al. 1994; Lai et al. 2017 for images).
-        epsilon: of ``charbonnier``.
-        known_weight: of pixels that a mask does not hide, 0 or more.
+        epsilon: of ``charbonnier``, in units of images in [-1, 1]; None of the others.
+        known_weight: of pixels that a mask does not hide, 0 or more; 1 where there are no masks.
         perceptual: added to it, with a weight of its own; None for none.
 
     Raises:
         ValueError: for an unknown kind, or numbers out of range.
     """
 
-    def __init__(self, *, kind: str, epsilon: float, known_weight: float, perceptual: Perceptual | None = None) -> None:
+    def __init__(self, *, kind: str, epsilon: float | None, known_weight: float, perceptual: Perceptual | None = None) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind={kind} of a reconstruction loss is unknown: choose one of {', '.join(KINDS)}")
-        if not epsilon > 0 or not known_weight >= 0:
-            raise ValueError(f"epsilon={epsilon} must be above 0 and known_weight={known_weight} 0 or more")
+        if (kind == "charbonnier") != (epsilon is not None):
+            raise ValueError(f"epsilon={epsilon} of kind={kind}: charbonnier needs a number, the others take null")
+        if epsilon is not None and not epsilon > 0:
+            raise ValueError(f"epsilon={epsilon} must be above 0")
+        if not known_weight >= 0:
+            raise ValueError(f"known_weight={known_weight} must be 0 or more")
         self.kind = kind
         self.epsilon = epsilon
         self.known_weight = known_weight
@@ -48,8 +52,11 @@ class ReconstructionLoss:
         elif self.kind == "l2":
             distance = difference.square()
         else:
+            assert self.epsilon is not None
             distance = (difference.square() + self.epsilon**2).sqrt()
         if mask is None:
+            if self.known_weight != 1:
+                raise ValueError(f"known_weight={self.known_weight} has no effect without masks: set it to 1")
             return distance.mean()
         weight = self.known_weight + (1.0 - self.known_weight) * mask
         total = weight.flatten(1).sum(dim=1) * distance.shape[1]  # [N]

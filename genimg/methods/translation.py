@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from genimg.data.tasks import Task
+from genimg.images import on_white
 from genimg.interfaces import Batch, Method
 from genimg.losses.adversarial import AdversarialLoss
 
@@ -45,6 +46,22 @@ class Translation(Method):
             output: Tensor = network(source)
             return output.float()
 
+    def set_mode(self, mode: str, key: str) -> None:
+        """Translate in another mode than it was trained to be measured in.
+
+        Args:
+            mode: one of ``MODES``.
+            key: of the command line, for messages.
+
+        Raises:
+            ValueError: if there is no such mode, or training mode changes nothing.
+        """
+        networks = [self.translator(direction) for direction in self.directions or (None,)]
+        changing = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+        if checked_mode(mode, key) == "train" and not any(isinstance(x, changing) for net in networks for x in net.modules()):
+            raise ValueError(f"{key}=train has no effect on a model with neither dropout nor batch norm: leave it away")
+        self.sampled_mode = mode
+
     def pictures(self, batch: Batch) -> Tensor:
         """Each source, what is made of it and what should be made: [N, 3, C, H, W]."""
         source = batch["source"]
@@ -57,16 +74,10 @@ class Translation(Method):
 
 
 def side_by_side(images: Sequence[Tensor]) -> Tensor:
-    """Images [N, C, H, W] of 1 or 3 channels as [N, K, C, H, W] with what channels the most have."""
-    opaque = [_on_white(each) if each.shape[1] == 4 else each for each in images]
+    """Images [N, C, H, W] of 1, 3 or 4 channels as [N, K, C, H, W] of 1 or 3, with alpha on white."""
+    opaque = [on_white(each) for each in images]
     channels = max(each.shape[1] for each in opaque)
     return torch.stack([each.expand(-1, channels, -1, -1) for each in opaque], dim=1)
-
-
-def _on_white(images: Tensor) -> Tensor:
-    """Images [N, 4, H, W] with alpha, as they look on white: [N, 3, H, W]."""
-    alpha = (images[:, 3:] + 1.0) / 2.0
-    return alpha * images[:, :3] + (1.0 - alpha)
 
 
 def in_blocks(rows: Tensor) -> Tensor:

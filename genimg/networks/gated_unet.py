@@ -55,7 +55,6 @@ class GatedConv2d(nn.Module):
 
     It makes phi(features) * sigmoid(gate), of which both are convolutions.
 
-
     Args:
         inputs, outputs: channels.
         size: of the kernel, odd.

@@ -450,7 +450,6 @@ def test_with_an_extractor_the_mean_kernel_distance_comes_first(extractor: Any, 
 @pytest.mark.parametrize("extractor", [None, LinearExtractor()])
 def test_should_stop_interrupts_before_every_batch(make: Any, extractor: Any) -> None:
     method, data = (Translator(), noise(12)) if make is paired else (BothWays(), domains())
-    evaluator = make(extractor=extractor)
     batches = 3 if extractor is None else 9  # of translations, and of each side's features
     batches *= 1 if make is paired else 2  # domains
     for answers_before in range(batches):
@@ -461,11 +460,14 @@ def test_should_stop_interrupts_before_every_batch(make: Any, extractor: Any) ->
             return len(asked) > most
 
         with pytest.raises(EvaluationInterruptedError):
-            evaluator.evaluate(method, data, CPU, should_stop)
+            make(extractor=extractor).evaluate(method, data, CPU, should_stop)
         assert len(asked) == answers_before + 1
-    asked = []
-    evaluator.evaluate(method, data, CPU, lambda: bool(asked.append(True)))
-    assert len(asked) == batches
+    evaluator = make(extractor=extractor)
+    first, again = [], []
+    values = [evaluator.evaluate(method, data, CPU, lambda to=to: bool(to.append(True))).values for to in (first, again)]
+    assert len(first) == batches
+    assert len(again) == (batches if extractor is None else batches * 2 // 3)  # targets' features are kept
+    assert values[0] == values[1]
 
 
 @pytest.mark.parametrize(

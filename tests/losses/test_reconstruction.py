@@ -13,7 +13,7 @@ DISTANCES = {"l1": abs, "l2": lambda d: d * d, "charbonnier": lambda d: math.sqr
 
 
 def loss(kind: str = "l1", *, epsilon: float = EPSILON, known_weight: float = 1.0) -> ReconstructionLoss:
-    return ReconstructionLoss(kind=kind, epsilon=epsilon, known_weight=known_weight)
+    return ReconstructionLoss(kind=kind, epsilon=epsilon if kind == "charbonnier" else None, known_weight=known_weight)
 
 
 def images(seed: int) -> torch.Tensor:
@@ -58,7 +58,7 @@ def test_every_kind_is_tested():
 def test_without_a_mask_it_is_numpys_mean(kind):
     d = OUTPUT.double().numpy() - TARGET.double().numpy()
     expected = {"l1": np.abs(d), "l2": d**2, "charbonnier": np.sqrt(d**2 + EPSILON**2)}[kind].mean()
-    value = loss(kind, known_weight=0.5)(OUTPUT, TARGET)
+    value = loss(kind)(OUTPUT, TARGET)
     assert value.shape == ()
     assert value.item() == pytest.approx(expected, rel=1e-6)
 
@@ -107,7 +107,7 @@ def test_the_gradient_is_that_of_the_weighted_mean(kind, known_weight):
 def test_bf16_outputs_are_measured_in_float32(kind, mask, autocast, target):
     output = OUTPUT.bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        value = loss(kind, known_weight=0.25)(output, target, mask)
+        value = loss(kind, known_weight=1.0 if mask is None else 0.25)(output, target, mask)
     assert value.dtype == torch.float32
     d = output.double() - target.double()
     each = {"l1": d.abs(), "l2": d**2, "charbonnier": (d**2 + EPSILON**2).sqrt()}[kind]
@@ -133,11 +133,22 @@ def test_masks_without_holes_ask_for_nothing_where_known_pixels_weigh_0():
     ("settings", "words"),
     [
         ({"kind": "l3"}, "kind=l3 of a reconstruction loss is unknown: choose one of l1, l2, charbonnier"),
-        ({"epsilon": 0.0}, r"epsilon=0\.0 must be above 0"),
-        ({"epsilon": -1e-3}, r"epsilon=-0\.001 must be above 0"),
-        ({"known_weight": -0.5}, r"known_weight=-0\.5 0 or more"),
+        ({"kind": "charbonnier", "epsilon": 0.0}, r"epsilon=0\.0 must be above 0"),
+        ({"kind": "charbonnier", "epsilon": -1e-3}, r"epsilon=-0\.001 must be above 0"),
+        ({"known_weight": -0.5}, r"known_weight=-0\.5 must be 0 or more"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         loss(**settings)
+
+
+@pytest.mark.parametrize(("kind", "epsilon"), [("l1", 1e-3), ("l2", 1e-3), ("charbonnier", None)])
+def test_an_epsilon_is_charbonniers_alone(kind, epsilon):
+    with pytest.raises(ValueError, match=f"epsilon={epsilon} of kind={kind}: charbonnier needs a number"):
+        ReconstructionLoss(kind=kind, epsilon=epsilon, known_weight=1.0)
+
+
+def test_a_weight_of_known_pixels_needs_masks():
+    with pytest.raises(ValueError, match=r"known_weight=0\.5 has no effect without masks: set it to 1"):
+        loss(known_weight=0.5)(OUTPUT, TARGET)

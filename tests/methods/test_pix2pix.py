@@ -54,7 +54,7 @@ def discriminator(*, source_channels: int = SOURCE_CHANNELS, normalisation: str 
 
 
 def l1(known_weight: float = 1.0) -> ReconstructionLoss:
-    return ReconstructionLoss(kind="l1", epsilon=1e-3, known_weight=known_weight)
+    return ReconstructionLoss(kind="l1", epsilon=None, known_weight=known_weight)
 
 
 def pix2pix(**changes: Any) -> Pix2Pix:

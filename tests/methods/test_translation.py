@@ -146,7 +146,7 @@ def test_modes_are_eval_and_train():
 
 
 def method(module: nn.Module) -> Restoration:
-    loss = ReconstructionLoss(kind="l1", epsilon=1e-3, known_weight=1.0)
+    loss = ReconstructionLoss(kind="l1", epsilon=None, known_weight=1.0)
     return Restoration(translator=module, loss=loss, residual=False)
 
 
