@@ -114,7 +114,10 @@ def assemble(config: Config, device_name: str) -> Parts:
     copy_from_first_(method.state_dict().values())
 
     def make_optimizers() -> dict[str, Optimizer]:
-        return build.build_optimizers(config, method, builder, lambda *of: performance.of_optimizer(*of, device))
+        made = build.build_optimizers(config, method, builder, lambda *of: performance.of_optimizer(*of, device))
+        for optimizer in made.values():
+            performance.place_optimizer(optimizer)
+        return made
 
     with first_of_each_host():
         optimizers = make_optimizers()
