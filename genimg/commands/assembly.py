@@ -21,7 +21,7 @@ from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.interfaces import Method
 from genimg.methods.translation import Translation
 from genimg.training.checkpoint import CheckpointFolder
-from genimg.training.device import Precision, choose_device, choose_precision
+from genimg.training.device import Precision, choose_device, choose_precision, keep_freed_memory
 from genimg.training.logger import Logger
 from genimg.training.performance import Performance
 from genimg.training.schedules import Schedule
@@ -94,6 +94,8 @@ def assemble(config: Config, device_name: str) -> Parts:
         if (name := of_first_rank(precision.name)) != precision.name:
             raise ValueError(f"precision={config['precision']} is {precision.name} here and {name} elsewhere: name one")
     precision.apply_globally()
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(config["seed"])  # of the initial weights
     with first_of_each_host():
         source = build.build_source(config, builder)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from genimg.interfaces import height_width
+from genimg.networks.products import ConvTranspose2d
 
 
 def halvings(image_size: int | Sequence[int], *, smallest: int = 4, least: int = 2) -> tuple[int, tuple[int, int]]:
@@ -172,7 +173,7 @@ def upsampling_convolution(inputs: int, outputs: int, size: int, *, kind: str, b
         ValueError: for another kind.
     """
     if kind == "transposed":
-        return nn.ConvTranspose2d(inputs, outputs, size, stride=2, padding=1, output_padding=size % 2, bias=bias)
+        return ConvTranspose2d(inputs, outputs, size, stride=2, padding=1, output_padding=size % 2, bias=bias)
     if kind == "resize":
         return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias))
     raise ValueError(f"upsampling={kind} is unknown: choose one of {', '.join(UPSAMPLINGS)}")
