@@ -7,14 +7,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from genimg.images import class_rows
-from genimg.interfaces import Batch, Images, Method, Metrics, Microbatches, Progress, Update
+from genimg.interfaces import Batch, Images, Metrics, Microbatches, Progress, Update
 from genimg.losses.adversarial import AdversarialLoss, AuxiliaryClassification
 from genimg.losses.penalties import (
     DRAGAN,
@@ -27,19 +25,17 @@ from genimg.losses.penalties import (
     WeightClipping,
 )
 from genimg.methods.augment import AdaptiveAugment, Augment
+from genimg.methods.conditional import ConditionalMethod, encoder_of
 from genimg.methods.ema import EMA
 from genimg.methods.latent import Latent
-from genimg.networks.conditioning import ConditionEncoder
 from genimg.networks.discriminator import Judgement
-from genimg.randomness import hash_integers
 
 log = logging.getLogger(__name__)
 
-_CONDITION_STREAM = 3
 _STANDING = 64  # latents of a batch for standing statistics
 
 
-class GAN(Method):
+class GAN(ConditionalMethod):
     """Alternating updates of a discriminator and a generator, sampled through the generator's moving average.
 
     Each step makes its fakes once; both updates use them, as the public reference implementations do. Fakes have the
@@ -63,7 +59,6 @@ class GAN(Method):
 
     loss_type = AdversarialLoss
     sampled_weights = "ema"
-    num_remembered = 4096
 
     def __init__(
         self,
@@ -98,17 +93,11 @@ class GAN(Method):
         self.generator_batches = generator_batches
         self.standing_batches = standing_batches
         self.generator_ema = EMA(generator, half_life=ema_half_life, ramp_up=ema_ramp_up)
-        encoder = _encoder(discriminator)
-        self.condition_key = encoder.key
-        self.batch_keys = ("image",) if encoder.key is None else ("image", encoder.key)
-        self.num_classes = encoder.num_classes
-        # Rows of the data's conditions; their shape is fixed, so that a checkpoint loads without the data.
-        self.conditions: Tensor
-        self.register_buffer("conditions", encoder.blank(self.num_remembered))
+        self._read_conditions(encoder_of(discriminator))
         self._check_parts()
 
     def _check_parts(self) -> None:
-        if _encoder(self.generator).key != self.condition_key:
+        if encoder_of(self.generator).key != self.condition_key:
             raise ValueError("model.generator.condition and model.discriminator.condition must read the same key of the batch")
         for name, penalty in self.penalties.items():
             if not isinstance(penalty, DiscriminatorPenalty | GeneratorPenalty | WeightClipping):
@@ -142,10 +131,6 @@ class GAN(Method):
         kind = DiscriminatorPenalty if group == "discriminator" else GeneratorPenalty
         return [(name, penalty) for name, penalty in self.penalties.items() if isinstance(penalty, kind)]
 
-    def remember(self, batch: Batch) -> None:
-        if self.condition_key is not None:
-            self.conditions.copy_(_encoder(self.discriminator).fitted(batch[self.condition_key]))
-
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
         self.augment.begin(progress.images, progress.batch_size)
         train_generator = progress.due(self.generator_interval)
@@ -177,13 +162,6 @@ class GAN(Method):
         condition = torch.cat([self._condition(batch)] * batches)
         latent = self.latent.random(len(condition), condition.device)
         return {"fake": self.generator(latent, condition), "fake_condition": condition, "latent": latent}
-
-    def _condition(self, batch: Batch) -> Tensor:
-        """As it stands in the batch; [N, 0] without conditions."""
-        if self.condition_key is not None:
-            return batch[self.condition_key]
-        values = batch["image"] if "image" in batch else batch["latent"]
-        return values.new_empty(len(values), 0)
 
     def _judge(self, images: Tensor, condition: Tensor) -> Judgement:
         return self.discriminator(self.augment(images), condition)
@@ -278,12 +256,7 @@ class GAN(Method):
         )
 
     def draw(self, indices: Sequence[int], seed: int) -> Batch:
-        drawn = {"latent": self.latent.of_indices(indices, seed)}
-        if self.condition_key is not None:  # as frequent as in the data
-            numbers = hash_integers(_CONDITION_STREAM, seed, np.asarray(indices)) % np.uint64(self.num_remembered)
-            rows = torch.from_numpy(numbers.astype(np.int64)).to(self.conditions.device)
-            drawn[self.condition_key] = self.conditions[rows]
-        return drawn
+        return {"latent": self.latent.of_indices(indices, seed)} | self._draw_conditions(indices, seed)
 
     def truncated(self, drawn: Batch, amount: float) -> Batch:
         """By the generator if its forward takes a ``truncation``, as StyleGAN2's psi; else by the latents."""
@@ -316,19 +289,7 @@ class GAN(Method):
 
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
         """Samples; of a model conditioned on labels, one class a row."""
-        if not self.num_classes:
-            return {"samples": self.sample(drawn)}
-        latent = drawn["latent"]
-        rows = class_rows(len(latent), self.num_classes).to(latent.device)
-        images = self.sample({"latent": latent[: rows.numel()], "label": rows.flatten()})
-        return {"samples": images.unflatten(0, rows.shape)}
-
-
-def _encoder(network: nn.Module) -> ConditionEncoder:
-    encoder = getattr(network, "condition", None)
-    if not isinstance(encoder, ConditionEncoder):
-        raise ValueError(f"{type(network).__name__} has no encoder of conditions: give it condition=${{conditioning.encoder}}")
-    return encoder
+        return {"samples": self._sample_by_class(drawn)}
 
 
 def _cross_entropy(judged: Judgement, labels: Tensor) -> Tensor:

@@ -1,0 +1,76 @@
+"""What methods have in common that may be conditioned on labels or captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genimg.images import class_rows
+from genimg.interfaces import Batch, Method
+from genimg.networks.conditioning import ConditionEncoder
+from genimg.randomness import hash_integers
+
+_CONDITION_STREAM = 3
+
+
+class ConditionalMethod(Method):
+    """A method whose networks read conditions through encoders of their own, and that samples conditions as in the data.
+
+    A subclass calls ``_read_conditions`` once, when its networks are made.
+    """
+
+    takes_conditions: ClassVar[bool] = True
+    num_remembered = 4096
+
+    def _read_conditions(self, encoder: ConditionEncoder) -> None:
+        """Have the conditions that ``encoder`` reads, if any: in batches, in draws and in the checkpoint."""
+        self._fit = encoder.fitted
+        self.condition_key = encoder.key
+        self.batch_keys = ("image",) if encoder.key is None else ("image", encoder.key)
+        self.num_classes = encoder.num_classes
+        # Rows of the data's conditions; their shape is fixed, so that a checkpoint loads without the data.
+        self.conditions: Tensor
+        self.register_buffer("conditions", encoder.blank(self.num_remembered))
+
+    def remember(self, batch: Batch) -> None:
+        if self.condition_key is not None:
+            self.conditions.copy_(self._fit(batch[self.condition_key]))
+
+    def _condition(self, batch: Batch) -> Tensor:
+        """As it stands in the batch; [N, 0] without conditions."""
+        if self.condition_key is not None:
+            return batch[self.condition_key]
+        values = batch["image"] if "image" in batch else batch["latent"]
+        return values.new_empty(len(values), 0)
+
+    def _draw_conditions(self, indices: Sequence[int], seed: int) -> Batch:
+        """As frequent as in the data; nothing without conditions."""
+        if self.condition_key is None:
+            return {}
+        numbers = hash_integers(_CONDITION_STREAM, seed, np.asarray(indices)) % np.uint64(self.num_remembered)
+        rows = torch.from_numpy(numbers.astype(np.int64)).to(self.conditions.device)
+        return {self.condition_key: self.conditions[rows]}
+
+    def _sample_by_class(self, drawn: Batch) -> Tensor:
+        """Samples to look at; of a model conditioned on labels [rows, columns, C, H, W], with one class a row."""
+        if not self.num_classes:
+            return self.sample(drawn)
+        rows = class_rows(len(drawn["label"]), self.num_classes).to(drawn["label"].device)
+        kept = {key: value[: rows.numel()] for key, value in drawn.items()} | {"label": rows.flatten()}
+        return self.sample(kept).unflatten(0, rows.shape)
+
+
+def encoder_of(network: nn.Module) -> ConditionEncoder:
+    """A network's encoder of conditions.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    encoder = getattr(network, "condition", None)
+    if not isinstance(encoder, ConditionEncoder):
+        raise ValueError(f"{type(network).__name__} has no encoder of conditions: give it condition=${{conditioning.encoder}}")
+    return encoder
