@@ -376,22 +376,32 @@ def check_pairing(config: Config, builder: Builder) -> type[Method]:
         raise ValueError(
             f"the loss {loss_class.__name__} does not fit the model, a {method_class.__name__}: choose loss={fitting}"
         )
-    _refuse_without_effect(config, method_class)
+    _refuse_without_effect(config, method_class, loss_class)
     return method_class
 
 
-def _refuse_without_effect(config: Config, method_class: type[Method]) -> None:
+def _refuse_without_effect(config: Config, method_class: type[Method], loss_class: type) -> None:
     """Groups that only some methods have a place for."""
     parameters = inspect.signature(method_class).parameters
-    conditioning, augment = config.get("conditioning") or {}, config.get("augment") or {}
+    augment, head = config.get("augment") or {}, (config.get("conditioning") or {}).get("head", "none")
     chosen = {
-        "penalties": "penalty" if config.get("penalty") else None,
-        "augment": None if str(augment.get("_target_", "NoAugment")).endswith("NoAugment") else "augment",
-        "auxiliary": None if conditioning.get("head", "none") == "none" else "conditioning",
+        "penalty": bool(config.get("penalty")) and "penalties" not in parameters,
+        "augment": not str(augment.get("_target_", "NoAugment")).endswith("NoAugment") and "augment" not in parameters,
+        "conditioning": head != "none" and not method_class.takes_conditions,
     }
-    for parameter, group in chosen.items():
-        if group and parameter not in parameters:
+    for group, is_useless in chosen.items():
+        if is_useless:
             raise ValueError(f"{group} has no effect on this model, a {method_class.__name__}: leave it away")
+    if head not in ("none", "concat") and "auxiliary" not in parameters:
+        raise ValueError(
+            f"conditioning.head={head} is of a discriminator, which a {method_class.__name__} does not have: choose "
+            "conditioning=concat for labels"
+        )
+    has_likelihood = "_target_" in (config.get("likelihood") or {})
+    if has_likelihood != ("likelihood" in inspect.signature(loss_class).parameters):
+        if has_likelihood:
+            raise ValueError(f"likelihood has no effect on this loss, {loss_class.__name__}: leave it away")
+        raise ValueError(f"the loss {loss_class.__name__} needs a likelihood: choose likelihood=bernoulli, gaussian or another")
 
 
 def build_optimizers(

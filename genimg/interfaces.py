@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NewType, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Images = NewType("Images", int)
@@ -68,6 +70,9 @@ class Method(nn.Module, ABC):
     batch_keys: tuple[str, ...] = ("image",)
     """What the data must provide."""
 
+    welcome_keys: tuple[str, ...] = ()
+    """What it likes to have beside them where the data has it, to show more in its pictures."""
+
     sampled_weights: ClassVar[str] = "raw"
     """``ema`` where ``sample`` uses averaged weights; recorded beside every metric."""
 
@@ -76,6 +81,12 @@ class Method(nn.Module, ABC):
 
     reconstructs: ClassVar[bool] = False
     """Whether it is an autoencoder, with a ``reconstruct`` of its own."""
+
+    estimates_likelihood: ClassVar[bool] = False
+    """Whether it has a ``log_likelihood`` of its own."""
+
+    takes_conditions: ClassVar[bool] = False
+    """Whether the ``conditioning`` group has an effect on it."""
 
     translates: ClassVar[bool] = False
     """Whether it makes images from images, with a ``translate`` of its own, instead of from draws alone."""
@@ -147,9 +158,40 @@ class Method(nn.Module, ABC):
         """What the height and width of ``translate``'s sources must be multiples of."""
         return 1
 
-    def reconstruct(self, image: Tensor) -> Tensor:
-        """Encode and decode images [N, C, H, W] in [-1, 1], without noise; for methods that say ``reconstructs``."""
+    def reconstruct(self, batch: Batch) -> Tensor:
+        """Encode and decode a batch's images [N, C, H, W] in [-1, 1], without noise; for methods that say ``reconstructs``."""
         raise NotImplementedError(f"{type(self).__name__} is not an autoencoder")
+
+    def nearby(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
+        """A drawn batch [N] whose samples lie around one image: latents at ``spread`` standard deviations of the prior's.
+
+        Args:
+            image: [1, C, H, W] in [-1, 1].
+            drawn: from ``draw``; conditions are the image's, too.
+            spread: 0 gives the image's reconstruction N times.
+
+        Raises:
+            ValueError: for methods that encode no images into latents.
+        """
+        raise ValueError(f"near= has no effect on a {type(self).__name__}, which encodes no images: leave it away")
+
+    def log_likelihood(self, batch: Batch, num_samples: int, keys: NDArray[np.uint64]) -> dict[str, Tensor]:
+        """Estimates for every image of a batch [N], in nats; for methods that say ``estimates_likelihood``.
+
+        Args:
+            batch: images and conditions.
+            num_samples: K, of the latents of an image.
+            keys: [N]; what is random about image i is a function of ``keys[i]`` alone.
+
+        Returns:
+            ``log_likelihood``, the importance-weighted estimate of log p(x) from K samples; ``elbo``, ``reconstruction`` and
+            ``kl`` of the same samples.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no likelihood")
+
+    def bits_per_dimension(self, nats: Tensor, num_dimensions: int) -> Tensor:
+        """Negative log-likelihoods of images in nats as bits per pixel and channel, where it has a likelihood."""
+        raise NotImplementedError(f"{type(self).__name__} has no likelihood")
 
     @abstractmethod
     def check(self, batch: Batch) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _BLOCK_STREAM = 8
+_CONTENT_STREAM = 9
 _LATENT_STREAM = 2  # training steps are seeded by (seed, step): without it, step i and sample i would share their noise
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -67,17 +68,41 @@ def bits_field(keys: NDArray[np.uint64], count: int, device: torch.device) -> Te
     Args:
         keys: [N], well mixed, as ``hash_integers`` makes them: near keys would give shifts of one sequence.
     """
-    counter = torch.arange(1, count + 1, device=device)
-    x = torch.from_numpy(keys.view(np.int64)).to(device, non_blocking=True)[:, None] + _signed(_GOLDEN) * counter
+    return _bits(torch.from_numpy(keys.view(np.int64)).to(device, non_blocking=True), count)
+
+
+def _bits(keys: Tensor, count: int) -> Tensor:
+    counter = torch.arange(1, count + 1, device=keys.device)
+    return _mixed_(keys[:, None] + _signed(_GOLDEN) * counter)
+
+
+def _mixed_(x: Tensor) -> Tensor:
+    """The finaliser of ``_splitmix64``, in place."""
     x = x.bitwise_xor_(_shifted(x, 30)).mul_(_signed(_FACTORS[0]))
     x = x.bitwise_xor_(_shifted(x, 27)).mul_(_signed(_FACTORS[1]))
     return x.bitwise_xor_(_shifted(x, 31))
 
 
+def content_uniform(images: Tensor) -> Tensor:
+    r"""Numbers uniform in [0, 1) for images [N, \*shape] in [-1, 1], float32; row i is a function of image i's levels alone.
+
+    The levels (of 8 bits) are hashed to a key: a sum with random odd weights that wraps, then SplitMix64.
+    """
+    levels = images.detach().float().add(1.0).mul(127.5).round().clamp(0, 255).long().flatten(1)
+    positions = np.arange(levels.shape[1], dtype=np.int64)
+    weights = (hash_integers(_CONTENT_STREAM, positions) | np.uint64(1)).view(np.int64)
+    sums = (levels * torch.from_numpy(weights).to(levels.device, non_blocking=True)).sum(dim=1)
+    return _uniform(_mixed_(sums + _signed(_GOLDEN)), images.shape[1:])
+
+
 def uniform_field(keys: NDArray[np.uint64], shape: Sequence[int], device: torch.device) -> Tensor:
     r"""Numbers uniform in [0, 1), float32 [N, \*shape] of 24 bits; row i is a function of ``keys[i]`` and the shape alone."""
+    return _uniform(torch.from_numpy(keys.view(np.int64)).to(device, non_blocking=True), shape)
+
+
+def _uniform(keys: Tensor, shape: Sequence[int]) -> Tensor:
     count = math.prod(shape)
-    bits = bits_field(keys, (count + 1) // 2, device)
+    bits = _bits(keys, (count + 1) // 2)
     numbers = torch.cat([_shifted(bits, 40), _shifted(bits, 16) & 0xFFFFFF], dim=1)[:, :count]
     return numbers.float().mul_(2.0**-24).view(len(keys), *shape)
 

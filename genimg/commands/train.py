@@ -25,6 +25,7 @@ from genimg.commands.assembly import Parts, assemble, describe_parts
 from genimg.commands.common import Config, argument, relative, require_all_values, sentence, table, write_json
 from genimg.commands.dry_run import rehearse
 from genimg.commands.settling import settle
+from genimg.data.placement import available_keys
 from genimg.distributed import AnotherProcessError, failing_together, of_first_rank, processes_of_torchrun, rank, world_size
 from genimg.environment import git_commit, versions
 from genimg.evaluation.periodic import PeriodicEvaluator
@@ -88,7 +89,8 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
     device_name = device_name if world_size() > 1 else config["device"]
     parts = assemble(config, device_name)
     with failing_together():
-        keys = parts.method.batch_keys
+        welcome = [key for key in parts.method.welcome_keys if key in available_keys(parts.source)]
+        keys = (*parts.method.batch_keys, *welcome)
         data = build.build_data(config, parts.source, parts.device, keys=keys, builder=parts.builder)
     parts = settle(parts, data, config, source_config)
     source_config["data"] |= {key: config["data"][key] for key in build.SETTLED if key in config["data"]}

@@ -96,7 +96,7 @@ class Data:
         self.task = task
         self.validation = None if source.validation is None else Data(
             source.validation, placement=placement, num_workers=num_workers, horizontal_flip=False, max_corrupt=max_corrupt,
-            device=device, task=task,
+            device=device, keys=keys, task=task,
         )  # fmt: skip
         cores = max(1, num_cores() // processes_of_this_host())
         self.num_workers = min(cores, 8) if num_workers == "auto" else int(num_workers)
@@ -143,7 +143,19 @@ class Data:
     def examples(self, indices: NDArray[np.int64], seed: int) -> Batch:
         """A batch of those images, unflipped and not augmented; what is random about a task is a function of (seed, index)."""
         images = to_float(self.images(indices))
-        return {"image": images} if self.task is None else self.task(images, indices, seed)
+        if self.task is not None:
+            return self.task(images, indices, seed)
+        return {"image": images} | self.conditions(indices, self.keys)
+
+    def conditions(self, indices: NDArray[np.int64], keys: Sequence[str]) -> Batch:
+        """Those of ``label`` and ``caption`` that ``keys`` names, of these images, as they stand in a batch; on the device."""
+        batch: Batch = {}
+        if "label" in keys:
+            batch["label"] = self._annotations["label"][torch.from_numpy(indices)].to(self.device)
+        if "caption" in keys:
+            texts = self.source.captions(indices)
+            batch["caption"] = encode(texts, self.caption_length or caption_length(texts)).to(self.device)
+        return batch
 
     def load(self) -> None:
         """Bring the images to where they will live. Does nothing for ``workers``, nor a second time.

@@ -157,14 +157,14 @@ class GeneratedImages(ImageSet):
 
 
 class Reconstructions:
-    """A dataset's images, each with what an autoencoder makes of it.
+    """A dataset's images, each with what an autoencoder makes of it and of its condition.
 
     Args:
         method: an autoencoder.
         originals: the images to reconstruct.
     """
 
-    def __init__(self, method: Method, originals: ImageSet) -> None:
+    def __init__(self, method: Method, originals: DatasetImages) -> None:
         self._method = method
         self._originals = originals
         self._finite = FiniteCheck("the model's reconstructions")
@@ -172,7 +172,8 @@ class Reconstructions:
     def pairs(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Originals and their reconstructions, each uint8 [N, C, H, W]."""
         original = self._originals.images(indices)[0]
-        images = self._method.reconstruct(to_float(original))
+        conditions = self._originals.data.conditions(indices, self._method.batch_keys)
+        images = self._method.reconstruct({"image": to_float(original)} | conditions)
         self._finite.add(images, indices)
         return original, to_uint8(images)
 

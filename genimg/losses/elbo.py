@@ -1,4 +1,4 @@
-"""The evidence lower bound. All values are in nats per image: summed over pixels and latents, never averaged over them.
+"""Bounds on log p(x). All values are in nats per image: summed over pixels and latents, never averaged over them.
 
 The reduction is spelled out because it decides the weight of the KL term: averaging the reconstruction over D pixels
 while summing the KL over latents is a beta of D, the most common mistake in public VAE code.
@@ -11,109 +11,178 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from genimg.interfaces import Images
+from genimg.losses.likelihoods import Likelihood
 
 
-class Likelihood(ABC):
-    """p(x | z), from the decoder's output, for images x in [-1, 1]."""
-
-    @abstractmethod
-    def negative_log_likelihood(self, output: Tensor, image: Tensor) -> Tensor:
-        """-log p(image | z) in nats per image: [N, C, H, W] twice -> [N]."""
-
-    @abstractmethod
-    def mean(self, output: Tensor) -> Tensor:
-        """E[x | z] in [-1, 1], what is shown as the reconstruction: [N, C, H, W] -> [N, C, H, W]."""
-
-    @abstractmethod
-    def bits_per_dimension(self, nats: Tensor, num_dimensions: int) -> Tensor:
-        """Nats per image as bits per pixel and channel."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bernoulli(Likelihood):
-    """Independent Bernoulli pixels; grey values are read as probabilities (Kingma & Welling 2014, appendix C.1).
-
-    With grey targets it is a cross-entropy and not the likelihood of 8-bit data: its bits per dimension compare with
-    other Bernoulli models of the same targets only.
-    """
-
-    def negative_log_likelihood(self, output: Tensor, image: Tensor) -> Tensor:
-        target = (image + 1.0) / 2.0
-        return F.binary_cross_entropy_with_logits(output, target, reduction="none").flatten(1).sum(dim=1)
-
-    def mean(self, output: Tensor) -> Tensor:
-        return output.sigmoid() * 2.0 - 1.0
-
-    def bits_per_dimension(self, nats: Tensor, num_dimensions: int) -> Tensor:
-        return nats / (num_dimensions * math.log(2.0))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gaussian(Likelihood):
-    """Independent Gaussian pixels of fixed standard deviation around tanh(output) (Kingma & Welling 2014, appendix C.2).
+@dataclass(frozen=True)
+class Inference:
+    """What K samples of an image's latents cost.
 
     Attributes:
-        scale: standard deviation, in units of the [-1, 1] image range.
+        negative_log_likelihood: -log p(x | z) in nats: [N, K].
+        kl: of each layer of latents, by dimension, [N, K, Z] in nats: in closed form where there is one, else log q - log p.
+        log_ratio: log q(z | x) - log p(z) at the samples, of all layers together, in nats: [N, K].
+        num_dimensions: D, of the image: pixels times channels.
     """
 
-    scale: float
+    negative_log_likelihood: Tensor
+    kl: list[Tensor]
+    log_ratio: Tensor
+    num_dimensions: int
 
-    def __post_init__(self) -> None:
-        if not self.scale > 0:
-            raise ValueError(f"loss.likelihood.scale={self.scale} is not a standard deviation: it must be above 0")
-
-    def negative_log_likelihood(self, output: Tensor, image: Tensor) -> Tensor:
-        standardised = (image - output.tanh()) / self.scale
-        constant = math.log(self.scale) + 0.5 * math.log(2.0 * math.pi)
-        return (0.5 * standardised.square() + constant).flatten(1).sum(dim=1)
-
-    def mean(self, output: Tensor) -> Tensor:
-        return output.tanh()
-
-    def bits_per_dimension(self, nats: Tensor, num_dimensions: int) -> Tensor:
-        # A density on [-1, 1] is 127.5 times that on the 256 levels, whose spacing is 1 (Theis et al. 2016, section 3.1).
-        return (nats / num_dimensions + math.log(127.5)) / math.log(2.0)
+    @property
+    def log_weights(self) -> Tensor:
+        """log p(x, z) - log q(z | x): [N, K]."""
+        return -self.negative_log_likelihood - self.log_ratio
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(mean, exp(log_variance)) || N(0, 1)) in nats, summed over latents: [N, Z] twice -> [N].
+    r"""KL(N(mean, exp(log_variance)) || N(0, 1)) in nats, by dimension, [\*] twice -> [\*]: Kingma & Welling 2014, app. B."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
 
-    Kingma & Welling 2014, appendix B.
+
+def gaussian_log_density(value: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    r"""log N(value; mean, exp(log_variance)), by dimension: [\*] three times -> [\*]."""
+    return -0.5 * (math.log(2.0 * math.pi) + log_variance + (value - mean).square() * (-log_variance).exp())
+
+
+def importance_bound(log_weights: Tensor) -> Tensor:
+    """log of the mean of K importance weights, a lower bound on log p(x) that grows with K: [N, K] -> [N].
+
+    Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders", ICLR 2016, equation 8.
     """
-    return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(dim=1)
+    return torch.logsumexp(log_weights, dim=1) - math.log(log_weights.shape[1])
 
 
-@dataclass(frozen=True, kw_only=True)
-class ELBO:
-    """Reconstruction plus weighted KL, the negative of the bound when the weight is 1.
+class Bound(nn.Module, ABC):
+    """A lower bound on log p(x) to train with.
 
-    Attributes:
+    Args:
         likelihood: p(x | z).
-        kl_weight: the beta of the beta-VAE (Higgins et al. 2017); 1 is the bound itself.
+        num_samples: K, of the latents of an image in a training step.
+
+    Raises:
+        ValueError: for fewer than one sample.
     """
 
-    likelihood: Likelihood
-    kl_weight: float
+    def __init__(self, likelihood: Likelihood, num_samples: int) -> None:
+        super().__init__()
+        if num_samples < 1:
+            raise ValueError(f"loss.num_samples={num_samples} must be 1 or more")
+        self.likelihood = likelihood
+        self.num_samples = num_samples
 
-    def __post_init__(self) -> None:
-        if not self.kl_weight >= 0:
-            raise ValueError(f"loss.kl_weight={self.kl_weight} must be 0 or more")
+    def forward(self, inference: Inference, images_seen: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimise, a mean over images in nats, and its parts, each a mean over images.
 
-    def __call__(self, output: Tensor, image: Tensor, mean: Tensor, log_variance: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise (mean over the N images, in nats) and its parts, each a mean over images.
-
-        The logged ``elbo`` and ``bits_per_dim`` always use a KL weight of 1, so that runs with another weight compare.
+        What is logged is always the bound with a KL weight of 1 and nothing added, so that all runs compare.
         """
-        reconstruction = self.likelihood.negative_log_likelihood(output, image).mean()
-        kl = gaussian_kl(mean, log_variance).mean()
-        negative_elbo = reconstruction + kl
+        reconstruction = inference.negative_log_likelihood.mean()
+        kl = torch.stack([layer.sum(dim=2).mean() for layer in inference.kl]).sum()
+        loss, more = self.objective(inference, reconstruction, kl, images_seen)
         with torch.no_grad():
+            count = inference.num_dimensions
+            bits = self.likelihood.bits_per_dimension
             parts = {
                 "reconstruction_nats": reconstruction,
                 "kl_nats": kl,
-                "elbo_nats": -negative_elbo,
-                "bits_per_dim": self.likelihood.bits_per_dimension(negative_elbo, image[0].numel()),
+                "elbo_nats": -(reconstruction + kl),
+                "bits_per_dim": bits(reconstruction + kl, count),
+                "reconstruction_bits_per_dim": bits(reconstruction, count),
+                "kl_bits_per_dim": kl / (count * math.log(2.0)),
             }
-        return reconstruction + self.kl_weight * kl, parts
+        return loss, parts | more
+
+    @abstractmethod
+    def objective(
+        self, inference: Inference, reconstruction: Tensor, kl: Tensor, images_seen: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimise, and more to log; ``reconstruction`` and ``kl`` are the two terms' means."""
+
+
+class ELBO(Bound):
+    """Reconstruction plus weighted KL: the evidence lower bound where the weight is 1 (Kingma & Welling 2014, equation 7).
+
+    Args:
+        likelihood: p(x | z).
+        num_samples: of the latents of an image.
+        kl_weight: beta of the beta-VAE (Higgins et al. 2017).
+        warm_up: images over which the weight grows linearly from 0 (Bowman et al. 2016; Sønderby et al. 2016); 0 for none.
+        free_bits: nats that each latent dimension may cost, on a batch's average, before it is held down (Kingma et al. 2016,
+            appendix C.8); 0 for none.
+        capacity: nats that the KL is held at by ``kl_weight`` times its distance (Burgess et al. 2018, equation 8); None for
+            none.
+        capacity_growth: images over which the capacity grows linearly from 0.
+
+    Raises:
+        ValueError: for numbers out of range, and for settings that exclude each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        likelihood: Likelihood,
+        num_samples: int,
+        kl_weight: float,
+        warm_up: Images,
+        free_bits: float,
+        capacity: float | None,
+        capacity_growth: Images,
+    ) -> None:
+        super().__init__(likelihood, num_samples)
+        if not kl_weight >= 0:
+            raise ValueError(f"loss.kl_weight={kl_weight} must be 0 or more")
+        if not free_bits >= 0:
+            raise ValueError(f"loss.free_bits={free_bits} must be 0 or more nats for each latent dimension")
+        if capacity is not None and not capacity >= 0:
+            raise ValueError(f"loss.capacity={capacity} must be 0 or more nats, or null")
+        if capacity is not None and (free_bits or warm_up):
+            other = "free_bits" if free_bits else "warm_up"
+            raise ValueError(f"loss.capacity={capacity} and loss.{other} both say what the KL may cost: set one of them")
+        if capacity is None and capacity_growth:
+            raise ValueError("loss.capacity_growth has no effect without loss.capacity: set a capacity, or leave it 0 images")
+        self.kl_weight = kl_weight
+        self.warm_up = warm_up
+        self.free_bits = free_bits
+        self.capacity = capacity
+        self.capacity_growth = capacity_growth
+
+    def objective(
+        self, inference: Inference, reconstruction: Tensor, kl: Tensor, images_seen: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        weight = self.kl_weight * _grown(images_seen, self.warm_up)
+        if self.capacity is not None:
+            held = (kl - self.capacity * _grown(images_seen, self.capacity_growth)).abs()
+        elif self.free_bits:
+            held = torch.stack([layer.mean(dim=(0, 1)).clamp_min(self.free_bits).sum() for layer in inference.kl]).sum()
+        else:
+            held = kl
+        return reconstruction + weight * held, {}
+
+
+def _grown(images_seen: int, duration: int) -> float:
+    return min(1.0, images_seen / duration) if duration else 1.0
+
+
+class ImportanceWeighted(Bound):
+    """The bound of importance-weighted autoencoders, tighter the more samples: Burda et al. 2016, equation 8.
+
+    Args:
+        likelihood: p(x | z).
+        num_samples: K; with 1 it is the ELBO, whose KL is then estimated from the sample.
+
+    Raises:
+        ValueError: for fewer than one sample.
+    """
+
+    def __init__(self, *, likelihood: Likelihood, num_samples: int) -> None:
+        super().__init__(likelihood, num_samples)
+
+    def objective(
+        self, inference: Inference, reconstruction: Tensor, kl: Tensor, images_seen: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        bound = importance_bound(inference.log_weights).mean()
+        return -bound, {f"iw{self.num_samples}_elbo_nats": bound}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ class ConditionalMethod(Method):
     A subclass calls ``_read_conditions`` once, when its networks are made.
     """
 
-    takes_conditions: ClassVar[bool] = True
+    takes_conditions = True
     num_remembered = 4096
 
     def _read_conditions(self, encoder: ConditionEncoder) -> None:

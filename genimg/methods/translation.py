@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from genimg.data.tasks import Task
 from genimg.images import on_white
 from genimg.interfaces import Batch, Method
 from genimg.losses.adversarial import AdversarialLoss
+from genimg.methods.modes import in_mode
 
 MODES = ("eval", "train")
 
@@ -101,20 +101,6 @@ def checked_mode(mode: str, key: str = "model.sampled_mode") -> str:
     if mode not in MODES:
         raise ValueError(f"{key}={mode} is unknown: choose eval, or train for dropout and batch statistics as in training")
     return mode
-
-
-@contextmanager
-def in_mode(network: nn.Module, mode: str) -> Iterator[nn.Module]:
-    """A network in evaluation, or as in training but for its buffers, which stay as they are (batch norm's averages)."""
-    training = network.training
-    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()} if mode == "train" else {}
-    network.train(mode == "train")
-    try:
-        yield network
-    finally:
-        network.train(training)
-        for name, buffer in buffers.items():
-            network.get_buffer(name).copy_(buffer)
 
 
 def mixes_images(network: nn.Module) -> bool:

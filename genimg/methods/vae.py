@@ -1,55 +1,150 @@
-"""Variational autoencoder: Kingma & Welling, "Auto-encoding variational Bayes", ICLR 2014, and Rezende et al. 2014."""
+"""Variational autoencoders: Kingma & Welling, "Auto-encoding variational Bayes", ICLR 2014, and Rezende et al. 2014.
+
+With conditions: Sohn, Lee & Yan 2015. With several samples, and latents above latents: Burda et al. 2016.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
+from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from genimg.interfaces import Batch, Method, Metrics, Microbatches, Progress, Update
-from genimg.losses.elbo import ELBO
-from genimg.methods.latent import truncate
-from genimg.randomness import normal_latents
+from genimg.interfaces import Batch, Metrics, Microbatches, Progress, Update
+from genimg.losses.elbo import Bound, Inference, gaussian_kl, gaussian_log_density, importance_bound
+from genimg.methods.conditional import ConditionalMethod, encoder_of
+from genimg.methods.latent import interpolate, truncate
+from genimg.methods.latent_pictures import LatentScatter, activity_bars, normal_quantiles
+from genimg.methods.modes import in_mode
+from genimg.networks.stochastic_layers import StochasticLayer
+from genimg.randomness import hash_integers, normal_field, normal_latents
+
+_ACTIVE = 0.01  # variance of a latent's mean over the data from which on it is called active: Burda et al. 2016, section 5.2
+_MOST_DECODED = 4096  # latents at once, where an image has many
+_TRAVERSED = 3.0  # standard deviations of the prior, to either side
+_COLUMNS, _ROWS = 9, 10  # of a traversal
+_MAP = 15  # images along each side of the map of two latents
 
 
-class VAE(Method):
-    """An encoder and a decoder trained together on the evidence lower bound, with a standard normal prior.
+class VAE(ConditionalMethod):
+    """An encoder and a decoder trained together on a lower bound of log p(x), with a standard normal prior.
 
     Args:
-        encoder: image [N, C, H, W] -> mean and log-variance, each [N, Z].
-        decoder: latent [N, Z] -> parameters of the likelihood [N, C, H, W].
+        encoder: (image [N, C, H, W], condition) -> means and log-variances [N, 2, Z]; with an encoder ``condition``.
+        decoder: (latent [N, Z], condition) -> parameters of the likelihood [N, O, H, W]; with an encoder ``condition``.
         loss: the bound.
-        latent_dim: Z.
+        latent_dim: Z, of the latents that the decoder takes.
+        hierarchy: layers of latents above these, from the lowest to the highest, whose latents have the prior.
+
+    Raises:
+        ValueError: if the parts do not go together.
     """
 
-    loss_type = ELBO
+    loss_type = Bound
     reconstructs = True
+    estimates_likelihood = True
 
-    def __init__(self, *, encoder: nn.Module, decoder: nn.Module, loss: ELBO, latent_dim: int) -> None:
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        loss: Bound,
+        latent_dim: int,
+        hierarchy: Sequence[nn.Module],
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.loss = loss
-        self.latent_dim = latent_dim
+        self.hierarchy = nn.ModuleList(hierarchy)
+        self.latent_dims = [latent_dim]
+        for number, layer in enumerate(hierarchy):
+            if not isinstance(layer, StochasticLayer):
+                raise ValueError(f"model.hierarchy[{number}] is a {type(layer).__name__}, but must be a StochasticLayer")
+            if layer.below != self.latent_dims[-1]:
+                raise ValueError(
+                    f"model.hierarchy[{number}].below={layer.below} must be {self.latent_dims[-1]}, the latents below it"
+                )
+            self.latent_dims.append(layer.latent_dim)
+        if encoder_of(encoder).key != encoder_of(decoder).key:
+            raise ValueError("model.encoder.condition and model.decoder.condition must read the same key of the batch")
+        self._read_conditions(encoder_of(encoder))
+        self.scatter = LatentScatter() if self.latent_dims == [2] else None
+        if self.scatter is not None:
+            self.welcome_keys = ("label",)
+
+    @property
+    def _above(self) -> list[StochasticLayer]:
+        return [cast(StochasticLayer, layer) for layer in self.hierarchy]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        return {"autoencoder": [*self.encoder.parameters(), *self.decoder.parameters()]}
+        return {"autoencoder": list(self.parameters())}
 
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
-        return update("autoencoder", self._loss, batch)
+        return update("autoencoder", partial(self._loss, images_seen=progress.images), batch)
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        image = batch["image"]
-        mean, log_variance = (moment.float() for moment in self.encoder(image))
-        # The reparametrisation trick: equation 10 of the paper, with one sample an image.
-        latent = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
-        output = self.decoder(latent).float()
-        loss, parts = self.loss(output, image, mean, log_variance)
-        return loss, {"loss/total": loss.detach()} | {f"loss/{name}": value.detach() for name, value in parts.items()}
+    def _loss(self, batch: Batch, *, images_seen: int) -> tuple[Tensor, Metrics]:
+        batch = batch | {"image": self.loss.likelihood.observed(batch["image"])}
+        inference, mean, _ = self._infer(batch, self.loss.num_samples)
+        loss, parts = self.loss(inference, images_seen)
+        if self.scatter is not None:
+            self.scatter.add(mean.detach(), batch.get("label"))
+        metrics = {"loss/total": loss.detach()} | {f"loss/{name}": value.detach() for name, value in parts.items()}
+        if len(mean) > 1:
+            metrics["latent/active_units"] = (mean.detach().var(dim=0) > _ACTIVE).sum().float()
+        return loss, metrics
+
+    def _infer(self, batch: Batch, num_samples: int, noise: Tensor | None = None) -> tuple[Inference, Tensor, Tensor]:
+        """Sample the latents of a batch's images and decode them.
+
+        Args:
+            batch: its images as the likelihood has them observed.
+            num_samples: K, of an image.
+            noise: standard normal numbers [N K, sum of all Z], sample after sample of one image; None takes random ones.
+
+        Returns:
+            What the samples cost, and the means and log-variances [N, Z] that the encoder gives.
+        """
+        image, count = batch["image"], len(batch["image"])
+        means, log_variances = self.encoder(image, self._condition(batch)).float().unbind(1)
+        mean, log_variance = (moment.repeat_interleave(num_samples, 0) for moment in (means, log_variances))
+        pieces = [None] * len(self.latent_dims) if noise is None else noise.split(self.latent_dims, dim=1)
+        latents: list[Tensor] = []
+        posteriors: list[tuple[Tensor, Tensor]] = []
+        for level, piece in enumerate(pieces):
+            if level:
+                mean, log_variance = self._above[level - 1].infer(latents[-1])
+            # The reparametrisation trick: equation 10 of the paper.
+            latents.append(mean + (0.5 * log_variance).exp() * (torch.randn_like(mean) if piece is None else piece))
+            posteriors.append((mean, log_variance))
+        kl, ratios = [], []
+        for level, (latent, (mean, log_variance)) in enumerate(zip(latents, posteriors, strict=True)):
+            top = level == len(latents) - 1
+            zero = torch.zeros_like(latent)
+            prior = (zero, zero) if top else self._above[level].generate(latents[level + 1])
+            ratio = gaussian_log_density(latent, mean, log_variance) - gaussian_log_density(latent, *prior)
+            # Below the top the prior depends on a sample that depends on this one: no closed form.
+            kl.append((gaussian_kl(mean, log_variance) if top else ratio).unflatten(0, (count, num_samples)))
+            ratios.append(ratio.sum(dim=1).unflatten(0, (count, num_samples)))
+        repeated = {key: value.repeat_interleave(num_samples, 0) for key, value in batch.items()}
+        output = self.decoder(latents[0], self._condition(repeated)).float()
+        nats = self.loss.likelihood.negative_log_likelihood(output, repeated["image"])
+        total = torch.stack(ratios).sum(dim=0)
+        return Inference(nats.unflatten(0, (count, num_samples)), kl, total, image[0].numel()), means, log_variances
+
+    # Sampling
 
     def draw(self, indices: Sequence[int], seed: int) -> Batch:
-        return {"latent": normal_latents(indices, seed, self.latent_dim)}
+        """The highest latents and, as ``noise``, standard normal numbers for those below."""
+        *lower, top = self.latent_dims
+        numbers = normal_latents(indices, seed, top + sum(lower))
+        noise = {"noise": numbers[:, top:]} if lower else {}
+        return {"latent": numbers[:, :top], **noise} | self._draw_conditions(indices, seed)
 
     def truncated(self, drawn: Batch, amount: float) -> Batch:
         return drawn | {"latent": truncate(drawn["latent"], amount)}
@@ -57,27 +152,122 @@ class VAE(Method):
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:
         """The likelihood's mean for latents of the prior; pixel noise is left out, as is usual."""
-        return self._evaluate(lambda: self.decoder(batch["latent"]))
+        latent = batch["latent"]
+        with in_mode(self, "eval"):
+            if self.hierarchy:
+                pieces = batch["noise"].split(self.latent_dims[:-1], dim=1)
+                for layer, noise in zip(reversed(self._above), reversed(pieces), strict=True):
+                    mean, log_variance = layer.generate(latent)
+                    latent = mean + (0.5 * log_variance).exp() * noise
+            return self._decode(latent, self._condition(batch))
 
     @torch.no_grad()
-    def reconstruct(self, image: Tensor) -> Tensor:
-        """Decode the mean of q(z | x): [N, C, H, W] -> [N, C, H, W] in [-1, 1]."""
-        return self._evaluate(lambda: self.decoder(self.encoder(image)[0]))
+    def reconstruct(self, batch: Batch) -> Tensor:
+        """Decode the mean of q(z | x): [N, C, H, W] in [-1, 1]."""
+        with in_mode(self, "eval"):
+            return self._decode(self._moments(batch)[0], self._condition(batch))
 
-    def _evaluate(self, decode: Callable[[], Tensor]) -> Tensor:
-        training = self.training
-        self.eval()
-        try:
-            return self.loss.likelihood.mean(decode().float())
-        finally:
-            self.train(training)
+    @torch.no_grad()
+    def nearby(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
+        """Around the mean of q(z | x), of the highest latents."""
+        with in_mode(self, "eval"):
+            conditions = {key: value[:1] for key, value in drawn.items() if key == self.condition_key}
+            latent = self._moments({"image": image} | conditions)[0]
+            for layer in self._above:
+                latent, _ = layer.infer(latent)
+        return drawn | {"latent": latent + spread * drawn["latent"].to(latent.device)}
+
+    def _moments(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        image = self.loss.likelihood.observed(batch["image"])
+        mean, log_variance = self.encoder(image, self._condition(batch | {"image": image})).float().unbind(1)
+        return mean, log_variance
+
+    def _decode(self, latent: Tensor, condition: Tensor) -> Tensor:
+        return self.loss.likelihood.mean(self.decoder(latent, condition).float())
+
+    # Measuring
+
+    @torch.no_grad()
+    def log_likelihood(self, batch: Batch, num_samples: int, keys: NDArray[np.uint64]) -> dict[str, Tensor]:
+        """Burda et al. 2016, equation 8, with a sample's noise from (key, number of the sample); in float64 beyond a sample."""
+        with in_mode(self, "eval"):
+            batch = batch | {"image": self.loss.likelihood.observed(batch["image"])}
+            count = len(keys)
+            each = max(1, _MOST_DECODED // count)
+            weights, reconstruction, kl = [], [], []
+            for start in range(0, num_samples, each):
+                numbers = np.arange(start, min(start + each, num_samples), dtype=np.int64)
+                of_samples = hash_integers(keys.view(np.int64)[:, None], numbers[None]).ravel()
+                noise = normal_field(of_samples, (sum(self.latent_dims),), batch["image"].device)
+                found, _, _ = self._infer(batch, len(numbers), noise)
+                weights.append(found.log_weights.double())
+                reconstruction.append(found.negative_log_likelihood.double())
+                kl.append(sum((layer.double().sum(dim=2) for layer in found.kl), torch.zeros_like(weights[-1])))
+            nats, divergence = torch.cat(reconstruction, dim=1).mean(dim=1), torch.cat(kl, dim=1).mean(dim=1)
+        return {
+            "log_likelihood": importance_bound(torch.cat(weights, dim=1)),
+            "elbo": -(nats + divergence),
+            "reconstruction": nats,
+            "kl": divergence,
+        }
+
+    def bits_per_dimension(self, nats: Tensor, num_dimensions: int) -> Tensor:
+        return self.loss.likelihood.bits_per_dimension(nats, num_dimensions)
 
     def check(self, batch: Batch) -> None:
-        image = batch["image"]
-        self.loss.likelihood.negative_log_likelihood(self.reconstruct(image), image)
+        with torch.no_grad(), in_mode(self, "eval"):
+            conditions = {key: value[: len(batch["image"])] for key, value in self.draw(range(len(batch["image"])), 0).items()}
+            self._infer(conditions | {"image": self.loss.likelihood.observed(batch["image"])}, 1)
 
+    # Looking
+
+    @torch.no_grad()
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
-        """Prior samples, and inputs with their reconstructions in the next column."""
-        image = batch["image"]
-        pairs = torch.stack([image, self.reconstruct(image)], dim=1).flatten(0, 1)
-        return {"samples": self.sample(drawn), "reconstructions": pairs}
+        """Prior samples; inputs with their reconstructions in the next column; what the latents do.
+
+        ``traversals``: one latent a row, the most active first, from -3 to 3, the others as the first image has them.
+        ``interpolations``: one pair of images a row. ``active_units``: a bar for the variance of every latent's mean over the
+        images, on a logarithmic scale, with a line where latents are called active. With two latents, ``latent_map``: images
+        at equal shares of the prior, and ``latent_scatter``: recent training images, by class.
+        """
+        image, condition = batch["image"], self._condition(batch)
+        reconstructions = torch.stack([image, self.reconstruct(batch)], dim=1).flatten(0, 1)
+        with in_mode(self, "eval"):
+            mean, _ = self._moments(batch)
+            pictures = {
+                "samples": self._sample_by_class(drawn),
+                "reconstructions": reconstructions,
+                "traversals": self._traversals(mean, condition),
+                "interpolations": self._interpolations(mean, condition),
+            }
+            if len(mean) > 1:
+                pictures["active_units"] = activity_bars(mean.var(dim=0), _ACTIVE)
+            if self.scatter is not None:
+                x = normal_quantiles(_MAP).to(mean)
+                places = torch.stack(torch.meshgrid(-x, x, indexing="ij"), dim=-1).flatten(0, 1).flip(1)  # y upwards
+                made = self._decode(places, condition[:1].expand(len(places), *condition.shape[1:]))
+                pictures |= {"latent_map": made.unflatten(0, (_MAP, _MAP)), "latent_scatter": self.scatter.picture()}
+        return pictures
+
+    def _traversals(self, mean: Tensor, condition: Tensor) -> Tensor:
+        """[rows, columns, C, H, W]."""
+        activity = mean.var(dim=0, correction=0)
+        chosen = activity.argsort(descending=True)[:_ROWS]
+        steps = torch.linspace(-_TRAVERSED, _TRAVERSED, _COLUMNS, device=mean.device)
+        latents = mean[0].repeat(len(chosen), _COLUMNS, 1)
+        latents.scatter_(2, chosen[:, None, None].expand(-1, _COLUMNS, 1), steps[None, :, None].expand(len(chosen), -1, 1))
+        rows = condition[:1].expand(len(chosen) * _COLUMNS, *condition.shape[1:])
+        return self._decode(latents.flatten(0, 1), rows).unflatten(0, (len(chosen), _COLUMNS))
+
+    def _interpolations(self, mean: Tensor, condition: Tensor) -> Tensor:
+        """[rows, columns, C, H, W]."""
+        weights = torch.linspace(0.0, 1.0, _COLUMNS, device=mean.device)
+        starts = range(0, max(1, min(2 * _ROWS, len(mean) - 1)), 2)
+        rows = [
+            self._decode(
+                interpolate(mean[start], mean[(start + 1) % len(mean)], weights, spherical=False),
+                condition[start : start + 1].expand(_COLUMNS, *condition.shape[1:]),
+            )
+            for start in starts
+        ]
+        return torch.stack(rows)

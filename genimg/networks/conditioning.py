@@ -89,6 +89,13 @@ class LabelEmbedding(ConditionEncoder):
         return self.embedding(condition)
 
 
+def beside_image(image: Tensor, vector: Tensor) -> Tensor:
+    """Images [N, C, H, W] and, as constant channels, vectors [N, E] -> [N, C + E, H, W]."""
+    if vector.shape[1] == 0:
+        return image
+    return torch.cat([image, vector.to(image.dtype)[:, :, None, None].expand(-1, -1, *image.shape[2:])], dim=1)
+
+
 def _require_classes(num_classes: int) -> None:
     if num_classes < 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Convolutional encoder and decoder for variational autoencoders, at any size that can be halved twice.
+"""Convolutional encoder and decoder for autoencoders, at any size that can be halved twice.
 
 The usual layout of public convolutional VAEs: stride-2 convolutions with batch norm, channels doubling as the
 resolution halves, and one linear layer on each side of the latent.
@@ -8,26 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
+from genimg.losses.likelihoods import Likelihood
+from genimg.networks.conditioning import ConditionEncoder, beside_image
 from genimg.networks.layers import halvings
 
 
 class Encoder(nn.Module):
-    """Image to the mean and log-variance of q(z | x).
+    """Image to numbers for every latent dimension, such as the mean and log-variance of q(z | x).
 
     Args:
         image_size: pixels, one number or [height, width].
         channels: of the image.
+        condition: encoder; its vector joins the image as constant channels.
         latent_dim: Z.
+        moments: numbers for each latent dimension: 2 for a mean and a log-variance, 1 without noise.
         width: channels of the layer next to the image; each further layer has twice as many.
     """
 
-    def __init__(self, *, image_size: int | Sequence[int], channels: int, latent_dim: int, width: int) -> None:
+    def __init__(
+        self,
+        *,
+        image_size: int | Sequence[int],
+        channels: int,
+        condition: ConditionEncoder,
+        latent_dim: int,
+        moments: int,
+        width: int,
+    ) -> None:
         super().__init__()
         count, (height, breadth) = halvings(image_size)
+        self.condition = condition
         layers: list[nn.Module] = []
-        inputs = channels
+        inputs = channels + condition.dim
         for level in range(count):
             outputs = width * 2**level
             layers += [
@@ -37,26 +52,40 @@ class Encoder(nn.Module):
             ]
             inputs = outputs
         self.layers = nn.Sequential(*layers)
-        self.moments = nn.Linear(inputs * height * breadth, 2 * latent_dim)
+        self.shape = (moments, latent_dim)
+        self.moments = nn.Linear(inputs * height * breadth, moments * latent_dim)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, C, H, W] in [-1, 1] -> mean [N, Z] and log-variance [N, Z]."""
-        mean, log_variance = self.moments(self.layers(image).flatten(1)).chunk(2, dim=1)
-        return mean, log_variance
+    def forward(self, image: Tensor, condition: Tensor) -> Tensor:
+        """[N, C, H, W] in [-1, 1] and conditions as they stand in the batch -> [N, moments, Z]."""
+        features = self.layers(beside_image(image, self.condition(condition)))
+        return self.moments(features.flatten(1)).unflatten(1, self.shape)
 
 
 class Decoder(nn.Module):
     """Latent to the parameters of p(x | z), one per pixel and channel; the likelihood says what they mean.
 
-    Args: as the encoder's.
+    Args:
+        image_size, channels, latent_dim, width: as the encoder's.
+        condition: encoder; its vector joins the latent.
+        likelihood: says how many numbers a pixel needs.
     """
 
-    def __init__(self, *, image_size: int | Sequence[int], channels: int, latent_dim: int, width: int) -> None:
+    def __init__(
+        self,
+        *,
+        image_size: int | Sequence[int],
+        channels: int,
+        condition: ConditionEncoder,
+        latent_dim: int,
+        width: int,
+        likelihood: Likelihood,
+    ) -> None:
         super().__init__()
+        self.condition = condition
         count, self.base = halvings(image_size)
         features = width * 2 ** (count - 1)
         self.features = features
-        self.project = nn.Linear(latent_dim, features * self.base[0] * self.base[1])
+        self.project = nn.Linear(latent_dim + condition.dim, features * self.base[0] * self.base[1])
         layers: list[nn.Module] = [nn.BatchNorm2d(features), nn.ReLU(inplace=True)]
         for _ in range(count - 1):
             layers += [
@@ -65,9 +94,10 @@ class Decoder(nn.Module):
                 nn.ReLU(inplace=True),
             ]
             features //= 2
-        layers.append(nn.ConvTranspose2d(features, channels, 4, stride=2, padding=1))
+        layers.append(nn.ConvTranspose2d(features, likelihood.num_outputs(channels), 4, stride=2, padding=1))
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, latent: Tensor) -> Tensor:
-        """[N, Z] -> [N, C, H, W], unbounded."""
-        return self.layers(self.project(latent).unflatten(1, (self.features, *self.base)))
+    def forward(self, latent: Tensor, condition: Tensor) -> Tensor:
+        """[N, Z] and conditions as they stand in the batch -> [N, O, H, W], unbounded."""
+        start = torch.cat([latent, self.condition(condition).to(latent.dtype)], dim=1)
+        return self.layers(self.project(start).unflatten(1, (self.features, *self.base)))

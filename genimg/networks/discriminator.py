@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from genimg.networks.conditioning import ConditionEncoder
+from genimg.networks.conditioning import ConditionEncoder, beside_image
 from genimg.networks.layers import initialise, spectral_normalise
 
 HEADS = ("none", "concat", "projection", "auxiliary_classifier")
@@ -77,8 +77,7 @@ class Discriminator(nn.Module):
     def forward(self, image: Tensor, condition: Tensor) -> Judgement:
         """Images [N, C, H, W] and their conditions as they stand in the batch."""
         if self.head == "concat":
-            vector = self.condition(condition).to(image.dtype)
-            image = torch.cat([image, vector[:, :, None, None].expand(-1, -1, *image.shape[2:])], dim=1)  # [N, C + E, H, W]
+            image = beside_image(image, self.condition(condition))
         features = self.features(image)
         # Sums over thousands of features, small beside their terms: bfloat16 would round the logit to 3 digits.
         with torch.autocast(image.device.type, enabled=False):

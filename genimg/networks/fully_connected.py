@@ -1,18 +1,22 @@
-"""Networks without convolutions, as in the first GANs: Goodfellow et al. 2014; Mirza & Osindero 2014 with conditions."""
+"""Networks without convolutions, as in the first GANs and VAEs: Goodfellow et al. 2014; Kingma & Welling 2014.
+
+With conditions: Mirza & Osindero 2014; Sohn et al. 2015.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from genimg.interfaces import height_width
+from genimg.losses.likelihoods import Likelihood
 from genimg.networks.conditioning import ConditionEncoder
 from genimg.networks.layers import Conditioned, initialise, normalisation_layer, spectral_normalise
 
-ACTIVATIONS = ("relu", "leaky_relu")
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "leaky_relu": lambda: nn.LeakyReLU(0.2), "tanh": nn.Tanh}
 
 
 class Generator(nn.Module):
@@ -24,7 +28,7 @@ class Generator(nn.Module):
         image_size: pixels, one number or [height, width].
         channels: of the image.
         widths: outputs of the hidden layers, from the latent to the image.
-        activation: ``relu``, or ``leaky_relu`` with a slope of 0.2.
+        activation: ``relu``, ``leaky_relu`` with a slope of 0.2, or ``tanh``.
         normalisation, initialisation: see ``layers``.
         spectral_norm: of all layers but the encoder's.
 
@@ -74,7 +78,7 @@ class Features(nn.Module):
         channels: of the image.
         condition_channels: further input channels, for ``concat`` conditioning; constant ones, of which one pixel is read.
         widths: outputs of the layers, from the image inwards.
-        activation: ``relu``, or ``leaky_relu`` with a slope of 0.2.
+        activation: as the generator's.
         normalisation: of each layer but the first; see ``layers``.
         dropout: share of each layer's outputs set to 0 in training.
 
@@ -115,6 +119,93 @@ class Features(nn.Module):
         return self.layers(torch.cat([pixels.flatten(1), condition], dim=1))
 
 
+class Encoder(nn.Module):
+    """Linear layers from all pixels to numbers for every latent dimension: Kingma & Welling 2014, appendix C.2.
+
+    Args:
+        image_size: pixels, one number or [height, width].
+        channels: of the image.
+        condition: encoder; its vector joins the pixels.
+        latent_dim: Z.
+        moments: numbers for each latent dimension: 2 for a mean and a log-variance, 1 without noise.
+        widths: outputs of the hidden layers, from the image to the latent.
+        activation: as the generator's.
+
+    Raises:
+        ValueError: for an unknown activation.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int | Sequence[int],
+        channels: int,
+        condition: ConditionEncoder,
+        latent_dim: int,
+        moments: int,
+        widths: Sequence[int],
+        activation: str,
+    ) -> None:
+        super().__init__()
+        self.condition = condition
+        self.shape = (moments, latent_dim)
+        inputs = channels * math.prod(height_width(image_size)) + condition.dim
+        self.layers = stack(inputs, widths, moments * latent_dim, activation)
+
+    def forward(self, image: Tensor, condition: Tensor) -> Tensor:
+        """[N, C, H, W] in [-1, 1] and conditions as they stand in the batch -> [N, moments, Z]."""
+        start = torch.cat([image.flatten(1), self.condition(condition).to(image.dtype)], dim=1)
+        return self.layers(start).unflatten(1, self.shape)
+
+
+class Decoder(nn.Module):
+    """Linear layers from a latent to the parameters of p(x | z); the likelihood says what they mean.
+
+    Args:
+        image_size, channels, latent_dim, activation: as the encoder's.
+        condition: encoder; its vector joins the latent.
+        widths: outputs of the hidden layers, from the latent to the image.
+        likelihood: says how many numbers a pixel needs.
+
+    Raises:
+        ValueError: for an unknown activation.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int | Sequence[int],
+        channels: int,
+        condition: ConditionEncoder,
+        latent_dim: int,
+        widths: Sequence[int],
+        activation: str,
+        likelihood: Likelihood,
+    ) -> None:
+        super().__init__()
+        self.condition = condition
+        self.shape = (likelihood.num_outputs(channels), *height_width(image_size))
+        self.layers = stack(latent_dim + condition.dim, widths, math.prod(self.shape), activation)
+
+    def forward(self, latent: Tensor, condition: Tensor) -> Tensor:
+        """[N, Z] and conditions as they stand in the batch -> [N, O, H, W], unbounded."""
+        start = torch.cat([latent, self.condition(condition).to(latent.dtype)], dim=1)
+        return self.layers(start).unflatten(1, self.shape)
+
+
+def stack(inputs: int, widths: Sequence[int], outputs: int, activation: str) -> nn.Sequential:
+    """Activated linear layers and a last one without activation: [N, inputs] -> [N, outputs].
+
+    Raises:
+        ValueError: for an unknown activation.
+    """
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += _hidden(inputs, width, activation, "none", 0)
+        inputs = width
+    return nn.Sequential(*layers, nn.Linear(inputs, outputs))
+
+
 class _Normalisation(nn.Module):
     """One of ``layers``' kinds for features [N, D]."""
 
@@ -135,5 +226,5 @@ def _hidden(inputs: int, outputs: int, activation: str, normalisation: str, cond
     return [
         nn.Linear(inputs, outputs),
         _Normalisation(normalisation, outputs, condition_dim),
-        nn.ReLU() if activation == "relu" else nn.LeakyReLU(0.2),
+        ACTIVATIONS[activation](),
     ]

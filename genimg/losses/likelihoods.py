@@ -1,0 +1,229 @@
+"""p(x | z): what a decoder's output says about an image. All values are in nats per image, summed over pixels and channels."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genimg.randomness import content_uniform
+
+_LEVELS = 256
+_STEP = 2.0 / (_LEVELS - 1)  # between two levels of 8 bits, in the [-1, 1] range
+_LEAST_LOG_SCALE = -7.0  # of logistics (Salimans et al. 2017, code) and of Gaussians: narrower than a level, and unstable
+BINARISATIONS = ("none", "dynamic", "static")
+
+
+class Likelihood(nn.Module, ABC):
+    """p(x | z), from the decoder's output, for images x in [-1, 1]."""
+
+    def num_outputs(self, channels: int) -> int:
+        """Channels of the decoder's output for images of so many."""
+        return channels
+
+    def observed(self, image: Tensor) -> Tensor:
+        """The image as encoder and likelihood see it; another one where it is binarised."""
+        return image
+
+    @abstractmethod
+    def negative_log_likelihood(self, output: Tensor, image: Tensor) -> Tensor:
+        """-log p(image | z) in nats per image: [N, O, H, W] and [N, C, H, W] -> [N]."""
+
+    @abstractmethod
+    def mean(self, output: Tensor) -> Tensor:
+        """E[x | z] in [-1, 1], what is shown as the reconstruction: [N, O, H, W] -> [N, C, H, W]."""
+
+    @abstractmethod
+    def bits_per_dimension(self, nats: Tensor, num_dimensions: int) -> Tensor:
+        """Nats per image as bits per pixel and channel."""
+
+
+class Bernoulli(Likelihood):
+    """Independent Bernoulli pixels.
+
+    Bits per dimension compare with other Bernoulli models of the same targets only.
+
+    Args:
+        binarisation: ``none`` reads grey values as probabilities (Kingma & Welling 2014, appendix C.1): a cross-entropy, and
+            no likelihood of anything, but what most VAEs of MNIST report. ``dynamic`` draws every pixel anew whenever it is
+            seen in training, with the grey value as its probability (Burda et al. 2016, section 5.1). ``static`` draws it
+            once for every image (Salakhutdinov & Murray 2008, with draws of our own). Outside training both draw what
+            ``static`` does, so that evaluations repeat.
+
+    Raises:
+        ValueError: for another one.
+    """
+
+    def __init__(self, *, binarisation: str) -> None:
+        super().__init__()
+        if binarisation not in BINARISATIONS:
+            raise ValueError(f"likelihood.binarisation={binarisation} is unknown: choose one of {', '.join(BINARISATIONS)}")
+        self.binarisation = binarisation
+
+    def observed(self, image: Tensor) -> Tensor:
+        if self.binarisation == "none":
+            return image
+        drawn_anew = self.training and self.binarisation == "dynamic"
+        noise = torch.rand_like(image) if drawn_anew else content_uniform(image)
+        # Below, and not at: a black pixel stays black.
+        return torch.where(noise < (image + 1.0) / 2.0, 1.0, -1.0).to(image.dtype)
+
+    def negative_log_likelihood(self, output: Tensor, image: Tensor) -> Tensor:
+        target = (image + 1.0) / 2.0
+        return F.binary_cross_entropy_with_logits(output, target, reduction="none").flatten(1).sum(dim=1)
+
+    def mean(self, output: Tensor) -> Tensor:
+        return output.sigmoid() * 2.0 - 1.0
+
+    def bits_per_dimension(self, nats: Tensor, num_dimensions: int) -> Tensor:
+        return nats / (num_dimensions * math.log(2.0))
+
+
+class _Density(Likelihood):
+    """A density on [-1, 1], in place of probabilities of the 256 levels."""
+
+    def bits_per_dimension(self, nats: Tensor, num_dimensions: int) -> Tensor:
+        # A density on [-1, 1] is 127.5 times that on the 256 levels, whose spacing is 1 (Theis et al. 2016, section 3.1).
+        return (nats / num_dimensions + math.log(127.5)) / math.log(2.0)
+
+
+class Gaussian(_Density):
+    """Independent Gaussian pixels of one standard deviation around tanh(output) (Kingma & Welling 2014, appendix C.2).
+
+    Args:
+        scale: standard deviation, in units of the [-1, 1] image range; where training starts if it is learnt.
+        learnt: whether the scale is a parameter of the model (Rybkin et al. 2021, "Simple and effective VAE training with
+            calibrated decoders").
+
+    Raises:
+        ValueError: for a scale that is none.
+    """
+
+    def __init__(self, *, scale: float, learnt: bool) -> None:
+        super().__init__()
+        if not scale > 0:
+            raise ValueError(f"likelihood.scale={scale} is not a standard deviation: it must be above 0")
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale))) if learnt else math.log(scale)
+
+    def negative_log_likelihood(self, output: Tensor, image: Tensor) -> Tensor:
+        if isinstance(self.log_scale, nn.Parameter):
+            log_scale = self.log_scale.clamp_min(_LEAST_LOG_SCALE)
+            return _gaussian_nats(image, output.tanh(), log_scale, (-log_scale).exp()).flatten(1).sum(dim=1)
+        return _gaussian_nats(image, output.tanh(), self.log_scale, math.exp(-self.log_scale)).flatten(1).sum(dim=1)
+
+    def mean(self, output: Tensor) -> Tensor:
+        return output.tanh()
+
+
+class GaussianPerPixel(_Density):
+    """Independent Gaussian pixels, of which the decoder gives means and log standard deviations: O = 2 C.
+
+    Args:
+        least_scale: standard deviations are no smaller, in units of the [-1, 1] range: without a floor, pixels that are
+            always black make the density infinite. A third of a level is 0.0026.
+
+    Raises:
+        ValueError: for a scale that is none.
+    """
+
+    def __init__(self, *, least_scale: float) -> None:
+        super().__init__()
+        if not least_scale > 0:
+            raise ValueError(f"likelihood.least_scale={least_scale} is not a standard deviation: it must be above 0")
+        self.least_scale = least_scale
+
+    def num_outputs(self, channels: int) -> int:
+        return 2 * channels
+
+    def negative_log_likelihood(self, output: Tensor, image: Tensor) -> Tensor:
+        mean, raw = output.chunk(2, dim=1)
+        scale = F.softplus(raw) + self.least_scale
+        return _gaussian_nats(image, mean.tanh(), scale.log(), scale.reciprocal()).flatten(1).sum(dim=1)
+
+    def mean(self, output: Tensor) -> Tensor:
+        return output.chunk(2, dim=1)[0].tanh()
+
+
+def _gaussian_nats(value: Tensor, mean: Tensor, log_scale: Tensor | float, inverse_scale: Tensor | float) -> Tensor:
+    return 0.5 * ((value - mean) * inverse_scale).square() + (log_scale + 0.5 * math.log(2.0 * math.pi))
+
+
+class DiscretisedLogisticMixture(Likelihood):
+    """Probabilities of the 256 levels from a mixture of logistics: Salimans et al. 2017, "PixelCNN++", section 2.
+
+    The logistic's mass between the midpoints of the levels; all that lies beyond the midpoint next to black or white counts
+    for black or white, so that a pixel's probabilities sum to one. With three channels, green's mean is linear in red, and
+    blue's in red and green (section 2.2); any other number of channels has independent ones, given the mixture's component.
+    Images are rounded to the nearest level first.
+
+    Args:
+        num_mixtures: M, of a pixel; 10 in the paper.
+
+    Raises:
+        ValueError: for fewer than one.
+    """
+
+    def __init__(self, *, num_mixtures: int) -> None:
+        super().__init__()
+        if num_mixtures < 1:
+            raise ValueError(f"likelihood.num_mixtures={num_mixtures} must be 1 or more")
+        self.num_mixtures = num_mixtures
+
+    def num_outputs(self, channels: int) -> int:
+        """M (1 + 2 C), and 3 M more for the colours' coefficients."""
+        return self.num_mixtures * (1 + 2 * channels + (3 if channels == 3 else 0))
+
+    def _channels(self, output: Tensor) -> int:
+        each = output.shape[1] // self.num_mixtures
+        return 3 if each == 10 else (each - 1) // 2
+
+    def _split(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits [N, M, H, W]; means, log scales and coefficients [N, C, M, H, W]."""
+        count, channels = self.num_mixtures, self._channels(output)
+        logits, rest = output[:, :count], output[:, count:].unflatten(1, (-1, count))
+        means, log_scales = rest[:, :channels], rest[:, channels : 2 * channels]
+        return logits, means, log_scales.clamp_min(_LEAST_LOG_SCALE), rest[:, 2 * channels :].tanh()
+
+    def log_probabilities(self, output: Tensor, image: Tensor) -> Tensor:
+        """log p of every pixel, all its channels together: [N, O, H, W] and [N, C, H, W] -> [N, H, W]."""
+        logits, means, log_scales, coefficients = self._split(output)
+        value = (((image + 1.0) / _STEP).round() * _STEP - 1.0)[:, :, None]  # [N, C, 1, H, W]
+        if means.shape[1] == 3:
+            red, green = value[:, 0], value[:, 1]
+            means = torch.stack(
+                [
+                    means[:, 0],
+                    means[:, 1] + coefficients[:, 0] * red,
+                    means[:, 2] + coefficients[:, 1] * red + coefficients[:, 2] * green,
+                ],
+                dim=1,
+            )
+        inverse = (-log_scales).exp()
+        upper = (value + _STEP / 2 - means) * inverse
+        lower = (value - _STEP / 2 - means) * inverse
+        # log of sigmoid(upper) - sigmoid(lower), without cancellation: sigmoid(u) sigmoid(-l) (1 - exp(l - u)).
+        between = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-_STEP * inverse))
+        black, white = value < -1.0 + _STEP / 2, value > 1.0 - _STEP / 2
+        log_mass = torch.where(black, F.logsigmoid(upper), torch.where(white, F.logsigmoid(-lower), between))
+        return torch.logsumexp(F.log_softmax(logits, dim=1) + log_mass.sum(dim=1), dim=1)
+
+    def negative_log_likelihood(self, output: Tensor, image: Tensor) -> Tensor:
+        return -self.log_probabilities(output, image).flatten(1).sum(dim=1)
+
+    def mean(self, output: Tensor) -> Tensor:
+        """Of the logistics before they are cut off at black and white, clamped; colours through their means."""
+        logits, means, _, coefficients = self._split(output)
+        weights = F.softmax(logits, dim=1)
+        means = means.clamp(-1.0, 1.0)
+        if means.shape[1] == 3:
+            red = means[:, 0]
+            green = (means[:, 1] + coefficients[:, 0] * red).clamp(-1.0, 1.0)
+            blue = means[:, 2] + coefficients[:, 1] * red + coefficients[:, 2] * green
+            means = torch.stack([red, green, blue], dim=1)
+        return (means.clamp(-1.0, 1.0) * weights[:, None]).sum(dim=2)
+
+    def bits_per_dimension(self, nats: Tensor, num_dimensions: int) -> Tensor:
+        return nats / (num_dimensions * math.log(2.0))

@@ -1,0 +1,74 @@
+"""Pictures of what an autoencoder's latents do, drawn from tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_RECENT = 4096  # images in a scatter
+_SIDE = 384  # pixels of a scatter
+_SHOWN = 4.0  # standard deviations of the prior, to either side
+_BAR, _HEIGHT = 4, 96  # pixels of a bar's width, and of the tallest
+_LEAST, _MOST = -4.0, 1.0  # log10 of the variances that the bars show
+# Ten colours that are told apart, also on paper; classes beyond the tenth begin anew.
+_COLOURS = ("1f77b4", "ff7f0e", "2ca02c", "d62728", "9467bd", "8c564b", "e377c2", "7f7f7f", "bcbd22", "17becf")
+
+
+def normal_quantiles(count: int) -> Tensor:
+    """The values of a standard normal latent that cut off equal shares: [count], increasing."""
+    return torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count).float()
+
+
+def activity_bars(variance: Tensor, threshold: float) -> Tensor:
+    """A bar for every latent's variance [Z], the largest first, on a logarithmic scale: [1, 1, height, width] in [-1, 1].
+
+    Args:
+        variance: of the latents' means.
+        threshold: a grey line is drawn there.
+    """
+
+    def height(value: Tensor) -> Tensor:
+        return ((value.clamp_min(1e-30).log10() - _LEAST) / (_MOST - _LEAST) * _HEIGHT).clamp(1, _HEIGHT).round()
+
+    levels = height(variance.sort(descending=True).values).repeat_interleave(_BAR)
+    gaps = torch.arange(len(levels), device=variance.device) % _BAR == _BAR - 1
+    rows = torch.arange(_HEIGHT, 0, -1, device=variance.device)[:, None]
+    filled = (rows <= levels) & ~gaps
+    line = rows == height(torch.tensor(threshold, device=variance.device))
+    picture = torch.where(filled, 1.0, torch.where(line, 0.0, -1.0))
+    return picture[None, None]
+
+
+class LatentScatter(nn.Module):
+    """The two latents of recent training images, coloured by label; nothing of it goes into checkpoints."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.means: Tensor
+        self.labels: Tensor
+        self.register_buffer("means", torch.full((_RECENT, 2), float("nan")), persistent=False)
+        self.register_buffer("labels", torch.zeros(_RECENT, dtype=torch.int64), persistent=False)
+        self._next = 0
+
+    @torch.no_grad()
+    def add(self, means: Tensor, labels: Tensor | None) -> None:
+        """Take means [N, 2] and labels [N] in place of the oldest ones."""
+        places = torch.arange(self._next, self._next + len(means), device=means.device) % _RECENT
+        self.means[places] = means.to(self.means.dtype)
+        if labels is not None:
+            self.labels[places] = labels
+        self._next = (self._next + len(means)) % _RECENT
+
+    def picture(self) -> Tensor:
+        """[1, 3, side, side] in [-1, 1]: 2x2 pixels for every image, on white, from -4 to 4 along both axes."""
+        known = ~self.means.isnan().any(dim=1)
+        means, labels = self.means[known], self.labels[known]
+        column, row = ((1.0 + sign * means[:, axis] / _SHOWN) / 2 * (_SIDE - 2) for axis, sign in ((0, 1), (1, -1)))
+        column, row = column.round().long().clamp(0, _SIDE - 2), row.round().long().clamp(0, _SIDE - 2)
+        palette = torch.tensor([[int(code[i : i + 2], 16) for i in (0, 2, 4)] for code in _COLOURS], device=means.device)
+        colours = (palette[labels % len(palette)].float() / 127.5 - 1.0).T
+        picture = torch.ones(3, _SIDE, _SIDE, device=means.device)
+        for down in (0, 1):
+            for right in (0, 1):
+                picture[:, row + down, column + right] = colours
+        return picture[None]

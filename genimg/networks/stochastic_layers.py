@@ -1,0 +1,42 @@
+"""Latents above latents: Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders", ICLR 2016, section 2 and 5.1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from genimg.networks.fully_connected import stack
+
+
+class StochasticLayer(nn.Module):
+    """A layer of latents z' above another one z: q(z' | z) on the way up, p(z | z') on the way down, both Gaussian.
+
+    Args:
+        below: Z, of the latents below.
+        latent_dim: Z', of its own.
+        widths: outputs of the hidden layers, of both ways.
+        activation: see ``fully_connected``.
+
+    Raises:
+        ValueError: for an unknown activation, or a layer without latents.
+    """
+
+    def __init__(self, *, below: int, latent_dim: int, widths: Sequence[int], activation: str) -> None:
+        super().__init__()
+        if latent_dim < 1:
+            raise ValueError(f"latent_dim={latent_dim} of a layer in model.hierarchy must be 1 or more")
+        self.below = below
+        self.latent_dim = latent_dim
+        self.up = stack(below, widths, 2 * latent_dim, activation)
+        self.down = stack(latent_dim, widths, 2 * below, activation)
+
+    def infer(self, below: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, Z] -> mean and log-variance of q(z' | z), each [N, Z']."""
+        mean, log_variance = self.up(below).float().chunk(2, dim=1)
+        return mean, log_variance
+
+    def generate(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, Z'] -> mean and log-variance of p(z | z'), each [N, Z]."""
+        mean, log_variance = self.down(latent).float().chunk(2, dim=1)
+        return mean, log_variance
