@@ -57,6 +57,7 @@ ALLOWED = (
     "genimg.evaluation.extractors.custom",
     "genimg.evaluation.extractors.foundation",
     "genimg.evaluation.extractors.inception",
+    "genimg.evaluation.likelihood",
     "genimg.evaluation.metrics",
     "genimg.evaluation.similarity",
     "genimg.evaluation.translation",

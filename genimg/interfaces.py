@@ -85,6 +85,11 @@ class Method(nn.Module, ABC):
     estimates_likelihood: ClassVar[bool] = False
     """Whether it has a ``log_likelihood`` of its own."""
 
+    @property
+    def likelihood_name(self) -> str:
+        """Of a method with a likelihood: which, in a few words."""
+        raise NotImplementedError(f"{type(self).__name__} has no likelihood")
+
     takes_conditions: ClassVar[bool] = False
     """Whether the ``conditioning`` group has an effect on it."""
 

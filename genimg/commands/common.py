@@ -68,6 +68,13 @@ def sentence(provenance: Config) -> str:
         made = provenance["translation"]
         which = "held-out" if made["held_out"] else "training"
         return f"{made['num_images']} {which} images of {made['source']}, translated in {made['mode']} mode"
+    if "likelihood" in provenance:
+        made = provenance["likelihood"]
+        which = "held-out" if made["held_out"] else "training"
+        return (
+            f"{made['num_images']} {which} images of {made['source']}, {made['num_samples']} samples of each, {made['of']}, "
+            f"seed {made['seed']}"
+        )
     extractor, made, real = provenance["extractor"], provenance["generated"], provenance["real"]
     digest = (extractor["weights_sha256"] or "no file")[:8]
     count = "an unrecorded number of" if real["num_images"] is None else real["num_images"]

@@ -22,12 +22,14 @@ from genimg.commands.common import (
     write_json,
 )
 from genimg.commands.compare import compare_results
+from genimg.commands.evaluate_likelihood import evaluate_likelihood
 from genimg.commands.evaluate_translation import evaluate_translator
 from genimg.commands.sides import Side, compose_evaluation, resolve
 from genimg.distributed import first_of_each_host, processes_of_torchrun, rank
 from genimg.environment import git_commit
 from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.imagesets import DatasetImages, ImageSet, Subset
+from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.evaluation.nearest import nearest_images
 from genimg.evaluation.passes import full_float32
 from genimg.evaluation.periodic import Evaluation
@@ -70,7 +72,7 @@ def evaluate(composed: DictConfig) -> dict[str, float]:
 
 
 _LEAST = {
-    "num_images": 2, "num_real": 2, "batch_size": 1, "seed": 0, "bootstrap": 0, "image_size": 1, "neighbors": 0,
+    "num_images": 2, "num_samples": 1, "num_real": 2, "batch_size": 1, "seed": 0, "bootstrap": 0, "image_size": 1, "neighbors": 0,
 }  # fmt: skip
 
 
@@ -119,7 +121,10 @@ def _refuse_what_has_no_effect(options: Config, typed: set[str]) -> None:
     elif options["ckpt"] is None and options["images"] is None:
         useless, why = typed - _OF_STATISTICS, "where statistics are all that is made"
     elif options["images"] is not None:
-        useless, why = typed & {"which", "seed", "model_mode", "classical", "table"}, "on images that exist already"
+        useless, why = (
+            typed & {"which", "seed", "model_mode", "classical", "table", "split", "num_samples"},
+            "on images that exist already",
+        )
         if not useless:
             _check_picture(options)
     else:
@@ -147,10 +152,17 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
         if key is None:
             raise ValueError("data_root has no effect: this checkpoint's data is not read from a directory")
         config["data"][key] = options["data_root"]
+    if options["split"] is not None:
+        _take_split(options, config)
     if translates:
         return evaluate_translator(options, typed, path, state, builder, device)
+    chosen = options["evaluation"] or config["evaluation"]
+    if issubclass(builder.locate(chosen["_target_"], "evaluation"), LikelihoodEvaluator):
+        return evaluate_likelihood(options, typed, path, state, builder, device, chosen)
     if useless := sorted(typed & {"model_mode", "classical", "table"}):
         raise ValueError(f"{useless[0]}= is for models that translate images: remove it")
+    if options["num_samples"] is not None:
+        raise ValueError(f"num_samples={options['num_samples']} is for evaluation=likelihood: choose that, or remove it")
     _check_picture(options)
     with first_of_each_host():  # both may download
         if options["real"] is not None:
@@ -158,7 +170,7 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
         else:
             source = build.build_source(config, builder)
             real = Side(source=source, images=DatasetImages(build.build_data(config, source, device, builder=builder)))
-        evaluator = _evaluator(options, options["evaluation"] or config["evaluation"], builder, real)
+        evaluator = _evaluator(options, chosen, builder, real)
     method = load_method(config, builder, state, device)
     made = evaluator.generated(method, device, real.source.class_names if real.source else ())
     compared = real.statistics if real.images is None else real.images
@@ -171,6 +183,19 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
     _finish(result, f"{path}, trained on {images} images", options, device, {"checkpoint": str(path), "images": images})
     _show_neighbors(options, evaluator, compared, made)
     return result.values
+
+
+def _take_split(options: Config, config: Config) -> None:
+    """Have the checkpoint's data be its other split, all of it.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    if options["real"] is not None:
+        raise ValueError("split= is of the checkpoint's own data, and real= names others: remove one of them")
+    if "split" not in config["data"]:
+        raise ValueError(f"split={options['split']}: the checkpoint's data has no splits: say real=DIR instead")
+    config["data"] |= {"split": options["split"], "validation": 0}
 
 
 def _of_images(options: Config, device: torch.device) -> dict[str, float]:

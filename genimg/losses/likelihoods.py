@@ -20,6 +20,11 @@ BINARISATIONS = ("none", "dynamic", "static")
 class Likelihood(nn.Module, ABC):
     """p(x | z), from the decoder's output, for images x in [-1, 1]."""
 
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """What stands beside a reported number."""
+
     def num_outputs(self, channels: int) -> int:
         """Channels of the decoder's output for images of so many."""
         return channels
@@ -62,6 +67,10 @@ class Bernoulli(Likelihood):
         if binarisation not in BINARISATIONS:
             raise ValueError(f"likelihood.binarisation={binarisation} is unknown: choose one of {', '.join(BINARISATIONS)}")
         self.binarisation = binarisation
+
+    @property
+    def description(self) -> str:
+        return "Bernoulli of grey values" if self.binarisation == "none" else "Bernoulli of binarised images"
 
     def observed(self, image: Tensor) -> Tensor:
         if self.binarisation == "none":
@@ -108,6 +117,10 @@ class Gaussian(_Density):
             raise ValueError(f"likelihood.scale={scale} is not a standard deviation: it must be above 0")
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale))) if learnt else math.log(scale)
 
+    @property
+    def description(self) -> str:
+        return f"Gaussian of standard deviation {math.exp(float(self.log_scale)):.4g}"
+
     def negative_log_likelihood(self, output: Tensor, image: Tensor) -> Tensor:
         if isinstance(self.log_scale, nn.Parameter):
             log_scale = self.log_scale.clamp_min(_LEAST_LOG_SCALE)
@@ -134,6 +147,10 @@ class GaussianPerPixel(_Density):
         if not least_scale > 0:
             raise ValueError(f"likelihood.least_scale={least_scale} is not a standard deviation: it must be above 0")
         self.least_scale = least_scale
+
+    @property
+    def description(self) -> str:
+        return "Gaussian with a scale for every pixel"
 
     def num_outputs(self, channels: int) -> int:
         return 2 * channels
@@ -171,6 +188,10 @@ class DiscretisedLogisticMixture(Likelihood):
         if num_mixtures < 1:
             raise ValueError(f"likelihood.num_mixtures={num_mixtures} must be 1 or more")
         self.num_mixtures = num_mixtures
+
+    @property
+    def description(self) -> str:
+        return f"discretised logistics, {self.num_mixtures} a pixel"
 
     def num_outputs(self, channels: int) -> int:
         """M (1 + 2 C), and 3 M more for the colours' coefficients."""

@@ -211,6 +211,10 @@ class VAE(ConditionalMethod):
             "kl": divergence,
         }
 
+    @property
+    def likelihood_name(self) -> str:
+        return self.loss.likelihood.description
+
     def bits_per_dimension(self, nats: Tensor, num_dimensions: int) -> Tensor:
         return self.loss.likelihood.bits_per_dimension(nats, num_dimensions)
 

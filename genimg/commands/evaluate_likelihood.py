@@ -1,0 +1,98 @@
+"""genimg-eval with evaluation=likelihood: how likely images are under a checkpoint's model."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+
+from genimg import build
+from genimg.commands.common import Config, load_method, sentence, table, write_json
+from genimg.commands.sides import resolve
+from genimg.distributed import first_of_each_host, rank
+from genimg.environment import git_commit
+from genimg.evaluation.likelihood import LikelihoodEvaluator
+from genimg.training.device import describe_hardware
+
+log = logging.getLogger(__name__)
+
+_KEYS = {
+    "ckpt", "which", "evaluation", "device", "num_images", "num_samples", "batch_size", "seed", "data_root", "split", "real",
+    "output", "provenance", "allow", "debug",
+}  # fmt: skip
+
+
+def evaluate_likelihood(
+    options: Config, typed: set[str], path: Path, state: Config, builder: build.Builder, device: torch.device, chosen: Config
+) -> dict[str, float]:
+    """Print, and write where asked, the likelihood of held-out images, of another split, or of the images of ``real=``.
+
+    Args:
+        options: of the command.
+        typed: those that were given.
+        path: of the checkpoint.
+        state: its contents, whose data may have been moved to ``data_root`` and ``split``.
+        builder: of its config.
+        device: of the model.
+        chosen: the evaluation.
+
+    Raises:
+        ValueError: for settings that mean nothing here, or images that do not fit the model.
+    """
+    if useless := sorted(typed - _KEYS):
+        raise ValueError(f"{useless[0]}= has no effect with evaluation=likelihood: remove it")
+    config = state["config"]
+    chosen = {**chosen} | {
+        key: options[key] for key in ("num_images", "num_samples", "batch_size", "seed") if options[key] is not None
+    }
+    evaluator = build.build_evaluator({"evaluation": chosen}, builder)
+    assert isinstance(evaluator, LikelihoodEvaluator)
+    method = load_method(config, builder, state, device)
+    evaluator.check(method)
+    with first_of_each_host():
+        if options["real"] is not None:
+            side = resolve("real", {**options, "image_size": config["data"]["image_size"]}, builder, device)
+            if side.images is None:
+                raise ValueError(f"real={options['real']} holds statistics, but a likelihood is of images: give those")
+            data = side.images.data
+        else:
+            source = build.build_source(config, builder)
+            data = build.build_data(config, source, device, builder=builder)
+    _check_fit(data.source.shape, data.source.labels is not None, method.batch_keys, config, options)
+    if options["real"] is None and options["split"] is None:
+        result = evaluator.evaluate(method, data, device)
+    else:
+        result = evaluator.measure(method, data, held_out=True)
+    images = state["training"]["images"]
+    log.info("%s, trained on %d images", path, images)
+    log.info("%s", table({"value": result.values}))
+    log.info("measured with %s", sentence(result.provenance))
+    if options["provenance"]:
+        log.info("%s", json.dumps(result.provenance, indent=2, ensure_ascii=False))
+    if options["output"] is not None and rank() == 0:
+        record = {"checkpoint": str(path), "images": images, "metrics": result.values, "intervals": {},
+                  "provenance": result.provenance, "warnings": list(result.warnings), "hardware": describe_hardware(device),
+                  "git_commit": git_commit()}  # fmt: skip
+        write_json(Path(options["output"]), record)
+        log.info("written to %s", options["output"])
+    return result.values
+
+
+def _check_fit(shape: tuple[int, int, int], has_labels: bool, keys: tuple[str, ...], config: Config, options: Config) -> None:
+    """Refuse images of another shape than the training's, or without the labels that the model reads.
+
+    Raises:
+        ValueError: naming both.
+    """
+    size = config["data"]["image_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    wanted = (config["data"]["channels"], height, width)
+    if shape != wanted:
+        raise ValueError(
+            f"real={options['real']} has images of {'x'.join(map(str, shape))}, but the model was trained on "
+            f"{'x'.join(map(str, wanted))} (channels, height, width): give images of that shape"
+        )
+    if "label" in keys and not has_labels:
+        raise ValueError(f"the model reads labels, and real={options['real']} has none: give images with labels")

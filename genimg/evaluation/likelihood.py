@@ -1,0 +1,175 @@
+"""How likely held-out images are under a model, in nats an image and in bits a dimension."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genimg.data.placement import Data
+from genimg.data.sources import Source
+from genimg.distributed import rows_of_all_ranks, shard, world_size
+from genimg.environment import versions
+from genimg.evaluation.imagesets import evenly_spaced
+from genimg.evaluation.passes import full_float32, ranges
+from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
+from genimg.images import to_float
+from genimg.interfaces import Batch, Images, Method
+from genimg.randomness import hash_integers
+
+log = logging.getLogger(__name__)
+
+_STREAM = 10  # keeps the latents of an evaluation apart from those of the training
+
+
+class LikelihoodEvaluator(PeriodicEvaluator):
+    """The importance-weighted negative log-likelihood of held-out images (first), and their ELBO with its two terms.
+
+    Images are those of ``data.validation``, or of the training where there is none. What is random about image i depends on
+    (seed, i) alone. The estimate from K samples is an upper bound of the negative log-likelihood, in expectation, and falls
+    with K (Burda et al. 2016, theorem 1): K is part of its name.
+
+    Args:
+        num_images: evenly spaced, at most.
+        num_samples: K, of the latents of an image.
+        batch_size: images at once; has no influence on the values but rounding.
+        seed: of the latents.
+        interval, final_num_images, stop_if: see PeriodicEvaluator.
+
+    Raises:
+        ValueError: for numbers out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_images: int,
+        num_samples: int,
+        batch_size: int,
+        seed: int,
+        interval: Images,
+        final_num_images: int | None,
+        stop_if: Mapping[str, float] | None,
+    ) -> None:
+        super().__init__(interval=interval, final_num_images=final_num_images, stop_if=stop_if)
+        least = {"num_images": num_images, "num_samples": num_samples, "batch_size": batch_size}
+        for name, value in (least | {"final_num_images": final_num_images}).items():
+            if value is not None and value < 1:
+                raise ValueError(f"evaluation.{name}={value} must be 1 or more")
+        self.num_images = num_images
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self._warned = False
+
+    def check(self, method: Method, source: Source | None = None) -> None:
+        if not method.estimates_likelihood:
+            raise ValueError(
+                f"evaluation=likelihood needs a model with a likelihood, such as vae; a {type(method).__name__} has none: choose "
+                "another evaluation"
+            )
+        if source is not None and source.validation is None:
+            self._warn_of_training_images()
+
+    def _warn_of_training_images(self) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "there are no held-out images, so that the likelihood of training images is measured: set data.validation=0.1, or "
+                "ask genimg-eval for split=test afterwards"
+            )
+
+    @property
+    def primary(self) -> str:
+        return f"nll_iw{self.num_samples}_nats"
+
+    @property
+    def higher_is_better(self) -> bool:
+        return False
+
+    def evaluate(
+        self,
+        method: Method,
+        data: Data,
+        device: torch.device,
+        should_stop: Callable[[], bool] = lambda: False,
+        num_images: int | None = None,
+    ) -> Evaluation:
+        """See PeriodicEvaluator."""
+        self.check(method, data.source)
+        held_out = data.validation or data
+        return self.measure(method, held_out, should_stop, num_images, held_out=data.validation is not None)
+
+    def measure(
+        self,
+        method: Method,
+        data: Data,
+        should_stop: Callable[[], bool] = lambda: False,
+        num_images: int | None = None,
+        *,
+        held_out: bool,
+    ) -> Evaluation:
+        """Of ``data``'s images; ``held_out`` says whether training has not seen them.
+
+        Raises:
+            EvaluationInterruptedError: once ``should_stop`` says so.
+            ValueError: if there are too few images, or the model makes NaN of them.
+        """
+        count = min(num_images or self.num_images, len(data.source))
+        if count < world_size():
+            raise ValueError(f"{count} images are fewer than the processes that measure them: start fewer of these")
+        chosen, rows = evenly_spaced(count, len(data.source)), defaultdict(list)
+        with full_float32():
+            for start, stop in ranges(shard(count), self.batch_size, "likelihood", lambda: None, should_stop):
+                indices = chosen[start:stop]
+                batch: Batch = {"image": to_float(data.images(indices))} | data.conditions(indices, method.batch_keys)
+                keys = hash_integers(_STREAM, self.seed, indices)
+                for name, numbers in method.log_likelihood(batch, self.num_samples, keys).items():
+                    rows[name].append(numbers)
+        means = {name: _mean(parts) for name, parts in rows.items()}
+        num_dimensions = int(np.prod(data.source.shape))
+
+        def bits(nats: float) -> float:
+            return method.bits_per_dimension(torch.tensor(nats, dtype=torch.float64), num_dimensions).item()
+
+        nll = -means["log_likelihood"]
+        values = {
+            self.primary: nll,
+            f"nll_iw{self.num_samples}_bits_per_dim": bits(nll),
+            "elbo_nats": means["elbo"],
+            "elbo_bits_per_dim": bits(-means["elbo"]),
+            "reconstruction_nats": means["reconstruction"],
+            "kl_nats": means["kl"],
+        }
+        broken = next((name for name, value in values.items() if not np.isfinite(value)), None)
+        if broken is not None:
+            raise ValueError(
+                f"{broken} of {data.source.name} is {values[broken]}: the model has diverged; evaluate an earlier one"
+            )
+        return Evaluation(values, self._provenance(method, data, count, held_out=held_out))
+
+    def _provenance(self, method: Method, data: Data, count: int, *, held_out: bool) -> dict[str, Any]:
+        return {
+            "likelihood": {
+                "held_out": held_out,
+                "source": data.source.name,
+                "fingerprint": data.source.fingerprint,
+                "image_shape": "x".join(map(str, data.source.shape)),
+                "num_images": count,
+                "num_samples": self.num_samples,
+                "of": method.likelihood_name,
+                "weights": method.sampled_weights,
+                "seed": self.seed,
+            },
+            "precision": "networks float32 without TF32, sums over samples and images float64",
+            "versions": versions(),
+        }
+
+
+def _mean(parts: list[Tensor]) -> float:
+    return rows_of_all_ranks(torch.cat(parts).cpu()).double().mean().item()
