@@ -72,7 +72,8 @@ def evaluate(composed: DictConfig) -> dict[str, float]:
 
 
 _LEAST = {
-    "num_images": 2, "num_samples": 1, "num_real": 2, "batch_size": 1, "seed": 0, "bootstrap": 0, "image_size": 1, "neighbors": 0,
+    "num_images": 2, "num_samples": 1, "num_real": 2, "batch_size": 1, "seed": 0, "bootstrap": 0, "image_size": 1,
+    "neighbors": 0,
 }  # fmt: skip
 
 
@@ -101,6 +102,9 @@ _OF_STATISTICS = {
 }  # fmt: skip
 
 
+_OF_CHECKPOINTS = {"which", "seed", "model_mode", "classical", "table", "split", "num_samples"}
+
+
 def _check_picture(options: Config) -> None:
     if options["picture"] is not None and not options["neighbors"]:
         raise ValueError("picture= has no effect without neighbors=: remove it")
@@ -121,10 +125,7 @@ def _refuse_what_has_no_effect(options: Config, typed: set[str]) -> None:
     elif options["ckpt"] is None and options["images"] is None:
         useless, why = typed - _OF_STATISTICS, "where statistics are all that is made"
     elif options["images"] is not None:
-        useless, why = (
-            typed & {"which", "seed", "model_mode", "classical", "table", "split", "num_samples"},
-            "on images that exist already",
-        )
+        useless, why = typed & _OF_CHECKPOINTS, "on images that exist already"
         if not useless:
             _check_picture(options)
     else:
