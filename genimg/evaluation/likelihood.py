@@ -70,8 +70,8 @@ class LikelihoodEvaluator(PeriodicEvaluator):
     def check(self, method: Method, source: Source | None = None) -> None:
         if not method.estimates_likelihood:
             raise ValueError(
-                f"evaluation=likelihood needs a model with a likelihood, such as vae; a {type(method).__name__} has none: choose "
-                "another evaluation"
+                f"evaluation=likelihood needs a model with a likelihood, such as vae; a {type(method).__name__} has none: "
+                "choose another evaluation"
             )
         if source is not None and source.validation is None:
             self._warn_of_training_images()
@@ -80,8 +80,8 @@ class LikelihoodEvaluator(PeriodicEvaluator):
         if not self._warned:
             self._warned = True
             log.warning(
-                "there are no held-out images, so that the likelihood of training images is measured: set data.validation=0.1, or "
-                "ask genimg-eval for split=test afterwards"
+                "there are no held-out images, so that the likelihood of training images is measured: set data.validation=0.1, "
+                "or ask genimg-eval for split=test afterwards"
             )
 
     @property
