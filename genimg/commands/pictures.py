@@ -1,4 +1,4 @@
-"""The image files that genimg-translate reads: found, checked by their headers, decoded one by one; and a grid of some."""
+"""The image files that genimg-translate and genimg-sample read: found, checked by their headers, decoded one by one; and a grid of some."""
 
 from __future__ import annotations
 
@@ -46,14 +46,18 @@ class Picture:
     mask: Path | None = None
 
 
-def find_pictures(given: object) -> list[Picture]:
+def find_pictures(given: object, key: str = "input") -> list[Picture]:
     """An image, or all below a directory, in the order of their names; sizes are not yet known.
+
+    Args:
+        given: on the command line.
+        key: of the command line.
 
     Raises:
         FileNotFoundError: if there are none.
         ValueError: if two of them would be written to one file.
     """
-    root = existing("input", given, "an image or a directory of images")
+    root = existing(key, given, "an image or a directory of images")
     if root.is_file():
         return [Picture(root, _png(root.name), 0)]
     found: dict[str, Picture] = {}
@@ -64,7 +68,7 @@ def find_pictures(given: object) -> list[Picture]:
         found[name] = Picture(root / path, name, len(found))
     if not found:
         raise FileNotFoundError(
-            f"input={given} holds no images: expected files such as .png or .jpg in it or in its subdirectories"
+            f"{key}={given} holds no images: expected files such as .png or .jpg in it or in its subdirectories"
         )
     return list(found.values())
 
@@ -184,6 +188,19 @@ def read_image(picture: Picture, channels: int) -> Tensor:
             return torch.tensor(PixelFormat(*picture.size, channels).apply(image))
     except _UNREADABLE as error:
         raise ValueError(f"{picture.file} cannot be decoded ({_reason(error)}): repair or remove it") from error
+
+
+def read_resized(file: Path, to: PixelFormat) -> Tensor:
+    """uint8 [C, H, W] of the wanted shape.
+
+    Raises:
+        ValueError: if it cannot be decoded.
+    """
+    try:
+        with Image.open(file) as image:
+            return torch.tensor(to.apply(image))
+    except _UNREADABLE as error:
+        raise ValueError(f"{file} cannot be decoded ({_reason(error)}): repair or remove it") from error
 
 
 def read_mask(picture: Picture) -> Tensor:

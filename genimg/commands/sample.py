@@ -17,8 +17,10 @@ from tqdm import tqdm
 from genimg import build
 from genimg.commands.common import Config, load_method, open_checkpoint, require_all_values
 from genimg.commands.conditions import KEYS, Condition, find_conditions
+from genimg.commands.pictures import existing, read_resized
+from genimg.commands.reconstruct import pixel_format, reconstruct, require_one
 from genimg.files import atomically
-from genimg.images import class_rows, grid, to_uint8, write_png
+from genimg.images import class_rows, grid, to_float, to_uint8, write_png
 from genimg.interfaces import Batch, Method
 from genimg.methods.latent import interpolate
 from genimg.training.device import choose_device
@@ -26,7 +28,9 @@ from genimg.training.device import choose_device
 log = logging.getLogger(__name__)
 
 _MOST_SHOWN = 256  # images in a grid
+_EXCLUDE = {"reconstruct": ("near", "interpolate", "truncation"), "near": ("interpolate", "truncation")}
 _MOST_COLUMNS = 16  # in a grid with a row for each condition
+_USUAL_SPREAD = 0.5  # standard deviations of the prior, around an image
 _OF_WAYS = {"frames": 8, "frames_per_second": 12}  # what null stands for
 
 
@@ -39,6 +43,8 @@ class _Maker:
     seed: int
     batch_size: int
     truncation: float | None
+    near: Tensor | None = None
+    spread: float = 0.0
 
     def draw(self, indices: range) -> Batch:
         return self.method.draw(indices, self.seed)
@@ -47,7 +53,10 @@ class _Maker:
         """[N, C, H, W] in [-1, 1] on the CPU."""
         if self.truncation is not None:
             drawn = self.method.truncated(drawn, self.truncation)
-        return self.method.sample({key: value.to(self.device) for key, value in drawn.items()}).float().cpu()
+        moved = {key: value.to(self.device) for key, value in drawn.items()}
+        if self.near is not None:
+            moved = self.method.nearby(self.near.to(self.device), moved, self.spread)
+        return self.method.sample(moved).float().cpu()
 
     def make_all(self, count: int, draw: Callable[[range], Batch], what: str) -> Iterator[tuple[range, Batch, Tensor]]:
         """Batch by batch: positions, what was drawn for them, and images."""
@@ -73,13 +82,20 @@ def sample(composed: DictConfig) -> None:
         raise ValueError(f"ckpt={options['ckpt']}: this model translates images: use genimg-translate")
     method.before_sampling()
     conditions = find_conditions(options, method, state.get("class_names", ()))
-    if options["interpolate"] is not None:
-        _require_one_condition(options, method)
-    maker = _Maker(method, device, options["seed"], options["batch_size"], options["truncation"])
-    if maker.truncation is not None:
-        method.truncated(maker.draw(range(1)), maker.truncation)  # refuses before anything is written
     default = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     folder = Path(options["output"]).expanduser() if options["output"] else default / _name(options, conditions)
+    if options["reconstruct"] is not None:
+        log.info("from %s, trained on %d images", path, state["training"]["images"])
+        reconstruct(method, config["data"], options, conditions, folder, device)
+        return
+    near = None if options["near"] is None else _near(options, method, config["data"], conditions)
+    if options["interpolate"] is not None:
+        _require_one_condition(options, method)
+    maker = _Maker(
+        method, device, options["seed"], options["batch_size"], options["truncation"], near, options["spread"] or 0.0
+    )
+    if maker.truncation is not None:
+        method.truncated(maker.draw(range(1)), maker.truncation)  # refuses before anything is written
     log.info("from %s, trained on %d images", path, state["training"]["images"])
     if options["interpolate"] is not None:
         for condition in conditions:
@@ -88,12 +104,32 @@ def sample(composed: DictConfig) -> None:
         _write_images(maker, conditions, folder, options["num_images"])
 
 
+def _near(options: Config, method: Method, data: Config, conditions: Sequence[Condition]) -> Tensor:
+    """The image whose neighbourhood is asked for: [1, C, H, W] in [-1, 1].
+
+    Raises:
+        ValueError: if it cannot be read, or the model encodes no images.
+    """
+    require_one(options, "near", method, conditions)
+    file = existing("near", options["near"], "an image")
+    if file.is_dir():
+        raise ValueError(f"near={options['near']} is a directory: give one image")
+    image = to_float(read_resized(file, pixel_format(data))[None])
+    if type(method).nearby is Method.nearby:
+        method.nearby(image, {}, 0.0)  # refuses
+    return image
+
+
 def _settle_ways(options: Config) -> None:
-    """Write what null stands for into the keys that belong to ``interpolate``.
+    """Write what null stands for into the keys that belong to ``interpolate`` and to ``near``.
 
     Raises:
         ValueError: if one of them is given without it.
     """
+    if options["near"] is None and options["spread"] is not None:
+        raise ValueError(f"spread={options['spread']} has no effect without near=IMAGE: leave it away")
+    if options["near"] is not None and options["spread"] is None:
+        options["spread"] = _USUAL_SPREAD
     for key, default in _OF_WAYS.items():
         if options[key] is None:
             options[key] = default
@@ -118,6 +154,12 @@ def _check(options: Config) -> None:
         if type(options[key]) is not int or options[key] < number:
             between = " to interpolate between them" if number == 2 and key == "num_images" else ""
             raise ValueError(f"{key}={options[key]} must be {number} or more{between}")
+    if options["near"] is not None and (type(options["spread"]) not in (int, float) or not options["spread"] >= 0):
+        raise ValueError(f"spread={options['spread']} must be a number of standard deviations, 0 or more")
+    for one, others in _EXCLUDE.items():
+        useless = next((other for other in others if options[other] is not None), None)
+        if options[one] is not None and useless is not None:
+            raise ValueError(f"{useless}={options[useless]} has no effect with {one}=: leave one of them away")
     if truncation is not None and (type(truncation) not in (int, float) or not truncation >= 0):
         raise ValueError(f"truncation={truncation} must be a number, 0 or more, or null for none")
     if type(speed) not in (int, float) or not 0 < speed <= 1000:
@@ -126,9 +168,12 @@ def _check(options: Config) -> None:
 
 def _name(options: Config, conditions: Sequence[Condition]) -> str:
     """Of the folder, where none is given: different for whatever makes other images."""
+    if options["reconstruct"] is not None:
+        return f"reconstructions-{Path(str(options['reconstruct'])).stem}"
     several = "-".join(condition.name for condition in conditions)[:80] if options["label"] is not None else "texts"
     parts = [f"samples-seed{options['seed']}", conditions[0].name if len(conditions) == 1 else several]
     parts += [f"truncation{options['truncation']:g}"] if options["truncation"] is not None else []
+    parts += [f"near-{Path(str(options['near'])).stem}-{options['spread']:g}"] if options["near"] is not None else []
     parts += [options["interpolate"]] if options["interpolate"] is not None else []
     return "-".join(part for part in parts if part)
 
