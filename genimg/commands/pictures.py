@@ -1,4 +1,4 @@
-"""The image files that genimg-translate and genimg-sample read: found, checked by their headers, decoded one by one; and a grid of some."""
+"""Image files that genimg-translate and genimg-sample read: found, checked by their headers, decoded; and a grid of some."""
 
 from __future__ import annotations
 

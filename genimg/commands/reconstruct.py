@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from genimg.commands.common import Config, relative
@@ -44,7 +45,7 @@ def reconstruct(
     pictures = with_sizes(find_pictures(options["reconstruct"], "reconstruct"))
     output = checked_output(folder, {"reconstruct": options["reconstruct"]}, pictures, grid=True, overwrite=True)
     to = pixel_format(data)
-    shown = []
+    shown: list[tuple[Tensor, Tensor]] = []
     output.mkdir(parents=True, exist_ok=True)
     with (
         naming_full_disk(f"the disk of output={output} became full: make room, or choose another output"),
@@ -80,9 +81,7 @@ def require_one(options: Config, what: str, method: Method, conditions: Sequence
     """
     for option, key in KEYS.items():
         if key in method.batch_keys and options[option] is None:
-            raise ValueError(
-                f"{what}={options[what]}: this model reads a {key} beside every image: say which, with {option}=..."
-            )
+            raise ValueError(f"{what}={options[what]}: this model reads a {key} with every image: say which, with {option}=...")
     if len(conditions) > 1:
         raise ValueError(f"{what}={options[what]} goes with one condition, not {len(conditions)}: give one label or text")
     return conditions[0]
