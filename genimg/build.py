@@ -395,8 +395,7 @@ def _refuse_without_effect(config: Config, method_class: type[Method], loss_clas
             raise ValueError(f"{group} has no effect on this model, a {method_class.__name__}: leave it away")
     if head not in ("none", "concat") and "auxiliary" not in parameters:
         raise ValueError(
-            f"conditioning.head={head} is of a discriminator, which a {method_class.__name__} does not have: choose "
-            "conditioning=concat for labels"
+            f"conditioning.head={head} does not go with a {method_class.__name__}: choose conditioning=concat for labels"
         )
     has_likelihood = "_target_" in (config.get("likelihood") or {})
     if has_likelihood != ("likelihood" in inspect.signature(loss_class).parameters):

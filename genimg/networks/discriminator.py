@@ -74,11 +74,15 @@ class Discriminator(nn.Module):
         if spectral_norm:
             spectral_normalise(self)
 
-    def forward(self, image: Tensor, condition: Tensor) -> Judgement:
-        """Images [N, C, H, W] and their conditions as they stand in the batch."""
+    def seen(self, image: Tensor, condition: Tensor) -> Tensor:
+        """The features that images are judged by: [N, num_features]."""
         if self.head == "concat":
             image = beside_image(image, self.condition(condition))
-        features = self.features(image)
+        return self.features(image)
+
+    def forward(self, image: Tensor, condition: Tensor) -> Judgement:
+        """Images [N, C, H, W] and their conditions as they stand in the batch."""
+        features = self.seen(image, condition)
         # Sums over thousands of features, small beside their terms: bfloat16 would round the logit to 3 digits.
         with torch.autocast(image.device.type, enabled=False):
             features = features.to(self.logit.weight.dtype)
