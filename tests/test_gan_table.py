@@ -41,7 +41,7 @@ COMMON = [
     "trainer.checkpoint_interval=1 steps", "evaluation.interval=1000 steps", "model.generator_interval=1",
 ]  # fmt: skip
 
-NETWORKS = {name: size for name, size in tiny.SIZES.items() if not name.endswith("_small") and name != "vae"}
+NETWORKS = {name: size for name, size in tiny.SIZES.items() if not name.endswith("_small")}
 STYLES = NETWORKS["stylegan2"]
 LOSSES = (
     "minimax", "nonsaturating", "least_squares", "hinge", "wasserstein", "relativistic", "relativistic_average",

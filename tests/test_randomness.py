@@ -6,7 +6,17 @@ import pytest
 import torch
 from scipy import stats
 
-from genimg.randomness import bits_field, hash_integers, normal_field, normal_latents, seed_of, steady, uniform, uniform_field
+from genimg.randomness import (
+    bits_field,
+    content_uniform,
+    hash_integers,
+    normal_field,
+    normal_latents,
+    seed_of,
+    steady,
+    uniform,
+    uniform_field,
+)
 
 MASK = 2**64 - 1
 CPU = torch.device("cpu")
@@ -163,3 +173,71 @@ def test_steady_randomness_is_a_function_of_seed_and_position_and_uses_none_up()
     assert draw(0, 1) == draw(0, 1)
     assert len({tuple(draw(seed, position)) for seed in range(3) for position in range(3)}) == 9
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# Of images alone
+
+
+def pictures(count=40, *, shape=(3, 16, 17), seed=0):
+    levels = torch.randint(0, 256, (count, *shape), generator=torch.Generator().manual_seed(seed))
+    return levels / 127.5 - 1
+
+
+def test_numbers_of_images_are_uniform_and_independent_of_their_neighbours_and_of_the_pixels():
+    images = pictures(60)
+    values = content_uniform(images)
+    assert values.shape == images.shape
+    assert values.dtype == torch.float32
+    assert values.min() >= 0
+    assert values.max() < 1
+    flat = values.double().flatten().numpy()
+    assert stats.kstest(flat, "uniform").pvalue > 1e-3  # deterministic: no seed is drawn here
+    centred = values.double() - 0.5
+    pairs = (centred[1:] * centred[:-1], centred[..., 1:] * centred[..., :-1], centred[:, 1:] * centred[:, :-1])
+    for products in (*pairs, centred * images.double()):
+        assert abs(products.mean()) < 5 * products.std() / math.sqrt(products.numel())
+
+
+def test_numbers_of_images_that_are_nearly_alike_are_uniform_too():
+    images = torch.full((3 * 256, 1, 4, 4), 1 / 255)  # level 128
+    for position in range(3):
+        images[256 * position : 256 * (position + 1), 0, position, 0] = torch.arange(256) / 127.5 - 1
+    values = content_uniform(images).double()
+    kept = torch.cat([values[:256], values[256:512][torch.arange(256) != 128], values[512:][torch.arange(256) != 128]])
+    assert len(kept.flatten(1).unique(dim=0)) == len(kept)
+    assert stats.kstest(kept.flatten().numpy(), "uniform").pvalue > 1e-3
+    assert stats.kstest(kept[:, 0, 0, 0].numpy(), "uniform").pvalue > 1e-3
+
+
+def test_numbers_of_an_image_depend_on_its_levels_alone():
+    images = pictures(12)
+    whole = content_uniform(images)
+    for size in (1, 5):
+        assert torch.equal(torch.cat([content_uniform(piece) for piece in images.split(size)]), whole)
+    assert torch.equal(content_uniform(images.flip(0)).flip(0), whole)
+    assert torch.equal(content_uniform(images[[3, 3]]), whole[[3, 3]])
+    assert torch.equal(content_uniform(images.to(memory_format=torch.channels_last)), whole)
+    assert torch.equal(content_uniform(images.double()), whole)
+    assert torch.equal(content_uniform((images + 0.4 / 127.5).clamp(-1, 1)), whole)  # of the same level
+
+
+def test_a_changed_pixel_changes_all_numbers():
+    image = pictures(1)
+    whole = content_uniform(image)
+    for place in ((0, 0, 0, 0), (0, 2, 15, 16), (0, 1, 7, 3)):
+        changed = image.clone()
+        changed[place] += 2 / 255 if changed[place] < 0 else -2 / 255
+        assert (content_uniform(changed) == whole).sum().item() <= 1  # of 816 numbers of 24 bits
+
+
+def test_images_whose_pixels_are_moved_have_other_numbers():
+    image = pictures(1)
+    assert not torch.equal(content_uniform(image.flip(-1)), content_uniform(image))
+    assert (content_uniform(image.flip(-1)).flip(-1) == content_uniform(image)).sum().item() <= 1
+
+
+def test_numbers_of_images_neither_use_nor_move_torchs_random_numbers_and_have_no_gradient():
+    state = torch.get_rng_state()
+    values = content_uniform(pictures(2).requires_grad_())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not values.requires_grad

@@ -93,10 +93,17 @@ SIZES = {
     "stylegan2": _STYLES,
     "stylegan2_small": _STYLES,
     "r3gan": ["model.generator.widths=[32]"],
-    "vae": ["model.encoder.width=4"],
-    "vae_small": ["model.encoder.width=4"],
 }
-"""What makes each shipped model fit images of 16 px, and small."""
+"""What makes each shipped GAN fit images of 16 px, and small."""
+
+_PERCEPTRONS = ["model.latent_dim=4", "model.encoder.widths=[8]", "model.decoder.widths=[8]"]
+AUTOENCODERS = {
+    "vae": ["model.encoder.width=4", "model.latent_dim=4"],
+    "vae_small": ["model.encoder.width=4"],
+    "vae_fully_connected": _PERCEPTRONS,
+    "vae_hierarchical": [*_PERCEPTRONS, "model.hierarchy.0.latent_dim=3", "model.hierarchy.0.widths=[5]"],
+}
+"""The same for autoencoders; ``test_vae_table`` walks through them."""
 
 _TRANSLATOR = ["model.translator.width=4", "task=denoise"]
 _PATCHES = ["width=4", "num_strided=1"]

@@ -54,6 +54,10 @@ class ConditionalMethod(Method):
         rows = torch.from_numpy(numbers.astype(np.int64)).to(self.conditions.device)
         return {self.condition_key: self.conditions[rows]}
 
+    def _with_conditions(self, image: Tensor) -> Batch:
+        """Images [N, C, H, W] and, where it reads them, conditions of the data: a batch to try the networks with."""
+        return {"image": image} | self._draw_conditions(range(len(image)), 0)
+
     def _sample_by_class(self, drawn: Batch) -> Tensor:
         """Samples to look at; of a model conditioned on labels [rows, columns, C, H, W], with one class a row."""
         if not self.num_classes:

@@ -220,8 +220,7 @@ class VAE(ConditionalMethod):
 
     def check(self, batch: Batch) -> None:
         with torch.no_grad(), in_mode(self, "eval"):
-            conditions = {key: value[: len(batch["image"])] for key, value in self.draw(range(len(batch["image"])), 0).items()}
-            self._infer(conditions | {"image": self.loss.likelihood.observed(batch["image"])}, 1)
+            self._infer(self._with_conditions(self.loss.likelihood.observed(batch["image"])), 1)
 
     # Looking
 

@@ -125,8 +125,5 @@ class VAEGAN(VAE):
 
     def check(self, batch: Batch) -> None:
         super().check(batch)
-        conditions = {
-            key: value for key, value in self.draw(range(len(batch["image"])), 0).items() if key == self.condition_key
-        }
         with torch.no_grad():
-            self._loss(batch | conditions, images_seen=0)
+            self._loss(self._with_conditions(batch["image"]), images_seen=0)

@@ -496,10 +496,53 @@ def test_examples_are_a_function_of_seed_and_index(task, placement):
     assert torch.equal(other["target"], together["target"])
 
 
-def test_examples_without_a_task_are_the_images():
+@pytest.mark.parametrize("placement", PLACED)
+@pytest.mark.parametrize("keys", [("image",), ("image", "label"), ("image", "caption"), ("image", "label", "caption")])
+def test_examples_without_a_task_are_the_images_and_what_the_batches_have_beside_them(placement, keys):
     source = ToySource()
-    batch = place(source, "workers", flip=True).examples(np.array([3, 1]), 0)
-    assert_equal(batch, {"image": to_float(torch.from_numpy(source.values[[3, 1]]))})
+    data = place(source, placement, flip=True, keys=keys)
+    for _ in range(2):
+        batch = data.examples(np.array([3, 1, 6]), 0)
+        assert set(batch) == set(keys)
+        assert torch.equal(batch["image"], to_float(torch.from_numpy(source.values[[3, 1, 6]])))
+        if "label" in keys:
+            assert batch["label"].tolist() == [3, 1, 6]
+            assert batch["label"].dtype == torch.int64
+        if "caption" in keys:
+            assert batch["caption"].shape == (3, data.caption_length)
+            assert decode(batch["caption"]) == [source.caption(3), source.caption(1), ""]
+        take(data, 1)
+
+
+def test_examples_of_kept_out_images_have_labels_and_captions_of_their_own():
+    source = ToySource()
+    source.validation = ToySource(4)
+    source.validation.labels = np.array([9, 8, 7, 6])
+    batch = place(source, "host").validation.examples(np.array([3, 1]), 0)
+    assert batch["label"].tolist() == [6, 8]
+    assert decode(batch["caption"]) == [source.validation.caption(3), source.validation.caption(1)]
+
+
+@pytest.mark.parametrize("placement", PLACED)
+def test_conditions_are_given_also_where_batches_are_without_them(placement):
+    source = ToySource()
+    data = place(source, placement, keys=("image",))
+    indices = np.array([5, 0, 5])
+    assert data.conditions(indices, ("image",)) == {}
+    found = data.conditions(indices, ("label", "image", "caption"))
+    assert found["label"].tolist() == [5, 0, 5]
+    assert decode(found["caption"]) == [source.caption(5), "", source.caption(5)]
+    assert data.conditions(np.array([], dtype=np.int64), ("label",))["label"].shape == (0,)
+
+
+@pytest.mark.parametrize("placement", PLACED)
+def test_conditions_of_an_image_that_took_a_corrupt_ones_place_are_its_own(placement):
+    data = place(ToySource(corrupt=(3,)), placement, max_corrupt=1)
+    data.load()
+    batch = data.examples(np.array([3, 2]), 0)
+    assert torch.equal(batch["image"], to_float(torch.from_numpy(data.source.values[[4, 2]])))
+    assert batch["label"].tolist() == [4, 2]
+    assert decode(batch["caption"]) == [data.source.caption(4), data.source.caption(2)]
 
 
 @pytest.mark.parametrize("task", [None, TASKS[1]])

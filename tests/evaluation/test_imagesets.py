@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from genimg.data.captions import decode
 from genimg.data.placement import Data
 from genimg.data.sources import ArraySource
 from genimg.evaluation.imagesets import (
@@ -61,7 +62,9 @@ class Painter(Method):
         images = (batch["latent"] * self.scale).view(-1, *SHAPE)
         return images if self.broken is None else torch.full_like(images, self.broken)
 
-    def reconstruct(self, image):
+    def reconstruct(self, batch):
+        image = batch["image"]
+        self.conditions = {key: value for key, value in batch.items() if key != "image"}
         assert image.dtype == torch.float32
         assert image.min() >= -1.0
         assert image.max() <= 1.0
@@ -187,6 +190,20 @@ def test_reconstructions_stand_beside_their_originals():
     assert made.dtype == torch.uint8
     assert np.array_equal(made.numpy(), source.images[[3, 11], ..., ::-1])
     images.check()
+
+
+@pytest.mark.parametrize("keys", [("image",), ("image", "label"), ("image", "caption")])
+def test_what_reconstructs_is_given_the_conditions_that_it_reads(keys):
+    pixels, labels = array_source(12).images, np.arange(12) % 5
+    source = ArraySource("array", pixels, labels, "abcde", captions=[f"number {i}" for i in range(12)])
+    method = Painter()
+    method.batch_keys = keys
+    Reconstructions(method, dataset(source)).pairs(np.array([3, 11]))
+    assert set(method.conditions) == set(keys) - {"image"}
+    if "label" in keys:
+        assert method.conditions["label"].tolist() == [3, 1]
+    if "caption" in keys:
+        assert decode(method.conditions["caption"]) == ["number 3", "number 11"]
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])

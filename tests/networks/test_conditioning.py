@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from genimg.networks.conditioning import ConditionEncoder, LabelEmbedding, OneHot, Unconditional
+from genimg.networks.conditioning import ConditionEncoder, LabelEmbedding, OneHot, Unconditional, beside_image
 
 LABELS = torch.tensor([2, 0, 3, 3, 1])
 ENCODERS = {
@@ -84,3 +84,29 @@ def test_a_label_beyond_the_classes_is_an_error():
 def test_an_encoder_needs_a_forward():
     with pytest.raises(TypeError, match="abstract"):
         ConditionEncoder()
+
+
+# Beside an image
+
+
+def test_a_vector_becomes_constant_channels_after_the_images():
+    image, vector = torch.randn(2, 3, 4, 5), torch.randn(2, 2)
+    found = beside_image(image, vector)
+    assert found.shape == (2, 5, 4, 5)
+    assert torch.equal(found[:, :3], image)
+    for row in range(4):
+        for column in range(5):
+            assert torch.equal(found[:, 3:, row, column], vector)
+
+
+def test_without_a_condition_the_image_stays_as_it_is():
+    image = torch.randn(2, 3, 4, 5)
+    assert beside_image(image, torch.empty(2, 0)) is image
+
+
+def test_the_vector_takes_the_images_precision_and_has_its_gradient():
+    vector = torch.randn(2, 2, requires_grad=True)
+    found = beside_image(torch.zeros(2, 3, 4, 5, dtype=torch.bfloat16), vector)
+    assert found.dtype == torch.bfloat16
+    found.float().sum().backward()
+    assert torch.equal(vector.grad, torch.full((2, 2), 20.0))

@@ -3,9 +3,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from genimg.losses.likelihoods import Bernoulli, DiscretisedLogisticMixture, GaussianPerPixel
 from genimg.networks.conditioning import ConditionEncoder, LabelEmbedding, OneHot, Unconditional
 from genimg.networks.discriminator import Discriminator
-from genimg.networks.fully_connected import Features, Generator
+from genimg.networks.fully_connected import Decoder, Encoder, Features, Generator, stack
 
 SIZES = [(28, 1), (32, 3), (7, 2), ([5, 9], 3)]
 
@@ -135,3 +136,92 @@ def test_settings_without_a_meaning_are_refused():
     for dropout in (-0.1, 1):
         with pytest.raises(ValueError, match=rf"features\.dropout={dropout} must be 0 or more and below 1"):
             features(dropout=dropout)
+
+
+# Autoencoders
+
+
+def encoder(condition: ConditionEncoder | None = None, **changes) -> Encoder:
+    torch.manual_seed(0)
+    settings = {
+        "image_size": [4, 6], "channels": 3, "condition": condition or Unconditional(), "latent_dim": 5, "moments": 2,
+        "widths": [8, 7], "activation": "relu",
+    }  # fmt: skip
+    return Encoder(**(settings | changes))
+
+
+def decoder(condition: ConditionEncoder | None = None, **changes) -> Decoder:
+    torch.manual_seed(0)
+    settings = {
+        "image_size": [4, 6], "channels": 3, "condition": condition or Unconditional(), "latent_dim": 5, "widths": [7, 8],
+        "activation": "relu", "likelihood": Bernoulli(binarisation="none"),
+    }  # fmt: skip
+    return Decoder(**(settings | changes))
+
+
+@pytest.mark.parametrize("moments", [1, 2])
+def test_encoder_is_a_perceptron_of_pixels_from_0_to_1(moments):
+    network = encoder(moments=moments)
+    reference = nn.Sequential(
+        nn.Linear(72, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, moments * 5), nn.Unflatten(1, (moments, 5))
+    )
+    copy_weights(network, reference)
+    image = torch.rand(4, 3, 4, 6) * 2 - 1
+    found = network(image, nothing(4))
+    assert found.shape == (4, moments, 5)
+    assert torch.allclose(found, reference((image.flatten(1) + 1) / 2), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "outputs"),
+    [
+        (Bernoulli(binarisation="none"), 3),
+        (GaussianPerPixel(least_scale=0.1), 6),
+        (DiscretisedLogisticMixture(num_mixtures=2), 20),
+    ],
+)
+def test_decoder_is_a_perceptron_to_as_many_numbers_a_pixel_as_the_likelihood_needs(likelihood, outputs):
+    network = decoder(likelihood=likelihood, activation="tanh")
+    size = outputs * 24
+    reference = nn.Sequential(
+        nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 8), nn.Tanh(), nn.Linear(8, size), nn.Unflatten(1, (outputs, 4, 6))
+    )
+    copy_weights(network, reference)
+    latent = torch.randn(4, 5)
+    assert torch.allclose(network(latent, nothing(4)), reference(latent), rtol=1e-5, atol=1e-6)
+
+
+def test_the_decoders_output_is_unbounded():
+    network = decoder()
+    nn.init.constant_(network.layers[-1].bias, 7.0)
+    assert network(torch.zeros(2, 5), nothing(2)).mean().item() > 5
+
+
+def test_a_label_joins_the_pixels_and_the_latent():
+    up, down = encoder(OneHot(num_classes=4)), decoder(OneHot(num_classes=4))
+    assert (up.layers[0].in_features, down.layers[0].in_features) == (72 + 4, 5 + 4)
+    image, latent, label = torch.rand(3, 3, 4, 6), torch.randn(3, 5), torch.tensor([2, 0, 3])
+    vector = nn.functional.one_hot(label, 4).float()
+    assert torch.equal(up(image, label).flatten(1), up.layers(torch.cat([(image.flatten(1) + 1) / 2, vector], dim=1)))
+    assert torch.equal(down(latent, label).flatten(1), down.layers(torch.cat([latent, vector], dim=1)))
+
+
+def test_an_encoder_of_conditions_is_trained_along():
+    network = decoder(LabelEmbedding(num_classes=4, dim=2))
+    network(torch.randn(3, 5), torch.tensor([2, 0, 3])).square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in network.parameters())
+
+
+def test_a_stack_is_activated_but_for_its_last_layer():
+    assert [type(layer) for layer in stack(3, [], 2, "relu")] == [nn.Linear]
+    network = stack(3, [4], 2, "leaky_relu")
+    x = torch.randn(5, 3)
+    first, last = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+    expected = nn.functional.leaky_relu(x @ first.weight.T + first.bias, 0.2) @ last.weight.T + last.bias
+    assert torch.allclose(network(x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("build", [encoder, decoder])
+def test_autoencoders_with_an_unknown_activation_are_refused(build):
+    with pytest.raises(ValueError, match="activation=maxout is unknown: choose one of relu, leaky_relu, tanh"):
+        build(activation="maxout")
