@@ -186,7 +186,8 @@ def describe_parts(parts: Parts, placement: str) -> None:
         log.info("held out for the evaluation: %d", len(source.validation))
     if source.labels is not None and not {"label", "caption", "source"} & set(parts.method.batch_keys):
         log.warning(
-            "the model does not use the data's %d classes (a GAN does with conditioning=projection)", len(source.class_names)
+            "the model does not use the data's %d classes (a GAN does with conditioning=projection, a VAE with concat)",
+            len(source.class_names),
         )
     counts = (f"{name} {sum(p.numel() for p in parameters):,}" for name, parameters in groups.items())
     log.info("parameters: %s", ", ".join(counts))
