@@ -225,10 +225,11 @@ class DiscretisedLogisticMixture(Likelihood):
         inverse = (-log_scales).exp()
         upper = (value + _STEP / 2 - means) * inverse
         lower = (value - _STEP / 2 - means) * inverse
+        below, above = F.logsigmoid(upper), F.logsigmoid(-lower)  # log of the mass on either side of a midpoint
         # log of sigmoid(upper) - sigmoid(lower), without cancellation: sigmoid(u) sigmoid(-l) (1 - exp(l - u)).
-        between = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-_STEP * inverse))
+        between = below + above + torch.log(-torch.expm1(-_STEP * inverse))
         black, white = value < -1.0 + _STEP / 2, value > 1.0 - _STEP / 2
-        log_mass = torch.where(black, F.logsigmoid(upper), torch.where(white, F.logsigmoid(-lower), between))
+        log_mass = torch.where(black, below, torch.where(white, above, between))
         return torch.logsumexp(F.log_softmax(logits, dim=1) + log_mass.sum(dim=1), dim=1)
 
     def negative_log_likelihood(self, output: Tensor, image: Tensor) -> Tensor:
