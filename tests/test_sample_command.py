@@ -37,6 +37,13 @@ RUNS = {
     "labels": [*GAN, "conditioning=projection"],
     "texts": [*GAN, "conditioning=text_conditional_batchnorm", "data.num_objects=2"],
     "vae": [*SMALL, "model=vae_small"],
+    "digits": [
+        *SMALL,
+        "model=vae_fully_connected",
+        "model.encoder.widths=[16]",
+        "model.decoder.widths=[16]",
+        "conditioning=concat",
+    ],
     "styles": [*SMALL, "model=stylegan2_small", *tiny.SIZES["stylegan2_small"]],
 }
 
@@ -283,6 +290,78 @@ def test_a_method_without_latents_has_nothing_to_truncate() -> None:
         Method.truncated(tiny.gan(), {}, 0.5)
 
 
+# Around an image, and reconstructions
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Images of another size, form and number of channels than the model's."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name, shape in (("a.png", (40, 30, 3)), ("more/b.jpg", (16, 16, 3)), ("c.png", (20, 20))):
+        Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+def as_the_model_sees(path: Path) -> Tensor:
+    """[1, 3, 16, 16] in [-1, 1]: the largest centred square, resized."""
+    image = Image.open(path).convert("RGB")
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    small = image.resize((16, 16), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    return torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1.0
+
+
+def test_a_folder_is_reconstructed_under_its_names(runs: Path, photos: Path, tmp_path: Path) -> None:
+    run_sample(f"ckpt={runs / 'vae'}", f"reconstruct={photos}", "batch_size=2", f"output={tmp_path / 'made'}")
+    method = loaded(runs / "vae")
+    made = sorted(str(path.relative_to(tmp_path / "made")) for path in (tmp_path / "made").rglob("*") if path.is_file())
+    assert made == ["a.png", "c.png", "more/b.png"]
+    for name, original in (("a.png", "a.png"), ("more/b.png", "more/b.jpg"), ("c.png", "c.png")):
+        expected = method.reconstruct({"image": as_the_model_sees(photos / original)})
+        assert_shows(tmp_path / "made" / name, expected[0])
+    grid = cells(tmp_path / "made.png", 3, 2)
+    assert np.array_equal(grid[0, 1], pixels(tmp_path / "made" / "a.png"))
+
+
+def test_a_model_with_labels_reconstructs_under_one(runs: Path, photos: Path, tmp_path: Path) -> None:
+    for label in (0, 1):
+        run_sample(
+            f"ckpt={runs / 'digits'}", f"reconstruct={photos / 'a.png'}", f"label={label}", f"output={tmp_path / 'made'}"
+        )
+        batch = {"image": as_the_model_sees(photos / "a.png"), "label": torch.tensor([label])}
+        assert_shows(tmp_path / "made" / "a.png", loaded(runs / "digits").reconstruct(batch)[0])
+
+
+def test_samples_near_an_image_vary_with_the_spread(runs: Path, photos: Path, tmp_path: Path) -> None:
+    method, image = loaded(runs / "vae"), as_the_model_sees(photos / "a.png")
+    for spread in (0, 0.7):
+        run_sample(f"ckpt={runs / 'vae'}", f"near={photos / 'a.png'}", f"spread={spread}", "num_images=3",
+                   f"output={tmp_path / 'out'}")  # fmt: skip
+        with torch.no_grad():
+            mean = method.encoder(image, torch.empty(1, 0))[:, 0]
+            latent = mean + spread * method.draw(range(3), 0)["latent"]
+        for i, expected in enumerate(method.sample({"latent": latent})):
+            assert_shows(tmp_path / "out" / f"{i:06d}.png", expected)
+    assert_shows(tmp_path / "out" / "000000.png", method.sample({"latent": latent})[0])
+    run_sample(f"ckpt={runs / 'vae'}", f"near={photos / 'a.png'}", "num_images=2")
+    assert (runs / "vae" / "samples-seed0-near-a-0.5.png").is_file()
+
+
+def test_a_model_that_encodes_nothing_has_no_neighbourhood(runs: Path, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="near= has no effect on a GAN, which encodes no images: leave it away"):
+        run_sample(f"ckpt={runs / 'labels'}", f"near={photos / 'a.png'}", "label=1", f"output={tmp_path / 'out'}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_no_image_is_named(runs: Path, photos: Path, tmp_path: Path) -> None:
+    (photos / "a.png").write_text("no image")
+    for option in (f"near={photos / 'a.png'}", f"reconstruct={photos}"):
+        with pytest.raises(ValueError, match=r"a\.png .*no format that Pillow reads"):
+            run_sample(f"ckpt={runs / 'vae'}", option, f"output={tmp_path / 'out'}")
+
+
 # Ways between latents
 
 
@@ -390,6 +469,16 @@ def test_a_method_without_latents_has_no_way(runs: Path, monkeypatch: pytest.Mon
         ("vae", ["interpolate=cubic"], r"interpolate=cubic is unknown: choose linear, spherical or null"),
         ("vae", ["interpolate=linear", "num_images=1"], r"num_images=1 must be 2 or more to interpolate between them"),
         ("vae", ["interpolate=linear", "frames=1"], r"frames=1 must be 2 or more"),
+        ("vae", ["near=nowhere.png"], r"near=nowhere\.png does not exist: give an image"),
+        ("vae", ["near=."], r"near=\. is a directory: give one image"),
+        ("vae", ["near=x.png", "spread=-1"], r"spread=-1 must be a number of standard deviations, 0 or more"),
+        ("vae", ["spread=1"], r"spread=1 has no effect without near=IMAGE"),
+        ("vae", ["near=x.png", "truncation=1"], r"truncation=1 has no effect with near=: leave one of them away"),
+        ("vae", ["near=x.png", "reconstruct=x.png"], r"near=x\.png has no effect with reconstruct=: leave one of them away"),
+        ("vae", ["reconstruct=nowhere"], r"reconstruct=nowhere does not exist: give an image or a directory of images"),
+        ("labels", ["reconstruct=x.png", "label=0"], r"reconstruct= is for autoencoders, .*, and this model is a GAN"),
+        ("digits", ["reconstruct=x.png"], r"reconstruct=x\.png: this model reads a label with every image: say which"),
+        ("digits", ["near=x.png", "label=[0,1]"], r"near=x\.png goes with one condition, not 2: give one label or text"),
         ("vae", ["frames=8"], r"frames=8 has no effect on single images: leave it away, or .* interpolate=linear or spherical"),
         ("vae", ["frames_per_second=20"], r"frames_per_second=20 has no effect on single images"),
         ("vae", ["interpolate=linear", "frames_per_second=0"], r"frames_per_second=0 must be a number above 0"),
@@ -401,6 +490,6 @@ def test_a_method_without_latents_has_no_way(runs: Path, monkeypatch: pytest.Mon
 def test_bad_requests_are_refused_before_anything_is_written(
     runs: Path, tmp_path: Path, name: str, overrides: list[str], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"^{message}"):
+    with pytest.raises((ValueError, FileNotFoundError), match=f"^{message}"):
         run_sample(f"ckpt={runs / name}", *overrides, f"output={tmp_path / 'out'}")
     assert not list(tmp_path.iterdir())

@@ -115,8 +115,9 @@ def _near(options: Config, method: Method, data: Config, conditions: Sequence[Co
     if file.is_dir():
         raise ValueError(f"near={options['near']} is a directory: give one image")
     image = to_float(read_resized(file, pixel_format(data))[None])
-    if type(method).nearby is Method.nearby:
-        method.nearby(image, {}, 0.0)  # refuses
+    drawn = method.draw(range(1), 0) | conditions[0].row
+    device = next(method.parameters()).device
+    method.nearby(image.to(device), {key: value.to(device) for key, value in drawn.items()}, 0.0)  # refuses before the work
     return image
 
 

@@ -24,7 +24,7 @@ from genimg.randomness import hash_integers
 
 log = logging.getLogger(__name__)
 
-_STREAM = 10  # keeps the latents of an evaluation apart from those of the training
+_STREAM = 13  # keeps the latents of an evaluation apart from those of the training
 
 
 class LikelihoodEvaluator(PeriodicEvaluator):
