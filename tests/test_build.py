@@ -1,6 +1,7 @@
 """Every YAML composes and instantiates; what a config may not say is refused with the key and the way out."""
 
 import dataclasses
+import functools
 import re
 import tempfile
 from pathlib import Path
@@ -97,35 +98,38 @@ def test_every_target_in_a_yaml_may_be_built(path):
             assert callable(BUILDER.locate(target, "here"))
 
 
-def loss_family(loss):
-    """The class that a loss YAML makes."""
-    return OmegaConf.load(CONFIGS / "loss" / f"{loss}.yaml")._target_
+@functools.cache
+def loss_node(loss):
+    """What a loss YAML makes: its class, and what its own settings are."""
+    node = resolve(f"loss={loss}")["loss"]
+    return BUILDER.locate(node["_target_"], "loss"), node
 
 
-PAIRS = [(model, loss) for model in options("model") for loss in options("loss")]
+MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS
 
 
-@pytest.mark.parametrize(("model", "loss"), PAIRS)
-def test_every_model_builds_with_every_loss_of_its_family_and_refuses_the_others(model, loss, tmp_path):
-    own = resolve(f"model={model}")["loss"]["_target_"]
-    settings = (tiny.SIZES | tiny.TRANSLATORS)[model]
+@pytest.mark.parametrize("model", options("model"))
+def test_every_model_builds_with_every_loss_of_its_family_and_refuses_the_others(model, tmp_path):
+    settings = MODELS[model]
     unpaired = "data=unpaired" in settings
     if unpaired:
         tiny.unpaired_folders(tmp_path)
     data = [f"data.root={tmp_path}", "data.image_size=16"] if unpaired else TINY
-    config = resolve(f"model={model}", f"loss={loss}", *settings, *data)
-    source = build.build_source(config, BUILDER)
-    if loss_family(loss) == own:
-        method = build.build_method(config, source, BUILDER)
+    own = resolve(f"model={model}", *settings, *data)
+    family = BUILDER.locate(own["model"]["_target_"], "model").loss_type
+    fitting = [loss for loss in options("loss") if issubclass(loss_node(loss)[0], family)]
+    assert issubclass(BUILDER.locate(own["loss"]["_target_"], "loss"), family)
+    for loss in fitting:
+        config = resolve(f"model={model}", f"loss={loss}", *settings, *data)
+        method = build.build_method(config, build.build_source(config, BUILDER), BUILDER)
         assert isinstance(method, Method)
         assert method.training
         if not method.translates:
             assert method.sample(method.draw(range(3), 0)).shape == (3, 3, 16, 16)
-        return
-    with pytest.raises(ValueError, match="does not fit the model") as caught:
-        build.build_method(config, source, BUILDER)
-    named = str(caught.value).rpartition("loss=")[2].split(", ")
-    assert named == [name for name in options("loss") if loss_family(name) == own]
+    for loss in set(options("loss")) - set(fitting):
+        with pytest.raises(ValueError, match="does not fit the model") as caught:
+            build.check_pairing(own | {"loss": loss_node(loss)[1]}, BUILDER)
+        assert str(caught.value).rpartition("loss=")[2].split(", ") == fitting
 
 
 @pytest.mark.parametrize("model", ["dcgan_small", "vae_small"])
@@ -474,12 +478,12 @@ def test_a_missing_key_is_named():
     with pytest.raises(ValueError, match=r"trainer\.keep_last is required"):
         BUILDER.trainer_settings(resolve("~trainer.keep_last")["trainer"])
     with pytest.raises(ValueError, match=r"loss\.likelihood\.scale is required"):
-        BUILDER.build({"_target_": "genimg.losses.elbo.Gaussian"}, "loss.likelihood")
+        BUILDER.build({"_target_": "genimg.losses.likelihoods.Gaussian", "learnt": False}, "loss.likelihood")
 
 
 def test_a_value_that_a_constructor_refuses_is_its_own_message():
-    with pytest.raises(ValueError, match=r"^loss\.likelihood\.scale=-1 is not a standard deviation"):
-        BUILDER.build(resolve("model=vae_small", "loss.likelihood.scale=-1")["loss"], "loss")
+    with pytest.raises(ValueError, match=r"^likelihood\.scale=-1 is not a standard deviation"):
+        BUILDER.build(resolve("model=vae_small", "likelihood.scale=-1")["loss"], "loss")
 
 
 # Parts that do not fit each other
@@ -524,7 +528,7 @@ def test_a_size_that_cannot_be_halved_names_the_nearest_that_can(model):
 
 def test_a_loss_that_does_not_fit_names_those_that_do():
     with pytest.raises(ValueError, match=r"the loss ELBO does not fit the model, a GAN: choose loss=.*hinge.*nonsaturating"):
-        build_method_of("loss=elbo_gaussian")
+        build_method_of("loss=elbo", "likelihood=gaussian")
 
 
 @pytest.mark.parametrize(
@@ -556,11 +560,62 @@ def test_a_model_that_leaves_the_number_of_classes_to_the_data_gets_it_everywher
         build.build_method(config, source, BUILDER)
 
 
-@pytest.mark.parametrize("override", ["penalty=[r1]", "augment=ada", "conditioning=projection"])
+@pytest.mark.parametrize("override", ["penalty=[r1]", "augment=ada"])
 def test_groups_of_gans_are_refused_for_other_models(override):
     config = resolve("model=vae_small", override, *TINY)
     with pytest.raises(ValueError, match=f"{override.split('=')[0]} has no effect on this model, a VAE"):
         build.check_pairing(config, BUILDER)
+
+
+@pytest.mark.parametrize("conditioning", ["projection", "auxiliary_classifier", "text"])
+def test_ways_of_a_discriminator_to_judge_are_refused_for_models_without_one(conditioning):
+    config = resolve("model=vae_small", f"conditioning={conditioning}", *TINY)
+    message = (
+        rf"^conditioning\.head={config['conditioning']['head']} does not go with a VAE: choose "
+        "conditioning=concat for labels"
+    )
+    with pytest.raises(ValueError, match=message):
+        build.check_pairing(config, BUILDER)
+
+
+@pytest.mark.parametrize(("overrides", "loss"), [((), "AdversarialLoss"), (("model=restoration",), "ReconstructionLoss")])
+def test_a_likelihood_is_refused_for_losses_without_one(overrides, loss):
+    config = resolve("model=dcgan_small", *overrides, "likelihood=gaussian", *TINY)
+    with pytest.raises(ValueError, match=f"^likelihood has no effect on this loss, {loss}: leave it away"):
+        build.check_pairing(config, BUILDER)
+
+
+@pytest.mark.parametrize(("loss", "name"), [("elbo", "ELBO"), ("beta_vae", "ELBO"), ("iwae", "ImportanceWeighted")])
+def test_a_bound_without_a_likelihood_is_refused(loss, name):
+    config = resolve("model=vae_small", f"loss={loss}", "likelihood=none", *TINY)
+    message = f"^the loss {name} needs a likelihood: choose likelihood=bernoulli, gaussian or another"
+    with pytest.raises(ValueError, match=message):
+        build.check_pairing(config, BUILDER)
+
+
+VAES = [name for name in tiny.AUTOENCODERS if name.startswith("vae") and not name.endswith("_small")]
+
+
+@pytest.mark.parametrize("likelihood", [name for name in options("likelihood") if name != "none"])
+@pytest.mark.parametrize("model", VAES)
+def test_every_vae_builds_with_every_likelihood_and_on_labels_and_learns_every_parameter(model, likelihood):
+    settings = tiny.AUTOENCODERS[model]
+    config = resolve(f"model={model}", f"likelihood={likelihood}", "conditioning=concat", *settings, *TINY)
+    method = build.build_method(config, build.build_source(config, BUILDER), BUILDER)
+    assert (method.num_classes, method.batch_keys) == (5, ("image", "label"))
+    assert method.sample(method.draw(range(3), 0)).shape == (3, 3, 16, 16)
+    built = build.build_optimizers(config, method, BUILDER)
+    (group,) = built["autoencoder"].param_groups
+    assert sorted(map(id, group["params"])) == sorted(map(id, method.parameters()))
+
+
+def test_the_fully_connected_vae_has_the_published_parameters():
+    config = resolve("model=vae_fully_connected", "data.image_size=28", "data.num_images=4")
+    config["model"]["encoder"]["channels"] = config["model"]["decoder"]["channels"] = 1
+    method = BUILDER.build(config["model"], "model")
+    # 784-400-20, with a mean and a log-variance, and 20-400-784.
+    counts = 785 * 400 + 401 * 40 + 21 * 400 + 401 * 784
+    assert sum(parameter.numel() for parameter in method.parameters()) == counts
 
 
 def test_a_lazy_penalty_corrects_its_networks_optimizer():
@@ -605,7 +660,7 @@ def test_the_lsgan_of_the_experiment_has_the_published_parameters():
     assert counts == {"generator": 3_812_355, "discriminator": 2_931_009}
 
 
-@pytest.mark.parametrize("model", [name for name in tiny.SIZES if not name.startswith("vae")])
+@pytest.mark.parametrize("model", tiny.SIZES)
 def test_each_network_reads_its_own_encoder_of_the_conditioning(model):
     config = resolve(f"model={model}", "conditioning=shared_embedding", "conditioning.normalisation=none", *TINY)
     node = config["model"]

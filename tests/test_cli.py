@@ -96,8 +96,17 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (20, 20)) -> 
         (["data.image_size=30"], ["30x30", "data.image_size=[32,32]"]),
         (["model.generator.channels=1"], ["3 channels", "model"]),
         (["model.discriminator.features.channels=1"], ["3 channels", "model"]),
-        (["loss=elbo_gaussian"], ["ELBO", "GAN", "loss=hinge, least_squares, minimax, nonsaturating"]),
-        (["model=vae", "loss=hinge"], ["AdversarialLoss", "VAE", "loss=elbo_bernoulli, elbo_gaussian"]),
+        (["loss=elbo", "likelihood=gaussian"], ["ELBO", "GAN", "loss=hinge, least_squares, minimax, nonsaturating"]),
+        (["model=vae", "loss=hinge"], ["AdversarialLoss", "VAE", "loss=beta_vae, elbo, elbo_capacity, iwae"]),
+        (["likelihood=gaussian"], ["likelihood has no effect on this loss, AdversarialLoss", "leave it away"]),
+        (["model=vae", "likelihood=none"], ["the loss ELBO needs a likelihood", "choose likelihood=bernoulli, gaussian"]),
+        (["model=vae", "likelihood=gausian"], ["likelihood=gausian", "did you mean 'gaussian'?"]),
+        (["model=vae", "likelihood.scale=0"], ["likelihood.scale=0", "must be above 0"]),
+        (
+            ["model=vae", "conditioning=projection"],
+            ["conditioning.head=projection does not go with a VAE", "conditioning=concat"],
+        ),
+        (["model=vae", "loss=elbo_capacity", "loss.free_bits=0.5"], ["loss.capacity=25.0 and loss.free_bits both say"]),
         (["device=cuda"], ["device=cuda", "device=cpu"]),
         (["device=tpu"], ["device=tpu", "auto, cuda, cpu, mps"]),
         (["precision=tf32", "device=cpu"], ["precision=tf32", "bf16"]),
@@ -315,7 +324,7 @@ def test_a_package_of_your_own_is_built_only_when_allowed(home: Path, monkeypatc
 
 
 def test_mistakes_are_found_before_data_or_weights_are_fetched(home: Path) -> None:
-    refuse("ELBO", arguments=["data=cifar10", "loss=elbo_gaussian"], blocked_network=True)
+    refuse("ELBO", arguments=["data=cifar10", "loss=elbo", "likelihood=gaussian"], blocked_network=True)
     refuse("30x30", arguments=["data.image_size=30", "evaluation=inception"], blocked_network=True)
     assert not list(home.iterdir()) or not list(home.rglob("config.yaml"))
 

@@ -100,6 +100,7 @@ _PERCEPTRONS = ["model.latent_dim=4", "model.encoder.widths=[8]", "model.decoder
 AUTOENCODERS = {
     "vae": ["model.encoder.width=4", "model.latent_dim=4"],
     "vae_small": ["model.encoder.width=4"],
+    "vae_resnet": ["model.encoder.widths=[4]", "model.encoder.num_blocks=1", "model.latent_dim=4"],
     "vae_fully_connected": _PERCEPTRONS,
     "vae_hierarchical": [*_PERCEPTRONS, "model.hierarchy.0.latent_dim=3", "model.hierarchy.0.widths=[5]"],
 }

@@ -102,6 +102,7 @@ class Data:
         self.num_workers = min(cores, 8) if num_workers == "auto" else int(num_workers)
         self.placement = _choose_placement(source, device) if placement == "auto" else placement
         self._corruption = Corruption(max_corrupt)
+        self._replaced: dict[int, int] = {}  # corrupt images, and what took their place
         self._resident: Tensor | None = None
         self._annotations: dict[str, Tensor] = {}
         if source.labels is not None:  # also unasked: the source's own, in which what replaces a corrupt image has its label
@@ -136,7 +137,8 @@ class Data:
         pieces = np.array_split(indices, max(1, min(len(indices), 4 * self.num_workers)))
         with ThreadPoolExecutor(max(1, self.num_workers)) as pool:
             results = list(pool.map(partial(read_many_valid, self.source, allowed=self._corruption.allowed), pieces))
-        for _, _, problems in results:
+        for piece, (_, taken, problems) in zip(pieces, results, strict=True):
+            self._note(piece, taken)
             self._report(problems)
         return torch.from_numpy(np.concatenate([images for images, _, _ in results])).to(self.device)
 
@@ -150,12 +152,18 @@ class Data:
     def conditions(self, indices: NDArray[np.int64], keys: Sequence[str]) -> Batch:
         """Those of ``label`` and ``caption`` that ``keys`` names, of these images, as they stand in a batch; on the device."""
         batch: Batch = {}
+        indices = np.array([self._replaced.get(index, index) for index in indices.tolist()], dtype=np.int64)
         if "label" in keys:
             batch["label"] = self._annotations["label"][torch.from_numpy(indices)].to(self.device)
         if "caption" in keys:
             texts = self.source.captions(indices)
             batch["caption"] = encode(texts, self.caption_length or caption_length(texts)).to(self.device)
         return batch
+
+    def _note(self, indices: NDArray[np.int64], taken: NDArray[np.int64]) -> None:
+        """Remember what took the place of which corrupt images."""
+        different = indices != taken
+        self._replaced.update(zip(indices[different].tolist(), taken[different].tolist(), strict=True))
 
     def load(self) -> None:
         """Bring the images to where they will live. Does nothing for ``workers``, nor a second time.
@@ -178,6 +186,7 @@ class Data:
         def decode(start: int) -> tuple[int, list[str]]:
             indices = np.arange(start, min(start + _PIECE, len(images)), dtype=np.int64)
             images[indices], taken, problems = read_many_valid(self.source, indices, self._corruption.allowed)
+            self._note(indices, taken)
             if (replaced := taken != indices).any():
                 for tensor in self._annotations.values():
                     tensor[torch.from_numpy(indices[replaced])] = tensor[torch.from_numpy(taken[replaced])]

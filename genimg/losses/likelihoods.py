@@ -14,6 +14,7 @@ from genimg.randomness import content_uniform
 _LEVELS = 256
 _STEP = 2.0 / (_LEVELS - 1)  # between two levels of 8 bits, in the [-1, 1] range
 _LEAST_LOG_SCALE = -7.0  # of logistics (Salimans et al. 2017, code) and of Gaussians: narrower than a level, and unstable
+_MOST_LOG_SCALE = 40.0  # of logistics, whose inverse must not vanish
 BINARISATIONS = ("none", "dynamic", "static")
 
 
@@ -119,11 +120,17 @@ class Gaussian(_Density):
 
     @property
     def description(self) -> str:
-        return f"Gaussian of standard deviation {math.exp(float(self.log_scale)):.4g}"
+        log_scale = self._bounded().item() if isinstance(self.log_scale, nn.Parameter) else self.log_scale
+        return f"Gaussian of standard deviation {math.exp(log_scale):.4g}"
+
+    def _bounded(self) -> Tensor:
+        """The learnt scale's logarithm, not below its floor, where it keeps its gradient to leave there again."""
+        log_scale = torch.as_tensor(self.log_scale)
+        return log_scale + (log_scale.clamp_min(_LEAST_LOG_SCALE) - log_scale).detach()
 
     def negative_log_likelihood(self, output: Tensor, image: Tensor) -> Tensor:
         if isinstance(self.log_scale, nn.Parameter):
-            log_scale = self.log_scale.clamp_min(_LEAST_LOG_SCALE)
+            log_scale = self._bounded()
             return _gaussian_nats(image, output.tanh(), log_scale, (-log_scale).exp()).flatten(1).sum(dim=1)
         return _gaussian_nats(image, output.tanh(), self.log_scale, math.exp(-self.log_scale)).flatten(1).sum(dim=1)
 
@@ -206,7 +213,7 @@ class DiscretisedLogisticMixture(Likelihood):
         count, channels = self.num_mixtures, self._channels(output)
         logits, rest = output[:, :count], output[:, count:].unflatten(1, (-1, count))
         means, log_scales = rest[:, :channels], rest[:, channels : 2 * channels]
-        return logits, means, log_scales.clamp_min(_LEAST_LOG_SCALE), rest[:, 2 * channels :].tanh()
+        return logits, means, log_scales.clamp(_LEAST_LOG_SCALE, _MOST_LOG_SCALE), rest[:, 2 * channels :].tanh()
 
     def log_probabilities(self, output: Tensor, image: Tensor) -> Tensor:
         """log p of every pixel, all its channels together: [N, O, H, W] and [N, C, H, W] -> [N, H, W]."""
@@ -245,7 +252,7 @@ class DiscretisedLogisticMixture(Likelihood):
             green = (means[:, 1] + coefficients[:, 0] * red).clamp(-1.0, 1.0)
             blue = means[:, 2] + coefficients[:, 1] * red + coefficients[:, 2] * green
             means = torch.stack([red, green, blue], dim=1)
-        return (means.clamp(-1.0, 1.0) * weights[:, None]).sum(dim=2)
+        return (means.clamp(-1.0, 1.0) * weights[:, None]).sum(dim=2).clamp(-1.0, 1.0)
 
     def bits_per_dimension(self, nats: Tensor, num_dimensions: int) -> Tensor:
         return nats / (num_dimensions * math.log(2.0))

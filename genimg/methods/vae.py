@@ -169,13 +169,20 @@ class VAE(ConditionalMethod):
 
     @torch.no_grad()
     def nearby(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
-        """Around the mean of q(z | x), of the highest latents."""
+        """Around the means of q(z | x); in a hierarchy, each layer around what the one above leaves open."""
         with in_mode(self, "eval"):
             conditions = {key: value[:1] for key, value in drawn.items() if key == self.condition_key}
-            latent = self._moments({"image": image} | conditions)[0]
+            latents = [self._moments({"image": image} | conditions)[0]]
             for layer in self._above:
-                latent, _ = layer.infer(latent)
-        return drawn | {"latent": latent + spread * drawn["latent"].to(latent.device)}
+                latents.append(layer.infer(latents[-1])[0])
+            centre = {"latent": latents[-1]}
+            if self.hierarchy:
+                pieces = []
+                for layer, below, latent in zip(self._above, latents, latents[1:], strict=False):
+                    mean, log_variance = layer.generate(latent)
+                    pieces.append((below - mean) * (-0.5 * log_variance).exp())  # the noise that would have made it
+                centre["noise"] = torch.cat(pieces, dim=1)
+        return drawn | {key: value + spread * drawn[key].to(value.device) for key, value in centre.items()}
 
     def _moments(self, batch: Batch) -> tuple[Tensor, Tensor]:
         image = self.loss.likelihood.observed(batch["image"])

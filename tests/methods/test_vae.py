@@ -418,6 +418,13 @@ def test_samples_nearby_lie_around_the_mean_of_the_posterior():
     assert torch.allclose(wide - near["latent"], 0.5 * drawn["latent"], rtol=0, atol=1e-6)
 
 
+def test_without_spread_samples_nearby_are_the_reconstruction_also_in_a_hierarchy():
+    vae = build(above=(4, 3))
+    near = vae.nearby(real_images()[:1], vae.draw(range(3), 0), 0.0)
+    expected = vae.reconstruct({"image": real_images()[:1]}).expand(3, -1, -1, -1)
+    assert torch.allclose(vae.sample(near), expected, rtol=0, atol=1e-5)
+
+
 def test_samples_nearby_of_a_conditional_model_have_the_label_that_was_drawn():
     vae = conditional()
     drawn = vae.draw(range(3), 0) | {"label": torch.full((3,), 2)}

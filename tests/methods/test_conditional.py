@@ -1,0 +1,105 @@
+"""Conditions of labels and captions, in batches, in draws and in the checkpoint; for any method."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from genimg.data.captions import encode
+from genimg.methods.conditional import ConditionalMethod, encoder_of
+from genimg.networks.conditioning import ConditionEncoder, OneHot, Unconditional
+from genimg.networks.text import TextEncoder
+
+
+class Painter(ConditionalMethod):
+    """Paints the latent and, beside it, the label."""
+
+    loss_type = object
+
+    def __init__(self, encoder: ConditionEncoder) -> None:
+        super().__init__()
+        self._read_conditions(encoder)
+
+    def parameter_groups(self):
+        return {}
+
+    def step(self, batch, progress, update):
+        return {}
+
+    def sample(self, batch):
+        label = batch.get("label", torch.zeros(len(batch["latent"])))
+        return torch.stack([batch["latent"], label.float()], dim=1)[:, None, None]
+
+    def check(self, batch):
+        pass
+
+    def preview(self, batch, drawn):
+        return {}
+
+
+def text_encoder(max_length: int = 32) -> TextEncoder:
+    return TextEncoder(dim=4, width=4, max_length=max_length, max_words=4, vocabulary=16, num_layers=1)
+
+
+def test_without_conditions_nothing_is_asked_for_drawn_or_remembered():
+    method = Painter(Unconditional())
+    assert method.takes_conditions
+    assert (method.batch_keys, method.condition_key, method.num_classes) == (("image",), None, 0)
+    assert method._draw_conditions(range(5), 0) == {}
+    method.remember({})
+    assert method._condition({"image": torch.zeros(3, 1, 2, 2)}).shape == (3, 0)
+    assert method._condition({"latent": torch.zeros(4, 2)}).shape == (4, 0)
+    assert method._sample_by_class({"latent": torch.arange(3.0)}).shape == (3, 1, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "key", "num_classes"), [(OneHot(num_classes=3), "label", 3), (text_encoder(), "caption", 0)]
+)
+def test_what_the_encoder_reads_is_asked_of_the_data(encoder, key, num_classes):
+    method = Painter(encoder)
+    assert (method.batch_keys, method.condition_key, method.num_classes) == (("image", key), key, num_classes)
+    values = torch.arange(3)
+    assert method._condition({"image": torch.zeros(3, 1, 2, 2), key: values}) is values
+
+
+def test_a_draw_is_a_row_of_what_is_remembered_by_seed_and_index_alone():
+    method = Painter(OneHot(num_classes=method_rows()))
+    method.remember({"label": torch.arange(method.num_remembered)})
+    drawn = method._draw_conditions(range(1000), 3)["label"]
+    assert len(drawn.unique()) > 850  # of 4096 rows: 1000 draws hit 889 on average
+    assert torch.equal(method._draw_conditions([17, 4, 17], 3)["label"], drawn[[17, 4, 17]])
+    assert not torch.equal(method._draw_conditions(range(1000), 4)["label"], drawn)
+    assert torch.equal(method.state_dict()["conditions"], torch.arange(method.num_remembered))
+
+
+def method_rows() -> int:
+    return ConditionalMethod.num_remembered
+
+
+def test_captions_of_any_length_are_remembered_in_the_encoders_shape():
+    method = Painter(text_encoder(max_length=32))
+    texts = [f"number {i % 7}" for i in range(method.num_remembered)]
+    for length in (16, 64):
+        method.remember({"caption": encode(texts, length)})
+        assert method.conditions.shape == (method.num_remembered, 32)
+        assert torch.equal(method.conditions, encode(texts, 32))
+
+
+def test_samples_to_look_at_have_a_class_in_every_row():
+    method = Painter(OneHot(num_classes=3))
+    drawn = {"latent": torch.arange(7.0), "label": torch.zeros(7, dtype=torch.int64)}
+    found = method._sample_by_class(drawn)
+    assert found.shape == (3, 2, 1, 1, 2)
+    assert found[..., 0].flatten().tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert found[..., 1].flatten().tolist() == [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]
+
+
+def test_a_network_without_an_encoder_of_conditions_is_refused():
+    network = nn.Linear(1, 1)
+    for wrong in (None, nn.Identity()):
+        network.condition = wrong
+        with pytest.raises(ValueError, match=r"^Linear has no encoder of conditions: give it condition=\$\{conditioning\.enc"):
+            encoder_of(network)
+    network.condition = Unconditional()
+    assert encoder_of(network) is network.condition
