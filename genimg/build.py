@@ -517,11 +517,20 @@ def _options_of_type(group: str, wanted: type, builder: Builder) -> list[str]:
     """The files of a config group whose target is of the wanted type."""
     fitting = []
     for path in sorted((Path(config_dir()) / group).glob("*.yaml")):
-        target = OmegaConf.to_container(OmegaConf.load(path)).get("_target_")  # type: ignore[union-attr]
+        target = _target_of(path)
         found = builder.locate(target, group) if target else None
         if inspect.isclass(found) and issubclass(found, wanted):
             fitting.append(path.stem)
     return fitting
+
+
+def _target_of(path: Path) -> str | None:
+    """A file's own target, or that of the file beside it which it changes."""
+    node: Any = OmegaConf.to_container(OmegaConf.load(path))
+    if "_target_" in node:
+        return str(node["_target_"])
+    bases = [path.with_name(f"{entry}.yaml") for entry in node.get("defaults", []) if isinstance(entry, str)]
+    return next((target for base in bases if base.is_file() and (target := _target_of(base))), None)
 
 
 def _check_shapes(method: Method, source: Source, task: Task | None) -> None:

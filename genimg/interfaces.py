@@ -61,6 +61,14 @@ class Update(Protocol):
         ...
 
 
+class Outputs(Protocol):
+    """What a decoder's output is made for: a likelihood, which says how many numbers a pixel needs."""
+
+    def num_outputs(self, channels: int) -> int:
+        """Channels of the output for images of so many."""
+        ...
+
+
 class Method(nn.Module, ABC):
     """A training algorithm: owns the networks and losses and knows the order of the updates.
 

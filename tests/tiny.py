@@ -97,12 +97,22 @@ SIZES = {
 """What makes each shipped GAN fit images of 16 px, and small."""
 
 _PERCEPTRONS = ["model.latent_dim=4", "model.encoder.widths=[8]", "model.decoder.widths=[8]"]
+_CODES = [
+    "model.encoder.width=8", "model.encoder.residual_width=4", "model.prior.width=8", "model.prior.num_blocks=2",
+]  # fmt: skip
 AUTOENCODERS = {
     "vae": ["model.encoder.width=4", "model.latent_dim=4"],
     "vae_small": ["model.encoder.width=4"],
     "vae_resnet": ["model.encoder.widths=[4]", "model.encoder.num_blocks=1", "model.latent_dim=4"],
     "vae_fully_connected": _PERCEPTRONS,
     "vae_hierarchical": [*_PERCEPTRONS, "model.hierarchy.0.latent_dim=3", "model.hierarchy.0.widths=[5]"],
+    "vae_gan": ["model.encoder.width=4", "model.latent_dim=4", "model.discriminator.features.width=4"],
+    "wae": ["model.encoder.width=4", "model.latent_dim=4"],
+    "wae_small": ["model.encoder.width=4"],
+    "rae": ["model.encoder.width=4", "model.latent_dim=4", "model.num_components=2"],
+    "rae_small": ["model.encoder.width=4", "model.latent_dim=4", "model.num_components=1"],
+    "vq_vae": _CODES,
+    "vq_vae_small": _CODES,
 }
 """The same for autoencoders; ``test_vae_table`` walks through them."""
 

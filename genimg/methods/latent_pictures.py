@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+from genimg.methods.latent import interpolate
+
+_COLUMNS, _ROWS = 9, 10  # of interpolations
 _RECENT = 4096  # images in a scatter
 _SIDE = 384  # pixels of a scatter
 _SHOWN = 4.0  # standard deviations of the prior, to either side
@@ -12,6 +17,21 @@ _BAR, _HEIGHT = 4, 96  # pixels of a bar's width, and of the tallest
 _LEAST, _MOST = -4.0, 1.0  # log10 of the variances that the bars show
 # Ten colours that are told apart, also on paper; classes beyond the tenth begin anew.
 _COLOURS = ("1f77b4", "ff7f0e", "2ca02c", "d62728", "9467bd", "8c564b", "e377c2", "7f7f7f", "bcbd22", "17becf")
+
+
+def interpolations(decode: Callable[[Tensor, Tensor], Tensor], latent: Tensor, condition: Tensor) -> Tensor:
+    """Images on the straight way between two latents, a pair a row, under the first one's condition: [rows, 9, C, H, W].
+
+    Args:
+        decode: (latents [M, Z], conditions [M, ...]) -> images [M, C, H, W].
+        latent, condition: of images, [N, Z] and [N, ...]; the first and the second are a pair, and so on.
+    """
+    weights = torch.linspace(0.0, 1.0, _COLUMNS, device=latent.device)
+    rows = []
+    for start in range(0, max(1, min(2 * _ROWS, len(latent) - 1)), 2):
+        way = interpolate(latent[start], latent[(start + 1) % len(latent)], weights, spherical=False)
+        rows.append(decode(way, condition[start : start + 1].expand(_COLUMNS, *condition.shape[1:])))
+    return torch.stack(rows)
 
 
 def normal_quantiles(count: int) -> Tensor:

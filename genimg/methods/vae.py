@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from genimg.interfaces import Batch, Metrics, Microbatches, Progress, Update
 from genimg.losses.elbo import Bound, Inference, gaussian_kl, gaussian_log_density, importance_bound
 from genimg.methods.conditional import ConditionalMethod, encoder_of
-from genimg.methods.latent import interpolate, truncate
-from genimg.methods.latent_pictures import LatentScatter, activity_bars, normal_quantiles
+from genimg.methods.latent import truncate
+from genimg.methods.latent_pictures import LatentScatter, activity_bars, interpolations, normal_quantiles
 from genimg.methods.modes import in_mode
 from genimg.networks.stochastic_layers import StochasticLayer
 from genimg.randomness import hash_integers, normal_field, normal_latents
@@ -248,7 +248,7 @@ class VAE(ConditionalMethod):
                 "samples": self._sample_by_class(drawn),
                 "reconstructions": reconstructions,
                 "traversals": self._traversals(mean, condition),
-                "interpolations": self._interpolations(mean, condition),
+                "interpolations": interpolations(self._decode, mean, condition),
             }
             if len(mean) > 1:
                 pictures["active_units"] = activity_bars(mean.var(dim=0), _ACTIVE)
@@ -268,16 +268,3 @@ class VAE(ConditionalMethod):
         latents.scatter_(2, chosen[:, None, None].expand(-1, _COLUMNS, 1), steps[None, :, None].expand(len(chosen), -1, 1))
         rows = condition[:1].expand(len(chosen) * _COLUMNS, *condition.shape[1:])
         return self._decode(latents.flatten(0, 1), rows).unflatten(0, (len(chosen), _COLUMNS))
-
-    def _interpolations(self, mean: Tensor, condition: Tensor) -> Tensor:
-        """[rows, columns, C, H, W]."""
-        weights = torch.linspace(0.0, 1.0, _COLUMNS, device=mean.device)
-        starts = range(0, max(1, min(2 * _ROWS, len(mean) - 1)), 2)
-        rows = [
-            self._decode(
-                interpolate(mean[start], mean[(start + 1) % len(mean)], weights, spherical=False),
-                condition[start : start + 1].expand(_COLUMNS, *condition.shape[1:]),
-            )
-            for start in starts
-        ]
-        return torch.stack(rows)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genimg.losses.likelihoods import Likelihood
+from genimg.interfaces import Outputs
 from genimg.networks.conditioning import ConditionEncoder, beside_image
 from genimg.networks.layers import halvings
 
@@ -78,7 +78,7 @@ class Decoder(nn.Module):
         condition: ConditionEncoder,
         latent_dim: int,
         width: int,
-        likelihood: Likelihood,
+        likelihood: Outputs,
     ) -> None:
         super().__init__()
         self.condition = condition

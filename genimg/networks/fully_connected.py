@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from genimg.interfaces import height_width
-from genimg.losses.likelihoods import Likelihood
+from genimg.interfaces import Outputs, height_width
 from genimg.networks.conditioning import ConditionEncoder
 from genimg.networks.layers import Conditioned, initialise, normalisation_layer, spectral_normalise
 
@@ -183,7 +182,7 @@ class Decoder(nn.Module):
         latent_dim: int,
         widths: Sequence[int],
         activation: str,
-        likelihood: Likelihood,
+        likelihood: Outputs,
     ) -> None:
         super().__init__()
         self.condition = condition

@@ -1,0 +1,149 @@
+"""Autoencoders without noise, sampled through a prior or a density fitted to their latents: WAE and RAE.
+
+Tolstikhin et al., "Wasserstein auto-encoders", ICLR 2018, algorithm 2, with a deterministic encoder; Ghosh et al., "From
+variational to deterministic autoencoders", ICLR 2020. They differ in the loss alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from genimg.interfaces import Batch, Metrics, Microbatches, Progress, Update
+from genimg.losses.regularised_autoencoder import AutoencoderLoss
+from genimg.methods.conditional import ConditionalMethod, encoder_of
+from genimg.methods.latent_density import LatentDensity
+from genimg.methods.latent_pictures import interpolations
+from genimg.methods.modes import in_mode
+from genimg.networks.layers import spectral_normalise
+
+
+class DeterministicAutoencoder(ConditionalMethod):
+    """An encoder and a decoder trained on a reconstruction and a penalty, and a density of the latents to sample from.
+
+    Args:
+        encoder: (image [N, C, H, W], condition) -> latents [N, 1, Z]; with an encoder ``condition``.
+        decoder: (latent [N, Z], condition) -> parameters of the likelihood [N, O, H, W]; with an encoder ``condition``.
+        loss: of reconstruction and latents.
+        latent_dim: Z.
+        num_components, num_latents: of the density, of all conditions together; see ``LatentDensity``.
+
+    Raises:
+        ValueError: if the parts do not go together, or a number is out of range.
+    """
+
+    loss_type = AutoencoderLoss
+    reconstructs = True
+
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        loss: AutoencoderLoss,
+        latent_dim: int,
+        num_components: int,
+        num_latents: int,
+    ) -> None:
+        super().__init__()
+        if encoder_of(encoder).key != encoder_of(decoder).key:
+            raise ValueError("model.encoder.condition and model.decoder.condition must read the same key of the batch")
+        if loss.normalises_decoder:
+            for name, part in decoder.named_children():
+                if name != "condition":
+                    spectral_normalise(part)
+        self.encoder = encoder
+        self.decoder = decoder
+        self.loss = loss
+        self.density = LatentDensity(latent_dim=latent_dim, num_components=num_components, num_latents=num_latents)
+        self._read_conditions(encoder_of(encoder))
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return {"autoencoder": list(self.parameters())}
+
+    def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
+        latents: list[Tensor] = []
+        metrics = update("autoencoder", partial(self._loss, latents=latents), batch)
+        self.density.add(torch.cat(latents))
+        return metrics
+
+    def _loss(self, batch: Batch, *, latents: list[Tensor]) -> tuple[Tensor, Metrics]:
+        """The loss of a microbatch, whose latents go to the end of ``latents``."""
+        batch = batch | {"image": self.loss.likelihood.observed(batch["image"])}
+        latent = self._encode(batch)
+        latents.append(latent.detach().clone())
+        loss, parts = self.loss(batch["image"], latent, self.decoder, self._condition(batch))
+        metrics = {"loss/total": loss.detach()} | {f"loss/{name}": value.detach() for name, value in parts.items()}
+        return loss, metrics
+
+    def _encode(self, batch: Batch) -> Tensor:
+        """Latents [N, Z] of images as the likelihood has them observed."""
+        moments = self.encoder(batch["image"], self._condition(batch)).float()
+        if moments.shape[1:] != (1, self.density.latent_dim):
+            raise ValueError(
+                f"model.encoder gives {moments.shape[1]} x {moments.shape[2]} numbers for an image, but this model takes 1 for "
+                f"each of model.latent_dim={self.density.latent_dim}: set model.encoder.moments=1"
+            )
+        return moments[:, 0]
+
+    # Sampling
+
+    def before_sampling(self) -> None:
+        self.density.fit()
+
+    def draw(self, indices: Sequence[int], seed: int) -> Batch:
+        """Latents of the density as it was last fitted."""
+        return {"latent": self.density.of_indices(indices, seed)} | self._draw_conditions(indices, seed)
+
+    def truncated(self, drawn: Batch, amount: float) -> Batch:
+        """By the latents: each nearer to the mean of its Gaussian."""
+        return drawn | {"latent": self.density.truncated(drawn["latent"], amount)}
+
+    @torch.no_grad()
+    def sample(self, batch: Batch) -> Tensor:
+        """The likelihood's mean for latents of the density."""
+        with in_mode(self, "eval"):
+            return self._decode(batch["latent"], self._condition(batch))
+
+    @torch.no_grad()
+    def reconstruct(self, batch: Batch) -> Tensor:
+        with in_mode(self, "eval"):
+            return self._decode(self._encode(self._observed(batch)), self._condition(batch))
+
+    @torch.no_grad()
+    def nearby(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
+        """Around the image's latent: the drawn latents' distances from the density's mean, times ``spread``."""
+        with in_mode(self, "eval"):
+            conditions = {key: value[:1] for key, value in drawn.items() if key == self.condition_key}
+            latent = self._encode(self._observed({"image": image} | conditions))
+        return drawn | {"latent": latent + spread * (drawn["latent"].to(latent.device) - self.density.mean())}
+
+    def _observed(self, batch: Batch) -> Batch:
+        return batch | {"image": self.loss.likelihood.observed(batch["image"])}
+
+    def _decode(self, latent: Tensor, condition: Tensor) -> Tensor:
+        return self.loss.likelihood.mean(self.decoder(latent, condition).float())
+
+    def check(self, batch: Batch) -> None:
+        image = batch["image"]
+        with torch.no_grad(), in_mode(self, "eval"):
+            conditions = {key: value.to(image.device) for key, value in self.draw(range(len(image)), 0).items()}
+            self._loss(conditions | {"image": image}, latents=[])
+
+    # Looking
+
+    @torch.no_grad()
+    def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
+        """Samples; inputs with their reconstructions in the next column; between two images a row of ``interpolations``."""
+        condition = self._condition(batch)
+        with in_mode(self, "eval"):
+            latent = self._encode(self._observed(batch))
+            pairs = torch.stack([batch["image"], self._decode(latent, condition)], dim=1).flatten(0, 1)
+            return {
+                "samples": self._sample_by_class(drawn),
+                "reconstructions": pairs,
+                "interpolations": interpolations(self._decode, latent, condition),
+            }

@@ -1,0 +1,212 @@
+"""Densities fitted to an autoencoder's latents, to sample from: Ghosh et al. 2020, "From variational to deterministic
+autoencoders", section 4."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genimg.distributed import equal_rows_of_all_ranks
+from genimg.methods.latent import truncate
+from genimg.randomness import normal_latents, uniform
+
+_COMPONENT_STREAM = 11
+_START_STREAM = 12
+_LLOYD = 20  # iterations of k-means before expectation maximisation
+_MOST_ITERATIONS = 100
+_LEAST_GAIN = 1e-3  # nats of the mean log-likelihood, below which iterating ends
+_FLOOR = 1e-6  # added to each variance, in units of the latents' mean variance
+
+
+class Mixture(NamedTuple):
+    """K Gaussians: ``weights`` [K], ``means`` [K, Z] and ``factors`` [K, Z, Z], the lower Cholesky factors of covariances."""
+
+    weights: Tensor
+    means: Tensor
+    factors: Tensor
+
+    def log_densities(self, latents: Tensor) -> Tensor:
+        """log of weight times density, in nats, of latents [N, Z] under every component: [N, K]."""
+        columns = []
+        for weight, mean, factor in zip(*self, strict=True):
+            volume = factor.diagonal().log().sum() + 0.5 * len(mean) * math.log(2.0 * math.pi)
+            columns.append(weight.log() - volume - 0.5 * _whitened(latents, mean, factor).square().sum(dim=1))
+        return torch.stack(columns, dim=1)
+
+
+def _whitened(latents: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
+    """The standard normal numbers [N, Z] that one Gaussian makes latents [N, Z] of."""
+    return torch.linalg.solve_triangular(factor, (latents - mean).T, upper=False).T
+
+
+def fit_mixture(latents: Tensor, num_components: int) -> tuple[Mixture, list[float]]:
+    """Expectation maximisation (Dempster et al. 1977) from the clusters of k-means, without randomness.
+
+    Args:
+        latents: float64 [N, Z].
+        num_components: K; a single one is the maximum-likelihood Gaussian.
+
+    Returns:
+        The mixture, and the mean log-likelihoods of the latents in nats on the way to it.
+    """
+    floor = _FLOOR * latents.var(dim=0, correction=0).mean().clamp_min(1e-12)
+    shares = F.one_hot(_clusters(latents, num_components), num_components).to(latents.dtype)  # [N, K]
+    mixture, found = _maximise(latents, shares, floor), [-math.inf]
+    for _ in range(_MOST_ITERATIONS):
+        joint = mixture.log_densities(latents)
+        log_likelihoods = joint.logsumexp(dim=1, keepdim=True)
+        found.append(log_likelihoods.mean().item())
+        if num_components == 1 or found[-1] - found[-2] < _LEAST_GAIN:
+            break
+        mixture = _maximise(latents, (joint - log_likelihoods).exp(), floor)
+    return mixture, found[1:]
+
+
+def _maximise(latents: Tensor, shares: Tensor, floor: Tensor) -> Mixture:
+    """The mixture of highest likelihood for each latent's shares [N, K] in the components."""
+    counts = shares.sum(dim=0).clamp_min(10 * torch.finfo(shares.dtype).eps)  # a component may have lost all
+    means = shares.T @ latents / counts[:, None]
+    factors = []
+    for share, count, mean in zip(shares.T, counts, means, strict=True):
+        centred = latents - mean
+        covariance = (share[:, None] * centred).T @ centred / count
+        factors.append(torch.linalg.cholesky(covariance + floor * torch.eye(len(mean)).to(covariance)))
+    return Mixture(counts / counts.sum(), means, torch.stack(factors))
+
+
+def _clusters(latents: Tensor, num_clusters: int) -> Tensor:
+    """The number of each latent's cluster [N], by k-means from fixed random numbers (Arthur & Vassilvitskii 2007)."""
+    chances = uniform(_START_STREAM, np.arange(num_clusters)).tolist()
+    centres = latents[int(chances[0] * len(latents))][None]
+    for chance in chances[1:]:
+        sums = torch.cdist(latents, centres).square().amin(dim=1).cumsum(dim=0)
+        place = torch.searchsorted(sums, chance * sums[-1:]).clamp_max(len(latents) - 1)
+        centres = torch.cat([centres, latents[place]])
+    for _ in range(_LLOYD):
+        shares = F.one_hot(torch.cdist(latents, centres).argmin(dim=1), num_clusters).to(latents.dtype)
+        counts = shares.sum(dim=0)[:, None]
+        centres = torch.where(counts > 0, shares.T @ latents / counts.clamp_min(1.0), centres)
+    return torch.cdist(latents, centres).argmin(dim=1)
+
+
+class LatentDensity(nn.Module):
+    """A mixture of Gaussians with full covariances, fitted to the latents of recent training images; before that, N(0, I).
+
+    All of it is in buffers, so that a checkpoint holds the latents and what was fitted, and on the device, so that a step never
+    waits. All ranks keep all ranks' latents.
+
+    Args:
+        latent_dim: Z.
+        num_components: K. 1 fits one mean and covariance; 0 fits nothing and stays N(0, I).
+        num_latents: of the most recent ones that are kept to fit to.
+
+    Raises:
+        ValueError: for numbers out of range.
+    """
+
+    def __init__(self, *, latent_dim: int, num_components: int, num_latents: int) -> None:
+        super().__init__()
+        if latent_dim < 1:
+            raise ValueError(f"model.latent_dim={latent_dim} must be 1 or more")
+        if num_components < 0:
+            raise ValueError(f"model.num_components={num_components} must be 0, for the prior N(0, I), or more")
+        if num_components and num_latents < 2 * num_components:
+            raise ValueError(
+                f"model.num_latents={num_latents} are too few to fit model.num_components={num_components} to: keep "
+                f"{2 * num_components} or more, better thousands"
+            )
+        self.latent_dim = latent_dim
+        self.num_components = num_components
+        self.latents: Tensor
+        self.seen: Tensor
+        self.fitted: Tensor
+        self.weights: Tensor
+        self.means: Tensor
+        self.factors: Tensor
+        count = max(num_components, 1)
+        self.register_buffer("latents", torch.zeros(num_latents if num_components else 0, latent_dim))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # latents so far
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.int64))  # the same when last fitted
+        # Equal components N(0, I) are N(0, I).
+        self.register_buffer("weights", torch.full((count,), 1.0 / count))
+        self.register_buffer("means", torch.zeros(count, latent_dim))
+        self.register_buffer("factors", torch.eye(latent_dim).repeat(count, 1, 1))
+
+    @torch.no_grad()
+    def add(self, latents: Tensor) -> None:
+        """Take a step's latents [N, Z], equally many on every rank, in place of the oldest ones."""
+        size = len(self.latents)
+        if size == 0:
+            return
+        rows = equal_rows_of_all_ranks(latents.detach()).to(self.latents.dtype)
+        kept = rows[-size:]
+        places = (self.seen + torch.arange(len(rows) - len(kept), len(rows), device=rows.device)) % size
+        self.latents.index_copy_(0, places, kept)
+        self.seen.add_(len(rows))
+
+    @torch.no_grad()
+    def fit(self) -> None:
+        """Fit to the latents there are, if there are other ones than at the last time; always the same for the same latents."""
+        seen = int(self.seen)
+        if seen == int(self.fitted):
+            return
+        latents = self.latents[: min(seen, len(self.latents))]
+        latents = latents[latents.isfinite().all(dim=1)]  # diverged training is reported elsewhere, and better
+        if len(latents) == 0:
+            return
+        device = torch.device("cpu") if latents.device.type == "mps" else latents.device  # MPS has no float64
+        mixture, _ = fit_mixture(latents.to(device, torch.float64), self.num_components)
+        for buffer, value in zip((self.weights, self.means, self.factors), mixture, strict=True):
+            buffer.copy_(value)
+        self.fitted.copy_(self.seen)
+
+    def of_indices(self, indices: Sequence[int], seed: int) -> Tensor:
+        """Latents [N, Z] on the CPU; row i is a function of (seed, indices[i]) and of what is fitted."""
+        numbers = normal_latents(indices, seed, self.latent_dim)
+        chances = torch.from_numpy(uniform(_COMPONENT_STREAM, seed, np.asarray(indices)))
+        return self.from_normal(numbers, chances)
+
+    def from_normal(self, normal: Tensor, chances: Tensor) -> Tensor:
+        """Standard normal numbers [N, Z] and numbers uniform in [0, 1) [N] -> latents [N, Z], all on the CPU."""
+        mixture = self._mixture()
+        sums = mixture.weights.cumsum(dim=0)
+        chosen = torch.searchsorted(sums, chances.double() * sums[-1], right=True).clamp_max(len(sums) - 1)
+        return _placed(normal.double(), chosen, mixture).to(normal.dtype)
+
+    def truncated(self, latents: Tensor, limit: float) -> Tensor:
+        """Latents [N, Z] on the CPU nearer to the mean of the Gaussian that each most likely comes from.
+
+        Args:
+            latents: from ``of_indices``, or on the way between two of them.
+            limit: of the standard normal numbers that are left; see ``latent.truncate``.
+        """
+        mixture, wide = self._mixture(), latents.double()
+        chosen = mixture.log_densities(wide).argmax(dim=1)
+        normal = torch.empty_like(wide)
+        for number in chosen.unique().tolist():
+            rows = chosen == number
+            normal[rows] = _whitened(wide[rows], mixture.means[number], mixture.factors[number])
+        return _placed(truncate(normal, limit), chosen, mixture).to(latents.dtype)
+
+    def mean(self) -> Tensor:
+        """Of all components together: [Z]."""
+        return self.weights @ self.means
+
+    def _mixture(self) -> Mixture:
+        # In float64 and then rounded, so that a row does not depend on the rows beside it.
+        return Mixture(*(buffer.to("cpu").double() for buffer in (self.weights, self.means, self.factors)))
+
+
+def _placed(normal: Tensor, chosen: Tensor, mixture: Mixture) -> Tensor:
+    """Standard normal numbers [N, Z] as latents of the components [N]: [N, Z]."""
+    latents = torch.empty_like(normal)
+    for number in chosen.unique().tolist():
+        rows = chosen == number
+        latents[rows] = mixture.means[number] + normal[rows] @ mixture.factors[number].T
+    return latents

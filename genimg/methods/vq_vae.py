@@ -1,0 +1,181 @@
+"""VQ-VAE: van den Oord et al., "Neural discrete representation learning", NeurIPS 2017, with the prior of its section 3.3."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genimg.interfaces import Batch, Images, Metrics, Microbatches, Progress, Update
+from genimg.losses.reconstruction import ReconstructionLoss
+from genimg.methods.conditional import ConditionalMethod, encoder_of
+from genimg.methods.modes import in_mode
+from genimg.networks.pixel_cnn import PixelCNN
+from genimg.networks.vector_quantizer import Usage, VectorQuantizer, perplexity, straight_through
+from genimg.networks.vq_autoencoder import Decoder, Encoder
+from genimg.randomness import hash_integers, uniform_field
+
+_CODE_STREAM = 10
+
+
+class VQVAE(ConditionalMethod):
+    """An autoencoder whose latents are a grid of codes, and an autoregressive prior of these codes to sample from.
+
+    In the paper's two stages, ``prior_from`` is ``autoencoder_until``: first the autoencoder alone, then, with codes that no
+    longer change, the prior alone. Where the two overlap, the prior learns the codes as they are at each step.
+
+    Args:
+        encoder: image [N, C, H, W] -> vectors [N, D, h, w].
+        decoder: codes [N, D, h, w] -> image [N, C, H, W].
+        quantizer: the codebook.
+        prior: of the codes; with an encoder ``condition``.
+        loss: distance of the reconstruction from the image; with masks it has nothing to do.
+        commitment_weight: beta of equation 3, of the mean square of the encoder's distance from the codes, over D and all
+            positions. The paper found no difference between 0.1 and 2.
+        autoencoder_until: images seen, after which encoder, decoder and codebook stay as they are.
+        prior_from: images seen, from which the prior is trained.
+
+    Raises:
+        ValueError: if a setting is out of range, or the parts do not fit each other.
+    """
+
+    loss_type = ReconstructionLoss
+    reconstructs = True
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder,
+        decoder: Decoder,
+        quantizer: VectorQuantizer,
+        prior: PixelCNN,
+        loss: ReconstructionLoss,
+        commitment_weight: float,
+        autoencoder_until: Images,
+        prior_from: Images,
+    ) -> None:
+        super().__init__()
+        if not commitment_weight >= 0:
+            raise ValueError(f"model.commitment_weight={commitment_weight} must be 0 or more")
+        if prior_from > autoencoder_until:
+            raise ValueError(
+                f"model.prior_from={prior_from} images lies behind model.autoencoder_until={autoencoder_until} images, and in "
+                "between nothing would be trained: make them equal, or prior_from less"
+            )
+        for name, part in (("encoder", encoder), ("decoder", decoder)):
+            if part.dim != quantizer.dim:
+                raise ValueError(f"model.{name}.dim={part.dim} must be model.quantizer.dim={quantizer.dim}")
+        if prior.num_codes != quantizer.num_codes:
+            raise ValueError(f"model.prior.num_codes={prior.num_codes} must be model.quantizer.num_codes={quantizer.num_codes}")
+        self.encoder = encoder
+        self.decoder = decoder
+        self.quantizer = quantizer
+        self.prior = prior
+        self.loss = loss
+        self.commitment_weight = commitment_weight
+        self.autoencoder_until = autoencoder_until
+        self.prior_from = prior_from
+        self._read_conditions(encoder_of(prior))
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        parts = (self.encoder, self.quantizer, self.decoder)
+        return {
+            "autoencoder": [parameter for part in parts for parameter in part.parameters()],
+            "prior": list(self.prior.parameters()),
+        }
+
+    def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
+        metrics: Metrics = {}
+        if progress.images < self.autoencoder_until:
+            batch = update.forward("autoencoder", self._quantize, batch)
+            metrics |= update("autoencoder", self._autoencoder_loss, batch)
+            counts = self.quantizer.learn([Usage(*(each[f"usage/{key}"] for key in Usage._fields)) for each in batch])
+            metrics["codebook/perplexity"] = perplexity(counts)
+            metrics["codebook/used_codes"] = (counts > 0).sum()
+        if progress.images >= self.prior_from:
+            metrics |= update("prior", self._prior_loss, batch)
+        return metrics
+
+    def _quantize(self, batch: Batch) -> Batch:
+        features = self.encoder(batch["image"]).float()
+        codes, vectors = self.quantizer(features)
+        usage = self.quantizer.usage(features, codes)._asdict()
+        return {"features": features, "codes": codes, "vectors": vectors} | {f"usage/{key}": usage[key] for key in usage}
+
+    def _autoencoder_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Equation 3."""
+        features, vectors = batch["features"], batch["vectors"]
+        reconstruction = self.loss(self.decoder(straight_through(features, vectors)), batch["image"])
+        commitment = F.mse_loss(features, vectors.detach())
+        loss = reconstruction + self.commitment_weight * commitment
+        metrics = {"loss/reconstruction": reconstruction.detach(), "loss/commitment": commitment.detach()}
+        if self.quantizer.decay is None:
+            loss = loss + F.mse_loss(vectors, features.detach())  # of the same value as the commitment
+        return loss, metrics | {"loss/total": loss.detach()}
+
+    def _prior_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """The codes' negative log-likelihood in nats per image."""
+        codes = batch["codes"] if "codes" in batch else self.encode(batch["image"])
+        logits = self.prior(codes, self._condition(batch)).float()
+        nats = F.cross_entropy(logits, codes, reduction="sum") / len(codes)
+        bits = nats.detach() / (codes[0].numel() * math.log(2.0))
+        return nats, {"loss/prior_nats": nats.detach(), "loss/prior_bits_per_code": bits}
+
+    @torch.no_grad()
+    def encode(self, image: Tensor) -> Tensor:
+        """The codes of images [N, C, H, W] in [-1, 1]: int64 [N, h, w]."""
+        with in_mode(self.encoder, "eval"):
+            return self.quantizer.nearest(self.encoder(image))
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """The images [N, C, H, W] in [-1, 1] of codes, int64 [N, h, w]."""
+        with in_mode(self.decoder, "eval"):
+            return self.decoder(self.quantizer.lookup(codes)).float().clamp(-1.0, 1.0)
+
+    def reconstruct(self, batch: Batch) -> Tensor:
+        return self.decode(self.encode(batch["image"]))
+
+    def draw(self, indices: Sequence[int], seed: int) -> Batch:
+        keys = hash_integers(_CODE_STREAM, seed, np.asarray(indices))
+        return {"uniform": uniform_field(keys, self.encoder.grid, torch.device("cpu"))} | self._draw_conditions(indices, seed)
+
+    def truncated(self, drawn: Batch, amount: float) -> Batch:
+        """By the temperature of the prior: its logits are divided by the amount.
+
+        Raises:
+            ValueError: if the amount is not between 0 and 1.
+        """
+        if not 0 < amount < 1:
+            raise ValueError(
+                f"truncation={amount:g} is the temperature of the prior, whose logits are divided by it: choose a number "
+                "between 0 and 1; null leaves them"
+            )
+        return drawn | {"temperature": torch.tensor(amount)}
+
+    def nearby(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
+        raise ValueError("near= needs latents with a distance between them, and codes are names alone: leave it away")
+
+    @torch.no_grad()
+    def sample(self, batch: Batch) -> Tensor:
+        uniform = batch["uniform"]
+        condition = uniform.new_empty(len(uniform), 0) if self.condition_key is None else batch[self.condition_key]
+        temperature = batch["temperature"].item() if "temperature" in batch else 1.0
+        with in_mode(self.prior, "eval"):
+            return self.decode(self.prior.sample(uniform, condition, temperature=temperature))
+
+    def check(self, batch: Batch) -> None:
+        image = batch["image"]
+        self.loss(self.reconstruct(batch), image)
+        drawn = self.draw(range(len(image)), 0)
+        self._prior_loss(batch | {key: value.to(image.device) for key, value in drawn.items()})
+
+    def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
+        """Samples, and inputs with their reconstructions in the next column."""
+        image = batch["image"]
+        pairs = torch.stack([image, self.reconstruct(batch)], dim=1).flatten(0, 1)
+        return {"samples": self._sample_by_class(drawn), "reconstructions": pairs}

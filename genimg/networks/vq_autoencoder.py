@@ -1,0 +1,137 @@
+"""Encoder and decoder of the VQ-VAE: van den Oord et al., "Neural discrete representation learning", NeurIPS 2017, section 4.1.
+
+A grid of vectors stands for an image, so that every layer is a convolution and nothing is flattened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genimg.interfaces import height_width
+from genimg.networks.products import ConvTranspose2d
+
+
+class ResidualBlock(nn.Module):
+    """Adds ReLU, a 3x3 convolution, ReLU and a 1x1 convolution.
+
+    Args:
+        width: channels of the features.
+        residual_width: channels between the two convolutions.
+    """
+
+    def __init__(self, *, width: int, residual_width: int) -> None:
+        super().__init__()
+        # Not in place: the sum needs the features as they were.
+        self.layers = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(width, residual_width, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(residual_width, width, 1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, H, W]."""
+        residual: Tensor = self.layers(features)
+        return features + residual
+
+
+class Encoder(nn.Module):
+    """4x4 convolutions of stride 2, residual blocks, and a 1x1 convolution to the dimension of the codes.
+
+    Args:
+        image_size: pixels, one number or [height, width].
+        channels: of the image.
+        dim: D, of the vectors.
+        width: channels of all layers between.
+        residual_width: channels inside the blocks.
+        num_blocks: residual blocks.
+        num_downs: strided convolutions, each of which halves height and width.
+
+    Attributes:
+        grid: height and width of the grid of vectors.
+
+    Raises:
+        ValueError: if a setting is out of range, or the size cannot be halved that often.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int | Sequence[int],
+        channels: int,
+        dim: int,
+        width: int,
+        residual_width: int,
+        num_blocks: int,
+        num_downs: int,
+    ) -> None:
+        super().__init__()
+        _check("model.encoder", width=width, residual_width=residual_width, num_blocks=num_blocks, num_downs=num_downs)
+        self.grid = _grid(image_size, num_downs)
+        self.dim = dim
+        inputs = [channels, *[width] * (num_downs - 1)]
+        self.downs = nn.ModuleList(nn.Conv2d(count, width, 4, stride=2, padding=1) for count in inputs)
+        self.blocks = nn.ModuleList(ResidualBlock(width=width, residual_width=residual_width) for _ in range(num_blocks))
+        self.project = nn.Conv2d(width, dim, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[N, C, H, W] in [-1, 1] -> [N, D, h, w]."""
+        features = image
+        for number, down in enumerate(self.downs):
+            features = down(features if number == 0 else F.relu(features))
+        for block in self.blocks:
+            features = block(features)
+        return self.project(F.relu(features))
+
+
+class Decoder(nn.Module):
+    """The encoder mirrored: a 3x3 convolution, residual blocks, and transposed 4x4 convolutions of stride 2.
+
+    Its last layer is linear: the mean of a Gaussian of fixed variance, for which a distance such as the mean square stands. A
+    tanh would reach the black and the white of images, -1 and 1, only with infinite inputs.
+
+    Args: as the encoder's.
+
+    Raises:
+        ValueError: if a setting is out of range.
+    """
+
+    def __init__(self, *, channels: int, dim: int, width: int, residual_width: int, num_blocks: int, num_downs: int) -> None:
+        super().__init__()
+        _check("model.decoder", width=width, residual_width=residual_width, num_blocks=num_blocks, num_downs=num_downs)
+        self.dim = dim
+        self.expand = nn.Conv2d(dim, width, 3, padding=1)
+        self.blocks = nn.ModuleList(ResidualBlock(width=width, residual_width=residual_width) for _ in range(num_blocks))
+        outputs = [*[width] * (num_downs - 1), channels]
+        self.ups = nn.ModuleList(ConvTranspose2d(width, count, 4, stride=2, padding=1) for count in outputs)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """[N, D, h, w] -> [N, C, H, W], unbounded."""
+        features = self.expand(vectors)
+        for block in self.blocks:
+            features = block(features)
+        for up in self.ups:
+            features = up(F.relu(features))
+        return features
+
+
+def _check(owner: str, **settings: int) -> None:
+    for name, value in settings.items():
+        least = 0 if name == "num_blocks" else 1
+        if value < least:
+            raise ValueError(f"{owner}.{name}={value} must be {least} or more")
+
+
+def _grid(image_size: int | Sequence[int], num_downs: int) -> tuple[int, int]:
+    height, width = height_width(image_size)
+    unit = 2**num_downs
+    if height % unit or width % unit:
+        nearest = [max(unit, round(side / unit) * unit) for side in (height, width)]
+        raise ValueError(
+            f"image size {height}x{width} cannot be halved {num_downs} times: height and width must be multiples of {unit}; "
+            f"the nearest is data.image_size=[{nearest[0]},{nearest[1]}], or lower model.encoder.num_downs"
+        )
+    return height // unit, width // unit

@@ -1,0 +1,116 @@
+"""Every autoencoder with every bound, likelihood and condition that it takes, through the command line.
+
+Each cell trains, is stopped and resumed bit for bit, and is sampled. All pairs of model and bound are there, with likelihoods
+in turn; ``test_build`` builds all triples.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from omegaconf import OmegaConf
+from test_gan_table import compare, options, run
+
+from genimg.paths import config_dir
+
+COMMON = [
+    "data.image_size=16", "data.num_images=16", "trainer.batch_size=4", "trainer.preview_images=4", "precision=fp32",
+    "device=cpu", "evaluation=none", "trainer.checkpoint_interval=1 steps", "trainer.preview_interval=2 steps",
+]  # fmt: skip
+LIKELIHOODS = (
+    "bernoulli", "bernoulli_dynamic", "bernoulli_static", "gaussian", "gaussian_learnt", "gaussian_per_pixel",
+    "logistic_mixture", "squared_error",
+)  # fmt: skip
+BOUNDS = ("elbo", "beta_vae", "elbo_capacity", "iwae")
+BOUNDED = ("vae", "vae_resnet", "vae_fully_connected", "vae_hierarchical")  # vae_small is vae, with other settings
+# What a model makes of two latents is shown in pictures of its own, for which the data's labels are welcome.
+TWO_LATENTS = ["model=vae_fully_connected", *tiny.AUTOENCODERS["vae_fully_connected"], "model.latent_dim=2"]
+
+
+def cell(model: str, *settings: str) -> list[str]:
+    return [f"model={model}", *tiny.AUTOENCODERS[model], *settings]
+
+
+# Of other families: a line a cell, with what makes it one.
+OTHERS = {
+    "vae_gan": cell("vae_gan", "conditioning=concat"),
+    "wae": cell("wae"),
+    "wae_labels": cell("wae_small", "conditioning=concat", "model.num_components=1"),
+    "rae": cell("rae"),
+    "rae_gp": cell("rae", "loss=rae_gp", "conditioning=concat"),
+    "rae_sn": cell("rae", "loss=rae_sn"),
+    "vq_vae": cell("vq_vae"),
+    "vq_vae_stages": cell("vq_vae", "model.autoencoder_until=1 steps", "model.prior_from=1 steps", "conditioning=concat"),
+    "vq_vae_gradient": cell("vq_vae", "model.quantizer.decay=null", "model.quantizer.restart_below=null", "loss=l1"),
+}
+
+
+def walk(cells: dict[str, list[str]], folder: Path) -> None:
+    """Train each cell's arguments in one go and in two, compare, and sample."""
+    commands = []
+    for name, arguments in cells.items():
+        for run_dir, steps in ((f"{name}/whole", 2), (f"{name}/parts", 1), (f"{name}/parts", 2)):
+            commands.append(["train", *COMMON, *arguments, f"trainer.duration={steps} steps", f"run_dir={run_dir}"])
+        commands.append(["sample", f"ckpt={name}/parts", "num_images=2"])
+    outcomes, output = run(commands, folder)
+    assert outcomes == [0] * len(commands), output
+    for name in cells:
+        whole, parts = (
+            torch.load(folder / name / run_dir / "checkpoints/last.pt", weights_only=True) for run_dir in ("whole", "parts")
+        )
+        assert whole["training"]["images"] == parts["training"]["images"] == 8
+        for key in ("method", "optimizers", "means"):
+            differ = [path for path, same in compare(whole[key], parts[key], key) if not same]
+            assert not differ, (name, differ[:5])
+        assert (folder / name / "parts/samples-seed0/000001.png").stat().st_size > 0
+
+
+def targets(group: str) -> dict[str, str | None]:
+    """What each option makes, also one that changes another."""
+    found = {}
+    for name in options(group):
+        node = OmegaConf.load(Path(config_dir()) / group / f"{name}.yaml")
+        base = next((entry for entry in node.get("defaults", []) if isinstance(entry, str) and entry != "_self_"), None)
+        found[name] = node.get("_target_", base)
+    while not all(target is None or "." in target for target in found.values()):
+        found = {name: found.get(target, target) for name, target in found.items()}
+    return found
+
+
+def test_the_table_has_every_model_bound_and_likelihood() -> None:
+    assert {name for name, target in targets("model").items() if target == "genimg.methods.vae.VAE"} == {"vae_small", *BOUNDED}
+    assert {name for name, target in targets("loss").items() if str(target).startswith("genimg.losses.elbo.")} == set(BOUNDS)
+    assert options("likelihood") - {"none"} == set(LIKELIHOODS)
+
+
+@pytest.mark.parametrize("model", BOUNDED)
+def test_every_model_trains_resumes_and_samples_with_every_bound(model: str, tmp_path: Path) -> None:
+    """With another likelihood each, and every other one on labels."""
+    cells = {}
+    for number, loss in enumerate(BOUNDS):
+        place = BOUNDED.index(model) * len(BOUNDS) + number
+        labels = ["conditioning=concat"] if (number + BOUNDED.index(model)) % 2 else []
+        cells[loss] = cell(model, f"loss={loss}", f"likelihood={LIKELIHOODS[place % len(LIKELIHOODS)]}", *labels)
+    walk(cells, tmp_path)
+
+
+def test_two_latents_train_resume_and_sample_with_and_without_labels(tmp_path: Path) -> None:
+    walk({"plain": TWO_LATENTS, "labels": [*TWO_LATENTS, "conditioning=concat"]}, tmp_path)
+
+
+def test_every_other_autoencoder_trains_resumes_and_samples(tmp_path: Path) -> None:
+    walk(OTHERS, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "experiment", [name for name in sorted(options("experiment")) if tiny.model_of(name) in tiny.AUTOENCODERS]
+)
+def test_every_experiment_takes_two_steps_on_tiny_images(experiment: str, tmp_path: Path) -> None:
+    sizes = tiny.AUTOENCODERS[tiny.model_of(experiment)]
+    images = ["data=shapes", "trainer.duration=8 images", "trainer.checkpoint_interval=8 images"]
+    outcomes, output = run([["train", f"experiment={experiment}", *COMMON, *sizes, *images, "run_dir=run"]], tmp_path)
+    assert outcomes == [0], output
+    assert (tmp_path / "run/checkpoints/last.pt").is_file()
