@@ -150,7 +150,7 @@ class Builder:
         return {name: self._value(value, types.get(name, Any), f"{key}.{name}") for name, value in node.items()}
 
     def _value(self, value: Any, hint: Any, key: str) -> Any:
-        if hint is Images:
+        if hint is Images or (value is not None and Images in typing.get_args(hint)):
             return to_images(value, epoch_size=self.epoch_size, batch_size=self.batch_size, key=key)
         _check_type(value, hint, key)
         return self._prepare(value, key)

@@ -36,7 +36,7 @@ class VQVAE(ConditionalMethod):
         loss: distance of the reconstruction from the image; with masks it has nothing to do.
         commitment_weight: beta of equation 3, of the mean square of the encoder's distance from the codes, over D and all
             positions. The paper found no difference between 0.1 and 2.
-        autoencoder_until: images seen, after which encoder, decoder and codebook stay as they are.
+        autoencoder_until: images seen, after which encoder, decoder and codebook stay as they are; None for never.
         prior_from: images seen, from which the prior is trained.
 
     Raises:
@@ -55,13 +55,13 @@ class VQVAE(ConditionalMethod):
         prior: PixelCNN,
         loss: ReconstructionLoss,
         commitment_weight: float,
-        autoencoder_until: Images,
+        autoencoder_until: Images | None,
         prior_from: Images,
     ) -> None:
         super().__init__()
         if not commitment_weight >= 0:
             raise ValueError(f"model.commitment_weight={commitment_weight} must be 0 or more")
-        if prior_from > autoencoder_until:
+        if autoencoder_until is not None and prior_from > autoencoder_until:
             raise ValueError(
                 f"model.prior_from={prior_from} images lies behind model.autoencoder_until={autoencoder_until} images, and in "
                 "between nothing would be trained: make them equal, or prior_from less"
@@ -90,7 +90,7 @@ class VQVAE(ConditionalMethod):
 
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
         metrics: Metrics = {}
-        if progress.images < self.autoencoder_until:
+        if self.autoencoder_until is None or progress.images < self.autoencoder_until:
             batch = update.forward("autoencoder", self._quantize, batch)
             metrics |= update("autoencoder", self._autoencoder_loss, batch)
             counts = self.quantizer.learn([Usage(*(each[f"usage/{key}"] for key in Usage._fields)) for each in batch])

@@ -3,12 +3,9 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from genimg.losses.likelihoods import Bernoulli, Gaussian
 from genimg.losses.regularised_autoencoder import RegularisedLoss, squared_jacobian, squared_weights
-from genimg.networks.conditioning import OneHot
-from genimg.networks.conv_autoencoder import Decoder
 
 SQUARED = Gaussian(scale=0.5**0.5, learnt=False)
 
