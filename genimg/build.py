@@ -400,8 +400,14 @@ def _refuse_without_effect(config: Config, method_class: type[Method], loss_clas
     has_likelihood = "_target_" in (config.get("likelihood") or {})
     if has_likelihood != ("likelihood" in inspect.signature(loss_class).parameters):
         if has_likelihood:
-            raise ValueError(f"likelihood has no effect on this loss, {loss_class.__name__}: leave it away")
-        raise ValueError(f"the loss {loss_class.__name__} needs a likelihood: choose likelihood=bernoulli, gaussian or another")
+            name = config["likelihood"]["_target_"].rpartition(".")[2]
+            raise ValueError(
+                f"likelihood={name} has no effect on the loss {loss_class.__name__} of a {method_class.__name__}: leave it "
+                "away, or set likelihood=none"
+            )
+        raise ValueError(
+            f"likelihood=none, but the loss {loss_class.__name__} needs one: choose likelihood=bernoulli, gaussian or another"
+        )
 
 
 def build_optimizers(

@@ -150,6 +150,9 @@ class Method(nn.Module, ABC):
         """
         raise ValueError(f"truncation={amount:g} has no effect on a {type(self).__name__}, which has no latents: leave it away")
 
+    def before_saving(self) -> None:
+        """Called on every rank before a checkpoint is taken; without randomness."""
+
     def before_sampling(self) -> None:
         """Called before samples are drawn with weights that have changed since; without randomness."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -89,10 +90,14 @@ def content_uniform(images: Tensor) -> Tensor:
     The levels (of 8 bits) are hashed to a key: a sum with random odd weights that wraps, then SplitMix64.
     """
     levels = images.detach().float().add(1.0).mul(127.5).round().clamp(0, 255).long().flatten(1)
-    positions = np.arange(levels.shape[1], dtype=np.int64)
-    weights = (hash_integers(_CONTENT_STREAM, positions) | np.uint64(1)).view(np.int64)
-    sums = (levels * torch.from_numpy(weights).to(levels.device, non_blocking=True)).sum(dim=1)
+    sums = (levels * _content_weights(levels.shape[1], levels.device)).sum(dim=1)
     return _uniform(_mixed_(sums + _signed(_GOLDEN)), images.shape[1:])
+
+
+@lru_cache(maxsize=8)
+def _content_weights(count: int, device: torch.device) -> Tensor:
+    weights = hash_integers(_CONTENT_STREAM, np.arange(count, dtype=np.int64)) | np.uint64(1)
+    return torch.from_numpy(weights.view(np.int64)).to(device)
 
 
 def uniform_field(keys: NDArray[np.uint64], shape: Sequence[int], device: torch.device) -> Tensor:

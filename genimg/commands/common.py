@@ -70,9 +70,9 @@ def sentence(provenance: Config) -> str:
         return f"{made['num_images']} {which} images of {made['source']}, translated in {made['mode']} mode"
     if "likelihood" in provenance:
         made = provenance["likelihood"]
-        which = "held-out" if made["held_out"] else "training"
+        which = {True: "held-out ", False: "training ", None: ""}[made["held_out"]]
         return (
-            f"{made['num_images']} {which} images of {made['source']}, {made['num_samples']} samples of each, {made['of']}, "
+            f"{made['num_images']} {which}images of {made['source']}, {made['num_samples']} samples of each, {made['of']}, "
             f"seed {made['seed']}"
         )
     extractor, made, real = provenance["extractor"], provenance["generated"], provenance["real"]

@@ -29,7 +29,7 @@ def compare_results(given: Any, which: str) -> None:
     if grave:
         log.info("not comparable:\n%s", in_words(grave))
     else:
-        log.info("comparable: extractor, counts, real images and settings are the same")
+        log.info("comparable: all that the values depend on is the same")
     slight = [difference for difference in found if not difference.matters]
     if slight:
         log.info("they differ, without harm, in:\n%s", in_words(slight))

@@ -196,6 +196,8 @@ def _take_split(options: Config, config: Config) -> None:
         raise ValueError("split= is of the checkpoint's own data, and real= names others: remove one of them")
     if "split" not in config["data"]:
         raise ValueError(f"split={options['split']}: the checkpoint's data has no splits: say real=DIR instead")
+    if options["split"] == config["data"]["split"]:
+        raise ValueError(f"split={options['split']} is what the model was trained on: leave it away, or name another")
     config["data"] |= {"split": options["split"], "validation": 0}
 
 

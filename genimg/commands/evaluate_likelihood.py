@@ -11,9 +11,11 @@ import torch
 from genimg import build
 from genimg.commands.common import Config, load_method, sentence, table, write_json
 from genimg.commands.sides import resolve
+from genimg.data.sources import Source
 from genimg.distributed import first_of_each_host, rank
 from genimg.environment import git_commit
 from genimg.evaluation.likelihood import LikelihoodEvaluator
+from genimg.interfaces import height_width
 from genimg.training.device import describe_hardware
 
 log = logging.getLogger(__name__)
@@ -60,11 +62,13 @@ def evaluate_likelihood(
         else:
             source = build.build_source(config, builder)
             data = build.build_data(config, source, device, builder=builder)
-    _check_fit(data.source.shape, data.source.labels is not None, method.batch_keys, config, options)
-    if options["real"] is None and options["split"] is None:
-        result = evaluator.evaluate(method, data, device)
-    else:
+    if options["real"] is not None:
+        _check_fit(data.source, method.batch_keys, state, options)
+        result = evaluator.measure(method, data, held_out=None)
+    elif options["split"] is not None:
         result = evaluator.measure(method, data, held_out=True)
+    else:
+        result = evaluator.evaluate(method, data, device)
     images = state["training"]["images"]
     log.info("%s, trained on %d images", path, images)
     log.info("%s", table({"value": result.values}))
@@ -80,19 +84,23 @@ def evaluate_likelihood(
     return result.values
 
 
-def _check_fit(shape: tuple[int, int, int], has_labels: bool, keys: tuple[str, ...], config: Config, options: Config) -> None:
-    """Refuse images of another shape than the training's, or without the labels that the model reads.
+def _check_fit(source: Source, keys: tuple[str, ...], state: Config, options: Config) -> None:
+    """Refuse images of another shape than the training's, or other classes than those that the model reads.
 
     Raises:
         ValueError: naming both.
     """
-    size = config["data"]["image_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    wanted = (config["data"]["channels"], height, width)
-    if shape != wanted:
+    data = state["config"]["data"]
+    wanted = (data["channels"], *height_width(data["image_size"]))
+    if source.shape != wanted:
         raise ValueError(
-            f"real={options['real']} has images of {'x'.join(map(str, shape))}, but the model was trained on "
+            f"real={options['real']} has images of {'x'.join(map(str, source.shape))}, but the model was trained on "
             f"{'x'.join(map(str, wanted))} (channels, height, width): give images of that shape"
         )
-    if "label" in keys and not has_labels:
-        raise ValueError(f"the model reads labels, and real={options['real']} has none: give images with labels")
+    known = tuple(state.get("class_names", ()))
+    if "label" in keys and (source.labels is None or tuple(source.class_names) != known):
+        found = ", ".join(source.class_names) if source.labels is not None else "none"
+        raise ValueError(
+            f"the model reads labels, and the classes of real={options['real']} are {found}, not {', '.join(known)}: give "
+            "images in directories of these names"
+        )

@@ -7,7 +7,7 @@ from typing import Any
 
 from genimg.mappings import flatten
 
-_SECTIONS = ("extractor", "generated", "real", "translation", "metrics", "precision", "device", "versions")
+_SECTIONS = ("extractor", "generated", "real", "translation", "likelihood", "metrics", "precision", "device", "versions")
 
 # What a difference there means. The first entry that is a prefix of the key decides.
 _CONSEQUENCES: tuple[tuple[str, bool, str], ...] = (
@@ -22,6 +22,8 @@ _CONSEQUENCES: tuple[tuple[str, bool, str], ...] = (
     ("real", True, "the real side is not the same"),
     ("translation.weights", False, "other images, which is what is compared"),
     ("translation", True, "other images are translated, or in another way"),
+    ("likelihood.weights", False, "other images, which is what is compared"),
+    ("likelihood", True, "it is that of other images, by another likelihood or number of samples"),
     ("metrics", True, "the metric is computed in another way"),
     ("precision", False, "a change in the last digits"),
     ("device", False, "a change in the last digits"),

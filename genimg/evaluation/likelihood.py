@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -112,9 +113,9 @@ class LikelihoodEvaluator(PeriodicEvaluator):
         should_stop: Callable[[], bool] = lambda: False,
         num_images: int | None = None,
         *,
-        held_out: bool,
+        held_out: bool | None,
     ) -> Evaluation:
-        """Of ``data``'s images; ``held_out`` says whether training has not seen them.
+        """Of ``data``'s images; ``held_out`` says whether training has not seen them, None that nobody knows.
 
         Raises:
             EvaluationInterruptedError: once ``should_stop`` says so.
@@ -142,9 +143,11 @@ class LikelihoodEvaluator(PeriodicEvaluator):
             self.primary: nll,
             f"nll_iw{self.num_samples}_bits_per_dim": bits(nll),
             "elbo_nats": means["elbo"],
-            "elbo_bits_per_dim": bits(-means["elbo"]),
+            "bits_per_dim": bits(-means["elbo"]),
             "reconstruction_nats": means["reconstruction"],
+            "reconstruction_bits_per_dim": bits(means["reconstruction"]),
             "kl_nats": means["kl"],
+            "kl_bits_per_dim": means["kl"] / (num_dimensions * math.log(2.0)),
         }
         broken = next((name for name, value in values.items() if not np.isfinite(value)), None)
         if broken is not None:
@@ -153,7 +156,7 @@ class LikelihoodEvaluator(PeriodicEvaluator):
             )
         return Evaluation(values, self._provenance(method, data, count, held_out=held_out))
 
-    def _provenance(self, method: Method, data: Data, count: int, *, held_out: bool) -> dict[str, Any]:
+    def _provenance(self, method: Method, data: Data, count: int, *, held_out: bool | None) -> dict[str, Any]:
         return {
             "likelihood": {
                 "held_out": held_out,

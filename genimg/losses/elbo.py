@@ -111,10 +111,10 @@ class ELBO(Bound):
         num_samples: of the latents of an image.
         kl_weight: beta of the beta-VAE (Higgins et al. 2017).
         warm_up: images over which the weight grows linearly from 0 (Bowman et al. 2016; Sønderby et al. 2016); 0 for none.
-        free_bits: nats that each latent dimension may cost, on a batch's average, before it is held down (Kingma et al. 2016,
-            appendix C.8); 0 for none.
-        capacity: nats that the KL is held at by ``kl_weight`` times its distance (Burgess et al. 2018, equation 8); None for
-            none.
+        free_bits: nats that each latent dimension may cost, on a microbatch's average, before it is held down (Kingma et al.
+            2016, appendix C.8); 0 for none.
+        capacity: nats that a microbatch's KL is held at by ``kl_weight`` times its distance (Burgess et al. 2018, equation
+            8); None for none.
         capacity_growth: images over which the capacity grows linearly from 0.
 
     Raises:
@@ -135,6 +135,9 @@ class ELBO(Bound):
         super().__init__(likelihood, num_samples)
         if not kl_weight >= 0:
             raise ValueError(f"loss.kl_weight={kl_weight} must be 0 or more")
+        if kl_weight == 0 and (free_bits or warm_up or capacity is not None):
+            useless = "free_bits" if free_bits else "warm_up" if warm_up else "capacity"
+            raise ValueError(f"loss.{useless} has no effect with loss.kl_weight=0: set a weight above 0, or leave it away")
         if not free_bits >= 0:
             raise ValueError(f"loss.free_bits={free_bits} must be 0 or more nats for each latent dimension")
         if capacity is not None and not capacity >= 0:

@@ -42,9 +42,9 @@ class Likelihood(nn.Module, ABC):
     def mean(self, output: Tensor) -> Tensor:
         """E[x | z] in [-1, 1], what is shown as the reconstruction: [N, O, H, W] -> [N, C, H, W]."""
 
-    @abstractmethod
     def bits_per_dimension(self, nats: Tensor, num_dimensions: int) -> Tensor:
         """Nats per image as bits per pixel and channel."""
+        return nats / (num_dimensions * math.log(2.0))
 
 
 class Bernoulli(Likelihood):
@@ -87,9 +87,6 @@ class Bernoulli(Likelihood):
 
     def mean(self, output: Tensor) -> Tensor:
         return output.sigmoid() * 2.0 - 1.0
-
-    def bits_per_dimension(self, nats: Tensor, num_dimensions: int) -> Tensor:
-        return nats / (num_dimensions * math.log(2.0))
 
 
 class _Density(Likelihood):
@@ -253,6 +250,3 @@ class DiscretisedLogisticMixture(Likelihood):
             blue = means[:, 2] + coefficients[:, 1] * red + coefficients[:, 2] * green
             means = torch.stack([red, green, blue], dim=1)
         return (means.clamp(-1.0, 1.0) * weights[:, None]).sum(dim=2).clamp(-1.0, 1.0)
-
-    def bits_per_dimension(self, nats: Tensor, num_dimensions: int) -> Tensor:
-        return nats / (num_dimensions * math.log(2.0))

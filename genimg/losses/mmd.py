@@ -14,8 +14,8 @@ SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # of the kernel, in the code of T
 class MMDLoss(AutoencoderLoss):
     """Reconstruction + lambda MMD(q(z), N(0, I)): Tolstikhin et al. 2018, "Wasserstein auto-encoders", algorithm 2.
 
-    The authors' code weighs squares by 0.05, so that its lambda of 10 is 200 here. The discrepancy is that of each microbatch,
-    whose expectation does not depend on its size.
+    The authors' code weighs squares by 0.05, and those of MNIST are of [0, 1]: its lambda of 10 is 800 here. The discrepancy
+    is that of each microbatch, whose expectation does not depend on its size.
 
     Args:
         likelihood: p(x | z).
@@ -47,7 +47,8 @@ def unbiased_mmd(x: Tensor, y: Tensor) -> Tensor:
     """
     if min(len(x), len(y)) < 2:
         raise ValueError(
-            "the MMD needs 2 images or more in each microbatch: raise trainer.batch_size or lower trainer.accumulation"
+            f"the MMD needs 2 images or more in each microbatch, not {min(len(x), len(y))}: raise trainer.batch_size or lower "
+            "trainer.accumulation"
         )
     count, others = len(x), len(y)
     within_x, within_y = _kernel(x, x), _kernel(y, y)

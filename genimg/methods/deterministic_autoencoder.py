@@ -91,6 +91,10 @@ class DeterministicAutoencoder(ConditionalMethod):
 
     # Sampling
 
+    def before_saving(self) -> None:
+        """So that a checkpoint's density is that of its latents, whenever pictures were made."""
+        self.density.fit()
+
     def before_sampling(self) -> None:
         self.density.fit()
 

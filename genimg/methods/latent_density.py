@@ -98,8 +98,9 @@ def _clusters(latents: Tensor, num_clusters: int) -> Tensor:
 class LatentDensity(nn.Module):
     """A mixture of Gaussians with full covariances, fitted to the latents of recent training images; before that, N(0, I).
 
-    All of it is in buffers, so that a checkpoint holds the latents and what was fitted, and on the device, so that a step never
-    waits. All ranks keep all ranks' latents.
+    The latents are those of the training's steps, as its encoder gave them then, so that no further pass over the data is
+    needed. All of it is in buffers, so that a checkpoint holds the latents and what was fitted, and on the device, so that a
+    step never waits. All ranks keep all ranks' latents.
 
     Args:
         latent_dim: Z.

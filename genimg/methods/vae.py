@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from genimg.interfaces import Batch, Metrics, Microbatches, Progress, Update
 from genimg.losses.elbo import Bound, Inference, gaussian_kl, gaussian_log_density, importance_bound
+from genimg.losses.perceptual import Perceptual
 from genimg.methods.conditional import ConditionalMethod, encoder_of
 from genimg.methods.latent import truncate
 from genimg.methods.latent_pictures import LatentScatter, activity_bars, interpolations, normal_quantiles
@@ -25,6 +26,7 @@ from genimg.randomness import hash_integers, normal_field, normal_latents
 
 _ACTIVE = 0.01  # variance of a latent's mean over the data from which on it is called active: Burda et al. 2016, section 5.2
 _MOST_DECODED = 4096  # latents at once, where an image has many
+_MOST_OUTPUTS = 2**25  # of the decoder for these, so that large images do not fill the memory
 _TRAVERSED = 3.0  # standard deviations of the prior, to either side
 _COLUMNS, _ROWS = 9, 10  # of a traversal
 _MAP = 15  # images along each side of the map of two latents
@@ -39,6 +41,7 @@ class VAE(ConditionalMethod):
         loss: the bound.
         latent_dim: Z, of the latents that the decoder takes.
         hierarchy: layers of latents above these, from the lowest to the highest, whose latents have the prior.
+        perceptual: distance of the likelihood's mean from the image, added to the bound with a weight of its own, in nats.
 
     Raises:
         ValueError: if the parts do not go together.
@@ -56,12 +59,15 @@ class VAE(ConditionalMethod):
         loss: Bound,
         latent_dim: int,
         hierarchy: Sequence[nn.Module],
+        perceptual: Perceptual | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.loss = loss
-        self.hierarchy = nn.ModuleList(hierarchy)
+        self._perceptual = (perceptual,)  # not as a module: its weights are no part of the checkpoint
+        if latent_dim < 1:
+            raise ValueError(f"model.latent_dim={latent_dim} must be 1 or more")
         self.latent_dims = [latent_dim]
         for number, layer in enumerate(hierarchy):
             if not isinstance(layer, StochasticLayer):
@@ -71,6 +77,7 @@ class VAE(ConditionalMethod):
                     f"model.hierarchy[{number}].below={layer.below} must be {self.latent_dims[-1]}, the latents below it"
                 )
             self.latent_dims.append(layer.latent_dim)
+        self.hierarchy = nn.ModuleList(hierarchy)
         if encoder_of(encoder).key != encoder_of(decoder).key:
             raise ValueError("model.encoder.condition and model.decoder.condition must read the same key of the batch")
         self._read_conditions(encoder_of(encoder))
@@ -89,30 +96,64 @@ class VAE(ConditionalMethod):
         return update("autoencoder", partial(self._loss, images_seen=progress.images), batch)
 
     def _loss(self, batch: Batch, *, images_seen: int) -> tuple[Tensor, Metrics]:
-        batch = batch | {"image": self.loss.likelihood.observed(batch["image"])}
-        inference, mean, _ = self._infer(batch, self.loss.num_samples)
+        batch = self._observed(batch)
+        moments = self._moments(batch)
+        inference, _, output = self._infer(batch, moments, self.loss.num_samples)
+        return self._bound(batch, moments[0], inference, output, images_seen)
+
+    def _bound(
+        self, batch: Batch, mean: Tensor, inference: Inference, output: Tensor, images_seen: int
+    ) -> tuple[Tensor, Metrics]:
+        """The loss, and what to log: of an inference, its latents' means and what the decoder made of its samples."""
         loss, parts = self.loss(inference, images_seen)
-        if self.scatter is not None:
+        metrics = {f"loss/{name}": value.detach() for name, value in parts.items()}
+        if (perceptual := self._perceptual[0]) is not None:
+            image = batch["image"].repeat_interleave(self.loss.num_samples, 0)
+            distance = perceptual(self.loss.likelihood.mean(output), image)
+            loss = loss + distance
+            metrics["loss/perceptual"] = distance.detach()
+        if self.scatter is not None and self.training:
             self.scatter.add(mean.detach(), batch.get("label"))
-        metrics = {"loss/total": loss.detach()} | {f"loss/{name}": value.detach() for name, value in parts.items()}
         if len(mean) > 1:
             metrics["latent/active_units"] = (mean.detach().var(dim=0) > _ACTIVE).sum().float()
-        return loss, metrics
+        return loss, {"loss/total": loss.detach()} | metrics
 
-    def _infer(self, batch: Batch, num_samples: int, noise: Tensor | None = None) -> tuple[Inference, Tensor, Tensor]:
+    def _observed(self, batch: Batch) -> Batch:
+        """With images as encoder and likelihood see them."""
+        return batch | {"image": self.loss.likelihood.observed(batch["image"])}
+
+    def _moments(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance [N, Z] of q(z | x), of images as they are observed.
+
+        Raises:
+            ValueError: if the encoder gives other numbers.
+        """
+        moments = self.encoder(batch["image"], self._condition(batch)).float()
+        if moments.shape[1:] != (2, self.latent_dims[0]):
+            raise ValueError(
+                f"model.encoder gives {moments.shape[1]} x {moments.shape[2]} numbers for an image, but a VAE takes a mean and "
+                f"a log-variance for each of model.latent_dim={self.latent_dims[0]}: set model.encoder.moments=2 and leave "
+                "model.encoder.latent_dim to follow"
+            )
+        mean, log_variance = moments.unbind(1)
+        return mean, log_variance
+
+    def _infer(
+        self, batch: Batch, moments: tuple[Tensor, Tensor], num_samples: int, noise: Tensor | None = None
+    ) -> tuple[Inference, Tensor, Tensor]:
         """Sample the latents of a batch's images and decode them.
 
         Args:
             batch: its images as the likelihood has them observed.
+            moments: of these images.
             num_samples: K, of an image.
             noise: standard normal numbers [N K, sum of all Z], sample after sample of one image; None takes random ones.
 
         Returns:
-            What the samples cost, and the means and log-variances [N, Z] that the encoder gives.
+            What the samples cost, the lowest latents [N K, Z], and what the decoder gives for them [N K, O, H, W].
         """
         image, count = batch["image"], len(batch["image"])
-        means, log_variances = self.encoder(image, self._condition(batch)).float().unbind(1)
-        mean, log_variance = (moment.repeat_interleave(num_samples, 0) for moment in (means, log_variances))
+        mean, log_variance = (moment.repeat_interleave(num_samples, 0) for moment in moments)
         pieces = [None] * len(self.latent_dims) if noise is None else noise.split(self.latent_dims, dim=1)
         latents: list[Tensor] = []
         posteriors: list[tuple[Tensor, Tensor]] = []
@@ -135,7 +176,8 @@ class VAE(ConditionalMethod):
         output = self.decoder(latents[0], self._condition(repeated)).float()
         nats = self.loss.likelihood.negative_log_likelihood(output, repeated["image"])
         total = torch.stack(ratios).sum(dim=0)
-        return Inference(nats.unflatten(0, (count, num_samples)), kl, total, image[0].numel()), means, log_variances
+        inference = Inference(nats.unflatten(0, (count, num_samples)), kl, total, image[0].numel())
+        return inference, latents[0], output
 
     # Sampling
 
@@ -147,47 +189,46 @@ class VAE(ConditionalMethod):
         return {"latent": numbers[:, :top], **noise} | self._draw_conditions(indices, seed)
 
     def truncated(self, drawn: Batch, amount: float) -> Batch:
-        return drawn | {"latent": truncate(drawn["latent"], amount)}
+        """All latents, of a hierarchy too."""
+        return drawn | {key: truncate(value, amount) for key, value in drawn.items() if key in ("latent", "noise")}
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:
         """The likelihood's mean for latents of the prior; pixel noise is left out, as is usual."""
-        latent = batch["latent"]
         with in_mode(self, "eval"):
-            if self.hierarchy:
-                pieces = batch["noise"].split(self.latent_dims[:-1], dim=1)
-                for layer, noise in zip(reversed(self._above), reversed(pieces), strict=True):
-                    mean, log_variance = layer.generate(latent)
-                    latent = mean + (0.5 * log_variance).exp() * noise
-            return self._decode(latent, self._condition(batch))
+            return self._decode(self._descend(batch["latent"], batch.get("noise")), self._condition(batch))
+
+    def _descend(self, latent: Tensor, noise: Tensor | None) -> Tensor:
+        """From the highest latents [N, Z'] to the lowest [N, Z], by standard normal numbers for the layers in between."""
+        if noise is not None:
+            pieces = noise.split(self.latent_dims[:-1], dim=1)
+            for layer, piece in zip(reversed(self._above), reversed(pieces), strict=True):
+                mean, log_variance = layer.generate(latent)
+                latent = mean + (0.5 * log_variance).exp() * piece
+        return latent
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Tensor:
         """Decode the mean of q(z | x): [N, C, H, W] in [-1, 1]."""
         with in_mode(self, "eval"):
-            return self._decode(self._moments(batch)[0], self._condition(batch))
+            return self._decode(self._moments(self._observed(batch))[0], self._condition(batch))
 
     @torch.no_grad()
     def nearby(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
         """Around the means of q(z | x); in a hierarchy, each layer around what the one above leaves open."""
         with in_mode(self, "eval"):
             conditions = {key: value[:1] for key, value in drawn.items() if key == self.condition_key}
-            latents = [self._moments({"image": image} | conditions)[0]]
+            latents = [self._moments(self._observed({"image": image} | conditions))[0]]
             for layer in self._above:
                 latents.append(layer.infer(latents[-1])[0])
             centre = {"latent": latents[-1]}
             if self.hierarchy:
                 pieces = []
-                for layer, below, latent in zip(self._above, latents, latents[1:], strict=False):
+                for layer, below, latent in zip(self._above, latents[:-1], latents[1:], strict=True):
                     mean, log_variance = layer.generate(latent)
                     pieces.append((below - mean) * (-0.5 * log_variance).exp())  # the noise that would have made it
                 centre["noise"] = torch.cat(pieces, dim=1)
         return drawn | {key: value + spread * drawn[key].to(value.device) for key, value in centre.items()}
-
-    def _moments(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        image = self.loss.likelihood.observed(batch["image"])
-        mean, log_variance = self.encoder(image, self._condition(batch | {"image": image})).float().unbind(1)
-        return mean, log_variance
 
     def _decode(self, latent: Tensor, condition: Tensor) -> Tensor:
         return self.loss.likelihood.mean(self.decoder(latent, condition).float())
@@ -198,15 +239,17 @@ class VAE(ConditionalMethod):
     def log_likelihood(self, batch: Batch, num_samples: int, keys: NDArray[np.uint64]) -> dict[str, Tensor]:
         """Burda et al. 2016, equation 8, with a sample's noise from (key, number of the sample); in float64 beyond a sample."""
         with in_mode(self, "eval"):
-            batch = batch | {"image": self.loss.likelihood.observed(batch["image"])}
-            count = len(keys)
-            each = max(1, _MOST_DECODED // count)
+            batch = self._observed(batch)
+            moments, count = self._moments(batch), len(keys)
+            channels, height, width = batch["image"].shape[1:]
+            outputs = self.loss.likelihood.num_outputs(channels) * height * width
+            each = max(1, min(_MOST_DECODED, _MOST_OUTPUTS // outputs) // count)
             weights, reconstruction, kl = [], [], []
             for start in range(0, num_samples, each):
                 numbers = np.arange(start, min(start + each, num_samples), dtype=np.int64)
                 of_samples = hash_integers(keys.view(np.int64)[:, None], numbers[None]).ravel()
                 noise = normal_field(of_samples, (sum(self.latent_dims),), batch["image"].device)
-                found, _, _ = self._infer(batch, len(numbers), noise)
+                found, _, _ = self._infer(batch, moments, len(numbers), noise)
                 weights.append(found.log_weights.double())
                 reconstruction.append(found.negative_log_likelihood.double())
                 kl.append(sum((layer.double().sum(dim=2) for layer in found.kl), torch.zeros_like(weights[-1])))
@@ -227,26 +270,27 @@ class VAE(ConditionalMethod):
 
     def check(self, batch: Batch) -> None:
         with torch.no_grad(), in_mode(self, "eval"):
-            self._infer(self._with_conditions(self.loss.likelihood.observed(batch["image"])), 1)
+            self._loss(self._with_conditions(batch["image"]), images_seen=0)
 
     # Looking
 
     @torch.no_grad()
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
-        """Prior samples; inputs with their reconstructions in the next column; what the latents do.
+        """Prior samples; inputs, as the encoder sees them, with their reconstructions in the next column; what the latents do.
 
         ``traversals``: one latent a row, the most active first, from -3 to 3, the others as the first image has them.
         ``interpolations``: one pair of images a row. ``active_units``: a bar for the variance of every latent's mean over the
         images, on a logarithmic scale, with a line where latents are called active. With two latents, ``latent_map``: images
         at equal shares of the prior, and ``latent_scatter``: recent training images, by class.
         """
-        image, condition = batch["image"], self._condition(batch)
-        reconstructions = torch.stack([image, self.reconstruct(batch)], dim=1).flatten(0, 1)
+        condition = self._condition(batch)
         with in_mode(self, "eval"):
+            batch = self._observed(batch)
             mean, _ = self._moments(batch)
+            pairs = torch.stack([batch["image"], self._decode(mean, condition)], dim=1).flatten(0, 1)
             pictures = {
                 "samples": self._sample_by_class(drawn),
-                "reconstructions": reconstructions,
+                "reconstructions": pairs,
                 "traversals": self._traversals(mean, condition),
                 "interpolations": interpolations(self._decode, mean, condition),
             }

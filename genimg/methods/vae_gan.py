@@ -14,23 +14,23 @@ from genimg.losses.elbo import Bound
 from genimg.losses.perceptual import Perceptual
 from genimg.methods.conditional import encoder_of
 from genimg.methods.vae import VAE
-from genimg.networks.discriminator import Discriminator, Judgement
+from genimg.networks.discriminator import Discriminator
 
 
 class VAEGAN(VAE):
-    """A VAE whose reconstructions and prior samples shall also deceive a discriminator.
+    """A VAE whose reconstructions and prior samples shall also deceive a discriminator, which is updated first.
 
-    The discriminator is updated first. To the bound are added the adversarial loss of both kinds of fakes, the mean squared
-    difference of the discriminator's features between images and reconstructions (the paper's learnt similarity), and a
-    perceptual distance. What is logged of the bound stays comparable with other VAEs.
+    To the bound are added the adversarial loss of both kinds of fakes, whose gradient is the decoder's alone, and the mean
+    squared difference of the discriminator's features between images and reconstructions, the learnt similarity, whose
+    gradient is the encoder's, too (algorithm 1). Unlike there, the likelihood of pixels stays, so that what is logged of the
+    bound compares with other VAEs.
 
     Args:
         discriminator: (image, condition) -> Judgement; with an encoder ``condition``.
         adversarial: the pair of losses.
         adversarial_weight: of the decoder's part, in nats.
         similarity_weight: of the features' difference, in nats; 0 leaves it out.
-        perceptual: with a weight of its own, in nats; None for none.
-        encoder, decoder, loss, latent_dim, hierarchy: see VAE.
+        encoder, decoder, loss, latent_dim, hierarchy, perceptual: see VAE.
 
     Raises:
         ValueError: if the parts do not go together, or numbers are out of range.
@@ -50,10 +50,13 @@ class VAEGAN(VAE):
         similarity_weight: float,
         perceptual: Perceptual | None,
     ) -> None:
-        super().__init__(encoder=encoder, decoder=decoder, loss=loss, latent_dim=latent_dim, hierarchy=hierarchy)
-        for name, value in (("adversarial_weight", adversarial_weight), ("similarity_weight", similarity_weight)):
-            if not value >= 0:
-                raise ValueError(f"model.{name}={value} must be 0 or more")
+        super().__init__(
+            encoder=encoder, decoder=decoder, loss=loss, latent_dim=latent_dim, hierarchy=hierarchy, perceptual=perceptual
+        )
+        if not adversarial_weight > 0:
+            raise ValueError(f"model.adversarial_weight={adversarial_weight} must be above 0; without it, choose model=vae")
+        if not similarity_weight >= 0:
+            raise ValueError(f"model.similarity_weight={similarity_weight} must be 0 or more")
         if encoder_of(discriminator).key != self.condition_key:
             raise ValueError("model.encoder.condition and model.discriminator.condition must read the same key of the batch")
         if adversarial.relativistic:
@@ -62,7 +65,6 @@ class VAEGAN(VAE):
         self.adversarial = adversarial
         self.adversarial_weight = adversarial_weight
         self.similarity_weight = similarity_weight
-        self._perceptual = (perceptual,)  # not as a module: its weights are no part of the checkpoint
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         judging = list(self.discriminator.parameters())
@@ -79,37 +81,35 @@ class VAEGAN(VAE):
     def _discriminator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         condition = self._condition(batch)
         with torch.no_grad():
-            reconstruction, sample = self._fakes(batch)
+            mean, log_variance = self._moments(self._observed(batch))
+            latent = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+            fakes = (self._decode(latent, condition), self._decode(self._from_prior(len(mean), mean.device), condition))
         # Forwards of their own, because batch norm must not mix the statistics of real images and fakes.
-        on_real, *on_fakes = (self.discriminator(each, condition) for each in (batch["image"], reconstruction, sample))
-        real = on_real.logits.float()
-        loss = torch.stack([self.adversarial.discriminator(real, each.logits.float()) for each in on_fakes]).mean()
+        real, *made = (self.discriminator(each, condition).logits.float() for each in (batch["image"], *fakes))
+        loss = torch.stack([self.adversarial.discriminator(real, each) for each in made]).mean()
         return loss, {
             "loss/discriminator": loss.detach(),
             "logits/real": real.detach().mean(),
-            "logits/reconstruction": on_fakes[0].logits.detach().float().mean(),
-            "logits/sample": on_fakes[1].logits.detach().float().mean(),
+            "logits/reconstruction": made[0].detach().mean(),
+            "logits/sample": made[1].detach().mean(),
         }
 
-    def _fakes(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """A reconstruction from a sample of q(z | x), and an image from the prior; with gradients, if wanted."""
-        image, condition = self.loss.likelihood.observed(batch["image"]), self._condition(batch)
-        mean, log_variance = self.encoder(image, condition).float().unbind(1)
-        latent = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
-        drawn = torch.randn_like(mean)
-        if self.hierarchy:
-            drawn = torch.randn(len(mean), self.latent_dims[-1], device=mean.device)
-            for layer in reversed(self._above):
-                below, log_below = layer.generate(drawn)
-                drawn = below + (0.5 * log_below).exp() * torch.randn_like(below)
-        return self._decode(latent, condition), self._decode(drawn, condition)
+    def _from_prior(self, count: int, device: torch.device) -> Tensor:
+        """Random lowest latents [count, Z]."""
+        *lower, top = self.latent_dims
+        noise = torch.randn(count, sum(lower), device=device) if lower else None
+        return self._descend(torch.randn(count, top, device=device), noise)
 
     def _loss(self, batch: Batch, *, images_seen: int) -> tuple[Tensor, Metrics]:
-        loss, metrics = super()._loss(batch, images_seen=images_seen)
-        image, condition = batch["image"], self._condition(batch)
-        reconstruction, sample = self._fakes(batch)
-        judged: list[Judgement] = [self.discriminator(each, condition) for each in (reconstruction, sample)]
-        deceiving = torch.stack([self.adversarial.generator(each.logits.float()) for each in judged]).mean()
+        image, batch = batch["image"], self._observed(batch)
+        moments = self._moments(batch)
+        inference, latents, output = self._infer(batch, moments, self.loss.num_samples)
+        loss, metrics = self._bound(batch, moments[0], inference, output, images_seen)
+        condition, every = self._condition(batch), self.loss.num_samples
+        latent, reconstruction = latents[::every], self.loss.likelihood.mean(output[::every])  # an image's first sample
+        fakes = (self._decode(latent.detach(), condition), self._decode(self._from_prior(len(image), image.device), condition))
+        judged = [self.adversarial.generator(self.discriminator(each, condition).logits.float()) for each in fakes]
+        deceiving = torch.stack(judged).mean()
         loss = loss + self.adversarial_weight * deceiving
         metrics["loss/adversarial"] = deceiving.detach()
         if self.similarity_weight:
@@ -117,13 +117,9 @@ class VAEGAN(VAE):
             difference = (on_made - on_real.detach()).square().mean()
             loss = loss + self.similarity_weight * difference
             metrics["loss/similarity"] = difference.detach()
-        if (perceptual := self._perceptual[0]) is not None:
-            distance = perceptual(reconstruction, image)
-            loss = loss + distance
-            metrics["loss/perceptual"] = distance.detach()
         return loss, metrics | {"loss/total": loss.detach()}
 
     def check(self, batch: Batch) -> None:
         super().check(batch)
         with torch.no_grad():
-            self._loss(self._with_conditions(batch["image"]), images_seen=0)
+            self.discriminator(batch["image"], self._condition(self._with_conditions(batch["image"])))

@@ -33,7 +33,7 @@ class VQVAE(ConditionalMethod):
         decoder: codes [N, D, h, w] -> image [N, C, H, W].
         quantizer: the codebook.
         prior: of the codes; with an encoder ``condition``.
-        loss: distance of the reconstruction from the image; with masks it has nothing to do.
+        loss: distance of the reconstruction from the image; its masks are not used.
         commitment_weight: beta of equation 3, of the mean square of the encoder's distance from the codes, over D and all
             positions. The paper found no difference between 0.1 and 2.
         autoencoder_until: images seen, after which encoder, decoder and codebook stay as they are; None for never.

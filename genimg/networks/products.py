@@ -56,7 +56,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
 
 def _is_product(features: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d, positions: int) -> bool:
-    is_small = positions <= _MOST_POSITIONS and layer.groups == 1 and features.ndim == 4
+    is_small = positions <= _MOST_POSITIONS and layer.groups == 1
     return is_small and features.device.type == "cpu" and layer.weight.numel() >= _LEAST_WEIGHTS
 
 

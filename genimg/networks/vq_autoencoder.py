@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.interfaces import height_width
-from genimg.networks.products import ConvTranspose2d
 
 
 class ResidualBlock(nn.Module):
@@ -106,7 +105,7 @@ class Decoder(nn.Module):
         self.expand = nn.Conv2d(dim, width, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(width=width, residual_width=residual_width) for _ in range(num_blocks))
         outputs = [*[width] * (num_downs - 1), channels]
-        self.ups = nn.ModuleList(ConvTranspose2d(width, count, 4, stride=2, padding=1) for count in outputs)
+        self.ups = nn.ModuleList(nn.ConvTranspose2d(width, count, 4, stride=2, padding=1) for count in outputs)
 
     def forward(self, vectors: Tensor) -> Tensor:
         """[N, D, h, w] -> [N, C, H, W], unbounded."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 DEVICES = ("auto", "cuda", "cpu", "mps")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 
@@ -95,11 +96,10 @@ def keep_freed_memory() -> None:
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is None:  # another C library
         return
-    for option, size in ((_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)):
-        set_option(option, size)
-
-
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
+    if not set_option(_M_MMAP_THRESHOLD, 2**30):
+        set_option(_M_MMAP_THRESHOLD, 2**25)  # the most that an older glibc takes
+    set_option(_M_TRIM_THRESHOLD, 2**31 - 1)
+    set_option(_M_TOP_PAD, 2**26)
 
 
 def describe_hardware(device: torch.device) -> dict[str, str | int]:

@@ -96,7 +96,7 @@ class Performance:
     def place_optimizer(self, optimizer: Optimizer) -> None:
         """What keyword arguments cannot say: on a CPU, a fused Adam or AdamW walks through memory as it lies."""
         on_cpu = all(parameter.device.type == "cpu" for group in optimizer.param_groups for parameter in group["params"])
-        if isinstance(optimizer, torch.optim.Adam) and optimizer.defaults.get("fused") and on_cpu:
+        if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and optimizer.defaults.get("fused") and on_cpu:
             _step_without_copies(optimizer)
 
     def describe(self, optimizers: Iterable[Optimizer]) -> str:
@@ -124,6 +124,8 @@ def _step_without_copies(optimizer: Optimizer) -> None:
     dimensions in memory's order, the same for all tensors of one parameter, gives the same bits.
     """
     gather = optimizer._init_group  # type: ignore[attr-defined]
+    if tuple(inspect.signature(gather).parameters) != _GATHERED:  # a PyTorch that does it in another way is left alone
+        return
 
     def gather_views(group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], *others: list[Tensor]) -> bool:
         has_complex: bool = gather(group, parameters, gradients, *others)
@@ -137,6 +139,9 @@ def _step_without_copies(optimizer: Optimizer) -> None:
         return has_complex
 
     optimizer._init_group = gather_views  # type: ignore[attr-defined]
+
+
+_GATHERED = ("group", "params_with_grad", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps")
 
 
 def _is_channels_last(tensor: Tensor) -> bool:

@@ -313,6 +313,7 @@ class Trainer:
 
     def _save(self, *, best: bool) -> None:
         self.updater.raise_if_not_finite()
+        self.method.before_saving()
         state = self.state_dict()
         if rank() == 0:
             self._background.settle()  # so that one copy is in memory, not two

@@ -88,7 +88,7 @@ def test_the_loss_is_the_squared_error_and_lambda_times_the_mmd():
 
 
 def test_a_single_image_is_refused():
-    with pytest.raises(ValueError, match=r"2 images or more in each microbatch: raise trainer\.batch_size"):
+    with pytest.raises(ValueError, match=r"2 images or more in each microbatch, not 1: raise trainer\.batch_size"):
         unbiased_mmd(torch.zeros(1, 2), torch.zeros(1, 2))
 
 
