@@ -192,3 +192,27 @@ def test_differences_in_words_share_a_line_with_their_reason():
 
 def test_nested_mappings_become_dotted_keys():
     assert flatten({"a": {"b": {"c": 1}, "d": {}}, "e": [1, {"f": 2}]}) == {"a.b.c": 1, "a.d": {}, "e": [1, {"f": 2}]}
+
+
+LIKELIHOOD = {
+    "likelihood": {"held_out": True, "source": "mnist/test", "fingerprint": "f00", "num_images": 10000, "num_samples": 500,
+                   "of": "Bernoulli of binarised images", "weights": "raw", "seed": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "matters"),
+    [
+        ("num_samples", 50, True),
+        ("of", "Bernoulli of grey values", True),
+        ("fingerprint", "b00", True),
+        ("weights", "ema", False),
+    ],
+)
+def test_likelihoods_compare_where_all_but_the_model_is_the_same(key, value, matters):
+    other = copy.deepcopy(LIKELIHOOD)
+    assert not differences(LIKELIHOOD, other)
+    other["likelihood"][key] = value
+    (found,) = differences(LIKELIHOOD, other)
+    assert found.key == f"likelihood.{key}"
+    assert found.matters == matters

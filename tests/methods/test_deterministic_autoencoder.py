@@ -306,3 +306,17 @@ def test_spectral_norm_is_on_the_decoder_but_not_on_its_condition():
 @pytest.mark.parametrize("kind", ["none", "l2", "gradient_penalty", "mmd"])
 def test_the_other_penalties_leave_the_decoder_alone(kind):
     assert not any(parametrize.is_parametrized(layer) for layer in build(kind).modules())
+
+
+def test_a_checkpoint_holds_the_density_of_its_latents_whenever_samples_were_made():
+    seen, unseen = build(), build()
+    for step in range(4):
+        for method in (seen, unseen):
+            train(method, 1, start=step)
+        seen.before_sampling()
+        for method in (seen, unseen):
+            if step == 3:
+                method.before_saving()
+    for name, value in seen.state_dict().items():
+        assert torch.equal(value, unseen.state_dict()[name]), name
+    assert seen.density.fitted == seen.density.seen
