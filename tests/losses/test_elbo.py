@@ -314,6 +314,12 @@ def test_settings_that_exclude_each_other_are_refused(other, value):
         elbo(capacity=25.0, **{other: value})
 
 
+@pytest.mark.parametrize(("name", "value"), [("free_bits", 0.5), ("warm_up", 1000), ("capacity", 25.0)])
+def test_what_a_weight_of_0_makes_void_is_refused(name, value):
+    with pytest.raises(ValueError, match=rf"^loss\.{name} has no effect with loss\.kl_weight=0: set a weight above 0"):
+        elbo(kl_weight=0.0, **{name: value})
+
+
 def test_a_growth_of_no_capacity_is_refused():
     with pytest.raises(ValueError, match=r"^loss\.capacity_growth has no effect without loss\.capacity: set a capacity, or"):
         elbo(capacity_growth=1000)
