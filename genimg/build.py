@@ -395,7 +395,8 @@ def _refuse_without_effect(config: Config, method_class: type[Method], loss_clas
             raise ValueError(f"{group} has no effect on this model, a {method_class.__name__}: leave it away")
     if head not in ("none", "concat") and "auxiliary" not in parameters:
         raise ValueError(
-            f"conditioning.head={head} does not go with a {method_class.__name__}: choose conditioning=concat for labels"
+            f"this conditioning is of a GAN's discriminator (conditioning.head={head}), and does not go with a "
+            f"{method_class.__name__}: choose conditioning=concat, for labels"
         )
     has_likelihood = "_target_" in (config.get("likelihood") or {})
     if has_likelihood != ("likelihood" in inspect.signature(loss_class).parameters):

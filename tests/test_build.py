@@ -571,8 +571,8 @@ def test_groups_of_gans_are_refused_for_other_models(override):
 def test_ways_of_a_discriminator_to_judge_are_refused_for_models_without_one(conditioning):
     config = resolve("model=vae_small", f"conditioning={conditioning}", *TINY)
     message = (
-        rf"^conditioning\.head={config['conditioning']['head']} does not go with a VAE: choose "
-        "conditioning=concat for labels"
+        rf"^this conditioning is of a GAN's discriminator \(conditioning\.head={config['conditioning']['head']}\), and does "
+        "not go with a VAE: choose conditioning=concat, for labels"
     )
     with pytest.raises(ValueError, match=message):
         build.check_pairing(config, BUILDER)

@@ -104,7 +104,7 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (20, 20)) -> 
         (["model=vae", "likelihood.scale=0"], ["likelihood.scale=0", "must be above 0"]),
         (
             ["model=vae", "conditioning=projection"],
-            ["conditioning.head=projection does not go with a VAE", "conditioning=concat"],
+            ["(conditioning.head=projection), and does not go with a VAE", "conditioning=concat"],
         ),
         (["model=vae", "loss=elbo_capacity", "loss.free_bits=0.5"], ["loss.capacity=25.0 and loss.free_bits both say"]),
         (["device=cuda"], ["device=cuda", "device=cpu"]),

@@ -108,3 +108,15 @@ def test_what_means_nothing_is_refused(evaluate: Command, tmp_path: Path, argume
     for i in range(2):
         Image.fromarray(np.zeros((16, 16, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
     evaluate.refuse(message, arguments=[*arguments, "device=cpu"])
+
+
+def test_grey_images_and_datasets_come_in_the_models_size_and_channels(evaluate: Command, tmp_path: Path) -> None:
+    """A model of grey images of 12 px, and a folder and a dataset that know neither."""
+    settings = ["data=shapes", "data.image_size=12", "data.channels=1", "data.num_images=16", "trainer.batch_size=8", *VAE]
+    outcomes, output = run([["train", *settings, "trainer.duration=1 steps", "device=cpu", "run_dir=grey"]], tmp_path)
+    assert outcomes == [0], output
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((20, 30), 60 * i, dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    assert "3 images of photos" in evaluate.succeed("ckpt=grey", "real=photos", "device=cpu")
+    assert "images of shapes" in evaluate.succeed("ckpt=grey", "real=shapes", "num_images=5", "device=cpu")

@@ -55,7 +55,8 @@ def evaluate_likelihood(
     evaluator.check(method)
     with first_of_each_host():
         if options["real"] is not None:
-            side = resolve("real", {**options, "image_size": config["data"]["image_size"]}, builder, device)
+            shape = {key: config["data"][key] for key in ("image_size", "channels")}
+            side = resolve("real", options | shape, builder, device)
             if side.images is None:
                 raise ValueError(f"real={options['real']} holds statistics, but a likelihood is of images: give those")
             data = side.images.data

@@ -170,7 +170,8 @@ def _check(options: Config) -> None:
 def _name(options: Config, conditions: Sequence[Condition]) -> str:
     """Of the folder, where none is given: different for whatever makes other images."""
     if options["reconstruct"] is not None:
-        return f"reconstructions-{Path(str(options['reconstruct'])).stem}"
+        parts = ["reconstructions", Path(str(options["reconstruct"])).stem, conditions[0].name]
+        return "-".join(part for part in parts if part)
     several = "-".join(condition.name for condition in conditions)[:80] if options["label"] is not None else "texts"
     parts = [f"samples-seed{options['seed']}", conditions[0].name if len(conditions) == 1 else several]
     parts += [f"truncation{options['truncation']:g}"] if options["truncation"] is not None else []

@@ -41,6 +41,8 @@ class Side:
 def resolve(key: str, options: Config, builder: build.Builder, device: torch.device) -> Side:
     """What ``key`` (images or real) names: a folder, what genimg-prepare packed, an .npz, saved statistics, or ``DATASET`` or
     ``DATASET:SPLIT``.
+
+    Where the options have ``channels``, folders and datasets come with these and in their ``image_size``.
     """
     text = str(options[key])
     path = Path(text).expanduser()
@@ -55,7 +57,7 @@ def resolve(key: str, options: Config, builder: build.Builder, device: torch.dev
         return _side(PreparedSource(path, Description.read(path / DESCRIPTION)), device)
     if path.is_dir():
         node = {"_target_": "genimg.data.sources.folder", "root": text, "fit": "crop", "labels": "auto"}
-        channels = None if options["image_size"] is None else 3
+        channels = options.get("channels", None if options["image_size"] is None else 3)
         size = {"image_size": options["image_size"], "channels": channels}
         return _side(builder.build({**node, **size, "name": path.name or text}, "images"), device)
     name, _, split = text.partition(":")
@@ -73,6 +75,8 @@ def _dataset(name: str, split: str, options: Config, builder: build.Builder, dev
     overrides = [f"data={name}"]
     if split:
         overrides.append(f"data.split={quoted(split)}")
+    if "channels" in options:
+        overrides += [f"data.image_size={options['image_size']}", f"data.channels={options['channels']}"]
     if options["data_root"] is not None:
         overrides.append(f"data.root={quoted(str(options['data_root']))}")
     parts = compose_evaluation(*overrides)

@@ -13,7 +13,7 @@ _COLUMNS, _ROWS = 9, 10  # of interpolations
 _RECENT = 4096  # images in a scatter
 _SIDE = 384  # pixels of a scatter
 _SHOWN = 4.0  # standard deviations of the prior, to either side
-_BAR, _HEIGHT = 4, 96  # pixels of a bar's width, and of the tallest
+_BAR, _HEIGHT = 8, 96  # pixels of a bar's width, and of the tallest
 _LEAST, _MOST = -4.0, 1.0  # log10 of the variances that the bars show
 # Ten colours that are told apart, also on paper; classes beyond the tenth begin anew.
 _COLOURS = ("1f77b4", "ff7f0e", "2ca02c", "d62728", "9467bd", "8c564b", "e377c2", "7f7f7f", "bcbd22", "17becf")

@@ -28,20 +28,20 @@ def test_quantiles_are_in_the_middle_of_equal_shares(count):
 
 def heights(picture: torch.Tensor) -> list[int]:
     """White pixels of every bar."""
-    columns = (picture[0, 0] == 1).sum(dim=0).view(-1, 4)
-    assert torch.equal(columns[:, :3], columns[:, :1].expand(-1, 3))
-    assert (columns[:, 3] == 0).all()  # a gap
+    columns = (picture[0, 0] == 1).sum(dim=0).view(-1, 8)
+    assert torch.equal(columns[:, :7], columns[:, :1].expand(-1, 7))
+    assert (columns[:, 7] == 0).all()  # a gap
     return columns[:, 0].tolist()
 
 
 def test_bars_stand_for_variances_from_a_ten_thousandth_to_ten_the_largest_first():
     variance = torch.tensor([0.1, 10.0, 1e-4, 1.0, 1e-3, 0.01])
     picture = activity_bars(variance, 0.01)
-    assert picture.shape == (1, 1, 96, 24)
+    assert picture.shape == (1, 1, 96, 48)
     assert set(picture.unique().tolist()) == {-1.0, 0.0, 1.0}
     # A decade is a fifth of 96 pixels; the least is a pixel, so that every latent is there.
     assert heights(picture) == [96, 77, 58, 38, 19, 1]
-    assert all((bar[-height:] == 1).all() for bar, height in zip(picture[0, 0, :, ::4].T, heights(picture), strict=True))
+    assert all((bar[-height:] == 1).all() for bar, height in zip(picture[0, 0, :, ::8].T, heights(picture), strict=True))
 
 
 @pytest.mark.parametrize(("variance", "height"), [(0.0, 1), (1e-30, 1), (1e9, 96)])
@@ -52,9 +52,9 @@ def test_bars_of_extreme_variances_are_the_least_and_the_greatest(variance, heig
 def test_the_line_of_activity_is_behind_the_bars():
     picture = activity_bars(torch.tensor([1.0, 1e-4]), 0.01)[0, 0]
     line = 96 - 38  # two fifths of the way up
-    assert (picture[line, 4:] == 0).all()
-    assert (picture[line, :3] == 1).all()
-    assert (picture == 0).sum().item() == 5  # of eight columns, three of which are a bar
+    assert (picture[line, 8:] == 0).all()
+    assert (picture[line, :7] == 1).all()
+    assert (picture == 0).sum().item() == 9  # of sixteen columns, seven of which are a bar
 
 
 # Scatters
