@@ -581,14 +581,14 @@ def test_ways_of_a_discriminator_to_judge_are_refused_for_models_without_one(con
 @pytest.mark.parametrize(("overrides", "loss"), [((), "AdversarialLoss"), (("model=restoration",), "ReconstructionLoss")])
 def test_a_likelihood_is_refused_for_losses_without_one(overrides, loss):
     config = resolve("model=dcgan_small", *overrides, "likelihood=gaussian", *TINY)
-    with pytest.raises(ValueError, match=f"^likelihood has no effect on this loss, {loss}: leave it away"):
+    with pytest.raises(ValueError, match=f"^likelihood=Gaussian has no effect on the loss {loss} of a .*: leave it away"):
         build.check_pairing(config, BUILDER)
 
 
 @pytest.mark.parametrize(("loss", "name"), [("elbo", "ELBO"), ("beta_vae", "ELBO"), ("iwae", "ImportanceWeighted")])
 def test_a_bound_without_a_likelihood_is_refused(loss, name):
     config = resolve("model=vae_small", f"loss={loss}", "likelihood=none", *TINY)
-    message = f"^the loss {name} needs a likelihood: choose likelihood=bernoulli, gaussian or another"
+    message = f"^likelihood=none, but the loss {name} needs one: choose likelihood=bernoulli, gaussian or another"
     with pytest.raises(ValueError, match=message):
         build.check_pairing(config, BUILDER)
 

@@ -98,8 +98,8 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (20, 20)) -> 
         (["model.discriminator.features.channels=1"], ["3 channels", "model"]),
         (["loss=elbo", "likelihood=gaussian"], ["ELBO", "GAN", "loss=hinge, least_squares, minimax, nonsaturating"]),
         (["model=vae", "loss=hinge"], ["AdversarialLoss", "VAE", "loss=beta_vae, elbo, elbo_capacity, iwae"]),
-        (["likelihood=gaussian"], ["likelihood has no effect on this loss, AdversarialLoss", "leave it away"]),
-        (["model=vae", "likelihood=none"], ["the loss ELBO needs a likelihood", "choose likelihood=bernoulli, gaussian"]),
+        (["likelihood=gaussian"], ["has no effect on the loss AdversarialLoss of a GAN", "leave it away"]),
+        (["model=vae", "likelihood=none"], ["the loss ELBO needs one", "choose likelihood=bernoulli, gaussian"]),
         (["model=vae", "likelihood=gausian"], ["likelihood=gausian", "did you mean 'gaussian'?"]),
         (["model=vae", "likelihood.scale=0"], ["likelihood.scale=0", "must be above 0"]),
         (
