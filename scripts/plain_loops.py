@@ -137,9 +137,11 @@ def vae_step(method: VAE, optimizers: dict[str, Optimizer], batch: Batch, _: int
     """As in PyTorch's VAE example."""
     image = batch["image"]
     optimizers["autoencoder"].zero_grad()
-    mean, log_variance = method.encoder(image)
+    mean, log_variance = method.encoder(image, _nothing(image)).unbind(1)
     latent = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
-    loss, _ = method.loss(method.decoder(latent), image, mean, log_variance)
+    output = method.decoder(latent, _nothing(image))
+    kl = -0.5 * torch.sum(1 + log_variance - mean.pow(2) - log_variance.exp(), dim=1)
+    loss = (method.loss.likelihood.negative_log_likelihood(output, image) + kl).mean()
     loss.backward()
     optimizers["autoencoder"].step()
     return {"total": loss.item()}
