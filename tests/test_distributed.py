@@ -97,8 +97,8 @@ class Painter(Method):
     def sample(self, batch):
         return (batch["latent"] * 0.4).clamp(-1.0, 1.0).view(-1, *SHAPE)
 
-    def reconstruct(self, image):
-        return image / 2.0
+    def reconstruct(self, batch):
+        return batch["image"] / 2.0
 
     def check(self, image):
         pass

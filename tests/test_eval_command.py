@@ -359,7 +359,7 @@ def test_results_that_compare_are_said_to(evaluate: Command, home: Path) -> None
     evaluate.succeed("images=c", "real=a", *QUICK, "output=c.json", "batch_size=4")
     output = evaluate.succeed("compare=[b.json,c.json]")
     assert "not comparable" not in output
-    assert "comparable: extractor, counts, real images and settings are the same" in output
+    assert "comparable: all that the values depend on is the same" in output
     assert "they differ, without harm" in output
     assert "generated.source: b against c" in output
     row = next(line for line in output.splitlines() if line.startswith("fd12_shapes")).split()

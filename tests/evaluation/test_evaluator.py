@@ -107,8 +107,8 @@ class Autoencoder(Painter):
         super().__init__()
         self.darker = darker
 
-    def reconstruct(self, image):
-        return (image - self.darker).clamp(-1.0, 1.0)
+    def reconstruct(self, batch):
+        return (batch["image"] - self.darker).clamp(-1.0, 1.0)
 
 
 class CountingSource(Source):

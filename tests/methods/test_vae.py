@@ -655,7 +655,7 @@ def test_preview_shows_samples_and_inputs_beside_their_reconstructions():
     assert torch.equal(preview["reconstructions"][1::2], vae.reconstruct({"image": real_images()}))
     assert preview["traversals"].shape == (5, 9, 1, 16, 16)
     assert preview["interpolations"].shape == (2, 9, 1, 16, 16)
-    assert preview["active_units"].shape == (1, 1, 96, 20)
+    assert preview["active_units"].shape == (1, 1, 96, 40)
 
 
 class Show(nn.Module):
