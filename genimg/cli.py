@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -16,9 +17,12 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from genimg import launcher
 from genimg.explain import explain, is_choice, quoted
 from genimg.paths import config_dir
 from genimg.torchrun import arguments_of_rank, is_of_several, rank_of_torchrun
@@ -90,6 +94,8 @@ def _run(name: str, config: str | None = None) -> None:
     primary = config or name
     OmegaConf.register_new_resolver("genimg.job_name", _job_name, replace=True)
     OmegaConf.register_new_resolver("genimg.groups", partial(_groups, primary), replace=True)
+    if name == "train":
+        launcher.register()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors pass to us instead of printing them in its own way
     decorate = hydra.main(version_base="1.3", config_path=config_dir(), config_name=primary)
     logging.raiseExceptions = False  # a log file on a full disk must not bury the message under tracebacks
@@ -158,9 +164,28 @@ def _continue_in_its_own_directory(arguments: list[str]) -> list[str]:
 
 
 def _job_name(number: int, overrides: list[str]) -> str:
-    """A directory name for a job of a sweep that needs no quotes on a command line: 003_model-vae_optimizer.lr-1e-4."""
-    words = [re.sub(r"[^A-Za-z0-9.+-]+", "-", override).strip("-") for override in overrides]
+    """A directory name for a job of a sweep that needs no quotes on a command line: 003_model-vae_optimizer.lr-1e-4.
+
+    What all jobs have in common is left out.
+    """
+    common = _constants(sys.argv[1:])
+    swept = [override for override in overrides if override.partition("=")[0].lstrip("+~") not in common]
+    words = [re.sub(r"[^A-Za-z0-9.+-]+", "-", override).strip("-+") for override in swept]
     return f"{int(number):03d}_{'_'.join(words)}"[:120].rstrip("_.-") if words else f"{int(number):03d}"
+
+
+def _constants(arguments: Sequence[str]) -> set[str]:
+    """Keys that a command line gives one value."""
+    parser = OverridesParser.create()
+    found = set()
+    for argument in arguments:
+        if "=" not in argument or argument.startswith("-"):
+            continue
+        with contextlib.suppress(OverrideParseException):  # Hydra says so
+            override = parser.parse_override(argument)
+            if not override.is_sweep_override():
+                found.add(override.key_or_group)
+    return found
 
 
 def _groups(name: str, sources: Sequence[DictConfig]) -> str:

@@ -32,6 +32,7 @@ LAYERS = {
     "genimg.build": 4,
     "genimg.resuming": 4,
     "genimg.explain": 4,
+    "genimg.launcher": 4,
     "genimg.commands": 4,
     "genimg.cli": 4,
     "genimg.train": 4,

@@ -148,6 +148,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.condition = condition
         self.shape = (moments, latent_dim)
+        _require_latents(latent_dim)
         inputs = channels * math.prod(height_width(image_size)) + condition.dim
         self.layers = stack(inputs, widths, moments * latent_dim, activation)
 
@@ -186,6 +187,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.condition = condition
+        _require_latents(latent_dim)
         self.shape = (likelihood.num_outputs(channels), *height_width(image_size))
         self.layers = stack(latent_dim + condition.dim, widths, math.prod(self.shape), activation)
 
@@ -193,6 +195,11 @@ class Decoder(nn.Module):
         """[N, Z] and conditions as they stand in the batch -> [N, O, H, W], unbounded."""
         start = torch.cat([latent, self.condition(condition).to(latent.dtype)], dim=1)
         return self.layers(start).unflatten(1, self.shape)
+
+
+def _require_latents(latent_dim: int) -> None:
+    if latent_dim < 1:
+        raise ValueError(f"model.latent_dim={latent_dim} must be 1 or more")
 
 
 def stack(inputs: int, widths: Sequence[int], outputs: int, activation: str) -> nn.Sequential:
