@@ -22,7 +22,9 @@ from genimg import build
 from genimg.commands.common import load_method, open_checkpoint
 from genimg.commands.conditions import find_conditions
 from genimg.commands.sample import sample
+from genimg.data.arrays import npz
 from genimg.data.captions import encode
+from genimg.data.sources import folder as folder_of_images
 from genimg.images import to_uint8
 from genimg.interfaces import Method
 from genimg.methods.latent import Latent, Normal, Truncated, Uniform
@@ -290,6 +292,35 @@ def test_a_method_without_latents_has_nothing_to_truncate() -> None:
         Method.truncated(tiny.gan(), {}, 0.5)
 
 
+def test_class_folders_are_data_with_the_labels_that_were_drawn(runs: Path, tmp_path: Path) -> None:
+    run_sample(f"ckpt={runs / 'labels'}", "num_images=12", "class_folders=true", f"output={tmp_path / 'out'}")
+    labels = loaded(runs / "labels").draw(range(12), 0)["label"].tolist()
+    names = ("circle", "square", "triangle", "cross", "ring")
+    expected = sorted(f"{names[label]}/{i:06d}.png" for i, label in enumerate(labels))
+    assert sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png")) == expected
+    assert [line["file_name"] for line in lines(tmp_path / "out")] == [
+        f"{names[each]}/{i:06d}.png" for i, each in enumerate(labels)
+    ]
+    source = folder_of_images(root=str(tmp_path / "out"), image_size=16, channels=3, fit="crop", labels="auto", name="made")
+    assert source.class_names == tuple(sorted({names[label] for label in labels}))
+
+
+@pytest.mark.parametrize("name", ["labels", "vae"])
+def test_an_archive_holds_what_files_would(runs: Path, tmp_path: Path, name: str) -> None:
+    archive = tmp_path / "deep" / "made.npz"
+    run_sample(f"ckpt={runs / name}", "num_images=5", "batch_size=2", f"output={archive}")
+    run_sample(f"ckpt={runs / name}", "num_images=5", "batch_size=2", f"output={tmp_path / 'files'}")
+    with np.load(archive) as found:
+        assert found.files == (["images", "labels"] if name == "labels" else ["images"])
+        for i, image in enumerate(found["images"]):
+            assert np.array_equal(image, pixels(tmp_path / "files" / f"{i:06d}.png"))
+        if name == "labels":
+            assert found["labels"].tolist() == loaded(runs / name).draw(range(5), 0)["label"].tolist()
+    assert (tmp_path / "deep" / "made.png").is_file()
+    source = npz(path=str(archive), image_size=None, channels=None, fit="crop")
+    assert len(source) == 5
+
+
 # Around an image, and reconstructions
 
 
@@ -469,6 +500,9 @@ def test_a_method_without_latents_has_no_way(runs: Path, monkeypatch: pytest.Mon
         ("vae", ["interpolate=cubic"], r"interpolate=cubic is unknown: choose linear, spherical or null"),
         ("vae", ["interpolate=linear", "num_images=1"], r"num_images=1 must be 2 or more to interpolate between them"),
         ("vae", ["interpolate=linear", "frames=1"], r"frames=1 must be 2 or more"),
+        ("vae", ["class_folders=true"], r"class_folders=true needs a model with labels, and this one has none"),
+        ("labels", ["class_folders=yes"], r"class_folders=yes must be true or false"),
+        ("vae", ["interpolate=linear", "class_folders=true"], r"class_folders=true is for single samples"),
         ("vae", ["near=nowhere.png"], r"near=nowhere\.png does not exist: give an image"),
         ("vae", ["near=."], r"near=\. is a directory: give one image"),
         ("vae", ["near=x.png", "spread=-1"], r"spread=-1 must be a number of standard deviations, 0 or more"),

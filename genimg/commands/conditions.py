@@ -78,9 +78,13 @@ def _of_label(value: object, num_classes: int, class_names: Sequence[str]) -> Co
         raise ValueError(
             f"label={value} is no class of this model{close}: give a number from 0 to {num_classes - 1}{known}{unknown}"
         )
+    return Condition(name_of_label(label, num_classes, class_names), {"label": torch.tensor([label])})
+
+
+def name_of_label(label: int, num_classes: int, class_names: Sequence[str]) -> str:
+    """A class's name if it is safe as a file's, else such as ``label03``."""
     name = class_names[label] if class_names else ""
-    number = f"label{label:0{len(str(num_classes - 1))}d}"
-    return Condition(name if re.fullmatch(_SAFE, name) else number, {"label": torch.tensor([label])})
+    return name if re.fullmatch(_SAFE, name) else f"label{label:0{len(str(num_classes - 1))}d}"
 
 
 def _shortened(names: Sequence[str]) -> str:

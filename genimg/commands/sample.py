@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from tqdm import tqdm
 
 from genimg import build
 from genimg.commands.common import Config, load_method, open_checkpoint, require_all_values
-from genimg.commands.conditions import KEYS, Condition, find_conditions
+from genimg.commands.conditions import KEYS, Condition, find_conditions, name_of_label
 from genimg.commands.pictures import existing, read_resized
 from genimg.commands.reconstruct import pixel_format, reconstruct, require_one
+from genimg.commands.sample_files import Archive, Files, Sink
 from genimg.files import atomically
 from genimg.images import class_rows, grid, to_float, to_uint8, write_png
 from genimg.interfaces import Batch, Method
@@ -101,7 +101,9 @@ def sample(composed: DictConfig) -> None:
         for condition in conditions:
             _write_way(maker, condition, folder if len(conditions) == 1 else folder / condition.name, options)
     else:
-        _write_images(maker, conditions, folder, options["num_images"])
+        names = state.get("class_names", ())
+        sink = Archive(folder) if folder.suffix == ".npz" else Files(folder, _class_name(options, method, names))
+        _write_images(maker, conditions, sink, options["num_images"])
 
 
 def _near(options: Config, method: Method, data: Config, conditions: Sequence[Condition]) -> Tensor:
@@ -119,6 +121,19 @@ def _near(options: Config, method: Method, data: Config, conditions: Sequence[Co
     device = next(method.parameters()).device
     method.nearby(image.to(device), {key: value.to(device) for key, value in drawn.items()}, 0.0)  # refuses before the work
     return image
+
+
+def _class_name(options: Config, method: Method, class_names: Sequence[str]) -> Callable[[int], str] | None:
+    """Of a label, for directories; None where images lie together.
+
+    Raises:
+        ValueError: if directories are asked for and there are no classes.
+    """
+    if not options["class_folders"]:
+        return None
+    if "label" not in method.batch_keys:
+        raise ValueError("class_folders=true needs a model with labels, and this one has none: leave it away")
+    return lambda label: name_of_label(label, method.num_classes, class_names)
 
 
 def _settle_ways(options: Config) -> None:
@@ -157,10 +172,19 @@ def _check(options: Config) -> None:
             raise ValueError(f"{key}={options[key]} must be {number} or more{between}")
     if options["near"] is not None and (type(options["spread"]) not in (int, float) or not options["spread"] >= 0):
         raise ValueError(f"spread={options['spread']} must be a number of standard deviations, 0 or more")
+    if type(options["class_folders"]) is not bool:
+        raise ValueError(f"class_folders={options['class_folders']} must be true or false")
     for one, others in _EXCLUDE.items():
         useless = next((other for other in others if options[other] is not None), None)
         if options[one] is not None and useless is not None:
             raise ValueError(f"{useless}={options[useless]} has no effect with {one}=: leave one of them away")
+    archived = str(options["output"]).endswith(".npz")
+    for one in ("reconstruct", "interpolate"):
+        if options[one] is not None and (archived or options["class_folders"]):
+            what = f"output={options['output']}" if archived else "class_folders=true"
+            raise ValueError(f"{what} is for single samples, not for {one}=: leave it away")
+    if archived and options["class_folders"]:
+        raise ValueError(f"class_folders=true has no effect on output={options['output']}, which holds labels: leave it away")
     if truncation is not None and (type(truncation) not in (int, float) or not truncation >= 0):
         raise ValueError(f"truncation={truncation} must be a number, 0 or more, or null for none")
     if type(speed) not in (int, float) or not 0 < speed <= 1000:
@@ -187,9 +211,8 @@ def _repeated(row: Batch, count: int) -> Batch:
 # Images, and a grid of them
 
 
-def _write_images(maker: _Maker, conditions: Sequence[Condition], folder: Path, num_images: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    shown, lines = [], []
+def _write_images(maker: _Maker, conditions: Sequence[Condition], sink: Sink, num_images: int) -> None:
+    shown = []
     for condition in conditions:
         place = "" if len(conditions) == 1 else f"{condition.name}/"
         kept: list[Tensor] = []
@@ -198,18 +221,13 @@ def _write_images(maker: _Maker, conditions: Sequence[Condition], folder: Path, 
             return maker.draw(indices) | _repeated(row, len(indices))
 
         for indices, drawn, images in maker.make_all(num_images, draw, f"sampling {condition.name}".strip()):
-            names = [f"{place}{index:06d}.png" for index in indices]
-            for name, image in zip(names, to_uint8(images), strict=True):
-                write_png(image, folder / name)
-            lines += _lines(names, drawn)
+            sink.add(place, indices, drawn, to_uint8(images))
             if indices.start < _MOST_SHOWN:
                 kept.append(images)
         shown.append(torch.cat(kept)[: _MOST_SHOWN if len(conditions) == 1 else _MOST_COLUMNS])
-    if lines:
-        with atomically(folder / "metadata.jsonl") as temporary:
-            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    log.info("%d images: %s", num_images * len(conditions), folder)
-    picture = folder.with_name(folder.name + ".png")
+    sink.close()
+    log.info("%d images: %s", num_images * len(conditions), sink.path)
+    picture = sink.path.with_name(sink.path.name.removesuffix(".npz") + ".png")
     if maker.method.num_classes and not conditions[0].row:
         write_png(grid(_classes(maker, len(shown[0]))), picture)
         log.info("grid, of images of its own, one class a row: %s", picture)
@@ -217,18 +235,6 @@ def _write_images(maker: _Maker, conditions: Sequence[Condition], folder: Path, 
         columns = None if len(conditions) == 1 else len(shown[0])
         write_png(grid(torch.cat(shown), columns), picture)
         log.info("grid%s: %s", "" if columns is None else ", one condition a row", picture)
-
-
-def _lines(names: Sequence[str], drawn: Batch) -> list[str]:
-    """Which image has which condition, as ``data=folder`` reads captions; nothing without conditions."""
-    entries: list[dict[str, object]] = [{"file_name": name} for name in names]
-    for option, key in KEYS.items():
-        if key in drawn:
-            for entry, value in zip(entries, drawn[key].cpu().numpy(), strict=True):
-                # A caption's last character may be cut.
-                is_text = key == "caption"
-                entry[option] = value.tobytes().rstrip(b"\0").decode("utf-8", "ignore") if is_text else int(value)
-    return [json.dumps(entry, ensure_ascii=False) for entry in entries if len(entry) > 1]
 
 
 def _classes(maker: _Maker, count: int) -> Tensor:
