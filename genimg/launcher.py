@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _REDRAW_SECONDS = 2.0
+_TAIL = 65536  # bytes of a run's metrics that are looked at
 _MOST_WORDS = 60  # characters of a job's overrides in the table
 _PR_SET_PDEATHSIG = 1  # of Linux' prctl
 _FLAGS = ("--config-dir", "-cd", "--config-path", "-cp")  # of the command line, which every job needs, too
@@ -97,15 +98,24 @@ class Job:
         best = self.summary().get("best") or {}
         return next(iter(best.values()), None)
 
-    def images(self) -> int:
-        """That its run has logged so far."""
+    def progress(self) -> tuple[int, str]:
+        """Images that its run has logged so far, and the first metric of its latest evaluation."""
+        images, metric = 0, ""
         try:
             with (self.folder / "metrics.jsonl").open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
                 lines = file.read().splitlines()
-            return int(json.loads(lines[-1])["images"])
-        except (OSError, ValueError, KeyError, IndexError):
-            return 0
+        except OSError:
+            return 0, ""
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:  # the first and the last may be cut
+                continue
+            images = record.get("images", images)
+            first = next((key for key in record if key.startswith("evaluation/")), None)
+            metric = metric if first is None else f"{first.removeprefix('evaluation/')} {record[first]:.5g}"
+        return images, metric
 
     def console(self) -> str:
         """What its run has printed."""
@@ -220,7 +230,7 @@ def _start(job: Job, slot: str | None, at_once: int) -> None:
         environment["CUDA_VISIBLE_DEVICES"] = slot
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
     command = [sys.executable, "-m", "genimg.train", *_flags(), *job.overrides, f"run_dir={quoted(str(job.folder))}"]
-    job.images_before = job.images()
+    job.images_before, _ = job.progress()
     with (job.folder / "console.log").open("ab") as console:
         # In a session of its own: Ctrl-C reaches the launcher alone, which then stops each job once.
         job.process = subprocess.Popen(
@@ -335,15 +345,12 @@ class _Display:
 
 
 def _row(job: Job) -> str:
-    images, total = job.images(), job.duration()
+    (images, metric), total = job.progress(), job.duration()
     if not images or not total:
-        return f"  #{job.number:<4} starting               {job.words}"
-    elapsed = time.monotonic() - job.started
-    rate = (images - job.images_before) / elapsed
-    left = "" if rate <= 0 else time.strftime("%H:%M:%S", time.gmtime((total - images) / rate))
-    value = job.value()
-    best = "" if value is None else f"best {value:.5g}"
-    return f"  #{job.number:<4} {images / total:4.0%}  {left:>8} left  {best:12}  {job.words}"
+        return f"  #{job.number:<4} starting  {job.words}"
+    rate = (images - job.images_before) / (time.monotonic() - job.started)
+    left = "" if rate <= 0 else time.strftime("%H:%M:%S left", time.gmtime((total - images) / rate))
+    return f"  #{job.number:<4} {images / total:4.0%}  {left:13}  {metric:24}  {job.words}"
 
 
 def _write_table(jobs: list[Job], path: Path, *, first: bool) -> None:

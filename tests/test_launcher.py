@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from genimg import cli
+from genimg import cli, launcher
 
 PROGRAM = "import sys; from genimg import cli; sys.argv[0] = 'genimg-train'; cli.train()"
 TINY = [
@@ -125,6 +126,20 @@ def test_settings_that_mean_nothing_are_refused(setting: str | list[str], messag
     assert code == 1
     assert message in output
     assert "Traceback" not in output
+
+
+def test_a_row_says_how_far_a_job_is(tmp_path: Path) -> None:
+    job = launcher.Job(3, ["seed=3"], tmp_path, own=["seed=3"], started=time.monotonic() - 10.0)
+    assert launcher._row(job).split() == ["#3", "starting", "seed=3"]
+    (tmp_path / "console.log").write_text("training for 2 epochs: 1000 images in 10 steps of 100\n")
+    records = [{"images": 100, "loss/total": 1.0}, {"images": 200, "evaluation/fd5k": 7.25, "evaluation/is5k": 2.0},
+               {"images": 250, "loss/total": 0.5}]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)) + '\n{"images": 3')
+    assert job.progress() == (250, "fd5k 7.25")
+    row = launcher._row(job)
+    assert re.fullmatch(r"  #3     25%  00:00:(29|30) left +fd5k 7\.25 +seed=3", row), row
+    job.images_before = 250  # nothing since it was continued
+    assert "left" not in launcher._row(job)
 
 
 def test_directories_are_called_by_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
