@@ -31,7 +31,7 @@ from genimg.environment import git_commit, versions
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.torchrun import rank_of_torchrun
 from genimg.training.device import describe_hardware
-from genimg.training.logger import Logger, SilentLogger
+from genimg.training.logger import Logger, SilentLogger, write_hyperparameters
 from genimg.training.state import TrainingState
 from genimg.training.trainer import StopRequestedError, Trainer, WorseningError
 from genimg.training.update import NonFiniteError
@@ -178,6 +178,8 @@ def _fit(trainer: Trainer, config: Config, evaluator: PeriodicEvaluator | None, 
     if images_before >= trainer.settings.duration:
         _say_that_it_is_complete(state, config["trainer"]["duration"], evaluator, run_dir)
         return state.best[evaluator.primary] if evaluator and state.best else None
+    if rank() == 0 and state.last:
+        write_hyperparameters(run_dir, config, [f"evaluation/{name}" for name in state.last])
     log.info(
         "finished %d images; %d of them now, in %.0f s", state.images, state.images - images_before, summary["wall_seconds"]
     )

@@ -6,19 +6,21 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from genimg.distributed import rank, rows_of_all_ranks, sum_over_ranks, world_size
 from genimg.files import atomically
 from genimg.images import grid, write_png
 from genimg.interfaces import Metrics
+from genimg.mappings import flatten
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +115,27 @@ class Logger:
                 continue  # the line that a killed run did not finish
         with atomically(self._records) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def write_hyperparameters(run_dir: Path, config: Mapping[str, Any], metrics: Iterable[str]) -> None:
+    """What TensorBoard's HPARAMS page needs to set this run beside others: its settings, and which scalars are its results.
+
+    Args:
+        run_dir: of a run that has ended.
+        config: resolved; lists stand there as text, and what is null is left out.
+        metrics: tags of scalars, whose last values are shown.
+    """
+    values = {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in flatten(dict(config)).items()
+        if value is not None and not key.startswith(_NO_HYPERPARAMETERS)
+    }
+    with SummaryWriter(str(run_dir / "tensorboard")) as writer:
+        for summary in hparams(values, dict.fromkeys(metrics, 0.0)):
+            writer.file_writer.add_summary(summary)
+
+
+_NO_HYPERPARAMETERS = ("run_dir", "resume", "allow", "debug", "print_config", "dry_run", "device")
 
 
 class SilentLogger(Logger):

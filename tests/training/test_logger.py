@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from genimg.training.logger import Logger, MeanMetrics
+from genimg.training.logger import Logger, MeanMetrics, write_hyperparameters
 
 
 def records(run_dir):
@@ -100,3 +102,20 @@ def test_a_state_that_was_taken_does_not_follow_later_values():
     restored = MeanMetrics()
     restored.load_state_dict(state, torch.device("cpu"))
     assert restored.pop() == {"a": 1.0}
+
+
+def test_hyperparameters_are_what_tensorboards_page_reads(tmp_path):
+    config = {
+        "optimizer": {"lr": 1e-3, "betas": [0.5, 0.9]}, "seed": 1, "on": True, "evaluation": {"stop_if": None}, "run_dir": "x"
+    }  # fmt: skip
+    write_hyperparameters(tmp_path, config, ["evaluation/fd5k", "evaluation/is5k"])
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    found = events.summary_metadata
+    experiment = HParamsPluginData.FromString(found["_hparams_/experiment"].plugin_data.content).experiment
+    assert [info.name.tag for info in experiment.metric_infos] == ["evaluation/fd5k", "evaluation/is5k"]
+    assert {info.name for info in experiment.hparam_infos} == {"optimizer.lr", "optimizer.betas", "seed", "on"}
+    session = HParamsPluginData.FromString(found["_hparams_/session_start_info"].plugin_data.content).session_start_info
+    assert session.hparams["optimizer.lr"].number_value == 1e-3
+    assert session.hparams["optimizer.betas"].string_value == "[0.5, 0.9]"
+    assert session.hparams["on"].number_value == 1  # as PyTorch writes truth
+    assert "_hparams_/session_end_info" in found
