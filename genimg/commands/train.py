@@ -260,7 +260,9 @@ def _report(state: TrainingState, summary: Config, evaluator: PeriodicEvaluator 
         share = state.evaluation_seconds / max(state.evaluation_seconds + state.seconds, 1e-9)
         log.info("evaluation took %.0f s, %.0f %% of training and evaluation together", state.evaluation_seconds, 100 * share)
     pictures = sorted((run_dir / "samples").glob(f"*-{state.images:09d}.png"))
-    log.info("pictures:    %s", "  ".join(str(relative(path)) for path in pictures))
+    names = ",".join(path.name.removesuffix(f"-{state.images:09d}.png") for path in pictures)
+    several = names if len(pictures) == 1 else f"{{{names}}}"
+    log.info("pictures:    %s", shown / "samples" / f"{several}-{state.images:09d}.png")
     log.info("curves:      tensorboard --logdir %s   (or %s)", shlex.quote(str(shown)), shown / "metrics.jsonl")
     log.info("checkpoint:  %s", shown / "checkpoints" / ("best.pt" if evaluator else "last.pt"))
 

@@ -88,6 +88,8 @@ def find(path: Path, which: str = "last") -> Path:
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         if (folder / f"{which}.pt").is_file():
             return folder / f"{which}.pt"
+        if which == "best" and (folder / "last.pt").is_file():
+            raise FileNotFoundError(f"which=best: {path} holds no best.pt, because nothing was evaluated: take which=last")
         raise FileNotFoundError(f"{path} holds no checkpoint: expected checkpoints/{which}.pt in a run directory")
     if not path.exists():
         raise FileNotFoundError(f"checkpoint {path} does not exist")

@@ -235,3 +235,12 @@ def test_find_names_what_is_missing(tmp_path):
         checkpoint.find(tmp_path / "absent.pt")
     with pytest.raises(FileNotFoundError, match=r"expected checkpoints/last\.pt"):
         checkpoint.find(tmp_path)
+
+
+def test_a_best_checkpoint_of_a_run_without_evaluations_is_the_last(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.pt").touch()
+    with pytest.raises(
+        FileNotFoundError, match=r"^which=best: .* holds no best\.pt, because nothing was evaluated: take which=last"
+    ):
+        find(tmp_path, "best")
