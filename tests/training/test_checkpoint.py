@@ -243,4 +243,4 @@ def test_a_best_checkpoint_of_a_run_without_evaluations_is_the_last(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"^which=best: .* holds no best\.pt, because nothing was evaluated: take which=last"
     ):
-        find(tmp_path, "best")
+        checkpoint.find(tmp_path, "best")
