@@ -276,7 +276,7 @@ def _stop(jobs: list[Job]) -> None:
     try:
         for job in jobs:
             assert job.process is not None
-            job.process.send_signal(signal.SIGINT)
+            job.process.terminate()  # also before it listens; a shell has background jobs ignore SIGINT
         for job in jobs:
             assert job.process is not None
             job.process.wait()
@@ -302,11 +302,13 @@ def _terminating_as_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    numbers = (signal.SIGTERM, signal.SIGINT)  # the second, too: a shell has background jobs ignore it
+    previous = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)
 
 
 class _Display:
