@@ -253,7 +253,7 @@ def build_method(config: Config, source: Source, builder: Builder) -> Method:
     _check_kind(method_class, source, task)
     settle(config, source, task)
     method: Method = builder.build(config["model"], "model")
-    if source.validation is not None and not (method.translates or method.estimates_likelihood):
+    if source.validation is not None and not method.translates and method.likelihood is None:
         raise ValueError(
             f"data.validation={config['data']['validation']} has no effect on this model, a {type(method).__name__}, which is "
             "measured against all images: set data.validation=0"

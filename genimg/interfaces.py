@@ -61,11 +61,20 @@ class Update(Protocol):
         ...
 
 
-class Outputs(Protocol):
-    """What a decoder's output is made for: a likelihood, which says how many numbers a pixel needs."""
+class PixelLikelihood(Protocol):
+    """What a decoder's output is made for; see ``losses.likelihoods``."""
+
+    @property
+    def description(self) -> str:
+        """What stands beside a reported number."""
+        ...
 
     def num_outputs(self, channels: int) -> int:
         """Channels of the output for images of so many."""
+        ...
+
+    def bits_per_dimension(self, nats: Tensor, num_dimensions: int) -> Tensor:
+        """Negative log-likelihoods of images in nats as bits per pixel and channel."""
         ...
 
 
@@ -89,14 +98,6 @@ class Method(nn.Module, ABC):
 
     reconstructs: ClassVar[bool] = False
     """Whether it is an autoencoder, with a ``reconstruct`` of its own."""
-
-    estimates_likelihood: ClassVar[bool] = False
-    """Whether it has a ``log_likelihood`` of its own."""
-
-    @property
-    def likelihood_name(self) -> str:
-        """Of a method with a likelihood: which, in a few words."""
-        raise NotImplementedError(f"{type(self).__name__} has no likelihood")
 
     takes_conditions: ClassVar[bool] = False
     """Whether the ``conditioning`` group has an effect on it."""
@@ -170,6 +171,11 @@ class Method(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} does not translate images")
 
     @property
+    def likelihood(self) -> PixelLikelihood | None:
+        """p(x | z), of a method that estimates log p(x) by ``log_likelihood``."""
+        return None
+
+    @property
     def multiple(self) -> int:
         """What the height and width of ``translate``'s sources must be multiples of."""
         return 1
@@ -192,7 +198,7 @@ class Method(nn.Module, ABC):
         raise ValueError(f"near= has no effect on a {type(self).__name__}, which encodes no images: leave it away")
 
     def log_likelihood(self, batch: Batch, num_samples: int, keys: NDArray[np.uint64]) -> dict[str, Tensor]:
-        """Estimates for every image of a batch [N], in nats; for methods that say ``estimates_likelihood``.
+        """Estimates for every image of a batch [N], in nats; for methods with a ``likelihood``.
 
         Args:
             batch: images and conditions.
@@ -203,10 +209,6 @@ class Method(nn.Module, ABC):
             ``log_likelihood``, the importance-weighted estimate of log p(x) from K samples; ``elbo``, ``reconstruction`` and
             ``kl`` of the same samples.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no likelihood")
-
-    def bits_per_dimension(self, nats: Tensor, num_dimensions: int) -> Tensor:
-        """Negative log-likelihoods of images in nats as bits per pixel and channel, where it has a likelihood."""
         raise NotImplementedError(f"{type(self).__name__} has no likelihood")
 
     @abstractmethod

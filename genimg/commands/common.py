@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shlex
 import tempfile
@@ -13,11 +14,17 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from genimg import build
+from genimg.distributed import rank
+from genimg.environment import git_commit
+from genimg.evaluation.periodic import Evaluation
 from genimg.explain import quoted
 from genimg.files import atomically
 from genimg.interfaces import Method
 from genimg.methods.translation import Translation
 from genimg.training import checkpoint
+from genimg.training.device import describe_hardware
+
+log = logging.getLogger(__name__)
 
 Config = dict[str, Any]
 
@@ -84,6 +91,38 @@ def sentence(provenance: Config) -> str:
     if "weights" in made:
         return text + f", {made['weights']} weights, seed {made['seed']}"
     return text + f", generated: {made['source']}"
+
+
+def report(
+    what: str, columns: dict[str, dict[str, float]], result: Evaluation, options: Config, device: torch.device, subject: Config
+) -> None:
+    """Print a result with what it depends on, and write it where ``output`` says.
+
+    Args:
+        what: was measured.
+        columns: of the printed table.
+        result: of the evaluation.
+        options: of the command: ``provenance`` and ``output``.
+        device: that it was measured on.
+        subject: what else the written record holds.
+    """
+    log.info("%s", what)
+    log.info("%s", table(columns))
+    log.info("measured with %s", sentence(result.provenance))
+    if options["provenance"]:
+        log.info("%s", json.dumps(result.provenance, indent=2, ensure_ascii=False))
+    if options["output"] is not None and rank() == 0:
+        record = {
+            **subject,
+            "metrics": result.values,
+            "intervals": {name: list(bounds) for name, bounds in result.intervals.items()},
+            "provenance": result.provenance,
+            "warnings": list(result.warnings),
+            "hardware": describe_hardware(device),
+            "git_commit": git_commit(),
+        }
+        write_json(Path(options["output"]), record)
+        log.info("written to %s", options["output"])
 
 
 def relative(path: Path) -> Path:

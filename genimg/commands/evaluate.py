@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
@@ -16,17 +15,14 @@ from genimg.commands.common import (
     check_writable,
     load_method,
     open_checkpoint,
+    report,
     require_all_values,
-    sentence,
-    table,
-    write_json,
 )
 from genimg.commands.compare import compare_results
 from genimg.commands.evaluate_likelihood import evaluate_likelihood
 from genimg.commands.evaluate_translation import evaluate_translator
 from genimg.commands.sides import Side, compose_evaluation, resolve
 from genimg.distributed import first_of_each_host, processes_of_torchrun, rank
-from genimg.environment import git_commit
 from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.imagesets import DatasetImages, ImageSet, Subset
 from genimg.evaluation.likelihood import LikelihoodEvaluator
@@ -36,7 +32,7 @@ from genimg.evaluation.periodic import Evaluation
 from genimg.evaluation.statistics_files import SavedStatistics
 from genimg.images import grid, write_png
 from genimg.methods.translation import Translation
-from genimg.training.device import choose_device, describe_hardware
+from genimg.training.device import choose_device
 
 log = logging.getLogger(__name__)
 
@@ -261,7 +257,12 @@ def _evaluator(options: Config, chosen: Config, builder: build.Builder, real: Si
         raise ValueError("neighbors= needs the real images themselves, but real= names statistics")
     evaluator = build.build_evaluator({"evaluation": config}, builder)
     if not isinstance(evaluator, Evaluator):
-        raise ValueError("this evaluation measures translations by a model: choose evaluation=inception or another one")
+        measured = (
+            "the likelihood of images under a model"
+            if isinstance(evaluator, LikelihoodEvaluator)
+            else "translations by a model"
+        )
+        raise ValueError(f"this evaluation measures {measured}: choose evaluation=inception or another one")
     if real.statistics is not None:
         assert real.path is not None
         real.statistics.check_extractor(evaluator.extractor, real.path, accept_unrecorded=options["accept_unrecorded"])
@@ -269,27 +270,11 @@ def _evaluator(options: Config, chosen: Config, builder: build.Builder, real: Si
 
 
 def _finish(result: Evaluation, what: str, options: Config, device: torch.device, subject: Config) -> None:
-    log.info("%s", what)
     columns = {"value": result.values}
     if result.intervals:
         columns |= {"95 % from": {name: low for name, (low, _) in result.intervals.items()},
                     "to": {name: high for name, (_, high) in result.intervals.items()}}  # fmt: skip
-    log.info("%s", table(columns))
-    log.info("measured with %s", sentence(result.provenance))
-    if options["provenance"]:
-        log.info("%s", json.dumps(result.provenance, indent=2, ensure_ascii=False))
-    if options["output"] is not None and rank() == 0:
-        record = {
-            **subject,
-            "metrics": result.values,
-            "intervals": {name: list(bounds) for name, bounds in result.intervals.items()},
-            "provenance": result.provenance,
-            "warnings": list(result.warnings),
-            "hardware": describe_hardware(device),
-            "git_commit": git_commit(),
-        }
-        write_json(Path(options["output"]), record)
-        log.info("written to %s", options["output"])
+    report(what, columns, result, options, device, subject)
 
 
 def _show_neighbors(options: Config, evaluator: Evaluator, real: ImageSet | SavedStatistics, fake: ImageSet) -> None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
 import torch
 
 from genimg import build
-from genimg.commands.common import Config, load_method, sentence, table, write_json
+from genimg.commands.common import Config, load_method, report
 from genimg.commands.sides import resolve
 from genimg.data.sources import Source
-from genimg.distributed import first_of_each_host, rank
-from genimg.environment import git_commit
+from genimg.distributed import first_of_each_host
 from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.interfaces import height_width
-from genimg.training.device import describe_hardware
 
 log = logging.getLogger(__name__)
 
@@ -71,17 +68,8 @@ def evaluate_likelihood(
     else:
         result = evaluator.evaluate(method, data, device)
     images = state["training"]["images"]
-    log.info("%s, trained on %d images", path, images)
-    log.info("%s", table({"value": result.values}))
-    log.info("measured with %s", sentence(result.provenance))
-    if options["provenance"]:
-        log.info("%s", json.dumps(result.provenance, indent=2, ensure_ascii=False))
-    if options["output"] is not None and rank() == 0:
-        record = {"checkpoint": str(path), "images": images, "metrics": result.values, "intervals": {},
-                  "provenance": result.provenance, "warnings": list(result.warnings), "hardware": describe_hardware(device),
-                  "git_commit": git_commit()}  # fmt: skip
-        write_json(Path(options["output"]), record)
-        log.info("written to %s", options["output"])
+    what = f"{path}, trained on {images} images"
+    report(what, {"value": result.values}, result, options, device, {"checkpoint": str(path), "images": images})
     return result.values
 
 

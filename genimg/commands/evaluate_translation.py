@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -15,12 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genimg import build
-from genimg.commands.common import Config, load_method, sentence, table, write_json
+from genimg.commands.common import Config, load_method, report
 from genimg.data.degradations import Denoise, Inpaint
 from genimg.data.placement import Data
 from genimg.data.tasks import Task
 from genimg.distributed import rank, rows_of_all_ranks, world_size
-from genimg.environment import git_commit
 from genimg.evaluation.classical import biharmonic, non_local_means
 from genimg.evaluation.imagesets import evenly_spaced
 from genimg.evaluation.translation import TranslationEvaluator, similarities
@@ -29,7 +27,6 @@ from genimg.images import grid, to_uint8, write_png
 from genimg.interfaces import Batch
 from genimg.methods.translation import Translation
 from genimg.randomness import steady
-from genimg.training.device import describe_hardware
 
 log = logging.getLogger(__name__)
 
@@ -98,18 +95,9 @@ def evaluate_translator(
             _write_worst(Path(options["picture"]), method, data, evaluator, rows)
             log.info("the %d worst by PSNR, each: source, translation, target: %s", _WORST, options["picture"])
     images = state["training"]["images"]
-    log.info("%s, trained on %d images", path, images)
-    log.info("%s", table(columns | _gains(columns)))
-    log.info("measured with %s", sentence(result.provenance))
-    if options["provenance"]:
-        log.info("%s", json.dumps(result.provenance, indent=2, ensure_ascii=False))
-    if options["output"] is not None and rank() == 0:
-        others = {name: values for name, values in columns.items() if name != "model"}
-        record = {"checkpoint": str(path), "images": images, "metrics": result.values, "others": others, "intervals": {},
-                  "provenance": result.provenance, "warnings": list(result.warnings), "hardware": describe_hardware(device),
-                  "git_commit": git_commit()}  # fmt: skip
-        write_json(Path(options["output"]), record)
-        log.info("written to %s", options["output"])
+    others = {name: values for name, values in columns.items() if name != "model"}
+    subject = {"checkpoint": str(path), "images": images, "others": others}
+    report(f"{path}, trained on {images} images", columns | _gains(columns), result, options, device, subject)
     return result.values
 
 

@@ -20,7 +20,7 @@ from genimg.evaluation.imagesets import evenly_spaced
 from genimg.evaluation.passes import full_float32, ranges
 from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
 from genimg.images import to_float
-from genimg.interfaces import Batch, Images, Method
+from genimg.interfaces import Batch, Images, Method, PixelLikelihood
 from genimg.randomness import hash_integers
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class LikelihoodEvaluator(PeriodicEvaluator):
         self._warned = False
 
     def check(self, method: Method, source: Source | None = None) -> None:
-        if not method.estimates_likelihood:
+        if method.likelihood is None:
             raise ValueError(
                 f"evaluation=likelihood needs a model with a likelihood, such as vae; a {type(method).__name__} has none: "
                 "choose another evaluation"
@@ -133,10 +133,11 @@ class LikelihoodEvaluator(PeriodicEvaluator):
                 for name, numbers in method.log_likelihood(batch, self.num_samples, keys).items():
                     rows[name].append(numbers)
         means = {name: _mean(parts) for name, parts in rows.items()}
-        num_dimensions = int(np.prod(data.source.shape))
+        likelihood, num_dimensions = method.likelihood, math.prod(data.source.shape)
+        assert likelihood is not None
 
         def bits(nats: float) -> float:
-            return method.bits_per_dimension(torch.tensor(nats, dtype=torch.float64), num_dimensions).item()
+            return likelihood.bits_per_dimension(torch.tensor(nats, dtype=torch.float64), num_dimensions).item()
 
         nll = -means["log_likelihood"]
         values = {
@@ -154,9 +155,11 @@ class LikelihoodEvaluator(PeriodicEvaluator):
             raise ValueError(
                 f"{broken} of {data.source.name} is {values[broken]}: the model has diverged; evaluate an earlier one"
             )
-        return Evaluation(values, self._provenance(method, data, count, held_out=held_out))
+        return Evaluation(values, self._provenance(method, likelihood, data, count, held_out=held_out))
 
-    def _provenance(self, method: Method, data: Data, count: int, *, held_out: bool | None) -> dict[str, Any]:
+    def _provenance(
+        self, method: Method, likelihood: PixelLikelihood, data: Data, count: int, *, held_out: bool | None
+    ) -> dict[str, Any]:
         return {
             "likelihood": {
                 "held_out": held_out,
@@ -165,7 +168,7 @@ class LikelihoodEvaluator(PeriodicEvaluator):
                 "image_shape": "x".join(map(str, data.source.shape)),
                 "num_images": count,
                 "num_samples": self.num_samples,
-                "of": method.likelihood_name,
+                "of": likelihood.description,
                 "weights": method.sampled_weights,
                 "seed": self.seed,
             },

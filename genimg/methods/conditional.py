@@ -77,3 +77,16 @@ def encoder_of(network: nn.Module) -> ConditionEncoder:
     if not isinstance(encoder, ConditionEncoder):
         raise ValueError(f"{type(network).__name__} has no encoder of conditions: give it condition=${{conditioning.encoder}}")
     return encoder
+
+
+def shared_encoder(**networks: nn.Module) -> ConditionEncoder:
+    """The first network's encoder of conditions.
+
+    Raises:
+        ValueError: if a network has none, or another reads another key of the batch.
+    """
+    (first, *others), encoders = networks, {name: encoder_of(network) for name, network in networks.items()}
+    for other in others:
+        if encoders[other].key != encoders[first].key:
+            raise ValueError(f"model.{first}.condition and model.{other}.condition must read the same key of the batch")
+    return encoders[first]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from genimg.interfaces import Batch, Metrics, Microbatches, Progress, Update
 from genimg.losses.regularised_autoencoder import AutoencoderLoss
-from genimg.methods.conditional import ConditionalMethod, encoder_of
+from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.latent_density import LatentDensity
 from genimg.methods.latent_pictures import interpolations
 from genimg.methods.modes import in_mode
@@ -49,8 +49,6 @@ class DeterministicAutoencoder(ConditionalMethod):
         num_latents: int,
     ) -> None:
         super().__init__()
-        if encoder_of(encoder).key != encoder_of(decoder).key:
-            raise ValueError("model.encoder.condition and model.decoder.condition must read the same key of the batch")
         if loss.normalises_decoder:
             for name, part in decoder.named_children():
                 if name != "condition":
@@ -59,7 +57,7 @@ class DeterministicAutoencoder(ConditionalMethod):
         self.decoder = decoder
         self.loss = loss
         self.density = LatentDensity(latent_dim=latent_dim, num_components=num_components, num_latents=num_latents)
-        self._read_conditions(encoder_of(encoder))
+        self._read_conditions(shared_encoder(encoder=encoder, decoder=decoder))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"autoencoder": list(self.parameters())}

@@ -25,7 +25,7 @@ from genimg.losses.penalties import (
     WeightClipping,
 )
 from genimg.methods.augment import AdaptiveAugment, Augment
-from genimg.methods.conditional import ConditionalMethod, encoder_of
+from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.ema import EMA
 from genimg.methods.latent import Latent
 from genimg.networks.discriminator import Judgement
@@ -93,12 +93,10 @@ class GAN(ConditionalMethod):
         self.generator_batches = generator_batches
         self.standing_batches = standing_batches
         self.generator_ema = EMA(generator, half_life=ema_half_life, ramp_up=ema_ramp_up)
-        self._read_conditions(encoder_of(discriminator))
+        self._read_conditions(shared_encoder(discriminator=discriminator, generator=generator))
         self._check_parts()
 
     def _check_parts(self) -> None:
-        if encoder_of(self.generator).key != self.condition_key:
-            raise ValueError("model.generator.condition and model.discriminator.condition must read the same key of the batch")
         for name, penalty in self.penalties.items():
             if not isinstance(penalty, DiscriminatorPenalty | GeneratorPenalty | WeightClipping):
                 raise ValueError(f"penalty.{name} is a {type(penalty).__name__}, which is no penalty of a GAN")

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from genimg.interfaces import Batch, Metrics, Microbatches, Progress, Update
+from genimg.interfaces import Batch, Metrics, Microbatches, PixelLikelihood, Progress, Update
 from genimg.losses.elbo import Bound, Inference, gaussian_kl, gaussian_log_density, importance_bound
 from genimg.losses.perceptual import Perceptual
-from genimg.methods.conditional import ConditionalMethod, encoder_of
+from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.latent import truncate
 from genimg.methods.latent_pictures import LatentScatter, activity_bars, interpolations, normal_quantiles
 from genimg.methods.modes import in_mode
@@ -49,7 +49,6 @@ class VAE(ConditionalMethod):
 
     loss_type = Bound
     reconstructs = True
-    estimates_likelihood = True
 
     def __init__(
         self,
@@ -78,9 +77,7 @@ class VAE(ConditionalMethod):
                 )
             self.latent_dims.append(layer.latent_dim)
         self.hierarchy = nn.ModuleList(hierarchy)
-        if encoder_of(encoder).key != encoder_of(decoder).key:
-            raise ValueError("model.encoder.condition and model.decoder.condition must read the same key of the batch")
-        self._read_conditions(encoder_of(encoder))
+        self._read_conditions(shared_encoder(encoder=encoder, decoder=decoder))
         self.scatter = LatentScatter() if self.latent_dims == [2] else None
         if self.scatter is not None:
             self.welcome_keys = ("label",)
@@ -262,11 +259,8 @@ class VAE(ConditionalMethod):
         }
 
     @property
-    def likelihood_name(self) -> str:
-        return self.loss.likelihood.description
-
-    def bits_per_dimension(self, nats: Tensor, num_dimensions: int) -> Tensor:
-        return self.loss.likelihood.bits_per_dimension(nats, num_dimensions)
+    def likelihood(self) -> PixelLikelihood:
+        return self.loss.likelihood
 
     def check(self, batch: Batch) -> None:
         with torch.no_grad(), in_mode(self, "eval"):

@@ -12,7 +12,7 @@ from genimg.interfaces import Batch, Metrics, Microbatches, Progress, Update
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.losses.elbo import Bound
 from genimg.losses.perceptual import Perceptual
-from genimg.methods.conditional import encoder_of
+from genimg.methods.conditional import shared_encoder
 from genimg.methods.vae import VAE
 from genimg.networks.discriminator import Discriminator
 
@@ -57,8 +57,7 @@ class VAEGAN(VAE):
             raise ValueError(f"model.adversarial_weight={adversarial_weight} must be above 0; without it, choose model=vae")
         if not similarity_weight >= 0:
             raise ValueError(f"model.similarity_weight={similarity_weight} must be 0 or more")
-        if encoder_of(discriminator).key != self.condition_key:
-            raise ValueError("model.encoder.condition and model.discriminator.condition must read the same key of the batch")
+        shared_encoder(encoder=encoder, discriminator=discriminator)
         if adversarial.relativistic:
             raise ValueError("model.adversarial must not be relativistic: reconstructions and samples have no pairs")
         self.discriminator = discriminator

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genimg.interfaces import Outputs
+from genimg.interfaces import PixelLikelihood
 from genimg.networks.conditioning import ConditionEncoder, beside_image
 from genimg.networks.layers import halvings
 
@@ -79,7 +79,7 @@ class Decoder(nn.Module):
         condition: ConditionEncoder,
         latent_dim: int,
         width: int,
-        likelihood: Outputs,
+        likelihood: PixelLikelihood,
     ) -> None:
         super().__init__()
         self.condition = condition

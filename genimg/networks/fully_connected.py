@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from genimg.interfaces import Outputs, height_width
+from genimg.interfaces import PixelLikelihood, height_width
 from genimg.networks.conditioning import ConditionEncoder
 from genimg.networks.layers import Conditioned, initialise, normalisation_layer, spectral_normalise
 
@@ -183,7 +183,7 @@ class Decoder(nn.Module):
         latent_dim: int,
         widths: Sequence[int],
         activation: str,
-        likelihood: Outputs,
+        likelihood: PixelLikelihood,
     ) -> None:
         super().__init__()
         self.condition = condition

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from genimg.interfaces import Outputs
+from genimg.interfaces import PixelLikelihood
 from genimg.networks.conditioning import ConditionEncoder, beside_image
 from genimg.networks.layers import complete_widths, halvings, normalisation_layer
 
@@ -129,7 +129,7 @@ class Decoder(nn.Module):
         widths: Sequence[int],
         num_blocks: int,
         normalisation: str,
-        likelihood: Outputs,
+        likelihood: PixelLikelihood,
     ) -> None:
         super().__init__()
         features, base = _feature_maps("model.decoder", image_size, widths, num_blocks, normalisation)

@@ -638,8 +638,8 @@ def test_bits_per_dimension_and_the_name_are_the_likelihoods():
     nats = torch.tensor(100.0)
     for likelihood in (BERNOULLI, GAUSSIAN):
         vae = build(likelihood=likelihood)
-        assert vae.bits_per_dimension(nats, 7) == likelihood.bits_per_dimension(nats, 7)
-        assert vae.likelihood_name == likelihood.description
+        assert vae.likelihood.bits_per_dimension(nats, 7) == likelihood.bits_per_dimension(nats, 7)
+        assert vae.likelihood.description == likelihood.description
 
 
 # Looking
