@@ -70,6 +70,16 @@ def augment() -> None:
     _run("augment", config="augment_files")  # configs/augment/ is a group of genimg-train
 
 
+def report() -> None:
+    """genimg-report"""
+    _run("report")
+
+
+def export() -> None:
+    """genimg-export"""
+    _run("export")
+
+
 def _task(name: str) -> Callable[[DictConfig], Any]:
     """What the command does; imported late, because it imports torch."""
     module, function = {
@@ -80,6 +90,8 @@ def _task(name: str) -> Callable[[DictConfig], Any]:
         "features": ("features", "train_features"),
         "prepare": ("prepare", "prepare"),
         "augment": ("augment", "augment"),
+        "report": ("report", "report"),
+        "export": ("export", "export"),
     }[name]
     return getattr(importlib.import_module(f"genimg.commands.{module}"), function)
 
@@ -99,7 +111,7 @@ def _run(name: str, config: str | None = None) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors pass to us instead of printing them in its own way
     decorate = hydra.main(version_base="1.3", config_path=config_dir(), config_name=primary)
     logging.raiseExceptions = False  # a log file on a full disk must not bury the message under tracebacks
-    debug = any(argument in ("debug=true", "debug=True") for argument in sys.argv[1:])
+    wants_traceback = any(argument in ("traceback=true", "traceback=True") for argument in sys.argv[1:])
     failures: list[Exception] = []
 
     def guarded(composed: DictConfig) -> Any:
@@ -122,7 +134,7 @@ def _run(name: str, config: str | None = None) -> None:
         message = explain(error, primary, sys.argv[1:])
         if message is None and is_of_several() and _ANOTHER_HAS_GONE.search(str(error)):
             message = f"another process has ended ({str(error).splitlines()[0][:120]})"
-        _fail(name, message, traceback.format_exc() if message is None or debug else "")
+        _fail(name, message, traceback.format_exc() if message is None or wants_traceback else "")
 
 
 def _fail(name: str, message: str | None, details: str = "") -> NoReturn:

@@ -35,6 +35,10 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
             if unusable and value and str(error.filename).startswith(value):
                 return f"{key}={value} cannot be written ({error.filename}: {error.strerror}): choose another {key}"
         return f"{error.filename}: {error.strerror}"
+    if str(error).startswith("Config group override must be a string"):  # Hydra does not say which
+        key, value = next(pair for a in arguments if (pair := _choice_that_is_no_name(a)))
+        options = sorted(path.stem for path in Path(config_dir(), key).glob("*.yaml") if is_choice(path.stem))
+        return f"unknown option {key}={value}: choose one of {', '.join(options)}"
     if isinstance(error, ValueError | OSError):
         return str(error)
     if type(error).__name__ == "OutOfMemoryError":
@@ -105,6 +109,14 @@ def _explain_unknown_key(key: str, command: str, arguments: list[str]) -> str:
     same_name = [k for k in keys if k.rpartition(".")[2] == key and not k.startswith(("model.", "data."))]
     hint = f" (did you mean {same_name[0]!r}?)" if same_name else nearest(key, keys)
     return f"unknown key {key}{hint}: --cfg job shows all keys"
+
+
+def _choice_that_is_no_name(argument: str) -> tuple[str, str] | None:
+    """Group and value of an argument such as ``model=3`` or ``debug=true``."""
+    key, _, value = argument.partition("=")
+    is_group = re.fullmatch(r"[a-z_]+", key) and Path(config_dir(), key).is_dir()
+    parsed = OverridesParser.create().parse_override(argument).value() if is_group and _can_be_read(argument) else ""
+    return None if isinstance(parsed, str | list) or parsed is None else (key, value)
 
 
 def _can_be_read(argument: str) -> bool:

@@ -23,7 +23,8 @@ Config = dict[str, Any]
 # What may differ from the checkpoint's config without changing what is trained. trainer.duration is among them because
 # a schedule that depends on it has a duration of its own.
 _HARMLESS = (
-    "run_dir", "resume", "resume_force", "allow", "debug", "print_config", "dry_run", "device", "evaluation", "performance",
+    "run_dir", "resume", "resume_force", "allow", "debug", "traceback", "print_config", "dry_run", "device",
+    "evaluation", "performance",
     "data.root", "data.a", "data.b", "task.mask.folder", "data.placement", "data.num_workers", "data.max_corrupt",
     "data.refresh_index", *(f"data.{key}" for key in build.SETTLED),
     "trainer.duration", "trainer.log_interval", "trainer.preview_interval", "trainer.preview_images",
@@ -31,7 +32,7 @@ _HARMLESS = (
 )  # fmt: skip
 
 
-_OF_THIS_COMMAND = ("resume", "resume_force", "run_dir", "allow", "debug", "print_config", "dry_run")
+_OF_THIS_COMMAND = ("resume", "resume_force", "run_dir", "allow", "traceback", "print_config", "dry_run")
 
 # What earlier checkpoints lack, and what they then mean.
 _YOUNG_GROUPS = ("performance", "conditioning", "penalty", "augment", "data_augment", "task")

@@ -152,7 +152,7 @@ def test_without_network_the_messages_say_what_to_put_where(home: Path) -> None:
 
 
 def test_a_traceback_is_shown_only_when_asked_for(home: Path) -> None:
-    result = run("train", "trainer.batch_size=0", "debug=true")
+    result = run("train", "trainer.batch_size=0", "traceback=true")
     assert result.returncode == 1
     assert "Traceback" in result.stderr
     assert "error: trainer.batch_size=0" in result.stderr

@@ -16,6 +16,7 @@ from genimg import build
 from genimg.commands.common import Config
 from genimg.data.placement import Data
 from genimg.data.sources import Source
+from genimg.data.validation import evenly_spaced_part
 from genimg.distributed import copy_from_first_, failing_together, first_of_each_host, of_first_rank, world_size
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.interfaces import Method
@@ -106,6 +107,8 @@ def assemble(config: Config, device_name: str) -> Parts:
                 f"trainer.batch_size={batch_size} is larger than the data: {source.name} has {len(source)} images: "
                 f"set trainer.batch_size={len(source)} or less"
             )
+        if (config.get("debug") or {}).get("one_batch"):
+            source = evenly_spaced_part(source, batch_size)
         builder = replace(builder, epoch_size=len(source))
         settings = builder.trainer_settings(trainer_config)
         schedule = build.build_schedule(config, builder)

@@ -33,7 +33,7 @@ from genimg.images import grid, to_float, write_png
 
 log = logging.getLogger(__name__)
 
-_KEYS = ("input", "output", "copies", "originals", "seed", "captions", *RANGES, "max_corrupt", "num_workers", "debug")
+_KEYS = ("input", "output", "copies", "originals", "seed", "captions", *RANGES, "max_corrupt", "num_workers", "traceback")
 _SIDES = {"horizontal_flip": ("left", "right"), "vertical_flip": ("above", "below", "top", "bottom")}
 _AHEAD = 4  # images a thread, so that none waits for another's large file
 _MOST_ROWS, _MOST_COPIES, _CELL = 8, 8, 128  # of the preview; pixels of a cell

@@ -94,7 +94,7 @@ def _check_options(options: Config) -> None:
 
 _OF_STATISTICS = {
     "real", "save_statistics", "evaluation", "device", "num_images", "num_real", "batch_size", "image_size", "data_root",
-    "inception_weights", "allow", "debug",
+    "inception_weights", "allow", "traceback",
 }  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def _refuse_what_has_no_effect(options: Config, typed: set[str]) -> None:
         ValueError: naming the key.
     """
     if options["compare"] is not None:
-        useless, why = typed - {"compare", "which", "debug"}, "with compare="
+        useless, why = typed - {"compare", "which", "traceback"}, "with compare="
     elif options["ckpt"] is None and options["images"] is None:
         useless, why = typed - _OF_STATISTICS, "where statistics are all that is made"
     elif options["images"] is not None:

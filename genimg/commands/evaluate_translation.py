@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 _WORST = 8  # images in the picture
 _OF_TRANSLATORS = {
     "ckpt", "which", "evaluation", "device", "num_images", "batch_size", "seed", "data_root", "picture", "output", "provenance",
-    "allow", "debug", "model_mode", "classical", "table", "split",
+    "allow", "traceback", "model_mode", "classical", "table", "split",
 }  # fmt: skip
 
 Row = dict[str, Tensor]

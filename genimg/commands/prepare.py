@@ -19,7 +19,7 @@ from genimg.files import directory_atomically, naming_full_disk
 
 log = logging.getLogger(__name__)
 
-_KEYS = ("data", "evaluation", "output", "shard_size", "max_corrupt", "allow", "debug")
+_KEYS = ("data", "evaluation", "output", "shard_size", "max_corrupt", "allow", "traceback")
 _OF_TRAINING = {"placement": "auto", "horizontal_flip": False, "max_corrupt": 0, "validation": 0}
 
 

@@ -23,6 +23,7 @@ import genimg
 from genimg import build, resuming
 from genimg.commands.assembly import Parts, assemble, describe_parts
 from genimg.commands.common import Config, argument, relative, require_all_values, sentence, table, write_json
+from genimg.commands.debugging import shorten
 from genimg.commands.dry_run import rehearse
 from genimg.commands.settling import settle
 from genimg.data.placement import available_keys
@@ -78,6 +79,7 @@ def train(composed: DictConfig) -> float | None:
 
 def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | None:
     _refuse_repeated_penalties(HydraConfig.get().overrides.task)
+    shorten(composed)
     if not resuming.names_a_checkpoint(composed):
         require_all_values(composed)
     # Only the first rank needs to see the run directory: other hosts may not have it.

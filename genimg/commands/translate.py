@@ -38,7 +38,7 @@ from genimg.training.device import choose_device
 log = logging.getLogger(__name__)
 
 _KEYS = ("ckpt", "which", "input", "output", "overwrite", "direction", "mask", "model_mode", "tile", "overlap", "batch_size",
-         "seed", "grid", "device", "allow", "debug")  # fmt: skip
+         "seed", "grid", "device", "allow", "traceback")  # fmt: skip
 _MOST_SHOWN = 16  # images in the grid
 _USUAL_TILE = 256  # pixels, to be advised
 

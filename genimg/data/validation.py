@@ -66,12 +66,24 @@ def without_validation(source: Source, share: float) -> Source:
     if count < 2 or len(source) - count < 2:
         raise ValueError(f"data.validation={share} of {len(source)} images leaves {count} for validation and "
                          f"{len(source) - count} to train on: two are needed on each side")  # fmt: skip
-    chosen = (2 * np.arange(count, dtype=np.int64) + 1) * len(source) // (2 * count)
+    chosen = _evenly_spaced(count, len(source))
     kept_out = np.zeros(len(source), dtype=np.bool_)
     kept_out[chosen] = True
     training, validation = (_part(source, np.flatnonzero(which)) for which in (~kept_out, kept_out))
     training.validation = validation
     return training
+
+
+def evenly_spaced_part(source: Source, count: int) -> Source:
+    """``count`` of the images, at most all of them, without a validation; of unpaired data as many of either domain."""
+    if isinstance(source, UnpairedSource):
+        return UnpairedSource(evenly_spaced_part(source.a, count), evenly_spaced_part(source.b, count))
+    count = min(count, len(source))
+    return _part(source, _evenly_spaced(count, len(source)))
+
+
+def _evenly_spaced(count: int, total: int) -> NDArray[np.int64]:
+    return (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
 
 
 def _without_validation_of_domains(source: UnpairedSource, share: float) -> UnpairedSource:

@@ -135,7 +135,7 @@ def write_hyperparameters(run_dir: Path, config: Mapping[str, Any], metrics: Ite
             writer.file_writer.add_summary(summary)
 
 
-_NO_HYPERPARAMETERS = ("run_dir", "resume", "allow", "debug", "print_config", "dry_run", "device")
+_NO_HYPERPARAMETERS = ("run_dir", "resume", "allow", "traceback", "print_config", "dry_run", "device")
 
 
 class SilentLogger(Logger):

@@ -1,0 +1,51 @@
+"""The group ``debug``: settings that make of any training a short one that shows whether it works."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from genimg.resuming import names_a_checkpoint
+
+log = logging.getLogger(__name__)
+
+_ITS_OWN = ("one_batch",)  # read where the data is built
+
+
+def shorten(composed: DictConfig) -> None:
+    """Set what the chosen ``debug`` says, where the config has such a key and the command line does not set it.
+
+    Raises:
+        ValueError: for a ``debug`` that is no mapping, or together with ``resume=PATH``, whose settings are the checkpoint's.
+    """
+    wanted = composed.debug
+    if not isinstance(wanted, DictConfig):
+        raise ValueError(f"debug={wanted} is no mapping: choose debug=two_steps, overfit_one_batch or none")
+    if not wanted:
+        return
+    choice = HydraConfig.get().runtime.choices.get("debug", "debug")
+    if names_a_checkpoint(composed):
+        raise ValueError(f"debug={choice} has no effect with resume={composed.resume}: start it in a run_dir of its own")
+    typed = {each.key_or_group for each in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))}
+    changes = []
+    for group, values in wanted.items():
+        if group in _ITS_OWN:
+            changes.append(f"{group}={str(values).lower()}")
+        elif not values:
+            if group not in typed:
+                composed[group] = {}
+                changes.append(f"{group}=none")
+        else:
+            changes += [_set(composed, f"{group}.{key}", value) for key, value in values.items()
+                        if f"{group}.{key}" not in typed and key in composed[group]]  # fmt: skip
+    log.info("debug=%s sets %s", choice, ", ".join(changes))
+
+
+def _set(composed: DictConfig, key: str, value: Any) -> str:
+    with open_dict(composed):
+        OmegaConf.update(composed, key, value, merge=False)
+    return f"{key}={'null' if value is None else str(value).lower() if isinstance(value, bool) else value}"
