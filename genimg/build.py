@@ -38,6 +38,7 @@ from genimg.images import to_float
 from genimg.interfaces import Batch, Images, Method
 from genimg.methods.translation import Translation
 from genimg.paths import config_dir
+from genimg.training.logger import Recorder
 from genimg.training.schedules import Schedule
 from genimg.training.state import TrainerSettings
 
@@ -66,6 +67,7 @@ ALLOWED = (
     "genimg.networks",
     "genimg.training.performance",
     "genimg.training.schedules",
+    "genimg.training.wandb_recorder",
     "torch.nn",
     "torch.optim",
 )
@@ -467,6 +469,11 @@ def build_schedule(config: Config, builder: Builder) -> Schedule:
 def build_evaluator(config: Config, builder: Builder) -> PeriodicEvaluator | None:
     """None for ``evaluation=none``, also where an experiment has set some of its keys."""
     return builder.build(config["evaluation"], "evaluation") if "_target_" in config["evaluation"] else None
+
+
+def build_recorder(config: Config, builder: Builder) -> Recorder | None:
+    """What takes a run's records besides its directory; None for ``logger=tensorboard``."""
+    return builder.build(config["logger"], "logger") if config.get("logger") else None
 
 
 def _check_keys(node: Config, parameters: Mapping[str, inspect.Parameter], key: str, *, partial: bool) -> None:

@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import re
+import shlex
 import sys
 import time
 import traceback
@@ -22,12 +23,14 @@ from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from genimg import launcher
 from genimg.explain import explain, is_choice, quoted
 from genimg.paths import config_dir
+from genimg.sweeps import plugins
 from genimg.torchrun import arguments_of_rank, is_of_several, rank_of_torchrun
 
+_COMMAND_LINE = "GENIMG_COMMAND_LINE"  # of the sweep, for the jobs that submitit starts elsewhere
 _SECONDS_FOR_THE_FIRST_RANK = 2.0
+_FLAGS_WITH_VALUES = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p")
 _ANOTHER_HAS_GONE = re.compile(r"closed by peer|[Cc]onnection (reset|refused)|[Bb]roken pipe|NCCL|gloo|ProcessGroup")
 
 
@@ -72,6 +75,10 @@ def augment() -> None:
 
 def report() -> None:
     """genimg-report"""
+    try:
+        sys.argv[1:] = _with_runs(sys.argv[1:])
+    except ValueError as error:
+        _fail("report", str(error))
     _run("report")
 
 
@@ -107,7 +114,8 @@ def _run(name: str, config: str | None = None) -> None:
     OmegaConf.register_new_resolver("genimg.job_name", _job_name, replace=True)
     OmegaConf.register_new_resolver("genimg.groups", partial(_groups, primary), replace=True)
     if name == "train":
-        launcher.register()
+        plugins.register()
+        os.environ[_COMMAND_LINE] = shlex.join(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors pass to us instead of printing them in its own way
     decorate = hydra.main(version_base="1.3", config_path=config_dir(), config_name=primary)
     logging.raiseExceptions = False  # a log file on a full disk must not bury the message under tracebacks
@@ -175,14 +183,37 @@ def _continue_in_its_own_directory(arguments: list[str]) -> list[str]:
     return arguments
 
 
+def _with_runs(arguments: Sequence[str]) -> list[str]:
+    """``DIR DIR`` as Hydra takes it: ``runs=['DIR','DIR']``.
+
+    Raises:
+        ValueError: where ``runs=`` is given, too.
+    """
+    words: list[str] = []
+    rest: list[str] = []
+    previous = ""
+    for argument in arguments:
+        is_override = "=" in argument and not Path(argument).is_dir()
+        is_word = not (is_override or argument.startswith("-") or previous in _FLAGS_WITH_VALUES)
+        (words if is_word else rest).append(argument)
+        previous = argument
+    if not words:
+        return rest
+    if given := next((argument for argument in rest if argument.startswith("runs=")), None):
+        raise ValueError(f"{given} and {words[0]} both name runs: write all of them after genimg-report, or all in runs=[...]")
+    return [*rest, f"runs=[{','.join(map(quoted, words))}]"]
+
+
 def _job_name(number: int, overrides: list[str]) -> str:
     """A directory name for a job of a sweep that needs no quotes on a command line: 003_model-vae_optimizer.lr-1e-4.
 
     What all jobs have in common is left out.
     """
-    common = _constants(sys.argv[1:])
+    params = (HydraConfig.get().sweeper.get("params") if HydraConfig.initialized() else None) or {}
+    common = _constants([*shlex.split(os.environ[_COMMAND_LINE]), *(f"{key}={value}" for key, value in params.items())])
     swept = [override for override in overrides if override.partition("=")[0].lstrip("+~") not in common]
-    words = [re.sub(r"[^A-Za-z0-9.+-]+", "-", override).strip("-+") for override in swept]
+    short = [re.sub(r"-?\d+\.\d{5,}(e-?\d+)?", lambda number: f"{float(number[0]):.4g}", override) for override in swept]
+    words = [re.sub(r"[^A-Za-z0-9.+-]+", "-", override).strip("-+") for override in short]
     return f"{int(number):03d}_{'_'.join(words)}"[:120].rstrip("_.-") if words else f"{int(number):03d}"
 
 

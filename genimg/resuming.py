@@ -24,7 +24,7 @@ Config = dict[str, Any]
 # a schedule that depends on it has a duration of its own.
 _HARMLESS = (
     "run_dir", "resume", "resume_force", "allow", "debug", "traceback", "print_config", "dry_run", "device",
-    "evaluation", "performance",
+    "evaluation", "performance", "logger",
     "data.root", "data.a", "data.b", "task.mask.folder", "data.placement", "data.num_workers", "data.max_corrupt",
     "data.refresh_index", *(f"data.{key}" for key in build.SETTLED),
     "trainer.duration", "trainer.log_interval", "trainer.preview_interval", "trainer.preview_images",
@@ -35,7 +35,7 @@ _HARMLESS = (
 _OF_THIS_COMMAND = ("resume", "resume_force", "run_dir", "allow", "traceback", "print_config", "dry_run")
 
 # What earlier checkpoints lack, and what they then mean.
-_YOUNG_GROUPS = ("performance", "conditioning", "penalty", "augment", "data_augment", "task")
+_YOUNG_GROUPS = ("performance", "logger", "conditioning", "penalty", "augment", "data_augment", "task")
 _YOUNG_KEYS = {"trainer.sync_batch_norm": False, "data.captions": "auto", "data.held_out": [], "data.validation": 0, "task": {}}
 
 _ABSENT = "(absent)"  # in place of a value

@@ -157,6 +157,7 @@ def _checked(config: Config) -> tuple[build.Builder, Config]:
     )
     build.check_pairing(config, builder)
     build.build_augment(config, builder)
+    build.build_recorder(config, builder)
     builder.trainer_settings(trainer)
     return builder, trainer
 

@@ -32,7 +32,7 @@ def shorten(composed: DictConfig) -> None:
         raise ValueError(f"debug={choice} has no effect with resume={composed.resume}: start it in a run_dir of its own")
     typed = {each.key_or_group for each in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))}
     changes = []
-    for group, values in wanted.items():
+    for group, values in ((str(group), values) for group, values in wanted.items()):
         if group in _ITS_OWN:
             changes.append(f"{group}={str(values).lower()}")
         elif not values:

@@ -30,6 +30,7 @@ from genimg.data.placement import available_keys
 from genimg.distributed import AnotherProcessError, failing_together, of_first_rank, processes_of_torchrun, rank, world_size
 from genimg.environment import git_commit, versions
 from genimg.evaluation.periodic import PeriodicEvaluator
+from genimg.reporting import write_report
 from genimg.torchrun import rank_of_torchrun
 from genimg.training.device import describe_hardware
 from genimg.training.logger import Logger, SilentLogger, write_hyperparameters
@@ -99,6 +100,7 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
     if config["dry_run"]:
         rehearse(parts, data)
         return None
+    recorder = build.build_recorder(config, parts.builder)
     facts = {
         "genimg_version": genimg.__version__,
         "torch_version": str(torch.__version__),
@@ -109,10 +111,16 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
         "processes": world_size(),
         "performance": parts.performance.describe(parts.optimizers.values()),
     }
+
+    def make_logger(step: int, evaluated: bool) -> Logger:
+        if rank() > 0:
+            return SilentLogger()
+        return Logger(run_dir, step=step, evaluated=evaluated, recorder=recorder)
+
     trainer = parts.trainer(
         data,
         folder=run_dir / "checkpoints",
-        make_logger=lambda step, evaluated: Logger(run_dir, step=step, evaluated=evaluated) if rank() == 0 else SilentLogger(),
+        make_logger=make_logger,
         describe={**facts, "config": config, "config_source": source_config},
     )
     if saved is not None:
@@ -122,6 +130,8 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
             trainer.state.forget_evaluations()
         log.info("resuming from %s at %d images", saved.path, trainer.state.images)
     if rank() == 0:
+        if recorder:
+            recorder.open(run_dir, config)
         OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
     if trainer.state.images < trainer.settings.duration:
         _announce(parts, trainer, run_dir)
@@ -177,6 +187,7 @@ def _fit(trainer: Trainer, config: Config, evaluator: PeriodicEvaluator | None, 
         summary |= _summary(trainer, config) | {"wall_seconds": round(time.monotonic() - start, 1)}
         if rank() == 0:
             _write_summary(run_dir, summary)
+            page = _write_page(run_dir) if summary["status"] != "interrupted" else None
     if images_before >= trainer.settings.duration:
         _say_that_it_is_complete(state, config["trainer"]["duration"], evaluator, run_dir)
         return state.best[evaluator.primary] if evaluator and state.best else None
@@ -186,6 +197,8 @@ def _fit(trainer: Trainer, config: Config, evaluator: PeriodicEvaluator | None, 
         "finished %d images; %d of them now, in %.0f s", state.images, state.images - images_before, summary["wall_seconds"]
     )
     _report(state, summary, evaluator, run_dir)
+    if rank() == 0 and page is not None:
+        log.info("report:      %s", relative(page))
     return state.best[evaluator.primary] if evaluator and state.best else None
 
 
@@ -223,7 +236,10 @@ def _summary(trainer: Trainer, config: Config) -> Config:
     state = trainer.state
     return {
         "images": state.images,
+        "duration": trainer.settings.duration,
         "steps": trainer.progress.step,
+        "primary": trainer.evaluator.primary if trainer.evaluator else None,
+        "higher_is_better": trainer.evaluator.higher_is_better if trainer.evaluator else None,
         "last": state.last,
         "best": state.best,
         "best_images": state.best_images,
@@ -246,6 +262,15 @@ def _write_summary(run_dir: Path, summary: Config) -> None:
         write_json(run_dir / "summary.json", summary)
     except OSError as error:  # often the disk is full, and the error under way says more
         log.warning("summary.json cannot be written (%s)", error.strerror)
+
+
+def _write_page(run_dir: Path) -> Path | None:
+    """The run's own report; a run is no worse for the lack of it."""
+    try:
+        return write_report([run_dir], run_dir / "report.html").html
+    except Exception as error:
+        log.warning("report.html cannot be written (%s)", error)
+        return None
 
 
 def _report(state: TrainingState, summary: Config, evaluator: PeriodicEvaluator | None, run_dir: Path) -> None:
@@ -271,7 +296,7 @@ def _report(state: TrainingState, summary: Config, evaluator: PeriodicEvaluator 
 
 def _remove_if_nothing_began(run_dir: Path) -> None:
     """A directory of a run that was refused at its start holds nothing but Hydra's notes."""
-    if {path.name for path in run_dir.iterdir()} <= {".hydra", "train.log"}:
+    if {path.name for path in run_dir.iterdir()} <= {".hydra", "train.log", "wandb", "wandb-id.txt"}:
         shutil.rmtree(run_dir, ignore_errors=True)
 
 

@@ -103,7 +103,7 @@ class Inpaint(Task):
     def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is None:
             raise ValueError("Inpaint needs a mask of every image, white where pixels are missing: give one")
-        expected = (len(images), 1, *images.shape[2:])
+        expected = (images.shape[0], 1, *images.shape[2:])
         if mask.shape != expected:
             raise ValueError(
                 f"masks of {list(mask.shape)} do not fit images of {list(images.shape)}: give masks of {list(expected)}"
@@ -193,7 +193,7 @@ class Colorize(Task):
             return output
         lightness = (source + 1.0) * 50.0
         return lab_to_rgb(
-            torch.cat([lightness, (output.to(source.dtype) * 110.0).expand(len(source), 2, *source.shape[2:])], dim=1)
+            torch.cat([lightness, (output.to(source.dtype) * 110.0).expand(source.shape[0], 2, *source.shape[2:])], dim=1)
         )
 
 

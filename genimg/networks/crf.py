@@ -72,7 +72,7 @@ class ConditionalRandomField(nn.Module):
         Raises:
             ValueError: if the guide has another number, height or width than the image.
         """
-        if (len(image), image.shape[2:]) != (len(guide), guide.shape[2:]):
+        if (image.shape[0], image.shape[2:]) != (guide.shape[0], guide.shape[2:]):
             raise ValueError(
                 f"a conditional random field cannot guide images of shape {list(image.shape)} by {list(guide.shape)}: number, "
                 "height and width must be the same"

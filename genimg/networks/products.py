@@ -56,6 +56,8 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
 
 def _is_product(features: Tensor, layer: nn.Conv2d | nn.ConvTranspose2d, positions: int) -> bool:
+    if torch.compiler.is_exporting():  # a program for any batch cannot look at how large it is
+        return False
     is_small = positions <= _MOST_POSITIONS and layer.groups == 1
     return is_small and features.device.type == "cpu" and layer.weight.numel() >= _LEAST_WEIGHTS
 

@@ -139,7 +139,7 @@ class Generator(nn.Module):
 
     def synthesis(self, styles: Tensor) -> Tensor:
         """[N, L, W] -> [N, C, H, W]."""
-        features, image = self.start.expand(len(styles), -1, -1, -1), None
+        features, image = self.start.expand(styles.shape[0], -1, -1, -1), None
         for number, block in enumerate(self.blocks):
             # A block's image has the style of the next block's first layer.
             own = styles[:, max(2 * number - 1, 0) : 2 * number + 2]

@@ -117,10 +117,10 @@ class HashedWords(nn.Module):
         first = letter & ~F.pad(letter[:, :-1], (1, 0))
         word = first.long().cumsum(dim=1) - 1
         column = torch.arange(captions.shape[1], device=captions.device)
-        place = column - torch.where(first, column, 0).cummax(dim=1).values  # in its word
+        place = column - _running_maximum(torch.where(first, column, 0))  # in its word
         word = torch.where(letter & (word < self.max_words), word, self.max_words)  # one more, for what is left out
         share = self.byte_factors[:, code] * self.place_factors[:, place]  # [2, N, L]
-        empty = share.new_zeros(_NUM_HASHES, len(captions), self.max_words + 1)
+        empty = share.new_zeros(_NUM_HASHES, captions.shape[0], self.max_words + 1)
         hashed = empty.scatter_add(2, word.expand(_NUM_HASHES, -1, -1), share)[:, :, : self.max_words]
         present = torch.arange(self.max_words, device=captions.device) < first.sum(dim=1, keepdim=True)
         return (hashed % _PRIME % self.vocabulary).permute(1, 2, 0), present
@@ -228,6 +228,14 @@ def _import_transformers() -> Any:
             "conditioning=text"
         ) from error
     return transformers
+
+
+def _running_maximum(numbers: Tensor) -> Tensor:
+    """[N, L], 0 or more -> at every place, the largest up to there."""
+    if not torch.compiler.is_exporting():
+        return numbers.cummax(dim=1).values
+    later = torch.ones(numbers.shape[1], numbers.shape[1], dtype=torch.bool, device=numbers.device).triu(1)
+    return numbers[:, None, :].masked_fill(later, 0).amax(dim=2)  # the same, for programs in formats without cummax
 
 
 def _random_integers(stream: int, count: int) -> Tensor:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -64,6 +64,26 @@ def _mean_over_ranks(values: Tensor) -> Tensor:
     return sum_over_ranks(values) / world_size()
 
 
+class Recorder(Protocol):
+    """Takes a run's records, besides its own directory."""
+
+    def open(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+        """Begin, or go on with what an earlier launch of the run has begun.
+
+        Raises:
+            ValueError: if it cannot.
+        """
+
+    def scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
+        """Take numbers by their names."""
+
+    def picture(self, step: int, images: int, name: str, picture: Tensor) -> None:
+        """Take a uint8 picture [C, H, W]."""
+
+    def close(self) -> None:
+        """End."""
+
+
 class Logger:
     """Writes a run's records.
 
@@ -73,10 +93,12 @@ class Logger:
         run_dir: where metrics.jsonl, tensorboard/ and samples/ go.
         step: where the run starts.
         evaluated: whether the evaluation of that step is over; if not, it will be repeated and its record is dropped.
+        recorder: opened; takes the same records.
     """
 
-    def __init__(self, run_dir: Path, *, step: int, evaluated: bool = True) -> None:
+    def __init__(self, run_dir: Path, *, step: int, evaluated: bool = True, recorder: Recorder | None = None) -> None:
         self.run_dir = run_dir
+        self._recorder = recorder
         self._records = run_dir / "metrics.jsonl"
         self._drop_records_after(step, evaluated)
         self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
@@ -90,6 +112,8 @@ class Logger:
             file.write(json.dumps(record) + "\n")
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
+        if self._recorder:
+            self._recorder.scalars(step, images, values)
 
     def pictures(self, step: int, images: int, named: Mapping[str, Tensor]) -> None:
         """Write each set of images as a grid; see ``Method.preview``."""
@@ -98,9 +122,13 @@ class Logger:
             picture = grid(values)
             write_png(picture, folder / f"{name}-{images:09d}.png")
             self._tensorboard.add_image(name, picture, step)
+            if self._recorder:
+                self._recorder.picture(step, images, name, picture)
 
     def close(self) -> None:
         self._tensorboard.close()
+        if self._recorder:
+            self._recorder.close()
 
     def _drop_records_after(self, step: int, evaluated: bool) -> None:
         if not self._records.is_file():
@@ -135,7 +163,7 @@ def write_hyperparameters(run_dir: Path, config: Mapping[str, Any], metrics: Ite
             writer.file_writer.add_summary(summary)
 
 
-_NO_HYPERPARAMETERS = ("run_dir", "resume", "allow", "traceback", "print_config", "dry_run", "device")
+_NO_HYPERPARAMETERS = ("run_dir", "resume", "allow", "traceback", "print_config", "dry_run", "device", "logger")
 
 
 class SilentLogger(Logger):

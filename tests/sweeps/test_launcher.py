@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,8 +15,15 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 
-from genimg import cli, launcher
+from genimg import cli
+from genimg.paths import config_dir
+from genimg.sweeps import queue
+from genimg.sweeps.display import row as row_of
+from genimg.sweeps.job import Job
 
 PROGRAM = "import sys; from genimg import cli; sys.argv[0] = 'genimg-train'; cli.train()"
 TINY = [
@@ -107,11 +116,89 @@ def test_a_job_that_was_killed_is_continued_and_one_that_is_stopped_too(tmp_path
     assert process.returncode == 130
 
 
-def test_each_job_sees_a_gpu_of_its_own(tmp_path: Path) -> None:
-    code, output = launch(tmp_path, "trainer.duration=1 steps", "seed=0,1", "hydra.launcher.gpus=[3,5]")
-    assert code == 0, output
-    assert "on GPU 3" in output
-    assert "on GPU 5" in output
+def test_each_job_sees_a_gpu_and_a_share_of_the_cores_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    class Process:
+        def __init__(self, command: list[str], *, env: dict[str, str], **_: object) -> None:
+            started.append((command, env["CUDA_VISIBLE_DEVICES"], env["OMP_NUM_THREADS"]))
+
+        def poll(self) -> int:
+            return 0
+
+    class Jobs:
+        total, num_done = 3, 0
+
+        def __init__(self) -> None:
+            self.left = [Job(i, [f"seed={i}", "x='a b'"], tmp_path / str(i)) for i in range(3)]
+
+        def next(self) -> Job | None:
+            return self.left.pop(0) if self.left else None
+
+        def why_hopeless(self, job: Job) -> None:
+            return None
+
+        def ended(self, job: Job) -> None:
+            assert job.status == "complete"
+
+    monkeypatch.setattr(queue.subprocess, "Popen", Process)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(sys, "argv", ["genimg-train", "-m", "--config-dir", "mine", "-cp=there", "seed=0,1,2"])
+    queue.work_off(Jobs(), ["3", "5"])
+    assert [gpu for _, gpu, _ in started] == ["3", "5", "3"]
+    assert {threads for *_, threads in started} == {"8"}
+    folder = tmp_path / "1"
+    flags = ["--config-dir", "mine", "-cp=there"]
+    assert started[1][0] == [sys.executable, "-m", "genimg.train", *flags, "seed=1", "x='a b'", f"run_dir='{folder}'"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+def test_a_launcher_that_is_killed_takes_its_jobs_with_it_after_they_have_saved(tmp_path: Path) -> None:
+    process = start(tmp_path, "trainer.duration=1000000 images", "evaluation.interval=1000000 images", "seed=0")
+    folder = tmp_path / "sweep" / "000_seed-0"
+    folder_of = [tmp_path / "sweep" / "000", folder]
+    wait_for(lambda: any((each / "metrics.jsonl").exists() for each in folder_of))
+    folder = next(each for each in folder_of if each.exists())
+    process.kill()
+    process.communicate()
+    wait_for(lambda: (folder / "summary.json").exists(), 30.0)
+    assert json.loads((folder / "summary.json").read_text())["status"] == "stopped"
+    assert (folder / "checkpoints" / "last.pt").is_file()
+
+
+@pytest.mark.parametrize("option", sorted(path.stem for path in Path(config_dir(), "sweep").glob("*.yaml")))
+def test_a_ready_search_holds_as_many_jobs_as_its_budget_says(option: str) -> None:
+    text = Path(config_dir(), "sweep", f"{option}.yaml").read_text()
+    (budget,) = re.findall(r"^# Budget: (\d+) (?:jobs|trials) of (\d+k) images", text, re.MULTILINE)
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        composed = compose("train", overrides=[f"sweep={option}"], return_hydra_config=True)
+    sweeper = composed.hydra.sweeper
+    assert composed.hydra.mode == RunMode.MULTIRUN
+    assert composed.hydra.launcher._target_.endswith(".GpuQueueLauncher")
+    parser = OverridesParser.create()
+    swept = [parser.parse_override(f"{key}={value}") for key, value in sweeper.params.items()]
+    discrete = [len(list(each.sweep_string_iterator())) for each in swept if each.is_discrete_sweep()]
+    assert int(budget[0]) == (sweeper.n_trials if "n_trials" in sweeper else math.prod(discrete))
+    assert sweeper.params["trainer.duration"] == f"{budget[1]} images"
+
+
+def test_a_sweep_of_ones_own_needs_no_flag_and_makes_no_sweep_of_its_jobs(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "sweep").mkdir(parents=True)
+    text = (
+        "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 3,4\n      model.latent_dim: 2\n"
+    )
+    (tmp_path / "mine" / "sweep" / "seeds.yaml").write_text(text)
+    arguments = ["--config-dir", "mine", *TINY, "sweep=seeds", "trainer.duration=1 steps"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GENIMG_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = table(tmp_path)
+    assert [row["status"] for row in rows] == ["complete"] * 2
+    assert [row["directory"] for row in rows] == ["000_seed-3", "001_seed-4"]
+    assert "sweep=" not in rows[0]["overrides"]
 
 
 @pytest.mark.parametrize(
@@ -129,23 +216,24 @@ def test_settings_that_mean_nothing_are_refused(setting: str | list[str], messag
 
 
 def test_a_row_says_how_far_a_job_is(tmp_path: Path) -> None:
-    job = launcher.Job(3, ["seed=3"], tmp_path, own=["seed=3"], started=time.monotonic() - 10.0)
-    assert launcher._row(job).split() == ["#3", "starting", "seed=3"]
+    job = Job(3, ["seed=3"], tmp_path, own=["seed=3"], started=time.monotonic() - 10.0)
+    assert row_of(job).split() == ["#3", "starting", "seed=3"]
     (tmp_path / "console.log").write_text("training for 2 epochs: 1000 images in 10 steps of 100\n")
     records = [{"images": 100, "loss/total": 1.0}, {"images": 200, "evaluation/fd5k": 7.25, "evaluation/is5k": 2.0},
                {"images": 250, "loss/total": 0.5}]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)) + '\n{"images": 3')
     assert job.progress() == (250, "fd5k 7.25")
-    row = launcher._row(job)
+    row = row_of(job)
     assert re.fullmatch(r"  #3     25%  00:00:(29|30) left +fd5k 7\.25 +seed=3", row), row
     job.images_before = 250  # nothing since it was continued
-    assert "left" not in launcher._row(job)
+    assert "left" not in row_of(job)
 
 
 def test_directories_are_called_by_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        sys, "argv", ["genimg-train", "-m", "data=mnist", "trainer.duration='2 steps'", "loss=a,b", "+x=range(3)"]
+    monkeypatch.setenv(
+        "GENIMG_COMMAND_LINE", shlex.join(["-m", "data=mnist", "trainer.duration='2 steps'", "loss=a,b", "+x=range(3)"])
     )
     assert cli._job_name(3, ["data=mnist", "trainer.duration=2 steps", "loss=a", "+x=1"]) == "003_loss-a_x-1"
     assert cli._job_name(4, ["data=mnist", "optimizer.lr=0.1"]) == "004_optimizer.lr-0.1"  # of a sweeper's own
     assert cli._job_name(0, ["data=mnist"]) == "000"
+    assert cli._job_name(5, ["optimizer.lr=0.00044303752452", "x=-1.23456789e-07"]) == "005_optimizer.lr-0.000443_x--1.235e-07"

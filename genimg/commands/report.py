@@ -1,0 +1,59 @@
+"""genimg-report: a page about a run, several runs or a sweep."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from genimg.reporting import Report, write_report
+from genimg.reporting.measures import value_in_words
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 10  # rows of the leaderboard that are printed
+_WIDTH = 60  # characters of a run's name and of what became of it
+
+
+def report(composed: DictConfig) -> None:
+    """Write the report, and say where it is and how the runs compare.
+
+    Raises:
+        FileNotFoundError: naming a directory that does not exist.
+        ValueError: for a directory without runs, or an output that is no file of a page.
+    """
+    if OmegaConf.is_missing(composed, "runs"):
+        raise ValueError("runs is required: genimg-report RUN_OR_SWEEP_DIR ...")
+    options: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    runs, output = options["runs"], options["output"]
+    if isinstance(runs, str):
+        runs = [runs]
+    if not isinstance(runs, list) or not all(isinstance(each, str | int | float) for each in runs):
+        raise ValueError(f"runs={runs} must be directories: genimg-report RUN_OR_SWEEP_DIR ...")
+    directories = [Path(str(each)).expanduser() for each in runs]
+    if output is None:
+        output = directories[0] / "report.html" if len(directories) == 1 else "report.html"
+    written = write_report(directories, Path(str(output)).expanduser())
+    if len(written.subject.collection.runs) > 1:
+        log.info("%s", "\n".join([leaderboard(written), *written.subject.ranking.warnings]))
+    log.info("report:   %s", written.html)
+    log.info("tables:   %s, %s", written.csv, written.markdown)
+
+
+def leaderboard(written: Report) -> str:
+    """The first lines of the leaderboard as plain text."""
+    ranking = written.subject.ranking
+    rows = [("", "", f"best {ranking.metric}" if ranking.metric else "", "")]
+    for each in ranking.standings[:_SHOWN]:
+        became = each.run.status + (f": {each.run.reason}" if each.run.reason and each.place is None else "")
+        rows.append((str(each.place or "-"), _cut(each.run.label), value_in_words(each.value).replace("—", "-"), _cut(became)))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    left = len(ranking.standings) - _SHOWN
+    return "\n".join([*lines, *([f"and {left} more"] if left > 0 else [])])
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"

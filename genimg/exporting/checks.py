@@ -1,0 +1,48 @@
+"""Whether an exported file makes the images that its checkpoint makes."""
+
+from __future__ import annotations
+
+from genimg.exporting.formats import Run
+from genimg.exporting.parts import Part
+
+TOLERANCE = 1e-4
+"""Largest absolute difference of images in [-1, 1]: a seventy-eighth of a level of 8 bits."""
+
+_BATCHES = (1, 3, 8)
+_SEED = 20_000  # away from the first samples, which are looked at
+
+
+def trials(part: Part) -> list[tuple[int, int, int]]:
+    """Batches, heights and widths to try; sizes are 0 where images are no input."""
+    if part.sides is None:
+        return [(count, 0, 0) for count in _BATCHES]
+    multiple, least, usual = part.sides.multiple, part.sides.least, part.sides.usual
+    sizes = [(least, least + multiple), usual, (least + 2 * multiple, least)]
+    return [(count, *(usual if part.sides.fixed else size)) for count, size in zip(_BATCHES, sizes, strict=True)]
+
+
+def largest_difference(part: Part, run: Run) -> float:
+    """Between what an opened file and the checkpoint make of the same random inputs.
+
+    Raises:
+        ValueError: if it is more than ``TOLERANCE``, or the checkpoint's images are no numbers.
+    """
+    largest = 0.0
+    for number, (count, height, width) in enumerate(trials(part)):
+        inputs = part.draw(count, _SEED + number, height, width)
+        expected, found = part.reference(*inputs), run(*inputs)
+        if not expected.isfinite().all():
+            raise ValueError("the checkpoint makes NaN of random inputs: its training has diverged; use another checkpoint")
+        if found.shape != expected.shape:
+            raise ValueError(
+                f"the exported {part.name} makes images of {list(found.shape)}, and the checkpoint of {list(expected.shape)}: "
+                "no file was left"
+            )
+        difference = (found.double() - expected.double()).abs().max().item()
+        if not difference <= TOLERANCE:  # NaN is not
+            raise ValueError(
+                f"the exported {part.name} differs from the checkpoint by {difference:.2g} for a batch of {count}, more than "
+                f"{TOLERANCE:g}: no file was left; try another format"
+            )
+        largest = max(largest, difference)
+    return largest

@@ -1,0 +1,223 @@
+"""The formats of exported files: each is written, and opened again to be run."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+from torch.export.passes import move_to_device_pass
+from torch.fx.experimental import _config as symbols
+
+from genimg.exporting.parts import Config, Part, Port
+
+OPSET = 18
+"""Of ONNX: the oldest that PyTorch's exporter writes, which most programs read."""
+
+METADATA = "genimg.json"
+"""The name of the record in a .pt2 file; other formats have its entries among their own metadata, as text."""
+
+_EXAMPLES = 2  # in the batch that is traced; of one it would be thought that it stays one
+_LARGEST = 2**31  # bytes of an ONNX file
+
+Run = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+        suffix: of its name.
+        packages: it needs beside PyTorch.
+        what: a file holds.
+    """
+
+    suffix: str
+    packages: tuple[str, ...]
+    what: str
+
+
+FORMATS = {
+    "pt2": Format(".pt2", (), "a program for PyTorch"),
+    "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), "a program for ONNX runtimes"),
+    "safetensors": Format(".safetensors", ("safetensors",), "weights without a program"),
+}
+
+
+def require_packages(name: str) -> None:
+    """Refuse a format whose packages are not installed.
+
+    Raises:
+        ValueError: naming the first that is missing.
+    """
+    for package in FORMATS[name].packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ValueError(
+                f"format={name} needs the package {package} ({error}): pip install 'genimg[export]', or choose format=pt2"
+            ) from error
+
+
+# Programs
+
+
+def traced(part: Part) -> tuple[ExportedProgram, Part]:
+    """The part's network as a program of PyTorch's operators, for any batch and, where it takes them, any sizes.
+
+    Returns:
+        The program and the part as it became: sides have a larger ``least`` where the program demands it, and are fixed (the
+        output's and the inputs' sizes are numbers, and there are no ``sides``) where the network takes one size alone.
+
+    Raises:
+        ValueError: if the network cannot be traced.
+    """
+    attempts = [part]
+    if part.sides is not None:
+        least = part.sides.least
+        while least < max(part.sides.usual):  # a window or a border may want more pixels than the smallest image has
+            least = min(2 * least, max(part.sides.usual))
+            attempts.append(part.with_least(least))
+        attempts.append(part.with_fixed_size())
+    for number, attempt in enumerate(attempts):
+        try:
+            program = _traced(attempt)
+            if attempt.sides is not None and not attempt.sides.fixed:  # its guards say whether small images go another way
+                program.module()(*attempt.draw(1, 0, attempt.sides.least, attempt.sides.least))
+            return program, attempt
+        except Exception as error:  # the tracer has no one type for what it refuses
+            if number + 1 == len(attempts):
+                raise ValueError(
+                    f"this {part.name} cannot be traced by torch.export ({_reason(error)}): format=safetensors needs no trace"
+                ) from error
+    raise AssertionError("there is always an attempt")
+
+
+def _traced(part: Part) -> ExportedProgram:
+    dims: dict[int | str, Any] = {"batch": Dim("batch", min=1)}
+    height, width = 0, 0
+    if part.sides is not None:
+        multiple, least = part.sides.multiple, part.sides.least
+        height, width = part.sides.usual
+        if not part.sides.fixed:
+            height, width = least + multiple, least + 2 * multiple  # which differ, so that neither is taken for the other
+            for name in ("height", "width"):
+                units = Dim(name if multiple == 1 else f"{name}_units", min=least // multiple)
+                dims[name] = units if multiple == 1 else multiple * units
+    inputs = part.draw(_EXAMPLES, 0, height, width)
+    shapes = tuple({axis: dims[side] for axis, side in enumerate(port.shape) if side in dims} for port in part.inputs)
+    # Oblivious, or the smallest feature map would be taken to have more than one pixel, as it has in the example.
+    with torch.no_grad(), _quiet(), symbols.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        program = torch.export.export(part.network, inputs, dynamic_shapes=(shapes,), strict=False)
+    for module in program.graph_module.modules():
+        for node in getattr(getattr(module, "graph", None), "nodes", ()):
+            node.meta.pop("stack_trace", None)  # names of files on this machine
+    return program
+
+
+def write_pt2(program: ExportedProgram, record: Config, path: Path) -> None:
+    """A program with its record beside it."""
+    with _quiet(), open(path, "wb") as file:
+        torch.export.save(program, file, extra_files={METADATA: json.dumps(record, indent=2)})
+
+
+def open_pt2(path: Path, device: torch.device) -> Run:
+    """The program in a file, to be run on a device with inputs and images on the CPU."""
+    with _quiet(), open(path, "rb") as file:
+        program = torch.export.load(file)
+        if device.type != "cpu":
+            program = move_to_device_pass(program, device)
+    module = program.module()
+    return lambda *inputs: module(*(each.to(device) for each in inputs)).cpu()
+
+
+def write_onnx(program: ExportedProgram, part: Part, record: Config, path: Path) -> None:
+    """A model of one file, with its record among its properties.
+
+    Raises:
+        ValueError: if an operator has no ONNX form, or the model is too large for one file.
+    """
+    size = sum(tensor.numel() * tensor.element_size() for tensor in part.network.state_dict().values())
+    if size >= _LARGEST:
+        raise ValueError(
+            f"format=onnx holds up to 2 GiB in a file, and these weights are {size / 2**30:.1f} GiB: use format=pt2"
+        )
+    names = [port.name for port in part.inputs]
+    try:
+        with _quiet():
+            converted = torch.onnx.export(
+                program, dynamo=True, opset_version=OPSET, input_names=names, output_names=[part.output.name], verbose=False
+            )
+    except Exception as error:  # the exporter has a type of error for each of its stages
+        raise ValueError(f"format=onnx: {_reason(error)}: use format=pt2") from error
+    assert converted is not None
+    graph = converted.model.graph
+    for node in graph:
+        for value in node.outputs:
+            value.shape = None  # in terms of symbols that get other names below; runtimes infer them
+    for value, port in zip((*graph.inputs, *graph.outputs), (*part.inputs, part.output), strict=True):
+        value.shape = onnx_shape(port)
+    converted.model.metadata_props.update({key: _text(value) for key, value in record.items()})
+    converted.model.doc_string = str(record["description"])
+    with _quiet():
+        converted.save(str(path), external_data=False)
+
+
+def open_onnx(path: Path) -> Run:
+    """The model in a file, to be run by onnxruntime on the CPU."""
+    onnxruntime = importlib.import_module("onnxruntime")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> Tensor:
+        given = {name: each.numpy() for name, each in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run(None, given)[0])
+
+    return run
+
+
+def write_safetensors(part: Part, record: Config, path: Path) -> None:
+    """The network's tensors, with the record among the metadata, as text."""
+    safetensors = importlib.import_module("safetensors.torch")
+    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in part.network.state_dict().items()}
+    safetensors.save_file(tensors, str(path), metadata={key: _text(value) for key, value in record.items()})
+
+
+def onnx_shape(port: Port) -> Any:
+    """With the names of what may vary."""
+    return importlib.import_module("onnx_ir").Shape(list(port.shape))
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _reason(error: Exception) -> str:
+    """What an exporter's error says in its innermost cause: the operator that it cannot convert, in one line."""
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporters print and log for their own developers."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,153 @@
+"""The modules that are exported: each a network between the numbers that a user has and images in [-1, 1].
+
+All take their inputs one after another, so that programs do too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genimg.data.tasks import Task
+from genimg.methods.latent_density import LatentDensity
+from genimg.networks.stochastic_layers import StochasticLayer
+
+
+class Generating(nn.Module):
+    """A GAN's generator.
+
+    Args:
+        generator: (latent [N, Z], condition) -> image.
+        truncation: psi, for generators with a truncation of their own; None leaves it out.
+    """
+
+    def __init__(self, generator: nn.Module, truncation: float | None) -> None:
+        super().__init__()
+        self.generator = generator
+        self.settings = {} if truncation is None else {"truncation": truncation}
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Latents [N, Z] and labels [N] or captions [N, L], where there are some -> [N, C, H, W] in [-1, 1]."""
+        latent, *conditions = inputs
+        return _in_range(self.generator(latent, _condition(conditions, latent), **self.settings))
+
+
+class LatentsToImage(nn.Module):
+    """An autoencoder's decoder, from standard normal numbers to the mean of p(x | z).
+
+    Args:
+        decoder: (latent [N, Z], condition) -> parameters of the likelihood.
+        mean: of the likelihood, of these parameters.
+        hierarchy: layers of latents above the decoder's, from the lowest to the highest.
+        density: what was fitted to the latents; None where they are standard normal.
+    """
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        mean: Callable[[Tensor], Tensor],
+        *,
+        hierarchy: nn.ModuleList,
+        density: LatentDensity | None = None,
+    ) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.mean = mean  # of a module that is no part of this one: its parameters are those of the noise around the mean
+        self.hierarchy = hierarchy
+        self.density = None if density is None else _Mixture(density)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Standard normal numbers [N, Z], then, each where it is needed, ``noise``, ``uniform`` and conditions."""
+        latent, *others = inputs
+        if len(self.hierarchy):
+            latent = self._descend(latent, others.pop(0))
+        if self.density is not None:
+            latent = self.density(latent, others.pop(0) if self.density.several else None)
+        return _in_range(self.mean(self.decoder(latent, _condition(others, latent)).float()))
+
+    def _descend(self, latent: Tensor, noise: Tensor) -> Tensor:
+        """From the highest latents to the lowest; noise [N, sum of the dims below], the lowest first."""
+        layers = [cast(StochasticLayer, layer) for layer in self.hierarchy]
+        pieces = noise.split([layer.below for layer in layers], dim=1)
+        for layer, piece in zip(reversed(layers), reversed(pieces), strict=True):
+            mean, log_variance = layer.generate(latent)
+            latent = mean + (0.5 * log_variance).exp() * piece
+        return latent
+
+
+class _Mixture(nn.Module):
+    """Standard normal numbers [N, Z] and numbers uniform in [0, 1) [N] as latents of a mixture of Gaussians."""
+
+    def __init__(self, density: LatentDensity) -> None:
+        super().__init__()
+        self.several = density.num_components > 1
+        sums = density.weights.double().cumsum(dim=0)
+        self.bounds: Tensor
+        self.means: Tensor
+        self.factors: Tensor
+        self.register_buffer("bounds", (sums / sums[-1])[:-1].float())
+        self.register_buffer("means", density.means.clone())
+        self.register_buffer("factors", density.factors.clone())
+
+    def forward(self, normal: Tensor, chances: Tensor | None) -> Tensor:
+        if chances is None:
+            return self.means[0] + normal @ self.factors[0].t()
+        chosen = (chances[:, None] >= self.bounds).long().sum(dim=1)  # [N]
+        # All of a row's products, and then the chosen one's, so that no batch of matrices is gathered.
+        placed = torch.stack([mean + normal @ factor.t() for mean, factor in zip(self.means, self.factors, strict=True)], dim=1)
+        index = chosen[:, None, None].expand(-1, 1, placed.shape[2])
+        return placed.gather(1, index)[:, 0]
+
+
+class CodesToImage(nn.Module):
+    """A VQ-VAE's codebook and decoder.
+
+    Args:
+        decoder: vectors [N, D, h, w] -> image.
+        codebook: [K, D].
+    """
+
+    codebook: Tensor
+
+    def __init__(self, decoder: nn.Module, codebook: Tensor) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.register_buffer("codebook", codebook)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """int64 [N, h, w] -> [N, C, H, W] in [-1, 1]."""
+        (codes,) = inputs
+        return _in_range(self.decoder(F.embedding(codes, self.codebook).permute(0, 3, 1, 2).contiguous()))
+
+
+class Translating(nn.Module):
+    """A translator between what its task makes of images and what it makes images of: as genimg-translate, without padding.
+
+    Args:
+        translator: source [N, S, H, W] -> output [N, T, H, W].
+        task: of the data it was trained on.
+    """
+
+    def __init__(self, translator: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.translator = translator
+        self.task = task
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Images [N, C, h, w] in [-1, 1] and, of inpainting, masks [N, 1, h, w], 1 where pixels are missing."""
+        source = self.task.given(*inputs).contiguous()
+        return _in_range(self.task.result(self.translator(source).float(), source))
+
+
+def _condition(given: Sequence[Tensor], latent: Tensor) -> Tensor:
+    """The one that is given, else [N, 0]; by ``shape``, because ``len`` would fix the batch of a program."""
+    return given[0] if given else latent.new_empty(latent.shape[0], 0)
+
+
+def _in_range(images: Tensor) -> Tensor:
+    """What lies outside is cut, as where bytes are made of images."""
+    return images.float().clamp(-1.0, 1.0)

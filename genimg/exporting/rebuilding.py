@@ -1,0 +1,64 @@
+"""Exported weights as a network again."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+from torch import nn
+
+from genimg import build
+from genimg.exporting.parts import Choices, Config, exportable
+from genimg.methods.translation import Translation
+
+
+def recipe(config: Config, num_images: int, choices: Choices) -> Config:
+    """What ``rebuilt`` needs beside the weights.
+
+    Args:
+        config: of the training.
+        num_images: of its data.
+        choices: of the export.
+    """
+    return {
+        "model": config["model"],
+        "task": config.get("task"),
+        "data": {key: config["data"][key] for key in ("image_size", *build.SETTLED) if key in config["data"]},
+        "num_images": num_images,
+        "batch_size": config["trainer"]["batch_size"],
+        "choices": vars(choices),
+    }
+
+
+def rebuilt(path: str | Path, allow: tuple[str, ...] = ()) -> nn.Module:
+    """The network of a .safetensors file that genimg-export wrote, with its weights, on the CPU and in evaluation mode.
+
+    It takes the inputs that the file's metadata names, one after another, and answers images [N, C, H, W] in [-1, 1].
+
+    Args:
+        path: of the file.
+        allow: packages of your own that the model's config names.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds something else.
+    """
+    safetensors = importlib.import_module("safetensors")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist: name a file that genimg-export format=safetensors has written")
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is no whole .safetensors file ({error}): export it anew") from error
+    if "config" not in metadata:
+        raise ValueError(f"{path} was not written by genimg-export, which would have left the model's config in it")
+    config = json.loads(metadata["config"])
+    builder = build.Builder((*build.ALLOWED, *allow), epoch_size=config["num_images"], batch_size=config["batch_size"])
+    method = builder.build(config["model"], "model")
+    if isinstance(method, Translation):
+        method.task = build.task_of(config, builder)
+    network = exportable(method.eval(), Choices(**config["choices"]), config["data"]).network
+    network.load_state_dict(tensors)
+    return network.eval()

@@ -1,0 +1,165 @@
+"""What is taken out of methods that make images from random numbers: generators and decoders."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from genimg.exporting.parts import Choices, Config, Inputs, Part, Port, exportable, image_port, refuse_choices, settled
+from genimg.exporting.programs import CodesToImage, Generating, LatentsToImage
+from genimg.interfaces import Batch
+from genimg.methods.conditional import ConditionalMethod
+from genimg.methods.deterministic_autoencoder import DeterministicAutoencoder
+from genimg.methods.gan import GAN
+from genimg.methods.latent import Latent, Normal, Truncated, Uniform
+from genimg.methods.vae import VAE
+from genimg.methods.vq_vae import VQVAE
+from genimg.networks.conditioning import ConditionEncoder
+from genimg.networks.text import TextEncoder
+
+_NORMAL = "standard normal numbers"
+
+
+@exportable.register
+def _of_gan(method: GAN, choices: Choices, data: Config) -> Part:
+    generator = method.generator_ema.network
+    has_psi = "truncation" in inspect.signature(generator.forward).parameters
+    refuse_choices(method, choices, *(["truncation"] if has_psi else []))
+    extra = {} if choices.truncation is None else {"truncation": torch.tensor(float(choices.truncation))}
+    network = Generating(settled(generator), choices.truncation)
+    latent = Port("latent", torch.float32, ("batch", method.latent.dim), _distribution(method.latent))
+    return _from_draws(method, "generator", network, generator, [latent], extra=extra)
+
+
+@exportable.register
+def _of_vae(method: VAE, choices: Choices, data: Config) -> Part:
+    refuse_choices(method, choices)
+    *lower, top = method.latent_dims
+    network = LatentsToImage(settled(method.decoder), method.loss.likelihood.mean, hierarchy=settled(method.hierarchy))
+    ports = [Port("latent", torch.float32, ("batch", top), _NORMAL)]
+    if lower:
+        ports.append(Port("noise", torch.float32, ("batch", sum(lower)), f"{_NORMAL} for the latents below; 0 for their means"))
+    return _from_draws(method, "decoder", network, method.decoder, ports)
+
+
+@exportable.register
+def _of_deterministic_autoencoder(method: DeterministicAutoencoder, choices: Choices, data: Config) -> Part:
+    refuse_choices(method, choices)
+    density, decoder = method.density, method.decoder
+    fitted = density.num_components > 0
+    mean = method.loss.likelihood.mean
+    network = LatentsToImage(settled(decoder), mean, hierarchy=nn.ModuleList(), density=settled(density) if fitted else None)
+    ports = [Port("latent", torch.float32, ("batch", density.latent_dim), _NORMAL)]
+    if density.num_components > 1:
+        ports.append(Port("uniform", torch.float32, ("batch",), "uniform numbers in [0, 1), which choose among the Gaussians"))
+
+    def placed(drawn: Batch) -> Batch:
+        """With latents of the density, as the method's own draws have them."""
+        chances = drawn["uniform"] if "uniform" in drawn else torch.zeros(len(drawn["latent"]))
+        return drawn | {"latent": density.from_normal(drawn["latent"], chances)}
+
+    remarks = (f"the density fitted to the latents is part of it, {density.num_components} Gaussians",) if fitted else ()
+    return _from_draws(method, "decoder", network, decoder, ports, place=placed, remarks=remarks)
+
+
+@exportable.register
+def _of_vq_vae(method: VQVAE, choices: Choices, data: Config) -> Part:
+    refuse_choices(method, choices)
+    grid, num_codes = method.encoder.grid, method.quantizer.num_codes
+    device = method.quantizer.codebook.device
+
+    def draw(count: int, seed: int, height: int, width: int) -> Inputs:
+        return (torch.randint(num_codes, (count, *grid), generator=torch.Generator().manual_seed(seed)),)
+
+    def reference(codes: Tensor) -> Tensor:
+        return method.decode(codes.to(device)).cpu()
+
+    codes = Port("codes", torch.int64, ("batch", *grid), f"numbers of codes from 0 to {num_codes - 1}")
+    return Part(
+        name="decoder",
+        network=CodesToImage(settled(method.decoder), method.quantizer.codebook.detach().float().cpu().clone()),
+        inputs=(codes,),
+        output=image_port(*reference(*draw(1, 0, 0, 0)).shape[1:]),
+        draw=draw,
+        reference=reference,
+        remarks=("the prior, which makes the codes of samples, is not part of it: genimg-sample has it",),
+    )
+
+
+def _from_draws(
+    method: ConditionalMethod,
+    name: str,
+    network: nn.Module,
+    conditioned: nn.Module,
+    ports: list[Port],
+    *,
+    extra: Batch | None = None,
+    place: Callable[[Batch], Batch] = lambda drawn: drawn,
+    remarks: tuple[str, ...] = (),
+) -> Part:
+    """Of a method that is sampled from random numbers and, where it has them, conditions.
+
+    Args:
+        conditioned: the network that reads the conditions.
+        ports: of the random numbers.
+        extra: what ``sample`` is given beside them.
+        place: turns what is drawn for the ports into what ``sample`` takes.
+    """
+    encoder: ConditionEncoder = conditioned.condition  # type: ignore[assignment]
+    if encoder.key is not None:
+        ports = [*ports, _condition_port(encoder)]
+    device = next(method.parameters()).device
+
+    def reference(*inputs: Tensor) -> Tensor:
+        drawn = dict(zip((port.name for port in ports), inputs, strict=True))
+        batch = {key: value.to(device) for key, value in (place(drawn) | (extra or {})).items()}
+        return method.sample(batch).float().clamp(-1.0, 1.0).cpu()
+
+    draw = partial(_draw, method, ports)
+    output = image_port(*reference(*draw(1, 0, 0, 0)).shape[1:])
+    return Part(name, network, tuple(ports), output, draw, reference, remarks=remarks)
+
+
+def _draw(method: ConditionalMethod, ports: Sequence[Port], count: int, seed: int, height: int, width: int) -> Inputs:
+    """What the ports take: of GANs the method's own latents, of others what their ports say; labels of all classes alike."""
+    drawn, numbers = method.draw(range(count), seed), torch.Generator().manual_seed(seed)
+    found = []
+    for port in ports:
+        shape = [count if side == "batch" else int(side) for side in port.shape]
+        if port.name == "label":
+            found.append(torch.randint(method.num_classes, shape, generator=numbers))
+        elif port.name == "caption" or (port.name == "latent" and isinstance(method, GAN)):
+            found.append(drawn[port.name].cpu())
+        elif port.name == "uniform":
+            found.append(torch.rand(shape, generator=numbers))
+        else:
+            found.append(torch.randn(shape, generator=numbers))
+    return tuple(found)
+
+
+def _condition_port(encoder: ConditionEncoder) -> Port:
+    """The input of labels or captions.
+
+    Raises:
+        ValueError: for an encoder whose work is done outside the network.
+    """
+    if encoder.key == "label":
+        return Port("label", torch.int64, ("batch",), f"numbers of classes from 0 to {encoder.num_classes - 1}")
+    if isinstance(encoder, TextEncoder):
+        return Port("caption", torch.uint8, ("batch", encoder.max_length), "UTF-8 bytes, padded with 0")
+    raise ValueError(
+        f"this model reads captions by {type(encoder).__name__}, which is no part of the checkpoint: it cannot be exported; a "
+        "model trained with conditioning=text can"
+    )
+
+
+def _distribution(latent: Latent) -> str:
+    if isinstance(latent, Uniform):
+        return "uniform numbers in [-1, 1]"
+    if isinstance(latent, Truncated):
+        return f"{_NORMAL} within [-{latent.limit:g}, {latent.limit:g}]"
+    return _NORMAL if isinstance(latent, Normal) else f"numbers of {type(latent).__name__}"

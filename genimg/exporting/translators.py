@@ -1,0 +1,126 @@
+"""What is taken out of methods that translate images."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from genimg.commands.translator import image_channels, least_side
+from genimg.data.tasks import Task
+from genimg.exporting.parts import Choices, Config, Inputs, Part, Port, Sides, exportable, image_port, refuse_choices, settled
+from genimg.exporting.programs import Translating
+from genimg.interfaces import height_width
+from genimg.methods.translation import Translation
+
+_SMALLEST = 8  # pixels: a shorter image is none, and borders take other ways in it
+
+
+@exportable.register
+def _of_translation(method: Translation, choices: Choices, data: Config) -> Part:
+    refuse_choices(method, choices, "direction", "model_mode")
+    direction = _direction(method, choices.direction)
+    if choices.model_mode is not None:
+        method.set_mode(choices.model_mode, "model_mode")
+    given = method.translator(direction)
+    network, task = settled(given), method.task
+    if method.sampled_mode == "train":
+        _refuse_dropout(network)
+        network = _with_own_statistics(network)
+    device = next(given.parameters()).device
+    masked = "mask" in task.keys
+    image_size = height_width(data["image_size"])
+    source_channels = data["target_channels" if direction in method.directions[1:] else "source_channels"]
+    channels = _channels(task, source_channels)
+    factor = _source(task, channels, _SMALLEST).shape[2] // _SMALLEST  # of super-resolution, which enlarges its images first
+    multiple = method.multiple // math.gcd(method.multiple, factor)
+    least = least_side(method, direction, device, source_channels, max(image_size))
+    least = _up_to(max(math.ceil(least / factor), _SMALLEST), multiple)
+    usual = [_up_to(max(math.ceil(side / factor), least), multiple) for side in image_size]
+
+    def draw(count: int, seed: int, height: int, width: int) -> Inputs:
+        numbers = torch.Generator().manual_seed(seed)
+        image = torch.rand(count, channels, height, width, generator=numbers) * 2.0 - 1.0
+        if not masked:
+            return (image,)
+        return image, (torch.rand(count, 1, height, width, generator=numbers) < 0.3).float()
+
+    def reference(image: Tensor, mask: Tensor | None = None) -> Tensor:
+        source = task.given(image, mask)
+        return task.result(method.translate(source.to(device), direction).cpu(), source).float().clamp(-1.0, 1.0)
+
+    made = reference(*draw(1, 0, least, least))
+    ports = [image_port(channels, "height", "width")]
+    if masked:
+        ports.append(Port("mask", torch.float32, ("batch", 1, "height", "width"), "1 where pixels are missing, else 0"))
+    output = ("height", "width") if factor == 1 else (f"{factor}*height", f"{factor}*width")
+    return Part(
+        name="translator" if direction is None or len(method.directions) == 1 else f"translator-{direction}",
+        network=Translating(network, task),
+        inputs=tuple(ports),
+        output=image_port(made.shape[1], *output, name="translated"),
+        draw=draw,
+        reference=reference,
+        sides=Sides(multiple, least, (usual[0], usual[1])),
+    )
+
+
+def _direction(method: Translation, given: str | None) -> str | None:
+    """The one to export; None of a method that has no choice.
+
+    Raises:
+        ValueError: if there is no such direction.
+    """
+    if given is None or given in method.directions:
+        return given or (method.directions or (None,))[0]
+    known = f"choose {' or '.join(method.directions)}" if method.directions else "this model knows one: leave it away"
+    raise ValueError(f"direction={given} is unknown: {known}")
+
+
+def _channels(task: Task, source_channels: int) -> int:
+    """Of the images that are translated: those of the source where the task takes such, as grey images to be coloured.
+
+    Raises:
+        ValueError: if there are no such images.
+    """
+    try:
+        if _source(task, source_channels, _SMALLEST).shape[1] == source_channels:
+            return source_channels
+    except ValueError:  # not made for so many
+        pass
+    return image_channels(task, source_channels)
+
+
+def _source(task: Task, channels: int, side: int) -> Tensor:
+    images = torch.zeros(1, channels, side, side)
+    return task.given(images, images[:, :1] if "mask" in task.keys else None)
+
+
+def _refuse_dropout(network: nn.Module) -> None:
+    """An exported program has to make the same of the same.
+
+    Raises:
+        ValueError: if there is dropout, which model_mode=train keeps on.
+    """
+    if any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in network.modules()):
+        raise ValueError(
+            "this model translates with dropout and batch statistics as in training, and dropout is random, which an exported "
+            "program must not be: set model_mode=eval for its averages"
+        )
+
+
+def _with_own_statistics(network: nn.Module) -> nn.Module:
+    """With each batch norm replaced by the norm of an image's own statistics, as it is in training with single images."""
+    for layer in list(network.modules()):
+        for name, child in layer.named_children():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                own = nn.InstanceNorm2d(child.num_features, eps=child.eps, affine=child.affine)
+                own.load_state_dict({key: value for key, value in child.state_dict().items() if key in ("weight", "bias")})
+                setattr(layer, name, own)
+    return network.eval()
+
+
+def _up_to(side: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-side // multiple) * multiple

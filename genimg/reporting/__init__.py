@@ -1,0 +1,5 @@
+"""What genimg-report makes of run directories: one self-contained page, a CSV file and a Markdown file. Needs no PyTorch."""
+
+from genimg.reporting.writing import Report, write_report
+
+__all__ = ["Report", "write_report"]

@@ -1,0 +1,134 @@
+"""Which runs a list of directories holds: runs themselves, sweeps, and folders of either."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from genimg.reporting.runs import Run, is_run, read_run
+
+_DEPTH = 3  # levels below a directory at which runs are looked for: outputs/multirun/DATE/TIME/JOB
+_INSIDE_A_RUN = {"checkpoints", "tensorboard", "samples", ".hydra"}
+_OVERRIDE = re.compile(r"\s+(?=[+~]{0,2}[A-Za-z_][\w./@-]*=)")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What is compared.
+
+    Attributes:
+        directories: as they were given.
+        runs: in their order.
+        is_sweep: whether one directory of the jobs of a sweep was given.
+    """
+
+    directories: list[Path]
+    runs: list[Run]
+    is_sweep: bool
+
+
+def collect(directories: Sequence[Path]) -> Collection:
+    """Read all runs of the directories; one that is named twice counts once.
+
+    Raises:
+        FileNotFoundError: naming a directory that does not exist.
+        ValueError: if none are given, or one holds neither a run nor a sweep.
+    """
+    if not directories:
+        raise ValueError("no run is given: genimg-report RUN_OR_SWEEP_DIR ...")
+    found: list[tuple[Path, Path, dict[str, str]]] = []  # given directory, run's folder, row of the sweep's table
+    for directory in directories:
+        if not directory.exists():
+            raise FileNotFoundError(f"{directory} does not exist; give the directory of a run or of a sweep")
+        if not directory.is_dir():
+            raise ValueError(f"{directory} is a file; give the directory of a run or of a sweep")
+        members = [(directory, {})] if is_run(directory) else list(_members(directory))
+        if not members:
+            raise ValueError(
+                f"{directory} holds neither a run nor a sweep: a run's directory has a config.yaml and a metrics.jsonl, a "
+                "sweep's has a directory for each job"
+            )
+        found += [(directory, folder, row) for folder, row in members]
+    unique: dict[Path, tuple[Path, Path, dict[str, str]]] = {}
+    for each in found:
+        unique.setdefault(each[1].resolve(), each)
+    chosen = list(unique.values())
+    labels = _labels([(directory, folder) for directory, folder, _ in chosen], several=len(directories) > 1)
+    runs = [_read(folder, label, row) for (_, folder, row), label in zip(chosen, labels, strict=True)]
+    return Collection(list(directories), runs, is_sweep=len(directories) == 1 and _is_sweep(directories[0]))
+
+
+def _is_sweep(directory: Path) -> bool:
+    """Whether Hydra or its launcher says so; other directories hold runs that need not belong together."""
+    return any((directory / name).is_file() for name in ("multirun.yaml", "sweep.csv"))
+
+
+def _members(directory: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Runs below a directory, with their rows of the tables of their sweeps; first those that a table names."""
+    rows = {directory / row["directory"]: row for row in _rows(directory / "sweep.csv")}
+    folders = list(_runs_below(directory, _DEPTH))
+    for folder in sorted({*folders, *rows}, key=lambda each: _natural(each.relative_to(directory))):
+        table = rows or {folder.parent / row["directory"]: row for row in _rows(folder.parent / "sweep.csv")}
+        yield folder, table.get(folder, {})
+
+
+def _runs_below(directory: Path, depth: int) -> Iterator[Path]:
+    try:
+        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+    except PermissionError:
+        return
+    for entry in entries:
+        if not entry.is_dir(follow_symlinks=True) or entry.name in _INSIDE_A_RUN:
+            continue
+        path = directory / entry.name
+        if is_run(path):
+            yield path
+        elif depth > 1:
+            yield from _runs_below(path, depth - 1)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """Of the table that hydra/launcher=gpu_queue writes; those that name a directory."""
+    try:
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            return [row for row in csv.DictReader(file) if row.get("directory")]
+    except (OSError, csv.Error):
+        return []
+
+
+def _read(folder: Path, label: str, row: dict[str, str]) -> Run:
+    run = read_run(folder, label)
+    if not row:
+        return run
+    if not run.overrides and row.get("overrides"):
+        run.overrides = [each for each in _OVERRIDE.split(row["overrides"].strip()) if each]
+    told = row.get("status") or ""
+    # The launcher saw how the process ended; the run itself knows better whether it has gone on since.
+    if told == "failed" and run.status in ("unfinished", "not started", "failed", "in progress"):
+        run.status = "failed"
+    if told == "pruned" and run.status != "completed":
+        run.status, run.reason = "pruned", row.get("note") or ""
+    if told in ("failed", "stopped") and run.status in ("failed", "unfinished") and row.get("note"):
+        run.reason = row["note"]
+    return run
+
+
+def _labels(pairs: Sequence[tuple[Path, Path]], *, several: bool) -> list[str]:
+    """Names as short as they can be told apart."""
+    labels = [folder.name if folder.name not in ("", "..") else folder.resolve().name for _, folder in pairs]
+    if len(set(labels)) == len(labels):
+        return labels
+    if not several:
+        return [str(folder.relative_to(directory)) for directory, folder in pairs]
+    common = os.path.commonpath([folder.resolve() for _, folder in pairs])
+    return [os.path.relpath(folder.resolve(), common) for _, folder in pairs]
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    """So that job 10 comes after job 9."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]

@@ -1,0 +1,164 @@
+"""Pictures inside the page: a choice of each run's sample grids, encoded anew and kept within a budget."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from genimg.reporting.runs import Run
+from genimg.reporting.scales import thinned
+
+MOST_STEPS = 24  # of a kind of picture and run
+BUDGET = 10_500_000  # bytes of all pictures; as text they take a third more, and the rest of a page a few hundred kB
+_MOST_OF_A_RUN = 96  # pictures: a run waits for them at its end, a second at most
+_MOST_PICTURES = 480  # of all runs
+_MOST_PIXELS = 60_000_000  # in the files of all of them
+_MOST_WIDE = 1200  # pixels of a picture's longer side, on a page
+_LOSSLESS_PIXELS = 160_000
+_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One grid of samples.
+
+    Attributes:
+        images: seen by the model when it made them.
+        uri: ``data:`` with the encoded picture.
+        width, height: in pixels.
+        reduced: whether the file is larger than a page shows.
+    """
+
+    images: int
+    uri: str
+    width: int
+    height: int
+    reduced: bool
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """All pictures of a page.
+
+    Attributes:
+        kinds: kind of picture -> number of the run -> its pictures in order.
+        notes: in sentences, what was left out or made smaller.
+    """
+
+    kinds: dict[str, dict[int, list[Picture]]]
+    notes: list[str]
+
+
+def gallery(runs: Sequence[Run], budget: int = BUDGET) -> Gallery:
+    """A choice of pictures, evenly spaced with the first and the last of each kind, that fits into ``budget`` bytes.
+
+    Unreadable files are left out, and said.
+    """
+    sets = {(kind, number): run.pictures[kind] for number, run in enumerate(runs) for kind in run.pictures}
+    notes: list[str] = []
+    if not sets:
+        return Gallery({}, notes)
+    pixels = sum(_num_pixels(files[max(files)]) for files in sets.values())
+    steps = max(
+        2, min(MOST_STEPS, _MOST_OF_A_RUN * len(runs) // len(sets), _MOST_PICTURES // len(sets), _MOST_PIXELS // max(pixels, 1))
+    )
+    encoder = _Encoder()
+    chosen = _choose(sets, steps)
+    _encode(encoder, chosen, 1.0)
+    while encoder.size_of(chosen, 1.0) > budget and steps > 2:
+        steps = max(2, min(steps - 1, int(steps * budget / encoder.size_of(chosen, 1.0))))
+        chosen = _choose(sets, steps)
+        _encode(encoder, chosen, 1.0)
+    scale = 1.0
+    while encoder.size_of(chosen, scale) > budget and scale > 0.05:
+        scale *= max(0.4, min(0.9, math.sqrt(budget / encoder.size_of(chosen, scale))))
+        _encode(encoder, chosen, scale)
+    kinds: dict[str, dict[int, list[Picture]]] = {}
+    for (kind, number), files in chosen.items():
+        made = [picture for images, path in files if (picture := encoder.picture(images, path, scale)) is not None]
+        if made:
+            kinds.setdefault(kind, {})[number] = made
+    most = max(map(len, sets.values()))
+    if most > steps:
+        notes.append(f"At most {steps} of up to {most} pictures of a kind are shown, evenly spaced; all are in samples/.")
+    if scale < 1.0:
+        notes.append(f"Pictures are reduced to {scale:.0%} of their size to keep this page small.")
+    if any(picture.reduced for of_kind in kinds.values() for pictures in of_kind.values() for picture in pictures):
+        notes.append(f"Pictures of more than {_MOST_WIDE} pixels a side are reduced to that; the originals are in samples/.")
+    notes += [f"{path.name} of {path.parent.parent.name} cannot be read." for path in encoder.unreadable]
+    return Gallery(dict(sorted(kinds.items(), key=lambda each: _rank(each[0], each[1]))), notes)
+
+
+def _rank(kind: str, pictures: dict[int, list[Picture]]) -> tuple[bool, bool, str]:
+    """Samples first, then what changes over time; of real images there is one picture."""
+    return kind != "samples", all(len(each) == 1 for each in pictures.values()), kind
+
+
+def _choose(sets: dict[tuple[str, int], dict[int, Path]], steps: int) -> dict[tuple[str, int], list[tuple[int, Path]]]:
+    chosen = {}
+    for key, files in sets.items():
+        ordered = sorted(files.items())
+        chosen[key] = [ordered[place] for place in thinned(len(ordered), steps)]
+    return chosen
+
+
+def _encode(encoder: _Encoder, chosen: dict[tuple[str, int], list[tuple[int, Path]]], scale: float) -> None:
+    for files in chosen.values():
+        for images, path in files:
+            encoder.picture(images, path, scale)
+
+
+class _Encoder:
+    """Encodes each file once a scale."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[Path, float], Picture | None] = {}
+        self._bytes: dict[tuple[Path, float], int] = {}
+        self.unreadable: list[Path] = []
+
+    def picture(self, images: int, path: Path, scale: float) -> Picture | None:
+        key = path, scale
+        if key not in self._made:
+            try:
+                content, width, height, reduced = _webp(path, scale)
+            except OSError:  # of Pillow, too
+                self._made[key], self._bytes[key] = None, 0
+                if path not in self.unreadable:
+                    self.unreadable.append(path)
+                return None
+            uri = f"data:image/webp;base64,{base64.b64encode(content).decode('ascii')}"
+            self._made[key], self._bytes[key] = Picture(images, uri, width, height, reduced), len(content)
+        return self._made[key]
+
+    def size_of(self, chosen: dict[tuple[str, int], list[tuple[int, Path]]], scale: float) -> int:
+        return sum(self._bytes[path, scale] for files in chosen.values() for _, path in files)
+
+
+def _num_pixels(path: Path) -> int:
+    try:
+        with Image.open(path) as opened:
+            return opened.width * opened.height
+    except OSError:
+        return 0
+
+
+def _webp(path: Path, scale: float) -> tuple[bytes, int, int, bool]:
+    """A file's picture, without loss where it is small and keeps its size."""
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    factor = min(scale, _MOST_WIDE / max(image.size))
+    if factor < 1.0:
+        size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
+        image = image.resize(size, Image.Resampling.BOX)
+    target = io.BytesIO()
+    if factor >= 1.0 and image.width * image.height <= _LOSSLESS_PIXELS:
+        image.save(target, "WEBP", lossless=True, quality=0, method=0)
+    else:
+        image.save(target, "WEBP", quality=_QUALITY, method=2)
+    return target.getvalue(), image.width, image.height, factor < scale

@@ -1,0 +1,101 @@
+"""From directories to files."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import genimg
+from genimg.environment import git_commit
+from genimg.files import atomically
+from genimg.reporting.collecting import collect
+from genimg.reporting.importance import importances, noise_floor
+from genimg.reporting.page import Subject, page
+from genimg.reporting.pictures import gallery
+from genimg.reporting.ranking import rank
+from genimg.reporting.settings import swept_settings
+from genimg.reporting.tables import as_csv, as_markdown
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        html, csv, markdown: the files.
+        subject: what they tell.
+    """
+
+    html: Path
+    csv: Path
+    markdown: Path
+    subject: Subject
+
+
+def write_report(directories: Sequence[Path], output: Path) -> Report:
+    """Write the report of runs, sweeps or folders of either; each of its three files appears whole or not at all.
+
+    Args:
+        directories: of runs or sweeps.
+        output: the page, a file ``.html``; the CSV and the Markdown file lie beside it under the same name.
+
+    Raises:
+        FileNotFoundError: naming a directory that does not exist.
+        ValueError: if a directory holds neither a run nor a sweep, or ``output`` cannot be a page
+            or cannot be written.
+    """
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"output={output} must name a file that ends in .html")
+    if output.is_dir():
+        raise ValueError(f"output={output} is a directory: name a file in it, such as {output / 'report.html'}")
+    _check_writable(output)
+    subject = _subject(directories)
+    report = Report(output, output.with_suffix(".csv"), output.with_suffix(".md"), subject)
+    content = {
+        report.html: page(subject, gallery(subject.collection.runs)),
+        report.csv: as_csv(subject),
+        report.markdown: as_markdown(subject, output.parent),
+    }
+    for path, text in content.items():
+        with atomically(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="")
+    return report
+
+
+def _check_writable(output: Path) -> None:
+    """Before the work: the nearest directory that exists is one, and can be written to."""
+    folder = next(parent for parent in output.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        reason = "may not be written to" if folder.is_dir() else "is a file"
+        raise ValueError(f"output={output} cannot be written, because {folder} {reason}: choose another output")
+
+
+def _subject(directories: Sequence[Path]) -> Subject:
+    collection = collect(directories)
+    ranking = rank(collection.runs)
+    swept = swept_settings(collection.runs) if len(collection.runs) > 1 else {}
+    values = [None if each.value is None else each.value.number for each in ranking.in_given_order]
+    commit = git_commit()
+    version = f"genimg {genimg.__version__}" + (
+        f", commit {commit[:12]}{'-dirty' * commit.endswith('-dirty')}" if commit else ""
+    )
+    made = f"Written by genimg-report on {time.strftime('%Y-%m-%d at %H:%M:%S %Z')} ({version})."
+    return Subject(
+        collection,
+        ranking,
+        swept,
+        importances(swept, values),
+        noise_floor(swept, values),
+        _title(collection.directories, len(collection.runs)),
+        made,
+    )
+
+
+def _title(directories: Sequence[Path], num_runs: int) -> str:
+    names = [each.name if each.name not in ("", "..") else each.resolve().name for each in directories]
+    if len(names) == 1:
+        return names[0] if num_runs == 1 else f"{names[0]}: {num_runs} runs"
+    return " and ".join(names) if len(names) == 2 else f"{num_runs} runs: {names[0]}, {names[1]} and {len(names) - 2} more"

@@ -1,0 +1,64 @@
+"""What a sweep shows while it runs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+
+from genimg.sweeps.job import Job
+
+log = logging.getLogger(__name__)
+
+_REDRAW_SECONDS = 2.0
+
+
+class Display:
+    """A table of the running jobs that is drawn anew every few seconds, on a terminal; elsewhere nothing but lines.
+
+    Args:
+        total: jobs of the whole sweep.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._live = sys.stderr.isatty()
+        self._drawn = 0
+        self._next = 0.0
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self._clear()
+        log.info("%s", line)
+
+    def draw(self, running: Sequence[Job], num_done: int) -> None:
+        """Show how far the jobs are that run."""
+        if not self._live or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _REDRAW_SECONDS
+        self._clear()
+        rows = [f"{num_done} of {self._total} jobs done", *map(row, running)]
+        sys.stderr.write("\n".join(rows) + "\n")
+        sys.stderr.flush()
+        self._drawn = len(rows)
+
+    def close(self) -> None:
+        """Take the table away."""
+        self._clear()
+
+    def _clear(self) -> None:
+        if self._drawn:
+            sys.stderr.write(f"\x1b[{self._drawn}F\x1b[J")
+            sys.stderr.flush()
+        self._drawn = 0
+
+
+def row(job: Job) -> str:
+    """A running job's line: share of its training, time left, latest value of its first metric, what it is."""
+    (images, metric), total = job.progress(), job.duration()
+    if not images or not total:
+        return f"  #{job.number:<4} starting  {job.words}"
+    rate = (images - job.images_before) / (time.monotonic() - job.started)
+    left = "" if rate <= 0 else time.strftime("%H:%M:%S left", time.gmtime((total - images) / rate))
+    return f"  #{job.number:<4} {images / total:4.0%}  {left:13}  {metric:24}  {job.words}"

@@ -1,0 +1,78 @@
+"""logger=wandb: a run's records in Weights & Biases, beside those in its directory."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from genimg.files import atomically
+
+_ID = "wandb-id.txt"  # in the run directory: a continued run goes on in the same record
+
+
+class WandbRecorder:
+    """See configs/logger/wandb.yaml for what each setting means.
+
+    Args:
+        project, entity, group, tags: where the run is listed.
+        mode: ``online`` or ``offline``.
+
+    Raises:
+        ValueError: for another mode, or where wandb is not installed.
+    """
+
+    def __init__(self, project: str, entity: str | None, group: str | None, tags: Sequence[str], mode: str) -> None:
+        if mode not in ("online", "offline"):
+            raise ValueError(f"logger.mode={mode} must be online or offline; logger=tensorboard does without wandb")
+        if importlib.util.find_spec("wandb") is None:
+            raise ValueError("logger=wandb needs the package wandb: pip install 'genimg[wandb]', or choose logger=tensorboard")
+        self._settings = {"project": project, "entity": entity, "group": group, "tags": list(tags), "mode": mode}
+        self._run: Any = None
+
+    def open(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+        """Begin the record, or go on with that of an earlier launch.
+
+        Args:
+            run_dir: whose name the record takes.
+            config: resolved.
+
+        Raises:
+            ValueError: if wandb refuses, as it does without a login.
+        """
+        wandb = importlib.import_module("wandb")
+        known = run_dir / _ID
+        if not known.is_file():
+            with atomically(known) as temporary:
+                temporary.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
+        try:
+            self._run = wandb.init(
+                **self._settings, id=known.read_text(encoding="utf-8").strip(), resume="allow", name=run_dir.name,
+                dir=str(run_dir), config=dict(config), settings=wandb.Settings(console="off", silent=True),
+            )  # fmt: skip
+        except wandb.errors.Error as error:
+            raise ValueError(
+                f"logger=wandb: {str(error).splitlines()[0]}; log in by `wandb login`, or keep the records here by "
+                "logger.mode=offline for a later `wandb sync`"
+            ) from error
+        self._wandb = wandb
+        self._run.define_metric("images")
+        self._run.define_metric("*", step_metric="images")
+
+    def scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
+        """Record numbers by their names."""
+        self._run.log({**values, "images": images}, step=step)
+
+    def picture(self, step: int, images: int, name: str, picture: Tensor) -> None:
+        """Record a uint8 picture [C, H, W]."""
+        shown = self._wandb.Image(picture.permute(1, 2, 0).squeeze(-1).cpu().numpy())
+        self._run.log({f"pictures/{name}": shown, "images": images}, step=step)
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._run.finish()

@@ -1,0 +1,306 @@
+"""What is taken out of every model, as a program and as weights, against what the model itself makes; no training."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from genimg import build
+from genimg.data.captions import encode
+from genimg.exporting.checks import TOLERANCE, largest_difference, trials
+from genimg.exporting.formats import open_onnx, traced, write_onnx
+from genimg.exporting.parts import Choices, Part, Port, Sides, exportable, settled
+from genimg.interfaces import Method
+from genimg.methods.conditional import ConditionalMethod
+from genimg.methods.vq_vae import VQVAE
+from genimg.paths import config_dir
+
+MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS
+FIELD = ["model.translator.crf.window=3", "model.translator.crf.num_iterations=2"]  # whose trace takes long
+TINY = ["data.image_size=16", "data.num_images=4", "run_dir=unused"]
+BUILDER = build.Builder(epoch_size=100, batch_size=4)
+VARIANTS = {
+    "labels": ["model=dcgan_small", *tiny.SIZES["dcgan_small"], "conditioning=conditional_batchnorm"],
+    "shared": ["model=biggan", *tiny.SIZES["biggan"], "conditioning=shared_embedding"],
+    "styles_of_classes": ["model=stylegan2_small", *tiny.SIZES["stylegan2_small"], "conditioning=projection"],
+    "captions": ["model=dcgan_small", *tiny.SIZES["dcgan_small"], "conditioning=text", "data.num_objects=2"],
+    "spectral": ["model=dcgan_small", *tiny.SIZES["dcgan_small"], "model.generator.spectral_norm=true"],
+    "spectral_decoder": ["model=rae", *tiny.AUTOENCODERS["rae"], "loss=rae_sn"],
+    "vae_labels": ["model=vae_hierarchical", *tiny.AUTOENCODERS["vae_hierarchical"], "conditioning=concat"],
+    "logistics": ["model=vae_small", *tiny.AUTOENCODERS["vae_small"], "likelihood=logistic_mixture"],
+    "inpaint_partial": ["model=restoration_gated", "model.translator.width=4", "task=inpaint",
+                        "model.translator.convolution=partial"],
+    "enlarge": ["model=restoration", "task=super_resolution", "model.translator.width=4", "model.translator.num_blocks=1"],
+    "colours": ["model=restoration", "task=colorize", "task.space=lab", "model.residual=false", "model.translator.width=4",
+                "model.translator.num_blocks=1"],
+}  # fmt: skip
+
+
+def settings_of(model: str, root: Path) -> list[str]:
+    """What makes the model tiny, with the data that it needs."""
+    settings = [f"model={model}", *MODELS[model], *(FIELD if model == "restoration_crf" else [])]
+    if "data=unpaired" in settings:
+        if not root.joinpath("trainA").exists():
+            tiny.unpaired_folders(root)
+        return [*(each for each in settings if not each.startswith("data.root")), f"data.root={root}", *TINY[::2]]
+    return [*settings, *TINY]
+
+
+def made(*settings: str) -> tuple[Method, dict[str, Any]]:
+    """A method that was not trained, but whose every weight is a random number, and its config."""
+    with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
+        composed = compose("train", overrides=list(settings))
+    config: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    torch.manual_seed(0)
+    source = build.build_source(config, BUILDER)
+    method = build.build_method(config, source, BUILDER)
+    numbers = torch.Generator().manual_seed(1)
+    for tensor in method.parameters():
+        tensor.data += 0.1 * torch.randn(tensor.shape, generator=numbers)
+    if isinstance(method, VQVAE):
+        method.quantizer.codebook += torch.randn(method.quantizer.codebook.shape, generator=numbers)
+    for layer in method.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.running_mean.normal_(0.0, 0.3, generator=numbers)  # type: ignore[union-attr]
+            layer.running_var.uniform_(0.5, 2.0, generator=numbers)  # type: ignore[union-attr]
+    if isinstance(method, ConditionalMethod) and method.condition_key == "caption":
+        texts = ["a small red circle", "a large ring above a cross, and more", ""]
+        method.conditions.copy_(method._fit(encode([texts[i % 3] for i in range(len(method.conditions))], 64)))
+    return method.to(memory_format=torch.channels_last).eval(), config  # type: ignore[call-overload]
+
+
+def part_of(*settings: str, **choices: Any) -> Part:
+    method, config = made(*settings)
+    return exportable(method, Choices(**choices), config["data"])
+
+
+def assert_exports(part: Part) -> Part:
+    """As a program, which makes the checkpoint's images; without a file, which test_export_command reads."""
+    program, part = traced(part)
+    run = program.module()
+    for number, (count, height, width) in enumerate(trials(part)):
+        inputs = part.draw(count, number, height, width)
+        expected, found = part.reference(*inputs), run(*inputs)
+        assert found.shape == expected.shape
+        assert (found - expected).abs().max() <= TOLERANCE
+        assert found.abs().max() <= 1.0
+        if count > 1:  # what it makes depends on what it is given
+            assert (found[0] - found[1]).abs().max() > 100 * TOLERANCE
+    return part
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_every_model_becomes_a_program_for_any_batch_and_size(model: str, tmp_path: Path) -> None:
+    part = assert_exports(part_of(*settings_of(model, tmp_path)))
+    assert part.sides is None or not part.sides.fixed
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_conditions_tasks_and_parametrizations_are_part_of_the_program(variant: str) -> None:
+    part = assert_exports(part_of(*VARIANTS[variant], *TINY))
+    assert part.sides is None or not part.sides.fixed
+
+
+@pytest.mark.parametrize("name", ["sngan", "rae", "vq_vae", "restoration_gated", "captions", "enlarge"])
+def test_onnx_files_make_the_same(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="the packages of genimg[export] are not installed")
+    pytest.importorskip("onnxscript", reason="the packages of genimg[export] are not installed")
+    settings = [*VARIANTS[name], *TINY] if name in VARIANTS else settings_of(name, tmp_path)
+    program, part = traced(part_of(*settings))
+    write_onnx(program, part, {"description": "a test"}, tmp_path / "made.onnx")
+    run = open_onnx(tmp_path / "made.onnx")
+    for number, (count, height, width) in enumerate(trials(part)):
+        inputs = part.draw(count, number, height, width)
+        assert (run(*inputs) - part.reference(*inputs)).abs().max() <= TOLERANCE
+
+
+# What is chosen
+
+
+def test_psi_pulls_towards_the_average_of_a_stylegan2() -> None:
+    settings = ["model=stylegan2_small", *tiny.SIZES["stylegan2_small"], *TINY]
+    method, config = made(*settings)
+    method.generator_ema.network.style_average.normal_(0.0, 1.0, generator=torch.Generator().manual_seed(2))  # type: ignore[union-attr, operator]
+    latent = method.draw(range(3), 0)["latent"]
+    for psi in (0.0, 0.7):
+        part = exportable(method, Choices(truncation=psi), config["data"])
+        expected = method.sample({"latent": latent, "truncation": torch.tensor(psi)}).clamp(-1, 1)
+        assert (traced(part)[0].module()(latent) - expected).abs().max() <= TOLERANCE
+    assert (expected - method.sample({"latent": latent}).clamp(-1, 1)).abs().max() > 100 * TOLERANCE
+
+
+def test_each_direction_of_a_cyclegan_is_a_part_of_its_own(tmp_path: Path) -> None:
+    method, config = made(*settings_of("cyclegan", tmp_path))
+    image = torch.rand(2, 3, 16, 20) * 2 - 1
+    for direction, name in ((None, "translator-a2b"), ("b2a", "translator-b2a")):
+        part = exportable(method, Choices(direction=direction), config["data"])
+        assert part.name == name
+        assert (part.network(image) - method.translate(image, direction or "a2b")).abs().max() <= TOLERANCE
+
+
+def test_batch_statistics_of_training_mode_are_those_of_each_image(tmp_path: Path) -> None:
+    settings = [
+        *settings_of("pix2pix", tmp_path),
+        "model.sampled_mode=train",
+        "model.translator.dropout=0",
+        "data.image_size=32",
+    ]
+    part = assert_exports(part_of(*settings))
+    averaged = part_of(*settings, model_mode="eval")
+    inputs = part.draw(2, 0, 32, 32)
+    assert (part.reference(*inputs) - averaged.reference(*inputs)).abs().max() > 100 * TOLERANCE
+
+
+def test_noise_of_a_hierarchy_and_the_choice_of_a_gaussian_are_inputs() -> None:
+    hierarchy = part_of("model=vae_hierarchical", *tiny.AUTOENCODERS["vae_hierarchical"], *TINY)
+    assert [(port.name, port.shape) for port in hierarchy.inputs] == [("latent", ("batch", 3)), ("noise", ("batch", 4))]
+    method, config = made("model=rae", *tiny.AUTOENCODERS["rae"], *TINY)
+    density = method.density
+    density.weights.copy_(torch.tensor([0.3, 0.7]))  # type: ignore[operator, union-attr]
+    density.means.normal_(0.0, 3.0)  # type: ignore[operator, union-attr]
+    density.factors.copy_(torch.randn(2, 4, 4).tril())  # type: ignore[operator, union-attr]
+    part = exportable(method, Choices(), config["data"])
+    assert [port.name for port in part.inputs] == ["latent", "uniform"]
+    normal, uniform = torch.randn(4, 4), torch.tensor([0.0, 0.29, 0.31, 0.99])
+    chosen = torch.tensor([0, 0, 1, 1])
+    placed = density.means[chosen] + torch.einsum("nij,nj->ni", density.factors[chosen], normal)  # type: ignore[index, union-attr]
+    assert (part.network(normal, uniform) - method.sample({"latent": placed}).clamp(-1, 1)).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("model", "choices", "message"),
+    [
+        ("dcgan_small", {"truncation": 0.5}, "truncation=0.5 has no effect on the export of a GAN: the latents of this model"),
+        ("vae_small", {"truncation": 0.5}, "truncation=0.5 has no effect on the export of a VAE"),
+        (
+            "vq_vae",
+            {"direction": "a2b"},
+            "direction=a2b has no effect on the export of a VQVAE: this model trans",
+        ),
+        ("wae", {"model_mode": "eval"}, "model_mode=eval has no effect on the export of a DeterministicAutoencoder"),
+        ("restoration", {"truncation": 1.0}, "truncation=1.0 has no effect on the export of a Restoration: this model has no"),
+        ("restoration", {"direction": "a2b"}, "direction=a2b is unknown: this model knows one: leave it away"),
+        ("cyclegan", {"direction": "a2c"}, "direction=a2c is unknown: choose a2b or b2a"),
+        (
+            "restoration",
+            {"model_mode": "train"},
+            "model_mode=train has no effect on a model with neither dropout nor",
+        ),
+        ("pix2pix", {"model_mode": "train"}, "dropout is random, which an exported program must not be: set model_mode=eval"),
+    ],
+)
+def test_a_choice_without_effect_is_refused(model: str, choices: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        part_of(*settings_of(model, tmp_path), **choices)
+
+
+def test_a_method_of_ones_own_is_refused_until_it_has_a_case() -> None:
+    with pytest.raises(ValueError, match=r"holds a GAN, of which genimg-export does not know what to export"):
+        exportable.dispatch(object)(tiny.gan(), Choices(), {})
+
+
+# Sizes
+
+
+class Enlarging(nn.Module):
+    """Takes images of 16x16 pixels alone, or of any size from ``least`` on."""
+
+    def __init__(self, least: int | None) -> None:
+        super().__init__()
+        self.least = least
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        (image,) = inputs
+        if self.least is None:
+            return (image.flatten(1) @ torch.eye(256)).view(-1, 1, 16, 16)
+        return image * 0.5 if image.shape[2] >= self.least and image.shape[3] >= self.least else image
+
+
+def imagined(network: nn.Module, reference: Any) -> Part:
+    ports = [Port(name, torch.float32, ("batch", 1, "height", "width"), "in [-1, 1]") for name in ("image", "translated")]
+
+    def draw(count: int, seed: int, height: int, width: int) -> tuple[Tensor]:
+        return (torch.rand(count, 1, height, width, generator=torch.Generator().manual_seed(seed)),)
+
+    return Part("translator", network, (ports[0],), ports[1], draw, reference, Sides(4, 4, (16, 16)))
+
+
+def test_a_network_of_one_size_is_exported_for_that_size() -> None:
+    _, part = traced(imagined(Enlarging(None), lambda image: image))
+    assert part.sides is not None
+    assert part.sides.fixed
+    assert [port.shape for port in (*part.inputs, part.output)] == [("batch", 1, 16, 16)] * 2
+    assert {size[1:] for size in trials(part)} == {(16, 16)}
+    assert part.describe_sides() == ""
+    enlarged = Port("x", torch.float32, ("batch", "2*height", "width"), "")
+    assert enlarged.with_sides({"height": 3, "width": 5}).shape == ("batch", 6, 5)
+
+
+def test_a_network_that_treats_small_images_otherwise_is_exported_for_larger_ones() -> None:
+    program, part = traced(imagined(Enlarging(7), lambda image: image * 0.5))
+    assert part.describe_sides() == "height and width multiples of 4, 8 or more"
+    assert largest_difference(part, program.module()) == 0.0
+
+
+# The check
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (
+            lambda image: image + 2e-4,
+            "the exported translator differs from the checkpoint by 0.0002 for a batch of 1, mo",
+        ),
+        (lambda image: image * float("nan"), "differs from the checkpoint by nan"),
+        (lambda image: image[:, :, 1:], "makes images of [1, 1, 3, 8], and the checkpoint of [1, 1, 4, 8]: no file was left"),
+        (lambda image: image if len(image) < 8 else image.flip(0), "for a batch of 8"),
+    ],
+)
+def test_other_images_are_refused(run: Any, message: str) -> None:
+    part = imagined(nn.Identity(), lambda image: image)
+    assert largest_difference(part, lambda image: image + 5e-5) == pytest.approx(5e-5, rel=1e-2)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        largest_difference(part, run)
+
+
+def test_a_diverged_checkpoint_is_named_as_such() -> None:
+    part = imagined(nn.Identity(), lambda image: image * float("nan"))
+    with pytest.raises(ValueError, match="the checkpoint makes NaN of random inputs: its training has diverged"):
+        largest_difference(part, lambda image: image)
+
+
+# Copies
+
+
+def test_a_settled_copy_has_plain_weights_and_leaves_the_original_as_it_was() -> None:
+    network = tiny.generator(spectral_norm=True).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    latent = torch.randn(2, 5)
+    copied = settled(network)
+    assert not any("parametrizations" in name for name in copied.state_dict())
+    assert all(value.is_contiguous() for value in copied.state_dict().values())
+    assert not copied.training
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert (copied(latent, torch.empty(2, 0)) - network.eval()(latent, torch.empty(2, 0))).abs().max() < 1e-6
+
+
+def test_a_tracer_that_refuses_is_explained() -> None:
+    class Stubborn(nn.Module):
+        def forward(self, *inputs: Tensor) -> Tensor:
+            return inputs[0] * (2.0 if inputs[0].sum() > 0 else 1.0)
+
+    part = replace(imagined(Stubborn(), None), sides=None)
+    part = replace(part, draw=lambda count, seed, height, width: (torch.zeros(count, 1, 4, 4),))
+    with pytest.raises(ValueError, match=r"this translator cannot be traced by torch.export \(.+\): format=safetensors n"):
+        traced(part)

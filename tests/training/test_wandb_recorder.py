@@ -1,0 +1,103 @@
+"""logger=wandb, with a stand-in for the package."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from genimg.training.logger import Logger
+from genimg.training.wandb_recorder import WandbRecorder
+
+SETTINGS: dict[str, Any] = {"project": "genimg", "entity": None, "group": None, "tags": ["a"], "mode": "offline"}
+
+
+class StandIn(types.ModuleType):
+    """What genimg calls of wandb, written down."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.begun: list[dict[str, Any]] = []
+        self.logged: list[tuple[int, dict[str, Any]]] = []
+        self.ended = 0
+        self.errors = types.SimpleNamespace(Error=type("Error", (Exception,), {}))
+        self.refuses = False
+
+    def init(self, **settings: Any) -> StandIn:
+        if self.refuses:
+            raise self.errors.Error("No API key configured.\nmore")
+        self.begun.append(settings)
+        return self
+
+    def Settings(self, **settings: Any) -> dict[str, Any]:  # noqa: N802
+        return settings
+
+    def Image(self, picture: np.ndarray) -> np.ndarray:  # noqa: N802
+        return picture
+
+    def define_metric(self, name: str, step_metric: str | None = None) -> None: ...
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.logged.append((step, values))
+
+    def finish(self) -> None:
+        self.ended += 1
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    module = StandIn()
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    return module
+
+
+def test_records_go_to_both_places(wandb: StandIn, tmp_path: Path) -> None:
+    run_dir = tmp_path / "a_run"
+    run_dir.mkdir()
+    recorder = WandbRecorder(**SETTINGS)
+    recorder.open(run_dir, {"seed": 3})
+    logger = Logger(run_dir, step=0, recorder=recorder)
+    logger.scalars(5, 40, {"loss/total": 1.5})
+    logger.pictures(5, 40, {"samples": torch.full((4, 1, 8, 8), 1.0)})
+    logger.close()
+    settings = wandb.begun[0]
+    assert {key: settings[key] for key in SETTINGS} == SETTINGS
+    assert (settings["name"], settings["config"], settings["resume"]) == ("a_run", {"seed": 3}, "allow")
+    assert wandb.logged[0] == (5, {"loss/total": 1.5, "images": 40})
+    step, values = wandb.logged[1]
+    assert (step, values["images"]) == (5, 40)
+    assert values["pictures/samples"].dtype == np.uint8
+    assert values["pictures/samples"].max() == 255
+    assert wandb.ended == 1
+    assert json.loads((run_dir / "metrics.jsonl").read_text())["loss/total"] == 1.5
+
+
+def test_a_continued_run_goes_on_in_the_same_record(wandb: StandIn, tmp_path: Path) -> None:
+    for _ in range(2):
+        WandbRecorder(**SETTINGS).open(tmp_path, {})
+    (tmp_path / "other").mkdir()
+    WandbRecorder(**SETTINGS).open(tmp_path / "other", {})
+    first, again, other = (settings["id"] for settings in wandb.begun)
+    assert first == again != other
+
+
+def test_a_refusal_is_one_message(wandb: StandIn, tmp_path: Path) -> None:
+    wandb.refuses = True
+    with pytest.raises(ValueError, match=r"logger=wandb: No API key configured\.; log in by `wandb login`, or .*offline"):
+        WandbRecorder(**SETTINGS).open(tmp_path, {})
+
+
+def test_what_cannot_be_is_said_when_the_config_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"logger\.mode=on must be online or offline"):
+        WandbRecorder(**SETTINGS | {"mode": "on"})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs the package wandb: pip install 'genimg\[wandb\]'"):
+        WandbRecorder(**SETTINGS)
