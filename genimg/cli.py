@@ -25,7 +25,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from genimg.explain import explain, is_choice, quoted
 from genimg.paths import config_dir
-from genimg.sweeps import plugins
 from genimg.torchrun import arguments_of_rank, is_of_several, rank_of_torchrun
 
 _COMMAND_LINE = "GENIMG_COMMAND_LINE"  # of the sweep, for the jobs that submitit starts elsewhere
@@ -114,7 +113,7 @@ def _run(name: str, config: str | None = None) -> None:
     OmegaConf.register_new_resolver("genimg.job_name", _job_name, replace=True)
     OmegaConf.register_new_resolver("genimg.groups", partial(_groups, primary), replace=True)
     if name == "train":
-        plugins.register()
+        importlib.import_module("genimg.sweeps.plugins").register()
         os.environ[_COMMAND_LINE] = shlex.join(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors pass to us instead of printing them in its own way
     decorate = hydra.main(version_base="1.3", config_path=config_dir(), config_name=primary)

@@ -128,8 +128,8 @@ def _can_be_read(argument: str) -> bool:
 
 
 def quoted(value: str) -> str:
-    """A value as Hydra's grammar takes it literally."""
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    """A value as Hydra's grammar takes it literally: backslashes count as escapes only before a quote."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
     return f"'{escaped}'"
 
 
