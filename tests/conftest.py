@@ -1,7 +1,8 @@
-"""Fixtures for the real images that may lie beside the checkout, in ../shared/data."""
+"""Fixtures: the real images that may lie beside the checkout, in ../shared/data, and what several files need."""
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import tarfile
@@ -62,3 +63,21 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     torch.save(network.state_dict(), path)
     yield path
     path.unlink()  # 96 MB, which pytest would keep
+
+
+@pytest.fixture
+def unchanged_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For commands that run in the tests' own process, which saves importing torch: Hydra sets up logging and more."""
+    import torch
+
+    root = logging.getLogger()
+    handlers, level, raising = root.handlers[:], root.level, logging.raiseExceptions
+    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    torch.set_num_threads(1)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.raiseExceptions = raising
+    torch.set_float32_matmul_precision(precision)
+    torch.set_num_threads(threads)

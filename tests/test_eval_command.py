@@ -22,6 +22,8 @@ from genimg.data.packing import pack
 from genimg.data.sources import folder
 from genimg.evaluation.extractors.classifier import Classifier
 
+pytestmark = pytest.mark.usefixtures("unchanged_process")
+
 METRICS = ["fd", "is", "kd", "precision", "recall", "density", "coverage", "class_coverage", "class_kl"]
 SHAPES = ["evaluation=shapes", "device=cpu"]
 QUICK = [
@@ -37,20 +39,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _leave_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The commands run in this process, to save the seconds of importing torch; Hydra sets up logging and the environment."""
-    root = logging.getLogger()
-    handlers, level, raising = root.handlers[:], root.level, logging.raiseExceptions
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    precision = torch.get_float32_matmul_precision()
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.raiseExceptions = raising
-    torch.set_float32_matmul_precision(precision)
 
 
 @pytest.fixture

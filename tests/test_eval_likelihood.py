@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from test_eval_command import Command
 from test_gan_table import run
+
+pytestmark = pytest.mark.usefixtures("unchanged_process")
 
 COMMON = [
     "data=shapes", "data.image_size=16", "data.num_images=40", "data.validation=0.25", "trainer.batch_size=8",
@@ -33,22 +32,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outcomes, output = run([["train", *COMMON, *arguments, f"run_dir={name}"] for name, arguments in RUNS.items()], root)
     assert outcomes == [0] * len(RUNS), output
     return root
-
-
-@pytest.fixture(autouse=True)
-def _leave_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As in test_eval_command: the command runs in this process."""
-    root = logging.getLogger()
-    handlers, level, raising = root.handlers[:], root.level, logging.raiseExceptions
-    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    torch.set_num_threads(1)
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.raiseExceptions = raising
-    torch.set_float32_matmul_precision(precision)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

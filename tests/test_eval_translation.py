@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny
-import torch
 from PIL import Image
 from test_eval_command import Command
 from test_gan_table import run
 from test_translation_table import COMMON, PATCHES, RESTORATION, SHAPES
+
+pytestmark = pytest.mark.usefixtures("unchanged_process")
 
 TRAINING = [*COMMON, "trainer.duration=2 steps"]
 
@@ -50,22 +49,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outcomes, output = run(commands, root)
     assert outcomes == [0] * len(RUNS), output
     return root
-
-
-@pytest.fixture(autouse=True)
-def _leave_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As in test_eval_command: the command runs in this process."""
-    root = logging.getLogger()
-    handlers, level, raising = root.handlers[:], root.level, logging.raiseExceptions
-    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    torch.set_num_threads(1)
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.raiseExceptions = raising
-    torch.set_float32_matmul_precision(precision)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
