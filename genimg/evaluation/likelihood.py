@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -18,17 +17,15 @@ from genimg.distributed import rows_of_all_ranks, shard, world_size
 from genimg.environment import versions
 from genimg.evaluation.imagesets import evenly_spaced
 from genimg.evaluation.passes import full_float32, ranges
-from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
+from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
 from genimg.images import to_float
 from genimg.interfaces import Batch, Images, Method, PixelLikelihood
 from genimg.randomness import hash_integers
 
-log = logging.getLogger(__name__)
-
 _STREAM = 13  # keeps the latents of an evaluation apart from those of the training
 
 
-class LikelihoodEvaluator(PeriodicEvaluator):
+class LikelihoodEvaluator(HeldOutEvaluator):
     """The importance-weighted negative log-likelihood of held-out images (first), and their ELBO with its two terms.
 
     Images are those of ``data.validation``, or of the training where there is none. What is random about image i depends on
@@ -36,11 +33,9 @@ class LikelihoodEvaluator(PeriodicEvaluator):
     with K (Burda et al. 2016, theorem 1): K is part of its name.
 
     Args:
-        num_images: evenly spaced, at most.
         num_samples: K, of the latents of an image.
-        batch_size: images at once; has no influence on the values but rounding.
-        seed: of the latents.
-        interval, final_num_images, stop_if: see PeriodicEvaluator.
+        num_images, batch_size, seed, interval, final_num_images, stop_if: see HeldOutEvaluator. The size of a batch has no
+            influence on the values but rounding.
 
     Raises:
         ValueError: for numbers out of range.
@@ -57,16 +52,11 @@ class LikelihoodEvaluator(PeriodicEvaluator):
         final_num_images: int | None,
         stop_if: Mapping[str, float] | None,
     ) -> None:
-        super().__init__(interval=interval, final_num_images=final_num_images, stop_if=stop_if)
-        least = {"num_images": num_images, "num_samples": num_samples, "batch_size": batch_size}
-        for name, value in (least | {"final_num_images": final_num_images}).items():
-            if value is not None and value < 1:
-                raise ValueError(f"evaluation.{name}={value} must be 1 or more")
-        self.num_images = num_images
+        super().__init__(num_images=num_images, batch_size=batch_size, seed=seed, interval=interval,
+                         final_num_images=final_num_images, stop_if=stop_if)  # fmt: skip
+        if num_samples < 1:
+            raise ValueError(f"evaluation.num_samples={num_samples} must be 1 or more")
         self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.seed = seed
-        self._warned = False
 
     def check(self, method: Method, source: Source | None = None) -> None:
         if method.likelihood is None:
@@ -74,16 +64,7 @@ class LikelihoodEvaluator(PeriodicEvaluator):
                 f"evaluation=likelihood needs a model with a likelihood, such as vae; a {type(method).__name__} has none: "
                 "choose another evaluation"
             )
-        if source is not None and source.validation is None:
-            self._warn_of_training_images()
-
-    def _warn_of_training_images(self) -> None:
-        if not self._warned:
-            self._warned = True
-            log.warning(
-                "there are no held-out images, so that the likelihood of training images is measured: set data.validation=0.1, "
-                "or ask genimg-eval for split=test afterwards"
-            )
+        self.warn_without_validation(source)
 
     @property
     def primary(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from genimg.data.placement import Data
 from genimg.data.sources import Source
 from genimg.evaluation.watch import DivergenceWatch
 from genimg.interfaces import Images, Method
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,3 +100,43 @@ class PeriodicEvaluator(ABC):
             EvaluationInterruptedError: once ``should_stop`` says so.
             NonFiniteImagesError: if the model makes NaN.
         """
+
+
+class HeldOutEvaluator(PeriodicEvaluator):
+    """An evaluation of images that training does not see, or else, with a warning, of those that it sees.
+
+    Args:
+        num_images: evenly spaced, at most.
+        batch_size: images at once.
+        seed: of what is random about the measures.
+        interval, final_num_images, stop_if: see PeriodicEvaluator.
+
+    Raises:
+        ValueError: for numbers below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        interval: Images,
+        final_num_images: int | None,
+        stop_if: Mapping[str, float] | None,
+    ) -> None:
+        super().__init__(interval=interval, final_num_images=final_num_images, stop_if=stop_if)
+        for name, value in (("num_images", num_images), ("batch_size", batch_size), ("final_num_images", final_num_images)):
+            if value is not None and value < 1:
+                raise ValueError(f"evaluation.{name}={value} must be 1 or more")
+        self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
+        self._warned = False
+
+    def warn_without_validation(self, source: Source | None) -> None:
+        """Say, once, that a source has no images that training does not see."""
+        if source is not None and source.validation is None and not self._warned:
+            self._warned = True
+            log.warning(
+                "there are no held-out images, so that those of the training are measured: set data.validation=0.1, or ask "
+                "genimg-eval for split=test where the data has one"
+            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -24,15 +23,13 @@ from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.imagesets import FiniteCheck, ImageSet, evenly_spaced
 from genimg.evaluation.metrics import FrechetDistance, KernelDistance
 from genimg.evaluation.passes import Passes, full_float32, ranges
-from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
+from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
 from genimg.evaluation.similarity import LPIPS, l1, ms_ssim, ms_ssim_scales, psnr, ssim
 from genimg.evaluation.statistics_files import SavedStatistics
 from genimg.images import to_uint8
 from genimg.interfaces import Batch, Images, Method
 from genimg.methods.translation import Translation
 from genimg.randomness import seed_of, steady
-
-log = logging.getLogger(__name__)
 
 _STREAM = 7  # keeps the noise of an evaluation apart from that of the training
 _SCALES = 5  # of the multi-scale structural similarity
@@ -43,7 +40,7 @@ Observer = Callable[[Batch, dict[str, Tensor]], None]
 """Is given every batch that is measured, and the numbers [N] of its images."""
 
 
-class TranslationEvaluator(PeriodicEvaluator):
+class TranslationEvaluator(HeldOutEvaluator):
     """Translations of held-out images: those of ``data.validation``, or of the training where there is none.
 
     Args:
@@ -70,15 +67,9 @@ class TranslationEvaluator(PeriodicEvaluator):
         final_num_images: int | None,
         stop_if: Mapping[str, float] | None,
     ) -> None:
-        super().__init__(interval=interval, final_num_images=final_num_images, stop_if=stop_if)
-        for name, value in (("num_images", num_images), ("batch_size", batch_size), ("final_num_images", final_num_images)):
-            if value is not None and value < 1:
-                raise ValueError(f"evaluation.{name}={value} must be 1 or more")
-        self.num_images = num_images
-        self.batch_size = batch_size
-        self.seed = seed
+        super().__init__(num_images=num_images, batch_size=batch_size, seed=seed, interval=interval,
+                         final_num_images=final_num_images, stop_if=stop_if)  # fmt: skip
         self.extractor = extractor
-        self._warned = False
         self._targets: dict[tuple[str, int, str], SavedStatistics] = {}  # of a run's held-out images, which stay the same
 
     def check(self, method: Method, source: Source | None = None) -> None:
@@ -89,13 +80,7 @@ class TranslationEvaluator(PeriodicEvaluator):
                 f"this evaluation measures {self.what}, which the model, a {type(method).__name__}, does not make: choose "
                 f"evaluation={fitting} or another of the group"
             )
-        if source is not None and source.validation is None:
-            self._warn_of_training_images()
-
-    def _warn_of_training_images(self) -> None:
-        if not self._warned:
-            self._warned = True
-            log.warning("there are no held-out images, so that those of the training are measured: set data.validation=0.1")
+        self.warn_without_validation(source)
 
     def evaluate(
         self,
@@ -110,8 +95,7 @@ class TranslationEvaluator(PeriodicEvaluator):
         self.check(method)
         assert isinstance(method, Translation)
         held_out = data.validation or data
-        if data.validation is None:
-            self._warn_of_training_images()
+        self.warn_without_validation(data.source)
         count = min(num_images or self.num_images, len(held_out.source))
         with full_float32():
             values = self._pixels(method, held_out, count, should_stop, observe)

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from genimg.methods.latent import interpolate
 
-_COLUMNS, _ROWS = 9, 10  # of interpolations
+_COLUMNS, _ROWS = 9, 10  # of interpolations and traversals
+_TRAVERSED = 3.0  # standard deviations of the prior, to either side
+_MAP = 15  # images along each side of the map of two latents
 _RECENT = 4096  # images in a scatter
 _SIDE = 384  # pixels of a scatter
 _SHOWN = 4.0  # standard deviations of the prior, to either side
@@ -32,6 +34,34 @@ def interpolations(decode: Callable[[Tensor, Tensor], Tensor], latent: Tensor, c
         way = interpolate(latent[start], latent[(start + 1) % len(latent)], weights, spherical=False)
         rows.append(decode(way, condition[start : start + 1].expand(_COLUMNS, *condition.shape[1:])))
     return torch.stack(rows)
+
+
+def traversals(decode: Callable[[Tensor, Tensor], Tensor], latent: Tensor, condition: Tensor) -> Tensor:
+    """One latent a row, the most active first, from -3 to 3 standard deviations of the prior; the others as the first image has
+    them: [rows, 9, C, H, W].
+
+    Args:
+        decode: (latents [M, Z], conditions [M, ...]) -> images [M, C, H, W].
+        latent, condition: of images, [N, Z] and [N, ...].
+    """
+    chosen = latent.var(dim=0, correction=0).argsort(descending=True)[:_ROWS]
+    steps = torch.linspace(-_TRAVERSED, _TRAVERSED, _COLUMNS, device=latent.device)
+    latents = latent[0].repeat(len(chosen), _COLUMNS, 1)
+    latents.scatter_(2, chosen[:, None, None].expand(-1, _COLUMNS, 1), steps[None, :, None].expand(len(chosen), -1, 1))
+    rows = condition[:1].expand(len(chosen) * _COLUMNS, *condition.shape[1:])
+    return decode(latents.flatten(0, 1), rows).unflatten(0, (len(chosen), _COLUMNS))
+
+
+def map_of_two(decode: Callable[[Tensor, Tensor], Tensor], latent: Tensor, condition: Tensor) -> Tensor:
+    """Images of two latents at equal shares of the prior, the second one upwards: [15, 15, C, H, W].
+
+    Args:
+        decode: (latents [M, 2], conditions [M, ...]) -> images [M, C, H, W].
+        latent, condition: of images, whose first one's condition holds: [N, 2] and [N, ...].
+    """
+    x = normal_quantiles(_MAP).to(latent)
+    places = torch.stack(torch.meshgrid(-x, x, indexing="ij"), dim=-1).flatten(0, 1).flip(1)
+    return decode(places, condition[:1].expand(len(places), *condition.shape[1:])).unflatten(0, (_MAP, _MAP))
 
 
 def normal_quantiles(count: int) -> Tensor:

@@ -19,7 +19,7 @@ from genimg.losses.elbo import Bound, Inference, gaussian_kl, gaussian_log_densi
 from genimg.losses.perceptual import Perceptual
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.latent import truncate
-from genimg.methods.latent_pictures import LatentScatter, activity_bars, interpolations, normal_quantiles
+from genimg.methods.latent_pictures import LatentScatter, activity_bars, interpolations, map_of_two, traversals
 from genimg.methods.modes import in_mode
 from genimg.networks.stochastic_layers import StochasticLayer
 from genimg.randomness import hash_integers, normal_field, normal_latents
@@ -27,9 +27,6 @@ from genimg.randomness import hash_integers, normal_field, normal_latents
 _ACTIVE = 0.01  # variance of a latent's mean over the data from which on it is called active: Burda et al. 2016, section 5.2
 _MOST_DECODED = 4096  # latents at once, where an image has many
 _MOST_OUTPUTS = 2**25  # of the decoder for these, so that large images do not fill the memory
-_TRAVERSED = 3.0  # standard deviations of the prior, to either side
-_COLUMNS, _ROWS = 9, 10  # of a traversal
-_MAP = 15  # images along each side of the map of two latents
 
 
 class VAE(ConditionalMethod):
@@ -285,24 +282,12 @@ class VAE(ConditionalMethod):
             pictures = {
                 "samples": self._sample_by_class(drawn),
                 "reconstructions": pairs,
-                "traversals": self._traversals(mean, condition),
+                "traversals": traversals(self._decode, mean, condition),
                 "interpolations": interpolations(self._decode, mean, condition),
             }
             if len(mean) > 1:
                 pictures["active_units"] = activity_bars(mean.var(dim=0), _ACTIVE)
             if self.scatter is not None:
-                x = normal_quantiles(_MAP).to(mean)
-                places = torch.stack(torch.meshgrid(-x, x, indexing="ij"), dim=-1).flatten(0, 1).flip(1)  # y upwards
-                made = self._decode(places, condition[:1].expand(len(places), *condition.shape[1:]))
-                pictures |= {"latent_map": made.unflatten(0, (_MAP, _MAP)), "latent_scatter": self.scatter.picture()}
+                pictures["latent_map"] = map_of_two(self._decode, mean, condition)
+                pictures["latent_scatter"] = self.scatter.picture()
         return pictures
-
-    def _traversals(self, mean: Tensor, condition: Tensor) -> Tensor:
-        """[rows, columns, C, H, W]."""
-        activity = mean.var(dim=0, correction=0)
-        chosen = activity.argsort(descending=True)[:_ROWS]
-        steps = torch.linspace(-_TRAVERSED, _TRAVERSED, _COLUMNS, device=mean.device)
-        latents = mean[0].repeat(len(chosen), _COLUMNS, 1)
-        latents.scatter_(2, chosen[:, None, None].expand(-1, _COLUMNS, 1), steps[None, :, None].expand(len(chosen), -1, 1))
-        rows = condition[:1].expand(len(chosen) * _COLUMNS, *condition.shape[1:])
-        return self._decode(latents.flatten(0, 1), rows).unflatten(0, (len(chosen), _COLUMNS))

@@ -265,7 +265,8 @@ def test_held_out_images_are_measured_where_there_are_any(caplog: pytest.LogCapt
         expected = evaluator.evaluate(Translator(), alone, CPU)
         evaluator.evaluate(Translator(), alone, CPU)
     assert caplog.messages == [
-        "there are no held-out images, so that those of the training are measured: set data.validation=0.1"
+        "there are no held-out images, so that those of the training are measured: set data.validation=0.1, or ask "
+        "genimg-eval for split=test where the data has one"
     ]
     assert result.values == expected.values
     assert result.values != paired().evaluate(Translator(), noise(12), CPU).values
