@@ -11,7 +11,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,6 +26,8 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
         command: the primary config: train, eval or sample.
         arguments: of the command line.
     """
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, ValueError):  # of a launcher or sweeper
+        return str(error.__cause__)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_config_error(error, command, arguments)
     if isinstance(error, OSError) and error.filename is not None:
@@ -36,7 +38,9 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
                 return f"{key}={value} cannot be written ({error.filename}: {error.strerror}): choose another {key}"
         return f"{error.filename}: {error.strerror}"
     if str(error).startswith("Config group override must be a string"):  # Hydra does not say which
-        key, value = next(pair for a in arguments if (pair := _choice_that_is_no_name(a)))
+        key, value = next((pair for a in arguments if (pair := _choice_that_is_no_name(a))), ("", ""))
+        if not key:
+            return f"{error}: a group takes the name of one of its options"
         options = sorted(path.stem for path in Path(config_dir(), key).glob("*.yaml") if is_choice(path.stem))
         return f"unknown option {key}={value}: choose one of {', '.join(options)}"
     if isinstance(error, ValueError | OSError):
@@ -95,6 +99,10 @@ def _explain_config_error(error: Exception, command: str, arguments: list[str]) 
 
 
 def _explain_unknown_key(key: str, command: str, arguments: list[str]) -> str:
+    if key.startswith("hydra."):
+        ours = [f"hydra.{path.parent.name}.{name}" for path in Path(config_dir(), "hydra").glob("*/*.yaml")
+                for name in map(str, OmegaConf.load(path))]  # fmt: skip
+        return f"unknown key {key}{nearest(key, ours)}: --cfg hydra shows all keys of Hydra, its launcher and its sweeper"
     keys = _keys_of(command, key, arguments)
     group, dot, name = key.rpartition(".")
     siblings = [k.removeprefix(group + dot) for k in keys if k.startswith(group + dot) and "." not in k[len(group) + 1 :]]
@@ -114,7 +122,7 @@ def _explain_unknown_key(key: str, command: str, arguments: list[str]) -> str:
 def _choice_that_is_no_name(argument: str) -> tuple[str, str] | None:
     """Group and value of an argument such as ``model=3`` or ``debug=true``."""
     key, _, value = argument.partition("=")
-    is_group = re.fullmatch(r"[a-z_]+", key) and Path(config_dir(), key).is_dir()
+    is_group = re.fullmatch(r"[a-z_/]+", key) and Path(config_dir(), key).is_dir()
     parsed = OverridesParser.create().parse_override(argument).value() if is_group and _can_be_read(argument) else ""
     return None if isinstance(parsed, str | list) or parsed is None else (key, value)
 

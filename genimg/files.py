@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,43 @@ def naming_full_disk(message: str) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ValueError(message) from error
+
+
+class InUseError(ValueError):
+    """Another process holds what was asked for."""
+
+
+@contextlib.contextmanager
+def alone_in(path: Path, message: str, *, patience: float = 0.0) -> Iterator[None]:
+    """A block that no other process is in at the same time; the system ends what a killed process held.
+
+    Args:
+        path: of the lock, a file that stays; missing parent directories are made.
+        message: of the error.
+        patience: seconds to wait for another process.
+
+    Raises:
+        InUseError: if another process is in such a block of the same path.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows, where nothing is locked
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        end = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= end:
+                    raise InUseError(message) from error
+                time.sleep(0.2)
+            except OSError:  # a file system without locks
+                break
+        yield
 
 
 @contextlib.contextmanager

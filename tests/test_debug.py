@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,7 @@ def test_one_batch_is_learnt_by_heart(tmp_path: Path) -> None:
     losses = [record["loss/reconstruction"] for record in records(tmp_path / "run") if "loss/reconstruction" in record]
     assert len(losses) == 15
     assert losses[-1] < 0.1 * losses[0]
+    assert re.search(rf"loss/reconstruction +{losses[0]:.4g} +{losses[-1]:.4g}\n", output)
     facts = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
     assert facts["num_images"] == 8
     assert facts["config"]["evaluation"] == {}

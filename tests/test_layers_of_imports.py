@@ -16,6 +16,7 @@ LAYERS = {
     "genimg.durations": 0,
     "genimg.randomness": 0,
     "genimg.files": 0,
+    "genimg.clock": 0,
     "genimg.torchrun": 0,
     "genimg.images": 0,
     "genimg.tiling": 0,

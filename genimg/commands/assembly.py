@@ -107,7 +107,7 @@ def assemble(config: Config, device_name: str) -> Parts:
                 f"trainer.batch_size={batch_size} is larger than the data: {source.name} has {len(source)} images: "
                 f"set trainer.batch_size={len(source)} or less"
             )
-        if (config.get("debug") or {}).get("one_batch"):
+        if isinstance(debug := config.get("debug"), dict) and debug.get("one_batch"):
             source = evenly_spaced_part(source, batch_size)
         builder = replace(builder, epoch_size=len(source))
         settings = builder.trainer_settings(trainer_config)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -36,13 +38,25 @@ def shorten(composed: DictConfig) -> None:
         if group in _ITS_OWN:
             changes.append(f"{group}={str(values).lower()}")
         elif not values:
-            if group not in typed:
+            if not any(f"{key}.".startswith(f"{group}.") for key in typed):
                 composed[group] = {}
                 changes.append(f"{group}=none")
         else:
             changes += [_set(composed, f"{group}.{key}", value) for key, value in values.items()
                         if f"{group}.{key}" not in typed and key in composed[group]]  # fmt: skip
     log.info("debug=%s sets %s", choice, ", ".join(changes))
+
+
+def say_what_was_learnt(run_dir: Path) -> None:
+    """Of a run on one batch: how far each loss has fallen."""
+    values: dict[str, list[float]] = {}
+    for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        for name, value in json.loads(line).items():
+            if name.startswith("loss/"):
+                values.setdefault(name, []).append(value)
+    log.info("on one batch, at the first record and at the last:")
+    for name, found in values.items():
+        log.info("  %-32s %10.4g %10.4g", name, found[0], found[-1])
 
 
 def _set(composed: DictConfig, key: str, value: Any) -> str:

@@ -79,7 +79,9 @@ def _check(options: Config) -> None:
     for key in options:
         if key not in _KEYS:
             raise ValueError(f"unknown key {key}{nearest(key, _KEYS)}: nothing reads it; --cfg job shows all keys")
-    if options["format"] not in FORMATS:
+    if not isinstance(options["allow"], list):
+        raise ValueError(f"allow={options['allow']} must be a list such as allow=[mypackage]")
+    if not isinstance(options["format"], str) or options["format"] not in FORMATS:
         raise ValueError(f"format={options['format']} is unknown: choose one of {', '.join(FORMATS)}")
     if options["output"] is not None and (type(options["output"]) is not str or not options["output"]):
         raise ValueError(f"output={options['output']} is not the name of a file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 import shutil
@@ -10,7 +11,9 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -23,13 +26,14 @@ import genimg
 from genimg import build, resuming
 from genimg.commands.assembly import Parts, assemble, describe_parts
 from genimg.commands.common import Config, argument, relative, require_all_values, sentence, table, write_json
-from genimg.commands.debugging import shorten
+from genimg.commands.debugging import say_what_was_learnt, shorten
 from genimg.commands.dry_run import rehearse
 from genimg.commands.settling import settle
 from genimg.data.placement import available_keys
 from genimg.distributed import AnotherProcessError, failing_together, of_first_rank, processes_of_torchrun, rank, world_size
 from genimg.environment import git_commit, versions
 from genimg.evaluation.periodic import PeriodicEvaluator
+from genimg.files import InUseError, alone_in
 from genimg.reporting import write_report
 from genimg.torchrun import rank_of_torchrun
 from genimg.training.device import describe_hardware
@@ -39,6 +43,8 @@ from genimg.training.trainer import StopRequestedError, Trainer, WorseningError
 from genimg.training.update import NonFiniteError
 
 log = logging.getLogger(__name__)
+
+_PATIENCE = 20.0  # seconds for another process that is just saving and ending
 
 
 class DivergedError(Exception):
@@ -61,21 +67,49 @@ def train(composed: DictConfig) -> float | None:
                 logging.disable(logging.WARNING)  # the first rank says it
             if world_size() > 1 and hydra.mode == RunMode.MULTIRUN:
                 raise ValueError("torchrun trains one run: start a sweep (-m) without it, or torchrun for each of its runs")
+            _refuse_what_has_no_effect(hydra)
             if not isinstance(composed.dry_run, bool):
                 raise ValueError(f"dry_run={composed.dry_run} must be true or false")
             if composed.dry_run and hydra.mode == RunMode.MULTIRUN:
                 raise ValueError("dry_run=true looks at one run: leave -m away")
             if composed.dry_run:
                 run_dir = run_dir / ".dry_run"  # which is not there: nothing is looked up, cleaned up or written
-            return _train(composed, of_first_rank(run_dir), device_name)
+            with _alone_in(run_dir) if rank() == 0 and not composed.dry_run else contextlib.nullcontext():
+                return _train(composed, of_first_rank(run_dir), device_name)
     except Exception as error:
         _write_to_log_file(traceback.format_exc())
-        its_own = rank_of_torchrun() == 0 and composed.dry_run is not True
+        its_own = rank_of_torchrun() == 0 and composed.dry_run is not True and not isinstance(error, InUseError)
         if hydra.mode == RunMode.RUN and isinstance(error, ValueError | OSError | AnotherProcessError) and its_own:
             _remove_if_nothing_began(run_dir)
         if hydra.mode == RunMode.MULTIRUN:  # Hydra goes on with the next job and would tell only at the end
             log.error("this job failed: %s", error)
         raise
+
+
+def _refuse_what_has_no_effect(hydra: Any) -> None:
+    """A launcher without a sweep, a ready search as a value of a sweep, or one directory for all jobs.
+
+    Raises:
+        ValueError: naming it, with the fix.
+    """
+    of_sweeps = ("hydra/launcher=", "hydra/sweeper=", "hydra.launcher.", "hydra.sweeper.", "hydra.sweep.")
+    if hydra.mode == RunMode.RUN and (found := [each for each in hydra.overrides.hydra if each.startswith(of_sweeps)]):
+        raise ValueError(f"{found[0]} has no effect on a single run: add -m for a sweep, or remove it")
+    if hydra.mode == RunMode.MULTIRUN:
+        for override in hydra.overrides.task:
+            if override.startswith("run_dir="):
+                raise ValueError(f"{override} has no effect in a sweep: give hydra.sweep.dir")
+            if override.startswith("sweep=") and override != "sweep=null":
+                raise ValueError(f"{override}: one ready search at a time, and without -m")
+
+
+def _alone_in(run_dir: Path) -> AbstractContextManager[None]:
+    """Two processes that train in one directory would take turns in overwriting each other's checkpoints."""
+    return alone_in(
+        run_dir / ".hydra" / "lock",
+        f"run_dir={run_dir} is in use by another genimg-train: wait for its end, or choose another run_dir",
+        patience=_PATIENCE,
+    )
 
 
 def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | None:
@@ -129,9 +163,10 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
         if not resuming.same_measure(saved.state["config"]["evaluation"], config["evaluation"]):
             trainer.state.forget_evaluations()
         log.info("resuming from %s at %d images", saved.path, trainer.state.images)
-    if rank() == 0:
-        if recorder:
+    with failing_together():
+        if recorder and rank() == 0:
             recorder.open(run_dir, config)
+    if rank() == 0:
         OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
     if trainer.state.images < trainer.settings.duration:
         _announce(parts, trainer, run_dir)
@@ -166,6 +201,8 @@ def _announce(parts: Parts, trainer: Trainer, run_dir: Path) -> None:
 def _fit(trainer: Trainer, config: Config, evaluator: PeriodicEvaluator | None, run_dir: Path) -> float | None:
     start, images_before = time.monotonic(), trainer.state.images
     summary: Config = {"status": "failed"}
+    if rank() == 0 and images_before < trainer.settings.duration:
+        (run_dir / "summary.json").unlink(missing_ok=True)  # of an earlier launch, which a kill of this one would leave
     try:
         state = trainer.fit()
         summary["status"] = "completed"
@@ -197,6 +234,8 @@ def _fit(trainer: Trainer, config: Config, evaluator: PeriodicEvaluator | None, 
         "finished %d images; %d of them now, in %.0f s", state.images, state.images - images_before, summary["wall_seconds"]
     )
     _report(state, summary, evaluator, run_dir)
+    if isinstance(config["debug"], dict) and config["debug"].get("one_batch") and rank() == 0:
+        say_what_was_learnt(run_dir)
     if rank() == 0 and page is not None:
         log.info("report:      %s", relative(page))
     return state.best[evaluator.primary] if evaluator and state.best else None
@@ -235,6 +274,7 @@ def _why_it_ended(error: NonFiniteError | WorseningError, trainer: Trainer, eval
 def _summary(trainer: Trainer, config: Config) -> Config:
     state = trainer.state
     return {
+        "overrides": [each for each in HydraConfig.get().overrides.task if not each.startswith("run_dir=")],
         "images": state.images,
         "duration": trainer.settings.duration,
         "steps": trainer.progress.step,

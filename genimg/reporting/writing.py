@@ -35,6 +35,9 @@ class Report:
     subject: Subject
 
 
+_MADE = "Written by genimg-report"
+
+
 def write_report(directories: Sequence[Path], output: Path) -> Report:
     """Write the report of runs, sweeps or folders of either; each of its three files appears whole or not at all.
 
@@ -51,9 +54,10 @@ def write_report(directories: Sequence[Path], output: Path) -> Report:
         raise ValueError(f"output={output} must name a file that ends in .html")
     if output.is_dir():
         raise ValueError(f"output={output} is a directory: name a file in it, such as {output / 'report.html'}")
-    _check_writable(output)
     subject = _subject(directories)
+    _check_writable(output)
     report = Report(output, output.with_suffix(".csv"), output.with_suffix(".md"), subject)
+    _refuse_to_overwrite(report)
     content = {
         report.html: page(subject, gallery(subject.collection.runs)),
         report.csv: as_csv(subject),
@@ -63,6 +67,14 @@ def write_report(directories: Sequence[Path], output: Path) -> Report:
         with atomically(path) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
     return report
+
+
+def _refuse_to_overwrite(report: Report) -> None:
+    """Only earlier reports are replaced."""
+    is_report = report.html.is_file() and _MADE in report.html.read_text(encoding="utf-8", errors="replace")
+    for path in (report.html, report.csv, report.markdown):
+        if path.exists() and not is_report:
+            raise ValueError(f"output={report.html}: {path} exists and is no report of genimg's: choose another output")
 
 
 def _check_writable(output: Path) -> None:
@@ -82,7 +94,7 @@ def _subject(directories: Sequence[Path]) -> Subject:
     version = f"genimg {genimg.__version__}" + (
         f", commit {commit[:12]}{'-dirty' * commit.endswith('-dirty')}" if commit else ""
     )
-    made = f"Written by genimg-report on {time.strftime('%Y-%m-%d at %H:%M:%S %Z')} ({version})."
+    made = f"{_MADE} on {time.strftime('%Y-%m-%d at %H:%M:%S %Z')} ({version})."
     return Subject(
         collection,
         ranking,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 
+from genimg.clock import clock
 from genimg.sweeps.job import Job
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,9 @@ class Display:
             return
         self._next = time.monotonic() + _REDRAW_SECONDS
         self._clear()
-        rows = [f"{num_done} of {self._total} jobs done", *map(row, running)]
+        columns, lines = shutil.get_terminal_size()
+        rows = [f"{num_done} of {self._total} jobs done", *map(row, running)][: lines - 1]
+        rows = [text[: columns - 1] for text in rows]  # a line that wraps could not be taken away again
         sys.stderr.write("\n".join(rows) + "\n")
         sys.stderr.flush()
         self._drawn = len(rows)
@@ -56,9 +60,11 @@ class Display:
 
 def row(job: Job) -> str:
     """A running job's line: share of its training, time left, latest value of its first metric, what it is."""
-    (images, metric), total = job.progress(), job.duration()
-    if not images or not total:
+    job.look()
+    total = job.duration()
+    if not job.images or not total:
         return f"  #{job.number:<4} starting  {job.words}"
-    rate = (images - job.images_before) / (time.monotonic() - job.started)
-    left = "" if rate <= 0 else time.strftime("%H:%M:%S left", time.gmtime((total - images) / rate))
-    return f"  #{job.number:<4} {images / total:4.0%}  {left:13}  {metric:24}  {job.words}"
+    rate = (job.images - job.images_before) / (time.monotonic() - job.started_at)
+    left = "" if rate <= 0 else f"{clock((total - job.images) / rate)} left"
+    metric = f"{job.metric} {job.measured[max(job.measured)]:.5g}" if job.measured else ""
+    return f"  #{job.number:<4} {job.images / total:4.0%}  {left:13}  {metric:24}  {job.words}"

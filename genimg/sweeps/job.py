@@ -8,21 +8,23 @@ import logging
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, filter_overrides
+from hydra.errors import HydraException
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
+from genimg.explain import explain
 from genimg.files import atomically
 
 log = logging.getLogger(__name__)
 
-_TAIL = 65536  # bytes of a run's metrics that are looked at
 _MOST_WORDS = 60  # characters of a job's overrides in the table
 _METRIC = "evaluation/"
 _TITLES = ["job", "status", "best", "directory", "note", "overrides"]
@@ -37,11 +39,16 @@ class Job:
         overrides: of its run.
         folder: its run directory.
         own: those overrides that not all jobs have.
-        status: ``waiting``, ``running``, ``complete``, ``failed``, ``stopped`` or ``pruned``.
+        status: ``waiting``, ``running``, ``completed``, ``failed``, ``stopped`` or ``pruned``.
         note: why it failed or was pruned.
         slot: of the queue; an index of a GPU, where there are some.
+        is_stopped: together with the sweep.
+        hopeless: why it is being stopped before its end.
         said_before: bytes in its console.log of earlier launches.
-        images_before: that earlier launches had trained.
+        images: trained so far, as far as its run has recorded.
+        images_before: of those, in earlier launches.
+        metric: the name of its evaluator's first metric.
+        measured: images -> that metric.
     """
 
     number: int
@@ -52,9 +59,15 @@ class Job:
     note: str = ""
     slot: str | None = None
     process: subprocess.Popen[bytes] | None = None
-    started: float = 0.0
+    started_at: float = 0.0
+    is_stopped: bool = False
+    hopeless: str = ""
     said_before: int = 0
+    images: int = 0
     images_before: int = 0
+    metric: str = ""
+    measured: dict[int, float] = field(default_factory=dict)
+    _read: int = 0
     result: JobReturn = field(default_factory=JobReturn)
 
     @property
@@ -73,47 +86,39 @@ class Job:
     def summary(self) -> dict[str, Any]:
         """What its run wrote at its end; empty where it has not ended, or was of other overrides."""
         try:
-            known: Any = OmegaConf.to_container(OmegaConf.load(self.folder / ".hydra" / "overrides.yaml"))
             found: dict[str, Any] = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return found if [each for each in known if not each.startswith("run_dir=")] == self.overrides else {}
+        return found if found.get("overrides") == self.overrides else {}
 
     def value(self) -> float | None:
         """The best value of the evaluator's first metric; None without evaluation."""
         best = self.summary().get("best") or {}
         return next(iter(best.values()), None)
 
-    def progress(self) -> tuple[int, str]:
-        """Images that its run has logged so far, and the first metric of its latest evaluation."""
-        images, metric = 0, ""
-        for record in self._records():
-            images = record.get("images", images)
-            first = next((key for key in record if key.startswith(_METRIC)), None)
-            metric = metric if first is None else f"{first.removeprefix(_METRIC)} {record[first]:.5g}"
-        return images, metric
-
-    def measured(self) -> dict[int, float]:
-        """Images -> the evaluator's first metric, of its latest evaluations."""
-        found = {}
-        for record in self._records():
-            first = next((key for key in record if key.startswith(_METRIC)), None)
-            if first is not None:
-                found[int(record["images"])] = float(record[first])
-        return found
-
-    def _records(self) -> Iterator[dict[str, Any]]:
+    def look(self) -> None:
+        """Read what its run has recorded since the last look: ``images``, ``metric`` and ``measured``."""
         try:
             with (self.folder / "metrics.jsonl").open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-                lines = file.read().splitlines()
+                size = file.seek(0, os.SEEK_END)
+                if size < self._read:  # a continued run has dropped what it is about to repeat
+                    self._read = 0
+                file.seek(self._read)
+                lines = file.read()
         except OSError:
             return
-        for line in lines:
+        whole = lines[: lines.rfind(b"\n") + 1]
+        self._read += len(whole)
+        for line in whole.splitlines():
             try:
-                yield json.loads(line)
-            except ValueError:  # the first and the last may be cut
+                record = json.loads(line)
+            except ValueError:
                 continue
+            self.images = record.get("images", self.images)
+            first = next((key for key in record if key.startswith(_METRIC)), None)
+            if first is not None:
+                self.metric = first.removeprefix(_METRIC)
+                self.measured[self.images] = float(record[first])
 
     def console(self) -> str:
         """What its run has printed since this launch."""
@@ -131,22 +136,30 @@ class Job:
 
 
 def compose_job(context: HydraContext, config: DictConfig, number: int, overrides: Sequence[str]) -> Job:
-    """A job with the directory that Hydra's config gives it.
+    """A job with the directory that Hydra's config gives it; one that has failed if its overrides do not compose.
 
     Args:
         context, config: of the sweep.
         number: of the job.
         overrides: of the job, those of all jobs included.
     """
-    composed = context.config_loader.load_sweep_config(config, list(overrides))
-    with open_dict(composed):
-        composed.hydra.job.id, composed.hydra.job.num = str(number), number
-    before = HydraConfig.instance().cfg
-    HydraConfig.instance().set_config(composed)  # which the name of the directory refers to
-    folder = Path(str(composed.hydra.sweep.dir), str(composed.hydra.sweep.subdir)).resolve()
-    HydraConfig.instance().cfg = before
     # Without the sweep, which would make a sweep of every job.
     own = [each for each in filter_overrides(list(overrides)) if not each.startswith(("hydra/", "run_dir=", "sweep="))]
+    try:
+        composed = context.config_loader.load_sweep_config(config, list(overrides))
+        with open_dict(composed):
+            composed.hydra.job.id, composed.hydra.job.num = str(number), number
+        before = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(composed)  # which the name of the directory refers to
+        try:
+            folder = Path(str(composed.hydra.sweep.dir), str(composed.hydra.sweep.subdir)).resolve()
+        finally:
+            HydraConfig.instance().cfg = before
+    except (HydraException, OmegaConfBaseException) as error:
+        folder = Path(str(config.hydra.sweep.dir), f"{number:03d}").resolve()
+        result = JobReturn(overrides=overrides, hydra_cfg=config, cfg=config, working_dir=str(folder), task_name="train")
+        note = explain(error, "train", own) or str(error)
+        return Job(number, own, folder, status="failed", note=note, result=result)
     result = JobReturn(
         overrides=overrides, hydra_cfg=composed, cfg=composed, working_dir=str(folder), task_name=composed.hydra.job.name
     )
@@ -159,27 +172,33 @@ def report_on(sweep: Path) -> None:
 
     try:
         log.info("report: %s", write_report([sweep], sweep / "report.html").html)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever it is, the jobs have done their work
         log.warning("report.html cannot be written (%s)", error)
 
 
-def write_table(jobs: Iterable[Job], path: Path, *, keep: bool = False) -> None:
+def table_of(path: Path) -> dict[str, dict[str, str]]:
+    """Number of the job -> its line in a sweep's table; empty where there is none."""
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["job"]: row for row in csv.DictReader(file)}
+
+
+def write_table(jobs: Iterable[Job], path: Path) -> None:
     """A line for each job: number, status, best value, directory, reason of a failure, overrides.
 
     Args:
-        jobs: of which lines are written.
+        jobs: of which lines are written; those of other jobs that stand there are kept.
         path: of the CSV file.
-        keep: lines of other jobs that stand there, which were a sweeper's earlier batches.
     """
-    rows: list[list[str]] = []
+    rows = table_of(path)
     for job in jobs:
-        value = job.value()
-        rows.append([str(job.number), job.status, "" if value is None else f"{value:.8g}", job.folder.name, job.note,
-                     " ".join(job.overrides)])  # fmt: skip
-    if keep and path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
-            numbers = {row[0] for row in rows}
-            rows = [row for row in list(csv.reader(file))[1:] if row and row[0] not in numbers] + rows
+        value, directory = job.value(), os.path.relpath(job.folder, path.parent)
+        best = "" if value is None else f"{value:.8g}"
+        row = [str(job.number), job.status, best, directory, job.note, " ".join(job.overrides)]
+        rows[str(job.number)] = dict(zip(_TITLES, row, strict=True))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomically(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([_TITLES, *rows])
+        writer = csv.DictWriter(file, _TITLES, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(sorted(rows.values(), key=lambda row: int(row["job"])))

@@ -7,6 +7,7 @@ its job survives, and launching the same sweep again skips runs that are complet
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from genimg.sweeps.job import Job, compose_job, report_on, write_table
+from genimg.sweeps.job import Job, compose_job, report_on, table_of, write_table
 from genimg.sweeps.queue import SweepError, work_off
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,11 @@ class GpuQueueLauncher(Launcher):
     def __init__(self, n_jobs: int = 1, gpus: Sequence[int | str] | None = None, skip_finished: bool = True) -> None:
         if type(n_jobs) is not int or n_jobs < 1:
             raise ValueError(f"hydra.launcher.n_jobs={n_jobs} must be 1 or more jobs at a time")
+        if not isinstance(skip_finished, bool):
+            raise ValueError(f"hydra.launcher.skip_finished={skip_finished} must be true or false")
+        is_list = isinstance(gpus, Sequence) and not isinstance(gpus, str)
+        if gpus is not None and (not is_list or not gpus or not all(isinstance(gpu, int | str) for gpu in gpus)):
+            raise ValueError(f"hydra.launcher.gpus={gpus} must be a list of GPUs such as 'hydra.launcher.gpus=[0,1]', or null")
         if gpus and n_jobs != 1:
             raise ValueError(f"hydra.launcher.n_jobs={n_jobs} has no effect with hydra.launcher.gpus: one job for each of them")
         self.slots: list[str | None] = [str(gpu) for gpu in gpus] if gpus else [None] * n_jobs
@@ -47,40 +53,71 @@ class GpuQueueLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         setup_globals()
         configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
+        is_basic = str(self._config.hydra.sweeper._target_).endswith(".BasicSweeper")
+        if is_basic and self._config.hydra.sweeper.max_batch_size is not None:
+            raise ValueError(
+                "hydra.sweeper.max_batch_size has no effect with hydra/launcher=gpu_queue: give hydra.launcher.n_jobs"
+            )
         jobs = [
             compose_job(self._context, self._config, initial_job_idx + place, overrides)
             for place, overrides in enumerate(job_overrides)
         ]
         for job in jobs:
             job.own = [each for each in job.overrides if not all(each in other.overrides for other in jobs)]
+            refuse_what_is_of_one_run(job.result.cfg)
+            if any(override.startswith("run_dir=") for override in job.result.overrides or ()):
+                raise ValueError("run_dir has no effect in a sweep: give hydra.sweep.dir")
         sweep = Path(str(self._config.hydra.sweep.dir)).resolve()
-        work_off(_Listed(jobs, sweep / "sweep.csv", skip=self.skip_finished, is_first=initial_job_idx == 0), self.slots)
+        _refuse_another_sweep(jobs, sweep)
+        listed = _Listed(jobs, sweep / "sweep.csv", skip=self.skip_finished)
+        work_off(listed, self.slots, sweep)
         report_on(sweep)
-        failed = [job for job in jobs if job.status != "complete"]
-        numbers = ", ".join(f"#{each.number}" for each in failed)
-        error = SweepError(
-            f"{len(failed)} of {len(jobs)} jobs failed, {numbers}: the reasons are above and in console.log of their "
-            f"directories in {sweep}; the same command runs these again, and no others"
-        )
-        sweeper = self._config.hydra.sweeper
-        if failed and str(sweeper._target_).endswith(".BasicSweeper") and sweeper.max_batch_size is None:
+        error = SweepError(jobs, sweep)
+        if is_basic and any(job.status != "completed" for job in jobs):
             raise error  # all jobs have had their turn; Hydra would print the overrides of the first that failed before it
         for job in jobs:
-            is_complete = job.status == "complete"
+            is_complete = job.status == "completed"
             job.result.status = JobStatus.COMPLETED if is_complete else JobStatus.FAILED
             job.result.return_value = job.value() if is_complete else error
         return [job.result for job in jobs]
 
 
+def _refuse_another_sweep(jobs: Sequence[Job], folder: Path) -> None:
+    known = table_of(folder / "sweep.csv")
+    for job in jobs:
+        before, now = known.get(str(job.number), {}).get("directory"), os.path.relpath(job.folder, folder)
+        if before is not None and before != now:
+            raise ValueError(
+                f"hydra.sweep.dir={folder} holds another sweep, whose job #{job.number} is {before} and not {now}: choose "
+                "another hydra.sweep.dir (values can be added to the end of a sweep's only list)"
+            )
+
+
+def refuse_what_is_of_one_run(composed: DictConfig | None) -> None:
+    """Refuse what makes sense for one run only.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if composed is None:
+        return
+    if composed.get("dry_run"):
+        raise ValueError("dry_run=true looks at one run: leave -m away")
+    if composed.get("resume") != "auto":
+        raise ValueError(f"resume={composed.get('resume')} is of one run: jobs of a sweep continue by themselves; remove it")
+
+
 class _Listed:
     """Jobs that are known beforehand."""
 
-    def __init__(self, jobs: list[Job], table: Path, *, skip: bool, is_first: bool) -> None:
-        self._jobs, self._table, self._is_first = jobs, table, is_first
+    def __init__(self, jobs: list[Job], table: Path, *, skip: bool) -> None:
+        self._jobs, self._table = jobs, table
         self.total = len(jobs)
         for job in jobs:
-            if skip and job.summary().get("status") == "completed":
-                job.status = "complete"
+            if job.status == "failed":
+                log.info("#%d %s: %s", job.number, job.outcome, job.words)
+            elif skip and job.summary().get("status") == "completed":
+                job.status = "completed"
                 log.info("#%d is complete: %s", job.number, job.words)
         self._write()
 
@@ -94,8 +131,11 @@ class _Listed:
     def why_hopeless(self, job: Job) -> str | None:
         return None
 
+    def started(self, job: Job) -> None:
+        self._write()
+
     def ended(self, job: Job) -> None:
         self._write()
 
     def _write(self) -> None:
-        write_table(self._jobs, self._table, keep=not self._is_first)
+        write_table(self._jobs, self._table)

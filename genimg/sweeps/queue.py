@@ -12,24 +12,48 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
+from pathlib import Path
 from typing import Protocol
 
 from genimg.explain import quoted
+from genimg.files import alone_in
 from genimg.sweeps.display import Display
 from genimg.sweeps.job import Job
+from genimg.torchrun import is_of_several
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _PR_SET_PDEATHSIG = 1  # of Linux' prctl
-_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp")  # of the command line, which every job needs, too
+# What a run ends with that a signal has made save: 128 + SIGINT, 128 + SIGTERM; -SIGTERM where it did not listen yet.
+_ENDED_BY_SIGNAL = (130, 143, -signal.SIGTERM)
+_FLAGS = (
+    "--config-dir",
+    "-cd",
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+)  # of the command line, which every job needs, too
 
 
 class SweepError(Exception):
-    """Some jobs of a sweep failed; the others are complete."""
+    """Some jobs of a sweep failed; the others are complete.
+
+    Args:
+        jobs: of the sweep.
+        folder: of the sweep.
+    """
 
     is_users = True
+
+    def __init__(self, jobs: Sequence[Job], folder: Path) -> None:
+        failed = [job for job in jobs if job.status not in ("completed", "pruned")]
+        super().__init__(
+            f"{len(failed)} of {len(jobs)} jobs failed, {', '.join(f'#{job.number}' for job in failed)}: the reasons are above "
+            f"and in console.log of their directories; the same command with hydra.sweep.dir={folder} runs these again, from "
+            "their checkpoints where they have some, and no others"
+        )
 
 
 class Jobs(Protocol):
@@ -49,48 +73,59 @@ class Jobs(Protocol):
     def why_hopeless(self, job: Job) -> str | None:
         """Why a running job need not go on; None where it must."""
 
+    def started(self, job: Job) -> None:
+        """Note that a job has started."""
+
     def ended(self, job: Job) -> None:
         """Note a job's end, of whatever kind."""
 
 
-def work_off(jobs: Jobs, slots: Sequence[str | None]) -> None:
+def work_off(jobs: Jobs, slots: Sequence[str | None], folder: Path) -> None:
     """Run all jobs, one in each slot; Ctrl-C and SIGTERM stop those that run, which save, and raise KeyboardInterrupt.
 
     Args:
         jobs: to run.
         slots: each an index of a GPU, or None.
+        folder: of the sweep, which no other process may work off at the same time.
+
+    Raises:
+        ValueError: if another one does, or as one of several processes of torchrun.
     """
+    if is_of_several():
+        raise ValueError("torchrun trains one run: start a sweep (-m) without it")
     free, running, display = list(slots), list[Job](), Display(jobs.total)
-    try:
-        with _terminating_as_interrupt():
-            try:
-                while True:
-                    while free and (job := jobs.next()) is not None:
-                        running.append(job)
-                        start(job, free.pop(0), at_once=len(slots))
-                        display.say(f"#{job.number} starts{f' on GPU {job.slot}' if job.slot else ''}: {job.words}")
-                    if not running:
-                        return
-                    for job in list(running):
-                        if not _has_ended(job) and (reason := jobs.why_hopeless(job)):
-                            stop([job])
-                            if job.status != "complete":
-                                job.status, job.note = "pruned", reason
-                        if job.status != "running":
-                            running.remove(job)
-                            free.append(job.slot)
-                            jobs.ended(job)
-                            display.say(f"#{job.number} {job.outcome}: {job.words}")
-                    display.draw(running, jobs.num_done)
-                    time.sleep(_POLL_SECONDS)
-            except KeyboardInterrupt:
-                display.say("stopping the jobs; each saves a checkpoint, and the same command continues them")
-                stop(running)
-                for job in running:
+    message = f"hydra.sweep.dir={folder} is in use by another launch of a sweep: wait for its end, or choose another one"
+    with alone_in(folder / ".lock", message), _counting_interrupts() as interrupts:
+        try:
+            while not interrupts:
+                while free and not interrupts and (job := jobs.next()) is not None:
+                    start(job, free.pop(0), at_once=len(slots))
+                    running.append(job)
+                    jobs.started(job)
+                    display.say(f"#{job.number} starts{f' on GPU {job.slot}' if job.slot else ''}: {job.words}")
+                if not running:
+                    return
+                for job in list(running):
+                    if not has_ended(job):
+                        if not job.hopeless and (reason := jobs.why_hopeless(job)):
+                            job.hopeless = reason
+                            _process_of(job).terminate()
+                        continue
+                    running.remove(job)
+                    free.append(job.slot)
                     jobs.ended(job)
-                raise
-    finally:
-        display.close()
+                    display.say(f"#{job.number} {job.outcome}: {job.words}")
+                display.draw(running, jobs.num_done)
+                time.sleep(_POLL_SECONDS)
+            display.say("stopping the jobs; each saves a checkpoint, and the same command continues them")
+            raise KeyboardInterrupt
+        except BaseException:
+            _stop(running, interrupts)
+            for job in running:
+                jobs.ended(job)
+            raise
+        finally:
+            display.close()
 
 
 def start(job: Job, slot: str | None, *, at_once: int) -> None:
@@ -105,9 +140,10 @@ def start(job: Job, slot: str | None, *, at_once: int) -> None:
     environment = dict(os.environ)
     if slot is not None:
         environment["CUDA_VISIBLE_DEVICES"] = slot
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // at_once)))
     command = [sys.executable, "-m", "genimg.train", *_flags(), *job.overrides, f"run_dir={quoted(str(job.folder))}"]
-    job.images_before, _ = job.progress()
+    job.look()
+    job.images_before = job.images
     with (job.folder / "console.log").open("ab") as console:
         job.said_before = console.tell()
         # In a session of its own: Ctrl-C reaches the launcher alone, which then stops each job once.
@@ -115,29 +151,26 @@ def start(job: Job, slot: str | None, *, at_once: int) -> None:
             command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT, env=environment,
             start_new_session=True, preexec_fn=_end_with_the_launcher if sys.platform == "linux" else None,
         )  # fmt: skip
-    job.status, job.slot, job.note, job.started = "running", slot, "", time.monotonic()
+    job.status, job.slot, job.note, job.started_at = "running", slot, "", time.monotonic()
 
 
-def stop(jobs: Sequence[Job]) -> None:
-    """Let every job save and end; a second Ctrl-C ends them at once."""
-    jobs = [job for job in jobs if not _has_ended(job)]  # one may have died by itself in this very moment
-    processes = [job.process for job in jobs if job.process is not None]
-    patient = True
-    try:
-        for process in processes:
-            process.terminate()  # also before it listens; a shell has background jobs ignore SIGINT
-        for process in processes:
-            process.wait()
-    except KeyboardInterrupt:
-        patient = False
-        for process in processes:
-            process.kill()
-            process.wait()
-    for job, process in zip(jobs, processes, strict=True):
-        if process.returncode == -signal.SIGKILL and patient:  # by somebody else, just before
-            _has_ended(job)
-        else:
-            job.status = "complete" if process.returncode == 0 else "stopped"
+def _stop(jobs: Sequence[Job], interrupts: Sequence[int]) -> None:
+    """Let every job save and end; one more interrupt ends them at once."""
+    so_far = len(interrupts)
+    for job in jobs:
+        job.is_stopped = True
+        if not has_ended(job):
+            _process_of(job).terminate()  # also before it listens; a shell has background jobs ignore SIGINT
+    while not all(has_ended(job) for job in jobs):
+        if len(interrupts) > so_far:
+            for job in jobs:
+                _process_of(job).kill()
+        time.sleep(_POLL_SECONDS)
+
+
+def _num_cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _end_with_the_launcher() -> None:
@@ -157,35 +190,37 @@ def _flags() -> list[str]:
     return found
 
 
-def _has_ended(job: Job) -> bool:
+def has_ended(job: Job) -> bool:
     """Whether its process has; its status then says how."""
-    assert job.process is not None
-    code = job.process.poll()
+    code = _process_of(job).poll()
     if code is None:
         return False
     if code == 0:
-        job.status = "complete"
-        return True
-    if job.summary().get("status") in ("stopped", "interrupted"):  # somebody sent it a signal of its own
-        job.status, job.note = "stopped", "by a signal that it was sent"
-        return True
-    job.status = "failed"
-    errors = re.findall(r"^genimg-train: error: (.*)$", job.console(), re.MULTILINE)
-    job.note = errors[-1] if errors else f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        job.status = "completed"
+    elif code in _ENDED_BY_SIGNAL and job.hopeless:
+        job.status, job.note = "pruned", job.hopeless
+    elif code in _ENDED_BY_SIGNAL:
+        job.status, job.note = "stopped", "" if job.is_stopped else "by a signal that it was sent"
+    else:
+        job.status = "failed"
+        errors = re.findall(r"^genimg-train: error: (.*)$", job.console(), re.MULTILINE)
+        job.note = errors[-1] if errors else f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
     return True
 
 
+def _process_of(job: Job) -> subprocess.Popen[bytes]:
+    assert job.process is not None
+    return job.process
+
+
 @contextmanager
-def _terminating_as_interrupt() -> Iterator[None]:
-    """A block in which SIGTERM does what Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGTERM, signal.SIGINT)  # the second, too: a shell has background jobs ignore it
-    previous = [signal.signal(number, interrupt) for number in numbers]
+def _counting_interrupts() -> Iterator[list[int]]:
+    """A block in which SIGINT and SIGTERM are written down, and end nothing by themselves."""
+    found: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)  # also the second: a shell has background jobs ignore it
+    previous = [signal.signal(number, lambda number, frame: found.append(number)) for number in numbers]
     try:
-        yield
+        yield found
     finally:
         for number, handler in zip(numbers, previous, strict=True):
             signal.signal(number, handler)

@@ -7,32 +7,30 @@ again that failed, in their own directories, and asks for new ones until there a
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import configure_log, setup_globals
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from genimg.sweeps.job import Job, compose_job, report_on, write_table
-from genimg.sweeps.launcher import GpuQueueLauncher
-from genimg.sweeps.queue import SweepError, work_off
+from genimg.reporting.directions import declared_direction
+from genimg.sweeps.job import Job, compose_job, report_on
+from genimg.sweeps.launcher import GpuQueueLauncher, refuse_what_is_of_one_run
+from genimg.sweeps.queue import work_off
+from genimg.sweeps.trials import Trials, distribution, of_jobs
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
-    from optuna.trial import FrozenTrial, Trial
 
 log = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_LOOKS = 2.0
-_JOB, _FOLDER, _NOTE, _FIXED = "job", "directory", "note", "fixed_overrides"  # what the study knows of its trials besides
+_FIXED, _SPACE = "fixed_overrides", "space"  # what a study knows besides its trials
 
 
 class OptunaStudySweeper(Sweeper):
@@ -88,6 +86,10 @@ class OptunaStudySweeper(Sweeper):
         )
         if not isinstance(launcher, GpuQueueLauncher):
             raise ValueError("hydra/sweeper=optuna_study needs the other launcher: add hydra/launcher=gpu_queue")
+        if not launcher.skip_finished:
+            raise ValueError(
+                "hydra.launcher.skip_finished=false has no effect on a study: choose another hydra.sweeper.study_name"
+            )
         self._slots = launcher.slots
 
     def sweep(self, arguments: list[str]) -> None:
@@ -99,47 +101,77 @@ class OptunaStudySweeper(Sweeper):
             raise ValueError("hydra/sweeper=optuna_study needs the package optuna: pip install 'genimg[sweep]'") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         given = [*(f"{key}={value}" for key, value in self._params.items()), *arguments]
-        overrides = OverridesParser.create().parse_overrides(given)
-        space = {override.get_key_element(): _distribution(override) for override in overrides if override.is_sweep_override()}
+        parser = OverridesParser.create(config_loader=self._context.config_loader)
+        overrides = {
+            override.key_or_group: override for override in parser.parse_overrides(given)
+        }  # the last one of a key wins
+        space = {each.get_key_element(): distribution(each) for each in overrides.values() if each.is_sweep_override()}
         fixed = [
-            f"{override.get_key_element()}={override.get_value_element_as_str()}"
-            for override in overrides
-            if not override.is_sweep_override()
+            f"{each.get_key_element()}={each.get_value_element_as_str()}"
+            for each in overrides.values()
+            if not each.is_sweep_override()
         ]
         if not space:
-            raise ValueError(
-                "nothing is searched for: give a key several values, such as 'optimizer.lr=tag(log,interval(1e-5,1e-2))'"
-            )
+            example = "'optimizer.lr=tag(log,interval(1e-5,1e-2))'"
+            raise ValueError(f"nothing is searched for: give a key several values, such as {example}")
+        self._check(self._context.config_loader.load_sweep_config(self._config, fixed))
         folder = Path(str(self._config.hydra.sweep.dir)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        storage = self._storage or f"sqlite:///{folder / 'study.db'}"
-        study = self._open(storage, fixed)
-        log.info(
-            "study %s in %s: %d of %d trials there", study.study_name, storage, len(_of_jobs(study.trials)), self._n_trials
-        )
-        trials = _Trials(self, study, space, fixed, folder)
-        work_off(trials, self._slots)
+        study = self._open(self._storage or f"sqlite:///{folder / 'study.db'}", fixed, space, folder)
+        trials = Trials(self._compose, study, space, fixed, folder, n_trials=self._n_trials)
+        work_off(trials, self._slots, folder)
         report_on(folder)
         trials.report()
 
-    def _open(self, storage: str, fixed: list[str]) -> Study:
-        import optuna
+    def _check(self, composed: DictConfig) -> None:
+        """Refuse what every job would fail by."""
+        refuse_what_is_of_one_run(composed)
+        evaluation = OmegaConf.to_container(composed.evaluation)
+        assert isinstance(evaluation, dict)
+        if "_target_" not in evaluation:
+            raise ValueError("a study needs values to compare: choose an evaluation= other than none")
+        is_higher_better = declared_direction(evaluation)
+        wanted = {True: "maximize", False: "minimize", None: self._direction}[is_higher_better]
+        if wanted != self._direction:
+            better = "higher" if is_higher_better else "lower"
+            raise ValueError(f"hydra.sweeper.direction={self._direction}, but the evaluation's first metric is better when it "
+                             f"is {better}: give hydra.sweeper.direction={wanted}")  # fmt: skip
 
+    def _open(self, storage: str, fixed: list[str], space: dict[str, BaseDistribution], folder: Path) -> Study:
+        import optuna
+        from sqlalchemy.engine import make_url
+
+        shown = storage.partition("@")[2] or storage  # without a password
         try:
-            direction = optuna.study.StudyDirection[self._direction.upper()]
-            study = optuna.create_study(storage=storage, study_name=self._study_name, direction=direction, load_if_exists=True)
+            shown = make_url(storage).render_as_string(hide_password=True)
+            study = optuna.create_study(
+                storage=storage,
+                study_name=self._study_name,
+                direction=optuna.study.StudyDirection[self._direction.upper()],
+                load_if_exists=True,
+            )
         except Exception as error:  # of SQLAlchemy, which Optuna lets through
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"hydra.sweeper.storage={storage} cannot be opened ({reason})") from error
+            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+            raise ValueError(f"hydra.sweeper.storage={shown} cannot be opened ({reason})") from error
+        name = f"study {self._study_name} in {shown}"
         if study.direction.name.lower() != self._direction:
-            raise ValueError(f"hydra.sweeper.direction={self._direction}, but study {self._study_name} in {storage} is to "
-                             f"{study.direction.name.lower()}: choose another hydra.sweeper.study_name")  # fmt: skip
-        known = study.user_attrs.get(_FIXED, fixed)
-        if sorted(known) != sorted(fixed):
-            changed = " ".join(sorted(set(known) ^ set(fixed)))
-            raise ValueError(f"study {self._study_name} in {storage} is of jobs with other settings ({changed}), that do not "
-                             "compare: undo the change, or choose another hydra.sweeper.study_name")  # fmt: skip
-        study.set_user_attr(_FIXED, fixed)
+            raise ValueError(f"hydra.sweeper.direction={self._direction}, but {name} is to {study.direction.name.lower()}: "
+                             "choose another hydra.sweep.dir")  # fmt: skip
+        searched = {key: optuna.distributions.distribution_to_json(each) for key, each in space.items()}
+        for key, now, what in (
+            (_FIXED, sorted(fixed), "other settings"),
+            (_SPACE, sorted(f"{key}: {each}" for key, each in searched.items()), "another search"),
+        ):
+            known = study.user_attrs.get(key, now)
+            if known != now:
+                before, after = ("; ".join(each for each in one if each not in other) or "nothing"
+                                 for one, other in ((known, now), (now, known)))  # fmt: skip
+                raise ValueError(f"{name} is of {what} (there {before}, here {after}), so that its values do not compare: undo "
+                                 "the change, or choose another hydra.sweep.dir")  # fmt: skip
+            study.set_user_attr(key, now)
+        if not of_jobs(study.trials) and (folder / "sweep.csv").exists():
+            raise ValueError(f"hydra.sweep.dir={folder} holds the jobs of another sweep: choose another hydra.sweep.dir")
+        log.info("%s: %d of %d trials there", name, len(of_jobs(study.trials)), self._n_trials)
         # A seed of its own for every launch, or it would draw the first trials once more.
         seed = self._seed + len(study.trials)
         study.sampler = (
@@ -149,189 +181,12 @@ class OptunaStudySweeper(Sweeper):
                 seed=seed, n_startup_trials=self._startup_trials, constant_liar=len(self._slots) > 1
             )
         )
-        if self._prune_after is not None:
-            study.pruner = optuna.pruners.MedianPruner(
-                n_startup_trials=self._prune_startup_trials, n_warmup_steps=self._prune_after
-            )
-        else:
-            study.pruner = optuna.pruners.NopPruner()
+        study.pruner = (
+            optuna.pruners.NopPruner()
+            if self._prune_after is None
+            else optuna.pruners.MedianPruner(n_startup_trials=self._prune_startup_trials, n_warmup_steps=self._prune_after)
+        )
         return study
 
-    def job(self, number: int, overrides: list[str]) -> Job:
-        """The job of a trial."""
+    def _compose(self, number: int, overrides: list[str]) -> Job:
         return compose_job(self._context, self._config, number, overrides)
-
-    @property
-    def n_trials(self) -> int:
-        """Jobs of the whole study."""
-        return self._n_trials
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Of the metric."""
-        return self._direction == "maximize"
-
-
-class _Trials:
-    """The jobs of a study.
-
-    Args:
-        sweeper: whose study it is.
-        study: opened.
-        space: key -> values.
-        fixed: overrides of all jobs.
-        folder: of the sweep.
-    """
-
-    def __init__(
-        self, sweeper: OptunaStudySweeper, study: Study, space: dict[str, BaseDistribution], fixed: list[str], folder: Path
-    ) -> None:
-        self._sweeper, self._study, self._space, self._fixed, self._folder = sweeper, study, space, fixed, folder
-        self._jobs: dict[int, Job] = {}
-        self._trials: dict[int, Trial] = {}
-        self._next_look: dict[int, float] = {}
-        self._left: list[FrozenTrial] = []  # of earlier launches
-        for number, trial in _of_jobs(study.trials).items():
-            self._jobs[number] = job = self._job(number, trial)
-            state = trial.state.name.lower()
-            job.status = {"complete": "complete", "pruned": "pruned", "fail": "failed"}.get(state, "waiting")
-            job.note = trial.user_attrs.get(_NOTE, "")
-            if job.status in ("failed", "waiting"):
-                self._left.append(trial)
-            else:
-                log.info("#%d is %s: %s", number, job.status, job.words)
-        self.total = max(sweeper.n_trials, len(self._jobs))
-        self._write()
-
-    @property
-    def num_done(self) -> int:
-        return sum(job.status not in ("waiting", "running") for job in self._jobs.values())
-
-    def next(self) -> Job | None:
-        import optuna
-
-        if self._left:
-            frozen = self._left.pop(0)
-            number = frozen.user_attrs[_JOB]
-            if frozen.state == optuna.trial.TrialState.RUNNING:
-                trial = optuna.trial.Trial(self._study, frozen._trial_id)
-                for name, distribution in self._space.items():  # of one that had just been asked for
-                    trial._suggest(name, distribution)
-            else:  # a trial that has failed cannot be told anything else
-                if frozen.state == optuna.trial.TrialState.FAIL:
-                    kept = {key: frozen.user_attrs[key] for key in (_JOB, _FOLDER)}
-                    self._study.enqueue_trial(frozen.params, user_attrs=kept)
-                trial = self._study.ask(self._space)
-        elif len(self._jobs) < self._sweeper.n_trials:
-            trial = self._study.ask(self._space)
-            number = len(self._jobs)
-            trial.set_user_attr(_JOB, number)
-        else:
-            return None
-        self._trials[number] = trial
-        job = self._jobs[number] = self._job(number, trial)
-        trial.set_user_attr(_FOLDER, str(job.folder))
-        return job
-
-    def why_hopeless(self, job: Job) -> str | None:
-        if time.monotonic() < self._next_look.get(job.number, 0.0):
-            return None
-        self._next_look[job.number] = time.monotonic() + _SECONDS_BETWEEN_LOOKS
-        trial = self._trials[job.number]
-        known = self._study._storage.get_trial(trial._trial_id).intermediate_values
-        for images, value in job.measured().items():
-            if images not in known:
-                trial.report(value, step=images)
-                if trial.should_prune():
-                    return f"{value:.6g} at {images} images is worse than the median trial"
-        return None
-
-    def ended(self, job: Job) -> None:
-        import optuna
-
-        trial, states = self._trials[job.number], optuna.trial.TrialState
-        if job.status == "complete":
-            self._next_look.pop(job.number, None)
-            self.why_hopeless(job)  # reports what was measured last
-            value = job.value()
-            self._check_direction(job)
-            if value is None:
-                job.status, job.note = "failed", "it was not evaluated: a study needs evaluation= other than none"
-        if job.status == "complete":
-            self._study.tell(trial, value)
-        elif job.status == "pruned":
-            trial.set_user_attr(_NOTE, job.note)
-            self._study.tell(trial, state=states.PRUNED)
-        elif job.status == "failed":
-            trial.set_user_attr(_NOTE, job.note)
-            self._study.tell(trial, state=states.FAIL)
-        self._write()  # one that was stopped stays under way in the study
-
-    def report(self) -> None:
-        """Say what was found.
-
-        Raises:
-            SweepError: if a job failed.
-        """
-        complete = [job for job in self._jobs.values() if job.status == "complete"]
-        if complete:
-            best = self._study.best_trial
-            log.info("best of %d complete trials: #%d with %.6g: %s", len(complete), best.user_attrs[_JOB], best.value,
-                     " ".join(f"{key}={value}" for key, value in best.params.items()))  # fmt: skip
-        failed = [job for job in self._jobs.values() if job.status not in ("complete", "pruned")]
-        if failed:
-            numbers = ", ".join(f"#{job.number}" for job in failed)
-            raise SweepError(
-                f"{len(failed)} of {len(self._jobs)} jobs failed, {numbers}: the reasons are above and in console.log of their "
-                f"directories in {self._folder}; the same command runs these again, and no others"
-            )
-
-    def _check_direction(self, job: Job) -> None:
-        summary = job.summary()
-        if summary.get("higher_is_better") not in (None, self._sweeper.higher_is_better):
-            wanted = "maximize" if summary["higher_is_better"] else "minimize"
-            better = "higher" if summary["higher_is_better"] else "lower"
-            raise ValueError(f"{summary['primary']} is better where it is {better}: give hydra.sweeper.direction={wanted}, and "
-                             "another hydra.sweeper.study_name")  # fmt: skip
-
-    def _job(self, number: int, trial: Trial | FrozenTrial) -> Job:
-        values = [f"{name}={value}" for name, value in trial.params.items()]
-        job = self._sweeper.job(number, [*self._fixed, *values])
-        job.folder = Path(trial.user_attrs.get(_FOLDER, job.folder))
-        job.own = [f"{name}={_short(value)}" for name, value in trial.params.items()]
-        return job
-
-    def _write(self) -> None:
-        write_table([self._jobs[number] for number in sorted(self._jobs)], self._folder / "sweep.csv")
-
-
-def _of_jobs(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
-    """Number of the job -> its latest trial."""
-    return {trial.user_attrs[_JOB]: trial for trial in trials if _JOB in trial.user_attrs}
-
-
-def _distribution(override: Override) -> BaseDistribution:
-    """What Optuna draws a key's values from."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    value: Any = override.value()
-    is_log = "log" in getattr(value, "tags", ())
-    if isinstance(value, IntervalSweep):
-        assert value.start is not None
-        assert value.end is not None
-        if is_log and value.start <= 0:
-            raise ValueError(f"{override.input_line}: a logarithmic interval begins above 0")
-        kind = IntDistribution if isinstance(value.start, int) and isinstance(value.end, int) else FloatDistribution
-        return kind(value.start, value.end, log=is_log)  # type: ignore[arg-type]
-    if isinstance(value, RangeSweep) and isinstance(value.start, int) and isinstance(value.step, int) and value.step > 0:
-        values = list(value.range())
-        if values:
-            return IntDistribution(int(values[0]), int(values[-1]), step=value.step)
-    choices = list(map(str, override.sweep_string_iterator())) if override.is_discrete_sweep() else []
-    if not choices:
-        raise ValueError(f"{override.input_line} holds no values to choose from")
-    return CategoricalDistribution(choices)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
+from genimg.clock import clock
 from genimg.distributed import rank, rows_of_all_ranks, sum_over_ranks, world_size
 from genimg.files import atomically
 from genimg.images import grid, write_png
@@ -214,7 +215,7 @@ class ProgressBar:
             left = (self.total - self.images) / rate
             log.info(
                 "%d of %d images, %.0f images/s, %s left%s",
-                self.images, self.total, rate, _clock(left), ", " * bool(self._numbers) + self._numbers,
+                self.images, self.total, rate, clock(left), ", " * bool(self._numbers) + self._numbers,
             )  # fmt: skip
 
     def show(self, numbers: Mapping[str, float]) -> None:
@@ -224,9 +225,3 @@ class ProgressBar:
 
     def close(self) -> None:
         self._bar.close()
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -56,9 +56,10 @@ class WandbRecorder:
                 dir=str(run_dir), config=dict(config), settings=wandb.Settings(console="off", silent=True),
             )  # fmt: skip
         except wandb.errors.Error as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
             raise ValueError(
-                f"logger=wandb: {str(error).splitlines()[0]}; log in by `wandb login`, or keep the records here by "
-                "logger.mode=offline for a later `wandb sync`"
+                f"logger=wandb: {reason}; log in by `wandb login`, or keep the records here by logger.mode=offline for a later "
+                "`wandb sync`"
             ) from error
         self._wandb = wandb
         self._run.define_metric("images")

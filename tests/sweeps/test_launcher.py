@@ -65,10 +65,11 @@ def test_a_failing_job_is_a_row_and_a_second_launch_runs_what_is_left(tmp_path: 
     code, output = launch(tmp_path, *arguments)
     assert code == 1, output
     assert "1 of 3 jobs failed, #1: the reasons are above" in output
+    assert f"the same command with hydra.sweep.dir={tmp_path / 'sweep'} runs these again" in output
     assert "Traceback" not in output
     assert "Error executing" not in output
     rows = table(tmp_path)
-    assert [row["status"] for row in rows] == ["complete", "failed", "complete"]
+    assert [row["status"] for row in rows] == ["completed", "failed", "completed"]
     assert [row["directory"] for row in rows] == [f"{i:03d}_model.latent-dim-{dim}" for i, dim in enumerate((3, 0, 4))]
     assert "model.latent_dim=0 must be 1 or more" in rows[1]["note"]
     assert "#1 failed (model.latent_dim=0 must be 1 or more): model.latent_dim=0" in output
@@ -116,6 +117,38 @@ def test_a_job_that_was_killed_is_continued_and_one_that_is_stopped_too(tmp_path
     assert process.returncode == 130
 
 
+def test_what_does_not_compose_is_said_before_any_job_starts(tmp_path: Path) -> None:
+    code, output = launch(tmp_path, "trainer.duration=1 steps", "loss=elbo,nosuchloss")
+    assert code == 1
+    assert "unknown option loss=nosuchloss" in output
+    assert "#0 starts" not in output
+
+
+def test_a_summary_of_an_earlier_launch_does_not_count(tmp_path: Path) -> None:
+    code, output = launch(tmp_path, "trainer.duration=2 steps", "seed=0")
+    assert code == 0, output
+    folder = tmp_path / "sweep" / "000"
+    longer = ["trainer.duration=1000000 images", "evaluation.interval=1000000 images", "seed=0"]
+    process = start(tmp_path, *longer)
+    wait_for(lambda: "resuming from" in (folder / "console.log").read_text())
+    wait_for(lambda: not (folder / "summary.json").exists())
+    other = launch(tmp_path, *longer)  # while the first still runs
+    assert other[0] == 1
+    assert "is in use by another launch of a sweep" in other[1]
+    found = subprocess.run(["pgrep", "-f", f"run_dir=.*{folder}"], capture_output=True, text=True, check=True)
+    for number in found.stdout.split():
+        os.kill(int(number), signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "#0 failed (killed by SIGKILL)" in output
+    process = start(tmp_path, *longer)
+    wait_for(lambda: (folder / "console.log").read_text().count("resuming from") == 2)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "#0 starts" in output
+
+
 def test_each_job_sees_a_gpu_and_a_share_of_the_cores_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
@@ -138,14 +171,17 @@ def test_each_job_sees_a_gpu_and_a_share_of_the_cores_of_its_own(tmp_path: Path,
         def why_hopeless(self, job: Job) -> None:
             return None
 
+        def started(self, job: Job) -> None:
+            assert job.status == "running"
+
         def ended(self, job: Job) -> None:
-            assert job.status == "complete"
+            assert job.status == "completed"
 
     monkeypatch.setattr(queue.subprocess, "Popen", Process)
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(queue, "_num_cores", lambda: 16)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(sys, "argv", ["genimg-train", "-m", "--config-dir", "mine", "-cp=there", "seed=0,1,2"])
-    queue.work_off(Jobs(), ["3", "5"])
+    queue.work_off(Jobs(), ["3", "5"], tmp_path)
     assert [gpu for _, gpu, _ in started] == ["3", "5", "3"]
     assert {threads for *_, threads in started} == {"8"}
     folder = tmp_path / "1"
@@ -196,7 +232,7 @@ def test_a_sweep_of_ones_own_needs_no_flag_and_makes_no_sweep_of_its_jobs(tmp_pa
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = table(tmp_path)
-    assert [row["status"] for row in rows] == ["complete"] * 2
+    assert [row["status"] for row in rows] == ["completed"] * 2
     assert [row["directory"] for row in rows] == ["000_seed-3", "001_seed-4"]
     assert "sweep=" not in rows[0]["overrides"]
 
@@ -205,6 +241,11 @@ def test_a_sweep_of_ones_own_needs_no_flag_and_makes_no_sweep_of_its_jobs(tmp_pa
     ("setting", "message"),
     [
         ("hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=0 must be 1 or more jobs at a time"),
+        ("hydra.launcher.gpus=1", "hydra.launcher.gpus=1 must be a list of GPUs such as 'hydra.launcher.gpus=[0,1]'"),
+        ("hydra.launcher.gpus='0,1'", "hydra.launcher.gpus=0,1 must be a list of GPUs"),
+        ("hydra.launcher.skip_finished=no_", "hydra.launcher.skip_finished=no_ must be true or false"),
+        ("hydra.sweeper.max_batch_size=1", "hydra.sweeper.max_batch_size has no effect with hydra/launcher=gpu_queue"),
+        ("dry_run=true", "dry_run=true looks at one run: leave -m away"),
         (["hydra.launcher.n_jobs=2", "hydra.launcher.gpus=[0]"], "n_jobs=2 has no effect with hydra.launcher.gpus"),
     ],
 )
@@ -216,15 +257,21 @@ def test_settings_that_mean_nothing_are_refused(setting: str | list[str], messag
 
 
 def test_a_row_says_how_far_a_job_is(tmp_path: Path) -> None:
-    job = Job(3, ["seed=3"], tmp_path, own=["seed=3"], started=time.monotonic() - 10.0)
+    job = Job(3, ["seed=3"], tmp_path, own=["seed=3"], started_at=time.monotonic() - 10.0)
     assert row_of(job).split() == ["#3", "starting", "seed=3"]
     (tmp_path / "console.log").write_text("training for 2 epochs: 1000 images in 10 steps of 100\n")
     records = [{"images": 100, "loss/total": 1.0}, {"images": 200, "evaluation/fd5k": 7.25, "evaluation/is5k": 2.0},
                {"images": 250, "loss/total": 0.5}]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)) + '\n{"images": 3')
-    assert job.progress() == (250, "fd5k 7.25")
     row = row_of(job)
-    assert re.fullmatch(r"  #3     25%  00:00:(29|30) left +fd5k 7\.25 +seed=3", row), row
+    assert (job.images, job.metric, job.measured) == (250, "fd5k", {200: 7.25})
+    assert re.fullmatch(r"  #3     25%  0:(29|30) left +fd5k 7\.25 +seed=3", row), row
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('00, "evaluation/fd5k": 6.5}\n')  # the rest of the line that was cut
+    assert row_of(job).split()[-3:] == ["fd5k", "6.5", "seed=3"]
+    job.started_at -= 100 * 3600.0
+    assert re.search(r" \d{3}:\d\d:\d\d left", row_of(job))  # days
+    job.images = 250
     job.images_before = 250  # nothing since it was continued
     assert "left" not in row_of(job)
 

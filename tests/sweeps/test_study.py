@@ -19,8 +19,9 @@ optuna = pytest.importorskip("optuna", reason="the extra genimg[sweep] is not in
 from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution  # noqa: E402
 
-from genimg.sweeps import study as module  # noqa: E402
+from genimg.sweeps import trials as module  # noqa: E402
 from genimg.sweeps.job import Job  # noqa: E402
+from genimg.sweeps.queue import SweepError  # noqa: E402
 
 PROGRAM = "import sys; from genimg import cli; sys.argv[0] = 'genimg-train'; cli.train()"
 TINY = [
@@ -32,9 +33,10 @@ TINY = [
 
 
 def launch(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    common = [each for each in TINY if "evaluation=none" not in arguments or not each.startswith("evaluation.")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GENIMG_CACHE": str(folder / "cache")}
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "-m", *TINY, *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE,
+        [sys.executable, "-c", PROGRAM, "-m", *common, *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
@@ -66,9 +68,9 @@ def test_a_second_launch_runs_what_failed_and_continues_what_was_killed(tmp_path
     assert len(rows) == 3
     assert rows[killed]["note"] == "killed by SIGKILL"
     statuses = {name: row["status"] for name, row in rows.items()}
-    assert set(statuses.values()) == {"complete", "failed"}
+    assert set(statuses.values()) == {"completed", "failed"}
     assert any("model.latent_dim=0 must be 1 or more" in row["note"] for row in rows.values()), "the seed must draw both"
-    complete = [row["job"] for row in rows.values() if row["status"] == "complete"]
+    complete = [row["job"] for row in rows.values() if row["status"] == "completed"]
 
     process = launch(tmp_path, *search, long)
     output, _ = process.communicate(timeout=200)
@@ -78,7 +80,7 @@ def test_a_second_launch_runs_what_failed_and_continues_what_was_killed(tmp_path
         assert f"#{number} starts" not in output
     again = {row["directory"]: row for row in table(tmp_path)}
     assert set(again) == set(rows)
-    assert again[killed]["status"] == "complete"
+    assert again[killed]["status"] == "completed"
     assert "resuming from" in (tmp_path / "sweep" / killed / "console.log").read_text()
     assert process.returncode == 1  # the other has failed once more
     study = optuna.load_study(study_name="genimg", storage=f"sqlite:///{tmp_path / 'sweep' / 'study.db'}")
@@ -89,7 +91,7 @@ def test_a_second_launch_runs_what_failed_and_continues_what_was_killed(tmp_path
     process = launch(tmp_path, *search, "trainer.duration=3 steps")
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 1
-    assert "is of jobs with other settings (trainer.duration=2000\\ steps trainer.duration=3\\ steps)" in output
+    assert "is of jobs with other settings (there trainer.duration=2000\\ steps, here trainer.duration=3\\ steps)" in output
 
 
 @pytest.mark.parametrize(
@@ -106,22 +108,36 @@ def test_a_second_launch_runs_what_failed_and_continues_what_was_killed(tmp_path
     ],
 )
 def test_hydras_syntax_says_what_is_searched(text: str, expected: Any) -> None:
-    assert module._distribution(OverridesParser.create().parse_override(text)) == expected
+    assert module.distribution(OverridesParser.create().parse_override(text)) == expected
 
 
-def test_an_interval_of_logarithms_begins_above_0() -> None:
-    with pytest.raises(ValueError, match="begins above 0"):
-        module._distribution(OverridesParser.create().parse_override("x=tag(log,interval(0,1))"))
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x=tag(log,interval(0,1))", "a logarithmic one begins above 0"),
+        ("x=interval(1e-2,1e-3)", "from a smaller to a larger number"),
+        ("x=tag(log,range(1,100))", "only an interval is drawn logarithmically"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_by_its_name(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        module.distribution(OverridesParser.create().parse_override(text))
+    assert str(caught.value).startswith(text)
 
 
-class Sweeper:
-    n_trials, higher_is_better = 6, False
+def trials_of(study: Any, folder: Path, **changes: Any) -> Any:
+    def compose(number: int, overrides: list[str]) -> Job:
+        return Job(number, overrides, folder / str(number))
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    settings = {"compose": compose, "space": {"x": FloatDistribution(0, 1)}, "fixed": ["seed=3"], "n_trials": 6}
+    return module.Trials(study=study, folder=folder, **settings | changes)
 
-    def job(self, number: int, overrides: list[str]) -> Job:
-        return Job(number, overrides, self._folder / str(number))
+
+def finish(job: Job, value: float) -> None:
+    job.folder.mkdir(exist_ok=True)
+    summary = {"status": "completed", "best": {"fd": value}, "overrides": job.overrides}
+    (job.folder / "summary.json").write_text(json.dumps(summary))
+    job.status = "completed"
 
 
 def test_a_trial_worse_than_the_median_ends(tmp_path: Path) -> None:
@@ -129,13 +145,12 @@ def test_a_trial_worse_than_the_median_ends(tmp_path: Path) -> None:
         sampler=optuna.samplers.RandomSampler(seed=0),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=200),
     )
-    trials = module._Trials(Sweeper(tmp_path), study, {"x": FloatDistribution(0, 1)}, ["seed=3"], tmp_path)  # type: ignore[arg-type]
+    trials = trials_of(study, tmp_path)
 
     def run(values: list[float]) -> tuple[Job, list[str | None]]:
         job = trials.next()
         assert job is not None
-        (job.folder / ".hydra").mkdir(parents=True)
-        (job.folder / ".hydra" / "overrides.yaml").write_text(json.dumps(job.overrides))
+        job.folder.mkdir()
         said = []
         with (job.folder / "metrics.jsonl").open("a") as file:
             for place, value in enumerate(values, 1):
@@ -145,8 +160,7 @@ def test_a_trial_worse_than_the_median_ends(tmp_path: Path) -> None:
                 said.append(trials.why_hopeless(job))
                 if said[-1]:
                     return job, said
-        (job.folder / "summary.json").write_text(json.dumps({"status": "completed", "best": {"fd": min(values)}}))
-        job.status = "complete"
+        finish(job, min(values))
         trials.ended(job)
         return job, said
 
@@ -154,33 +168,63 @@ def test_a_trial_worse_than_the_median_ends(tmp_path: Path) -> None:
         assert run([10.0, 6.0, last])[1] == [None, None, None]
     assert run([50.0, 5.0, 2.5])[1] == [None, None, None]  # bad only before the pruning begins
     job, said = run([10.0, 7.0, 1.0])
-    assert said == [None, "7 at 200 images is worse than the median trial"]
-    job.status, job.note = "pruned", "7 at 200 images is worse than the median trial"
+    assert said == [None, "at 200 images no value is as good as the median trial's; the last is 7"]
+    job.status, job.note = "pruned", str(said[-1])
     trials.ended(job)
     assert study.trials[-1].state == optuna.trial.TrialState.PRUNED
     run([10.0, 6.0, 2.5])
     assert trials.next() is None
     rows = list(csv.DictReader((tmp_path / "sweep.csv").open()))
-    assert [row["status"] for row in rows] == ["complete"] * 4 + ["pruned", "complete"]
+    assert [row["status"] for row in rows] == ["completed"] * 4 + ["pruned", "completed"]
     assert study.best_value == 2.0
 
-    again = module._Trials(Sweeper(tmp_path), study, {"x": FloatDistribution(0, 1)}, ["seed=3"], tmp_path)  # type: ignore[arg-type]
+    again = trials_of(study, tmp_path)
     assert again.next() is None  # a pruned trial is left as it is
     assert again.num_done == 6
 
 
-def test_the_wrong_direction_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_no_number_is_a_failure(value: float, tmp_path: Path) -> None:
     study = optuna.create_study()
-    trials = module._Trials(Sweeper(tmp_path), study, {"x": FloatDistribution(0, 1)}, [], tmp_path)  # type: ignore[arg-type]
+    trials = trials_of(study, tmp_path, n_trials=1)
     job = trials.next()
-    assert job is not None
-    (job.folder / ".hydra").mkdir(parents=True)
-    (job.folder / ".hydra" / "overrides.yaml").write_text(json.dumps(job.overrides))
-    summary = {"status": "completed", "best": {"is5k": 3.0}, "primary": "is5k", "higher_is_better": True}
-    (job.folder / "summary.json").write_text(json.dumps(summary))
-    job.status = "complete"
-    with pytest.raises(ValueError, match=r"is5k is better where it is higher: give .*=maximize"):
-        trials.ended(job)
+    finish(job, value)
+    trials.ended(job)
+    assert (job.status, study.trials[0].state) == ("failed", optuna.trial.TrialState.FAIL)
+    with pytest.raises(SweepError, match="1 of 1 jobs failed, #0"):
+        trials.report()
+
+
+def test_overrides_that_do_not_compose_fail_and_others_go_on(tmp_path: Path) -> None:
+    def compose(number: int, overrides: list[str]) -> Job:
+        failed = {"status": "failed", "note": "no such option"} if number == 0 else {}
+        return Job(number, overrides, tmp_path / str(number), **failed)  # type: ignore[arg-type]
+
+    study = optuna.create_study()
+    trials = trials_of(study, tmp_path, compose=compose, n_trials=2)
+    job = trials.next()
+    assert job.number == 1
+    finish(job, 1.0)
+    trials.ended(job)
+    rows = list(csv.DictReader((tmp_path / "sweep.csv").open()))
+    assert [(row["status"], row["note"]) for row in rows] == [("failed", "no such option"), ("completed", "")]
+
+
+def test_a_sweep_that_was_moved_goes_on_where_it_is(tmp_path: Path) -> None:
+    study = optuna.create_study()
+    trials = trials_of(study, tmp_path / "old", n_trials=2)
+    (tmp_path / "old").mkdir(exist_ok=True)
+    finish(trials.next(), 1.0)
+    first = trials._jobs[0]
+    trials.ended(first)
+    trials.next()  # and the launcher is killed
+    (tmp_path / "old").rename(tmp_path / "new")
+    again = trials_of(study, tmp_path / "new", n_trials=2)
+    assert again._jobs[0].value() == 1.0
+    job = again.next()
+    assert (job.number, job.folder) == (1, tmp_path / "new" / "1")
+    assert job.overrides == trials._jobs[1].overrides
+    assert again.next() is None
 
 
 @pytest.mark.parametrize(
@@ -191,6 +235,9 @@ def test_the_wrong_direction_is_told(tmp_path: Path) -> None:
         (["seed=0,1", "hydra.sweeper.direction=up"], "hydra.sweeper.direction=up must be minimize or maximize"),
         (["seed=0,1", "hydra.sweeper.sampler=grid"], "hydra.sweeper.sampler=grid must be tpe or random"),
         (["seed=0,1", "hydra.sweeper.prune_after=some"], "hydra.sweeper.prune_after=some must be a number of images"),
+        (["seed=0,1", "evaluation=none"], "a study needs values to compare"),
+        (["seed=0,1", "hydra.sweeper.direction=maximize"], "is better when it is lower: give hydra.sweeper.direction=minimize"),
+        (["seed=0,1", "hydra.launcher.skip_finished=false"], "hydra.launcher.skip_finished=false has no effect on a study"),
         (["seed=0,1", "hydra/launcher=basic"], "add hydra/launcher=gpu_queue"),
         (["seed=0,1", "hydra.sweeper.storage=sqlite:////no/such/folder/a.db"], "hydra.sweeper.storage=sqlite:////no/such"),
     ],

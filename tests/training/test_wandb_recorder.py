@@ -91,7 +91,7 @@ def test_a_continued_run_goes_on_in_the_same_record(wandb: StandIn, tmp_path: Pa
 
 def test_a_refusal_is_one_message(wandb: StandIn, tmp_path: Path) -> None:
     wandb.refuses = True
-    with pytest.raises(ValueError, match=r"logger=wandb: No API key configured\.; log in by `wandb login`, or .*offline"):
+    with pytest.raises(ValueError, match=r"logger=wandb: No API key configured; log in by `wandb login`, or .*offline"):
         WandbRecorder(**SETTINGS).open(tmp_path, {})
 
 

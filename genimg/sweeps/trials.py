@@ -1,0 +1,202 @@
+"""The trials of an Optuna study as jobs of a queue."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+
+from genimg.sweeps.job import Job, write_table
+from genimg.sweeps.queue import SweepError
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial, Trial
+
+log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LOOKS = 2.0
+_JOB, _FOLDER, _NOTE = "job", "directory", "note"  # what the study knows of a trial besides
+
+
+class Trials:
+    """Jobs that a study asks for, those first that an earlier launch has left.
+
+    Args:
+        compose: (number, overrides) -> job.
+        study: opened.
+        space: key -> values.
+        fixed: overrides of all jobs.
+        folder: of the sweep.
+        n_trials: jobs of the whole study.
+    """
+
+    def __init__(
+        self,
+        compose: Callable[[int, list[str]], Job],
+        study: Study,
+        space: dict[str, BaseDistribution],
+        fixed: list[str],
+        folder: Path,
+        *,
+        n_trials: int,
+    ) -> None:
+        import optuna
+
+        self._compose, self._study, self._space, self._fixed, self._folder = compose, study, space, fixed, folder
+        self._n_trials = n_trials
+        self._jobs: dict[int, Job] = {}
+        self._trials: dict[int, Trial] = {}
+        self._next_look: dict[int, float] = {}
+        self._left: list[FrozenTrial] = []  # of earlier launches
+        for trial in study.trials:
+            if trial.state == optuna.trial.TrialState.RUNNING and _JOB not in trial.user_attrs:  # killed while it was asked for
+                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        for number, trial in of_jobs(study.trials).items():
+            folder_of_job = self._folder / trial.user_attrs.get(_FOLDER, f"{number:03d}")
+            job = self._jobs[number] = Job(number, self._overrides(trial), folder_of_job, own=_words(trial))
+            state = trial.state.name.lower()
+            job.status = {"complete": "completed", "pruned": "pruned", "fail": "failed"}.get(state, "waiting")
+            job.note = trial.user_attrs.get(_NOTE, "")
+            if job.status in ("failed", "waiting"):
+                self._left.append(trial)
+            else:
+                log.info("#%d is %s: %s", number, state, job.words)
+        self.total = max(n_trials, len(self._jobs))
+        self._write()
+
+    @property
+    def num_done(self) -> int:
+        return sum(job.status not in ("waiting", "running") for job in self._jobs.values())
+
+    def next(self) -> Job | None:
+        while self._left or len(self._jobs) < self._n_trials:
+            trial = self._again(self._left.pop(0)) if self._left else self._study.ask(self._space)
+            number = trial.user_attrs.get(_JOB, len(self._jobs))
+            trial.set_user_attr(_JOB, number)
+            job = self._compose(number, self._overrides(trial))
+            job.own = _words(trial)
+            job.folder = self._folder / trial.user_attrs.get(_FOLDER, os.path.relpath(job.folder, self._folder))
+            trial.set_user_attr(_FOLDER, os.path.relpath(job.folder, self._folder))
+            self._trials[number], self._jobs[number] = trial, job
+            if job.status != "failed":
+                return job
+            log.info("#%d %s: %s", number, job.outcome, job.words)  # its overrides do not compose
+            self.ended(job)
+        return None
+
+    def _again(self, frozen: FrozenTrial) -> Trial:
+        """A trial that an earlier launch has left; in place of one that failed, which can be told nothing else, a new one."""
+        import optuna
+
+        if frozen.state == optuna.trial.TrialState.RUNNING:
+            trial = optuna.trial.Trial(self._study, frozen._trial_id)
+            for name, values in self._space.items():  # of one that had just been asked for
+                trial._suggest(name, values)
+            return trial
+        if frozen.state == optuna.trial.TrialState.FAIL:
+            kept = {key: frozen.user_attrs[key] for key in (_JOB, _FOLDER) if key in frozen.user_attrs}
+            self._study.enqueue_trial(frozen.params, user_attrs=kept)
+        return self._study.ask(self._space)
+
+    def why_hopeless(self, job: Job) -> str | None:
+        if time.monotonic() < self._next_look.get(job.number, 0.0):
+            return None
+        self._next_look[job.number] = time.monotonic() + _SECONDS_BETWEEN_LOOKS
+        job.look()
+        trial = self._trials[job.number]
+        known = self._study._storage.get_trial(trial._trial_id).intermediate_values
+        for images, value in sorted(job.measured.items()):
+            if images not in known and math.isfinite(value):
+                trial.report(value, step=images)
+                if trial.should_prune():
+                    return f"at {images} images no value is as good as the median trial's; the last is {value:.6g}"
+        return None
+
+    def started(self, job: Job) -> None:
+        self._write()
+
+    def ended(self, job: Job) -> None:
+        import optuna
+
+        trial, states = self._trials[job.number], optuna.trial.TrialState
+        if job.status == "completed":
+            self._next_look.pop(job.number, None)
+            self.why_hopeless(job)  # reports what was measured last
+            value = job.value()
+            if value is None or not math.isfinite(value):
+                job.status, job.note = "failed", f"its value is {'missing' if value is None else value}"
+            else:
+                self._study.tell(trial, value)
+        if job.status in ("pruned", "failed"):
+            trial.set_user_attr(_NOTE, job.note)
+            self._study.tell(trial, state=states.PRUNED if job.status == "pruned" else states.FAIL)
+        self._write()  # one that was stopped stays under way in the study
+
+    def report(self) -> None:
+        """Say what was found.
+
+        Raises:
+            SweepError: if a job failed.
+        """
+        jobs = [self._jobs[number] for number in sorted(self._jobs)]
+        complete = [job for job in jobs if job.status == "completed"]
+        if complete:
+            best = self._study.best_trial
+            log.info("best of %d complete trials: #%d with %.6g: %s", len(complete), best.user_attrs[_JOB], best.value,
+                     " ".join(f"{key}={value}" for key, value in best.params.items()))  # fmt: skip
+        if any(job.status not in ("completed", "pruned") for job in jobs):
+            raise SweepError(jobs, self._folder)
+
+    def _overrides(self, trial: Trial | FrozenTrial) -> list[str]:
+        return [*self._fixed, *(f"{name}={value}" for name, value in trial.params.items())]
+
+    def _write(self) -> None:
+        write_table([self._jobs[number] for number in sorted(self._jobs)], self._folder / "sweep.csv")
+
+
+def of_jobs(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
+    """Number of the job -> its latest trial."""
+    return {trial.user_attrs[_JOB]: trial for trial in trials if _JOB in trial.user_attrs}
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """What Optuna draws a key's values from.
+
+    Raises:
+        ValueError: for values that cannot be drawn, with the override.
+    """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value: Any = override.value()
+    is_log, line = "log" in getattr(value, "tags", ()), override.input_line
+    if isinstance(value, IntervalSweep):
+        assert value.start is not None
+        assert value.end is not None
+        if not value.start < value.end or (is_log and value.start <= 0):
+            raise ValueError(
+                f"{line}: an interval goes from a smaller to a larger number, and a logarithmic one begins above 0"
+            )
+        kind = IntDistribution if isinstance(value.start, int) and isinstance(value.end, int) else FloatDistribution
+        return kind(value.start, value.end, log=is_log)  # type: ignore[arg-type]
+    if is_log:
+        raise ValueError(f"{line}: only an interval is drawn logarithmically, such as tag(log,int(interval(1,100)))")
+    if isinstance(value, RangeSweep) and isinstance(value.start, int) and isinstance(value.step, int) and value.step > 0:
+        values = list(value.range())
+        if values:
+            return IntDistribution(int(values[0]), int(values[-1]), step=value.step)
+    choices = list(map(str, override.sweep_string_iterator())) if override.is_discrete_sweep() else []
+    if not choices:
+        raise ValueError(f"{line} holds no values to choose from")
+    return CategoricalDistribution(choices)
+
+
+def _words(trial: Trial | FrozenTrial) -> list[str]:
+    return [f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in trial.params.items()]
