@@ -261,7 +261,7 @@ def check(page: Path, program: str, screenshots: Path | None = None) -> list[str
         screenshots: a directory for pictures of the page; None takes none.
     """
     wrong = []
-    with tempfile.TemporaryDirectory(prefix="check_report") as profile:
+    with tempfile.TemporaryDirectory(prefix="check_report", ignore_cleanup_errors=True) as profile:
         browser = Browser(program, profile)
         try:
             for name, (width, height) in SIZES.items():

@@ -91,7 +91,12 @@ def test_every_yaml_composes_and_all_its_interpolations_resolve(path):
             assert config[group[0]]["_target_"] == written["_target_"]
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
+OF_HYDRA = set((CONFIGS / "hydra").rglob("*.yaml"))  # which builds its plugins itself, from the command line's words alone
+
+
+@pytest.mark.parametrize(
+    "path", sorted(set(CONFIGS.rglob("*.yaml")) - OF_HYDRA), ids=lambda path: str(path.relative_to(CONFIGS))
+)
 def test_every_target_in_a_yaml_may_be_built(path):
     for target in targets(OmegaConf.to_container(OmegaConf.load(path))):
         if target not in ("???", "genimg.evaluation.extractors.program.Program"):  # that one needs the user's word

@@ -142,7 +142,7 @@ def smaller(words: list[str]) -> list[str]:
     if "," in model:  # sizes have other names in each
         added += ["trainer.duration=1 steps", "trainer.batch_size=2", "trainer.preview_images=1"]
     kind = choice("evaluation", words, data)
-    is_asked = re.search(r" evaluation[.=]| sweep=", command)
+    is_asked = re.search(r" evaluation[.=]| sweep=|sweeper=optuna", command)
     if kind != "none" and (is_asked or ("run_dir=" in command and data in ("shapes", "mnist"))):  # whose best may be asked for
         added += ["evaluation.num_images=20", *OF_EVALUATION.get(kind, ["evaluation.num_real=20"])]
     elif kind != "none":
