@@ -9,4 +9,4 @@ prepare_environment dev
 "$VENV/bin/mypy"
 # A process a core, each with one thread: two processes with two threads each would wait for each other most of the time.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-"$VENV/bin/python" -m pytest --numprocesses=auto --maxprocesses=8 "$@"
+"$VENV/bin/python" -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal "$@"

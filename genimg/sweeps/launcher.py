@@ -17,7 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from genimg.sweeps.job import Job, compose_job, report_on, table_of, write_table
-from genimg.sweeps.queue import SweepError, work_off
+from genimg.sweeps.queue import SweepError, alone_in_sweep, work_off
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +64,12 @@ class GpuQueueLauncher(Launcher):
         ]
         for job in jobs:
             job.own = [each for each in job.overrides if not all(each in other.overrides for other in jobs)]
-            refuse_what_is_of_one_run(job.result.cfg)
-            if any(override.startswith("run_dir=") for override in job.result.overrides or ()):
-                raise ValueError("run_dir has no effect in a sweep: give hydra.sweep.dir")
+            refuse_what_is_of_one_run(job.result.cfg, job.result.overrides or ())
         sweep = Path(str(self._config.hydra.sweep.dir)).resolve()
-        _refuse_another_sweep(jobs, sweep)
-        listed = _Listed(jobs, sweep / "sweep.csv", skip=self.skip_finished)
-        work_off(listed, self.slots, sweep)
-        report_on(sweep)
+        with alone_in_sweep(sweep):
+            _refuse_another_sweep(jobs, sweep)
+            work_off(_Listed(jobs, sweep / "sweep.csv", skip=self.skip_finished), self.slots)
+            report_on(sweep)
         error = SweepError(jobs, sweep)
         if is_basic and any(job.status != "completed" for job in jobs):
             raise error  # all jobs have had their turn; Hydra would print the overrides of the first that failed before it
@@ -93,18 +91,19 @@ def _refuse_another_sweep(jobs: Sequence[Job], folder: Path) -> None:
             )
 
 
-def refuse_what_is_of_one_run(composed: DictConfig | None) -> None:
+def refuse_what_is_of_one_run(composed: DictConfig | None, overrides: Sequence[str]) -> None:
     """Refuse what makes sense for one run only.
 
     Raises:
         ValueError: naming it.
     """
-    if composed is None:
-        return
+    composed = composed or DictConfig({})
     if composed.get("dry_run"):
         raise ValueError("dry_run=true looks at one run: leave -m away")
-    if composed.get("resume") != "auto":
+    if composed.get("resume") not in (None, "auto"):
         raise ValueError(f"resume={composed.get('resume')} is of one run: jobs of a sweep continue by themselves; remove it")
+    if any(override.startswith("run_dir=") for override in overrides):
+        raise ValueError("run_dir has no effect in a sweep: give hydra.sweep.dir")
 
 
 class _Listed:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -80,22 +80,27 @@ class Jobs(Protocol):
         """Note a job's end, of whatever kind."""
 
 
-def work_off(jobs: Jobs, slots: Sequence[str | None], folder: Path) -> None:
+def alone_in_sweep(folder: Path) -> AbstractContextManager[None]:
+    """A block that a sweep's directory is read, worked off and written in.
+
+    Raises:
+        ValueError: if another launch is in one of the same sweep, or in a process of torchrun.
+    """
+    if is_of_several():
+        raise ValueError("torchrun trains one run: start a sweep (-m) without it")
+    message = f"hydra.sweep.dir={folder} is in use by another launch of a sweep: wait for its end, or choose another one"
+    return alone_in(folder / ".lock", message)
+
+
+def work_off(jobs: Jobs, slots: Sequence[str | None]) -> None:
     """Run all jobs, one in each slot; Ctrl-C and SIGTERM stop those that run, which save, and raise KeyboardInterrupt.
 
     Args:
         jobs: to run.
         slots: each an index of a GPU, or None.
-        folder: of the sweep, which no other process may work off at the same time.
-
-    Raises:
-        ValueError: if another one does, or as one of several processes of torchrun.
     """
-    if is_of_several():
-        raise ValueError("torchrun trains one run: start a sweep (-m) without it")
     free, running, display = list(slots), list[Job](), Display(jobs.total)
-    message = f"hydra.sweep.dir={folder} is in use by another launch of a sweep: wait for its end, or choose another one"
-    with alone_in(folder / ".lock", message), _counting_interrupts() as interrupts:
+    with _counting_interrupts() as interrupts:
         try:
             while not interrupts:
                 while free and not interrupts and (job := jobs.next()) is not None:

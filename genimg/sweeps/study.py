@@ -18,10 +18,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from genimg.reporting.directions import declared_direction
 from genimg.sweeps.job import Job, compose_job, report_on
 from genimg.sweeps.launcher import GpuQueueLauncher, refuse_what_is_of_one_run
-from genimg.sweeps.queue import work_off
+from genimg.sweeps.queue import alone_in_sweep, work_off
 from genimg.sweeps.trials import Trials, distribution, of_jobs
 
 if TYPE_CHECKING:
@@ -114,18 +113,24 @@ class OptunaStudySweeper(Sweeper):
         if not space:
             example = "'optimizer.lr=tag(log,interval(1e-5,1e-2))'"
             raise ValueError(f"nothing is searched for: give a key several values, such as {example}")
-        self._check(self._context.config_loader.load_sweep_config(self._config, fixed))
+        composed = self._context.config_loader.load_sweep_config(self._config, fixed)
+        refuse_what_is_of_one_run(composed, fixed)
+        self._check(composed)
         folder = Path(str(self._config.hydra.sweep.dir)).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
+        with alone_in_sweep(folder):
+            self._search(space, fixed, folder)
+
+    def _search(self, space: dict[str, BaseDistribution], fixed: list[str], folder: Path) -> None:
         study = self._open(self._storage or f"sqlite:///{folder / 'study.db'}", fixed, space, folder)
         trials = Trials(self._compose, study, space, fixed, folder, n_trials=self._n_trials)
-        work_off(trials, self._slots, folder)
+        work_off(trials, self._slots)
         report_on(folder)
         trials.report()
 
     def _check(self, composed: DictConfig) -> None:
         """Refuse what every job would fail by."""
-        refuse_what_is_of_one_run(composed)
+        from genimg.reporting.directions import declared_direction  # whose package imports pillow: not for every --help
+
         evaluation = OmegaConf.to_container(composed.evaluation)
         assert isinstance(evaluation, dict)
         if "_target_" not in evaluation:

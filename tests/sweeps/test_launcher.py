@@ -135,6 +135,7 @@ def test_a_summary_of_an_earlier_launch_does_not_count(tmp_path: Path) -> None:
     other = launch(tmp_path, *longer)  # while the first still runs
     assert other[0] == 1
     assert "is in use by another launch of a sweep" in other[1]
+    assert [row["status"] for row in table(tmp_path)] == ["running"]
     found = subprocess.run(["pgrep", "-f", f"run_dir=.*{folder}"], capture_output=True, text=True, check=True)
     for number in found.stdout.split():
         os.kill(int(number), signal.SIGKILL)
@@ -147,6 +148,34 @@ def test_a_summary_of_an_earlier_launch_does_not_count(tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "#0 starts" in output
+
+
+def test_another_sweep_in_the_same_directory_is_refused_and_a_longer_one_is_not(tmp_path: Path) -> None:
+    code, output = launch(tmp_path, "trainer.duration=1 steps", "seed=0,1")
+    assert code == 0, output
+    before = (tmp_path / "sweep" / "sweep.csv").read_text()
+    code, output = launch(tmp_path, "trainer.duration=1 steps", "seed=1,0")
+    assert code == 1
+    assert "holds another sweep, whose job #0 is 000_seed-0 and not 000_seed-1" in output
+    assert (tmp_path / "sweep" / "sweep.csv").read_text() == before
+    code, output = launch(tmp_path, "trainer.duration=1 steps", "seed=0,1,2")
+    assert code == 0, output
+    assert re.findall(r"#(\d) starts", output) == ["2"]
+    assert [row["status"] for row in table(tmp_path)] == ["completed"] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["hydra/launcher=gpu_queue", "seed=0"], "hydra/launcher=gpu_queue has no effect on a single run: add -m for a sweep"),
+        (["-m", "sweep=gan_losses,r1_gamma"], "sweep=gan_losses: one ready search at a time, and without -m"),
+        (["-m", "run_dir=here", "seed=0,1"], "run_dir=here has no effect in a sweep: give hydra.sweep.dir"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert message in done.stdout + done.stderr
 
 
 def test_each_job_sees_a_gpu_and_a_share_of_the_cores_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +210,7 @@ def test_each_job_sees_a_gpu_and_a_share_of_the_cores_of_its_own(tmp_path: Path,
     monkeypatch.setattr(queue, "_num_cores", lambda: 16)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(sys, "argv", ["genimg-train", "-m", "--config-dir", "mine", "-cp=there", "seed=0,1,2"])
-    queue.work_off(Jobs(), ["3", "5"], tmp_path)
+    queue.work_off(Jobs(), ["3", "5"])
     assert [gpu for _, gpu, _ in started] == ["3", "5", "3"]
     assert {threads for *_, threads in started} == {"8"}
     folder = tmp_path / "1"
@@ -246,6 +275,9 @@ def test_a_sweep_of_ones_own_needs_no_flag_and_makes_no_sweep_of_its_jobs(tmp_pa
         ("hydra.launcher.skip_finished=no_", "hydra.launcher.skip_finished=no_ must be true or false"),
         ("hydra.sweeper.max_batch_size=1", "hydra.sweeper.max_batch_size has no effect with hydra/launcher=gpu_queue"),
         ("dry_run=true", "dry_run=true looks at one run: leave -m away"),
+        ("run_dir=here", "run_dir has no effect in a sweep: give hydra.sweep.dir"),
+        ("resume=.", "resume=. is of one run"),
+        ("hydra.launcher.n_job=2", "(did you mean 'hydra.launcher.n_jobs'?)"),
         (["hydra.launcher.n_jobs=2", "hydra.launcher.gpus=[0]"], "n_jobs=2 has no effect with hydra.launcher.gpus"),
     ],
 )
