@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,9 +38,11 @@ from genimg.images import to_float
 from genimg.interfaces import Batch, Images, Method
 from genimg.methods.translation import Translation
 from genimg.paths import config_dir
-from genimg.training.logger import Recorder
 from genimg.training.schedules import Schedule
 from genimg.training.state import TrainerSettings
+
+if TYPE_CHECKING:
+    from genimg.training.logger import Recorder  # whose module imports TensorBoard
 
 ALLOWED = (
     "genimg.data.arrays",
@@ -162,6 +164,16 @@ class Builder:
         _check_keys(config, inspect.signature(TrainerSettings).parameters, "trainer", partial=False)
         types = typing.get_type_hints(TrainerSettings)
         return TrainerSettings(**{name: self._value(value, types[name], f"trainer.{name}") for name, value in config.items()})
+
+
+def builder_of(state: Config, allow: Sequence[str]) -> Builder:
+    """What builds the parts of a checkpoint's config.
+
+    Args:
+        state: the checkpoint's contents.
+        allow: packages that the user trusts, besides genimg's own.
+    """
+    return Builder((*ALLOWED, *allow), epoch_size=state["num_images"], batch_size=state["config"]["trainer"]["batch_size"])
 
 
 def check_top_level(config: Config) -> None:

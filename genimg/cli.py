@@ -209,7 +209,7 @@ def _job_name(number: int, overrides: list[str]) -> str:
     What all jobs have in common is left out.
     """
     params = (HydraConfig.get().sweeper.get("params") if HydraConfig.initialized() else None) or {}
-    common = _constants([*shlex.split(os.environ[_COMMAND_LINE]), *(f"{key}={value}" for key, value in params.items())])
+    common = _constants([*shlex.split(os.environ.get(_COMMAND_LINE, "")), *(f"{key}={value}" for key, value in params.items())])
     swept = [override for override in overrides if override.partition("=")[0].lstrip("+~") not in common]
     short = [re.sub(r"-?\d+\.\d{5,}(e-?\d+)?", lambda number: f"{float(number[0]):.4g}", override) for override in swept]
     words = [re.sub(r"[^A-Za-z0-9.+-]+", "-", override).strip("-+") for override in short]

@@ -144,3 +144,10 @@ def test_the_command_line_starts_without_torch_and_numpy():
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert run.stdout.strip() == "['genimg', 'hydra']"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export", "sample", "translate"])
+def test_what_logs_no_training_does_not_import_tensorboard(command):
+    program = f"import sys, genimg.commands.{command}; print('torch.utils.tensorboard' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

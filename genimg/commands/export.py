@@ -49,8 +49,8 @@ def export(composed: DictConfig) -> None:
     path, state = open_checkpoint(options["ckpt"], options["which"])
     device = choose_device(options["device"])
     Precision("fp32", device).apply_globally()  # the TF32 of GPUs would be the largest difference
-    config, allowed = state["config"], (*build.ALLOWED, *options["allow"])
-    builder = build.Builder(allowed, epoch_size=state["num_images"], batch_size=config["trainer"]["batch_size"])
+    config = state["config"]
+    builder = build.builder_of(state, options["allow"])
     method = load_method(config, builder, state, device)
     method.before_sampling()
     choices = Choices(**{key: options[key] for key in ("truncation", "direction", "model_mode")})

@@ -75,8 +75,7 @@ def sample(composed: DictConfig) -> None:
     path, state = open_checkpoint(options["ckpt"], options["which"])
     config = state["config"]
     device = choose_device(options["device"])
-    allowed = (*build.ALLOWED, *options["allow"])
-    builder = build.Builder(allowed, epoch_size=state["num_images"], batch_size=config["trainer"]["batch_size"])
+    builder = build.builder_of(state, options["allow"])
     method = load_method(config, builder, state, device)
     if method.translates:
         raise ValueError(f"ckpt={options['ckpt']}: this model translates images: use genimg-translate")

@@ -234,7 +234,7 @@ def _fit(trainer: Trainer, config: Config, evaluator: PeriodicEvaluator | None, 
         "finished %d images; %d of them now, in %.0f s", state.images, state.images - images_before, summary["wall_seconds"]
     )
     _report(state, summary, evaluator, run_dir)
-    if isinstance(config["debug"], dict) and config["debug"].get("one_batch") and rank() == 0:
+    if isinstance(debug := config.get("debug"), dict) and debug.get("one_batch") and rank() == 0:
         say_what_was_learnt(run_dir)
     if rank() == 0 and page is not None:
         log.info("report:      %s", relative(page))

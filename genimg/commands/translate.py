@@ -115,8 +115,7 @@ def _loaded(options: Config, state: Config, device: torch.device) -> Translation
         ValueError: if it does not translate.
     """
     config = state["config"]
-    allowed = (*build.ALLOWED, *options["allow"])
-    builder = build.Builder(allowed, epoch_size=state["num_images"], batch_size=config["trainer"]["batch_size"])
+    builder = build.builder_of(state, options["allow"])
     method = load_method(config, builder, state, device)
     if not isinstance(method, Translation):
         raise ValueError(f"ckpt={options['ckpt']}: this model makes images from nothing: use genimg-sample")

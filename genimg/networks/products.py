@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 # At 4 to 16 positions the product took a half to a quarter of the time on an AMD EPYC, and at 64 it was slower.
 _MOST_POSITIONS = 32  # of the smaller side, in a batch
-_LEAST_WEIGHTS = 2**19  # fewer fit into the cache, and their layout costs little
+_LEAST_WEIGHTS = 2**19  # of a layer; smaller ones were not measured, and are left to the convolution
 
 
 class Conv2d(nn.Conv2d):

@@ -118,7 +118,7 @@ class _Listed:
             elif skip and job.summary().get("status") == "completed":
                 job.status = "completed"
                 log.info("#%d is complete: %s", job.number, job.words)
-        self._write()
+        write_table(jobs, table)
 
     @property
     def num_done(self) -> int:
@@ -131,10 +131,7 @@ class _Listed:
         return None
 
     def started(self, job: Job) -> None:
-        self._write()
+        write_table([job], self._table)
 
     def ended(self, job: Job) -> None:
-        self._write()
-
-    def _write(self) -> None:
-        write_table(self._jobs, self._table)
+        write_table([job], self._table)

@@ -70,7 +70,7 @@ class Trials:
             else:
                 log.info("#%d is %s: %s", number, state, job.words)
         self.total = max(n_trials, len(self._jobs))
-        self._write()
+        self._write(*self._jobs.values())
 
     @property
     def num_done(self) -> int:
@@ -121,7 +121,7 @@ class Trials:
         return None
 
     def started(self, job: Job) -> None:
-        self._write()
+        self._write(job)
 
     def ended(self, job: Job) -> None:
         import optuna
@@ -138,7 +138,7 @@ class Trials:
         if job.status in ("pruned", "failed"):
             trial.set_user_attr(_NOTE, job.note)
             self._study.tell(trial, state=states.PRUNED if job.status == "pruned" else states.FAIL)
-        self._write()  # one that was stopped stays under way in the study
+        self._write(job)  # one that was stopped stays under way in the study
 
     def report(self) -> None:
         """Say what was found.
@@ -158,8 +158,8 @@ class Trials:
     def _overrides(self, trial: Trial | FrozenTrial) -> list[str]:
         return [*self._fixed, *(f"{name}={value}" for name, value in trial.params.items())]
 
-    def _write(self) -> None:
-        write_table([self._jobs[number] for number in sorted(self._jobs)], self._folder / "sweep.csv")
+    def _write(self, *jobs: Job) -> None:
+        write_table(jobs, self._folder / "sweep.csv")
 
 
 def of_jobs(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
