@@ -179,6 +179,24 @@ def test_images_are_measured_against_themselves_at_no_distance(evaluate: Command
         assert metrics[f"{name}14_shapes"] == 1.0
 
 
+def test_folders_that_differ_in_their_contents_alone_have_statistics_of_their_own(evaluate: Command, home: Path) -> None:
+    """300 pictures without compression each, whose names, sizes and times are equal."""
+    first, second = pixels(300, 3) // 2, 127 + pixels(300, 4) // 2
+    for name, images in (("first", first), ("second", second)):
+        (home / name).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(home / name / f"{i:03}.bmp")
+            os.utime(home / name / f"{i:03}.bmp", ns=(10**18, 10**18))
+    states = [[(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted((home / name).iterdir())]
+              for name in ("first", "second")]  # fmt: skip
+    assert states[0] == states[1]
+    for name, images in (("first", first), ("second", second), ("first", first)):  # the last one from the cache
+        values = evaluate.result("images=b", f"real={name}", *QUICK)["metrics"]
+        expected = frechet_distance_by_eigenvalues(features_of(images), features_of(pixels(12, 2)))
+        assert next(value for key, value in values.items() if key.startswith("fd")) == pytest.approx(expected, rel=1e-3)
+    assert len(list((home / "cache" / "statistics").iterdir())) == 2
+
+
 def test_images_of_another_size_are_measured_with_a_warning(evaluate: Command, home: Path) -> None:
     write_folder(home / "large", pixels(12, 3, size=24))
     assert "the images are 24x24 pixels and the real ones 16x16" in evaluate.succeed("images=large", "real=a", *QUICK)

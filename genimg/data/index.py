@@ -1,7 +1,9 @@
 """All images below a directory, listed once and remembered, because a million names take long to gather from a disk.
 
 A remembered list is valid while every directory has the modification time that it had, which adding, removing or renaming a
-file changes. Rewriting a file in place changes nothing of its directory and is not noticed.
+file changes, and while the files that its digest reads hold what they held: see genimg.data.contents.
+
+What genimg itself writes is never data: run directories, sweeps and folders of samples below the root are left out.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
+from genimg.data.contents import digest_of_contents
 from genimg.files import atomically
 from genimg.paths import cache_dir
 
@@ -25,8 +29,13 @@ log = logging.getLogger(__name__)
 
 # Formats that Pillow registers and cannot decode: it only writes them, or knows no more than their names.
 _NOT_READABLE = ("PDF", "PALM", "HDF5", "BUFR", "GRIB", "MPEG")
-_FORMAT = 1
+_FORMAT = 2
 _LEAST_CACHED = 10_000  # files; fewer are listed in no time
+_MOST_SHOWN = 3  # of the directories that were left out, in a message
+_ALONE = {".hydra", "multirun.yaml"}  # of a run, and of a sweep
+_BESIDE_CONFIG = {"checkpoints", "metrics.jsonl", "summary.json"}  # of a run whose .hydra was not copied with it
+_MARKS = _ALONE | _BESIDE_CONFIG | {"config.yaml"}  # names that say without another look at the disk what a directory is
+_SAID: set[tuple[str, tuple[str, ...]]] = set()  # which directories were left out of which root
 # File systems record times in steps of up to two seconds (FAT): in a directory that was changed so shortly before it was
 # listed, a later change could leave the same time behind.
 _RECENT_NS = 2_000_000_000
@@ -38,11 +47,14 @@ class Index:
 
     Attributes:
         paths: relative to it, sorted, with ``/`` between their parts.
-        digest: sha256 of all paths, sizes and modification times, in hexadecimal.
+        digest: sha256 of all paths and sizes, and of the files' contents as ``digest_of_contents`` reads them, in
+            hexadecimal. Times are no part of it, so a copy elsewhere has the same.
+        skipped: directories that hold what genimg wrote, relative to the root.
     """
 
     paths: list[str]
     digest: str
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass
@@ -50,23 +62,27 @@ class _Listing:
     """What a walk gathers.
 
     Attributes:
-        files: (path, bytes, modification time in nanoseconds); the size of a link that leads nowhere is -1.
+        files: (path, bytes); the size of a link that leads nowhere is -1.
         directories: path -> modification time in nanoseconds, inode.
+        skipped: directories that hold what genimg wrote.
         complete: whether everything could be read, so that nothing appears later in a directory that does not change.
         started: when the walk began, in nanoseconds.
     """
 
-    files: list[tuple[str, int, int]] = field(default_factory=list)
+    files: list[tuple[str, int]] = field(default_factory=list)
     directories: dict[str, tuple[int, int]] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
     complete: bool = True
     started: int = field(default_factory=time.time_ns)
 
-    def index(self) -> Index:
-        self.files.sort()
+    def names(self) -> tuple[list[str], str]:
+        """The paths in order, and the digest of paths and sizes."""
+        grids = {f"{path}.png" for path in self.skipped}  # genimg-sample's picture beside its folder
+        self.files = sorted(file for file in self.files if file[0] not in grids) if grids else sorted(self.files)
         files = hashlib.sha256()
-        for path, size, modified in self.files:
-            files.update(os.fsencode(f"{path}\0{size}\0{modified}\n"))
-        return Index([path for path, _, _ in self.files], files.hexdigest())
+        for path, size in self.files:
+            files.update(os.fsencode(f"{path}\0{size}\n"))
+        return [path for path, _ in self.files], files.hexdigest()
 
     def worth_remembering(self) -> bool:
         """Whether it took long, and will certainly be seen to be out of date when it is."""
@@ -75,25 +91,54 @@ class _Listing:
 
 
 def list_images(root: Path, *, refresh: bool) -> Index:
-    """Every file below ``root`` whose extension Pillow reads; hidden names are skipped, links are followed.
+    """List every file below ``root`` whose extension Pillow reads; hidden names are skipped, links are followed.
 
     Args:
-        root: a directory. From 10,000 files on, its list is kept below the cache directory.
-        refresh: list it anew even where a list is kept.
+        root: A directory. From 10,000 files on, its list is kept below the cache directory.
+        refresh: Whether to list it again even where a list is kept.
+
+    Raises:
+        ValueError: If the root is itself a run directory.
     """
     Image.init()
     extensions = tuple(sorted(end for end, kind in Image.registered_extensions().items() if kind not in _NOT_READABLE))
     file = _cache_file(root)
-    if file is not None and not refresh:
-        known = _read(file, root, extensions)
-        if known is not None:
-            log.info("%d files of %s, as listed before (data.refresh_index=true lists them anew)", len(known.paths), root)
-            return known
+    known = None if file is None or refresh else _read(file, root, extensions)
+    if known is not None:
+        log.info("%d files of %s, as listed before (data.refresh_index=true lists them anew)", len(known.paths), root)
+        _say_what_was_skipped(root, known.skipped)
+        return known
     listing = _walk(root, extensions)
-    index = listing.index()
+    paths, names = listing.names()
+    contents = digest_of_contents(root, paths)
+    index = Index(paths, _combined(names, contents), tuple(sorted(listing.skipped)))
     if file is not None and listing.worth_remembering():
-        _write(file, index, listing.directories, extensions)
+        _write(file, index, {"names": names, "contents": contents, "directories": listing.directories}, extensions)
+    _say_what_was_skipped(root, index.skipped)
     return index
+
+
+def _combined(names: str, contents: str) -> str:
+    return hashlib.sha256(f"{names}\n{contents}".encode()).hexdigest()
+
+
+def _say_what_was_skipped(root: Path, skipped: tuple[str, ...]) -> None:
+    """Once for each root, because a training and its evaluation list it in turn."""
+    if not skipped or (key := (os.path.realpath(root), skipped)) in _SAID:
+        return
+    _SAID.add(key)
+    more = f" and {len(skipped) - _MOST_SHOWN} more" if len(skipped) > _MOST_SHOWN else ""
+    log.warning(
+        "%s holds what genimg wrote, which is left out of the data: %s%s; to use such a folder, name it itself",
+        root, ", ".join(skipped[:_MOST_SHOWN]), more,
+    )  # fmt: skip
+
+
+def _written_by_genimg(marks: set[str]) -> str | None:
+    """Return the name by which a directory is known as one that genimg wrote, of those in ``_MARKS``; None if it is another."""
+    if marks & _ALONE:
+        return min(marks & _ALONE)
+    return "config.yaml" if "config.yaml" in marks and marks & _BESIDE_CONFIG else None
 
 
 def _walk(root: Path, extensions: tuple[str, ...]) -> _Listing:
@@ -113,7 +158,7 @@ def _walk(root: Path, extensions: tuple[str, ...]) -> _Listing:
                     linked = entry.is_symlink()
                     found.append((path, os.path.realpath(entry.path) if linked else os.path.join(real, entry.name)))
                 elif entry.name.lower().endswith(extensions):
-                    listing.files.append((path, *_size_and_time(entry, listing)))
+                    listing.files.append((path, _size(entry, listing)))
                     if len(listing.files) % 1000 == 0:
                         progress.update(1000)
                 elif entry.is_symlink() and not os.path.exists(entry.path):
@@ -123,16 +168,33 @@ def _walk(root: Path, extensions: tuple[str, ...]) -> _Listing:
 
 
 def _entries(root: Path, directory: str, listing: _Listing) -> Iterator[os.DirEntry[str]]:
-    """What a directory holds without hidden names; nothing, with a warning, where it cannot be read."""
+    """What a directory holds without hidden names; nothing where it cannot be read, with a warning, or genimg wrote it.
+
+    Raises:
+        ValueError: If genimg wrote the root itself.
+    """
     path = os.path.join(root, directory) if directory else str(root)
     try:
         # Its time first: a change between the two calls then makes the list invalid instead of going unnoticed.
         state = os.stat(path)
+        found, marks = [], set()
         with os.scandir(path) as entries:
-            found = [entry for entry in entries if not entry.name.startswith(".")]
+            for entry in entries:
+                if entry.name in _MARKS:
+                    marks.add(entry.name)
+                if not entry.name.startswith("."):
+                    found.append(entry)
     except OSError as error:
         log.warning("%s cannot be listed (%s): its images are left out", path, error.strerror)
         listing.complete = False
+        return
+    if mark := _written_by_genimg(marks):
+        if not directory:
+            raise ValueError(
+                f"{path} is itself the directory of a run or a sweep (it holds {mark}), whose pictures are no data: name the "
+                "directory of the images, or another run_dir"
+            )
+        listing.skipped.append(directory)
         return
     listing.directories[directory] = (state.st_mtime_ns, state.st_ino)
     yield from found
@@ -145,13 +207,12 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _size_and_time(entry: os.DirEntry[str], listing: _Listing) -> tuple[int, int]:
+def _size(entry: os.DirEntry[str], listing: _Listing) -> int:
     try:
-        state = entry.stat()
+        return entry.stat().st_size
     except OSError:  # its decoding will fail and name it
         listing.complete = False
-        return -1, 0
-    return state.st_size, state.st_mtime_ns
+        return -1
 
 
 def _cache_file(root: Path) -> Path | None:
@@ -182,7 +243,11 @@ def _read(file: Path, root: Path, extensions: tuple[str, ...]) -> Index | None:
         return None
     if any(_state(root, path) != tuple(state) for path, state in header["directories"].items()):
         return None
-    return Index(os.fsdecode(names).split("\0"), header["digest"])
+    paths = os.fsdecode(names).split("\0")
+    if digest_of_contents(root, paths) != header["contents"]:
+        log.info("files of %s were rewritten in place: the list is made again", root)
+        return None
+    return Index(paths, _combined(header["names"], header["contents"]), tuple(header["skipped"]))
 
 
 def _state(root: Path, directory: str) -> tuple[int, int] | None:
@@ -193,12 +258,12 @@ def _state(root: Path, directory: str) -> tuple[int, int] | None:
     return state.st_mtime_ns, state.st_ino
 
 
-def _write(file: Path, index: Index, directories: dict[str, tuple[int, int]], extensions: tuple[str, ...]) -> None:
+def _write(file: Path, index: Index, about: dict[str, Any], extensions: tuple[str, ...]) -> None:
     """Checksum, header and names, one after the other: names may hold every byte but a zero, and are not always UTF-8.
 
     A cache that cannot be written costs time, not the run.
     """
-    header = {"format": _FORMAT, "extensions": extensions, "digest": index.digest, "directories": directories}
+    header = {"format": _FORMAT, "extensions": extensions, "skipped": index.skipped, **about}
     content = json.dumps(header).encode() + b"\n" + os.fsencode("\0".join(index.paths))
     try:
         with atomically(file) as temporary:

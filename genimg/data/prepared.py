@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from genimg.data.contents import digest_of_contents
 from genimg.data.sources import Source, digest
 from genimg.interfaces import height_width
 
@@ -124,10 +125,11 @@ class PreparedSource(Source):
         self.name = f"prepared {description.source['name']}"
         self.shape = description.shape
         self.class_names = description.class_names
-        # Of the contents, so that a copy elsewhere has the same.
-        self.fingerprint = digest("prepared", *(shard.sha256 for shard in description.shards))
         for shard in description.shards:
             _require_size(folder / shard.file, shard.num_bytes)
+        # Of the contents, so that a copy elsewhere has the same; of the files too, in case they are not those described.
+        files = digest_of_contents(folder, [shard.file for shard in description.shards])
+        self.fingerprint = digest("prepared", *(shard.sha256 for shard in description.shards), files)
         if description.labelled:
             self.labels = self._read_labels()
         self.captioned = description.captioned

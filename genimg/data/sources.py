@@ -39,7 +39,7 @@ class Source(ABC):
         captioned: whether images have captions.
         task: that divides each image into a source and a target, where the images are such pairs.
         validation: images of the same kind that were kept out of the training.
-        fingerprint: hexadecimal digest of everything that determines the images; a cache key.
+        fingerprint: hexadecimal digest of everything that determines the images, without their labels; a cache key.
     """
 
     name: str
@@ -141,7 +141,7 @@ class FileSource(Source):
         self.class_names = tuple(class_names)
         self.captioned = captions is not None
         self._captions = captions
-        # From names, sizes and modification times, not contents: a million files must not be read to start a run.
+        # From names, sizes and a bounded share of the contents: a million files must not be read to start a run.
         self.fingerprint = digest("files", index.digest, pixels)
 
     def __len__(self) -> int:

@@ -42,13 +42,16 @@ def settle(root: Path, days: int = 1) -> None:
 
 
 def reference(root: Path) -> tuple[list[str], str]:
-    """By pathlib alone, without links: names, and the digest as it is documented."""
+    """By pathlib alone, without links, of small files: names, and the digest as it is documented."""
     found = [path for path in root.rglob("*") if path.is_file() and path.suffix.lower() in (".png", ".jpg", ".jpeg")]
     names = sorted(path.relative_to(root).as_posix() for path in found)
     names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
-    stats = [(name, (root / name).stat()) for name in names]
-    lines = "".join(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n" for name, stat in stats)
-    return names, hashlib.sha256(lines.encode()).hexdigest()
+    lines = "".join(f"{name}\0{(root / name).stat().st_size}\n" for name in names)
+    listed = hashlib.sha256(lines.encode()).hexdigest()
+    held = b"".join(
+        hashlib.sha256(f"{(root / name).stat().st_size}\0".encode() + (root / name).read_bytes()).digest() for name in names
+    )  # of small files
+    return names, hashlib.sha256(f"{listed}\n{hashlib.sha256(held).hexdigest()}".encode()).hexdigest()
 
 
 def refuse_to_walk(monkeypatch) -> None:
@@ -171,14 +174,19 @@ def test_another_directory_with_the_same_time_in_its_place_is_noticed(tmp_path):
     assert list_images(root, refresh=False).paths == ["a/2.png"]
 
 
-def test_a_file_rewritten_in_place_is_noticed_only_when_asked_for(tmp_path):
-    root = make(tmp_path / "root", "a/1.png")
+def test_a_file_rewritten_in_place_is_noticed(tmp_path, caplog):
+    root = make(tmp_path / "root", "a/1.png", "a/2.png")
     before = list_images(root, refresh=False)
-    (root / "a" / "1.png").write_text("more than before")
-    assert list_images(root, refresh=False) == before
-    after = list_images(root, refresh=True)
+    times = (root / "a" / "1.png").stat()
+    (root / "a" / "1.png").write_text("A/1.png")  # of equal length
+    os.utime(root / "a" / "1.png", ns=(times.st_atime_ns, times.st_mtime_ns))
+    caplog.set_level(logging.INFO)
+    after = list_images(root, refresh=False)
     assert after.digest == reference(root)[1] != before.digest
+    assert "were rewritten in place" in caplog.text
+    caplog.clear()
     assert list_images(root, refresh=False) == after, "the new list is kept"
+    assert "as listed before" in caplog.text
 
 
 @pytest.mark.parametrize("days", [0, -1])
@@ -217,7 +225,7 @@ DAMAGES = {
     "empty": lambda content: b"",
     "truncated": lambda content: content[:-3],
     "a byte changed": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
-    "its header changed": lambda content: content.replace(b'"digest"', b'"digset"'),
+    "its header changed": lambda content: content.replace(b'"contents"', b'"cotnents"'),
     "something else": lambda content: b"\x80\x04K\x01.",
 }
 
@@ -239,7 +247,7 @@ def test_a_file_of_another_format_is_made_again(tmp_path, cache):
     first = list_images(root, refresh=False)
     (file,) = cache.iterdir()
     _, header, names = file.read_bytes().split(b"\n")
-    content = json.dumps(json.loads(header) | {"format": 2}).encode() + b"\n" + names
+    content = json.dumps(json.loads(header) | {"format": 1}).encode() + b"\n" + names
     file.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
     assert list_images(root, refresh=False) == first
     assert file.read_bytes().split(b"\n")[1] == header
@@ -276,8 +284,6 @@ def test_a_folder_from_the_cache_equals_one_that_was_listed(tmp_path, monkeypatc
     root = make(tmp_path / "root", "cat/1.png", "dog/1.png", "dog/2.png")
     settings = {"root": str(root), "image_size": 8, "channels": 3, "fit": "crop", "labels": "auto"}
     first = folder(**settings)
-    changed = root / "cat" / "1.png"
-    changed.write_text("another picture")
     with monkeypatch.context() as patch, caplog.at_level(logging.INFO):
         refuse_to_walk(patch)
         second = folder(**settings)
@@ -287,4 +293,48 @@ def test_a_folder_from_the_cache_equals_one_that_was_listed(tmp_path, monkeypatc
     assert second.labels.tolist() == first.labels.tolist() == [0, 1, 1]
     assert second.class_names == first.class_names
     assert second.fingerprint == first.fingerprint
-    assert folder(**settings, refresh_index=True).fingerprint != first.fingerprint
+    (root / "cat" / "1.png").write_text("another picture")
+    assert folder(**settings).fingerprint != first.fingerprint
+
+
+# What genimg wrote
+
+
+RUNS = {
+    "a run": [".hydra/config.yaml", "config.yaml", "samples/real-000000000.png"],
+    "a run that has just begun": [".hydra/config.yaml", "samples/real-000000000.png"],
+    "a run copied without its hidden files": ["config.yaml", "checkpoints/last.pt", "samples/samples-000000064.png"],
+    "a run whose checkpoints were removed": ["config.yaml", "metrics.jsonl", "samples-seed0/000000.png", "samples-seed0.png"],
+    "a sweep": ["multirun.yaml", "0/config.yaml", "0/summary.json", "0/samples/real-000000000.png"],
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_what_genimg_wrote_is_left_out_and_named_once(tmp_path, kind, caplog):
+    root = make(tmp_path / "root", "cat/1.png", "dog/1.png", "outputs/photo.png")
+    make(root, *(f"outputs/2026-11-28/12-00-00/{name}" for name in RUNS[kind]))
+    for _ in range(2):  # the second time from the list that was kept
+        assert list_images(root, refresh=False).paths == ["cat/1.png", "dog/1.png", "outputs/photo.png"]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "outputs/2026-11-28/12-00-00" in caplog.text
+
+
+@pytest.mark.parametrize("names", [["config.yaml"], ["checkpoints/1.png", "summary.json"], ["metrics.jsonl"]])
+def test_a_directory_that_only_resembles_a_run_is_data(tmp_path, names):
+    root = make(tmp_path / "root", "cat/1.png", *(f"dog/{name}" for name in ["2.png", *names]))
+    expected = ["cat/1.png", "dog/2.png", *(f"dog/{name}" for name in names if name.endswith("png"))]
+    assert list_images(root, refresh=False).paths == expected
+
+
+def test_a_run_is_no_folder_of_images_but_its_subdirectories_are(tmp_path):
+    run = make(tmp_path / "run", *RUNS["a run"])
+    with pytest.raises(ValueError, match=r"run.*\.hydra"):
+        list_images(run, refresh=False)
+    assert list_images(run / "samples", refresh=False).paths == ["real-000000000.png"]
+
+
+def test_a_directory_that_becomes_a_run_is_noticed(tmp_path):
+    root = make(tmp_path / "root", "cat/1.png", "dog/1.png")
+    assert len(list_images(root, refresh=False).paths) == 2
+    make(root, "dog/config.yaml", "dog/summary.json")
+    assert list_images(root, refresh=False).paths == ["cat/1.png"]

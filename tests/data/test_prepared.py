@@ -93,6 +93,15 @@ def test_the_fingerprint_is_of_the_contents(path, tmp_path, original):
     assert open_packed(packed(original, tmp_path / "other")).fingerprint != fingerprint
 
 
+def test_other_pixels_under_the_same_description_have_another_fingerprint(path):
+    before = open_packed(path).fingerprint
+    shard = path / "shard-00001.npy"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(bytes(content))
+    assert open_packed(path).fingerprint != before
+
+
 # Memory maps and processes
 
 

@@ -164,6 +164,8 @@ def test_fingerprint_repeats_and_changes_with_the_files_and_the_format(tmp_path)
         open_folder(tmp_path, **change).fingerprint for change in ({"channels": 1}, {"image_size": 9}, {"fit": "pad"})
     ]
     os.utime(tmp_path / "a.png", ns=(1, 1))
+    assert open_folder(tmp_path).fingerprint == fingerprints[0]  # a copy has other times
+    write_image(tmp_path / "a.png", seed=2)
     fingerprints.append(open_folder(tmp_path).fingerprint)
     (tmp_path / "b.png").rename(tmp_path / "c.png")
     fingerprints.append(open_folder(tmp_path).fingerprint)

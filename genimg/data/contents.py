@@ -1,0 +1,74 @@
+"""A digest of what files hold, at a bounded cost: small files are read whole, of large ones three pieces."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+from tqdm import tqdm
+
+MOST_FILES = 10_000
+"""Files that are read; of more, those whose names have the smallest digests."""
+
+_PIECE = 16 * 2**10  # bytes at the head, in the middle and at the tail of a file; one of up to three pieces is read whole
+_THREADS = 8  # most of the time is spent in waiting for the disk
+_BATCH = 256  # files that a thread reads at a time
+_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a named pipe must not block
+
+
+def digest_of_contents(root: Path, paths: Sequence[str]) -> str:
+    """Return the sha256 of what files hold, in hexadecimal.
+
+    Files of up to 48 KiB count whole, larger ones with their size and 16 KiB at the head, in the middle and at the tail.
+    Of more than ``MOST_FILES`` files, a sample counts that depends on their names alone, so that a change of one file in a
+    thousand in a folder of a million is noticed with a probability of 99.996 %.
+
+    Args:
+        root: The directory.
+        paths: Paths of its files, relative to it, in a fixed order.
+    """
+    chosen = _sample(paths)
+    whole = hashlib.sha256()
+    bounds = [*range(0, len(chosen), _BATCH), len(chosen)]
+    with (
+        ThreadPoolExecutor(_THREADS) as pool,
+        tqdm(total=len(chosen), desc=f"reading {root}", unit="file", delay=2.0, leave=False, disable=None) as progress,
+    ):
+        for digests in pool.map(lambda part: [_digest(root, path) for path in part],
+                                [chosen[start:stop] for start, stop in pairwise(bounds)]):  # fmt: skip
+            for each in digests:
+                whole.update(each)
+            progress.update(len(digests))
+    return whole.hexdigest()
+
+
+def _sample(paths: Sequence[str]) -> Sequence[str]:
+    """At most ``MOST_FILES`` of the paths, in their order; by a hash, because sorted names may have a period."""
+    if len(paths) <= MOST_FILES:
+        return paths
+    keys = [hashlib.blake2b(os.fsencode(path), digest_size=8).digest() for path in paths]
+    return [paths[i] for i in sorted(heapq.nsmallest(MOST_FILES, range(len(paths)), key=lambda i: (keys[i], i)))]
+
+
+def _digest(root: Path, path: str) -> bytes:
+    """Of one file's size and content; of one that cannot be read, only that: its decoding names it."""
+    content = hashlib.sha256()
+    try:
+        file = os.open(os.path.join(root, path), _FLAGS)
+        try:
+            size = os.fstat(file).st_size
+            content.update(f"{size}\0".encode())
+            starts = [0] if size <= 3 * _PIECE else [0, (size - _PIECE) // 2, size - _PIECE]
+            for start in starts:
+                os.lseek(file, start, os.SEEK_SET)
+                content.update(os.read(file, 3 * _PIECE if len(starts) == 1 else _PIECE))
+        finally:
+            os.close(file)
+    except OSError:
+        content.update(b"unreadable")
+    return content.digest()
