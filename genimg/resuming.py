@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from genimg import build
+from genimg.data.identity import refused_differences, warned_differences
 from genimg.mappings import flatten
 from genimg.training import checkpoint
 
@@ -112,22 +113,47 @@ def same_measure(old: Config, new: Config) -> bool:
 
 
 def check_facts(saved: Config, facts: Config, *, force: bool) -> None:
-    """Compare what the config does not say: the number of images, and the arithmetic.
+    """Compare what the config does not say: the images, and the arithmetic.
 
     Raises:
-        ValueError: if the data has another number of images.
+        ValueError: if the data has another number of images, other classes, or its images in another order.
     """
-    if saved["num_images"] != facts["num_images"] and not force:
-        raise ValueError(
-            f"the data now has {facts['num_images']} images, but the checkpoint was trained on {saved['num_images']}: "
-            "point data.root at the same images, or continue all the same with resume_force=true"
-        )
+    _compare_images(saved, facts, force=force)
     for name in ("precision", "genimg_version", "torch_version", "hardware", "processes", "performance"):
         if name in saved:
             for key, now in _entries(name, facts[name]).items():
                 before = _entries(name, saved[name]).get(key, "not recorded")
                 if now != before:
                     log.warning("%s is %s, but was %s: the run goes on, but not bit for bit", key, now, before)
+
+
+def data_history(saved: Config, facts: Config) -> list[Config]:
+    """The images that a run was trained on before those of ``facts``, each with how many it had seen when they changed."""
+    history: list[Config] = list(saved.get("data_history", []))
+    before = _recorded_images(saved)
+    if refused_differences(before, facts["data"]) or warned_differences(before, facts["data"]):
+        history.append({"until_images": saved["training"]["images"], **before})
+    return history
+
+
+def _recorded_images(saved: Config) -> Config:
+    """What a checkpoint records of its images; early ones the number and the names of classes alone."""
+    record: Config = saved.get("data") or {key: saved[key] for key in ("num_images", "class_names") if key in saved}
+    return record
+
+
+def _compare_images(saved: Config, facts: Config, *, force: bool) -> None:
+    """Raise, or warn, where a run's images are not those that its checkpoint records."""
+    before, now = _recorded_images(saved), facts["data"]
+    fix = "point data.root at the images of before, or continue all the same with resume_force=true"
+    if refused := refused_differences(before, now):
+        if not force:
+            raise ValueError(f"{'; '.join(refused)}: {fix}")
+        log.warning("resuming with other data: %s", "; ".join(refused))
+    if "data" not in saved:
+        log.warning("the checkpoint does not record which images it was trained on: whether they are the same is not known")
+    elif warned := warned_differences(before, now):
+        log.warning("%s are not those of before: the run goes on with them, and records both", ", ".join(warned))
 
 
 def _entries(name: str, fact: Any) -> Config:

@@ -14,6 +14,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from genimg import build
+from genimg.data.identity import identity_of, refused_differences, warned_differences
+from genimg.data.sources import Source
 from genimg.distributed import rank
 from genimg.environment import git_commit
 from genimg.evaluation.periodic import Evaluation
@@ -55,6 +57,33 @@ def load_method(config: Config, builder: build.Builder, state: Config, device: t
         method.task = build.task_of(config, builder)
     method.load_state_dict(state["method"])
     return method.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
+def check_own_images(source: Source, method: Method, state: Config, *, other_split: bool) -> None:
+    """Compare the images that a checkpoint's config names now with those that it was trained on.
+
+    Args:
+        source: The images.
+        method: The checkpoint's model.
+        state: The checkpoint.
+        other_split: Whether another split than that of the training is asked for, whose images differ as they should.
+
+    Raises:
+        ValueError: If the model reads labels and the classes are others, so that a label would mean another class.
+    """
+    known = tuple(state.get("class_names", source.class_names))
+    if "label" in method.batch_keys and tuple(source.class_names) != known:
+        raise ValueError(
+            f"the model reads labels, and the classes of its data are now {', '.join(source.class_names) or 'none'}, not "
+            f"{', '.join(known)}: give the directories their old names, or name the images with data_root=DIR or real=DIR"
+        )
+    debug = state["config"].get("debug")
+    if other_split or "data" not in state or (isinstance(debug, dict) and debug.get("one_batch")):
+        return
+    now = identity_of(source)
+    before = {key: value for key, value in state["data"].items() if key not in ("captions", "masks")}
+    if differences := refused_differences(before, now) + warned_differences(before, now):
+        log.warning("the data is not what the model was trained on: %s", "; ".join(differences))
 
 
 def table(columns: dict[str, dict[str, float]]) -> str:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from genimg import build
 from genimg.commands.common import (
     Config,
+    check_own_images,
     check_writable,
     load_method,
     open_checkpoint,
@@ -169,7 +170,10 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
             real = Side(source=source, images=DatasetImages(build.build_data(config, source, device, builder=builder)))
         evaluator = _evaluator(options, chosen, builder, real)
     method = load_method(config, builder, state, device)
-    made = evaluator.generated(method, device, real.source.class_names if real.source else ())
+    if options["real"] is None:
+        assert real.source is not None
+        check_own_images(real.source, method, state, other_split=options["split"] is not None)
+    made = evaluator.generated(method, device, tuple(state.get("class_names", ())))
     compared = real.statistics if real.images is None else real.images
     assert compared is not None
     save = Path(options["save_statistics"]) if options["save_statistics"] else None

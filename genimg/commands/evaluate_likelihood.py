@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from genimg import build
-from genimg.commands.common import Config, load_method, report
+from genimg.commands.common import Config, check_own_images, load_method, report
 from genimg.commands.sides import resolve
 from genimg.data.sources import Source
 from genimg.distributed import first_of_each_host
@@ -59,6 +59,7 @@ def evaluate_likelihood(
             data = side.images.data
         else:
             source = build.build_source(config, builder)
+            check_own_images(source, method, state, other_split=options["split"] is not None)
             data = build.build_data(config, source, device, builder=builder)
     if options["real"] is not None:
         _check_fit(data.source, method.batch_keys, state, options)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genimg import build
-from genimg.commands.common import Config, load_method, report
+from genimg.commands.common import Config, check_own_images, load_method, report
 from genimg.data.degradations import Denoise, Inpaint
 from genimg.data.placement import Data
 from genimg.data.tasks import Task
@@ -67,6 +67,7 @@ def evaluate_translator(
     if options["model_mode"] is not None:
         method.set_mode(options["model_mode"], "model_mode")
     source = build.build_source(config, builder)
+    check_own_images(source, method, state, other_split=options["split"] is not None)
     data = build.build_data(config, source, device, builder=builder)
     chosen = {**(options["evaluation"] or config["evaluation"])}
     chosen |= {key: options[key] for key in ("num_images", "batch_size", "seed") if options[key] is not None}

@@ -29,11 +29,13 @@ from genimg.commands.common import Config, argument, relative, require_all_value
 from genimg.commands.debugging import say_what_was_learnt, shorten
 from genimg.commands.dry_run import rehearse
 from genimg.commands.settling import settle
+from genimg.data.identity import Identity, identity_of
 from genimg.data.placement import available_keys
 from genimg.distributed import AnotherProcessError, failing_together, of_first_rank, processes_of_torchrun, rank, world_size
 from genimg.environment import git_commit, versions
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.files import InUseError, alone_in
+from genimg.methods.translation import Translation
 from genimg.reporting import write_report
 from genimg.torchrun import rank_of_torchrun
 from genimg.training.device import describe_hardware
@@ -140,11 +142,16 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
         "torch_version": str(torch.__version__),
         "num_images": len(parts.source),
         "class_names": list(parts.source.class_names),
+        "data": _identity(parts),
         "precision": parts.precision.name,
         "hardware": describe_hardware(parts.device),
         "processes": world_size(),
         "performance": parts.performance.describe(parts.optimizers.values()),
     }
+
+    facts["data_history"] = [] if saved is None else resuming.data_history(saved.state, facts)
+    if saved is not None:
+        resuming.check_facts(saved.state, facts, force=config["resume_force"])
 
     def make_logger(step: int, evaluated: bool) -> Logger:
         if rank() > 0:
@@ -158,7 +165,6 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
         describe={**facts, "config": config, "config_source": source_config},
     )
     if saved is not None:
-        resuming.check_facts(saved.state, facts, force=config["resume_force"])
         trainer.load_state_dict(saved.state)
         if not resuming.same_measure(saved.state["config"]["evaluation"], config["evaluation"]):
             trainer.state.forget_evaluations()
@@ -171,6 +177,12 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
     if trainer.state.images < trainer.settings.duration:
         _announce(parts, trainer, run_dir)
     return _fit(trainer, config, parts.evaluator, run_dir)
+
+
+def _identity(parts: Parts) -> Identity:
+    task = parts.method.task if isinstance(parts.method, Translation) else None
+    masks = None if task is None else task.fingerprint()
+    return identity_of(parts.source, captions="caption" in parts.method.batch_keys, masks=masks)
 
 
 def _refuse_repeated_penalties(overrides: Sequence[str]) -> None:
@@ -285,6 +297,8 @@ def _summary(trainer: Trainer, config: Config) -> Config:
         "best_images": state.best_images,
         "final": state.final,
         "provenance": state.provenance,
+        "data": trainer.describe["data"],
+        "data_history": trainer.describe["data_history"],
         "training_images_per_second": round(state.images / state.seconds, 1) if state.seconds else None,
         "data_wait_share": round(state.waiting_seconds / max(state.seconds, 1e-9), 4),
         "evaluation_seconds": round(state.evaluation_seconds, 1),

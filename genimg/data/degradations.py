@@ -90,6 +90,9 @@ class Inpaint(Task):
     def __init__(self, *, mask: Mask) -> None:
         self.mask = mask
 
+    def fingerprint(self) -> str | None:
+        return self.mask.fingerprint()
+
     def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
         check_picture(shape, "Inpaint")
         self.mask.check(*shape[1:])

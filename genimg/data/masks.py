@@ -37,6 +37,10 @@ class Mask(ABC):
     def __call__(self, positions: NDArray[np.int64], seed: int, *, height: int, width: int, device: torch.device) -> Tensor:
         """float32 [N, 1, H, W], 1 where pixels are missing."""
 
+    def fingerprint(self) -> str | None:
+        """Digest of the files that it reads; None if it reads none."""
+        return None
+
 
 class Center(Mask):
     """A rectangle in the middle, always the same. Pathak et al. 2016, "Context encoders", section 3.3.
@@ -212,6 +216,9 @@ class Files(Mask):
         if (height, width) not in self._packed:
             self._packed[height, width] = np.stack([self._read(path, height, width) for path in self._paths()])
         return self._packed[height, width]
+
+    def fingerprint(self) -> str:
+        return list_images(self.folder, refresh=False).digest
 
     def _paths(self) -> list[str]:
         if not self.folder.is_dir():

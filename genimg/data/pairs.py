@@ -32,6 +32,7 @@ class PairedSource(Source):
     Args:
         name: for messages.
         files: of each pair; one file with the two side by side, or two.
+        names: of each pair's first file, relative to its folder.
         a, b: the pixels of the two domains.
         direction: ``a2b``, or ``b2a`` to make images of domain a from those of b.
         fingerprint: of the files.
@@ -42,6 +43,7 @@ class PairedSource(Source):
         self,
         name: str,
         files: Sequence[tuple[Path, ...]],
+        names: Sequence[str],
         a: PixelFormat,
         b: PixelFormat,
         *,
@@ -52,6 +54,7 @@ class PairedSource(Source):
             raise ValueError(f"data.direction={direction} is unknown: choose a2b or b2a")
         self.name = name
         self.files = files
+        self._names = names
         self._a, self._b = a, b
         self._reversed = direction == "b2a"
         self.shape = (a.channels + b.channels, a.height, a.width)
@@ -71,6 +74,9 @@ class PairedSource(Source):
 
     def title(self, index: int) -> str:
         return str(self.files[index][0])
+
+    def file_names(self) -> Sequence[str]:
+        return self._names
 
     def _halves(self, file: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         try:
@@ -127,7 +133,7 @@ def paired(
             place, paths, fingerprint = _listed("data.root", str(part), refresh=refresh_index)
             _warn_of_single_images(place / paths[0], formats[0])
             files: list[tuple[Path, ...]] = [(place / path,) for path in paths]
-            sources.append(PairedSource("paired", files, *formats, direction=direction, fingerprint=fingerprint))
+            sources.append(PairedSource("paired", files, paths, *formats, direction=direction, fingerprint=fingerprint))
         if len(sources) == 2:
             sources[0].validation = sources[1]
         return sources[0]
@@ -145,7 +151,8 @@ def paired(
             f"{', '.join(alone[:_MOST_LISTED])}{more}: add their partners, or remove them"
         )
     files = [(folder_a / by_name_a[name], folder_b / by_name_b[name]) for name in sorted(by_name_a)]
-    return PairedSource("paired", files, *formats, direction=direction, fingerprint=fingerprint_a + fingerprint_b)
+    names, fingerprint = sorted(by_name_a), fingerprint_a + fingerprint_b
+    return PairedSource("paired", files, names, *formats, direction=direction, fingerprint=fingerprint)
 
 
 def _warn_of_single_images(path: Path, pixels: PixelFormat) -> None:

@@ -77,6 +77,10 @@ class Source(ABC):
         """What image ``index`` is called: its file's path where it has one, else its number."""
         return str(index)
 
+    def file_names(self) -> Sequence[str] | None:
+        """The names of all images' files, relative to where they lie, in their order; None without files for each image."""
+        return None
+
     def caption(self, index: int) -> str | None:
         """A sentence that describes image ``index``, where the dataset has one. ``captioned`` says whether to ask."""
         return None
@@ -159,6 +163,9 @@ class FileSource(Source):
 
     def title(self, index: int) -> str:
         return self.paths[index]
+
+    def file_names(self) -> Sequence[str]:
+        return self.paths
 
     def caption(self, index: int) -> str | None:
         return None if self._captions is None else self._captions.texts[index]

@@ -53,6 +53,10 @@ class Task(ABC):
             ValueError: if the mask is missing or has no use.
         """
 
+    def fingerprint(self) -> str | None:
+        """Digest of files that it reads besides the images; None if it reads none."""
+        return None
+
     def shown(self, source: Tensor) -> Tensor:
         """A source as a picture [N, 1 or 3, H, W] in [-1, 1]."""
         return source

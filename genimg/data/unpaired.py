@@ -34,6 +34,11 @@ class UnpairedSource(Source):
     def read(self, index: int) -> NDArray[np.uint8]:
         return np.concatenate([self.a.read(index % len(self.a)), self.b.read(index % len(self.b))])
 
+    def file_names(self) -> Sequence[str] | None:
+        """Those of domain a, then those of domain b."""
+        a, b = self.a.file_names(), self.b.file_names()
+        return None if a is None or b is None else [*a, "", *b]
+
 
 def unpaired(
     *,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,6 +37,10 @@ class Part(Source):
 
     def title(self, index: int) -> str:
         return self.whole.title(int(self._indices[index]))
+
+    def file_names(self) -> Sequence[str] | None:
+        names = self.whole.file_names()
+        return None if names is None else [names[index] for index in self._indices.tolist()]
 
     def caption(self, index: int) -> str | None:
         return self.whole.caption(int(self._indices[index]))

@@ -1,0 +1,95 @@
+"""Which images a model is trained on, as a checkpoint records it, and whether a resumed run has the same."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from genimg.data.sources import Source
+
+Identity = dict[str, Any]  # primitives
+
+_REFUSED = ("num_images", "class_names", "class_counts", "order")
+_NAMED = {
+    "fingerprint": "the images' contents",
+    "labels": "the images' labels",
+    "captions": "the images' captions",
+    "masks": "the masks",
+    "validation": "the images for validation",
+}
+_MOST_SHOWN = 3  # classes, in a message
+
+
+def identity_of(source: Source, *, captions: bool = False, masks: str | None = None) -> Identity:
+    """Return what tells a training's images from others, in primitives.
+
+    Args:
+        source: The images.
+        captions: Whether the model reads captions; if not, they are not read for this.
+        masks: Fingerprint of the masks of a task; None where it has none in files.
+
+    Returns:
+        ``num_images``; ``shape`` (C, H, W); ``class_names`` and ``class_counts`` by label; ``order``, a digest of the files'
+        names where there are files; ``fingerprint`` of the contents; digests of ``labels``, ``captions`` and ``masks``; and
+        the fingerprint of the images for ``validation``. None stands for what the data does not have.
+    """
+    names, counts = source.file_names(), None
+    if source.labels is not None:
+        counts = np.bincount(source.labels, minlength=len(source.class_names)).tolist()
+    texts = source.captions(np.arange(len(source), dtype=np.int64)) if captions and source.captioned else None
+    return {
+        "name": source.name,
+        "num_images": len(source),
+        "shape": list(source.shape),
+        "class_names": list(source.class_names),
+        "class_counts": counts,
+        "order": None if names is None else _digest(names),
+        "fingerprint": source.fingerprint,
+        "labels": None if source.labels is None else hashlib.sha256(source.labels.astype("<i8").tobytes()).hexdigest(),
+        "captions": None if texts is None else _digest(text or "" for text in texts),
+        "masks": masks,
+        "validation": None if source.validation is None else source.validation.fingerprint,
+    }
+
+
+def refused_differences(before: Identity, now: Identity) -> list[str]:
+    """Return what makes a model's labels or the order of its images mean something else, a phrase each."""
+    differing = [key for key in _REFUSED if key in before and before[key] != now[key]]
+    found = []
+    if "num_images" in differing:
+        found.append(f"the data now has {now['num_images']} images, but the checkpoint was trained on {before['num_images']}")
+    if "class_names" in differing:
+        found.append(f"the classes are now {_shown(now['class_names'], before['class_names'])}, but were "
+                     f"{_shown(before['class_names'], now['class_names'])}")  # fmt: skip
+    elif "class_counts" in differing and "num_images" not in differing:
+        found.append(f"the images of each class are now {now['class_counts']}, but were {before['class_counts']}")
+    if differing == ["order"]:
+        found.append(f"the {now['num_images']} files have other names, or another order")
+    return found
+
+
+def warned_differences(before: Identity, now: Identity) -> list[str]:
+    """Return which other images a model continues on, a phrase each; nothing where the record lacks it."""
+    return [name for key, name in _NAMED.items() if key in before and before[key] != now[key]]
+
+
+def _shown(names: list[str], others: list[str]) -> str:
+    """The first names that the other list does not have in their place, with their numbers."""
+    if not names:
+        return "none"
+    moved = [i for i, name in enumerate(names) if i >= len(others) or others[i] != name]
+    if not moved:
+        return f"{len(names)}, the last of them {names[-1]}"
+    more = f" and {len(moved) - _MOST_SHOWN} more" if len(moved) > _MOST_SHOWN else ""
+    return ", ".join(f"{i} {names[i]}" for i in moved[:_MOST_SHOWN]) + more
+
+
+def _digest(texts: Iterable[str]) -> str:
+    found = hashlib.sha256()
+    for text in texts:
+        found.update(os.fsencode(text) + b"\0")
+    return found.hexdigest()

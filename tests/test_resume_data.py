@@ -1,0 +1,158 @@
+"""A run that is resumed, and an evaluation of its checkpoint, notice that the images are not those of before."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genimg import cli
+
+pytestmark = pytest.mark.usefixtures("unchanged_process")
+
+ARGUMENTS = [
+    "data=folder", "data.image_size=16", "model=dcgan_small", "model.generator.width=4", "model.latent.dim=4",
+    "conditioning=projection", "trainer.batch_size=4", "trainer.duration=2 steps", "trainer.preview_images=4", "device=cpu",
+    "precision=fp32", "evaluation=none",
+]  # fmt: skip
+CLASSES = {"automobile": 5, "bird": 6}
+
+
+def draw(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+
+
+def run(command: Callable[[], None], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["genimg", *arguments])
+    try:
+        command()
+    except SystemExit as error:
+        return int(error.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with ``images`` and a ``run`` of two steps on them."""
+    home = tmp_path_factory.mktemp("trained")
+    for label, (name, count) in enumerate(CLASSES.items()):
+        for i in range(count):
+            draw(home / "images" / name / f"{i}.png", 100 * label + i)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENIMG_CACHE", str(home / "cache"))
+        patch.setenv("HYDRA_FULL_ERROR", "1")
+        assert run(cli.train, patch, *ARGUMENTS, f"data.root={home / 'images'}", f"run_dir={home / 'run'}") == 0
+    return home
+
+
+@pytest.fixture
+def home(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it."""
+    monkeypatch.setenv("GENIMG_CACHE", str(tmp_path / "cache"))
+    for name in ("images", "run"):
+        shutil.copytree(trained / name, tmp_path / name)
+    return tmp_path
+
+
+def resume(home: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    return run(cli.train, monkeypatch, *ARGUMENTS, f"data.root={home / 'images'}", f"run_dir={home / 'run'}", "resume=auto",
+               "trainer.duration=3 steps", *arguments)  # fmt: skip
+
+
+def state(home: Path) -> dict[str, Any]:
+    return torch.load(home / "run" / "checkpoints" / "last.pt", weights_only=True)
+
+
+def test_a_run_goes_on_with_a_copy_of_its_images(home: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    assert resume(home, monkeypatch) == 0
+    assert "those of before" not in "".join(capfd.readouterr())
+    after = state(home)
+    assert after["training"]["images"] == 12
+    assert after["data_history"] == []
+    assert after["data"]["class_names"] == list(CLASSES)
+    assert after["data"]["class_counts"] == list(CLASSES.values())
+    assert json.loads((home / "run" / "summary.json").read_text())["data"] == after["data"]
+
+
+REFUSED = {
+    "a renamed class": (lambda images: (images / "automobile").rename(images / "vehicle"), "vehicle"),
+    "an image more": (lambda images: draw(images / "bird" / "6.png", 9), "12 images"),
+    "other names": (lambda images: (images / "bird" / "0.png").rename(images / "bird" / "9.png"), "other names"),
+}
+
+
+@pytest.mark.parametrize("change", REFUSED)
+def test_other_classes_counts_and_orders_are_refused_but_with_force(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, change: str
+) -> None:
+    edit, word = REFUSED[change]
+    edit(home / "images")
+    before = state(home)
+    assert resume(home, monkeypatch) != 0
+    errors = capfd.readouterr().err
+    assert word in errors
+    assert "resume_force=true" in errors
+    assert state(home)["training"]["images"] == 8
+    assert resume(home, monkeypatch, "resume_force=true") == 0
+    assert state(home)["data_history"] == [{"until_images": 8, **before["data"]}]
+
+
+def test_swapped_images_are_warned_of_and_recorded(home: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    before = state(home)
+    one, other = home / "images" / "bird" / "0.png", home / "images" / "bird" / "1.png"
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    assert resume(home, monkeypatch) == 0
+    assert "the images' contents are not those of before" in "".join(capfd.readouterr())
+    assert state(home)["data_history"] == [{"until_images": 8, **before["data"]}]
+    assert json.loads((home / "run" / "summary.json").read_text())["data_history"] == state(home)["data_history"]
+    assert resume(home, monkeypatch, "trainer.duration=4 steps") == 0
+    assert "those of before" not in "".join(capfd.readouterr())
+    assert len(state(home)["data_history"]) == 1, "it stays, and nothing is added"
+
+
+def test_a_checkpoint_without_the_record_is_warned_of(home: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    old = {key: value for key, value in state(home).items() if key not in ("data", "data_history")}
+    for path in (home / "run" / "checkpoints").glob("*.pt"):
+        torch.save(old, path)
+    (home / "images" / "automobile").rename(home / "images" / "vehicle")
+    assert resume(home, monkeypatch) != 0, "the names of classes were recorded before, too"
+    (home / "images" / "vehicle").rename(home / "images" / "automobile")
+    capfd.readouterr()
+    assert resume(home, monkeypatch) == 0
+    assert "does not record which images" in "".join(capfd.readouterr())
+    assert state(home)["data"]["num_images"] == 11
+
+
+def test_an_evaluation_refuses_other_classes_and_warns_of_other_images(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    def evaluate() -> tuple[int, str]:
+        capfd.readouterr()
+        code = run(cli.evaluate, monkeypatch, f"ckpt={home / 'run'}", f"data_root={home / 'images'}", "evaluation=shapes",
+                   "~evaluation.metrics.kernel_distance", "~evaluation.metrics.precision_recall",
+                   "~evaluation.metrics.inception_score", "num_images=4",
+                   "num_real=4", "device=cpu")  # fmt: skip
+        return code, "".join(capfd.readouterr())
+
+    code, output = evaluate()
+    assert code == 0, output
+    assert "trained on:" not in output
+    draw(home / "images" / "bird" / "0.png", 9)
+    code, output = evaluate()
+    assert code == 0, output
+    assert "not what the model was trained on: the images' contents" in output
+    (home / "images" / "automobile").rename(home / "images" / "vehicle")
+    code, output = evaluate()
+    assert code != 0
+    assert "bird, vehicle, not automobile, bird" in output
