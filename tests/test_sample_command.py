@@ -182,6 +182,15 @@ def test_a_folder_has_the_name_of_its_class_where_that_is_safe(name: str, folder
     assert condition.name == folder
 
 
+def test_classes_called_by_numbers_are_drawn_by_their_names() -> None:
+    """Of the folders 1 to 5, label=1 is the first, not the second."""
+    model, names = tiny.conditional_gan("projection", 5), ["1", "2", "3", "4", "5"]
+    conditions = find_conditions({"label": [1, "2", "index:2"], "text": None}, model, names)
+    assert [(each.name, int(each.row["label"])) for each in conditions] == [("1", 0), ("2", 1), ("3", 2)]
+    with pytest.raises(ValueError, match="label=0"):
+        find_conditions({"label": 0, "text": None}, model, names)
+
+
 @pytest.mark.parametrize(("count", "rest"), [(10, "name9"), (11, "name9 and 1 more"), (100, "name9 and 90 more")])
 @pytest.mark.parametrize("value", ["nmae3", -1, 100])
 def test_a_wrong_label_is_told_the_numbers_and_ten_names(value: object, count: int, rest: str) -> None:

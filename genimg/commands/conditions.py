@@ -9,14 +9,13 @@ from dataclasses import dataclass
 import torch
 
 from genimg.commands.common import Config
+from genimg.commands.labels import find_label
 from genimg.data.captions import caption_length, encode
-from genimg.explain import nearest
 from genimg.interfaces import Batch, Method
 
 KEYS = {"label": "label", "text": "caption"}
 """Of the command line, and of a batch."""
 
-_MOST_NAMES = 10  # of classes, in a message
 _SAFE = r"(?!label\d+$)\w[\w-]{0,79}"  # as a file's name, and none of those that numbers make
 
 
@@ -69,15 +68,7 @@ def find_conditions(options: Config, method: Method, class_names: Sequence[str])
 
 
 def _of_label(value: object, num_classes: int, class_names: Sequence[str]) -> Condition:
-    is_name = isinstance(value, str)
-    label = class_names.index(value) if is_name and value in class_names else value
-    if type(label) is not int or not 0 <= label < num_classes:
-        close = nearest(value, class_names) if isinstance(value, str) else ""
-        known = f" or a name: {_shortened(class_names)}" if class_names else ""
-        unknown = "; this checkpoint does not say what its classes are called" if is_name and not class_names else ""
-        raise ValueError(
-            f"label={value} is no class of this model{close}: give a number from 0 to {num_classes - 1}{known}{unknown}"
-        )
+    label = find_label(value, num_classes, class_names)
     return Condition(name_of_label(label, num_classes, class_names), {"label": torch.tensor([label])})
 
 
@@ -85,11 +76,6 @@ def name_of_label(label: int, num_classes: int, class_names: Sequence[str]) -> s
     """A class's name if it is safe as a file's, else such as ``label03``."""
     name = class_names[label] if class_names else ""
     return name if re.fullmatch(_SAFE, name) else f"label{label:0{len(str(num_classes - 1))}d}"
-
-
-def _shortened(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _of_text(value: object) -> Condition:

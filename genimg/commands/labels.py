@@ -1,0 +1,77 @@
+"""Which class a user means by a name, a number or a position."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from genimg.explain import nearest
+
+_NUMBERED = re.compile(r"(\d+)(?:[ _.-]+(\D.*))?")  # "3", "3 - three" or "3_cat": a number, and perhaps a word
+_POSITION = re.compile(r"index:(\d+)")
+_MOST_NAMES = 10  # of classes, in a message
+
+
+def find_label(value: object, num_classes: int, class_names: Sequence[str]) -> int:
+    """Return the label of the class that ``value`` names.
+
+    A name wins over a number, because classes may be called by numbers: of the folders 1, 2 and 3, label=1 is the first,
+    whose position is 0. In this order, a value means the class with exactly this name; the one with the position N in
+    ``index:N``; of a whole number, the only class whose name is this number or begins with it ("3 - three"); of a word, the
+    only class with this name in capitals or not, or with this word behind its number. A whole number that no name has is a
+    position, unless the names of some classes have numbers other than their positions.
+
+    Args:
+        value: As Hydra parsed it.
+        num_classes: Number of classes, at least 1.
+        class_names: Names by label; empty where they are not known.
+
+    Raises:
+        ValueError: If it means no class, or more than one.
+    """
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if text in class_names:
+        return class_names.index(text)
+    if position := _POSITION.fullmatch(text):
+        if int(position[1]) < num_classes:
+            return int(position[1])
+        raise ValueError(f"label={value}: positions are index:0 to index:{num_classes - 1}")
+    parts = [_NUMBERED.fullmatch(name) for name in class_names]
+    numbers = [None if found is None else int(found[1]) for found in parts]
+    number = int(text) if re.fullmatch(r"\d+", text) else None
+    if number is not None:
+        meant = [label for label, own in enumerate(numbers) if own == number]
+    else:
+        words = [{name, found[2] or name} if found else {name} for name, found in zip(class_names, parts, strict=True)]
+        meant = [label for label, own in enumerate(words) if text.casefold() in {word.casefold() for word in own}]
+    if len(meant) == 1:
+        return meant[0]
+    if len(meant) > 1:
+        names = " or ".join(repr(class_names[label]) for label in meant)
+        raise ValueError(
+            f"label={value} could be {names}: give one of these names whole, in quotes, or a position, such as "
+            f"label=index:{meant[0]}"
+        )
+    own_numbers = any(own is not None and own != label for label, own in enumerate(numbers))
+    if type(value) is int and 0 <= value < num_classes and not own_numbers:
+        return value
+    raise ValueError(_no_class(value, num_classes, class_names, own_numbers=own_numbers))
+
+
+def _no_class(value: object, num_classes: int, class_names: Sequence[str], *, own_numbers: bool) -> str:
+    close = nearest(value, class_names) if isinstance(value, str) else ""
+    begin = f"label={value} is no class of this model{close}: give "
+    if own_numbers:
+        return (
+            f"{begin}a name: {_shortened(class_names)}; these are numbers of their own, so a position from 0 to "
+            f"{num_classes - 1} is written label=index:N"
+        )
+    known = f" or a name: {_shortened(class_names)}" if class_names else ""
+    is_name = isinstance(value, str)
+    unknown = "; this checkpoint does not say what its classes are called" if is_name and not class_names else ""
+    return f"{begin}a number from 0 to {num_classes - 1}{known}{unknown}"
+
+
+def _shortened(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
