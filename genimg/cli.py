@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genimg.explain import explain, is_choice, quoted
 from genimg.paths import config_dir
+from genimg.terminal import protect_standard_streams
 from genimg.torchrun import arguments_of_rank, is_of_several, rank_of_torchrun
 
 _COMMAND_LINE = "GENIMG_COMMAND_LINE"  # of the sweep, for the jobs that submitit starts elsewhere
@@ -35,6 +36,7 @@ _ANOTHER_HAS_GONE = re.compile(r"closed by peer|[Cc]onnection (reset|refused)|[B
 
 def train() -> None:
     """genimg-train"""
+    protect_standard_streams()
     try:
         sys.argv[1:] = arguments_of_rank(_continue_in_its_own_directory(sys.argv[1:]))
     except (FileNotFoundError, ValueError) as error:
@@ -74,6 +76,7 @@ def augment() -> None:
 
 def report() -> None:
     """genimg-report"""
+    protect_standard_streams()
     try:
         sys.argv[1:] = _with_runs(sys.argv[1:])
     except ValueError as error:
@@ -109,6 +112,7 @@ def _run(name: str, config: str | None = None) -> None:
         name: of the command, without genimg-.
         config: its primary config, where that has another name.
     """
+    protect_standard_streams()
     primary = config or name
     OmegaConf.register_new_resolver("genimg.job_name", _job_name, replace=True)
     OmegaConf.register_new_resolver("genimg.groups", partial(_groups, primary), replace=True)

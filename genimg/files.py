@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from genimg.terminal import stop_signals
+
 
 @contextlib.contextmanager
 def atomically(path: Path, *, durable: bool = False) -> Iterator[Path]:
@@ -87,14 +89,16 @@ def alone_in(path: Path, message: str, *, patience: float = 0.0) -> Iterator[Non
 def directory_atomically(path: Path) -> Iterator[Path]:
     """A temporary directory beside ``path`` that takes its place if the block ends well and is removed if not.
 
-    SIGTERM ends the block as Ctrl-C does, with SystemExit.
+    The signals of ``terminal.stop_signals`` end the block as Ctrl-C does, with SystemExit.
 
     Args:
         path: absent or an empty directory; missing parent directories are made.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with our number
-    terminate = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the end below is reached
+    numbers = [number for number in stop_signals() if number != signal.SIGINT]
+    # So that the end below is reached.
+    previous = {number: signal.signal(number, lambda received, _: sys.exit(128 + received)) for number in numbers}
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -102,7 +106,8 @@ def directory_atomically(path: Path) -> Iterator[Path]:
             path.rmdir()
         temporary.rename(path)
     finally:
-        signal.signal(signal.SIGTERM, terminate)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         shutil.rmtree(temporary, ignore_errors=True)
 
 

@@ -17,6 +17,7 @@ LAYERS = {
     "genimg.randomness": 0,
     "genimg.files": 0,
     "genimg.clock": 0,
+    "genimg.terminal": 0,
     "genimg.torchrun": 0,
     "genimg.images": 0,
     "genimg.tiling": 0,

@@ -224,7 +224,7 @@ def _fit(trainer: Trainer, config: Config, evaluator: PeriodicEvaluator | None, 
         log.warning("stopped at %d images; the checkpoint is written", state.images)
         command = "torchrun ... -m genimg.train" if world_size() > 1 else "genimg-train"
         log.warning("to continue: %s %s", command, argument("resume", relative(run_dir)))
-        sys.exit(128 + (signal.SIGTERM if trainer.stop_signal == signal.SIGTERM else signal.SIGINT))
+        sys.exit(128 + (trainer.stop_signal or signal.SIGINT))  # none: another process received it
     except KeyboardInterrupt:
         summary["status"] = "interrupted"
         log.warning("interrupted at %d images; what was saved last is in %s", trainer.state.images, trainer.folder.path)

@@ -31,6 +31,7 @@ from genimg.environment import num_cores
 from genimg.images import to_float
 from genimg.interfaces import Batch
 from genimg.randomness import seed_of
+from genimg.terminal import stop_signals
 from genimg.torchrun import processes_of_this_host
 
 PLACEMENTS = ("auto", "device", "host", "workers")
@@ -289,9 +290,9 @@ def available_keys(source: Source) -> tuple[str, ...]:
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C, and a scheduler's SIGTERM, reach every process; only the trainer shall act on them, after a last batch."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Ignore what asks for a stop: it reaches every process, and only the trainer must act on it, after a last batch."""
+    for number in stop_signals():
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Positions(Dataset[Any]):

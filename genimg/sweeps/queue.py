@@ -19,14 +19,15 @@ from genimg.explain import quoted
 from genimg.files import alone_in
 from genimg.sweeps.display import Display
 from genimg.sweeps.job import Job
+from genimg.terminal import stop_signals
 from genimg.torchrun import is_of_several
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _PR_SET_PDEATHSIG = 1  # of Linux' prctl
-# What a run ends with that a signal has made save: 128 + SIGINT, 128 + SIGTERM; -SIGTERM where it did not listen yet.
-_ENDED_BY_SIGNAL = (130, 143, -signal.SIGTERM)
+# What a run ends with that a signal has made save, 128 + its number, or that a signal ended before it listened.
+_ENDED_BY_SIGNAL = (*(128 + number for number in stop_signals()), *(-number for number in stop_signals()))
 _FLAGS = (
     "--config-dir",
     "-cd",
@@ -93,7 +94,7 @@ def alone_in_sweep(folder: Path) -> AbstractContextManager[None]:
 
 
 def work_off(jobs: Jobs, slots: Sequence[str | None]) -> None:
-    """Run all jobs, one in each slot; Ctrl-C and SIGTERM stop those that run, which save, and raise KeyboardInterrupt.
+    """Run all jobs, one in each slot; a signal of ``stop_signals`` stops those that run, which save; then KeyboardInterrupt.
 
     Args:
         jobs: to run.
@@ -220,9 +221,9 @@ def _process_of(job: Job) -> subprocess.Popen[bytes]:
 
 @contextmanager
 def _counting_interrupts() -> Iterator[list[int]]:
-    """A block in which SIGINT and SIGTERM are written down, and end nothing by themselves."""
+    """A block in which the signals that ask for a stop are written down, and end nothing by themselves."""
     found: list[int] = []
-    numbers = (signal.SIGTERM, signal.SIGINT)  # also the second: a shell has background jobs ignore it
+    numbers = stop_signals()
     previous = [signal.signal(number, lambda number, frame: found.append(number)) for number in numbers]
     try:
         yield found

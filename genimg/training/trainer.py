@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ from genimg.evaluation.passes import EvaluationInterruptedError
 from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
 from genimg.interfaces import Batch, Method, Progress
 from genimg.randomness import seed_of, steady
+from genimg.terminal import stop_signals, write_to_stderr
 from genimg.training.background import Background, snapshot
 from genimg.training.batch_statistics import BatchStatistics
 from genimg.training.checkpoint import CheckpointFolder
@@ -34,11 +34,12 @@ from genimg.training.update import Updater, split
 
 log = logging.getLogger(__name__)
 
+_REPEATED_SIGNAL_SECONDS = 0.5  # within which a second SIGINT counts as the first, delivered twice
 _PREVIEW_STREAM = 1  # keeps the preview's latents apart from the evaluation's
 
 
 class StopRequestedError(Exception):
-    """Ctrl-C or SIGTERM; a checkpoint has been written."""
+    """A signal asked for a stop (``terminal.stop_signals``); a checkpoint has been written."""
 
 
 class WorseningError(Exception):
@@ -107,6 +108,7 @@ class Trainer:
         self._stopping = False  # once every rank knows of some rank's signal
         self._evaluating = False
         self.stop_signal: int | None = None
+        self._stop_requested_at = 0.0  # by time.monotonic()
         self._last_saved = -1
         self._interval_start = (time.monotonic(), 0)
         self._waited = 0.0  # for batches, since then
@@ -120,7 +122,7 @@ class Trainer:
 
         Raises:
             NonFiniteError: if the training diverged; no checkpoint holds the broken weights.
-            StopRequestedError: after Ctrl-C or SIGTERM, with a checkpoint written.
+            StopRequestedError: after one of ``terminal.stop_signals``, with a checkpoint written.
             WorseningError: if ``evaluation.stop_if`` says so, with a checkpoint written.
         """
         if self.state.images < self.settings.duration:
@@ -131,7 +133,7 @@ class Trainer:
         bar = ProgressBar(total=self.settings.duration, initial=self.state.images)
         self._last_saved = self.state.images if self.state.images else -1
         self._interval_start = (time.monotonic(), self.state.images)
-        previous = {s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        previous = {s: signal.signal(s, self._request_stop) for s in stop_signals()}
         try:
             stream = self._stream()
             self.method.train()
@@ -347,13 +349,19 @@ class Trainer:
         self.state = TrainingState(**state["training"])
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_signal is not None:  # a second Ctrl-C: now, whatever is under way
-            raise KeyboardInterrupt
-        self.stop_signal = number
+        now = time.monotonic()
+        if self.stop_signal is not None:
+            # Only a person's second Ctrl-C quits at once. Other signals come twice by themselves: a closing terminal sends
+            # SIGHUP through the kernel and through the shell, and some launchers pass on a Ctrl-C that arrived already.
+            if number == signal.SIGINT and now - self._stop_requested_at > _REPEATED_SIGNAL_SECONDS:
+                raise KeyboardInterrupt
+            return
+        self.stop_signal, self._stop_requested_at = number, now
         if rank() == 0:  # not by logging, whose lock the interrupted code may hold
-            several = "finishing" if world_size() > 1 else "leaving"
-            doing = f"{several} this evaluation" if self._evaluating else "finishing this step"
-            os.write(2, f"\n{signal.Signals(number).name}: {doing}, then saving; once more to stop at once\n".encode())
+            what = "evaluation" if self._evaluating else "step"
+            when = "during" if self._evaluating and world_size() == 1 else "after"
+            text = f"Stopping {when} this {what} and saving. Press Ctrl-C again to quit without saving."
+            write_to_stderr(f"\n{signal.Signals(number).name}: {text}\n")
 
 
 def _in_short(values: Mapping[str, float]) -> str:

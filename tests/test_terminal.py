@@ -1,0 +1,51 @@
+"""Streams that survive, and the signals that ask for a stop."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from genimg.terminal import TolerantStream, stop_signals
+
+
+def test_a_full_disk_is_survived_and_the_length_returned() -> None:
+    stream = TolerantStream(open("/dev/full", "w", encoding="utf-8"))  # noqa: SIM115
+    assert stream.write("x" * 100_000) == 100_000
+    stream.flush()
+    assert not stream.isatty()
+
+
+def test_a_closed_stream_is_survived(tmp_path) -> None:
+    file = (tmp_path / "log").open("w", encoding="utf-8")
+    stream = TolerantStream(file)
+    assert stream.write("before") == 6
+    file.close()
+    assert stream.write("after") == 5
+    stream.flush()
+    assert not stream.isatty()
+    assert (tmp_path / "log").read_text() == "before"
+
+
+def test_descriptors_that_are_closed_are_not_given_to_the_next_file(tmp_path) -> None:
+    program = (
+        "import os, sys; from genimg.terminal import protect_standard_streams; protect_standard_streams(); "
+        f"file = open({str(tmp_path / 'file')!r}, 'w'); print('lost'); print('lost', file=sys.stderr); "
+        "file.write(str(file.fileno())); file.close()"
+    )
+    subprocess.run(["bash", "-c", f'exec {sys.executable} -c "$0" <&- >&- 2>&-', program], check=True)
+    assert int((tmp_path / "file").read_text()) > 2
+
+
+def test_what_asks_for_a_stop() -> None:
+    assert set(stop_signals()) == {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
+
+
+def test_nohup_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in stop_signals()
+    finally:
+        signal.signal(signal.SIGHUP, previous)
