@@ -38,7 +38,8 @@ from genimg.images import to_float
 from genimg.interfaces import Batch, Images, Method
 from genimg.methods.translation import Translation
 from genimg.paths import config_dir
-from genimg.training.schedules import Schedule
+from genimg.schedules import Schedule
+from genimg.training.schedules import OptimizerSchedules, holds_schedule, valued
 from genimg.training.state import TrainerSettings
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ ALLOWED = (
     "genimg.losses",
     "genimg.methods",
     "genimg.networks",
+    "genimg.schedules",
     "genimg.training.performance",
     "genimg.training.schedules",
     "genimg.training.wandb_recorder",
@@ -104,7 +106,7 @@ class Builder:
             ValueError: for a target outside the allowed packages, an unknown or missing key, or a value that the
                 constructor refuses.
         """
-        prepared = self._prepare(config, key)
+        prepared = self._prepare(config, key, schedules=True)
         try:
             return instantiate(prepared, _convert_="all")
         except InstantiationException as error:
@@ -133,10 +135,14 @@ class Builder:
             "if you trust it, name your package with allow=[PACKAGE]"
         )
 
-    def _prepare(self, node: Any, key: str) -> Any:
-        """Check every node below ``key`` against its target's signature and convert its durations."""
+    def _prepare(self, node: Any, key: str, *, schedules: bool = False) -> Any:
+        """Check every node below ``key`` against its target's signature and convert its durations.
+
+        Args:
+            schedules: whether a schedule may stand at ``key``.
+        """
         if isinstance(node, list | tuple):
-            return [self._prepare(item, f"{key}[{i}]") for i, item in enumerate(node)]
+            return [self._prepare(item, f"{key}[{i}]", schedules=schedules) for i, item in enumerate(node)]
         if isinstance(node, str) and "${" in node:
             # Hydra would resolve it after this check, into whatever it likes.
             raise ValueError(f"{key}={node} holds an interpolation after the config was resolved: write the value itself")
@@ -147,17 +153,25 @@ class Builder:
         if "_target_" not in node:
             return {name: self._prepare(value, f"{key}.{name}") for name, value in node.items()}
         target = self.locate(node["_target_"], key)
+        if _is_kind(target, Schedule) and not schedules:
+            raise ValueError(f"{key} takes no schedule: write a number (docs/schedules.md lists what a schedule can drive)")
         parameters = inspect.signature(target).parameters
         partial = bool(node.get("_partial_", False))
         _check_keys(node, parameters, key, partial=partial)
         types = _type_hints(target.__init__ if inspect.isclass(target) else target)
-        return {name: self._value(value, types.get(name, Any), f"{key}.{name}") for name, value in node.items()}
+        any_number = _is_kind(target, Optimizer)
+        return {
+            name: self._value(value, types.get(name, Any), f"{key}.{name}", schedules=any_number)
+            for name, value in node.items()
+        }
 
-    def _value(self, value: Any, hint: Any, key: str) -> Any:
-        if hint is Images or (value is not None and Images in typing.get_args(hint)):
+    def _value(self, value: Any, hint: Any, key: str, *, schedules: bool = False) -> Any:
+        options = typing.get_args(hint)
+        is_number = float in options and type(value) in (int, float)
+        if hint is Images or (Images in options and not (value is None or is_number or isinstance(value, dict))):
             return to_images(value, epoch_size=self.epoch_size, batch_size=self.batch_size, key=key)
         _check_type(value, hint, key)
-        return self._prepare(value, key)
+        return self._prepare(value, key, schedules=schedules or Schedule in options)
 
     def trainer_settings(self, config: Config) -> TrainerSettings:
         """The ``trainer`` group."""
@@ -446,10 +460,11 @@ def build_optimizers(
             raise ValueError(f"optimizer_overrides.{name}: the model has no such parameter group, but {', '.join(groups)}")
     optimizers = {}
     for name, parameters in groups.items():
-        node = _corrected({**config["optimizer"], **overrides.get(name, {})}, builder, method.lazy_share(name))
+        node = {**config["optimizer"], **overrides.get(name, {})}
         try:
-            optimizer = builder.build({**node, "_partial_": True}, "optimizer")
-            optimizers[name] = optimizer(parameters, **{**defaults(optimizer.func, optimizer.keywords), **optimizer.keywords})
+            make, settings = _optimizer_settings(node, builder, method.lazy_share(name))
+            settings = {key: valued(value, 0, builder.batch_size) for key, value in settings.items()}
+            optimizers[name] = make(parameters, **{**defaults(make, settings), **settings})
         except (IndexError, TypeError) as error:
             raise ValueError(f"the optimizer does not take its settings {node} ({error})") from error
         except (ValueError, RuntimeError) as error:  # RuntimeError: settings that exclude each other
@@ -457,25 +472,44 @@ def build_optimizers(
     return optimizers
 
 
-def _corrected(node: Config, builder: Builder, share: float) -> Config:
-    """Adam's settings for a group that lazy penalties update ``share`` times more for each of its own updates.
+def _optimizer_settings(node: Config, builder: Builder, share: float) -> tuple[Callable[..., Optimizer], dict[str, Any]]:
+    """An optimizer's class and its settings, which may hold schedules, corrected for lazy penalties.
 
-    With c = 1 / (1 + share) the learning rate becomes c times it and the betas their c-th powers: Karras et al. 2020,
-    "Analyzing and improving the image quality of StyleGAN", appendix B, where share is 1 / interval.
+    A group that these update ``share`` times more for each of its own updates has, with c = 1 / (1 + share), c times the
+    learning rate and the c-th powers of Adam's betas: Karras et al. 2020, "Analyzing and improving the image quality of
+    StyleGAN", appendix B, where share is 1 / interval.
     """
-    if not share:
-        return node
-    c = 1.0 / (1.0 + share)
-    defaults = inspect.signature(builder.locate(node["_target_"], "optimizer")).parameters
-    corrected = dict(node)
-    for key, change in (("lr", lambda lr: lr * c), ("betas", lambda betas: [beta**c for beta in betas])):
-        if key in node or key in defaults:
-            corrected[key] = change(node[key] if key in node else defaults[key].default)
-    return corrected
+    optimizer = builder.build({**node, "_partial_": True}, "optimizer")
+    settings = dict(optimizer.keywords)
+    if share:
+        c = 1.0 / (1.0 + share)
+        defaults = inspect.signature(optimizer.func).parameters
+        for key, change in (("lr", lambda lr: lr * c), ("betas", lambda beta: beta**c)):
+            if key in settings or key in defaults:
+                settings[key] = _changed(settings[key] if key in settings else defaults[key].default, change)
+    return optimizer.func, settings
 
 
-def build_schedule(config: Config, builder: Builder) -> Schedule:
-    return builder.build(config["schedule"], "schedule")
+def _changed(value: Any, change: Callable[[float], float]) -> Any:
+    """A setting whose every number, and every schedule's, is changed."""
+    if isinstance(value, list | tuple):
+        return [_changed(each, change) for each in value]
+    return value.map(change) if isinstance(value, Schedule) else change(value)
+
+
+def build_schedules(config: Config, method: Method, builder: Builder) -> OptimizerSchedules:
+    """What changes in the optimizers while they train: the ``schedule`` group, and schedules within ``optimizer``."""
+    overrides: Mapping[str, Config] = config["optimizer_overrides"]
+    settings = {}
+    for name in method.parameter_groups():
+        node = {**config["optimizer"], **overrides.get(name, {})}
+        _, all_settings = _optimizer_settings(node, builder, method.lazy_share(name))
+        settings[name] = {key: value for key, value in all_settings.items() if holds_schedule(value)}
+    return OptimizerSchedules(builder.build(config["schedule"], "schedule"), settings)
+
+
+def _is_kind(target: Any, kind: type) -> bool:
+    return inspect.isclass(target) and issubclass(target, kind)
 
 
 def build_evaluator(config: Config, builder: Builder) -> PeriodicEvaluator | None:

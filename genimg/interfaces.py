@@ -52,7 +52,7 @@ class Update(Protocol):
     def forward(self, group: str, function: Callable[[Batch], Batch], batch: Microbatches) -> Microbatches:
         """Add ``function``'s results to every microbatch and keep their graph for a later update of ``group``.
 
-        A GAN makes its fakes once this way; both updates use them, and no second generator forward is needed.
+        A GAN makes its fakes once this way, and both updates use them.
         """
         ...
 

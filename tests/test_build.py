@@ -24,7 +24,8 @@ from genimg.evaluation.extractors.classifier import shipped_weights
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.interfaces import Method
 from genimg.paths import config_dir
-from genimg.training.schedules import Cosine, Schedule
+from genimg.schedules import ScheduledNumbers
+from genimg.training.schedules import Cosine, RateSchedule
 from genimg.training.state import TrainerSettings
 
 CONFIGS = Path(config_dir())
@@ -156,9 +157,9 @@ def test_every_optimizer_builds_for_every_group_of_every_model(model, optimizer)
 
 @pytest.mark.parametrize("option", options("schedule"))
 def test_every_schedule_builds(option):
-    schedule = build.build_schedule(resolve(f"schedule={option}"), BUILDER)
-    assert isinstance(schedule, Schedule)
-    assert 0.0 <= schedule.factor(5000, 10) <= 1.0
+    schedule = BUILDER.build(resolve(f"schedule={option}")["schedule"], "schedule")
+    assert isinstance(schedule, RateSchedule)
+    assert 0.0 <= schedule.at(5000, 10) <= 1.0
 
 
 @pytest.mark.parametrize("option", options("trainer"))
@@ -299,11 +300,14 @@ def test_durations_become_images_at_any_depth():
     )
     settings = BUILDER.trainer_settings(config["trainer"])
     assert (settings.duration, settings.log_interval) == (2000, 30)
-    schedule = build.build_schedule(config, BUILDER)
+    schedule = BUILDER.build(config["schedule"], "schedule")
     assert isinstance(schedule, Cosine)
-    assert (schedule.duration, schedule.warmup) == (2000, 500)
+    assert schedule.warmup == 500
+    assert schedule.at(1990, 10) > 0 == schedule.at(2000, 10)
     config = resolve("model=dcgan_small", "model.ema_half_life=4 epochs", *TINY)
-    assert build.build_method(config, build.build_source(config, BUILDER), BUILDER).generator_ema.half_life == 4000
+    average = build.build_method(config, build.build_source(config, BUILDER), BUILDER).generator_ema
+    ScheduledNumbers(average).advance(10**9, 10)
+    assert average.half_life == 4000
 
 
 BAD_DURATIONS = [
@@ -319,7 +323,7 @@ def test_a_bad_duration_names_its_key(override):
     config = resolve("evaluation=shapes", override)
     build_group = {
         "trainer": lambda: BUILDER.trainer_settings(config["trainer"]),
-        "schedule": lambda: build.build_schedule(config, BUILDER),
+        "schedule": lambda: BUILDER.build(config["schedule"], "schedule"),
         "evaluation": lambda: build.build_evaluator(config, BUILDER),
     }[override.split(".")[0]]
     with pytest.raises(ValueError, match=rf"^{override} is not a duration: .*'25 epochs'"):
@@ -473,7 +477,7 @@ def test_an_unknown_key_names_the_nearest():
     with pytest.raises(ValueError, match=r"unknown key data\.num_image \(did you mean 'num_images'\?\)"):
         build.build_source(resolve("+data.num_image=3"), BUILDER)
     with pytest.raises(ValueError, match=r"unknown key schedule\.qqqqqqq: schedule takes warmup"):
-        build.build_schedule(resolve("+schedule.qqqqqqq=3"), BUILDER)
+        BUILDER.build(resolve("+schedule.qqqqqqq=3")["schedule"], "schedule")
 
 
 def test_a_missing_key_is_named():

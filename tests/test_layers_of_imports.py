@@ -15,6 +15,7 @@ LAYERS = {
     "genimg.interfaces": 0,
     "genimg.durations": 0,
     "genimg.randomness": 0,
+    "genimg.schedules": 0,
     "genimg.files": 0,
     "genimg.clock": 0,
     "genimg.terminal": 0,

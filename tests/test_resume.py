@@ -26,10 +26,19 @@ TINY = [
     "device=cpu",
 ]
 EVALUATED = ["evaluation.interval=4 steps", "evaluation.num_images=40", "evaluation.batch_size=20"]
+
+
+def ramp(start: float, end: float, duration: str = "9 steps") -> str:
+    return f"{{_target_:genimg.schedules.Cosine,start:{start},end:{end},duration:{duration}}}"
+
+
 MODELS = {
-    "dcgan": ["model=dcgan_small", "model.generator.width=8", "model.latent.dim=8"],
-    "vae": ["model=vae_small", "model.encoder.width=8", "model.latent_dim=4"],
-}
+    "dcgan": [
+        "model=dcgan_small", "model.generator.width=8", "model.latent.dim=8", f"model.ema_half_life={ramp(0, 500)}",
+        "penalty=[r1]", f"penalty.r1.gamma={ramp(1.0, 0.1)}", f"optimizer.betas=[0.0,{ramp(0.9, 0.99)}]",
+    ],
+    "vae": ["model=vae_small", "model.encoder.width=8", "model.latent_dim=4", "loss.warm_up=7 steps"],
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.device import Precision, choose_device, choose_precision, keep_freed_memory
 from genimg.training.logger import Logger
 from genimg.training.performance import Performance
-from genimg.training.schedules import Schedule
+from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings
 from genimg.training.trainer import Trainer
 
@@ -45,7 +45,7 @@ class Parts:
     method: Method
     optimizers: dict[str, Optimizer]
     make_optimizers: Callable[[], dict[str, Optimizer]]
-    schedule: Schedule
+    schedules: OptimizerSchedules
     evaluator: PeriodicEvaluator | None
     builder: build.Builder
 
@@ -63,7 +63,7 @@ class Parts:
             self.settings,
             self.method,
             self.optimizers,
-            self.schedule,
+            self.schedules,
             data,
             self.evaluator,
             precision=self.precision,
@@ -111,8 +111,8 @@ def assemble(config: Config, device_name: str) -> Parts:
             source = evenly_spaced_part(source, batch_size)
         builder = replace(builder, epoch_size=len(source))
         settings = builder.trainer_settings(trainer_config)
-        schedule = build.build_schedule(config, builder)
         method = build.build_method(config, source, builder)
+        schedules = build.build_schedules(config, method, builder)
         if settings.sync_batch_norm:
             method = _synchronised(method, device)
         performance.place(method, device)
@@ -130,7 +130,7 @@ def assemble(config: Config, device_name: str) -> Parts:
         if evaluator is not None:
             evaluator.check(method, source)
     return Parts(
-        config, device, precision, performance, settings, source, method, optimizers, make_optimizers, schedule, evaluator,
+        config, device, precision, performance, settings, source, method, optimizers, make_optimizers, schedules, evaluator,
         builder,
     )  # fmt: skip
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genimg.schedules import Number, Scheduled, extremes, is_within, shown
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialLoss:
@@ -93,26 +95,30 @@ def relativistic_average_generator_loss(real_logits: Tensor, fake_logits: Tensor
     return relativistic_average_discriminator_loss(fake_logits, real_logits)
 
 
-@dataclass(frozen=True, kw_only=True)
 class AuxiliaryClassification:
     """Cross-entropy of a discriminator's class logits, in nats. Odena et al. 2017, equation 3.
 
-    Attributes:
+    Args:
         real_weight: in the discriminator's loss, of real images.
         fake_weight: in the discriminator's loss, of generated images; Odena et al. have 1, later work 0, because a
             classifier that learns from bad images misleads the generator.
         generator_weight: in the generator's loss.
+
+    Raises:
+        ValueError: for weights that are out of range, or would never train the classifier.
     """
 
-    real_weight: float
-    fake_weight: float
-    generator_weight: float
+    real_weight = Scheduled()
+    fake_weight = Scheduled()
+    generator_weight = Scheduled()
 
-    def __post_init__(self) -> None:
-        for name in ("real_weight", "fake_weight", "generator_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"conditioning.auxiliary.{name}={getattr(self, name)} must be 0 or more")
-        if not self.real_weight + self.fake_weight > 0:
+    def __init__(self, *, real_weight: Number, fake_weight: Number, generator_weight: Number) -> None:
+        weights = {"real_weight": real_weight, "fake_weight": fake_weight, "generator_weight": generator_weight}
+        for name, weight in weights.items():
+            if not is_within(weight, 0):
+                raise ValueError(f"conditioning.auxiliary.{name}={shown(weight)} must be 0 or more")
+        if not extremes(real_weight)[1] + extremes(fake_weight)[1] > 0:
             raise ValueError(
                 "conditioning.auxiliary: with real_weight=0 and fake_weight=0 the classifier would never be trained"
             )
+        self.real_weight, self.fake_weight, self.generator_weight = real_weight, fake_weight, generator_weight

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from genimg.interfaces import Images
 from genimg.losses.likelihoods import Likelihood
+from genimg.schedules import Linear, Number, Schedule, Scheduled, extremes, is_within, shown
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,14 @@ class Bound(nn.Module, ABC):
         self.likelihood = likelihood
         self.num_samples = num_samples
 
-    def forward(self, inference: Inference, images_seen: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, inference: Inference) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise, a mean over images in nats, and its parts, each a mean over images.
 
         What is logged is always the bound with a KL weight of 1 and nothing added, so that all runs compare.
         """
         reconstruction = inference.negative_log_likelihood.mean()
         kl = torch.stack([layer.sum(dim=2).mean() for layer in inference.kl]).sum()
-        loss, more = self.objective(inference, reconstruction, kl, images_seen)
+        loss, more = self.objective(inference, reconstruction, kl)
         with torch.no_grad():
             count = inference.num_dimensions
             bits = self.likelihood.bits_per_dimension
@@ -97,9 +98,7 @@ class Bound(nn.Module, ABC):
         return loss, parts | more
 
     @abstractmethod
-    def objective(
-        self, inference: Inference, reconstruction: Tensor, kl: Tensor, images_seen: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(self, inference: Inference, reconstruction: Tensor, kl: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise, and more to log; ``reconstruction`` and ``kl`` are the two terms' means."""
 
 
@@ -110,64 +109,69 @@ class ELBO(Bound):
         likelihood: p(x | z).
         num_samples: of the latents of an image.
         kl_weight: beta of the beta-VAE (Higgins et al. 2017).
-        warm_up: images over which the weight grows linearly from 0 (Bowman et al. 2016; Sønderby et al. 2016); 0 for none.
+        warm_up: images over which the weight grows linearly from 0 (Bowman et al. 2016; Sønderby et al. 2016); 0 for none. It
+            stands for ``genimg.schedules.Linear`` as the weight.
         free_bits: nats that each latent dimension may cost, on a microbatch's average, before it is held down (Kingma et al.
             2016, appendix C.8); 0 for none.
         capacity: nats that a microbatch's KL is held at by ``kl_weight`` times its distance (Burgess et al. 2018, equation
             8); None for none.
-        capacity_growth: images over which the capacity grows linearly from 0.
+        capacity_growth: images over which the capacity grows linearly from 0; as ``warm_up``.
 
     Raises:
         ValueError: for numbers out of range, and for settings that exclude each other.
     """
+
+    kl_weight = Scheduled()
+    free_bits = Scheduled()
+    capacity = Scheduled()
 
     def __init__(
         self,
         *,
         likelihood: Likelihood,
         num_samples: int,
-        kl_weight: float,
+        kl_weight: Number,
         warm_up: Images,
-        free_bits: float,
-        capacity: float | None,
+        free_bits: Number,
+        capacity: float | Schedule | None,
         capacity_growth: Images,
     ) -> None:
         super().__init__(likelihood, num_samples)
-        if not kl_weight >= 0:
-            raise ValueError(f"loss.kl_weight={kl_weight} must be 0 or more")
+        if not is_within(kl_weight, 0):
+            raise ValueError(f"loss.kl_weight={shown(kl_weight)} must be 0 or more")
         if kl_weight == 0 and (free_bits or warm_up or capacity is not None):
             useless = "free_bits" if free_bits else "warm_up" if warm_up else "capacity"
             raise ValueError(f"loss.{useless} has no effect with loss.kl_weight=0: set a weight above 0, or leave it away")
-        if not free_bits >= 0:
-            raise ValueError(f"loss.free_bits={free_bits} must be 0 or more nats for each latent dimension")
-        if capacity is not None and not capacity >= 0:
-            raise ValueError(f"loss.capacity={capacity} must be 0 or more nats, or null")
+        if not is_within(free_bits, 0):
+            raise ValueError(f"loss.free_bits={shown(free_bits)} must be 0 or more nats for each latent dimension")
+        if capacity is not None and not is_within(capacity, 0):
+            raise ValueError(f"loss.capacity={shown(capacity)} must be 0 or more nats, or null")
         if capacity is not None and (free_bits or warm_up):
             other = "free_bits" if free_bits else "warm_up"
-            raise ValueError(f"loss.capacity={capacity} and loss.{other} both say what the KL may cost: set one of them")
+            raise ValueError(f"loss.capacity={shown(capacity)} and loss.{other} both say what the KL may cost: set one of them")
         if capacity is None and capacity_growth:
             raise ValueError("loss.capacity_growth has no effect without loss.capacity: set a capacity, or leave it 0 images")
-        self.kl_weight = kl_weight
-        self.warm_up = warm_up
+        self.kl_weight = _grown("kl_weight", kl_weight, "warm_up", warm_up)
         self.free_bits = free_bits
-        self.capacity = capacity
-        self.capacity_growth = capacity_growth
+        self.capacity = capacity if capacity is None else _grown("capacity", capacity, "capacity_growth", capacity_growth)
 
-    def objective(
-        self, inference: Inference, reconstruction: Tensor, kl: Tensor, images_seen: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        weight = self.kl_weight * _grown(images_seen, self.warm_up)
+    def objective(self, inference: Inference, reconstruction: Tensor, kl: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if self.capacity is not None:
-            held = (kl - self.capacity * _grown(images_seen, self.capacity_growth)).abs()
+            held = (kl - self.capacity).abs()
         elif self.free_bits:
             held = torch.stack([layer.mean(dim=(0, 1)).clamp_min(self.free_bits).sum() for layer in inference.kl]).sum()
         else:
             held = kl
-        return reconstruction + weight * held, {}
+        return reconstruction + self.kl_weight * held, {}
 
 
-def _grown(images_seen: int, duration: int) -> float:
-    return min(1.0, images_seen / duration) if duration else 1.0
+def _grown(name: str, number: Number, setting: str, duration: Images) -> Number:
+    """A number that grows linearly from 0 over ``duration`` images; itself for none, or if it is always 0."""
+    if not duration or extremes(number) == (0, 0):
+        return number
+    if isinstance(number, Schedule):
+        raise ValueError(f"loss.{name} is a schedule, so that loss.{setting} has no effect: set it to 0 images")
+    return Linear(start=0.0, end=number, duration=duration)
 
 
 class ImportanceWeighted(Bound):
@@ -184,8 +188,6 @@ class ImportanceWeighted(Bound):
     def __init__(self, *, likelihood: Likelihood, num_samples: int) -> None:
         super().__init__(likelihood, num_samples)
 
-    def objective(
-        self, inference: Inference, reconstruction: Tensor, kl: Tensor, images_seen: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(self, inference: Inference, reconstruction: Tensor, kl: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         bound = importance_bound(inference.log_weights).mean()
         return -bound, {f"iw{self.num_samples}_elbo_nats": bound}

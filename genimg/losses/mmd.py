@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from genimg.losses.likelihoods import Likelihood
 from genimg.losses.regularised_autoencoder import AutoencoderLoss
+from genimg.schedules import Number, Scheduled, is_positive, shown
 
 SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # of the kernel, in the code of Tolstikhin et al. 2018
 
@@ -25,10 +26,12 @@ class MMDLoss(AutoencoderLoss):
         ValueError: for a weight that is not above 0.
     """
 
-    def __init__(self, *, likelihood: Likelihood, mmd_weight: float) -> None:
+    mmd_weight = Scheduled()
+
+    def __init__(self, *, likelihood: Likelihood, mmd_weight: Number) -> None:
         super().__init__(likelihood)
-        if not mmd_weight > 0:
-            raise ValueError(f"loss.mmd_weight={mmd_weight} must be above 0; loss=rae is for latents without a prior")
+        if not is_positive(mmd_weight):
+            raise ValueError(f"loss.mmd_weight={shown(mmd_weight)} must be above 0; loss=rae is for latents without a prior")
         self.mmd_weight = mmd_weight
 
     def penalty(self, latent: Tensor, output: Tensor, decoder: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:

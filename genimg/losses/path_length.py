@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from genimg.distributed import sum_over_ranks, world_size
 from genimg.interfaces import Metrics
 from genimg.losses.penalties import GeneratorPenalty
+from genimg.schedules import Number, Scheduled, is_positive, shown
 
 
 @runtime_checkable
@@ -43,11 +44,12 @@ class PathLength(GeneratorPenalty):
     """
 
     average: Tensor
+    weight = Scheduled()
 
-    def __init__(self, *, weight: float, decay: float, batch_shrink: int, interval: int) -> None:
+    def __init__(self, *, weight: Number, decay: float, batch_shrink: int, interval: int) -> None:
         super().__init__(interval=interval)
-        if not weight > 0:
-            raise ValueError(f"penalty.path_length.weight={weight} must be above 0; leave the penalty away for none")
+        if not is_positive(weight):
+            raise ValueError(f"penalty.path_length.weight={shown(weight)} must be above 0; leave the penalty away for none")
         if not 0 < decay <= 1:
             raise ValueError(f"penalty.path_length.decay={decay} must be above 0 and at most 1")
         if batch_shrink < 1:

@@ -1,7 +1,8 @@
 """Penalties on the networks of a GAN. All gradients are with respect to images, all norms over one image's C x H x W values.
 
-A penalty is computed in float32 through the discriminator's eager forward, whatever the training's precision: a second
-derivative through a compiled forward is refused by PyTorch, and one in bfloat16 is mostly rounding.
+A penalty is computed through the discriminator's eager forward, because PyTorch has no second derivatives of compiled ones. It
+has a forward of its own in float32, or, where ``reuse_forward`` says so, the forward of the discriminator's update in the
+precision of the training.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from genimg.distributed import sum_over_ranks, world_size
 from genimg.images import mirror_and_shift
-from genimg.interfaces import Metrics
+from genimg.interfaces import Images, Metrics
+from genimg.schedules import Number, Scheduled, Step, is_positive, is_within, shown
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Sides:
         plain_logits: the same without the augmentation.
         nearby: std -> two times images [N, C, H, W] in float32: of the fakes' latents, and of these moved by normal noise of
             that standard deviation.
+        judged_real, judged_fake: images [N, C, H, W] that require a gradient, and the logits [N] that the update's own forward
+            gave them; None where no penalty reuses it.
     """
 
     real: Tensor
@@ -35,6 +39,8 @@ class Sides:
     logits: Callable[[Tensor], Tensor]
     plain_logits: Callable[[Tensor], Tensor]
     nearby: Callable[[float], tuple[Tensor, Tensor]]
+    judged_real: tuple[Tensor, Tensor] | None = None
+    judged_fake: tuple[Tensor, Tensor] | None = None
 
 
 class DiscriminatorPenalty(nn.Module, ABC):
@@ -44,6 +50,9 @@ class DiscriminatorPenalty(nn.Module, ABC):
         interval: in updates of its network. 1 adds it to every loss; k > 1 makes one more update every k, of it times k
             (lazy regularisation, Karras et al. 2020, "Analyzing and improving", appendix B).
     """
+
+    reuses: frozenset[str] = frozenset()
+    """Of ``real`` and ``fake``, the images at which it takes the gradient of the update's own forward: see ``Sides``."""
 
     def __init__(self, *, interval: int) -> None:
         super().__init__()
@@ -67,7 +76,9 @@ class GradientPenalty(DiscriminatorPenalty):
         interval: see ``DiscriminatorPenalty``.
     """
 
-    def __init__(self, *, weight: float, center: float, interval: int) -> None:
+    weight = Scheduled()
+
+    def __init__(self, *, weight: Number, center: float, interval: int) -> None:
         super().__init__(interval=interval)
         _require_positive("gradient_penalty", "weight", weight)
         self.weight = weight
@@ -83,21 +94,25 @@ class GradientPenalty(DiscriminatorPenalty):
 class DRAGAN(DiscriminatorPenalty):
     """weight E[(||grad D(x + noise)||_2 - 1)^2] around real images. Kodali et al. 2017, equation 2, and its code.
 
-    The noise is uniform in [0, 0.5 std], with the standard deviation of the batch's values.
+    The noise is uniform in [0, 0.5 std], with the standard deviation of the batch's values, times a number of each image that
+    is uniform in [0, 1]: the code looks at a random point between an image and its perturbed copy.
 
     Args:
         weight: lambda; 10 in the paper.
         interval: see ``DiscriminatorPenalty``.
     """
 
-    def __init__(self, *, weight: float, interval: int) -> None:
+    weight = Scheduled()
+
+    def __init__(self, *, weight: Number, interval: int) -> None:
         super().__init__(interval=interval)
         _require_positive("dragan", "weight", weight)
         self.weight = weight
 
     def forward(self, sides: Sides) -> Tensor:
-        perturbed = sides.real + 0.5 * sides.real.std() * torch.rand_like(sides.real)
-        norms = squared_gradient_norms(sides.logits, perturbed).clamp_min(1e-16).sqrt()
+        noise = 0.5 * sides.real.std() * torch.rand_like(sides.real)
+        alpha = torch.rand(len(sides.real), 1, 1, 1, device=sides.real.device)
+        norms = squared_gradient_norms(sides.logits, sides.real + alpha * noise).clamp_min(1e-16).sqrt()
         return self.weight * (norms - 1.0).square().mean()
 
 
@@ -109,46 +124,87 @@ class R1(DiscriminatorPenalty):
         image_size: pixels, one number or [height, width]; used by ``auto``.
         batch_size: images a step; used by ``auto``.
         interval: see ``DiscriminatorPenalty``.
+        reuse_forward: take the gradient of the discriminator's update's own forward, in the precision of the training, as R3GAN
+            does; else of a forward of its own in float32. Needs an interval of 1.
+
+    Raises:
+        ValueError: for numbers out of range, and for a forward that a lazy penalty cannot reuse.
     """
 
-    def __init__(self, *, gamma: float | str, image_size: int | list[int], batch_size: int, interval: int) -> None:
+    gamma = Scheduled()
+
+    def __init__(
+        self,
+        *,
+        gamma: Number | str,
+        image_size: int | list[int],
+        batch_size: int,
+        interval: int,
+        reuse_forward: bool = False,
+    ) -> None:
         super().__init__(interval=interval)
         self.gamma = _gamma("r1", gamma, image_size, batch_size)
+        self.reuses = _checked_reuse("r1", "real", reuse_forward, interval)
 
     def forward(self, sides: Sides) -> Tensor:
+        if self.reuses:
+            assert sides.judged_real is not None
+            return 0.5 * self.gamma * squared_norms_of_gradient(*sides.judged_real).mean()
         return 0.5 * self.gamma * squared_gradient_norms(sides.logits, sides.real).mean()
 
 
 class R2(DiscriminatorPenalty):
     """gamma/2 E[||grad D(G(z))||^2] at generated images. Mescheder et al. 2018, equation 10. Args: as of ``R1``."""
 
-    def __init__(self, *, gamma: float | str, image_size: int | list[int], batch_size: int, interval: int) -> None:
+    gamma = Scheduled()
+
+    def __init__(
+        self,
+        *,
+        gamma: Number | str,
+        image_size: int | list[int],
+        batch_size: int,
+        interval: int,
+        reuse_forward: bool = False,
+    ) -> None:
         super().__init__(interval=interval)
         self.gamma = _gamma("r2", gamma, image_size, batch_size)
+        self.reuses = _checked_reuse("r2", "fake", reuse_forward, interval)
 
     def forward(self, sides: Sides) -> Tensor:
+        if self.reuses:
+            assert sides.judged_fake is not None
+            return 0.5 * self.gamma * squared_norms_of_gradient(*sides.judged_fake).mean()
         return 0.5 * self.gamma * squared_gradient_norms(sides.logits, sides.fake).mean()
 
 
 class Consistency(DiscriminatorPenalty):
     """real_weight E[(D(x) - D(T(x)))^2] + fake_weight E[(D(G(z)) - D(T(G(z))))^2]: bCR, Zhao et al. 2021, algorithm 1.
 
-    T mirrors a random half of the images and moves each by up to ``max_shift`` pixels.
+    T mirrors a random half of the images and moves each by up to a share of its sides.
 
     Args:
         real_weight, fake_weight: 10 each in the paper; 0 for the fakes is CR (Zhang et al. 2020).
-        max_shift: pixels.
+        max_shift_share: of each side of the image, rounded to pixels; 1/8 is the papers' 4 pixels of 32.
         interval: see ``DiscriminatorPenalty``.
     """
 
-    def __init__(self, *, real_weight: float, fake_weight: float, max_shift: int, interval: int) -> None:
+    real_weight = Scheduled()
+    fake_weight = Scheduled()
+
+    def __init__(self, *, real_weight: Number, fake_weight: Number, max_shift_share: float, interval: int) -> None:
         super().__init__(interval=interval)
         _require_positive("consistency", "real_weight", real_weight)
-        if fake_weight < 0 or max_shift < 0:
-            raise ValueError(f"penalty.consistency: fake_weight={fake_weight} and max_shift={max_shift} must be 0 or more")
+        if not is_within(fake_weight, 0):
+            raise ValueError(f"penalty.consistency.fake_weight={shown(fake_weight)} must be 0 or more")
+        if not 0 <= max_shift_share < 1:
+            raise ValueError(
+                f"penalty.consistency.max_shift_share={max_shift_share} is a share of the image's sides: it must be at least 0 "
+                "and below 1; 0.125 is usual"
+            )
         self.real_weight = real_weight
         self.fake_weight = fake_weight
-        self.max_shift = max_shift
+        self.max_shift_share = max_shift_share
 
     def forward(self, sides: Sides) -> Tensor:
         penalty = self.real_weight * self._difference(sides, sides.real)
@@ -157,7 +213,7 @@ class Consistency(DiscriminatorPenalty):
         return penalty
 
     def _difference(self, sides: Sides, images: Tensor) -> Tensor:
-        moved = randomly_moved(images, self.max_shift)
+        moved = randomly_moved(images, self.max_shift_share)
         return (sides.plain_logits(images) - sides.plain_logits(moved)).square().mean()
 
 
@@ -170,7 +226,10 @@ class LatentConsistency(DiscriminatorPenalty):
         interval: see ``DiscriminatorPenalty``.
     """
 
-    def __init__(self, *, weight: float, noise: float, interval: int) -> None:
+    weight = Scheduled()
+    noise = Scheduled()
+
+    def __init__(self, *, weight: Number, noise: Number, interval: int) -> None:
         super().__init__(interval=interval)
         _require_positive("latent_consistency", "weight", weight)
         _require_positive("latent_consistency", "noise", noise)
@@ -183,21 +242,29 @@ class LatentConsistency(DiscriminatorPenalty):
 
 
 class LeCam(DiscriminatorPenalty):
-    """weight (E[(D(x) - a_fake)^2] + E[(D(G(z)) - a_real)^2]), a: moving averages of the logits. Tseng et al. 2021, eq. 6.
+    """weight (E[max(0, D(x) - a_fake)^2] + E[max(0, a_real - D(G(z)))^2]), a: moving averages of the logits.
+
+    Tseng et al. 2021, equation 6, with the maximum of the authors' code: only logits on the right side of the other average
+    are drawn towards it. Until ``start`` the averages are those of the last batch alone, and the penalty is 0, as there.
 
     Args:
         weight: lambda; 0.0001 to 0.3 in the paper's experiments.
         decay: of the averages, a step (with accumulation: a microbatch); 0.99 in the paper's code.
+        start: images seen from which on it counts; 1k iterations in the paper's code.
         interval: see ``DiscriminatorPenalty``.
     """
 
-    def __init__(self, *, weight: float, decay: float, interval: int) -> None:
+    weight = Scheduled()
+    started = Scheduled()
+
+    def __init__(self, *, weight: Number, decay: float, start: Images, interval: int) -> None:
         super().__init__(interval=interval)
         _require_positive("lecam", "weight", weight)
         if not 0 <= decay < 1:
             raise ValueError(f"penalty.lecam.decay={decay} must be at least 0 and below 1")
         self.weight = weight
         self.decay = decay
+        self.started = Step(begin=start)
         self.average_real: Tensor
         self.average_fake: Tensor
         self.register_buffer("average_real", torch.zeros(()))
@@ -207,9 +274,12 @@ class LeCam(DiscriminatorPenalty):
         real, fake = sides.logits(sides.real), sides.logits(sides.fake)
         with torch.no_grad():
             means = sum_over_ranks(torch.stack([real.mean(), fake.mean()])) / world_size()
-            self.average_real.lerp_(means[0], 1.0 - self.decay)
-            self.average_fake.lerp_(means[1], 1.0 - self.decay)
-        return self.weight * ((real - self.average_fake).square().mean() + (fake - self.average_real).square().mean())
+            decay = self.decay if self.started else 0.0
+            self.average_real.lerp_(means[0], 1.0 - decay)
+            self.average_fake.lerp_(means[1], 1.0 - decay)
+        on_real = torch.relu(real - self.average_fake).square().mean()
+        on_fake = torch.relu(self.average_real - fake).square().mean()
+        return self.started * self.weight * (on_real + on_fake)
 
 
 class GeneratorPenalty(nn.Module, ABC):
@@ -242,7 +312,10 @@ class LatentDiversity(GeneratorPenalty):
         interval: see ``DiscriminatorPenalty``.
     """
 
-    def __init__(self, *, weight: float, noise: float, interval: int) -> None:
+    weight = Scheduled()
+    noise = Scheduled()
+
+    def __init__(self, *, weight: Number, noise: Number, interval: int) -> None:
         super().__init__(interval=interval)
         _require_positive("latent_diversity", "weight", weight)
         _require_positive("latent_diversity", "noise", noise)
@@ -262,7 +335,9 @@ class WeightClipping(nn.Module):
         limit: c; 0.01 in the paper.
     """
 
-    def __init__(self, *, limit: float) -> None:
+    limit = Scheduled()
+
+    def __init__(self, *, limit: Number) -> None:
         super().__init__()
         _require_positive("weight_clipping", "limit", limit)
         self.limit = limit
@@ -278,32 +353,50 @@ class WeightClipping(nn.Module):
 def squared_gradient_norms(logits: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """||grad_x sum_n logits(x)_n||^2 for each image [N], with a graph for the second derivative."""
     images = images.detach().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(logits(images).sum(), images, create_graph=True)
+    return squared_norms_of_gradient(images, logits(images))
+
+
+def squared_norms_of_gradient(images: Tensor, logits: Tensor) -> Tensor:
+    """||grad_x sum_n logits_n||^2 for each image [N] that requires a gradient, with a graph for the second derivative."""
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3))
 
 
-def randomly_moved(images: Tensor, max_shift: int) -> Tensor:
-    """Each image mirrored with probability 1/2 and moved by up to ``max_shift`` pixels each way, its border reflected."""
+def randomly_moved(images: Tensor, max_shift_share: float) -> Tensor:
+    """Each image mirrored with probability 1/2 and moved by up to a share of its sides each way, its border reflected."""
     count, _, height, width = images.shape
     device = images.device
-    if max_shift >= min(height, width):
-        raise ValueError(f"penalty.consistency.max_shift={max_shift} must be below the images' {min(height, width)} pixels")
+    tall, wide = (int(side * max_shift_share + 0.5) for side in (height, width))
+    if tall >= height or wide >= width:
+        raise ValueError(
+            f"penalty.consistency.max_shift_share={max_shift_share} must leave something of the images' {height}x{width} pixels"
+        )
     mirrored = torch.rand(count, device=device) < 0.5
-    down, right = torch.randint(-max_shift, max_shift + 1, (2, count), device=device)
+    down = torch.randint(-tall, tall + 1, (count,), device=device)
+    right = torch.randint(-wide, wide + 1, (count,), device=device)
     right = torch.where(mirrored, -right, right)  # the shift is of the mirrored image
     return mirror_and_shift(images, mirrored, torch.zeros_like(mirrored), down, right)
 
 
-def _gamma(name: str, gamma: float | str, image_size: int | list[int], batch_size: int) -> float:
+def _gamma(name: str, gamma: Number | str, image_size: int | list[int], batch_size: int) -> Number:
     if gamma == "auto":
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         return 0.0002 * height * width / batch_size
     if isinstance(gamma, str):
         raise ValueError(f"penalty.{name}.gamma={gamma} must be auto or a number")
     _require_positive(name, "gamma", gamma)
-    return float(gamma)
+    return gamma
 
 
-def _require_positive(penalty: str, name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"penalty.{penalty}.{name}={value} must be above 0; leave the penalty away for none")
+def _checked_reuse(name: str, side: str, reuse_forward: bool, interval: int) -> frozenset[str]:
+    if reuse_forward and interval > 1:
+        raise ValueError(
+            f"penalty.{name}.reuse_forward=true has no effect with penalty.{name}.interval={interval}, whose update has no "
+            "other forward: set interval=1, or reuse_forward=false"
+        )
+    return frozenset({side}) if reuse_forward else frozenset()
+
+
+def _require_positive(penalty: str, name: str, value: Number) -> None:
+    if not is_positive(value):
+        raise ValueError(f"penalty.{penalty}.{name}={shown(value)} must be above 0; leave the penalty away for none")

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
+from genimg.schedules import Number, Scheduled, is_positive, shown
+
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for values in [0, 1]
 
 
@@ -31,8 +33,9 @@ class Perceptual(nn.Module):
 
     mean: Tensor
     deviation: Tensor
+    weight = Scheduled()
 
-    def __init__(self, *, weights: str, layers: Sequence[int], weight: float) -> None:
+    def __init__(self, *, weights: str, layers: Sequence[int], weight: Number) -> None:
         super().__init__()
         with torch.device("meta"):  # without the time and the memory that random weights would take
             features = vgg16().features
@@ -40,8 +43,8 @@ class Perceptual(nn.Module):
             raise ValueError(
                 f"layers={list(layers)} of a perceptual loss must be numbers that rise, from 0 to {len(features) - 1}"
             )
-        if not weight > 0:
-            raise ValueError(f"weight={weight} of a perceptual loss must be above 0; perceptual: null leaves it out")
+        if not is_positive(weight):
+            raise ValueError(f"weight={shown(weight)} of a perceptual loss must be above 0; perceptual: null leaves it out")
         features = features[: layers[-1] + 1]
         features.load_state_dict(_state(weights, features), assign=True)
         bounds = (0, *(layer + 1 for layer in layers))

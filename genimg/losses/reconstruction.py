@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from genimg.losses.perceptual import Perceptual
+from genimg.schedules import Number, Scheduled, is_within, shown
 
 KINDS = ("l1", "l2", "charbonnier")
 
@@ -26,15 +27,17 @@ class ReconstructionLoss:
         ValueError: for an unknown kind, or numbers out of range.
     """
 
-    def __init__(self, *, kind: str, epsilon: float | None, known_weight: float, perceptual: Perceptual | None = None) -> None:
+    known_weight = Scheduled()
+
+    def __init__(self, *, kind: str, epsilon: float | None, known_weight: Number, perceptual: Perceptual | None = None) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind={kind} of a reconstruction loss is unknown: choose one of {', '.join(KINDS)}")
         if (kind == "charbonnier") != (epsilon is not None):
             raise ValueError(f"epsilon={epsilon} of kind={kind}: charbonnier needs a number, the others take null")
         if epsilon is not None and not epsilon > 0:
             raise ValueError(f"epsilon={epsilon} must be above 0")
-        if not known_weight >= 0:
-            raise ValueError(f"known_weight={known_weight} must be 0 or more")
+        if not is_within(known_weight, 0):
+            raise ValueError(f"known_weight={shown(known_weight)} must be 0 or more")
         self.kind = kind
         self.epsilon = epsilon
         self.known_weight = known_weight

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from genimg.losses.likelihoods import Likelihood
+from genimg.schedules import Number, Schedule, Scheduled, is_positive, is_within, shown
 
 REGULARISERS = ("none", "l2", "gradient_penalty", "spectral_norm")
 
@@ -73,22 +74,31 @@ class RegularisedLoss(AutoencoderLoss):
         ValueError: for an unknown regulariser, or weights that do not fit it.
     """
 
+    latent_weight = Scheduled()
+    regulariser_weight = Scheduled()
+
     def __init__(
-        self, *, likelihood: Likelihood, latent_weight: float, regulariser: str, regulariser_weight: float | None
+        self,
+        *,
+        likelihood: Likelihood,
+        latent_weight: Number,
+        regulariser: str,
+        regulariser_weight: float | Schedule | None,
     ) -> None:
         super().__init__(likelihood)
-        if not latent_weight >= 0:
-            raise ValueError(f"loss.latent_weight={latent_weight} must be 0 or more")
+        if not is_within(latent_weight, 0):
+            raise ValueError(f"loss.latent_weight={shown(latent_weight)} must be 0 or more")
         if regulariser not in REGULARISERS:
             raise ValueError(f"loss.regulariser={regulariser} is unknown: choose one of {', '.join(REGULARISERS)}")
         if (regulariser in ("l2", "gradient_penalty")) != (regulariser_weight is not None):
             raise ValueError(
-                f"loss.regulariser_weight={'null' if regulariser_weight is None else regulariser_weight} of "
+                f"loss.regulariser_weight={'null' if regulariser_weight is None else shown(regulariser_weight)} of "
                 f"loss.regulariser={regulariser}: l2 and gradient_penalty need a number, the others take null"
             )
-        if regulariser_weight is not None and not regulariser_weight > 0:
+        if regulariser_weight is not None and not is_positive(regulariser_weight):
             raise ValueError(
-                f"loss.regulariser_weight={regulariser_weight} must be above 0; loss.regulariser=none is for no regulariser"
+                f"loss.regulariser_weight={shown(regulariser_weight)} must be above 0; loss.regulariser=none is for no "
+                "regulariser"
             )
         self.latent_weight = latent_weight
         self.regulariser = regulariser
@@ -101,7 +111,7 @@ class RegularisedLoss(AutoencoderLoss):
     def decode(self, decoder: nn.Module, latent: Tensor, condition: Tensor) -> Tensor:
         if self.regulariser != "gradient_penalty":
             return super().decode(decoder, latent, condition)
-        # torch.compile has no second derivatives, and in bfloat16 they are mostly rounding.
+        # torch.compile has no second derivatives; in float32, whatever the training's precision.
         with torch.autocast(latent.device.type, enabled=False):
             return decoder.forward(latent, condition)
 

@@ -6,7 +6,6 @@ waits for the device.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
@@ -28,6 +27,7 @@ from genimg.methods.augment_operations import (
     resample,
     translate,
 )
+from genimg.schedules import Number, Scheduled, extremes, is_positive, is_within, shown
 
 
 class Augment(nn.Module, ABC):
@@ -144,11 +144,14 @@ class AdaptiveAugment(Augment):
     p: Tensor
     sums: Tensor
     real_sign: Tensor
+    target = Scheduled()
 
-    def __init__(self, *, groups: Mapping[str, float], target: float, interval: int, speed: Images) -> None:
+    def __init__(self, *, groups: Mapping[str, float], target: Number, interval: int, speed: Images) -> None:
         super().__init__()
-        if not 0 <= target < 1:
-            raise ValueError(f"augment.target={target} must be 0 or more and less than 1, the mean sign of confident logits")
+        if not (is_within(target, 0) and extremes(target)[1] < 1):
+            raise ValueError(
+                f"augment.target={shown(target)} must be 0 or more and less than 1, the mean sign of confident logits"
+            )
         if interval < 1:
             raise ValueError(f"augment.interval={interval} must be 1 or more updates")
         if speed <= 0:
@@ -191,55 +194,33 @@ class FixedAugment(Augment):
 
     Args:
         groups: as for Pipeline.
-        p: probability of the operations, or the Ramp that it follows.
+        p: probability of the operations, or the schedule that it follows.
+
+    Raises:
+        ValueError: for what is no probability, or always 0.
     """
 
     p: Tensor
+    probability = Scheduled()
 
-    def __init__(self, *, groups: Mapping[str, float], p: float | Ramp) -> None:
+    def __init__(self, *, groups: Mapping[str, float], p: Number) -> None:
         super().__init__()
-        if not isinstance(p, Ramp) and not 0 < p <= 1:
-            raise ValueError(f"augment.p={p} must be above 0 and at most 1; for no augmentation choose augment=none")
+        if not (is_positive(p) and is_within(p, 0, 1)):
+            raise ValueError(f"augment.p={shown(p)} must be above 0 and at most 1; for no augmentation choose augment=none")
         self.pipeline = Pipeline(groups=groups)
-        self.ramp = p if isinstance(p, Ramp) else None
-        start = p.at(0) if isinstance(p, Ramp) else float(p)
-        self.register_buffer("p", torch.full((), start), persistent=False)  # a function of the images seen
+        self.probability = p
+        # On the device, because the operations compare random numbers with it there.
+        self.register_buffer("p", torch.zeros(()), persistent=False)
+        self.begin(0, 0)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.pipeline(images, self.p)
 
     def begin(self, images: int, batch_size: int) -> None:
-        if self.ramp is not None:
-            self.p.fill_(self.ramp.at(images))
+        self.p.fill_(self.probability)
 
     def metrics(self) -> Metrics:
         return {"augment/p": self.p.clone()}  # it changes in place
-
-
-class Ramp:
-    """A probability that goes from ``start`` to ``end`` over the first ``duration`` images, and stays there.
-
-    Args:
-        shape: ``linear``, or ``cosine`` for half a cosine, slow at both ends (Huang et al. 2024, R3GAN, and its code).
-    """
-
-    def __init__(self, *, start: float, end: float, duration: Images, shape: str) -> None:
-        if shape not in ("linear", "cosine"):
-            raise ValueError(f"augment.p.shape={shape} is unknown: choose linear or cosine")
-        if duration <= 0:
-            raise ValueError(f"augment.p.duration={duration} images must be above 0; for a fixed p write augment.p={end}")
-        if not (0 <= start <= 1 and 0 <= end <= 1):
-            raise ValueError(f"augment.p.start={start} and augment.p.end={end} are probabilities: choose them from 0 to 1")
-        if start == end:
-            raise ValueError(f"augment.p.start and augment.p.end are both {end}: for a fixed p write augment.p={end}")
-        self.start, self.end, self.duration, self.shape = start, end, duration, shape
-
-    def at(self, images: int) -> float:
-        """The probability for the step that starts at ``images`` seen."""
-        done = min(images / self.duration, 1.0)
-        if self.shape == "cosine":
-            done = 0.5 * (1.0 - math.cos(math.pi * done))
-        return self.start + (self.end - self.start) * done
 
 
 class Pipeline(nn.Module):

@@ -12,6 +12,7 @@ from genimg.losses.adversarial import AdversarialLoss
 from genimg.losses.contrastive import patch_nce
 from genimg.methods.translation import Translation, checked_mode, deceiving, in_blocks, mean_logit, over_scales, side_by_side
 from genimg.networks.resnet_translator import Translator
+from genimg.schedules import Number, Scheduled, extremes, is_positive, is_within, shown
 
 _GAIN = 0.02  # of the perceptrons' first weights: the authors' code
 
@@ -41,33 +42,38 @@ class CUT(Translation):
     batch_keys = ("a", "b")
     directions = ("a2b",)
 
+    adversarial_weight = Scheduled()
+    contrast_weight = Scheduled()
+    identity_weight = Scheduled()
+    temperature = Scheduled()
+
     def __init__(
         self,
         *,
         translator: Translator,
         discriminator: nn.Module,
         loss: AdversarialLoss,
-        adversarial_weight: float,
-        contrast_weight: float,
-        identity_weight: float,
+        adversarial_weight: Number,
+        contrast_weight: Number,
+        identity_weight: Number,
         layers: Sequence[int],
         num_patches: int,
         projection_dim: int,
-        temperature: float,
+        temperature: Number,
         mirror_probability: float,
         sampled_mode: str,
     ) -> None:
         super().__init__()
         channels = _encoder_channels(translator, layers)
-        if adversarial_weight < 0 or identity_weight < 0 or not contrast_weight > 0:
+        if not (is_within(adversarial_weight, 0) and is_within(identity_weight, 0) and is_positive(contrast_weight)):
             raise ValueError(
-                f"model.adversarial_weight={adversarial_weight} and model.identity_weight={identity_weight} must be 0 or more, "
-                f"and model.contrast_weight={contrast_weight} above 0"
+                f"model.adversarial_weight={shown(adversarial_weight)} and model.identity_weight={shown(identity_weight)} must "
+                f"be 0 or more, and model.contrast_weight={shown(contrast_weight)} above 0"
             )
-        if num_patches < 2 or projection_dim < 1 or not temperature > 0:
+        if num_patches < 2 or projection_dim < 1 or not extremes(temperature)[0] > 0:
             raise ValueError(
                 f"model.num_patches={num_patches} must be 2 or more, model.projection_dim={projection_dim} 1 or more and "
-                f"model.temperature={temperature} above 0"
+                f"model.temperature={shown(temperature)} above 0"
             )
         if not 0 <= mirror_probability <= 1:
             raise ValueError(f"model.mirror_probability={mirror_probability} must be between 0 and 1")

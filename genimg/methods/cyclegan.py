@@ -21,6 +21,7 @@ from genimg.methods.translation import (
     side_by_side,
     together,
 )
+from genimg.schedules import Number, Scheduled, extremes, is_within, shown
 
 
 class CycleGAN(Translation):
@@ -47,6 +48,10 @@ class CycleGAN(Translation):
     batch_keys = ("a", "b")
     directions = ("a2b", "b2a")
 
+    adversarial_weight = Scheduled()
+    cycle_weight = Scheduled()
+    identity_weight = Scheduled()
+
     def __init__(
         self,
         *,
@@ -55,9 +60,9 @@ class CycleGAN(Translation):
         discriminator_a: nn.Module,
         discriminator_b: nn.Module,
         loss: AdversarialLoss,
-        adversarial_weight: float,
-        cycle_weight: float,
-        identity_weight: float,
+        adversarial_weight: Number,
+        cycle_weight: Number,
+        identity_weight: Number,
         pool_size: int,
         image_size: int | Sequence[int],
         channels_a: int,
@@ -67,12 +72,12 @@ class CycleGAN(Translation):
         super().__init__()
         weights = {"adversarial": adversarial_weight, "cycle": cycle_weight, "identity": identity_weight}
         for name, weight in weights.items():
-            if not weight >= 0:
-                raise ValueError(f"model.{name}_weight={weight} must be 0 or more")
-        if identity_weight and channels_a != channels_b:
+            if not is_within(weight, 0):
+                raise ValueError(f"model.{name}_weight={shown(weight)} must be 0 or more")
+        if extremes(identity_weight)[1] and channels_a != channels_b:
             raise ValueError(
-                f"model.identity_weight={identity_weight} compares images of both domains, but they have {channels_a} and "
-                f"{channels_b} channels: set it to 0"
+                f"model.identity_weight={shown(identity_weight)} compares images of both domains, but they have {channels_a} "
+                f"and {channels_b} channels: set it to 0"
             )
         self.a2b, self.b2a = a2b, b2a
         self.discriminator_a, self.discriminator_b = discriminator_a, discriminator_b

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from genimg.interfaces import Images
+from genimg.schedules import Proportional, Schedule, Scheduled, extremes, shown
 
 
 class EMA(nn.Module):
@@ -22,25 +23,32 @@ class EMA(nn.Module):
 
     Args:
         network: what to follow.
-        half_life: images after which a weight's influence has halved.
-        ramp_up: largest half-life as a fraction of the images seen so far.
+        half_life: images after which a weight's influence has halved; 0, as at the start of a schedule, keeps no average.
+        ramp_up: largest half-life as a fraction of the images seen so far, the step's own included; None for no limit.
+
+    Raises:
+        ValueError: for a half-life or a fraction that is not above 0.
     """
 
-    def __init__(self, network: nn.Module, *, half_life: Images, ramp_up: float) -> None:
-        super().__init__()
-        if ramp_up <= 0 or half_life <= 0:
-            raise ValueError(f"an EMA needs half_life and ramp_up above 0, but they are {half_life} images and {ramp_up}")
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.half_life = half_life
-        self.ramp_up = ramp_up
+    half_life = Scheduled()
 
-    def decay(self, images: int, batch_size: int) -> float:
-        """The weight of the old average after a step of ``batch_size`` images that brings the total to ``images``."""
-        return 0.5 ** (batch_size / max(min(self.half_life, self.ramp_up * images), 1e-8))
+    def __init__(self, network: nn.Module, *, half_life: Images | Schedule, ramp_up: float | None) -> None:
+        super().__init__()
+        low, high = extremes(half_life)
+        if (ramp_up is not None and not ramp_up > 0) or not (low >= 0 and high > 0):
+            raise ValueError(
+                f"an EMA needs half_life and ramp_up above 0, but they are {shown(half_life)} images and {ramp_up}"
+            )
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.half_life = half_life if ramp_up is None else Proportional(share=ramp_up, most=half_life)
+
+    def decay(self, batch_size: int) -> float:
+        """Return the weight of the old average after a step of ``batch_size`` images."""
+        return float(0.5 ** (batch_size / max(self.half_life, 1e-8)))
 
     @torch.no_grad()
-    def update(self, network: nn.Module, images: int, batch_size: int) -> None:
-        """Move towards ``network``. ``images``: seen so far, this step's included."""
+    def update(self, network: nn.Module, batch_size: int) -> None:
+        """Move towards ``network`` by a step of ``batch_size`` images, with the half-life of the current step."""
         averaged: list[Tensor] = list(self.network.parameters())
         current: list[Tensor] = list(network.parameters())
         for ours, theirs in zip(self.network.modules(), network.modules(), strict=True):
@@ -51,7 +59,7 @@ class EMA(nn.Module):
                     current.append(new)
                 else:
                     old.copy_(new)
-        get_ema_multi_avg_fn(self.decay(images, batch_size))(averaged, current, 0)
+        get_ema_multi_avg_fn(self.decay(batch_size))(averaged, current, 0)
 
     @torch.no_grad()
     def take_standing_statistics(self, batches: Iterable[tuple[Tensor, ...]]) -> None:

@@ -29,17 +29,21 @@ from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.ema import EMA
 from genimg.methods.latent import Latent
 from genimg.networks.discriminator import Judgement
+from genimg.schedules import Schedule
 
 log = logging.getLogger(__name__)
 
 _STANDING = 64  # latents of a batch for standing statistics
 
+_Forward = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Real images and their logits, and generated images and theirs, of the discriminator's update."""
+
 
 class GAN(ConditionalMethod):
     """Alternating updates of a discriminator and a generator, sampled through the generator's moving average.
 
-    Each step makes its fakes once; both updates use them, as the public reference implementations do. Fakes have the
-    conditions of the step's real images.
+    Each step makes its fakes once and both updates use them, as PyTorch's DCGAN example does; the authors' code of most papers
+    draws new latents for the generator's update. Fakes have the conditions of the step's real images.
 
     Args:
         generator: (latent [N, Z], condition) -> image [N, C, H, W] in [-1, 1]; with an encoder ``condition``.
@@ -52,7 +56,7 @@ class GAN(ConditionalMethod):
         generator_interval: the generator is updated every so many steps (n_critic).
         generator_batches: batches of fakes in the generator's update.
         ema_half_life: of the generator's average.
-        ema_ramp_up: largest half-life as a fraction of the images seen.
+        ema_ramp_up: largest half-life as a fraction of the images seen; None for no limit.
         standing_batches: of 64 latents, from which batch norm's statistics are taken anew before sampling; 0 keeps the
             averages of the training's.
     """
@@ -72,8 +76,8 @@ class GAN(ConditionalMethod):
         auxiliary: AuxiliaryClassification | None,
         generator_interval: int,
         generator_batches: int,
-        ema_half_life: Images,
-        ema_ramp_up: float,
+        ema_half_life: Images | Schedule,
+        ema_ramp_up: float | None,
         standing_batches: int = 0,
     ) -> None:
         super().__init__()
@@ -142,8 +146,7 @@ class GAN(ConditionalMethod):
         if train_generator:
             metrics |= update("generator", self._generator_loss, batch)
             metrics |= self._update_lazily("generator", batch, progress, update)
-            seen = progress.images + progress.batch_size
-            self.generator_ema.update(self.generator, seen, progress.batch_size * self.generator_interval)
+            self.generator_ema.update(self.generator, progress.batch_size * self.generator_interval)
         return metrics | self.augment.metrics()
 
     def _update_lazily(self, group: str, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
@@ -162,15 +165,22 @@ class GAN(ConditionalMethod):
         return {"fake": self.generator(latent, condition), "fake_condition": condition, "latent": latent}
 
     def _judge(self, images: Tensor, condition: Tensor) -> Judgement:
-        return self.discriminator(self.augment(images), condition)
+        # PyTorch has no second derivatives of compiled forwards, which is what images that require a gradient are for.
+        judge = self.discriminator.forward if images.requires_grad and images.is_leaf else self.discriminator
+        judged: Judgement = judge(self.augment(images), condition)
+        return judged
 
     def _discriminator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         count = len(batch["image"])
         made = batch if "fake" in batch else batch | self._generate(batch, batches=1)
-        fake, condition = made["fake"][:count].detach(), self._condition(batch)
+        real, fake, condition = batch["image"], made["fake"][:count].detach(), self._condition(batch)
+        reused = set().union(
+            *(penalty.reuses for penalty in self.penalties.values() if isinstance(penalty, DiscriminatorPenalty))
+        )
+        real = real.detach().float().requires_grad_() if "real" in reused else real
+        fake = fake.float().requires_grad_() if "fake" in reused else fake
         # Two forwards, because batch norm must not mix the statistics of real and fake images.
-        on_real = self._judge(batch["image"], condition)
-        on_fake = self._judge(fake, condition)
+        on_real, on_fake = self._judge(real, condition), self._judge(fake, condition)
         real_logits, fake_logits = on_real.logits.float(), on_fake.logits.float()
         self.augment.observe(real_logits.detach() - (self.loss.boundary or 0.0))
         loss = self.loss.discriminator(real_logits, fake_logits)
@@ -187,7 +197,8 @@ class GAN(ConditionalMethod):
                 entropy = _cross_entropy(judged, condition)
                 loss = loss + weight * entropy
                 metrics[f"loss/class_{name}"] = entropy.detach()
-        penalties, found = self._eager_penalties("discriminator", made)
+        own_forward = ((real, on_real.logits), (fake, on_fake.logits)) if reused else None
+        penalties, found = self._eager_penalties("discriminator", made, own_forward)
         return loss + penalties, metrics | found
 
     def _generator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -206,30 +217,35 @@ class GAN(ConditionalMethod):
         penalties, found = self._eager_penalties("generator", batch)
         return loss + penalties, metrics | found
 
-    def _eager_penalties(self, group: str, batch: Batch) -> tuple[Tensor, Metrics]:
+    def _eager_penalties(self, group: str, batch: Batch, own_forward: _Forward | None = None) -> tuple[Tensor, Metrics]:
         """The sum of those that are part of every loss."""
         total = batch["image"].new_zeros(())
         metrics: Metrics = {}
         for name, penalty in self._penalties_of(group):
             if penalty.interval == 1:
-                value, found = self._penalty(name, penalty, 1, batch)
+                value, found = self._penalty(name, penalty, 1, batch, own_forward)
                 total = total + value
                 metrics |= found
         return total, metrics
 
     def _penalty(
-        self, name: str, penalty: DiscriminatorPenalty | GeneratorPenalty, times: int, batch: Batch
+        self,
+        name: str,
+        penalty: DiscriminatorPenalty | GeneratorPenalty,
+        times: int,
+        batch: Batch,
+        own_forward: _Forward | None = None,
     ) -> tuple[Tensor, Metrics]:
-        """In float32 and through eager forwards; see ``losses.penalties``. The factor is left out of what is logged."""
+        """A penalty times ``times``, which is left out of what is logged, outside autocast; see ``losses.penalties``."""
         made = batch if "fake" in batch else batch | self._generate(batch, batches=1)
         with torch.autocast(batch["image"].device.type, enabled=False):
             if isinstance(penalty, DiscriminatorPenalty):
-                value, metrics = penalty(self._sides(made)), {}
+                value, metrics = penalty(self._sides(made, own_forward)), {}
             else:
                 value, metrics = penalty(self.generator, made["latent"], made["fake_condition"])
         return times * value, metrics | {f"penalty/{name}": value.detach()}
 
-    def _sides(self, batch: Batch) -> Sides:
+    def _sides(self, batch: Batch, own_forward: _Forward | None) -> Sides:
         condition = self._condition(batch)
         count = len(condition)
 
@@ -251,6 +267,8 @@ class GAN(ConditionalMethod):
             logits=lambda images: plain_logits(self.augment(images)),
             plain_logits=plain_logits,
             nearby=nearby,
+            judged_real=own_forward and own_forward[0],
+            judged_fake=own_forward and own_forward[1],
         )
 
     def draw(self, indices: Sequence[int], seed: int) -> Batch:

@@ -12,6 +12,7 @@ from genimg.interfaces import Batch, Metrics, Microbatches, Progress, Update
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.losses.reconstruction import ReconstructionLoss
 from genimg.methods.translation import Translation, checked_mode, deceiving, in_blocks, mean_logit, mixes_images, over_scales
+from genimg.schedules import Number, Scheduled, is_within, shown
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class Pix2Pix(Translation):
 
     loss_type = AdversarialLoss
     batch_keys = ("source", "target")
+    reconstruction_weight = Scheduled()
 
     def __init__(
         self,
@@ -40,12 +42,12 @@ class Pix2Pix(Translation):
         discriminator: nn.Module,
         loss: AdversarialLoss,
         reconstruction: ReconstructionLoss,
-        reconstruction_weight: float,
+        reconstruction_weight: Number,
         sampled_mode: str,
     ) -> None:
         super().__init__()
-        if not reconstruction_weight >= 0:
-            raise ValueError(f"model.reconstruction_weight={reconstruction_weight} must be 0 or more")
+        if not is_within(reconstruction_weight, 0):
+            raise ValueError(f"model.reconstruction_weight={shown(reconstruction_weight)} must be 0 or more")
         self.network = translator
         self.discriminator = discriminator
         self.loss = loss

@@ -6,7 +6,6 @@ With conditions: Sohn, Lee & Yan 2015. With several samples, and latents above l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import cast
 
 import numpy as np
@@ -87,19 +86,17 @@ class VAE(ConditionalMethod):
         return {"autoencoder": list(self.parameters())}
 
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
-        return update("autoencoder", partial(self._loss, images_seen=progress.images), batch)
+        return update("autoencoder", self._loss, batch)
 
-    def _loss(self, batch: Batch, *, images_seen: int) -> tuple[Tensor, Metrics]:
+    def _loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         batch = self._observed(batch)
         moments = self._moments(batch)
         inference, _, output = self._infer(batch, moments, self.loss.num_samples)
-        return self._bound(batch, moments[0], inference, output, images_seen)
+        return self._bound(batch, moments[0], inference, output)
 
-    def _bound(
-        self, batch: Batch, mean: Tensor, inference: Inference, output: Tensor, images_seen: int
-    ) -> tuple[Tensor, Metrics]:
+    def _bound(self, batch: Batch, mean: Tensor, inference: Inference, output: Tensor) -> tuple[Tensor, Metrics]:
         """The loss, and what to log: of an inference, its latents' means and what the decoder made of its samples."""
-        loss, parts = self.loss(inference, images_seen)
+        loss, parts = self.loss(inference)
         metrics = {f"loss/{name}": value.detach() for name, value in parts.items()}
         if (perceptual := self._perceptual[0]) is not None:
             image = batch["image"].repeat_interleave(self.loss.num_samples, 0)
@@ -261,7 +258,7 @@ class VAE(ConditionalMethod):
 
     def check(self, batch: Batch) -> None:
         with torch.no_grad(), in_mode(self, "eval"):
-            self._loss(self._with_conditions(batch["image"]), images_seen=0)
+            self._loss(self._with_conditions(batch["image"]))
 
     # Looking
 

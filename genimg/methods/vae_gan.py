@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from genimg.losses.perceptual import Perceptual
 from genimg.methods.conditional import shared_encoder
 from genimg.methods.vae import VAE
 from genimg.networks.discriminator import Discriminator
+from genimg.schedules import Number, Scheduled, is_positive, is_within, shown
 
 
 class VAEGAN(VAE):
@@ -36,6 +36,9 @@ class VAEGAN(VAE):
         ValueError: if the parts do not go together, or numbers are out of range.
     """
 
+    adversarial_weight = Scheduled()
+    similarity_weight = Scheduled()
+
     def __init__(
         self,
         *,
@@ -46,17 +49,19 @@ class VAEGAN(VAE):
         latent_dim: int,
         hierarchy: Sequence[nn.Module],
         adversarial: AdversarialLoss,
-        adversarial_weight: float,
-        similarity_weight: float,
+        adversarial_weight: Number,
+        similarity_weight: Number,
         perceptual: Perceptual | None,
     ) -> None:
         super().__init__(
             encoder=encoder, decoder=decoder, loss=loss, latent_dim=latent_dim, hierarchy=hierarchy, perceptual=perceptual
         )
-        if not adversarial_weight > 0:
-            raise ValueError(f"model.adversarial_weight={adversarial_weight} must be above 0; without it, choose model=vae")
-        if not similarity_weight >= 0:
-            raise ValueError(f"model.similarity_weight={similarity_weight} must be 0 or more")
+        if not is_positive(adversarial_weight):
+            raise ValueError(
+                f"model.adversarial_weight={shown(adversarial_weight)} must be above 0; without it, choose model=vae"
+            )
+        if not is_within(similarity_weight, 0):
+            raise ValueError(f"model.similarity_weight={shown(similarity_weight)} must be 0 or more")
         shared_encoder(encoder=encoder, discriminator=discriminator)
         if adversarial.relativistic:
             raise ValueError("model.adversarial must not be relativistic: reconstructions and samples have no pairs")
@@ -75,7 +80,7 @@ class VAEGAN(VAE):
 
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
         metrics = update("discriminator", self._discriminator_loss, batch)
-        return metrics | update("autoencoder", partial(self._loss, images_seen=progress.images), batch)
+        return metrics | update("autoencoder", self._loss, batch)
 
     def _discriminator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         condition = self._condition(batch)
@@ -99,11 +104,11 @@ class VAEGAN(VAE):
         noise = torch.randn(count, sum(lower), device=device) if lower else None
         return self._descend(torch.randn(count, top, device=device), noise)
 
-    def _loss(self, batch: Batch, *, images_seen: int) -> tuple[Tensor, Metrics]:
+    def _loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         image, batch = batch["image"], self._observed(batch)
         moments = self._moments(batch)
         inference, latents, output = self._infer(batch, moments, self.loss.num_samples)
-        loss, metrics = self._bound(batch, moments[0], inference, output, images_seen)
+        loss, metrics = self._bound(batch, moments[0], inference, output)
         condition, every = self._condition(batch), self.loss.num_samples
         latent, reconstruction = latents[::every], self.loss.likelihood.mean(output[::every])  # an image's first sample
         fakes = (self._decode(latent.detach(), condition), self._decode(self._from_prior(len(image), image.device), condition))

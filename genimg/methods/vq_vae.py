@@ -18,6 +18,7 @@ from genimg.networks.pixel_cnn import PixelCNN
 from genimg.networks.vector_quantizer import Usage, VectorQuantizer, perplexity, straight_through
 from genimg.networks.vq_autoencoder import Decoder, Encoder
 from genimg.randomness import hash_integers, uniform_field
+from genimg.schedules import Number, Scheduled, is_within, shown
 
 _CODE_STREAM = 10
 
@@ -45,6 +46,7 @@ class VQVAE(ConditionalMethod):
 
     loss_type = ReconstructionLoss
     reconstructs = True
+    commitment_weight = Scheduled()
 
     def __init__(
         self,
@@ -54,13 +56,13 @@ class VQVAE(ConditionalMethod):
         quantizer: VectorQuantizer,
         prior: PixelCNN,
         loss: ReconstructionLoss,
-        commitment_weight: float,
+        commitment_weight: Number,
         autoencoder_until: Images | None,
         prior_from: Images,
     ) -> None:
         super().__init__()
-        if not commitment_weight >= 0:
-            raise ValueError(f"model.commitment_weight={commitment_weight} must be 0 or more")
+        if not is_within(commitment_weight, 0):
+            raise ValueError(f"model.commitment_weight={shown(commitment_weight)} must be 0 or more")
         if autoencoder_until is not None and prior_from > autoencoder_until:
             raise ValueError(
                 f"model.prior_from={prior_from} images lies behind model.autoencoder_until={autoencoder_until} images, and in "

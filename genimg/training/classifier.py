@@ -91,7 +91,7 @@ def train_classifier(
                     "image": images.contiguous(memory_format=torch.channels_last),
                     "label": labels[torch.from_numpy(chosen).to(device)],
                 }
-                factor = schedule.factor((epoch * steps + step) * batch_size, batch_size)
+                factor = schedule.at((epoch * steps + step) * batch_size, batch_size)
                 optimizer.param_groups[0]["lr"] = learning_rate * factor
                 update("classifier", loss, [batch])
                 bar.update()

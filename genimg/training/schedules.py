@@ -1,15 +1,20 @@
-"""Learning-rate schedules: images seen -> factor on each optimizer's own rate."""
+"""Schedules of optimizers: a factor on all learning rates, and any setting of a group that is given as a schedule."""
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
+from torch.optim import Optimizer
+
+from genimg import schedules
 from genimg.interfaces import Images
+from genimg.schedules import Schedule
 
 
-class Schedule(ABC):
-    """A factor in [0, 1], after a linear warm-up from 0.
+class RateSchedule(Schedule):
+    """A factor in [0, 1] on each optimizer's own rate, after a linear warm-up from 0.
 
     Args:
         warmup: images over which the rate rises linearly; 0 for none.
@@ -18,24 +23,28 @@ class Schedule(ABC):
     def __init__(self, *, warmup: Images) -> None:
         self.warmup = warmup
 
-    def factor(self, images: int, batch_size: int) -> float:
-        """The factor for the step that starts at ``images`` seen."""
+    def at(self, images: int, batch_size: int) -> float:
+        """Return the factor for the step that starts at ``images`` seen; the first step's warm-up is above 0."""
         rise = min(1.0, (images + batch_size) / self.warmup) if self.warmup else 1.0
         return rise * self.decay(images)
 
     @abstractmethod
     def decay(self, images: int) -> float:
-        """The factor without warm-up."""
+        """Return the factor without warm-up."""
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        return 0.0, 1.0
 
 
-class Constant(Schedule):
+class Constant(RateSchedule):
     """Always 1."""
 
     def decay(self, images: int) -> float:
         return 1.0
 
 
-class Linear(Schedule):
+class Linear(RateSchedule):
     """1 until ``start``, then down to ``final`` in a straight line, reached at ``duration``.
 
     Args:
@@ -48,14 +57,13 @@ class Linear(Schedule):
         super().__init__(warmup=warmup)
         if start >= duration:
             raise ValueError(f"schedule.start ({start} images) must lie before trainer.duration ({duration} images)")
-        self.duration, self.start, self.final = duration, start, final
+        self._line = schedules.Linear(start=1.0, end=_checked(final), duration=duration, begin=start)
 
     def decay(self, images: int) -> float:
-        done = min(max((images - self.start) / (self.duration - self.start), 0.0), 1.0)
-        return 1.0 + (self.final - 1.0) * done
+        return self._line.at(images, 0)
 
 
-class Cosine(Schedule):
+class Cosine(RateSchedule):
     """From 1 to ``final`` along half a cosine (Loshchilov & Hutter 2017, equation 5, without restarts).
 
     Args:
@@ -67,8 +75,65 @@ class Cosine(Schedule):
         super().__init__(warmup=warmup)
         if duration < 1:
             raise ValueError("schedule.duration must be longer than nothing")
-        self.duration, self.final = duration, final
+        self._curve = schedules.Cosine(start=1.0, end=_checked(final), duration=duration)
 
     def decay(self, images: int) -> float:
-        done = min(images / self.duration, 1.0)
-        return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * done))
+        return self._curve.at(images, 0)
+
+
+def _checked(final: float) -> float:
+    if final == 1.0:
+        raise ValueError("schedule.final=1.0 leaves the rates as they are: choose schedule=constant")
+    return final
+
+
+class OptimizerSchedules:
+    """Sets what changes in optimizers before each step: all learning rates, and settings that are schedules.
+
+    Args:
+        factor: on every group's learning rate.
+        settings: of each parameter group of the method, those that hold schedules: numbers, or lists as Adam's betas are.
+    """
+
+    def __init__(self, factor: Schedule, settings: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        self.factor = factor
+        self.settings = settings or {}
+
+    def base_rates(self, optimizers: Mapping[str, Optimizer]) -> dict[str, list[float]]:
+        """Return the rates that the factor is to multiply, of optimizers as they were built."""
+        return {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
+
+    def apply(
+        self, optimizers: Mapping[str, Optimizer], base_rates: Mapping[str, list[float]], images: int, batch_size: int
+    ) -> None:
+        """Set the settings of the step of ``batch_size`` images that starts at ``images`` seen."""
+        factor = self.factor.at(images, batch_size)
+        for name, optimizer in optimizers.items():
+            now = {key: valued(value, images, batch_size) for key, value in self.settings.get(name, {}).items()}
+            for group, base in zip(optimizer.param_groups, base_rates[name], strict=True):
+                group.update(now)
+                group["lr"] = now.get("lr", base) * factor
+
+    def values(self, optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
+        """Return the settings of the last step that schedules drive, beside the rates, such as ``generator.betas.1``."""
+        found: dict[str, float] = {}
+        for name, settings in self.settings.items():
+            group = optimizers[name].param_groups[0]
+            for key, value in settings.items():
+                if isinstance(value, list):
+                    found |= {f"{name}.{key}.{i}": group[key][i] for i, each in enumerate(value) if isinstance(each, Schedule)}
+                elif key != "lr":
+                    found[f"{name}.{key}"] = group[key]
+        return found
+
+
+def valued(value: Any, images: int, batch_size: int) -> Any:
+    """A setting with numbers in place of its schedules."""
+    if isinstance(value, list):
+        return [valued(each, images, batch_size) for each in value]
+    return value.at(images, batch_size) if isinstance(value, Schedule) else value
+
+
+def holds_schedule(value: Any) -> bool:
+    """Whether a setting is a schedule, or a list with one in it."""
+    return any(map(holds_schedule, value)) if isinstance(value, list) else isinstance(value, Schedule)

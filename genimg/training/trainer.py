@@ -20,6 +20,7 @@ from genimg.evaluation.passes import EvaluationInterruptedError
 from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
 from genimg.interfaces import Batch, Method, Progress
 from genimg.randomness import seed_of, steady
+from genimg.schedules import ScheduledNumbers
 from genimg.terminal import stop_signals, write_to_stderr
 from genimg.training.background import Background, snapshot
 from genimg.training.batch_statistics import BatchStatistics
@@ -28,7 +29,7 @@ from genimg.training.device import Precision
 from genimg.training.logger import Logger, MeanMetrics, ProgressBar
 from genimg.training.noise import Noise
 from genimg.training.performance import Performance, lay_out_as_parameters
-from genimg.training.schedules import Schedule
+from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings, TrainingState
 from genimg.training.update import Updater, split
 
@@ -53,7 +54,7 @@ class Trainer:
         settings: durations and sizes.
         method: on its device.
         optimizers: one for each of the method's parameter groups.
-        schedule: of all learning rates.
+        schedules: of the optimizers' settings.
         data: training images.
         evaluator: None for no evaluation.
         precision: of forward and backward.
@@ -69,7 +70,7 @@ class Trainer:
         settings: TrainerSettings,
         method: Method,
         optimizers: Mapping[str, Optimizer],
-        schedule: Schedule,
+        schedules: OptimizerSchedules,
         data: Data,
         evaluator: PeriodicEvaluator | None,
         *,
@@ -83,7 +84,8 @@ class Trainer:
         self.settings = settings
         self.method = method
         self.optimizers = optimizers
-        self.schedule = schedule
+        self.schedules = schedules
+        self.numbers = ScheduledNumbers(method)
         self.data = data
         self.evaluator = evaluator
         self.device = precision.device
@@ -102,7 +104,7 @@ class Trainer:
         self.state = TrainingState()
         self._background = Background()
         self.means = MeanMetrics()
-        self._base_rates = {name: [g["lr"] for g in optimizer.param_groups] for name, optimizer in optimizers.items()}
+        self._base_rates = schedules.base_rates(optimizers)
         self._batch_statistics = BatchStatistics(method)
         self._vote = Vote()
         self._stopping = False  # once every rank knows of some rank's signal
@@ -181,10 +183,8 @@ class Trainer:
 
     def _step(self, stream: Iterator[Batch]) -> None:
         progress = self.progress
-        factor = self.schedule.factor(progress.images, progress.batch_size)
-        for name, optimizer in self.optimizers.items():
-            for group, base in zip(optimizer.param_groups, self._base_rates[name], strict=True):
-                group["lr"] = base * factor
+        self.schedules.apply(self.optimizers, self._base_rates, progress.images, progress.batch_size)
+        self.numbers.advance(progress.images, progress.batch_size)
         self.performance.begin_step()
         self.updater.begin(progress.step)
         asked = time.monotonic()
@@ -244,6 +244,8 @@ class Trainer:
         self._interval_start = (now, self.state.images)
         rate = (self.state.images - images_then) / max(now - then, 1e-9)
         rates = {f"lr/{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+        driven = self.numbers.values() | self.schedules.values(self.optimizers)
+        rates |= {f"schedule/{name}": value for name, value in driven.items()}
         times = {"time/images_per_second": rate, "time/data_wait_share": self._waited / max(now - then, 1e-9)}
         self.state.waiting_seconds += self._waited
         self._waited = 0.0

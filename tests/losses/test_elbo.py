@@ -8,6 +8,7 @@ from torch import distributions
 
 from genimg.losses.elbo import ELBO, Bound, ImportanceWeighted, Inference, gaussian_kl, gaussian_log_density, importance_bound
 from genimg.losses.likelihoods import Bernoulli, DiscretisedLogisticMixture, Gaussian, GaussianPerPixel
+from genimg.schedules import ScheduledNumbers
 
 NUM_DIMENSIONS = 72
 BERNOULLI = Bernoulli(binarisation="none")
@@ -154,7 +155,7 @@ def test_the_importance_bound_grows_with_the_samples_and_stays_below_the_likelih
 def test_elbo_is_the_mean_over_images_and_samples_of_sums_over_pixels_and_latents(likelihood, kl_weight, num_samples):
     found = inference(num_samples=num_samples, dims=(7, 3))
     likelihood = LIKELIHOODS[likelihood]
-    loss, parts = elbo(likelihood, num_samples=num_samples, kl_weight=kl_weight)(found, 0)
+    loss, parts = elbo(likelihood, num_samples=num_samples, kl_weight=kl_weight)(found)
     reconstruction = found.negative_log_likelihood.sum().item() / (5 * num_samples)
     kl = sum(layer.sum().item() for layer in found.kl) / (5 * num_samples)
     assert loss.shape == ()
@@ -173,7 +174,7 @@ def test_elbo_is_the_mean_over_images_and_samples_of_sums_over_pixels_and_latent
 
 def test_the_parts_of_bits_per_dimension_sum_to_the_whole():
     for likelihood in LIKELIHOODS.values():
-        _, parts = elbo(likelihood)(inference(), 0)
+        _, parts = elbo(likelihood)(inference())
         whole = parts["reconstruction_bits_per_dim"] + parts["kl_bits_per_dim"]
         assert whole.item() == pytest.approx(parts["bits_per_dim"].item(), rel=1e-12)
 
@@ -185,7 +186,7 @@ def test_elbo_does_not_depend_on_how_often_the_batch_is_repeated():
         found.log_ratio.repeat(3, 1), NUM_DIMENSIONS,
     )  # fmt: skip
     for bound in (elbo(), elbo(free_bits=0.5), elbo(capacity=3.0), ImportanceWeighted(likelihood=BERNOULLI, num_samples=1)):
-        assert bound(thrice, 0)[0].item() == pytest.approx(bound(found, 0)[0].item(), rel=1e-12)
+        assert bound(thrice)[0].item() == pytest.approx(bound(found)[0].item(), rel=1e-12)
 
 
 def of_moments(mean: torch.Tensor, log_variance: torch.Tensor) -> Inference:
@@ -195,7 +196,7 @@ def of_moments(mean: torch.Tensor, log_variance: torch.Tensor) -> Inference:
 
 def test_the_kl_weight_scales_the_gradient_of_the_kl_alone(moments):
     mean, log_variance = (moment.clone().requires_grad_() for moment in moments)
-    loss, _ = elbo(kl_weight=3.0)(of_moments(mean, log_variance), 0)
+    loss, _ = elbo(kl_weight=3.0)(of_moments(mean, log_variance))
     gradients = torch.autograd.grad(loss, (mean, log_variance))
     assert torch.allclose(gradients[0], 3.0 * mean / 5, rtol=1e-12, atol=0)
     assert torch.allclose(gradients[1], 3.0 * 0.5 * (log_variance.exp() - 1) / 5, rtol=1e-12, atol=1e-15)
@@ -203,7 +204,9 @@ def test_the_kl_weight_scales_the_gradient_of_the_kl_alone(moments):
 
 @pytest.mark.parametrize(("images_seen", "share"), [(0, 0.0), (500, 0.5), (999, 0.999), (1000, 1.0), (10**9, 1.0)])
 def test_the_weight_grows_linearly_while_it_warms_up(images_seen, share):
-    loss, parts = elbo(kl_weight=4.0, warm_up=1000)(inference(), images_seen)
+    bound = elbo(kl_weight=4.0, warm_up=1000)
+    ScheduledNumbers(bound).advance(images_seen, 10)
+    loss, parts = bound(inference())
     expected = parts["reconstruction_nats"] + share * 4.0 * parts["kl_nats"]
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
     assert parts["elbo_nats"].item() == -(parts["reconstruction_nats"] + parts["kl_nats"]).item()
@@ -213,19 +216,21 @@ def test_the_weight_grows_linearly_while_it_warms_up(images_seen, share):
 @pytest.mark.parametrize("size", [0.1, 10.0])
 def test_the_kl_is_held_at_a_capacity_that_grows(images_seen, capacity, size):
     found = inference(kl=[torch.full((5, 1, 7), size, dtype=torch.float64)])
-    loss, parts = elbo(kl_weight=1000.0, capacity=25.0, capacity_growth=1000)(found, images_seen)
+    bound = elbo(kl_weight=1000.0, capacity=25.0, capacity_growth=1000)
+    ScheduledNumbers(bound).advance(images_seen, 10)
+    loss, parts = bound(found)
     assert loss.item() == pytest.approx(parts["reconstruction_nats"].item() + 1000 * abs(7 * size - capacity), rel=1e-12)
 
 
 def test_a_capacity_holds_the_batches_mean_and_not_every_images():
     kl = torch.tensor([1.0, 9.0], dtype=torch.float64).view(2, 1, 1)
     found = Inference(torch.zeros(2, 1, dtype=torch.float64), [kl], kl[..., 0], NUM_DIMENSIONS)
-    assert elbo(capacity=5.0)(found, 0)[0].item() == 0
+    assert elbo(capacity=5.0)(found)[0].item() == 0
 
 
 def test_free_bits_hold_every_dimensions_mean_at_their_floor():
     found = inference(num_samples=2, dims=(7, 3))
-    loss, parts = elbo(free_bits=0.8, kl_weight=2.0, num_samples=2)(found, 0)
+    loss, parts = elbo(free_bits=0.8, kl_weight=2.0, num_samples=2)(found)
     held = [max(0.8, layer[:, :, i].mean().item()) for layer in found.kl for i in range(layer.shape[2])]
     assert min(held) == 0.8 < max(held)
     assert loss.item() == pytest.approx(parts["reconstruction_nats"].item() + 2.0 * sum(held), rel=1e-12)
@@ -239,7 +244,7 @@ def test_below_their_floor_dimensions_have_no_gradient_and_above_it_the_usual_on
     gradients = []
     for free_bits in (0.1, 0.0):
         leaves = mean.clone().requires_grad_(), log_variance.clone().requires_grad_()
-        loss, _ = elbo(free_bits=free_bits)(of_moments(*leaves), 0)
+        loss, _ = elbo(free_bits=free_bits)(of_moments(*leaves))
         gradients.append(torch.autograd.grad(loss, leaves))
     for held, free in zip(*gradients, strict=True):
         assert (held[:, :3] == 0).all()
@@ -249,19 +254,19 @@ def test_below_their_floor_dimensions_have_no_gradient_and_above_it_the_usual_on
 
 def test_free_bits_of_a_posterior_that_has_collapsed_cost_their_floor_and_no_more():
     found = of_moments(torch.zeros(4, 7, dtype=torch.float64), torch.zeros(4, 7, dtype=torch.float64))
-    loss, parts = elbo(free_bits=0.25)(found, 0)
+    loss, parts = elbo(free_bits=0.25)(found)
     assert loss.item() == 7 * 0.25
     assert parts["kl_nats"].item() == 0
 
 
 def test_the_importance_weighted_loss_is_the_negated_bound():
     found = inference(num_samples=3)
-    loss, parts = ImportanceWeighted(likelihood=BERNOULLI, num_samples=3)(found, 0)
+    loss, parts = ImportanceWeighted(likelihood=BERNOULLI, num_samples=3)(found)
     log_weights = (-found.negative_log_likelihood - found.log_ratio).numpy()
     expected = np.log(np.exp(log_weights).mean(axis=1)).mean()
     assert loss.item() == pytest.approx(-expected, rel=1e-12)
     assert parts["iw3_elbo_nats"].item() == pytest.approx(expected, rel=1e-12)
-    assert parts["elbo_nats"].item() == pytest.approx(elbo()(found, 0)[1]["elbo_nats"].item(), rel=1e-12)
+    assert parts["elbo_nats"].item() == pytest.approx(elbo()(found)[1]["elbo_nats"].item(), rel=1e-12)
 
 
 def test_with_one_sample_the_importance_weighted_loss_is_the_elbo_on_average():
@@ -269,10 +274,10 @@ def test_with_one_sample_the_importance_weighted_loss_is_the_elbo_on_average():
     differences = []
     for seed in range(400):
         found = model.infer(1, seed)
-        loss, parts = bound(found, 0)
+        loss, parts = bound(found)
         assert loss.item() == pytest.approx((found.negative_log_likelihood + found.log_ratio).mean().item(), rel=1e-12)
         assert parts["iw1_elbo_nats"].item() == -loss.item()
-        differences.append(loss.item() - elbo()(found, 0)[0].item())
+        differences.append(loss.item() - elbo()(found)[0].item())
     assert np.std(differences) > 0.1  # the KL is estimated from the sample
     assert abs(np.mean(differences)) < 5 * np.std(differences) / 400**0.5
 
@@ -284,7 +289,7 @@ BOUNDS = [elbo(), elbo(free_bits=0.5), elbo(capacity=1.0), ImportanceWeighted(li
 def test_what_is_logged_has_no_gradient(bound):
     found = inference(num_samples=2)
     found.negative_log_likelihood.requires_grad_()
-    loss, parts = bound(found, 0)
+    loss, parts = bound(found)
     assert loss.requires_grad
     assert all(value.shape == () for value in parts.values())
     for name in ("elbo_nats", "bits_per_dim", "reconstruction_bits_per_dim", "kl_bits_per_dim"):

@@ -26,6 +26,8 @@ from genimg.losses.penalties import (
     randomly_moved,
     squared_gradient_norms,
 )
+from genimg.schedules import Linear as LinearSchedule
+from genimg.schedules import ScheduledNumbers
 
 SHAPE = (2, 3, 4)  # C, H, W: three different numbers
 
@@ -85,7 +87,7 @@ def dragan(**changes) -> DRAGAN:
 
 
 def consistency(**changes) -> Consistency:
-    return Consistency(**{"real_weight": 10.0, "fake_weight": 4.0, "max_shift": 1, "interval": 1} | changes)
+    return Consistency(**{"real_weight": 10.0, "fake_weight": 4.0, "max_shift_share": 0.25, "interval": 1} | changes)
 
 
 def latent_consistency(**changes) -> LatentConsistency:
@@ -93,11 +95,15 @@ def latent_consistency(**changes) -> LatentConsistency:
 
 
 def lecam(**changes) -> LeCam:
-    return LeCam(**{"weight": 0.3, "decay": 0.75, "interval": 1} | changes)
+    return LeCam(**{"weight": 0.3, "decay": 0.75, "start": 0, "interval": 1} | changes)
 
 
 def latent_diversity(**changes) -> LatentDiversity:
     return LatentDiversity(**{"weight": 0.5, "noise": 0.07, "interval": 1} | changes)
+
+
+def ramp(start: float, end: float) -> LinearSchedule:
+    return LinearSchedule(start=start, end=end, duration=100)
 
 
 def squared_norm(values: torch.Tensor) -> float:
@@ -174,18 +180,29 @@ def test_where_real_and_generated_images_agree_the_gradient_penalty_looks_at_the
     assert value.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_dragan_looks_around_real_images_by_half_the_batchs_deviation():
+def test_dragan_looks_between_real_images_and_copies_perturbed_by_half_the_batchs_deviation():
     real = images(5, 400) * 3.0 + 2.0
     judge = Quadratic(WEIGHT)
     torch.manual_seed(0)
     value = dragan()(sides(judge, real, images(6, 400)))
     (points,) = judge.points
-    noise = (points - real).double().numpy() / (0.5 * np.std(real.double().numpy(), ddof=1))
-    assert stats.kstest(noise.ravel(), stats.uniform.cdf).pvalue > 0.01  # 9,600 numbers, one for each value of an image
-    assert noise.min() == pytest.approx(0, abs=1e-3)
-    assert noise.max() == pytest.approx(1, abs=1e-3)
+    torch.manual_seed(0)
+    noise, alpha = torch.rand_like(real).double(), torch.rand(400, 1, 1, 1).double()  # one number for each image
+    expected = real.double() + alpha * 0.5 * np.std(real.double().numpy(), ddof=1) * noise
+    assert torch.allclose(points.double(), expected, rtol=0, atol=1e-5)
     expected = 10.0 * np.mean([(math.sqrt(squared_norm(WEIGHT * point)) - 1.0) ** 2 for point in points])
     assert value.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_dragans_points_are_as_far_as_a_uniform_number_of_each_image():
+    real = images(5, 4000)
+    judge = Linear(WEIGHT)
+    torch.manual_seed(0)
+    dragan()(sides(judge, real, real))
+    noise = (judge.points[0] - real).double().numpy() / (0.5 * np.std(real.double().numpy(), ddof=1))
+    # The largest of 24 uniform numbers is u^(1/24); times an independent uniform number its density is 24/23 (1 - y^23).
+    furthest = noise.reshape(4000, -1).max(axis=1)
+    assert stats.kstest(furthest, lambda y: 24 / 23 * (y - y**24 / 24)).pvalue > 0.01
 
 
 def test_every_images_gradient_is_its_own():
@@ -216,11 +233,20 @@ def test_a_given_gamma_does_not_depend_on_the_size():
     assert [value.item() for value in values] == pytest.approx([NORM**2] * 4, rel=1e-5)
 
 
+def test_a_schedule_drives_gamma():
+    penalty = r1(gamma=ramp(0.0, 8.0))
+    numbers = ScheduledNumbers(penalty)
+    for count, gamma in ((0, 0.0), (25, 2.0), (100, 8.0), (500, 8.0)):
+        numbers.advance(count, 10)
+        assert numbers.values() == {"gamma": gamma}
+        assert penalty(sides(Linear(WEIGHT), REAL, FAKE)).item() == pytest.approx(gamma / 2 * NORM**2, rel=1e-5)
+
+
 # Consistency.
 
 
-def darker(judged: torch.Tensor, max_shift: int) -> torch.Tensor:
-    return 0.5 * judged + max_shift
+def darker(judged: torch.Tensor, max_shift_share: float) -> torch.Tensor:
+    return 0.5 * judged + 4 * max_shift_share
 
 
 @pytest.mark.parametrize("fake_weight", [4.0, 0.0])
@@ -228,7 +254,7 @@ def test_consistency_under_a_known_transformation(monkeypatch, fake_weight):
     monkeypatch.setattr(penalties, "randomly_moved", darker)
     judge = Linear(WEIGHT)
     through = sides(lambda _: pytest.fail("consistency is without the augmentation"), REAL, FAKE, plain=judge)
-    value = consistency(fake_weight=fake_weight, max_shift=2)(through)
+    value = consistency(fake_weight=fake_weight, max_shift_share=0.5)(through)
 
     def difference(group: torch.Tensor) -> float:
         """<w, x> - <w, x/2 + 2>."""
@@ -256,7 +282,7 @@ def test_consistency_judges_images_and_their_moved_copies():
     assert torch.equal(fake, FAKE)
     for original, moved in ((real, moved_real), (fake, moved_fake)):
         assert all(
-            any(torch.equal(one, each) for each in candidates(image, 1).values())
+            any(torch.equal(one, each) for each in candidates(image, 1, 1).values())  # a quarter of 3 and of 4 pixels, rounded
             for image, one in zip(original, moved, strict=True)
         )
     with torch.no_grad():
@@ -266,41 +292,51 @@ def test_consistency_judges_images_and_their_moved_copies():
     assert value.item() == pytest.approx(10.0 * differences[0] + 4.0 * differences[1], rel=1e-5)
 
 
-def candidates(image: torch.Tensor, max_shift: int) -> dict[tuple[bool, int, int], torch.Tensor]:
+def candidates(image: torch.Tensor, tall: int, wide: int) -> dict[tuple[bool, int, int], torch.Tensor]:
     """All that can become of an image [C, H, W], cut out of it as numpy reflects its borders."""
     found = {}
     _, height, width = image.shape
     for mirrored in (False, True):
         start = image.numpy()[:, :, ::-1] if mirrored else image.numpy()
-        padded = np.pad(start, ((0, 0), (max_shift, max_shift), (max_shift, max_shift)), mode="reflect")
-        for down, right in product(range(-max_shift, max_shift + 1), repeat=2):
-            top, left = max_shift + down, max_shift + right
+        padded = np.pad(start, ((0, 0), (tall, tall), (wide, wide)), mode="reflect")
+        for down, right in product(range(-tall, tall + 1), range(-wide, wide + 1)):
+            top, left = tall + down, wide + right
             found[mirrored, down, right] = torch.tensor(padded[:, top : top + height, left : left + width].copy())
     return found
 
 
-@pytest.mark.parametrize("max_shift", [0, 1, 2])
-def test_moved_images_against_a_loop_with_the_same_random_numbers(max_shift):
-    originals = images(8, 20)
+@pytest.mark.parametrize(("share", "tall", "wide"), [(0.0, 0, 0), (0.25, 1, 1), (0.34, 1, 1), (0.4, 1, 2), (0.5, 2, 2)])
+def test_moved_images_against_a_loop_with_the_same_random_numbers(share, tall, wide):
+    originals = images(8, 20)  # 3 x 4 pixels
     kept = originals.clone()
     torch.manual_seed(3)
-    moved = randomly_moved(originals, max_shift)
+    moved = randomly_moved(originals, share)
     torch.manual_seed(3)
     flip = torch.rand(20) < 0.5
-    down, right = torch.randint(-max_shift, max_shift + 1, (2, 20))
+    down, right = (torch.randint(-most, most + 1, (20,)) for most in (tall, wide))
     expected = [
-        candidates(image, max_shift)[bool(flip[index]), int(down[index]), int(right[index])]
+        candidates(image, tall, wide)[bool(flip[index]), int(down[index]), int(right[index])]
         for index, image in enumerate(originals)
     ]
     assert torch.equal(moved, torch.stack(expected))
     assert torch.equal(originals, kept)
 
 
+@pytest.mark.parametrize(("side", "pixels"), [(28, 4), (32, 4), (64, 8), (128, 16), (256, 32)])
+def test_an_eighth_of_the_side_is_as_far_as_images_move(side, pixels):
+    """4 pixels at 32, as in CR and DiffAugment."""
+    ramp = torch.arange(float(side)).view(1, 1, 1, side).expand(3000, 1, side, side)
+    torch.manual_seed(0)
+    middle = randomly_moved(ramp, 0.125)[:, 0, 0, side // 2]
+    shift = torch.minimum((middle - side // 2).abs(), (middle - (side - 1 - side // 2)).abs())
+    assert shift.max().item() == pixels
+
+
 def test_every_mirroring_and_shift_is_equally_frequent():
     image = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(9))  # so large that all 50 differ
     torch.manual_seed(0)
-    moved = randomly_moved(image.expand(5000, -1, -1, -1), 2).flatten(1)
-    counts = [(moved == each.flatten()).all(dim=1).sum().item() for each in candidates(image, 2).values()]
+    moved = randomly_moved(image.expand(5000, -1, -1, -1), 0.35).flatten(1)
+    counts = [(moved == each.flatten()).all(dim=1).sum().item() for each in candidates(image, 2, 2).values()]
     assert len(counts) == 50
     assert sum(counts) == 5000  # each of them is exactly one of the candidates
     assert stats.chisquare(counts).pvalue > 0.01
@@ -342,8 +378,8 @@ def lecam_by_hand(real: list[float], fake: list[float], averages: tuple[float, f
     """Value and new averages, in Python's own numbers."""
     average_real = decay * averages[0] + (1 - decay) * sum(real) / len(real)
     average_fake = decay * averages[1] + (1 - decay) * sum(fake) / len(fake)
-    on_real = sum((logit - average_fake) ** 2 for logit in real) / len(real)
-    on_fake = sum((logit - average_real) ** 2 for logit in fake) / len(fake)
+    on_real = sum(max(logit - average_fake, 0.0) ** 2 for logit in real) / len(real)
+    on_fake = sum(max(average_real - logit, 0.0) ** 2 for logit in fake) / len(fake)
     return 0.3 * (on_real + on_fake), (average_real, average_fake)
 
 
@@ -375,6 +411,32 @@ def test_a_discriminator_at_the_other_sides_average_is_not_penalised():
     assert opposed.item() == pytest.approx(0.3 * (2.0**2 + 2.0**2), rel=1e-6)
 
 
+def test_only_logits_on_their_own_side_of_the_other_average_are_penalised():
+    """As in the authors' code; the paper's equation 6 has no maximum."""
+    penalty = lecam(decay=0.0)
+    level = {"real": torch.tensor([3.0, -1.0]), "fake": torch.tensor([2.0, -4.0])}  # means 1 and -1
+    judge = lambda group: group.mean(dim=(1, 2, 3))  # noqa: E731
+    real, fake = (level[side].view(2, 1, 1, 1).expand(2, *SHAPE) for side in ("real", "fake"))
+    # Real: 3 lies 4 above -1 and -1 not above it. Fake: -4 lies 5 below 1 and 2 not below it.
+    assert penalty(sides(judge, real, fake)).item() == pytest.approx(0.3 * (4.0**2 / 2 + 5.0**2 / 2), rel=1e-6)
+
+
+def test_lecam_starts_with_the_averages_of_the_last_batch():
+    judge, penalty = Linear(WEIGHT), lecam(start=30)
+    numbers = ScheduledNumbers(penalty)
+    for step in range(5):
+        numbers.advance(10 * step, 10)
+        real, fake = images(20 + step, 4) + 1.0, images(30 + step, 5) - 1.0
+        value = penalty(sides(judge, real, fake))
+        if step < 3:
+            averages = (np.mean(logits_of(real)), np.mean(logits_of(fake)))
+            expected = 0.0
+        else:
+            expected, averages = lecam_by_hand(logits_of(real), logits_of(fake), averages)
+        assert value.item() == pytest.approx(expected, rel=1e-4)
+        assert (penalty.average_real.item(), penalty.average_fake.item()) == pytest.approx(averages, rel=1e-4)
+
+
 def test_lecam_of_several_microbatches_has_the_gradient_of_the_averages_that_each_one_met():
     judge, penalty, averages = Linear(WEIGHT), lecam(), (0.0, 0.0)
     values, by_hand = [], []
@@ -384,11 +446,12 @@ def test_lecam_of_several_microbatches_has_the_gradient_of_the_averages_that_eac
         _, averages = lecam_by_hand(logits_of(real), logits_of(fake), averages)
         by_hand.append((real, fake, averages))
     torch.stack(values).sum().backward()
-    expected = torch.zeros_like(WEIGHT)  # of 0.3 mean (D(x) - a)^2: 0.6 mean (D(x) - a) x
+    expected = torch.zeros_like(WEIGHT)  # of 0.3 mean max(0, +-(D(x) - a))^2: 0.6 mean (D(x) - a) x where it is not 0
     for real, fake, (average_real, average_fake) in by_hand:
-        for group, average in ((real, average_fake), (fake, average_real)):
+        for group, average, sign in ((real, average_fake, 1), (fake, average_real, -1)):
             for image, logit in zip(group, logits_of(group), strict=True):
-                expected += 0.6 * (logit - average) * image / len(group)
+                if sign * (logit - average) > 0:
+                    expected += 0.6 * (logit - average) * image / len(group)
     assert torch.allclose(judge.weight.grad, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -602,8 +665,13 @@ def test_what_has_no_effect_or_the_opposite_one_is_refused(make, name, value):
     [
         (lambda: r1(gamma="automatic"), r"penalty\.r1\.gamma=automatic must be auto or a number"),
         (lambda: r2(gamma="1.0"), r"penalty\.r2\.gamma=1\.0 must be auto or a number"),
-        (lambda: consistency(fake_weight=-1.0), r"fake_weight=-1\.0 and max_shift=1 must be 0 or more"),
-        (lambda: consistency(max_shift=-3), r"fake_weight=4\.0 and max_shift=-3 must be 0 or more"),
+        (lambda: consistency(fake_weight=-1.0), r"penalty\.consistency\.fake_weight=-1\.0 must be 0 or more"),
+        (lambda: consistency(max_shift_share=-3), r"penalty\.consistency\.max_shift_share=-3 is a share"),
+        (lambda: consistency(max_shift_share=4), r"penalty\.consistency\.max_shift_share=4 is a share"),
+        (lambda: randomly_moved(REAL, 0.9), r"penalty\.consistency\.max_shift_share=0\.9"),
+        (lambda: r1(reuse_forward=True, interval=16), r"penalty\.r1\.reuse_forward=true has no effect"),
+        (lambda: r2(reuse_forward=True, interval=2), r"penalty\.r2\.reuse_forward=true has no effect"),
+        (lambda: r1(gamma=ramp(-1.0, 1.0)), r"penalty\.r1\.gamma=-1\.0 to 1\.0 must be above 0"),
         (lambda: lecam(decay=1.0), r"penalty\.lecam\.decay=1\.0 must be at least 0 and below 1"),
         (lambda: lecam(decay=-0.1), r"penalty\.lecam\.decay=-0\.1 must be at least 0 and below 1"),
     ],

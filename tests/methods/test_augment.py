@@ -13,9 +13,10 @@ from torch.autograd import gradcheck, gradgradcheck
 from genimg.build import Builder
 from genimg.methods import augment
 from genimg.methods import augment_operations as operations
-from genimg.methods.augment import AdaptiveAugment, DiffAugment, FixedAugment, NoAugment, Pipeline, Ramp
+from genimg.methods.augment import AdaptiveAugment, DiffAugment, FixedAugment, NoAugment, Pipeline
 from genimg.methods.augment_operations import SYM6
 from genimg.paths import config_dir
+from genimg.schedules import Linear, ScheduledNumbers
 
 ALL = {"blit": 1.0, "geometric": 1.0, "color": 1.0, "cutout": 1.0}
 BGC = {"blit": 1.0, "geometric": 1.0, "color": 1.0}
@@ -550,19 +551,11 @@ def test_metrics_do_not_change_after_they_were_taken():
 # The schedule
 
 
-@pytest.mark.parametrize(
-    ("shape", "images", "expected"),
-    [
-        ("linear", 0, 0.1), ("linear", 250, 0.25), ("linear", 500, 0.4), ("linear", 1000, 0.7), ("linear", 5000, 0.7),
-        ("cosine", 0, 0.1), ("cosine", 250, 0.1 + 0.6 * (1 - math.sqrt(0.5)) / 2), ("cosine", 500, 0.4),
-        ("cosine", 1000, 0.7), ("cosine", 5000, 0.7),
-    ],
-)  # fmt: skip
-def test_a_ramp_follows_its_shape(shape, images, expected):
-    ramp = Ramp(start=0.1, end=0.7, duration=1000, shape=shape)
-    assert ramp.at(images) == pytest.approx(expected, abs=1e-12)
-    module = FixedAugment(groups=ALL, p=ramp)
-    assert module.metrics()["augment/p"].item() == pytest.approx(0.1)
+@pytest.mark.parametrize(("images", "expected"), [(0, 0.0), (250, 0.15), (1000, 0.6), (5000, 0.6)])
+def test_a_schedule_drives_the_probability(images, expected):
+    module = FixedAugment(groups=ALL, p=Linear(start=0.0, end=0.6, duration=1000))
+    assert module.metrics()["augment/p"].item() == 0.0
+    ScheduledNumbers(module).advance(images, 10)
     module.begin(images, 10)
     assert module.metrics()["augment/p"].item() == pytest.approx(expected)
     assert module.state_dict() == {}
@@ -601,13 +594,10 @@ def test_a_fixed_probability_stays():
         (lambda: adaptive(target=-0.1), "augment.target=-0.1 must be 0 or more"),
         (lambda: FixedAugment(groups=ALL, p=0.0), "augment.p=0.0 must be above 0 and at most 1; .* choose augment=none"),
         (lambda: FixedAugment(groups=ALL, p=1.1), "augment.p=1.1 must be above 0 and at most 1"),
-        (lambda: Ramp(start=0.0, end=1.0, duration=9, shape="round"), "augment.p.shape=round is unknown: choose linear or cos"),
         (
-            lambda: Ramp(start=0.0, end=0.5, duration=0, shape="linear"),
-            "augment.p.duration=0 images must be .* write augment.p=0.5",
+            lambda: FixedAugment(groups=ALL, p=Linear(start=0.0, end=1.5, duration=9)),
+            "augment.p=0.0 to 1.5 must be above 0 and at most 1",
         ),
-        (lambda: Ramp(start=0.0, end=1.5, duration=9, shape="linear"), "augment.p.start=0.0 and augment.p.end=1.5 are prob"),
-        (lambda: Ramp(start=0.5, end=0.5, duration=9, shape="linear"), "are both 0.5: for a fixed p write augment.p=0.5"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make, message):
@@ -633,4 +623,8 @@ def test_the_files_build(name, kind):
     if kind is AdaptiveAugment:
         assert (module.speed, module.p.item()) == (500_032, 0.0)  # whole batches of 64
     if kind is FixedAugment:
-        assert [module.ramp.at(images) for images in (0, 10_000_000, 20_000_000)] == pytest.approx([0, 0.275, 0.55])
+        numbers, found = ScheduledNumbers(module), []
+        for images in (0, 10_000_000, 20_000_000):
+            numbers.advance(images, 64)
+            found.append(module.probability)
+        assert found == pytest.approx([0, 0.275, 0.55], abs=1e-5)  # 20M images are whole batches

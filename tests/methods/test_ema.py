@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from genimg.methods.ema import EMA
+from genimg.schedules import Linear, ScheduledNumbers
 
 
 def weight(value: float) -> nn.Module:
@@ -13,25 +14,25 @@ def weight(value: float) -> nn.Module:
 
 
 def test_after_half_life_images_the_old_weight_has_the_factor_one_half():
-    ema = EMA(weight(1.0), half_life=1000, ramp_up=1e9)
-    for step in range(1, 11):
-        ema.update(weight(0.0), images=100 * step, batch_size=100)
+    ema = EMA(weight(1.0), half_life=1000, ramp_up=None)
+    for _ in range(10):
+        ema.update(weight(0.0), batch_size=100)
     assert ema.network.weight.item() == pytest.approx(0.5, rel=1e-12)
 
 
 @pytest.mark.parametrize("batch_size", [1, 50, 200, 500, 1000])
 def test_the_average_means_the_same_at_any_batch_size(batch_size):
-    ema = EMA(weight(1.0), half_life=300, ramp_up=1e9)
-    for step in range(1, 1000 // batch_size + 1):
-        ema.update(weight(0.0), images=step * batch_size, batch_size=batch_size)
+    ema = EMA(weight(1.0), half_life=300, ramp_up=None)
+    for _ in range(1000 // batch_size):
+        ema.update(weight(0.0), batch_size=batch_size)
     assert ema.network.weight.item() == pytest.approx(0.5 ** (1000 / 300), rel=1e-10)
 
 
 def test_a_changing_weight_is_averaged_as_by_hand():
-    ema = EMA(weight(2.0), half_life=20, ramp_up=1e9)
+    ema = EMA(weight(2.0), half_life=20, ramp_up=None)
     expected = 2.0
-    for step, value in enumerate([3.0, -1.0, 5.0], start=1):
-        ema.update(weight(value), images=10 * step, batch_size=10)
+    for value in (3.0, -1.0, 5.0):
+        ema.update(weight(value), batch_size=10)
         expected = 0.5**0.5 * expected + (1 - 0.5**0.5) * value
     assert ema.network.weight.item() == pytest.approx(expected, rel=1e-12)
 
@@ -46,22 +47,34 @@ def test_a_changing_weight_is_averaged_as_by_hand():
     ],
 )
 def test_early_in_training_the_half_life_is_a_fraction_of_the_images_seen(images, expected):
-    assert EMA(weight(0.0), half_life=1000, ramp_up=0.05).decay(images, 64) == pytest.approx(expected, rel=1e-12)
+    ema = EMA(weight(0.0), half_life=1000, ramp_up=0.05)
+    ScheduledNumbers(ema).advance(images - 64, 64)
+    assert ema.decay(64) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_schedule_drives_the_half_life_and_the_fraction_limits_it():
+    schedule = Linear(start=0.0, end=1000.0, duration=10_000)
+    free, limited = (EMA(weight(0.0), half_life=schedule, ramp_up=ramp_up) for ramp_up in (None, 0.05))
+    assert free.decay(64) == 0.0  # a half-life of 0: the average is the network itself
+    for ema, expected in ((free, 500.0), (limited, 0.05 * 5064)):
+        ScheduledNumbers(ema).advance(5000, 64)
+        assert ema.decay(64) == pytest.approx(0.5 ** (64 / expected), rel=1e-12)
 
 
 def test_the_first_step_all_but_forgets_the_initial_weights():
     ema = EMA(weight(1.0), half_life=10_000, ramp_up=0.05)
-    ema.update(weight(0.0), images=64, batch_size=64)
+    ScheduledNumbers(ema).advance(0, 64)
+    ema.update(weight(0.0), batch_size=64)
     assert abs(ema.network.weight.item()) < 1e-5  # 2^-20
 
 
 def test_floating_buffers_are_averaged_and_counters_are_copied():
     network = nn.BatchNorm1d(2)
-    ema = EMA(network, half_life=10, ramp_up=1e9)
+    ema = EMA(network, half_life=10, ramp_up=None)
     network.running_mean.fill_(4.0)
     network.running_var.fill_(3.0)
     network.num_batches_tracked.fill_(17)
-    ema.update(network, images=10, batch_size=10)
+    ema.update(network, batch_size=10)
     assert ema.network.running_mean.tolist() == pytest.approx([2.0, 2.0], rel=1e-6)
     assert ema.network.running_var.tolist() == pytest.approx([2.0, 2.0], rel=1e-6)
     assert ema.network.num_batches_tracked.item() == 17
@@ -69,18 +82,18 @@ def test_floating_buffers_are_averaged_and_counters_are_copied():
 
 def test_the_average_is_a_copy_that_no_gradient_reaches():
     network = weight(1.0)
-    ema = EMA(network, half_life=10, ramp_up=1.0)
+    ema = EMA(network, half_life=10, ramp_up=None)
     with torch.no_grad():
         network.weight.fill_(9.0)
     assert ema.network.weight.item() == 1.0
-    ema.update(network, images=10, batch_size=10)
+    ema.update(network, batch_size=10)
     assert not any(parameter.requires_grad for parameter in ema.parameters())
     assert network.weight.requires_grad
     assert network.weight.item() == 9.0
 
 
 def test_the_average_stays_in_evaluation_mode():
-    ema = EMA(nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()), half_life=10, ramp_up=1.0)
+    ema = EMA(nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()), half_life=10, ramp_up=None)
     holder = nn.ModuleList([ema])
     holder.train()
     assert not any(module.training for module in ema.modules())
@@ -91,17 +104,17 @@ def test_the_average_stays_in_evaluation_mode():
 
 def test_the_network_that_is_followed_keeps_its_mode():
     network = nn.BatchNorm1d(2).train()
-    EMA(network, half_life=10, ramp_up=1.0)
+    EMA(network, half_life=10, ramp_up=None)
     assert network.training
 
 
 def test_the_state_is_in_the_state_dict():
-    one, other = (EMA(weight(value), half_life=10, ramp_up=1.0) for value in (1.0, 2.0))
+    one, other = (EMA(weight(value), half_life=10, ramp_up=None) for value in (1.0, 2.0))
     other.load_state_dict(one.state_dict())
     assert other.network.weight.item() == 1.0
 
 
-@pytest.mark.parametrize(("half_life", "ramp_up"), [(0, 1.0), (-5, 1.0), (10, 0.0), (10, -1.0)])
+@pytest.mark.parametrize(("half_life", "ramp_up"), [(0, 1.0), (-5, None), (10, 0.0), (10, -1.0)])
 def test_settings_that_are_not_above_zero_are_refused(half_life, ramp_up):
     with pytest.raises(ValueError, match=f"half_life and ramp_up above 0, but they are {half_life} images and {ramp_up}"):
         EMA(weight(0.0), half_life=half_life, ramp_up=ramp_up)
@@ -110,7 +123,7 @@ def test_settings_that_are_not_above_zero_are_refused(half_life, ramp_up):
 def test_standing_statistics_are_the_means_of_the_batches_that_are_given():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
-    ema = EMA(network, half_life=100, ramp_up=1.0)
+    ema = EMA(network, half_life=100, ramp_up=None)
     batches = [torch.randn(8, 2, 4, 4) for _ in range(5)]
     momentum = ema.network[1].momentum
     ema.take_standing_statistics((batch,) for batch in batches)
@@ -131,7 +144,7 @@ def test_buffers_other_than_batch_norms_are_copied():
             self.register_buffer("direction", torch.ones(2))
 
     network = Counting()
-    ema = EMA(network, half_life=100, ramp_up=1.0)
+    ema = EMA(network, half_life=100, ramp_up=None)
     network.direction.fill_(5.0)
-    ema.update(network, 100, 1)
+    ema.update(network, 1)
     assert ema.network.direction.tolist() == [5.0, 5.0]

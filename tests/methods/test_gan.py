@@ -15,13 +15,14 @@ from genimg.losses.adversarial import (
     relativistic_discriminator_loss,
     relativistic_generator_loss,
 )
-from genimg.losses.penalties import R1, DiscriminatorPenalty, GeneratorPenalty, WeightClipping
+from genimg.losses.penalties import R1, R2, DiscriminatorPenalty, GeneratorPenalty, WeightClipping
 from genimg.methods.augment import AdaptiveAugment, NoAugment
 from genimg.methods.gan import GAN
 from genimg.networks.layers import ConditionalBatchNorm2d
+from genimg.schedules import ScheduledNumbers
 
 
-def build(*, half_life: int = 1000, ramp_up: float = 1e9, **changes: Any) -> GAN:
+def build(*, half_life: int = 1000, ramp_up: float | None = None, **changes: Any) -> GAN:
     return tiny.gan(**(changes | {"ema_half_life": half_life, "ema_ramp_up": ramp_up}))
 
 
@@ -152,6 +153,7 @@ def test_the_average_counts_all_images_since_the_generators_last_update(generato
 def test_the_averages_ramp_counts_the_images_of_this_step():
     gan = build(half_life=10**9, ramp_up=0.5)
     before = weights(gan.generator_ema).double()
+    ScheduledNumbers(gan).advance(8, 4)
     run_step(gan, step=2)  # 8 images before, 12 after
     decay = 0.5 ** (4 / (0.5 * 12))
     expected = decay * before + (1 - decay) * weights(gan.generator).double()
@@ -451,6 +453,74 @@ def test_penalties_are_float32_under_bfloat16():
         found.append(value)
         assert value.dtype == torch.float32
     assert torch.equal(*found)
+
+
+class Counted(NoAugment):
+    """A random shift, so that another draw would show; and how often it is asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, images):
+        self.calls += 1
+        return images + 0.5 * torch.rand(len(images), 1, 1, 1)
+
+
+def of_gradients(reuse_forward: bool, interval: int = 1) -> dict[str, nn.Module]:
+    settings = {"image_size": 16, "batch_size": 4, "interval": interval, "reuse_forward": reuse_forward}
+    return {"r1": R1(gamma=2.0, **settings), "r2": R2(gamma=3.0, **settings)}
+
+
+def discriminator_gradients(gan: GAN) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Metrics and gradients of the discriminator's loss of fixed images."""
+    fake = real_images(8)[4:]
+    latent = torch.zeros(4, 5)
+    loss, metrics = gan._discriminator_loss({"image": real_images(), "fake": fake, "latent": latent})
+    gradients = torch.autograd.grad(loss, list(gan.discriminator.parameters()))
+    return metrics, torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def test_a_penalty_of_the_updates_own_forward_has_the_gradient_of_one_with_its_own():
+    results, network = [], tiny.discriminator(normalisation="layer")
+    for reuse in (False, True):
+        gan = build(discriminator=copy.deepcopy(network), penalties=of_gradients(reuse))
+        passes = []
+        gan.discriminator.features.register_forward_hook(lambda *_: passes.append(1))  # noqa: B023
+        results.append((*discriminator_gradients(gan), len(passes)))
+    (separate, one, four), (reused, other, two) = results
+    assert (four, two) == (4, 2)
+    for name in ("penalty/r1", "penalty/r2", "loss/discriminator"):
+        torch.testing.assert_close(reused[name], separate[name], rtol=1e-5, atol=1e-7)
+    assert separate["penalty/r1"] > 1e-4
+    torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
+
+
+def test_a_reused_forward_has_the_augmentation_of_the_update():
+    augment = Counted()
+    gan = build(discriminator=tiny.discriminator(normalisation="layer"), augment=augment, penalties=of_gradients(True))
+    discriminator_gradients(gan)
+    assert augment.calls == 2
+
+
+def test_a_reused_forward_is_in_the_precision_of_the_update_and_near_that_in_float32():
+    found, network = [], tiny.discriminator(normalisation="layer")
+    for reuse in (False, True):
+        gan = build(discriminator=copy.deepcopy(network), penalties=of_gradients(reuse))
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(discriminator_gradients(gan))
+    (separate, one), (reused, other) = found
+    assert reused["penalty/r1"].dtype == torch.float32
+    assert not torch.equal(reused["penalty/r1"], separate["penalty/r1"])  # not in float32
+    assert reused["penalty/r1"].item() == pytest.approx(separate["penalty/r1"].item(), rel=0.02)
+    assert torch.cosine_similarity(one, other, dim=0) > 0.999
+
+
+def test_a_reused_forward_does_not_go_through_torch_compile():
+    gan = build(discriminator=tiny.discriminator(normalisation="layer"), penalties=of_gradients(True))
+    gan.discriminator.compile(backend=lambda *_: pytest.fail("the update went through torch.compile"))
+    _, gradients = discriminator_gradients(gan)
+    assert gradients.abs().max() > 0
 
 
 def test_penalties_call_the_eager_forward_of_a_compiled_network():

@@ -251,15 +251,6 @@ def test_active_units_are_those_whose_mean_varies_by_more_than_a_hundredth():
     assert "latent/active_units" not in run_step(vae, batch={"image": image[:1]})[0]
 
 
-def test_the_bound_learns_how_far_training_is():
-    class Clock(Bound):
-        def objective(self, inference, reconstruction, kl, images_seen):
-            return reconstruction * 0 + images_seen, {}
-
-    metrics, _ = run_step(build(Clock(BERNOULLI, 1)), images=1234)
-    assert metrics["loss/total"].item() == 1234
-
-
 def test_encoder_and_likelihood_see_the_same_binarised_image():
     likelihood = Bernoulli(binarisation="dynamic")
     vae = build(likelihood=likelihood).train()

@@ -26,53 +26,53 @@ def rates_of_torch(make_scheduler, num_steps):
 
 def test_constant_is_one_everywhere():
     schedule = Constant(warmup=NO_WARMUP)
-    assert [schedule.factor(images, 64) for images in (0, 64, 10**9)] == [1.0, 1.0, 1.0]
+    assert [schedule.at(images, 64) for images in (0, 64, 10**9)] == [1.0, 1.0, 1.0]
 
 
 def test_warmup_rises_in_a_straight_line_and_its_first_step_is_not_lost():
     schedule = Constant(warmup=Images(640))
-    factors = [schedule.factor(step * 64, 64) for step in range(12)]
+    factors = [schedule.at(step * 64, 64) for step in range(12)]
     assert factors == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0], rel=1e-12)
 
 
 def test_linear_passes_through_its_points():
     schedule = Linear(duration=Images(1000), start=Images(200), final=0.1, warmup=NO_WARMUP)
     points = {0: 1.0, 199: 1.0, 200: 1.0, 400: 0.775, 600: 0.55, 1000: 0.1, 5000: 0.1}
-    assert {images: schedule.factor(images, 8) for images in points} == pytest.approx(points, rel=1e-12)
+    assert {images: schedule.at(images, 8) for images in points} == pytest.approx(points, rel=1e-12)
 
 
 def test_cosine_passes_through_its_points():
     schedule = Cosine(duration=Images(1200), final=0.0, warmup=NO_WARMUP)
     points = {0: 1.0, 200: (2.0 + math.sqrt(3.0)) / 4.0, 300: (2.0 + math.sqrt(2.0)) / 4.0, 400: 0.75, 600: 0.5, 800: 0.25}
-    assert {images: schedule.factor(images, 8) for images in points} == pytest.approx(points, rel=1e-12)
-    assert schedule.factor(1200, 8) == pytest.approx(0.0, abs=1e-15)
-    assert schedule.factor(9000, 8) == pytest.approx(0.0, abs=1e-15)
+    assert {images: schedule.at(images, 8) for images in points} == pytest.approx(points, rel=1e-12)
+    assert schedule.at(1200, 8) == pytest.approx(0.0, abs=1e-15)
+    assert schedule.at(9000, 8) == pytest.approx(0.0, abs=1e-15)
 
 
 @pytest.mark.parametrize("final", [0.0, 0.2])
 def test_cosine_equals_that_of_torch(final):
     schedule = Cosine(duration=Images(50 * 16), final=final, warmup=NO_WARMUP)
     expected = rates_of_torch(lambda optimizer: CosineAnnealingLR(optimizer, T_max=50, eta_min=final), 50)
-    assert [schedule.factor(step * 16, 16) for step in range(50)] == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert [schedule.at(step * 16, 16) for step in range(50)] == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("final", [0.0, 0.2])
 def test_linear_equals_that_of_torch(final):
     schedule = Linear(duration=Images(50 * 16), start=Images(0), final=final, warmup=NO_WARMUP)
     expected = rates_of_torch(lambda optimizer: LinearLR(optimizer, 1.0, final, total_iters=50), 60)
-    assert [schedule.factor(step * 16, 16) for step in range(60)] == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert [schedule.at(step * 16, 16) for step in range(60)] == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 def test_warmup_multiplies_the_decay():
     settings = {"duration": Images(1000), "start": Images(0), "final": 0.0}
     plain, warmed = Linear(**settings, warmup=NO_WARMUP), Linear(**settings, warmup=Images(100))
-    assert warmed.factor(40, 10) == pytest.approx(0.5 * plain.factor(40, 10), rel=1e-12)
-    assert warmed.factor(90, 10) == plain.factor(90, 10)
+    assert warmed.at(40, 10) == pytest.approx(0.5 * plain.at(40, 10), rel=1e-12)
+    assert warmed.at(90, 10) == plain.at(90, 10)
 
 
 def test_a_factor_depends_on_images_and_not_on_how_they_were_batched():
     schedule = Cosine(duration=Images(1024), final=0.0, warmup=NO_WARMUP)
-    assert schedule.factor(512, 4) == schedule.factor(512, 128) == pytest.approx(0.5, rel=1e-12)
+    assert schedule.at(512, 4) == schedule.at(512, 128) == pytest.approx(0.5, rel=1e-12)
 
 
 @pytest.mark.parametrize("start", [1000, 1001])

@@ -1,0 +1,236 @@
+"""Schedules: numbers as a function of the images seen, and nothing else, so that a resumed run goes on exactly.
+
+A class declares the numbers that a schedule may drive as ``weight = Scheduled()`` and takes a ``Number`` for each; whoever
+reads ``self.weight`` gets the number of the current step. The trainer sets them all once before each step, on the host:
+``ScheduledNumbers.advance`` is the only place that changes them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias, overload
+
+from torch import nn
+
+from genimg.interfaces import Images
+
+_SCHEDULES = "_schedules"
+
+
+class Schedule(ABC):
+    """A number as a pure function of the images seen."""
+
+    @abstractmethod
+    def at(self, images: int, batch_size: int) -> float:
+        """Return the number for the step of ``batch_size`` images that starts at ``images`` seen."""
+
+    @property
+    @abstractmethod
+    def extremes(self) -> tuple[float, float]:
+        """The smallest and the largest number, for checks of the range."""
+
+    def map(self, function: Callable[[float], float]) -> Schedule:
+        """Return the schedule of a monotone function of this one's numbers."""
+        return _Mapped(self, function)
+
+
+Number: TypeAlias = float | Schedule
+"""A number, or a schedule that drives it; a constructor parameter of this type makes the build accept both."""
+
+
+class _Transition(Schedule):
+    """From ``start`` to ``end`` between ``begin`` and ``duration`` images; constant before and after.
+
+    Args:
+        start: The number until ``begin``; a duration such as ``5M images`` counts as its images.
+        end: The number from ``duration`` on.
+        duration: Images seen at which ``end`` is reached, from the start of the training.
+        begin: Images seen at which the transition begins.
+
+    Raises:
+        ValueError: For a transition that ends before it begins, or from a number to itself.
+    """
+
+    def __init__(self, *, start: float | Images, end: float | Images, duration: Images, begin: Images = Images(0)) -> None:  # noqa: B008
+        if duration <= begin:
+            raise ValueError(f"a schedule's duration={duration} images must be above its begin={begin} images")
+        if not (math.isfinite(start) and math.isfinite(end)):
+            raise ValueError(f"a schedule's start={start} and end={end} must be finite")
+        if start == end:
+            raise ValueError(f"a schedule's start and end are both {end}: write the number itself")
+        self.start, self.end, self.duration, self.begin = float(start), float(end), duration, begin
+
+    def done(self, images: int) -> float:
+        """The share of the transition that lies behind, from 0 to 1."""
+        return min(max((images - self.begin) / (self.duration - self.begin), 0.0), 1.0)
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        return min(self.start, self.end), max(self.start, self.end)
+
+
+class Linear(_Transition):
+    """A straight line. Args: see ``Cosine``."""
+
+    def at(self, images: int, batch_size: int) -> float:
+        return self.start + (self.end - self.start) * self.done(images)
+
+
+class Cosine(_Transition):
+    """Half a cosine, slow at both ends: Loshchilov & Hutter 2017, equation 5, without restarts.
+
+    Args:
+        start: The number until ``begin``; a duration such as ``5M images`` counts as its images.
+        end: The number from ``duration`` on.
+        duration: Images seen at which ``end`` is reached, from the start of the training.
+        begin: Images seen at which the transition begins.
+    """
+
+    def at(self, images: int, batch_size: int) -> float:
+        return self.end + (self.start - self.end) * 0.5 * (1.0 + math.cos(math.pi * self.done(images)))
+
+
+class Step(Schedule):
+    """0 before ``begin`` images are seen, and 1 from then on."""
+
+    def __init__(self, *, begin: Images) -> None:
+        self.begin = begin
+
+    def at(self, images: int, batch_size: int) -> float:
+        return float(images >= self.begin)
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        return 0.0, 1.0
+
+
+class Proportional(Schedule):
+    """``share`` of the images seen, the step's own included, and at most ``most``.
+
+    Args:
+        share: Above 0.
+        most: A number, or a schedule of its own.
+    """
+
+    def __init__(self, *, share: float, most: Number) -> None:
+        if not share > 0:
+            raise ValueError(f"a schedule's share={share} must be above 0")
+        self.share, self.most = share, most
+
+    def at(self, images: int, batch_size: int) -> float:
+        most = self.most.at(images, batch_size) if isinstance(self.most, Schedule) else self.most
+        return min(most, self.share * (images + batch_size))
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        return min(0.0, extremes(self.most)[0]), extremes(self.most)[1]
+
+
+class _Mapped(Schedule):
+    def __init__(self, schedule: Schedule, function: Callable[[float], float]) -> None:
+        self.schedule, self.function = schedule, function
+
+    def at(self, images: int, batch_size: int) -> float:
+        return self.function(self.schedule.at(images, batch_size))
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        low, high = sorted(self.function(value) for value in self.schedule.extremes)
+        return low, high
+
+
+def extremes(number: Number) -> tuple[float, float]:
+    """Return the smallest and the largest value that a number takes in a training; both are a plain number itself."""
+    return number.extremes if isinstance(number, Schedule) else (number, number)
+
+
+def is_positive(number: Number) -> bool:
+    """Whether a plain number is above 0, and a schedule never below 0 and not always 0."""
+    low, high = extremes(number)
+    return low >= 0 and high > 0
+
+
+def is_within(number: Number, low: float, high: float = math.inf) -> bool:
+    """Whether a number stays from ``low`` to ``high``, both included."""
+    return low <= extremes(number)[0] and extremes(number)[1] <= high
+
+
+def shown(number: Number) -> str:
+    """A number for a message; of a schedule its smallest and its largest value."""
+    low, high = extremes(number)
+    return f"{low} to {high}" if isinstance(number, Schedule) else f"{number}"
+
+
+class Scheduled:
+    """Declares an attribute that may be assigned a ``Number``, or None, and is read as its value in the current step."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Scheduled: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> Any: ...
+    def __get__(self, instance: object | None, owner: type) -> Any:
+        if instance is None:
+            return self
+        try:
+            return vars(instance)[self.name]
+        except KeyError:
+            raise AttributeError(f"{type(instance).__name__} has no {self.name} yet") from None
+
+    def __set__(self, instance: object, value: Number | None) -> None:
+        members = vars(instance)
+        schedules = members.setdefault(_SCHEDULES, {})
+        schedules.pop(self.name, None)
+        if isinstance(value, Schedule):
+            schedules[self.name] = value
+            members[self.name] = value.at(0, 0)
+        else:
+            members[self.name] = value
+
+
+class ScheduledNumbers:
+    """All numbers below a module that a schedule drives.
+
+    Args:
+        root: Searched through its submodules, and what these hold that declares numbers, in attributes and tuples.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self._entries: dict[str, tuple[dict[str, Any], str, Schedule]] = {}
+        for path, instance in _holders(root):
+            for name, schedule in vars(instance).get(_SCHEDULES, {}).items():
+                self._entries[f"{path}.{name}" if path else name] = (vars(instance), name, schedule)
+
+    def advance(self, images: int, batch_size: int) -> None:
+        """Set every number to that of the step of ``batch_size`` images that starts at ``images`` seen."""
+        for members, name, schedule in self._entries.values():
+            members[name] = schedule.at(images, batch_size)
+
+    def values(self) -> dict[str, float]:
+        """Return the numbers of the current step, by the path of the attribute, such as ``penalties.r1.gamma``."""
+        return {path: members[name] for path, (members, name, _) in self._entries.items()}
+
+
+def declared(kind: type) -> set[str]:
+    """Return the names of the numbers that a class declares."""
+    return {name for base in kind.__mro__ for name, member in vars(base).items() if isinstance(member, Scheduled)}
+
+
+def _holders(root: nn.Module) -> Iterator[tuple[str, object]]:
+    for path, module in root.named_modules():
+        yield path, module
+        yield from _held(path, module)
+
+
+def _held(path: str, holder: object) -> Iterator[tuple[str, object]]:
+    """What an object holds outside torch's registry of submodules, such as a loss that is a plain object."""
+    for name, member in vars(holder).items():
+        for each in member if isinstance(member, tuple) else (member,):
+            if declared(type(each)):
+                inner = f"{path}.{name}" if path else name
+                yield inner, each
+                yield from _held(inner, each)
