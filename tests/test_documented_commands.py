@@ -111,6 +111,7 @@ def write_images(root: Path) -> None:
                 path.rename(path.with_name(f"{kind}{i}.png"))  # names of its own in every class
     for kind in ("deer", "horse"):
         write_folder(root / "cifar10" / "train" / kind, 12, (32, 32))
+    shutil.make_archive(str(root / "cifar10"), "zip", root / "cifar10" / "train")
     write_folder(root / "samples", 24, (32, 32))
     write_folder(root / "facades" / "train", 12, (16, 32))
     for name in ("horse2zebra", "facades_unpaired"):

@@ -1,4 +1,4 @@
-"""What ``images=`` and ``real=`` of genimg-eval may name: a folder, packed or not, an .npz, statistics, or a dataset."""
+"""What ``images=`` and ``real=`` of genimg-eval may name: a folder, packed or zipped too, an .npz, statistics, a dataset."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from genimg import build
 from genimg.commands.common import Config
+from genimg.data.image_files import is_zip
 from genimg.data.placement import Data
 from genimg.data.prepared import DESCRIPTION, Description, PreparedSource
 from genimg.data.sources import Source
@@ -55,7 +56,7 @@ def resolve(key: str, options: Config, builder: build.Builder, device: torch.dev
         return _side(builder.build({**node, "image_size": options["image_size"], "channels": None}, "images"), device)
     if (path / DESCRIPTION).is_file():
         return _side(PreparedSource(path, Description.read(path / DESCRIPTION)), device)
-    if path.is_dir():
+    if path.is_dir() or is_zip(path):
         node = {"_target_": "genimg.data.sources.folder", "root": text, "fit": "crop", "labels": "auto"}
         channels = options.get("channels", None if options["image_size"] is None else 3)
         size = {"image_size": options["image_size"], "channels": channels}
@@ -65,8 +66,8 @@ def resolve(key: str, options: Config, builder: build.Builder, device: torch.dev
     datasets = [option for option in known if option not in ("base", "folder", "npz", "prepared", "paired", "unpaired")]
     if name not in datasets:
         raise FileNotFoundError(
-            f"{key}={text} is neither a directory, nor an .npz or .pt file, nor a dataset: datasets are {', '.join(datasets)}, "
-            "each with a split if wanted, such as mnist:test"
+            f"{key}={text} is neither a directory, nor a .zip, .npz or .pt file, nor a dataset: datasets are "
+            f"{', '.join(datasets)}, each with a split if wanted, such as mnist:test"
         )
     return _dataset(name, split, options, builder, device)
 

@@ -50,11 +50,17 @@ class Index:
         digest: sha256 of all paths and sizes, and of the files' contents as ``digest_of_contents`` reads them, in
             hexadecimal. Times are no part of it, so a copy elsewhere has the same.
         skipped: directories that hold what genimg wrote, relative to the root.
+        root: the directory.
     """
 
     paths: list[str]
     digest: str
     skipped: tuple[str, ...] = ()
+    root: Path = field(default=Path(), compare=False)
+
+    def open(self, path: str) -> Path:
+        """What Pillow opens one of the paths by."""
+        return self.root / path
 
 
 @dataclass
@@ -90,6 +96,12 @@ class _Listing:
         return len(self.files) >= _LEAST_CACHED and self.complete and settled
 
 
+def image_extensions() -> tuple[str, ...]:
+    """The endings of all files that Pillow reads, in small letters, with their dots."""
+    Image.init()
+    return tuple(sorted(end for end, kind in Image.registered_extensions().items() if kind not in _NOT_READABLE))
+
+
 def list_images(root: Path, *, refresh: bool) -> Index:
     """List every file below ``root`` whose extension Pillow reads; hidden names are skipped, links are followed.
 
@@ -100,8 +112,7 @@ def list_images(root: Path, *, refresh: bool) -> Index:
     Raises:
         ValueError: If the root is itself a run directory.
     """
-    Image.init()
-    extensions = tuple(sorted(end for end, kind in Image.registered_extensions().items() if kind not in _NOT_READABLE))
+    extensions = image_extensions()
     file = _cache_file(root)
     known = None if file is None or refresh else _read(file, root, extensions)
     if known is not None:
@@ -111,7 +122,7 @@ def list_images(root: Path, *, refresh: bool) -> Index:
     listing = _walk(root, extensions)
     paths, names = listing.names()
     contents = digest_of_contents(root, paths)
-    index = Index(paths, _combined(names, contents), tuple(sorted(listing.skipped)))
+    index = Index(paths, _combined(names, contents), tuple(sorted(listing.skipped)), root)
     if file is not None and listing.worth_remembering():
         _write(file, index, {"names": names, "contents": contents, "directories": listing.directories}, extensions)
     _say_what_was_skipped(root, index.skipped)
@@ -247,7 +258,7 @@ def _read(file: Path, root: Path, extensions: tuple[str, ...]) -> Index | None:
     if digest_of_contents(root, paths) != header["contents"]:
         log.info("files of %s were rewritten in place: the list is made again", root)
         return None
-    return Index(paths, _combined(header["names"], header["contents"]), tuple(header["skipped"]))
+    return Index(paths, _combined(header["names"], header["contents"]), tuple(header["skipped"]), root)
 
 
 def _state(root: Path, directory: str) -> tuple[int, int] | None:

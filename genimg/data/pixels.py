@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from genimg.data.image_files import ImageFiles
 from genimg.interfaces import height_width
 
 FITS = ("crop", "stretch", "pad")
@@ -60,7 +60,7 @@ class PixelFormat:
         return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
 
-def common_format(root: Path, paths: Sequence[str]) -> PixelFormat:
+def common_format(files: ImageFiles) -> PixelFormat:
     """The one size and number of channels that files have in common, from their headers alone.
 
     Grey where all are grey, else RGB.
@@ -69,19 +69,19 @@ def common_format(root: Path, paths: Sequence[str]) -> PixelFormat:
         ValueError: if sizes differ, naming two files, or a file is no image.
     """
     first, size, channels = "", (0, 0), 1
-    for path in tqdm(paths, desc="reading sizes", unit="image", leave=False, disable=None):
+    for path in tqdm(files.paths, desc="reading sizes", unit="image", leave=False, disable=None):
         try:
-            with Image.open(root / path) as image:
+            with Image.open(files.open(path)) as image:
                 sideways = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
                 found = image.size[::-1] if sideways else image.size
                 channels = channels if image.mode in _GREY else 3
         except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{root / path} cannot be read as an image ({error}): remove or repair it") from error
+            raise ValueError(f"{files.root / path} cannot be read as an image ({error}): remove or repair it") from error
         if not first:
             first, size = path, found
         elif found != size:
             raise ValueError(
-                f"the images of {root} have different sizes: {first} has {size[0]}x{size[1]} pixels and {path} "
+                f"the images of {files.root} have different sizes: {first} has {size[0]}x{size[1]} pixels and {path} "
                 f"{found[0]}x{found[1]}; bring them to one size, or resize them here with image_size=N"
             )
     return PixelFormat(height=size[1], width=size[0], channels=channels)

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from genimg.data.caption_files import FolderCaptions, find_captions
-from genimg.data.index import Index, list_images
+from genimg.data.caption_files import FolderCaptions
+from genimg.data.classes import Classes
+from genimg.data.image_files import ImageFiles, captions_of, classes_of, is_zip, open_image_files
 from genimg.data.pixels import PixelFormat, common_format
 from genimg.data.tasks import Task
 
@@ -129,37 +130,34 @@ class FileSource(Source):
     def __init__(
         self,
         name: str,
-        root: Path,
-        index: Index,
+        files: ImageFiles,
         pixels: PixelFormat,
-        labels: NDArray[np.int64] | None,
-        class_names: Sequence[str],
+        classes: Classes,
         captions: FolderCaptions | None,
     ) -> None:
         self.name = name
-        self.root = root
-        self.paths = index.paths
+        self.paths = files.paths
+        self._files = files
         self.pixels = pixels
         self.shape = pixels.shape
-        self.labels = labels
-        self.class_names = tuple(class_names)
+        self.labels, self.class_names = classes.labels, classes.names
         self.captioned = captions is not None
         self._captions = captions
         # From names, sizes and a bounded share of the contents: a million files must not be read to start a run.
-        self.fingerprint = digest("files", index.digest, pixels)
+        self.fingerprint = digest("files", files.digest, pixels)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        path = self.root / self.paths[index]
+        path = self.paths[index]
         try:
-            with Image.open(path) as image:
+            with Image.open(self._files.open(path)) as image:
                 # Decodes JPEGs at a reduced scale where the result is still larger than asked for: several times faster.
                 image.draft(None, (self.pixels.width * 2, self.pixels.height * 2))
                 return self.pixels.apply(image)
         except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
-            raise CorruptImageError(f"{path}: {error}") from error
+            raise CorruptImageError(f"{self._files.root / path}: {error}") from error
 
     def title(self, index: int) -> str:
         return self.paths[index]
@@ -235,13 +233,14 @@ def folder(
     captions: str | None = None,
     name: str = "folder",
 ) -> Source:
-    """Every image below a directory, in any format that Pillow reads.
+    """Every image below a directory or in a zip file, in any format that Pillow reads.
 
     Args:
-        root: the directory. Its direct subdirectories that hold images are the classes, in alphabetical order.
+        root: the directory or .zip. The labels are those of a dataset.json in it: see genimg.data.classes. Without one, its
+            direct subdirectories that hold images are the classes, in alphabetical order.
         image_size, channels, fit: see PixelFormat; where both the size and the channels are None, they are the files' own.
-        labels: ``auto`` takes classes where every image is in a subdirectory; ``required`` refuses a folder without
-            them; ``none`` ignores them.
+        labels: ``auto`` takes classes where every image has one; ``required`` refuses a folder without them; ``none``
+            ignores them.
         refresh_index: list the files anew even where a large folder's list is kept: see genimg.data.index.
         captions: where they are: see genimg.data.caption_files.
         name: for messages.
@@ -256,28 +255,21 @@ def folder(
         raise ValueError(f"image_size={image_size} and channels={channels}: give both, or neither for the files' own")
     given = None if image_size is None or channels is None else PixelFormat.of(image_size, channels, fit)
     directory = Path(root).expanduser()
-    if not directory.is_dir():
+    if not directory.is_dir() and not is_zip(directory):
         what = "is a file, not a directory" if directory.exists() else "does not exist"
-        raise FileNotFoundError(f"data.root={root} {what}: give a directory of images")
-    files = list_images(directory, refresh=refresh_index)
-    paths = files.paths
-    if not paths:
+        raise FileNotFoundError(f"data.root={root} {what}: give a directory of images, or a .zip of them")
+    files = open_image_files(directory, refresh=refresh_index)
+    if not files.paths:
         raise FileNotFoundError(
             f"data.root={root} holds no images: expected files such as .png or .jpg in it or in its subdirectories"
         )
-    pixels = given or common_format(directory, paths)
-    classes = sorted({path.split("/", 1)[0] for path in paths if "/" in path})
-    has_classes = all("/" in path for path in paths) and len(classes) > 1
-    if labels == "required" and not has_classes:
+    pixels = given or common_format(files)
+    classes = Classes() if labels == "none" else classes_of(files)
+    if labels == "required" and classes.labels is None:
         raise ValueError(
             f"labels were asked for, but data.root={root} has none: put each class's images into a subdirectory of its own"
         )
-    texts = find_captions(directory, paths, captions)
-    if labels == "none" or not has_classes:
-        return FileSource(name, directory, files, pixels, None, (), texts)
-    index = {name: i for i, name in enumerate(classes)}
-    targets = np.array([index[path.split("/", 1)[0]] for path in paths], dtype=np.int64)
-    return FileSource(name, directory, files, pixels, targets, classes, texts)
+    return FileSource(name, files, pixels, classes, captions_of(files, captions))
 
 
 def _torchvision(name: str, dataset: Callable[..., Any], root: str, split: str, pixels: PixelFormat, files: str) -> ArraySource:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+from genimg.data.index import Index
 from genimg.data.pixels import PixelFormat, common_format
 
 
@@ -245,7 +246,7 @@ def save(path, image: Image.Image, **options) -> str:
 
 def test_files_of_one_size_have_it_in_common(tmp_path):
     names = [save(tmp_path / name, Image.new("RGB", (7, 5))) for name in ("a.png", "b.jpg", "c.bmp")]
-    assert common_format(tmp_path, names) == PixelFormat(height=5, width=7, channels=3)
+    assert common_format(Index(list(names), "", root=tmp_path)) == PixelFormat(height=5, width=7, channels=3)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +263,7 @@ def test_files_of_one_size_have_it_in_common(tmp_path):
 )
 def test_files_are_grey_in_common_only_where_all_are_grey(tmp_path, modes, channels):
     names = [save(tmp_path / f"{i}.png", Image.new(mode, (4, 4))) for i, mode in enumerate(modes)]
-    found = common_format(tmp_path, names)
+    found = common_format(Index(list(names), "", root=tmp_path))
     assert found.channels == channels
     for name in names:
         with Image.open(tmp_path / name) as image:
@@ -275,7 +276,7 @@ def test_files_of_different_sizes_are_refused_naming_two_and_both_sizes(tmp_path
     names = ["a.png", "b.png", "c.png", "d.png"]
     message = rf"{re.escape(str(tmp_path))} have different sizes: a\.png has 7x5 pixels and c\.png 9x4;.*image_size=N"
     with pytest.raises(ValueError, match=message):
-        common_format(tmp_path, names)
+        common_format(Index(list(names), "", root=tmp_path))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -284,12 +285,12 @@ def test_the_size_in_common_is_that_of_the_picture_as_it_was_held(tmp_path, orie
     exif[0x0112] = orientation
     name = save(tmp_path / "held.jpg", Image.new("RGB", (8, 4)), exif=exif)
     upright = save(tmp_path / "upright.png", Image.new("RGB", (4, 8) if orientation > 4 else (8, 4)))
-    found = common_format(tmp_path, [name, upright])
+    found = common_format(Index([name, upright], "", root=tmp_path))
     assert (found.height, found.width) == ((8, 4) if orientation > 4 else (4, 8))
     picture = random_image(4, 8)
     Image.fromarray(picture).save(tmp_path / "held.png", exif=exif)
     with Image.open(tmp_path / "held.png") as image:  # nothing is cropped away
-        shown = common_format(tmp_path, ["held.png"]).apply(image).transpose(1, 2, 0)
+        shown = common_format(Index(["held.png"], "", root=tmp_path)).apply(image).transpose(1, 2, 0)
     assert sorted(map(tuple, shown.reshape(-1, 3))) == sorted(map(tuple, picture.reshape(-1, 3)))
 
 
@@ -300,7 +301,7 @@ def test_a_file_without_a_size_is_refused_and_named(tmp_path, content):
     with pytest.raises(
         ValueError, match=rf"{re.escape(str(tmp_path / 'bad.png'))} cannot be read as an image .*remove or repair"
     ):
-        common_format(tmp_path, ["a.png", "bad.png"])
+        common_format(Index(["a.png", "bad.png"], "", root=tmp_path))
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
@@ -312,9 +313,9 @@ def test_an_avif_whose_header_is_destroyed_is_refused_and_named(tmp_path):
     start = content.index(b"iloc") + 4
     path.write_bytes(content[:start] + bytes(12) + content[start + 12 :])
     with pytest.raises(ValueError, match=r"bad\.avif cannot be read as an image"):
-        common_format(tmp_path, ["bad.avif"])
+        common_format(Index(["bad.avif"], "", root=tmp_path))
 
 
 def test_a_file_that_vanished_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"absent\.png cannot be read as an image"):
-        common_format(tmp_path, ["absent.png"])
+        common_format(Index(["absent.png"], "", root=tmp_path))

@@ -1,0 +1,118 @@
+"""The classes of a folder or zip file of images: its subdirectories, or what a dataset.json beside them says.
+
+StyleGAN's dataset tool writes images into numbered subdirectories and their labels into ``dataset.json``, as
+``{"labels": [["00000/img00000000.png", 6], ...]}``, or ``{"labels": null}`` for images without labels.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+LABELS_FILE = "dataset.json"
+_MOST_CLASSES = 1_000_000  # each gets a name
+_IGNORE = "or set data.labels=none for images without labels"
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The labels of images, and what they are called.
+
+    Attributes:
+        labels: int64 [N]; None without labels.
+        names: By label; empty without labels.
+    """
+
+    labels: NDArray[np.int64] | None = None
+    names: tuple[str, ...] = ()
+
+
+def classes_by_directory(paths: Sequence[str]) -> Classes:
+    """Return the direct subdirectories as classes in alphabetical order, if there are several and every image is in one."""
+    names = sorted({path.split("/", 1)[0] for path in paths if "/" in path})
+    if len(names) < 2 or not all("/" in path for path in paths):
+        return Classes()
+    label_of = {name: label for label, name in enumerate(names)}
+    return Classes(np.array([label_of[path.split("/", 1)[0]] for path in paths], dtype=np.int64), tuple(names))
+
+
+def classes_by_file(content: bytes, paths: Sequence[str], where: str) -> Classes | None:
+    """Return the classes that a ``dataset.json`` gives, as StyleGAN's dataset tool writes it.
+
+    Labels keep their numbers: names are these numbers, followed by " - " and a name where the file has a list
+    ``class_names``.
+
+    Args:
+        content: Of the file.
+        paths: Of all images, relative to the file.
+        where: The file, for messages.
+
+    Returns:
+        None if the file says nothing about labels, because another program wrote it.
+
+    Raises:
+        ValueError: If the file is damaged, an image has no label, or labels are no whole numbers.
+    """
+    try:
+        read = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON ({error}): make it again, {_IGNORE}") from error
+    if not isinstance(read, dict) or "labels" not in read:
+        return None
+    if read["labels"] is None:
+        return Classes()
+    label_of = _checked(read["labels"], where)
+    missing = [path for path in paths if path not in label_of]
+    if missing:
+        raise ValueError(
+            f"{where} has no label for {len(missing)} of the {len(paths)} images, the first of them {missing[0]}: add them to "
+            f"the file, {_IGNORE}"
+        )
+    if len(label_of) > len(paths):
+        known = set(paths)
+        absent = [name for name in label_of if name not in known]
+        log.warning("%s names %d files that are not there, the first of them %s", where, len(absent), absent[0])
+    labels = np.array([label_of[path] for path in paths], dtype=np.int64)
+    return Classes(labels, _names(read.get("class_names"), int(labels.max()) + 1, where))
+
+
+def _checked(entries: Any, where: str) -> dict[str, int]:
+    """Name -> label."""
+    form = 'entries must be such as ["00000/img00000000.png", 6]'
+    if not isinstance(entries, list):
+        raise ValueError(f"{where}: labels is {type(entries).__name__}, not a list: {form}; mend the file, {_IGNORE}")
+    found: dict[str, int] = {}
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
+            raise ValueError(f"{where}: labels[{number}] is {str(entry)[:80]}: {form}; mend the file, {_IGNORE}")
+        name, label = posixpath.normpath(entry[0].replace("\\", "/")), entry[1]
+        if isinstance(label, list | float):
+            raise ValueError(
+                f"{where}: the label of {name} is {str(label)[:40]}, a vector or a fraction, and models here take one class an "
+                f"image: write its number, {_IGNORE}"
+            )
+        if type(label) is not int or not 0 <= label < _MOST_CLASSES:
+            raise ValueError(
+                f"{where}: the label of {name} is {label!r}, not a whole number from 0 to {_MOST_CLASSES - 1}: mend the file, "
+                f"{_IGNORE}"
+            )
+        if found.setdefault(name, label) != label:
+            raise ValueError(f"{where}: {name} has the labels {found[name]} and {label}: leave one of them, {_IGNORE}")
+    return found
+
+
+def _names(given: Any, count: int, where: str) -> tuple[str, ...]:
+    if given is None:
+        return tuple(map(str, range(count)))
+    if not isinstance(given, list) or len(given) < count or not all(isinstance(name, str) for name in given):
+        raise ValueError(f"{where}: class_names must be a list of {count} names, one for each label from 0: mend or remove it")
+    return tuple(f"{label} - {name}" for label, name in enumerate(given))

@@ -1,0 +1,69 @@
+"""Image files in a directory or in a zip file, and the labels and captions that lie beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from genimg.data.caption_files import FolderCaptions, find_captions
+from genimg.data.classes import LABELS_FILE, Classes, classes_by_directory, classes_by_file
+from genimg.data.index import list_images
+from genimg.data.zips import ZipImages
+
+
+class ImageFiles(Protocol):
+    """The image files below a directory, or in a zip file."""
+
+    @property
+    def root(self) -> Path: ...
+
+    @property
+    def paths(self) -> list[str]: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    def open(self, path: str) -> Path | BinaryIO:
+        """What Pillow opens one of the paths by.
+
+        Raises:
+            OSError: If it is damaged.
+        """
+
+
+def is_zip(path: Path) -> bool:
+    return path.suffix.lower() == ".zip" and path.is_file()
+
+
+def open_image_files(path: Path, *, refresh: bool) -> ImageFiles:
+    """List the images of a directory or zip file; see ``list_images`` and ``ZipImages``."""
+    return ZipImages(path) if is_zip(path) else list_images(path, refresh=refresh)
+
+
+def classes_of(files: ImageFiles) -> Classes:
+    """Return the classes of dataset.json if it gives labels, else the subdirectories.
+
+    Raises:
+        ValueError: If dataset.json is damaged, or does not fit the images.
+    """
+    file = files.root / LABELS_FILE
+    if isinstance(files, ZipImages):
+        content = files.read_text_file(LABELS_FILE)
+    else:
+        content = file.read_bytes() if file.is_file() else None
+    by_file = None if content is None else classes_by_file(content, files.paths, str(file))
+    return classes_by_directory(files.paths) if by_file is None else by_file
+
+
+def captions_of(files: ImageFiles, wanted: str | None) -> FolderCaptions | None:
+    """Return where the captions of a directory's images are; a zip file has none. See ``find_captions``.
+
+    Raises:
+        FileNotFoundError: If the file of captions is missing.
+        ValueError: If captions of a zip file are asked for.
+    """
+    if not isinstance(files, ZipImages):
+        return find_captions(files.root, files.paths, wanted)
+    if wanted not in (None, "auto"):
+        raise ValueError(f"data.captions={wanted}: captions of images in a zip file are not read: unpack it")
+    return None

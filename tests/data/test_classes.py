@@ -1,0 +1,120 @@
+"""Labels of images: by directory, or as StyleGAN's dataset tool writes them."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genimg.data.classes import classes_by_directory, classes_by_file
+from genimg.data.sources import Source, folder
+
+NAMES = [f"0000{i // 4}/img{i:08d}.png" for i in range(6)]
+LABELS = [6, 0, 2, 6, 2, 2]
+
+
+def pairs(**changes):
+    return [[name, changes.get(name, label)] for name, label in zip(NAMES, LABELS, strict=True)]
+
+
+@pytest.fixture(params=["directory", "zip"])
+def dataset(request, tmp_path):
+    """Writes numbered images with a dataset.json, and opens them."""
+
+    def make(content: object, **settings: object) -> Source:
+        for i, name in enumerate(NAMES):
+            (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((4, 4, 3), 10 * i, dtype=np.uint8)).save(tmp_path / "images" / name)
+        if content is not None:
+            text = content if isinstance(content, str) else json.dumps(content)
+            (tmp_path / "images" / "dataset.json").write_text(text)
+        path = tmp_path / "images"
+        if request.param == "zip":
+            path = tmp_path / "images.zip"
+            with zipfile.ZipFile(path, "w") as archive:  # stored, as the tool makes it
+                for file in sorted((tmp_path / "images").rglob("*")):
+                    archive.write(file, file.relative_to(tmp_path / "images"))
+        return folder(
+            **(
+                {"root": str(path), "image_size": 4, "channels": 3, "fit": "crop", "labels": "auto", "captions": "auto"}
+                | settings
+            )
+        )
+
+    return make
+
+
+def test_labels_are_those_of_dataset_json(dataset):
+    source = dataset({"labels": pairs()[::-1]})
+    assert source.labels.dtype == np.int64
+    assert source.labels.tolist() == LABELS
+    assert source.class_names == ("0", "1", "2", "3", "4", "5", "6")
+    for i in range(6):
+        assert (source.read(i) == 10 * i).all()
+
+
+def test_names_of_classes_stand_behind_their_numbers(dataset):
+    source = dataset({"labels": pairs(), "class_names": ["a", "b", "c", "d", "e", "f", "g", "h"]})
+    assert source.class_names == tuple(f"{i} - {name}" for i, name in enumerate("abcdefgh"))
+    assert source.labels.tolist() == LABELS
+
+
+def test_without_labels_numbered_directories_are_no_classes(dataset):
+    source = dataset({"labels": None})
+    assert (source.labels, source.class_names) == (None, ())
+    assert len(source) == 6
+    with pytest.raises(ValueError, match="labels were asked for"):
+        dataset({"labels": None}, labels="required")
+
+
+def test_labels_can_be_ignored_or_required(dataset):
+    assert dataset({"labels": pairs()}, labels="none").labels is None
+    assert dataset({"labels": pairs()}, labels="required").labels.tolist() == LABELS
+    assert dataset("damaged", labels="none").labels is None
+
+
+@pytest.mark.parametrize("content", [None, {"images": [], "annotations": []}, [1, 2]])
+def test_without_a_file_of_labels_directories_are_classes(dataset, content):
+    source = dataset(content)
+    assert source.class_names == ("00000", "00001")
+    assert source.labels.tolist() == [0, 0, 0, 0, 1, 1]
+
+
+REFUSED = {
+    "no JSON": ("{", "is not JSON"),
+    "an image without a label": ({"labels": pairs()[1:]}, f"no label for 1 of the 6 images, the first of them {NAMES[0]}"),
+    "a vector": ({"labels": pairs(**{NAMES[2]: [0, 1, 0]})}, f"{NAMES[2]} is \\[0, 1, 0\\], a vector"),
+    "a fraction": ({"labels": pairs(**{NAMES[2]: 0.5})}, f"{NAMES[2]} is 0.5, a vector or a fraction"),
+    "a negative label": ({"labels": pairs(**{NAMES[2]: -1})}, f"{NAMES[2]} is -1"),
+    "a truth": ({"labels": pairs(**{NAMES[2]: True})}, f"{NAMES[2]} is True"),
+    "a name as a label": ({"labels": pairs(**{NAMES[2]: "cat"})}, f"{NAMES[2]} is 'cat'"),
+    "a huge label": ({"labels": pairs(**{NAMES[2]: 10**7})}, f"{NAMES[2]} is 10000000"),
+    "two labels": ({"labels": [*pairs(), [NAMES[0], 1]]}, f"{NAMES[0]} has the labels 6 and 1"),
+    "a mapping": ({"labels": dict(pairs())}, "labels is dict"),
+    "an entry of three": ({"labels": [*pairs(), [1, 2, 3]]}, r"labels\[6\]"),
+    "too few names": ({"labels": pairs(), "class_names": ["a", "b"]}, "class_names must be a list of 7 names"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_labels_that_are_none_are_refused(dataset, kind):
+    content, message = REFUSED[kind]
+    with pytest.raises(ValueError, match=rf"dataset\.json.*{message}"):
+        dataset(content)
+
+
+def test_files_that_are_not_there_are_named(dataset, caplog):
+    assert dataset({"labels": [*pairs(), ["00002/img00000008.png", 9]]}).labels.tolist() == LABELS
+    assert "names 1 files that are not there, the first of them 00002/img00000008.png" in caplog.text
+
+
+def test_names_may_be_written_in_other_ways():
+    found = classes_by_file(json.dumps({"labels": [["./a\\1.png", 1], ["b/2.png", 0]]}).encode(), ["a/1.png", "b/2.png"], "x")
+    assert found.labels.tolist() == [1, 0]
+
+
+def test_directories_are_classes_where_every_image_is_in_one():
+    assert classes_by_directory(["a/1.png", "b/c/1.png"]).names == ("a", "b")
+    for paths in (["a/1.png", "2.png"], ["a/1.png", "a/2.png"], ["1.png"]):
+        assert classes_by_directory(paths).labels is None
