@@ -27,11 +27,11 @@ from genimg.data.augment import SampleAugment
 from genimg.data.captions import caption_length, encode
 from genimg.data.placement import Data, UnpairedData, available_keys
 from genimg.data.sources import Source
+from genimg.data.subsets import random_order
 from genimg.data.tasks import Pair, Task
 from genimg.data.unpaired import UnpairedSource
 from genimg.data.validation import without_validation
 from genimg.durations import to_images
-from genimg.evaluation.imagesets import evenly_spaced
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.explain import nearest
 from genimg.images import to_float
@@ -378,13 +378,13 @@ def _replace(node: Any, value: str, by: int) -> None:
 
 
 def _conditions(source: Source, method: Method) -> Batch:
-    """Labels or captions of images evenly spaced in the source, as they stand in a batch, if the method asks for them."""
-    chosen = evenly_spaced(method.num_remembered, len(source))
+    """All labels, or the captions of random images, as they stand in a batch, if the method asks for them."""
     batch: Batch = {}
     if "label" in method.batch_keys and source.labels is not None:
-        batch["label"] = torch.from_numpy(source.labels[chosen])
+        batch["label"] = torch.from_numpy(source.labels)
     if "caption" in method.batch_keys:
-        texts = source.captions(chosen)
+        # A small source's captions are repeated, each equally often to within one.
+        texts = source.captions(np.resize(random_order(len(source), seed=0), method.num_remembered))
         batch["caption"] = encode(texts, caption_length(texts))
     return batch
 

@@ -123,10 +123,10 @@ class Method(nn.Module, ABC):
         return 0.0
 
     num_remembered: ClassVar[int] = 0
-    """How many rows ``remember`` wants."""
+    """How many captions ``remember`` takes; 0 for a method without conditions."""
 
     def remember(self, batch: Batch) -> None:
-        """Take conditions (labels, captions) of images evenly spaced in the data, to sample from; once, before training."""
+        """Take the data's conditions to sample from, once, before training: all labels, or ``num_remembered`` captions."""
 
     @abstractmethod
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
@@ -138,6 +138,13 @@ class Method(nn.Module, ABC):
         So neither the batch size nor the number of processes changes which images are generated.
         """
         return {}
+
+    def labels_of(self, count: int, seed: int) -> Tensor | None:
+        """Labels int64 [count] for an evaluation of so many images, in random order, with exactly the data's class shares.
+
+        They replace those of ``draw``, whose shares vary by chance. None for a model that is not told a class.
+        """
+        return None
 
     def truncated(self, drawn: Batch, amount: float) -> Batch:
         """A drawn batch (on the CPU) for samples that vary less, and are better where the model is good.

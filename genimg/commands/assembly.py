@@ -16,7 +16,7 @@ from genimg import build
 from genimg.commands.common import Config
 from genimg.data.placement import Data
 from genimg.data.sources import Source
-from genimg.data.validation import evenly_spaced_part
+from genimg.data.validation import random_part
 from genimg.distributed import copy_from_first_, failing_together, first_of_each_host, of_first_rank, world_size
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.interfaces import Method
@@ -108,7 +108,7 @@ def assemble(config: Config, device_name: str) -> Parts:
                 f"set trainer.batch_size={len(source)} or less"
             )
         if isinstance(debug := config.get("debug"), dict) and debug.get("one_batch"):
-            source = evenly_spaced_part(source, batch_size)
+            source = random_part(source, batch_size)
         builder = replace(builder, epoch_size=len(source))
         settings = builder.trainer_settings(trainer_config)
         method = build.build_method(config, source, builder)

@@ -16,6 +16,7 @@ import torch
 from genimg.commands.assembly import Parts, describe_parts
 from genimg.data.placement import Data
 from genimg.data.sources import ArraySource
+from genimg.data.subsets import subset_of
 from genimg.distributed import world_size
 from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.passes import full_float32
@@ -73,10 +74,10 @@ def _count_classes(parts: Parts) -> None:
 
 
 def _decode_sample(parts: Parts, data: Data) -> tuple[Data, float]:
-    """Some images, evenly spaced, as data of their own, and how many one process reads a second."""
+    """Some images, chosen at random, as data of their own, and how many one process reads a second."""
     source = parts.source
     count = min(len(source), max(_SAMPLE, parts.settings.batch_size))
-    chosen = np.arange(count, dtype=np.int64) * len(source) // count
+    chosen = subset_of(source, count)
     start = time.perf_counter()
     images = data.images(chosen).cpu().numpy()
     rate = count / (time.perf_counter() - start) / max(1, data.num_workers)

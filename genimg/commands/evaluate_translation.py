@@ -17,10 +17,10 @@ from genimg import build
 from genimg.commands.common import Config, check_own_images, load_method, report
 from genimg.data.degradations import Denoise, Inpaint
 from genimg.data.placement import Data
+from genimg.data.subsets import subset_of
 from genimg.data.tasks import Task
 from genimg.distributed import rank, rows_of_all_ranks, world_size
 from genimg.evaluation.classical import biharmonic, non_local_means
-from genimg.evaluation.imagesets import evenly_spaced
 from genimg.evaluation.translation import TranslationEvaluator, similarities
 from genimg.files import atomically
 from genimg.images import grid, to_uint8, write_png
@@ -149,7 +149,7 @@ def _gains(columns: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
 def _chosen(data: Data, evaluator: TranslationEvaluator) -> tuple[Data, NDArray[np.int64]]:
     """The data that is measured, and the numbers of its images."""
     held_out = data.validation or data
-    return held_out, evenly_spaced(min(evaluator.num_images, len(held_out.source)), len(held_out.source))
+    return held_out, subset_of(held_out.source, evaluator.num_images)
 
 
 def _classical(task: Task) -> Makers:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genimg import build
 from genimg.commands.common import Config, relative, require_all_values
+from genimg.data.subsets import subset_of
 from genimg.evaluation.extractors.base import sha256_of
 from genimg.files import atomically
 from genimg.training.classifier import LabelledImages, train_classifier
@@ -116,5 +117,5 @@ def _images(options: Config, device: torch.device) -> tuple[LabelledImages, Labe
         test_data = build.build_data(options, other, device)
         test_data.load()
         return LabelledImages(data, everything), LabelledImages(test_data, np.arange(len(other), dtype=np.int64))
-    chosen = everything % options["held_out"] == 0
+    chosen = np.isin(everything, subset_of(source, -(-len(source) // options["held_out"])))
     return LabelledImages(data, everything[~chosen]), LabelledImages(data, everything[chosen])

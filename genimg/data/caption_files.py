@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from genimg.data.subsets import fixed_subset
+
 log = logging.getLogger(__name__)
 
 _NAMES = ("metadata.jsonl", "captions.jsonl")  # the first is that of Hugging Face's imagefolder
@@ -92,7 +94,7 @@ def find_captions(root: Path, paths: Sequence[str], wanted: str | None) -> Folde
         root: the folder.
         paths: of its images, relative to it; one or more.
         wanted: None for none; a file, as seen from ``root``; or ``auto``: metadata.jsonl or captions.jsonl if it is there, else
-            the .txt beside each image if any of a hundred images, evenly spaced, has one.
+            the .txt beside each image if any of a hundred images, chosen at random, has one.
 
     Raises:
         FileNotFoundError: if the file is missing.
@@ -111,7 +113,7 @@ def find_captions(root: Path, paths: Sequence[str], wanted: str | None) -> Folde
         if (root / name).is_file() and _has_text(root / name):
             return FolderCaptions(root, paths, root / name)
     # Not of the first alone, which may be the one that lacks its caption; not of all, which a folder of a million would feel.
-    sampled = paths[:: -(-len(paths) // _SAMPLED)]
+    sampled = [paths[i] for i in fixed_subset(min(_SAMPLED, len(paths)), len(paths))]
     return FolderCaptions(root, paths, None) if any(_text_file(root, path).is_file() for path in sampled) else None
 
 

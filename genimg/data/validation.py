@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genimg.data.sources import ArraySource, Source, digest
+from genimg.data.subsets import subset_of
 from genimg.data.unpaired import UnpairedSource
 
 
@@ -50,7 +51,10 @@ class Part(Source):
 
 
 def without_validation(source: Source, share: float) -> Source:
-    """The images to train on; ``validation`` holds the others, evenly spaced, so that every class of a folder has some.
+    """The images to train on; ``validation`` holds the others, chosen at random, stratified by class.
+
+    The choice depends on the number of images and their labels alone, not on the seed of a training: runs of several seeds
+    are measured on the same images.
 
     Args:
         source: all images.
@@ -72,7 +76,7 @@ def without_validation(source: Source, share: float) -> Source:
     if count < 2 or len(source) - count < 2:
         raise ValueError(f"data.validation={share} of {len(source)} images leaves {count} for validation and "
                          f"{len(source) - count} to train on: two are needed on each side")  # fmt: skip
-    chosen = _evenly_spaced(count, len(source))
+    chosen = subset_of(source, count)
     kept_out = np.zeros(len(source), dtype=np.bool_)
     kept_out[chosen] = True
     training, validation = (_part(source, np.flatnonzero(which)) for which in (~kept_out, kept_out))
@@ -80,16 +84,11 @@ def without_validation(source: Source, share: float) -> Source:
     return training
 
 
-def evenly_spaced_part(source: Source, count: int) -> Source:
-    """``count`` of the images, at most all of them, without a validation; of unpaired data as many of either domain."""
+def random_part(source: Source, count: int) -> Source:
+    """``count`` random images, or all; without a validation. Of unpaired data, as many of either domain."""
     if isinstance(source, UnpairedSource):
-        return UnpairedSource(evenly_spaced_part(source.a, count), evenly_spaced_part(source.b, count))
-    count = min(count, len(source))
-    return _part(source, _evenly_spaced(count, len(source)))
-
-
-def _evenly_spaced(count: int, total: int) -> NDArray[np.int64]:
-    return (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
+        return UnpairedSource(random_part(source.a, count), random_part(source.b, count))
+    return _part(source, subset_of(source, count))
 
 
 def _without_validation_of_domains(source: UnpairedSource, share: float) -> UnpairedSource:

@@ -14,13 +14,14 @@ import torch
 from genimg import paths
 from genimg.data.placement import Data
 from genimg.data.sources import Source
+from genimg.data.subsets import selection
 from genimg.distributed import on_every_rank, rank, world_size
 from genimg.environment import versions
 from genimg.evaluation.bootstrap import intervals
 from genimg.evaluation.checks import check_counts, checked_metrics, small_counts
 from genimg.evaluation.distances import frechet_distance
 from genimg.evaluation.extractors.base import Extractor
-from genimg.evaluation.imagesets import DatasetImages, GeneratedImages, ImageSet, Reconstructions, evenly_spaced
+from genimg.evaluation.imagesets import DatasetImages, GeneratedImages, ImageSet, Reconstructions
 from genimg.evaluation.metrics import Metric
 from genimg.evaluation.passes import Passes, full_float32
 from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
@@ -45,7 +46,7 @@ class Evaluator(PeriodicEvaluator):
         extractor: of features; built once.
         metrics: by a name of their own; the first one's first value chooses the best checkpoint.
         num_images: generated images; part of every metric's name.
-        num_real: real images, evenly spaced over the dataset; None takes all.
+        num_real: real images, chosen at random, stratified by class; None takes all.
         batch_size: of generation and extraction; has no influence on the values.
         interval: how often the trainer evaluates.
         seed: of the generated images.
@@ -151,7 +152,7 @@ class Evaluator(PeriodicEvaluator):
         count = min(self.reconstructions, len(real))
         if count < max(2, world_size()):
             raise ValueError(f"{count} real images are too few to measure reconstructions of")
-        chosen, passes = evenly_spaced(count, len(real)), Passes(self.extractor, self.batch_size, should_stop)
+        chosen, passes = real.subset(count), Passes(self.extractor, self.batch_size, should_stop)
         with full_float32():
             self.extractor.to(device)
             if (key := (real.fingerprint, count)) not in self._originals:
@@ -238,14 +239,15 @@ class Evaluator(PeriodicEvaluator):
         assert count is not None
         assert real.fingerprint is not None
         wanted = kept_positions(count, max(_KEPT_REAL, num_fake)) if self._needs_features() else None
-        path = cache_path(self.cache_dir, real.fingerprint, count, self.extractor, device)
+        selected = selection(count, len(real)).get("selection")
+        path = cache_path(self.cache_dir, real.fingerprint, count, self.extractor, device, selected=selected)
         key = path, 0 if wanted is None else len(wanted)
         if key not in self._real:
             cached = read_cache(path)
             found = None if cached is None else cached.with_features_of(wanted)
             if not on_every_rank(found is not None):  # each may have a cache of its own
                 passes = Passes(self.extractor, self.batch_size, should_stop)
-                found = passes.summarise(real, evenly_spaced(count, len(real)), f"features of {real.name}", kept=wanted)
+                found = passes.summarise(real, real.subset(count), f"features of {real.name}", kept=wanted)
                 if rank() == 0:
                     write_cache(path, SavedStatistics(found, self.extractor.describe(), self._describe_real(real)))
             assert found is not None
@@ -272,7 +274,11 @@ class Evaluator(PeriodicEvaluator):
         return len(real) if self.num_real is None else min(self.num_real, len(real))
 
     def _describe_real(self, real: ImageSet | SavedStatistics) -> dict[str, Any]:
-        return real.images if isinstance(real, SavedStatistics) else {**real.describe(), "num_images": self._count_real(real)}
+        if isinstance(real, SavedStatistics):
+            return real.images
+        count = self._count_real(real)
+        assert count is not None
+        return {**real.describe(), "num_images": count, **selection(count, len(real))}
 
     def _provenance(self, real: ImageSet | SavedStatistics, fake: ImageSet, known: Summary, made: Summary) -> dict[str, Any]:
         return {

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genimg.data.placement import Data
+from genimg.data.subsets import fixed_subset, selection
 from genimg.images import to_float, to_uint8
 from genimg.interfaces import Method
 
@@ -22,11 +23,13 @@ class ImageSet(ABC):
         name: for messages and provenance.
         fingerprint: hexadecimal digest of what determines the images; None where nothing is to be cached.
         class_names: by label; empty without labels.
+        labels: of all images, int64 [N], where they are known beforehand.
     """
 
     name: str
     fingerprint: str | None = None
     class_names: tuple[str, ...] = ()
+    labels: NDArray[np.int64] | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -38,6 +41,14 @@ class ImageSet(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What determines the images, in primitives; complete once images were made."""
+
+    def subset(self, count: int) -> NDArray[np.int64]:
+        """Numbers of ``count`` images, chosen at random, stratified by class; the same ones in every run.
+
+        Raises:
+            ValueError: if there are not as many.
+        """
+        return fixed_subset(count, len(self), self.labels)
 
     def check(self) -> None:  # noqa: B027 - most sets have nothing to check
         """Refuse images that ``images`` gave since the last call and that are none; may wait for the device.
@@ -58,7 +69,8 @@ class DatasetImages(ImageSet):
         self.data = data
         self.name = data.source.name
         self.class_names = data.source.class_names
-        self._labels = None if data.source.labels is None else torch.from_numpy(data.source.labels)
+        self.labels = data.source.labels
+        self._labels = None if self.labels is None else torch.from_numpy(self.labels)
 
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
@@ -80,7 +92,7 @@ class DatasetImages(ImageSet):
 
 
 class Subset(ImageSet):
-    """Some images of a set, evenly spaced.
+    """Some images of a set, chosen at random, stratified by class.
 
     Args:
         images: all of them.
@@ -94,7 +106,7 @@ class Subset(ImageSet):
         if not 1 <= count <= len(images):
             raise ValueError(f"num_images={count}, but {images.name} holds {len(images)} images")
         self._all = images
-        self._indices = evenly_spaced(count, len(images))
+        self._indices = images.subset(count)
         self.name = images.name
         self.class_names = images.class_names
 
@@ -105,11 +117,13 @@ class Subset(ImageSet):
         return self._all.images(self._indices[indices])
 
     def describe(self) -> dict[str, Any]:
-        return self._all.describe()
+        return self._all.describe() | selection(len(self), len(self._all))
 
 
 class GeneratedImages(ImageSet):
-    """A model's images, rounded to uint8 as when they are saved. Image i is a function of (seed, i) alone.
+    """A model's images, rounded to uint8 as when they are saved. Image i is a function of (seed, i) and its label.
+
+    Labels have exactly the class shares of the data that the model was trained on, for this count.
 
     Args:
         method: in the state to evaluate.
@@ -130,13 +144,17 @@ class GeneratedImages(ImageSet):
         self.class_names = class_names
         self._shape: tuple[int, ...] | None = None
         self._finite = FiniteCheck(self.name)
+        self._labels = method.labels_of(count, seed)
         method.before_sampling()
 
     def __len__(self) -> int:
         return self.count
 
     def images(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
-        drawn = {key: value.to(self.device) for key, value in self.method.draw(indices.tolist(), self.seed).items()}
+        drawn = self.method.draw(indices.tolist(), self.seed)
+        if self._labels is not None:
+            drawn["label"] = self._labels[torch.from_numpy(indices)]
+        drawn = {key: value.to(self.device) for key, value in drawn.items()}
         images = self.method.sample(drawn)
         self._finite.add(images, indices)
         self._shape = tuple(images.shape[1:])
@@ -220,8 +238,3 @@ class FiniteCheck:
                 f"{int(broken.sum())} of {len(broken)} images of {self._name} hold NaN or infinite values, the first of them "
                 f"image {int(indices[broken][0])}: the model has diverged; evaluate an earlier checkpoint"
             )
-
-
-def evenly_spaced(count: int, total: int) -> NDArray[np.int64]:
-    """``count`` numbers of ``range(total)``; evenly, because folders are sorted by class."""
-    return np.arange(count, dtype=np.int64) * total // count

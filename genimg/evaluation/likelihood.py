@@ -13,9 +13,9 @@ from torch import Tensor
 
 from genimg.data.placement import Data
 from genimg.data.sources import Source
+from genimg.data.subsets import selection, subset_of
 from genimg.distributed import rows_of_all_ranks, shard, world_size
 from genimg.environment import versions
-from genimg.evaluation.imagesets import evenly_spaced
 from genimg.evaluation.passes import full_float32, ranges
 from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
 from genimg.images import to_float
@@ -105,7 +105,7 @@ class LikelihoodEvaluator(HeldOutEvaluator):
         count = min(num_images or self.num_images, len(data.source))
         if count < world_size():
             raise ValueError(f"{count} images are fewer than the processes that measure them: start fewer of these")
-        chosen, rows = evenly_spaced(count, len(data.source)), defaultdict(list)
+        chosen, rows = subset_of(data.source, count), defaultdict(list)
         with full_float32():
             for start, stop in ranges(shard(count), self.batch_size, "likelihood", lambda: None, should_stop):
                 indices = chosen[start:stop]
@@ -148,6 +148,7 @@ class LikelihoodEvaluator(HeldOutEvaluator):
                 "fingerprint": data.source.fingerprint,
                 "image_shape": "x".join(map(str, data.source.shape)),
                 "num_images": count,
+                **selection(count, len(data.source)),
                 "num_samples": self.num_samples,
                 "of": likelihood.description,
                 "weights": method.sampled_weights,

@@ -106,7 +106,7 @@ class HeldOutEvaluator(PeriodicEvaluator):
     """An evaluation of images that training does not see, or else, with a warning, of those that it sees.
 
     Args:
-        num_images: evenly spaced, at most.
+        num_images: at most; chosen at random, stratified by class.
         batch_size: images at once.
         seed: of what is random about the measures.
         interval, final_num_images, stop_if: see PeriodicEvaluator.

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
 
+from genimg.environment import versions
 from genimg.evaluation.extractors.base import Extractor, sha256_of
 from genimg.evaluation.statistics import GaussianStatistics
 from genimg.evaluation.summary import Summary
@@ -20,7 +20,7 @@ from genimg.files import atomically
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 2
+_FORMAT = 3  # since real images are chosen at random
 
 
 @dataclass(frozen=True)
@@ -80,16 +80,27 @@ class SavedStatistics:
             )
 
 
-def cache_path(folder: Path, fingerprint: str, count: int, extractor: Extractor, device: torch.device) -> Path:
-    """The cache's file for these images, by a digest of everything that determines their features."""
+def cache_path(
+    folder: Path, fingerprint: str, count: int, extractor: Extractor, device: torch.device, *, selected: str | None = None
+) -> Path:
+    """The cache's file for these images, by a digest of everything that determines their features.
+
+    Args:
+        folder: Of caches.
+        fingerprint: Of all images.
+        count: Number of images that are taken.
+        extractor, device: What makes features of them.
+        selected: How they are chosen, as ``subsets.selection`` says; None where all of them are taken.
+    """
     key = [
         _FORMAT,
         fingerprint,
         count,
+        selected,
         extractor.describe(),
         device.type,
-        torch.__version__,  # of the arithmetic
-        PIL.__version__,  # of decoding and resizing
+        # Of the arithmetic; of decoding and resizing; of Inception, CLIP and their preprocessing.
+        *(versions()[package] for package in ("torch", "pillow", "torch-fidelity")),
     ]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     return folder / "statistics" / f"{digest}.pt"
@@ -120,7 +131,7 @@ def _read_own(path: Path) -> SavedStatistics:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["format"] != _FORMAT:
-            raise ValueError(f"format {state['format']}, not {_FORMAT}")
+            raise ValueError(f"format {state['format']}, not {_FORMAT}: make it again with save_statistics=FILE")
         return SavedStatistics(Summary.from_state_dict(state), state["extractor"], state["images"])
     except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
         reason = str(error) if isinstance(error, ValueError) else "it is damaged, or of something else"

@@ -11,12 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from genimg.data.subsets import fixed_subset
 from genimg.distributed import rows_of_all_ranks
 from genimg.evaluation.distances import matrix_square_root, neighbor_distances
 from genimg.evaluation.statistics import FeatureSums, GaussianStatistics, InceptionScoreSums
-from genimg.randomness import hash_integers
-
-_KEPT_STREAM = 4  # apart from the streams of previews, latents and resamples
 
 
 @dataclass
@@ -190,5 +188,4 @@ def _joined(parts: list[Tensor]) -> Tensor | None:
 
 def kept_positions(count: int, most: int) -> NDArray[np.int64]:
     """At most ``most`` numbers of ``range(count)``, increasing; a smaller choice is part of every larger one."""
-    order = np.argsort(hash_integers(_KEPT_STREAM, np.arange(count)), kind="stable")
-    return np.sort(order[:most])
+    return fixed_subset(min(count, most), count)

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from genimg.data.placement import Data
 from genimg.data.sources import Source
+from genimg.data.subsets import selection, subset_of
 from genimg.data.unpaired import UnpairedSource
 from genimg.distributed import rows_of_all_ranks, shard, world_size
 from genimg.environment import versions
 from genimg.evaluation.evaluator import Evaluator, short_count
 from genimg.evaluation.extractors.base import Extractor
-from genimg.evaluation.imagesets import FiniteCheck, ImageSet, evenly_spaced
+from genimg.evaluation.imagesets import FiniteCheck, ImageSet
 from genimg.evaluation.metrics import FrechetDistance, KernelDistance
 from genimg.evaluation.passes import Passes, full_float32, ranges
 from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
@@ -44,7 +45,7 @@ class TranslationEvaluator(HeldOutEvaluator):
     """Translations of held-out images: those of ``data.validation``, or of the training where there is none.
 
     Args:
-        num_images: evenly spaced, at most.
+        num_images: at most; chosen at random, stratified by class.
         batch_size: of translation; has no influence on the values while ``sampled_mode`` is eval.
         interval, final_num_images, stop_if: see PeriodicEvaluator.
         seed: of what is random about a task.
@@ -119,7 +120,7 @@ class TranslationEvaluator(HeldOutEvaluator):
     def _pixels(
         self, method: Translation, data: Data, count: int, should_stop: Callable[[], bool], observe: Observer
     ) -> dict[str, float]:
-        """Numbers of ``count`` images, evenly spaced."""
+        """Numbers of ``count`` images, chosen at random."""
 
     def _means(
         self,
@@ -197,6 +198,7 @@ class TranslationEvaluator(HeldOutEvaluator):
                 "fingerprint": held_out.source.fingerprint,
                 "image_shape": "x".join(map(str, held_out.source.shape)),
                 "num_images": count,
+                **selection(count, len(held_out.source)),
                 "task": type(method.task).__name__,
                 "weights": method.sampled_weights,
                 "mode": method.sampled_mode,
@@ -246,7 +248,7 @@ class PairedEvaluator(TranslationEvaluator):
     def _pixels(
         self, method: Translation, data: Data, count: int, should_stop: Callable[[], bool], observe: Observer
     ) -> dict[str, float]:
-        chosen = evenly_spaced(count, len(data.source))
+        chosen = subset_of(data.source, count)
         return self._means(method, data, chosen, partial(self._similarities, method), should_stop, observe)
 
     def _similarities(
@@ -262,7 +264,7 @@ class PairedEvaluator(TranslationEvaluator):
         return found
 
     def _sets(self, method: Translation, data: Data, count: int) -> dict[str, tuple[_Made, _Made]]:
-        task, chosen = method.task, evenly_spaced(count, len(data.source))
+        task, chosen = method.task, subset_of(data.source, count)
 
         def targets(batch: Batch) -> Tensor:
             return task.result(batch["target"], batch["source"])
@@ -374,10 +376,9 @@ class _Made(ImageSet):
 
 
 def _of_domain(data: Data, key: str, count: int) -> NDArray[np.int64]:
-    """Numbers of at most ``count`` images of domain a or b, evenly spaced, none of them twice."""
+    """Numbers of at most ``count`` images of domain a or b, chosen at random, none of them twice."""
     source = data.source
-    total = len(getattr(source, key)) if isinstance(source, UnpairedSource) else len(source)
-    return evenly_spaced(min(count, total), total)
+    return subset_of(getattr(source, key) if isinstance(source, UnpairedSource) else source, count)
 
 
 def similarities(reference: Tensor, image: Tensor) -> dict[str, Tensor]:

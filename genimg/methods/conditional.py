@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from genimg.data.subsets import random_labels
 from genimg.images import class_rows
 from genimg.interfaces import Batch, Method
 from genimg.networks.conditioning import ConditionEncoder
-from genimg.randomness import hash_integers
+from genimg.randomness import uniform
 
 _CONDITION_STREAM = 3
 
@@ -31,12 +32,17 @@ class ConditionalMethod(Method):
         self.condition_key = encoder.key
         self.batch_keys = ("image",) if encoder.key is None else ("image", encoder.key)
         self.num_classes = encoder.num_classes
-        # Rows of the data's conditions; their shape is fixed, so that a checkpoint loads without the data.
+        # What is drawn from, in shapes that do not depend on the data, so that a checkpoint loads without it: the number of
+        # images of each class, or some of the data's captions.
+        self.class_counts: Tensor
         self.conditions: Tensor
-        self.register_buffer("conditions", encoder.blank(self.num_remembered))
+        self.register_buffer("class_counts", torch.ones(self.num_classes, dtype=torch.int64))
+        self.register_buffer("conditions", encoder.blank(0 if self.num_classes else self.num_remembered))
 
     def remember(self, batch: Batch) -> None:
-        if self.condition_key is not None:
+        if self.num_classes:
+            self.class_counts.copy_(torch.bincount(batch["label"], minlength=self.num_classes))
+        elif self.condition_key is not None:
             self.conditions.copy_(self._fit(batch[self.condition_key]))
 
     def _condition(self, batch: Batch) -> Tensor:
@@ -47,12 +53,21 @@ class ConditionalMethod(Method):
         return values.new_empty(len(values), 0)
 
     def _draw_conditions(self, indices: Sequence[int], seed: int) -> Batch:
-        """As frequent as in the data; nothing without conditions."""
+        """As frequent as in the data; nothing without conditions. Row i is a function of (seed, indices[i]) alone."""
         if self.condition_key is None:
             return {}
-        numbers = hash_integers(_CONDITION_STREAM, seed, np.asarray(indices)) % np.uint64(self.num_remembered)
-        rows = torch.from_numpy(numbers.astype(np.int64)).to(self.conditions.device)
+        chances = uniform(_CONDITION_STREAM, seed, np.asarray(indices, dtype=np.int64))
+        if self.num_classes:
+            bounds = self.class_counts.cpu().numpy().cumsum()
+            labels = np.searchsorted(bounds, np.floor(chances * bounds[-1]), side="right")
+            return {self.condition_key: torch.from_numpy(labels).to(self.class_counts.device)}
+        rows = torch.from_numpy((chances * self.num_remembered).astype(np.int64)).to(self.conditions.device)
         return {self.condition_key: self.conditions[rows]}
+
+    def labels_of(self, count: int, seed: int) -> Tensor | None:
+        if not self.num_classes:
+            return None
+        return torch.from_numpy(random_labels(count, self.class_counts.cpu().numpy(), seed=seed))
 
     def _with_conditions(self, image: Tensor) -> Batch:
         """Images [N, C, H, W] and, where it reads them, conditions of the data: a batch to try the networks with."""

@@ -12,6 +12,7 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, k
 
 from genimg.data.placement import Data
 from genimg.data.sources import ArraySource, Source, digest
+from genimg.data.subsets import random_subset
 from genimg.environment import versions
 from genimg.evaluation.evaluator import Evaluator, short_count
 from genimg.evaluation.extractors.base import Extractor
@@ -301,12 +302,16 @@ def test_another_seed_generates_other_images():
     assert not torch.equal(extractor.seen[1], extractor.seen[2])  # after the real ones, which are then cached
 
 
-@pytest.mark.parametrize(("num_real", "expected"), [(None, range(23)), (100, range(23)), (5, [0, 4, 9, 13, 18]), (2, [0, 11])])
-def test_real_images_are_evenly_spaced_over_the_dataset(num_real, expected):
+@pytest.mark.parametrize(
+    ("num_real", "expected"),
+    [(None, range(23)), (100, range(23)), (5, random_subset(5, 23, seed=0)), (2, random_subset(2, 23, seed=0))],
+)
+def test_real_images_are_chosen_at_random(num_real, expected):
     source = CountingSource()
     evaluation = make_evaluator(num_real=num_real).evaluate(Painter(), data_of(source), CPU)
     assert sorted(source.read_indices) == list(expected)
     assert evaluation.provenance["real"]["num_images"] == len(list(expected))
+    assert ("selection" in evaluation.provenance["real"]) == (len(list(expected)) < 23)
 
 
 def test_the_number_of_generated_images_can_be_another_for_one_evaluation():
@@ -517,6 +522,7 @@ def test_provenance_says_what_the_values_depend_on():
             "image_shape": "1x4x4",
             "augmentation": "none",
             "num_images": 11,
+            "selection": "random, stratified by class",
             "num_kept": 0,
         },
         "metrics": {"frechet_distance": {}, "inception_score": {"splits": 3}},
@@ -564,7 +570,7 @@ def test_statistics_of_a_set_are_those_that_a_comparison_would_save(tmp_path):
     evaluator = make_evaluator(metrics={"kernel_distance": KernelDistance(subsets=3, subset_size=10)}, num_real=15)
     real, fake = dataset(23, 0), dataset(31, 1)
     statistics = evaluator.statistics(real, CPU)
-    assert statistics.images == {**real.describe(), "num_images": 15}
+    assert statistics.images == {**real.describe(), "num_images": 15, "selection": "random, stratified by class"}
     assert statistics.extractor == evaluator.extractor.describe()
     assert statistics.summary.num_images == 15
     assert evaluator.compare(statistics, fake, CPU).values == evaluator.compare(real, fake, CPU).values
@@ -656,7 +662,7 @@ def test_bootstrap_gives_intervals_of_what_can_be_resampled():
 def test_an_autoencoder_is_measured_by_its_reconstructions_too():
     source, extractor = CountingSource(), LinearExtractor()
     evaluation = make_evaluator(reconstructions=10).evaluate(Autoencoder(darker=0.3), data_of(source), CPU)
-    originals = torch.from_numpy(source.pixels[[i * 23 // 10 for i in range(10)]])
+    originals = torch.from_numpy(source.pixels[random_subset(10, 23, seed=0)])
     floats = (originals.double() / 127.5 - 1.0 - 0.3).clamp(-1.0, 1.0)
     made = (floats * 127.5 + 127.5).round().to(torch.uint8)
     errors = (originals.double() - made.double()).square().flatten(1).mean(dim=1)

@@ -7,6 +7,7 @@ import torch
 from genimg.data.captions import decode
 from genimg.data.placement import Data
 from genimg.data.sources import ArraySource
+from genimg.data.subsets import random_subset
 from genimg.evaluation.imagesets import (
     DatasetImages,
     FiniteCheck,
@@ -14,7 +15,6 @@ from genimg.evaluation.imagesets import (
     NonFiniteImagesError,
     Reconstructions,
     Subset,
-    evenly_spaced,
 )
 from genimg.interfaces import Method
 from genimg.randomness import normal_latents
@@ -117,17 +117,18 @@ def test_a_datasets_fingerprint_follows_its_images():
     assert dataset(one).fingerprint != dataset(other).fingerprint
 
 
-def test_a_subset_is_spaced_evenly_over_all_images():
-    labels = np.arange(10, dtype=np.int64)
-    every = dataset(array_source(10, labels, tuple("abcdefghij")))
-    subset = Subset(every, 4)
-    assert len(subset) == 4
-    found, found_labels = subset.images(np.array([0, 1, 2, 3]))
-    assert found_labels.tolist() == [0, 2, 5, 7]
-    assert torch.equal(found, every.images(np.array([0, 2, 5, 7]))[0])
-    assert subset.images(np.array([3, 1]))[1].tolist() == [7, 2]
+def test_a_subset_is_a_random_one_of_all_images():
+    labels = np.array([0] * 8 + [1] * 4, dtype=np.int64)
+    every = dataset(array_source(12, labels, ("a", "b")))
+    subset, chosen = Subset(every, 6), random_subset(6, 12, seed=0, labels=labels)
+    assert len(subset) == 6
+    found, found_labels = subset.images(np.arange(6))
+    assert found_labels.tolist() == [0, 0, 0, 0, 1, 1]
+    assert torch.equal(found, every.images(chosen)[0])
+    assert torch.equal(subset.images(np.array([3, 1]))[0], found[[3, 1]])
     assert subset.class_names == every.class_names
-    assert subset.describe() == every.describe()
+    assert subset.describe() == every.describe() | {"selection": "random, stratified by class"}
+    assert Subset(every, 12).describe() == every.describe()
     assert subset.fingerprint is None  # of other images than the whole set, so that it must not name a cache file
 
 
@@ -242,15 +243,3 @@ def test_values_beyond_the_range_are_not_broken():
     finite = FiniteCheck("x")
     finite.add(torch.full((2, *SHAPE), 1e30), np.arange(2))
     finite.check()
-
-
-@pytest.mark.parametrize(("count", "total"), [(1, 7), (2, 7), (3, 7), (7, 7), (4, 10), (10_000, 60_000), (2, 10**12)])
-def test_evenly_spaced_numbers_are_distinct_sorted_and_cover_the_range(count, total):
-    numbers = evenly_spaced(count, total)
-    assert len(numbers) == count
-    assert numbers.dtype == np.int64
-    assert numbers[0] == 0
-    assert numbers[-1] < total
-    gaps = np.diff(np.append(numbers, total))
-    assert gaps.min() >= 1
-    assert gaps.max() - gaps.min() <= 1

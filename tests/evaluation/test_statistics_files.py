@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -115,12 +116,12 @@ def test_a_file_of_another_kind_is_refused_by_its_name(tmp_path):
             SavedStatistics.read(tmp_path / name)
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [1, 2, 4])
 def test_another_format_is_refused_by_its_number(tmp_path, version):
     path = tmp_path / "real.pt"
     make_statistics().write(path)
     torch.save(torch.load(path, weights_only=True) | {"format": version}, path)
-    with pytest.raises(ValueError, match=rf"real\.pt does not hold statistics of genimg \(format {version}, not 2\)"):
+    with pytest.raises(ValueError, match=rf"real\.pt does not hold .* \(format {version}, not 3: make it again"):
         SavedStatistics.read(path)
 
 
@@ -247,8 +248,9 @@ def test_the_cache_holds_what_was_written_to_it(tmp_path):
         {"extractor": Described(name="mnist")},
         {"extractor": Described(resize="bilinear")},
         {"device": torch.device("cuda")},
+        {"selected": "random"},
     ],
-    ids=["fingerprint", "count", "name", "resize", "device"],
+    ids=["fingerprint", "count", "name", "resize", "device", "selection"],
 )
 def test_whatever_determines_the_features_is_part_of_the_caches_name(tmp_path, changes):
     settings = {"fingerprint": "f00", "count": 40, "extractor": Described(), "device": CPU}
@@ -256,10 +258,10 @@ def test_whatever_determines_the_features_is_part_of_the_caches_name(tmp_path, c
     assert cache_path(tmp_path, **settings) != cache_path(tmp_path, **{**settings, **changes})
 
 
-@pytest.mark.parametrize("package", ["torch", "PIL"])
+@pytest.mark.parametrize("package", ["torch", "pillow", "torch-fidelity"])
 def test_other_versions_have_caches_of_their_own(tmp_path, monkeypatch, package):
     before = cache_path(tmp_path, "f00", 40, Described(), CPU)
-    monkeypatch.setattr(f"{package}.__version__", "0.0.1")
+    monkeypatch.setattr("genimg.environment.version", lambda name: "0.0.1" if name == package else metadata.version(name))
     assert cache_path(tmp_path, "f00", 40, Described(), CPU) != before
 
 

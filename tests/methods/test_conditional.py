@@ -63,18 +63,51 @@ def test_what_the_encoder_reads_is_asked_of_the_data(encoder, key, num_classes):
     assert method._condition({"image": torch.zeros(3, 1, 2, 2), key: values}) is values
 
 
-def test_a_draw_is_a_row_of_what_is_remembered_by_seed_and_index_alone():
-    method = Painter(OneHot(num_classes=method_rows()))
-    method.remember({"label": torch.arange(method.num_remembered)})
-    drawn = method._draw_conditions(range(1000), 3)["label"]
-    assert len(drawn.unique()) > 850  # of 4096 rows: 1000 draws hit 889 on average
+def test_a_draw_is_a_caption_of_what_is_remembered_by_seed_and_index_alone():
+    method = Painter(text_encoder())
+    rows = torch.arange(method.num_remembered)
+    method.remember({"caption": torch.stack([rows // 256, rows % 256], dim=1).to(torch.uint8)})
+    drawn = method._draw_conditions(range(1000), 3)["caption"]
+    assert drawn.shape == (1000, 32)
+    assert len(drawn.unique(dim=0)) > 850  # of 4096 rows: 1000 draws hit 889 on average
+    assert torch.equal(method._draw_conditions([17, 4, 17], 3)["caption"], drawn[[17, 4, 17]])
+    assert not torch.equal(method._draw_conditions(range(1000), 4)["caption"], drawn)
+    assert method.labels_of(1000, 3) is None
+
+
+SKEWED = torch.tensor([0] * 7000 + [2] * 2500 + [3] * 499 + [4])  # of five classes, the second of which has no images
+
+
+def test_drawn_labels_are_as_frequent_as_in_the_data_by_seed_and_index_alone():
+    method = Painter(OneHot(num_classes=5))
+    method.remember({"label": SKEWED})
+    drawn = method._draw_conditions(range(20_000), 3)["label"]
+    shares = torch.bincount(SKEWED, minlength=5).double() / len(SKEWED)
+    found = torch.bincount(drawn, minlength=5).double() / len(drawn)
+    assert ((found - shares).abs() <= 4.0 * (shares * (1 - shares) / len(drawn)).sqrt()).all()
     assert torch.equal(method._draw_conditions([17, 4, 17], 3)["label"], drawn[[17, 4, 17]])
-    assert not torch.equal(method._draw_conditions(range(1000), 4)["label"], drawn)
-    assert torch.equal(method.state_dict()["conditions"], torch.arange(method.num_remembered))
+    assert not torch.equal(method._draw_conditions(range(20_000), 4)["label"], drawn)
 
 
-def method_rows() -> int:
-    return ConditionalMethod.num_remembered
+@pytest.mark.parametrize("count", [100, 5000, 10_000, 50_000])
+def test_labels_of_an_evaluation_have_exactly_the_datas_shares(count):
+    """With 4,096 remembered rows, as once, the rarest class would never be drawn, and the others by chance."""
+    method = Painter(OneHot(num_classes=5))
+    method.remember({"label": SKEWED})
+    found = torch.bincount(method.labels_of(count, 0), minlength=5)
+    expected = torch.bincount(SKEWED, minlength=5).double() * count / len(SKEWED)
+    assert found.sum() == count
+    assert (found - expected).abs().max() < 1.0
+    if count % len(SKEWED) == 0:
+        assert torch.equal(found.double(), expected)
+    again = Painter(OneHot(num_classes=5))
+    again.load_state_dict(method.state_dict())
+    assert torch.equal(again.labels_of(count, 0), method.labels_of(count, 0))
+    assert not torch.equal(again.labels_of(count, 1), method.labels_of(count, 0))
+
+
+def test_before_it_knows_the_data_every_class_is_as_frequent():
+    assert torch.bincount(Painter(OneHot(num_classes=4)).labels_of(40, 0)).tolist() == [10] * 4
 
 
 def test_captions_of_any_length_are_remembered_in_the_encoders_shape():
