@@ -61,6 +61,11 @@ def random_order(total: int, *, seed: int) -> NDArray[np.int64]:
     return np.argsort(hash_integers(_STREAM, seed, np.arange(total, dtype=np.int64)), kind="stable")
 
 
+def lowest(count: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Choose ``count`` of these distinct numbers as ``fixed_subset`` does; their places in ``numbers``, increasing."""
+    return np.sort(np.argsort(hash_integers(_STREAM, _SEED, numbers), kind="stable")[:count])
+
+
 def shares(count: int, sizes: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
     """Divide ``count`` among classes in proportion to their sizes, by largest remainders (Hamilton's method).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,6 +124,16 @@ def neighbor_rates(
         density=inside.item() / (density_neighbors * len(y)),
         coverage=covered.double().mean().item(),
     )
+
+
+def expected_coverage(num_real: int, num_fake: int, neighbors: int) -> float:
+    """The expected coverage of images of the real distribution: 1 - (N-1)...(N-k) / ((M+N-1)...(M+N-k)).
+
+    Naeem et al. 2020, equation 8: the probability that one of M generated images is among the k nearest neighbours of a real
+    one, of which there are N. It holds for every continuous distribution.
+    """
+    factors = ((num_real - i) / (num_fake + num_real - i) for i in range(1, neighbors + 1))
+    return 1.0 - math.prod(factors)
 
 
 def neighbor_distances(features: Tensor, ks: tuple[int, ...]) -> list[Tensor]:

@@ -22,7 +22,7 @@ from genimg.evaluation.checks import check_counts, checked_metrics, small_counts
 from genimg.evaluation.distances import frechet_distance
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.imagesets import DatasetImages, GeneratedImages, ImageSet, Reconstructions
-from genimg.evaluation.metrics import Metric
+from genimg.evaluation.metrics import Metric, Name
 from genimg.evaluation.passes import Passes, full_float32
 from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
 from genimg.evaluation.statistics_files import SavedStatistics, cache_path, read_cache, write_cache
@@ -217,9 +217,11 @@ class Evaluator(PeriodicEvaluator):
                     raise ValueError(f"two of evaluation.metrics make {', '.join(sorted(twice))}: remove one of them")
                 values |= more
             if name(self._first.short_name) not in values:
+                few = 0 if known.features is None else len(known.features)
+                fix = f", or set num_images={few}, the number of real images" if 0 < few < len(fake) else ""
                 raise ValueError(
                     f"{name(self._first.short_name)} comes first in evaluation.metrics, and so is what checkpoints are chosen "
-                    "by, but it has no value for these images: put another metric first"
+                    f"by, but it has no value for these images: put another metric first{fix}"
                 )
             bounds = intervals(metrics, known, made, name, values, self.bootstrap, self.seed)
         warnings = self._warn(made, real)
@@ -265,8 +267,11 @@ class Evaluator(PeriodicEvaluator):
     def _needs_features(self) -> bool:
         return any(metric.needs_features for metric in self.metrics.values())
 
-    def _name(self, count: int) -> Callable[[str], str]:
-        return lambda metric: self.extractor.metric_name(metric, short_count(count))
+    def _name(self, count: int) -> Name:
+        def name(metric: str, fewer: int | None = None) -> str:
+            return self.extractor.metric_name(metric, short_count(count if fewer is None else fewer))
+
+        return name
 
     def _count_real(self, real: ImageSet | SavedStatistics) -> int | None:
         if isinstance(real, SavedStatistics):

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -16,8 +15,13 @@ from torch import Tensor
 from genimg.evaluation.distances import frechet_distance, kernel_distance, neighbor_rates
 from genimg.evaluation.summary import Summary
 
-Name = Callable[[str], str]
-"""A metric's short name (``fd``) -> its full name, with the count of images and the extractor (``fd5k_mnist``)."""
+
+class Name(Protocol):
+    """A metric's short name (``fd``) -> its full name, with the count of images and the extractor (``fd5k_mnist``)."""
+
+    def __call__(self, metric: str, count: int | None = None) -> str:
+        """``count``: images of each side, where they are fewer than the generated ones."""
+        ...
 
 
 class Metric(ABC):
@@ -30,7 +34,7 @@ class Metric(ABC):
     """Of the first number."""
     higher_is_better: ClassVar[bool]
     needs_features: ClassVar[bool] = False
-    """Whether features are kept: of all generated images, and of as many real ones, but 10,000 at least."""
+    """Whether features are kept: of all generated images, and of as many real ones or 10,000, whichever is more."""
     needs_logits: ClassVar[bool] = False
     can_be_resampled: ClassVar[bool] = False
     """Whether a bootstrap makes sense: not where the same image, drawn twice, would be its own neighbour, nor for counts of
@@ -137,6 +141,10 @@ class PrecisionRecall(Metric):
     Precision and density: how much of what is generated lies among the real images. Recall and coverage: how much of the
     real images is met by generated ones. Higher is better, and 1 is full, except that density can exceed 1.
 
+    All four depend on the numbers of images. As in both papers there are equally many of each side: a random subset of the
+    larger side, whose size is part of the name. Of images of the same distribution, density is then 1 in expectation, and
+    coverage is ``expected_coverage``: 0.969 for 5 neighbours and many images.
+
     Args:
         neighbors: of precision and recall; the paper takes 3.
         density_neighbors: of density and coverage; the paper takes 5.
@@ -151,27 +159,29 @@ class PrecisionRecall(Metric):
             raise ValueError(f"neighbors={neighbors} and density_neighbors={density_neighbors} must be 1 or more")
         self.neighbors = neighbors
         self.density_neighbors = density_neighbors
+        self.counts = "as many real as generated images"  # in the provenance: until 2026-11 the real ones were up to 10,000
 
     @property
     def least_images(self) -> int:
         return max(self.neighbors, self.density_neighbors) + 1
 
     def compute(self, real: Summary, fake: Summary, name: Name, device: torch.device) -> dict[str, float]:
-        x, y = _kept(real, device), _kept(fake, device)
-        most = max(self.neighbors, self.density_neighbors)
-        if min(len(x), len(y)) <= most:
+        num_real, num_fake = len(_kept(real, device)), len(_kept(fake, device))
+        count, most = min(num_real, num_fake), max(self.neighbors, self.density_neighbors)
+        if count <= most:
             raise ValueError(
                 f"precision and recall over {most} neighbours need more than {most} images on each side, but there are "
-                f"{len(x)} real and {len(y)} generated ones"
+                f"{num_real} real and {num_fake} generated ones"
             )
         rates = neighbor_rates(
-            x,
-            y,
+            real.features_of(count).to(device),
+            fake.features_of(count).to(device),
             neighbors=self.neighbors,
             density_neighbors=self.density_neighbors,
-            real_radii=real.neighbor_distances((self.neighbors, self.density_neighbors), device),
+            real_radii=real.neighbor_distances((self.neighbors, self.density_neighbors), device, count),
         )
-        return {name(key): value for key, value in vars(rates).items()}
+        counted = None if count == num_fake else count
+        return {name(key, counted): value for key, value in vars(rates).items()}
 
 
 class ClassCoverage(Metric):

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genimg.data.subsets import fixed_subset
+from genimg.data.subsets import fixed_subset, lowest
 from genimg.distributed import rows_of_all_ranks
 from genimg.evaluation.distances import matrix_square_root, neighbor_distances
 from genimg.evaluation.statistics import FeatureSums, GaussianStatistics, InceptionScoreSums
@@ -39,7 +39,7 @@ class Summary:
     labels: Tensor | None = None
     scores: dict[int, tuple[float, float]] = field(default_factory=dict)
     _root: Tensor | None = None
-    _radii: dict[tuple[int, ...], list[Tensor]] = field(default_factory=dict)
+    _radii: dict[tuple[int, tuple[int, ...]], list[Tensor]] = field(default_factory=dict)
 
     @property
     def num_images(self) -> int:
@@ -56,12 +56,24 @@ class Summary:
             self._root = matrix_square_root(self.moments.covariance)
         return self._root
 
-    def neighbor_distances(self, ks: tuple[int, ...], device: torch.device) -> list[Tensor]:
-        """Of each image with features to its k-th nearest other, for each k; computed once, as the real images stay."""
+    def features_of(self, count: int) -> Tensor:
+        """Features [count, D] of random images: always the same ones, however many features are kept."""
         assert self.features is not None
-        if ks not in self._radii:
-            self._radii[ks] = neighbor_distances(self.features.to(device), ks)
-        return [radii.to(device) for radii in self._radii[ks]]
+        if count == len(self.features):
+            return self.features
+        positions = np.arange(len(self.features)) if self.positions is None else self.positions.numpy()
+        return self.features[torch.from_numpy(lowest(count, positions))]
+
+    def neighbor_distances(self, ks: tuple[int, ...], device: torch.device, count: int | None = None) -> list[Tensor]:
+        """Of each image of ``features_of(count)``, or of all with features, to its k-th nearest other one, for each k.
+
+        Computed once, because the real images stay.
+        """
+        assert self.features is not None
+        count = len(self.features) if count is None else count
+        if (count, ks) not in self._radii:
+            self._radii[count, ks] = neighbor_distances(self.features_of(count).to(device), ks)
+        return [radii.to(device) for radii in self._radii[count, ks]]
 
     def with_features_of(self, positions: NDArray[np.int64] | None) -> Summary | None:
         """The summary with features of these images alone (None: of none); None where it does not have them all."""

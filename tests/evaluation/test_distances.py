@@ -1,5 +1,7 @@
 """The distances against scipy, torch-fidelity, numpy's plain formulas and closed forms."""
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -10,6 +12,7 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 
 from genimg.evaluation import distances
 from genimg.evaluation.distances import (
+    expected_coverage,
     frechet_distance,
     kernel_distance,
     matrix_square_root,
@@ -277,6 +280,21 @@ def test_radii_at_hand_give_the_same_rates_and_are_used():
     none = [torch.zeros_like(radius) for radius in radii]
     given = neighbor_rates(real, fake, neighbors=3, density_neighbors=5, real_radii=none)
     assert (given.precision, given.recall, given.density, given.coverage) == (0.0, rates.recall, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("num_real", "num_fake", "k"), [(2, 1, 1), (3, 2, 1), (3, 2, 2), (4, 3, 2)])
+def test_expected_coverage_is_the_share_of_orders_in_which_a_generated_image_is_among_the_nearest(num_real, num_fake, k):
+    """By counting: seen from a real image, the others and the generated ones come in an order of which none is likelier."""
+    orders = list(itertools.permutations([0] * (num_real - 1) + [1] * num_fake))
+    # It is covered if a generated one is nearer than the k-th other real one.
+    covered = [1 in order[: [i for i, kind in enumerate(order) if kind == 0][k - 1]] for order in orders]
+    assert expected_coverage(num_real, num_fake, k) == pytest.approx(np.mean(covered), rel=1e-12)
+
+
+def test_expected_coverage_of_equally_many_images_tends_to_31_of_32():
+    assert expected_coverage(10**7, 10**7, 5) == pytest.approx(31 / 32, abs=1e-6)
+    assert expected_coverage(10_000, 5000, 5) == pytest.approx(1 - (2 / 3) ** 5, abs=1e-3)  # 0.868
+    assert expected_coverage(10_000, 500, 5) == pytest.approx(1 - (20 / 21) ** 5, abs=1e-3)  # 0.217
 
 
 def test_far_away_images_share_nothing_with_the_real_ones():

@@ -8,6 +8,8 @@ import torch
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
+from genimg.data.subsets import fixed_subset
+from genimg.evaluation.distances import expected_coverage
 from genimg.evaluation.metrics import (
     ClassCoverage,
     ConditionalAccuracy,
@@ -24,8 +26,8 @@ CPU = torch.device("cpu")
 DIMENSIONS = 5
 
 
-def name(metric):
-    return f"{metric}9_x"
+def name(metric, count=None):
+    return f"{metric}{9 if count is None else count}_x"
 
 
 def features_of(count, seed, shift=0.0):
@@ -163,13 +165,41 @@ def rates_by_definition(real, fake, k, density_k):
 
 @pytest.mark.parametrize(("k", "density_k"), [(3, 5), (4, 2), (1, 1)])
 def test_precision_recall_density_and_coverage_are_those_of_the_definitions(k, density_k):
-    real, fake = features_of(40, 0).float(), features_of(30, 1, shift=0.7).float()
+    real, fake = features_of(30, 0).float(), features_of(30, 1, shift=0.7).float()
     metric = PrecisionRecall(neighbors=k, density_neighbors=density_k)
     values = metric.compute(summary_of(real), summary_of(fake), name, CPU)
     expected = rates_by_definition(real.numpy(), fake.numpy(), k, density_k)
     assert list(values) == ["precision9_x", "recall9_x", "density9_x", "coverage9_x"]
     assert values == pytest.approx({name(key): value for key, value in expected.items()}, abs=1e-12)
     assert 0.0 < values["precision9_x"] < 1.0
+
+
+@pytest.mark.parametrize(("num_real", "num_fake"), [(40, 30), (30, 40)])
+def test_neighbours_are_those_among_equally_many_random_images(num_real, num_fake):
+    """As in Kynkäänniemi et al. 2019 and prdc; the name has their number where it is not that of the generated images."""
+    real, fake = features_of(num_real, 0).float(), features_of(num_fake, 1, shift=0.7).float()
+    values = PrecisionRecall(neighbors=3, density_neighbors=5).compute(summary_of(real), summary_of(fake), name, CPU)
+    chosen = fixed_subset(30, 40)
+    x, y = (side if len(side) == 30 else side[chosen] for side in (real, fake))
+    expected = rates_by_definition(x.numpy(), y.numpy(), 3, 5)
+    full = name if num_fake == 30 else lambda metric: name(metric, 30)
+    assert values == pytest.approx({full(key): value for key, value in expected.items()}, abs=1e-12)
+
+
+@pytest.mark.parametrize(("num_real", "num_fake"), [(500, 500), (3000, 500), (500, 3000), (2000, 2000), (3000, 2000)])
+def test_a_perfect_model_has_the_expected_density_and_coverage_at_every_count(num_real, num_fake):
+    """Against all real images coverage would be 0.55 at 500 of 3,000, and above 0.99 the other way."""
+    metric, count = PrecisionRecall(neighbors=3, density_neighbors=5), min(num_real, num_fake)
+    rows = []
+    for seed in (0, 10, 20):
+        real, fake = summary_of(features_of(num_real, seed)), summary_of(features_of(num_fake, seed + 1))
+        values = metric.compute(real, fake, lambda metric, count=None: metric, CPU)
+        rows.append([values[key] for key in ("precision", "recall", "density", "coverage")])
+    precision, recall, density, coverage = np.mean(rows, axis=0)
+    assert density == pytest.approx(1.0, abs=0.03)  # a real image's ball holds k of N others, and so a generated one k / N of
+    assert coverage == pytest.approx(expected_coverage(count, count, 5), abs=0.01)  # the time
+    assert expected_coverage(count, count, 5) == pytest.approx(1 - 1 / 2**5, abs=0.001)
+    assert precision == pytest.approx(recall, abs=0.02)
 
 
 @pytest.mark.parametrize(("num_real", "num_fake"), [(5, 30), (30, 5), (2, 2)])

@@ -238,6 +238,19 @@ def test_a_smaller_choice_of_images_is_part_of_every_larger_one(count):
         before = set(chosen.tolist())
 
 
+def test_features_of_some_images_are_the_same_however_many_are_kept():
+    images = torch.arange(400.0)[:, None].repeat(1, 2)
+    moments = GaussianStatistics.of(images)
+    found = []
+    for most in (100, 250, 400):
+        kept = kept_positions(400, most)
+        summary = Summary(moments, features=images[kept], positions=torch.from_numpy(kept))
+        found.append(summary.features_of(60)[:, 0].tolist())
+        assert torch.equal(summary.features_of(most), images[kept])
+    assert found[0] == found[1] == found[2] == kept_positions(400, 60).tolist()
+    assert Summary(moments, features=images).features_of(60)[:, 0].tolist() == found[0]
+
+
 def test_the_choice_of_images_is_spread_over_all_of_them():
     chosen = kept_positions(10_000, 1000)
     counts = np.histogram(chosen, bins=10, range=(0, 10_000))[0]
