@@ -105,7 +105,7 @@ def check(found, expected, suffix, count):
 
 def test_all_metrics_agree_with_torch_fidelity_on_the_shipped_classifier(tmp_path, monkeypatch):
     monkeypatch.setitem(FEATURE_EXTRACTORS_REGISTRY, "genimg-shapes", Registered)
-    real, fake = images(1, 700), images(2, 600)
+    real, fake = images(1, 600), images(2, 600)
     monkeypatch.setattr(fake, "read", darkened(fake.read))
     found = ours(Classifier(classifier="shapes", sha256=None), real, fake, splits=7, subset_size=200, tmp_path=tmp_path)
     expected = theirs("genimg-shapes", real, fake, splits=7, subset_size=200)
@@ -116,7 +116,7 @@ def test_all_metrics_agree_with_torch_fidelity_on_the_shipped_classifier(tmp_pat
 
 def test_all_metrics_agree_with_torch_fidelity_on_inception(tmp_path, monkeypatch, inception_weights):
     """On 2048 features of fewer images: the covariances are singular."""
-    real, fake = images(1, 24), images(2, 20)
+    real, fake = images(1, 20), images(2, 20)
     monkeypatch.setattr(fake, "read", darkened(fake.read))
     settings = {"splits": 4, "subset_size": 10}
     found = ours(Inception(weights=str(inception_weights), sha256=None), real, fake, **settings, tmp_path=tmp_path)
