@@ -164,6 +164,25 @@ def test_an_archive_holds_the_same_images_as_a_folder(evaluate: Command, home: P
     assert evaluate.result("images=b.npz", "real=a", *SHAPES)["metrics"] == pytest.approx(expected, rel=1e-9)
 
 
+def test_an_archive_of_several_arrays_needs_the_name_of_one(evaluate: Command, home: Path) -> None:
+    first, second = pixels(12, 2), pixels(12, 3)
+    np.savez(home / "two.npz", first=first, second=second, fine_labels=np.arange(12), targets=np.arange(12))
+    np.savez(home / "one.npz", second)
+    evaluate.refuse("first uint8", "second uint8", "images=two.npz:first", arguments=["images=two.npz", "real=a", *QUICK])
+    expected = evaluate.result("images=one.npz", "real=a", *QUICK)["metrics"]
+    assert evaluate.result("images=two.npz:second", "real=a", *QUICK)["metrics"] == pytest.approx(expected, rel=1e-9)
+    np.savez(home / "splits.npz", x_train=first, x_test=second)
+    assert evaluate.result("images=splits.npz:test", "real=a", *QUICK)["metrics"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_range_of_other_values_can_be_given(evaluate: Command, home: Path) -> None:
+    images = pixels(12, 2)
+    np.savez(home / "wide.npz", images.astype(np.float64) * 2 - 255)
+    evaluate.refuse("range=[-255,", arguments=["images=wide.npz", "real=a", *QUICK])
+    made = evaluate.result("images=wide.npz", "real=a", "range=[-255,255]", *QUICK)["metrics"]
+    assert made == pytest.approx(evaluate.result("images=b", "real=a", *QUICK)["metrics"], rel=1e-9)
+
+
 def test_a_dataset_brings_its_own_evaluation(evaluate: Command) -> None:
     record = evaluate.result("images=b", "real=shapes", "num_real=20", "device=cpu", "image_size=32")
     assert "fd12_shapes" in record["metrics"]

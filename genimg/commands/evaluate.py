@@ -94,8 +94,8 @@ def _check_options(options: Config) -> None:
 
 
 _OF_STATISTICS = {
-    "real", "save_statistics", "evaluation", "device", "num_images", "num_real", "batch_size", "image_size", "data_root",
-    "inception_weights", "allow", "traceback",
+    "real", "save_statistics", "evaluation", "device", "num_images", "num_real", "batch_size", "image_size", "range",
+    "data_root", "inception_weights", "allow", "traceback",
 }  # fmt: skip
 
 
@@ -126,7 +126,10 @@ def _refuse_what_has_no_effect(options: Config, typed: set[str]) -> None:
         if not useless:
             _check_picture(options)
     else:
-        useless, why = (typed & {"image_size", "accept_unrecorded"} if options["real"] is None else set()), "without real="
+        useless, why = (
+            (typed & {"image_size", "range", "accept_unrecorded"} if options["real"] is None else set()),
+            "without real=",
+        )
     if useless:
         raise ValueError(f"{sorted(useless)[0]}= has no effect {why}: remove it")
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 _KEYS = {
     "ckpt", "which", "evaluation", "device", "num_images", "num_samples", "batch_size", "seed", "data_root", "split", "real",
-    "output", "provenance", "allow", "traceback",
+    "range", "output", "provenance", "allow", "traceback",
 }  # fmt: skip
 
 

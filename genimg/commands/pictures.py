@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from genimg.commands.common import check_writable
 from genimg.data.index import list_images
-from genimg.data.pixels import PixelFormat
+from genimg.data.pixels import PixelFormat, upright
 from genimg.images import grid as grid_of_images
 from genimg.images import on_white, to_float, to_uint8
 
@@ -176,16 +176,16 @@ def with_sizes(pictures: Sequence[Picture]) -> list[Picture]:
     return [replace(picture, size=sizes[picture.file]) for picture in pictures]
 
 
-def read_image(picture: Picture, channels: int) -> Tensor:
-    """uint8 [C, H, W]."""
+def read_image(picture: Picture, channels: int, levels: tuple[float, float] | None = None) -> Tensor:
+    """uint8 [C, H, W]; ``levels`` of 16- and 32-bit images as those of PixelFormat."""
     try:
         with Image.open(picture.file) as file:
-            image = ImageOps.exif_transpose(file)
+            image = upright(file)
             if (image.height, image.width) != picture.size:
                 raise ValueError(
                     f"it is {_pixels((image.height, image.width))}, not {_pixels(picture.size)} as its header says"
                 )
-            return torch.tensor(PixelFormat(*picture.size, channels).apply(image))
+            return torch.tensor(PixelFormat(*picture.size, channels, levels=levels).apply(image))
     except _UNREADABLE as error:
         raise ValueError(f"{picture.file} cannot be decoded ({_reason(error)}): repair or remove it") from error
 

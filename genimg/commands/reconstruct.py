@@ -89,4 +89,4 @@ def require_one(options: Config, what: str, method: Method, conditions: Sequence
 
 def pixel_format(data: Config) -> PixelFormat:
     """Of the images that a model was trained on."""
-    return PixelFormat.of(data["image_size"], data["channels"], data.get("fit") or "crop")
+    return PixelFormat.of(data["image_size"], data["channels"], data.get("fit") or "crop", data.get("range"))

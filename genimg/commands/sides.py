@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 
 from genimg import build
 from genimg.commands.common import Config
+from genimg.data.archives import SPLITS
 from genimg.data.image_files import is_zip
 from genimg.data.placement import Data
 from genimg.data.prepared import DESCRIPTION, Description, PreparedSource
@@ -20,6 +22,8 @@ from genimg.data.sources import Source
 from genimg.evaluation.imagesets import DatasetImages
 from genimg.evaluation.statistics_files import SavedStatistics
 from genimg.explain import quoted
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Side:
 
 def resolve(key: str, options: Config, builder: build.Builder, device: torch.device) -> Side:
     """What ``key`` (images or real) names: a folder, what genimg-prepare packed, an .npz, saved statistics, or ``DATASET`` or
-    ``DATASET:SPLIT``.
+    ``DATASET:SPLIT``. Of an .npz, ``FILE.npz:NAME`` takes the array of this name, and ``FILE.npz:SPLIT`` that of the split.
 
     Where the options have ``channels``, folders and datasets come with these and in their ``image_size``.
     """
@@ -52,15 +56,20 @@ def resolve(key: str, options: Config, builder: build.Builder, device: torch.dev
     if path.suffix == ".npz":
         if path.is_file() and _holds_statistics(path):
             return Side(statistics=SavedStatistics.read(path), path=path)
-        node = {"_target_": "genimg.data.arrays.npz", "path": text, "fit": "crop"}
-        return _side(builder.build({**node, "image_size": options["image_size"], "channels": None}, "images"), device)
+        return _side(_archive(key, text, text, None, options, builder), device)
+    if ".npz:" in text:
+        file, _, array = text.rpartition(":")
+        return _side(_archive(key, text, file, array, options, builder), device)
     if (path / DESCRIPTION).is_file():
         return _side(PreparedSource(path, Description.read(path / DESCRIPTION)), device)
     if path.is_dir() or is_zip(path):
         node = {"_target_": "genimg.data.sources.folder", "root": text, "fit": "crop", "labels": "auto"}
         channels = options.get("channels", None if options["image_size"] is None else 3)
-        size = {"image_size": options["image_size"], "channels": channels}
-        return _side(builder.build({**node, **size, "name": path.name or text}, "images"), device)
+        size = {"image_size": options["image_size"], "channels": channels, "range": options["range"]}
+        try:
+            return _side(builder.build({**node, **size, "name": path.name or text}, "images"), device)
+        except ValueError as error:
+            raise ValueError(_in_own_words(str(error), key, text)) from error
     name, _, split = text.partition(":")
     known = GlobalHydra.instance().config_loader().get_group_options("data")
     datasets = [option for option in known if option not in ("base", "folder", "npz", "prepared", "paired", "unpaired")]
@@ -70,6 +79,31 @@ def resolve(key: str, options: Config, builder: build.Builder, device: torch.dev
             f"{', '.join(datasets)}, each with a split if wanted, such as mnist:test"
         )
     return _dataset(name, split, options, builder, device)
+
+
+def _archive(key: str, text: str, file: str, array: str | None, options: Config, builder: build.Builder) -> Source:
+    """The images of an .npz; ``array`` is the name of one of its arrays, or a split.
+
+    Raises:
+        ValueError: naming the options of this command where those of the data are meant.
+    """
+    node = {"_target_": "genimg.data.arrays.npz", "path": file, "fit": "crop", "channels": None, "labels": "auto"}
+    node |= {"image_size": options["image_size"], "range": options["range"]}
+    node["split" if array in SPLITS else "images"] = array
+    try:
+        return builder.build(node, key)
+    except ValueError as error:
+        if "data.labels=" in str(error):  # few evaluations read labels, and there is no option to choose them by
+            log.warning("%s; its labels are ignored here", error)
+            return builder.build({**node, "labels": "none"}, key)
+        raise ValueError(_in_own_words(str(error), key, file)) from error
+
+
+def _in_own_words(message: str, key: str, file: str) -> str:
+    """A message about the ``data`` group, as one about this command's options."""
+    for own, here in (("data.images=", f"{key}={file}:"), ("data.split=", f"{key}={file}:"), ("data.range=", "range=")):
+        message = message.replace(own, here)
+    return message
 
 
 def _dataset(name: str, split: str, options: Config, builder: build.Builder, device: torch.device) -> Side:

@@ -27,6 +27,7 @@ from genimg.commands.pictures import (
     with_sizes,
 )
 from genimg.commands.translator import MemoryFullError, Translator, image_channels, least_side
+from genimg.data.pixels import checked_levels
 from genimg.data.tasks import Task
 from genimg.explain import nearest
 from genimg.files import naming_full_disk
@@ -61,14 +62,14 @@ def translate(composed: DictConfig) -> None:
     output = checked_output(options["output"], read, pictures, grid=options["grid"], overwrite=options["overwrite"])
     pictures = with_sizes(pictures)
     source_channels = data["target_channels" if direction in method.directions[1:] else "source_channels"]
-    channels = image_channels(method.task, source_channels)
+    channels, levels = image_channels(method.task, source_channels), checked_levels(data.get("range"))
     least = least_side(method, direction, device, source_channels, max(height_width(data["image_size"])))
     _check_tile(options["tile"], method.multiple, least)
     translator = Translator(method, direction, device, options["tile"], options["overlap"], options["batch_size"],
                             options["seed"], least)  # fmt: skip
     log.info("from %s, trained on %d images", relative(path), state["training"]["images"])
     with naming_full_disk(f"the disk of output={output} became full: make room, or choose another output"):
-        shown = _write_all(translator, pictures, channels, output)
+        shown = _write_all(translator, pictures, channels, levels, output)
         log.info("%d image%s: %s", len(pictures), "s" * (len(pictures) > 1), relative(output))
         if options["grid"]:
             write_png(side_by_side(shown), grid_of(output))
@@ -172,7 +173,9 @@ def _check_tile(tile: int | None, multiple: int, least: int) -> None:
 # The work
 
 
-def _write_all(translator: Translator, pictures: Sequence[Picture], channels: int, output: Path) -> list[tuple[Tensor, Tensor]]:
+def _write_all(
+    translator: Translator, pictures: Sequence[Picture], channels: int, levels: tuple[float, float] | None, output: Path
+) -> list[tuple[Tensor, Tensor]]:
     """Write what is made of all images, each file whole.
 
     Returns:
@@ -186,7 +189,7 @@ def _write_all(translator: Translator, pictures: Sequence[Picture], channels: in
     output.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(pictures), desc="translating", unit="image", disable=None) as progress:
         for batch in _batches(translator, pictures):
-            images = torch.stack([read_image(each, channels) for each in batch])
+            images = torch.stack([read_image(each, channels, levels) for each in batch])
             masks = torch.stack([read_mask(each) for each in batch]) if batch[0].mask is not None else None
             try:
                 sources, results = translator(images, masks, batch[0].number)

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from genimg.data.augment import rotate
-from genimg.data.pixels import PixelFormat
+from genimg.data.pixels import PixelFormat, upright
 from genimg.data.sources import CorruptImageError
 from genimg.images import to_float, to_uint8
 
@@ -244,7 +244,7 @@ def read_image(path: Path, pixels: PixelFormat | None = None) -> Tensor:
     """
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
+            image = upright(file)
             own = PixelFormat(image.height, image.width, _channels(image))
             return torch.from_numpy(np.array((pixels or own).apply(image)))  # a copy: Pillow's may be read-only
     except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:

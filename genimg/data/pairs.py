@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from genimg.data.index import list_images
+from genimg.data.depth import with_settled_depth
+from genimg.data.index import Index, list_images
 from genimg.data.pixels import PixelFormat
 from genimg.data.sources import CorruptImageError, Source, digest
 from genimg.data.tasks import Pair
@@ -85,6 +86,7 @@ class PairedSource(Source):
                 if width % 2:
                     raise ValueError(f"a width of {width} pixels cannot be two images side by side")
                 a, b = image.crop((0, 0, width // 2, height)), image.crop((width // 2, 0, width, height))
+                a.format = b.format = image.format  # which says of some whether they have 16 bits
                 return self._a.apply(a), self._b.apply(b)
         except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
             raise CorruptImageError(f"{file}: {error}") from error
@@ -102,6 +104,7 @@ def paired(
     channels_b: int | None,
     fit: str,
     refresh_index: bool = False,
+    range: Sequence[float] | None = None,
 ) -> PairedSource:
     """Pairs in one folder, each in one file with domain a on the left and b on the right, or in two folders.
 
@@ -113,6 +116,7 @@ def paired(
         image_size, fit: of either image; see PixelFormat.
         channels: of either domain; ``channels_a`` and ``channels_b`` where they differ, else None.
         refresh_index: see genimg.data.index.
+        range: the values of 16- and 32-bit images that become black and white, [low, high]; None: see PixelFormat.
 
     Raises:
         FileNotFoundError: if a folder is missing or has no images.
@@ -123,25 +127,27 @@ def paired(
             f"data.root={root}, data.a={a}, data.b={b}: give data.root, a folder of files with two images side by side, "
             "or both data.a and data.b, two folders with files of equal names"
         )
-    formats = tuple(PixelFormat.of(image_size, given or channels, fit) for given in (channels_a, channels_b))
+    formats = [PixelFormat.of(image_size, given or channels, fit, range) for given in (channels_a, channels_b)]
     if root is not None:
         directory = Path(root).expanduser()
         divided = (directory / "train").is_dir()
         others = [directory / name for name in ("val", "test") if divided and (directory / name).is_dir()]
         sources = []
         for part in [directory / "train" if divided else directory, *others[:1]]:
-            place, paths, fingerprint = _listed("data.root", str(part), refresh=refresh_index)
+            index = _listed("data.root", str(part), refresh=refresh_index)
+            place, paths = index.root, index.paths
             _warn_of_single_images(place / paths[0], formats[0])
             files: list[tuple[Path, ...]] = [(place / path,) for path in paths]
-            sources.append(PairedSource("paired", files, paths, *formats, direction=direction, fingerprint=fingerprint))
+            settled = [with_settled_depth(index, pixels) for pixels in formats]
+            sources.append(PairedSource("paired", files, paths, *settled, direction=direction, fingerprint=index.digest))
         if len(sources) == 2:
             sources[0].validation = sources[1]
         return sources[0]
     assert a is not None
     assert b is not None
-    folder_a, paths_a, fingerprint_a = _listed("data.a", a, refresh=refresh_index)
-    folder_b, paths_b, fingerprint_b = _listed("data.b", b, refresh=refresh_index)
-    by_name_a, by_name_b = _by_name("data.a", a, paths_a), _by_name("data.b", b, paths_b)
+    index_a, index_b = _listed("data.a", a, refresh=refresh_index), _listed("data.b", b, refresh=refresh_index)
+    formats = [with_settled_depth(index_a, formats[0]), with_settled_depth(index_b, formats[1])]
+    by_name_a, by_name_b = _by_name("data.a", a, index_a.paths), _by_name("data.b", b, index_b.paths)
     alone = [f"{a}/{by_name_a[name]}" for name in sorted(by_name_a.keys() - by_name_b.keys())]
     alone += [f"{b}/{by_name_b[name]}" for name in sorted(by_name_b.keys() - by_name_a.keys())]
     if alone:
@@ -150,8 +156,8 @@ def paired(
             f"{len(alone)} files of data.a={a} and data.b={b} have no partner of the same name in the other folder: "
             f"{', '.join(alone[:_MOST_LISTED])}{more}: add their partners, or remove them"
         )
-    files = [(folder_a / by_name_a[name], folder_b / by_name_b[name]) for name in sorted(by_name_a)]
-    names, fingerprint = sorted(by_name_a), fingerprint_a + fingerprint_b
+    files = [(index_a.root / by_name_a[name], index_b.root / by_name_b[name]) for name in sorted(by_name_a)]
+    names, fingerprint = sorted(by_name_a), index_a.digest + index_b.digest
     return PairedSource("paired", files, names, *formats, direction=direction, fingerprint=fingerprint)
 
 
@@ -170,7 +176,7 @@ def _warn_of_single_images(path: Path, pixels: PixelFormat) -> None:
         )  # fmt: skip
 
 
-def _listed(key: str, folder: str, *, refresh: bool) -> tuple[Path, list[str], str]:
+def _listed(key: str, folder: str, *, refresh: bool) -> Index:
     directory = Path(folder).expanduser()
     if not directory.is_dir():
         what = "is a file, not a directory" if directory.exists() else "does not exist"
@@ -178,7 +184,7 @@ def _listed(key: str, folder: str, *, refresh: bool) -> tuple[Path, list[str], s
     index = list_images(directory, refresh=refresh)
     if not index.paths:
         raise FileNotFoundError(f"{key}={folder} holds no images: expected files such as .png or .jpg")
-    return directory, index.paths, index.digest
+    return index
 
 
 def _by_name(key: str, folder: str, paths: Sequence[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ FITS = ("crop", "stretch", "pad")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GREY = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _ORIENTATION = 0x0112  # EXIF's tag
+_SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # whose grey images of 16 bits Pillow opens with 32
+_HOW_TO_GIVE_LEVELS = "give the values that become black and white with data.range=[low,high], or store 8 bits"
 
 
 @dataclass(frozen=True)
@@ -28,36 +31,113 @@ class PixelFormat:
         height, width: pixels.
         channels: 1 grey, 3 RGB, 4 RGB with alpha.
         fit: what happens when the aspect ratio differs: ``crop`` the centre, ``stretch``, or ``pad`` with black.
+        levels: the values of 16- and 32-bit images that become black and white, what lies beyond them being clipped; None
+            for 0 and 65,535 of 16 bits, and 0 and 255, or 0 and ``float_white``, of 32 bits, beyond which all is refused.
+        float_white: 1 or 255; None takes 1 for an image that holds nothing above.
     """
 
     height: int
     width: int
     channels: int
     fit: str = "crop"
+    levels: tuple[float, float] | None = None
+    float_white: float | None = None
 
     @classmethod
-    def of(cls, image_size: int | Sequence[int], channels: int, fit: str = "crop") -> PixelFormat:
+    def of(
+        cls, image_size: int | Sequence[int], channels: int, fit: str = "crop", levels: Sequence[float] | None = None
+    ) -> PixelFormat:
         """Build one from config values.
 
         Raises:
-            ValueError: for an unknown fit, channel count or size.
+            ValueError: for an unknown fit, channel count or size, or levels that are none.
         """
         if channels not in _MODES:
             raise ValueError(f"data.channels={channels} is not supported: choose 1 (grey), 3 (RGB) or 4 (RGBA)")
         if fit not in FITS:
             raise ValueError(f"data.fit={fit} is unknown: choose one of {', '.join(FITS)}")
-        return cls(*height_width(image_size), channels, fit)
+        return cls(*height_width(image_size), channels, fit, checked_levels(levels))
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.channels, self.height, self.width
 
     def apply(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Any Pillow image to uint8 [C, H, W]: 16-bit is scaled, palettes expanded, transparency put on white."""
-        image = ImageOps.exif_transpose(image)  # phones store the sensor's picture and say how it was held
+        """Any Pillow image to uint8 [C, H, W]: 16-bit is scaled, palettes expanded, transparency put on white.
+
+        Raises:
+            ValueError: if a 32-bit image holds NaN, or values that are neither 0 to 255 nor 0 to 1.
+        """
+        image = upright(image)
+        if is_deep(image):
+            image = self._to_eight_bits(image)
         image = _resize(_to_mode(image, _MODES[self.channels]), self)
         array: NDArray[Any] = np.asarray(image, dtype=np.uint8)
         return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+
+    def _to_eight_bits(self, image: Image.Image) -> Image.Image:
+        """Scale 16-bit and 32-bit grey. Pillow's own conversion clips at 255 and turns such images white."""
+        values = np.asarray(image).astype(np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("it holds NaN or infinite values")
+        if self.levels is not None:
+            levels = self.levels
+        elif has_sixteen_bits(image):
+            levels = (0.0, 65535.0)
+        else:
+            levels = self._levels_of_32_bits(values, image.mode)
+        return Image.fromarray(scaled(values, levels))
+
+    def _levels_of_32_bits(self, values: NDArray[np.float64], mode: str) -> tuple[float, float]:
+        low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+        white = 255.0
+        if mode == "F":
+            white = self.float_white or (1.0 if high <= 1.0 else 255.0)
+        if low < 0.0 or high > white:
+            expected = "0 to 1, as others of this folder do" if white == 1.0 and low >= 0.0 else "0 to 255, or floats of 0 to 1"
+            raise ValueError(f"it holds 32-bit values from {low:.6g} to {high:.6g}, not {expected}: {_HOW_TO_GIVE_LEVELS}")
+        return 0.0, white
+
+
+def checked_levels(given: Sequence[float] | None) -> tuple[float, float] | None:
+    """The values that become black and white, as ``data.range`` gives them.
+
+    Raises:
+        ValueError: if they are not two finite numbers, the lower first.
+    """
+    if given is None:
+        return None
+    numbers = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
+    fits = len(numbers) == 2 and all(type(each) in (int, float) and math.isfinite(each) for each in numbers)
+    if not fits or numbers[0] >= numbers[1]:
+        raise ValueError(
+            f"data.range={given} must be [low,high], the values that become black and white, the lower first, such as "
+            "data.range=[0,4095]"
+        )
+    return float(numbers[0]), float(numbers[1])
+
+
+def scaled(values: NDArray[np.float64], levels: tuple[float, float]) -> NDArray[np.uint8]:
+    """Values as uint8, linear from 0 at the first of the levels to 255 at the second, clipped beyond them."""
+    low, high = levels
+    return np.clip(np.round((values - low) * (255.0 / (high - low))), 0, 255).astype(np.uint8)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an image has 16 or 32 bits for each pixel's grey."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def has_sixteen_bits(image: Image.Image) -> bool:
+    """Whether a deep image has 16 bits, of which 65,535 is white."""
+    return image.mode.startswith("I;") or (image.mode == "I" and image.format in _SIXTEEN_BIT_FORMATS)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image as its camera was held: phones store the sensor's picture and say how that was. Its format stays known."""
+    turned = ImageOps.exif_transpose(image)
+    turned.format = image.format
+    return turned
 
 
 def common_format(files: ImageFiles) -> PixelFormat:
@@ -88,25 +168,11 @@ def common_format(files: ImageFiles) -> PixelFormat:
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _to_eight_bits(image)
     if mode != "RGBA" and (image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info):
         # Dropping alpha would show whatever colour lies under transparent pixels.
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image if image.mode == mode else image.convert(mode)
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit and 32-bit grey to 8 bits. Pillow's own conversion clips at 255 and turns such images white."""
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("it holds NaN or infinite values")
-    if image.mode == "F":
-        full_scale = 1.0 if values.size and values.max() <= 1.0 else 255.0
-    else:
-        full_scale = 65535.0
-    return Image.fromarray(np.clip(np.round(values * (255.0 / full_scale)), 0, 255).astype(np.uint8))
 
 
 def _resize(image: Image.Image, to: PixelFormat) -> Image.Image:

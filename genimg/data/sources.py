@@ -10,6 +10,7 @@ import json
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from tqdm import tqdm
 
 from genimg.data.caption_files import FolderCaptions
 from genimg.data.classes import Classes
+from genimg.data.depth import with_settled_depth
 from genimg.data.image_files import ImageFiles, captions_of, classes_of, is_zip, open_image_files
-from genimg.data.pixels import PixelFormat, common_format
+from genimg.data.pixels import PixelFormat, checked_levels, common_format
 from genimg.data.tasks import Task
 
 
@@ -232,6 +234,7 @@ def folder(
     refresh_index: bool = False,
     captions: str | None = None,
     name: str = "folder",
+    range: Sequence[float] | None = None,
 ) -> Source:
     """Every image below a directory or in a zip file, in any format that Pillow reads.
 
@@ -244,6 +247,7 @@ def folder(
         refresh_index: list the files anew even where a large folder's list is kept: see genimg.data.index.
         captions: where they are: see genimg.data.caption_files.
         name: for messages.
+        range: the values of 16- and 32-bit images that become black and white, [low, high]; None: see PixelFormat.
 
     Raises:
         FileNotFoundError: if ``root`` is missing or holds no images, or the file of captions is missing.
@@ -253,7 +257,7 @@ def folder(
         raise ValueError(f"data.labels={labels} is unknown: choose auto, required or none")
     if (image_size is None) != (channels is None):
         raise ValueError(f"image_size={image_size} and channels={channels}: give both, or neither for the files' own")
-    given = None if image_size is None or channels is None else PixelFormat.of(image_size, channels, fit)
+    given = None if image_size is None or channels is None else PixelFormat.of(image_size, channels, fit, range)
     directory = Path(root).expanduser()
     if not directory.is_dir() and not is_zip(directory):
         what = "is a file, not a directory" if directory.exists() else "does not exist"
@@ -263,7 +267,8 @@ def folder(
         raise FileNotFoundError(
             f"data.root={root} holds no images: expected files such as .png or .jpg in it or in its subdirectories"
         )
-    pixels = given or common_format(files)
+    pixels = given or replace(common_format(files), levels=checked_levels(range))
+    pixels = with_settled_depth(files, pixels)
     classes = Classes() if labels == "none" else classes_of(files)
     if labels == "required" and classes.labels is None:
         raise ValueError(

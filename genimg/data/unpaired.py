@@ -51,6 +51,7 @@ def unpaired(
     channels_b: int | None,
     fit: str,
     refresh_index: bool = False,
+    range: Sequence[float] | None = None,
 ) -> UnpairedSource:
     """Two folders of images, one for each domain.
 
@@ -61,6 +62,7 @@ def unpaired(
         image_size, fit: see PixelFormat.
         channels: of either domain; ``channels_a`` and ``channels_b`` where they differ, else None.
         refresh_index: see genimg.data.index.
+        range: the values of 16- and 32-bit images that become black and white, [low, high]; None: see PixelFormat.
 
     Raises:
         FileNotFoundError: if a folder is missing or has no images.
@@ -75,7 +77,7 @@ def unpaired(
     def domain(key: str, path: str, channels: int) -> Source:
         try:
             return folder(root=path, image_size=image_size, channels=channels, fit=fit, labels="none", captions=None,
-                          refresh_index=refresh_index, name=key)  # fmt: skip
+                          refresh_index=refresh_index, name=key, range=range)  # fmt: skip
         except FileNotFoundError as error:
             hint = "; data.root holds trainA and trainB, or give data.a and data.b" if key == "data.root" else ""
             raise FileNotFoundError(str(error).replace("data.root=", f"{key}=", 1) + hint) from error

@@ -134,7 +134,51 @@ def test_big_endian_sixteen_bit_tiff_is_scaled_to_eight_bits():
 
 def test_float_grey_is_read_as_zero_to_one_or_zero_to_255():
     assert array(Image.fromarray(np.array([[0.0, 0.2, 1.0]], dtype=np.float32)), 1)[0, 0].tolist() == [0, 51, 255]
-    assert array(Image.fromarray(np.array([[0.0, 51.0, 300.0]], dtype=np.float32)), 1)[0, 0].tolist() == [0, 51, 255]
+    assert array(Image.fromarray(np.array([[0.0, 51.0, 255.0]], dtype=np.float32)), 1)[0, 0].tolist() == [0, 51, 255]
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+@pytest.mark.parametrize(("low", "high"), [(0, 42500), (-1, 1), (-3, 200), (0, 256)])
+def test_thirty_two_bit_grey_of_another_range_is_refused_with_the_range_and_the_remedy(kind, low, high):
+    values = np.array([[low, high]], dtype=kind)
+    with pytest.raises(ValueError, match=rf"32-bit values from {low} to {high}, not 0 to 255.*data\.range=\[low,high\]"):
+        array(Image.fromarray(values), 1)
+
+
+def test_int32_grey_keeps_its_levels():
+    values = np.array([[0, 1, 100, 255]], dtype=np.int32)
+    assert array(through_file(Image.fromarray(values), "TIFF"), 1)[0, 0].tolist() == [0, 1, 100, 255]
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("I", np.int32), ("F", np.float32), ("I;16", np.uint16)])
+def test_levels_say_what_is_black_and_white_and_clip_the_rest(mode, kind):
+    values = np.array([[0, 100, 2000, 4100, 42500]], dtype=kind)
+    image = through_file(Image.fromarray(values), "TIFF")
+    assert image.mode == mode
+    result = PixelFormat.of([1, 5], 1, "crop", [100, 4100]).apply(image)
+    assert result[0, 0].tolist() == [0, 0, round(1900 / 4000 * 255), 255, 255]
+
+
+def test_levels_leave_eight_bits_as_they_are():
+    values = random_image(5, 7)
+    assert np.array_equal(
+        PixelFormat.of([5, 7], 3, "crop", [0, 4095]).apply(Image.fromarray(values)), values.transpose(2, 0, 1)
+    )
+
+
+def test_sixteen_bit_grey_that_pillow_opens_with_thirty_two_bits_is_scaled_as_sixteen():
+    levels = np.array([[0, 1000, 65535]], dtype=">u2")
+    image = Image.open(io.BytesIO(b"P5 3 1 65535\n" + levels.tobytes()))
+    assert image.mode == "I"
+    assert array(image, 1)[0, 0].tolist() == [0, round(1000 / 257), 255]
+
+
+def test_a_folder_that_holds_floats_to_255_has_dark_images_without_being_stretched():
+    dark = Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32))
+    assert PixelFormat(1, 3, 1, float_white=255.0).apply(dark)[0, 0].tolist() == [0, 0, 1]
+    bright = Image.fromarray(np.array([[0.0, 200.0]], dtype=np.float32))
+    with pytest.raises(ValueError, match="from 0 to 200, not 0 to 1"):
+        PixelFormat(1, 2, 1, float_white=1.0).apply(bright)
 
 
 def test_cmyk_jpeg_becomes_rgb():

@@ -1,0 +1,160 @@
+"""Which arrays of a NumPy archive are the images and the labels, decided by names and shapes, without reading the pixels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+SPLITS = ("train", "val", "test")
+
+_IMAGES = r"(?:x|images?|imgs?|data|samples?)"
+_LABELS = r"(?:y|labels?|targets?|class|classes|class_labels?|fine_labels?)"
+_OF_SPLIT = {"train": r"(?:train|training)", "val": r"(?:val|valid|validation)", "test": r"(?:test|testing)"}
+FIRST, SECOND = "arr_0", "arr_1"  # what np.savez calls arrays without a name; ADM's samples and their labels
+MOST_CLASSES = 1_000_000  # each gets a name
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an archive says about an array before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __str__(self) -> str:
+        return f"{self.dtype} [{', '.join(map(str, self.shape))}]"
+
+
+def headers_of(archive: np.lib.npyio.NpzFile) -> dict[str, Header]:
+    """Return the header of every array, in the archive's order.
+
+    Raises:
+        ValueError, OSError: If the archive is damaged.
+    """
+    found: dict[str, Header] = {}
+    assert archive.zip is not None
+    for name in archive.files:
+        member = name if name in archive.zip.namelist() else f"{name}.npy"
+        with archive.zip.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+        found[name] = Header(shape, dtype)
+    return found
+
+
+def choose_images(headers: Mapping[str, Header], where: str, *, key: str | None, split: str | None) -> tuple[str, str | None]:
+    """Return the name of the array of images, and the split that its name says, if it says one.
+
+    Args:
+        headers: Of all arrays.
+        where: The file, for messages.
+        key: The name that the user gives; None decides by names and shapes.
+        split: ``train``, ``val`` or ``test``; None takes the training images where the archive has splits.
+
+    Raises:
+        ValueError: If there is no such array, or several could be meant.
+    """
+    if key is not None:
+        if split is not None:
+            raise ValueError(f"data.images={key} names the array, so that data.split={split} has no effect: remove one of them")
+        if key not in headers:
+            raise ValueError(f"data.images={key}: {where} has no such array, but {listed(headers)}")
+        if len(headers[key].shape) not in (3, 4):
+            raise ValueError(f"data.images={key}: {_no_images(where, {key: headers[key]})}")
+        return key, _split_of(key, _IMAGES)
+    candidates = image_like(headers)
+    named = {name for name in headers if _usual(name)}
+    if not candidates or (named and not named & set(candidates) and len(candidates) == 1):
+        raise ValueError(_no_images(where, headers))
+    if split is not None:
+        found = [name for name in candidates if _split_of(name, _IMAGES) == split]
+        if not found:
+            raise ValueError(f"data.split={split}: {where} has no images of this split, but {listed(headers)}: remove "
+                             "data.split, or name an array with data.images=NAME")  # fmt: skip
+    elif len(candidates) == 1:
+        found = candidates
+    else:
+        found = [name for name in candidates if _usual(name)]
+    if len(found) != 1:
+        choice = found or candidates
+        raise ValueError(
+            f"{where} has {len(choice)} arrays that could be the images: {listed({name: headers[name] for name in choice})}; "
+            f"choose one, such as data.images={choice[0]}"
+        )
+    return found[0], _split_of(found[0], _IMAGES)
+
+
+def choose_labels(headers: Mapping[str, Header], where: str, *, key: str, images: str, split: str | None) -> str | None:
+    """Return the name of the array of labels; None if there is none.
+
+    Args:
+        headers: Of all arrays.
+        where: The file, for messages.
+        key: ``auto``, ``none``, or the name that the user gives.
+        images: The array of images.
+        split: Of the images, as their name says it.
+
+    Raises:
+        ValueError: If there is no such array, or several could be meant.
+    """
+    if key == "none":
+        return None
+    others = {name: header for name, header in headers.items() if name != images}
+    if key != "auto":
+        if key not in others:
+            raise ValueError(f"data.labels={key}: {where} has no such array, but {listed(others)}; auto and none are no names")
+        return key
+    plain = [name for name in others if re.fullmatch(_LABELS, name, re.IGNORECASE)]
+    found = [name for name in others if split is not None and _split_of(name, _LABELS) == split] or plain
+    if not found and images == FIRST and SECOND in others and _could_be_labels(headers[SECOND], headers[FIRST].shape[0]):
+        found = [SECOND]
+    if len(found) > 1:
+        raise ValueError(
+            f"{where} has {len(found)} arrays that could be the labels: {listed({name: headers[name] for name in found})}; "
+            f"choose one, such as data.labels={found[0]}, or none with data.labels=none"
+        )
+    return found[0] if found else None
+
+
+def image_like(headers: Mapping[str, Header]) -> list[str]:
+    """Return the names of the arrays that have the shape and type of images; if none has, those of three or four axes."""
+    shaped = [name for name, header in headers.items() if len(header.shape) in (3, 4) and header.dtype.kind in "uifbc"]
+    return [name for name in shaped if _has_channels(headers[name])] or shaped
+
+
+def listed(headers: Mapping[str, Header]) -> str:
+    """Return all names with their types and shapes, for a message."""
+    return ", ".join(f"{name} {header}" for name, header in headers.items()) or "nothing"
+
+
+def _no_images(where: str, headers: Mapping[str, Header]) -> str:
+    return f"{where} holds no images: expected an array [N, H, W, C], [N, C, H, W] or [N, H, W], found {listed(headers)}"
+
+
+def _has_channels(header: Header) -> bool:
+    return len(header.shape) == 3 or header.shape[3] in (1, 3, 4) or header.shape[1] in (1, 3, 4)
+
+
+def _could_be_labels(header: Header, count: int) -> bool:
+    """Whether an array without a telling name has the type and shape of labels."""
+    return header.dtype.kind in "ui" and header.shape in ((count,), (count, 1))
+
+
+def _usual(name: str) -> bool:
+    """Whether a name says that these are the images to train on."""
+    plain = name == FIRST or re.fullmatch(_IMAGES, name, re.IGNORECASE) is not None
+    return plain or _split_of(name, _IMAGES) == "train"
+
+
+def _split_of(name: str, what: str) -> str | None:
+    """Return the split of a name such as ``x_train``, ``train_images`` or, of images, ``train``; None if it says none."""
+    alone: Iterable[str] = SPLITS if what == _IMAGES else ()
+    for split, word in _OF_SPLIT.items():
+        pattern = rf"{what}_?{word}|{word}_?{what}" + (rf"|{word}" if split in alone else "")
+        if re.fullmatch(pattern, name, re.IGNORECASE):
+            return split
+    return None

@@ -1,0 +1,101 @@
+"""Which values of a folder's 16- and 32-bit images are black and white, found out before the training from a sample."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from genimg.data.image_files import ImageFiles
+from genimg.data.pixels import PixelFormat, has_sixteen_bits, is_deep
+
+log = logging.getLogger(__name__)
+
+_LOOKED_AT = 32  # files whose headers are read
+_DECODED = 8  # of them, those of 16 or 32 bits
+_DARK = 4096  # of 65,536: 12-bit values in 16 bits come out at a sixteenth of their brightness
+
+_UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class _Deep:
+    """A 16- or 32-bit image that was decoded: its file, the bits (16, 32, or 0 for floats), and its extreme values."""
+
+    path: Path
+    bits: int
+    low: float
+    high: float
+
+
+def with_settled_depth(files: ImageFiles, pixels: PixelFormat) -> PixelFormat:
+    """Settle whether white is 1 or 255 in a folder of floats, so that no dark image is taken for one of another range.
+
+    Files that cannot be read are left to whoever reads them in earnest.
+
+    Args:
+        files: The folder's images.
+        pixels: What they are to become.
+
+    Raises:
+        ValueError: If a 32-bit image of the sample holds values outside 0 to 255 and no range is given.
+    """
+    count = min(_LOOKED_AT, len(files.paths))
+    chosen = np.random.default_rng(len(files.paths)).choice(len(files.paths), count, replace=False)  # names may have a period
+    sample = [files.paths[each] for each in chosen.tolist() if _looks_deep(files, files.paths[each])]
+    deep = [found for found in (_decoded(files, path) for path in sample[:_DECODED]) if found is not None]
+    if pixels.levels is not None:
+        if not sample:
+            log.warning(
+                "data.range=%s is for 16- and 32-bit images, and the %d of %s that were looked at have 8 bits, which are taken "
+                "as they are", list(pixels.levels), count, files.root,
+            )  # fmt: skip
+        return pixels
+    _refuse_other_ranges([found for found in deep if found.bits != 16])
+    _warn_of_dark_images([found for found in deep if found.bits == 16])
+    floats = [found.high for found in deep if found.bits == 0]
+    return replace(pixels, float_white=1.0 if max(floats) <= 1.0 else 255.0) if floats else pixels
+
+
+def _looks_deep(files: ImageFiles, path: str) -> bool:
+    """Whether the header says 16 or 32 bits."""
+    try:
+        with Image.open(files.open(path)) as image:
+            return is_deep(image)
+    except _UNREADABLE:
+        return False
+
+
+def _decoded(files: ImageFiles, path: str) -> _Deep | None:
+    try:
+        with Image.open(files.open(path)) as image:
+            bits = 16 if has_sixteen_bits(image) else 0 if image.mode == "F" else 32
+            values = np.asarray(image).astype(np.float64)
+    except _UNREADABLE:
+        return None
+    found = _Deep(files.root / path, bits, float(values.min()), float(values.max())) if values.size else None
+    return found if np.isfinite(values).all() else None
+
+
+def _refuse_other_ranges(deep: Sequence[_Deep]) -> None:
+    outside = next((found for found in deep if found.low < 0 or found.high > 255), None)
+    if outside is not None:
+        low, high = min(found.low for found in deep), max(found.high for found in deep)
+        raise ValueError(
+            f"{outside.path} holds 32-bit values from {outside.low:.6g} to {outside.high:.6g}, and only 0 to 255, or floats of "
+            f"0 to 1, are understood by themselves: give the values that become black and white, such as "
+            f"data.range=[{low:.6g},{high:.6g}] (what {len(deep)} file{'s' * (len(deep) > 1)} of the folder hold"
+            f"{'s' * (len(deep) == 1)}), or store 8 bits"
+        )
+
+
+def _warn_of_dark_images(deep: Sequence[_Deep]) -> None:
+    if deep and 0 < (highest := max(found.high for found in deep)) < _DARK:
+        log.warning(
+            "%s and others have 16 bits, but hold no value above %d of 65535, so that they come out nearly black: give the "
+            "values that become black and white, such as data.range=[0,%d]", deep[0].path, highest, highest,
+        )  # fmt: skip
