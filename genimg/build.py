@@ -36,6 +36,7 @@ from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.explain import nearest
 from genimg.images import to_float
 from genimg.interfaces import Batch, Images, Method
+from genimg.machine_local import MachineLocal, marker_of
 from genimg.methods.translation import Translation
 from genimg.paths import config_dir
 from genimg.schedules import Schedule
@@ -83,6 +84,7 @@ SETTLED = ("num_classes", "source_channels", "target_channels")
 """Keys of ``data`` that are known only when the data is, and are then written wherever the config refers to them."""
 
 Config = dict[str, Any]
+Named = frozenset[tuple[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,16 @@ class Builder:
         allowed: packages whose members may be built.
         epoch_size: images in the training data; 0 while they are not known, before any duration is needed.
         batch_size: images a step.
+        named: Where the config is a checkpoint's, what the command line names for parameters marked as ``MachineLocal``: pairs
+            of a parameter's name and its value. Any other value is refused. None for a config that the user composed.
+        trains: Whether what only training needs is built, too.
     """
 
     allowed: tuple[str, ...] = ALLOWED
     epoch_size: int = 0
     batch_size: int = 1
+    named: Named | None = None
+    trains: bool = True
 
     def build(self, config: Config, key: str) -> Any:
         """Instantiate the node ``config``, which stands at ``key``.
@@ -135,6 +142,14 @@ class Builder:
             "if you trust it, name your package with allow=[PACKAGE]"
         )
 
+    def omits(self, target: Any) -> bool:
+        """Return whether ``target`` is left out because only training needs it."""
+        return not self.trains and getattr(target, "needed_in_training_only", False)
+
+    def may_take(self, name: str, value: Any, mark: MachineLocal) -> bool:
+        """Return whether the parameter ``name``, which carries ``mark``, may have this value of the config."""
+        return self.named is None or mark.published(value) or any(pair == (name, value) for pair in self.named)
+
     def _prepare(self, node: Any, key: str, *, schedules: bool = False) -> Any:
         """Check every node below ``key`` against its target's signature and convert its durations.
 
@@ -155,6 +170,11 @@ class Builder:
         target = self.locate(node["_target_"], key)
         if _is_kind(target, Schedule) and not schedules:
             raise ValueError(f"{key} takes no schedule: write a number (docs/schedules.md lists what a schedule can drive)")
+        if self.omits(target):
+            return None
+        for name, mark in local_parameters(target).items():
+            if name in node and not self.may_take(name, node[name], mark):
+                raise ValueError(name_again({f"{key}.{name}": node[name]}))
         parameters = inspect.signature(target).parameters
         partial = bool(node.get("_partial_", False))
         _check_keys(node, parameters, key, partial=partial)
@@ -180,14 +200,32 @@ class Builder:
         return TrainerSettings(**{name: self._value(value, types[name], f"trainer.{name}") for name, value in config.items()})
 
 
-def builder_of(state: Config, allow: Sequence[str]) -> Builder:
-    """What builds the parts of a checkpoint's config.
+def builder_of(state: Config, allow: Sequence[str], named: Named = frozenset()) -> Builder:
+    """Return what builds the parts of a checkpoint's config for anything but training.
 
     Args:
-        state: the checkpoint's contents.
-        allow: packages that the user trusts, besides genimg's own.
+        state: The checkpoint's contents.
+        allow: Packages that the user trusts, besides genimg's own.
+        named: Values of machine-local parameters that the user names, see ``Builder``.
     """
-    return Builder((*ALLOWED, *allow), epoch_size=state["num_images"], batch_size=state["config"]["trainer"]["batch_size"])
+    batch_size = state["config"]["trainer"]["batch_size"]
+    return Builder((*ALLOWED, *allow), epoch_size=state["num_images"], batch_size=batch_size, named=named, trains=False)
+
+
+def local_parameters(target: Any) -> dict[str, MachineLocal]:
+    """Return the parameters of a class or function that are marked as ``MachineLocal``, with their marks."""
+    hints = _type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    return {name: mark for name, hint in hints.items() if (mark := marker_of(hint)) is not None}
+
+
+def name_again(dropped: Mapping[str, Any]) -> str:
+    """Return the message about values by key that a checkpoint's config brings and must not."""
+    listed = ", ".join(f"{key}={value}" for key, value in dropped.items())
+    again = " ".join(f"++{key}=PATH" for key in dropped)
+    return (
+        f"the checkpoint's config names {listed}, but a checkpoint never decides which files of this machine are opened, "
+        f"because they may run code: if you trust it, name it on the command line with {again}"
+    )
 
 
 def check_top_level(config: Config) -> None:
@@ -542,9 +580,9 @@ def _check_keys(node: Config, parameters: Mapping[str, inspect.Parameter], key: 
 _SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 
 
-def _type_hints(function: Any) -> dict[str, Any]:
+def _type_hints(function: Any, *, include_extras: bool = False) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(function)
+        return typing.get_type_hints(function, include_extras=include_extras)
     except (NameError, TypeError):  # hints that only a type checker can see, as some of torch's
         return {}
 

@@ -10,3 +10,10 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict) or not node:
         return {prefix[:-1]: node}
     return {name: leaf for key, value in node.items() for name, leaf in flatten(value, f"{prefix}{key}.").items()}
+
+
+def merged(node: Any, changes: Any) -> Any:
+    """Return ``node`` with the values of ``changes`` on top, mapping by mapping."""
+    if not isinstance(node, dict) or not isinstance(changes, dict):
+        return changes
+    return {**node, **{key: merged(node.get(key, {}), value) for key, value in changes.items()}}

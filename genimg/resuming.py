@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from genimg import build
+from genimg import build, untrusted
 from genimg.data.identity import refused_differences, warned_differences
 from genimg.mappings import flatten
 from genimg.training import checkpoint
@@ -55,8 +57,8 @@ def names_a_checkpoint(composed: DictConfig) -> bool:
     return composed.resume not in (None, "auto")
 
 
-def find_start(composed: DictConfig, run_dir: Path) -> tuple[Config, Config, Saved | None]:
-    """The config to train with (unresolved and resolved) and the checkpoint to start from, if any.
+def find_start(composed: DictConfig, run_dir: Path) -> tuple[Config, Config, Saved | None, build.Named | None]:
+    """The config to train with (unresolved and resolved), the checkpoint to start from, if any, and ``Builder.named``.
 
     With ``resume=PATH`` the checkpoint's own config is the base and this command line's values are set on it, so that
     ``genimg-train resume=PATH`` needs nothing else.
@@ -84,6 +86,7 @@ def find_start(composed: DictConfig, run_dir: Path) -> tuple[Config, Config, Sav
     _refuse_to_overwrite(folder, saved)
     source = _on_top_of(saved.state, composed) if saved and names_a_checkpoint(composed) else _plain(composed)
     source["run_dir"] = str(run_dir)
+    named = _take_out_what_is_local(source, composed) if saved and names_a_checkpoint(composed) else None
     config = _resolved(source)
     if isinstance(config["data"].get("root"), str):  # so that the run continues from any directory
         root = str(Path(config["data"]["root"]).expanduser().absolute())
@@ -102,8 +105,52 @@ def find_start(composed: DictConfig, run_dir: Path) -> tuple[Config, Config, Sav
             if type(known) is int and type(config["data"].get(key)) is not int:
                 source["data"][key] = known
         config = _resolved(source)
-        _compare(saved, config, source)
-    return source, config, saved
+        _compare(saved, config, source, named)
+    return source, config, saved, named
+
+
+def _take_out_what_is_local(source: Config, composed: DictConfig) -> build.Named:
+    """Replace, in place, the paths and digests that only the checkpoint's config names; return those of this command line.
+
+    Raises:
+        ValueError: for one that nothing can replace.
+    """
+    builder = build.Builder((*build.ALLOWED, *map(str, source["allow"] or ())))
+    own = {key: _composed_group(composed, key) for key in untrusted.GROUPS}
+    given = {place.key: place.value for place in untrusted.places(own, builder)}
+    typed = [each.key_or_group for each in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))]
+    config, raw = _resolved(source), _plain(composed)
+    for place in untrusted.places(config, builder):
+        # The text as it was typed: an interpolation could lead back into the checkpoint's config.
+        if any(f"{place.key}.".startswith(f"{key}.") for key in typed) and _at(raw, place.path) == place.value:
+            given[place.key] = place.value
+    builder = untrusted.naming(builder, given)
+    for place in untrusted.take_out(config, builder):
+        node = _at(source, place.path[:-1])
+        if isinstance(node, dict):
+            node[place.path[-1]] = place.mark.instead
+    if left := untrusted.take_out(_resolved(source), builder):  # reached by an interpolation
+        raise ValueError(build.name_again({place.key: "${...}" for place in left}))
+    assert builder.named is not None
+    return builder.named
+
+
+def _at(node: Any, path: Sequence[str | int]) -> Any:
+    """The node that keys and positions lead to, without following interpolations; None where there is none."""
+    for key in path:
+        try:
+            node = node[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return node
+
+
+def _composed_group(composed: DictConfig, key: str) -> Any:
+    """A group as this command line composes it, resolved; None where it lacks what the checkpoint's config would give."""
+    try:
+        return OmegaConf.to_container(composed[key], resolve=True)
+    except OmegaConfBaseException:
+        return None
 
 
 def same_measure(old: Config, new: Config) -> bool:
@@ -190,13 +237,16 @@ def _in_short(changes: dict[str, str], old_source: Config, new_source: Config) -
     return "\n  ".join(lines)
 
 
-def _compare(saved: Saved, config: Config, source: Config) -> None:
+def _compare(saved: Saved, config: Config, source: Config, named: build.Named | None) -> None:
     changes = _differences(saved.state["config"], config)
+    builder = build.Builder((*build.ALLOWED, *map(str, config["allow"] or ())))
+    for place in untrusted.places(config, builder):  # the same file may lie elsewhere now
+        changes.pop(place.key, None)
     if not changes:
         return
     listed = _in_short(changes, saved.state["config_source"], source)
     differs = f"the config differs from that of {saved.path} in ways that change the result:\n  {listed}\n"
-    impossible = _why_impossible(saved.state, changes, config)
+    impossible = _why_impossible(saved.state, changes, config, named)
     if impossible:
         raise ValueError(f"{differs}{impossible}: undo the changes, or choose another run_dir to start afresh")
     if not config["resume_force"]:
@@ -206,14 +256,15 @@ def _compare(saved: Saved, config: Config, source: Config) -> None:
     log.warning("resuming with a changed config:\n  %s", listed)
 
 
-def _why_impossible(state: Config, changes: dict[str, str], config: Config) -> str | None:
+def _why_impossible(state: Config, changes: dict[str, str], config: Config, named: build.Named | None) -> str | None:
     """Why not even ``resume_force`` can continue with these changes; None if it can."""
     if "trainer.batch_size" in changes:
         return "steps are counted in batches, so that trainer.batch_size cannot change within a run"
     if "optimizer._target_" in changes:
         return "another optimizer cannot take over what this one has gathered"
     allowed = (*build.ALLOWED, *map(str, config["allow"] or ()))
-    builder = build.Builder(allowed, epoch_size=state["num_images"], batch_size=config["trainer"]["batch_size"])
+    batch_size = config["trainer"]["batch_size"]
+    builder = build.Builder(allowed, epoch_size=state["num_images"], batch_size=batch_size, named=named)
     try:
         method = builder.build(config["model"], "model")
     except Exception:  # which will be raised again where the run is assembled, if it is forced

@@ -75,19 +75,20 @@ class Parts:
         )
 
 
-def assemble(config: Config, device_name: str) -> Parts:
+def assemble(config: Config, device_name: str, named: build.Named | None = None) -> Parts:
     """Build a training's parts, the cheap ones first: nobody shall download a dataset to learn of a typing mistake.
 
     Args:
         config: resolved. ``trainer.accumulation=auto`` stands for 1 until ``settling.settle``.
         device_name: of this process.
+        named: see ``Builder``; None for a config that is not a checkpoint's.
 
     Raises:
         ValueError, OSError: for what a config can have wrong, naming the key.
         AnotherProcessError: if another rank could not build its parts.
     """
     with failing_together():
-        builder, trainer_config = _checked(config)
+        builder, trainer_config = _checked(config, named)
         device = choose_device(device_name)
         precision = choose_precision(config["precision"], device)
         performance = builder.build(config["performance"], "performance")
@@ -135,7 +136,7 @@ def assemble(config: Config, device_name: str) -> Parts:
     )  # fmt: skip
 
 
-def _checked(config: Config) -> tuple[build.Builder, Config]:
+def _checked(config: Config, named: build.Named | None) -> tuple[build.Builder, Config]:
     """What needs no data: a builder, whose epochs are of one image, and the ``trainer`` group."""
     build.check_top_level(config)
     if type(config["seed"]) is not int or config["seed"] < 0:
@@ -153,7 +154,7 @@ def _checked(config: Config) -> tuple[build.Builder, Config]:
             )
         trainer["accumulation"] = 1
     builder = build.Builder(
-        allowed=(*build.ALLOWED, *map(str, config["allow"])), epoch_size=1, batch_size=trainer["batch_size"]
+        allowed=(*build.ALLOWED, *map(str, config["allow"])), epoch_size=1, batch_size=trainer["batch_size"], named=named
     )
     build.check_pairing(config, builder)
     build.build_augment(config, builder)

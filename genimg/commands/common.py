@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from genimg import build
+from genimg import build, untrusted
 from genimg.data.identity import identity_of, refused_differences, warned_differences
 from genimg.data.sources import Source
 from genimg.distributed import rank
@@ -50,8 +50,24 @@ def open_checkpoint(given: object, which: str) -> tuple[Path, Config]:
     return path, state
 
 
+def open_for_use(options: Config) -> tuple[Path, Config, build.Builder]:
+    """A checkpoint for anything but training: its path, its content, and the builder of its config.
+
+    Args:
+        options: of the command; keys of the checkpoint's config are removed from them, and take their place in it.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such checkpoint, or a key has no effect on it.
+    """
+    path, state = open_checkpoint(options["ckpt"], options["which"])
+    builder = build.builder_of(state, options["allow"])
+    state["config"], builder = untrusted.named_again(state["config"], builder, untrusted.keys_of_command(options))
+    return path, state, builder
+
+
 def load_method(config: Config, builder: build.Builder, state: Config, device: torch.device) -> Method:
     """The checkpoint's method with its weights, on the device, in evaluation mode."""
+    untrusted.take_out(config, builder, ("conditioning", "model"))
     method: Method = builder.build(config["model"], "model")
     if isinstance(method, Translation):
         method.task = build.task_of(config, builder)

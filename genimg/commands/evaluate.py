@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from genimg import build
+from genimg import build, untrusted
 from genimg.commands.common import (
     Config,
     check_own_images,
     check_writable,
     load_method,
-    open_checkpoint,
+    open_for_use,
     report,
     require_all_values,
 )
@@ -32,6 +33,7 @@ from genimg.evaluation.passes import full_float32
 from genimg.evaluation.periodic import Evaluation
 from genimg.evaluation.statistics_files import SavedStatistics
 from genimg.images import grid, write_png
+from genimg.mappings import flatten, merged
 from genimg.methods.translation import Translation
 from genimg.training.device import choose_device
 
@@ -99,7 +101,9 @@ _OF_STATISTICS = {
 }  # fmt: skip
 
 
-_OF_CHECKPOINTS = {"which", "seed", "model_mode", "classical", "table", "split", "num_samples"}
+_OF_CHECKPOINTS = {
+    "which", "seed", "model_mode", "classical", "table", "split", "num_samples", "conditioning", "loss", "model",
+}  # fmt: skip
 
 
 def _check_picture(options: Config) -> None:
@@ -135,9 +139,19 @@ def _refuse_what_has_no_effect(options: Config, typed: set[str]) -> None:
 
 
 def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
-    path, state = open_checkpoint(options["ckpt"], options["which"])
+    given = options.pop("evaluation")
+    path, state, builder = open_for_use(options)
     config = state["config"]
-    builder = build.Builder(allowed=(*build.ALLOWED, *options["allow"]), epoch_size=1)
+    builder = replace(builder, epoch_size=1, batch_size=1)
+    if given is not None and "_target_" in given:  # composed by the user's own command line
+        own = {place.key: place.value for place in untrusted.places(given, builder)}
+        options["evaluation"] = given
+    else:
+        own = flatten(given) if given else {}
+        options["evaluation"], config["evaluation"] = None, merged(config["evaluation"], given or {})
+    if options["inception_weights"] is not None:
+        own["weights"] = options["inception_weights"]
+    builder = untrusted.naming(builder, own)
     translates = issubclass(builder.locate(config["model"]["_target_"], "model"), Translation)
     if options["evaluation"] is None and "_target_" not in config["evaluation"]:
         fitting = "translation (unpaired_translation for unpaired data)" if translates else "inception or another of the group"
@@ -145,7 +159,7 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
             f"{path} was trained with evaluation=none, so that there is nothing to evaluate it with: choose "
             f"evaluation={fitting}"
         )
-    typed = {override.split("=")[0].lstrip("+~").split(".")[0] for override in _typed()}
+    typed = {override.split("=")[0].lstrip("+~").split(".")[0] for override in _typed()} - {"conditioning", "loss", "model"}
     if options["data_root"] is not None and options["real"] is None:
         key = next((key for key in ("root", "path") if key in config["data"]), None)
         if config["data"].get("a") is not None:
@@ -157,6 +171,10 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
         _take_split(options, config)
     if translates:
         return evaluate_translator(options, typed, path, state, builder, device)
+    if options["evaluation"] is None:
+        if options["inception_weights"] is not None and _uses_inception(config["evaluation"]):
+            config["evaluation"]["extractor"]["weights"] = options["inception_weights"]
+        untrusted.take_out(config, builder, ("evaluation",))
     chosen = options["evaluation"] or config["evaluation"]
     if issubclass(builder.locate(chosen["_target_"], "evaluation"), LikelihoodEvaluator):
         return evaluate_likelihood(options, typed, path, state, builder, device, chosen)
@@ -211,7 +229,9 @@ def _of_images(options: Config, device: torch.device) -> dict[str, float]:
         fake = None if options["images"] is None else resolve("images", options, builder, device)
     if fake is not None and fake.images is None:
         raise ValueError(f"images={options['images']} holds statistics, not images; statistics can stand on the side of real=")
-    chosen = options["evaluation"] or real.evaluation or compose_evaluation("evaluation=inception")["evaluation"]
+    chosen = options["evaluation"] or {}
+    if "_target_" not in chosen:
+        chosen = merged(real.evaluation or compose_evaluation("evaluation=inception")["evaluation"], chosen)
     if fake is None:
         return _save_statistics(options, _evaluator(options, chosen, builder, real), real, device)
     assert fake.source is not None
@@ -255,7 +275,7 @@ def _evaluator(options: Config, chosen: Config, builder: build.Builder, real: Si
         if options[key] is not None and (key != "num_images" or num_images is None):
             config[key] = options[key]
     if options["inception_weights"] is not None:
-        if not str(config["extractor"].get("_target_", "")).endswith(".Inception"):
+        if not _uses_inception(config):
             raise ValueError("inception_weights has no effect: this evaluation does not use Inception")
         config["extractor"] = {**config["extractor"], "weights": options["inception_weights"]}
     if real.statistics is not None and options["num_real"] is not None:
@@ -274,6 +294,10 @@ def _evaluator(options: Config, chosen: Config, builder: build.Builder, real: Si
         assert real.path is not None
         real.statistics.check_extractor(evaluator.extractor, real.path, accept_unrecorded=options["accept_unrecorded"])
     return evaluator
+
+
+def _uses_inception(evaluation: Config) -> bool:
+    return str((evaluation.get("extractor") or {}).get("_target_", "")).endswith(".Inception")
 
 
 def _finish(result: Evaluation, what: str, options: Config, device: torch.device, subject: Config) -> None:

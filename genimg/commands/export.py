@@ -10,8 +10,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 import genimg
-from genimg import build
-from genimg.commands.common import Config, check_writable, load_method, open_checkpoint, relative, require_all_values
+from genimg import untrusted
+from genimg.commands.common import Config, check_writable, load_method, open_for_use, relative, require_all_values
 from genimg.environment import git_commit
 from genimg.evaluation.extractors.base import sha256_of
 from genimg.explain import nearest
@@ -46,11 +46,10 @@ def export(composed: DictConfig) -> None:
     options: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     _check(options)
     require_packages(options["format"])
-    path, state = open_checkpoint(options["ckpt"], options["which"])
+    path, state, builder = open_for_use(options)
     device = choose_device(options["device"])
     Precision("fp32", device).apply_globally()  # the TF32 of GPUs would be the largest difference
     config = state["config"]
-    builder = build.builder_of(state, options["allow"])
     method = load_method(config, builder, state, device)
     method.before_sampling()
     choices = Choices(**{key: options[key] for key in ("truncation", "direction", "model_mode")})
@@ -77,7 +76,7 @@ def _check(options: Config) -> None:
         ValueError: naming key and value.
     """
     for key in options:
-        if key not in _KEYS:
+        if key not in (*_KEYS, *untrusted.GROUPS):
             raise ValueError(f"unknown key {key}{nearest(key, _KEYS)}: nothing reads it; --cfg job shows all keys")
     if not isinstance(options["allow"], list):
         raise ValueError(f"allow={options['allow']} must be a list such as allow=[mypackage]")

@@ -13,8 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from genimg import build
-from genimg.commands.common import Config, load_method, open_checkpoint, require_all_values
+from genimg.commands.common import Config, load_method, open_for_use, require_all_values
 from genimg.commands.conditions import KEYS, Condition, find_conditions, name_of_label
 from genimg.commands.pictures import existing, read_resized
 from genimg.commands.reconstruct import pixel_format, reconstruct, require_one
@@ -72,10 +71,9 @@ def sample(composed: DictConfig) -> None:
     options: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     _settle_ways(options)
     _check(options)
-    path, state = open_checkpoint(options["ckpt"], options["which"])
+    path, state, builder = open_for_use(options)
     config = state["config"]
     device = choose_device(options["device"])
-    builder = build.builder_of(state, options["allow"])
     method = load_method(config, builder, state, device)
     if method.translates:
         raise ValueError(f"ckpt={options['ckpt']}: this model translates images: use genimg-translate")

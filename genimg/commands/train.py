@@ -122,11 +122,11 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
     # Only the first rank needs to see the run directory: other hosts may not have it.
     with failing_together():
         start = resuming.find_start(composed, run_dir) if rank() == 0 else None
-    source_config, config, saved = of_first_rank(start)
+    source_config, config, saved, named = of_first_rank(start)
     if config["print_config"] and rank() == 0:
         print(OmegaConf.to_yaml(OmegaConf.create(config)))
     device_name = device_name if world_size() > 1 else config["device"]
-    parts = assemble(config, device_name)
+    parts = assemble(config, device_name, named)
     with failing_together():
         welcome = [key for key in parts.method.welcome_keys if key in available_keys(parts.source)]
         keys = (*parts.method.batch_keys, *welcome)

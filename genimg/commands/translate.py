@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from genimg import build
-from genimg.commands.common import Config, load_method, open_checkpoint, relative, require_all_values
+from genimg import build, untrusted
+from genimg.commands.common import Config, load_method, open_for_use, relative, require_all_values
 from genimg.commands.pictures import (
     Picture,
     cell,
@@ -51,9 +51,9 @@ def translate(composed: DictConfig) -> None:
     _check(options)
     pictures = find_pictures(options["input"])
     device = choose_device(options["device"])
-    path, state = open_checkpoint(options["ckpt"], options["which"])
+    path, state, builder = open_for_use(options)
     data = state["config"]["data"]
-    method = _loaded(options, state, device)
+    method = _loaded(options, state, builder, device)
     direction = _direction(options["direction"], method, data)
     if options["model_mode"] is not None:
         method.set_mode(options["model_mode"], "model_mode")
@@ -87,7 +87,7 @@ def _check(options: Config) -> None:
         ValueError: naming key and value.
     """
     for key in options:
-        if key not in _KEYS:
+        if key not in (*_KEYS, *untrusted.GROUPS):
             raise ValueError(f"unknown key {key}{nearest(key, _KEYS)}: nothing reads it; --cfg job shows all keys")
     for key in ("input", "output", "mask"):
         is_name = type(options[key]) in (str, int) and options[key] != ""  # a directory may be called 2026
@@ -109,15 +109,13 @@ def _check(options: Config) -> None:
         raise ValueError(f"overlap={overlap} must be less than half of tile={tile}: set overlap={(tile - 1) // 2} or less")
 
 
-def _loaded(options: Config, state: Config, device: torch.device) -> Translation:
+def _loaded(options: Config, state: Config, builder: build.Builder, device: torch.device) -> Translation:
     """The checkpoint's method.
 
     Raises:
         ValueError: if it does not translate.
     """
-    config = state["config"]
-    builder = build.builder_of(state, options["allow"])
-    method = load_method(config, builder, state, device)
+    method = load_method(state["config"], builder, state, device)
     if not isinstance(method, Translation):
         raise ValueError(f"ckpt={options['ckpt']}: this model makes images from nothing: use genimg-sample")
     return method

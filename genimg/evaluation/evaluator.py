@@ -28,6 +28,7 @@ from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
 from genimg.evaluation.statistics_files import SavedStatistics, cache_path, read_cache, write_cache
 from genimg.evaluation.summary import Summary, kept_positions
 from genimg.interfaces import Images, Method
+from genimg.machine_local import FoundPath
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Evaluator(PeriodicEvaluator):
         reconstructions: int,
         final_num_images: int | None,
         stop_if: Mapping[str, float] | None,
-        cache_dir: str | None,
+        cache_dir: FoundPath | None,
     ) -> None:
         least = {"num_images": 2, "num_real": 2, "batch_size": 1, "bootstrap": 0, "reconstructions": 0, "final_num_images": 2}
         given = (num_images, num_real, batch_size, bootstrap, reconstructions, final_num_images)

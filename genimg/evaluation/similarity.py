@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import alexnet, vgg16
 
 from genimg.evaluation.extractors.base import in_one_line
+from genimg.machine_local import LocalPath
 
 _MOST_DECIBELS = 100.0  # of equal images, whose ratio would be infinite
 _WINDOW = 11  # pixels
@@ -141,7 +142,7 @@ class LPIPS(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, *, backbone: str, backbone_weights: str, linear_weights: str) -> None:
+    def __init__(self, *, backbone: str, backbone_weights: LocalPath, linear_weights: LocalPath) -> None:
         super().__init__()
         if backbone not in _BACKBONES:
             raise ValueError(f"backbone={backbone} of LPIPS is unknown: choose one of {', '.join(_BACKBONES)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
@@ -31,7 +32,7 @@ def recipe(config: Config, num_images: int, choices: Choices) -> Config:
     }
 
 
-def rebuilt(path: str | Path, allow: tuple[str, ...] = ()) -> nn.Module:
+def rebuilt(path: str | Path, allow: tuple[str, ...] = (), named: Mapping[str, str] | None = None) -> nn.Module:
     """The network of a .safetensors file that genimg-export wrote, with its weights, on the CPU and in evaluation mode.
 
     It takes the inputs that the file's metadata names, one after another, and answers images [N, C, H, W] in [-1, 1].
@@ -39,6 +40,7 @@ def rebuilt(path: str | Path, allow: tuple[str, ...] = ()) -> nn.Module:
     Args:
         path: of the file.
         allow: packages of your own that the model's config names.
+        named: paths in the model's config that you trust, by parameter; others are not opened.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -55,7 +57,13 @@ def rebuilt(path: str | Path, allow: tuple[str, ...] = ()) -> nn.Module:
     if "config" not in metadata:
         raise ValueError(f"{path} was not written by genimg-export, which would have left the model's config in it")
     config = json.loads(metadata["config"])
-    builder = build.Builder((*build.ALLOWED, *allow), epoch_size=config["num_images"], batch_size=config["batch_size"])
+    builder = build.Builder(
+        (*build.ALLOWED, *allow),
+        epoch_size=config["num_images"],
+        batch_size=config["batch_size"],
+        named=frozenset((named or {}).items()),
+        trains=False,
+    )
     method = builder.build(config["model"], "model")
     if isinstance(method, Translation):
         method.task = build.task_of(config, builder)

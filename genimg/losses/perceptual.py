@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
+from genimg.machine_local import LocalPath
 from genimg.schedules import Number, Scheduled, is_positive, shown
 
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for values in [0, 1]
@@ -31,11 +32,13 @@ class Perceptual(nn.Module):
         ValueError: if it holds other weights, or a setting is out of range.
     """
 
+    needed_in_training_only = True  # so that nobody who samples must have the file
+
     mean: Tensor
     deviation: Tensor
     weight = Scheduled()
 
-    def __init__(self, *, weights: str, layers: Sequence[int], weight: Number) -> None:
+    def __init__(self, *, weights: LocalPath, layers: Sequence[int], weight: Number) -> None:
         super().__init__()
         with torch.device("meta"):  # without the time and the memory that random weights would take
             features = vgg16().features

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genimg.machine_local import LocalPath
 from genimg.networks.conditioning import ConditionEncoder
 from genimg.randomness import hash_integers
 
@@ -157,7 +158,7 @@ class ClipText(CaptionEncoder):
         ValueError: if the package is not installed, or the directory holds something else.
     """
 
-    def __init__(self, *, path: str, dim: int, max_length: int) -> None:
+    def __init__(self, *, path: LocalPath, dim: int, max_length: int) -> None:
         super().__init__(dim=dim, max_length=max_length)
         self.path = str(Path(path).expanduser().absolute())
         self.output = nn.Sequential(nn.Linear(_tower(self.path).width, dim), nn.LayerNorm(dim))
@@ -174,7 +175,7 @@ class _Tower:
             raise FileNotFoundError(f"conditioning.encoder.path={path} does not exist: name a directory with CLIP's files")
         transformers = _import_transformers()
         try:
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             self.model, report = transformers.CLIPTextModel.from_pretrained(
                 path, local_files_only=True, use_safetensors=True, output_loading_info=True
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from genimg.evaluation.extractors.base import (
     refuse_published_name,
     sha256_of,
 )
+from genimg.machine_local import MachineLocal
 
 
 class SmallClassifier(nn.Module):
@@ -48,6 +50,11 @@ class SmallClassifier(nn.Module):
         return features, self.head(features)
 
 
+def _is_shipped(value: Any) -> bool:
+    """Whether a name is that of a file in the package, and no path that leads out of it."""
+    return isinstance(value, str) and f"{value}.pt" in {file.name for file in shipped_weights("any").parent.iterdir()}
+
+
 class Classifier(Extractor):
     """A SmallClassifier: one of those that come with genimg, or one that genimg-features made.
 
@@ -60,7 +67,7 @@ class Classifier(Extractor):
         ValueError: if the file is not a classifier's, or its digest is another.
     """
 
-    def __init__(self, *, classifier: str, sha256: str | None) -> None:
+    def __init__(self, *, classifier: Annotated[str, MachineLocal(published=_is_shipped)], sha256: str | None) -> None:
         path = Path(classifier).expanduser() if classifier.endswith(".pt") else shipped_weights(classifier)
         if not path.is_file():
             raise FileNotFoundError(f"evaluation.extractor.classifier={classifier}: {path} does not exist")

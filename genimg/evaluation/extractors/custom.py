@@ -19,6 +19,7 @@ from genimg.evaluation.extractors.base import (
     refuse_published_name,
     sha256_of,
 )
+from genimg.machine_local import LocalPath
 
 
 class CustomExtractor(Extractor):
@@ -99,7 +100,7 @@ class Module(CustomExtractor):
         *,
         name: str,
         network: nn.Module,
-        weights: str | None,
+        weights: LocalPath | None,
         sha256: str | None,
         channels: int | None,
         image_size: int | None,

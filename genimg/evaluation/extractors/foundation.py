@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genimg.evaluation.extractors.base import GREY_IS_REPLICATED, Extractor, Weights, in_one_line, three_channels
+from genimg.machine_local import FoundPath, PublishedDigest
 
 # The published files' digests, by hub model.
 DINOV2_SHA256 = {
@@ -40,7 +41,7 @@ class DINOv2(Extractor):
         ValueError: if the weights have another digest or do not fit.
     """
 
-    def __init__(self, *, model: str, weights: str | None, sha256: str | None) -> None:
+    def __init__(self, *, model: str, weights: FoundPath | None, sha256: PublishedDigest | None) -> None:
         if model not in DINOV2_SHA256:
             raise ValueError(f"evaluation.extractor.model={model} is unknown: choose one of {', '.join(DINOV2_SHA256)}")
         published = Weights(
@@ -89,7 +90,7 @@ class CLIP(Extractor):
         ValueError: if they have another digest or are not CLIP's.
     """
 
-    def __init__(self, *, model: str, weights: str | None, sha256: str | None) -> None:
+    def __init__(self, *, model: str, weights: FoundPath | None, sha256: PublishedDigest | None) -> None:
         from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS
         from torch_fidelity.utils import create_feature_extractor
 

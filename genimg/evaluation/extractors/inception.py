@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from genimg.evaluation.extractors.base import GREY_IS_REPLICATED, Extractor, Weights, in_one_line, three_channels
+from genimg.machine_local import FoundPath, MachineLocal
 
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -16,6 +19,8 @@ INCEPTION = Weights(
     url=f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}",
     sha256=INCEPTION_SHA256,
 )
+
+_Digest = Annotated[str, MachineLocal(published=lambda value: value == INCEPTION_SHA256, instead=INCEPTION_SHA256)]
 
 # What the metrics are called when, and only when, they are made with the published weights.
 _PUBLISHED_NAMES = {"fd": "fid", "kd": "kid", "is": "is"}
@@ -33,7 +38,7 @@ class Inception(Extractor):
         ValueError: if they have another digest, or are not Inception's.
     """
 
-    def __init__(self, *, weights: str | None, sha256: str | None) -> None:
+    def __init__(self, *, weights: FoundPath | None, sha256: _Digest | None) -> None:
         path, found = INCEPTION.find(weights, sha256)
         self.known = found == INCEPTION_SHA256
         from torch_fidelity.utils import create_feature_extractor

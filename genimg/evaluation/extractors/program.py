@@ -10,6 +10,7 @@ import torch
 
 from genimg.evaluation.extractors.base import check_sha256, in_one_line, sha256_of
 from genimg.evaluation.extractors.custom import CustomExtractor, existing
+from genimg.machine_local import LocalPath
 
 
 class Program(CustomExtractor):
@@ -24,7 +25,9 @@ class Program(CustomExtractor):
         ValueError: if it is not an exported program, its digest is another, or it returns something else.
     """
 
-    def __init__(self, *, name: str, program: str, sha256: str | None, channels: int | None, image_size: int | None) -> None:
+    def __init__(
+        self, *, name: str, program: LocalPath, sha256: str | None, channels: int | None, image_size: int | None
+    ) -> None:
         path = existing(program, "program")
         found = sha256_of(path)
         check_sha256(path, found, sha256)
