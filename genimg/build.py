@@ -387,7 +387,10 @@ def settle(config: Config, source: Source, task: Task | None) -> None:
     found = len(source.class_names) if source.labels is not None else 0
     given = config["data"].get("num_classes")
     if given is not None and found and given != found:
-        raise ValueError(f"data.num_classes={given}, but data {source.name} has {found} classes: leave it null")
+        raise ValueError(
+            f"data.num_classes={given}, but data {source.name} has {found} classes: leave it null, or, in a resumed run, which "
+            "keeps its number of classes, give the images of before"
+        )
     count = found if given is None else given
     config["data"]["num_classes"] = count
     for group in ("model", "conditioning"):

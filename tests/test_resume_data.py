@@ -106,6 +106,14 @@ def test_other_classes_counts_and_orders_are_refused_but_with_force(
     assert state(home)["data_history"] == [{"until_images": 8, **before["data"]}]
 
 
+def test_another_number_of_classes_does_not_fit_the_model(home: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    draw(home / "images" / "cat" / "0.png", 9)
+    for force in ("false", "true"):
+        assert resume(home, monkeypatch, f"resume_force={force}") != 0
+        assert "data.num_classes=2, but data folder has 3 classes" in capfd.readouterr().err
+    assert state(home)["training"]["images"] == 8
+
+
 def test_swapped_images_are_warned_of_and_recorded(home: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     before = state(home)
     one, other = home / "images" / "bird" / "0.png", home / "images" / "bird" / "1.png"
