@@ -77,6 +77,7 @@ def write_run(
             "last": {name: values[-1]} if values else {},
             "best": {} if best is None else {name: best},
             "best_images": -1 if best is None else 1000 * (list(values).index(best) + 1),
+            "num_evaluations": len(values),
             "final": {},
             "provenance": dict(provenance),
             "training_images_per_second": 100.0,

@@ -106,9 +106,11 @@ def table(columns: dict[str, dict[str, float]]) -> str:
     """Values by name, one column a title; a name that a column lacks is left empty there."""
     names = list(dict.fromkeys(name for values in columns.values() for name in values))
     width = max(map(len, names)) + 2
-    header = " " * width + "".join(f"{title:>28}" for title in columns)
+    widths = {title: max(28, len(title) + 2) for title in columns}
+    header = " " * width + "".join(title.rjust(widths[title]) for title in columns)
     rows = [
-        name.ljust(width) + "".join(f"{values[name]:>28.6g}" if name in values else " " * 28 for values in columns.values())
+        name.ljust(width)
+        + "".join((f"{values[name]:.6g}" if name in values else "").rjust(widths[title]) for title, values in columns.items())
         for name in names
     ]
     return "\n".join([header.rstrip(), *(row.rstrip() for row in rows)])

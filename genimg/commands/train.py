@@ -257,7 +257,7 @@ def _say_that_it_is_complete(state: TrainingState, duration: str, evaluator: Per
     name = evaluator.primary if evaluator else ""
     result = f": {name} is {state.last[name]:.6g}" if name in state.last else ""
     if result and state.best_images != state.images:
-        result += f", and was {state.best[name]:.6g} at its best, at {state.best_images} images"
+        result += f", and was {state.best[name]:.6g} at its {state.best_in_words}"
     log.info("this run is complete, with %d images%s", state.images, result)
     command = "torchrun ... -m genimg.train" if world_size() > 1 else "genimg-train"
     log.info("to train longer than %s: %s %s trainer.duration=...", duration, command, argument("resume", relative(run_dir)))
@@ -295,6 +295,7 @@ def _summary(trainer: Trainer, config: Config) -> Config:
         "last": state.last,
         "best": state.best,
         "best_images": state.best_images,
+        "num_evaluations": state.num_evaluations,
         "final": state.final,
         "provenance": state.provenance,
         "data": trainer.describe["data"],
@@ -335,7 +336,7 @@ def _report(state: TrainingState, summary: Config, evaluator: PeriodicEvaluator 
     if waiting > 0.1 and summary["placement"] == "workers":
         log.info("  more data.num_workers=N shorten that, or genimg-prepare, which decodes the images once and for all")
     if evaluator and state.best:
-        columns = {"last": state.last, f"best, at {state.best_images} images": state.best}
+        columns = {"last": state.last, state.best_in_words: state.best}
         log.info("%s", table(columns | ({"at the end": state.final["metrics"]} if state.final else {})))
         log.info("measured with %s", sentence(summary["provenance"]))
         share = state.evaluation_seconds / max(state.evaluation_seconds + state.seconds, 1e-9)

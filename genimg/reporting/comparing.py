@@ -174,9 +174,10 @@ def metrics(runs: Sequence[Run]) -> Raw | None:
         for number, run in enumerate(runs):
             if (measured := getattr(run, title)) is not None:
                 cells = (number_cell(value_in_words(measured.values.get(name))) for name in names)
-                rows.append([link(run, number), number_cell(images_in_words(measured.images)), *cells])
+                count = [number_cell("—" if run.num_evaluations is None else str(run.num_evaluations))] * (title == "best")
+                rows.append([link(run, number), number_cell(images_in_words(measured.images)), *count, *cells])
         if rows:
-            head = [escape("Run"), escape("images"), *map(escape, names)]
+            head = [escape("Run"), escape("images"), *[escape("best of evaluations")] * (title == "best"), *map(escape, names)]
             inner = table(f"Values of each run at its {title} evaluation", list(head), rows)
             parts.append(tag("details", tag("summary", summary), inner, open=title == "best"))
     finals = [(number, run) for number, run in enumerate(runs) if run.final is not None]

@@ -82,9 +82,15 @@ def share_in_words(share: float | None, digits: int = 1) -> str:
     return "—" if share is None else f"{100 * share:.{digits}f} %"
 
 
+def among_evaluations(run: Run) -> str:
+    """Return `` of 5 evaluations``, over which the best one was chosen; nothing where they were not counted."""
+    count = run.num_evaluations
+    return "" if count is None else f" of {count} evaluation{'s' * (count != 1)}"
+
+
 def columns(run: Run) -> dict[str, Measured]:
     """The evaluations that a run's table shows, by title."""
-    found = {"last": run.last, "best": run.best, "at the end": run.final}
+    found = {"last": run.last, f"best{among_evaluations(run)}": run.best, "at the end": run.final}
     return {title: each for title, each in found.items() if each is not None}
 
 

@@ -132,6 +132,14 @@ class Run:
             return None
         return (max if up else min)(known, key=lambda each: each.values[name].number)  # the first of equals, as the trainer
 
+    @property
+    def num_evaluations(self) -> int | None:
+        """Return over how many evaluations the best one was chosen; None where nobody counted them."""
+        if self.status != "in progress" and "best_images" in self.summary:
+            told = self.summary.get("num_evaluations")
+            return told if isinstance(told, int) else None
+        return sum(self.primary in each.values for each in self.evaluations)
+
     @cached_property
     def final(self) -> Measured | None:
         """The evaluation with more images when all was trained, where there was one."""

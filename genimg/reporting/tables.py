@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from genimg.reporting.importance import caution
-from genimg.reporting.measures import duration_in_words, hardware, share_in_words, speed, value_in_words
+from genimg.reporting.measures import columns, duration_in_words, hardware, share_in_words, speed, value_in_words
 from genimg.reporting.page import Subject
 from genimg.reporting.ranking import Ranking, Standing
 from genimg.reporting.runs import Measured, Run
@@ -46,6 +46,7 @@ def _record(standing: Standing, swept: dict[str, list[Setting]]) -> dict[str, An
     row["higher_is_better"] = run.higher_is_better
     for title, measured in (("best", run.best), ("last", run.last), ("final", run.final)):
         row |= _flat(title, measured)
+    row["best_of_evaluations"] = run.num_evaluations
     row |= {"images": run.images, "steps": run.summary.get("steps"), "seed": run.settings.get("seed")}
     row |= {key: None if value is None else f"{value:.6g}" for key, value in vars(took).items()}
     row |= {"hardware": hardware(run), "genimg": (run.summary.get("versions") or {}).get("genimg")}
@@ -120,7 +121,7 @@ def _influence(subject: Subject) -> list[str]:
 
 
 def _metrics(run: Run) -> str:
-    shown = {title: each for title, each in (("last", run.last), ("best", run.best), ("at the end", run.final)) if each}
+    shown = columns(run)
     if not shown:
         return "Nothing was measured."
     names = list(dict.fromkeys(name for each in shown.values() for name in each.values))

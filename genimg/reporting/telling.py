@@ -12,6 +12,7 @@ from genimg.reporting.comparing import status, status_and_reason
 from genimg.reporting.importance import Importance
 from genimg.reporting.markup import Raw, escape, join, number_cell, table, tag
 from genimg.reporting.measures import (
+    among_evaluations,
     columns,
     duration_in_words,
     provenance,
@@ -41,7 +42,8 @@ def _of_one(run: Run) -> list[str]:
     name, best, last = run.primary, run.best, run.last
     if name is not None and best is not None and name in best.values:
         direction = {True: " (higher is better)", False: " (lower is better)", None: ""}[run.higher_is_better]
-        said.append(f"Its best {name}{direction} is {value_in_words(best.values[name])}, after {best.images:,} images.")
+        among = f",{text}" if (text := among_evaluations(run)) else ""
+        said.append(f"Its best {name}{direction} is {value_in_words(best.values[name])}{among}, after {best.images:,} images.")
         if last is not None and last.images != best.images and name in last.values:
             said.append(f"The last is {value_in_words(last.values[name])}.")
     elif name is not None and last is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +62,7 @@ class TrainingState:
     last: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     best_images: int = -1
+    num_evaluations: int | None = 0  # over which `best` is the extremum; None where an older genimg did not count them
     worse_evaluations: int = 0
     final: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -68,7 +70,22 @@ class TrainingState:
     waiting_seconds: float = 0.0  # of these, for batches
     evaluation_seconds: float = 0.0
 
+    @classmethod
+    def restored(cls, saved: Mapping[str, Any]) -> TrainingState:
+        """Return the state that a checkpoint holds."""
+        state = cls(**saved)
+        if state.best and "num_evaluations" not in saved:
+            state.num_evaluations = None
+        return state
+
+    @property
+    def best_in_words(self) -> str:
+        """Return of how many evaluations ``best`` is the best one, and at how many images it was taken."""
+        count = self.num_evaluations
+        among = "" if count is None else f" of {count} evaluation{'s' * (count != 1)}"
+        return f"best{among}, at {self.best_images} images"
+
     def forget_evaluations(self) -> None:
         """Start a new best: the evaluation has changed, and its values compare with none before."""
         self.evaluated_at, self.last, self.best, self.best_images = -1, {}, {}, -1
-        self.worse_evaluations, self.final = 0, {}
+        self.num_evaluations, self.worse_evaluations, self.final = 0, 0, {}

@@ -273,6 +273,8 @@ class Trainer:
         state = self.state
         state.evaluated_at, state.last, state.provenance = state.images, result.values, result.provenance
         value = result.values[evaluator.primary]
+        if state.num_evaluations is not None:
+            state.num_evaluations += 1
         best = not state.best or evaluator.is_better(value, state.best[evaluator.primary])
         if best:
             state.best, state.best_images = result.values, state.images
@@ -348,7 +350,7 @@ class Trainer:
                 f"the checkpoint does not fit this model or its optimizers ({reason}): start a new run_dir"
             ) from error
         self.means.load_state_dict(state["means"], self.device)
-        self.state = TrainingState(**state["training"])
+        self.state = TrainingState.restored(state["training"])
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

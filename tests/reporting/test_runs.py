@@ -11,6 +11,7 @@ import pytest
 from pretend_runs import FRECHET, NAME, PROVENANCE, write_run
 
 from genimg.reporting.directions import declared_direction
+from genimg.reporting.measures import columns
 from genimg.reporting.runs import Value, read_run
 
 EVALUATOR = "genimg.evaluation.evaluator.Evaluator"
@@ -129,3 +130,12 @@ def test_every_metric_that_genimg_has_declares_its_direction_so_that_it_can_be_r
     for each in concrete:
         target = {"_target_": EVALUATOR, "metrics": {"x": {"_target_": f"{each.__module__}.{each.__name__}"}}}
         assert declared_direction(target) is each.higher_is_better, each
+
+
+@pytest.mark.parametrize("status", ["completed", None])
+def test_the_best_is_told_with_the_number_of_evaluations_it_was_chosen_from(tmp_path: Path, status: str | None) -> None:
+    run = read_run(write_run(tmp_path / "run", values=[30.0, 20.0, 25.0, 22.0], status=status), "a")
+    assert run.num_evaluations == 4
+    assert list(columns(run)) == ["last", "best of 4 evaluations"]
+    older = read_run(write_run(tmp_path / "older", summary={"num_evaluations": None}), "b")
+    assert list(columns(older)) == ["last", "best"]

@@ -21,7 +21,7 @@ from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.device import Precision
 from genimg.training.logger import Logger
 from genimg.training.performance import Performance
-from genimg.training.schedules import Constant
+from genimg.training.schedules import Constant, OptimizerSchedules
 from genimg.training.state import TrainerSettings, TrainingState
 from genimg.training.trainer import StopRequestedError, Trainer, WorseningError
 
@@ -126,7 +126,7 @@ def make_trainer(tmp_path):
             settings,
             method,
             {"only": torch.optim.SGD(method.parameters(), lr=1.0)},
-            Constant(warmup=Images(0)),
+            OptimizerSchedules(Constant(warmup=Images(0))),
             Data(source, placement="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU),
             evaluator,
             precision=Precision("fp32", CPU),
@@ -237,6 +237,26 @@ def test_the_best_checkpoint_is_that_of_the_best_first_value(make_trainer, metri
     assert state.best[evaluator.primary] == script[best - 1]
     assert state.best["other"] == -script[best - 1]
     assert state.last[evaluator.primary] == script[-1]
+
+
+def test_the_best_says_over_how_many_evaluations_it_is_taken_also_after_resuming(make_trainer):
+    first = make_trainer(ScriptedEvaluator([5.0, 3.0, 4.0]), 3)
+    assert first.fit().best_in_words == "best of 3 evaluations, at 8 images"
+    second = make_trainer(ScriptedEvaluator([9.0, 2.0]), 5)
+    second.load_state_dict(saved(first).whole)
+    assert second.fit().best_in_words == "best of 5 evaluations, at 20 images"
+    second.state.forget_evaluations()
+    assert second.state.num_evaluations == 0
+
+
+def test_evaluations_that_were_not_counted_are_not_said_to_be(make_trainer):
+    first = make_trainer(ScriptedEvaluator([5.0, 3.0]), 2)
+    first.fit()
+    older = saved(first).whole
+    del older["training"]["num_evaluations"]
+    second = make_trainer(ScriptedEvaluator([4.0]), 3)
+    second.load_state_dict(older)
+    assert second.fit().best_in_words == "best, at 8 images"
 
 
 def test_the_final_evaluation_happens_once_with_its_own_number_of_images(make_trainer):
