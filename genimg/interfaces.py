@@ -18,7 +18,7 @@ constructor parameter of this type makes the build convert it."""
 Batch = dict[str, Tensor]
 """``image``, or ``source`` and ``target`` of a task, or ``a`` and ``b`` of two domains: float32 [N, C, H, W] in [-1, 1];
 ``mask``: float32 [N, 1, H, W], 1 where pixels are missing; ``label``: int64 [N]; ``caption``: uint8 [N, L], UTF-8 padded with
-0; ``latent``: float32 [N, Z]; a method may add keys."""
+0; ``latent``: float32 [N, Z]; ``noise_key``: int64 [N]; a method may add keys."""
 
 Microbatches = list[Batch]
 """One step's batch: a single Batch, or several equal ones when gradients are accumulated."""
@@ -50,9 +50,20 @@ class Update(Protocol):
     """What a method may ask of the training loop; precision, accumulation, clipping and checks happen behind it."""
 
     def forward(self, group: str, function: Callable[[Batch], Batch], batch: Microbatches) -> Microbatches:
-        """Add ``function``'s results to every microbatch and keep their graph for a later update of ``group``.
+        """Add ``function``'s results to every microbatch, with the graph that the next update of ``group`` needs.
 
-        A GAN makes its fakes once this way, and both updates use them.
+        A GAN makes its fakes once this way, and both updates use them. With several microbatches no graph is kept, which would
+        live through the updates in between: that update computes the same results again, microbatch by microbatch.
+        """
+        ...
+
+    def through(
+        self, group: str, function: Callable[[Batch], Batch], loss: LossFunction, batch: Microbatches
+    ) -> tuple[Microbatches, Metrics]:
+        """One optimizer step whose loss is that of ``function``'s results.
+
+        Returns:
+            The microbatches with these results, which have no graph if there are several, and the metrics.
         """
         ...
 
@@ -95,6 +106,11 @@ class Method(nn.Module, ABC):
 
     sampled_mode: str = "eval"
     """``train`` where ``sample`` or ``translate`` keeps dropout and batch statistics on; recorded beside every metric."""
+
+    @property
+    def sampled_noise(self) -> str | None:
+        """What noise ``sample`` adds inside the network, as StyleGAN2 has it; None where there is none."""
+        return None
 
     reconstructs: ClassVar[bool] = False
     """Whether it is an autoencoder, with a ``reconstruct`` of its own."""
@@ -157,6 +173,18 @@ class Method(nn.Module, ABC):
             ValueError: if there is nothing to truncate.
         """
         raise ValueError(f"truncation={amount:g} has no effect on a {type(self).__name__}, which has no latents: leave it away")
+
+    def with_noise(self, drawn: Batch, mode: str) -> Batch:
+        """A drawn batch (on the CPU) for samples with another kind of noise inside the network.
+
+        Args:
+            drawn: from ``draw``.
+            mode: ``random``, as drawn; ``const``: fixed, the same for all samples; ``none``.
+
+        Raises:
+            ValueError: if there is no such mode, or no such noise.
+        """
+        raise ValueError(f"noise={mode} has no effect on a {type(self).__name__} without noise in its network: leave it away")
 
     def before_saving(self) -> None:
         """Called on every rank before a checkpoint is taken; without randomness."""

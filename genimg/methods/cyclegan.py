@@ -101,8 +101,7 @@ class CycleGAN(Translation):
         }
 
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
-        batch = update.forward("translators", self._translate, batch)
-        metrics = update("translators", self._translators_loss, batch)
+        batch, metrics = update.through("translators", self._translate, self._translators_loss, batch)
         return metrics | update("discriminators", self._discriminators_loss, batch)
 
     def _translate(self, batch: Batch) -> Batch:

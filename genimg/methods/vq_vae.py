@@ -93,8 +93,7 @@ class VQVAE(ConditionalMethod):
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
         metrics: Metrics = {}
         if self.autoencoder_until is None or progress.images < self.autoencoder_until:
-            batch = update.forward("autoencoder", self._quantize, batch)
-            metrics |= update("autoencoder", self._autoencoder_loss, batch)
+            batch, metrics = update.through("autoencoder", self._quantize, self._autoencoder_loss, batch)
             counts = self.quantizer.learn([Usage(*(each[f"usage/{key}"] for key in Usage._fields)) for each in batch])
             metrics["codebook/perplexity"] = perplexity(counts)
             metrics["codebook/used_codes"] = (counts > 0).sum()

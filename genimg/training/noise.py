@@ -46,28 +46,32 @@ class Noise:
             yield
             return
         if number in self._states:
-            self._restore(self._states[number])
+            set_random_state(self._states[number], self._device)
         else:
             torch.manual_seed(self._seed_of_microbatch(number))
         yield
-        self._states[number] = self._state()
+        self._states[number] = random_state(self._device)
 
     def _seed_of_microbatch(self, number: int) -> int:
         overall = rank() * self._count + number
         # The first is that of a batch which is not cut at all.
         return seed_of(self._seed, self._step, overall) if overall else seed_of(self._seed, self._step)
 
-    def _state(self) -> list[Tensor]:
-        states = [torch.get_rng_state()]
-        if self._device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(self._device))
-        elif self._device.type == "mps":
-            states.append(torch.mps.get_rng_state())
-        return states
 
-    def _restore(self, states: list[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        if self._device.type == "cuda":
-            torch.cuda.set_rng_state(states[1], self._device)
-        elif self._device.type == "mps":
-            torch.mps.set_rng_state(states[1])
+def random_state(device: torch.device) -> list[Tensor]:
+    """Return the states of the CPU's generator and of the device's; nothing waits for the device."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    elif device.type == "mps":
+        states.append(torch.mps.get_rng_state())
+    return states
+
+
+def set_random_state(states: list[Tensor], device: torch.device) -> None:
+    """Go back to what ``random_state`` returned."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(states[1])

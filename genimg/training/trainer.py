@@ -100,6 +100,7 @@ class Trainer:
             precision=precision,
             max_grad_norm=settings.max_grad_norm,
             noise=Noise(seed, settings.accumulation, precision.device),
+            networks=list(method.children()),
         )
         self.state = TrainingState()
         self._background = Background()

@@ -6,7 +6,7 @@ Nothing else in genimg calls ``backward()`` or ``optimizer.step()``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -17,6 +17,7 @@ from genimg.distributed import add_over_ranks_, least_over_ranks, world_size
 from genimg.interfaces import Batch, LossFunction, Metrics, Microbatches
 from genimg.training.device import Precision
 from genimg.training.noise import Noise
+from genimg.training.replay import Replay
 
 
 class NonFiniteError(Exception):
@@ -40,7 +41,7 @@ class Updater:
     """Implements ``Update`` for a set of parameter groups.
 
     Gradients are added over microbatches and then once over ranks, so that k ranks take the step that one rank takes which
-    accumulates k times as many microbatches.
+    accumulates k times as many microbatches. The graph of one microbatch is in memory at a time.
 
     Args:
         parameters: of each group.
@@ -48,6 +49,8 @@ class Updater:
         precision: of forward and backward.
         max_grad_norm: L2 norm to which each group's gradient is clipped; None leaves it.
         noise: of each microbatch; None leaves the random numbers to the caller.
+        networks: of all groups, whose buffers change once in a step, although ``forward`` of several microbatches is computed
+            twice.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Updater:
         precision: Precision,
         max_grad_norm: float | None,
         noise: Noise | None = None,
+        networks: Sequence[nn.Module] = (),
     ) -> None:
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"trainer.max_grad_norm={max_grad_norm} must be above 0, or null for no clipping")
@@ -66,7 +70,9 @@ class Updater:
         self.precision = precision
         self.max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
         self.noise = noise
+        self.networks = networks
         self.step = 0
+        self._replays: dict[str, list[Replay]] = {}
         # The first step at which each group was not finite, kept on the device: looking at it would be a host sync.
         self._first_bad = {
             group: torch.full((), -1, dtype=torch.int64, device=tensors[0].device) for group, tensors in parameters.items()
@@ -75,16 +81,36 @@ class Updater:
     def begin(self, step: int) -> None:
         """Start a step, and its random numbers."""
         self.step = step
+        self._replays = {}
         if self.noise is not None:
             self.noise.begin(step)
 
     def forward(self, group: str, function: Callable[[Batch], Batch], batch: Microbatches) -> Microbatches:
         self._train_only(group)
+        if len(batch) == 1:
+            with self._of_microbatch(0), self.precision.autocast():
+                return [batch[0] | function(batch[0])]
+        networks = self._networks_of(group)
+        replays = [Replay(function, microbatch, networks, self.precision.device) for microbatch in batch]
         results = []
-        for number, microbatch in enumerate(batch):
+        for number, (microbatch, replay) in enumerate(zip(batch, replays, strict=True)):
             with self._of_microbatch(number), self.precision.autocast():
-                results.append(microbatch | function(microbatch))
+                results.append(microbatch | replay.first())
+        self._replays[group] = replays
         return results
+
+    def through(
+        self, group: str, function: Callable[[Batch], Batch], loss: LossFunction, batch: Microbatches
+    ) -> tuple[Microbatches, Metrics]:
+        made: Microbatches = []
+
+        def both(microbatch: Batch) -> tuple[Tensor, Metrics]:
+            results = function(microbatch)
+            made.append(microbatch | {key: value.detach() for key, value in results.items()})
+            return loss(microbatch | results)
+
+        metrics = self(group, both, batch)
+        return made, metrics
 
     def __call__(self, group: str, loss: LossFunction, batch: Microbatches) -> Metrics:
         self._train_only(group)
@@ -92,9 +118,10 @@ class Updater:
         optimizer.zero_grad(set_to_none=True)
         metrics: Metrics = {}
         total: Tensor | None = None
+        replays = self._replays.pop(group, None)
         for number, microbatch in enumerate(batch):
             with self._of_microbatch(number), self.precision.autocast():
-                value, parts = loss(microbatch)
+                value, parts = loss(microbatch if replays is None else microbatch | replays[number].again())
             (value / (len(batch) * world_size())).backward()
             total = value.detach() if total is None else total + value.detach()
             for name, part in parts.items():
@@ -132,6 +159,10 @@ class Updater:
 
     def _of_microbatch(self, number: int) -> AbstractContextManager[None]:
         return nullcontext() if self.noise is None else self.noise.of_microbatch(number)
+
+    def _networks_of(self, group: str) -> list[nn.Module]:
+        own = {id(parameter) for parameter in self.parameters[group]}
+        return [network for network in self.networks if any(id(parameter) in own for parameter in network.parameters())]
 
     def _train_only(self, group: str) -> None:
         for name, parameters in self.parameters.items():

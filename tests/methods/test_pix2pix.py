@@ -175,13 +175,14 @@ def test_groups_are_the_two_networks_and_hold_every_parameter_once():
 
 
 @pytest.mark.parametrize("num_microbatches", [1, 2])
-def test_every_microbatch_is_translated_once_a_step(num_microbatches):
+def test_every_microbatch_is_translated_once_a_step_and_again_where_there_are_several(num_microbatches):
     method, seen = pix2pix(), []
     method.network.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
     data = [batch(seed) for seed in range(num_microbatches)]
     method.step(data, Progress(0, 3 * num_microbatches), updater(method, lr=0.1))
-    assert len(seen) == num_microbatches
-    assert all(source is each["source"] for source, each in zip(seen, data, strict=True))
+    expected = data if num_microbatches == 1 else [*data, *data]  # of the second, no graph is kept from the first
+    assert len(seen) == len(expected)
+    assert all(source is each["source"] for source, each in zip(seen, expected, strict=True))
 
 
 def test_steps_are_those_of_a_plain_loop_with_adam(monkeypatch):

@@ -243,12 +243,43 @@ def test_a_gan_step_has_the_weights_of_a_handwritten_one_bit_for_bit(generator_i
             assert not torch.equal(start.state_dict()[key], value), f"{key} was never trained"
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
-def test_a_gan_step_runs_its_generator_once_a_microbatch(microbatches):
+@pytest.mark.parametrize(("microbatches", "calls"), [(1, 1), (2, 4)])
+def test_a_gan_step_runs_its_generator_once_or_twice_a_microbatch_where_there_are_several(microbatches, calls):
     gan = make_gan()
     groups = gan.parameter_groups()
     updater = Updater(groups, {name: adam(group) for name, group in groups.items()}, precision=FP32, max_grad_norm=None)
-    calls = []
-    gan.generator.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+    made = []
+    gan.generator.register_forward_hook(lambda module, inputs, output: made.append((len(output), output.requires_grad)))
     gan.step(split({"image": real_images(0)}, microbatches), Progress(images=0, batch_size=8), updater)
-    assert calls == [8 // microbatches] * microbatches
+    assert len(made) == calls
+    assert [count for count, _ in made] == [8 // microbatches] * calls
+    assert [graph for _, graph in made] == ([True] if microbatches == 1 else [False, False, True, True])
+
+
+def test_a_step_through_a_function_is_a_forward_and_an_update():
+    networks = [perceptron(torch.float64) for _ in range(2)]
+    batch = split(regression_batch(torch.float64), 2)
+    results = []
+    for network, through in zip(networks, (False, True), strict=True):
+        updater = make_updater({"net": network}, lr=0.1)
+
+        def output(microbatch, network=network):
+            return {"output": network(microbatch["image"]).squeeze(1)}
+
+        def loss(microbatch):
+            value = (microbatch["output"] - microbatch["target"]).square().mean()
+            return value, {"loss/squared": value.detach()}
+
+        if through:
+            made, metrics = updater.through("net", output, loss, batch)
+        else:
+            made = updater.forward("net", output, batch)
+            metrics = updater("net", loss, made)
+        results.append((made, metrics))
+    assert all(torch.equal(a, b) for a, b in zip(networks[0].parameters(), networks[1].parameters(), strict=True))
+    (made, metrics), (other, others) = results
+    assert metrics.keys() == others.keys()
+    assert all(torch.equal(metrics[key], others[key]) for key in metrics)
+    assert all(
+        torch.equal(a["output"], b["output"]) and not b["output"].requires_grad for a, b in zip(made, other, strict=True)
+    )

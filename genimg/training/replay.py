@@ -1,0 +1,69 @@
+"""A forward that is computed without a graph, and later again with one: the same numbers, and no side effect twice."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genimg.interfaces import Batch
+from genimg.training.noise import random_state, set_random_state
+
+
+class Replay:
+    """A function of a microbatch, with the random numbers and the buffers that it met the first time.
+
+    The first time counts: batch norm's running statistics, spectral norm's vectors and StyleGAN2's average style are what it
+    left behind. The second one changes copies of what the first one met.
+
+    Args:
+        function: to be computed twice.
+        microbatch: its argument.
+        networks: whose buffers it may change.
+        device: whose generator is used beside the CPU's.
+    """
+
+    def __init__(
+        self, function: Callable[[Batch], Batch], microbatch: Batch, networks: Sequence[nn.Module], device: torch.device
+    ) -> None:
+        self._function = function
+        self._microbatch = microbatch
+        self._networks = networks
+        self._device = device
+        self._random_state: list[Tensor] = []
+        self._buffers: list[dict[str, Tensor | None]] = []
+
+    @torch.no_grad()
+    def first(self) -> Batch:
+        """Return the results without a graph."""
+        self._random_state = random_state(self._device)
+        self._buffers = [
+            {name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
+            for module in self._modules()
+        ]
+        return self._function(self._microbatch)
+
+    def again(self) -> Batch:
+        """Return the same results with a graph; once, after ``first`` and before the networks' weights change."""
+        with self._as_then():
+            return self._function(self._microbatch)
+
+    def _modules(self) -> list[nn.Module]:
+        return [module for network in self._networks for module in network.modules() if module._buffers]
+
+    @contextlib.contextmanager
+    def _as_then(self) -> Iterator[None]:
+        # Other tensors, not other values: the graph may still need what it has seen.
+        modules = self._modules()
+        now, states = [dict(module._buffers) for module in modules], random_state(self._device)
+        for module, buffers in zip(modules, self._buffers, strict=True):
+            module._buffers.update(buffers)
+        set_random_state(self._random_state, self._device)
+        try:
+            yield
+        finally:
+            set_random_state(states, self._device)
+            for module, buffers in zip(modules, now, strict=True):
+                module._buffers.update(buffers)
