@@ -118,8 +118,20 @@ def normal_field(keys: NDArray[np.uint64], shape: Sequence[int], device: torch.d
     Box & Muller 1958, from 32 bits for the radius and 32 for the angle; no number is above 6.7. Equal to a rounding of their
     logarithms and cosines on every device.
     """
+    return normal_numbers(torch.from_numpy(keys.view(np.int64)).to(device, non_blocking=True), shape)
+
+
+def mixed_keys(keys: Tensor, *numbers: int) -> Tensor:
+    """Return keys, int64 [N], for another purpose; each is a function of ``keys[i]`` and the numbers alone."""
+    for number in numbers:
+        keys = _mixed_(keys ^ _signed(hash_integers(number)[0]))
+    return keys
+
+
+def normal_numbers(keys: Tensor, shape: Sequence[int]) -> Tensor:
+    r"""``normal_field`` of keys, int64 [N], that lie on their device: float32 [N, \*shape]."""
     count = math.prod(shape)
-    bits = bits_field(keys, (count + 1) // 2, device)
+    bits = _bits(keys, (count + 1) // 2)
     radius = ((_shifted(bits, 32) + 1).float() * 2.0**-32).log_().mul_(-2.0).sqrt_()  # of a number in (0, 1]
     angle = (bits & 0xFFFFFFFF).float() * (2.0 * math.pi * 2.0**-32)
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count].view(len(keys), *shape)

@@ -288,10 +288,10 @@ def test_a_generator_with_a_truncation_of_its_own_gets_it() -> None:
 
 
 def test_at_0_a_stylegan2_makes_its_average_image(runs: Path) -> None:
-    run_sample(f"ckpt={runs / 'styles'}", "num_images=3", "truncation=0")
-    folder = runs / "styles" / "samples-seed0-truncation0"
+    run_sample(f"ckpt={runs / 'styles'}", "num_images=3", "truncation=0", "noise=const")
+    folder = runs / "styles" / "samples-seed0-truncation0-noise-const"
     method = loaded(runs / "styles")
-    average = method.sample(method.draw(range(1), 7) | {"truncation": torch.tensor(0.0)})[0]
+    average = method.sample(method.with_noise(method.draw(range(1), 7), "const") | {"truncation": torch.tensor(0.0)})[0]
     for i in range(3):
         assert_shows(folder / f"{i:06d}.png", average)
 
@@ -506,6 +506,8 @@ def test_a_method_without_latents_has_no_way(runs: Path, monkeypatch: pytest.Mon
         ("styles", ["truncation=-0.5"], r"truncation=-0\.5 must be a number, 0 or more"),
         ("vae", ["truncation=nan"], r"truncation=nan must be a number, 0 or more"),
         ("vae", ["truncation=much"], r"truncation=much must be a number, 0 or more"),
+        ("styles", ["noise=loud"], r"noise=loud is unknown: choose one of random, const, none"),
+        ("vae", ["noise=const"], r"noise=const has no effect on a VAE without noise in its network"),
         ("vae", ["interpolate=cubic"], r"interpolate=cubic is unknown: choose linear, spherical or null"),
         ("vae", ["interpolate=linear", "num_images=1"], r"num_images=1 must be 2 or more to interpolate between them"),
         ("vae", ["interpolate=linear", "frames=1"], r"frames=1 must be 2 or more"),

@@ -27,7 +27,7 @@ from genimg.training.device import choose_device
 log = logging.getLogger(__name__)
 
 _MOST_SHOWN = 256  # images in a grid
-_EXCLUDE = {"reconstruct": ("near", "interpolate", "truncation"), "near": ("interpolate", "truncation")}
+_EXCLUDE = {"reconstruct": ("near", "interpolate", "truncation", "noise"), "near": ("interpolate", "truncation", "noise")}
 _MOST_COLUMNS = 16  # in a grid with a row for each condition
 _USUAL_SPREAD = 0.5  # standard deviations of the prior, around an image
 _OF_WAYS = {"frames": 8, "frames_per_second": 12}  # what null stands for
@@ -42,6 +42,7 @@ class _Maker:
     seed: int
     batch_size: int
     truncation: float | None
+    noise: str | None = None
     near: Tensor | None = None
     spread: float = 0.0
 
@@ -52,6 +53,8 @@ class _Maker:
         """[N, C, H, W] in [-1, 1] on the CPU."""
         if self.truncation is not None:
             drawn = self.method.truncated(drawn, self.truncation)
+        if self.noise is not None:
+            drawn = self.method.with_noise(drawn, self.noise)
         moved = {key: value.to(self.device) for key, value in drawn.items()}
         if self.near is not None:
             moved = self.method.nearby(self.near.to(self.device), moved, self.spread)
@@ -89,10 +92,19 @@ def sample(composed: DictConfig) -> None:
     if options["interpolate"] is not None:
         _require_one_condition(options, method)
     maker = _Maker(
-        method, device, options["seed"], options["batch_size"], options["truncation"], near, options["spread"] or 0.0
+        method,
+        device,
+        options["seed"],
+        options["batch_size"],
+        options["truncation"],
+        options["noise"],
+        near,
+        options["spread"] or 0.0,
     )
     if maker.truncation is not None:
         method.truncated(maker.draw(range(1)), maker.truncation)  # refuses before anything is written
+    if maker.noise is not None:
+        method.with_noise(maker.draw(range(1)), maker.noise)
     log.info("from %s, trained on %d images", path, state["training"]["images"])
     if options["interpolate"] is not None:
         for condition in conditions:
@@ -196,6 +208,7 @@ def _name(options: Config, conditions: Sequence[Condition]) -> str:
     several = "-".join(condition.name for condition in conditions)[:80] if options["label"] is not None else "texts"
     parts = [f"samples-seed{options['seed']}", conditions[0].name if len(conditions) == 1 else several]
     parts += [f"truncation{options['truncation']:g}"] if options["truncation"] is not None else []
+    parts += [f"noise-{options['noise']}"] if options["noise"] is not None else []
     parts += [f"near-{Path(str(options['near'])).stem}-{options['spread']:g}"] if options["near"] is not None else []
     parts += [options["interpolate"]] if options["interpolate"] is not None else []
     return "-".join(part for part in parts if part)

@@ -171,7 +171,7 @@ class GeneratedImages(ImageSet):
             "mode": self.method.sampled_mode,
             "seed": self.seed,
             "augmentation": "none",
-        }
+        } | ({} if self.method.sampled_noise is None else {"noise": self.method.sampled_noise})
 
 
 class Reconstructions:

@@ -32,7 +32,8 @@ def _of_gan(method: GAN, choices: Choices, data: Config) -> Part:
     extra = {} if choices.truncation is None else {"truncation": torch.tensor(float(choices.truncation))}
     network = Generating(settled(generator), choices.truncation)
     latent = Port("latent", torch.float32, ("batch", method.latent.dim), _distribution(method.latent))
-    return _from_draws(method, "generator", network, generator, [latent], extra=extra)
+    remarks = ("the noise in every pixel is a fixed one, the same for all images",) if method.sampled_noise else ()
+    return _from_draws(method, "generator", network, generator, [latent], extra=extra, remarks=remarks)
 
 
 @exportable.register

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,8 +82,9 @@ class EMA(nn.Module):
                 layer.momentum = momentum
                 layer.training = False
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.network(*inputs)
+    def forward(self, *inputs: Tensor, **settings: Any) -> Tensor:
+        output: Tensor = self.network(*inputs, **settings)
+        return output
 
     def train(self, mode: bool = True) -> EMA:
         """Stays in evaluation mode: the average is only ever sampled from."""

@@ -6,7 +6,9 @@ import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,11 +31,16 @@ from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.ema import EMA
 from genimg.methods.latent import Latent
 from genimg.networks.discriminator import Judgement
+from genimg.randomness import hash_integers
 from genimg.schedules import Schedule
 
 log = logging.getLogger(__name__)
 
 _STANDING = 64  # latents of a batch for standing statistics
+_NOISE_STREAM = 21  # keeps the noise of pixels apart from the latents
+
+NOISE_MODES = ("random", "const", "none")
+"""Noise in every pixel that differs from sample to sample, one that is fixed and the same for all, or none."""
 
 _Forward = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Real images and their logits, and generated images and theirs, of the discriminator's update."""
@@ -271,8 +278,27 @@ class GAN(ConditionalMethod):
             judged_fake=own_forward and own_forward[1],
         )
 
+    @property
+    def sampled_noise(self) -> str | None:
+        return "random" if "noise_key" in inspect.signature(self.generator.forward).parameters else None
+
     def draw(self, indices: Sequence[int], seed: int) -> Batch:
-        return {"latent": self.latent.of_indices(indices, seed)} | self._draw_conditions(indices, seed)
+        """Latents, conditions and, of a generator with noise in every pixel, the key of each sample's noise."""
+        drawn = {"latent": self.latent.of_indices(indices, seed)} | self._draw_conditions(indices, seed)
+        if self.sampled_noise is not None:
+            keys = hash_integers(_NOISE_STREAM, seed, np.asarray(indices, dtype=np.int64))
+            drawn["noise_key"] = torch.from_numpy(keys.view(np.int64))
+        return drawn
+
+    def with_noise(self, drawn: Batch, mode: str) -> Batch:
+        if self.sampled_noise is None:
+            return super().with_noise(drawn, mode)
+        if mode not in NOISE_MODES:
+            raise ValueError(f"noise={mode} is unknown: choose one of {', '.join(NOISE_MODES)}")
+        if mode == "random":
+            return drawn
+        kept = {key: value for key, value in drawn.items() if key != "noise_key"}
+        return kept if mode == "const" else kept | {"noise_strength": torch.tensor(0.0)}
 
     def truncated(self, drawn: Batch, amount: float) -> Batch:
         """By the generator if its forward takes a ``truncation``, as StyleGAN2's psi; else by the latents."""
@@ -289,10 +315,10 @@ class GAN(ConditionalMethod):
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:
-        inputs = batch["latent"], self._condition(batch)
-        if "truncation" in batch:
-            return self.generator_ema.network(*inputs, truncation=batch["truncation"].item())
-        return self.generator_ema(*inputs)
+        settings: dict[str, Any] = {key: batch[key].item() for key in ("truncation", "noise_strength") if key in batch}
+        if "noise_key" in batch:
+            settings["noise_key"] = batch["noise_key"]
+        return self.generator_ema(batch["latent"], self._condition(batch), **settings)
 
     def check(self, batch: Batch) -> None:
         image = batch["image"]

@@ -28,6 +28,7 @@ from genimg.networks.stylegan2_layers import (
     SynthesisBlock,
     normalise_second_moment,
 )
+from genimg.randomness import mixed_keys, normal_numbers
 
 ARCHITECTURES = ("residual", "plain")
 
@@ -110,15 +111,25 @@ class Generator(nn.Module):
             for number, (size, width) in enumerate(zip(sizes, widths, strict=True))
         )
 
-    def forward(self, latent: Tensor, condition: Tensor, truncation: float = 1.0) -> Tensor:
+    def forward(
+        self,
+        latent: Tensor,
+        condition: Tensor,
+        truncation: float = 1.0,
+        noise_key: Tensor | None = None,
+        noise_strength: float = 1.0,
+    ) -> Tensor:
         """[N, Z] and conditions as they stand in the batch -> [N, C, H, W].
 
         Args:
             latent: from N(0, 1).
             condition: of each image.
             truncation: psi, how far from the average style, from 0 to 1: Karras et al. 2019, appendix B.
+            noise_key: int64 [N]; every pixel's noise in every layer is a function of its image's key. None draws noise in
+                training; in evaluation it takes one that is fixed, the same for all images.
+            noise_strength: factor on the noise; 0 for none.
         """
-        return self.synthesis(self.mapping(latent, condition, truncation))
+        return self.synthesis(self.mapping(latent, condition, truncation), noise_key, noise_strength)
 
     def mapping(self, latent: Tensor, condition: Tensor, truncation: float = 1.0) -> Tensor:
         """[N, Z] and conditions as they stand in the batch -> styles of the L layers [N, L, W].
@@ -137,19 +148,34 @@ class Generator(nn.Module):
                 styles = self._mix(styles, self._style(torch.randn_like(latent), vector)[:, None])
             return styles if truncation == 1 else torch.lerp(self.style_average, styles, truncation)
 
-    def synthesis(self, styles: Tensor) -> Tensor:
-        """[N, L, W] -> [N, C, H, W]."""
+    def synthesis(self, styles: Tensor, noise_key: Tensor | None = None, noise_strength: float = 1.0) -> Tensor:
+        """[N, L, W] -> [N, C, H, W]; the noise is that of ``forward``."""
         features, image = self.start.expand(styles.shape[0], -1, -1, -1), None
         for number, block in enumerate(self.blocks):
             # A block's image has the style of the next block's first layer.
             own = styles[:, max(2 * number - 1, 0) : 2 * number + 2]
+            noise = self._noise(number, noise_key, noise_strength)
             if number == 0:
                 with torch.autocast(styles.device.type, enabled=False):
-                    features, image = block(features, image, own)
+                    features, image = block(features, image, own, noise)
             else:
-                features, image = block(features, image, own)
+                features, image = block(features, image, own, noise)
         assert image is not None
         return image
+
+    def _noise(self, number: int, noise_key: Tensor | None, noise_strength: float) -> list[Tensor] | None:
+        """Of each layer of a block [N, 1, H, W]; None where the layers have their own."""
+        if noise_key is None and noise_strength == 1:
+            return None
+        found = []
+        for place, layer in enumerate(self.blocks[number].layers):  # type: ignore[arg-type]
+            own = (
+                layer.noise
+                if noise_key is None
+                else normal_numbers(mixed_keys(noise_key, number, place), layer.noise.shape[1:])
+            )
+            found.append(own * noise_strength)
+        return found
 
     def _style(self, latent: Tensor, vector: Tensor) -> Tensor:
         parts = [normalise_second_moment(latent)]

@@ -7,6 +7,7 @@ Leaky ReLU's gain of sqrt(2) is part of the layer before it, which is the same b
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -158,14 +159,19 @@ class SynthesisLayer(nn.Module):
         self.convolution = ModulatedConv2d(
             inputs, outputs, 3, style_dim=style_dim, upsample=upsample, demodulate=True, gain=LEAKY_GAIN
         )
-        self.register_buffer("noise", torch.randn(1, 1, *size))  # of evaluation: a latent then has one image
+        self.register_buffer("noise", torch.randn(1, 1, *size))  # where a latent is to have one image, as in an exported file
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.activation = ClampedLeakyReLU(conv_clamp)
 
-    def forward(self, features: Tensor, style: Tensor) -> Tensor:
-        """[N, inputs, H, W] and [N, W] -> [N, outputs, H, W], or twice the size."""
+    def forward(self, features: Tensor, style: Tensor, noise: Tensor | None = None) -> Tensor:
+        """[N, inputs, H, W] and [N, W] -> [N, outputs, H, W], or twice the size.
+
+        Args:
+            noise: [N, 1, H, W] of the output, or what broadcasts to it; None draws it in training, and else is the buffer.
+        """
         features = self.convolution(features, style)
-        noise = self.noise.new_empty(len(features), *self.noise.shape[1:]).normal_() if self.training else self.noise
+        if noise is None:
+            noise = self.noise.new_empty(len(features), *self.noise.shape[1:]).normal_() if self.training else self.noise
         return self.activation(features + (noise * (LEAKY_GAIN * self.noise_strength)).to(features.dtype))
 
 
@@ -204,10 +210,12 @@ class SynthesisBlock(nn.Module):
         self.upsample = Upsample(FILTER)
         self.conv_clamp = conv_clamp
 
-    def forward(self, features: Tensor, image: Tensor | None, styles: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and image of the block before, and [N, layers + 1, W] -> features and image of this size."""
+    def forward(
+        self, features: Tensor, image: Tensor | None, styles: Tensor, noise: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Features and image of the block before, [N, layers + 1, W] and each layer's noise -> those of this size."""
         for number, layer in enumerate(self.layers):
-            features = layer(features, styles[:, number])
+            features = layer(features, styles[:, number], None if noise is None else noise[number])
         added = self.to_image(features, styles[:, -1]).clamp(-self.conv_clamp, self.conv_clamp)
         added = added.to(styles.dtype)  # images are summed in float32
         return features, added if image is None else self.upsample(image) + added

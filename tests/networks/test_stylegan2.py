@@ -1,12 +1,17 @@
 import copy
 import math
 
+import numpy as np
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from torch import nn
 from torch.func import functional_call
 
+from genimg.methods.gan import GAN
+from genimg.methods.latent import Normal
 from genimg.networks import stylegan2
 from genimg.networks.conditioning import OneHot, Unconditional
 from genimg.networks.stylegan2 import Discriminator, Generator
@@ -18,6 +23,7 @@ from genimg.networks.stylegan2_layers import (
     ModulatedConv2d,
     normalise_second_moment,
 )
+from genimg.randomness import hash_integers
 
 SIZES = [(8, 3), (32, 3), (28, 1), ([16, 24], 4)]
 
@@ -430,3 +436,69 @@ def test_every_parameter_learns():
 def test_settings_that_do_not_fit_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# Noise of every pixel when sampling
+
+
+def sampled_gan(strength: float = 0.3) -> GAN:
+    generator = tiny_generator()
+    for name, parameter in generator.named_parameters():
+        if name.endswith("noise_strength"):
+            nn.init.constant_(parameter, strength)
+    return tiny.gan(generator=generator, discriminator=tiny_discriminator(), latent=Normal(dim=6))
+
+
+def test_a_samples_noise_depends_on_seed_and_index_alone():
+    gan = sampled_gan()
+    whole = gan.sample(gan.draw(range(6), 3))
+    for indices in ([0], [4, 1], [5, 0, 2]):
+        part = gan.sample(gan.draw(indices, 3))
+        torch.testing.assert_close(part, whole[indices], rtol=0, atol=1e-5)
+    assert torch.equal(gan.sample(gan.draw(range(6), 3)), whole)
+
+
+def test_the_same_latent_has_other_noise_at_another_index_and_seed():
+    gan = sampled_gan()
+    drawn = gan.draw(range(2), 3)
+    one = {"latent": drawn["latent"][:1].repeat(3, 1)}
+    keys = torch.cat([drawn["noise_key"], gan.draw([0], 4)["noise_key"]])
+    images = gan.sample(one | {"noise_key": keys})
+    fixed = gan.sample(one)
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert (images[first] - images[second]).abs().mean() > 1e-3
+    torch.testing.assert_close(fixed[0], fixed[1], rtol=0, atol=1e-5)
+
+
+def test_noise_modes_of_a_draw():
+    gan, still = sampled_gan(), sampled_gan(0.0)
+    drawn = gan.draw(range(3), 5)
+    assert gan.with_noise(drawn, "random") is drawn
+    const = gan.with_noise(drawn, "const")
+    assert const.keys() == {"latent"}
+    expected = gan.generator_ema.network(drawn["latent"], torch.empty(3, 0))  # the buffers
+    assert torch.equal(gan.sample(const), expected)
+    torch.testing.assert_close(gan.sample(gan.with_noise(drawn, "none")), still.sample(drawn), rtol=0, atol=1e-5)
+    assert not torch.allclose(gan.sample(drawn), expected, atol=1e-3)
+    with pytest.raises(ValueError, match="noise=loud is unknown: choose one of random, const, none"):
+        gan.with_noise(drawn, "loud")
+    with pytest.raises(ValueError, match="noise=const has no effect on a GAN without noise"):
+        tiny.gan().with_noise({}, "const")
+    assert (gan.sampled_noise, tiny.gan().sampled_noise) == ("random", None)
+
+
+def test_noise_is_normal_and_of_its_own_for_every_layer_pixel_and_sample():
+    generator = tiny_generator()
+    keys = torch.from_numpy(hash_integers(1, np.arange(400)).view(np.int64))
+    fields = [field for number in range(len(generator.blocks)) for field in generator._noise(number, keys, 1.0)]
+    assert [tuple(field.shape[1:]) for field in fields] == [
+        (1, *layer.noise.shape[2:]) for block in generator.blocks for layer in block.layers
+    ]
+    for field in fields:
+        assert stats.kstest(field.double().flatten().numpy()[:20_000], stats.norm.cdf).pvalue > 1e-3
+    flat = torch.cat([field.flatten(1)[:, :16] for field in fields], dim=1)  # [400, layers x 16]
+    correlation = torch.corrcoef(flat.t()).fill_diagonal_(0).abs().max()
+    assert correlation < 5 / 400**0.5
+    assert len(torch.unique(flat[:, 0])) == 400
+    halved = generator._noise(1, keys, 0.5)
+    assert all(torch.equal(half, 0.5 * whole) for half, whole in zip(halved, generator._noise(1, keys, 1.0), strict=True))
