@@ -198,6 +198,16 @@ def test_images_are_measured_against_themselves_at_no_distance(evaluate: Command
         assert metrics[f"{name}14_shapes"] == 1.0
 
 
+def test_what_stylegan_s_dataset_tool_writes_is_measured_like_a_folder(evaluate: Command, home: Path) -> None:
+    write_folder(home / "numbered" / "00000", pixels(14, 1))
+    labels = [[f"00000/{i:03}.png", i % 3] for i in range(14)]
+    (home / "numbered" / "dataset.json").write_text(json.dumps({"labels": labels}))
+    shutil.make_archive(str(home / "numbered"), "zip", home / "numbered")
+    found = [evaluate.result("images=b", f"real={real}", *QUICK)["metrics"] for real in ("a", "numbered", "numbered.zip")]
+    assert found[0] == found[1] == found[2]
+    assert evaluate.result("images=numbered.zip", "real=b", *QUICK) is not None
+
+
 def test_folders_that_differ_in_their_contents_alone_have_statistics_of_their_own(evaluate: Command, home: Path) -> None:
     """300 pictures without compression each, whose names, sizes and times are equal."""
     first, second = pixels(300, 3) // 2, 127 + pixels(300, 4) // 2

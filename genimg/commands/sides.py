@@ -17,7 +17,7 @@ from genimg.commands.common import Config
 from genimg.data.archives import SPLITS
 from genimg.data.image_files import is_zip
 from genimg.data.placement import Data
-from genimg.data.prepared import DESCRIPTION, Description, PreparedSource
+from genimg.data.prepared import DESCRIPTION, Description, PreparedSource, is_prepared
 from genimg.data.sources import Source
 from genimg.evaluation.imagesets import DatasetImages
 from genimg.evaluation.statistics_files import SavedStatistics
@@ -60,7 +60,7 @@ def resolve(key: str, options: Config, builder: build.Builder, device: torch.dev
     if ".npz:" in text:
         file, _, array = text.rpartition(":")
         return _side(_archive(key, text, file, array, options, builder), device)
-    if (path / DESCRIPTION).is_file():
+    if is_prepared(path):
         return _side(PreparedSource(path, Description.read(path / DESCRIPTION)), device)
     if path.is_dir() or is_zip(path):
         node = {"_target_": "genimg.data.sources.folder", "root": text, "fit": "crop", "labels": "auto"}

@@ -229,6 +229,18 @@ def prepared(*, root: str, image_size: int | Sequence[int], channels: int) -> So
     return PreparedSource(folder, description)
 
 
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder is one of genimg-prepare, even a damaged one; StyleGAN's datasets have a dataset.json as well."""
+    file = folder / DESCRIPTION
+    if not file.is_file():
+        return False
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return True  # its reader says what is wrong
+    return isinstance(content, dict) and "shards" in content
+
+
 def _require_size(path: Path, num_bytes: int | None) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: copy it again, or pack the images again")
