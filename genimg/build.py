@@ -63,6 +63,7 @@ ALLOWED = (
     "genimg.evaluation.extractors.foundation",
     "genimg.evaluation.extractors.inception",
     "genimg.evaluation.likelihood",
+    "genimg.evaluation.memorisation",
     "genimg.evaluation.metrics",
     "genimg.evaluation.similarity",
     "genimg.evaluation.translation",
@@ -319,10 +320,11 @@ def build_method(config: Config, source: Source, builder: Builder) -> Method:
     _check_kind(method_class, source, task)
     settle(config, source, task)
     method: Method = builder.build(config["model"], "model")
-    if source.validation is not None and not method.translates and method.likelihood is None:
+    held_out = method.translates or method.likelihood is not None or _measures_held_out(config, builder)
+    if source.validation is not None and not held_out:
         raise ValueError(
             f"data.validation={config['data']['validation']} has no effect on this model, a {type(method).__name__}, which is "
-            "measured against all images: set data.validation=0"
+            "measured against all images: set data.validation=0, or choose a metric of held-out images such as memorisation"
         )
     if isinstance(method, Translation):
         assert task is not None
@@ -349,6 +351,13 @@ _HOW_TO_HAVE = {
     "caption": "; captions of a folder are in its metadata.jsonl, or in a .txt beside every image (docs/data.md)",
     "label": "; the classes of a folder are its subdirectories",
 }
+
+
+def _measures_held_out(config: Config, builder: Builder) -> bool:
+    """Whether a metric of the evaluation compares with images that training does not see."""
+    nodes = (config["evaluation"].get("metrics") or {}).values()
+    targets = [node["_target_"] for node in nodes if isinstance(node, dict) and "_target_" in node]
+    return any(getattr(builder.locate(target, "evaluation.metrics"), "needs_held_out", False) for target in targets)
 
 
 def _check_kind(method: type[Method], source: Source, task: Task | None) -> None:

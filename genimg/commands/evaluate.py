@@ -21,6 +21,7 @@ from genimg.commands.common import (
     require_all_values,
 )
 from genimg.commands.compare import compare_results
+from genimg.commands.copies import describe_copies, held_out_images, measure_copies
 from genimg.commands.evaluate_likelihood import evaluate_likelihood
 from genimg.commands.evaluate_translation import evaluate_translator
 from genimg.commands.sides import Side, compose_evaluation, resolve
@@ -190,6 +191,8 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
             source = build.build_source(config, builder)
             real = Side(source=source, images=DatasetImages(build.build_data(config, source, device, builder=builder)))
         evaluator = _evaluator(options, chosen, builder, real)
+        held_out = held_out_images(options, config if options["real"] is None else None, real, builder, device)
+    measure_copies(options, evaluator, held_out)
     method = load_method(config, builder, state, device)
     if options["real"] is None:
         assert real.source is not None
@@ -198,12 +201,12 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
     compared = real.statistics if real.images is None else real.images
     assert compared is not None
     save = Path(options["save_statistics"]) if options["save_statistics"] else None
-    result = evaluator.compare(compared, made, device, save_statistics=save)
+    result = evaluator.compare(compared, made, device, save_statistics=save, held_out=held_out)
     if isinstance(compared, DatasetImages):
         result = evaluator.with_reconstructions(result, method, compared, device)
     images = state["training"]["images"]
     _finish(result, f"{path}, trained on {images} images", options, device, {"checkpoint": str(path), "images": images})
-    _show_neighbors(options, evaluator, compared, made)
+    _show_neighbors(options, evaluator, compared, made, result, held_out)
     return result.values
 
 
@@ -250,9 +253,11 @@ def _of_images(options: Config, device: torch.device) -> dict[str, float]:
             "x".join(map(str, fake.source.shape[1:])), "x".join(map(str, real.source.shape[1:])),
         )  # fmt: skip
     save = Path(options["save_statistics"]) if options["save_statistics"] else None
-    result = evaluator.compare(compared, made, device, save_statistics=save)
+    held_out = held_out_images(options, None, real, builder, device)
+    measure_copies(options, evaluator, held_out)
+    result = evaluator.compare(compared, made, device, save_statistics=save, held_out=held_out)
     _finish(result, f"{options['images']} against {options['real']}", options, device, {"images_from": str(options["images"])})
-    _show_neighbors(options, evaluator, compared, made)
+    _show_neighbors(options, evaluator, compared, made, result, held_out)
     return result.values
 
 
@@ -308,7 +313,10 @@ def _finish(result: Evaluation, what: str, options: Config, device: torch.device
     report(what, columns, result, options, device, subject)
 
 
-def _show_neighbors(options: Config, evaluator: Evaluator, real: ImageSet | SavedStatistics, fake: ImageSet) -> None:
+def _show_neighbors(
+    options: Config, evaluator: Evaluator, real: ImageSet | SavedStatistics, fake: ImageSet, result: Evaluation,
+    held_out: DatasetImages | None,
+) -> None:  # fmt: skip
     count = options["neighbors"]
     if count == 0:
         return
@@ -321,6 +329,7 @@ def _show_neighbors(options: Config, evaluator: Evaluator, real: ImageSet | Save
         )
     path = Path(options["picture"] or "neighbors.png")
     write_png(grid(shown, columns=indices.shape[1] + 1), path)
+    describe_copies(result, evaluator, len(fake), held_out)
     log.info("nearest real images: %s (each row: a generated image, then its nearest real ones)", path)
     for i, (row, numbers) in enumerate(zip(distances.tolist(), indices.tolist(), strict=True)):
         log.info(

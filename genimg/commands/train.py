@@ -274,11 +274,16 @@ def _why_it_ended(error: NonFiniteError | WorseningError, trainer: Trainer, eval
         )
     assert evaluator is not None
     assert evaluator.stop_if is not None
-    name, watch = evaluator.primary, evaluator.stop_if
+    watch = evaluator.stop_if
+    name = evaluator.primary if watch.metric is None else watch.name_in(state.last)
+    if watch.metric is None:
+        best = f"{state.best[name]:.6g} (at {state.best_images} images)"
+        words = f"more than {watch.factor:g} times worse than its best of {best}"
+    else:
+        words = f"above {watch.above:g}" if watch.above is not None else f"below {watch.below:g}"
     return (
         f"training stopped at {state.images} images, because evaluation.stop_if says so: {name} is {state.last[name]:.6g}, "
-        f"and has been more than {watch.factor:g} times worse than its best of {state.best[name]:.6g} (at "
-        f"{state.best_images} images) for {state.worse_evaluations} evaluation{'s' * (state.worse_evaluations > 1)} in a row; "
+        f"and has been {words} for {state.worse_evaluations} evaluation{'s' * (state.worse_evaluations > 1)} in a row; "
         f"the best checkpoint is {relative(folder / 'best.pt')}"
     )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.metrics import Metric
+from genimg.evaluation.statistics_files import SavedStatistics
 
 
 def checked_metrics(metrics: Mapping[str, Metric | None], extractor: Extractor) -> dict[str, Metric]:
@@ -56,6 +57,30 @@ def check_counts(metrics: Mapping[str, Metric], *, generated: int, real: int | N
                     f"{count} {side} images are too few for evaluation.metrics.{name}, which takes {metric.least_images} or "
                     f"more: give more, change its settings, or remove it with '~evaluation.metrics.{name}'"
                 )
+
+
+def check_held_out(
+    metrics: Mapping[str, Metric], real: Sized | SavedStatistics, held_out: Sized | None, num_real: int | None
+) -> None:
+    """Refuse metrics that need held-out images where there are none, or where not all training images are at hand.
+
+    Raises:
+        ValueError: naming the metric and the way out.
+    """
+    for name, metric in metrics.items():
+        if not metric.needs_held_out:
+            continue
+        key, out = f"evaluation.metrics.{name}", f"or remove it with '~evaluation.metrics.{name}'"
+        if held_out is None:
+            raise ValueError(
+                f"{key} compares with images that training does not see, and there are none: set data.validation=0.1, or "
+                f"held_out=WHAT of genimg-eval, {out}"
+            )
+        if isinstance(real, SavedStatistics):
+            raise ValueError(f"{key} needs the training images themselves, but real= names statistics: give images, {out}")
+        if num_real is not None and num_real < len(real):
+            raise ValueError(f"{key} looks at all {len(real)} training images, but evaluation.num_real={num_real}: set it to "
+                             f"null, {out}")  # fmt: skip
 
 
 def small_counts(counts: Mapping[str, int | None], num_features: int) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from genimg.data.subsets import selection
 from genimg.distributed import on_every_rank, rank, world_size
 from genimg.environment import versions
 from genimg.evaluation.bootstrap import intervals
-from genimg.evaluation.checks import check_counts, checked_metrics, small_counts
+from genimg.evaluation.checks import check_counts, check_held_out, checked_metrics, small_counts
 from genimg.evaluation.distances import frechet_distance
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.imagesets import DatasetImages, GeneratedImages, ImageSet, Reconstructions
@@ -72,7 +72,7 @@ class Evaluator(PeriodicEvaluator):
         bootstrap: int,
         reconstructions: int,
         final_num_images: int | None,
-        stop_if: Mapping[str, float] | None,
+        stop_if: Mapping[str, float | str] | None,
         cache_dir: FoundPath | None,
     ) -> None:
         least = {"num_images": 2, "num_real": 2, "batch_size": 1, "bootstrap": 0, "reconstructions": 0, "final_num_images": 2}
@@ -105,6 +105,8 @@ class Evaluator(PeriodicEvaluator):
                 f"this evaluation measures images that are made from nothing, but the model, a {type(method).__name__}, makes "
                 "images from images: choose evaluation=translation or evaluation=none"
             )
+        if source is not None:
+            check_held_out(self.metrics, source, source.validation, self.num_real)
 
     @property
     def primary(self) -> str:
@@ -129,7 +131,8 @@ class Evaluator(PeriodicEvaluator):
         """Against ``data``; see PeriodicEvaluator."""
         real = DatasetImages(data)
         fake = self.generated(method, device, data.source.class_names, num_images)
-        result = self.compare(real, fake, device, should_stop)
+        held_out = None if data.validation is None else DatasetImages(data.validation)
+        result = self.compare(real, fake, device, should_stop, held_out=held_out)
         return self.with_reconstructions(result, method, real, device, should_stop)
 
     def generated(
@@ -174,6 +177,7 @@ class Evaluator(PeriodicEvaluator):
         device: torch.device,
         should_stop: Callable[[], bool] = lambda: False,
         save_statistics: Path | None = None,
+        held_out: ImageSet | None = None,
     ) -> Evaluation:
         """Measure one set of images against another, or against statistics of one.
 
@@ -183,18 +187,26 @@ class Evaluator(PeriodicEvaluator):
             device: where the extractor runs.
             should_stop: asked before every batch.
             save_statistics: where to write the real images' statistics, for later comparisons.
+            held_out: images of the real ones' kind that training did not see, for metrics that need them.
 
         Raises:
             EvaluationInterruptedError: once ``should_stop`` says so.
-            ValueError: with fewer than two images on a side.
+            ValueError: with fewer than two images on a side, or if there are no held-out images for a metric that needs them.
         """
+        check_held_out(self.metrics, real, held_out, self.num_real)
         check_counts(self.metrics, generated=len(fake), real=self._count_real(real), least=max(2, world_size()))
         with full_float32():
             self.extractor.to(device)
+            # First with all features: the others are then part of what is cached.
+            whole: list[Summary | None] = [None, None]
+            if self.needs_held_out:
+                sides = [side for side in (real, held_out) if isinstance(side, ImageSet)]
+                whole = [self._statistics(side, len(side), device, should_stop).summary for side in sides]
             statistics = real if isinstance(real, SavedStatistics) else self._statistics(real, len(fake), device, should_stop)
             if save_statistics is not None and rank() == 0:
                 statistics.write(save_statistics)
             known = statistics.summary
+            known.training, known.held_out = whole
             metrics = self._served_by(known)
             everything = np.arange(len(fake), dtype=np.int64)
             made = Passes(self.extractor, self.batch_size, should_stop).summarise(
@@ -226,7 +238,7 @@ class Evaluator(PeriodicEvaluator):
                 )
             bounds = intervals(metrics, known, made, name, values, self.bootstrap, self.seed)
         warnings = self._warn(made, real)
-        return Evaluation(values, self._provenance(real, fake, known, made), bounds, warnings)
+        return Evaluation(values, self._provenance(real, fake, known, made, held_out), bounds, warnings)
 
     def statistics(self, images: ImageSet, device: torch.device) -> SavedStatistics:
         """The statistics of a set of images, for comparing with ``num_images`` others or fewer."""
@@ -265,12 +277,17 @@ class Evaluator(PeriodicEvaluator):
         log.warning("the statistics hold no features of single images: %s left out", " and ".join(left_out))
         return [metric for metric in self.metrics.values() if not metric.needs_features]
 
+    @property
+    def needs_held_out(self) -> bool:
+        """Whether a metric compares with images that training does not see."""
+        return any(metric.needs_held_out for metric in self.metrics.values())
+
     def _needs_features(self) -> bool:
         return any(metric.needs_features for metric in self.metrics.values())
 
-    def _name(self, count: int) -> Name:
-        def name(metric: str, fewer: int | None = None) -> str:
-            return self.extractor.metric_name(metric, short_count(count if fewer is None else fewer))
+    def _name(self, num_generated: int) -> Name:
+        def name(metric: str, count: int | None = None) -> str:
+            return self.extractor.metric_name(metric, short_count(num_generated if count is None else count))
 
         return name
 
@@ -286,12 +303,18 @@ class Evaluator(PeriodicEvaluator):
         assert count is not None
         return {**real.describe(), "num_images": count, **selection(count, len(real))}
 
-    def _provenance(self, real: ImageSet | SavedStatistics, fake: ImageSet, known: Summary, made: Summary) -> dict[str, Any]:
+    def _provenance(
+        self, real: ImageSet | SavedStatistics, fake: ImageSet, known: Summary, made: Summary, held_out: ImageSet | None
+    ) -> dict[str, Any]:
+        metrics = {name: {k: v for k, v in vars(m).items() if v is not None} for name, m in self.metrics.items()}
+        for name, metric in self.metrics.items():
+            if metric.needs_held_out and held_out is not None:
+                metrics[name]["held_out"] = {**held_out.describe(), "num_images": len(held_out)}
         return {
             "extractor": {**self.extractor.describe(), "num_features": made.num_features},
             "generated": {**fake.describe(), "num_images": len(fake)},
             "real": {**self._describe_real(real), "num_kept": 0 if known.features is None else len(known.features)},
-            "metrics": {name: {k: v for k, v in vars(m).items() if v is not None} for name, m in self.metrics.items()},
+            "metrics": metrics,
             "bootstrap": self.bootstrap,
             "precision": "features float32 without TF32, statistics float64",
             "device": self.extractor.device.type,

@@ -50,7 +50,7 @@ class LikelihoodEvaluator(HeldOutEvaluator):
         seed: int,
         interval: Images,
         final_num_images: int | None,
-        stop_if: Mapping[str, float] | None,
+        stop_if: Mapping[str, float | str] | None,
     ) -> None:
         super().__init__(num_images=num_images, batch_size=batch_size, seed=seed, interval=interval,
                          final_num_images=final_num_images, stop_if=stop_if)  # fmt: skip

@@ -35,6 +35,8 @@ class Metric(ABC):
     higher_is_better: ClassVar[bool]
     needs_features: ClassVar[bool] = False
     """Whether features are kept: of all generated images, and of as many real ones or 10,000, whichever is more."""
+    needs_held_out: ClassVar[bool] = False
+    """Whether ``real.training`` and ``real.held_out`` are given: features of all training images and of all held-out ones."""
     needs_logits: ClassVar[bool] = False
     can_be_resampled: ClassVar[bool] = False
     """Whether a bootstrap makes sense: not where the same image, drawn twice, would be its own neighbour, nor for counts of

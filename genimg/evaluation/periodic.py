@@ -42,10 +42,11 @@ class PeriodicEvaluator(ABC):
         interval: how often.
         final_num_images: images of one more evaluation when training ends; None skips it.
         stop_if: ``{factor: k, evaluations: m}`` stops a training whose primary metric was worse than k times its best for m
-            evaluations in a row; None never does.
+            evaluations in a row; ``{metric: NAME, above: x, evaluations: m}``, or ``below``, one of which NAME was beyond x;
+            None never does.
     """
 
-    def __init__(self, *, interval: Images, final_num_images: int | None, stop_if: Mapping[str, float] | None) -> None:
+    def __init__(self, *, interval: Images, final_num_images: int | None, stop_if: Mapping[str, float | str] | None) -> None:
         if interval < 1:
             raise ValueError("evaluation.interval must be longer than nothing; evaluation=none turns evaluation off")
         self.interval = interval
@@ -74,9 +75,13 @@ class PeriodicEvaluator(ABC):
         """Whether a value of the primary metric beats another."""
         return value > best if self.higher_is_better else value < best
 
-    def has_diverged(self, value: float, best: float) -> bool:
-        """Whether a value of the primary metric is worse than ``stop_if`` allows, once."""
-        return self.stop_if is not None and self.stop_if.is_too_bad(value, best, higher_is_better=self.higher_is_better)
+    def has_diverged(self, values: Mapping[str, float], best: float) -> bool:
+        """Whether measured values are worse than ``stop_if`` allows, once; ``best`` is that of the primary metric."""
+        if self.stop_if is None:
+            return False
+        if self.stop_if.metric is not None:
+            return self.stop_if.is_beyond(values[self.stop_if.name_in(values)])
+        return self.stop_if.is_too_bad(values[self.primary], best, higher_is_better=self.higher_is_better)
 
     @abstractmethod
     def evaluate(
@@ -123,7 +128,7 @@ class HeldOutEvaluator(PeriodicEvaluator):
         seed: int,
         interval: Images,
         final_num_images: int | None,
-        stop_if: Mapping[str, float] | None,
+        stop_if: Mapping[str, float | str] | None,
     ) -> None:
         super().__init__(interval=interval, final_num_images=final_num_images, stop_if=stop_if)
         for name, value in (("num_images", num_images), ("batch_size", batch_size), ("final_num_images", final_num_images)):

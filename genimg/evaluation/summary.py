@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from genimg.data.subsets import fixed_subset, lowest
 from genimg.distributed import rows_of_all_ranks
 from genimg.evaluation.distances import matrix_square_root, neighbor_distances
 from genimg.evaluation.statistics import FeatureSums, GaussianStatistics, InceptionScoreSums
+
+if TYPE_CHECKING:
+    from genimg.evaluation.memorisation import Closeness
 
 
 @dataclass
@@ -29,6 +32,9 @@ class Summary:
         predictions: int64 [N], the class with the highest logit; None without logits.
         labels: int64 [N], the classes that the images were made or labelled as; None where there are none.
         scores: Inception Score (mean, deviation) by the number of splits.
+        training, held_out: of real images, where a metric needs them: all those of the training, with all their features, and
+            such as training does not see.
+        closeness: of held-out images to those of the training, once it is known.
     """
 
     moments: GaussianStatistics
@@ -38,6 +44,9 @@ class Summary:
     predictions: Tensor | None = None
     labels: Tensor | None = None
     scores: dict[int, tuple[float, float]] = field(default_factory=dict)
+    training: Summary | None = None
+    held_out: Summary | None = None
+    closeness: Closeness | None = None
     _root: Tensor | None = None
     _radii: dict[tuple[int, tuple[int, ...]], list[Tensor]] = field(default_factory=dict)
 

@@ -66,7 +66,7 @@ class TranslationEvaluator(HeldOutEvaluator):
         seed: int,
         extractor: Extractor | None,
         final_num_images: int | None,
-        stop_if: Mapping[str, float] | None,
+        stop_if: Mapping[str, float | str] | None,
     ) -> None:
         super().__init__(num_images=num_images, batch_size=batch_size, seed=seed, interval=interval,
                          final_num_images=final_num_images, stop_if=stop_if)  # fmt: skip
@@ -231,7 +231,7 @@ class PairedEvaluator(TranslationEvaluator):
         extractor: Extractor | None,
         lpips: LPIPS | None,
         final_num_images: int | None,
-        stop_if: Mapping[str, float] | None,
+        stop_if: Mapping[str, float | str] | None,
     ) -> None:
         super().__init__(num_images=num_images, batch_size=batch_size, interval=interval, seed=seed, extractor=extractor,
                          final_num_images=final_num_images, stop_if=stop_if)  # fmt: skip

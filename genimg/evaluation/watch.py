@@ -2,47 +2,85 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+_FORMS = ({"factor", "evaluations"}, {"metric", "above", "evaluations"}, {"metric", "below", "evaluations"})
 
 
 @dataclass(frozen=True)
 class DivergenceWatch:
-    """Stops a training whose primary metric stays far above its best.
+    """Stops a training whose primary metric stays far above its best, or one of whose metrics stays beyond a bound.
 
     Attributes:
-        factor: how many times worse than the best.
-        evaluations: in a row.
+        factor: How many times worse than its best the primary metric is; None where a metric is named.
+        evaluations: Number of evaluations in a row.
+        metric: Name of a metric, such as ``fid5k``, or the part before its count, such as ``fid``.
+        above, below: Bound of that metric; the other one is None.
     """
 
-    factor: float
+    factor: float | None
     evaluations: int
+    metric: str | None = None
+    above: float | None = None
+    below: float | None = None
 
     @classmethod
-    def of(cls, settings: Mapping[str, float]) -> DivergenceWatch:
-        """From ``{factor: 3, evaluations: 2}``.
+    def of(cls, settings: Mapping[str, float | str]) -> DivergenceWatch:
+        """From ``{factor: 3, evaluations: 2}``, or ``{metric: memorised, above: 0.5, evaluations: 2}``.
 
         Raises:
             ValueError: for other keys or values that make no sense.
         """
-        if not isinstance(settings, Mapping) or set(settings) != {"factor", "evaluations"}:
+        if not isinstance(settings, Mapping) or set(settings) not in _FORMS:
             raise ValueError(
                 f"evaluation.stop_if={settings} must have the keys factor and evaluations, and no others, such as "
-                "{factor: 3, evaluations: 2}"
+                "{factor: 3, evaluations: 2}; or metric, evaluations and one of above and below, such as "
+                "{metric: memorised, above: 0.5, evaluations: 2}"
             )
-        factor, evaluations = settings["factor"], settings["evaluations"]
-        numbers = isinstance(factor, int | float) and isinstance(evaluations, int)
-        if not numbers or isinstance(evaluations, bool) or not factor > 1.0 or evaluations < 1:
-            raise ValueError(
-                f"evaluation.stop_if={dict(settings)}: factor must be above 1, and evaluations a whole number, 1 or more"
-            )
-        return cls(float(factor), int(evaluations))
+        evaluations = settings["evaluations"]
+        if not isinstance(evaluations, int) or isinstance(evaluations, bool) or evaluations < 1:
+            raise ValueError(f"evaluation.stop_if={dict(settings)}: evaluations must be a whole number, 1 or more")
+        if "factor" in settings:
+            factor = settings["factor"]
+            if not isinstance(factor, int | float) or not factor > 1.0:
+                raise ValueError(f"evaluation.stop_if={dict(settings)}: factor must be a number above 1")
+            return cls(float(factor), evaluations)
+        metric, (side,) = settings["metric"], settings.keys() & {"above", "below"}
+        bound = settings[side]
+        if not isinstance(metric, str) or not isinstance(bound, int | float) or isinstance(bound, bool) or bound != bound:
+            raise ValueError(f"evaluation.stop_if={dict(settings)}: metric must be a name, and {side} a number")
+        return cls(None, evaluations, metric=metric, **{side: float(bound)})
 
     def is_too_bad(self, value: float, best: float, *, higher_is_better: bool) -> bool:
         """Whether ``value`` is more than ``factor`` times worse than ``best``.
 
         Unbiased distances can be 0 or a little below: what counts is then the way from the best, in units of its size.
         """
+        assert self.factor is not None
         if higher_is_better:
             return value < best - (1.0 - 1.0 / self.factor) * abs(best)
         return value > best + (self.factor - 1.0) * abs(best)
+
+    def is_beyond(self, value: float) -> bool:
+        """Whether the named metric's value is above or below its bound."""
+        return (self.above is not None and value > self.above) or (self.below is not None and value < self.below)
+
+    def name_in(self, values: Mapping[str, float]) -> str:
+        """The full name of the named metric among measured ones.
+
+        Raises:
+            ValueError: if there is none, or several begin so.
+        """
+        assert self.metric is not None
+        if self.metric in values:
+            return self.metric
+        found = [name for name in values if re.fullmatch(rf"{re.escape(self.metric)}\d+k?(_.*)?", name)]
+        found = [name for name in found if not name.endswith("_std")]
+        if len(found) != 1:
+            raise ValueError(
+                f"evaluation.stop_if.metric={self.metric} is none of the evaluation's metrics: choose one of "
+                f"{', '.join(values)}"
+            )
+        return found[0]

@@ -279,7 +279,7 @@ class Trainer:
         best = not state.best or evaluator.is_better(value, state.best[evaluator.primary])
         if best:
             state.best, state.best_images = result.values, state.images
-        worse = evaluator.has_diverged(value, state.best[evaluator.primary])
+        worse = evaluator.has_diverged(result.values, state.best[evaluator.primary])
         state.worse_evaluations = state.worse_evaluations + 1 if worse else 0
         log.info("%d images: %s%s", state.images, _in_short(result.values), " (best)" if best else "")
         self._save(best=best)

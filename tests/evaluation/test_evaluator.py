@@ -14,9 +14,11 @@ from genimg.data.placement import Data
 from genimg.data.sources import ArraySource, Source, digest
 from genimg.data.subsets import random_subset
 from genimg.environment import versions
+from genimg.evaluation.distances import neighbor_rates
 from genimg.evaluation.evaluator import Evaluator, short_count
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.imagesets import DatasetImages, NonFiniteImagesError
+from genimg.evaluation.memorisation import Memorisation, closeness, memorised_share
 from genimg.evaluation.metrics import (
     ConditionalAccuracy,
     FrechetDistance,
@@ -27,6 +29,7 @@ from genimg.evaluation.metrics import (
 from genimg.evaluation.passes import EvaluationInterruptedError
 from genimg.evaluation.statistics_files import SavedStatistics
 from genimg.evaluation.summary import kept_positions
+from genimg.images import to_float
 from genimg.interfaces import Images, Method
 from genimg.randomness import normal_latents
 
@@ -752,3 +755,89 @@ def test_a_model_that_makes_nan_is_refused_at_once_or_when_the_pass_ends(broken,
     with pytest.raises(NonFiniteImagesError, match=f"image {broken[0]}:"):
         evaluator.evaluate(Painter(broken=broken), data, CPU)
     assert len(extractor.seen) == batches
+
+
+class Copier(Painter):
+    """Gives images that it was given, again and again."""
+
+    def __init__(self, pixels):
+        super().__init__()
+        self.pixels = to_float(torch.from_numpy(pixels))
+
+    def sample(self, batch):
+        return self.pixels[(batch["latent"][:, 0].abs() * 1e4).long() % len(self.pixels)]
+
+
+def with_validation(num_images=60, held_out=40):
+    source = CountingSource(num_images)
+    source.validation = CountingSource(held_out, seed=9)
+    return source
+
+
+MEMORISATION = {"frechet_distance": FrechetDistance(), "kernel_distance": KernelDistance(subsets=3, subset_size=10)}
+
+
+def test_copies_of_training_images_are_measured_against_held_out_ones(monkeypatch, cache):
+    monkeypatch.setattr("genimg.evaluation.evaluator._KEPT_REAL", 20)  # of 60, all of which are searched
+    source, extractor = with_validation(), LinearExtractor()
+    metrics = MEMORISATION | {"memorisation": Memorisation(quantile=0.05)}
+    copied = make_evaluator(metrics=metrics, num_images=30).evaluate(Copier(source.pixels), data_of(source), CPU)
+    assert copied.values["memorised30_linear"] == 1.0
+    drawn = make_evaluator(metrics=metrics, num_images=30).evaluate(Painter(), data_of(source), CPU)
+    sides = [closeness(extractor(images)[0], extractor(torch.from_numpy(source.pixels))[0])
+             for images in (levels(Painter(), 30), torch.from_numpy(source.validation.pixels))]  # fmt: skip
+    assert drawn.values["memorised30_linear"] == pytest.approx(memorised_share(*sides, 0.05), abs=1e-9)
+    assert abs(drawn.values["memorised30_linear"]) < 0.5
+    # The other metrics have the values that they have alone.
+    alone = make_evaluator(metrics=MEMORISATION, num_images=30).evaluate(Painter(), data_of(CountingSource(60)), CPU)
+    assert {name: drawn.values[name] for name in alone.values} == alone.values
+    told = drawn.provenance["metrics"]["memorisation"]
+    assert (told["quantile"], told["held_out"]["num_images"]) == (0.05, 40)
+    assert told["held_out"]["fingerprint"] == source.validation.fingerprint
+    source.forbidden = source.validation.forbidden = True
+    again = make_evaluator(metrics=metrics, num_images=30).evaluate(Painter(), data_of(source), CPU)
+    assert again.values == drawn.values
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "words"),
+    [
+        (CountingSource, {}, r"evaluation\.metrics\.copies .* set data\.validation=0\.1"),
+        (
+            with_validation,
+            {"num_real": 59},
+            r"evaluation\.metrics\.copies .* all 60 .* num_real=59: set it to null",
+        ),
+    ],
+)
+def test_memorisation_without_held_out_images_or_all_training_images_is_refused_before_training(source, changes, words):
+    evaluator, source = make_evaluator(metrics={"copies": Memorisation(quantile=0.05)}, **changes), source()
+    for attempt in (lambda: evaluator.check(Painter(), source), lambda: evaluator.evaluate(Painter(), data_of(source), CPU)):
+        with pytest.raises(ValueError, match=words):
+            attempt()
+
+
+def test_memorisation_against_statistics_is_refused():
+    evaluator = make_evaluator(metrics={"copies": Memorisation(quantile=0.05)})
+    statistics = make_evaluator().statistics(dataset(23, 0), CPU)
+    with pytest.raises(ValueError, match="names statistics: give images"):
+        evaluator.compare(statistics, dataset(23, 1), CPU, held_out=dataset(23, 2))
+
+
+@pytest.mark.parametrize(("num_real", "count", "ending"), [(60, 25, "25"), (20, 25, "20")])
+def test_neighbours_are_counted_among_equally_many_images_and_the_name_says_how_many(num_real, count, ending):
+    source, extractor = CountingSource(num_real), LinearExtractor()
+    metrics = {"frechet_distance": FrechetDistance(), "precision_recall": PrecisionRecall(neighbors=3, density_neighbors=5)}
+    values = make_evaluator(metrics=metrics, num_images=count).evaluate(Painter(), data_of(source), CPU).values
+    least = min(num_real, count)
+    real, fake = extractor(torch.from_numpy(source.pixels))[0], extractor(levels(Painter(), count))[0]
+    real, fake = (side[random_subset(least, len(side), seed=0)].float() for side in (real, fake))
+    expected = neighbor_rates(real, fake, neighbors=3, density_neighbors=5)
+    assert list(values) == [f"fd{count}_linear", *(f"{name}{ending}_linear" for name in vars(expected))]
+    assert [values[f"{name}{ending}_linear"] for name in vars(expected)] == pytest.approx(list(vars(expected).values()))
+
+
+def test_a_first_metric_that_takes_fewer_images_than_are_generated_is_refused_with_the_way_out():
+    metrics = {"precision_recall": PrecisionRecall(neighbors=3, density_neighbors=5)}
+    with pytest.raises(ValueError, match=r"precision37_linear comes first .* or set num_images=20, the number of real images"):
+        make_evaluator(metrics=metrics).evaluate(Painter(), data_of(CountingSource(20)), CPU)

@@ -10,6 +10,7 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, k
 
 from genimg.data.subsets import fixed_subset
 from genimg.evaluation.distances import expected_coverage
+from genimg.evaluation.memorisation import Memorisation
 from genimg.evaluation.metrics import (
     ClassCoverage,
     ConditionalAccuracy,
@@ -54,6 +55,7 @@ FLAGS = [
     (PrecisionRecall(neighbors=3, density_neighbors=5), "precision", True, True, False, None, False),
     (ClassCoverage(least_share=0.1), "class_coverage", True, False, True, None, False),
     (ConditionalAccuracy(), "accuracy", True, False, True, None, True),
+    (Memorisation(quantile=0.05), "memorised", False, True, False, None, False),
 ]
 
 
@@ -76,7 +78,9 @@ def test_the_first_value_has_the_short_name(row):
     for side in (real, fake):
         logits = torch.randn(30, 4, generator=generator)
         side.add(torch.randn(30, DIMENSIONS, generator=generator), logits, torch.zeros(30, dtype=torch.int64))
-    values = row[0].compute(real.result(), fake.result(), name, CPU)
+    known = real.result()
+    known.training, known.held_out = known, fake.result()
+    values = row[0].compute(known, fake.result(), name, CPU)
     assert next(iter(values)) == name(row[1])
     assert all(type(value) is float for value in values.values())
 

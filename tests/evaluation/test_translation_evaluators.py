@@ -520,9 +520,9 @@ def test_a_setting_that_makes_no_sense_is_refused_by_its_key(make: Any, changes:
 
 def test_a_training_that_becomes_worse_is_noticed_in_either_direction() -> None:
     watch = {"factor": 2.0, "evaluations": 1}
-    assert paired(stop_if=watch).has_diverged(9.0, 20.0)
-    assert not paired(stop_if=watch).has_diverged(11.0, 20.0)
+    assert paired(stop_if=watch).has_diverged({"psnr": 9.0}, 20.0)
+    assert not paired(stop_if=watch).has_diverged({"psnr": 11.0}, 20.0)
     assert paired().is_better(21.0, 20.0)
-    assert unpaired(stop_if=watch).has_diverged(0.5, 0.2)
-    assert not unpaired(stop_if=watch).has_diverged(0.3, 0.2)
+    assert unpaired(stop_if=watch).has_diverged({"cycle_l1": 0.5}, 0.2)
+    assert not unpaired(stop_if=watch).has_diverged({"cycle_l1": 0.3}, 0.2)
     assert unpaired().is_better(0.1, 0.2)

@@ -65,7 +65,7 @@ def test_other_keys_are_refused(settings):
     [(1.0, 2), (0.5, 2), (-3, 2), ("3", 2), (None, 2), (True, 2), (3.0, 0), (3.0, -1), (3.0, 1.5), (3.0, True), (3.0, None)],
 )
 def test_values_that_make_no_sense_are_refused(factor, evaluations):
-    with pytest.raises(ValueError, match=r"factor must be above 1, and evaluations a whole number"):
+    with pytest.raises(ValueError, match=r"factor must be a number above 1|evaluations must be a whole number"):
         DivergenceWatch.of({"factor": factor, "evaluations": evaluations})
 
 
@@ -73,28 +73,75 @@ def test_values_that_make_no_sense_are_refused(factor, evaluations):
 def test_a_distance_has_diverged_above_the_factor_times_its_best(value, diverged):
     evaluator = make_evaluator(FrechetDistance(), {"factor": 3, "evaluations": 2})
     assert evaluator.stop_if == DivergenceWatch(3.0, 2)
-    assert evaluator.has_diverged(value, best=10.0) == diverged
+    assert evaluator.has_diverged({evaluator.primary: value}, best=10.0) == diverged
 
 
 @pytest.mark.parametrize(("value", "diverged"), [(9.0, False), (2.1, False), (2.0, False), (1.9, True), (1.0, True)])
 def test_a_score_has_diverged_below_its_best_divided_by_the_factor(value, diverged):
     evaluator = make_evaluator(InceptionScore(splits=2), {"factor": 4, "evaluations": 2})
-    assert evaluator.has_diverged(value, best=8.0) == diverged
+    assert evaluator.has_diverged({evaluator.primary: value}, best=8.0) == diverged
 
 
 @pytest.mark.parametrize("metric", [FrechetDistance(), InceptionScore(splits=2)])
 def test_nothing_diverges_without_a_watch(metric):
     evaluator = make_evaluator(metric, None)
     assert evaluator.stop_if is None
-    assert not evaluator.has_diverged(1e9, best=1.0)
-    assert not evaluator.has_diverged(1e-9, best=1.0)
+    assert not evaluator.has_diverged({evaluator.primary: 1e9}, best=1.0)
+    assert not evaluator.has_diverged({evaluator.primary: 1e-9}, best=1.0)
 
 
 def test_the_best_value_itself_has_never_diverged():
     for metric in (FrechetDistance(), InceptionScore(splits=2)):
-        assert not make_evaluator(metric, {"factor": 1.5, "evaluations": 1}).has_diverged(2.0, best=2.0)
+        evaluator = make_evaluator(metric, {"factor": 1.5, "evaluations": 1})
+        assert not evaluator.has_diverged({evaluator.primary: 2.0}, best=2.0)
 
 
 def test_settings_in_the_wrong_form_are_refused_when_the_evaluator_is_built():
     with pytest.raises(ValueError, match=r"evaluation\.stop_if"):
         make_evaluator(FrechetDistance(), {"factor": 3})
+
+
+BOUNDS = [
+    (
+        {"metric": "memorised", "above": 0.5, "evaluations": 2},
+        [("memorised10_none", 0.5, False), ("memorised10_none", 0.51, True)],
+    ),
+    ({"metric": "memorised10_none", "above": 0, "evaluations": 1}, [("memorised10_none", -0.1, False)]),
+    ({"metric": "fd", "below": 1.0, "evaluations": 1}, [("fd10_none", 1.0, False), ("fd10_none", 0.9, True)]),
+    ({"metric": "is", "below": 2, "evaluations": 1}, [("is10_none", 1.9, True), ("is5k", 2.1, False)]),
+]
+
+
+@pytest.mark.parametrize(("settings", "cases"), BOUNDS)
+def test_a_bound_of_a_named_metric_ends_a_training_whatever_the_primary_one_is(settings, cases):
+    evaluator = make_evaluator(FrechetDistance(), settings)
+    for name, value, bad in cases:
+        others = {"precision10_none": 0.7, "is10_none_std": 9.0, "fd10_none": 3.0} | {name: value}
+        assert evaluator.has_diverged(others, best=0.001) == bad
+
+
+@pytest.mark.parametrize("metric", ["coverage", "f", "fd10", "is10_none_s"])
+def test_a_metric_that_is_not_measured_is_refused_with_those_that_are(metric):
+    evaluator = make_evaluator(FrechetDistance(), {"metric": metric, "above": 1.0, "evaluations": 1})
+    with pytest.raises(ValueError, match=rf"evaluation\.stop_if\.metric={metric} .* fd10_none, is10_none, is10_none_std"):
+        evaluator.has_diverged({"fd10_none": 1.0, "is10_none": 2.0, "is10_none_std": 0.1}, best=1.0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"metric": "fd", "above": 1.0, "below": 0.0, "evaluations": 1},
+        {"metric": "fd", "factor": 3, "evaluations": 1},
+        {"metric": "fd", "evaluations": 1},
+        {"above": 1.0, "evaluations": 1},
+        {"metric": "fd", "above": "high", "evaluations": 1},
+        {"metric": "fd", "above": True, "evaluations": 1},
+        {"metric": "fd", "above": float("nan"), "evaluations": 1},
+        {"metric": 3, "above": 1.0, "evaluations": 1},
+        {"metric": "fd", "above": 1.0, "evaluations": 0},
+    ],
+    ids=str,
+)
+def test_bounds_that_make_no_sense_are_refused(settings):
+    with pytest.raises(ValueError, match=r"evaluation\.stop_if="):
+        DivergenceWatch.of(settings)

@@ -169,6 +169,16 @@ def test_a_training_that_only_grows_worse_is_stopped_with_its_checkpoint_written
     assert trainer.state == last.state
 
 
+def test_a_training_whose_named_metric_is_beyond_its_bound_is_stopped_though_the_first_one_improves(make_trainer):
+    evaluator = ScriptedEvaluator([9.0, 8.0, 7.0, 6.0], stop_if={"metric": "other", "above": -7.5, "evaluations": 2})
+    trainer = make_trainer(evaluator, 5)  # the other one is the first one's negative
+    with pytest.raises(WorseningError):
+        trainer.fit()
+    assert [step for step, _ in evaluator.calls] == [1, 2, 3, 4]
+    assert trainer.state.worse_evaluations == 2
+    assert trainer.state.best_images == trainer.state.images
+
+
 @pytest.mark.parametrize("evaluations", [1, 2, 3])
 def test_it_takes_as_many_bad_evaluations_in_a_row_as_the_settings_say(make_trainer, evaluations):
     evaluator = ScriptedEvaluator([1.0] + [9.0] * 5, stop_if={"factor": 2, "evaluations": evaluations})
