@@ -4,8 +4,9 @@
     python scripts/perfect_model.py mnist --root datasets
     python scripts/perfect_model.py folder --root cifar10/train --evaluation cifar10_classifier
 
-Sides are random and disjoint, so one is to the other what a perfect model's images would be; there are as many pairs of them as
-images suffice for, ten at most. Beside density and coverage stand their expected values: 1, and equation 8 of Naeem et al. 2020.
+Sides are random and disjoint, so one is to the other what a perfect model's images would be; there are as many pairs of them
+as images suffice for, ten at most. Beside density and coverage stand their expected values: 1, and equation 8 of Naeem et al.
+2020.
 """
 
 from __future__ import annotations

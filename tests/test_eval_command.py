@@ -446,6 +446,18 @@ def test_the_picture_of_neighbours_shows_copies(evaluate: Command, home: Path) -
     assert {path.name for path in (home / "deep").iterdir()} == {"near.png"}
 
 
+def test_the_share_of_copies_stands_beside_the_picture(evaluate: Command, home: Path) -> None:
+    output = evaluate.succeed("images=a", "real=a", "held_out=b", "neighbors=1", "output=copies.json", *QUICK)
+    assert "copies of training images: 100.0 % of the 14 generated ones (memorised14_shapes; fresh images: 0 ± " in output
+    record = json.loads((home / "copies.json").read_text())
+    assert record["metrics"]["memorised14_shapes"] == 1.0
+    assert record["provenance"]["metrics"]["memorisation"]["held_out"]["num_images"] == 12
+    output = evaluate.succeed("images=b", "real=a", "neighbors=1", *QUICK)
+    assert "no held-out images to compare with: held_out=WHAT" in output
+    assert "memorised" not in output
+    evaluate.refuse("held_out=b has no effect without neighbors=", arguments=["images=b", "real=a", "held_out=b", *QUICK])
+
+
 def test_packed_images_are_measured_like_the_folder_they_came_from(evaluate: Command, home: Path) -> None:
     source = folder(root=str(home / "a"), image_size=None, channels=None, fit="crop", labels="auto")
     (home / "packed").mkdir()
