@@ -806,7 +806,7 @@ def test_copies_of_training_images_are_measured_against_held_out_ones(monkeypatc
         (
             with_validation,
             {"num_real": 59},
-            r"evaluation\.metrics\.copies .* all 60 .* num_real=59: set it to null",
+            r"evaluation\.metrics\.copies .* all 60 .*num_real=59: set it to null",
         ),
     ],
 )
