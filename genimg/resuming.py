@@ -31,7 +31,7 @@ _HARMLESS = (
     "data.root", "data.a", "data.b", "task.mask.folder", "data.placement", "data.num_workers", "data.max_corrupt",
     "data.refresh_index", *(f"data.{key}" for key in build.SETTLED),
     "trainer.duration", "trainer.log_interval", "trainer.preview_interval", "trainer.preview_images",
-    "trainer.checkpoint_interval", "trainer.keep_last",
+    "trainer.checkpoint_interval", "trainer.keep_last", "trainer.checkpoint_minutes", "trainer.preview_seconds",
 )  # fmt: skip
 
 

@@ -337,6 +337,7 @@ def configs_of(name: str, arguments: argparse.Namespace) -> dict[str, Config]:
     overrides += [f"data.root={arguments.folder / name}" if of_files else f"data.num_images={arguments.images}"]
     if not arguments.long:
         overrides += ["trainer.checkpoint_interval=1000M images", "trainer.preview_interval=1000M images"]
+        overrides += ["trainer.checkpoint_minutes=null", "trainer.preview_seconds=null"]
     if arguments.batch_size:
         overrides += [f"trainer.batch_size={arguments.batch_size}"]
     sides = {

@@ -109,7 +109,7 @@ def _report_memory(parts: Parts, trainer: Trainer) -> None:
     state = sum(tensor.nbytes for tensor in parts.method.state_dict().values())
     state += sum(v.nbytes for o in trainer.optimizers.values() for s in o.state.values() for v in s.values()
                  if isinstance(v, torch.Tensor))  # fmt: skip
-    log.info("a checkpoint: %.0f MB; %d are kept, and the best one", state / 1e6, parts.settings.keep_last)
+    log.info("a checkpoint: %.0f MB; %d are kept, the best one, and one by time", state / 1e6, parts.settings.keep_last)
     if parts.device.type == "cuda":
         total = torch.cuda.get_device_properties(parts.device).total_memory
         log.info("GPU memory: %.2f GB at most, of %.0f", torch.cuda.max_memory_allocated(parts.device) / 1e9, total / 1e9)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 class Background:
@@ -45,6 +47,24 @@ class Background:
             if self._pool is not None:
                 self._pool.shutdown()
             self._pool = self._pending = None
+
+
+@contextlib.contextmanager
+def unchanged_buffers(module: nn.Module) -> Iterator[None]:
+    """A block after which buffers are as they were.
+
+    Pictures take standing statistics and fit densities. They are made when a clock says so, and must not change what a
+    checkpoint holds.
+    """
+    buffers = [(part, name, value) for part in module.modules() for name, value in part._buffers.items() if value is not None]
+    copies = [value.clone() for _, _, value in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for (part, name, value), copy in zip(buffers, copies, strict=True):
+                value.copy_(copy)
+                part._buffers[name] = value  # where the block has put another in its place
 
 
 def snapshot(value: Any) -> Any:

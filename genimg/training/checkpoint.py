@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 FORMAT = "genimg checkpoint"
 VERSION = 1
 
+_TIMED = "-timed"
+
 
 def save(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint so that ``path`` is, at every moment, absent, the old file or the new one.
@@ -99,7 +101,9 @@ def find(path: Path, which: str = "last") -> Path:
 class CheckpointFolder:
     """The checkpoints of one run: the last few by step, ``last.pt``, and ``best.pt``.
 
-    ``last.pt`` and ``best.pt`` are hard links to the numbered files, or copies where links are not possible.
+    ``last.pt`` and ``best.pt`` are hard links to the numbered files, or copies where links are not possible. A checkpoint that
+    was asked for by a clock is called ``step-N-timed.pt``: the next checkpoint of either kind replaces it, so that such ones
+    never push those of the regular intervals out, and cost the room of one.
 
     Args:
         path: the directory, made when first needed.
@@ -112,15 +116,24 @@ class CheckpointFolder:
         self.path = path
         self.keep_last = keep_last
 
-    def save(self, state: dict[str, Any], step: int, *, best: bool) -> Path:
-        """Write the checkpoint of ``step``, point last.pt (and best.pt) to it and remove the oldest."""
+    def save(self, state: dict[str, Any], step: int, *, best: bool, timed: bool = False) -> Path:
+        """Write the checkpoint of ``step``, point last.pt (and best.pt) to it and remove what it replaces.
+
+        Args:
+            state: To write.
+            step: Which names the file.
+            best: Whether it is the best one so far.
+            timed: Whether a clock asked for it.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        path = self.path / f"step-{step:08d}.pt"
+        path = self.path / f"step-{step:08d}{_TIMED if timed else ''}.pt"
         save(state, path)
         self._link(path, "last.pt")
         if best:
             self._link(path, "best.pt")
-        for old in self._numbered()[: -self.keep_last]:
+        numbered = self._numbered()
+        regular = [each for each in numbered if not _is_timed(each)]
+        for old in [*regular[: -self.keep_last], *(each for each in numbered if _is_timed(each) and each != path)]:
             old.unlink()
         return path
 
@@ -149,7 +162,7 @@ class CheckpointFolder:
         return None
 
     def _numbered(self) -> list[Path]:
-        return sorted(self.path.glob("step-*.pt"), key=step_of)
+        return sorted(self.path.glob("step-*.pt"), key=lambda path: (step_of(path), not _is_timed(path)))
 
     def _link(self, target: Path, name: str) -> None:
         with atomically(self.path / name) as temporary:
@@ -162,4 +175,8 @@ class CheckpointFolder:
 
 def step_of(path: Path) -> int:
     """The step that a numbered checkpoint is of."""
-    return int(path.stem.removeprefix("step-"))
+    return int(path.stem.removeprefix("step-").removesuffix(_TIMED))
+
+
+def _is_timed(path: Path) -> bool:
+    return path.stem.endswith(_TIMED)

@@ -22,6 +22,7 @@ class TrainerSettings:
         log_interval, preview_interval, checkpoint_interval: how often.
         preview_images: in each picture.
         keep_last: checkpoints to keep beside the best one.
+        checkpoint_minutes, preview_seconds: see Clocks.
         sync_batch_norm: on several GPUs, batch norm over the whole microbatch of all ranks; else over each rank's own.
     """
 
@@ -35,6 +36,8 @@ class TrainerSettings:
     preview_images: int
     keep_last: int
     sync_batch_norm: bool = False
+    checkpoint_minutes: float | None = None
+    preview_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -48,6 +51,10 @@ class TrainerSettings:
             )
         if self.preview_images < 1:
             raise ValueError(f"trainer.preview_images={self.preview_images} must be 1 or more")
+        for name, unit in (("checkpoint_minutes", "minutes"), ("preview_seconds", "seconds")):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"trainer.{name}={value} must be a positive number of {unit}, or null for none")
         for name in ("duration", "log_interval", "preview_interval", "checkpoint_interval"):
             if getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name} must be longer than nothing")

@@ -22,9 +22,10 @@ from genimg.interfaces import Batch, Method, Progress
 from genimg.randomness import seed_of, steady
 from genimg.schedules import ScheduledNumbers
 from genimg.terminal import stop_signals, write_to_stderr
-from genimg.training.background import Background, snapshot
+from genimg.training.background import Background, snapshot, unchanged_buffers
 from genimg.training.batch_statistics import BatchStatistics
 from genimg.training.checkpoint import CheckpointFolder
+from genimg.training.clocks import Clocks
 from genimg.training.device import Precision
 from genimg.training.logger import Logger, MeanMetrics, ProgressBar
 from genimg.training.noise import Noise
@@ -108,6 +109,9 @@ class Trainer:
         self._base_rates = schedules.base_rates(optimizers)
         self._batch_statistics = BatchStatistics(method)
         self._vote = Vote()
+        self._save_vote = Vote()
+        self._time_to_save = False  # once every rank knows that the first one's clock says so
+        self._clocks = Clocks(checkpoint_minutes=settings.checkpoint_minutes, preview_seconds=settings.preview_seconds)
         self._stopping = False  # once every rank knows of some rank's signal
         self._evaluating = False
         self.stop_signal: int | None = None
@@ -136,6 +140,8 @@ class Trainer:
         bar = ProgressBar(total=self.settings.duration, initial=self.state.images)
         self._last_saved = self.state.images if self.state.images else -1
         self._interval_start = (time.monotonic(), self.state.images)
+        self._clocks.saved()
+        self._clocks.shown()
         previous = {s: signal.signal(s, self._request_stop) for s in stop_signals()}
         try:
             stream = self._stream()
@@ -144,10 +150,12 @@ class Trainer:
                 self._maintain(logger, bar)
                 if self.state.images >= self.settings.duration:
                     self._vote.settle()
+                    self._save_vote.settle()
                     self._wait_for_files()
                     return self.state
                 self._step(stream)
                 self._stopping = self._vote.cast(self.stop_signal is not None)
+                self._time_to_save = self._save_vote.cast(rank() == 0 and self._clocks.asks_to_save())
                 bar.advance(self.settings.batch_size)
         finally:
             bar.close()
@@ -209,11 +217,15 @@ class Trainer:
         done = images >= settings.duration
         if self._due(settings.log_interval) or done:
             self._log(logger, bar)
-        if (self._due(settings.preview_interval) or done or images == 0) and rank() == 0:
-            pictures = snapshot(self._preview(with_data=images == 0))
+        if rank() == 0 and (self._due(settings.preview_interval) or done or images == 0 or self._time_to_show()):
+            with unchanged_buffers(self.method):
+                pictures = snapshot(self._preview(with_data=images == 0))
+            self._clocks.shown()
             self._background.submit(partial(logger.pictures, self.progress.step, images, pictures))
         if (self._due(settings.checkpoint_interval) or done or self._stopping) and images != self._last_saved:
             self._save(best=False)
+        elif self._time_to_save and images != self._last_saved:
+            self._save(best=False, timed=True)
         if self._stopping and not done:
             self._wait_for_files()
             raise StopRequestedError
@@ -228,6 +240,9 @@ class Trainer:
                     self._save(best=False)
                 self._wait_for_files()
                 raise StopRequestedError from None
+
+    def _time_to_show(self) -> bool:
+        return self._clocks.asks_to_show(self.state.seconds + time.monotonic() - self._interval_start[0])
 
     def _due(self, interval: int) -> bool:
         """Whether the last step crossed a multiple of ``interval`` images."""
@@ -318,14 +333,15 @@ class Trainer:
         """Several ranks finish the evaluation first: they have unlike numbers of batches between which to agree."""
         return self.stop_signal is not None and world_size() == 1
 
-    def _save(self, *, best: bool) -> None:
+    def _save(self, *, best: bool, timed: bool = False) -> None:
         self.updater.raise_if_not_finite()
         self.method.before_saving()
         state = self.state_dict()
         if rank() == 0:
             self._background.settle()  # so that one copy is in memory, not two
-            self._background.submit(partial(self.folder.save, snapshot(state), self.progress.step, best=best))
+            self._background.submit(partial(self.folder.save, snapshot(state), self.progress.step, best=best, timed=timed))
         self._last_saved = self.state.images
+        self._clocks.saved()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that resuming needs: tensors and primitives only. The same on every rank, and every rank must ask."""

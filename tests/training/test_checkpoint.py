@@ -170,6 +170,20 @@ def test_the_last_few_checkpoints_and_the_best_are_kept(folder):
     assert checkpoint.load(folder.path / "last.pt")["step"] == 40
 
 
+def test_a_checkpoint_by_time_is_replaced_by_the_next_and_pushes_none_of_the_interval_out(folder):
+    save_steps(folder, 10, 20, best=(10,))
+    for step in (23, 26):
+        folder.save({"step": step}, step, best=False, timed=True)
+        timed = f"step-{step:08d}-timed.pt"
+        assert names(folder.path) == ["best.pt", "last.pt", "step-00000010.pt", "step-00000020.pt", timed]
+        assert checkpoint.load(folder.path / "last.pt")["step"] == step
+        assert folder.load_last()[0]["step"] == step
+    save_steps(folder, 26)  # an evaluation of the same step
+    assert names(folder.path) == ["best.pt", "last.pt", "step-00000020.pt", "step-00000026.pt"]
+    assert checkpoint.step_of(Path("step-00000023-timed.pt")) == 23
+    assert checkpoint.load(folder.path / "best.pt")["step"] == 10
+
+
 def test_a_better_checkpoint_replaces_the_best(folder):
     save_steps(folder, 10, 20, 30, best=(10, 30))
     assert checkpoint.load(folder.path / "best.pt")["step"] == 30
