@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from genimg.distributed import sum_over_ranks, world_size
-from genimg.images import mirror_and_shift
 from genimg.interfaces import Images, Metrics
-from genimg.schedules import Number, Scheduled, Step, is_positive, is_within, shown
+from genimg.schedules import Number, Scheduled, Step, is_positive, shown
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class GradientPenalty(DiscriminatorPenalty):
 
     def __init__(self, *, weight: Number, center: float, interval: int) -> None:
         super().__init__(interval=interval)
-        _require_positive("gradient_penalty", "weight", weight)
+        require_positive("gradient_penalty", "weight", weight)
         self.weight = weight
         self.center = center
 
@@ -106,7 +105,7 @@ class DRAGAN(DiscriminatorPenalty):
 
     def __init__(self, *, weight: Number, interval: int) -> None:
         super().__init__(interval=interval)
-        _require_positive("dragan", "weight", weight)
+        require_positive("dragan", "weight", weight)
         self.weight = weight
 
     def forward(self, sides: Sides) -> Tensor:
@@ -178,69 +177,6 @@ class R2(DiscriminatorPenalty):
         return 0.5 * self.gamma * squared_gradient_norms(sides.logits, sides.fake).mean()
 
 
-class Consistency(DiscriminatorPenalty):
-    """real_weight E[(D(x) - D(T(x)))^2] + fake_weight E[(D(G(z)) - D(T(G(z))))^2]: bCR, Zhao et al. 2021, algorithm 1.
-
-    T mirrors a random half of the images and moves each by up to a share of its sides.
-
-    Args:
-        real_weight, fake_weight: 10 each in the paper; 0 for the fakes is CR (Zhang et al. 2020).
-        max_shift_share: of each side of the image, rounded to pixels; 1/8 is the papers' 4 pixels of 32.
-        interval: see ``DiscriminatorPenalty``.
-    """
-
-    real_weight = Scheduled()
-    fake_weight = Scheduled()
-
-    def __init__(self, *, real_weight: Number, fake_weight: Number, max_shift_share: float, interval: int) -> None:
-        super().__init__(interval=interval)
-        _require_positive("consistency", "real_weight", real_weight)
-        if not is_within(fake_weight, 0):
-            raise ValueError(f"penalty.consistency.fake_weight={shown(fake_weight)} must be 0 or more")
-        if not 0 <= max_shift_share < 1:
-            raise ValueError(
-                f"penalty.consistency.max_shift_share={max_shift_share} is a share of the image's sides: it must be at least 0 "
-                "and below 1; 0.125 is usual"
-            )
-        self.real_weight = real_weight
-        self.fake_weight = fake_weight
-        self.max_shift_share = max_shift_share
-
-    def forward(self, sides: Sides) -> Tensor:
-        penalty = self.real_weight * self._difference(sides, sides.real)
-        if self.fake_weight:
-            penalty = penalty + self.fake_weight * self._difference(sides, sides.fake)
-        return penalty
-
-    def _difference(self, sides: Sides, images: Tensor) -> Tensor:
-        moved = randomly_moved(images, self.max_shift_share)
-        return (sides.plain_logits(images) - sides.plain_logits(moved)).square().mean()
-
-
-class LatentConsistency(DiscriminatorPenalty):
-    """weight E[(D(G(z)) - D(G(z + dz)))^2]: the discriminator's half of zCR, Zhao et al. 2021, algorithm 2.
-
-    Args:
-        weight: 5 in the paper; its other half is ``LatentDiversity``.
-        noise: standard deviation of dz; 0.07 in the paper.
-        interval: see ``DiscriminatorPenalty``.
-    """
-
-    weight = Scheduled()
-    noise = Scheduled()
-
-    def __init__(self, *, weight: Number, noise: Number, interval: int) -> None:
-        super().__init__(interval=interval)
-        _require_positive("latent_consistency", "weight", weight)
-        _require_positive("latent_consistency", "noise", noise)
-        self.weight = weight
-        self.noise = noise
-
-    def forward(self, sides: Sides) -> Tensor:
-        fake, near = sides.nearby(self.noise)
-        return self.weight * (sides.plain_logits(fake) - sides.plain_logits(near)).square().mean()
-
-
 class LeCam(DiscriminatorPenalty):
     """weight (E[max(0, D(x) - a_fake)^2] + E[max(0, a_real - D(G(z)))^2]), a: moving averages of the logits.
 
@@ -259,7 +195,7 @@ class LeCam(DiscriminatorPenalty):
 
     def __init__(self, *, weight: Number, decay: float, start: Images, interval: int) -> None:
         super().__init__(interval=interval)
-        _require_positive("lecam", "weight", weight)
+        require_positive("lecam", "weight", weight)
         if not 0 <= decay < 1:
             raise ValueError(f"penalty.lecam.decay={decay} must be at least 0 and below 1")
         self.weight = weight
@@ -303,31 +239,6 @@ class GeneratorPenalty(nn.Module, ABC):
         """The weighted penalty, a scalar, and what else to log; latents [N, Z] and conditions as in the batch."""
 
 
-class LatentDiversity(GeneratorPenalty):
-    """-weight E[||G(z) - G(z + dz)||^2 / (C H W)]: the generator's half of zCR, Zhao et al. 2021, algorithm 2.
-
-    Args:
-        weight: 0.5 in the paper.
-        noise: standard deviation of dz; 0.07 in the paper.
-        interval: see ``DiscriminatorPenalty``.
-    """
-
-    weight = Scheduled()
-    noise = Scheduled()
-
-    def __init__(self, *, weight: Number, noise: Number, interval: int) -> None:
-        super().__init__(interval=interval)
-        _require_positive("latent_diversity", "weight", weight)
-        _require_positive("latent_diversity", "noise", noise)
-        self.weight = weight
-        self.noise = noise
-
-    def forward(self, generator: nn.Module, latent: Tensor, condition: Tensor) -> tuple[Tensor, Metrics]:
-        there = generator.forward(latent, condition)
-        near = generator.forward(latent + self.noise * torch.randn_like(latent), condition)
-        return -self.weight * (there - near).square().mean(), {}
-
-
 class WeightClipping(nn.Module):
     """Keeps every weight of the discriminator within [-limit, limit]: Arjovsky et al. 2017, algorithm 1.
 
@@ -339,7 +250,7 @@ class WeightClipping(nn.Module):
 
     def __init__(self, *, limit: Number) -> None:
         super().__init__()
-        _require_positive("weight_clipping", "limit", limit)
+        require_positive("weight_clipping", "limit", limit)
         self.limit = limit
 
     @torch.no_grad()
@@ -362,29 +273,13 @@ def squared_norms_of_gradient(images: Tensor, logits: Tensor) -> Tensor:
     return gradient.square().sum(dim=(1, 2, 3))
 
 
-def randomly_moved(images: Tensor, max_shift_share: float) -> Tensor:
-    """Each image mirrored with probability 1/2 and moved by up to a share of its sides each way, its border reflected."""
-    count, _, height, width = images.shape
-    device = images.device
-    tall, wide = (int(side * max_shift_share + 0.5) for side in (height, width))
-    if tall >= height or wide >= width:
-        raise ValueError(
-            f"penalty.consistency.max_shift_share={max_shift_share} must leave something of the images' {height}x{width} pixels"
-        )
-    mirrored = torch.rand(count, device=device) < 0.5
-    down = torch.randint(-tall, tall + 1, (count,), device=device)
-    right = torch.randint(-wide, wide + 1, (count,), device=device)
-    right = torch.where(mirrored, -right, right)  # the shift is of the mirrored image
-    return mirror_and_shift(images, mirrored, torch.zeros_like(mirrored), down, right)
-
-
 def _gamma(name: str, gamma: Number | str, image_size: int | list[int], batch_size: int) -> Number:
     if gamma == "auto":
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         return 0.0002 * height * width / batch_size
     if isinstance(gamma, str):
         raise ValueError(f"penalty.{name}.gamma={gamma} must be auto or a number")
-    _require_positive(name, "gamma", gamma)
+    require_positive(name, "gamma", gamma)
     return gamma
 
 
@@ -397,6 +292,11 @@ def _checked_reuse(name: str, side: str, reuse_forward: bool, interval: int) -> 
     return frozenset({side}) if reuse_forward else frozenset()
 
 
-def _require_positive(penalty: str, name: str, value: Number) -> None:
+def require_positive(penalty: str, name: str, value: Number) -> None:
+    """Refuse a setting of a penalty that would leave it without effect, or give it the opposite one.
+
+    Raises:
+        ValueError: naming key and value.
+    """
     if not is_positive(value):
         raise ValueError(f"penalty.{penalty}.{name}={shown(value)} must be above 0; leave the penalty away for none")

@@ -11,19 +11,17 @@ from scipy import stats
 from torch import nn
 from torch.func import functional_call
 
+from genimg.losses import consistency as consistency_module
 from genimg.losses import penalties
+from genimg.losses.consistency import Consistency, LatentConsistency, LatentDiversity, randomly_moved
 from genimg.losses.penalties import (
     DRAGAN,
     R1,
     R2,
-    Consistency,
     GradientPenalty,
-    LatentConsistency,
-    LatentDiversity,
     LeCam,
     Sides,
     WeightClipping,
-    randomly_moved,
     squared_gradient_norms,
 )
 from genimg.schedules import Linear as LinearSchedule
@@ -251,7 +249,7 @@ def darker(judged: torch.Tensor, max_shift_share: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("fake_weight", [4.0, 0.0])
 def test_consistency_under_a_known_transformation(monkeypatch, fake_weight):
-    monkeypatch.setattr(penalties, "randomly_moved", darker)
+    monkeypatch.setattr(consistency_module, "randomly_moved", darker)
     judge = Linear(WEIGHT)
     through = sides(lambda _: pytest.fail("consistency is without the augmentation"), REAL, FAKE, plain=judge)
     value = consistency(fake_weight=fake_weight, max_shift_share=0.5)(through)

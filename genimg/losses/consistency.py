@@ -1,0 +1,119 @@
+"""Consistency regularisation: the same judgement of an image and of a slightly changed one, and of images of nearby latents.
+
+Zhang et al., "Consistency regularization for generative adversarial networks", ICLR 2020 (CR); Zhao et al., "Improved
+consistency regularization for GANs", AAAI 2021 (bCR and zCR).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from genimg.images import mirror_and_shift
+from genimg.interfaces import Metrics
+from genimg.losses.penalties import DiscriminatorPenalty, GeneratorPenalty, Sides, require_positive
+from genimg.schedules import Number, Scheduled, is_within, shown
+
+
+class Consistency(DiscriminatorPenalty):
+    """real_weight E[(D(x) - D(T(x)))^2] + fake_weight E[(D(G(z)) - D(T(G(z))))^2]: bCR, Zhao et al. 2021, algorithm 1.
+
+    T mirrors a random half of the images and moves each by up to a share of its sides.
+
+    Args:
+        real_weight, fake_weight: 10 each in the paper; 0 for the fakes is CR (Zhang et al. 2020).
+        max_shift_share: of each side of the image, rounded to pixels; 1/8 is the papers' 4 pixels of 32.
+        interval: see ``DiscriminatorPenalty``.
+    """
+
+    real_weight = Scheduled()
+    fake_weight = Scheduled()
+
+    def __init__(self, *, real_weight: Number, fake_weight: Number, max_shift_share: float, interval: int) -> None:
+        super().__init__(interval=interval)
+        require_positive("consistency", "real_weight", real_weight)
+        if not is_within(fake_weight, 0):
+            raise ValueError(f"penalty.consistency.fake_weight={shown(fake_weight)} must be 0 or more")
+        if not 0 <= max_shift_share < 1:
+            raise ValueError(
+                f"penalty.consistency.max_shift_share={max_shift_share} is a share of the image's sides: it must be at least 0 "
+                "and below 1; 0.125 is usual"
+            )
+        self.real_weight = real_weight
+        self.fake_weight = fake_weight
+        self.max_shift_share = max_shift_share
+
+    def forward(self, sides: Sides) -> Tensor:
+        penalty = self.real_weight * self._difference(sides, sides.real)
+        if self.fake_weight:
+            penalty = penalty + self.fake_weight * self._difference(sides, sides.fake)
+        return penalty
+
+    def _difference(self, sides: Sides, images: Tensor) -> Tensor:
+        moved = randomly_moved(images, self.max_shift_share)
+        return (sides.plain_logits(images) - sides.plain_logits(moved)).square().mean()
+
+
+class LatentConsistency(DiscriminatorPenalty):
+    """weight E[(D(G(z)) - D(G(z + dz)))^2]: the discriminator's half of zCR, Zhao et al. 2021, algorithm 2.
+
+    Args:
+        weight: 5 in the paper; its other half is ``LatentDiversity``.
+        noise: standard deviation of dz; 0.07 in the paper.
+        interval: see ``DiscriminatorPenalty``.
+    """
+
+    weight = Scheduled()
+    noise = Scheduled()
+
+    def __init__(self, *, weight: Number, noise: Number, interval: int) -> None:
+        super().__init__(interval=interval)
+        require_positive("latent_consistency", "weight", weight)
+        require_positive("latent_consistency", "noise", noise)
+        self.weight = weight
+        self.noise = noise
+
+    def forward(self, sides: Sides) -> Tensor:
+        fake, near = sides.nearby(self.noise)
+        return self.weight * (sides.plain_logits(fake) - sides.plain_logits(near)).square().mean()
+
+
+class LatentDiversity(GeneratorPenalty):
+    """-weight E[||G(z) - G(z + dz)||^2 / (C H W)]: the generator's half of zCR, Zhao et al. 2021, algorithm 2.
+
+    Args:
+        weight: 0.5 in the paper.
+        noise: standard deviation of dz; 0.07 in the paper.
+        interval: see ``DiscriminatorPenalty``.
+    """
+
+    weight = Scheduled()
+    noise = Scheduled()
+
+    def __init__(self, *, weight: Number, noise: Number, interval: int) -> None:
+        super().__init__(interval=interval)
+        require_positive("latent_diversity", "weight", weight)
+        require_positive("latent_diversity", "noise", noise)
+        self.weight = weight
+        self.noise = noise
+
+    def forward(self, generator: nn.Module, latent: Tensor, condition: Tensor) -> tuple[Tensor, Metrics]:
+        there = generator.forward(latent, condition)
+        near = generator.forward(latent + self.noise * torch.randn_like(latent), condition)
+        return -self.weight * (there - near).square().mean(), {}
+
+
+def randomly_moved(images: Tensor, max_shift_share: float) -> Tensor:
+    """Each image mirrored with probability 1/2 and moved by up to a share of its sides each way, its border reflected."""
+    count, _, height, width = images.shape
+    device = images.device
+    tall, wide = (int(side * max_shift_share + 0.5) for side in (height, width))
+    if tall >= height or wide >= width:
+        raise ValueError(
+            f"penalty.consistency.max_shift_share={max_shift_share} must leave something of the images' {height}x{width} pixels"
+        )
+    mirrored = torch.rand(count, device=device) < 0.5
+    down = torch.randint(-tall, tall + 1, (count,), device=device)
+    right = torch.randint(-wide, wide + 1, (count,), device=device)
+    right = torch.where(mirrored, -right, right)  # the shift is of the mirrored image
+    return mirror_and_shift(images, mirrored, torch.zeros_like(mirrored), down, right)
