@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -28,7 +29,7 @@ TINY = [
 EVALUATED = ["evaluation.interval=4 steps", "evaluation.num_images=40", "evaluation.batch_size=20"]
 
 
-def ramp(start: float, end: float, duration: str = "9 steps") -> str:
+def ramp(start: float, end: float, duration: str = "200 steps") -> str:
     return f"{{_target_:genimg.schedules.Cosine,start:{start},end:{end},duration:{duration}}}"
 
 
@@ -37,7 +38,7 @@ MODELS = {
         "model=dcgan_small", "model.generator.width=8", "model.latent.dim=8", f"model.ema_half_life={ramp(0, 500)}",
         "penalty=[r1]", f"penalty.r1.gamma={ramp(1.0, 0.1)}", f"optimizer.betas=[0.0,{ramp(0.9, 0.99)}]",
     ],
-    "vae": ["model=vae_small", "model.encoder.width=8", "model.latent_dim=4", "loss.warm_up=7 steps"],
+    "vae": ["model=vae_small", "model.encoder.width=8", "model.latent_dim=4", "loss.warm_up=200 steps"],
 }  # fmt: skip
 
 
@@ -131,6 +132,13 @@ def test_stopping_at_any_step_and_resuming_equals_going_straight_on(
     train([*base, duration, f"run_dir={straight}"], environment)
     assert_same_run(straight, halves)
     assert json.loads((halves / "summary.json").read_text())["status"] == "completed"
+    name, start_value, end = {"dcgan": ("penalties.r1.gamma", 1.0, 0.1), "vae": ("loss.kl_weight", 0.0, 1.0)}[model]
+    logged = {record["images"]: record[f"schedule/{name}"] for record in records(halves) if f"schedule/{name}" in record}
+    assert len(logged) > 5
+    for images, value in logged.items():  # of the step that ends there
+        done = min((images - 16) / (200 * 16), 1.0)
+        share = 0.5 * (1 - math.cos(math.pi * done)) if model == "dcgan" else done
+        assert value == pytest.approx(start_value + (end - start_value) * share, rel=1e-9)
 
 
 KILLER = """
