@@ -271,6 +271,31 @@ def test_statistics_of_another_program_need_the_users_word(evaluate: Command, ho
     assert values["is12_shapes"] == pytest.approx(direct["is12_shapes"], rel=1e-5)
 
 
+def test_a_reference_file_of_images_and_statistics_serves_all_metrics(evaluate: Command, home: Path) -> None:
+    """As ADM's are: arr_0 has images, and mu and sigma are of more images."""
+    features = features_of(pixels(40, 3))
+    images = pixels(14, 1)
+    np.savez(home / "adm.npz", arr_0=images, mu=features.mean(axis=0), sigma=np.cov(features, rowvar=False))
+    np.savez(home / "fid.npz", mu=features.mean(axis=0), sigma=np.cov(features, rowvar=False))
+    np.savez(home / "features.npz", arr_0=features_of(images).astype(np.float32))
+    direct = evaluate.result("images=b", "real=a", *SHAPES)["metrics"]
+    code, output, _ = evaluate.run("images=b", "real=adm.npz", *SHAPES)
+    assert code == 0
+    assert values_of(output) == pytest.approx(direct, rel=1e-4)
+    assert "adm.npz holds mu and sigma beside its images: accept_unrecorded=true takes these" in output
+    own = evaluate.result("images=b", "real=adm.npz", "accept_unrecorded=true", *SHAPES)
+    published = evaluate.result("images=b", "real=fid.npz", "accept_unrecorded=true", *SHAPES)["metrics"]
+    assert own["metrics"]["fd12_shapes"] == pytest.approx(published["fd12_shapes"], rel=1e-9)
+    assert own["metrics"]["fd12_shapes"] != pytest.approx(direct["fd12_shapes"], rel=1e-2)
+    assert own["metrics"] | {"fd12_shapes": 0} == pytest.approx(direct | {"fd12_shapes": 0}, rel=1e-9)
+    assert own["provenance"]["real"]["moments"]["source"] == "adm.npz"
+    features_alone = evaluate.result("images=b", "real=features.npz", "accept_unrecorded=true", *SHAPES)["metrics"]
+    assert {name: features_alone[name] for name in ("fd12_shapes", "coverage12_shapes", "kd12_shapes")} == pytest.approx(
+        {name: direct[name] for name in ("fd12_shapes", "coverage12_shapes", "kd12_shapes")}, rel=1e-4, abs=1e-6
+    )
+    evaluate.refuse("features.npz holds statistics, not images", arguments=["images=features.npz", "real=a", *QUICK])
+
+
 def test_statistics_of_other_features_are_refused(evaluate: Command, home: Path) -> None:
     np.savez(home / "fid.npz", mu=np.zeros(7), sigma=np.eye(7))
     evaluate.refuse("7 features", "makes 128", arguments=["images=b", "real=fid.npz", "accept_unrecorded=true", *QUICK])

@@ -201,7 +201,7 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
     compared = real.statistics if real.images is None else real.images
     assert compared is not None
     save = Path(options["save_statistics"]) if options["save_statistics"] else None
-    result = evaluator.compare(compared, made, device, save_statistics=save, held_out=held_out)
+    result = evaluator.compare(compared, made, device, save_statistics=save, held_out=held_out, published=_beside(real))
     if isinstance(compared, DatasetImages):
         result = evaluator.with_reconstructions(result, method, compared, device)
     images = state["training"]["images"]
@@ -255,7 +255,7 @@ def _of_images(options: Config, device: torch.device) -> dict[str, float]:
     save = Path(options["save_statistics"]) if options["save_statistics"] else None
     held_out = held_out_images(options, None, real, builder, device)
     measure_copies(options, evaluator, held_out)
-    result = evaluator.compare(compared, made, device, save_statistics=save, held_out=held_out)
+    result = evaluator.compare(compared, made, device, save_statistics=save, held_out=held_out, published=_beside(real))
     _finish(result, f"{options['images']} against {options['real']}", options, device, {"images_from": str(options["images"])})
     _show_neighbors(options, evaluator, compared, made, result, held_out)
     return result.values
@@ -283,9 +283,9 @@ def _evaluator(options: Config, chosen: Config, builder: build.Builder, real: Si
         if not _uses_inception(config):
             raise ValueError("inception_weights has no effect: this evaluation does not use Inception")
         config["extractor"] = {**config["extractor"], "weights": options["inception_weights"]}
-    if real.statistics is not None and options["num_real"] is not None:
+    if real.images is None and options["num_real"] is not None:
         raise ValueError("num_real= has no effect on statistics that exist already: remove it")
-    if real.statistics is not None and options["neighbors"]:
+    if real.images is None and options["neighbors"]:
         raise ValueError("neighbors= needs the real images themselves, but real= names statistics")
     evaluator = build.build_evaluator({"evaluation": config}, builder)
     if not isinstance(evaluator, Evaluator):
@@ -299,6 +299,11 @@ def _evaluator(options: Config, chosen: Config, builder: build.Builder, real: Si
         assert real.path is not None
         real.statistics.check_extractor(evaluator.extractor, real.path, accept_unrecorded=options["accept_unrecorded"])
     return evaluator
+
+
+def _beside(real: Side) -> SavedStatistics | None:
+    """Statistics that came with the real images."""
+    return None if real.images is None else real.statistics
 
 
 def _uses_inception(evaluation: Config) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,8 +19,10 @@ from genimg.data.placement import Data
 from genimg.data.prepared import DESCRIPTION, Description, PreparedSource, is_prepared
 from genimg.data.sources import Source
 from genimg.evaluation.imagesets import DatasetImages
-from genimg.evaluation.statistics_files import SavedStatistics
+from genimg.evaluation.statistics_files import SavedStatistics, holds_images, holds_statistics
 from genimg.explain import quoted
+
+log = logging.getLogger(__name__)
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class Side:
 
     Attributes:
         source, images: of images; None for statistics.
-        statistics, path: of statistics, and their file; None for images.
+        statistics, path: Statistics and their file; None for images, unless statistics that came with these serve beside them.
         evaluation: the config that a dataset brings along, if it does.
     """
 
@@ -54,9 +55,17 @@ def resolve(key: str, options: Config, builder: build.Builder, device: torch.dev
     if path.suffix == ".pt":
         return Side(statistics=SavedStatistics.read(path), path=path)
     if path.suffix == ".npz":
-        if path.is_file() and _holds_statistics(path):
+        if not (path.is_file() and holds_statistics(path)):
+            return _side(_archive(key, text, text, None, options, builder), device)
+        if not holds_images(path):
             return Side(statistics=SavedStatistics.read(path), path=path)
-        return _side(_archive(key, text, text, None, options, builder), device)
+        side = _side(_archive(key, text, text, None, options, builder), device)
+        if key == "real" and options["accept_unrecorded"]:
+            return replace(side, statistics=SavedStatistics.read(path), path=path)
+        if key == "real":
+            log.info("%s holds mu and sigma beside its images: accept_unrecorded=true takes these for the Fréchet distance, as "
+                     "ADM does, instead of those of the images", path)  # fmt: skip
+        return side
     if ".npz:" in text:
         file, _, array = text.rpartition(":")
         return _side(_archive(key, text, file, array, options, builder), device)
@@ -124,14 +133,6 @@ def compose_evaluation(*overrides: str) -> Config:
     """The ``data`` and ``evaluation`` that genimg-train would compose."""
     config = compose("train", list(overrides))
     return {key: OmegaConf.to_container(config[key], resolve=True) for key in ("data", "evaluation")}
-
-
-def _holds_statistics(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False  # its reader says what is wrong
 
 
 def _side(source: Source, device: torch.device, evaluation: Config | None = None) -> Side:

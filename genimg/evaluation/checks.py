@@ -28,6 +28,11 @@ def checked_metrics(metrics: Mapping[str, Metric | None], extractor: Extractor) 
                 f"evaluation.metrics.{name} needs class logits, which the extractor {extractor.name} does not have: remove it "
                 f"with '~evaluation.metrics.{name}'"
             )
+        if metric.needs_spatial and not extractor.has_spatial:
+            raise ValueError(
+                f"evaluation.metrics.{name} needs spatial features, which the extractor {extractor.name} does not have: remove "
+                f"it with '~evaluation.metrics.{name}'"
+            )
         found[name] = metric
     if not found:
         raise ValueError("evaluation.metrics is empty: name a metric, or turn evaluation off with evaluation=none")

@@ -178,6 +178,7 @@ class Evaluator(PeriodicEvaluator):
         should_stop: Callable[[], bool] = lambda: False,
         save_statistics: Path | None = None,
         held_out: ImageSet | None = None,
+        published: SavedStatistics | None = None,
     ) -> Evaluation:
         """Measure one set of images against another, or against statistics of one.
 
@@ -188,6 +189,7 @@ class Evaluator(PeriodicEvaluator):
             should_stop: asked before every batch.
             save_statistics: where to write the real images' statistics, for later comparisons.
             held_out: images of the real ones' kind that training did not see, for metrics that need them.
+            published: statistics that Fréchet distances use instead of those of the real images, which then serve all else.
 
         Raises:
             EvaluationInterruptedError: once ``should_stop`` says so.
@@ -207,6 +209,9 @@ class Evaluator(PeriodicEvaluator):
                 statistics.write(save_statistics)
             known = statistics.summary
             known.training, known.held_out = whole
+            if published is not None:
+                moments, spatial = published.summary.moments, published.summary.spatial
+                known = replace(known, moments=moments, spatial=spatial or known.spatial, _root=None)
             metrics = self._served_by(known)
             everything = np.arange(len(fake), dtype=np.int64)
             made = Passes(self.extractor, self.batch_size, should_stop).summarise(
@@ -216,6 +221,7 @@ class Evaluator(PeriodicEvaluator):
                 kept=everything if self.bootstrap or self._needs_features() else None,
                 splits=frozenset(metric.splits for metric in self.metrics.values() if metric.splits is not None),
                 keep_logits=self.bootstrap > 0,
+                spatial=self._needs_spatial(),
             )
             name = self._name(len(fake))
             if known.num_features != made.num_features:
@@ -238,7 +244,7 @@ class Evaluator(PeriodicEvaluator):
                 )
             bounds = intervals(metrics, known, made, name, values, self.bootstrap, self.seed)
         warnings = self._warn(made, real)
-        return Evaluation(values, self._provenance(real, fake, known, made, held_out), bounds, warnings)
+        return Evaluation(values, self._provenance(real, fake, known, made, held_out, published), bounds, warnings)
 
     def statistics(self, images: ImageSet, device: torch.device) -> SavedStatistics:
         """The statistics of a set of images, for comparing with ``num_images`` others or fewer."""
@@ -259,10 +265,13 @@ class Evaluator(PeriodicEvaluator):
         key = path, 0 if wanted is None else len(wanted)
         if key not in self._real:
             cached = read_cache(path)
-            found = None if cached is None else cached.with_features_of(wanted)
+            usable = cached is not None and (cached.spatial is not None or not self._needs_spatial())
+            found = cached.with_features_of(wanted) if cached is not None and usable else None
             if not on_every_rank(found is not None):  # each may have a cache of its own
                 passes = Passes(self.extractor, self.batch_size, should_stop)
-                found = passes.summarise(real, real.subset(count), f"features of {real.name}", kept=wanted)
+                found = passes.summarise(
+                    real, real.subset(count), f"features of {real.name}", kept=wanted, spatial=self._needs_spatial()
+                )
                 if rank() == 0:
                     write_cache(path, SavedStatistics(found, self.extractor.describe(), self._describe_real(real)))
             assert found is not None
@@ -270,17 +279,25 @@ class Evaluator(PeriodicEvaluator):
         return SavedStatistics(self._real[key], self.extractor.describe(), self._describe_real(real))
 
     def _served_by(self, real: Summary) -> list[Metric]:
-        """Statistics of another program hold a mean and a covariance and no more: what needs more is left out, and said."""
-        if real.features is not None or not self._needs_features():
-            return list(self.metrics.values())
-        left_out = [name for name, metric in self.metrics.items() if metric.needs_features]
-        log.warning("the statistics hold no features of single images: %s left out", " and ".join(left_out))
-        return [metric for metric in self.metrics.values() if not metric.needs_features]
+        """Those that the statistics suffice for: another program's may hold mean and covariance alone. Warn of the others."""
+        skipped = {}
+        for name, metric in self.metrics.items():
+            if metric.needs_features and real.features is None:
+                skipped[name] = "features of single images"
+            elif metric.needs_spatial and real.spatial is None:
+                skipped[name] = "spatial features"
+        for what in dict.fromkeys(skipped.values()):
+            names = " and ".join(name for name, lacking in skipped.items() if lacking == what)
+            log.warning("the statistics hold no %s: %s left out", what, names)
+        return [metric for name, metric in self.metrics.items() if name not in skipped]
 
     @property
     def needs_held_out(self) -> bool:
         """Whether a metric compares with images that training does not see."""
         return any(metric.needs_held_out for metric in self.metrics.values())
+
+    def _needs_spatial(self) -> bool:
+        return any(metric.needs_spatial for metric in self.metrics.values())
 
     def _needs_features(self) -> bool:
         return any(metric.needs_features for metric in self.metrics.values())
@@ -304,8 +321,15 @@ class Evaluator(PeriodicEvaluator):
         return {**real.describe(), "num_images": count, **selection(count, len(real))}
 
     def _provenance(
-        self, real: ImageSet | SavedStatistics, fake: ImageSet, known: Summary, made: Summary, held_out: ImageSet | None
+        self,
+        real: ImageSet | SavedStatistics,
+        fake: ImageSet,
+        known: Summary,
+        made: Summary,
+        held_out: ImageSet | None,
+        published: SavedStatistics | None,
     ) -> dict[str, Any]:
+        moments = {} if published is None else {"moments": published.images}
         metrics = {name: {k: v for k, v in vars(m).items() if v is not None} for name, m in self.metrics.items()}
         for name, metric in self.metrics.items():
             if metric.needs_held_out and held_out is not None:
@@ -313,7 +337,7 @@ class Evaluator(PeriodicEvaluator):
         return {
             "extractor": {**self.extractor.describe(), "num_features": made.num_features},
             "generated": {**fake.describe(), "num_images": len(fake)},
-            "real": {**self._describe_real(real), "num_kept": 0 if known.features is None else len(known.features)},
+            "real": {**self._describe_real(real), "num_kept": 0 if known.features is None else len(known.features), **moments},
             "metrics": metrics,
             "bootstrap": self.bootstrap,
             "precision": "features float32 without TF32, statistics float64",

@@ -35,6 +35,8 @@ class Metric(ABC):
     higher_is_better: ClassVar[bool]
     needs_features: ClassVar[bool] = False
     """Whether features are kept: of all generated images, and of as many real ones or 10,000, whichever is more."""
+    needs_spatial: ClassVar[bool] = False
+    """Whether moments of the extractor's spatial features are taken."""
     needs_held_out: ClassVar[bool] = False
     """Whether ``real.training`` and ``real.held_out`` are given: features of all training images and of all held-out ones."""
     needs_logits: ClassVar[bool] = False
@@ -72,6 +74,23 @@ class FrechetDistance(Metric):
         if features is not None and len(features) == fake.num_images < fake.num_features:
             return {name("fd"): frechet_distance(real.moments, fake.moments, fake_features=features)}
         return {name("fd"): frechet_distance(real.moments, fake.moments, real.root)}
+
+
+class SpatialFrechetDistance(Metric):
+    """The Fréchet distance between Gaussians fitted to spatial features (Nash et al. 2021); sFID with Inception's.
+
+    For extractors that have them. Lower is better and 0 is equal; as FID it falls as the number of images grows.
+    """
+
+    short_name = "sfd"
+    higher_is_better = False
+    needs_spatial = True
+    least_value = 0.0
+
+    def compute(self, real: Summary, fake: Summary, name: Name, device: torch.device) -> dict[str, float]:
+        assert real.spatial is not None
+        assert fake.spatial is not None
+        return {name("sfd"): frechet_distance(real.spatial, fake.spatial)}
 
 
 class InceptionScore(Metric):

@@ -47,6 +47,7 @@ class Passes:
         kept: NDArray[np.int64] | None,
         splits: frozenset[int] = frozenset(),
         keep_logits: bool = False,
+        spatial: bool = False,
     ) -> Summary:
         """One pass over this rank's share of the images, and the summary of all ranks' shares.
 
@@ -57,19 +58,22 @@ class Passes:
             kept: increasing positions in ``indices`` whose features are kept; None keeps none.
             splits: of each Inception Score that is asked for.
             keep_logits: whether logits are kept like the features.
+            spatial: whether moments of the extractor's spatial features are taken.
 
         Raises:
             EvaluationInterruptedError: once ``should_stop`` says so.
             NonFiniteImagesError: if a model makes NaN.
         """
         mine = shard(len(indices))
-        collector = Collector(len(indices), first=mine.start, splits=splits, kept=kept, keep_logits=keep_logits)
+        collector = Collector(
+            len(indices), first=mine.start, splits=splits, kept=kept, keep_logits=keep_logits, spatial=spatial
+        )
         # Labels count only if they mean what the logits mean.
         same = bool(self.extractor.class_names) and self.extractor.class_names == images.class_names
         for start, stop in ranges(mine, self.batch_size, title, images.check, self.should_stop):
             batch, labels = images.images(indices[start:stop])
             features, logits = self.extractor(batch)
-            collector.add(features, logits, labels if same else None)
+            collector.add(features, logits, labels if same else None, self.extractor.spatial if spatial else None)
         return collector.result()
 
     def reconstruct(self, images: Reconstructions, indices: NDArray[np.int64]) -> tuple[float, float, GaussianStatistics]:

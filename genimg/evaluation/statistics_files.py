@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from genimg.data.archives import FIRST, Header, headers_of, image_like
 from genimg.environment import versions
 from genimg.evaluation.extractors.base import Extractor, sha256_of
 from genimg.evaluation.statistics import GaussianStatistics
@@ -20,7 +22,7 @@ from genimg.files import atomically
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 3  # since real images are chosen at random
+_FORMAT = 4  # with spatial features; since 3, real images are chosen at random
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class SavedStatistics:
 
     @classmethod
     def read(cls, path: Path) -> SavedStatistics:
-        """A file that ``write`` made, or another program's .npz with ``mu`` and ``sigma`` (as of pytorch-fid and ADM).
+        """A file that ``write`` made, or another program's .npz: ``mu`` and ``sigma`` (as of pytorch-fid and ADM), or features.
 
         Raises:
             FileNotFoundError: if there is none.
@@ -138,15 +140,58 @@ def _read_own(path: Path) -> SavedStatistics:
         raise ValueError(f"{path} does not hold statistics of genimg ({reason})") from error
 
 
+def holds_statistics(path: Path) -> bool:
+    """Whether another program's .npz holds ``mu`` and ``sigma``, or features, a matrix ``arr_0`` of floats."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            headers = headers_of(archive)
+    except Exception:  # damaged archives make NumPy and zlib raise nearly anything; the reader says what is wrong
+        return False
+    return {"mu", "sigma"} <= set(headers) or _holds_features(headers)
+
+
+def holds_images(path: Path) -> bool:
+    """Whether an .npz that ``holds_statistics`` has images beside them, as ADM's reference files do."""
+    with np.load(path, allow_pickle=False) as archive:
+        return bool(image_like(headers_of(archive)))
+
+
+def _holds_features(headers: Mapping[str, Header]) -> bool:
+    return FIRST in headers and len(headers[FIRST].shape) == 2 and headers[FIRST].dtype.kind == "f"
+
+
 def _read_npz(path: Path) -> SavedStatistics:
+    """``mu`` and ``sigma`` [D, D], and where they are there ``mu_s`` and ``sigma_s`` of the spatial features; else, or beside
+    them, features ``arr_0`` [N, D].
+    """
+    features = None
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            mean, covariance = (np.asarray(arrays[key], dtype=np.float64) for key in ("mu", "sigma"))
+            if _holds_features(headers_of(arrays)):
+                features = torch.from_numpy(np.asarray(arrays[FIRST], dtype=np.float32))
+            if features is not None and "mu" not in arrays:
+                moments = GaussianStatistics.of(features)
+            else:
+                moments = _moments(arrays, "mu", "sigma", path)
+            spatial = _moments(arrays, "mu_s", "sigma_s", path) if "mu_s" in arrays else None
     except Exception as error:  # damaged archives make NumPy and zlib raise nearly anything
+        if str(error).startswith(str(path)):
+            raise
         raise ValueError(f"{path} does not hold statistics: an .npz of them has mu [D] and sigma [D, D] ({error})") from error
+    if features is not None and (features.shape[1] != len(moments.mean) or not bool(torch.isfinite(features).all())):
+        raise ValueError(f"{path} does not hold statistics: {FIRST} is {tuple(features.shape)} and mu ({len(moments.mean)},), "
+                         "or not finite")  # fmt: skip
+    count = None if features is None or "mu" in arrays else len(features)
+    images = {"source": path.name, "fingerprint": sha256_of(path), "num_images": count, "extractor": "not recorded"}
+    return SavedStatistics(Summary(moments, features=features, spatial=spatial), None, images)
+
+
+def _moments(arrays: Mapping[str, Any], mean_key: str, covariance_key: str, path: Path) -> GaussianStatistics:
+    """Such files do not say how many images they are of; no rank is then cut off."""
+    mean, covariance = (np.asarray(arrays[key], dtype=np.float64) for key in (mean_key, covariance_key))
     if mean.ndim != 1 or covariance.shape != 2 * mean.shape or not np.isfinite(covariance).all() or not np.isfinite(mean).all():
-        raise ValueError(f"{path} does not hold statistics: mu is {mean.shape} and sigma {covariance.shape}, or not finite")
-    # Such files do not say how many images they are of; no rank is then cut off.
-    moments = GaussianStatistics(len(mean) + 1, torch.from_numpy(mean), torch.from_numpy(covariance))
-    images = {"source": path.name, "fingerprint": sha256_of(path), "num_images": None, "extractor": "not recorded"}
-    return SavedStatistics(Summary(moments), None, images)
+        raise ValueError(
+            f"{path} does not hold statistics: {mean_key} is {mean.shape} and {covariance_key} {covariance.shape}, or not "
+            "finite"
+        )
+    return GaussianStatistics(len(mean) + 1, torch.from_numpy(mean), torch.from_numpy(covariance))

@@ -32,6 +32,7 @@ class Summary:
         predictions: int64 [N], the class with the highest logit; None without logits.
         labels: int64 [N], the classes that the images were made or labelled as; None where there are none.
         scores: Inception Score (mean, deviation) by the number of splits.
+        spatial: moments of the spatial features, where a metric asked for them.
         training, held_out: of real images, where a metric needs them: all those of the training, with all their features, and
             such as training does not see.
         closeness: of held-out images to those of the training, once it is known.
@@ -44,6 +45,7 @@ class Summary:
     predictions: Tensor | None = None
     labels: Tensor | None = None
     scores: dict[int, tuple[float, float]] = field(default_factory=dict)
+    spatial: GaussianStatistics | None = None
     training: Summary | None = None
     held_out: Summary | None = None
     closeness: Closeness | None = None
@@ -129,6 +131,7 @@ class Summary:
             "features": self.features,
             "positions": self.positions,
             "predictions": self.predictions,
+            "spatial": None if self.spatial is None else vars(self.spatial),
         }
 
     @classmethod
@@ -136,7 +139,8 @@ class Summary:
         """As ``state_dict`` gave it; scores, logits and labels are of generated images only and not kept."""
         moments = GaussianStatistics(int(state["num_images"]), state["mean"], state["covariance"])
         kept = {key: state[key] for key in ("features", "positions", "predictions")}
-        return cls(moments, **kept, _root=state["root"])
+        spatial = None if state["spatial"] is None else GaussianStatistics(**state["spatial"])
+        return cls(moments, **kept, spatial=spatial, _root=state["root"])
 
 
 class Collector:
@@ -148,6 +152,7 @@ class Collector:
         splits: of each Inception Score that is asked for.
         kept: increasing numbers of the images whose features are kept; None keeps none.
         keep_logits: whether logits are kept like the features.
+        spatial: whether moments of spatial features are asked for.
     """
 
     def __init__(
@@ -158,8 +163,10 @@ class Collector:
         splits: Iterable[int] = (),
         kept: NDArray[np.int64] | None = None,
         keep_logits: bool = False,
+        spatial: bool = False,
     ) -> None:
         self._next = first
+        self._spatial = FeatureSums() if spatial else None
         self._sums = FeatureSums()
         self._scores = {count: InceptionScoreSums(num_images, count, first) for count in splits}
         self._kept = kept
@@ -169,9 +176,12 @@ class Collector:
         self._predictions: list[Tensor] = []
         self._labels: list[Tensor] = []
 
-    def add(self, features: Tensor, logits: Tensor | None, labels: Tensor | None) -> None:
-        """Add the next batch: features [N, D], logits [N, K] and labels [N]."""
+    def add(self, features: Tensor, logits: Tensor | None, labels: Tensor | None, spatial: Tensor | None = None) -> None:
+        """Add the next batch: features [N, D], logits [N, K], labels [N] and spatial features [N, S]."""
         self._sums.add(features)
+        if self._spatial is not None:
+            assert spatial is not None
+            self._spatial.add(spatial)
         if self._kept is not None:
             first, last = np.searchsorted(self._kept, [self._next, self._next + len(features)])
             rows = torch.from_numpy(self._kept[first:last] - self._next).to(features.device)
@@ -194,6 +204,7 @@ class Collector:
         """
         return Summary(
             moments=self._sums.result(),
+            spatial=None if self._spatial is None else self._spatial.result(),
             features=_joined(self._features),
             positions=None if self._kept is None else torch.from_numpy(self._kept),
             logits=_joined(self._logits),

@@ -1,6 +1,7 @@
 """The evaluator: what its values depend on and what they do not, and its cache of real statistics."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from genimg.evaluation.metrics import (
     InceptionScore,
     KernelDistance,
     PrecisionRecall,
+    SpatialFrechetDistance,
 )
 from genimg.evaluation.passes import EvaluationInterruptedError
 from genimg.evaluation.statistics_files import SavedStatistics
@@ -841,3 +843,49 @@ def test_a_first_metric_that_takes_fewer_images_than_are_generated_is_refused_wi
     metrics = {"precision_recall": PrecisionRecall(neighbors=3, density_neighbors=5)}
     with pytest.raises(ValueError, match=r"precision37_linear comes first .* or set num_images=20, the number of real images"):
         make_evaluator(metrics=metrics).evaluate(Painter(), data_of(CountingSource(20)), CPU)
+
+
+class SpatialExtractor(LinearExtractor):
+    """The pixels of the upper half are spatial features."""
+
+    def __init__(self, **changes):
+        super().__init__(**changes)
+        self.has_spatial = True
+
+    def extract(self, images):
+        self.spatial = images[:, :, :2].flatten(1).double()
+        return super().extract(images)
+
+
+def test_the_spatial_distance_is_that_of_the_spatial_features(cache):
+    source, settings = CountingSource(), {"metrics": {"fd": FrechetDistance(), "sfd": SpatialFrechetDistance()}}
+    make_evaluator(SpatialExtractor(), metrics={"fd": FrechetDistance()}).evaluate(Painter(), data_of(source), CPU)
+    # That cache has no spatial moments.
+    values = make_evaluator(SpatialExtractor(), **settings).evaluate(Painter(), data_of(source), CPU).values
+    real, fake = (images[:, :, :2].flatten(1).double() for images in (torch.from_numpy(source.pixels), levels(Painter(), 37)))
+    assert values["sfd37_linear"] == pytest.approx(frechet_distance_of_scipy(real, fake), rel=1e-6)
+    source.forbidden = True
+    again = make_evaluator(SpatialExtractor(), **settings).evaluate(Painter(), data_of(source), CPU).values
+    assert again == values
+    with pytest.raises(ValueError, match=r"evaluation\.metrics\.sfd needs spatial features, which the extractor linear"):
+        make_evaluator(LinearExtractor(), **settings)
+
+
+def test_published_statistics_serve_the_frechet_distances_and_the_images_all_else(caplog):
+    extractor, real, fake = SpatialExtractor(), dataset(23, 0), dataset(31, 1)
+    rates = PrecisionRecall(neighbors=3, density_neighbors=5)
+    metrics = {"fd": FrechetDistance(), "sfd": SpatialFrechetDistance(), "rates": rates}
+    evaluator = make_evaluator(extractor, metrics=metrics)
+    others = make_evaluator(SpatialExtractor(), metrics=metrics).statistics(dataset(40, 2), CPU)
+    published = SavedStatistics(replace(others.summary, features=None), None, {"source": "adm.npz"})
+    alone, both = evaluator.compare(real, fake, CPU), evaluator.compare(real, fake, CPU, published=published)
+    against = evaluator.compare(others, fake, CPU)
+    for name in ("fd31_linear", "sfd31_linear"):
+        assert both.values[name] == pytest.approx(against.values[name], rel=1e-9)
+        assert both.values[name] != pytest.approx(alone.values[name], rel=1e-3)
+    rest = [name for name in alone.values if not name.startswith(("fd", "sfd"))]
+    assert [both.values[name] for name in rest] == [alone.values[name] for name in rest]
+    assert both.provenance["real"]["moments"] == {"source": "adm.npz"}
+    # Statistics without spatial ones do not serve that distance.
+    evaluator.compare(replace(others, summary=replace(others.summary, spatial=None)), fake, CPU)
+    assert "the statistics hold no spatial features: sfd left out" in caplog.text

@@ -19,6 +19,7 @@ from genimg.evaluation.metrics import (
     KernelDistance,
     Metric,
     PrecisionRecall,
+    SpatialFrechetDistance,
 )
 from genimg.evaluation.statistics import GaussianStatistics
 from genimg.evaluation.summary import Collector, Summary
@@ -56,6 +57,7 @@ FLAGS = [
     (ClassCoverage(least_share=0.1), "class_coverage", True, False, True, None, False),
     (ConditionalAccuracy(), "accuracy", True, False, True, None, True),
     (Memorisation(quantile=0.05), "memorised", False, True, False, None, False),
+    (SpatialFrechetDistance(), "sfd", False, False, False, None, False),
 ]
 
 
@@ -74,10 +76,10 @@ def test_every_metric_is_in_the_table_above():
 @pytest.mark.parametrize("row", FLAGS, ids=lambda row: row[1])
 def test_the_first_value_has_the_short_name(row):
     generator = torch.Generator().manual_seed(0)
-    real, fake = (Collector(30, splits=(7,), kept=np.arange(30)) for _ in range(2))
+    real, fake = (Collector(30, splits=(7,), kept=np.arange(30), spatial=True) for _ in range(2))
     for side in (real, fake):
-        logits = torch.randn(30, 4, generator=generator)
-        side.add(torch.randn(30, DIMENSIONS, generator=generator), logits, torch.zeros(30, dtype=torch.int64))
+        logits, spatial = torch.randn(30, 4, generator=generator), torch.randn(30, 3, generator=generator)
+        side.add(torch.randn(30, DIMENSIONS, generator=generator), logits, torch.zeros(30, dtype=torch.int64), spatial)
     known = real.result()
     known.training, known.held_out = known, fake.result()
     values = row[0].compute(known, fake.result(), name, CPU)

@@ -11,7 +11,14 @@ from torch import nn
 
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.statistics import GaussianStatistics
-from genimg.evaluation.statistics_files import SavedStatistics, cache_path, read_cache, write_cache
+from genimg.evaluation.statistics_files import (
+    SavedStatistics,
+    cache_path,
+    holds_images,
+    holds_statistics,
+    read_cache,
+    write_cache,
+)
 from genimg.evaluation.summary import Summary
 
 CPU = torch.device("cpu")
@@ -116,12 +123,12 @@ def test_a_file_of_another_kind_is_refused_by_its_name(tmp_path):
             SavedStatistics.read(tmp_path / name)
 
 
-@pytest.mark.parametrize("version", [1, 2, 4])
+@pytest.mark.parametrize("version", [1, 3, 5])
 def test_another_format_is_refused_by_its_number(tmp_path, version):
     path = tmp_path / "real.pt"
     make_statistics().write(path)
     torch.save(torch.load(path, weights_only=True) | {"format": version}, path)
-    with pytest.raises(ValueError, match=rf"real\.pt does not hold .* \(format {version}, not 3: make it again"):
+    with pytest.raises(ValueError, match=rf"real\.pt does not hold .* \(format {version}, not 4: make it again"):
         SavedStatistics.read(path)
 
 
@@ -180,6 +187,62 @@ def test_statistics_of_another_program_are_its_mean_and_covariance(tmp_path):
     assert found.extractor is None
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert found.images == {"source": "fid.npz", "fingerprint": digest, "num_images": None, "extractor": "not recorded"}
+
+
+def test_features_of_another_program_serve_all_metrics(tmp_path):
+    features = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    path = tmp_path / "features.npz"
+    np.savez(path, arr_0=features)
+    assert holds_statistics(path)
+    assert not holds_images(path)
+    found = SavedStatistics.read(path)
+    assert np.array_equal(found.summary.features.numpy(), features)
+    np.testing.assert_allclose(found.summary.moments.covariance, np.cov(features, rowvar=False), rtol=1e-5)
+    assert (found.summary.num_images, found.images["num_images"], found.extractor) == (50, 50, None)
+    # Beside them mu and sigma, which may be of more images, win.
+    np.savez(path, arr_0=features, mu=np.ones(4), sigma=np.eye(4))
+    found = SavedStatistics.read(path)
+    assert found.summary.moments.mean.tolist() == [1.0] * 4
+    assert np.array_equal(found.summary.features.numpy(), features)
+    assert found.images["num_images"] is None
+    for wrong in ({"arr_0": features, "mu": np.ones(3), "sigma": np.eye(3)}, {"arr_0": np.full((5, 4), np.nan)}):
+        np.savez(path, **wrong)
+        with pytest.raises(ValueError, match=r"features\.npz does not hold statistics"):
+            SavedStatistics.read(path)
+
+
+def test_statistics_of_spatial_features_are_read(tmp_path):
+    path = tmp_path / "adm.npz"
+    np.savez(path, mu=np.zeros(3), sigma=np.eye(3), mu_s=np.ones(5), sigma_s=2.0 * np.eye(5))
+    spatial = SavedStatistics.read(path).summary.spatial
+    assert spatial.mean.tolist() == [1.0] * 5
+    assert torch.equal(spatial.covariance, 2.0 * torch.eye(5, dtype=torch.float64))
+    np.savez(path, mu=np.zeros(3), sigma=np.eye(3), mu_s=np.ones(5), sigma_s=np.eye(4))
+    with pytest.raises(ValueError, match=r"adm\.npz does not hold statistics: mu_s is \(5,\) and sigma_s \(4, 4\)"):
+        SavedStatistics.read(path)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "statistics", "images"),
+    [
+        ({"mu": np.zeros(3), "sigma": np.eye(3)}, True, False),
+        ({"mu": np.zeros(3), "sigma": np.eye(3), "arr_0": np.zeros((2, 4, 4, 3), np.uint8)}, True, True),
+        ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8)}, False, True),
+        ({"mu": np.zeros(3), "arr_0": np.zeros((2, 4), np.uint8)}, False, False),
+    ],
+)
+def test_what_an_archive_holds_is_known_by_its_names_and_shapes(tmp_path, arrays, statistics, images):
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert (holds_statistics(tmp_path / "a.npz"), holds_images(tmp_path / "a.npz")) == (statistics, images)
+
+
+def test_spatial_moments_are_written_and_read(tmp_path):
+    written = make_statistics()
+    written.summary.spatial = GaussianStatistics.of(torch.randn(9, 3, generator=torch.Generator().manual_seed(0)))
+    written.write(tmp_path / "real.pt")
+    found = SavedStatistics.read(tmp_path / "real.pt").summary.spatial
+    assert found.num_images == 9
+    assert torch.equal(found.covariance, written.summary.spatial.covariance)
 
 
 def test_statistics_in_single_precision_are_widened(tmp_path):

@@ -28,6 +28,10 @@ class Extractor(ABC):
         channels: in words, what happens to grey images, colour and alpha.
         has_logits: whether it also classifies.
         class_names: by logit, where they are known.
+
+    Attributes:
+        has_spatial: Whether it has spatial features beside the others.
+        spatial: Those of the last batch [N, S].
     """
 
     def __init__(
@@ -48,6 +52,8 @@ class Extractor(ABC):
         self.channels = channels
         self.has_logits = has_logits
         self.class_names = class_names
+        self.has_spatial = False
+        self.spatial: Tensor | None = None
         self.device = torch.device("cpu")
 
     def metric_name(self, metric: str, count: str) -> str:

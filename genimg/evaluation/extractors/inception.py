@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genimg.evaluation.extractors.base import GREY_IS_REPLICATED, Extractor, Weights, in_one_line, three_channels
 from genimg.machine_local import FoundPath, MachineLocal
@@ -23,11 +23,13 @@ INCEPTION = Weights(
 _Digest = Annotated[str, MachineLocal(published=lambda value: value == INCEPTION_SHA256, instead=INCEPTION_SHA256)]
 
 # What the metrics are called when, and only when, they are made with the published weights.
-_PUBLISHED_NAMES = {"fd": "fid", "kd": "kid", "is": "is"}
+_PUBLISHED_NAMES = {"fd": "fid", "kd": "kid", "is": "is", "sfd": "sfid"}
+
+_SPATIAL_CHANNELS = 7  # of the 192 that ``mixed_6/conv`` of the TensorFlow graph has
 
 
 class Inception(Extractor):
-    """torch-fidelity's port of the 2015 TensorFlow Inception: 2048 features and 1008 logits without bias.
+    """torch-fidelity's port of the 2015 TensorFlow Inception: 2048 features, 1008 logits without bias, 2023 spatial features.
 
     Args:
         weights: path of the weights' file; None takes $GENIMG_INCEPTION_WEIGHTS, else torch hub's cache, else downloads.
@@ -62,6 +64,15 @@ class Inception(Extractor):
             channels=GREY_IS_REPLICATED,
             has_logits=True,
         )
+        self.has_spatial = True
+        network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
+
+    def _keep_spatial(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keep 7 channels of ``mixed_6/conv``, 17 x 17, which are ADM's features of sFID (Nash et al. 2021): [N, 2023].
+
+        In TensorFlow's order, rows before columns before channels, so that statistics of ADM's files compare.
+        """
+        self.spatial = output[:, :_SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
     def metric_name(self, metric: str, count: str) -> str:
         if self.known and metric in _PUBLISHED_NAMES:

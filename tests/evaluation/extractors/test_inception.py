@@ -3,6 +3,7 @@
 import urllib.error
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,13 @@ from genimg.evaluation.extractors import inception
 from genimg.evaluation.extractors.base import sha256_of
 from genimg.evaluation.extractors.inception import INCEPTION_FILE, INCEPTION_SHA256, Inception
 from genimg.paths import config_dir
+
+
+def no_network(*arguments, **keywords):
+    network = nn.Identity()
+    network.Mixed_6d = nn.Identity()
+    network.Mixed_6d.branch1x1 = nn.Identity()
+    return network
 
 
 def random_images(num_images, channels, size=28, seed=0):
@@ -43,6 +51,33 @@ def test_features_are_torch_fidelitys_and_logits_are_linear_in_them_without_bias
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logits, F.linear(found, network.fc.weight.detach()), rtol=1e-4, atol=1e-4)
     assert extractor.has_logits
+
+
+def test_spatial_features_are_those_of_the_sixth_mixed_layers_first_convolution(other_weights):
+    """ADM's evaluator: the first 7 of the channels of mixed_6/conv, flattened as [17, 17, 7]. By a pass of our own."""
+    extractor, network = other_weights
+    assert extractor.has_spatial
+    images = random_images(2, 3)
+    extractor(images)
+    with torch.no_grad():
+        before = {}
+        hook = network.Mixed_6c.register_forward_hook(lambda layer, inputs, output: before.update(x=output))
+        network(images)
+        hook.remove()
+        block = network.Mixed_6d.branch1x1
+        convolved = F.relu(F.batch_norm(block.conv(before["x"]), block.bn.running_mean, block.bn.running_var, block.bn.weight,
+                                        block.bn.bias, eps=0.001))  # fmt: skip
+    assert convolved.shape == (2, 192, 17, 17)
+    expected = convolved[:, :7].numpy().transpose(0, 2, 3, 1).reshape(2, 2023)
+    np.testing.assert_allclose(extractor.spatial.numpy(), expected, rtol=1e-4, atol=1e-5)
+    assert extractor.spatial.std() > 0.0
+
+
+def test_the_spatial_distance_is_named_sfid_with_the_published_weights_alone(other_weights, monkeypatch):
+    extractor, _ = other_weights
+    assert extractor.metric_name("sfd", "5k") == "sfd5k_inception_unknown"
+    monkeypatch.setattr(extractor, "known", True)
+    assert extractor.metric_name("sfd", "5k") == "sfid5k"
 
 
 def test_grey_is_replicated_and_alpha_dropped(other_weights):
@@ -82,7 +117,7 @@ def test_distances_of_other_weights_are_not_called_fid_and_kid(other_weights):
 def test_only_the_published_weights_make_fid_and_kid(tmp_path, monkeypatch):
     torch.save({}, tmp_path / "weights.pth")
     digest = sha256_of(tmp_path / "weights.pth")
-    monkeypatch.setattr("torch_fidelity.utils.create_feature_extractor", lambda *arguments, **keywords: nn.Identity())
+    monkeypatch.setattr("torch_fidelity.utils.create_feature_extractor", no_network)
     with monkeypatch.context() as patch:
         patch.setattr(inception, "INCEPTION_SHA256", digest)
         known = Inception(weights=str(tmp_path / "weights.pth"), sha256=None)
