@@ -319,6 +319,8 @@ def build_method(config: Config, source: Source, builder: Builder) -> Method:
     task = build_task(config, source, builder)
     _check_kind(method_class, source, task)
     settle(config, source, task)
+    if "penalties" in config["model"]:
+        config["model"]["penalties"] = _chosen(config["model"]["penalties"])
     method: Method = builder.build(config["model"], "model")
     held_out = method.translates or method.likelihood is not None or _measures_held_out(config, builder)
     if source.validation is not None and not held_out:
@@ -345,6 +347,11 @@ def build_method(config: Config, source: Source, builder: Builder) -> Method:
     if method.num_remembered:
         method.remember(_conditions(source, method))
     return method
+
+
+def _chosen(penalties: Config | None) -> Config:
+    """Those of ``penalty=[...]``, without settings of others that a recipe has made beforehand."""
+    return {name: node for name, node in (penalties or {}).items() if not isinstance(node, dict) or "_target_" in node}
 
 
 _HOW_TO_HAVE = {
@@ -464,7 +471,7 @@ def _refuse_without_effect(config: Config, method_class: type[Method], loss_clas
     parameters = inspect.signature(method_class).parameters
     augment, head = config.get("augment") or {}, (config.get("conditioning") or {}).get("head", "none")
     chosen = {
-        "penalty": bool(config.get("penalty")) and "penalties" not in parameters,
+        "penalty": bool(_chosen(config.get("penalty"))) and "penalties" not in parameters,
         "augment": not str(augment.get("_target_", "NoAugment")).endswith("NoAugment") and "augment" not in parameters,
         "conditioning": head != "none" and not method_class.takes_conditions,
     }

@@ -32,6 +32,7 @@ _HARMLESS = (
     "data.refresh_index", *(f"data.{key}" for key in build.SETTLED),
     "trainer.duration", "trainer.log_interval", "trainer.preview_interval", "trainer.preview_images",
     "trainer.checkpoint_interval", "trainer.keep_last", "trainer.checkpoint_minutes", "trainer.preview_seconds",
+    "trainer.usual_duration",
 )  # fmt: skip
 
 

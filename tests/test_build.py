@@ -84,8 +84,13 @@ def test_every_yaml_composes_and_all_its_interpolations_resolve(path):
     config = OmegaConf.to_container(composed, resolve=not stem.endswith("base"))
     written = OmegaConf.to_container(OmegaConf.load(path))
     if group == ["penalty"]:
-        assert set(config["penalty"]) == {stem}
-        assert config["penalty"][stem]["_target_"] == written["_target_"]
+        place = path.read_text().partition("\n")[0].removeprefix("# @package penalty.")
+        assert stem.startswith(place)
+        assert set(config["penalty"]) == {place}
+        assert (
+            config["penalty"][place].items()
+            >= {k: v for k, v in written.items() if k != "defaults" and "$" not in str(v)}.items()
+        )
     elif group[0] in config:
         assert set(config[group[0]]) >= set(written) - {"defaults"}
         if written.get("_target_", "???") != "???":
@@ -666,6 +671,27 @@ def test_several_lazy_penalties_and_a_rate_of_a_networks_own_are_corrected_toget
     assert built["discriminator"].defaults["lr"] == pytest.approx(0.004 * 16 / 18)
     assert built["discriminator"].defaults["betas"] == pytest.approx((0.9 ** (16 / 18), 0.999 ** (16 / 18)))
     assert built["generator"].defaults["betas"] == (0.9, 0.999)
+
+
+@pytest.mark.parametrize("penalties", ["[r1_lazy]", "[r1,path_length]", "[r1_lazy,path_length]"])
+def test_the_cifar_recipe_of_stylegan2_corrects_the_generators_adam_once_whatever_the_penalties(penalties):
+    """training_loop.py of StyleGAN2-ADA: with interval 4 both its rate and the power of its betas are 4/5."""
+    config = resolve(
+        "experiment=stylegan2_ada_cifar10", f"penalty={penalties}", *tiny.SIZES["stylegan2"], "data=shapes", *TINY
+    )  # fmt: skip
+    method = build.build_method(config, build.build_source(config, BUILDER), BUILDER)
+    built = build.build_optimizers(config, method, BUILDER)
+    assert built["generator"].defaults["lr"] == pytest.approx(0.0025 * 4 / 5)
+    assert built["generator"].defaults["betas"] == pytest.approx((0.0, 0.99 ** (4 / 5)))
+    share = 16 / 17 if "lazy" in penalties else 1
+    assert built["discriminator"].defaults["lr"] == pytest.approx(0.0025 * share)
+
+
+@pytest.mark.parametrize("penalties", ["[]", "[lecam]"])
+def test_penalties_of_the_command_line_replace_those_that_a_recipe_has_set_keys_of(penalties):
+    config = resolve("experiment=stylegan2_ada_cifar10", f"penalty={penalties}", *tiny.SIZES["stylegan2"], "data=shapes", *TINY)
+    method = build.build_method(config, build.build_source(config, BUILDER), BUILDER)
+    assert list(method.penalties) == (["lecam"] if "lecam" in penalties else [])
 
 
 def test_the_lsgan_of_the_experiment_has_the_published_parameters():

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from genimg.commands.usual import typed_keys
 from genimg.resuming import names_a_checkpoint
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def shorten(composed: DictConfig) -> None:
     choice = HydraConfig.get().runtime.choices.get("debug", "debug")
     if names_a_checkpoint(composed):
         raise ValueError(f"debug={choice} has no effect with resume={composed.resume}: start it in a run_dir of its own")
-    typed = {each.key_or_group for each in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))}
+    typed = typed_keys()
     changes = []
     for group, values in ((str(group), values) for group, values in wanted.items()):
         if group in _ITS_OWN:

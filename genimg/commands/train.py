@@ -10,14 +10,12 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -29,6 +27,7 @@ from genimg.commands.common import Config, argument, relative, require_all_value
 from genimg.commands.debugging import say_what_was_learnt, shorten
 from genimg.commands.dry_run import rehearse
 from genimg.commands.settling import settle
+from genimg.commands.usual import refuse_repeated_penalties, warn_of_missing_penalties, warn_of_short_training
 from genimg.data.identity import Identity, identity_of
 from genimg.data.placement import available_keys
 from genimg.distributed import AnotherProcessError, failing_together, of_first_rank, processes_of_torchrun, rank, world_size
@@ -115,7 +114,7 @@ def _alone_in(run_dir: Path) -> AbstractContextManager[None]:
 
 
 def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | None:
-    _refuse_repeated_penalties(HydraConfig.get().overrides.task)
+    refuse_repeated_penalties(HydraConfig.get().overrides.task)
     shorten(composed)
     if not resuming.names_a_checkpoint(composed):
         require_all_values(composed)
@@ -123,6 +122,8 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
     with failing_together():
         start = resuming.find_start(composed, run_dir) if rank() == 0 else None
     source_config, config, saved, named = of_first_rank(start)
+    if saved is None:
+        warn_of_missing_penalties(composed)
     if config["print_config"] and rank() == 0:
         print(OmegaConf.to_yaml(OmegaConf.create(config)))
     device_name = device_name if world_size() > 1 else config["device"]
@@ -185,18 +186,6 @@ def _identity(parts: Parts) -> Identity:
     return identity_of(parts.source, captions="caption" in parts.method.batch_keys, masks=masks)
 
 
-def _refuse_repeated_penalties(overrides: Sequence[str]) -> None:
-    """Hydra would merge two of one name into one, without a word.
-
-    Raises:
-        ValueError: naming the penalty.
-    """
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        names = override.value() if override.key_or_group == "penalty" else None
-        if isinstance(names, list) and (twice := [name for name in names if names.count(name) > 1]):
-            raise ValueError(f"{override.input_line} names {twice[0]} twice, which would count once: leave one of them")
-
-
 def _announce(parts: Parts, trainer: Trainer, run_dir: Path) -> None:
     log.info("run directory: %s", run_dir)
     describe_parts(parts, trainer.data.placement)
@@ -208,6 +197,8 @@ def _announce(parts: Parts, trainer: Trainer, run_dir: Path) -> None:
         settings.duration // settings.batch_size,
         settings.batch_size,
     )
+    if trainer.state.images == 0:
+        warn_of_short_training(settings, parts.config, parts.builder)
 
 
 def _fit(trainer: Trainer, config: Config, evaluator: PeriodicEvaluator | None, run_dir: Path) -> float | None:

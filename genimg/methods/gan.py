@@ -66,6 +66,8 @@ class GAN(ConditionalMethod):
         ema_ramp_up: largest half-life as a fraction of the images seen; None for no limit.
         standing_batches: of 64 latents, from which batch norm's statistics are taken anew before sampling; 0 keeps the
             averages of the training's.
+        generator_lazy_interval: The generator's Adam is corrected for a lazy penalty every so many of its updates even where
+            there is none, as StyleGAN2-ADA's code does where path length has weight 0; None corrects for those there are.
     """
 
     loss_type = AdversarialLoss
@@ -86,11 +88,14 @@ class GAN(ConditionalMethod):
         ema_half_life: Images | Schedule,
         ema_ramp_up: float | None,
         standing_batches: int = 0,
+        generator_lazy_interval: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("generator_interval", generator_interval), ("generator_batches", generator_batches)):
             if value < 1:
                 raise ValueError(f"model.{name}={value} must be 1 or more")
+        if generator_lazy_interval is not None and generator_lazy_interval < 2:
+            raise ValueError(f"model.generator_lazy_interval={generator_lazy_interval} must be 2 or more updates, or null")
         if standing_batches < 0:
             raise ValueError(f"model.standing_batches={standing_batches} must be 0 or more")
         self.generator = generator
@@ -103,6 +108,7 @@ class GAN(ConditionalMethod):
         self.generator_interval = generator_interval
         self.generator_batches = generator_batches
         self.standing_batches = standing_batches
+        self.generator_lazy_interval = generator_lazy_interval
         self.generator_ema = EMA(generator, half_life=ema_half_life, ramp_up=ema_ramp_up)
         self._read_conditions(shared_encoder(discriminator=discriminator, generator=generator))
         self._check_parts()
@@ -134,7 +140,10 @@ class GAN(ConditionalMethod):
         }
 
     def lazy_share(self, group: str) -> float:
-        return sum(1.0 / penalty.interval for _, penalty in self._penalties_of(group) if penalty.interval > 1)
+        share = sum(1.0 / penalty.interval for _, penalty in self._penalties_of(group) if penalty.interval > 1)
+        if group == "generator" and self.generator_lazy_interval is not None:
+            return max(share, 1.0 / self.generator_lazy_interval)
+        return share
 
     def _penalties_of(self, group: str) -> list[tuple[str, DiscriminatorPenalty | GeneratorPenalty]]:
         kind = DiscriminatorPenalty if group == "discriminator" else GeneratorPenalty

@@ -24,6 +24,7 @@ class TrainerSettings:
         keep_last: checkpoints to keep beside the best one.
         checkpoint_minutes, preview_seconds: see Clocks.
         sync_batch_norm: on several GPUs, batch norm over the whole microbatch of all ranks; else over each rank's own.
+        usual_duration: Published duration of this kind of model; only compared with ``duration``.
     """
 
     duration: Images
@@ -38,6 +39,7 @@ class TrainerSettings:
     sync_batch_norm: bool = False
     checkpoint_minutes: float | None = None
     preview_seconds: float | None = None
+    usual_duration: Images | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

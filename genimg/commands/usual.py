@@ -1,0 +1,124 @@
+"""What a model's YAML brings along, what the command line takes away from it, and what is said then."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from genimg.build import Builder
+from genimg.commands.common import Config
+from genimg.training.state import TrainerSettings
+
+log = logging.getLogger(__name__)
+
+_FEW_STEPS = 2000  # fewer show blobs, whatever the model: a DCGAN's digits are readable after about 2,000
+_SMALL_SHARE = 0.01  # of the published duration
+
+
+def typed_keys() -> set[str]:
+    """Return the keys and groups that the command line sets, such as ``trainer.batch_size`` or ``evaluation``."""
+    return {each.key_or_group for each in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))}
+
+
+def refuse_repeated_penalties(overrides: Sequence[str]) -> None:
+    """Refuse two penalties of one place in ``penalty=[...]``, which Hydra would merge into one without a word.
+
+    Raises:
+        ValueError: If two names are equal, or are forms of one penalty, such as r1 and r1_lazy.
+    """
+    folders = _folders()
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        names = override.value() if override.key_or_group == "penalty" else None
+        if not isinstance(names, list):
+            continue
+        places = [_place(name, folders) for name in names]
+        for place in places:
+            if places.count(place) > 1:
+                same = " and ".join(dict.fromkeys(name for name, other in zip(names, places, strict=True) if other == place))
+                raise ValueError(f"{override.input_line} names {same} twice, which would count once: leave one of them")
+
+
+def warn_of_missing_penalties(composed: DictConfig) -> None:
+    """Warn where ``penalty=`` on the command line takes away what the model's YAML brings.
+
+    Args:
+        composed: The config of the command line.
+    """
+    if "penalty" not in typed_keys():
+        return
+    folders, model = _folders(), HydraConfig.get().runtime.choices.get("model")
+    needed = brought_by_model(str(model), "penalty", folders) or []
+    chosen = {key for key, node in composed.penalty.items() if "_target_" in node}
+    if missing := [name for name in needed if _place(name, folders) not in chosen]:
+        log.warning(
+            "penalty=[%s] leaves out %s: the published trainings of model=%s always have penalty=[%s], and without them it "
+            "often diverges or collapses; remove penalty= to have them",
+            ",".join(map(str, chosen)), " and ".join(missing), model, ",".join(needed),
+        )  # fmt: skip
+
+
+def brought_by_model(model: str, group: str, folders: Iterable[Path]) -> Any:
+    """Return the option, or options, of a group that a model's YAML chooses, itself or by the YAML that it changes.
+
+    Args:
+        model: Option of the group ``model``.
+        group: Such as ``penalty`` or ``trainer``.
+        folders: Directories of configs.
+
+    Returns:
+        The name, or the list of names; None where the YAML chooses nothing of the group.
+    """
+    path = next((path for folder in folders if (path := Path(folder, "model", f"{model}.yaml")).is_file()), None)
+    if path is None:
+        return None
+    defaults = OmegaConf.to_container(OmegaConf.load(path)).get("defaults", [])  # type: ignore[union-attr]
+    for entry in defaults:
+        for key, value in entry.items() if isinstance(entry, dict) else ():
+            if re.fullmatch(rf"override /{group}(@.*)?", key):
+                return value
+    bases = [entry for entry in defaults if isinstance(entry, str) and entry != "_self_"]
+    return next((found for base in bases if (found := brought_by_model(base, group, folders)) is not None), None)
+
+
+def warn_of_short_training(settings: TrainerSettings, config: Config, builder: Builder) -> None:
+    """Warn where the default duration is so short that nothing can have been learnt.
+
+    Args:
+        settings: Of the training.
+        config: Resolved.
+        builder: Of this training, which knows the size of an epoch.
+    """
+    if typed_keys() & {"trainer.duration", "trainer", "debug"} or config.get("dry_run"):
+        return
+    steps, usual = settings.duration // settings.batch_size, settings.usual_duration
+    if steps >= _FEW_STEPS and (usual is None or settings.duration >= _SMALL_SHARE * usual):
+        return
+    published = ""
+    if usual is not None:
+        published = f"; the published trainings of this model take {config['trainer']['usual_duration']}"
+        published += f" ({usual // settings.batch_size:,} steps of {settings.batch_size} images here)"
+    enough = max(_FEW_STEPS * 5 * settings.batch_size, int(_SMALL_SHARE * (usual or 0)))
+    log.warning(
+        "%s of %s images are %s steps, which are too few to learn much%s: set trainer.duration, for a first impression "
+        "trainer.duration='%dk images'",
+        config["trainer"]["duration"], f"{builder.epoch_size:,}", f"{steps:,}", published, -(-enough // 1000),
+    )  # fmt: skip
+
+
+def _folders() -> list[Path]:
+    sources = HydraConfig.get().runtime.config_sources
+    return [Path(source.path) for source in sources if source.schema == "file"]
+
+
+def _place(penalty: object, folders: Iterable[Path]) -> str:
+    """Where a penalty's YAML stands below ``penalty``: its ``@package``, or its name."""
+    path = next((path for folder in folders if (path := Path(folder, "penalty", f"{penalty}.yaml")).is_file()), None)
+    header = re.match(r"# @package penalty\.(\w+)", path.read_text(encoding="utf-8")) if path else None
+    return header[1] if header else str(penalty)
