@@ -14,10 +14,12 @@ from torch.optim import Optimizer
 
 from genimg import build
 from genimg.commands.common import Config
+from genimg.commands.usual import evaluation_at_hand
 from genimg.data.placement import Data
 from genimg.data.sources import Source
 from genimg.data.validation import random_part
 from genimg.distributed import copy_from_first_, failing_together, first_of_each_host, of_first_rank, world_size
+from genimg.evaluation.extractors.base import WeightsNotAtHandError
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.interfaces import Method
 from genimg.methods.translation import Translation
@@ -75,13 +77,17 @@ class Parts:
         )
 
 
-def assemble(config: Config, device_name: str, named: build.Named | None = None) -> Parts:
+def assemble(
+    config: Config, device_name: str, named: build.Named | None = None, *, may_replace_evaluation: bool = False
+) -> Parts:
     """Build a training's parts, the cheap ones first: nobody shall download a dataset to learn of a typing mistake.
 
     Args:
         config: resolved. ``trainer.accumulation=auto`` stands for 1 until ``settling.settle``.
         device_name: of this process.
         named: see ``Builder``; None for a config that is not a checkpoint's.
+        may_replace_evaluation: Whether another evaluation, or none, takes the place of one whose weights cannot be had; it is
+            written into the config.
 
     Raises:
         ValueError, OSError: for what a config can have wrong, naming the key.
@@ -127,9 +133,18 @@ def assemble(config: Config, device_name: str, named: build.Named | None = None)
 
     with first_of_each_host():
         optimizers = make_optimizers()
-        evaluator = build.build_evaluator(config, builder)  # last, because it may download
+        try:
+            evaluator = build.build_evaluator(config, builder)  # last, because it may download
+        except WeightsNotAtHandError as error:
+            if not may_replace_evaluation:
+                raise
+            config["evaluation"] = evaluation_at_hand(config, str(error))
+            evaluator = build.build_evaluator(config, builder)
         if evaluator is not None:
             evaluator.check(method, source)
+    with failing_together():
+        if of_first_rank(str(config["evaluation"])) != str(config["evaluation"]):
+            raise ValueError("the evaluation's weights are not on every host: put them there, or set evaluation=none")
     return Parts(
         config, device, precision, performance, settings, source, method, optimizers, make_optimizers, schedules, evaluator,
         builder,

@@ -27,7 +27,12 @@ from genimg.commands.common import Config, argument, relative, require_all_value
 from genimg.commands.debugging import say_what_was_learnt, shorten
 from genimg.commands.dry_run import rehearse
 from genimg.commands.settling import settle
-from genimg.commands.usual import refuse_repeated_penalties, warn_of_missing_penalties, warn_of_short_training
+from genimg.commands.usual import (
+    asked_for_extractor,
+    refuse_repeated_penalties,
+    warn_of_missing_penalties,
+    warn_of_short_training,
+)
 from genimg.data.identity import Identity, identity_of
 from genimg.data.placement import available_keys
 from genimg.distributed import AnotherProcessError, failing_together, of_first_rank, processes_of_torchrun, rank, world_size
@@ -127,7 +132,12 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
     if config["print_config"] and rank() == 0:
         print(OmegaConf.to_yaml(OmegaConf.create(config)))
     device_name = device_name if world_size() > 1 else config["device"]
-    parts = assemble(config, device_name, named)
+    evaluation = config["evaluation"]
+    was_measured_with_it = saved is not None and saved.state["config"]["evaluation"] == evaluation
+    replaceable = not was_measured_with_it and not asked_for_extractor()
+    parts = assemble(config, device_name, named, may_replace_evaluation=replaceable)
+    if config["evaluation"] is not evaluation:
+        source_config["evaluation"] = config["evaluation"]
     with failing_together():
         welcome = [key for key in parts.method.welcome_keys if key in available_keys(parts.source)]
         keys = (*parts.method.batch_keys, *welcome)

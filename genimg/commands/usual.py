@@ -14,11 +14,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from genimg.build import Builder
 from genimg.commands.common import Config
+from genimg.paths import config_dir
 from genimg.training.state import TrainerSettings
 
 log = logging.getLogger(__name__)
 
 _FEW_STEPS = 2000  # fewer show blobs, whatever the model: a DCGAN's digits are readable after about 2,000
+_MADE_FOR = {  # evaluations whose extractor comes with genimg, by the data that it is made for
+    "genimg.data.sources.mnist": "mnist",
+    "genimg.data.sources.cifar10": "cifar10_classifier",
+    "genimg.data.shapes.shapes": "shapes",
+}
 _SMALL_SHARE = 0.01  # of the published duration
 
 
@@ -87,6 +93,40 @@ def brought_by_model(model: str, group: str, folders: Iterable[Path]) -> Any:
     return next((found for base in bases if (found := brought_by_model(base, group, folders)) is not None), None)
 
 
+def evaluation_at_hand(config: Config, reason: str) -> Config:
+    """Return an evaluation in place of one whose extractor's weights cannot be had, and say so.
+
+    Args:
+        config: Resolved.
+        reason: Why the weights cannot be had.
+
+    Returns:
+        The node ``evaluation``: the same with an extractor that comes with genimg and is made for the data, if there is one;
+        else that of ``evaluation=none``.
+    """
+    given, place = config["evaluation"], reason.splitlines()[0]
+    name = _MADE_FOR.get(str(config["data"]["_target_"]))
+    if name is None or not str(given["_target_"]).endswith(".Evaluator"):
+        log.warning(
+            "this training is not evaluated, because the weights for the default evaluation are not at hand (%s); once they "
+            "are, genimg-eval measures its checkpoints",
+            place,
+        )
+        return {}
+    log.warning(
+        "evaluation=%s takes the place of the default one, whose weights are not at hand (%s); its numbers are no FID, and "
+        "once the weights are there, genimg-eval measures the checkpoints with them",
+        name, place,
+    )  # fmt: skip
+    own = _plain_yaml("evaluation", name)
+    return {**given, "extractor": own["extractor"], "metrics": own["metrics"]}
+
+
+def asked_for_extractor() -> bool:
+    """Return whether the command line names the evaluation, or its extractor."""
+    return any(key == "evaluation" or key.startswith("evaluation.extractor") for key in typed_keys())
+
+
 def warn_of_short_training(settings: TrainerSettings, config: Config, builder: Builder) -> None:
     """Warn where the default duration is so short that nothing can have been learnt.
 
@@ -110,6 +150,14 @@ def warn_of_short_training(settings: TrainerSettings, config: Config, builder: B
         "trainer.duration='%dk images'",
         config["trainer"]["duration"], f"{builder.epoch_size:,}", f"{steps:,}", published, -(-enough // 1000),
     )  # fmt: skip
+
+
+def _plain_yaml(group: str, name: str) -> Config:
+    """A file of a config group on top of those that its defaults list names."""
+    node: Any = OmegaConf.load(Path(config_dir(), group, f"{name}.yaml"))
+    bases = [entry for entry in node.pop("defaults", []) if entry != "_self_"]
+    merged = OmegaConf.merge(*(_plain_yaml(group, base) for base in bases), node)
+    return OmegaConf.to_container(merged, resolve=True)  # type: ignore[return-value]
 
 
 def _folders() -> list[Path]:

@@ -17,6 +17,10 @@ from torch import Tensor, nn
 log = logging.getLogger(__name__)
 
 
+class WeightsNotAtHandError(FileNotFoundError):
+    """Published weights are neither on the disk nor can they be downloaded."""
+
+
 class Extractor(ABC):
     """A fixed network that maps images to features.
 
@@ -168,7 +172,7 @@ class Weights:
             log.info("downloading %s to %s", self.what, path)
             torch.hub.download_url_to_file(self.url, str(path), hash_prefix=self.sha256)
         except (OSError, RuntimeError) as error:
-            raise FileNotFoundError(
+            raise WeightsNotAtHandError(
                 f"{self.what} are not at {path} and could not be downloaded ({error}): put the file {self.file} there, or "
                 f"name another place with evaluation.extractor.weights=PATH or {self.variable}=PATH, or choose another "
                 "evaluation (evaluation=none turns it off)"

@@ -1,0 +1,173 @@
+"""What a command line takes away from what a model brings is said, and the default evaluation is no obstacle."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from genimg import build, cli
+from genimg.build import Builder
+from genimg.commands import usual
+from genimg.evaluation.evaluator import Evaluator
+from genimg.evaluation.extractors.classifier import Classifier
+from genimg.paths import config_dir
+
+
+def command_line(*overrides: str, monkeypatch: pytest.MonkeyPatch) -> DictConfig:
+    """The composed config, with Hydra's record of what was typed."""
+    without_local = ["local=null"] if Path(config_dir(), "local").is_dir() else []
+    with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
+        composed = compose("train", overrides=["run_dir=unused", *without_local, *overrides])
+    model = next((each.partition("=")[2] for each in overrides if each.startswith("model=")), "dcgan_small")
+    record = SimpleNamespace(
+        overrides=SimpleNamespace(task=list(overrides)),
+        runtime=SimpleNamespace(choices={"model": model}, config_sources=[SimpleNamespace(schema="file", path=config_dir())]),
+    )
+    monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: record))
+    return composed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "missing"),
+    [
+        (["model=stylegan2_small", "penalty=[]"], ["r1_lazy", "path_length"]),
+        (["model=stylegan2", "penalty=[r1]"], ["path_length"]),  # r1 is r1_lazy's penalty in another form
+        (["model=stylegan2", "penalty=[path_length,r1_lazy]"], []),
+        (["model=r3gan", "penalty=[r1]"], ["r2_r3gan"]),
+        (["model=wgan_gp", "penalty=[lecam]"], ["gradient_penalty"]),
+        (["model=dcgan", "penalty=[]"], []),
+        (["model=stylegan2"], []),
+        (["experiment=stylegan2_ada_cifar10"], []),
+    ],
+)
+def test_penalties_that_are_taken_away_are_named(overrides, missing, monkeypatch, caplog):
+    composed = command_line(*overrides, monkeypatch=monkeypatch)
+    usual.warn_of_missing_penalties(composed)
+    assert len(caplog.records) == bool(missing)
+    assert not missing or f"leaves out {' and '.join(missing)}:" in caplog.text
+
+
+@pytest.mark.parametrize("names", ["r1,r1", "r1,r1_lazy", "r2_r3gan,r2"])
+def test_two_forms_of_one_penalty_are_refused(names, monkeypatch):
+    command_line(f"penalty=[{names}]", monkeypatch=monkeypatch)
+    with pytest.raises(ValueError, match=names.replace(",", "( and |,)").replace("r1( and |,)r1", "r1", 1)):
+        usual.refuse_repeated_penalties([f"penalty=[{names}]"])
+    usual.refuse_repeated_penalties(["penalty=[r1_lazy,r2]", "model=dcgan"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "num_images", "words"),
+    [
+        ([], 200, ["are 79 steps", "trainer.duration='640k images'"]),
+        ([], 10_000, []),
+        (["trainer.duration=100 steps"], 200, []),
+        (
+            ["model=stylegan2_small"],
+            200,
+            ["are 157 steps", "25M images (781,250 steps of 32", "trainer.duration='320k images'"],
+        ),
+        (["model=stylegan2_small"], 9_000, ["are 7,032 steps", "25M images"]),
+        (["model=stylegan2_small"], 10_000, []),
+        (["model=pix2pix"], 50, ["are 1,250 steps", "200 epochs (10,000 steps of 1"]),
+    ],
+)
+def test_a_training_too_short_to_learn_says_how_many_steps_it_is(overrides, num_images, words, monkeypatch, caplog):
+    composed = command_line(*overrides, monkeypatch=monkeypatch)
+    config = OmegaConf.to_container(composed, resolve=True)
+    builder = Builder(epoch_size=num_images, batch_size=config["trainer"]["batch_size"])
+    usual.warn_of_short_training(builder.trainer_settings(config["trainer"]), config, builder)
+    assert len(caplog.records) == bool(words)
+    assert all(word in caplog.text for word in words), caplog.text
+
+
+@pytest.mark.parametrize(
+    ("data", "classifier", "words"),
+    [
+        ("mnist", "mnist", "evaluation=mnist takes the place"),
+        ("cifar10", "cifar10_classifier", "evaluation=cifar10_classifier takes the place"),
+        ("folder", None, "is not evaluated"),
+    ],
+)
+def test_an_evaluation_without_weights_gives_way_to_what_is_at_hand(data, classifier, words, monkeypatch, caplog, tmp_path):
+    composed = command_line(
+        f"data={data}", "evaluation=inception", f"data.root={tmp_path}", "data.image_size=32",
+        "evaluation.num_images=123", monkeypatch=monkeypatch,
+    )  # fmt: skip
+    config = OmegaConf.to_container(composed, resolve=True)
+    node = usual.evaluation_at_hand(config, "no weights\nat all")
+    assert words in caplog.text
+    assert "no weights)" in caplog.text
+    evaluator = build.build_evaluator({"evaluation": node}, replace(Builder(), epoch_size=100))
+    if classifier is None:
+        assert evaluator is None
+    else:
+        assert isinstance(evaluator, Evaluator)
+        assert isinstance(evaluator.extractor, Classifier)
+        assert node["num_images"] == 123
+        shipped = command_line(f"evaluation={classifier}", monkeypatch=monkeypatch)
+        assert node["extractor"] == OmegaConf.to_container(shipped.evaluation.extractor)
+        assert node["metrics"] == OmegaConf.to_container(shipped.evaluation.metrics)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "asked"),
+    [
+        (["evaluation=inception"], True), (["evaluation.extractor.weights=x"], True), (["experiment=sngan_cifar10"], False),
+        (["evaluation.num_images=10"], False), ([], False),
+    ],
+)  # fmt: skip
+def test_an_evaluation_counts_as_asked_for_where_it_is_typed(overrides, asked, monkeypatch):
+    command_line("data=cifar10", *overrides, monkeypatch=monkeypatch)
+    assert usual.asked_for_extractor() is asked
+
+
+@pytest.mark.usefixtures("unchanged_process")
+def test_a_folder_trains_without_inceptions_weights_unless_they_are_asked_for(tmp_path, monkeypatch, capfd):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delenv("GENIMG_INCEPTION_WEIGHTS", raising=False)
+
+    def no_network(*arguments: object, **keywords: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
+    (tmp_path / "photos").mkdir()
+    for i in range(8):
+        Image.new("RGB", (16, 16), (30 * i, 0, 0)).save(tmp_path / "photos" / f"{i}.png")
+    arguments = [
+        "genimg-train", "model=dcgan_small", "model.generator.width=4", "data=folder", "data.root=photos", "data.image_size=16",
+        "trainer.batch_size=4", "trainer.preview_images=2", "device=cpu",
+    ]  # fmt: skip
+
+    def run(*more: str) -> str:
+        monkeypatch.setattr("sys.argv", [*arguments, *more])
+        cli.train()
+        return "".join(capfd.readouterr())
+
+    output = run("run_dir=run", "trainer.duration=1 epochs")
+    assert output.count("is not evaluated") == 1
+    assert OmegaConf.load("run/config.yaml").evaluation == {}
+    assert (tmp_path / "run/checkpoints/last.pt").is_file()
+    assert "is not evaluated" in run("run_dir=run", "trainer.duration=2 epochs")  # by the same command line
+    assert torch.load("run/checkpoints/last.pt", weights_only=True)["training"]["images"] == 16
+    for more in (["evaluation=inception"], ["evaluation.extractor.weights=null"]):
+        with pytest.raises(SystemExit):
+            run("run_dir=other", "trainer.duration=1 epochs", *more)
+        assert "evaluation=none" in "".join(capfd.readouterr())
+    os.environ["GENIMG_INCEPTION_WEIGHTS"] = "nowhere.pth"
+    try:
+        with pytest.raises(SystemExit):
+            run("run_dir=other", "trainer.duration=1 epochs")
+    finally:
+        del os.environ["GENIMG_INCEPTION_WEIGHTS"]
+    assert "nowhere.pth" in "".join(capfd.readouterr())
