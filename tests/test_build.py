@@ -1,5 +1,6 @@
 """Every YAML composes and instantiates; what a config may not say is refused with the key and the way out."""
 
+import collections
 import dataclasses
 import functools
 import re
@@ -21,6 +22,7 @@ from genimg.build import ALLOWED, Builder
 from genimg.data.packing import pack
 from genimg.data.sources import ArraySource, Source
 from genimg.evaluation.extractors.classifier import shipped_weights
+from genimg.evaluation.imagesets import GeneratedImages
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.interfaces import Method
 from genimg.paths import config_dir
@@ -707,3 +709,38 @@ def test_each_network_reads_its_own_encoder_of_the_conditioning(model):
     node = config["model"]
     assert node["generator"]["condition"]["_target_"].endswith("LabelEmbedding")
     assert node["discriminator"]["condition"]["_target_"].endswith("OneHot")
+
+
+def test_an_evaluation_draws_classes_exactly_as_often_as_the_data_has_them():
+    config = resolve("model=dcgan_small", "conditioning=projection", "data.image_size=16", "data.num_images=100")
+    source = build.build_source(config, BUILDER)
+    source.labels = np.sort(np.array([0] * 70 + [1] * 25 + [3] * 4 + [4], dtype=np.int64))
+    method = build.build_method(config, source, BUILDER)
+    images = GeneratedImages(method.eval(), count=200, seed=3, device=torch.device("cpu"))
+    labels = torch.cat([images.images(part)[1] for part in np.array_split(np.arange(200), 3)])
+    assert torch.bincount(labels, minlength=5).tolist() == [140, 50, 0, 8, 2]
+    assert labels.tolist() != sorted(labels.tolist())
+    assert torch.equal(images.images(np.array([150, 7]))[1], labels[[150, 7]])
+
+
+def test_captions_of_a_small_dataset_are_drawn_from_equally_often():
+    config = resolve("experiment=text_shapes", "data.image_size=16", "data.num_images=100")
+    source = build.build_source(config, BUILDER)
+    method = build.build_method(config, source, BUILDER)
+    counts = method.conditions.unique(dim=0, return_counts=True)[1]
+    texts = collections.Counter(source.captions(np.arange(100)))
+    assert sorted(counts.tolist()) == pytest.approx(sorted(4096 / 100 * n for n in texts.values()), rel=0.03)
+
+
+def test_held_out_images_are_allowed_where_a_metric_compares_with_them():
+    memorisation = "evaluation.metrics.memorisation={_target_:genimg.evaluation.memorisation.Memorisation,quantile:0.05}"
+    overrides = ["model=dcgan_small", "data.image_size=16", "data.num_images=100", "data.validation=0.1", "evaluation=shapes"]
+    for more in ([], [memorisation]):
+        config = resolve(*overrides, *more)
+        source = build.build_source(config, BUILDER)
+        if more:
+            assert isinstance(build.build_method(config, source, BUILDER), Method)
+            assert build.build_evaluator(config, BUILDER).needs_held_out
+        else:
+            with pytest.raises(ValueError, match=r"data\.validation=0\.1 has no effect on this model, a GAN"):
+                build.build_method(config, source, BUILDER)

@@ -243,3 +243,14 @@ def test_values_beyond_the_range_are_not_broken():
     finite = FiniteCheck("x")
     finite.add(torch.full((2, *SHAPE), 1e30), np.arange(2))
     finite.check()
+
+
+def test_labels_of_generated_images_are_those_of_the_evaluation_and_not_of_the_draw():
+    class Told(Painter):
+        def labels_of(self, count, seed):
+            return torch.arange(count) // 10 + seed
+
+    images = GeneratedImages(Told(labelled=True), count=30, seed=2, device=CPU)
+    assert images.images(np.array([0, 29, 10]))[1].tolist() == [2, 4, 3]
+    unlabelled = GeneratedImages(Painter(labelled=True), count=30, seed=2, device=CPU)
+    assert unlabelled.images(np.array([4, 29]))[1].tolist() == [1, 2]
