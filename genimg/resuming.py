@@ -28,7 +28,7 @@ Config = dict[str, Any]
 _HARMLESS = (
     "run_dir", "resume", "resume_force", "allow", "debug", "traceback", "print_config", "dry_run", "device",
     "evaluation", "performance", "logger",
-    "data.root", "data.a", "data.b", "task.mask.folder", "data.placement", "data.num_workers", "data.max_corrupt",
+    "data.placement", "data.num_workers", "data.max_corrupt",
     "data.refresh_index", *(f"data.{key}" for key in build.SETTLED),
     "trainer.duration", "trainer.log_interval", "trainer.preview_interval", "trainer.preview_images",
     "trainer.checkpoint_interval", "trainer.keep_last", "trainer.checkpoint_minutes", "trainer.preview_seconds",
@@ -41,6 +41,9 @@ _OF_THIS_COMMAND = ("resume", "resume_force", "run_dir", "allow", "traceback", "
 # What earlier checkpoints lack, and what they then mean.
 _YOUNG_GROUPS = ("performance", "logger", "conditioning", "penalty", "augment", "data_augment", "task")
 _YOUNG_KEYS = {"trainer.sync_batch_norm": False, "data.captions": "auto", "data.held_out": [], "data.validation": 0, "task": {}}
+
+_WITH_PATHS = ("data", "task")  # groups that name files
+_PATHS = ("root", "a", "b", "path", "folder")  # keys of theirs, at any depth, that hold a path from the working directory
 
 _ABSENT = "(absent)"  # in place of a value
 
@@ -89,9 +92,8 @@ def find_start(composed: DictConfig, run_dir: Path) -> tuple[Config, Config, Sav
     source["run_dir"] = str(run_dir)
     named = _take_out_what_is_local(source, composed) if saved and names_a_checkpoint(composed) else None
     config = _resolved(source)
-    if isinstance(config["data"].get("root"), str):  # so that the run continues from any directory
-        root = str(Path(config["data"]["root"]).expanduser().absolute())
-        source["data"]["root"] = config["data"]["root"] = root
+    for group in _WITH_PATHS:  # so that the run continues from any directory
+        _make_absolute(config.get(group), source.get(group))
     if saved is not None:
         if config["trainer"]["accumulation"] == "auto":  # what was found then: batch norm sees microbatches
             found = saved.state["config"]["trainer"]["accumulation"]
@@ -152,6 +154,22 @@ def _composed_group(composed: DictConfig, key: str) -> Any:
         return OmegaConf.to_container(composed[key], resolve=True)
     except OmegaConfBaseException:
         return None
+
+
+def _make_absolute(config: Any, source: Any) -> None:
+    """Make the paths of a group absolute, in the resolved and in the unresolved config."""
+    if isinstance(config, list):
+        for index, item in enumerate(config):
+            _make_absolute(item, source[index] if isinstance(source, list) else None)
+    if not isinstance(config, dict):
+        return
+    for key, value in config.items():
+        if key in _PATHS and isinstance(value, str) and "://" not in value:
+            config[key] = str(Path(value).expanduser().absolute())
+            if isinstance(source, dict):
+                source[key] = config[key]
+        else:
+            _make_absolute(value, source.get(key) if isinstance(source, dict) else None)
 
 
 def same_measure(old: Config, new: Config) -> bool:
@@ -319,4 +337,8 @@ def _resolved(source: Config) -> Config:
 
 
 def _harmless(key: str) -> bool:
-    return any(key == name or key.startswith(name + ".") for name in _HARMLESS)
+    parts = key.split(".")
+    is_path = (
+        parts[0] in _WITH_PATHS and parts[-1] in _PATHS
+    )  # whether the images are the same is another question: check_facts
+    return is_path or any(key == name or key.startswith(name + ".") for name in _HARMLESS)

@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from PIL import Image
 
 from genimg import cli
+from genimg.paths import config_dir
+from genimg.resuming import find_start
 
 pytestmark = pytest.mark.usefixtures("unchanged_process")
 
@@ -164,3 +168,58 @@ def test_an_evaluation_refuses_other_classes_and_warns_of_other_images(
     code, output = evaluate()
     assert code != 0
     assert "bird, vehicle, not automobile, bird" in output
+
+
+# Paths
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        (["data=folder", "data.root=images"], {"data.root": "images"}),
+        (["data=npz", "data.path=sub/a.npz"], {"data.path": "sub/a.npz"}),
+        (["data=paired", "data.a=a", "data.b='~/b'"], {"data.a": "a", "data.b": "HOME/b"}),
+        (["data=unpaired", "data.a=/else/a", "data.b=b"], {"data.a": "/else/a", "data.b": "b"}),
+        (["data=folder", "data.root=.", "task=inpaint_files", "task.mask.folder=holes"],
+         {"data.root": ".", "task.mask.folder": "holes"}),
+        (["data=folder", "data.root=a", "data.captions=c.jsonl"], {"data.root": "a", "data.captions": None}),
+    ],
+)  # fmt: skip
+def test_every_path_of_the_images_counts_from_where_the_run_was_started(
+    overrides: list[str], keys: dict[str, str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
+        composed = compose("train", overrides=[*overrides, "evaluation=none", "run_dir=run"])
+    source, config, *_ = find_start(composed, tmp_path / "run")
+    for tree in (source, config):
+        for key, expected in keys.items():
+            found = OmegaConf.select(OmegaConf.create(tree), key)
+            if expected is None:  # as seen from data.root, so it stays
+                assert found == "c.jsonl"
+            else:
+                assert Path(found) == tmp_path / expected.replace("HOME", str(tmp_path / "home"))
+                assert Path(found).is_absolute()
+
+
+def test_a_run_on_an_archive_and_masks_is_resumed_from_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setenv("GENIMG_CACHE", str(tmp_path / "cache"))
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "first")
+    np.savez("a.npz", np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8))
+    for i in range(2):
+        draw(Path("holes") / f"{i}.png", i)
+    arguments = [
+        "data=npz", "data.path=a.npz", "data.image_size=16", "task=inpaint_files", "task.mask.folder=holes",
+        "model=restoration",
+        "model.translator.width=4", "model.translator.num_blocks=1", "trainer.batch_size=4", "trainer.preview_images=4",
+        "device=cpu", "precision=fp32", "evaluation=none", f"run_dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    assert run(cli.train, monkeypatch, *arguments, "trainer.duration=2 steps") == 0
+    monkeypatch.chdir(tmp_path / "second")
+    assert run(cli.train, monkeypatch, f"resume={tmp_path / 'run'}", "trainer.duration=3 steps") == 0, capfd.readouterr().err
+    assert state(tmp_path)["training"]["images"] == 12

@@ -37,12 +37,28 @@ class Classes:
 
 
 def classes_by_directory(paths: Sequence[str]) -> Classes:
-    """Return the direct subdirectories as classes in alphabetical order, if there are several and every image is in one."""
+    """Return the direct subdirectories as classes in alphabetical order, if there are several and every image is in one.
+
+    Images beside several subdirectories leave none, with a warning that names them.
+    """
     names = sorted({path.split("/", 1)[0] for path in paths if "/" in path})
-    if len(names) < 2 or not all("/" in path for path in paths):
+    if stray := stray_images(paths):
+        log.warning(
+            "the %d subdirectories are no classes, because %s beside them: move %s away for labels, or set data.labels=none",
+            len(names), stray, "it" if " and " not in stray else "them",
+        )  # fmt: skip
+    if len(names) < 2 or stray:
         return Classes()
     label_of = {name: label for label, name in enumerate(names)}
     return Classes(np.array([label_of[path.split("/", 1)[0]] for path in paths], dtype=np.int64), tuple(names))
+
+
+def stray_images(paths: Sequence[str]) -> str:
+    """Return a phrase about the images that lie beside several subdirectories of images; empty if there are none."""
+    stray = [path for path in paths if "/" not in path]
+    if not stray or len({path.split("/", 1)[0] for path in paths if "/" in path}) < 2:
+        return ""
+    return f"{stray[0]} lies" if len(stray) == 1 else f"{stray[0]} and {len(stray) - 1} more lie"
 
 
 def classes_by_file(content: bytes, paths: Sequence[str], where: str) -> Classes | None:

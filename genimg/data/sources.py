@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from genimg.data.caption_files import FolderCaptions
-from genimg.data.classes import Classes
+from genimg.data.classes import Classes, stray_images
 from genimg.data.depth import with_settled_depth
 from genimg.data.image_files import ImageFiles, captions_of, classes_of, is_zip, open_image_files
 from genimg.data.pixels import PixelFormat, checked_levels, common_format
@@ -273,6 +273,7 @@ def folder(
     if labels == "required" and classes.labels is None:
         raise ValueError(
             f"labels were asked for, but data.root={root} has none: put each class's images into a subdirectory of its own"
+            + (f" ({stray} beside the subdirectories)" if (stray := stray_images(files.paths)) else "")
         )
     return FileSource(name, files, pixels, classes, captions_of(files, captions))
 

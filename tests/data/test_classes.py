@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genimg.data.classes import classes_by_directory, classes_by_file
+from genimg.data.classes import classes_by_directory, classes_by_file, stray_images
 from genimg.data.sources import Source, folder
 
 NAMES = [f"0000{i // 4}/img{i:08d}.png" for i in range(6)]
@@ -118,3 +118,36 @@ def test_directories_are_classes_where_every_image_is_in_one():
     assert classes_by_directory(["a/1.png", "b/c/1.png"]).names == ("a", "b")
     for paths in (["a/1.png", "2.png"], ["a/1.png", "a/2.png"], ["1.png"]):
         assert classes_by_directory(paths).labels is None
+
+
+# Images beside the classes
+
+
+@pytest.mark.parametrize(
+    ("paths", "stray"),
+    [
+        (["a/1.png", "b/1.png", "x.png"], "x.png lies"),
+        (["a/1.png", "b/c/1.png", "x.png", "y.png", "z.png"], "x.png and 2 more lie"),
+        (["a/1.png", "x.png"], ""),
+        (["x.png", "y.png"], ""),
+        (["a/1.png", "b/1.png"], ""),
+    ],
+)
+def test_a_picture_beside_class_folders_is_named(paths, stray, caplog):
+    assert stray_images(paths) == stray
+    with caplog.at_level("WARNING", logger="genimg.data.classes"):
+        classes = classes_by_directory(paths)
+    assert (stray in caplog.text) if stray else not caplog.text
+    assert ("data.labels=none" in caplog.text) == bool(stray)
+    assert (classes.labels is None) == (paths != ["a/1.png", "b/1.png"])
+
+
+def test_labels_that_are_required_are_refused_with_the_picture_that_prevents_them(tmp_path):
+    for name in ("a/1.png", "b/1.png", "cover.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    settings = {"root": str(tmp_path), "image_size": 4, "channels": 3, "fit": "crop"}
+    with pytest.raises(ValueError, match=r"labels were asked for.*\(cover.png lies beside the subdirectories\)"):
+        folder(**settings, labels="required")
+    (tmp_path / "cover.png").unlink()
+    assert folder(**settings, labels="required").labels.tolist() == [0, 1]
