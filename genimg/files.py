@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
+import re
 import shutil
 import signal
 import sys
@@ -86,29 +88,52 @@ def alone_in(path: Path, message: str, *, patience: float = 0.0) -> Iterator[Non
 
 
 @contextlib.contextmanager
-def directory_atomically(path: Path) -> Iterator[Path]:
+def directory_atomically(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary directory beside ``path`` that takes its place if the block ends well and is removed if not.
 
     The signals of ``terminal.stop_signals`` end the block as Ctrl-C does, with SystemExit.
 
     Args:
         path: absent or an empty directory; missing parent directories are made.
+        replace: whether ``path`` may hold something, which stays until the new directory is complete and is then removed.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process with our number
+    temporary, old = (path.with_name(f"{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    for each in (temporary, old):  # of a killed process with our number
+        shutil.rmtree(each, ignore_errors=True)
+    if replace:
+        _finish_swap(path)
     numbers = [number for number in stop_signals() if number != signal.SIGINT]
     # So that the end below is reached.
     previous = {number: signal.signal(number, lambda received, _: sys.exit(128 + received)) for number in numbers}
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        if path.exists():  # and is empty
+        if replace and path.exists():
+            path.rename(old)
+        elif path.exists():  # and is empty
             path.rmdir()
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _finish_swap(path: Path) -> None:
+    """Bring back, or remove, what a process left of ``path`` that was killed between two renames or right after them."""
+    for old in sorted(path.parent.glob(f"{glob.escape(path.name)}.*.old")) if path.parent.is_dir() else ():
+        if not re.fullmatch(r"\.\d+\.old", old.name.removeprefix(path.name)):
+            continue
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(path)
 
 
 def _sync(path: Path) -> None:

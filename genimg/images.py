@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -75,10 +76,14 @@ def mirror_and_shift(images: Tensor, mirrored: Tensor, upside_down: Tensor, down
     return images[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)  # [N, H, W, C] to [N, C, H, W]
 
 
-def write_png(picture: Tensor, path: Path) -> None:
-    """Write a uint8 picture [C, H, W] with 1, 3 or 4 channels; the file appears whole or not at all."""
-    from PIL import Image
+def write_png(picture: Tensor, path: Path, text: Mapping[str, str] | None = None) -> None:
+    """Write a uint8 picture [C, H, W] with 1, 3 or 4 channels, and text in its header; it appears whole or not at all."""
+    from PIL import Image, PngImagePlugin
 
+    header = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        header.add_text(key, value)
     array = picture.cpu().permute(1, 2, 0).numpy()
+    image = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
     with atomically(path) as temporary:
-        Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).save(temporary, format="PNG")
+        image.save(temporary, format="PNG", pnginfo=header)

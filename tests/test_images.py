@@ -88,7 +88,7 @@ def test_a_failed_write_leaves_the_earlier_picture_whole(tmp_path, monkeypatch):
     write_png(torch.zeros(3, 4, 4, dtype=torch.uint8), path)
     earlier = path.read_bytes()
 
-    def fail_half_way(self, target, format=None):
+    def fail_half_way(self, target, format=None, **options):
         with open(target, "wb") as file:
             file.write(b"half")
         raise OSError("no space left on device")

@@ -17,6 +17,7 @@ LAYERS = {
     "genimg.randomness": 0,
     "genimg.schedules": 0,
     "genimg.files": 0,
+    "genimg.outputs": 0,
     "genimg.clock": 0,
     "genimg.terminal": 0,
     "genimg.torchrun": 0,

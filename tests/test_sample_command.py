@@ -22,6 +22,7 @@ from genimg import build
 from genimg.commands.common import load_method, open_checkpoint
 from genimg.commands.conditions import find_conditions
 from genimg.commands.sample import sample
+from genimg.commands.sample_files import Archive
 from genimg.data.arrays import npz
 from genimg.data.captions import encode
 from genimg.data.sources import folder as folder_of_images
@@ -29,6 +30,7 @@ from genimg.images import to_uint8
 from genimg.interfaces import Method
 from genimg.methods.latent import Latent, Normal, Truncated, Uniform
 from genimg.methods.vae import VAE
+from genimg.outputs import MARK, record_of
 from genimg.paths import config_dir
 
 PROGRAM = "import sys; from genimg import cli; getattr(cli, sys.argv.pop(1))()"
@@ -134,7 +136,7 @@ def test_through_the_command_line_a_list_of_labels_gives_a_row_for_each(runs: Pa
 def test_one_label_fills_the_folder_and_lies_beside_the_checkpoints(runs: Path) -> None:
     run_sample(f"ckpt={runs / 'labels'}", "label=1", "num_images=3", "batch_size=2", "truncation=0.5")
     folder = runs / "labels" / "samples-seed0-square-truncation0.5"
-    assert sorted(path.name for path in folder.iterdir()) == [*(f"{i:06d}.png" for i in range(3)), "metadata.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == [*(f"{i:06d}.png" for i in range(3)), MARK, "metadata.jsonl"]
     assert folder.with_name(folder.name + ".png").is_file()
 
 
@@ -320,14 +322,69 @@ def test_an_archive_holds_what_files_would(runs: Path, tmp_path: Path, name: str
     run_sample(f"ckpt={runs / name}", "num_images=5", "batch_size=2", f"output={archive}")
     run_sample(f"ckpt={runs / name}", "num_images=5", "batch_size=2", f"output={tmp_path / 'files'}")
     with np.load(archive) as found:
-        assert found.files == (["images", "labels"] if name == "labels" else ["images"])
-        for i, image in enumerate(found["images"]):
+        assert found.files == (["arr_0", "arr_1", "labels"] if name == "labels" else ["arr_0"])
+        assert (found["arr_0"].shape, found["arr_0"].dtype) == ((5, 16, 16, 3), np.uint8)
+        for i, image in enumerate(found["arr_0"]):
             assert np.array_equal(image, pixels(tmp_path / "files" / f"{i:06d}.png"))
         if name == "labels":
-            assert found["labels"].tolist() == loaded(runs / name).draw(range(5), 0)["label"].tolist()
+            assert found["arr_1"].tolist() == loaded(runs / name).draw(range(5), 0)["label"].tolist()
+            assert np.array_equal(found["arr_1"], found["labels"])
     assert (tmp_path / "deep" / "made.png").is_file()
     source = npz(path=str(archive), image_size=None, channels=None, fit="crop")
     assert len(source) == 5
+    assert (source.labels is None) == (name == "vae")
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_an_archive_holds_three_channels_and_those_of_the_model(tmp_path: Path, channels: int) -> None:
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, channels, 4, 6), dtype=np.uint8))
+    with Archive(tmp_path / "made.npz", record_of("genimg-sample")) as sink:
+        sink.add("", range(3), {}, images[:3])
+        sink.add("", range(3, 5), {}, images[3:])
+    with np.load(tmp_path / "made.npz") as found:
+        assert found.files == ["arr_0", "images"]
+        assert np.array_equal(found["images"], images.permute(0, 2, 3, 1))
+        colours = found["images"].astype(float)
+        if channels == 4:
+            alpha = colours[..., 3:] / 255
+            colours = alpha * colours[..., :3] + (1 - alpha) * 255
+        assert found["arr_0"].shape == (5, 4, 6, 3)
+        assert np.abs(found["arr_0"] - colours).max() <= (0.51 if channels == 4 else 0)
+    source = npz(path=str(tmp_path / "made.npz"), image_size=None, channels=None, fit="crop")
+    assert np.array_equal(source.read_many(np.arange(5)), images)
+
+
+def test_samples_of_another_checkpoint_replace_the_folder_whole(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_sample(f"ckpt={runs / 'labels'}", "num_images=40", f"output={out}")
+    run_sample(f"ckpt={runs / 'vae'}", "num_images=12", f"output={out}")
+    assert sorted(path.name for path in out.iterdir()) == [*(f"{i:06d}.png" for i in range(12)), MARK]
+    mark = json.loads((out / MARK).read_text())
+    assert mark["checkpoint"].startswith(str(runs / "vae"))
+    assert cells(tmp_path / "out.png", 3, 4).shape[:2] == (3, 4)
+
+
+@pytest.mark.parametrize("neighbour", ["out/metadata.jsonl", "out.png", "made.npz", "made.png", "way.png", "way.webp"])
+def test_files_of_others_are_not_overwritten(runs: Path, tmp_path: Path, neighbour: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / neighbour).write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    output = {"made": "made.npz"}.get(name := Path(neighbour).parts[0].split(".")[0], name)
+    way = ["interpolate=linear", "num_images=2"] if name == "way" else ["num_images=2"]
+    with pytest.raises(ValueError, match=r"genimg(-sample)? did not write"):
+        run_sample(f"ckpt={runs / 'vae'}", *way, f"output={tmp_path / output}")
+    assert (tmp_path / neighbour).read_text() == "mine"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_genimg_sample_wrote_is_replaced(runs: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        for output, way in (("made.npz", []), ("way", ["interpolate=linear", "frames=2"])):
+            run_sample(f"ckpt={runs / 'vae'}", "num_images=2", f"seed={seed}", f"output={tmp_path / output}", *way)
+    with np.load(tmp_path / "made.npz") as found:
+        latest = found["arr_0"]
+    run_sample(f"ckpt={runs / 'vae'}", "num_images=2", "seed=1", f"output={tmp_path / 'files'}")
+    assert np.array_equal(latest[0], pixels(tmp_path / "files" / "000000.png"))
 
 
 # Around an image, and reconstructions
@@ -357,7 +414,7 @@ def test_a_folder_is_reconstructed_under_its_names(runs: Path, photos: Path, tmp
     run_sample(f"ckpt={runs / 'vae'}", f"reconstruct={photos}", "batch_size=2", f"output={tmp_path / 'made'}")
     method = loaded(runs / "vae")
     made = sorted(str(path.relative_to(tmp_path / "made")) for path in (tmp_path / "made").rglob("*") if path.is_file())
-    assert made == ["a.png", "c.png", "more/b.png"]
+    assert made == ["a.png", "c.png", MARK, "more/b.png"]
     for name, original in (("a.png", "a.png"), ("more/b.png", "more/b.jpg"), ("c.png", "c.png")):
         expected = method.reconstruct({"image": as_the_model_sees(photos / original)})
         assert_shows(tmp_path / "made" / name, expected[0])

@@ -27,6 +27,7 @@ from genimg.data.edges import Sobel
 from genimg.data.tasks import Pair, Task
 from genimg.images import to_uint8
 from genimg.methods.translation import Translation
+from genimg.outputs import MARK
 from genimg.paths import config_dir
 
 PROGRAM = "import sys; from genimg import cli; getattr(cli, sys.argv.pop(1))()"
@@ -127,7 +128,8 @@ def assert_shows(path: Path | str, image: Tensor) -> None:
 
 
 def files(folder: Path | str) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
+    """All but what the folder says about itself."""
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file() and path.name != MARK)
 
 
 # Files
@@ -223,16 +225,64 @@ def test_images_of_one_size_go_together_and_a_batch_changes_nothing(runs: Path, 
         assert np.abs(pixels(f"one/{name}") - pixels(f"two/{name}")).max() <= 1
 
 
-def test_overwrite_replaces_files_of_the_same_name_only(runs: Path) -> None:
-    write_images(Path("photos"), {"a.png": (16, 16)})
-    Path("out").mkdir()
-    Path("out/a.png").write_text("old")
-    Path("out/kept.txt").write_text("kept")
-    Path("out.png").write_text("old")
-    run_translate(runs / "denoise", "input=photos", "output=out", "overwrite=true")
-    assert files("out") == ["a.png", "kept.txt"]
-    assert pixels("out/a.png").shape == (16, 16, 3)
-    assert pixels("out.png").shape == (20, 38, 3)
+def test_overwrite_replaces_an_own_folder_whole_and_no_other(runs: Path) -> None:
+    write_images(Path("photos"), {"a.png": (16, 16), "b.png": (16, 16)})
+    write_images(Path("other"), {"c.png": (20, 20)})
+    run_translate(runs / "denoise", "input=photos", "output=out")
+    run_translate(runs / "colorize", "input=other", "output=out", "overwrite=true")
+    assert files("out") == ["c.png"]  # nothing of the first model
+    assert pixels("out.png").shape == (24, 46, 3)
+    mark = json.loads(Path("out", MARK).read_text())
+    assert mark["checkpoint"].startswith(str(runs / "colorize"))
+    Path("out/notes.txt").write_text("mine")
+    Path("theirs").mkdir()
+    Path("theirs/a.png").write_text("theirs")
+    Path("new.png").write_text("theirs")
+    for output, message in (
+        ("out", "holds notes.txt"),
+        ("theirs", "holds files that"),
+        ("new", "the grid of output=new would"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_translate(runs / "denoise", "input=photos", f"output={output}", "overwrite=true")
+    assert files("out") == ["c.png", "notes.txt"]
+    assert Path("theirs/a.png").read_text() == Path("new.png").read_text() == "theirs"
+
+
+# Two images side by side
+
+
+@pytest.fixture
+def of_pairs(runs: Path, home: Path) -> Path:
+    """A checkpoint of pix2pix as if it had been trained on files with two images side by side."""
+    path, state = open_checkpoint(runs / "pix2pix", "last")
+    state["config"]["data"] |= {"root": "facades", "a": None, "b": None}
+    torch.save(state, home / path.name)
+    return home / path.name
+
+
+def test_pairs_in_one_file_are_noticed_and_a_half_can_be_taken(runs: Path, of_pairs: Path) -> None:
+    write_images(Path("pairs"), {"a.png": (16, 32), "b.png": (32, 64)})
+    with pytest.raises(ValueError, match=r"pairs/a.png of 16x32 pixels looks like two images side by side.*half=left"):
+        run_translate(of_pairs, "input=pairs", "output=out")
+    for half, columns in (("left", slice(16)), ("right", slice(16, 32)), ("whole", slice(None))):
+        Path(f"alone-{half}").mkdir()
+        Image.open("pairs/a.png").crop((columns.start or 0, 0, columns.stop or 32, 16)).save(f"alone-{half}/a.png")
+        run_translate(of_pairs, "input=pairs/a.png", f"output={half}", f"half={half}")
+        run_translate(runs / "pix2pix", f"input=alone-{half}", f"output=expected-{half}")  # another folders' model: no refusal
+        assert np.array_equal(pixels(f"{half}/a.png"), pixels(f"expected-{half}/a.png"))
+        assert pixels(f"{half}/a.png").shape[1] == (32 if half == "whole" else 16)
+
+
+def test_other_shapes_and_odd_widths(of_pairs: Path) -> None:
+    write_images(Path("photos"), {"a.png": (16, 16), "b.png": (16, 24)})
+    run_translate(of_pairs, "input=photos", "output=out")
+    assert files("out") == ["a.png", "b.png"]
+    write_images(Path("odd"), {"a.png": (16, 31)})
+    with pytest.raises(ValueError, match=r"half=left: odd/a.png has a width of 31 pixels"):
+        run_translate(of_pairs, "input=odd", "output=out2", "half=left")
+    with pytest.raises(ValueError, match=r"half=upper is unknown: choose left, right, whole"):
+        run_translate(of_pairs, "input=odd", "output=out2", "half=upper")
 
 
 # Kinds of models
@@ -406,7 +456,7 @@ def test_training_mode_without_anything_to_train_is_refused(runs: Path) -> None:
         ("denoise", ["output=photos/made"], "output=photos/made is inside input=photos: name a directory elsewhere"),
         ("denoise", ["output=."], "input=photos lies inside output=.: name another output"),
         ("denoise", ["input=photos/a.png", "output=photos", "overwrite=true"], "input=photos/a.png lies inside output=photos"),
-        ("denoise", ["output=full"], "output=full exists and is not empty: choose another output, or replace what it holds"),
+        ("denoise", ["output=full"], "output=full exists and is not empty: choose another output, or replace it whole"),
         ("denoise", ["output=full/file.txt"], "output=full/file.txt is a file: name a directory"),
         ("denoise", ["output=made.png"], "output=made.png is to be a directory, in which images keep their names"),
         ("denoise", ["output=taken"], "the grid of output=taken would replace .*taken.png: move that away, or set overwrite"),
@@ -473,14 +523,13 @@ def test_sampling_from_a_translator_is_refused(runs: Path) -> None:
         sample(composed)
 
 
-def test_a_file_that_breaks_off_is_named_and_all_others_stay_whole(runs: Path) -> None:
+def test_a_file_that_breaks_off_is_named_and_nothing_is_written(runs: Path) -> None:
     write_images(Path("photos"), {"a.png": (40, 40), "b.png": (30, 30)})
     content = Path("photos/b.png").read_bytes()
     Path("photos/b.png").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"^photos/b.png cannot be decoded \(.*truncated.*\): repair or remove it"):
         run_translate(runs / "denoise", "input=photos", "output=out")
-    assert files("out") == ["a.png"]
-    assert pixels("out/a.png").shape == (40, 40, 3)
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

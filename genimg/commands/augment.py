@@ -28,11 +28,13 @@ from genimg.data.packing import CORRUPT
 from genimg.data.pixels import PixelFormat
 from genimg.environment import num_cores
 from genimg.explain import nearest
-from genimg.files import atomically, directory_atomically, naming_full_disk
+from genimg.files import atomically, naming_full_disk
 from genimg.images import grid, to_float, write_png
+from genimg.outputs import own_folder, record_of, stamp_of
 
 log = logging.getLogger(__name__)
 
+_COMMAND = "genimg-augment"
 _KEYS = ("input", "output", "copies", "originals", "seed", "captions", *RANGES, "max_corrupt", "num_workers", "traceback")
 _SIDES = {"horizontal_flip": ("left", "right"), "vertical_flip": ("above", "below", "top", "bottom")}
 _AHEAD = 4  # images a thread, so that none waits for another's large file
@@ -64,7 +66,7 @@ def augment(composed: DictConfig) -> None:
     start = time.monotonic()
     with (
         atomically(_preview_of(output)) as picture,
-        directory_atomically(output) as folder,
+        own_folder(output, record_of(_COMMAND, options=options)) as folder,
         _one_torch_thread(),
         naming_full_disk(f"the disk of output={output} became full: make room, or choose another output"),
     ):
@@ -227,7 +229,7 @@ def _write_preview(job: Job, kept: Sequence[int], folder: Path, picture: Path) -
     copies = range(min(job.copies, _MOST_COPIES))
     files = [[job.root / job.paths[i], *(folder / copy_name(job.paths[i], number) for number in copies)] for i in shown]
     cells = torch.stack([_cell(file) for row in files for file in row])
-    write_png(grid(to_float(cells), 1 + len(copies)), picture)
+    write_png(grid(to_float(cells), 1 + len(copies)), picture, stamp_of(_COMMAND))
 
 
 def _cell(file: Path) -> Tensor:

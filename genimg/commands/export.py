@@ -32,6 +32,7 @@ from genimg.exporting.parts import Choices, Part, Port, exportable
 from genimg.exporting.rebuilding import rebuilt, recipe
 from genimg.files import atomically, naming_full_disk
 from genimg.methods.translation import MODES
+from genimg.outputs import require_own_export
 from genimg.training.device import Precision, choose_device
 
 log = logging.getLogger(__name__)
@@ -98,10 +99,10 @@ def _check(options: Config) -> None:
 
 
 def _output(options: Config, checkpoint: Path, part: Part, choices: Choices) -> Path:
-    """The file to write; one that exists is replaced.
+    """The file to write; one that genimg-export wrote is replaced.
 
     Raises:
-        ValueError: if it cannot be written.
+        ValueError: if it cannot be written, or is another program's.
     """
     if options["output"] is not None:
         output = Path(options["output"]).expanduser()
@@ -110,6 +111,7 @@ def _output(options: Config, checkpoint: Path, part: Part, choices: Choices) -> 
         psi = "" if choices.truncation is None else f"-truncation{choices.truncation:g}"
         output = folder / f"{part.name}{psi}{FORMATS[options['format']].suffix}"
     check_writable("output", output)
+    require_own_export(output)
     return output
 
 

@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from genimg.commands.common import check_writable
 from genimg.data.index import list_images
-from genimg.data.pixels import PixelFormat, upright
+from genimg.data.pixels import PixelFormat, half_of, upright
 from genimg.images import grid as grid_of_images
 from genimg.images import on_white, to_float, to_uint8
+from genimg.outputs import require_own_file, require_own_folder
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 _MOST_NAMED = 5  # of the files that something is wrong with
@@ -37,6 +38,7 @@ class Picture:
         number: among all of them.
         size: (height, width), pixels.
         mask: file of the same size, or None.
+        half: ``left`` or ``right`` where only this half of the file is the image; ``size`` is then the half's.
     """
 
     file: Path
@@ -44,6 +46,7 @@ class Picture:
     number: int
     size: tuple[int, int] = (0, 0)
     mask: Path | None = None
+    half: str | None = None
 
 
 def find_pictures(given: object, key: str = "input") -> list[Picture]:
@@ -74,7 +77,7 @@ def find_pictures(given: object, key: str = "input") -> list[Picture]:
 
 
 def checked_output(
-    given: object, inputs: Mapping[str, object], pictures: Sequence[Picture], *, grid: bool, overwrite: bool
+    given: object, inputs: Mapping[str, object], pictures: Sequence[Picture], *, grid: bool, overwrite: bool, command: str
 ) -> Path:
     """The absolute path of the directory to write to.
 
@@ -83,10 +86,11 @@ def checked_output(
         inputs: key -> path of what is read, None where nothing is.
         pictures: with their masks.
         grid: whether the picture beside the directory is written, too; see ``grid_of``.
-        overwrite: whether the directory may hold something.
+        overwrite: whether a directory that the command wrote is replaced, with all that it holds.
+        command: that writes.
 
     Raises:
-        ValueError: if it is no directory, holds something, or shares a place with what is read.
+        ValueError: if it is no directory, holds something that must not be replaced, or shares a place with what is read.
     """
     output = Path(str(given)).expanduser().resolve()
     for key, value in inputs.items():
@@ -101,7 +105,8 @@ def checked_output(
     if output.is_dir():
         if any(output.iterdir()) and not overwrite:
             raise ValueError(
-                f"output={given} exists and is not empty: choose another output, or replace what it holds with overwrite=true"
+                f"output={given} exists and is not empty: choose another output, or replace it whole, if {command} wrote it, "
+                "with overwrite=true"
             )
     elif output.exists():
         raise ValueError(f"output={given} is a file: name a directory")
@@ -113,10 +118,12 @@ def checked_output(
         raise ValueError(
             f"the grid of output={given} would replace {grid_of(output)}: move that away, or set overwrite=true or grid=false"
         )
-    written = {*(output / picture.name for picture in pictures), *([grid_of(output)] if grid else [])}
     for file in {file for picture in pictures for file in (picture.file, picture.mask) if file is not None}:
-        if file.resolve() in written:
+        if file.resolve().is_relative_to(output) or (grid and file.resolve() == grid_of(output)):
             raise ValueError(f"output={given} would overwrite {file}, which is read: choose another output")
+    require_own_folder(output, command)
+    if grid:
+        require_own_file(grid_of(output), f"the grid of output={given}")
     return output
 
 
@@ -176,11 +183,25 @@ def with_sizes(pictures: Sequence[Picture]) -> list[Picture]:
     return [replace(picture, size=sizes[picture.file]) for picture in pictures]
 
 
+def halved(pictures: Sequence[Picture], half: str) -> list[Picture]:
+    """The left or right halves of files with two images side by side; sizes must be known.
+
+    Raises:
+        ValueError: naming a file that has no two halves.
+    """
+    for picture in pictures:
+        if picture.size[1] % 2:
+            raise ValueError(f"half={half}: {picture.file} has a width of {picture.size[1]} pixels, not that of two images")
+    return [replace(picture, half=half, size=(picture.size[0], picture.size[1] // 2)) for picture in pictures]
+
+
 def read_image(picture: Picture, channels: int, levels: tuple[float, float] | None = None) -> Tensor:
     """uint8 [C, H, W]; ``levels`` of 16- and 32-bit images as those of PixelFormat."""
     try:
         with Image.open(picture.file) as file:
             image = upright(file)
+            if picture.half is not None:
+                image = half_of(image, picture.half)
             if (image.height, image.width) != picture.size:
                 raise ValueError(
                     f"it is {_pixels((image.height, image.width))}, not {_pixels(picture.size)} as its header says"

@@ -17,6 +17,7 @@ from genimg.data.pixels import PixelFormat
 from genimg.files import naming_full_disk
 from genimg.images import to_float, to_uint8, write_png
 from genimg.interfaces import Batch, Method
+from genimg.outputs import Record, own_folder, stamp_of
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,13 @@ _MOST_SHOWN = 32  # images in the grid
 
 
 def reconstruct(
-    method: Method, data: Config, options: Config, conditions: Sequence[Condition], folder: Path, device: torch.device
+    method: Method,
+    data: Config,
+    options: Config,
+    conditions: Sequence[Condition],
+    folder: Path,
+    device: torch.device,
+    record: Record,
 ) -> None:
     """Write the reconstruction of every image of ``reconstruct``, under its name, and a grid of some beside their originals.
 
@@ -35,6 +42,7 @@ def reconstruct(
         conditions: one, of all images.
         folder: to write to.
         device: of the method.
+        record: what the folder says about itself.
 
     Raises:
         ValueError: if the method is no autoencoder, or the files or the output are not as they must be.
@@ -43,12 +51,13 @@ def reconstruct(
         raise ValueError(f"reconstruct= is for autoencoders, such as a VAE, and this model is a {type(method).__name__}")
     condition = require_one(options, "reconstruct", method, conditions)
     pictures = with_sizes(find_pictures(options["reconstruct"], "reconstruct"))
-    output = checked_output(folder, {"reconstruct": options["reconstruct"]}, pictures, grid=True, overwrite=True)
+    output = checked_output(folder, {"reconstruct": options["reconstruct"]}, pictures, grid=True, overwrite=True,
+                            command=record["made_by"])  # fmt: skip
     to = pixel_format(data)
     shown: list[tuple[Tensor, Tensor]] = []
-    output.mkdir(parents=True, exist_ok=True)
     with (
         naming_full_disk(f"the disk of output={output} became full: make room, or choose another output"),
+        own_folder(output, record) as made_in,
         tqdm(total=len(pictures), desc="reconstructing", unit="image", disable=None) as progress,
     ):
         for start in range(0, len(pictures), options["batch_size"]):
@@ -58,13 +67,13 @@ def reconstruct(
             batch |= {key: value.to(device).expand(len(some), *value.shape[1:]) for key, value in condition.row.items()}
             made = to_uint8(method.reconstruct(batch)).cpu()
             for picture, original, image in zip(some, originals, made, strict=True):
-                write_png(image, output / picture.name)
+                write_png(image, made_in / picture.name)
                 if len(shown) < _MOST_SHOWN:
                     shown.append((cell(original), cell(image)))
             progress.update(len(some))
-        log.info("%d reconstruction%s: %s", len(pictures), "s" * (len(pictures) > 1), relative(output))
-        write_png(side_by_side(shown), grid_of(output))
-        log.info("images and, right of each, its reconstruction: %s", relative(grid_of(output)))
+    log.info("%d reconstruction%s: %s", len(pictures), "s" * (len(pictures) > 1), relative(output))
+    write_png(side_by_side(shown), grid_of(output), stamp_of(record["made_by"]))
+    log.info("images and, right of each, its reconstruction: %s", relative(grid_of(output)))
 
 
 def require_one(options: Config, what: str, method: Method, conditions: Sequence[Condition]) -> Condition:

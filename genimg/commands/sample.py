@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from genimg.commands.common import Config, load_method, open_for_use, require_all_values
+from genimg.commands.common import Config, load_method, open_for_use, relative, require_all_values
 from genimg.commands.conditions import KEYS, Condition, find_conditions, name_of_label
 from genimg.commands.pictures import existing, read_resized
 from genimg.commands.reconstruct import pixel_format, reconstruct, require_one
@@ -22,10 +22,13 @@ from genimg.files import atomically
 from genimg.images import class_rows, grid, to_float, to_uint8, write_png
 from genimg.interfaces import Batch, Method
 from genimg.methods.latent import interpolate
+from genimg.outputs import Record, exif_of, record_of, require_own_file, stamp_of
 from genimg.training.device import choose_device
 
 log = logging.getLogger(__name__)
 
+_COMMAND = "genimg-sample"
+_TOLD = ("num_images", "seed", "label", "text", "truncation", "noise", "near", "spread", "reconstruct")  # beside the samples
 _MOST_SHOWN = 256  # images in a grid
 _EXCLUDE = {"reconstruct": ("near", "interpolate", "truncation", "noise"), "near": ("interpolate", "truncation", "noise")}
 _MOST_COLUMNS = 16  # in a grid with a row for each condition
@@ -83,10 +86,10 @@ def sample(composed: DictConfig) -> None:
     method.before_sampling()
     conditions = find_conditions(options, method, state.get("class_names", ()))
     default = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    folder = Path(options["output"]).expanduser() if options["output"] else default / _name(options, conditions)
+    folder = (Path(options["output"]).expanduser() if options["output"] else default / _name(options, conditions)).resolve()
     if options["reconstruct"] is not None:
         log.info("from %s, trained on %d images", path, state["training"]["images"])
-        reconstruct(method, config["data"], options, conditions, folder, device)
+        reconstruct(method, config["data"], options, conditions, folder, device, _record(options, path, state))
         return
     near = None if options["near"] is None else _near(options, method, config["data"], conditions)
     if options["interpolate"] is not None:
@@ -107,11 +110,18 @@ def sample(composed: DictConfig) -> None:
         method.with_noise(maker.draw(range(1)), maker.noise)
     log.info("from %s, trained on %d images", path, state["training"]["images"])
     if options["interpolate"] is not None:
+        places = {condition.name: folder if len(conditions) == 1 else folder / condition.name for condition in conditions}
+        for place in places.values():
+            for file in _files_of_way(place):
+                require_own_file(file, f"output={folder}")
         for condition in conditions:
-            _write_way(maker, condition, folder if len(conditions) == 1 else folder / condition.name, options)
+            _write_way(maker, condition, places[condition.name], options)
     else:
         names = state.get("class_names", ())
-        sink = Archive(folder) if folder.suffix == ".npz" else Files(folder, _class_name(options, method, names))
+        record = _record(options, path, state)
+        class_name = _class_name(options, method, names)
+        sink = Archive(folder, record) if folder.suffix == ".npz" else Files(folder, class_name, record)
+        require_own_file(_picture_of(folder), f"the grid of output={folder}")
         _write_images(maker, conditions, sink, options["num_images"])
 
 
@@ -130,6 +140,17 @@ def _near(options: Config, method: Method, data: Config, conditions: Sequence[Co
     device = next(method.parameters()).device
     method.nearby(image.to(device), {key: value.to(device) for key, value in drawn.items()}, 0.0)  # refuses before the work
     return image
+
+
+def _record(options: Config, path: Path, state: Config) -> Record:
+    """What a folder or archive of samples says about itself."""
+    chosen = {key: options[key] for key in _TOLD}
+    return record_of(_COMMAND, checkpoint=str(path.resolve()), checkpoint_images=state["training"]["images"], options=chosen)
+
+
+def _picture_of(folder: Path) -> Path:
+    """The grid beside a folder or archive."""
+    return folder.with_name(folder.name.removesuffix(".npz") + ".png")
 
 
 def _class_name(options: Config, method: Method, class_names: Sequence[str]) -> Callable[[int], str] | None:
@@ -223,28 +244,28 @@ def _repeated(row: Batch, count: int) -> Batch:
 
 def _write_images(maker: _Maker, conditions: Sequence[Condition], sink: Sink, num_images: int) -> None:
     shown = []
-    for condition in conditions:
-        place = "" if len(conditions) == 1 else f"{condition.name}/"
-        kept: list[Tensor] = []
+    with sink:
+        for condition in conditions:
+            place = "" if len(conditions) == 1 else f"{condition.name}/"
+            kept: list[Tensor] = []
 
-        def draw(indices: range, row: Batch = condition.row) -> Batch:
-            return maker.draw(indices) | _repeated(row, len(indices))
+            def draw(indices: range, row: Batch = condition.row) -> Batch:
+                return maker.draw(indices) | _repeated(row, len(indices))
 
-        for indices, drawn, images in maker.make_all(num_images, draw, f"sampling {condition.name}".strip()):
-            sink.add(place, indices, drawn, to_uint8(images))
-            if indices.start < _MOST_SHOWN:
-                kept.append(images)
-        shown.append(torch.cat(kept)[: _MOST_SHOWN if len(conditions) == 1 else _MOST_COLUMNS])
-    sink.close()
-    log.info("%d images: %s", num_images * len(conditions), sink.path)
-    picture = sink.path.with_name(sink.path.name.removesuffix(".npz") + ".png")
+            for indices, drawn, images in maker.make_all(num_images, draw, f"sampling {condition.name}".strip()):
+                sink.add(place, indices, drawn, to_uint8(images))
+                if indices.start < _MOST_SHOWN:
+                    kept.append(images)
+            shown.append(torch.cat(kept)[: _MOST_SHOWN if len(conditions) == 1 else _MOST_COLUMNS])
+    log.info("%d images: %s", num_images * len(conditions), relative(sink.path))
+    picture = _picture_of(sink.path)
     if maker.method.num_classes and not conditions[0].row:
-        write_png(grid(_classes(maker, len(shown[0]))), picture)
-        log.info("grid, of images of its own, one class a row: %s", picture)
+        write_png(grid(_classes(maker, len(shown[0]))), picture, stamp_of(_COMMAND))
+        log.info("grid, of images of its own, one class a row: %s", relative(picture))
     else:
         columns = None if len(conditions) == 1 else len(shown[0])
-        write_png(grid(torch.cat(shown), columns), picture)
-        log.info("grid%s: %s", "" if columns is None else ", one condition a row", picture)
+        write_png(grid(torch.cat(shown), columns), picture, stamp_of(_COMMAND))
+        log.info("grid%s: %s", "" if columns is None else ", one condition a row", relative(picture))
 
 
 def _classes(maker: _Maker, count: int) -> Tensor:
@@ -277,6 +298,12 @@ def _require_one_condition(options: Config, method: Method) -> None:
         raise ValueError(f"interpolate={options['interpolate']}: a {type(method).__name__} has no latents: leave it away")
 
 
+def _files_of_way(path: Path) -> tuple[Path, Path]:
+    """The picture and the animation."""
+    picture, animation = (path.with_name(path.name + suffix) for suffix in (".png", ".webp"))
+    return picture, animation
+
+
 def _write_way(maker: _Maker, condition: Condition, path: Path, options: Config) -> None:
     """A closed loop through ``num_images`` latents: a picture with a row for each pair, and an animation."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -293,11 +320,11 @@ def _write_way(maker: _Maker, condition: Condition, path: Path, options: Config)
 
     made = maker.make_all(len(latents), draw, f"interpolating {condition.name}".strip())
     images = torch.cat([images for _, _, images in made])
-    picture, animation = (path.with_name(path.name + suffix) for suffix in (".png", ".webp"))
-    write_png(grid(images, frames), picture)
+    picture, animation = _files_of_way(path)
+    write_png(grid(images, frames), picture, stamp_of(_COMMAND))
     _write_animation(to_uint8(images), animation, options["frames_per_second"])
-    log.info("%d rows of %d images, from one latent to the next: %s", num_images, frames, picture)
-    log.info("animation: %s", animation)
+    log.info("%d rows of %d images, from one latent to the next: %s", num_images, frames, relative(picture))
+    log.info("animation: %s", relative(animation))
 
 
 def _write_animation(images: Tensor, path: Path, frames_per_second: float) -> None:
@@ -313,4 +340,5 @@ def _write_animation(images: Tensor, path: Path, frames_per_second: float) -> No
             duration=round(1000 / frames_per_second),  # milliseconds
             loop=0,
             lossless=True,
+            exif=exif_of(_COMMAND),
         )

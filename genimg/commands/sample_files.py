@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from genimg.commands.conditions import KEYS
 from genimg.files import atomically
-from genimg.images import write_png
+from genimg.images import on_white, to_float, to_uint8, write_png
 from genimg.interfaces import Batch
+from genimg.outputs import Record, own_folder, require_own_file, require_own_folder, stamp_archive
+
+_BATCH = 256
 
 
-class Sink(ABC):
-    """Takes images, batch by batch."""
+class Sink(AbstractContextManager["Sink"], ABC):
+    """Takes images, batch by batch; what it writes is in its place, whole, when its block ends well."""
 
     path: Path
 
@@ -33,24 +38,30 @@ class Sink(ABC):
             drawn: what they were made of.
         """
 
-    @abstractmethod
-    def close(self) -> None:
-        """When all images are there."""
-
 
 class Files(Sink):
     """PNG files, and metadata.jsonl, which says which image has which label or caption, as ``data=folder`` reads it.
 
     Args:
-        folder: to write to.
+        folder: to write to; one that genimg-sample wrote is replaced whole.
         class_name: of a label, for a directory of each class; None for none.
+        record: what the folder says about itself.
+
+    Raises:
+        ValueError: if the folder holds what genimg-sample did not write.
     """
 
-    def __init__(self, folder: Path, class_name: Callable[[int], str] | None) -> None:
+    def __init__(self, folder: Path, class_name: Callable[[int], str] | None, record: Record) -> None:
         self.path = folder
         self._class_name = class_name
+        self._record = record
         self._lines: list[str] = []
-        folder.mkdir(parents=True, exist_ok=True)
+        self._open = ExitStack()
+        require_own_folder(folder, record["made_by"])
+
+    def __enter__(self) -> Self:
+        self._folder = self._open.enter_context(own_folder(self.path, self._record))
+        return self
 
     def add(self, place: str, indices: range, drawn: Batch, images: Tensor) -> None:
         places = [place] * len(indices)
@@ -58,38 +69,65 @@ class Files(Sink):
             places = [f"{self._class_name(label)}/" for label in drawn["label"].tolist()]
         names = [f"{each}{index:06d}.png" for each, index in zip(places, indices, strict=True)]
         for name, image in zip(names, images, strict=True):
-            write_png(image, self.path / name)
+            write_png(image, self._folder / name)
         self._lines += _lines(names, drawn)
 
-    def close(self) -> None:
-        if self._lines:
-            with atomically(self.path / "metadata.jsonl") as temporary:
-                temporary.write_text("\n".join(self._lines) + "\n", encoding="utf-8")
+    def __exit__(self, *error: Any) -> bool | None:
+        if error[0] is None and self._lines:
+            (self._folder / "metadata.jsonl").write_text("\n".join(self._lines) + "\n", encoding="utf-8")
+        return self._open.__exit__(*error)
 
 
 class Archive(Sink):
-    """An .npz with ``images``, uint8 [N, H, W, C], and ``labels``, int64 [N], where there are some; it appears whole.
+    """An .npz that appears whole: ``arr_0``, uint8 [N, H, W, 3], and ``arr_1``, int64 [N], where there are labels.
 
-    So ``data=npz``, genimg-eval and most other programs read it.
+    These are the names of ADM's samples (Dhariwal & Nichol 2021), which evaluators of the field read. Images of other channels
+    are repeated, or put on white, and are also there as they are, as ``images``; labels are also called ``labels``.
+
+    Args:
+        path: of the file; one that genimg-sample wrote is replaced.
+        record: what the file says about itself.
+
+    Raises:
+        ValueError: if the file is there and genimg-sample did not write it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, record: Record) -> None:
         self.path = path
+        self._record = record
         self._images: list[Tensor] = []
         self._labels: list[Tensor] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
+        require_own_file(path, f"output={path}")
 
     def add(self, place: str, indices: range, drawn: Batch, images: Tensor) -> None:
-        self._images.append(images.permute(0, 2, 3, 1))
+        self._images.append(images)
         if "label" in drawn:
             self._labels.append(drawn["label"].cpu())
 
-    def close(self) -> None:
-        arrays: dict[str, Any] = {"images": torch.cat(self._images).numpy()}
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is not None:
+            return
+        images = torch.cat(self._images)
+        arrays: dict[str, Any] = {"arr_0": _channels_last(_as_rgb(images))}
+        if images.shape[1] != 3:
+            arrays["images"] = _channels_last(images)
         if self._labels:
-            arrays["labels"] = torch.cat(self._labels).numpy()
-        with atomically(self.path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays)
+            arrays["arr_1"] = arrays["labels"] = torch.cat(self._labels).numpy()
+        with atomically(self.path) as temporary:
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)
+            stamp_archive(temporary, self._record)
+
+
+def _channels_last(images: Tensor) -> NDArray[np.uint8]:
+    return images.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _as_rgb(images: Tensor) -> Tensor:
+    """uint8 [N, C, H, W] with 3 channels, batch by batch, because floats take four times the memory."""
+    if images.shape[1] == 4:
+        return torch.cat([to_uint8(on_white(to_float(some))) for some in images.split(_BATCH)])
+    return images.expand(-1, 3, -1, -1)
 
 
 def _lines(names: Sequence[str], drawn: Batch) -> list[str]:

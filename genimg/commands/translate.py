@@ -20,6 +20,7 @@ from genimg.commands.pictures import (
     checked_output,
     find_pictures,
     grid_of,
+    halved,
     read_image,
     read_mask,
     side_by_side,
@@ -34,13 +35,16 @@ from genimg.files import naming_full_disk
 from genimg.images import write_png
 from genimg.interfaces import height_width
 from genimg.methods.translation import MODES, Translation
+from genimg.outputs import own_folder, record_of, stamp_of
 from genimg.training.device import choose_device
 
 log = logging.getLogger(__name__)
 
-_KEYS = ("ckpt", "which", "input", "output", "overwrite", "direction", "mask", "model_mode", "tile", "overlap", "batch_size",
-         "seed", "grid", "device", "allow", "traceback")  # fmt: skip
+_KEYS = ("ckpt", "which", "input", "output", "overwrite", "direction", "mask", "half", "model_mode", "tile", "overlap",
+         "batch_size", "seed", "grid", "device", "allow", "traceback")  # fmt: skip
+_COMMAND = "genimg-translate"
 _MOST_SHOWN = 16  # images in the grid
+_SAME_RATIO = 0.02  # by which the shape of two images side by side may differ
 _USUAL_TILE = 256  # pixels, to be advised
 
 
@@ -59,8 +63,9 @@ def translate(composed: DictConfig) -> None:
         method.set_mode(options["model_mode"], "model_mode")
     pictures = _masked(options, pictures, method.task)
     read = {key: options[key] for key in ("input", "mask")}
-    output = checked_output(options["output"], read, pictures, grid=options["grid"], overwrite=options["overwrite"])
-    pictures = with_sizes(pictures)
+    output = checked_output(options["output"], read, pictures, grid=options["grid"], overwrite=options["overwrite"],
+                            command=_COMMAND)  # fmt: skip
+    pictures = _halved(options, with_sizes(pictures), data)
     source_channels = data["target_channels" if direction in method.directions[1:] else "source_channels"]
     channels, levels = image_channels(method.task, source_channels), checked_levels(data.get("range"))
     least = least_side(method, direction, device, source_channels, max(height_width(data["image_size"])))
@@ -69,10 +74,17 @@ def translate(composed: DictConfig) -> None:
                             options["seed"], least)  # fmt: skip
     log.info("from %s, trained on %d images", relative(path), state["training"]["images"])
     with naming_full_disk(f"the disk of output={output} became full: make room, or choose another output"):
-        shown = _write_all(translator, pictures, channels, levels, output)
+        record = record_of(
+            _COMMAND,
+            checkpoint=str(path.resolve()),
+            checkpoint_images=state["training"]["images"],
+            options={key: options[key] for key in ("input", "mask", "direction", "model_mode", "tile", "seed")},
+        )
+        with own_folder(output, record) as folder:  # fmt: skip
+            shown = _write_all(translator, pictures, channels, levels, folder)
         log.info("%d image%s: %s", len(pictures), "s" * (len(pictures) > 1), relative(output))
         if options["grid"]:
-            write_png(side_by_side(shown), grid_of(output))
+            write_png(side_by_side(shown), grid_of(output), stamp_of(_COMMAND))
             few = "" if len(shown) == len(pictures) else f", the first {len(shown)}"
             log.info("images and, right of each, what was made of it%s: %s", few, relative(grid_of(output)))
 
@@ -98,6 +110,8 @@ def _check(options: Config) -> None:
             raise ValueError(f"{key}={options[key]} must be true or false")
     if type(options["seed"]) is not int:
         raise ValueError(f"seed={options['seed']} must be a whole number")
+    if options["half"] not in (None, "left", "right", "whole"):
+        raise ValueError(f"half={options['half']} is unknown: choose left, right, whole, or null")
     if options["model_mode"] not in (None, *MODES):
         raise ValueError(f"model_mode={options['model_mode']} is unknown: choose eval, train, or null for the model's own")
     for key, least in (("batch_size", 1), ("overlap", 0), ("tile", 1)):
@@ -155,6 +169,32 @@ def _masked(options: Config, pictures: list[Picture], task: Task) -> list[Pictur
     return with_masks(pictures, options["mask"])
 
 
+def _halved(options: Config, pictures: list[Picture], data: Config) -> list[Picture]:
+    """The half of each file that is to be translated; whole files where none is.
+
+    Raises:
+        ValueError: if a file looks like the pairs that the model was trained on and the options do not say what it is.
+    """
+    half = options["half"]
+    if half in ("left", "right"):
+        if options["mask"] is not None:
+            raise ValueError(f"half={half} and mask={options['mask']} do not go together: cut the files beforehand")
+        return halved(pictures, half)
+    in_one_file = str(data["_target_"]).endswith("pairs.paired") and data.get("root") is not None
+    if half is None and in_one_file:
+        height, width = height_width(data["image_size"])
+        for picture in pictures:
+            ratio = (picture.size[1] / picture.size[0]) / (2 * width / height)
+            if abs(ratio - 1) < _SAME_RATIO:
+                source = "right" if data["direction"] == "b2a" else "left"
+                raise ValueError(
+                    f"{picture.file} of {picture.size[0]}x{picture.size[1]} pixels looks like two images side by side, as this "
+                    f"model was trained on: half={source} translates the {source} one, from which it makes the other; "
+                    "half=whole takes files as they are"
+                )
+    return pictures
+
+
 def _check_tile(tile: int | None, multiple: int, least: int) -> None:
     """Refuse tiles that the network does not take.
 
@@ -174,7 +214,7 @@ def _check_tile(tile: int | None, multiple: int, least: int) -> None:
 def _write_all(
     translator: Translator, pictures: Sequence[Picture], channels: int, levels: tuple[float, float] | None, output: Path
 ) -> list[tuple[Tensor, Tensor]]:
-    """Write what is made of all images, each file whole.
+    """Write what is made of all images.
 
     Returns:
         The first sources and results, for the grid.
@@ -183,8 +223,6 @@ def _write_all(
         ValueError: if an image cannot be decoded or translated.
     """
     shown: dict[int, tuple[Tensor, Tensor]] = {}
-    written = 0
-    output.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(pictures), desc="translating", unit="image", disable=None) as progress:
         for batch in _batches(translator, pictures):
             images = torch.stack([read_image(each, channels, levels) for each in batch])
@@ -192,14 +230,13 @@ def _write_all(
             try:
                 sources, results = translator(images, masks, batch[0].number)
             except MemoryFullError as error:
-                raise ValueError(_too_large(batch, translator, written)) from error
+                raise ValueError(_too_large(batch, translator)) from error
             except ValueError as error:
                 raise ValueError(f"{batch[0].file}: {error}") from error
             for picture, source, result in zip(batch, sources, results, strict=True):
                 write_png(result, output / picture.name)
                 if picture.number < _MOST_SHOWN:
                     shown[picture.number] = cell(source), cell(result)
-            written += len(batch)
             progress.update(len(batch))
     return [shown[number] for number in sorted(shown)]
 
@@ -216,7 +253,7 @@ def _batches(translator: Translator, pictures: Sequence[Picture]) -> Iterator[li
         yield from (same[start : start + count] for start in range(0, len(same), count))
 
 
-def _too_large(batch: Sequence[Picture], translator: Translator, written: int) -> str:
+def _too_large(batch: Sequence[Picture], translator: Translator) -> str:
     """What to do where the memory is too small for a batch."""
     tile, multiple = translator.tile, translator.method.multiple
     smaller = _USUAL_TILE if tile is None else tile // 2
@@ -224,9 +261,8 @@ def _too_large(batch: Sequence[Picture], translator: Translator, written: int) -
     advice = [f"tile={smaller}"] if tile is None or smaller < tile else []
     advice += ["a smaller batch_size"] if translator.batch_size > 1 else []
     several = f", {len(batch)} at once" if len(batch) > 1 else ""
-    again = f" (and overwrite=true: {written} images are written)" if written else ""
     height, width = batch[0].size
     return (
         f"the memory is too small for {batch[0].file} of {height}x{width} pixels{several}: set "
-        f"{' or '.join(advice) or 'another device'}{again}"
+        f"{' or '.join(advice) or 'another device'}"
     )

@@ -106,16 +106,18 @@ def _no_archive(path: str) -> str:
 
 
 def _without_repetition(archive: np.lib.npyio.NpzFile, headers: dict[str, Header], path: str) -> dict[str, Header]:
-    """Leave ``arr_0`` out where it repeats ``images`` in three channels, as genimg-sample writes grey images."""
+    """Leave ``arr_0`` out where it repeats ``images`` in three channels, as genimg-sample writes others than RGB."""
     if not {FIRST, "images"} <= set(image_like(headers)):
         return headers
     one, three = _read(archive, "images", path), _read(archive, FIRST, path)
-    if one.shape[:3] != three.shape[:3] or one.ndim != 4 or three.ndim != 4 or one.dtype != three.dtype:
+    if one.ndim != 4 or three.ndim != 4 or one.shape[:3] != three.shape[:3] or not one.dtype == three.dtype == np.uint8:
         return headers
-    same = np.array_equal(one, three) or (
-        one.shape[3] == 1 and all(np.array_equal(one[..., 0], c) for c in np.moveaxis(three, 3, 0))
-    )
-    return {name: header for name, header in headers.items() if name != FIRST} if same or one.shape[3] == 4 else headers
+    colours = one.astype(np.float64)
+    if one.shape[3] == 4:  # on white
+        opacity = colours[..., 3:] / 255
+        colours = opacity * colours[..., :3] + (1 - opacity) * 255
+    same = colours.shape[3] in (1, three.shape[3]) and np.abs(three.astype(np.float64) - colours).max(initial=0) < 1
+    return {name: header for name, header in headers.items() if name != FIRST} if same else headers
 
 
 def _say_what_was_taken(

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from genimg.data.contents import digest_of_contents
 from genimg.files import atomically
+from genimg.outputs import MARK, is_unfinished, require_finished
 from genimg.paths import cache_dir
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ _LEAST_CACHED = 10_000  # files; fewer are listed in no time
 _MOST_SHOWN = 3  # of the directories that were left out, in a message
 _ALONE = {".hydra", "multirun.yaml"}  # of a run, and of a sweep
 _BESIDE_CONFIG = {"checkpoints", "metrics.jsonl", "summary.json"}  # of a run whose .hydra was not copied with it
-_MARKS = _ALONE | _BESIDE_CONFIG | {"config.yaml"}  # names that say without another look at the disk what a directory is
+_MARKS = _ALONE | _BESIDE_CONFIG | {"config.yaml", MARK}  # names that say without another look at the disk what a directory is
 _SAID: set[tuple[str, tuple[str, ...]]] = set()  # which directories were left out of which root
 # File systems record times in steps of up to two seconds (FAT): in a directory that was changed so shortly before it was
 # listed, a later change could leave the same time behind.
@@ -198,6 +199,11 @@ def _entries(root: Path, directory: str, listing: _Listing) -> Iterator[os.DirEn
     except OSError as error:
         log.warning("%s cannot be listed (%s): its images are left out", path, error.strerror)
         listing.complete = False
+        return
+    if MARK in marks and is_unfinished(Path(path)):
+        if not directory:
+            require_finished(root)
+        listing.skipped.append(directory)
         return
     if mark := _written_by_genimg(marks):
         if not directory:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from genimg.data.depth import with_settled_depth
 from genimg.data.index import Index, list_images
-from genimg.data.pixels import PixelFormat
+from genimg.data.pixels import PixelFormat, half_of
 from genimg.data.sources import CorruptImageError, Source, digest
 from genimg.data.tasks import Pair
 
@@ -82,12 +82,9 @@ class PairedSource(Source):
     def _halves(self, file: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         try:
             with Image.open(file) as image:
-                width, height = image.size
-                if width % 2:
-                    raise ValueError(f"a width of {width} pixels cannot be two images side by side")
-                a, b = image.crop((0, 0, width // 2, height)), image.crop((width // 2, 0, width, height))
-                a.format = b.format = image.format  # which says of some whether they have 16 bits
-                return self._a.apply(a), self._b.apply(b)
+                if image.width % 2:
+                    raise ValueError(f"a width of {image.width} pixels cannot be two images side by side")
+                return self._a.apply(half_of(image, "left")), self._b.apply(half_of(image, "right"))
         except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
             raise CorruptImageError(f"{file}: {error}") from error
 

@@ -140,6 +140,14 @@ def upright(image: Image.Image) -> Image.Image:
     return turned
 
 
+def half_of(image: Image.Image, half: str) -> Image.Image:
+    """The ``left`` or ``right`` image of two that lie side by side; its format stays known."""
+    middle = image.width // 2
+    part = image.crop((0, 0, middle, image.height) if half == "left" else (middle, 0, image.width, image.height))
+    part.format = image.format
+    return part
+
+
 def common_format(files: ImageFiles) -> PixelFormat:
     """The one size and number of channels that files have in common, from their headers alone.
 

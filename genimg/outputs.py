@@ -1,0 +1,177 @@
+"""Folders of images that a command writes whole: its own are replaced, half-written ones are known, others are not touched."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import genimg
+from genimg.files import directory_atomically
+
+MARK = "genimg.json"
+"""In every such folder: which command wrote it, from what, and which files are its own."""
+
+_STAMP = "Software"  # of a PNG's text, and the tag 0x0131 of EXIF
+_EXIF_SOFTWARE = 0x0131
+_MOST_SHOWN = 3  # files, in a message
+
+Record = dict[str, Any]  # primitives
+
+
+def record_of(command: str, **about: Any) -> Record:
+    """Return what a folder or archive says about itself: the command, genimg's version, and primitives in ``about``."""
+    return {"made_by": command, "genimg_version": genimg.__version__, **about}
+
+
+def read_mark(folder: Path) -> Record | None:
+    """Return what a folder says about itself; None if no command of genimg wrote it."""
+    try:
+        found = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("made_by"), str) else None
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a command was killed while it wrote this folder."""
+    mark = read_mark(folder)
+    return mark is not None and mark.get("complete") is not True
+
+
+def require_finished(folder: Path) -> None:
+    """Refuse a folder that a killed command left.
+
+    Raises:
+        ValueError: Naming the folder.
+    """
+    if is_unfinished(folder):
+        mark = read_mark(folder) or {}
+        raise ValueError(
+            f"{folder} is unfinished: {mark.get('made_by')} was killed while it wrote there, so that files are "
+            "missing: remove it, and run the command again"
+        )
+
+
+def require_own_folder(folder: Path, command: str) -> None:
+    """Refuse a folder that a command must not replace: one with files that it did not write.
+
+    Raises:
+        ValueError: Naming the folder, and a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output={folder} is a file: name a directory")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    mark = read_mark(folder)
+    if mark is None or mark["made_by"] != command:
+        what = f"was written by {mark['made_by']}" if mark else f"holds files that {command} did not write (there is no {MARK})"
+        raise ValueError(f"output={folder} {what}: choose another output, or move it away")
+    if mark.get("complete") is not True:  # whatever is missing, all that is there is the command's
+        return
+    own = {MARK, *mark.get("files", ())}
+    others = sorted(_files(folder) - own)
+    if others:
+        more = f" and {len(others) - _MOST_SHOWN} more" if len(others) > _MOST_SHOWN else ""
+        raise ValueError(
+            f"output={folder} would be replaced, and holds {', '.join(others[:_MOST_SHOWN])}{more}, not written by {command}: "
+            "move that away, or choose another output"
+        )
+
+
+@contextlib.contextmanager
+def own_folder(path: Path, record: Record) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its place, with all that it held, if the block ends well.
+
+    The old folder stays until the new one is complete. A killed process leaves ``path.PID.tmp``, which ``is_unfinished``.
+
+    Args:
+        path: Absolute. Absent, empty, or a folder that ``require_own_folder`` accepts.
+        record: Of ``record_of``.
+    """
+    with directory_atomically(path, replace=True) as folder:
+        _write_mark(folder, {**record, "complete": False})
+        yield folder
+        _write_mark(folder, {**record, "complete": True, "files": sorted(_files(folder) - {MARK})})
+
+
+def stamp_archive(file: Path, record: Record) -> None:
+    """Write into a zip file's comment what wrote it, by which ``require_own_file`` knows it again."""
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.comment = json.dumps(record).encode()
+
+
+def stamp_of(command: str) -> dict[str, str]:
+    """Return the text of a PNG by which ``require_own_file`` knows it again."""
+    return {_STAMP: f"{command} {genimg.__version__}"}
+
+
+def exif_of(command: str) -> Any:
+    """Return the EXIF of another picture by which ``require_own_file`` knows it again."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[_EXIF_SOFTWARE] = stamp_of(command)[_STAMP]
+    return exif
+
+
+def require_own_file(file: Path, what: str) -> None:
+    """Refuse to replace a picture or archive that genimg did not write.
+
+    Args:
+        file: Absent, or a file that is to be replaced.
+        what: It is, such as "the grid of output=made".
+
+    Raises:
+        ValueError: Naming the file.
+    """
+    if not file.exists() or (file.is_file() and _written_by(file).startswith("genimg-")):
+        return
+    raise ValueError(f"{what} would replace {file}, which genimg did not write: move that away, or choose another output")
+
+
+def require_own_export(file: Path) -> None:
+    """Refuse to replace an exported network that genimg-export did not write.
+
+    Raises:
+        ValueError: Naming the file.
+    """
+    if file.is_file() and file.stat().st_size:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.find(b"genimg_version") >= 0:  # of the record that all formats hold uncompressed
+                return
+        raise ValueError(f"output={file} exists, and genimg-export did not write it: move it away, or choose another output")
+
+
+def _written_by(file: Path) -> str:
+    """The command that wrote a picture or archive; empty for others."""
+    from PIL import Image
+
+    try:
+        if file.suffix == ".npz":
+            with zipfile.ZipFile(file) as archive:
+                return str(json.loads(archive.comment)["made_by"])
+        with Image.open(file) as image:
+            return str(image.info.get(_STAMP) or image.getexif().get(_EXIF_SOFTWARE, ""))
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return ""
+
+
+def _files(folder: Path) -> set[str]:
+    """All files below a folder, relative to it, with ``/`` between their parts."""
+    return {
+        os.path.relpath(os.path.join(directory, name), folder).replace(os.sep, "/")
+        for directory, _, names in os.walk(folder)
+        for name in names
+    }
+
+
+def _write_mark(folder: Path, record: Record) -> None:
+    temporary = folder / f"{MARK}.tmp"
+    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(folder / MARK)
