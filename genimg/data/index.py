@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from genimg.data.contents import digest_of_contents
 from genimg.files import atomically
-from genimg.outputs import MARK, is_unfinished, require_finished
+from genimg.outputs import MARK, is_unfinished, read_mark, require_finished
 from genimg.paths import cache_dir
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ _LEAST_CACHED = 10_000  # files; fewer are listed in no time
 _MOST_SHOWN = 3  # of the directories that were left out, in a message
 _ALONE = {".hydra", "multirun.yaml"}  # of a run, and of a sweep
 _BESIDE_CONFIG = {"checkpoints", "metrics.jsonl", "summary.json"}  # of a run whose .hydra was not copied with it
+_MODELS = ("genimg-sample", "genimg-translate")  # commands whose folders hold what a model made
 _MARKS = _ALONE | _BESIDE_CONFIG | {"config.yaml", MARK}  # names that say without another look at the disk what a directory is
 _SAID: set[tuple[str, tuple[str, ...]]] = set()  # which directories were left out of which root
 # File systems record times in steps of up to two seconds (FAT): in a directory that was changed so shortly before it was
@@ -72,6 +73,7 @@ class _Listing:
         files: (path, bytes); the size of a link that leads nowhere is -1.
         directories: path -> modification time in nanoseconds, inode.
         skipped: directories that hold what genimg wrote.
+        samples: those of them that hold images which a model made.
         complete: whether everything could be read, so that nothing appears later in a directory that does not change.
         started: when the walk began, in nanoseconds.
     """
@@ -79,12 +81,13 @@ class _Listing:
     files: list[tuple[str, int]] = field(default_factory=list)
     directories: dict[str, tuple[int, int]] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    samples: list[str] = field(default_factory=list)
     complete: bool = True
     started: int = field(default_factory=time.time_ns)
 
     def names(self) -> tuple[list[str], str]:
         """The paths in order, and the digest of paths and sizes."""
-        grids = {f"{path}.png" for path in self.skipped}  # genimg-sample's picture beside its folder
+        grids = {f"{path}.png" for path in self.samples}  # the picture beside such a folder
         self.files = sorted(file for file in self.files if file[0] not in grids) if grids else sorted(self.files)
         files = hashlib.sha256()
         for path, size in self.files:
@@ -204,6 +207,10 @@ def _entries(root: Path, directory: str, listing: _Listing) -> Iterator[os.DirEn
         if not directory:
             require_finished(root)
         listing.skipped.append(directory)
+        return
+    if MARK in marks and directory and (read_mark(Path(path)) or {}).get("made_by") in _MODELS:  # named itself, it is data
+        listing.skipped.append(directory)
+        listing.samples.append(directory)
         return
     if mark := _written_by_genimg(marks):
         if not directory:

@@ -13,6 +13,7 @@ from PIL import Image
 from genimg.data import index
 from genimg.data.index import list_images
 from genimg.data.sources import folder
+from genimg.outputs import own_folder, record_of
 
 DAY = 86_400
 
@@ -317,6 +318,29 @@ def test_what_genimg_wrote_is_left_out_and_named_once(tmp_path, kind, caplog):
         assert list_images(root, refresh=False).paths == ["cat/1.png", "dog/1.png", "outputs/photo.png"]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "outputs/2026-11-28/12-00-00" in caplog.text
+
+
+@pytest.mark.parametrize("command", ["genimg-sample", "genimg-translate"])
+def test_what_a_model_made_is_left_out_with_the_grid_beside_it_unless_it_is_named(tmp_path, command):
+    root = make(tmp_path / "root", "cat/1.png", "made.png", "cat/made.png")
+    with own_folder(root / "cat" / "made", record_of(command)) as folder:
+        make(folder, "000000.png", "dog/000000.png")
+    settle(root, days=2)
+    for _ in range(2):
+        assert list_images(root, refresh=False).paths == ["cat/1.png", "made.png"]
+    assert list_images(root / "cat" / "made", refresh=False).paths == ["000000.png", "dog/000000.png"]
+
+
+def test_copies_that_genimg_augment_made_are_data(tmp_path):
+    root = make(tmp_path / "root", "cat/1.png")
+    with own_folder(root / "dog", record_of("genimg-augment")) as folder:
+        make(folder, "1-0.png")
+    assert list_images(root, refresh=False).paths == ["cat/1.png", "dog/1-0.png"]
+
+
+def test_a_picture_called_like_a_run_stays(tmp_path):
+    root = make(tmp_path / "root", "run.png", "run/.hydra/config.yaml", "run/real.png")
+    assert list_images(root, refresh=False).paths == ["run.png"]
 
 
 @pytest.mark.parametrize("names", [["config.yaml"], ["checkpoints/1.png", "summary.json"], ["metrics.jsonl"]])
