@@ -101,7 +101,7 @@ class Method(nn.Module, ABC):
     welcome_keys: tuple[str, ...] = ()
     """What it likes to have beside them where the data has it, to show more in its pictures."""
 
-    sampled_weights: ClassVar[str] = "raw"
+    sampled_weights: str = "raw"
     """``ema`` where ``sample`` uses averaged weights; recorded beside every metric."""
 
     sampled_mode: str = "eval"

@@ -146,7 +146,7 @@ def test_without_network_the_messages_say_what_to_put_where(home: Path) -> None:
     write_images(home / "plain", 8)
     arguments = ["data=folder", "data.root=plain", "data.image_size=16", "trainer.batch_size=4"]
     words = ["weights-inception-2015-12-05-6726825d.pth", str(home / "torch" / "hub" / "checkpoints"), "evaluation=none"]
-    refuse(*words, arguments=arguments, blocked_network=True)
+    refuse(*words, arguments=[*arguments, "evaluation=inception"], blocked_network=True)
     assert not list((home / "torch").rglob("*.pth*"))
     refuse("cifar10", "datasets", "cifar-10-batches-py", arguments=["data=cifar10"], blocked_network=True)
 

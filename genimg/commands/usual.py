@@ -104,7 +104,7 @@ def evaluation_at_hand(config: Config, reason: str) -> Config:
         The node ``evaluation``: the same with an extractor that comes with genimg and is made for the data, if there is one;
         else that of ``evaluation=none``.
     """
-    given, place = config["evaluation"], reason.splitlines()[0]
+    given, place = config["evaluation"], reason.splitlines()[0].partition(": put the file")[0]
     name = _MADE_FOR.get(str(config["data"]["_target_"]))
     if name is None or not str(given["_target_"]).endswith(".Evaluator"):
         log.warning(

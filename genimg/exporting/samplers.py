@@ -26,7 +26,7 @@ _NORMAL = "standard normal numbers"
 
 @exportable.register
 def _of_gan(method: GAN, choices: Choices, data: Config) -> Part:
-    generator = method.generator_ema.network
+    generator = method.sampled_generator
     has_psi = "truncation" in inspect.signature(generator.forward).parameters
     refuse_choices(method, choices, *(["truncation"] if has_psi else []))
     extra = {} if choices.truncation is None else {"truncation": torch.tensor(float(choices.truncation))}

@@ -30,6 +30,7 @@ from genimg.methods.augment import AdaptiveAugment, Augment
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.ema import EMA
 from genimg.methods.latent import Latent
+from genimg.methods.modes import in_mode
 from genimg.networks.discriminator import Judgement
 from genimg.randomness import hash_integers
 from genimg.schedules import Schedule
@@ -66,12 +67,16 @@ class GAN(ConditionalMethod):
         ema_ramp_up: largest half-life as a fraction of the images seen; None for no limit.
         standing_batches: of 64 latents, from which batch norm's statistics are taken anew before sampling; 0 keeps the
             averages of the training's.
+        fresh_latents: The generator's update makes new images from new latents, after the discriminator's update; else both
+            updates share theirs.
+        dequantisation: Width of the uniform noise that is added to real images in [-1, 1]; 0 adds none. SNGAN's code has 1/128,
+            one of the 256 levels.
+        sampled_weights: ``ema`` samples through the average; ``raw`` through the generator itself.
         generator_lazy_interval: The generator's Adam is corrected for a lazy penalty every so many of its updates even where
             there is none, as StyleGAN2-ADA's code does where path length has weight 0; None corrects for those there are.
     """
 
     loss_type = AdversarialLoss
-    sampled_weights = "ema"
 
     def __init__(
         self,
@@ -88,6 +93,9 @@ class GAN(ConditionalMethod):
         ema_half_life: Images | Schedule,
         ema_ramp_up: float | None,
         standing_batches: int = 0,
+        fresh_latents: bool = False,
+        dequantisation: float = 0.0,
+        sampled_weights: str = "ema",
         generator_lazy_interval: int | None = None,
     ) -> None:
         super().__init__()
@@ -96,6 +104,12 @@ class GAN(ConditionalMethod):
                 raise ValueError(f"model.{name}={value} must be 1 or more")
         if generator_lazy_interval is not None and generator_lazy_interval < 2:
             raise ValueError(f"model.generator_lazy_interval={generator_lazy_interval} must be 2 or more updates, or null")
+        if dequantisation < 0:
+            raise ValueError(f"model.dequantisation={dequantisation} must be 0 or more")
+        if sampled_weights not in ("ema", "raw"):
+            raise ValueError(f"model.sampled_weights={sampled_weights} is unknown: choose ema or raw")
+        if sampled_weights == "raw" and standing_batches:
+            raise ValueError(f"model.standing_batches={standing_batches} needs model.sampled_weights=ema, or set it to 0")
         if standing_batches < 0:
             raise ValueError(f"model.standing_batches={standing_batches} must be 0 or more")
         self.generator = generator
@@ -108,6 +122,9 @@ class GAN(ConditionalMethod):
         self.generator_interval = generator_interval
         self.generator_batches = generator_batches
         self.standing_batches = standing_batches
+        self.fresh_latents = fresh_latents
+        self.dequantisation = dequantisation
+        self.sampled_weights = sampled_weights
         self.generator_lazy_interval = generator_lazy_interval
         self.generator_ema = EMA(generator, half_life=ema_half_life, ramp_up=ema_ramp_up)
         self._read_conditions(shared_encoder(discriminator=discriminator, generator=generator))
@@ -152,14 +169,19 @@ class GAN(ConditionalMethod):
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
         self.augment.begin(progress.images, progress.batch_size)
         train_generator = progress.due(self.generator_interval)
-        if train_generator:
-            batch = update.forward("generator", partial(self._generate, batches=self.generator_batches), batch)
+        generate = partial(self._generate, batches=self.generator_batches)
+        if self.dequantisation:
+            batch = update.forward("discriminator", self._dequantise, batch)
+        if train_generator and not self.fresh_latents:
+            batch = update.forward("generator", generate, batch)
         metrics = update("discriminator", self._discriminator_loss, batch)
         metrics |= self._update_lazily("discriminator", batch, progress, update)
         for clipping in self.penalties.values():
             if isinstance(clipping, WeightClipping):
                 clipping.clip(self.discriminator)
         if train_generator:
+            if self.fresh_latents:
+                batch = update.forward("generator", generate, batch)
             metrics |= update("generator", self._generator_loss, batch)
             metrics |= self._update_lazily("generator", batch, progress, update)
             self.generator_ema.update(self.generator, progress.batch_size * self.generator_interval)
@@ -179,6 +201,9 @@ class GAN(ConditionalMethod):
         condition = torch.cat([self._condition(batch)] * batches)
         latent = self.latent.random(len(condition), condition.device)
         return {"fake": self.generator(latent, condition), "fake_condition": condition, "latent": latent}
+
+    def _dequantise(self, batch: Batch) -> Batch:
+        return {"image": batch["image"] + self.dequantisation * torch.rand_like(batch["image"])}
 
     def _judge(self, images: Tensor, condition: Tensor) -> Judgement:
         # PyTorch has no second derivatives of compiled forwards, which is what images that require a gradient are for.
@@ -315,6 +340,11 @@ class GAN(ConditionalMethod):
             return drawn | {"truncation": torch.tensor(amount)}
         return drawn | {"latent": self.latent.truncated(drawn["latent"], amount)}
 
+    @property
+    def sampled_generator(self) -> nn.Module:
+        """The network that samples come from."""
+        return self.generator if self.sampled_weights == "raw" else self.generator_ema.network
+
     def before_sampling(self) -> None:
         device = next(self.generator_ema.parameters()).device
         ranges = (range(start, start + _STANDING) for start in range(0, self.standing_batches * _STANDING, _STANDING))
@@ -327,7 +357,9 @@ class GAN(ConditionalMethod):
         settings: dict[str, Any] = {key: batch[key].item() for key in ("truncation", "noise_strength") if key in batch}
         if "noise_key" in batch:
             settings["noise_key"] = batch["noise_key"]
-        return self.generator_ema(batch["latent"], self._condition(batch), **settings)
+        with in_mode(self.generator if self.sampled_weights == "raw" else self.generator_ema, "eval") as generator:
+            images: Tensor = generator(batch["latent"], self._condition(batch), **settings)
+        return images
 
     def check(self, batch: Batch) -> None:
         image = batch["image"]

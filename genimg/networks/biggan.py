@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from genimg.networks.conditioning import ConditionEncoder
-from genimg.networks.layers import complete_widths, halvings, initialise, spectral_normalise
+from genimg.networks.layers import complete_widths, halvings, initialise, set_batch_norm_eps, spectral_normalise
 from genimg.networks.resnet_gan import generator_blocks
 
 
@@ -29,6 +29,7 @@ class Generator(nn.Module):
         attention_at: pixels of the shorter side of the feature map with self-attention; None for none.
         initialisation: see ``layers``.
         spectral_norm: of all layers but the encoder's, upon which it spoilt trainings of the first author's PyTorch code.
+        batch_norm_eps: Added to the variance in every batch norm; None is PyTorch's 1e-5.
 
     Raises:
         ValueError: if a setting does not fit the image size.
@@ -46,6 +47,7 @@ class Generator(nn.Module):
         attention_at: int | None,
         initialisation: str,
         spectral_norm: bool,
+        batch_norm_eps: float | None = None,
     ) -> None:
         super().__init__()
         count, self.base = halvings(image_size, smallest=smallest)
@@ -68,6 +70,7 @@ class Generator(nn.Module):
         self.output = nn.Sequential(
             nn.BatchNorm2d(features[0]), nn.ReLU(), nn.Conv2d(features[0], channels, 3, padding=1), nn.Tanh()
         )
+        set_batch_norm_eps(self, batch_norm_eps)
         initialise(self, initialisation)
         if spectral_norm:
             for module in (self.linear, self.blocks, self.output):

@@ -143,6 +143,21 @@ def normalisation_layer(kind: str, channels: int, condition_dim: int = 0, *, aff
     raise ValueError(f"normalisation={kind} is unknown: choose one of {', '.join(NORMALISATIONS)}")
 
 
+def set_batch_norm_eps(module: nn.Module, eps: float | None) -> None:
+    """Set what every batch norm below ``module`` adds to the variance; None leaves PyTorch's 1e-5.
+
+    Raises:
+        ValueError: If it is not positive.
+    """
+    if eps is None:
+        return
+    if not eps > 0:
+        raise ValueError(f"model.generator.batch_norm_eps={eps} must be positive")
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.eps = eps
+
+
 Padding = Literal["zeros", "reflect", "replicate"]
 
 

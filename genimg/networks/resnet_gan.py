@@ -22,10 +22,12 @@ from genimg.networks.layers import (
     initialise,
     normalisation_layer,
     pooled,
+    set_batch_norm_eps,
     spectral_normalise,
 )
 
 POOLINGS = ("sum", "mean")
+UPSAMPLINGS = ("nearest", "bilinear")
 
 
 class GeneratorBlock(nn.Module):
@@ -34,25 +36,28 @@ class GeneratorBlock(nn.Module):
     Args:
         inputs, outputs: channels.
         normalisation, condition_dim: see ``layers.normalisation_layer``.
+        upsampling: ``nearest`` in the papers' code, or ``bilinear``.
     """
 
     takes_condition = True
 
-    def __init__(self, inputs: int, outputs: int, *, normalisation: str, condition_dim: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, normalisation: str, condition_dim: int, upsampling: str = "nearest"
+    ) -> None:
         super().__init__()
         self.residual = Conditioned(
             [
                 normalisation_layer(normalisation, inputs, condition_dim),
                 nn.ReLU(),
-                nn.Upsample(scale_factor=2),
+                nn.Upsample(scale_factor=2, mode=upsampling),
                 _residual_convolution(inputs, outputs),
                 normalisation_layer(normalisation, outputs, condition_dim),
                 nn.ReLU(),
                 _residual_convolution(outputs, outputs),
             ]
         )
-        # The published order is the reverse; a 1x1 convolution commutes with repeating pixels and costs a quarter before it.
-        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.Upsample(scale_factor=2))
+        # The published order is the reverse; a 1x1 convolution commutes with interpolation and costs a quarter before it.
+        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.Upsample(scale_factor=2, mode=upsampling))
 
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
         """[N, inputs, H, W] and [N, E] -> [N, outputs, 2H, 2W]."""
@@ -60,7 +65,13 @@ class GeneratorBlock(nn.Module):
 
 
 def generator_blocks(
-    widths: Sequence[int], base: tuple[int, int], *, attention_at: int | None, normalisation: str, condition_dim: int
+    widths: Sequence[int],
+    base: tuple[int, int],
+    *,
+    attention_at: int | None,
+    normalisation: str,
+    condition_dim: int,
+    upsampling: str = "nearest",
 ) -> list[Conditioned]:
     """Blocks from the smallest feature map to the image, the one that reaches ``attention_at`` followed by attention.
 
@@ -69,16 +80,21 @@ def generator_blocks(
         base: height and width of the smallest.
         attention_at: pixels of a feature map's shorter side.
         normalisation, condition_dim: see ``layers.normalisation_layer``.
+        upsampling: see ``GeneratorBlock``.
 
     Raises:
-        ValueError: if no block makes a feature map of that size.
+        ValueError: if no block makes a feature map of that size, or for another upsampling.
     """
+    if upsampling not in UPSAMPLINGS:
+        raise ValueError(f"model.generator.upsampling={upsampling} is unknown: choose one of {', '.join(UPSAMPLINGS)}")
     channels = list(reversed(widths))
     sides = [min(base) * 2 ** (level + 1) for level in range(len(channels) - 1)]
     _check_attention("model.generator", attention_at, sides)
     blocks = []
     for inputs, outputs, side in zip(channels, channels[1:], sides, strict=False):
-        block = Conditioned([GeneratorBlock(inputs, outputs, normalisation=normalisation, condition_dim=condition_dim)])
+        block = Conditioned(
+            [GeneratorBlock(inputs, outputs, normalisation=normalisation, condition_dim=condition_dim, upsampling=upsampling)]
+        )
         if side == attention_at:
             block.append(SelfAttention(outputs))
         blocks.append(block)
@@ -99,6 +115,8 @@ class Generator(nn.Module):
         normalisation: see ``layers``; the last layer's is unconditional.
         initialisation: see ``layers``.
         spectral_norm: of all layers but the encoder's.
+        upsampling: ``nearest``, or ``bilinear`` as mimicry has it.
+        batch_norm_eps: Added to the variance in every batch norm; None is PyTorch's 1e-5.
 
     Raises:
         ValueError: if a setting does not fit the image size.
@@ -117,6 +135,8 @@ class Generator(nn.Module):
         normalisation: str,
         initialisation: str,
         spectral_norm: bool,
+        upsampling: str = "nearest",
+        batch_norm_eps: float | None = None,
     ) -> None:
         super().__init__()
         count, self.base = halvings(image_size, smallest=smallest)
@@ -127,7 +147,12 @@ class Generator(nn.Module):
         self.linear = nn.Linear(latent_dim + self.joined * condition.dim, features[-1] * math.prod(self.base))
         self.blocks = Conditioned(
             generator_blocks(
-                features, self.base, attention_at=attention_at, normalisation=normalisation, condition_dim=condition.dim
+                features,
+                self.base,
+                attention_at=attention_at,
+                normalisation=normalisation,
+                condition_dim=condition.dim,
+                upsampling=upsampling,
             )
         )
         self.output = nn.Sequential(
@@ -136,6 +161,7 @@ class Generator(nn.Module):
             nn.Conv2d(features[0], channels, 3, padding=1),
             nn.Tanh(),
         )
+        set_batch_norm_eps(self, batch_norm_eps)
         initialise(self, initialisation)
         if spectral_norm:
             for part in (self.linear, self.blocks, self.output):
@@ -157,10 +183,22 @@ class DiscriminatorBlock(nn.Module):
         down: halve height and width.
         first: the block that sees the image; it begins with a convolution and has no normalisation.
         normalisation: see ``layers``.
+        in_place_shortcut: The shortcut sees the block's input after the ReLU that the residual begins with.
     """
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, *, down: bool, first: bool, normalisation: str) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        outputs: int,
+        *,
+        down: bool,
+        first: bool,
+        normalisation: str,
+        in_place_shortcut: bool = False,
+    ) -> None:
         super().__init__()
+        self.rectifies_input = in_place_shortcut and not first
         residual: list[nn.Module] = [] if first else [normalisation_layer(normalisation, inputs), nn.ReLU()]
         residual += [
             _residual_convolution(inputs, hidden),
@@ -180,6 +218,7 @@ class DiscriminatorBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[N, inputs, H, W] -> [N, outputs, H, W], or [N, outputs, H/2, W/2] of a ``down`` block."""
+        features = torch.relu(features) if self.rectifies_input else features
         return self.residual(features) + self.shortcut(features)
 
 
@@ -197,6 +236,8 @@ class Features(nn.Module):
         attention_at: pixels of the shorter side of the feature map with self-attention; None for none.
         normalisation: in each block but the first; see ``layers``.
         pooling: ``sum`` or ``mean`` over height and width.
+        in_place_shortcut: The first ReLU of every block but the first changes the shortcut's input, too, as PyTorch-StudioGAN's
+            and mimicry's in-place ones do; published numbers of theirs were made so. Without normalisation only.
 
     Raises:
         ValueError: if a setting does not fit the image size, or for another pooling.
@@ -215,9 +256,12 @@ class Features(nn.Module):
         attention_at: int | None,
         normalisation: str,
         pooling: str,
+        in_place_shortcut: bool = False,
     ) -> None:
         super().__init__()
         name = "model.discriminator.features"
+        if in_place_shortcut and normalisation != "none":
+            raise ValueError(f"{name}.in_place_shortcut=true has no effect with normalisation={normalisation}: leave it false")
         if pooling not in POOLINGS:
             raise ValueError(f"{name}.pooling={pooling} is unknown: choose one of {', '.join(POOLINGS)}")
         if num_flat_blocks < 0:
@@ -235,7 +279,15 @@ class Features(nn.Module):
             hidden = width if wide or level == 0 else inputs
             down = level < count
             self.blocks.append(
-                DiscriminatorBlock(inputs, hidden, width, down=down, first=level == 0, normalisation=normalisation)
+                DiscriminatorBlock(
+                    inputs,
+                    hidden,
+                    width,
+                    down=down,
+                    first=level == 0,
+                    normalisation=normalisation,
+                    in_place_shortcut=in_place_shortcut,
+                )
             )
             if down and sides[level] == attention_at:
                 self.blocks.append(SelfAttention(width))

@@ -620,3 +620,67 @@ def test_a_lazy_penalty_of_the_generator_counts_the_generators_own_updates():
     lazily = [step for step in range(17) if "penalty/g" in run_step(gan, step=step)[0]]
     assert lazily == [0, 8, 16]
     assert "penalty/length" in run_step(gan, step=0)[0]
+
+
+def test_fresh_latents_make_other_images_after_the_discriminators_update():
+    made, seen = [], []
+    gan = build(fresh_latents=True, generator_batches=2)
+    generate = gan._generate
+
+    def recorded(batch, *, batches):
+        result = generate(batch, batches=batches)
+        made.append((result["latent"], result["fake"].requires_grad))
+        return result
+
+    gan._generate = recorded
+    gan.loss = AdversarialLoss(
+        discriminator=lambda real, fake: seen.append("discriminator") or (real + fake).mean(),
+        generator=lambda fake: seen.append(len(fake)) or fake.mean(),
+    )
+    run_step(gan)
+    (first, _), (second, has_graph) = made
+    assert has_graph
+    assert (len(first), len(second)) == (4, 8)
+    assert not torch.isin(first, second).any()
+    assert seen == ["discriminator", 8]
+
+
+def test_dequantisation_adds_less_than_a_level_to_the_discriminators_real_images_alone():
+    gan = build(dequantisation=1 / 128)
+    judged = []
+    gan.discriminator.register_forward_pre_hook(lambda _, inputs: judged.append(inputs[0].detach()))
+    run_step(gan)
+    noise = judged[0] - real_images()
+    assert noise.min() >= 0
+    assert noise.max() < 1 / 128 + 1e-6
+    assert noise.mean().item() == pytest.approx(1 / 256, rel=0.1)
+    assert noise.var().item() == pytest.approx(1 / 128**2 / 12, rel=0.2)
+
+
+def test_raw_weights_are_sampled_in_evaluation_mode_where_asked_for():
+    raw, averaged = build(sampled_weights="raw"), build()
+    for gan in (raw, averaged):
+        with torch.no_grad():
+            for parameter in gan.generator.parameters():
+                parameter.add_(0.1)
+    drawn = raw.draw(range(3), 0)
+    before = {name: buffer.clone() for name, buffer in raw.generator.named_buffers()}
+    expected = copy.deepcopy(raw.generator).eval()(drawn["latent"], tiny.no_condition(3))
+    assert torch.equal(raw.sample(drawn), expected)
+    assert not torch.allclose(averaged.sample(drawn), expected)
+    assert raw.generator.training
+    assert all(torch.equal(buffer, before[name]) for name, buffer in raw.generator.named_buffers())
+    assert (raw.sampled_weights, averaged.sampled_weights) == ("raw", "ema")
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"dequantisation": -1.0}, "dequantisation"), ({"sampled_weights": "best"}, "sampled_weights"),
+        ({"sampled_weights": "raw", "standing_batches": 2}, "standing_batches"),
+        ({"generator_lazy_interval": 1}, "generator_lazy_interval"),
+    ],
+)  # fmt: skip
+def test_settings_of_recipes_out_of_range_are_refused(changes, word):
+    with pytest.raises(ValueError, match=word):
+        build(**changes)

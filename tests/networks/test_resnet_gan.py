@@ -312,3 +312,53 @@ def test_other_settings_without_a_meaning_are_refused():
         features(pooling="max")
     with pytest.raises(ValueError, match=r"features\.num_flat_blocks=-1 must be 0 or more"):
         features(num_flat_blocks=-1)
+
+
+def test_an_in_place_shortcut_is_what_in_place_relus_make_of_the_published_blocks():
+    """PyTorch-StudioGAN's and mimicry's blocks: the residual's first ReLU overwrites the tensor that the shortcut reads."""
+    network = features(in_place_shortcut=True)
+    network.blocks[0].requires_grad_(False)
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = network.blocks[0](image)
+        for block in network.blocks[1:]:
+            convolutions = [layer for layer in block.residual if isinstance(layer, nn.Conv2d)]
+            residual = F.relu(expected, inplace=True)  # before the shortcut
+            residual = convolutions[1](F.relu(convolutions[0](residual)))
+            shortcut = expected
+            for layer in block.shortcut:
+                shortcut = layer(shortcut)
+            expected = (F.avg_pool2d(residual, 2) if residual.shape != shortcut.shape else residual) + shortcut
+        expected = torch.relu(expected).sum(dim=(2, 3))
+        torch.testing.assert_close(network(image), expected)
+        assert not torch.allclose(features()(image), expected)
+    with pytest.raises(ValueError, match="in_place_shortcut"):
+        features(in_place_shortcut=True, normalisation="batch")
+
+
+def test_bilinear_upsampling_interpolates_both_ways_of_a_block():
+    network = generator(upsampling="bilinear")
+    (block,) = network.blocks[0]
+    start = torch.randn(2, 8, 4, 4)
+    convolutions = [layer for layer in block.residual if isinstance(layer, nn.Conv2d)]
+    norms = [layer for layer in block.residual if isinstance(layer, nn.BatchNorm2d)]
+
+    def double(values: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(values, scale_factor=2, mode="bilinear", align_corners=False)
+
+    with torch.no_grad():
+        residual = convolutions[0](double(F.relu(norms[0](start))))
+        expected = convolutions[1](F.relu(norms[1](residual))) + block.shortcut[0](double(start))  # mimicry's order
+        torch.testing.assert_close(block(start, nothing(2)), expected)
+    with pytest.raises(ValueError, match="upsampling=cubic"):
+        generator(upsampling="cubic")
+
+
+def test_batch_norm_eps_is_that_of_every_batch_norm():
+    network = generator(batch_norm_eps=1e-4)
+    assert {layer.eps for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)} == {1e-4}
+    conditional = generator(OneHot(num_classes=3), normalisation="conditional_batch", batch_norm_eps=1e-4)
+    assert {layer.eps for layer in conditional.modules() if isinstance(layer, nn.BatchNorm2d)} == {1e-4}
+    assert {layer.eps for layer in generator().modules() if isinstance(layer, nn.BatchNorm2d)} == {1e-5}
+    with pytest.raises(ValueError, match="batch_norm_eps"):
+        generator(batch_norm_eps=0.0)
