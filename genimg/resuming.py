@@ -40,7 +40,10 @@ _OF_THIS_COMMAND = ("resume", "resume_force", "run_dir", "allow", "traceback", "
 
 # What earlier checkpoints lack, and what they then mean.
 _YOUNG_GROUPS = ("performance", "logger", "conditioning", "penalty", "augment", "data_augment", "task")
-_YOUNG_KEYS = {"trainer.sync_batch_norm": False, "data.captions": "auto", "data.held_out": [], "data.validation": 0, "task": {}}
+_YOUNG_KEYS = {
+    "trainer.sync_batch_norm": False, "data.captions": "auto", "data.held_out": [], "data.validation": 0, "task": {},
+    "penalty.r1.reuse_forward": False, "penalty.r2.reuse_forward": False,
+}  # fmt: skip
 
 _WITH_PATHS = ("data", "task")  # groups that name files
 _PATHS = ("root", "a", "b", "path", "folder")  # keys of theirs, at any depth, that hold a path from the working directory
