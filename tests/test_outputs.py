@@ -132,7 +132,10 @@ def test_whenever_a_command_is_killed_a_folder_is_whole_or_known_to_be_unfinishe
         settings = {"image_size": 4, "channels": 1, "fit": "crop", "labels": "none"}
         with pytest.raises(ValueError, match=r"tmp is unfinished: genimg-sample was killed while it wrote there"):
             folder_of_images(root=str(left), **settings)
-        assert len(folder_of_images(root=str(tmp_path), **settings)) == 3  # without what is unfinished
+        assert len(folder_of_images(root=str(out), **settings)) == 3
+        write_png(torch.zeros(1, 4, 4, dtype=torch.uint8), tmp_path / "photo.png")
+        assert folder_of_images(root=str(tmp_path), **settings).file_names() == ["photo.png"]  # neither what is unfinished
+        (tmp_path / "photo.png").unlink()
     elif when == "between the renames":
         assert not out.exists()
     else:
