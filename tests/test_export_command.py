@@ -29,6 +29,7 @@ from genimg.images import to_uint8
 from genimg.interfaces import Method
 from genimg.paths import config_dir
 
+OLDER = b'older, with "genimg_version"'  # as genimg-export left it
 PROGRAM = "import sys; from genimg import cli; getattr(cli, sys.argv.pop(1))()"
 TRAINING = """
 import json, sys
@@ -178,9 +179,10 @@ def test_through_the_command_line_a_file_lies_in_the_run_directory(runs: Path) -
     assert lines[1] == f"generator of a GAN, averaged weights, a program for PyTorch: {file} ({size} MB)"
     assert lines[2] == "  takes  latent: float32 [batch, 16], standard normal numbers"
     assert lines[3] == "  makes  image: float32 [batch, 3, 16, 16], in [-1, 1]"
-    assert lines[4].startswith("largest difference from the checkpoint, PyTorch on cpu, batches of 1, 3 and 8: ")
-    assert float(lines[4].rpartition(" ")[2]) < 1e-4
-    snippet = "\n".join(line.strip() for line in lines[6:])
+    assert lines[4] == "  the noise in every pixel is a fixed one, the same for all images"
+    assert lines[5].startswith("largest difference from the checkpoint, PyTorch on cpu, batches of 1, 3 and 8: ")
+    assert float(lines[5].rpartition(" ")[2]) < 1e-4
+    snippet = "\n".join(line.strip() for line in lines[7:])
     found: dict[str, Any] = {}
     exec(snippet, found)
     assert found["image"].shape == (16, 3, 16, 16)
@@ -201,7 +203,7 @@ def test_an_onnx_file_says_the_same_and_replaces_an_older_one(runs: Path, tmp_pa
     pytest.importorskip("onnxruntime", reason="the packages of genimg[export] are not installed")
     output = tmp_path / "deep" / "made.onnx"
     output.parent.mkdir()
-    output.write_bytes(b"older")
+    output.write_bytes(OLDER)
     with caplog.at_level("INFO"):
         run_export(f"ckpt={runs / 'restoration'}", "format=onnx", f"output={output}")
     model = onnx.load(str(output))
@@ -304,13 +306,20 @@ def test_a_missing_package_is_named_with_the_extra(runs: Path, monkeypatch: pyte
 
 def test_a_file_that_fails_the_check_is_not_left(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "made.pt2"
-    output.write_bytes(b"older")
+    output.write_bytes(OLDER)
     right = command.open_pt2
     monkeypatch.setattr(command, "open_pt2", lambda *of: lambda *inputs: right(*of)(*inputs) + 0.01)
     with pytest.raises(ValueError, match=r"the exported decoder differs from the checkpoint by 0.01 for a batch of 1"):
         run_export(f"ckpt={runs / 'vae'}", f"output={output}")
     assert [path.name for path in tmp_path.iterdir()] == ["made.pt2"]
-    assert output.read_bytes() == b"older"
+    assert output.read_bytes() == OLDER
+
+
+def test_a_file_of_another_program_is_not_replaced(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "made.pt2").write_bytes(b"weights")
+    with pytest.raises(ValueError, match=r"made\.pt2 exists, and genimg-export did not write it"):
+        run_export(f"ckpt={runs / 'vae'}", f"output={tmp_path / 'made.pt2'}")
+    assert (tmp_path / "made.pt2").read_bytes() == b"weights"
 
 
 def test_an_operator_without_onnx_form_is_named(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ from genimg.outputs import own_folder, record_of, stamp_of
 log = logging.getLogger(__name__)
 
 _COMMAND = "genimg-augment"
+_WITHOUT_EFFECT = ("output", "num_workers", "traceback")  # on the copies
 _KEYS = ("input", "output", "copies", "originals", "seed", "captions", *RANGES, "max_corrupt", "num_workers", "traceback")
 _SIDES = {"horizontal_flip": ("left", "right"), "vertical_flip": ("above", "below", "top", "bottom")}
 _AHEAD = 4  # images a thread, so that none waits for another's large file
@@ -66,13 +67,18 @@ def augment(composed: DictConfig) -> None:
     start = time.monotonic()
     with (
         atomically(_preview_of(output)) as picture,
-        own_folder(output, record_of(_COMMAND, options=options)) as folder,
+        own_folder(output, _record(options)) as folder,
         _one_torch_thread(),
         naming_full_disk(f"the disk of output={output} became full: make room, or choose another output"),
     ):
         kept, problems = _write_all(job, folder, options)
         _write_preview(job, kept, folder, picture)
     _report(job, len(kept), len(problems), output, time.monotonic() - start)
+
+
+def _record(options: Config) -> Record:
+    """What the folder says about itself; the same for the same copies, wherever and by however many threads they were made."""
+    return record_of(_COMMAND, options={key: value for key, value in options.items() if key not in _WITHOUT_EFFECT})
 
 
 # What is refused before the work
