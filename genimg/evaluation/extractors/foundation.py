@@ -1,4 +1,7 @@
-"""Networks trained without ImageNet's labels: DINOv2 and CLIP, with torch-fidelity's preprocessing."""
+"""Networks trained without ImageNet's labels: DINOv2 and CLIP, on images resized as published tables do it.
+
+Their metrics end in ``_bicubic``: until November 2026 images were resized by TensorFlow 1's bilinear filter, to other values.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from genimg.evaluation.extractors.base import GREY_IS_REPLICATED, Extractor, Weights, in_one_line, three_channels
+from genimg.evaluation.extractors.resizing import pillow_bicubic, pillow_bicubic_crop
 from genimg.machine_local import FoundPath, PublishedDigest
 
 # The published files' digests, by hub model.
@@ -25,8 +29,8 @@ _DINOV2_COMMIT = "7764ea0f912e53c92e82eb78a2a1631e92725fc8"
 class DINOv2(Extractor):
     """The class token of a DINOv2 vision transformer (Oquab et al. 2023), for FD-DINOv2 (Stein et al. 2023).
 
-    Images are brought to 224x224 as torch-fidelity does it, and normalised by ImageNet's mean and deviation. Stein et al.
-    resize by another filter, so that their tables compare only roughly.
+    The protocol is that of Stein et al. and their dgm-eval: images are brought to 224x224, whatever their shape, by Pillow's
+    bicubic filter in 8 bits, and normalised by ImageNet's mean and deviation.
 
     The network's code is run from the directory $GENIMG_DINOV2_REPOSITORY, a checkout of facebookresearch/dinov2, else from
     torch hub's cache, else downloaded from there. No config can name it: a config may come out of a downloaded checkpoint.
@@ -58,19 +62,16 @@ class DINOv2(Extractor):
         except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
             raise ValueError(f"{path} does not hold the weights of {model} ({in_one_line(error)})") from error
         super().__init__(
-            name=model if found == published.sha256 else f"{model}_unknown",
+            name=f"{model}_bicubic" if found == published.sha256 else f"{model}_bicubic_unknown",
             network=network,
             weights_sha256=found,
-            resize=f"bilinear to {_DINOV2_SIZE}x{_DINOV2_SIZE} as in TensorFlow 1, without anti-aliasing",
+            resize=f"pil_bicubic_{_DINOV2_SIZE}",
             channels=GREY_IS_REPLICATED,
             has_logits=False,
         )
 
     def extract(self, images: Tensor) -> tuple[Tensor, None]:
-        from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
-
-        size = (_DINOV2_SIZE, _DINOV2_SIZE)
-        values = interpolate_bilinear_2d_like_tensorflow1x(three_channels(images).float(), size=size, align_corners=False)
+        values = pillow_bicubic(three_channels(images), _DINOV2_SIZE, _DINOV2_SIZE).float()
         mean = torch.tensor([0.485, 0.456, 0.406], device=values.device)[:, None, None] * 255.0
         deviation = torch.tensor([0.229, 0.224, 0.225], device=values.device)[:, None, None] * 255.0
         return self.network((values - mean) / deviation), None
@@ -79,6 +80,9 @@ class DINOv2(Extractor):
 class CLIP(Extractor):
     """The image embedding of a CLIP network (Radford et al. 2021) through torch-fidelity, for a Fréchet distance that does
     not look at ImageNet's classes (Kynkäänniemi et al. 2023).
+
+    Images are prepared as OpenAI's own code does it, and dgm-eval for its CLIP: the shorter side is brought to the network's
+    size by Pillow's bicubic filter in 8 bits, the middle is cut out and normalised by CLIP's mean and deviation.
 
     Args:
         model: torch-fidelity's name of it, such as ``clip-vit-b-32``.
@@ -110,19 +114,20 @@ class CLIP(Extractor):
             )
         except Exception as error:  # a file of another kind makes the loader raise nearly anything
             raise ValueError(f"{path} does not hold the weights of {model} ({in_one_line(error)})") from error
-        name = model.replace("-", "_")
-        size = network.resolution
+        name = f"{model.replace('-', '_')}_bicubic"
+        self.size = int(network.resolution)
         super().__init__(
             name=name if found == published.sha256 else f"{name}_unknown",
             network=network,
             weights_sha256=found,
-            resize=f"bilinear to {size}x{size} as in TensorFlow 1, without anti-aliasing",
+            resize=f"pil_bicubic_{self.size}_center_crop",
             channels=GREY_IS_REPLICATED,
             has_logits=False,
         )
 
     def extract(self, images: Tensor) -> tuple[Tensor, None]:
-        return self.network(three_channels(images))[0], None
+        # torch-fidelity's network resizes, too, which at its own size changes nothing.
+        return self.network(pillow_bicubic_crop(three_channels(images), self.size))[0], None
 
 
 def _from_hub(model: str) -> nn.Module:

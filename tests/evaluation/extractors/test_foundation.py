@@ -1,4 +1,4 @@
-"""DINOv2 and CLIP: torch-fidelity's preprocessing, any network of that kind, and which files are refused."""
+"""DINOv2 and CLIP: the published tables' preprocessing, any network of that kind, and which files are refused."""
 
 import inspect
 import urllib.error
@@ -6,6 +6,8 @@ import urllib.error
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+from torchvision.transforms.functional import to_pil_image
 
 from genimg.evaluation.extractors import foundation
 from genimg.evaluation.extractors.base import sha256_of
@@ -70,21 +72,23 @@ def build_dinov2(repository, weights, *, model="dinov2_vits14", sha256=None):
         return DINOv2(model=model, weights=weights, sha256=sha256)
 
 
-@pytest.mark.parametrize("size", [(224, 224), (28, 28), (300, 260)])
-def test_dinov2s_features_are_torch_fidelitys(dinov2, size, monkeypatch):
-    from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
-
+@pytest.mark.parametrize("size", [(224, 224), (28, 28), (32, 32), (260, 300)])
+def test_dinov2s_features_are_those_of_images_prepared_by_pillow_and_torchvision(dinov2, size):
+    """As Stein et al. 2023 prepare them: squeezed to 224x224 by Pillow's bicubic filter, then ImageNet's statistics."""
     repository, weights, network = dinov2
     extractor = build_dinov2(repository, weights)
-    monkeypatch.setattr(torch.hub, "load", lambda *arguments, **keywords: network)
-    reference = FeatureExtractorDinoV2("dinov2-vit-s-14", ["dinov2"])
     images = random_images(3, 3, size=300)[:, :, : size[0], : size[1]].contiguous()
+    prepare = Compose([
+        Resize((224, 224), InterpolationMode.BICUBIC), ToTensor(), Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    ])  # fmt: skip
+    with torch.no_grad():
+        expected = network(torch.stack([prepare(to_pil_image(image)) for image in images]))
     found, logits = extractor(images)
     assert logits is None
     assert not extractor.has_logits
     assert found.shape == (3, 6)
     assert found.std() > 0.1
-    torch.testing.assert_close(found, reference(images)[0], rtol=0.0, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5)
 
 
 def test_dinov2_replicates_grey_drops_alpha_and_looks_at_each_image_alone(dinov2):
@@ -101,14 +105,14 @@ def test_dinov2_is_called_so_only_with_the_published_weights(dinov2, monkeypatch
     repository, weights, _ = dinov2
     digest = sha256_of(weights)
     unknown = build_dinov2(repository, weights)
-    assert unknown.metric_name("fd", "5k") == "fd5k_dinov2_vits14_unknown"
+    assert unknown.metric_name("fd", "5k") == "fd5k_dinov2_vits14_bicubic_unknown"
     monkeypatch.setitem(foundation.DINOV2_SHA256, "dinov2_vits14", digest)
     known = build_dinov2(repository, weights, sha256="published")
-    assert known.metric_name("fd", "5k") == "fd5k_dinov2_vits14"
+    assert known.metric_name("fd", "5k") == "fd5k_dinov2_vits14_bicubic"
     assert known.describe() == {
-        "name": "dinov2_vits14",
+        "name": "dinov2_vits14_bicubic",
         "weights_sha256": digest,
-        "resize": "bilinear to 224x224 as in TensorFlow 1, without anti-aliasing",
+        "resize": "pil_bicubic_224",
         "channels": "grey replicated to 3, alpha dropped",
     }
 
@@ -220,14 +224,17 @@ def test_clips_features_are_those_of_its_network_for_normalised_images(clip):
     torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5)
 
 
-def test_clips_features_of_images_of_other_sizes_are_torch_fidelitys(clip):
-    from torch_fidelity.feature_extractor_clip import FeatureExtractorCLIP
-
-    extractor = build_clip(clip[0])
-    reference = FeatureExtractorCLIP("clip-vit-b-32", ["clip"], feature_extractor_weights_path=clip[0], verbose=False)
-    for size in (20, 45):
-        images = random_images(2, 3, size=size)
-        torch.testing.assert_close(extractor(images)[0], reference(images)[0], rtol=0.0, atol=1e-5)
+@pytest.mark.parametrize("size", [(20, 20), (45, 45), (45, 61), (20, 33)])
+def test_clips_features_are_those_of_images_prepared_as_by_openai(clip, size):
+    path, network = clip
+    images = random_images(2, 3, size=61)[:, :, : size[0], : size[1]].contiguous()
+    prepare = Compose([
+        Resize(32, InterpolationMode.BICUBIC), CenterCrop(32), ToTensor(),
+        Normalize([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
+    ])  # fmt: skip
+    with torch.no_grad():
+        expected = network(torch.stack([prepare(to_pil_image(image)) for image in images]))
+    torch.testing.assert_close(build_clip(path)(images)[0], expected, rtol=0.0, atol=1e-5)
 
 
 def test_clip_replicates_grey_drops_alpha_and_looks_at_each_image_alone(clip):
@@ -243,14 +250,14 @@ def test_clip_is_called_so_only_with_the_published_weights(clip, monkeypatch):
     from torch_fidelity.feature_extractor_clip import MODEL_METADATA
 
     path, _ = clip
-    assert build_clip(path).metric_name("fd", "5k") == "fd5k_clip_vit_b_32_unknown"
+    assert build_clip(path).metric_name("fd", "5k") == "fd5k_clip_vit_b_32_bicubic_unknown"
     monkeypatch.setitem(MODEL_METADATA, "clip-vit-b-32", {"hash": sha256_of(path), "filename": "ViT-B-32"})
     known = build_clip(path, sha256="published")
-    assert known.metric_name("fd", "5k") == "fd5k_clip_vit_b_32"
+    assert known.metric_name("fd", "5k") == "fd5k_clip_vit_b_32_bicubic"
     assert known.describe() == {
-        "name": "clip_vit_b_32",
+        "name": "clip_vit_b_32_bicubic",
         "weights_sha256": sha256_of(path),
-        "resize": "bilinear to 32x32 as in TensorFlow 1, without anti-aliasing",
+        "resize": "pil_bicubic_32_center_crop",
         "channels": "grey replicated to 3, alpha dropped",
     }
 

@@ -1,0 +1,66 @@
+"""Pillow's bicubic resizing, which published tables of FD-DINOv2 and CLIP distances are made with, to the last bit."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_PRECISION = 22  # bits after the point of Pillow's weights for 8-bit images
+
+
+def pillow_bicubic(images: Tensor, height: int, width: int) -> Tensor:
+    """uint8 [N, C, H, W] -> uint8 [N, C, height, width], as ``PIL.Image.resize`` with ``BICUBIC`` gives them.
+
+    Pillow widens the filter when it reduces (anti-aliasing), and rounds to 8 bits after the rows and again after the columns.
+    Its arithmetic is of whole numbers below 2^53, so that matrix products in float64 repeat it exactly on any device. (Pillow
+    13 takes the columns first for some images that are not square, and Pillow before it never did, so neither does this.)
+    """
+    if images.device.type == "mps":  # which has no float64
+        return pillow_bicubic(images.cpu(), height, width).to(images.device)
+    if images.shape[3] != width:
+        images = _to_8_bits(images.double() @ _weights(images.shape[3], width).to(images.device))
+    if images.shape[2] != height:
+        images = _to_8_bits(_weights(images.shape[2], height).T.to(images.device) @ images.double())
+    return images
+
+
+def pillow_bicubic_crop(images: Tensor, size: int) -> Tensor:
+    """uint8 [N, C, H, W] -> uint8 [N, C, size, size]: the shorter side becomes ``size``, and the middle is cut out.
+
+    As torchvision's ``Resize(size, BICUBIC)`` and ``CenterCrop(size)`` do it to a PIL image, and CLIP's own preparation.
+    """
+    height, width = images.shape[2:]
+    shorter = min(height, width)
+    height, width = size * height // shorter, size * width // shorter
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return pillow_bicubic(images, height, width)[:, :, top : top + size, left : left + size]
+
+
+def _to_8_bits(sums: Tensor) -> Tensor:
+    return sums.add_(2 ** (_PRECISION - 1)).mul_(2**-_PRECISION).floor_().clamp_(0, 255).to(torch.uint8)
+
+
+@lru_cache(maxsize=16)
+def _weights(inputs: int, outputs: int) -> Tensor:
+    """[inputs, outputs]: Pillow's weights in units of 2^-22, which are whole numbers."""
+    scale = inputs / outputs
+    stretch = max(scale, 1.0)  # of the filter, whose support is 2 pixels to either side
+    centres = (np.arange(outputs) + 0.5) * scale
+    first = np.maximum((centres - 2.0 * stretch + 0.5).astype(np.int64), 0)
+    last = np.minimum((centres + 2.0 * stretch + 0.5).astype(np.int64), inputs)  # exclusive
+    pixels = np.arange(inputs)[:, None]
+    values = _bicubic((pixels - centres + 0.5) / stretch) * ((first <= pixels) & (pixels < last))
+    values = values / values.sum(axis=0) * 2**_PRECISION
+    return torch.from_numpy(np.trunc(values + np.copysign(0.5, values)))
+
+
+def _bicubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Keys' cubic with a = -1/2 (Keys 1981)."""
+    x = np.abs(x)
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
