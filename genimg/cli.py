@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -12,7 +13,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from genimg.explain import explain, is_choice, quoted
+from genimg.files import new_directory
 from genimg.paths import config_dir
 from genimg.terminal import protect_standard_streams
 from genimg.torchrun import arguments_of_rank, is_of_several, rank_of_torchrun
@@ -115,7 +116,11 @@ def _run(name: str, config: str | None = None) -> None:
     protect_standard_streams()
     primary = config or name
     OmegaConf.register_new_resolver("genimg.job_name", _job_name, replace=True)
-    OmegaConf.register_new_resolver("genimg.groups", partial(_groups, primary), replace=True)
+    OmegaConf.register_new_resolver("genimg.groups", functools.partial(_groups, primary), replace=True)
+    directories = _NewDirectories()
+    OmegaConf.register_new_resolver("genimg.new_run_dir", directories.of_run, replace=True)
+    # The config's cache takes a sweep's directory along into the processes of its jobs.
+    OmegaConf.register_new_resolver("genimg.new_sweep_dir", directories.of_sweep, replace=True, use_cache=True)
     if name == "train":
         importlib.import_module("genimg.sweeps.plugins").register()
         os.environ[_COMMAND_LINE] = shlex.join(sys.argv[1:])
@@ -127,6 +132,7 @@ def _run(name: str, config: str | None = None) -> None:
 
     def guarded(composed: DictConfig) -> Any:
         """In a single run, keep the error from Hydra, which would print lines of its own about it."""
+        directories.task_begins()
         try:
             return _task(name)(composed)
         except Exception as error:
@@ -205,6 +211,39 @@ def _with_runs(arguments: Sequence[str]) -> list[str]:
     if given := next((argument for argument in rest if argument.startswith("runs=")), None):
         raise ValueError(f"{given} and {words[0]} both name runs: write all of them after genimg-report, or all in runs=[...]")
     return [*rest, f"runs=[{','.join(map(quoted, words))}]"]
+
+
+class _NewDirectories:
+    """Makes the directory of a run or a sweep that was given none, once, when Hydra is about to write into it.
+
+    Configs are resolved for other reasons, too: to be shown, in a dry run, in other ranks, and in the jobs of a sweep, whose
+    directories lie in the sweep's. Then nothing is made.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[str, str] = {}
+        self._shows = any(argument in ("-c", "--cfg") or argument.startswith("--cfg=") for argument in sys.argv[1:])
+        self._has_begun = False
+
+    def task_begins(self) -> None:
+        """Note that Hydra has made what it needs."""
+        self._has_begun = True
+
+    def of_run(self, path: str) -> str:
+        """Return the directory of the run that would be called ``path``."""
+        wanted = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN
+        return self._new(path, wanted and not self._has_begun)
+
+    def of_sweep(self, path: str) -> str:
+        """Return the directory of the sweep that would be called ``path``."""
+        return self._new(path, not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN))
+
+    def _new(self, path: str, is_wanted: bool) -> str:
+        if path not in self._made and (self._shows or not is_wanted):
+            return path  # and not remembered: it may be wanted later
+        if path not in self._made:
+            self._made[path] = new_directory(path)
+        return self._made[path]
 
 
 def _job_name(number: int, overrides: list[str]) -> str:

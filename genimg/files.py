@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import itertools
 import os
 import re
 import shutil
@@ -48,6 +49,23 @@ def naming_full_disk(message: str) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ValueError(message) from error
+
+
+def new_directory(path: str) -> str:
+    """Make a directory that no other process has, and return its name: ``path``, or ``path-2`` and so on where it is taken.
+
+    Where it cannot be made at all, ``path`` is returned; its first use then says why.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            name = path if number == 1 else f"{path}-{number}"
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name)  # unlike a look at what is there, this succeeds in one process only
+                return name
+    except OSError:
+        pass
+    return path
 
 
 class InUseError(ValueError):

@@ -3,10 +3,12 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from genimg.files import atomically, directory_atomically, naming_full_disk
+from genimg.files import atomically, directory_atomically, naming_full_disk, new_directory
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -101,3 +103,16 @@ def test_only_a_full_disk_is_named_as_one():
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(PermissionError), naming_full_disk("make room"):
         raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_processes_that_want_one_new_directory_at_once_get_one_each(tmp_path):
+    with ThreadPoolExecutor(16) as pool:
+        made = list(pool.map(new_directory, [str(tmp_path / "deep" / "run")] * 32))
+    names = {Path(path).name for path in made}
+    assert names == {"run", *(f"run-{number}" for number in range(2, 33))}
+    assert {path.name for path in (tmp_path / "deep").iterdir()} == names
+
+
+def test_a_directory_that_cannot_be_made_is_left_to_its_first_use(tmp_path):
+    (tmp_path / "file").touch()
+    assert new_directory(str(tmp_path / "file" / "run")) == str(tmp_path / "file" / "run")
