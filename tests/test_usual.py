@@ -74,8 +74,9 @@ def test_two_forms_of_one_penalty_are_refused(names, monkeypatch):
             200,
             ["are 157 steps", "25M images (781,250 steps of 32", "trainer.duration='320k images'"],
         ),
-        (["model=stylegan2_small"], 9_000, ["are 7,032 steps", "25M images"]),
-        (["model=stylegan2_small"], 10_000, []),
+        (["model=stylegan2_small"], 2_600, []),
+        (["model=r3gan"], 18_000, ["are 7,032 steps", "250M images", "trainer.duration='640k images'"]),
+        (["model=r3gan"], 60_000, []),
         (["model=pix2pix"], 50, ["are 1,250 steps", "200 epochs (10,000 steps of 1"]),
     ],
 )

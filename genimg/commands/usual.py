@@ -25,7 +25,7 @@ _MADE_FOR = {  # evaluations whose extractor comes with genimg, by the data that
     "genimg.data.sources.cifar10": "cifar10_classifier",
     "genimg.data.shapes.shapes": "shapes",
 }
-_SMALL_SHARE = 0.01  # of the published duration
+_SMALL_SHARE = 0.002  # of the published duration
 
 
 def typed_keys() -> set[str]:
