@@ -1,17 +1,22 @@
 #!/usr/bin/env python3
-"""Does an extractor see what it should? Measures real images that were spoilt more and more, and prints a Markdown table.
+"""Does an extractor rank degrees of quality? Measures real images that were degraded more and more, and prints Markdown tables.
 
+    python scripts/extractor_ranking.py shapes
     python scripts/extractor_ranking.py mnist --root datasets
     python scripts/extractor_ranking.py folder --root cifar10/train --evaluation cifar10_classifier
+    python scripts/extractor_ranking.py shapes --samples outputs/RUN/10k.npz outputs/RUN/20k.npz
 
-MNIST's test images are measured against its training images; a folder's odd images against its even ones.
+The degraded images are MNIST's test images against its training images, half of a folder's images against the other half, or
+shapes of another seed. Eight degradations come in five strengths each; beside them stands Spearman's rank correlation of the
+Fréchet and of the kernel distance with the strength, which is 1 where every stronger degradation is further away.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -19,11 +24,14 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
+from PIL import Image
 
 from genimg import build
 from genimg.data import sources
 from genimg.data.placement import Data
+from genimg.data.shapes import ShapesSource
 from genimg.data.sources import ArraySource, Source
+from genimg.data.subsets import random_order
 from genimg.evaluation.evaluator import Evaluator, short_count
 from genimg.evaluation.imagesets import DatasetImages
 from genimg.paths import config_dir
@@ -33,25 +41,86 @@ Pixels = NDArray[np.uint8]
 COLUMNS = ("fd", "kd", "is", "precision", "recall", "density", "coverage", "class_coverage", "class_kl")
 
 
-def noise(deviation: float) -> Callable[[Pixels, NDArray[np.int64]], Pixels]:
-    def spoil(images: Pixels, labels: NDArray[np.int64]) -> Pixels:
-        rng = np.random.default_rng(0)
-        return np.clip(np.round(images + rng.normal(0.0, deviation, images.shape)), 0, 255).astype(np.uint8)
-
-    return spoil
+def noise(images: Pixels, deviation: float) -> Pixels:
+    """Gaussian noise; the deviation is in grey levels."""
+    rng = np.random.default_rng(0)
+    return to_pixels(images + rng.normal(0.0, deviation, images.shape))
 
 
-def blur(sigma: float) -> Callable[[Pixels, NDArray[np.int64]], Pixels]:
-    def spoil(images: Pixels, labels: NDArray[np.int64]) -> Pixels:
-        radius = round(3 * sigma)
-        line = torch.exp(-(torch.arange(-radius, radius + 1).float() ** 2) / (2 * sigma**2))
-        line, channels = line / line.sum(), images.shape[1]
-        values = F.pad(torch.from_numpy(images).float(), (radius,) * 4, mode="reflect")
-        for kernel in (line[:, None], line[None, :]):
-            values = F.conv2d(values, kernel.expand(channels, 1, *kernel.shape), groups=channels)
-        return values.round().clamp(0, 255).to(torch.uint8).numpy()
+def salt_and_pepper(images: Pixels, share: float) -> Pixels:
+    """A share of the pixels becomes black or white."""
+    drawn = np.random.default_rng(0).random((len(images), 1, *images.shape[2:]))
+    return np.where(drawn < share / 2, 0, np.where(drawn < share, 255, images)).astype(np.uint8)
 
-    return spoil
+
+def blur(images: Pixels, sigma: float) -> Pixels:
+    """Gaussian blur; sigma is in pixels."""
+    radius = round(3 * sigma)
+    line = torch.exp(-(torch.arange(-radius, radius + 1).float() ** 2) / (2 * sigma**2))
+    line, channels = line / line.sum(), images.shape[1]
+    values = F.pad(torch.from_numpy(images).float(), (radius,) * 4, mode="reflect")
+    for kernel in (line[:, None], line[None, :]):
+        values = F.conv2d(values, kernel.expand(channels, 1, *kernel.shape), groups=channels)
+    return to_pixels(values.numpy())
+
+
+def jpeg(images: Pixels, quality: float) -> Pixels:
+    """Pillow's encoder and decoder."""
+
+    def coded(image: Pixels) -> Pixels:
+        file = io.BytesIO()
+        Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(file, "JPEG", quality=int(quality))
+        pixels = np.asarray(Image.open(file))
+        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+    return np.stack([coded(image) for image in images])
+
+
+def pixelation(images: Pixels, factor: float) -> Pixels:
+    """A resolution lower by a whole factor, by means over areas; pixels are repeated."""
+    size = [side // int(factor) for side in images.shape[2:]]
+    small = F.interpolate(torch.from_numpy(images).float(), size=size, mode="area")
+    return to_pixels(F.interpolate(small, size=images.shape[2:], mode="nearest").numpy())
+
+
+def warp(images: Pixels, amplitude: float) -> Pixels:
+    """Waves of 16 pixels and of a random phase in each image; the amplitude is in pixels."""
+    count, _, height, width = images.shape
+    phase = torch.from_numpy(np.random.default_rng(0).random((2, count, 1, 1)) * 2 * np.pi).float()
+    y, x = torch.meshgrid(torch.arange(height).float(), torch.arange(width).float(), indexing="ij")
+    moved_x = x + amplitude * torch.sin(2 * torch.pi * y / 16 + phase[0])
+    moved_y = y + amplitude * torch.sin(2 * torch.pi * x / 16 + phase[1])
+    grid = torch.stack([2 * (moved_x + 0.5) / width - 1, 2 * (moved_y + 0.5) / height - 1], dim=3)
+    values = F.grid_sample(torch.from_numpy(images).float(), grid, padding_mode="border", align_corners=False)
+    return to_pixels(values.numpy())
+
+
+def ghost(images: Pixels, share: float) -> Pixels:
+    """A mixture with another image, which has the share."""
+    return to_pixels((1 - share) * images.astype(np.float64) + share * np.roll(images, 1, axis=0))
+
+
+def contrast(images: Pixels, factor: float) -> Pixels:
+    """Values nearer to each image's mean, by a factor."""
+    mean = images.mean(axis=(1, 2, 3), keepdims=True)
+    return to_pixels((images - mean) * factor + mean)
+
+
+def to_pixels(values: NDArray[np.float64]) -> Pixels:
+    return np.clip(np.round(values), 0, 255).astype(np.uint8)
+
+
+DEGRADATIONS: dict[str, tuple[Callable[[Pixels, float], Pixels], tuple[float, ...]]] = {
+    "noise, deviation in levels": (noise, (8, 16, 32, 64, 128)),
+    "salt and pepper, share": (salt_and_pepper, (0.01, 0.02, 0.05, 0.1, 0.2)),
+    "blur, sigma in px": (blur, (0.5, 0.75, 1, 2, 4)),
+    "JPEG, quality": (jpeg, (50, 30, 20, 10, 5)),
+    "pixelation, factor": (pixelation, (2, 3, 4, 6, 8)),
+    "warp, amplitude in px": (warp, (0.5, 1, 2, 3, 4)),
+    "ghost, share": (ghost, (0.05, 0.1, 0.2, 0.3, 0.45)),
+    "contrast, factor": (contrast, (0.9, 0.8, 0.6, 0.4, 0.2)),
+}
+"""Eight kinds, from weak to strong. Salt and pepper is none of those that genimg-features trains with."""
 
 
 def first_classes(count: int) -> Callable[[Pixels, NDArray[np.int64]], Pixels]:
@@ -63,49 +132,88 @@ def first_classes(count: int) -> Callable[[Pixels, NDArray[np.int64]], Pixels]:
     return spoil
 
 
-SPOILT: dict[str, Callable[[Pixels, NDArray[np.int64]], Pixels]] = {
+DROPPED: dict[str, Callable[[Pixels, NDArray[np.int64]], Pixels]] = {
     "as they are": lambda images, labels: images,
-    **{f"noise, deviation {deviation}": noise(deviation) for deviation in (8, 16, 32, 64, 128)},
-    **{f"blur, sigma {sigma} px": blur(sigma) for sigma in (0.5, 1.0, 2.0, 4.0)},
     **{f"{count} of the classes": first_classes(count) for count in (9, 7, 5, 2, 1)},
 }
 
 
-def everything(source: Source, start: int, step: int) -> tuple[Pixels, NDArray[np.int64]]:
-    indices = np.arange(start, len(source), step)
+def everything(source: Source, indices: NDArray[np.int64]) -> tuple[Pixels, NDArray[np.int64]]:
     assert source.labels is not None
-    return np.stack([source.read(int(i)) for i in indices]), source.labels[indices]
+    return source.read_many(indices), source.labels[indices]
+
+
+def spearman(values: Sequence[float]) -> float:
+    """The rank correlation of the values with their order, without ties."""
+    ranks = np.argsort(np.argsort(values))
+    return float(np.corrcoef(ranks, np.arange(len(values)))[0, 1])
+
+
+def real_and_measured(data: str, root: str) -> tuple[Pixels, Pixels, NDArray[np.int64]]:
+    """Real images to measure against, and others of the same kind with their labels."""
+    if data == "shapes":
+        real, other = (
+            ShapesSource(seed=seed, num_images=10_000, image_size=32, channels=3, num_objects=1, labels="color_shape")
+            for seed in (0, 2)
+        )
+        return everything(real, np.arange(len(real)))[0], *everything(other, np.arange(len(other)))
+    if data == "mnist":
+        options = {"root": root, "image_size": 28, "channels": 1, "fit": "stretch"}
+        real, other = (sources.mnist(split=split, **options) for split in ("train", "test"))
+        return everything(real, np.arange(len(real)))[0], *everything(other, np.arange(len(other)))
+    source = sources.folder(root=root, image_size=32, channels=3, fit="crop", labels="required")
+    order = random_order(len(source), seed=0)
+    half = len(source) // 2
+    return everything(source, order[:half])[0], *everything(source, order[half:])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", choices=["mnist", "folder"])
+    parser.add_argument("data", choices=["shapes", "mnist", "folder"])
     parser.add_argument("--root", default="datasets", help="where the data lies")
     parser.add_argument("--evaluation", help="of a shipped classifier, or a .pt of genimg-features; default: the data's name")
     parser.add_argument("--images", type=int, default=5000, help="measured images")
+    parser.add_argument("--samples", nargs="+", help=".npz files of genimg-sample to measure instead, from bad to good")
     arguments = parser.parse_args()
-    if arguments.data == "mnist":
-        options = {"root": arguments.root, "image_size": 28, "channels": 1, "fit": "stretch"}
-        real = everything(sources.mnist(split="train", **options), 0, 1)[0]
-        fake, labels = everything(sources.mnist(split="test", **options), 0, 1)
-    else:
-        source = sources.folder(root=arguments.root, image_size=32, channels=3, fit="crop", labels="required")
-        real, (fake, labels) = everything(source, 0, 2)[0], everything(source, 1, 2)
-    chosen = np.random.default_rng(0).permutation(len(fake))[: arguments.images]
-    fake, labels = fake[chosen], labels[chosen]
+    real, measured, labels = real_and_measured(arguments.data, arguments.root)
+    chosen = np.sort(random_order(len(measured), seed=1)[: arguments.images])
+    measured, labels = measured[chosen], labels[chosen]
     device = choose_device("auto")
-    chosen = arguments.evaluation or arguments.data
-    group = ["classifier", f"evaluation.extractor.classifier='{chosen}'"] if chosen.endswith(".pt") else [chosen]
+    name = arguments.evaluation or arguments.data
+    group = ["classifier", f"evaluation.extractor.classifier='{name}'"] if name.endswith(".pt") else [name]
     with tempfile.TemporaryDirectory() as cache:
-        evaluator = evaluator_of([f"evaluation={group[0]}", *group[1:], f"evaluation.cache_dir='{cache}'"], len(fake))
+        evaluator = evaluator_of([f"evaluation={group[0]}", *group[1:], f"evaluation.cache_dir='{cache}'"], len(measured))
         digest = evaluator.extractor.weights_sha256 or ""
-        print(f"{len(fake)} images against {len(real)}, extractor {evaluator.extractor.name} ({digest[:8]}),")
+        print(f"{len(measured)} images against {len(real)}, extractor {evaluator.extractor.name} ({digest[:8]}),")
         print(f"{describe_hardware(device)}, torch {torch.__version__}\n")
-        print(f"| measured images | {' | '.join(COLUMNS)} |")
-        print("|---|" + "---:|" * len(COLUMNS))
-        for name, spoil in SPOILT.items():
-            values = measure(evaluator, real, spoil(fake, labels), device)
-            print(f"| {name} | {' | '.join(f'{values[column]:.4g}' for column in COLUMNS)} |", flush=True)
+        if arguments.samples:
+            images = {path: np.load(path)["arr_0"].transpose(0, 3, 1, 2)[:, : real.shape[1]] for path in arguments.samples}
+            rows = print_rows(evaluator, real, images, device)
+            for column in ("fd", "kd"):
+                print(f"{column}: Spearman {-spearman([row[column] for row in rows]):.3f}")
+            return
+        print_rows(evaluator, real, {name: drop(measured, labels) for name, drop in DROPPED.items()}, device)
+        print("\n| degradation | strengths | fd | Spearman | kd | Spearman | precision |")
+        print("|---|---|---|---:|---|---:|---|")
+        for name, (degrade, strengths) in DEGRADATIONS.items():
+            values = [measure(evaluator, real, degrade(measured, strength), device) for strength in strengths]
+            cells = [" ".join(f"{strength:g}" for strength in strengths)]
+            for column in ("fd", "kd"):
+                cells.append(" ".join(f"{value[column]:.3g}" for value in values))
+                cells.append(f"{spearman([value[column] for value in values]):.2f}")
+            cells.append(" ".join(f"{value['precision']:.2g}" for value in values))
+            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def print_rows(evaluator: Evaluator, real: Pixels, images: dict[str, Pixels], device: torch.device) -> list[dict[str, float]]:
+    """Print a row of all columns for each set of images, and return the values."""
+    print(f"| measured images | {' | '.join(COLUMNS)} |")
+    print("|---|" + "---:|" * len(COLUMNS))
+    rows = []
+    for name, pixels in images.items():
+        rows.append(measure(evaluator, real, pixels, device))
+        print(f"| {name} | {' | '.join(f'{rows[-1][column]:.4g}' for column in COLUMNS)} |", flush=True)
+    return rows
 
 
 def evaluator_of(overrides: list[str], num_images: int) -> Evaluator:

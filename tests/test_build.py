@@ -197,7 +197,7 @@ def test_every_evaluation_builds(option, tmp_path, monkeypatch):
     torch.save(network.state_dict(), weights)
     monkeypatch.setattr("torch_fidelity.utils.create_feature_extractor", lambda *arguments, **keywords: Embedding())
     monkeypatch.setattr("torch.hub.load", lambda *arguments, **keywords: network)
-    classifier = shipped_weights("mnist")
+    classifier = shipped_weights("mnist_v2")
     needed = {
         "inception": [f"extractor.weights={weights}", "extractor.sha256=null"],
         "adm": [f"extractor.weights={weights}", "extractor.sha256=null"],

@@ -208,7 +208,7 @@ def test_train_evaluate_and_sample(home: Path) -> None:
         assert (home / "run" / name).is_file(), name
     assert list((home / "run" / "tensorboard").glob("events*"))
     assert list((home / "run" / "samples").glob("samples-*.png"))
-    assert "fd40_shapes" in output
+    assert "fd40_shapes_v2" in output
     summary = json.loads((home / "run" / "summary.json").read_text())
     assert summary["status"] == "completed"
     assert summary["steps"] == 9
@@ -217,7 +217,7 @@ def test_train_evaluate_and_sample(home: Path) -> None:
     assert summary["versions"]["torch"]
 
     again = succeed("train", "resume=run")
-    assert f"this run is complete, with 144 images: fd40_shapes is {summary['last']['fd40_shapes']:.6g}" in again
+    assert f"this run is complete, with 144 images: fd40_shapes_v2 is {summary['last']['fd40_shapes_v2']:.6g}" in again
     assert "to train longer than 9 steps: genimg-train resume=run trainer.duration=..." in again
     assert "images/s" not in again
     assert "finished" not in again
@@ -227,7 +227,7 @@ def test_train_evaluate_and_sample(home: Path) -> None:
     assert result["metrics"] == summary["last"]
     assert result["provenance"] == summary["provenance"]
     again = succeed("evaluate", "ckpt=run/checkpoints/last.pt", "batch_size=7", "num_images=40")
-    assert f"{summary['last']['fd40_shapes']:.5g}"[:5] in again
+    assert f"{summary['last']['fd40_shapes_v2']:.5g}"[:5] in again
 
     succeed("sample", "ckpt=run", "num_images=5", "seed=3", "output=one")
     succeed("sample", "ckpt=run/checkpoints/last.pt", "num_images=3", "seed=3", "batch_size=1", "output=two")
@@ -305,7 +305,7 @@ def test_the_value_to_optimise_is_returned(home: Path) -> None:
     arguments = [*EVALUATED, "trainer.duration=8 steps", "evaluation.interval=4 steps", "run_dir=run"]
     output = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True).stdout
     summary = json.loads((home / "run" / "summary.json").read_text())
-    assert f"RETURNED {summary['best']['fd40_shapes']}" in output
+    assert f"RETURNED {summary['best']['fd40_shapes_v2']}" in output
 
 
 def test_configs_of_your_own_come_from_config_dir(home: Path) -> None:
@@ -340,7 +340,7 @@ def test_changing_the_evaluation_on_resume_starts_a_new_best(home: Path) -> None
     succeed("train", *EVALUATED, "trainer.duration=4 steps", "run_dir=a run")
     succeed("train", "resume='a run'", "evaluation.num_images=30", "trainer.duration=6 steps")
     summary = json.loads((home / "a run" / "summary.json").read_text())
-    assert set(summary["best"]) > {"fd30_shapes", "is30_shapes", "is30_shapes_std", "precision30_shapes"}
+    assert set(summary["best"]) > {"fd30_shapes_v2", "is30_shapes_v2", "is30_shapes_v2_std", "precision30_shapes_v2"}
     assert summary["steps"] == 6
 
 
@@ -349,7 +349,13 @@ def test_real_digits_train_and_evaluate(home: Path, real_mnist_root: Path) -> No
     arguments = ["data=mnist", f"data.root={real_mnist_root}", "model.generator.width=8", "trainer.duration=30 steps"]
     succeed("train", *arguments, "evaluation.num_images=200", "evaluation.num_real=500", "run_dir=run")
     values = json.loads((home / "run" / "summary.json").read_text())["last"]
-    assert set(values) > {"fd200_mnist", "is200_mnist", "is200_mnist_std", "recall200_mnist", "class_coverage200_mnist"}
+    assert set(values) > {
+        "fd200_mnist_v2",
+        "is200_mnist_v2",
+        "is200_mnist_v2_std",
+        "recall200_mnist_v2",
+        "class_coverage200_mnist_v2",
+    }
 
 
 @pytest.mark.real_data

@@ -31,7 +31,7 @@ def test_two_steps_go_through_everything_that_a_training_does(tmp_path: Path) ->
     assert code == 0, output
     assert "evaluation.num_images=64" in output
     steps = [record["step"] for record in records(tmp_path / "run") if not any(key.startswith("evaluation/") for key in record)]
-    measured = [record for record in records(tmp_path / "run") if "evaluation/fd64_shapes" in record]
+    measured = [record for record in records(tmp_path / "run") if "evaluation/fd64_shapes_v2" in record]
     assert (steps, [record["step"] for record in measured]) == ([1, 2], [2])
     assert measured[0]["provenance"]["real"]["num_images"] == 64  # type: ignore[index]
     assert "evaluation.bootstrap" not in output  # it was typed

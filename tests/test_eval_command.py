@@ -142,7 +142,7 @@ def test_a_folder_is_measured_against_a_folder(evaluate: Command, home: Path) ->
     metrics = record["metrics"]
     assert [name for name in metrics if not name.endswith("_std")] == [f"{name}12_shapes" for name in METRICS]
     expected = frechet_distance_by_eigenvalues(features_of(pixels(14, 1)), features_of(pixels(12, 2)))
-    assert metrics["fd12_shapes"] == pytest.approx(expected, rel=1e-3)
+    assert metrics["fd12_shapes_v2"] == pytest.approx(expected, rel=1e-3)
     assert values_of(output) == pytest.approx(metrics, rel=1e-4, abs=1e-9)
     assert record["images_from"] == "b"
     assert record["intervals"] == {}
@@ -185,7 +185,7 @@ def test_a_range_of_other_values_can_be_given(evaluate: Command, home: Path) -> 
 
 def test_a_dataset_brings_its_own_evaluation(evaluate: Command) -> None:
     record = evaluate.result("images=b", "real=shapes", "num_real=20", "device=cpu", "image_size=32")
-    assert "fd12_shapes" in record["metrics"]
+    assert "fd12_shapes_v2" in record["metrics"]
     assert record["provenance"]["real"]["source"] == "shapes"
     assert record["provenance"]["real"]["num_images"] == 20
     assert record["provenance"]["generated"]["image_shape"] == "3x32x32"
@@ -193,7 +193,7 @@ def test_a_dataset_brings_its_own_evaluation(evaluate: Command) -> None:
 
 def test_images_are_measured_against_themselves_at_no_distance(evaluate: Command) -> None:
     metrics = evaluate.result("images=a", "real=a", *SHAPES)["metrics"]
-    assert metrics["fd14_shapes"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["fd14_shapes_v2"] == pytest.approx(0.0, abs=1e-6)
     for name in ("precision", "recall", "coverage", "class_coverage"):
         assert metrics[f"{name}14_shapes"] == 1.0
 
@@ -265,10 +265,10 @@ def test_statistics_of_another_program_need_the_users_word(evaluate: Command, ho
     assert code == 0
     assert "kernel_distance and precision_recall left out" in output
     values = values_of(output)
-    assert set(values) == {"fd12_shapes", "is12_shapes", "is12_shapes_std"}
+    assert set(values) == {"fd12_shapes_v2", "is12_shapes_v2", "is12_shapes_v2_std"}
     # The file does not say how many images it is of, so that no rank is cut off: rounding adds a little.
-    assert values["fd12_shapes"] == pytest.approx(direct["fd12_shapes"], rel=1e-2)
-    assert values["is12_shapes"] == pytest.approx(direct["is12_shapes"], rel=1e-5)
+    assert values["fd12_shapes_v2"] == pytest.approx(direct["fd12_shapes_v2"], rel=1e-2)
+    assert values["is12_shapes_v2"] == pytest.approx(direct["is12_shapes_v2"], rel=1e-5)
 
 
 def test_a_reference_file_of_images_and_statistics_serves_all_metrics(evaluate: Command, home: Path) -> None:
@@ -285,13 +285,15 @@ def test_a_reference_file_of_images_and_statistics_serves_all_metrics(evaluate: 
     assert "adm.npz holds mu and sigma beside its images: accept_unrecorded=true takes these" in output
     own = evaluate.result("images=b", "real=adm.npz", "accept_unrecorded=true", *SHAPES)
     published = evaluate.result("images=b", "real=fid.npz", "accept_unrecorded=true", *SHAPES)["metrics"]
-    assert own["metrics"]["fd12_shapes"] == pytest.approx(published["fd12_shapes"], rel=1e-9)
-    assert own["metrics"]["fd12_shapes"] != pytest.approx(direct["fd12_shapes"], rel=1e-2)
-    assert own["metrics"] | {"fd12_shapes": 0} == pytest.approx(direct | {"fd12_shapes": 0}, rel=1e-9)
+    assert own["metrics"]["fd12_shapes_v2"] == pytest.approx(published["fd12_shapes_v2"], rel=1e-9)
+    assert own["metrics"]["fd12_shapes_v2"] != pytest.approx(direct["fd12_shapes_v2"], rel=1e-2)
+    assert own["metrics"] | {"fd12_shapes_v2": 0} == pytest.approx(direct | {"fd12_shapes_v2": 0}, rel=1e-9)
     assert own["provenance"]["real"]["moments"]["source"] == "adm.npz"
     features_alone = evaluate.result("images=b", "real=features.npz", "accept_unrecorded=true", *SHAPES)["metrics"]
-    assert {name: features_alone[name] for name in ("fd12_shapes", "coverage12_shapes", "kd12_shapes")} == pytest.approx(
-        {name: direct[name] for name in ("fd12_shapes", "coverage12_shapes", "kd12_shapes")}, rel=1e-4, abs=1e-6
+    assert {
+        name: features_alone[name] for name in ("fd12_shapes_v2", "coverage12_shapes_v2", "kd12_shapes_v2")
+    } == pytest.approx(
+        {name: direct[name] for name in ("fd12_shapes_v2", "coverage12_shapes_v2", "kd12_shapes_v2")}, rel=1e-4, abs=1e-6
     )
     evaluate.refuse("features.npz holds statistics, not images", arguments=["images=features.npz", "real=a", *QUICK])
 
@@ -392,11 +394,13 @@ def test_provenance_is_printed_as_json(evaluate: Command) -> None:
 def test_intervals_are_printed_and_written(evaluate: Command) -> None:
     record = evaluate.result("images=b", "real=a", "bootstrap=5", *QUICK)
     output = evaluate.succeed("images=b", "real=a", "bootstrap=5", *QUICK)
-    assert set(record["intervals"]) == {"fd12_shapes"}
-    low, high = record["intervals"]["fd12_shapes"]
+    assert set(record["intervals"]) == {"fd12_shapes_v2"}
+    low, high = record["intervals"]["fd12_shapes_v2"]
     assert low < high
-    row = next(line for line in output.splitlines() if line.startswith("fd12_shapes"))
-    assert [float(word) for word in row.split()[1:]] == pytest.approx([record["metrics"]["fd12_shapes"], low, high], rel=1e-4)
+    row = next(line for line in output.splitlines() if line.startswith("fd12_shapes_v2"))
+    assert [float(word) for word in row.split()[1:]] == pytest.approx(
+        [record["metrics"]["fd12_shapes_v2"], low, high], rel=1e-4
+    )
     assert "95 % from" in output
 
 
@@ -408,7 +412,7 @@ def test_an_output_that_cannot_be_written_is_one_message(evaluate: Command, home
 def test_a_few_of_the_images_can_be_chosen(evaluate: Command) -> None:
     record = evaluate.result("images=b", "real=a", "num_images=6", "num_real=7", *QUICK)
     expected = frechet_distance_by_eigenvalues(features_of(pixels(14, 1)[::2]), features_of(pixels(12, 2)[::2]))
-    assert record["metrics"]["fd6_shapes"] == pytest.approx(expected, rel=1e-3)
+    assert record["metrics"]["fd6_shapes_v2"] == pytest.approx(expected, rel=1e-3)
     assert record["provenance"]["generated"]["num_images"] == 6
     assert record["provenance"]["real"]["num_images"] == 7
 
@@ -422,8 +426,8 @@ def test_results_that_compare_are_said_to(evaluate: Command, home: Path) -> None
     assert "comparable: all that the values depend on is the same" in output
     assert "they differ, without harm" in output
     assert "generated.source: b against c" in output
-    row = next(line for line in output.splitlines() if line.startswith("fd12_shapes")).split()
-    expected = [json.loads((home / f"{name}.json").read_text())["metrics"]["fd12_shapes"] for name in "bc"]
+    row = next(line for line in output.splitlines() if line.startswith("fd12_shapes_v2")).split()
+    expected = [json.loads((home / f"{name}.json").read_text())["metrics"]["fd12_shapes_v2"] for name in "bc"]
     assert [float(word) for word in row[1:]] == pytest.approx(expected, rel=1e-4)
 
 
@@ -473,9 +477,9 @@ def test_the_picture_of_neighbours_shows_copies(evaluate: Command, home: Path) -
 
 def test_the_share_of_copies_stands_beside_the_picture(evaluate: Command, home: Path) -> None:
     output = evaluate.succeed("images=a", "real=a", "held_out=b", "neighbors=1", "output=copies.json", *QUICK)
-    assert "copies of training images: 100.0 % of the 14 generated ones (memorised14_shapes; fresh images: 0 ± " in output
+    assert "copies of training images: 100.0 % of the 14 generated ones (memorised14_shapes_v2; fresh images: 0 ± " in output
     record = json.loads((home / "copies.json").read_text())
-    assert record["metrics"]["memorised14_shapes"] == 1.0
+    assert record["metrics"]["memorised14_shapes_v2"] == 1.0
     assert record["provenance"]["metrics"]["memorisation"]["held_out"]["num_images"] == 12
     output = evaluate.succeed("images=b", "real=a", "neighbors=1", *QUICK)
     assert "no held-out images to compare with: held_out=WHAT" in output
@@ -534,7 +538,7 @@ def test_a_checkpoint_is_measured_as_in_its_training(evaluate: Command, run_dir:
     assert record["provenance"]["generated"]["weights"] == "ema"
     final = evaluate.result(f"ckpt={run_dir}", "device=cpu", "num_images=50")["metrics"]
     assert final == pytest.approx(summary["final"]["metrics"], rel=1e-9)
-    assert "fd50_shapes" in final
+    assert "fd50_shapes_v2" in final
 
 
 def test_which_chooses_between_the_last_and_the_best_checkpoint(evaluate: Command, run_dir: Path) -> None:
@@ -542,7 +546,7 @@ def test_which_chooses_between_the_last_and_the_best_checkpoint(evaluate: Comman
     best = evaluate.result(f"ckpt={run_dir}", "device=cpu", "which=best")
     assert (last["images"], best["images"]) == (32, 16)
     assert best["checkpoint"] == str(run_dir / "checkpoints" / "best.pt")
-    assert best["metrics"]["fd40_shapes"] != pytest.approx(last["metrics"]["fd40_shapes"], rel=1e-4)
+    assert best["metrics"]["fd40_shapes_v2"] != pytest.approx(last["metrics"]["fd40_shapes_v2"], rel=1e-4)
     evaluate.refuse("which=newest is unknown", arguments=[f"ckpt={run_dir}", "which=newest", "device=cpu"])
 
 
@@ -550,7 +554,7 @@ def test_a_checkpoint_is_measured_against_other_images_too(evaluate: Command, ru
     record = evaluate.result(f"ckpt={run_dir}", "real=a", "seed=5", "device=cpu", "num_images=20", "neighbors=1")
     assert record["provenance"]["real"]["source"] == "a"
     assert record["provenance"]["generated"]["seed"] == 5
-    assert "fd20_shapes" in record["metrics"]
+    assert "fd20_shapes_v2" in record["metrics"]
     assert Path("neighbors.png").is_file()
     evaluate.refuse("data_root has no effect", arguments=[f"ckpt={run_dir}", "data_root=x", "device=cpu"])
 
@@ -558,5 +562,5 @@ def test_a_checkpoint_is_measured_against_other_images_too(evaluate: Command, ru
 def test_a_run_directory_compares_with_an_evaluation_of_its_checkpoint(evaluate: Command, run_dir: Path) -> None:
     evaluate.succeed(f"ckpt={run_dir}", "device=cpu", "num_images=50", "output=final.json")
     output = evaluate.succeed(f"compare=[{run_dir},final.json]")
-    assert "fd40_shapes" in output
-    assert "fd50_shapes" in output
+    assert "fd40_shapes_v2" in output
+    assert "fd50_shapes_v2" in output

@@ -204,15 +204,15 @@ def test_the_domains_of_unpaired_data_are_measured_in_both_directions(evaluate: 
 def test_an_extractor_of_another_evaluation_can_be_added(evaluate: Command) -> None:
     extractor = [
         "+evaluation.extractor._target_=genimg.evaluation.extractors.classifier.Classifier",
-        "+evaluation.extractor.classifier=shapes", "+evaluation.extractor.sha256=null",
+        "+evaluation.extractor.classifier=shapes_v2", "+evaluation.extractor.sha256=null",
     ]  # fmt: skip
     for run_dir, evaluation in (("denoise", "translation"), ("cyclegan", "unpaired_translation")):
         record = evaluate.result(f"ckpt={run_dir}", "device=cpu", f"evaluation={evaluation}", *extractor, "num_images=2")
         names = set(record["metrics"])
         if run_dir == "denoise":
-            assert names == {"psnr", "ssim", "l1", "fd_shapes", "kd_shapes"}
+            assert names == {"psnr", "ssim", "l1", "fd_shapes_v2", "kd_shapes_v2"}
         else:
-            assert next(iter(record["metrics"])) == "kd_shapes"
+            assert next(iter(record["metrics"])) == "kd_shapes_v2"
             assert names >= {f"{name}_shapes_{direction}" for name in ("fd", "kd") for direction in ("a2b", "b2a")}
         assert record["provenance"]["extractor"]["name"] == "shapes"
 

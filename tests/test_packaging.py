@@ -33,7 +33,7 @@ def test_shipped_weights_are_small_and_match_the_digests_in_their_configs() -> N
     from genimg.evaluation.extractors.classifier import shipped_weights
 
     files = list((ROOT / "genimg" / "evaluation" / "weights").glob("*.pt"))
-    assert {file.stem for file in files} >= {"mnist", "shapes", "cifar10"}
+    assert {file.stem for file in files} >= {"mnist_v2", "shapes_v2", "cifar10_v2"}
     for file in files:
         assert file.stat().st_size <= 1_000_000
         config = OmegaConf.load(ROOT / "configs" / "evaluation" / f"{file.stem}{'_classifier' * (file.stem == 'cifar10')}.yaml")

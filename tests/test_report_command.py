@@ -103,7 +103,7 @@ def test_a_run_writes_its_own_report_and_lives_without(tmp_path: Path) -> None:
     text = (tmp_path / "run" / "report.html").read_text()
     assert "This run completed 64 images." in text
     assert 'alt="samples of run after 64 images"' in text
-    assert "fd20_shapes" in text
+    assert "fd20_shapes_v2" in text
     for name in ("report.html", "report.csv", "report.md"):
         (tmp_path / "run" / name).unlink()
     (tmp_path / "run" / "report.html").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -18,8 +19,9 @@ import torch
 
 TRAIN = [sys.executable, "-c", "from genimg.cli import train; train()"]
 TINY = [
-    "data.num_images=64", "data.image_size=16", "trainer.batch_size=16", "trainer.log_interval=1 steps", "trainer.preview_images=4",
-    "model=dcgan_small", "model.generator.width=4", "model.latent.dim=4", "evaluation=none", "device=cpu",
+    "data.num_images=64", "data.image_size=16", "trainer.batch_size=16", "trainer.log_interval=1 steps",
+    "trainer.preview_images=4", "model=dcgan_small", "model.generator.width=4", "model.latent.dim=4",
+    "evaluation=none", "device=cpu",
     "trainer.duration=100M images", "trainer.checkpoint_interval=50M images", "trainer.preview_interval=50M images",
 ]  # fmt: skip
 
@@ -96,10 +98,8 @@ def test_a_closed_terminal_saves(tmp_path: Path) -> None:
     os.set_blocking(terminal, False)
 
     def has_begun_while_read() -> bool:
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.read(terminal, 1 << 16)
-        except BlockingIOError:
-            pass
         return has_begun(run_dir)
 
     wait_for(has_begun_while_read)

@@ -214,7 +214,7 @@ def test_a_run_with_weights_of_ones_own_is_used_again_once_they_are_named(
     suffix: str, trained: Path, home: Path, run: Run
 ) -> None:
     own = home / "mine.pt"
-    own.write_bytes(Path(build.__file__).with_name("evaluation").joinpath("weights", "shapes.pt").read_bytes())
+    own.write_bytes(Path(build.__file__).with_name("evaluation").joinpath("weights", "shapes_v2.pt").read_bytes())
     named = own if suffix else Path("../../../../../../../..") / own.with_suffix("").relative_to("/")  # out of the package
     path = changed(trained, home, classifier(named))
     code, text = run("evaluate", f"ckpt={path}", "device=cpu")
@@ -285,7 +285,8 @@ WORDS = {
     "activation", "architecture", "backbone", "binarisation", "blur", "channels_last", "compile", "convolution",
     "direction", "entity", "fit", "fused_optimizer", "gamma", "group", "head", "held_out", "initialisation", "kind",
     "labels", "mode", "model", "name", "noise", "normalisation", "padding", "policy", "pooling", "project",
-    "regulariser", "resampling", "residual", "sampled_mode", "shape", "space", "split", "tags", "upsampling",
+    "regulariser", "resampling", "residual", "sampled_mode", "sampled_weights", "shape", "space", "split", "stop_if", "tags",
+    "upsampling",
 }  # fmt: skip
 DIGESTS = {
     ("Classifier", "sha256"), ("Module", "sha256"), ("Program", "sha256"), ("CustomExtractor", "weights_sha256"),

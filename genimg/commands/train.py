@@ -134,7 +134,9 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
     device_name = device_name if world_size() > 1 else config["device"]
     evaluation = config["evaluation"]
     was_measured_with_it = saved is not None and saved.state["config"]["evaluation"] == evaluation
-    replaceable = not was_measured_with_it and not asked_for_extractor()
+    # The evaluation of a checkpoint that is named was chosen when that run was started.
+    named_checkpoint = resuming.names_a_checkpoint(composed)
+    replaceable = not (was_measured_with_it or named_checkpoint or asked_for_extractor())
     parts = assemble(config, device_name, named, may_replace_evaluation=replaceable)
     if config["evaluation"] is not evaluation:
         source_config["evaluation"] = config["evaluation"]

@@ -17,7 +17,7 @@ from genimg.evaluation.summary import Summary
 
 
 class Name(Protocol):
-    """A metric's short name (``fd``) -> its full name, with the count of images and the extractor (``fd5k_mnist``)."""
+    """A metric's short name (``fd``) -> its full name, with the count of images and the extractor (``fd5k_mnist_v2``)."""
 
     def __call__(self, metric: str, count: int | None = None) -> str:
         """``count``: images of each side, where they are fewer than the generated ones."""

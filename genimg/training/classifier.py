@@ -1,4 +1,9 @@
-"""Trains a SmallClassifier, whose features then evaluate images of its kind."""
+"""Trains a SmallClassifier, whose features then evaluate images of its kind.
+
+Two aims share the features: the class, and how far apart two random views of one image are in each kind of change (see
+``training.views``). The first alone would make features that see nothing but the class, or any slightly degraded image as
+foreign.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +14,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from genimg.data.placement import Data
 from genimg.data.stream import Order
+from genimg.data.subsets import random_subset
 from genimg.evaluation.extractors.base import prepare
-from genimg.evaluation.extractors.classifier import SmallClassifier
+from genimg.evaluation.extractors.classifier import FORMAT, SmallClassifier
 from genimg.interfaces import Batch, Images, Metrics
 from genimg.training.device import Precision
 from genimg.training.schedules import Cosine
 from genimg.training.update import Updater
+from genimg.training.views import CHANGES, random_views
+
+RELATION_WEIGHT = 10.0  # of the squared error of the differences' strengths, beside the cross-entropy in nats
+_MOST_STANDARDISED = 10_000  # images from which the features' mean and scale are taken
 
 
 @dataclass(frozen=True)
@@ -69,16 +79,22 @@ def train_classifier(
     torch.manual_seed(seed)
     network = SmallClassifier(channels=channels, num_classes=len(source.class_names))
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    groups = {"classifier": list(network.parameters())}
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=weight_decay)
-    update = Updater(groups, {"classifier": optimizer}, precision=precision, max_grad_norm=None)
+    relation = nn.Linear(network.projection.out_features, len(CHANGES), bias=False).to(device)
+    parameters = [*network.parameters(), *relation.parameters()]
+    optimizer = torch.optim.AdamW(parameters, weight_decay=weight_decay)
+    update = Updater({"classifier": parameters}, {"classifier": optimizer}, precision=precision, max_grad_norm=None)
     count, steps = len(train.indices), len(train.indices) // batch_size
     total = epochs * steps * batch_size
     schedule = Cosine(duration=Images(total), final=0.0, warmup=Images(round(0.3 * total)))
+    generator = torch.Generator().manual_seed(seed)
 
     def loss(batch: Batch) -> tuple[Tensor, Metrics]:
-        value = F.cross_entropy(network(batch["image"])[1].float(), batch["label"])
-        return value, {}
+        """Name the class in both views, and tell from the features alone by how much which change differs between them."""
+        projected = network.project(batch["image"])
+        entropy = F.cross_entropy(network.classify(projected).float(), batch["label"])
+        first, second = projected.float().chunk(2)
+        told = relation(first - second).float()
+        return entropy + RELATION_WEIGHT * F.mse_loss(told, batch["difference"]), {}
 
     order = Order(count, seed=seed, horizontal_flip=False)
     with tqdm(total=epochs * steps, desc="training the classifier", unit="step", disable=None) as bar:
@@ -87,9 +103,11 @@ def train_classifier(
             for step in range(steps):
                 chosen = shuffled[step * batch_size : (step + 1) * batch_size]
                 images = prepare(train.data.images(chosen), channels, image_size)
+                (first, strengths), (second, others) = (random_views(images, generator) for _ in range(2))
                 batch = {
-                    "image": images.contiguous(memory_format=torch.channels_last),
-                    "label": labels[torch.from_numpy(chosen).to(device)],
+                    "image": torch.cat([first, second]).contiguous(memory_format=torch.channels_last),
+                    "label": labels[torch.from_numpy(chosen).to(device)].repeat(2),
+                    "difference": strengths - others,
                 }
                 factor = schedule.at((epoch * steps + step) * batch_size, batch_size)
                 optimizer.param_groups[0]["lr"] = learning_rate * factor
@@ -97,7 +115,9 @@ def train_classifier(
                 bar.update()
     update.raise_if_not_finite()
     network.eval().half().float()  # measure what is written
+    _standardise(network, train, channels, image_size)
     return {
+        "format": FORMAT,
         "state_dict": {k: v.half() if v.is_floating_point() else v for k, v in network.cpu().state_dict().items()},
         "image_size": image_size,
         "channels": channels,
@@ -110,6 +130,16 @@ def train_classifier(
         "trained_on": source.name,
         "fingerprint": source.fingerprint,
     }
+
+
+@torch.no_grad()
+def _standardise(network: SmallClassifier, images: LabelledImages, channels: int, image_size: int) -> None:
+    """Set the features' mean and scale to those of clean training images, at most 10,000."""
+    chosen = images.indices[random_subset(min(_MOST_STANDARDISED, len(images.indices)), len(images.indices), seed=0)]
+    parts = [network.project(prepare(images.data.images(part), channels, image_size)) for part in np.array_split(chosen, 20)]
+    projected = torch.cat([part.float() for part in parts])
+    network.mean.copy_(projected.mean(dim=0).half())
+    network.scale.copy_((projected - network.mean).square().mean().sqrt().half())
 
 
 @torch.no_grad()

@@ -119,7 +119,7 @@ def test_digits_with_a_little_noise_are_copies_and_fresh_digits_are_none(real_mn
     settings = {"root": str(real_mnist_root), "image_size": 28, "channels": 1, "fit": "stretch"}
     source = mnist(split="train", **settings)
     assert isinstance(source, ArraySource)
-    extractor, order = Classifier(classifier="mnist", sha256=None), random_order(60_000, seed=0)
+    extractor, order = Classifier(classifier="mnist_v2", sha256=None), random_order(60_000, seed=0)
 
     def of(images: np.ndarray) -> torch.Tensor:
         return extractor(torch.from_numpy(np.ascontiguousarray(images)))[0]

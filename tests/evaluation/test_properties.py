@@ -48,7 +48,9 @@ def real_mnist(real_mnist_root):
     source = mnist(root=str(real_mnist_root), split="test", image_size=28, channels=1, fit="stretch")
     order = np.random.default_rng(0).permutation(len(source))
     first, second = order[:COUNT], order[COUNT : 2 * COUNT]
-    return Case(Classifier(classifier="mnist", sha256=None), read(source, first), read(source, second), source.labels[second])
+    return Case(
+        Classifier(classifier="mnist_v2", sha256=None), read(source, first), read(source, second), source.labels[second]
+    )
 
 
 @pytest.fixture(scope="module")

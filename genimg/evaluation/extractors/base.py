@@ -61,7 +61,7 @@ class Extractor(ABC):
         self.device = torch.device("cpu")
 
     def metric_name(self, metric: str, count: str) -> str:
-        """What a metric made with it is called: ``fd`` of ``5k`` images is ``fd5k_mnist``."""
+        """What a metric made with it is called: ``fd`` of ``5k`` images is ``fd5k_mnist_v2``."""
         return f"{metric}{count}_{self.name}"
 
     def describe(self) -> dict[str, Any]:

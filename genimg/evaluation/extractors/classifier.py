@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.evaluation.extractors.base import (
@@ -20,34 +21,65 @@ from genimg.evaluation.extractors.base import (
 )
 from genimg.machine_local import MachineLocal
 
+FORMAT = 2
+"""Of what genimg-features writes; 1 were the features of a classifier of clean images, pooled over the whole image."""
+
+_GRID = 2  # cells a side, over each of which the last convolution is averaged: where something is, is part of the features
+
 
 class SmallClassifier(nn.Module):
-    """Four convolutions with batch norm and a linear layer.
+    """Four convolutions with batch norm, a projection to features, and a linear classifier.
+
+    The features are projected from the last convolution's means over a 2x2 grid and the means of the other three, so that they
+    hold position and texture as well as what is seen. They are centred and scaled by one number, so that over real images each
+    has the mean 0 and a mean square of about 1, as the polynomial kernel of the kernel distance presumes.
 
     Args:
-        channels: of the images.
+        channels: Of the images, 1 or 3.
         num_classes: K.
-        widths: channels of the four convolutions; the last is the number of features D.
+        widths: Channels of the four convolutions.
+        num_features: D.
     """
 
-    def __init__(self, *, channels: int, num_classes: int, widths: tuple[int, int, int, int] = (32, 64, 96, 128)) -> None:
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        num_classes: int,
+        widths: tuple[int, int, int, int] = (32, 64, 96, 128),
+        num_features: int = 128,
+    ) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for i, (inputs, outputs) in enumerate(zip((channels, *widths[:3]), widths, strict=True)):
-            layers += [
-                nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-                nn.BatchNorm2d(outputs),
-                nn.ReLU(inplace=True),
-            ]
-            if i < 3:
-                layers.append(nn.MaxPool2d(2))
-        self.layers = nn.Sequential(*layers)
-        self.head = nn.Linear(widths[3], num_classes)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+            for inputs, outputs in zip((channels, *widths[:3]), widths, strict=True)
+        )
+        self.projection = nn.Linear(sum(widths[:3]) + _GRID**2 * widths[3], num_features)
+        self.head = nn.Linear(num_features, num_classes)
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("scale", torch.ones(()))
+
+    def project(self, images: Tensor) -> Tensor:
+        """float [N, C, H, W] in [-1, 1] -> features [N, D] before they are centred and scaled."""
+        pooled = []
+        for block in self.blocks[:-1]:
+            images = block(images)
+            pooled.append(images.mean(dim=(2, 3)))
+            images = F.max_pool2d(images, 2)
+        last = F.adaptive_avg_pool2d(self.blocks[-1](images), _GRID).flatten(1)
+        return self.projection(torch.cat([*pooled, last], dim=1))
+
+    def classify(self, projected: Tensor) -> Tensor:
+        """What ``project`` returns -> logits [N, K]."""
+        return self.head(torch.relu(projected))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """float [N, C, H, W] in [-1, 1] -> features [N, D] and logits [N, K]."""
-        features = self.layers(images).mean(dim=(2, 3))
-        return features, self.head(features)
+        projected = self.project(images)
+        return (projected - self.mean) / self.scale, self.classify(projected)
 
 
 def _is_shipped(value: Any) -> bool:
@@ -59,7 +91,7 @@ class Classifier(Extractor):
     """A SmallClassifier: one of those that come with genimg, or one that genimg-features made.
 
     Args:
-        classifier: ``mnist``, ``shapes`` or ``cifar10``, or the path of a file that genimg-features wrote.
+        classifier: ``mnist_v2``, ``shapes_v2`` or ``cifar10_v2``, or the path of a file that genimg-features wrote.
         sha256: of that file; None accepts any.
 
     Raises:
@@ -75,6 +107,11 @@ class Classifier(Extractor):
         check_sha256(path, found, sha256)
         try:
             record = torch.load(path, map_location="cpu", weights_only=True)
+            if record.get("format", 1) != FORMAT:
+                raise ValueError(
+                    f"it is of format {record.get('format', 1)}, and this version reads format {FORMAT}: make it again with "
+                    "genimg-features, and do not compare values of the two"
+                )
             self.image_size = int(record["image_size"])
             self.num_channels = int(record["channels"])
             class_names = tuple(map(str, record["class_names"]))

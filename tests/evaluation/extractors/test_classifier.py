@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from genimg.evaluation.extractors.base import prepare, sha256_of
-from genimg.evaluation.extractors.classifier import Classifier, SmallClassifier, shipped_weights
+from genimg.evaluation.extractors.classifier import FORMAT, Classifier, SmallClassifier, shipped_weights
 
 
 def random_images(num_images, channels, size=28, seed=0):
@@ -17,6 +17,7 @@ def write_classifier(path, *, channels=1, num_classes=4, image_size=16):
     torch.manual_seed(0)
     network = SmallClassifier(channels=channels, num_classes=num_classes)
     record = {
+        "format": FORMAT,
         "image_size": image_size,
         "channels": channels,
         "class_names": [f"class {i}" for i in range(num_classes)],
@@ -26,15 +27,38 @@ def write_classifier(path, *, channels=1, num_classes=4, image_size=16):
     return network.eval()
 
 
-def test_a_classifier_gives_the_features_that_its_head_reads():
+def test_features_are_centred_and_scaled_and_the_head_reads_the_projection():
     torch.manual_seed(0)
     network = SmallClassifier(channels=1, num_classes=7).eval()
-    found, logits = network(torch.rand(3, 1, 28, 28))
+    network.mean.copy_(torch.randn(128))
+    network.scale.fill_(2.5)
+    images = torch.rand(3, 1, 28, 28)
+    found, logits = network(images)
     assert (found.shape, logits.shape) == ((3, 128), (3, 7))
-    torch.testing.assert_close(logits, nn.functional.linear(found, network.head.weight, network.head.bias))
+    projected = network.project(images)
+    torch.testing.assert_close(found, (projected - network.mean) / 2.5)
+    torch.testing.assert_close(logits, nn.functional.linear(projected.relu(), network.head.weight, network.head.bias))
 
 
-@pytest.mark.parametrize(("name", "num_classes"), [("mnist", 10), ("shapes", 30), ("cifar10", 10)])
+def test_features_hold_where_something_is():
+    """Means over the whole image would be the same for an image and its mirror image under mirrored filters."""
+    torch.manual_seed(0)
+    network = SmallClassifier(channels=1, num_classes=7).eval()
+    left = torch.zeros(1, 1, 32, 32)
+    left[..., 8:24, 4:12] = 1.0
+    right = left.roll(16, dims=3)  # by two cells of the last convolution's maps, far from the border
+    assert (network.project(left) - network.project(right)).abs().max() > 1e-3
+
+
+def test_a_file_of_an_earlier_format_is_refused(tmp_path):
+    write_classifier(tmp_path / "mine.pt")
+    record = torch.load(tmp_path / "mine.pt", weights_only=True)
+    torch.save({key: value for key, value in record.items() if key != "format"}, tmp_path / "old.pt")
+    with pytest.raises(ValueError, match="format 1"):
+        Classifier(classifier=str(tmp_path / "old.pt"), sha256=None)
+
+
+@pytest.mark.parametrize(("name", "num_classes"), [("mnist_v2", 10), ("shapes_v2", 30), ("cifar10_v2", 10)])
 def test_the_shipped_classifiers_load_and_name_their_metrics(name, num_classes):
     extractor = Classifier(classifier=name, sha256=None)
     found, logits = extractor(random_images(2, 3, size=32))
