@@ -119,12 +119,14 @@ AUTOENCODERS = {
 _TRANSLATOR = ["model.translator.width=4", "task=denoise"]
 _PATCHES = ["width=4", "num_strided=1"]
 _ONE_WAY = [
+    "evaluation=unpaired_translation",
     "data=unpaired", "data.root=unpaired", "model.translator.width=4", *(f"model.discriminator.{each}" for each in _PATCHES),
 ]  # fmt: skip
 TRANSLATORS = {
-    "pix2pix": [*_TRANSLATOR, *(f"model.discriminator.{each}" for each in _PATCHES)],
+    "pix2pix": ["evaluation=translation", *_TRANSLATOR, *(f"model.discriminator.{each}" for each in _PATCHES)],
     "cyclegan": [
-        "data=unpaired", "data.root=unpaired", "model.a2b.width=4", "model.a2b.num_blocks=1", "model.pool_size=3",
+        "evaluation=unpaired_translation", "data=unpaired", "data.root=unpaired", "model.a2b.width=4",
+        "model.a2b.num_blocks=1", "model.pool_size=3",
         *(f"model.discriminator_a.{each}" for each in _PATCHES),
     ],
     "cut": _ONE_WAY,

@@ -242,7 +242,7 @@ def _fit(trainer: Trainer, config: Config, evaluator: PeriodicEvaluator | None, 
             page = _write_page(run_dir) if summary["status"] != "interrupted" else None
     if images_before >= trainer.settings.duration:
         _say_that_it_is_complete(state, config["trainer"]["duration"], evaluator, run_dir)
-        return state.best[evaluator.primary] if evaluator and state.best else None
+        return state.best[evaluator.primary] if evaluator and evaluator.primary and state.best else None
     if rank() == 0 and state.last:
         write_hyperparameters(run_dir, config, [f"evaluation/{name}" for name in state.last])
     log.info(
@@ -253,11 +253,11 @@ def _fit(trainer: Trainer, config: Config, evaluator: PeriodicEvaluator | None, 
         say_what_was_learnt(run_dir)
     if rank() == 0 and page is not None:
         log.info("report:      %s", relative(page))
-    return state.best[evaluator.primary] if evaluator and state.best else None
+    return state.best[evaluator.primary] if evaluator and evaluator.primary and state.best else None
 
 
 def _say_that_it_is_complete(state: TrainingState, duration: str, evaluator: PeriodicEvaluator | None, run_dir: Path) -> None:
-    name = evaluator.primary if evaluator else ""
+    name = (evaluator.primary or "") if evaluator else ""
     result = f": {name} is {state.last[name]:.6g}" if name in state.last else ""
     if result and state.best_images != state.images:
         result += f", and was {state.best[name]:.6g} at its {state.best_in_words}"
@@ -278,7 +278,7 @@ def _why_it_ended(error: NonFiniteError | WorseningError, trainer: Trainer, eval
     assert evaluator is not None
     assert evaluator.stop_if is not None
     watch = evaluator.stop_if
-    name = evaluator.primary if watch.metric is None else watch.name_in(state.last)
+    name = evaluator.primary or "" if watch.metric is None else watch.name_in(state.last)
     if watch.metric is None:
         best = f"{state.best[name]:.6g} (at {state.best_images} images)"
         words = f"more than {watch.factor:g} times worse than its best of {best}"

@@ -25,6 +25,7 @@ _MADE_FOR = {  # evaluations whose extractor comes with genimg, by the data that
     "genimg.data.sources.cifar10": "cifar10_classifier",
     "genimg.data.shapes.shapes": "shapes",
 }
+_OF_PHOTOS = "cifar10_classifier"  # for translations of other photos, at 32 px
 _SMALL_SHARE = 0.002  # of the published duration
 
 
@@ -106,6 +107,15 @@ def evaluation_at_hand(config: Config, reason: str) -> Config:
     """
     given, place = config["evaluation"], reason.splitlines()[0].partition(": put the file")[0]
     name = _MADE_FOR.get(str(config["data"]["_target_"]))
+    if str(given["_target_"]).startswith("genimg.evaluation.translation."):
+        name = name or _OF_PHOTOS
+        log.warning(
+            "the features of evaluation=%s take the place of the default ones, whose weights are not at hand (%s); the names "
+            "of the metrics say so, and their numbers are neither FID nor KID. Once they are there, genimg-eval measures the "
+            "checkpoints with them",
+            name, place,
+        )  # fmt: skip
+        return {**given, "extractor": _plain_yaml("evaluation", name)["extractor"]}
     if name is None or not str(given["_target_"]).endswith(".Evaluator"):
         log.warning(
             "this training is not evaluated, because the weights for the default evaluation are not at hand (%s); once they "

@@ -63,8 +63,8 @@ class PeriodicEvaluator(ABC):
 
     @property
     @abstractmethod
-    def primary(self) -> str:
-        """The metric that chooses the best checkpoint."""
+    def primary(self) -> str | None:
+        """The metric that chooses the best checkpoint; None where none does, so that only the last one is kept."""
 
     @property
     @abstractmethod
@@ -75,12 +75,14 @@ class PeriodicEvaluator(ABC):
         """Whether a value of the primary metric beats another."""
         return value > best if self.higher_is_better else value < best
 
-    def has_diverged(self, values: Mapping[str, float], best: float) -> bool:
-        """Whether measured values are worse than ``stop_if`` allows, once; ``best`` is that of the primary metric."""
+    def has_diverged(self, values: Mapping[str, float], best: float | None) -> bool:
+        """Whether measured values are worse than ``stop_if`` allows, once; ``best`` is that of the primary metric, if any."""
         if self.stop_if is None:
             return False
         if self.stop_if.metric is not None:
             return self.stop_if.is_beyond(values[self.stop_if.name_in(values)])
+        assert self.primary is not None
+        assert best is not None
         return self.stop_if.is_too_bad(values[self.primary], best, higher_is_better=self.higher_is_better)
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -32,6 +33,8 @@ from genimg.interfaces import Batch, Images, Method
 from genimg.methods.translation import Translation
 from genimg.randomness import seed_of, steady
 
+log = logging.getLogger(__name__)
+
 _STREAM = 7  # keeps the noise of an evaluation apart from that of the training
 _SCALES = 5  # of the multi-scale structural similarity
 _SUBSETS, _SUBSET_SIZE = 100, 1000  # of the kernel distance, as elsewhere
@@ -50,7 +53,15 @@ class TranslationEvaluator(HeldOutEvaluator):
         interval, final_num_images, stop_if: see PeriodicEvaluator.
         seed: of what is random about a task.
         extractor: of features, for Fréchet and kernel distances between translated and held-out images; None for neither.
+        best_by: The measure that chooses the best checkpoint, one of ``choices``, by its short name (``kd`` and ``fd`` need an
+            extractor, ``lpips`` its weights); None chooses none, so that only the last checkpoint is kept.
+
+    Raises:
+        ValueError: For a measure that cannot choose, or that is not measured.
     """
+
+    choices: tuple[str, ...]
+    """Measures that may choose the best checkpoint: none that an identity translator wins."""
 
     key: str
     """Of the batches that it can measure translations of."""
@@ -65,12 +76,24 @@ class TranslationEvaluator(HeldOutEvaluator):
         interval: Images,
         seed: int,
         extractor: Extractor | None,
+        best_by: str | None,
         final_num_images: int | None,
         stop_if: Mapping[str, float | str] | None,
     ) -> None:
         super().__init__(num_images=num_images, batch_size=batch_size, seed=seed, interval=interval,
                          final_num_images=final_num_images, stop_if=stop_if)  # fmt: skip
-        self.extractor = extractor
+        if best_by is not None and best_by not in self.choices:
+            wins = "cycle_l1" in str(best_by) or "identity_l1" in str(best_by)
+            why = ", which a translator that changes nothing wins" if wins else ""
+            raise ValueError(f"evaluation.best_by={best_by}{why}: choose one of {', '.join(self.choices)}, or null")
+        if best_by in ("kd", "fd") and extractor is None:
+            raise ValueError(
+                f"evaluation.best_by={best_by} needs evaluation.extractor: choose an evaluation that has one, such as "
+                "unpaired_translation_inception or translation_inception, or another best_by"
+            )
+        if best_by is None and self.stop_if is not None and self.stop_if.metric is None:
+            raise ValueError("evaluation.stop_if with a factor needs a metric that chooses the best: set evaluation.best_by")
+        self.extractor, self.best_by = extractor, best_by
         self._targets: dict[tuple[str, int, str], SavedStatistics] = {}  # of a run's held-out images, which stay the same
 
     def check(self, method: Method, source: Source | None = None) -> None:
@@ -104,8 +127,24 @@ class TranslationEvaluator(HeldOutEvaluator):
                 batch_size = self.batch_size_of(method)
                 sets = self._sets(method, held_out, count)
                 values |= self._distances(self.extractor, sets, batch_size, device, should_stop)
-        values = {self.primary: values[self.primary]} | values
+        if (first := self.primary) is not None:
+            if first not in values:
+                raise ValueError(
+                    f"evaluation.best_by={self.best_by} is not measured here: {', '.join(values)} are; choose one of these"
+                )
+            values = {first: values[first]} | values
         return Evaluation(values, self._provenance(method, data, count))
+
+    @property
+    def primary(self) -> str | None:
+        if self.best_by in ("kd", "fd"):
+            assert self.extractor is not None
+            return self.extractor.metric_name(self.best_by, "")
+        return self.best_by
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.best_by in ("psnr", "ssim", "ms_ssim")
 
     def batch_size_of(self, method: Translation) -> int:
         """1 in training mode, so that dropout and batch statistics are a matter of each image alone."""
@@ -211,13 +250,14 @@ class TranslationEvaluator(HeldOutEvaluator):
 
 
 class PairedEvaluator(TranslationEvaluator):
-    """Against the targets: PSNR (first), SSIM, L1, MS-SSIM where images are large enough, and LPIPS where it is given.
+    """Against the targets: PSNR, SSIM, L1, MS-SSIM where images are large enough, and LPIPS where it is given.
 
     Args:
         lpips: with local weights; None leaves it out.
         settings: see TranslationEvaluator.
     """
 
+    choices = ("psnr", "ssim", "ms_ssim", "l1", "lpips", "kd", "fd")
     key = "source"
     what = "translations whose targets are known"
 
@@ -229,21 +269,16 @@ class PairedEvaluator(TranslationEvaluator):
         interval: Images,
         seed: int,
         extractor: Extractor | None,
+        best_by: str | None,
         lpips: LPIPS | None,
         final_num_images: int | None,
         stop_if: Mapping[str, float | str] | None,
     ) -> None:
         super().__init__(num_images=num_images, batch_size=batch_size, interval=interval, seed=seed, extractor=extractor,
-                         final_num_images=final_num_images, stop_if=stop_if)  # fmt: skip
+                         best_by=best_by, final_num_images=final_num_images, stop_if=stop_if)  # fmt: skip
+        if best_by == "lpips" and lpips is None:
+            raise ValueError("evaluation.best_by=lpips needs evaluation.lpips: give its weights, or choose another best_by")
         self.lpips = lpips
-
-    @property
-    def primary(self) -> str:
-        return "psnr"
-
-    @property
-    def higher_is_better(self) -> bool:
-        return True
 
     def _pixels(
         self, method: Translation, data: Data, count: int, should_stop: Callable[[], bool], observe: Observer
@@ -278,29 +313,26 @@ class PairedEvaluator(TranslationEvaluator):
 class UnpairedEvaluator(TranslationEvaluator):
     """By cycle and identity, as mean absolute differences in [0, 1] of what comes back; distances of both directions.
 
-    ``cycle_l1`` is the mean over domains and comes first, unless there is an extractor: then the mean kernel distance does.
-    Of methods with one direction, whose translations cannot come back, ``identity_l1_b`` takes its place: how images of b
-    change that should stay as they are, which says little of how those of a do.
+    The best checkpoint is chosen by ``kd`` or ``fd``, the mean of the directions' distances to the images of the domain aimed
+    at. Cycles and identities are shown beside them and never choose: a translator that changes nothing has 0 for each.
     """
 
+    choices = ("kd", "fd")
     key = "a"
     what = "translations between two domains"
+    _told = False
     _cycles = True
     """Whether the method that was checked last translates both ways."""
 
     def check(self, method: Method, source: Source | None = None) -> None:
         super().check(method, source)
         self._cycles = len(method.directions) > 1
-
-    @property
-    def primary(self) -> str:
-        if self.extractor is not None:
-            return self.extractor.metric_name("kd", "")
-        return "cycle_l1" if self._cycles else "identity_l1_b"
-
-    @property
-    def higher_is_better(self) -> bool:
-        return False
+        if self.best_by is None and source is not None and not self._told:
+            self._told = True
+            log.warning(
+                "no best checkpoint is kept, only the last: without features nothing tells a translator from one that changes "
+                "nothing; set evaluation=unpaired_translation_inception or unpaired_translation_cifar10_classifier"
+            )
 
     def _pixels(
         self, method: Translation, data: Data, count: int, should_stop: Callable[[], bool], observe: Observer
@@ -353,8 +385,10 @@ class UnpairedEvaluator(TranslationEvaluator):
         should_stop: Callable[[], bool],
     ) -> dict[str, float]:
         found = super()._distances(extractor, sets, batch_size, device, should_stop)
-        name = extractor.metric_name("kd", "")
-        return found | {name: sum(found[name + ending] for ending in sets) / len(sets)}
+        for name in (extractor.metric_name(each, "") for each in self.choices):
+            if all(name + ending in found for ending in sets):
+                found[name] = sum(found[name + ending] for ending in sets) / len(sets)
+        return found
 
 
 class _Made(ImageSet):

@@ -20,7 +20,7 @@ from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.latent import truncate
 from genimg.methods.latent_pictures import LatentScatter, activity_bars, interpolations, map_of_two, traversals
 from genimg.methods.modes import in_mode
-from genimg.networks.stochastic_layers import StochasticLayer
+from genimg.networks.stochastic_layers import StochasticLayer, bounded
 from genimg.randomness import hash_integers, normal_field, normal_latents
 
 _ACTIVE = 0.01  # variance of a latent's mean over the data from which on it is called active: Burda et al. 2016, section 5.2
@@ -114,7 +114,7 @@ class VAE(ConditionalMethod):
         return batch | {"image": self.loss.likelihood.observed(batch["image"])}
 
     def _moments(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance [N, Z] of q(z | x), of images as they are observed.
+        """Mean and log-variance [N, Z] of q(z | x), the latter within bounds, of images as they are observed.
 
         Raises:
             ValueError: if the encoder gives other numbers.
@@ -127,7 +127,7 @@ class VAE(ConditionalMethod):
                 "model.encoder.latent_dim to follow"
             )
         mean, log_variance = moments.unbind(1)
-        return mean, log_variance
+        return mean, bounded(log_variance)
 
     def _infer(
         self, batch: Batch, moments: tuple[Tensor, Tensor], num_samples: int, noise: Tensor | None = None

@@ -8,6 +8,17 @@ from torch import Tensor, nn
 
 from genimg.networks.fully_connected import stack
 
+LOG_VARIANCES = (-30.0, 20.0)
+"""Least and largest log-variance of a Gaussian over latents, as in the code of Rombach et al. 2022."""
+
+
+def bounded(log_variance: Tensor) -> Tensor:
+    """Return log-variances cut off at ``LOG_VARIANCES``, whose exponentials stay finite.
+
+    The gradient passes as if nothing were cut off, so that one outside finds its way back. Values inside are unchanged.
+    """
+    return log_variance.clamp(*LOG_VARIANCES).detach() + (log_variance - log_variance.detach())
+
 
 class StochasticLayer(nn.Module):
     """A layer of latents z' above another one z: q(z' | z) on the way up, p(z | z') on the way down, both Gaussian.
@@ -34,9 +45,9 @@ class StochasticLayer(nn.Module):
     def infer(self, below: Tensor) -> tuple[Tensor, Tensor]:
         """[N, Z] -> mean and log-variance of q(z' | z), each [N, Z']."""
         mean, log_variance = self.up(below).float().chunk(2, dim=1)
-        return mean, log_variance
+        return mean, bounded(log_variance)
 
     def generate(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """[N, Z'] -> mean and log-variance of p(z | z'), each [N, Z]."""
         mean, log_variance = self.down(latent).float().chunk(2, dim=1)
-        return mean, log_variance
+        return mean, bounded(log_variance)

@@ -288,13 +288,13 @@ class Trainer:
         result = self._measure(evaluator, logger, "evaluation", None)
         state = self.state
         state.evaluated_at, state.last, state.provenance = state.images, result.values, result.provenance
-        value = result.values[evaluator.primary]
+        name = evaluator.primary
         if state.num_evaluations is not None:
             state.num_evaluations += 1
-        best = not state.best or evaluator.is_better(value, state.best[evaluator.primary])
+        best = name is not None and (not state.best or evaluator.is_better(result.values[name], state.best[name]))
         if best:
             state.best, state.best_images = result.values, state.images
-        worse = evaluator.has_diverged(result.values, state.best[evaluator.primary])
+        worse = evaluator.has_diverged(result.values, None if name is None else state.best[name])
         state.worse_evaluations = state.worse_evaluations + 1 if worse else 0
         log.info("%d images: %s%s", state.images, _in_short(result.values), " (best)" if best else "")
         self._save(best=best)

@@ -118,13 +118,14 @@ def domains(count_a: int = 12, count_b: int = 12, channels_b: int = 1) -> Unpair
 
 
 SETTINGS: dict[str, Any] = {
-    "num_images": 100, "batch_size": 5, "interval": Images(100), "seed": 3, "extractor": None, "final_num_images": None,
+    "num_images": 100, "batch_size": 5, "interval": Images(100), "seed": 3, "extractor": None, "best_by": None,
+    "final_num_images": None,
     "stop_if": None,
 }  # fmt: skip
 
 
 def paired(**changes: Any) -> PairedEvaluator:
-    return PairedEvaluator(**{**SETTINGS, "lpips": None, **changes})
+    return PairedEvaluator(**{**SETTINGS, "best_by": "psnr", "lpips": None, **changes})
 
 
 def unpaired(**changes: Any) -> UnpairedEvaluator:
@@ -365,7 +366,7 @@ def test_cycles_and_identities_are_those_of_both_directions() -> None:
         "identity_l1_b": np.abs(2.0 * b - 255).mean() / 255,  # of a2b: b against -b, 2 |b| of [-1, 1] or |b| of [0, 1]
     }
     assert result.values == pytest.approx(expected, rel=1e-6)
-    assert next(iter(result.values)) == "cycle_l1"
+    assert next(iter(result.values)).startswith("cycle_l1")
     made = result.provenance["translation"]
     assert [made[key] for key in ("task", "num_images", "held_out")] == ["Unpaired", 12, True]
 
@@ -411,11 +412,11 @@ def test_a_domain_of_fewer_images_than_processes_is_refused(monkeypatch: pytest.
 
 def test_a_method_of_one_direction_is_measured_by_its_identity() -> None:
     data, evaluator = domains(), unpaired()
-    assert evaluator.primary == "cycle_l1"
+    assert evaluator.primary is None
     values = evaluator.evaluate(OneWay(), data, CPU).values
     b = data.validation.source.b.images
     assert values == {"identity_l1_b": pytest.approx(np.abs(2.0 * b - 255).mean() / 255, rel=1e-6)}
-    assert evaluator.primary == "identity_l1_b"
+    assert evaluator.primary is None
     assert not evaluator.higher_is_better
 
 
@@ -434,7 +435,7 @@ def test_domains_of_unlike_channels_have_no_identity() -> None:
 )
 def test_with_an_extractor_the_mean_kernel_distance_comes_first(extractor: Any, fd: str, kd: str) -> None:
     network, data = extractor(), domains(30, 30)
-    evaluator = unpaired(extractor=network)
+    evaluator = unpaired(extractor=network, best_by="kd")
     assert evaluator.primary == kd
     values = evaluator.evaluate(BothWays(), data, CPU).values
     assert next(iter(values)) == kd
@@ -523,6 +524,81 @@ def test_a_training_that_becomes_worse_is_noticed_in_either_direction() -> None:
     assert paired(stop_if=watch).has_diverged({"psnr": 9.0}, 20.0)
     assert not paired(stop_if=watch).has_diverged({"psnr": 11.0}, 20.0)
     assert paired().is_better(21.0, 20.0)
-    assert unpaired(stop_if=watch).has_diverged({"cycle_l1": 0.5}, 0.2)
-    assert not unpaired(stop_if=watch).has_diverged({"cycle_l1": 0.3}, 0.2)
-    assert unpaired().is_better(0.1, 0.2)
+    by_distance = unpaired(stop_if=watch, extractor=LinearExtractor(), best_by="kd")
+    assert by_distance.has_diverged({"kd_linear": 0.5}, 0.2)
+    assert not by_distance.has_diverged({"kd_linear": 0.3}, 0.2)
+    assert by_distance.is_better(0.1, 0.2)
+
+
+class Unchanged(nn.Module):
+    """Answers what it is given."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image
+
+
+class DoingNothing(BothWays):
+    def __init__(self) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict({"a2b": Unchanged(), "b2a": Unchanged()})
+
+
+class Brightening(BothWays):
+    """Translates dark images to bright ones and back, with errors of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict({"a2b": Shifted(0.9), "b2a": Shifted(-0.9)})
+
+
+class Shifted(nn.Module):
+    def __init__(self, amount: float) -> None:
+        super().__init__()
+        self.amount = amount
+
+    def forward(self, image: Tensor) -> Tensor:
+        return (0.95 * image + self.amount).clamp(-1.0, 1.0)
+
+
+@pytest.mark.parametrize("best_by", ["kd", "fd"])
+def test_a_translator_that_changes_nothing_is_never_chosen_over_one_that_translates(best_by: str) -> None:
+    numbers = np.random.default_rng(0)
+    dark = numbers.integers(0, 128, (40, 1, 4, 4), dtype=np.uint8)
+    bright = numbers.integers(128, 256, (40, 1, 4, 4), dtype=np.uint8)
+    source = UnpairedSource(ArraySource("a", dark), ArraySource("b", bright))
+    data = UnpairedData(source, augment=None, placement="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU)
+    evaluator = unpaired(extractor=LinearExtractor(), best_by=best_by)
+    name = f"{best_by}_linear"
+    assert evaluator.primary == name
+    nothing, bright_ones = (evaluator.evaluate(model, data, CPU).values for model in (DoingNothing(), Brightening()))
+    for measure in ("cycle_l1", "identity_l1_a", "identity_l1_b"):
+        assert nothing[measure] == 0 < bright_ones[measure]  # what chose before
+    assert evaluator.is_better(bright_ones[name], nothing[name])
+    assert bright_ones[name] < 0.2 * nothing[name]
+
+
+@pytest.mark.parametrize("best_by", ["cycle_l1", "identity_l1_b", "psnr"])
+def test_what_a_translator_that_changes_nothing_wins_does_not_choose(best_by: str) -> None:
+    with pytest.raises(ValueError, match=rf"evaluation\.best_by={best_by}.*kd, fd, or null"):
+        unpaired(best_by=best_by, extractor=LinearExtractor())
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "key"),
+    [
+        (unpaired, {"best_by": "kd"}, r"evaluation\.extractor"), (paired, {"best_by": "fd"}, r"evaluation\.extractor"),
+        (paired, {"best_by": "lpips"}, r"evaluation\.lpips"), (paired, {"best_by": "cycle_l1"}, "psnr"),
+        (unpaired, {"stop_if": {"factor": 2.0, "evaluations": 1}}, r"evaluation\.best_by"),
+    ],
+)  # fmt: skip
+def test_what_is_not_measured_does_not_choose(make: Any, changes: Any, key: str) -> None:
+    with pytest.raises(ValueError, match=key):
+        make(**changes)
+
+
+def test_what_chooses_comes_first_in_its_direction() -> None:
+    assert [paired(best_by=name).higher_is_better for name in ("psnr", "ssim", "ms_ssim", "l1")] == [True, True, True, False]
+    values = paired(best_by="l1").evaluate(Translator(), noise(), CPU).values
+    assert next(iter(values)) == "l1"
+    with pytest.raises(ValueError, match=r"evaluation\.best_by=ms_ssim is not measured"):
+        paired(best_by="ms_ssim").evaluate(Translator(), noise(), CPU)

@@ -249,11 +249,10 @@ def test_it_translates_one_way_and_shows_sources_beside_translations():
 
 def test_its_evaluation_leaves_cycles_out():
     evaluator = UnpairedEvaluator(
-        num_images=4, batch_size=2, interval=10, seed=0, extractor=None, final_num_images=None, stop_if=None
+        num_images=4, batch_size=2, interval=10, seed=0, extractor=None, best_by=None, final_num_images=None, stop_if=None
     )
-    assert evaluator.primary == "cycle_l1"
     evaluator.check(cut())
-    assert evaluator.primary == "identity_l1_b"
+    assert not evaluator._cycles
 
     class Two(CUT):
         directions = CycleGAN.directions
@@ -261,7 +260,7 @@ def test_its_evaluation_leaves_cycles_out():
     two = cut()
     two.__class__ = Two
     evaluator.check(two)
-    assert evaluator.primary == "cycle_l1"
+    assert evaluator._cycles
 
 
 UNET = {
@@ -317,7 +316,15 @@ SMALL = ["data.image_size=16", "model.translator.width=4", "model.discriminator.
 def test_configs_build(model, weights, folders):
     with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
         composed = compose(
-            "train", overrides=[f"model={model}", "data=unpaired", f"data.root={folders}", *SMALL, "run_dir=unused"]
+            "train",
+            overrides=[
+                f"model={model}",
+                "data=unpaired",
+                f"data.root={folders}",
+                "evaluation=unpaired_translation",
+                *SMALL,
+                "run_dir=unused",
+            ],
         )
     config = OmegaConf.to_container(composed, resolve=True)
     builder = build.Builder(epoch_size=10, batch_size=1)
@@ -333,7 +340,8 @@ def test_configs_build(model, weights, folders):
 @pytest.mark.parametrize("model", ["cut", "fastcut"])
 def test_a_training_is_stopped_and_resumed_bit_for_bit_and_measured(model, folders, tmp_path):
     common = [
-        f"model={model}", "data=unpaired", f"data.root={folders}", *SMALL, "trainer.batch_size=2", "device=cpu",
+        f"model={model}", "data=unpaired", f"data.root={folders}", *SMALL, "evaluation=unpaired_translation",
+        "trainer.batch_size=2", "device=cpu",
         "precision=fp32", "trainer.preview_images=2", "trainer.log_interval=1 steps", "trainer.checkpoint_interval=1 steps",
         "trainer.preview_interval=1 steps", "evaluation.interval=1 steps",
     ]  # fmt: skip

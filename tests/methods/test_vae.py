@@ -769,3 +769,28 @@ def test_networks_must_read_the_same_condition_and_have_an_encoder_of_it():
         build(decoder=conditional().decoder)
     with pytest.raises(ValueError, match=r"^Identity has no encoder of conditions: give it condition=\$\{conditioning\."):
         build(encoder=nn.Identity())
+
+
+class Extreme(nn.Module):
+    """Gives one mean and one log-variance for every latent."""
+
+    def __init__(self, log_variance: float) -> None:
+        super().__init__()
+        self.condition = Unconditional()
+        self.moments = nn.Parameter(torch.tensor([0.5, log_variance])[:, None].repeat(1, 5))
+
+    def forward(self, image: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        return self.moments.expand(len(image), 2, 5)
+
+
+@pytest.mark.parametrize("log_variance", [-1e20, -100.0, 100.0, 1e20])
+def test_extreme_log_variances_cost_finitely_and_find_their_way_back(log_variance):
+    vae = build(encoder=Extreme(log_variance))
+    used = vae._moments({"image": real_images()})[1]
+    assert used.unique().tolist() == [-30.0 if log_variance < 0 else 20.0]
+    loss, _ = vae._loss({"image": real_images()})
+    loss.backward()
+    gradient = vae.encoder.moments.grad
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+    assert (gradient[1].sign() == math.copysign(1, log_variance)).all()  # a descent leads back
