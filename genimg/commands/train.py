@@ -287,7 +287,7 @@ def _why_it_ended(error: NonFiniteError | WorseningError, trainer: Trainer, eval
     return (
         f"training stopped at {state.images} images, because evaluation.stop_if says so: {name} is {state.last[name]:.6g}, "
         f"and has been {words} for {state.worse_evaluations} evaluation{'s' * (state.worse_evaluations > 1)} in a row; "
-        f"the best checkpoint is {relative(folder / 'best.pt')}"
+        f"the {'best checkpoint is ' + relative(folder / 'best.pt') if state.best else 'last checkpoint is ' + relative(folder / 'last.pt')}"
     )
 
 
@@ -354,7 +354,7 @@ def _report(state: TrainingState, summary: Config, evaluator: PeriodicEvaluator 
     several = names if len(pictures) == 1 else f"{{{names}}}"
     log.info("pictures:    %s", shown / "samples" / f"{several}-{state.images:09d}.png")
     log.info("curves:      tensorboard --logdir %s   (or %s)", shlex.quote(str(shown)), shown / "metrics.jsonl")
-    log.info("checkpoint:  %s", shown / "checkpoints" / ("best.pt" if evaluator else "last.pt"))
+    log.info("checkpoint:  %s", shown / "checkpoints" / ("best.pt" if state.best else "last.pt"))
 
 
 def _remove_if_nothing_began(run_dir: Path) -> None:
