@@ -284,10 +284,11 @@ def _why_it_ended(error: NonFiniteError | WorseningError, trainer: Trainer, eval
         words = f"more than {watch.factor:g} times worse than its best of {best}"
     else:
         words = f"above {watch.above:g}" if watch.above is not None else f"below {watch.below:g}"
+    kept = "best" if state.best else "last"
     return (
         f"training stopped at {state.images} images, because evaluation.stop_if says so: {name} is {state.last[name]:.6g}, "
         f"and has been {words} for {state.worse_evaluations} evaluation{'s' * (state.worse_evaluations > 1)} in a row; "
-        f"the {'best checkpoint is ' + relative(folder / 'best.pt') if state.best else 'last checkpoint is ' + relative(folder / 'last.pt')}"
+        f"the {kept} checkpoint is {relative(folder / f'{kept}.pt')}"
     )
 
 
