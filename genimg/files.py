@@ -17,6 +17,8 @@ from pathlib import Path
 
 from genimg.terminal import stop_signals
 
+_OLD = "genimg-old"  # ending of a directory that is being replaced; no name that a person gives to a copy
+
 
 @contextlib.contextmanager
 def atomically(path: Path, *, durable: bool = False) -> Iterator[Path]:
@@ -115,7 +117,7 @@ def directory_atomically(path: Path, *, replace: bool = False) -> Iterator[Path]
         path: absent or an empty directory; missing parent directories are made.
         replace: whether ``path`` may hold something, which stays until the new directory is complete and is then removed.
     """
-    temporary, old = (path.with_name(f"{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    temporary, old = (path.with_name(f"{path.name}.{os.getpid()}.{end}") for end in ("tmp", _OLD))
     for each in (temporary, old):  # of a killed process with our number
         shutil.rmtree(each, ignore_errors=True)
     if replace:
@@ -132,8 +134,8 @@ def directory_atomically(path: Path, *, replace: bool = False) -> Iterator[Path]
             path.rmdir()
         try:
             temporary.rename(path)
-        except OSError:
-            if old.exists():
+        except BaseException:  # also a signal between the two renames
+            if old.exists() and not path.exists():
                 old.rename(path)
             raise
         shutil.rmtree(old, ignore_errors=True)
@@ -145,8 +147,8 @@ def directory_atomically(path: Path, *, replace: bool = False) -> Iterator[Path]
 
 def _finish_swap(path: Path) -> None:
     """Bring back, or remove, what a process left of ``path`` that was killed between two renames or right after them."""
-    for old in sorted(path.parent.glob(f"{glob.escape(path.name)}.*.old")) if path.parent.is_dir() else ():
-        if not re.fullmatch(r"\.\d+\.old", old.name.removeprefix(path.name)):
+    for old in sorted(path.parent.glob(f"{glob.escape(path.name)}.*.{_OLD}")) if path.parent.is_dir() else ():
+        if not re.fullmatch(rf"\.\d+\.{_OLD}", old.name.removeprefix(path.name)):
             continue
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)

@@ -66,6 +66,11 @@ def require_own_folder(folder: Path, command: str) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output={folder} is a file: name a directory")
+    place = next(parent for parent in folder.absolute().parents if parent.exists())
+    if folder.is_mount():  # nothing can take its place
+        raise ValueError(f"output={folder} is where a disk is mounted: name a directory on it")
+    if not os.access(place, os.W_OK):
+        raise ValueError(f"output={folder} cannot be written, because {place} cannot: choose another output")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     mark = read_mark(folder)

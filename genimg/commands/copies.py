@@ -60,7 +60,7 @@ def measure_copies(options: Config, evaluator: Evaluator, held_out: DatasetImage
     Raises:
         ValueError: if ``held_out=`` names images with which nothing is compared.
     """
-    if options["neighbors"] and held_out is not None and not evaluator.needs_held_out:
+    if options["neighbors"] and held_out is not None and not evaluator.needs_held_out and evaluator.num_real is None:
         evaluator.metrics["memorisation"] = Memorisation(quantile=_QUANTILE)
     if options["held_out"] is not None and not evaluator.needs_held_out:
         raise ValueError(f"held_out={options['held_out']} has no effect without neighbors=: remove it, or set neighbors=10")

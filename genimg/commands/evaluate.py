@@ -170,12 +170,12 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
         config["data"][key] = options["data_root"]
     if options["split"] is not None:
         _take_split(options, config)
-    if translates:
-        return evaluate_translator(options, typed, path, state, builder, device)
     if options["evaluation"] is None:
         if options["inception_weights"] is not None and _uses_inception(config["evaluation"]):
             config["evaluation"]["extractor"]["weights"] = options["inception_weights"]
         untrusted.take_out(config, builder, ("evaluation",))
+    if translates:
+        return evaluate_translator(options, typed, path, state, builder, device)
     chosen = options["evaluation"] or config["evaluation"]
     if issubclass(builder.locate(chosen["_target_"], "evaluation"), LikelihoodEvaluator):
         return evaluate_likelihood(options, typed, path, state, builder, device, chosen)
@@ -220,9 +220,12 @@ def _take_split(options: Config, config: Config) -> None:
         raise ValueError("split= is of the checkpoint's own data, and real= names others: remove one of them")
     if "split" not in config["data"]:
         raise ValueError(f"split={options['split']}: the checkpoint's data has no splits: say real=DIR instead")
-    if options["split"] == config["data"]["split"]:
+    # An archive that names no split was trained on its training arrays, if it has some.
+    if options["split"] == (config["data"]["split"] or "train"):
         raise ValueError(f"split={options['split']} is what the model was trained on: leave it away, or name another")
     config["data"] |= {"split": options["split"], "validation": 0}
+    if "images" in config["data"]:  # names of an archive's arrays, which are the other split's now
+        config["data"] |= {"images": None, "labels": "auto"}
 
 
 def _of_images(options: Config, device: torch.device) -> dict[str, float]:

@@ -181,6 +181,8 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
         trainer.load_state_dict(saved.state)
         if not resuming.same_measure(saved.state["config"]["evaluation"], config["evaluation"]):
             trainer.state.forget_evaluations()
+        elif parts.evaluator and trainer.state.best and parts.evaluator.primary not in trainer.state.best:
+            trainer.state.forget_evaluations()  # by features of another version
         log.info("resuming from %s at %d images", saved.path, trainer.state.images)
     with failing_together():
         if recorder and rank() == 0:

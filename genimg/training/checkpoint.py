@@ -16,7 +16,7 @@ from genimg.files import atomically
 log = logging.getLogger(__name__)
 
 FORMAT = "genimg checkpoint"
-VERSION = 1
+VERSION = 2
 
 _TIMED = "-timed"
 
@@ -61,7 +61,7 @@ def load(path: Path) -> dict[str, Any]:
     if state.get("version") != VERSION:
         raise ValueError(
             f"{path} has checkpoint version {state.get('version')}, but this genimg reads version {VERSION}: "
-            f"use genimg {state.get('genimg_version', 'of that time')}"
+            f"use genimg {state.get('genimg_version', 'of that time')} as of the commit that the run's summary.json names"
         )
     return state
 

@@ -294,7 +294,11 @@ class Trainer:
         best = name is not None and (not state.best or evaluator.is_better(result.values[name], state.best[name]))
         if best:
             state.best, state.best_images = result.values, state.images
-        worse = evaluator.has_diverged(result.values, None if name is None else state.best[name])
+        try:
+            worse = evaluator.has_diverged(result.values, None if name is None else state.best[name])
+        except ValueError:  # stop_if names a metric that there is not, which must not cost the work so far
+            self._save(best=best)
+            raise
         state.worse_evaluations = state.worse_evaluations + 1 if worse else 0
         log.info("%d images: %s%s", state.images, _in_short(result.values), " (best)" if best else "")
         self._save(best=best)
