@@ -147,8 +147,8 @@ REFUSED = {
     "pix2pix on unpaired data": (["model=pix2pix", "data=unpaired", "data.root=unpaired"], "choose data=paired"),
     "a task on pairs": (["model=pix2pix", "data=paired", "data.root=pairs", "task=denoise"], "set task=none"),
     "no folder": (["model=cyclegan", "data=unpaired"], "give data.root, a directory with trainA and trainB"),
-    "an empty domain": (["model=cyclegan", "data=unpaired", "data.a=empty", "data.b=pairs"], "data.a=empty holds no images"),
-    "a missing domain": (["model=cyclegan", "data=unpaired", "data.a=pairs", "data.b=none"], "data.b=none does not exist"),
+    "an empty domain": (["model=cyclegan", "data=unpaired", "data.a=empty", "data.b=pairs"], "/empty holds no images"),
+    "a missing domain": (["model=cyclegan", "data=unpaired", "data.a=pairs", "data.b=none"], "/none does not exist"),
     "unmatched pairs": (["model=pix2pix", "data=paired", "data.a=pairs", "data.b=unpaired/trainA"], "pairs/7.png"),
     "a direction that there is not": (
         ["model=pix2pix", "data=paired", "data.root=pairs", "data.direction=b2c"], "data.direction=b2c is unknown",
