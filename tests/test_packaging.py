@@ -26,6 +26,13 @@ def test_configs_are_found_beside_the_package_or_inside_it() -> None:
     assert (Path(config_dir()) / "train.yaml").is_file()
 
 
+OPTIONS = {
+    "mnist_v2": "mnist",
+    "shapes_v2": "shapes",
+    "cifar10_v2": "cifar10_classifier",
+}  # of evaluation=
+
+
 def test_shipped_weights_are_small_and_match_the_digests_in_their_configs() -> None:
     from omegaconf import OmegaConf
 
@@ -33,10 +40,10 @@ def test_shipped_weights_are_small_and_match_the_digests_in_their_configs() -> N
     from genimg.evaluation.extractors.classifier import shipped_weights
 
     files = list((ROOT / "genimg" / "evaluation" / "weights").glob("*.pt"))
-    assert {file.stem for file in files} >= {"mnist_v2", "shapes_v2", "cifar10_v2"}
+    assert {file.stem for file in files} == OPTIONS.keys()
     for file in files:
         assert file.stat().st_size <= 1_000_000
-        config = OmegaConf.load(ROOT / "configs" / "evaluation" / f"{file.stem}{'_classifier' * (file.stem == 'cifar10')}.yaml")
+        config = OmegaConf.load(ROOT / "configs" / "evaluation" / f"{OPTIONS[file.stem]}.yaml")
         assert config.extractor.sha256 == sha256_of(shipped_weights(file.stem))
 
 
