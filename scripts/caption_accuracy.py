@@ -37,7 +37,7 @@ def read(folder: Path) -> tuple[list[str], list[Path]]:
 @torch.no_grad()
 def seen(files: Sequence[Path]) -> list[str]:
     """What the classifier calls each image, such as "red circle"."""
-    classifier = Classifier(classifier="shapes", sha256=None)
+    classifier = Classifier(classifier="shapes_v2", sha256=None)
     found: list[str] = []
     for start in range(0, len(files), 500):
         arrays = [np.asarray(Image.open(file).convert("RGB")) for file in files[start : start + 500]]

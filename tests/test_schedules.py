@@ -152,7 +152,7 @@ def classes(*packages):
 CONSTANT = {
     # Settings of what is built once, or that a trained state depends on.
     "AdversarialLoss": {"boundary"}, "Truncated": {"limit"}, "GradientPenalty": {"center"}, "LeCam": {"decay"},
-    "PathLength": {"decay"}, "ReconstructionLoss": {"epsilon"}, "GAN": {"ema_ramp_up"}, "EMA": {"ramp_up"},
+    "PathLength": {"decay"}, "ReconstructionLoss": {"epsilon"}, "GAN": {"ema_ramp_up", "dequantisation"}, "EMA": {"ramp_up"},
     "CUT": {"mirror_probability"}, "Consistency": {"max_shift_share"}, "DeterministicAutoencoder": set(), "Gaussian": None,
     "Linear": None, "Cosine": None,
 }  # fmt: skip

@@ -12,6 +12,9 @@ import genimg
 _NAME = "higher_is_better"
 
 
+_HIGHER = ("psnr", "ssim", "ms_ssim")  # of what ``evaluation.best_by`` may name
+
+
 def declared_direction(evaluation: Any) -> bool | None:
     """What the evaluator of a config, or else its first metric, declares as ``higher_is_better``.
 
@@ -20,6 +23,8 @@ def declared_direction(evaluation: Any) -> bool | None:
     """
     if not isinstance(evaluation, dict):
         return None
+    if isinstance(chosen := evaluation.get("best_by"), str):  # of translations
+        return chosen in _HIGHER
     metrics = evaluation.get("metrics")
     of_metrics = list(metrics.values()) if isinstance(metrics, dict) else []
     first = next((each for each in of_metrics if isinstance(each, dict)), {})

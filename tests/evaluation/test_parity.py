@@ -38,7 +38,7 @@ class Registered(FeatureExtractorBase):
 
     def __init__(self, name, features_list, **settings):
         super().__init__(name, features_list)
-        self.extractor = Classifier(classifier="shapes", sha256=None)
+        self.extractor = Classifier(classifier="shapes_v2", sha256=None)
 
     @staticmethod
     def get_provided_features_list():
@@ -107,9 +107,9 @@ def test_all_metrics_agree_with_torch_fidelity_on_the_shipped_classifier(tmp_pat
     monkeypatch.setitem(FEATURE_EXTRACTORS_REGISTRY, "genimg-shapes", Registered)
     real, fake = images(1, 600), images(2, 600)
     monkeypatch.setattr(fake, "read", darkened(fake.read))
-    found = ours(Classifier(classifier="shapes", sha256=None), real, fake, splits=7, subset_size=200, tmp_path=tmp_path)
+    found = ours(Classifier(classifier="shapes_v2", sha256=None), real, fake, splits=7, subset_size=200, tmp_path=tmp_path)
     expected = theirs("genimg-shapes", real, fake, splits=7, subset_size=200)
-    check(found, expected, "shapes", 600)
+    check(found, expected, "shapes_v2", 600)
     assert 0.0 < expected["precision"] < 1.0  # a case that could be got wrong
     assert 0.0 < expected["recall"] < 1.0
 

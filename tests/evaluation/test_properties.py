@@ -39,7 +39,10 @@ def drawn_shapes():
     source = shapes(seed=5, num_images=2 * COUNT, image_size=32, channels=3, num_objects=1, labels="color_shape")
     labels = source.labels[COUNT:]
     return Case(
-        Classifier(classifier="shapes", sha256=None), read(source, range(COUNT)), read(source, range(COUNT, 2 * COUNT)), labels
+        Classifier(classifier="shapes_v2", sha256=None),
+        read(source, range(COUNT)),
+        read(source, range(COUNT, 2 * COUNT)),
+        labels,
     )
 
 
@@ -59,7 +62,9 @@ def real_cifar10(real_cifar10_root):
     source = folder(root=str(root), image_size=32, channels=3, fit="crop", labels="required")
     order = np.random.default_rng(0).permutation(len(source))
     first, second = order[:500], order[500:1000]
-    return Case(Classifier(classifier="cifar10", sha256=None), read(source, first), read(source, second), source.labels[second])
+    return Case(
+        Classifier(classifier="cifar10_v2", sha256=None), read(source, first), read(source, second), source.labels[second]
+    )
 
 
 @pytest.fixture(
@@ -117,7 +122,7 @@ def test_a_set_is_at_no_distance_from_itself(case):
     assert values["fd"] == pytest.approx(0.0, abs=1e-6)
     assert values["precision"] == values["recall"] == values["coverage"] == values["class_coverage"] == 1.0
     assert values["class_kl"] == pytest.approx(0.0, abs=1e-12)
-    assert abs(values["kd"]) < 0.02  # other subsets of the same images
+    assert abs(values["kd"]) < 0.05  # other subsets of the same images
 
 
 def test_the_distances_are_symmetric_and_recall_is_precision_from_the_other_side(case):
