@@ -141,7 +141,7 @@ def test_a_folder_is_measured_against_a_folder(evaluate: Command, home: Path) ->
     output = evaluate.succeed("images=b", "real=a", *SHAPES, "output=deep/result.json", "batch_size=5")
     record = json.loads((home / "deep" / "result.json").read_text())
     metrics = record["metrics"]
-    assert [name for name in metrics if not name.endswith("_std")] == [f"{name}12_shapes" for name in METRICS]
+    assert [name for name in metrics if not name.endswith("_std")] == [f"{name}12_shapes_v2" for name in METRICS]
     expected = frechet_distance_by_eigenvalues(features_of(pixels(14, 1)), features_of(pixels(12, 2)))
     assert metrics["fd12_shapes_v2"] == pytest.approx(expected, rel=1e-3)
     assert values_of(output) == pytest.approx(metrics, rel=1e-4, abs=1e-9)
