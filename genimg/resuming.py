@@ -341,7 +341,6 @@ def _resolved(source: Config) -> Config:
 
 def _harmless(key: str) -> bool:
     parts = key.split(".")
-    is_path = (
-        parts[0] in _WITH_PATHS and parts[-1] in _PATHS
-    )  # whether the images are the same is another question: check_facts
+    # Whether the images are the same is another question: check_facts.
+    is_path = parts[0] in _WITH_PATHS and parts[-1] in _PATHS
     return is_path or any(key == name or key.startswith(name + ".") for name in _HARMLESS)

@@ -33,10 +33,10 @@ _NOT_READABLE = ("PDF", "PALM", "HDF5", "BUFR", "GRIB", "MPEG")
 _FORMAT = 2
 _LEAST_CACHED = 10_000  # files; fewer are listed in no time
 _MOST_SHOWN = 3  # of the directories that were left out, in a message
-_ALONE = {".hydra", "multirun.yaml"}  # of a run, and of a sweep
-_BESIDE_CONFIG = {"checkpoints", "metrics.jsonl", "summary.json"}  # of a run whose .hydra was not copied with it
+_OF_HYDRA = {".hydra", "config.yaml"}  # of a run; other programs have these names, too
+_OF_A_RUN = {"checkpoints", "metrics.jsonl", "summary.json", "train.log"}  # beside one of those
 _MODELS = ("genimg-sample", "genimg-translate")  # commands whose folders hold what a model made
-_MARKS = _ALONE | _BESIDE_CONFIG | {"config.yaml", MARK}  # names that say without another look at the disk what a directory is
+_MARKS = _OF_HYDRA | _OF_A_RUN | {MARK}  # names that say without another look at the disk what a directory is
 _SAID: set[tuple[str, tuple[str, ...]]] = set()  # which directories were left out of which root
 # File systems record times in steps of up to two seconds (FAT): in a directory that was changed so shortly before it was
 # listed, a later change could leave the same time behind.
@@ -151,9 +151,7 @@ def _say_what_was_skipped(root: Path, skipped: tuple[str, ...]) -> None:
 
 def _written_by_genimg(marks: set[str]) -> str | None:
     """Return the name by which a directory is known as one that genimg wrote, of those in ``_MARKS``; None if it is another."""
-    if marks & _ALONE:
-        return min(marks & _ALONE)
-    return "config.yaml" if "config.yaml" in marks and marks & _BESIDE_CONFIG else None
+    return min(marks & _OF_A_RUN) if marks & _OF_HYDRA and marks & _OF_A_RUN else None
 
 
 def _walk(root: Path, extensions: tuple[str, ...]) -> _Listing:

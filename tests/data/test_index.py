@@ -302,8 +302,8 @@ def test_a_folder_from_the_cache_equals_one_that_was_listed(tmp_path, monkeypatc
 
 
 RUNS = {
-    "a run": [".hydra/config.yaml", "config.yaml", "samples/real-000000000.png"],
-    "a run that has just begun": [".hydra/config.yaml", "samples/real-000000000.png"],
+    "a run": [".hydra/config.yaml", "config.yaml", "train.log", "samples/real-000000000.png"],
+    "a run that has just begun": [".hydra/config.yaml", "train.log", "samples/real-000000000.png"],
     "a run copied without its hidden files": ["config.yaml", "checkpoints/last.pt", "samples/samples-000000064.png"],
     "a run whose checkpoints were removed": ["config.yaml", "metrics.jsonl", "samples-seed0/000000.png", "samples-seed0.png"],
     "a sweep": ["multirun.yaml", "0/config.yaml", "0/summary.json", "0/samples/real-000000000.png"],
@@ -339,11 +339,14 @@ def test_copies_that_genimg_augment_made_are_data(tmp_path):
 
 
 def test_a_picture_called_like_a_run_stays(tmp_path):
-    root = make(tmp_path / "root", "run.png", "run/.hydra/config.yaml", "run/real.png")
+    root = make(tmp_path / "root", "run.png", "run/.hydra/config.yaml", "run/train.log", "run/real.png")
     assert list_images(root, refresh=False).paths == ["run.png"]
 
 
-@pytest.mark.parametrize("names", [["config.yaml"], ["checkpoints/1.png", "summary.json"], ["metrics.jsonl"]])
+@pytest.mark.parametrize(
+    "names",
+    [["config.yaml"], ["checkpoints/1.png", "summary.json"], ["metrics.jsonl"], [".hydra/config.yaml", "multirun.yaml"]],
+)
 def test_a_directory_that_only_resembles_a_run_is_data(tmp_path, names):
     root = make(tmp_path / "root", "cat/1.png", *(f"dog/{name}" for name in ["2.png", *names]))
     expected = ["cat/1.png", "dog/2.png", *(f"dog/{name}" for name in names if name.endswith("png"))]
@@ -352,7 +355,7 @@ def test_a_directory_that_only_resembles_a_run_is_data(tmp_path, names):
 
 def test_a_run_is_no_folder_of_images_but_its_subdirectories_are(tmp_path):
     run = make(tmp_path / "run", *RUNS["a run"])
-    with pytest.raises(ValueError, match=r"run.*\.hydra"):
+    with pytest.raises(ValueError, match=r"run.*train\.log"):
         list_images(run, refresh=False)
     assert list_images(run / "samples", refresh=False).paths == ["real-000000000.png"]
 
