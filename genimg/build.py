@@ -322,7 +322,8 @@ def build_method(config: Config, source: Source, builder: Builder) -> Method:
     if "penalties" in config["model"]:
         config["model"]["penalties"] = _chosen(config["model"]["penalties"])
     method: Method = builder.build(config["model"], "model")
-    held_out = method.translates or method.likelihood is not None or _measures_held_out(config, builder)
+    reconstructs = method.reconstructs and bool((config.get("evaluation") or {}).get("reconstructions"))
+    held_out = method.translates or method.likelihood is not None or reconstructs or _measures_held_out(config, builder)
     if source.validation is not None and not held_out:
         raise ValueError(
             f"data.validation={config['data']['validation']} has no effect on this model, a {type(method).__name__}, which is "

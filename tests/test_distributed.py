@@ -140,7 +140,7 @@ def evaluate(cache_dir):
     method, data = Painter(), data_of_evaluation()
     real = DatasetImages(data)
     result = evaluator.compare(real, evaluator.generated(method, CPU, data.source.class_names), CPU)
-    return evaluator.with_reconstructions(result, method, real, CPU)
+    return evaluator.with_reconstructions(result, method, real, "train", CPU)
 
 
 def features_and_logits():

@@ -203,11 +203,21 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
     save = Path(options["save_statistics"]) if options["save_statistics"] else None
     result = evaluator.compare(compared, made, device, save_statistics=save, held_out=held_out, published=_beside(real))
     if isinstance(compared, DatasetImages):
-        result = evaluator.with_reconstructions(result, method, compared, device)
+        side, images = _to_reconstruct(options, compared, held_out)
+        result = evaluator.with_reconstructions(result, method, images, side, device)
     images = state["training"]["images"]
     _finish(result, f"{path}, trained on {images} images", options, device, {"checkpoint": str(path), "images": images})
     _show_neighbors(options, evaluator, compared, made, result, held_out)
     return result.values
+
+
+def _to_reconstruct(options: Config, real: DatasetImages, held_out: DatasetImages | None) -> tuple[str, DatasetImages]:
+    """What an autoencoder's reconstructions are measured on, and what it is called: held-out images where there are any."""
+    if options["real"] is not None:
+        return "real", real
+    if options["split"] is not None:
+        return "held_out", real
+    return ("train", real) if held_out is None else ("held_out", held_out)
 
 
 def _take_split(options: Config, config: Config) -> None:

@@ -7,7 +7,10 @@ from typing import Any
 
 from genimg.mappings import flatten
 
-_SECTIONS = ("extractor", "generated", "real", "translation", "likelihood", "metrics", "precision", "device", "versions")
+_SECTIONS = (
+    "extractor", "generated", "real", "translation", "likelihood", "reconstructions", "metrics", "precision", "device",
+    "versions",
+)  # fmt: skip
 
 # What a difference there means. The first entry that is a prefix of the key decides.
 _CONSEQUENCES: tuple[tuple[str, bool, str], ...] = (
@@ -24,6 +27,7 @@ _CONSEQUENCES: tuple[tuple[str, bool, str], ...] = (
     ("translation", True, "other images are translated, or in another way"),
     ("likelihood.weights", False, "other images, which is what is compared"),
     ("likelihood", True, "it is that of other images, by another likelihood or number of samples"),
+    ("reconstructions", True, "other images are reconstructed"),
     ("metrics", True, "the metric is computed in another way"),
     ("precision", False, "a change in the last digits"),
     ("device", False, "a change in the last digits"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from genimg import paths
 from genimg.data.placement import Data
@@ -25,6 +26,7 @@ from genimg.evaluation.imagesets import DatasetImages, GeneratedImages, ImageSet
 from genimg.evaluation.metrics import Metric, Name
 from genimg.evaluation.passes import Passes, full_float32
 from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
+from genimg.evaluation.similarity import LPIPS, psnr, ssim
 from genimg.evaluation.statistics_files import SavedStatistics, cache_path, read_cache, write_cache
 from genimg.evaluation.summary import Summary, kept_positions
 from genimg.interfaces import Images, Method
@@ -52,7 +54,9 @@ class Evaluator(PeriodicEvaluator):
         interval: how often the trainer evaluates.
         seed: of the generated images.
         bootstrap: resamples for 95 % intervals; 0 computes none.
-        reconstructions: real images that an autoencoder reconstructs, for PSNR, SSIM and a Fréchet distance; 0 skips it.
+        reconstructions: images that an autoencoder reconstructs, for PSNR, SSIM and a Fréchet distance; held-out ones where
+            there are any. 0 skips it.
+        lpips: of reconstructions, with local weights; None leaves it out.
         final_num_images: generated images of one more evaluation when training ends; None skips it.
         stop_if: ``{factor: k, evaluations: m}`` stops a training whose first metric was worse than k times its best for m
             evaluations in a row; None never does.
@@ -74,6 +78,7 @@ class Evaluator(PeriodicEvaluator):
         final_num_images: int | None,
         stop_if: Mapping[str, float | str] | None,
         cache_dir: FoundPath | None,
+        lpips: LPIPS | None = None,
     ) -> None:
         least = {"num_images": 2, "num_real": 2, "batch_size": 1, "bootstrap": 0, "reconstructions": 0, "final_num_images": 2}
         given = (num_images, num_real, batch_size, bootstrap, reconstructions, final_num_images)
@@ -94,6 +99,7 @@ class Evaluator(PeriodicEvaluator):
         self.seed = seed
         self.bootstrap = bootstrap
         self.reconstructions = reconstructions
+        self.lpips = lpips
         self.cache_dir = paths.cache_dir(cache_dir)
         self._real: dict[tuple[Path, int], Summary] = {}
         self._originals: dict[tuple[str, int], Summary] = {}  # of what an autoencoder reconstructs
@@ -133,7 +139,8 @@ class Evaluator(PeriodicEvaluator):
         fake = self.generated(method, device, data.source.class_names, num_images)
         held_out = None if data.validation is None else DatasetImages(data.validation)
         result = self.compare(real, fake, device, should_stop, held_out=held_out)
-        return self.with_reconstructions(result, method, real, device, should_stop)
+        side, images = ("train", real) if held_out is None else ("held_out", held_out)
+        return self.with_reconstructions(result, method, images, side, device, should_stop)
 
     def generated(
         self, method: Method, device: torch.device, class_names: tuple[str, ...], num_images: int | None = None
@@ -146,29 +153,46 @@ class Evaluator(PeriodicEvaluator):
         self,
         result: Evaluation,
         method: Method,
-        real: DatasetImages,
+        images: DatasetImages,
+        side: str,
         device: torch.device,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Evaluation:
-        """The result with how well an autoencoder reconstructs real images; unchanged for any other model."""
+        """Add how well an autoencoder reconstructs images; a result of any other model is returned as it is.
+
+        Args:
+            result: Of ``compare``.
+            method: The model.
+            images: What to reconstruct; ``reconstructions`` of them, or all if they are fewer.
+            side: What they are, for the names: ``held_out``, ``train``, or ``real`` for others.
+            device: Where the extractor runs.
+            should_stop: Asked before every batch.
+
+        Raises:
+            EvaluationInterruptedError: Once ``should_stop`` says so.
+            ValueError: For fewer than two images.
+        """
         if not (method.reconstructs and self.reconstructions):
             return result
-        count = min(self.reconstructions, len(real))
+        count = min(self.reconstructions, len(images))
         if count < max(2, world_size()):
-            raise ValueError(f"{count} real images are too few to measure reconstructions of")
-        chosen, passes = real.subset(count), Passes(self.extractor, self.batch_size, should_stop)
+            raise ValueError(f"{count} {side} images are too few to measure reconstructions of: two or more are needed")
+        chosen, passes = images.subset(count), Passes(self.extractor, self.batch_size, should_stop)
         with full_float32():
             self.extractor.to(device)
-            if (key := (real.fingerprint, count)) not in self._originals:
-                self._originals[key] = passes.summarise(real, chosen, "features of originals", kept=None)
-            ratio, similarity, made = passes.reconstruct(Reconstructions(method, real), chosen)
-        originals = self._originals[key]
-        more = {
-            f"reconstruction_psnr{short_count(count)}": ratio,
-            f"reconstruction_ssim{short_count(count)}": similarity,
-            f"reconstruction_{self._name(count)('fd')}": frechet_distance(originals.moments, made, originals.root),
-        }
-        return replace(result, values=result.values | more)
+            if (key := (images.fingerprint, count)) not in self._originals:
+                self._originals[key] = passes.summarise(images, chosen, "features of originals", kept=None)
+            means, made = passes.reconstruct(Reconstructions(method, images), chosen, self._similarities(device))
+        originals, begin = self._originals[key], f"reconstruction_{side}_"
+        more = {f"{begin}{name}{short_count(count)}": value for name, value in means.items()}
+        more[begin + self._name(count)("fd")] = frechet_distance(originals.moments, made, originals.root)
+        described = {"reconstructions": {"side": side, **images.describe(), "num_images": count}}
+        return replace(result, values=result.values | more, provenance=result.provenance | described)
+
+    def _similarities(self, device: torch.device) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+        """What compares reconstructions with their originals, both uint8 [N, C, H, W]: name -> [N]."""
+        found: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "ssim": ssim}
+        return found if self.lpips is None else {**found, "lpips": self.lpips.to(device)}
 
     def compare(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,6 @@ from tqdm import tqdm
 from genimg.distributed import rank, rows_of_all_ranks, shard
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.imagesets import ImageSet, Reconstructions
-from genimg.evaluation.similarity import psnr, ssim
 from genimg.evaluation.statistics import FeatureSums, GaussianStatistics
 from genimg.evaluation.summary import Collector, Summary
 
@@ -76,22 +75,27 @@ class Passes:
             collector.add(features, logits, labels if same else None, self.extractor.spatial if spatial else None)
         return collector.result()
 
-    def reconstruct(self, images: Reconstructions, indices: NDArray[np.int64]) -> tuple[float, float, GaussianStatistics]:
-        """Mean PSNR and SSIM of those reconstructions, and their statistics.
+    def reconstruct(
+        self,
+        images: Reconstructions,
+        indices: NDArray[np.int64],
+        similarities: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
+    ) -> tuple[dict[str, float], GaussianStatistics]:
+        """Return the mean of each similarity of those reconstructions to their originals, and their statistics.
 
         Raises:
             EvaluationInterruptedError: once ``should_stop`` says so.
             NonFiniteImagesError: if the model makes NaN.
         """
         made = FeatureSums()
-        ratios, similarities = [], []
+        rows: dict[str, list[Tensor]] = {name: [] for name in similarities}
         positions = shard(len(indices))
         for start, stop in ranges(positions, self.batch_size, "reconstructing", images.check, self.should_stop):
             original, reconstruction = images.pairs(indices[start:stop])
-            ratios.append(psnr(original, reconstruction))
-            similarities.append(ssim(original, reconstruction))
+            for name, similarity in similarities.items():
+                rows[name].append(similarity(original, reconstruction))
             made.add(self.extractor(reconstruction)[0])
-        return _mean(ratios), _mean(similarities), made.result()
+        return {name: _mean(parts) for name, parts in rows.items()}, made.result()
 
 
 def ranges(

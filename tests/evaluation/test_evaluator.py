@@ -498,7 +498,7 @@ def test_should_stop_interrupts_the_reconstructions_too():
     evaluator, real = make_evaluator(reconstructions=20), DatasetImages(data_of(CountingSource()))
     result = evaluator.compare(real, evaluator.generated(Painter(), CPU, ()), CPU)
     with pytest.raises(EvaluationInterruptedError):
-        evaluator.with_reconstructions(result, Autoencoder(), real, CPU, lambda: True)
+        evaluator.with_reconstructions(result, Autoencoder(), real, "train", CPU, lambda: True)
 
 
 def test_provenance_says_what_the_values_depend_on():
@@ -675,19 +675,45 @@ def test_an_autoencoder_is_measured_by_its_reconstructions_too():
     values = evaluation.values
     assert list(values) == [
         "fd37_linear", "is37_linear", "is37_linear_std",
-        "reconstruction_psnr10", "reconstruction_ssim10", "reconstruction_fd10_linear",
+        "reconstruction_train_psnr10", "reconstruction_train_ssim10", "reconstruction_train_fd10_linear",
     ]  # fmt: skip
-    assert values["reconstruction_psnr10"] == pytest.approx(expected, rel=1e-5)
+    assert values["reconstruction_train_psnr10"] == pytest.approx(expected, rel=1e-5)
     distance = frechet_distance_of_scipy(extractor(originals)[0], extractor(made)[0])
-    assert values["reconstruction_fd10_linear"] == pytest.approx(distance, rel=1e-6)
-    assert 0.5 < values["reconstruction_ssim10"] < 0.9999
+    assert values["reconstruction_train_fd10_linear"] == pytest.approx(distance, rel=1e-6)
+    assert 0.5 < values["reconstruction_train_ssim10"] < 0.9999
+
+
+def test_reconstructions_are_of_held_out_images_where_there_are_any():
+    source, held_out = CountingSource(), CountingSource()
+    held_out.pixels = 255 - source.pixels
+    held_out.fingerprint = "another"
+    source.validation = held_out
+    evaluation = make_evaluator(reconstructions=10).evaluate(Autoencoder(darker=0.3), data_of(source), CPU)
+    direct = make_evaluator(reconstructions=10).evaluate(Autoencoder(darker=0.3), data_of(held_out), CPU)
+    names = [name for name in evaluation.values if "reconstruction" in name]
+    assert names == ["reconstruction_held_out_psnr10", "reconstruction_held_out_ssim10", "reconstruction_held_out_fd10_linear"]
+    for name in names:
+        assert evaluation.values[name] == pytest.approx(direct.values[name.replace("held_out", "train")], rel=1e-9)
+    assert evaluation.provenance["reconstructions"]["side"] == "held_out"
+    assert evaluation.provenance["reconstructions"]["fingerprint"] == "another"
+    assert evaluation.provenance["reconstructions"]["num_images"] == 10
+    assert direct.provenance["reconstructions"]["side"] == "train"
+
+
+def test_lpips_of_reconstructions_is_reported_where_it_is_given():
+    class Distance(torch.nn.Module):
+        def forward(self, reference, image):
+            return (reference.double() - image.double()).abs().flatten(1).mean(dim=1)
+
+    values = make_evaluator(reconstructions=10, lpips=Distance()).evaluate(Autoencoder(), data_of(CountingSource()), CPU).values
+    assert values["reconstruction_train_lpips10"] == 0.0
 
 
 def test_perfect_reconstructions_have_the_best_values_and_no_more_images_than_there_are():
     values = make_evaluator(reconstructions=1000).evaluate(Autoencoder(), data_of(CountingSource()), CPU).values
-    assert values["reconstruction_psnr23"] == 100.0
-    assert values["reconstruction_ssim23"] == pytest.approx(1.0, abs=1e-6)
-    assert values["reconstruction_fd23_linear"] == pytest.approx(0.0, abs=1e-6)
+    assert values["reconstruction_train_psnr23"] == 100.0
+    assert values["reconstruction_train_ssim23"] == pytest.approx(1.0, abs=1e-6)
+    assert values["reconstruction_train_fd23_linear"] == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize(("method", "reconstructions"), [(Painter(), 10), (Autoencoder(), 0)], ids=["painter", "zero"])
@@ -745,7 +771,7 @@ def test_features_of_originals_are_computed_once():
     assert again == first
     assert sum(map(len, extractor.seen)) == 37 + 10  # generated images and reconstructions
     worse = evaluator.evaluate(Autoencoder(darker=0.6), data, CPU).values
-    assert worse["reconstruction_fd10_linear"] > first["reconstruction_fd10_linear"]
+    assert worse["reconstruction_train_fd10_linear"] > first["reconstruction_train_fd10_linear"]
 
 
 @pytest.mark.parametrize(("broken", "batches"), [(range(1000), 1), ([36], 8)], ids=["every image", "the last image"])
