@@ -248,8 +248,17 @@ def check_top_level(config: Config) -> None:
 def build_source(config: Config, builder: Builder) -> Source:
     """The ``data`` group's images to train on, without the keys that say where they live."""
     others = (*_PLACEMENT_KEYS, *SETTLED, "validation")
-    source: Source = builder.build({key: value for key, value in config["data"].items() if key not in others}, "data")
-    return without_validation(source, config["data"].get("validation", 0))
+    node = {key: value for key, value in config["data"].items() if key not in others}
+    source: Source = builder.build(node, "data")
+    validation = config["data"].get("validation", 0)
+    if not isinstance(validation, str):
+        return without_validation(source, validation)
+    if "split" not in node:
+        raise ValueError(f"data.validation={validation}: data {source.name} has no splits: give a share such as 0.1")
+    if validation == (node["split"] or "train"):
+        raise ValueError(f"data.validation={validation} is what is trained on: name another split, or give a share such as 0.1")
+    source.validation = builder.build({**node, "split": validation}, "data")
+    return source
 
 
 def build_task(config: Config, source: Source, builder: Builder) -> Task | None:

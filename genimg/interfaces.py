@@ -88,6 +88,11 @@ class PixelLikelihood(Protocol):
         """Negative log-likelihoods of images in nats as bits per pixel and channel."""
         ...
 
+    @property
+    def bits_name(self) -> str:
+        """What these bits are called: ``bits_per_dim`` only where they are of a probability."""
+        ...
+
 
 class Method(nn.Module, ABC):
     """A training algorithm: owns the networks and losses and knows the order of the updates.

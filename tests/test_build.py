@@ -732,6 +732,28 @@ def test_captions_of_a_small_dataset_are_drawn_from_equally_often():
     assert sorted(counts.tolist()) == pytest.approx(sorted(4096 / 100 * n for n in texts.values()), rel=0.03)
 
 
+def test_autoencoders_without_a_likelihood_may_hold_images_out_for_their_reconstructions():
+    overrides = ["model=rae_small", "data.image_size=32", "data.num_images=100", "data.validation=0.1"]
+    config = resolve(*overrides, "evaluation=shapes")
+    source = build.build_source(config, BUILDER)
+    assert len(source.validation) == 10
+    assert build.build_method(config, source, BUILDER).reconstructs
+    with pytest.raises(ValueError, match=r"data\.validation=0\.1 has no effect"):
+        build.build_method(resolve(*overrides, "evaluation=none"), source, BUILDER)
+
+
+@pytest.mark.real_data
+def test_another_split_may_be_held_out(real_mnist_root):
+    config = resolve("data=mnist", f"data.root={real_mnist_root}", "data.validation=test")
+    source = build.build_source(config, BUILDER)
+    assert (len(source), len(source.validation)) == (60_000, 10_000)
+    assert source.validation.name == "mnist/test"
+    with pytest.raises(ValueError, match=r"data\.validation=train is what is trained on"):
+        build.build_source(resolve("data=mnist", f"data.root={real_mnist_root}", "data.validation=train"), BUILDER)
+    with pytest.raises(ValueError, match=r"data\.validation=test: data shapes has no splits"):
+        build.build_source(resolve("data.validation=test"), BUILDER)
+
+
 def test_held_out_images_are_allowed_where_a_metric_compares_with_them():
     memorisation = "evaluation.metrics.memorisation={_target_:genimg.evaluation.memorisation.Memorisation,quantile:0.05}"
     overrides = ["model=dcgan_small", "data.image_size=16", "data.num_images=100", "data.validation=0.1", "evaluation=shapes"]

@@ -154,7 +154,7 @@ CONSTANT = {
     "AdversarialLoss": {"boundary"}, "Truncated": {"limit"}, "GradientPenalty": {"center"}, "LeCam": {"decay"},
     "PathLength": {"decay"}, "ReconstructionLoss": {"epsilon"}, "GAN": {"ema_ramp_up", "dequantisation"}, "EMA": {"ramp_up"},
     "CUT": {"mirror_probability"}, "Consistency": {"max_shift_share"}, "DeterministicAutoencoder": set(), "Gaussian": None,
-    "Linear": None, "Cosine": None,
+    "Linear": None, "Cosine": None, "VQVAE": {"data_variance"},
 }  # fmt: skip
 
 

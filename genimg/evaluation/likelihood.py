@@ -121,13 +121,14 @@ class LikelihoodEvaluator(HeldOutEvaluator):
             return likelihood.bits_per_dimension(torch.tensor(nats, dtype=torch.float64), num_dimensions).item()
 
         nll = -means["log_likelihood"]
+        name = likelihood.bits_name
         values = {
             self.primary: nll,
-            f"nll_iw{self.num_samples}_bits_per_dim": bits(nll),
+            f"nll_iw{self.num_samples}_{name}": bits(nll),
             "elbo_nats": means["elbo"],
-            "bits_per_dim": bits(-means["elbo"]),
+            name: bits(-means["elbo"]),
             "reconstruction_nats": means["reconstruction"],
-            "reconstruction_bits_per_dim": bits(means["reconstruction"]),
+            f"reconstruction_{name}": bits(means["reconstruction"]),
             "kl_nats": means["kl"],
             "kl_bits_per_dim": means["kl"] / (num_dimensions * math.log(2.0)),
         }

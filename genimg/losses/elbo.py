@@ -86,13 +86,13 @@ class Bound(nn.Module, ABC):
         loss, more = self.objective(inference, reconstruction, kl)
         with torch.no_grad():
             count = inference.num_dimensions
-            bits = self.likelihood.bits_per_dimension
+            bits, name = self.likelihood.bits_per_dimension, self.likelihood.bits_name
             parts = {
                 "reconstruction_nats": reconstruction,
                 "kl_nats": kl,
                 "elbo_nats": -(reconstruction + kl),
-                "bits_per_dim": bits(reconstruction + kl, count),
-                "reconstruction_bits_per_dim": bits(reconstruction, count),
+                name: bits(reconstruction + kl, count),
+                f"reconstruction_{name}": bits(reconstruction, count),
                 "kl_bits_per_dim": kl / (count * math.log(2.0)),
             }
         return loss, parts | more

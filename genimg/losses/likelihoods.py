@@ -34,6 +34,11 @@ class Likelihood(nn.Module, ABC):
         """The image as encoder and likelihood see it; another one where it is binarised."""
         return image
 
+    @property
+    def bits_name(self) -> str:
+        """What ``bits_per_dimension`` is called. Only bits of a probability are bits per dimension."""
+        return "bits_per_dim"
+
     @abstractmethod
     def negative_log_likelihood(self, output: Tensor, image: Tensor) -> Tensor:
         """-log p(image | z) in nats per image: [N, O, H, W] and [N, C, H, W] -> [N]."""
@@ -73,6 +78,10 @@ class Bernoulli(Likelihood):
     def description(self) -> str:
         return "Bernoulli of grey values" if self.binarisation == "none" else "Bernoulli of binarised images"
 
+    @property
+    def bits_name(self) -> str:
+        return "cross_entropy_bits_per_dim" if self.binarisation == "none" else "bits_per_dim"
+
     def observed(self, image: Tensor) -> Tensor:
         if self.binarisation == "none":
             return image
@@ -90,7 +99,15 @@ class Bernoulli(Likelihood):
 
 
 class _Density(Likelihood):
-    """A density on [-1, 1], in place of probabilities of the 256 levels."""
+    """A density on [-1, 1], in place of probabilities of the 256 levels.
+
+    Of images that were not dequantised a density has no bound: it is above 1 for levels that it knows, and its bits are below 0
+    (Theis et al. 2016, section 3.1). They are therefore not called bits per dimension.
+    """
+
+    @property
+    def bits_name(self) -> str:
+        return "density_bits_per_dim"
 
     def bits_per_dimension(self, nats: Tensor, num_dimensions: int) -> Tensor:
         # A density on [-1, 1] is 127.5 times that on the 256 levels, whose spacing is 1 (Theis et al. 2016, section 3.1).

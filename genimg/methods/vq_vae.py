@@ -34,7 +34,10 @@ class VQVAE(ConditionalMethod):
         decoder: codes [N, D, h, w] -> image [N, C, H, W].
         quantizer: the codebook.
         prior: of the codes; with an encoder ``condition``.
-        loss: distance of the reconstruction from the image; its masks are not used.
+        loss: Distance of the reconstruction from the image; its masks are not used.
+        data_variance: Variance of the data's values in [-1, 1], by which the distance is divided, as in the authors' code
+            (sonnet's VQ-VAE example): a squared error of 1 then is that of the best constant image, whatever the data, and
+            ``commitment_weight`` means the same for all.
         commitment_weight: beta of equation 3, of the mean square of the encoder's distance from the codes, over D and all
             positions. The paper found no difference between 0.1 and 2.
         autoencoder_until: images seen, after which encoder, decoder and codebook stay as they are; None for never.
@@ -56,6 +59,7 @@ class VQVAE(ConditionalMethod):
         quantizer: VectorQuantizer,
         prior: PixelCNN,
         loss: ReconstructionLoss,
+        data_variance: float,
         commitment_weight: Number,
         autoencoder_until: Images | None,
         prior_from: Images,
@@ -63,6 +67,8 @@ class VQVAE(ConditionalMethod):
         super().__init__()
         if not is_within(commitment_weight, 0):
             raise ValueError(f"model.commitment_weight={shown(commitment_weight)} must be 0 or more")
+        if not data_variance > 0:
+            raise ValueError(f"model.data_variance={data_variance} must be above 0")
         if autoencoder_until is not None and prior_from > autoencoder_until:
             raise ValueError(
                 f"model.prior_from={prior_from} images lies behind model.autoencoder_until={autoencoder_until} images, and in "
@@ -78,6 +84,7 @@ class VQVAE(ConditionalMethod):
         self.quantizer = quantizer
         self.prior = prior
         self.loss = loss
+        self.data_variance = data_variance
         self.commitment_weight = commitment_weight
         self.autoencoder_until = autoencoder_until
         self.prior_from = prior_from
@@ -108,11 +115,11 @@ class VQVAE(ConditionalMethod):
         return {"features": features, "codes": codes, "vectors": vectors} | {f"usage/{key}": usage[key] for key in usage}
 
     def _autoencoder_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Equation 3."""
+        """Equation 3, the reconstruction's error in units of the data's variance."""
         features, vectors = batch["features"], batch["vectors"]
         reconstruction = self.loss(self.decoder(straight_through(features, vectors)), batch["image"])
         commitment = F.mse_loss(features, vectors.detach())
-        loss = reconstruction + self.commitment_weight * commitment
+        loss = reconstruction / self.data_variance + self.commitment_weight * commitment
         metrics = {"loss/reconstruction": reconstruction.detach(), "loss/commitment": commitment.detach()}
         if self.quantizer.decay is None:
             loss = loss + F.mse_loss(vectors, features.detach())  # of the same value as the commitment

@@ -66,9 +66,11 @@ def test_values_are_means_over_random_held_out_images():
     found = method.log_likelihood(batch, 3, hash_integers(13, 0, chosen))
     nll = -found["log_likelihood"].mean().item()
     assert result.values["nll_iw3_nats"] == pytest.approx(nll, rel=1e-6)
-    assert result.values["nll_iw3_bits_per_dim"] == pytest.approx(nll / (36 * math.log(2)), rel=1e-6)
+    assert result.values["nll_iw3_cross_entropy_bits_per_dim"] == pytest.approx(nll / (36 * math.log(2)), rel=1e-6)
     assert result.values["elbo_nats"] == pytest.approx(found["elbo"].mean().item(), rel=1e-6)
-    assert result.values["bits_per_dim"] == pytest.approx(-result.values["elbo_nats"] / (36 * math.log(2)), rel=1e-6)
+    assert result.values["cross_entropy_bits_per_dim"] == pytest.approx(
+        -result.values["elbo_nats"] / (36 * math.log(2)), rel=1e-6
+    )
     difference = result.values["reconstruction_nats"] + result.values["kl_nats"]
     assert result.values["elbo_nats"] == pytest.approx(-difference, rel=1e-6)
     assert nll < -result.values["elbo_nats"]

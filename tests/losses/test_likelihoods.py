@@ -213,6 +213,27 @@ def test_gaussian_per_pixel_is_no_narrower_than_its_floor_and_stays_finite(raw):
     assert nats.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_only_bits_of_probabilities_are_called_bits_per_dimension():
+    densities = [Gaussian(scale=0.1, learnt=False), Gaussian(scale=0.1, learnt=True), GaussianPerPixel(least_scale=0.003)]
+    assert {likelihood.bits_name for likelihood in densities} == {"density_bits_per_dim"}
+    assert Bernoulli(binarisation="none").bits_name == "cross_entropy_bits_per_dim"
+    assert {Bernoulli(binarisation=kind).bits_name for kind in ("dynamic", "static")} == {"bits_per_dim"}
+    assert mixture().bits_name == "bits_per_dim"
+
+
+def test_a_density_knows_constant_images_in_fewer_than_no_bits_and_a_probability_does_not():
+    """A decoder that is certain of a level: why a density is not called bits per dimension."""
+    image = torch.full((2, 1, 4, 4), 200 / 127.5 - 1.0)
+    density = GaussianPerPixel(least_scale=0.003)
+    output = torch.cat([image.atanh(), torch.full((2, 1, 4, 4), -20.0)], dim=1)
+    assert density.bits_per_dimension(density.negative_log_likelihood(output, image), 16).max() < 0.0
+    probability = DiscretisedLogisticMixture(num_mixtures=1)
+    certain = torch.cat([torch.zeros(2, 1, 4, 4), image, torch.full((2, 1, 4, 4), -7.0)], dim=1)
+    bits = probability.bits_per_dimension(probability.negative_log_likelihood(certain, image), 16)
+    assert bits.min() >= 0.0
+    assert bits.max() < 0.2
+
+
 def test_gaussian_bits_per_dimension_by_hand():
     # A density of 1/2 on [-1, 1] is uniform over 255 level spacings: log2(255) bits. Its nats are log 2 a dimension.
     nats = torch.tensor(12 * math.log(2.0), dtype=torch.float64)

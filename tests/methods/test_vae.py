@@ -223,12 +223,15 @@ def test_the_loss_reaches_every_parameter_and_one_group_has_them_all(above, like
 def test_metrics_are_detached_scalars():
     metrics, _ = run_step(build(ImportanceWeighted(likelihood=BERNOULLI, num_samples=2)))
     names = {
-        "total", "reconstruction_nats", "kl_nats", "elbo_nats", "bits_per_dim", "reconstruction_bits_per_dim",
+        "total", "reconstruction_nats", "kl_nats", "elbo_nats", "cross_entropy_bits_per_dim",
+        "reconstruction_cross_entropy_bits_per_dim",
         "kl_bits_per_dim", "iw2_elbo_nats",
     }  # fmt: skip
     assert set(metrics) == {f"loss/{name}" for name in names} | {"latent/active_units"}
     assert all(value.shape == () and not value.requires_grad for value in metrics.values())
-    assert metrics["loss/bits_per_dim"].item() == pytest.approx(-metrics["loss/elbo_nats"].item() / 256 / math.log(2), rel=1e-6)
+    assert metrics["loss/cross_entropy_bits_per_dim"].item() == pytest.approx(
+        -metrics["loss/elbo_nats"].item() / 256 / math.log(2), rel=1e-6
+    )
 
 
 class Pixels(nn.Module):
@@ -471,6 +474,7 @@ class Linear(Likelihood):
 
     scale = 0.7
     description = "linear"
+    bits_name = "bits_per_dim"
 
     def negative_log_likelihood(self, output, image):
         return -distributions.Normal(output, self.scale).log_prob(image).flatten(1).sum(dim=1)

@@ -39,7 +39,7 @@ def build(
             num_codes=6, width=6, num_blocks=2, kernel_size=3, dropout=dropout, condition=condition or Unconditional()
         ),
     }
-    others = {"loss": L2, "commitment_weight": 0.25, "autoencoder_until": 100, "prior_from": 0}
+    others = {"loss": L2, "data_variance": 1.0, "commitment_weight": 0.25, "autoencoder_until": 100, "prior_from": 0}
     return VQVAE(**(parts | others | changes))
 
 
@@ -74,7 +74,7 @@ def changed(before: dict[str, torch.Tensor], method: nn.Module) -> set[str]:
 
 
 def test_the_loss_is_that_of_equation_3():
-    method = build(quantizer={"decay": None, "restart_below": None}, commitment_weight=0.5)
+    method = build(quantizer={"decay": None, "restart_below": None}, commitment_weight=0.5, data_variance=0.25)
     image = real_images()
     features = method.encoder(image).double()
     flat = features.permute(0, 2, 3, 1).reshape(-1, 5)
@@ -86,7 +86,7 @@ def test_the_loss_is_that_of_equation_3():
     metrics = run_steps_on(method, image)
     assert metrics["loss/reconstruction"].item() == pytest.approx(reconstruction.item(), rel=1e-5)
     assert metrics["loss/commitment"].item() == pytest.approx(distance.item(), rel=1e-5)
-    assert metrics["loss/total"].item() == pytest.approx((reconstruction + 1.5 * distance).item(), rel=1e-5)
+    assert metrics["loss/total"].item() == pytest.approx((4.0 * reconstruction + 1.5 * distance).item(), rel=1e-5)
 
 
 def run_steps_on(method: VQVAE, image: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -312,6 +312,7 @@ def test_another_distance_and_autocast_go_through():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"data_variance": 0.0}, "model.data_variance=0.0 must be above 0"),
         ({"commitment_weight": -1.0}, "model.commitment_weight=-1.0 must be 0 or more"),
         ({"prior_from": 101}, "model.prior_from=101 images lies behind model.autoencoder_until=100 images"),
         ({"quantizer": {"dim": 4}}, "model.encoder.dim=5 must be model.quantizer.dim=4"),
