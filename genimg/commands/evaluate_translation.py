@@ -119,10 +119,10 @@ class _Collector:
         self._keep("model", found)
         reference = to_uint8(self._task.result(batch["target"], batch["source"]))
         for name, make in self._baselines.items():
-            self._keep(name, similarities(reference, make(batch)))
+            self._keep(name, similarities(reference, make(batch), self._task, batch["source"]))
         given = to_uint8(self._task.shown(batch["source"]))
         if given.shape == reference.shape:
-            self._keep("source", similarities(reference, given))
+            self._keep("source", similarities(reference, given, self._task, batch["source"]))
 
     def rows(self) -> dict[str, Row]:
         """Of all ranks' images, in their order."""

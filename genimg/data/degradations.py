@@ -1,6 +1,7 @@
 """Tasks that are made by damaging images: the source is the damaged one, the target the image.
 
-Sources are rounded to 256 levels, as files are that a user will have translated later.
+Sources are clipped and rounded to 256 levels, as files are that a user will have translated later. Most papers on noise do
+neither; ``clip=False`` makes such sources, and results of the two do not compare.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _PEAK = 255**2  # photons from which on noise is less than a level of 255 everyw
 
 
 class Denoise(Task):
-    """Images from noisy ones, clipped as a file clips them.
+    """Images from noisy ones.
 
     Args:
         noise: ``gaussian``, white in every channel; ``poisson``, the counting of photons; ``salt_and_pepper``, black and white
@@ -38,9 +39,11 @@ class Denoise(Task):
         amount: of ``gaussian``, the standard deviation in levels of 255, or [low, high], from which every image draws its own
             (blind denoising); of ``poisson``, photons of a pixel at full brightness; of ``salt_and_pepper``, the share of the
             pixels; of ``jpeg``, the quality, 1 to 100.
+        clip: whether sources are clipped to the range of the images and rounded to 256 levels, as in a file, which takes some
+            of the noise away; False, for ``gaussian`` and ``poisson``, leaves them as the noise made them.
     """
 
-    def __init__(self, *, noise: str, amount: float | Sequence[float]) -> None:
+    def __init__(self, *, noise: str, amount: float | Sequence[float], clip: bool = True) -> None:
         limits = {"gaussian": (0, 255), "poisson": (0, _PEAK), "salt_and_pepper": (0, 1), "jpeg": (1, 100)}
         if noise not in limits:
             raise ValueError(f"task.noise={noise} is unknown: choose one of {', '.join(limits)}")
@@ -50,6 +53,9 @@ class Denoise(Task):
             raise ValueError(f"task.amount={list(self.amount)} must be one number: task.noise={noise} has no range")
         if noise == "jpeg" and self.amount[0] != int(self.amount[0]):
             raise ValueError(f"task.amount={self.amount[0]} must be a whole number from 1 to 100, JPEG's quality")
+        if not clip and noise in ("salt_and_pepper", "jpeg"):
+            raise ValueError(f"task.clip=false has no effect on task.noise={noise}, whose sources have 256 levels: remove it")
+        self.clip = clip
         self._photons = Photons(self.amount[0]) if noise == "poisson" else None
 
     def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
@@ -57,11 +63,20 @@ class Denoise(Task):
         return shape[0], shape[0]
 
     def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Batch:
-        return _batch(eight_bits(self._noisy(images, positions, seed)), images)
+        noisy = self._noisy(images, positions, seed)
+        return _batch(eight_bits(noisy) if self.clip else noisy, images)
 
     def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         refuse_mask(mask, "Denoise")
         return images
+
+    def describe(self) -> str:
+        """Kind of noise, its strength and unit, and whether it was clipped."""
+        unit = {
+            "gaussian": "standard deviation in levels of 255", "poisson": "photons at full brightness",
+            "salt_and_pepper": "share of the pixels", "jpeg": "quality",
+        }[self.noise]  # fmt: skip
+        return f"noise: {self.noise}, {_span(self.amount)} ({unit}), {_quantisation(self.clip)}"
 
     def _noisy(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Tensor:
         """Before it is clipped."""
@@ -113,12 +128,15 @@ class Inpaint(Task):
             )
         return _with_holes(images, mask)
 
+    def missing(self, source: Tensor) -> Tensor:
+        return source[:, -1:] > 0
+
     def shown(self, source: Tensor) -> Tensor:
         return source[:, :-1]
 
     def result(self, output: Tensor, source: Tensor) -> Tensor:
         """The output in the holes, and the known pixels as they were."""
-        return torch.where(source[:, -1:] > 0, output.to(source.dtype), source[:, :-1])
+        return torch.where(self.missing(source), output.to(source.dtype), source[:, :-1])
 
 
 class SuperResolution(Task):
@@ -134,6 +152,15 @@ class SuperResolution(Task):
         if factor != int(factor) or factor < 2:
             raise ValueError(f"task.factor={factor} must be a whole number from 2 on")
         self.factor = int(factor)
+
+    @property
+    def border(self) -> int:
+        """As many pixels as the factor: Lim et al. 2017 (EDSR), and most tables since."""
+        return self.factor
+
+    def describe(self) -> str:
+        """The factor, and how the small images are made."""
+        return f"super-resolution: factor {self.factor}, antialiased bicubic (a = -0.5), {_quantisation(True)}"
 
     def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
         channels, height, width = check_picture(shape, "SuperResolution")
@@ -203,18 +230,26 @@ class Colorize(Task):
 class Deblur(Task):
     """Images from blurred ones.
 
+    A Gaussian is followed to four standard deviations on each side (1.6 pixels: a kernel of 13x13), and images are continued by
+    their reflections; many papers continue them periodically and leave the border out of their measures.
+
     Args:
         blur: ``gaussian``; or ``motion``, along lines of any direction, each image's own.
         amount: of ``gaussian``, the standard deviation in pixels; of ``motion``, the length of the lines in pixels. [low, high]
             lets every image draw its own.
+        noise: standard deviation in levels of 255 of white noise that is added to the blurred image; 0: none.
+        clip: whether sources are clipped and rounded to 256 levels then, as a file does.
     """
 
-    def __init__(self, *, blur: str, amount: float | Sequence[float]) -> None:
+    def __init__(self, *, blur: str, amount: float | Sequence[float], noise: float = 0.0, clip: bool = True) -> None:
         if blur not in ("gaussian", "motion"):
             raise ValueError(f"task.blur={blur} is unknown: choose gaussian or motion")
         self.blur = blur
         # A line within a pixel blurs nothing; of a Gaussian below 0.2 pixels, less than one level would reach the next pixel.
         self.amount = checked_range("task.amount", amount, 1.0 if blur == "motion" else 0.2, 1000.0, above=blur == "motion")
+        if not 0 <= noise <= 255:
+            raise ValueError(f"task.noise={noise} must be from 0 to 255, a standard deviation in levels")
+        self.noise, self.clip = float(noise), clip
         self.reach = math.ceil(self.amount[1] / 2) if blur == "motion" else gaussian_radius(self.amount[1])
 
     def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
@@ -229,13 +264,28 @@ class Deblur(Task):
     def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Batch:
         amounts = _tensor(drawn(self.amount, seed, _STREAM, 2, positions), images)
         if self.blur == "gaussian":
-            return _batch(eight_bits(gaussian_blur(images, amounts, self.reach)), images)
-        radians = _tensor(drawn((0.0, math.pi), seed, _STREAM, 3, positions), images)
-        return _batch(eight_bits(motion_blur(images, amounts, radians, math.ceil(self.amount[1]))), images)
+            blurred = gaussian_blur(images, amounts, self.reach)
+        else:
+            radians = _tensor(drawn((0.0, math.pi), seed, _STREAM, 3, positions), images)
+            blurred = motion_blur(images, amounts, radians, math.ceil(self.amount[1]))
+        if self.noise > 0:
+            deviations = torch.full_like(amounts, self.noise / 127.5)
+            blurred = add_gaussian(blurred, deviations, hash_integers(seed, _STREAM, 4, positions))
+        return _batch(eight_bits(blurred) if self.clip else blurred, images)
 
     def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         refuse_mask(mask, "Deblur")
         return images
+
+    def describe(self) -> str:
+        """Kernel, its size, borders and noise."""
+        if self.blur == "gaussian":
+            side = 2 * self.reach + 1
+            kernel = f"gaussian, standard deviation of {_span(self.amount)} pixels, kernel of {side}x{side}"
+        else:
+            kernel = f"motion, lines of {_span(self.amount)} pixels in any direction"
+        noise = f"white noise of {self.noise:g} levels of 255" if self.noise else "no noise"
+        return f"blur: {kernel}, reflected borders, {noise}, {_quantisation(self.clip)}"
 
 
 class Edges(Task):
@@ -281,6 +331,15 @@ def check_picture(shape: tuple[int, int, int], name: str) -> tuple[int, int, int
 def eight_bits(images: Tensor) -> Tensor:
     """Float images, clipped to [-1, 1] and rounded to the 256 levels of a file."""
     return to_float(to_uint8(images))
+
+
+def _span(amount: tuple[float, float]) -> str:
+    low, high = amount
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _quantisation(clip: bool) -> str:
+    return "clipped and rounded to 256 levels" if clip else "neither clipped nor rounded"
 
 
 def _batch(source: Tensor, target: Tensor) -> Batch:

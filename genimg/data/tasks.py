@@ -57,6 +57,19 @@ class Task(ABC):
         """Digest of files that it reads besides the images; None if it reads none."""
         return None
 
+    @property
+    def border(self) -> int:
+        """Pixels along each side that papers on this task leave out, measuring the luma; 0 where they measure otherwise."""
+        return 0
+
+    def describe(self) -> str:
+        """What it does to images, for records of measurements."""
+        return type(self).__name__
+
+    def missing(self, source: Tensor) -> Tensor | None:
+        """Pixels of a source that a translator is to fill in, bool [N, 1, H, W]; None where it makes the whole image."""
+        return None
+
     def shown(self, source: Tensor) -> Tensor:
         """A source as a picture [N, 1 or 3, H, W] in [-1, 1]."""
         return source

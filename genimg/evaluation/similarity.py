@@ -18,20 +18,48 @@ _WINDOW = 11  # pixels
 _EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of each scale, the finest first: Wang et al. 2003, section 3.2
 
 
-def l1(reference: Tensor, image: Tensor) -> Tensor:
-    """Mean absolute difference [N] of uint8 images [N, C, H, W], in [0, 1]: 1 is black against white."""
+def l1(reference: Tensor, image: Tensor, where: Tensor | None = None) -> Tensor:
+    """Mean absolute difference [N] of uint8 images [N, C, H, W], in [0, 1]: 1 is black against white.
+
+    Args:
+        reference, image: of equal shape.
+        where: the pixels that count, bool [N, 1, H, W]; None for all. An image without any has 0.
+    """
     x, y = _levels(reference, image)
-    return (x - y).abs().flatten(1).mean(dim=1) / 255.0
+    return _mean((x - y).abs(), where) / 255.0
 
 
-def psnr(reference: Tensor, image: Tensor) -> Tensor:
+def psnr(reference: Tensor, image: Tensor, where: Tensor | None = None) -> Tensor:
     """Peak signal-to-noise ratio [N] in decibels of uint8 images [N, C, H, W]: 10 log10(255^2 / mean squared error).
 
     Equal images count as 100 dB.
+
+    Args:
+        reference, image: of equal shape.
+        where: the pixels that count, bool [N, 1, H, W]; None for all. An image without any counts as equal.
     """
     x, y = _levels(reference, image)
-    error = (x - y).square().flatten(1).mean(dim=1)
-    return (10.0 * (255.0**2 / error).log10()).clamp(max=_MOST_DECIBELS)
+    return _decibels(_mean((x - y).square(), where))
+
+
+def psnr_luma(reference: Tensor, image: Tensor, border: int) -> Tensor:
+    """PSNR [N] in decibels of the luma of uint8 images [N, C, H, W], as tables of super-resolution have it.
+
+    Luma is ITU-R BT.601's from 16 to 235, as MATLAB's rgb2ycbcr gives, but not rounded; the peak is 255. Grey images are taken
+    as they are.
+
+    Args:
+        reference, image: of equal shape.
+        border: pixels along each side that are left out.
+    """
+    x, y = (_luma(side, border) for side in _levels(reference, image))
+    return _decibels(_mean((x - y).square(), None))
+
+
+def ssim_luma(reference: Tensor, image: Tensor, border: int) -> Tensor:
+    """``ssim`` [N] of the luma; see ``psnr_luma``."""
+    luminance, structure = _local_similarity(*(_luma(side, border) for side in _levels(reference, image)))
+    return (luminance * structure).flatten(1).mean(dim=1)
 
 
 def ssim(reference: Tensor, image: Tensor) -> Tensor:
@@ -84,6 +112,26 @@ def _levels(reference: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     assert reference.shape == image.shape
     assert reference.dtype == image.dtype == torch.uint8
     return reference.float(), image.float()
+
+
+def _mean(errors: Tensor, where: Tensor | None) -> Tensor:
+    """Over the channels and pixels that count of [N, C, H, W]: [N]; 0 where none does."""
+    if where is None:
+        return errors.flatten(1).mean(dim=1)
+    counted = where.expand_as(errors)
+    return (errors * counted).flatten(1).sum(dim=1) / counted.flatten(1).sum(dim=1).clamp(min=1)
+
+
+def _decibels(squared_error: Tensor) -> Tensor:
+    return (10.0 * (255.0**2 / squared_error).log10()).clamp(max=_MOST_DECIBELS)
+
+
+def _luma(levels: Tensor, border: int) -> Tensor:
+    """[N, 1, H - 2 border, W - 2 border] of levels [N, 1 or 3, H, W]."""
+    if levels.shape[1] == 3:
+        red, green, blue = levels.unbind(dim=1)
+        levels = (16.0 + (65.481 * red + 128.553 * green + 24.966 * blue) / 255.0)[:, None]
+    return levels[:, :, border : levels.shape[2] - border, border : levels.shape[3] - border]
 
 
 def _local_similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from genimg.data.placement import Data
 from genimg.data.sources import Source
 from genimg.data.subsets import selection, subset_of
+from genimg.data.tasks import Task
 from genimg.data.unpaired import UnpairedSource
 from genimg.distributed import rows_of_all_ranks, shard, world_size
 from genimg.environment import versions
@@ -26,7 +27,7 @@ from genimg.evaluation.imagesets import FiniteCheck, ImageSet
 from genimg.evaluation.metrics import FrechetDistance, KernelDistance
 from genimg.evaluation.passes import Passes, full_float32, ranges
 from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
-from genimg.evaluation.similarity import LPIPS, l1, ms_ssim, ms_ssim_scales, psnr, ssim
+from genimg.evaluation.similarity import LPIPS, l1, ms_ssim, ms_ssim_scales, psnr, psnr_luma, ssim, ssim_luma
 from genimg.evaluation.statistics_files import SavedStatistics
 from genimg.images import to_uint8
 from genimg.interfaces import Batch, Images, Method
@@ -238,7 +239,7 @@ class TranslationEvaluator(HeldOutEvaluator):
                 "image_shape": "x".join(map(str, held_out.source.shape)),
                 "num_images": count,
                 **selection(count, len(held_out.source)),
-                "task": type(method.task).__name__,
+                "task": method.task.describe(),
                 "weights": method.sampled_weights,
                 "mode": method.sampled_mode,
                 "seed": self.seed,
@@ -251,6 +252,8 @@ class TranslationEvaluator(HeldOutEvaluator):
 
 class PairedEvaluator(TranslationEvaluator):
     """Against the targets: PSNR, SSIM, L1, MS-SSIM where images are large enough, and LPIPS where it is given.
+
+    Inpainting is measured in the holes alone as well, and super-resolution as its tables are; see ``similarities``.
 
     Args:
         lpips: with local weights; None leaves it out.
@@ -293,7 +296,7 @@ class PairedEvaluator(TranslationEvaluator):
         output = method.translate(source)
         finite.add(output, indices)
         image, reference = (to_uint8(method.task.result(each, source)) for each in (output, batch["target"]))
-        found = similarities(reference, image)
+        found = similarities(reference, image, method.task, source)
         if self.lpips is not None:
             found["lpips"] = self.lpips.to(image.device)(reference, image)
         return found
@@ -415,9 +418,18 @@ def _of_domain(data: Data, key: str, count: int) -> NDArray[np.int64]:
     return subset_of(getattr(source, key) if isinstance(source, UnpairedSource) else source, count)
 
 
-def similarities(reference: Tensor, image: Tensor) -> dict[str, Tensor]:
-    """All that needs no weights, of uint8 images [N, C, H, W]: name -> [N]."""
+def similarities(reference: Tensor, image: Tensor, task: Task, source: Tensor) -> dict[str, Tensor]:
+    """All that needs no weights, of uint8 images [N, C, H, W]: name -> [N].
+
+    Beside the numbers of the whole image stand those that papers on the task report: ``psnr_hole`` and ``l1_hole`` of the
+    missing pixels alone; ``psnr_y_borderB`` and ``ssim_y_borderB`` of the luma without B pixels along each side.
+    """
     found = {"psnr": psnr(reference, image), "ssim": ssim(reference, image), "l1": l1(reference, image)}
     if ms_ssim_scales(*image.shape[2:]) >= _SCALES:
         found["ms_ssim"] = ms_ssim(reference, image)
+    if (missing := task.missing(source)) is not None:
+        found |= {"psnr_hole": psnr(reference, image, missing), "l1_hole": l1(reference, image, missing)}
+    if (border := task.border) and min(image.shape[2:]) > 2 * border:
+        found[f"psnr_y_border{border}"] = psnr_luma(reference, image, border)
+        found[f"ssim_y_border{border}"] = ssim_luma(reference, image, border)
     return found

@@ -162,6 +162,21 @@ def test_gaussian_noise_has_its_deviation():
     assert np.abs(channels - np.eye(3)).max() < 5 / math.sqrt(count / 3)  # each its own
 
 
+def test_unclipped_noise_is_normal_beyond_the_range_and_between_levels():
+    found = noise(Denoise(noise="gaussian", amount=25, clip=False), even(0)).flatten()
+    assert abs(found.std() - 25) < 5 * 25 / math.sqrt(2 * len(found))
+    assert abs(found.mean()) < 5 * 25 / math.sqrt(len(found))
+    assert stats.kstest(found[:20_000].numpy() / 25, stats.norm.cdf).pvalue > 1e-3
+    assert (found - found.round()).abs().mean() == pytest.approx(0.25, abs=0.01)
+    clipped = noise(Denoise(noise="gaussian", amount=25), even(0)).flatten()
+    assert torch.allclose(clipped, found.round().clamp(min=0), atol=1e-4)  # half of the noise is gone on black
+
+
+def test_unclipped_photons_are_brighter_than_white_where_many_came():
+    source = Denoise(noise="poisson", amount=30, clip=False)(even(255), np.arange(4), 7)["source"]
+    assert abs((source > 1).double().mean() - stats.poisson(30).sf(30)) < 0.01
+
+
 def test_psnr_of_noise_of_25_levels():
     found = noise(Denoise(noise="gaussian", amount=25), even(128))
     assert abs(10 * math.log10(255**2 / found.square().mean()) - 20 * math.log10(255 / 25)) < 0.02  # 20.17 dB
@@ -240,11 +255,27 @@ def test_jpeg_is_pillows(channels, quality):
         ({"noise": "salt_and_pepper", "amount": 1.5}, r"task\.amount=1\.5 must be more than 0 and at most 1"),
         ({"noise": "jpeg", "amount": 0}, r"task\.amount=0 must be at least 1 and at most 100"),
         ({"noise": "jpeg", "amount": 50.5}, r"task\.amount=50\.5 must be a whole number from 1 to 100"),
+        ({"noise": "jpeg", "amount": 50, "clip": False}, r"task\.clip=false has no effect on task\.noise=jpeg"),
+        ({"noise": "salt_and_pepper", "amount": 0.1, "clip": False}, r"task\.clip=false has no effect"),
     ],
 )
 def test_noise_that_cannot_be_made_is_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         Denoise(**({"noise": "gaussian", "amount": 25} | settings))
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        (Denoise(noise="gaussian", amount=[0, 55], clip=False), ["gaussian, 0 to 55", "levels", "neither clipped nor rounded"]),
+        (Denoise(noise="jpeg", amount=30), ["jpeg, 30 (quality)", "256 levels"]),
+        (Deblur(blur="motion", amount=7.0), ["motion", "7 pixels", "no noise"]),
+        (SuperResolution(factor=4), ["factor 4", "bicubic"]),
+    ],
+)
+def test_records_say_what_was_done_to_images(task, words):
+    for word in words:
+        assert word in task.describe()
 
 
 # Inpaint
@@ -380,11 +411,34 @@ def test_blurs_take_their_amounts_from_the_range():
         ({"blur": "box"}, r"task\.blur=box is unknown: choose gaussian or motion"),
         ({"amount": 0.1}, r"task\.amount=0\.1 must be at least 0\.2"),
         ({"blur": "motion", "amount": 1.0}, r"task\.amount=1\.0 must be more than 1"),
+        ({"noise": -1.0}, r"task\.noise=-1\.0 must be from 0 to 255"),
+        ({"noise": math.nan}, r"task\.noise=nan must be from 0 to 255"),
     ],
 )
 def test_blurs_that_would_not_blur_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         Deblur(**({"blur": "gaussian", "amount": 1.6} | settings))
+
+
+@pytest.mark.parametrize("blur", ["gaussian", "motion"])
+def test_noise_comes_after_the_blur(blur):
+    images, positions = pictures(64), np.arange(64)
+    blurred = Deblur(blur=blur, amount=2.0, clip=False)(images, positions, 7)["source"]
+    noisy = Deblur(blur=blur, amount=2.0, noise=2.0, clip=False)(images, positions, 7)["source"]
+    found = (noisy - blurred).double().flatten() * 127.5
+    assert abs(found.std() - 2.0) < 5 * 2.0 / math.sqrt(2 * len(found))
+    assert stats.kstest(found[:20_000].numpy() / 2, stats.norm.cdf).pvalue > 1e-3
+    clipped = Deblur(blur=blur, amount=2.0, noise=2.0)(images, positions, 7)["source"]
+    assert torch.equal(clipped, eight_bits(noisy))
+
+
+def test_the_default_blur_is_scenario_5_of_danielyan_et_al():
+    task = instantiate(OmegaConf.load(CONFIGS / "deblur.yaml"))
+    assert (task.blur, task.amount, task.noise) == ("gaussian", (1.6, 1.6), 2.0)
+    assert task.describe() == (
+        "blur: gaussian, standard deviation of 1.6 pixels, kernel of 13x13, reflected borders, white noise of 2 levels of 255, "
+        "clipped and rounded to 256 levels"
+    )
 
 
 def test_blurs_across_the_whole_image_are_refused():

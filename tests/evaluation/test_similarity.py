@@ -10,7 +10,7 @@ from scipy.ndimage import correlate1d
 from torch import nn
 from torchvision.models import alexnet, vgg16
 
-from genimg.evaluation.similarity import LPIPS, l1, ms_ssim, ms_ssim_scales, psnr, ssim
+from genimg.evaluation.similarity import LPIPS, l1, ms_ssim, ms_ssim_scales, psnr, psnr_luma, ssim, ssim_luma
 
 
 def noisy_pair(shape, deviation=20.0, seed=0):
@@ -22,6 +22,37 @@ def noisy_pair(shape, deviation=20.0, seed=0):
     original = 128.0 + 90.0 * np.sin(x / 3.0 + phases) * np.cos(y / 4.0 + phases)
     reconstruction = original + rng.normal(0.0, deviation, shape)
     return tuple(torch.from_numpy(np.clip(values.round(), 0, 255).astype(np.uint8)) for values in (original, reconstruction))
+
+
+def test_luma_of_primaries_is_matlabs():
+    """Documented values of rgb2ycbcr: 16 of black, 235 of white, and the three weights."""
+    colours = {(0, 0, 0): 16.0, (255, 255, 255): 235.0, (255, 0, 0): 81.481, (0, 255, 0): 144.553, (0, 0, 255): 40.966}
+    black = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    for colour, luma in colours.items():
+        image = torch.tensor(colour, dtype=torch.uint8)[None, :, None, None].expand(1, 3, 8, 8)
+        expected = 100.0 if luma == 16.0 else 20 * math.log10(255 / (luma - 16))
+        assert psnr_luma(black, image, 0).item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_border_of_the_luma_does_not_count():
+    image, other = torch.zeros(2, 1, 1, 16, 20, dtype=torch.uint8)
+    other[..., 2:-2, 2:-2] = 10
+    changed = other.clone()
+    changed[..., :2, :], changed[..., -2:, :], changed[..., :2], changed[..., -2:] = 255, 255, 255, 255
+    assert psnr_luma(image, changed, 2).item() == pytest.approx(20 * math.log10(25.5), abs=1e-4)
+    assert ssim_luma(image, changed, 2).item() == pytest.approx(ssim_luma(image, other, 2).item(), abs=1e-6)
+    assert psnr_luma(image, changed, 1).item() < 20
+
+
+@pytest.mark.parametrize("measure", [psnr, l1])
+def test_only_the_pixels_that_are_asked_for_count(measure):
+    original, reconstruction = (torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8) for _ in range(2))
+    where = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
+    where[:, :, 2:5, 1:7] = True
+    expected = measure(original[:, :, 2:5, 1:7], reconstruction[:, :, 2:5, 1:7])
+    assert torch.allclose(measure(original, reconstruction, where), expected)
+    nowhere = torch.zeros_like(where)
+    assert torch.equal(measure(original, reconstruction, nowhere), measure(original, original))
 
 
 def similarity_of_scipy(x, y):

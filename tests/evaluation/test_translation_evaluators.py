@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from test_evaluator import LinearExtractor, Painter, frechet_distance_of_scipy
 from torch import Tensor, nn
 
-from genimg.data.degradations import Denoise
+from genimg.data.degradations import Denoise, Inpaint, SuperResolution
+from genimg.data.masks import Center
 from genimg.data.placement import Data, UnpairedData
 from genimg.data.sources import ArraySource, Source
 from genimg.data.subsets import random_subset
@@ -37,6 +39,13 @@ class Scaled(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.dropout(image) * self.factor
+
+
+class WithoutMask(nn.Module):
+    """Answers the picture of a source with a hole."""
+
+    def forward(self, source: Tensor) -> Tensor:
+        return source[:, :-1]
 
 
 class Translator(Translation):
@@ -167,6 +176,50 @@ def test_a_perfect_translation_has_the_best_values() -> None:
     task = Pair(source_channels=1)
     values = paired().evaluate(Translator(task), data_of(ArraySource("pairs", source), task), CPU).values
     assert values == {"psnr": 100.0, "ssim": pytest.approx(1.0, abs=1e-6), "l1": 0.0}
+
+
+def test_a_hole_is_measured_alone_beside_the_whole_image() -> None:
+    task = Inpaint(mask=Center(size=0.5))
+    data = data_of(ArraySource("pictures", pixels(12, 3, 12)), task)
+    values = paired().evaluate(Translator(task, WithoutMask()), data, CPU).values
+    assert list(values) == ["psnr", "ssim", "l1", "psnr_hole", "l1_hole"]
+    hole = data.source.images[:, :, 3:9, 3:9].astype(np.float64) - 128  # the source's mid grey, rounded
+    squared = (hole**2).reshape(12, -1).mean(axis=1)
+    assert values["psnr_hole"] == pytest.approx(np.mean(10 * np.log10(255**2 / squared)), rel=1e-5)
+    assert values["l1_hole"] == pytest.approx(np.abs(hole).mean() / 255, rel=1e-5)
+    # A quarter of the pixels carries all of the error: a translator that fills nothing seems 6 dB better on the whole image.
+    assert values["psnr"] == pytest.approx(values["psnr_hole"] + 10 * math.log10(4), rel=1e-5)
+    assert values["l1"] == pytest.approx(values["l1_hole"] / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_super_resolution_is_measured_as_its_tables_are(channels: int) -> None:
+    structural_similarity = pytest.importorskip("skimage.metrics").structural_similarity
+    rgb2ycbcr = pytest.importorskip("skimage.color").rgb2ycbcr
+    task, source = SuperResolution(factor=4), ArraySource("pictures", pixels(6, channels, 32))
+    values = paired().evaluate(Translator(task), data_of(source, task), CPU).values
+    assert list(values) == ["psnr", "ssim", "l1", "psnr_y_border4", "ssim_y_border4"]
+    images = torch.from_numpy(source.images).float() / 127.5 - 1
+    enlarged = levels(task(images, np.arange(6), 0)["source"]).astype(np.uint8)
+
+    def luma(image: np.ndarray) -> np.ndarray:
+        y = image[0] if channels == 1 else rgb2ycbcr(image, channel_axis=0)[0]
+        return y.astype(np.float64)[4:-4, 4:-4]
+
+    ratios, structures = [], []
+    for image, found in zip(source.images, enlarged, strict=True):
+        x, y = luma(image), luma(found)
+        ratios.append(10 * np.log10(255**2 / ((x - y) ** 2).mean()))
+        structures.append(structural_similarity(x, y, data_range=255, gaussian_weights=True, sigma=1.5,
+                                                use_sample_covariance=False))  # fmt: skip
+    assert values["psnr_y_border4"] == pytest.approx(np.mean(ratios), rel=1e-5)
+    assert values["ssim_y_border4"] == pytest.approx(np.mean(structures), rel=1e-4)
+
+
+def test_images_that_are_all_border_have_no_measure_without_it() -> None:
+    task = SuperResolution(factor=4)
+    values = paired().evaluate(Translator(task), data_of(ArraySource("pictures", pixels(6, 3, 8)), task), CPU).values
+    assert list(values) == ["psnr", "ssim", "l1"]
 
 
 def test_multiple_scales_are_measured_where_images_are_large_enough() -> None:
