@@ -18,6 +18,7 @@ from genimg.build import Builder
 from genimg.commands import usual
 from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.classifier import Classifier
+from genimg.evaluation.translation import TranslationEvaluator
 from genimg.paths import config_dir
 
 
@@ -116,6 +117,34 @@ def test_an_evaluation_without_weights_gives_way_to_what_is_at_hand(data, classi
         shipped = command_line(f"evaluation={classifier}", monkeypatch=monkeypatch)
         assert node["extractor"] == OmegaConf.to_container(shipped.evaluation.extractor)
         assert node["metrics"] == OmegaConf.to_container(shipped.evaluation.metrics)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "classifier"),
+    [
+        ("pix2pix", "paired", "cifar10_classifier"), ("cyclegan", "unpaired", "cifar10_classifier"),
+        ("cut", "unpaired", "cifar10_classifier"), ("restoration", "mnist", None),
+    ],
+)  # fmt: skip
+def test_translations_without_inceptions_weights_are_chosen_by_features_at_hand(
+    model, data, classifier, monkeypatch, caplog, tmp_path
+):
+    task = ["task=denoise"] if model == "restoration" else []
+    composed = command_line(
+        f"model={model}", f"data={data}", f"data.root={tmp_path}", "data.image_size=32", *task, monkeypatch=monkeypatch
+    )
+    config = OmegaConf.to_container(composed, resolve=True)
+    if classifier is None:
+        assert config["evaluation"]["extractor"] is None  # pixels alone need no weights
+        return
+    node = usual.evaluation_at_hand(config, "no weights")
+    assert f"the features of evaluation={classifier} take the place" in caplog.text
+    evaluator = build.build_evaluator({"evaluation": node}, replace(Builder(), epoch_size=100))
+    assert isinstance(evaluator, TranslationEvaluator)
+    assert evaluator.best_by == config["evaluation"]["best_by"] == "kd"
+    assert evaluator.primary == "kd_cifar10_v2"
+    shipped = command_line(f"evaluation={classifier}", monkeypatch=monkeypatch)
+    assert node == {**config["evaluation"], "extractor": OmegaConf.to_container(shipped.evaluation.extractor)}
 
 
 @pytest.mark.parametrize(

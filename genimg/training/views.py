@@ -24,7 +24,8 @@ _SCALE, _CONTRAST, _SATURATION = 0.15, 0.4, 0.7  # largest changes of their loga
 _BRIGHTNESS = 0.25  # largest change, of values in [-1, 1]
 _NOISE = 0.5  # largest standard deviation, of values in [-1, 1]
 _LEAST_BLUR, _BLUR = 0.3, 2.0  # standard deviation in pixels: the least, and what is added for a strength of 1
-_JPEG = 8.0  # largest factor of the standard's tables of quantisation, about quality 6
+_JPEG = 12.0  # largest factor of the standard's tables of quantisation, about quality 4
+_MOST_PIXELATION = 8  # largest factor
 _WARP = 4.0 / 32.0  # standard deviation of the largest displacement, in units of half a side
 _GHOST = 0.5  # largest share of the other image
 _PATCH = 0.6  # largest side of the patch, as a fraction of the image's
@@ -160,10 +161,11 @@ def blur(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def pixelate(images: Tensor, strength: Tensor) -> Tensor:
-    """Reduce the resolution by a factor of 2, 3 or 4, by means over areas, and repeat pixels."""
+    """Reduce the resolution by a factor of up to 8, by means over areas, and repeat pixels."""
     result = images.clone()
-    for factor in (2, 3, 4):
-        chosen = (strength * 3.0).floor().clamp(max=2.0) + 2.0 == factor
+    factors = (_MOST_PIXELATION**strength).round()
+    for factor in range(2, _MOST_PIXELATION + 1):
+        chosen = factors == factor
         if chosen.any():
             size = [max(side // factor, 1) for side in images.shape[2:]]
             small = F.interpolate(images[chosen], size=size, mode="area")
@@ -172,20 +174,28 @@ def pixelate(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def jpeg(images: Tensor, strength: Tensor) -> Tensor:
-    """Quantise the cosine transform of 8x8 blocks as JPEG does, without subsampling of colours, by up to 8 times its tables."""
+    """Quantise the cosine transform of 8x8 blocks as JPEG does, by up to 12 times its tables; colours at half resolution."""
     channels, height, width = images.shape[1:]
-    device = images.device
-    to_ycbcr = _TO_YCBCR.to(device) if channels == 3 else torch.eye(1, device=device)
-    offset = torch.tensor([128.0, 0.0, 0.0][:channels], device=device)[:, None, None]  # the standard's level shift
-    values = torch.einsum("ij,njhw->nihw", to_ycbcr, (images + 1.0) * 127.5) - offset
+    levels = (images + 1.0) * 127.5
+    if channels == 1:
+        return (_quantised(levels - 128.0, _LUMINANCE, strength) + 128.0) / 127.5 - 1.0
+    to_ycbcr = _TO_YCBCR.to(images.device)
+    luminance, colors = torch.einsum("ij,njhw->nihw", to_ycbcr, levels).split([1, 2], dim=1)
+    luminance = _quantised(luminance - 128.0, _LUMINANCE, strength) + 128.0  # the standard's level shift
+    half = _quantised(F.avg_pool2d(colors, 2, ceil_mode=True), _CHROMINANCE, strength)
+    colors = F.interpolate(half, scale_factor=2, mode="bilinear", align_corners=False)[:, :, :height, :width]
+    return torch.einsum("ij,njhw->nihw", torch.linalg.inv(to_ycbcr), torch.cat([luminance, colors], dim=1)) / 127.5 - 1.0
+
+
+def _quantised(values: Tensor, table: Tensor, strength: Tensor) -> Tensor:
+    """Levels [N, C, H, W] around 0, whose blocks of 8x8 are coded in steps of the table times the strength."""
+    height, width = values.shape[2:]
     values = F.pad(values, (0, -width % 8, 0, -height % 8), mode="replicate")
     blocks = values.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)  # [N, C, H/8, W/8, 8, 8]
-    transform = _cosine_transform().to(device)
-    tables = torch.stack([_LUMINANCE, *[_CHROMINANCE] * (channels - 1)]).float().to(device)[None, :, None, None]
-    steps = (tables * (_JPEG * strength)[:, None, None, None, None, None]).clamp_min(1e-3)
+    transform = _cosine_transform().to(values.device)
+    steps = (table.to(values) * (_JPEG * strength)[:, None, None, None, None, None]).clamp_min(1e-3)
     coefficients = (transform @ blocks @ transform.T / steps).round() * steps
-    values = (transform.T @ coefficients @ transform).transpose(3, 4).flatten(4, 5).flatten(2, 3)[:, :, :height, :width]
-    return torch.einsum("ij,njhw->nihw", torch.linalg.inv(to_ycbcr), values + offset) / 127.5 - 1.0
+    return (transform.T @ coefficients @ transform).transpose(3, 4).flatten(4, 5).flatten(2, 3)[:, :, :height, :width]
 
 
 def _cosine_transform() -> Tensor:
