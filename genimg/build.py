@@ -247,18 +247,40 @@ def check_top_level(config: Config) -> None:
 
 def build_source(config: Config, builder: Builder) -> Source:
     """The ``data`` group's images to train on, without the keys that say where they live."""
-    others = (*_PLACEMENT_KEYS, *SETTLED, "validation")
-    node = {key: value for key, value in config["data"].items() if key not in others}
-    source: Source = builder.build(node, "data")
-    validation = config["data"].get("validation", 0)
+    data, validation = config["data"], config["data"].get("validation", 0)
     if not isinstance(validation, str):
-        return without_validation(source, validation)
-    if "split" not in node:
-        raise ValueError(f"data.validation={validation}: data {source.name} has no splits: give a share such as 0.1")
-    if validation == (node["split"] or "train"):
-        raise ValueError(f"data.validation={validation} is what is trained on: name another split, or give a share such as 0.1")
-    source.validation = builder.build({**node, "split": validation}, "data")
+        return without_validation(builder.build(_without_placement(data), "data"), validation)
+    other = other_split(data, validation, key="data.validation", instead="give a share such as 0.1")
+    source: Source = builder.build(_without_placement(data), "data")
+    try:
+        source.validation = builder.build(_without_placement(other), "data")
+    except ValueError as error:
+        raise ValueError(f"data.validation={validation}: {error}") from error
     return source
+
+
+def _without_placement(data: Config) -> Config:
+    return {key: value for key, value in data.items() if key not in (*_PLACEMENT_KEYS, *SETTLED, "validation")}
+
+
+def other_split(data: Config, split: str, *, key: str, instead: str) -> Config:
+    """Return the ``data`` group of another split than the one it names, all of it.
+
+    Args:
+        data: Of the images to train on.
+        split: Name of the other one.
+        key: Where it comes from, for messages.
+        instead: Another way to say what is meant, for messages.
+
+    Raises:
+        ValueError: If the dataset has no splits, or this is the one to train on.
+    """
+    if "split" not in data:
+        raise ValueError(f"{key}={split}: the data has no splits: {instead}")
+    if split == (data["split"] or "train"):  # an archive that names no split is read for its training arrays
+        raise ValueError(f"{key}={split} is the split that is trained on: name another one, or {instead}")
+    arrays = {"images": None, "labels": "auto"} if "images" in data else {}  # names of an archive's arrays, of one split
+    return {**data, **arrays, "split": split, "validation": 0}
 
 
 def build_task(config: Config, source: Source, builder: Builder) -> Task | None:

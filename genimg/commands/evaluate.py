@@ -203,7 +203,8 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
     save = Path(options["save_statistics"]) if options["save_statistics"] else None
     result = evaluator.compare(compared, made, device, save_statistics=save, held_out=held_out, published=_beside(real))
     if isinstance(compared, DatasetImages):
-        side, images = _to_reconstruct(options, compared, held_out)
+        # What held_out= names is of any size, and for the comparison of neighbours.
+        side, images = _to_reconstruct(options, compared, held_out if options["held_out"] is None else None)
         result = evaluator.with_reconstructions(result, method, images, side, device)
     images = state["training"]["images"]
     _finish(result, f"{path}, trained on {images} images", options, device, {"checkpoint": str(path), "images": images})
@@ -212,7 +213,7 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
 
 
 def _to_reconstruct(options: Config, real: DatasetImages, held_out: DatasetImages | None) -> tuple[str, DatasetImages]:
-    """What an autoencoder's reconstructions are measured on, and what it is called: held-out images where there are any."""
+    """Return the name of the images whose reconstructions are measured, and these: held-out ones where there are any."""
     if options["real"] is not None:
         return "real", real
     if options["split"] is not None:
@@ -228,14 +229,7 @@ def _take_split(options: Config, config: Config) -> None:
     """
     if options["real"] is not None:
         raise ValueError("split= is of the checkpoint's own data, and real= names others: remove one of them")
-    if "split" not in config["data"]:
-        raise ValueError(f"split={options['split']}: the checkpoint's data has no splits: say real=DIR instead")
-    # An archive that names no split was trained on its training arrays, if it has some.
-    if options["split"] == (config["data"]["split"] or "train"):
-        raise ValueError(f"split={options['split']} is what the model was trained on: leave it away, or name another")
-    config["data"] |= {"split": options["split"], "validation": 0}
-    if "images" in config["data"]:  # names of an archive's arrays, which are the other split's now
-        config["data"] |= {"images": None, "labels": "auto"}
+    config["data"] = build.other_split(config["data"], options["split"], key="split", instead="say real=DIR")
 
 
 def _of_images(options: Config, device: torch.device) -> dict[str, float]:

@@ -87,7 +87,7 @@ def evaluate_translator(
     if paired:
         rows = collected.rows()
         columns |= {
-            name: {metric: v.mean().item() for metric, v in row.items()} for name, row in rows.items() if name != "model"
+            name: {metric: v.nanmean().item() for metric, v in row.items()} for name, row in rows.items() if name != "model"
         }
         if options["table"] is not None and rank() == 0:
             _write_table(Path(options["table"]), data, evaluator, rows)

@@ -1,7 +1,7 @@
 """Tasks that are made by damaging images: the source is the damaged one, the target the image.
 
-Sources are clipped and rounded to 256 levels, as files are that a user will have translated later. Most papers on noise do
-neither; ``clip=False`` makes such sources, and results of the two do not compare.
+Sources are clipped and rounded to 256 levels, like the files that users translate later. Most papers on denoising do neither:
+``clip=False``. Results of the two do not compare.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Denoise(Task):
         return images
 
     def describe(self) -> str:
-        """Kind of noise, its strength and unit, and whether it was clipped."""
+        """The kind of noise, its strength and unit, and whether sources are clipped."""
         unit = {
             "gaussian": "standard deviation in levels of 255", "poisson": "photons at full brightness",
             "salt_and_pepper": "share of the pixels", "jpeg": "quality",
@@ -230,15 +230,15 @@ class Colorize(Task):
 class Deblur(Task):
     """Images from blurred ones.
 
-    A Gaussian is followed to four standard deviations on each side (1.6 pixels: a kernel of 13x13), and images are continued by
-    their reflections; many papers continue them periodically and leave the border out of their measures.
+    A Gaussian is truncated at four standard deviations (1.6 pixels: a kernel of 13x13). Borders are reflected; many papers use
+    periodic ones.
 
     Args:
         blur: ``gaussian``; or ``motion``, along lines of any direction, each image's own.
         amount: of ``gaussian``, the standard deviation in pixels; of ``motion``, the length of the lines in pixels. [low, high]
             lets every image draw its own.
         noise: standard deviation in levels of 255 of white noise that is added to the blurred image; 0: none.
-        clip: whether sources are clipped and rounded to 256 levels then, as a file does.
+        clip: whether sources are clipped and rounded to 256 levels after noise is added, as in a file.
     """
 
     def __init__(self, *, blur: str, amount: float | Sequence[float], noise: float = 0.0, clip: bool = True) -> None:

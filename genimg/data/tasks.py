@@ -59,15 +59,15 @@ class Task(ABC):
 
     @property
     def border(self) -> int:
-        """Pixels along each side that papers on this task leave out, measuring the luma; 0 where they measure otherwise."""
+        """Pixels that papers on this task crop along each side before they measure the luma; 0 where they do not."""
         return 0
 
     def describe(self) -> str:
-        """What it does to images, for records of measurements."""
+        """The task and, where results depend on them, its settings, for records of evaluations."""
         return type(self).__name__
 
     def missing(self, source: Tensor) -> Tensor | None:
-        """Pixels of a source that a translator is to fill in, bool [N, 1, H, W]; None where it makes the whole image."""
+        """The mask of the pixels to fill in, bool [N, 1, H, W]; None where a translator makes the whole image."""
         return None
 
     def shown(self, source: Tensor) -> Tensor:

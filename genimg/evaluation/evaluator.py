@@ -54,9 +54,9 @@ class Evaluator(PeriodicEvaluator):
         interval: how often the trainer evaluates.
         seed: of the generated images.
         bootstrap: resamples for 95 % intervals; 0 computes none.
-        reconstructions: images that an autoencoder reconstructs, for PSNR, SSIM and a Fréchet distance; held-out ones where
-            there are any. 0 skips it.
-        lpips: of reconstructions, with local weights; None leaves it out.
+        reconstructions: number of images that an autoencoder reconstructs, for PSNR, SSIM and a Fréchet distance; held-out
+            ones where there are any. 0 disables it.
+        lpips: another distance of reconstructions, with local weights; None disables it.
         final_num_images: generated images of one more evaluation when training ends; None skips it.
         stop_if: ``{factor: k, evaluations: m}`` stops a training whose first metric was worse than k times its best for m
             evaluations in a row; None never does.
@@ -113,6 +113,8 @@ class Evaluator(PeriodicEvaluator):
             )
         if source is not None:
             check_held_out(self.metrics, source, source.validation, self.num_real)
+            if self.lpips is not None and method.reconstructs and self.reconstructions:
+                self.lpips.check(source.shape)
 
     @property
     def primary(self) -> str:
@@ -187,6 +189,8 @@ class Evaluator(PeriodicEvaluator):
         more = {f"{begin}{name}{short_count(count)}": value for name, value in means.items()}
         more[begin + self._name(count)("fd")] = frechet_distance(originals.moments, made, originals.root)
         described = {"reconstructions": {"side": side, **images.describe(), "num_images": count}}
+        if self.lpips is not None:
+            described["reconstructions"]["lpips"] = self.lpips.describe()
         return replace(result, values=result.values | more, provenance=result.provenance | described)
 
     def _similarities(self, device: torch.device) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import alexnet, vgg16
 
-from genimg.evaluation.extractors.base import in_one_line
+from genimg.evaluation.extractors.base import in_one_line, sha256_of
 from genimg.machine_local import LocalPath
 
 _MOST_DECIBELS = 100.0  # of equal images, whose ratio would be infinite
@@ -23,7 +23,7 @@ def l1(reference: Tensor, image: Tensor, where: Tensor | None = None) -> Tensor:
 
     Args:
         reference, image: of equal shape.
-        where: the pixels that count, bool [N, 1, H, W]; None for all. An image without any has 0.
+        where: the pixels that count, bool [N, 1, H, W]; None for all. NaN of an image without any.
     """
     x, y = _levels(reference, image)
     return _mean((x - y).abs(), where) / 255.0
@@ -36,7 +36,7 @@ def psnr(reference: Tensor, image: Tensor, where: Tensor | None = None) -> Tenso
 
     Args:
         reference, image: of equal shape.
-        where: the pixels that count, bool [N, 1, H, W]; None for all. An image without any counts as equal.
+        where: the pixels that count, bool [N, 1, H, W]; None for all. NaN of an image without any.
     """
     x, y = _levels(reference, image)
     return _decibels(_mean((x - y).square(), where))
@@ -115,11 +115,11 @@ def _levels(reference: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mean(errors: Tensor, where: Tensor | None) -> Tensor:
-    """Over the channels and pixels that count of [N, C, H, W]: [N]; 0 where none does."""
+    """Over the channels and pixels that count of [N, C, H, W]: [N]; NaN where none does."""
     if where is None:
         return errors.flatten(1).mean(dim=1)
     counted = where.expand_as(errors)
-    return (errors * counted).flatten(1).sum(dim=1) / counted.flatten(1).sum(dim=1).clamp(min=1)
+    return (errors * counted).flatten(1).sum(dim=1) / counted.flatten(1).sum(dim=1)
 
 
 def _decibels(squared_error: Tensor) -> Tensor:
@@ -216,6 +216,24 @@ class LPIPS(nn.Module):
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
         self.eval().requires_grad_(False)
+        digests = {key: sha256_of(Path(path).expanduser()) for key, (path, _) in paths.items()}
+        self._description = {"backbone": backbone, **{f"{key}_sha256": digest for key, digest in digests.items()}}
+
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """Refuse images of this shape (C, H, W) before they are made.
+
+        Raises:
+            ValueError: if they are too small for the network, or have other than 1 or 3 channels.
+        """
+        if shape[0] not in (1, 3) or min(shape[1:]) < self.least_side:
+            raise ValueError(
+                f"LPIPS with this backbone needs 1 or 3 channels and sides of {self.least_side} pixels or more, not images "
+                f"[C, H, W] of {list(shape)}"
+            )
+
+    def describe(self) -> dict[str, str]:
+        """What its values depend on, for records."""
+        return self._description
 
     @torch.no_grad()
     def forward(self, reference: Tensor, image: Tensor) -> Tensor:
@@ -224,11 +242,8 @@ class LPIPS(nn.Module):
         Raises:
             ValueError: if the images are too small for the network, or have other channels.
         """
-        if reference.shape[1] not in (1, 3) or min(reference.shape[2:]) < self.least_side:
-            raise ValueError(
-                f"LPIPS with this backbone needs 1 or 3 channels and sides of {self.least_side} pixels or more, not images "
-                f"[C, H, W] of {list(reference.shape[1:])}"
-            )
+        channels, height, width = reference.shape[1:]
+        self.check((channels, height, width))
         x, y = ((side / 127.5 - 1.0 - self.shift) / self.scale for side in _levels(reference, image))  # [N, 3, H, W]
         distance = torch.zeros(len(reference), device=reference.device)
         for stage, weights in zip(self.stages, self.linear, strict=True):

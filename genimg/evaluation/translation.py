@@ -171,7 +171,7 @@ class TranslationEvaluator(HeldOutEvaluator):
         should_stop: Callable[[], bool],
         observe: Observer,
     ) -> dict[str, float]:
-        """The mean over images of each number [N] that ``measure`` gives of a batch."""
+        """Return the means of all numbers [N] that ``measure`` gives of batches, over the images that have them (not NaN)."""
         if len(chosen) < world_size():
             raise ValueError(
                 f"{len(chosen)} held-out images are fewer than the processes that measure them: start fewer of these, or set "
@@ -187,7 +187,7 @@ class TranslationEvaluator(HeldOutEvaluator):
             observe(batch, found)
             for name, numbers in found.items():
                 rows[name].append(numbers)
-        return {name: rows_of_all_ranks(torch.cat(parts).cpu()).double().mean().item() for name, parts in rows.items()}
+        return {name: rows_of_all_ranks(torch.cat(parts).cpu()).double().nanmean().item() for name, parts in rows.items()}
 
     @abstractmethod
     def _sets(self, method: Translation, data: Data, count: int) -> dict[str, tuple[_Made, _Made]]:
@@ -229,6 +229,10 @@ class TranslationEvaluator(HeldOutEvaluator):
         summary = passes.summarise(images, everything, "features of held-out images", kept=everything)
         return SavedStatistics(summary, extractor.describe(), {**images.describe(), "num_images": len(images)})
 
+    def _weights(self) -> dict[str, Any]:
+        """Of networks that take part beside the extractor, for the record."""
+        return {}
+
     def _provenance(self, method: Translation, data: Data, count: int) -> dict[str, Any]:
         held_out = data.validation or data
         return {
@@ -243,6 +247,7 @@ class TranslationEvaluator(HeldOutEvaluator):
                 "weights": method.sampled_weights,
                 "mode": method.sampled_mode,
                 "seed": self.seed,
+                **self._weights(),
             },
             "extractor": None if self.extractor is None else self.extractor.describe(),
             "precision": "translation and features float32 without TF32, images rounded to uint8",
@@ -282,6 +287,14 @@ class PairedEvaluator(TranslationEvaluator):
         if best_by == "lpips" and lpips is None:
             raise ValueError("evaluation.best_by=lpips needs evaluation.lpips: give its weights, or choose another best_by")
         self.lpips = lpips
+
+    def check(self, method: Method, source: Source | None = None) -> None:
+        super().check(method, source)
+        if self.lpips is not None and source is not None:
+            self.lpips.check((1, *source.shape[1:]))
+
+    def _weights(self) -> dict[str, Any]:
+        return {} if self.lpips is None else {"lpips": self.lpips.describe()}
 
     def _pixels(
         self, method: Translation, data: Data, count: int, should_stop: Callable[[], bool], observe: Observer
@@ -422,7 +435,8 @@ def similarities(reference: Tensor, image: Tensor, task: Task, source: Tensor) -
     """All that needs no weights, of uint8 images [N, C, H, W]: name -> [N].
 
     Beside the numbers of the whole image stand those that papers on the task report: ``psnr_hole`` and ``l1_hole`` of the
-    missing pixels alone; ``psnr_y_borderB`` and ``ssim_y_borderB`` of the luma without B pixels along each side.
+    missing pixels alone, NaN where none is missing; ``psnr_y_borderB`` and ``ssim_y_borderB`` of the luma without B pixels
+    along each side, absent where nothing would be left.
     """
     found = {"psnr": psnr(reference, image), "ssim": ssim(reference, image), "l1": l1(reference, image)}
     if ms_ssim_scales(*image.shape[2:]) >= _SCALES:

@@ -161,9 +161,9 @@ def blur(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def pixelate(images: Tensor, strength: Tensor) -> Tensor:
-    """Reduce the resolution by a factor of up to 8, by means over areas, and repeat pixels."""
+    """Reduce the resolution by a factor of 2 to 8, by means over areas, and repeat pixels."""
     result = images.clone()
-    factors = (_MOST_PIXELATION**strength).round()
+    factors = (2.0 * (_MOST_PIXELATION / 2) ** strength).round()
     for factor in range(2, _MOST_PIXELATION + 1):
         chosen = factors == factor
         if chosen.any():
@@ -188,7 +188,7 @@ def jpeg(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _quantised(values: Tensor, table: Tensor, strength: Tensor) -> Tensor:
-    """Levels [N, C, H, W] around 0, whose blocks of 8x8 are coded in steps of the table times the strength."""
+    """Levels [N, C, H, W] around 0, their blocks of 8x8 coded in steps of the table times 12 times the strength."""
     height, width = values.shape[2:]
     values = F.pad(values, (0, -width % 8, 0, -height % 8), mode="replicate")
     blocks = values.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)  # [N, C, H/8, W/8, 8, 8]

@@ -13,7 +13,7 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, k
 
 from genimg.data.placement import Data
 from genimg.data.sources import ArraySource, Source, digest
-from genimg.data.subsets import random_subset
+from genimg.data.subsets import random_subset, subset_of
 from genimg.environment import versions
 from genimg.evaluation.distances import neighbor_rates
 from genimg.evaluation.evaluator import Evaluator, short_count
@@ -31,7 +31,7 @@ from genimg.evaluation.metrics import (
 from genimg.evaluation.passes import EvaluationInterruptedError
 from genimg.evaluation.statistics_files import SavedStatistics
 from genimg.evaluation.summary import kept_positions
-from genimg.images import to_float
+from genimg.images import to_float, to_uint8
 from genimg.interfaces import Images, Method
 from genimg.randomness import normal_latents
 
@@ -702,11 +702,27 @@ def test_reconstructions_are_of_held_out_images_where_there_are_any():
 
 def test_lpips_of_reconstructions_is_reported_where_it_is_given():
     class Distance(torch.nn.Module):
+        def check(self, shape):
+            if min(shape[1:]) < 100:
+                raise ValueError(f"{list(shape)} is too small")
+
+        def describe(self):
+            return {"backbone": "none"}
+
         def forward(self, reference, image):
             return (reference.double() - image.double()).abs().flatten(1).mean(dim=1)
 
-    values = make_evaluator(reconstructions=10, lpips=Distance()).evaluate(Autoencoder(), data_of(CountingSource()), CPU).values
-    assert values["reconstruction_train_lpips10"] == 0.0
+    evaluator, data = make_evaluator(reconstructions=10, lpips=Distance()), data_of(CountingSource())
+    assert evaluator.evaluate(Autoencoder(), data, CPU).values["reconstruction_train_lpips10"] == 0.0
+    result = evaluator.evaluate(Autoencoder(darker=0.3), data, CPU)
+    chosen = subset_of(data.source, 10)
+    originals = data.examples(chosen, 0)["image"]
+    expected = (to_uint8(originals).double() - to_uint8((originals - 0.3).clamp(-1.0, 1.0)).double()).abs().mean().item()
+    assert result.values["reconstruction_train_lpips10"] == pytest.approx(expected, rel=1e-9)
+    assert result.provenance["reconstructions"]["lpips"] == {"backbone": "none"}
+    with pytest.raises(ValueError, match="is too small"):
+        evaluator.check(Autoencoder(), data.source)
+    evaluator.check(Painter(), data.source)  # makes no reconstructions
 
 
 def test_perfect_reconstructions_have_the_best_values_and_no_more_images_than_there_are():

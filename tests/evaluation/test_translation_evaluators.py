@@ -192,6 +192,20 @@ def test_a_hole_is_measured_alone_beside_the_whole_image() -> None:
     assert values["l1"] == pytest.approx(values["l1_hole"] / 4, rel=1e-5)
 
 
+def test_images_without_a_hole_have_no_part_in_its_mean() -> None:
+    class OfSome(Center):
+        def __call__(self, positions: np.ndarray, seed: int, **others: Any) -> Tensor:
+            mask = super().__call__(positions, seed, **others)
+            mask[torch.from_numpy(positions) % 2 == 1] = 0.0
+            return mask
+
+    task, source = Inpaint(mask=OfSome(size=0.5)), ArraySource("pictures", pixels(12, 3, 12))
+    values = paired(batch_size=1).evaluate(Translator(task, WithoutMask()), data_of(source, task), CPU).values
+    hole = source.images[::2, :, 3:9, 3:9].astype(np.float64) - 128
+    assert values["l1_hole"] == pytest.approx(np.abs(hole).mean() / 255, rel=1e-5)
+    assert values["psnr_hole"] < 12  # an image without a hole would count 100 dB
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_super_resolution_is_measured_as_its_tables_are(channels: int) -> None:
     structural_similarity = pytest.importorskip("skimage.metrics").structural_similarity
@@ -348,13 +362,24 @@ def test_lpips_is_asked_about_references_and_images() -> None:
             super().__init__()
             self.seen: list[tuple[Tensor, Tensor]] = []
 
+        def check(self, shape: tuple[int, int, int]) -> None:
+            if min(shape[1:]) < 4:
+                raise ValueError(f"{list(shape)} is too small")
+
+        def describe(self) -> dict[str, str]:
+            return {"backbone": "counting"}
+
         def forward(self, reference: Tensor, image: Tensor) -> Tensor:
             self.seen.append((reference, image))
             return image.float().mean(dim=(1, 2, 3)) - reference.float().mean(dim=(1, 2, 3))
 
     data, lpips = noise(12), Counting()
-    values = paired(lpips=lpips).evaluate(Translator(), data, CPU).values
+    result = paired(lpips=lpips).evaluate(Translator(), data, CPU)
+    values = result.values
     assert list(values) == ["psnr", "ssim", "l1", "lpips"]
+    assert result.provenance["translation"]["lpips"] == {"backbone": "counting"}
+    with pytest.raises(ValueError, match=r"\[1, 3, 3\] is too small"):
+        paired(lpips=lpips).check(Translator(), noise(12, size=3).source)
     references, images = (torch.cat(side) for side in zip(*lpips.seen, strict=True))
     assert references.dtype == images.dtype == torch.uint8
     assert np.array_equal(references.numpy(), data.source.images)

@@ -221,7 +221,7 @@ def test_only_bits_of_probabilities_are_called_bits_per_dimension():
     assert mixture().bits_name == "bits_per_dim"
 
 
-def test_a_density_knows_constant_images_in_fewer_than_no_bits_and_a_probability_does_not():
+def test_density_bits_of_a_constant_image_are_negative_and_bits_of_a_probability_are_not():
     """A decoder that is certain of a level: why a density is not called bits per dimension."""
     image = torch.full((2, 1, 4, 4), 200 / 127.5 - 1.0)
     density = GaussianPerPixel(least_scale=0.003)
