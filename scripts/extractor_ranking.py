@@ -67,8 +67,8 @@ def blur(images: Pixels, sigma: float) -> Pixels:
 def jpeg(images: Pixels, quality: float) -> Pixels:
     """Pillow's encoder and decoder.
 
-    The blocks begin 4 pixels outside the images. Those of images that come from JPEG files would be quantised twice, which makes
-    some high qualities worse than lower ones.
+    The blocks begin 4 pixels outside the images. Those of images that come from JPEG files would be quantised twice, which
+    makes some high qualities worse than lower ones.
     """
 
     def coded(image: Pixels) -> Pixels:
