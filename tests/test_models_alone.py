@@ -104,6 +104,10 @@ def test_a_model_alone_is_the_published_method(model: str) -> None:
         assert name not in ("r1", "r2") or config["penalty"][name]["batch_size"] == batch_size
     assert (config["trainer"]["batch_size"], config["trainer"]["usual_duration"]) == (batch_size, duration)
     assert config["model"].get("generator_interval") == interval
+    own_fakes = {"dcgan": False, "dcgan_small": False, "fully_connected": False}.get(model, True)
+    assert config["model"].get("fresh_latents") == (
+        own_fakes if str(config["model"]["_target_"]).endswith("GAN") and interval else None
+    )
     assert str(config["augment"]["_target_"]).endswith("FixedAugment" if model == "r3gan" else "NoAugment")
 
 
