@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -116,44 +115,7 @@ class DRAGAN(DiscriminatorPenalty):
         return self.weight * (norms - 1.0).square().mean()
 
 
-class _SquaredGradient(DiscriminatorPenalty):
-    """gamma/2 E[||grad D||^2] at the images of one side."""
-
-    gamma = Scheduled()
-    key: ClassVar[str]
-    """Its key of the group ``penalty``."""
-    side: ClassVar[str]
-    """``real`` or ``fake``."""
-
-    def __init__(
-        self,
-        *,
-        gamma: Number | str,
-        image_size: int | list[int],
-        batch_size: int,
-        interval: int,
-        reuse_forward: bool = False,
-    ) -> None:
-        super().__init__(interval=interval)
-        self.gamma = _gamma(self.key, gamma, image_size, batch_size)
-        if reuse_forward and interval > 1:
-            raise ValueError(
-                f"penalty.{self.key}.reuse_forward=true has no effect with penalty.{self.key}.interval={interval}, whose "
-                "update has no other forward: set interval=1, or reuse_forward=false"
-            )
-        self.reuses = frozenset({self.side}) if reuse_forward else frozenset()
-
-    def forward(self, sides: Sides) -> Tensor:
-        images, judged = (sides.real, sides.judged_real) if self.side == "real" else (sides.fake, sides.judged_fake)
-        if self.reuses:
-            assert judged is not None
-            norms = squared_norms_of_gradient(*judged)
-        else:
-            norms = squared_gradient_norms(sides.logits, images)
-        return 0.5 * self.gamma * norms.mean()
-
-
-class R1(_SquaredGradient):
+class R1(DiscriminatorPenalty):
     """gamma/2 E[||grad D(x)||^2] at real images. Mescheder et al. 2018, equation 9.
 
     Args:
@@ -168,13 +130,51 @@ class R1(_SquaredGradient):
         ValueError: for numbers out of range, and for a forward that a lazy penalty cannot reuse.
     """
 
-    key, side = "r1", "real"
+    gamma = Scheduled()
+
+    def __init__(
+        self,
+        *,
+        gamma: Number | str,
+        image_size: int | list[int],
+        batch_size: int,
+        interval: int,
+        reuse_forward: bool = False,
+    ) -> None:
+        super().__init__(interval=interval)
+        self.gamma = _gamma("r1", gamma, image_size, batch_size)
+        self.reuses = _checked_reuse("r1", "real", reuse_forward, interval)
+
+    def forward(self, sides: Sides) -> Tensor:
+        if self.reuses:
+            assert sides.judged_real is not None
+            return 0.5 * self.gamma * squared_norms_of_gradient(*sides.judged_real).mean()
+        return 0.5 * self.gamma * squared_gradient_norms(sides.logits, sides.real).mean()
 
 
-class R2(_SquaredGradient):
+class R2(DiscriminatorPenalty):
     """gamma/2 E[||grad D(G(z))||^2] at generated images. Mescheder et al. 2018, equation 10. Args: as of ``R1``."""
 
-    key, side = "r2", "fake"
+    gamma = Scheduled()
+
+    def __init__(
+        self,
+        *,
+        gamma: Number | str,
+        image_size: int | list[int],
+        batch_size: int,
+        interval: int,
+        reuse_forward: bool = False,
+    ) -> None:
+        super().__init__(interval=interval)
+        self.gamma = _gamma("r2", gamma, image_size, batch_size)
+        self.reuses = _checked_reuse("r2", "fake", reuse_forward, interval)
+
+    def forward(self, sides: Sides) -> Tensor:
+        if self.reuses:
+            assert sides.judged_fake is not None
+            return 0.5 * self.gamma * squared_norms_of_gradient(*sides.judged_fake).mean()
+        return 0.5 * self.gamma * squared_gradient_norms(sides.logits, sides.fake).mean()
 
 
 class LeCam(DiscriminatorPenalty):
@@ -281,6 +281,15 @@ def _gamma(name: str, gamma: Number | str, image_size: int | list[int], batch_si
         raise ValueError(f"penalty.{name}.gamma={gamma} must be auto or a number")
     require_positive(name, "gamma", gamma)
     return gamma
+
+
+def _checked_reuse(name: str, side: str, reuse_forward: bool, interval: int) -> frozenset[str]:
+    if reuse_forward and interval > 1:
+        raise ValueError(
+            f"penalty.{name}.reuse_forward=true has no effect with penalty.{name}.interval={interval}, whose update has no "
+            "other forward: set interval=1, or reuse_forward=false"
+        )
+    return frozenset({side}) if reuse_forward else frozenset()
 
 
 def require_positive(penalty: str, name: str, value: Number) -> None:
