@@ -256,6 +256,8 @@ def build_source(config: Config, builder: Builder) -> Source:
         source.validation = builder.build(_without_placement(other), "data")
     except ValueError as error:
         raise ValueError(f"data.validation={validation}: {error}") from error
+    if source.validation.fingerprint == source.fingerprint:
+        raise ValueError(f"data.validation={validation} are the images that are trained on: change data.images or data.split")
     return source
 
 
@@ -264,13 +266,13 @@ def _without_placement(data: Config) -> Config:
 
 
 def other_split(data: Config, split: str, *, key: str, instead: str) -> Config:
-    """Return the ``data`` group of another split than the one it names, all of it.
+    """Return the config of another split of the same data, without holding anything out.
 
     Args:
-        data: Of the images to train on.
-        split: Name of the other one.
-        key: Where it comes from, for messages.
-        instead: Another way to say what is meant, for messages.
+        data: Config of the training data.
+        split: Name of the other split.
+        key: Key that named it, for messages.
+        instead: Another way to name images, for messages.
 
     Raises:
         ValueError: If the dataset has no splits, or this is the one to train on.
@@ -279,7 +281,9 @@ def other_split(data: Config, split: str, *, key: str, instead: str) -> Config:
         raise ValueError(f"{key}={split}: the data has no splits: {instead}")
     if split == (data["split"] or "train"):  # an archive that names no split is read for its training arrays
         raise ValueError(f"{key}={split} is the split that is trained on: name another one, or {instead}")
-    arrays = {"images": None, "labels": "auto"} if "images" in data else {}  # names of an archive's arrays, of one split
+    arrays: Config = {}
+    if "images" in data:  # names of an archive's arrays are those of one split
+        arrays = {"images": None, "labels": "none" if data["labels"] == "none" else "auto"}
     return {**data, **arrays, "split": split, "validation": 0}
 
 

@@ -42,7 +42,7 @@ _OF_THIS_COMMAND = ("resume", "resume_force", "run_dir", "allow", "traceback", "
 _YOUNG_GROUPS = ("performance", "logger", "conditioning", "penalty", "augment", "data_augment", "task")
 _YOUNG_KEYS = {
     "trainer.sync_batch_norm": False, "data.captions": "auto", "data.held_out": [], "data.validation": 0, "task": {},
-    "penalty.r1.reuse_forward": False, "penalty.r2.reuse_forward": False,
+    "penalty.r1.reuse_forward": False, "penalty.r2.reuse_forward": False, "model.fresh_latents": False, "task.clip": True,
 }  # fmt: skip
 
 _WITH_PATHS = ("data", "task")  # groups that name files

@@ -75,7 +75,7 @@ def test_images_of_a_folder_are_brought_to_the_models_size(evaluate: Command, tm
     [
         (["ckpt=vae", "bootstrap=10"], "bootstrap= has no effect with evaluation=likelihood: remove it"),
         (["ckpt=vae", "num_samples=0"], "num_samples=0 must be a whole number, 1 or more"),
-        (["ckpt=vae", "split=test"], "split=test: the data has no splits: say real=DIR"),
+        (["ckpt=vae", "split=test"], "split=test: the data has no splits: use real=DIR"),
         (["ckpt=vae", "split=test", "real=shapes"], "split= is of the checkpoint's own data, and real= names others"),
         (["ckpt=vae", "evaluation=shapes", "num_samples=4"], "num_samples=4 is for evaluation=likelihood"),
         (

@@ -47,7 +47,7 @@ def held_out_images(
         return None
     other = "val" if config["data"]["_target_"].endswith(".imagenet") else "test"
     try:
-        data = build.other_split(config["data"], other, key="split", instead="say held_out=DIR")
+        data = build.other_split(config["data"], other, key="split", instead="use held_out=DIR")
         source = build.build_source({**config, "data": data}, builder)
     except (FileNotFoundError, ValueError) as error:
         log.info("no held-out images: the %s split cannot be read (%s)", other, error)

@@ -197,14 +197,19 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
     if options["real"] is None:
         assert real.source is not None
         check_own_images(real.source, method, state, other_split=options["split"] is not None)
+    if real.source is not None:
+        evaluator.check_reconstructions(method, real.source.shape)
     made = evaluator.generated(method, device, tuple(state.get("class_names", ())))
     compared = real.statistics if real.images is None else real.images
     assert compared is not None
     save = Path(options["save_statistics"]) if options["save_statistics"] else None
     result = evaluator.compare(compared, made, device, save_statistics=save, held_out=held_out, published=_beside(real))
     if isinstance(compared, DatasetImages):
-        # What held_out= names is of any size, and for the comparison of neighbours.
-        side, images = _to_reconstruct(options, compared, held_out if options["held_out"] is None else None)
+        apart = held_out
+        if options["held_out"] is not None and method.reconstructs:  # of any size; they serve the comparison of neighbours only
+            own_data = config if options["real"] is None else None
+            apart = held_out_images({**options, "held_out": None}, own_data, real, builder, device)
+        side, images = _to_reconstruct(options, compared, apart)
         result = evaluator.with_reconstructions(result, method, images, side, device)
     images = state["training"]["images"]
     _finish(result, f"{path}, trained on {images} images", options, device, {"checkpoint": str(path), "images": images})
@@ -213,7 +218,7 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
 
 
 def _to_reconstruct(options: Config, real: DatasetImages, held_out: DatasetImages | None) -> tuple[str, DatasetImages]:
-    """Return the name of the images whose reconstructions are measured, and these: held-out ones where there are any."""
+    """Return the name of the images to reconstruct, and the images: held-out ones if available."""
     if options["real"] is not None:
         return "real", real
     if options["split"] is not None:
@@ -229,7 +234,7 @@ def _take_split(options: Config, config: Config) -> None:
     """
     if options["real"] is not None:
         raise ValueError("split= is of the checkpoint's own data, and real= names others: remove one of them")
-    config["data"] = build.other_split(config["data"], options["split"], key="split", instead="say real=DIR")
+    config["data"] = build.other_split(config["data"], options["split"], key="split", instead="use real=DIR")
 
 
 def _of_images(options: Config, device: torch.device) -> dict[str, float]:

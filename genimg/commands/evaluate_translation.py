@@ -21,7 +21,7 @@ from genimg.data.subsets import subset_of
 from genimg.data.tasks import Task
 from genimg.distributed import rank, rows_of_all_ranks, world_size
 from genimg.evaluation.classical import biharmonic, non_local_means
-from genimg.evaluation.translation import TranslationEvaluator, similarities
+from genimg.evaluation.translation import TranslationEvaluator, means_over_images, similarities
 from genimg.files import atomically
 from genimg.images import grid, to_uint8, write_png
 from genimg.interfaces import Batch
@@ -86,9 +86,7 @@ def evaluate_translator(
     columns = {"model": result.values}
     if paired:
         rows = collected.rows()
-        columns |= {
-            name: {metric: v.nanmean().item() for metric, v in row.items()} for name, row in rows.items() if name != "model"
-        }
+        columns |= {name: means_over_images(row) for name, row in rows.items() if name != "model"}
         if options["table"] is not None and rank() == 0:
             _write_table(Path(options["table"]), data, evaluator, rows)
             log.info("every image's numbers: %s", options["table"])

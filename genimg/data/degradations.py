@@ -40,7 +40,7 @@ class Denoise(Task):
             (blind denoising); of ``poisson``, photons of a pixel at full brightness; of ``salt_and_pepper``, the share of the
             pixels; of ``jpeg``, the quality, 1 to 100.
         clip: whether sources are clipped to the range of the images and rounded to 256 levels, as in a file, which takes some
-            of the noise away; False, for ``gaussian`` and ``poisson``, leaves them as the noise made them.
+            of the noise away; False, for ``gaussian`` and ``poisson``, skips both.
     """
 
     def __init__(self, *, noise: str, amount: float | Sequence[float], clip: bool = True) -> None:

@@ -63,7 +63,7 @@ class Task(ABC):
         return 0
 
     def describe(self) -> str:
-        """The task and, where results depend on them, its settings, for records of evaluations."""
+        """What it does to images, for records of evaluations; by default its name alone."""
         return type(self).__name__
 
     def missing(self, source: Tensor) -> Tensor | None:

@@ -56,7 +56,7 @@ class Evaluator(PeriodicEvaluator):
         bootstrap: resamples for 95 % intervals; 0 computes none.
         reconstructions: number of images that an autoencoder reconstructs, for PSNR, SSIM and a Fréchet distance; held-out
             ones where there are any. 0 disables it.
-        lpips: another distance of reconstructions, with local weights; None disables it.
+        lpips: LPIPS distance of reconstructions, with local weights; None disables it.
         final_num_images: generated images of one more evaluation when training ends; None skips it.
         stop_if: ``{factor: k, evaluations: m}`` stops a training whose first metric was worse than k times its best for m
             evaluations in a row; None never does.
@@ -113,8 +113,16 @@ class Evaluator(PeriodicEvaluator):
             )
         if source is not None:
             check_held_out(self.metrics, source, source.validation, self.num_real)
-            if self.lpips is not None and method.reconstructs and self.reconstructions:
-                self.lpips.check(source.shape)
+            self.check_reconstructions(method, source.shape)
+
+    def check_reconstructions(self, method: Method, shape: tuple[int, int, int]) -> None:
+        """Refuse images of this shape (C, H, W) where their reconstructions would be measured and cannot be.
+
+        Raises:
+            ValueError: If LPIPS is not defined for them.
+        """
+        if self.lpips is not None and method.reconstructs and self.reconstructions:
+            self.lpips.check(shape)
 
     @property
     def primary(self) -> str:

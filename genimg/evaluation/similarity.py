@@ -22,8 +22,8 @@ def l1(reference: Tensor, image: Tensor, where: Tensor | None = None) -> Tensor:
     """Mean absolute difference [N] of uint8 images [N, C, H, W], in [0, 1]: 1 is black against white.
 
     Args:
-        reference, image: of equal shape.
-        where: the pixels that count, bool [N, 1, H, W]; None for all. NaN of an image without any.
+        reference, image: uint8 images of equal shape.
+        where: the pixels that count, bool [N, 1, H, W]; None for all. The result is NaN for images without such pixels.
     """
     x, y = _levels(reference, image)
     return _mean((x - y).abs(), where) / 255.0
@@ -35,8 +35,8 @@ def psnr(reference: Tensor, image: Tensor, where: Tensor | None = None) -> Tenso
     Equal images count as 100 dB.
 
     Args:
-        reference, image: of equal shape.
-        where: the pixels that count, bool [N, 1, H, W]; None for all. NaN of an image without any.
+        reference, image: uint8 images of equal shape.
+        where: the pixels that count, bool [N, 1, H, W]; None for all. The result is NaN for images without such pixels.
     """
     x, y = _levels(reference, image)
     return _decibels(_mean((x - y).square(), where))
@@ -49,7 +49,7 @@ def psnr_luma(reference: Tensor, image: Tensor, border: int) -> Tensor:
     as they are.
 
     Args:
-        reference, image: of equal shape.
+        reference, image: uint8 images of equal shape.
         border: pixels along each side that are left out.
     """
     x, y = (_luma(side, border) for side in _levels(reference, image))

@@ -171,7 +171,7 @@ class TranslationEvaluator(HeldOutEvaluator):
         should_stop: Callable[[], bool],
         observe: Observer,
     ) -> dict[str, float]:
-        """Return the means of all numbers [N] that ``measure`` gives of batches, over the images that have them (not NaN)."""
+        """Return the mean over images of each number [N] that ``measure`` gives of a batch."""
         if len(chosen) < world_size():
             raise ValueError(
                 f"{len(chosen)} held-out images are fewer than the processes that measure them: start fewer of these, or set "
@@ -187,7 +187,7 @@ class TranslationEvaluator(HeldOutEvaluator):
             observe(batch, found)
             for name, numbers in found.items():
                 rows[name].append(numbers)
-        return {name: rows_of_all_ranks(torch.cat(parts).cpu()).double().nanmean().item() for name, parts in rows.items()}
+        return means_over_images({name: rows_of_all_ranks(torch.cat(parts).cpu()) for name, parts in rows.items()})
 
     @abstractmethod
     def _sets(self, method: Translation, data: Data, count: int) -> dict[str, tuple[_Made, _Made]]:
@@ -258,7 +258,7 @@ class TranslationEvaluator(HeldOutEvaluator):
 class PairedEvaluator(TranslationEvaluator):
     """Against the targets: PSNR, SSIM, L1, MS-SSIM where images are large enough, and LPIPS where it is given.
 
-    Inpainting is measured in the holes alone as well, and super-resolution as its tables are; see ``similarities``.
+    Inpainting is measured in the holes alone as well, and super-resolution on the luma without borders; see ``similarities``.
 
     Args:
         lpips: with local weights; None leaves it out.
@@ -429,6 +429,16 @@ def _of_domain(data: Data, key: str, count: int) -> NDArray[np.int64]:
     """Numbers of at most ``count`` images of domain a or b, chosen at random, none of them twice."""
     source = data.source
     return subset_of(getattr(source, key) if isinstance(source, UnpairedSource) else source, count)
+
+
+def means_over_images(rows: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the mean of each number [N]; those of holes are over the images that have one, and absent if none has."""
+    found = {}
+    for name, values in rows.items():
+        kept = values[~values.isnan()] if name.endswith("_hole") else values
+        if len(kept):
+            found[name] = kept.double().mean().item()
+    return found
 
 
 def similarities(reference: Tensor, image: Tensor, task: Task, source: Tensor) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ def test_the_border_of_the_luma_does_not_count():
 
 
 @pytest.mark.parametrize("measure", [psnr, l1])
-def test_only_the_pixels_that_are_asked_for_count(measure):
+def test_only_the_requested_pixels_count(measure):
     original, reconstruction = (torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8) for _ in range(2))
     where = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
     where[:, :, 2:5, 1:7] = True
