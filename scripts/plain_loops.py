@@ -39,12 +39,12 @@ Penalties = list[tuple[int, Callable[[], Tensor]]]
 def gan_step(method: GAN, optimizers: dict[str, Optimizer], batch: Batch, step: int) -> dict[str, float]:
     """As in PyTorch's DCGAN tutorial, with one batch of fakes for both updates.
 
-    Where the generator's update is rarer or larger than the discriminator's, each has fakes of its own, as in tutorials of
-    WGAN-GP and SNGAN. A lazy penalty is an update of its own, as in ports of StyleGAN2.
+    Where the model draws fresh latents, or the generator's update is rarer or larger than the discriminator's, each has fakes
+    of its own, as in tutorials of WGAN-GP and SNGAN. A lazy penalty is an update of its own, as in ports of StyleGAN2.
     """
     real = batch["image"]
     method.augment.begin(step * len(real), len(real))
-    reuses_fakes = method.generator_interval == method.generator_batches == 1
+    reuses_fakes = not method.fresh_latents and method.generator_interval == method.generator_batches == 1
     with torch.set_grad_enabled(reuses_fakes):
         latent, fake = _generate(method, real, batches=1)
     losses = {"discriminator": _update_discriminator(method, optimizers["discriminator"], real, latent, fake.detach(), step)}

@@ -219,7 +219,10 @@ def batch_of(method: Method, pixels: Tensor) -> Batch:
 SHARED = {
     "dcgan": ("dcgan_small_28", ""),
     "vae": ("vae_small_28", ""),
-    "lazy penalties": ("stylegan2_32", "penalty=[r1,path_length] penalty.r1.interval=2 penalty.path_length.interval=3"),
+    "lazy penalties": (
+        "stylegan2_32",
+        "model.fresh_latents=false penalty=[r1,path_length] penalty.r1.interval=2 penalty.path_length.interval=3",
+    ),
     "clipped": ("dcgan_small_28", "loss=wasserstein penalty=[weight_clipping] augment=ada"),
     "pix2pix": ("pix2pix_64", ""),
     "cyclegan": ("cyclegan_64", ""),  # whose pools give images back as they come until they have 50
