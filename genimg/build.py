@@ -359,7 +359,8 @@ def build_method(config: Config, source: Source, builder: Builder) -> Method:
     method: Method = builder.build(config["model"], "model")
     reconstructs = method.reconstructs and bool((config.get("evaluation") or {}).get("reconstructions"))
     held_out = method.translates or method.likelihood is not None or reconstructs or _measures_held_out(config, builder)
-    if source.validation is not None and not held_out:
+    takes_some = not isinstance(config["data"].get("validation"), str)  # another split takes nothing from the training
+    if source.validation is not None and takes_some and not held_out:
         raise ValueError(
             f"data.validation={config['data']['validation']} has no effect on this model, a {type(method).__name__}, which is "
             "measured against all images: set data.validation=0, or choose a metric of held-out images such as memorisation"

@@ -773,6 +773,9 @@ def test_another_split_of_an_archive_has_arrays_of_its_own(tmp_path):
     assert (len(source), len(source.validation)) == (20, 10)
     assert source.labels.tolist() == [i % 2 for i in range(20)]
     assert source.validation.labels.tolist() == [i % 3 for i in range(10)]
+    # It takes nothing from the training, so a recipe that names it goes with evaluation=none, too.
+    config = resolve(*overrides, "data.validation=test", "model=rae_small", "evaluation=none", "data.image_size=32")
+    build.build_method(config, build.build_source(config, BUILDER), BUILDER)
     with pytest.raises(ValueError, match=r"data\.validation=tset: "):
         build.build_source(resolve(*overrides, "data.validation=tset"), BUILDER)
 
