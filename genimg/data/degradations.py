@@ -54,7 +54,9 @@ class Denoise(Task):
         if noise == "jpeg" and self.amount[0] != int(self.amount[0]):
             raise ValueError(f"task.amount={self.amount[0]} must be a whole number from 1 to 100, JPEG's quality")
         if not clip and noise in ("salt_and_pepper", "jpeg"):
-            raise ValueError(f"task.clip=false has no effect on task.noise={noise}, whose sources have 256 levels: remove task.clip")
+            raise ValueError(
+                f"task.clip=false has no effect on task.noise={noise}, whose sources have 256 levels: remove task.clip"
+            )
         self.clip = clip
         self._photons = Photons(self.amount[0]) if noise == "poisson" else None
 
