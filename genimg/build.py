@@ -31,17 +31,17 @@ from genimg.data.subsets import random_order
 from genimg.data.tasks import Pair, Task
 from genimg.data.unpaired import UnpairedSource
 from genimg.data.validation import without_validation
-from genimg.durations import to_images
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.explain import nearest
-from genimg.images import to_float
 from genimg.interfaces import Batch, Images, Method
-from genimg.machine_local import MachineLocal, marker_of
 from genimg.methods.translation import Translation
-from genimg.paths import config_dir
 from genimg.schedules import Schedule
 from genimg.training.schedules import OptimizerSchedules, holds_schedule, valued
 from genimg.training.state import TrainerSettings
+from genimg.utils.durations import to_images
+from genimg.utils.images import to_float
+from genimg.utils.machine_local import MachineLocal, marker_of
+from genimg.utils.paths import config_dir
 
 if TYPE_CHECKING:
     from genimg.training.logger import Recorder  # whose module imports TensorBoard

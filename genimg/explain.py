@@ -15,7 +15,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from genimg.paths import config_dir
+from genimg.utils.paths import config_dir
 
 
 def explain(error: Exception, command: str, arguments: list[str]) -> str | None:

@@ -16,8 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from genimg import build, untrusted
 from genimg.data.identity import refused_differences, warned_differences
-from genimg.mappings import flatten
 from genimg.training import checkpoint
+from genimg.utils.mappings import flatten
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """What the config of a checkpoint may not bring: paths and digests that decide which files of this machine are opened.
 
-The parameters are marked where they are declared, see ``genimg.machine_local``. ``Builder`` refuses their values unless the
+The parameters are marked where they are declared, see ``genimg.utils.machine_local``. ``Builder`` refuses their values unless the
 command line names them; this module finds them, puts the user's values in their place, and says what was dropped.
 """
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from genimg.build import Builder, Config, local_parameters, name_again
-from genimg.machine_local import MachineLocal, Required
-from genimg.mappings import flatten
+from genimg.utils.machine_local import MachineLocal, Required
+from genimg.utils.mappings import flatten
 
 log = logging.getLogger(__name__)
 

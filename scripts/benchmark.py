@@ -44,14 +44,14 @@ from tqdm import tqdm
 from genimg import build
 from genimg.commands.assembly import Parts, assemble
 from genimg.data.shapes import shapes
-from genimg.environment import git_commit, versions
 from genimg.evaluation.passes import full_float32
 from genimg.explain import explain, nearest
-from genimg.images import write_png
 from genimg.interfaces import Batch
-from genimg.paths import config_dir
 from genimg.training.device import choose_device, describe_hardware
 from genimg.training.logger import Logger
+from genimg.utils.environment import git_commit, versions
+from genimg.utils.images import write_png
+from genimg.utils.paths import config_dir
 
 # A recipe is one line: its name, genimg-train's overrides, and the plain step (of plain_loops.STEPS) that it is compared with.
 # Images are of 32 px where it says nothing.

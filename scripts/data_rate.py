@@ -37,8 +37,8 @@ from genimg.data.packing import pack
 from genimg.data.placement import Data
 from genimg.data.prepared import prepared
 from genimg.data.sources import Source, folder
-from genimg.environment import versions
 from genimg.training.device import describe_hardware
+from genimg.utils.environment import versions
 
 BATCH_SIZE = 64
 CLASSES = 100

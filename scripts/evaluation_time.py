@@ -31,8 +31,8 @@ from genimg.data.sources import ArraySource
 from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.imagesets import DatasetImages
 from genimg.evaluation.passes import full_float32
-from genimg.paths import config_dir
 from genimg.training.device import choose_device, describe_hardware
+from genimg.utils.paths import config_dir
 
 
 def random_inception(path: Path) -> None:

@@ -34,8 +34,8 @@ from genimg.data.sources import ArraySource, Source
 from genimg.data.subsets import random_order
 from genimg.evaluation.evaluator import Evaluator, short_count
 from genimg.evaluation.imagesets import DatasetImages
-from genimg.paths import config_dir
 from genimg.training.device import choose_device, describe_hardware
+from genimg.utils.paths import config_dir
 
 Pixels = NDArray[np.uint8]
 COLUMNS = ("fd", "kd", "is", "precision", "recall", "density", "coverage", "class_coverage", "class_kl")

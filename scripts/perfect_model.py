@@ -31,8 +31,8 @@ from genimg.evaluation.metrics import PrecisionRecall
 from genimg.evaluation.passes import Passes, full_float32
 from genimg.evaluation.statistics import GaussianStatistics
 from genimg.evaluation.summary import Summary
-from genimg.paths import config_dir
 from genimg.training.device import choose_device, describe_hardware
+from genimg.utils.paths import config_dir
 
 NEIGHBORS, DENSITY_NEIGHBORS = 3, 5  # as in configs/evaluation/base.yaml
 MOST_PAIRS = 10

@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from genimg.data.sources import Source
-from genimg.images import to_float, to_uint8
 from genimg.interfaces import Batch, Method
 from genimg.losses.penalties import DiscriminatorPenalty, GeneratorPenalty, Sides, WeightClipping
 from genimg.methods.gan import GAN
 from genimg.methods.translation import Translation
 from genimg.methods.vae import VAE
+from genimg.utils.images import to_float, to_uint8
 
 Step = Callable[[Any, dict[str, Optimizer], Batch, int], dict[str, float]]
 """Takes a method, its optimizers, a batch and the step's number; gives the losses, read from the device as tutorials read them

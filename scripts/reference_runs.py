@@ -58,7 +58,11 @@ def record_of(name: str, overrides: tuple[str, ...], parent: Path) -> dict[str, 
     of_data = list(SMALL)
     if name == "cyclegan":
         of_data.remove("data.num_images=64")
-        of_data += [f"data.root={two_folders(parent)}", "data.image_size=32", "evaluation=unpaired_translation_cifar10_classifier"]
+        of_data += [
+            f"data.root={two_folders(parent)}",
+            "data.image_size=32",
+            "evaluation=unpaired_translation_cifar10_classifier",
+        ]
     elif name in ("pix2pix", "restoration"):
         of_data += ["data.validation=0.25", "evaluation=translation", "evaluation.interval=10 steps"]
     else:
@@ -69,7 +73,10 @@ def record_of(name: str, overrides: tuple[str, ...], parent: Path) -> dict[str, 
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    logged = [{key: value for key, value in line.items() if not any(word in key for word in NOT_NUMBERS_OF_TRAINING)} for line in lines]
+    logged = [
+        {key: value for key, value in line.items() if not any(word in key for word in NOT_NUMBERS_OF_TRAINING)}
+        for line in lines
+    ]
     state = torch.load(run_dir / "checkpoints" / "last.pt", weights_only=True)
     summary = json.loads((run_dir / "summary.json").read_text())
     return {
@@ -95,7 +102,9 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     for index, (old, new) in enumerate(zip(before["logged"], now["logged"], strict=False)):
         if old != new:
             keys = [key for key in old.keys() | new.keys() if old.get(key) != new.get(key)]
-            found.append(f"logged line {index + 1}: " + ", ".join(f"{k} {old.get(k)} -> {new.get(k)}" for k in sorted(keys)[:3]))
+            found.append(
+                f"logged line {index + 1}: " + ", ".join(f"{k} {old.get(k)} -> {new.get(k)}" for k in sorted(keys)[:3])
+            )
             break
     if len(before["logged"]) != len(now["logged"]):
         found.append(f"{len(before['logged'])} logged lines, now {len(now['logged'])}")
@@ -103,7 +112,9 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         old, new = before[kind], now[kind]
         changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
         if changed:
-            found.append(f"{kind}: {len(changed)} differ, the first {changed[0]}: {old.get(changed[0])} -> {new.get(changed[0])}")
+            found.append(
+                f"{kind}: {len(changed)} differ, the first {changed[0]}: {old.get(changed[0])} -> {new.get(changed[0])}"
+            )
     return found
 
 

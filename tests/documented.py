@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from genimg.paths import config_dir
+from genimg.utils.paths import config_dir
 
 _CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 _FENCE = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)

@@ -26,7 +26,7 @@ from genimg.commands.augment import augment
 from genimg.data import copies
 from genimg.data.copies import apply, mix
 from genimg.data.sources import Source, folder
-from genimg.paths import config_dir
+from genimg.utils.paths import config_dir
 
 EVERYTHING = ["vertical_flip=0.5", "rotation=40", "hue=0.2", "cutout=0.3", "mixup=1", "cutmix=1"]
 OFF_BUT_FLIP = ["rotation=0", "crop=1", "brightness=0", "contrast=0", "saturation=0"]

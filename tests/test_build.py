@@ -26,10 +26,10 @@ from genimg.evaluation.imagesets import GeneratedImages
 from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.interfaces import Method
-from genimg.paths import config_dir
 from genimg.schedules import ScheduledNumbers
 from genimg.training.schedules import Cosine, RateSchedule
 from genimg.training.state import TrainerSettings
+from genimg.utils.paths import config_dir
 
 CONFIGS = Path(config_dir())
 BUILDER = Builder(epoch_size=1000, batch_size=10)

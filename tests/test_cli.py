@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genimg.paths import config_dir
+from genimg.utils.paths import config_dir
 
 PROGRAM = "import sys; from genimg import cli; getattr(cli, sys.argv.pop(1))()"
 SMALL = ["data.num_images=64", "data.image_size=16", "model.generator.width=8", "trainer.batch_size=16", "device=cpu"]

@@ -22,8 +22,8 @@ from genimg.commands import settling
 from genimg.commands.assembly import Parts, assemble
 from genimg.data.placement import Data
 from genimg.interfaces import Method
-from genimg.paths import config_dir
 from genimg.training.performance import Performance, _trained_networks
+from genimg.utils.paths import config_dir
 
 
 @pytest.fixture

@@ -25,9 +25,9 @@ from genimg.commands.export import export
 from genimg.commands.sample import sample
 from genimg.exporting.formats import FORMATS
 from genimg.exporting.rebuilding import rebuilt
-from genimg.images import to_uint8
 from genimg.interfaces import Method
-from genimg.paths import config_dir
+from genimg.utils.images import to_uint8
+from genimg.utils.paths import config_dir
 
 OLDER = b'older, with "genimg_version"'  # as genimg-export left it
 PROGRAM = "import sys; from genimg import cli; getattr(cli, sys.argv.pop(1))()"

@@ -22,7 +22,7 @@ from genimg.exporting.parts import Choices, Part, Port, Sides, exportable, settl
 from genimg.interfaces import Method
 from genimg.methods.conditional import ConditionalMethod
 from genimg.methods.vq_vae import VQVAE
-from genimg.paths import config_dir
+from genimg.utils.paths import config_dir
 
 MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS
 FIELD = ["model.translator.crf.window=3", "model.translator.crf.num_iterations=2"]  # whose trace takes long

@@ -18,7 +18,7 @@ from PIL import Image
 
 from genimg.commands import features
 from genimg.commands.features import train_features
-from genimg.paths import config_dir
+from genimg.utils.paths import config_dir
 
 PROGRAM = "import sys; from genimg import cli; getattr(cli, sys.argv.pop(1))()"
 SMALL = ["data=folder", "data.root=pictures", "data.image_size=16", "epochs=1", "batch_size=8", "device=cpu"]

@@ -17,7 +17,7 @@ import pytest
 import tiny
 import torch
 
-from genimg.paths import config_dir
+from genimg.utils.paths import config_dir
 
 PROGRAM = """
 import json, sys

@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from genimg.paths import config_dir
+from genimg.utils.paths import config_dir
 
 CONFIGS = Path(config_dir())
 DATA = {"cut": "unpaired", "fastcut": "unpaired", "cyclegan": "unpaired", "pix2pix": "paired"}

@@ -11,7 +11,7 @@ import pytest
 import setuptools
 
 import genimg
-from genimg.paths import config_dir
+from genimg.utils.paths import config_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 

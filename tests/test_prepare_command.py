@@ -25,7 +25,7 @@ from genimg.commands.prepare import prepare
 from genimg.data import packing
 from genimg.data.prepared import prepared
 from genimg.data.shapes import ShapesSource
-from genimg.paths import config_dir
+from genimg.utils.paths import config_dir
 
 ONE_AFTER_THE_OTHER = """
 import json, os, sys

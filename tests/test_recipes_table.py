@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from genimg.paths import config_dir
+from genimg.utils.paths import config_dir
 
 EXPERIMENTS = {path.stem: path for path in (Path(config_dir()) / "experiment").glob("*.yaml")}
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"

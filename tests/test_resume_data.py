@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from genimg import cli
-from genimg.paths import config_dir
 from genimg.resuming import find_start
+from genimg.utils.paths import config_dir
 
 pytestmark = pytest.mark.usefixtures("unchanged_process")
 

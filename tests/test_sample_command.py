@@ -26,12 +26,12 @@ from genimg.commands.sample_files import Archive
 from genimg.data.arrays import npz
 from genimg.data.captions import encode
 from genimg.data.sources import folder as folder_of_images
-from genimg.images import to_uint8
 from genimg.interfaces import Method
 from genimg.methods.latent import Latent, Normal, Truncated, Uniform
 from genimg.methods.vae import VAE
-from genimg.outputs import MARK, record_of
-from genimg.paths import config_dir
+from genimg.utils.images import to_uint8
+from genimg.utils.outputs import MARK, record_of
+from genimg.utils.paths import config_dir
 
 PROGRAM = "import sys; from genimg import cli; getattr(cli, sys.argv.pop(1))()"
 SMALL = ["data=shapes", "data.num_images=64", "data.image_size=16", "trainer.batch_size=16", "trainer.duration=2 steps"]

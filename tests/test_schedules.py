@@ -23,7 +23,6 @@ from genimg.interfaces import Images
 from genimg.losses.elbo import ELBO
 from genimg.losses.likelihoods import Bernoulli
 from genimg.losses.penalties import R1
-from genimg.paths import config_dir
 from genimg.schedules import (
     Cosine,
     Linear,
@@ -38,6 +37,7 @@ from genimg.schedules import (
     is_within,
 )
 from genimg.training.schedules import Constant, OptimizerSchedules
+from genimg.utils.paths import config_dir
 
 ROOT = Path(genimg.__file__).resolve().parent
 

@@ -25,10 +25,10 @@ from genimg.commands.translator import image_channels
 from genimg.data.degradations import Colorize, Denoise, Edges, SuperResolution
 from genimg.data.edges import Sobel
 from genimg.data.tasks import Pair, Task
-from genimg.images import to_uint8
 from genimg.methods.translation import Translation
-from genimg.outputs import MARK
-from genimg.paths import config_dir
+from genimg.utils.images import to_uint8
+from genimg.utils.outputs import MARK
+from genimg.utils.paths import config_dir
 
 PROGRAM = "import sys; from genimg import cli; getattr(cli, sys.argv.pop(1))()"
 TRAINING = """

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 import genimg
 from genimg import build, cli
 from genimg.exporting.rebuilding import rebuilt
-from genimg.machine_local import Required
 from genimg.untrusted import named_again, places, take_out
+from genimg.utils.machine_local import Required
 
 pytestmark = [
     pytest.mark.usefixtures("unchanged_process"),
@@ -336,7 +336,7 @@ def test_every_text_parameter_is_a_word_or_marked_as_local() -> None:
             if inspect.isfunction(member):  # of networks and losses: they open nothing
                 continue
             assert parameter in WORDS or (name, parameter) in DIGESTS, (
-                f"{name}.{parameter}: if it names a file of weights or code, declare it as genimg.machine_local says"
+                f"{name}.{parameter}: if it names a file of weights or code, declare it as genimg.utils.machine_local says"
             )
     assert marked >= {
         ("Inception", "weights"), ("Inception", "sha256"), ("DINOv2", "weights"), ("DINOv2", "sha256"),

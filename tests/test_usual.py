@@ -19,7 +19,7 @@ from genimg.commands import usual
 from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.classifier import Classifier
 from genimg.evaluation.translation import TranslationEvaluator
-from genimg.paths import config_dir
+from genimg.utils.paths import config_dir
 
 
 def command_line(*overrides: str, monkeypatch: pytest.MonkeyPatch) -> DictConfig:

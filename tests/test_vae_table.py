@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from test_gan_table import compare, options, run
 
-from genimg.paths import config_dir
+from genimg.utils.paths import config_dir
 
 COMMON = [
     "data.image_size=16", "data.num_images=16", "trainer.batch_size=4", "trainer.preview_images=4", "precision=fp32",

@@ -16,7 +16,7 @@ from genimg.methods.latent import Normal
 from genimg.networks.conditioning import OneHot, Unconditional
 from genimg.networks.dcgan import Features, Generator
 from genimg.networks.discriminator import Discriminator
-from genimg.paths import config_dir
+from genimg.utils.paths import config_dir
 
 NONSATURATING = AdversarialLoss(discriminator=cross_entropy_discriminator_loss, generator=nonsaturating_generator_loss)
 

@@ -18,7 +18,6 @@ from genimg.commands.usual import evaluation_at_hand
 from genimg.data.placement import Data
 from genimg.data.sources import Source
 from genimg.data.validation import random_part
-from genimg.distributed import copy_from_first_, failing_together, first_of_each_host, of_first_rank, world_size
 from genimg.evaluation.extractors.base import WeightsNotAtHandError
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.interfaces import Method
@@ -30,6 +29,7 @@ from genimg.training.performance import Performance
 from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings
 from genimg.training.trainer import Trainer
+from genimg.utils.distributed import copy_from_first_, failing_together, first_of_each_host, of_first_rank, world_size
 
 log = logging.getLogger(__name__)
 

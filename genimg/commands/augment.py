@@ -26,11 +26,11 @@ from genimg.data.copies import RANGES, Job, Record, copy_name, read_image, stem,
 from genimg.data.index import list_images
 from genimg.data.packing import CORRUPT
 from genimg.data.pixels import PixelFormat
-from genimg.environment import num_cores
 from genimg.explain import nearest
-from genimg.files import atomically, naming_full_disk
-from genimg.images import grid, to_float, write_png
-from genimg.outputs import own_folder, record_of, stamp_of
+from genimg.utils.environment import num_cores
+from genimg.utils.files import atomically, naming_full_disk
+from genimg.utils.images import grid, to_float, write_png
+from genimg.utils.outputs import own_folder, record_of, stamp_of
 
 log = logging.getLogger(__name__)
 

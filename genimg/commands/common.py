@@ -16,15 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from genimg import build, untrusted
 from genimg.data.identity import identity_of, refused_differences, warned_differences
 from genimg.data.sources import Source
-from genimg.distributed import rank
-from genimg.environment import git_commit
 from genimg.evaluation.periodic import Evaluation
 from genimg.explain import quoted
-from genimg.files import atomically
 from genimg.interfaces import Method
 from genimg.methods.translation import Translation
 from genimg.training import checkpoint
 from genimg.training.device import describe_hardware
+from genimg.utils.distributed import rank
+from genimg.utils.environment import git_commit
+from genimg.utils.files import atomically
 
 log = logging.getLogger(__name__)
 

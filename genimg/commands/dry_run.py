@@ -17,11 +17,11 @@ from genimg.commands.assembly import Parts, describe_parts
 from genimg.data.placement import Data
 from genimg.data.sources import ArraySource
 from genimg.data.subsets import subset_of
-from genimg.distributed import world_size
 from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.passes import full_float32
 from genimg.training.logger import SilentLogger
 from genimg.training.trainer import Trainer
+from genimg.utils.distributed import world_size
 
 log = logging.getLogger(__name__)
 

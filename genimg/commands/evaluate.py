@@ -25,7 +25,6 @@ from genimg.commands.copies import describe_copies, held_out_images, measure_cop
 from genimg.commands.evaluate_likelihood import evaluate_likelihood
 from genimg.commands.evaluate_translation import evaluate_translator
 from genimg.commands.sides import Side, compose_evaluation, resolve
-from genimg.distributed import first_of_each_host, processes_of_torchrun, rank
 from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.imagesets import DatasetImages, ImageSet, Subset
 from genimg.evaluation.likelihood import LikelihoodEvaluator
@@ -33,10 +32,11 @@ from genimg.evaluation.nearest import nearest_images
 from genimg.evaluation.passes import full_float32
 from genimg.evaluation.periodic import Evaluation
 from genimg.evaluation.statistics_files import SavedStatistics
-from genimg.images import grid, write_png
-from genimg.mappings import flatten, merged
 from genimg.methods.translation import Translation
 from genimg.training.device import choose_device
+from genimg.utils.distributed import first_of_each_host, processes_of_torchrun, rank
+from genimg.utils.images import grid, write_png
+from genimg.utils.mappings import flatten, merged
 
 log = logging.getLogger(__name__)
 

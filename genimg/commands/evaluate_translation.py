@@ -19,14 +19,14 @@ from genimg.data.degradations import Denoise, Inpaint
 from genimg.data.placement import Data
 from genimg.data.subsets import subset_of
 from genimg.data.tasks import Task
-from genimg.distributed import rank, rows_of_all_ranks, world_size
 from genimg.evaluation.classical import biharmonic, non_local_means
 from genimg.evaluation.translation import TranslationEvaluator, means_over_images, similarities
-from genimg.files import atomically
-from genimg.images import grid, to_uint8, write_png
 from genimg.interfaces import Batch
 from genimg.methods.translation import Translation
-from genimg.randomness import steady
+from genimg.utils.distributed import rank, rows_of_all_ranks, world_size
+from genimg.utils.files import atomically
+from genimg.utils.images import grid, to_uint8, write_png
+from genimg.utils.rng import steady
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 import genimg
 from genimg import untrusted
 from genimg.commands.common import Config, check_writable, load_method, open_for_use, relative, require_all_values
-from genimg.environment import git_commit
 from genimg.evaluation.extractors.base import sha256_of
 from genimg.explain import nearest
 from genimg.exporting.checks import largest_difference, trials
@@ -30,10 +29,11 @@ from genimg.exporting.formats import (
 )
 from genimg.exporting.parts import Choices, Part, Port, exportable
 from genimg.exporting.rebuilding import rebuilt, recipe
-from genimg.files import atomically, naming_full_disk
 from genimg.methods.translation import MODES
-from genimg.outputs import require_own_export
 from genimg.training.device import Precision, choose_device
+from genimg.utils.environment import git_commit
+from genimg.utils.files import atomically, naming_full_disk
+from genimg.utils.outputs import require_own_export
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from genimg import build
 from genimg.commands.common import Config, relative, require_all_values
 from genimg.data.subsets import subset_of
 from genimg.evaluation.extractors.base import sha256_of
-from genimg.files import atomically
 from genimg.training.classifier import LabelledImages, train_classifier
 from genimg.training.device import choose_device, choose_precision
+from genimg.utils.files import atomically
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from genimg.commands.common import check_writable
 from genimg.data.index import list_images
 from genimg.data.pixels import PixelFormat, half_of, upright
-from genimg.images import grid as grid_of_images
-from genimg.images import on_white, to_float, to_uint8
-from genimg.outputs import require_own_file, require_own_folder
+from genimg.utils.images import grid as grid_of_images
+from genimg.utils.images import on_white, to_float, to_uint8
+from genimg.utils.outputs import require_own_file, require_own_folder
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 _MOST_NAMED = 5  # of the files that something is wrong with

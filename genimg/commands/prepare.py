@@ -15,7 +15,7 @@ from genimg.data.packing import CORRUPT, image_bytes, pack
 from genimg.data.prepared import Description
 from genimg.data.sources import Source
 from genimg.explain import nearest
-from genimg.files import directory_atomically, naming_full_disk
+from genimg.utils.files import directory_atomically, naming_full_disk
 
 log = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genimg.commands.conditions import KEYS
-from genimg.files import atomically
-from genimg.images import on_white, to_float, to_uint8, write_png
 from genimg.interfaces import Batch
-from genimg.outputs import Record, own_folder, require_own_file, require_own_folder, stamp_archive
+from genimg.utils.files import atomically
+from genimg.utils.images import on_white, to_float, to_uint8, write_png
+from genimg.utils.outputs import Record, own_folder, require_own_file, require_own_folder, stamp_archive
 
 _BATCH = 256
 

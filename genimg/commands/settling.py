@@ -19,10 +19,10 @@ import torch
 from genimg.commands.assembly import Parts
 from genimg.commands.common import Config
 from genimg.data.placement import Data
-from genimg.distributed import alone, on_every_rank, world_size
 from genimg.training.logger import SilentLogger
 from genimg.training.trainer import Trainer
 from genimg.training.update import NonFiniteError
+from genimg.utils.distributed import alone, on_every_rank, world_size
 
 log = logging.getLogger(__name__)
 

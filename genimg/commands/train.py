@@ -35,18 +35,25 @@ from genimg.commands.usual import (
 )
 from genimg.data.identity import Identity, identity_of
 from genimg.data.placement import available_keys
-from genimg.distributed import AnotherProcessError, failing_together, of_first_rank, processes_of_torchrun, rank, world_size
-from genimg.environment import git_commit, versions
 from genimg.evaluation.periodic import PeriodicEvaluator
-from genimg.files import InUseError, alone_in
 from genimg.methods.translation import Translation
 from genimg.reporting import write_report
-from genimg.torchrun import rank_of_torchrun
 from genimg.training.device import describe_hardware
 from genimg.training.logger import Logger, SilentLogger, write_hyperparameters
 from genimg.training.state import TrainingState
 from genimg.training.trainer import StopRequestedError, Trainer, WorseningError
 from genimg.training.update import NonFiniteError
+from genimg.utils.distributed import (
+    AnotherProcessError,
+    failing_together,
+    of_first_rank,
+    processes_of_torchrun,
+    rank,
+    world_size,
+)
+from genimg.utils.environment import git_commit, versions
+from genimg.utils.files import InUseError, alone_in
+from genimg.utils.torchrun import rank_of_torchrun
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genimg.data.tasks import Task
-from genimg.images import to_float, to_uint8
 from genimg.methods.translation import Translation
-from genimg.randomness import steady
 from genimg.tiling import in_tiles, num_tiles, padded
+from genimg.utils.images import to_float, to_uint8
+from genimg.utils.rng import steady
 
 _FULL = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
 

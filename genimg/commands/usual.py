@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from genimg.build import Builder
 from genimg.commands.common import Config
-from genimg.paths import config_dir
 from genimg.training.state import TrainerSettings
+from genimg.utils.paths import config_dir
 
 log = logging.getLogger(__name__)
 

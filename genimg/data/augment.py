@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from genimg.images import mirror_and_shift, to_float, to_uint8
-from genimg.randomness import uniform
+from genimg.utils.images import mirror_and_shift, to_float, to_uint8
+from genimg.utils.rng import uniform
 
 _STREAM = 2  # keeps these numbers apart from those of data.horizontal_flip
 

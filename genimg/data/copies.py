@@ -26,7 +26,7 @@ from torchvision.transforms.v2 import functional as F
 from genimg.data.augment import rotate
 from genimg.data.pixels import PixelFormat, upright
 from genimg.data.sources import CorruptImageError
-from genimg.images import to_float, to_uint8
+from genimg.utils.images import to_float, to_uint8
 
 Record = dict[str, Any]  # as JSON holds it
 

@@ -22,9 +22,9 @@ from genimg.data.masks import Mask
 from genimg.data.noise import Photons, add_gaussian, jpeg, salt_and_pepper
 from genimg.data.ranges import checked_range, drawn
 from genimg.data.tasks import Task, channels_last, refuse_mask
-from genimg.images import to_float, to_uint8
 from genimg.interfaces import Batch
-from genimg.randomness import hash_integers
+from genimg.utils.images import to_float, to_uint8
+from genimg.utils.rng import hash_integers
 
 _STREAM = 6  # keeps these numbers apart from those of other changes to training samples
 _PEAK = 255**2  # photons from which on noise is less than a level of 255 everywhere

@@ -22,9 +22,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from genimg.data.contents import digest_of_contents
-from genimg.files import atomically
-from genimg.outputs import MARK, is_unfinished, read_mark, require_finished
-from genimg.paths import cache_dir
+from genimg.utils.files import atomically
+from genimg.utils.outputs import MARK, is_unfinished, read_mark, require_finished
+from genimg.utils.paths import cache_dir
 
 log = logging.getLogger(__name__)
 

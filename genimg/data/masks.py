@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genimg.data.index import list_images
 from genimg.data.ranges import checked_range, drawn, drawn_integers
-from genimg.randomness import uniform
+from genimg.utils.rng import uniform
 
 _STREAM = 7  # keeps these numbers apart from those of other changes to training samples
 _TURN, _TURN_RANGE = 2 * math.pi / 5, 2 * math.pi / 15  # of a stroke's legs from its course; the code of Yu et al. 2019

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.io import decode_jpeg, encode_jpeg
 
-from genimg.images import to_float, to_uint8
-from genimg.randomness import normal_field, uniform_field
+from genimg.utils.images import to_float, to_uint8
+from genimg.utils.rng import normal_field, uniform_field
 
 _REACH = 8  # standard deviations to which numbers of photons are counted
 

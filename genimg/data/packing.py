@@ -21,7 +21,7 @@ from tqdm import tqdm
 import genimg
 from genimg.data.prepared import CAPTIONS, LABELS, Description, Shard
 from genimg.data.sources import CorruptImageError, Source
-from genimg.environment import num_cores
+from genimg.utils.environment import num_cores
 
 CORRUPT = "corrupt.txt"
 _PIECE_BYTES = 2**23  # of decoded images that a thread hands over at a time

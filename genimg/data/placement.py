@@ -27,12 +27,12 @@ from genimg.data.stream import Order
 from genimg.data.tasks import Task
 from genimg.data.unpaired import UnpairedSource
 from genimg.data.validation import Part
-from genimg.environment import num_cores
-from genimg.images import to_float
 from genimg.interfaces import Batch
-from genimg.randomness import seed_of
-from genimg.terminal import stop_signals
-from genimg.torchrun import processes_of_this_host
+from genimg.utils.environment import num_cores
+from genimg.utils.images import to_float
+from genimg.utils.rng import seed_of
+from genimg.utils.terminal import stop_signals
+from genimg.utils.torchrun import processes_of_this_host
 
 PLACEMENTS = ("auto", "device", "host", "workers")
 _RESIDENT_BYTES = 4 * 2**30  # above this, decoding everything before the first step would take minutes

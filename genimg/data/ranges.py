@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from genimg.randomness import uniform
+from genimg.utils.rng import uniform
 
 Range = tuple[float, float]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from genimg.data.sources import Source, digest
 from genimg.interfaces import height_width
-from genimg.randomness import uniform
+from genimg.utils.rng import uniform
 
 FloatArray = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from genimg.randomness import seed_of, uniform
+from genimg.utils.rng import seed_of, uniform
 
 
 @lru_cache(maxsize=3)

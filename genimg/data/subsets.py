@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from genimg.randomness import hash_integers
+from genimg.utils.rng import hash_integers
 
 if TYPE_CHECKING:
     from genimg.data.sources import Source

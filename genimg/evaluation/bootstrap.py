@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from genimg.evaluation.metrics import Metric, Name
 from genimg.evaluation.summary import Summary
-from genimg.randomness import seed_of
+from genimg.utils.rng import seed_of
 
 _BOOTSTRAP_STREAM = 3  # apart from the streams of previews and latents
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genimg.environment import num_cores
+from genimg.utils.environment import num_cores
 
 
 def non_local_means(noisy: Tensor, *, sigma: float) -> Tensor:

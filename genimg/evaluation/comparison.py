@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from genimg.mappings import flatten
+from genimg.utils.mappings import flatten
 
 _SECTIONS = (
     "extractor", "generated", "real", "translation", "likelihood", "reconstructions", "metrics", "precision", "device",

@@ -12,12 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genimg import paths
 from genimg.data.placement import Data
 from genimg.data.sources import Source
 from genimg.data.subsets import selection
-from genimg.distributed import on_every_rank, rank, world_size
-from genimg.environment import versions
 from genimg.evaluation.bootstrap import intervals
 from genimg.evaluation.checks import check_counts, check_held_out, checked_metrics, small_counts
 from genimg.evaluation.distances import frechet_distance
@@ -30,7 +27,10 @@ from genimg.evaluation.similarity import LPIPS, psnr, ssim
 from genimg.evaluation.statistics_files import SavedStatistics, cache_path, read_cache, write_cache
 from genimg.evaluation.summary import Summary, kept_positions
 from genimg.interfaces import Images, Method
-from genimg.machine_local import FoundPath
+from genimg.utils import paths
+from genimg.utils.distributed import on_every_rank, rank, world_size
+from genimg.utils.environment import versions
+from genimg.utils.machine_local import FoundPath
 
 log = logging.getLogger(__name__)
 

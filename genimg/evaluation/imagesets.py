@@ -12,8 +12,8 @@ from torch import Tensor
 
 from genimg.data.placement import Data
 from genimg.data.subsets import fixed_subset, selection
-from genimg.images import to_float, to_uint8
 from genimg.interfaces import Method
+from genimg.utils.images import to_float, to_uint8
 
 
 class ImageSet(ABC):

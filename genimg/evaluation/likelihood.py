@@ -14,13 +14,13 @@ from torch import Tensor
 from genimg.data.placement import Data
 from genimg.data.sources import Source
 from genimg.data.subsets import selection, subset_of
-from genimg.distributed import rows_of_all_ranks, shard, world_size
-from genimg.environment import versions
 from genimg.evaluation.passes import full_float32, ranges
 from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
-from genimg.images import to_float
 from genimg.interfaces import Batch, Images, Method, PixelLikelihood
-from genimg.randomness import hash_integers
+from genimg.utils.distributed import rows_of_all_ranks, shard, world_size
+from genimg.utils.environment import versions
+from genimg.utils.images import to_float
+from genimg.utils.rng import hash_integers
 
 _STREAM = 13  # keeps the latents of an evaluation apart from those of the training
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from genimg.evaluation.extractors.base import Extractor, three_channels
 from genimg.evaluation.imagesets import ImageSet
-from genimg.images import to_float
+from genimg.utils.images import to_float
 
 
 def nearest_images(

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from genimg.distributed import rank, rows_of_all_ranks, shard
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.imagesets import ImageSet, Reconstructions
 from genimg.evaluation.statistics import FeatureSums, GaussianStatistics
 from genimg.evaluation.summary import Collector, Summary
+from genimg.utils.distributed import rank, rows_of_all_ranks, shard
 
 
 class EvaluationInterruptedError(Exception):

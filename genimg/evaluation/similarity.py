@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import alexnet, vgg16
 
 from genimg.evaluation.extractors.base import in_one_line, sha256_of
-from genimg.machine_local import LocalPath
+from genimg.utils.machine_local import LocalPath
 
 _MOST_DECIBELS = 100.0  # of equal images, whose ratio would be infinite
 _WINDOW = 11  # pixels

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genimg.distributed import sum_over_ranks
+from genimg.utils.distributed import sum_over_ranks
 
 
 @dataclass(frozen=True)

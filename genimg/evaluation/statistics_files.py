@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from genimg.data.archives import FIRST, Header, headers_of, image_like
-from genimg.environment import versions
 from genimg.evaluation.extractors.base import Extractor, sha256_of
 from genimg.evaluation.statistics import GaussianStatistics
 from genimg.evaluation.summary import Summary
-from genimg.files import atomically
+from genimg.utils.environment import versions
+from genimg.utils.files import atomically
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genimg.data.subsets import fixed_subset, lowest
-from genimg.distributed import rows_of_all_ranks
 from genimg.evaluation.distances import matrix_square_root, neighbor_distances
 from genimg.evaluation.statistics import FeatureSums, GaussianStatistics, InceptionScoreSums
+from genimg.utils.distributed import rows_of_all_ranks
 
 if TYPE_CHECKING:
     from genimg.evaluation.memorisation import Closeness

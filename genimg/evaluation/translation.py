@@ -19,8 +19,6 @@ from genimg.data.sources import Source
 from genimg.data.subsets import selection, subset_of
 from genimg.data.tasks import Task
 from genimg.data.unpaired import UnpairedSource
-from genimg.distributed import rows_of_all_ranks, shard, world_size
-from genimg.environment import versions
 from genimg.evaluation.evaluator import Evaluator, short_count
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.imagesets import FiniteCheck, ImageSet
@@ -29,10 +27,12 @@ from genimg.evaluation.passes import Passes, full_float32, ranges
 from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
 from genimg.evaluation.similarity import LPIPS, l1, ms_ssim, ms_ssim_scales, psnr, psnr_luma, ssim, ssim_luma
 from genimg.evaluation.statistics_files import SavedStatistics
-from genimg.images import to_uint8
 from genimg.interfaces import Batch, Images, Method
 from genimg.methods.translation import Translation
-from genimg.randomness import seed_of, steady
+from genimg.utils.distributed import rows_of_all_ranks, shard, world_size
+from genimg.utils.environment import versions
+from genimg.utils.images import to_uint8
+from genimg.utils.rng import seed_of, steady
 
 log = logging.getLogger(__name__)
 

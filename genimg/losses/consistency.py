@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from genimg.images import mirror_and_shift
 from genimg.interfaces import Metrics
 from genimg.losses.penalties import DiscriminatorPenalty, GeneratorPenalty, Sides, require_positive
 from genimg.schedules import Number, Scheduled, is_within, shown
+from genimg.utils.images import mirror_and_shift
 
 
 class Consistency(DiscriminatorPenalty):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genimg.randomness import content_uniform
+from genimg.utils.rng import content_uniform
 
 _LEVELS = 256
 _STEP = 2.0 / (_LEVELS - 1)  # between two levels of 8 bits, in the [-1, 1] range

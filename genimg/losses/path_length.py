@@ -8,10 +8,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from genimg.distributed import sum_over_ranks, world_size
 from genimg.interfaces import Metrics
 from genimg.losses.penalties import GeneratorPenalty
 from genimg.schedules import Number, Scheduled, is_positive, shown
+from genimg.utils.distributed import sum_over_ranks, world_size
 
 
 @runtime_checkable

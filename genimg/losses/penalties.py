@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from genimg.distributed import sum_over_ranks, world_size
 from genimg.interfaces import Images, Metrics
 from genimg.schedules import Number, Scheduled, Step, is_positive, shown
+from genimg.utils.distributed import sum_over_ranks, world_size
 
 
 @dataclass(frozen=True)

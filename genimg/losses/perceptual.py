@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
-from genimg.machine_local import LocalPath
 from genimg.schedules import Number, Scheduled, is_positive, shown
+from genimg.utils.machine_local import LocalPath
 
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for values in [0, 1]
 

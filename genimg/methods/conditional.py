@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from genimg.data.subsets import random_labels
-from genimg.images import class_rows
 from genimg.interfaces import Batch, Method
 from genimg.networks.conditioning import ConditionEncoder
-from genimg.randomness import uniform
+from genimg.utils.images import class_rows
+from genimg.utils.rng import uniform
 
 _CONDITION_STREAM = 3
 

@@ -32,8 +32,8 @@ from genimg.methods.ema import EMA
 from genimg.methods.latent import Latent
 from genimg.methods.modes import in_mode
 from genimg.networks.discriminator import Judgement
-from genimg.randomness import hash_integers
 from genimg.schedules import Schedule
+from genimg.utils.rng import hash_integers
 
 log = logging.getLogger(__name__)
 

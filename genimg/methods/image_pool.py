@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genimg.distributed import equal_rows_of_all_ranks, rank
 from genimg.interfaces import height_width
+from genimg.utils.distributed import equal_rows_of_all_ranks, rank
 
 
 class ImagePool(nn.Module):

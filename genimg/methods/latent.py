@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genimg.randomness import normal_latents
+from genimg.utils.rng import normal_latents
 
 
 class Latent(ABC):

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genimg.distributed import equal_rows_of_all_ranks
 from genimg.methods.latent import truncate
-from genimg.randomness import normal_latents, uniform
+from genimg.utils.distributed import equal_rows_of_all_ranks
+from genimg.utils.rng import normal_latents, uniform
 
 _COMPONENT_STREAM = 11
 _START_STREAM = 12

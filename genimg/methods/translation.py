@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from genimg.data.tasks import Task
-from genimg.images import on_white
 from genimg.interfaces import Batch, Method
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.methods.modes import in_mode
+from genimg.utils.images import on_white
 
 MODES = ("eval", "train")
 

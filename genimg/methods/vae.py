@@ -21,7 +21,7 @@ from genimg.methods.latent import truncate
 from genimg.methods.latent_pictures import LatentScatter, activity_bars, interpolations, map_of_two, traversals
 from genimg.methods.modes import in_mode
 from genimg.networks.stochastic_layers import StochasticLayer, bounded
-from genimg.randomness import hash_integers, normal_field, normal_latents
+from genimg.utils.rng import hash_integers, normal_field, normal_latents
 
 _ACTIVE = 0.01  # variance of a latent's mean over the data from which on it is called active: Burda et al. 2016, section 5.2
 _MOST_DECODED = 4096  # latents at once, where an image has many

@@ -17,8 +17,8 @@ from genimg.methods.modes import in_mode
 from genimg.networks.pixel_cnn import PixelCNN
 from genimg.networks.vector_quantizer import Usage, VectorQuantizer, perplexity, straight_through
 from genimg.networks.vq_autoencoder import Decoder, Encoder
-from genimg.randomness import hash_integers, uniform_field
 from genimg.schedules import Number, Scheduled, is_within, shown
+from genimg.utils.rng import hash_integers, uniform_field
 
 _CODE_STREAM = 10
 

@@ -14,7 +14,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from genimg.distributed import sum_over_ranks, world_size
 from genimg.networks.conditioning import ConditionEncoder
 from genimg.networks.discriminator import Judgement
 from genimg.networks.layers import halvings
@@ -28,7 +27,8 @@ from genimg.networks.stylegan2_layers import (
     SynthesisBlock,
     normalise_second_moment,
 )
-from genimg.randomness import mixed_keys, normal_numbers
+from genimg.utils.distributed import sum_over_ranks, world_size
+from genimg.utils.rng import mixed_keys, normal_numbers
 
 ARCHITECTURES = ("residual", "plain")
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genimg.machine_local import LocalPath
 from genimg.networks.conditioning import ConditionEncoder
-from genimg.randomness import hash_integers
+from genimg.utils.machine_local import LocalPath
+from genimg.utils.rng import hash_integers
 
 _NUM_HASHES = 2
 _PRIME = 2**31 - 1

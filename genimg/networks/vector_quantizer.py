@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genimg.distributed import add_over_ranks_, equal_rows_of_all_ranks
+from genimg.utils.distributed import add_over_ranks_, equal_rows_of_all_ranks
 
 _EPSILON = 1e-5  # of the Laplace smoothing, as in the paper's code
 

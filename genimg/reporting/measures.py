@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from genimg.mappings import flatten
 from genimg.reporting.runs import Measured, Run, Value
 from genimg.reporting.scales import number_in_words
+from genimg.utils.mappings import flatten
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from genimg.mappings import flatten
 from genimg.reporting.directions import declared_direction
+from genimg.utils.mappings import flatten
 
 _MARKS = ("summary.json", "metrics.jsonl", "config.yaml", ".hydra/overrides.yaml", "console.log")
 _ALIVE_SECONDS = 600  # since a run without an end wrote its last line; a slow evaluation may take minutes

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import genimg
-from genimg.environment import git_commit
-from genimg.files import atomically
 from genimg.reporting.collecting import collect
 from genimg.reporting.importance import importances, noise_floor
 from genimg.reporting.page import Subject, page
@@ -18,6 +16,8 @@ from genimg.reporting.pictures import gallery
 from genimg.reporting.ranking import rank
 from genimg.reporting.settings import swept_settings
 from genimg.reporting.tables import as_csv, as_markdown
+from genimg.utils.environment import git_commit
+from genimg.utils.files import atomically
 
 
 @dataclass(frozen=True)

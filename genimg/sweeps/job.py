@@ -21,7 +21,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from genimg.explain import explain
-from genimg.files import atomically
+from genimg.utils.files import atomically
 
 log = logging.getLogger(__name__)
 

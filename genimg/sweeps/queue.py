@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Protocol
 
 from genimg.explain import quoted
-from genimg.files import alone_in
 from genimg.sweeps.display import Display
 from genimg.sweeps.job import Job
-from genimg.terminal import stop_signals
-from genimg.torchrun import is_of_several
+from genimg.utils.files import alone_in
+from genimg.utils.terminal import stop_signals
+from genimg.utils.torchrun import is_of_several
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from genimg.distributed import add_over_ranks_, world_size
+from genimg.utils.distributed import add_over_ranks_, world_size
 
 
 class BatchStatistics:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from genimg.files import atomically
+from genimg.utils.files import atomically
 
 log = logging.getLogger(__name__)
 

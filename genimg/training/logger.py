@@ -17,11 +17,11 @@ from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from genimg.clock import clock
-from genimg.distributed import rank, rows_of_all_ranks, sum_over_ranks, world_size
-from genimg.files import atomically
-from genimg.images import grid, write_png
 from genimg.interfaces import Metrics
-from genimg.mappings import flatten
+from genimg.utils.distributed import rank, rows_of_all_ranks, sum_over_ranks, world_size
+from genimg.utils.files import atomically
+from genimg.utils.images import grid, write_png
+from genimg.utils.mappings import flatten
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from genimg.distributed import rank
-from genimg.randomness import seed_of
+from genimg.utils.distributed import rank
+from genimg.utils.rng import seed_of
 
 _OF_NO_MICROBATCH = 2**32
 

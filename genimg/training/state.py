@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from genimg.distributed import world_size
 from genimg.interfaces import Images
+from genimg.utils.distributed import world_size
 
 
 @dataclass(frozen=True, kw_only=True)

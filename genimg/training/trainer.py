@@ -15,13 +15,10 @@ from torch.optim import Optimizer
 
 from genimg.data.placement import Data
 from genimg.data.stream import Order
-from genimg.distributed import Vote, failing_together, of_first_rank, rank, world_size
 from genimg.evaluation.passes import EvaluationInterruptedError
 from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
 from genimg.interfaces import Batch, Method, Progress
-from genimg.randomness import seed_of, steady
 from genimg.schedules import ScheduledNumbers
-from genimg.terminal import stop_signals, write_to_stderr
 from genimg.training.background import Background, snapshot, unchanged_buffers
 from genimg.training.batch_statistics import BatchStatistics
 from genimg.training.checkpoint import CheckpointFolder
@@ -33,6 +30,9 @@ from genimg.training.performance import Performance, lay_out_as_parameters
 from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings, TrainingState
 from genimg.training.update import Updater, split
+from genimg.utils.distributed import Vote, failing_together, of_first_rank, rank, world_size
+from genimg.utils.rng import seed_of, steady
+from genimg.utils.terminal import stop_signals, write_to_stderr
 
 log = logging.getLogger(__name__)
 

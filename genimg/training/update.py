@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from genimg.distributed import add_over_ranks_, least_over_ranks, world_size
 from genimg.interfaces import Batch, LossFunction, Metrics, Microbatches
 from genimg.training.device import Precision
 from genimg.training.noise import Noise
 from genimg.training.replay import Replay
+from genimg.utils.distributed import add_over_ranks_, least_over_ranks, world_size
 
 
 class NonFiniteError(Exception):

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from genimg.files import atomically
+from genimg.utils.files import atomically
 
 _ID = "wandb-id.txt"  # in the run directory: a continued run goes on in the same record
 

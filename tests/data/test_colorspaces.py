@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from genimg.data.colorspaces import lab_to_rgb, luma, rgb_to_lab
-from genimg.images import to_float, to_uint8
+from genimg.utils.images import to_float, to_uint8
 
 # sRGB, and its CIELAB under D65: of white and of the primaries (L, a, b to two decimals, as published tables have them)
 KNOWN = {

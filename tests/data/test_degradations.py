@@ -15,8 +15,8 @@ from genimg.data.degradations import Colorize, Deblur, Denoise, Edges, Inpaint, 
 from genimg.data.edges import Canny, Sobel
 from genimg.data.masks import Boxes, Center, Files, Strokes
 from genimg.data.tasks import Task
-from genimg.images import to_float, to_uint8
-from genimg.paths import config_dir
+from genimg.utils.images import to_float, to_uint8
+from genimg.utils.paths import config_dir
 
 CONFIGS = Path(config_dir()) / "task"
 RANDOM = {

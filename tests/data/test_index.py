@@ -13,7 +13,7 @@ from PIL import Image
 from genimg.data import index
 from genimg.data.index import list_images
 from genimg.data.sources import folder
-from genimg.outputs import own_folder, record_of
+from genimg.utils.outputs import own_folder, record_of
 
 DAY = 86_400
 

@@ -19,7 +19,7 @@ from genimg.data.sources import ArraySource, CorruptImageError, Source
 from genimg.data.stream import Order
 from genimg.data.tasks import Pair, Task
 from genimg.data.unpaired import UnpairedSource
-from genimg.images import to_float
+from genimg.utils.images import to_float
 
 PLACED = ["device", "host", "workers"]
 

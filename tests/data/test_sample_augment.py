@@ -15,7 +15,7 @@ from genimg.data.augment import (
     rotate,
     shift_hue,
 )
-from genimg.images import to_float
+from genimg.utils.images import to_float
 
 OFF = {
     "horizontal_flip": 0.0,

@@ -14,7 +14,6 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, k
 from genimg.data.placement import Data
 from genimg.data.sources import ArraySource, Source, digest
 from genimg.data.subsets import random_subset, subset_of
-from genimg.environment import versions
 from genimg.evaluation.distances import neighbor_rates
 from genimg.evaluation.evaluator import Evaluator, short_count
 from genimg.evaluation.extractors.base import Extractor
@@ -31,9 +30,10 @@ from genimg.evaluation.metrics import (
 from genimg.evaluation.passes import EvaluationInterruptedError
 from genimg.evaluation.statistics_files import SavedStatistics
 from genimg.evaluation.summary import kept_positions
-from genimg.images import to_float, to_uint8
 from genimg.interfaces import Images, Method
-from genimg.randomness import normal_latents
+from genimg.utils.environment import versions
+from genimg.utils.images import to_float, to_uint8
+from genimg.utils.rng import normal_latents
 
 CPU = torch.device("cpu")
 SHAPE = (1, 4, 4)

@@ -17,7 +17,7 @@ from genimg.evaluation.imagesets import (
     Subset,
 )
 from genimg.interfaces import Method
-from genimg.randomness import normal_latents
+from genimg.utils.rng import normal_latents
 
 CPU = torch.device("cpu")
 SHAPE = (3, 4, 5)

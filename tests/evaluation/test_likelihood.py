@@ -16,13 +16,13 @@ from genimg.data.subsets import random_subset
 from genimg.data.validation import without_validation
 from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.evaluation.passes import EvaluationInterruptedError
-from genimg.images import to_float
 from genimg.losses.elbo import ELBO
 from genimg.losses.likelihoods import Bernoulli
 from genimg.methods.vae import VAE
 from genimg.networks.conditioning import OneHot, Unconditional
 from genimg.networks.fully_connected import Decoder, Encoder
-from genimg.randomness import hash_integers
+from genimg.utils.images import to_float
+from genimg.utils.rng import hash_integers
 
 CPU = torch.device("cpu")
 SETTINGS = {

@@ -10,7 +10,7 @@ from genimg.data.sources import ArraySource
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.imagesets import DatasetImages
 from genimg.evaluation.nearest import nearest_images
-from genimg.images import to_float
+from genimg.utils.images import to_float
 
 CPU = torch.device("cpu")
 

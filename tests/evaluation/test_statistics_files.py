@@ -324,7 +324,7 @@ def test_whatever_determines_the_features_is_part_of_the_caches_name(tmp_path, c
 @pytest.mark.parametrize("package", ["torch", "pillow", "torch-fidelity"])
 def test_other_versions_have_caches_of_their_own(tmp_path, monkeypatch, package):
     before = cache_path(tmp_path, "f00", 40, Described(), CPU)
-    monkeypatch.setattr("genimg.environment.version", lambda name: "0.0.1" if name == package else metadata.version(name))
+    monkeypatch.setattr("genimg.utils.environment.version", lambda name: "0.0.1" if name == package else metadata.version(name))
     assert cache_path(tmp_path, "f00", 40, Described(), CPU) != before
 
 

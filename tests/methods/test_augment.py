@@ -15,8 +15,8 @@ from genimg.methods import augment
 from genimg.methods import augment_operations as operations
 from genimg.methods.augment import AdaptiveAugment, DiffAugment, FixedAugment, NoAugment, Pipeline
 from genimg.methods.augment_operations import SYM6
-from genimg.paths import config_dir
 from genimg.schedules import Linear, ScheduledNumbers
+from genimg.utils.paths import config_dir
 
 ALL = {"blit": 1.0, "geometric": 1.0, "color": 1.0, "cutout": 1.0}
 BGC = {"blit": 1.0, "geometric": 1.0, "color": 1.0}

@@ -29,9 +29,9 @@ from genimg.methods.cut import CUT
 from genimg.methods.cyclegan import CycleGAN
 from genimg.networks import resnet_translator, unet
 from genimg.networks.patchgan import PatchDiscriminator
-from genimg.paths import config_dir
 from genimg.training.device import Precision
 from genimg.training.update import Updater
+from genimg.utils.paths import config_dir
 
 LEAST_SQUARES = AdversarialLoss(discriminator=least_squares_discriminator_loss, generator=least_squares_generator_loss)
 

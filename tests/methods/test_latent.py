@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from genimg.methods.latent import Latent, Normal, Truncated, Uniform, interpolate, truncate
-from genimg.randomness import normal_latents
+from genimg.utils.rng import normal_latents
 
 CPU = torch.device("cpu")
 LIMITS = [0.05, 0.5, 1.0, 2.0, 5.0]

@@ -14,7 +14,7 @@ from genimg.methods.vae import VAE
 from genimg.networks.conditioning import ConditionEncoder, OneHot, Unconditional
 from genimg.networks.conv_autoencoder import Decoder, Encoder
 from genimg.networks.stochastic_layers import StochasticLayer
-from genimg.randomness import hash_integers, normal_field
+from genimg.utils.rng import hash_integers, normal_field
 
 BERNOULLI = Bernoulli(binarisation="none")
 GAUSSIAN = Gaussian(scale=0.5, learnt=False)

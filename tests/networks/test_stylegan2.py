@@ -23,7 +23,7 @@ from genimg.networks.stylegan2_layers import (
     ModulatedConv2d,
     normalise_second_moment,
 )
-from genimg.randomness import hash_integers
+from genimg.utils.rng import hash_integers
 
 SIZES = [(8, 3), (32, 3), (28, 1), ([16, 24], 4)]
 

@@ -20,10 +20,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
 from genimg import cli
-from genimg.paths import config_dir
 from genimg.sweeps import queue
 from genimg.sweeps.display import row as row_of
 from genimg.sweeps.job import Job
+from genimg.utils.paths import config_dir
 
 PROGRAM = "import sys; from genimg import cli; sys.argv[0] = 'genimg-train'; cli.train()"
 TINY = [

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from genimg.randomness import seed_of
 from genimg.training import noise as noise_module
 from genimg.training.noise import Noise
+from genimg.utils.rng import seed_of
 
 CPU = torch.device("cpu")
 

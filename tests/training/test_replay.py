@@ -17,10 +17,10 @@ from genimg.interfaces import Method, Progress
 from genimg.methods.gan import GAN
 from genimg.networks.conditioning import Unconditional
 from genimg.networks.stylegan2 import Discriminator, Generator
-from genimg.paths import config_dir
 from genimg.training.device import Precision
 from genimg.training.noise import Noise
 from genimg.training.update import Updater, split
+from genimg.utils.paths import config_dir
 
 FP32 = Precision("fp32", torch.device("cpu"))
 BATCH = 16

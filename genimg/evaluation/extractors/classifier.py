@@ -19,7 +19,7 @@ from genimg.evaluation.extractors.base import (
     refuse_published_name,
     sha256_of,
 )
-from genimg.machine_local import MachineLocal
+from genimg.utils.machine_local import MachineLocal
 
 FORMAT = 2
 """Of what genimg-features writes; 1 were the features of a classifier of clean images, pooled over the whole image."""

@@ -19,7 +19,7 @@ from genimg.evaluation.extractors.base import (
     refuse_published_name,
     sha256_of,
 )
-from genimg.machine_local import LocalPath
+from genimg.utils.machine_local import LocalPath
 
 
 class CustomExtractor(Extractor):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from genimg.evaluation.extractors.base import GREY_IS_REPLICATED, Extractor, Weights, in_one_line, three_channels
 from genimg.evaluation.extractors.resizing import pillow_bicubic, pillow_bicubic_crop
-from genimg.machine_local import FoundPath, PublishedDigest
+from genimg.utils.machine_local import FoundPath, PublishedDigest
 
 # The published files' digests, by hub model.
 DINOV2_SHA256 = {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from genimg.evaluation.extractors.base import GREY_IS_REPLICATED, Extractor, Weights, in_one_line, three_channels
-from genimg.machine_local import FoundPath, MachineLocal
+from genimg.utils.machine_local import FoundPath, MachineLocal
 
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"

@@ -10,7 +10,7 @@ import torch
 
 from genimg.evaluation.extractors.base import check_sha256, in_one_line, sha256_of
 from genimg.evaluation.extractors.custom import CustomExtractor, existing
-from genimg.machine_local import LocalPath
+from genimg.utils.machine_local import LocalPath
 
 
 class Program(CustomExtractor):

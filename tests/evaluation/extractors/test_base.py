@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from genimg.evaluation.extractors.base import Extractor, Weights, describe_preparation, prepare, sha256_of, three_channels
-from genimg.paths import config_dir
+from genimg.utils.paths import config_dir
 
 
 def random_images(num_images, channels, size=28, seed=0):

@@ -13,7 +13,7 @@ from torch import nn
 from genimg.evaluation.extractors import inception
 from genimg.evaluation.extractors.base import sha256_of
 from genimg.evaluation.extractors.inception import INCEPTION_FILE, INCEPTION_SHA256, Inception
-from genimg.paths import config_dir
+from genimg.utils.paths import config_dir
 
 
 def no_network(*arguments, **keywords):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from genimg.files import atomically, directory_atomically, naming_full_disk, new_directory
+from genimg.utils.files import atomically, directory_atomically, naming_full_disk, new_directory
 
 
 @pytest.mark.parametrize("durable", [False, True])

@@ -15,10 +15,24 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from genimg import distributed
 from genimg.data.placement import Data
 from genimg.data.sources import ArraySource
-from genimg.distributed import (
+from genimg.evaluation.evaluator import Evaluator
+from genimg.evaluation.extractors.base import Extractor
+from genimg.evaluation.imagesets import DatasetImages
+from genimg.evaluation.metrics import (
+    ClassCoverage,
+    ConditionalAccuracy,
+    FrechetDistance,
+    InceptionScore,
+    KernelDistance,
+    PrecisionRecall,
+)
+from genimg.evaluation.statistics import FeatureSums, InceptionScoreSums
+from genimg.evaluation.summary import Collector
+from genimg.interfaces import Images, Method
+from genimg.utils import distributed
+from genimg.utils.distributed import (
     AnotherProcessError,
     Vote,
     add_over_ranks_,
@@ -35,21 +49,7 @@ from genimg.distributed import (
     sum_over_ranks,
     world_size,
 )
-from genimg.evaluation.evaluator import Evaluator
-from genimg.evaluation.extractors.base import Extractor
-from genimg.evaluation.imagesets import DatasetImages
-from genimg.evaluation.metrics import (
-    ClassCoverage,
-    ConditionalAccuracy,
-    FrechetDistance,
-    InceptionScore,
-    KernelDistance,
-    PrecisionRecall,
-)
-from genimg.evaluation.statistics import FeatureSums, InceptionScoreSums
-from genimg.evaluation.summary import Collector
-from genimg.interfaces import Images, Method
-from genimg.randomness import normal_latents
+from genimg.utils.rng import normal_latents
 
 CPU = torch.device("cpu")
 SHAPE, NUM_FEATURES, NUM_CLASSES = (1, 12, 12), 6, 5

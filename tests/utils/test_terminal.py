@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from genimg.terminal import TolerantStream, stop_signals
+from genimg.utils.terminal import TolerantStream, stop_signals
 
 
 def test_a_full_disk_is_survived_and_the_length_returned() -> None:
@@ -31,7 +31,7 @@ def test_a_closed_stream_is_survived(tmp_path) -> None:
 
 def test_descriptors_that_are_closed_are_not_given_to_the_next_file(tmp_path) -> None:
     program = (
-        "import os, sys; from genimg.terminal import protect_standard_streams; protect_standard_streams(); "
+        "import os, sys; from genimg.utils.terminal import protect_standard_streams; protect_standard_streams(); "
         f"file = open({str(tmp_path / 'file')!r}, 'w'); print('lost'); print('lost', file=sys.stderr); "
         "file.write(str(file.fileno())); file.close()"
     )

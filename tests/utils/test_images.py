@@ -5,7 +5,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms import functional as TF
 
-from genimg.images import class_rows, grid, mirror_and_shift, to_float, to_uint8, write_png
+from genimg.utils.images import class_rows, grid, mirror_and_shift, to_float, to_uint8, write_png
 
 
 def all_levels() -> torch.Tensor:

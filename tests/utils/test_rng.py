@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from genimg.randomness import (
+from genimg.utils.rng import (
     bits_field,
     content_uniform,
     hash_integers,

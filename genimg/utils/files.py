@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from genimg.terminal import stop_signals
+from genimg.utils.terminal import stop_signals
 
 _OLD = "genimg-old"  # ending of a directory that is being replaced; no name that a person gives to a copy
 

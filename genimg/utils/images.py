@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from genimg.files import atomically
+from genimg.utils.files import atomically
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import genimg
-from genimg.files import directory_atomically
+from genimg.utils.files import directory_atomically
 
 MARK = "genimg.json"
 """In every such folder: which command wrote it, from what, and which files are its own."""

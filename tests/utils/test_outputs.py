@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from genimg.data.sources import folder as folder_of_images
-from genimg.images import write_png
-from genimg.outputs import (
+from genimg.utils.images import write_png
+from genimg.utils.outputs import (
     MARK,
     exif_of,
     is_unfinished,
@@ -36,7 +36,7 @@ import os, signal, sys
 from pathlib import Path
 from PIL import Image
 from genimg import files
-from genimg.outputs import own_folder, record_of
+from genimg.utils.outputs import own_folder, record_of
 path, when = Path(sys.argv[1]), sys.argv[2]
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)

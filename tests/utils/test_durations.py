@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from genimg.durations import to_images
+from genimg.utils.durations import to_images
 
 
 def convert(text: object, *, epoch_size: int = 60_000, batch_size: int = 64) -> int:

@@ -12,7 +12,7 @@ def config_dir() -> str:
     Raises:
         FileNotFoundError: if the installation lacks it.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for candidate in (package / "configs", package.parent / "configs"):
         if (candidate / "train.yaml").is_file():
             return str(candidate)

@@ -1,0 +1,1 @@
+"""Processes, files, random numbers and words: nothing here knows what is trained."""
