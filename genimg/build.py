@@ -33,11 +33,11 @@ from genimg.data.unpaired import UnpairedSource
 from genimg.data.validation import without_validation
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.explain import nearest
-from genimg.interfaces import Batch, Images, Method
 from genimg.methods.translation import Translation
 from genimg.schedules import Schedule
 from genimg.training.schedules import OptimizerSchedules, holds_schedule, valued
 from genimg.training.state import TrainerSettings
+from genimg.types import Batch, Images, Method
 from genimg.utils.durations import to_images
 from genimg.utils.images import to_float
 from genimg.utils.machine_local import MachineLocal, marker_of

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, overload
 
 from torch import nn
 
-from genimg.interfaces import Images
+from genimg.types import Images
 
 _SCHEDULES = "_schedules"
 

@@ -46,9 +46,9 @@ from genimg.commands.assembly import Parts, assemble
 from genimg.data.shapes import shapes
 from genimg.evaluation.passes import full_float32
 from genimg.explain import explain, nearest
-from genimg.interfaces import Batch
 from genimg.training.device import choose_device, describe_hardware
 from genimg.training.logger import Logger
+from genimg.types import Batch
 from genimg.utils.environment import git_commit, versions
 from genimg.utils.images import write_png
 from genimg.utils.paths import config_dir

@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from genimg.data.sources import Source
-from genimg.interfaces import Batch, Method
 from genimg.losses.penalties import DiscriminatorPenalty, GeneratorPenalty, Sides, WeightClipping
 from genimg.methods.gan import GAN
 from genimg.methods.translation import Translation
 from genimg.methods.vae import VAE
+from genimg.types import Batch, Method
 from genimg.utils.images import to_float, to_uint8
 
 Step = Callable[[Any, dict[str, Optimizer], Batch, int], dict[str, float]]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from genimg.interfaces import Batch
 from genimg.methods.cyclegan import CycleGAN
 from genimg.methods.pix2pix import Pix2Pix
+from genimg.types import Batch
 
 
 def pix2pix_step(method: Pix2Pix, optimizers: dict[str, Optimizer], batch: Batch, _: int) -> dict[str, float]:

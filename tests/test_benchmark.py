@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from genimg.commands.assembly import assemble
-from genimg.interfaces import Batch, Method, Progress
 from genimg.losses.adversarial import AdversarialLoss, negated_generator_loss, wasserstein_discriminator_loss
 from genimg.losses.penalties import R1, GradientPenalty
 from genimg.methods.gan import GAN
 from genimg.methods.translation import Translation
 from genimg.training.update import Updater
+from genimg.types import Batch, Method, Progress
 from genimg.utils.images import to_float
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"

@@ -21,8 +21,8 @@ from genimg import build
 from genimg.commands import settling
 from genimg.commands.assembly import Parts, assemble
 from genimg.data.placement import Data
-from genimg.interfaces import Method
 from genimg.training.performance import Performance, _trained_networks
+from genimg.types import Method
 from genimg.utils.paths import config_dir
 
 

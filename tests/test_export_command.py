@@ -25,7 +25,7 @@ from genimg.commands.export import export
 from genimg.commands.sample import sample
 from genimg.exporting.formats import FORMATS
 from genimg.exporting.rebuilding import rebuilt
-from genimg.interfaces import Method
+from genimg.types import Method
 from genimg.utils.images import to_uint8
 from genimg.utils.paths import config_dir
 

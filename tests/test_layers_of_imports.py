@@ -12,7 +12,7 @@ import genimg
 ROOT = Path(genimg.__file__).resolve().parent
 LAYERS = {
     "genimg": 0,
-    "genimg.interfaces": 0,
+    "genimg.types": 0,
     "genimg.utils.durations": 0,
     "genimg.utils.rng": 0,
     "genimg.schedules": 0,

@@ -26,9 +26,9 @@ from genimg.commands.sample_files import Archive
 from genimg.data.arrays import npz
 from genimg.data.captions import encode
 from genimg.data.sources import folder as folder_of_images
-from genimg.interfaces import Method
 from genimg.methods.latent import Latent, Normal, Truncated, Uniform
 from genimg.methods.vae import VAE
+from genimg.types import Method
 from genimg.utils.images import to_uint8
 from genimg.utils.outputs import MARK, record_of
 from genimg.utils.paths import config_dir

@@ -19,7 +19,6 @@ from torch import nn
 import genimg
 from genimg import build
 from genimg.build import Builder
-from genimg.interfaces import Images
 from genimg.losses.elbo import ELBO
 from genimg.losses.likelihoods import Bernoulli
 from genimg.losses.penalties import R1
@@ -37,6 +36,7 @@ from genimg.schedules import (
     is_within,
 )
 from genimg.training.schedules import Constant, OptimizerSchedules
+from genimg.types import Images
 from genimg.utils.paths import config_dir
 
 ROOT = Path(genimg.__file__).resolve().parent

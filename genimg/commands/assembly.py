@@ -20,7 +20,6 @@ from genimg.data.sources import Source
 from genimg.data.validation import random_part
 from genimg.evaluation.extractors.base import WeightsNotAtHandError
 from genimg.evaluation.periodic import PeriodicEvaluator
-from genimg.interfaces import Method
 from genimg.methods.translation import Translation
 from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.device import Precision, choose_device, choose_precision, keep_freed_memory
@@ -29,6 +28,7 @@ from genimg.training.performance import Performance
 from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings
 from genimg.training.trainer import Trainer
+from genimg.types import Method
 from genimg.utils.distributed import copy_from_first_, failing_together, first_of_each_host, of_first_rank, world_size
 
 log = logging.getLogger(__name__)

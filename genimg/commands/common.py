@@ -18,10 +18,10 @@ from genimg.data.identity import identity_of, refused_differences, warned_differ
 from genimg.data.sources import Source
 from genimg.evaluation.periodic import Evaluation
 from genimg.explain import quoted
-from genimg.interfaces import Method
 from genimg.methods.translation import Translation
 from genimg.training import checkpoint
 from genimg.training.device import describe_hardware
+from genimg.types import Method
 from genimg.utils.distributed import rank
 from genimg.utils.environment import git_commit
 from genimg.utils.files import atomically

@@ -11,7 +11,7 @@ import torch
 from genimg.commands.common import Config
 from genimg.commands.labels import find_label
 from genimg.data.captions import caption_length, encode
-from genimg.interfaces import Batch, Method
+from genimg.types import Batch, Method
 
 KEYS = {"label": "label", "text": "caption"}
 """Of the command line, and of a batch."""

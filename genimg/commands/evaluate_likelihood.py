@@ -12,7 +12,7 @@ from genimg.commands.common import Config, check_own_images, load_method, report
 from genimg.commands.sides import resolve
 from genimg.data.sources import Source
 from genimg.evaluation.likelihood import LikelihoodEvaluator
-from genimg.interfaces import height_width
+from genimg.types import height_width
 from genimg.utils.distributed import first_of_each_host
 
 log = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from genimg.data.subsets import subset_of
 from genimg.data.tasks import Task
 from genimg.evaluation.classical import biharmonic, non_local_means
 from genimg.evaluation.translation import TranslationEvaluator, means_over_images, similarities
-from genimg.interfaces import Batch
 from genimg.methods.translation import Translation
+from genimg.types import Batch
 from genimg.utils.distributed import rank, rows_of_all_ranks, world_size
 from genimg.utils.files import atomically
 from genimg.utils.images import grid, to_uint8, write_png

@@ -18,9 +18,9 @@ from genimg.commands.conditions import KEYS, Condition, find_conditions, name_of
 from genimg.commands.pictures import existing, read_resized
 from genimg.commands.reconstruct import pixel_format, reconstruct, require_one
 from genimg.commands.sample_files import Archive, Files, Sink
-from genimg.interfaces import Batch, Method
 from genimg.methods.latent import interpolate
 from genimg.training.device import choose_device
+from genimg.types import Batch, Method
 from genimg.utils.files import atomically
 from genimg.utils.images import class_rows, grid, to_float, to_uint8, write_png
 from genimg.utils.outputs import Record, exif_of, record_of, require_own_file, stamp_of

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genimg.commands.conditions import KEYS
-from genimg.interfaces import Batch
+from genimg.types import Batch
 from genimg.utils.files import atomically
 from genimg.utils.images import on_white, to_float, to_uint8, write_png
 from genimg.utils.outputs import Record, own_folder, require_own_file, require_own_folder, stamp_archive

@@ -31,9 +31,9 @@ from genimg.commands.translator import MemoryFullError, Translator, image_channe
 from genimg.data.pixels import checked_levels
 from genimg.data.tasks import Task
 from genimg.explain import nearest
-from genimg.interfaces import height_width
 from genimg.methods.translation import MODES, Translation
 from genimg.training.device import choose_device
+from genimg.types import height_width
 from genimg.utils.files import naming_full_disk
 from genimg.utils.images import write_png
 from genimg.utils.outputs import own_folder, record_of, stamp_of

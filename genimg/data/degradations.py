@@ -22,7 +22,7 @@ from genimg.data.masks import Mask
 from genimg.data.noise import Photons, add_gaussian, jpeg, salt_and_pepper
 from genimg.data.ranges import checked_range, drawn
 from genimg.data.tasks import Task, channels_last, refuse_mask
-from genimg.interfaces import Batch
+from genimg.types import Batch
 from genimg.utils.images import to_float, to_uint8
 from genimg.utils.rng import hash_integers
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from genimg.data.image_files import ImageFiles
-from genimg.interfaces import height_width
+from genimg.types import height_width
 
 FITS = ("crop", "stretch", "pad")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}

@@ -27,7 +27,7 @@ from genimg.data.stream import Order
 from genimg.data.tasks import Task
 from genimg.data.unpaired import UnpairedSource
 from genimg.data.validation import Part
-from genimg.interfaces import Batch
+from genimg.types import Batch
 from genimg.utils.environment import num_cores
 from genimg.utils.images import to_float
 from genimg.utils.rng import seed_of

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from genimg.data.contents import digest_of_contents
 from genimg.data.sources import Source, digest
-from genimg.interfaces import height_width
+from genimg.types import height_width
 
 FORMAT = 1
 DESCRIPTION, LABELS, CAPTIONS = "dataset.json", "labels.npy", "captions.jsonl"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genimg.data.sources import Source, digest
-from genimg.interfaces import height_width
+from genimg.types import height_width
 from genimg.utils.rng import uniform
 
 FloatArray = NDArray[np.float64]

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genimg.interfaces import Batch
+from genimg.types import Batch
 
 
 class Task(ABC):

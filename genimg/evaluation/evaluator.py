@@ -26,7 +26,7 @@ from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
 from genimg.evaluation.similarity import LPIPS, psnr, ssim
 from genimg.evaluation.statistics_files import SavedStatistics, cache_path, read_cache, write_cache
 from genimg.evaluation.summary import Summary, kept_positions
-from genimg.interfaces import Images, Method
+from genimg.types import Images, Method
 from genimg.utils import paths
 from genimg.utils.distributed import on_every_rank, rank, world_size
 from genimg.utils.environment import versions

@@ -16,7 +16,7 @@ from genimg.data.sources import Source
 from genimg.data.subsets import selection, subset_of
 from genimg.evaluation.passes import full_float32, ranges
 from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
-from genimg.interfaces import Batch, Images, Method, PixelLikelihood
+from genimg.types import Batch, Images, Method, PixelLikelihood
 from genimg.utils.distributed import rows_of_all_ranks, shard, world_size
 from genimg.utils.environment import versions
 from genimg.utils.images import to_float

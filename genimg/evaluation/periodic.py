@@ -13,7 +13,7 @@ import torch
 from genimg.data.placement import Data
 from genimg.data.sources import Source
 from genimg.evaluation.watch import DivergenceWatch
-from genimg.interfaces import Images, Method
+from genimg.types import Images, Method
 
 log = logging.getLogger(__name__)
 

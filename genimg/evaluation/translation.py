@@ -27,8 +27,8 @@ from genimg.evaluation.passes import Passes, full_float32, ranges
 from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
 from genimg.evaluation.similarity import LPIPS, l1, ms_ssim, ms_ssim_scales, psnr, psnr_luma, ssim, ssim_luma
 from genimg.evaluation.statistics_files import SavedStatistics
-from genimg.interfaces import Batch, Images, Method
 from genimg.methods.translation import Translation
+from genimg.types import Batch, Images, Method
 from genimg.utils.distributed import rows_of_all_ranks, shard, world_size
 from genimg.utils.environment import versions
 from genimg.utils.images import to_uint8

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from genimg.interfaces import Method
+from genimg.types import Method
 
 Config = dict[str, Any]
 Inputs = tuple[Tensor, ...]

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from genimg.exporting.parts import Choices, Config, Inputs, Part, Port, exportable, image_port, refuse_choices, settled
 from genimg.exporting.programs import CodesToImage, Generating, LatentsToImage
-from genimg.interfaces import Batch
 from genimg.methods.conditional import ConditionalMethod
 from genimg.methods.deterministic_autoencoder import DeterministicAutoencoder
 from genimg.methods.gan import GAN
@@ -20,6 +19,7 @@ from genimg.methods.vae import VAE
 from genimg.methods.vq_vae import VQVAE
 from genimg.networks.conditioning import ConditionEncoder
 from genimg.networks.text import TextEncoder
+from genimg.types import Batch
 
 _NORMAL = "standard normal numbers"
 

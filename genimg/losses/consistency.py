@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from genimg.interfaces import Metrics
 from genimg.losses.penalties import DiscriminatorPenalty, GeneratorPenalty, Sides, require_positive
 from genimg.schedules import Number, Scheduled, is_within, shown
+from genimg.types import Metrics
 from genimg.utils.images import mirror_and_shift
 
 

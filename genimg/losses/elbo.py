@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from genimg.interfaces import Images
 from genimg.losses.likelihoods import Likelihood
 from genimg.schedules import Linear, Number, Schedule, Scheduled, extremes, is_within, shown
+from genimg.types import Images
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from genimg.interfaces import Metrics
 from genimg.losses.penalties import GeneratorPenalty
 from genimg.schedules import Number, Scheduled, is_positive, shown
+from genimg.types import Metrics
 from genimg.utils.distributed import sum_over_ranks, world_size
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from genimg.interfaces import Images, Metrics
 from genimg.schedules import Number, Scheduled, Step, is_positive, shown
+from genimg.types import Images, Metrics
 from genimg.utils.distributed import sum_over_ranks, world_size
 
 

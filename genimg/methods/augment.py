@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from genimg.interfaces import Images, Metrics
 from genimg.methods.augment_operations import (
     SYM6,
     draw_blit,
@@ -27,6 +26,7 @@ from genimg.methods.augment_operations import (
     translate,
 )
 from genimg.schedules import Number, Scheduled, extremes, is_positive, is_within, shown
+from genimg.types import Images, Metrics
 from genimg.utils.distributed import sum_over_ranks
 
 

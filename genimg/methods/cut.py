@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genimg.interfaces import Batch, Metrics, Microbatches, Progress, Update
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.losses.contrastive import patch_nce
 from genimg.methods.translation import Translation, checked_mode, deceiving, in_blocks, mean_logit, over_scales, side_by_side
 from genimg.networks.resnet_translator import Translator
 from genimg.schedules import Number, Scheduled, extremes, is_positive, is_within, shown
+from genimg.types import Batch, Metrics, Microbatches, Progress, Update
 
 _GAIN = 0.02  # of the perceptrons' first weights: the authors' code
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genimg.interfaces import Batch, Metrics, Microbatches, Progress, Update
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.methods.image_pool import ImagePool
 from genimg.methods.translation import (
@@ -22,6 +21,7 @@ from genimg.methods.translation import (
     together,
 )
 from genimg.schedules import Number, Scheduled, extremes, is_within, shown
+from genimg.types import Batch, Metrics, Microbatches, Progress, Update
 
 
 class CycleGAN(Translation):

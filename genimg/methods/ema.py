@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from genimg.interfaces import Images
 from genimg.schedules import Proportional, Schedule, Scheduled, extremes, shown
+from genimg.types import Images
 
 
 class EMA(nn.Module):

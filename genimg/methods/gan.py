@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from genimg.interfaces import Batch, Images, Metrics, Microbatches, Progress, Update
 from genimg.losses.adversarial import AdversarialLoss, AuxiliaryClassification
 from genimg.losses.penalties import (
     DRAGAN,
@@ -33,6 +32,7 @@ from genimg.methods.latent import Latent
 from genimg.methods.modes import in_mode
 from genimg.networks.discriminator import Judgement
 from genimg.schedules import Schedule
+from genimg.types import Batch, Images, Metrics, Microbatches, Progress, Update
 from genimg.utils.rng import hash_integers
 
 log = logging.getLogger(__name__)

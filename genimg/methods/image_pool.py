@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genimg.interfaces import height_width
+from genimg.types import height_width
 from genimg.utils.distributed import equal_rows_of_all_ranks, rank
 
 

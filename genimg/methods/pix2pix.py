@@ -8,11 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from genimg.interfaces import Batch, Metrics, Microbatches, Progress, Update
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.losses.reconstruction import ReconstructionLoss
 from genimg.methods.translation import Translation, checked_mode, deceiving, in_blocks, mean_logit, mixes_images, over_scales
 from genimg.schedules import Number, Scheduled, is_within, shown
+from genimg.types import Batch, Metrics, Microbatches, Progress, Update
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from genimg.interfaces import Batch, Metrics, Microbatches, Progress, Update
 from genimg.losses.reconstruction import ReconstructionLoss
 from genimg.methods.translation import Translation, in_blocks
+from genimg.types import Batch, Metrics, Microbatches, Progress, Update
 
 
 class Restoration(Translation):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from genimg.data.tasks import Task
-from genimg.interfaces import Batch, Method
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.methods.modes import in_mode
+from genimg.types import Batch, Method
 from genimg.utils.images import on_white
 
 MODES = ("eval", "train")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genimg.interfaces import Batch, Metrics, Microbatches, Progress, Update
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.losses.elbo import Bound
 from genimg.losses.perceptual import Perceptual
@@ -15,6 +14,7 @@ from genimg.methods.conditional import shared_encoder
 from genimg.methods.vae import VAE
 from genimg.networks.discriminator import Discriminator
 from genimg.schedules import Number, Scheduled, is_positive, is_within, shown
+from genimg.types import Batch, Metrics, Microbatches, Progress, Update
 
 
 class VAEGAN(VAE):

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genimg.interfaces import Batch, Images, Metrics, Microbatches, Progress, Update
 from genimg.losses.reconstruction import ReconstructionLoss
 from genimg.methods.conditional import ConditionalMethod, encoder_of
 from genimg.methods.modes import in_mode
@@ -18,6 +17,7 @@ from genimg.networks.pixel_cnn import PixelCNN
 from genimg.networks.vector_quantizer import Usage, VectorQuantizer, perplexity, straight_through
 from genimg.networks.vq_autoencoder import Decoder, Encoder
 from genimg.schedules import Number, Scheduled, is_within, shown
+from genimg.types import Batch, Images, Metrics, Microbatches, Progress, Update
 from genimg.utils.rng import hash_integers, uniform_field
 
 _CODE_STREAM = 10

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genimg.interfaces import PixelLikelihood
 from genimg.networks.conditioning import ConditionEncoder, beside_image
 from genimg.networks.layers import halvings
+from genimg.types import PixelLikelihood
 
 
 class Encoder(nn.Module):

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from genimg.interfaces import height_width
 from genimg.networks.products import ConvTranspose2d
+from genimg.types import height_width
 
 
 def halvings(image_size: int | Sequence[int], *, smallest: int = 4, least: int = 2) -> tuple[int, tuple[int, int]]:

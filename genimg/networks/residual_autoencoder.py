@@ -13,9 +13,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from genimg.interfaces import PixelLikelihood
 from genimg.networks.conditioning import ConditionEncoder, beside_image
 from genimg.networks.layers import complete_widths, halvings, normalisation_layer
+from genimg.types import PixelLikelihood
 
 _NORMALISATIONS = ("batch", "none")
 

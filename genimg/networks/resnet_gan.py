@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genimg.interfaces import height_width
 from genimg.networks.conditioning import ConditionEncoder
 from genimg.networks.layers import (
     Conditioned,
@@ -25,6 +24,7 @@ from genimg.networks.layers import (
     set_batch_norm_eps,
     spectral_normalise,
 )
+from genimg.types import height_width
 
 POOLINGS = ("sum", "mean")
 UPSAMPLINGS = ("nearest", "bilinear")

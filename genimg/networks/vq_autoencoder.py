@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genimg.interfaces import height_width
+from genimg.types import height_width
 
 
 class ResidualBlock(nn.Module):

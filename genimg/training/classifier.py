@@ -22,11 +22,11 @@ from genimg.data.stream import Order
 from genimg.data.subsets import random_subset
 from genimg.evaluation.extractors.base import prepare
 from genimg.evaluation.extractors.classifier import FORMAT, SmallClassifier
-from genimg.interfaces import Batch, Images, Metrics
 from genimg.training.device import Precision
 from genimg.training.schedules import Cosine
 from genimg.training.update import Updater
 from genimg.training.views import CHANGES, random_views
+from genimg.types import Batch, Images, Metrics
 
 RELATION_WEIGHT = 10.0  # of the squared error of the differences' strengths, beside the cross-entropy in nats
 _MOST_STANDARDISED = 10_000  # images from which the features' mean and scale are taken

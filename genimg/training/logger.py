@@ -17,7 +17,7 @@ from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from genimg.clock import clock
-from genimg.interfaces import Metrics
+from genimg.types import Metrics
 from genimg.utils.distributed import rank, rows_of_all_ranks, sum_over_ranks, world_size
 from genimg.utils.files import atomically
 from genimg.utils.images import grid, write_png

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from genimg.interfaces import Method
 from genimg.training.recomputation import recompute_blocks
+from genimg.types import Method
 
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from genimg.interfaces import Batch
 from genimg.training.noise import random_state, set_random_state
+from genimg.types import Batch
 
 
 class Replay:

@@ -9,8 +9,8 @@ from typing import Any
 from torch.optim import Optimizer
 
 from genimg import schedules
-from genimg.interfaces import Images
 from genimg.schedules import Schedule
+from genimg.types import Images
 
 
 class RateSchedule(Schedule):

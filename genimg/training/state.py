@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from genimg.interfaces import Images
+from genimg.types import Images
 from genimg.utils.distributed import world_size
 
 

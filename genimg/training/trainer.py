@@ -17,7 +17,6 @@ from genimg.data.placement import Data
 from genimg.data.stream import Order
 from genimg.evaluation.passes import EvaluationInterruptedError
 from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
-from genimg.interfaces import Batch, Method, Progress
 from genimg.schedules import ScheduledNumbers
 from genimg.training.background import Background, snapshot, unchanged_buffers
 from genimg.training.batch_statistics import BatchStatistics
@@ -30,6 +29,7 @@ from genimg.training.performance import Performance, lay_out_as_parameters
 from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings, TrainingState
 from genimg.training.update import Updater, split
+from genimg.types import Batch, Method, Progress
 from genimg.utils.distributed import Vote, failing_together, of_first_rank, rank, world_size
 from genimg.utils.rng import seed_of, steady
 from genimg.utils.terminal import stop_signals, write_to_stderr

@@ -6,7 +6,7 @@ import math
 import re
 from fractions import Fraction
 
-from genimg.interfaces import Images
+from genimg.types import Images
 
 _PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kKM]?)\s*(epoch|step|image)s?\s*")
 _FACTOR = {"": 1, "k": 1_000, "K": 1_000, "M": 1_000_000}

@@ -30,7 +30,7 @@ from genimg.evaluation.metrics import (
 from genimg.evaluation.passes import EvaluationInterruptedError
 from genimg.evaluation.statistics_files import SavedStatistics
 from genimg.evaluation.summary import kept_positions
-from genimg.interfaces import Images, Method
+from genimg.types import Images, Method
 from genimg.utils.environment import versions
 from genimg.utils.images import to_float, to_uint8
 from genimg.utils.rng import normal_latents

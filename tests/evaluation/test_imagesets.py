@@ -16,7 +16,7 @@ from genimg.evaluation.imagesets import (
     Reconstructions,
     Subset,
 )
-from genimg.interfaces import Method
+from genimg.types import Method
 from genimg.utils.rng import normal_latents
 
 CPU = torch.device("cpu")

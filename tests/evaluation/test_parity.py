@@ -15,7 +15,7 @@ from genimg.evaluation.extractors.classifier import Classifier
 from genimg.evaluation.extractors.inception import Inception
 from genimg.evaluation.imagesets import DatasetImages
 from genimg.evaluation.metrics import FrechetDistance, InceptionScore, KernelDistance, PrecisionRecall
-from genimg.interfaces import Images
+from genimg.types import Images
 
 CPU = torch.device("cpu")
 

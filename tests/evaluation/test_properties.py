@@ -14,7 +14,7 @@ from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.classifier import Classifier
 from genimg.evaluation.imagesets import DatasetImages
 from genimg.evaluation.metrics import ClassCoverage, FrechetDistance, InceptionScore, KernelDistance, PrecisionRecall
-from genimg.interfaces import Images
+from genimg.types import Images
 
 CPU = torch.device("cpu")
 COUNT = 800

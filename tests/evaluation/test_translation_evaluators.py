@@ -23,8 +23,8 @@ from genimg.evaluation.extractors.inception import Inception
 from genimg.evaluation.imagesets import NonFiniteImagesError
 from genimg.evaluation.passes import EvaluationInterruptedError
 from genimg.evaluation.translation import PairedEvaluator, TranslationEvaluator, UnpairedEvaluator
-from genimg.interfaces import Images
 from genimg.methods.translation import Translation
+from genimg.types import Images
 
 CPU = torch.device("cpu")
 

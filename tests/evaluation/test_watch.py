@@ -7,7 +7,7 @@ from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.metrics import FrechetDistance, InceptionScore
 from genimg.evaluation.watch import DivergenceWatch
-from genimg.interfaces import Images
+from genimg.types import Images
 
 
 class NoExtractor(Extractor):

@@ -19,7 +19,6 @@ from torch import nn
 
 from genimg import build
 from genimg.evaluation.translation import UnpairedEvaluator
-from genimg.interfaces import Progress
 from genimg.losses.adversarial import (
     AdversarialLoss,
     least_squares_discriminator_loss,
@@ -31,6 +30,7 @@ from genimg.networks import resnet_translator, unet
 from genimg.networks.patchgan import PatchDiscriminator
 from genimg.training.device import Precision
 from genimg.training.update import Updater
+from genimg.types import Progress
 from genimg.utils.paths import config_dir
 
 LEAST_SQUARES = AdversarialLoss(discriminator=least_squares_discriminator_loss, generator=least_squares_generator_loss)

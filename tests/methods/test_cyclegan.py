@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genimg.interfaces import Progress
 from genimg.losses.adversarial import (
     AdversarialLoss,
     least_squares_discriminator_loss,
@@ -25,6 +24,7 @@ from genimg.networks.patchgan import PatchDiscriminator
 from genimg.networks.resnet_translator import Translator
 from genimg.training.device import Precision
 from genimg.training.update import Updater
+from genimg.types import Progress
 
 LEAST_SQUARES = AdversarialLoss(discriminator=least_squares_discriminator_loss, generator=least_squares_generator_loss)
 RELATIVISTIC = AdversarialLoss(

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from genimg.interfaces import Progress
 from genimg.losses.likelihoods import Bernoulli, Gaussian
 from genimg.losses.mmd import MMDLoss, unbiased_mmd
 from genimg.losses.regularised_autoencoder import RegularisedLoss
@@ -16,6 +15,7 @@ from genimg.networks.conditioning import OneHot, Unconditional
 from genimg.networks.conv_autoencoder import Decoder, Encoder
 from genimg.training.device import Precision
 from genimg.training.update import Updater, split
+from genimg.types import Progress
 
 SQUARED = Gaussian(scale=0.5**0.5, learnt=False)
 KINDS = ("none", "l2", "gradient_penalty", "spectral_norm", "mmd")

@@ -6,7 +6,6 @@ import tiny
 import torch
 from torch import nn
 
-from genimg.interfaces import Progress
 from genimg.losses.adversarial import (
     AdversarialLoss,
     AuxiliaryClassification,
@@ -20,6 +19,7 @@ from genimg.methods.augment import AdaptiveAugment, NoAugment
 from genimg.methods.gan import GAN
 from genimg.networks.layers import ConditionalBatchNorm2d
 from genimg.schedules import ScheduledNumbers
+from genimg.types import Progress
 
 
 def build(*, half_life: int = 1000, ramp_up: float | None = None, **changes: Any) -> GAN:

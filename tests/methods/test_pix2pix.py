@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from genimg.data.degradations import Inpaint
 from genimg.data.masks import Center
 from genimg.data.tasks import Pair
-from genimg.interfaces import Progress
 from genimg.losses.adversarial import (
     AdversarialLoss,
     cross_entropy_discriminator_loss,
@@ -30,6 +29,7 @@ from genimg.networks.patchgan import PatchDiscriminator
 from genimg.networks.unet import Translator
 from genimg.training.device import Precision
 from genimg.training.update import Updater
+from genimg.types import Progress
 
 NONSATURATING = AdversarialLoss(discriminator=cross_entropy_discriminator_loss, generator=nonsaturating_generator_loss)
 RELATIVISTIC = AdversarialLoss(

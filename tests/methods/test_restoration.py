@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from genimg.data.degradations import Denoise, Inpaint
 from genimg.data.masks import Boxes
-from genimg.interfaces import Progress
 from genimg.losses.reconstruction import ReconstructionLoss
 from genimg.methods.restoration import Restoration
 from genimg.methods.translation import in_blocks
 from genimg.training.device import Precision
 from genimg.training.update import Updater
+from genimg.types import Progress
 
 SIZE = 8
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import distributions, nn
 
-from genimg.interfaces import Progress
 from genimg.losses.elbo import ELBO, Bound, ImportanceWeighted
 from genimg.losses.likelihoods import Bernoulli, DiscretisedLogisticMixture, Gaussian, GaussianPerPixel, Likelihood
 from genimg.methods import vae as module
@@ -14,6 +13,7 @@ from genimg.methods.vae import VAE
 from genimg.networks.conditioning import ConditionEncoder, OneHot, Unconditional
 from genimg.networks.conv_autoencoder import Decoder, Encoder
 from genimg.networks.stochastic_layers import StochasticLayer
+from genimg.types import Progress
 from genimg.utils.rng import hash_integers, normal_field
 
 BERNOULLI = Bernoulli(binarisation="none")

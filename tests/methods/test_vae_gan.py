@@ -9,7 +9,6 @@ import tiny
 import torch
 from torch import nn
 
-from genimg.interfaces import Progress
 from genimg.losses.elbo import ELBO
 from genimg.losses.likelihoods import Gaussian
 from genimg.methods.vae import VAE
@@ -19,6 +18,7 @@ from genimg.networks.conv_autoencoder import Decoder, Encoder
 from genimg.networks.stochastic_layers import StochasticLayer
 from genimg.training.device import Precision
 from genimg.training.update import Updater
+from genimg.types import Progress
 
 GAUSSIAN = Gaussian(scale=0.5, learnt=False)
 Z = 3

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from genimg.interfaces import Progress
 from genimg.losses.reconstruction import ReconstructionLoss
 from genimg.methods.vq_vae import VQVAE
 from genimg.networks.conditioning import ConditionEncoder, OneHot, Unconditional
@@ -16,6 +15,7 @@ from genimg.networks.vq_autoencoder import Decoder, Encoder
 from genimg.training.device import Precision
 from genimg.training.noise import Noise
 from genimg.training.update import Updater, split
+from genimg.types import Progress
 
 CPU = torch.device("cpu")
 L2 = ReconstructionLoss(kind="l2", epsilon=None, known_weight=1.0)

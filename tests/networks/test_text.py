@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from genimg.data.captions import encode
-from genimg.interfaces import Progress
 from genimg.networks.discriminator import Discriminator
 from genimg.networks.layers import INITIALISATIONS, initialise, spectral_normalise
 from genimg.networks.text import ClipText, HashedWords, TextEncoder
+from genimg.types import Progress
 
 CAPTIONS = [
     "a small red circle",

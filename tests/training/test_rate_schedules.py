@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
-from genimg.interfaces import Images
 from genimg.training.schedules import Constant, Cosine, Linear
+from genimg.types import Images
 
 NO_WARMUP = Images(0)
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from genimg import build
 from genimg.build import Builder
-from genimg.interfaces import Method, Progress
 from genimg.methods.gan import GAN
 from genimg.networks.conditioning import Unconditional
 from genimg.networks.stylegan2 import Discriminator, Generator
 from genimg.training.device import Precision
 from genimg.training.noise import Noise
 from genimg.training.update import Updater, split
+from genimg.types import Method, Progress
 from genimg.utils.paths import config_dir
 
 FP32 = Precision("fp32", torch.device("cpu"))

@@ -15,7 +15,6 @@ from genimg.evaluation.evaluator import Evaluation, Evaluator
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.metrics import FrechetDistance, InceptionScore
 from genimg.evaluation.passes import EvaluationInterruptedError
-from genimg.interfaces import Images, Method
 from genimg.training import checkpoint
 from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.device import Precision
@@ -24,6 +23,7 @@ from genimg.training.performance import Performance
 from genimg.training.schedules import Constant, OptimizerSchedules
 from genimg.training.state import TrainerSettings, TrainingState
 from genimg.training.trainer import StopRequestedError, Trainer, WorseningError
+from genimg.types import Images, Method
 
 CPU = torch.device("cpu")
 BATCH = 4

@@ -8,10 +8,10 @@ import tiny
 import torch
 from torch import nn
 
-from genimg.interfaces import Images, Progress
 from genimg.losses.adversarial import cross_entropy_discriminator_loss, nonsaturating_generator_loss
 from genimg.training.device import Precision
 from genimg.training.update import NonFiniteError, Updater, split
+from genimg.types import Images, Progress
 
 FP32 = Precision("fp32", torch.device("cpu"))
 

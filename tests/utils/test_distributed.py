@@ -30,7 +30,7 @@ from genimg.evaluation.metrics import (
 )
 from genimg.evaluation.statistics import FeatureSums, InceptionScoreSums
 from genimg.evaluation.summary import Collector
-from genimg.interfaces import Images, Method
+from genimg.types import Images, Method
 from genimg.utils import distributed
 from genimg.utils.distributed import (
     AnotherProcessError,
