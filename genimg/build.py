@@ -1,7 +1,7 @@
 """From config to objects: the only place that instantiates what a ``_target_`` names.
 
 Configs can come out of a downloaded checkpoint, so a target is built only if it lives in one of the packages below, and
-is defined there: ``genimg.data.sources.os.system`` begins well and is refused all the same.
+is defined there: ``genimg.data.datasets.builtin.os.system`` begins well and is refused all the same.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
-from genimg.data.augment import SampleAugment
 from genimg.data.captions import caption_length, encode
-from genimg.data.placement import Data, UnpairedData, available_keys
-from genimg.data.sources import Source
+from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.unpaired import UnpairedSource
+from genimg.data.loader import Data, UnpairedData, available_keys
+from genimg.data.split import without_validation
 from genimg.data.subsets import random_order
-from genimg.data.tasks import Pair, Task
-from genimg.data.unpaired import UnpairedSource
-from genimg.data.validation import without_validation
+from genimg.data.tasks.base import Pair, Task
+from genimg.data.transforms import SampleAugment
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.explain import nearest
 from genimg.methods.translation import Translation
@@ -47,16 +47,16 @@ if TYPE_CHECKING:
     from genimg.training.logger import Recorder  # whose module imports TensorBoard
 
 ALLOWED = (
-    "genimg.data.arrays",
-    "genimg.data.augment",
-    "genimg.data.degradations",
-    "genimg.data.edges",
-    "genimg.data.masks",
-    "genimg.data.pairs",
-    "genimg.data.prepared",
-    "genimg.data.shapes",
-    "genimg.data.sources",
-    "genimg.data.unpaired",
+    "genimg.data.datasets.npz",
+    "genimg.data.transforms",
+    "genimg.data.tasks.degradations",
+    "genimg.data.tasks.edges",
+    "genimg.data.tasks.masks",
+    "genimg.data.datasets.paired",
+    "genimg.data.datasets.prepared",
+    "genimg.data.datasets.shapes",
+    "genimg.data.datasets.builtin",
+    "genimg.data.datasets.unpaired",
     "genimg.evaluation.evaluator",
     "genimg.evaluation.extractors.classifier",
     "genimg.evaluation.extractors.custom",

@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 from genimg import build
 from genimg.commands.assembly import Parts, assemble
-from genimg.data.shapes import shapes
+from genimg.data.datasets.shapes import shapes
 from genimg.evaluation.passes import full_float32
 from genimg.explain import explain, nearest
 from genimg.training.device import choose_device, describe_hardware

@@ -32,11 +32,11 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
-from genimg.data.index import list_images
+from genimg.data.datasets.builtin import Source, folder
+from genimg.data.datasets.file_index import list_images
+from genimg.data.datasets.prepared import prepared
+from genimg.data.loader import Data
 from genimg.data.packing import pack
-from genimg.data.placement import Data
-from genimg.data.prepared import prepared
-from genimg.data.sources import Source, folder
 from genimg.training.device import describe_hardware
 from genimg.utils.environment import versions
 

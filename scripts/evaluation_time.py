@@ -25,9 +25,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from genimg import build
-from genimg.data.placement import Data
-from genimg.data.shapes import shapes
-from genimg.data.sources import ArraySource
+from genimg.data.datasets.builtin import ArraySource
+from genimg.data.datasets.shapes import shapes
+from genimg.data.loader import Data
 from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.imagesets import DatasetImages
 from genimg.evaluation.passes import full_float32

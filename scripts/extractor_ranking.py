@@ -27,10 +27,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from genimg import build
-from genimg.data import sources
-from genimg.data.placement import Data
-from genimg.data.shapes import ShapesSource
-from genimg.data.sources import ArraySource, Source
+from genimg.data.datasets import builtin
+from genimg.data.datasets.builtin import ArraySource, Source
+from genimg.data.datasets.shapes import ShapesSource
+from genimg.data.loader import Data
 from genimg.data.subsets import random_order
 from genimg.evaluation.evaluator import Evaluator, short_count
 from genimg.evaluation.imagesets import DatasetImages
@@ -164,9 +164,9 @@ def real_and_measured(data: str, root: str) -> tuple[Pixels, Pixels, NDArray[np.
         return everything(real, np.arange(len(real)))[0], *everything(other, np.arange(len(other)))
     if data == "mnist":
         options = {"root": root, "image_size": 28, "channels": 1, "fit": "stretch"}
-        real, other = (sources.mnist(split=split, **options) for split in ("train", "test"))
+        real, other = (builtin.mnist(split=split, **options) for split in ("train", "test"))
         return everything(real, np.arange(len(real)))[0], *everything(other, np.arange(len(other)))
-    source = sources.folder(root=root, image_size=32, channels=3, fit="crop", labels="required")
+    source = builtin.folder(root=root, image_size=32, channels=3, fit="crop", labels="required")
     order = random_order(len(source), seed=0)
     half = len(source) // 2
     return everything(source, order[:half])[0], *everything(source, order[half:])

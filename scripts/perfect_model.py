@@ -20,9 +20,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from genimg import build
-from genimg.data import sources
-from genimg.data.placement import Data
-from genimg.data.sources import Source
+from genimg.data.datasets import builtin
+from genimg.data.datasets.builtin import Source
+from genimg.data.loader import Data
 from genimg.data.subsets import random_order
 from genimg.evaluation.distances import expected_coverage, frechet_distance
 from genimg.evaluation.evaluator import Evaluator
@@ -89,8 +89,8 @@ def row(pairs: list[tuple[torch.Tensor, torch.Tensor]], device: torch.device) ->
 
 def images_of(name: str, root: str) -> Source:
     if name == "mnist":
-        return sources.mnist(root=root, split="train", image_size=28, channels=1, fit="stretch")
-    return sources.folder(root=root, image_size=None, channels=None, fit="crop", labels="auto")
+        return builtin.mnist(root=root, split="train", image_size=28, channels=1, fit="stretch")
+    return builtin.folder(root=root, image_size=None, channels=None, fit="crop", labels="auto")
 
 
 def evaluator_of(option: str) -> Evaluator:

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from genimg.data.sources import Source
+from genimg.data.datasets.builtin import Source
 from genimg.losses.penalties import DiscriminatorPenalty, GeneratorPenalty, Sides, WeightClipping
 from genimg.methods.gan import GAN
 from genimg.methods.translation import Translation

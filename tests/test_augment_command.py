@@ -25,7 +25,7 @@ from genimg import cli
 from genimg.commands.augment import augment
 from genimg.data import copies
 from genimg.data.copies import apply, mix
-from genimg.data.sources import Source, folder
+from genimg.data.datasets.builtin import Source, folder
 from genimg.utils.paths import config_dir
 
 EVERYTHING = ["vertical_flip=0.5", "rotation=40", "hue=0.2", "cutout=0.3", "mixup=1", "cutmix=1"]

@@ -19,8 +19,8 @@ from torch import nn
 
 from genimg import build
 from genimg.build import ALLOWED, Builder
+from genimg.data.datasets.builtin import ArraySource, Source
 from genimg.data.packing import pack
-from genimg.data.sources import ArraySource, Source
 from genimg.evaluation.extractors.classifier import shipped_weights
 from genimg.evaluation.imagesets import GeneratedImages
 from genimg.evaluation.likelihood import LikelihoodEvaluator
@@ -391,12 +391,12 @@ REFUSED = [
     "genimg",
     "genimg.commands.train.train",
     "genimg.training.checkpoint.load",
-    "genimg.data.placement.Data",
+    "genimg.data.loader.Data",
     # things that allowed modules have merely imported
-    "genimg.data.sources.os.system",
-    "genimg.data.sources.np.load",
-    "genimg.data.sources.Path",
-    "genimg.data.sources.Image",
+    "genimg.data.datasets.builtin.os.system",
+    "genimg.data.datasets.builtin.np.load",
+    "genimg.data.datasets.builtin.Path",
+    "genimg.data.datasets.builtin.Image",
     "genimg.evaluation.extractors.base.torch.load",
     "genimg.evaluation.extractors.base.hashlib",
     "torch.nn.functional.torch",
@@ -406,7 +406,7 @@ REFUSED = [
     # not a class or function of the module at all
     "genimg.losses.adversarial",
     "genimg.losses.adversarial.__doc__",
-    "genimg.data.sources.mnist.__globals__",
+    "genimg.data.datasets.builtin.mnist.__globals__",
     "torch.nn.modules.__builtins__",
 ]
 

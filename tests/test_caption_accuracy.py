@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from genimg.data.shapes import ShapesSource
+from genimg.data.datasets.shapes import ShapesSource
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "caption_accuracy.py"
 

@@ -20,7 +20,7 @@ from test_resume import MODELS, TINY, losses_of, records
 from genimg import build
 from genimg.commands import settling
 from genimg.commands.assembly import Parts, assemble
-from genimg.data.placement import Data
+from genimg.data.loader import Data
 from genimg.training.performance import Performance, _trained_networks
 from genimg.types import Method
 from genimg.utils.paths import config_dir

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from genimg import cli
+from genimg.data.datasets.builtin import folder
 from genimg.data.packing import pack
-from genimg.data.sources import folder
 from genimg.data.subsets import fixed_subset
 from genimg.evaluation.extractors.classifier import Classifier
 

@@ -272,7 +272,7 @@ def test_what_means_nothing_is_refused_in_one_message(case: str, evaluate: Comma
     def forbidden(*_: Any, **__: Any) -> None:
         raise AssertionError("an evaluation was begun")
 
-    monkeypatch.setattr("genimg.data.placement.Data.examples", forbidden)
+    monkeypatch.setattr("genimg.data.loader.Data.examples", forbidden)
     evaluate.refuse(*words, arguments=[*arguments, "device=cpu"])
 
 

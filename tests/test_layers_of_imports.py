@@ -80,7 +80,7 @@ def imported_modules(tree):
 
 
 def test_the_checks_see_the_whole_package():
-    assert {"genimg.cli", "genimg.training.update", "genimg.methods.gan", "genimg.data.sources"} <= TREES.keys()
+    assert {"genimg.cli", "genimg.training.update", "genimg.methods.gan", "genimg.data.datasets.builtin"} <= TREES.keys()
     assert ("genimg.training.update", "Updater") in set(imports(TREES["genimg.training.trainer"]))
     assert "genimg.build" in set(imported_modules(TREES["genimg.commands.common"]))
 

@@ -23,8 +23,8 @@ from genimg import cli
 from genimg.commands import prepare as command
 from genimg.commands.prepare import prepare
 from genimg.data import packing
-from genimg.data.prepared import prepared
-from genimg.data.shapes import ShapesSource
+from genimg.data.datasets.prepared import prepared
+from genimg.data.datasets.shapes import ShapesSource
 from genimg.utils.paths import config_dir
 
 ONE_AFTER_THE_OTHER = """

@@ -23,9 +23,9 @@ from genimg.commands.common import load_method, open_checkpoint
 from genimg.commands.conditions import find_conditions
 from genimg.commands.sample import sample
 from genimg.commands.sample_files import Archive
-from genimg.data.arrays import npz
 from genimg.data.captions import encode
-from genimg.data.sources import folder as folder_of_images
+from genimg.data.datasets.builtin import folder as folder_of_images
+from genimg.data.datasets.npz import npz
 from genimg.methods.latent import Latent, Normal, Truncated, Uniform
 from genimg.methods.vae import VAE
 from genimg.types import Method
@@ -226,7 +226,7 @@ def test_captions_are_drawn_or_given(runs: Path, tmp_path: Path) -> None:
 
 def test_a_folder_of_samples_is_data_with_captions(runs: Path, tmp_path: Path) -> None:
     run_sample(f"ckpt={runs / 'texts'}", "num_images=2", "text=['ein großer Kreis', a ring]", f"output={tmp_path / 'out'}")
-    node = {"_target_": "genimg.data.sources.folder", "root": str(tmp_path / "out"), "image_size": 16, "channels": 3,
+    node = {"_target_": "genimg.data.datasets.builtin.folder", "root": str(tmp_path / "out"), "image_size": 16, "channels": 3,
             "fit": "crop", "labels": "auto", "refresh_index": False, "captions": "auto"}  # fmt: skip
     source = build.Builder().build(node, "data")
     assert sorted(source.captions(np.arange(4))) == ["a ring", "a ring", "ein großer Kreis", "ein großer Kreis"]

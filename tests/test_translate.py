@@ -22,9 +22,9 @@ from genimg.commands.common import load_method, open_checkpoint
 from genimg.commands.sample import sample
 from genimg.commands.translate import translate
 from genimg.commands.translator import image_channels
-from genimg.data.degradations import Colorize, Denoise, Edges, SuperResolution
-from genimg.data.edges import Sobel
-from genimg.data.tasks import Pair, Task
+from genimg.data.tasks.base import Pair, Task
+from genimg.data.tasks.degradations import Colorize, Denoise, Edges, SuperResolution
+from genimg.data.tasks.edges import Sobel
 from genimg.methods.translation import Translation
 from genimg.utils.images import to_uint8
 from genimg.utils.outputs import MARK

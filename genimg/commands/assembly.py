@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 from genimg import build
 from genimg.commands.common import Config
 from genimg.commands.usual import evaluation_at_hand
-from genimg.data.placement import Data
-from genimg.data.sources import Source
-from genimg.data.validation import random_part
+from genimg.data.datasets.builtin import Source
+from genimg.data.loader import Data
+from genimg.data.split import random_part
 from genimg.evaluation.extractors.base import WeightsNotAtHandError
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.methods.translation import Translation

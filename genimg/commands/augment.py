@@ -21,11 +21,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genimg.commands.common import Config, argument, check_output_directory, relative, require_all_values
-from genimg.data.caption_files import find_captions
 from genimg.data.copies import RANGES, Job, Record, copy_name, read_image, stem, write_copies
-from genimg.data.index import list_images
+from genimg.data.datasets.caption_files import find_captions
+from genimg.data.datasets.file_index import list_images
+from genimg.data.decode import PixelFormat
 from genimg.data.packing import CORRUPT
-from genimg.data.pixels import PixelFormat
 from genimg.explain import nearest
 from genimg.utils.environment import num_cores
 from genimg.utils.files import atomically, naming_full_disk

@@ -14,8 +14,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from genimg import build, untrusted
+from genimg.data.datasets.builtin import Source
 from genimg.data.identity import identity_of, refused_differences, warned_differences
-from genimg.data.sources import Source
 from genimg.evaluation.periodic import Evaluation
 from genimg.explain import quoted
 from genimg.methods.translation import Translation

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from genimg.commands.assembly import Parts, describe_parts
-from genimg.data.placement import Data
-from genimg.data.sources import ArraySource
+from genimg.data.datasets.builtin import ArraySource
+from genimg.data.loader import Data
 from genimg.data.subsets import subset_of
 from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.passes import full_float32

@@ -10,7 +10,7 @@ import torch
 from genimg import build
 from genimg.commands.common import Config, check_own_images, load_method, report
 from genimg.commands.sides import resolve
-from genimg.data.sources import Source
+from genimg.data.datasets.builtin import Source
 from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.types import height_width
 from genimg.utils.distributed import first_of_each_host

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from genimg import build
 from genimg.commands.common import Config, check_own_images, load_method, report
-from genimg.data.degradations import Denoise, Inpaint
-from genimg.data.placement import Data
+from genimg.data.loader import Data
 from genimg.data.subsets import subset_of
-from genimg.data.tasks import Task
+from genimg.data.tasks.base import Task
+from genimg.data.tasks.degradations import Denoise, Inpaint
 from genimg.evaluation.classical import biharmonic, non_local_means
 from genimg.evaluation.translation import TranslationEvaluator, means_over_images, similarities
 from genimg.methods.translation import Translation

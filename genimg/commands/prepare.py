@@ -11,9 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from genimg import build
 from genimg.commands.common import Config, argument, check_output_directory, relative, require_all_values
+from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.prepared import Description
 from genimg.data.packing import CORRUPT, image_bytes, pack
-from genimg.data.prepared import Description
-from genimg.data.sources import Source
 from genimg.explain import nearest
 from genimg.utils.files import directory_atomically, naming_full_disk
 

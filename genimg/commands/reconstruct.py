@@ -13,7 +13,7 @@ from tqdm import tqdm
 from genimg.commands.common import Config, relative
 from genimg.commands.conditions import KEYS, Condition
 from genimg.commands.pictures import cell, checked_output, find_pictures, grid_of, read_resized, side_by_side, with_sizes
-from genimg.data.pixels import PixelFormat
+from genimg.data.decode import PixelFormat
 from genimg.types import Batch, Method
 from genimg.utils.files import naming_full_disk
 from genimg.utils.images import to_float, to_uint8, write_png

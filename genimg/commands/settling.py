@@ -18,7 +18,7 @@ import torch
 
 from genimg.commands.assembly import Parts
 from genimg.commands.common import Config
-from genimg.data.placement import Data
+from genimg.data.loader import Data
 from genimg.training.logger import SilentLogger
 from genimg.training.trainer import Trainer
 from genimg.training.update import NonFiniteError

@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from genimg import build
 from genimg.commands.common import Config
 from genimg.data.archives import SPLITS
+from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.prepared import DESCRIPTION, Description, PreparedSource, is_prepared
 from genimg.data.image_files import is_zip
-from genimg.data.placement import Data
-from genimg.data.prepared import DESCRIPTION, Description, PreparedSource, is_prepared
-from genimg.data.sources import Source
+from genimg.data.loader import Data
 from genimg.evaluation.imagesets import DatasetImages
 from genimg.evaluation.statistics_files import SavedStatistics, holds_images, holds_statistics
 from genimg.explain import quoted
@@ -72,7 +72,7 @@ def resolve(key: str, options: Config, builder: build.Builder, device: torch.dev
     if is_prepared(path):
         return _side(PreparedSource(path, Description.read(path / DESCRIPTION)), device)
     if path.is_dir() or is_zip(path):
-        node = {"_target_": "genimg.data.sources.folder", "root": text, "fit": "crop", "labels": "auto"}
+        node = {"_target_": "genimg.data.datasets.builtin.folder", "root": text, "fit": "crop", "labels": "auto"}
         channels = options.get("channels", None if options["image_size"] is None else 3)
         size = {"image_size": options["image_size"], "channels": channels, "range": options["range"]}
         try:
@@ -96,7 +96,7 @@ def _archive(key: str, text: str, file: str, array: str | None, options: Config,
     Raises:
         ValueError: naming the options of this command where those of the data are meant.
     """
-    node = {"_target_": "genimg.data.arrays.npz", "path": file, "fit": "crop", "channels": None, "labels": "auto"}
+    node = {"_target_": "genimg.data.datasets.npz.npz", "path": file, "fit": "crop", "channels": None, "labels": "auto"}
     node |= {"image_size": options["image_size"], "range": options["range"]}
     node["split" if array in SPLITS else "images"] = array
     try:

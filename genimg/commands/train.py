@@ -34,7 +34,7 @@ from genimg.commands.usual import (
     warn_of_short_training,
 )
 from genimg.data.identity import Identity, identity_of
-from genimg.data.placement import available_keys
+from genimg.data.loader import available_keys
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.methods.translation import Translation
 from genimg.reporting import write_report

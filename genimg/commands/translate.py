@@ -28,8 +28,8 @@ from genimg.commands.pictures import (
     with_sizes,
 )
 from genimg.commands.translator import MemoryFullError, Translator, image_channels, least_side
-from genimg.data.pixels import checked_levels
-from genimg.data.tasks import Task
+from genimg.data.decode import checked_levels
+from genimg.data.tasks.base import Task
 from genimg.explain import nearest
 from genimg.methods.translation import MODES, Translation
 from genimg.training.device import choose_device

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from genimg.data.tasks import Task
+from genimg.data.tasks.base import Task
 from genimg.methods.translation import Translation
 from genimg.tiling import in_tiles, num_tiles, padded
 from genimg.utils.images import to_float, to_uint8

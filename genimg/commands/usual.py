@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 
 _FEW_STEPS = 2000  # fewer show blobs, whatever the model: a DCGAN's digits are readable after about 2,000
 _MADE_FOR = {  # evaluations whose extractor comes with genimg, by the data that it is made for
-    "genimg.data.sources.mnist": "mnist",
-    "genimg.data.sources.cifar10": "cifar10_classifier",
-    "genimg.data.shapes.shapes": "shapes",
+    "genimg.data.datasets.builtin.mnist": "mnist",
+    "genimg.data.datasets.builtin.cifar10": "cifar10_classifier",
+    "genimg.data.datasets.shapes.shapes": "shapes",
 }
 _OF_PHOTOS = "cifar10_classifier"  # for translations of other photos, at 32 px
 _SMALL_SHARE = 0.002  # of the published duration

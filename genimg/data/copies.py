@@ -23,9 +23,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from genimg.data.augment import rotate
-from genimg.data.pixels import PixelFormat, upright
-from genimg.data.sources import CorruptImageError
+from genimg.data.datasets.builtin import CorruptImageError
+from genimg.data.decode import PixelFormat, upright
+from genimg.data.transforms import rotate
 from genimg.utils.images import to_float, to_uint8
 
 Record = dict[str, Any]  # as JSON holds it

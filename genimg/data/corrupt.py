@@ -7,7 +7,7 @@ import logging
 import numpy as np
 from numpy.typing import NDArray
 
-from genimg.data.sources import CorruptImageError, Source
+from genimg.data.datasets.builtin import CorruptImageError, Source
 
 log = logging.getLogger(__name__)
 

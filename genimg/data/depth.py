@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from genimg.data.decode import PixelFormat, has_sixteen_bits, is_deep
 from genimg.data.image_files import ImageFiles
-from genimg.data.pixels import PixelFormat, has_sixteen_bits, is_deep
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from genimg.data.sources import Source
+from genimg.data.datasets.builtin import Source
 
 Identity = dict[str, Any]  # primitives
 

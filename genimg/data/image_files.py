@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from genimg.data.caption_files import FolderCaptions, find_captions
 from genimg.data.classes import LABELS_FILE, Classes, classes_by_directory, classes_by_file
-from genimg.data.index import list_images
+from genimg.data.datasets.caption_files import FolderCaptions, find_captions
+from genimg.data.datasets.file_index import list_images
 from genimg.data.zips import ZipImages
 
 

@@ -1,4 +1,4 @@
-"""Decodes a dataset once and writes its pixels as the files that genimg.data.prepared reads."""
+"""Decodes a dataset once and writes its pixels as the files that genimg.data.datasets.prepared reads."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import genimg
-from genimg.data.prepared import CAPTIONS, LABELS, Description, Shard
-from genimg.data.sources import CorruptImageError, Source
+from genimg.data.datasets.builtin import CorruptImageError, Source
+from genimg.data.datasets.prepared import CAPTIONS, LABELS, Description, Shard
 from genimg.utils.environment import num_cores
 
 CORRUPT = "corrupt.txt"

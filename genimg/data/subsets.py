@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from genimg.utils.rng import hash_integers
 
 if TYPE_CHECKING:
-    from genimg.data.sources import Source
+    from genimg.data.datasets.builtin import Source
 
 _STREAM = 14  # keeps this choice apart from every other use of a seed
 _TIE_STREAM = 15

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genimg.data.index import image_extensions
+from genimg.data.datasets.file_index import image_extensions
 
 _HEADER = struct.Struct("<4s22xHH")  # of a file in the archive: signature, lengths of the name and of the extra field
 _SIGNATURE = b"PK\x03\x04"

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genimg.data.placement import Data
-from genimg.data.sources import Source
+from genimg.data.datasets.builtin import Source
+from genimg.data.loader import Data
 from genimg.data.subsets import selection
 from genimg.evaluation.bootstrap import intervals
 from genimg.evaluation.checks import check_counts, check_held_out, checked_metrics, small_counts

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genimg.data.placement import Data
+from genimg.data.loader import Data
 from genimg.data.subsets import fixed_subset, selection
 from genimg.types import Method
 from genimg.utils.images import to_float, to_uint8

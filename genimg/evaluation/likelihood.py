@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genimg.data.placement import Data
-from genimg.data.sources import Source
+from genimg.data.datasets.builtin import Source
+from genimg.data.loader import Data
 from genimg.data.subsets import selection, subset_of
 from genimg.evaluation.passes import full_float32, ranges
 from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator

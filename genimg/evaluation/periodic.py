@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from genimg.data.placement import Data
-from genimg.data.sources import Source
+from genimg.data.datasets.builtin import Source
+from genimg.data.loader import Data
 from genimg.evaluation.watch import DivergenceWatch
 from genimg.types import Images, Method
 

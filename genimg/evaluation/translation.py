@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genimg.data.placement import Data
-from genimg.data.sources import Source
+from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.unpaired import UnpairedSource
+from genimg.data.loader import Data
 from genimg.data.subsets import selection, subset_of
-from genimg.data.tasks import Task
-from genimg.data.unpaired import UnpairedSource
+from genimg.data.tasks.base import Task
 from genimg.evaluation.evaluator import Evaluator, short_count
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.imagesets import FiniteCheck, ImageSet

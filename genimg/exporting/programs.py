@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genimg.data.tasks import Task
+from genimg.data.tasks.base import Task
 from genimg.methods.latent_density import LatentDensity
 from genimg.networks.stochastic_layers import StochasticLayer
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from genimg.commands.translator import image_channels, least_side
-from genimg.data.tasks import Task
+from genimg.data.tasks.base import Task
 from genimg.exporting.parts import Choices, Config, Inputs, Part, Port, Sides, exportable, image_port, refuse_choices, settled
 from genimg.exporting.programs import Translating
 from genimg.methods.translation import Translation

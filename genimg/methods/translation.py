@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from genimg.data.tasks import Task
+from genimg.data.tasks.base import Task
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.methods.modes import in_mode
 from genimg.types import Batch, Method

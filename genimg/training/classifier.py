@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from genimg.data.placement import Data
-from genimg.data.stream import Order
+from genimg.data.loader import Data
+from genimg.data.sampler import Order
 from genimg.data.subsets import random_subset
 from genimg.evaluation.extractors.base import prepare
 from genimg.evaluation.extractors.classifier import FORMAT, SmallClassifier

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from genimg.data.placement import Data
-from genimg.data.stream import Order
+from genimg.data.loader import Data
+from genimg.data.sampler import Order
 from genimg.evaluation.passes import EvaluationInterruptedError
 from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
 from genimg.schedules import ScheduledNumbers

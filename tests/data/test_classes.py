@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from genimg.data.classes import classes_by_directory, classes_by_file, stray_images
-from genimg.data.sources import Source, folder
+from genimg.data.datasets.builtin import Source, folder
 
 NAMES = [f"0000{i // 4}/img{i:08d}.png" for i in range(6)]
 LABELS = [6, 0, 2, 6, 2, 2]

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from genimg.data.datasets.builtin import CorruptImageError, folder
+from genimg.data.datasets.file_index import list_images
+from genimg.data.decode import PixelFormat
 from genimg.data.depth import with_settled_depth
-from genimg.data.index import list_images
-from genimg.data.pixels import PixelFormat
-from genimg.data.sources import CorruptImageError, folder
 
 GREY = PixelFormat(4, 4, 1)
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from genimg.data.datasets.builtin import folder
+from genimg.data.datasets.paired import paired
+from genimg.data.datasets.shapes import ShapesSource
+from genimg.data.datasets.unpaired import unpaired
 from genimg.data.identity import identity_of, refused_differences, warned_differences
-from genimg.data.pairs import paired
-from genimg.data.shapes import ShapesSource
-from genimg.data.sources import folder
-from genimg.data.unpaired import unpaired
-from genimg.data.validation import without_validation
+from genimg.data.split import without_validation
 
 CLASSES = {"automobile": 4, "bird": 5, "cat": 6}
 

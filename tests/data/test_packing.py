@@ -12,9 +12,9 @@ import pytest
 
 import genimg
 from genimg.data import packing
+from genimg.data.datasets.builtin import ArraySource, CorruptImageError, Source
+from genimg.data.datasets.shapes import ShapesSource
 from genimg.data.packing import pack
-from genimg.data.shapes import ShapesSource
-from genimg.data.sources import ArraySource, CorruptImageError, Source
 
 SHAPE = (3, 4, 6)
 BYTES = 3 * 4 * 6

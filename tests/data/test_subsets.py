@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genimg.data.sources import ArraySource, mnist
+from genimg.data.datasets.builtin import ArraySource, mnist
+from genimg.data.split import without_validation
 from genimg.data.subsets import fixed_subset, random_labels, random_order, random_subset, selection, shares, subset_of
-from genimg.data.validation import without_validation
 
 FIVE_OF_100 = [49, 54, 55, 58, 63]  # with seed 0
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from genimg.data.placement import Data
-from genimg.data.sources import CorruptImageError, folder
+from genimg.data.datasets.builtin import CorruptImageError, folder
+from genimg.data.loader import Data
 from genimg.data.zips import ZipImages
 
 NAMES = ["cat/1.png", "cat/2.jpg", "dog/1.PNG", "dog/deep/2.bmp", "emu/1.png"]

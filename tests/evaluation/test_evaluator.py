@@ -11,8 +11,8 @@ from torch import nn
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
-from genimg.data.placement import Data
-from genimg.data.sources import ArraySource, Source, digest
+from genimg.data.datasets.builtin import ArraySource, Source, digest
+from genimg.data.loader import Data
 from genimg.data.subsets import random_subset, subset_of
 from genimg.evaluation.distances import neighbor_rates
 from genimg.evaluation.evaluator import Evaluator, short_count

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from genimg.data.captions import decode
-from genimg.data.placement import Data
-from genimg.data.sources import ArraySource
+from genimg.data.datasets.builtin import ArraySource
+from genimg.data.loader import Data
 from genimg.data.subsets import random_subset
 from genimg.evaluation.imagesets import (
     DatasetImages,

@@ -10,10 +10,10 @@ import pytest
 import tiny
 import torch
 
-from genimg.data.placement import Data
-from genimg.data.sources import ArraySource
+from genimg.data.datasets.builtin import ArraySource
+from genimg.data.loader import Data
+from genimg.data.split import without_validation
 from genimg.data.subsets import random_subset
-from genimg.data.validation import without_validation
 from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.evaluation.passes import EvaluationInterruptedError
 from genimg.losses.elbo import ELBO

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from genimg.data.sources import ArraySource, mnist
+from genimg.data.datasets.builtin import ArraySource, mnist
 from genimg.data.subsets import random_order
 from genimg.evaluation.extractors.classifier import Classifier
 from genimg.evaluation.memorisation import Memorisation, closeness, fresh_deviation, memorised_share

@@ -8,8 +8,8 @@ from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from genimg.data.placement import Data
-from genimg.data.shapes import shapes
+from genimg.data.datasets.shapes import shapes
+from genimg.data.loader import Data
 from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.classifier import Classifier
 from genimg.evaluation.extractors.inception import Inception

@@ -7,9 +7,9 @@ import pytest
 import scipy.ndimage
 import torch
 
-from genimg.data.placement import Data
-from genimg.data.shapes import shapes
-from genimg.data.sources import ArraySource, folder, mnist
+from genimg.data.datasets.builtin import ArraySource, folder, mnist
+from genimg.data.datasets.shapes import shapes
+from genimg.data.loader import Data
 from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.classifier import Classifier
 from genimg.evaluation.imagesets import DatasetImages

@@ -12,13 +12,13 @@ import torch
 from test_evaluator import LinearExtractor, Painter, frechet_distance_of_scipy
 from torch import Tensor, nn
 
-from genimg.data.degradations import Denoise, Inpaint, SuperResolution
-from genimg.data.masks import Center
-from genimg.data.placement import Data, UnpairedData
-from genimg.data.sources import ArraySource, Source
+from genimg.data.datasets.builtin import ArraySource, Source
+from genimg.data.datasets.unpaired import UnpairedSource
+from genimg.data.loader import Data, UnpairedData
 from genimg.data.subsets import random_subset
-from genimg.data.tasks import Pair, Unpaired
-from genimg.data.unpaired import UnpairedSource
+from genimg.data.tasks.base import Pair, Unpaired
+from genimg.data.tasks.degradations import Denoise, Inpaint, SuperResolution
+from genimg.data.tasks.masks import Center
 from genimg.evaluation.extractors.inception import Inception
 from genimg.evaluation.imagesets import NonFiniteImagesError
 from genimg.evaluation.passes import EvaluationInterruptedError

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genimg.data.degradations import Inpaint
-from genimg.data.masks import Center
-from genimg.data.tasks import Pair
+from genimg.data.tasks.base import Pair
+from genimg.data.tasks.degradations import Inpaint
+from genimg.data.tasks.masks import Center
 from genimg.losses.adversarial import (
     AdversarialLoss,
     cross_entropy_discriminator_loss,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genimg.data.degradations import Denoise, Inpaint
-from genimg.data.masks import Boxes
+from genimg.data.tasks.degradations import Denoise, Inpaint
+from genimg.data.tasks.masks import Boxes
 from genimg.losses.reconstruction import ReconstructionLoss
 from genimg.methods.restoration import Restoration
 from genimg.methods.translation import in_blocks

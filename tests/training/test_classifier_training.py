@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from genimg.data.placement import Data
-from genimg.data.sources import ArraySource
+from genimg.data.datasets.builtin import ArraySource
+from genimg.data.loader import Data
 from genimg.evaluation.extractors.classifier import Classifier
 from genimg.training.classifier import LabelledImages, train_classifier
 from genimg.training.device import Precision

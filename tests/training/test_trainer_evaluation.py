@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from genimg.data.placement import Data
-from genimg.data.sources import ArraySource
+from genimg.data.datasets.builtin import ArraySource
+from genimg.data.loader import Data
 from genimg.evaluation.evaluator import Evaluation, Evaluator
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.metrics import FrechetDistance, InceptionScore

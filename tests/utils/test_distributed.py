@@ -15,8 +15,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from genimg.data.placement import Data
-from genimg.data.sources import ArraySource
+from genimg.data.datasets.builtin import ArraySource
+from genimg.data.loader import Data
 from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.imagesets import DatasetImages

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genimg.data.sources import folder as folder_of_images
+from genimg.data.datasets.builtin import folder as folder_of_images
 from genimg.utils.images import write_png
 from genimg.utils.outputs import (
     MARK,

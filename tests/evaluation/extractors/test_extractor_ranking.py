@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genimg.data import sources
-from genimg.data.shapes import ShapesSource
+from genimg.data.datasets import builtin
+from genimg.data.datasets.shapes import ShapesSource
 from genimg.data.subsets import random_order
 from genimg.evaluation.distances import expected_coverage, frechet_distance, kernel_distance, neighbor_rates
 from genimg.evaluation.extractors.classifier import Classifier
@@ -31,14 +31,14 @@ def shapes(request: pytest.FixtureRequest) -> list[Pixels]:
 
 def mnist(request: pytest.FixtureRequest) -> list[Pixels]:
     root = str(request.getfixturevalue("real_mnist_root"))
-    source = sources.mnist(root=root, split="test", image_size=28, channels=1, fit="stretch")
+    source = builtin.mnist(root=root, split="test", image_size=28, channels=1, fit="stretch")
     order = random_order(len(source), seed=0)
     return [source.read_many(order[:COUNT]), source.read_many(order[COUNT : 2 * COUNT])]
 
 
 def cifar10(request: pytest.FixtureRequest) -> list[Pixels]:
     root = str(request.getfixturevalue("real_cifar10_root") / "cifar10" / "train")
-    source = sources.folder(root=root, image_size=32, channels=3, fit="crop", labels="required")
+    source = builtin.folder(root=root, image_size=32, channels=3, fit="crop", labels="required")
     order = random_order(len(source), seed=0)
     return [source.read_many(order[:COUNT]), source.read_many(order[COUNT : 2 * COUNT])]
 

@@ -1,0 +1,317 @@
+"""One function per dataset, each returning a map-style source of uint8 images.
+
+To add a dataset, write a function here (or in a package of your own) and a YAML in configs/data/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from genimg.data.classes import Classes, stray_images
+from genimg.data.datasets.caption_files import FolderCaptions
+from genimg.data.decode import PixelFormat, checked_levels, common_format
+from genimg.data.depth import with_settled_depth
+from genimg.data.image_files import ImageFiles, captions_of, classes_of, is_zip, open_image_files
+from genimg.data.tasks.base import Task
+
+
+class CorruptImageError(Exception):
+    """An image that cannot be decoded; carries the file's path and the decoder's words."""
+
+
+class Source(ABC):
+    """A finite set of images of one shape.
+
+    Attributes:
+        name: for messages and provenance.
+        shape: (C, H, W).
+        labels: int64 [N], or None.
+        class_names: by label; empty without labels.
+        captioned: whether images have captions.
+        task: that divides each image into a source and a target, where the images are such pairs.
+        validation: images of the same kind that were kept out of the training.
+        fingerprint: hexadecimal digest of everything that determines the images, without their labels; a cache key.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    labels: NDArray[np.int64] | None = None
+    class_names: tuple[str, ...] = ()
+    captioned: bool = False
+    task: Task | None = None
+    validation: Source | None = None
+    fingerprint: str
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Image ``index`` as uint8 [C, H, W].
+
+        Raises:
+            CorruptImageError: if it cannot be decoded.
+        """
+
+    def read_many(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Those images as uint8 [N, C, H, W]. Sources that need not go through them one by one have a faster way.
+
+        Raises:
+            CorruptImageError: if one of them cannot be decoded.
+        """
+        images = np.empty((len(indices), *self.shape), dtype=np.uint8)
+        for row, index in enumerate(indices.tolist()):
+            images[row] = self.read(index)
+        return images
+
+    def title(self, index: int) -> str:
+        """What image ``index`` is called: its file's path where it has one, else its number."""
+        return str(index)
+
+    def file_names(self) -> Sequence[str] | None:
+        """The names of all images' files, relative to where they lie, in their order; None without files for each image."""
+        return None
+
+    def caption(self, index: int) -> str | None:
+        """A sentence that describes image ``index``, where the dataset has one. ``captioned`` says whether to ask."""
+        return None
+
+    def captions(self, indices: NDArray[np.int64]) -> list[str | None]:
+        """Those images' captions. Sources that need not go through them one by one have a faster way."""
+        return [self.caption(index) for index in indices.tolist()]
+
+
+class ArraySource(Source):
+    """Images held in memory."""
+
+    def __init__(
+        self,
+        name: str,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64] | None = None,
+        class_names: Sequence[str] = (),
+        captions: Sequence[str | None] | None = None,
+    ) -> None:
+        self.name = name
+        self.images = images
+        self.shape = images.shape[1:]
+        self.labels = labels
+        self.class_names = tuple(class_names)
+        self.captioned = captions is not None
+        self._captions = captions
+        self.fingerprint = digest(name, images.shape, hashlib.sha256(np.ascontiguousarray(images).data).hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        return self.images[index]
+
+    def read_many(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self.images[indices]
+
+    def caption(self, index: int) -> str | None:
+        return None if self._captions is None else self._captions[index]
+
+
+class FileSource(Source):
+    """Image files, decoded when read."""
+
+    def __init__(
+        self,
+        name: str,
+        files: ImageFiles,
+        pixels: PixelFormat,
+        classes: Classes,
+        captions: FolderCaptions | None,
+    ) -> None:
+        self.name = name
+        self.paths = files.paths
+        self._files = files
+        self.pixels = pixels
+        self.shape = pixels.shape
+        self.labels, self.class_names = classes.labels, classes.names
+        self.captioned = captions is not None
+        self._captions = captions
+        # From names, sizes and a bounded share of the contents: a million files must not be read to start a run.
+        self.fingerprint = digest("files", files.digest, pixels)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        path = self.paths[index]
+        try:
+            with Image.open(self._files.open(path)) as image:
+                # Decodes JPEGs at a reduced scale where the result is still larger than asked for: several times faster.
+                image.draft(None, (self.pixels.width * 2, self.pixels.height * 2))
+                return self.pixels.apply(image)
+        except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+            raise CorruptImageError(f"{self._files.root / path}: {error}") from error
+
+    def title(self, index: int) -> str:
+        return self.paths[index]
+
+    def file_names(self) -> Sequence[str]:
+        return self.paths
+
+    def caption(self, index: int) -> str | None:
+        return None if self._captions is None else self._captions.texts[index]
+
+
+def mnist(*, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str) -> Source:
+    """MNIST (LeCun et al. 1998): 60,000 training and 10,000 test digits of 28x28, in torchvision's layout below ``root``."""
+    from torchvision.datasets import MNIST
+
+    return _torchvision("mnist", MNIST, root, split, PixelFormat.of(image_size, channels, fit), "MNIST/raw")
+
+
+def fashion_mnist(*, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str) -> Source:
+    """Fashion-MNIST (Xiao et al. 2017): MNIST's format with ten kinds of clothing."""
+    from torchvision.datasets import FashionMNIST
+
+    return _torchvision(
+        "fashion_mnist", FashionMNIST, root, split, PixelFormat.of(image_size, channels, fit), "FashionMNIST/raw"
+    )
+
+
+def cifar10(*, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str) -> Source:
+    """CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test photos of 32x32 in ten classes."""
+    from torchvision.datasets import CIFAR10
+
+    return _torchvision("cifar10", CIFAR10, root, split, PixelFormat.of(image_size, channels, fit), "cifar-10-batches-py")
+
+
+def cifar100(*, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str) -> Source:
+    """CIFAR-100 (Krizhevsky 2009): as CIFAR-10, with a hundred classes."""
+    from torchvision.datasets import CIFAR100
+
+    return _torchvision("cifar100", CIFAR100, root, split, PixelFormat.of(image_size, channels, fit), "cifar-100-python")
+
+
+def imagenet(
+    *,
+    root: str,
+    split: str,
+    image_size: int | Sequence[int],
+    channels: int,
+    fit: str,
+    refresh_index: bool = False,
+) -> Source:
+    """ImageNet (Deng et al. 2009) as torchvision lays it out: ``root/train/n01440764/*.JPEG`` and ``root/val/...``."""
+    if split not in ("train", "val"):
+        raise ValueError(f"data.split={split} does not exist in imagenet: choose train or val")
+    return folder(
+        root=str(Path(root) / split),
+        image_size=image_size,
+        channels=channels,
+        fit=fit,
+        labels="required",
+        refresh_index=refresh_index,
+        name="imagenet",
+    )
+
+
+def folder(
+    *,
+    root: str,
+    image_size: int | Sequence[int] | None,
+    channels: int | None,
+    fit: str,
+    labels: str,
+    refresh_index: bool = False,
+    captions: str | None = None,
+    name: str = "folder",
+    range: Sequence[float] | None = None,
+) -> Source:
+    """Every image below a directory or in a zip file, in any format that Pillow reads.
+
+    Args:
+        root: the directory or .zip. The labels are those of a dataset.json in it: see genimg.data.classes. Without one, its
+            direct subdirectories that hold images are the classes, in alphabetical order.
+        image_size, channels, fit: see PixelFormat; where both the size and the channels are None, they are the files' own.
+        labels: ``auto`` takes classes where every image has one; ``required`` refuses a folder without them; ``none``
+            ignores them.
+        refresh_index: list the files anew even where a large folder's list is kept: see genimg.data.datasets.file_index.
+        captions: where they are: see genimg.data.datasets.caption_files.
+        name: for messages.
+        range: the values of 16- and 32-bit images that become black and white, [low, high]; None: see PixelFormat.
+
+    Raises:
+        FileNotFoundError: if ``root`` is missing or holds no images, or the file of captions is missing.
+        ValueError: if labels are required and there are none, or the files' own sizes differ.
+    """
+    if labels not in ("auto", "required", "none"):
+        raise ValueError(f"data.labels={labels} is unknown: choose auto, required or none")
+    if (image_size is None) != (channels is None):
+        raise ValueError(f"image_size={image_size} and channels={channels}: give both, or neither for the files' own")
+    given = None if image_size is None or channels is None else PixelFormat.of(image_size, channels, fit, range)
+    directory = Path(root).expanduser()
+    if not directory.is_dir() and not is_zip(directory):
+        what = "is a file, not a directory" if directory.exists() else "does not exist"
+        raise FileNotFoundError(f"data.root={root} {what}: give a directory of images, or a .zip of them")
+    files = open_image_files(directory, refresh=refresh_index)
+    if not files.paths:
+        raise FileNotFoundError(
+            f"data.root={root} holds no images: expected files such as .png or .jpg in it or in its subdirectories"
+        )
+    pixels = given or replace(common_format(files), levels=checked_levels(range))
+    pixels = with_settled_depth(files, pixels)
+    classes = Classes() if labels == "none" else classes_of(files)
+    if labels == "required" and classes.labels is None:
+        raise ValueError(
+            f"labels were asked for, but data.root={root} has none: put each class's images into a subdirectory of its own"
+            + (f" ({stray} beside the subdirectories)" if (stray := stray_images(files.paths)) else "")
+        )
+    return FileSource(name, files, pixels, classes, captions_of(files, captions))
+
+
+def _torchvision(name: str, dataset: Callable[..., Any], root: str, split: str, pixels: PixelFormat, files: str) -> ArraySource:
+    """Load one of torchvision's small datasets into memory, downloading it only when it is absent."""
+    if split not in ("train", "test"):
+        raise ValueError(f"data.split={split} does not exist in {name}: choose train or test")
+    directory = Path(root).expanduser()
+    train = split == "train"
+    try:
+        try:
+            data = dataset(directory, train=train, download=False)
+        except RuntimeError:  # torchvision's way to say that it is absent
+            data = dataset(directory, train=train, download=True)
+    except (ValueError, AssertionError, EOFError, IndexError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"the files of {name} below data.root={root} are damaged ({_first_line(error)}): delete those in "
+            f"{directory / files}, and they are downloaded again, or put whole ones there"
+        ) from error
+    except (RuntimeError, OSError) as error:
+        raise FileNotFoundError(
+            f"{name} is not whole in data.root={root} and could not be downloaded ({_first_line(error)}): put its files into "
+            f"{directory / files}, or point data.root at the directory that holds {files}"
+        ) from error
+    raw = np.asarray(data.data)
+    if raw.shape[1:3] == (pixels.height, pixels.width) and (3 if raw.ndim == 4 else 1) == pixels.channels:
+        images = raw[:, None] if raw.ndim == 3 else raw.transpose(0, 3, 1, 2)
+    else:
+        progress = tqdm(raw, desc=f"resizing {name}", unit="image", leave=False, disable=None)
+        images = np.stack([pixels.apply(Image.fromarray(image)) for image in progress])
+    labels = np.asarray(data.targets, dtype=np.int64)
+    return ArraySource(f"{name}/{split}", np.ascontiguousarray(images), labels, [str(c) for c in data.classes])
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()

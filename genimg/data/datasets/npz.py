@@ -1,0 +1,205 @@
+"""Images in a NumPy archive, as other programs write datasets and samples."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from genimg.data.archives import (
+    FIRST,
+    MOST_CLASSES,
+    SECOND,
+    SPLITS,
+    Header,
+    choose_images,
+    choose_labels,
+    headers_of,
+    image_like,
+)
+from genimg.data.datasets.builtin import ArraySource, Source
+from genimg.data.decode import PixelFormat, checked_levels, scaled
+
+log = logging.getLogger(__name__)
+
+
+def npz(
+    *,
+    path: str,
+    image_size: int | Sequence[int] | None,
+    channels: int | None,
+    fit: str,
+    split: str | None = None,
+    images: str | None = None,
+    labels: str = "auto",
+    range: Sequence[float] | None = None,
+) -> Source:
+    """Read the images of an .npz file, and their labels if it has some; say which arrays were taken.
+
+    Images are [N, H, W], [N, H, W, C] or [N, C, H, W]; uint8, floats between 0 and 1, or anything that ``range`` describes.
+    Labels are N whole numbers, 0 or more, as [N], [N, 1] or one-hot [N, K].
+
+    Args:
+        path: The file.
+        image_size: See PixelFormat; None leaves the images' own.
+        channels: See PixelFormat; None leaves the images' own.
+        fit: See PixelFormat.
+        split: ``train``, ``val`` or ``test`` of an archive that has arrays such as ``x_train`` and ``x_test``; None takes those
+            of the training.
+        images: The name of the array of images; None decides by names and shapes: see genimg.data.archives.
+        labels: The name of the array of labels; ``auto`` decides by the names, ``none`` ignores them.
+        range: The values that become black and white, [low, high]; values beyond them are clipped.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no images, several arrays could be meant, or values are not those of images or labels.
+    """
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"data.split={split} is unknown: choose {', '.join(SPLITS)}, or null")
+    levels = checked_levels(range)
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} is not a file: it should be an .npz of images")
+    archive, headers = _opened(file, path)
+    with archive:
+        headers = _without_repetition(archive, headers, path)
+        image_key, own_split = choose_images(headers, path, key=images, split=split)
+        label_key = choose_labels(headers, path, key=labels, images=image_key, split=own_split)
+        array = _read(archive, image_key, path)
+        targets = None if label_key is None else _read(archive, label_key, path)
+    where = f"{path}[{image_key}]"
+    if array.size == 0:
+        raise ValueError(f"{where} holds no images: its shape is {array.shape}")
+    pixels = _brought_to(_channels_first(_to_uint8(array, where, levels), where), image_size, channels, fit, file.name)
+    classes = None if targets is None else _labels(targets, len(pixels), f"{path}[{label_key}]", named=label_key != SECOND)
+    _say_what_was_taken(headers, image_key, array, label_key, classes, path)
+    names = [] if classes is None else [str(i) for i in np.arange(int(classes.max()) + 1).tolist()]
+    several = len(image_like(headers)) > 1
+    return ArraySource(f"{file.name}[{image_key}]" if several else file.name, pixels, classes, names)
+
+
+def _opened(file: Path, path: str) -> tuple[np.lib.npyio.NpzFile, dict[str, Header]]:
+    try:
+        archive = np.load(file, allow_pickle=False)
+        headers = headers_of(archive)
+    except Exception as error:  # damaged archives make NumPy and zlib raise nearly anything
+        raise ValueError(_no_archive(path)) from error
+    if not image_like(headers) and any(header.dtype.hasobject for header in headers.values()):
+        raise ValueError(_no_archive(path))
+    return archive, headers
+
+
+def _read(archive: np.lib.npyio.NpzFile, key: str, path: str) -> NDArray[np.generic]:
+    try:
+        return np.asarray(archive[key])
+    except Exception as error:
+        raise ValueError(_no_archive(path)) from error
+
+
+def _no_archive(path: str) -> str:
+    return f"{path} is not an .npz archive of plain arrays: it is damaged, or holds Python objects"
+
+
+def _without_repetition(archive: np.lib.npyio.NpzFile, headers: dict[str, Header], path: str) -> dict[str, Header]:
+    """Leave ``arr_0`` out where it repeats ``images`` in three channels, as genimg-sample writes others than RGB."""
+    if not {FIRST, "images"} <= set(image_like(headers)):
+        return headers
+    one, three = _read(archive, "images", path), _read(archive, FIRST, path)
+    if one.ndim != 4 or three.ndim != 4 or one.shape[:3] != three.shape[:3] or not one.dtype == three.dtype == np.uint8:
+        return headers
+    colours = one.astype(np.float64)
+    if one.shape[3] == 4:  # on white
+        opacity = colours[..., 3:] / 255
+        colours = opacity * colours[..., :3] + (1 - opacity) * 255
+    same = colours.shape[3] in (1, three.shape[3]) and np.abs(three.astype(np.float64) - colours).max(initial=0) < 1
+    return {name: header for name, header in headers.items() if name != FIRST} if same else headers
+
+
+def _say_what_was_taken(
+    headers: dict[str, Header], key: str, array: NDArray[np.generic], label_key: str | None, labels: NDArray[np.int64] | None,
+    path: str,
+) -> None:  # fmt: skip
+    low, high = (float(bound) for bound in (array.min(), array.max()))
+    text = f"{path}: images from {key}, {headers[key]}, values from {low:.6g} to {high:.6g}"
+    if labels is not None and label_key is not None:
+        text += f"; labels from {label_key}, {headers[label_key]}, {int(labels.min())} to {int(labels.max())}"
+    else:
+        text += "; no labels"
+    unused = [name for name in headers if name not in (key, label_key)]
+    log.info("%s%s", text, f"; not read: {', '.join(unused)}" if unused else "")
+
+
+def _to_uint8(array: NDArray[np.generic], name: str, levels: tuple[float, float] | None) -> NDArray[np.uint8]:
+    if array.dtype == np.uint8 and levels is None:
+        return array.astype(np.uint8, copy=False)
+    numeric = np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_ if levels else False
+    if not np.issubdtype(array.dtype, np.floating) and not numeric:
+        raise ValueError(
+            f"{name} holds {array.dtype}: images must be uint8, or floats between 0 and 1; for others give their black and "
+            "white with data.range=[low,high]"
+        )
+    values = array.astype(np.float64)
+    broken = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    if broken.any():
+        raise ValueError(
+            f"{int(broken.sum())} of the {len(values)} images of {name} hold NaN or infinite values, the first of them image "
+            f"{int(broken.argmax())}: remove them, or find out what made them"
+        )
+    low, high = float(values.min()), float(values.max())
+    if levels is None and (low < 0.0 or high > 1.0):
+        raise ValueError(
+            f"{name} holds floats from {low:.4g} to {high:.4g}: images must be uint8, or floats between 0 and 1; for others "
+            f"give their black and white, such as data.range=[{low:.4g},{high:.4g}]"
+        )
+    return scaled(values, levels or (0.0, 1.0))
+
+
+def _channels_first(images: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+    if images.ndim == 3:
+        return images[:, None]
+    if images.shape[3] in (1, 3, 4):
+        return images.transpose(0, 3, 1, 2)
+    if images.shape[1] in (1, 3, 4):
+        return images
+    raise ValueError(f"{name} has the shape {images.shape}: neither its second nor its last axis is 1, 3 or 4 channels")
+
+
+def _brought_to(
+    images: NDArray[np.uint8], image_size: int | Sequence[int] | None, channels: int | None, fit: str, name: str
+) -> NDArray[np.uint8]:
+    own_channels, height, width = images.shape[1:]
+    size = (height, width) if image_size is None else image_size
+    pixels = PixelFormat.of(size, own_channels if channels is None else channels, fit)
+    if pixels.shape == images.shape[1:]:
+        return np.ascontiguousarray(images)
+    progress = tqdm(images, desc=f"resizing {name}", unit="image", leave=False, disable=None)
+    return np.stack([pixels.apply(Image.fromarray(i[0] if len(i) == 1 else i.transpose(1, 2, 0))) for i in progress])
+
+
+def _labels(labels: NDArray[np.generic], count: int, name: str, *, named: bool) -> NDArray[np.int64] | None:
+    """Bring labels to int64 [N]; None if they are none and only their place says that they are labels.
+
+    Raises:
+        ValueError: If they are none, and are named as labels.
+    """
+    if labels.ndim == 2 and labels.shape[1] >= 2 and len(labels) == count and labels.dtype.kind in "uifb":
+        ones = labels == 1
+        if ((labels == 0) | ones).all() and (ones.sum(axis=1) == 1).all():
+            log.info("%s is one-hot: the place of each 1 is the label", name)
+            return ones.argmax(axis=1).astype(np.int64)
+    fits = labels.shape in ((count,), (count, 1)) and np.issubdtype(labels.dtype, np.integer)
+    if fits and labels.min() >= 0 and labels.max() < MOST_CLASSES:
+        return labels.reshape(count).astype(np.int64)
+    if not named:
+        return None
+    values = f", {labels.min()} to {labels.max()}" if fits else ""
+    raise ValueError(
+        f"{name} has the shape {list(labels.shape)} and type {labels.dtype}{values}: labels must be {count} integers, 0 or "
+        f"more and below {MOST_CLASSES:,}, one an image, or one-hot; ignore them with data.labels=none, or name others with "
+        "data.labels=NAME"
+    )

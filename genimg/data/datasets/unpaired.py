@@ -1,0 +1,99 @@
+"""Images of two domains that have nothing to do with each other: horses and zebras, photos and paintings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genimg.data.datasets.builtin import Source, digest, folder
+from genimg.data.tasks.base import Unpaired
+
+
+class UnpairedSource(Source):
+    """Two sources; item ``i`` is one image of each, whose channels follow one another.
+
+    That is how they are shown and measured; training takes each in an order of its own: see ``placement.UnpairedData``.
+
+    Args:
+        a, b: the domains, of one height and width.
+    """
+
+    def __init__(self, a: Source, b: Source) -> None:
+        self.name = "unpaired"
+        self.a, self.b = a, b
+        self.shape = (a.shape[0] + b.shape[0], *a.shape[1:])
+        self.task = Unpaired(source_channels=a.shape[0])
+        self.fingerprint = digest("unpaired", a.fingerprint, b.fingerprint)
+
+    def __len__(self) -> int:
+        return max(len(self.a), len(self.b))
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        return np.concatenate([self.a.read(index % len(self.a)), self.b.read(index % len(self.b))])
+
+    def file_names(self) -> Sequence[str] | None:
+        """Those of domain a, then those of domain b."""
+        a, b = self.a.file_names(), self.b.file_names()
+        return None if a is None or b is None else [*a, "", *b]
+
+
+def unpaired(
+    *,
+    root: str | None,
+    a: str | None,
+    b: str | None,
+    image_size: int | Sequence[int],
+    channels: int,
+    channels_a: int | None,
+    channels_b: int | None,
+    fit: str,
+    refresh_index: bool = False,
+    range: Sequence[float] | None = None,
+) -> UnpairedSource:
+    """Two folders of images, one for each domain.
+
+    Args:
+        root: a directory with ``trainA`` and ``trainB``, and ``testA`` and ``testB`` for validation if it has them (the layout
+            of CycleGAN); None with ``a`` and ``b``.
+        a, b: the two folders; None with ``root``.
+        image_size, fit: see PixelFormat.
+        channels: of either domain; ``channels_a`` and ``channels_b`` where they differ, else None.
+        refresh_index: see genimg.data.datasets.file_index.
+        range: the values of 16- and 32-bit images that become black and white, [low, high]; None: see PixelFormat.
+
+    Raises:
+        FileNotFoundError: if a folder is missing or has no images.
+        ValueError: if folders are given in neither way or in both.
+    """
+    if (root is None) == (a is None and b is None) or (a is None) != (b is None):
+        raise ValueError(
+            f"data.root={root}, data.a={a}, data.b={b}: give data.root, a directory with trainA and trainB, or both data.a and "
+            "data.b, two folders of images"
+        )
+
+    def domain(key: str, path: str, channels: int) -> Source:
+        try:
+            return folder(root=path, image_size=image_size, channels=channels, fit=fit, labels="none", captions=None,
+                          refresh_index=refresh_index, name=key, range=range)  # fmt: skip
+        except FileNotFoundError as error:
+            hint = "; data.root holds trainA and trainB, or give data.a and data.b" if key == "data.root" else ""
+            raise FileNotFoundError(str(error).replace("data.root=", f"{key}=", 1) + hint) from error
+
+    if root is None:
+        assert a is not None
+        assert b is not None
+        return UnpairedSource(domain("data.a", a, channels_a or channels), domain("data.b", b, channels_b or channels))
+    directory = Path(root).expanduser()
+    halves = [(directory / f"{part}A", directory / f"{part}B") for part in ("train", "test")]
+    sources = [
+        UnpairedSource(
+            domain("data.root", str(first), channels_a or channels), domain("data.root", str(second), channels_b or channels)
+        )
+        for first, second in halves[: 2 if all(path.is_dir() for path in halves[1]) else 1]
+    ]
+    if len(sources) == 2:
+        sources[0].validation = sources[1]
+    return sources[0]

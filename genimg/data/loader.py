@@ -1,0 +1,355 @@
+"""Where the samples live: on the device, in host memory, or decoded by workers as they are needed.
+
+All three give the same batches. Samples stay uint8 until they are on the device.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from genimg.data.captions import caption_length, encode
+from genimg.data.corrupt import Corruption, read_many_valid
+from genimg.data.datasets.builtin import ArraySource, Source
+from genimg.data.datasets.prepared import PreparedSource
+from genimg.data.datasets.unpaired import UnpairedSource
+from genimg.data.sampler import Order
+from genimg.data.split import Part
+from genimg.data.tasks.base import Task
+from genimg.data.transforms import SampleAugment
+from genimg.types import Batch
+from genimg.utils.environment import num_cores
+from genimg.utils.images import to_float
+from genimg.utils.rng import seed_of
+from genimg.utils.terminal import stop_signals
+from genimg.utils.torchrun import processes_of_this_host
+
+PLACEMENTS = ("auto", "device", "host", "workers")
+_RESIDENT_BYTES = 4 * 2**30  # above this, decoding everything before the first step would take minutes
+_DOMAIN_STREAM = 5  # of the orders of unpaired domains
+_PIECE = 64  # images that a thread fetches at a time
+_MEMORY_SHARE = 0.25  # of the free memory; the rest is for training
+
+
+class Data:
+    """A source with a place to live in: an endless stream of training batches, and the plain images for evaluation.
+
+    Args:
+        source: the images.
+        placement: ``auto``, ``device``, ``host`` or ``workers``.
+        num_workers: processes that decode, for ``workers``; ``auto`` takes one a core, eight at most.
+        horizontal_flip: mirror a random half of the training samples.
+        max_corrupt: undecodable images that are skipped with a warning before the run stops.
+        device: where batches go.
+        keys: of the batches, ``image`` and those of ``label`` and ``caption`` that the method asks for.
+        augment: of training samples; None leaves them as they are.
+        task: that makes sources and targets of them; None leaves them images.
+
+    Attributes:
+        caption_length: bytes of the batches' captions; 0 without.
+        validation: images that were kept out of the training; None where there are none.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        placement: str,
+        num_workers: int | str,
+        horizontal_flip: bool,
+        max_corrupt: int,
+        device: torch.device,
+        keys: Sequence[str] = ("image",),
+        augment: SampleAugment | None = None,
+        task: Task | None = None,
+    ) -> None:
+        if placement not in PLACEMENTS:
+            raise ValueError(f"data.placement={placement} is unknown: choose one of {', '.join(PLACEMENTS)}")
+        if num_workers != "auto" and (not isinstance(num_workers, int) or num_workers < 0):
+            raise ValueError(f"data.num_workers={num_workers} must be auto, or 0 or more processes")
+        if not isinstance(horizontal_flip, bool):
+            raise ValueError(f"data.horizontal_flip={horizontal_flip} must be true or false")
+        if not isinstance(max_corrupt, int) or max_corrupt < 0:
+            raise ValueError(f"data.max_corrupt={max_corrupt} must be 0 or more images")
+        available = available_keys(source)
+        if "image" not in keys or not set(keys) <= set(available):
+            raise ValueError(f"batches of {', '.join(keys)} cannot be made: data {source.name} has {', '.join(available)}")
+        if augment is not None:
+            augment.check(source.shape)
+            if horizontal_flip and augment.horizontal_flip:
+                raise ValueError(f"data.horizontal_flip=true and data_augment.horizontal_flip={augment.horizontal_flip} both "
+                                 "mirror images: leave one of them")  # fmt: skip
+        self.source = source
+        self.device = device
+        self.horizontal_flip = horizontal_flip
+        self.keys = tuple(keys)
+        self.augment = augment
+        self.task = task
+        self.validation = None if source.validation is None else Data(
+            source.validation, placement=placement, num_workers=num_workers, horizontal_flip=False, max_corrupt=max_corrupt,
+            device=device, keys=keys, task=task,
+        )  # fmt: skip
+        cores = max(1, num_cores() // processes_of_this_host())
+        self.num_workers = min(cores, 8) if num_workers == "auto" else int(num_workers)
+        self.placement = _choose_placement(source, device) if placement == "auto" else placement
+        self._corruption = Corruption(max_corrupt)
+        self._replaced: dict[int, int] = {}  # corrupt images, and what took their place
+        self._resident: Tensor | None = None
+        self._annotations: dict[str, Tensor] = {}
+        if source.labels is not None:  # also unasked: the source's own, in which what replaces a corrupt image has its label
+            self._annotations["label"] = torch.from_numpy(source.labels)
+        self.caption_length = 0
+        if "caption" in self.keys:
+            texts = source.captions(np.arange(len(source), dtype=np.int64))
+            self.caption_length = caption_length(texts)
+            if self.placement != "workers":
+                self._annotations["caption"] = encode(texts, self.caption_length)
+
+    def batches(self, position: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """This rank's share of every batch from ``position`` (images seen by all ranks) on, for ever.
+
+        Args:
+            position: where to start; a multiple of nothing in particular.
+            batch_size: of all ranks together; ``world_size`` divides it.
+            seed: of the order.
+        """
+        order = Order(len(self.source), seed=seed, horizontal_flip=self.horizontal_flip)
+        share = batch_size // world_size
+        start = position + rank * share
+        if self.placement == "workers":
+            return self._from_workers(order, start, share, batch_size)
+        return self._from_memory(order, start, share, batch_size)
+
+    def images(self, indices: NDArray[np.int64]) -> Tensor:
+        """Those images of the source, unflipped: uint8 [N, C, H, W] on the device."""
+        if self._resident is not None:
+            return self._resident[torch.from_numpy(indices).to(self._resident.device)].to(self.device)
+        # Threads are enough: Pillow decodes without holding the interpreter's lock.
+        pieces = np.array_split(indices, max(1, min(len(indices), 4 * self.num_workers)))
+        with ThreadPoolExecutor(max(1, self.num_workers)) as pool:
+            results = list(pool.map(partial(read_many_valid, self.source, allowed=self._corruption.allowed), pieces))
+        for piece, (_, taken, problems) in zip(pieces, results, strict=True):
+            self._note(piece, taken)
+            self._report(problems)
+        return torch.from_numpy(np.concatenate([images for images, _, _ in results])).to(self.device)
+
+    def examples(self, indices: NDArray[np.int64], seed: int) -> Batch:
+        """A batch of those images, unflipped and not augmented; what is random about a task is a function of (seed, index)."""
+        images = to_float(self.images(indices))
+        if self.task is not None:
+            return self.task(images, indices, seed)
+        return {"image": images} | self.conditions(indices, self.keys)
+
+    def conditions(self, indices: NDArray[np.int64], keys: Sequence[str]) -> Batch:
+        """Those of ``label`` and ``caption`` that ``keys`` names, of these images, as they stand in a batch; on the device."""
+        batch: Batch = {}
+        indices = np.array([self._replaced.get(index, index) for index in indices.tolist()], dtype=np.int64)
+        if "label" in keys:
+            batch["label"] = self._annotations["label"][torch.from_numpy(indices)].to(self.device)
+        if "caption" in keys:
+            texts = self.source.captions(indices)
+            batch["caption"] = encode(texts, self.caption_length or caption_length(texts)).to(self.device)
+        return batch
+
+    def _note(self, indices: NDArray[np.int64], taken: NDArray[np.int64]) -> None:
+        """Remember what took the place of which corrupt images."""
+        different = indices != taken
+        self._replaced.update(zip(indices[different].tolist(), taken[different].tolist(), strict=True))
+
+    def load(self) -> None:
+        """Bring the images to where they will live. Does nothing for ``workers``, nor a second time.
+
+        Raises:
+            ValueError: when too many images are corrupt.
+        """
+        if self.validation is not None:
+            self.validation.load()
+        if self.placement == "workers" or self._resident is not None:
+            return
+        images = torch.from_numpy(self._decode_all())
+        self._resident = images.to(self.device) if self.placement == "device" else images
+
+    def _decode_all(self) -> NDArray[np.uint8]:
+        if isinstance(self.source, ArraySource):
+            return self.source.images
+        images = np.empty((len(self.source), *self.source.shape), dtype=np.uint8)
+
+        def decode(start: int) -> tuple[int, list[str]]:
+            indices = np.arange(start, min(start + _PIECE, len(images)), dtype=np.int64)
+            images[indices], taken, problems = read_many_valid(self.source, indices, self._corruption.allowed)
+            self._note(indices, taken)
+            if (replaced := taken != indices).any():
+                for tensor in self._annotations.values():
+                    tensor[torch.from_numpy(indices[replaced])] = tensor[torch.from_numpy(taken[replaced])]
+            return len(indices), problems
+
+        pool = ThreadPoolExecutor(max(1, self.num_workers))
+        progress = tqdm(total=len(images), desc=f"loading {self.source.name}", unit="image", disable=None)
+        try:
+            for count, problems in pool.map(decode, range(0, len(images), _PIECE)):
+                self._report(problems)
+                progress.update(count)
+        finally:
+            progress.close()
+            pool.shutdown(cancel_futures=True)  # too many corrupt images: do not decode the rest first
+        return images
+
+    def _report(self, problems: list[str]) -> None:
+        for problem in problems:
+            self._corruption.report(problem)
+
+    def _from_memory(self, order: Order, start: int, share: int, stride: int) -> Iterator[Batch]:
+        self.load()
+        assert self._resident is not None
+        device = self._resident.device
+        annotations = {key: tensor.to(device) for key, tensor in self._annotations.items() if key in self.keys}
+        while True:
+            indices = torch.from_numpy(order.indices(start, start + share)).to(device, non_blocking=True)
+            batch = {key: tensor[indices] for key, tensor in {"image": self._resident, **annotations}.items()}
+            if self.placement == "host" and self.device.type == "cuda":
+                # The batch, not the set: only this is copied, and now without waiting.
+                batch = {key: tensor.pin_memory() for key, tensor in batch.items()}
+            yield self._assemble(batch, order, start)
+            start += stride
+
+    def _from_workers(self, order: Order, start: int, share: int, stride: int) -> Iterator[Batch]:
+        labels = self._annotations["label"] if "label" in self.keys else None
+        loader = DataLoader(
+            _Positions(self.source, order, labels, self.caption_length, self._corruption.allowed),
+            sampler=_Ranges(start, share, stride),
+            batch_size=None,  # the dataset makes whole batches
+            num_workers=self.num_workers,
+            collate_fn=_unchanged,
+            pin_memory=self.device.type == "cuda",
+            prefetch_factor=4 if self.num_workers else None,
+            worker_init_fn=_leave_signals_to_the_parent,
+            generator=torch.Generator(),  # it would otherwise take the workers' seeds from the random stream of the first step
+        )
+        for batch, problems in loader:
+            self._report(problems)
+            yield self._assemble(batch, order, start)
+            start += stride
+
+    def _assemble(self, batch: Batch, order: Order, start: int) -> Batch:
+        """The training batch of the samples that stand at ``start`` and after it."""
+        batch = {key: tensor.to(self.device, non_blocking=True) for key, tensor in batch.items()}
+        images, stop = batch["image"], start + len(batch["image"])
+        if order.horizontal_flip:
+            flips = torch.from_numpy(order.flips(start, stop)).to(self.device, non_blocking=True)
+            images = torch.where(flips[:, None, None, None], images.flip(-1), images)
+        images = to_float(images)
+        positions = np.arange(start, stop, dtype=np.int64)
+        if self.augment is not None:
+            images = self.augment(images, positions, order.seed)
+        if self.task is not None:
+            return self.task(images, positions, order.seed)
+        return {**batch, "image": images.contiguous(memory_format=torch.channels_last)}
+
+
+class UnpairedData(Data):
+    """Images of two domains, each in an order of its own; an epoch is one of the larger domain.
+
+    Args:
+        source: the two.
+        augment: of the images of either; it takes other chances in each.
+        settings: as those of ``Data``.
+    """
+
+    def __init__(self, source: UnpairedSource, *, augment: SampleAugment | None, **settings: Any) -> None:
+        super().__init__(source, task=source.task, **settings)
+        self.domains = [Data(domain, augment=augment, **settings) for domain in (source.a, source.b)]
+
+    def load(self) -> None:
+        for domain in self.domains:
+            domain.load()
+        if self.validation is not None:
+            self.validation.load()
+
+    def batches(self, position: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        streams = (
+            domain.batches(position, batch_size=batch_size, seed=seed_of(_DOMAIN_STREAM, seed, number), rank=rank,
+                           world_size=world_size)
+            for number, domain in enumerate(self.domains)
+        )  # fmt: skip
+        return ({"a": a["image"], "b": b["image"]} for a, b in zip(*streams, strict=True))
+
+
+def available_keys(source: Source) -> tuple[str, ...]:
+    """What a batch of the source's images can hold."""
+    return "image", *(["label"] if source.labels is not None else []), *(["caption"] if source.captioned else [])
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ignore what asks for a stop: it reaches every process, and only the trainer must act on it, after a last batch."""
+    for number in stop_signals():
+        signal.signal(number, signal.SIG_IGN)
+
+
+class _Positions(Dataset[Any]):
+    """Positions of a batch -> (images with what was asked for beside them, problems)."""
+
+    def __init__(self, source: Source, order: Order, labels: Tensor | None, caption_length: int, allowed: int) -> None:
+        self.source, self.order, self.labels, self.allowed = source, order, labels, allowed
+        self.caption_length = caption_length
+
+    def __getitem__(self, positions: range) -> tuple[Batch, list[str]]:
+        indices = self.order.indices(positions.start, positions.stop)
+        # Too many corrupt images are reported, not raised: the parent stops the run without other workers waiting.
+        images, taken, problems = read_many_valid(self.source, indices, self.allowed)
+        batch = {"image": torch.from_numpy(images)}
+        if self.labels is not None:
+            batch["label"] = self.labels[torch.from_numpy(taken)]
+        if self.caption_length:
+            batch["caption"] = encode(self.source.captions(taken), self.caption_length)
+        return batch, problems
+
+
+class _Ranges:
+    """The positions of each batch, for ever."""
+
+    def __init__(self, start: int, share: int, stride: int) -> None:
+        self.start, self.share, self.stride = start, share, stride
+
+    def __iter__(self) -> Iterator[range]:
+        start = self.start
+        while True:
+            yield range(start, start + self.share)
+            start += self.stride
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _choose_placement(source: Source, device: torch.device) -> str:
+    size = len(source) * int(np.prod(source.shape))
+    source = source.whole if isinstance(source, Part) else source  # whose pixels are as near
+    if not isinstance(source, ArraySource | PreparedSource) and size > _RESIDENT_BYTES:
+        return "workers"
+    free = _available_memory() // processes_of_this_host()  # on the way to a GPU, too, images are in host memory once
+    if device.type == "cuda":
+        on_gpu = torch.cuda.mem_get_info(device)[0]
+        free = on_gpu if isinstance(source, ArraySource) else min(free, on_gpu)
+    if size <= _MEMORY_SHARE * free:
+        return "device"
+    return "host" if isinstance(source, ArraySource) else "workers"
+
+
+def _available_memory() -> int:
+    """Bytes of host memory that can be had without swapping, the page cache included."""
+    try:
+        with open("/proc/meminfo", encoding="utf-8") as lines:
+            kibibytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+        return int(kibibytes) * 1024
+    except (OSError, StopIteration):  # Windows and macOS have no such file
+        return _RESIDENT_BYTES

@@ -1,0 +1,362 @@
+"""Tasks that are made by damaging images: the source is the damaged one, the target the image.
+
+Sources are clipped and rounded to 256 levels, like the files that users translate later. Most papers on denoising do neither:
+``clip=False``. Results of the two do not compare.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from genimg.data.tasks.base import Task, channels_last, refuse_mask
+from genimg.data.tasks.colorspaces import lab_to_rgb, luma, rgb_to_lab
+from genimg.data.tasks.edges import Canny, Sobel
+from genimg.data.tasks.filters import gaussian_blur, gaussian_radius, motion_blur
+from genimg.data.tasks.masks import Mask
+from genimg.data.tasks.noise import Photons, add_gaussian, jpeg, salt_and_pepper
+from genimg.data.tasks.ranges import checked_range, drawn
+from genimg.types import Batch
+from genimg.utils.images import to_float, to_uint8
+from genimg.utils.rng import hash_integers
+
+_STREAM = 6  # keeps these numbers apart from those of other changes to training samples
+_PEAK = 255**2  # photons from which on noise is less than a level of 255 everywhere
+
+
+class Denoise(Task):
+    """Images from noisy ones.
+
+    Args:
+        noise: ``gaussian``, white in every channel; ``poisson``, the counting of photons; ``salt_and_pepper``, black and white
+            pixels; ``jpeg``, the losses of compression, which are made on the host, one image at a time.
+        amount: of ``gaussian``, the standard deviation in levels of 255, or [low, high], from which every image draws its own
+            (blind denoising); of ``poisson``, photons of a pixel at full brightness; of ``salt_and_pepper``, the share of the
+            pixels; of ``jpeg``, the quality, 1 to 100.
+        clip: whether sources are clipped to the range of the images and rounded to 256 levels, as in a file, which takes some
+            of the noise away; False, for ``gaussian`` and ``poisson``, skips both.
+    """
+
+    def __init__(self, *, noise: str, amount: float | Sequence[float], clip: bool = True) -> None:
+        limits = {"gaussian": (0, 255), "poisson": (0, _PEAK), "salt_and_pepper": (0, 1), "jpeg": (1, 100)}
+        if noise not in limits:
+            raise ValueError(f"task.noise={noise} is unknown: choose one of {', '.join(limits)}")
+        self.noise = noise
+        self.amount = checked_range("task.amount", amount, *limits[noise], above=noise != "jpeg")
+        if noise != "gaussian" and self.amount[0] != self.amount[1]:
+            raise ValueError(f"task.amount={list(self.amount)} must be one number: task.noise={noise} has no range")
+        if noise == "jpeg" and self.amount[0] != int(self.amount[0]):
+            raise ValueError(f"task.amount={self.amount[0]} must be a whole number from 1 to 100, JPEG's quality")
+        if not clip and noise in ("salt_and_pepper", "jpeg"):
+            raise ValueError(
+                f"task.clip=false has no effect on task.noise={noise}, whose sources have 256 levels: remove task.clip"
+            )
+        self.clip = clip
+        self._photons = Photons(self.amount[0]) if noise == "poisson" else None
+
+    def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
+        check_picture(shape, "Denoise")
+        return shape[0], shape[0]
+
+    def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Batch:
+        noisy = self._noisy(images, positions, seed)
+        return _batch(eight_bits(noisy) if self.clip else noisy, images)
+
+    def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse_mask(mask, "Denoise")
+        return images
+
+    def describe(self) -> str:
+        """The kind of noise, its strength and unit, and whether sources are clipped."""
+        unit = {
+            "gaussian": "standard deviation in levels of 255", "poisson": "photons at full brightness",
+            "salt_and_pepper": "share of the pixels", "jpeg": "quality",
+        }[self.noise]  # fmt: skip
+        return f"noise: {self.noise}, {_span(self.amount)} ({unit}), {_quantisation(self.clip)}"
+
+    def _noisy(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Tensor:
+        """Before it is clipped."""
+        keys = hash_integers(seed, _STREAM, 0, positions)
+        if self.noise == "gaussian":
+            levels = drawn(self.amount, seed, _STREAM, 1, positions)
+            return add_gaussian(images, _tensor(levels / 127.5, images), keys)
+        if self._photons is not None:
+            return self._photons(images, keys)
+        if self.noise == "salt_and_pepper":
+            return salt_and_pepper(images, self.amount[0], keys)
+        return jpeg(images, int(self.amount[0]))
+
+
+class Inpaint(Task):
+    """Images from images with holes; batches also have ``mask``, float32 [N, 1, H, W], 1 where pixels are missing.
+
+    A source is the image, mid grey (0) in its holes, and the mask as a last channel, 1 on -1.
+
+    Args:
+        mask: makes the holes.
+    """
+
+    keys = ("source", "target", "mask")
+
+    def __init__(self, *, mask: Mask) -> None:
+        self.mask = mask
+
+    def fingerprint(self) -> str | None:
+        return self.mask.fingerprint()
+
+    def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
+        check_picture(shape, "Inpaint")
+        self.mask.check(*shape[1:])
+        return shape[0] + 1, shape[0]
+
+    def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Batch:
+        height, width = images.shape[2:]
+        mask = self.mask(positions, seed, height=height, width=width, device=images.device)
+        return {**_batch(_with_holes(images, mask), images), "mask": mask}
+
+    def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is None:
+            raise ValueError("Inpaint needs a mask of every image, white where pixels are missing: give one")
+        expected = (images.shape[0], 1, *images.shape[2:])
+        if mask.shape != expected:
+            raise ValueError(
+                f"masks of {list(mask.shape)} do not fit images of {list(images.shape)}: give masks of {list(expected)}"
+            )
+        return _with_holes(images, mask)
+
+    def missing(self, source: Tensor) -> Tensor:
+        return source[:, -1:] > 0
+
+    def shown(self, source: Tensor) -> Tensor:
+        return source[:, :-1]
+
+    def result(self, output: Tensor, source: Tensor) -> Tensor:
+        """The output in the holes, and the known pixels as they were."""
+        return torch.where(self.missing(source), output.to(source.dtype), source[:, :-1])
+
+
+class SuperResolution(Task):
+    """Images from small ones, which are made by antialiased bicubic interpolation and enlarged in the same way.
+
+    As in Pillow, but without its rounding between rows and columns.
+
+    Args:
+        factor: between the sides.
+    """
+
+    def __init__(self, *, factor: int) -> None:
+        if factor != int(factor) or factor < 2:
+            raise ValueError(f"task.factor={factor} must be a whole number from 2 on")
+        self.factor = int(factor)
+
+    @property
+    def border(self) -> int:
+        """As many pixels as the factor: Lim et al. 2017 (EDSR), and most tables since."""
+        return self.factor
+
+    def describe(self) -> str:
+        """The factor, and how the small images are made."""
+        return f"super-resolution: factor {self.factor}, antialiased bicubic (a = -0.5), {_quantisation(True)}"
+
+    def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
+        channels, height, width = check_picture(shape, "SuperResolution")
+        if height % self.factor or width % self.factor:
+            raise ValueError(
+                f"task.factor={self.factor} does not divide the images' {height}x{width} pixels: set it to a divisor of "
+                f"{math.gcd(height, width)}, or change data.image_size"
+            )
+        return channels, channels
+
+    def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Batch:
+        height, width = images.shape[2:]
+        small = _resized(images, height // self.factor, width // self.factor)
+        return _batch(self.given(eight_bits(small)), images)
+
+    def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse_mask(mask, "SuperResolution")
+        height, width = images.shape[2:]
+        return channels_last(_resized(images, height * self.factor, width * self.factor))
+
+
+class Colorize(Task):
+    """Colours of grey images.
+
+    Args:
+        space: ``gray``, where the source is the luma [N, 1, H, W] and the target the RGB image; or ``lab``, where the source is
+            the lightness of CIELAB, L / 50 - 1, and the target its colours, a / 110 and b / 110 (Zhang et al. 2016, "Colorful
+            image colorization").
+    """
+
+    def __init__(self, *, space: str) -> None:
+        if space not in ("gray", "lab"):
+            raise ValueError(f"task.space={space} is unknown: choose gray or lab")
+        self.space = space
+
+    def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
+        if shape[0] != 3:
+            raise ValueError(f"Colorize needs RGB images, and these have {shape[0]} channels: set data.channels=3")
+        return 1, 3 if self.space == "gray" else 2
+
+    def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Batch:
+        if self.space == "gray":
+            return _batch(eight_bits(luma(images)), images)
+        lab = rgb_to_lab(images)
+        return _batch(lab[:, :1] / 50.0 - 1.0, lab[:, 1:] / 110.0)
+
+    def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse_mask(mask, "Colorize")
+        if images.shape[1] not in (1, 3):
+            raise ValueError(f"Colorize is given grey or RGB images, not {images.shape[1]} channels: convert them")
+        if self.space == "gray":
+            return images if images.shape[1] == 1 else channels_last(eight_bits(luma(images)))
+        return channels_last(rgb_to_lab(images.expand(-1, 3, -1, -1))[:, :1] / 50.0 - 1.0)
+
+    def shown(self, source: Tensor) -> Tensor:
+        return source if self.space == "gray" else self.result(source.new_zeros(1, 2, 1, 1), source)[:, :1]
+
+    def result(self, output: Tensor, source: Tensor) -> Tensor:
+        if self.space == "gray":
+            return output
+        lightness = (source + 1.0) * 50.0
+        return lab_to_rgb(
+            torch.cat([lightness, (output.to(source.dtype) * 110.0).expand(source.shape[0], 2, *source.shape[2:])], dim=1)
+        )
+
+
+class Deblur(Task):
+    """Images from blurred ones.
+
+    A Gaussian is truncated at four standard deviations (1.6 pixels: a kernel of 13x13). Borders are reflected; many papers use
+    periodic ones.
+
+    Args:
+        blur: ``gaussian``; or ``motion``, along lines of any direction, each image's own.
+        amount: of ``gaussian``, the standard deviation in pixels; of ``motion``, the length of the lines in pixels. [low, high]
+            lets every image draw its own.
+        noise: standard deviation in levels of 255 of white noise that is added to the blurred image; 0: none.
+        clip: whether sources are clipped and rounded to 256 levels after noise is added, as in a file.
+    """
+
+    def __init__(self, *, blur: str, amount: float | Sequence[float], noise: float = 0.0, clip: bool = True) -> None:
+        if blur not in ("gaussian", "motion"):
+            raise ValueError(f"task.blur={blur} is unknown: choose gaussian or motion")
+        self.blur = blur
+        # A line within a pixel blurs nothing; of a Gaussian below 0.2 pixels, less than one level would reach the next pixel.
+        self.amount = checked_range("task.amount", amount, 1.0 if blur == "motion" else 0.2, 1000.0, above=blur == "motion")
+        if not 0 <= noise <= 255:
+            raise ValueError(f"task.noise={noise} must be from 0 to 255, a standard deviation in levels")
+        self.noise, self.clip = float(noise), clip
+        self.reach = math.ceil(self.amount[1] / 2) if blur == "motion" else gaussian_radius(self.amount[1])
+
+    def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
+        channels, height, width = check_picture(shape, "Deblur")
+        if self.reach >= min(height, width):
+            raise ValueError(
+                f"task.amount={self.amount[1]} blurs across {self.reach} pixels to each side, more than images of "
+                f"{height}x{width} have: set a smaller one"
+            )
+        return channels, channels
+
+    def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Batch:
+        amounts = _tensor(drawn(self.amount, seed, _STREAM, 2, positions), images)
+        if self.blur == "gaussian":
+            blurred = gaussian_blur(images, amounts, self.reach)
+        else:
+            radians = _tensor(drawn((0.0, math.pi), seed, _STREAM, 3, positions), images)
+            blurred = motion_blur(images, amounts, radians, math.ceil(self.amount[1]))
+        if self.noise > 0:
+            deviations = torch.full_like(amounts, self.noise / 127.5)
+            blurred = add_gaussian(blurred, deviations, hash_integers(seed, _STREAM, 4, positions))
+        return _batch(eight_bits(blurred) if self.clip else blurred, images)
+
+    def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse_mask(mask, "Deblur")
+        return images
+
+    def describe(self) -> str:
+        """Kernel, its size, borders and noise."""
+        if self.blur == "gaussian":
+            side = 2 * self.reach + 1
+            kernel = f"gaussian, standard deviation of {_span(self.amount)} pixels, kernel of {side}x{side}"
+        else:
+            kernel = f"motion, lines of {_span(self.amount)} pixels in any direction"
+        noise = f"white noise of {self.noise:g} levels of 255" if self.noise else "no noise"
+        return f"blur: {kernel}, reflected borders, {noise}, {_quantisation(self.clip)}"
+
+
+class Edges(Task):
+    """Images from their edges, [N, 1, H, W].
+
+    Args:
+        detector: finds them.
+    """
+
+    def __init__(self, *, detector: Sobel | Canny) -> None:
+        self.detector = detector
+
+    def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
+        channels, height, width = check_picture(shape, "Edges")
+        if self.detector.radius >= min(height, width):
+            raise ValueError(
+                f"task.detector={type(self.detector).__name__} sees {self.detector.radius} pixels to each side, and images of "
+                f"{height}x{width} are smaller: set a smaller task.detector.sigma"
+            )
+        return 1, channels
+
+    def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Batch:
+        return _batch(eight_bits(self.detector(images)), images)
+
+    def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse_mask(mask, "Edges")
+        if images.shape[1] != 1:
+            raise ValueError(f"Edges is given edge maps of 1 channel, not of {images.shape[1]}: convert them to grey")
+        return images
+
+
+def check_picture(shape: tuple[int, int, int], name: str) -> tuple[int, int, int]:
+    """The shape (C, H, W), of grey or RGB images.
+
+    Raises:
+        ValueError: if it is of others.
+    """
+    if shape[0] not in (1, 3):
+        raise ValueError(f"{name} is made for grey or RGB images, and these have {shape[0]} channels: set data.channels=3")
+    return shape
+
+
+def eight_bits(images: Tensor) -> Tensor:
+    """Float images, clipped to [-1, 1] and rounded to the 256 levels of a file."""
+    return to_float(to_uint8(images))
+
+
+def _span(amount: tuple[float, float]) -> str:
+    low, high = amount
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _quantisation(clip: bool) -> str:
+    return "clipped and rounded to 256 levels" if clip else "neither clipped nor rounded"
+
+
+def _batch(source: Tensor, target: Tensor) -> Batch:
+    return {"source": channels_last(source), "target": channels_last(target)}
+
+
+def _with_holes(images: Tensor, mask: Tensor) -> Tensor:
+    missing = mask > 0.5
+    return channels_last(torch.cat([images.masked_fill(missing, 0.0), missing.to(images) * 2.0 - 1.0], dim=1))
+
+
+def _resized(images: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic, antialiased, clipped to [-1, 1]."""
+    return F.interpolate(images.float(), (height, width), mode="bicubic", antialias=True, align_corners=False).clamp(-1.0, 1.0)
+
+
+def _tensor(numbers: NDArray[np.float64], like: Tensor) -> Tensor:
+    return torch.from_numpy(numbers.astype(np.float32)).to(like.device, non_blocking=True)

@@ -1,0 +1,58 @@
+"""Edge maps of images, on the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genimg.data.tasks.colorspaces import luma
+from genimg.data.tasks.filters import along_gradient, dilated, gaussian_blur, gaussian_radius, sobel
+
+_REACH = 32  # pixels that a weak edge is followed from a strong one
+
+
+class Sobel:
+    """How steep the luma is: -1 where it is even, 1 at the steepest edge that there can be, between black and white."""
+
+    radius = 1
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Of images [N, C, H, W] in [-1, 1]: [N, 1, H, W] in [-1, 1]."""
+        down, right = sobel(luma(images) / 2.0)
+        return torch.sqrt((down**2 + right**2) / 2.0) * 2.0 - 1.0
+
+
+class Canny:
+    """Thin edges, 1, on -1. Canny 1986, "A computational approach to edge detection".
+
+    Args:
+        sigma: standard deviation in pixels of the Gaussian before the gradient.
+        low, high: gradients where an edge may go on and where it is certain; 1 is that of a sharp step from black to white,
+            before it is smoothed.
+    """
+
+    def __init__(self, *, sigma: float, low: float, high: float) -> None:
+        if not 0 < sigma < float("inf"):
+            raise ValueError(f"task.detector.sigma={sigma} must be more than 0 pixels")
+        if not 0 < low <= high <= 1:
+            raise ValueError(
+                f"task.detector.low={low} and task.detector.high={high} must be more than 0, at most 1, and in order"
+            )
+        self.sigma = sigma
+        self.low = low
+        self.high = high
+        self.radius = gaussian_radius(sigma)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Of images [N, C, H, W] in [-1, 1]: [N, 1, H, W] of -1 and 1."""
+        grey = luma(images) / 2.0
+        smooth = gaussian_blur(grey, grey.new_full((len(grey),), self.sigma), self.radius)
+        # In steps, so that rounding errors do not decide between the two equally steep sides of a symmetric edge.
+        down, right = (gradient.mul(2.0**16).round() * 2.0**-16 for gradient in sobel(smooth))
+        magnitude = torch.sqrt(down**2 + right**2)
+        before, after = along_gradient(magnitude, down, right)
+        thin = (magnitude >= before) & (magnitude > after)
+        weak, edges = (thin & (magnitude >= self.low)).float(), (thin & (magnitude >= self.high)).float()
+        for _ in range(_REACH):
+            edges = weak * dilated(edges)
+        return edges * 2.0 - 1.0

@@ -1,0 +1,243 @@
+"""Which pixels of an image are missing. Random masks are a function of (seed, position) alone."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from genimg.data.datasets.file_index import list_images
+from genimg.data.tasks.ranges import checked_range, drawn, drawn_integers
+from genimg.utils.rng import uniform
+
+_STREAM = 7  # keeps these numbers apart from those of other changes to training samples
+_TURN, _TURN_RANGE = 2 * math.pi / 5, 2 * math.pi / 15  # of a stroke's legs from its course; the code of Yu et al. 2019
+
+
+class Mask(ABC):
+    """Makes masks of one size."""
+
+    @abstractmethod
+    def check(self, height: int, width: int) -> None:
+        """Refuse images of this size, in pixels.
+
+        Raises:
+            ValueError: naming the setting.
+        """
+
+    @abstractmethod
+    def __call__(self, positions: NDArray[np.int64], seed: int, *, height: int, width: int, device: torch.device) -> Tensor:
+        """float32 [N, 1, H, W], 1 where pixels are missing."""
+
+    def fingerprint(self) -> str | None:
+        """Digest of the files that it reads; None if it reads none."""
+        return None
+
+
+class Center(Mask):
+    """A rectangle in the middle, always the same. Pathak et al. 2016, "Context encoders", section 3.3.
+
+    Args:
+        size: its share of each side of the image.
+    """
+
+    def __init__(self, *, size: float) -> None:
+        if not 0 < size < 1:
+            raise ValueError(f"task.mask.size={size} must be a share of the sides, between 0 and 1")
+        self.size = size
+
+    def check(self, height: int, width: int) -> None:
+        for side in (height, width):
+            if not 0 < round(self.size * side) < side:
+                raise ValueError(
+                    f"task.mask.size={self.size} is {round(self.size * side)} of {side} pixels: it must leave some of them, "
+                    "but not all"
+                )
+
+    def __call__(self, positions: NDArray[np.int64], seed: int, *, height: int, width: int, device: torch.device) -> Tensor:
+        mask = torch.zeros(len(positions), 1, height, width, device=device)
+        rows, columns = round(self.size * height), round(self.size * width)
+        top, left = (height - rows) // 2, (width - columns) // 2
+        mask[:, :, top : top + rows, left : left + columns] = 1.0
+        return mask
+
+
+class Boxes(Mask):
+    """Rectangles anywhere, which may overlap. Pathak et al. 2016, section 3.3, "random block".
+
+    Args:
+        num_boxes: of an image at most; 1 at least.
+        side: share of the image's sides, or [low, high]; each box has a height and a width of its own.
+    """
+
+    def __init__(self, *, num_boxes: int, side: float | Sequence[float]) -> None:
+        if num_boxes < 1:
+            raise ValueError(f"task.mask.num_boxes={num_boxes} must be 1 or more")
+        self.num_boxes = num_boxes
+        self.side = checked_range("task.mask.side", side, 0.0, 1.0, above=True)
+
+    def check(self, height: int, width: int) -> None:
+        if self.side[0] * min(height, width) < 1:
+            raise ValueError(
+                f"task.mask.side={self.side[0]} is less than a pixel of {height}x{width}: set it to "
+                f"{1 / min(height, width):.3g} or more"
+            )
+
+    def __call__(self, positions: NDArray[np.int64], seed: int, *, height: int, width: int, device: torch.device) -> Tensor:
+        box = np.arange(self.num_boxes)[:, None]
+        counts = drawn_integers((1, self.num_boxes), seed, _STREAM, 0, positions)
+
+        def span(length: int, number: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            """First and last + 1 pixel of every box along a side: [B, N]."""
+            pixels = np.rint(length * drawn(self.side, seed, _STREAM, number, box, positions))
+            first = np.floor((length - pixels + 1) * uniform(seed, _STREAM, number + 1, box, positions))
+            return first, np.where(box < counts, first + pixels, first)  # boxes beyond the count are empty
+
+        spans = np.stack([*span(height, 1), *span(width, 3)]).astype(np.float32)  # [4, B, N]
+        edges = torch.from_numpy(spans).to(device, non_blocking=True)
+        top, bottom, left, right = edges[..., None, None].unbind()  # [B, N, 1, 1]
+        y = torch.arange(height, device=device)[:, None]
+        x = torch.arange(width, device=device)
+        inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)  # [B, N, H, W]
+        return inside.any(dim=0)[:, None].float()
+
+
+class Strokes(Mask):
+    """Free-form: zigzags of a brush, as of someone who rubs something out.
+
+    Yu et al. 2019, "Free-form image inpainting with gated convolution", section 4.3. Legs leave the stroke's course
+    to the left and to the right by turns, by 48 to 96 degrees, and are an eighth of the image's diagonal long on average; a
+    brush that would leave the image stops at its border.
+
+    Args:
+        num_strokes: of an image at most; 1 at least.
+        num_legs: of a stroke, or [low, high].
+        width: of the brush, share of the shorter side, or [low, high]; a stroke's own.
+    """
+
+    def __init__(self, *, num_strokes: int, num_legs: int | Sequence[int], width: float | Sequence[float]) -> None:
+        if num_strokes < 1:
+            raise ValueError(f"task.mask.num_strokes={num_strokes} must be 1 or more")
+        low, high = checked_range("task.mask.num_legs", num_legs, 1, 1000)
+        if low != int(low) or high != int(high):
+            raise ValueError(f"task.mask.num_legs={num_legs} must be whole")
+        self.num_strokes = num_strokes
+        self.num_legs = int(low), int(high)
+        self.width = checked_range("task.mask.width", width, 0.0, 1.0, above=True)
+
+    def check(self, height: int, width: int) -> None:
+        if self.width[0] * min(height, width) < 1:
+            raise ValueError(
+                f"task.mask.width={self.width[0]} is less than a pixel of {height}x{width}: set it to "
+                f"{1 / min(height, width):.3g} or more"
+            )
+
+    def __call__(self, positions: NDArray[np.int64], seed: int, *, height: int, width: int, device: torch.device) -> Tensor:
+        stroke = np.arange(self.num_strokes)[:, None]
+        chance = partial(uniform, seed, _STREAM)
+        strokes = drawn_integers((1, self.num_strokes), seed, _STREAM, 10, positions)  # [N]
+        legs = drawn_integers(self.num_legs, seed, _STREAM, 11, stroke, positions)  # [S, N]
+        legs = np.where(stroke < strokes, legs, 0)
+        radius = drawn(self.width, seed, _STREAM, 12, stroke, positions) * (min(height, width) / 2)
+        course = 2 * math.pi * chance(13, stroke, positions)
+        y, x = height * chance(14, stroke, positions), width * chance(15, stroke, positions)
+        mean = math.hypot(height, width) / 8
+        segments = []
+        for leg in range(self.num_legs[1]):
+            turn = _TURN + _TURN_RANGE * (2 * chance(16, leg, stroke, positions) - 1)
+            heading = course + (turn if leg % 2 else -turn)
+            length = 2 * mean * chance(17, leg, stroke, positions)
+            to_y, to_x = np.clip(y + length * np.sin(heading), 0, height), np.clip(x + length * np.cos(heading), 0, width)
+            segments.append(np.stack([y, x, to_y, to_x, np.where(leg < legs, radius, -1.0)]))
+            y, x = to_y, to_x
+        return brushed(np.stack(segments, axis=1).reshape(5, -1, len(positions)), height, width, device)
+
+
+def brushed(segments: NDArray[np.float64], height: int, width: int, device: torch.device) -> Tensor:
+    """Masks of the pixels whose centres are near line segments: float32 [N, 1, H, W].
+
+    Args:
+        segments: [5, M, N], M for every image: from (y, x) to (y, x) in pixels from the upper left corner, and a distance;
+            below 0, there is no such segment.
+    """
+    segments = segments[:, (segments[4] >= 0).any(axis=1)]
+    y = torch.arange(height, device=device)[:, None] + 0.5
+    x = torch.arange(width, device=device) + 0.5
+    missing = torch.zeros(segments.shape[2], height, width, dtype=torch.bool, device=device)
+    for from_y, from_x, to_y, to_x, reach in (
+        torch.from_numpy(segments.astype(np.float32)).to(device, non_blocking=True)[..., None, None].unbind(1)
+    ):
+        down, right, dy, dx = y - from_y, x - from_x, to_y - from_y, to_x - from_x  # [N, H, 1], [N, 1, W], [N, 1, 1] twice
+        squared = (dy**2 + dx**2).clamp(min=1e-6)
+        # The distance is to the foot of the perpendicular, or to the end that lies before it.
+        foot = (down * (dy / squared) + right * (dx / squared)).clamp_(0.0, 1.0)  # [N, H, W]
+        distance = torch.addcmul(down, foot, dy, value=-1).square_()
+        distance += torch.addcmul(right, foot, dx, value=-1).square_()
+        missing |= distance <= reach.abs() * reach
+    return missing[:, None].float()
+
+
+class Files(Mask):
+    """Masks from image files, white where pixels are missing; each sample's is chosen at random.
+
+    Args:
+        folder: a directory of them. They are made black and white: from half of full brightness on, a pixel is missing. It is
+            first read for a size, so that images with masks of their own can be inpainted where it is not.
+    """
+
+    def __init__(self, *, folder: str) -> None:
+        self.folder = Path(folder).expanduser()
+        self._packed: dict[tuple[int, int], NDArray[np.uint8]] = {}  # by size; a bit a pixel, [M, ceil(H W / 8)]
+
+    def check(self, height: int, width: int) -> None:
+        """Read the masks.
+
+        Raises:
+            FileNotFoundError: if there are none.
+            ValueError: if one has another size, or cannot be decoded.
+        """
+        self._load(height, width)
+
+    def __call__(self, positions: NDArray[np.int64], seed: int, *, height: int, width: int, device: torch.device) -> Tensor:
+        packed = self._load(height, width)
+        chosen = packed[drawn_integers((0, len(packed) - 1), seed, _STREAM, 20, positions)]
+        bits = np.unpackbits(chosen, axis=1, count=height * width)
+        return torch.from_numpy(bits).to(device, non_blocking=True).float().view(len(positions), 1, height, width)
+
+    def _load(self, height: int, width: int) -> NDArray[np.uint8]:
+        if (height, width) not in self._packed:
+            self._packed[height, width] = np.stack([self._read(path, height, width) for path in self._paths()])
+        return self._packed[height, width]
+
+    def fingerprint(self) -> str:
+        return list_images(self.folder, refresh=False).digest
+
+    def _paths(self) -> list[str]:
+        if not self.folder.is_dir():
+            what = "is a file, not a directory" if self.folder.exists() else "does not exist"
+            raise FileNotFoundError(f"task.mask.folder={self.folder} {what}: give a directory of masks")
+        paths = list_images(self.folder, refresh=False).paths
+        if not paths:
+            raise FileNotFoundError(f"task.mask.folder={self.folder} holds no images: expected files such as .png or .jpg")
+        return paths
+
+    def _read(self, path: str, height: int, width: int) -> NDArray[np.uint8]:
+        try:
+            with Image.open(self.folder / path) as image:
+                if image.size == (width, height):
+                    return np.packbits(np.asarray(image.convert("L")) >= 128)
+                size = f"{image.height}x{image.width}"
+        except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+            raise ValueError(f"the mask {self.folder / path} cannot be decoded ({error}): repair it or remove it") from error
+        raise ValueError(
+            f"the mask {self.folder / path} is {size} pixels, and the images are {height}x{width} (height x width): resize the "
+            f"masks in task.mask.folder={self.folder}, without smoothing, or set data.image_size to their size"
+        )

@@ -1,0 +1,317 @@
+"""Packed images are read back as they were, by every process, and damage is named."""
+
+import itertools
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from genimg.data.datasets.builtin import Source, folder
+from genimg.data.datasets.prepared import prepared
+from genimg.data.datasets.shapes import ShapesSource
+from genimg.data.loader import Data
+from genimg.data.packing import pack
+
+BYTES = 3 * 6 * 8
+
+
+def packed(source: Source, path: Path, *, per_shard: int = 4) -> Path:
+    path.mkdir()
+    pack(source, path, shard_size=per_shard * BYTES, num_threads=2, max_corrupt=None, provenance={})
+    return path
+
+
+def open_packed(path: Path, **changes: object) -> Source:
+    return prepared(**({"root": str(path), "image_size": [6, 8], "channels": 3} | changes))
+
+
+@pytest.fixture
+def original() -> ShapesSource:
+    """Eleven images of 6x8 pixels, with labels and captions."""
+    return ShapesSource(seed=0, num_images=11, image_size=[6, 8], channels=3, num_objects=2)
+
+
+@pytest.fixture
+def path(tmp_path, original) -> Path:
+    return packed(original, tmp_path / "packed")
+
+
+def test_images_labels_names_and_captions_come_back(path, original):
+    source = open_packed(path)
+    assert len(source) == 11
+    assert source.captioned
+    assert source.shape == (3, 6, 8)
+    assert source.name == "prepared shapes"
+    assert source.labels.dtype == np.int64
+    assert source.labels.tolist() == original.labels.tolist()
+    assert source.class_names == original.class_names
+    for index in range(11):
+        image = source.read(index)
+        assert image.dtype == np.uint8
+        assert np.array_equal(image, original.read(index))
+        assert source.caption(index) == original.caption(index)
+
+
+def test_without_labels_and_captions_there_are_none(tmp_path, original):
+    original.labels, original.class_names = None, ()
+    original.captioned = False
+    source = open_packed(packed(original, tmp_path / "plain"))
+    assert source.labels is None
+    assert source.class_names == ()
+    assert not source.captioned
+    assert source.caption(3) is None
+
+
+@pytest.mark.parametrize("indices", [[0], [10], [3, 4], [10, 0, 5, 5, 7, 3, 4, 8], range(11), []])
+def test_many_images_are_those_read_one_by_one(path, original, indices):
+    indices = np.array(indices, dtype=np.int64)
+    many = open_packed(path).read_many(indices)
+    assert many.dtype == np.uint8
+    assert np.array_equal(many, Source.read_many(original, indices))
+    many[:] = 0  # a copy, so that nobody can write to the files
+    assert np.array_equal(open_packed(path).read_many(indices), Source.read_many(original, indices))
+
+
+def test_an_index_that_is_none_is_an_error(path):
+    for index in (11, 12, 1000):
+        with pytest.raises(IndexError):
+            open_packed(path).read(index)
+
+
+def test_the_fingerprint_is_of_the_contents(path, tmp_path, original):
+    fingerprint = open_packed(path).fingerprint
+    shutil.copytree(path, tmp_path / "copy")
+    assert open_packed(tmp_path / "copy").fingerprint == fingerprint
+    assert open_packed(packed(original, tmp_path / "again")).fingerprint == fingerprint
+    original.seed = 1
+    assert open_packed(packed(original, tmp_path / "other")).fingerprint != fingerprint
+
+
+def test_other_pixels_under_the_same_description_have_another_fingerprint(path):
+    before = open_packed(path).fingerprint
+    shard = path / "shard-00001.npy"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(bytes(content))
+    assert open_packed(path).fingerprint != before
+
+
+# Memory maps and processes
+
+
+def test_shards_are_opened_when_they_are_needed(path):
+    source = open_packed(path)
+    assert not source._opened
+    source.read(5)
+    assert set(source._opened) == {1}
+    assert isinstance(source._opened[1].base, np.memmap)
+
+
+def test_a_pickled_source_holds_no_pixels(tmp_path, original):
+    original.num_images, original.labels = 400, None
+    source = open_packed(packed(original, tmp_path / "large", per_shard=100))
+    source.read_many(np.arange(400))
+    content = pickle.dumps(source)
+    assert len(content) < 5000 < 100 * BYTES
+    copy = pickle.loads(content)
+    assert not copy._opened
+    assert np.array_equal(copy.read(370), original.read(370))
+
+
+class Reading:
+    """Two images of a source, as a worker reads them."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self.source.read_many(np.array([index, index + 5])))
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_read_after_the_parent_has(path, original, context):
+    source = open_packed(path)
+    source.read_many(np.arange(11))
+    loader = DataLoader(Reading(source), batch_size=None, num_workers=1, multiprocessing_context=context)
+    for index, images in enumerate(loader):
+        assert np.array_equal(images.numpy(), Source.read_many(original, np.array([index, index + 5])))
+
+
+# Training
+
+
+def place(source: Source, placement: str, num_workers: int) -> Data:
+    return Data(
+        source,
+        placement=placement,
+        num_workers=num_workers,
+        horizontal_flip=True,
+        max_corrupt=0,
+        device=torch.device("cpu"),
+        keys=("image", "label"),
+    )
+
+
+@pytest.mark.parametrize(("placement", "num_workers"), [("device", 1), ("host", 1), ("workers", 0), ("workers", 2)])
+def test_batches_are_those_of_the_folder(tmp_path, placement, num_workers):
+    random = np.random.default_rng(0)
+    for name in ("cat/1", "cat/2", "dog/1", "dog/2", "dog/3", "emu/1", "emu/2"):
+        (tmp_path / "files" / name).parent.mkdir(parents=True, exist_ok=True)
+        values = random.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(values).save(tmp_path / "files" / f"{name}.jpg")
+    files = folder(root=str(tmp_path / "files"), image_size=[6, 8], channels=3, fit="crop", labels="auto")
+    source = open_packed(packed(files, tmp_path / "packed", per_shard=3))
+    streams = [place(files, "workers", 0), place(source, placement, num_workers)]
+    streams = [data.batches(4, batch_size=4, seed=5) for data in streams]
+    for one, other in itertools.islice(zip(*streams, strict=False), 6):
+        assert one.keys() == other.keys() == {"image", "label"}
+        assert torch.equal(one["image"], other["image"])
+        assert torch.equal(one["label"], other["label"])
+    indices = np.array([6, 0, 3, 3])
+    assert torch.equal(place(source, placement, 2).images(indices), place(files, "workers", 2).images(indices))
+
+
+def test_auto_loads_what_fits_and_reads_the_rest_from_the_files(path, monkeypatch):
+    monkeypatch.setattr("genimg.data.loader._RESIDENT_BYTES", 1)  # of what must be decoded
+    assert place(open_packed(path), "auto", 0).placement == "device"
+    monkeypatch.setattr("genimg.data.loader._available_memory", lambda: 1000)
+    data = place(open_packed(path), "auto", 2)
+    assert data.placement == "workers"
+    assert next(data.batches(0, batch_size=4, seed=0))["image"].shape == (4, 3, 6, 8)
+
+
+# What cannot be read
+
+
+def test_another_size_or_number_of_channels_names_the_right_ones(path, tmp_path, original):
+    with pytest.raises(ValueError, match=rf"^data\.image_size=32, but {path} holds 6x8 images of 3 channels: "
+                       r"set data\.image_size=\[6,8\]$"):  # fmt: skip
+        open_packed(path, image_size=32)
+    with pytest.raises(ValueError, match=r"^data\.channels=1, but .* set data\.channels=3$"):
+        open_packed(path, channels=1)
+    with pytest.raises(ValueError, match=r"^data\.image_size=\[8,6\] data\.channels=4, but .* "
+                       r"set data\.image_size=\[6,8\] data\.channels=3$"):  # fmt: skip
+        open_packed(path, image_size=[8, 6], channels=4)
+    square = ShapesSource(seed=0, num_images=2, image_size=8, channels=1, num_objects=1)
+    with pytest.raises(ValueError, match=r"holds 8x8 images of 1 channel: set data\.image_size=8 data\.channels=1$"):
+        open_packed(packed(square, tmp_path / "square"))
+    with pytest.raises(ValueError, match="image_size=0 is not a size"):
+        open_packed(path, image_size=0)
+
+
+def test_a_directory_that_was_not_packed_is_named(path, tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"data\.root={tmp_path}/absent does not exist: give a directory that genimg-"):
+        open_packed(tmp_path / "absent")
+    (path / "dataset.json").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"data\.root={path} holds no dataset\.json, which genimg-prepare writes last"):
+        open_packed(path)
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    content = json.loads((path / "dataset.json").read_text())
+    (path / "dataset.json").write_text(json.dumps(content | changes))
+
+
+def test_a_description_of_another_format_is_refused(path):
+    rewrite(path, format=2, whatever="it says")
+    with pytest.raises(
+        ValueError, match=r"packed/dataset\.json is of format 2, and this genimg reads format 1: pack the images"
+    ):
+        open_packed(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe", b"[1, 2]", b'"text"', b"{}", b'{"format": 1}', b"null"],
+)
+def test_a_damaged_description_is_named(path, content):
+    (path / "dataset.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"packed/dataset\.json is damaged, or not genimg-prepare's \(.+\): pack the images"):
+        open_packed(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shape": [3, 6]},
+        {"shape": "3x6x8"},
+        {"num_images": 12},
+        {"num_images": "eleven"},
+        {"shards": []},
+        {"shards": [{"file": "shard-00000.npy"}]},
+        {"shards": [{"file": "../x.npy", "num_images": 11, "num_bytes": 1, "sha256": ""}]},
+        {"source": {}},
+        {"source": {"name": 3}},
+        {"surprise": 1},
+    ],
+)
+def test_a_description_that_does_not_add_up_is_damaged(path, changes):
+    rewrite(path, **changes)
+    with pytest.raises(ValueError, match=r"packed/dataset\.json is damaged"):
+        open_packed(path)
+
+
+@pytest.mark.parametrize("name", ["shard-00001.npy", "labels.npy", "captions.jsonl"])
+def test_a_missing_file_is_named(path, name):
+    (path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"packed/{name} is missing: copy it again"):
+        open_packed(path)
+
+
+@pytest.mark.parametrize("size", [0, 100, 128, 300])
+def test_a_truncated_shard_is_found_at_the_start(path, size):
+    file = path / "shard-00001.npy"
+    full = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(ValueError, match=rf"shard-00001\.npy has {size} bytes, and dataset\.json says {full}: copy it again"):
+        open_packed(path)
+
+
+def test_a_shard_of_another_kind_is_named_when_it_is_read(path):
+    file = path / "shard-00001.npy"
+    file.write_bytes(b"x" * file.stat().st_size)
+    source = open_packed(path)
+    source.read(0)
+    with pytest.raises(ValueError, match=r"packed/shard-00001\.npy is damaged \(.+\): copy it again"):
+        source.read(4)
+    np.save(file, np.zeros((4, 3, 8, 6), dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"shard-00001\.npy holds uint8 \[4, 3, 8, 6\], not uint8 \[4, 3, 6, 8\] as dataset"):
+        open_packed(path).read(4)
+
+
+def test_labels_that_do_not_fit_are_named(path):
+    file = path / "labels.npy"
+    content = file.read_bytes()
+    for damaged in (content[:100], content[:-5], b"x"):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"packed/labels\.npy is damaged"):
+            open_packed(path)
+    for labels, words in (
+        (np.zeros(10, dtype=np.int64), r"holds int64 \[10\], not int64 \[11\]"),
+        (np.zeros(11), r"holds float64 \[11\], not int64 \[11\]"),
+        (np.arange(11), "holds labels from 0 to 10 of 5 classes"),
+        (np.arange(11) - 10, "holds labels from -10 to 0 of 5 classes"),
+    ):
+        np.save(file, labels)
+        with pytest.raises(ValueError, match=rf"packed/labels\.npy {words}"):
+            open_packed(path)
+
+
+def test_captions_that_do_not_fit_are_named(path):
+    file = path / "captions.jsonl"
+    lines = file.read_text()
+    file.write_text(lines + "no json\n")
+    with pytest.raises(ValueError, match=r"packed/captions\.jsonl is damaged"):
+        open_packed(path).caption(0)
+    file.write_text(lines + '"one more"\n')
+    with pytest.raises(ValueError, match=r"packed/captions\.jsonl holds 12 captions of 11 images"):
+        open_packed(path).caption(0)
