@@ -44,7 +44,7 @@ from tqdm import tqdm
 from genimg import build
 from genimg.commands.assembly import Parts, assemble
 from genimg.data.datasets.shapes import shapes
-from genimg.evaluation.passes import full_float32
+from genimg.evaluation.feature_extraction import full_float32
 from genimg.explain import explain, nearest
 from genimg.training.device import choose_device, describe_hardware
 from genimg.training.logger import Logger

@@ -28,9 +28,9 @@ from genimg import build
 from genimg.data.datasets.builtin import ArraySource
 from genimg.data.datasets.shapes import shapes
 from genimg.data.loader import Data
-from genimg.evaluation.evaluator import Evaluator
-from genimg.evaluation.imagesets import DatasetImages
-from genimg.evaluation.passes import full_float32
+from genimg.evaluation.compare import Evaluator
+from genimg.evaluation.feature_extraction import full_float32
+from genimg.evaluation.image_sets import DatasetImages
 from genimg.training.device import choose_device, describe_hardware
 from genimg.utils.paths import config_dir
 

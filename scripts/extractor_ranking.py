@@ -32,8 +32,8 @@ from genimg.data.datasets.builtin import ArraySource, Source
 from genimg.data.datasets.shapes import ShapesSource
 from genimg.data.loader import Data
 from genimg.data.subsets import random_order
-from genimg.evaluation.evaluator import Evaluator, short_count
-from genimg.evaluation.imagesets import DatasetImages
+from genimg.evaluation.compare import Evaluator, short_count
+from genimg.evaluation.image_sets import DatasetImages
 from genimg.training.device import choose_device, describe_hardware
 from genimg.utils.paths import config_dir
 

@@ -24,13 +24,13 @@ from genimg.data.datasets import builtin
 from genimg.data.datasets.builtin import Source
 from genimg.data.loader import Data
 from genimg.data.subsets import random_order
+from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.distances import expected_coverage, frechet_distance
-from genimg.evaluation.evaluator import Evaluator
-from genimg.evaluation.imagesets import DatasetImages
+from genimg.evaluation.feature_extraction import Passes, full_float32
+from genimg.evaluation.feature_stats import Summary
+from genimg.evaluation.gaussian import GaussianStatistics
+from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.metrics import PrecisionRecall
-from genimg.evaluation.passes import Passes, full_float32
-from genimg.evaluation.statistics import GaussianStatistics
-from genimg.evaluation.summary import Summary
 from genimg.training.device import choose_device, describe_hardware
 from genimg.utils.paths import config_dir
 

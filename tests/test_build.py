@@ -22,7 +22,7 @@ from genimg.build import ALLOWED, Builder
 from genimg.data.datasets.builtin import ArraySource, Source
 from genimg.data.packing import pack
 from genimg.evaluation.extractors.classifier import shipped_weights
-from genimg.evaluation.imagesets import GeneratedImages
+from genimg.evaluation.image_sets import GeneratedImages
 from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.schedules import ScheduledNumbers

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from genimg import build, cli
 from genimg.build import Builder
 from genimg.commands import usual
-from genimg.evaluation.evaluator import Evaluator
+from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.extractors.classifier import Classifier
 from genimg.evaluation.translation import TranslationEvaluator
 from genimg.utils.paths import config_dir

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from genimg.commands.common import Config, relative, table
-from genimg.evaluation.comparison import differences, in_words
+from genimg.evaluation.comparability import differences, in_words
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import torch
 from genimg import build
 from genimg.commands.common import Config
 from genimg.commands.sides import Side, resolve
-from genimg.evaluation.evaluator import Evaluator
-from genimg.evaluation.imagesets import DatasetImages
+from genimg.evaluation.compare import Evaluator
+from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.memorisation import Memorisation, fresh_deviation
 from genimg.evaluation.periodic import Evaluation
 

@@ -17,8 +17,8 @@ from genimg.commands.assembly import Parts, describe_parts
 from genimg.data.datasets.builtin import ArraySource
 from genimg.data.loader import Data
 from genimg.data.subsets import subset_of
-from genimg.evaluation.evaluator import Evaluator
-from genimg.evaluation.passes import full_float32
+from genimg.evaluation.compare import Evaluator
+from genimg.evaluation.feature_extraction import full_float32
 from genimg.training.logger import SilentLogger
 from genimg.training.trainer import Trainer
 from genimg.utils.distributed import world_size

@@ -25,13 +25,13 @@ from genimg.commands.copies import describe_copies, held_out_images, measure_cop
 from genimg.commands.evaluate_likelihood import evaluate_likelihood
 from genimg.commands.evaluate_translation import evaluate_translator
 from genimg.commands.sides import Side, compose_evaluation, resolve
-from genimg.evaluation.evaluator import Evaluator
-from genimg.evaluation.imagesets import DatasetImages, ImageSet, Subset
+from genimg.evaluation.compare import Evaluator
+from genimg.evaluation.feature_extraction import full_float32
+from genimg.evaluation.image_sets import DatasetImages, ImageSet, Subset
 from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.evaluation.nearest import nearest_images
-from genimg.evaluation.passes import full_float32
 from genimg.evaluation.periodic import Evaluation
-from genimg.evaluation.statistics_files import SavedStatistics
+from genimg.evaluation.stats_cache import SavedStatistics
 from genimg.methods.translation import Translation
 from genimg.training.device import choose_device
 from genimg.utils.distributed import first_of_each_host, processes_of_torchrun, rank

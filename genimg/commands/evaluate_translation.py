@@ -19,7 +19,7 @@ from genimg.data.loader import Data
 from genimg.data.subsets import subset_of
 from genimg.data.tasks.base import Task
 from genimg.data.tasks.degradations import Denoise, Inpaint
-from genimg.evaluation.classical import biharmonic, non_local_means
+from genimg.evaluation.baselines import biharmonic, non_local_means
 from genimg.evaluation.translation import TranslationEvaluator, means_over_images, similarities
 from genimg.methods.translation import Translation
 from genimg.types import Batch

@@ -18,8 +18,8 @@ from genimg.data.datasets.builtin import Source
 from genimg.data.datasets.prepared import DESCRIPTION, Description, PreparedSource, is_prepared
 from genimg.data.image_files import is_zip
 from genimg.data.loader import Data
-from genimg.evaluation.imagesets import DatasetImages
-from genimg.evaluation.statistics_files import SavedStatistics, holds_images, holds_statistics
+from genimg.evaluation.image_sets import DatasetImages
+from genimg.evaluation.stats_cache import SavedStatistics, holds_images, holds_statistics
 from genimg.explain import quoted
 
 log = logging.getLogger(__name__)

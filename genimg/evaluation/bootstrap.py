@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from genimg.evaluation.feature_stats import Summary
 from genimg.evaluation.metrics import Metric, Name
-from genimg.evaluation.summary import Summary
 from genimg.utils.rng import seed_of
 
 _BOOTSTRAP_STREAM = 3  # apart from the streams of previews and latents

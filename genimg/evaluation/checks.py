@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sized
 
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.metrics import Metric
-from genimg.evaluation.statistics_files import SavedStatistics
+from genimg.evaluation.stats_cache import SavedStatistics
 
 
 def checked_metrics(metrics: Mapping[str, Metric | None], extractor: Extractor) -> dict[str, Metric]:

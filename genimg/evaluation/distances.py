@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genimg.evaluation.statistics import GaussianStatistics
+from genimg.evaluation.gaussian import GaussianStatistics
 
 _BLOCK = 4096  # rows of a distance matrix that are held at once
 

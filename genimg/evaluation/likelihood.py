@@ -14,7 +14,7 @@ from torch import Tensor
 from genimg.data.datasets.builtin import Source
 from genimg.data.loader import Data
 from genimg.data.subsets import selection, subset_of
-from genimg.evaluation.passes import full_float32, ranges
+from genimg.evaluation.feature_extraction import full_float32, ranges
 from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
 from genimg.types import Batch, Images, Method, PixelLikelihood
 from genimg.utils.distributed import rows_of_all_ranks, shard, world_size

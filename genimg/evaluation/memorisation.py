@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from genimg.evaluation.feature_stats import Summary
 from genimg.evaluation.metrics import Metric, Name
-from genimg.evaluation.summary import Summary
 
 _BLOCK = 1024  # rows of a distance matrix that are held at once
 _ROUNDING = 2e-3  # of the features' spread

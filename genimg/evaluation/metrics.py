@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from genimg.evaluation.distances import frechet_distance, kernel_distance, neighbor_rates
-from genimg.evaluation.summary import Summary
+from genimg.evaluation.feature_stats import Summary
 
 
 class Name(Protocol):

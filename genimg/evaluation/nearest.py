@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genimg.evaluation.extractors.base import Extractor, three_channels
-from genimg.evaluation.imagesets import ImageSet
+from genimg.evaluation.image_sets import ImageSet
 from genimg.utils.images import to_float
 
 

@@ -12,7 +12,7 @@ import torch
 
 from genimg.data.datasets.builtin import Source
 from genimg.data.loader import Data
-from genimg.evaluation.watch import DivergenceWatch
+from genimg.evaluation.early_stopping import DivergenceWatch
 from genimg.types import Images, Method
 
 log = logging.getLogger(__name__)

@@ -19,14 +19,14 @@ from genimg.data.datasets.unpaired import UnpairedSource
 from genimg.data.loader import Data
 from genimg.data.subsets import selection, subset_of
 from genimg.data.tasks.base import Task
-from genimg.evaluation.evaluator import Evaluator, short_count
+from genimg.evaluation.compare import Evaluator, short_count
 from genimg.evaluation.extractors.base import Extractor
-from genimg.evaluation.imagesets import FiniteCheck, ImageSet
+from genimg.evaluation.feature_extraction import Passes, full_float32, ranges
+from genimg.evaluation.image_metrics import LPIPS, l1, ms_ssim, ms_ssim_scales, psnr, psnr_luma, ssim, ssim_luma
+from genimg.evaluation.image_sets import FiniteCheck, ImageSet
 from genimg.evaluation.metrics import FrechetDistance, KernelDistance
-from genimg.evaluation.passes import Passes, full_float32, ranges
 from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
-from genimg.evaluation.similarity import LPIPS, l1, ms_ssim, ms_ssim_scales, psnr, psnr_luma, ssim, ssim_luma
-from genimg.evaluation.statistics_files import SavedStatistics
+from genimg.evaluation.stats_cache import SavedStatistics
 from genimg.methods.translation import Translation
 from genimg.types import Batch, Images, Method
 from genimg.utils.distributed import rows_of_all_ranks, shard, world_size

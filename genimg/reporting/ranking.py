@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from genimg.evaluation.comparison import differences
+from genimg.evaluation.comparability import differences
 from genimg.reporting.runs import Measured, Run, Value
 
 

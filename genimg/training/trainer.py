@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from genimg.data.loader import Data
 from genimg.data.sampler import Order
-from genimg.evaluation.passes import EvaluationInterruptedError
+from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
 from genimg.schedules import ScheduledNumbers
 from genimg.training.background import Background, snapshot, unchanged_buffers

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from genimg.evaluation.bootstrap import intervals
+from genimg.evaluation.feature_stats import Collector, Summary
+from genimg.evaluation.gaussian import GaussianStatistics
 from genimg.evaluation.metrics import FrechetDistance, InceptionScore, KernelDistance, Metric
-from genimg.evaluation.statistics import GaussianStatistics
-from genimg.evaluation.summary import Collector, Summary
 
 CPU = torch.device("cpu")
 REAL = Summary(GaussianStatistics.of(torch.randn(500, 2, generator=torch.Generator().manual_seed(99))))

@@ -19,7 +19,7 @@ from genimg.evaluation.distances import (
     neighbor_distances,
     neighbor_rates,
 )
-from genimg.evaluation.statistics import GaussianStatistics
+from genimg.evaluation.gaussian import GaussianStatistics
 
 
 @pytest.fixture(autouse=True)

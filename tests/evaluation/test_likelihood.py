@@ -14,8 +14,8 @@ from genimg.data.datasets.builtin import ArraySource
 from genimg.data.loader import Data
 from genimg.data.split import without_validation
 from genimg.data.subsets import random_subset
+from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.likelihood import LikelihoodEvaluator
-from genimg.evaluation.passes import EvaluationInterruptedError
 from genimg.losses.elbo import ELBO
 from genimg.losses.likelihoods import Bernoulli
 from genimg.methods.vae import VAE

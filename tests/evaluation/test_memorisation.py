@@ -13,9 +13,9 @@ from scipy.spatial.distance import cdist
 from genimg.data.datasets.builtin import ArraySource, mnist
 from genimg.data.subsets import random_order
 from genimg.evaluation.extractors.classifier import Classifier
+from genimg.evaluation.feature_stats import Summary
+from genimg.evaluation.gaussian import GaussianStatistics
 from genimg.evaluation.memorisation import Memorisation, closeness, fresh_deviation, memorised_share
-from genimg.evaluation.statistics import GaussianStatistics
-from genimg.evaluation.summary import Summary
 
 CPU = torch.device("cpu")
 DIMENSIONS = 8

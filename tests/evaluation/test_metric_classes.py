@@ -10,6 +10,8 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, k
 
 from genimg.data.subsets import fixed_subset
 from genimg.evaluation.distances import expected_coverage
+from genimg.evaluation.feature_stats import Collector, Summary
+from genimg.evaluation.gaussian import GaussianStatistics
 from genimg.evaluation.memorisation import Memorisation
 from genimg.evaluation.metrics import (
     ClassCoverage,
@@ -21,8 +23,6 @@ from genimg.evaluation.metrics import (
     PrecisionRecall,
     SpatialFrechetDistance,
 )
-from genimg.evaluation.statistics import GaussianStatistics
-from genimg.evaluation.summary import Collector, Summary
 
 CPU = torch.device("cpu")
 DIMENSIONS = 5

@@ -8,7 +8,7 @@ from torch import nn
 from genimg.data.datasets.builtin import ArraySource
 from genimg.data.loader import Data
 from genimg.evaluation.extractors.base import Extractor
-from genimg.evaluation.imagesets import DatasetImages
+from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.nearest import nearest_images
 from genimg.utils.images import to_float
 

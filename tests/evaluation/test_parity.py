@@ -10,10 +10,10 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from genimg.data.datasets.shapes import shapes
 from genimg.data.loader import Data
-from genimg.evaluation.evaluator import Evaluator
+from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.extractors.classifier import Classifier
 from genimg.evaluation.extractors.inception import Inception
-from genimg.evaluation.imagesets import DatasetImages
+from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.metrics import FrechetDistance, InceptionScore, KernelDistance, PrecisionRecall
 from genimg.types import Images
 

@@ -10,9 +10,9 @@ import torch
 from genimg.data.datasets.builtin import ArraySource, folder, mnist
 from genimg.data.datasets.shapes import shapes
 from genimg.data.loader import Data
-from genimg.evaluation.evaluator import Evaluator
+from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.extractors.classifier import Classifier
-from genimg.evaluation.imagesets import DatasetImages
+from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.metrics import ClassCoverage, FrechetDistance, InceptionScore, KernelDistance, PrecisionRecall
 from genimg.types import Images
 

@@ -20,8 +20,8 @@ from genimg.data.tasks.base import Pair, Unpaired
 from genimg.data.tasks.degradations import Denoise, Inpaint, SuperResolution
 from genimg.data.tasks.masks import Center
 from genimg.evaluation.extractors.inception import Inception
-from genimg.evaluation.imagesets import NonFiniteImagesError
-from genimg.evaluation.passes import EvaluationInterruptedError
+from genimg.evaluation.feature_extraction import EvaluationInterruptedError
+from genimg.evaluation.image_sets import NonFiniteImagesError
 from genimg.evaluation.translation import PairedEvaluator, TranslationEvaluator, UnpairedEvaluator
 from genimg.methods.translation import Translation
 from genimg.types import Images

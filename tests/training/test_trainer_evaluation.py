@@ -11,10 +11,10 @@ from torch import nn
 
 from genimg.data.datasets.builtin import ArraySource
 from genimg.data.loader import Data
-from genimg.evaluation.evaluator import Evaluation, Evaluator
+from genimg.evaluation.compare import Evaluation, Evaluator
 from genimg.evaluation.extractors.base import Extractor
+from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.metrics import FrechetDistance, InceptionScore
-from genimg.evaluation.passes import EvaluationInterruptedError
 from genimg.training import checkpoint
 from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.device import Precision

@@ -17,9 +17,11 @@ from torch import nn
 
 from genimg.data.datasets.builtin import ArraySource
 from genimg.data.loader import Data
-from genimg.evaluation.evaluator import Evaluator
+from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.extractors.base import Extractor
-from genimg.evaluation.imagesets import DatasetImages
+from genimg.evaluation.feature_stats import Collector
+from genimg.evaluation.gaussian import FeatureSums, InceptionScoreSums
+from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.metrics import (
     ClassCoverage,
     ConditionalAccuracy,
@@ -28,8 +30,6 @@ from genimg.evaluation.metrics import (
     KernelDistance,
     PrecisionRecall,
 )
-from genimg.evaluation.statistics import FeatureSums, InceptionScoreSums
-from genimg.evaluation.summary import Collector
 from genimg.types import Images, Method
 from genimg.utils import distributed
 from genimg.utils.distributed import (

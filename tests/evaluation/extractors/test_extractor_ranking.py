@@ -16,7 +16,7 @@ from genimg.data.datasets.shapes import ShapesSource
 from genimg.data.subsets import random_order
 from genimg.evaluation.distances import expected_coverage, frechet_distance, kernel_distance, neighbor_rates
 from genimg.evaluation.extractors.classifier import Classifier
-from genimg.evaluation.statistics import GaussianStatistics
+from genimg.evaluation.gaussian import GaussianStatistics
 
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "extractor_ranking.py"
 COUNT = 300  # images a side

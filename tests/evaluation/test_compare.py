@@ -14,10 +14,12 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, k
 from genimg.data.datasets.builtin import ArraySource, Source, digest
 from genimg.data.loader import Data
 from genimg.data.subsets import random_subset, subset_of
+from genimg.evaluation.compare import Evaluator, short_count
 from genimg.evaluation.distances import neighbor_rates
-from genimg.evaluation.evaluator import Evaluator, short_count
 from genimg.evaluation.extractors.base import Extractor
-from genimg.evaluation.imagesets import DatasetImages, NonFiniteImagesError
+from genimg.evaluation.feature_extraction import EvaluationInterruptedError
+from genimg.evaluation.feature_stats import kept_positions
+from genimg.evaluation.image_sets import DatasetImages, NonFiniteImagesError
 from genimg.evaluation.memorisation import Memorisation, closeness, memorised_share
 from genimg.evaluation.metrics import (
     ConditionalAccuracy,
@@ -27,9 +29,7 @@ from genimg.evaluation.metrics import (
     PrecisionRecall,
     SpatialFrechetDistance,
 )
-from genimg.evaluation.passes import EvaluationInterruptedError
-from genimg.evaluation.statistics_files import SavedStatistics
-from genimg.evaluation.summary import kept_positions
+from genimg.evaluation.stats_cache import SavedStatistics
 from genimg.types import Images, Method
 from genimg.utils.environment import versions
 from genimg.utils.images import to_float, to_uint8
@@ -360,7 +360,7 @@ def test_features_kept_in_the_cache_serve_evaluations_of_several_sizes(cache, co
 
 
 def test_of_many_real_images_the_features_of_some_are_kept_and_always_the_same_ones(monkeypatch):
-    monkeypatch.setattr("genimg.evaluation.evaluator._KEPT_REAL", 20)
+    monkeypatch.setattr("genimg.evaluation.compare._KEPT_REAL", 20)
     source, extractor = CountingSource(num_images=60), LinearExtractor()
     metrics = {"frechet_distance": FrechetDistance(), "kernel_distance": KernelDistance(subsets=3, subset_size=10)}
     evaluation = make_evaluator(metrics=metrics, num_images=15).evaluate(Painter(), data_of(source), CPU)
@@ -396,7 +396,7 @@ def test_what_determines_the_real_statistics_has_a_cache_file_of_its_own(cache, 
 
 
 def test_features_of_single_images_join_the_same_cache_file_and_serve_whoever_needs_fewer(cache, monkeypatch):
-    monkeypatch.setattr("genimg.evaluation.evaluator._KEPT_REAL", 5)
+    monkeypatch.setattr("genimg.evaluation.compare._KEPT_REAL", 5)
     kernel = {"frechet_distance": FrechetDistance(), "kernel_distance": KernelDistance(subsets=3, subset_size=4)}
     source = CountingSource()
     few = make_evaluator(metrics=kernel, num_images=8).evaluate(Painter(), data_of(source), CPU)
@@ -822,7 +822,7 @@ MEMORISATION = {"frechet_distance": FrechetDistance(), "kernel_distance": Kernel
 
 
 def test_copies_of_training_images_are_measured_against_held_out_ones(monkeypatch, cache):
-    monkeypatch.setattr("genimg.evaluation.evaluator._KEPT_REAL", 20)  # of 60, all of which are searched
+    monkeypatch.setattr("genimg.evaluation.compare._KEPT_REAL", 20)  # of 60, all of which are searched
     source, extractor = with_validation(), LinearExtractor()
     metrics = MEMORISATION | {"memorisation": Memorisation(quantile=0.05)}
     copied = make_evaluator(metrics=metrics, num_images=30).evaluate(Copier(source.pixels), data_of(source), CPU)

@@ -12,7 +12,7 @@ from scipy.ndimage import correlate1d
 from torch import nn
 from torchvision.models import alexnet, vgg16
 
-from genimg.evaluation.similarity import LPIPS, l1, ms_ssim, ms_ssim_scales, psnr, psnr_luma, ssim, ssim_luma
+from genimg.evaluation.image_metrics import LPIPS, l1, ms_ssim, ms_ssim_scales, psnr, psnr_luma, ssim, ssim_luma
 
 
 def noisy_pair(shape, deviation=20.0, seed=0):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from genimg.evaluation.classical import biharmonic, non_local_means
-from genimg.evaluation.similarity import psnr
+from genimg.evaluation.baselines import biharmonic, non_local_means
+from genimg.evaluation.image_metrics import psnr
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
-from genimg.evaluation import summary as summary_module
+from genimg.evaluation import feature_stats as summary_module
 from genimg.evaluation.distances import neighbor_distances
-from genimg.evaluation.statistics import GaussianStatistics
-from genimg.evaluation.summary import Collector, Summary, kept_positions
+from genimg.evaluation.feature_stats import Collector, Summary, kept_positions
+from genimg.evaluation.gaussian import GaussianStatistics
 
 NUM_IMAGES, NUM_FEATURES, NUM_CLASSES = 30, 4, 5
 

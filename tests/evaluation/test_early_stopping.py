@@ -3,10 +3,10 @@
 import pytest
 from torch import nn
 
-from genimg.evaluation.evaluator import Evaluator
+from genimg.evaluation.compare import Evaluator
+from genimg.evaluation.early_stopping import DivergenceWatch
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.metrics import FrechetDistance, InceptionScore
-from genimg.evaluation.watch import DivergenceWatch
 from genimg.types import Images
 
 

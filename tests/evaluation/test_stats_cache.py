@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from genimg.evaluation.extractors.base import Extractor
-from genimg.evaluation.statistics import GaussianStatistics
-from genimg.evaluation.statistics_files import (
+from genimg.evaluation.feature_stats import Summary
+from genimg.evaluation.gaussian import GaussianStatistics
+from genimg.evaluation.stats_cache import (
     SavedStatistics,
     cache_path,
     holds_images,
@@ -19,7 +20,6 @@ from genimg.evaluation.statistics_files import (
     read_cache,
     write_cache,
 )
-from genimg.evaluation.summary import Summary
 
 CPU = torch.device("cpu")
 IMAGES = {"source": "shapes", "fingerprint": "f00", "image_shape": "3x32x32", "augmentation": "none", "num_images": 40}

@@ -19,13 +19,13 @@ from genimg.evaluation.bootstrap import intervals
 from genimg.evaluation.checks import check_counts, check_held_out, checked_metrics, small_counts
 from genimg.evaluation.distances import frechet_distance
 from genimg.evaluation.extractors.base import Extractor
-from genimg.evaluation.imagesets import DatasetImages, GeneratedImages, ImageSet, Reconstructions
+from genimg.evaluation.feature_extraction import Passes, full_float32
+from genimg.evaluation.feature_stats import Summary, kept_positions
+from genimg.evaluation.image_metrics import LPIPS, psnr, ssim
+from genimg.evaluation.image_sets import DatasetImages, GeneratedImages, ImageSet, Reconstructions
 from genimg.evaluation.metrics import Metric, Name
-from genimg.evaluation.passes import Passes, full_float32
 from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
-from genimg.evaluation.similarity import LPIPS, psnr, ssim
-from genimg.evaluation.statistics_files import SavedStatistics, cache_path, read_cache, write_cache
-from genimg.evaluation.summary import Summary, kept_positions
+from genimg.evaluation.stats_cache import SavedStatistics, cache_path, read_cache, write_cache
 from genimg.types import Images, Method
 from genimg.utils import paths
 from genimg.utils.distributed import on_every_rank, rank, world_size

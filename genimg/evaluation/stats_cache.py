@@ -15,8 +15,8 @@ import torch
 
 from genimg.data.archives import FIRST, Header, headers_of, image_like
 from genimg.evaluation.extractors.base import Extractor, sha256_of
-from genimg.evaluation.statistics import GaussianStatistics
-from genimg.evaluation.summary import Summary
+from genimg.evaluation.feature_stats import Summary
+from genimg.evaluation.gaussian import GaussianStatistics
 from genimg.utils.environment import versions
 from genimg.utils.files import atomically
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genimg.evaluation.extractors.base import Extractor
-from genimg.evaluation.imagesets import ImageSet, Reconstructions
-from genimg.evaluation.statistics import FeatureSums, GaussianStatistics
-from genimg.evaluation.summary import Collector, Summary
+from genimg.evaluation.feature_stats import Collector, Summary
+from genimg.evaluation.gaussian import FeatureSums, GaussianStatistics
+from genimg.evaluation.image_sets import ImageSet, Reconstructions
 from genimg.utils.distributed import rank, rows_of_all_ranks, shard
 
 

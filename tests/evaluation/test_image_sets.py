@@ -8,7 +8,7 @@ from genimg.data.captions import decode
 from genimg.data.datasets.builtin import ArraySource
 from genimg.data.loader import Data
 from genimg.data.subsets import random_subset
-from genimg.evaluation.imagesets import (
+from genimg.evaluation.image_sets import (
     DatasetImages,
     FiniteCheck,
     GeneratedImages,

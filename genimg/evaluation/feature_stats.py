@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genimg.data.subsets import fixed_subset, lowest
 from genimg.evaluation.distances import matrix_square_root, neighbor_distances
-from genimg.evaluation.statistics import FeatureSums, GaussianStatistics, InceptionScoreSums
+from genimg.evaluation.gaussian import FeatureSums, GaussianStatistics, InceptionScoreSums
 from genimg.utils.distributed import rows_of_all_ranks
 
 if TYPE_CHECKING:

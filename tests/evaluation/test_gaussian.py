@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
-from genimg.evaluation import statistics
-from genimg.evaluation.statistics import FeatureSums, GaussianStatistics, InceptionScoreSums, in_float64
+from genimg.evaluation import gaussian
+from genimg.evaluation.gaussian import FeatureSums, GaussianStatistics, InceptionScoreSums, in_float64
 
 
 @pytest.fixture(autouse=True)
@@ -161,12 +161,12 @@ def test_ranks_that_begin_at_their_first_image_give_the_score_of_all_images(monk
 
     # One rank after the other says what it would have summed with the rest; then the last one gets the sums.
     asked = []
-    monkeypatch.setattr(statistics, "sum_over_ranks", lambda tensor: asked[-1].append(tensor.clone()) or tensor)
+    monkeypatch.setattr(gaussian, "sum_over_ranks", lambda tensor: asked[-1].append(tensor.clone()) or tensor)
     for sums in ranks:
         asked.append([])
         sums.result()
     totals = [sum(tensors) for tensors in zip(*asked, strict=True)]
-    monkeypatch.setattr(statistics, "sum_over_ranks", lambda tensor: totals.pop(0))
+    monkeypatch.setattr(gaussian, "sum_over_ranks", lambda tensor: totals.pop(0))
     score, deviation = ranks[-1].result()
 
     assert score == pytest.approx(expected[KEY_METRIC_ISC_MEAN], rel=1e-9)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from genimg.evaluation.comparison import Difference, differences, flatten, in_words
+from genimg.evaluation.comparability import Difference, differences, flatten, in_words
 
 PROVENANCE = {
     "extractor": {
