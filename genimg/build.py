@@ -33,7 +33,7 @@ from genimg.data.tasks.base import Pair, Task
 from genimg.data.transforms import SampleAugment
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.explain import nearest
-from genimg.methods.translation import Translation
+from genimg.methods.image_to_image import Translation
 from genimg.schedules import Schedule
 from genimg.training.schedules import OptimizerSchedules, holds_schedule, valued
 from genimg.training.state import TrainerSettings

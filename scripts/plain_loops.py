@@ -23,7 +23,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 from genimg.data.datasets.builtin import Source
 from genimg.losses.penalties import DiscriminatorPenalty, GeneratorPenalty, Sides, WeightClipping
 from genimg.methods.gan import GAN
-from genimg.methods.translation import Translation
+from genimg.methods.image_to_image import Translation
 from genimg.methods.vae import VAE
 from genimg.types import Batch, Method
 from genimg.utils.images import to_float, to_uint8

@@ -26,7 +26,7 @@ from genimg.commands.assembly import assemble
 from genimg.losses.adversarial import AdversarialLoss, negated_generator_loss, wasserstein_discriminator_loss
 from genimg.losses.penalties import R1, GradientPenalty
 from genimg.methods.gan import GAN
-from genimg.methods.translation import Translation
+from genimg.methods.image_to_image import Translation
 from genimg.training.update import Updater
 from genimg.types import Batch, Method, Progress
 from genimg.utils.images import to_float

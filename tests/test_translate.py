@@ -25,7 +25,7 @@ from genimg.commands.translator import image_channels
 from genimg.data.tasks.base import Pair, Task
 from genimg.data.tasks.degradations import Colorize, Denoise, Edges, SuperResolution
 from genimg.data.tasks.edges import Sobel
-from genimg.methods.translation import Translation
+from genimg.methods.image_to_image import Translation
 from genimg.utils.images import to_uint8
 from genimg.utils.outputs import MARK
 from genimg.utils.paths import config_dir

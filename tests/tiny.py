@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from genimg.losses.adversarial import AdversarialLoss, cross_entropy_discriminator_loss, nonsaturating_generator_loss
-from genimg.methods.augment import NoAugment
+from genimg.methods.discriminator_augment import NoAugment
 from genimg.methods.gan import GAN
 from genimg.methods.latent import Normal
 from genimg.networks.conditioning import OneHot, Unconditional

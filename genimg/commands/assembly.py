@@ -20,7 +20,7 @@ from genimg.data.loader import Data
 from genimg.data.split import random_part
 from genimg.evaluation.extractors.base import WeightsNotAtHandError
 from genimg.evaluation.periodic import PeriodicEvaluator
-from genimg.methods.translation import Translation
+from genimg.methods.image_to_image import Translation
 from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.device import Precision, choose_device, choose_precision, keep_freed_memory
 from genimg.training.logger import Logger

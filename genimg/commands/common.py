@@ -18,7 +18,7 @@ from genimg.data.datasets.builtin import Source
 from genimg.data.identity import identity_of, refused_differences, warned_differences
 from genimg.evaluation.periodic import Evaluation
 from genimg.explain import quoted
-from genimg.methods.translation import Translation
+from genimg.methods.image_to_image import Translation
 from genimg.training import checkpoint
 from genimg.training.device import describe_hardware
 from genimg.types import Method

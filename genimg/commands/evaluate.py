@@ -32,7 +32,7 @@ from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.evaluation.nearest import nearest_images
 from genimg.evaluation.periodic import Evaluation
 from genimg.evaluation.stats_cache import SavedStatistics
-from genimg.methods.translation import Translation
+from genimg.methods.image_to_image import Translation
 from genimg.training.device import choose_device
 from genimg.utils.distributed import first_of_each_host, processes_of_torchrun, rank
 from genimg.utils.images import grid, write_png

@@ -21,7 +21,7 @@ from genimg.data.tasks.base import Task
 from genimg.data.tasks.degradations import Denoise, Inpaint
 from genimg.evaluation.baselines import biharmonic, non_local_means
 from genimg.evaluation.translation import TranslationEvaluator, means_over_images, similarities
-from genimg.methods.translation import Translation
+from genimg.methods.image_to_image import Translation
 from genimg.types import Batch
 from genimg.utils.distributed import rank, rows_of_all_ranks, world_size
 from genimg.utils.files import atomically

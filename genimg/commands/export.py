@@ -29,7 +29,7 @@ from genimg.exporting.formats import (
 )
 from genimg.exporting.parts import Choices, Part, Port, exportable
 from genimg.exporting.rebuilding import rebuilt, recipe
-from genimg.methods.translation import MODES
+from genimg.methods.image_to_image import MODES
 from genimg.training.device import Precision, choose_device
 from genimg.utils.environment import git_commit
 from genimg.utils.files import atomically, naming_full_disk

@@ -36,7 +36,7 @@ from genimg.commands.usual import (
 from genimg.data.identity import Identity, identity_of
 from genimg.data.loader import available_keys
 from genimg.evaluation.periodic import PeriodicEvaluator
-from genimg.methods.translation import Translation
+from genimg.methods.image_to_image import Translation
 from genimg.reporting import write_report
 from genimg.training.device import describe_hardware
 from genimg.training.logger import Logger, SilentLogger, write_hyperparameters

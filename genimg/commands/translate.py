@@ -31,7 +31,7 @@ from genimg.commands.translator import MemoryFullError, Translator, image_channe
 from genimg.data.decode import checked_levels
 from genimg.data.tasks.base import Task
 from genimg.explain import nearest
-from genimg.methods.translation import MODES, Translation
+from genimg.methods.image_to_image import MODES, Translation
 from genimg.training.device import choose_device
 from genimg.types import height_width
 from genimg.utils.files import naming_full_disk

@@ -27,7 +27,7 @@ from genimg.evaluation.image_sets import FiniteCheck, ImageSet
 from genimg.evaluation.metrics import FrechetDistance, KernelDistance
 from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
 from genimg.evaluation.stats_cache import SavedStatistics
-from genimg.methods.translation import Translation
+from genimg.methods.image_to_image import Translation
 from genimg.types import Batch, Images, Method
 from genimg.utils.distributed import rows_of_all_ranks, shard, world_size
 from genimg.utils.environment import versions

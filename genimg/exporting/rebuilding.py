@@ -11,7 +11,7 @@ from torch import nn
 
 from genimg import build
 from genimg.exporting.parts import Choices, Config, exportable
-from genimg.methods.translation import Translation
+from genimg.methods.image_to_image import Translation
 
 
 def recipe(config: Config, num_images: int, choices: Choices) -> Config:

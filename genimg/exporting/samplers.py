@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from genimg.exporting.parts import Choices, Config, Inputs, Part, Port, exportable, image_port, refuse_choices, settled
 from genimg.exporting.programs import CodesToImage, Generating, LatentsToImage
 from genimg.methods.conditional import ConditionalMethod
-from genimg.methods.deterministic_autoencoder import DeterministicAutoencoder
 from genimg.methods.gan import GAN
 from genimg.methods.latent import Latent, Normal, Truncated, Uniform
 from genimg.methods.vae import VAE
 from genimg.methods.vq_vae import VQVAE
+from genimg.methods.wae_rae import DeterministicAutoencoder
 from genimg.networks.conditioning import ConditionEncoder
 from genimg.networks.text import TextEncoder
 from genimg.types import Batch

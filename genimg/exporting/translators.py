@@ -11,7 +11,7 @@ from genimg.commands.translator import image_channels, least_side
 from genimg.data.tasks.base import Task
 from genimg.exporting.parts import Choices, Config, Inputs, Part, Port, Sides, exportable, image_port, refuse_choices, settled
 from genimg.exporting.programs import Translating
-from genimg.methods.translation import Translation
+from genimg.methods.image_to_image import Translation
 from genimg.types import height_width
 
 _SMALLEST = 8  # pixels: a shorter image is none, and borders take other ways in it

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.methods.image_pool import ImagePool
-from genimg.methods.translation import (
+from genimg.methods.image_to_image import (
     Translation,
     checked_mode,
     deceiving,

@@ -25,8 +25,8 @@ from genimg.losses.penalties import (
     Sides,
     WeightClipping,
 )
-from genimg.methods.augment import AdaptiveAugment, Augment
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
+from genimg.methods.discriminator_augment import AdaptiveAugment, Augment
 from genimg.methods.ema import EMA
 from genimg.methods.latent import Latent
 from genimg.methods.modes import in_mode

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from genimg.losses.reconstruction import ReconstructionLoss
-from genimg.methods.translation import Translation, in_blocks
+from genimg.methods.image_to_image import Translation, in_blocks
 from genimg.types import Batch, Metrics, Microbatches, Progress, Update
 
 

@@ -23,7 +23,7 @@ from genimg.evaluation.extractors.inception import Inception
 from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.image_sets import NonFiniteImagesError
 from genimg.evaluation.translation import PairedEvaluator, TranslationEvaluator, UnpairedEvaluator
-from genimg.methods.translation import Translation
+from genimg.methods.image_to_image import Translation
 from genimg.types import Images
 
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ from genimg.losses.adversarial import (
     relativistic_generator_loss,
 )
 from genimg.methods.cyclegan import CycleGAN
-from genimg.methods.translation import in_blocks
+from genimg.methods.image_to_image import in_blocks
 from genimg.networks.patchgan import PatchDiscriminator
 from genimg.networks.resnet_translator import Translator
 from genimg.training.device import Precision

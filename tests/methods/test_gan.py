@@ -15,7 +15,7 @@ from genimg.losses.adversarial import (
     relativistic_generator_loss,
 )
 from genimg.losses.penalties import R1, R2, DiscriminatorPenalty, GeneratorPenalty, WeightClipping
-from genimg.methods.augment import AdaptiveAugment, NoAugment
+from genimg.methods.discriminator_augment import AdaptiveAugment, NoAugment
 from genimg.methods.gan import GAN
 from genimg.networks.layers import ConditionalBatchNorm2d
 from genimg.schedules import ScheduledNumbers

@@ -23,8 +23,8 @@ from genimg.losses.adversarial import (
     relativistic_generator_loss,
 )
 from genimg.losses.reconstruction import ReconstructionLoss
+from genimg.methods.image_to_image import in_blocks
 from genimg.methods.pix2pix import Pix2Pix
-from genimg.methods.translation import in_blocks
 from genimg.networks.patchgan import PatchDiscriminator
 from genimg.networks.unet import Translator
 from genimg.training.device import Precision

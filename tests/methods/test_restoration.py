@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from genimg.data.tasks.degradations import Denoise, Inpaint
 from genimg.data.tasks.masks import Boxes
 from genimg.losses.reconstruction import ReconstructionLoss
+from genimg.methods.image_to_image import in_blocks
 from genimg.methods.restoration import Restoration
-from genimg.methods.translation import in_blocks
 from genimg.training.device import Precision
 from genimg.training.update import Updater
 from genimg.types import Progress

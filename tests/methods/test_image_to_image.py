@@ -15,8 +15,7 @@ from genimg.losses.adversarial import (
     relativistic_generator_loss,
 )
 from genimg.losses.reconstruction import ReconstructionLoss
-from genimg.methods.restoration import Restoration
-from genimg.methods.translation import (
+from genimg.methods.image_to_image import (
     checked_mode,
     deceiving,
     in_blocks,
@@ -26,6 +25,7 @@ from genimg.methods.translation import (
     side_by_side,
     together,
 )
+from genimg.methods.restoration import Restoration
 from genimg.networks.layers import ConditionalBatchNorm2d, normalisation_layer
 
 LEAST_SQUARES = AdversarialLoss(discriminator=least_squares_discriminator_loss, generator=least_squares_generator_loss)

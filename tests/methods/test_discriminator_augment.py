@@ -11,10 +11,10 @@ from scipy.spatial.transform import Rotation
 from torch.autograd import gradcheck, gradgradcheck
 
 from genimg.build import Builder
-from genimg.methods import augment
 from genimg.methods import augment_operations as operations
-from genimg.methods.augment import AdaptiveAugment, DiffAugment, FixedAugment, NoAugment, Pipeline
+from genimg.methods import discriminator_augment
 from genimg.methods.augment_operations import SYM6
+from genimg.methods.discriminator_augment import AdaptiveAugment, DiffAugment, FixedAugment, NoAugment, Pipeline
 from genimg.schedules import Linear, ScheduledNumbers
 from genimg.utils.paths import config_dir
 
@@ -189,8 +189,8 @@ def test_all_geometric_operations_together_are_the_papers_product_of_homogeneous
 
     first = operations.blit_matrix(-torch.ones(1), torch.full((1,), 3.0))
     second = operations.geometric_matrix(*(torch.full((1,), value) for value in (1.3, 0.7, 0.8, -1.9)))
-    monkeypatch.setattr(augment, "draw_blit", lambda images, p: (first, torch.tensor([[3.0, -2.0]])))
-    monkeypatch.setattr(augment, "draw_geometric", lambda images, p: (second, torch.tensor([[0.6, 1.7]])))
+    monkeypatch.setattr(discriminator_augment, "draw_blit", lambda images, p: (first, torch.tensor([[3.0, -2.0]])))
+    monkeypatch.setattr(discriminator_augment, "draw_geometric", lambda images, p: (second, torch.tensor([[0.6, 1.7]])))
     linear, shift = Pipeline(groups=BGC)._draw_placement(torch.zeros(1, 3, 8, 8), torch.ones(()))
     # Operations on the image from right to left, each undone from left to right. Appendix B, with y pointing down.
     forward = rotation(1.9) @ matrix(0.8, 0, 0, 1 / 0.8) @ rotation(-0.7) @ matrix(1.3, 0, 0, 1.3)
@@ -369,7 +369,7 @@ def test_a_cutout_has_half_of_each_side_and_its_middle_in_the_image(p):
 @pytest.mark.parametrize("group", ALL)
 def test_a_groups_factor_multiplies_the_probability_of_its_operations(group, monkeypatch):
     drawn, seen = getattr(operations, f"draw_{group}"), []
-    monkeypatch.setattr(augment, f"draw_{group}", lambda images, p: seen.append(p.item()) or drawn(images, p))
+    monkeypatch.setattr(discriminator_augment, f"draw_{group}", lambda images, p: seen.append(p.item()) or drawn(images, p))
     FixedAugment(groups=ALL | {group: 0.5}, p=0.6)(torch.ones(2, 1, 4, 4))
     assert seen == pytest.approx([0.3])
 
@@ -531,7 +531,7 @@ def test_a_checkpoint_in_the_middle_of_an_interval_continues_to_the_bit():
 def test_the_sums_are_those_of_all_ranks(monkeypatch):
     own, other = signs(5, 0), signs(1, 4)  # r = 1 here, 0.2 over both
     there = torch.tensor([other.sign().sum(), 5.0])
-    monkeypatch.setattr(augment, "sum_over_ranks", lambda tensor: tensor + there)
+    monkeypatch.setattr(discriminator_augment, "sum_over_ranks", lambda tensor: tensor + there)
     module = adaptive(0.5, interval=2, batch_size=10)
     module.observe(own)
     assert module.sums.tolist() == [2.0, 10.0]

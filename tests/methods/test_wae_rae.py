@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from genimg.losses.likelihoods import Bernoulli, Gaussian
 from genimg.losses.mmd import MMDLoss, unbiased_mmd
 from genimg.losses.regularised_autoencoder import RegularisedLoss
-from genimg.methods.deterministic_autoencoder import DeterministicAutoencoder
+from genimg.methods.wae_rae import DeterministicAutoencoder
 from genimg.networks.conditioning import OneHot, Unconditional
 from genimg.networks.conv_autoencoder import Decoder, Encoder
 from genimg.training.device import Precision
