@@ -73,7 +73,7 @@ ALLOWED = (
     "genimg.schedules",
     "genimg.training.performance",
     "genimg.training.schedules",
-    "genimg.training.wandb_recorder",
+    "genimg.training.wandb",
     "torch.nn",
     "torch.optim",
 )

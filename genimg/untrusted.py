@@ -1,7 +1,7 @@
 """What the config of a checkpoint may not bring: paths and digests that decide which files of this machine are opened.
 
-The parameters are marked where they are declared, see ``genimg.utils.machine_local``. ``Builder`` refuses their values unless the
-command line names them; this module finds them, puts the user's values in their place, and says what was dropped.
+The parameters are marked where they are declared, see ``genimg.utils.machine_local``. ``Builder`` refuses their values unless
+the command line names them; this module finds them, puts the user's values in their place, and says what was dropped.
 """
 
 from __future__ import annotations

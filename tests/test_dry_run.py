@@ -18,9 +18,9 @@ from PIL import Image
 from test_resume import MODELS, TINY, losses_of, records
 
 from genimg import build
-from genimg.commands import settling
 from genimg.commands.assembly import Parts, assemble
 from genimg.data.loader import Data
+from genimg.training import autotune
 from genimg.training.performance import Performance, _trained_networks
 from genimg.types import Method
 from genimg.utils.paths import config_dir
@@ -124,12 +124,12 @@ def test_accumulation_grows_until_a_step_fits_and_the_parts_stay_as_they_were(fi
     changed, tried = [], []
 
     def trial(candidate: Parts, data: Data) -> bool:
-        assert settling.fits(candidate, data)
+        assert autotune.fits(candidate, data)
         changed.append(any(not torch.equal(v, before[k]) for k, v in parts.method.state_dict().items()))
         tried.append(candidate.settings.accumulation)
         return candidate.settings.accumulation >= fits_from
 
-    settled = settling.search_accumulation(parts, data_of(parts), trial)
+    settled = autotune.search_accumulation(parts, data_of(parts), trial)
     assert tried == [n for n in (1, 2, 4, 8, 16) if n <= found]
     assert all(changed)
     assert settled.settings.accumulation == found
@@ -147,9 +147,9 @@ def test_out_of_memory_means_that_a_step_does_not_fit(
         raise error
 
     monkeypatch.setattr(type(parts.method), "step", step)
-    assert not settling.fits(parts, data_of(parts))
+    assert not autotune.fits(parts, data_of(parts))
     with pytest.raises(ValueError, match="not even single images fit"):
-        settling.search_accumulation(parts, data_of(parts), settling.fits)
+        autotune.search_accumulation(parts, data_of(parts), autotune.fits)
 
 
 def test_other_errors_of_a_trial_are_not_taken_for_a_lack_of_memory(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +158,7 @@ def test_other_errors_of_a_trial_are_not_taken_for_a_lack_of_memory(parts: Parts
 
     monkeypatch.setattr(type(parts.method), "step", step)
     with pytest.raises(RuntimeError, match="a bug"):
-        settling.fits(parts, data_of(parts))
+        autotune.fits(parts, data_of(parts))
 
 
 @pytest.mark.parametrize("value", ["64.5", "'64'", "null", "-4"])
@@ -221,7 +221,7 @@ def test_compiled_networks_have_the_losses_of_eager_ones(tmp_path: Path, environ
 
 def compiling(monkeypatch: pytest.MonkeyPatch, *, speed: float = 2.0, off: float = 0.0, error: str = "") -> None:
     """torch.compile without a C++ compiler; trials take real steps, but their times and losses are made up."""
-    real_time = settling._time
+    real_time = autotune._time
 
     def compile_networks(performance: Performance, method: Method) -> None:
         if error:
@@ -235,7 +235,7 @@ def compiling(monkeypatch: pytest.MonkeyPatch, *, speed: float = 2.0, off: float
         return (1.0 / speed, [loss + off for loss in losses]) if compiled else (1.0, losses)
 
     monkeypatch.setattr(Performance, "compile_networks", compile_networks)
-    monkeypatch.setattr(settling, "_time", time)
+    monkeypatch.setattr(autotune, "_time", time)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_compilation_is_chosen_by_a_trial_that_leaves_no_trace(
 ) -> None:
     compiling(monkeypatch, **made_up)  # type: ignore[arg-type]
     before = {name: tensor.clone() for name, tensor in parts.method.state_dict().items()}
-    assert settling.choose_compilation(parts, data_of(parts), worth, mode="default") == found
+    assert autotune.choose_compilation(parts, data_of(parts), worth, mode="default") == found
     assert all(torch.equal(tensor, before[name]) for name, tensor in parts.method.state_dict().items())
     assert not any(optimizer.state for optimizer in parts.optimizers.values())
     networks = parts.method.generator, parts.method.discriminator
@@ -265,7 +265,7 @@ def test_compilation_is_chosen_by_a_trial_that_leaves_no_trace(
 
 def test_what_was_settled_is_in_both_configs(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     config, source = ({"trainer": {"accumulation": "auto"}, "performance": {"compile": "auto"}, "dry_run": False} for _ in "ab")
-    settled = settling.settle(parts, data_of(parts), config, source)
+    settled = autotune.settle(parts, data_of(parts), config, source)
     assert settled.performance.compile is False
     for written in (config, source):
         assert written["trainer"]["accumulation"] == 1

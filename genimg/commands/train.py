@@ -26,7 +26,6 @@ from genimg.commands.assembly import Parts, assemble, describe_parts
 from genimg.commands.common import Config, argument, relative, require_all_values, sentence, table, write_json
 from genimg.commands.debugging import say_what_was_learnt, shorten
 from genimg.commands.dry_run import rehearse
-from genimg.commands.settling import settle
 from genimg.commands.usual import (
     asked_for_extractor,
     refuse_repeated_penalties,
@@ -38,6 +37,7 @@ from genimg.data.loader import available_keys
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.methods.image_to_image import Translation
 from genimg.reporting import write_report
+from genimg.training.autotune import settle
 from genimg.training.device import describe_hardware
 from genimg.training.logger import Logger, SilentLogger, write_hyperparameters
 from genimg.training.state import TrainingState

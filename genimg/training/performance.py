@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from genimg.training.recomputation import recompute_blocks
+from genimg.training.activation_checkpointing import recompute_blocks
 from genimg.types import Method
 
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")

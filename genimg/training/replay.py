@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from genimg.training.noise import random_state, set_random_state
+from genimg.training.step_rng import random_state, set_random_state
 from genimg.types import Batch
 
 

@@ -18,16 +18,16 @@ from genimg.data.sampler import Order
 from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
 from genimg.schedules import ScheduledNumbers
-from genimg.training.background import Background, snapshot, unchanged_buffers
+from genimg.training.async_writer import Background, snapshot, unchanged_buffers
 from genimg.training.batch_statistics import BatchStatistics
 from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.clocks import Clocks
 from genimg.training.device import Precision
 from genimg.training.logger import Logger, MeanMetrics, ProgressBar
-from genimg.training.noise import Noise
 from genimg.training.performance import Performance, lay_out_as_parameters
 from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings, TrainingState
+from genimg.training.step_rng import Noise
 from genimg.training.update import Updater, split
 from genimg.types import Batch, Method, Progress
 from genimg.utils.distributed import Vote, failing_together, of_first_rank, rank, world_size

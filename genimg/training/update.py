@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from genimg.training.device import Precision
-from genimg.training.noise import Noise
 from genimg.training.replay import Replay
+from genimg.training.step_rng import Noise
 from genimg.types import Batch, LossFunction, Metrics, Microbatches
 from genimg.utils.distributed import add_over_ranks_, least_over_ranks, world_size
 

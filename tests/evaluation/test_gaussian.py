@@ -1,4 +1,7 @@
-"""Running sums against the same numbers computed at once, by numpy and by torch-fidelity. Ranks: tests/utils/test_distributed.py."""
+"""Running sums against the same numbers computed at once, by numpy and by torch-fidelity.
+
+Ranks: tests/utils/test_distributed.py.
+"""
 
 import itertools
 import math

@@ -13,7 +13,7 @@ from genimg.networks.pixel_cnn import PixelCNN
 from genimg.networks.vector_quantizer import VectorQuantizer
 from genimg.networks.vq_autoencoder import Decoder, Encoder
 from genimg.training.device import Precision
-from genimg.training.noise import Noise
+from genimg.training.step_rng import Noise
 from genimg.training.update import Updater, split
 from genimg.types import Progress
 

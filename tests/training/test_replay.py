@@ -17,7 +17,7 @@ from genimg.methods.gan import GAN
 from genimg.networks.conditioning import Unconditional
 from genimg.networks.stylegan2 import Discriminator, Generator
 from genimg.training.device import Precision
-from genimg.training.noise import Noise
+from genimg.training.step_rng import Noise
 from genimg.training.update import Updater, split
 from genimg.types import Method, Progress
 from genimg.utils.paths import config_dir

@@ -1,1 +1,1 @@
-"""PACKAGE DOC."""
+"""Datasets: where images, labels, captions and pairs come from."""

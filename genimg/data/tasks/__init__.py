@@ -1,1 +1,1 @@
-"""PACKAGE DOC."""
+"""Image-to-image tasks: derive (input, target) pairs from any dataset."""

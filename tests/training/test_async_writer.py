@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from genimg.training.background import Background, snapshot
+from genimg.training.async_writer import Background, snapshot
 
 
 def test_jobs_run_one_after_the_other_beside_the_caller():

@@ -10,7 +10,7 @@ from genimg.networks.conditioning import Unconditional
 from genimg.networks.layers import ConditionalBatchNorm2d
 from genimg.networks.resnet_gan import Features, Generator
 from genimg.networks.stylegan2 import Generator as StyleGenerator
-from genimg.training.recomputation import recompute_blocks
+from genimg.training.activation_checkpointing import recompute_blocks
 
 
 def residual_generator(spectral_norm: bool) -> Generator:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from genimg.training.logger import Logger
-from genimg.training.wandb_recorder import WandbRecorder
+from genimg.training.wandb import WandbRecorder
 
 SETTINGS: dict[str, Any] = {"project": "genimg", "entity": None, "group": None, "tags": ["a"], "mode": "offline"}
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from genimg.training import noise as noise_module
-from genimg.training.noise import Noise
+from genimg.training import step_rng as noise_module
+from genimg.training.step_rng import Noise
 from genimg.utils.rng import seed_of
 
 CPU = torch.device("cpu")
