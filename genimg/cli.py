@@ -23,7 +23,7 @@ from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from genimg.explain import explain, is_choice, quoted
+from genimg.config.messages import explain, is_choice, quoted
 from genimg.utils.files import new_directory
 from genimg.utils.paths import config_dir
 from genimg.utils.terminal import protect_standard_streams

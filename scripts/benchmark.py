@@ -41,11 +41,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 from tqdm import tqdm
 
-from genimg import build
 from genimg.commands.assembly import Parts, assemble
+from genimg.config import instantiate
+from genimg.config.messages import explain, nearest
 from genimg.data.datasets.shapes import shapes
 from genimg.evaluation.feature_extraction import full_float32
-from genimg.explain import explain, nearest
 from genimg.training.device import choose_device, describe_hardware
 from genimg.training.logger import Logger
 from genimg.types import Batch
@@ -138,7 +138,7 @@ def train_genimg(parts: Parts, blocks: Blocks, between: Callable[[], None]) -> f
         The floating-point operations of a step, counted in a first block that is not timed.
     """
     keys = parts.method.batch_keys
-    data = build.build_data(parts.config, parts.source, parts.device, keys=keys, builder=parts.builder)
+    data = instantiate.build_data(parts.config, parts.source, parts.device, keys=keys, builder=parts.builder)
     batches, counter = data.batches, FlopCounterMode(display=False)
     counter.mod_tracker = NoModules()
 

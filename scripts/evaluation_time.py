@@ -24,7 +24,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
-from genimg import build
+from genimg.config import instantiate
 from genimg.data.datasets.builtin import ArraySource
 from genimg.data.datasets.shapes import shapes
 from genimg.data.loader import Data
@@ -55,7 +55,7 @@ def random_inception(path: Path) -> None:
 def evaluator_of(overrides: list[str]) -> Evaluator:
     with initialize_config_dir(config_dir(), version_base="1.3"):
         config = {"evaluation": OmegaConf.to_container(compose("train", overrides=overrides).evaluation, resolve=True)}
-    evaluator = build.build_evaluator(config, build.Builder(epoch_size=1))
+    evaluator = instantiate.build_evaluator(config, instantiate.Builder(epoch_size=1))
     assert evaluator is not None
     return evaluator
 

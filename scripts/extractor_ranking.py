@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from PIL import Image
 
-from genimg import build
+from genimg.config import instantiate
 from genimg.data.datasets import builtin
 from genimg.data.datasets.builtin import ArraySource, Source
 from genimg.data.datasets.shapes import ShapesSource
@@ -225,7 +225,7 @@ def evaluator_of(overrides: list[str], num_images: int) -> Evaluator:
     with initialize_config_dir(config_dir(), version_base="1.3"):
         composed = compose("train", overrides=[*overrides, f"evaluation.num_images={num_images}"])
     config = {"evaluation": OmegaConf.to_container(composed.evaluation, resolve=True)}
-    evaluator = build.build_evaluator(config, build.Builder(epoch_size=1))
+    evaluator = instantiate.build_evaluator(config, instantiate.Builder(epoch_size=1))
     assert evaluator is not None
     return evaluator
 

@@ -19,7 +19,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from genimg import build
+from genimg.config import instantiate
 from genimg.data.datasets import builtin
 from genimg.data.datasets.builtin import Source
 from genimg.data.loader import Data
@@ -96,8 +96,8 @@ def images_of(name: str, root: str) -> Source:
 def evaluator_of(option: str) -> Evaluator:
     with initialize_config_dir(config_dir(), version_base="1.3"):
         composed = compose("train", overrides=[f"evaluation={option}"])
-    evaluator = build.build_evaluator(
-        {"evaluation": OmegaConf.to_container(composed.evaluation, resolve=True)}, build.Builder(epoch_size=1)
+    evaluator = instantiate.build_evaluator(
+        {"evaluation": OmegaConf.to_container(composed.evaluation, resolve=True)}, instantiate.Builder(epoch_size=1)
     )
     assert isinstance(evaluator, Evaluator)
     return evaluator

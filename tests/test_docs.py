@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from genimg.explain import is_choice
+from genimg.config.messages import is_choice
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = "import sys; from genimg import cli; sys.argv[0] = name = sys.argv.pop(1); getattr(cli, name.split('-')[1])()"

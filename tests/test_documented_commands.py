@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELSEWHERE = {
     "extending.md": r"allow=\[my_package\]",  # tests/test_docs.py runs these, with the files that the page shows
-    "README.md": r"extractor\.weights=FILE",  # tests/test_untrusted.py: of an extractor that needs a file
+    "README.md": r"extractor\.weights=FILE",  # tests/config/test_untrusted.py: of an extractor that needs a file
     "evaluation.md": r"extractor\.weights=FILE",
 }
 

@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from test_resume import MODELS, TINY, losses_of, records
 
-from genimg import build
 from genimg.commands.assembly import Parts, assemble
+from genimg.config import instantiate
 from genimg.data.loader import Data
 from genimg.training import autotune
 from genimg.training.performance import Performance, _trained_networks
@@ -114,7 +114,7 @@ def parts(tmp_path: Path) -> Parts:
 
 
 def data_of(parts: Parts) -> Data:
-    return build.build_data(parts.config, parts.source, parts.device)
+    return instantiate.build_data(parts.config, parts.source, parts.device)
 
 
 @pytest.mark.parametrize(("fits_from", "found"), [(1, 1), (3, 4), (16, 16)])

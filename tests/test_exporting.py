@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from genimg import build
+from genimg.config import instantiate
 from genimg.data.captions import encode
 from genimg.exporting.checks import TOLERANCE, largest_difference, trials
 from genimg.exporting.formats import open_onnx, traced, write_onnx
@@ -27,7 +27,7 @@ from genimg.utils.paths import config_dir
 MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS
 FIELD = ["model.translator.crf.window=3", "model.translator.crf.num_iterations=2"]  # whose trace takes long
 TINY = ["data.image_size=16", "data.num_images=4", "run_dir=unused"]
-BUILDER = build.Builder(epoch_size=100, batch_size=4)
+BUILDER = instantiate.Builder(epoch_size=100, batch_size=4)
 VARIANTS = {
     "labels": ["model=dcgan_small", *tiny.SIZES["dcgan_small"], "conditioning=conditional_batchnorm"],
     "shared": ["model=biggan", *tiny.SIZES["biggan"], "conditioning=shared_embedding"],
@@ -61,8 +61,8 @@ def made(*settings: str) -> tuple[Method, dict[str, Any]]:
         composed = compose("train", overrides=list(settings))
     config: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     torch.manual_seed(0)
-    source = build.build_source(config, BUILDER)
-    method = build.build_method(config, source, BUILDER)
+    source = instantiate.build_source(config, BUILDER)
+    method = instantiate.build_method(config, source, BUILDER)
     numbers = torch.Generator().manual_seed(1)
     for tensor in method.parameters():
         tensor.data += 0.1 * torch.randn(tensor.shape, generator=numbers)

@@ -34,10 +34,10 @@ LAYERS = {
     "genimg.methods": 2,
     "genimg.training": 3,
     "genimg.evaluation": 3,
-    "genimg.build": 4,
-    "genimg.resuming": 4,
-    "genimg.untrusted": 4,
-    "genimg.explain": 4,
+    "genimg.config.instantiate": 4,
+    "genimg.config.resume": 4,
+    "genimg.config.untrusted": 4,
+    "genimg.config.messages": 4,
     "genimg.sweeps": 4,
     "genimg.exporting": 4,
     "genimg.reporting": 4,
@@ -73,7 +73,7 @@ def imports(tree):
 
 
 def imported_modules(tree):
-    """Full names of genimg's modules that are imported; ``from genimg import build`` is genimg.build."""
+    """Full names of genimg's modules that are imported; ``from genimg import build`` is genimg.config.instantiate."""
     for module, name in imports(tree):
         if module.split(".")[0] == "genimg":
             yield f"{module}.{name}" if f"{module}.{name}" in TREES else module
@@ -82,7 +82,7 @@ def imported_modules(tree):
 def test_the_checks_see_the_whole_package():
     assert {"genimg.cli", "genimg.training.update", "genimg.methods.gan", "genimg.data.datasets.builtin"} <= TREES.keys()
     assert ("genimg.training.update", "Updater") in set(imports(TREES["genimg.training.trainer"]))
-    assert "genimg.build" in set(imported_modules(TREES["genimg.commands.common"]))
+    assert "genimg.config.instantiate" in set(imported_modules(TREES["genimg.commands.common"]))
 
 
 @pytest.mark.parametrize("module", TREES)
@@ -133,7 +133,7 @@ def uses_instantiate(tree):
 
 
 def test_only_the_build_instantiates():
-    assert [module for module, tree in TREES.items() if uses_instantiate(tree)] == ["genimg.build"]
+    assert [module for module, tree in TREES.items() if uses_instantiate(tree)] == ["genimg.config.instantiate"]
 
 
 @pytest.mark.parametrize("module", [name for name in TREES if LAYERS[component(name)] < TOP_LAYER])

@@ -18,11 +18,11 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor, nn
 
-from genimg import build
 from genimg.commands.common import load_method, open_checkpoint
 from genimg.commands.conditions import find_conditions
 from genimg.commands.sample import sample
 from genimg.commands.sample_files import Archive
+from genimg.config import instantiate
 from genimg.data.captions import encode
 from genimg.data.datasets.builtin import folder as folder_of_images
 from genimg.data.datasets.npz import npz
@@ -80,7 +80,7 @@ def run_sample(*overrides: str) -> None:
 
 def loaded(run: Path) -> Method:
     _, state = open_checkpoint(run, "last")
-    builder = build.Builder(epoch_size=state["num_images"], batch_size=state["config"]["trainer"]["batch_size"])
+    builder = instantiate.Builder(epoch_size=state["num_images"], batch_size=state["config"]["trainer"]["batch_size"])
     return load_method(state["config"], builder, state, torch.device("cpu"))
 
 
@@ -228,7 +228,7 @@ def test_a_folder_of_samples_is_data_with_captions(runs: Path, tmp_path: Path) -
     run_sample(f"ckpt={runs / 'texts'}", "num_images=2", "text=['ein großer Kreis', a ring]", f"output={tmp_path / 'out'}")
     node = {"_target_": "genimg.data.datasets.builtin.folder", "root": str(tmp_path / "out"), "image_size": 16, "channels": 3,
             "fit": "crop", "labels": "auto", "refresh_index": False, "captions": "auto"}  # fmt: skip
-    source = build.Builder().build(node, "data")
+    source = instantiate.Builder().build(node, "data")
     assert sorted(source.captions(np.arange(4))) == ["a ring", "a ring", "ein großer Kreis", "ein großer Kreis"]
 
 

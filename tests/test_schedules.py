@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import genimg
-from genimg import build
-from genimg.build import Builder
+from genimg.config import instantiate
+from genimg.config.instantiate import Builder
 from genimg.losses.elbo import ELBO
 from genimg.losses.likelihoods import Bernoulli
 from genimg.losses.penalties import R1
@@ -231,8 +231,8 @@ def test_schedules_of_an_optimizer_are_set_in_its_groups_and_corrected_for_lazy_
         "optimizer_overrides": {"generator": {"lr": 7e-4}},
         "schedule": {"_target_": "genimg.training.schedules.Constant", "warmup": "0 images"},
     }  # fmt: skip
-    optimizers = build.build_optimizers(config, gan, BUILDER)
-    schedules = build.build_schedules(config, gan, BUILDER)
+    optimizers = instantiate.build_optimizers(config, gan, BUILDER)
+    schedules = instantiate.build_schedules(config, gan, BUILDER)
     base = schedules.base_rates(optimizers)
     for images, rate, decay, beta in ((0, 1e-3, 0.0, 0.9), (500, 1.5e-3, 1.0, 0.9225), (9000, 3e-3, 4.0, 0.99)):
         schedules.apply(optimizers, base, images, 10)
@@ -266,8 +266,11 @@ def test_the_r3gan_experiment_follows_its_source():
     with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
         config = OmegaConf.to_container(compose("train", overrides=[*overrides, "run_dir=unused"]), resolve=True)
     builder = Builder(epoch_size=50_000, batch_size=512)
-    method = build.build_method(config, build.build_source(config, builder), builder)
-    optimizers, schedules = build.build_optimizers(config, method, builder), build.build_schedules(config, method, builder)
+    method = instantiate.build_method(config, instantiate.build_source(config, builder), builder)
+    optimizers, schedules = (
+        instantiate.build_optimizers(config, method, builder),
+        instantiate.build_schedules(config, method, builder),
+    )
     base, numbers = schedules.base_rates(optimizers), ScheduledNumbers(method)
     ranges = {
         "penalties.r1.gamma": (0.05, 0.005), "penalties.r2.gamma": (0.05, 0.005), "generator_ema.half_life": (0.0, 5e6),

@@ -17,11 +17,11 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from torch import Tensor
 
-from genimg import build
 from genimg.commands.common import load_method, open_checkpoint
 from genimg.commands.sample import sample
 from genimg.commands.translate import translate
 from genimg.commands.translator import image_channels
+from genimg.config import instantiate
 from genimg.data.tasks.base import Pair, Task
 from genimg.data.tasks.degradations import Colorize, Denoise, Edges, SuperResolution
 from genimg.data.tasks.edges import Sobel
@@ -102,7 +102,7 @@ def run_command(command: str, *arguments: str) -> subprocess.CompletedProcess[st
 
 def loaded(run: Path) -> Translation:
     _, state = open_checkpoint(run, "last")
-    builder = build.Builder(epoch_size=state["num_images"], batch_size=state["config"]["trainer"]["batch_size"])
+    builder = instantiate.Builder(epoch_size=state["num_images"], batch_size=state["config"]["trainer"]["batch_size"])
     method = load_method(state["config"], builder, state, torch.device("cpu"))
     assert isinstance(method, Translation)
     return method

@@ -13,9 +13,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from genimg import build, cli
-from genimg.build import Builder
+from genimg import cli
 from genimg.commands import usual
+from genimg.config import instantiate
+from genimg.config.instantiate import Builder
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.extractors.classifier import Classifier
 from genimg.evaluation.translation import TranslationEvaluator
@@ -107,7 +108,7 @@ def test_an_evaluation_without_weights_gives_way_to_what_is_at_hand(data, classi
     node = usual.evaluation_at_hand(config, "no weights\nat all")
     assert words in caplog.text
     assert "no weights)" in caplog.text
-    evaluator = build.build_evaluator({"evaluation": node}, replace(Builder(), epoch_size=100))
+    evaluator = instantiate.build_evaluator({"evaluation": node}, replace(Builder(), epoch_size=100))
     if classifier is None:
         assert evaluator is None
     else:
@@ -139,7 +140,7 @@ def test_translations_without_inceptions_weights_are_chosen_by_features_at_hand(
         return
     node = usual.evaluation_at_hand(config, "no weights")
     assert f"the features of evaluation={classifier} take the place" in caplog.text
-    evaluator = build.build_evaluator({"evaluation": node}, replace(Builder(), epoch_size=100))
+    evaluator = instantiate.build_evaluator({"evaluation": node}, replace(Builder(), epoch_size=100))
     assert isinstance(evaluator, TranslationEvaluator)
     assert evaluator.best_by == config["evaluation"]["best_by"] == "kd"
     assert evaluator.primary == "kd_cifar10_v2"

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from genimg import build
 from genimg.commands.common import Config
 from genimg.commands.usual import evaluation_at_hand
+from genimg.config import instantiate
 from genimg.data.datasets.builtin import Source
 from genimg.data.loader import Data
 from genimg.data.split import random_part
@@ -49,7 +49,7 @@ class Parts:
     make_optimizers: Callable[[], dict[str, Optimizer]]
     schedules: OptimizerSchedules
     evaluator: PeriodicEvaluator | None
-    builder: build.Builder
+    builder: instantiate.Builder
 
     def trainer(
         self, data: Data, *, folder: Path, make_logger: Callable[[int, bool], Logger], describe: Mapping[str, Any]
@@ -78,7 +78,7 @@ class Parts:
 
 
 def assemble(
-    config: Config, device_name: str, named: build.Named | None = None, *, may_replace_evaluation: bool = False
+    config: Config, device_name: str, named: instantiate.Named | None = None, *, may_replace_evaluation: bool = False
 ) -> Parts:
     """Build a training's parts, the cheap ones first: nobody shall download a dataset to learn of a typing mistake.
 
@@ -106,7 +106,7 @@ def assemble(
         keep_freed_memory()
     torch.manual_seed(config["seed"])  # of the initial weights
     with first_of_each_host():
-        source = build.build_source(config, builder)
+        source = instantiate.build_source(config, builder)
     with failing_together():
         batch_size = builder.batch_size
         if batch_size > len(source):
@@ -118,15 +118,15 @@ def assemble(
             source = random_part(source, batch_size)
         builder = replace(builder, epoch_size=len(source))
         settings = builder.trainer_settings(trainer_config)
-        method = build.build_method(config, source, builder)
-        schedules = build.build_schedules(config, method, builder)
+        method = instantiate.build_method(config, source, builder)
+        schedules = instantiate.build_schedules(config, method, builder)
         if settings.sync_batch_norm:
             method = _synchronised(method, device)
         performance.place(method, device)
     copy_from_first_(method.state_dict().values())
 
     def make_optimizers() -> dict[str, Optimizer]:
-        made = build.build_optimizers(config, method, builder, lambda *of: performance.of_optimizer(*of, device))
+        made = instantiate.build_optimizers(config, method, builder, lambda *of: performance.of_optimizer(*of, device))
         for optimizer in made.values():
             performance.place_optimizer(optimizer)
         return made
@@ -134,12 +134,12 @@ def assemble(
     with first_of_each_host():
         optimizers = make_optimizers()
         try:
-            evaluator = build.build_evaluator(config, builder)  # last, because it may download
+            evaluator = instantiate.build_evaluator(config, builder)  # last, because it may download
         except WeightsNotAtHandError as error:
             if not may_replace_evaluation:
                 raise
             config["evaluation"] = evaluation_at_hand(config, str(error))
-            evaluator = build.build_evaluator(config, builder)
+            evaluator = instantiate.build_evaluator(config, builder)
         if evaluator is not None:
             evaluator.check(method, source)
     with failing_together():
@@ -151,9 +151,9 @@ def assemble(
     )  # fmt: skip
 
 
-def _checked(config: Config, named: build.Named | None) -> tuple[build.Builder, Config]:
+def _checked(config: Config, named: instantiate.Named | None) -> tuple[instantiate.Builder, Config]:
     """What needs no data: a builder, whose epochs are of one image, and the ``trainer`` group."""
-    build.check_top_level(config)
+    instantiate.check_top_level(config)
     if type(config["seed"]) is not int or config["seed"] < 0:
         raise ValueError(f"seed={config['seed']} must be a whole number, 0 or more")
     if not isinstance(config["allow"], list) or not isinstance(config["optimizer_overrides"], dict):
@@ -168,12 +168,12 @@ def _checked(config: Config, named: build.Named | None) -> tuple[build.Builder, 
                 "give a number"
             )
         trainer["accumulation"] = 1
-    builder = build.Builder(
-        allowed=(*build.ALLOWED, *map(str, config["allow"])), epoch_size=1, batch_size=trainer["batch_size"], named=named
+    builder = instantiate.Builder(
+        allowed=(*instantiate.ALLOWED, *map(str, config["allow"])), epoch_size=1, batch_size=trainer["batch_size"], named=named
     )
-    build.check_pairing(config, builder)
-    build.build_augment(config, builder)
-    build.build_recorder(config, builder)
+    instantiate.check_pairing(config, builder)
+    instantiate.build_augment(config, builder)
+    instantiate.build_recorder(config, builder)
     builder.trainer_settings(trainer)
     return builder, trainer
 

@@ -21,12 +21,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genimg.commands.common import Config, argument, check_output_directory, relative, require_all_values
+from genimg.config.messages import nearest
 from genimg.data.copies import RANGES, Job, Record, copy_name, read_image, stem, write_copies
 from genimg.data.datasets.caption_files import find_captions
 from genimg.data.datasets.file_index import list_images
 from genimg.data.decode import PixelFormat
 from genimg.data.packing import CORRUPT
-from genimg.explain import nearest
 from genimg.utils.environment import num_cores
 from genimg.utils.files import atomically, naming_full_disk
 from genimg.utils.images import grid, to_float, write_png

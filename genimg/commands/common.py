@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from genimg import build, untrusted
+from genimg.config import instantiate, untrusted
+from genimg.config.messages import quoted
 from genimg.data.datasets.builtin import Source
 from genimg.data.identity import identity_of, refused_differences, warned_differences
 from genimg.evaluation.periodic import Evaluation
-from genimg.explain import quoted
 from genimg.methods.image_to_image import Translation
 from genimg.training import checkpoint
 from genimg.training.device import describe_hardware
@@ -50,7 +50,7 @@ def open_checkpoint(given: object, which: str) -> tuple[Path, Config]:
     return path, state
 
 
-def open_for_use(options: Config) -> tuple[Path, Config, build.Builder]:
+def open_for_use(options: Config) -> tuple[Path, Config, instantiate.Builder]:
     """A checkpoint for anything but training: its path, its content, and the builder of its config.
 
     Args:
@@ -60,17 +60,17 @@ def open_for_use(options: Config) -> tuple[Path, Config, build.Builder]:
         FileNotFoundError, ValueError: if there is no such checkpoint, or a key has no effect on it.
     """
     path, state = open_checkpoint(options["ckpt"], options["which"])
-    builder = build.builder_of(state, options["allow"])
+    builder = instantiate.builder_of(state, options["allow"])
     state["config"], builder = untrusted.named_again(state["config"], builder, untrusted.keys_of_command(options))
     return path, state, builder
 
 
-def load_method(config: Config, builder: build.Builder, state: Config, device: torch.device) -> Method:
+def load_method(config: Config, builder: instantiate.Builder, state: Config, device: torch.device) -> Method:
     """The checkpoint's method with its weights, on the device, in evaluation mode."""
     untrusted.take_out(config, builder, ("conditioning", "model"))
     method: Method = builder.build(config["model"], "model")
     if isinstance(method, Translation):
-        method.task = build.task_of(config, builder)
+        method.task = instantiate.task_of(config, builder)
     method.load_state_dict(state["method"])
     return method.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 

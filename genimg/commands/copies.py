@@ -6,9 +6,9 @@ import logging
 
 import torch
 
-from genimg import build
 from genimg.commands.common import Config
 from genimg.commands.sides import Side, resolve
+from genimg.config import instantiate
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.memorisation import Memorisation, fresh_deviation
@@ -20,7 +20,7 @@ _QUANTILE = 0.05  # as configs/evaluation/base.yaml suggests
 
 
 def held_out_images(
-    options: Config, config: Config | None, real: Side, builder: build.Builder, device: torch.device
+    options: Config, config: Config | None, real: Side, builder: instantiate.Builder, device: torch.device
 ) -> DatasetImages | None:
     """Images of the real ones' kind that training did not see: ``held_out=``, else data.validation, else the test split.
 
@@ -47,12 +47,12 @@ def held_out_images(
         return None
     other = "val" if config["data"]["_target_"].endswith(".imagenet") else "test"
     try:
-        data = build.other_split(config["data"], other, key="split", instead="use held_out=DIR")
-        source = build.build_source({**config, "data": data}, builder)
+        data = instantiate.other_split(config["data"], other, key="split", instead="use held_out=DIR")
+        source = instantiate.build_source({**config, "data": data}, builder)
     except (FileNotFoundError, ValueError) as error:
         log.info("no held-out images: the %s split cannot be read (%s)", other, error)
         return None
-    return DatasetImages(build.build_data(config, source, device, builder=builder))
+    return DatasetImages(instantiate.build_data(config, source, device, builder=builder))
 
 
 def measure_copies(options: Config, evaluator: Evaluator, held_out: DatasetImages | None) -> None:

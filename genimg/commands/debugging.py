@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from genimg.commands.usual import typed_keys
-from genimg.resuming import names_a_checkpoint
+from genimg.config.resume import names_a_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from genimg import build, untrusted
 from genimg.commands.common import (
     Config,
     check_own_images,
@@ -25,6 +24,7 @@ from genimg.commands.copies import describe_copies, held_out_images, measure_cop
 from genimg.commands.evaluate_likelihood import evaluate_likelihood
 from genimg.commands.evaluate_translation import evaluate_translator
 from genimg.commands.sides import Side, compose_evaluation, resolve
+from genimg.config import instantiate, untrusted
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.feature_extraction import full_float32
 from genimg.evaluation.image_sets import DatasetImages, ImageSet, Subset
@@ -188,8 +188,8 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
         if options["real"] is not None:
             real = resolve("real", options, builder, device)
         else:
-            source = build.build_source(config, builder)
-            real = Side(source=source, images=DatasetImages(build.build_data(config, source, device, builder=builder)))
+            source = instantiate.build_source(config, builder)
+            real = Side(source=source, images=DatasetImages(instantiate.build_data(config, source, device, builder=builder)))
         evaluator = _evaluator(options, chosen, builder, real)
         held_out = held_out_images(options, config if options["real"] is None else None, real, builder, device)
     measure_copies(options, evaluator, held_out)
@@ -234,11 +234,11 @@ def _take_split(options: Config, config: Config) -> None:
     """
     if options["real"] is not None:
         raise ValueError("split= is of the checkpoint's own data, and real= names others: remove one of them")
-    config["data"] = build.other_split(config["data"], options["split"], key="split", instead="use real=DIR")
+    config["data"] = instantiate.other_split(config["data"], options["split"], key="split", instead="use real=DIR")
 
 
 def _of_images(options: Config, device: torch.device) -> dict[str, float]:
-    builder = build.Builder(allowed=(*build.ALLOWED, *options["allow"]), epoch_size=1)
+    builder = instantiate.Builder(allowed=(*instantiate.ALLOWED, *options["allow"]), epoch_size=1)
     with first_of_each_host():  # datasets may be downloaded
         real = resolve("real", options, builder, device)
         fake = None if options["images"] is None else resolve("images", options, builder, device)
@@ -285,7 +285,9 @@ def _save_statistics(options: Config, evaluator: Evaluator, real: Side, device: 
     return {}
 
 
-def _evaluator(options: Config, chosen: Config, builder: build.Builder, real: Side, num_images: int | None = None) -> Evaluator:
+def _evaluator(
+    options: Config, chosen: Config, builder: instantiate.Builder, real: Side, num_images: int | None = None
+) -> Evaluator:
     config = {**chosen}
     config["num_images"] = num_images or config["num_images"]
     for key in ("num_images", "num_real", "batch_size", "seed", "bootstrap"):
@@ -299,7 +301,7 @@ def _evaluator(options: Config, chosen: Config, builder: build.Builder, real: Si
         raise ValueError("num_real= has no effect on statistics that exist already: remove it")
     if real.images is None and options["neighbors"]:
         raise ValueError("neighbors= needs the real images themselves, but real= names statistics")
-    evaluator = build.build_evaluator({"evaluation": config}, builder)
+    evaluator = instantiate.build_evaluator({"evaluation": config}, builder)
     if not isinstance(evaluator, Evaluator):
         measured = (
             "the likelihood of images under a model"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from genimg import build
 from genimg.commands.common import Config, check_own_images, load_method, report
 from genimg.commands.sides import resolve
+from genimg.config import instantiate
 from genimg.data.datasets.builtin import Source
 from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.types import height_width
@@ -24,7 +24,13 @@ _KEYS = {
 
 
 def evaluate_likelihood(
-    options: Config, typed: set[str], path: Path, state: Config, builder: build.Builder, device: torch.device, chosen: Config
+    options: Config,
+    typed: set[str],
+    path: Path,
+    state: Config,
+    builder: instantiate.Builder,
+    device: torch.device,
+    chosen: Config,
 ) -> dict[str, float]:
     """Print, and write where asked, the likelihood of held-out images, of another split, or of the images of ``real=``.
 
@@ -46,7 +52,7 @@ def evaluate_likelihood(
     chosen = {**chosen} | {
         key: options[key] for key in ("num_images", "num_samples", "batch_size", "seed") if options[key] is not None
     }
-    evaluator = build.build_evaluator({"evaluation": chosen}, builder)
+    evaluator = instantiate.build_evaluator({"evaluation": chosen}, builder)
     assert isinstance(evaluator, LikelihoodEvaluator)
     method = load_method(config, builder, state, device)
     evaluator.check(method)
@@ -58,9 +64,9 @@ def evaluate_likelihood(
                 raise ValueError(f"real={options['real']} holds statistics, but a likelihood is of images: give those")
             data = side.images.data
         else:
-            source = build.build_source(config, builder)
+            source = instantiate.build_source(config, builder)
             check_own_images(source, method, state, other_split=options["split"] is not None)
-            data = build.build_data(config, source, device, builder=builder)
+            data = instantiate.build_data(config, source, device, builder=builder)
     if options["real"] is not None:
         _check_fit(data.source, method.batch_keys, state, options)
         result = evaluator.measure(method, data, held_out=None)

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genimg import build
 from genimg.commands.common import Config, check_own_images, load_method, report
+from genimg.config import instantiate
 from genimg.data.loader import Data
 from genimg.data.subsets import subset_of
 from genimg.data.tasks.base import Task
@@ -44,7 +44,7 @@ Makers = dict[str, Callable[[Batch], Tensor]]
 
 
 def evaluate_translator(
-    options: Config, typed: set[str], path: Path, state: Config, builder: build.Builder, device: torch.device
+    options: Config, typed: set[str], path: Path, state: Config, builder: instantiate.Builder, device: torch.device
 ) -> dict[str, float]:
     """Print, and write where asked, how near translations of held-out images are to their targets.
 
@@ -66,12 +66,12 @@ def evaluate_translator(
     assert isinstance(method, Translation)
     if options["model_mode"] is not None:
         method.set_mode(options["model_mode"], "model_mode")
-    source = build.build_source(config, builder)
+    source = instantiate.build_source(config, builder)
     check_own_images(source, method, state, other_split=options["split"] is not None)
-    data = build.build_data(config, source, device, builder=builder)
+    data = instantiate.build_data(config, source, device, builder=builder)
     chosen = {**(options["evaluation"] or config["evaluation"])}
     chosen |= {key: options[key] for key in ("num_images", "batch_size", "seed") if options[key] is not None}
-    evaluator = build.build_evaluator({"evaluation": chosen}, builder)
+    evaluator = instantiate.build_evaluator({"evaluation": chosen}, builder)
     assert evaluator is not None
     evaluator.check(method)
     assert isinstance(evaluator, TranslationEvaluator)

@@ -10,10 +10,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 import genimg
-from genimg import untrusted
 from genimg.commands.common import Config, check_writable, load_method, open_for_use, relative, require_all_values
+from genimg.config import untrusted
+from genimg.config.messages import nearest
 from genimg.evaluation.extractors.base import sha256_of
-from genimg.explain import nearest
 from genimg.exporting.checks import largest_difference, trials
 from genimg.exporting.formats import (
     FORMATS,

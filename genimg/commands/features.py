@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from genimg import build
 from genimg.commands.common import Config, relative, require_all_values
+from genimg.config import instantiate
 from genimg.data.subsets import subset_of
 from genimg.evaluation.extractors.base import sha256_of
 from genimg.training.classifier import LabelledImages, train_classifier
@@ -95,9 +95,9 @@ def train_features(composed: DictConfig) -> None:
 
 
 def _images(options: Config, device: torch.device) -> tuple[LabelledImages, LabelledImages]:
-    builder = build.Builder(allowed=(*build.ALLOWED, *options["allow"]))
+    builder = instantiate.Builder(allowed=(*instantiate.ALLOWED, *options["allow"]))
     config = options["data"]
-    source = build.build_source(options, builder)
+    source = instantiate.build_source(options, builder)
     if source.labels is None or len(source.class_names) < 2:
         raise ValueError(
             f"the data {source.name} has no labels: put each class's images into a subdirectory of its own, two classes or more"
@@ -108,13 +108,13 @@ def _images(options: Config, device: torch.device) -> tuple[LabelledImages, Labe
             f"the classifier takes square images of 1 or 3 channels, but data {source.name} has {channels} channels and "
             f"{height}x{width} pixels: set data.image_size to one number and data.channels to 1 or 3"
         )
-    data = build.build_data(options, source, device)
+    data = instantiate.build_data(options, source, device)
     data.load()
     everything = np.arange(len(source), dtype=np.int64)
     if config.get("split") == "train":
         test = "val" if config["_target_"].endswith(".imagenet") else "test"
-        other = build.build_source({**options, "data": {**config, "split": test}}, builder)
-        test_data = build.build_data(options, other, device)
+        other = instantiate.build_source({**options, "data": {**config, "split": test}}, builder)
+        test_data = instantiate.build_data(options, other, device)
         test_data.load()
         return LabelledImages(data, everything), LabelledImages(test_data, np.arange(len(other), dtype=np.int64))
     chosen = np.isin(everything, subset_of(source, -(-len(source) // options["held_out"])))

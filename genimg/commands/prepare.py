@@ -9,12 +9,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from genimg import build
 from genimg.commands.common import Config, argument, check_output_directory, relative, require_all_values
+from genimg.config import instantiate
+from genimg.config.messages import nearest
 from genimg.data.datasets.builtin import Source
 from genimg.data.datasets.prepared import Description
 from genimg.data.packing import CORRUPT, image_bytes, pack
-from genimg.explain import nearest
 from genimg.utils.files import directory_atomically, naming_full_disk
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,8 @@ def prepare(composed: DictConfig) -> None:
     _check(options)
     output = Path(str(options["output"])).expanduser().resolve()
     check_output_directory(output)
-    builder = build.Builder(allowed=(*build.ALLOWED, *options["allow"]))
-    source = build.build_source(options, builder)
+    builder = instantiate.Builder(allowed=(*instantiate.ALLOWED, *options["allow"]))
+    source = instantiate.build_source(options, builder)
     if source.task is not None:
         raise ValueError(f"data={source.name} has pairs of images, which genimg-prepare does not pack: train from the files")
     if options["shard_size"] < image_bytes(source):

@@ -11,8 +11,9 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from genimg import build
 from genimg.commands.common import Config
+from genimg.config import instantiate
+from genimg.config.messages import quoted
 from genimg.data.archives import SPLITS
 from genimg.data.datasets.builtin import Source
 from genimg.data.datasets.prepared import DESCRIPTION, Description, PreparedSource, is_prepared
@@ -20,7 +21,6 @@ from genimg.data.image_files import is_zip
 from genimg.data.loader import Data
 from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.stats_cache import SavedStatistics, holds_images, holds_statistics
-from genimg.explain import quoted
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Side:
     evaluation: Config | None = None
 
 
-def resolve(key: str, options: Config, builder: build.Builder, device: torch.device) -> Side:
+def resolve(key: str, options: Config, builder: instantiate.Builder, device: torch.device) -> Side:
     """What ``key`` (images or real) names: a folder, what genimg-prepare packed, an .npz, saved statistics, or ``DATASET`` or
     ``DATASET:SPLIT``. Of an .npz, ``FILE.npz:NAME`` takes the array of this name, and ``FILE.npz:SPLIT`` that of the split.
 
@@ -90,7 +90,7 @@ def resolve(key: str, options: Config, builder: build.Builder, device: torch.dev
     return _dataset(name, split, options, builder, device)
 
 
-def _archive(key: str, text: str, file: str, array: str | None, options: Config, builder: build.Builder) -> Source:
+def _archive(key: str, text: str, file: str, array: str | None, options: Config, builder: instantiate.Builder) -> Source:
     """The images of an .npz; ``array`` is the name of one of its arrays, or a split.
 
     Raises:
@@ -115,7 +115,7 @@ def _in_own_words(message: str, key: str, file: str) -> str:
     return message
 
 
-def _dataset(name: str, split: str, options: Config, builder: build.Builder, device: torch.device) -> Side:
+def _dataset(name: str, split: str, options: Config, builder: instantiate.Builder, device: torch.device) -> Side:
     overrides = [f"data={name}"]
     if split:
         overrides.append(f"data.split={quoted(split)}")
@@ -126,7 +126,7 @@ def _dataset(name: str, split: str, options: Config, builder: build.Builder, dev
     parts = compose_evaluation(*overrides)
     if parts["data"].get("root") == "???":
         raise ValueError(f"{name} needs data_root=DIR: where its images lie")
-    return _side(build.build_source(parts, builder), device, parts["evaluation"])
+    return _side(instantiate.build_source(parts, builder), device, parts["evaluation"])
 
 
 def compose_evaluation(*overrides: str) -> Config:

@@ -21,7 +21,6 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import genimg
-from genimg import build, resuming
 from genimg.commands.assembly import Parts, assemble, describe_parts
 from genimg.commands.common import Config, argument, relative, require_all_values, sentence, table, write_json
 from genimg.commands.debugging import say_what_was_learnt, shorten
@@ -32,6 +31,7 @@ from genimg.commands.usual import (
     warn_of_missing_penalties,
     warn_of_short_training,
 )
+from genimg.config import instantiate, resume
 from genimg.data.identity import Identity, identity_of
 from genimg.data.loader import available_keys
 from genimg.evaluation.periodic import PeriodicEvaluator
@@ -128,11 +128,11 @@ def _alone_in(run_dir: Path) -> AbstractContextManager[None]:
 def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | None:
     refuse_repeated_penalties(HydraConfig.get().overrides.task)
     shorten(composed)
-    if not resuming.names_a_checkpoint(composed):
+    if not resume.names_a_checkpoint(composed):
         require_all_values(composed)
     # Only the first rank needs to see the run directory: other hosts may not have it.
     with failing_together():
-        start = resuming.find_start(composed, run_dir) if rank() == 0 else None
+        start = resume.find_start(composed, run_dir) if rank() == 0 else None
     source_config, config, saved, named = of_first_rank(start)
     if saved is None:
         warn_of_missing_penalties(composed)
@@ -142,7 +142,7 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
     evaluation = config["evaluation"]
     was_measured_with_it = saved is not None and saved.state["config"]["evaluation"] == evaluation
     # The evaluation of a checkpoint that is named was chosen when that run was started.
-    named_checkpoint = resuming.names_a_checkpoint(composed)
+    named_checkpoint = resume.names_a_checkpoint(composed)
     replaceable = not (was_measured_with_it or named_checkpoint or asked_for_extractor())
     parts = assemble(config, device_name, named, may_replace_evaluation=replaceable)
     if config["evaluation"] is not evaluation:
@@ -150,13 +150,13 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
     with failing_together():
         welcome = [key for key in parts.method.welcome_keys if key in available_keys(parts.source)]
         keys = (*parts.method.batch_keys, *welcome)
-        data = build.build_data(config, parts.source, parts.device, keys=keys, builder=parts.builder)
+        data = instantiate.build_data(config, parts.source, parts.device, keys=keys, builder=parts.builder)
     parts = settle(parts, data, config, source_config)
-    source_config["data"] |= {key: config["data"][key] for key in build.SETTLED if key in config["data"]}
+    source_config["data"] |= {key: config["data"][key] for key in instantiate.SETTLED if key in config["data"]}
     if config["dry_run"]:
         rehearse(parts, data)
         return None
-    recorder = build.build_recorder(config, parts.builder)
+    recorder = instantiate.build_recorder(config, parts.builder)
     facts = {
         "genimg_version": genimg.__version__,
         "torch_version": str(torch.__version__),
@@ -169,9 +169,9 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
         "performance": parts.performance.describe(parts.optimizers.values()),
     }
 
-    facts["data_history"] = [] if saved is None else resuming.data_history(saved.state, facts)
+    facts["data_history"] = [] if saved is None else resume.data_history(saved.state, facts)
     if saved is not None:
-        resuming.check_facts(saved.state, facts, force=config["resume_force"])
+        resume.check_facts(saved.state, facts, force=config["resume_force"])
 
     def make_logger(step: int, evaluated: bool) -> Logger:
         if rank() > 0:
@@ -186,7 +186,7 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
     )
     if saved is not None:
         trainer.load_state_dict(saved.state)
-        if not resuming.same_measure(saved.state["config"]["evaluation"], config["evaluation"]):
+        if not resume.same_measure(saved.state["config"]["evaluation"], config["evaluation"]):
             trainer.state.forget_evaluations()
         elif parts.evaluator and trainer.state.best and parts.evaluator.primary not in trainer.state.best:
             trainer.state.forget_evaluations()  # by features of another version

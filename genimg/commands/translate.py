@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from genimg import build, untrusted
 from genimg.commands.common import Config, load_method, open_for_use, relative, require_all_values
 from genimg.commands.pictures import (
     Picture,
@@ -28,9 +27,10 @@ from genimg.commands.pictures import (
     with_sizes,
 )
 from genimg.commands.translator import MemoryFullError, Translator, image_channels, least_side
+from genimg.config import instantiate, untrusted
+from genimg.config.messages import nearest
 from genimg.data.decode import checked_levels
 from genimg.data.tasks.base import Task
-from genimg.explain import nearest
 from genimg.methods.image_to_image import MODES, Translation
 from genimg.training.device import choose_device
 from genimg.types import height_width
@@ -123,7 +123,7 @@ def _check(options: Config) -> None:
         raise ValueError(f"overlap={overlap} must be less than half of tile={tile}: set overlap={(tile - 1) // 2} or less")
 
 
-def _loaded(options: Config, state: Config, builder: build.Builder, device: torch.device) -> Translation:
+def _loaded(options: Config, state: Config, builder: instantiate.Builder, device: torch.device) -> Translation:
     """The checkpoint's method.
 
     Raises:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from genimg import build
+from genimg.config import instantiate
 from genimg.exporting.parts import Choices, Config, exportable
 from genimg.methods.image_to_image import Translation
 
@@ -25,7 +25,7 @@ def recipe(config: Config, num_images: int, choices: Choices) -> Config:
     return {
         "model": config["model"],
         "task": config.get("task"),
-        "data": {key: config["data"][key] for key in ("image_size", *build.SETTLED) if key in config["data"]},
+        "data": {key: config["data"][key] for key in ("image_size", *instantiate.SETTLED) if key in config["data"]},
         "num_images": num_images,
         "batch_size": config["trainer"]["batch_size"],
         "choices": vars(choices),
@@ -57,8 +57,8 @@ def rebuilt(path: str | Path, allow: tuple[str, ...] = (), named: Mapping[str, s
     if "config" not in metadata:
         raise ValueError(f"{path} was not written by genimg-export, which would have left the model's config in it")
     config = json.loads(metadata["config"])
-    builder = build.Builder(
-        (*build.ALLOWED, *allow),
+    builder = instantiate.Builder(
+        (*instantiate.ALLOWED, *allow),
         epoch_size=config["num_images"],
         batch_size=config["batch_size"],
         named=frozenset((named or {}).items()),
@@ -66,7 +66,7 @@ def rebuilt(path: str | Path, allow: tuple[str, ...] = (), named: Mapping[str, s
     )
     method = builder.build(config["model"], "model")
     if isinstance(method, Translation):
-        method.task = build.task_of(config, builder)
+        method.task = instantiate.task_of(config, builder)
     network = exportable(method.eval(), Choices(**config["choices"]), config["data"]).network
     network.load_state_dict(tensors)
     return network.eval()

@@ -20,7 +20,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from genimg.explain import explain
+from genimg.config.messages import explain
 from genimg.utils.files import atomically
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from genimg.explain import quoted
+from genimg.config.messages import quoted
 from genimg.sweeps.display import Display
 from genimg.sweeps.job import Job
 from genimg.utils.files import alone_in

@@ -17,7 +17,7 @@ from test_gan_table import run
 from test_resume import assert_same_run
 from torch import nn
 
-from genimg import build
+from genimg.config import instantiate
 from genimg.evaluation.translation import UnpairedEvaluator
 from genimg.losses.adversarial import (
     AdversarialLoss,
@@ -327,14 +327,14 @@ def test_configs_build(model, weights, folders):
             ],
         )
     config = OmegaConf.to_container(composed, resolve=True)
-    builder = build.Builder(epoch_size=10, batch_size=1)
-    method = build.build_method(config, build.build_source(config, builder), builder)
+    builder = instantiate.Builder(epoch_size=10, batch_size=1)
+    method = instantiate.build_method(config, instantiate.build_source(config, builder), builder)
     assert isinstance(method, CUT)
     assert {name: getattr(method, name) for name in weights} == weights
     assert method.adversarial_weight == 2.0
     assert [perceptron[0].in_features for perceptron in method.projections.perceptrons] == [3, 8, 16, 16, 16]
     assert [perceptron[2].out_features for perceptron in method.projections.perceptrons] == [256] * 5
-    assert method.parameter_groups().keys() == build.build_optimizers(config, method, builder).keys()
+    assert method.parameter_groups().keys() == instantiate.build_optimizers(config, method, builder).keys()
 
 
 @pytest.mark.parametrize("model", ["cut", "fastcut"])

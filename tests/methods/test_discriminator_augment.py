@@ -10,7 +10,7 @@ from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 from torch.autograd import gradcheck, gradgradcheck
 
-from genimg.build import Builder
+from genimg.config.instantiate import Builder
 from genimg.methods import augment_operations as operations
 from genimg.methods import discriminator_augment
 from genimg.methods.augment_operations import SYM6

@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from genimg import build
-from genimg.build import Builder
+from genimg.config import instantiate
+from genimg.config.instantiate import Builder
 from genimg.methods.gan import GAN
 from genimg.networks.conditioning import Unconditional
 from genimg.networks.stylegan2 import Discriminator, Generator
@@ -39,7 +39,7 @@ def configured(model: str, folder: Path) -> Method:
         config = OmegaConf.to_container(compose("train", overrides=overrides), resolve=True)
     builder = Builder(epoch_size=64, batch_size=BATCH)
     torch.manual_seed(0)
-    return build.build_method(config, build.build_source(config, builder), builder)
+    return instantiate.build_method(config, instantiate.build_source(config, builder), builder)
 
 
 def stylegan() -> GAN:

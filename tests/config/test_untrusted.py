@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 import genimg
-from genimg import build, cli
+from genimg import cli
+from genimg.config import instantiate
+from genimg.config.untrusted import named_again, places, take_out
 from genimg.exporting.rebuilding import rebuilt
-from genimg.untrusted import named_again, places, take_out
 from genimg.utils.machine_local import Required
 
 pytestmark = [
@@ -214,7 +215,7 @@ def test_a_run_with_weights_of_ones_own_is_used_again_once_they_are_named(
     suffix: str, trained: Path, home: Path, run: Run
 ) -> None:
     own = home / "mine.pt"
-    own.write_bytes(Path(build.__file__).with_name("evaluation").joinpath("weights", "shapes_v2.pt").read_bytes())
+    own.write_bytes(Path(instantiate.__file__).with_name("evaluation").joinpath("weights", "shapes_v2.pt").read_bytes())
     named = own if suffix else Path("../../../../../../../..") / own.with_suffix("").relative_to("/")  # out of the package
     path = changed(trained, home, classifier(named))
     code, text = run("evaluate", f"ckpt={path}", "device=cpu")
@@ -248,7 +249,7 @@ PERCEPTUAL = {"_target_": "genimg.losses.perceptual.Perceptual", "weights": "bes
 
 def test_a_path_in_several_networks_is_named_once() -> None:
     config = {"conditioning": {"encoder": dict(TEXT)}, "model": {"a": dict(TEXT), "b": [dict(TEXT)]}}
-    builder = build.Builder(named=frozenset())
+    builder = instantiate.Builder(named=frozenset())
     with pytest.raises(ValueError, match=r"conditioning\.encoder\.path=beside.*\+\+conditioning\.encoder\.path=PATH$"):
         take_out(config, builder)
     renamed, builder = named_again(config, builder, {"conditioning.encoder.path": "mine"})
@@ -259,14 +260,14 @@ def test_a_path_in_several_networks_is_named_once() -> None:
 
 
 def test_what_only_training_needs_is_left_out_elsewhere() -> None:
-    assert build.Builder(named=frozenset(), trains=False).build({"loss": PERCEPTUAL}, "model") == {"loss": None}
+    assert instantiate.Builder(named=frozenset(), trains=False).build({"loss": PERCEPTUAL}, "model") == {"loss": None}
     with pytest.raises(ValueError, match=r"model\.loss\.weights=beside\.pth"):
-        build.Builder(named=frozenset()).build({"loss": PERCEPTUAL}, "model")
+        instantiate.Builder(named=frozenset()).build({"loss": PERCEPTUAL}, "model")
 
 
 def test_the_rule_stands_in_front_of_every_constructor_even_where_nothing_was_taken_out() -> None:
     with pytest.raises(ValueError, match=r"model\[0\]\.path=beside"):
-        build.Builder(named=frozenset({("path", "other"), ("weights", "beside")})).build([TEXT], "model")  # type: ignore[arg-type]
+        instantiate.Builder(named=frozenset({("path", "other"), ("weights", "beside")})).build([TEXT], "model")  # type: ignore[arg-type]
 
 
 def test_an_exported_network_names_no_files_either(tmp_path: Path) -> None:
@@ -296,7 +297,7 @@ DIGESTS = {
 
 def constructors() -> Iterator[tuple[str, Any]]:
     """Everything of genimg that a config can name."""
-    allowed = (*build.ALLOWED, "genimg.evaluation.extractors.program")
+    allowed = (*instantiate.ALLOWED, "genimg.evaluation.extractors.program")
     for info in pkgutil.walk_packages(genimg.__path__, "genimg."):
         if info.name.startswith("genimg.data"):  # images, which Pillow and NumPy read without pickles
             continue
@@ -321,11 +322,11 @@ def takes_text(hint: Any) -> bool:
 def test_every_text_parameter_is_a_word_or_marked_as_local() -> None:
     marked = set()
     for name, member in constructors():
-        marks = build.local_parameters(member)
+        marks = instantiate.local_parameters(member)
         marked |= {(name, parameter) for parameter in marks}
         if not marks and inspect.isclass(member) and not hasattr(member, "__init__"):
             continue
-        hints = build._type_hints(member.__init__ if inspect.isclass(member) else member)
+        hints = instantiate._type_hints(member.__init__ if inspect.isclass(member) else member)
         parameters = inspect.signature(member).parameters if hints else {}
         for parameter, hint in hints.items():
             if parameter not in parameters or not takes_text(hint):
@@ -344,5 +345,5 @@ def test_every_text_parameter_is_a_word_or_marked_as_local() -> None:
         ("Program", "program"), ("Evaluator", "cache_dir"), ("LPIPS", "backbone_weights"),
         ("LPIPS", "linear_weights"), ("Perceptual", "weights"), ("ClipText", "path"),
     }  # fmt: skip
-    marks = build.local_parameters(build.Builder().locate(CLIP["_target_"], ""))
+    marks = instantiate.local_parameters(instantiate.Builder().locate(CLIP["_target_"], ""))
     assert Required not in {mark.instead for mark in marks.values()}

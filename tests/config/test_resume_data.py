@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from genimg import cli
-from genimg.resuming import find_start
+from genimg.config.resume import find_start
 from genimg.utils.paths import config_dir
 
 pytestmark = pytest.mark.usefixtures("unchanged_process")

@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
+from genimg.config.messages import nearest
 from genimg.data.captions import caption_length, encode
 from genimg.data.datasets.builtin import Source
 from genimg.data.datasets.unpaired import UnpairedSource
@@ -32,7 +33,6 @@ from genimg.data.subsets import random_order
 from genimg.data.tasks.base import Pair, Task
 from genimg.data.transforms import SampleAugment
 from genimg.evaluation.periodic import PeriodicEvaluator
-from genimg.explain import nearest
 from genimg.methods.image_to_image import Translation
 from genimg.schedules import Schedule
 from genimg.training.schedules import OptimizerSchedules, holds_schedule, valued

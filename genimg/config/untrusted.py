@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from genimg.build import Builder, Config, local_parameters, name_again
+from genimg.config.instantiate import Builder, Config, local_parameters, name_again
 from genimg.utils.machine_local import MachineLocal, Required
 from genimg.utils.mappings import flatten
 

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from genimg import build, untrusted
+from genimg.config import instantiate, untrusted
 from genimg.data.identity import refused_differences, warned_differences
 from genimg.training import checkpoint
 from genimg.utils.mappings import flatten
@@ -29,7 +29,7 @@ _HARMLESS = (
     "run_dir", "resume", "resume_force", "allow", "debug", "traceback", "print_config", "dry_run", "device",
     "evaluation", "performance", "logger",
     "data.placement", "data.num_workers", "data.max_corrupt",
-    "data.refresh_index", *(f"data.{key}" for key in build.SETTLED),
+    "data.refresh_index", *(f"data.{key}" for key in instantiate.SETTLED),
     "trainer.duration", "trainer.log_interval", "trainer.preview_interval", "trainer.preview_images",
     "trainer.checkpoint_interval", "trainer.keep_last", "trainer.checkpoint_minutes", "trainer.preview_seconds",
     "trainer.usual_duration",
@@ -64,7 +64,7 @@ def names_a_checkpoint(composed: DictConfig) -> bool:
     return composed.resume not in (None, "auto")
 
 
-def find_start(composed: DictConfig, run_dir: Path) -> tuple[Config, Config, Saved | None, build.Named | None]:
+def find_start(composed: DictConfig, run_dir: Path) -> tuple[Config, Config, Saved | None, instantiate.Named | None]:
     """The config to train with (unresolved and resolved), the checkpoint to start from, if any, and ``Builder.named``.
 
     With ``resume=PATH`` the checkpoint's own config is the base and this command line's values are set on it, so that
@@ -106,7 +106,7 @@ def find_start(composed: DictConfig, run_dir: Path) -> tuple[Config, Config, Sav
             if mode == "auto" or config["performance"]["activation_checkpointing"]:
                 mode = False  # auto was off when it was not settled
             source["performance"]["compile"] = config["performance"]["compile"] = mode
-        for key in build.SETTLED:
+        for key in instantiate.SETTLED:
             known = saved.state["config"]["data"].get(key)
             if type(known) is int and type(config["data"].get(key)) is not int:
                 source["data"][key] = known
@@ -115,13 +115,13 @@ def find_start(composed: DictConfig, run_dir: Path) -> tuple[Config, Config, Sav
     return source, config, saved, named
 
 
-def _take_out_what_is_local(source: Config, composed: DictConfig) -> build.Named:
+def _take_out_what_is_local(source: Config, composed: DictConfig) -> instantiate.Named:
     """Replace, in place, the paths and digests that only the checkpoint's config names; return those of this command line.
 
     Raises:
         ValueError: for one that nothing can replace.
     """
-    builder = build.Builder((*build.ALLOWED, *map(str, source["allow"] or ())))
+    builder = instantiate.Builder((*instantiate.ALLOWED, *map(str, source["allow"] or ())))
     own = {key: _composed_group(composed, key) for key in untrusted.GROUPS}
     given = {place.key: place.value for place in untrusted.places(own, builder)}
     typed = [each.key_or_group for each in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))]
@@ -136,7 +136,7 @@ def _take_out_what_is_local(source: Config, composed: DictConfig) -> build.Named
         if isinstance(node, dict):
             node[place.path[-1]] = place.mark.instead
     if left := untrusted.take_out(_resolved(source), builder):  # reached by an interpolation
-        raise ValueError(build.name_again({place.key: "${...}" for place in left}))
+        raise ValueError(instantiate.name_again({place.key: "${...}" for place in left}))
     assert builder.named is not None
     return builder.named
 
@@ -259,9 +259,9 @@ def _in_short(changes: dict[str, str], old_source: Config, new_source: Config) -
     return "\n  ".join(lines)
 
 
-def _compare(saved: Saved, config: Config, source: Config, named: build.Named | None) -> None:
+def _compare(saved: Saved, config: Config, source: Config, named: instantiate.Named | None) -> None:
     changes = _differences(saved.state["config"], config)
-    builder = build.Builder((*build.ALLOWED, *map(str, config["allow"] or ())))
+    builder = instantiate.Builder((*instantiate.ALLOWED, *map(str, config["allow"] or ())))
     for place in untrusted.places(config, builder):  # the same file may lie elsewhere now
         changes.pop(place.key, None)
     if not changes:
@@ -278,15 +278,15 @@ def _compare(saved: Saved, config: Config, source: Config, named: build.Named | 
     log.warning("resuming with a changed config:\n  %s", listed)
 
 
-def _why_impossible(state: Config, changes: dict[str, str], config: Config, named: build.Named | None) -> str | None:
+def _why_impossible(state: Config, changes: dict[str, str], config: Config, named: instantiate.Named | None) -> str | None:
     """Why not even ``resume_force`` can continue with these changes; None if it can."""
     if "trainer.batch_size" in changes:
         return "steps are counted in batches, so that trainer.batch_size cannot change within a run"
     if "optimizer._target_" in changes:
         return "another optimizer cannot take over what this one has gathered"
-    allowed = (*build.ALLOWED, *map(str, config["allow"] or ()))
+    allowed = (*instantiate.ALLOWED, *map(str, config["allow"] or ()))
     batch_size = config["trainer"]["batch_size"]
-    builder = build.Builder(allowed, epoch_size=state["num_images"], batch_size=batch_size, named=named)
+    builder = instantiate.Builder(allowed, epoch_size=state["num_images"], batch_size=batch_size, named=named)
     try:
         method = builder.build(config["model"], "model")
     except Exception:  # which will be raised again where the run is assembled, if it is forced
