@@ -22,7 +22,7 @@ LAYERS = {
     "genimg.utils.terminal": 0,
     "genimg.utils.torchrun": 0,
     "genimg.utils.images": 0,
-    "genimg.tiling": 0,
+    "genimg.inference.tiling": 0,
     "genimg.utils.paths": 0,
     "genimg.utils.mappings": 0,
     "genimg.utils.machine_local": 0,

@@ -19,13 +19,13 @@ from scipy import stats
 from torch import Tensor, nn
 
 from genimg.commands.common import load_method, open_checkpoint
-from genimg.commands.conditions import find_conditions
 from genimg.commands.sample import sample
-from genimg.commands.sample_files import Archive
 from genimg.config import instantiate
 from genimg.data.captions import encode
 from genimg.data.datasets.builtin import folder as folder_of_images
 from genimg.data.datasets.npz import npz
+from genimg.inference.conditions import find_conditions
+from genimg.inference.sample_files import Archive
 from genimg.methods.latent import Latent, Normal, Truncated, Uniform
 from genimg.methods.vae import VAE
 from genimg.types import Method

@@ -20,11 +20,11 @@ from torch import Tensor
 from genimg.commands.common import load_method, open_checkpoint
 from genimg.commands.sample import sample
 from genimg.commands.translate import translate
-from genimg.commands.translator import image_channels
 from genimg.config import instantiate
 from genimg.data.tasks.base import Pair, Task
 from genimg.data.tasks.degradations import Colorize, Denoise, Edges, SuperResolution
 from genimg.data.tasks.edges import Sobel
+from genimg.inference.translate import image_channels
 from genimg.methods.image_to_image import Translation
 from genimg.utils.images import to_uint8
 from genimg.utils.outputs import MARK

@@ -11,9 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genimg.commands.common import Config, relative
-from genimg.commands.conditions import KEYS, Condition
-from genimg.commands.pictures import cell, checked_output, find_pictures, grid_of, read_resized, side_by_side, with_sizes
 from genimg.data.decode import PixelFormat
+from genimg.inference.conditions import KEYS, Condition
+from genimg.inference.image_files import cell, checked_output, find_pictures, grid_of, read_resized, side_by_side, with_sizes
 from genimg.types import Batch, Method
 from genimg.utils.files import naming_full_disk
 from genimg.utils.images import to_float, to_uint8, write_png

@@ -14,10 +14,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genimg.commands.common import Config, load_method, open_for_use, relative, require_all_values
-from genimg.commands.conditions import KEYS, Condition, find_conditions, name_of_label
-from genimg.commands.pictures import existing, read_resized
 from genimg.commands.reconstruct import pixel_format, reconstruct, require_one
-from genimg.commands.sample_files import Archive, Files, Sink
+from genimg.inference.conditions import KEYS, Condition, find_conditions, name_of_label
+from genimg.inference.image_files import existing, read_resized
+from genimg.inference.sample_files import Archive, Files, Sink
 from genimg.methods.latent import interpolate
 from genimg.training.device import choose_device
 from genimg.types import Batch, Method

@@ -13,7 +13,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genimg.commands.common import Config, load_method, open_for_use, relative, require_all_values
-from genimg.commands.pictures import (
+from genimg.config import instantiate, untrusted
+from genimg.config.messages import nearest
+from genimg.data.decode import checked_levels
+from genimg.data.tasks.base import Task
+from genimg.inference.image_files import (
     Picture,
     cell,
     checked_output,
@@ -26,11 +30,7 @@ from genimg.commands.pictures import (
     with_masks,
     with_sizes,
 )
-from genimg.commands.translator import MemoryFullError, Translator, image_channels, least_side
-from genimg.config import instantiate, untrusted
-from genimg.config.messages import nearest
-from genimg.data.decode import checked_levels
-from genimg.data.tasks.base import Task
+from genimg.inference.translate import MemoryFullError, Translator, image_channels, least_side
 from genimg.methods.image_to_image import MODES, Translation
 from genimg.training.device import choose_device
 from genimg.types import height_width

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from genimg.commands.translator import image_channels, least_side
 from genimg.data.tasks.base import Task
 from genimg.exporting.parts import Choices, Config, Inputs, Part, Port, Sides, exportable, image_port, refuse_choices, settled
 from genimg.exporting.programs import Translating
+from genimg.inference.translate import image_channels, least_side
 from genimg.methods.image_to_image import Translation
 from genimg.types import height_width
 

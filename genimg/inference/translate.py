@@ -9,8 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genimg.data.tasks.base import Task
+from genimg.inference.tiling import in_tiles, num_tiles, padded
 from genimg.methods.image_to_image import Translation
-from genimg.tiling import in_tiles, num_tiles, padded
 from genimg.utils.images import to_float, to_uint8
 from genimg.utils.rng import steady
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genimg.commands.conditions import KEYS
+from genimg.inference.conditions import KEYS
 from genimg.types import Batch
 from genimg.utils.files import atomically
 from genimg.utils.images import on_white, to_float, to_uint8, write_png

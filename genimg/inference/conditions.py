@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from genimg.commands.common import Config
-from genimg.commands.labels import find_label
 from genimg.data.captions import caption_length, encode
+from genimg.inference.labels import find_label
 from genimg.types import Batch, Method
 
 KEYS = {"label": "label", "text": "caption"}

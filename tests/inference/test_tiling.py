@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from genimg.inference.tiling import in_tiles, num_tiles, padded
 from genimg.networks.resnet_translator import Translator
-from genimg.tiling import in_tiles, num_tiles, padded
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
