@@ -41,7 +41,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 from tqdm import tqdm
 
-from genimg.commands.assembly import Parts, assemble
+from genimg.api.assemble import Parts, assemble
 from genimg.config import instantiate
 from genimg.config.messages import explain, nearest
 from genimg.data.datasets.shapes import shapes

@@ -22,7 +22,7 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from genimg.commands.assembly import assemble
+from genimg.api.assemble import assemble
 from genimg.losses.adversarial import AdversarialLoss, negated_generator_loss, wasserstein_discriminator_loss
 from genimg.losses.penalties import R1, GradientPenalty
 from genimg.methods.gan import GAN

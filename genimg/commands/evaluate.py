@@ -10,6 +10,8 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from genimg.api.copies import describe_copies, held_out_images, measure_copies
+from genimg.api.inputs import Side, compose_evaluation, resolve
 from genimg.commands.common import (
     Config,
     check_own_images,
@@ -20,10 +22,8 @@ from genimg.commands.common import (
     require_all_values,
 )
 from genimg.commands.compare import compare_results
-from genimg.commands.copies import describe_copies, held_out_images, measure_copies
 from genimg.commands.evaluate_likelihood import evaluate_likelihood
 from genimg.commands.evaluate_translation import evaluate_translator
-from genimg.commands.sides import Side, compose_evaluation, resolve
 from genimg.config import instantiate, untrusted
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.feature_extraction import full_float32

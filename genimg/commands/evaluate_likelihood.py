@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from genimg.api.inputs import resolve
 from genimg.commands.common import Config, check_own_images, load_method, report
-from genimg.commands.sides import resolve
 from genimg.config import instantiate
 from genimg.data.datasets.builtin import Source
 from genimg.evaluation.likelihood import LikelihoodEvaluator

@@ -21,16 +21,16 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import genimg
-from genimg.commands.assembly import Parts, assemble, describe_parts
-from genimg.commands.common import Config, argument, relative, require_all_values, sentence, table, write_json
-from genimg.commands.debugging import say_what_was_learnt, shorten
-from genimg.commands.dry_run import rehearse
-from genimg.commands.usual import (
+from genimg.api.assemble import Parts, assemble, describe_parts
+from genimg.api.debugging import say_what_was_learnt, shorten
+from genimg.api.dry_run import rehearse
+from genimg.api.usual import (
     asked_for_extractor,
     refuse_repeated_penalties,
     warn_of_missing_penalties,
     warn_of_short_training,
 )
+from genimg.commands.common import Config, argument, relative, require_all_values, sentence, table, write_json
 from genimg.config import instantiate, resume
 from genimg.data.identity import Identity, identity_of
 from genimg.data.loader import available_keys

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from genimg.commands.assembly import Parts
+from genimg.api.assemble import Parts
 from genimg.commands.common import Config
 from genimg.data.loader import Data
 from genimg.training.logger import SilentLogger

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from test_resume import MODELS, TINY, losses_of, records
 
-from genimg.commands.assembly import Parts, assemble
+from genimg.api.assemble import Parts, assemble
 from genimg.config import instantiate
 from genimg.data.loader import Data
 from genimg.training import autotune

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from genimg.api.usual import evaluation_at_hand
 from genimg.commands.common import Config
-from genimg.commands.usual import evaluation_at_hand
 from genimg.config import instantiate
 from genimg.data.datasets.builtin import Source
 from genimg.data.loader import Data

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from genimg import cli
-from genimg.commands import usual
+from genimg.api import usual
 from genimg.config import instantiate
 from genimg.config.instantiate import Builder
 from genimg.evaluation.compare import Evaluator

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genimg.commands.assembly import Parts, describe_parts
+from genimg.api.assemble import Parts, describe_parts
 from genimg.data.datasets.builtin import ArraySource
 from genimg.data.loader import Data
 from genimg.data.subsets import subset_of

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from genimg.commands.usual import typed_keys
+from genimg.api.usual import typed_keys
 from genimg.config.resume import names_a_checkpoint
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ import logging
 
 import torch
 
+from genimg.api.inputs import Side, resolve
 from genimg.commands.common import Config
-from genimg.commands.sides import Side, resolve
 from genimg.config import instantiate
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.image_sets import DatasetImages
