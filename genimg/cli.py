@@ -23,11 +23,12 @@ from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from genimg.config.messages import explain, is_choice, quoted
+from genimg.config.messages import explain, is_choice
 from genimg.utils.files import new_directory
 from genimg.utils.paths import config_dir
 from genimg.utils.terminal import protect_standard_streams
 from genimg.utils.torchrun import arguments_of_rank, is_of_several, rank_of_torchrun
+from genimg.utils.words import quoted
 
 _COMMAND_LINE = "GENIMG_COMMAND_LINE"  # of the sweep, for the jobs that submitit starts elsewhere
 _SECONDS_FOR_THE_FIRST_RANK = 2.0

@@ -14,9 +14,10 @@ from typing import Any, TypeAlias, overload
 
 from torch import nn
 
-from genimg.types import Images
+from genimg.utils.durations import NumImages
 
 _SCHEDULES = "_schedules"
+_AT_ONCE = NumImages(0)
 
 
 class Schedule(ABC):
@@ -53,7 +54,9 @@ class _Transition(Schedule):
         ValueError: For a transition that ends before it begins, or from a number to itself.
     """
 
-    def __init__(self, *, start: float | Images, end: float | Images, duration: Images, begin: Images = Images(0)) -> None:  # noqa: B008
+    def __init__(
+        self, *, start: float | NumImages, end: float | NumImages, duration: NumImages, begin: NumImages = _AT_ONCE
+    ) -> None:
         if duration <= begin:
             raise ValueError(f"a schedule's duration={duration} images must be above its begin={begin} images")
         if not (math.isfinite(start) and math.isfinite(end)):
@@ -95,7 +98,7 @@ class Cosine(_Transition):
 class Step(Schedule):
     """0 before ``begin`` images are seen, and 1 from then on."""
 
-    def __init__(self, *, begin: Images) -> None:
+    def __init__(self, *, begin: NumImages) -> None:
         self.begin = begin
 
     def at(self, images: int, batch_size: int) -> float:

@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 from genimg.api.assemble import Parts, assemble
 from genimg.config import instantiate
-from genimg.config.messages import explain, nearest
+from genimg.config.messages import explain
 from genimg.data.datasets.shapes import shapes
 from genimg.evaluation.feature_extraction import full_float32
 from genimg.training.device import choose_device, describe_hardware
@@ -52,6 +52,7 @@ from genimg.types import Batch
 from genimg.utils.environment import git_commit, versions
 from genimg.utils.images import write_png
 from genimg.utils.paths import config_dir
+from genimg.utils.words import nearest
 
 # A recipe is one line: its name, genimg-train's overrides, and the plain step (of plain_loops.STEPS) that it is compared with.
 # Images are of 32 px where it says nothing.

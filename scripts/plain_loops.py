@@ -22,10 +22,11 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 
 from genimg.data.datasets.builtin import Source
 from genimg.losses.penalties import DiscriminatorPenalty, GeneratorPenalty, Sides, WeightClipping
+from genimg.methods.base import Method
 from genimg.methods.gan import GAN
 from genimg.methods.image_to_image import Translation
 from genimg.methods.vae import VAE
-from genimg.types import Batch, Method
+from genimg.types import Batch
 from genimg.utils.images import to_float, to_uint8
 
 Step = Callable[[Any, dict[str, Optimizer], Batch, int], dict[str, float]]

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from genimg.api.assemble import assemble
 from genimg.losses.adversarial import AdversarialLoss, negated_generator_loss, wasserstein_discriminator_loss
 from genimg.losses.penalties import R1, GradientPenalty
+from genimg.methods.base import Method
 from genimg.methods.gan import GAN
 from genimg.methods.image_to_image import Translation
 from genimg.training.update import Updater
-from genimg.types import Batch, Method, Progress
+from genimg.types import Batch, Progress
 from genimg.utils.images import to_float
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"

@@ -19,9 +19,9 @@ from genimg.data.captions import encode
 from genimg.exporting.checks import TOLERANCE, largest_difference, trials
 from genimg.exporting.formats import open_onnx, traced, write_onnx
 from genimg.exporting.parts import Choices, Part, Port, Sides, exportable, settled
+from genimg.methods.base import Method
 from genimg.methods.conditional import ConditionalMethod
 from genimg.methods.vq_vae import VQVAE
-from genimg.types import Method
 from genimg.utils.paths import config_dir
 
 MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS

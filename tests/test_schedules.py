@@ -36,46 +36,46 @@ from genimg.schedules import (
     is_within,
 )
 from genimg.training.schedules import Constant, OptimizerSchedules
-from genimg.types import Images
+from genimg.utils.durations import NumImages
 from genimg.utils.paths import config_dir
 
 ROOT = Path(genimg.__file__).resolve().parent
 
 
 def test_a_line_passes_through_its_points():
-    schedule = Linear(start=5.0, end=1.0, duration=Images(1000), begin=Images(200))
+    schedule = Linear(start=5.0, end=1.0, duration=NumImages(1000), begin=NumImages(200))
     points = {0: 5.0, 200: 5.0, 400: 4.0, 600: 3.0, 1000: 1.0, 10**9: 1.0}
     assert {images: schedule.at(images, 8) for images in points} == pytest.approx(points, rel=1e-12)
 
 
 def test_a_cosine_passes_through_its_points_and_is_exact_at_both_ends():
-    schedule = Cosine(start=0.0, end=0.6, duration=Images(1200))
+    schedule = Cosine(start=0.0, end=0.6, duration=NumImages(1200))
     points = {200: 0.6 * (2.0 - math.sqrt(3.0)) / 4.0, 300: 0.6 * (2.0 - math.sqrt(2.0)) / 4.0, 400: 0.15, 600: 0.3, 800: 0.45}
     assert {images: schedule.at(images, 8) for images in points} == pytest.approx(points, rel=1e-12)
     assert (schedule.at(0, 8), schedule.at(1200, 8), schedule.at(10**9, 8)) == (0.0, 0.6, 0.6)
 
 
 def test_a_step_and_a_share_of_the_images_seen():
-    step = Step(begin=Images(100))
+    step = Step(begin=NumImages(100))
     assert [step.at(images, 10) for images in (0, 99, 100, 500)] == [0.0, 0.0, 1.0, 1.0]
     share = Proportional(share=0.05, most=20.0)
     assert [share.at(images, 100) for images in (0, 100, 300, 10**6)] == pytest.approx([5.0, 10.0, 20.0, 20.0])
-    both = Proportional(share=1.0, most=Linear(start=0.0, end=100.0, duration=Images(1000)))
+    both = Proportional(share=1.0, most=Linear(start=0.0, end=100.0, duration=NumImages(1000)))
     assert [both.at(images, 1) for images in (0, 100, 5000)] == pytest.approx([0.0, 10.0, 100.0])
 
 
 def test_extremes_are_the_smallest_and_the_largest_number():
-    falling = Linear(start=5.0, end=1.0, duration=Images(10))
+    falling = Linear(start=5.0, end=1.0, duration=NumImages(10))
     assert extremes(falling) == (1.0, 5.0)
     assert extremes(falling.map(lambda value: -value)) == (-5.0, -1.0)
     assert extremes(3) == (3, 3)
     assert extremes(Proportional(share=1.0, most=falling)) == (0.0, 5.0)
     assert is_within(falling, 1, 5)
     assert not is_within(falling, 1.5)
-    assert is_positive(Linear(start=0.0, end=1.0, duration=Images(10)))
+    assert is_positive(Linear(start=0.0, end=1.0, duration=NumImages(10)))
     assert not is_positive(0.0)
     assert not is_positive(math.nan)
-    assert not is_positive(Linear(start=-1.0, end=1.0, duration=Images(10)))
+    assert not is_positive(Linear(start=-1.0, end=1.0, duration=NumImages(10)))
 
 
 @pytest.mark.parametrize("kind", [Linear, Cosine])
@@ -115,7 +115,7 @@ class Holder(nn.Module):
 
 
 def test_all_numbers_below_a_module_are_driven_together():
-    line = Linear(start=0.0, end=10.0, duration=Images(100))
+    line = Linear(start=0.0, end=10.0, duration=NumImages(100))
     root = nn.ModuleDict({"one": Holder(line), "two": Holder(2.0, share=line)})
     assert (root["one"].weight, root["two"].weight) == (0.0, 2.0)
     numbers = ScheduledNumbers(root)
@@ -126,14 +126,14 @@ def test_all_numbers_below_a_module_are_driven_together():
 
 
 def test_a_copy_has_numbers_of_its_own():
-    one = Holder(Linear(start=0.0, end=10.0, duration=Images(100)))
+    one = Holder(Linear(start=0.0, end=10.0, duration=NumImages(100)))
     other = copy.deepcopy(one)
     ScheduledNumbers(other).advance(100, 1)
     assert (one.weight, other.weight) == (0.0, 10.0)
 
 
 def test_another_number_replaces_a_schedule():
-    holder = Holder(Linear(start=0.0, end=10.0, duration=Images(100)))
+    holder = Holder(Linear(start=0.0, end=10.0, duration=NumImages(100)))
     holder.weight = 3.0
     ScheduledNumbers(holder).advance(100, 1)
     assert holder.weight == 3.0
@@ -252,8 +252,8 @@ def test_a_step_uses_the_settings_that_were_set():
     """The first update of Adam by a gradient of 1 is the rate, whatever its betas."""
     weight = nn.Parameter(torch.zeros(()))
     optimizers = {"net": torch.optim.Adam([weight], lr=0.5)}
-    line = Linear(start=1.0, end=3.0, duration=Images(100))
-    schedules = OptimizerSchedules(Constant(warmup=Images(100)), {"net": {"lr": line}})
+    line = Linear(start=1.0, end=3.0, duration=NumImages(100))
+    schedules = OptimizerSchedules(Constant(warmup=NumImages(100)), {"net": {"lr": line}})
     schedules.apply(optimizers, schedules.base_rates(optimizers), 40, 10)
     weight.grad = torch.ones(())
     optimizers["net"].step()
@@ -297,11 +297,11 @@ def test_the_r3gan_experiment_follows_its_source():
 
 def test_a_warm_up_beside_a_schedule_is_refused():
     settings = {"likelihood": Bernoulli(binarisation="none"), "num_samples": 1, "free_bits": 0.0}
-    line = Linear(start=0.0, end=3.0, duration=Images(100))
+    line = Linear(start=0.0, end=3.0, duration=NumImages(100))
     with pytest.raises(ValueError, match=r"loss\.kl_weight is a schedule, so that loss\.warm_up"):
-        ELBO(**settings, kl_weight=line, warm_up=Images(5), capacity=None, capacity_growth=Images(0))
+        ELBO(**settings, kl_weight=line, warm_up=NumImages(5), capacity=None, capacity_growth=NumImages(0))
     with pytest.raises(ValueError, match=r"loss\.capacity is a schedule, so that loss\.capacity_growth"):
-        ELBO(**settings, kl_weight=1.0, warm_up=Images(0), capacity=line, capacity_growth=Images(5))
+        ELBO(**settings, kl_weight=1.0, warm_up=NumImages(0), capacity=line, capacity_growth=NumImages(5))
 
 
 def test_no_module_but_the_schedules_reads_the_images_seen_for_a_number():

@@ -1,1 +1,1 @@
-"""PACKAGE DOC."""
+"""What the commands do, as functions."""

@@ -13,13 +13,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from genimg.api.usual import evaluation_at_hand
-from genimg.commands.common import Config
 from genimg.config import instantiate
+from genimg.config.instantiate import Config
 from genimg.data.datasets.builtin import Source
 from genimg.data.loader import Data
 from genimg.data.split import random_part
 from genimg.evaluation.extractors.base import WeightsNotAtHandError
 from genimg.evaluation.periodic import PeriodicEvaluator
+from genimg.methods.base import Method
 from genimg.methods.image_to_image import Translation
 from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.device import Precision, choose_device, choose_precision, keep_freed_memory
@@ -28,7 +29,6 @@ from genimg.training.performance import Performance
 from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings
 from genimg.training.trainer import Trainer
-from genimg.types import Method
 from genimg.utils.distributed import copy_from_first_, failing_together, first_of_each_host, of_first_rank, world_size
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def assemble(
     """Build a training's parts, the cheap ones first: nobody shall download a dataset to learn of a typing mistake.
 
     Args:
-        config: resolved. ``trainer.accumulation=auto`` stands for 1 until ``settling.settle``.
+        config: resolved. ``trainer.accumulation=auto`` stands for 1 until ``autotune.settle``.
         device_name: of this process.
         named: see ``Builder``; None for a config that is not a checkpoint's.
         may_replace_evaluation: Whether another evaluation, or none, takes the place of one whose weights cannot be had; it is

@@ -11,9 +11,8 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from genimg.commands.common import Config
 from genimg.config import instantiate
-from genimg.config.messages import quoted
+from genimg.config.instantiate import Config
 from genimg.data.archives import SPLITS
 from genimg.data.datasets.builtin import Source
 from genimg.data.datasets.prepared import DESCRIPTION, Description, PreparedSource, is_prepared
@@ -21,6 +20,7 @@ from genimg.data.image_files import is_zip
 from genimg.data.loader import Data
 from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.stats_cache import SavedStatistics, holds_images, holds_statistics
+from genimg.utils.words import quoted
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from genimg.commands.common import Config
-from genimg.config.instantiate import Builder
+from genimg.config.instantiate import Builder, Config
 from genimg.training.state import TrainerSettings
 from genimg.utils.paths import config_dir
 

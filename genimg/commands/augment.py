@@ -20,17 +20,19 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from genimg.commands.common import Config, argument, check_output_directory, relative, require_all_values
-from genimg.config.messages import nearest
+from genimg.config.compose import require_all_values
+from genimg.config.instantiate import Config
 from genimg.data.copies import RANGES, Job, Record, copy_name, read_image, stem, write_copies
 from genimg.data.datasets.caption_files import find_captions
 from genimg.data.datasets.file_index import list_images
 from genimg.data.decode import PixelFormat
 from genimg.data.packing import CORRUPT
 from genimg.utils.environment import num_cores
-from genimg.utils.files import atomically, naming_full_disk
+from genimg.utils.files import atomically, check_output_directory, naming_full_disk
 from genimg.utils.images import grid, to_float, write_png
 from genimg.utils.outputs import own_folder, record_of, stamp_of
+from genimg.utils.paths import relative
+from genimg.utils.words import argument, nearest
 
 log = logging.getLogger(__name__)
 

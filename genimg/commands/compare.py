@@ -7,8 +7,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from genimg.commands.common import Config, relative, table
+from genimg.commands.common import table
+from genimg.config.instantiate import Config
 from genimg.evaluation.comparability import differences, in_words
+from genimg.utils.paths import relative
 
 log = logging.getLogger(__name__)
 

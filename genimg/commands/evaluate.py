@@ -10,21 +10,16 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from genimg.api.copies import describe_copies, held_out_images, measure_copies
+from genimg.api.checkpoints import check_own_images, load_method, open_for_use
 from genimg.api.inputs import Side, compose_evaluation, resolve
-from genimg.commands.common import (
-    Config,
-    check_own_images,
-    check_writable,
-    load_method,
-    open_for_use,
-    report,
-    require_all_values,
-)
+from genimg.commands.common import report
 from genimg.commands.compare import compare_results
+from genimg.commands.copies import describe_copies, held_out_images, measure_copies
 from genimg.commands.evaluate_likelihood import evaluate_likelihood
 from genimg.commands.evaluate_translation import evaluate_translator
 from genimg.config import instantiate, untrusted
+from genimg.config.compose import require_all_values
+from genimg.config.instantiate import Config
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.feature_extraction import full_float32
 from genimg.evaluation.image_sets import DatasetImages, ImageSet, Subset
@@ -35,6 +30,7 @@ from genimg.evaluation.stats_cache import SavedStatistics
 from genimg.methods.image_to_image import Translation
 from genimg.training.device import choose_device
 from genimg.utils.distributed import first_of_each_host, processes_of_torchrun, rank
+from genimg.utils.files import check_writable
 from genimg.utils.images import grid, write_png
 from genimg.utils.mappings import flatten, merged
 

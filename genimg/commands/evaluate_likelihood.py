@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
+from genimg.api.checkpoints import check_own_images, load_method
 from genimg.api.inputs import resolve
-from genimg.commands.common import Config, check_own_images, load_method, report
+from genimg.commands.common import report
 from genimg.config import instantiate
+from genimg.config.instantiate import Config
 from genimg.data.datasets.builtin import Source
 from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.types import height_width

@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genimg.commands.common import Config, check_own_images, load_method, report
+from genimg.api.checkpoints import check_own_images, load_method
+from genimg.commands.common import report
 from genimg.config import instantiate
+from genimg.config.instantiate import Config
 from genimg.data.loader import Data
 from genimg.data.subsets import subset_of
 from genimg.data.tasks.base import Task

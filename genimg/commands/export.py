@@ -10,9 +10,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 import genimg
-from genimg.commands.common import Config, check_writable, load_method, open_for_use, relative, require_all_values
+from genimg.api.checkpoints import load_method, open_for_use
 from genimg.config import untrusted
-from genimg.config.messages import nearest
+from genimg.config.compose import require_all_values
+from genimg.config.instantiate import Config
 from genimg.evaluation.extractors.base import sha256_of
 from genimg.exporting.checks import largest_difference, trials
 from genimg.exporting.formats import (
@@ -32,8 +33,10 @@ from genimg.exporting.rebuilding import rebuilt, recipe
 from genimg.methods.image_to_image import MODES
 from genimg.training.device import Precision, choose_device
 from genimg.utils.environment import git_commit
-from genimg.utils.files import atomically, naming_full_disk
+from genimg.utils.files import atomically, check_writable, naming_full_disk
 from genimg.utils.outputs import require_own_export
+from genimg.utils.paths import relative
+from genimg.utils.words import nearest
 
 log = logging.getLogger(__name__)
 

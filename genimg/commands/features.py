@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from genimg.commands.common import Config, relative, require_all_values
 from genimg.config import instantiate
+from genimg.config.compose import require_all_values
+from genimg.config.instantiate import Config
 from genimg.data.subsets import subset_of
 from genimg.evaluation.extractors.base import sha256_of
 from genimg.training.classifier import LabelledImages, train_classifier
 from genimg.training.device import choose_device, choose_precision
 from genimg.utils.files import atomically
+from genimg.utils.paths import relative
 
 log = logging.getLogger(__name__)
 

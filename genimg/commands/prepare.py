@@ -9,13 +9,15 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from genimg.commands.common import Config, argument, check_output_directory, relative, require_all_values
 from genimg.config import instantiate
-from genimg.config.messages import nearest
+from genimg.config.compose import require_all_values
+from genimg.config.instantiate import Config
 from genimg.data.datasets.builtin import Source
 from genimg.data.datasets.prepared import Description
 from genimg.data.packing import CORRUPT, image_bytes, pack
-from genimg.utils.files import directory_atomically, naming_full_disk
+from genimg.utils.files import check_output_directory, directory_atomically, naming_full_disk
+from genimg.utils.paths import relative
+from genimg.utils.words import argument, nearest
 
 log = logging.getLogger(__name__)
 

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from genimg.commands.common import Config, relative
+from genimg.config.instantiate import Config
 from genimg.data.decode import PixelFormat
 from genimg.inference.conditions import KEYS, Condition
 from genimg.inference.image_files import cell, checked_output, find_pictures, grid_of, read_resized, side_by_side, with_sizes
-from genimg.types import Batch, Method
+from genimg.methods.base import Method
+from genimg.types import Batch
 from genimg.utils.files import naming_full_disk
 from genimg.utils.images import to_float, to_uint8, write_png
 from genimg.utils.outputs import Record, own_folder, stamp_of
+from genimg.utils.paths import relative
 
 log = logging.getLogger(__name__)
 

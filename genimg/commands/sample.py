@@ -13,17 +13,21 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from genimg.commands.common import Config, load_method, open_for_use, relative, require_all_values
+from genimg.api.checkpoints import load_method, open_for_use
 from genimg.commands.reconstruct import pixel_format, reconstruct, require_one
+from genimg.config.compose import require_all_values
+from genimg.config.instantiate import Config
 from genimg.inference.conditions import KEYS, Condition, find_conditions, name_of_label
 from genimg.inference.image_files import existing, read_resized
 from genimg.inference.sample_files import Archive, Files, Sink
+from genimg.methods.base import Method
 from genimg.methods.latent import interpolate
 from genimg.training.device import choose_device
-from genimg.types import Batch, Method
+from genimg.types import Batch
 from genimg.utils.files import atomically
 from genimg.utils.images import class_rows, grid, to_float, to_uint8, write_png
 from genimg.utils.outputs import Record, exif_of, record_of, require_own_file, stamp_of
+from genimg.utils.paths import relative
 
 log = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 import genimg
 from genimg.api.assemble import Parts, assemble, describe_parts
+from genimg.api.autotune import settle
 from genimg.api.debugging import say_what_was_learnt, shorten
 from genimg.api.dry_run import rehearse
 from genimg.api.usual import (
@@ -30,14 +31,15 @@ from genimg.api.usual import (
     warn_of_missing_penalties,
     warn_of_short_training,
 )
-from genimg.commands.common import Config, argument, relative, require_all_values, sentence, table, write_json
+from genimg.commands.common import sentence, table
 from genimg.config import instantiate, resume
+from genimg.config.compose import require_all_values
+from genimg.config.instantiate import Config
 from genimg.data.identity import Identity, identity_of
 from genimg.data.loader import available_keys
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.methods.image_to_image import Translation
 from genimg.reporting import write_report
-from genimg.training.autotune import settle
 from genimg.training.device import describe_hardware
 from genimg.training.logger import Logger, SilentLogger, write_hyperparameters
 from genimg.training.state import TrainingState
@@ -52,8 +54,10 @@ from genimg.utils.distributed import (
     world_size,
 )
 from genimg.utils.environment import git_commit, versions
-from genimg.utils.files import InUseError, alone_in
+from genimg.utils.files import InUseError, alone_in, write_json
+from genimg.utils.paths import relative
 from genimg.utils.torchrun import rank_of_torchrun
+from genimg.utils.words import argument
 
 log = logging.getLogger(__name__)
 

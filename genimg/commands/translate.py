@@ -12,9 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from genimg.commands.common import Config, load_method, open_for_use, relative, require_all_values
+from genimg.api.checkpoints import load_method, open_for_use
 from genimg.config import instantiate, untrusted
-from genimg.config.messages import nearest
+from genimg.config.compose import require_all_values
+from genimg.config.instantiate import Config
 from genimg.data.decode import checked_levels
 from genimg.data.tasks.base import Task
 from genimg.inference.image_files import (
@@ -37,6 +38,8 @@ from genimg.types import height_width
 from genimg.utils.files import naming_full_disk
 from genimg.utils.images import write_png
 from genimg.utils.outputs import own_folder, record_of, stamp_of
+from genimg.utils.paths import relative
+from genimg.utils.words import nearest
 
 log = logging.getLogger(__name__)
 

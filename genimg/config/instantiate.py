@@ -23,7 +23,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
-from genimg.config.messages import nearest
 from genimg.data.captions import caption_length, encode
 from genimg.data.datasets.builtin import Source
 from genimg.data.datasets.unpaired import UnpairedSource
@@ -33,15 +32,17 @@ from genimg.data.subsets import random_order
 from genimg.data.tasks.base import Pair, Task
 from genimg.data.transforms import SampleAugment
 from genimg.evaluation.periodic import PeriodicEvaluator
+from genimg.methods.base import Method
 from genimg.methods.image_to_image import Translation
 from genimg.schedules import Schedule
 from genimg.training.schedules import OptimizerSchedules, holds_schedule, valued
 from genimg.training.state import TrainerSettings
-from genimg.types import Batch, Images, Method
-from genimg.utils.durations import to_images
+from genimg.types import Batch
+from genimg.utils.durations import NumImages, to_images
 from genimg.utils.images import to_float
 from genimg.utils.machine_local import MachineLocal, marker_of
 from genimg.utils.paths import config_dir
+from genimg.utils.words import nearest
 
 if TYPE_CHECKING:
     from genimg.training.logger import Recorder  # whose module imports TensorBoard
@@ -189,7 +190,7 @@ class Builder:
     def _value(self, value: Any, hint: Any, key: str, *, schedules: bool = False) -> Any:
         options = typing.get_args(hint)
         is_number = float in options and type(value) in (int, float)
-        if hint is Images or (Images in options and not (value is None or is_number or isinstance(value, dict))):
+        if hint is NumImages or (NumImages in options and not (value is None or is_number or isinstance(value, dict))):
             return to_images(value, epoch_size=self.epoch_size, batch_size=self.batch_size, key=key)
         _check_type(value, hint, key)
         return self._prepare(value, key, schedules=schedules or Schedule in options)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from genimg.utils.paths import config_dir
+from genimg.utils.words import nearest, quoted
 
 
 def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
@@ -59,12 +58,6 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
 def is_choice(name: str) -> bool:
     """Whether a file of a config group is one of its options, and not what several of them begin with."""
     return name.rpartition("_")[2] != "base"
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` where one of the words is close, else nothing."""
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _explain_config_error(error: Exception, command: str, arguments: list[str]) -> str:
@@ -133,12 +126,6 @@ def _can_be_read(argument: str) -> bool:
     except HydraException:
         return False
     return True
-
-
-def quoted(value: str) -> str:
-    """A value as Hydra's grammar takes it literally: backslashes count as escapes only before a quote."""
-    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
-    return f"'{escaped}'"
 
 
 def _keys_of(command: str, unknown: str, arguments: list[str]) -> list[str]:

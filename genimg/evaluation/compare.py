@@ -26,9 +26,10 @@ from genimg.evaluation.image_sets import DatasetImages, GeneratedImages, ImageSe
 from genimg.evaluation.metrics import Metric, Name
 from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
 from genimg.evaluation.stats_cache import SavedStatistics, cache_path, read_cache, write_cache
-from genimg.types import Images, Method
+from genimg.methods.base import Method
 from genimg.utils import paths
 from genimg.utils.distributed import on_every_rank, rank, world_size
+from genimg.utils.durations import NumImages
 from genimg.utils.environment import versions
 from genimg.utils.machine_local import FoundPath
 
@@ -71,7 +72,7 @@ class Evaluator(PeriodicEvaluator):
         num_images: int,
         num_real: int | None,
         batch_size: int,
-        interval: Images,
+        interval: NumImages,
         seed: int,
         bootstrap: int,
         reconstructions: int,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genimg.data.loader import Data
 from genimg.data.subsets import fixed_subset, selection
-from genimg.types import Method
+from genimg.methods.base import Method
 from genimg.utils.images import to_float, to_uint8
 
 

@@ -16,8 +16,10 @@ from genimg.data.loader import Data
 from genimg.data.subsets import selection, subset_of
 from genimg.evaluation.feature_extraction import full_float32, ranges
 from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
-from genimg.types import Batch, Images, Method, PixelLikelihood
+from genimg.methods.base import Method
+from genimg.types import Batch, PixelLikelihood
 from genimg.utils.distributed import rows_of_all_ranks, shard, world_size
+from genimg.utils.durations import NumImages
 from genimg.utils.environment import versions
 from genimg.utils.images import to_float
 from genimg.utils.rng import hash_integers
@@ -48,7 +50,7 @@ class LikelihoodEvaluator(HeldOutEvaluator):
         num_samples: int,
         batch_size: int,
         seed: int,
-        interval: Images,
+        interval: NumImages,
         final_num_images: int | None,
         stop_if: Mapping[str, float | str] | None,
     ) -> None:

@@ -13,7 +13,8 @@ import torch
 from genimg.data.datasets.builtin import Source
 from genimg.data.loader import Data
 from genimg.evaluation.early_stopping import DivergenceWatch
-from genimg.types import Images, Method
+from genimg.methods.base import Method
+from genimg.utils.durations import NumImages
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class PeriodicEvaluator(ABC):
             None never does.
     """
 
-    def __init__(self, *, interval: Images, final_num_images: int | None, stop_if: Mapping[str, float | str] | None) -> None:
+    def __init__(self, *, interval: NumImages, final_num_images: int | None, stop_if: Mapping[str, float | str] | None) -> None:
         if interval < 1:
             raise ValueError("evaluation.interval must be longer than nothing; evaluation=none turns evaluation off")
         self.interval = interval
@@ -128,7 +129,7 @@ class HeldOutEvaluator(PeriodicEvaluator):
         num_images: int,
         batch_size: int,
         seed: int,
-        interval: Images,
+        interval: NumImages,
         final_num_images: int | None,
         stop_if: Mapping[str, float | str] | None,
     ) -> None:

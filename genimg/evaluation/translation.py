@@ -27,9 +27,11 @@ from genimg.evaluation.image_sets import FiniteCheck, ImageSet
 from genimg.evaluation.metrics import FrechetDistance, KernelDistance
 from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
 from genimg.evaluation.stats_cache import SavedStatistics
+from genimg.methods.base import Method
 from genimg.methods.image_to_image import Translation
-from genimg.types import Batch, Images, Method
+from genimg.types import Batch
 from genimg.utils.distributed import rows_of_all_ranks, shard, world_size
+from genimg.utils.durations import NumImages
 from genimg.utils.environment import versions
 from genimg.utils.images import to_uint8
 from genimg.utils.rng import seed_of, steady
@@ -74,7 +76,7 @@ class TranslationEvaluator(HeldOutEvaluator):
         *,
         num_images: int,
         batch_size: int,
-        interval: Images,
+        interval: NumImages,
         seed: int,
         extractor: Extractor | None,
         best_by: str | None,
@@ -274,7 +276,7 @@ class PairedEvaluator(TranslationEvaluator):
         *,
         num_images: int,
         batch_size: int,
-        interval: Images,
+        interval: NumImages,
         seed: int,
         extractor: Extractor | None,
         best_by: str | None,

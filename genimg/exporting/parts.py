@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from genimg.types import Method
+from genimg.methods.base import Method
 
 Config = dict[str, Any]
 Inputs = tuple[Tensor, ...]

@@ -1,1 +1,1 @@
-"""PACKAGE DOC."""
+"""Make images with a trained model: draw, translate, write files."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from genimg.commands.common import Config
 from genimg.data.captions import caption_length, encode
 from genimg.inference.labels import find_label
-from genimg.types import Batch, Method
+from genimg.methods.base import Method
+from genimg.types import Batch
 
 KEYS = {"label": "label", "text": "caption"}
 """Of the command line, and of a batch."""
@@ -32,7 +33,7 @@ class Condition:
     row: Batch
 
 
-def find_conditions(options: Config, method: Method, class_names: Sequence[str]) -> list[Condition]:
+def find_conditions(options: Mapping[str, Any], method: Method, class_names: Sequence[str]) -> list[Condition]:
     """Those that are asked for; one that leaves them to the method if there are none.
 
     Args:

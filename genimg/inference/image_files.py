@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from genimg.commands.common import check_writable
 from genimg.data.datasets.file_index import list_images
 from genimg.data.decode import PixelFormat, half_of, upright
+from genimg.utils.files import check_writable
 from genimg.utils.images import grid as grid_of_images
 from genimg.utils.images import on_white, to_float, to_uint8
 from genimg.utils.outputs import require_own_file, require_own_folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from genimg.config.messages import nearest
+from genimg.utils.words import nearest
 
 _NUMBERED = re.compile(r"(\d+)(?:[ _.-]+(\D.*))?")  # "3", "3 - three" or "3_cat": a number, and perhaps a word
 _POSITION = re.compile(r"index:(\d+)")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from genimg.losses.likelihoods import Likelihood
 from genimg.schedules import Linear, Number, Schedule, Scheduled, extremes, is_within, shown
-from genimg.types import Images
+from genimg.utils.durations import NumImages
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,10 @@ class ELBO(Bound):
         likelihood: Likelihood,
         num_samples: int,
         kl_weight: Number,
-        warm_up: Images,
+        warm_up: NumImages,
         free_bits: Number,
         capacity: float | Schedule | None,
-        capacity_growth: Images,
+        capacity_growth: NumImages,
     ) -> None:
         super().__init__(likelihood, num_samples)
         if not is_within(kl_weight, 0):
@@ -165,7 +165,7 @@ class ELBO(Bound):
         return reconstruction + self.kl_weight * held, {}
 
 
-def _grown(name: str, number: Number, setting: str, duration: Images) -> Number:
+def _grown(name: str, number: Number, setting: str, duration: NumImages) -> Number:
     """A number that grows linearly from 0 over ``duration`` images; itself for none, or if it is always 0."""
     if not duration or extremes(number) == (0, 0):
         return number

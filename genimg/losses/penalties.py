@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from genimg.schedules import Number, Scheduled, Step, is_positive, shown
-from genimg.types import Images, Metrics
+from genimg.types import Metrics
 from genimg.utils.distributed import sum_over_ranks, world_size
+from genimg.utils.durations import NumImages
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ class LeCam(DiscriminatorPenalty):
     weight = Scheduled()
     started = Scheduled()
 
-    def __init__(self, *, weight: Number, decay: float, start: Images, interval: int) -> None:
+    def __init__(self, *, weight: Number, decay: float, start: NumImages, interval: int) -> None:
         super().__init__(interval=interval)
         require_positive("lecam", "weight", weight)
         if not 0 <= decay < 1:

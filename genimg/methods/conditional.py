@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from genimg.data.subsets import random_labels
+from genimg.methods.base import Method
 from genimg.networks.conditioning import ConditionEncoder
-from genimg.types import Batch, Method
+from genimg.types import Batch
 from genimg.utils.images import class_rows
 from genimg.utils.rng import uniform
 

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.losses.contrastive import patch_nce
+from genimg.methods.base import Update
 from genimg.methods.image_to_image import Translation, checked_mode, deceiving, in_blocks, mean_logit, over_scales, side_by_side
 from genimg.networks.resnet_translator import Translator
 from genimg.schedules import Number, Scheduled, extremes, is_positive, is_within, shown
-from genimg.types import Batch, Metrics, Microbatches, Progress, Update
+from genimg.types import Batch, Metrics, Microbatches, Progress
 
 _GAIN = 0.02  # of the perceptrons' first weights: the authors' code
 

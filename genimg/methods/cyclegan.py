@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from genimg.losses.adversarial import AdversarialLoss
+from genimg.methods.base import Update
 from genimg.methods.image_pool import ImagePool
 from genimg.methods.image_to_image import (
     Translation,
@@ -21,7 +22,7 @@ from genimg.methods.image_to_image import (
     together,
 )
 from genimg.schedules import Number, Scheduled, extremes, is_within, shown
-from genimg.types import Batch, Metrics, Microbatches, Progress, Update
+from genimg.types import Batch, Metrics, Microbatches, Progress
 
 
 class CycleGAN(Translation):

@@ -26,8 +26,9 @@ from genimg.methods.augment_operations import (
     translate,
 )
 from genimg.schedules import Number, Scheduled, extremes, is_positive, is_within, shown
-from genimg.types import Images, Metrics
+from genimg.types import Metrics
 from genimg.utils.distributed import sum_over_ranks
+from genimg.utils.durations import NumImages
 
 
 class Augment(nn.Module, ABC):
@@ -146,7 +147,7 @@ class AdaptiveAugment(Augment):
     real_sign: Tensor
     target = Scheduled()
 
-    def __init__(self, *, groups: Mapping[str, float], target: Number, interval: int, speed: Images) -> None:
+    def __init__(self, *, groups: Mapping[str, float], target: Number, interval: int, speed: NumImages) -> None:
         super().__init__()
         if not (is_within(target, 0) and extremes(target)[1] < 1):
             raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from genimg.schedules import Proportional, Schedule, Scheduled, extremes, shown
-from genimg.types import Images
+from genimg.utils.durations import NumImages
 
 
 class EMA(nn.Module):
@@ -33,7 +33,7 @@ class EMA(nn.Module):
 
     half_life = Scheduled()
 
-    def __init__(self, network: nn.Module, *, half_life: Images | Schedule, ramp_up: float | None) -> None:
+    def __init__(self, network: nn.Module, *, half_life: NumImages | Schedule, ramp_up: float | None) -> None:
         super().__init__()
         low, high = extremes(half_life)
         if (ramp_up is not None and not ramp_up > 0) or not (low >= 0 and high > 0):

@@ -25,6 +25,7 @@ from genimg.losses.penalties import (
     Sides,
     WeightClipping,
 )
+from genimg.methods.base import Update
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.discriminator_augment import AdaptiveAugment, Augment
 from genimg.methods.ema import EMA
@@ -32,7 +33,8 @@ from genimg.methods.latent import Latent
 from genimg.methods.modes import in_mode
 from genimg.networks.discriminator import Judgement
 from genimg.schedules import Schedule
-from genimg.types import Batch, Images, Metrics, Microbatches, Progress, Update
+from genimg.types import Batch, Metrics, Microbatches, Progress
+from genimg.utils.durations import NumImages
 from genimg.utils.rng import hash_integers
 
 log = logging.getLogger(__name__)
@@ -90,7 +92,7 @@ class GAN(ConditionalMethod):
         auxiliary: AuxiliaryClassification | None,
         generator_interval: int,
         generator_batches: int,
-        ema_half_life: Images | Schedule,
+        ema_half_life: NumImages | Schedule,
         ema_ramp_up: float | None,
         standing_batches: int = 0,
         fresh_latents: bool = False,

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from genimg.data.tasks.base import Task
 from genimg.losses.adversarial import AdversarialLoss
+from genimg.methods.base import Method
 from genimg.methods.modes import in_mode
-from genimg.types import Batch, Method
+from genimg.types import Batch
 from genimg.utils.images import on_white
 
 MODES = ("eval", "train")

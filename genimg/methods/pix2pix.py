@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.losses.reconstruction import ReconstructionLoss
+from genimg.methods.base import Update
 from genimg.methods.image_to_image import Translation, checked_mode, deceiving, in_blocks, mean_logit, mixes_images, over_scales
 from genimg.schedules import Number, Scheduled, is_within, shown
-from genimg.types import Batch, Metrics, Microbatches, Progress, Update
+from genimg.types import Batch, Metrics, Microbatches, Progress
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from genimg.losses.reconstruction import ReconstructionLoss
+from genimg.methods.base import Update
 from genimg.methods.image_to_image import Translation, in_blocks
-from genimg.types import Batch, Metrics, Microbatches, Progress, Update
+from genimg.types import Batch, Metrics, Microbatches, Progress
 
 
 class Restoration(Translation):

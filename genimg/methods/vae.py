@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from genimg.losses.elbo import Bound, Inference, gaussian_kl, gaussian_log_density, importance_bound
 from genimg.losses.perceptual import Perceptual
+from genimg.methods.base import Update
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.latent import truncate
 from genimg.methods.latent_pictures import LatentScatter, activity_bars, interpolations, map_of_two, traversals
 from genimg.methods.modes import in_mode
 from genimg.networks.stochastic_layers import StochasticLayer, bounded
-from genimg.types import Batch, Metrics, Microbatches, PixelLikelihood, Progress, Update
+from genimg.types import Batch, Metrics, Microbatches, PixelLikelihood, Progress
 from genimg.utils.rng import hash_integers, normal_field, normal_latents
 
 _ACTIVE = 0.01  # variance of a latent's mean over the data from which on it is called active: Burda et al. 2016, section 5.2

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.losses.elbo import Bound
 from genimg.losses.perceptual import Perceptual
+from genimg.methods.base import Update
 from genimg.methods.conditional import shared_encoder
 from genimg.methods.vae import VAE
 from genimg.networks.discriminator import Discriminator
 from genimg.schedules import Number, Scheduled, is_positive, is_within, shown
-from genimg.types import Batch, Metrics, Microbatches, Progress, Update
+from genimg.types import Batch, Metrics, Microbatches, Progress
 
 
 class VAEGAN(VAE):

@@ -11,13 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.losses.reconstruction import ReconstructionLoss
+from genimg.methods.base import Update
 from genimg.methods.conditional import ConditionalMethod, encoder_of
 from genimg.methods.modes import in_mode
 from genimg.networks.pixel_cnn import PixelCNN
 from genimg.networks.vector_quantizer import Usage, VectorQuantizer, perplexity, straight_through
 from genimg.networks.vq_autoencoder import Decoder, Encoder
 from genimg.schedules import Number, Scheduled, is_within, shown
-from genimg.types import Batch, Images, Metrics, Microbatches, Progress, Update
+from genimg.types import Batch, Metrics, Microbatches, Progress
+from genimg.utils.durations import NumImages
 from genimg.utils.rng import hash_integers, uniform_field
 
 _CODE_STREAM = 10
@@ -61,8 +63,8 @@ class VQVAE(ConditionalMethod):
         loss: ReconstructionLoss,
         data_variance: float,
         commitment_weight: Number,
-        autoencoder_until: Images | None,
-        prior_from: Images,
+        autoencoder_until: NumImages | None,
+        prior_from: NumImages,
     ) -> None:
         super().__init__()
         if not is_within(commitment_weight, 0):

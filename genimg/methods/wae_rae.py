@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from genimg.losses.regularised_autoencoder import AutoencoderLoss
+from genimg.methods.base import Update
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.latent_density import LatentDensity
 from genimg.methods.latent_pictures import interpolations
 from genimg.methods.modes import in_mode
 from genimg.networks.layers import spectral_normalise
-from genimg.types import Batch, Metrics, Microbatches, Progress, Update
+from genimg.types import Batch, Metrics, Microbatches, Progress
 
 
 class DeterministicAutoencoder(ConditionalMethod):

@@ -8,8 +8,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from genimg.clock import clock
 from genimg.sweeps.job import Job
+from genimg.utils.durations import clock
 
 log = logging.getLogger(__name__)
 

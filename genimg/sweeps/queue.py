@@ -15,12 +15,12 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from genimg.config.messages import quoted
 from genimg.sweeps.display import Display
 from genimg.sweeps.job import Job
 from genimg.utils.files import alone_in
 from genimg.utils.terminal import stop_signals
 from genimg.utils.torchrun import is_of_several
+from genimg.utils.words import quoted
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,8 @@ from genimg.training.device import Precision
 from genimg.training.schedules import Cosine
 from genimg.training.update import Updater
 from genimg.training.views import CHANGES, random_views
-from genimg.types import Batch, Images, Metrics
+from genimg.types import Batch, Metrics
+from genimg.utils.durations import NumImages
 
 RELATION_WEIGHT = 10.0  # of the squared error of the differences' strengths, beside the cross-entropy in nats
 _MOST_STANDARDISED = 10_000  # images from which the features' mean and scale are taken
@@ -85,7 +86,7 @@ def train_classifier(
     update = Updater({"classifier": parameters}, {"classifier": optimizer}, precision=precision, max_grad_norm=None)
     count, steps = len(train.indices), len(train.indices) // batch_size
     total = epochs * steps * batch_size
-    schedule = Cosine(duration=Images(total), final=0.0, warmup=Images(round(0.3 * total)))
+    schedule = Cosine(duration=NumImages(total), final=0.0, warmup=NumImages(round(0.3 * total)))
     generator = torch.Generator().manual_seed(seed)
 
     def loss(batch: Batch) -> tuple[Tensor, Metrics]:

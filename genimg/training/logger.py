@@ -16,9 +16,9 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from genimg.clock import clock
 from genimg.types import Metrics
 from genimg.utils.distributed import rank, rows_of_all_ranks, sum_over_ranks, world_size
+from genimg.utils.durations import clock
 from genimg.utils.files import atomically
 from genimg.utils.images import grid, write_png
 from genimg.utils.mappings import flatten

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from genimg.methods.base import Method
 from genimg.training.activation_checkpointing import recompute_blocks
-from genimg.types import Method
 
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
@@ -25,7 +25,7 @@ class Performance:
         channels_last: convolutions with channels last in memory. Faster on every device measured (docs/performance.md).
         fused_optimizer: one kernel for all of an optimizer's arithmetic, where PyTorch has one for it.
         compile: a mode of torch.compile for every trained network, or False. ``reduce-overhead`` replays CUDA graphs.
-            ``auto`` is settled by a trial on a GPU (commands/settling.py), and is False elsewhere.
+            ``auto`` is settled by a trial on a GPU (api/autotune.py), and is False elsewhere.
         activation_checkpointing: blocks of networks are computed a second time in the backward pass, to save memory.
     """
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from genimg import schedules
 from genimg.schedules import Schedule
-from genimg.types import Images
+from genimg.utils.durations import NumImages
 
 
 class RateSchedule(Schedule):
@@ -20,7 +20,7 @@ class RateSchedule(Schedule):
         warmup: images over which the rate rises linearly; 0 for none.
     """
 
-    def __init__(self, *, warmup: Images) -> None:
+    def __init__(self, *, warmup: NumImages) -> None:
         self.warmup = warmup
 
     def at(self, images: int, batch_size: int) -> float:
@@ -53,7 +53,7 @@ class Linear(RateSchedule):
         final: factor at the end.
     """
 
-    def __init__(self, *, duration: Images, start: Images, final: float, warmup: Images) -> None:
+    def __init__(self, *, duration: NumImages, start: NumImages, final: float, warmup: NumImages) -> None:
         super().__init__(warmup=warmup)
         if start >= duration:
             raise ValueError(f"schedule.start ({start} images) must lie before trainer.duration ({duration} images)")
@@ -71,7 +71,7 @@ class Cosine(RateSchedule):
         final: factor at the end.
     """
 
-    def __init__(self, *, duration: Images, final: float, warmup: Images) -> None:
+    def __init__(self, *, duration: NumImages, final: float, warmup: NumImages) -> None:
         super().__init__(warmup=warmup)
         if duration < 1:
             raise ValueError("schedule.duration must be longer than nothing")

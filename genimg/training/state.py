@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from genimg.types import Images
 from genimg.utils.distributed import world_size
+from genimg.utils.durations import NumImages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,19 +27,19 @@ class TrainerSettings:
         usual_duration: Published duration of this kind of model; only compared with ``duration``.
     """
 
-    duration: Images
+    duration: NumImages
     batch_size: int
     accumulation: int
     max_grad_norm: float | None
-    log_interval: Images
-    preview_interval: Images
-    checkpoint_interval: Images
+    log_interval: NumImages
+    preview_interval: NumImages
+    checkpoint_interval: NumImages
     preview_images: int
     keep_last: int
     sync_batch_norm: bool = False
     checkpoint_minutes: float | None = None
     preview_seconds: float | None = None
-    usual_duration: Images | None = None
+    usual_duration: NumImages | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

@@ -17,6 +17,7 @@ from genimg.data.loader import Data
 from genimg.data.sampler import Order
 from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
+from genimg.methods.base import Method
 from genimg.schedules import ScheduledNumbers
 from genimg.training.async_writer import Background, snapshot, unchanged_buffers
 from genimg.training.batch_statistics import BatchStatistics
@@ -29,7 +30,7 @@ from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings, TrainingState
 from genimg.training.step_rng import Noise
 from genimg.training.update import Updater, split
-from genimg.types import Batch, Method, Progress
+from genimg.types import Batch, Progress
 from genimg.utils.distributed import Vote, failing_together, of_first_rank, rank, world_size
 from genimg.utils.rng import seed_of, steady
 from genimg.utils.terminal import stop_signals, write_to_stderr

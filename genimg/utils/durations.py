@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
+from typing import NewType
 
-from genimg.types import Images
+NumImages = NewType("NumImages", int)
+"""A duration or interval in images seen. Configs write it as ``25 epochs``, ``100k steps`` or ``5M images``; a
+constructor parameter of this type makes the build convert it."""
 
 _PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kKM]?)\s*(epoch|step|image)s?\s*")
 _FACTOR = {"": 1, "k": 1_000, "K": 1_000, "M": 1_000_000}
 
 
-def to_images(text: object, *, epoch_size: int, batch_size: int, key: str) -> Images:
+def to_images(text: object, *, epoch_size: int, batch_size: int, key: str) -> NumImages:
     """Convert a written duration to images, rounded up to whole steps.
 
     Args:
@@ -32,4 +35,11 @@ def to_images(text: object, *, epoch_size: int, batch_size: int, key: str) -> Im
     number, factor, unit = match.groups()
     # Exact, because the rounding of a binary 32.2 times a million would cost an extra step.
     images = Fraction(number) * _FACTOR[factor] * {"epoch": epoch_size, "step": batch_size, "image": 1}[unit]
-    return Images(math.ceil(images / batch_size) * batch_size)
+    return NumImages(math.ceil(images / batch_size) * batch_size)
+
+
+def clock(seconds: float) -> str:
+    """``7:05`` minutes, or ``26:07:05`` hours."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -6,14 +6,17 @@ import contextlib
 import errno
 import glob
 import itertools
+import json
 import os
 import re
 import shutil
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from genimg.utils.terminal import stop_signals
 
@@ -165,3 +168,42 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """The file appears whole or not at all."""
+    with atomically(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def check_writable(key: str, path: Path) -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold.
+
+    Raises:
+        ValueError: naming the key and the path.
+    """
+    if path.is_dir():
+        raise ValueError(f"{key}={path} is a directory: name a file")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{key}={path} cannot be written ({folder}: {error.strerror}): choose another {key}") from error
+
+
+def check_output_directory(output: Path) -> None:
+    """Refuse an output that ``directory_atomically`` could not put in its place.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if output.is_dir():
+        if any(output.iterdir()):
+            raise ValueError(f"output={output} exists and is not empty: remove it, or choose another output")
+        if output.is_mount():  # nothing can take its place
+            raise ValueError(f"output={output} is where a disk is mounted: name a directory on it")
+    elif output.exists():
+        raise ValueError(f"output={output} is a file: name a directory that does not exist yet")
+    else:
+        check_writable("output", output)

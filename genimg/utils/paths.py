@@ -26,3 +26,11 @@ def cache_dir(given: str | None = None) -> Path:
         RuntimeError: if it would be in a home directory that cannot be found.
     """
     return Path(given or os.environ.get("GENIMG_CACHE") or Path.home() / ".cache" / "genimg").expanduser()
+
+
+def relative(path: Path) -> Path:
+    """As seen from the working directory, where that is shorter."""
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path

@@ -17,12 +17,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 from test_resume import MODELS, TINY, losses_of, records
 
+from genimg.api import autotune
 from genimg.api.assemble import Parts, assemble
 from genimg.config import instantiate
 from genimg.data.loader import Data
-from genimg.training import autotune
+from genimg.methods.base import Method
 from genimg.training.performance import Performance, _trained_networks
-from genimg.types import Method
 from genimg.utils.paths import config_dir
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_eval_command import Command
+from test_evaluate import Command
 from test_gan_table import run
 
 pytestmark = pytest.mark.usefixtures("unchanged_process")

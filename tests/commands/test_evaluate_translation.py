@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
-from test_eval_command import Command
+from test_evaluate import Command
 from test_gan_table import run
 from test_translation_table import COMMON, PATCHES, RESTORATION, SHAPES
 

@@ -18,14 +18,14 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 import genimg
+from genimg.api.checkpoints import load_method, open_checkpoint
 from genimg.commands import export as command
-from genimg.commands.common import load_method, open_checkpoint
 from genimg.commands.export import export
 from genimg.commands.sample import sample
 from genimg.config import instantiate
 from genimg.exporting.formats import FORMATS
 from genimg.exporting.rebuilding import rebuilt
-from genimg.types import Method
+from genimg.methods.base import Method
 from genimg.utils.images import to_uint8
 from genimg.utils.paths import config_dir
 

@@ -17,7 +17,7 @@ from pretend_runs import write_run, write_sweep
 
 from genimg import cli
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = (
     "import sys, atexit; from genimg import cli; name = sys.argv.pop(1); sys.argv[0] = f'genimg-{name}'\n"
     "atexit.register(lambda: print('TORCH' if 'torch' in sys.modules else ''))\n"

@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor, nn
 
-from genimg.commands.common import load_method, open_checkpoint
+from genimg.api.checkpoints import load_method, open_checkpoint
 from genimg.commands.sample import sample
 from genimg.config import instantiate
 from genimg.data.captions import encode
@@ -26,9 +26,9 @@ from genimg.data.datasets.builtin import folder as folder_of_images
 from genimg.data.datasets.npz import npz
 from genimg.inference.conditions import find_conditions
 from genimg.inference.sample_files import Archive
+from genimg.methods.base import Method
 from genimg.methods.latent import Latent, Normal, Truncated, Uniform
 from genimg.methods.vae import VAE
-from genimg.types import Method
 from genimg.utils.images import to_uint8
 from genimg.utils.outputs import MARK, record_of
 from genimg.utils.paths import config_dir

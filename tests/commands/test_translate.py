@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from torch import Tensor
 
-from genimg.commands.common import load_method, open_checkpoint
+from genimg.api.checkpoints import load_method, open_checkpoint
 from genimg.commands.sample import sample
 from genimg.commands.translate import translate
 from genimg.config import instantiate

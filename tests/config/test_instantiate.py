@@ -25,10 +25,10 @@ from genimg.evaluation.extractors.classifier import shipped_weights
 from genimg.evaluation.image_sets import GeneratedImages
 from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.evaluation.periodic import PeriodicEvaluator
+from genimg.methods.base import Method
 from genimg.schedules import ScheduledNumbers
 from genimg.training.schedules import Cosine, RateSchedule
 from genimg.training.state import TrainerSettings
-from genimg.types import Method
 from genimg.utils.paths import config_dir
 
 CONFIGS = Path(config_dir())

@@ -3,7 +3,7 @@
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from genimg.config.messages import nearest, quoted
+from genimg.utils.words import nearest, quoted
 
 
 @pytest.mark.parametrize("value", ["a b", "it's", r"a\b", r"a\'b", "end\\", "\\\\'", "'", "${x}", "a,b=c", "tag(log)", ""])

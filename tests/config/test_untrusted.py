@@ -215,7 +215,7 @@ def test_a_run_with_weights_of_ones_own_is_used_again_once_they_are_named(
     suffix: str, trained: Path, home: Path, run: Run
 ) -> None:
     own = home / "mine.pt"
-    own.write_bytes(Path(instantiate.__file__).with_name("evaluation").joinpath("weights", "shapes_v2.pt").read_bytes())
+    own.write_bytes(Path(genimg.__file__).with_name("evaluation").joinpath("weights", "shapes_v2.pt").read_bytes())
     named = own if suffix else Path("../../../../../../../..") / own.with_suffix("").relative_to("/")  # out of the package
     path = changed(trained, home, classifier(named))
     code, text = run("evaluate", f"ckpt={path}", "device=cpu")

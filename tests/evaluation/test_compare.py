@@ -30,7 +30,8 @@ from genimg.evaluation.metrics import (
     SpatialFrechetDistance,
 )
 from genimg.evaluation.stats_cache import SavedStatistics
-from genimg.types import Images, Method
+from genimg.methods.base import Method
+from genimg.utils.durations import NumImages
 from genimg.utils.environment import versions
 from genimg.utils.images import to_float, to_uint8
 from genimg.utils.rng import normal_latents
@@ -169,7 +170,7 @@ def make_evaluator(extractor=None, **changes):
         "num_images": 37,
         "num_real": None,
         "batch_size": 8,
-        "interval": Images(100),
+        "interval": NumImages(100),
         "seed": 0,
         "bootstrap": 0,
         "reconstructions": 0,
@@ -766,7 +767,7 @@ def test_fewer_images_than_splits_are_refused_for_a_comparison_too():
         ({"bootstrap": -1}, r"evaluation\.bootstrap=-1"),
         ({"reconstructions": -1}, r"evaluation\.reconstructions=-1"),
         ({"final_num_images": 1}, r"evaluation\.final_num_images=1"),
-        ({"interval": Images(0)}, r"evaluation\.interval"),
+        ({"interval": NumImages(0)}, r"evaluation\.interval"),
         ({"metrics": {}}, r"evaluation\.metrics is empty"),
         ({"metrics": {"frechet_distance": None}}, r"evaluation\.metrics is empty"),
         ({"stop_if": {"factor": 1.0, "evaluations": 2}}, r"evaluation\.stop_if"),

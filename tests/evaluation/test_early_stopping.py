@@ -7,7 +7,7 @@ from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.early_stopping import DivergenceWatch
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.metrics import FrechetDistance, InceptionScore
-from genimg.types import Images
+from genimg.utils.durations import NumImages
 
 
 class NoExtractor(Extractor):
@@ -29,7 +29,7 @@ def make_evaluator(metric, stop_if):
         num_images=10,
         num_real=None,
         batch_size=5,
-        interval=Images(10),
+        interval=NumImages(10),
         seed=0,
         bootstrap=0,
         reconstructions=0,

@@ -16,7 +16,7 @@ from genimg.evaluation.image_sets import (
     Reconstructions,
     Subset,
 )
-from genimg.types import Method
+from genimg.methods.base import Method
 from genimg.utils.rng import normal_latents
 
 CPU = torch.device("cpu")

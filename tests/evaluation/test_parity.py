@@ -15,7 +15,7 @@ from genimg.evaluation.extractors.classifier import Classifier
 from genimg.evaluation.extractors.inception import Inception
 from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.metrics import FrechetDistance, InceptionScore, KernelDistance, PrecisionRecall
-from genimg.types import Images
+from genimg.utils.durations import NumImages
 
 CPU = torch.device("cpu")
 
@@ -73,7 +73,7 @@ def ours(extractor, real, fake, *, splits, subset_size, tmp_path):
         "precision_recall": PrecisionRecall(neighbors=3, density_neighbors=5),
     }
     evaluator = Evaluator(
-        extractor=extractor, metrics=metrics, num_images=len(fake), num_real=None, batch_size=32, interval=Images(1), seed=0,
+        extractor=extractor, metrics=metrics, num_images=len(fake), num_real=None, batch_size=32, interval=NumImages(1), seed=0,
         bootstrap=0, reconstructions=0, final_num_images=None, stop_if=None, cache_dir=str(tmp_path / "cache"),
     )  # fmt: skip
     sides = (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_evaluator import LinearExtractor, Painter, frechet_distance_of_scipy
+from test_compare import LinearExtractor, Painter, frechet_distance_of_scipy
 from torch import Tensor, nn
 
 from genimg.data.datasets.builtin import ArraySource, Source
@@ -24,7 +24,7 @@ from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.image_sets import NonFiniteImagesError
 from genimg.evaluation.translation import PairedEvaluator, TranslationEvaluator, UnpairedEvaluator
 from genimg.methods.image_to_image import Translation
-from genimg.types import Images
+from genimg.utils.durations import NumImages
 
 CPU = torch.device("cpu")
 
@@ -127,7 +127,7 @@ def domains(count_a: int = 12, count_b: int = 12, channels_b: int = 1) -> Unpair
 
 
 SETTINGS: dict[str, Any] = {
-    "num_images": 100, "batch_size": 5, "interval": Images(100), "seed": 3, "extractor": None, "best_by": None,
+    "num_images": 100, "batch_size": 5, "interval": NumImages(100), "seed": 3, "extractor": None, "best_by": None,
     "final_num_images": None,
     "stop_if": None,
 }  # fmt: skip
@@ -587,7 +587,7 @@ def test_what_fits_is_accepted() -> None:
         ({"num_images": 0}, r"evaluation\.num_images=0 must be 1 or more"),
         ({"batch_size": 0}, r"evaluation\.batch_size=0 must be 1 or more"),
         ({"final_num_images": 0}, r"evaluation\.final_num_images=0 must be 1 or more"),
-        ({"interval": Images(0)}, r"evaluation\.interval"),
+        ({"interval": NumImages(0)}, r"evaluation\.interval"),
         ({"stop_if": {"factor": 1.0, "evaluations": 2}}, r"evaluation\.stop_if"),
     ],
     ids=str,

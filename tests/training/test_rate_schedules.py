@@ -7,9 +7,9 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
 from genimg.training.schedules import Constant, Cosine, Linear
-from genimg.types import Images
+from genimg.utils.durations import NumImages
 
-NO_WARMUP = Images(0)
+NO_WARMUP = NumImages(0)
 
 
 def rates_of_torch(make_scheduler, num_steps):
@@ -30,19 +30,19 @@ def test_constant_is_one_everywhere():
 
 
 def test_warmup_rises_in_a_straight_line_and_its_first_step_is_not_lost():
-    schedule = Constant(warmup=Images(640))
+    schedule = Constant(warmup=NumImages(640))
     factors = [schedule.at(step * 64, 64) for step in range(12)]
     assert factors == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0], rel=1e-12)
 
 
 def test_linear_passes_through_its_points():
-    schedule = Linear(duration=Images(1000), start=Images(200), final=0.1, warmup=NO_WARMUP)
+    schedule = Linear(duration=NumImages(1000), start=NumImages(200), final=0.1, warmup=NO_WARMUP)
     points = {0: 1.0, 199: 1.0, 200: 1.0, 400: 0.775, 600: 0.55, 1000: 0.1, 5000: 0.1}
     assert {images: schedule.at(images, 8) for images in points} == pytest.approx(points, rel=1e-12)
 
 
 def test_cosine_passes_through_its_points():
-    schedule = Cosine(duration=Images(1200), final=0.0, warmup=NO_WARMUP)
+    schedule = Cosine(duration=NumImages(1200), final=0.0, warmup=NO_WARMUP)
     points = {0: 1.0, 200: (2.0 + math.sqrt(3.0)) / 4.0, 300: (2.0 + math.sqrt(2.0)) / 4.0, 400: 0.75, 600: 0.5, 800: 0.25}
     assert {images: schedule.at(images, 8) for images in points} == pytest.approx(points, rel=1e-12)
     assert schedule.at(1200, 8) == pytest.approx(0.0, abs=1e-15)
@@ -51,36 +51,36 @@ def test_cosine_passes_through_its_points():
 
 @pytest.mark.parametrize("final", [0.0, 0.2])
 def test_cosine_equals_that_of_torch(final):
-    schedule = Cosine(duration=Images(50 * 16), final=final, warmup=NO_WARMUP)
+    schedule = Cosine(duration=NumImages(50 * 16), final=final, warmup=NO_WARMUP)
     expected = rates_of_torch(lambda optimizer: CosineAnnealingLR(optimizer, T_max=50, eta_min=final), 50)
     assert [schedule.at(step * 16, 16) for step in range(50)] == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("final", [0.0, 0.2])
 def test_linear_equals_that_of_torch(final):
-    schedule = Linear(duration=Images(50 * 16), start=Images(0), final=final, warmup=NO_WARMUP)
+    schedule = Linear(duration=NumImages(50 * 16), start=NumImages(0), final=final, warmup=NO_WARMUP)
     expected = rates_of_torch(lambda optimizer: LinearLR(optimizer, 1.0, final, total_iters=50), 60)
     assert [schedule.at(step * 16, 16) for step in range(60)] == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 def test_warmup_multiplies_the_decay():
-    settings = {"duration": Images(1000), "start": Images(0), "final": 0.0}
-    plain, warmed = Linear(**settings, warmup=NO_WARMUP), Linear(**settings, warmup=Images(100))
+    settings = {"duration": NumImages(1000), "start": NumImages(0), "final": 0.0}
+    plain, warmed = Linear(**settings, warmup=NO_WARMUP), Linear(**settings, warmup=NumImages(100))
     assert warmed.at(40, 10) == pytest.approx(0.5 * plain.at(40, 10), rel=1e-12)
     assert warmed.at(90, 10) == plain.at(90, 10)
 
 
 def test_a_factor_depends_on_images_and_not_on_how_they_were_batched():
-    schedule = Cosine(duration=Images(1024), final=0.0, warmup=NO_WARMUP)
+    schedule = Cosine(duration=NumImages(1024), final=0.0, warmup=NO_WARMUP)
     assert schedule.at(512, 4) == schedule.at(512, 128) == pytest.approx(0.5, rel=1e-12)
 
 
 @pytest.mark.parametrize("start", [1000, 1001])
 def test_linear_refuses_a_decay_that_begins_at_the_end_or_later(start):
     with pytest.raises(ValueError, match=rf"schedule\.start \({start} images\)"):
-        Linear(duration=Images(1000), start=Images(start), final=0.0, warmup=NO_WARMUP)
+        Linear(duration=NumImages(1000), start=NumImages(start), final=0.0, warmup=NO_WARMUP)
 
 
 def test_cosine_refuses_a_duration_of_nothing():
     with pytest.raises(ValueError, match=r"schedule\.duration"):
-        Cosine(duration=Images(0), final=0.0, warmup=NO_WARMUP)
+        Cosine(duration=NumImages(0), final=0.0, warmup=NO_WARMUP)

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from genimg.config import instantiate
 from genimg.config.instantiate import Builder
+from genimg.methods.base import Method
 from genimg.methods.gan import GAN
 from genimg.networks.conditioning import Unconditional
 from genimg.networks.stylegan2 import Discriminator, Generator
 from genimg.training.device import Precision
 from genimg.training.step_rng import Noise
 from genimg.training.update import Updater, split
-from genimg.types import Method, Progress
+from genimg.types import Progress
 from genimg.utils.paths import config_dir
 
 FP32 = Precision("fp32", torch.device("cpu"))

@@ -15,6 +15,7 @@ from genimg.evaluation.compare import Evaluation, Evaluator
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.metrics import FrechetDistance, InceptionScore
+from genimg.methods.base import Method
 from genimg.training import checkpoint
 from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.device import Precision
@@ -23,7 +24,7 @@ from genimg.training.performance import Performance
 from genimg.training.schedules import Constant, OptimizerSchedules
 from genimg.training.state import TrainerSettings, TrainingState
 from genimg.training.trainer import StopRequestedError, Trainer, WorseningError
-from genimg.types import Images, Method
+from genimg.utils.durations import NumImages
 
 CPU = torch.device("cpu")
 BATCH = 4
@@ -79,7 +80,7 @@ class ScriptedEvaluator(Evaluator):
             num_images=10,
             num_real=None,
             batch_size=5,
-            interval=Images(interval),
+            interval=NumImages(interval),
             seed=0,
             bootstrap=0,
             reconstructions=0,
@@ -111,13 +112,13 @@ def make_trainer(tmp_path):
         pixels = np.zeros((BATCH, 1, 2, 2), dtype=np.uint8)
         source = ArraySource("zeros", pixels)
         settings = TrainerSettings(
-            duration=Images(steps * BATCH),
+            duration=NumImages(steps * BATCH),
             batch_size=BATCH,
             accumulation=1,
             max_grad_norm=None,
-            log_interval=Images(1000),
-            preview_interval=Images(1000),
-            checkpoint_interval=Images(checkpoint_interval * BATCH),
+            log_interval=NumImages(1000),
+            preview_interval=NumImages(1000),
+            checkpoint_interval=NumImages(checkpoint_interval * BATCH),
             preview_images=1,
             keep_last=100,
         )
@@ -126,7 +127,7 @@ def make_trainer(tmp_path):
             settings,
             method,
             {"only": torch.optim.SGD(method.parameters(), lr=1.0)},
-            OptimizerSchedules(Constant(warmup=Images(0))),
+            OptimizerSchedules(Constant(warmup=NumImages(0))),
             Data(source, placement="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU),
             evaluator,
             precision=Precision("fp32", CPU),

@@ -30,7 +30,7 @@ from genimg.evaluation.metrics import (
     KernelDistance,
     PrecisionRecall,
 )
-from genimg.types import Images, Method
+from genimg.methods.base import Method
 from genimg.utils import distributed
 from genimg.utils.distributed import (
     AnotherProcessError,
@@ -49,6 +49,7 @@ from genimg.utils.distributed import (
     sum_over_ranks,
     world_size,
 )
+from genimg.utils.durations import NumImages
 from genimg.utils.rng import normal_latents
 
 CPU = torch.device("cpu")
@@ -129,7 +130,7 @@ def evaluate(cache_dir):
         num_images=NUM_IMAGES,
         num_real=None,
         batch_size=8,
-        interval=Images(100),
+        interval=NumImages(100),
         seed=0,
         bootstrap=5,
         reconstructions=31,

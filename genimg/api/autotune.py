@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from genimg.api.assemble import Parts
-from genimg.commands.common import Config
+from genimg.config.instantiate import Config
 from genimg.data.loader import Data
 from genimg.training.logger import SilentLogger
 from genimg.training.trainer import Trainer

@@ -7,8 +7,8 @@ import logging
 import torch
 
 from genimg.api.inputs import Side, resolve
-from genimg.commands.common import Config
 from genimg.config import instantiate
+from genimg.config.instantiate import Config
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.memorisation import Memorisation, fresh_deviation

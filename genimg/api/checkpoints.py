@@ -1,0 +1,78 @@
+"""Open a checkpoint for anything but training."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from genimg.config import instantiate, untrusted
+from genimg.config.instantiate import Config
+from genimg.data.datasets.builtin import Source
+from genimg.data.identity import identity_of, refused_differences, warned_differences
+from genimg.methods.base import Method
+from genimg.methods.image_to_image import Translation
+from genimg.training import checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def open_checkpoint(given: object, which: str) -> tuple[Path, Config]:
+    """A checkpoint's path and content; ``which`` is ``last`` or ``best``, of a run directory."""
+    path = checkpoint.find(Path(str(given)).expanduser(), which)
+    state = checkpoint.load(path)
+    checkpoint.require_whole(state, path)
+    return path, state
+
+
+def open_for_use(options: Config) -> tuple[Path, Config, instantiate.Builder]:
+    """A checkpoint for anything but training: its path, its content, and the builder of its config.
+
+    Args:
+        options: of the command; keys of the checkpoint's config are removed from them, and take their place in it.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such checkpoint, or a key has no effect on it.
+    """
+    path, state = open_checkpoint(options["ckpt"], options["which"])
+    builder = instantiate.builder_of(state, options["allow"])
+    state["config"], builder = untrusted.named_again(state["config"], builder, untrusted.keys_of_command(options))
+    return path, state, builder
+
+
+def load_method(config: Config, builder: instantiate.Builder, state: Config, device: torch.device) -> Method:
+    """The checkpoint's method with its weights, on the device, in evaluation mode."""
+    untrusted.take_out(config, builder, ("conditioning", "model"))
+    method: Method = builder.build(config["model"], "model")
+    if isinstance(method, Translation):
+        method.task = instantiate.task_of(config, builder)
+    method.load_state_dict(state["method"])
+    return method.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
+def check_own_images(source: Source, method: Method, state: Config, *, other_split: bool) -> None:
+    """Compare the images that a checkpoint's config names now with those that it was trained on.
+
+    Args:
+        source: The images.
+        method: The checkpoint's model.
+        state: The checkpoint.
+        other_split: Whether another split than that of the training is asked for, whose images differ as they should.
+
+    Raises:
+        ValueError: If the model reads labels and the classes are others, so that a label would mean another class.
+    """
+    known = tuple(state.get("class_names", source.class_names))
+    if "label" in method.batch_keys and tuple(source.class_names) != known:
+        raise ValueError(
+            f"the model reads labels, and the classes of its data are now {', '.join(source.class_names) or 'none'}, not "
+            f"{', '.join(known)}: give the directories their old names, or name the images with data_root=DIR or real=DIR"
+        )
+    debug = state["config"].get("debug")
+    if other_split or "data" not in state or (isinstance(debug, dict) and debug.get("one_batch")):
+        return
+    now = identity_of(source)
+    before = {key: value for key, value in state["data"].items() if key not in ("captions", "masks")}
+    if differences := refused_differences(before, now) + warned_differences(before, now):
+        log.warning("the data is not what the model was trained on: %s", "; ".join(differences))

@@ -1,0 +1,29 @@
+"""Words of messages: the nearest known word, and values as a command line takes them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` where one of the words is close, else nothing."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def quoted(value: str) -> str:
+    """A value as Hydra's grammar takes it literally: backslashes count as escapes only before a quote."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return f"'{escaped}'"
+
+
+def argument(key: str, path: Path) -> str:
+    """``key=path`` as it can be pasted, with the quotes that Hydra and then the shell need."""
+    text = str(path)
+    if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
+        return f"{key}={text}"
+    return shlex.quote(f"{key}={quoted(text)}")
