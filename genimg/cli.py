@@ -24,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from genimg.config.messages import explain, is_choice
+from genimg.errors import CheckpointError, ConfigError, UserError
 from genimg.utils.files import new_directory
 from genimg.utils.paths import config_dir
 from genimg.utils.terminal import protect_standard_streams
@@ -32,6 +33,7 @@ from genimg.utils.words import quoted
 
 _COMMAND_LINE = "GENIMG_COMMAND_LINE"  # of the sweep, for the jobs that submitit starts elsewhere
 _SECONDS_FOR_THE_FIRST_RANK = 2.0
+_BUG, _USERS_MISTAKE = 1, 2  # exit codes
 _FLAGS_WITH_VALUES = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p")
 _ANOTHER_HAS_GONE = re.compile(r"closed by peer|[Cc]onnection (reset|refused)|[Bb]roken pipe|NCCL|gloo|ProcessGroup")
 
@@ -41,7 +43,7 @@ def train() -> None:
     protect_standard_streams()
     try:
         sys.argv[1:] = arguments_of_rank(_continue_in_its_own_directory(sys.argv[1:]))
-    except (FileNotFoundError, ValueError) as error:
+    except UserError as error:
         _fail("train", str(error))
     _run("train")
 
@@ -81,7 +83,7 @@ def report() -> None:
     protect_standard_streams()
     try:
         sys.argv[1:] = _with_runs(sys.argv[1:])
-    except ValueError as error:
+    except UserError as error:
         _fail("report", str(error))
     _run("report")
 
@@ -164,7 +166,16 @@ def _fail(name: str, message: str | None, details: str = "") -> NoReturn:
         print(details, file=sys.stderr)
     if message is not None:
         print(f"genimg-{name}: error: {message}", file=sys.stderr)
-    _leave(1)
+        _leave(_USERS_MISTAKE)
+    print(f"genimg-{name}: this is a bug of genimg: please report it with the lines above{_log_file()}", file=sys.stderr)
+    _leave(_BUG)
+
+
+def _log_file() -> str:
+    """Where the traceback is kept, if anywhere."""
+    handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
+    paths = [path for handler in handlers if (path := Path(handler.baseFilename)).is_file()]
+    return f" and {paths[0]}" if paths else ""
 
 
 def _leave(code: int) -> NoReturn:
@@ -186,7 +197,7 @@ def _continue_in_its_own_directory(arguments: list[str]) -> list[str]:
         if key == "resume" and value not in ("", "auto", "null"):
             path = Path(value).expanduser()
             if not path.exists() and rank_of_torchrun() == 0:  # other hosts need not see it
-                raise FileNotFoundError(f"resume={value}: {path} does not exist; give a checkpoint or a run directory")
+                raise CheckpointError(f"resume={value}: {path} does not exist; give a checkpoint or a run directory")
             run_dir = path.parent if path.suffix == ".pt" else path
             run_dir = run_dir.parent if run_dir.name == "checkpoints" else run_dir
             return [*arguments, f"run_dir={quoted(str(run_dir))}"]
@@ -197,7 +208,7 @@ def _with_runs(arguments: Sequence[str]) -> list[str]:
     """``DIR DIR`` as Hydra takes it: ``runs=['DIR','DIR']``.
 
     Raises:
-        ValueError: where ``runs=`` is given, too.
+        ConfigError: Where ``runs=`` is given, too.
     """
     words: list[str] = []
     rest: list[str] = []
@@ -210,7 +221,7 @@ def _with_runs(arguments: Sequence[str]) -> list[str]:
     if not words:
         return rest
     if given := next((argument for argument in rest if argument.startswith("runs=")), None):
-        raise ValueError(f"{given} and {words[0]} both name runs: write all of them after genimg-report, or all in runs=[...]")
+        raise ConfigError(f"{given} and {words[0]} both name runs: write all of them after genimg-report, or all in runs=[...]")
     return [*rest, f"runs=[{','.join(map(quoted, words))}]"]
 
 

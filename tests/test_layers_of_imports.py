@@ -12,6 +12,7 @@ import genimg
 ROOT = Path(genimg.__file__).resolve().parent
 LAYERS = {
     "genimg": 0,
+    "genimg.errors": 0,
     "genimg.types": 0,
     "genimg.utils": 1,
     "genimg.schedules": 2,

@@ -37,6 +37,7 @@ from genimg.config.compose import require_all_values
 from genimg.config.instantiate import Config
 from genimg.data.identity import Identity, identity_of
 from genimg.data.loader import available_keys
+from genimg.errors import UserError
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.methods.image_to_image import Translation
 from genimg.reporting import write_report
@@ -64,10 +65,8 @@ log = logging.getLogger(__name__)
 _PATIENCE = 20.0  # seconds for another process that is just saving and ending
 
 
-class DivergedError(Exception):
+class DivergedError(UserError):
     """Training produced infinite or undefined numbers, or images that only grew worse."""
-
-    is_users = True
 
 
 def train(composed: DictConfig) -> float | None:

@@ -6,10 +6,13 @@ is defined there: ``genimg.data.datasets.builtin.os.system`` begins well and is 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import inspect
+import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -17,8 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
@@ -31,6 +32,7 @@ from genimg.data.split import without_validation
 from genimg.data.subsets import random_order
 from genimg.data.tasks.base import Pair, Task
 from genimg.data.transforms import SampleAugment
+from genimg.errors import ConfigError, UserError, subject_of
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.methods.base import Method
 from genimg.methods.image_to_image import Translation
@@ -80,7 +82,7 @@ ALLOWED = (
 )
 """Packages whose classes and functions a config may name."""
 
-_HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+_HYDRA_KEYS = {"_target_", "_partial_", "_args_"}
 _PLACEMENT_KEYS = ("placement", "num_workers", "horizontal_flip", "max_corrupt")
 SETTLED = ("num_classes", "source_channels", "target_channels")
 """Keys of ``data`` that are known only when the data is, and are then written wherever the config refers to them."""
@@ -109,17 +111,29 @@ class Builder:
     trains: bool = True
 
     def build(self, config: Config, key: str) -> Any:
-        """Instantiate the node ``config``, which stands at ``key``.
+        """Build the node ``config``, which stands at ``key``.
 
         Raises:
-            ValueError: for a target outside the allowed packages, an unknown or missing key, or a value that the
+            ConfigError: For a target outside the allowed packages, an unknown or missing key, or a value that the
                 constructor refuses.
         """
-        prepared = self._prepare(config, key, schedules=True)
-        try:
-            return instantiate(prepared, _convert_="all")
-        except InstantiationException as error:
-            raise (error.__cause__ or error) from None
+        return self._made(self._prepare(config, key, schedules=True), key)
+
+    def _made(self, node: Any, key: str) -> Any:
+        """Build a checked node, its parts first."""
+        if isinstance(node, list):
+            return [self._made(item, f"{key}[{i}]") for i, item in enumerate(node)]
+        if not isinstance(node, dict):
+            return node
+        made = {name: self._made(value, f"{key}.{name}") for name, value in node.items()}
+        if "_target_" not in made:
+            return made
+        target = self.locate(made.pop("_target_"), key)
+        is_partial, positional = made.pop("_partial_", False), made.pop("_args_", [])
+        if is_partial:
+            return functools.partial(target, *positional, **made)
+        with mounted(key, target):
+            return target(*positional, **made)
 
     def locate(self, target: object, key: str) -> Any:
         """The class or function that ``target`` names, if it may be built."""
@@ -200,6 +214,36 @@ class Builder:
         _check_keys(config, inspect.signature(TrainerSettings).parameters, "trainer", partial=False)
         types = typing.get_type_hints(TrainerSettings)
         return TrainerSettings(**{name: self._value(value, types[name], f"trainer.{name}") for name, value in config.items()})
+
+
+@contextlib.contextmanager
+def mounted(key: str, target: Any) -> Iterator[None]:
+    """Say in terms of the config what an object that stands at ``key`` refuses in terms of its parameters.
+
+    Args:
+        key: Dotted key.
+        target: The class or function, or an instance of the class.
+
+    Raises:
+        ConfigError: For a ValueError whose message begins with a parameter, and for any of a constructor that is not
+            genimg's own. Another ValueError is a bug and passes.
+    """
+    owner = target if inspect.isclass(target) or inspect.isroutine(target) else type(target)
+    try:
+        yield
+    except UserError as error:
+        raise error.mounted(key, _parameters(owner)) from error
+    except (ValueError, TypeError) as error:
+        is_ours = str(getattr(owner, "__module__", "")).partition(".")[0] == "genimg"
+        subject = re.split(r"[.\[]", subject_of(str(error)))[0]
+        if is_ours and (isinstance(error, TypeError) or subject not in _parameters(owner)):
+            raise
+        text = str(error) if subject in _parameters(owner) else f"{key}: {error}"
+        raise ConfigError(text).mounted(key, _parameters(owner)) from error
+
+
+def _parameters(target: Any) -> list[str]:
+    return [name for name in inspect.signature(target).parameters if name not in ("self", "args", "kwargs")]
 
 
 def builder_of(state: Config, allow: Sequence[str], named: Named = frozenset()) -> Builder:

@@ -13,6 +13,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from genimg.errors import UserError
 from genimg.utils.paths import config_dir
 from genimg.utils.words import nearest, quoted
 
@@ -25,8 +26,10 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
         command: the primary config: train, eval or sample.
         arguments: of the command line.
     """
-    if isinstance(error, InstantiationException) and isinstance(error.__cause__, ValueError):  # of a launcher or sweeper
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, UserError):  # of a launcher or sweeper
         return str(error.__cause__)
+    if isinstance(error, UserError):
+        return str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_config_error(error, command, arguments)
     if isinstance(error, OSError) and error.filename is not None:
@@ -42,8 +45,6 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
             return f"{error}: a group takes the name of one of its options"
         options = sorted(path.stem for path in Path(config_dir(), key).glob("*.yaml") if is_choice(path.stem))
         return f"unknown option {key}={value}: choose one of {', '.join(options)}"
-    if isinstance(error, ValueError | OSError):
-        return str(error)
     if type(error).__name__ == "OutOfMemoryError":
         return (
             f"the GPU's memory is full ({str(error).splitlines()[0]}): lower trainer.batch_size or data.image_size, or raise "
@@ -52,7 +53,7 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return f"torch.compile failed ({reason}): performance.compile=false trains without it"
-    return str(error) if getattr(error, "is_users", False) else None
+    return None
 
 
 def is_choice(name: str) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from genimg.data.loader import Data
 from genimg.data.subsets import fixed_subset, selection
+from genimg.errors import DataError
 from genimg.methods.base import Method
 from genimg.utils.images import to_float, to_uint8
 
@@ -200,7 +201,7 @@ class Reconstructions:
         self._finite.check()
 
 
-class NonFiniteImagesError(ValueError):
+class NonFiniteImagesError(DataError):
     """Images hold infinite or undefined values."""
 
 

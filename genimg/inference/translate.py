@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genimg.data.tasks.base import Task
+from genimg.errors import UserError
 from genimg.inference.tiling import in_tiles, num_tiles, padded
 from genimg.methods.image_to_image import Translation
 from genimg.utils.images import to_float, to_uint8
@@ -17,7 +18,7 @@ from genimg.utils.rng import steady
 _FULL = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
 
 
-class MemoryFullError(Exception):
+class MemoryFullError(UserError):
     """Of the network's device."""
 
 

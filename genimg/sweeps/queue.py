@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from genimg.errors import UserError
 from genimg.sweeps.display import Display
 from genimg.sweeps.job import Job
 from genimg.utils.files import alone_in
@@ -38,15 +39,13 @@ _FLAGS = (
 )  # of the command line, which every job needs, too
 
 
-class SweepError(Exception):
+class SweepError(UserError):
     """Some jobs of a sweep failed; the others are complete.
 
     Args:
         jobs: of the sweep.
         folder: of the sweep.
     """
-
-    is_users = True
 
     def __init__(self, jobs: Sequence[Job], folder: Path) -> None:
         failed = [job for job in jobs if job.status not in ("completed", "pruned")]

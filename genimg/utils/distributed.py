@@ -14,16 +14,15 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from genimg.errors import UserError
 from genimg.utils.torchrun import is_of_several
 
 _TIMEOUT = timedelta(minutes=30)  # the longest wait is for the first rank of a host to list or download a dataset
 _BUCKET = 2**24  # numbers that are reduced at once: few messages, little extra memory (64 MB)
 
 
-class AnotherProcessError(Exception):
+class AnotherProcessError(UserError):
     """What went wrong in another process, so that this one ends too."""
-
-    is_users = True
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from genimg.errors import UserError
 from genimg.utils.terminal import stop_signals
 
 _OLD = "genimg-old"  # ending of a directory that is being replaced; no name that a person gives to a copy
@@ -73,7 +74,7 @@ def new_directory(path: str) -> str:
     return path
 
 
-class InUseError(ValueError):
+class InUseError(UserError):
     """Another process holds what was asked for."""
 
 

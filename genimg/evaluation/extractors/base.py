@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genimg.errors import DataError
+
 log = logging.getLogger(__name__)
 
 
-class WeightsNotAtHandError(FileNotFoundError):
+class WeightsNotAtHandError(DataError):
     """Published weights are neither on the disk nor can they be downloaded."""
 
 

@@ -1,0 +1,79 @@
+"""What a user can cause and mend. Everything else that is raised is a bug of genimg.
+
+A message begins with the setting it is about, as ``name=value``. Library code names its own parameters: a network raises
+``ValueError("kernel_size=7 is not supported: use 4 or 5")``, or one of the errors below where it is not called by
+configuration alone. Only the config layer knows where an object is mounted, and says ``model.discriminator.kernel_size=7``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Self
+
+_SUBJECT = re.compile(r"[+~]*([A-Za-z_][\w.]*(?:\[\d+\][\w.]*)*)(?==|\b)(?:=(\[[^\]]*\]|\S*?)(?=:?(?:\s|$)))?")
+
+
+class UserError(Exception):
+    """An error that is shown as one line, without a traceback; the command ends with exit code 2.
+
+    Args:
+        problem: What is wrong. It begins with ``key=value`` where it is about a setting.
+        fix: What to do about it; follows the problem and a colon. Empty where the problem says it.
+        key: The setting that it is about: a parameter, or a dotted key of the config. By default the one that the problem
+            begins with, as in ``width=0 must be positive``; empty if there is none.
+    """
+
+    def __init__(self, problem: str, fix: str = "", *, key: str | None = None) -> None:
+        super().__init__(f"{problem}: {fix}" if fix else problem)
+        self.problem = problem
+        self.fix = fix
+        found = _SUBJECT.match(problem)
+        has_value = found is not None and found[2] is not None
+        self.key = key if key is not None else found[1] if found and has_value else ""
+        self.value = found[2] if found and has_value and found[1] == self.key else None
+        """The setting's value as the message shows it; None where it shows none."""
+
+    def mounted(self, path: str, parameters: Collection[str]) -> Self:
+        """Return the same error in terms of the config: parameters of the object at ``path`` are named by their dotted keys."""
+        subject = self.key or subject_of(self.problem)
+        key = join(path, subject) if re.split(r"[.\[]", subject)[0] in parameters else self.key or path
+        problem, fix = (name_in_config(text, path, parameters) for text in (self.problem, self.fix))
+        return type(self)(problem, fix, key=key)
+
+
+class ConfigError(UserError, ValueError):
+    """A setting that cannot work: unknown, of a wrong type or value, or at odds with another one or with the data."""
+
+
+class DataError(UserError, ValueError):
+    """Images, labels, captions or statistics that are missing, broken or not what they should be."""
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint that is missing or broken, comes from another version, or does not fit what is asked of it."""
+
+
+def subject_of(message: str) -> str:
+    """Return the name that a message begins with, such as ``width`` of ``width=0 must be positive``; empty if none."""
+    found = _SUBJECT.match(message)
+    return found[1] if found else ""
+
+
+def join(path: str, name: str) -> str:
+    """Return the dotted key of a parameter of what stands at ``path``."""
+    return f"{path}.{name}" if path and name else path or name
+
+
+def name_in_config(text: str, path: str, parameters: Collection[str]) -> str:
+    """Return a message in which every ``parameter=``, and a parameter that it begins with, carries its dotted key.
+
+    Args:
+        text: A message in terms of parameters.
+        path: Where the object stands in the config.
+        parameters: Names of its parameters.
+    """
+    if not parameters or not path:
+        return text
+    names = "|".join(sorted(map(re.escape, parameters), key=len, reverse=True))
+    return re.sub(rf"(?<![\w./-])({names})(?==(?!=))|^({names})\b", lambda found: join(path, found[0]), text)
