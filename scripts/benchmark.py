@@ -56,7 +56,7 @@ from genimg.utils.words import nearest
 
 # A recipe is one line: its name, genimg-train's overrides, and the plain step (of plain_loops.STEPS) that it is compared with.
 # Images are of 32 px where it says nothing.
-CYCLEGAN = "model=cyclegan data=unpaired model.a2b.num_blocks=6"
+CYCLEGAN = "model=cyclegan data=unpaired model.translator.num_blocks=6"
 RECIPES = {
     "dcgan_64": ("model=dcgan data.image_size=64 trainer.batch_size=64", "gan"),
     "dcgan_32": ("model=dcgan data.image_size=32 trainer.batch_size=128", "gan"),

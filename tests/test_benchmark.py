@@ -42,7 +42,7 @@ TINY = {  # more overrides of a recipe, by its model
     "wgan_gp": RESIDUAL,
     "stylegan2": "model.generator.channel_base=64 model.generator.channel_max=8",
     "pix2pix": "model.translator.width=4 model.discriminator.width=4",
-    "cyclegan": "model.a2b.width=4 model.a2b.num_blocks=1 model.discriminator_a.width=4",
+    "cyclegan": "model.translator.width=4 model.translator.num_blocks=1 model.discriminator.width=4",
 }
 RECIPES = [
     "dcgan_64",

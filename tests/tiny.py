@@ -125,9 +125,9 @@ _ONE_WAY = [
 TRANSLATORS = {
     "pix2pix": ["evaluation=translation", *_TRANSLATOR, *(f"model.discriminator.{each}" for each in _PATCHES)],
     "cyclegan": [
-        "evaluation=unpaired_translation", "data=unpaired", "data.root=unpaired", "model.a2b.width=4",
-        "model.a2b.num_blocks=1", "model.pool_size=3",
-        *(f"model.discriminator_a.{each}" for each in _PATCHES),
+        "evaluation=unpaired_translation", "data=unpaired", "data.root=unpaired", "model.translator.width=4",
+        "model.translator.num_blocks=1", "model.pool_size=3",
+        *(f"model.discriminator.{each}" for each in _PATCHES),
     ],
     "cut": _ONE_WAY,
     "fastcut": _ONE_WAY,

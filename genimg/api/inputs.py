@@ -11,6 +11,7 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from genimg.api.data import build_dataset
 from genimg.config import instantiate
 from genimg.config.instantiate import Config
 from genimg.data.archives import SPLITS
@@ -126,7 +127,7 @@ def _dataset(name: str, split: str, options: Config, builder: instantiate.Builde
     parts = compose_evaluation(*overrides)
     if parts["data"].get("root") == "???":
         raise ValueError(f"{name} needs data_root=DIR: where its images lie")
-    return _side(instantiate.build_source(parts, builder), device, parts["evaluation"])
+    return _side(build_dataset(parts, builder), device, parts["evaluation"])
 
 
 def compose_evaluation(*overrides: str) -> Config:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from genimg.data.tasks.base import Task
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.losses.contrastive import patch_nce
 from genimg.methods.base import Update
@@ -37,6 +38,7 @@ class CUT(Translation):
         mirror_probability: of an image that is translated mirrored, and whose features are mirrored back; FastCUT's
             flip-equivariance has 0.5.
         sampled_mode: ``eval``, or ``train`` for dropout and batch statistics when translating.
+        task: Of the data that it is trained on.
     """
 
     loss_type = AdversarialLoss
@@ -63,8 +65,9 @@ class CUT(Translation):
         temperature: Number,
         mirror_probability: float,
         sampled_mode: str,
+        task: Task,
     ) -> None:
-        super().__init__()
+        super().__init__(task)
         channels = _encoder_channels(translator, layers)
         if not (is_within(adversarial_weight, 0) and is_within(identity_weight, 0) and is_positive(contrast_weight)):
             raise ValueError(

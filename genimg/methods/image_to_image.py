@@ -22,12 +22,15 @@ MODES = ("eval", "train")
 class Translation(Method):
     """A method that translates.
 
-    Attributes:
-        task: of the data it is trained on; the build says which.
+    Args:
+        task: Of the data that it is trained on.
     """
 
     translates = True
-    task: Task
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
 
     @abstractmethod
     def translator(self, direction: str | None) -> nn.Module:

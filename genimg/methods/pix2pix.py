@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from genimg.data.tasks.base import Task
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.losses.reconstruction import ReconstructionLoss
 from genimg.methods.base import Update
@@ -30,6 +31,7 @@ class Pix2Pix(Translation):
         reconstruction: distance of the output from the target.
         reconstruction_weight: lambda of equation 4; 100 in the paper.
         sampled_mode: ``eval``; ``train`` keeps dropout and batch statistics on when translating, as the paper does.
+        task: Of the data that it is trained on.
     """
 
     loss_type = AdversarialLoss
@@ -45,8 +47,9 @@ class Pix2Pix(Translation):
         reconstruction: ReconstructionLoss,
         reconstruction_weight: Number,
         sampled_mode: str,
+        task: Task,
     ) -> None:
-        super().__init__()
+        super().__init__(task)
         if not is_within(reconstruction_weight, 0):
             raise ValueError(f"model.reconstruction_weight={shown(reconstruction_weight)} must be 0 or more")
         self.network = translator

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from genimg.data.tasks.base import Task
 from genimg.losses.reconstruction import ReconstructionLoss
 from genimg.methods.base import Update
 from genimg.methods.image_to_image import Translation, in_blocks
@@ -20,13 +21,14 @@ class Restoration(Translation):
         residual: add the source to what the network answers, so that it need only learn the difference (Zhang et al. 2017,
             DnCNN); for sources with the channels of the target first, such as noisy images. ``auto`` does so unless the source
             has fewer channels than the target, as grey images have that are to be coloured.
+        task: Of the data that it is trained on.
     """
 
     loss_type = ReconstructionLoss
     batch_keys = ("source", "target")
 
-    def __init__(self, *, translator: nn.Module, loss: ReconstructionLoss, residual: bool | str) -> None:
-        super().__init__()
+    def __init__(self, *, translator: nn.Module, loss: ReconstructionLoss, residual: bool | str, task: Task) -> None:
+        super().__init__(task)
         if residual not in (True, False, "auto"):
             raise ValueError(f"model.residual={residual} is unknown: choose auto, true or false")
         self.network = _Residual(translator, needed=residual is True) if residual else translator

@@ -91,7 +91,7 @@ class Features(nn.Module):
         *,
         image_size: int | Sequence[int],
         channels: int,
-        condition_channels: int,
+        condition_channels: int = 0,
         width: int,
         smallest: int,
         kernel_size: int,

@@ -90,7 +90,7 @@ class Features(nn.Module):
         *,
         image_size: int | Sequence[int],
         channels: int,
-        condition_channels: int,
+        condition_channels: int = 0,
         widths: Sequence[int],
         activation: str,
         normalisation: str,

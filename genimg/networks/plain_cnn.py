@@ -99,7 +99,7 @@ class Features(nn.Module):
         *,
         image_size: int | Sequence[int],
         channels: int,
-        condition_channels: int,
+        condition_channels: int = 0,
         width: int,
         smallest: int,
         strided_doubles: bool,

@@ -248,7 +248,7 @@ class Features(nn.Module):
         *,
         image_size: int | Sequence[int],
         channels: int,
-        condition_channels: int,
+        condition_channels: int = 0,
         widths: Sequence[int],
         smallest: int,
         num_flat_blocks: int,

@@ -16,7 +16,7 @@ from genimg.utils.files import atomically
 log = logging.getLogger(__name__)
 
 FORMAT = "genimg checkpoint"
-VERSION = 2
+VERSION = 3
 
 _TIMED = "-timed"
 
@@ -72,7 +72,18 @@ def require_whole(state: dict[str, Any], path: Path) -> None:
     Raises:
         ValueError: naming what is missing.
     """
-    for key in ("config", "config_source", "method", "optimizers", "means", "training", "num_images", "precision", "hardware"):
+    for key in (
+        "config",
+        "raw_config",
+        "facts",
+        "decisions",
+        "method",
+        "optimizers",
+        "means",
+        "training",
+        "num_images",
+        "hardware",
+    ):
         if key not in state:
             raise ValueError(f"{path} is not a whole genimg checkpoint: it lacks {key!r}")
 
