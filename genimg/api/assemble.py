@@ -118,9 +118,7 @@ def assemble(
             facts = DataFacts.of(dataset, task)
         method = build_method(config, dataset, task, facts, builder)
         specs = optimizer_specs(config, method, builder)
-        schedules = OptimizerSchedules(
-            builder.build(config["schedule"], "schedule"), {name: spec.schedules() for name, spec in specs.items()}
-        )
+        schedules = build_schedules(config, specs, builder)
         if settings.sync_batch_norm:
             method = _synchronised(method, device)
         performance.place(method, device)
@@ -179,6 +177,13 @@ def optimizer_specs(config: Mapping[str, Any], method: Method, builder: Builder)
         optimizer = builder.build(node, "optimizer")
         specs[name] = OptimizerSpec(optimizer.func, optimizer.keywords).corrected(method.lazy_share(name))
     return specs
+
+
+def build_schedules(config: Mapping[str, Any], specs: Mapping[str, OptimizerSpec], builder: Builder) -> OptimizerSchedules:
+    """Build what changes in the optimizers while they train: the ``schedule`` group, and schedules within ``optimizer``."""
+    return OptimizerSchedules(
+        builder.build(config["schedule"], "schedule"), {name: spec.schedules() for name, spec in specs.items()}
+    )
 
 
 def build_method(config: Config, dataset: Source, task: Task | None, facts: DataFacts, builder: Builder) -> Method:
@@ -249,7 +254,7 @@ def _check_shapes(method: Method, dataset: Source, task: Task | None) -> None:
         fix = (
             "give larger images with data.image_size, or a discriminator with fewer strided convolutions (num_strided, below "
             "model.discriminator or model.discriminator)" if task else
-            "leave channels and image_size below model to follow data"
+            "remove channels and image_size below model, which follow the data"
         )  # fmt: skip
         raise ConfigError(
             f"the model's networks do not fit the data's images of {channels} channels and {height}x{width} pixels "
@@ -260,7 +265,7 @@ def _check_shapes(method: Method, dataset: Source, task: Task | None) -> None:
     if made != dataset.shape:
         raise ConfigError(
             f"the model makes images of {made[0]} channels and {made[1]}x{made[2]} pixels, but data {dataset.name} has "
-            f"{channels} channels and {height}x{width} pixels: leave channels and image_size below model to follow data"
+            f"{channels} channels and {height}x{width} pixels: remove channels and image_size below model, which follow the data"
         )
 
 

@@ -27,7 +27,7 @@ from genimg.methods.base import Method
 from genimg.methods.image_to_image import Translation
 from genimg.schedules import Schedule
 from genimg.utils.durations import NumImages, to_images
-from genimg.utils.machine_local import MachineLocal, marker_of
+from genimg.utils.machine_local import MachineLocal, is_importable, marker_of
 from genimg.utils.words import nearest
 
 ALLOWED = (
@@ -40,6 +40,7 @@ ALLOWED = (
     "genimg.data.datasets.prepared",
     "genimg.data.datasets.shapes",
     "genimg.data.datasets.builtin",
+    "genimg.data.datasets.external",
     "genimg.data.datasets.unpaired",
     "genimg.evaluation.compare",
     "genimg.evaluation.extractors.classifier",
@@ -119,6 +120,8 @@ class Builder:
             return made
         target = self.locate(made.pop("_target_"), key)
         is_partial, positional = made.pop("_partial_", False), made.pop("_args_", [])
+        for name in importable_parameters(target) & made.keys():
+            made[name] = self._located(made[name], f"{key}.{name}")
         taken = inspect.signature(target).parameters
         made |= {name: value for name, value in arguments.items() if name in taken and name not in made}
         if is_partial:
@@ -127,27 +130,33 @@ class Builder:
             return target(*positional, **made)
 
     def locate(self, target: object, key: str) -> Any:
-        """The class or function that ``target`` names, if it may be built."""
-        if not isinstance(target, str):
-            raise ConfigError(f"{key}._target_={target} is not the dotted name of a class or function")
-        module_name, _, name = target.rpartition(".")
-        private = any(part.startswith("_") for part in target.split("."))
-        allowed = not private and any(target.startswith(prefix + ".") for prefix in self.allowed)
-        if allowed:
-            found = _import(module_name, name, key, target)
+        """Return the class or function that the ``_target_`` of the node at ``key`` names, if it may be built.
+
+        Raises:
+            ConfigError: If it may not, or there is none.
+        """
+        return self._located(target, f"{key}._target_")
+
+    def _located(self, name: object, key: str) -> Any:
+        """Return the class or function with this dotted name, which is the value of ``key``."""
+        if not isinstance(name, str):
+            raise ConfigError(f"{key}={name} is not the dotted name of a class or function")
+        dotted = name.replace(":", ".", 1)
+        module_name, _, attribute = dotted.rpartition(".")
+        private = any(part.startswith("_") for part in dotted.split("."))
+        if not private and any(dotted.startswith(prefix + ".") for prefix in self.allowed):
+            found = _import(module_name, attribute, key, name)
             home = str(getattr(found, "__module__", ""))
-            if inspect.isroutine(found) or inspect.isclass(found):
-                allowed = any(home == prefix or home.startswith(prefix + ".") for prefix in self.allowed)
-            else:
-                allowed = False
-            if target.startswith("torch."):  # its packages also hold functions that import modules and register hooks
+            allowed = inspect.isroutine(found) or inspect.isclass(found)
+            allowed = allowed and any(home == prefix or home.startswith(prefix + ".") for prefix in self.allowed)
+            if dotted.startswith("torch."):  # its packages also hold functions that import modules and register hooks
                 allowed = allowed and inspect.isclass(found) and issubclass(found, nn.Module | Optimizer)
             if allowed:
                 return found
-        raise ConfigError(
-            f"{key}._target_={target} is refused: only {', '.join(self.allowed)} may be built from a config; "
-            "if you trust it, name your package with allow=[PACKAGE]"
-        )
+        package = dotted.partition(".")[0]
+        if private or package in ("genimg", "torch"):
+            raise ConfigError(f"{key}={name} is refused: it is no class or function of {package} that a config may name")
+        raise ConfigError(f"{key}={name} is refused, because it is not part of genimg: if you trust it, add allow=[{package}]")
 
     def omits(self, target: Any) -> bool:
         """Return whether ``target`` is left out because only training needs it."""
@@ -289,6 +298,12 @@ def local_parameters(target: Any) -> dict[str, MachineLocal]:
     """Return the parameters of a class or function that are marked as ``MachineLocal``, with their marks."""
     hints = _type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
     return {name: mark for name, hint in hints.items() if (mark := marker_of(hint)) is not None}
+
+
+def importable_parameters(target: Any) -> set[str]:
+    """Return the parameters of a class or function that take what a config names as ``package.module:name``."""
+    hints = _type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    return {name for name, hint in hints.items() if is_importable(hint)}
 
 
 def name_again(dropped: Mapping[str, Any]) -> str:
