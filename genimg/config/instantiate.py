@@ -363,7 +363,7 @@ def _import(module_name: str, name: str, key: str, target: str) -> Any:
     try:
         return getattr(importlib.import_module(module_name), name)
     except ImportError as error:
-        raise ConfigError(f"{key}._target_={target}: there is no module {module_name} ({error})") from error
+        raise ConfigError(f"{key}={target}: there is no module {module_name} ({error})") from error
     except AttributeError:
         members = vars(importlib.import_module(module_name))
-        raise ConfigError(f"{key}._target_={target}: {module_name} has no {name}{nearest(name, members)}") from None
+        raise ConfigError(f"{key}={target}: {module_name} has no {name}{nearest(name, members)}") from None

@@ -61,7 +61,9 @@ def as_dataset(
     if array is not None:
         images = _channels_first(array)
         if labels is not None and len(labels) != len(images):
-            raise ValueError(f"dataset={title} has {len(images)} images and {len(labels)} labels: give one label for each image")
+            raise ValueError(
+                f"dataset={title} has {len(images)} images and {len(labels)} labels: give one label for each image"
+            )
         if image_size is not None or channels is not None:
             to = PixelFormat.of(image_size or images.shape[2:], channels or images.shape[1], fit, None)
             images = np.stack([to.apply(_picture(image, title)) for image in images])
@@ -71,7 +73,7 @@ def as_dataset(
         raise ValueError(
             f"dataset={title} is no dataset: give a uint8 array, a torch Dataset with a length, or a Hugging Face dataset"
         )
-    return ExternalDataset(data, title, image_size=image_size, channels=channels, fit=fit)  # type: ignore[arg-type]
+    return ExternalDataset(data, title, image_size=image_size, channels=channels, fit=fit)
 
 
 def module(
@@ -96,7 +98,9 @@ def module(
     try:
         return as_dataset(made, name=factory.__qualname__, image_size=image_size, channels=channels, fit=fit)
     except ValueError as error:
-        raise ValueError(f"factory={factory.__module__}:{factory.__qualname__} returns a {type(made).__name__}: {error}") from error
+        raise ValueError(
+            f"factory={factory.__module__}:{factory.__qualname__} returns a {type(made).__name__}: {error}"
+        ) from error
 
 
 class ExternalDataset(Source):
@@ -149,8 +153,10 @@ class ExternalDataset(Source):
 
 def _arrays(data: object) -> tuple[NDArray[np.uint8] | None, NDArray[np.int64] | None]:
     """Images and labels, if the data consists of arrays."""
-    pair = isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], np.ndarray | torch.Tensor) and data[0].ndim > 2
-    images, labels = data if pair else (data, None)  # type: ignore[misc]
+    images: Any = data
+    labels: Any = None
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], np.ndarray | torch.Tensor) and data[0].ndim > 2:
+        images, labels = data
     if isinstance(images, torch.Tensor):
         images = images.cpu().numpy()
     if not isinstance(images, np.ndarray):
