@@ -265,7 +265,8 @@ def _check_shapes(method: Method, dataset: Source, task: Task | None) -> None:
     if made != dataset.shape:
         raise ConfigError(
             f"the model makes images of {made[0]} channels and {made[1]}x{made[2]} pixels, but data {dataset.name} has "
-            f"{channels} channels and {height}x{width} pixels: remove channels and image_size below model, which follow the data"
+            f"{channels} channels and {height}x{width} pixels: remove channels and image_size below model, which follow the "
+            "data"
         )
 
 

@@ -43,9 +43,9 @@ def as_dataset(
     Args:
         data: One of: a uint8 array or tensor [N, H, W], [N, H, W, C] or [N, C, H, W]; a pair of such an array and labels
             [N]; a torch ``Dataset`` or any other sequence, or a Hugging Face ``datasets.Dataset``, whose items are an
-            image, a tuple (image, label), or a mapping with ``image`` and, if available, ``label`` and ``text``. An image is a PIL
-            image, a uint8 array or tensor as above, or a float tensor [C, H, W] in [0, 1], as torchvision's ``ToTensor`` makes it.
-            A genimg dataset is returned as it is.
+            image, a tuple (image, label), or a mapping with ``image`` and, if available, ``label`` and ``text``. An image is
+            a PIL image, a uint8 array or tensor as above, or a float tensor [C, H, W] in [0, 1], as torchvision's
+            ``ToTensor`` makes it. A genimg dataset is returned as it is.
         name: For messages and records; by default the type's name.
         image_size: Pixels, one number or (height, width), to which images are brought; None takes the first image's.
         channels: 1 grey, 3 RGB, 4 RGB with alpha; None takes the first image's.
@@ -213,7 +213,8 @@ def _picture(image: Any, name: str) -> Image.Image:
             pixels = _channels_first(image[None])[0].transpose(1, 2, 0)  # [H, W, C]
             return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else np.ascontiguousarray(pixels))
     raise ValueError(
-        f"dataset={name}: an image is a {type(image).__name__}: give PIL images, uint8 arrays, or float tensors [C, H, W] in [0, 1]"
+        f"dataset={name}: an image is a {type(image).__name__}: give PIL images, uint8 arrays, or float tensors [C, H, W] in "
+        "[0, 1]"
     )
 
 
