@@ -122,11 +122,16 @@ def assemble(
         schedules = instantiate.build_schedules(config, method, builder)
         if settings.sync_batch_norm:
             method = _synchronised(method, device)
-        performance.place(method, device)
+        with instantiate.mounted("performance", performance):
+            performance.place(method, device)
     copy_from_first_(method.state_dict().values())
 
     def make_optimizers() -> dict[str, Optimizer]:
-        made = instantiate.build_optimizers(config, method, builder, lambda *of: performance.of_optimizer(*of, device))
+        def fused(optimizer: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+            with instantiate.mounted("performance", performance):
+                return performance.of_optimizer(optimizer, settings, device)
+
+        made = instantiate.build_optimizers(config, method, builder, fused)
         for optimizer in made.values():
             performance.place_optimizer(optimizer)
         return made

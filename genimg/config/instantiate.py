@@ -213,7 +213,9 @@ class Builder:
         """The ``trainer`` group."""
         _check_keys(config, inspect.signature(TrainerSettings).parameters, "trainer", partial=False)
         types = typing.get_type_hints(TrainerSettings)
-        return TrainerSettings(**{name: self._value(value, types[name], f"trainer.{name}") for name, value in config.items()})
+        values = {name: self._value(value, types[name], f"trainer.{name}") for name, value in config.items()}
+        with mounted("trainer", TrainerSettings):
+            return TrainerSettings(**values)
 
 
 @contextlib.contextmanager
@@ -604,6 +606,8 @@ def build_optimizers(
             make, settings = _optimizer_settings(node, builder, method.lazy_share(name))
             settings = {key: valued(value, 0, builder.batch_size) for key, value in settings.items()}
             optimizers[name] = make(parameters, **{**defaults(make, settings), **settings})
+        except UserError:
+            raise
         except (IndexError, TypeError) as error:
             raise ValueError(f"the optimizer does not take its settings {node} ({error})") from error
         except (ValueError, RuntimeError) as error:  # RuntimeError: settings that exclude each other
@@ -741,7 +745,7 @@ def _check_shapes(method: Method, source: Source, task: Task | None) -> None:
         )
     image = to_float(torch.zeros(2, *source.shape, dtype=torch.uint8))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), mounted("model", method):
             method.eval()
             method.check({"image": image} if task is None else task(image, np.arange(2, dtype=np.int64), 0))
             made = source.shape if task else tuple(method.sample(method.draw(range(2), 0)).shape[1:])

@@ -74,12 +74,14 @@ class CycleGAN(Translation):
         weights = {"adversarial": adversarial_weight, "cycle": cycle_weight, "identity": identity_weight}
         for name, weight in weights.items():
             if not is_within(weight, 0):
-                raise ValueError(f"model.{name}_weight={shown(weight)} must be 0 or more")
+                raise ValueError(f"{name}_weight={shown(weight)} must be 0 or more")
         if extremes(identity_weight)[1] and channels_a != channels_b:
             raise ValueError(
-                f"model.identity_weight={shown(identity_weight)} compares images of both domains, but they have {channels_a} "
+                f"identity_weight={shown(identity_weight)} compares images of both domains, but they have {channels_a} "
                 f"and {channels_b} channels: set it to 0"
             )
+        if pool_size < 0:
+            raise ValueError(f"pool_size={pool_size} must be 0 images or more")
         self.a2b, self.b2a = a2b, b2a
         self.discriminator_a, self.discriminator_b = discriminator_a, discriminator_b
         self.loss = loss

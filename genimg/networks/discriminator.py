@@ -94,16 +94,17 @@ class Discriminator(nn.Module):
 
 def _check(features: nn.Module, condition: ConditionEncoder, head: str) -> None:
     if head not in HEADS:
-        raise ValueError(f"conditioning.head={head} is unknown: choose one of {', '.join(HEADS)}")
+        raise ValueError(f"head={head} is unknown: choose one of {', '.join(HEADS)}")
     if (head == "none") != (condition.key is None):
         raise ValueError(
-            f"conditioning.head={head} does not go with {type(condition).__name__}: choose one of the conditioning group"
+            f"head={head} does not go with the condition {type(condition).__name__}: a head other than none needs a condition, "
+            "and a condition needs such a head"
         )
     if head == "auxiliary_classifier" and condition.num_classes == 0:
-        raise ValueError("conditioning.head=auxiliary_classifier needs labels as conditions: choose head=projection")
+        raise ValueError("head=auxiliary_classifier needs labels as conditions: choose head=projection")
     wanted = condition.dim if head == "concat" else 0
     if features.condition_channels != wanted:
         raise ValueError(
-            f"conditioning.head={head} brings {wanted} more channels, but the features take {features.condition_channels}: "
-            f"set conditioning.image_channels={wanted}"
+            f"head={head} brings {wanted} more channels, but the features take {features.condition_channels}: set their "
+            f"condition_channels to {wanted}"
         )
