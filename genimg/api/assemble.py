@@ -121,15 +121,17 @@ def assemble(
         schedules = build_schedules(config, specs, builder)
         if settings.sync_batch_norm:
             method = _synchronised(method, device)
-        performance.place(method, device)
+        with mounted("performance", performance):
+            performance.place(method, device)
     copy_from_first_(method.state_dict().values())
+
+    def fused(optimizer: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        with mounted("performance", performance):
+            return performance.of_optimizer(optimizer, settings, device)
 
     def make_optimizers() -> dict[str, Optimizer]:
         groups = method.parameter_groups()
-        made = {
-            name: spec.build(groups[name], batch_size, lambda *of: performance.of_optimizer(*of, device))
-            for name, spec in specs.items()
-        }
+        made = {name: spec.build(groups[name], batch_size, fused) for name, spec in specs.items()}
         for optimizer in made.values():
             performance.place_optimizer(optimizer)
         return made
@@ -244,7 +246,7 @@ def _check_shapes(method: Method, dataset: Source, task: Task | None) -> None:
         )
     image = to_float(torch.zeros(2, *dataset.shape, dtype=torch.uint8))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), mounted("model", method):
             method.eval()
             method.check({"image": image} if task is None else task(image, np.arange(2, dtype=np.int64), 0))
             made = dataset.shape if task else tuple(method.sample(method.draw(range(2), 0)).shape[1:])

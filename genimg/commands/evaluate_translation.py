@@ -68,7 +68,7 @@ def evaluate_translator(
     method = load_method(config, builder, state, device)
     assert isinstance(method, Translation)
     if options["model_mode"] is not None:
-        method.set_mode(options["model_mode"], "model_mode")
+        method.set_mode(options["model_mode"])
     source = build_dataset(config, builder)
     check_own_images(source, method, state, other_split=options["split"] is not None)
     data = build_loader(config, source, device, task=build_task(config, source, builder))

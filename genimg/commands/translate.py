@@ -64,7 +64,7 @@ def translate(composed: DictConfig) -> None:
     method = _loaded(options, state, builder, device)
     direction = _direction(options["direction"], method, data)
     if options["model_mode"] is not None:
-        method.set_mode(options["model_mode"], "model_mode")
+        method.set_mode(options["model_mode"])
     pictures = _masked(options, pictures, method.task)
     read = {key: options[key] for key in ("input", "mask")}
     output = checked_output(options["output"], read, pictures, grid=options["grid"], overwrite=options["overwrite"],

@@ -125,7 +125,7 @@ class Builder:
         taken = inspect.signature(target).parameters
         made |= {name: value for name, value in arguments.items() if name in taken and name not in made}
         if is_partial:
-            return functools.partial(target, *positional, **made)
+            return _Factory.mounted_at(key, target, positional, made)
         with mounted(key, target):
             return target(*positional, **made)
 
@@ -250,6 +250,22 @@ def build_known_task(config: Mapping[str, Any], facts: DataFacts, builder: Build
 def chosen_penalties(penalties: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return those of ``penalty=[...]``, without settings that a recipe has made for others."""
     return {name: node for name, node in (penalties or {}).items() if not isinstance(node, dict) or "_target_" in node}
+
+
+class _Factory(functools.partial[Any]):
+    """A constructor with some of its arguments, which says where it stands in the config if it refuses them."""
+
+    key: str
+
+    @classmethod
+    def mounted_at(cls, key: str, target: Any, positional: Sequence[Any], keywords: Mapping[str, Any]) -> _Factory:
+        made = cls(target, *positional, **keywords)
+        made.key = key
+        return made
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        with mounted(self.key, self.func):
+            return super().__call__(*arguments, **keywords)
 
 
 @contextlib.contextmanager

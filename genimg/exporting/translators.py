@@ -23,7 +23,7 @@ def _of_translation(method: Translation, choices: Choices, facts: DataFacts) -> 
     refuse_choices(method, choices, "direction", "model_mode")
     direction = _direction(method, choices.direction)
     if choices.model_mode is not None:
-        method.set_mode(choices.model_mode, "model_mode")
+        method.set_mode(choices.model_mode)
     given = method.translator(direction)
     network, task = settled(given), method.task
     if method.sampled_mode == "train":

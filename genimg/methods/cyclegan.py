@@ -77,12 +77,14 @@ class CycleGAN(Translation):
         weights = {"adversarial": adversarial_weight, "cycle": cycle_weight, "identity": identity_weight}
         for name, weight in weights.items():
             if not is_within(weight, 0):
-                raise ValueError(f"model.{name}_weight={shown(weight)} must be 0 or more")
+                raise ValueError(f"{name}_weight={shown(weight)} must be 0 or more")
         if extremes(identity_weight)[1] and source_channels != target_channels:
             raise ValueError(
-                f"model.identity_weight={shown(identity_weight)} compares images of both domains, but they have "
+                f"identity_weight={shown(identity_weight)} compares images of both domains, but they have "
                 f"{source_channels} and {target_channels} channels: set it to 0"
             )
+        if pool_size < 0:
+            raise ValueError(f"pool_size={pool_size} must be 0 images or more")
         self.a2b = translator(source_channels=source_channels, target_channels=target_channels)
         self.b2a = translator(source_channels=target_channels, target_channels=source_channels)
         self.discriminator_a = discriminator(target_channels=source_channels, source_channels=0)

@@ -114,13 +114,13 @@ class LatentDensity(nn.Module):
     def __init__(self, *, latent_dim: int, num_components: int, num_latents: int) -> None:
         super().__init__()
         if latent_dim < 1:
-            raise ValueError(f"model.latent_dim={latent_dim} must be 1 or more")
+            raise ValueError(f"latent_dim={latent_dim} must be 1 or more")
         if num_components < 0:
-            raise ValueError(f"model.num_components={num_components} must be 0, for the prior N(0, I), or more")
+            raise ValueError(f"num_components={num_components} must be 0, for the prior N(0, I), or more")
         if num_components and num_latents < 2 * num_components:
             raise ValueError(
-                f"model.num_latents={num_latents} are too few to fit model.num_components={num_components} to: keep "
-                f"{2 * num_components} or more, better thousands"
+                f"num_latents={num_latents} are too few to fit num_components={num_components}: keep {2 * num_components} or "
+                "more, better thousands"
             )
         self.latent_dim = latent_dim
         self.num_components = num_components

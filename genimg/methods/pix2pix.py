@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from genimg.data.tasks.base import Task
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.losses.reconstruction import ReconstructionLoss
-from genimg.methods.base import Update
+from genimg.methods.base import Update, refusals_of
 from genimg.methods.image_to_image import Translation, checked_mode, deceiving, in_blocks, mean_logit, mixes_images, over_scales
 from genimg.schedules import Number, Scheduled, is_within, shown
 from genimg.types import Batch, Metrics, Microbatches, Progress
@@ -51,7 +51,7 @@ class Pix2Pix(Translation):
     ) -> None:
         super().__init__(task)
         if not is_within(reconstruction_weight, 0):
-            raise ValueError(f"model.reconstruction_weight={shown(reconstruction_weight)} must be 0 or more")
+            raise ValueError(f"reconstruction_weight={shown(reconstruction_weight)} must be 0 or more")
         self.network = translator
         self.discriminator = discriminator
         self.loss = loss
@@ -96,9 +96,10 @@ class Pix2Pix(Translation):
         output = self.network(batch["source"])
         self.discriminator(batch["target"], batch["source"])
         self.discriminator(output, batch["source"])
-        self.reconstruction(output, batch["target"], batch.get("mask"))
+        with refusals_of("reconstruction", self.reconstruction):
+            self.reconstruction(output, batch["target"], batch.get("mask"))
         if self.sampled_mode == "eval" and mixes_images(self.network):
-            log.info("translations use batch norm's averages; model.sampled_mode=train is how pix2pix's authors test")
+            log.info("translations use batch norm's averages; pix2pix's authors test with sampled_mode=train")
 
     @torch.no_grad()
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:

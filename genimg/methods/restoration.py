@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from genimg.data.tasks.base import Task
+from genimg.errors import ConfigError
 from genimg.losses.reconstruction import ReconstructionLoss
-from genimg.methods.base import Update
+from genimg.methods.base import Update, refusals_of
 from genimg.methods.image_to_image import Translation, in_blocks
 from genimg.types import Batch, Metrics, Microbatches, Progress
 
@@ -30,7 +31,7 @@ class Restoration(Translation):
     def __init__(self, *, translator: nn.Module, loss: ReconstructionLoss, residual: bool | str, task: Task) -> None:
         super().__init__(task)
         if residual not in (True, False, "auto"):
-            raise ValueError(f"model.residual={residual} is unknown: choose auto, true or false")
+            raise ValueError(f"residual={residual} is unknown: choose auto, true or false")
         self.network = _Residual(translator, needed=residual is True) if residual else translator
         self.loss = loss
 
@@ -48,7 +49,9 @@ class Restoration(Translation):
         return loss, {"loss/reconstruction": loss.detach()}
 
     def check(self, batch: Batch) -> None:
-        self._loss(batch)
+        output = self.network(batch["source"])
+        with refusals_of("loss", self.loss):
+            self.loss(output, batch["target"], batch.get("mask"))
 
     @torch.no_grad()
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
@@ -68,7 +71,7 @@ class _Residual(nn.Module):
         if source.shape[1] < output.shape[1] and not self.needed:
             return output
         if source.shape[1] < output.shape[1]:
-            raise ValueError(
-                f"model.residual=true adds sources of {source.shape[1]} channels to {output.shape[1]}: set model.residual=false"
+            raise ConfigError(
+                f"residual=true adds sources of {source.shape[1]} channels to {output.shape[1]}", "set residual=false"
             )
         return 2.0 * output + source[:, : output.shape[1]]  # the translators end in a tanh, and white may have to become black

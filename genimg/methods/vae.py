@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from genimg.errors import ConfigError
 from genimg.losses.elbo import Bound, Inference, gaussian_kl, gaussian_log_density, importance_bound
 from genimg.losses.perceptual import Perceptual
 from genimg.methods.base import Update
@@ -63,14 +64,14 @@ class VAE(ConditionalMethod):
         self.loss = loss
         self._perceptual = (perceptual,)  # not as a module: its weights are no part of the checkpoint
         if latent_dim < 1:
-            raise ValueError(f"model.latent_dim={latent_dim} must be 1 or more")
+            raise ValueError(f"latent_dim={latent_dim} must be 1 or more")
         self.latent_dims = [latent_dim]
         for number, layer in enumerate(hierarchy):
             if not isinstance(layer, StochasticLayer):
-                raise ValueError(f"model.hierarchy[{number}] is a {type(layer).__name__}, but must be a StochasticLayer")
+                raise ValueError(f"hierarchy[{number}] is a {type(layer).__name__}, but must be a StochasticLayer")
             if layer.below != self.latent_dims[-1]:
                 raise ValueError(
-                    f"model.hierarchy[{number}].below={layer.below} must be {self.latent_dims[-1]}, the latents below it"
+                    f"hierarchy[{number}].below={layer.below} must be {self.latent_dims[-1]}, the latents below it"
                 )
             self.latent_dims.append(layer.latent_dim)
         self.hierarchy = nn.ModuleList(hierarchy)
@@ -118,14 +119,15 @@ class VAE(ConditionalMethod):
         """Mean and log-variance [N, Z] of q(z | x), the latter within bounds, of images as they are observed.
 
         Raises:
-            ValueError: if the encoder gives other numbers.
+            ConfigError: If the encoder gives other numbers.
         """
         moments = self.encoder(batch["image"], self._condition(batch)).float()
         if moments.shape[1:] != (2, self.latent_dims[0]):
-            raise ValueError(
-                f"model.encoder gives {moments.shape[1]} x {moments.shape[2]} numbers for an image, but a VAE takes a mean and "
-                f"a log-variance for each of model.latent_dim={self.latent_dims[0]}: set model.encoder.moments=2 and leave "
-                "model.encoder.latent_dim to follow"
+            raise ConfigError(
+                f"encoder gives {moments.shape[1]} x {moments.shape[2]} numbers for an image, but a VAE takes a mean and a "
+                f"log-variance for each of latent_dim={self.latent_dims[0]} latents",
+                "set the encoder's moments to 2 and its latent_dim to the model's",
+                key="encoder",
             )
         mean, log_variance = moments.unbind(1)
         return mean, bounded(log_variance)

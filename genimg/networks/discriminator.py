@@ -95,10 +95,11 @@ class Discriminator(nn.Module):
 
 def _check(condition: ConditionEncoder, head: str) -> None:
     if head not in HEADS:
-        raise ValueError(f"conditioning.head={head} is unknown: choose one of {', '.join(HEADS)}")
+        raise ValueError(f"head={head} is unknown: choose one of {', '.join(HEADS)}")
     if (head == "none") != (condition.key is None):
         raise ValueError(
-            f"conditioning.head={head} does not go with {type(condition).__name__}: choose one of the conditioning group"
+            f"head={head} does not go with the condition {type(condition).__name__}: a head other than none needs a condition, "
+            "and a condition needs such a head"
         )
     if head == "auxiliary_classifier" and condition.num_classes == 0:
-        raise ValueError("conditioning.head=auxiliary_classifier needs labels as conditions: choose head=projection")
+        raise ValueError("head=auxiliary_classifier needs labels as conditions: choose head=projection")

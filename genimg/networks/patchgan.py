@@ -45,7 +45,7 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         for name, value, least in (("width", width, 1), ("num_strided", num_strided, 0), ("num_scales", num_scales, 1)):
             if value < least:
-                raise ValueError(f"{name}={value} of a patch discriminator must be {least} or more")
+                raise ValueError(f"{name}={value} must be {least} or more")
         inputs = target_channels + source_channels
         self.scales = nn.ModuleList(_one_scale(inputs, width, num_strided, normalisation) for _ in range(num_scales))
         initialise(self, initialisation)
