@@ -141,7 +141,8 @@ def assemble(
             config["evaluation"] = evaluation_at_hand(config, str(error))
             evaluator = instantiate.build_evaluator(config, builder)
         if evaluator is not None:
-            evaluator.check(method, source)
+            with instantiate.mounted("evaluation", evaluator):
+                evaluator.check(method, source)
     with failing_together():
         if of_first_rank(str(config["evaluation"])) != str(config["evaluation"]):
             raise ValueError("the evaluation's weights are not on every host: put them there, or set evaluation=none")

@@ -294,7 +294,9 @@ def build_source(config: Config, builder: Builder) -> Source:
     """The ``data`` group's images to train on, without the keys that say where they live."""
     data, validation = config["data"], config["data"].get("validation", 0)
     if not isinstance(validation, str):
-        return without_validation(builder.build(_without_placement(data), "data"), validation)
+        everything: Source = builder.build(_without_placement(data), "data")
+        with mounted("data", without_validation):
+            return without_validation(everything, validation)
     other = other_split(data, validation, key="data.validation", instead="give a share such as 0.1")
     source: Source = builder.build(_without_placement(data), "data")
     try:
@@ -343,7 +345,8 @@ def build_task(config: Config, source: Source, builder: Builder) -> Task | None:
     if source.task is not None:
         raise ValueError(f"data {source.name} has sources and targets of its own, and task makes others: set task=none")
     task: Task = builder.build(config["task"], "task")
-    task.channels(source.shape)
+    with mounted("task", task):
+        task.channels(source.shape)
     return task
 
 
@@ -384,9 +387,10 @@ def build_data(
     builder = builder or Builder()
     augment, task = build_augment(config, builder), build_task(config, source, builder)
     placement = {key: config["data"][key] for key in _PLACEMENT_KEYS}
-    if isinstance(source, UnpairedSource):
-        return UnpairedData(source, device=device, augment=augment, **placement)
-    return Data(source, device=device, keys=("image",) if task else keys, augment=augment, task=task, **placement)
+    with mounted("data_augment", SampleAugment), mounted("data", Data):
+        if isinstance(source, UnpairedSource):
+            return UnpairedData(source, device=device, augment=augment, **placement)
+        return Data(source, device=device, keys=("image",) if task else keys, augment=augment, task=task, **placement)
 
 
 def build_method(config: Config, source: Source, builder: Builder) -> Method:
