@@ -107,7 +107,7 @@ def build_loader(
         ConfigError: If the images do not fit the settings.
     """
     settings = {key: config["data"][key] for key in _OF_LOADER}
-    with mounted("data", Data):
+    with mounted("data_augment", SampleAugment), mounted("data", Data):
         if isinstance(dataset, UnpairedSource):
             return UnpairedData(dataset, device=device, augment=augment, **settings)
         return Data(dataset, device=device, keys=("image",) if task else keys, augment=augment, task=task, **settings)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genimg.data.datasets.builtin import Source, digest
+from genimg.errors import ConfigError
 from genimg.types import height_width
 from genimg.utils.rng import uniform
 
@@ -89,13 +90,13 @@ class ShapesSource(Source):
         held_out: Sequence[str] = (),
     ) -> None:
         if channels not in (1, 3):
-            raise ValueError(f"data.channels={channels} does not fit shapes: choose 3 (colour) or 1 (grey)")
+            raise ConfigError(f"channels={channels} does not fit shapes: choose 3 (colour) or 1 (grey)")
         if num_objects not in (1, 2):
-            raise ValueError(f"data.num_objects={num_objects} does not fit shapes: choose 1 or 2")
+            raise ConfigError(f"num_objects={num_objects} does not fit shapes: choose 1 or 2")
         if num_images < 1:
-            raise ValueError(f"data.num_images={num_images} must be 1 or more")
+            raise ConfigError(f"num_images={num_images} must be 1 or more")
         if labels not in ("shape", "color_shape"):
-            raise ValueError(f"data.labels={labels} does not fit shapes: choose shape or color_shape")
+            raise ConfigError(f"labels={labels} does not fit shapes: choose shape or color_shape")
         self.name = "shapes"
         self.captioned = True
         self.seed = seed
@@ -184,19 +185,19 @@ def _table_of(held_out: Sequence[str]) -> NDArray[np.bool_]:
     """Whether each combination is held out: [colours, shapes].
 
     Raises:
-        ValueError: for what is no combination, or all of them.
+        ConfigError: For what is not a combination, or all of them.
     """
     if isinstance(held_out, str):
-        raise ValueError(f"data.held_out={held_out} must be a list such as '[red circle,blue square]'")
+        raise ConfigError(f"held_out={held_out} must be a list such as '[red circle,blue square]'")
     for name in held_out:
         if name not in _COMBINATIONS:
             near = difflib.get_close_matches(str(name), _COMBINATIONS, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(f"data.held_out: {name} is not one of the combinations{hint}: they are a colour "
-                             f"({', '.join(COLORS)}) and a shape ({', '.join(SHAPES)}), such as 'red circle'")  # fmt: skip
+            raise ConfigError(f"held_out holds {name}, which is not one of the combinations{hint}: they are a colour "
+                              f"({', '.join(COLORS)}) and a shape ({', '.join(SHAPES)}), such as 'red circle'")  # fmt: skip
     table = np.array([name in held_out for name in _COMBINATIONS]).reshape(len(COLORS), len(SHAPES))
     if table.all():
-        raise ValueError(f"data.held_out holds out all {len(_COMBINATIONS)} combinations, so that there is nothing to draw")
+        raise ConfigError(f"held_out holds all {len(_COMBINATIONS)} combinations, so nothing is left to draw: remove some")
     return table
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from genimg.data.datasets.file_index import list_images
 from genimg.data.tasks.ranges import checked_range, drawn, drawn_integers
+from genimg.errors import ConfigError, DataError
 from genimg.utils.rng import uniform
 
 _STREAM = 7  # keeps these numbers apart from those of other changes to training samples
@@ -30,7 +31,8 @@ class Mask(ABC):
         """Refuse images of this size, in pixels.
 
         Raises:
-            ValueError: naming the setting.
+            ConfigError: For a setting that does not suit the size.
+            DataError: For masks in files that are missing, damaged or of another size.
         """
 
     @abstractmethod
@@ -51,15 +53,14 @@ class Center(Mask):
 
     def __init__(self, *, size: float) -> None:
         if not 0 < size < 1:
-            raise ValueError(f"task.mask.size={size} must be a share of the sides, between 0 and 1")
+            raise ValueError(f"size={size} must be a share of the sides, between 0 and 1")
         self.size = size
 
     def check(self, height: int, width: int) -> None:
         for side in (height, width):
             if not 0 < round(self.size * side) < side:
-                raise ValueError(
-                    f"task.mask.size={self.size} is {round(self.size * side)} of {side} pixels: it must leave some of them, "
-                    "but not all"
+                raise ConfigError(
+                    f"size={self.size} is {round(self.size * side)} of {side} pixels: it must leave some of them, but not all"
                 )
 
     def __call__(self, positions: NDArray[np.int64], seed: int, *, height: int, width: int, device: torch.device) -> Tensor:
@@ -80,15 +81,14 @@ class Boxes(Mask):
 
     def __init__(self, *, num_boxes: int, side: float | Sequence[float]) -> None:
         if num_boxes < 1:
-            raise ValueError(f"task.mask.num_boxes={num_boxes} must be 1 or more")
+            raise ValueError(f"num_boxes={num_boxes} must be 1 or more")
         self.num_boxes = num_boxes
-        self.side = checked_range("task.mask.side", side, 0.0, 1.0, above=True)
+        self.side = checked_range("side", side, 0.0, 1.0, above=True)
 
     def check(self, height: int, width: int) -> None:
         if self.side[0] * min(height, width) < 1:
-            raise ValueError(
-                f"task.mask.side={self.side[0]} is less than a pixel of {height}x{width}: set it to "
-                f"{1 / min(height, width):.3g} or more"
+            raise ConfigError(
+                f"side={self.side[0]} is less than a pixel of {height}x{width}: set it to {1 / min(height, width):.3g} or more"
             )
 
     def __call__(self, positions: NDArray[np.int64], seed: int, *, height: int, width: int, device: torch.device) -> Tensor:
@@ -125,18 +125,18 @@ class Strokes(Mask):
 
     def __init__(self, *, num_strokes: int, num_legs: int | Sequence[int], width: float | Sequence[float]) -> None:
         if num_strokes < 1:
-            raise ValueError(f"task.mask.num_strokes={num_strokes} must be 1 or more")
-        low, high = checked_range("task.mask.num_legs", num_legs, 1, 1000)
+            raise ValueError(f"num_strokes={num_strokes} must be 1 or more")
+        low, high = checked_range("num_legs", num_legs, 1, 1000)
         if low != int(low) or high != int(high):
-            raise ValueError(f"task.mask.num_legs={num_legs} must be whole")
+            raise ValueError(f"num_legs={num_legs} must be whole")
         self.num_strokes = num_strokes
         self.num_legs = int(low), int(high)
-        self.width = checked_range("task.mask.width", width, 0.0, 1.0, above=True)
+        self.width = checked_range("width", width, 0.0, 1.0, above=True)
 
     def check(self, height: int, width: int) -> None:
         if self.width[0] * min(height, width) < 1:
-            raise ValueError(
-                f"task.mask.width={self.width[0]} is less than a pixel of {height}x{width}: set it to "
+            raise ConfigError(
+                f"width={self.width[0]} is less than a pixel of {height}x{width}: set it to "
                 f"{1 / min(height, width):.3g} or more"
             )
 
@@ -201,8 +201,7 @@ class Files(Mask):
         """Read the masks.
 
         Raises:
-            FileNotFoundError: if there are none.
-            ValueError: if one has another size, or cannot be decoded.
+            DataError: If there are none, one has another size, or one cannot be decoded.
         """
         self._load(height, width)
 
@@ -223,10 +222,10 @@ class Files(Mask):
     def _paths(self) -> list[str]:
         if not self.folder.is_dir():
             what = "is a file, not a directory" if self.folder.exists() else "does not exist"
-            raise FileNotFoundError(f"task.mask.folder={self.folder} {what}: give a directory of masks")
+            raise DataError(f"folder={self.folder} {what}: give a directory of masks")
         paths = list_images(self.folder, refresh=False).paths
         if not paths:
-            raise FileNotFoundError(f"task.mask.folder={self.folder} holds no images: expected files such as .png or .jpg")
+            raise DataError(f"folder={self.folder} holds no images: expected files such as .png or .jpg")
         return paths
 
     def _read(self, path: str, height: int, width: int) -> NDArray[np.uint8]:
@@ -236,8 +235,10 @@ class Files(Mask):
                     return np.packbits(np.asarray(image.convert("L")) >= 128)
                 size = f"{image.height}x{image.width}"
         except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
-            raise ValueError(f"the mask {self.folder / path} cannot be decoded ({error}): repair it or remove it") from error
-        raise ValueError(
-            f"the mask {self.folder / path} is {size} pixels, and the images are {height}x{width} (height x width): resize the "
-            f"masks in task.mask.folder={self.folder}, without smoothing, or set data.image_size to their size"
+            raise DataError(
+                f"folder={self.folder} holds the mask {path}, which cannot be decoded ({error}): repair it or remove it"
+            ) from error
+        raise DataError(
+            f"folder={self.folder} holds the mask {path} of {size} pixels, but images are {height}x{width} (height x width): "
+            "resize the masks without smoothing, or bring the images to their size"
         )
