@@ -31,13 +31,12 @@ from genimg.errors import ConfigError, DataError
 from genimg.types import Batch
 from genimg.utils.environment import num_cores
 from genimg.utils.images import to_float
-from genimg.utils.rng import seed_of
+from genimg.utils.rng import Stream, seed_of
 from genimg.utils.terminal import stop_signals
 from genimg.utils.torchrun import processes_of_this_host
 
 PLACEMENTS = ("auto", "device", "host", "workers")
 _RESIDENT_BYTES = 4 * 2**30  # above this, decoding everything before the first step would take minutes
-_DOMAIN_STREAM = 5  # of the orders of unpaired domains
 _PIECE = 64  # images that a thread fetches at a time
 _MEMORY_SHARE = 0.25  # of the free memory; the rest is for training
 
@@ -282,7 +281,7 @@ class UnpairedData(Data):
 
     def batches(self, position: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         streams = (
-            domain.batches(position, batch_size=batch_size, seed=seed_of(_DOMAIN_STREAM, seed, number), rank=rank,
+            domain.batches(position, batch_size=batch_size, seed=seed_of(seed, Stream.DOMAIN, number), rank=rank,
                            world_size=world_size)
             for number, domain in enumerate(self.domains)
         )  # fmt: skip

@@ -16,9 +16,7 @@ from torch.nn import functional as F
 
 from genimg.errors import ConfigError
 from genimg.utils.images import mirror_and_shift, to_float, to_uint8
-from genimg.utils.rng import uniform
-
-_STREAM = 2  # keeps these numbers apart from those of the loader's own mirroring
+from genimg.utils.rng import Stream, uniform
 
 
 class SampleAugment:
@@ -102,7 +100,7 @@ class SampleAugment:
 
     def _draw(self, positions: NDArray[np.int64], seed: int) -> Tensor:
         """What happens to each sample, in the order of the settings, with two shifts for the crop: float32 [9, N]."""
-        chance = uniform(seed, _STREAM, np.arange(9)[:, None], positions)  # [9, N]
+        chance = uniform(seed, Stream.SAMPLE_AUGMENT, np.arange(9)[:, None], positions)  # [9, N]
         probabilities = np.array([[self.horizontal_flip], [self.vertical_flip]])
         shifts = np.floor((2 * self.crop_padding + 1) * chance[2:4]) - self.crop_padding
         reaches = np.array([[self.brightness], [self.contrast], [self.saturation]])

@@ -23,9 +23,7 @@ from genimg.utils.distributed import rows_of_all_ranks, shard, world_size
 from genimg.utils.durations import NumImages
 from genimg.utils.environment import versions
 from genimg.utils.images import to_float
-from genimg.utils.rng import hash_integers
-
-_STREAM = 13  # keeps the latents of an evaluation apart from those of the training
+from genimg.utils.rng import Stream, keys_of
 
 
 class LikelihoodEvaluator(HeldOutEvaluator):
@@ -115,7 +113,7 @@ class LikelihoodEvaluator(HeldOutEvaluator):
             for start, stop in ranges(shard(count), self.batch_size, "likelihood", lambda: None, should_stop):
                 indices = chosen[start:stop]
                 batch: Batch = {"image": to_float(data.images(indices))} | data.conditions(indices, method.batch_keys)
-                keys = hash_integers(_STREAM, self.seed, indices)
+                keys = keys_of(self.seed, Stream.LIKELIHOOD, indices)
                 for name, numbers in method.log_likelihood(batch, self.num_samples, keys).items():
                     rows[name].append(numbers)
         means = {name: _mean(parts) for name, parts in rows.items()}

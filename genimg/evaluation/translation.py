@@ -35,11 +35,10 @@ from genimg.utils.distributed import rows_of_all_ranks, shard, world_size
 from genimg.utils.durations import NumImages
 from genimg.utils.environment import versions
 from genimg.utils.images import to_uint8
-from genimg.utils.rng import seed_of, steady
+from genimg.utils.rng import Stream, seed_of, steady
 
 log = logging.getLogger(__name__)
 
-_STREAM = 7  # keeps the noise of an evaluation apart from that of the training
 _SCALES = 5  # of the multi-scale structural similarity
 _SUBSETS, _SUBSET_SIZE = 100, 1000  # of the kernel distance, as elsewhere
 
@@ -157,7 +156,7 @@ class TranslationEvaluator(HeldOutEvaluator):
     @property
     def noise_seed(self) -> int:
         """Of what is random about a task, apart from that of the training."""
-        return seed_of(_STREAM, self.seed)
+        return seed_of(self.seed, Stream.TRANSLATION)
 
     @abstractmethod
     def _pixels(

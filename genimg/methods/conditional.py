@@ -13,9 +13,7 @@ from genimg.methods.base import Method
 from genimg.networks.conditioning import ConditionEncoder
 from genimg.types import Batch
 from genimg.utils.images import class_rows
-from genimg.utils.rng import uniform
-
-_CONDITION_STREAM = 3
+from genimg.utils.rng import Stream, uniform
 
 
 class ConditionalMethod(Method):
@@ -57,7 +55,7 @@ class ConditionalMethod(Method):
         """As frequent as in the data; nothing without conditions. Row i is a function of (seed, indices[i]) alone."""
         if self.condition_key is None:
             return {}
-        chances = uniform(_CONDITION_STREAM, seed, np.asarray(indices, dtype=np.int64))
+        chances = uniform(seed, Stream.CONDITION, np.asarray(indices, dtype=np.int64))
         if self.num_classes:
             bounds = self.class_counts.cpu().numpy().cumsum()
             labels = np.searchsorted(bounds, np.floor(chances * bounds[-1]), side="right")

@@ -36,12 +36,11 @@ from genimg.networks.discriminator import Judgement
 from genimg.schedules import Schedule, is_positive, shown
 from genimg.types import Batch, Metrics, Microbatches, Progress
 from genimg.utils.durations import NumImages
-from genimg.utils.rng import hash_integers
+from genimg.utils.rng import Stream, keys_of
 
 log = logging.getLogger(__name__)
 
 _STANDING = 64  # latents of a batch for standing statistics
-_NOISE_STREAM = 21  # keeps the noise of pixels apart from the latents
 
 NOISE_MODES = ("random", "const", "none")
 """Noise in every pixel that differs from sample to sample, one that is fixed and the same for all, or none."""
@@ -327,7 +326,7 @@ class GAN(ConditionalMethod):
         """Latents, conditions and, of a generator with noise in every pixel, the key of each sample's noise."""
         drawn = {"latent": self.latent.of_indices(indices, seed)} | self._draw_conditions(indices, seed)
         if self.sampled_noise is not None:
-            keys = hash_integers(_NOISE_STREAM, seed, np.asarray(indices, dtype=np.int64))
+            keys = keys_of(seed, Stream.PIXEL_NOISE, np.asarray(indices, dtype=np.int64))
             drawn["noise_key"] = torch.from_numpy(keys.view(np.int64))
         return drawn
 

@@ -45,7 +45,7 @@ class Latent(ABC):
 
     def of_indices(self, indices: Sequence[int], seed: int) -> Tensor:
         """[N, Z] on the CPU; row i is a function of (seed, indices[i]) alone."""
-        return self.from_normal(normal_latents(indices, seed, self.dim))
+        return self.from_normal(normal_latents(seed, indices, self.dim))
 
 
 class Normal(Latent):

@@ -23,7 +23,7 @@ from genimg.methods.latent_pictures import LatentScatter, activity_bars, interpo
 from genimg.methods.modes import in_mode
 from genimg.networks.stochastic_layers import StochasticLayer, bounded
 from genimg.types import Batch, Metrics, Microbatches, PixelLikelihood, Progress
-from genimg.utils.rng import hash_integers, normal_field, normal_latents
+from genimg.utils.rng import normal_field, normal_latents, subkeys
 
 _ACTIVE = 0.01  # variance of a latent's mean over the data from which on it is called active: Burda et al. 2016, section 5.2
 _MOST_DECODED = 4096  # latents at once, where an image has many
@@ -178,7 +178,7 @@ class VAE(ConditionalMethod):
     def draw(self, indices: Sequence[int], seed: int) -> Batch:
         """The highest latents and, as ``noise``, standard normal numbers for those below."""
         *lower, top = self.latent_dims
-        numbers = normal_latents(indices, seed, top + sum(lower))
+        numbers = normal_latents(seed, indices, top + sum(lower))
         noise = {"noise": numbers[:, top:]} if lower else {}
         return {"latent": numbers[:, :top], **noise} | self._draw_conditions(indices, seed)
 
@@ -241,8 +241,7 @@ class VAE(ConditionalMethod):
             weights, reconstruction, kl = [], [], []
             for start in range(0, num_samples, each):
                 numbers = np.arange(start, min(start + each, num_samples), dtype=np.int64)
-                of_samples = hash_integers(keys.view(np.int64)[:, None], numbers[None]).ravel()
-                noise = normal_field(of_samples, (sum(self.latent_dims),), batch["image"].device)
+                noise = normal_field(subkeys(keys, numbers), (sum(self.latent_dims),), batch["image"].device)
                 found, _, _ = self._infer(batch, moments, len(numbers), noise)
                 weights.append(found.log_weights.double())
                 reconstruction.append(found.negative_log_likelihood.double())

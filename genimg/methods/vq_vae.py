@@ -21,9 +21,7 @@ from genimg.networks.vq_autoencoder import Decoder, Encoder
 from genimg.schedules import Number, Scheduled, is_within, shown
 from genimg.types import Batch, Metrics, Microbatches, Progress
 from genimg.utils.durations import NumImages
-from genimg.utils.rng import hash_integers, uniform_field
-
-_CODE_STREAM = 10
+from genimg.utils.rng import Stream, keys_of, uniform_field
 
 
 class VQVAE(ConditionalMethod):
@@ -152,7 +150,7 @@ class VQVAE(ConditionalMethod):
         return self.decode(self.encode(batch["image"]))
 
     def draw(self, indices: Sequence[int], seed: int) -> Batch:
-        keys = hash_integers(_CODE_STREAM, seed, np.asarray(indices))
+        keys = keys_of(seed, Stream.CODE, np.asarray(indices))
         return {"uniform": uniform_field(keys, self.encoder.grid, torch.device("cpu"))} | self._draw_conditions(indices, seed)
 
     def truncated(self, drawn: Batch, amount: float) -> Batch:

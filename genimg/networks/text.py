@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from genimg.errors import ConfigError
 from genimg.networks.conditioning import ConditionEncoder
 from genimg.utils.machine_local import LocalPath
-from genimg.utils.rng import hash_integers
+from genimg.utils.rng import Stream, keys_of
 
 _NUM_HASHES = 2
 _PRIME = 2**31 - 1
@@ -239,11 +239,11 @@ def _running_maximum(numbers: Tensor) -> Tensor:
     return numbers[:, None, :].masked_fill(later, 0).amax(dim=2)  # the same, for programs in formats without cummax
 
 
-def _random_integers(stream: int, count: int) -> Tensor:
-    """int64 [2, count] of 24 bits, the same everywhere."""
+def _random_integers(table: int, count: int) -> Tensor:
+    """Return numbers of 24 bits, int64 [2, count], the same everywhere; another ``table`` has other numbers."""
     columns = torch.arange(count).numpy()
-    rows = [torch.from_numpy((hash_integers(stream, number, columns) >> 40).astype("int64")) for number in range(_NUM_HASHES)]
-    return torch.stack(rows)
+    rows = [keys_of(table, Stream.WORD_HASH, number, columns) >> 40 for number in range(_NUM_HASHES)]
+    return torch.stack([torch.from_numpy(row.astype("int64")) for row in rows])
 
 
 def _require_positive(**settings: int) -> None:

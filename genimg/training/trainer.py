@@ -33,13 +33,12 @@ from genimg.training.step_rng import Noise
 from genimg.training.update import Updater, split
 from genimg.types import Batch, Progress
 from genimg.utils.distributed import Vote, failing_together, of_first_rank, rank, world_size
-from genimg.utils.rng import seed_of, steady
+from genimg.utils.rng import Stream, seed_of, steady
 from genimg.utils.terminal import stop_signals, write_to_stderr
 
 log = logging.getLogger(__name__)
 
 _REPEATED_SIGNAL_SECONDS = 0.5  # within which a second SIGINT counts as the first, delivered twice
-_PREVIEW_STREAM = 1  # keeps the preview's latents apart from the evaluation's
 
 
 class StopRequestedError(Exception):
@@ -276,7 +275,7 @@ class Trainer:
     def _preview(self, *, with_data: bool) -> dict[str, torch.Tensor]:
         data = self.data.validation or self.data if self.method.translates else self.data
         count = min(self.settings.preview_images, len(data.source))
-        order, seed = Order(len(data.source), seed=self.seed, horizontal_flip=False), seed_of(_PREVIEW_STREAM, self.seed)
+        order, seed = Order(len(data.source), seed=self.seed, horizontal_flip=False), seed_of(self.seed, Stream.PREVIEW)
         with steady(seed, 0):
             return self._pictures(data.examples(order.indices(0, count), seed), seed, with_data=with_data)
 

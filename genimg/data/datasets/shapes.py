@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from genimg.data.datasets.builtin import Source, digest
 from genimg.errors import ConfigError
 from genimg.types import height_width
-from genimg.utils.rng import uniform
+from genimg.utils.rng import Stream, uniform
 
 FloatArray = NDArray[np.float64]
 
@@ -124,7 +124,7 @@ class ShapesSource(Source):
         """Shape, colour and size of the object at ``position`` (0 or 1), as indices into the tables above."""
 
         def choose(attribute: int, count: int) -> NDArray[np.int64]:
-            return (uniform(self.seed, index, position, attribute) * count).astype(np.int64)
+            return (uniform(self.seed, Stream.DRAWN_SHAPES, index, position, attribute) * count).astype(np.int64)
 
         shape, color, size = choose(0, len(SHAPES)), choose(1, len(COLORS)), choose(2, len(SIZES))
         held_out = self._held_out[color, shape]
@@ -134,7 +134,7 @@ class ShapesSource(Source):
         return shape, color, size
 
     def _above(self, index: Any) -> NDArray[np.bool_]:
-        return uniform(self.seed, index, 2, 0) < 0.5
+        return uniform(self.seed, Stream.DRAWN_SHAPES, index, 2, 0) < 0.5
 
     def read(self, index: int) -> NDArray[np.uint8]:
         channels, height, width = self.shape
@@ -165,7 +165,7 @@ class ShapesSource(Source):
                 left = wide * position
         radius = min(SIZES[_SIZE_NAMES[size]] * min(height, width), 0.46 * min(tall, wide))
         # The middle half of the room there is: enough variety, and learnt in minutes.
-        u, v = (0.25 + 0.5 * uniform(self.seed, index, position, axis)[0] for axis in (3, 4))
+        u, v = (0.25 + 0.5 * uniform(self.seed, Stream.DRAWN_SHAPES, index, position, axis)[0] for axis in (3, 4))
         return radius, (top + radius + u * (tall - 2 * radius), left + radius + v * (wide - 2 * radius))
 
     def caption(self, index: int) -> str | None:

@@ -26,9 +26,8 @@ from genimg.data.tasks.ranges import checked_range, drawn
 from genimg.errors import ConfigError, UserError
 from genimg.types import Batch
 from genimg.utils.images import to_float, to_uint8
-from genimg.utils.rng import hash_integers
+from genimg.utils.rng import Stream, keys_of
 
-_STREAM = 6  # keeps these numbers apart from those of other changes to training samples
 _PEAK = 255**2  # photons from which on noise is less than a level of 255 everywhere
 
 
@@ -82,9 +81,9 @@ class Denoise(Task):
 
     def _noisy(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Tensor:
         """Before it is clipped."""
-        keys = hash_integers(seed, _STREAM, 0, positions)
+        keys = keys_of(seed, Stream.DEGRADATION, 0, positions)
         if self.noise == "gaussian":
-            levels = drawn(self.amount, seed, _STREAM, 1, positions)
+            levels = drawn(self.amount, seed, Stream.DEGRADATION, 1, positions)
             return add_gaussian(images, _tensor(levels / 127.5, images), keys)
         if self._photons is not None:
             return self._photons(images, keys)
@@ -269,15 +268,15 @@ class Deblur(Task):
         return channels, channels
 
     def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Batch:
-        amounts = _tensor(drawn(self.amount, seed, _STREAM, 2, positions), images)
+        amounts = _tensor(drawn(self.amount, seed, Stream.DEGRADATION, 2, positions), images)
         if self.blur == "gaussian":
             blurred = gaussian_blur(images, amounts, self.reach)
         else:
-            radians = _tensor(drawn((0.0, math.pi), seed, _STREAM, 3, positions), images)
+            radians = _tensor(drawn((0.0, math.pi), seed, Stream.DEGRADATION, 3, positions), images)
             blurred = motion_blur(images, amounts, radians, math.ceil(self.amount[1]))
         if self.noise > 0:
             deviations = torch.full_like(amounts, self.noise / 127.5)
-            blurred = add_gaussian(blurred, deviations, hash_integers(seed, _STREAM, 4, positions))
+            blurred = add_gaussian(blurred, deviations, keys_of(seed, Stream.DEGRADATION, 4, positions))
         return _batch(eight_bits(blurred) if self.clip else blurred, images)
 
     def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:

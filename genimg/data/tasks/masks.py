@@ -17,9 +17,8 @@ from torch import Tensor
 from genimg.data.datasets.file_index import list_images
 from genimg.data.tasks.ranges import checked_range, drawn, drawn_integers
 from genimg.errors import ConfigError, DataError
-from genimg.utils.rng import uniform
+from genimg.utils.rng import Stream, uniform
 
-_STREAM = 7  # keeps these numbers apart from those of other changes to training samples
 _TURN, _TURN_RANGE = 2 * math.pi / 5, 2 * math.pi / 15  # of a stroke's legs from its course; the code of Yu et al. 2019
 
 
@@ -93,12 +92,12 @@ class Boxes(Mask):
 
     def __call__(self, positions: NDArray[np.int64], seed: int, *, height: int, width: int, device: torch.device) -> Tensor:
         box = np.arange(self.num_boxes)[:, None]
-        counts = drawn_integers((1, self.num_boxes), seed, _STREAM, 0, positions)
+        counts = drawn_integers((1, self.num_boxes), seed, Stream.MASK, 0, positions)
 
         def span(length: int, number: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
             """First and last + 1 pixel of every box along a side: [B, N]."""
-            pixels = np.rint(length * drawn(self.side, seed, _STREAM, number, box, positions))
-            first = np.floor((length - pixels + 1) * uniform(seed, _STREAM, number + 1, box, positions))
+            pixels = np.rint(length * drawn(self.side, seed, Stream.MASK, number, box, positions))
+            first = np.floor((length - pixels + 1) * uniform(seed, Stream.MASK, number + 1, box, positions))
             return first, np.where(box < counts, first + pixels, first)  # boxes beyond the count are empty
 
         spans = np.stack([*span(height, 1), *span(width, 3)]).astype(np.float32)  # [4, B, N]
@@ -142,11 +141,11 @@ class Strokes(Mask):
 
     def __call__(self, positions: NDArray[np.int64], seed: int, *, height: int, width: int, device: torch.device) -> Tensor:
         stroke = np.arange(self.num_strokes)[:, None]
-        chance = partial(uniform, seed, _STREAM)
-        strokes = drawn_integers((1, self.num_strokes), seed, _STREAM, 10, positions)  # [N]
-        legs = drawn_integers(self.num_legs, seed, _STREAM, 11, stroke, positions)  # [S, N]
+        chance = partial(uniform, seed, Stream.MASK)
+        strokes = drawn_integers((1, self.num_strokes), seed, Stream.MASK, 10, positions)  # [N]
+        legs = drawn_integers(self.num_legs, seed, Stream.MASK, 11, stroke, positions)  # [S, N]
         legs = np.where(stroke < strokes, legs, 0)
-        radius = drawn(self.width, seed, _STREAM, 12, stroke, positions) * (min(height, width) / 2)
+        radius = drawn(self.width, seed, Stream.MASK, 12, stroke, positions) * (min(height, width) / 2)
         course = 2 * math.pi * chance(13, stroke, positions)
         y, x = height * chance(14, stroke, positions), width * chance(15, stroke, positions)
         mean = math.hypot(height, width) / 8
@@ -207,7 +206,7 @@ class Files(Mask):
 
     def __call__(self, positions: NDArray[np.int64], seed: int, *, height: int, width: int, device: torch.device) -> Tensor:
         packed = self._load(height, width)
-        chosen = packed[drawn_integers((0, len(packed) - 1), seed, _STREAM, 20, positions)]
+        chosen = packed[drawn_integers((0, len(packed) - 1), seed, Stream.MASK, 20, positions)]
         bits = np.unpackbits(chosen, axis=1, count=height * width)
         return torch.from_numpy(bits).to(device, non_blocking=True).float().view(len(positions), 1, height, width)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from genimg.utils.rng import uniform
+from genimg.utils.rng import Stream, uniform
 
 Range = tuple[float, float]
 
@@ -36,13 +36,13 @@ def checked_range(name: str, value: float | Sequence[float], least: float, most:
     return low, high
 
 
-def drawn(bounds: Range, *keys: int | NDArray[np.int64]) -> NDArray[np.float64]:
-    """Numbers uniform in the range, which depend on the keys alone."""
+def drawn(bounds: Range, seed: int, stream: Stream, *position: int | NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return numbers uniform in the range, made of ``keys_of`` the other arguments."""
     low, high = bounds
-    return low + (high - low) * uniform(*keys)
+    return low + (high - low) * uniform(seed, stream, *position)
 
 
-def drawn_integers(bounds: tuple[int, int], *keys: int | NDArray[np.int64]) -> NDArray[np.int64]:
-    """Integers uniform in the range, both ends included, which depend on the keys alone."""
+def drawn_integers(bounds: tuple[int, int], seed: int, stream: Stream, *position: int | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return integers uniform in the range, both ends included, made of ``keys_of`` the other arguments."""
     low, high = bounds
-    return low + np.floor((high - low + 1) * uniform(*keys)).astype(np.int64)
+    return low + np.floor((high - low + 1) * uniform(seed, stream, *position)).astype(np.int64)
