@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
+from genimg.config import schema
 from genimg.data.captions import caption_length, encode
 from genimg.data.datasets.builtin import Source
 from genimg.data.datasets.unpaired import UnpairedSource
@@ -284,7 +285,8 @@ def check_top_level(config: Config) -> None:
     """
     train = OmegaConf.load(Path(config_dir()) / "train.yaml")
     groups = [key for entry in train.defaults if isinstance(entry, DictConfig) for key in entry]
-    known = {*(str(key) for key in train), *(str(key) for key in groups)} - {"defaults", "hydra", "experiment"}
+    own = (option.name for option in schema.options_of(schema.COMMANDS["train"]))
+    known = {*own, *(str(key) for key in groups)} - {"experiment"}
     for key in config:
         if key not in known and not key.startswith("_"):
             raise ValueError(f"unknown key {key}{nearest(key, known)}: nothing reads it; --cfg job shows all keys")
@@ -728,7 +730,7 @@ def _target_of(path: Path) -> str | None:
     node: Any = OmegaConf.to_container(OmegaConf.load(path))
     if "_target_" in node:
         return str(node["_target_"])
-    bases = [path.with_name(f"{entry}.yaml") for entry in node.get("defaults", []) if isinstance(entry, str)]
+    bases = [path.with_name(f"{entry}.yaml") for entry in node.get("defaults", []) if re.fullmatch(r"\w+", str(entry))]
     return next((target for base in bases if base.is_file() and (target := _target_of(base))), None)
 
 
