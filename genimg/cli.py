@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import logging
 import os
@@ -23,7 +22,8 @@ from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from genimg.config.messages import explain, is_choice
+from genimg.config import help
+from genimg.config.messages import explain
 from genimg.errors import CheckpointError, ConfigError, UserError
 from genimg.utils.files import new_directory
 from genimg.utils.paths import config_dir
@@ -118,8 +118,10 @@ def _run(name: str, config: str | None = None) -> None:
     """
     protect_standard_streams()
     primary = config or name
+    if help.is_requested(sys.argv[1:]):
+        print(help.page(primary, sys.argv[1:]))
+        return
     OmegaConf.register_new_resolver("genimg.job_name", _job_name, replace=True)
-    OmegaConf.register_new_resolver("genimg.groups", functools.partial(_groups, primary), replace=True)
     directories = _NewDirectories()
     OmegaConf.register_new_resolver("genimg.new_run_dir", directories.of_run, replace=True)
     # The config's cache takes a sweep's directory along into the processes of its jobs.
@@ -283,17 +285,3 @@ def _constants(arguments: Sequence[str]) -> set[str]:
             if not override.is_sweep_override():
                 found.add(override.key_or_group)
     return found
-
-
-def _groups(name: str, sources: Sequence[DictConfig]) -> str:
-    """A line for each group that the config of ``name`` has a place for; Hydra's own list has them all, with their bases.
-
-    Args:
-        name: of the primary config.
-        sources: ``hydra.runtime.config_sources``, of which those of ``--config-dir`` are some.
-    """
-    folders = [Path(source.path) for source in sources if source.schema == "file"]
-    defaults = OmegaConf.load(Path(config_dir(), f"{name}.yaml")).defaults
-    groups = sorted(key for entry in defaults if isinstance(entry, DictConfig) for key in map(str, entry) if " " not in key)
-    files = {group: {path.stem for folder in folders for path in (folder / group).glob("*.yaml")} for group in groups}
-    return "\n".join(f"{group}: {', '.join(sorted(filter(is_choice, files[group])))}" for group in groups)

@@ -164,7 +164,7 @@ def warn_of_short_training(settings: TrainerSettings, config: Config, builder: B
 def _plain_yaml(group: str, name: str) -> Config:
     """A file of a config group on top of those that its defaults list names."""
     node: Any = OmegaConf.load(Path(config_dir(), group, f"{name}.yaml"))
-    bases = [entry for entry in node.pop("defaults", []) if entry != "_self_"]
+    bases = [entry for entry in node.pop("defaults", []) if entry != "_self_" and not entry.startswith("/_schema/")]
     merged = OmegaConf.merge(*(_plain_yaml(group, base) for base in bases), node)
     return OmegaConf.to_container(merged, resolve=True)  # type: ignore[return-value]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from genimg.config import schema
 from genimg.config.instantiate import Builder, chosen_penalties
 from genimg.data.datasets.builtin import Source
 from genimg.data.tasks.base import Task
@@ -30,7 +32,8 @@ def check_top_level(config: Node) -> None:
     """
     train = OmegaConf.load(Path(config_dir()) / "train.yaml")
     groups = [key for entry in train.defaults if isinstance(entry, DictConfig) for key in entry]
-    known = {*(str(key) for key in train), *(str(key) for key in groups)} - {"defaults", "hydra", "experiment"}
+    own = (option.name for option in schema.options_of(schema.COMMANDS["train"]))
+    known = {*own, *(str(key) for key in groups)} - {"experiment"}
     for key in config:
         if key not in known and not key.startswith("_"):
             raise ConfigError(f"unknown key {key}{nearest(key, known)}: nothing reads it; --cfg job shows all keys")
@@ -129,5 +132,5 @@ def _target_of(path: Path) -> str | None:
     node: Any = OmegaConf.to_container(OmegaConf.load(path))
     if "_target_" in node:
         return str(node["_target_"])
-    bases = [path.with_name(f"{entry}.yaml") for entry in node.get("defaults", []) if isinstance(entry, str)]
+    bases = [path.with_name(f"{entry}.yaml") for entry in node.get("defaults", []) if re.fullmatch(r"\w+", str(entry))]
     return next((target for base in bases if base.is_file() and (target := _target_of(base))), None)

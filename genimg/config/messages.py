@@ -11,8 +11,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from genimg.config import schema
 from genimg.errors import UserError
 from genimg.utils.paths import config_dir
 from genimg.utils.words import nearest, quoted
@@ -73,6 +74,9 @@ def _explain_config_error(error: Exception, command: str, arguments: list[str]) 
         available = [name for name in options if re.fullmatch(r"[\w.-]+", name) and is_choice(name)]
         known = f": choose one of {', '.join(sorted(available))}" if available else ""
         return f"unknown option {group}={choice}{nearest(choice, available)}{known}"
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
+    if isinstance(cause, OmegaConfBaseException) and (refused := _explain_refused_value(cause, text, command)):
+        return refused
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         return _explain_unknown_key(unknown.group(1).split("@")[0], command, arguments)
@@ -86,10 +90,33 @@ def _explain_config_error(error: Exception, command: str, arguments: list[str]) 
         if not equals:
             return f"{unreadable!r} is not key=value; a value with spaces needs quotes: trainer.duration='25 epochs'"
         return f'the value of {key} has characters that need quotes of their own: write "{key}={quoted(value)}"'
+    kept = re.search(r"Could not delete from config. '([^']+)' does not exist", text)
+    if kept and schema.type_of(kept.group(1), command):
+        return f"~{kept.group(1)} cannot be removed: set {kept.group(1)}=VALUE instead"
     missing = re.search(r"Missing mandatory value: (\S+)", text)
     if missing:
         return f"{missing.group(1)} is required: set {missing.group(1)}=VALUE"
     return "; ".join(lines[:2])
+
+
+def _explain_refused_value(error: OmegaConfBaseException, text: str, command: str) -> str | None:
+    """A value of the wrong type, or an unknown key in a file of a group; None for another error."""
+    key, file = error.full_key or "", re.search(r"In '([^']+)'", text)
+    place = f" (in {file.group(1)})" if file else ""
+    if isinstance(error, ValidationError) and (type := schema.type_of(key, command, error.object_type)):
+        return f"{key}={_as_written(error.value)} must be {schema.sentence(type)}{place}"
+    if file and isinstance(error, ConfigKeyError | ConfigAttributeError):
+        group, _, name = key.rpartition(".")
+        kinds = (*schema.COMMANDS.values(), *(kind for kinds in schema.GROUPS.values() for kind in kinds.values()))
+        known = [each.name for kind in kinds if kind is error.object_type for each in schema.options_of(kind)]
+        hint = nearest(name, known).replace("mean '", f"mean '{group}.")
+        return f"unknown key {key}{hint}{place}: {group} takes {', '.join(known)}" if known else None
+    return None
+
+
+def _as_written(value: Any) -> str:
+    """A value as a command line writes it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _explain_unknown_key(key: str, command: str, arguments: list[str]) -> str:

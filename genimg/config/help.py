@@ -1,0 +1,209 @@
+"""Answer --help of the commands from the schema and the config files, without composing a config."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+
+from genimg.config.messages import is_choice
+from genimg.config.schema import COMMANDS, GROUPS, OPEN, Option, options_of
+from genimg.utils.paths import config_dir
+
+_ROOT_GROUPS = ("experiment", "local")  # whose files set keys of other groups
+_WIDEST_TYPE, _WIDEST_DEFAULT, _NARROWEST_HELP = 22, 20, 32  # characters
+
+
+def is_requested(arguments: Sequence[str]) -> bool:
+    """Return whether a command line asks for help."""
+    return any(argument in ("-h", "--help") for argument in arguments)
+
+
+def page(name: str, arguments: Sequence[str], width: int | None = None) -> str:
+    """Return the help of a command: examples, its options, and those of the groups that a command line chooses.
+
+    Args:
+        name: Name of the primary config.
+        arguments: Arguments of the command line.
+        width: Width of the page in characters; None takes the terminal's.
+    """
+    width = width or shutil.get_terminal_size().columns
+    files = _Files([config_dir(), *_own_directories(arguments)])
+    config = files.load(Path(config_dir(), f"{name}.yaml"))
+    told = config["hydra"]["help"]
+    parts = [told["header"], textwrap.indent(told["template"], "  "), *_sections("", options_of(COMMANDS[name]), width)]
+    defaults = [(str(key), value) for entry in config["defaults"] if isinstance(entry, dict) for key, value in entry.items()]
+    groups = {key.removeprefix("optional "): value for key, value in defaults if not key.startswith("override ")}
+    choices = files.choices(groups, arguments)
+    changed = [files.read(group, choices.get(group)).values for group in _ROOT_GROUPS if group in groups]
+    for group in sorted(groups.keys() & GROUPS.keys(), key=list(GROUPS).index):
+        read = files.read(group, choices[group])
+        if read.schema is not None:
+            values = functools.reduce(lambda one, other: one | other.get(group, {}), changed, read.values)
+            options = (_with_default(option, values) for option in options_of(read.schema))
+            parts += _sections(f"{group}.", options, width, f"{group}={choices[group]}: {_doc(read.schema)}")
+    if listed := {group: names for group in sorted(groups) if (names := files.names(group))}:
+        parts.append(_listed(listed, width))
+        parts.append(_fill(f"The options of another choice, such as {_example(groups)}, are listed by {told['app_name']} "
+                           f"{_example(groups)} --help. --cfg job prints the composed config, --config-dir DIR adds your own "
+                           "files, and --hydra-help lists the flags of Hydra.", width))  # fmt: skip
+    return "\n\n".join(parts)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What an option of a group sets.
+
+    Attributes:
+        values: Keys that its files set.
+        schema: Schema that they include; None if they include none.
+        overrides: Choices that they make of other groups, the winning ones first.
+    """
+
+    values: dict[str, Any]
+    schema: type | None
+    overrides: list[tuple[str, Any]]
+
+
+class _Files:
+    """The config files below some directories, of which the first that has a file wins.
+
+    Args:
+        directories: Directories of configs.
+    """
+
+    def __init__(self, directories: Sequence[str]) -> None:
+        self._directories = [Path(directory) for directory in directories]
+
+    def names(self, group: str) -> list[str]:
+        """Return the options of a group."""
+        found = {path.stem for folder in self._directories for path in (folder / group).glob("*.yaml")}
+        return sorted(filter(is_choice, found))
+
+    @staticmethod
+    def load(path: Path) -> dict[str, Any]:
+        """Return the contents of a file, unresolved."""
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)  # type: ignore[return-value]
+
+    def read(self, group: str, name: Any) -> _Read:
+        """Return what an option sets, together with the files that it builds on; nothing for one that is not a file."""
+        paths = [path for folder in self._directories if (path := folder / group / f"{name}.yaml").is_file()]
+        if not paths:
+            return _Read({}, None, [])
+        own = self.load(paths[0])
+        entries = own.pop("defaults", [])
+        values: dict[str, Any] = {}
+        schema: type | None = None
+        overrides: list[tuple[str, Any]] = []
+        for entry in reversed(entries):
+            if isinstance(entry, dict):
+                overrides += [(key.removeprefix("override /").partition("@")[0], each) for key, each in entry.items()]
+            elif included := re.fullmatch(r"/_schema/(\w+)/(\w+)@_here_", entry):
+                schema = (GROUPS[included[1]] | OPEN.get(included[1], {}))[included[2]]
+            elif entry != "_self_":
+                base = self.read(group, entry)
+                values, schema, overrides = base.values | values, schema or base.schema, overrides + base.overrides
+        return _Read(values | own, schema, overrides)
+
+    def choices(self, groups: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+        """Return what the command line, or else the files, choose of each group.
+
+        Args:
+            groups: Groups with their defaults, in the order of the defaults list, of whose files the last win.
+            arguments: Arguments of the command line.
+        """
+        given = (argument.partition("=") for argument in arguments)
+        chosen: dict[str, Any] = {key: value for key, _, value in given if key in groups}
+        for group in reversed(groups):
+            for other, value in self.read(group, chosen.get(group, groups[group])).overrides:
+                chosen.setdefault(other, value)
+        return groups | chosen
+
+
+def _own_directories(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield the values of --config-dir."""
+    for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, value = flag.partition("=")
+        if name in ("--config-dir", "-cd"):
+            yield value or following
+
+
+def _with_default(option: Option, values: dict[str, Any]) -> Option:
+    return replace(option, default=values[option.name]) if option.name in values else option
+
+
+def _doc(schema: type) -> str:
+    return (schema.__doc__ or "").partition("\n")[0]
+
+
+def _example(groups: Iterable[str]) -> str:
+    return "data=mnist" if "data" in groups else "evaluation=inception"
+
+
+def _sections(prefix: str, options: Iterable[Option], width: int, title: str = "") -> Iterator[str]:
+    """Yield the options below their headings, each of which begins a section."""
+    rows: list[tuple[str, str, str, str]] = []
+    for option in options:
+        if option.heading and not prefix:
+            if rows:
+                yield _table(title, rows, width)
+            title, rows = option.heading, []
+        rows.append((prefix + option.name, option.type, _as_written(option.default), option.help))
+    yield _table(title, rows, width)
+
+
+def _table(title: str, rows: Sequence[tuple[str, str, str, str]], width: int) -> str:
+    """Return aligned rows of key, type, default and help; on narrow terminals the help is on lines of its own."""
+    keys, types, defaults, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    widths = [keys, min(types, _WIDEST_TYPE), min(defaults, _WIDEST_DEFAULT)]
+    left = width - sum(widths) - 2 * 4
+    is_narrow = left < _NARROWEST_HELP
+    lines = [_fill(f"{title}:" if not title.endswith((".", ":")) else title, width)]
+    for *cells, told in rows:
+        columns = [_wrapped(cell, wide) for cell, wide in zip(cells, widths, strict=True)]
+        columns += [] if is_narrow else [_wrapped(told, left)]
+        for i in range(max(map(len, columns))):
+            row = [column[i] if i < len(column) else "" for column in columns]
+            padded = (cell.ljust(wide) for cell, wide in zip(row, [*widths, 0], strict=False))
+            lines.append(("  " + "  ".join(padded)).rstrip())
+        if is_narrow:
+            lines += [f"      {line}" for line in _wrapped(told, width - 6)]
+    return "\n".join(lines)
+
+
+def _listed(options: dict[str, list[str]], width: int) -> str:
+    """Return a line, wrapped, for the options of each group."""
+    lines = [f"{group}: {', '.join(names)}" for group, names in options.items()]
+    return "\n".join(["Groups (group=option):", *(_fill(line, width, "    ") for line in lines)])
+
+
+def _fill(text: str, width: int, indent: str = "") -> str:
+    return textwrap.fill(text, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_on_hyphens=False) or [""]
+
+
+def _as_written(value: Any) -> str:
+    """Return a default as a config file writes it."""
+    if value == MISSING:
+        return "required"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "{...}" if value else "{}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_as_written, value))}]"
+    if environment := re.fullmatch(r"\$\{oc\.env:(\w+),(\w+)\}", str(value)):
+        return f"${environment[1]} or {environment[2]}"
+    if str(value).startswith("${genimg.new_run_dir:"):
+        return "outputs/DATE/TIME_MODEL_DATA"
+    return "null" if value is None else str(value)

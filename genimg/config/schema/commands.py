@@ -1,0 +1,324 @@
+"""The options of every command: the keys of a command's config that belong to no group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from genimg.config.schema.option import option
+
+_DEVICE = "auto | cuda | cuda:N | cpu | mps"
+_PRECISIONS = ("auto", "fp32", "tf32", "bf16")
+_ALLOW = "Packages of your own that a config may name in _target_, such as allow=[mypackage]"
+_ALLOW_OF_CHECKPOINT = "Packages of your own that the checkpoint's config may name in _target_"
+_TRACEBACK = "Show the traceback of an error"
+_CHECKPOINT = "Checkpoint, or run directory"
+_WHICH = "Which checkpoint of a run directory"
+_CHANGE = "Greatest relative change: a factor of [1 - x, 1 + x]"
+
+
+@dataclass
+class Train:
+    """genimg-train: train an image generation model."""
+
+    device: str = option("Device to train on", "auto", type=_DEVICE, heading="Training")
+    precision: str = option("Arithmetic; auto is bf16 where the processor has instructions for it", "auto", one_of=_PRECISIONS)
+    seed: int = option("Seed of the initial weights and of everything random", 0)
+    penalty: dict[str, Any] = option("Penalties, chosen by a list such as penalty=[r1,lecam]", {})
+    optimizer_overrides: dict[str, Any] = option(
+        "Settings per parameter group, such as +optimizer_overrides.discriminator.lr=4e-4", {}
+    )
+    run_dir: str = option(
+        "Directory of the run; default: a new one, with -2, -3, ... appended for runs started in the same second",
+        "${genimg.new_run_dir:outputs/${now:%Y-%m-%d}/${now:%H-%M-%S}_${hydra:runtime.choices.model}_${hydra:runtime.choices.data}}",
+        type="directory",
+        heading="Run",
+    )
+    resume: str | None = option(
+        "auto: continue what run_dir holds; a checkpoint or run directory: continue it; null: never",
+        "auto",
+        type="auto | path | null",
+    )
+    resume_force: bool = option("Resume even if the config differs in a way that changes the result", False)
+    dry_run: bool = option("Check the data and measure the memory and time of a few steps, without making a run", False)
+    print_config: bool = option("Print the composed config at the start", False)
+    allow: list[str] = option(_ALLOW, [])
+    traceback: bool = option(_TRACEBACK, False)
+
+
+@dataclass
+class Eval:
+    """genimg-eval: compare one set of images with another. Null means: as in the checkpoint's own config."""
+
+    ckpt: str | None = option(_CHECKPOINT, None, type="path | null", heading="What to evaluate (one of these)")
+    images: str | None = option(
+        "Folder of images, .npz (FILE.npz:NAME selects an array), or dataset such as mnist:test", None, type="path | null"
+    )
+    compare: list[str] | None = option(
+        "Two results, [A.json,B.json]: print both, and whether and why not they can be compared", None
+    )
+    real: str | None = option(
+        "Folder, .npz, saved statistics (.pt, or .npz with mu and sigma) or dataset such as cifar10:test; "
+        "null: the checkpoint's data",
+        None,
+        type="path | null",
+        heading="Real images",
+    )
+    split: str | None = option("Split of the checkpoint's data, such as test, instead of the training's", None)
+    num_real: int | None = option("Number of real images, chosen at random, stratified by class; null: all", None)
+    data_root: str | None = option("Directory where the dataset is now", None, type="directory | null")
+    save_statistics: str | None = option(
+        "Also write the statistics of the real images to this .pt file", None, type="file | null"
+    )
+    accept_unrecorded: bool = option("Accept statistics that do not say which extractor made them", False)
+
+    which: str = option(_WHICH, "last", one_of=("last", "best"), heading="Evaluation")
+    device: str = option("Device", "auto", type=_DEVICE)
+    num_images: int | None = option("Number of generated images, or of random ones of images= (null: all)", None)
+    num_samples: int | None = option("Number of latents per image, with evaluation=likelihood", None)
+    batch_size: int | None = option("Batch size of generation and extraction; does not influence the values", None)
+    seed: int | None = option("Seed of the generated images", None)
+    bootstrap: int | None = option("Number of resamples for 95 % intervals, such as 200", None)
+    image_size: Any = option("Size in pixels to resize folders and .npz to; null: unchanged", None, type="int | list | null")
+    range: list[int | float] | None = option(
+        "[low, high] of folders and .npz: the values that become black and white, as data.range", None
+    )
+    inception_weights: str | None = option("Path of the Inception weights", None, type="path | null")
+
+    neighbors: int = option("Number of generated images to show with their nearest real images", 0, heading="Memorisation")
+    held_out: str | None = option(
+        "With neighbors=: images that training did not see, as for images=, which the share of copies is measured against; "
+        "null: the checkpoint's data.validation, else its test split",
+        None,
+        type="path | null",
+    )
+    picture: str | None = option(
+        "File of that picture (null: neighbors.png); for a model that translates: of its worst images", None, type="file | null"
+    )
+
+    model_mode: str | None = option(
+        "train: dropout and batch statistics as in training", None, one_of=("eval", "train"), heading="Models that translate"
+    )
+    classical: bool = option("Also evaluate methods that need no training (pip install 'genimg[classical]')", False)
+    table: str | None = option("CSV file for the values of every image", None, type="file | null")
+
+    output: str | None = option("Also write the result to this JSON file", None, type="file | null", heading="Output")
+    provenance: bool = option("Print everything that the values depend on", False)
+    allow: list[str] = option(_ALLOW, [])
+    traceback: bool = option(_TRACEBACK, False)
+
+
+@dataclass
+class Sample:
+    """genimg-sample: images from a checkpoint."""
+
+    ckpt: str = option(_CHECKPOINT, type="path", heading="Model")
+    which: str = option(_WHICH, "last", one_of=("last", "best"))
+    device: str = option("Device", "auto", type=_DEVICE)
+
+    num_images: int = option("Number of images, for each label or text if there are several", 64, heading="Images")
+    seed: int = option("Seed; image i depends only on the seed, on i, and on the requested label or text", 0)
+    batch_size: int = option("Batch size", 64)
+    label: Any = option(
+        "Class to generate: name or number, index:N by position, or a list; null: with the frequencies of the data",
+        None,
+        type="text | int | list | null",
+    )
+    text: Any = option("Caption to generate from, or a list; null: captions of the data", None, type="text | list | null")
+    truncation: int | float | None = option(
+        "Less varied, better images: psi of StyleGAN2 (0: its average), temperature of a VQ-VAE's prior, else the bound t of "
+        "latents truncated to [-t, t]",
+        None,
+    )
+    noise: str | None = option(
+        "StyleGAN2's noise per pixel; random (also null): different for each sample; const: the same for all",
+        None,
+        one_of=("random", "const", "none"),
+    )
+
+    near: str | None = option("Image file: draw samples around it", None, type="file | null", heading="Autoencoders")
+    spread: int | float | None = option(
+        "With near=: distance in standard deviations of the prior; 0: the reconstruction; null: 0.5", None
+    )
+    reconstruct: str | None = option(
+        "Image file or directory: reconstruct each image instead of sampling", None, type="path | null"
+    )
+
+    interpolate: str | None = option(
+        "Make a closed loop through num_images latents instead of single images",
+        None,
+        one_of=("linear", "spherical"),
+        heading="Interpolation",
+    )
+    frames: int | None = option("Number of images from one latent to the next; null: 8", None)
+    frames_per_second: int | float | None = option("Frame rate of the animation; null: 12", None)
+
+    output: str | None = option(
+        "Directory or .npz file; default: samples-seedN... beside the checkpoint's folder",
+        None,
+        type="path | null",
+        heading="Output",
+    )
+    class_folders: bool = option("Make a subdirectory for each class, which data=folder reads as labels", False)
+    allow: list[str] = option(_ALLOW_OF_CHECKPOINT, [])
+    traceback: bool = option(_TRACEBACK, False)
+
+
+@dataclass
+class Translate:
+    """genimg-translate: images from images, by a checkpoint of a model that translates."""
+
+    ckpt: str = option(_CHECKPOINT, type="path", heading="Model")
+    which: str = option(_WHICH, "last", one_of=("last", "best"))
+    device: str = option("Device", "auto", type=_DEVICE)
+    direction: str | None = option("Direction, of a model with both; null: a2b", None, one_of=("a2b", "b2a"))
+    model_mode: str | None = option(
+        "eval: without dropout, averaged batch statistics; train: as in training; null: as the model was measured",
+        None,
+        one_of=("eval", "train"),
+    )
+
+    input: str = option("Image, or directory of images with its subdirectories", type="path", heading="Input")
+    mask: str | None = option(
+        "For inpainting, white where pixels are missing: one file, or a directory with files named as the images",
+        None,
+        type="path | null",
+    )
+    half: str | None = option(
+        "Half of files with two images side by side; whole: files as they are; null: whole, but files that look like "
+        "the pairs of data=paired are refused",
+        None,
+        one_of=("left", "right", "whole"),
+    )
+    tile: int | None = option("Size in pixels of tiles for larger images, which then need the memory of one tile", None)
+    overlap: int = option("Pixels by which a tile reaches into its neighbours", 32)
+    batch_size: int = option("Number of images of one size, or of tiles, at once", 8)
+    seed: int = option("Seed of dropout in model_mode=train; an image depends only on it and on its number in the directory", 0)
+
+    output: str = option("Directory; every image keeps its name, with the suffix .png", type="directory", heading="Output")
+    overwrite: bool = option("Replace a directory that genimg-translate wrote, with all that it holds", False)
+    grid: bool = option("Write OUTPUT.png: the first 16 images with their translations to the right", True)
+    allow: list[str] = option(_ALLOW_OF_CHECKPOINT, [])
+    traceback: bool = option(_TRACEBACK, False)
+
+
+@dataclass
+class Features:
+    """genimg-features: train a classifier on labelled images, whose features then evaluate images of that kind."""
+
+    name: str = option("Name of the extractor, part of the metrics' names: fd5k_NAME", heading="Output")
+    output: str = option("Directory for NAME.pt and evaluation/NAME.yaml", "features", type="directory")
+
+    epochs: int = option("Number of epochs", 8, heading="Training")
+    batch_size: int = option("Images per step", 128)
+    learning_rate: int | float = option(
+        "Highest rate: it rises over 30 % of the training, then falls along half a cosine", 3e-3
+    )
+    weight_decay: int | float = option("Weight decay of AdamW (Loshchilov & Hutter 2019)", 0.01)
+    held_out: int = option("One image in so many, chosen at random, measures the accuracy if the data has no test split", 10)
+    seed: int = option("Seed of the initial weights and of the images' order", 0)
+    device: str = option("Device", "auto", type=_DEVICE)
+    precision: str = option("Arithmetic", "auto", one_of=_PRECISIONS)
+    allow: list[str] = option(_ALLOW, [])
+    traceback: bool = option(_TRACEBACK, False)
+
+
+@dataclass
+class Prepare:
+    """genimg-prepare: pack a dataset into a few large files of decoded, resized images."""
+
+    output: str = option("Directory to write; it is complete or absent", type="directory", heading="Output")
+    shard_size: int = option("Largest number of bytes of images in one file", 1073741824)
+    max_corrupt: int | None = option(
+        "Number of undecodable images to skip before stopping; null: skip all and list them in corrupt.txt", None
+    )
+    allow: list[str] = option(_ALLOW, [])
+    traceback: bool = option(_TRACEBACK, False)
+
+
+@dataclass
+class Augment:
+    """genimg-augment: changed copies of the images of a folder, with their labels and captions."""
+
+    input: str = option("Directory of images; its subdirectories are the classes", type="directory", heading="Files")
+    output: str = option("Directory to write, complete or absent; OUTPUT.png shows some of the copies", type="directory")
+    copies: int = option("Number of copies of each image", 4)
+    originals: bool = option("Also copy the unchanged images", False)
+    captions: str | None = option(
+        "JSON lines file within input; auto: as data=folder does; null: none", "auto", type="auto | file | null"
+    )
+    seed: int = option("Seed; a copy depends only on it, on the image's path below input and on the copy's number", 0)
+
+    horizontal_flip: int | float = option("Probability", 0.5, heading="Changes")
+    vertical_flip: int | float = option("Probability", 0.0)
+    rotation: int | float = option("Greatest angle in degrees, in either direction", 10.0)
+    crop: int | float = option("Smallest share of the area that is cut out and resized to the whole; 1: no crop", 0.8)
+    brightness: int | float = option(_CHANGE, 0.2)
+    contrast: int | float = option(_CHANGE, 0.2)
+    saturation: int | float = option(_CHANGE, 0.2)
+    hue: int | float = option("Greatest shift in either direction; 0.5 is half the circle of colours", 0.0)
+    cutout: int | float = option("Side of a grey square, as a share of the image's shorter side", 0.0)
+    mixup: int | float = option("Alpha of the Beta distribution of the other image's share; 0: no mixing", 0.0)
+    cutmix: int | float = option(
+        "The same for a rectangle of the other image; together with mixup, each changes half of the copies", 0.0
+    )
+
+    max_corrupt: int | None = option(
+        "Number of undecodable images to skip, and list in corrupt.txt, before stopping; null: all", 0, heading="Running"
+    )
+    num_workers: int | str = option("Number of threads; auto: one per core", "auto", one_of=("auto",), or_type=(int,))
+    traceback: bool = option(_TRACEBACK, False)
+
+
+@dataclass
+class Report:
+    """genimg-report: one self-contained page about a run, several runs or a sweep, and the same as CSV and Markdown."""
+
+    runs: Any = option(
+        "Directories of runs or sweeps, or folders of either; also without runs=, as plain arguments",
+        type="list of directories",
+        heading="Report",
+    )
+    output: str | None = option(
+        "Page (.html), with .csv and .md of that name beside it; default: report.html in the directory, "
+        "if there is only one, else here",
+        None,
+        type="file | null",
+    )
+    traceback: bool = option(_TRACEBACK, False)
+
+
+@dataclass
+class Export:
+    """genimg-export: the network that makes the images, alone, in a file for other programs."""
+
+    ckpt: str = option(_CHECKPOINT, type="path", heading="Model")
+    which: str = option(_WHICH, "last", one_of=("last", "best"))
+    truncation: int | float | None = option("Psi of StyleGAN2, which becomes part of the program; null: 1", None)
+    direction: str | None = option("Direction, of a model with both; null: a2b", None, one_of=("a2b", "b2a"))
+    model_mode: str | None = option(
+        "For a model that translates: averaged (eval) or each image's own (train) batch statistics; "
+        "null: as the model was measured",
+        None,
+        one_of=("eval", "train"),
+    )
+    device: str = option("Device to test the file on", "auto", type=_DEVICE)
+    allow: list[str] = option(_ALLOW_OF_CHECKPOINT, [])
+
+    format: str = option(
+        "pt2: program for PyTorch; onnx: for ONNX runtimes; safetensors: weights without a program",
+        "pt2",
+        one_of=("pt2", "onnx", "safetensors"),
+        heading="Output",
+    )
+    output: str | None = option(
+        "File; default: generator, decoder or translator, beside the checkpoint's folder", None, type="file | null"
+    )
+    traceback: bool = option(_TRACEBACK, False)
+
+
+COMMANDS: dict[str, type] = {
+    "train": Train, "eval": Eval, "sample": Sample, "translate": Translate, "features": Features, "prepare": Prepare,
+    "augment_files": Augment, "report": Report, "export": Export,
+}  # fmt: skip
+"""Schemas by the name of the primary config."""

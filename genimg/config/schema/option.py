@@ -1,0 +1,140 @@
+"""Declare an option of a config: its type, default and line of help, and nodes that OmegaConf checks values with."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin, get_type_hints
+
+from omegaconf import MISSING, ValueNode
+from omegaconf.base import Metadata
+from omegaconf.errors import ValidationError
+
+_NAMES = {int: "int", float: "number", str: "text", bool: "true | false", list: "list", dict: "mapping"}
+_SPOKEN = {
+    "int": "a whole number", "number": "a number", "list": "a list such as [a,b]", "mapping": "a mapping such as {a: 1}",
+    "duration": "a duration such as '25 epochs'", "path": "a path", "file": "a file", "directory": "a directory",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option as a user sees it.
+
+    Attributes:
+        name: Key of the option.
+        type: Type, or the allowed values, in words.
+        default: Default, "???" if a value is required.
+        help: One line of help.
+        heading: Heading that begins with this option; empty if it continues the one before.
+    """
+
+    name: str
+    type: str
+    default: Any
+    help: str
+    heading: str
+
+
+class OneOf(ValueNode):
+    """A value out of a closed set, or of one of some types.
+
+    Args:
+        value: The value; an interpolation or "???" is checked when it is replaced.
+        words: Allowed values.
+        types: Types of other allowed values.
+        is_optional: Whether null is allowed.
+    """
+
+    _words: tuple[str | bool, ...]
+    _types: tuple[type, ...]
+
+    def __init__(self, value: Any, words: tuple[str | bool, ...], types: tuple[type, ...], *, is_optional: bool) -> None:
+        self.__dict__["_words"], self.__dict__["_types"] = words, types  # Node has a __setattr__ of its own
+        metadata = Metadata(key=None, optional=is_optional, ref_type=str, object_type=str)
+        super().__init__(parent=None, value=value, metadata=metadata)
+
+    def _validate_and_convert_impl(self, value: Any) -> Any:
+        is_word = any(type(value) is type(word) and value == word for word in self._words)
+        if not is_word and type(value) not in self._types:
+            raise ValidationError(f"Value '$VALUE' must be {in_words(self._words, self._types)}")
+        return value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OneOf:
+        copied = OneOf(None, self._words, self._types, is_optional=True)
+        self._deepcopy_impl(copied, memo)
+        return copied
+
+
+def option(
+    help: str,
+    default: Any = MISSING,
+    *,
+    type: str = "",
+    one_of: tuple[str | bool, ...] = (),
+    or_type: tuple[type, ...] = (),
+    heading: str = "",
+    optional: bool = False,
+) -> Any:
+    """Return the dataclass field of an option.
+
+    Args:
+        help: One line of help.
+        default: Default; none if a value is required.
+        type: Type in words, for an annotation that does not say enough.
+        one_of: Allowed values, for a closed set.
+        or_type: Types of other allowed values besides ``one_of``.
+        heading: Heading in the help, which begins with this option.
+        optional: Whether a closed set allows null, which a default of null implies.
+    """
+    if one_of:
+        optional = optional or default is None
+        type = type or in_words(one_of, or_type) + " | null" * optional
+
+        def make() -> Any:
+            return OneOf(default, one_of, or_type, is_optional=optional)
+    else:
+
+        def make() -> Any:
+            return _copied(default)
+
+    metadata = {"help": help, "type": type, "heading": heading, "default": default}
+    return dataclasses.field(default_factory=make, metadata=metadata)
+
+
+def _copied(value: Any) -> Any:
+    """Return a default that can be changed without changing the option's."""
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in value.items()}
+    return list(value) if isinstance(value, list) else value
+
+
+def in_words(words: tuple[str | bool, ...], types: tuple[type, ...]) -> str:
+    """Return the allowed values as a config file writes them: ``auto | true | int``."""
+    shown = [str(word).lower() if isinstance(word, bool) else word for word in words]
+    return " | ".join([*shown, *dict.fromkeys(_NAMES[each] for each in types if not (each is int and float in types))])
+
+
+def options_of(schema: type) -> Iterator[Option]:
+    """Yield the options of a schema in its order, ``_target_`` left out."""
+    hints = get_type_hints(schema)
+    for each in dataclasses.fields(schema):
+        if each.name != "_target_":
+            told = each.metadata
+            yield Option(
+                each.name, told["type"] or _of_annotation(hints[each.name]), told["default"], told["help"], told["heading"]
+            )
+
+
+def sentence(type: str) -> str:
+    """Return a type or a set of values as a sentence says it: "auto or a whole number"."""
+    *others, last = [_SPOKEN.get(word, word) for word in type.split(" | ")]
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _of_annotation(hint: Any) -> str:
+    parts = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    plain = tuple(get_origin(part) or part for part in parts if part is not types.NoneType)
+    return in_words((), plain) + " | null" * (types.NoneType in parts)
