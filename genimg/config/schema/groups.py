@@ -294,7 +294,7 @@ class Module(Data):
     factory: str = option("Function, as package.module:function", type="text")
     arguments: dict[str, Any] = option("Its keyword arguments", {})
     image_size: Any = option("Size in pixels, or [height,width]; null: that of the first image", None, type="int | list | null")
-    channels: int | None = option("1: grey, 3: RGB, 4: RGB with alpha; null: those of the first image", None)
+    channels: int | None = option("1: grey, 3: RGB, 4: RGB with alpha; null: those of the first image", None)  # type: ignore[assignment]
     fit: str = option(_FIT, "crop", one_of=_FITS)
 
 
