@@ -152,7 +152,9 @@ def test_numbers_are_those_of_before():
     assert keys_of(0, Stream.SUBSET, 3).tolist() == [12752195671942380524]
     assert seed_of(3, Stream.STEP, 5) == 7435603815101345319
     assert uniform(3, Stream.SAMPLE_AUGMENT, 0, 5).tolist() == [0.7565790616249131]
-    assert normal_latents(7, [3], 3)[0].tolist() == pytest.approx([-0.2690151035785675, 0.3598043918609619, -0.6645854115486145], rel=1e-6)
+    assert normal_latents(7, [3], 3)[0].tolist() == pytest.approx(
+        [-0.2690151035785675, 0.3598043918609619, -0.6645854115486145], rel=1e-6
+    )
     assert content_uniform(torch.zeros(1, 1, 1, 2)).flatten().tolist() == [0.8998295068740845, 0.18886041641235352]
     with steady(3, 5):
         assert torch.rand(2).tolist() == [0.789417564868927, 0.388477087020874]
