@@ -19,12 +19,14 @@ _FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 class Stream(IntEnum):
-    """What a random number is for; two streams give different numbers for the same seed and position.
+    """What a random number is for, so that no two purposes share the numbers of a seed.
 
-    The seed is the run's (of the training, the evaluation or the command) unless the comment says otherwise. After the colon
-    stands the position. The hundreds digit says how the number enters the hash: below 100 it comes before the seed; from 100
-    to 199 it comes after the seed, without the hundred; from 200 on it is not hashed, because the seed comes first and the
-    positions tell these streams apart. Results depend on these numbers: never change one, never use a removed one again.
+    The comment says what is random and, after the colon, what the position is. The seed is that of the training, the
+    evaluation or the command unless the comment says otherwise.
+
+    The number says how the stream enters the hash. Below 100 it is hashed before the seed. From 100 to 199 it is hashed after
+    the seed, without the hundred. From 200 on it is not hashed: these streams differ in the form of their positions or in the
+    kind of generator that they seed. Results depend on the numbers: never change one or reuse that of a removed stream.
     """
 
     PREVIEW = 1  # the seed of everything random in the preview pictures: no position

@@ -100,14 +100,15 @@ def test_an_interval_of_the_frechet_distance_lies_about_the_value():
     generator = torch.Generator().manual_seed(0)
     resampled = [
         FrechetDistance().compute(real, fake.resampled(torch.randint(100, (100,), generator=generator)), name, CPU)
-        for _ in range(50)
+        for _ in range(400)
     ]
-    values, bounds = measure(fake, [FrechetDistance()], resamples=200, real=real)
+    values, bounds = measure(fake, [FrechetDistance()], resamples=400, real=real)
     value, (low, high) = values["fd100_test"], bounds["fd100_test"]
     assert low < value < high
     assert min(distances["fd100_test"] for distances in resampled) > value
     spread = torch.tensor([distances["fd100_test"] for distances in resampled]).std().item()
-    assert high - low == pytest.approx(2.0 * 1.96 * spread, rel=0.3)
+    # Percentiles of 400 resamples give the width with an error of about 7 %, the spread has one of about 4 %.
+    assert high - low == pytest.approx(2.0 * 1.96 * spread, rel=0.25)
 
 
 def test_intervals_depend_on_the_seed_alone():
