@@ -106,13 +106,22 @@ def test_only_the_updater_calls_backward_or_an_optimizers_step(module):
         assert (backward, steps) == ([], [])
 
 
-def uses_instantiate(tree):
-    named = any(module.startswith("hydra") and name == "instantiate" for module, name in imports(tree))
-    return named or bool(calls(tree, "instantiate"))
+def names_targets(tree):
+    """Whether a module reads the ``_target_`` of a config's node as the name of something to import."""
+    return any(isinstance(node, ast.Attribute) and node.attr == "import_module" for node in ast.walk(tree))
 
 
-def test_only_the_build_instantiates():
-    assert [module for module, tree in TREES.items() if uses_instantiate(tree)] == ["genimg.config.instantiate"]
+def test_only_the_config_layer_turns_names_of_a_config_into_objects():
+    assert not any(
+        name == "instantiate" and module.startswith("hydra") for tree in TREES.values() for module, name in imports(tree)
+    )
+    importing = [module for module, tree in TREES.items() if names_targets(tree)]
+    # The others import optional packages, or genimg's own modules, by constant names.
+    assert "genimg.config.instantiate" in importing
+    for module in set(importing) - {"genimg.config.instantiate"}:
+        for call in calls(TREES[module], "import_module"):
+            constant = isinstance(call.args[0], ast.Constant | ast.JoinedStr | ast.Name)
+            assert constant, f"{module} imports what is not known beforehand"
 
 
 @pytest.mark.parametrize("module", [name for name in TREES if component(name) in BELOW_CONFIG])
