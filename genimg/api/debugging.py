@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from genimg.api.usual import typed_keys
 from genimg.config.resume import names_a_checkpoint
+from genimg.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -22,16 +23,16 @@ def shorten(composed: DictConfig) -> None:
     """Set what the chosen ``debug`` says, where the config has such a key and the command line does not set it.
 
     Raises:
-        ValueError: for a ``debug`` that is no mapping, or together with ``resume=PATH``, whose settings are the checkpoint's.
+        ConfigError: For a ``debug`` that is no mapping, or together with ``resume=PATH``, whose settings are the checkpoint's.
     """
     wanted = composed.debug
     if not isinstance(wanted, DictConfig):
-        raise ValueError(f"debug={wanted} is no mapping: choose debug=two_steps, overfit_one_batch or none")
+        raise ConfigError(f"debug={wanted} is no mapping: choose debug=two_steps, overfit_one_batch or none")
     if not wanted:
         return
     choice = HydraConfig.get().runtime.choices.get("debug", "debug")
     if names_a_checkpoint(composed):
-        raise ValueError(f"debug={choice} has no effect with resume={composed.resume}: start it in a run_dir of its own")
+        raise ConfigError(f"debug={choice} has no effect with resume={composed.resume}: start it in a run_dir of its own")
     typed = typed_keys()
     changes = []
     for group, values in ((str(group), values) for group, values in wanted.items()):
