@@ -209,11 +209,9 @@ def _in_words(error: Exception, primary: str) -> str | None:
     message = explain(error, primary, sys.argv[1:])
     if message is None and is_of_several() and _ANOTHER_HAS_GONE.search(str(error)):
         return f"{_HAS_ENDED} ({str(error).splitlines()[0][:120]})"
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if (
-        message is None and isinstance(error, ValueError) and _module(frames[-1]).startswith("hydra.")
-    ):  # flags that exclude others
-        return str(error).splitlines()[0]
+    *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
+    if message is None and isinstance(error, ValueError) and _module(innermost).startswith("hydra."):
+        return str(error).splitlines()[0]  # flags that exclude each other
     return message
 
 

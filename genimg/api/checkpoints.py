@@ -36,7 +36,9 @@ def open_checkpoint(given: object, which: str) -> tuple[Path, Config]:
         state = checkpoint.load(path)
         checkpoint.require_whole(state, path)
     except CheckpointError as error:
-        raise CheckpointError(str(error), key=error.key or "ckpt") from error
+        if error.key:  # which=best
+            raise
+        raise CheckpointError(f"ckpt={given}: {error}") from error
     return path, state
 
 

@@ -336,7 +336,7 @@ def test_the_command_ends_with_one_message(
     if words:
         with pytest.raises(SystemExit) as ended:
             cli.augment()
-        assert ended.value.code == 1
+        assert ended.value.code == 2
         output, errors = capsys.readouterr()
         assert output == ""
         assert errors.startswith("genimg-augment: error: ")

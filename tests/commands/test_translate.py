@@ -507,12 +507,12 @@ def test_bad_requests_are_refused_before_anything_is_written(
 def test_through_the_command_line_a_mistake_is_one_message(runs: Path) -> None:
     write_images(Path("photos"), {"a.png": (16, 16)})
     result = run_command("translate", f"ckpt={runs / 'gan'}", "input=photos", "output=out")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert "genimg-translate: error: ckpt=" in result.stderr
     for arguments, message in (([f"ckpt={runs}"], "input is required"), (["titel=3"], "did you mean 'tile'?")):
         result = run_command("translate", *arguments)
-        assert result.returncode == 1
+        assert result.returncode == 2
         assert message in result.stderr.split("error: ", 1)[1]
 
 
