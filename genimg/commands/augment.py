@@ -28,7 +28,7 @@ from genimg.data.datasets.caption_files import find_captions
 from genimg.data.datasets.file_index import list_images
 from genimg.data.decode import PixelFormat
 from genimg.data.packing import CORRUPT
-from genimg.errors import ConfigError, DataError, UserError, subject_of
+from genimg.errors import ConfigError, DataError
 from genimg.utils.environment import num_cores
 from genimg.utils.files import atomically, check_output_directory, naming_full_disk
 from genimg.utils.images import grid, to_float, write_png
@@ -150,15 +150,8 @@ def _check_names(paths: Sequence[str], options: Config) -> None:
 
 
 def _captions(root: Path, paths: Sequence[str], options: Config) -> list[str] | None:
-    try:
-        found = find_captions(root, paths, options["captions"])
-        return None if found is None else found.texts
-    except (UserError, ValueError) as error:
-        if not isinstance(error, UserError) and subject_of(str(error)) not in ("captions", "root"):
-            raise
-        text = str(error).replace(" for a model without captions (conditioning=none)", "")
-        # The same keys have other names in data=folder.
-        raise DataError(re.sub(r"\b(data\.)?root\b", "input", text.replace("data.captions", "captions"))) from error
+    found = find_captions(root, paths, options["captions"])
+    return None if found is None else found.texts
 
 
 def _warn_of_sides(job: Job) -> None:

@@ -183,7 +183,7 @@ def _halved(options: Config, pictures: list[Picture], data: Config) -> list[Pict
         if options["mask"] is not None:
             raise ConfigError(f"half={half} and mask={options['mask']} do not go together: cut the files beforehand")
         return halved(pictures, half)
-    in_one_file = str(data["_target_"]).endswith("pairs.paired") and data.get("root") is not None
+    in_one_file = str(data["_target_"]).endswith("paired.paired") and data.get("root") is not None
     if half is None and in_one_file:
         height, width = height_width(data["image_size"])
         for picture in pictures:

@@ -458,7 +458,7 @@ def test_training_mode_without_anything_to_train_is_refused(runs: Path) -> None:
         ("denoise", ["input=photos/a.png", "output=photos", "overwrite=true"], "input=photos/a.png lies inside output=photos"),
         ("denoise", ["output=full"], "output=full exists and is not empty: choose another output, or replace it whole"),
         ("denoise", ["output=full/file.txt"], "output=full/file.txt is a file: name a directory"),
-        ("denoise", ["output=made.png"], "output=made.png is to be a directory, in which images keep their names"),
+        ("denoise", ["output=made.png"], "output=made.png must be a directory, in which images keep their names"),
         ("denoise", ["output=taken"], "the grid of output=taken would replace .*taken.png: move that away, or set overwrite"),
         ("denoise", ["input=twice"], "twice/a.bmp and twice/a.png would both be written to a.png: rename one of them"),
         ("denoise", ["input=links", "output=full", "overwrite=true"], "output=full would overwrite links/b.png, which is read"),
