@@ -9,10 +9,13 @@ import os
 import re
 import shlex
 import sys
+import sysconfig
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
@@ -26,7 +29,7 @@ from genimg.config import help
 from genimg.config.messages import explain
 from genimg.errors import CheckpointError, ConfigError, UserError
 from genimg.utils.files import new_directory
-from genimg.utils.paths import config_dir
+from genimg.utils.paths import config_dir, expanded, relative
 from genimg.utils.terminal import protect_standard_streams
 from genimg.utils.torchrun import arguments_of_rank, is_of_several, rank_of_torchrun
 from genimg.utils.words import quoted
@@ -34,6 +37,7 @@ from genimg.utils.words import quoted
 _COMMAND_LINE = "GENIMG_COMMAND_LINE"  # of the sweep, for the jobs that submitit starts elsewhere
 _SECONDS_FOR_THE_FIRST_RANK = 2.0
 _BUG, _USERS_MISTAKE = 1, 2  # exit codes
+_HAS_ENDED = "another process has ended"
 _FLAGS_WITH_VALUES = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p")
 _ANOTHER_HAS_GONE = re.compile(r"closed by peer|[Cc]onnection (reset|refused)|[Bb]roken pipe|NCCL|gloo|ProcessGroup")
 
@@ -44,7 +48,8 @@ def train() -> None:
     try:
         sys.argv[1:] = arguments_of_rank(_continue_in_its_own_directory(sys.argv[1:]))
     except UserError as error:
-        _fail("train", str(error))
+        _say("train", f"error: {error}")
+        _leave(_USERS_MISTAKE)
     _run("train")
 
 
@@ -84,7 +89,8 @@ def report() -> None:
     try:
         sys.argv[1:] = _with_runs(sys.argv[1:])
     except UserError as error:
-        _fail("report", str(error))
+        _say("report", f"error: {error}")
+        _leave(_USERS_MISTAKE)
     _run("report")
 
 
@@ -109,12 +115,29 @@ def _task(name: str) -> Callable[[DictConfig], Any]:
     return getattr(importlib.import_module(f"genimg.commands.{module}"), function)
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """What ended a command, or one job of a sweep in this process.
+
+    Attributes:
+        error: The exception.
+        allowed: Packages that ``allow=[...]`` names.
+        log_file: Where the traceback is kept; None if nowhere.
+        job: Number of the job; None for a single run.
+    """
+
+    error: Exception
+    allowed: tuple[str, ...] = ()
+    log_file: Path | None = None
+    job: int | None = None
+
+
 def _run(name: str, config: str | None = None) -> None:
     """Compose the config, run the command on it, and turn what a user can cause into one message.
 
     Args:
-        name: of the command, without genimg-.
-        config: its primary config, where that has another name.
+        name: Name of the command, without genimg-.
+        config: Name of its primary config, where that is another one.
     """
     protect_standard_streams()
     primary = config or name
@@ -130,10 +153,8 @@ def _run(name: str, config: str | None = None) -> None:
         importlib.import_module("genimg.sweeps.plugins").register()
         os.environ[_COMMAND_LINE] = shlex.join(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors pass to us instead of printing them in its own way
-    decorate = hydra.main(version_base="1.3", config_path=config_dir(), config_name=primary)
     logging.raiseExceptions = False  # a log file on a full disk must not bury the message under tracebacks
-    wants_traceback = any(argument in ("traceback=true", "traceback=True") for argument in sys.argv[1:])
-    failures: list[Exception] = []
+    failures: list[_Failure] = []
 
     def guarded(composed: DictConfig) -> Any:
         """In a single run, keep the error from Hydra, which would print lines of its own about it."""
@@ -141,43 +162,112 @@ def _run(name: str, config: str | None = None) -> None:
         try:
             return _task(name)(composed)
         except Exception as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+            config = HydraConfig.get()
+            is_job = config.mode == RunMode.MULTIRUN
+            failures.append(_Failure(error, _allowed(composed), _log_file(), int(config.job.num) if is_job else None))
+            if is_job:
                 raise
-            failures.append(error)
 
     try:
-        decorate(guarded)()
+        hydra.main(version_base="1.3", config_path=config_dir(), config_name=primary)(guarded)()
         if failures:
-            raise failures[0]
+            raise failures[0].error
     except KeyboardInterrupt:
         print(f"genimg-{name}: interrupted", file=sys.stderr)
         _leave(130)
     except Exception as error:
-        message = explain(error, primary, sys.argv[1:])
-        if message is None and is_of_several() and _ANOTHER_HAS_GONE.search(str(error)):
-            message = f"another process has ended ({str(error).splitlines()[0][:120]})"
-        _fail(name, message, traceback.format_exc() if message is None or wants_traceback else "")
+        failure = next((each for each in failures if each.error is error), _Failure(error))
+        _end(name, primary, failure, [each for each in failures if each.job is not None and failure.job is not None])
 
 
-def _fail(name: str, message: str | None, details: str = "") -> NoReturn:
-    """End with an error. What went wrong everywhere is said once: torchrun ends the other ranks when the first one ends."""
-    if is_of_several() and (rank_of_torchrun() > 0 or (message or "").startswith("another process has ended")):
-        time.sleep(_SECONDS_FOR_THE_FIRST_RANK)
-        message = f"process {rank_of_torchrun()}: {message}" if message is not None else None
-    if details:
-        print(details, file=sys.stderr)
-    if message is not None:
-        print(f"genimg-{name}: error: {message}", file=sys.stderr)
-        _leave(_USERS_MISTAKE)
-    print(f"genimg-{name}: this is a bug of genimg: please report it with the lines above{_log_file()}", file=sys.stderr)
-    _leave(_BUG)
+def _end(name: str, primary: str, failure: _Failure, jobs: Sequence[_Failure]) -> NoReturn:
+    """End a command that has failed.
+
+    Args:
+        name: Name of the command.
+        primary: Name of its primary config.
+        failure: What ended it.
+        jobs: All jobs of a sweep in this process that have failed; empty without one.
+    """
+    in_words = {id(each): _in_words(each.error, primary) for each in (failure, *jobs)}
+    bugs = [each for each in jobs if in_words[id(each)] is None]
+    failure = bugs[0] if bugs else failure
+    numbers = ", ".join(f"#{each.job}{' by a bug' if each in bugs else ''}" for each in jobs)
+    sweep = f"{len(jobs)} job{'s' * (len(jobs) > 1)} of the sweep failed, {numbers}" if jobs else ""
+    message, error = in_words[id(failure)], failure.error
+    elsewhere: str = getattr(error, "details", "")  # of an AnotherProcessError, whose module imports torch
+    trace = elsewhere or "".join(traceback.format_exception(error))
+    if message is None or elsewhere:
+        _say(name, f"{_whose_bug(failure, elsewhere)}{f' ({sweep})' if sweep else ''}", trace)
+        _leave(_BUG)
+    wants_traceback = any(argument in ("traceback=true", "traceback=True") for argument in sys.argv[1:])
+    of_first = "the first: " if len(jobs) > 1 else ""
+    _say(name, f"error: {f'{sweep}: {of_first}' if sweep else ''}{message}", trace if wants_traceback else "")
+    _leave(_BUG if getattr(error, "has_bug", False) else _USERS_MISTAKE)  # of a job in another process
 
 
-def _log_file() -> str:
-    """Where the traceback is kept, if anywhere."""
+def _in_words(error: Exception, primary: str) -> str | None:
+    """Return what to tell the user, or None for a bug."""
+    message = explain(error, primary, sys.argv[1:])
+    if message is None and is_of_several() and _ANOTHER_HAS_GONE.search(str(error)):
+        return f"{_HAS_ENDED} ({str(error).splitlines()[0][:120]})"
+    *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
+    if message is None and isinstance(error, ValueError) and _module(innermost).startswith("hydra."):
+        return str(error).splitlines()[0]  # flags that exclude each other
+    return message
+
+
+def _whose_bug(failure: _Failure, elsewhere: str) -> str:
+    """Return a line that says in whose code a bug is, and where its traceback is kept."""
+    place = f" and {relative(failure.log_file)}" if failure.log_file is not None and failure.log_file.is_file() else ""
+    if not elsewhere and (package := _foreign_package(failure.error, failure.allowed)):
+        return f"this is a bug of the package {package}, not of genimg: see the lines above{place}"
+    or_theirs = f", or of a package in allow=[{','.join(failure.allowed)}]" if failure.allowed else ""
+    return f"this is a bug of genimg{or_theirs}: please report it with the lines above{place}"
+
+
+def _foreign_package(error: Exception, allowed: Sequence[str]) -> str:
+    """Return the user's own package that raised an error; empty for genimg.
+
+    It is the package of the innermost frame that is neither Python's nor an installed library's, which only pass on what they
+    are given.
+    """
+    libraries = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module, file = _module(frame), frame.f_code.co_filename
+        if module.partition(".")[0] == "genimg":
+            return ""
+        if named := next((each for each in allowed if f"{module}.".startswith(f"{each}.")), None):
+            return named
+        if not file.startswith(("<", *libraries)) and not {"site-packages", "dist-packages"} & set(Path(file).parts):
+            return module.partition(".")[0]
+    return ""
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _allowed(composed: DictConfig) -> tuple[str, ...]:
+    """Return the packages that ``allow=[...]`` names."""
+    found = composed.get("allow") or ()
+    return (found,) if isinstance(found, str) else tuple(map(str, found))
+
+
+def _log_file() -> Path | None:
+    """Return where a traceback is kept, if anywhere."""
     handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
-    paths = [path for handler in handlers if (path := Path(handler.baseFilename)).is_file()]
-    return f" and {paths[0]}" if paths else ""
+    return next((path for handler in handlers if (path := Path(handler.baseFilename)).is_file()), None)
+
+
+def _say(name: str, line: str, trace: str = "") -> None:
+    """Print what ended a command. What went wrong everywhere is said once: torchrun ends the others when the first one ends."""
+    if is_of_several() and (rank_of_torchrun() > 0 or _HAS_ENDED in line):
+        time.sleep(_SECONDS_FOR_THE_FIRST_RANK)
+        line = f"process {rank_of_torchrun()}: {line}"
+    if trace:
+        print(trace, file=sys.stderr)
+    print(f"genimg-{name}: {line}", file=sys.stderr)
 
 
 def _leave(code: int) -> NoReturn:
@@ -197,9 +287,9 @@ def _continue_in_its_own_directory(arguments: list[str]) -> list[str]:
         key, _, value = argument.partition("=")
         value = value.strip("'\"")
         if key == "resume" and value not in ("", "auto", "null"):
-            path = Path(value).expanduser()
+            path = expanded(key, value)
             if not path.exists() and rank_of_torchrun() == 0:  # other hosts need not see it
-                raise CheckpointError(f"resume={value}: {path} does not exist; give a checkpoint or a run directory")
+                raise CheckpointError(f"resume={value} does not exist: give a checkpoint or a run directory")
             run_dir = path.parent if path.suffix == ".pt" else path
             run_dir = run_dir.parent if run_dir.name == "checkpoints" else run_dir
             return [*arguments, f"run_dir={quoted(str(run_dir))}"]

@@ -54,6 +54,17 @@ class CheckpointError(UserError, ValueError):
     """A checkpoint that is missing or broken, comes from another version, or does not fit what is asked of it."""
 
 
+def is_bug(error: BaseException) -> bool:
+    """Return whether an error is one that no user can cause: anything but the errors of this module, of Hydra, OmegaConf and
+    torch.compile, a full memory, and an OSError that names a file.
+    """
+    homes = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    is_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+    is_named = isinstance(error, OSError) and error.filename is not None
+    is_full = type(error).__name__ == "OutOfMemoryError"
+    return not (isinstance(error, UserError) or homes & {"hydra", "omegaconf"} or is_compiler or is_named or is_full)
+
+
 def subject_of(message: str) -> str:
     """Return the name that a message begins with, such as ``width`` of ``width=0 must be positive``; empty if none."""
     found = _SUBJECT.match(message)

@@ -12,17 +12,33 @@ from genimg.config.instantiate import Config
 from genimg.data.datasets.builtin import Source
 from genimg.data.facts import DataFacts
 from genimg.data.identity import identity_of, refused_differences, warned_differences
+from genimg.errors import CheckpointError, DataError
 from genimg.methods.base import Method
 from genimg.training import checkpoint
+from genimg.utils.paths import expanded
 
 log = logging.getLogger(__name__)
 
 
 def open_checkpoint(given: object, which: str) -> tuple[Path, Config]:
-    """A checkpoint's path and content; ``which`` is ``last`` or ``best``, of a run directory."""
-    path = checkpoint.find(Path(str(given)).expanduser(), which)
-    state = checkpoint.load(path)
-    checkpoint.require_whole(state, path)
+    """Return a checkpoint's path and content.
+
+    Args:
+        given: The file, or a run directory.
+        which: ``last`` or ``best``, of a run directory.
+
+    Raises:
+        CheckpointError: If there is none, or it is broken.
+        ConfigError: If ``which`` is neither.
+    """
+    try:
+        path = checkpoint.find(expanded("ckpt", given), which)
+        state = checkpoint.load(path)
+        checkpoint.require_whole(state, path)
+    except CheckpointError as error:
+        if error.key:  # which=best
+            raise
+        raise CheckpointError(f"ckpt={given}: {error}") from error
     return path, state
 
 
@@ -33,7 +49,8 @@ def open_for_use(options: Config) -> tuple[Path, Config, instantiate.Builder]:
         options: of the command; keys of the checkpoint's config are removed from them, and take their place in it.
 
     Raises:
-        FileNotFoundError, ValueError: if there is no such checkpoint, or a key has no effect on it.
+        CheckpointError: If there is no such checkpoint.
+        ConfigError: If a key has no effect on it.
     """
     path, state = open_checkpoint(options["ckpt"], options["which"])
     builder = instantiate.builder_of(state, options["allow"])
@@ -42,10 +59,22 @@ def open_for_use(options: Config) -> tuple[Path, Config, instantiate.Builder]:
 
 
 def load_method(config: Config, builder: instantiate.Builder, state: Config, device: torch.device) -> Method:
-    """The checkpoint's method with its weights, on the device, in evaluation mode."""
+    """Return the checkpoint's method with its weights, on the device, in evaluation mode.
+
+    Raises:
+        CheckpointError: If the weights do not fit the model that the config names, as after a change of its code.
+    """
     untrusted.take_out(config, builder, ("conditioning", "model"))
     method = instantiate.build_model(config, DataFacts.restored(state["facts"]), builder)
-    method.load_state_dict(state["method"])
+    try:
+        method.load_state_dict(state["method"])
+    except RuntimeError as error:  # PyTorch's, which lists every tensor
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise CheckpointError(
+            f"the checkpoint's weights do not fit the model that its config names ({' '.join(lines[1:2])}): use the version "
+            "of genimg, and of the packages in allow=, that it was trained with",
+            key="ckpt",
+        ) from error
     return method.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
@@ -59,11 +88,11 @@ def check_own_images(source: Source, method: Method, state: Config, *, other_spl
         other_split: Whether another split than that of the training is asked for, whose images differ as they should.
 
     Raises:
-        ValueError: If the model reads labels and the classes are others, so that a label would mean another class.
+        DataError: If the model reads labels and the classes are others, so that a label would mean another class.
     """
     known = tuple(state.get("class_names", source.class_names))
     if "label" in method.batch_keys and tuple(source.class_names) != known:
-        raise ValueError(
+        raise DataError(
             f"the model reads labels, and the classes of its data are now {', '.join(source.class_names) or 'none'}, not "
             f"{', '.join(known)}: give the directories their old names, or name the images with data_root=DIR or real=DIR"
         )

@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from genimg.config.instantiate import Builder, Config
+from genimg.errors import ConfigError
 from genimg.training.state import TrainerSettings
 from genimg.utils.paths import config_dir
 
@@ -37,7 +38,7 @@ def refuse_repeated_penalties(overrides: Sequence[str]) -> None:
     """Refuse two penalties of one place in ``penalty=[...]``, which Hydra would merge into one without a word.
 
     Raises:
-        ValueError: If two names are equal, or are forms of one penalty, such as r1 and r1_lazy.
+        ConfigError: If two names are equal, or are forms of one penalty, such as r1 and r1_lazy.
     """
     folders = _folders()
     for override in OverridesParser.create().parse_overrides(list(overrides)):
@@ -48,7 +49,7 @@ def refuse_repeated_penalties(overrides: Sequence[str]) -> None:
         for place in places:
             if places.count(place) > 1:
                 same = " and ".join(dict.fromkeys(name for name, other in zip(names, places, strict=True) if other == place))
-                raise ValueError(f"{override.input_line} names {same} twice, which would count once: leave one of them")
+                raise ConfigError(f"{override.input_line} names {same} twice, which would count once: leave one of them")
 
 
 def warn_of_missing_penalties(composed: DictConfig) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from genimg.commands.common import refuse_unknown_keys
 from genimg.config.compose import require_all_values
 from genimg.config.instantiate import Config
 from genimg.data.copies import RANGES, Job, Record, copy_name, read_image, stem, write_copies
@@ -27,12 +28,13 @@ from genimg.data.datasets.caption_files import find_captions
 from genimg.data.datasets.file_index import list_images
 from genimg.data.decode import PixelFormat
 from genimg.data.packing import CORRUPT
+from genimg.errors import ConfigError, DataError
 from genimg.utils.environment import num_cores
 from genimg.utils.files import atomically, check_output_directory, naming_full_disk
 from genimg.utils.images import grid, to_float, write_png
 from genimg.utils.outputs import own_folder, record_of, stamp_of
-from genimg.utils.paths import relative
-from genimg.utils.words import argument, nearest
+from genimg.utils.paths import expanded, relative
+from genimg.utils.words import argument
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +54,7 @@ def augment(composed: DictConfig) -> None:
     root, output = _folders(options)
     paths = list_images(root, refresh=True).paths
     if not paths:
-        raise FileNotFoundError(
-            f"input={root} holds no images: expected files such as .png or .jpg in it or in its subdirectories"
-        )
+        raise DataError(f"input={root} holds no images: expected files such as .png or .jpg in it or in its subdirectories")
     _check_names(paths, options)
     job = Job(
         root=root,
@@ -87,48 +87,46 @@ def _record(options: Config) -> Record:
 
 
 def _check(options: Config) -> None:
-    for key in options:
-        if key not in _KEYS:
-            raise ValueError(f"unknown key {key}{nearest(key, _KEYS)}: nothing reads it; --cfg job shows all keys")
+    refuse_unknown_keys(options, _KEYS)
     for key in ("input", "output"):
         if type(options[key]) not in (str, int) or options[key] == "":
-            raise ValueError(f"{key}={options[key]} is not a directory's name")
+            raise ConfigError(f"{key}={options[key]} is not a directory's name")
     copies, seed, workers, max_corrupt = (options[key] for key in ("copies", "seed", "num_workers", "max_corrupt"))
     if type(copies) is not int or copies < 1:
-        raise ValueError(f"copies={copies} must be 1 or more copies of each image")
+        raise ConfigError(f"copies={copies} must be 1 or more copies of each image")
     if type(seed) is not int:
-        raise ValueError(f"seed={seed} must be a whole number")
+        raise ConfigError(f"seed={seed} must be a whole number")
     if type(options["originals"]) is not bool:
-        raise ValueError(f"originals={options['originals']} must be true or false")
+        raise ConfigError(f"originals={options['originals']} must be true or false")
     if options["captions"] is not None and not isinstance(options["captions"], str):
-        raise ValueError(f"captions={options['captions']} must be text or null")
+        raise ConfigError(f"captions={options['captions']} must be text or null")
     if max_corrupt is not None and (type(max_corrupt) is not int or max_corrupt < 0):
-        raise ValueError(f"max_corrupt={max_corrupt} must be 0 or more images, or null to leave out all corrupt ones")
+        raise ConfigError(f"max_corrupt={max_corrupt} must be 0 or more images, or null to leave out all corrupt ones")
     if workers != "auto" and (type(workers) is not int or workers < 1):
-        raise ValueError(f"num_workers={workers} must be auto, or 1 or more threads")
+        raise ConfigError(f"num_workers={workers} must be auto, or 1 or more threads")
     for key, (least, most) in RANGES.items():
         if type(options[key]) not in (int, float) or not least <= options[key] <= most:
-            raise ValueError(f"{key}={options[key]} must be a number from {least:g} to {most:g}")
+            raise ConfigError(f"{key}={options[key]} must be a number from {least:g} to {most:g}")
     if all(options[key] == (key == "crop") for key in RANGES):
-        raise ValueError(f"every operation is switched off, so that copies would be equal: set one of {', '.join(RANGES)}")
+        raise ConfigError(f"every operation is switched off, so that copies would be equal: set one of {', '.join(RANGES)}")
 
 
 def _folders(options: Config) -> tuple[Path, Path]:
     """The input as it was given, and the output's absolute path."""
-    root, output = (Path(str(options[key])).expanduser() for key in ("input", "output"))
+    root, output = (expanded(key, options[key]) for key in ("input", "output"))
     if not root.is_dir():
         what = "is a file, not a directory" if root.exists() else "does not exist"
-        raise FileNotFoundError(f"input={root} {what}: give a directory of images")
+        raise DataError(f"input={root} {what}: give a directory of images")
     output, real = output.resolve(), root.resolve()
     if output == real:
-        raise ValueError(f"output={output} is the input itself: name another directory")
+        raise ConfigError(f"output={output} is the input itself: name another directory")
     if output.is_relative_to(real):
-        raise ValueError(f"output={output} lies inside input={root}, whose images its own would join: name one beside it")
+        raise ConfigError(f"output={output} lies inside input={root}, whose images its own would join: name one beside it")
     if real.is_relative_to(output):
-        raise ValueError(f"input={root} lies inside output={output}: name another output")
+        raise ConfigError(f"input={root} lies inside output={output}: name another output")
     check_output_directory(output)
     if _preview_of(output).exists():
-        raise ValueError(f"output={output} would have its preview in {_preview_of(output)}, which exists: move that away")
+        raise ConfigError(f"output={output} would have its preview in {_preview_of(output)}, which exists: move that away")
     return root, output
 
 
@@ -138,15 +136,17 @@ def _check_names(paths: Sequence[str], options: Config) -> None:
     for path in paths:
         other = of_stem.setdefault(stem(path), path)
         if other != path:
-            raise ValueError(f"copies of {other} and of {path} would both be called {copy_name(path, 0)}: rename one of them")
+            raise DataError(f"copies of {other} and of {path} would both be called {copy_name(path, 0)}: rename one of them")
     for path in paths if options["originals"] else ():
         match = re.fullmatch(r"(.+)-(0|[1-9]\d*)\.png", path, re.DOTALL)
         if match and match[1] in of_stem and int(match[2]) < options["copies"]:
-            raise ValueError(f"a copy of {of_stem[match[1]]} would be called {path}, as an original is: set originals=false, "
-                             "or rename one of them")  # fmt: skip
+            raise ConfigError(
+                f"originals=true: a copy of {of_stem[match[1]]} would be called {path}, as an original is: set "
+                "originals=false, or rename one of them"
+            )
     for key in ("mixup", "cutmix"):
         if options[key] and len(paths) == 1:
-            raise ValueError(f"{key}={options[key]} mixes two images, and input={options['input']} holds one: set {key}=0")
+            raise ConfigError(f"{key}={options[key]} mixes two images, and input={options['input']} holds one: set {key}=0")
 
 
 def _captions(root: Path, paths: Sequence[str], options: Config) -> list[str] | None:
@@ -175,7 +175,7 @@ def _write_all(job: Job, folder: Path, options: Config) -> tuple[list[int], list
     """Write copies of all images and ``metadata.jsonl``; the indices of the images, and what was corrupt.
 
     Raises:
-        ValueError: if there are too many corrupt images, or nothing else.
+        DataError: If there are too many corrupt images, or nothing else.
         OSError: if a file cannot be written.
     """
     for parent in {PurePosixPath(path).parent for path in job.paths}:
@@ -194,13 +194,13 @@ def _write_all(job: Job, folder: Path, options: Config) -> tuple[list[int], list
             if isinstance(result, str):
                 problems.append(result)
                 if allowed is not None and len(problems) > allowed:
-                    raise ValueError(_too_many(problems, allowed))
+                    raise DataError(_too_many(problems, allowed), key="max_corrupt")
             else:
                 kept.append(index)
                 metadata.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in result)
             progress.update(count)
     if not kept:
-        raise ValueError(f"none of the {len(job.paths)} images of input={job.root} can be decoded; the first: {problems[0]}")
+        raise DataError(f"input={job.root}: none of its {len(job.paths)} images can be decoded; the first: {problems[0]}")
     if problems:
         (folder / CORRUPT).write_text("\n".join(problems) + "\n", encoding="utf-8", errors="surrogateescape")
     return kept, problems

@@ -1,21 +1,40 @@
-"""What several commands do: open a checkpoint, print a table, write JSON."""
+"""What several commands do: check their options, print a table, write JSON."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from genimg.config.instantiate import Config
+from genimg.errors import ConfigError
 from genimg.evaluation.periodic import Evaluation
 from genimg.training.device import describe_hardware
 from genimg.utils.distributed import rank
 from genimg.utils.environment import git_commit
 from genimg.utils.files import write_json
+from genimg.utils.words import nearest
 
 log = logging.getLogger(__name__)
+
+
+def refuse_unknown_keys(options: Config, known: Iterable[str]) -> None:
+    """Refuse keys that the command does not read, such as a misspelt ``+sed=1``.
+
+    Args:
+        options: Options of the command.
+        known: Keys that it reads.
+
+    Raises:
+        ConfigError: For the first unknown key, with the nearest known one.
+    """
+    for key in options:
+        if key not in known:
+            problem = f"unknown key {key}{nearest(key, known)}"
+            raise ConfigError(problem, "nothing reads it; --cfg job shows all keys", key=key)
 
 
 def table(columns: dict[str, dict[str, float]]) -> str:

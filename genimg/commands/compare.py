@@ -9,8 +9,9 @@ from typing import Any
 
 from genimg.commands.common import table
 from genimg.config.instantiate import Config
+from genimg.errors import ConfigError, DataError
 from genimg.evaluation.comparability import differences, in_words
-from genimg.utils.paths import relative
+from genimg.utils.paths import expanded, relative
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +22,14 @@ def compare_results(given: Any, which: str) -> None:
     Args:
         given: two files of ``output=``, or run directories.
         which: ``last`` or ``best``, of a run directory.
+
+    Raises:
+        ConfigError: If ``given`` is not a list of two.
+        DataError: If one of them is not a result.
     """
     if not isinstance(given, list) or len(given) != 2:
-        raise ValueError(f"compare={given} must name two results: compare=[A.json,B.json]")
-    records = [_read_result(Path(str(path)).expanduser(), which) for path in given]
+        raise ConfigError(f"compare={given} must name two results: compare=[A.json,B.json]")
+    records = [_read_result(expanded("compare", path), which) for path in given]
     log.info("%s", table({str(path): record["metrics"] for path, record in zip(given, records, strict=True)}))
     found = differences(records[0]["provenance"], records[1]["provenance"])
     grave = [difference for difference in found if difference.matters]
@@ -41,15 +46,20 @@ def _read_result(path: Path, which: str) -> Config:
     """A file of output=, or a run directory's summary."""
     file = path / "summary.json" if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(f"{path} is neither a result that output= wrote nor a run directory with a summary.json")
+        raise DataError(f"{path} is neither a result that output= wrote nor a run directory with a summary.json")
+    problem = f"{relative(file)} is not a result of genimg-eval or genimg-train"
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        metrics = record["metrics"] if "metrics" in record else record[which]
-        provenance = record["provenance"]
-        if not (isinstance(metrics, dict) and isinstance(provenance, dict) and metrics and provenance):
-            raise ValueError("it holds no evaluation")
-        return {"metrics": {name: float(value) for name, value in metrics.items()}, "provenance": provenance}
-    except KeyError as error:
-        raise ValueError(f"{relative(file)} is not a result of genimg-eval or genimg-train: it has no {error}") from error
-    except (ValueError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{relative(file)} is not a result of genimg-eval or genimg-train ({error})") from error
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise DataError(f"{problem} ({error})") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{problem} (it holds no evaluation)")
+    key = "metrics" if "metrics" in record else which
+    if missing := [each for each in (key, "provenance") if each not in record]:
+        raise DataError(f"{problem}: it has no {missing[0]!r}")
+    metrics, provenance = record[key], record["provenance"]
+    if not (isinstance(metrics, dict) and isinstance(provenance, dict) and metrics and provenance):
+        raise DataError(f"{problem} (it holds no evaluation)")
+    if not all(isinstance(value, int | float) for value in metrics.values()):
+        raise DataError(f"{problem} (its metrics are not numbers)")
+    return {"metrics": {name: float(value) for name, value in metrics.items()}, "provenance": provenance}

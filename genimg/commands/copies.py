@@ -10,6 +10,7 @@ from genimg.api.data import build_dataset, build_loader, other_split
 from genimg.api.inputs import Side, resolve
 from genimg.config import instantiate
 from genimg.config.instantiate import Config
+from genimg.errors import ConfigError, UserError
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.memorisation import Memorisation, fresh_deviation
@@ -33,12 +34,12 @@ def held_out_images(
         device: Of the images.
 
     Raises:
-        ValueError: if ``held_out=`` names no images.
+        ConfigError: If ``held_out=`` names no images.
     """
     if options["held_out"] is not None:
         found = resolve("held_out", options, builder, device).images
         if found is None:
-            raise ValueError(f"held_out={options['held_out']} holds statistics, not images: give images")
+            raise ConfigError(f"held_out={options['held_out']} holds statistics, not images: give images")
         return found
     if config is None or real.images is None or options["split"] is not None:
         return None
@@ -50,7 +51,7 @@ def held_out_images(
     try:
         data = other_split(config["data"], other, key="split", instead="use held_out=DIR")
         source = build_dataset({**config, "data": data}, builder)
-    except (FileNotFoundError, ValueError) as error:
+    except (UserError, OSError) as error:
         log.info("no held-out images: the %s split cannot be read (%s)", other, error)
         return None
     return DatasetImages(build_loader(config, source, device))
@@ -60,12 +61,12 @@ def measure_copies(options: Config, evaluator: Evaluator, held_out: DatasetImage
     """Add the metric of memorisation to the evaluation if neighbours are asked for and held-out images are there.
 
     Raises:
-        ValueError: if ``held_out=`` names images with which nothing is compared.
+        ConfigError: If ``held_out=`` names images with which nothing is compared.
     """
     if options["neighbors"] and held_out is not None and not evaluator.needs_held_out and evaluator.num_real is None:
         evaluator.metrics["memorisation"] = Memorisation(quantile=_QUANTILE)
     if options["held_out"] is not None and not evaluator.needs_held_out:
-        raise ValueError(f"held_out={options['held_out']} has no effect without neighbors=: remove it, or set neighbors=10")
+        raise ConfigError(f"held_out={options['held_out']} has no effect without neighbors=: remove it, or set neighbors=10")
 
 
 def describe_copies(result: Evaluation, evaluator: Evaluator, num_generated: int, held_out: DatasetImages | None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from genimg.commands.evaluate_translation import evaluate_translator
 from genimg.config import instantiate, untrusted
 from genimg.config.compose import require_all_values
 from genimg.config.instantiate import Config
+from genimg.errors import ConfigError, DataError
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.feature_extraction import full_float32
 from genimg.evaluation.image_sets import DatasetImages, ImageSet, Subset
@@ -46,21 +49,26 @@ def evaluate(composed: DictConfig) -> dict[str, float]:
     # The group's key is absent where none of its options is chosen.
     options: Config = {"evaluation": None, **OmegaConf.to_container(composed, resolve=True)}  # type: ignore[dict-item]
     if options["evaluation"] == {}:
-        raise ValueError("evaluation=none evaluates nothing: choose another of the group")
+        raise ConfigError("evaluation=none evaluates nothing: choose another of the group")
     _check_options(options)
-    _refuse_what_has_no_effect(options, {override.split("=")[0].lstrip("+~").split(".")[0] for override in _typed()})
+    _refuse_what_has_no_effect(options, _typed())
     if options["compare"] is not None:
         compare_results(options["compare"], options["which"])
         return {}
     if options["ckpt"] is not None and options["images"] is not None:
-        raise ValueError("ckpt= and images= both say what to evaluate: give one of them")
+        raise ConfigError(
+            f"ckpt={options['ckpt']} and images={options['images']} both say what to evaluate: remove one of them"
+        )
     if options["ckpt"] is None and options["images"] is None and not (options["real"] and options["save_statistics"]):
-        raise ValueError(
+        raise ConfigError(
             "nothing to evaluate: give ckpt=CHECKPOINT, or images=DIR with real=WHAT; or real=DIR with save_statistics=FILE to "
-            "make statistics; genimg-eval --help shows examples"
+            "make statistics; genimg-eval --help shows examples",
+            key="ckpt",
         )
     if options["images"] is not None and options["real"] is None:
-        raise ValueError("images= needs something to compare with: real=DIR, an .npz, saved statistics or a dataset")
+        raise ConfigError(
+            f"images={options['images']} needs something to compare with: give real=DIR, an .npz, saved statistics or a dataset"
+        )
     with processes_of_torchrun(options["device"]) as device_name:
         if rank() > 0:
             logging.disable(logging.WARNING)  # the first rank says it
@@ -78,16 +86,16 @@ def _check_options(options: Config) -> None:
     """Before any work, so that no mistake costs an evaluation.
 
     Raises:
-        ValueError: naming the key.
+        ConfigError: Naming the key.
     """
     for key, least in _LEAST.items():
         value = options[key]
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise ValueError(f"{key}={value} must be a whole number, {least} or more")
+            raise ConfigError(f"{key}={value} must be a whole number, {least} or more")
     if options["which"] not in ("last", "best"):
-        raise ValueError(f"which={options['which']} is unknown: choose last or best")
+        raise ConfigError(f"which={options['which']} is unknown: choose last or best")
     if options["save_statistics"] is not None and not str(options["save_statistics"]).endswith(".pt"):
-        raise ValueError(f"save_statistics={options['save_statistics']} must end in .pt, by which real= knows it again")
+        raise ConfigError(f"save_statistics={options['save_statistics']} must end in .pt, by which real= knows it again")
     for key in ("output", "picture", "save_statistics", "table"):
         if options[key] is not None:
             check_writable(key, Path(str(options[key])))
@@ -106,34 +114,38 @@ _OF_CHECKPOINTS = {
 
 def _check_picture(options: Config) -> None:
     if options["picture"] is not None and not options["neighbors"]:
-        raise ValueError("picture= has no effect without neighbors=: remove it")
+        raise ConfigError(f"picture={options['picture']} has no effect without neighbors=: remove it")
 
 
-def _typed() -> list[str]:
-    return list(HydraConfig.get().overrides.task)
+def _typed() -> dict[str, str]:
+    """Return what the command line sets: option, or group, -> the first override of it."""
+    found: dict[str, str] = {}
+    for override in map(str, HydraConfig.get().overrides.task):
+        found.setdefault(re.split(r"[.@=]", override.lstrip("+~"))[0], override.lstrip("+~"))
+    return found
 
 
-def _refuse_what_has_no_effect(options: Config, typed: set[str]) -> None:
+def _refuse_what_has_no_effect(options: Config, typed: Mapping[str, str]) -> None:
     """A setting that does nothing is a mistake.
 
     Raises:
-        ValueError: naming the key.
+        ConfigError: Naming the key.
     """
     if options["compare"] is not None:
-        useless, why = typed - {"compare", "which", "traceback"}, "with compare="
+        useless, why = typed.keys() - {"compare", "which", "traceback"}, "with compare="
     elif options["ckpt"] is None and options["images"] is None:
-        useless, why = typed - _OF_STATISTICS, "where statistics are all that is made"
+        useless, why = typed.keys() - _OF_STATISTICS, "where statistics are all that is made"
     elif options["images"] is not None:
-        useless, why = typed & _OF_CHECKPOINTS, "on images that exist already"
+        useless, why = typed.keys() & _OF_CHECKPOINTS, "on images that exist already"
         if not useless:
             _check_picture(options)
     else:
         useless, why = (
-            (typed & {"image_size", "range", "accept_unrecorded"} if options["real"] is None else set()),
+            (typed.keys() & {"image_size", "range", "accept_unrecorded"} if options["real"] is None else set()),
             "without real=",
         )
     if useless:
-        raise ValueError(f"{sorted(useless)[0]}= has no effect {why}: remove it")
+        raise ConfigError(f"{typed[sorted(useless)[0]]} has no effect {why}: remove it")
 
 
 def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
@@ -153,17 +165,23 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
     translates = issubclass(builder.locate(config["model"]["_target_"], "model"), Translation)
     if options["evaluation"] is None and "_target_" not in config["evaluation"]:
         fitting = "translation (unpaired_translation for unpaired data)" if translates else "inception or another of the group"
-        raise ValueError(
-            f"{path} was trained with evaluation=none, so that there is nothing to evaluate it with: choose "
+        raise ConfigError(
+            f"ckpt={options['ckpt']} was trained with evaluation=none, so there is nothing to evaluate it with: choose "
             f"evaluation={fitting}"
         )
-    typed = {override.split("=")[0].lstrip("+~").split(".")[0] for override in _typed()} - {"conditioning", "loss", "model"}
+    typed = {key: override for key, override in _typed().items() if key not in ("conditioning", "loss", "model")}
     if options["data_root"] is not None and options["real"] is None:
         key = next((key for key in ("root", "path") if key in config["data"]), None)
         if config["data"].get("a") is not None:
-            raise ValueError("data_root has no effect: this checkpoint's data are two folders, data.a and data.b")
+            raise ConfigError(
+                f"data_root={options['data_root']} has no effect, because this checkpoint's data are two folders, data.a and "
+                "data.b: remove it"
+            )
         if key is None:
-            raise ValueError("data_root has no effect: this checkpoint's data is not read from a directory")
+            raise ConfigError(
+                f"data_root={options['data_root']} has no effect, because this checkpoint's data is not read from a directory: "
+                "remove it"
+            )
         config["data"][key] = options["data_root"]
     if options["split"] is not None:
         _take_split(options, config)
@@ -176,10 +194,10 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
     chosen = options["evaluation"] or config["evaluation"]
     if issubclass(builder.locate(chosen["_target_"], "evaluation"), LikelihoodEvaluator):
         return evaluate_likelihood(options, typed, path, state, builder, device, chosen)
-    if useless := sorted(typed & {"model_mode", "classical", "table"}):
-        raise ValueError(f"{useless[0]}= is for models that translate images: remove it")
+    if useless := sorted(typed.keys() & {"model_mode", "classical", "table"}):
+        raise ConfigError(f"{typed[useless[0]]} is for models that translate images: remove it")
     if options["num_samples"] is not None:
-        raise ValueError(f"num_samples={options['num_samples']} is for evaluation=likelihood: choose that, or remove it")
+        raise ConfigError(f"num_samples={options['num_samples']} is for evaluation=likelihood: choose that, or remove it")
     _check_picture(options)
     with first_of_each_host():  # both may download
         if options["real"] is not None:
@@ -227,10 +245,13 @@ def _take_split(options: Config, config: Config) -> None:
     """Have the checkpoint's data be its other split, all of it.
 
     Raises:
-        ValueError: if it has none.
+        ConfigError: If it has none.
     """
     if options["real"] is not None:
-        raise ValueError("split= is of the checkpoint's own data, and real= names others: remove one of them")
+        raise ConfigError(
+            f"split={options['split']} is of the checkpoint's own data, and real={options['real']} names others: remove one of "
+            "them"
+        )
     config["data"] = other_split(config["data"], options["split"], key="split", instead="use real=DIR")
 
 
@@ -240,7 +261,7 @@ def _of_images(options: Config, device: torch.device) -> dict[str, float]:
         real = resolve("real", options, builder, device)
         fake = None if options["images"] is None else resolve("images", options, builder, device)
     if fake is not None and fake.images is None:
-        raise ValueError(f"images={options['images']} holds statistics, not images; statistics can stand on the side of real=")
+        raise ConfigError(f"images={options['images']} holds statistics, not images; statistics can stand on the side of real=")
     chosen = options["evaluation"] or {}
     if "_target_" not in chosen:
         chosen = merged(real.evaluation or compose_evaluation("evaluation=inception")["evaluation"], chosen)
@@ -250,7 +271,7 @@ def _of_images(options: Config, device: torch.device) -> dict[str, float]:
     assert fake.images is not None
     made: ImageSet = fake.images
     if len(made) < 2:
-        raise ValueError(f"images={options['images']} holds {len(made)} image: a covariance needs 2 or more")
+        raise DataError(f"images={options['images']} holds {len(made)} image: a covariance needs 2 or more")
     if options["num_images"] is not None:
         made = Subset(made, options["num_images"])
     evaluator = _evaluator(options, chosen, builder, real, num_images=len(made))
@@ -272,7 +293,7 @@ def _of_images(options: Config, device: torch.device) -> dict[str, float]:
 
 def _save_statistics(options: Config, evaluator: Evaluator, real: Side, device: torch.device) -> dict[str, float]:
     if real.images is None or real.source is None:
-        raise ValueError(f"real={options['real']} holds statistics already: give images to make statistics of")
+        raise ConfigError(f"real={options['real']} holds statistics already: give images to make statistics of")
     statistics = evaluator.statistics(real.images, device)
     path = Path(options["save_statistics"])
     if rank() == 0:
@@ -292,12 +313,18 @@ def _evaluator(
             config[key] = options[key]
     if options["inception_weights"] is not None:
         if not _uses_inception(config):
-            raise ValueError("inception_weights has no effect: this evaluation does not use Inception")
+            raise ConfigError(
+                f"inception_weights={options['inception_weights']} has no effect, because this evaluation does not use "
+                "Inception: remove it"
+            )
         config["extractor"] = {**config["extractor"], "weights": options["inception_weights"]}
     if real.images is None and options["num_real"] is not None:
-        raise ValueError("num_real= has no effect on statistics that exist already: remove it")
+        raise ConfigError(f"num_real={options['num_real']} has no effect on statistics that exist already: remove it")
     if real.images is None and options["neighbors"]:
-        raise ValueError("neighbors= needs the real images themselves, but real= names statistics")
+        raise ConfigError(
+            f"neighbors={options['neighbors']} needs the real images themselves, but real={options['real']} holds statistics: "
+            "give images, or remove it"
+        )
     evaluator = builder.build_group({"evaluation": config}, "evaluation")
     if not isinstance(evaluator, Evaluator):
         measured = (
@@ -305,7 +332,7 @@ def _evaluator(
             if isinstance(evaluator, LikelihoodEvaluator)
             else "translations by a model"
         )
-        raise ValueError(f"this evaluation measures {measured}: choose evaluation=inception or another one")
+        raise ConfigError(f"this evaluation measures {measured}: choose evaluation=inception or another one", key="evaluation")
     if real.statistics is not None:
         assert real.path is not None
         real.statistics.check_extractor(evaluator.extractor, real.path, accept_unrecorded=options["accept_unrecorded"])

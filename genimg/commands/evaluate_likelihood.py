@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from genimg.commands.common import report
 from genimg.config import instantiate
 from genimg.config.instantiate import Config
 from genimg.data.datasets.builtin import Source
+from genimg.errors import ConfigError, DataError
 from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.types import height_width
 from genimg.utils.distributed import first_of_each_host
@@ -28,7 +30,7 @@ _KEYS = {
 
 def evaluate_likelihood(
     options: Config,
-    typed: set[str],
+    typed: Mapping[str, str],
     path: Path,
     state: Config,
     builder: instantiate.Builder,
@@ -39,7 +41,7 @@ def evaluate_likelihood(
 
     Args:
         options: of the command.
-        typed: those that were given.
+        typed: Those that the command line sets, with their overrides.
         path: of the checkpoint.
         state: its contents, whose data may have been moved to ``data_root`` and ``split``.
         builder: of its config.
@@ -47,10 +49,11 @@ def evaluate_likelihood(
         chosen: the evaluation.
 
     Raises:
-        ValueError: for settings that mean nothing here, or images that do not fit the model.
+        ConfigError: For settings that mean nothing here.
+        DataError: For images that do not fit the model.
     """
-    if useless := sorted(typed - _KEYS):
-        raise ValueError(f"{useless[0]}= has no effect with evaluation=likelihood: remove it")
+    if useless := sorted(typed.keys() - _KEYS):
+        raise ConfigError(f"{typed[useless[0]]} has no effect with evaluation=likelihood: remove it")
     config = state["config"]
     chosen = {**chosen} | {
         key: options[key] for key in ("num_images", "num_samples", "batch_size", "seed") if options[key] is not None
@@ -64,7 +67,7 @@ def evaluate_likelihood(
             shape = {key: config["data"][key] for key in ("image_size", "channels")}
             side = resolve("real", options | shape, builder, device)
             if side.images is None:
-                raise ValueError(f"real={options['real']} holds statistics, but a likelihood is of images: give those")
+                raise ConfigError(f"real={options['real']} holds statistics, but a likelihood is of images: give those")
             data = side.images.data
         else:
             source = build_dataset(config, builder)
@@ -87,19 +90,19 @@ def _check_fit(source: Source, keys: tuple[str, ...], state: Config, options: Co
     """Refuse images of another shape than the training's, or other classes than those that the model reads.
 
     Raises:
-        ValueError: naming both.
+        DataError: Naming both.
     """
     data = state["config"]["data"]
     wanted = (data["channels"], *height_width(data["image_size"]))
     if source.shape != wanted:
-        raise ValueError(
+        raise DataError(
             f"real={options['real']} has images of {'x'.join(map(str, source.shape))}, but the model was trained on "
             f"{'x'.join(map(str, wanted))} (channels, height, width): give images of that shape"
         )
     known = tuple(state.get("class_names", ()))
     if "label" in keys and (source.labels is None or tuple(source.class_names) != known):
         found = ", ".join(source.class_names) if source.labels is not None else "none"
-        raise ValueError(
-            f"the model reads labels, and the classes of real={options['real']} are {found}, not {', '.join(known)}: give "
-            "images in directories of these names"
+        raise DataError(
+            f"real={options['real']}: the model reads labels, and the classes of these images are {found}, not "
+            f"{', '.join(known)}: give images in directories of these names"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from genimg.data.loader import Data
 from genimg.data.subsets import subset_of
 from genimg.data.tasks.base import Task
 from genimg.data.tasks.degradations import Denoise, Inpaint
+from genimg.errors import ConfigError
 from genimg.evaluation.baselines import biharmonic, non_local_means
 from genimg.evaluation.translation import TranslationEvaluator, means_over_images, similarities
 from genimg.methods.image_to_image import Translation
@@ -47,23 +48,23 @@ Makers = dict[str, Callable[[Batch], Tensor]]
 
 
 def evaluate_translator(
-    options: Config, typed: set[str], path: Path, state: Config, builder: instantiate.Builder, device: torch.device
+    options: Config, typed: Mapping[str, str], path: Path, state: Config, builder: instantiate.Builder, device: torch.device
 ) -> dict[str, float]:
     """Print, and write where asked, how near translations of held-out images are to their targets.
 
     Args:
         options: of the command.
-        typed: those that were given.
+        typed: Those that the command line sets, with their overrides.
         path: of the checkpoint.
         state: its contents, whose data may have been moved to ``data_root``.
         builder: of its config.
         device: of the model.
 
     Raises:
-        ValueError: for settings that mean nothing here.
+        ConfigError: For settings that mean nothing here.
     """
-    if useless := sorted(typed - _OF_TRANSLATORS):
-        raise ValueError(f"{useless[0]}= has no effect on a model that translates images: remove it")
+    if useless := sorted(typed.keys() - _OF_TRANSLATORS):
+        raise ConfigError(f"{typed[useless[0]]} has no effect on a model that translates images: remove it")
     config = state["config"]
     method = load_method(config, builder, state, device)
     assert isinstance(method, Translation)
@@ -79,10 +80,10 @@ def evaluate_translator(
     evaluator.check(method)
     assert isinstance(evaluator, TranslationEvaluator)
     paired = "source" in method.batch_keys
-    if not paired and (useless := sorted(typed & {"classical", "table", "picture"})):
-        raise ValueError(f"{useless[0]}= has no effect on unpaired data, where no image has a target: remove it")
+    if not paired and (useless := sorted(typed.keys() & {"classical", "table", "picture"})):
+        raise ConfigError(f"{typed[useless[0]]} has no effect on unpaired data, where no image has a target: remove it")
     if options["classical"] and world_size() > 1:
-        raise ValueError("classical=true is for a single process: start it without torchrun")
+        raise ConfigError("classical=true is for a single process: start it without torchrun")
     baseline = _classical(method.task) if options["classical"] else {}
     collected = _Collector(method.task, baseline)
     result = evaluator.evaluate(method, data, device, observe=collected.add if paired else lambda batch, found: None)
@@ -157,14 +158,14 @@ def _classical(task: Task) -> Makers:
     """What needs no training for this task.
 
     Raises:
-        ValueError: if there is nothing.
+        ConfigError: If there is nothing.
     """
     if isinstance(task, Inpaint):
         return {"biharmonic": lambda batch: biharmonic(to_uint8(task.shown(batch["source"])), batch["mask"])}
     if isinstance(task, Denoise) and task.noise == "gaussian" and task.amount[0] == task.amount[1]:
         sigma = task.amount[0]
         return {"non-local means": lambda batch: non_local_means(to_uint8(batch["source"]), sigma=sigma)}
-    raise ValueError(
+    raise ConfigError(
         "classical=true: there is a method without training for task=inpaint (biharmonic) and for task=denoise with Gaussian "
         "noise of one strength (non-local means); of super_resolution the source itself is one (bicubic)"
     )

@@ -11,10 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 
 import genimg
 from genimg.api.checkpoints import load_method, open_for_use
+from genimg.commands.common import refuse_unknown_keys
 from genimg.config import untrusted
 from genimg.config.compose import require_all_values
 from genimg.config.instantiate import Config
 from genimg.data.facts import DataFacts
+from genimg.errors import ConfigError
 from genimg.evaluation.extractors.base import sha256_of
 from genimg.exporting.checks import largest_difference, trials
 from genimg.exporting.formats import (
@@ -36,8 +38,7 @@ from genimg.training.device import Precision, choose_device
 from genimg.utils.environment import git_commit
 from genimg.utils.files import atomically, check_writable, naming_full_disk
 from genimg.utils.outputs import require_own_export
-from genimg.utils.paths import relative
-from genimg.utils.words import nearest
+from genimg.utils.paths import expanded, relative
 
 log = logging.getLogger(__name__)
 
@@ -78,38 +79,36 @@ def _check(options: Config) -> None:
     """Refuse what no model can do.
 
     Raises:
-        ValueError: naming key and value.
+        ConfigError: Naming key and value.
     """
-    for key in options:
-        if key not in (*_KEYS, *untrusted.GROUPS):
-            raise ValueError(f"unknown key {key}{nearest(key, _KEYS)}: nothing reads it; --cfg job shows all keys")
+    refuse_unknown_keys(options, (*_KEYS, *untrusted.GROUPS))
     if not isinstance(options["allow"], list):
-        raise ValueError(f"allow={options['allow']} must be a list such as allow=[mypackage]")
+        raise ConfigError(f"allow={options['allow']} must be a list such as allow=[mypackage]")
     if not isinstance(options["format"], str) or options["format"] not in FORMATS:
-        raise ValueError(f"format={options['format']} is unknown: choose one of {', '.join(FORMATS)}")
+        raise ConfigError(f"format={options['format']} is unknown: choose one of {', '.join(FORMATS)}")
     if options["output"] is not None and (type(options["output"]) is not str or not options["output"]):
-        raise ValueError(f"output={options['output']} is not the name of a file")
+        raise ConfigError(f"output={options['output']} is not the name of a file")
     suffix = FORMATS[options["format"]].suffix
     if options["output"] is not None and Path(options["output"]).suffix != suffix:
-        raise ValueError(
+        raise ConfigError(
             f"output={options['output']} must end in {suffix}, as files of format={options['format']} do: rename it, or choose "
             "another format"
         )
     truncation = options["truncation"]
     if truncation is not None and (type(truncation) not in (int, float) or not truncation >= 0):
-        raise ValueError(f"truncation={truncation} must be a number, 0 or more, or null for none")
+        raise ConfigError(f"truncation={truncation} must be a number, 0 or more, or null for none")
     if options["model_mode"] not in (None, *MODES):
-        raise ValueError(f"model_mode={options['model_mode']} is unknown: choose eval, train, or null for the model's own")
+        raise ConfigError(f"model_mode={options['model_mode']} is unknown: choose eval, train, or null for the model's own")
 
 
 def _output(options: Config, checkpoint: Path, part: Part, choices: Choices) -> Path:
     """The file to write; one that genimg-export wrote is replaced.
 
     Raises:
-        ValueError: if it cannot be written, or is another program's.
+        ConfigError: If it cannot be written, or is another program's.
     """
     if options["output"] is not None:
-        output = Path(options["output"]).expanduser()
+        output = expanded("output", options["output"])
     else:
         folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
         psi = "" if choices.truncation is None else f"-truncation{choices.truncation:g}"
@@ -152,7 +151,7 @@ def _write(part: Part, record: Config, options: Config, output: Path, device: to
         The largest difference, the part as it became, and the whole record.
 
     Raises:
-        ValueError: if it cannot be exported, or makes other images than the checkpoint.
+        ConfigError: If it cannot be exported, or makes other images than the checkpoint.
     """
     kind = options["format"]
     if kind != "safetensors":

@@ -18,6 +18,7 @@ from genimg.config import instantiate
 from genimg.config.compose import require_all_values
 from genimg.config.instantiate import Config
 from genimg.data.subsets import subset_of
+from genimg.errors import ConfigError, DataError
 from genimg.evaluation.extractors.base import sha256_of
 from genimg.training.classifier import LabelledImages, train_classifier
 from genimg.training.device import choose_device, choose_precision
@@ -45,19 +46,19 @@ def train_features(composed: DictConfig) -> None:
     options: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     name = str(options["name"])
     if not re.fullmatch(r"[A-Za-z0-9]\w*", name):
-        raise ValueError(f"name={name} must be letters, digits and _: it becomes part of metric names")
+        raise ConfigError(f"name={name} must be letters, digits and _: it becomes part of metric names")
     for key, least in (("epochs", 1), ("batch_size", 2), ("held_out", 2), ("seed", 0)):
         if type(options[key]) is not int or options[key] < least:
-            raise ValueError(f"{key}={options[key]} must be a whole number, {least} or more")
+            raise ConfigError(f"{key}={options[key]} must be a whole number, {least} or more")
     for key in ("learning_rate", "weight_decay"):
         if isinstance(options[key], bool) or not isinstance(options[key], int | float) or not 0 <= options[key] < math.inf:
-            raise ValueError(f"{key}={options[key]} must be a number, 0 or more")
+            raise ConfigError(f"{key}={options[key]} must be a number, 0 or more")
     device = choose_device(options["device"])
     precision = choose_precision(options["precision"], device)
     precision.apply_globally()
     train, held_out = _images(options, device)
     if len(train.indices) < options["batch_size"]:
-        raise ValueError(f"batch_size={options['batch_size']} is larger than the {len(train.indices)} training images")
+        raise ConfigError(f"batch_size={options['batch_size']} is larger than the {len(train.indices)} training images")
     output = Path(options["output"])
     (output / "evaluation").mkdir(parents=True, exist_ok=True)  # before the work, so that it is not lost to a typing mistake
     log.info("%d training images of %d classes, %d held out", len(train.indices), len(train.data.source.class_names),
@@ -102,14 +103,14 @@ def _images(options: Config, device: torch.device) -> tuple[LabelledImages, Labe
     config = options["data"]
     source = build_dataset(options, builder)
     if source.labels is None or len(source.class_names) < 2:
-        raise ValueError(
-            f"the data {source.name} has no labels: put each class's images into a subdirectory of its own, two classes or more"
+        raise DataError(
+            f"data={source.name} has no labels: put each class's images into its own subdirectory, two classes or more"
         )
     channels, height, width = source.shape
     if height != width or channels not in (1, 3):
-        raise ValueError(
-            f"the classifier takes square images of 1 or 3 channels, but data {source.name} has {channels} channels and "
-            f"{height}x{width} pixels: set data.image_size to one number and data.channels to 1 or 3"
+        raise ConfigError(
+            f"data={source.name} has images of {channels} channels and {height}x{width} pixels, but the classifier takes "
+            "square ones of 1 or 3 channels: set data.image_size to one number and data.channels to 1 or 3"
         )
     data = build_loader(options, source, device)
     data.load()

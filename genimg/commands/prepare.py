@@ -10,15 +10,17 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from genimg.api.data import build_dataset
+from genimg.commands.common import refuse_unknown_keys
 from genimg.config import instantiate
 from genimg.config.compose import require_all_values
 from genimg.config.instantiate import Config
 from genimg.data.datasets.builtin import Source
 from genimg.data.datasets.prepared import Description
 from genimg.data.packing import CORRUPT, image_bytes, pack
+from genimg.errors import ConfigError
 from genimg.utils.files import check_output_directory, directory_atomically, naming_full_disk
-from genimg.utils.paths import relative
-from genimg.utils.words import argument, nearest
+from genimg.utils.paths import expanded, relative
+from genimg.utils.words import argument
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +33,14 @@ def prepare(composed: DictConfig) -> None:
     require_all_values(composed)
     options: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     _check(options)
-    output = Path(str(options["output"])).expanduser().resolve()
+    output = expanded("output", options["output"]).resolve()
     check_output_directory(output)
     builder = instantiate.Builder(allowed=(*instantiate.ALLOWED, *options["allow"]))
     source = build_dataset(options, builder)
     if source.task is not None:
-        raise ValueError(f"data={source.name} has pairs of images, which genimg-prepare does not pack: train from the files")
+        raise ConfigError(f"data={source.name} has pairs of images, which genimg-prepare does not pack: train from the files")
     if options["shard_size"] < image_bytes(source):
-        raise ValueError(
+        raise ConfigError(
             f"shard_size={options['shard_size']} is in bytes, and one image takes {image_bytes(source)}: a file should hold "
             "thousands of them"
         )
@@ -60,33 +62,31 @@ def prepare(composed: DictConfig) -> None:
 
 
 def _check(options: Config) -> None:
-    for key in options:
-        if key not in _KEYS:
-            raise ValueError(f"unknown key {key}{nearest(key, _KEYS)}: nothing reads it; --cfg job shows all keys")
+    refuse_unknown_keys(options, _KEYS)
     output, shard_size, max_corrupt = options["output"], options["shard_size"], options["max_corrupt"]
     if type(output) not in (str, int) or output == "":
-        raise ValueError(f"output={output} is not a directory's name")
+        raise ConfigError(f"output={output} is not a directory's name")
     if type(shard_size) is not int or shard_size < 1:
-        raise ValueError(f"shard_size={shard_size} must be a whole number of bytes, such as 1073741824")
+        raise ConfigError(f"shard_size={shard_size} must be a whole number of bytes, such as 1073741824")
     if max_corrupt is not None and (type(max_corrupt) is not int or max_corrupt < 0):
-        raise ValueError(f"max_corrupt={max_corrupt} must be 0 or more images, or null to leave out all corrupt ones")
+        raise ConfigError(f"max_corrupt={max_corrupt} must be 0 or more images, or null to leave out all corrupt ones")
     if not isinstance(options["allow"], list) or not all(isinstance(name, str) for name in options["allow"]):
-        raise ValueError(f"allow={options['allow']} must be a list such as allow=[mypackage]")
+        raise ConfigError(f"allow={options['allow']} must be a list such as allow=[mypackage]")
     data = options["data"]
     for key, neutral in _OF_TRAINING.items():
         if data.get(key, neutral) != neutral:
             word = "a max_corrupt=N of its own decides here" if key == "max_corrupt" else "set it there"
-            raise ValueError(f"data.{key}={data[key]} is for training, and changes nothing that is packed: {word}")
+            raise ConfigError(f"data.{key}={data[key]} is for training, and changes nothing that is packed: {word}")
     threads = data.get("num_workers", "auto")
     if threads != "auto" and (type(threads) is not int or threads < 1):
-        raise ValueError(f"data.num_workers={threads} must be auto, or 1 or more threads")
+        raise ConfigError(f"data.num_workers={threads} must be auto, or 1 or more threads")
 
 
 def _check_space(output: Path, needed: int, source: Source) -> None:
     disk = next(parent for parent in output.parents if parent.exists())
     free = shutil.disk_usage(disk).free
     if free < needed:
-        raise ValueError(
+        raise ConfigError(
             f"{_space(output, needed, source)}, but {disk} has {free} bytes free: make room, or choose another output or a "
             "smaller data.image_size"
         )

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from genimg.config.instantiate import Config
 from genimg.data.decode import PixelFormat
+from genimg.errors import ConfigError
 from genimg.inference.conditions import KEYS, Condition
 from genimg.inference.image_files import cell, checked_output, find_pictures, grid_of, read_resized, side_by_side, with_sizes
 from genimg.methods.base import Method
@@ -47,10 +48,13 @@ def reconstruct(
         record: what the folder says about itself.
 
     Raises:
-        ValueError: if the method is no autoencoder, or the files or the output are not as they must be.
+        ConfigError: If the method is no autoencoder, or the files or the output are not as they must be.
     """
     if not method.reconstructs:
-        raise ValueError(f"reconstruct= is for autoencoders, such as a VAE, and this model is a {type(method).__name__}")
+        name = type(method).__name__
+        raise ConfigError(
+            f"reconstruct={options['reconstruct']} is for autoencoders, such as a VAE, and this model is a {name}: remove it"
+        )
     condition = require_one(options, "reconstruct", method, conditions)
     pictures = with_sizes(find_pictures(options["reconstruct"], "reconstruct"))
     output = checked_output(folder, {"reconstruct": options["reconstruct"]}, pictures, grid=True, overwrite=True,
@@ -88,13 +92,15 @@ def require_one(options: Config, what: str, method: Method, conditions: Sequence
         conditions: those that are asked for.
 
     Raises:
-        ValueError: if there are several, or none where the model reads them.
+        ConfigError: If there are several, or none where the model reads them.
     """
     for option, key in KEYS.items():
         if key in method.batch_keys and options[option] is None:
-            raise ValueError(f"{what}={options[what]}: this model reads a {key} with every image: say which, with {option}=...")
+            raise ConfigError(
+                f"{what}={options[what]}: this model reads a {key} with every image: say which, with {option}=..."
+            )
     if len(conditions) > 1:
-        raise ValueError(f"{what}={options[what]} goes with one condition, not {len(conditions)}: give one label or text")
+        raise ConfigError(f"{what}={options[what]} goes with one condition, not {len(conditions)}: give one label or text")
     return conditions[0]
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from genimg.errors import ConfigError
 from genimg.reporting import Report, write_report
 from genimg.reporting.measures import value_in_words
+from genimg.utils.paths import expanded
 
 log = logging.getLogger(__name__)
 
@@ -21,21 +22,21 @@ def report(composed: DictConfig) -> None:
     """Write the report, and say where it is and how the runs compare.
 
     Raises:
-        FileNotFoundError: naming a directory that does not exist.
-        ValueError: for a directory without runs, or an output that is no file of a page.
+        DataError: For a directory that does not exist, or is without runs.
+        ConfigError: For an output that is no file of a page.
     """
     if OmegaConf.is_missing(composed, "runs"):
-        raise ValueError("runs is required: genimg-report RUN_OR_SWEEP_DIR ...")
+        raise ConfigError("runs is required: genimg-report RUN_OR_SWEEP_DIR ...", key="runs")
     options: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     runs, output = options["runs"], options["output"]
     if isinstance(runs, str):
         runs = [runs]
     if not isinstance(runs, list) or not all(isinstance(each, str | int | float) for each in runs):
-        raise ValueError(f"runs={runs} must be directories: genimg-report RUN_OR_SWEEP_DIR ...")
-    directories = [Path(str(each)).expanduser() for each in runs]
+        raise ConfigError(f"runs={runs} must be directories: genimg-report RUN_OR_SWEEP_DIR ...")
+    directories = [expanded("runs", each) for each in runs]
     if output is None:
         output = directories[0] / "report.html" if len(directories) == 1 else "report.html"
-    written = write_report(directories, Path(str(output)).expanduser())
+    written = write_report(directories, expanded("output", output))
     if len(written.subject.collection.runs) > 1:
         log.info("%s", "\n".join([leaderboard(written), *written.subject.ranking.warnings]))
     log.info("report:   %s", written.html)

@@ -17,6 +17,7 @@ from genimg.api.checkpoints import load_method, open_for_use
 from genimg.commands.reconstruct import pixel_format, reconstruct, require_one
 from genimg.config.compose import require_all_values
 from genimg.config.instantiate import Config
+from genimg.errors import ConfigError
 from genimg.inference.conditions import KEYS, Condition, find_conditions, name_of_label
 from genimg.inference.image_files import existing, read_resized
 from genimg.inference.sample_files import Archive, Files, Sink
@@ -27,7 +28,7 @@ from genimg.types import Batch
 from genimg.utils.files import atomically
 from genimg.utils.images import class_rows, grid, to_float, to_uint8, write_png
 from genimg.utils.outputs import Record, exif_of, record_of, require_own_file, stamp_of
-from genimg.utils.paths import relative
+from genimg.utils.paths import expanded, relative
 
 log = logging.getLogger(__name__)
 
@@ -86,11 +87,11 @@ def sample(composed: DictConfig) -> None:
     device = choose_device(options["device"])
     method = load_method(config, builder, state, device)
     if method.translates:
-        raise ValueError(f"ckpt={options['ckpt']}: this model translates images: use genimg-translate")
+        raise ConfigError(f"ckpt={options['ckpt']}: this model translates images: use genimg-translate")
     method.before_sampling()
     conditions = find_conditions(options, method, state.get("class_names", ()))
     default = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    folder = (Path(options["output"]).expanduser() if options["output"] else default / _name(options, conditions)).resolve()
+    folder = (expanded("output", options["output"]) if options["output"] else default / _name(options, conditions)).resolve()
     if options["reconstruct"] is not None:
         log.info("from %s, trained on %d images", path, state["training"]["images"])
         reconstruct(method, config["data"], options, conditions, folder, device, _record(options, path, state))
@@ -133,12 +134,13 @@ def _near(options: Config, method: Method, data: Config, conditions: Sequence[Co
     """The image whose neighbourhood is asked for: [1, C, H, W] in [-1, 1].
 
     Raises:
-        ValueError: if it cannot be read, or the model encodes no images.
+        DataError: If it cannot be read.
+        ConfigError: If the model encodes no images.
     """
     require_one(options, "near", method, conditions)
     file = existing("near", options["near"], "an image")
     if file.is_dir():
-        raise ValueError(f"near={options['near']} is a directory: give one image")
+        raise ConfigError(f"near={options['near']} is a directory: give one image")
     image = to_float(read_resized(file, pixel_format(data))[None])
     drawn = method.draw(range(1), 0) | conditions[0].row
     device = next(method.parameters()).device
@@ -161,12 +163,12 @@ def _class_name(options: Config, method: Method, class_names: Sequence[str]) -> 
     """Of a label, for directories; None where images lie together.
 
     Raises:
-        ValueError: if directories are asked for and there are no classes.
+        ConfigError: If directories are asked for and there are no classes.
     """
     if not options["class_folders"]:
         return None
     if "label" not in method.batch_keys:
-        raise ValueError("class_folders=true needs a model with labels, and this one has none: leave it away")
+        raise ConfigError("class_folders=true needs a model with labels, and this one has none: remove it")
     return lambda label: name_of_label(label, method.num_classes, class_names)
 
 
@@ -174,18 +176,18 @@ def _settle_ways(options: Config) -> None:
     """Write what null stands for into the keys that belong to ``interpolate`` and to ``near``.
 
     Raises:
-        ValueError: if one of them is given without it.
+        ConfigError: If one of them is given without it.
     """
     if options["near"] is None and options["spread"] is not None:
-        raise ValueError(f"spread={options['spread']} has no effect without near=IMAGE: leave it away")
+        raise ConfigError(f"spread={options['spread']} has no effect without near=IMAGE: remove it")
     if options["near"] is not None and options["spread"] is None:
         options["spread"] = _USUAL_SPREAD
     for key, default in _OF_WAYS.items():
         if options[key] is None:
             options[key] = default
         elif options["interpolate"] is None:
-            raise ValueError(
-                f"{key}={options[key]} has no effect on single images: leave it away, or ask for a way between them with "
+            raise ConfigError(
+                f"{key}={options[key]} has no effect on single images: remove it, or ask for a way between them with "
                 "interpolate=linear or spherical"
             )
 
@@ -194,35 +196,35 @@ def _check(options: Config) -> None:
     """Refuse what no model can do.
 
     Raises:
-        ValueError: naming key and value.
+        ConfigError: Naming key and value.
     """
     interpolation, truncation, speed = options["interpolate"], options["truncation"], options["frames_per_second"]
     if interpolation not in (None, "linear", "spherical"):
-        raise ValueError(f"interpolate={interpolation} is unknown: choose linear, spherical or null")
+        raise ConfigError(f"interpolate={interpolation} is unknown: choose linear, spherical or null")
     least = {"num_images": 1 if interpolation is None else 2, "batch_size": 1, "frames": 2}
     for key, number in least.items():
         if type(options[key]) is not int or options[key] < number:
             between = " to interpolate between them" if number == 2 and key == "num_images" else ""
-            raise ValueError(f"{key}={options[key]} must be {number} or more{between}")
+            raise ConfigError(f"{key}={options[key]} must be {number} or more{between}")
     if options["near"] is not None and (type(options["spread"]) not in (int, float) or not options["spread"] >= 0):
-        raise ValueError(f"spread={options['spread']} must be a number of standard deviations, 0 or more")
+        raise ConfigError(f"spread={options['spread']} must be a number of standard deviations, 0 or more")
     if type(options["class_folders"]) is not bool:
-        raise ValueError(f"class_folders={options['class_folders']} must be true or false")
+        raise ConfigError(f"class_folders={options['class_folders']} must be true or false")
     for one, others in _EXCLUDE.items():
         useless = next((other for other in others if options[other] is not None), None)
         if options[one] is not None and useless is not None:
-            raise ValueError(f"{useless}={options[useless]} has no effect with {one}=: leave one of them away")
+            raise ConfigError(f"{useless}={options[useless]} has no effect with {one}=: remove one of them")
     archived = str(options["output"]).endswith(".npz")
     for one in ("reconstruct", "interpolate"):
         if options[one] is not None and (archived or options["class_folders"]):
             what = f"output={options['output']}" if archived else "class_folders=true"
-            raise ValueError(f"{what} is for single samples, not for {one}=: leave it away")
+            raise ConfigError(f"{what} is for single samples, not for {one}=: remove it")
     if archived and options["class_folders"]:
-        raise ValueError(f"class_folders=true has no effect on output={options['output']}, which holds labels: leave it away")
+        raise ConfigError(f"class_folders=true has no effect on output={options['output']}, which holds labels: remove it")
     if truncation is not None and (type(truncation) not in (int, float) or not truncation >= 0):
-        raise ValueError(f"truncation={truncation} must be a number, 0 or more, or null for none")
+        raise ConfigError(f"truncation={truncation} must be a number, 0 or more, or null for none")
     if type(speed) not in (int, float) or not 0 < speed <= 1000:
-        raise ValueError(f"frames_per_second={speed} must be a number above 0, at most 1000")
+        raise ConfigError(f"frames_per_second={speed} must be a number above 0, at most 1000")
 
 
 def _name(options: Config, conditions: Sequence[Condition]) -> str:
@@ -291,15 +293,15 @@ def _require_one_condition(options: Config, method: Method) -> None:
     """Refuse to go from one class or caption to another.
 
     Raises:
-        ValueError: if there are conditions and none is asked for, or the method draws no latents.
+        ConfigError: If there are conditions and none is asked for, or the method draws no latents.
     """
     for option, key in KEYS.items():
         if key in method.batch_keys and options[option] is None:
-            raise ValueError(
+            raise ConfigError(
                 f"interpolate={options['interpolate']} goes between latents, all with one {key}: say which, with {option}=..."
             )
     if "latent" not in method.draw(range(1), 0):
-        raise ValueError(f"interpolate={options['interpolate']}: a {type(method).__name__} has no latents: leave it away")
+        raise ConfigError(f"interpolate={options['interpolate']}: a {type(method).__name__} has no latents: remove it")
 
 
 def _files_of_way(path: Path) -> tuple[Path, Path]:

@@ -35,7 +35,7 @@ from genimg.config import resume
 from genimg.config.compose import require_all_values, thaw
 from genimg.config.instantiate import Config
 from genimg.data.identity import Identity, identity_of
-from genimg.errors import UserError
+from genimg.errors import ConfigError, UserError, is_bug
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.methods.image_to_image import Translation
 from genimg.reporting import write_report
@@ -82,23 +82,25 @@ def train(composed: DictConfig) -> float | None:
             if rank() > 0:
                 logging.disable(logging.WARNING)  # the first rank says it
             if world_size() > 1 and hydra.mode == RunMode.MULTIRUN:
-                raise ValueError("torchrun trains one run: start a sweep (-m) without it, or torchrun for each of its runs")
+                raise ConfigError("torchrun trains one run: start a sweep (-m) without it, or torchrun for each of its runs")
             _refuse_what_has_no_effect(hydra)
             if not isinstance(composed.dry_run, bool):
-                raise ValueError(f"dry_run={composed.dry_run} must be true or false")
+                raise ConfigError(f"dry_run={composed.dry_run} must be true or false")
             if composed.dry_run and hydra.mode == RunMode.MULTIRUN:
-                raise ValueError("dry_run=true looks at one run: leave -m away")
+                raise ConfigError("dry_run=true looks at one run: remove -m")
             if composed.dry_run:
                 run_dir = run_dir / ".dry_run"  # which is not there: nothing is looked up, cleaned up or written
             with _alone_in(run_dir) if rank() == 0 and not composed.dry_run else contextlib.nullcontext():
                 return _train(composed, of_first_rank(run_dir), device_name)
     except Exception as error:
-        _write_to_log_file(traceback.format_exc())
+        elsewhere = error.details if isinstance(error, AnotherProcessError) else ""
+        _write_to_log_file(elsewhere or traceback.format_exc())
         its_own = rank_of_torchrun() == 0 and composed.dry_run is not True and not isinstance(error, InUseError)
-        if hydra.mode == RunMode.RUN and isinstance(error, ValueError | OSError | AnotherProcessError) and its_own:
+        has_bug = is_bug(error) or bool(elsewhere)  # whose log is kept
+        if hydra.mode == RunMode.RUN and its_own and not has_bug:
             _remove_if_nothing_began(run_dir)
         if hydra.mode == RunMode.MULTIRUN:  # Hydra goes on with the next job and would tell only at the end
-            log.error("this job failed: %s", error)
+            log.error("this job failed%s: %s", f" by a bug, {type(error).__name__}" if has_bug else "", error)
         raise
 
 
@@ -106,17 +108,17 @@ def _refuse_what_has_no_effect(hydra: Any) -> None:
     """A launcher without a sweep, a ready search as a value of a sweep, or one directory for all jobs.
 
     Raises:
-        ValueError: naming it, with the fix.
+        ConfigError: Naming it, with the fix.
     """
     of_sweeps = ("hydra/launcher=", "hydra/sweeper=", "hydra.launcher.", "hydra.sweeper.", "hydra.sweep.")
     if hydra.mode == RunMode.RUN and (found := [each for each in hydra.overrides.hydra if each.startswith(of_sweeps)]):
-        raise ValueError(f"{found[0]} has no effect on a single run: add -m for a sweep, or remove it")
+        raise ConfigError(f"{found[0]} has no effect on a single run: add -m for a sweep, or remove it")
     if hydra.mode == RunMode.MULTIRUN:
         for override in hydra.overrides.task:
             if override.startswith("run_dir="):
-                raise ValueError(f"{override} has no effect in a sweep: give hydra.sweep.dir")
+                raise ConfigError(f"{override} has no effect in a sweep: give hydra.sweep.dir")
             if override.startswith("sweep=") and override != "sweep=null":
-                raise ValueError(f"{override}: one ready search at a time, and without -m")
+                raise ConfigError(f"{override}: one ready search at a time, and without -m")
 
 
 def _alone_in(run_dir: Path) -> AbstractContextManager[None]:
@@ -340,7 +342,7 @@ def _write_summary(run_dir: Path, summary: Config) -> None:
 
 
 def _write_page(run_dir: Path) -> Path | None:
-    """The run's own report; a run is no worse for the lack of it."""
+    """Write the run's own report; best effort."""
     try:
         return write_report([run_dir], run_dir / "report.html").html
     except Exception as error:

@@ -13,12 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genimg.api.checkpoints import load_method, open_for_use
+from genimg.commands.common import refuse_unknown_keys
 from genimg.config import instantiate, untrusted
 from genimg.config.compose import require_all_values
 from genimg.config.instantiate import Config
 from genimg.data.decode import checked_levels
 from genimg.data.facts import DataFacts
 from genimg.data.tasks.base import Task
+from genimg.errors import CheckpointError, ConfigError
 from genimg.inference.image_files import (
     Picture,
     cell,
@@ -40,7 +42,6 @@ from genimg.utils.files import naming_full_disk
 from genimg.utils.images import write_png
 from genimg.utils.outputs import own_folder, record_of, stamp_of
 from genimg.utils.paths import relative
-from genimg.utils.words import nearest
 
 log = logging.getLogger(__name__)
 
@@ -100,42 +101,40 @@ def _check(options: Config) -> None:
     """Refuse what no model can do.
 
     Raises:
-        ValueError: naming key and value.
+        ConfigError: Naming key and value.
     """
-    for key in options:
-        if key not in (*_KEYS, *untrusted.GROUPS):
-            raise ValueError(f"unknown key {key}{nearest(key, _KEYS)}: nothing reads it; --cfg job shows all keys")
+    refuse_unknown_keys(options, (*_KEYS, *untrusted.GROUPS))
     for key in ("input", "output", "mask"):
         is_name = type(options[key]) in (str, int) and options[key] != ""  # a directory may be called 2026
         if not is_name and (key != "mask" or options[key] is not None):
-            raise ValueError(f"{key}={options[key]} is not the name of a file or directory")
+            raise ConfigError(f"{key}={options[key]} is not the name of a file or directory")
     for key in ("overwrite", "grid"):
         if type(options[key]) is not bool:
-            raise ValueError(f"{key}={options[key]} must be true or false")
+            raise ConfigError(f"{key}={options[key]} must be true or false")
     if type(options["seed"]) is not int:
-        raise ValueError(f"seed={options['seed']} must be a whole number")
+        raise ConfigError(f"seed={options['seed']} must be a whole number")
     if options["half"] not in (None, "left", "right", "whole"):
-        raise ValueError(f"half={options['half']} is unknown: choose left, right, whole, or null")
+        raise ConfigError(f"half={options['half']} is unknown: choose left, right, whole, or null")
     if options["model_mode"] not in (None, *MODES):
-        raise ValueError(f"model_mode={options['model_mode']} is unknown: choose eval, train, or null for the model's own")
+        raise ConfigError(f"model_mode={options['model_mode']} is unknown: choose eval, train, or null for the model's own")
     for key, least in (("batch_size", 1), ("overlap", 0), ("tile", 1)):
         value = options[key]
         if (type(value) is not int or value < least) and (key != "tile" or value is not None):
-            raise ValueError(f"{key}={value} must be {least} or more{' pixels, or null' if key == 'tile' else ''}")
+            raise ConfigError(f"{key}={value} must be {least} or more{' pixels, or null' if key == 'tile' else ''}")
     tile, overlap = options["tile"], options["overlap"]
     if tile is not None and 2 * overlap >= tile:
-        raise ValueError(f"overlap={overlap} must be less than half of tile={tile}: set overlap={(tile - 1) // 2} or less")
+        raise ConfigError(f"overlap={overlap} must be less than half of tile={tile}: set overlap={(tile - 1) // 2} or less")
 
 
 def _loaded(options: Config, state: Config, builder: instantiate.Builder, device: torch.device) -> Translation:
     """The checkpoint's method.
 
     Raises:
-        ValueError: if it does not translate.
+        ConfigError: If it does not translate.
     """
     method = load_method(state["config"], builder, state, device)
     if not isinstance(method, Translation):
-        raise ValueError(f"ckpt={options['ckpt']}: this model makes images from nothing: use genimg-sample")
+        raise ConfigError(f"ckpt={options['ckpt']}: this model makes images from nothing: use genimg-sample")
     return method
 
 
@@ -143,15 +142,15 @@ def _direction(given: object, method: Translation, data: Config) -> str | None:
     """The one to translate in; None of a method that has no choice.
 
     Raises:
-        ValueError: if there is no such direction.
+        ConfigError: If there is no such direction.
     """
     if method.directions:
         if given is not None and given not in method.directions:
-            raise ValueError(f"direction={given} is unknown: choose {' or '.join(method.directions)}")
+            raise ConfigError(f"direction={given} is unknown: choose {' or '.join(method.directions)}")
         return method.directions[0] if given is None else str(given)
     if given is not None:
         way = f"with data.direction={data['direction']}" if "direction" in data else "to make a task's targets of its sources"
-        raise ValueError(f"direction={given}: this model was trained {way}, and knows no other direction: leave it away")
+        raise ConfigError(f"direction={given}: this model was trained {way}, and knows no other direction: remove it")
     return None
 
 
@@ -159,16 +158,17 @@ def _masked(options: Config, pictures: list[Picture], task: Task) -> list[Pictur
     """With a mask each where the task has masks.
 
     Raises:
-        ValueError: if masks are needed and not given, or given and not needed.
+        ConfigError: If masks are needed and not given, or given and not needed.
     """
     if "mask" not in task.keys:
         if options["mask"] is not None:
-            raise ValueError(f"mask={options['mask']} has no effect: this model was trained without masks: leave it away")
+            raise ConfigError(f"mask={options['mask']} has no effect: this model was trained without masks: remove it")
         return pictures
     if options["mask"] is None:
-        raise ValueError(
+        raise ConfigError(
             "mask is required, because this model fills holes: set mask=DIRECTORY, of files named as the images, or mask=FILE, "
-            "white where pixels are missing"
+            "white where pixels are missing",
+            key="mask",
         )
     return with_masks(pictures, options["mask"])
 
@@ -177,12 +177,12 @@ def _halved(options: Config, pictures: list[Picture], data: Config, facts: DataF
     """The half of each file that is to be translated; whole files where none is.
 
     Raises:
-        ValueError: if a file looks like the pairs that the model was trained on and the options do not say what it is.
+        ConfigError: If a file looks like the pairs that the model was trained on and the options do not say what it is.
     """
     half = options["half"]
     if half in ("left", "right"):
         if options["mask"] is not None:
-            raise ValueError(f"half={half} and mask={options['mask']} do not go together: cut the files beforehand")
+            raise ConfigError(f"half={half} and mask={options['mask']} do not go together: cut the files beforehand")
         return halved(pictures, half)
     in_one_file = str(data["_target_"]).endswith("paired.paired") and data.get("root") is not None
     if half is None and in_one_file:
@@ -191,10 +191,11 @@ def _halved(options: Config, pictures: list[Picture], data: Config, facts: DataF
             ratio = (picture.size[1] / picture.size[0]) / (2 * width / height)
             if abs(ratio - 1) < _SAME_RATIO:
                 source = "right" if data["direction"] == "b2a" else "left"
-                raise ValueError(
+                raise ConfigError(
                     f"{picture.file} of {picture.size[0]}x{picture.size[1]} pixels looks like two images side by side, as this "
                     f"model was trained on: half={source} translates the {source} one, from which it makes the other; "
-                    "half=whole takes files as they are"
+                    "half=whole takes files as they are",
+                    key="half",
                 )
     return pictures
 
@@ -203,13 +204,13 @@ def _check_tile(tile: int | None, multiple: int, least: int) -> None:
     """Refuse tiles that the network does not take.
 
     Raises:
-        ValueError: naming one that it takes.
+        ConfigError: Naming one that it takes.
     """
     if tile is not None and tile % multiple:
-        raise ValueError(f"tile={tile} must be a multiple of {multiple} pixels, as this model's images: set "
+        raise ConfigError(f"tile={tile} must be a multiple of {multiple} pixels, as this model's images: set "
                          f"tile={max(least, round(tile / multiple) * multiple)}")  # fmt: skip
     if tile is not None and tile < least:
-        raise ValueError(f"tile={tile} is too small for this model: set tile={least} or more")
+        raise ConfigError(f"tile={tile} is too small for this model: set tile={least} or more")
 
 
 # The work
@@ -224,7 +225,9 @@ def _write_all(
         The first sources and results, for the grid.
 
     Raises:
-        ValueError: if an image cannot be decoded or translated.
+        DataError: If an image cannot be decoded.
+        CheckpointError: If the model makes no image of it.
+        ConfigError: If the memory is too small.
     """
     shown: dict[int, tuple[Tensor, Tensor]] = {}
     with tqdm(total=len(pictures), desc="translating", unit="image", disable=None) as progress:
@@ -234,9 +237,9 @@ def _write_all(
             try:
                 sources, results = translator(images, masks, batch[0].number)
             except MemoryFullError as error:
-                raise ValueError(_too_large(batch, translator)) from error
-            except ValueError as error:
-                raise ValueError(f"{batch[0].file}: {error}") from error
+                raise ConfigError(_too_large(batch, translator), key="tile") from error
+            except CheckpointError as error:
+                raise CheckpointError(f"{batch[0].file}: {error}") from error
             for picture, source, result in zip(batch, sources, results, strict=True):
                 write_png(result, output / picture.name)
                 if picture.number < _MOST_SHOWN:

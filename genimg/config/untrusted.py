@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from genimg.config.instantiate import Builder, Config, local_parameters, name_again
+from genimg.errors import ConfigError
 from genimg.utils.machine_local import MachineLocal, Required
 from genimg.utils.mappings import flatten
 
@@ -63,7 +64,7 @@ def places(node: Any, builder: Builder, path: tuple[str | int, ...] = ()) -> Ite
         return
     try:
         target = builder.locate(node["_target_"], ".".join(map(str, path))) if "_target_" in node else None
-    except ValueError:  # raised again where it is built, if it is
+    except ConfigError:  # raised again where it is built, if it is
         target = None
     if target is not None and builder.omits(target):
         return
@@ -87,7 +88,7 @@ def take_out(config: Config, builder: Builder, groups: Sequence[str] | None = No
         Where values were replaced.
 
     Raises:
-        ValueError: For a value that nothing can replace, naming the keys to give again.
+        ConfigError: For a value that nothing can replace, naming the keys to give again.
     """
     looked_at = config if groups is None else {group: config.get(group) for group in groups}
     dropped = [place for place in places(looked_at, builder) if not builder.may_take(place.name, place.value, place.mark)]
@@ -96,7 +97,7 @@ def take_out(config: Config, builder: Builder, groups: Sequence[str] | None = No
         if place.mark.instead is Required:
             shortest.setdefault(str(place.value), place.key)
     if shortest:
-        raise ValueError(name_again({key: value for value, key in shortest.items()}))
+        raise ConfigError(name_again({key: value for value, key in shortest.items()}), key=next(iter(shortest.values())))
     for place in dropped:
         log.warning(
             "%s=%s comes from the checkpoint's config and is not used, because a checkpoint never decides which files are "
@@ -124,14 +125,14 @@ def named_again(config: Config, builder: Builder, given: Mapping[str, Any]) -> t
         given: By dotted key.
 
     Raises:
-        ValueError: For a key that is not machine-local in this config.
+        ConfigError: For a key that is not machine-local in this config.
     """
     config = copy.deepcopy(config)
     found = list(places(config, builder))
     olds = {place.key: place.value for place in found}
     for key, value in given.items():
         if key not in olds:
-            raise ValueError(
+            raise ConfigError(
                 f"{key}={value} has no effect on this checkpoint: only its own paths and digests can be named again, which "
                 f"are {', '.join(olds) or 'none here'}"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from genimg.errors import CheckpointError, UserError
 from genimg.exporting.formats import Run
 from genimg.exporting.parts import Part
 
@@ -25,22 +26,22 @@ def largest_difference(part: Part, run: Run) -> float:
     """Between what an opened file and the checkpoint make of the same random inputs.
 
     Raises:
-        ValueError: if it is more than ``TOLERANCE``, or the checkpoint's images are no numbers.
+        UserError: If it is more than ``TOLERANCE``, which another format may mend.
+        CheckpointError: If the checkpoint's images are not finite.
+        AssertionError: If the images have another shape.
     """
     largest = 0.0
     for number, (count, height, width) in enumerate(trials(part)):
         inputs = part.draw(count, _SEED + number, height, width)
         expected, found = part.reference(*inputs), run(*inputs)
         if not expected.isfinite().all():
-            raise ValueError("the checkpoint makes NaN of random inputs: its training has diverged; use another checkpoint")
-        if found.shape != expected.shape:
-            raise ValueError(
-                f"the exported {part.name} makes images of {list(found.shape)}, and the checkpoint of {list(expected.shape)}: "
-                "no file was left"
+            raise CheckpointError(
+                "the checkpoint makes NaN of random inputs: its training has diverged; use another checkpoint"
             )
+        assert found.shape == expected.shape, f"{part.name}: {list(found.shape)}, and the checkpoint {list(expected.shape)}"
         difference = (found.double() - expected.double()).abs().max().item()
         if not difference <= TOLERANCE:  # NaN is not
-            raise ValueError(
+            raise UserError(
                 f"the exported {part.name} differs from the checkpoint by {difference:.2g} for a batch of {count}, more than "
                 f"{TOLERANCE:g}: no file was left; try another format"
             )

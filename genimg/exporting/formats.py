@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.passes import move_to_device_pass
 from torch.fx.experimental import _config as symbols
 
+from genimg.errors import ConfigError
 from genimg.exporting.parts import Config, Part, Port
 
 OPSET = 18
@@ -59,13 +60,13 @@ def require_packages(name: str) -> None:
     """Refuse a format whose packages are not installed.
 
     Raises:
-        ValueError: naming the first that is missing.
+        ConfigError: Naming the first that is missing.
     """
     for package in FORMATS[name].packages:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise ValueError(
+            raise ConfigError(
                 f"format={name} needs the package {package} ({error}): pip install 'genimg[export]', or choose format=pt2"
             ) from error
 
@@ -81,7 +82,7 @@ def traced(part: Part) -> tuple[ExportedProgram, Part]:
         output's and the inputs' sizes are numbers, and there are no ``sides``) where the network takes one size alone.
 
     Raises:
-        ValueError: if the network cannot be traced.
+        ConfigError: If the network cannot be traced.
     """
     attempts = [part]
     if part.sides is not None:
@@ -98,8 +99,9 @@ def traced(part: Part) -> tuple[ExportedProgram, Part]:
             return program, attempt
         except Exception as error:  # the tracer has no one type for what it refuses
             if number + 1 == len(attempts):
-                raise ValueError(
-                    f"this {part.name} cannot be traced by torch.export ({_reason(error)}): format=safetensors needs no trace"
+                raise ConfigError(
+                    f"this {part.name} cannot be traced by torch.export ({_reason(error)}): format=safetensors needs no trace",
+                    key="format",
                 ) from error
     raise AssertionError("there is always an attempt")
 
@@ -146,11 +148,11 @@ def write_onnx(program: ExportedProgram, part: Part, record: Config, path: Path)
     """A model of one file, with its record among its properties.
 
     Raises:
-        ValueError: if an operator has no ONNX form, or the model is too large for one file.
+        ConfigError: If an operator has no ONNX form, or the model is too large for one file.
     """
     size = sum(tensor.numel() * tensor.element_size() for tensor in part.network.state_dict().values())
     if size >= _LARGEST:
-        raise ValueError(
+        raise ConfigError(
             f"format=onnx holds up to 2 GiB in a file, and these weights are {size / 2**30:.1f} GiB: use format=pt2"
         )
     names = [port.name for port in part.inputs]
@@ -160,7 +162,7 @@ def write_onnx(program: ExportedProgram, part: Part, record: Config, path: Path)
                 program, dynamo=True, opset_version=OPSET, input_names=names, output_names=[part.output.name], verbose=False
             )
     except Exception as error:  # the exporter has a type of error for each of its stages
-        raise ValueError(f"format=onnx: {_reason(error)}: use format=pt2") from error
+        raise ConfigError(f"format=onnx: {_reason(error)}: use format=pt2") from error
     assert converted is not None
     graph = converted.model.graph
     for node in graph:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from genimg.data.facts import DataFacts
+from genimg.errors import CheckpointError, ConfigError
 from genimg.methods.base import Method
 
 Config = dict[str, Any]
@@ -163,11 +164,13 @@ def exportable(method: Method, choices: Choices, facts: DataFacts) -> Part:
         facts: About the data that the model was trained on.
 
     Raises:
-        ValueError: if the method, or what is chosen, cannot be exported.
+        CheckpointError: If the method cannot be exported.
+        ConfigError: If what is chosen cannot be exported.
     """
-    raise ValueError(
-        f"ckpt= holds a {type(method).__name__}, of which genimg-export does not know what to export: give "
-        "genimg.exporting.parts.exportable a case for it (docs/exporting.md)"
+    raise CheckpointError(
+        f"ckpt holds a {type(method).__name__}, of which genimg-export does not know what to export: give "
+        "genimg.exporting.parts.exportable a case for it (docs/exporting.md)",
+        key="ckpt",
     )
 
 
@@ -177,9 +180,9 @@ def image_port(channels: int, height: int | str, width: int | str, *, name: str 
 
 
 _ADVICE = {
-    "truncation": "the latents of this model are an input: leave it away, and truncate those",
-    "direction": "this model translates no images: leave it away",
-    "model_mode": "this model translates no images: leave it away",
+    "truncation": "the latents of this model are an input: remove it, and truncate those",
+    "direction": "this model translates no images: remove it",
+    "model_mode": "this model translates no images: remove it",
 }
 
 
@@ -187,11 +190,11 @@ def refuse_choices(method: Method, choices: Choices, *welcome: str) -> None:
     """Refuse what would have no effect.
 
     Raises:
-        ValueError: naming key and value.
+        ConfigError: Naming key and value.
     """
     for key, advice in _ADVICE.items():
         value = getattr(choices, key)
         if value is not None and key not in welcome:
             if method.translates and key == "truncation":
-                advice = "this model has no latents: leave it away"
-            raise ValueError(f"{key}={value} has no effect on the export of a {type(method).__name__}: {advice}")
+                advice = "this model has no latents: remove it"
+            raise ConfigError(f"{key}={value} has no effect on the export of a {type(method).__name__}: {advice}")

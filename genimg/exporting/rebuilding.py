@@ -11,6 +11,8 @@ from torch import nn
 
 from genimg.config import instantiate
 from genimg.data.facts import DataFacts
+from genimg.errors import CheckpointError
+from genimg.exporting.formats import require_packages
 from genimg.exporting.parts import Choices, Config, exportable
 
 
@@ -44,19 +46,20 @@ def rebuilt(path: str | Path, allow: tuple[str, ...] = (), named: Mapping[str, s
         named: paths in the model's config that you trust, by parameter; others are not opened.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it holds something else.
+        CheckpointError: If there is no such file, or it holds something else.
+        ConfigError: If the package safetensors is not installed.
     """
+    require_packages("safetensors")
     safetensors = importlib.import_module("safetensors")
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist: name a file that genimg-export format=safetensors has written")
+        raise CheckpointError(f"{path} does not exist: name a file that genimg-export format=safetensors has written")
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no whole .safetensors file ({error}): export it anew") from error
+        raise CheckpointError(f"{path} is no whole .safetensors file ({error}): export it again") from error
     if "config" not in metadata:
-        raise ValueError(f"{path} was not written by genimg-export, which would have left the model's config in it")
+        raise CheckpointError(f"{path} was not written by genimg-export, which would have left the model's config in it")
     config = json.loads(metadata["config"])
     builder = instantiate.Builder(
         (*instantiate.ALLOWED, *allow),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from genimg.data.facts import DataFacts
+from genimg.errors import CheckpointError
 from genimg.exporting.parts import Choices, Inputs, Part, Port, exportable, image_port, refuse_choices, settled
 from genimg.exporting.programs import CodesToImage, Generating, LatentsToImage
 from genimg.methods.conditional import ConditionalMethod
@@ -147,13 +148,13 @@ def _condition_port(encoder: ConditionEncoder) -> Port:
     """The input of labels or captions.
 
     Raises:
-        ValueError: for an encoder whose work is done outside the network.
+        CheckpointError: For an encoder whose work is done outside the network.
     """
     if encoder.key == "label":
         return Port("label", torch.int64, ("batch",), f"numbers of classes from 0 to {encoder.num_classes - 1}")
     if isinstance(encoder, TextEncoder):
         return Port("caption", torch.uint8, ("batch", encoder.max_length), "UTF-8 bytes, padded with 0")
-    raise ValueError(
+    raise CheckpointError(
         f"this model reads captions by {type(encoder).__name__}, which is no part of the checkpoint: it cannot be exported; a "
         "model trained with conditioning=text can"
     )

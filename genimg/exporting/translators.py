@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from genimg.data.facts import DataFacts
 from genimg.data.tasks.base import Task
+from genimg.errors import ConfigError
 from genimg.exporting.parts import Choices, Inputs, Part, Port, Sides, exportable, image_port, refuse_choices, settled
 from genimg.exporting.programs import Translating
 from genimg.inference.translate import image_channels, least_side
@@ -71,19 +72,19 @@ def _direction(method: Translation, given: str | None) -> str | None:
     """The one to export; None of a method that has no choice.
 
     Raises:
-        ValueError: if there is no such direction.
+        ConfigError: If there is no such direction.
     """
     if given is None or given in method.directions:
         return given or (method.directions or (None,))[0]
-    known = f"choose {' or '.join(method.directions)}" if method.directions else "this model knows one: leave it away"
-    raise ValueError(f"direction={given} is unknown: {known}")
+    known = f"choose {' or '.join(method.directions)}" if method.directions else "this model knows one: remove it"
+    raise ConfigError(f"direction={given} is unknown: {known}")
 
 
 def _channels(task: Task, source_channels: int) -> int:
     """Of the images that are translated: those of the source where the task takes such, as grey images to be coloured.
 
     Raises:
-        ValueError: if there are no such images.
+        ConfigError: If there are no such images.
     """
     try:
         if _source(task, source_channels, _SMALLEST).shape[1] == source_channels:
@@ -102,12 +103,13 @@ def _refuse_dropout(network: nn.Module) -> None:
     """An exported program has to make the same of the same.
 
     Raises:
-        ValueError: if there is dropout, which model_mode=train keeps on.
+        ConfigError: If there is dropout, which model_mode=train keeps on.
     """
     if any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in network.modules()):
-        raise ValueError(
+        raise ConfigError(
             "this model translates with dropout and batch statistics as in training, and dropout is random, which an exported "
-            "program must not be: set model_mode=eval for its averages"
+            "program must not be: set model_mode=eval for its averages",
+            key="model_mode",
         )
 
 

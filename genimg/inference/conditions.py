@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from genimg.data.captions import caption_length, encode
+from genimg.errors import ConfigError
 from genimg.inference.labels import find_label
 from genimg.methods.base import Method
 from genimg.types import Batch
@@ -42,7 +43,7 @@ def find_conditions(options: Mapping[str, Any], method: Method, class_names: Seq
         class_names: by label; empty where the checkpoint does not know them.
 
     Raises:
-        ValueError: if the model takes no such conditions, has no such class, or the list is empty or repeats itself.
+        ConfigError: If the model takes no such conditions, has no such class, or the list is empty or repeats itself.
     """
     found: list[Condition] = []
     for option, key in KEYS.items():
@@ -51,12 +52,12 @@ def find_conditions(options: Mapping[str, Any], method: Method, class_names: Seq
             continue
         if key not in method.batch_keys:
             others = [f"; it knows {k}s: give {o}=..." for o, k in KEYS.items() if k in method.batch_keys]
-            raise ValueError(
+            raise ConfigError(
                 f"{option}={given}: this model was trained without {key}s and cannot be asked for one{''.join(others)}"
             )
         values = given if isinstance(given, list) else [given]
         if not values:
-            raise ValueError(f"{option}=[] names nothing: give one {option} or more, or null")
+            raise ConfigError(f"{option}=[] names nothing: give one {option} or more, or null")
         if option == "label":
             found += [_of_label(value, method.num_classes, class_names) for value in values]
         else:
@@ -64,7 +65,8 @@ def find_conditions(options: Mapping[str, Any], method: Method, class_names: Seq
     names = [condition.name for condition in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"{twice} is asked for twice, and would be written to one place: leave one of them")
+        key = next(option for option in KEYS if options[option] is not None)
+        raise ConfigError(f"{key}={options[key]} names {twice} twice, which would be written to one place: remove one of them")
     return found or [Condition("", {})]
 
 
@@ -82,6 +84,6 @@ def name_of_label(label: int, num_classes: int, class_names: Sequence[str]) -> s
 def _of_text(value: object) -> Condition:
     if not isinstance(value, str):
         hint = "" if isinstance(value, list | dict) else f""", such as text="'{value}'\""""
-        raise ValueError(f"text={value} is not text: put it in quotes{hint}")
+        raise ConfigError(f"text={value} is not text: put it in quotes{hint}")
     words = re.sub(r"[^\w]+", "-", value).strip("-").lower()
     return Condition(words[:80] or "empty", {"caption": encode([value], caption_length([value]))})

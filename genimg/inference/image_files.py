@@ -15,10 +15,12 @@ from tqdm import tqdm
 
 from genimg.data.datasets.file_index import list_images
 from genimg.data.decode import PixelFormat, half_of, upright
+from genimg.errors import ConfigError, DataError
 from genimg.utils.files import check_writable
 from genimg.utils.images import grid as grid_of_images
 from genimg.utils.images import on_white, to_float, to_uint8
 from genimg.utils.outputs import require_own_file, require_own_folder
+from genimg.utils.paths import expanded
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 _MOST_NAMED = 5  # of the files that something is wrong with
@@ -57,8 +59,7 @@ def find_pictures(given: object, key: str = "input") -> list[Picture]:
         key: of the command line.
 
     Raises:
-        FileNotFoundError: if there are none.
-        ValueError: if two of them would be written to one file.
+        DataError: If there are none, or two of them would be written to one file.
     """
     root = existing(key, given, "an image or a directory of images")
     if root.is_file():
@@ -67,12 +68,10 @@ def find_pictures(given: object, key: str = "input") -> list[Picture]:
     for path in list_images(root, refresh=True).paths:
         name = _png(path)
         if name in found:
-            raise ValueError(f"{found[name].file} and {root / path} would both be written to {name}: rename one of them")
+            raise DataError(f"{found[name].file} and {root / path} would both be written to {name}: rename one of them")
         found[name] = Picture(root / path, name, len(found))
     if not found:
-        raise FileNotFoundError(
-            f"{key}={given} holds no images: expected files such as .png or .jpg in it or in its subdirectories"
-        )
+        raise DataError(f"{key}={given} holds no images: expected files such as .png or .jpg in it or in its subdirectories")
     return list(found.values())
 
 
@@ -90,37 +89,38 @@ def checked_output(
         command: that writes.
 
     Raises:
-        ValueError: if it is no directory, holds something that must not be replaced, or shares a place with what is read.
+        ConfigError: If it is no directory, holds something that must not be replaced, or shares a place with what is read.
     """
-    output = Path(str(given)).expanduser().resolve()
+    output = expanded("output", given).resolve()
     for key, value in inputs.items():
-        source = Path(str(value)).expanduser().resolve()
+        source = expanded(key, value).resolve()
         if value is None:
             continue
         if output.is_relative_to(source):
             what = f"{key} itself" if output == source else f"inside {key}={value}"
-            raise ValueError(f"output={given} is {what}: name a directory elsewhere")
+            raise ConfigError(f"output={given} is {what}: name a directory elsewhere")
         if source.is_relative_to(output):
-            raise ValueError(f"{key}={value} lies inside output={given}: name another output")
+            raise ConfigError(f"{key}={value} lies inside output={given}: name another output")
     if output.is_dir():
         if any(output.iterdir()) and not overwrite:
-            raise ValueError(
+            raise ConfigError(
                 f"output={given} exists and is not empty: choose another output, or replace it whole, if {command} wrote it, "
                 "with overwrite=true"
             )
     elif output.exists():
-        raise ValueError(f"output={given} is a file: name a directory")
+        raise ConfigError(f"output={given} is a file: name a directory")
     elif output.suffix.lower() in Image.registered_extensions():
-        raise ValueError(f"output={given} is to be a directory, in which images keep their names: leave {output.suffix} away")
+        raise ConfigError(f"output={given} must be a directory, in which images keep their names: remove {output.suffix}")
     else:
         check_writable("output", output)
     if grid and grid_of(output).exists() and not overwrite:
-        raise ValueError(
-            f"the grid of output={given} would replace {grid_of(output)}: move that away, or set overwrite=true or grid=false"
+        raise ConfigError(
+            f"the grid of output={given} would replace {grid_of(output)}: move that away, or set overwrite=true or grid=false",
+            key="output",
         )
     for file in {file for picture in pictures for file in (picture.file, picture.mask) if file is not None}:
         if file.resolve().is_relative_to(output) or (grid and file.resolve() == grid_of(output)):
-            raise ValueError(f"output={given} would overwrite {file}, which is read: choose another output")
+            raise ConfigError(f"output={given} would overwrite {file}, which is read: choose another output")
     require_own_folder(output, command)
     if grid:
         require_own_file(grid_of(output), f"the grid of output={given}")
@@ -136,8 +136,7 @@ def with_masks(pictures: Sequence[Picture], given: object) -> list[Picture]:
     """With a mask each: the one file, or those of a directory that have the images' names but for their endings.
 
     Raises:
-        FileNotFoundError: if one is missing.
-        ValueError: if two have the name of one image.
+        DataError: If one is missing, or two have the name of one image.
     """
     root = existing("mask", given, "an image or a directory of images")
     if root.is_file():
@@ -146,12 +145,10 @@ def with_masks(pictures: Sequence[Picture], given: object) -> list[Picture]:
     for path in list_images(root, refresh=True).paths:
         other = masks.setdefault(_png(path), path)
         if other != path:
-            raise ValueError(f"mask={given} has {other} and {path}, of which only one can be an image's mask: remove one")
+            raise DataError(f"mask={given} has {other} and {path}, of which only one can be an image's mask: remove one")
     alone = [str(picture.file) for picture in pictures if picture.name not in masks]
     if alone:
-        raise FileNotFoundError(
-            f"mask={given} has no mask of {_some(alone)}: expected files with the images' names, and any ending"
-        )
+        raise DataError(f"mask={given} has no mask of {_some(alone)}: expected files with the images' names, and any ending")
     return [replace(picture, mask=root / masks[picture.name]) for picture in pictures]
 
 
@@ -159,7 +156,7 @@ def with_sizes(pictures: Sequence[Picture]) -> list[Picture]:
     """With what the files' headers say, which takes a fraction of the time of decoding them.
 
     Raises:
-        ValueError: naming the files that are no images, or a mask that has not its image's size.
+        DataError: Naming the files that are no images, or a mask that has not its image's size.
     """
     sizes: dict[Path, tuple[int, int]] = {}
     broken: list[str] = []
@@ -173,10 +170,10 @@ def with_sizes(pictures: Sequence[Picture]) -> list[Picture]:
         except _UNREADABLE as error:
             broken.append(f"{file} ({_reason(error)})")
     if broken:
-        raise ValueError(f"{_some(broken)} cannot be read: repair or remove what is no image")
+        raise DataError(f"{_some(broken)} cannot be read: repair or remove what is not an image")
     for picture in pictures:
         if picture.mask is not None and sizes[picture.mask] != sizes[picture.file]:
-            raise ValueError(
+            raise DataError(
                 f"the mask {picture.mask} is {_pixels(sizes[picture.mask])}, and its image {picture.file} is "
                 f"{_pixels(sizes[picture.file])} (height x width): bring the mask to the image's size, without smoothing"
             )
@@ -187,11 +184,11 @@ def halved(pictures: Sequence[Picture], half: str) -> list[Picture]:
     """The left or right halves of files with two images side by side; sizes must be known.
 
     Raises:
-        ValueError: naming a file that has no two halves.
+        ConfigError: Naming a file that does not have two halves.
     """
     for picture in pictures:
         if picture.size[1] % 2:
-            raise ValueError(f"half={half}: {picture.file} has a width of {picture.size[1]} pixels, not that of two images")
+            raise ConfigError(f"half={half}: {picture.file} has a width of {picture.size[1]} pixels, not that of two images")
     return [replace(picture, half=half, size=(picture.size[0], picture.size[1] // 2)) for picture in pictures]
 
 
@@ -203,25 +200,23 @@ def read_image(picture: Picture, channels: int, levels: tuple[float, float] | No
             if picture.half is not None:
                 image = half_of(image, picture.half)
             if (image.height, image.width) != picture.size:
-                raise ValueError(
-                    f"it is {_pixels((image.height, image.width))}, not {_pixels(picture.size)} as its header says"
-                )
+                raise DataError(f"it is {_pixels((image.height, image.width))}, not {_pixels(picture.size)} as its header says")
             return torch.tensor(PixelFormat(*picture.size, channels, levels=levels).apply(image))
     except _UNREADABLE as error:
-        raise ValueError(f"{picture.file} cannot be decoded ({_reason(error)}): repair or remove it") from error
+        raise DataError(f"{picture.file} cannot be decoded ({_reason(error)}): repair or remove it") from error
 
 
 def read_resized(file: Path, to: PixelFormat) -> Tensor:
     """uint8 [C, H, W] of the wanted shape.
 
     Raises:
-        ValueError: if it cannot be decoded.
+        DataError: If it cannot be decoded.
     """
     try:
         with Image.open(file) as image:
             return torch.tensor(to.apply(image))
     except _UNREADABLE as error:
-        raise ValueError(f"{file} cannot be decoded ({_reason(error)}): repair or remove it") from error
+        raise DataError(f"{file} cannot be decoded ({_reason(error)}): repair or remove it") from error
 
 
 def read_mask(picture: Picture) -> Tensor:
@@ -231,7 +226,7 @@ def read_mask(picture: Picture) -> Tensor:
         with Image.open(picture.mask) as image:
             levels = np.asarray(ImageOps.exif_transpose(image).convert("L"))
     except _UNREADABLE as error:
-        raise ValueError(f"the mask {picture.mask} cannot be decoded ({_reason(error)}): repair or remove it") from error
+        raise DataError(f"the mask {picture.mask} cannot be decoded ({_reason(error)}): repair or remove it") from error
     return torch.from_numpy(levels >= _WHITE)[None].float()
 
 
@@ -239,11 +234,11 @@ def existing(key: str, given: object, what: str) -> Path:
     """The path that a key names.
 
     Raises:
-        FileNotFoundError: if it is not there.
+        DataError: If it is not there.
     """
-    path = Path(str(given)).expanduser()
+    path = expanded(key, given)
     if not path.is_file() and not path.is_dir():
-        raise FileNotFoundError(f"{key}={given} does not exist: give {what}")
+        raise DataError(f"{key}={given} does not exist: give {what}")
     return path
 
 

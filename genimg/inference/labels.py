@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from genimg.errors import ConfigError
 from genimg.utils.words import nearest
 
 _NUMBERED = re.compile(r"(\d+)(?:[ _.-]+(\D.*))?")  # "3", "3 - three" or "3_cat": a number, and perhaps a word
@@ -27,7 +28,7 @@ def find_label(value: object, num_classes: int, class_names: Sequence[str]) -> i
         class_names: Names by label; empty where they are not known.
 
     Raises:
-        ValueError: If it means no class, or more than one.
+        ConfigError: If it means no class, or more than one.
     """
     text = str(value).lower() if isinstance(value, bool) else str(value)
     if text in class_names:
@@ -35,7 +36,7 @@ def find_label(value: object, num_classes: int, class_names: Sequence[str]) -> i
     if position := _POSITION.fullmatch(text):
         if int(position[1]) < num_classes:
             return int(position[1])
-        raise ValueError(f"label={value}: positions are index:0 to index:{num_classes - 1}")
+        raise ConfigError(f"label={value}: positions are index:0 to index:{num_classes - 1}")
     parts = [_NUMBERED.fullmatch(name) for name in class_names]
     numbers = [None if found is None else int(found[1]) for found in parts]
     number = int(text) if re.fullmatch(r"\d+", text) else None
@@ -48,14 +49,14 @@ def find_label(value: object, num_classes: int, class_names: Sequence[str]) -> i
         return meant[0]
     if len(meant) > 1:
         names = " or ".join(repr(class_names[label]) for label in meant)
-        raise ValueError(
+        raise ConfigError(
             f"label={value} could be {names}: give one of these names whole, in quotes, or a position, such as "
             f"label=index:{meant[0]}"
         )
     own_numbers = any(own is not None and own != label for label, own in enumerate(numbers))
     if type(value) is int and 0 <= value < num_classes and not own_numbers:
         return value
-    raise ValueError(_no_class(value, num_classes, class_names, own_numbers=own_numbers))
+    raise ConfigError(_no_class(value, num_classes, class_names, own_numbers=own_numbers))
 
 
 def _no_class(value: object, num_classes: int, class_names: Sequence[str], *, own_numbers: bool) -> str:

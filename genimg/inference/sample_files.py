@@ -48,7 +48,7 @@ class Files(Sink):
         record: what the folder says about itself.
 
     Raises:
-        ValueError: if the folder holds what genimg-sample did not write.
+        ConfigError: If the folder holds what genimg-sample did not write.
     """
 
     def __init__(self, folder: Path, class_name: Callable[[int], str] | None, record: Record) -> None:
@@ -89,7 +89,7 @@ class Archive(Sink):
         record: what the file says about itself.
 
     Raises:
-        ValueError: if the file is there and genimg-sample did not write it.
+        ConfigError: If the file is there and genimg-sample did not write it.
     """
 
     def __init__(self, path: Path, record: Record) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genimg.data.tasks.base import Task
-from genimg.errors import UserError
+from genimg.errors import CheckpointError, ConfigError, UserError
 from genimg.inference.tiling import in_tiles, num_tiles, padded
 from genimg.methods.image_to_image import Translation
 from genimg.utils.images import to_float, to_uint8
@@ -55,8 +55,8 @@ class Translator:
             number: of the first image; its dropout depends on the seed and this number alone.
 
         Raises:
-            MemoryFullError: if the device has no room for them.
-            ValueError: if the model answers NaN.
+            MemoryFullError: If the device has no room for them.
+            CheckpointError: If the model answers NaN.
         """
         task = self.method.task
         source = task.given(to_float(images), masks)
@@ -69,7 +69,7 @@ class Translator:
                 output = self._network(whole)
         output = output[:, :, :height, :width]
         if not output.isfinite().all():
-            raise ValueError("the model answers NaN or infinite values: its training has diverged; use another checkpoint")
+            raise CheckpointError("the model answers NaN or infinite values: its training has diverged; use another checkpoint")
         return to_uint8(task.shown(source)), to_uint8(task.result(output, source))
 
     def _in_tiles(self, source: Tensor, tile: int) -> Tensor:
@@ -108,7 +108,7 @@ def image_channels(task: Task, source_channels: int) -> int:
     """How many an image must have for its source to have so many; the most, because a task may make less of colours.
 
     Raises:
-        ValueError: if no image file has a fitting number.
+        CheckpointError: If no image file has a fitting number.
     """
     for channels in (4, 3, 1):
         images = torch.zeros(1, channels, 8, 8)
@@ -118,7 +118,7 @@ def image_channels(task: Task, source_channels: int) -> int:
             continue
         if source.shape[1] == source_channels:
             return channels
-    raise ValueError(f"this model translates sources of {source_channels} channels, which image files do not have")
+    raise CheckpointError(f"this model translates sources of {source_channels} channels, which image files do not have")
 
 
 def least_side(method: Translation, direction: str | None, device: torch.device, channels: int, trained: int) -> int:
@@ -129,7 +129,7 @@ def least_side(method: Translation, direction: str | None, device: torch.device,
         trained: the longest side of the images it was trained on.
 
     Raises:
-        ValueError: if it does not even take these.
+        ConfigError: If the memory is too small.
     """
     side, enough = method.multiple, -(-trained // method.multiple) * method.multiple
     while True:
@@ -137,10 +137,10 @@ def least_side(method: Translation, direction: str | None, device: torch.device,
             run(method, torch.zeros(1, channels, side, side), direction, device)
             return side
         except MemoryFullError as error:
-            raise ValueError(
-                f"the memory is too small for images of {side}x{side} pixels ({error}): choose another device"
+            raise ConfigError(
+                f"device={device}: the memory is too small for images of {side}x{side} pixels ({error}): choose another device"
             ) from error
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError):  # PyTorch's, of layers that want larger images
             if side >= enough:
-                raise ValueError(f"this model cannot translate images of {side}x{side} pixels ({error})") from error
+                raise
         side = min(2 * side, enough)

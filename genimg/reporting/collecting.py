@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from genimg.errors import ConfigError, DataError
 from genimg.reporting.runs import Run, is_run, read_run
 
 _DEPTH = 3  # levels below a directory at which runs are looked for: outputs/multirun/DATE/TIME/JOB
@@ -35,22 +36,23 @@ def collect(directories: Sequence[Path]) -> Collection:
     """Read all runs of the directories; one that is named twice counts once.
 
     Raises:
-        FileNotFoundError: naming a directory that does not exist.
-        ValueError: if none are given, or one holds neither a run nor a sweep.
+        ConfigError: If none are given.
+        DataError: If one does not exist, or holds neither a run nor a sweep.
     """
     if not directories:
-        raise ValueError("no run is given: genimg-report RUN_OR_SWEEP_DIR ...")
+        raise ConfigError("no run is given: genimg-report RUN_OR_SWEEP_DIR ...", key="runs")
     found: list[tuple[Path, Path, dict[str, str]]] = []  # given directory, run's folder, row of the sweep's table
     for directory in directories:
         if not directory.exists():
-            raise FileNotFoundError(f"{directory} does not exist; give the directory of a run or of a sweep")
+            raise DataError(f"{directory} does not exist: give the directory of a run or of a sweep", key="runs")
         if not directory.is_dir():
-            raise ValueError(f"{directory} is a file; give the directory of a run or of a sweep")
+            raise DataError(f"{directory} is a file: give the directory of a run or of a sweep", key="runs")
         members = [(directory, {})] if is_run(directory) else list(_members(directory))
         if not members:
-            raise ValueError(
+            raise DataError(
                 f"{directory} holds neither a run nor a sweep: a run's directory has a config.yaml and a metrics.jsonl, a "
-                "sweep's has a directory for each job"
+                "sweep's has a directory for each job",
+                key="runs",
             )
         found += [(directory, folder, row) for folder, row in members]
     unique: dict[Path, tuple[Path, Path, dict[str, str]]] = {}

@@ -21,7 +21,7 @@ _MARKS = ("summary.json", "metrics.jsonl", "config.yaml", ".hydra/overrides.yaml
 _ALIVE_SECONDS = 600  # since a run without an end wrote its last line; a slow evaluation may take minutes
 _PICTURE = re.compile(r"(.+)-(\d{9,})\.png")
 _LOG_TAIL = 65536  # bytes of a log that are searched for an error
-_ERROR = re.compile(r"^(?:[\d\- :,]+ERROR )?(?:genimg-train: error|this job failed): (.*)$", re.MULTILINE)
+_ERROR = re.compile(r"^(?:[\d\- :,]+ERROR )?(?:genimg-train: error|this job failed(?: by a bug, \w+)?): (.*)$", re.MULTILINE)
 _EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception): (.*)$", re.MULTILINE)
 FAILED = ("failed", "diverged", "unfinished")
 """Statuses of runs that ended without reaching what they were for."""

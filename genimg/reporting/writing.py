@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import genimg
+from genimg.errors import ConfigError
 from genimg.reporting.collecting import collect
 from genimg.reporting.importance import importances, noise_floor
 from genimg.reporting.page import Subject, page
@@ -46,14 +47,14 @@ def write_report(directories: Sequence[Path], output: Path) -> Report:
         output: the page, a file ``.html``; the CSV and the Markdown file lie beside it under the same name.
 
     Raises:
-        FileNotFoundError: naming a directory that does not exist.
-        ValueError: if a directory holds neither a run nor a sweep, or ``output`` cannot be a page
+        DataError: Naming a directory that does not exist.
+        ConfigError: If a directory holds neither a run nor a sweep, or ``output`` cannot be a page
             or cannot be written.
     """
     if output.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"output={output} must name a file that ends in .html")
+        raise ConfigError(f"output={output} must name a file that ends in .html")
     if output.is_dir():
-        raise ValueError(f"output={output} is a directory: name a file in it, such as {output / 'report.html'}")
+        raise ConfigError(f"output={output} is a directory: name a file in it, such as {output / 'report.html'}")
     subject = _subject(directories)
     _check_writable(output)
     report = Report(output, output.with_suffix(".csv"), output.with_suffix(".md"), subject)
@@ -74,7 +75,7 @@ def _refuse_to_overwrite(report: Report) -> None:
     is_report = report.html.is_file() and _MADE in report.html.read_text(encoding="utf-8", errors="replace")
     for path in (report.html, report.csv, report.markdown):
         if path.exists() and not is_report:
-            raise ValueError(f"output={report.html}: {path} exists and is no report of genimg's: choose another output")
+            raise ConfigError(f"output={report.html}: {path} exists and is no report of genimg's: choose another output")
 
 
 def _check_writable(output: Path) -> None:
@@ -82,7 +83,7 @@ def _check_writable(output: Path) -> None:
     folder = next(parent for parent in output.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         reason = "may not be written to" if folder.is_dir() else "is a file"
-        raise ValueError(f"output={output} cannot be written, because {folder} {reason}: choose another output")
+        raise ConfigError(f"output={output} cannot be written, because {folder} {reason}: choose another output")
 
 
 def _subject(directories: Sequence[Path]) -> Subject:

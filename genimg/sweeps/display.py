@@ -17,7 +17,7 @@ _REDRAW_SECONDS = 2.0
 
 
 class Display:
-    """A table of the running jobs that is drawn anew every few seconds, on a terminal; elsewhere nothing but lines.
+    """A table of the running jobs that is redrawn every few seconds, on a terminal; elsewhere nothing but lines.
 
     Args:
         total: jobs of the whole sweep.

@@ -41,6 +41,7 @@ class Job:
         own: those overrides that not all jobs have.
         status: ``waiting``, ``running``, ``completed``, ``failed``, ``stopped`` or ``pruned``.
         note: why it failed or was pruned.
+        has_bug: Whether it failed by a bug, not by a setting that cannot work.
         slot: of the queue; an index of a GPU, where there are some.
         is_stopped: together with the sweep.
         hopeless: why it is being stopped before its end.
@@ -57,6 +58,7 @@ class Job:
     own: list[str] = field(default_factory=list)
     status: str = "waiting"
     note: str = ""
+    has_bug: bool = False
     slot: str | None = None
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
@@ -167,7 +169,7 @@ def compose_job(context: HydraContext, config: DictConfig, number: int, override
 
 
 def report_on(sweep: Path) -> None:
-    """Write the sweep's report.html, and say where; a sweep is no worse for the lack of it."""
+    """Write the sweep's report.html, and say where; best effort."""
     from genimg.reporting import write_report  # numpy and pillow, which no other command needs for this
 
     try:

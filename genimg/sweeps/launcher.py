@@ -16,6 +16,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from genimg.errors import ConfigError
 from genimg.sweeps.job import Job, compose_job, report_on, table_of, write_table
 from genimg.sweeps.queue import SweepError, alone_in_sweep, work_off
 
@@ -31,19 +32,21 @@ class GpuQueueLauncher(Launcher):
         skip_finished: whether complete runs of an earlier launch are left as they are.
 
     Raises:
-        ValueError: for fewer than one job at a time.
+        ConfigError: For fewer than one job at a time.
     """
 
     def __init__(self, n_jobs: int = 1, gpus: Sequence[int | str] | None = None, skip_finished: bool = True) -> None:
         if type(n_jobs) is not int or n_jobs < 1:
-            raise ValueError(f"hydra.launcher.n_jobs={n_jobs} must be 1 or more jobs at a time")
+            raise ConfigError(f"hydra.launcher.n_jobs={n_jobs} must be 1 or more jobs at a time")
         if not isinstance(skip_finished, bool):
-            raise ValueError(f"hydra.launcher.skip_finished={skip_finished} must be true or false")
+            raise ConfigError(f"hydra.launcher.skip_finished={skip_finished} must be true or false")
         is_list = isinstance(gpus, Sequence) and not isinstance(gpus, str)
         if gpus is not None and (not is_list or not gpus or not all(isinstance(gpu, int | str) for gpu in gpus)):
-            raise ValueError(f"hydra.launcher.gpus={gpus} must be a list of GPUs such as 'hydra.launcher.gpus=[0,1]', or null")
+            raise ConfigError(f"hydra.launcher.gpus={gpus} must be a list of GPUs such as 'hydra.launcher.gpus=[0,1]', or null")
         if gpus and n_jobs != 1:
-            raise ValueError(f"hydra.launcher.n_jobs={n_jobs} has no effect with hydra.launcher.gpus: one job for each of them")
+            raise ConfigError(
+                f"hydra.launcher.n_jobs={n_jobs} has no effect with hydra.launcher.gpus: one job for each of them"
+            )
         self.slots: list[str | None] = [str(gpu) for gpu in gpus] if gpus else [None] * n_jobs
         self.skip_finished = skip_finished
 
@@ -55,7 +58,7 @@ class GpuQueueLauncher(Launcher):
         configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
         is_basic = str(self._config.hydra.sweeper._target_).endswith(".BasicSweeper")
         if is_basic and self._config.hydra.sweeper.max_batch_size is not None:
-            raise ValueError(
+            raise ConfigError(
                 "hydra.sweeper.max_batch_size has no effect with hydra/launcher=gpu_queue: give hydra.launcher.n_jobs"
             )
         jobs = [
@@ -85,7 +88,7 @@ def _refuse_another_sweep(jobs: Sequence[Job], folder: Path) -> None:
     for job in jobs:
         before, now = known.get(str(job.number), {}).get("directory"), os.path.relpath(job.folder, folder)
         if before is not None and before != now:
-            raise ValueError(
+            raise ConfigError(
                 f"hydra.sweep.dir={folder} holds another sweep, whose job #{job.number} is {before} and not {now}: choose "
                 "another hydra.sweep.dir (values can be added to the end of a sweep's only list)"
             )
@@ -95,15 +98,15 @@ def refuse_what_is_of_one_run(composed: DictConfig | None, overrides: Sequence[s
     """Refuse what makes sense for one run only.
 
     Raises:
-        ValueError: naming it.
+        ConfigError: Naming it.
     """
     composed = composed or DictConfig({})
     if composed.get("dry_run"):
-        raise ValueError("dry_run=true looks at one run: leave -m away")
+        raise ConfigError("dry_run=true looks at one run: remove -m")
     if composed.get("resume") not in (None, "auto"):
-        raise ValueError(f"resume={composed.get('resume')} is of one run: jobs of a sweep continue by themselves; remove it")
+        raise ConfigError(f"resume={composed.get('resume')} is of one run: jobs of a sweep continue by themselves; remove it")
     if any(override.startswith("run_dir=") for override in overrides):
-        raise ValueError("run_dir has no effect in a sweep: give hydra.sweep.dir")
+        raise ConfigError("run_dir has no effect in a sweep: give hydra.sweep.dir")
 
 
 class _Listed:

@@ -15,10 +15,11 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from genimg.errors import UserError
+from genimg.errors import ConfigError, UserError
 from genimg.sweeps.display import Display
 from genimg.sweeps.job import Job
 from genimg.utils.files import alone_in
+from genimg.utils.paths import relative
 from genimg.utils.terminal import stop_signals
 from genimg.utils.torchrun import is_of_several
 from genimg.utils.words import quoted
@@ -26,6 +27,9 @@ from genimg.utils.words import quoted
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
+_CONSOLE = "console.log"
+_MOST_LOGS = 3  # that a message names
+_BUG = 1  # what a run ends with that a bug has ended; a setting that cannot work ends it with 2
 _PR_SET_PDEATHSIG = 1  # of Linux' prctl
 # What a run ends with that a signal has made save, 128 + its number, or that a signal ended before it listened.
 _ENDED_BY_SIGNAL = (*(128 + number for number in stop_signals()), *(-number for number in stop_signals()))
@@ -43,17 +47,27 @@ class SweepError(UserError):
     """Some jobs of a sweep failed; the others are complete.
 
     Args:
-        jobs: of the sweep.
-        folder: of the sweep.
+        jobs: Jobs of the sweep.
+        folder: Directory of the sweep.
+
+    Attributes:
+        has_bug: Whether a job failed by a bug, so that the sweep ends with the exit code of one.
     """
 
     def __init__(self, jobs: Sequence[Job], folder: Path) -> None:
         failed = [job for job in jobs if job.status not in ("completed", "pruned")]
+        bugs = [job for job in failed if job.has_bug]
+        numbers = ", ".join(f"#{job.number}{' by a bug' * job.has_bug}" for job in failed)
+        logs = " and ".join(str(relative(job.folder / _CONSOLE)) for job in bugs[:_MOST_LOGS])
+        more = f" and {len(bugs) - _MOST_LOGS} more" if len(bugs) > _MOST_LOGS else ""
+        where = f", the bug{'s' * (len(bugs) > 1)} in {logs}{more}" if bugs else ""
         super().__init__(
-            f"{len(failed)} of {len(jobs)} jobs failed, {', '.join(f'#{job.number}' for job in failed)}: the reasons are above "
-            f"and in console.log of their directories; the same command with hydra.sweep.dir={folder} runs these again, from "
-            "their checkpoints where they have some, and no others"
+            f"{len(failed)} of {len(jobs)} jobs failed, {numbers}: the reasons are above and in {_CONSOLE} of their "
+            f"directories{where}; the same command with hydra.sweep.dir={folder} runs these again, from their checkpoints "
+            "where they have some, and no others",
+            key="",
         )
+        self.has_bug = bool(bugs)
 
 
 class Jobs(Protocol):
@@ -84,10 +98,10 @@ def alone_in_sweep(folder: Path) -> AbstractContextManager[None]:
     """A block that a sweep's directory is read, worked off and written in.
 
     Raises:
-        ValueError: if another launch is in one of the same sweep, or in a process of torchrun.
+        ConfigError: If another launch is in one of the same sweep, or in a process of torchrun.
     """
     if is_of_several():
-        raise ValueError("torchrun trains one run: start a sweep (-m) without it")
+        raise ConfigError("torchrun trains one run: start a sweep (-m) without it")
     message = f"hydra.sweep.dir={folder} is in use by another launch of a sweep: wait for its end, or choose another one"
     return alone_in(folder / ".lock", message)
 
@@ -149,14 +163,14 @@ def start(job: Job, slot: str | None, *, at_once: int) -> None:
     command = [sys.executable, "-m", "genimg.train", *_flags(), *job.overrides, f"run_dir={quoted(str(job.folder))}"]
     job.look()
     job.images_before = job.images
-    with (job.folder / "console.log").open("ab") as console:
+    with (job.folder / _CONSOLE).open("ab") as console:
         job.said_before = console.tell()
         # In a session of its own: Ctrl-C reaches the launcher alone, which then stops each job once.
         job.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT, env=environment,
             start_new_session=True, preexec_fn=_end_with_the_launcher if sys.platform == "linux" else None,
         )  # fmt: skip
-    job.status, job.slot, job.note, job.started_at = "running", slot, "", time.monotonic()
+    job.status, job.slot, job.note, job.has_bug, job.started_at = "running", slot, "", False, time.monotonic()
 
 
 def _stop(jobs: Sequence[Job], interrupts: Sequence[int]) -> None:
@@ -207,10 +221,20 @@ def has_ended(job: Job) -> bool:
     elif code in _ENDED_BY_SIGNAL:
         job.status, job.note = "stopped", "" if job.is_stopped else "by a signal that it was sent"
     else:
-        job.status = "failed"
-        errors = re.findall(r"^genimg-train: error: (.*)$", job.console(), re.MULTILINE)
-        job.note = errors[-1] if errors else f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        job.status, job.has_bug, job.note = "failed", code == _BUG, _why_it_failed(job, code)
     return True
+
+
+def _why_it_failed(job: Job, code: int) -> str:
+    """Return the one line of a setting that cannot work, the last one of a bug's traceback, or what ended the process."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    said = job.console()
+    if code == _BUG:
+        raised = re.search(r"^\S.*", said.rpartition("Traceback (most recent call last):\n")[2], re.MULTILINE)
+        return f"a bug, see {_CONSOLE}" + (f": {raised[0]}" if raised else "")
+    errors = re.findall(r"^genimg-train: error: (.*)$", said, re.MULTILINE)
+    return errors[-1] if errors else f"ended with {code}"
 
 
 def _process_of(job: Job) -> subprocess.Popen[bytes]:

@@ -18,6 +18,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from genimg.errors import ConfigError
 from genimg.sweeps.job import Job, compose_job, report_on
 from genimg.sweeps.launcher import GpuQueueLauncher, refuse_what_is_of_one_run
 from genimg.sweeps.queue import alone_in_sweep, work_off
@@ -42,7 +43,7 @@ class OptunaStudySweeper(Sweeper):
         params: key -> values, in the syntax of the command line.
 
     Raises:
-        ValueError: naming a setting that cannot be.
+        ConfigError: Naming a setting that cannot be.
     """
 
     def __init__(
@@ -64,15 +65,15 @@ class OptunaStudySweeper(Sweeper):
             ("prune_startup_trials", prune_startup_trials),
         ):
             if type(value) is not int or value < 1:
-                raise ValueError(f"hydra.sweeper.{key}={value} must be 1 or more trials")
+                raise ConfigError(f"hydra.sweeper.{key}={value} must be 1 or more trials")
         if direction not in ("minimize", "maximize"):
-            raise ValueError(f"hydra.sweeper.direction={direction} must be minimize or maximize")
+            raise ConfigError(f"hydra.sweeper.direction={direction} must be minimize or maximize")
         if sampler not in ("tpe", "random"):
-            raise ValueError(f"hydra.sweeper.sampler={sampler} must be tpe or random")
+            raise ConfigError(f"hydra.sweeper.sampler={sampler} must be tpe or random")
         if type(seed) is not int or seed < 0:
-            raise ValueError(f"hydra.sweeper.seed={seed} must be a whole number, 0 or more")
+            raise ConfigError(f"hydra.sweeper.seed={seed} must be a whole number, 0 or more")
         if prune_after is not None and (type(prune_after) is not int or prune_after < 0):
-            raise ValueError(f"hydra.sweeper.prune_after={prune_after} must be a number of images, or null")
+            raise ConfigError(f"hydra.sweeper.prune_after={prune_after} must be a number of images, or null")
         self._n_trials, self._direction, self._sampler, self._startup_trials = n_trials, direction, sampler, startup_trials
         self._seed, self._storage, self._study_name = seed, storage, study_name
         self._prune_after, self._prune_startup_trials = prune_after, prune_startup_trials
@@ -84,9 +85,9 @@ class OptunaStudySweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
         if not isinstance(launcher, GpuQueueLauncher):
-            raise ValueError("hydra/sweeper=optuna_study needs the other launcher: add hydra/launcher=gpu_queue")
+            raise ConfigError("hydra/sweeper=optuna_study needs the other launcher: add hydra/launcher=gpu_queue")
         if not launcher.skip_finished:
-            raise ValueError(
+            raise ConfigError(
                 "hydra.launcher.skip_finished=false has no effect on a study: choose another hydra.sweeper.study_name"
             )
         self._slots = launcher.slots
@@ -97,7 +98,7 @@ class OptunaStudySweeper(Sweeper):
         try:
             import optuna
         except ImportError as error:
-            raise ValueError("hydra/sweeper=optuna_study needs the package optuna: pip install 'genimg[sweep]'") from error
+            raise ConfigError("hydra/sweeper=optuna_study needs the package optuna: pip install 'genimg[sweep]'") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         given = [*(f"{key}={value}" for key, value in self._params.items()), *arguments]
         parser = OverridesParser.create(config_loader=self._context.config_loader)
@@ -112,7 +113,7 @@ class OptunaStudySweeper(Sweeper):
         ]
         if not space:
             example = "'optimizer.lr=tag(log,interval(1e-5,1e-2))'"
-            raise ValueError(f"nothing is searched for: give a key several values, such as {example}")
+            raise ConfigError(f"hydra/sweeper=optuna_study searches for nothing: give a key several values, such as {example}")
         composed = self._context.config_loader.load_sweep_config(self._config, fixed)
         refuse_what_is_of_one_run(composed, fixed)
         self._check(composed)
@@ -134,12 +135,12 @@ class OptunaStudySweeper(Sweeper):
         evaluation = OmegaConf.to_container(composed.evaluation)
         assert isinstance(evaluation, dict)
         if "_target_" not in evaluation:
-            raise ValueError("a study needs values to compare: choose an evaluation= other than none")
+            raise ConfigError("evaluation=none gives a study no values to compare: choose another evaluation=")
         is_higher_better = declared_direction(evaluation)
         wanted = {True: "maximize", False: "minimize", None: self._direction}[is_higher_better]
         if wanted != self._direction:
             better = "higher" if is_higher_better else "lower"
-            raise ValueError(f"hydra.sweeper.direction={self._direction}, but the evaluation's first metric is better when it "
+            raise ConfigError(f"hydra.sweeper.direction={self._direction}, but the evaluation's first metric is better when it "
                              f"is {better}: give hydra.sweeper.direction={wanted}")  # fmt: skip
 
     def _open(self, storage: str, fixed: list[str], space: dict[str, BaseDistribution], folder: Path) -> Study:
@@ -157,10 +158,10 @@ class OptunaStudySweeper(Sweeper):
             )
         except Exception as error:  # of SQLAlchemy, which Optuna lets through
             reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-            raise ValueError(f"hydra.sweeper.storage={shown} cannot be opened ({reason})") from error
+            raise ConfigError(f"hydra.sweeper.storage={shown} cannot be opened ({reason})") from error
         name = f"study {self._study_name} in {shown}"
         if study.direction.name.lower() != self._direction:
-            raise ValueError(f"hydra.sweeper.direction={self._direction}, but {name} is to {study.direction.name.lower()}: "
+            raise ConfigError(f"hydra.sweeper.direction={self._direction}, but {name} is to {study.direction.name.lower()}: "
                              "choose another hydra.sweep.dir")  # fmt: skip
         searched = {key: optuna.distributions.distribution_to_json(each) for key, each in space.items()}
         for key, now, what in (
@@ -171,11 +172,13 @@ class OptunaStudySweeper(Sweeper):
             if known != now:
                 before, after = ("; ".join(each for each in one if each not in other) or "nothing"
                                  for one, other in ((known, now), (now, known)))  # fmt: skip
-                raise ValueError(f"{name} is of {what} (there {before}, here {after}), so that its values do not compare: undo "
-                                 "the change, or choose another hydra.sweep.dir")  # fmt: skip
+                raise ConfigError(
+                    f"{name} is of {what} (there {before}, here {after}), so its values do not compare: undo the change, or "
+                    "choose another hydra.sweep.dir"
+                )
             study.set_user_attr(key, now)
         if not of_jobs(study.trials) and (folder / "sweep.csv").exists():
-            raise ValueError(f"hydra.sweep.dir={folder} holds the jobs of another sweep: choose another hydra.sweep.dir")
+            raise ConfigError(f"hydra.sweep.dir={folder} holds the jobs of another sweep: choose another hydra.sweep.dir")
         log.info("%s: %d of %d trials there", name, len(of_jobs(study.trials)), self._n_trials)
         # A seed of its own for every launch, or it would draw the first trials once more.
         seed = self._seed + len(study.trials)

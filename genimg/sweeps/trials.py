@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
+from genimg.errors import ConfigError
 from genimg.sweeps.job import Job, write_table
 from genimg.sweeps.queue import SweepError
 
@@ -171,7 +172,7 @@ def distribution(override: Override) -> BaseDistribution:
     """What Optuna draws a key's values from.
 
     Raises:
-        ValueError: for values that cannot be drawn, with the override.
+        ConfigError: For values that cannot be drawn, with the override.
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -181,20 +182,20 @@ def distribution(override: Override) -> BaseDistribution:
         assert value.start is not None
         assert value.end is not None
         if not value.start < value.end or (is_log and value.start <= 0):
-            raise ValueError(
+            raise ConfigError(
                 f"{line}: an interval goes from a smaller to a larger number, and a logarithmic one begins above 0"
             )
         kind = IntDistribution if isinstance(value.start, int) and isinstance(value.end, int) else FloatDistribution
         return kind(value.start, value.end, log=is_log)  # type: ignore[arg-type]
     if is_log:
-        raise ValueError(f"{line}: only an interval is drawn logarithmically, such as tag(log,int(interval(1,100)))")
+        raise ConfigError(f"{line}: only an interval is drawn logarithmically, such as tag(log,int(interval(1,100)))")
     if isinstance(value, RangeSweep) and isinstance(value.start, int) and isinstance(value.step, int) and value.step > 0:
         values = list(value.range())
         if values:
             return IntDistribution(int(values[0]), int(values[-1]), step=value.step)
     choices = list(map(str, override.sweep_string_iterator())) if override.is_discrete_sweep() else []
     if not choices:
-        raise ValueError(f"{line} holds no values to choose from")
+        raise ConfigError(f"{line} holds no values to choose from")
     return CategoricalDistribution(choices)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import traceback
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from genimg.errors import UserError
+from genimg.errors import ConfigError, UserError, is_bug
 from genimg.utils.torchrun import is_of_several
 
 _TIMEOUT = timedelta(minutes=30)  # the longest wait is for the first rank of a host to list or download a dataset
@@ -22,7 +23,16 @@ _BUCKET = 2**24  # numbers that are reduced at once: few messages, little extra 
 
 
 class AnotherProcessError(UserError):
-    """What went wrong in another process, so that this one ends too."""
+    """What went wrong in another process, so that this one ends too.
+
+    Args:
+        problem: Number of the process, and what went wrong there.
+        details: The traceback where it is a bug; empty otherwise.
+    """
+
+    def __init__(self, problem: str, details: str = "") -> None:
+        super().__init__(problem, key="")
+        self.details = details
 
 
 @contextlib.contextmanager
@@ -33,19 +43,19 @@ def processes_of_torchrun(device_name: str) -> Iterator[str]:
         device_name: as the config has it; ``auto`` and ``cuda`` become this process's own GPU.
 
     Raises:
-        ValueError: if the processes and the device do not go together.
+        ConfigError: If the processes and the device do not go together.
     """
     if not is_of_several():
         yield device_name
         return
     if "LOCAL_RANK" not in os.environ:
-        raise ValueError("WORLD_SIZE is set without LOCAL_RANK: start several processes with torchrun, or unset WORLD_SIZE")
+        raise ConfigError("WORLD_SIZE is set without LOCAL_RANK: start several processes with torchrun, or unset WORLD_SIZE")
     local_rank = int(os.environ["LOCAL_RANK"])
     on_gpu = device_name in ("auto", "cuda") and torch.cuda.is_available()
     if device_name not in ("auto", "cuda", "cpu"):
-        raise ValueError(f"device={device_name} cannot be shared by several processes: use device=auto, cuda or cpu")
+        raise ConfigError(f"device={device_name} cannot be shared by several processes: use device=auto, cuda or cpu")
     if on_gpu and local_rank >= torch.cuda.device_count():
-        raise ValueError(
+        raise ConfigError(
             f"torchrun started more processes than there are GPUs ({torch.cuda.device_count()}): lower --nproc-per-node"
         )
     if on_gpu:
@@ -171,7 +181,7 @@ def failing_together() -> Iterator[None]:
     """A block that every rank runs, at whose end all fail if one has: none then waits for one that has gone.
 
     Raises:
-        AnotherProcessError: with another rank's message.
+        AnotherProcessError: With another rank's message, and with its traceback where that has a bug.
     """
     error: Exception | None = None
     try:
@@ -182,13 +192,20 @@ def failing_together() -> Iterator[None]:
         error = caught
     if not _several():
         return
-    messages: list[str | None] = [None] * world_size()
-    dist.all_gather_object(messages, None if error is None else str(error) or type(error).__name__)
+    failures: list[tuple[str, str] | None] = [None] * world_size()
+    dist.all_gather_object(failures, None if error is None else _described(error))
     if error is not None:
         raise error
-    for number, message in enumerate(messages):
-        if message is not None:
-            raise AnotherProcessError(f"process {number}: {message}")
+    for number, failure in enumerate(failures):
+        if failure is not None:
+            message, details = failure
+            raise AnotherProcessError(f"process {number}: {message}", details)
+
+
+def _described(error: Exception) -> tuple[str, str]:
+    """Return an error's message, and its traceback where it is a bug."""
+    details = "".join(traceback.format_exception(error)) if is_bug(error) else ""
+    return str(error) or type(error).__name__, details
 
 
 @contextlib.contextmanager

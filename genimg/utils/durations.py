@@ -7,9 +7,12 @@ import re
 from fractions import Fraction
 from typing import NewType
 
+from genimg.errors import ConfigError
+
 NumImages = NewType("NumImages", int)
 """A duration or interval in images seen. Configs write it as ``25 epochs``, ``100k steps`` or ``5M images``; a
 constructor parameter of this type makes the build convert it."""
+
 
 _PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kKM]?)\s*(epoch|step|image)s?\s*")
 _FACTOR = {"": 1, "k": 1_000, "K": 1_000, "M": 1_000_000}
@@ -25,11 +28,11 @@ def to_images(text: object, *, epoch_size: int, batch_size: int, key: str) -> Nu
         key: the config key, for the error message.
 
     Raises:
-        ValueError: if ``text`` is not a duration.
+        ConfigError: If ``text`` is not a duration.
     """
     match = _PATTERN.fullmatch(text) if isinstance(text, str) else None
     if match is None:
-        raise ValueError(
+        raise ConfigError(
             f"{key}={text} is not a duration: write a number and a unit, such as '25 epochs', '100k steps' or '5M images'"
         )
     number, factor, unit = match.groups()

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from genimg.errors import UserError
+from genimg.errors import ConfigError, UserError
 from genimg.utils.terminal import stop_signals
 
 _OLD = "genimg-old"  # ending of a directory that is being replaced; no name that a person gives to a copy
@@ -48,13 +48,13 @@ def atomically(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming_full_disk(message: str) -> Iterator[None]:
-    """A block in which a disk that becomes full ends in a ValueError of these words."""
+    """A block in which a disk that becomes full ends in a ConfigError of these words."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise ValueError(message) from error
+        raise ConfigError(message) from error
 
 
 def new_directory(path: str) -> str:
@@ -181,30 +181,30 @@ def check_writable(key: str, path: Path) -> None:
     """Refuse a file that cannot be written, before the work whose result it is to hold.
 
     Raises:
-        ValueError: naming the key and the path.
+        ConfigError: Naming the key and the path.
     """
     if path.is_dir():
-        raise ValueError(f"{key}={path} is a directory: name a file")
+        raise ConfigError(f"{key}={path} is a directory: name a file")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"{key}={path} cannot be written ({folder}: {error.strerror}): choose another {key}") from error
+        raise ConfigError(f"{key}={path} cannot be written ({folder}: {error.strerror}): choose another {key}") from error
 
 
 def check_output_directory(output: Path) -> None:
     """Refuse an output that ``directory_atomically`` could not put in its place.
 
     Raises:
-        ValueError: naming it.
+        ConfigError: Naming it.
     """
     if output.is_dir():
         if any(output.iterdir()):
-            raise ValueError(f"output={output} exists and is not empty: remove it, or choose another output")
+            raise ConfigError(f"output={output} exists and is not empty: remove it, or choose another output")
         if output.is_mount():  # nothing can take its place
-            raise ValueError(f"output={output} is where a disk is mounted: name a directory on it")
+            raise ConfigError(f"output={output} is where a disk is mounted: name a directory on it")
     elif output.exists():
-        raise ValueError(f"output={output} is a file: name a directory that does not exist yet")
+        raise ConfigError(f"output={output} is a file: name a directory that does not exist yet")
     else:
         check_writable("output", output)

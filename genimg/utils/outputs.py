@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import genimg
+from genimg.errors import ConfigError, DataError
 from genimg.utils.files import directory_atomically
 
 MARK = "genimg.json"
@@ -48,11 +49,11 @@ def require_finished(folder: Path) -> None:
     """Refuse a folder that a killed command left.
 
     Raises:
-        ValueError: Naming the folder.
+        DataError: Naming the folder.
     """
     if is_unfinished(folder):
         mark = read_mark(folder) or {}
-        raise ValueError(
+        raise DataError(
             f"{folder} is unfinished: {mark.get('made_by')} was killed while it wrote there, so that files are "
             "missing: remove it, and run the command again"
         )
@@ -62,28 +63,28 @@ def require_own_folder(folder: Path, command: str) -> None:
     """Refuse a folder that a command must not replace: one with files that it did not write.
 
     Raises:
-        ValueError: Naming the folder, and a file.
+        ConfigError: Naming the folder, and a file.
     """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output={folder} is a file: name a directory")
+        raise ConfigError(f"output={folder} is a file: name a directory")
     place = next(parent for parent in folder.absolute().parents if parent.exists())
     if folder.is_mount():  # nothing can take its place
-        raise ValueError(f"output={folder} is where a disk is mounted: name a directory on it")
+        raise ConfigError(f"output={folder} is where a disk is mounted: name a directory on it")
     if not os.access(place, os.W_OK):
-        raise ValueError(f"output={folder} cannot be written, because {place} cannot: choose another output")
+        raise ConfigError(f"output={folder} cannot be written, because {place} cannot: choose another output")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     mark = read_mark(folder)
     if mark is None or mark["made_by"] != command:
         what = f"was written by {mark['made_by']}" if mark else f"holds files that {command} did not write (there is no {MARK})"
-        raise ValueError(f"output={folder} {what}: choose another output, or move it away")
+        raise ConfigError(f"output={folder} {what}: choose another output, or move it away")
     if mark.get("complete") is not True:  # whatever is missing, all that is there is the command's
         return
     own = {MARK, *mark.get("files", ())}
     others = sorted(_files(folder) - own)
     if others:
         more = f" and {len(others) - _MOST_SHOWN} more" if len(others) > _MOST_SHOWN else ""
-        raise ValueError(
+        raise ConfigError(
             f"output={folder} would be replaced, and holds {', '.join(others[:_MOST_SHOWN])}{more}, not written by {command}: "
             "move that away, or choose another output"
         )
@@ -133,24 +134,26 @@ def require_own_file(file: Path, what: str) -> None:
         what: It is, such as "the grid of output=made".
 
     Raises:
-        ValueError: Naming the file.
+        ConfigError: Naming the file.
     """
     if not file.exists() or (file.is_file() and _written_by(file).startswith("genimg-")):
         return
-    raise ValueError(f"{what} would replace {file}, which genimg did not write: move that away, or choose another output")
+    raise ConfigError(
+        f"{what} would replace {file}, which genimg did not write: move that away, or choose another output", key="output"
+    )
 
 
 def require_own_export(file: Path) -> None:
     """Refuse to replace an exported network that genimg-export did not write.
 
     Raises:
-        ValueError: Naming the file.
+        ConfigError: Naming the file.
     """
     if file.is_file() and file.stat().st_size:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if content.find(b"genimg_version") >= 0:  # of the record that all formats hold uncompressed
                 return
-        raise ValueError(f"output={file} exists, and genimg-export did not write it: move it away, or choose another output")
+        raise ConfigError(f"output={file} exists, and genimg-export did not write it: move it away, or choose another output")
 
 
 def _written_by(file: Path) -> str:

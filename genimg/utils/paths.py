@@ -5,27 +5,45 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from genimg.errors import ConfigError, UserError
+
 
 def config_dir() -> str:
-    """The directory of genimg's configs, in a wheel or in a checkout.
+    """Return the directory of genimg's configs, in a wheel or in a checkout.
 
     Raises:
-        FileNotFoundError: if the installation lacks it.
+        UserError: If the installation lacks it.
     """
     package = Path(__file__).resolve().parents[1]
     for candidate in (package / "configs", package.parent / "configs"):
         if (candidate / "train.yaml").is_file():
             return str(candidate)
-    raise FileNotFoundError(f"genimg's configs are not installed beside {package}: reinstall genimg")
+    raise UserError(f"genimg's configs are not installed beside {package}", "reinstall genimg")
 
 
 def cache_dir(given: str | None = None) -> Path:
-    """The directory of what can be computed again: ``given``, else $GENIMG_CACHE, else ~/.cache/genimg.
+    """Return the directory of what can be computed again: ``given``, else $GENIMG_CACHE, else ~/.cache/genimg.
 
     Raises:
-        RuntimeError: if it would be in a home directory that cannot be found.
+        ConfigError: If it would be in a home directory that cannot be found.
     """
-    return Path(given or os.environ.get("GENIMG_CACHE") or Path.home() / ".cache" / "genimg").expanduser()
+    return expanded("GENIMG_CACHE", given or os.environ.get("GENIMG_CACHE") or "~/.cache/genimg")
+
+
+def expanded(key: str, given: object) -> Path:
+    """Return a path that a user gives, with ``~`` and ``~NAME`` replaced by home directories.
+
+    Args:
+        key: The setting that it is the value of.
+        given: The value.
+
+    Raises:
+        ConfigError: If there is no such home directory.
+    """
+    try:
+        return Path(str(given)).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{key}={given} is in a home directory that cannot be found: give an absolute path") from error
 
 
 def relative(path: Path) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+
+from genimg.errors import ConfigError
+from genimg.utils.paths import expanded
 
 
 def is_of_several() -> bool:
@@ -22,12 +24,12 @@ def rank_of_torchrun() -> int:
 
 
 def is_restarted() -> bool:
-    """Whether torchrun has started its processes anew after one of them died."""
+    """Return whether torchrun has restarted its processes after one of them died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def may_restart() -> bool:
-    """Whether torchrun would start its processes anew."""
+    """Return whether torchrun would restart its processes."""
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
@@ -38,17 +40,17 @@ def arguments_of_rank(arguments: list[str]) -> list[str]:
     newest checkpoint, whatever it began with.
 
     Raises:
-        ValueError: if a restarted training would not find its checkpoints.
+        ConfigError: If a restarted training would not find its checkpoints.
     """
     given = next((argument.partition("=")[2] for argument in arguments if argument.startswith("run_dir=")), None)
     if may_restart() and (given is None or "${" in given):
-        raise ValueError(
+        raise ConfigError(
             "torchrun --max-restarts needs a fixed run_dir=DIR (or resume=RUN), where a restarted run finds its checkpoints"
         )
     if is_restarted() and given is not None:
         resume = next((argument for argument in arguments if argument.startswith("resume=")), "resume=auto")
         arguments = [argument for argument in arguments if not argument.startswith("resume=")]
-        has_checkpoints = any(Path(given.strip("'\"")).expanduser().glob("checkpoints/step-*.pt"))
+        has_checkpoints = any(expanded("run_dir", given.strip("'\"")).glob("checkpoints/step-*.pt"))
         named = resume.partition("=")[2] not in ("auto", "null", "")
         if named:
             arguments.append(f"resume={given}" if has_checkpoints else resume)

@@ -45,7 +45,7 @@ def test_the_command_line_wins_over_debug(tmp_path: Path) -> None:
     assert "evaluation." not in output
     assert records(tmp_path / "run")[-1]["step"] == 3
     code, output = train(tmp_path, "debug=two_steps", "resume=run", "trainer.duration=4 steps")
-    assert code == 1
+    assert code == 2
     assert "debug=two_steps has no effect with resume=run" in output
 
 
@@ -69,7 +69,7 @@ def test_one_batch_is_learnt_by_heart(tmp_path: Path) -> None:
                                                    ("debug=two_step", "did you mean 'two_steps'?")])  # fmt: skip
 def test_an_unknown_option_is_one_message(argument: str, message: str, tmp_path: Path) -> None:
     code, output = train(tmp_path, argument)
-    assert code == 1
+    assert code == 2
     assert output.startswith(f"genimg-train: error: unknown option {argument}")
     assert message in output
     assert "Traceback" not in output

@@ -73,7 +73,7 @@ def test_a_dry_run_finds_corrupt_images(tmp_path: Path, environment: dict[str, s
     (root / "cats" / "7.png").write_bytes(b"no image")
     arguments = [*TINY[1:], *MODELS["dcgan"], "data=folder", f"data.root={root}", "evaluation=none", "dry_run=true"]
     status, output = train(arguments, environment, tmp_path)
-    assert status == 1
+    assert status == 2
     assert "7.png" in output
     assert "Traceback" not in output
 
@@ -81,7 +81,7 @@ def test_a_dry_run_finds_corrupt_images(tmp_path: Path, environment: dict[str, s
 @pytest.mark.parametrize("value", ["1", "maybe"])
 def test_a_dry_run_is_true_or_false(value: str, tmp_path: Path, environment: dict[str, str]) -> None:
     status, output = train([*TINY, "evaluation=none", "run_dir=run", f"dry_run={value}"], environment, tmp_path)
-    assert status == 1
+    assert status == 2
     assert f"error: dry_run={value} must be true or false" in output
     assert not (tmp_path / "run").exists()
 
@@ -168,7 +168,7 @@ def test_a_wrong_batch_size_is_refused_with_automatic_accumulation_too(
 ) -> None:
     arguments = [*TINY, *MODELS["dcgan"], "evaluation=none", "trainer.accumulation=auto", f"trainer.batch_size={value}"]
     status, output = train(arguments, environment, tmp_path)
-    assert status == 1
+    assert status == 2
     assert re.search(r"error: trainer\.batch_size=\S+ must be 1 or more images", output), output
 
 

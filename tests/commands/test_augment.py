@@ -242,7 +242,7 @@ def test_corrupt_files_stop_the_command_or_are_left_out_and_listed(home: Path, c
 def test_when_no_image_can_be_decoded_there_is_no_output(home: Path) -> None:
     for path in (home / "pictures").glob("*/*.png"):
         path.write_bytes(b"not a png")
-    with pytest.raises(ValueError, match=r"none of the 10 images of input=pictures can be decoded; the first: .*cat/0\.png"):
+    with pytest.raises(ValueError, match=r"input=pictures: none of its 10 images can be decoded; the first: .*cat/0\.png"):
         augment_here("output=more", "max_corrupt=null")
     assert sorted(path.name for path in home.iterdir()) == ["pictures"]
 
@@ -336,7 +336,7 @@ def test_the_command_ends_with_one_message(
     if words:
         with pytest.raises(SystemExit) as ended:
             cli.augment()
-        assert ended.value.code == 1
+        assert ended.value.code == 2
         output, errors = capsys.readouterr()
         assert output == ""
         assert errors.startswith("genimg-augment: error: ")

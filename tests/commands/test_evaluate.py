@@ -85,10 +85,10 @@ class Command:
         return json.loads((self._home / "result.json").read_text())
 
     def refuse(self, *words: str, arguments: list[str]) -> str:
-        """The command ends with code 1 and one message that holds all ``words``, and leaves no new file behind."""
+        """The command ends with code 2 and one message that holds all ``words``, and leaves no new file behind."""
         before = files(self._home)
         code, output, errors = self.run(*arguments)
-        assert code == 1, output + errors
+        assert code == 2, output + errors
         assert "Traceback" not in output + errors, errors
         assert errors.count("error: ") == 1, errors
         message = errors.split("genimg-eval: error: ", 1)[1]

@@ -23,6 +23,7 @@ from genimg.commands import export as command
 from genimg.commands.export import export
 from genimg.commands.sample import sample
 from genimg.config import instantiate
+from genimg.errors import CheckpointError
 from genimg.exporting.formats import FORMATS
 from genimg.exporting.rebuilding import rebuilt
 from genimg.methods.base import Method
@@ -258,7 +259,7 @@ def test_weights_become_the_network_again(name: str, runs: Path, tmp_path: Path)
     save_file({"a": torch.zeros(1)}, str(file))
     with pytest.raises(ValueError, match="was not written by genimg-export"):
         rebuilt(file)
-    with pytest.raises(FileNotFoundError, match="does not exist: name a file"):
+    with pytest.raises(CheckpointError, match="does not exist: name a file"):
         rebuilt(tmp_path / "nothing.safetensors")
 
 

@@ -46,10 +46,10 @@ def succeed(command: str, *arguments: str) -> str:
 
 
 def refuse(*words: str, arguments: list[str]) -> None:
-    """genimg-features exits with 1 and one message that holds all ``words``, without a traceback."""
+    """genimg-features exits with 2 and one message that holds all ``words``, without a traceback."""
     result = run("features", *arguments)
     output = result.stdout + result.stderr
-    assert result.returncode == 1, output
+    assert result.returncode == 2, output
     assert "Traceback" not in output, output
     assert output.count("error: ") == 1, output
     message = result.stderr.split("genimg-features: error: ", 1)[1]

@@ -81,7 +81,7 @@ def test_what_a_user_can_cause_is_one_line(tmp_path: Path, arguments: tuple[str,
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     result = run("report", *arguments, cwd=tmp_path)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert re.fullmatch(rf"genimg-report: error: .*{message}.*\n", result.stderr), result.stderr
 
 

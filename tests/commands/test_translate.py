@@ -459,7 +459,7 @@ def test_training_mode_without_anything_to_train_is_refused(runs: Path) -> None:
         ("denoise", ["input=photos/a.png", "output=photos", "overwrite=true"], "input=photos/a.png lies inside output=photos"),
         ("denoise", ["output=full"], "output=full exists and is not empty: choose another output, or replace it whole"),
         ("denoise", ["output=full/file.txt"], "output=full/file.txt is a file: name a directory"),
-        ("denoise", ["output=made.png"], "output=made.png is to be a directory, in which images keep their names"),
+        ("denoise", ["output=made.png"], "output=made.png must be a directory, in which images keep their names"),
         ("denoise", ["output=taken"], "the grid of output=taken would replace .*taken.png: move that away, or set overwrite"),
         ("denoise", ["input=twice"], "twice/a.bmp and twice/a.png would both be written to a.png: rename one of them"),
         ("denoise", ["input=links", "output=full", "overwrite=true"], "output=full would overwrite links/b.png, which is read"),
@@ -508,12 +508,12 @@ def test_bad_requests_are_refused_before_anything_is_written(
 def test_through_the_command_line_a_mistake_is_one_message(runs: Path) -> None:
     write_images(Path("photos"), {"a.png": (16, 16)})
     result = run_command("translate", f"ckpt={runs / 'gan'}", "input=photos", "output=out")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert "genimg-translate: error: ckpt=" in result.stderr
     for arguments, message in (([f"ckpt={runs}"], "input is required"), (["titel=3"], "did you mean 'tile'?")):
         result = run_command("translate", *arguments)
-        assert result.returncode == 1
+        assert result.returncode == 2
         assert message in result.stderr.split("error: ", 1)[1]
 
 

@@ -212,7 +212,7 @@ def test_resuming_with_a_changed_config_lists_what_differs(tmp_path: Path, envir
     before = (run_dir / "checkpoints" / "last.pt").read_bytes()
     process = start([*base, "trainer.duration=6 steps", "optimizer.lr=5e-4", "seed=3"], environment)
     output = process.communicate(timeout=120)[0]
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "optimizer.lr: 0.001 -> 0.0005" in output
     assert "seed: 0 -> 3" in output
     assert "trainer.duration" not in output.split("in ways that change the result")[1]
@@ -244,7 +244,7 @@ def test_force_is_offered_only_where_weights_and_optimizers_fit(
     for force in ([], ["resume_force=true"]) if reason else ([],):
         process = start([f"resume={dcgan}", *changes, *force], environment)
         outputs.append(process.communicate(timeout=120)[0])
-        assert process.returncode == 1
+        assert process.returncode == 2
     assert len(set(outputs)) == 1
     message = outputs[0].split("in ways that change the result:\n")[1].splitlines()
     assert len(message) == len(lines) + 1
@@ -279,7 +279,7 @@ def test_an_existing_run_is_neither_overwritten_nor_rewound(tmp_path: Path, envi
     ):
         process = start([*base, *extra], environment)
         output = process.communicate(timeout=120)[0]
-        assert process.returncode == 1
+        assert process.returncode == 2
         assert words in output
     branch = tmp_path / "branch"
     train([f"resume={run_dir}/checkpoints/step-00000003.pt", f"run_dir={branch}"], environment)

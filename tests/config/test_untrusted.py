@@ -152,7 +152,7 @@ def test_torchscript_beside_a_run_is_not_opened(
     path = changed(trained, home, clip(str(payload), None))
     arguments = [f"ckpt={path}", "device=cpu"] if command == "evaluate" else [f"resume={path}", "run_dir=other"]
     code, text = run(command, *arguments)
-    assert code != 0
+    assert code == 2
     assert f"evaluation.extractor.weights={payload} comes from the checkpoint's config and is not used" in text
     assert "evaluation.extractor.sha256=None" in text  # which would accept whatever lies in the cache
     assert not target.exists()
@@ -164,7 +164,7 @@ def test_neither_a_cache_with_other_weights_is_opened(
     payload, target = attack
     monkeypatch.setenv("GENIMG_CLIP_WEIGHTS", str(payload))  # where, say, another program keeps its files
     code, text = run("evaluate", f"ckpt={changed(trained, home, clip(None, None))}", "device=cpu")
-    assert code != 0
+    assert code == 2
     assert "these are other weights" in text
     assert not target.exists()
 
@@ -182,7 +182,7 @@ def test_an_interpolation_does_not_lead_to_it_either(trained: Path, home: Path, 
     change(state["config_source"])
     torch.save(state, home / "downloaded.pt")
     code, text = run("train", "resume=downloaded.pt", "run_dir=other", "resume_force=true", "trainer.duration=2 steps")
-    assert code != 0
+    assert code == 2
     assert "weights=" in text
     assert not target.exists()
 
@@ -197,7 +197,7 @@ def test_what_the_command_line_names_is_opened(trained: Path, home: Path, attack
         f"++evaluation.extractor.weights={payload}",
         "++evaluation.extractor.sha256=null",
     )
-    assert (code, "does not hold the weights" in text) == (1, True)  # it has been opened, and is no CLIP
+    assert (code, "does not hold the weights" in text) == (2, True)  # it has been opened, and is no CLIP
     assert target.exists()
 
 
@@ -219,13 +219,13 @@ def test_a_run_with_weights_of_ones_own_is_used_again_once_they_are_named(
     named = own if suffix else Path("../../../../../../../..") / own.with_suffix("").relative_to("/")  # out of the package
     path = changed(trained, home, classifier(named))
     code, text = run("evaluate", f"ckpt={path}", "device=cpu")
-    assert code == 1
+    assert code == 2
     assert "++evaluation.extractor.classifier=PATH" in text
     code, text = run("evaluate", f"ckpt={path}", "device=cpu", f"++evaluation.extractor.classifier={own}")
     assert code == 0, text
     assert "fd20_mine" in text
     code, text = run("train", f"resume={path}", "run_dir=other", "trainer.duration=2 steps")
-    assert code == 1
+    assert code == 2
     assert "++evaluation.extractor.classifier=PATH" in text
     code, text = run(
         "train", f"resume={path}", "run_dir=other", "trainer.duration=2 steps", f"++evaluation.extractor.classifier={own}"
@@ -239,7 +239,7 @@ def test_commands_that_evaluate_nothing_need_no_weights_of_the_evaluation(traine
     code, text = run("sample", f"ckpt={path}", "num_images=2", "device=cpu", "output=samples")
     assert code == 0, text
     code, text = run("sample", f"ckpt={path}", "num_images=2", "output=more", "++conditioning.encoder.path=here")
-    assert code == 1
+    assert code == 2
     assert "conditioning.encoder.path=here has no effect" in text
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pretend_runs import write_run, write_sweep
 
+from genimg.errors import DataError
 from genimg.reporting.collecting import collect
 
 JOBS: dict[str, tuple[list[str], float | None]] = {
@@ -75,7 +76,7 @@ def test_what_is_neither_a_run_nor_a_sweep_is_one_clear_error(tmp_path: Path) ->
     write_run(tmp_path / "run")
     with pytest.raises(ValueError, match="empty holds neither a run nor a sweep"):
         collect([tmp_path / "run", tmp_path / "empty"])
-    with pytest.raises(FileNotFoundError, match="nothing does not exist"):
+    with pytest.raises(DataError, match="nothing does not exist"):
         collect([tmp_path / "nothing"])
     with pytest.raises(ValueError, match="file is a file"):
         collect([tmp_path / "file"])

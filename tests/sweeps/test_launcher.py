@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -63,7 +64,7 @@ def wait_for(found: object, seconds: float = 120.0) -> None:
 def test_a_failing_job_is_a_row_and_a_second_launch_runs_what_is_left(tmp_path: Path) -> None:
     arguments = ["trainer.duration=2 steps", "model.latent_dim=3,0,4", "hydra.launcher.n_jobs=2"]
     code, output = launch(tmp_path, *arguments)
-    assert code == 1, output
+    assert code == 2, output
     assert "1 of 3 jobs failed, #1: the reasons are above" in output
     assert f"the same command with hydra.sweep.dir={tmp_path / 'sweep'} runs these again" in output
     assert "Traceback" not in output
@@ -80,7 +81,7 @@ def test_a_failing_job_is_a_row_and_a_second_launch_runs_what_is_left(tmp_path: 
         assert "training for 2 steps" in (folder / "console.log").read_text()
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("summary.json")}
     code, output = launch(tmp_path, *arguments)
-    assert code == 1
+    assert code == 2
     assert "#0 is complete" in output
     assert "#2 is complete" in output
     assert "#0 starts" not in output
@@ -119,7 +120,7 @@ def test_a_job_that_was_killed_is_continued_and_one_that_is_stopped_too(tmp_path
 
 def test_what_does_not_compose_is_said_before_any_job_starts(tmp_path: Path) -> None:
     code, output = launch(tmp_path, "trainer.duration=1 steps", "loss=elbo,nosuchloss")
-    assert code == 1
+    assert code == 2
     assert "unknown option loss=nosuchloss" in output
     assert "#0 starts" not in output
 
@@ -133,14 +134,14 @@ def test_a_summary_of_an_earlier_launch_does_not_count(tmp_path: Path) -> None:
     wait_for(lambda: "resuming from" in (folder / "console.log").read_text())
     wait_for(lambda: not (folder / "summary.json").exists())
     other = launch(tmp_path, *longer)  # while the first still runs
-    assert other[0] == 1
+    assert other[0] == 2
     assert "is in use by another launch of a sweep" in other[1]
     assert [row["status"] for row in table(tmp_path)] == ["running"]
     found = subprocess.run(["pgrep", "-f", f"run_dir=.*{folder}"], capture_output=True, text=True, check=True)
     for number in found.stdout.split():
         os.kill(int(number), signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "#0 failed (killed by SIGKILL)" in output
     process = start(tmp_path, *longer)
     wait_for(lambda: (folder / "console.log").read_text().count("resuming from") == 2)
@@ -155,7 +156,7 @@ def test_another_sweep_in_the_same_directory_is_refused_and_a_longer_one_is_not(
     assert code == 0, output
     before = (tmp_path / "sweep" / "sweep.csv").read_text()
     code, output = launch(tmp_path, "trainer.duration=1 steps", "seed=1,0")
-    assert code == 1
+    assert code == 2
     assert "holds another sweep, whose job #0 is 000_seed-0 and not 000_seed-1" in output
     assert (tmp_path / "sweep" / "sweep.csv").read_text() == before
     code, output = launch(tmp_path, "trainer.duration=1 steps", "seed=0,1,2")
@@ -174,7 +175,7 @@ def test_another_sweep_in_the_same_directory_is_refused_and_a_longer_one_is_not(
 )
 def test_what_would_have_no_effect_is_refused(arguments: list[str], message: str, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert message in done.stdout + done.stderr
 
 
@@ -274,7 +275,7 @@ def test_a_sweep_of_ones_own_needs_no_flag_and_makes_no_sweep_of_its_jobs(tmp_pa
         ("hydra.launcher.gpus='0,1'", "hydra.launcher.gpus=0,1 must be a list of GPUs"),
         ("hydra.launcher.skip_finished=no_", "hydra.launcher.skip_finished=no_ must be true or false"),
         ("hydra.sweeper.max_batch_size=1", "hydra.sweeper.max_batch_size has no effect with hydra/launcher=gpu_queue"),
-        ("dry_run=true", "dry_run=true looks at one run: leave -m away"),
+        ("dry_run=true", "dry_run=true looks at one run: remove -m"),
         ("run_dir=here", "run_dir has no effect in a sweep: give hydra.sweep.dir"),
         ("resume=.", "resume=. is of one run"),
         ("hydra.launcher.n_job=2", "(did you mean 'hydra.launcher.n_jobs'?)"),
@@ -283,7 +284,7 @@ def test_a_sweep_of_ones_own_needs_no_flag_and_makes_no_sweep_of_its_jobs(tmp_pa
 )
 def test_settings_that_mean_nothing_are_refused(setting: str | list[str], message: str, tmp_path: Path) -> None:
     code, output = launch(tmp_path, "seed=0,1", *([setting] if isinstance(setting, str) else setting))
-    assert code == 1
+    assert code == 2
     assert message in output
     assert "Traceback" not in output
 
@@ -316,3 +317,57 @@ def test_directories_are_called_by_what_differs(monkeypatch: pytest.MonkeyPatch)
     assert cli._job_name(4, ["data=mnist", "optimizer.lr=0.1"]) == "004_optimizer.lr-0.1"  # of a sweeper's own
     assert cli._job_name(0, ["data=mnist"]) == "000"
     assert cli._job_name(5, ["optimizer.lr=0.00044303752452", "x=-1.23456789e-07"]) == "005_optimizer.lr-0.000443_x--1.235e-07"
+
+
+TRACE = "Traceback (most recent call last):\n  File 'a.py', line 1, in b\n    c()\nKeyError: 'absent'\n"
+ENDINGS = {  # what a job prints, and its exit code -> its note, and whether it is a bug
+    "bug": (TRACE + "\ngenimg-train: this is a bug of genimg: ...\n", 1, "a bug, see console.log: KeyError: 'absent'", True),
+    "no traceback": ("", 1, "a bug, see console.log", True),
+    "setting": ("genimg-train: error: width=0 must be 1 or more\n", 2, "width=0 must be 1 or more", False),
+    "usage": ("usage: genimg-train ...\n", 2, "ended with 2", False),
+    "killed": ("", -signal.SIGKILL, "killed by SIGKILL", False),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_bug_in_a_job_is_told_apart_from_a_setting_that_cannot_work(ending: str, tmp_path: Path) -> None:
+    said, code, note, has_bug = ENDINGS[ending]
+    (tmp_path / "console.log").write_text(said)
+    job = Job(3, ["seed=3"], tmp_path, process=SimpleNamespace(poll=lambda: code))  # type: ignore[arg-type]
+    assert queue.has_ended(job)
+    assert (job.status, job.note, job.has_bug) == ("failed", note, has_bug)
+    error = queue.SweepError([job, Job(4, [], tmp_path, status="completed")], tmp_path)
+    assert error.has_bug == has_bug
+    assert str(error).startswith(f"1 of 2 jobs failed, #3{' by a bug' if has_bug else ''}: ")
+    assert (f"the bug in {tmp_path / 'console.log'}" in str(error)) == has_bug
+
+
+@pytest.mark.usefixtures("unchanged_process")
+@pytest.mark.parametrize(("seeds", "code"), [("0,2", 2), ("0,1", 1), ("1,2", 1)])
+def test_a_sweep_with_a_bug_ends_as_a_bug_does(
+    seeds: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Jobs are programs that end with their seed, as 0, a bug or a setting that cannot work would."""
+    program = "import sys, re; sys.exit(int(re.search(r'seed=(\\d)', ' '.join(sys.argv))[1]))"
+    real = subprocess.Popen
+    monkeypatch.setattr(queue.subprocess, "Popen", lambda words, **more: real([words[0], "-c", program, *words[3:]], **more))
+    monkeypatch.chdir(tmp_path)
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, getattr(sys, stream))  # which the command wraps
+    monkeypatch.setattr(
+        sys, "argv", ["genimg-train", "-m", "hydra/launcher=gpu_queue", "hydra.sweep.dir=sweep", f"seed={seeds}"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        cli.train()
+    assert ended.value.code == code
+    errors = capfd.readouterr().err
+    assert "Traceback" not in errors
+    place = seeds.split(",").index("1") if "1" in seeds else 0
+    assert ("by a bug" in errors) == ("the bug in sweep/" in errors) == (code == 1)
+    assert (f"the bug in sweep/00{place}_seed-1/console.log; the same command" in errors) == (code == 1)
+    notes = {row["job"]: row["note"] for row in table(tmp_path)}
+    assert {number: note for number, note in notes.items() if note} == {
+        str(number): {"1": "a bug, see console.log", "2": "ended with 2"}[seed]
+        for number, seed in enumerate(seeds.split(","))
+        if seed != "0"
+    }

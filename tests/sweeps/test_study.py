@@ -63,7 +63,7 @@ def test_a_second_launch_runs_what_failed_and_continues_what_was_killed(tmp_path
                 os.kill(int(number), signal.SIGKILL)
         time.sleep(0.05)
     output = process.communicate()[0]
-    assert process.returncode == 1, output
+    assert process.returncode == 2, output
     rows = {row["directory"]: row for row in table(tmp_path)}
     assert len(rows) == 3
     assert rows[killed]["note"] == "killed by SIGKILL"
@@ -82,7 +82,7 @@ def test_a_second_launch_runs_what_failed_and_continues_what_was_killed(tmp_path
     assert set(again) == set(rows)
     assert again[killed]["status"] == "completed"
     assert "resuming from" in (tmp_path / "sweep" / killed / "console.log").read_text()
-    assert process.returncode == 1  # the other has failed once more
+    assert process.returncode == 2  # the other has failed once more
     study = optuna.load_study(study_name="genimg", storage=f"sqlite:///{tmp_path / 'sweep' / 'study.db'}")
     summaries = [json.loads(path.read_text()) for path in (tmp_path / "sweep").glob("*/summary.json")]
     assert study.best_value == pytest.approx(min(summary["best"]["nll_iw2_nats"] for summary in summaries))
@@ -90,7 +90,7 @@ def test_a_second_launch_runs_what_failed_and_continues_what_was_killed(tmp_path
 
     process = launch(tmp_path, *search, "trainer.duration=3 steps")
     output, _ = process.communicate(timeout=100)
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "is of other settings (there trainer.duration=2000\\ steps, here trainer.duration=3\\ steps)" in output
 
 
@@ -230,12 +230,12 @@ def test_a_sweep_that_was_moved_goes_on_where_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["seed=0"], "nothing is searched for"),
+        (["seed=0"], "hydra/sweeper=optuna_study searches for nothing"),
         (["seed=0,1", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0 must be 1 or more trials"),
         (["seed=0,1", "hydra.sweeper.direction=up"], "hydra.sweeper.direction=up must be minimize or maximize"),
         (["seed=0,1", "hydra.sweeper.sampler=grid"], "hydra.sweeper.sampler=grid must be tpe or random"),
         (["seed=0,1", "hydra.sweeper.prune_after=some"], "hydra.sweeper.prune_after=some must be a number of images"),
-        (["seed=0,1", "evaluation=none"], "a study needs values to compare"),
+        (["seed=0,1", "evaluation=none"], "evaluation=none gives a study no values to compare"),
         (["seed=0,1", "hydra.sweeper.direction=maximize"], "is better when it is lower: give hydra.sweeper.direction=minimize"),
         (["seed=0,1", "hydra.launcher.skip_finished=false"], "hydra.launcher.skip_finished=false has no effect on a study"),
         (["seed=0,1", "hydra/launcher=basic"], "add hydra/launcher=gpu_queue"),
@@ -245,7 +245,7 @@ def test_a_sweep_that_was_moved_goes_on_where_it_is(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused_in_one_message(arguments: list[str], message: str, tmp_path: Path) -> None:
     process = launch(tmp_path, *arguments)
     output, _ = process.communicate(timeout=100)
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert message in output
     assert "Traceback" not in output
     assert output.count("genimg-train: error:") == 1

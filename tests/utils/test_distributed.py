@@ -220,6 +220,18 @@ def failure_of_the_second():
     return None
 
 
+def bug_of_the_second():
+    try:
+        with failing_together():
+            if rank() == 1:
+                {}["absent"]
+    except KeyError:
+        return "its own"
+    except AnotherProcessError as error:
+        return error.details
+    return None
+
+
 def copied_from_the_first():
     images = torch.arange(24.0).view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last) + rank()
     count = torch.tensor(rank())
@@ -260,6 +272,7 @@ def what_this_process_sees(folder):
         "votes": votes(),
         "files of the first": files_when_entering(folder),
         "failure of the second": failure_of_the_second(),
+        "bug of the second": bug_of_the_second(),
         "copied": copied_from_the_first(),
         **statistics_of_the_own_share(),
     }
@@ -419,6 +432,15 @@ def test_all_fail_where_one_does_and_say_what_it_said(ranks):
         own = number == 1
         expected = "OSError: " if own else "AnotherProcessError: process 1: "
         assert seen["failure of the second"] == expected + "no such folder on this host"
+
+
+def test_a_bug_brings_its_traceback_to_the_other_ranks(ranks):
+    for number, seen in enumerate(ranks):
+        if number == 1:
+            assert seen["bug of the second"] == "its own"
+        else:
+            assert seen["bug of the second"].startswith("Traceback")
+            assert "in bug_of_the_second" in seen["bug of the second"]
 
 
 def test_tensors_are_copied_from_the_first_rank_in_their_own_memory_format(ranks):

@@ -1,0 +1,280 @@
+"""What ends a command: one line and exit code 2 for what a user can mend, a traceback and exit code 1 for a bug."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from genimg import cli
+from genimg.errors import ConfigError
+
+pytestmark = pytest.mark.usefixtures("unchanged_process")
+
+Run = Callable[..., tuple[int, str]]
+
+COMMANDS = {  # name -> function of cli, module and function of genimg.commands
+    "train": ("train", "train", "train"),
+    "eval": ("evaluate", "evaluate", "evaluate"),
+    "sample": ("sample", "sample", "sample"),
+    "translate": ("translate", "translate", "translate"),
+    "features": ("features", "features", "train_features"),
+    "prepare": ("prepare", "prepare", "prepare"),
+    "augment": ("augment", "augment", "augment"),
+    "report": ("report", "report", "report"),
+    "export": ("export", "export", "export"),
+}
+BUGS = {
+    "TypeError": "(lambda: 0)(1)",
+    "ValueError": "list(zip([1], [1, 2], strict=True))",
+    "KeyError": "{}['absent']",
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process, in an empty directory; return its exit code and what it says on stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GENIMG_CACHE", str(tmp_path / "cache"))
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, getattr(sys, stream))  # which a command wraps
+
+    def run(name: str, *arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [f"genimg-{name}", *arguments])
+        capfd.readouterr()
+        try:
+            getattr(cli, COMMANDS[name][0])()
+            code = 0
+        except SystemExit as error:
+            code = int(error.code or 0)
+        finally:
+            for handler in logging.getLogger().handlers:
+                handler.flush()
+        return code, capfd.readouterr().err
+
+    return run
+
+
+def raising(statement: str, module: str) -> Callable[..., Any]:
+    """Return a function of the module ``module`` that executes a statement."""
+    members: dict[str, Any] = {"__name__": module, "ConfigError": ConfigError}
+    exec(f"def broken(composed, *_):\n    {statement}\n", members)
+    broken: Callable[..., Any] = members["broken"]
+    return broken
+
+
+# Bugs
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_bug_is_a_traceback_and_a_line_that_says_so(name: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, module, function = COMMANDS[name]
+    importlib.import_module(f"genimg.commands.{module}")
+    for kind, statement in BUGS.items():
+        broken = raising(statement, f"genimg.commands.{module}")
+        monkeypatch.setattr(f"genimg.commands.{module}.{function}", broken)
+        code, errors = run(name, *(["run_dir=run"] if name == "train" else []))
+        assert code == 1, errors
+        assert "Traceback (most recent call last)" in errors
+        before, last = errors.rstrip("\n").rsplit("\n", 1)
+        log_file = " and run/train.log" if name == "train" else ""
+        assert last == f"genimg-{name}: this is a bug of genimg: please report it with the lines above{log_file}"
+        assert before.rstrip().splitlines()[-1].startswith(kind)
+
+
+@pytest.mark.parametrize("kind", BUGS)
+def test_a_bug_in_a_training_is_kept_in_its_log(kind: str, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("genimg.commands.train._train", raising(BUGS[kind], "genimg.commands.train"))
+    code, errors = run("train", "run_dir=run")
+    assert code == 1
+    assert errors.endswith("please report it with the lines above and run/train.log\n")
+    text = (tmp_path / "run" / "train.log").read_text()
+    assert "Traceback (most recent call last)" in text
+    assert kind in text
+
+
+def test_a_refused_training_leaves_no_directory(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    refused = raising("raise ConfigError('seed=1 is refused')", "genimg.commands.train")
+    monkeypatch.setattr("genimg.commands.train._train", refused)
+    assert run("train", "run_dir=run") == (2, "genimg-train: error: seed=1 is refused\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_traceback_shows_that_of_a_users_error_too(run: Run) -> None:
+    code, errors = run("sample", "ckpt=nowhere", "traceback=true")
+    assert code == 2
+    assert "Traceback" in errors
+    assert errors.splitlines()[-1].startswith("genimg-sample: error: ckpt=nowhere")
+
+
+def test_a_bug_in_a_package_of_the_users_is_not_called_one_of_genimg(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "__init__.py").write_text("")
+    (tmp_path / "theirs" / "networks.py").write_text("import json\n\ndef broken(composed):\n    json.loads(None)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    broken = importlib.import_module("theirs.networks").broken
+    monkeypatch.setattr("genimg.commands.sample.sample", broken)
+    for arguments in (["allow=[theirs]"], ["allow=[theirs.networks]"], []):
+        code, errors = run("sample", *arguments)
+        named = "theirs.networks" if "allow=[theirs.networks]" in arguments else "theirs"
+        assert code == 1
+        assert "Traceback" in errors
+        line = f"genimg-sample: this is a bug of the package {named}, not of genimg: see the lines above"
+        assert errors.splitlines()[-1] == line
+    monkeypatch.setattr("genimg.commands.sample.sample", raising("(lambda: 0)(1)", "genimg.commands.sample"))
+    code, errors = run("sample", "allow=[theirs]")
+    assert code == 1
+    line = "this is a bug of genimg, or of a package in allow=[theirs]: please report it with the lines above"
+    assert errors.splitlines()[-1] == f"genimg-sample: {line}"
+    for module in ("theirs", "theirs.networks"):
+        del sys.modules[module]
+
+
+def test_a_library_that_fails_is_a_bug_of_who_called_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    statement = "import torch; torch.nn.functional.linear(torch.zeros(1, 2), torch.zeros(1, 3))"
+    monkeypatch.setattr("genimg.commands.sample.sample", raising(statement, "genimg.commands.sample"))
+    code, errors = run("sample")
+    assert code == 1
+    assert "genimg-sample: this is a bug of genimg: " in errors
+
+
+# Jobs of a sweep in this process
+
+JOB = """
+    if composed.seed == 1: raise ConfigError('seed=1 is refused')
+    if composed.seed == 2: (lambda: 0)(1)
+    return 0.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("seeds", "code", "line"),
+    [
+        ("0,3", 0, ""),
+        ("0,1", 2, "error: 1 job of the sweep failed, #1: seed=1 is refused"),
+        ("0,1,2", 1, "lines above and sweep/002_seed-2/train.log (2 jobs of the sweep failed, #1, #2 by a bug)"),
+        ("2,1", 1, "lines above and sweep/000_seed-2/train.log (2 jobs of the sweep failed, #0 by a bug, #1)"),
+    ],
+)
+def test_a_bug_in_a_job_is_told_apart_from_a_setting_that_cannot_work(
+    seeds: str, code: int, line: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genimg.commands.train._train", raising(JOB, "genimg.commands.train"))
+    found, errors = run("train", "-m", f"seed={seeds}", "hydra.sweep.dir=sweep")
+    assert found == code, errors
+    assert line in errors
+    assert ("this is a bug of genimg" in errors) == ("Traceback" in errors) == (code == 1)
+
+
+# What a user can mend
+
+TRAIN = ["data=shapes", "data.num_images=8", "data.image_size=16", "evaluation=none", "device=cpu", "run_dir=run"]
+CASES = [
+    ("train", ["modle=dcgan"], "modle"),
+    ("train", ["model=dcgam"], "model=dcgam"),
+    ("train", ["trainer.nosuch=1"], "trainer.nosuch"),
+    ("train", ["trainer.batch_size=["], "trainer.batch_size"),
+    ("train", ["trainer.duration"], "'trainer.duration' is not key=value"),
+    ("train", ["trainer.duration=1 epochs,2 epochs"], "trainer.duration"),
+    ("train", ["data=folder", "run_dir=run"], "data.root is required"),
+    ("train", [*TRAIN, "trainer.duration=soon"], "trainer.duration=soon is not a duration"),
+    ("train", [*TRAIN, "dry_run=maybe"], "dry_run=maybe"),
+    ("train", [*TRAIN, "penalty=[r1,r1]"], "penalty=[r1,r1]"),
+    ("train", [*TRAIN[:-1], "run_dir=broken_run"], "step-00000001.pt"),
+    ("train", [*TRAIN[:-1], "run_dir=file.txt"], "run_dir=file.txt cannot be written"),
+    ("train", ["debug=true"], "debug=true"),
+    ("train", ["resume=nowhere"], "resume=nowhere does not exist"),
+    ("train", ["resume=broken.pt", "run_dir=run"], "broken.pt"),
+    ("train", ["hydra/launcher=gpu_queue", "run_dir=run"], "hydra/launcher=gpu_queue"),
+    ("train", ["-m", "hydra/launcher=gpu_queue", "hydra.launcher.n_jobs=0", "seed=0"], "hydra.launcher.n_jobs=0"),
+    ("train", ["-m", "hydra/sweeper=optuna_study", "seed=0,1"], "hydra/launcher=gpu_queue"),
+    ("train", ["--resolve"], "--resolve"),
+    ("eval", [], "nothing to evaluate: give ckpt="),
+    ("eval", ["ckpt=nowhere", "device=cpu"], "ckpt=nowhere"),
+    ("eval", ["ckpt=broken.pt", "device=cpu"], "ckpt=broken.pt"),
+    ("eval", ["ckpt=empty", "device=cpu"], "ckpt=empty"),
+    ("eval", ["ckpt=nowhere", "which=worst"], "which=worst"),
+    ("eval", ["ckpt=nowhere", "num_images=1"], "num_images=1"),
+    ("eval", ["ckpt=nowhere", "output=empty"], "output=empty is a directory"),
+    ("eval", ["ckpt=nowhere", "output=file.txt/result.json"], "output=file.txt/result.json cannot be written"),
+    ("eval", ["ckpt=nowhere", "save_statistics=a.npz"], "save_statistics=a.npz"),
+    ("eval", ["ckpt=nowhere", "images=photos"], "ckpt=nowhere and images=photos"),
+    ("eval", ["ckpt=nowhere", "evaluation=none"], "evaluation=none"),
+    ("eval", ["images=photos"], "images=photos"),
+    ("eval", ["images=photos", "real=photos", "picture=a.png"], "picture=a.png"),
+    ("eval", ["images=photos", "real=photos", "split=test"], "split=test"),
+    ("eval", ["compare=[a.json]"], "compare=['a.json']"),
+    ("eval", ["compare=[a.json,b.json]"], "a.json"),
+    ("eval", ["compare=[file.txt,file.txt]"], "file.txt is not a result"),
+    ("sample", [], "ckpt is required"),
+    ("sample", ["ckpt=nowhere"], "ckpt=nowhere"),
+    ("sample", ["ckpt=broken.pt"], "ckpt=broken.pt"),
+    ("sample", ["ckpt='~nobody-of-that-name/a.pt'"], "ckpt=~nobody-of-that-name/a.pt"),
+    ("sample", ["ckpt=nowhere", "which=worst"], "which=worst"),
+    ("sample", ["ckpt=nowhere", "num_images=0"], "num_images=0"),
+    ("sample", ["ckpt=nowhere", "interpolate=round"], "interpolate=round"),
+    ("sample", ["ckpt=nowhere", "truncation=-1"], "truncation=-1"),
+    ("sample", ["ckpt=nowhere", "frames=8"], "frames=8"),
+    ("translate", ["titel=3"], "unknown key titel"),
+    ("translate", ["ckpt=nowhere", "input=nowhere", "output=made"], "input=nowhere"),
+    ("translate", ["ckpt=nowhere", "input=empty", "output=made"], "input=empty"),
+    ("translate", ["ckpt=nowhere", "input=photos", "output=made", "tile=0"], "tile=0"),
+    ("translate", ["ckpt=nowhere", "input=photos", "output=made", "half=top"], "half=top"),
+    ("features", ["data=shapes", "name=../a"], "name=../a"),
+    ("features", ["data=shapes", "name=a", "epochs=0"], "epochs=0"),
+    ("prepare", ["data=folder", "data.root=photos", "output=photos"], "output="),
+    ("prepare", ["data=folder", "data.root=photos", "output=made", "shard_size=1GiB"], "shard_size=1GiB"),
+    ("prepare", ["data=folder", "data.root=photos", "output=made", "data.horizontal_flip=true"], "data.horizontal_flip=True"),
+    ("augment", ["input=nowhere", "output=made"], "input=nowhere"),
+    ("augment", ["input=empty", "output=made"], "input=empty"),
+    ("augment", ["input=photos", "output=made", "copies=0"], "copies=0"),
+    ("augment", ["input=photos", "output=photos/made"], "output="),
+    ("augment", ["input=corrupt", "output=made", "max_corrupt=null"], "input=corrupt"),
+    ("report", [], "runs is required"),
+    ("report", ["nowhere"], "nowhere does not exist"),
+    ("report", ["empty"], "empty holds neither a run nor a sweep"),
+    ("report", ["empty", "runs=[empty]"], "runs=[empty]"),
+    ("report", ["old_run", "output=page.txt"], "output=page.txt"),
+    ("report", ["old_run", "output=file.txt/page.html"], "output=file.txt/page.html cannot be written"),
+    ("report", ["old_run", "output=other.html"], "output=other.html"),
+    ("export", ["ckpt=nowhere"], "ckpt=nowhere"),
+    ("export", ["ckpt=nowhere", "format=pdf"], "format=pdf"),
+    ("export", ["ckpt=nowhere", "output=made.txt"], "output=made.txt"),
+    ("export", ["ckpt=nowhere", "model_mode=half"], "model_mode=half"),
+]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> None:
+    """Things to name on the command line."""
+    for name in ("empty", "photos", "corrupt", "old_run", "broken_run/checkpoints"):
+        (tmp_path / name).mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(tmp_path / "photos" / "a.png")
+    (tmp_path / "corrupt" / "a.png").write_bytes(b"no image")
+    (tmp_path / "file.txt").write_text("no result")
+    (tmp_path / "other.html").write_text("no report")
+    (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
+    (tmp_path / "broken_run" / "checkpoints" / "step-00000001.pt").write_bytes(b"no checkpoint")
+    (tmp_path / "old_run" / "metrics.jsonl").write_text('{"images": 1}\n')
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize(("name", "arguments", "words"), CASES, ids=[f"{name} {' '.join(rest)}" for name, rest, _ in CASES])
+def test_what_a_user_can_mend_is_one_line(name: str, arguments: list[str], words: str, run: Run, tmp_path: Path) -> None:
+    code, errors = run(name, *arguments)
+    assert code == 2, errors
+    assert "Traceback" not in errors
+    begin = f"genimg-{name}: error: "
+    assert errors.count(begin) == 1, errors
+    message = errors.split(begin)[1]
+    assert message.count("\n") == 1, errors  # one line, the last
+    assert words in message
+    assert not (tmp_path / "made").exists()
