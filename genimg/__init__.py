@@ -1,3 +1,48 @@
-"""genimg: config-driven training of image generation models."""
+"""genimg: config-driven training of image generation models.
+
+    import genimg
+
+    run = genimg.train(["model=dcgan_small", "data=mnist"])
+    model = genimg.load(run.directory)
+    images = model.sample(16, seed=1)          # float32 [16, C, H, W] in [-1, 1]
+
+Importing the package imports nothing heavy: PyTorch comes with the first of these names that is used. docs/python.md shows more.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from genimg.errors import CheckpointError, ConfigError, DataError, UserError
+
+if TYPE_CHECKING:
+    from genimg.api.compose import compose
+    from genimg.api.evaluate import evaluate
+    from genimg.api.model import Model, load
+    from genimg.api.train import DivergedError, Run, train
+    from genimg.data.datasets.external import as_dataset
+    from genimg.evaluation.periodic import Evaluation
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError", "ConfigError", "DataError", "DivergedError", "Evaluation", "Model", "Run", "UserError", "as_dataset",
+    "compose", "evaluate", "load", "train",
+]  # fmt: skip
+
+_HOMES = {
+    "DivergedError": "api.train", "Evaluation": "evaluation.periodic", "Model": "api.model", "Run": "api.train",
+    "as_dataset": "data.datasets.external", "compose": "api.compose", "evaluate": "api.evaluate", "load": "api.model",
+    "train": "api.train",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'genimg' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"genimg.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -71,6 +71,7 @@ def assemble(
     named: Named | None = None,
     decided: Decisions | None = None,
     may_replace_evaluation: bool = False,
+    dataset: Source | None = None,
 ) -> Assembly:
     """Build a training's components; cheap checks run first, so a typo fails before any download.
 
@@ -80,6 +81,7 @@ def assemble(
         named: See ``Builder``; None for a config that is not a checkpoint's.
         decided: What ``auto`` meant in the run that is resumed.
         may_replace_evaluation: Whether another evaluation, or none, takes the place of one whose weights cannot be had.
+        dataset: Images to train on; None builds the config's.
 
     Raises:
         ConfigError, DataError: For what a config or the data can have wrong.
@@ -101,7 +103,7 @@ def assemble(
         keep_freed_memory()
     torch.manual_seed(config["seed"])  # of the initial weights
     with first_of_each_host():
-        dataset = build_dataset(config, builder)
+        dataset = build_dataset(config, builder, dataset)
     with failing_together():
         batch_size = builder.batch_size
         if batch_size > len(dataset):

@@ -18,21 +18,27 @@ from genimg.errors import ConfigError, UserError
 
 Node = Mapping[str, Any]
 
+GIVEN = "genimg.data.datasets.external.as_dataset"
 _OF_LOADER = ("placement", "num_workers", "horizontal_flip", "max_corrupt")
 
 
-def build_dataset(config: Node, builder: Builder) -> Source:
+def build_dataset(config: Node, builder: Builder, given: Source | None = None) -> Source:
     """Build the images to train on, with those that are held out of them as ``validation``.
 
     Args:
         config: Resolved.
         builder: Of its nodes.
+        given: Images to take instead of the config's.
 
     Raises:
         ConfigError, DataError: If there are no such images, or ``data.validation`` names none of them.
     """
     data, validation = config["data"], config["data"].get("validation", 0)
-    dataset: Source = builder.build(_without_loader(data), "data")
+    if given is None and data["_target_"] == GIVEN:
+        raise ConfigError(
+            "data=given takes images from Python: call genimg.train(overrides, dataset=...), or choose other data", key="data"
+        )
+    dataset: Source = builder.build(_without_loader(data), "data") if given is None else given
     if not isinstance(validation, str):
         with mounted("data", without_validation):
             return without_validation(dataset, validation)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from genimg.api.usual import typed_keys
+from genimg.config.compose import Composition
 from genimg.config.resume import names_a_checkpoint
 from genimg.errors import ConfigError
 
@@ -20,21 +20,22 @@ log = logging.getLogger(__name__)
 _ITS_OWN = ("one_batch",)  # read where the data is built
 
 
-def shortened(composed: DictConfig) -> DictConfig:
-    """Return the config with what the chosen ``debug`` says, where it has such a key and the command line does not set it.
+def shortened(composition: Composition) -> Composition:
+    """Return the composition with what the chosen ``debug`` says, where it has such a key and no override sets it.
 
     Raises:
         ConfigError: For a ``debug`` that is no mapping, or together with ``resume=PATH``, whose settings are the checkpoint's.
     """
+    composed = composition.config
     wanted = composed.debug
     if not isinstance(wanted, DictConfig):
         raise ConfigError(f"debug={wanted} is no mapping: choose debug=two_steps, overfit_one_batch or none")
     if not wanted:
-        return composed
-    choice = HydraConfig.get().runtime.choices.get("debug", "debug")
+        return composition
+    choice = composition.choices.get("debug", "debug")
     if names_a_checkpoint(composed):
         raise ConfigError(f"debug={choice} has no effect with resume={composed.resume}: start it in a run_dir of its own")
-    typed = typed_keys()
+    typed = composition.typed_keys()
     changes = []
     shorter = copy.deepcopy(composed)
     for group, values in ((str(group), values) for group, values in wanted.items()):
@@ -48,7 +49,7 @@ def shortened(composed: DictConfig) -> DictConfig:
             changes += [_set(shorter, f"{group}.{key}", value) for key, value in values.items()
                         if f"{group}.{key}" not in typed and key in composed[group]]  # fmt: skip
     log.info("debug=%s sets %s", choice, ", ".join(changes))
-    return shorter
+    return replace(composition, config=shorter)
 
 
 def say_what_was_learnt(run_dir: Path) -> None:

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from hydra import compose
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from genimg.api.data import build_dataset
 from genimg.config import instantiate
+from genimg.config.compose import compose, options_of_group
 from genimg.config.instantiate import Config
 from genimg.data.archives import SPLITS
 from genimg.data.datasets.builtin import Source, folder
@@ -29,6 +28,17 @@ from genimg.evaluation.stats_cache import SavedStatistics, holds_images, holds_s
 from genimg.utils.words import quoted
 
 log = logging.getLogger(__name__)
+
+_OF_NO_NAME = (
+    "base",
+    "folder",
+    "given",
+    "module",
+    "npz",
+    "paired",
+    "prepared",
+    "unpaired",
+)  # options that need further settings
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,8 @@ def resolve(key: str, options: Config, builder: instantiate.Builder, device: tor
 
     Where the options have ``channels``, folders and datasets come with these and in their ``image_size``.
     """
+    if isinstance(options[key], Source):
+        return _side(options[key], device)
     text = str(options[key])
     path = Path(text).expanduser()
     if path.suffix == ".pt":
@@ -89,8 +101,8 @@ def resolve(key: str, options: Config, builder: instantiate.Builder, device: tor
             )
         return _side(source, device)
     name, _, split = text.partition(":")
-    known = GlobalHydra.instance().config_loader().get_group_options("data")
-    datasets = [option for option in known if option not in ("base", "folder", "npz", "prepared", "paired", "unpaired")]
+    known = options_of_group("data")
+    datasets = [option for option in known if option not in _OF_NO_NAME]
     if name not in datasets:
         raise ConfigError(
             f"{key}={text} is neither a directory, nor a .zip, .npz or .pt file, nor a dataset: datasets are "
@@ -159,7 +171,7 @@ def _dataset(name: str, split: str, options: Config, builder: instantiate.Builde
 
 def compose_evaluation(*overrides: str) -> Config:
     """The ``data`` and ``evaluation`` that genimg-train would compose."""
-    config = compose("train", list(overrides))
+    config = compose(overrides).config
     return {key: OmegaConf.to_container(config[key], resolve=True) for key in ("data", "evaluation")}
 
 

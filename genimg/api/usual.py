@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
+from genimg.config.compose import Composition
 from genimg.config.instantiate import Builder, Config
 from genimg.errors import ConfigError
 from genimg.training.state import TrainerSettings
@@ -29,19 +28,14 @@ _OF_PHOTOS = "cifar10_classifier"  # for translations of other photos, at 32 px
 _SMALL_SHARE = 0.002  # of the published duration
 
 
-def typed_keys() -> set[str]:
-    """Return the keys and groups that the command line sets, such as ``trainer.batch_size`` or ``evaluation``."""
-    return {each.key_or_group for each in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))}
-
-
-def refuse_repeated_penalties(overrides: Sequence[str]) -> None:
+def refuse_repeated_penalties(composition: Composition) -> None:
     """Refuse two penalties of one place in ``penalty=[...]``, which Hydra would merge into one without a word.
 
     Raises:
         ConfigError: If two names are equal, or are forms of one penalty, such as r1 and r1_lazy.
     """
-    folders = _folders()
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    folders = composition.folders
+    for override in composition.typed():
         names = override.value() if override.key_or_group == "penalty" else None
         if not isinstance(names, list):
             continue
@@ -52,17 +46,13 @@ def refuse_repeated_penalties(overrides: Sequence[str]) -> None:
                 raise ConfigError(f"{override.input_line} names {same} twice, which would count once: leave one of them")
 
 
-def warn_of_missing_penalties(composed: DictConfig) -> None:
-    """Warn where ``penalty=`` on the command line takes away what the model's YAML brings.
-
-    Args:
-        composed: The config of the command line.
-    """
-    if "penalty" not in typed_keys():
+def warn_of_missing_penalties(composition: Composition) -> None:
+    """Warn where an override takes away penalties that the model's YAML brings."""
+    if "penalty" not in composition.typed_keys():
         return
-    folders, model = _folders(), HydraConfig.get().runtime.choices.get("model")
+    folders, model = composition.folders, composition.choices.get("model")
     needed = brought_by_model(str(model), "penalty", folders) or []
-    chosen = {key for key, node in composed.penalty.items() if "_target_" in node}
+    chosen = {key for key, node in composition.config.penalty.items() if "_target_" in node}
     if missing := [name for name in needed if _place(name, folders) not in chosen]:
         log.warning(
             "penalty=[%s] leaves out %s: the published trainings of model=%s always have penalty=[%s], and without them it "
@@ -132,20 +122,21 @@ def evaluation_at_hand(config: Config, reason: str) -> Config:
     return {**given, "extractor": own["extractor"], "metrics": own["metrics"]}
 
 
-def asked_for_extractor() -> bool:
-    """Return whether the command line names the evaluation, or its extractor."""
-    return any(key == "evaluation" or key.startswith("evaluation.extractor") for key in typed_keys())
+def asked_for_extractor(composition: Composition) -> bool:
+    """Return whether an override names the evaluation, or its extractor."""
+    return any(key == "evaluation" or key.startswith("evaluation.extractor") for key in composition.typed_keys())
 
 
-def warn_of_short_training(settings: TrainerSettings, config: Config, builder: Builder) -> None:
+def warn_of_short_training(composition: Composition, settings: TrainerSettings, config: Config, builder: Builder) -> None:
     """Warn where the default duration is so short that nothing can have been learnt.
 
     Args:
+        composition: Which says whether the user chose the duration.
         settings: Of the training.
         config: Resolved.
         builder: Of this training, which knows the size of an epoch.
     """
-    if typed_keys() & {"trainer.duration", "trainer", "debug"} or config.get("dry_run"):
+    if composition.typed_keys() & {"trainer.duration", "trainer", "debug"} or config.get("dry_run"):
         return
     steps, usual = settings.duration // settings.batch_size, settings.usual_duration
     if steps >= _FEW_STEPS and (usual is None or settings.duration >= _SMALL_SHARE * usual):
@@ -168,11 +159,6 @@ def _plain_yaml(group: str, name: str) -> Config:
     bases = [entry for entry in node.pop("defaults", []) if entry != "_self_" and not entry.startswith("/_schema/")]
     merged = OmegaConf.merge(*(_plain_yaml(group, base) for base in bases), node)
     return OmegaConf.to_container(merged, resolve=True)  # type: ignore[return-value]
-
-
-def _folders() -> list[Path]:
-    sources = HydraConfig.get().runtime.config_sources
-    return [Path(source.path) for source in sources if source.schema == "file"]
 
 
 def _place(penalty: object, folders: Iterable[Path]) -> str:

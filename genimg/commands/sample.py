@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from genimg.api.checkpoints import load_method, open_for_use
 from genimg.commands.reconstruct import pixel_format, reconstruct, require_one
@@ -20,6 +18,7 @@ from genimg.config.instantiate import Config
 from genimg.errors import ConfigError
 from genimg.inference.conditions import KEYS, Condition, find_conditions, name_of_label
 from genimg.inference.image_files import existing, read_resized
+from genimg.inference.sample import Sampler
 from genimg.inference.sample_files import Archive, Files, Sink
 from genimg.methods.base import Method
 from genimg.methods.latent import interpolate
@@ -39,41 +38,6 @@ _EXCLUDE = {"reconstruct": ("near", "interpolate", "truncation", "noise"), "near
 _MOST_COLUMNS = 16  # in a grid with a row for each condition
 _USUAL_SPREAD = 0.5  # standard deviations of the prior, around an image
 _OF_WAYS = {"frames": 8, "frames_per_second": 12}  # what null stands for
-
-
-@dataclass(frozen=True)
-class _Maker:
-    """A method and how it is to be sampled."""
-
-    method: Method
-    device: torch.device
-    seed: int
-    batch_size: int
-    truncation: float | None
-    noise: str | None = None
-    near: Tensor | None = None
-    spread: float = 0.0
-
-    def draw(self, indices: range) -> Batch:
-        return self.method.draw(indices, self.seed)
-
-    def make(self, drawn: Batch) -> Tensor:
-        """[N, C, H, W] in [-1, 1] on the CPU."""
-        if self.truncation is not None:
-            drawn = self.method.truncated(drawn, self.truncation)
-        if self.noise is not None:
-            drawn = self.method.with_noise(drawn, self.noise)
-        moved = {key: value.to(self.device) for key, value in drawn.items()}
-        if self.near is not None:
-            moved = self.method.nearby(self.near.to(self.device), moved, self.spread)
-        return self.method.sample(moved).float().cpu()
-
-    def make_all(self, count: int, draw: Callable[[range], Batch], what: str) -> Iterator[tuple[range, Batch, Tensor]]:
-        """Batch by batch: positions, what was drawn for them, and images."""
-        for start in tqdm(range(0, count, self.batch_size), desc=what, unit="batch", disable=None):
-            positions = range(start, min(start + self.batch_size, count))
-            drawn = draw(positions)
-            yield positions, drawn, self.make(drawn)
 
 
 def sample(composed: DictConfig) -> None:
@@ -99,7 +63,7 @@ def sample(composed: DictConfig) -> None:
     near = None if options["near"] is None else _near(options, method, config["data"], conditions)
     if options["interpolate"] is not None:
         _require_one_condition(options, method)
-    maker = _Maker(
+    maker = Sampler(
         method,
         device,
         options["seed"],
@@ -248,7 +212,7 @@ def _repeated(row: Batch, count: int) -> Batch:
 # Images, and a grid of them
 
 
-def _write_images(maker: _Maker, conditions: Sequence[Condition], sink: Sink, num_images: int) -> None:
+def _write_images(maker: Sampler, conditions: Sequence[Condition], sink: Sink, num_images: int) -> None:
     shown = []
     with sink:
         for condition in conditions:
@@ -274,7 +238,7 @@ def _write_images(maker: _Maker, conditions: Sequence[Condition], sink: Sink, nu
         log.info("grid%s: %s", "" if columns is None else ", one condition a row", relative(picture))
 
 
-def _classes(maker: _Maker, count: int) -> Tensor:
+def _classes(maker: Sampler, count: int) -> Tensor:
     """Images [rows, columns, C, H, W], with one class a row, at most ``count``."""
     rows = class_rows(count, maker.method.num_classes)
     labels = rows.flatten()
@@ -310,7 +274,7 @@ def _files_of_way(path: Path) -> tuple[Path, Path]:
     return picture, animation
 
 
-def _write_way(maker: _Maker, condition: Condition, path: Path, options: Config) -> None:
+def _write_way(maker: Sampler, condition: Condition, path: Path, options: Config) -> None:
     """A closed loop through ``num_images`` latents: a picture with a row for each pair, and an animation."""
     path.parent.mkdir(parents=True, exist_ok=True)
     num_images, frames = options["num_images"], options["frames"]

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
-from omegaconf import DictConfig, OmegaConf
+import hydra
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from genimg.errors import ConfigError
+from genimg.utils.paths import config_dir
 
 
 class FrozenDict(dict[str, Any]):
@@ -49,6 +62,11 @@ class Config(FrozenDict):
         super().__init__(freeze(OmegaConf.to_container(OmegaConf.create(thaw(raw)), resolve=True)))
         self.raw = freeze(thaw(raw))
 
+    @classmethod
+    def of(cls, composed: DictConfig) -> Config:
+        """Return what Hydra has composed."""
+        return cls(OmegaConf.to_container(composed, resolve=False))  # type: ignore[arg-type]
+
     def replaced(self, **groups: Any) -> Config:
         """Return the config with other groups in place of its own."""
         return Config({**self.raw, **groups})
@@ -59,6 +77,78 @@ class Config(FrozenDict):
 
     def __reduce__(self) -> Any:
         return Config, (thaw(self.raw),)
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A config as it was composed, and how it came about.
+
+    Attributes:
+        config: With its interpolations; nobody writes into it.
+        overrides: Arguments that it was composed with, such as ``model=dcgan``.
+        choices: Option of each group.
+        folders: Directories of configs.
+    """
+
+    config: DictConfig
+    overrides: tuple[str, ...]
+    choices: Mapping[str, str | None]
+    folders: tuple[Path, ...]
+
+    @classmethod
+    def of_hydra(cls, config: DictConfig) -> Composition:
+        """Return what Hydra has composed for the command, or the job of a sweep, that is running."""
+        return cls._of(config, HydraConfig.get())
+
+    @classmethod
+    def _of(cls, config: DictConfig, hydra: Any) -> Composition:
+        folders = tuple(Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file")
+        return cls(config, tuple(map(str, hydra.overrides.task)), dict(hydra.runtime.choices), folders)
+
+    def typed(self) -> list[Override]:
+        """Return the overrides, parsed."""
+        return OverridesParser.create().parse_overrides(list(self.overrides))
+
+    def typed_keys(self) -> set[str]:
+        """Return the keys and groups that are overridden, such as ``trainer.batch_size`` or ``evaluation``."""
+        return {each.key_or_group for each in self.typed()}
+
+
+def compose(overrides: Sequence[str] = (), command: str = "train") -> Composition:
+    """Compose the config of a command, as its command line with these arguments would.
+
+    Args:
+        overrides: Arguments such as ``model=dcgan`` and ``trainer.batch_size=32``.
+        command: Name of the primary config.
+
+    Raises:
+        ConfigError: For an unknown key or option, or a value of a wrong type.
+    """
+    importlib.import_module("genimg.config.schema")  # registers itself
+    for name in ("new_run_dir", "new_sweep_dir"):
+        if not OmegaConf.has_resolver(f"genimg.{name}"):  # a command's own makes directories
+            OmegaConf.register_new_resolver(f"genimg.{name}", str)
+    own = contextlib.nullcontext() if GlobalHydra.instance().is_initialized() else initialize_config_dir(
+        config_dir=config_dir(), version_base="1.3"
+    )  # fmt: skip
+    try:
+        with own:
+            composed = hydra.compose(command, overrides=list(overrides), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        from genimg.config.messages import explain
+
+        raise ConfigError(str(explain(error, command, list(overrides)))) from error
+    composition = Composition._of(composed, composed.hydra)
+    with open_dict(composed):
+        del composed["hydra"]
+    return composition
+
+
+def options_of_group(group: str) -> list[str]:
+    """Return the options of a config group, those of ``--config-dir`` included."""
+    if GlobalHydra.instance().is_initialized():
+        return GlobalHydra.instance().config_loader().get_group_options(group)
+    return sorted(path.stem for path in Path(config_dir(), group).glob("*.yaml"))
 
 
 def freeze(node: Any) -> Any:

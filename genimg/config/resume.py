@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from genimg.config import instantiate, untrusted
-from genimg.config.compose import Config
+from genimg.config.compose import Composition, Config
 from genimg.data.facts import DataFacts
 from genimg.data.identity import refused_differences, warned_differences
 from genimg.errors import ConfigError
@@ -81,7 +79,7 @@ class Start:
         return Decisions(**self.saved.state["decisions"]) if self.saved else None
 
 
-def find_start(composed: DictConfig, run_dir: Path) -> Start:
+def find_start(composition: Composition, run_dir: Path) -> Start:
     """Return the config to train with, and the checkpoint to start from, if any.
 
     With ``resume=PATH`` the checkpoint's own config is the base and this command line's values are set on it, so that
@@ -91,6 +89,7 @@ def find_start(composed: DictConfig, run_dir: Path) -> Start:
         CheckpointError, ConfigError: If the checkpoint is missing, broken, not the newest of its run, or belongs to
             another config.
     """
+    composed = composition.config
     folder = checkpoint.CheckpointFolder(run_dir / "checkpoints", keep_last=1)
     if names_a_checkpoint(composed):
         wanted = Path(str(composed.resume)).expanduser()
@@ -108,9 +107,9 @@ def find_start(composed: DictConfig, run_dir: Path) -> Start:
     if saved is not None:
         checkpoint.require_whole(saved.state, saved.path)
     _refuse_to_overwrite(folder, saved)
-    raw = _on_top_of(saved.state, composed) if saved and names_a_checkpoint(composed) else _plain(composed)
+    raw = _on_top_of(saved.state, composition) if saved and names_a_checkpoint(composed) else _plain(composed)
     raw["run_dir"] = str(run_dir)
-    named = _take_out_what_is_local(raw, composed) if saved and names_a_checkpoint(composed) else None
+    named = _take_out_what_is_local(raw, composition) if saved and names_a_checkpoint(composed) else None
     resolved = _resolved(raw)
     for group in _WITH_PATHS:  # so that the run continues from any directory
         _make_absolute(resolved.get(group), raw.get(group))
@@ -120,16 +119,17 @@ def find_start(composed: DictConfig, run_dir: Path) -> Start:
     return Start(config, saved, named)
 
 
-def _take_out_what_is_local(source: Node, composed: DictConfig) -> instantiate.Named:
+def _take_out_what_is_local(source: Node, composition: Composition) -> instantiate.Named:
     """Replace, in place, the paths and digests that only the checkpoint's config names; return those of this command line.
 
     Raises:
         ValueError: for one that nothing can replace.
     """
     builder = instantiate.Builder((*instantiate.ALLOWED, *map(str, source["allow"] or ())))
+    composed = composition.config
     own = {key: _composed_group(composed, key) for key in untrusted.GROUPS}
     given = {place.key: place.value for place in untrusted.places(own, builder)}
-    typed = [each.key_or_group for each in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))]
+    typed = composition.typed_keys()
     config, raw = _resolved(source), _plain(composed)
     for place in untrusted.places(config, builder):
         # The text as it was typed: an interpolation could lead back into the checkpoint's config.
@@ -326,11 +326,10 @@ def _refuse_to_overwrite(folder: checkpoint.CheckpointFolder, saved: Saved | Non
         )
 
 
-def _on_top_of(state: Node, composed: DictConfig) -> Node:
+def _on_top_of(state: Node, composition: Composition) -> Node:
     """The checkpoint's unresolved config with the values that this command line sets."""
-    config = DictConfig(state["raw_config"])
-    hydra = HydraConfig.get()
-    for override in OverridesParser.create().parse_overrides(list(hydra.overrides.task)):
+    config, composed = DictConfig(state["raw_config"]), composition.config
+    for override in composition.typed():
         key = override.key_or_group
         if key not in _OF_THIS_COMMAND:
             # A group that is chosen anew replaces the saved one as a whole, and only that one.

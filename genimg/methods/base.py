@@ -189,6 +189,14 @@ class Method(nn.Module, ABC):
         """Encode and decode a batch's images [N, C, H, W] in [-1, 1], without noise; for methods that say ``reconstructs``."""
         raise NotImplementedError(f"{type(self).__name__} is not an autoencoder")
 
+    def encode(self, batch: Batch) -> Tensor:
+        """Encode a batch's images [N, C, H, W] in [-1, 1] into what the decoder takes; for methods that say ``reconstructs``.
+
+        Returns:
+            Latents float32 [N, Z], without noise; of a VQ-VAE its codes, int64 [N, h, w].
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not an autoencoder")
+
     def nearby(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
         """A drawn batch [N] whose samples lie around one image: latents at ``spread`` standard deviations of the prior's.
 

@@ -208,6 +208,12 @@ class VAE(ConditionalMethod):
             return self._decode(self._moments(self._observed(batch))[0], self._condition(batch))
 
     @torch.no_grad()
+    def encode(self, batch: Batch) -> Tensor:
+        """Return the mean of q(z | x): [N, Z]; in a hierarchy, of the layer next to the image."""
+        with in_mode(self, "eval"):
+            return self._moments(self._observed(batch))[0].float()
+
+    @torch.no_grad()
     def nearby(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
         """Around the means of q(z | x); in a hierarchy, each layer around what the one above leaves open."""
         with in_mode(self, "eval"):

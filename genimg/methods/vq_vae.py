@@ -128,17 +128,17 @@ class VQVAE(ConditionalMethod):
 
     def _prior_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The codes' negative log-likelihood in nats per image."""
-        codes = batch["codes"] if "codes" in batch else self.encode(batch["image"])
+        codes = batch["codes"] if "codes" in batch else self.encode(batch)
         logits = self.prior(codes, self._condition(batch)).float()
         nats = F.cross_entropy(logits, codes, reduction="sum") / len(codes)
         bits = nats.detach() / (codes[0].numel() * math.log(2.0))
         return nats, {"loss/prior_nats": nats.detach(), "loss/prior_bits_per_code": bits}
 
     @torch.no_grad()
-    def encode(self, image: Tensor) -> Tensor:
-        """The codes of images [N, C, H, W] in [-1, 1]: int64 [N, h, w]."""
+    def encode(self, batch: Batch) -> Tensor:
+        """Return the codes of a batch's images [N, C, H, W] in [-1, 1]: int64 [N, h, w]."""
         with in_mode(self.encoder, "eval"):
-            return self.quantizer.nearest(self.encoder(image))
+            return self.quantizer.nearest(self.encoder(batch["image"]))
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class VQVAE(ConditionalMethod):
             return self.decoder(self.quantizer.lookup(codes)).float().clamp(-1.0, 1.0)
 
     def reconstruct(self, batch: Batch) -> Tensor:
-        return self.decode(self.encode(batch["image"]))
+        return self.decode(self.encode(batch))
 
     def draw(self, indices: Sequence[int], seed: int) -> Batch:
         keys = keys_of(seed, Stream.CODE, np.asarray(indices))

@@ -120,6 +120,11 @@ class DeterministicAutoencoder(ConditionalMethod):
             return self._decode(self._encode(self._observed(batch)), self._condition(batch))
 
     @torch.no_grad()
+    def encode(self, batch: Batch) -> Tensor:
+        with in_mode(self, "eval"):
+            return self._encode(self._observed(batch)).float()
+
+    @torch.no_grad()
     def nearby(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
         """Around the image's latent: the drawn latents' distances from the density's mean, times ``spread``."""
         with in_mode(self, "eval"):

@@ -116,7 +116,7 @@ def test_every_part_gets_the_gradient_of_its_own_terms(decay):
 
 def test_the_prior_learns_the_likelihood_of_the_codes():
     method = build(autoencoder_until=0)
-    codes = method.encode(real_images())
+    codes = method.encode({"image": real_images()})
     logits = method.prior(codes, torch.empty(8, 0)).double()
     log_probabilities = logits.log_softmax(1).gather(1, codes[:, None]).sum(dim=(1, 2, 3))
     metrics = run_steps_on(method, real_images())
@@ -161,7 +161,7 @@ def test_in_the_second_stage_the_encoder_is_in_evaluation_mode():
 
 def test_metrics_of_the_codebook_are_those_of_the_whole_step():
     whole, cut = build(), build()
-    codes = whole.encode(real_images(seed=0))
+    codes = whole.encode({"image": real_images(seed=0)})
     counts = torch.bincount(codes.flatten(), minlength=6).double()
     share = counts[counts > 0] / counts.sum()
     expected = (-(share * share.log()).sum()).exp().item()

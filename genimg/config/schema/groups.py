@@ -298,6 +298,15 @@ class Module(Data):
     fit: str = option(_FIT, "crop", one_of=_FITS)
 
 
+@dataclass
+class Given(Data):
+    """Images that a Python program brings."""
+
+    image_size: Any = option("Size in pixels, or [height,width]; null: that of the first image", None, type="int | list | null")
+    channels: int | None = option("1: grey, 3: RGB, 4: RGB with alpha; null: those of the first image", None)  # type: ignore[assignment]
+    fit: str = option(_FIT, "crop", one_of=_FITS)
+
+
 GROUPS: dict[str, dict[str, type]] = {
     "trainer": {"trainer": Trainer},
     "performance": {"performance": Performance},
@@ -307,7 +316,7 @@ GROUPS: dict[str, dict[str, type]] = {
     },
     "data": {
         "folder": Folder, "imagenet": ImageNet, "torchvision": Torchvision, "npz": Npz, "prepared": Prepared, "shapes": Shapes,
-        "paired": Paired, "unpaired": Unpaired, "module": Module,
+        "paired": Paired, "unpaired": Unpaired, "module": Module, "given": Given,
     },
 }  # fmt: skip
 """Schemas by group and name; a file of the group includes one as ``/_schema/GROUP/NAME@_here_`` in its defaults list."""

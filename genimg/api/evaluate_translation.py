@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genimg.api.checkpoints import check_own_images, load_method
 from genimg.api.data import build_dataset, build_loader, build_task
-from genimg.commands.common import report
+from genimg.api.results import report
 from genimg.config import instantiate
 from genimg.config.instantiate import Config
 from genimg.data.loader import Data
@@ -24,6 +24,7 @@ from genimg.data.tasks.base import Task
 from genimg.data.tasks.degradations import Denoise, Inpaint
 from genimg.errors import ConfigError
 from genimg.evaluation.baselines import biharmonic, non_local_means
+from genimg.evaluation.periodic import Evaluation
 from genimg.evaluation.translation import TranslationEvaluator, means_over_images, similarities
 from genimg.methods.image_to_image import Translation
 from genimg.types import Batch
@@ -49,7 +50,7 @@ Makers = dict[str, Callable[[Batch], Tensor]]
 
 def evaluate_translator(
     options: Config, typed: Mapping[str, str], path: Path, state: Config, builder: instantiate.Builder, device: torch.device
-) -> dict[str, float]:
+) -> Evaluation:
     """Print, and write where asked, how near translations of held-out images are to their targets.
 
     Args:
@@ -101,7 +102,7 @@ def evaluate_translator(
     others = {name: values for name, values in columns.items() if name != "model"}
     subject = {"checkpoint": str(path), "images": images, "others": others}
     report(f"{path}, trained on {images} images", columns | _gains(columns), result, options, device, subject)
-    return result.values
+    return result
 
 
 class _Collector:

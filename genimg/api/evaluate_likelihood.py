@@ -11,12 +11,13 @@ import torch
 from genimg.api.checkpoints import check_own_images, load_method
 from genimg.api.data import build_dataset, build_loader
 from genimg.api.inputs import resolve
-from genimg.commands.common import report
+from genimg.api.results import report
 from genimg.config import instantiate
 from genimg.config.instantiate import Config
 from genimg.data.datasets.builtin import Source
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.likelihood import LikelihoodEvaluator
+from genimg.evaluation.periodic import Evaluation
 from genimg.types import height_width
 from genimg.utils.distributed import first_of_each_host
 
@@ -36,7 +37,7 @@ def evaluate_likelihood(
     builder: instantiate.Builder,
     device: torch.device,
     chosen: Config,
-) -> dict[str, float]:
+) -> Evaluation:
     """Print, and write where asked, the likelihood of held-out images, of another split, or of the images of ``real=``.
 
     Args:
@@ -83,7 +84,7 @@ def evaluate_likelihood(
     images = state["training"]["images"]
     what = f"{path}, trained on {images} images"
     report(what, {"value": result.values}, result, options, device, {"checkpoint": str(path), "images": images})
-    return result.values
+    return result
 
 
 def _check_fit(source: Source, keys: tuple[str, ...], state: Config, options: Config) -> None:

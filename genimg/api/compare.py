@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from genimg.commands.common import table
+from genimg.api.results import table
 from genimg.config.instantiate import Config
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.comparability import differences, in_words

@@ -1,0 +1,26 @@
+"""Compose a config in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from genimg.config.compose import Config, require_all_values
+from genimg.config.compose import compose as compose_for
+
+
+def compose(overrides: Sequence[str] = (), *, command: str = "train") -> Config:
+    """Compose the config that a command line with these arguments would.
+
+    Args:
+        overrides: Arguments such as ``model=dcgan`` and ``trainer.batch_size=32``.
+        command: ``train``, ``eval``, ``sample``, ``translate``, ``features``, ``prepare``, ``report`` or ``export``.
+
+    Returns:
+        The resolved config, which nobody can write into; ``raw`` holds it with its interpolations.
+
+    Raises:
+        ConfigError: For an unknown key or option, a value of a wrong type, or a required value that is missing.
+    """
+    composed = compose_for(overrides, command).config
+    require_all_values(composed)
+    return Config.of(composed)

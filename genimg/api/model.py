@@ -1,0 +1,294 @@
+"""A trained model in Python: sample it, translate with it, encode, reconstruct, measure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genimg.api.checkpoints import load_method, open_for_use
+from genimg.api.evaluate import measure
+from genimg.config.compose import compose
+from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.external import as_dataset
+from genimg.data.facts import DataFacts
+from genimg.errors import ConfigError, DataError, UserError
+from genimg.evaluation.periodic import Evaluation
+from genimg.inference.conditions import find_conditions
+from genimg.inference.sample import Sampler
+from genimg.inference.translate import Translator, image_channels, least_side
+from genimg.methods.base import Method
+from genimg.methods.image_to_image import Translation
+from genimg.training.device import choose_device
+from genimg.types import Batch, height_width
+from genimg.utils.images import to_float, to_uint8
+from genimg.utils.words import quoted
+
+
+def load(path: str | Path, *, which: str = "last", device: str = "auto", allow: Sequence[str] = ()) -> Model:
+    """Load a trained model; runs no code from the checkpoint.
+
+    Args:
+        path: A run directory, or a checkpoint.
+        which: ``last`` or ``best``, of a run directory.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        allow: Packages of your own that the checkpoint's config may name.
+
+    Raises:
+        CheckpointError: If there is no checkpoint, or it is broken.
+    """
+    options: dict[str, Any] = {"ckpt": str(path), "which": which, "allow": list(allow)}
+    found, state, builder = open_for_use(options)
+    chosen = choose_device(device)
+    method = load_method(state["config"], builder, state, chosen)
+    if not method.translates:
+        method.before_sampling()
+    return Model(method, chosen, found, state, tuple(allow))
+
+
+class Model:
+    """A trained model, in evaluation mode; what it cannot do raises a ConfigError that says so.
+
+    Attributes:
+        method: The training algorithm with its networks, a ``torch.nn.Module``.
+        device: Of the networks.
+        path: Of the checkpoint.
+        config: The resolved config that it was trained with.
+        facts: About the data that it was trained on: image size, channels, number of classes.
+        class_names: By label; empty without labels.
+        images_seen: Images that it was trained on, repeats included.
+    """
+
+    def __init__(
+        self, method: Method, device: torch.device, path: Path, state: Mapping[str, Any], allow: tuple[str, ...] = ()
+    ) -> None:
+        self.method = method
+        self.device = device
+        self.path = path
+        self.config: Mapping[str, Any] = state["config"]
+        self.facts = DataFacts.restored(state["facts"])
+        self.class_names: tuple[str, ...] = tuple(state.get("class_names", ()))
+        self.images_seen: int = state["training"]["images"]
+        self._allow = allow
+
+    def __repr__(self) -> str:
+        return f"<genimg model {type(self.method).__name__} from {self.path}, trained on {self.images_seen:,} images>"
+
+    def network(self, name: str) -> nn.Module:
+        """Return one of the model's networks, such as ``generator``, ``discriminator``, ``encoder`` or ``decoder``."""
+        networks = dict(self.method.named_children())
+        if name not in networks:
+            raise ConfigError(f"network={name} is not one of this model's: {', '.join(networks)}")
+        return networks[name]
+
+    def sample(
+        self,
+        num_images: int = 1,
+        *,
+        seed: int = 0,
+        label: int | str | Sequence[int | str] | None = None,
+        text: str | Sequence[str] | None = None,
+        truncation: float | None = None,
+        noise: str | None = None,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Generate images, as ``genimg-sample`` does.
+
+        Args:
+            num_images: Number of images.
+            seed: Image i is a function of the seed, i and its condition, whatever the batch size.
+            label: Class by name or number, for all images, or one for each image; None draws classes as often as the data has
+                them.
+            text: Caption, for all images or one for each; None draws captions of the data.
+            truncation: Less varied samples: psi of StyleGAN2, the temperature of a VQ-VAE's prior, else the largest magnitude
+                of a latent's components.
+            noise: Of StyleGAN2: ``random``, ``const`` or ``none``.
+            batch_size: Images at once.
+
+        Returns:
+            Float32 [num_images, C, H, W] in [-1, 1], on the CPU.
+        """
+        self._require(not self.method.translates, "makes images from images", "translate")
+        if num_images < 1 or batch_size < 1:
+            raise ConfigError(f"num_images={num_images} and batch_size={batch_size} must be 1 or more", key="num_images")
+        rows = self._conditions(num_images, label=label, text=text)
+        sampler = Sampler(self.method, self.device, seed, batch_size, truncation, noise)
+
+        def draw(indices: range) -> Batch:
+            return sampler.draw(indices) | {key: row[indices.start : indices.stop] for key, row in rows.items()}
+
+        return torch.cat([images for _, _, images in sampler.make_all(num_images, draw, "sampling")])
+
+    def translate(
+        self,
+        images: object,
+        *,
+        masks: Tensor | None = None,
+        direction: str | None = None,
+        tile: int | None = None,
+        overlap: int = 32,
+        seed: int = 0,
+        batch_size: int = 4,
+    ) -> Tensor:
+        """Translate images, as ``genimg-translate`` does.
+
+        Args:
+            images: Of any size: float [N, C, h, w] in [-1, 1], uint8, or a dataset (see ``as_dataset``).
+            masks: Of inpainting: [N, 1, h, w], 1 where pixels are missing.
+            direction: Of a model that translates both ways: ``a2b`` or ``b2a``.
+            tile: Side in pixels of the pieces that larger images are cut into; None cuts none.
+            overlap: Pixels by which a tile reaches into its neighbours.
+            seed: Of dropout, where the model translates in training mode.
+            batch_size: Images at once.
+
+        Returns:
+            Float32 [N, C', H, W] in [-1, 1], rounded to 8 bits, on the CPU.
+        """
+        method = self.method
+        if not isinstance(method, Translation):
+            raise ConfigError(f"this model, a {type(method).__name__}, makes images from nothing: use sample", key="translate")
+        if direction is not None and direction not in method.directions:
+            known = " or ".join(method.directions) or "none: this model has one direction"
+            raise ConfigError(f"direction={direction} is unknown: choose {known}")
+        way = direction or next(iter(method.directions), None)
+        channels = self.facts.channels_into(backwards=way in method.directions[1:])
+        wanted = image_channels(method.task, channels)
+        pixels = self._pixels(images)
+        if pixels.shape[1] != wanted:
+            raise DataError(
+                f"images have {pixels.shape[1]} channels, but this model translates images of {wanted}", key="images"
+            )
+        least = least_side(method, way, self.device, channels, max(height_width(self.facts.image_size)))
+        translator = Translator(method, way, self.device, tile, overlap, batch_size, seed, least)
+        results = []
+        for start in range(0, len(pixels), batch_size):
+            some = slice(start, start + batch_size)
+            results.append(translator(pixels[some], None if masks is None else masks[some].float(), start)[1])
+        return to_float(torch.cat(results))
+
+    def reconstruct(self, images: object, *, label: Any = None, text: Any = None, batch_size: int = 64) -> Tensor:
+        """Encode and decode images with an autoencoder, without noise.
+
+        Args:
+            images: Float [N, C, H, W] in [-1, 1], uint8, or a dataset (see ``as_dataset``), of the model's size.
+            label, text: As in ``sample``, for a model that reads conditions.
+            batch_size: Images at once.
+
+        Returns:
+            Float32 [N, C, H, W] in [-1, 1], on the CPU.
+        """
+        self._require(self.method.reconstructs, "is no autoencoder", "sample")
+        return torch.cat([self.method.reconstruct(each).cpu() for each in self._batches(images, label, text, batch_size)])
+
+    def encode(self, images: object, *, label: Any = None, text: Any = None, batch_size: int = 64) -> Tensor:
+        """Encode images with an autoencoder.
+
+        Args:
+            images, label, text, batch_size: As in ``reconstruct``.
+
+        Returns:
+            Latents float32 [N, Z], means of q(z | x) of a VAE; codes int64 [N, h, w] of a VQ-VAE; on the CPU.
+        """
+        self._require(self.method.reconstructs, "is no autoencoder", "sample")
+        return torch.cat([self.method.encode(each).cpu() for each in self._batches(images, label, text, batch_size)])
+
+    def evaluate(
+        self,
+        real: object = None,
+        *,
+        evaluation: str | None = None,
+        num_images: int | None = None,
+        seed: int | None = None,
+        batch_size: int | None = None,
+        bootstrap: int | None = None,
+        overrides: Sequence[str] = (),
+    ) -> Evaluation:
+        """Measure the checkpoint, as ``genimg-eval ckpt=...`` does.
+
+        Args:
+            real: What to compare with: a dataset such as ``cifar10:test``, a folder, an .npz, saved statistics, or images as
+                ``as_dataset`` takes them; None takes the model's own data.
+            evaluation: Option of the group ``evaluation``; None takes that of the training.
+            num_images: Number of generated images.
+            seed: Of the generated images.
+            batch_size: Of generation and extraction.
+            bootstrap: Number of resamples for 95 % intervals.
+            overrides: Further arguments of ``genimg-eval``.
+
+        Returns:
+            The values by name, intervals, what they depend on, and warnings.
+        """
+        given = {"num_images": num_images, "seed": seed, "batch_size": batch_size, "bootstrap": bootstrap}
+        arguments = [f"ckpt={quoted(str(self.path))}", f"device={self.device}", f"allow=[{','.join(self._allow)}]"]
+        arguments += [f"{key}={value}" for key, value in given.items() if value is not None]
+        arguments += [f"evaluation={evaluation}"] if evaluation else []
+        arguments += [f"real={quoted(real)}"] if isinstance(real, str) else []
+        own = {} if real is None or isinstance(real, str) else {"real": self._dataset(real, "real")}
+        result = measure(compose([*arguments, *overrides], "eval"), own)
+        assert result is not None
+        return result
+
+    def _require(self, can: bool, why_not: str, instead: str) -> None:
+        if not can:
+            raise ConfigError(f"this model, a {type(self.method).__name__}, {why_not}: use {instead}", key=instead)
+
+    def _conditions(self, count: int, **given: Any) -> Batch:
+        """Conditions as they stand in a batch, a row for each image; empty where the method draws them."""
+        several = {key: list(value) for key, value in given.items() if isinstance(value, list | tuple)}
+        for key, values in several.items():
+            if len(values) != count:
+                raise ConfigError(f"{key}={given[key]} has {len(values)} entries, one for each of {count} images are needed")
+        rows = [
+            find_conditions({key: several[key][i] if key in several else value for key, value in given.items()}, self.method,
+                            self.class_names)[0].row
+            for i in range(count if several else 1)
+        ]  # fmt: skip
+        if not several:
+            return {key: value.expand(count, *value.shape[1:]) for key, value in rows[0].items()}
+        width = max(row[key].shape[-1] if row[key].dim() > 1 else 0 for row in rows for key in row)
+        return {
+            key: torch.cat([_padded(row[key], width) if row[key].dim() > 1 else row[key] for row in rows]) for key in rows[0]
+        }
+
+    def _batches(self, images: object, label: Any, text: Any, batch_size: int) -> list[Batch]:
+        pixels = self._pixels(images)
+        expected = (self.facts.channels, *height_width(self.facts.image_size))
+        if tuple(pixels.shape[1:]) != expected:
+            shapes = ("x".join(map(str, shape)) for shape in (pixels.shape[1:], expected))
+            raise DataError("images of {} pixels do not fit this model, which takes {}".format(*shapes), key="images")
+        rows = self._conditions(len(pixels), label=label, text=text)
+        missing = {"label", "caption"} & set(self.method.batch_keys) - rows.keys()
+        if missing:
+            option = "label" if "label" in missing else "text"
+            raise ConfigError(f"{option} is required: this model reads one with every image", key=option)
+        made = []
+        for start in range(0, len(pixels), batch_size):
+            some = slice(start, start + batch_size)
+            batch = {"image": to_float(pixels[some]), **{key: row[some] for key, row in rows.items()}}
+            made.append({key: value.to(self.device) for key, value in batch.items()})
+        return made
+
+    def _pixels(self, images: object) -> Tensor:
+        """Images as uint8 [N, C, H, W]."""
+        if isinstance(images, Tensor) and images.is_floating_point() and images.dim() == 4:
+            return to_uint8(images).cpu()
+        dataset = self._dataset(images, "images")
+        return torch.stack([torch.from_numpy(dataset.read(index)) for index in range(len(dataset))])
+
+    def _dataset(self, images: object, name: str) -> Source:
+        if isinstance(images, Tensor) and images.is_floating_point() and images.dim() == 4:
+            images = to_uint8(images)
+        try:
+            return as_dataset(images, name=name)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise DataError(str(error), key=name) from error
+
+
+def _padded(row: Tensor, width: int) -> Tensor:
+    """A caption's row [1, L], filled with zeros."""
+    return nn.functional.pad(row, (0, width - row.shape[-1]))

@@ -1,0 +1,94 @@
+"""Results of evaluations as text."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genimg.evaluation.periodic import Evaluation
+from genimg.training.device import describe_hardware
+from genimg.utils.distributed import rank
+from genimg.utils.environment import git_commit
+from genimg.utils.files import write_json
+
+log = logging.getLogger(__name__)
+
+
+def table(columns: dict[str, dict[str, float]]) -> str:
+    """Values by name, one column a title; a name that a column lacks is left empty there."""
+    names = list(dict.fromkeys(name for values in columns.values() for name in values))
+    width = max(map(len, names)) + 2
+    widths = {title: max(28, len(title) + 2) for title in columns}
+    header = " " * width + "".join(title.rjust(widths[title]) for title in columns)
+    rows = [
+        name.ljust(width)
+        + "".join((f"{values[name]:.6g}" if name in values else "").rjust(widths[title]) for title, values in columns.items())
+        for name in names
+    ]
+    return "\n".join([header.rstrip(), *(row.rstrip() for row in rows)])
+
+
+def sentence(provenance: Mapping[str, Any]) -> str:
+    """The provenance of a value, as short as it can be said."""
+    if "translation" in provenance:
+        made = provenance["translation"]
+        which = "held-out" if made["held_out"] else "training"
+        return f"{made['num_images']} {which} images of {made['source']}, translated in {made['mode']} mode"
+    if "likelihood" in provenance:
+        made = provenance["likelihood"]
+        which = {True: "held-out ", False: "training ", None: ""}[made["held_out"]]
+        return (
+            f"{made['num_images']} {which}images of {made['source']}, {made['num_samples']} samples of each, {made['of']}, "
+            f"seed {made['seed']}"
+        )
+    extractor, made, real = provenance["extractor"], provenance["generated"], provenance["real"]
+    digest = (extractor["weights_sha256"] or "no file")[:8]
+    count = "an unrecorded number of" if real["num_images"] is None else real["num_images"]
+    text = f"{extractor['name']} ({digest}), {made['num_images']} generated against {count} real images of {real['source']}"
+    if "extractor" in real:
+        text += " (whose extractor is not recorded)"
+    if "weights" in made:
+        return text + f", {made['weights']} weights, seed {made['seed']}"
+    return text + f", generated: {made['source']}"
+
+
+def report(
+    what: str,
+    columns: dict[str, dict[str, float]],
+    result: Evaluation,
+    options: Mapping[str, Any],
+    device: torch.device,
+    subject: Mapping[str, Any],
+) -> None:
+    """Print a result with what it depends on, and write it where ``output`` says.
+
+    Args:
+        what: was measured.
+        columns: of the printed table.
+        result: of the evaluation.
+        options: of the command: ``provenance`` and ``output``.
+        device: that it was measured on.
+        subject: what else the written record holds.
+    """
+    log.info("%s", what)
+    log.info("%s", table(columns))
+    log.info("measured with %s", sentence(result.provenance))
+    if options["provenance"]:
+        log.info("%s", json.dumps(result.provenance, indent=2, ensure_ascii=False))
+    if options["output"] is not None and rank() == 0:
+        record = {
+            **subject,
+            "metrics": result.values,
+            "intervals": {name: list(bounds) for name, bounds in result.intervals.items()},
+            "provenance": result.provenance,
+            "warnings": list(result.warnings),
+            "hardware": describe_hardware(device),
+            "git_commit": git_commit(),
+        }
+        write_json(Path(options["output"]), record)
+        log.info("written to %s", options["output"])
