@@ -58,11 +58,11 @@ class _Transition(Schedule):
         self, *, start: float | NumImages, end: float | NumImages, duration: NumImages, begin: NumImages = _AT_ONCE
     ) -> None:
         if duration <= begin:
-            raise ValueError(f"a schedule's duration={duration} images must be above its begin={begin} images")
+            raise ValueError(f"duration={duration} images must be above begin={begin} images")
         if not (math.isfinite(start) and math.isfinite(end)):
-            raise ValueError(f"a schedule's start={start} and end={end} must be finite")
+            raise ValueError(f"start={start} and end={end} must be finite")
         if start == end:
-            raise ValueError(f"a schedule's start and end are both {end}: write the number itself")
+            raise ValueError(f"start={start} and end={end} are the same: write the number itself")
         self.start, self.end, self.duration, self.begin = float(start), float(end), duration, begin
 
     def done(self, images: int) -> float:
@@ -119,7 +119,7 @@ class Proportional(Schedule):
 
     def __init__(self, *, share: float, most: Number) -> None:
         if not share > 0:
-            raise ValueError(f"a schedule's share={share} must be above 0")
+            raise ValueError(f"share={share} must be above 0")
         self.share, self.most = share, most
 
     def at(self, images: int, batch_size: int) -> float:

@@ -41,11 +41,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 from tqdm import tqdm
 
-from genimg.api.assemble import Parts, assemble
-from genimg.config import instantiate
+from genimg.api.assemble import assemble
+from genimg.config.compose import Config as ImmutableConfig
 from genimg.config.messages import explain
 from genimg.data.datasets.shapes import shapes
 from genimg.evaluation.feature_extraction import full_float32
+from genimg.training.components import TrainingComponents
 from genimg.training.device import choose_device, describe_hardware
 from genimg.training.logger import Logger
 from genimg.types import Batch
@@ -56,7 +57,7 @@ from genimg.utils.words import nearest
 
 # A recipe is one line: its name, genimg-train's overrides, and the plain step (of plain_loops.STEPS) that it is compared with.
 # Images are of 32 px where it says nothing.
-CYCLEGAN = "model=cyclegan data=unpaired model.a2b.num_blocks=6"
+CYCLEGAN = "model=cyclegan data=unpaired model.translator.num_blocks=6"
 RECIPES = {
     "dcgan_64": ("model=dcgan data.image_size=64 trainer.batch_size=64", "gan"),
     "dcgan_32": ("model=dcgan data.image_size=32 trainer.batch_size=128", "gan"),
@@ -132,14 +133,13 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def train_genimg(parts: Parts, blocks: Blocks, between: Callable[[], None]) -> float:
+def train_genimg(parts: TrainingComponents, blocks: Blocks, between: Callable[[], None]) -> float:
     """Train with the real trainer, which gets its batches in ``blocks``; ``between`` is called before each of them.
 
     Returns:
         The floating-point operations of a step, counted in a first block that is not timed.
     """
-    keys = parts.method.batch_keys
-    data = instantiate.build_data(parts.config, parts.source, parts.device, keys=keys, builder=parts.builder)
+    data = parts.data
     batches, counter = data.batches, FlopCounterMode(display=False)
     counter.mod_tracker = NoModules()
 
@@ -155,7 +155,7 @@ def train_genimg(parts: Parts, blocks: Blocks, between: Callable[[], None]) -> f
     data.batches = in_blocks  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        parts.trainer(data, folder=folder, make_logger=lambda step, _: Logger(folder, step=step), describe={}).fit()
+        parts.trainer(folder=folder, make_logger=lambda step, _: Logger(folder, step=step), describe={}).fit()
     return counter.get_total_flops() / blocks.steps
 
 
@@ -189,7 +189,7 @@ def matrix_rates(device: torch.device) -> dict[str, float]:
     return rates
 
 
-def compare(name: str, configs: dict[str, Config], parts: Parts, block: int, count: int) -> Config:
+def compare(name: str, configs: dict[str, Config], parts: TrainingComponents, block: int, count: int) -> Config:
     """Time ``count`` blocks of both sides in turns, after one that counts operations and two that warm up."""
     device = parts.device
     genimg, plain = Blocks(device, block), Blocks(device, block)
@@ -236,12 +236,12 @@ def compare(name: str, configs: dict[str, Config], parts: Parts, block: int, cou
 def plain_loop(config: Config, kind: str) -> PlainLoop:
     """The tutorial's loop over the config's images, with its networks, loss and optimizers."""
     with default_switches():
-        parts = assemble(config, config["device"])
+        parts = assemble(ImmutableConfig(config), config["device"]).components
     pictures, batch_size = Pictures(parts.source, parts.method), parts.settings.batch_size
     return PlainLoop(STEPS[kind](), parts.method, parts.optimizers, pictures, batch_size=batch_size, device=parts.device)
 
 
-def arithmetic(flops: float, genimg: Config, parts: Parts) -> Config:
+def arithmetic(flops: float, genimg: Config, parts: TrainingComponents) -> Config:
     """What genimg's steps achieve of what the device can, which is measured now."""
     achieved, rates = flops / genimg["batch_size"] * genimg["images_per_second"], matrix_rates(parts.device)
     share = achieved / rates[parts.precision.name]
@@ -249,7 +249,7 @@ def arithmetic(flops: float, genimg: Config, parts: Parts) -> Config:
     return steps | {"matrix_flops_per_second": rates}
 
 
-def watch(name: str, parts: Parts, block: int, count: int) -> Config:
+def watch(name: str, parts: TrainingComponents, block: int, count: int) -> Config:
     """Train genimg's side alone for long: whether memory and step time stay as they are."""
     blocks, held = Blocks(parts.device, block), []
 
@@ -388,7 +388,7 @@ def blocks_of(configs: Mapping[str, Any], arguments: argparse.Namespace) -> tupl
 def work(name: str, configs: dict[str, Config], arguments: argparse.Namespace) -> Config:
     """One recipe's result, and what it depends on."""
     draw_files(configs["plain"], arguments.images)
-    parts = assemble(configs["genimg"], configs["genimg"]["device"])
+    parts = assemble(ImmutableConfig(configs["genimg"]), configs["genimg"]["device"]).components
     block, count = blocks_of(configs, arguments)
     facts = {"hardware": describe_hardware(parts.device), "precision": parts.precision.name, "block_steps": block}
     result = watch(name, parts, block, count) if arguments.long else compare(name, configs, parts, block, count)

@@ -55,7 +55,7 @@ def random_inception(path: Path) -> None:
 def evaluator_of(overrides: list[str]) -> Evaluator:
     with initialize_config_dir(config_dir(), version_base="1.3"):
         config = {"evaluation": OmegaConf.to_container(compose("train", overrides=overrides).evaluation, resolve=True)}
-    evaluator = instantiate.build_evaluator(config, instantiate.Builder(epoch_size=1))
+    evaluator = instantiate.Builder(epoch_size=1).build_group(config, "evaluation")
     assert evaluator is not None
     return evaluator
 

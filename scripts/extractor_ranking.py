@@ -225,7 +225,7 @@ def evaluator_of(overrides: list[str], num_images: int) -> Evaluator:
     with initialize_config_dir(config_dir(), version_base="1.3"):
         composed = compose("train", overrides=[*overrides, f"evaluation.num_images={num_images}"])
     config = {"evaluation": OmegaConf.to_container(composed.evaluation, resolve=True)}
-    evaluator = instantiate.build_evaluator(config, instantiate.Builder(epoch_size=1))
+    evaluator = instantiate.Builder(epoch_size=1).build_group(config, "evaluation")
     assert evaluator is not None
     return evaluator
 

@@ -96,9 +96,8 @@ def images_of(name: str, root: str) -> Source:
 def evaluator_of(option: str) -> Evaluator:
     with initialize_config_dir(config_dir(), version_base="1.3"):
         composed = compose("train", overrides=[f"evaluation={option}"])
-    evaluator = instantiate.build_evaluator(
-        {"evaluation": OmegaConf.to_container(composed.evaluation, resolve=True)}, instantiate.Builder(epoch_size=1)
-    )
+    node = {"evaluation": OmegaConf.to_container(composed.evaluation, resolve=True)}
+    evaluator = instantiate.Builder(epoch_size=1).build_group(node, "evaluation")
     assert isinstance(evaluator, Evaluator)
     return evaluator
 

@@ -30,7 +30,7 @@ RUNS = {
     "stylegan2": ("model=stylegan2_small", "augment=ada", "penalty=[r1_lazy,path_length]", "model.generator.channel_base=256"),
     "vae": ("model=vae_small",),
     "vq_vae": ("model=vq_vae_small",),
-    "cyclegan": ("model=cyclegan", "data=unpaired", "model.a2b.width=8", "model.discriminator_a.width=8"),
+    "cyclegan": ("model=cyclegan", "data=unpaired", "model.translator.width=8", "model.discriminator.width=8"),
     "pix2pix": ("model=pix2pix", "data=shapes", "task=colorize", "model.translator.width=8"),
     "restoration": ("model=restoration_unet", "data=shapes", "task=denoise", "model.translator.width=8"),
 }

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from genimg.api.assemble import assemble
+from genimg.config.compose import Config
 from genimg.losses.adversarial import AdversarialLoss, negated_generator_loss, wasserstein_discriminator_loss
 from genimg.losses.penalties import R1, GradientPenalty
 from genimg.methods.base import Method
@@ -42,7 +43,7 @@ TINY = {  # more overrides of a recipe, by its model
     "wgan_gp": RESIDUAL,
     "stylegan2": "model.generator.channel_base=64 model.generator.channel_max=8",
     "pix2pix": "model.translator.width=4 model.discriminator.width=4",
-    "cyclegan": "model.a2b.width=4 model.a2b.num_blocks=1 model.discriminator_a.width=4",
+    "cyclegan": "model.translator.width=4 model.translator.num_blocks=1 model.discriminator.width=4",
 }
 RECIPES = [
     "dcgan_64",
@@ -201,7 +202,7 @@ def test_both_sides_of_every_recipe_are_built_and_take_steps(tiny_benchmark: Any
     configs = configs_of(tiny_benchmark, recipe, batch_size=None, images=128, folder=tmp_path)
     tiny_benchmark.draw_files(configs["plain"], 128)
     size = int(recipe.rsplit("_", 1)[1])
-    parts = assemble(configs["genimg"], "cpu")
+    parts = assemble(Config(configs["genimg"]), "cpu").components
     assert parts.source.shape[1:] == (size, size)
     assert {config["trainer"]["batch_size"] for config in configs.values()} <= {1, 4, 32, 64, 128}
     loop = tiny_benchmark.plain_loop(configs["plain"], tiny_benchmark.RECIPES[recipe][1])
@@ -239,7 +240,7 @@ def test_both_sides_take_the_same_step(
     monkeypatch.setitem(tiny_benchmark.RECIPES, recipe, (f"{overrides} {more}", kind))
     configs = configs_of(tiny_benchmark, recipe, folder=tmp_path)
     tiny_benchmark.draw_files(configs["plain"], 16)
-    parts = assemble(configs["genimg"], "cpu")
+    parts = assemble(Config(configs["genimg"]), "cpu").components
     loop = tiny_benchmark.plain_loop(configs["plain"], kind)
     before = {name: tensor.clone() for name, tensor in loop.method.state_dict().items()}
     assert before.keys() == parts.method.state_dict().keys()
@@ -359,7 +360,7 @@ def test_operations_are_averaged_over_a_cycle(tiny_benchmark: Any) -> None:
     for wanted, expected in ((1, 5), (10, 10)):
         arguments = arguments_of(block=wanted)
         configs = tiny_benchmark.configs_of("wgan_gp_32", arguments)
-        parts = assemble(configs["genimg"], "cpu")
+        parts = assemble(Config(configs["genimg"]), "cpu").components
         blocks = tiny_benchmark.Blocks(parts.device, tiny_benchmark.blocks_of(configs, arguments)[0])
         operations.append(tiny_benchmark.train_genimg(parts, blocks, lambda: None))
         assert blocks.steps == expected
@@ -368,7 +369,7 @@ def test_operations_are_averaged_over_a_cycle(tiny_benchmark: Any) -> None:
 
 
 def test_the_plain_loop_gets_genimgs_images(benchmark: Any) -> None:
-    parts = assemble(configs_of(benchmark, "dcgan_small_28")["plain"], "cpu")
+    parts = assemble(Config(configs_of(benchmark, "dcgan_small_28")["plain"]), "cpu").components
     pictures = benchmark.Pictures(parts.source, parts.method)
     assert len(pictures) == len(parts.source) == 16
     for index in range(16):
@@ -380,7 +381,7 @@ def test_the_plain_loop_gets_genimgs_pairs_and_domains(tiny_benchmark: Any, tmp_
     for recipe, count in (("pix2pix_64", 16), ("cyclegan_64", 8)):
         config = configs_of(tiny_benchmark, recipe, folder=tmp_path)["plain"]
         tiny_benchmark.draw_files(config, 16)
-        parts = assemble(config, "cpu")
+        parts = assemble(Config(config), "cpu").components
         assert isinstance(parts.method, Translation)
         pictures = tiny_benchmark.Pictures(parts.source, parts.method)
         assert len(pictures) == count

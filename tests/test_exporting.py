@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from genimg.api.data import build_dataset
 from genimg.config import instantiate
 from genimg.data.captions import encode
 from genimg.exporting.checks import TOLERANCE, largest_difference, trials
@@ -61,8 +62,8 @@ def made(*settings: str) -> tuple[Method, dict[str, Any]]:
         composed = compose("train", overrides=list(settings))
     config: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     torch.manual_seed(0)
-    source = instantiate.build_source(config, BUILDER)
-    method = instantiate.build_method(config, source, BUILDER)
+    source = build_dataset(config, BUILDER)
+    method = tiny.method_of(config, source, BUILDER)
     numbers = torch.Generator().manual_seed(1)
     for tensor in method.parameters():
         tensor.data += 0.1 * torch.randn(tensor.shape, generator=numbers)

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import genimg
-from genimg.config import instantiate
+from genimg.api.data import build_dataset
 from genimg.config.instantiate import Builder
 from genimg.losses.elbo import ELBO
 from genimg.losses.likelihoods import Bernoulli
@@ -231,8 +231,8 @@ def test_schedules_of_an_optimizer_are_set_in_its_groups_and_corrected_for_lazy_
         "optimizer_overrides": {"generator": {"lr": 7e-4}},
         "schedule": {"_target_": "genimg.training.schedules.Constant", "warmup": "0 images"},
     }  # fmt: skip
-    optimizers = instantiate.build_optimizers(config, gan, BUILDER)
-    schedules = instantiate.build_schedules(config, gan, BUILDER)
+    optimizers = tiny.optimizers_of(config, gan, BUILDER)
+    schedules = tiny.schedules_of(config, gan, BUILDER)
     base = schedules.base_rates(optimizers)
     for images, rate, decay, beta in ((0, 1e-3, 0.0, 0.9), (500, 1.5e-3, 1.0, 0.9225), (9000, 3e-3, 4.0, 0.99)):
         schedules.apply(optimizers, base, images, 10)
@@ -266,10 +266,10 @@ def test_the_r3gan_experiment_follows_its_source():
     with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
         config = OmegaConf.to_container(compose("train", overrides=[*overrides, "run_dir=unused"]), resolve=True)
     builder = Builder(epoch_size=50_000, batch_size=512)
-    method = instantiate.build_method(config, instantiate.build_source(config, builder), builder)
+    method = tiny.method_of(config, build_dataset(config, builder), builder)
     optimizers, schedules = (
-        instantiate.build_optimizers(config, method, builder),
-        instantiate.build_schedules(config, method, builder),
+        tiny.optimizers_of(config, method, builder),
+        tiny.schedules_of(config, method, builder),
     )
     base, numbers = schedules.base_rates(optimizers), ScheduledNumbers(method)
     ranges = {

@@ -1,5 +1,7 @@
 """Networks and methods small enough for a test."""
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,21 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
+from genimg.api.assemble import build_method, build_schedules, optimizer_specs
+from genimg.api.data import build_loader, build_task
+from genimg.config.instantiate import Builder
+from genimg.data.datasets.builtin import Source
+from genimg.data.facts import DataFacts
+from genimg.data.loader import Data
 from genimg.losses.adversarial import AdversarialLoss, cross_entropy_discriminator_loss, nonsaturating_generator_loss
+from genimg.methods.base import Method
 from genimg.methods.discriminator_augment import NoAugment
 from genimg.methods.gan import GAN
 from genimg.methods.latent import Normal
 from genimg.networks.conditioning import OneHot, Unconditional
 from genimg.networks.dcgan import Features, Generator
 from genimg.networks.discriminator import Discriminator
+from genimg.training.schedules import OptimizerSchedules
 from genimg.utils.paths import config_dir
 
 NONSATURATING = AdversarialLoss(discriminator=cross_entropy_discriminator_loss, generator=nonsaturating_generator_loss)
@@ -44,9 +54,8 @@ def features(**changes: Any) -> Features:
 
 def discriminator(*, head: str = "none", num_classes: int = 0, spectral_norm: bool = False, **changes: Any) -> Discriminator:
     """With a head other than ``none``, conditioned on that many classes."""
-    channels = {"condition_channels": num_classes} if head == "concat" else {}
     return Discriminator(
-        features=features(**(channels | changes)),
+        features=partial(features, **changes),
         condition=OneHot(num_classes=num_classes) if num_classes else Unconditional(),
         head=head,
         bias=False,
@@ -125,9 +134,9 @@ _ONE_WAY = [
 TRANSLATORS = {
     "pix2pix": ["evaluation=translation", *_TRANSLATOR, *(f"model.discriminator.{each}" for each in _PATCHES)],
     "cyclegan": [
-        "evaluation=unpaired_translation", "data=unpaired", "data.root=unpaired", "model.a2b.width=4",
-        "model.a2b.num_blocks=1", "model.pool_size=3",
-        *(f"model.discriminator_a.{each}" for each in _PATCHES),
+        "evaluation=unpaired_translation", "data=unpaired", "data.root=unpaired", "model.translator.width=4",
+        "model.translator.num_blocks=1", "model.pool_size=3",
+        *(f"model.discriminator.{each}" for each in _PATCHES),
     ],
     "cut": _ONE_WAY,
     "fastcut": _ONE_WAY,
@@ -157,3 +166,27 @@ def model_of(experiment: str) -> str | None:
         if not isinstance(entry, str) and "override /model" in entry:
             return str(entry["override /model"])
     return None
+
+
+def method_of(config: Any, dataset: Source, builder: Builder) -> Method:
+    """The model of a resolved config, checked against a dataset."""
+    task = build_task(config, dataset, builder)
+    return build_method(config, dataset, task, DataFacts.of(dataset, task), builder)
+
+
+def loader_of(config: Any, dataset: Source, builder: Builder, keys: Sequence[str] = ("image",)) -> Data:
+    """A dataset's images where a resolved config stores them, on the CPU, with its augmentation and its task."""
+    augment, task = builder.build_group(config, "data_augment"), build_task(config, dataset, builder)
+    return build_loader(config, dataset, torch.device("cpu"), keys=keys, augment=augment, task=task)
+
+
+def optimizers_of(config: Any, method: Method, builder: Builder) -> dict[str, torch.optim.Optimizer]:
+    """The optimizers of a resolved config."""
+    groups = method.parameter_groups()
+    specs = optimizer_specs(config, method, builder)
+    return {name: spec.build(groups[name], builder.batch_size) for name, spec in specs.items()}
+
+
+def schedules_of(config: Any, method: Method, builder: Builder) -> OptimizerSchedules:
+    """The schedules of a resolved config's optimizers."""
+    return build_schedules(config, optimizer_specs(config, method, builder), builder)

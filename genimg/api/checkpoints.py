@@ -10,9 +10,9 @@ import torch
 from genimg.config import instantiate, untrusted
 from genimg.config.instantiate import Config
 from genimg.data.datasets.builtin import Source
+from genimg.data.facts import DataFacts
 from genimg.data.identity import identity_of, refused_differences, warned_differences
 from genimg.methods.base import Method
-from genimg.methods.image_to_image import Translation
 from genimg.training import checkpoint
 
 log = logging.getLogger(__name__)
@@ -44,9 +44,7 @@ def open_for_use(options: Config) -> tuple[Path, Config, instantiate.Builder]:
 def load_method(config: Config, builder: instantiate.Builder, state: Config, device: torch.device) -> Method:
     """The checkpoint's method with its weights, on the device, in evaluation mode."""
     untrusted.take_out(config, builder, ("conditioning", "model"))
-    method: Method = builder.build(config["model"], "model")
-    if isinstance(method, Translation):
-        method.task = instantiate.task_of(config, builder)
+    method = instantiate.build_model(config, DataFacts.restored(state["facts"]), builder)
     method.load_state_dict(state["method"])
     return method.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from pathlib import Path
@@ -12,39 +13,42 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from genimg.api.usual import typed_keys
 from genimg.config.resume import names_a_checkpoint
+from genimg.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
 _ITS_OWN = ("one_batch",)  # read where the data is built
 
 
-def shorten(composed: DictConfig) -> None:
-    """Set what the chosen ``debug`` says, where the config has such a key and the command line does not set it.
+def shortened(composed: DictConfig) -> DictConfig:
+    """Return the config with what the chosen ``debug`` says, where it has such a key and the command line does not set it.
 
     Raises:
-        ValueError: for a ``debug`` that is no mapping, or together with ``resume=PATH``, whose settings are the checkpoint's.
+        ConfigError: For a ``debug`` that is no mapping, or together with ``resume=PATH``, whose settings are the checkpoint's.
     """
     wanted = composed.debug
     if not isinstance(wanted, DictConfig):
-        raise ValueError(f"debug={wanted} is no mapping: choose debug=two_steps, overfit_one_batch or none")
+        raise ConfigError(f"debug={wanted} is no mapping: choose debug=two_steps, overfit_one_batch or none")
     if not wanted:
-        return
+        return composed
     choice = HydraConfig.get().runtime.choices.get("debug", "debug")
     if names_a_checkpoint(composed):
-        raise ValueError(f"debug={choice} has no effect with resume={composed.resume}: start it in a run_dir of its own")
+        raise ConfigError(f"debug={choice} has no effect with resume={composed.resume}: start it in a run_dir of its own")
     typed = typed_keys()
     changes = []
+    shorter = copy.deepcopy(composed)
     for group, values in ((str(group), values) for group, values in wanted.items()):
         if group in _ITS_OWN:
             changes.append(f"{group}={str(values).lower()}")
         elif not values:
             if not any(f"{key}.".startswith(f"{group}.") for key in typed):
-                composed[group] = {}
+                shorter[group] = {}
                 changes.append(f"{group}=none")
         else:
-            changes += [_set(composed, f"{group}.{key}", value) for key, value in values.items()
+            changes += [_set(shorter, f"{group}.{key}", value) for key, value in values.items()
                         if f"{group}.{key}" not in typed and key in composed[group]]  # fmt: skip
     log.info("debug=%s sets %s", choice, ", ".join(changes))
+    return shorter
 
 
 def say_what_was_learnt(run_dir: Path) -> None:

@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from genimg.api.assemble import Parts, describe_parts
+from genimg.api.assemble import describe_parts
 from genimg.data.datasets.builtin import ArraySource
 from genimg.data.loader import Data
 from genimg.data.subsets import subset_of
+from genimg.errors import ConfigError
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.feature_extraction import full_float32
+from genimg.training.components import TrainingComponents
 from genimg.training.logger import SilentLogger
 from genimg.training.trainer import Trainer
 from genimg.utils.distributed import world_size
@@ -29,19 +31,24 @@ _SAMPLE = 256  # images that are decoded to check the data and to train on
 _SECONDS = 5.0  # of measured steps
 
 
-def rehearse(parts: Parts, data: Data) -> None:
+def rehearse(parts: TrainingComponents, duration: str) -> None:
     """Check the data, train a few steps on some of it, and say what the whole training would take.
 
+    Args:
+        parts: Not yet trained.
+        duration: Of the training, as the config has it.
+
     Raises:
-        ValueError: if more images are corrupt than ``data.max_corrupt`` allows, or several processes were started.
+        DataError, ConfigError: If more images are corrupt than ``data.max_corrupt`` allows, or several processes were started.
     """
     if world_size() > 1:
-        raise ValueError("dry_run=true looks at one process: start it without torchrun")
-    describe_parts(parts, data.placement)
+        raise ConfigError("dry_run=true looks at one process: start it without torchrun")
+    data = parts.data
+    describe_parts(parts)
     _count_classes(parts)
-    sample, rate = _decode_sample(parts, data)
+    sample, rate = _decode_sample(parts)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = parts.trainer(sample, folder=Path(folder), make_logger=lambda *_: SilentLogger(), describe={})
+        trainer = parts.trainer(folder=Path(folder), make_logger=lambda *_: SilentLogger(), describe={}, data=sample)
         step = _time_steps(trainer)
         _report_memory(parts, trainer)
     if data.placement != "workers":
@@ -56,12 +63,12 @@ def rehearse(parts: Parts, data: Data) -> None:
         total = parts.settings.duration / (rate * workers)
     elif data.placement != "workers" and not isinstance(parts.source, ArraySource):
         log.info("loading the images: about %s", _words(len(parts.source) / (rate * workers)))
-    log.info("training for %s: about %s", parts.config["trainer"]["duration"], _words(total))
+    log.info("training for %s: about %s", duration, _words(total))
     _report_evaluation(parts, sample)
     log.info("dry run: no run directory was made")
 
 
-def _count_classes(parts: Parts) -> None:
+def _count_classes(parts: TrainingComponents) -> None:
     source = parts.source
     if source.labels is None:
         return
@@ -73,9 +80,9 @@ def _count_classes(parts: Parts) -> None:
         log.warning("the largest class has %d images and the smallest %d", counts.max(), counts.min())
 
 
-def _decode_sample(parts: Parts, data: Data) -> tuple[Data, float]:
+def _decode_sample(parts: TrainingComponents) -> tuple[Data, float]:
     """Some images, chosen at random, as data of their own, and how many one process reads a second."""
-    source = parts.source
+    source, data = parts.source, parts.data
     count = min(len(source), max(_SAMPLE, parts.settings.batch_size))
     chosen = subset_of(source, count)
     start = time.perf_counter()
@@ -105,7 +112,7 @@ def _time_steps(trainer: Trainer) -> float:
     return statistics.mean(times[2:])
 
 
-def _report_memory(parts: Parts, trainer: Trainer) -> None:
+def _report_memory(parts: TrainingComponents, trainer: Trainer) -> None:
     state = sum(tensor.nbytes for tensor in parts.method.state_dict().values())
     state += sum(v.nbytes for o in trainer.optimizers.values() for s in o.state.values() for v in s.values()
                  if isinstance(v, torch.Tensor))  # fmt: skip
@@ -123,7 +130,7 @@ def _report_memory(parts: Parts, trainer: Trainer) -> None:
              resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9)  # fmt: skip
 
 
-def _report_evaluation(parts: Parts, sample: Data) -> None:
+def _report_evaluation(parts: TrainingComponents, sample: Data) -> None:
     evaluator = parts.evaluator
     if evaluator is None:
         return

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,18 +14,19 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from genimg.api.data import build_dataset
 from genimg.config import instantiate
 from genimg.config.instantiate import Config
 from genimg.data.archives import SPLITS
-from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.builtin import Source, folder
+from genimg.data.datasets.npz import npz
 from genimg.data.datasets.prepared import DESCRIPTION, Description, PreparedSource, is_prepared
 from genimg.data.image_files import is_zip
 from genimg.data.loader import Data
+from genimg.errors import ConfigError, UserError
 from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.stats_cache import SavedStatistics, holds_images, holds_statistics
 from genimg.utils.words import quoted
-
-log = logging.getLogger(__name__)
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +60,10 @@ def resolve(key: str, options: Config, builder: instantiate.Builder, device: tor
         return Side(statistics=SavedStatistics.read(path), path=path)
     if path.suffix == ".npz":
         if not (path.is_file() and holds_statistics(path)):
-            return _side(_archive(key, text, text, None, options, builder), device)
+            return _side(_archive(key, text, None, options), device)
         if not holds_images(path):
             return Side(statistics=SavedStatistics.read(path), path=path)
-        side = _side(_archive(key, text, text, None, options, builder), device)
+        side = _side(_archive(key, text, None, options), device)
         if key == "real" and options["accept_unrecorded"]:
             return replace(side, statistics=SavedStatistics.read(path), path=path)
         if key == "real":
@@ -68,51 +72,75 @@ def resolve(key: str, options: Config, builder: instantiate.Builder, device: tor
         return side
     if ".npz:" in text:
         file, _, array = text.rpartition(":")
-        return _side(_archive(key, text, file, array, options, builder), device)
+        return _side(_archive(key, file, array, options), device)
     if is_prepared(path):
         return _side(PreparedSource(path, Description.read(path / DESCRIPTION)), device)
     if path.is_dir() or is_zip(path):
-        node = {"_target_": "genimg.data.datasets.builtin.folder", "root": text, "fit": "crop", "labels": "auto"}
         channels = options.get("channels", None if options["image_size"] is None else 3)
-        size = {"image_size": options["image_size"], "channels": channels, "range": options["range"]}
-        try:
-            return _side(builder.build({**node, **size, "name": path.name or text}, "images"), device)
-        except ValueError as error:
-            raise ValueError(_in_own_words(str(error), key, text)) from error
+        with _option_named(key, instead_of="root"):
+            source = folder(
+                root=text,
+                image_size=options["image_size"],
+                channels=channels,
+                fit="crop",
+                labels="auto",
+                name=path.name or text,
+                range=options["range"],
+            )
+        return _side(source, device)
     name, _, split = text.partition(":")
     known = GlobalHydra.instance().config_loader().get_group_options("data")
     datasets = [option for option in known if option not in ("base", "folder", "npz", "prepared", "paired", "unpaired")]
     if name not in datasets:
-        raise FileNotFoundError(
+        raise ConfigError(
             f"{key}={text} is neither a directory, nor a .zip, .npz or .pt file, nor a dataset: datasets are "
-            f"{', '.join(datasets)}, each with a split if wanted, such as mnist:test"
+            f"{', '.join(datasets)}, each with an optional split, such as mnist:test"
         )
     return _dataset(name, split, options, builder, device)
 
 
-def _archive(key: str, text: str, file: str, array: str | None, options: Config, builder: instantiate.Builder) -> Source:
-    """The images of an .npz; ``array`` is the name of one of its arrays, or a split.
+def _archive(key: str, file: str, array: str | None, options: Config) -> Source:
+    """Return the images of an .npz.
 
-    Raises:
-        ValueError: naming the options of this command where those of the data are meant.
+    Args:
+        key: Option that names it.
+        file: Path of the .npz.
+        array: Name of one of its arrays, or a split; None decides by names and shapes.
+        options: With ``image_size`` and ``range``.
     """
-    node = {"_target_": "genimg.data.datasets.npz.npz", "path": file, "fit": "crop", "channels": None, "labels": "auto"}
-    node |= {"image_size": options["image_size"], "range": options["range"]}
-    node["split" if array in SPLITS else "images"] = array
+    is_split = array in SPLITS
+    read = functools.partial(
+        npz,
+        path=file,
+        image_size=options["image_size"],
+        channels=None,
+        fit="crop",
+        split=array if is_split else None,
+        images=None if is_split else array,
+        range=options["range"],
+    )
     try:
-        return builder.build(node, key)
-    except ValueError as error:
-        if "data.labels=" in str(error):  # few evaluations read labels, and there is no option to choose them by
-            log.warning("%s; its labels are ignored here", error)
-            return builder.build({**node, "labels": "none"}, key)
-        raise ValueError(_in_own_words(str(error), key, file)) from error
+        with _option_named(key, instead_of="path"):
+            return read(labels="auto")
+    except UserError as error:
+        if error.key == "labels":  # few evaluations read labels, and there is no option to choose them by
+            log.warning("%s; its labels are ignored here", error.problem)
+            return read(labels="none")
+        if error.key in ("images", "split"):  # the end of this option's value
+            problem = error.problem.removeprefix(f"{error.key}={array}")
+            raise type(error)(f"{key}={file}:{array}{problem}", f"name another array, as in {key}={file}:NAME") from error
+        raise
 
 
-def _in_own_words(message: str, key: str, file: str) -> str:
-    """A message about the ``data`` group, as one about this command's options."""
-    for own, here in (("data.images=", f"{key}={file}:"), ("data.split=", f"{key}={file}:"), ("data.range=", "range=")):
-        message = message.replace(own, here)
-    return message
+@contextlib.contextmanager
+def _option_named(key: str, *, instead_of: str) -> Iterator[None]:
+    """Name the option ``key`` of a command in errors about a dataset's parameter ``instead_of``, whose value it gives."""
+    try:
+        yield
+    except UserError as error:
+        if error.key != instead_of:
+            raise
+        raise type(error)(error.problem.replace(f"{instead_of}=", f"{key}=", 1), error.fix) from error
 
 
 def _dataset(name: str, split: str, options: Config, builder: instantiate.Builder, device: torch.device) -> Side:
@@ -125,8 +153,8 @@ def _dataset(name: str, split: str, options: Config, builder: instantiate.Builde
         overrides.append(f"data.root={quoted(str(options['data_root']))}")
     parts = compose_evaluation(*overrides)
     if parts["data"].get("root") == "???":
-        raise ValueError(f"{name} needs data_root=DIR: where its images lie")
-    return _side(instantiate.build_source(parts, builder), device, parts["evaluation"])
+        raise ConfigError(f"{name} needs data_root=DIR: where its images lie")
+    return _side(build_dataset(parts, builder), device, parts["evaluation"])
 
 
 def compose_evaluation(*overrides: str) -> Config:

@@ -150,15 +150,8 @@ def _check_names(paths: Sequence[str], options: Config) -> None:
 
 
 def _captions(root: Path, paths: Sequence[str], options: Config) -> list[str] | None:
-    try:
-        found = find_captions(root, paths, options["captions"])
-        return None if found is None else found.texts
-    except (FileNotFoundError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        text = str(error).replace(" for a model without captions (conditioning=none)", "")
-        # The same keys have other names in data=folder.
-        raise type(error)(text.replace("data.captions", "captions").replace("data.root", "input")) from error
+    found = find_captions(root, paths, options["captions"])
+    return None if found is None else found.texts
 
 
 def _warn_of_sides(job: Job) -> None:

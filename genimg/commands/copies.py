@@ -6,6 +6,7 @@ import logging
 
 import torch
 
+from genimg.api.data import build_dataset, build_loader, other_split
 from genimg.api.inputs import Side, resolve
 from genimg.config import instantiate
 from genimg.config.instantiate import Config
@@ -47,12 +48,12 @@ def held_out_images(
         return None
     other = "val" if config["data"]["_target_"].endswith(".imagenet") else "test"
     try:
-        data = instantiate.other_split(config["data"], other, key="split", instead="use held_out=DIR")
-        source = instantiate.build_source({**config, "data": data}, builder)
+        data = other_split(config["data"], other, key="split", instead="use held_out=DIR")
+        source = build_dataset({**config, "data": data}, builder)
     except (FileNotFoundError, ValueError) as error:
         log.info("no held-out images: the %s split cannot be read (%s)", other, error)
         return None
-    return DatasetImages(instantiate.build_data(config, source, device, builder=builder))
+    return DatasetImages(build_loader(config, source, device))
 
 
 def measure_copies(options: Config, evaluator: Evaluator, held_out: DatasetImages | None) -> None:

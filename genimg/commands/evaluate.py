@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from genimg.api.checkpoints import check_own_images, load_method, open_for_use
+from genimg.api.data import build_dataset, build_loader, other_split
 from genimg.api.inputs import Side, compose_evaluation, resolve
 from genimg.commands.common import report
 from genimg.commands.compare import compare_results
@@ -184,8 +185,8 @@ def _of_checkpoint(options: Config, device: torch.device) -> dict[str, float]:
         if options["real"] is not None:
             real = resolve("real", options, builder, device)
         else:
-            source = instantiate.build_source(config, builder)
-            real = Side(source=source, images=DatasetImages(instantiate.build_data(config, source, device, builder=builder)))
+            source = build_dataset(config, builder)
+            real = Side(source=source, images=DatasetImages(build_loader(config, source, device)))
         evaluator = _evaluator(options, chosen, builder, real)
         held_out = held_out_images(options, config if options["real"] is None else None, real, builder, device)
     measure_copies(options, evaluator, held_out)
@@ -230,7 +231,7 @@ def _take_split(options: Config, config: Config) -> None:
     """
     if options["real"] is not None:
         raise ValueError("split= is of the checkpoint's own data, and real= names others: remove one of them")
-    config["data"] = instantiate.other_split(config["data"], options["split"], key="split", instead="use real=DIR")
+    config["data"] = other_split(config["data"], options["split"], key="split", instead="use real=DIR")
 
 
 def _of_images(options: Config, device: torch.device) -> dict[str, float]:
@@ -297,7 +298,7 @@ def _evaluator(
         raise ValueError("num_real= has no effect on statistics that exist already: remove it")
     if real.images is None and options["neighbors"]:
         raise ValueError("neighbors= needs the real images themselves, but real= names statistics")
-    evaluator = instantiate.build_evaluator({"evaluation": config}, builder)
+    evaluator = builder.build_group({"evaluation": config}, "evaluation")
     if not isinstance(evaluator, Evaluator):
         measured = (
             "the likelihood of images under a model"

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from genimg.api.checkpoints import check_own_images, load_method
+from genimg.api.data import build_dataset, build_loader
 from genimg.api.inputs import resolve
 from genimg.commands.common import report
 from genimg.config import instantiate
@@ -54,7 +55,7 @@ def evaluate_likelihood(
     chosen = {**chosen} | {
         key: options[key] for key in ("num_images", "num_samples", "batch_size", "seed") if options[key] is not None
     }
-    evaluator = instantiate.build_evaluator({"evaluation": chosen}, builder)
+    evaluator = builder.build_group({"evaluation": chosen}, "evaluation")
     assert isinstance(evaluator, LikelihoodEvaluator)
     method = load_method(config, builder, state, device)
     evaluator.check(method)
@@ -66,9 +67,9 @@ def evaluate_likelihood(
                 raise ValueError(f"real={options['real']} holds statistics, but a likelihood is of images: give those")
             data = side.images.data
         else:
-            source = instantiate.build_source(config, builder)
+            source = build_dataset(config, builder)
             check_own_images(source, method, state, other_split=options["split"] is not None)
-            data = instantiate.build_data(config, source, device, builder=builder)
+            data = build_loader(config, source, device)
     if options["real"] is not None:
         _check_fit(data.source, method.batch_keys, state, options)
         result = evaluator.measure(method, data, held_out=None)

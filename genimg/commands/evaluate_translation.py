@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genimg.api.checkpoints import check_own_images, load_method
+from genimg.api.data import build_dataset, build_loader, build_task
 from genimg.commands.common import report
 from genimg.config import instantiate
 from genimg.config.instantiate import Config
@@ -67,13 +68,13 @@ def evaluate_translator(
     method = load_method(config, builder, state, device)
     assert isinstance(method, Translation)
     if options["model_mode"] is not None:
-        method.set_mode(options["model_mode"], "model_mode")
-    source = instantiate.build_source(config, builder)
+        method.set_mode(options["model_mode"])
+    source = build_dataset(config, builder)
     check_own_images(source, method, state, other_split=options["split"] is not None)
-    data = instantiate.build_data(config, source, device, builder=builder)
+    data = build_loader(config, source, device, task=build_task(config, source, builder))
     chosen = {**(options["evaluation"] or config["evaluation"])}
     chosen |= {key: options[key] for key in ("num_images", "batch_size", "seed") if options[key] is not None}
-    evaluator = instantiate.build_evaluator({"evaluation": chosen}, builder)
+    evaluator = builder.build_group({"evaluation": chosen}, "evaluation")
     assert evaluator is not None
     evaluator.check(method)
     assert isinstance(evaluator, TranslationEvaluator)

@@ -14,6 +14,7 @@ from genimg.api.checkpoints import load_method, open_for_use
 from genimg.config import untrusted
 from genimg.config.compose import require_all_values
 from genimg.config.instantiate import Config
+from genimg.data.facts import DataFacts
 from genimg.evaluation.extractors.base import sha256_of
 from genimg.exporting.checks import largest_difference, trials
 from genimg.exporting.formats import (
@@ -57,7 +58,7 @@ def export(composed: DictConfig) -> None:
     method = load_method(config, builder, state, device)
     method.before_sampling()
     choices = Choices(**{key: options[key] for key in ("truncation", "direction", "model_mode")})
-    part = exportable(method, choices, config["data"])
+    part = exportable(method, choices, DataFacts.restored(state["facts"]))
     output = _output(options, path, part, choices)
     record = _record(part, path, state, options["format"], method.sampled_weights, choices)
     with naming_full_disk(f"the disk of output={output} became full: make room, or choose another output"):
@@ -140,7 +141,7 @@ def _record(part: Part, path: Path, state: Config, kind: str, weights: str, choi
     if kind == "onnx":
         record["opset"] = OPSET
     if kind == "safetensors":
-        record["config"] = recipe(state["config"], state["num_images"], choices)
+        record["config"] = recipe(state["config"], DataFacts.restored(state["facts"]), state["num_images"], choices)
     return record
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from genimg.api.data import build_dataset, build_loader
 from genimg.config import instantiate
 from genimg.config.compose import require_all_values
 from genimg.config.instantiate import Config
@@ -99,7 +100,7 @@ def train_features(composed: DictConfig) -> None:
 def _images(options: Config, device: torch.device) -> tuple[LabelledImages, LabelledImages]:
     builder = instantiate.Builder(allowed=(*instantiate.ALLOWED, *options["allow"]))
     config = options["data"]
-    source = instantiate.build_source(options, builder)
+    source = build_dataset(options, builder)
     if source.labels is None or len(source.class_names) < 2:
         raise ValueError(
             f"the data {source.name} has no labels: put each class's images into a subdirectory of its own, two classes or more"
@@ -110,13 +111,13 @@ def _images(options: Config, device: torch.device) -> tuple[LabelledImages, Labe
             f"the classifier takes square images of 1 or 3 channels, but data {source.name} has {channels} channels and "
             f"{height}x{width} pixels: set data.image_size to one number and data.channels to 1 or 3"
         )
-    data = instantiate.build_data(options, source, device)
+    data = build_loader(options, source, device)
     data.load()
     everything = np.arange(len(source), dtype=np.int64)
     if config.get("split") == "train":
         test = "val" if config["_target_"].endswith(".imagenet") else "test"
-        other = instantiate.build_source({**options, "data": {**config, "split": test}}, builder)
-        test_data = instantiate.build_data(options, other, device)
+        other = build_dataset({**options, "data": {**config, "split": test}}, builder)
+        test_data = build_loader(options, other, device)
         test_data.load()
         return LabelledImages(data, everything), LabelledImages(test_data, np.arange(len(other), dtype=np.int64))
     chosen = np.isin(everything, subset_of(source, -(-len(source) // options["held_out"])))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from genimg.api.data import build_dataset
 from genimg.config import instantiate
 from genimg.config.compose import require_all_values
 from genimg.config.instantiate import Config
@@ -33,7 +34,7 @@ def prepare(composed: DictConfig) -> None:
     output = Path(str(options["output"])).expanduser().resolve()
     check_output_directory(output)
     builder = instantiate.Builder(allowed=(*instantiate.ALLOWED, *options["allow"]))
-    source = instantiate.build_source(options, builder)
+    source = build_dataset(options, builder)
     if source.task is not None:
         raise ValueError(f"data={source.name} has pairs of images, which genimg-prepare does not pack: train from the files")
     if options["shard_size"] < image_bytes(source):

@@ -21,9 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import genimg
-from genimg.api.assemble import Parts, assemble, describe_parts
-from genimg.api.autotune import settle
-from genimg.api.debugging import say_what_was_learnt, shorten
+from genimg.api.assemble import Assembly, assemble, describe_parts
+from genimg.api.debugging import say_what_was_learnt, shortened
 from genimg.api.dry_run import rehearse
 from genimg.api.usual import (
     asked_for_extractor,
@@ -32,17 +31,18 @@ from genimg.api.usual import (
     warn_of_short_training,
 )
 from genimg.commands.common import sentence, table
-from genimg.config import instantiate, resume
-from genimg.config.compose import require_all_values
+from genimg.config import resume
+from genimg.config.compose import require_all_values, thaw
 from genimg.config.instantiate import Config
 from genimg.data.identity import Identity, identity_of
-from genimg.data.loader import available_keys
 from genimg.errors import UserError
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.methods.image_to_image import Translation
 from genimg.reporting import write_report
+from genimg.training.autotune import resolve_auto
+from genimg.training.components import TrainingComponents
 from genimg.training.device import describe_hardware
-from genimg.training.logger import Logger, SilentLogger, write_hyperparameters
+from genimg.training.logger import Logger, Recorder, SilentLogger, write_hyperparameters
 from genimg.training.state import TrainingState
 from genimg.training.trainer import StopRequestedError, Trainer, WorseningError
 from genimg.training.update import NonFiniteError
@@ -130,43 +130,47 @@ def _alone_in(run_dir: Path) -> AbstractContextManager[None]:
 
 def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | None:
     refuse_repeated_penalties(HydraConfig.get().overrides.task)
-    shorten(composed)
+    composed = shortened(composed)
     if not resume.names_a_checkpoint(composed):
         require_all_values(composed)
     # Only the first rank needs to see the run directory: other hosts may not have it.
     with failing_together():
         start = resume.find_start(composed, run_dir) if rank() == 0 else None
-    source_config, config, saved, named = of_first_rank(start)
+    start = of_first_rank(start)
+    config, saved = start.config, start.saved
     if saved is None:
         warn_of_missing_penalties(composed)
     if config["print_config"] and rank() == 0:
-        print(OmegaConf.to_yaml(OmegaConf.create(config)))
-    device_name = device_name if world_size() > 1 else config["device"]
-    evaluation = config["evaluation"]
-    was_measured_with_it = saved is not None and saved.state["config"]["evaluation"] == evaluation
+        print(OmegaConf.to_yaml(OmegaConf.create(thaw(config))))
+    was_measured_with_it = saved is not None and saved.state["config"]["evaluation"] == config["evaluation"]
     # The evaluation of a checkpoint that is named was chosen when that run was started.
     named_checkpoint = resume.names_a_checkpoint(composed)
     replaceable = not (was_measured_with_it or named_checkpoint or asked_for_extractor())
-    parts = assemble(config, device_name, named, may_replace_evaluation=replaceable)
-    if config["evaluation"] is not evaluation:
-        source_config["evaluation"] = config["evaluation"]
-    with failing_together():
-        welcome = [key for key in parts.method.welcome_keys if key in available_keys(parts.source)]
-        keys = (*parts.method.batch_keys, *welcome)
-        data = instantiate.build_data(config, parts.source, parts.device, keys=keys, builder=parts.builder)
-    parts = settle(parts, data, config, source_config)
-    source_config["data"] |= {key: config["data"][key] for key in instantiate.SETTLED if key in config["data"]}
+    assembly = assemble(
+        config,
+        device_name if world_size() > 1 else config["device"],
+        named=start.named,
+        decided=start.decided,
+        may_replace_evaluation=replaceable,
+    )
+    config = assembly.config
+    parts = resolve_auto(
+        assembly.components,
+        accumulation=saved is None and config["trainer"]["accumulation"] == "auto",
+        may_compile=not config["dry_run"],
+    )
     if config["dry_run"]:
-        rehearse(parts, data)
+        rehearse(parts, config["trainer"]["duration"])
         return None
-    recorder = instantiate.build_recorder(config, parts.builder)
+    recorder: Recorder | None = assembly.builder.build_group(config, "logger")
     facts = {
         "genimg_version": genimg.__version__,
         "torch_version": str(torch.__version__),
         "num_images": len(parts.source),
         "class_names": list(parts.source.class_names),
         "data": _identity(parts),
-        "precision": parts.precision.name,
+        "facts": assembly.facts.record(),
+        "decisions": parts.decisions.record(),
         "hardware": describe_hardware(parts.device),
         "processes": world_size(),
         "performance": parts.performance.describe(parts.optimizers.values()),
@@ -181,12 +185,7 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
             return SilentLogger()
         return Logger(run_dir, step=step, evaluated=evaluated, recorder=recorder)
 
-    trainer = parts.trainer(
-        data,
-        folder=run_dir / "checkpoints",
-        make_logger=make_logger,
-        describe={**facts, "config": config, "config_source": source_config},
-    )
+    trainer = parts.trainer(folder=run_dir / "checkpoints", make_logger=make_logger, describe={**facts, **config.record()})
     if saved is not None:
         trainer.load_state_dict(saved.state)
         if not resume.same_measure(saved.state["config"]["evaluation"], config["evaluation"]):
@@ -198,31 +197,31 @@ def _train(composed: DictConfig, run_dir: Path, device_name: str) -> float | Non
         if recorder and rank() == 0:
             recorder.open(run_dir, config)
     if rank() == 0:
-        OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
+        OmegaConf.save(OmegaConf.create(thaw(config)), run_dir / "config.yaml")
     if trainer.state.images < trainer.settings.duration:
-        _announce(parts, trainer, run_dir)
+        _announce(assembly, parts, trainer, run_dir)
     return _fit(trainer, config, parts.evaluator, run_dir)
 
 
-def _identity(parts: Parts) -> Identity:
+def _identity(parts: TrainingComponents) -> Identity:
     task = parts.method.task if isinstance(parts.method, Translation) else None
     masks = None if task is None else task.fingerprint()
     return identity_of(parts.source, captions="caption" in parts.method.batch_keys, masks=masks)
 
 
-def _announce(parts: Parts, trainer: Trainer, run_dir: Path) -> None:
+def _announce(assembly: Assembly, parts: TrainingComponents, trainer: Trainer, run_dir: Path) -> None:
     log.info("run directory: %s", run_dir)
-    describe_parts(parts, trainer.data.placement)
+    describe_parts(parts)
     settings = trainer.settings
     log.info(
         "training for %s: %d images in %d steps of %d",
-        parts.config["trainer"]["duration"],
+        assembly.config["trainer"]["duration"],
         settings.duration,
         settings.duration // settings.batch_size,
         settings.batch_size,
     )
     if trainer.state.images == 0:
-        warn_of_short_training(settings, parts.config, parts.builder)
+        warn_of_short_training(settings, assembly.config, assembly.builder)
 
 
 def _fit(trainer: Trainer, config: Config, evaluator: PeriodicEvaluator | None, run_dir: Path) -> float | None:

@@ -17,6 +17,7 @@ from genimg.config import instantiate, untrusted
 from genimg.config.compose import require_all_values
 from genimg.config.instantiate import Config
 from genimg.data.decode import checked_levels
+from genimg.data.facts import DataFacts
 from genimg.data.tasks.base import Task
 from genimg.inference.image_files import (
     Picture,
@@ -59,19 +60,19 @@ def translate(composed: DictConfig) -> None:
     pictures = find_pictures(options["input"])
     device = choose_device(options["device"])
     path, state, builder = open_for_use(options)
-    data = state["config"]["data"]
+    data, facts = state["config"]["data"], DataFacts.restored(state["facts"])
     method = _loaded(options, state, builder, device)
     direction = _direction(options["direction"], method, data)
     if options["model_mode"] is not None:
-        method.set_mode(options["model_mode"], "model_mode")
+        method.set_mode(options["model_mode"])
     pictures = _masked(options, pictures, method.task)
     read = {key: options[key] for key in ("input", "mask")}
     output = checked_output(options["output"], read, pictures, grid=options["grid"], overwrite=options["overwrite"],
                             command=_COMMAND)  # fmt: skip
-    pictures = _halved(options, with_sizes(pictures), data)
-    source_channels = data["target_channels" if direction in method.directions[1:] else "source_channels"]
+    pictures = _halved(options, with_sizes(pictures), data, facts)
+    source_channels = facts.channels_into(backwards=direction in method.directions[1:])
     channels, levels = image_channels(method.task, source_channels), checked_levels(data.get("range"))
-    least = least_side(method, direction, device, source_channels, max(height_width(data["image_size"])))
+    least = least_side(method, direction, device, source_channels, max(height_width(facts.image_size)))
     _check_tile(options["tile"], method.multiple, least)
     translator = Translator(method, direction, device, options["tile"], options["overlap"], options["batch_size"],
                             options["seed"], least)  # fmt: skip
@@ -172,7 +173,7 @@ def _masked(options: Config, pictures: list[Picture], task: Task) -> list[Pictur
     return with_masks(pictures, options["mask"])
 
 
-def _halved(options: Config, pictures: list[Picture], data: Config) -> list[Picture]:
+def _halved(options: Config, pictures: list[Picture], data: Config, facts: DataFacts) -> list[Picture]:
     """The half of each file that is to be translated; whole files where none is.
 
     Raises:
@@ -183,9 +184,9 @@ def _halved(options: Config, pictures: list[Picture], data: Config) -> list[Pict
         if options["mask"] is not None:
             raise ValueError(f"half={half} and mask={options['mask']} do not go together: cut the files beforehand")
         return halved(pictures, half)
-    in_one_file = str(data["_target_"]).endswith("pairs.paired") and data.get("root") is not None
+    in_one_file = str(data["_target_"]).endswith("paired.paired") and data.get("root") is not None
     if half is None and in_one_file:
-        height, width = height_width(data["image_size"])
+        height, width = height_width(facts.image_size)
         for picture in pictures:
             ratio = (picture.size[1] / picture.size[0]) / (2 * width / height)
             if abs(ratio - 1) < _SAME_RATIO:

@@ -15,13 +15,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from genimg.config import instantiate, untrusted
+from genimg.config.compose import Config
+from genimg.data.facts import DataFacts
 from genimg.data.identity import refused_differences, warned_differences
+from genimg.errors import ConfigError
 from genimg.training import checkpoint
+from genimg.training.decisions import Decisions
 from genimg.utils.mappings import flatten
 
 log = logging.getLogger(__name__)
 
-Config = dict[str, Any]
+Node = dict[str, Any]
 
 # What may differ from the checkpoint's config without changing what is trained. trainer.duration is among them because
 # a schedule that depends on it has a duration of its own.
@@ -29,7 +33,7 @@ _HARMLESS = (
     "run_dir", "resume", "resume_force", "allow", "debug", "traceback", "print_config", "dry_run", "device",
     "evaluation", "performance", "logger",
     "data.placement", "data.num_workers", "data.max_corrupt",
-    "data.refresh_index", *(f"data.{key}" for key in instantiate.SETTLED),
+    "data.refresh_index",
     "trainer.duration", "trainer.log_interval", "trainer.preview_interval", "trainer.preview_images",
     "trainer.checkpoint_interval", "trainer.keep_last", "trainer.checkpoint_minutes", "trainer.preview_seconds",
     "trainer.usual_duration",
@@ -37,13 +41,6 @@ _HARMLESS = (
 
 
 _OF_THIS_COMMAND = ("resume", "resume_force", "run_dir", "allow", "traceback", "print_config", "dry_run")
-
-# What earlier checkpoints lack, and what they then mean.
-_YOUNG_GROUPS = ("performance", "logger", "conditioning", "penalty", "augment", "data_augment", "task")
-_YOUNG_KEYS = {
-    "trainer.sync_batch_norm": False, "data.captions": "auto", "data.held_out": [], "data.validation": 0, "task": {},
-    "penalty.r1.reuse_forward": False, "penalty.r2.reuse_forward": False, "model.fresh_latents": False, "task.clip": True,
-}  # fmt: skip
 
 _WITH_PATHS = ("data", "task")  # groups that name files
 _PATHS = ("root", "a", "b", "path", "folder")  # keys of theirs, at any depth, that hold a path from the working directory
@@ -55,7 +52,7 @@ _ABSENT = "(absent)"  # in place of a value
 class Saved:
     """A checkpoint's contents and where they came from."""
 
-    state: Config
+    state: Node
     path: Path
 
 
@@ -64,14 +61,34 @@ def names_a_checkpoint(composed: DictConfig) -> bool:
     return composed.resume not in (None, "auto")
 
 
-def find_start(composed: DictConfig, run_dir: Path) -> tuple[Config, Config, Saved | None, instantiate.Named | None]:
-    """The config to train with (unresolved and resolved), the checkpoint to start from, if any, and ``Builder.named``.
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from.
+
+    Attributes:
+        config: The config to train with.
+        saved: The checkpoint to continue from, if any.
+        named: See ``Builder.named``.
+    """
+
+    config: Config
+    saved: Saved | None = None
+    named: instantiate.Named | None = None
+
+    @property
+    def decided(self) -> Decisions | None:
+        """What ``auto`` meant in the run that is continued."""
+        return Decisions(**self.saved.state["decisions"]) if self.saved else None
+
+
+def find_start(composed: DictConfig, run_dir: Path) -> Start:
+    """Return the config to train with, and the checkpoint to start from, if any.
 
     With ``resume=PATH`` the checkpoint's own config is the base and this command line's values are set on it, so that
     ``genimg-train resume=PATH`` needs nothing else.
 
     Raises:
-        FileNotFoundError, ValueError: if the checkpoint is missing, broken, not the newest of its run, or belongs to
+        CheckpointError, ConfigError: If the checkpoint is missing, broken, not the newest of its run, or belongs to
             another config.
     """
     folder = checkpoint.CheckpointFolder(run_dir / "checkpoints", keep_last=1)
@@ -91,31 +108,19 @@ def find_start(composed: DictConfig, run_dir: Path) -> tuple[Config, Config, Sav
     if saved is not None:
         checkpoint.require_whole(saved.state, saved.path)
     _refuse_to_overwrite(folder, saved)
-    source = _on_top_of(saved.state, composed) if saved and names_a_checkpoint(composed) else _plain(composed)
-    source["run_dir"] = str(run_dir)
-    named = _take_out_what_is_local(source, composed) if saved and names_a_checkpoint(composed) else None
-    config = _resolved(source)
+    raw = _on_top_of(saved.state, composed) if saved and names_a_checkpoint(composed) else _plain(composed)
+    raw["run_dir"] = str(run_dir)
+    named = _take_out_what_is_local(raw, composed) if saved and names_a_checkpoint(composed) else None
+    resolved = _resolved(raw)
     for group in _WITH_PATHS:  # so that the run continues from any directory
-        _make_absolute(config.get(group), source.get(group))
+        _make_absolute(resolved.get(group), raw.get(group))
+    config = Config(raw)
     if saved is not None:
-        if config["trainer"]["accumulation"] == "auto":  # what was found then: batch norm sees microbatches
-            found = saved.state["config"]["trainer"]["accumulation"]
-            source["trainer"]["accumulation"] = config["trainer"]["accumulation"] = found
-        if config["performance"]["compile"] == "auto":
-            mode = saved.state["config"].get("performance", {}).get("compile", False)
-            if mode == "auto" or config["performance"]["activation_checkpointing"]:
-                mode = False  # auto was off when it was not settled
-            source["performance"]["compile"] = config["performance"]["compile"] = mode
-        for key in instantiate.SETTLED:
-            known = saved.state["config"]["data"].get(key)
-            if type(known) is int and type(config["data"].get(key)) is not int:
-                source["data"][key] = known
-        config = _resolved(source)
-        _compare(saved, config, source, named)
-    return source, config, saved, named
+        _compare(saved, config, named)
+    return Start(config, saved, named)
 
 
-def _take_out_what_is_local(source: Config, composed: DictConfig) -> instantiate.Named:
+def _take_out_what_is_local(source: Node, composed: DictConfig) -> instantiate.Named:
     """Replace, in place, the paths and digests that only the checkpoint's config names; return those of this command line.
 
     Raises:
@@ -136,7 +141,7 @@ def _take_out_what_is_local(source: Config, composed: DictConfig) -> instantiate
         if isinstance(node, dict):
             node[place.path[-1]] = place.mark.instead
     if left := untrusted.take_out(_resolved(source), builder):  # reached by an interpolation
-        raise ValueError(instantiate.name_again({place.key: "${...}" for place in left}))
+        raise ConfigError(instantiate.name_again({place.key: "${...}" for place in left}))
     assert builder.named is not None
     return builder.named
 
@@ -175,49 +180,54 @@ def _make_absolute(config: Any, source: Any) -> None:
             _make_absolute(value, source.get(key) if isinstance(source, dict) else None)
 
 
-def same_measure(old: Config, new: Config) -> bool:
+def same_measure(old: Node, new: Node) -> bool:
     """Whether two ``evaluation`` groups measure the same, so that a best value of one counts for the other."""
     indifferent = ("interval", "batch_size", "cache_dir", "bootstrap", "reconstructions", "final_num_images", "stop_if")
     return {k: v for k, v in old.items() if k not in indifferent} == {k: v for k, v in new.items() if k not in indifferent}
 
 
-def check_facts(saved: Config, facts: Config, *, force: bool) -> None:
+def check_facts(saved: Node, facts: Node, *, force: bool) -> None:
     """Compare what the config does not say: the images, and the arithmetic.
 
     Raises:
         ValueError: if the data has another number of images, other classes, or its images in another order.
     """
     _compare_images(saved, facts, force=force)
-    for name in ("precision", "genimg_version", "torch_version", "hardware", "processes", "performance"):
+    for name in ("decisions", "genimg_version", "torch_version", "hardware", "processes", "performance"):
         if name in saved:
             for key, now in _entries(name, facts[name]).items():
                 before = _entries(name, saved[name]).get(key, "not recorded")
                 if now != before:
-                    log.warning("%s is %s, but was %s: the run goes on, but not bit for bit", key, now, before)
+                    log.warning(
+                        "%s is %s, but was %s: the run goes on, but not bit for bit",
+                        key.removeprefix("decisions."),
+                        now,
+                        before,
+                    )
 
 
-def data_history(saved: Config, facts: Config) -> list[Config]:
+def data_history(saved: Node, facts: Node) -> list[Node]:
     """The images that a run was trained on before those of ``facts``, each with how many it had seen when they changed."""
-    history: list[Config] = list(saved.get("data_history", []))
+    history: list[Node] = list(saved.get("data_history", []))
     before = _recorded_images(saved)
     if refused_differences(before, facts["data"]) or warned_differences(before, facts["data"]):
         history.append({"until_images": saved["training"]["images"], **before})
     return history
 
 
-def _recorded_images(saved: Config) -> Config:
+def _recorded_images(saved: Node) -> Node:
     """What a checkpoint records of its images; early ones the number and the names of classes alone."""
-    record: Config = saved.get("data") or {key: saved[key] for key in ("num_images", "class_names") if key in saved}
+    record: Node = saved.get("data") or {key: saved[key] for key in ("num_images", "class_names") if key in saved}
     return record
 
 
-def _compare_images(saved: Config, facts: Config, *, force: bool) -> None:
+def _compare_images(saved: Node, facts: Node, *, force: bool) -> None:
     """Raise, or warn, where a run's images are not those that its checkpoint records."""
     before, now = _recorded_images(saved), facts["data"]
     fix = "point data.root at the images of before, or continue all the same with resume_force=true"
     if refused := refused_differences(before, now):
         if not force:
-            raise ValueError(f"{'; '.join(refused)}: {fix}")
+            raise ConfigError(f"{'; '.join(refused)}: {fix}")
         log.warning("resuming with other data: %s", "; ".join(refused))
     if "data" not in saved:
         log.warning("the checkpoint does not record which images it was trained on: whether they are the same is not known")
@@ -225,20 +235,20 @@ def _compare_images(saved: Config, facts: Config, *, force: bool) -> None:
         log.warning("%s are not those of before: the run goes on with them, and records both", ", ".join(warned))
 
 
-def _entries(name: str, fact: Any) -> Config:
+def _entries(name: str, fact: Any) -> Node:
     """A fact of several values as one for each of them."""
     return {f"{name}.{key}": value for key, value in fact.items()} if isinstance(fact, dict) else {name: fact}
 
 
-def _differences(old: Config, new: Config) -> dict[str, str]:
+def _differences(old: Node, new: Node) -> dict[str, str]:
     """Key -> ``old -> new`` for every key that differs and matters."""
-    flat_old, flat_new = _YOUNG_KEYS | flatten(old), _YOUNG_KEYS | flatten(new)
+    flat_old, flat_new = flatten(old), flatten(new)
     keys = [key for key in sorted(flat_old | flat_new) if not _harmless(key)]
     changes = {key: (flat_old.get(key, _ABSENT), flat_new.get(key, _ABSENT)) for key in keys}
     return {key: f"{before} -> {now}" for key, (before, now) in changes.items() if before != now}
 
 
-def _in_short(changes: dict[str, str], old_source: Config, new_source: Config) -> str:
+def _in_short(changes: dict[str, str], old_source: Node, new_source: Node) -> str:
     """The differences, a line each: one for a group of which another choice is made, none for what follows from others."""
     flat_old, flat_new = flatten(old_source), flatten(new_source)
     derived = {
@@ -259,26 +269,29 @@ def _in_short(changes: dict[str, str], old_source: Config, new_source: Config) -
     return "\n  ".join(lines)
 
 
-def _compare(saved: Saved, config: Config, source: Config, named: instantiate.Named | None) -> None:
+def _compare(saved: Saved, config: Config, named: instantiate.Named | None) -> None:
     changes = _differences(saved.state["config"], config)
+    found = saved.state["decisions"]["accumulation"]
+    if {saved.state["config"]["trainer"]["accumulation"], config["trainer"]["accumulation"]} <= {"auto", found}:
+        changes.pop("trainer.accumulation", None)
     builder = instantiate.Builder((*instantiate.ALLOWED, *map(str, config["allow"] or ())))
     for place in untrusted.places(config, builder):  # the same file may lie elsewhere now
         changes.pop(place.key, None)
     if not changes:
         return
-    listed = _in_short(changes, saved.state["config_source"], source)
+    listed = _in_short(changes, saved.state["raw_config"], config.raw)
     differs = f"the config differs from that of {saved.path} in ways that change the result:\n  {listed}\n"
     impossible = _why_impossible(saved.state, changes, config, named)
     if impossible:
-        raise ValueError(f"{differs}{impossible}: undo the changes, or choose another run_dir to start afresh")
+        raise ConfigError(f"{differs}{impossible}: undo the changes, or choose another run_dir to start afresh")
     if not config["resume_force"]:
-        raise ValueError(
+        raise ConfigError(
             f"{differs}undo them, choose another run_dir to start afresh, or continue all the same with resume_force=true"
         )
     log.warning("resuming with a changed config:\n  %s", listed)
 
 
-def _why_impossible(state: Config, changes: dict[str, str], config: Config, named: instantiate.Named | None) -> str | None:
+def _why_impossible(state: Node, changes: dict[str, str], config: Node, named: instantiate.Named | None) -> str | None:
     """Why not even ``resume_force`` can continue with these changes; None if it can."""
     if "trainer.batch_size" in changes:
         return "steps are counted in batches, so that trainer.batch_size cannot change within a run"
@@ -288,7 +301,7 @@ def _why_impossible(state: Config, changes: dict[str, str], config: Config, name
     batch_size = config["trainer"]["batch_size"]
     builder = instantiate.Builder(allowed, epoch_size=state["num_images"], batch_size=batch_size, named=named)
     try:
-        method = builder.build(config["model"], "model")
+        method = instantiate.build_model(config, DataFacts.restored(state["facts"]), builder)
     except Exception:  # which will be raised again where the run is assembled, if it is forced
         return None
     shapes = {name: tensor.shape for name, tensor in method.state_dict().items()}
@@ -303,22 +316,19 @@ def _refuse_to_overwrite(folder: checkpoint.CheckpointFolder, saved: Saved | Non
     if not steps:
         return
     if saved is None:
-        raise ValueError(f"{folder.path} holds a run already: continue it with resume=auto, or choose another run_dir")
+        raise ConfigError(f"{folder.path} holds a run already: continue it with resume=auto, or choose another run_dir")
     batch_size = saved.state["config"]["trainer"]["batch_size"]
     step = saved.state["training"]["images"] // batch_size
     if step < max(steps):
-        raise ValueError(
+        raise ConfigError(
             f"{saved.path} is of step {step}, but {folder.path} goes on to step {max(steps)}: choose another run_dir to "
             "branch off from there"
         )
 
 
-def _on_top_of(state: Config, composed: DictConfig) -> Config:
+def _on_top_of(state: Node, composed: DictConfig) -> Node:
     """The checkpoint's unresolved config with the values that this command line sets."""
-    config = DictConfig(state["config_source"])
-    for group in _YOUNG_GROUPS:
-        if group not in config:
-            config[group] = composed[group]
+    config = DictConfig(state["raw_config"])
     hydra = HydraConfig.get()
     for override in OverridesParser.create().parse_overrides(list(hydra.overrides.task)):
         key = override.key_or_group
@@ -331,11 +341,11 @@ def _on_top_of(state: Config, composed: DictConfig) -> Config:
     return OmegaConf.to_container(config, resolve=False)  # type: ignore[return-value]
 
 
-def _plain(config: DictConfig) -> Config:
+def _plain(config: DictConfig) -> Node:
     return OmegaConf.to_container(config, resolve=False)  # type: ignore[return-value]
 
 
-def _resolved(source: Config) -> Config:
+def _resolved(source: Node) -> Node:
     return OmegaConf.to_container(OmegaConf.create(source), resolve=True)  # type: ignore[return-value]
 
 

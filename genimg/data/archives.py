@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from genimg.errors import ConfigError, DataError
+
 SPLITS = ("train", "val", "test")
 
 _IMAGES = r"(?:x|images?|imgs?|data|samples?)"
@@ -56,34 +58,36 @@ def choose_images(headers: Mapping[str, Header], where: str, *, key: str | None,
         split: ``train``, ``val`` or ``test``; None takes the training images where the archive has splits.
 
     Raises:
-        ValueError: If there is no such array, or several could be meant.
+        ConfigError: If there is no such array, named by ``images`` or ``split`` of the dataset.
+        DataError: If no array or several could be meant, named by its ``path``.
     """
     if key is not None:
         if split is not None:
-            raise ValueError(f"data.images={key} names the array, so that data.split={split} has no effect: remove one of them")
+            raise ConfigError(f"split={split} has no effect, because images={key} names the array", "remove one of them")
         if key not in headers:
-            raise ValueError(f"data.images={key}: {where} has no such array, but {listed(headers)}")
+            raise ConfigError(f"images={key} is not an array of {where}", f"choose one of {listed(headers)}")
         if len(headers[key].shape) not in (3, 4):
-            raise ValueError(f"data.images={key}: {_no_images(where, {key: headers[key]})}")
+            raise ConfigError(f"images={key} is not an array of images: {_expected({key: headers[key]})}")
         return key, _split_of(key, _IMAGES)
     candidates = image_like(headers)
     named = {name for name in headers if _usual(name)}
     if not candidates or (named and not named & set(candidates) and len(candidates) == 1):
-        raise ValueError(_no_images(where, headers))
+        raise DataError(f"path={where} holds no images: {_expected(headers)}")
     if split is not None:
         found = [name for name in candidates if _split_of(name, _IMAGES) == split]
         if not found:
-            raise ValueError(f"data.split={split}: {where} has no images of this split, but {listed(headers)}: remove "
-                             "data.split, or name an array with data.images=NAME")  # fmt: skip
+            raise ConfigError(f"split={split} does not exist in {where}, which holds {listed(headers)}",
+                              "remove split, or name an array with images=NAME")  # fmt: skip
     elif len(candidates) == 1:
         found = candidates
     else:
         found = [name for name in candidates if _usual(name)]
     if len(found) != 1:
         choice = found or candidates
-        raise ValueError(
-            f"{where} has {len(choice)} arrays that could be the images: {listed({name: headers[name] for name in choice})}; "
-            f"choose one, such as data.images={choice[0]}"
+        raise DataError(
+            f"path={where} has {len(choice)} arrays that could be the images: "
+            f"{listed({name: headers[name] for name in choice})}",
+            f"choose one by its name, such as {choice[0]}",
         )
     return found[0], _split_of(found[0], _IMAGES)
 
@@ -99,23 +103,25 @@ def choose_labels(headers: Mapping[str, Header], where: str, *, key: str, images
         split: Of the images, as their name says it.
 
     Raises:
-        ValueError: If there is no such array, or several could be meant.
+        ConfigError: If there is no such array, named by ``labels`` of the dataset.
+        DataError: If several could be meant.
     """
     if key == "none":
         return None
     others = {name: header for name, header in headers.items() if name != images}
     if key != "auto":
         if key not in others:
-            raise ValueError(f"data.labels={key}: {where} has no such array, but {listed(others)}; auto and none are no names")
+            raise ConfigError(f"labels={key} is not an array of {where}", f"choose auto, none or one of {listed(others)}")
         return key
     plain = [name for name in others if re.fullmatch(_LABELS, name, re.IGNORECASE)]
     found = [name for name in others if split is not None and _split_of(name, _LABELS) == split] or plain
     if not found and images == FIRST and SECOND in others and _could_be_labels(headers[SECOND], headers[FIRST].shape[0]):
         found = [SECOND]
     if len(found) > 1:
-        raise ValueError(
-            f"{where} has {len(found)} arrays that could be the labels: {listed({name: headers[name] for name in found})}; "
-            f"choose one, such as data.labels={found[0]}, or none with data.labels=none"
+        raise DataError(
+            f"labels=auto finds {len(found)} arrays of {where} that could be the labels: "
+            f"{listed({name: headers[name] for name in found})}",
+            f"choose one, such as labels={found[0]}, or ignore them with labels=none",
         )
     return found[0] if found else None
 
@@ -131,8 +137,8 @@ def listed(headers: Mapping[str, Header]) -> str:
     return ", ".join(f"{name} {header}" for name, header in headers.items()) or "nothing"
 
 
-def _no_images(where: str, headers: Mapping[str, Header]) -> str:
-    return f"{where} holds no images: expected an array [N, H, W, C], [N, C, H, W] or [N, H, W], found {listed(headers)}"
+def _expected(headers: Mapping[str, Header]) -> str:
+    return f"expected an array [N, H, W, C], [N, C, H, W] or [N, H, W], found {listed(headers)}"
 
 
 def _has_channels(header: Header) -> bool:

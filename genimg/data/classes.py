@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from genimg.errors import DataError
+
 log = logging.getLogger(__name__)
 
 LABELS_FILE = "dataset.json"
 _MOST_CLASSES = 1_000_000  # each gets a name
-_IGNORE = "or set data.labels=none for images without labels"
+_IGNORE = "or ignore the labels with labels=none"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def classes_by_directory(paths: Sequence[str]) -> Classes:
     names = sorted({path.split("/", 1)[0] for path in paths if "/" in path})
     if stray := stray_images(paths):
         log.warning(
-            "the %d subdirectories are no classes, because %s beside them: move %s away for labels, or set data.labels=none",
+            "the %d subdirectories are not classes, because %s beside them: move %s away for labels, or set labels=none",
             len(names), stray, "it" if " and " not in stray else "them",
         )  # fmt: skip
     if len(names) < 2 or stray:
@@ -76,12 +78,12 @@ def classes_by_file(content: bytes, paths: Sequence[str], where: str) -> Classes
         None if the file says nothing about labels, because another program wrote it.
 
     Raises:
-        ValueError: If the file is damaged, an image has no label, or labels are no whole numbers.
+        DataError: If the file is damaged, an image has no label, or labels are not whole numbers.
     """
     try:
         read = json.loads(content)
     except ValueError as error:
-        raise ValueError(f"{where} is not JSON ({error}): make it again, {_IGNORE}") from error
+        raise _broken(f"the file {where} is not JSON ({error})", "write it again") from error
     if not isinstance(read, dict) or "labels" not in read:
         return None
     if read["labels"] is None:
@@ -89,9 +91,9 @@ def classes_by_file(content: bytes, paths: Sequence[str], where: str) -> Classes
     label_of = _checked(read["labels"], where)
     missing = [path for path in paths if path not in label_of]
     if missing:
-        raise ValueError(
-            f"{where} has no label for {len(missing)} of the {len(paths)} images, the first of them {missing[0]}: add them to "
-            f"the file, {_IGNORE}"
+        raise _broken(
+            f"the file {where} has no label for {len(missing)} of the {len(paths)} images, the first of them {missing[0]}",
+            "add them to the file",
         )
     if len(label_of) > len(paths):
         known = set(paths)
@@ -105,30 +107,36 @@ def _checked(entries: Any, where: str) -> dict[str, int]:
     """Name -> label."""
     form = 'entries must be such as ["00000/img00000000.png", 6]'
     if not isinstance(entries, list):
-        raise ValueError(f"{where}: labels is {type(entries).__name__}, not a list: {form}; mend the file, {_IGNORE}")
+        raise _broken(f"the file {where} has {type(entries).__name__} as labels, not a list: {form}")
     found: dict[str, int] = {}
     for number, entry in enumerate(entries):
         if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
-            raise ValueError(f"{where}: labels[{number}] is {str(entry)[:80]}: {form}; mend the file, {_IGNORE}")
+            raise _broken(f"the file {where} has {str(entry)[:80]} as labels[{number}]: {form}")
         name, label = posixpath.normpath(entry[0].replace("\\", "/")), entry[1]
         if isinstance(label, list | float):
-            raise ValueError(
-                f"{where}: the label of {name} is {str(label)[:40]}, a vector or a fraction, and models here take one class an "
-                f"image: write its number, {_IGNORE}"
+            raise _broken(
+                f"the file {where} gives {name} the label {str(label)[:40]}, a vector or a fraction, not the number of a class",
+                "write its number",
             )
         if type(label) is not int or not 0 <= label < _MOST_CLASSES:
-            raise ValueError(
-                f"{where}: the label of {name} is {label!r}, not a whole number from 0 to {_MOST_CLASSES - 1}: mend the file, "
-                f"{_IGNORE}"
+            raise _broken(
+                f"the file {where} gives {name} the label {label!r}, not a whole number from 0 to {_MOST_CLASSES - 1}"
             )
         if found.setdefault(name, label) != label:
-            raise ValueError(f"{where}: {name} has the labels {found[name]} and {label}: leave one of them, {_IGNORE}")
+            raise _broken(f"the file {where} gives {name} the labels {found[name]} and {label}", "remove one of them")
     return found
+
+
+def _broken(problem: str, fix: str = "correct the file") -> DataError:
+    return DataError(problem, f"{fix}, {_IGNORE}", key="labels")
 
 
 def _names(given: Any, count: int, where: str) -> tuple[str, ...]:
     if given is None:
         return tuple(map(str, range(count)))
     if not isinstance(given, list) or len(given) < count or not all(isinstance(name, str) for name in given):
-        raise ValueError(f"{where}: class_names must be a list of {count} names, one for each label from 0: mend or remove it")
+        raise _broken(
+            f"the file {where} must have a list of {count} names, one for each label from 0, as class_names",
+            "correct or remove it",
+        )
     return tuple(f"{label} - {name}" for label, name in enumerate(given))

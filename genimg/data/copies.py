@@ -26,6 +26,7 @@ from torchvision.transforms.v2 import functional as F
 from genimg.data.datasets.builtin import CorruptImageError
 from genimg.data.decode import PixelFormat, upright
 from genimg.data.transforms import rotate
+from genimg.errors import DataError
 from genimg.utils.images import to_float, to_uint8
 
 Record = dict[str, Any]  # as JSON holds it
@@ -185,7 +186,7 @@ def write_copies(job: Job, index: int, folder: Path, stopped: threading.Event) -
         A record of each file, or what is wrong with the image where it is corrupt.
 
     Raises:
-        ValueError: if it is to be mixed, and no other image can be decoded.
+        DataError: if it is to be mixed, and no other image can be decoded.
         OSError: if a file cannot be written.
     """
     path = job.paths[index]
@@ -229,7 +230,7 @@ def _partner(job: Job, index: int, chance: float, image: Tensor) -> tuple[str, T
             return candidate, read_image(job.root / candidate, PixelFormat(height, width, channels))
         except CorruptImageError as error:  # it is counted where copies of it would be made
             problem = error
-    raise ValueError(f"there is no other image that {job.root / job.paths[index]} could be mixed with: {problem}")
+    raise DataError(f"no other image can be mixed with {job.root / job.paths[index]} ({problem})", "repair or remove it")
 
 
 def _shares(own: str, other: str, share: float) -> dict[str, float]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genimg.data.datasets.builtin import CorruptImageError, Source
+from genimg.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +18,7 @@ class Corruption:
     """Counts undecodable images.
 
     Args:
-        allowed: distinct corrupt images after which to stop (``data.max_corrupt``).
+        allowed: Number of distinct corrupt images that are skipped; one more is an error.
     """
 
     def __init__(self, allowed: int) -> None:
@@ -27,19 +29,30 @@ class Corruption:
         """Warn about a corrupt image.
 
         Raises:
-            ValueError: when there are more than allowed.
+            DataError: If there are more than allowed.
         """
         if message in self.seen:
             return
         self.seen.add(message)
         if len(self.seen) > self.allowed:
-            names = "\n  ".join(sorted(self.seen)[:10])
-            raise ValueError(
-                f"{len(self.seen)} corrupt image{'s' * (len(self.seen) > 1)} in the data, more than "
-                f"data.max_corrupt={self.allowed} allows; remove or repair them (a training passes them over with a higher "
-                f"data.max_corrupt):\n  {names}"
-            )
+            raise too_many(sorted(self.seen), self.allowed)
         log.warning("skipped a corrupt image: %s", message)
+
+
+def too_many(problems: Sequence[str], allowed: int) -> DataError:
+    """Return the error about more corrupt images than ``max_corrupt`` allows; it shows the first ten problems."""
+    names = "\n  ".join(problems[:10])
+    return DataError(
+        f"max_corrupt={allowed} is exceeded, with {len(problems)} corrupt image{'s' * (len(problems) > 1)} so far",
+        f"remove or repair them, or skip up to N of them with max_corrupt=N:\n  {names}",
+    )
+
+
+def none_decodable(source: Source, problem: str) -> DataError:
+    """Return the error about a source of which no image can be decoded."""
+    return DataError(
+        f"none of the {len(source)} images of {source.name} can be decoded", f"repair them; the first is {problem}"
+    )
 
 
 def read_valid(source: Source, index: int, allowed: int) -> tuple[NDArray[np.uint8] | None, int, list[str]]:
@@ -56,7 +69,7 @@ def read_valid(source: Source, index: int, allowed: int) -> tuple[NDArray[np.uin
             problems.append(str(error))
             if len(problems) > allowed:
                 return None, index, problems
-    raise ValueError(f"none of the {len(source)} images of {source.name} can be decoded; the first: {problems[0]}")
+    raise none_decodable(source, problems[0])
 
 
 def read_many_valid(

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from genimg.data.image_files import ImageFiles
+from genimg.errors import ConfigError, DataError
 from genimg.types import height_width
 
 FITS = ("crop", "stretch", "pad")
@@ -20,7 +21,7 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GREY = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _ORIENTATION = 0x0112  # EXIF's tag
 _SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # whose grey images of 16 bits Pillow opens with 32
-_HOW_TO_GIVE_LEVELS = "give the values that become black and white with data.range=[low,high], or store 8 bits"
+_HOW_TO_GIVE_LEVELS = "give the values that become black and white with range=[low,high], or store 8 bits"
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,20 @@ class PixelFormat:
     def of(
         cls, image_size: int | Sequence[int], channels: int, fit: str = "crop", levels: Sequence[float] | None = None
     ) -> PixelFormat:
-        """Build one from config values.
+        """Build one from a dataset's parameters.
 
         Raises:
-            ValueError: for an unknown fit, channel count or size, or levels that are none.
+            ConfigError: For an unknown fit, channel count or size, or levels that are none, named by the datasets' parameters
+                ``image_size``, ``channels``, ``fit`` and ``range``.
         """
-        if channels not in _MODES:
-            raise ValueError(f"data.channels={channels} is not supported: choose 1 (grey), 3 (RGB) or 4 (RGBA)")
+        check_channels("channels", channels)
         if fit not in FITS:
-            raise ValueError(f"data.fit={fit} is unknown: choose one of {', '.join(FITS)}")
-        return cls(*height_width(image_size), channels, fit, checked_levels(levels))
+            raise ConfigError(f"fit={fit} is unknown: choose one of {', '.join(FITS)}")
+        try:
+            height, width = height_width(image_size)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return cls(height, width, channels, fit, checked_levels(levels))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -99,20 +104,30 @@ class PixelFormat:
         return 0.0, white
 
 
-def checked_levels(given: Sequence[float] | None) -> tuple[float, float] | None:
-    """The values that become black and white, as ``data.range`` gives them.
+def check_channels(name: str, channels: int) -> None:
+    """Refuse a number of channels that images cannot be brought to; ``name`` is the parameter that gives it.
 
     Raises:
-        ValueError: if they are not two finite numbers, the lower first.
+        ConfigError: For any other number than 1, 3 and 4.
+    """
+    if channels not in _MODES:
+        raise ConfigError(f"{name}={channels} is not supported: choose 1 (grey), 3 (RGB) or 4 (RGBA)")
+
+
+def checked_levels(given: Sequence[float] | None) -> tuple[float, float] | None:
+    """Return the values that become black and white, as the parameter ``range`` of datasets gives them.
+
+    Raises:
+        ConfigError: If they are not two finite numbers, the lower first.
     """
     if given is None:
         return None
     numbers = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
     fits = len(numbers) == 2 and all(type(each) in (int, float) and math.isfinite(each) for each in numbers)
     if not fits or numbers[0] >= numbers[1]:
-        raise ValueError(
-            f"data.range={given} must be [low,high], the values that become black and white, the lower first, such as "
-            "data.range=[0,4095]"
+        shown = str(given).replace(", ", ",")
+        raise ConfigError(
+            f"range={shown} must be [low,high], the values that become black and white, the lower first, such as range=[0,4095]"
         )
     return float(numbers[0]), float(numbers[1])
 
@@ -154,7 +169,7 @@ def common_format(files: ImageFiles) -> PixelFormat:
     Grey where all are grey, else RGB.
 
     Raises:
-        ValueError: if sizes differ, naming two files, or a file is no image.
+        DataError: If sizes differ, naming two files, or a file is not an image.
     """
     first, size, channels = "", (0, 0), 1
     for path in tqdm(files.paths, desc="reading sizes", unit="image", leave=False, disable=None):
@@ -164,13 +179,17 @@ def common_format(files: ImageFiles) -> PixelFormat:
                 found = image.size[::-1] if sideways else image.size
                 channels = channels if image.mode in _GREY else 3
         except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{files.root / path} cannot be read as an image ({error}): remove or repair it") from error
+            raise DataError(
+                f"the file {files.root / path} cannot be read as an image ({error}): remove or repair it"
+            ) from error
         if not first:
             first, size = path, found
         elif found != size:
-            raise ValueError(
-                f"the images of {files.root} have different sizes: {first} has {size[0]}x{size[1]} pixels and {path} "
-                f"{found[0]}x{found[1]}; bring them to one size, or resize them here with image_size=N"
+            raise DataError(
+                f"the images of {files.root} have different sizes, such as {first} with {size[0]}x{size[1]} pixels and {path} "
+                f"with {found[0]}x{found[1]}",
+                "bring them to one size, or resize them here with image_size=N",
+                key="image_size",
             )
     return PixelFormat(height=size[1], width=size[0], channels=channels)
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from genimg.data.decode import PixelFormat, has_sixteen_bits, is_deep
 from genimg.data.image_files import ImageFiles
+from genimg.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def with_settled_depth(files: ImageFiles, pixels: PixelFormat) -> PixelFormat:
         pixels: What they are to become.
 
     Raises:
-        ValueError: If a 32-bit image of the sample holds values outside 0 to 255 and no range is given.
+        DataError: If a 32-bit image of the sample holds values outside 0 to 255 and no range is given.
     """
     count = min(_LOOKED_AT, len(files.paths))
     chosen = np.random.default_rng(len(files.paths)).choice(len(files.paths), count, replace=False)  # names may have a period
@@ -51,8 +52,8 @@ def with_settled_depth(files: ImageFiles, pixels: PixelFormat) -> PixelFormat:
     if pixels.levels is not None:
         if not sample:
             log.warning(
-                "data.range=%s is for 16- and 32-bit images, and the %d of %s that were looked at have 8 bits, which are taken "
-                "as they are", list(pixels.levels), count, files.root,
+                "range=%s has no effect on images of 8 bits, and all %d inspected ones of %s have 8 bits",
+                list(pixels.levels), count, files.root,
             )  # fmt: skip
         return pixels
     _refuse_other_ranges([found for found in deep if found.bits != 16])
@@ -85,11 +86,12 @@ def _refuse_other_ranges(deep: Sequence[_Deep]) -> None:
     outside = next((found for found in deep if found.low < 0 or found.high > 255), None)
     if outside is not None:
         low, high = min(found.low for found in deep), max(found.high for found in deep)
-        raise ValueError(
-            f"{outside.path} holds 32-bit values from {outside.low:.6g} to {outside.high:.6g}, and only 0 to 255, or floats of "
-            f"0 to 1, are understood by themselves: give the values that become black and white, such as "
-            f"data.range=[{low:.6g},{high:.6g}] (what {len(deep)} file{'s' * (len(deep) > 1)} of the folder hold"
-            f"{'s' * (len(deep) == 1)}), or store 8 bits"
+        raise DataError(
+            f"the image {outside.path} holds 32-bit values from {outside.low:.6g} to {outside.high:.6g}, not 0 to 255, or "
+            "floats from 0 to 1",
+            f"give the values that become black and white, such as range=[{low:.6g},{high:.6g}] (what {len(deep)} "
+            f"file{'s' * (len(deep) > 1)} of the folder hold{'s' * (len(deep) == 1)}), or store 8 bits",
+            key="range",
         )
 
 
@@ -97,5 +99,5 @@ def _warn_of_dark_images(deep: Sequence[_Deep]) -> None:
     if deep and 0 < (highest := max(found.high for found in deep)) < _DARK:
         log.warning(
             "%s and others have 16 bits, but hold no value above %d of 65535, so that they come out nearly black: give the "
-            "values that become black and white, such as data.range=[0,%d]", deep[0].path, highest, highest,
+            "values that become black and white, such as range=[0,%d]", deep[0].path, highest, highest,
         )  # fmt: skip

@@ -9,6 +9,7 @@ from genimg.data.classes import LABELS_FILE, Classes, classes_by_directory, clas
 from genimg.data.datasets.caption_files import FolderCaptions, find_captions
 from genimg.data.datasets.file_index import list_images
 from genimg.data.zips import ZipImages
+from genimg.errors import ConfigError
 
 
 class ImageFiles(Protocol):
@@ -44,7 +45,7 @@ def classes_of(files: ImageFiles) -> Classes:
     """Return the classes of dataset.json if it gives labels, else the subdirectories.
 
     Raises:
-        ValueError: If dataset.json is damaged, or does not fit the images.
+        DataError: If dataset.json is damaged, or does not fit the images.
     """
     file = files.root / LABELS_FILE
     if isinstance(files, ZipImages):
@@ -59,11 +60,11 @@ def captions_of(files: ImageFiles, wanted: str | None) -> FolderCaptions | None:
     """Return where the captions of a directory's images are; a zip file has none. See ``find_captions``.
 
     Raises:
-        FileNotFoundError: If the file of captions is missing.
-        ValueError: If captions of a zip file are asked for.
+        DataError: If the file of captions is missing.
+        ConfigError: If captions of a zip file are requested.
     """
     if not isinstance(files, ZipImages):
         return find_captions(files.root, files.paths, wanted)
     if wanted not in (None, "auto"):
-        raise ValueError(f"data.captions={wanted}: captions of images in a zip file are not read: unpack it")
+        raise ConfigError(f"captions={wanted} is not supported for images in a zip file: unpack it")
     return None

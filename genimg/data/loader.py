@@ -27,16 +27,16 @@ from genimg.data.sampler import Order
 from genimg.data.split import Part
 from genimg.data.tasks.base import Task
 from genimg.data.transforms import SampleAugment
+from genimg.errors import ConfigError, DataError
 from genimg.types import Batch
 from genimg.utils.environment import num_cores
 from genimg.utils.images import to_float
-from genimg.utils.rng import seed_of
+from genimg.utils.rng import Stream, seed_of
 from genimg.utils.terminal import stop_signals
 from genimg.utils.torchrun import processes_of_this_host
 
 PLACEMENTS = ("auto", "device", "host", "workers")
 _RESIDENT_BYTES = 4 * 2**30  # above this, decoding everything before the first step would take minutes
-_DOMAIN_STREAM = 5  # of the orders of unpaired domains
 _PIECE = 64  # images that a thread fetches at a time
 _MEMORY_SHARE = 0.25  # of the free memory; the rest is for training
 
@@ -74,21 +74,25 @@ class Data:
         task: Task | None = None,
     ) -> None:
         if placement not in PLACEMENTS:
-            raise ValueError(f"data.placement={placement} is unknown: choose one of {', '.join(PLACEMENTS)}")
+            raise ConfigError(f"placement={placement} is unknown: choose one of {', '.join(PLACEMENTS)}")
         if num_workers != "auto" and (not isinstance(num_workers, int) or num_workers < 0):
-            raise ValueError(f"data.num_workers={num_workers} must be auto, or 0 or more processes")
+            raise ConfigError(f"num_workers={num_workers} must be auto, or 0 or more processes")
         if not isinstance(horizontal_flip, bool):
-            raise ValueError(f"data.horizontal_flip={horizontal_flip} must be true or false")
+            raise ConfigError(f"horizontal_flip={horizontal_flip} must be true or false")
         if not isinstance(max_corrupt, int) or max_corrupt < 0:
-            raise ValueError(f"data.max_corrupt={max_corrupt} must be 0 or more images")
+            raise ConfigError(f"max_corrupt={max_corrupt} must be 0 or more images")
         available = available_keys(source)
         if "image" not in keys or not set(keys) <= set(available):
-            raise ValueError(f"batches of {', '.join(keys)} cannot be made: data {source.name} has {', '.join(available)}")
+            raise DataError(
+                f"the images of {source.name} cannot make batches of {', '.join(keys)}: they have {', '.join(available)}"
+            )
         if augment is not None:
             augment.check(source.shape)
             if horizontal_flip and augment.horizontal_flip:
-                raise ValueError(f"data.horizontal_flip=true and data_augment.horizontal_flip={augment.horizontal_flip} both "
-                                 "mirror images: leave one of them")  # fmt: skip
+                raise ConfigError(
+                    "horizontal_flip=true mirrors images, and so does the augmentation, with a probability of "
+                    f"{augment.horizontal_flip}: switch one of them off"
+                )
         self.source = source
         self.device = device
         self.horizontal_flip = horizontal_flip
@@ -170,7 +174,7 @@ class Data:
         """Bring the images to where they will live. Does nothing for ``workers``, nor a second time.
 
         Raises:
-            ValueError: when too many images are corrupt.
+            DataError: If too many images are corrupt.
         """
         if self.validation is not None:
             self.validation.load()
@@ -277,7 +281,7 @@ class UnpairedData(Data):
 
     def batches(self, position: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         streams = (
-            domain.batches(position, batch_size=batch_size, seed=seed_of(_DOMAIN_STREAM, seed, number), rank=rank,
+            domain.batches(position, batch_size=batch_size, seed=seed_of(seed, Stream.DOMAIN, number), rank=rank,
                            world_size=world_size)
             for number, domain in enumerate(self.domains)
         )  # fmt: skip

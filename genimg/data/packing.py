@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import genimg
+from genimg.data.corrupt import none_decodable, too_many
 from genimg.data.datasets.builtin import CorruptImageError, Source
 from genimg.data.datasets.prepared import CAPTIONS, LABELS, Description, Shard
 from genimg.utils.environment import num_cores
@@ -115,7 +116,7 @@ def pack(
         What was written, and the number of corrupt images.
 
     Raises:
-        ValueError: if there are too many corrupt images, or nothing else.
+        DataError: If there are too many corrupt images, or no others.
         OSError: if a file cannot be written.
     """
     per_shard = max(1, shard_size // image_bytes(source))
@@ -124,7 +125,7 @@ def pack(
     with _ShardWriter(folder, source.shape, per_shard) as writer:
         kept, problems = _write_images(source, writer, num_threads or num_cores(), max_corrupt)
     if len(kept) == 0:
-        raise ValueError(f"none of the {len(source)} images of {source.name} can be decoded; the first: {problems[0]}")
+        raise none_decodable(source, problems[0])
     if source.labels is not None:
         (folder / LABELS).write_bytes(_npy(source.labels[kept]))
     if captions is not None:
@@ -158,7 +159,7 @@ def _write_images(
         for piece in pieces:
             problems += piece.problems
             if max_corrupt is not None and len(problems) > max_corrupt:
-                raise ValueError(_too_many(problems, max_corrupt))
+                raise too_many(problems, max_corrupt)
             writer.write(piece.images)
             kept.append(piece.indices)
             progress.update(len(piece.indices) + len(piece.problems))
@@ -215,11 +216,3 @@ def _header(shape: tuple[int, ...]) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return buffer.getvalue()
-
-
-def _too_many(problems: list[str], allowed: int) -> str:
-    names = "\n  ".join(problems[:10])
-    return (
-        f"{len(problems)} corrupt image{'s' * (len(problems) > 1)}, more than max_corrupt={allowed} allows; remove or repair "
-        f"them, or leave them out with a higher max_corrupt:\n  {names}"
-    )

@@ -10,13 +10,13 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from genimg.utils.rng import seed_of, uniform
+from genimg.utils.rng import Stream, seed_of, uniform
 
 
 @lru_cache(maxsize=3)
 def epoch_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
     """The shuffled indices of one epoch: int64 [N]. Shared between callers, who only read it."""
-    return np.random.default_rng(seed_of(seed, epoch)).permutation(num_images)
+    return np.random.default_rng(seed_of(seed, Stream.EPOCH_ORDER, epoch)).permutation(num_images)
 
 
 class Order:
@@ -47,4 +47,4 @@ class Order:
         """Whether each of those samples is mirrored."""
         if not self.horizontal_flip:
             return np.zeros(stop - start, dtype=np.bool_)
-        return uniform(self.seed, np.arange(start, stop), 1) < 0.5
+        return uniform(self.seed, Stream.FLIP, np.arange(start, stop), 1) < 0.5

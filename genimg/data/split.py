@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from genimg.data.datasets.builtin import ArraySource, Source, digest
 from genimg.data.datasets.unpaired import UnpairedSource
 from genimg.data.subsets import subset_of
+from genimg.errors import ConfigError
 
 
 class Part(Source):
@@ -50,37 +51,36 @@ class Part(Source):
         return self.whole.captions(self._indices[indices])
 
 
-def without_validation(source: Source, share: float) -> Source:
+def without_validation(source: Source, validation: float) -> Source:
     """The images to train on; ``validation`` holds the others, chosen at random, stratified by class.
 
     The choice depends on the number of images and their labels alone, not on the seed of a training: runs of several seeds
     are measured on the same images.
 
     Args:
-        source: all images.
-        share: of the images that are kept out, at least 0 and below 1; 0 leaves the source as it is.
+        source: All images.
+        validation: Share of the images that are kept out, at least 0 and below 1; 0 leaves the source as it is.
 
     Raises:
-        ValueError: for another share, one that leaves fewer than two images on a side, or a source that has a validation.
+        ConfigError: For another share, one that leaves fewer than two images on a side, or a source that has a validation.
     """
-    if not isinstance(share, int | float) or not 0 <= share < 1:
-        raise ValueError(f"data.validation={share} must be a share of the images, from 0 to less than 1")
-    if share == 0:
+    if not isinstance(validation, int | float) or not 0 <= validation < 1:
+        raise ConfigError(f"validation={validation} must be a share of the images, from 0 to less than 1")
+    if validation == 0:
         return source
     if source.validation is not None:
-        raise ValueError(f"data.validation={share}: data {source.name} has {len(source.validation)} images for validation in a "
-                         "folder of their own; set data.validation=0")  # fmt: skip
+        raise ConfigError(f"validation={validation} has no effect, because {source.name} has {len(source.validation)} images "
+                          "for validation in a folder of their own: set validation=0")  # fmt: skip
     if isinstance(source, UnpairedSource):
-        return _without_validation_of_domains(source, share)
-    count = round(share * len(source))
+        return _without_validation_of_domains(source, validation)
+    count = round(validation * len(source))
     if count < 2 or len(source) - count < 2:
-        raise ValueError(f"data.validation={share} of {len(source)} images leaves {count} for validation and "
-                         f"{len(source) - count} to train on: two are needed on each side")  # fmt: skip
+        raise ConfigError(f"validation={validation} of {len(source)} images leaves {count} for validation and "
+                          f"{len(source) - count} to train on: two are needed on each side")  # fmt: skip
     chosen = subset_of(source, count)
     kept_out = np.zeros(len(source), dtype=np.bool_)
     kept_out[chosen] = True
-    training, validation = (_part(source, np.flatnonzero(which)) for which in (~kept_out, kept_out))
-    training.validation = validation
+    training, training.validation = (_part(source, np.flatnonzero(which)) for which in (~kept_out, kept_out))
     return training
 
 

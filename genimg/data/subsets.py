@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from genimg.utils.rng import hash_integers
+from genimg.utils.rng import Stream, keys_of
 
 if TYPE_CHECKING:
     from genimg.data.datasets.builtin import Source
 
-_STREAM = 14  # keeps this choice apart from every other use of a seed
-_TIE_STREAM = 15
 _SEED = 0  # of subsets that must be the same in every run, whatever the seed of its training
 SELECTION = "random, stratified by class"
 """How ``subset_of`` and ``fixed_subset`` choose, for provenance and cache keys: another choice gets another name."""
@@ -22,8 +20,8 @@ SELECTION = "random, stratified by class"
 def random_subset(count: int, total: int, *, seed: int, labels: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
     """Choose ``count`` of the numbers 0 to ``total`` - 1 at random, stratified by class.
 
-    Taken are the images with the lowest ``hash_integers(seed, index)``, 64 bits of SplitMix64, so the choice depends on
-    nothing else: not on the platform, the batch size or the number of processes. Evenly spaced numbers would not do: MNIST's
+    The images with the lowest ``keys_of(seed, Stream.SUBSET, index)``, 64 bits of SplitMix64, are chosen, so the choice depends
+    on nothing else: not on the platform, the batch size or the number of processes. Evenly spaced numbers would not do: MNIST's
     training file alternates two populations of writers, and a lattice of even step sees one of them alone.
 
     With labels, each class gives its share of ``count`` (see ``shares``), again the images with the lowest hashes.
@@ -58,12 +56,12 @@ def random_subset(count: int, total: int, *, seed: int, labels: NDArray[np.int64
 
 def random_order(total: int, *, seed: int) -> NDArray[np.int64]:
     """The numbers 0 to ``total`` - 1 by their hashes: a permutation, int64 [total]."""
-    return np.argsort(hash_integers(_STREAM, seed, np.arange(total, dtype=np.int64)), kind="stable")
+    return np.argsort(keys_of(seed, Stream.SUBSET, np.arange(total, dtype=np.int64)), kind="stable")
 
 
 def lowest(count: int, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     """Choose ``count`` of these distinct numbers as ``fixed_subset`` does; their places in ``numbers``, increasing."""
-    return np.sort(np.argsort(hash_integers(_STREAM, _SEED, numbers), kind="stable")[:count])
+    return np.sort(np.argsort(keys_of(_SEED, Stream.SUBSET, numbers), kind="stable")[:count])
 
 
 def shares(count: int, sizes: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
@@ -80,7 +78,7 @@ def shares(count: int, sizes: NDArray[np.int64], *, seed: int) -> NDArray[np.int
     total = int(sizes.sum())
     quotas = [divmod(count * size, total) for size in sizes.tolist()]  # Python's integers do not overflow
     whole, remainders = np.array(quotas, dtype=np.int64).T
-    ties = hash_integers(_TIE_STREAM, seed, np.arange(len(sizes), dtype=np.int64))
+    ties = keys_of(seed, Stream.SUBSET_TIE, np.arange(len(sizes), dtype=np.int64))
     order = np.lexsort((ties, -remainders))
     found = whole.copy()
     found[order[: count - whole.sum()]] += 1

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from genimg.errors import ConfigError
 from genimg.utils.images import mirror_and_shift, to_float, to_uint8
-from genimg.utils.rng import uniform
-
-_STREAM = 2  # keeps these numbers apart from those of data.horizontal_flip
+from genimg.utils.rng import Stream, uniform
 
 
 class SampleAugment:
@@ -56,19 +55,18 @@ class SampleAugment:
         """Refuse what images of (C, H, W) cannot be changed by.
 
         Raises:
-            ValueError: naming the setting.
+            ConfigError: For a setting that does not suit them.
         """
         channels, height, width = shape
         if self.crop_padding >= min(height, width):
-            raise ValueError(
-                f"data_augment.crop_padding={self.crop_padding} must be less than the images' {height}x{width} pixels, which "
-                "are reflected"
+            raise ConfigError(
+                f"crop_padding={self.crop_padding} must be less than the images' {height}x{width} pixels, which are reflected"
             )
         for name in ("brightness", "contrast", "saturation", "hue"):
             value = getattr(self, name)
             if value and (channels not in (1, 3) or (channels == 1 and name in ("saturation", "hue"))):
                 why = "changes nothing about grey images" if channels == 1 else "is not made for RGBA images and for pairs"
-                raise ValueError(f"data_augment.{name}={value} {why}: set data_augment.{name}=0")
+                raise ConfigError(f"{name}={value} {why}: set {name}=0")
 
     def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Tensor:
         """Changed images: uint8, or float in [-1, 1], as they came.
@@ -102,7 +100,7 @@ class SampleAugment:
 
     def _draw(self, positions: NDArray[np.int64], seed: int) -> Tensor:
         """What happens to each sample, in the order of the settings, with two shifts for the crop: float32 [9, N]."""
-        chance = uniform(seed, _STREAM, np.arange(9)[:, None], positions)  # [9, N]
+        chance = uniform(seed, Stream.SAMPLE_AUGMENT, np.arange(9)[:, None], positions)  # [9, N]
         probabilities = np.array([[self.horizontal_flip], [self.vertical_flip]])
         shifts = np.floor((2 * self.crop_padding + 1) * chance[2:4]) - self.crop_padding
         reaches = np.array([[self.brightness], [self.contrast], [self.saturation]])
@@ -116,7 +114,7 @@ class SampleAugment:
 def _checked(name: str, value: float, most: float) -> float:
     if not 0 <= value <= most or value == math.inf:
         up_to = "" if most == math.inf else f" to {most:g}"
-        raise ValueError(f"data_augment.{name}={value} must be a number from 0{up_to or ' on'}")
+        raise ValueError(f"{name}={value} must be a number from 0{up_to or ' on'}")
     return value
 
 

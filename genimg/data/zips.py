@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from genimg.data.datasets.file_index import image_extensions
+from genimg.errors import DataError
 
 _HEADER = struct.Struct("<4s22xHH")  # of a file in the archive: signature, lengths of the name and of the extra field
 _SIGNATURE = b"PK\x03\x04"
@@ -33,7 +34,7 @@ class ZipImages:
         digest: sha256 of all names, sizes and checksums in hexadecimal, which the zip's directory holds.
 
     Raises:
-        ValueError: If it is no zip file, or an image is encrypted or compressed in another way.
+        DataError: If it is not a zip file, or an image is encrypted or compressed in another way.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,14 +44,16 @@ class ZipImages:
             with zipfile.ZipFile(path) as archive:
                 entries = {entry.filename: entry for entry in archive.infolist() if _is_shown(entry.filename)}
         except (zipfile.BadZipFile, OSError, ValueError, struct.error) as error:
-            raise ValueError(
-                f"{path} is not a whole zip file ({error}): make it again, or name a directory of images"
+            raise DataError(
+                f"the file {path} is not a complete zip file ({error}): make it again, or name a directory of images"
             ) from error
         images = {name: entry for name, entry in entries.items() if name.lower().endswith(extensions) and not entry.is_dir()}
         for name, entry in images.items():
             if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 how = "encrypted" if entry.flag_bits & 1 else f"compressed with method {entry.compress_type}"
-                raise ValueError(f"{path}: {name} is {how}: store or deflate the files, or unpack them into a directory")
+                raise DataError(
+                    f"the zip file {path} holds {name} {how}: store or deflate the files, or unpack them into a directory"
+                )
         self.paths = sorted(images)
         self._numbers = {name: number for number, name in enumerate(self.paths)}
         fields = [

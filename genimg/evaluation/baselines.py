@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from genimg.errors import DataError, UserError
 from genimg.utils.environment import num_cores
 
 
@@ -27,10 +28,11 @@ def non_local_means(noisy: Tensor, *, sigma: float) -> Tensor:
         sigma: the noise's deviation in levels of uint8, which is known.
 
     Raises:
-        ValueError: if sigma is not above 0 or scikit-image is not installed.
+        ValueError: If sigma is not above 0.
+        UserError: If scikit-image is not installed.
     """
     if not sigma > 0.0:
-        raise ValueError(f"sigma={sigma} of non-local means must be above 0")
+        raise ValueError(f"sigma={sigma} must be above 0")
     restoration = _restoration()
 
     def denoise(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -61,14 +63,15 @@ def biharmonic(image: Tensor, mask: Tensor) -> Tensor:
         mask: [N, 1, H, W], true or 1 where pixels are missing; one for all images with N = 1.
 
     Raises:
-        ValueError: if the mask has another shape, nothing of an image is known, or scikit-image is not installed.
+        ValueError: If the mask has another shape.
+        UserError: If nothing of an image is known, or scikit-image is not installed.
     """
     num_images, _, *size = image.shape
     if list(mask.shape[1:]) != [1, *size] or len(mask) not in (1, num_images):
         raise ValueError(f"the mask of images {list(image.shape)} must be [{num_images} or 1, 1, H, W], not {list(mask.shape)}")
     holes = mask.bool().expand(num_images, -1, -1, -1)[:, 0]  # [N, H, W]
     if holes.flatten(1).all(dim=1).any():
-        raise ValueError("the mask leaves nothing of an image that a hole could be filled from")
+        raise DataError("the mask covers a whole image, so nothing is left to fill the hole from: give other masks")
     restoration = _restoration()
 
     def fill(known: NDArray[np.uint8], hole: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -95,5 +98,5 @@ def _restoration() -> ModuleType:
     try:
         from skimage import restoration
     except ImportError as error:
-        raise ValueError(f"this baseline needs the package scikit-image ({error}): pip install 'genimg[classical]'") from error
+        raise UserError(f"this baseline needs the package scikit-image ({error}): pip install 'genimg[classical]'") from error
     return restoration

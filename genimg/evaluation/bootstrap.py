@@ -10,9 +10,7 @@ from tqdm import tqdm
 
 from genimg.evaluation.feature_stats import Summary
 from genimg.evaluation.metrics import Metric, Name
-from genimg.utils.rng import seed_of
-
-_BOOTSTRAP_STREAM = 3  # apart from the streams of previews and latents
+from genimg.utils.rng import Stream, seed_of
 
 
 def intervals(
@@ -33,7 +31,7 @@ def intervals(
         seed: of the drawing.
     """
     chosen = [metric for metric in metrics if metric.can_be_resampled]
-    generator = torch.Generator().manual_seed(seed_of(_BOOTSTRAP_STREAM, seed))
+    generator = torch.Generator().manual_seed(seed_of(seed, Stream.BOOTSTRAP))
     found: dict[str, list[float]] = {}
     least: dict[str, float] = {}
     for _ in tqdm(range(resamples if chosen else 0), desc="bootstrap", unit="resample", leave=False, disable=None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sized
 
+from genimg.errors import ConfigError, DataError
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.metrics import Metric
 from genimg.evaluation.stats_cache import SavedStatistics
@@ -13,30 +14,31 @@ def checked_metrics(metrics: Mapping[str, Metric | None], extractor: Extractor) 
     """The metrics that are not null; each must be one that the extractor can serve.
 
     Raises:
-        ValueError: naming the one that is not, and the way out.
+        ConfigError: For the first that is not.
     """
     if not isinstance(metrics, Mapping):
-        raise ValueError(f"evaluation.metrics={metrics} must be a mapping of names to metrics")
+        raise ConfigError(f"metrics={metrics} must be a mapping of names to metrics")
     found = {}
     for name, metric in metrics.items():
         if metric is None:
             continue
         if not isinstance(metric, Metric):
-            raise ValueError(f"evaluation.metrics.{name}={metric} is not a metric: give it a _target_, or null to leave it out")
+            raise ConfigError(f"metrics.{name}={metric} is not a metric: give it a _target_, or null to remove it")
         if metric.needs_logits and not extractor.has_logits:
-            raise ValueError(
-                f"evaluation.metrics.{name} needs class logits, which the extractor {extractor.name} does not have: remove it "
-                f"with '~evaluation.metrics.{name}'"
-            )
+            raise _unfit(name, f"needs class logits, which the extractor {extractor.name} does not have")
         if metric.needs_spatial and not extractor.has_spatial:
-            raise ValueError(
-                f"evaluation.metrics.{name} needs spatial features, which the extractor {extractor.name} does not have: remove "
-                f"it with '~evaluation.metrics.{name}'"
-            )
+            raise _unfit(name, f"needs spatial features, which the extractor {extractor.name} does not have")
         found[name] = metric
     if not found:
-        raise ValueError("evaluation.metrics is empty: name a metric, or turn evaluation off with evaluation=none")
+        raise ConfigError("metrics={} is empty: name a metric, or turn evaluation off")
     return found
+
+
+def _unfit(name: str, problem: str, fix: str = "") -> ConfigError:
+    """Return the error about a metric of this name, which can always be removed."""
+    return ConfigError(
+        f"metrics.{name} {problem}", f"{fix}, or remove the metric" if fix else "remove it", key=f"metrics.{name}"
+    )
 
 
 def check_counts(metrics: Mapping[str, Metric], *, generated: int, real: int | None = None, least: int = 2) -> None:
@@ -48,20 +50,19 @@ def check_counts(metrics: Mapping[str, Metric], *, generated: int, real: int | N
         least: images a side, whatever the metrics.
 
     Raises:
-        ValueError: naming the metric, its least count and the way out.
+        ConfigError: For a metric that needs more images.
+        DataError: For fewer than ``least`` images.
     """
     for side, count in (("generated", generated), ("real", real)):
         if count is None:
             continue
         if count < least:
-            raise ValueError(f"{count} {side} images are too few: a covariance needs {least} or more")
+            raise DataError(f"{count} {side} images are too few: a covariance needs {least} or more")
         for name, metric in metrics.items():
             # What needs no single images looks only at the real images' moments or classes.
             if count < metric.least_images and (side == "generated" or metric.needs_features):
-                raise ValueError(
-                    f"{count} {side} images are too few for evaluation.metrics.{name}, which takes {metric.least_images} or "
-                    f"more: give more, change its settings, or remove it with '~evaluation.metrics.{name}'"
-                )
+                problem = f"needs {metric.least_images} or more {side} images, not {count}"
+                raise _unfit(name, problem, "give more, change the metric's settings")
 
 
 def check_held_out(
@@ -70,22 +71,18 @@ def check_held_out(
     """Refuse metrics that need held-out images where there are none, or where not all training images are at hand.
 
     Raises:
-        ValueError: naming the metric and the way out.
+        ConfigError: For such a metric.
     """
     for name, metric in metrics.items():
         if not metric.needs_held_out:
             continue
-        key, out = f"evaluation.metrics.{name}", f"or remove it with '~evaluation.metrics.{name}'"
         if held_out is None:
-            raise ValueError(
-                f"{key} compares with images that training does not see, and there are none: set data.validation=0.1, or "
-                f"held_out=WHAT of genimg-eval, {out}"
-            )
+            raise _unfit(name, "compares with images that training does not see, and there are none",
+                         "hold out a share of the data for validation, name held-out images")  # fmt: skip
         if isinstance(real, SavedStatistics):
-            raise ValueError(f"{key} needs the training images themselves, but real= names statistics: give images, {out}")
+            raise _unfit(name, "needs the training images themselves, not statistics of them", "give images")
         if num_real is not None and num_real < len(real):
-            raise ValueError(f"{key} looks at all {len(real)} training images, but evaluation.num_real={num_real}: set it to "
-                             f"null, {out}")  # fmt: skip
+            raise _unfit(name, f"looks at all {len(real)} training images, but num_real={num_real}", "set num_real=null")
 
 
 def small_counts(counts: Mapping[str, int | None], num_features: int) -> tuple[str, ...]:

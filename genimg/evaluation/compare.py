@@ -15,13 +15,14 @@ from torch import Tensor
 from genimg.data.datasets.builtin import Source
 from genimg.data.loader import Data
 from genimg.data.subsets import selection
+from genimg.errors import ConfigError, DataError
 from genimg.evaluation.bootstrap import intervals
 from genimg.evaluation.checks import check_counts, check_held_out, checked_metrics, small_counts
 from genimg.evaluation.distances import frechet_distance
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.feature_extraction import Passes, full_float32
 from genimg.evaluation.feature_stats import Summary, kept_positions
-from genimg.evaluation.image_metrics import LPIPS, psnr, ssim
+from genimg.evaluation.image_metrics import LPIPS, check_lpips, psnr, ssim
 from genimg.evaluation.image_sets import DatasetImages, GeneratedImages, ImageSet, Reconstructions
 from genimg.evaluation.metrics import Metric, Name
 from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
@@ -85,9 +86,9 @@ class Evaluator(PeriodicEvaluator):
         given = (num_images, num_real, batch_size, bootstrap, reconstructions, final_num_images)
         for (name, smallest), value in zip(least.items(), given, strict=True):
             if value is not None and value < smallest:
-                raise ValueError(f"evaluation.{name}={value} must be {smallest} or more")
+                raise ValueError(f"{name}={value} must be {smallest} or more")
         if reconstructions == 1:
-            raise ValueError("evaluation.reconstructions=1 is too few for a distance: take 2 or more, or 0 for none")
+            raise ValueError("reconstructions=1 is too few for a distance: take 2 or more, or 0 for none")
         super().__init__(interval=interval, final_num_images=final_num_images, stop_if=stop_if)
         self.extractor = extractor
         self.metrics = checked_metrics(metrics, extractor)
@@ -108,9 +109,9 @@ class Evaluator(PeriodicEvaluator):
 
     def check(self, method: Method, source: Source | None = None) -> None:
         if method.translates:
-            raise ValueError(
+            raise ConfigError(
                 f"this evaluation measures images that are made from nothing, but the model, a {type(method).__name__}, makes "
-                "images from images: choose evaluation=translation or evaluation=none"
+                "images from images: choose another evaluation, such as translation"
             )
         if source is not None:
             check_held_out(self.metrics, source, source.validation, self.num_real)
@@ -120,10 +121,10 @@ class Evaluator(PeriodicEvaluator):
         """Refuse images of this shape (C, H, W) where their reconstructions would be measured and cannot be.
 
         Raises:
-            ValueError: If LPIPS is not defined for them.
+            ConfigError: If LPIPS is not defined for them.
         """
         if self.lpips is not None and method.reconstructs and self.reconstructions:
-            self.lpips.check(shape)
+            check_lpips(self.lpips, shape)
 
     @property
     def primary(self) -> str:
@@ -181,13 +182,13 @@ class Evaluator(PeriodicEvaluator):
 
         Raises:
             EvaluationInterruptedError: Once ``should_stop`` says so.
-            ValueError: For fewer than two images.
+            DataError: For fewer than two images.
         """
         if not (method.reconstructs and self.reconstructions):
             return result
         count = min(self.reconstructions, len(images))
         if count < max(2, world_size()):
-            raise ValueError(f"{count} {side} images are too few to measure reconstructions of: two or more are needed")
+            raise DataError(f"{count} {side} images are too few to measure reconstructions of: two or more are needed")
         chosen, passes = images.subset(count), Passes(self.extractor, self.batch_size, should_stop)
         with full_float32():
             self.extractor.to(device)
@@ -230,7 +231,8 @@ class Evaluator(PeriodicEvaluator):
 
         Raises:
             EvaluationInterruptedError: once ``should_stop`` says so.
-            ValueError: with fewer than two images on a side, or if there are no held-out images for a metric that needs them.
+            DataError: With fewer than two images on a side, or statistics of another extractor.
+            ConfigError: If a metric cannot be measured on these images.
         """
         check_held_out(self.metrics, real, held_out, self.num_real)
         check_counts(self.metrics, generated=len(fake), real=self._count_real(real), least=max(2, world_size()))
@@ -262,7 +264,7 @@ class Evaluator(PeriodicEvaluator):
             )
             name = self._name(len(fake))
             if known.num_features != made.num_features:
-                raise ValueError(
+                raise DataError(
                     f"the real statistics have {known.num_features} features, but the extractor {self.extractor.name} makes "
                     f"{made.num_features}: they were made with another extractor"
                 )
@@ -270,14 +272,15 @@ class Evaluator(PeriodicEvaluator):
             for metric in metrics:
                 more = metric.compute(known, made, name, device)
                 if twice := values.keys() & more.keys():
-                    raise ValueError(f"two of evaluation.metrics make {', '.join(sorted(twice))}: remove one of them")
+                    raise ConfigError(f"metrics has two that make {', '.join(sorted(twice))}: remove one of them")
                 values |= more
             if name(self._first.short_name) not in values:
                 few = 0 if known.features is None else len(known.features)
                 fix = f", or set num_images={few}, the number of real images" if 0 < few < len(fake) else ""
-                raise ValueError(
-                    f"{name(self._first.short_name)} comes first in evaluation.metrics, and so is what checkpoints are chosen "
-                    f"by, but it has no value for these images: put another metric first{fix}"
+                raise ConfigError(
+                    f"metrics.{next(iter(self.metrics))} comes first, so {name(self._first.short_name)} chooses the best "
+                    f"checkpoint, but it has no value for these images: put another metric first{fix}",
+                    key=f"metrics.{next(iter(self.metrics))}",
                 )
             bounds = intervals(metrics, known, made, name, values, self.bootstrap, self.seed)
         warnings = self._warn(made, real)

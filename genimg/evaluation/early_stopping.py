@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from genimg.errors import ConfigError
+
 _FORMS = ({"factor", "evaluations"}, {"metric", "above", "evaluations"}, {"metric", "below", "evaluations"})
 
 
@@ -31,26 +33,27 @@ class DivergenceWatch:
         """From ``{factor: 3, evaluations: 2}``, or ``{metric: memorised, above: 0.5, evaluations: 2}``.
 
         Raises:
-            ValueError: for other keys or values that make no sense.
+            ConfigError: For other keys or values that make no sense, named by the parameter ``stop_if`` of evaluators.
         """
         if not isinstance(settings, Mapping) or set(settings) not in _FORMS:
-            raise ValueError(
-                f"evaluation.stop_if={settings} must have the keys factor and evaluations, and no others, such as "
-                "{factor: 3, evaluations: 2}; or metric, evaluations and one of above and below, such as "
-                "{metric: memorised, above: 0.5, evaluations: 2}"
+            shown = dict(settings) if isinstance(settings, Mapping) else settings
+            raise ConfigError(
+                f"stop_if={shown} must have either the keys factor and evaluations, such as {{factor: 3, evaluations: 2}}, or "
+                "metric, evaluations and one of above and below, such as {metric: memorised, above: 0.5, evaluations: 2}",
+                key="stop_if",
             )
         evaluations = settings["evaluations"]
         if not isinstance(evaluations, int) or isinstance(evaluations, bool) or evaluations < 1:
-            raise ValueError(f"evaluation.stop_if={dict(settings)}: evaluations must be a whole number, 1 or more")
+            raise ConfigError(f"stop_if.evaluations={evaluations} must be a whole number, 1 or more")
         if "factor" in settings:
             factor = settings["factor"]
             if not isinstance(factor, int | float) or not factor > 1.0:
-                raise ValueError(f"evaluation.stop_if={dict(settings)}: factor must be a number above 1")
+                raise ConfigError(f"stop_if.factor={factor} must be a number above 1")
             return cls(float(factor), evaluations)
         metric, (side,) = settings["metric"], settings.keys() & {"above", "below"}
         bound = settings[side]
         if not isinstance(metric, str) or not isinstance(bound, int | float) or isinstance(bound, bool) or bound != bound:
-            raise ValueError(f"evaluation.stop_if={dict(settings)}: metric must be a name, and {side} a number")
+            raise ConfigError(f"stop_if.metric={metric} must be a name, and stop_if.{side}={bound} a number")
         return cls(None, evaluations, metric=metric, **{side: float(bound)})
 
     def is_too_bad(self, value: float, best: float, *, higher_is_better: bool) -> bool:
@@ -71,7 +74,7 @@ class DivergenceWatch:
         """The full name of the named metric among measured ones.
 
         Raises:
-            ValueError: if there is none, or several begin so.
+            ConfigError: If there is none, or several begin so.
         """
         assert self.metric is not None
         if self.metric in values:
@@ -79,8 +82,7 @@ class DivergenceWatch:
         found = [name for name in values if re.fullmatch(rf"{re.escape(self.metric)}\d+k?(_.*)?", name)]
         found = [name for name in found if not name.endswith("_std")]
         if len(found) != 1:
-            raise ValueError(
-                f"evaluation.stop_if.metric={self.metric} is none of the evaluation's metrics: choose one of "
-                f"{', '.join(values)}"
+            raise ConfigError(
+                f"stop_if.metric={self.metric} is not a metric of this evaluation: choose one of {', '.join(values)}"
             )
         return found[0]

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genimg.errors import DataError
 from genimg.utils.distributed import sum_over_ranks
 
 
@@ -24,10 +25,10 @@ class GaussianStatistics:
         """Of feature vectors [N, D] at hand; this process's own affair.
 
         Raises:
-            ValueError: for fewer than two.
+            DataError: For fewer than two.
         """
         if len(features) < 2:
-            raise ValueError(f"{len(features)} images are too few for a covariance: evaluate at least 2")
+            raise DataError(f"{len(features)} images are too few for a covariance: evaluate at least 2")
         values = in_float64(features)
         mean = values.mean(dim=0)
         centred = values - mean
@@ -63,11 +64,11 @@ class FeatureSums:
         """The statistics of everything that all ranks have added; each rank must have added something.
 
         Raises:
-            ValueError: with fewer than two images, whose covariance is not defined.
+            DataError: With fewer than two images, whose covariance is not defined, or features that are not finite.
         """
         total = int(sum_over_ranks(torch.tensor(self.num_images)))
         if total < 2:
-            raise ValueError(f"{total} images are too few for a covariance: evaluate at least 2")
+            raise DataError(f"{total} images are too few for a covariance: evaluate at least 2")
         assert self._shift is not None
         assert self._sum is not None
         assert self._outer is not None
@@ -77,7 +78,7 @@ class FeatureSums:
         scatter = self._outer - n * torch.outer(offset, offset)
         mean = sum_over_ranks(own_mean * n) / total if total != n else own_mean
         if not bool(torch.isfinite(mean).all()):
-            raise ValueError("features hold NaN or infinite values: the extractor is broken, or does not suit these images")
+            raise DataError("features hold NaN or infinite values: the extractor is broken, or does not suit these images")
         away = own_mean - mean
         scatter = sum_over_ranks(scatter + n * torch.outer(away, away))
         return GaussianStatistics(total, mean.cpu(), (scatter / (total - 1)).cpu())

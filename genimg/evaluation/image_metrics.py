@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import alexnet, vgg16
 
+from genimg.errors import ConfigError, DataError, UserError
 from genimg.evaluation.extractors.base import in_one_line, sha256_of
 from genimg.utils.machine_local import LocalPath
 
@@ -86,7 +87,7 @@ def ms_ssim(reference: Tensor, image: Tensor) -> Tensor:
         least = (_WINDOW - 1) * 2 ** (len(_EXPONENTS) - 1) + 1
         raise ValueError(
             f"the multi-scale structural similarity needs images of {least}x{least} pixels or more, not {height}x{width}: "
-            "leave it out"
+            "remove it"
         )
     x, y = _levels(reference, image)
     product = torch.ones(x.shape[:2], device=x.device)
@@ -183,8 +184,8 @@ class LPIPS(nn.Module):
             github.com/richzhang/PerceptualSimilarity: lin0.model.1.weight [1, C, 1, 1] to lin4.model.1.weight.
 
     Raises:
-        FileNotFoundError: if one of the files does not exist.
-        ValueError: if the backbone is unknown, or a file holds other weights.
+        ValueError: If the backbone is unknown.
+        DataError: If one of the files does not exist, or holds other weights.
     """
 
     shift: Tensor
@@ -193,7 +194,7 @@ class LPIPS(nn.Module):
     def __init__(self, *, backbone: str, backbone_weights: LocalPath, linear_weights: LocalPath) -> None:
         super().__init__()
         if backbone not in _BACKBONES:
-            raise ValueError(f"backbone={backbone} of LPIPS is unknown: choose one of {', '.join(_BACKBONES)}")
+            raise ValueError(f"backbone={backbone} is unknown: choose one of {', '.join(_BACKBONES)}")
         build, last_layers, self.least_side = _BACKBONES[backbone]
         paths = {
             "backbone_weights": (backbone_weights, f"torchvision's state_dict of {build.__name__}"),
@@ -201,7 +202,7 @@ class LPIPS(nn.Module):
         }
         for key, (path, what) in paths.items():
             if not Path(path).expanduser().is_file():
-                raise FileNotFoundError(f"{key}={path} of LPIPS is not a file: put {what} there, or name another place")
+                raise DataError(f"{key}={path} is not a file: put {what} there, or name another place")
         with torch.device("meta"):  # the classifier, which is most of the network, takes neither time nor memory
             features = build().features
         state = _state(backbone_weights, {f"features.{key}": value.shape for key, value in features.state_dict().items()})
@@ -223,12 +224,12 @@ class LPIPS(nn.Module):
         """Refuse images of this shape (C, H, W) before they are made.
 
         Raises:
-            ValueError: if they are too small for the network, or have other than 1 or 3 channels.
+            ConfigError: If they are too small for the network, or have other than 1 or 3 channels.
         """
         if shape[0] not in (1, 3) or min(shape[1:]) < self.least_side:
-            raise ValueError(
-                f"LPIPS with this backbone needs 1 or 3 channels and sides of {self.least_side} pixels or more, not images "
-                f"[C, H, W] of {list(shape)}"
+            raise ConfigError(
+                f"backbone={self._description['backbone']} needs 1 or 3 channels and sides of {self.least_side} pixels or "
+                f"more, not images [C, H, W] of {list(shape)}: choose another, or remove LPIPS"
             )
 
     def describe(self) -> dict[str, str]:
@@ -240,7 +241,7 @@ class LPIPS(nn.Module):
         """The distance [N], float32, of uint8 images [N, 1 or 3, H, W]; grey is replicated.
 
         Raises:
-            ValueError: if the images are too small for the network, or have other channels.
+            ConfigError: If the images are too small for the network, or have other channels.
         """
         channels, height, width = reference.shape[1:]
         self.check((channels, height, width))
@@ -253,6 +254,18 @@ class LPIPS(nn.Module):
         return distance
 
 
+def check_lpips(lpips: LPIPS, shape: tuple[int, int, int]) -> None:
+    """Refuse images of this shape (C, H, W) for an evaluator's parameter ``lpips``.
+
+    Raises:
+        ConfigError: If LPIPS is not defined for them.
+    """
+    try:
+        lpips.check(shape)
+    except UserError as error:
+        raise error.mounted("lpips", ["backbone"]) from error
+
+
 def _unit(features: Tensor) -> Tensor:
     """Divided by the norm over channels; the authors' own code adds this much to it."""
     return features / (features.norm(dim=1, keepdim=True) + 1e-10)
@@ -262,16 +275,18 @@ def _state(given: str, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
     """Those entries of a file, in that order, as float32.
 
     Raises:
-        ValueError: naming the file and the first entry that is missing or has another shape.
+        DataError: If the file cannot be read; names the first entry that is missing or has another shape.
     """
     path = Path(given).expanduser()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         found = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
-        raise ValueError(f"{path} does not hold weights of LPIPS ({in_one_line(error)})") from error
+        raise DataError(f"the file {path} does not hold weights of LPIPS ({in_one_line(error)})") from error
     for key, shape in shapes.items():
         if key not in found or found[key].shape != shape:
             what = f"{key} {list(found[key].shape)}" if key in found else f"no {key}"
-            raise ValueError(f"{path} holds {what}, but LPIPS needs {key} {list(shape)}: give the file of this backbone")
+            raise DataError(
+                f"the file {path} holds {what}, but LPIPS needs {key} {list(shape)}: give the file of this backbone"
+            )
     return {key: found[key].float() for key in shapes}

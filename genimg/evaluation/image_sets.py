@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genimg.data.loader import Data
 from genimg.data.subsets import fixed_subset, selection
-from genimg.errors import DataError
+from genimg.errors import ConfigError, DataError
 from genimg.methods.base import Method
 from genimg.utils.images import to_float, to_uint8
 
@@ -47,7 +47,7 @@ class ImageSet(ABC):
         """Numbers of ``count`` images, chosen at random, stratified by class; the same ones in every run.
 
         Raises:
-            ValueError: if there are not as many.
+            ConfigError: If there are not as many.
         """
         return fixed_subset(count, len(self), self.labels)
 
@@ -100,12 +100,12 @@ class Subset(ImageSet):
         count: how many.
 
     Raises:
-        ValueError: if there are not as many.
+        ConfigError: If there are not as many.
     """
 
     def __init__(self, images: ImageSet, count: int) -> None:
         if not 1 <= count <= len(images):
-            raise ValueError(f"num_images={count}, but {images.name} holds {len(images)} images")
+            raise ConfigError(f"num_images={count} is not between 1 and {len(images)}, the number of images of {images.name}")
         self._all = images
         self._indices = images.subset(count)
         self.name = images.name

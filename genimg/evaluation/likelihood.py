@@ -14,6 +14,7 @@ from torch import Tensor
 from genimg.data.datasets.builtin import Source
 from genimg.data.loader import Data
 from genimg.data.subsets import selection, subset_of
+from genimg.errors import ConfigError, DataError
 from genimg.evaluation.feature_extraction import full_float32, ranges
 from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
 from genimg.methods.base import Method
@@ -22,15 +23,13 @@ from genimg.utils.distributed import rows_of_all_ranks, shard, world_size
 from genimg.utils.durations import NumImages
 from genimg.utils.environment import versions
 from genimg.utils.images import to_float
-from genimg.utils.rng import hash_integers
-
-_STREAM = 13  # keeps the latents of an evaluation apart from those of the training
+from genimg.utils.rng import Stream, keys_of
 
 
 class LikelihoodEvaluator(HeldOutEvaluator):
     """The importance-weighted negative log-likelihood of held-out images (first), and their ELBO with its two terms.
 
-    Images are those of ``data.validation``, or of the training where there is none. What is random about image i depends on
+    Images are held-out ones, or those of the training where there are none. What is random about image i depends on
     (seed, i) alone. The estimate from K samples is an upper bound of the negative log-likelihood, in expectation, and falls
     with K (Burda et al. 2016, theorem 1): K is part of its name.
 
@@ -57,14 +56,14 @@ class LikelihoodEvaluator(HeldOutEvaluator):
         super().__init__(num_images=num_images, batch_size=batch_size, seed=seed, interval=interval,
                          final_num_images=final_num_images, stop_if=stop_if)  # fmt: skip
         if num_samples < 1:
-            raise ValueError(f"evaluation.num_samples={num_samples} must be 1 or more")
+            raise ValueError(f"num_samples={num_samples} must be 1 or more")
         self.num_samples = num_samples
 
     def check(self, method: Method, source: Source | None = None) -> None:
         if method.likelihood is None:
-            raise ValueError(
-                f"evaluation=likelihood needs a model with a likelihood, such as vae; a {type(method).__name__} has none: "
-                "choose another evaluation"
+            raise ConfigError(
+                f"this evaluation needs a model with a likelihood, such as vae, and a {type(method).__name__} has none: choose "
+                "another evaluation"
             )
         self.warn_without_validation(source)
 
@@ -102,17 +101,19 @@ class LikelihoodEvaluator(HeldOutEvaluator):
 
         Raises:
             EvaluationInterruptedError: once ``should_stop`` says so.
-            ValueError: if there are too few images, or the model makes NaN of them.
+            DataError: If there are too few images, or the model makes NaN of them.
         """
         count = min(num_images or self.num_images, len(data.source))
         if count < world_size():
-            raise ValueError(f"{count} images are fewer than the processes that measure them: start fewer of these")
+            raise DataError(
+                f"{count} images are fewer than the {world_size()} processes that measure them: start fewer of these"
+            )
         chosen, rows = subset_of(data.source, count), defaultdict(list)
         with full_float32():
             for start, stop in ranges(shard(count), self.batch_size, "likelihood", lambda: None, should_stop):
                 indices = chosen[start:stop]
                 batch: Batch = {"image": to_float(data.images(indices))} | data.conditions(indices, method.batch_keys)
-                keys = hash_integers(_STREAM, self.seed, indices)
+                keys = keys_of(self.seed, Stream.LIKELIHOOD, indices)
                 for name, numbers in method.log_likelihood(batch, self.num_samples, keys).items():
                     rows[name].append(numbers)
         means = {name: _mean(parts) for name, parts in rows.items()}
@@ -136,7 +137,7 @@ class LikelihoodEvaluator(HeldOutEvaluator):
         }
         broken = next((name for name, value in values.items() if not np.isfinite(value)), None)
         if broken is not None:
-            raise ValueError(
+            raise DataError(
                 f"{broken} of {data.source.name} is {values[broken]}: the model has diverged; evaluate an earlier one"
             )
         return Evaluation(values, self._provenance(method, likelihood, data, count, held_out=held_out))

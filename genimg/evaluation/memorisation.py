@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from genimg.errors import DataError
 from genimg.evaluation.feature_stats import Summary
 from genimg.evaluation.metrics import Metric, Name
 
@@ -38,7 +39,7 @@ class Memorisation(Metric):
 
     def __init__(self, *, quantile: float) -> None:
         if not 0.0 < quantile < 1.0:
-            raise ValueError(f"quantile={quantile} of the memorisation must lie between 0 and 1")
+            raise ValueError(f"quantile={quantile} must lie between 0 and 1")
         self.quantile = quantile
 
     def compute(self, real: Summary, fake: Summary, name: Name, device: torch.device) -> dict[str, float]:
@@ -83,7 +84,7 @@ def closeness(features: Tensor, training: Tensor) -> Closeness:
         ValueError: for fewer than two training images.
     """
     if len(training) < 2:
-        raise ValueError(f"{len(training)} training image is too few to measure memorisation: two or more are needed")
+        raise DataError(f"{len(training)} training image is too few to measure memorisation: two or more are needed")
     training = training.float()
     centre = training.mean(dim=0)
     x, reference = features.float() - centre, training - centre

@@ -1,6 +1,6 @@
 """The metrics that a config can name. Each is computed from the summaries of real and generated images.
 
-To add one, write a class here (or in a package of your own) and name it below ``evaluation.metrics``.
+To add one, write a class here (or in a package of your own) and name it in an evaluator's ``metrics``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from genimg.errors import DataError
 from genimg.evaluation.distances import frechet_distance, kernel_distance, neighbor_rates
 from genimg.evaluation.feature_stats import Summary
 
@@ -110,7 +111,7 @@ class InceptionScore(Metric):
 
     def __init__(self, *, splits: int) -> None:
         if splits < 1:
-            raise ValueError(f"splits={splits} of the Inception Score must be 1 or more")
+            raise ValueError(f"splits={splits} must be 1 or more")
         self.splits = splits
 
     @property
@@ -139,10 +140,10 @@ class KernelDistance(Metric):
     needs_features = True
 
     def __init__(self, *, subsets: int, subset_size: int) -> None:
-        if subsets < 1 or subset_size < 2:
-            raise ValueError(
-                f"the kernel distance needs 1 or more subsets of 2 or more images, not {subsets} subsets of {subset_size}"
-            )
+        if subsets < 1:
+            raise ValueError(f"subsets={subsets} must be 1 or more")
+        if subset_size < 2:
+            raise ValueError(f"subset_size={subset_size} must be 2 or more images")
         self.subsets = subsets
         self.subset_size = subset_size
 
@@ -190,7 +191,7 @@ class PrecisionRecall(Metric):
         num_real, num_fake = len(_kept(real, device)), len(_kept(fake, device))
         count, most = min(num_real, num_fake), max(self.neighbors, self.density_neighbors)
         if count <= most:
-            raise ValueError(
+            raise DataError(
                 f"precision and recall over {most} neighbours need more than {most} images on each side, but there are "
                 f"{num_real} real and {num_fake} generated ones"
             )
@@ -223,7 +224,7 @@ class ClassCoverage(Metric):
 
     def __init__(self, *, least_share: float) -> None:
         if not 0.0 <= least_share <= 1.0:
-            raise ValueError(f"least_share={least_share} of the class coverage must lie between 0 and 1")
+            raise ValueError(f"least_share={least_share} must lie between 0 and 1")
         self.least_share = least_share
 
     def compute(self, real: Summary, fake: Summary, name: Name, device: torch.device) -> dict[str, float]:

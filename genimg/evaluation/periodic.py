@@ -49,7 +49,7 @@ class PeriodicEvaluator(ABC):
 
     def __init__(self, *, interval: NumImages, final_num_images: int | None, stop_if: Mapping[str, float | str] | None) -> None:
         if interval < 1:
-            raise ValueError("evaluation.interval must be longer than nothing; evaluation=none turns evaluation off")
+            raise ValueError(f"interval={interval} must be positive: turn evaluation off to evaluate never")
         self.interval = interval
         self.final_num_images = final_num_images
         self.stop_if = None if stop_if is None else DivergenceWatch.of(stop_if)
@@ -59,7 +59,7 @@ class PeriodicEvaluator(ABC):
         """Refuse what cannot be evaluated, and warn of what means little, before a training on ``source``.
 
         Raises:
-            ValueError: naming what fits.
+            ConfigError: For a model, a metric or data that do not fit.
         """
 
     @property
@@ -136,7 +136,7 @@ class HeldOutEvaluator(PeriodicEvaluator):
         super().__init__(interval=interval, final_num_images=final_num_images, stop_if=stop_if)
         for name, value in (("num_images", num_images), ("batch_size", batch_size), ("final_num_images", final_num_images)):
             if value is not None and value < 1:
-                raise ValueError(f"evaluation.{name}={value} must be 1 or more")
+                raise ValueError(f"{name}={value} must be 1 or more")
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
         self._warned = False
 
@@ -145,6 +145,6 @@ class HeldOutEvaluator(PeriodicEvaluator):
         if source is not None and source.validation is None and not self._warned:
             self._warned = True
             log.warning(
-                "there are no held-out images, so that those of the training are measured: set data.validation=0.1, or ask "
-                "genimg-eval for split=test where the data has one"
+                "there are no held-out images, so training images are measured: hold out a share of the data for validation, "
+                "or measure the test split with genimg-eval, where the data has one"
             )

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from genimg.data.archives import FIRST, Header, headers_of, image_like
+from genimg.errors import DataError
 from genimg.evaluation.extractors.base import Extractor, sha256_of
 from genimg.evaluation.feature_stats import Summary
 from genimg.evaluation.gaussian import GaussianStatistics
@@ -51,34 +52,33 @@ class SavedStatistics:
         """A file that ``write`` made, or another program's .npz: ``mu`` and ``sigma`` (as of pytorch-fid and ADM), or features.
 
         Raises:
-            FileNotFoundError: if there is none.
-            ValueError: if it is something else.
+            DataError: If there is none, or it is something else.
         """
         if not path.is_file():
-            raise FileNotFoundError(f"the statistics {path} do not exist")
+            raise DataError(f"the statistics {path} do not exist")
         return _read_npz(path) if path.suffix == ".npz" else _read_own(path)
 
     def check_extractor(self, extractor: Extractor, path: Path, *, accept_unrecorded: bool) -> None:
         """Refuse statistics of other features than ``extractor``'s.
 
         Raises:
-            ValueError: naming what differs.
+            DataError: For another extractor, or an unknown one that is not accepted.
         """
         own = extractor.describe()
         if self.extractor is None:
             if not accept_unrecorded:
-                raise ValueError(
-                    f"{path} does not record which extractor made it, so that a distance from it may be of unlike features: "
-                    f"if you know that it was {own['name']}, say accept_unrecorded=true"
+                raise DataError(
+                    f"the file {path} does not record which extractor made it, so a distance from it may be of unlike features",
+                    f"if you know that it was {own['name']}, set accept_unrecorded=true",
                 )
             log.warning("%s does not record its extractor: that it was %s is taken on your word", path, own["name"])
             return
         differing = [f"{key} {self.extractor.get(key)} there, {value} here" for key, value in own.items()
                      if self.extractor.get(key) != value]  # fmt: skip
         if differing:
-            raise ValueError(
-                f"{path} was made with another extractor ({'; '.join(differing)}): distances between unlike features mean "
-                "nothing; choose the evaluation it was made with, or make new statistics with save_statistics=FILE"
+            raise DataError(
+                f"the file {path} was made with another extractor ({'; '.join(differing)}): distances between unlike features "
+                "mean nothing; choose the evaluation it was made with, or make new statistics with save_statistics=FILE"
             )
 
 
@@ -137,7 +137,7 @@ def _read_own(path: Path) -> SavedStatistics:
         return SavedStatistics(Summary.from_state_dict(state), state["extractor"], state["images"])
     except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
         reason = str(error) if isinstance(error, ValueError) else "it is damaged, or of something else"
-        raise ValueError(f"{path} does not hold statistics of genimg ({reason})") from error
+        raise DataError(f"the file {path} does not hold statistics of genimg ({reason})") from error
 
 
 def holds_statistics(path: Path) -> bool:
@@ -175,12 +175,14 @@ def _read_npz(path: Path) -> SavedStatistics:
                 moments = _moments(arrays, "mu", "sigma", path)
             spatial = _moments(arrays, "mu_s", "sigma_s", path) if "mu_s" in arrays else None
     except Exception as error:  # damaged archives make NumPy and zlib raise nearly anything
-        if str(error).startswith(str(path)):
+        if str(error).startswith(f"the file {path}"):
             raise
-        raise ValueError(f"{path} does not hold statistics: an .npz of them has mu [D] and sigma [D, D] ({error})") from error
+        raise DataError(
+            f"the file {path} does not hold statistics: an .npz of them has mu [D] and sigma [D, D] ({error})"
+        ) from error
     if features is not None and (features.shape[1] != len(moments.mean) or not bool(torch.isfinite(features).all())):
-        raise ValueError(f"{path} does not hold statistics: {FIRST} is {tuple(features.shape)} and mu ({len(moments.mean)},), "
-                         "or not finite")  # fmt: skip
+        raise DataError(f"the file {path} does not hold statistics: {FIRST} is {tuple(features.shape)} and mu "
+                        f"({len(moments.mean)},), or not finite")  # fmt: skip
     count = None if features is None or "mu" in arrays else len(features)
     images = {"source": path.name, "fingerprint": sha256_of(path), "num_images": count, "extractor": "not recorded"}
     return SavedStatistics(Summary(moments, features=features, spatial=spatial), None, images)
@@ -190,8 +192,8 @@ def _moments(arrays: Mapping[str, Any], mean_key: str, covariance_key: str, path
     """Such files do not say how many images they are of; no rank is then cut off."""
     mean, covariance = (np.asarray(arrays[key], dtype=np.float64) for key in (mean_key, covariance_key))
     if mean.ndim != 1 or covariance.shape != 2 * mean.shape or not np.isfinite(covariance).all() or not np.isfinite(mean).all():
-        raise ValueError(
-            f"{path} does not hold statistics: {mean_key} is {mean.shape} and {covariance_key} {covariance.shape}, or not "
-            "finite"
+        raise DataError(
+            f"the file {path} does not hold statistics: {mean_key} is {mean.shape} and {covariance_key} {covariance.shape}, or "
+            "not finite"
         )
     return GaussianStatistics(len(mean) + 1, torch.from_numpy(mean), torch.from_numpy(covariance))

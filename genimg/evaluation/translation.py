@@ -19,10 +19,11 @@ from genimg.data.datasets.unpaired import UnpairedSource
 from genimg.data.loader import Data
 from genimg.data.subsets import selection, subset_of
 from genimg.data.tasks.base import Task
+from genimg.errors import ConfigError, DataError
 from genimg.evaluation.compare import Evaluator, short_count
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.feature_extraction import Passes, full_float32, ranges
-from genimg.evaluation.image_metrics import LPIPS, l1, ms_ssim, ms_ssim_scales, psnr, psnr_luma, ssim, ssim_luma
+from genimg.evaluation.image_metrics import LPIPS, check_lpips, l1, ms_ssim, ms_ssim_scales, psnr, psnr_luma, ssim, ssim_luma
 from genimg.evaluation.image_sets import FiniteCheck, ImageSet
 from genimg.evaluation.metrics import FrechetDistance, KernelDistance
 from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
@@ -34,11 +35,10 @@ from genimg.utils.distributed import rows_of_all_ranks, shard, world_size
 from genimg.utils.durations import NumImages
 from genimg.utils.environment import versions
 from genimg.utils.images import to_uint8
-from genimg.utils.rng import seed_of, steady
+from genimg.utils.rng import Stream, seed_of, steady
 
 log = logging.getLogger(__name__)
 
-_STREAM = 7  # keeps the noise of an evaluation apart from that of the training
 _SCALES = 5  # of the multi-scale structural similarity
 _SUBSETS, _SUBSET_SIZE = 100, 1000  # of the kernel distance, as elsewhere
 
@@ -48,7 +48,7 @@ Observer = Callable[[Batch, dict[str, Tensor]], None]
 
 
 class TranslationEvaluator(HeldOutEvaluator):
-    """Translations of held-out images: those of ``data.validation``, or of the training where there is none.
+    """Translations of held-out images: those for validation, or of the training where there are none.
 
     Args:
         num_images: at most; chosen at random, stratified by class.
@@ -88,14 +88,16 @@ class TranslationEvaluator(HeldOutEvaluator):
         if best_by is not None and best_by not in self.choices:
             wins = "cycle_l1" in str(best_by) or "identity_l1" in str(best_by)
             why = ", which a translator that changes nothing wins" if wins else ""
-            raise ValueError(f"evaluation.best_by={best_by}{why}: choose one of {', '.join(self.choices)}, or null")
+            raise ValueError(
+                f"best_by={best_by} cannot choose the best checkpoint{why}: choose one of {', '.join(self.choices)}, or null"
+            )
         if best_by in ("kd", "fd") and extractor is None:
             raise ValueError(
-                f"evaluation.best_by={best_by} needs evaluation.extractor: choose an evaluation that has one, such as "
+                f"best_by={best_by} needs an extractor: choose an evaluation that has one, such as "
                 "unpaired_translation_inception or translation_inception, or another best_by"
             )
         if best_by is None and self.stop_if is not None and self.stop_if.metric is None:
-            raise ValueError("evaluation.stop_if with a factor needs a metric that chooses the best: set evaluation.best_by")
+            raise ValueError("stop_if with a factor needs a metric that chooses the best: set best_by")
         self.extractor, self.best_by = extractor, best_by
         self._targets: dict[tuple[str, int, str], SavedStatistics] = {}  # of a run's held-out images, which stay the same
 
@@ -103,9 +105,9 @@ class TranslationEvaluator(HeldOutEvaluator):
         if not method.translates or self.key not in method.batch_keys:
             fitting = "translation" if "source" in method.batch_keys else "unpaired_translation"
             fitting = fitting if method.translates else "inception"
-            raise ValueError(
+            raise ConfigError(
                 f"this evaluation measures {self.what}, which the model, a {type(method).__name__}, does not make: choose "
-                f"evaluation={fitting} or another of the group"
+                f"another evaluation, such as {fitting}"
             )
         self.warn_without_validation(source)
 
@@ -132,9 +134,7 @@ class TranslationEvaluator(HeldOutEvaluator):
                 values |= self._distances(self.extractor, sets, batch_size, device, should_stop)
         if (first := self.primary) is not None:
             if first not in values:
-                raise ValueError(
-                    f"evaluation.best_by={self.best_by} is not measured here: {', '.join(values)} are; choose one of these"
-                )
+                raise ConfigError(f"best_by={self.best_by} is not measured here: choose one of {', '.join(values)}")
             values = {first: values[first]} | values
         return Evaluation(values, self._provenance(method, data, count))
 
@@ -156,7 +156,7 @@ class TranslationEvaluator(HeldOutEvaluator):
     @property
     def noise_seed(self) -> int:
         """Of what is random about a task, apart from that of the training."""
-        return seed_of(_STREAM, self.seed)
+        return seed_of(self.seed, Stream.TRANSLATION)
 
     @abstractmethod
     def _pixels(
@@ -175,9 +175,9 @@ class TranslationEvaluator(HeldOutEvaluator):
     ) -> dict[str, float]:
         """Return the mean over images of each number [N] that ``measure`` gives of a batch."""
         if len(chosen) < world_size():
-            raise ValueError(
-                f"{len(chosen)} held-out images are fewer than the processes that measure them: start fewer of these, or set "
-                "data.validation to more"
+            raise DataError(
+                f"{len(chosen)} held-out images are fewer than the {world_size()} processes that measure them: start fewer of "
+                "these, or hold out more images"
             )
         rows: dict[str, list[Tensor]] = defaultdict(list)
         finite = FiniteCheck("the model's translations")
@@ -287,13 +287,13 @@ class PairedEvaluator(TranslationEvaluator):
         super().__init__(num_images=num_images, batch_size=batch_size, interval=interval, seed=seed, extractor=extractor,
                          best_by=best_by, final_num_images=final_num_images, stop_if=stop_if)  # fmt: skip
         if best_by == "lpips" and lpips is None:
-            raise ValueError("evaluation.best_by=lpips needs evaluation.lpips: give its weights, or choose another best_by")
+            raise ValueError("best_by=lpips needs the weights of lpips: give them, or choose another best_by")
         self.lpips = lpips
 
     def check(self, method: Method, source: Source | None = None) -> None:
         super().check(method, source)
         if self.lpips is not None and source is not None:
-            self.lpips.check((1, *source.shape[1:]))
+            check_lpips(self.lpips, (1, *source.shape[1:]))
 
     def _weights(self) -> dict[str, Any]:
         return {} if self.lpips is None else {"lpips": self.lpips.describe()}
@@ -349,7 +349,7 @@ class UnpairedEvaluator(TranslationEvaluator):
             self._told = True
             log.warning(
                 "no best checkpoint is kept, only the last: without features nothing tells a translator from one that changes "
-                "nothing; set evaluation=unpaired_translation_inception or unpaired_translation_cifar10_classifier"
+                "nothing; choose the evaluation unpaired_translation_inception or unpaired_translation_cifar10_classifier"
             )
 
     def _pixels(

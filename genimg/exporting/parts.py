@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from genimg.data.facts import DataFacts
 from genimg.methods.base import Method
 
 Config = dict[str, Any]
@@ -153,13 +154,13 @@ def _fold(layer: nn.Module) -> None:
 
 
 @singledispatch
-def exportable(method: Method, choices: Choices, data: Config) -> Part:
+def exportable(method: Method, choices: Choices, facts: DataFacts) -> Part:
     """The part of a method that makes images, as it stands.
 
     Args:
         method: with the weights to export, on the device that its references are to be computed on.
         choices: of the user.
-        data: the ``data`` group of the checkpoint's config.
+        facts: About the data that the model was trained on.
 
     Raises:
         ValueError: if the method, or what is chosen, cannot be exported.

@@ -10,22 +10,23 @@ from pathlib import Path
 from torch import nn
 
 from genimg.config import instantiate
+from genimg.data.facts import DataFacts
 from genimg.exporting.parts import Choices, Config, exportable
-from genimg.methods.image_to_image import Translation
 
 
-def recipe(config: Config, num_images: int, choices: Choices) -> Config:
+def recipe(config: Config, facts: DataFacts, num_images: int, choices: Choices) -> Config:
     """What ``rebuilt`` needs beside the weights.
 
     Args:
         config: of the training.
+        facts: about its data.
         num_images: of its data.
         choices: of the export.
     """
     return {
         "model": config["model"],
         "task": config.get("task"),
-        "data": {key: config["data"][key] for key in ("image_size", *instantiate.SETTLED) if key in config["data"]},
+        "facts": facts.record(),
         "num_images": num_images,
         "batch_size": config["trainer"]["batch_size"],
         "choices": vars(choices),
@@ -64,9 +65,8 @@ def rebuilt(path: str | Path, allow: tuple[str, ...] = (), named: Mapping[str, s
         named=frozenset((named or {}).items()),
         trains=False,
     )
-    method = builder.build(config["model"], "model")
-    if isinstance(method, Translation):
-        method.task = instantiate.task_of(config, builder)
-    network = exportable(method.eval(), Choices(**config["choices"]), config["data"]).network
+    facts = DataFacts.restored(config["facts"])
+    method = instantiate.build_model(config, facts, builder)
+    network = exportable(method.eval(), Choices(**config["choices"]), facts).network
     network.load_state_dict(tensors)
     return network.eval()

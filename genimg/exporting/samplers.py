@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from genimg.exporting.parts import Choices, Config, Inputs, Part, Port, exportable, image_port, refuse_choices, settled
+from genimg.data.facts import DataFacts
+from genimg.exporting.parts import Choices, Inputs, Part, Port, exportable, image_port, refuse_choices, settled
 from genimg.exporting.programs import CodesToImage, Generating, LatentsToImage
 from genimg.methods.conditional import ConditionalMethod
 from genimg.methods.gan import GAN
@@ -25,7 +26,7 @@ _NORMAL = "standard normal numbers"
 
 
 @exportable.register
-def _of_gan(method: GAN, choices: Choices, data: Config) -> Part:
+def _of_gan(method: GAN, choices: Choices, facts: DataFacts) -> Part:
     generator = method.sampled_generator
     has_psi = "truncation" in inspect.signature(generator.forward).parameters
     refuse_choices(method, choices, *(["truncation"] if has_psi else []))
@@ -37,7 +38,7 @@ def _of_gan(method: GAN, choices: Choices, data: Config) -> Part:
 
 
 @exportable.register
-def _of_vae(method: VAE, choices: Choices, data: Config) -> Part:
+def _of_vae(method: VAE, choices: Choices, facts: DataFacts) -> Part:
     refuse_choices(method, choices)
     *lower, top = method.latent_dims
     network = LatentsToImage(settled(method.decoder), method.loss.likelihood.mean, hierarchy=settled(method.hierarchy))
@@ -48,7 +49,7 @@ def _of_vae(method: VAE, choices: Choices, data: Config) -> Part:
 
 
 @exportable.register
-def _of_deterministic_autoencoder(method: DeterministicAutoencoder, choices: Choices, data: Config) -> Part:
+def _of_deterministic_autoencoder(method: DeterministicAutoencoder, choices: Choices, facts: DataFacts) -> Part:
     refuse_choices(method, choices)
     density, decoder = method.density, method.decoder
     fitted = density.num_components > 0
@@ -68,7 +69,7 @@ def _of_deterministic_autoencoder(method: DeterministicAutoencoder, choices: Cho
 
 
 @exportable.register
-def _of_vq_vae(method: VQVAE, choices: Choices, data: Config) -> Part:
+def _of_vq_vae(method: VQVAE, choices: Choices, facts: DataFacts) -> Part:
     refuse_choices(method, choices)
     grid, num_codes = method.encoder.grid, method.quantizer.num_codes
     device = method.quantizer.codebook.device

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from genimg.data.facts import DataFacts
 from genimg.data.tasks.base import Task
-from genimg.exporting.parts import Choices, Config, Inputs, Part, Port, Sides, exportable, image_port, refuse_choices, settled
+from genimg.exporting.parts import Choices, Inputs, Part, Port, Sides, exportable, image_port, refuse_choices, settled
 from genimg.exporting.programs import Translating
 from genimg.inference.translate import image_channels, least_side
 from genimg.methods.image_to_image import Translation
@@ -18,11 +19,11 @@ _SMALLEST = 8  # pixels: a shorter image is none, and borders take other ways in
 
 
 @exportable.register
-def _of_translation(method: Translation, choices: Choices, data: Config) -> Part:
+def _of_translation(method: Translation, choices: Choices, facts: DataFacts) -> Part:
     refuse_choices(method, choices, "direction", "model_mode")
     direction = _direction(method, choices.direction)
     if choices.model_mode is not None:
-        method.set_mode(choices.model_mode, "model_mode")
+        method.set_mode(choices.model_mode)
     given = method.translator(direction)
     network, task = settled(given), method.task
     if method.sampled_mode == "train":
@@ -30,8 +31,8 @@ def _of_translation(method: Translation, choices: Choices, data: Config) -> Part
         network = _with_own_statistics(network)
     device = next(given.parameters()).device
     masked = "mask" in task.keys
-    image_size = height_width(data["image_size"])
-    source_channels = data["target_channels" if direction in method.directions[1:] else "source_channels"]
+    image_size = height_width(facts.image_size)
+    source_channels = facts.channels_into(backwards=direction in method.directions[1:])
     channels = _channels(task, source_channels)
     factor = _source(task, channels, _SMALLEST).shape[2] // _SMALLEST  # of super-resolution, which enlarges its images first
     multiple = method.multiple // math.gcd(method.multiple, factor)

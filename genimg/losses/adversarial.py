@@ -116,9 +116,7 @@ class AuxiliaryClassification:
         weights = {"real_weight": real_weight, "fake_weight": fake_weight, "generator_weight": generator_weight}
         for name, weight in weights.items():
             if not is_within(weight, 0):
-                raise ValueError(f"conditioning.auxiliary.{name}={shown(weight)} must be 0 or more")
+                raise ValueError(f"{name}={shown(weight)} must be 0 or more")
         if not extremes(real_weight)[1] + extremes(fake_weight)[1] > 0:
-            raise ValueError(
-                "conditioning.auxiliary: with real_weight=0 and fake_weight=0 the classifier would never be trained"
-            )
+            raise ValueError("real_weight=0 and fake_weight=0 would never train the classifier: set one of them above 0")
         self.real_weight, self.fake_weight, self.generator_weight = real_weight, fake_weight, generator_weight

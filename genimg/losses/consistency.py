@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from genimg.errors import ConfigError
 from genimg.losses.penalties import DiscriminatorPenalty, GeneratorPenalty, Sides, require_positive
 from genimg.schedules import Number, Scheduled, is_within, shown
 from genimg.types import Metrics
@@ -31,13 +32,13 @@ class Consistency(DiscriminatorPenalty):
 
     def __init__(self, *, real_weight: Number, fake_weight: Number, max_shift_share: float, interval: int) -> None:
         super().__init__(interval=interval)
-        require_positive("consistency", "real_weight", real_weight)
+        require_positive("real_weight", real_weight)
         if not is_within(fake_weight, 0):
-            raise ValueError(f"penalty.consistency.fake_weight={shown(fake_weight)} must be 0 or more")
+            raise ValueError(f"fake_weight={shown(fake_weight)} must be 0 or more")
         if not 0 <= max_shift_share < 1:
             raise ValueError(
-                f"penalty.consistency.max_shift_share={max_shift_share} is a share of the image's sides: it must be at least 0 "
-                "and below 1; 0.125 is usual"
+                f"max_shift_share={max_shift_share} must be at least 0 and below 1, as a share of the image's sides; "
+                "0.125 is usual"
             )
         self.real_weight = real_weight
         self.fake_weight = fake_weight
@@ -68,8 +69,8 @@ class LatentConsistency(DiscriminatorPenalty):
 
     def __init__(self, *, weight: Number, noise: Number, interval: int) -> None:
         super().__init__(interval=interval)
-        require_positive("latent_consistency", "weight", weight)
-        require_positive("latent_consistency", "noise", noise)
+        require_positive("weight", weight)
+        require_positive("noise", noise)
         self.weight = weight
         self.noise = noise
 
@@ -92,8 +93,8 @@ class LatentDiversity(GeneratorPenalty):
 
     def __init__(self, *, weight: Number, noise: Number, interval: int) -> None:
         super().__init__(interval=interval)
-        require_positive("latent_diversity", "weight", weight)
-        require_positive("latent_diversity", "noise", noise)
+        require_positive("weight", weight)
+        require_positive("noise", noise)
         self.weight = weight
         self.noise = noise
 
@@ -109,8 +110,8 @@ def randomly_moved(images: Tensor, max_shift_share: float) -> Tensor:
     device = images.device
     tall, wide = (int(side * max_shift_share + 0.5) for side in (height, width))
     if tall >= height or wide >= width:
-        raise ValueError(
-            f"penalty.consistency.max_shift_share={max_shift_share} must leave something of the images' {height}x{width} pixels"
+        raise ConfigError(
+            f"max_shift_share={max_shift_share} leaves nothing of {height}x{width} pixels", "choose a smaller share"
         )
     mirrored = torch.rand(count, device=device) < 0.5
     down = torch.randint(-tall, tall + 1, (count,), device=device)

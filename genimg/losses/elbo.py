@@ -72,7 +72,7 @@ class Bound(nn.Module, ABC):
     def __init__(self, likelihood: Likelihood, num_samples: int) -> None:
         super().__init__()
         if num_samples < 1:
-            raise ValueError(f"loss.num_samples={num_samples} must be 1 or more")
+            raise ValueError(f"num_samples={num_samples} must be 1 or more")
         self.likelihood = likelihood
         self.num_samples = num_samples
 
@@ -138,19 +138,19 @@ class ELBO(Bound):
     ) -> None:
         super().__init__(likelihood, num_samples)
         if not is_within(kl_weight, 0):
-            raise ValueError(f"loss.kl_weight={shown(kl_weight)} must be 0 or more")
+            raise ValueError(f"kl_weight={shown(kl_weight)} must be 0 or more")
         if kl_weight == 0 and (free_bits or warm_up or capacity is not None):
             useless = "free_bits" if free_bits else "warm_up" if warm_up else "capacity"
-            raise ValueError(f"loss.{useless} has no effect with loss.kl_weight=0: set a weight above 0, or leave it away")
+            raise ValueError(f"{useless} has no effect with kl_weight=0: set a weight above 0, or remove {useless}")
         if not is_within(free_bits, 0):
-            raise ValueError(f"loss.free_bits={shown(free_bits)} must be 0 or more nats for each latent dimension")
+            raise ValueError(f"free_bits={shown(free_bits)} must be 0 or more nats for each latent dimension")
         if capacity is not None and not is_within(capacity, 0):
-            raise ValueError(f"loss.capacity={shown(capacity)} must be 0 or more nats, or null")
+            raise ValueError(f"capacity={shown(capacity)} must be 0 or more nats, or null")
         if capacity is not None and (free_bits or warm_up):
             other = "free_bits" if free_bits else "warm_up"
-            raise ValueError(f"loss.capacity={shown(capacity)} and loss.{other} both say what the KL may cost: set one of them")
+            raise ValueError(f"capacity={shown(capacity)} and {other} both say what the KL may cost: set one of them")
         if capacity is None and capacity_growth:
-            raise ValueError("loss.capacity_growth has no effect without loss.capacity: set a capacity, or leave it 0 images")
+            raise ValueError("capacity_growth has no effect without a capacity: set one, or capacity_growth to 0 images")
         self.kl_weight = _grown("kl_weight", kl_weight, "warm_up", warm_up)
         self.free_bits = free_bits
         self.capacity = capacity if capacity is None else _grown("capacity", capacity, "capacity_growth", capacity_growth)
@@ -170,7 +170,9 @@ def _grown(name: str, number: Number, setting: str, duration: NumImages) -> Numb
     if not duration or extremes(number) == (0, 0):
         return number
     if isinstance(number, Schedule):
-        raise ValueError(f"loss.{name} is a schedule, so that loss.{setting} has no effect: set it to 0 images")
+        raise ValueError(f"{setting} has no effect, because {name} is a schedule: set it to 0 images")
+    if not math.isfinite(number):
+        raise ValueError(f"{name}={number} must be finite")
     return Linear(start=0.0, end=number, duration=duration)
 
 

@@ -71,7 +71,7 @@ class Bernoulli(Likelihood):
     def __init__(self, *, binarisation: str) -> None:
         super().__init__()
         if binarisation not in BINARISATIONS:
-            raise ValueError(f"likelihood.binarisation={binarisation} is unknown: choose one of {', '.join(BINARISATIONS)}")
+            raise ValueError(f"binarisation={binarisation} is unknown: choose one of {', '.join(BINARISATIONS)}")
         self.binarisation = binarisation
 
     @property
@@ -129,7 +129,7 @@ class Gaussian(_Density):
     def __init__(self, *, scale: float, learnt: bool) -> None:
         super().__init__()
         if not scale > 0:
-            raise ValueError(f"likelihood.scale={scale} is not a standard deviation: it must be above 0")
+            raise ValueError(f"scale={scale} is not a standard deviation: it must be above 0")
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale))) if learnt else math.log(scale)
 
     @property
@@ -166,7 +166,7 @@ class GaussianPerPixel(_Density):
     def __init__(self, *, least_scale: float) -> None:
         super().__init__()
         if not least_scale > 0:
-            raise ValueError(f"likelihood.least_scale={least_scale} is not a standard deviation: it must be above 0")
+            raise ValueError(f"least_scale={least_scale} is not a standard deviation: it must be above 0")
         self.least_scale = least_scale
 
     @property
@@ -207,7 +207,7 @@ class DiscretisedLogisticMixture(Likelihood):
     def __init__(self, *, num_mixtures: int) -> None:
         super().__init__()
         if num_mixtures < 1:
-            raise ValueError(f"likelihood.num_mixtures={num_mixtures} must be 1 or more")
+            raise ValueError(f"num_mixtures={num_mixtures} must be 1 or more")
         self.num_mixtures = num_mixtures
 
     @property

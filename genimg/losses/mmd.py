@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from genimg.errors import ConfigError
 from genimg.losses.likelihoods import Likelihood
 from genimg.losses.regularised_autoencoder import AutoencoderLoss
 from genimg.schedules import Number, Scheduled, is_positive, shown
@@ -31,7 +32,9 @@ class MMDLoss(AutoencoderLoss):
     def __init__(self, *, likelihood: Likelihood, mmd_weight: Number) -> None:
         super().__init__(likelihood)
         if not is_positive(mmd_weight):
-            raise ValueError(f"loss.mmd_weight={shown(mmd_weight)} must be above 0; loss=rae is for latents without a prior")
+            raise ValueError(
+                f"mmd_weight={shown(mmd_weight)} must be above 0: for latents without a prior, choose another loss"
+            )
         self.mmd_weight = mmd_weight
 
     def penalty(self, latent: Tensor, output: Tensor, decoder: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
@@ -46,12 +49,12 @@ def unbiased_mmd(x: Tensor, y: Tensor) -> Tensor:
     squared distance of two samples of N(0, I). Gretton et al. 2012, equation 3. In float32 or better.
 
     Raises:
-        ValueError: for fewer than two samples of either.
+        ConfigError: For fewer than two samples of either.
     """
     if min(len(x), len(y)) < 2:
-        raise ValueError(
-            f"the MMD needs 2 images or more in each microbatch, not {min(len(x), len(y))}: raise trainer.batch_size or lower "
-            "trainer.accumulation"
+        raise ConfigError(
+            f"the MMD needs 2 images or more in each microbatch, not {min(len(x), len(y))}",
+            "choose a larger batch size or less accumulation",
         )
     count, others = len(x), len(y)
     within_x, within_y = _kernel(x, x), _kernel(y, y)

@@ -49,11 +49,11 @@ class PathLength(GeneratorPenalty):
     def __init__(self, *, weight: Number, decay: float, batch_shrink: int, interval: int) -> None:
         super().__init__(interval=interval)
         if not is_positive(weight):
-            raise ValueError(f"penalty.path_length.weight={shown(weight)} must be above 0; leave the penalty away for none")
+            raise ValueError(f"weight={shown(weight)} must be above 0: for no penalty, remove it")
         if not 0 < decay <= 1:
-            raise ValueError(f"penalty.path_length.decay={decay} must be above 0 and at most 1")
+            raise ValueError(f"decay={decay} must be above 0 and at most 1")
         if batch_shrink < 1:
-            raise ValueError(f"penalty.path_length.batch_shrink={batch_shrink} must be 1 or more")
+            raise ValueError(f"batch_shrink={batch_shrink} must be 1 or more")
         self.weight = weight
         self.decay = decay
         self.batch_shrink = batch_shrink
@@ -62,8 +62,8 @@ class PathLength(GeneratorPenalty):
     def check(self, generator: nn.Module) -> None:
         if not isinstance(generator, StyleGenerator):
             raise ValueError(
-                f"penalty.path_length needs a generator with styles, and {type(generator).__name__} of "
-                f"{type(generator).__module__} has none: choose model=stylegan2, or another penalty"
+                f"generator={type(generator).__module__}.{type(generator).__name__} has no styles, which the path length "
+                "penalty needs: choose StyleGAN2's generator, or another penalty"
             )
 
     def forward(self, generator: nn.Module, latent: Tensor, condition: Tensor) -> tuple[Tensor, Metrics]:

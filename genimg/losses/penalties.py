@@ -57,7 +57,7 @@ class DiscriminatorPenalty(nn.Module, ABC):
     def __init__(self, *, interval: int) -> None:
         super().__init__()
         if interval < 1:
-            raise ValueError(f"penalty interval={interval} must be 1 or more steps")
+            raise ValueError(f"interval={interval} must be 1 or more steps")
         self.interval = interval
 
     @abstractmethod
@@ -80,7 +80,7 @@ class GradientPenalty(DiscriminatorPenalty):
 
     def __init__(self, *, weight: Number, center: float, interval: int) -> None:
         super().__init__(interval=interval)
-        require_positive("gradient_penalty", "weight", weight)
+        require_positive("weight", weight)
         self.weight = weight
         self.center = center
 
@@ -106,7 +106,7 @@ class DRAGAN(DiscriminatorPenalty):
 
     def __init__(self, *, weight: Number, interval: int) -> None:
         super().__init__(interval=interval)
-        require_positive("dragan", "weight", weight)
+        require_positive("weight", weight)
         self.weight = weight
 
     def forward(self, sides: Sides) -> Tensor:
@@ -143,8 +143,8 @@ class R1(DiscriminatorPenalty):
         reuse_forward: bool = False,
     ) -> None:
         super().__init__(interval=interval)
-        self.gamma = _gamma("r1", gamma, image_size, batch_size)
-        self.reuses = _checked_reuse("r1", "real", reuse_forward, interval)
+        self.gamma = _gamma(gamma, image_size, batch_size)
+        self.reuses = _checked_reuse("real", reuse_forward, interval)
 
     def forward(self, sides: Sides) -> Tensor:
         if self.reuses:
@@ -168,8 +168,8 @@ class R2(DiscriminatorPenalty):
         reuse_forward: bool = False,
     ) -> None:
         super().__init__(interval=interval)
-        self.gamma = _gamma("r2", gamma, image_size, batch_size)
-        self.reuses = _checked_reuse("r2", "fake", reuse_forward, interval)
+        self.gamma = _gamma(gamma, image_size, batch_size)
+        self.reuses = _checked_reuse("fake", reuse_forward, interval)
 
     def forward(self, sides: Sides) -> Tensor:
         if self.reuses:
@@ -196,9 +196,9 @@ class LeCam(DiscriminatorPenalty):
 
     def __init__(self, *, weight: Number, decay: float, start: NumImages, interval: int) -> None:
         super().__init__(interval=interval)
-        require_positive("lecam", "weight", weight)
+        require_positive("weight", weight)
         if not 0 <= decay < 1:
-            raise ValueError(f"penalty.lecam.decay={decay} must be at least 0 and below 1")
+            raise ValueError(f"decay={decay} must be at least 0 and below 1")
         self.weight = weight
         self.decay = decay
         self.started = Step(begin=start)
@@ -225,7 +225,7 @@ class GeneratorPenalty(nn.Module, ABC):
     def __init__(self, *, interval: int) -> None:
         super().__init__()
         if interval < 1:
-            raise ValueError(f"penalty interval={interval} must be 1 or more steps")
+            raise ValueError(f"interval={interval} must be 1 or more steps")
         self.interval = interval
 
     def check(self, generator: nn.Module) -> None:
@@ -251,7 +251,7 @@ class WeightClipping(nn.Module):
 
     def __init__(self, *, limit: Number) -> None:
         super().__init__()
-        require_positive("weight_clipping", "limit", limit)
+        require_positive("limit", limit)
         self.limit = limit
 
     @torch.no_grad()
@@ -274,30 +274,30 @@ def squared_norms_of_gradient(images: Tensor, logits: Tensor) -> Tensor:
     return gradient.square().sum(dim=(1, 2, 3))
 
 
-def _gamma(name: str, gamma: Number | str, image_size: int | list[int], batch_size: int) -> Number:
+def _gamma(gamma: Number | str, image_size: int | list[int], batch_size: int) -> Number:
     if gamma == "auto":
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         return 0.0002 * height * width / batch_size
     if isinstance(gamma, str):
-        raise ValueError(f"penalty.{name}.gamma={gamma} must be auto or a number")
-    require_positive(name, "gamma", gamma)
+        raise ValueError(f"gamma={gamma} must be auto or a number")
+    require_positive("gamma", gamma)
     return gamma
 
 
-def _checked_reuse(name: str, side: str, reuse_forward: bool, interval: int) -> frozenset[str]:
+def _checked_reuse(side: str, reuse_forward: bool, interval: int) -> frozenset[str]:
     if reuse_forward and interval > 1:
         raise ValueError(
-            f"penalty.{name}.reuse_forward=true has no effect with penalty.{name}.interval={interval}, whose update has no "
-            "other forward: set interval=1, or reuse_forward=false"
+            f"reuse_forward=true has no effect with interval={interval}, whose update has no other forward: set interval=1, or "
+            "reuse_forward=false"
         )
     return frozenset({side}) if reuse_forward else frozenset()
 
 
-def require_positive(penalty: str, name: str, value: Number) -> None:
+def require_positive(name: str, value: Number) -> None:
     """Refuse a setting of a penalty that would leave it without effect, or give it the opposite one.
 
     Raises:
-        ValueError: naming key and value.
+        ValueError: If it is not positive; the message names it.
     """
     if not is_positive(value):
-        raise ValueError(f"penalty.{penalty}.{name}={shown(value)} must be above 0; leave the penalty away for none")
+        raise ValueError(f"{name}={shown(value)} must be above 0: for no penalty, remove it")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
+from genimg.errors import ConfigError
 from genimg.schedules import Number, Scheduled, is_positive, shown
 from genimg.utils.machine_local import LocalPath
 
@@ -28,8 +29,7 @@ class Perceptual(nn.Module):
         weight: of this beside the distance of pixels, above 0.
 
     Raises:
-        FileNotFoundError: if the file does not exist.
-        ValueError: if it holds other weights, or a setting is out of range.
+        ValueError: If the file does not exist or holds other weights, or a setting is out of range.
     """
 
     needed_in_training_only = True  # so that nobody who samples must have the file
@@ -43,11 +43,9 @@ class Perceptual(nn.Module):
         with torch.device("meta"):  # without the time and the memory that random weights would take
             features = vgg16().features
         if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= len(features):
-            raise ValueError(
-                f"layers={list(layers)} of a perceptual loss must be numbers that rise, from 0 to {len(features) - 1}"
-            )
+            raise ValueError(f"layers={list(layers)} must be numbers that rise, from 0 to {len(features) - 1}")
         if not is_positive(weight):
-            raise ValueError(f"weight={shown(weight)} of a perceptual loss must be above 0; perceptual: null leaves it out")
+            raise ValueError(f"weight={shown(weight)} must be above 0: for no perceptual loss, set it to null")
         features = features[: layers[-1] + 1]
         features.load_state_dict(_state(weights, features), assign=True)
         bounds = (0, *(layer + 1 for layer in layers))
@@ -64,11 +62,11 @@ class Perceptual(nn.Module):
         """The weighted scalar of images [N, 1 or 3, H, W] in [-1, 1]; the gradient is the output's alone.
 
         Raises:
-            ValueError: for images of other channels.
+            ConfigError: For images of other channels.
         """
         if output.shape[1] not in (1, 3):
-            raise ValueError(
-                f"a perceptual loss looks at grey or RGB images, not at {output.shape[1]} channels: set perceptual=null"
+            raise ConfigError(
+                f"a perceptual loss compares grey or RGB images, not images of {output.shape[1]} channels", "set it to null"
             )
         self.to(output.device)
         x, y = self._scaled(output), self._scaled(target).detach()
@@ -86,18 +84,15 @@ def _state(path: str, features: nn.Module) -> dict[str, Tensor]:
     """The file's weights of those layers.
 
     Raises:
-        FileNotFoundError, ValueError: as Perceptual.
+        ValueError: If there is no such file, or it holds other weights.
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(
-            f"weights={path} of the perceptual loss is not a file: put torchvision's state_dict of vgg16 there, or name "
-            "another place"
-        )
+        raise ValueError(f"weights={path} is not a file: put torchvision's state_dict of vgg16 there, or name another place")
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"weights={path} of the perceptual loss cannot be read: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"weights={path} cannot be read: {str(error).splitlines()[0]}") from error
     state = {}
     for key, wanted in features.state_dict().items():
         found = saved.get(f"features.{key}") if isinstance(saved, dict) else None

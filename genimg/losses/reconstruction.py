@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from genimg.errors import ConfigError
 from genimg.losses.perceptual import Perceptual
 from genimg.schedules import Number, Scheduled, is_within, shown
 
@@ -31,9 +32,10 @@ class ReconstructionLoss:
 
     def __init__(self, *, kind: str, epsilon: float | None, known_weight: Number, perceptual: Perceptual | None = None) -> None:
         if kind not in KINDS:
-            raise ValueError(f"kind={kind} of a reconstruction loss is unknown: choose one of {', '.join(KINDS)}")
+            raise ValueError(f"kind={kind} is unknown: choose one of {', '.join(KINDS)}")
         if (kind == "charbonnier") != (epsilon is not None):
-            raise ValueError(f"epsilon={epsilon} of kind={kind}: charbonnier needs a number, the others take null")
+            given = "null" if epsilon is None else epsilon
+            raise ValueError(f"epsilon={given} does not go with kind={kind}: charbonnier needs a number, the others null")
         if epsilon is not None and not epsilon > 0:
             raise ValueError(f"epsilon={epsilon} must be above 0")
         if not is_within(known_weight, 0):
@@ -59,7 +61,7 @@ class ReconstructionLoss:
             distance = (difference.square() + self.epsilon**2).sqrt()
         if mask is None:
             if self.known_weight != 1:
-                raise ValueError(f"known_weight={self.known_weight} has no effect without masks: set it to 1")
+                raise ConfigError(f"known_weight={self.known_weight} has no effect without masks", "set it to 1")
             return distance.mean()
         weight = self.known_weight + (1.0 - self.known_weight) * mask
         total = weight.flatten(1).sum(dim=1) * distance.shape[1]  # [N]

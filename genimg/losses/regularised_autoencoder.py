@@ -87,18 +87,17 @@ class RegularisedLoss(AutoencoderLoss):
     ) -> None:
         super().__init__(likelihood)
         if not is_within(latent_weight, 0):
-            raise ValueError(f"loss.latent_weight={shown(latent_weight)} must be 0 or more")
+            raise ValueError(f"latent_weight={shown(latent_weight)} must be 0 or more")
         if regulariser not in REGULARISERS:
-            raise ValueError(f"loss.regulariser={regulariser} is unknown: choose one of {', '.join(REGULARISERS)}")
+            raise ValueError(f"regulariser={regulariser} is unknown: choose one of {', '.join(REGULARISERS)}")
         if (regulariser in ("l2", "gradient_penalty")) != (regulariser_weight is not None):
             raise ValueError(
-                f"loss.regulariser_weight={'null' if regulariser_weight is None else shown(regulariser_weight)} of "
-                f"loss.regulariser={regulariser}: l2 and gradient_penalty need a number, the others take null"
+                f"regulariser_weight={'null' if regulariser_weight is None else shown(regulariser_weight)} does not go with "
+                f"regulariser={regulariser}: l2 and gradient_penalty need a number, the others null"
             )
         if regulariser_weight is not None and not is_positive(regulariser_weight):
             raise ValueError(
-                f"loss.regulariser_weight={shown(regulariser_weight)} must be above 0; loss.regulariser=none is for no "
-                "regulariser"
+                f"regulariser_weight={shown(regulariser_weight)} must be above 0: for no regulariser, set regulariser=none"
             )
         self.latent_weight = latent_weight
         self.regulariser = regulariser

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from genimg.errors import ConfigError
+
 SYM6 = (
     0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633,
     0.4910559419267466, 0.787641141030194, 0.3379294217276218, -0.07263752278646252,
@@ -89,13 +91,14 @@ def recolor(images: Tensor, brightness: Tensor, matrix: Tensor) -> Tensor:
     """matrix [N, 3, 3] @ (colour + brightness [N]); grey images take the mean of what would become of the three channels.
 
     Raises:
-        ValueError: if the images have neither 3 channels nor 1.
+        ConfigError: If the images have neither 3 channels nor 1.
     """
     channels = images.shape[1]
     if channels not in (1, 3):
-        raise ValueError(
-            f"augment.groups.color works on images of 3 channels (colour) or 1 (grey), but these have {channels}: "
-            "leave the group out with '~augment.groups.color'"
+        raise ConfigError(
+            f"groups.color works on images of 3 channels (colour) or 1 (grey), but these have {channels}",
+            "remove it",
+            key="groups.color",
         )
     brightened = images + brightness.view(-1, 1, 1, 1)
     if channels == 1:

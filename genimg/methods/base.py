@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from genimg.errors import ConfigError, UserError
 from genimg.types import Batch, LossFunction, Metrics, Microbatches, PixelLikelihood, Progress
 
 
@@ -37,6 +40,23 @@ class Update(Protocol):
     def __call__(self, group: str, loss: LossFunction, batch: Microbatches) -> Metrics:
         """One optimizer step on one parameter group. Only that group's parameters receive gradients."""
         ...
+
+
+@contextlib.contextmanager
+def refusals_of(name: str, part: object) -> Iterator[None]:
+    """Say in terms of a method what one of its parts refuses in terms of its own parameters.
+
+    Args:
+        name: Parameter of the method that the part was given as.
+        part: The part.
+
+    Raises:
+        UserError: If the part raises one: of the same type, in which ``limit=0`` is ``NAME.limit=0``.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise error.mounted(name, inspect.signature(type(part)).parameters) from error
 
 
 class Method(nn.Module, ABC):
@@ -72,7 +92,7 @@ class Method(nn.Module, ABC):
     """Whether it makes images from images, with a ``translate`` of its own, instead of from draws alone."""
 
     directions: ClassVar[tuple[str, ...]] = ()
-    """Of a method that translates more than one way; the first is what it does unasked."""
+    """Of a method that translates more than one way; the first is the default."""
 
     loss_type: ClassVar[type]
     """The kind of loss this method can be trained with; the build refuses any other."""
@@ -82,7 +102,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The parameters that each named update trains; every group has an optimizer of its own."""
+        """The parameters that each named update trains; every group has its own optimizer."""
 
     def lazy_share(self, group: str) -> float:
         """Further updates of ``group`` by lazy penalties, for each of its own; its optimizer is corrected for them."""
@@ -120,9 +140,9 @@ class Method(nn.Module, ABC):
             amount: 0 or more; the smaller, the nearer to the average.
 
         Raises:
-            ValueError: if there is nothing to truncate.
+            ConfigError: If there is nothing to truncate.
         """
-        raise ValueError(f"truncation={amount:g} has no effect on a {type(self).__name__}, which has no latents: leave it away")
+        raise ConfigError(f"truncation={amount:g} has no effect on a {type(self).__name__}, which has no latents", "remove it")
 
     def with_noise(self, drawn: Batch, mode: str) -> Batch:
         """A drawn batch (on the CPU) for samples with another kind of noise inside the network.
@@ -132,9 +152,9 @@ class Method(nn.Module, ABC):
             mode: ``random``, as drawn; ``const``: fixed, the same for all samples; ``none``.
 
         Raises:
-            ValueError: if there is no such mode, or no such noise.
+            ConfigError: If there is no such mode, or no such noise.
         """
-        raise ValueError(f"noise={mode} has no effect on a {type(self).__name__} without noise in its network: leave it away")
+        raise ConfigError(f"noise={mode} has no effect on a {type(self).__name__} without noise in its network", "remove it")
 
     def before_saving(self) -> None:
         """Called on every rank before a checkpoint is taken; without randomness."""
@@ -178,9 +198,9 @@ class Method(nn.Module, ABC):
             spread: 0 gives the image's reconstruction N times.
 
         Raises:
-            ValueError: for methods that encode no images into latents.
+            ConfigError: If the method encodes no images into latents.
         """
-        raise ValueError(f"near= has no effect on a {type(self).__name__}, which encodes no images: leave it away")
+        raise ConfigError(f"near has no effect on a {type(self).__name__}, which encodes no images", "remove it", key="near")
 
     def log_likelihood(self, batch: Batch, num_samples: int, keys: NDArray[np.uint64]) -> dict[str, Tensor]:
         """Estimates for every image of a batch [N], in nats; for methods with a ``likelihood``.

@@ -13,9 +13,7 @@ from genimg.methods.base import Method
 from genimg.networks.conditioning import ConditionEncoder
 from genimg.types import Batch
 from genimg.utils.images import class_rows
-from genimg.utils.rng import uniform
-
-_CONDITION_STREAM = 3
+from genimg.utils.rng import Stream, uniform
 
 
 class ConditionalMethod(Method):
@@ -57,7 +55,7 @@ class ConditionalMethod(Method):
         """As frequent as in the data; nothing without conditions. Row i is a function of (seed, indices[i]) alone."""
         if self.condition_key is None:
             return {}
-        chances = uniform(_CONDITION_STREAM, seed, np.asarray(indices, dtype=np.int64))
+        chances = uniform(seed, Stream.CONDITION, np.asarray(indices, dtype=np.int64))
         if self.num_classes:
             bounds = self.class_counts.cpu().numpy().cumsum()
             labels = np.searchsorted(bounds, np.floor(chances * bounds[-1]), side="right")
@@ -83,26 +81,27 @@ class ConditionalMethod(Method):
         return self.sample(kept).unflatten(0, rows.shape)
 
 
-def encoder_of(network: nn.Module) -> ConditionEncoder:
-    """A network's encoder of conditions.
+def shared_encoder(**networks: nn.Module) -> ConditionEncoder:
+    """Return the first network's encoder of conditions.
+
+    Args:
+        networks: One or more networks, by the names of the parameters that they were given as.
 
     Raises:
-        ValueError: if it has none.
+        ValueError: If a network has none, or another one reads another key of the batch.
     """
-    encoder = getattr(network, "condition", None)
-    if not isinstance(encoder, ConditionEncoder):
-        raise ValueError(f"{type(network).__name__} has no encoder of conditions: give it condition=${{conditioning.encoder}}")
+    encoders = {name: _encoder_of(name, network) for name, network in networks.items()}
+    (first, encoder), *others = encoders.items()
+    for other, its_own in others:
+        if its_own.key != encoder.key:
+            raise ValueError(
+                f"{first}.condition and {other}.condition must read the same key of the batch: give both one encoder"
+            )
     return encoder
 
 
-def shared_encoder(**networks: nn.Module) -> ConditionEncoder:
-    """The first network's encoder of conditions.
-
-    Raises:
-        ValueError: if a network has none, or another reads another key of the batch.
-    """
-    (first, *others), encoders = networks, {name: encoder_of(network) for name, network in networks.items()}
-    for other in others:
-        if encoders[other].key != encoders[first].key:
-            raise ValueError(f"model.{first}.condition and model.{other}.condition must read the same key of the batch")
-    return encoders[first]
+def _encoder_of(name: str, network: nn.Module) -> ConditionEncoder:
+    encoder = getattr(network, "condition", None)
+    if not isinstance(encoder, ConditionEncoder):
+        raise ValueError(f"{name}.condition must be an encoder of conditions, and a {type(network).__name__} has none")
+    return encoder

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from genimg.data.tasks.base import Task
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.losses.contrastive import patch_nce
 from genimg.methods.base import Update
@@ -37,6 +38,7 @@ class CUT(Translation):
         mirror_probability: of an image that is translated mirrored, and whose features are mirrored back; FastCUT's
             flip-equivariance has 0.5.
         sampled_mode: ``eval``, or ``train`` for dropout and batch statistics when translating.
+        task: Of the data that it is trained on.
     """
 
     loss_type = AdversarialLoss
@@ -63,21 +65,23 @@ class CUT(Translation):
         temperature: Number,
         mirror_probability: float,
         sampled_mode: str,
+        task: Task,
     ) -> None:
-        super().__init__()
+        super().__init__(task)
         channels = _encoder_channels(translator, layers)
-        if not (is_within(adversarial_weight, 0) and is_within(identity_weight, 0) and is_positive(contrast_weight)):
-            raise ValueError(
-                f"model.adversarial_weight={shown(adversarial_weight)} and model.identity_weight={shown(identity_weight)} must "
-                f"be 0 or more, and model.contrast_weight={shown(contrast_weight)} above 0"
-            )
-        if num_patches < 2 or projection_dim < 1 or not extremes(temperature)[0] > 0:
-            raise ValueError(
-                f"model.num_patches={num_patches} must be 2 or more, model.projection_dim={projection_dim} 1 or more and "
-                f"model.temperature={shown(temperature)} above 0"
-            )
+        for name, weight in (("adversarial_weight", adversarial_weight), ("identity_weight", identity_weight)):
+            if not is_within(weight, 0):
+                raise ValueError(f"{name}={shown(weight)} must be 0 or more")
+        if not is_positive(contrast_weight):
+            raise ValueError(f"contrast_weight={shown(contrast_weight)} must be above 0")
+        if num_patches < 2:
+            raise ValueError(f"num_patches={num_patches} must be 2 or more")
+        if projection_dim < 1:
+            raise ValueError(f"projection_dim={projection_dim} must be 1 or more")
+        if not extremes(temperature)[0] > 0:
+            raise ValueError(f"temperature={shown(temperature)} must be above 0")
         if not 0 <= mirror_probability <= 1:
-            raise ValueError(f"model.mirror_probability={mirror_probability} must be between 0 and 1")
+            raise ValueError(f"mirror_probability={mirror_probability} must be between 0 and 1")
         self.network = translator
         self.discriminator = discriminator
         self.projections = Projections(channels=channels, dim=projection_dim)
@@ -198,19 +202,17 @@ def _encoder_channels(translator: Translator, layers: Sequence[int]) -> list[int
     """
     kind = f"{type(translator).__module__}.{type(translator).__name__}"
     if not isinstance(translator, Translator):
-        raise ValueError(
-            f"model.translator, a {kind}, has no layers to compare: choose genimg.networks.resnet_translator.Translator"
-        )
+        raise ValueError(f"translator={kind} has no layers to compare: choose genimg.networks.resnet_translator.Translator")
     if translator.source_channels != translator.target_channels:
         raise ValueError(
-            "CUT compares translations with their sources by one encoder, but the domains have "
-            f"{translator.source_channels} and {translator.target_channels} channels: set data.channels_a and data.channels_b "
-            "to the same number"
+            f"translator.source_channels={translator.source_channels} must be its target_channels, "
+            f"{translator.target_channels}, because one encoder sees the images of both domains: read both "
+            "with the same number of channels"
         )
     last = len(translator.encoder_channels) - 1
     if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] > last:
         raise ValueError(
-            f"model.layers={list(layers)} must be one or more numbers that rise, from 0 (the image) to {last} (the last "
+            f"layers={list(layers)} must be one or more numbers that rise, from 0 (the image) to {last} (the last "
             "residual block)"
         )
     return [translator.encoder_channels[layer] for layer in layers]

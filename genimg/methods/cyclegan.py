@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from genimg.data.tasks.base import Task
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.methods.base import Update
 from genimg.methods.image_pool import ImagePool
@@ -32,8 +33,10 @@ class CycleGAN(Translation):
     authors' code does.
 
     Args:
-        a2b, b2a: translators of images [N, C, H, W] in [-1, 1].
-        discriminator_a, discriminator_b: image -> logits of patches, a list of scales.
+        translator: Makes a translator of images [N, C, H, W] in [-1, 1], given ``source_channels`` and ``target_channels``;
+            called for each direction.
+        discriminator: Makes a discriminator, image -> logits of patches, a list of scales, given the ``target_channels`` that
+            it judges and ``source_channels``, 0; called for each domain.
         loss: the pair of losses; ``least_squares`` in the paper.
         adversarial_weight: of the translators' adversarial losses.
         cycle_weight: lambda of equation 3, of the L1 distance of a twice translated image from itself.
@@ -41,8 +44,9 @@ class CycleGAN(Translation):
             ``cycle_weight``: section 5.2, which keeps colours.
         pool_size: generated images of each domain that discriminators see again; 50 in the paper.
         image_size: of the images, pixels.
-        channels_a, channels_b: of the domains.
+        source_channels, target_channels: Of the domains a and b.
         sampled_mode: ``eval``, or ``train`` for dropout and batch statistics when translating.
+        task: Of the data that it is trained on.
     """
 
     loss_type = AdversarialLoss
@@ -56,38 +60,41 @@ class CycleGAN(Translation):
     def __init__(
         self,
         *,
-        a2b: nn.Module,
-        b2a: nn.Module,
-        discriminator_a: nn.Module,
-        discriminator_b: nn.Module,
+        translator: Callable[..., nn.Module],
+        discriminator: Callable[..., nn.Module],
         loss: AdversarialLoss,
         adversarial_weight: Number,
         cycle_weight: Number,
         identity_weight: Number,
         pool_size: int,
         image_size: int | Sequence[int],
-        channels_a: int,
-        channels_b: int,
+        source_channels: int,
+        target_channels: int,
         sampled_mode: str,
+        task: Task,
     ) -> None:
-        super().__init__()
+        super().__init__(task)
         weights = {"adversarial": adversarial_weight, "cycle": cycle_weight, "identity": identity_weight}
         for name, weight in weights.items():
             if not is_within(weight, 0):
-                raise ValueError(f"model.{name}_weight={shown(weight)} must be 0 or more")
-        if extremes(identity_weight)[1] and channels_a != channels_b:
+                raise ValueError(f"{name}_weight={shown(weight)} must be 0 or more")
+        if extremes(identity_weight)[1] and source_channels != target_channels:
             raise ValueError(
-                f"model.identity_weight={shown(identity_weight)} compares images of both domains, but they have {channels_a} "
-                f"and {channels_b} channels: set it to 0"
+                f"identity_weight={shown(identity_weight)} compares images of both domains, but they have "
+                f"{source_channels} and {target_channels} channels: set it to 0"
             )
-        self.a2b, self.b2a = a2b, b2a
-        self.discriminator_a, self.discriminator_b = discriminator_a, discriminator_b
+        if pool_size < 0:
+            raise ValueError(f"pool_size={pool_size} must be 0 images or more")
+        self.a2b = translator(source_channels=source_channels, target_channels=target_channels)
+        self.b2a = translator(source_channels=target_channels, target_channels=source_channels)
+        self.discriminator_a = discriminator(target_channels=source_channels, source_channels=0)
+        self.discriminator_b = discriminator(target_channels=target_channels, source_channels=0)
         self.loss = loss
         self.adversarial_weight = adversarial_weight
         self.cycle_weight = cycle_weight
         self.identity_weight = identity_weight
-        self.pool_a = ImagePool(size=pool_size, channels=channels_a, image_size=image_size)
-        self.pool_b = ImagePool(size=pool_size, channels=channels_b, image_size=image_size)
+        self.pool_a = ImagePool(size=pool_size, channels=source_channels, image_size=image_size)
+        self.pool_b = ImagePool(size=pool_size, channels=target_channels, image_size=image_size)
         self.sampled_mode = checked_mode(sampled_mode)
         # Instance norm looks at each image alone, so that several batches can go through in one.
         self._apart = {name: mixes_images(network) for name, network in self.named_children()}

@@ -68,11 +68,11 @@ class DiffAugment(Augment):
     def __init__(self, *, policy: Sequence[str]) -> None:
         super().__init__()
         if isinstance(policy, str):
-            raise ValueError(f"augment.policy={policy} is not a list: write augment.policy=[{policy}]")
+            raise ValueError(f"policy={policy} is not a list: write policy=[{policy}]")
         if not policy or not set(policy) <= _POLICIES.keys() or len(set(policy)) < len(policy):
             raise ValueError(
-                f"augment.policy=[{','.join(policy)}] must name one or more of {', '.join(_POLICIES)}, each once; "
-                "for no augmentation choose augment=none"
+                f"policy=[{','.join(policy)}] must name one or more of {', '.join(_POLICIES)}, each once; for no augmentation "
+                "choose NoAugment"
             )
         self.policy = tuple(policy)
 
@@ -150,13 +150,11 @@ class AdaptiveAugment(Augment):
     def __init__(self, *, groups: Mapping[str, float], target: Number, interval: int, speed: NumImages) -> None:
         super().__init__()
         if not (is_within(target, 0) and extremes(target)[1] < 1):
-            raise ValueError(
-                f"augment.target={shown(target)} must be 0 or more and less than 1, the mean sign of confident logits"
-            )
+            raise ValueError(f"target={shown(target)} must be 0 or more and less than 1, the mean sign of confident logits")
         if interval < 1:
-            raise ValueError(f"augment.interval={interval} must be 1 or more updates")
+            raise ValueError(f"interval={interval} must be 1 or more updates")
         if speed <= 0:
-            raise ValueError(f"augment.speed={speed} images must be above 0: p goes from 0 to 1 over as many")
+            raise ValueError(f"speed={speed} images must be above 0: p goes from 0 to 1 over as many")
         self.pipeline = Pipeline(groups=groups)
         self.target = target
         self.interval = interval
@@ -207,7 +205,7 @@ class FixedAugment(Augment):
     def __init__(self, *, groups: Mapping[str, float], p: Number) -> None:
         super().__init__()
         if not (is_positive(p) and is_within(p, 0, 1)):
-            raise ValueError(f"augment.p={shown(p)} must be above 0 and at most 1; for no augmentation choose augment=none")
+            raise ValueError(f"p={shown(p)} must be above 0 and at most 1: for no augmentation, choose NoAugment")
         self.pipeline = Pipeline(groups=groups)
         self.probability = p
         # On the device, because the operations compare random numbers with it there.
@@ -243,14 +241,13 @@ class Pipeline(nn.Module):
     def __init__(self, *, groups: Mapping[str, float]) -> None:
         super().__init__()
         if not isinstance(groups, Mapping) or not groups:
-            raise ValueError(f"augment.groups={groups} must give factors, as {{blit:1.0}}, to some of {', '.join(_GROUPS)}")
+            raise ValueError(f"groups={groups} must give factors, as {{blit:1.0}}, to some of {', '.join(_GROUPS)}")
         for name, factor in groups.items():
             if name not in _GROUPS:
-                raise ValueError(f"augment.groups.{name} is unknown: choose from {', '.join(_GROUPS)}")
+                raise ValueError(f"groups.{name} is unknown: choose from {', '.join(_GROUPS)}")
             if type(factor) not in (int, float) or not 0 < factor <= 1:
                 raise ValueError(
-                    f"augment.groups.{name}={factor} must be a number above 0 and at most 1; "
-                    f"leave the group out with '~augment.groups.{name}'"
+                    f"groups.{name}={factor} must be a number above 0 and at most 1: for none of its operations, remove it"
                 )
         self.groups = dict(groups)
         taps = torch.tensor(SYM6, dtype=torch.float64)

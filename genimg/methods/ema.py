@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from genimg.schedules import Proportional, Schedule, Scheduled, extremes, shown
+from genimg.schedules import Proportional, Schedule, Scheduled, is_positive, shown
 from genimg.utils.durations import NumImages
 
 
@@ -35,11 +35,10 @@ class EMA(nn.Module):
 
     def __init__(self, network: nn.Module, *, half_life: NumImages | Schedule, ramp_up: float | None) -> None:
         super().__init__()
-        low, high = extremes(half_life)
-        if (ramp_up is not None and not ramp_up > 0) or not (low >= 0 and high > 0):
-            raise ValueError(
-                f"an EMA needs half_life and ramp_up above 0, but they are {shown(half_life)} images and {ramp_up}"
-            )
+        if not is_positive(half_life):
+            raise ValueError(f"half_life={shown(half_life)} images must be above 0")
+        if ramp_up is not None and not ramp_up > 0:
+            raise ValueError(f"ramp_up={ramp_up} must be above 0, or null for no limit")
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.half_life = half_life if ramp_up is None else Proportional(share=ramp_up, most=half_life)
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from genimg.errors import ConfigError
 from genimg.losses.adversarial import AdversarialLoss, AuxiliaryClassification
 from genimg.losses.penalties import (
     DRAGAN,
@@ -25,22 +26,21 @@ from genimg.losses.penalties import (
     Sides,
     WeightClipping,
 )
-from genimg.methods.base import Update
+from genimg.methods.base import Update, refusals_of
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.discriminator_augment import AdaptiveAugment, Augment
 from genimg.methods.ema import EMA
 from genimg.methods.latent import Latent
 from genimg.methods.modes import in_mode
 from genimg.networks.discriminator import Judgement
-from genimg.schedules import Schedule
+from genimg.schedules import Schedule, is_positive, shown
 from genimg.types import Batch, Metrics, Microbatches, Progress
 from genimg.utils.durations import NumImages
-from genimg.utils.rng import hash_integers
+from genimg.utils.rng import Stream, keys_of
 
 log = logging.getLogger(__name__)
 
 _STANDING = 64  # latents of a batch for standing statistics
-_NOISE_STREAM = 21  # keeps the noise of pixels apart from the latents
 
 NOISE_MODES = ("random", "const", "none")
 """Noise in every pixel that differs from sample to sample, one that is fixed and the same for all, or none."""
@@ -103,17 +103,21 @@ class GAN(ConditionalMethod):
         super().__init__()
         for name, value in (("generator_interval", generator_interval), ("generator_batches", generator_batches)):
             if value < 1:
-                raise ValueError(f"model.{name}={value} must be 1 or more")
+                raise ValueError(f"{name}={value} must be 1 or more")
         if generator_lazy_interval is not None and generator_lazy_interval < 2:
-            raise ValueError(f"model.generator_lazy_interval={generator_lazy_interval} must be 2 or more updates, or null")
+            raise ValueError(f"generator_lazy_interval={generator_lazy_interval} must be 2 or more updates, or null")
         if dequantisation < 0:
-            raise ValueError(f"model.dequantisation={dequantisation} must be 0 or more")
+            raise ValueError(f"dequantisation={dequantisation} must be 0 or more")
         if sampled_weights not in ("ema", "raw"):
-            raise ValueError(f"model.sampled_weights={sampled_weights} is unknown: choose ema or raw")
+            raise ValueError(f"sampled_weights={sampled_weights} is unknown: choose ema or raw")
         if sampled_weights == "raw" and standing_batches:
-            raise ValueError(f"model.standing_batches={standing_batches} needs model.sampled_weights=ema, or set it to 0")
+            raise ValueError(f"standing_batches={standing_batches} has no effect with sampled_weights=raw: set it to 0")
         if standing_batches < 0:
-            raise ValueError(f"model.standing_batches={standing_batches} must be 0 or more")
+            raise ValueError(f"standing_batches={standing_batches} must be 0 or more")
+        if not is_positive(ema_half_life):
+            raise ValueError(f"ema_half_life={shown(ema_half_life)} images must be above 0")
+        if ema_ramp_up is not None and not ema_ramp_up > 0:
+            raise ValueError(f"ema_ramp_up={ema_ramp_up} must be above 0, or null for no limit")
         self.generator = generator
         self.discriminator = discriminator
         self.loss = loss
@@ -135,21 +139,21 @@ class GAN(ConditionalMethod):
     def _check_parts(self) -> None:
         for name, penalty in self.penalties.items():
             if not isinstance(penalty, DiscriminatorPenalty | GeneratorPenalty | WeightClipping):
-                raise ValueError(f"penalty.{name} is a {type(penalty).__name__}, which is no penalty of a GAN")
+                raise ValueError(f"penalties.{name} is a {type(penalty).__name__}, which is no penalty of a GAN")
             if isinstance(penalty, GeneratorPenalty):
                 penalty.check(self.generator)
 
     def _warn_of_unwise_choices(self) -> None:
         held = any(parametrize.is_parametrized(layer) for layer in self.discriminator.modules())
         if self.loss.unbounded and not self.penalties and not held:
-            log.warning("this loss needs a discriminator that is held: choose penalty=[gradient_penalty] or [weight_clipping]")
+            log.warning("this loss needs a Lipschitz-constrained critic: add a gradient penalty, or clip its weights")
         if self.loss.boundary is None and isinstance(self.augment, AdaptiveAugment):
-            log.warning("augment=ada: the sign of this loss's logits does not tell overfitting; choose augment=diffaugment")
+            log.warning("adaptive augmentation: the sign of this loss's logits does not show overfitting; choose DiffAugment")
         mixes = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self.discriminator.modules())
         if mixes and any(isinstance(penalty, GradientPenalty | DRAGAN | R1 | R2) for penalty in self.penalties.values()):
             log.warning(
-                "gradient penalties look at each image alone, but the discriminator's batch norm mixes a batch: "
-                "model.discriminator.features.normalisation=layer or none is what their authors use"
+                "gradient penalties look at each image alone, but the discriminator's batch norm mixes a batch: their authors "
+                "use layer normalisation, or none"
             )
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -322,7 +326,7 @@ class GAN(ConditionalMethod):
         """Latents, conditions and, of a generator with noise in every pixel, the key of each sample's noise."""
         drawn = {"latent": self.latent.of_indices(indices, seed)} | self._draw_conditions(indices, seed)
         if self.sampled_noise is not None:
-            keys = hash_integers(_NOISE_STREAM, seed, np.asarray(indices, dtype=np.int64))
+            keys = keys_of(seed, Stream.PIXEL_NOISE, np.asarray(indices, dtype=np.int64))
             drawn["noise_key"] = torch.from_numpy(keys.view(np.int64))
         return drawn
 
@@ -330,7 +334,7 @@ class GAN(ConditionalMethod):
         if self.sampled_noise is None:
             return super().with_noise(drawn, mode)
         if mode not in NOISE_MODES:
-            raise ValueError(f"noise={mode} is unknown: choose one of {', '.join(NOISE_MODES)}")
+            raise ConfigError(f"noise={mode} is unknown", f"choose one of {', '.join(NOISE_MODES)}")
         if mode == "random":
             return drawn
         kept = {key: value for key, value in drawn.items() if key != "noise_key"}
@@ -367,9 +371,13 @@ class GAN(ConditionalMethod):
         image = batch["image"]
         drawn = self.draw(range(len(image)), 0)
         for images in (image, self.sample(drawn)):
-            judged: Judgement = self.discriminator(self.augment(images), self._condition(drawn))
+            with refusals_of("augment", self.augment):
+                augmented = self.augment(images)
+            judged: Judgement = self.discriminator(augmented, self._condition(drawn))
         if (judged.class_logits is None) != (self.auxiliary is None):
-            raise ValueError("conditioning.auxiliary goes with conditioning.head=auxiliary_classifier, and only with it")
+            raise ConfigError(
+                "auxiliary goes with a discriminator that has an auxiliary classifier, and only with it", key="auxiliary"
+            )
         self._warn_of_unwise_choices()
 
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:

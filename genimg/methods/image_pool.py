@@ -30,7 +30,7 @@ class ImagePool(nn.Module):
     def __init__(self, *, size: int, channels: int, image_size: int | Sequence[int]) -> None:
         super().__init__()
         if size < 0:
-            raise ValueError(f"pool_size={size} must be 0 images or more")
+            raise ValueError(f"size={size} must be 0 images or more")
         self.size = size
         self.images: Tensor
         self.count: Tensor

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from genimg.data.tasks.base import Task
+from genimg.errors import ConfigError
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.methods.base import Method
 from genimg.methods.modes import in_mode
@@ -17,17 +18,21 @@ from genimg.types import Batch
 from genimg.utils.images import on_white
 
 MODES = ("eval", "train")
+_MODES_IN_WORDS = "choose eval, or train for dropout and batch statistics as in training"
 
 
 class Translation(Method):
     """A method that translates.
 
-    Attributes:
-        task: of the data it is trained on; the build says which.
+    Args:
+        task: Of the data that it is trained on.
     """
 
     translates = True
-    task: Task
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
 
     @abstractmethod
     def translator(self, direction: str | None) -> nn.Module:
@@ -47,21 +52,22 @@ class Translation(Method):
             output: Tensor = network(source)
             return output.float()
 
-    def set_mode(self, mode: str, key: str) -> None:
+    def set_mode(self, model_mode: str) -> None:
         """Translate in another mode than it was trained to be measured in.
 
         Args:
-            mode: one of ``MODES``.
-            key: of the command line, for messages.
+            model_mode: One of ``MODES``.
 
         Raises:
-            ValueError: if there is no such mode, or training mode changes nothing.
+            ConfigError: If there is no such mode, or training mode changes nothing.
         """
         networks = [self.translator(direction) for direction in self.directions or (None,)]
         changing = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
-        if checked_mode(mode, key) == "train" and not any(isinstance(x, changing) for net in networks for x in net.modules()):
-            raise ValueError(f"{key}=train has no effect on a model with neither dropout nor batch norm: leave it away")
-        self.sampled_mode = mode
+        if model_mode not in MODES:
+            raise ConfigError(f"model_mode={model_mode} is unknown", _MODES_IN_WORDS)
+        if model_mode == "train" and not any(isinstance(x, changing) for net in networks for x in net.modules()):
+            raise ConfigError("model_mode=train has no effect on a model with neither dropout nor batch norm", "remove it")
+        self.sampled_mode = model_mode
 
     def pictures(self, batch: Batch) -> Tensor:
         """Each source, what is made of it and what should be made: [N, 3, C, H, W]."""
@@ -93,15 +99,15 @@ def in_blocks(rows: Tensor) -> Tensor:
     return rows.unflatten(0, (-1, blocks)).flatten(1, 2)
 
 
-def checked_mode(mode: str, key: str = "model.sampled_mode") -> str:
-    """``eval`` or ``train``.
+def checked_mode(sampled_mode: str) -> str:
+    """Return ``eval`` or ``train``.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: For anything else.
     """
-    if mode not in MODES:
-        raise ValueError(f"{key}={mode} is unknown: choose eval, or train for dropout and batch statistics as in training")
-    return mode
+    if sampled_mode not in MODES:
+        raise ValueError(f"sampled_mode={sampled_mode} is unknown: {_MODES_IN_WORDS}")
+    return sampled_mode
 
 
 def mixes_images(network: nn.Module) -> bool:

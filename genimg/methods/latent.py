@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from genimg.errors import ConfigError
 from genimg.utils.rng import normal_latents
 
 
@@ -23,7 +24,7 @@ class Latent(ABC):
 
     def __init__(self, *, dim: int) -> None:
         if dim < 1:
-            raise ValueError(f"model.latent.dim={dim} must be 1 or more")
+            raise ValueError(f"dim={dim} must be 1 or more")
         self.dim = dim
 
     @abstractmethod
@@ -35,7 +36,7 @@ class Latent(ABC):
         """Latents of any shape -> those of the same quantiles, of the distribution truncated to [-limit, limit].
 
         Raises:
-            ValueError: if the limit is not above 0, or they lie within a narrower interval already.
+            ConfigError: If the limit is not above 0, or they lie within a narrower interval already.
         """
 
     def random(self, count: int, device: torch.device) -> Tensor:
@@ -44,7 +45,7 @@ class Latent(ABC):
 
     def of_indices(self, indices: Sequence[int], seed: int) -> Tensor:
         """[N, Z] on the CPU; row i is a function of (seed, indices[i]) alone."""
-        return self.from_normal(normal_latents(indices, seed, self.dim))
+        return self.from_normal(normal_latents(seed, indices, self.dim))
 
 
 class Normal(Latent):
@@ -80,7 +81,7 @@ class Truncated(Latent):
     def __init__(self, *, dim: int, limit: float) -> None:
         super().__init__(dim=dim)
         if not limit > 0:
-            raise ValueError(f"model.latent.limit={limit} must be above 0 standard deviations")
+            raise ValueError(f"limit={limit} must be above 0 standard deviations")
         self.limit = limit
 
     def from_normal(self, normal: Tensor) -> Tensor:
@@ -98,7 +99,7 @@ def truncate(normal: Tensor, limit: float) -> Tensor:
     By its quantile function, so that every latent gives one; the original resamples those outside.
 
     Raises:
-        ValueError: if the limit is not above 0.
+        ConfigError: If the limit is not above 0.
     """
     _require_positive(limit)
     return _squeeze(normal, _mass(limit), limit)
@@ -118,15 +119,15 @@ def _squeeze(normal: Tensor, share: float, limit: float) -> Tensor:
 
 def _require_positive(limit: float) -> None:
     if not limit > 0:
-        raise ValueError(
-            f"truncation={limit:g} leaves no latents to draw: choose a number above 0; 0 is for generators with a truncation "
-            "of their own, such as StyleGAN2's"
+        raise ConfigError(
+            f"truncation={limit:g} leaves no latents to draw",
+            "choose a number above 0; 0 is for generators with their own truncation, such as StyleGAN2's",
         )
 
 
 def _require_narrower(limit: float, own: float) -> None:
     if limit > own:
-        raise ValueError(f"truncation={limit:g} has no effect on latents within [-{own:g}, {own:g}]: choose less, or null")
+        raise ConfigError(f"truncation={limit:g} has no effect on latents within [-{own:g}, {own:g}]", "choose less, or null")
 
 
 def interpolate(start: Tensor, end: Tensor, weights: Tensor, *, spherical: bool) -> Tensor:

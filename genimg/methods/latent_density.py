@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from genimg.methods.latent import truncate
 from genimg.utils.distributed import equal_rows_of_all_ranks
-from genimg.utils.rng import normal_latents, uniform
+from genimg.utils.rng import Stream, normal_latents, uniform
 
-_COMPONENT_STREAM = 11
-_START_STREAM = 12
 _LLOYD = 20  # iterations of k-means before expectation maximisation
 _MOST_ITERATIONS = 100
 _LEAST_GAIN = 1e-3  # nats of the mean log-likelihood, below which iterating ends
@@ -82,7 +80,7 @@ def _maximise(latents: Tensor, shares: Tensor, floor: Tensor) -> Mixture:
 
 def _clusters(latents: Tensor, num_clusters: int) -> Tensor:
     """The number of each latent's cluster [N], by k-means from fixed random numbers (Arthur & Vassilvitskii 2007)."""
-    chances = uniform(_START_STREAM, np.arange(num_clusters)).tolist()
+    chances = uniform(None, Stream.KMEANS_START, np.arange(num_clusters)).tolist()
     centres = latents[int(chances[0] * len(latents))][None]
     for chance in chances[1:]:
         sums = torch.cdist(latents, centres).square().amin(dim=1).cumsum(dim=0)
@@ -114,13 +112,13 @@ class LatentDensity(nn.Module):
     def __init__(self, *, latent_dim: int, num_components: int, num_latents: int) -> None:
         super().__init__()
         if latent_dim < 1:
-            raise ValueError(f"model.latent_dim={latent_dim} must be 1 or more")
+            raise ValueError(f"latent_dim={latent_dim} must be 1 or more")
         if num_components < 0:
-            raise ValueError(f"model.num_components={num_components} must be 0, for the prior N(0, I), or more")
+            raise ValueError(f"num_components={num_components} must be 0, for the prior N(0, I), or more")
         if num_components and num_latents < 2 * num_components:
             raise ValueError(
-                f"model.num_latents={num_latents} are too few to fit model.num_components={num_components} to: keep "
-                f"{2 * num_components} or more, better thousands"
+                f"num_latents={num_latents} are too few to fit num_components={num_components}: keep {2 * num_components} or "
+                "more, better thousands"
             )
         self.latent_dim = latent_dim
         self.num_components = num_components
@@ -169,8 +167,8 @@ class LatentDensity(nn.Module):
 
     def of_indices(self, indices: Sequence[int], seed: int) -> Tensor:
         """Latents [N, Z] on the CPU; row i is a function of (seed, indices[i]) and of what is fitted."""
-        numbers = normal_latents(indices, seed, self.latent_dim)
-        chances = torch.from_numpy(uniform(_COMPONENT_STREAM, seed, np.asarray(indices)))
+        numbers = normal_latents(seed, indices, self.latent_dim)
+        chances = torch.from_numpy(uniform(seed, Stream.COMPONENT, np.asarray(indices)))
         return self.from_normal(numbers, chances)
 
     def from_normal(self, normal: Tensor, chances: Tensor) -> Tensor:

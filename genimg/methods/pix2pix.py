@@ -8,9 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from genimg.data.tasks.base import Task
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.losses.reconstruction import ReconstructionLoss
-from genimg.methods.base import Update
+from genimg.methods.base import Update, refusals_of
 from genimg.methods.image_to_image import Translation, checked_mode, deceiving, in_blocks, mean_logit, mixes_images, over_scales
 from genimg.schedules import Number, Scheduled, is_within, shown
 from genimg.types import Batch, Metrics, Microbatches, Progress
@@ -30,6 +31,7 @@ class Pix2Pix(Translation):
         reconstruction: distance of the output from the target.
         reconstruction_weight: lambda of equation 4; 100 in the paper.
         sampled_mode: ``eval``; ``train`` keeps dropout and batch statistics on when translating, as the paper does.
+        task: Of the data that it is trained on.
     """
 
     loss_type = AdversarialLoss
@@ -45,10 +47,11 @@ class Pix2Pix(Translation):
         reconstruction: ReconstructionLoss,
         reconstruction_weight: Number,
         sampled_mode: str,
+        task: Task,
     ) -> None:
-        super().__init__()
+        super().__init__(task)
         if not is_within(reconstruction_weight, 0):
-            raise ValueError(f"model.reconstruction_weight={shown(reconstruction_weight)} must be 0 or more")
+            raise ValueError(f"reconstruction_weight={shown(reconstruction_weight)} must be 0 or more")
         self.network = translator
         self.discriminator = discriminator
         self.loss = loss
@@ -93,9 +96,10 @@ class Pix2Pix(Translation):
         output = self.network(batch["source"])
         self.discriminator(batch["target"], batch["source"])
         self.discriminator(output, batch["source"])
-        self.reconstruction(output, batch["target"], batch.get("mask"))
+        with refusals_of("reconstruction", self.reconstruction):
+            self.reconstruction(output, batch["target"], batch.get("mask"))
         if self.sampled_mode == "eval" and mixes_images(self.network):
-            log.info("translations use batch norm's averages; model.sampled_mode=train is how pix2pix's authors test")
+            log.info("translations use batch norm's averages; pix2pix's authors test with sampled_mode=train")
 
     @torch.no_grad()
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from genimg.data.tasks.base import Task
+from genimg.errors import ConfigError
 from genimg.losses.reconstruction import ReconstructionLoss
-from genimg.methods.base import Update
+from genimg.methods.base import Update, refusals_of
 from genimg.methods.image_to_image import Translation, in_blocks
 from genimg.types import Batch, Metrics, Microbatches, Progress
 
@@ -20,15 +22,16 @@ class Restoration(Translation):
         residual: add the source to what the network answers, so that it need only learn the difference (Zhang et al. 2017,
             DnCNN); for sources with the channels of the target first, such as noisy images. ``auto`` does so unless the source
             has fewer channels than the target, as grey images have that are to be coloured.
+        task: Of the data that it is trained on.
     """
 
     loss_type = ReconstructionLoss
     batch_keys = ("source", "target")
 
-    def __init__(self, *, translator: nn.Module, loss: ReconstructionLoss, residual: bool | str) -> None:
-        super().__init__()
+    def __init__(self, *, translator: nn.Module, loss: ReconstructionLoss, residual: bool | str, task: Task) -> None:
+        super().__init__(task)
         if residual not in (True, False, "auto"):
-            raise ValueError(f"model.residual={residual} is unknown: choose auto, true or false")
+            raise ValueError(f"residual={residual} is unknown: choose auto, true or false")
         self.network = _Residual(translator, needed=residual is True) if residual else translator
         self.loss = loss
 
@@ -46,7 +49,9 @@ class Restoration(Translation):
         return loss, {"loss/reconstruction": loss.detach()}
 
     def check(self, batch: Batch) -> None:
-        self._loss(batch)
+        output = self.network(batch["source"])
+        with refusals_of("loss", self.loss):
+            self.loss(output, batch["target"], batch.get("mask"))
 
     @torch.no_grad()
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
@@ -66,7 +71,7 @@ class _Residual(nn.Module):
         if source.shape[1] < output.shape[1] and not self.needed:
             return output
         if source.shape[1] < output.shape[1]:
-            raise ValueError(
-                f"model.residual=true adds sources of {source.shape[1]} channels to {output.shape[1]}: set model.residual=false"
+            raise ConfigError(
+                f"residual=true adds sources of {source.shape[1]} channels to {output.shape[1]}", "set residual=false"
             )
         return 2.0 * output + source[:, : output.shape[1]]  # the translators end in a tanh, and white may have to become black

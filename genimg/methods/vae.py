@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from genimg.errors import ConfigError
 from genimg.losses.elbo import Bound, Inference, gaussian_kl, gaussian_log_density, importance_bound
 from genimg.losses.perceptual import Perceptual
 from genimg.methods.base import Update
@@ -22,7 +23,7 @@ from genimg.methods.latent_pictures import LatentScatter, activity_bars, interpo
 from genimg.methods.modes import in_mode
 from genimg.networks.stochastic_layers import StochasticLayer, bounded
 from genimg.types import Batch, Metrics, Microbatches, PixelLikelihood, Progress
-from genimg.utils.rng import hash_integers, normal_field, normal_latents
+from genimg.utils.rng import normal_field, normal_latents, subkeys
 
 _ACTIVE = 0.01  # variance of a latent's mean over the data from which on it is called active: Burda et al. 2016, section 5.2
 _MOST_DECODED = 4096  # latents at once, where an image has many
@@ -63,14 +64,14 @@ class VAE(ConditionalMethod):
         self.loss = loss
         self._perceptual = (perceptual,)  # not as a module: its weights are no part of the checkpoint
         if latent_dim < 1:
-            raise ValueError(f"model.latent_dim={latent_dim} must be 1 or more")
+            raise ValueError(f"latent_dim={latent_dim} must be 1 or more")
         self.latent_dims = [latent_dim]
         for number, layer in enumerate(hierarchy):
             if not isinstance(layer, StochasticLayer):
-                raise ValueError(f"model.hierarchy[{number}] is a {type(layer).__name__}, but must be a StochasticLayer")
+                raise ValueError(f"hierarchy[{number}] is a {type(layer).__name__}, but must be a StochasticLayer")
             if layer.below != self.latent_dims[-1]:
                 raise ValueError(
-                    f"model.hierarchy[{number}].below={layer.below} must be {self.latent_dims[-1]}, the latents below it"
+                    f"hierarchy[{number}].below={layer.below} must be {self.latent_dims[-1]}, the latents below it"
                 )
             self.latent_dims.append(layer.latent_dim)
         self.hierarchy = nn.ModuleList(hierarchy)
@@ -118,14 +119,15 @@ class VAE(ConditionalMethod):
         """Mean and log-variance [N, Z] of q(z | x), the latter within bounds, of images as they are observed.
 
         Raises:
-            ValueError: if the encoder gives other numbers.
+            ConfigError: If the encoder gives other numbers.
         """
         moments = self.encoder(batch["image"], self._condition(batch)).float()
         if moments.shape[1:] != (2, self.latent_dims[0]):
-            raise ValueError(
-                f"model.encoder gives {moments.shape[1]} x {moments.shape[2]} numbers for an image, but a VAE takes a mean and "
-                f"a log-variance for each of model.latent_dim={self.latent_dims[0]}: set model.encoder.moments=2 and leave "
-                "model.encoder.latent_dim to follow"
+            raise ConfigError(
+                f"encoder gives {moments.shape[1]} x {moments.shape[2]} numbers for an image, but a VAE takes a mean and a "
+                f"log-variance for each of latent_dim={self.latent_dims[0]} latents",
+                "set the encoder's moments to 2 and its latent_dim to the model's",
+                key="encoder",
             )
         mean, log_variance = moments.unbind(1)
         return mean, bounded(log_variance)
@@ -176,7 +178,7 @@ class VAE(ConditionalMethod):
     def draw(self, indices: Sequence[int], seed: int) -> Batch:
         """The highest latents and, as ``noise``, standard normal numbers for those below."""
         *lower, top = self.latent_dims
-        numbers = normal_latents(indices, seed, top + sum(lower))
+        numbers = normal_latents(seed, indices, top + sum(lower))
         noise = {"noise": numbers[:, top:]} if lower else {}
         return {"latent": numbers[:, :top], **noise} | self._draw_conditions(indices, seed)
 
@@ -239,8 +241,7 @@ class VAE(ConditionalMethod):
             weights, reconstruction, kl = [], [], []
             for start in range(0, num_samples, each):
                 numbers = np.arange(start, min(start + each, num_samples), dtype=np.int64)
-                of_samples = hash_integers(keys.view(np.int64)[:, None], numbers[None]).ravel()
-                noise = normal_field(of_samples, (sum(self.latent_dims),), batch["image"].device)
+                noise = normal_field(subkeys(keys, numbers), (sum(self.latent_dims),), batch["image"].device)
                 found, _, _ = self._infer(batch, moments, len(numbers), noise)
                 weights.append(found.log_weights.double())
                 reconstruction.append(found.negative_log_likelihood.double())

@@ -58,14 +58,12 @@ class VAEGAN(VAE):
             encoder=encoder, decoder=decoder, loss=loss, latent_dim=latent_dim, hierarchy=hierarchy, perceptual=perceptual
         )
         if not is_positive(adversarial_weight):
-            raise ValueError(
-                f"model.adversarial_weight={shown(adversarial_weight)} must be above 0; without it, choose model=vae"
-            )
+            raise ValueError(f"adversarial_weight={shown(adversarial_weight)} must be above 0: without it, choose a VAE")
         if not is_within(similarity_weight, 0):
-            raise ValueError(f"model.similarity_weight={shown(similarity_weight)} must be 0 or more")
+            raise ValueError(f"similarity_weight={shown(similarity_weight)} must be 0 or more")
         shared_encoder(encoder=encoder, discriminator=discriminator)
         if adversarial.relativistic:
-            raise ValueError("model.adversarial must not be relativistic: reconstructions and samples have no pairs")
+            raise ValueError("adversarial must not be relativistic: reconstructions and samples have no pairs")
         self.discriminator = discriminator
         self.adversarial = adversarial
         self.adversarial_weight = adversarial_weight

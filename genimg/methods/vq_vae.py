@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genimg.errors import ConfigError
 from genimg.losses.reconstruction import ReconstructionLoss
-from genimg.methods.base import Update
-from genimg.methods.conditional import ConditionalMethod, encoder_of
+from genimg.methods.base import Update, refusals_of
+from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.modes import in_mode
 from genimg.networks.pixel_cnn import PixelCNN
 from genimg.networks.vector_quantizer import Usage, VectorQuantizer, perplexity, straight_through
@@ -20,9 +21,7 @@ from genimg.networks.vq_autoencoder import Decoder, Encoder
 from genimg.schedules import Number, Scheduled, is_within, shown
 from genimg.types import Batch, Metrics, Microbatches, Progress
 from genimg.utils.durations import NumImages
-from genimg.utils.rng import hash_integers, uniform_field
-
-_CODE_STREAM = 10
+from genimg.utils.rng import Stream, keys_of, uniform_field
 
 
 class VQVAE(ConditionalMethod):
@@ -68,19 +67,19 @@ class VQVAE(ConditionalMethod):
     ) -> None:
         super().__init__()
         if not is_within(commitment_weight, 0):
-            raise ValueError(f"model.commitment_weight={shown(commitment_weight)} must be 0 or more")
+            raise ValueError(f"commitment_weight={shown(commitment_weight)} must be 0 or more")
         if not data_variance > 0:
-            raise ValueError(f"model.data_variance={data_variance} must be above 0")
+            raise ValueError(f"data_variance={data_variance} must be above 0")
         if autoencoder_until is not None and prior_from > autoencoder_until:
             raise ValueError(
-                f"model.prior_from={prior_from} images lies behind model.autoencoder_until={autoencoder_until} images, and in "
-                "between nothing would be trained: make them equal, or prior_from less"
+                f"prior_from={prior_from} images lies behind autoencoder_until={autoencoder_until} images, and in between "
+                "nothing would be trained: make them equal, or prior_from less"
             )
         for name, part in (("encoder", encoder), ("decoder", decoder)):
             if part.dim != quantizer.dim:
-                raise ValueError(f"model.{name}.dim={part.dim} must be model.quantizer.dim={quantizer.dim}")
+                raise ValueError(f"{name}.dim={part.dim} must be that of the quantizer, {quantizer.dim}")
         if prior.num_codes != quantizer.num_codes:
-            raise ValueError(f"model.prior.num_codes={prior.num_codes} must be model.quantizer.num_codes={quantizer.num_codes}")
+            raise ValueError(f"prior.num_codes={prior.num_codes} must be that of the quantizer, {quantizer.num_codes}")
         self.encoder = encoder
         self.decoder = decoder
         self.quantizer = quantizer
@@ -90,7 +89,7 @@ class VQVAE(ConditionalMethod):
         self.commitment_weight = commitment_weight
         self.autoencoder_until = autoencoder_until
         self.prior_from = prior_from
-        self._read_conditions(encoder_of(prior))
+        self._read_conditions(shared_encoder(prior=prior))
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         parts = (self.encoder, self.quantizer, self.decoder)
@@ -151,24 +150,24 @@ class VQVAE(ConditionalMethod):
         return self.decode(self.encode(batch["image"]))
 
     def draw(self, indices: Sequence[int], seed: int) -> Batch:
-        keys = hash_integers(_CODE_STREAM, seed, np.asarray(indices))
+        keys = keys_of(seed, Stream.CODE, np.asarray(indices))
         return {"uniform": uniform_field(keys, self.encoder.grid, torch.device("cpu"))} | self._draw_conditions(indices, seed)
 
     def truncated(self, drawn: Batch, amount: float) -> Batch:
         """By the temperature of the prior: its logits are divided by the amount.
 
         Raises:
-            ValueError: if the amount is not between 0 and 1.
+            ConfigError: If the amount is not between 0 and 1.
         """
         if not 0 < amount < 1:
-            raise ValueError(
-                f"truncation={amount:g} is the temperature of the prior, whose logits are divided by it: choose a number "
-                "between 0 and 1; null leaves them"
+            raise ConfigError(
+                f"truncation={amount:g} is the temperature of the prior, whose logits are divided by it",
+                "choose a number between 0 and 1; null leaves them",
             )
         return drawn | {"temperature": torch.tensor(amount)}
 
     def nearby(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
-        raise ValueError("near= needs latents with a distance between them, and codes are names alone: leave it away")
+        raise ConfigError("near needs latents with a distance between them, and codes are only names", "remove it", key="near")
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:
@@ -180,7 +179,9 @@ class VQVAE(ConditionalMethod):
 
     def check(self, batch: Batch) -> None:
         image = batch["image"]
-        self.loss(self.reconstruct(batch), image)
+        reconstruction = self.reconstruct(batch)
+        with refusals_of("loss", self.loss):
+            self.loss(reconstruction, image)
         drawn = self.draw(range(len(image)), 0)
         self._prior_loss(batch | {key: value.to(image.device) for key, value in drawn.items()})
 

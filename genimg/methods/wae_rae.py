@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from genimg.errors import ConfigError
 from genimg.losses.regularised_autoencoder import AutoencoderLoss
 from genimg.methods.base import Update
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
@@ -82,9 +83,11 @@ class DeterministicAutoencoder(ConditionalMethod):
         """Latents [N, Z] of images as the likelihood has them observed."""
         moments = self.encoder(batch["image"], self._condition(batch)).float()
         if moments.shape[1:] != (1, self.density.latent_dim):
-            raise ValueError(
-                f"model.encoder gives {moments.shape[1]} x {moments.shape[2]} numbers for an image, but this model takes 1 for "
-                f"each of model.latent_dim={self.density.latent_dim}: set model.encoder.moments=1"
+            raise ConfigError(
+                f"encoder gives {moments.shape[1]} x {moments.shape[2]} numbers for an image, but this model takes 1 for each "
+                f"of latent_dim={self.density.latent_dim} latents",
+                "set the encoder's moments to 1 and its latent_dim to the model's",
+                key="encoder",
             )
         return moments[:, 0]
 

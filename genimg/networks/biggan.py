@@ -52,8 +52,8 @@ class Generator(nn.Module):
         super().__init__()
         count, self.base = halvings(image_size, smallest=smallest)
         if latent_dim <= count:
-            raise ValueError(f"model.latent.dim={latent_dim} must be at least {count + 1}, one for each of {count + 1} parts")
-        features = complete_widths("model.generator", widths, count + 1)
+            raise ValueError(f"latent_dim={latent_dim} must be at least {count + 1}, one for each of {count + 1} parts")
+        features = complete_widths(widths, count + 1)
         part = latent_dim // (count + 1)
         self.parts = [latent_dim - count * part] + [part] * count
         self.condition = condition

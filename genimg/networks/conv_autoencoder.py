@@ -108,4 +108,4 @@ class Decoder(nn.Module):
 def _check(latent_dim: int, width: int) -> None:
     for name, value in (("latent_dim", latent_dim), ("width", width)):
         if value < 1:
-            raise ValueError(f"{name}={value} of a convolutional encoder or decoder must be 1 or more")
+            raise ValueError(f"{name}={value} must be 1 or more")

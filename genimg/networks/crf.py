@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genimg.errors import ConfigError
+
 
 class ConditionalRandomField(nn.Module):
     """The mean field of a Gaussian field around an image z, after a fixed number of parallel updates from x = z.
@@ -55,9 +57,9 @@ class ConditionalRandomField(nn.Module):
     ) -> None:
         super().__init__()
         if window < 3 or window % 2 == 0:
-            raise ValueError(f"window={window} of a conditional random field must be odd and 3 or more")
+            raise ValueError(f"window={window} must be odd and 3 or more")
         if num_iterations < 1:
-            raise ValueError(f"num_iterations={num_iterations} of a conditional random field must be 1 or more")
+            raise ValueError(f"num_iterations={num_iterations} must be 1 or more")
         self.radius = window // 2
         self.num_iterations = num_iterations
         self.log_bilateral_weight = _logarithm("bilateral_weight", bilateral_weight)
@@ -70,10 +72,10 @@ class ConditionalRandomField(nn.Module):
         """[N, C, H, W] and its guide [N, G, H, W], both in [-1, 1] -> [N, C, H, W] in [-1, 1]; in float32 under autocast, too.
 
         Raises:
-            ValueError: if the guide has another number, height or width than the image.
+            ConfigError: If the guide has another number, height or width than the image.
         """
         if (image.shape[0], image.shape[2:]) != (guide.shape[0], guide.shape[2:]):
-            raise ValueError(
+            raise ConfigError(
                 f"a conditional random field cannot guide images of shape {list(image.shape)} by {list(guide.shape)}: number, "
                 "height and width must be the same"
             )
@@ -147,7 +149,5 @@ class WithCRF(nn.Module):
 def _logarithm(name: str, value: float) -> nn.Parameter:
     """A learnt number that stays above 0."""
     if not 0 < value < math.inf:
-        raise ValueError(
-            f"{name}={value} of a conditional random field must be above 0 and finite: it is learnt as a logarithm"
-        )
+        raise ValueError(f"{name}={value} must be above 0 and finite: it is learnt as a logarithm")
     return nn.Parameter(torch.tensor(math.log(value)))

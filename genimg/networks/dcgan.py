@@ -91,7 +91,7 @@ class Features(nn.Module):
         *,
         image_size: int | Sequence[int],
         channels: int,
-        condition_channels: int,
+        condition_channels: int = 0,
         width: int,
         smallest: int,
         kernel_size: int,
@@ -100,7 +100,7 @@ class Features(nn.Module):
     ) -> None:
         super().__init__()
         if kernel_size not in (4, 5):
-            raise ValueError(f"model.discriminator.features.kernel_size={kernel_size} must be 4 or 5")
+            raise ValueError(f"kernel_size={kernel_size} must be 4 or 5")
         count, base = halvings(image_size, smallest=smallest)
         self.condition_channels = condition_channels
         padding = (kernel_size - 1) // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -29,7 +30,6 @@ class Features(Protocol):
     """The convolutional part: images [N, C + condition_channels, H, W] -> [N, num_features]."""
 
     num_features: int
-    condition_channels: int
 
     def __call__(self, image: Tensor) -> Tensor: ...
 
@@ -38,7 +38,8 @@ class Discriminator(nn.Module):
     """Features and a linear head, which is computed in float32 under autocast, too.
 
     Args:
-        features: a module that fits ``Features``.
+        features: Makes a module that fits ``Features``; for ``head=concat`` it is given the ``condition_channels`` that stand
+            beside the image.
         condition: this network's own encoder.
         head: ``none``; ``concat``, the condition as constant channels beside the image (Mirza & Osindero 2014);
             ``projection``, an inner product of features and condition (Miyato & Koyama 2018, equation 3);
@@ -54,7 +55,7 @@ class Discriminator(nn.Module):
     def __init__(
         self,
         *,
-        features: nn.Module,
+        features: Callable[..., nn.Module],
         condition: ConditionEncoder,
         head: str,
         bias: bool,
@@ -62,11 +63,11 @@ class Discriminator(nn.Module):
         spectral_norm: bool,
     ) -> None:
         super().__init__()
-        _check(features, condition, head)
-        self.features = features
+        _check(condition, head)
+        self.features = features(condition_channels=condition.dim) if head == "concat" else features()
         self.condition = condition
         self.head = head
-        count = int(features.num_features)  # type: ignore[arg-type]
+        count = int(self.features.num_features)  # type: ignore[arg-type]
         self.logit = nn.Linear(count, 1, bias=bias)
         self.projection = nn.Linear(condition.dim, count, bias=False) if head == "projection" else None
         self.classifier = nn.Linear(count, condition.num_classes) if head == "auxiliary_classifier" else None
@@ -92,18 +93,13 @@ class Discriminator(nn.Module):
             return Judgement(logits, None if self.classifier is None else self.classifier(features))
 
 
-def _check(features: nn.Module, condition: ConditionEncoder, head: str) -> None:
+def _check(condition: ConditionEncoder, head: str) -> None:
     if head not in HEADS:
-        raise ValueError(f"conditioning.head={head} is unknown: choose one of {', '.join(HEADS)}")
+        raise ValueError(f"head={head} is unknown: choose one of {', '.join(HEADS)}")
     if (head == "none") != (condition.key is None):
         raise ValueError(
-            f"conditioning.head={head} does not go with {type(condition).__name__}: choose one of the conditioning group"
+            f"head={head} does not go with the condition {type(condition).__name__}: a head other than none needs a condition, "
+            "and a condition needs such a head"
         )
     if head == "auxiliary_classifier" and condition.num_classes == 0:
-        raise ValueError("conditioning.head=auxiliary_classifier needs labels as conditions: choose head=projection")
-    wanted = condition.dim if head == "concat" else 0
-    if features.condition_channels != wanted:
-        raise ValueError(
-            f"conditioning.head={head} brings {wanted} more channels, but the features take {features.condition_channels}: "
-            f"set conditioning.image_channels={wanted}"
-        )
+        raise ValueError("head=auxiliary_classifier needs labels as conditions: choose head=projection")

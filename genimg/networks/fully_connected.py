@@ -90,7 +90,7 @@ class Features(nn.Module):
         *,
         image_size: int | Sequence[int],
         channels: int,
-        condition_channels: int,
+        condition_channels: int = 0,
         widths: Sequence[int],
         activation: str,
         normalisation: str,
@@ -98,9 +98,9 @@ class Features(nn.Module):
     ) -> None:
         super().__init__()
         if len(widths) == 0:
-            raise ValueError("model.discriminator.features.widths=[] must name one layer or more")
+            raise ValueError("widths=[] must name one layer or more")
         if not 0 <= dropout < 1:
-            raise ValueError(f"model.discriminator.features.dropout={dropout} must be 0 or more and below 1")
+            raise ValueError(f"dropout={dropout} must be 0 or more and below 1")
         self.channels = channels
         self.condition_channels = condition_channels
         self.num_features = int(widths[-1])
@@ -199,7 +199,7 @@ class Decoder(nn.Module):
 
 def _require_latents(latent_dim: int) -> None:
     if latent_dim < 1:
-        raise ValueError(f"model.latent_dim={latent_dim} must be 1 or more")
+        raise ValueError(f"latent_dim={latent_dim} must be 1 or more")
 
 
 def stack(inputs: int, widths: Sequence[int], outputs: int, activation: str) -> nn.Sequential:
@@ -233,7 +233,9 @@ def _hidden(inputs: int, outputs: int, activation: str, normalisation: str, cond
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation={activation} is unknown: choose one of {', '.join(ACTIVATIONS)}")
     if normalisation == "instance":
-        raise ValueError("normalisation=instance would make every feature 0, for it has one value: choose batch, layer or none")
+        raise ValueError(
+            "normalisation=instance would make every feature 0, because each has one value: choose batch, layer or none"
+        )
     return [
         nn.Linear(inputs, outputs),
         _Normalisation(normalisation, outputs, condition_dim),

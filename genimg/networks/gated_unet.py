@@ -77,10 +77,10 @@ class GatedConv2d(nn.Module):
 class Translator(nn.Module):
     """Halves an image with holes and doubles it again, with what it was like beside each size, the image itself at the last.
 
-    Liu et al.'s network with one of three convolutions. Sources are those of task=inpaint, whose last channel is the mask, 1 on
-    missing and -1 on known pixels. ``partial`` uses it as a mask, the others see it as a channel. The last convolution is
-    plain where the others are gated, as in Yu et al. It takes images of any height and width that are multiples of
-    ``multiple``.
+    Liu et al.'s network with one of three convolutions. Sources are those of an inpainting task, whose last channel is the
+    mask, 1 on missing and -1 on known pixels. ``partial`` uses it as a mask, the others see it as a channel. The last
+    convolution is plain where the others are gated, as in Yu et al. It takes images of any height and width that are
+    multiples of ``multiple``.
 
     Args:
         source_channels: C + 1.
@@ -113,13 +113,13 @@ class Translator(nn.Module):
         if convolution not in CONVOLUTIONS:
             raise ValueError(f"convolution={convolution} is unknown: choose one of {', '.join(CONVOLUTIONS)}")
         if width < 1:
-            raise ValueError(f"width={width} of a gated U-Net must be 1 or more")
+            raise ValueError(f"width={width} must be 1 or more")
         if num_downs is not None and num_downs < 1:
-            raise ValueError(f"num_downs={num_downs} of a gated U-Net must be 1 or more, or null")
+            raise ValueError(f"num_downs={num_downs} must be 1 or more, or null")
         if source_channels != target_channels + 1:
             raise ValueError(
-                f"this model fills holes: a source has the target's {target_channels} channels and a mask, not "
-                f"{source_channels} channels: choose a task such as task=inpaint_strokes, or another model"
+                f"source_channels={source_channels} must be {target_channels + 1}, those of the target and a mask, because "
+                "this network fills holes: choose an inpainting task, or another network"
             )
         most, _ = halvings(image_size, smallest=2, least=num_downs or 1)
         count = most if num_downs is None else num_downs

@@ -32,13 +32,13 @@ def halvings(image_size: int | Sequence[int], *, smallest: int = 4, least: int =
         floor = smallest * unit
         fitting = [max(floor, round(side / unit) * unit) for side in (height, width)]
         raise ValueError(
-            f"image size {height}x{width} cannot be made by this model: height and width must be multiples of {unit} "
-            f"and at least {floor}; the nearest is data.image_size=[{fitting[0]},{fitting[1]}]"
+            f"image_size=[{height},{width}] does not fit this network: height and width must be multiples of {unit} and at "
+            f"least {floor}; the nearest is [{fitting[0]},{fitting[1]}]"
         )
     return count, (h, w)
 
 
-def complete_widths(owner: str, widths: Sequence[int], count: int) -> list[int]:
+def complete_widths(widths: Sequence[int], count: int) -> list[int]:
     """``widths`` with its last number repeated until there are ``count``.
 
     Raises:
@@ -47,7 +47,7 @@ def complete_widths(owner: str, widths: Sequence[int], count: int) -> list[int]:
     given = list(widths)
     if not 1 <= len(given) <= count:
         raise ValueError(
-            f"{owner}.widths={given} must be a list of 1 to {count} numbers at this image size, from the image inwards; "
+            f"widths={given} must be a list of 1 to {count} numbers at this image size, from the image inwards; "
             "the last one holds for all layers beyond"
         )
     return given + given[-1:] * (count - len(given))
@@ -129,7 +129,7 @@ def normalisation_layer(kind: str, channels: int, condition_dim: int = 0, *, aff
         ValueError: for another kind, or a conditional one without a condition.
     """
     if kind == "conditional_batch" and condition_dim == 0:
-        raise ValueError("normalisation=conditional_batch needs a condition: choose conditioning=conditional_batchnorm")
+        raise ValueError("normalisation=conditional_batch needs a condition, and there is none: choose another normalisation")
     if kind == "none":
         return nn.Identity()
     if kind == "batch":
@@ -152,7 +152,7 @@ def set_batch_norm_eps(module: nn.Module, eps: float | None) -> None:
     if eps is None:
         return
     if not eps > 0:
-        raise ValueError(f"model.generator.batch_norm_eps={eps} must be positive")
+        raise ValueError(f"batch_norm_eps={eps} must be positive")
     for layer in module.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.eps = eps
@@ -329,7 +329,7 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         if channels % 8:
-            raise ValueError(f"attention needs a multiple of 8 channels, not {channels}: change widths or attention_at")
+            raise ValueError(f"channels={channels} must be a multiple of 8")
         self.query = nn.Conv2d(channels, channels // 8, 1, bias=False)
         self.key = nn.Conv2d(channels, channels // 8, 1, bias=False)
         self.value = nn.Conv2d(channels, channels // 2, 1, bias=False)

@@ -17,8 +17,8 @@ class PatchDiscriminator(nn.Module):
     The patches (receptive fields) are of 1, 16, 34, 70, 142 and 286 px for 0 to 5 strided convolutions; 3 is the paper's.
 
     Args:
-        channels: of the image.
-        condition_channels: of an image that stands beside it, as pix2pix's source; 0 without.
+        target_channels: Channels of the image that is judged.
+        source_channels: Channels of an image that stands beside it, as pix2pix's input does; 0 for none.
         width: channels of the first convolution; doubled by each of the next three.
         num_strided: convolutions that halve the size.
         num_scales: how many such networks look, each at an image half the size of the one before; 3 in pix2pixHD.
@@ -33,8 +33,8 @@ class PatchDiscriminator(nn.Module):
     def __init__(
         self,
         *,
-        channels: int,
-        condition_channels: int,
+        target_channels: int,
+        source_channels: int,
         width: int,
         num_strided: int,
         num_scales: int,
@@ -45,8 +45,8 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         for name, value, least in (("width", width, 1), ("num_strided", num_strided, 0), ("num_scales", num_scales, 1)):
             if value < least:
-                raise ValueError(f"{name}={value} of a patch discriminator must be {least} or more")
-        inputs = channels + condition_channels
+                raise ValueError(f"{name}={value} must be {least} or more")
+        inputs = target_channels + source_channels
         self.scales = nn.ModuleList(_one_scale(inputs, width, num_strided, normalisation) for _ in range(num_scales))
         initialise(self, initialisation)
         if spectral_norm:

@@ -93,11 +93,11 @@ class PixelCNN(nn.Module):
         super().__init__()
         for name, value in (("width", width), ("num_blocks", num_blocks)):
             if value < 1:
-                raise ValueError(f"model.prior.{name}={value} must be 1 or more")
+                raise ValueError(f"{name}={value} must be 1 or more")
         if kernel_size < 3 or kernel_size % 2 == 0:
-            raise ValueError(f"model.prior.kernel_size={kernel_size} must be odd, and 3 or more")
+            raise ValueError(f"kernel_size={kernel_size} must be odd, and 3 or more")
         if not 0 <= dropout < 1:
-            raise ValueError(f"model.prior.dropout={dropout} must be a probability from 0 to below 1")
+            raise ValueError(f"dropout={dropout} must be a probability from 0 to below 1")
         self.num_codes = num_codes
         self.condition = condition
         self.embedding = nn.Embedding(num_codes, width)

@@ -99,7 +99,7 @@ class Features(nn.Module):
         *,
         image_size: int | Sequence[int],
         channels: int,
-        condition_channels: int,
+        condition_channels: int = 0,
         width: int,
         smallest: int,
         strided_doubles: bool,
@@ -109,7 +109,7 @@ class Features(nn.Module):
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
-            raise ValueError(f"model.discriminator.features.pooling={pooling} is unknown: choose one of {', '.join(POOLINGS)}")
+            raise ValueError(f"pooling={pooling} is unknown: choose one of {', '.join(POOLINGS)}")
         count, base = halvings(image_size, smallest=smallest)
         self.condition_channels = condition_channels
         self.pooling = pooling

@@ -42,7 +42,7 @@ class Block(nn.Module):
         inner = width * expansion
         if inner % group_width:
             raise ValueError(
-                f"group_width={group_width} does not divide the {inner} inner channels of a block: {expansion} times {width}"
+                f"group_width={group_width} does not divide the {inner} inner channels of a block, {expansion} times {width}"
             )
         gain = _LEAKY_GAIN * depth**-0.25
         self.expand = _initialised(nn.Conv2d(width, inner, 1), gain)
@@ -91,11 +91,11 @@ class Generator(nn.Module):
         super().__init__()
         if normalisation != "none":
             raise ValueError(
-                f"normalisation={normalisation} is not for R3GAN, whose generator has no normalisation layers: choose "
-                "conditioning=projection"
+                f"normalisation={normalisation} is not for R3GAN, whose generator has no normalisation layers: set it to none, "
+                "and condition by projection"
             )
         count, size = halvings(image_size, least=1)
-        stages = complete_widths("model.generator", widths, count + 1)[::-1]
+        stages = complete_widths(widths, count + 1)[::-1]
         self.condition = condition
         self.embedding = _initialised(nn.Linear(condition.dim, latent_dim, bias=False), 1.0) if condition.dim else None
         joined = latent_dim * (2 if condition.dim else 1)
@@ -155,11 +155,11 @@ class Discriminator(nn.Module):
         super().__init__()
         if head != ("projection" if condition.dim else "none"):
             raise ValueError(
-                f"conditioning.head={head} with {type(condition).__name__} is not for R3GAN: choose conditioning=projection, "
-                "or conditioning=none"
+                f"head={head} with the condition {type(condition).__name__} is not for R3GAN: choose projection with a "
+                "condition, or none without one"
             )
         count, size = halvings(image_size, least=1)
-        stages = complete_widths("model.discriminator", widths, count + 1)
+        stages = complete_widths(widths, count + 1)
         self.condition = condition
         self.from_image = _initialised(nn.Conv2d(channels, stages[0], 1, bias=False), 1.0)
         self.blocks = nn.ModuleList()  # one for each stage

@@ -85,7 +85,7 @@ class Encoder(nn.Module):
         normalisation: str,
     ) -> None:
         super().__init__()
-        features, base = _feature_maps("model.encoder", image_size, widths, num_blocks, normalisation)
+        features, base = _feature_maps(image_size, widths, num_blocks, normalisation)
         self.condition = condition
         self.start = nn.Conv2d(channels + condition.dim, features[0], 3, padding=1)
         blocks = []
@@ -132,7 +132,7 @@ class Decoder(nn.Module):
         likelihood: PixelLikelihood,
     ) -> None:
         super().__init__()
-        features, base = _feature_maps("model.decoder", image_size, widths, num_blocks, normalisation)
+        features, base = _feature_maps(image_size, widths, num_blocks, normalisation)
         features.reverse()
         self.condition = condition
         self.shape = (features[0], *base)
@@ -162,12 +162,12 @@ def _block(inputs: int, outputs: int, normalisation: str, resampling: str = "non
 
 
 def _feature_maps(
-    owner: str, image_size: int | Sequence[int], widths: Sequence[int], num_blocks: int, normalisation: str
+    image_size: int | Sequence[int], widths: Sequence[int], num_blocks: int, normalisation: str
 ) -> tuple[list[int], tuple[int, int]]:
     """Channels of all feature maps from the image inwards, and the size of the smallest."""
     if num_blocks < 1:
-        raise ValueError(f"{owner}.num_blocks={num_blocks} must be 1 or more")
+        raise ValueError(f"num_blocks={num_blocks} must be 1 or more")
     if normalisation not in _NORMALISATIONS:
-        raise ValueError(f"{owner}.normalisation={normalisation} is unknown: choose one of {', '.join(_NORMALISATIONS)}")
+        raise ValueError(f"normalisation={normalisation} is unknown: choose one of {', '.join(_NORMALISATIONS)}")
     count, base = halvings(image_size)
-    return complete_widths(owner, widths, count + 1), base
+    return complete_widths(widths, count + 1), base

@@ -7,7 +7,7 @@ layers beyond: [256] is CIFAR's generator at any size, [64, 128, 256, 512, 1024]
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -86,10 +86,10 @@ def generator_blocks(
         ValueError: if no block makes a feature map of that size, or for another upsampling.
     """
     if upsampling not in UPSAMPLINGS:
-        raise ValueError(f"model.generator.upsampling={upsampling} is unknown: choose one of {', '.join(UPSAMPLINGS)}")
+        raise ValueError(f"upsampling={upsampling} is unknown: choose one of {', '.join(UPSAMPLINGS)}")
     channels = list(reversed(widths))
     sides = [min(base) * 2 ** (level + 1) for level in range(len(channels) - 1)]
-    _check_attention("model.generator", attention_at, sides)
+    _check_attention(attention_at, dict(zip(sides, channels[1:], strict=True)))
     blocks = []
     for inputs, outputs, side in zip(channels, channels[1:], sides, strict=False):
         block = Conditioned(
@@ -140,7 +140,7 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         count, self.base = halvings(image_size, smallest=smallest)
-        features = complete_widths("model.generator", widths, count + 1)
+        features = complete_widths(widths, count + 1)
         self.condition = condition
         conditional = normalisation == "conditional_batch"
         self.joined = not conditional
@@ -248,7 +248,7 @@ class Features(nn.Module):
         *,
         image_size: int | Sequence[int],
         channels: int,
-        condition_channels: int,
+        condition_channels: int = 0,
         widths: Sequence[int],
         smallest: int,
         num_flat_blocks: int,
@@ -259,17 +259,16 @@ class Features(nn.Module):
         in_place_shortcut: bool = False,
     ) -> None:
         super().__init__()
-        name = "model.discriminator.features"
         if in_place_shortcut and normalisation != "none":
-            raise ValueError(f"{name}.in_place_shortcut=true has no effect with normalisation={normalisation}: leave it false")
+            raise ValueError(f"in_place_shortcut=true has no effect with normalisation={normalisation}: set it to false")
         if pooling not in POOLINGS:
-            raise ValueError(f"{name}.pooling={pooling} is unknown: choose one of {', '.join(POOLINGS)}")
+            raise ValueError(f"pooling={pooling} is unknown: choose one of {', '.join(POOLINGS)}")
         if num_flat_blocks < 0:
-            raise ValueError(f"{name}.num_flat_blocks={num_flat_blocks} must be 0 or more")
+            raise ValueError(f"num_flat_blocks={num_flat_blocks} must be 0 or more")
         count, _ = halvings(image_size, smallest=smallest, least=1)
-        outputs = complete_widths(name, widths, count + num_flat_blocks)
+        outputs = complete_widths(widths, count + num_flat_blocks)
         sides = [min(height_width(image_size)) // 2 ** (level + 1) for level in range(count)]
-        _check_attention(name, attention_at, sides)
+        _check_attention(attention_at, dict(zip(sides, outputs, strict=False)))  # outputs go on with the flat blocks
         self.condition_channels = condition_channels
         self.num_features = outputs[-1]
         self.pooling = pooling
@@ -301,11 +300,17 @@ class Features(nn.Module):
         return pooled(torch.relu(features), self.pooling)
 
 
-def _check_attention(owner: str, attention_at: int | None, sides: Sequence[int]) -> None:
-    if attention_at is not None and attention_at not in sides:
+def _check_attention(attention_at: int | None, widths: Mapping[int, int]) -> None:
+    """Refuse attention where there is no feature map for it; ``widths`` are their channels, by their shorter sides."""
+    if attention_at is None:
+        return
+    if attention_at not in widths:
         raise ValueError(
-            f"{owner}.attention_at={attention_at} is the size of no feature map: "
-            f"choose {', '.join(map(str, sorted(sides)))} or null"
+            f"attention_at={attention_at} is the size of no feature map: choose {', '.join(map(str, sorted(widths)))} or null"
+        )
+    if widths[attention_at] % 8:
+        raise ValueError(
+            f"attention_at={attention_at} needs a multiple of 8 channels there, not {widths[attention_at]}: change widths"
         )
 
 

@@ -85,7 +85,7 @@ class Translator(nn.Module):
         super().__init__()
         for name, value, least in (("width", width, 1), ("num_downs", num_downs, 0), ("num_blocks", num_blocks, 0)):
             if value < least:
-                raise ValueError(f"{name}={value} of a residual translator must be {least} or more")
+                raise ValueError(f"{name}={value} must be {least} or more")
         check_padding(padding)
         self.multiple = 2**num_downs
         self.source_channels, self.target_channels = source_channels, target_channels

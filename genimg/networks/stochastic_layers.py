@@ -35,8 +35,9 @@ class StochasticLayer(nn.Module):
 
     def __init__(self, *, below: int, latent_dim: int, widths: Sequence[int], activation: str) -> None:
         super().__init__()
-        if latent_dim < 1:
-            raise ValueError(f"latent_dim={latent_dim} of a layer in model.hierarchy must be 1 or more")
+        for name, value in (("below", below), ("latent_dim", latent_dim)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be 1 or more")
         self.below = below
         self.latent_dim = latent_dim
         self.up = stack(below, widths, 2 * latent_dim, activation)

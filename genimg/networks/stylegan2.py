@@ -80,13 +80,13 @@ class Generator(nn.Module):
         super().__init__()
         if normalisation != "modulation":
             raise ValueError(
-                f"normalisation={normalisation} is not for StyleGAN2, whose generator has no normalisation layers: choose "
-                "conditioning=projection"
+                f"normalisation={normalisation} is not for StyleGAN2, whose generator has no normalisation layers: set it to "
+                "modulation, and condition by projection"
             )
         if not 0 <= style_mixing <= 1:
-            raise ValueError(f"model.generator.style_mixing={style_mixing} is a probability: it must lie between 0 and 1")
+            raise ValueError(f"style_mixing={style_mixing} is a probability: it must lie between 0 and 1")
         if num_mapping_layers < 1:
-            raise ValueError(f"model.generator.num_mapping_layers={num_mapping_layers} must be 1 or more")
+            raise ValueError(f"num_mapping_layers={num_mapping_layers} must be 1 or more")
         sizes = _sizes(image_size)
         widths = [_width(size, channel_base, channel_max) for size in sizes]
         self.condition = condition
@@ -227,13 +227,11 @@ class Discriminator(nn.Module):
         super().__init__()
         if head != ("projection" if condition.dim else "none"):
             raise ValueError(
-                f"conditioning.head={head} with {type(condition).__name__} is not for StyleGAN2: choose "
-                "conditioning=projection, or conditioning=none"
+                f"head={head} with the condition {type(condition).__name__} is not for StyleGAN2: choose projection with a "
+                "condition, or none without one"
             )
         if architecture not in ARCHITECTURES:
-            raise ValueError(
-                f"model.discriminator.architecture={architecture} is unknown: choose one of {', '.join(ARCHITECTURES)}"
-            )
+            raise ValueError(f"architecture={architecture} is unknown: choose one of {', '.join(ARCHITECTURES)}")
         sizes = _sizes(image_size)[::-1]
         widths = [_width(size, channel_base, channel_max) for size in sizes]
         last = widths[-1]

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genimg.errors import ConfigError
 from genimg.networks.conditioning import ConditionEncoder
 from genimg.utils.machine_local import LocalPath
-from genimg.utils.rng import hash_integers
+from genimg.utils.rng import Stream, keys_of
 
 _NUM_HASHES = 2
 _PRIME = 2**31 - 1
@@ -154,8 +155,7 @@ class ClipText(CaptionEncoder):
         max_length: bytes that are read of a caption; the tower itself reads 77 tokens.
 
     Raises:
-        FileNotFoundError: if there is no such directory.
-        ValueError: if the package is not installed, or the directory holds something else.
+        ConfigError: If there is no such directory, it holds something else, or the package is not installed.
     """
 
     def __init__(self, *, path: LocalPath, dim: int, max_length: int) -> None:
@@ -172,21 +172,21 @@ class _Tower:
 
     def __init__(self, path: str) -> None:
         if not Path(path).is_dir():
-            raise FileNotFoundError(f"conditioning.encoder.path={path} does not exist: name a directory with CLIP's files")
-        transformers = _import_transformers()
+            raise ConfigError(f"path={path} does not exist", "name a directory with CLIP's files")
+        transformers = _import_transformers(path)
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             self.model, report = transformers.CLIPTextModel.from_pretrained(
                 path, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
         except Exception as error:  # a directory of another kind makes it raise nearly anything
-            raise ValueError(
-                f"conditioning.encoder.path={path} holds no CLIP text model ({str(error).strip().splitlines()[0]}): it must "
-                "have config.json, model.safetensors and the tokenizer's files"
+            raise ConfigError(
+                f"path={path} holds no CLIP text model ({str(error).strip().splitlines()[0]})",
+                "it must have config.json, model.safetensors and the tokenizer's files",
             ) from error
         if report["missing_keys"]:  # which would stay random
-            raise ValueError(
-                f"conditioning.encoder.path={path} holds no CLIP text model: it lacks {sorted(report['missing_keys'])[0]} and "
+            raise ConfigError(
+                f"path={path} holds no CLIP text model: it lacks {sorted(report['missing_keys'])[0]} and "
                 f"{len(report['missing_keys']) - 1} other weights"
             )
         self.model.eval().requires_grad_(False)
@@ -220,13 +220,13 @@ def _tower(path: str) -> _Tower:
     return _Tower(path)
 
 
-def _import_transformers() -> Any:
+def _import_transformers(path: str) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ValueError(
-            f"conditioning=clip_text needs the package transformers ({error}): pip install 'genimg[text]', or choose "
-            "conditioning=text"
+        raise ConfigError(
+            f"path={path} cannot be read without the package transformers ({error})",
+            "pip install 'genimg[text]', or choose a text encoder that is trained with the model",
         ) from error
     return transformers
 
@@ -239,14 +239,14 @@ def _running_maximum(numbers: Tensor) -> Tensor:
     return numbers[:, None, :].masked_fill(later, 0).amax(dim=2)  # the same, for programs in formats without cummax
 
 
-def _random_integers(stream: int, count: int) -> Tensor:
-    """int64 [2, count] of 24 bits, the same everywhere."""
+def _random_integers(table: int, count: int) -> Tensor:
+    """Return numbers of 24 bits, int64 [2, count], the same everywhere; another ``table`` has other numbers."""
     columns = torch.arange(count).numpy()
-    rows = [torch.from_numpy((hash_integers(stream, number, columns) >> 40).astype("int64")) for number in range(_NUM_HASHES)]
-    return torch.stack(rows)
+    rows = [keys_of(table, Stream.WORD_HASH, number, columns) >> 40 for number in range(_NUM_HASHES)]
+    return torch.stack([torch.from_numpy(row.astype("int64")) for row in rows])
 
 
 def _require_positive(**settings: int) -> None:
     for name, value in settings.items():
         if value < 1:
-            raise ValueError(f"conditioning.encoder.{name}={value} must be 1 or more")
+            raise ValueError(f"{name}={value} must be 1 or more")

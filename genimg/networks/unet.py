@@ -55,7 +55,7 @@ class Translator(nn.Module):
         most, _ = halvings(image_size, smallest=1, least=2 if num_downs is None else num_downs)
         count = most if num_downs is None else num_downs
         if count < 2:
-            raise ValueError(f"num_downs={num_downs} of a U-Net must be 2 or more, or null")
+            raise ValueError(f"num_downs={num_downs} must be 2 or more, or null")
         self.multiple = 2**count
         widths = [width * min(2**level, _WIDEST) for level in range(count)]
         bias = normalisation != "batch"

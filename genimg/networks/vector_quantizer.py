@@ -58,19 +58,17 @@ class VectorQuantizer(nn.Module):
         super().__init__()
         for name, value, least in (("num_codes", num_codes, 2), ("dim", dim, 1)):
             if value < least:
-                raise ValueError(f"model.quantizer.{name}={value} must be {least} or more")
+                raise ValueError(f"{name}={value} must be {least} or more")
         if decay is not None and not 0 < decay < 1:
-            raise ValueError(
-                f"model.quantizer.decay={decay} must lie between 0 and 1, or null: the codebook learns by gradient"
-            )
+            raise ValueError(f"decay={decay} must lie between 0 and 1, or be null for a codebook that learns by gradient")
         if (decay is None) != (restart_below is None):
             restart, kept = ("null" if value is None else value for value in (restart_below, decay))
             raise ValueError(
-                f"model.quantizer.restart_below={restart} does not go with model.quantizer.decay={kept}: only a codebook "
+                f"restart_below={restart} does not go with decay={kept}: only a codebook "
                 "of averages can restart codes, and it needs a number; one that learns by gradient takes null"
             )
         if restart_below is not None and not 0 <= restart_below < 1:
-            raise ValueError(f"model.quantizer.restart_below={restart_below} must be 0 or more, and below 1")
+            raise ValueError(f"restart_below={restart_below} must be 0 or more, and below 1")
         self.num_codes = num_codes
         self.dim = dim
         self.decay = decay

@@ -68,7 +68,7 @@ class Encoder(nn.Module):
         num_downs: int,
     ) -> None:
         super().__init__()
-        _check("model.encoder", width=width, residual_width=residual_width, num_blocks=num_blocks, num_downs=num_downs)
+        _check(width=width, residual_width=residual_width, num_blocks=num_blocks, num_downs=num_downs)
         self.grid = _grid(image_size, num_downs)
         self.dim = dim
         inputs = [channels, *[width] * (num_downs - 1)]
@@ -100,7 +100,7 @@ class Decoder(nn.Module):
 
     def __init__(self, *, channels: int, dim: int, width: int, residual_width: int, num_blocks: int, num_downs: int) -> None:
         super().__init__()
-        _check("model.decoder", width=width, residual_width=residual_width, num_blocks=num_blocks, num_downs=num_downs)
+        _check(width=width, residual_width=residual_width, num_blocks=num_blocks, num_downs=num_downs)
         self.dim = dim
         self.expand = nn.Conv2d(dim, width, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(width=width, residual_width=residual_width) for _ in range(num_blocks))
@@ -117,11 +117,11 @@ class Decoder(nn.Module):
         return features
 
 
-def _check(owner: str, **settings: int) -> None:
+def _check(**settings: int) -> None:
     for name, value in settings.items():
         least = 0 if name == "num_blocks" else 1
         if value < least:
-            raise ValueError(f"{owner}.{name}={value} must be {least} or more")
+            raise ValueError(f"{name}={value} must be {least} or more")
 
 
 def _grid(image_size: int | Sequence[int], num_downs: int) -> tuple[int, int]:
@@ -130,7 +130,7 @@ def _grid(image_size: int | Sequence[int], num_downs: int) -> tuple[int, int]:
     if height % unit or width % unit:
         nearest = [max(unit, round(side / unit) * unit) for side in (height, width)]
         raise ValueError(
-            f"image size {height}x{width} cannot be halved {num_downs} times: height and width must be multiples of {unit}; "
-            f"the nearest is data.image_size=[{nearest[0]},{nearest[1]}], or lower model.encoder.num_downs"
+            f"image_size=[{height},{width}] cannot be halved {num_downs} times: height and width must be multiples of {unit}, "
+            f"of which [{nearest[0]},{nearest[1]}] is the nearest; or choose a smaller num_downs"
         )
     return height // unit, width // unit

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
+from genimg.errors import CheckpointError, ConfigError
 from genimg.utils.files import atomically
 
 log = logging.getLogger(__name__)
 
 FORMAT = "genimg checkpoint"
-VERSION = 2
+VERSION = 3
 
 _TIMED = "-timed"
 
@@ -45,21 +46,20 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is truncated, not a checkpoint, or of another version.
+        CheckpointError: If there is no such file, or it is truncated, not a checkpoint, or of another version.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
+        raise CheckpointError(f"checkpoint {path} does not exist")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # random bytes make the unpickler raise nearly anything
-        raise ValueError(
+        raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) is truncated or not a genimg checkpoint: use another file in its folder"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a genimg checkpoint")
+        raise CheckpointError(f"{path} is not a genimg checkpoint")
     if state.get("version") != VERSION:
-        raise ValueError(
+        raise CheckpointError(
             f"{path} has checkpoint version {state.get('version')}, but this genimg reads version {VERSION}: "
             f"use genimg {state.get('genimg_version', 'of that time')} as of the commit that the run's summary.json names"
         )
@@ -70,31 +70,42 @@ def require_whole(state: dict[str, Any], path: Path) -> None:
     """Check that a checkpoint holds what a training writes.
 
     Raises:
-        ValueError: naming what is missing.
+        CheckpointError: If something is missing, naming it.
     """
-    for key in ("config", "config_source", "method", "optimizers", "means", "training", "num_images", "precision", "hardware"):
+    for key in (
+        "config",
+        "raw_config",
+        "facts",
+        "decisions",
+        "method",
+        "optimizers",
+        "means",
+        "training",
+        "num_images",
+        "hardware",
+    ):
         if key not in state:
-            raise ValueError(f"{path} is not a whole genimg checkpoint: it lacks {key!r}")
+            raise CheckpointError(f"{path} is not a whole genimg checkpoint: it lacks {key!r}")
 
 
 def find(path: Path, which: str = "last") -> Path:
     """The checkpoint that a path means: a file itself, or the ``last`` or ``best`` one of a run directory.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if ``which`` is neither.
+        CheckpointError: If there is none.
+        ConfigError: If ``which`` is neither.
     """
     if which not in ("last", "best"):
-        raise ValueError(f"which={which} is unknown: choose last or best")
+        raise ConfigError(f"which={which} is unknown", "choose last or best")
     if path.is_dir():
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         if (folder / f"{which}.pt").is_file():
             return folder / f"{which}.pt"
         if which == "best" and (folder / "last.pt").is_file():
-            raise FileNotFoundError(f"which=best: {path} holds no best.pt, because nothing was evaluated: take which=last")
-        raise FileNotFoundError(f"{path} holds no checkpoint: expected checkpoints/{which}.pt in a run directory")
+            raise CheckpointError(f"which=best: {path} holds no best.pt, because nothing was evaluated: take which=last")
+        raise CheckpointError(f"{path} holds no checkpoint: expected checkpoints/{which}.pt in a run directory")
     if not path.exists():
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
+        raise CheckpointError(f"checkpoint {path} does not exist")
     return path
 
 
@@ -112,7 +123,7 @@ class CheckpointFolder:
 
     def __init__(self, path: Path, *, keep_last: int) -> None:
         if keep_last < 1:
-            raise ValueError(f"trainer.keep_last={keep_last} must be 1 or more checkpoints")
+            raise ValueError(f"keep_last={keep_last} must be 1 or more checkpoints")
         self.path = path
         self.keep_last = keep_last
 
@@ -141,16 +152,16 @@ class CheckpointFolder:
         """The newest checkpoint that can be read, or None in a new run.
 
         Raises:
-            ValueError: if there are checkpoints and none can be read.
+            CheckpointError: If there are checkpoints and none can be read.
         """
         for leftover in self.path.glob("*.tmp"):  # of a run that was killed while saving
             leftover.unlink()
         candidates = self._numbered()[::-1] + [p for p in [self.path / "last.pt"] if p.is_file()]
-        broken: list[tuple[Path, ValueError]] = []
+        broken: list[tuple[Path, CheckpointError]] = []
         for path in candidates:
             try:
                 state = load(path)
-            except ValueError as error:
+            except CheckpointError as error:
                 log.warning("%s; trying the one before", error)
                 broken.append((path, error))
                 continue

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from genimg.errors import ConfigError
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 DEVICES = ("auto", "cuda", "cpu", "mps")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
@@ -20,23 +22,26 @@ def choose_device(name: object) -> torch.device:
     """The device that ``device=...`` names; ``auto`` takes CUDA, then MPS, then the CPU.
 
     Raises:
-        ValueError: if it is unknown or not there.
+        ConfigError: If it is unknown or not there.
     """
     kind, _, number = str(name).partition(":")
     if kind not in DEVICES or (number and (kind != "cuda" or not number.isdecimal())):
-        raise ValueError(f"device={name} is unknown: choose one of {', '.join(DEVICES)}, or cuda:N for one of several GPUs")
+        raise ConfigError(f"device={name} is unknown", f"choose one of {', '.join(DEVICES)}, or cuda:N for one of several GPUs")
     if name == "auto":
         kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(kind)
     if kind == "cuda" and not torch.cuda.is_available():
         reason = "sees no GPU" if torch.version.cuda else "was built without CUDA"
-        raise ValueError(f"device={name}, but this PyTorch ({torch.__version__}) {reason}: use device=auto or device=cpu")
+        problem = f"device={name} is not available, because this PyTorch ({torch.__version__}) {reason}"
+        raise ConfigError(problem, "use device=auto or device=cpu")
     if number and int(number) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device={name} does not exist: this machine's GPUs are cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+        raise ConfigError(
+            f"device={name} does not exist", f"this machine's GPUs are cuda:0 to cuda:{torch.cuda.device_count() - 1}"
         )
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device={name}, but there is no Apple GPU here: use device=auto or device=cpu")
+        raise ConfigError(
+            f"device={name} is not available, because there is no Apple GPU here", "use device=auto or device=cpu"
+        )
     return torch.device(str(name))
 
 
@@ -64,14 +69,14 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     """The precision that ``precision=...`` names; ``auto`` takes bf16 where the processor has instructions for it.
 
     Raises:
-        ValueError: if it is unknown, or would have no effect on this device.
+        ConfigError: If it is unknown, or would have no effect on this device.
     """
     if name not in PRECISIONS:
-        raise ValueError(f"precision={name} is unknown: choose one of {', '.join(PRECISIONS)}")
+        raise ConfigError(f"precision={name} is unknown", f"choose one of {', '.join(PRECISIONS)}")
     if name == "auto":
         return Precision("bf16" if _has_fast_bf16(device) else "fp32", device)
     if name == "tf32" and device.type != "cuda":
-        raise ValueError(f"precision=tf32 has no effect on device {device.type}: use fp32, bf16 or auto")
+        raise ConfigError(f"precision=tf32 has no effect on device {device.type}", "use fp32, bf16 or auto")
     return Precision(name, device)
 
 

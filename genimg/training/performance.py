@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from genimg.errors import ConfigError
 from genimg.methods.base import Method
 from genimg.training.activation_checkpointing import recompute_blocks
 
@@ -19,7 +20,7 @@ _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 @dataclass(frozen=True)
 class Performance:
-    """What a config asks for; ``auto`` takes what is fastest on the device.
+    """What is requested; ``auto`` takes what is fastest on the device.
 
     Attributes:
         channels_last: convolutions with channels last in memory. Faster on every device measured (docs/performance.md).
@@ -37,17 +38,17 @@ class Performance:
     def __post_init__(self) -> None:
         for name in ("channels_last", "fused_optimizer"):
             if getattr(self, name) not in (True, False, "auto"):
-                raise ValueError(f"performance.{name}={getattr(self, name)} is unknown: choose auto, true or false")
+                raise ValueError(f"{name}={getattr(self, name)} is unknown: choose auto, true or false")
         if self.compile not in ("auto", False, *_COMPILE_MODES):
             choices = ", ".join(("auto", "false", *_COMPILE_MODES))
-            raise ValueError(f"performance.compile={self.compile} is unknown: choose one of {choices}")
+            raise ValueError(f"compile={self.compile} is unknown: choose one of {choices}")
 
         if self.activation_checkpointing not in (True, False):
-            raise ValueError(f"performance.activation_checkpointing={self.activation_checkpointing} must be true or false")
+            raise ValueError(f"activation_checkpointing={self.activation_checkpointing} must be true or false")
         if self.activation_checkpointing and self.compile in _COMPILE_MODES:
             raise ValueError(
-                "performance.activation_checkpointing=true does not go with performance.compile, which decides by itself what "
-                "to compute again: choose one"
+                f"activation_checkpointing=true does not go with compile={self.compile}, which decides by itself what to "
+                "compute again: choose one"
             )
 
     @property
@@ -55,12 +56,18 @@ class Performance:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def place(self, method: Method, device: torch.device) -> None:
-        """Move the networks to the device, in the memory format asked for, and let torch.compile compile them."""
+        """Move the networks to the device, in the requested memory format, and let torch.compile compile them.
+
+        Raises:
+            ConfigError: If activation checkpointing is requested for networks without blocks.
+        """
         method.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         if self.compile in _COMPILE_MODES:
             self.compile_networks(method)
         if self.activation_checkpointing and not sum(recompute_blocks(network) for network in _trained_networks(method)):
-            raise ValueError("performance.activation_checkpointing=true has no effect: this model's networks have no blocks")
+            raise ConfigError(
+                "activation_checkpointing=true has no effect: this model's networks have no blocks", "set it to false"
+            )
 
     def compile_networks(self, method: Method) -> None:
         """Let torch.compile compile every trained network, in place: names in a state_dict stay, ``.forward`` stays eager."""
@@ -82,14 +89,12 @@ class Performance:
         """More keyword arguments for an optimizer's class than its own ``settings``.
 
         Raises:
-            ValueError: if a fused one is asked for and there is none.
+            ConfigError: If a fused one is requested and there is none.
         """
         has_one = "fused" in inspect.signature(optimizer).parameters and device.type in ("cuda", "cpu", "mps")
         if self.fused_optimizer is True and not has_one:
-            raise ValueError(
-                f"performance.fused_optimizer=true, but {getattr(optimizer, '__name__', optimizer)} has no fused form on "
-                f"{device.type}: say auto"
-            )
+            name = getattr(optimizer, "__name__", optimizer)
+            raise ConfigError(f"fused_optimizer=true does not go with {name} on {device.type}", "set it to auto")
         decided = any(settings.get(other) is not None for other in ("fused", "foreach", "differentiable"))
         return {"fused": True} if self.fused_optimizer and has_one and not decided else {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -56,7 +57,7 @@ class Linear(RateSchedule):
     def __init__(self, *, duration: NumImages, start: NumImages, final: float, warmup: NumImages) -> None:
         super().__init__(warmup=warmup)
         if start >= duration:
-            raise ValueError(f"schedule.start ({start} images) must lie before trainer.duration ({duration} images)")
+            raise ValueError(f"start={start} images must lie before duration={duration} images, the end of the training")
         self._line = schedules.Linear(start=1.0, end=_checked(final), duration=duration, begin=start)
 
     def decay(self, images: int) -> float:
@@ -74,7 +75,7 @@ class Cosine(RateSchedule):
     def __init__(self, *, duration: NumImages, final: float, warmup: NumImages) -> None:
         super().__init__(warmup=warmup)
         if duration < 1:
-            raise ValueError("schedule.duration must be longer than nothing")
+            raise ValueError(f"duration={duration} images must be positive")
         self._curve = schedules.Cosine(start=1.0, end=_checked(final), duration=duration)
 
     def decay(self, images: int) -> float:
@@ -83,7 +84,9 @@ class Cosine(RateSchedule):
 
 def _checked(final: float) -> float:
     if final == 1.0:
-        raise ValueError("schedule.final=1.0 leaves the rates as they are: choose schedule=constant")
+        raise ValueError("final=1.0 leaves the rates as they are: choose a constant schedule")
+    if not math.isfinite(final):
+        raise ValueError(f"final={final} must be finite")
     return final
 
 

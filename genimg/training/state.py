@@ -43,23 +43,26 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise ValueError(f"trainer.batch_size={self.batch_size} must be 1 or more")
+            raise ValueError(f"batch_size={self.batch_size} must be 1 or more")
         if self.accumulation < 1 or self.batch_size % self.accumulation:
-            raise ValueError(f"trainer.accumulation={self.accumulation} must divide trainer.batch_size={self.batch_size}")
+            raise ValueError(f"accumulation={self.accumulation} must divide batch_size={self.batch_size}")
         if self.batch_size % (self.accumulation * world_size()):
             raise ValueError(
-                f"trainer.batch_size={self.batch_size} is that of all {world_size()} processes together and must be a multiple "
-                f"of trainer.accumulation x processes = {self.accumulation * world_size()}"
+                f"batch_size={self.batch_size} is that of all {world_size()} processes together and must be a multiple of "
+                f"accumulation x processes = {self.accumulation * world_size()}"
             )
-        if self.preview_images < 1:
-            raise ValueError(f"trainer.preview_images={self.preview_images} must be 1 or more")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm={self.max_grad_norm} must be above 0, or null for no clipping")
+        for name in ("preview_images", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
         for name, unit in (("checkpoint_minutes", "minutes"), ("preview_seconds", "seconds")):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"trainer.{name}={value} must be a positive number of {unit}, or null for none")
+                raise ValueError(f"{name}={value} must be a positive number of {unit}, or null for none")
         for name in ("duration", "log_interval", "preview_interval", "checkpoint_interval"):
             if getattr(self, name) < 1:
-                raise ValueError(f"trainer.{name} must be longer than nothing")
+                raise ValueError(f"{name}={getattr(self, name)} images must be positive")
 
 
 @dataclass

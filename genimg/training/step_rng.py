@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genimg.utils.distributed import rank
-from genimg.utils.rng import seed_of
+from genimg.utils.rng import Stream, seed_of
 
 _OF_NO_MICROBATCH = 2**32
 
@@ -37,7 +37,8 @@ class Noise:
         """Start the streams of ``step``: the only microbatch's, or, where there are several, one for what belongs to none."""
         self._step = step
         self._states = {}
-        torch.manual_seed(self._seed_of_microbatch(0) if self._count == 1 else seed_of(self._seed, step, _OF_NO_MICROBATCH))
+        of_none = seed_of(self._seed, Stream.STEP, step, _OF_NO_MICROBATCH)
+        torch.manual_seed(self._seed_of_microbatch(0) if self._count == 1 else of_none)
 
     @contextlib.contextmanager
     def of_microbatch(self, number: int) -> Iterator[None]:
@@ -55,7 +56,8 @@ class Noise:
     def _seed_of_microbatch(self, number: int) -> int:
         overall = rank() * self._count + number
         # The first is that of a batch which is not cut at all.
-        return seed_of(self._seed, self._step, overall) if overall else seed_of(self._seed, self._step)
+        position = (self._step, overall) if overall else (self._step,)
+        return seed_of(self._seed, Stream.STEP, *position)
 
 
 def random_state(device: torch.device) -> list[Tensor]:

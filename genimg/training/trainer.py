@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from genimg.data.loader import Data
 from genimg.data.sampler import Order
+from genimg.errors import CheckpointError
 from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
 from genimg.methods.base import Method
@@ -32,13 +33,12 @@ from genimg.training.step_rng import Noise
 from genimg.training.update import Updater, split
 from genimg.types import Batch, Progress
 from genimg.utils.distributed import Vote, failing_together, of_first_rank, rank, world_size
-from genimg.utils.rng import seed_of, steady
+from genimg.utils.rng import Stream, seed_of, steady
 from genimg.utils.terminal import stop_signals, write_to_stderr
 
 log = logging.getLogger(__name__)
 
 _REPEATED_SIGNAL_SECONDS = 0.5  # within which a second SIGINT counts as the first, delivered twice
-_PREVIEW_STREAM = 1  # keeps the preview's latents apart from the evaluation's
 
 
 class StopRequestedError(Exception):
@@ -46,7 +46,7 @@ class StopRequestedError(Exception):
 
 
 class WorseningError(Exception):
-    """``evaluation.stop_if`` ended the training; a checkpoint has been written."""
+    """A stopping rule of the evaluation ended the training; a checkpoint has been written."""
 
 
 class Trainer:
@@ -131,7 +131,7 @@ class Trainer:
         Raises:
             NonFiniteError: if the training diverged; no checkpoint holds the broken weights.
             StopRequestedError: after one of ``terminal.stop_signals``, with a checkpoint written.
-            WorseningError: if ``evaluation.stop_if`` says so, with a checkpoint written.
+            WorseningError: If a stopping rule of the evaluation says so, with a checkpoint written.
         """
         if self.state.images < self.settings.duration:
             self.state.final = {}  # of a shorter training
@@ -275,7 +275,7 @@ class Trainer:
     def _preview(self, *, with_data: bool) -> dict[str, torch.Tensor]:
         data = self.data.validation or self.data if self.method.translates else self.data
         count = min(self.settings.preview_images, len(data.source))
-        order, seed = Order(len(data.source), seed=self.seed, horizontal_flip=False), seed_of(_PREVIEW_STREAM, self.seed)
+        order, seed = Order(len(data.source), seed=self.seed, horizontal_flip=False), seed_of(self.seed, Stream.PREVIEW)
         with steady(seed, 0):
             return self._pictures(data.examples(order.indices(0, count), seed), seed, with_data=with_data)
 
@@ -359,7 +359,11 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint. The optimizers' settings come from the config, their state from the checkpoint."""
+        """Continue from a checkpoint. The optimizers' settings come from the config, their state from the checkpoint.
+
+        Raises:
+            CheckpointError: If it does not fit the model or the optimizers.
+        """
         try:
             self.method.load_state_dict(state["method"])
             for name, optimizer in self.optimizers.items():
@@ -368,8 +372,8 @@ class Trainer:
                 lay_out_as_parameters(optimizer)
         except (RuntimeError, KeyError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1].strip()
-            raise ValueError(
-                f"the checkpoint does not fit this model or its optimizers ({reason}): start a new run_dir"
+            raise CheckpointError(
+                f"the checkpoint does not fit this model or its optimizers ({reason})", "start a new run_dir"
             ) from error
         self.means.load_state_dict(state["means"], self.device)
         self.state = TrainingState.restored(state["training"])

@@ -64,7 +64,7 @@ class Updater:
         networks: Sequence[nn.Module] = (),
     ) -> None:
         if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ValueError(f"trainer.max_grad_norm={max_grad_norm} must be above 0, or null for no clipping")
+            raise ValueError(f"max_grad_norm={max_grad_norm} must be above 0, or null for no clipping")
         self.parameters = parameters
         self.optimizers = optimizers
         self.precision = precision

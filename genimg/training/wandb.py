@@ -1,4 +1,4 @@
-"""logger=wandb: a run's records in Weights & Biases, beside those in its directory."""
+"""A run's records in Weights & Biases, beside those in its directory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from genimg.errors import ConfigError
 from genimg.utils.files import atomically
 
 _ID = "wandb-id.txt"  # in the run directory: a continued run goes on in the same record
@@ -24,14 +25,15 @@ class WandbRecorder:
         mode: ``online`` or ``offline``.
 
     Raises:
-        ValueError: for another mode, or where wandb is not installed.
+        ValueError: For another mode.
+        ConfigError: If wandb is not installed.
     """
 
     def __init__(self, project: str, entity: str | None, group: str | None, tags: Sequence[str], mode: str) -> None:
         if mode not in ("online", "offline"):
-            raise ValueError(f"logger.mode={mode} must be online or offline; logger=tensorboard does without wandb")
+            raise ValueError(f"mode={mode} must be online or offline")
         if importlib.util.find_spec("wandb") is None:
-            raise ValueError("logger=wandb needs the package wandb: pip install 'genimg[wandb]', or choose logger=tensorboard")
+            raise ConfigError("the package wandb is not installed", "pip install 'genimg[wandb]', or choose another logger")
         self._settings = {"project": project, "entity": entity, "group": group, "tags": list(tags), "mode": mode}
         self._run: Any = None
 
@@ -43,7 +45,7 @@ class WandbRecorder:
             config: resolved.
 
         Raises:
-            ValueError: if wandb refuses, as it does without a login.
+            ConfigError: If wandb refuses, as it does without a login.
         """
         wandb = importlib.import_module("wandb")
         known = run_dir / _ID
@@ -57,9 +59,9 @@ class WandbRecorder:
             )  # fmt: skip
         except wandb.errors.Error as error:
             reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-            raise ValueError(
-                f"logger=wandb: {reason}; log in by `wandb login`, or keep the records here by logger.mode=offline for a later "
-                "`wandb sync`"
+            raise ConfigError(
+                f"wandb refuses to begin a record ({reason})",
+                "log in with `wandb login`, or use the offline mode, and `wandb sync` later",
             ) from error
         self._wandb = wandb
         self._run.define_metric("images")

@@ -29,6 +29,13 @@ class MachineLocal:
     instead: Any = Required
 
 
+class Importable:
+    """Marks a constructor's parameter that takes a class or function, which a config names as ``package.module:name``.
+
+    The config layer imports it, if its package is allowed.
+    """
+
+
 LocalPath = Annotated[str, MachineLocal()]
 """A path of weights or code that nothing can replace."""
 
@@ -37,6 +44,11 @@ FoundPath = Annotated[str, MachineLocal(instead=None)]
 
 PublishedDigest = Annotated[str, MachineLocal(published=lambda value: value == "published", instead="published")]
 """A digest of published weights: ``published``, or another one of the user's own."""
+
+
+def is_importable(hint: Any) -> bool:
+    """Return whether a parameter with this type hint, with extras, takes what a config names as ``package.module:name``."""
+    return any(isinstance(extra, Importable) for extra in getattr(hint, "__metadata__", ()))
 
 
 def marker_of(hint: Any) -> MachineLocal | None:

@@ -1,10 +1,11 @@
-"""Randomness as a pure function of integers, so that nothing about it has to be saved to resume."""
+"""Randomness as a pure function of (seed, stream, position), so that nothing about it has to be saved to resume."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import IntEnum
 from functools import lru_cache
 
 import numpy as np
@@ -12,11 +13,45 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_BLOCK_STREAM = 8
-_CONTENT_STREAM = 9
-_LATENT_STREAM = 2  # training steps are seeded by (seed, step): without it, step i and sample i would share their noise
+_BEHIND_THE_SEED, _UNNUMBERED = 100, 200  # the first members of ``Stream`` that are hashed in another way
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+class Stream(IntEnum):
+    """What a random number is for; two streams give different numbers for the same seed and position.
+
+    The seed is the run's (of the training, the evaluation or the command) unless the comment says otherwise. After the colon
+    stands the position. The hundreds digit says how the number enters the hash: below 100 it comes before the seed; from 100
+    to 199 it comes after the seed, without the hundred; from 200 on it is not hashed, because the seed comes first and the
+    positions tell these streams apart. Results depend on these numbers: never change one, never use a removed one again.
+    """
+
+    PREVIEW = 1  # the seed of everything random in the preview pictures: no position
+    LATENT = 2  # latents of generated samples: sample
+    CONDITION = 3  # labels or captions of generated samples: sample
+    DOMAIN = 5  # the seed of the order of one domain of unpaired images: domain
+    TRANSLATION = 7  # the seed of everything random in the evaluation of a translator: no position
+    BLOCK = 8  # torch's own random numbers outside of training steps, such as dropout's: number chosen by the caller
+    CONTENT = 9  # noise that depends on an image's pixels alone, without a seed: place in the image
+    CODE = 10  # numbers that a VQ-VAE's prior draws the codes of a generated sample with: sample
+    COMPONENT = 11  # component of a mixture of Gaussians that a generated sample's latent comes from: sample
+    KMEANS_START = 12  # first centres of k-means, without a seed: cluster
+    LIKELIHOOD = 13  # latents of a likelihood's importance samples: image
+    SUBSET = 14  # images chosen from a dataset, of the choice's own seed: image
+    SUBSET_TIE = 15  # which class gets one more image when shares are rounded, of the choice's own seed: class
+    PIXEL_NOISE = 21  # noise added inside a generator, such as StyleGAN2's: sample
+    BOOTSTRAP = 22  # the generated images that a resample holds: no position
+
+    SAMPLE_AUGMENT = 102  # random changes to training images (``data_augment``): which change, sample
+    DEGRADATION = 106  # noise and blur that tasks add to images: which number, sample
+    MASK = 107  # holes of inpainting: which number, (box, stroke or leg,) sample
+
+    STEP = 200  # torch's random numbers in a training step: step(, microbatch other than the first)
+    EPOCH_ORDER = 201  # order of the images of an epoch: epoch
+    FLIP = 202  # whether a training image is mirrored (``data.horizontal_flip``): sample, 1
+    DRAWN_SHAPES = 203  # content of the ``shapes`` dataset, of the dataset's own seed: image, object, attribute
+    WORD_HASH = 204  # factors of the hash of words, with the number of the table for a seed: hash, byte or place
 
 
 def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -35,28 +70,56 @@ def hash_integers(*keys: int | NDArray[np.int64]) -> NDArray[np.uint64]:
     return state
 
 
-def uniform(*keys: int | NDArray[np.int64]) -> NDArray[np.float64]:
-    """Numbers uniform in [0, 1) that depend on the keys alone."""
-    return (hash_integers(*keys) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def keys_of(seed: int | None, stream: Stream, *position: int | NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return 64 random bits that depend on the arguments alone; arrays broadcast.
+
+    Args:
+        seed: Any integer; None for a stream that is the same in every run.
+        stream: What the bits are for.
+        position: Integers, or arrays of them, that say which of the stream's numbers are wanted.
+
+    Returns:
+        The bits, uint64, in the common shape of the positions ([1] if none is an array): numbers by themselves, or the keys
+        of ``uniform_field`` and ``normal_field``.
+    """
+    number = int(stream)
+    if seed is None:
+        assert number < _BEHIND_THE_SEED
+        return hash_integers(number, *position)
+    if number < _BEHIND_THE_SEED:
+        return hash_integers(number, seed, *position)
+    if number < _UNNUMBERED:
+        return hash_integers(seed, number - _BEHIND_THE_SEED, *position)
+    return hash_integers(seed, *position)
 
 
-def seed_of(*keys: int) -> int:
-    """A seed for ``torch.manual_seed`` that depends on the keys alone."""
-    return int(hash_integers(*keys)[0] >> np.uint64(1))
+def subkeys(keys: NDArray[np.uint64], numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return a key for every pair of a key [N] and a number [M]: [N * M], those of the first key first."""
+    return hash_integers(keys.view(np.int64)[:, None], numbers[None]).ravel()
+
+
+def uniform(seed: int | None, stream: Stream, *position: int | NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return numbers uniform in [0, 1), made of ``keys_of`` the same arguments."""
+    return (keys_of(seed, stream, *position) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def seed_of(seed: int, stream: Stream, *position: int) -> int:
+    """Return a seed for ``torch.manual_seed``, or for further streams, made of ``keys_of`` the same arguments."""
+    return int(keys_of(seed, stream, *position)[0] >> np.uint64(1))
 
 
 @contextmanager
 def steady(seed: int, position: int) -> Iterator[None]:
     """A block in which torch's random numbers, such as dropout's, are a function of (seed, position); none are used up."""
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
-        torch.manual_seed(seed_of(_BLOCK_STREAM, seed, position))
+        torch.manual_seed(seed_of(seed, Stream.BLOCK, position))
         yield
 
 
-def normal_latents(indices: Sequence[int], seed: int, latent_dim: int) -> Tensor:
-    """Standard normal latents [N, Z] on the CPU; row i is a function of (seed, indices[i]) alone."""
+def normal_latents(seed: int, indices: Sequence[int], latent_dim: int) -> Tensor:
+    """Return standard normal latents [N, Z] on the CPU; row i is a function of (seed, indices[i]) alone."""
     generator = torch.Generator()
-    seeds = (seed_of(_LATENT_STREAM, seed, index) for index in indices)
+    seeds = (seed_of(seed, Stream.LATENT, index) for index in indices)
     rows = [torch.randn(latent_dim, generator=generator.manual_seed(each)) for each in seeds]
     return torch.stack(rows)
 
@@ -67,7 +130,7 @@ def bits_field(keys: NDArray[np.uint64], count: int, device: torch.device) -> Te
     The first outputs of SplitMix64 seeded with the key, in arithmetic that wraps as that of unsigned integers does.
 
     Args:
-        keys: [N], well mixed, as ``hash_integers`` makes them: near keys would give shifts of one sequence.
+        keys: [N], well mixed, as ``keys_of`` makes them: near keys would give shifts of one sequence.
     """
     return _bits(torch.from_numpy(keys.view(np.int64)).to(device, non_blocking=True), count)
 
@@ -96,7 +159,7 @@ def content_uniform(images: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _content_weights(count: int, device: torch.device) -> Tensor:
-    weights = hash_integers(_CONTENT_STREAM, np.arange(count, dtype=np.int64)) | np.uint64(1)
+    weights = keys_of(None, Stream.CONTENT, np.arange(count, dtype=np.int64)) | np.uint64(1)
     return torch.from_numpy(weights.view(np.int64)).to(device)
 
 

@@ -18,10 +18,11 @@ from PIL import Image
 from test_resume import MODELS, TINY, losses_of, records
 
 from genimg.api import autotune
-from genimg.api.assemble import Parts, assemble
-from genimg.config import instantiate
-from genimg.data.loader import Data
+from genimg.api.assemble import assemble
+from genimg.config.compose import Config
 from genimg.methods.base import Method
+from genimg.training.components import TrainingComponents
+from genimg.training.decisions import Decisions
 from genimg.training.performance import Performance, _trained_networks
 from genimg.utils.paths import config_dir
 
@@ -106,30 +107,28 @@ def test_automatic_accumulation_is_one_on_a_cpu_and_recorded(tmp_path: Path, env
 
 
 @pytest.fixture
-def parts(tmp_path: Path) -> Parts:
+def parts(tmp_path: Path) -> TrainingComponents:
     overrides = [*TINY, *MODELS["dcgan"], "evaluation=none", "run_dir=unused", "precision=fp32"]
     with initialize_config_dir(config_dir(), version_base="1.3"):
-        config = OmegaConf.to_container(compose("train", overrides=overrides), resolve=True)
-    return assemble(config, "cpu")  # type: ignore[arg-type]
-
-
-def data_of(parts: Parts) -> Data:
-    return instantiate.build_data(parts.config, parts.source, parts.device)
+        config = Config(OmegaConf.to_container(compose("train", overrides=overrides)))  # type: ignore[arg-type]
+    return assemble(config, "cpu").components
 
 
 @pytest.mark.parametrize(("fits_from", "found"), [(1, 1), (3, 4), (16, 16)])
-def test_accumulation_grows_until_a_step_fits_and_the_parts_stay_as_they_were(fits_from: int, found: int, parts: Parts) -> None:
+def test_accumulation_grows_until_a_step_fits_and_the_parts_stay_as_they_were(
+    fits_from: int, found: int, parts: TrainingComponents
+) -> None:
     """Every trial is a real one of two steps on the CPU; only its outcome is made up."""
     before = {name: tensor.clone() for name, tensor in parts.method.state_dict().items()}
     changed, tried = [], []
 
-    def trial(candidate: Parts, data: Data) -> bool:
-        assert autotune.fits(candidate, data)
+    def trial(candidate: TrainingComponents) -> bool:
+        assert autotune.fits(candidate)
         changed.append(any(not torch.equal(v, before[k]) for k, v in parts.method.state_dict().items()))
         tried.append(candidate.settings.accumulation)
         return candidate.settings.accumulation >= fits_from
 
-    settled = autotune.search_accumulation(parts, data_of(parts), trial)
+    settled = autotune.search_accumulation(parts, trial)
     assert tried == [n for n in (1, 2, 4, 8, 16) if n <= found]
     assert all(changed)
     assert settled.settings.accumulation == found
@@ -141,24 +140,26 @@ def test_accumulation_grows_until_a_step_fits_and_the_parts_stay_as_they_were(fi
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")])
 def test_out_of_memory_means_that_a_step_does_not_fit(
-    error: RuntimeError, parts: Parts, monkeypatch: pytest.MonkeyPatch
+    error: RuntimeError, parts: TrainingComponents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def step(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(type(parts.method), "step", step)
-    assert not autotune.fits(parts, data_of(parts))
+    assert not autotune.fits(parts)
     with pytest.raises(ValueError, match="not even single images fit"):
-        autotune.search_accumulation(parts, data_of(parts), autotune.fits)
+        autotune.search_accumulation(parts, autotune.fits)
 
 
-def test_other_errors_of_a_trial_are_not_taken_for_a_lack_of_memory(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_of_a_trial_are_not_taken_for_a_lack_of_memory(
+    parts: TrainingComponents, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def step(*_: object) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(type(parts.method), "step", step)
     with pytest.raises(RuntimeError, match="a bug"):
-        autotune.fits(parts, data_of(parts))
+        autotune.fits(parts)
 
 
 @pytest.mark.parametrize("value", ["64.5", "'64'", "null", "-4"])
@@ -229,8 +230,8 @@ def compiling(monkeypatch: pytest.MonkeyPatch, *, speed: float = 2.0, off: float
         for network in _trained_networks(method):
             network.compile(backend="eager")
 
-    def time(tried: Parts, data: Data) -> tuple[float, list[float]]:
-        _, losses = real_time(tried, data)
+    def time(tried: TrainingComponents) -> tuple[float, list[float]]:
+        _, losses = real_time(tried)
         compiled = tried.performance.compile == "default"
         return (1.0 / speed, [loss + off for loss in losses]) if compiled else (1.0, losses)
 
@@ -250,11 +251,11 @@ def compiling(monkeypatch: pytest.MonkeyPatch, *, speed: float = 2.0, off: float
     ids=["faster", "no gain", "other losses", "does not work", "short training"],
 )
 def test_compilation_is_chosen_by_a_trial_that_leaves_no_trace(
-    made_up: dict[str, float], worth: float, found: str | bool, parts: Parts, monkeypatch: pytest.MonkeyPatch
+    made_up: dict[str, float], worth: float, found: str | bool, parts: TrainingComponents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiling(monkeypatch, **made_up)  # type: ignore[arg-type]
     before = {name: tensor.clone() for name, tensor in parts.method.state_dict().items()}
-    assert autotune.choose_compilation(parts, data_of(parts), worth, mode="default") == found
+    assert autotune.choose_compilation(parts, worth, mode="default") == found
     assert all(torch.equal(tensor, before[name]) for name, tensor in parts.method.state_dict().items())
     assert not any(optimizer.state for optimizer in parts.optimizers.values())
     networks = parts.method.generator, parts.method.discriminator
@@ -263,10 +264,7 @@ def test_compilation_is_chosen_by_a_trial_that_leaves_no_trace(
     assert all(parameter.requires_grad for network in networks for parameter in network.parameters())
 
 
-def test_what_was_settled_is_in_both_configs(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, source = ({"trainer": {"accumulation": "auto"}, "performance": {"compile": "auto"}, "dry_run": False} for _ in "ab")
-    settled = autotune.settle(parts, data_of(parts), config, source)
-    assert settled.performance.compile is False
-    for written in (config, source):
-        assert written["trainer"]["accumulation"] == 1
-        assert written["performance"]["compile"] is False
+def test_what_auto_turned_out_to_mean_is_a_record_beside_the_config(parts: TrainingComponents) -> None:
+    assert parts.performance.compile == "auto"
+    resolved = autotune.resolve_auto(parts, accumulation=True, may_compile=True)
+    assert resolved.decisions == Decisions(precision="fp32", accumulation=1, compile=False)

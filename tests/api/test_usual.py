@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from genimg import cli
 from genimg.api import usual
-from genimg.config import instantiate
 from genimg.config.instantiate import Builder
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.extractors.classifier import Classifier
@@ -108,7 +107,7 @@ def test_an_evaluation_without_weights_gives_way_to_what_is_at_hand(data, classi
     node = usual.evaluation_at_hand(config, "no weights\nat all")
     assert words in caplog.text
     assert "no weights)" in caplog.text
-    evaluator = instantiate.build_evaluator({"evaluation": node}, replace(Builder(), epoch_size=100))
+    evaluator = replace(Builder(), epoch_size=100).build_group({"evaluation": node}, "evaluation")
     if classifier is None:
         assert evaluator is None
     else:
@@ -140,7 +139,7 @@ def test_translations_without_inceptions_weights_are_chosen_by_features_at_hand(
         return
     node = usual.evaluation_at_hand(config, "no weights")
     assert f"the features of evaluation={classifier} take the place" in caplog.text
-    evaluator = instantiate.build_evaluator({"evaluation": node}, replace(Builder(), epoch_size=100))
+    evaluator = replace(Builder(), epoch_size=100).build_group({"evaluation": node}, "evaluation")
     assert isinstance(evaluator, TranslationEvaluator)
     assert evaluator.best_by == config["evaluation"]["best_by"] == "kd"
     assert evaluator.primary == "kd_cifar10_v2"

@@ -50,8 +50,9 @@ RUNS = {
     "colorize": [*RESTORATION, "task=colorize", "model.residual=false"],
     "pix2pix": [*SMALL, "model=pix2pix", "data=paired", "model.translator.width=4",
                 *(f"model.discriminator.{setting}" for setting in DISCRIMINATOR)],
-    "cyclegan": [*SMALL, "model=cyclegan", "data=unpaired", "data.channels_b=1", "model.identity_weight=0", "model.a2b.width=4",
-                 "model.a2b.num_blocks=1", *(f"model.discriminator_a.{setting}" for setting in DISCRIMINATOR)],
+    "cyclegan": [*SMALL, "model=cyclegan", "data=unpaired", "data.channels_b=1", "model.identity_weight=0",
+                 "model.translator.width=4", "model.translator.num_blocks=1",
+                 *(f"model.discriminator.{setting}" for setting in DISCRIMINATOR)],
     "gan": [*SHAPES, "model=dcgan_small", "model.generator.width=8"],
 }  # fmt: skip
 

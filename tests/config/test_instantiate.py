@@ -17,7 +17,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
+from genimg.api.data import build_dataset
 from genimg.config import instantiate
+from genimg.config.compatibility import check_pairing
 from genimg.config.instantiate import ALLOWED, Builder
 from genimg.config.schema import COMMANDS, options_of
 from genimg.data.datasets.builtin import ArraySource, Source
@@ -136,14 +138,14 @@ def test_every_model_builds_with_every_loss_of_its_family_and_refuses_the_others
     assert issubclass(BUILDER.locate(own["loss"]["_target_"], "loss"), family)
     for loss in fitting:
         config = resolve(f"model={model}", f"loss={loss}", *settings, *data)
-        method = instantiate.build_method(config, instantiate.build_source(config, BUILDER), BUILDER)
+        method = tiny.method_of(config, build_dataset(config, BUILDER), BUILDER)
         assert isinstance(method, Method)
         assert method.training
         if not method.translates:
             assert method.sample(method.draw(range(3), 0)).shape == (3, 3, 16, 16)
     for loss in set(options("loss")) - set(fitting):
         with pytest.raises(ValueError, match="does not fit the model") as caught:
-            instantiate.check_pairing(own | {"loss": loss_node(loss)[1]}, BUILDER)
+            check_pairing(own | {"loss": loss_node(loss)[1]}, BUILDER)
         assert str(caught.value).rpartition("loss=")[2].split(", ") == fitting
 
 
@@ -151,8 +153,8 @@ def test_every_model_builds_with_every_loss_of_its_family_and_refuses_the_others
 @pytest.mark.parametrize("optimizer", options("optimizer"))
 def test_every_optimizer_builds_for_every_group_of_every_model(model, optimizer):
     config = resolve(f"model={model}", f"optimizer={optimizer}", *TINY)
-    method = instantiate.build_method(config, instantiate.build_source(config, BUILDER), BUILDER)
-    built = instantiate.build_optimizers(config, method, BUILDER)
+    method = tiny.method_of(config, build_dataset(config, BUILDER), BUILDER)
+    built = tiny.optimizers_of(config, method, BUILDER)
     expected = OmegaConf.to_container(OmegaConf.load(CONFIGS / "optimizer" / f"{optimizer}.yaml"))
     kind = BUILDER.locate(expected.pop("_target_"), "optimizer")
     assert built.keys() == method.parameter_groups().keys()
@@ -173,7 +175,7 @@ def test_every_schedule_builds(option):
 
 @pytest.mark.parametrize("option", options("trainer"))
 def test_every_trainer_builds(option):
-    assert isinstance(BUILDER.trainer_settings(resolve(f"trainer={option}")["trainer"]), TrainerSettings)
+    assert isinstance(BUILDER.settings(TrainerSettings, resolve(f"trainer={option}")["trainer"], "trainer"), TrainerSettings)
 
 
 class Embedding(nn.Module):
@@ -214,9 +216,9 @@ def test_every_evaluation_builds(option, tmp_path, monkeypatch):
     builder = BUILDER
     if option == "program":
         with pytest.raises(ValueError, match=r"extractors\.program\.Program is refused"):  # it can run code
-            instantiate.build_evaluator(resolve(*overrides), BUILDER)
+            BUILDER.build_group(resolve(*overrides), "evaluation")
         builder = dataclasses.replace(BUILDER, allowed=(*instantiate.ALLOWED, "genimg.evaluation.extractors.program"))
-    evaluator = instantiate.build_evaluator(resolve(*overrides), builder)
+    evaluator = builder.build_group(resolve(*overrides), "evaluation")
     if option == "none":
         assert evaluator is None
     else:
@@ -266,9 +268,9 @@ def test_every_dataset_builds_and_makes_batches(option, tmp_path, monkeypatch):
         images = ArraySource("two", np.zeros((2, 3, 32, 32), dtype=np.uint8))
         pack(images, tmp_path, shard_size=10_000, num_threads=1, max_corrupt=None, provenance={})
     config = resolve(*overrides, "data.num_workers=0")
-    source = instantiate.build_source(config, BUILDER)
+    source = build_dataset(config, BUILDER)
     assert isinstance(source, Source)
-    data = instantiate.build_data(config, source, torch.device("cpu"))
+    data = tiny.loader_of(config, source, BUILDER)
     batch = next(data.batches(0, batch_size=2, seed=0))
     size, channels = config["data"]["image_size"], config["data"]["channels"]
     keys = {"paired": ["source", "target"], "unpaired": ["a", "b"]}.get(option, ["image"])
@@ -280,11 +282,9 @@ def test_every_dataset_builds_and_makes_batches(option, tmp_path, monkeypatch):
 def test_every_augmentation_builds_and_changes_training_images_alone(option, placement):
     settings = [f"data_augment={option}", "data.image_size=16", "data.num_images=8", "data.num_workers=0"]
     config = resolve(*settings, f"data.placement={placement}")
-    source = instantiate.build_source(config, BUILDER)
-    data = instantiate.build_data(config, source, torch.device("cpu"), keys=("image", "caption"))
-    plain = instantiate.build_data(
-        resolve(*settings, "data_augment=none"), source, torch.device("cpu"), keys=("image", "caption")
-    )
+    source = build_dataset(config, BUILDER)
+    data = tiny.loader_of(config, source, BUILDER, keys=("image", "caption"))
+    plain = tiny.loader_of(resolve(*settings, "data_augment=none"), source, BUILDER, keys=("image", "caption"))
     assert (data.augment is None) == (option == "none")
     one, other = (next(each.batches(0, batch_size=8, seed=0)) for each in (data, plain))
     assert torch.equal(one["caption"], other["caption"])
@@ -294,18 +294,18 @@ def test_every_augmentation_builds_and_changes_training_images_alone(option, pla
 
 def test_settings_of_an_augmentation_that_is_not_chosen_build_none():
     config = resolve(*TINY) | {"data_augment": {"crop_padding": 2}}
-    source = instantiate.build_source(config, BUILDER)
-    assert instantiate.build_data(config, source, torch.device("cpu")).augment is None
+    source = build_dataset(config, BUILDER)
+    assert tiny.loader_of(config, source, BUILDER).augment is None
 
 
 def test_an_augmentation_of_your_own_must_be_allowed():
     config = resolve(*TINY) | {"data_augment": {"_target_": "fractions.Fraction"}}
-    source = instantiate.build_source(config, BUILDER)
+    source = build_dataset(config, BUILDER)
     with pytest.raises(ValueError, match=r"^data_augment\._target_=fractions\.Fraction is refused"):
-        instantiate.build_data(config, source, torch.device("cpu"))
+        tiny.loader_of(config, source, BUILDER)
     allowed = Builder(allowed=(*ALLOWED, "fractions"))
     with pytest.raises(AttributeError, match="check"):  # it was built
-        instantiate.build_data(config, source, torch.device("cpu"), builder=allowed)
+        tiny.loader_of(config, source, allowed)
 
 
 # Values that the build converts
@@ -315,14 +315,14 @@ def test_durations_become_images_at_any_depth():
     config = resolve(
         "trainer.duration=2 epochs", "trainer.log_interval=3 steps", "schedule=cosine", "schedule.warmup=0.5k images"
     )
-    settings = BUILDER.trainer_settings(config["trainer"])
+    settings = BUILDER.settings(TrainerSettings, config["trainer"], "trainer")
     assert (settings.duration, settings.log_interval) == (2000, 30)
     schedule = BUILDER.build(config["schedule"], "schedule")
     assert isinstance(schedule, Cosine)
     assert schedule.warmup == 500
     assert schedule.at(1990, 10) > 0 == schedule.at(2000, 10)
     config = resolve("model=dcgan_small", "model.ema_half_life=4 epochs", *TINY)
-    average = instantiate.build_method(config, instantiate.build_source(config, BUILDER), BUILDER).generator_ema
+    average = tiny.method_of(config, build_dataset(config, BUILDER), BUILDER).generator_ema
     ScheduledNumbers(average).advance(10**9, 10)
     assert average.half_life == 4000
 
@@ -339,9 +339,9 @@ BAD_DURATIONS = [
 def test_a_bad_duration_names_its_key(override):
     config = resolve("evaluation=shapes", override)
     build_group = {
-        "trainer": lambda: BUILDER.trainer_settings(config["trainer"]),
+        "trainer": lambda: BUILDER.settings(TrainerSettings, config["trainer"], "trainer"),
         "schedule": lambda: BUILDER.build(config["schedule"], "schedule"),
-        "evaluation": lambda: instantiate.build_evaluator(config, BUILDER),
+        "evaluation": lambda: BUILDER.build_group(config, "evaluation"),
     }[override.split(".")[0]]
     with pytest.raises(ValueError, match=rf"^{override} is not a duration: .*'25 epochs'"):
         build_group()
@@ -349,8 +349,8 @@ def test_a_bad_duration_names_its_key(override):
 
 def test_optimizer_overrides_change_their_group_alone():
     config = resolve("model=dcgan", "+optimizer_overrides.discriminator.lr=4e-4", *TINY)
-    method = instantiate.build_method(config, instantiate.build_source(config, BUILDER), BUILDER)
-    built = instantiate.build_optimizers(config, method, BUILDER)
+    method = tiny.method_of(config, build_dataset(config, BUILDER), BUILDER)
+    built = tiny.optimizers_of(config, method, BUILDER)
     groups = {name: optimizer.param_groups[0] for name, optimizer in built.items()}
     assert {name: group["lr"] for name, group in groups.items()} == {"discriminator": 4e-4, "generator": 2e-4}
     assert {tuple(group["betas"]) for group in groups.values()} == {(0.5, 0.999)}
@@ -361,8 +361,8 @@ def test_the_optimizer_override_that_the_help_shows_works_as_it_is_written():
     shown = re.search(r"such as (.+)$", told["optimizer_overrides"])
     assert shown is not None
     config = resolve("model=dcgan_small", shown.group(1).strip().replace("'", ""), *TINY)
-    method = instantiate.build_method(config, instantiate.build_source(config, BUILDER), BUILDER)
-    built = instantiate.build_optimizers(config, method, BUILDER)
+    method = tiny.method_of(config, build_dataset(config, BUILDER), BUILDER)
+    built = tiny.optimizers_of(config, method, BUILDER)
     assert built["discriminator"].param_groups[0]["lr"] == 4e-4
 
 
@@ -375,9 +375,9 @@ def test_the_optimizer_override_that_the_help_shows_works_as_it_is_written():
 )
 def test_an_optimizer_override_without_effect_is_refused(override, message):
     config = resolve("model=dcgan_small", override, *TINY)
-    method = instantiate.build_method(config, instantiate.build_source(config, BUILDER), BUILDER)
+    method = tiny.method_of(config, build_dataset(config, BUILDER), BUILDER)
     with pytest.raises(ValueError, match=message):
-        instantiate.build_optimizers(config, method, BUILDER)
+        tiny.optimizers_of(config, method, BUILDER)
 
 
 # What a config may not name
@@ -487,11 +487,11 @@ def test_an_unknown_key_names_the_nearest():
     with pytest.raises(
         ValueError, match=r"unknown key model\.generator\.widht \(did you mean 'width'\?\): model\.generator takes"
     ):
-        instantiate.build_method(config, instantiate.build_source(config, BUILDER), BUILDER)
+        tiny.method_of(config, build_dataset(config, BUILDER), BUILDER)
     with pytest.raises(ValueError, match=r"unknown key trainer\.batchsize \(did you mean 'batch_size'\?\)"):
-        BUILDER.trainer_settings({**resolve()["trainer"], "batchsize": 3})
+        BUILDER.settings(TrainerSettings, {**resolve()["trainer"], "batchsize": 3}, "trainer")
     with pytest.raises(ValueError, match=r"unknown key data\.num_image \(did you mean 'num_images'\?\)"):
-        instantiate.build_source(resolve("+data.num_image=3"), BUILDER)
+        build_dataset(resolve("+data.num_image=3"), BUILDER)
     with pytest.raises(ValueError, match=r"unknown key schedule\.qqqqqqq: schedule takes warmup"):
         BUILDER.build(resolve("+schedule.qqqqqqq=3")["schedule"], "schedule")
 
@@ -501,7 +501,8 @@ def test_a_missing_key_is_named():
     with pytest.raises(ValueError, match=r"model\.discriminator\.features\.width is required: set model\."):
         BUILDER.build(config["model"], "model")
     with pytest.raises(ValueError, match=r"trainer\.keep_last is required"):
-        BUILDER.trainer_settings({key: value for key, value in resolve()["trainer"].items() if key != "keep_last"})
+        kept = {key: value for key, value in resolve()["trainer"].items() if key != "keep_last"}
+        BUILDER.settings(TrainerSettings, kept, "trainer")
     with pytest.raises(ValueError, match=r"loss\.likelihood\.scale is required"):
         BUILDER.build({"_target_": "genimg.losses.likelihoods.Gaussian", "learnt": False}, "loss.likelihood")
 
@@ -516,7 +517,7 @@ def test_a_value_that_a_constructor_refuses_is_its_own_message():
 
 def build_method_of(*overrides):
     config = resolve("model=dcgan_small", *TINY, *overrides)
-    return instantiate.build_method(config, instantiate.build_source(config, BUILDER), BUILDER)
+    return tiny.method_of(config, build_dataset(config, BUILDER), BUILDER)
 
 
 @pytest.mark.parametrize(
@@ -567,29 +568,29 @@ def test_a_target_of_another_kind_is_refused_and_not_a_crash(override):
 
 def test_data_without_the_labels_that_a_model_needs_is_refused():
     config = resolve("model=dcgan_small", "conditioning=projection", *TINY)
-    source = instantiate.build_source(config, BUILDER)
-    assert isinstance(instantiate.build_method(config, source, BUILDER), Method)
+    source = build_dataset(config, BUILDER)
+    assert isinstance(tiny.method_of(config, source, BUILDER), Method)
     source.labels = None
     with pytest.raises(ValueError, match="the model needs label, but data shapes has only caption, image"):
-        instantiate.build_method(config, source, BUILDER)
+        tiny.method_of(config, source, BUILDER)
 
 
 def test_a_model_that_leaves_the_number_of_classes_to_the_data_gets_it_everywhere():
     config = resolve("model=dcgan_small", "conditioning=concat", *TINY)
-    source = instantiate.build_source(config, BUILDER)
-    method = instantiate.build_method(config, source, BUILDER)
+    source = build_dataset(config, BUILDER)
+    method = tiny.method_of(config, source, BUILDER)
     assert config["data"]["num_classes"] == config["model"]["generator"]["condition"]["num_classes"] == 5
     assert method.discriminator.features.condition_channels == 5
     config = resolve("model=dcgan_small", "conditioning=concat", "data.num_classes=4", *TINY)
     with pytest.raises(ValueError, match=r"data\.num_classes=4, but data shapes has 5 classes"):
-        instantiate.build_method(config, source, BUILDER)
+        tiny.method_of(config, source, BUILDER)
 
 
 @pytest.mark.parametrize("override", ["penalty=[r1]", "augment=ada"])
 def test_groups_of_gans_are_refused_for_other_models(override):
     config = resolve("model=vae_small", override, *TINY)
     with pytest.raises(ValueError, match=f"{override.split('=')[0]} has no effect on this model, a VAE"):
-        instantiate.check_pairing(config, BUILDER)
+        check_pairing(config, BUILDER)
 
 
 @pytest.mark.parametrize("conditioning", ["projection", "auxiliary_classifier", "text"])
@@ -600,14 +601,14 @@ def test_ways_of_a_discriminator_to_judge_are_refused_for_models_without_one(con
         "not go with a VAE: choose conditioning=concat, for labels"
     )
     with pytest.raises(ValueError, match=message):
-        instantiate.check_pairing(config, BUILDER)
+        check_pairing(config, BUILDER)
 
 
 @pytest.mark.parametrize(("overrides", "loss"), [((), "AdversarialLoss"), (("model=restoration",), "ReconstructionLoss")])
 def test_a_likelihood_is_refused_for_losses_without_one(overrides, loss):
     config = resolve("model=dcgan_small", *overrides, "likelihood=gaussian", *TINY)
     with pytest.raises(ValueError, match=f"^likelihood=Gaussian has no effect on the loss {loss} of a .*: leave it away"):
-        instantiate.check_pairing(config, BUILDER)
+        check_pairing(config, BUILDER)
 
 
 @pytest.mark.parametrize(("loss", "name"), [("elbo", "ELBO"), ("beta_vae", "ELBO"), ("iwae", "ImportanceWeighted")])
@@ -615,7 +616,7 @@ def test_a_bound_without_a_likelihood_is_refused(loss, name):
     config = resolve("model=vae_small", f"loss={loss}", "likelihood=none", *TINY)
     message = f"^likelihood=none, but the loss {name} needs one: choose likelihood=bernoulli, gaussian or another"
     with pytest.raises(ValueError, match=message):
-        instantiate.check_pairing(config, BUILDER)
+        check_pairing(config, BUILDER)
 
 
 VAES = [name for name in tiny.AUTOENCODERS if name.startswith("vae") and name not in ("vae_small", "vae_gan")]
@@ -626,10 +627,10 @@ VAES = [name for name in tiny.AUTOENCODERS if name.startswith("vae") and name no
 def test_every_vae_builds_with_every_likelihood_and_on_labels_and_learns_every_parameter(model, likelihood):
     settings = tiny.AUTOENCODERS[model]
     config = resolve(f"model={model}", f"likelihood={likelihood}", "conditioning=concat", *settings, *TINY)
-    method = instantiate.build_method(config, instantiate.build_source(config, BUILDER), BUILDER)
+    method = tiny.method_of(config, build_dataset(config, BUILDER), BUILDER)
     assert (method.num_classes, method.batch_keys) == (5, ("image", "label"))
     assert method.sample(method.draw(range(3), 0)).shape == (3, 3, 16, 16)
-    built = instantiate.build_optimizers(config, method, BUILDER)
+    built = tiny.optimizers_of(config, method, BUILDER)
     (group,) = built["autoencoder"].param_groups
     assert sorted(map(id, group["params"])) == sorted(map(id, method.parameters()))
 
@@ -648,8 +649,8 @@ def test_a_lazy_penalty_corrects_its_networks_optimizer():
         "model=dcgan_small", "penalty=[r1]", "penalty.r1.interval=16", "optimizer=adam_stylegan2",
         "+optimizer_overrides.generator.lr=0.002", *TINY,
     )  # fmt: skip
-    method = instantiate.build_method(config, instantiate.build_source(config, BUILDER), BUILDER)
-    built = instantiate.build_optimizers(config, method, BUILDER)
+    method = tiny.method_of(config, build_dataset(config, BUILDER), BUILDER)
+    built = tiny.optimizers_of(config, method, BUILDER)
     assert built["discriminator"].defaults["lr"] == pytest.approx(0.0025 * 16 / 17)
     assert built["discriminator"].defaults["betas"] == pytest.approx((0.0, 0.99 ** (16 / 17)))
     assert built["generator"].defaults["lr"] == 0.002
@@ -671,8 +672,8 @@ def test_several_lazy_penalties_and_a_rate_of_a_networks_own_are_corrected_toget
         "model=dcgan_small", "penalty=[r1,r2]", "penalty.r1.interval=16", "penalty.r2.interval=16", "optimizer=adam",
         "+optimizer_overrides.discriminator.lr=0.004", *TINY,
     )  # fmt: skip
-    method = instantiate.build_method(config, instantiate.build_source(config, BUILDER), BUILDER)
-    built = instantiate.build_optimizers(config, method, BUILDER)
+    method = tiny.method_of(config, build_dataset(config, BUILDER), BUILDER)
+    built = tiny.optimizers_of(config, method, BUILDER)
     assert built["discriminator"].defaults["lr"] == pytest.approx(0.004 * 16 / 18)
     assert built["discriminator"].defaults["betas"] == pytest.approx((0.9 ** (16 / 18), 0.999 ** (16 / 18)))
     assert built["generator"].defaults["betas"] == (0.9, 0.999)
@@ -684,8 +685,8 @@ def test_the_cifar_recipe_of_stylegan2_corrects_the_generators_adam_once_whateve
     config = resolve(
         "experiment=stylegan2_ada_cifar10", f"penalty={penalties}", *tiny.SIZES["stylegan2"], "data=shapes", *TINY
     )  # fmt: skip
-    method = instantiate.build_method(config, instantiate.build_source(config, BUILDER), BUILDER)
-    built = instantiate.build_optimizers(config, method, BUILDER)
+    method = tiny.method_of(config, build_dataset(config, BUILDER), BUILDER)
+    built = tiny.optimizers_of(config, method, BUILDER)
     assert built["generator"].defaults["lr"] == pytest.approx(0.0025 * 4 / 5)
     assert built["generator"].defaults["betas"] == pytest.approx((0.0, 0.99 ** (4 / 5)))
     share = 16 / 17 if "lazy" in penalties else 1
@@ -695,13 +696,13 @@ def test_the_cifar_recipe_of_stylegan2_corrects_the_generators_adam_once_whateve
 @pytest.mark.parametrize("penalties", ["[]", "[lecam]"])
 def test_penalties_of_the_command_line_replace_those_that_a_recipe_has_set_keys_of(penalties):
     config = resolve("experiment=stylegan2_ada_cifar10", f"penalty={penalties}", *tiny.SIZES["stylegan2"], "data=shapes", *TINY)
-    method = instantiate.build_method(config, instantiate.build_source(config, BUILDER), BUILDER)
+    method = tiny.method_of(config, build_dataset(config, BUILDER), BUILDER)
     assert list(method.penalties) == (["lecam"] if "lecam" in penalties else [])
 
 
 def test_the_lsgan_of_the_experiment_has_the_published_parameters():
     config = resolve("experiment=lsgan_cifar10", "data=shapes", "data.image_size=32")
-    groups = instantiate.build_method(config, instantiate.build_source(config, BUILDER), BUILDER).parameter_groups()
+    groups = tiny.method_of(config, build_dataset(config, BUILDER), BUILDER).parameter_groups()
     counts = {name: sum(p.numel() for p in parameters) for name, parameters in groups.items()}
     assert counts == {"generator": 3_812_355, "discriminator": 2_931_009}
 
@@ -716,9 +717,9 @@ def test_each_network_reads_its_own_encoder_of_the_conditioning(model):
 
 def test_an_evaluation_draws_classes_exactly_as_often_as_the_data_has_them():
     config = resolve("model=dcgan_small", "conditioning=projection", "data.image_size=16", "data.num_images=100")
-    source = instantiate.build_source(config, BUILDER)
+    source = build_dataset(config, BUILDER)
     source.labels = np.sort(np.array([0] * 70 + [1] * 25 + [3] * 4 + [4], dtype=np.int64))
-    method = instantiate.build_method(config, source, BUILDER)
+    method = tiny.method_of(config, source, BUILDER)
     images = GeneratedImages(method.eval(), count=200, seed=3, device=torch.device("cpu"))
     labels = torch.cat([images.images(part)[1] for part in np.array_split(np.arange(200), 3)])
     assert torch.bincount(labels, minlength=5).tolist() == [140, 50, 0, 8, 2]
@@ -728,8 +729,8 @@ def test_an_evaluation_draws_classes_exactly_as_often_as_the_data_has_them():
 
 def test_captions_of_a_small_dataset_are_drawn_from_equally_often():
     config = resolve("experiment=text_shapes", "data.image_size=16", "data.num_images=100")
-    source = instantiate.build_source(config, BUILDER)
-    method = instantiate.build_method(config, source, BUILDER)
+    source = build_dataset(config, BUILDER)
+    method = tiny.method_of(config, source, BUILDER)
     counts = method.conditions.unique(dim=0, return_counts=True)[1]
     texts = collections.Counter(source.captions(np.arange(100)))
     assert sorted(counts.tolist()) == pytest.approx(sorted(4096 / 100 * n for n in texts.values()), rel=0.03)
@@ -738,11 +739,11 @@ def test_captions_of_a_small_dataset_are_drawn_from_equally_often():
 def test_autoencoders_without_a_likelihood_may_hold_images_out_for_their_reconstructions():
     overrides = ["model=rae_small", "data.image_size=32", "data.num_images=100", "data.validation=0.1"]
     config = resolve(*overrides, "evaluation=shapes")
-    source = instantiate.build_source(config, BUILDER)
+    source = build_dataset(config, BUILDER)
     assert len(source.validation) == 10
-    assert instantiate.build_method(config, source, BUILDER).reconstructs
+    assert tiny.method_of(config, source, BUILDER).reconstructs
     with pytest.raises(ValueError, match=r"data\.validation=0\.1 has no effect"):
-        instantiate.build_method(resolve(*overrides, "evaluation=none"), source, BUILDER)
+        tiny.method_of(resolve(*overrides, "evaluation=none"), source, BUILDER)
 
 
 @pytest.mark.parametrize(
@@ -757,7 +758,7 @@ def test_autoencoders_without_a_likelihood_may_hold_images_out_for_their_reconst
 )
 def test_a_split_that_cannot_be_held_out_is_refused_by_its_key(overrides, words):
     with pytest.raises(ValueError, match=words):
-        instantiate.build_source(resolve(*overrides), BUILDER)
+        build_dataset(resolve(*overrides), BUILDER)
 
 
 def test_another_split_of_an_archive_has_arrays_of_its_own(tmp_path):
@@ -771,22 +772,22 @@ def test_another_split_of_an_archive_has_arrays_of_its_own(tmp_path):
         "data.images=x_train",
         "data.labels=y_train",
     ]
-    source = instantiate.build_source(resolve(*overrides, "data.validation=test"), BUILDER)
+    source = build_dataset(resolve(*overrides, "data.validation=test"), BUILDER)
     assert (len(source), len(source.validation)) == (20, 10)
     assert source.labels.tolist() == [i % 2 for i in range(20)]
     assert source.validation.labels.tolist() == [i % 3 for i in range(10)]
     # It takes nothing from the training, so a recipe that names it goes with evaluation=none, too.
     config = resolve(*overrides, "data.validation=test", "model=rae_small", "evaluation=none", "data.image_size=32")
-    instantiate.build_method(config, instantiate.build_source(config, BUILDER), BUILDER)
+    tiny.method_of(config, build_dataset(config, BUILDER), BUILDER)
     with pytest.raises(ValueError, match=r"data\.validation=tset: "):
-        instantiate.build_source(resolve(*overrides, "data.validation=tset"), BUILDER)
+        build_dataset(resolve(*overrides, "data.validation=tset"), BUILDER)
 
 
 @pytest.mark.parametrize("experiment", ["vae_mnist", "iwae_mnist", "vae_cifar10"])
 def test_recipes_of_likelihoods_evaluate_them_on_all_test_images(experiment):
     config = resolve(f"experiment={experiment}", "data.root=nowhere")
     assert config["data"]["validation"] == "test"
-    evaluator = instantiate.build_evaluator(config, dataclasses.replace(BUILDER, epoch_size=100))
+    evaluator = dataclasses.replace(BUILDER, epoch_size=100).build_group(config, "evaluation")
     assert isinstance(evaluator, LikelihoodEvaluator)
     assert (evaluator.final_num_images or evaluator.num_images) == 10_000
     assert evaluator.primary == "nll_iw100_nats"
@@ -802,7 +803,7 @@ def test_recipes_of_autoencoders_reconstruct_as_many_test_images_as_their_source
 @pytest.mark.real_data
 def test_another_split_may_be_held_out(real_mnist_root):
     config = resolve("data=mnist", f"data.root={real_mnist_root}", "data.validation=test")
-    source = instantiate.build_source(config, BUILDER)
+    source = build_dataset(config, BUILDER)
     assert (len(source), len(source.validation)) == (60_000, 10_000)
     assert source.validation.name == "mnist/test"
 
@@ -812,10 +813,10 @@ def test_held_out_images_are_allowed_where_a_metric_compares_with_them():
     overrides = ["model=dcgan_small", "data.image_size=16", "data.num_images=100", "data.validation=0.1", "evaluation=shapes"]
     for more in ([], [memorisation]):
         config = resolve(*overrides, *more)
-        source = instantiate.build_source(config, BUILDER)
+        source = build_dataset(config, BUILDER)
         if more:
-            assert isinstance(instantiate.build_method(config, source, BUILDER), Method)
-            assert instantiate.build_evaluator(config, BUILDER).needs_held_out
+            assert isinstance(tiny.method_of(config, source, BUILDER), Method)
+            assert BUILDER.build_group(config, "evaluation").needs_held_out
         else:
             with pytest.raises(ValueError, match=r"data\.validation=0\.1 has no effect on this model, a GAN"):
-                instantiate.build_method(config, source, BUILDER)
+                tiny.method_of(config, source, BUILDER)

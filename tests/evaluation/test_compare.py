@@ -84,7 +84,7 @@ class Painter(Method):
         return {}
 
     def draw(self, indices, seed):
-        return {"latent": normal_latents(indices, seed, 16), "index": torch.tensor(list(indices))}
+        return {"latent": normal_latents(seed, indices, 16), "index": torch.tensor(list(indices))}
 
     def sample(self, batch):
         images = (batch["latent"] * self.scale).clamp(-1.0, 1.0).view(-1, *SHAPE)

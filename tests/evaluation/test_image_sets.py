@@ -55,7 +55,7 @@ class Painter(Method):
     def draw(self, indices, seed):
         assert all(isinstance(index, int) for index in indices)
         self.drawn.append((list(indices), seed))
-        batch = {"latent": normal_latents(indices, seed, 60)}
+        batch = {"latent": normal_latents(seed, indices, 60)}
         return batch | ({"label": torch.tensor(indices) % 3} if self.labelled else {})
 
     def sample(self, batch):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
@@ -17,6 +18,7 @@ from test_gan_table import run
 from test_resume import assert_same_run
 from torch import nn
 
+from genimg.api.data import build_dataset
 from genimg.config import instantiate
 from genimg.evaluation.translation import UnpairedEvaluator
 from genimg.losses.adversarial import (
@@ -328,13 +330,13 @@ def test_configs_build(model, weights, folders):
         )
     config = OmegaConf.to_container(composed, resolve=True)
     builder = instantiate.Builder(epoch_size=10, batch_size=1)
-    method = instantiate.build_method(config, instantiate.build_source(config, builder), builder)
+    method = tiny.method_of(config, build_dataset(config, builder), builder)
     assert isinstance(method, CUT)
     assert {name: getattr(method, name) for name in weights} == weights
     assert method.adversarial_weight == 2.0
     assert [perceptron[0].in_features for perceptron in method.projections.perceptrons] == [3, 8, 16, 16, 16]
     assert [perceptron[2].out_features for perceptron in method.projections.perceptrons] == [256] * 5
-    assert method.parameter_groups().keys() == instantiate.build_optimizers(config, method, builder).keys()
+    assert method.parameter_groups().keys() == tiny.optimizers_of(config, method, builder).keys()
 
 
 @pytest.mark.parametrize("model", ["cut", "fastcut"])

@@ -66,7 +66,7 @@ def test_latents_by_index_depend_on_seed_and_index_alone(kind):
     assert torch.equal(torch.rand(3), expected_next)  # the global stream is left alone
     assert torch.equal(latent.of_indices([7, 2, 7], 3), whole[[7, 2, 7]])
     assert torch.equal(latent.of_indices(range(5, 10), 3), whole[5:])
-    assert torch.equal(whole, latent.from_normal(normal_latents(range(10), 3, 4)))
+    assert torch.equal(whole, latent.from_normal(normal_latents(3, range(10), 4)))
     assert len({tuple(row) for row in whole.tolist()}) == 10
     other = latent.of_indices(range(10), 4)
     assert not (other == whole).any()

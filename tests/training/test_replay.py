@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from genimg.config import instantiate
+from genimg.api.data import build_dataset
 from genimg.config.instantiate import Builder
 from genimg.methods.base import Method
 from genimg.methods.gan import GAN
@@ -40,7 +40,7 @@ def configured(model: str, folder: Path) -> Method:
         config = OmegaConf.to_container(compose("train", overrides=overrides), resolve=True)
     builder = Builder(epoch_size=64, batch_size=BATCH)
     torch.manual_seed(0)
-    return instantiate.build_method(config, instantiate.build_source(config, builder), builder)
+    return tiny.method_of(config, build_dataset(config, builder), builder)
 
 
 def stylegan() -> GAN:

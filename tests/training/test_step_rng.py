@@ -5,7 +5,7 @@ import torch
 
 from genimg.training import step_rng as noise_module
 from genimg.training.step_rng import Noise
-from genimg.utils.rng import seed_of
+from genimg.utils.rng import Stream, seed_of
 
 CPU = torch.device("cpu")
 
@@ -22,7 +22,7 @@ def draws(noise, step, order):
 
 def test_a_single_microbatch_draws_from_the_steps_seed():
     drawn = draws(Noise(7, 1, CPU), 5, [0, 0])[0]
-    torch.manual_seed(seed_of(7, 5))
+    torch.manual_seed(seed_of(7, Stream.STEP, 5))
     assert torch.equal(drawn, torch.randn(6))
 
 

@@ -93,7 +93,7 @@ class Painter(Method):
         return {}
 
     def draw(self, indices, seed):
-        return {"latent": normal_latents(indices, seed, 144), "label": torch.tensor(indices) % NUM_CLASSES}
+        return {"latent": normal_latents(seed, indices, 144), "label": torch.tensor(indices) % NUM_CLASSES}
 
     def sample(self, batch):
         return (batch["latent"] * 0.4).clamp(-1.0, 1.0).view(-1, *SHAPE)

@@ -1,19 +1,28 @@
+import ast
+import inspect
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from genimg.data.sampler import Order, epoch_order
+from genimg.data.tasks import ranges
+from genimg.utils import rng
 from genimg.utils.rng import (
+    Stream,
     bits_field,
     content_uniform,
     hash_integers,
+    keys_of,
     normal_field,
     normal_latents,
     seed_of,
     steady,
+    subkeys,
     uniform,
     uniform_field,
 )
@@ -53,47 +62,137 @@ def test_hash_depends_on_every_key_and_on_their_order():
 
 
 def test_uniform_numbers_follow_the_uniform_distribution():
-    values = uniform(3, np.arange(20_000), 1)
+    values = uniform(3, Stream.MASK, np.arange(20_000), 1)
     assert values.min() >= 0.0
     assert values.max() < 1.0
     assert stats.kstest(values, "uniform").pvalue > 1e-3  # deterministic: no seed is drawn here
 
 
-@pytest.mark.parametrize("other", [(4, 1), (3, 2)])
+@pytest.mark.parametrize(
+    "other", [(4, Stream.MASK, 1), (3, Stream.MASK, 2), (3, Stream.DEGRADATION, 1), (3, Stream.LATENT, 1), (3, Stream.STEP, 1)]
+)
 def test_neighbouring_keys_give_uncorrelated_streams(other):
-    indices = np.arange(20_000)
-    correlation = np.corrcoef(uniform(3, indices, 1), uniform(other[0], indices, other[1]))[0, 1]
+    indices, (seed, stream, number) = np.arange(20_000), other
+    correlation = np.corrcoef(uniform(3, Stream.MASK, 1, indices), uniform(seed, stream, number, indices))[0, 1]
     assert abs(correlation) < 5 / math.sqrt(len(indices))
 
 
-@pytest.mark.parametrize("keys", [(0,), (-5, 3), (2**62, 1), (0, 0)])
-def test_seed_is_accepted_by_torch_and_repeats(keys):
-    seed = seed_of(*keys)
-    assert 0 <= seed < 2**63
-    assert seed == seed_of(*keys)
-    torch.Generator().manual_seed(seed)
+@pytest.mark.parametrize("seed", [0, -5, 2**62])
+@pytest.mark.parametrize("position", [(), (3,), (0, -1)])
+def test_seed_is_accepted_by_torch_and_repeats(seed, position):
+    found = seed_of(seed, Stream.STEP, *position)
+    assert 0 <= found < 2**63
+    assert found == seed_of(seed, Stream.STEP, *position)
+    torch.Generator().manual_seed(found)
 
 
 def test_a_latent_depends_on_the_seed_and_its_index_alone():
-    rows = normal_latents(range(10), 7, 5)
+    rows = normal_latents(7, range(10), 5)
     assert rows.shape == (10, 5)
     assert rows.dtype == torch.float32
-    assert torch.equal(normal_latents([9, 2, 2], 7, 5), rows[[9, 2, 2]])
-    assert not torch.equal(normal_latents(range(10), 8, 5), rows)
+    assert torch.equal(normal_latents(7, [9, 2, 2], 5), rows[[9, 2, 2]])
+    assert not torch.equal(normal_latents(8, range(10), 5), rows)
 
 
 def test_latents_leave_the_global_generator_alone_and_do_not_read_it():
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    first = normal_latents([0, 1], 0, 4)
+    first = normal_latents(0, [0, 1], 4)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(1)
-    assert torch.equal(normal_latents([0, 1], 0, 4), first)
+    assert torch.equal(normal_latents(0, [0, 1], 4), first)
 
 
 def test_latents_are_standard_normal():
-    values = normal_latents(range(500), 0, 40).flatten().numpy()
+    values = normal_latents(0, range(500), 40).flatten().numpy()
     assert stats.kstest(values, "norm").pvalue > 1e-3
+
+
+# Streams
+
+HASHED = {
+    Stream.PREVIEW: (1, 5, 40), Stream.LATENT: (2, 5, 40), Stream.CONDITION: (3, 5, 40), Stream.DOMAIN: (5, 5, 40),
+    Stream.TRANSLATION: (7, 5, 40), Stream.BLOCK: (8, 5, 40), Stream.CONTENT: (9, 5, 40), Stream.CODE: (10, 5, 40),
+    Stream.COMPONENT: (11, 5, 40), Stream.KMEANS_START: (12, 5, 40), Stream.LIKELIHOOD: (13, 5, 40), Stream.SUBSET: (14, 5, 40),
+    Stream.SUBSET_TIE: (15, 5, 40), Stream.PIXEL_NOISE: (21, 5, 40), Stream.BOOTSTRAP: (22, 5, 40),
+    Stream.SAMPLE_AUGMENT: (5, 2, 40), Stream.DEGRADATION: (5, 6, 40), Stream.MASK: (5, 7, 40),
+    Stream.STEP: (5, 40), Stream.EPOCH_ORDER: (5, 40), Stream.FLIP: (5, 40), Stream.DRAWN_SHAPES: (5, 40),
+    Stream.WORD_HASH: (5, 40),
+}  # fmt: skip
+"""The integers that are hashed for seed 5 and position 40; results depend on them, so they are never changed."""
+GENIMG = Path(rng.__file__).parents[1]
+TREES = {
+    path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(GENIMG.rglob("*.py")) if path != Path(rng.__file__)
+}
+TAKING_STREAMS = {
+    name: list(inspect.signature(function).parameters).index("stream")
+    for module in (rng, ranges)
+    for name, function in inspect.getmembers(module, inspect.isfunction)
+    if "stream" in inspect.signature(function).parameters
+}
+
+
+def test_numbers_of_streams_are_unique():
+    assert [name for name, stream in Stream.__members__.items() if stream.name != name] == []  # Enum makes equal ones aliases
+
+
+def test_every_stream_hashes_the_integers_that_it_always_did():
+    assert HASHED.keys() == set(Stream)
+    for stream, integers in HASHED.items():
+        assert keys_of(5, stream, 40).tolist() == hash_integers(*integers).tolist(), stream.name
+
+
+def test_a_stream_without_a_seed_hashes_its_number_and_the_position():
+    assert keys_of(None, Stream.CONTENT, 40).tolist() == hash_integers(9, 40).tolist()
+    with pytest.raises(AssertionError):
+        keys_of(None, Stream.MASK, 40)
+
+
+def test_numbers_are_those_of_before():
+    assert keys_of(0, Stream.SUBSET, 3).tolist() == [12752195671942380524]
+    assert seed_of(3, Stream.STEP, 5) == 7435603815101345319
+    assert uniform(3, Stream.SAMPLE_AUGMENT, 0, 5).tolist() == [0.7565790616249131]
+    assert normal_latents(7, [3], 3)[0].tolist() == pytest.approx(
+        [-0.2690151035785675, 0.3598043918609619, -0.6645854115486145], rel=1e-6
+    )
+    assert content_uniform(torch.zeros(1, 1, 1, 2)).flatten().tolist() == [0.8998295068740845, 0.18886041641235352]
+    with steady(3, 5):
+        assert torch.rand(2).tolist() == [0.789417564868927, 0.388477087020874]
+    assert epoch_order(3, 2, 8).tolist() == [4, 0, 2, 3, 5, 7, 6, 1]
+    assert Order(50, seed=3, horizontal_flip=True).flips(10, 18).astype(int).tolist() == [1, 0, 0, 0, 0, 1, 1, 1]
+
+
+def test_keys_of_keys_are_hashes_of_every_pair():
+    found = subkeys(keys(3), np.arange(4)).reshape(3, 4)
+    assert found[2, 1] == hash_integers(int(keys(3)[2].astype(np.int64)), 1)[0]
+    assert len(np.unique(found)) == 12
+
+
+@pytest.mark.parametrize("path", TREES, ids=lambda path: str(path.relative_to(GENIMG)))
+def test_no_module_has_a_stream_number_of_its_own(path):
+    """A call names a member of ``Stream``, or passes on its own argument ``stream``; only rng.py hashes bare integers."""
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.ImportFrom) and node.module == "genimg.utils.rng":
+            assert "hash_integers" not in {alias.name for alias in node.names}
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            assert not [t.id for t in targets if isinstance(t, ast.Name) and "STREAM" in t.id]
+        if isinstance(node, ast.Call):
+            of_partial = isinstance(node.func, ast.Name) and node.func.id == "partial"
+            function, *arguments = node.args if of_partial else [node.func, *node.args]
+            if isinstance(function, ast.Name) and function.id in TAKING_STREAMS:
+                stream = ast.unparse(arguments[TAKING_STREAMS[function.id]])
+                assert stream == "stream" or stream.removeprefix("Stream.") in Stream.__members__, ast.unparse(node)
+
+
+def test_every_stream_is_used():
+    used = {
+        node.attr
+        for tree in (*TREES.values(), ast.parse(inspect.getsource(rng)))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Stream"
+    }
+    assert used == set(Stream.__members__)
 
 
 # Fields, made on the device

@@ -173,16 +173,6 @@ class Data:
     _target_: str = option("")
     image_size: Any = option("Size in pixels, or [height,width]", type="int | list")
     channels: int = option("1: grey, 3: RGB, 4: RGB with alpha", 3)
-    num_classes: int | None = option("Number of classes; null: as many as the data has", None)
-    source_channels: int | str = option(
-        "Channels of the images to translate; of_source: as found",
-        "of_source",
-        one_of=("of_source", "of_target"),
-        or_type=(int,),
-    )
-    target_channels: int | str = option(
-        "Channels of the translated images; of_target: as found", "of_target", one_of=("of_source", "of_target"), or_type=(int,)
-    )
     validation: int | float | str = option(
         "Share of the images to hold out of training, or another split such as test, for metrics of held-out images",
         0,
@@ -297,6 +287,17 @@ class Unpaired(_Two):
     """Two folders of images without pairs."""
 
 
+@dataclass
+class Module(Data):
+    """What a function of your own package returns."""
+
+    factory: str = option("Function, as package.module:function", type="text")
+    arguments: dict[str, Any] = option("Its keyword arguments", {})
+    image_size: Any = option("Size in pixels, or [height,width]; null: that of the first image", None, type="int | list | null")
+    channels: int | None = option("1: grey, 3: RGB, 4: RGB with alpha; null: those of the first image", None)  # type: ignore[assignment]
+    fit: str = option(_FIT, "crop", one_of=_FITS)
+
+
 GROUPS: dict[str, dict[str, type]] = {
     "trainer": {"trainer": Trainer},
     "performance": {"performance": Performance},
@@ -306,7 +307,7 @@ GROUPS: dict[str, dict[str, type]] = {
     },
     "data": {
         "folder": Folder, "imagenet": ImageNet, "torchvision": Torchvision, "npz": Npz, "prepared": Prepared, "shapes": Shapes,
-        "paired": Paired, "unpaired": Unpaired,
+        "paired": Paired, "unpaired": Unpaired, "module": Module,
     },
 }  # fmt: skip
 """Schemas by group and name; a file of the group includes one as ``/_schema/GROUP/NAME@_here_`` in its defaults list."""

@@ -25,10 +25,11 @@ from genimg.data.decode import PixelFormat, checked_levels, common_format
 from genimg.data.depth import with_settled_depth
 from genimg.data.image_files import ImageFiles, captions_of, classes_of, is_zip, open_image_files
 from genimg.data.tasks.base import Task
+from genimg.errors import ConfigError, DataError
 
 
-class CorruptImageError(Exception):
-    """An image that cannot be decoded; carries the file's path and the decoder's words."""
+class CorruptImageError(DataError):
+    """An image cannot be decoded; the message holds the file's path and the decoder's reason."""
 
 
 class Source(ABC):
@@ -212,7 +213,7 @@ def imagenet(
 ) -> Source:
     """ImageNet (Deng et al. 2009) as torchvision lays it out: ``root/train/n01440764/*.JPEG`` and ``root/val/...``."""
     if split not in ("train", "val"):
-        raise ValueError(f"data.split={split} does not exist in imagenet: choose train or val")
+        raise ConfigError(f"split={split} does not exist in imagenet: choose train or val")
     return folder(
         root=str(Path(root) / split),
         image_size=image_size,
@@ -250,29 +251,29 @@ def folder(
         range: the values of 16- and 32-bit images that become black and white, [low, high]; None: see PixelFormat.
 
     Raises:
-        FileNotFoundError: if ``root`` is missing or holds no images, or the file of captions is missing.
-        ValueError: if labels are required and there are none, or the files' own sizes differ.
+        ConfigError: For an unknown value of a parameter.
+        DataError: If ``root`` is missing or holds no images, the file of captions is missing, labels are required and there
+            are none, or the files' own sizes differ.
     """
     if labels not in ("auto", "required", "none"):
-        raise ValueError(f"data.labels={labels} is unknown: choose auto, required or none")
+        raise ConfigError(f"labels={labels} is unknown: choose auto, required or none")
     if (image_size is None) != (channels is None):
-        raise ValueError(f"image_size={image_size} and channels={channels}: give both, or neither for the files' own")
+        size, count = ("null" if each is None else each for each in (image_size, channels))
+        raise ConfigError(f"image_size={size} does not go with channels={count}: give both, or neither for the files' own")
     given = None if image_size is None or channels is None else PixelFormat.of(image_size, channels, fit, range)
     directory = Path(root).expanduser()
     if not directory.is_dir() and not is_zip(directory):
         what = "is a file, not a directory" if directory.exists() else "does not exist"
-        raise FileNotFoundError(f"data.root={root} {what}: give a directory of images, or a .zip of them")
+        raise DataError(f"root={root} {what}: give a directory of images, or a .zip of them")
     files = open_image_files(directory, refresh=refresh_index)
     if not files.paths:
-        raise FileNotFoundError(
-            f"data.root={root} holds no images: expected files such as .png or .jpg in it or in its subdirectories"
-        )
+        raise DataError(f"root={root} holds no images: expected files such as .png or .jpg in it or in its subdirectories")
     pixels = given or replace(common_format(files), levels=checked_levels(range))
     pixels = with_settled_depth(files, pixels)
     classes = Classes() if labels == "none" else classes_of(files)
     if labels == "required" and classes.labels is None:
-        raise ValueError(
-            f"labels were asked for, but data.root={root} has none: put each class's images into a subdirectory of its own"
+        raise DataError(
+            f"root={root} has no labels, but labels=required: put each class's images into its own subdirectory"
             + (f" ({stray} beside the subdirectories)" if (stray := stray_images(files.paths)) else "")
         )
     return FileSource(name, files, pixels, classes, captions_of(files, captions))
@@ -281,7 +282,7 @@ def folder(
 def _torchvision(name: str, dataset: Callable[..., Any], root: str, split: str, pixels: PixelFormat, files: str) -> ArraySource:
     """Load one of torchvision's small datasets into memory, downloading it only when it is absent."""
     if split not in ("train", "test"):
-        raise ValueError(f"data.split={split} does not exist in {name}: choose train or test")
+        raise ConfigError(f"split={split} does not exist in {name}: choose train or test")
     directory = Path(root).expanduser()
     train = split == "train"
     try:
@@ -290,14 +291,14 @@ def _torchvision(name: str, dataset: Callable[..., Any], root: str, split: str, 
         except RuntimeError:  # torchvision's way to say that it is absent
             data = dataset(directory, train=train, download=True)
     except (ValueError, AssertionError, EOFError, IndexError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"the files of {name} below data.root={root} are damaged ({_first_line(error)}): delete those in "
-            f"{directory / files}, and they are downloaded again, or put whole ones there"
+        raise DataError(
+            f"root={root} holds damaged files of {name} ({_first_line(error)}): delete those in {directory / files} to have "
+            "them downloaded again, or replace them"
         ) from error
     except (RuntimeError, OSError) as error:
-        raise FileNotFoundError(
-            f"{name} is not whole in data.root={root} and could not be downloaded ({_first_line(error)}): put its files into "
-            f"{directory / files}, or point data.root at the directory that holds {files}"
+        raise DataError(
+            f"root={root} holds no complete {name}, which could not be downloaded ({_first_line(error)}): put its files into "
+            f"{directory / files}, or set root to the directory that holds {files}"
         ) from error
     raw = np.asarray(data.data)
     if raw.shape[1:3] == (pixels.height, pixels.width) and (3 if raw.ndim == 4 else 1) == pixels.channels:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from genimg.data.subsets import fixed_subset
+from genimg.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ _NAMES = ("metadata.jsonl", "captions.jsonl")  # the first is that of Hugging Fa
 _KEYS = ("text", "caption")
 _MISSING_SHARE = 0.01  # of the images, that may lack a caption
 _SAMPLED = 100  # images that are looked at to see whether captions lie beside them
-_IGNORE = "or set data.captions=null for a model without captions (conditioning=none)"
+_IGNORE = "or ignore captions with captions=null"
 
 
 class FolderCaptions:
@@ -41,7 +42,7 @@ class FolderCaptions:
         """One for each path; empty where it is missing.
 
         Raises:
-            ValueError: if a file is damaged, names what is no image, or leaves out more than one image in a hundred.
+            DataError: If a file is damaged, names what is not an image, or omits more than one image in a hundred.
         """
         found = dict(self._beside_images() if self.file is None else self._of_lines(self.file))
         missing = [path for path in self.paths if path not in found]
@@ -49,7 +50,7 @@ class FolderCaptions:
             where = ".txt beside it" if self.file is None else f"line in {self.file}"
             what = f"{len(missing)} of the {len(self.paths)} images of {self.root} have no caption"
             if len(missing) > _MISSING_SHARE * len(self.paths):
-                raise ValueError(f"{what}, the first is {missing[0]}, which has no {where}: write it, {_IGNORE}")
+                raise _broken(f"{what}, the first is {missing[0]}, which has no {where}", "write it")
             log.warning("%s, and get an empty one; the first is %s, which has no %s", what, missing[0], where)
         return [found.get(path, "") for path in self.paths]
 
@@ -61,7 +62,7 @@ class FolderCaptions:
             except FileNotFoundError:
                 continue
             except UnicodeDecodeError as error:
-                raise ValueError(f"{file} is not UTF-8 ({error.reason}): save it as UTF-8, {_IGNORE}") from error
+                raise _broken(f"the file {file} is not UTF-8 ({error.reason})", "save it as UTF-8") from error
 
     def _of_lines(self, file: Path) -> Iterator[tuple[str, str]]:
         known = set(self.paths)
@@ -74,16 +75,19 @@ class FolderCaptions:
             if name not in known:
                 strange.append((number, name))
             elif name in lines:
-                raise ValueError(f"{file} line {number} is {name}'s second, after line {lines[name]}: leave one, {_IGNORE}")
+                raise _broken(
+                    f"the file {file} has a second caption of {name} in line {number}, after line {lines[name]}",
+                    "remove one of them",
+                )
             else:
                 lines[name] = number
                 yield name, text
         if strange:
             number, name = strange[0]
-            raise ValueError(
-                f"{file} names {len(strange)} file{'s' * (len(strange) > 1)} that no image of {self.root} is called, the first "
-                f"of them {name} in line {number}: names are relative to data.root, such as {self.paths[0]}; mend them, "
-                f"{_IGNORE}"
+            raise _broken(
+                f"the file {file} names {len(strange)} file{'s' * (len(strange) > 1)} that no image of {self.root} is called, "
+                f"the first of them {name} in line {number}",
+                f"give names relative to that directory, such as {self.paths[0]}",
             )
 
 
@@ -97,16 +101,16 @@ def find_captions(root: Path, paths: Sequence[str], wanted: str | None) -> Folde
             the .txt beside each image if any of a hundred images, chosen at random, has one.
 
     Raises:
-        FileNotFoundError: if the file is missing.
+        DataError: If the file is missing.
     """
     if wanted is None:
         return None
     if wanted != "auto":
         file = root / Path(wanted).expanduser()
         if not file.is_file():
-            raise FileNotFoundError(
-                f"data.captions={wanted} is not a file: there is no {file}; give a path as seen from data.root, an absolute "
-                "one, auto, or null for a model without captions (conditioning=none)"
+            raise DataError(
+                f"captions={wanted} is not a file: there is no {file}; give a path relative to the directory of the images, an "
+                "absolute one, auto, or null to ignore captions"
             )
         return FolderCaptions(root, paths, file)
     for name in _NAMES:
@@ -115,6 +119,10 @@ def find_captions(root: Path, paths: Sequence[str], wanted: str | None) -> Folde
     # Not of the first alone, which may be the one that lacks its caption; not of all, which a folder of a million would feel.
     sampled = [paths[i] for i in fixed_subset(min(_SAMPLED, len(paths)), len(paths))]
     return FolderCaptions(root, paths, None) if any(_text_file(root, path).is_file() for path in sampled) else None
+
+
+def _broken(problem: str, fix: str) -> DataError:
+    return DataError(problem, f"{fix}, {_IGNORE}", key="captions")
 
 
 def _text_file(root: Path, path: str) -> Path:
@@ -138,20 +146,20 @@ def _lines(file: Path) -> Iterator[str]:
         with open(file, encoding="utf-8-sig", newline="\n") as lines:
             yield from lines
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 ({error.reason}): save it as UTF-8, {_IGNORE}") from error
+        raise _broken(f"the file {file} is not UTF-8 ({error.reason})", "save it as UTF-8") from error
 
 
 def _entry(line: str, where: str) -> tuple[str, str]:
     """The name of the image, and its caption."""
-    form = f'each line must be such as {{"file_name": "a/1.png", "text": "a red circle"}}; mend it, {_IGNORE}'
+    form = 'write each line as {"file_name": "a/1.png", "text": "a red circle"}'
     try:
         content = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{where} is not JSON ({error}): {form}") from error
+        raise _broken(f"the file {where} is not JSON ({error})", form) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{where} is not a JSON object: {form}")
+        raise _broken(f"the file {where} is not a JSON object", form)
     name, text = content.get("file_name"), next((content[key] for key in _KEYS if key in content), None)
     if not isinstance(name, str) or not isinstance(text, str):
         lacking = "file_name" if not isinstance(name, str) else "text"
-        raise ValueError(f"{where} has no {lacking} that is a string: {form}")
+        raise _broken(f"the file {where} has no {lacking} that is a string", form)
     return posixpath.normpath(name), text.strip()

@@ -22,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from genimg.data.contents import digest_of_contents
+from genimg.errors import DataError
 from genimg.utils.files import atomically
 from genimg.utils.outputs import MARK, is_unfinished, read_mark, require_finished
 from genimg.utils.paths import cache_dir
@@ -114,13 +115,13 @@ def list_images(root: Path, *, refresh: bool) -> Index:
         refresh: Whether to list it again even where a list is kept.
 
     Raises:
-        ValueError: If the root is itself a run directory.
+        DataError: If the root is itself a run directory.
     """
     extensions = image_extensions()
     file = _cache_file(root)
     known = None if file is None or refresh else _read(file, root, extensions)
     if known is not None:
-        log.info("%d files of %s, as listed before (data.refresh_index=true lists them anew)", len(known.paths), root)
+        log.info("%d files of %s, as listed before (refresh_index=true lists them again)", len(known.paths), root)
         _say_what_was_skipped(root, known.skipped)
         return known
     listing = _walk(root, extensions)
@@ -184,7 +185,7 @@ def _entries(root: Path, directory: str, listing: _Listing) -> Iterator[os.DirEn
     """What a directory holds without hidden names; nothing where it cannot be read, with a warning, or genimg wrote it.
 
     Raises:
-        ValueError: If genimg wrote the root itself.
+        DataError: If genimg wrote the root itself.
     """
     path = os.path.join(root, directory) if directory else str(root)
     try:
@@ -212,9 +213,9 @@ def _entries(root: Path, directory: str, listing: _Listing) -> Iterator[os.DirEn
         return
     if mark := _written_by_genimg(marks):
         if not directory:
-            raise ValueError(
-                f"{path} is itself the directory of a run or a sweep (it holds {mark}), whose pictures are no data: name the "
-                "directory of the images, or another run_dir"
+            raise DataError(
+                f"the directory {path} is itself that of a run or a sweep (it holds {mark}), whose pictures are not data: name "
+                "the directory of the images, or choose another run_dir"
             )
         listing.skipped.append(directory)
         return

@@ -24,6 +24,7 @@ from genimg.data.archives import (
 )
 from genimg.data.datasets.builtin import ArraySource, Source
 from genimg.data.decode import PixelFormat, checked_levels, scaled
+from genimg.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -56,15 +57,16 @@ def npz(
         range: The values that become black and white, [low, high]; values beyond them are clipped.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds no images, several arrays could be meant, or values are not those of images or labels.
+        ConfigError: For an unknown value of a parameter, or an array that does not exist.
+        DataError: If there is no such file, it holds no images, several arrays could be meant, or values are not those of
+            images or labels.
     """
     if split is not None and split not in SPLITS:
-        raise ValueError(f"data.split={split} is unknown: choose {', '.join(SPLITS)}, or null")
+        raise ConfigError(f"split={split} is unknown: choose {', '.join(SPLITS)}, or null")
     levels = checked_levels(range)
     file = Path(path).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(f"{path} is not a file: it should be an .npz of images")
+        raise DataError(f"path={path} is not a file: name an .npz of images")
     archive, headers = _opened(file, path)
     with archive:
         headers = _without_repetition(archive, headers, path)
@@ -74,9 +76,9 @@ def npz(
         targets = None if label_key is None else _read(archive, label_key, path)
     where = f"{path}[{image_key}]"
     if array.size == 0:
-        raise ValueError(f"{where} holds no images: its shape is {array.shape}")
+        raise DataError(f"path={where} holds no images: its shape is {array.shape}")
     pixels = _brought_to(_channels_first(_to_uint8(array, where, levels), where), image_size, channels, fit, file.name)
-    classes = None if targets is None else _labels(targets, len(pixels), f"{path}[{label_key}]", named=label_key != SECOND)
+    classes = None if targets is None else _labels(targets, len(pixels), label_key or "", path, named=label_key != SECOND)
     _say_what_was_taken(headers, image_key, array, label_key, classes, path)
     names = [] if classes is None else [str(i) for i in np.arange(int(classes.max()) + 1).tolist()]
     several = len(image_like(headers)) > 1
@@ -88,9 +90,9 @@ def _opened(file: Path, path: str) -> tuple[np.lib.npyio.NpzFile, dict[str, Head
         archive = np.load(file, allow_pickle=False)
         headers = headers_of(archive)
     except Exception as error:  # damaged archives make NumPy and zlib raise nearly anything
-        raise ValueError(_no_archive(path)) from error
+        raise _no_archive(path) from error
     if not image_like(headers) and any(header.dtype.hasobject for header in headers.values()):
-        raise ValueError(_no_archive(path))
+        raise _no_archive(path)
     return archive, headers
 
 
@@ -98,11 +100,11 @@ def _read(archive: np.lib.npyio.NpzFile, key: str, path: str) -> NDArray[np.gene
     try:
         return np.asarray(archive[key])
     except Exception as error:
-        raise ValueError(_no_archive(path)) from error
+        raise _no_archive(path) from error
 
 
-def _no_archive(path: str) -> str:
-    return f"{path} is not an .npz archive of plain arrays: it is damaged, or holds Python objects"
+def _no_archive(path: str) -> DataError:
+    return DataError(f"path={path} is not an .npz archive of plain arrays: it is damaged, or holds Python objects")
 
 
 def _without_repetition(archive: np.lib.npyio.NpzFile, headers: dict[str, Header], path: str) -> dict[str, Header]:
@@ -139,22 +141,23 @@ def _to_uint8(array: NDArray[np.generic], name: str, levels: tuple[float, float]
         return array.astype(np.uint8, copy=False)
     numeric = np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_ if levels else False
     if not np.issubdtype(array.dtype, np.floating) and not numeric:
-        raise ValueError(
-            f"{name} holds {array.dtype}: images must be uint8, or floats between 0 and 1; for others give their black and "
-            "white with data.range=[low,high]"
+        raise DataError(
+            f"path={name} holds {array.dtype}, and images must be uint8, or floats between 0 and 1",
+            "give their black and white with range=[low,high]",
         )
     values = array.astype(np.float64)
     broken = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
     if broken.any():
-        raise ValueError(
-            f"{int(broken.sum())} of the {len(values)} images of {name} hold NaN or infinite values, the first of them image "
-            f"{int(broken.argmax())}: remove them, or find out what made them"
+        raise DataError(
+            f"path={name} holds {int(broken.sum())} of {len(values)} images with NaN or infinite values, the first of them "
+            f"image {int(broken.argmax())}",
+            "remove them, or find out what made them",
         )
     low, high = float(values.min()), float(values.max())
     if levels is None and (low < 0.0 or high > 1.0):
-        raise ValueError(
-            f"{name} holds floats from {low:.4g} to {high:.4g}: images must be uint8, or floats between 0 and 1; for others "
-            f"give their black and white, such as data.range=[{low:.4g},{high:.4g}]"
+        raise DataError(
+            f"path={name} holds floats from {low:.4g} to {high:.4g}, and images must be uint8, or floats between 0 and 1",
+            f"give their black and white, such as range=[{low:.4g},{high:.4g}]",
         )
     return scaled(values, levels or (0.0, 1.0))
 
@@ -166,7 +169,7 @@ def _channels_first(images: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
         return images.transpose(0, 3, 1, 2)
     if images.shape[1] in (1, 3, 4):
         return images
-    raise ValueError(f"{name} has the shape {images.shape}: neither its second nor its last axis is 1, 3 or 4 channels")
+    raise DataError(f"path={name} has the shape {images.shape}: neither its second nor its last axis is 1, 3 or 4 channels")
 
 
 def _brought_to(
@@ -181,16 +184,16 @@ def _brought_to(
     return np.stack([pixels.apply(Image.fromarray(i[0] if len(i) == 1 else i.transpose(1, 2, 0))) for i in progress])
 
 
-def _labels(labels: NDArray[np.generic], count: int, name: str, *, named: bool) -> NDArray[np.int64] | None:
+def _labels(labels: NDArray[np.generic], count: int, key: str, path: str, *, named: bool) -> NDArray[np.int64] | None:
     """Bring labels to int64 [N]; None if they are none and only their place says that they are labels.
 
     Raises:
-        ValueError: If they are none, and are named as labels.
+        DataError: If they are none, and are named as labels.
     """
     if labels.ndim == 2 and labels.shape[1] >= 2 and len(labels) == count and labels.dtype.kind in "uifb":
         ones = labels == 1
         if ((labels == 0) | ones).all() and (ones.sum(axis=1) == 1).all():
-            log.info("%s is one-hot: the place of each 1 is the label", name)
+            log.info("%s[%s] is one-hot: the place of each 1 is the label", path, key)
             return ones.argmax(axis=1).astype(np.int64)
     fits = labels.shape in ((count,), (count, 1)) and np.issubdtype(labels.dtype, np.integer)
     if fits and labels.min() >= 0 and labels.max() < MOST_CLASSES:
@@ -198,8 +201,8 @@ def _labels(labels: NDArray[np.generic], count: int, name: str, *, named: bool) 
     if not named:
         return None
     values = f", {labels.min()} to {labels.max()}" if fits else ""
-    raise ValueError(
-        f"{name} has the shape {list(labels.shape)} and type {labels.dtype}{values}: labels must be {count} integers, 0 or "
-        f"more and below {MOST_CLASSES:,}, one an image, or one-hot; ignore them with data.labels=none, or name others with "
-        "data.labels=NAME"
+    raise DataError(
+        f"labels={key} of {path} has the shape {list(labels.shape)} and type {labels.dtype}{values}, and labels must be "
+        f"{count} integers, 0 or more and below {MOST_CLASSES:,}, one an image, or one-hot",
+        "ignore them with labels=none, or name others with labels=NAME",
     )

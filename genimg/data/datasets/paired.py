@@ -16,9 +16,10 @@ from PIL import Image
 
 from genimg.data.datasets.builtin import CorruptImageError, Source, digest
 from genimg.data.datasets.file_index import Index, list_images
-from genimg.data.decode import PixelFormat, half_of
+from genimg.data.decode import PixelFormat, check_channels, half_of
 from genimg.data.depth import with_settled_depth
 from genimg.data.tasks.base import Pair
+from genimg.errors import ConfigError, DataError
 
 DIRECTIONS = ("a2b", "b2a")
 _MOST_LISTED = 5  # of the files that have no partner
@@ -52,7 +53,7 @@ class PairedSource(Source):
         fingerprint: str,
     ) -> None:
         if direction not in DIRECTIONS:
-            raise ValueError(f"data.direction={direction} is unknown: choose a2b or b2a")
+            raise ConfigError(f"direction={direction} is unknown: choose a2b or b2a")
         self.name = name
         self.files = files
         self._names = names
@@ -116,14 +117,17 @@ def paired(
         range: the values of 16- and 32-bit images that become black and white, [low, high]; None: see PixelFormat.
 
     Raises:
-        FileNotFoundError: if a folder is missing or has no images.
-        ValueError: if folders are given in neither way or in both, or files have no partner.
+        ConfigError: If folders are given in neither way or in both, or for an unknown value of a parameter.
+        DataError: If a folder is missing or has no images, or files have no partner.
     """
     if (root is None) == (a is None and b is None) or (a is None) != (b is None):
-        raise ValueError(
-            f"data.root={root}, data.a={a}, data.b={b}: give data.root, a folder of files with two images side by side, "
-            "or both data.a and data.b, two folders with files of equal names"
+        shown = " ".join(f"{key}={given or 'null'}" for key, given in (("root", root), ("a", a), ("b", b)))
+        raise ConfigError(
+            f"{shown} is ambiguous or incomplete: give root, a folder of files with two images side by side, or both a and b, "
+            "two folders with files of equal names"
         )
+    for key, count in (("channels_a", channels_a), ("channels_b", channels_b)):
+        check_channels(*((key, count) if count is not None else ("channels", channels)))
     formats = [PixelFormat.of(image_size, given or channels, fit, range) for given in (channels_a, channels_b)]
     if root is not None:
         directory = Path(root).expanduser()
@@ -131,7 +135,7 @@ def paired(
         others = [directory / name for name in ("val", "test") if divided and (directory / name).is_dir()]
         sources = []
         for part in [directory / "train" if divided else directory, *others[:1]]:
-            index = _listed("data.root", str(part), refresh=refresh_index)
+            index = _listed("root", str(part), refresh=refresh_index)
             place, paths = index.root, index.paths
             _warn_of_single_images(place / paths[0], formats[0])
             files: list[tuple[Path, ...]] = [(place / path,) for path in paths]
@@ -142,15 +146,15 @@ def paired(
         return sources[0]
     assert a is not None
     assert b is not None
-    index_a, index_b = _listed("data.a", a, refresh=refresh_index), _listed("data.b", b, refresh=refresh_index)
+    index_a, index_b = _listed("a", a, refresh=refresh_index), _listed("b", b, refresh=refresh_index)
     formats = [with_settled_depth(index_a, formats[0]), with_settled_depth(index_b, formats[1])]
-    by_name_a, by_name_b = _by_name("data.a", a, index_a.paths), _by_name("data.b", b, index_b.paths)
+    by_name_a, by_name_b = _by_name("a", a, index_a.paths), _by_name("b", b, index_b.paths)
     alone = [f"{a}/{by_name_a[name]}" for name in sorted(by_name_a.keys() - by_name_b.keys())]
     alone += [f"{b}/{by_name_b[name]}" for name in sorted(by_name_b.keys() - by_name_a.keys())]
     if alone:
         more = f" and {len(alone) - _MOST_LISTED} more" if len(alone) > _MOST_LISTED else ""
-        raise ValueError(
-            f"{len(alone)} files of data.a={a} and data.b={b} have no partner of the same name in the other folder: "
+        raise DataError(
+            f"a={a} b={b} hold {len(alone)} files without a partner of the same name in the other folder, "
             f"{', '.join(alone[:_MOST_LISTED])}{more}: add their partners, or remove them"
         )
     files = [(index_a.root / by_name_a[name], index_b.root / by_name_b[name]) for name in sorted(by_name_a)]
@@ -168,8 +172,8 @@ def _warn_of_single_images(path: Path, pixels: PixelFormat) -> None:
     distortion = (height / (width / 2)) / (pixels.height / pixels.width)
     if not 1 / _MOST_DISTORTED < distortion < _MOST_DISTORTED:
         log.warning(
-            "%s has %dx%d pixels, so that each half of it has %dx%d: are there two images side by side? Two folders are "
-            "data.a and data.b", path, width, height, width // 2, height,
+            "%s has %dx%d pixels, so that each half of it has %dx%d: are there two images side by side? Two folders are given "
+            "by a and b", path, width, height, width // 2, height,
         )  # fmt: skip
 
 
@@ -177,10 +181,10 @@ def _listed(key: str, folder: str, *, refresh: bool) -> Index:
     directory = Path(folder).expanduser()
     if not directory.is_dir():
         what = "is a file, not a directory" if directory.exists() else "does not exist"
-        raise FileNotFoundError(f"{key}={folder} {what}: give a directory of images")
+        raise DataError(f"{key}={folder} {what}: give a directory of images")
     index = list_images(directory, refresh=refresh)
     if not index.paths:
-        raise FileNotFoundError(f"{key}={folder} holds no images: expected files such as .png or .jpg")
+        raise DataError(f"{key}={folder} holds no images: expected files such as .png or .jpg")
     return index
 
 
@@ -188,15 +192,13 @@ def _by_name(key: str, folder: str, paths: Sequence[str]) -> dict[str, str]:
     """Path without its ending -> path.
 
     Raises:
-        ValueError: if two files differ in their endings only.
+        DataError: If two files differ in their endings only.
     """
     found: dict[str, str] = {}
     for path in paths:
         name = str(PurePosixPath(path).with_suffix(""))
         if name in found:
-            raise ValueError(
-                f"{key}={folder} has {found[name]} and {path}, of which only one can be half of a pair: remove one"
-            )
+            raise DataError(f"{key}={folder} has {found[name]} and {path}, of which only one can be half of a pair: remove one")
         found[name] = path
     return found
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from genimg.data.contents import digest_of_contents
 from genimg.data.datasets.builtin import Source, digest
+from genimg.errors import ConfigError, DataError
 from genimg.types import height_width
 
 FORMAT = 1
@@ -73,7 +74,7 @@ class Description:
         """The description that a file holds.
 
         Raises:
-            ValueError: if it is damaged, or of another format.
+            DataError: If it is damaged, or of another format.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -82,10 +83,10 @@ class Description:
                 return cls._checked(content)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{path} is damaged, or not genimg-prepare's ({reason}): pack the images again") from error
-        raise ValueError(
-            f"{path} is of format {version}, and this genimg reads format {FORMAT}: pack the images again, or use the genimg "
-            "that packed them"
+            raise DataError(f"the file {path} is damaged, or not genimg-prepare's ({reason}): pack the images again") from error
+        raise DataError(
+            f"the file {path} is of format {version}, and this genimg reads format {FORMAT}: pack the images again, or use the "
+            "genimg that packed them"
         )
 
     @classmethod
@@ -116,7 +117,7 @@ class PreparedSource(Source):
         description: of its content.
 
     Raises:
-        FileNotFoundError, ValueError: if a file is missing, truncated, or not what the description says.
+        DataError: If a file is missing, truncated, or not what the description says.
     """
 
     def __init__(self, folder: Path, description: Description) -> None:
@@ -167,9 +168,9 @@ class PreparedSource(Source):
             with open(path, encoding="utf-8") as lines:
                 captions = [json.loads(line) for line in lines]
         except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}): copy it again, or pack the images again") from error
+            raise DataError(f"the file {path} is damaged ({error}): copy it again, or pack the images again") from error
         if len(captions) != len(self):
-            raise ValueError(f"{path} holds {len(captions)} captions of {len(self)} images: copy it again")
+            raise DataError(f"the file {path} holds {len(captions)} captions of {len(self)} images: copy it again")
         return captions
 
     def _read_labels(self) -> NDArray[np.int64]:
@@ -177,9 +178,14 @@ class PreparedSource(Source):
         _require_size(path, None)
         labels = _load(path, None)
         if labels.shape != (len(self),) or labels.dtype != np.int64:
-            raise ValueError(f"{path} holds {labels.dtype} {list(labels.shape)}, not int64 [{len(self)}]: copy it again")
+            raise DataError(
+                f"the file {path} holds {labels.dtype} {list(labels.shape)}, not int64 [{len(self)}]: copy it again"
+            )
         if labels.min() < 0 or labels.max() >= len(self.class_names) > 0:
-            raise ValueError(f"{path} holds labels from {labels.min()} to {labels.max()} of {len(self.class_names)} classes")
+            raise DataError(
+                f"the file {path} holds labels from {labels.min()} to {labels.max()} of {len(self.class_names)} classes: copy "
+                "it again, or pack the images again"
+            )
         return labels
 
     def _shard(self, number: int) -> NDArray[np.uint8]:
@@ -188,9 +194,9 @@ class PreparedSource(Source):
             path = self.folder / shard.file
             images = _load(path, "r")
             if images.shape != (shard.num_images, *self.shape) or images.dtype != np.uint8:
-                raise ValueError(
-                    f"{path} holds {images.dtype} {list(images.shape)}, not uint8 {[shard.num_images, *self.shape]} as "
-                    f"{DESCRIPTION} says: copy it again, or pack the images again"
+                raise DataError(
+                    f"the file {path} holds {images.dtype} {list(images.shape)}, not uint8 {[shard.num_images, *self.shape]} "
+                    f"as {DESCRIPTION} says: copy it again, or pack the images again"
                 )
             self._opened[number] = np.asarray(images)  # NumPy's memmap class makes indexing slower
         return self._opened[number]
@@ -204,14 +210,14 @@ def prepared(*, root: str, image_size: int | Sequence[int], channels: int) -> So
         image_size, channels: as they were packed, because the model is built by them.
 
     Raises:
-        FileNotFoundError: if ``root`` or one of its files is missing.
-        ValueError: if a file is damaged, or the images have another size.
+        DataError: If ``root`` or one of its files is missing or damaged.
+        ConfigError: If the images have another size.
     """
     folder = Path(root).expanduser()
     if not (folder / DESCRIPTION).is_file():
         what = "does not exist" if not folder.exists() else f"holds no {DESCRIPTION}, which genimg-prepare writes last"
-        raise FileNotFoundError(
-            f"data.root={root} {what}: give a directory that genimg-prepare wrote to its end (data=folder reads image files)"
+        raise DataError(
+            f"root={root} {what}: give a directory that genimg-prepare wrote to its end (the dataset folder reads image files)"
         )
     description = Description.read(folder / DESCRIPTION)
     own_channels, *own_size = description.shape
@@ -221,9 +227,9 @@ def prepared(*, root: str, image_size: int | Sequence[int], channels: int) -> So
     if channels != own_channels:
         wrong.append(("channels", channels, own_channels))
     if wrong:
-        given, needed = (" ".join(f"data.{w[0]}={w[i]}".replace(", ", ",") for w in wrong) for i in (1, 2))
-        raise ValueError(
-            f"{given}, but {root} holds {own_size[0]}x{own_size[1]} images of {own_channels} "
+        given, needed = (" ".join(f"{w[0]}={w[i]}".replace(", ", ",") for w in wrong) for i in (1, 2))
+        raise ConfigError(
+            f"{given} does not fit root={root}, which holds {own_size[0]}x{own_size[1]} images of {own_channels} "
             f"channel{'s' * (own_channels > 1)}: set {needed}"
         )
     return PreparedSource(folder, description)
@@ -243,11 +249,11 @@ def is_prepared(folder: Path) -> bool:
 
 def _require_size(path: Path, num_bytes: int | None) -> None:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: copy it again, or pack the images again")
+        raise DataError(f"the file {path} is missing: copy it again, or pack the images again")
     found = path.stat().st_size
     if num_bytes is not None and found != num_bytes:
-        raise ValueError(
-            f"{path} has {found} bytes, and {DESCRIPTION} says {num_bytes}: copy it again, or pack the images again"
+        raise DataError(
+            f"the file {path} has {found} bytes, and {DESCRIPTION} says {num_bytes}: copy it again, or pack the images again"
         )
 
 
@@ -255,4 +261,4 @@ def _load(path: Path, mmap_mode: Any) -> NDArray[Any]:
     try:
         return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is damaged ({error}): copy it again, or pack the images again") from error
+        raise DataError(f"the file {path} is damaged ({error}): copy it again, or pack the images again") from error

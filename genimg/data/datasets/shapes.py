@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genimg.data.datasets.builtin import Source, digest
+from genimg.errors import ConfigError
 from genimg.types import height_width
-from genimg.utils.rng import uniform
+from genimg.utils.rng import Stream, uniform
 
 FloatArray = NDArray[np.float64]
 
@@ -89,13 +90,13 @@ class ShapesSource(Source):
         held_out: Sequence[str] = (),
     ) -> None:
         if channels not in (1, 3):
-            raise ValueError(f"data.channels={channels} does not fit shapes: choose 3 (colour) or 1 (grey)")
+            raise ConfigError(f"channels={channels} does not fit shapes: choose 3 (colour) or 1 (grey)")
         if num_objects not in (1, 2):
-            raise ValueError(f"data.num_objects={num_objects} does not fit shapes: choose 1 or 2")
+            raise ConfigError(f"num_objects={num_objects} does not fit shapes: choose 1 or 2")
         if num_images < 1:
-            raise ValueError(f"data.num_images={num_images} must be 1 or more")
+            raise ConfigError(f"num_images={num_images} must be 1 or more")
         if labels not in ("shape", "color_shape"):
-            raise ValueError(f"data.labels={labels} does not fit shapes: choose shape or color_shape")
+            raise ConfigError(f"labels={labels} does not fit shapes: choose shape or color_shape")
         self.name = "shapes"
         self.captioned = True
         self.seed = seed
@@ -123,7 +124,7 @@ class ShapesSource(Source):
         """Shape, colour and size of the object at ``position`` (0 or 1), as indices into the tables above."""
 
         def choose(attribute: int, count: int) -> NDArray[np.int64]:
-            return (uniform(self.seed, index, position, attribute) * count).astype(np.int64)
+            return (uniform(self.seed, Stream.DRAWN_SHAPES, index, position, attribute) * count).astype(np.int64)
 
         shape, color, size = choose(0, len(SHAPES)), choose(1, len(COLORS)), choose(2, len(SIZES))
         held_out = self._held_out[color, shape]
@@ -133,7 +134,7 @@ class ShapesSource(Source):
         return shape, color, size
 
     def _above(self, index: Any) -> NDArray[np.bool_]:
-        return uniform(self.seed, index, 2, 0) < 0.5
+        return uniform(self.seed, Stream.DRAWN_SHAPES, index, 2, 0) < 0.5
 
     def read(self, index: int) -> NDArray[np.uint8]:
         channels, height, width = self.shape
@@ -164,7 +165,7 @@ class ShapesSource(Source):
                 left = wide * position
         radius = min(SIZES[_SIZE_NAMES[size]] * min(height, width), 0.46 * min(tall, wide))
         # The middle half of the room there is: enough variety, and learnt in minutes.
-        u, v = (0.25 + 0.5 * uniform(self.seed, index, position, axis)[0] for axis in (3, 4))
+        u, v = (0.25 + 0.5 * uniform(self.seed, Stream.DRAWN_SHAPES, index, position, axis)[0] for axis in (3, 4))
         return radius, (top + radius + u * (tall - 2 * radius), left + radius + v * (wide - 2 * radius))
 
     def caption(self, index: int) -> str | None:
@@ -184,19 +185,19 @@ def _table_of(held_out: Sequence[str]) -> NDArray[np.bool_]:
     """Whether each combination is held out: [colours, shapes].
 
     Raises:
-        ValueError: for what is no combination, or all of them.
+        ConfigError: For what is not a combination, or all of them.
     """
     if isinstance(held_out, str):
-        raise ValueError(f"data.held_out={held_out} must be a list such as '[red circle,blue square]'")
+        raise ConfigError(f"held_out={held_out} must be a list such as '[red circle,blue square]'")
     for name in held_out:
         if name not in _COMBINATIONS:
             near = difflib.get_close_matches(str(name), _COMBINATIONS, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ValueError(f"data.held_out: {name} is not one of the combinations{hint}: they are a colour "
-                             f"({', '.join(COLORS)}) and a shape ({', '.join(SHAPES)}), such as 'red circle'")  # fmt: skip
+            raise ConfigError(f"held_out holds {name}, which is not one of the combinations{hint}: they are a colour "
+                              f"({', '.join(COLORS)}) and a shape ({', '.join(SHAPES)}), such as 'red circle'")  # fmt: skip
     table = np.array([name in held_out for name in _COMBINATIONS]).reshape(len(COLORS), len(SHAPES))
     if table.all():
-        raise ValueError(f"data.held_out holds out all {len(_COMBINATIONS)} combinations, so that there is nothing to draw")
+        raise ConfigError(f"held_out holds all {len(_COMBINATIONS)} combinations, so nothing is left to draw: remove some")
     return table
 
 

@@ -9,13 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genimg.data.datasets.builtin import Source, digest, folder
+from genimg.data.decode import check_channels
 from genimg.data.tasks.base import Unpaired
+from genimg.errors import ConfigError, UserError
 
 
 class UnpairedSource(Source):
     """Two sources; item ``i`` is one image of each, whose channels follow one another.
 
-    That is how they are shown and measured; training takes each in an order of its own: see ``placement.UnpairedData``.
+    That is how they are shown and measured; training takes each in an order of its own: see ``loader.UnpairedData``.
 
     Args:
         a, b: the domains, of one height and width.
@@ -65,32 +67,40 @@ def unpaired(
         range: the values of 16- and 32-bit images that become black and white, [low, high]; None: see PixelFormat.
 
     Raises:
-        FileNotFoundError: if a folder is missing or has no images.
-        ValueError: if folders are given in neither way or in both.
+        ConfigError: If folders are given in neither way or in both, or for an unknown value of a parameter.
+        DataError: If a folder is missing or has no images.
     """
     if (root is None) == (a is None and b is None) or (a is None) != (b is None):
-        raise ValueError(
-            f"data.root={root}, data.a={a}, data.b={b}: give data.root, a directory with trainA and trainB, or both data.a and "
-            "data.b, two folders of images"
+        shown = " ".join(f"{key}={given or 'null'}" for key, given in (("root", root), ("a", a), ("b", b)))
+        raise ConfigError(
+            f"{shown} is ambiguous or incomplete: give root, a directory with trainA and trainB, or both a and b, two folders "
+            "of images"
         )
+    for key, count in (("channels_a", channels_a), ("channels_b", channels_b)):
+        check_channels(*((key, count) if count is not None else ("channels", channels)))
 
-    def domain(key: str, path: str, channels: int) -> Source:
+    def domain(name: str, key: str, path: str, channels: int) -> Source:
         try:
             return folder(root=path, image_size=image_size, channels=channels, fit=fit, labels="none", captions=None,
-                          refresh_index=refresh_index, name=key, range=range)  # fmt: skip
-        except FileNotFoundError as error:
-            hint = "; data.root holds trainA and trainB, or give data.a and data.b" if key == "data.root" else ""
-            raise FileNotFoundError(str(error).replace("data.root=", f"{key}=", 1) + hint) from error
+                          refresh_index=refresh_index, name=name, range=range)  # fmt: skip
+        except UserError as error:
+            if error.key != "root":
+                raise
+            hint = "; root holds trainA and trainB, or give both a and b" if key == "root" else ""
+            raise type(error)(error.problem.replace("root=", f"{key}=", 1) + hint, error.fix) from error
 
     if root is None:
         assert a is not None
         assert b is not None
-        return UnpairedSource(domain("data.a", a, channels_a or channels), domain("data.b", b, channels_b or channels))
+        return UnpairedSource(
+            domain("domain a", "a", a, channels_a or channels), domain("domain b", "b", b, channels_b or channels)
+        )
     directory = Path(root).expanduser()
     halves = [(directory / f"{part}A", directory / f"{part}B") for part in ("train", "test")]
     sources = [
         UnpairedSource(
-            domain("data.root", str(first), channels_a or channels), domain("data.root", str(second), channels_b or channels)
+            domain("domain a", "root", str(first), channels_a or channels),
+            domain("domain b", "root", str(second), channels_b or channels),
         )
         for first, second in halves[: 2 if all(path.is_dir() for path in halves[1]) else 1]
     ]

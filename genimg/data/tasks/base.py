@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from genimg.errors import ConfigError
 from genimg.types import Batch
 
 
@@ -28,7 +29,7 @@ class Task(ABC):
         """How many the source and the target have, for images of this shape (C, H, W).
 
         Raises:
-            ValueError: if the task cannot be made of such images.
+            ConfigError: If the task cannot be made of such images.
         """
 
     @abstractmethod
@@ -50,7 +51,7 @@ class Task(ABC):
             mask: [N, 1, h, w], 1 where pixels are missing; None where the task has none.
 
         Raises:
-            ValueError: if the mask is missing or has no use.
+            ConfigError: If the mask is missing or has no use.
         """
 
     def fingerprint(self) -> str | None:
@@ -116,7 +117,7 @@ def refuse_mask(mask: Tensor | None, name: str) -> None:
     """For tasks without one.
 
     Raises:
-        ValueError: if there is a mask.
+        ConfigError: If there is a mask.
     """
     if mask is not None:
-        raise ValueError(f"a mask has no effect on {name}: leave it away")
+        raise ConfigError(f"a mask has no effect on {name}", "remove it", key="mask")

@@ -6,6 +6,7 @@ Sources are clipped and rounded to 256 levels, like the files that users transla
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 
@@ -22,11 +23,11 @@ from genimg.data.tasks.filters import gaussian_blur, gaussian_radius, motion_blu
 from genimg.data.tasks.masks import Mask
 from genimg.data.tasks.noise import Photons, add_gaussian, jpeg, salt_and_pepper
 from genimg.data.tasks.ranges import checked_range, drawn
+from genimg.errors import ConfigError, UserError
 from genimg.types import Batch
 from genimg.utils.images import to_float, to_uint8
-from genimg.utils.rng import hash_integers
+from genimg.utils.rng import Stream, keys_of
 
-_STREAM = 6  # keeps these numbers apart from those of other changes to training samples
 _PEAK = 255**2  # photons from which on noise is less than a level of 255 everywhere
 
 
@@ -46,17 +47,15 @@ class Denoise(Task):
     def __init__(self, *, noise: str, amount: float | Sequence[float], clip: bool = True) -> None:
         limits = {"gaussian": (0, 255), "poisson": (0, _PEAK), "salt_and_pepper": (0, 1), "jpeg": (1, 100)}
         if noise not in limits:
-            raise ValueError(f"task.noise={noise} is unknown: choose one of {', '.join(limits)}")
+            raise ValueError(f"noise={noise} is unknown: choose one of {', '.join(limits)}")
         self.noise = noise
-        self.amount = checked_range("task.amount", amount, *limits[noise], above=noise != "jpeg")
+        self.amount = checked_range("amount", amount, *limits[noise], above=noise != "jpeg")
         if noise != "gaussian" and self.amount[0] != self.amount[1]:
-            raise ValueError(f"task.amount={list(self.amount)} must be one number: task.noise={noise} has no range")
+            raise ValueError(f"amount={list(self.amount)} must be one number, because {noise} noise has no range")
         if noise == "jpeg" and self.amount[0] != int(self.amount[0]):
-            raise ValueError(f"task.amount={self.amount[0]} must be a whole number from 1 to 100, JPEG's quality")
+            raise ValueError(f"amount={self.amount[0]} must be a whole number from 1 to 100, JPEG's quality")
         if not clip and noise in ("salt_and_pepper", "jpeg"):
-            raise ValueError(
-                f"task.clip=false has no effect on task.noise={noise}, whose sources have 256 levels: remove task.clip"
-            )
+            raise ValueError(f"clip=false has no effect on {noise} noise, whose sources have 256 levels: remove clip")
         self.clip = clip
         self._photons = Photons(self.amount[0]) if noise == "poisson" else None
 
@@ -82,9 +81,9 @@ class Denoise(Task):
 
     def _noisy(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Tensor:
         """Before it is clipped."""
-        keys = hash_integers(seed, _STREAM, 0, positions)
+        keys = keys_of(seed, Stream.DEGRADATION, 0, positions)
         if self.noise == "gaussian":
-            levels = drawn(self.amount, seed, _STREAM, 1, positions)
+            levels = drawn(self.amount, seed, Stream.DEGRADATION, 1, positions)
             return add_gaussian(images, _tensor(levels / 127.5, images), keys)
         if self._photons is not None:
             return self._photons(images, keys)
@@ -112,7 +111,10 @@ class Inpaint(Task):
 
     def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
         check_picture(shape, "Inpaint")
-        self.mask.check(*shape[1:])
+        try:
+            self.mask.check(*shape[1:])
+        except UserError as error:
+            raise error.mounted("mask", inspect.signature(type(self.mask)).parameters) from error
         return shape[0] + 1, shape[0]
 
     def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Batch:
@@ -122,11 +124,13 @@ class Inpaint(Task):
 
     def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is None:
-            raise ValueError("Inpaint needs a mask of every image, white where pixels are missing: give one")
+            raise ConfigError("Inpaint needs a mask of every image, white where pixels are missing", "give one", key="mask")
         expected = (images.shape[0], 1, *images.shape[2:])
         if mask.shape != expected:
-            raise ValueError(
-                f"masks of {list(mask.shape)} do not fit images of {list(images.shape)}: give masks of {list(expected)}"
+            raise ConfigError(
+                f"masks of {list(mask.shape)} do not fit images of {list(images.shape)}",
+                f"give masks of {list(expected)}",
+                key="mask",
             )
         return _with_holes(images, mask)
 
@@ -152,7 +156,7 @@ class SuperResolution(Task):
 
     def __init__(self, *, factor: int) -> None:
         if factor != int(factor) or factor < 2:
-            raise ValueError(f"task.factor={factor} must be a whole number from 2 on")
+            raise ValueError(f"factor={factor} must be a whole number from 2 on")
         self.factor = int(factor)
 
     @property
@@ -167,9 +171,9 @@ class SuperResolution(Task):
     def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
         channels, height, width = check_picture(shape, "SuperResolution")
         if height % self.factor or width % self.factor:
-            raise ValueError(
-                f"task.factor={self.factor} does not divide the images' {height}x{width} pixels: set it to a divisor of "
-                f"{math.gcd(height, width)}, or change data.image_size"
+            raise ConfigError(
+                f"factor={self.factor} does not divide the images' {height}x{width} pixels: set it to a divisor of "
+                f"{math.gcd(height, width)}, or use another size of images"
             )
         return channels, channels
 
@@ -195,12 +199,12 @@ class Colorize(Task):
 
     def __init__(self, *, space: str) -> None:
         if space not in ("gray", "lab"):
-            raise ValueError(f"task.space={space} is unknown: choose gray or lab")
+            raise ValueError(f"space={space} is unknown: choose gray or lab")
         self.space = space
 
     def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
         if shape[0] != 3:
-            raise ValueError(f"Colorize needs RGB images, and these have {shape[0]} channels: set data.channels=3")
+            raise ConfigError(f"Colorize needs RGB images, and these have {shape[0]} channels: use images of 3 channels")
         return 1, 3 if self.space == "gray" else 2
 
     def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Batch:
@@ -212,7 +216,7 @@ class Colorize(Task):
     def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         refuse_mask(mask, "Colorize")
         if images.shape[1] not in (1, 3):
-            raise ValueError(f"Colorize is given grey or RGB images, not {images.shape[1]} channels: convert them")
+            raise ConfigError(f"Colorize takes grey or RGB images, and these have {images.shape[1]} channels: convert them")
         if self.space == "gray":
             return images if images.shape[1] == 1 else channels_last(eight_bits(luma(images)))
         return channels_last(rgb_to_lab(images.expand(-1, 3, -1, -1))[:, :1] / 50.0 - 1.0)
@@ -245,34 +249,34 @@ class Deblur(Task):
 
     def __init__(self, *, blur: str, amount: float | Sequence[float], noise: float = 0.0, clip: bool = True) -> None:
         if blur not in ("gaussian", "motion"):
-            raise ValueError(f"task.blur={blur} is unknown: choose gaussian or motion")
+            raise ValueError(f"blur={blur} is unknown: choose gaussian or motion")
         self.blur = blur
         # A line within a pixel blurs nothing; of a Gaussian below 0.2 pixels, less than one level would reach the next pixel.
-        self.amount = checked_range("task.amount", amount, 1.0 if blur == "motion" else 0.2, 1000.0, above=blur == "motion")
+        self.amount = checked_range("amount", amount, 1.0 if blur == "motion" else 0.2, 1000.0, above=blur == "motion")
         if not 0 <= noise <= 255:
-            raise ValueError(f"task.noise={noise} must be from 0 to 255, a standard deviation in levels")
+            raise ValueError(f"noise={noise} must be from 0 to 255, a standard deviation in levels")
         self.noise, self.clip = float(noise), clip
         self.reach = math.ceil(self.amount[1] / 2) if blur == "motion" else gaussian_radius(self.amount[1])
 
     def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
         channels, height, width = check_picture(shape, "Deblur")
         if self.reach >= min(height, width):
-            raise ValueError(
-                f"task.amount={self.amount[1]} blurs across {self.reach} pixels to each side, more than images of "
+            raise ConfigError(
+                f"amount={self.amount[1]} blurs across {self.reach} pixels to each side, more than images of "
                 f"{height}x{width} have: set a smaller one"
             )
         return channels, channels
 
     def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Batch:
-        amounts = _tensor(drawn(self.amount, seed, _STREAM, 2, positions), images)
+        amounts = _tensor(drawn(self.amount, seed, Stream.DEGRADATION, 2, positions), images)
         if self.blur == "gaussian":
             blurred = gaussian_blur(images, amounts, self.reach)
         else:
-            radians = _tensor(drawn((0.0, math.pi), seed, _STREAM, 3, positions), images)
+            radians = _tensor(drawn((0.0, math.pi), seed, Stream.DEGRADATION, 3, positions), images)
             blurred = motion_blur(images, amounts, radians, math.ceil(self.amount[1]))
         if self.noise > 0:
             deviations = torch.full_like(amounts, self.noise / 127.5)
-            blurred = add_gaussian(blurred, deviations, hash_integers(seed, _STREAM, 4, positions))
+            blurred = add_gaussian(blurred, deviations, keys_of(seed, Stream.DEGRADATION, 4, positions))
         return _batch(eight_bits(blurred) if self.clip else blurred, images)
 
     def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -303,9 +307,9 @@ class Edges(Task):
     def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
         channels, height, width = check_picture(shape, "Edges")
         if self.detector.radius >= min(height, width):
-            raise ValueError(
-                f"task.detector={type(self.detector).__name__} sees {self.detector.radius} pixels to each side, and images of "
-                f"{height}x{width} are smaller: set a smaller task.detector.sigma"
+            raise ConfigError(
+                f"detector={type(self.detector).__name__} sees {self.detector.radius} pixels to each side, and images of "
+                f"{height}x{width} are smaller: use larger images, or a smaller sigma of the detector"
             )
         return 1, channels
 
@@ -315,7 +319,7 @@ class Edges(Task):
     def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         refuse_mask(mask, "Edges")
         if images.shape[1] != 1:
-            raise ValueError(f"Edges is given edge maps of 1 channel, not of {images.shape[1]}: convert them to grey")
+            raise ConfigError(f"Edges takes edge maps of 1 channel, and these have {images.shape[1]}: convert them to grey")
         return images
 
 
@@ -323,10 +327,10 @@ def check_picture(shape: tuple[int, int, int], name: str) -> tuple[int, int, int
     """The shape (C, H, W), of grey or RGB images.
 
     Raises:
-        ValueError: if it is of others.
+        ConfigError: If it is that of others.
     """
     if shape[0] not in (1, 3):
-        raise ValueError(f"{name} is made for grey or RGB images, and these have {shape[0]} channels: set data.channels=3")
+        raise ConfigError(f"{name} needs grey or RGB images, and these have {shape[0]} channels: use images of 1 or 3 channels")
     return shape
 
 

@@ -33,11 +33,9 @@ class Canny:
 
     def __init__(self, *, sigma: float, low: float, high: float) -> None:
         if not 0 < sigma < float("inf"):
-            raise ValueError(f"task.detector.sigma={sigma} must be more than 0 pixels")
+            raise ValueError(f"sigma={sigma} must be more than 0 pixels")
         if not 0 < low <= high <= 1:
-            raise ValueError(
-                f"task.detector.low={low} and task.detector.high={high} must be more than 0, at most 1, and in order"
-            )
+            raise ValueError(f"low={low} and high={high} must be more than 0, at most 1, and in order")
         self.sigma = sigma
         self.low = low
         self.high = high

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from genimg.data.datasets.file_index import list_images
 from genimg.data.tasks.ranges import checked_range, drawn, drawn_integers
-from genimg.utils.rng import uniform
+from genimg.errors import ConfigError, DataError
+from genimg.utils.rng import Stream, uniform
 
-_STREAM = 7  # keeps these numbers apart from those of other changes to training samples
 _TURN, _TURN_RANGE = 2 * math.pi / 5, 2 * math.pi / 15  # of a stroke's legs from its course; the code of Yu et al. 2019
 
 
@@ -30,7 +30,8 @@ class Mask(ABC):
         """Refuse images of this size, in pixels.
 
         Raises:
-            ValueError: naming the setting.
+            ConfigError: For a setting that does not suit the size.
+            DataError: For masks in files that are missing, damaged or of another size.
         """
 
     @abstractmethod
@@ -51,15 +52,14 @@ class Center(Mask):
 
     def __init__(self, *, size: float) -> None:
         if not 0 < size < 1:
-            raise ValueError(f"task.mask.size={size} must be a share of the sides, between 0 and 1")
+            raise ValueError(f"size={size} must be a share of the sides, between 0 and 1")
         self.size = size
 
     def check(self, height: int, width: int) -> None:
         for side in (height, width):
             if not 0 < round(self.size * side) < side:
-                raise ValueError(
-                    f"task.mask.size={self.size} is {round(self.size * side)} of {side} pixels: it must leave some of them, "
-                    "but not all"
+                raise ConfigError(
+                    f"size={self.size} is {round(self.size * side)} of {side} pixels: it must leave some of them, but not all"
                 )
 
     def __call__(self, positions: NDArray[np.int64], seed: int, *, height: int, width: int, device: torch.device) -> Tensor:
@@ -80,25 +80,24 @@ class Boxes(Mask):
 
     def __init__(self, *, num_boxes: int, side: float | Sequence[float]) -> None:
         if num_boxes < 1:
-            raise ValueError(f"task.mask.num_boxes={num_boxes} must be 1 or more")
+            raise ValueError(f"num_boxes={num_boxes} must be 1 or more")
         self.num_boxes = num_boxes
-        self.side = checked_range("task.mask.side", side, 0.0, 1.0, above=True)
+        self.side = checked_range("side", side, 0.0, 1.0, above=True)
 
     def check(self, height: int, width: int) -> None:
         if self.side[0] * min(height, width) < 1:
-            raise ValueError(
-                f"task.mask.side={self.side[0]} is less than a pixel of {height}x{width}: set it to "
-                f"{1 / min(height, width):.3g} or more"
+            raise ConfigError(
+                f"side={self.side[0]} is less than a pixel of {height}x{width}: set it to {1 / min(height, width):.3g} or more"
             )
 
     def __call__(self, positions: NDArray[np.int64], seed: int, *, height: int, width: int, device: torch.device) -> Tensor:
         box = np.arange(self.num_boxes)[:, None]
-        counts = drawn_integers((1, self.num_boxes), seed, _STREAM, 0, positions)
+        counts = drawn_integers((1, self.num_boxes), seed, Stream.MASK, 0, positions)
 
         def span(length: int, number: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
             """First and last + 1 pixel of every box along a side: [B, N]."""
-            pixels = np.rint(length * drawn(self.side, seed, _STREAM, number, box, positions))
-            first = np.floor((length - pixels + 1) * uniform(seed, _STREAM, number + 1, box, positions))
+            pixels = np.rint(length * drawn(self.side, seed, Stream.MASK, number, box, positions))
+            first = np.floor((length - pixels + 1) * uniform(seed, Stream.MASK, number + 1, box, positions))
             return first, np.where(box < counts, first + pixels, first)  # boxes beyond the count are empty
 
         spans = np.stack([*span(height, 1), *span(width, 3)]).astype(np.float32)  # [4, B, N]
@@ -125,28 +124,28 @@ class Strokes(Mask):
 
     def __init__(self, *, num_strokes: int, num_legs: int | Sequence[int], width: float | Sequence[float]) -> None:
         if num_strokes < 1:
-            raise ValueError(f"task.mask.num_strokes={num_strokes} must be 1 or more")
-        low, high = checked_range("task.mask.num_legs", num_legs, 1, 1000)
+            raise ValueError(f"num_strokes={num_strokes} must be 1 or more")
+        low, high = checked_range("num_legs", num_legs, 1, 1000)
         if low != int(low) or high != int(high):
-            raise ValueError(f"task.mask.num_legs={num_legs} must be whole")
+            raise ValueError(f"num_legs={num_legs} must be whole")
         self.num_strokes = num_strokes
         self.num_legs = int(low), int(high)
-        self.width = checked_range("task.mask.width", width, 0.0, 1.0, above=True)
+        self.width = checked_range("width", width, 0.0, 1.0, above=True)
 
     def check(self, height: int, width: int) -> None:
         if self.width[0] * min(height, width) < 1:
-            raise ValueError(
-                f"task.mask.width={self.width[0]} is less than a pixel of {height}x{width}: set it to "
+            raise ConfigError(
+                f"width={self.width[0]} is less than a pixel of {height}x{width}: set it to "
                 f"{1 / min(height, width):.3g} or more"
             )
 
     def __call__(self, positions: NDArray[np.int64], seed: int, *, height: int, width: int, device: torch.device) -> Tensor:
         stroke = np.arange(self.num_strokes)[:, None]
-        chance = partial(uniform, seed, _STREAM)
-        strokes = drawn_integers((1, self.num_strokes), seed, _STREAM, 10, positions)  # [N]
-        legs = drawn_integers(self.num_legs, seed, _STREAM, 11, stroke, positions)  # [S, N]
+        chance = partial(uniform, seed, Stream.MASK)
+        strokes = drawn_integers((1, self.num_strokes), seed, Stream.MASK, 10, positions)  # [N]
+        legs = drawn_integers(self.num_legs, seed, Stream.MASK, 11, stroke, positions)  # [S, N]
         legs = np.where(stroke < strokes, legs, 0)
-        radius = drawn(self.width, seed, _STREAM, 12, stroke, positions) * (min(height, width) / 2)
+        radius = drawn(self.width, seed, Stream.MASK, 12, stroke, positions) * (min(height, width) / 2)
         course = 2 * math.pi * chance(13, stroke, positions)
         y, x = height * chance(14, stroke, positions), width * chance(15, stroke, positions)
         mean = math.hypot(height, width) / 8
@@ -201,14 +200,13 @@ class Files(Mask):
         """Read the masks.
 
         Raises:
-            FileNotFoundError: if there are none.
-            ValueError: if one has another size, or cannot be decoded.
+            DataError: If there are none, one has another size, or one cannot be decoded.
         """
         self._load(height, width)
 
     def __call__(self, positions: NDArray[np.int64], seed: int, *, height: int, width: int, device: torch.device) -> Tensor:
         packed = self._load(height, width)
-        chosen = packed[drawn_integers((0, len(packed) - 1), seed, _STREAM, 20, positions)]
+        chosen = packed[drawn_integers((0, len(packed) - 1), seed, Stream.MASK, 20, positions)]
         bits = np.unpackbits(chosen, axis=1, count=height * width)
         return torch.from_numpy(bits).to(device, non_blocking=True).float().view(len(positions), 1, height, width)
 
@@ -223,10 +221,10 @@ class Files(Mask):
     def _paths(self) -> list[str]:
         if not self.folder.is_dir():
             what = "is a file, not a directory" if self.folder.exists() else "does not exist"
-            raise FileNotFoundError(f"task.mask.folder={self.folder} {what}: give a directory of masks")
+            raise DataError(f"folder={self.folder} {what}: give a directory of masks")
         paths = list_images(self.folder, refresh=False).paths
         if not paths:
-            raise FileNotFoundError(f"task.mask.folder={self.folder} holds no images: expected files such as .png or .jpg")
+            raise DataError(f"folder={self.folder} holds no images: expected files such as .png or .jpg")
         return paths
 
     def _read(self, path: str, height: int, width: int) -> NDArray[np.uint8]:
@@ -236,8 +234,10 @@ class Files(Mask):
                     return np.packbits(np.asarray(image.convert("L")) >= 128)
                 size = f"{image.height}x{image.width}"
         except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
-            raise ValueError(f"the mask {self.folder / path} cannot be decoded ({error}): repair it or remove it") from error
-        raise ValueError(
-            f"the mask {self.folder / path} is {size} pixels, and the images are {height}x{width} (height x width): resize the "
-            f"masks in task.mask.folder={self.folder}, without smoothing, or set data.image_size to their size"
+            raise DataError(
+                f"folder={self.folder} holds the mask {path}, which cannot be decoded ({error}): repair it or remove it"
+            ) from error
+        raise DataError(
+            f"folder={self.folder} holds the mask {path} of {size} pixels, but images are {height}x{width} (height x width): "
+            "resize the masks without smoothing, or bring the images to their size"
         )

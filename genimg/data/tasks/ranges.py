@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from genimg.utils.rng import uniform
+from genimg.utils.rng import Stream, uniform
 
 Range = tuple[float, float]
 
 
-def checked_range(key: str, value: float | Sequence[float], least: float, most: float, *, above: bool = False) -> Range:
+def checked_range(name: str, value: float | Sequence[float], least: float, most: float, *, above: bool = False) -> Range:
     """A number as (number, number), or [low, high] as (low, high).
 
     Args:
-        key: of the setting, for the message.
+        name: Parameter that gives the value.
         value: in [least, most].
         above: it, or the end of the range, must be more than ``least``.
 
@@ -26,23 +26,23 @@ def checked_range(key: str, value: float | Sequence[float], least: float, most: 
     single = isinstance(value, int | float)
     bounds = [value, value] if isinstance(value, int | float) else list(value) if isinstance(value, Sequence) else []
     if len(bounds) != 2 or not all(isinstance(bound, int | float) for bound in bounds):
-        raise ValueError(f"{key}={value} must be a number, or [low, high]")
+        raise ValueError(f"{name}={value} must be a number, or [low, high]")
     low, high = bounds
     if not (least <= low <= high <= most) or (above and high == least):
         rule = f"{'more than' if above else 'at least'} {least:g} and at most {most:g}"
-        raise ValueError(f"{key}={value} must be {rule}{'' if single else ', and in order'}")
+        raise ValueError(f"{name}={value} must be {rule}{'' if single else ', and in order'}")
     if low == high and not single:
-        raise ValueError(f"{key}={value} is no range: set {key}={low}")
+        raise ValueError(f"{name}={value} is not a range: set {name}={low}")
     return low, high
 
 
-def drawn(bounds: Range, *keys: int | NDArray[np.int64]) -> NDArray[np.float64]:
-    """Numbers uniform in the range, which depend on the keys alone."""
+def drawn(bounds: Range, seed: int, stream: Stream, *position: int | NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return numbers uniform in the range, made of ``keys_of`` the other arguments."""
     low, high = bounds
-    return low + (high - low) * uniform(*keys)
+    return low + (high - low) * uniform(seed, stream, *position)
 
 
-def drawn_integers(bounds: tuple[int, int], *keys: int | NDArray[np.int64]) -> NDArray[np.int64]:
-    """Integers uniform in the range, both ends included, which depend on the keys alone."""
+def drawn_integers(bounds: tuple[int, int], seed: int, stream: Stream, *position: int | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return integers uniform in the range, both ends included, made of ``keys_of`` the other arguments."""
     low, high = bounds
-    return low + np.floor((high - low + 1) * uniform(*keys)).astype(np.int64)
+    return low + np.floor((high - low + 1) * uniform(seed, stream, *position)).astype(np.int64)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genimg.errors import DataError
+from genimg.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -147,8 +147,7 @@ class Weights:
         """The file and its digest: the path given, else the environment variable's, else hub's cache, else a download.
 
         Raises:
-            FileNotFoundError: if the weights cannot be had.
-            ValueError: if their digest is not ``sha256`` (None accepts any).
+            DataError: If the weights are not found, or their digest is not ``sha256`` (None accepts any).
         """
         path = self._given(given)
         if path is None:
@@ -160,11 +159,11 @@ class Weights:
         return path, found
 
     def _given(self, given: str | None) -> Path | None:
-        for source, value in (("evaluation.extractor.weights", given), (self.variable, os.environ.get(self.variable))):
+        for source, value in (("weights", given), (self.variable, os.environ.get(self.variable))):
             if value:
                 path = Path(value).expanduser()
                 if not path.is_file():
-                    raise FileNotFoundError(f"{source}={value} is not a file: it should be {self.what}")
+                    raise DataError(f"{source}={value} is not a file: name {self.what}")
                 return path
         return None
 
@@ -175,23 +174,23 @@ class Weights:
             torch.hub.download_url_to_file(self.url, str(path), hash_prefix=self.sha256)
         except (OSError, RuntimeError) as error:
             raise WeightsNotAtHandError(
-                f"{self.what} are not at {path} and could not be downloaded ({error}): put the file {self.file} there, or "
-                f"name another place with evaluation.extractor.weights=PATH or {self.variable}=PATH, or choose another "
-                "evaluation (evaluation=none turns it off)"
+                f"{self.what} are not at {path} and could not be downloaded ({error})",
+                f"put the file {self.file} there, or name another place with weights=PATH or {self.variable}=PATH, or choose "
+                "another evaluation",
+                key="weights",
             ) from error
 
 
 def check_sha256(path: Path, found: str, wanted: str | None) -> None:
-    """Refuse a file with another digest than the config's.
+    """Refuse a file with another digest than an extractor's parameter ``sha256``.
 
     Raises:
-        ValueError: naming the file, both digests and the way out.
+        DataError: If the digests differ.
     """
     if wanted is not None and found != wanted:
-        raise ValueError(
-            f"{path} has sha256 {found}, but evaluation.extractor.sha256={wanted}: these are other weights (or a broken "
-            "file). Put the right file there, or accept these with evaluation.extractor.sha256=null; the metrics are then "
-            "recorded under their own digest"
+        raise DataError(
+            f"sha256={wanted} is not the digest of {path}, which is {found}: these are other weights, or a broken file. Put "
+            "the right file there, or accept these with sha256=null; the metrics are then recorded under their own digest"
         )
 
 
@@ -200,14 +199,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def refuse_published_name(name: str) -> None:
-    """A network of one's own must not give its metrics the name of a published one.
+def refuse_published_name(name: str, given: str) -> None:
+    """Refuse the name of a published network for the metrics of another one.
+
+    Args:
+        name: Name of the extractor.
+        given: The parameter that determines it, as ``name=value``.
 
     Raises:
-        ValueError: naming the name.
+        ConfigError: If it is such a name.
     """
     if name.startswith(("inception", "dinov2_", "clip_")):
-        raise ValueError(f"the extractor's name {name} is that of a published network: choose another for your own")
+        raise ConfigError(f"{given} has the name of a published network: choose another name for your own")
 
 
 def in_one_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genimg.errors import DataError
 from genimg.evaluation.extractors.base import (
     Extractor,
     check_sha256,
@@ -95,14 +96,14 @@ class Classifier(Extractor):
         sha256: of that file; None accepts any.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is not a classifier's, or its digest is another.
+        DataError: If there is no such file, it is not a classifier's, or its digest is another.
+        ConfigError: If it has the name of a published network.
     """
 
     def __init__(self, *, classifier: Annotated[str, MachineLocal(published=_is_shipped)], sha256: str | None) -> None:
         path = Path(classifier).expanduser() if classifier.endswith(".pt") else shipped_weights(classifier)
         if not path.is_file():
-            raise FileNotFoundError(f"evaluation.extractor.classifier={classifier}: {path} does not exist")
+            raise DataError(f"classifier={classifier} is neither shipped with genimg nor a file: {path} does not exist")
         found = sha256_of(path)
         check_sha256(path, found, sha256)
         try:
@@ -118,8 +119,10 @@ class Classifier(Extractor):
             network = SmallClassifier(channels=self.num_channels, num_classes=len(class_names))
             network.load_state_dict({key: value.float() for key, value in record["state_dict"].items()})
         except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
-            raise ValueError(f"{path} is not a classifier that genimg-features wrote ({in_one_line(error)})") from error
-        refuse_published_name(path.stem)
+            raise DataError(
+                f"classifier={classifier} is not a file that genimg-features wrote ({in_one_line(error)})"
+            ) from error
+        refuse_published_name(path.stem, f"classifier={classifier}")
         resize, channels = describe_preparation(self.num_channels, self.image_size)
         super().__init__(
             name=path.stem,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genimg.errors import ConfigError, DataError
 from genimg.evaluation.extractors.base import (
     Extractor,
     check_sha256,
@@ -29,12 +30,12 @@ class CustomExtractor(Extractor):
         self, name: str, network: nn.Module, weights_sha256: str | None, channels: int | None, image_size: int | None
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9]\w*", name):
-            raise ValueError(f"evaluation.extractor.name={name} must be letters, digits and _: it becomes part of metric names")
-        refuse_published_name(name)
+            raise ConfigError(f"name={name} must be letters, digits and _: it becomes part of metric names")
+        refuse_published_name(name, f"name={name}")
         if channels not in (None, 1, 3):
-            raise ValueError(f"evaluation.extractor.channels={channels} must be 1, 3, or null for the images' own")
+            raise ConfigError(f"channels={channels} must be 1, 3, or null for the images' own")
         if image_size is not None and image_size < 1:
-            raise ValueError(f"evaluation.extractor.image_size={image_size} must be 1 or more pixels, or null")
+            raise ConfigError(f"image_size={image_size} must be 1 or more pixels, or null")
         self._prepared_channels, self._image_size = channels, image_size
         network.eval()
         has_logits = self._has_logits(network, name)
@@ -60,17 +61,17 @@ class CustomExtractor(Extractor):
             except Exception as error:  # whatever a network of the user's may raise
                 failures.append(error)
         else:
-            raise ValueError(
-                f"the extractor {name} cannot be run on two and on three images of {channels} channels and {size}x{size} "
-                f"pixels ({in_one_line(failures[0])}): set evaluation.extractor.channels and evaluation.extractor.image_size "
-                "to what it takes; an exported program needs a dynamic batch dimension"
+            raise ConfigError(
+                f"name={name} is a network that cannot be run on two and on three images of {channels} channels and "
+                f"{size}x{size} pixels ({in_one_line(failures[0])}): set channels and image_size to what it takes; an exported "
+                "program needs a dynamic batch dimension"
             ) from failures[0]
         parts = outputs[0] if isinstance(outputs[0], tuple | list) else (outputs[0],)
         shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
         if len(parts) > 2 or any(not isinstance(part, Tensor) or part.dim() != 2 or len(part) != 2 for part in parts):
-            raise ValueError(
-                f"the extractor {name} returned {shapes} for two images: it must return features [N, D], or features and "
-                "logits [N, K]"
+            raise ConfigError(
+                f"name={name} is a network that returned {shapes} for two images: it must return features [N, D], or features "
+                "and logits [N, K]"
             )
         return len(parts) == 2
 
@@ -91,8 +92,8 @@ class Module(CustomExtractor):
         image_size: pixels, to which images are resized; None leaves them.
 
     Raises:
-        FileNotFoundError: if there are no such weights.
-        ValueError: if their digest is another or they do not fit, or the network returns something else.
+        DataError: If there are no such weights, their digest is another, or they do not fit.
+        ConfigError: For other values of parameters, or if the network returns something else.
     """
 
     def __init__(
@@ -113,9 +114,9 @@ class Module(CustomExtractor):
             try:
                 network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
             except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
-                raise ValueError(f"{path} does not hold weights for {type(network).__name__} ({in_one_line(error)})") from error
+                raise DataError(f"weights={weights} do not fit {type(network).__name__} ({in_one_line(error)})") from error
         elif sha256 is not None:
-            raise ValueError("evaluation.extractor.sha256 has no effect without evaluation.extractor.weights: remove it")
+            raise ConfigError(f"sha256={sha256} has no effect without weights: remove it")
         super().__init__(name, network, found, channels, image_size)
         self._identity = _digest_of(network)
 
@@ -133,12 +134,12 @@ def _digest_of(network: nn.Module) -> str:
 
 
 def existing(path: str, key: str) -> Path:
-    """The file that ``evaluation.extractor.KEY`` names.
+    """Return the file that the parameter ``key`` names.
 
     Raises:
-        FileNotFoundError: if there is none.
+        DataError: If there is none.
     """
     found = Path(path).expanduser()
     if not found.is_file():
-        raise FileNotFoundError(f"evaluation.extractor.{key}={path} is not a file")
+        raise DataError(f"{key}={path} is not a file")
     return found

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from genimg.errors import ConfigError, DataError
 from genimg.evaluation.extractors.base import GREY_IS_REPLICATED, Extractor, Weights, in_one_line, three_channels
 from genimg.evaluation.extractors.resizing import pillow_bicubic, pillow_bicubic_crop
 from genimg.utils.machine_local import FoundPath, PublishedDigest
@@ -41,13 +42,13 @@ class DINOv2(Extractor):
         sha256: of that file; ``published`` is the digest of Meta's own, None accepts any.
 
     Raises:
-        FileNotFoundError: if code or weights cannot be had.
-        ValueError: if the weights have another digest or do not fit.
+        DataError: If code or weights are not found, or the weights have another digest or do not fit.
+        ConfigError: For an unknown model.
     """
 
     def __init__(self, *, model: str, weights: FoundPath | None, sha256: PublishedDigest | None) -> None:
         if model not in DINOV2_SHA256:
-            raise ValueError(f"evaluation.extractor.model={model} is unknown: choose one of {', '.join(DINOV2_SHA256)}")
+            raise ConfigError(f"model={model} is unknown: choose one of {', '.join(DINOV2_SHA256)}")
         published = Weights(
             what=f"the weights of {model}",
             variable="GENIMG_DINOV2_WEIGHTS",
@@ -60,7 +61,7 @@ class DINOv2(Extractor):
         try:
             network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
-            raise ValueError(f"{path} does not hold the weights of {model} ({in_one_line(error)})") from error
+            raise DataError(f"the file {path} does not hold the weights of {model} ({in_one_line(error)})") from error
         super().__init__(
             name=f"{model}_bicubic" if found == published.sha256 else f"{model}_bicubic_unknown",
             network=network,
@@ -90,8 +91,8 @@ class CLIP(Extractor):
         sha256: of that file; ``published`` is the digest of OpenAI's own, None accepts any.
 
     Raises:
-        FileNotFoundError: if the weights cannot be had.
-        ValueError: if they have another digest or are not CLIP's.
+        DataError: If the weights are not found, have another digest or are not CLIP's.
+        ConfigError: For an unknown model.
     """
 
     def __init__(self, *, model: str, weights: FoundPath | None, sha256: PublishedDigest | None) -> None:
@@ -99,7 +100,7 @@ class CLIP(Extractor):
         from torch_fidelity.utils import create_feature_extractor
 
         if model not in MODEL_METADATA:
-            raise ValueError(f"evaluation.extractor.model={model} is unknown: choose one of {', '.join(MODEL_METADATA)}")
+            raise ConfigError(f"model={model} is unknown: choose one of {', '.join(MODEL_METADATA)}")
         published = Weights(
             what=f"the weights of {model}",
             variable="GENIMG_CLIP_WEIGHTS",
@@ -113,7 +114,7 @@ class CLIP(Extractor):
                 model, ["clip"], feature_extractor_weights_path=str(path), cuda=False, verbose=False
             )
         except Exception as error:  # a file of another kind makes the loader raise nearly anything
-            raise ValueError(f"{path} does not hold the weights of {model} ({in_one_line(error)})") from error
+            raise DataError(f"the file {path} does not hold the weights of {model} ({in_one_line(error)})") from error
         name = f"{model.replace('-', '_')}_bicubic"
         self.size = int(network.resolution)
         super().__init__(
@@ -138,8 +139,8 @@ def _from_hub(model: str) -> nn.Module:
         # Validation looks for branches and tags alone, and this is a commit, so that the code stays the same.
         return torch.hub.load(f"facebookresearch/dinov2:{_DINOV2_COMMIT}", model, pretrained=False, skip_validation=True)
     except Exception as error:  # it runs a repository's code
-        raise FileNotFoundError(
-            f"the code of {model} could not be had from {local or 'torch hub (facebookresearch/dinov2)'} "
+        raise DataError(
+            f"the code of {model} could not be loaded from {local or 'torch hub (facebookresearch/dinov2)'} "
             f"({in_one_line(error)}): set GENIMG_DINOV2_REPOSITORY to a directory that holds a checkout of it, or choose "
             "another evaluation"
         ) from error

@@ -7,6 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from genimg.errors import DataError
 from genimg.evaluation.extractors.base import GREY_IS_REPLICATED, Extractor, Weights, in_one_line, three_channels
 from genimg.utils.machine_local import FoundPath, MachineLocal
 
@@ -36,8 +37,7 @@ class Inception(Extractor):
         sha256: of that file; None accepts any, whose metrics are then not called FID and KID.
 
     Raises:
-        FileNotFoundError: if the weights cannot be had.
-        ValueError: if they have another digest, or are not Inception's.
+        DataError: If the weights are not found, have another digest, or are not Inception's.
     """
 
     def __init__(self, *, weights: FoundPath | None, sha256: _Digest | None) -> None:
@@ -55,7 +55,7 @@ class Inception(Extractor):
                 verbose=False,
             )
         except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
-            raise ValueError(f"{path} does not hold the Inception weights ({in_one_line(error)})") from error
+            raise DataError(f"the file {path} does not hold the Inception weights ({in_one_line(error)})") from error
         super().__init__(
             name="inception" if self.known else "inception_unknown",
             network=network,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from genimg.errors import DataError
 from genimg.evaluation.extractors.base import check_sha256, in_one_line, sha256_of
 from genimg.evaluation.extractors.custom import CustomExtractor, existing
 from genimg.utils.machine_local import LocalPath
@@ -21,8 +22,8 @@ class Program(CustomExtractor):
         name, sha256, channels, image_size: see Module.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not an exported program, its digest is another, or it returns something else.
+        DataError: If there is no such file, it is not an exported program, or its digest is another.
+        ConfigError: For other values of parameters, or if it returns something else.
     """
 
     def __init__(
@@ -34,8 +35,6 @@ class Program(CustomExtractor):
         try:
             network = torch.export.load(path).module()
         except Exception as error:  # a file of another kind makes the loader raise nearly anything
-            raise ValueError(
-                f"evaluation.extractor.program={program} is not a program of torch.export.save ({in_one_line(error)})"
-            ) from error
+            raise DataError(f"program={program} is not a program of torch.export.save ({in_one_line(error)})") from error
         network.eval = lambda: network  # type: ignore[method-assign]  # an exported program has one mode and refuses to change it
         super().__init__(name, network, found, channels, image_size)

@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 from scipy import stats
 
 from genimg.data.tasks.ranges import checked_range, drawn, drawn_integers
+from genimg.utils.rng import Stream
 
 
 @pytest.mark.parametrize(("value", "bounds"), [(2, (2, 2)), ([1, 2.5], (1, 2.5)), (OmegaConf.create([0, 3]), (0, 3))])
@@ -34,13 +35,13 @@ def test_anything_else_is_refused(value, words):
 
 
 def test_numbers_are_uniform_in_the_range_and_depend_on_the_keys():
-    numbers = drawn((2.0, 5.0), 7, np.arange(5000))
+    numbers = drawn((2.0, 5.0), 7, Stream.MASK, np.arange(5000))
     assert stats.kstest(numbers, stats.uniform(2, 3).cdf).pvalue > 1e-3
-    assert drawn((2.0, 5.0), 7, np.array([4999]))[0] == numbers[-1]
-    assert (drawn((2.0, 2.0), 7, np.arange(5)) == 2).all()
+    assert drawn((2.0, 5.0), 7, Stream.MASK, np.array([4999]))[0] == numbers[-1]
+    assert (drawn((2.0, 2.0), 7, Stream.MASK, np.arange(5)) == 2).all()
 
 
 def test_integers_include_both_ends():
-    numbers, counts = np.unique(drawn_integers((2, 5), 7, np.arange(8000)), return_counts=True)
+    numbers, counts = np.unique(drawn_integers((2, 5), 7, Stream.MASK, np.arange(8000)), return_counts=True)
     assert numbers.tolist() == [2, 3, 4, 5]
     assert np.abs(counts - 2000).max() < 5 * math.sqrt(8000 * 3 / 16)

@@ -1,4 +1,4 @@
-"""What ``auto`` means where only trying tells: microbatches that fit into memory, and whether compiling pays.
+"""Resolve ``auto`` settings by benchmarking: microbatches that fit into memory, and whether compiling pays.
 
 Trials train a few steps and leave no trace: weights, optimizers and random numbers start as if there had been none.
 """
@@ -16,9 +16,8 @@ from pathlib import Path
 
 import torch
 
-from genimg.api.assemble import Parts
-from genimg.config.instantiate import Config
-from genimg.data.loader import Data
+from genimg.errors import ConfigError
+from genimg.training.components import TrainingComponents
 from genimg.training.logger import SilentLogger
 from genimg.training.trainer import Trainer
 from genimg.training.update import NonFiniteError
@@ -33,61 +32,60 @@ _TOLERANCE = 0.05  # by which losses of the trial steps may differ, relative to 
 _WARM_UP, _TIMED = 6, 20  # steps of a trial
 
 
-def settle(parts: Parts, data: Data, config: Config, source_config: Config) -> Parts:
-    """The parts with everything decided, and the decisions in both configs, so that a resumed run keeps them.
+def resolve_auto(parts: TrainingComponents, *, accumulation: bool, may_compile: bool) -> TrainingComponents:
+    """Resolve ``auto`` settings by benchmarking.
 
     Args:
-        parts: not yet trained.
-        data: what they will be trained on.
-        config, source_config: resolved and not; ``trainer.accumulation`` and ``performance.compile`` are written.
+        parts: Not yet trained.
+        accumulation: Whether the number of microbatches is to be found.
+        may_compile: Whether compiling may be tried, which takes minutes.
+
+    Returns:
+        The components with everything decided.
 
     Raises:
-        ValueError: if not even single images fit into the memory.
+        ConfigError: If not even single images fit into the memory.
     """
-    if config["trainer"]["accumulation"] == "auto":
+    if accumulation:
         if parts.device.type == "cuda":
-            parts = search_accumulation(parts, data, fits)
-        count = parts.settings.accumulation
-        config["trainer"]["accumulation"] = source_config["trainer"]["accumulation"] = count
-        log.info("trainer.accumulation=auto: %d", count)
+            parts = search_accumulation(parts, fits)
+        log.info("trainer.accumulation=auto: %d", parts.settings.accumulation)
     if parts.performance.compile == "auto":
         mode: str | bool = False
-        tried = not (config["dry_run"] or parts.performance.activation_checkpointing or parts.settings.sync_batch_norm)
+        tried = may_compile and not (parts.performance.activation_checkpointing or parts.settings.sync_batch_norm)
         if parts.device.type == "cuda" and tried:
-            mode = choose_compilation(parts, data, _WORTH_COMPILING)
-        config["performance"]["compile"] = source_config["performance"]["compile"] = mode
+            mode = choose_compilation(parts, _WORTH_COMPILING)
         parts = replace(parts, performance=replace(parts.performance, compile=mode))
         if mode:
             parts.performance.compile_networks(parts.method)
     return parts
 
 
-def search_accumulation(parts: Parts, data: Data, fits: Callable[[Parts, Data], bool]) -> Parts:
+def search_accumulation(parts: TrainingComponents, fits: Callable[[TrainingComponents], bool]) -> TrainingComponents:
     """The parts with the fewest microbatches with which a step fits into the memory of every process.
 
     Args:
         parts: not yet trained.
-        data: what they will be trained on; it is loaded, and so takes its place in the memory.
         fits: whether parts can take a step.
 
     Raises:
         ValueError: if not even single images fit.
     """
-    data.load()
+    parts.data.load()
     share = parts.settings.batch_size // world_size()
     for count in (n for n in range(1, share + 1) if share % n == 0):
         with _without_trace(parts) as tried, alone():
             settings = replace(parts.settings, batch_size=share, accumulation=count)
-            found = fits(replace(tried, settings=settings), data)
+            found = fits(replace(tried, settings=settings))
         if on_every_rank(found):
             settings = replace(parts.settings, accumulation=count)
             return replace(parts, settings=settings, optimizers=parts.make_optimizers())
-    raise ValueError("not even single images fit into the GPU's memory: choose a smaller data.image_size or model")
+    raise ConfigError("not even single images fit into the GPU's memory: choose a smaller data.image_size or model")
 
 
-def fits(parts: Parts, data: Data) -> bool:
+def fits(parts: TrainingComponents) -> bool:
     """Whether a step does not run out of memory, once optimizers have their state."""
-    trainer = _trainer(parts, data)
+    trainer = _trainer(parts)
     steps = trainer.steps()
     try:
         for _ in range(2):
@@ -103,16 +101,15 @@ def fits(parts: Parts, data: Data) -> bool:
     return True
 
 
-def choose_compilation(parts: Parts, data: Data, worth: float, mode: str = _MODE) -> str | bool:
+def choose_compilation(parts: TrainingComponents, worth: float, mode: str = _MODE) -> str | bool:
     """``mode`` if the training is long, compiling works, losses stay the same and steps become faster; else False.
 
     Args:
         parts: not compiled and not yet trained.
-        data: what they will be trained on.
         worth: seconds that the training must take without it.
         mode: of torch.compile.
     """
-    data.load()
+    parts.data.load()
     share = parts.settings.batch_size // world_size()
     plain = fast = off = math.inf
     reason = ""
@@ -120,12 +117,12 @@ def choose_compilation(parts: Parts, data: Data, worth: float, mode: str = _MODE
         own = replace(parts, settings=replace(parts.settings, batch_size=share))
         try:
             with _without_trace(own) as tried:
-                plain, losses = _time(tried, data)
+                plain, losses = _time(tried)
             if (seconds := plain * parts.settings.duration / parts.settings.batch_size) < worth:
                 reason = f"the training takes {seconds:.0f} s without"
             else:
                 compiled = replace(own, performance=replace(own.performance, compile=mode))
-                fast, compiled_losses = _time_compiled(compiled, data)
+                fast, compiled_losses = _time_compiled(compiled)
                 differences = zip(compiled_losses, losses, strict=True)
                 off = max((abs(new - old) / max(1.0, abs(old)) for new, old in differences), default=0.0)
         except Exception as error:  # a compiler has many ways to fail, and none of them shall end a training that runs without
@@ -141,18 +138,18 @@ def choose_compilation(parts: Parts, data: Data, worth: float, mode: str = _MODE
     return mode
 
 
-def _time_compiled(parts: Parts, data: Data) -> tuple[float, list[float]]:
+def _time_compiled(parts: TrainingComponents) -> tuple[float, list[float]]:
     with _without_trace(parts) as tried:
         tried.performance.compile_networks(tried.method)
         try:
-            return _time(tried, data)
+            return _time(tried)
         finally:
             tried.performance.forget_compiled(tried.method)
 
 
-def _time(parts: Parts, data: Data) -> tuple[float, list[float]]:
+def _time(parts: TrainingComponents) -> tuple[float, list[float]]:
     """Seconds a step, and the losses' means over the steps that warm up."""
-    trainer = _trainer(parts, data)
+    trainer = _trainer(parts)
     steps = trainer.steps()
     for _ in range(_WARM_UP):
         next(steps)
@@ -164,12 +161,12 @@ def _time(parts: Parts, data: Data) -> tuple[float, list[float]]:
     return (time.perf_counter() - start) / _TIMED, losses
 
 
-def _trainer(parts: Parts, data: Data) -> Trainer:
-    return parts.trainer(data, folder=Path(), make_logger=lambda *_: SilentLogger(), describe={})
+def _trainer(parts: TrainingComponents) -> Trainer:
+    return parts.trainer(folder=Path(), make_logger=lambda *_: SilentLogger(), describe={})
 
 
 @contextlib.contextmanager
-def _without_trace(parts: Parts) -> Iterator[Parts]:
+def _without_trace(parts: TrainingComponents) -> Iterator[TrainingComponents]:
     """The parts with optimizers of their own; at the end the weights are what they were, and the memory is free."""
     initial = {name: tensor.to("cpu", copy=True) for name, tensor in parts.method.state_dict().items()}
     wanted = [(parameter, parameter.requires_grad) for parameter in parts.method.parameters()]

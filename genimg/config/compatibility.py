@@ -1,0 +1,136 @@
+"""Which choices of a config go together: looked at before any data is, so that a mistake shows at once."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from genimg.config import schema
+from genimg.config.instantiate import Builder, chosen_penalties
+from genimg.data.datasets.builtin import Source
+from genimg.data.tasks.base import Task
+from genimg.errors import ConfigError
+from genimg.methods.base import Method
+from genimg.utils.paths import config_dir
+from genimg.utils.words import nearest
+
+Node = Mapping[str, Any]
+
+
+def check_top_level(config: Node) -> None:
+    """Refuse keys that nothing reads, such as a misspelt ``+sed=1``.
+
+    Names that begin with an underscore are free, for values that other keys refer to.
+
+    Raises:
+        ConfigError: Naming the key and the nearest one.
+    """
+    train = OmegaConf.load(Path(config_dir()) / "train.yaml")
+    groups = [key for entry in train.defaults if isinstance(entry, DictConfig) for key in entry]
+    own = (option.name for option in schema.options_of(schema.COMMANDS["train"]))
+    known = {*own, *(str(key) for key in groups)} - {"experiment"}
+    for key in config:
+        if key not in known and not key.startswith("_"):
+            raise ConfigError(f"unknown key {key}{nearest(key, known)}: nothing reads it; --cfg job shows all keys")
+
+
+def check_pairing(config: Node, builder: Builder) -> type[Method]:
+    """The model's class, whose loss must be of the kind it can be trained with; needs no data.
+
+    Raises:
+        ConfigError: Naming the losses that fit.
+    """
+    node = config["model"]
+    method_class = builder.locate(node["_target_"], "model")
+    loss_class = builder.locate(config["loss"]["_target_"], "loss")
+    if not (inspect.isclass(method_class) and issubclass(method_class, Method)):
+        raise ConfigError(f"model._target_={node['_target_']} is not a training method: choose another model")
+    if not (inspect.isclass(loss_class) and issubclass(loss_class, method_class.loss_type)):
+        fitting = ", ".join(_options_of_type("loss", method_class.loss_type, builder))
+        raise ConfigError(
+            f"the loss {loss_class.__name__} does not fit the model, a {method_class.__name__}: choose loss={fitting}"
+        )
+    _refuse_without_effect(config, method_class, loss_class)
+    return method_class
+
+
+def _refuse_without_effect(config: Node, method_class: type[Method], loss_class: type) -> None:
+    """Groups that only some methods have a place for."""
+    parameters = inspect.signature(method_class).parameters
+    augment, head = config.get("augment") or {}, (config.get("conditioning") or {}).get("head", "none")
+    chosen = {
+        "penalty": bool(chosen_penalties(config.get("penalty"))) and "penalties" not in parameters,
+        "augment": not str(augment.get("_target_", "NoAugment")).endswith("NoAugment") and "augment" not in parameters,
+        "conditioning": head != "none" and not method_class.takes_conditions,
+    }
+    for group, is_useless in chosen.items():
+        if is_useless:
+            raise ConfigError(f"{group} has no effect on this model, a {method_class.__name__}: remove it")
+    if head not in ("none", "concat") and "auxiliary" not in parameters:
+        raise ConfigError(
+            f"this conditioning is of a GAN's discriminator (conditioning.head={head}), and does not go with a "
+            f"{method_class.__name__}: choose conditioning=concat, for labels"
+        )
+    has_likelihood = "_target_" in (config.get("likelihood") or {})
+    if has_likelihood != ("likelihood" in inspect.signature(loss_class).parameters):
+        if has_likelihood:
+            name = config["likelihood"]["_target_"].rpartition(".")[2]
+            raise ConfigError(
+                f"likelihood={name} has no effect on the loss {loss_class.__name__} of a {method_class.__name__}: remove it, "
+                "or set likelihood=none"
+            )
+        raise ConfigError(
+            f"likelihood=none, but the loss {loss_class.__name__} needs one: choose likelihood=bernoulli, gaussian or another"
+        )
+
+
+def check_kind(method: type[Method], source: Source, task: Task | None) -> None:
+    """Refuse data without sources for a method that translates, and with them for one that does not."""
+    if method.translates == (task is not None) and (task is None or set(method.batch_keys) <= set(task.keys)):
+        return
+    name = method.__name__
+    if task is None:
+        raise ConfigError(
+            f"the model, a {name}, makes images from images, but data {source.name} has images alone: choose a task such as "
+            "task=denoise or task=inpaint, or data=paired or data=unpaired"
+        )
+    if not method.translates:
+        raise ConfigError(
+            f"the data has a {' and a '.join(task.keys)} of each sample, but the model, a {name}, makes images from nothing: "
+            "choose a model such as pix2pix or restoration" + ("" if source.task else ", or task=none")
+        )
+    kind = "data=unpaired, two folders of images" if "a" in method.batch_keys else "data=paired, or another data with a task"
+    needs, has = " and ".join(method.batch_keys), " and ".join(task.keys)
+    raise ConfigError(f"the model, a {name}, needs {needs}, but the data has {has}: choose {kind}")
+
+
+def measures_held_out(config: Node, builder: Builder) -> bool:
+    """Whether a metric of the evaluation compares with images that training does not see."""
+    nodes = (config["evaluation"].get("metrics") or {}).values()
+    targets = [node["_target_"] for node in nodes if isinstance(node, dict) and "_target_" in node]
+    return any(getattr(builder.locate(target, "evaluation.metrics"), "needs_held_out", False) for target in targets)
+
+
+def _options_of_type(group: str, wanted: type, builder: Builder) -> list[str]:
+    """The files of a config group whose target is of the wanted type."""
+    fitting = []
+    for path in sorted((Path(config_dir()) / group).glob("*.yaml")):
+        target = _target_of(path)
+        found = builder.locate(target, group) if target else None
+        if inspect.isclass(found) and issubclass(found, wanted):
+            fitting.append(path.stem)
+    return fitting
+
+
+def _target_of(path: Path) -> str | None:
+    """A file's own target, or that of the file beside it which it changes."""
+    node: Any = OmegaConf.to_container(OmegaConf.load(path))
+    if "_target_" in node:
+        return str(node["_target_"])
+    bases = [path.with_name(f"{entry}.yaml") for entry in node.get("defaults", []) if re.fullmatch(r"\w+", str(entry))]
+    return next((target for base in bases if base.is_file() and (target := _target_of(base))), None)

@@ -1,0 +1,252 @@
+"""Datasets that a user's own program brings: arrays, torch's datasets, Hugging Face's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from genimg.data.datasets.builtin import ArraySource, Source, digest
+from genimg.data.decode import PixelFormat
+from genimg.errors import DataError
+from genimg.types import height_width
+from genimg.utils.machine_local import Importable
+
+_CHANNELS = (1, 3, 4)
+_DIGESTED = 64  # items whose contents are part of the fingerprint: a large dataset must not be read to start a run
+_IMAGE_KEYS, _LABEL_KEYS, _CAPTION_KEYS = ("image", "img"), ("label", "labels", "fine_label"), ("text", "caption")
+
+
+class MapDataset(Protocol):
+    """What torch's map-style datasets and Hugging Face's datasets have in common."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def as_dataset(
+    data: object,
+    *,
+    name: str = "",
+    image_size: int | Sequence[int] | None = None,
+    channels: int | None = None,
+    fit: str = "crop",
+) -> Source:
+    """Return a user's own images as a dataset to train on or to measure against.
+
+    Args:
+        data: One of: a uint8 array or tensor [N, H, W], [N, H, W, C] or [N, C, H, W]; a pair of such an array and labels
+            [N]; a torch ``Dataset`` or any other sequence, or a Hugging Face ``datasets.Dataset``, whose items are an
+            image, a tuple (image, label), or a mapping with ``image`` and, if available, ``label`` and ``text``. An image is
+            a PIL image, a uint8 array or tensor as above, or a float tensor [C, H, W] in [0, 1], as torchvision's
+            ``ToTensor`` makes it. A genimg dataset is returned as it is.
+        name: For messages and records; by default the type's name.
+        image_size: Pixels, one number or (height, width), to which images are brought; None takes the first image's.
+        channels: 1 grey, 3 RGB, 4 RGB with alpha; None takes the first image's.
+        fit: ``crop``, ``stretch`` or ``pad``, where an image has another aspect ratio.
+
+    Raises:
+        ValueError: If the data is nothing of this, or holds no images.
+    """
+    if isinstance(data, Source):
+        return data
+    title = name or type(data).__name__
+    array, labels = _arrays(data)
+    if array is not None:
+        images = _channels_first(array)
+        if labels is not None and len(labels) != len(images):
+            raise ValueError(
+                f"dataset={title} has {len(images)} images and {len(labels)} labels: give one label for each image"
+            )
+        if image_size is not None or channels is not None:
+            to = PixelFormat.of(image_size or images.shape[2:], channels or images.shape[1], fit, None)
+            images = np.stack([to.apply(_picture(image, title)) for image in images])
+        names = () if labels is None else [str(label) for label in range(int(labels.max()) + 1)]
+        return ArraySource(title, images, labels, names)
+    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        raise ValueError(
+            f"dataset={title} is no dataset: give a uint8 array, a torch Dataset with a length, or a Hugging Face dataset"
+        )
+    return ExternalDataset(data, title, image_size=image_size, channels=channels, fit=fit)
+
+
+def module(
+    *,
+    factory: Annotated[Callable[..., object], Importable()],
+    arguments: Mapping[str, Any],
+    image_size: int | Sequence[int] | None,
+    channels: int | None,
+    fit: str,
+) -> Source:
+    """Return the dataset that a function of the user's own package makes.
+
+    Args:
+        factory: The function; a config names it as ``package.module:function``.
+        arguments: Its keyword arguments.
+        image_size, channels, fit: See ``as_dataset``.
+
+    Raises:
+        ValueError: If the function returns no dataset.
+    """
+    made = factory(**arguments)
+    try:
+        return as_dataset(made, name=factory.__qualname__, image_size=image_size, channels=channels, fit=fit)
+    except ValueError as error:
+        raise ValueError(
+            f"factory={factory.__module__}:{factory.__qualname__} returns a {type(made).__name__}: {error}"
+        ) from error
+
+
+class ExternalDataset(Source):
+    """A map-style dataset of a user's own, whose images are converted when they are read.
+
+    Args:
+        items: The dataset; it must be safe to read from several threads or processes at once, as torch's are.
+        name: For messages.
+        image_size, channels, fit: See ``as_dataset``.
+
+    Raises:
+        ValueError: If it holds no images.
+    """
+
+    def __init__(
+        self, items: MapDataset, name: str, *, image_size: int | Sequence[int] | None, channels: int | None, fit: str
+    ) -> None:
+        if len(items) == 0:
+            raise ValueError(f"dataset={name} is empty")
+        self.name = name
+        self._items = items
+        first = _picture(_parts(items[0], name)[0], name)
+        size = (first.height, first.width) if image_size is None else height_width(image_size)
+        self._exact = image_size is None
+        self._to = PixelFormat.of(list(size), channels or len(first.getbands()), fit, None)
+        self.shape = self._to.shape
+        self.labels, names = _labels(items, name)
+        self.class_names = tuple(names)
+        texts = _column(items, _CAPTION_KEYS)
+        self.captioned = texts is not None or _parts(items[0], name)[2] is not None
+        self._texts = texts
+        some = np.unique(np.linspace(0, len(items) - 1, _DIGESTED, dtype=np.int64))
+        self.fingerprint = digest("external", len(items), self.shape, [digest(self.read(int(i)).tobytes()) for i in some])
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        image = _picture(_parts(self._items[index], self.name)[0], self.name)
+        if self._exact and (image.height, image.width) != self.shape[1:]:
+            raise DataError(
+                f"image {index} of {self.name} has {image.height}x{image.width} pixels, and the first one "
+                f"{self.shape[1]}x{self.shape[2]}: set image_size to bring all images to one size"
+            )
+        return self._to.apply(image)
+
+    def caption(self, index: int) -> str | None:
+        return str(self._texts[index]) if self._texts is not None else _parts(self._items[index], self.name)[2]
+
+
+def _arrays(data: object) -> tuple[NDArray[np.uint8] | None, NDArray[np.int64] | None]:
+    """Images and labels, if the data consists of arrays."""
+    images: Any = data
+    labels: Any = None
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], np.ndarray | torch.Tensor) and data[0].ndim > 2:
+        images, labels = data
+    if isinstance(images, torch.Tensor):
+        images = images.cpu().numpy()
+    if not isinstance(images, np.ndarray):
+        return None, None
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) == 0:
+        raise ValueError(
+            f"dataset=... is an array of {images.dtype} with shape {list(images.shape)}: give uint8 [N, H, W], [N, H, W, C] or "
+            "[N, C, H, W]"
+        )
+    return images, None if labels is None else np.asarray(labels, dtype=np.int64)
+
+
+def _channels_first(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images [N, H, W], [N, H, W, C] or [N, C, H, W] as [N, C, H, W]; where both fit, channels come first."""
+    if images.ndim == 3:
+        return images[:, None]
+    if images.shape[1] in _CHANNELS:
+        return images
+    if images.shape[3] not in _CHANNELS:
+        raise ValueError(f"dataset=... is an array with shape {list(images.shape)}, of which no axis has 1, 3 or 4 channels")
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+
+def _parts(item: Any, name: str) -> tuple[Any, Any, str | None]:
+    """Image, label and caption of an item; None for what it lacks."""
+    if isinstance(item, Mapping):
+        image = next((item[key] for key in _IMAGE_KEYS if key in item), None)
+        if image is None:
+            raise ValueError(f"dataset={name}: its items have {', '.join(map(str, item))}, but no image")
+        label = next((item[key] for key in _LABEL_KEYS if key in item), None)
+        text = next((str(item[key]) for key in _CAPTION_KEYS if key in item), None)
+        return image, label, text
+    if isinstance(item, tuple | list):
+        second = item[1] if len(item) > 1 else None
+        return item[0], None if isinstance(second, str) else second, second if isinstance(second, str) else None
+    return item, None, None
+
+
+def _picture(image: Any, name: str) -> Image.Image:
+    """Whatever stands for an image as a PIL image of 8 bits."""
+    if isinstance(image, Image.Image):
+        return image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu().numpy()
+    if isinstance(image, np.ndarray) and image.ndim in (2, 3):
+        if image.dtype.kind == "f":
+            if not (np.isfinite(image).all() and image.min() >= 0.0 and image.max() <= 1.0):
+                raise ValueError(
+                    f"dataset={name}: its float images hold {image.min():.3g} to {image.max():.3g}: give values in [0, 1], as "
+                    "torchvision's ToTensor makes them, or uint8"
+                )
+            image = np.round(image * 255.0).astype(np.uint8)
+        if image.dtype == np.uint8:
+            pixels = _channels_first(image[None])[0].transpose(1, 2, 0)  # [H, W, C]
+            return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else np.ascontiguousarray(pixels))
+    raise ValueError(
+        f"dataset={name}: an image is a {type(image).__name__}: give PIL images, uint8 arrays, or float tensors [C, H, W] in "
+        "[0, 1]"
+    )
+
+
+def _column(items: MapDataset, keys: Sequence[str]) -> Any:
+    """A column of a Hugging Face dataset, read without its images; None elsewhere."""
+    names = getattr(items, "column_names", None)
+    key = next((key for key in keys if isinstance(names, list) and key in names), None)
+    return None if key is None else items[key]  # type: ignore[index]
+
+
+def _labels(items: MapDataset, name: str) -> tuple[NDArray[np.int64] | None, Sequence[str]]:
+    """Labels and the names of classes, from what datasets keep beside their images, else from the items themselves."""
+    found = getattr(items, "targets", None)
+    if found is None:
+        found = _column(items, _LABEL_KEYS)
+    if found is None:
+        if _parts(items[0], name)[1] is None:
+            return None, ()
+        found = [
+            _parts(items[index], name)[1]
+            for index in tqdm(range(len(items)), desc="reading labels", unit="image", leave=False, disable=None)
+        ]
+    labels = np.asarray(found)
+    if labels.dtype.kind not in "iub" or labels.ndim != 1 or len(labels) != len(items):
+        raise ValueError(f"dataset={name}: its labels are no whole numbers, one for each image")
+    labels = labels.astype(np.int64)
+    if labels.min() < 0:
+        raise ValueError(f"dataset={name} has a label of {labels.min()}: labels count from 0")
+    count = int(labels.max()) + 1
+    named = getattr(items, "classes", None)
+    features = getattr(items, "features", None)
+    if named is None and isinstance(features, Mapping):
+        named = next((features[key].names for key in _LABEL_KEYS if hasattr(features.get(key), "names")), None)
+    names = [str(each) for each in named] if named is not None else [str(label) for label in range(count)]
+    return labels, names if len(names) >= count else [str(label) for label in range(count)]

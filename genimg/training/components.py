@@ -1,0 +1,84 @@
+"""What a training consists of, built and not yet started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from genimg.data.datasets.builtin import Source
+from genimg.data.loader import Data
+from genimg.evaluation.periodic import PeriodicEvaluator
+from genimg.methods.base import Method
+from genimg.training.checkpoint import CheckpointFolder
+from genimg.training.decisions import Decisions
+from genimg.training.device import Precision
+from genimg.training.logger import Logger
+from genimg.training.performance import Performance
+from genimg.training.schedules import OptimizerSchedules
+from genimg.training.state import TrainerSettings
+from genimg.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class TrainingComponents:
+    """Everything that a trainer works with.
+
+    Attributes:
+        source: The images to train on.
+        data: The same images where they are stored, as batches.
+        make_optimizers: Makes optimizers without a history, for trial steps.
+        seed: Seed of everything random.
+    """
+
+    device: torch.device
+    precision: Precision
+    performance: Performance
+    settings: TrainerSettings
+    source: Source
+    data: Data
+    method: Method
+    optimizers: dict[str, Optimizer]
+    make_optimizers: Callable[[], dict[str, Optimizer]]
+    schedules: OptimizerSchedules
+    evaluator: PeriodicEvaluator | None
+    seed: int
+
+    @property
+    def decisions(self) -> Decisions:
+        """What ``auto`` turned out to mean."""
+        return Decisions(self.precision.name, self.settings.accumulation, self.performance.compile)
+
+    def trainer(
+        self,
+        *,
+        folder: Path,
+        make_logger: Callable[[int, bool], Logger],
+        describe: Mapping[str, Any],
+        data: Data | None = None,
+    ) -> Trainer:
+        """Return the trainer of these components.
+
+        Args:
+            data: Some of the images to train on; None takes all of them.
+            folder: Where checkpoints go.
+            make_logger, describe: See Trainer.
+        """
+        return Trainer(
+            self.settings,
+            self.method,
+            self.optimizers,
+            self.schedules,
+            data or self.data,
+            self.evaluator,
+            precision=self.precision,
+            performance=self.performance,
+            seed=self.seed,
+            folder=CheckpointFolder(folder, keep_last=self.settings.keep_last),
+            make_logger=make_logger,
+            describe=describe,
+        )

@@ -1,0 +1,80 @@
+"""Optimizers: one for each of a method's parameter groups, corrected where lazy penalties update a group more often."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from genimg.errors import ConfigError, UserError
+from genimg.schedules import Schedule
+from genimg.training.schedules import holds_schedule, valued
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """An optimizer's class and its settings, which may hold schedules.
+
+    Attributes:
+        make: The class.
+        settings: Keyword arguments.
+    """
+
+    make: Callable[..., Optimizer]
+    settings: Mapping[str, Any]
+
+    def corrected(self, lazy_share: float) -> OptimizerSpec:
+        """Return the specification for a group with ``lazy_share`` further updates, by lazy penalties, for each of its own.
+
+        With c = 1 / (1 + lazy_share) it has c times the learning rate and the c-th powers of Adam's betas: Karras et al. 2020,
+        "Analyzing and improving the image quality of StyleGAN", appendix B, where lazy_share is 1 / interval.
+        """
+        if not lazy_share:
+            return self
+        c = 1.0 / (1.0 + lazy_share)
+        settings, defaults = dict(self.settings), inspect.signature(self.make).parameters
+        for key, change in (("lr", lambda lr: lr * c), ("betas", lambda beta: beta**c)):
+            if key in settings or key in defaults:
+                settings[key] = _changed(settings[key] if key in settings else defaults[key].default, change)
+        return OptimizerSpec(self.make, settings)
+
+    def schedules(self) -> dict[str, Any]:
+        """Return the settings that hold schedules."""
+        return {key: value for key, value in self.settings.items() if holds_schedule(value)}
+
+    def build(
+        self,
+        parameters: list[nn.Parameter],
+        batch_size: int,
+        defaults: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]] = lambda *_: {},
+    ) -> Optimizer:
+        """Build the optimizer, with its settings as at the start of a training.
+
+        Args:
+            parameters: To train.
+            batch_size: Images a step.
+            defaults: Returns further keyword arguments, given the class and the settings.
+
+        Raises:
+            ConfigError: If the class does not take the settings.
+        """
+        settings = {key: valued(value, 0, batch_size) for key, value in self.settings.items()}
+        try:
+            return self.make(parameters, **{**defaults(self.make, settings), **settings})
+        except UserError:
+            raise
+        except (IndexError, TypeError) as error:
+            raise ConfigError(f"optimizer: it does not take the settings {settings} ({error})", key="optimizer") from error
+        except (ValueError, RuntimeError) as error:  # RuntimeError: settings that exclude each other
+            raise ConfigError(f"optimizer: {error}", key="optimizer") from error
+
+
+def _changed(value: Any, change: Callable[[float], float]) -> Any:
+    """A setting whose every number, and every schedule's, is changed."""
+    if isinstance(value, list | tuple):
+        return [_changed(each, change) for each in value]
+    return value.map(change) if isinstance(value, Schedule) else change(value)
