@@ -500,8 +500,8 @@ def test_a_missing_key_is_named():
     config = resolve("model=dcgan_small", "~model.discriminator.features.width", *TINY)
     with pytest.raises(ValueError, match=r"model\.discriminator\.features\.width is required: set model\."):
         BUILDER.build(config["model"], "model")
+    kept = {key: value for key, value in resolve()["trainer"].items() if key != "keep_last"}
     with pytest.raises(ValueError, match=r"trainer\.keep_last is required"):
-        kept = {key: value for key, value in resolve()["trainer"].items() if key != "keep_last"}
         BUILDER.settings(TrainerSettings, kept, "trainer")
     with pytest.raises(ValueError, match=r"loss\.likelihood\.scale is required"):
         BUILDER.build({"_target_": "genimg.losses.likelihoods.Gaussian", "learnt": False}, "loss.likelihood")
