@@ -168,7 +168,10 @@ def test_a_traceback_is_shown_only_when_asked_for(home: Path) -> None:
         ("sample", []),
     ],
 )
-def test_help_lists_the_options_of_the_groups_that_the_command_takes(command: str, groups: list[str], home: Path) -> None:
+def test_help_lists_the_options_of_the_groups_that_the_command_takes(
+    command: str, groups: list[str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
     (home / "mine" / "data").mkdir(parents=True)
     (home / "mine" / "data" / "my_database.yaml").write_text("defaults: [base, _self_]\n")
     help_text = succeed(command, "--config-dir", "mine", "--help")

@@ -18,7 +18,7 @@ from genimg.config.schema import COMMANDS, GROUPS, OPEN, Option, options_of
 from genimg.utils.paths import config_dir
 
 _ROOT_GROUPS = ("experiment", "local")  # whose files set keys of other groups
-_WIDEST_TYPE, _WIDEST_DEFAULT, _NARROWEST_HELP = 22, 20, 32  # characters
+_WIDEST_TYPE, _WIDEST_DEFAULT, _NARROWEST_HELP, _NARROWEST_PAGE = 22, 20, 32, 72  # characters
 
 
 def is_requested(arguments: Sequence[str]) -> bool:
@@ -34,11 +34,13 @@ def page(name: str, arguments: Sequence[str], width: int | None = None) -> str:
         arguments: Arguments of the command line.
         width: Width of the page in characters; None takes the terminal's.
     """
-    width = width or shutil.get_terminal_size().columns
+    width = max(width or shutil.get_terminal_size().columns, _NARROWEST_PAGE)
     files = _Files([config_dir(), *_own_directories(arguments)])
     config = files.load(Path(config_dir(), f"{name}.yaml"))
     told = config["hydra"]["help"]
-    parts = [told["header"], textwrap.indent(told["template"], "  "), *_sections("", options_of(COMMANDS[name]), width)]
+    examples, *remarks = told["template"].split("\n\n")
+    parts = [_fill(told["header"], width), textwrap.indent(examples, "  "), *(_fill(each, width) for each in remarks)]
+    parts += _sections("", options_of(COMMANDS[name]), width)
     defaults = [(str(key), value) for entry in config["defaults"] if isinstance(entry, dict) for key, value in entry.items()]
     groups = {key.removeprefix("optional "): value for key, value in defaults if not key.startswith("override ")}
     choices = files.choices(groups, arguments)
@@ -129,7 +131,7 @@ class _Files:
 
 def _own_directories(arguments: Sequence[str]) -> Iterator[str]:
     """Yield the values of --config-dir."""
-    for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for flag, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name, _, value = flag.partition("=")
         if name in ("--config-dir", "-cd"):
             yield value or following

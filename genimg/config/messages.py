@@ -90,9 +90,9 @@ def _explain_config_error(error: Exception, command: str, arguments: list[str]) 
         if not equals:
             return f"{unreadable!r} is not key=value; a value with spaces needs quotes: trainer.duration='25 epochs'"
         return f'the value of {key} has characters that need quotes of their own: write "{key}={quoted(value)}"'
-    kept = re.search(r"Could not delete from config. '([^']+)' does not exist", text)
-    if kept and schema.type_of(kept.group(1), command):
-        return f"~{kept.group(1)} cannot be removed: set {kept.group(1)}=VALUE instead"
+    kept = re.search(r"Could not delete from config. '([^']+)' does not exist|Error merging override ~(\S+)$", text)
+    if kept and schema.type_of(key := kept.group(1) or kept.group(2), command):
+        return f"~{key} is not possible, because {key} must have a value: set {key}=VALUE"
     missing = re.search(r"Missing mandatory value: (\S+)", text)
     if missing:
         return f"{missing.group(1)} is required: set {missing.group(1)}=VALUE"

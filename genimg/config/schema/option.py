@@ -89,6 +89,8 @@ def option(
         heading: Heading in the help, which begins with this option.
         optional: Whether a closed set allows null, which a default of null implies.
     """
+    if isinstance(default, bool) and not one_of:
+        one_of = (True, False)  # OmegaConf's own type takes 3 and "yes" for true
     if one_of:
         optional = optional or default is None
         type = type or in_words(one_of, or_type) + " | null" * optional
