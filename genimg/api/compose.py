@@ -21,6 +21,8 @@ def compose(overrides: Sequence[str] = (), *, command: str = "train") -> Config:
     Raises:
         ConfigError: For an unknown key or option, a value of a wrong type, or a required value that is missing.
     """
-    composed = compose_for(overrides, command).config
-    require_all_values(composed)
-    return Config.of(composed)
+    composition = compose_for(overrides, command)
+    if command == "train" and "run_dir" not in composition.typed_keys():
+        composition.config.run_dir = ""  # a directory is made for a run only
+    require_all_values(composition.config)
+    return Config.of(composition.config)

@@ -29,7 +29,7 @@ from genimg.utils.words import quoted
 
 log = logging.getLogger(__name__)
 
-_OF_NO_NAME = (
+_NEED_SETTINGS = (
     "base",
     "folder",
     "given",
@@ -38,7 +38,7 @@ _OF_NO_NAME = (
     "paired",
     "prepared",
     "unpaired",
-)  # options that need further settings
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def resolve(key: str, options: Config, builder: instantiate.Builder, device: tor
         return _side(source, device)
     name, _, split = text.partition(":")
     known = options_of_group("data")
-    datasets = [option for option in known if option not in _OF_NO_NAME]
+    datasets = [option for option in known if option not in _NEED_SETTINGS]
     if name not in datasets:
         raise ConfigError(
             f"{key}={text} is neither a directory, nor a .zip, .npz or .pt file, nor a dataset: datasets are "
