@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +138,9 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Compositio
     except (HydraException, OmegaConfBaseException) as error:
         from genimg.config.messages import explain
 
-        raise ConfigError(str(explain(error, command, list(overrides)))) from error
+        text = str(explain(error, command, list(overrides)))
+        named = re.match(r"unknown (?:option|key) ([\w./@]+)", text)
+        raise ConfigError(text, key=named[1] if named else None) from error
     composition = Composition._of(composed, composed.hydra)
     with open_dict(composed):
         del composed["hydra"]
