@@ -593,7 +593,7 @@ def test_a_fixed_probability_stays():
         (lambda: adaptive(interval=0), "^interval=0 must be 1 or more updates"),
         (lambda: adaptive(target=1.0), "^target=1.0 must be 0 or more and less than 1"),
         (lambda: adaptive(target=-0.1), "^target=-0.1 must be 0 or more"),
-        (lambda: FixedAugment(groups=ALL, p=0.0), "^p=0.0 must be above 0 and at most 1; .* choose NoAugment"),
+        (lambda: FixedAugment(groups=ALL, p=0.0), "^p=0.0 must be above 0 and at most 1: .* choose NoAugment"),
         (lambda: FixedAugment(groups=ALL, p=1.1), "^p=1.1 must be above 0 and at most 1"),
         (
             lambda: FixedAugment(groups=ALL, p=Linear(start=0.0, end=1.5, duration=9)),
