@@ -196,9 +196,9 @@ def test_what_does_not_fit_is_refused_in_one_message(tmp_path: Path) -> None:
         shapes = [] if any(each.startswith("data=") for each in arguments) else ["data.num_images=24"]
         commands.append(["train", *common, *shapes, *small, *arguments])
     outcomes, output = run(commands, tmp_path)
-    assert outcomes == [1] * len(REFUSED), output
+    assert outcomes == [2] * len(REFUSED), output
     assert "Traceback" not in output
     assert not (tmp_path / "run").exists()
-    blocks = output.partition("genimg-train")[2].split(" -> 1\n")
+    blocks = output.partition("genimg-train")[2].split(" -> 2\n")
     for (name, (_, message)), block in zip(REFUSED.items(), blocks, strict=False):
         assert message in block, (name, block)

@@ -205,9 +205,8 @@ def _encoder_channels(translator: Translator, layers: Sequence[int]) -> list[int
         raise ValueError(f"translator={kind} has no layers to compare: choose genimg.networks.resnet_translator.Translator")
     if translator.source_channels != translator.target_channels:
         raise ValueError(
-            f"translator.source_channels={translator.source_channels} must be its target_channels, "
-            f"{translator.target_channels}, because one encoder sees the images of both domains: read both "
-            "with the same number of channels"
+            f"translator.source_channels={translator.source_channels} must be {translator.target_channels}, like its "
+            "target_channels, because one encoder sees the images of both domains: read both with as many channels"
         )
     last = len(translator.encoder_channels) - 1
     if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] > last:

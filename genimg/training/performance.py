@@ -65,9 +65,7 @@ class Performance:
         if self.compile in _COMPILE_MODES:
             self.compile_networks(method)
         if self.activation_checkpointing and not sum(recompute_blocks(network) for network in _trained_networks(method)):
-            raise ConfigError(
-                "activation_checkpointing=true has no effect: this model's networks have no blocks", "set it to false"
-            )
+            raise ConfigError("activation_checkpointing=true has no effect on networks without blocks", "set it to false")
 
     def compile_networks(self, method: Method) -> None:
         """Let torch.compile compile every trained network, in place: names in a state_dict stay, ``.forward`` stays eager."""

@@ -24,6 +24,7 @@ from genimg.config import instantiate
 from genimg.data.captions import encode
 from genimg.data.datasets.builtin import folder as folder_of_images
 from genimg.data.datasets.npz import npz
+from genimg.errors import ConfigError
 from genimg.inference.conditions import find_conditions
 from genimg.inference.sample_files import Archive
 from genimg.methods.base import Method
@@ -447,7 +448,7 @@ def test_samples_near_an_image_vary_with_the_spread(runs: Path, photos: Path, tm
 
 
 def test_a_model_that_encodes_nothing_has_no_neighbourhood(runs: Path, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="near= has no effect on a GAN, which encodes no images: leave it away"):
+    with pytest.raises(ConfigError, match="near has no effect on a GAN, which encodes no images"):
         run_sample(f"ckpt={runs / 'labels'}", f"near={photos / 'a.png'}", "label=1", f"output={tmp_path / 'out'}")
     assert not (tmp_path / "out").exists()
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from genimg.errors import ConfigError
 from genimg.losses.likelihoods import Gaussian
 from genimg.losses.mmd import MMDLoss, unbiased_mmd
 
@@ -88,11 +89,11 @@ def test_the_loss_is_the_squared_error_and_lambda_times_the_mmd():
 
 
 def test_a_single_image_is_refused():
-    with pytest.raises(ValueError, match=r"2 images or more in each microbatch, not 1: raise trainer\.batch_size"):
+    with pytest.raises(ConfigError, match="2 images or more in each microbatch, not 1: choose a larger batch size"):
         unbiased_mmd(torch.zeros(1, 2), torch.zeros(1, 2))
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
 def test_a_weight_that_is_none_is_refused(weight):
-    with pytest.raises(ValueError, match=r"loss\.mmd_weight=.* must be above 0; loss=rae"):
+    with pytest.raises(ValueError, match=r"^mmd_weight=.* must be above 0"):
         MMDLoss(likelihood=Gaussian(scale=1.0, learnt=False), mmd_weight=weight)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from genimg.errors import ConfigError
 from genimg.losses.perceptual import Perceptual
 from genimg.losses.reconstruction import ReconstructionLoss
 
@@ -73,19 +74,19 @@ def test_it_is_added_to_the_distance_of_pixels(tmp_path):
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"vgg\.pth of the perceptual loss is not a file: put torchvision's"):
+    with pytest.raises(ValueError, match=r"^weights=.*vgg\.pth is not a file: put torchvision's"):
         perceptual(tmp_path)
     saved(tmp_path, drop="features.5.bias")
-    with pytest.raises(ValueError, match=r"holds no features\.5\.bias of \[128\]"):
+    with pytest.raises(ValueError, match=r"^weights=.* holds no features\.5\.bias of \[128\]"):
         perceptual(tmp_path)
     (tmp_path / "vgg.pth").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"^weights=.* cannot be read"):
         perceptual(tmp_path)
     saved(tmp_path)
     for layers in ((), (8, 3), (-1,), (31,)):
-        with pytest.raises(ValueError, match="must be numbers that rise, from 0 to 30"):
+        with pytest.raises(ValueError, match=r"^layers=.* must be numbers that rise, from 0 to 30"):
             perceptual(tmp_path, layers)
-    with pytest.raises(ValueError, match="weight=0"):
+    with pytest.raises(ValueError, match=r"^weight=0"):
         perceptual(tmp_path, weight=0)
-    with pytest.raises(ValueError, match="not at 2 channels"):
+    with pytest.raises(ConfigError, match="not images of 2 channels"):
         perceptual(tmp_path)(*images(2))

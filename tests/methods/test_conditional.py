@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from genimg.data.captions import encode
-from genimg.methods.conditional import ConditionalMethod, encoder_of
+from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.networks.conditioning import ConditionEncoder, OneHot, Unconditional
 from genimg.networks.text import TextEncoder
 
@@ -132,7 +132,7 @@ def test_a_network_without_an_encoder_of_conditions_is_refused():
     network = nn.Linear(1, 1)
     for wrong in (None, nn.Identity()):
         network.condition = wrong
-        with pytest.raises(ValueError, match=r"^Linear has no encoder of conditions: give it condition=\$\{conditioning\.enc"):
-            encoder_of(network)
+        with pytest.raises(ValueError, match=r"^prior\.condition must be an encoder of conditions, and a Linear has none"):
+            shared_encoder(prior=network)
     network.condition = Unconditional()
-    assert encoder_of(network) is network.condition
+    assert shared_encoder(prior=network) is network.condition

@@ -274,16 +274,16 @@ UNET = {
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"contrast_weight": 0.0}, r"model\.contrast_weight=0\.0 above 0"),
-        ({"identity_weight": -1.0}, r"model\.identity_weight=-1\.0"),
-        ({"num_patches": 1}, r"model\.num_patches=1 must be 2 or more"),
-        ({"temperature": 0.0}, r"model\.temperature=0\.0"),
-        ({"mirror_probability": 1.5}, r"model\.mirror_probability=1\.5"),
-        ({"layers": []}, r"model\.layers=\[\]"),
-        ({"layers": [0, 4, 8]}, r"model\.layers=\[0, 4, 8\] must be .* from 0 \(the image\) to 7 "),
-        ({"layers": [3, 1]}, r"model\.layers=\[3, 1\] must be one or more numbers that rise"),
-        ({"of_translator": {"source_channels": 1}}, "have 1 and 3 channels: set data.channels_a"),
-        ({"translator": unet.Translator(**UNET)}, "model.translator, a genimg.networks.unet.Translator, has no layers"),
+        ({"contrast_weight": 0.0}, r"^contrast_weight=0\.0 must be above 0"),
+        ({"identity_weight": -1.0}, r"^identity_weight=-1\.0"),
+        ({"num_patches": 1}, r"^num_patches=1 must be 2 or more"),
+        ({"temperature": 0.0}, r"^temperature=0\.0"),
+        ({"mirror_probability": 1.5}, r"^mirror_probability=1\.5"),
+        ({"layers": []}, r"^layers=\[\]"),
+        ({"layers": [0, 4, 8]}, r"^layers=\[0, 4, 8\] must be .* from 0 \(the image\) to 7 "),
+        ({"layers": [3, 1]}, r"^layers=\[3, 1\] must be one or more numbers that rise"),
+        ({"of_translator": {"source_channels": 1}}, "^translator.source_channels=1 must be 3"),
+        ({"translator": unet.Translator(**UNET)}, "^translator=genimg.networks.unet.Translator has no layers"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, words):

@@ -408,14 +408,14 @@ def test_check_shows_images_that_do_not_fit(channels):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"adversarial_weight": -1.0}, r"model\.adversarial_weight=-1\.0 must be 0 or more"),
-        ({"cycle_weight": -2.0}, r"model\.cycle_weight=-2\.0 must be 0 or more"),
-        ({"identity_weight": -0.5}, r"model\.identity_weight=-0\.5 must be 0 or more"),
-        ({"pool_size": -1}, r"pool_size=-1 must be 0 images or more"),
-        ({"sampled_mode": "mean"}, "sampled_mode=mean is unknown"),
+        ({"adversarial_weight": -1.0}, r"^adversarial_weight=-1\.0 must be 0 or more"),
+        ({"cycle_weight": -2.0}, r"^cycle_weight=-2\.0 must be 0 or more"),
+        ({"identity_weight": -0.5}, r"^identity_weight=-0\.5 must be 0 or more"),
+        ({"pool_size": -1}, r"^pool_size=-1 must be 0 images or more"),
+        ({"sampled_mode": "mean"}, "^sampled_mode=mean is unknown"),
         (
             {"channels": (1, 3), "identity_weight": 0.5},
-            r"model\.identity_weight=0\.5 compares images of both domains, but they have 1 and 3 channels: set it to 0",
+            r"^identity_weight=0\.5 compares images of both domains, but they have 1 and 3 channels: set it to 0",
         ),
     ],
 )

@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation
 from torch.autograd import gradcheck, gradgradcheck
 
 from genimg.config.instantiate import Builder
+from genimg.errors import ConfigError
 from genimg.methods import augment_operations as operations
 from genimg.methods import discriminator_augment
 from genimg.methods.augment_operations import SYM6
@@ -574,29 +575,29 @@ def test_a_fixed_probability_stays():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DiffAugment(policy=["color", "cut"]), r"augment.policy=\[color,cut\] must name one or more of color, transl"),
-        (lambda: DiffAugment(policy=["color", "color"]), r"augment.policy=\[color,color\] must name .* each once"),
-        (lambda: DiffAugment(policy=[]), r"augment.policy=\[\] .* choose augment=none"),
-        (lambda: DiffAugment(policy="color"), r"augment.policy=color is not a list: write augment.policy=\[color\]"),
+        (lambda: DiffAugment(policy=["color", "cut"]), r"^policy=\[color,cut\] must name one or more of color, transl"),
+        (lambda: DiffAugment(policy=["color", "color"]), r"^policy=\[color,color\] must name .* each once"),
+        (lambda: DiffAugment(policy=[]), r"^policy=\[\] .* choose NoAugment"),
+        (lambda: DiffAugment(policy="color"), r"^policy=color is not a list: write policy=\[color\]"),
         (
             lambda: adaptive(groups={"blitt": 1.0}),
-            "augment.groups.blitt is unknown: choose from blit, geometric, color, cutout",
+            "^groups.blitt is unknown: choose from blit, geometric, color, cutout",
         ),
-        (lambda: adaptive(groups={"blit": 0.0}), "augment.groups.blit=0.0 must be a number above 0 .* '~augment.groups.blit'"),
-        (lambda: adaptive(groups={"blit": 1.5}), "augment.groups.blit=1.5 must be a number above 0 and at most 1"),
-        (lambda: adaptive(groups={"blit": "much"}), "augment.groups.blit=much must be a number"),
-        (lambda: adaptive(groups={}), r"augment.groups=\{\} must give factors"),
-        (lambda: adaptive(groups=["blit"]), r"augment.groups=\['blit'\] must give factors, as \{blit:1.0\}"),
-        (lambda: adaptive(speed=0), "augment.speed=0 images must be above 0"),
-        (lambda: adaptive(speed=-5), "augment.speed=-5 images must be above 0"),
-        (lambda: adaptive(interval=0), "augment.interval=0 must be 1 or more updates"),
-        (lambda: adaptive(target=1.0), "augment.target=1.0 must be 0 or more and less than 1"),
-        (lambda: adaptive(target=-0.1), "augment.target=-0.1 must be 0 or more"),
-        (lambda: FixedAugment(groups=ALL, p=0.0), "augment.p=0.0 must be above 0 and at most 1; .* choose augment=none"),
-        (lambda: FixedAugment(groups=ALL, p=1.1), "augment.p=1.1 must be above 0 and at most 1"),
+        (lambda: adaptive(groups={"blit": 0.0}), "^groups.blit=0.0 must be a number above 0"),
+        (lambda: adaptive(groups={"blit": 1.5}), "^groups.blit=1.5 must be a number above 0 and at most 1"),
+        (lambda: adaptive(groups={"blit": "much"}), "^groups.blit=much must be a number"),
+        (lambda: adaptive(groups={}), r"^groups=\{\} must give factors"),
+        (lambda: adaptive(groups=["blit"]), r"^groups=\['blit'\] must give factors, as \{blit:1.0\}"),
+        (lambda: adaptive(speed=0), "^speed=0 images must be above 0"),
+        (lambda: adaptive(speed=-5), "^speed=-5 images must be above 0"),
+        (lambda: adaptive(interval=0), "^interval=0 must be 1 or more updates"),
+        (lambda: adaptive(target=1.0), "^target=1.0 must be 0 or more and less than 1"),
+        (lambda: adaptive(target=-0.1), "^target=-0.1 must be 0 or more"),
+        (lambda: FixedAugment(groups=ALL, p=0.0), "^p=0.0 must be above 0 and at most 1: .* choose NoAugment"),
+        (lambda: FixedAugment(groups=ALL, p=1.1), "^p=1.1 must be above 0 and at most 1"),
         (
             lambda: FixedAugment(groups=ALL, p=Linear(start=0.0, end=1.5, duration=9)),
-            "augment.p=0.0 to 1.5 must be above 0 and at most 1",
+            "^p=0.0 to 1.5 must be above 0 and at most 1",
         ),
     ],
 )
@@ -606,10 +607,9 @@ def test_settings_that_make_no_sense_are_refused(make, message):
 
 
 def test_colour_of_images_that_are_neither_grey_nor_rgb_is_refused_and_the_rest_is_not():
-    with pytest.raises(
-        ValueError, match=r"3 channels .* or 1 .*, but these have 4: leave the group out with '~augment.groups.c"
-    ):
+    with pytest.raises(ConfigError, match=r"3 channels .* or 1 .*, but these have 4") as caught:
         adaptive()(torch.zeros(2, 4, 8, 8))
+    assert caught.value.key == "groups.color"
     assert adaptive(0.9, groups={"geometric": 1.0, "cutout": 1.0})(torch.zeros(2, 4, 8, 8)).shape == (2, 4, 8, 8)
 
 

@@ -114,9 +114,17 @@ def test_the_state_is_in_the_state_dict():
     assert other.network.weight.item() == 1.0
 
 
-@pytest.mark.parametrize(("half_life", "ramp_up"), [(0, 1.0), (-5, None), (10, 0.0), (10, -1.0)])
-def test_settings_that_are_not_above_zero_are_refused(half_life, ramp_up):
-    with pytest.raises(ValueError, match=f"half_life and ramp_up above 0, but they are {half_life} images and {ramp_up}"):
+@pytest.mark.parametrize(
+    ("half_life", "ramp_up", "words"),
+    [
+        (0, 1.0, "^half_life=0 images"),
+        (-5, None, "^half_life=-5 images"),
+        (10, 0.0, r"^ramp_up=0\.0 "),
+        (10, -1.0, r"^ramp_up=-1\.0 "),
+    ],
+)
+def test_settings_that_are_not_above_zero_are_refused(half_life, ramp_up, words):
+    with pytest.raises(ValueError, match=words):
         EMA(weight(0.0), half_life=half_life, ramp_up=ramp_up)
 
 

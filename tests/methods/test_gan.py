@@ -6,6 +6,7 @@ import tiny
 import torch
 from torch import nn
 
+from genimg.errors import ConfigError
 from genimg.losses.adversarial import (
     AdversarialLoss,
     AuxiliaryClassification,
@@ -15,7 +16,7 @@ from genimg.losses.adversarial import (
     relativistic_generator_loss,
 )
 from genimg.losses.penalties import R1, R2, DiscriminatorPenalty, GeneratorPenalty, WeightClipping
-from genimg.methods.discriminator_augment import AdaptiveAugment, NoAugment
+from genimg.methods.discriminator_augment import AdaptiveAugment, FixedAugment, NoAugment
 from genimg.methods.gan import GAN
 from genimg.networks.layers import ConditionalBatchNorm2d
 from genimg.schedules import ScheduledNumbers
@@ -224,7 +225,7 @@ def test_check_shows_a_shape_that_does_not_fit(misfit):
 
 @pytest.mark.parametrize("interval", [0, -1])
 def test_a_generator_interval_below_one_is_refused(interval):
-    with pytest.raises(ValueError, match=rf"model\.generator_interval={interval} must be 1 or more"):
+    with pytest.raises(ValueError, match=rf"^generator_interval={interval} must be 1 or more"):
         build(generator_interval=interval)
 
 
@@ -536,10 +537,13 @@ def test_penalties_call_the_eager_forward_of_a_compiled_network():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"penalties": {"odd": nn.Identity()}}, "penalty.odd is a Identity"),
-        ({"discriminator": tiny.discriminator(head="projection", num_classes=3)}, "must read the same key"),
-        ({"generator": nn.Identity()}, "has no encoder of conditions"),
-        ({"generator_batches": 0}, "model.generator_batches=0"),
+        ({"penalties": {"odd": nn.Identity()}}, "^penalties.odd is a Identity"),
+        (
+            {"discriminator": tiny.discriminator(head="projection", num_classes=3)},
+            "^discriminator.condition and .* the same key",
+        ),
+        ({"generator": nn.Identity()}, "^generator.condition must be an encoder of conditions"),
+        ({"generator_batches": 0}, "^generator_batches=0"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused(changes, words):
@@ -548,8 +552,16 @@ def test_parts_that_do_not_go_together_are_refused(changes, words):
 
 
 def test_an_auxiliary_classifier_without_weights_is_refused():
-    with pytest.raises(ValueError, match=r"conditioning\.auxiliary goes with"):
+    with pytest.raises(ConfigError) as caught:
         conditional("auxiliary_classifier", auxiliary=None).check({"image": real_images()})
+    assert caught.value.key == "auxiliary"
+
+
+def test_an_augmentation_that_does_not_fit_the_images_is_named_by_its_path():
+    gan = build(augment=FixedAugment(groups={"color": 1.0}, p=0.5))
+    with pytest.raises(ConfigError) as caught:
+        gan.check({"image": torch.zeros(2, 2, 16, 16)})
+    assert caught.value.key == "augment.groups.color"
 
 
 @pytest.mark.parametrize(
@@ -557,7 +569,7 @@ def test_an_auxiliary_classifier_without_weights_is_refused():
     [
         (
             {"loss": AdversarialLoss(discriminator=torch.sub, generator=torch.neg, unbounded=True)},
-            "needs a discriminator that is",
+            "needs a Lipschitz-constrained critic",
         ),
         ({"penalties": {"r1": R1(gamma=1.0, image_size=16, batch_size=4, interval=1)}}, "batch norm mixes a batch"),
         (
@@ -565,7 +577,7 @@ def test_an_auxiliary_classifier_without_weights_is_refused():
                 "loss": AdversarialLoss(discriminator=torch.sub, generator=torch.neg, boundary=None),
                 "augment": adaptive_augment(),
             },
-            "does not tell overfitting",
+            "does not show overfitting",
         ),
     ],
 )
@@ -682,5 +694,11 @@ def test_raw_weights_are_sampled_in_evaluation_mode_where_asked_for():
     ],
 )  # fmt: skip
 def test_settings_of_recipes_out_of_range_are_refused(changes, word):
-    with pytest.raises(ValueError, match=word):
+    with pytest.raises(ValueError, match=f"^{word}="):
+        build(**changes)
+
+
+@pytest.mark.parametrize(("changes", "word"), [({"half_life": 0}, "ema_half_life"), ({"ramp_up": 0.0}, "ema_ramp_up")])
+def test_an_average_that_would_keep_nothing_is_refused(changes, word):
+    with pytest.raises(ValueError, match=f"^{word}="):
         build(**changes)

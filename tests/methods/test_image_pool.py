@@ -102,5 +102,5 @@ def test_the_graph_ends_here_and_the_type_stays(size):
 
 
 def test_a_negative_size_is_refused():
-    with pytest.raises(ValueError, match="pool_size=-1 must be"):
+    with pytest.raises(ValueError, match=r"^size=-1 must be"):
         pool(-1)

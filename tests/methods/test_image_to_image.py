@@ -43,7 +43,7 @@ def images(count: int = 3, channels: int = 2, seed: int = 1) -> torch.Tensor:
 
 def test_modes_are_eval_and_train():
     assert [checked_mode(mode) for mode in ("eval", "train")] == ["eval", "train"]
-    with pytest.raises(ValueError, match="sampled_mode=test is unknown: choose eval, or train"):
+    with pytest.raises(ValueError, match=r"^sampled_mode=test is unknown: choose eval, or train"):
         checked_mode("test")
 
 

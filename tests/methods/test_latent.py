@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
+from genimg.errors import ConfigError
 from genimg.methods.latent import Latent, Normal, Truncated, Uniform, interpolate, truncate
 from genimg.utils.rng import normal_latents
 
@@ -125,7 +126,7 @@ def test_truncation_far_out_changes_nothing_and_close_by_gives_uniform_numbers()
 @pytest.mark.parametrize("latent", [Normal(dim=2), Uniform(dim=2), Truncated(dim=2, limit=2.0)])
 @pytest.mark.parametrize("limit", [0.0, -1.0, math.nan])
 def test_a_truncation_that_leaves_nothing_is_refused(latent, limit):
-    with pytest.raises(ValueError, match=rf"^truncation={limit:g} leaves no latents to draw: choose a number above 0"):
+    with pytest.raises(ConfigError, match=rf"^truncation={limit:g} leaves no latents to draw: choose a number above 0"):
         latent.truncated(torch.zeros(3, 2), limit)
 
 
@@ -226,13 +227,13 @@ def test_between_near_latents_the_ways_agree(distance, dtype):
 @pytest.mark.parametrize("dim", [0, -3])
 @pytest.mark.parametrize("make", [Normal, Uniform, lambda dim: Truncated(dim=dim, limit=1.0)])
 def test_a_latent_without_components_is_refused(make, dim):
-    with pytest.raises(ValueError, match=rf"model\.latent\.dim={dim} must be 1 or more"):
+    with pytest.raises(ValueError, match=rf"^dim={dim} must be 1 or more"):
         make(dim=dim)
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, math.nan])
 def test_a_limit_without_numbers_within_is_refused(limit):
-    with pytest.raises(ValueError, match=rf"model\.latent\.limit={limit} must be above 0 standard deviations"):
+    with pytest.raises(ValueError, match=rf"^limit={limit} must be above 0 standard deviations"):
         Truncated(dim=4, limit=limit)
 
 

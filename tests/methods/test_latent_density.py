@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
+from genimg.errors import ConfigError
 from genimg.methods import latent_density
 from genimg.methods.latent_density import LatentDensity, Mixture, fit_mixture
 
@@ -264,16 +265,16 @@ def test_truncation_brings_latents_nearer_to_the_mean_of_their_component():
     white = torch.linalg.solve_triangular(FACTORS[chosen], (nearer - MEANS[chosen])[..., None], upper=False)
     assert white.abs().max().item() == pytest.approx(0.5, abs=0.05)
     assert torch.allclose(made.truncated(drawn, 20.0), drawn, atol=1e-4)
-    with pytest.raises(ValueError, match="truncation=0 leaves no latents to draw"):
+    with pytest.raises(ConfigError, match=r"^truncation=0 leaves no latents to draw"):
         made.truncated(drawn, 0.0)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"latent_dim": 0}, r"model\.latent_dim=0 must be 1 or more"),
-        ({"num_components": -1}, r"model\.num_components=-1 must be 0, for the prior"),
-        ({"num_latents": 5}, r"model\.num_latents=5 are too few to fit model\.num_components=3 to: keep 6 or more"),
+        ({"latent_dim": 0}, r"^latent_dim=0 must be 1 or more"),
+        ({"num_components": -1}, r"^num_components=-1 must be 0, for the prior"),
+        ({"num_latents": 5}, r"^num_latents=5 are too few to fit num_components=3: keep 6 or more"),
     ],
 )
 def test_numbers_out_of_range_are_refused(changes, message):

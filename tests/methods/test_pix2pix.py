@@ -317,7 +317,7 @@ def test_pictures_of_inpainting_have_the_known_pixels_as_they_were():
 def test_check_tells_of_the_authors_mode_where_it_would_make_a_difference(mode, normalisation, said, caplog):
     caplog.set_level(logging.INFO)
     pix2pix(translator=translator(normalisation=normalisation), sampled_mode=mode).check(batch())
-    assert ("model.sampled_mode=train" in caplog.text) == said
+    assert ("sampled_mode=train" in caplog.text) == said
 
 
 @pytest.mark.parametrize("misfit", ["source", "target"])
@@ -329,8 +329,8 @@ def test_check_shows_images_that_do_not_fit(misfit):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"reconstruction_weight": -1.0}, r"model\.reconstruction_weight=-1\.0 must be 0 or more"),
-        ({"sampled_mode": "mean"}, "sampled_mode=mean is unknown"),
+        ({"reconstruction_weight": -1.0}, r"^reconstruction_weight=-1\.0 must be 0 or more"),
+        ({"sampled_mode": "mean"}, "^sampled_mode=mean is unknown"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, words):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from genimg.data.tasks.degradations import Denoise, Inpaint
 from genimg.data.tasks.masks import Boxes
+from genimg.errors import ConfigError
 from genimg.losses.reconstruction import ReconstructionLoss
 from genimg.methods.image_to_image import in_blocks
 from genimg.methods.restoration import Restoration
@@ -62,7 +63,7 @@ def test_a_residual_network_that_answers_0_is_the_identity():
 
 def test_a_residual_of_sources_with_fewer_channels_is_refused():
     method = restoration(1, 3, residual=True)
-    with pytest.raises(ValueError, match=r"model\.residual=true adds sources of 1 channels to 3: set model\.residual=false"):
+    with pytest.raises(ConfigError, match=r"^residual=true adds sources of 1 channels to 3: set residual=false"):
         method.check({"source": images(1), "target": images(3)})
     restoration(1, 3, residual=False).check({"source": images(1), "target": images(3)})
 

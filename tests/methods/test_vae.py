@@ -761,17 +761,17 @@ def test_check_shows_a_shape_that_does_not_fit():
 
 def test_layers_of_latents_must_fit_upon_each_other():
     networks = {"encoder": build().encoder, "decoder": build().decoder, "loss": elbo()}
-    with pytest.raises(ValueError, match=r"^model\.hierarchy\[1\]\.below=5 must be 4, the latents below it"):
+    with pytest.raises(ValueError, match=r"^hierarchy\[1\]\.below=5 must be 4, the latents below it"):
         VAE(**networks, latent_dim=5, hierarchy=[layer(5, 4), layer(5, 3)])
-    with pytest.raises(ValueError, match=r"^model\.hierarchy\[0\] is a Linear, but must be a StochasticLayer"):
+    with pytest.raises(ValueError, match=r"^hierarchy\[0\] is a Linear, but must be a StochasticLayer"):
         VAE(**networks, latent_dim=5, hierarchy=[nn.Linear(5, 5)])
 
 
 def test_networks_must_read_the_same_condition_and_have_an_encoder_of_it():
-    message = r"^model\.encoder\.condition and model\.decoder\.condition must read the same key of the batch"
+    message = r"^encoder\.condition and decoder\.condition must read the same key of the batch"
     with pytest.raises(ValueError, match=message):
         build(decoder=conditional().decoder)
-    with pytest.raises(ValueError, match=r"^Identity has no encoder of conditions: give it condition=\$\{conditioning\."):
+    with pytest.raises(ValueError, match=r"^encoder\.condition must be an encoder of conditions, and a Identity has none"):
         build(encoder=nn.Identity())
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from genimg.errors import ConfigError
 from genimg.losses.reconstruction import ReconstructionLoss
 from genimg.methods.vq_vae import VQVAE
 from genimg.networks.conditioning import ConditionEncoder, OneHot, Unconditional
@@ -255,14 +256,15 @@ def test_truncation_is_the_temperature_of_the_prior():
     assert len(codes[0].flatten(1).unique(dim=0)) > 10 * len(codes[1].flatten(1).unique(dim=0))
     assert torch.equal(method.sample(cold), method.decode(codes[1]))
     for amount in (0.0, 1.0, 2.0):
-        with pytest.raises(ValueError, match=f"truncation={amount:g} is the temperature of the prior"):
+        with pytest.raises(ConfigError, match=f"^truncation={amount:g} is the temperature of the prior"):
             method.truncated(drawn, amount)
 
 
 def test_codes_have_no_neighbours():
     method = build()
-    with pytest.raises(ValueError, match="near= needs latents with a distance between them"):
+    with pytest.raises(ConfigError) as caught:
         method.nearby(real_images(1), method.draw(range(2), 0), 0.5)
+    assert caught.value.key == "near"
 
 
 def test_a_prior_of_labels_samples_the_classes_that_are_asked_for():
@@ -312,11 +314,11 @@ def test_another_distance_and_autocast_go_through():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"data_variance": 0.0}, "model.data_variance=0.0 must be above 0"),
-        ({"commitment_weight": -1.0}, "model.commitment_weight=-1.0 must be 0 or more"),
-        ({"prior_from": 101}, "model.prior_from=101 images lies behind model.autoencoder_until=100 images"),
-        ({"quantizer": {"dim": 4}}, "model.encoder.dim=5 must be model.quantizer.dim=4"),
-        ({"quantizer": {"num_codes": 7}}, "model.prior.num_codes=6 must be model.quantizer.num_codes=7"),
+        ({"data_variance": 0.0}, "^data_variance=0.0 must be above 0"),
+        ({"commitment_weight": -1.0}, "^commitment_weight=-1.0 must be 0 or more"),
+        ({"prior_from": 101}, "^prior_from=101 images lies behind autoencoder_until=100 images"),
+        ({"quantizer": {"dim": 4}}, "^encoder.dim=5 must be that of the quantizer, 4"),
+        ({"quantizer": {"num_codes": 7}}, "^prior.num_codes=6 must be that of the quantizer, 7"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(changes, words):
@@ -325,7 +327,8 @@ def test_parts_that_do_not_fit_are_refused(changes, words):
 
 
 def test_check_refuses_masks_weights_and_shapes_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"known_weight=0.5 has no effect without masks"):
+    with pytest.raises(ConfigError) as caught:
         build(loss=ReconstructionLoss(kind="l2", epsilon=None, known_weight=0.5)).check({"image": real_images(2)})
+    assert caught.value.key == "loss.known_weight"
     with pytest.raises(RuntimeError, match="channels"):
         build().check({"image": torch.zeros(2, 3, 16, 16)})

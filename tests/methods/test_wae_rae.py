@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from genimg.errors import ConfigError
 from genimg.losses.likelihoods import Bernoulli, Gaussian
 from genimg.losses.mmd import MMDLoss, unbiased_mmd
 from genimg.losses.regularised_autoencoder import RegularisedLoss
@@ -280,18 +281,18 @@ def test_a_check_leaves_everything_as_it_was(kind):
 
 def test_an_encoder_of_two_moments_is_refused():
     encoder = Encoder(image_size=16, channels=1, condition=Unconditional(), latent_dim=Z, width=4, moments=2)
-    with pytest.raises(ValueError, match=r"gives 2 x 3 numbers for an image.* set model\.encoder\.moments=1"):
+    with pytest.raises(ConfigError, match=r"^encoder gives 2 x 3 numbers for an image.* moments to 1"):
         build(encoder=encoder).check(data(2))
 
 
 def test_an_encoder_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"gives 1 x 3 numbers .* takes 1 for each of model\.latent_dim=4"):
+    with pytest.raises(ConfigError, match=r"^encoder gives 1 x 3 numbers .* takes 1 for each of latent_dim=4"):
         build(latent_dim=4).check(data(2))
 
 
 def test_networks_must_read_the_same_conditions():
     encoder = Encoder(image_size=16, channels=1, condition=OneHot(num_classes=3), latent_dim=Z, width=4, moments=1)
-    with pytest.raises(ValueError, match="must read the same key of the batch"):
+    with pytest.raises(ValueError, match=r"^encoder\.condition and decoder\.condition must read the same key of the batch"):
         build(encoder=encoder)
 
 

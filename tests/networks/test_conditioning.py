@@ -65,8 +65,7 @@ def test_blank_conditions_stand_in_the_batch_like_real_ones(name):
 @pytest.mark.parametrize("num_classes", [0, -1])
 @pytest.mark.parametrize("make", [OneHot, lambda num_classes: LabelEmbedding(num_classes=num_classes, dim=6)])
 def test_data_without_labels_is_refused(make, num_classes):
-    message = r"needs data with labels, and this data has none: put each .* subdirectory .* conditioning=text for captions, or"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"^num_classes={num_classes} .* subdirectory"):
         make(num_classes=num_classes)
 
 

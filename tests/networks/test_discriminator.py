@@ -190,26 +190,30 @@ def test_all_weights_of_a_convolutional_discriminator_get_gradients(head):
 @pytest.mark.parametrize(
     ("head", "changes", "words"),
     [
-        ("concatenation", {}, r"conditioning\.head=concatenation is unknown: choose one of none, concat, projection, aux"),
-        ("none", {"condition": OneHot(num_classes=3)}, r"conditioning\.head=none does not go with OneHot: choose one of the"),
-        ("concat", {"condition": Unconditional()}, r"conditioning\.head=concat does not go with Unconditional"),
-        ("projection", {"condition": Unconditional()}, r"conditioning\.head=projection does not go with Unconditional"),
-        ("auxiliary_classifier", {"condition": Unconditional()}, r"auxiliary_classifier does not go with Unconditional"),
+        ("concatenation", {}, r"^head=concatenation is unknown: choose one of none, concat, projection, aux"),
+        ("none", {"condition": OneHot(num_classes=3)}, r"^head=none does not go with the condition OneHot"),
+        ("concat", {"condition": Unconditional()}, r"^head=concat does not go with the condition Unconditional"),
+        ("projection", {"condition": Unconditional()}, r"^head=projection does not go with the condition Unconditional"),
+        (
+            "auxiliary_classifier",
+            {"condition": Unconditional()},
+            "does not go with the condition Unconditional",
+        ),
         ("auxiliary_classifier", {"condition": TextLike()}, r"auxiliary_classifier needs labels.*choose head=projection"),
         (
             "concat",
             {"features": Recording()},
-            r"head=concat brings 3 more channels, but the features take 0: set conditioning\.image_channels=3",
+            r"head=concat brings 3 more channels, but the features take 0: set their condition_channels to 3",
         ),
         (
             "concat",
             {"condition": LabelEmbedding(num_classes=3, dim=8)},
-            r"head=concat brings 8 more channels, but the features take 3: set conditioning\.image_channels=8",
+            r"head=concat brings 8 more channels, but the features take 3: set their condition_channels to 8",
         ),
         (
             "projection",
             {"features": Recording(condition_channels=3)},
-            r"head=projection brings 0 more channels, but the features take 3: set conditioning\.image_channels=0",
+            r"head=projection brings 0 more channels, but the features take 3: set their condition_channels to 0",
         ),
         ("none", {"features": Recording(condition_channels=1)}, r"head=none brings 0 more channels.*take 1: set"),
         ("none", {"initialisation": "kaiming"}, r"initialisation=kaiming is unknown: choose one of default, normal"),

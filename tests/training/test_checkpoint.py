@@ -100,7 +100,7 @@ def test_every_truncation_is_refused_by_name_and_size(saved):
     whole = saved.read_bytes()
     for size in [0, 1, 2, 4, *range(10, len(whole), 97), len(whole) - 1]:
         saved.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=rf"saved\.pt \({size} bytes\) is truncated or not a genimg checkpoint"):
+        with pytest.raises(CheckpointError, match=rf"saved\.pt \({size} bytes\) is truncated or not a genimg checkpoint"):
             checkpoint.load(saved)
 
 
@@ -108,14 +108,14 @@ def test_random_bytes_are_refused(tmp_path):
     path = tmp_path / "random.pt"
     for seed in range(60):
         path.write_bytes(random.Random(seed).randbytes(200))
-        with pytest.raises(ValueError, match=r"random\.pt .*not a genimg checkpoint"):
+        with pytest.raises(CheckpointError, match=r"random\.pt .*not a genimg checkpoint"):
             checkpoint.load(path)
 
 
 @pytest.mark.parametrize("content", [{"weights": torch.zeros(3)}, {"format": "another"}, [1, 2], torch.zeros(3)])
 def test_a_torch_file_of_something_else_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt is not a genimg checkpoint"):
+    with pytest.raises(CheckpointError, match=r"other\.pt is not a genimg checkpoint"):
         checkpoint.load(tmp_path / "other.pt")
 
 
@@ -123,13 +123,13 @@ def test_another_version_is_refused_and_both_are_named(tmp_path):
     record = {"format": checkpoint.FORMAT, "version": checkpoint.VERSION + 1, "genimg_version": "9.8.7"}
     torch.save(record, tmp_path / "new.pt")
     message = rf"version {checkpoint.VERSION + 1}, but this genimg reads version {checkpoint.VERSION}: use genimg 9\.8\.7"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         checkpoint.load(tmp_path / "new.pt")
 
 
 def test_a_checkpoint_without_a_version_is_refused(tmp_path):
     torch.save({"format": checkpoint.FORMAT}, tmp_path / "no_version.pt")
-    with pytest.raises(ValueError, match=r"no_version\.pt"):
+    with pytest.raises(CheckpointError, match=r"no_version\.pt"):
         checkpoint.load(tmp_path / "no_version.pt")
 
 
@@ -147,7 +147,7 @@ class RunsCode:
 def test_a_pickle_that_would_run_code_is_refused_and_does_not_run_it(tmp_path, write):
     marker, path = tmp_path / "ran", tmp_path / "evil.pt"
     write({"format": checkpoint.FORMAT, "version": checkpoint.VERSION, "weights": RunsCode(marker)}, path)
-    with pytest.raises(ValueError, match=r"evil\.pt"):
+    with pytest.raises(CheckpointError, match=r"evil\.pt"):
         checkpoint.load(path)
     assert not marker.exists()
     torch.load(path, weights_only=False) if write is torch.save else pickle.loads(path.read_bytes())
@@ -223,7 +223,7 @@ def test_without_one_readable_checkpoint_the_newest_is_named(folder):
     save_steps(folder, 10, 20)
     for path in folder.path.glob("step-*.pt"):
         os.truncate(path, 100)
-    with pytest.raises(ValueError, match=r"step-00000020\.pt"):
+    with pytest.raises(CheckpointError, match=r"step-00000020\.pt"):
         folder.load_last()
 
 
