@@ -76,7 +76,8 @@ def evaluate_translator(
     chosen |= {key: options[key] for key in ("num_images", "batch_size", "seed") if options[key] is not None}
     evaluator = instantiate.build_evaluator({"evaluation": chosen}, builder)
     assert evaluator is not None
-    evaluator.check(method)
+    with instantiate.mounted("evaluation", evaluator):
+        evaluator.check(method)
     assert isinstance(evaluator, TranslationEvaluator)
     paired = "source" in method.batch_keys
     if not paired and (useless := sorted(typed.keys() & {"classical", "table", "picture"})):

@@ -447,7 +447,7 @@ def test_samples_near_an_image_vary_with_the_spread(runs: Path, photos: Path, tm
 
 
 def test_a_model_that_encodes_nothing_has_no_neighbourhood(runs: Path, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="near= has no effect on a GAN, which encodes no images: leave it away"):
+    with pytest.raises(ValueError, match="^near.* has no effect on a GAN, which encodes no images"):
         run_sample(f"ckpt={runs / 'labels'}", f"near={photos / 'a.png'}", "label=1", f"output={tmp_path / 'out'}")
     assert not (tmp_path / "out").exists()
 
@@ -578,7 +578,7 @@ def test_a_method_without_latents_has_no_way(runs: Path, monkeypatch: pytest.Mon
         ("vae", ["near=x.png", "truncation=1"], r"truncation=1 has no effect with near=: remove one of them"),
         ("vae", ["near=x.png", "reconstruct=x.png"], r"near=x\.png has no effect with reconstruct=: remove one of them"),
         ("vae", ["reconstruct=nowhere"], r"reconstruct=nowhere does not exist: give an image or a directory of images"),
-        ("labels", ["reconstruct=x.png", "label=0"], r"reconstruct= is for autoencoders, .*, and this model is a GAN"),
+        ("labels", ["reconstruct=x.png", "label=0"], r"reconstruct=x\.png is for autoencoders, .*, and this model is a GAN"),
         ("digits", ["reconstruct=x.png"], r"reconstruct=x\.png: this model reads a label with every image: say which"),
         ("digits", ["near=x.png", "label=[0,1]"], r"near=x\.png goes with one condition, not 2: give one label or text"),
         ("vae", ["frames=8"], r"frames=8 has no effect on single images: remove it, or .* interpolate=linear or spherical"),
