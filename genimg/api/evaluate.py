@@ -282,7 +282,8 @@ def _of_checkpoint(options: Config, typed: Mapping[str, str], device: torch.devi
         assert real.source is not None
         check_own_images(real.source, method, state, other_split=options["split"] is not None)
     if real.source is not None:
-        evaluator.check_reconstructions(method, real.source.shape)
+        with instantiate.mounted("evaluation", evaluator):
+            evaluator.check_reconstructions(method, real.source.shape)
     made = evaluator.generated(method, device, tuple(state.get("class_names", ())))
     compared = real.statistics if real.images is None else real.images
     assert compared is not None

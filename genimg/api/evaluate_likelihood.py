@@ -62,7 +62,8 @@ def evaluate_likelihood(
     evaluator = builder.build_group({"evaluation": chosen}, "evaluation")
     assert isinstance(evaluator, LikelihoodEvaluator)
     method = load_method(config, builder, state, device)
-    evaluator.check(method)
+    with instantiate.mounted("evaluation", evaluator):
+        evaluator.check(method)
     with first_of_each_host():
         if options["real"] is not None:
             shape = {key: config["data"][key] for key in ("image_size", "channels")}

@@ -78,7 +78,8 @@ def evaluate_translator(
     chosen |= {key: options[key] for key in ("num_images", "batch_size", "seed") if options[key] is not None}
     evaluator = builder.build_group({"evaluation": chosen}, "evaluation")
     assert evaluator is not None
-    evaluator.check(method)
+    with instantiate.mounted("evaluation", evaluator):
+        evaluator.check(method)
     assert isinstance(evaluator, TranslationEvaluator)
     paired = "source" in method.batch_keys
     if not paired and (useless := sorted(typed.keys() & {"classical", "table", "picture"})):

@@ -352,17 +352,17 @@ def test_one_image_is_refused_on_either_side(evaluate: Command, home: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["ckpt=run", "images=b", "real=a"], ["ckpt= and images= both"]),
+        (["ckpt=run", "images=b", "real=a"], ["ckpt=run and images=b both"]),
         ([], ["nothing to evaluate", "ckpt=CHECKPOINT", "images=DIR", "save_statistics=FILE"]),
         (["real=a"], ["nothing to evaluate"]),
-        (["images=b"], ["images= needs something to compare with"]),
+        (["images=b"], ["images=b needs something to compare with"]),
         (["images=b", "real=mnits"], ["mnits is neither a directory", "cifar10", "mnist", "shapes"]),
         (["images=nowhere", "real=a"], ["nowhere is neither a directory"]),
         (["images=b", "real=imagenet"], ["imagenet needs data_root=DIR"]),
-        (["images=b", "real=a", "seed=3"], ["seed= has no effect on images that exist"]),
-        (["images=b", "real=a", "num_images=13"], ["num_images=13, but b holds 12 images"]),
-        (["images=b", "real=a", "inception_weights=x.pth"], ["inception_weights has no effect"]),
-        (["images=b", "real=a", "evaluation.metrics.inception_score.splits=13"], ["12 generated images", "takes 13 or more"]),
+        (["images=b", "real=a", "seed=3"], ["seed=3 has no effect on images that exist"]),
+        (["images=b", "real=a", "num_images=13"], ["num_images=13", "12"]),
+        (["images=b", "real=a", "inception_weights=x.pth"], ["inception_weights=x.pth has no effect"]),
+        (["images=b", "real=a", "evaluation.metrics.inception_score.splits=13"], ["inception_score", "12", "13 or more"]),
         (["images=b", "real=a", "evaluation.metrics.class_coverage.least_share=2"], ["least_share=2"]),
         (["images=b", "real=a", "nonsense=1"], ["unknown key nonsense"]),
         (["images=b", "real=a", "evaluation=shaeps"], ["did you mean 'shapes'?"]),
@@ -504,8 +504,8 @@ def test_packed_images_are_measured_like_the_folder_they_came_from(evaluate: Com
 
 def test_neighbours_need_the_images_themselves(evaluate: Command) -> None:
     evaluate.succeed("real=a", "save_statistics=real.pt", *QUICK)
-    evaluate.refuse("neighbors= needs the real images", arguments=["images=b", "real=real.pt", "neighbors=2", *QUICK])
-    evaluate.refuse("num_real= has no effect", arguments=["images=b", "real=real.pt", "num_real=5", *QUICK])
+    evaluate.refuse("neighbors=2 needs the real images", arguments=["images=b", "real=real.pt", "neighbors=2", *QUICK])
+    evaluate.refuse("num_real=5 has no effect", arguments=["images=b", "real=real.pt", "num_real=5", *QUICK])
     evaluate.refuse("neighbors=-1", arguments=["images=b", "real=a", "neighbors=-1", *QUICK])
 
 
@@ -560,7 +560,7 @@ def test_a_checkpoint_is_measured_against_other_images_too(evaluate: Command, ru
     assert record["provenance"]["generated"]["seed"] == 5
     assert "fd20_shapes_v2" in record["metrics"]
     assert Path("neighbors.png").is_file()
-    evaluate.refuse("data_root has no effect", arguments=[f"ckpt={run_dir}", "data_root=x", "device=cpu"])
+    evaluate.refuse("data_root=x has no effect", arguments=[f"ckpt={run_dir}", "data_root=x", "device=cpu"])
 
 
 def test_a_run_directory_compares_with_an_evaluation_of_its_checkpoint(evaluate: Command, run_dir: Path) -> None:

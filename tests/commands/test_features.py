@@ -96,9 +96,9 @@ def test_a_classifier_of_a_folder_evaluates_images_by_the_config_beside_it(home:
 @pytest.mark.parametrize(
     ("classes", "arguments", "words"),
     [
-        (("only",), ["name=greys"], ["the data folder has no labels", "a subdirectory of its own"]),
+        (("only",), ["name=greys"], ["data=folder has no labels", "its own subdirectory"]),
         (("dark", "bright"), ["name=my-greys"], ["name=my-greys", "letters, digits and _"]),
-        (("dark", "bright"), ["name=greys", "data.image_size=[16,24]"], ["square images", "16x24 pixels", "data.image_size"]),
+        (("dark", "bright"), ["name=greys", "data.image_size=[16,24]"], ["square ones", "16x24 pixels", "data.image_size"]),
     ],
 )
 def test_bad_input_gets_one_clear_message_and_leaves_nothing(
@@ -114,7 +114,7 @@ def test_bad_input_gets_one_clear_message_and_leaves_nothing(
     [
         ([], "name is required: set name=VALUE"),
         (["name=../greys"], r"name=\.\./greys must be letters, digits and _"),
-        (["name=greys", "data.channels=4"], "4 channels and 16x16 pixels: .* data.channels to 1 or 3"),
+        (["name=greys", "data.channels=4"], "4 channels and 16x16 pixels, .* data.channels to 1 or 3"),
         (["name=greys", "epochs=0"], "epochs=0 must be a whole number, 1 or more"),
         (["name=greys", "epochs=1.5"], r"epochs=1\.5 must be a whole number, 1 or more"),
         (["name=greys", "seed=-1"], "seed=-1 must be a whole number, 0 or more"),
