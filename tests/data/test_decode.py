@@ -141,7 +141,7 @@ def test_float_grey_is_read_as_zero_to_one_or_zero_to_255():
 @pytest.mark.parametrize(("low", "high"), [(0, 42500), (-1, 1), (-3, 200), (0, 256)])
 def test_thirty_two_bit_grey_of_another_range_is_refused_with_the_range_and_the_remedy(kind, low, high):
     values = np.array([[low, high]], dtype=kind)
-    with pytest.raises(ValueError, match=rf"32-bit values from {low} to {high}, not 0 to 255.*data\.range=\[low,high\]"):
+    with pytest.raises(ValueError, match=rf"32-bit values from {low} to {high}, not 0 to 255.*range=\[low,high\]"):
         array(Image.fromarray(values), 1)
 
 
@@ -260,12 +260,12 @@ def test_transparent_pixels_do_not_bleed_when_an_image_shrinks():
 
 @pytest.mark.parametrize("channels", [0, 2, 5, -1])
 def test_unknown_channels_are_refused(channels):
-    with pytest.raises(ValueError, match=rf"data\.channels={channels} is not supported: choose 1 \(grey\), 3"):
+    with pytest.raises(ValueError, match=rf"^channels={channels} is not supported: choose 1 \(grey\), 3"):
         PixelFormat.of(8, channels)
 
 
 def test_unknown_fit_is_refused():
-    with pytest.raises(ValueError, match=r"data\.fit=squeeze is unknown: choose one of crop, stretch, pad"):
+    with pytest.raises(ValueError, match=r"^fit=squeeze is unknown: choose one of crop, stretch, pad"):
         PixelFormat.of(8, 3, "squeeze")
 
 

@@ -26,9 +26,7 @@ def open_folder(root, **changes):
 def test_values_of_another_range_are_refused_before_anything_is_read_in_earnest(tmp_path, kind):
     for i in range(3):
         write(tmp_path, f"{i}.tif", 42000 + i, kind, spread=42000)
-    with pytest.raises(
-        ValueError, match=r"\.tif holds 32-bit values from \d to 4200\d.*data\.range=\[0,42002\] \(what 3 files"
-    ):
+    with pytest.raises(ValueError, match=r"\.tif holds 32-bit values from \d to 4200\d.*range=\[0,42002\] \(what 3 files"):
         open_folder(tmp_path)
 
 

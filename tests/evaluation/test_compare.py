@@ -740,7 +740,7 @@ def test_reconstructions_are_left_out_for_other_models_and_where_none_are_asked_
 
 
 def test_a_metric_of_logits_is_refused_without_them():
-    with pytest.raises(ValueError, match=r"evaluation\.metrics\.inception_score needs class logits.*~evaluation\.metrics\."):
+    with pytest.raises(ValueError, match=r"metrics\.inception_score needs class logits.*~metrics\."):
         make_evaluator(LinearExtractor(has_logits=False))
     assert make_evaluator(LinearExtractor(has_logits=False), metrics={"fd": FrechetDistance()}).primary == "fd37_linear"
 
@@ -753,24 +753,24 @@ def test_a_metric_that_is_none_is_left_out():
 
 
 def test_fewer_images_than_splits_are_refused_for_a_comparison_too():
-    with pytest.raises(ValueError, match=r"2 generated images are too few for evaluation\.metrics\.inception"):
+    with pytest.raises(ValueError, match=r"2 generated images are too few for metrics\.inception"):
         make_evaluator().compare(dataset(23, 0), dataset(2, 1), CPU)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_images": 1}, r"evaluation\.num_images=1"),
+        ({"num_images": 1}, r"^num_images=1"),
         ({"num_images": 2}, r"2 generated images are too few"),
-        ({"num_real": 1}, r"evaluation\.num_real=1"),
-        ({"batch_size": 0}, r"evaluation\.batch_size=0"),
-        ({"bootstrap": -1}, r"evaluation\.bootstrap=-1"),
-        ({"reconstructions": -1}, r"evaluation\.reconstructions=-1"),
-        ({"final_num_images": 1}, r"evaluation\.final_num_images=1"),
-        ({"interval": NumImages(0)}, r"evaluation\.interval"),
-        ({"metrics": {}}, r"evaluation\.metrics is empty"),
-        ({"metrics": {"frechet_distance": None}}, r"evaluation\.metrics is empty"),
-        ({"stop_if": {"factor": 1.0, "evaluations": 2}}, r"evaluation\.stop_if"),
+        ({"num_real": 1}, r"^num_real=1"),
+        ({"batch_size": 0}, r"^batch_size=0"),
+        ({"bootstrap": -1}, r"^bootstrap=-1"),
+        ({"reconstructions": -1}, r"^reconstructions=-1"),
+        ({"final_num_images": 1}, r"^final_num_images=1"),
+        ({"interval": NumImages(0)}, r"interval"),
+        ({"metrics": {}}, r"metrics is empty"),
+        ({"metrics": {"frechet_distance": None}}, r"metrics is empty"),
+        ({"stop_if": {"factor": 1.0, "evaluations": 2}}, r"stop_if"),
     ],
     ids=str,
 )
@@ -847,11 +847,11 @@ def test_copies_of_training_images_are_measured_against_held_out_ones(monkeypatc
 @pytest.mark.parametrize(
     ("source", "changes", "words"),
     [
-        (CountingSource, {}, r"evaluation\.metrics\.copies .* set data\.validation=0\.1"),
+        (CountingSource, {}, r"metrics\.copies .* set validation=0\.1"),
         (
             with_validation,
             {"num_real": 59},
-            r"evaluation\.metrics\.copies .* all 60 .*num_real=59: set it to null",
+            r"metrics\.copies .* all 60 .*num_real=59: set it to null",
         ),
     ],
 )
@@ -910,7 +910,7 @@ def test_the_spatial_distance_is_that_of_the_spatial_features(cache):
     source.forbidden = True
     again = make_evaluator(SpatialExtractor(), **settings).evaluate(Painter(), data_of(source), CPU).values
     assert again == values
-    with pytest.raises(ValueError, match=r"evaluation\.metrics\.sfd needs spatial features, which the extractor linear"):
+    with pytest.raises(ValueError, match=r"metrics\.sfd needs spatial features, which the extractor linear"):
         make_evaluator(LinearExtractor(), **settings)
 
 

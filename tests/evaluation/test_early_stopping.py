@@ -56,7 +56,7 @@ def test_a_watch_is_made_of_its_settings():
     ids=str,
 )
 def test_other_keys_are_refused(settings):
-    with pytest.raises(ValueError, match=r"evaluation\.stop_if=.* must have the keys factor and evaluations"):
+    with pytest.raises(ValueError, match=r"^stop_if=.* must have the keys factor and evaluations"):
         DivergenceWatch.of(settings)
 
 
@@ -97,7 +97,7 @@ def test_the_best_value_itself_has_never_diverged():
 
 
 def test_settings_in_the_wrong_form_are_refused_when_the_evaluator_is_built():
-    with pytest.raises(ValueError, match=r"evaluation\.stop_if"):
+    with pytest.raises(ValueError, match=r"stop_if"):
         make_evaluator(FrechetDistance(), {"factor": 3})
 
 
@@ -123,7 +123,7 @@ def test_a_bound_of_a_named_metric_ends_a_training_whatever_the_primary_one_is(s
 @pytest.mark.parametrize("metric", ["coverage", "f", "fd10", "is10_none_s"])
 def test_a_metric_that_is_not_measured_is_refused_with_those_that_are(metric):
     evaluator = make_evaluator(FrechetDistance(), {"metric": metric, "above": 1.0, "evaluations": 1})
-    with pytest.raises(ValueError, match=rf"evaluation\.stop_if\.metric={metric} .* fd10_none, is10_none, is10_none_std"):
+    with pytest.raises(ValueError, match=rf"stop_if\.metric={metric} .* fd10_none, is10_none, is10_none_std"):
         evaluator.has_diverged({"fd10_none": 1.0, "is10_none": 2.0, "is10_none_std": 0.1}, best=1.0)
 
 
@@ -143,5 +143,5 @@ def test_a_metric_that_is_not_measured_is_refused_with_those_that_are(metric):
     ids=str,
 )
 def test_bounds_that_make_no_sense_are_refused(settings):
-    with pytest.raises(ValueError, match=r"evaluation\.stop_if="):
+    with pytest.raises(ValueError, match=r"^stop_if="):
         DivergenceWatch.of(settings)

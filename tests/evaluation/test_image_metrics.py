@@ -12,6 +12,7 @@ from scipy.ndimage import correlate1d
 from torch import nn
 from torchvision.models import alexnet, vgg16
 
+from genimg.errors import DataError
 from genimg.evaluation.image_metrics import LPIPS, l1, ms_ssim, ms_ssim_scales, psnr, psnr_luma, ssim, ssim_luma
 
 
@@ -329,9 +330,9 @@ def test_lpips_says_which_file_is_missing_or_wrong(random_lpips, tmp_path):
     with pytest.raises(ValueError, match="backbone=squeeze of LPIPS is unknown: choose one of alex, vgg"):
         LPIPS(backbone="squeeze", backbone_weights=whole, linear_weights=linear)
     name = {"alex": "alexnet", "vgg": "vgg16"}[backbone]
-    with pytest.raises(FileNotFoundError, match=rf"backbone_weights=nowhere.* put torchvision's state_dict of {name} there"):
+    with pytest.raises(DataError, match=rf"^backbone_weights=nowhere.* put torchvision's state_dict of {name} there"):
         LPIPS(backbone=backbone, backbone_weights="nowhere", linear_weights=linear)
-    with pytest.raises(FileNotFoundError, match=rf"linear_weights=nowhere.* put lpips/weights/v0.1/{backbone}.pth of"):
+    with pytest.raises(DataError, match=rf"^linear_weights=nowhere.* put lpips/weights/v0.1/{backbone}.pth of"):
         LPIPS(backbone=backbone, backbone_weights=whole, linear_weights="nowhere")
     with pytest.raises(
         ValueError, match=r"linear\.pth holds no features\.0\.weight, but LPIPS needs features\.0\.weight \[64, 3"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from genimg.errors import DataError
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.feature_stats import Summary
 from genimg.evaluation.gaussian import GaussianStatistics
@@ -100,7 +101,7 @@ def test_a_write_into_a_place_that_is_taken_leaves_nothing_behind(tmp_path):
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
     for name in ("nowhere.pt", "nowhere.npz"):
-        with pytest.raises(FileNotFoundError, match=f"{name} do not exist"):
+        with pytest.raises(DataError, match=f"{name} do not exist"):
             SavedStatistics.read(tmp_path / name)
 
 

@@ -584,11 +584,11 @@ def test_what_fits_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_images": 0}, r"evaluation\.num_images=0 must be 1 or more"),
-        ({"batch_size": 0}, r"evaluation\.batch_size=0 must be 1 or more"),
-        ({"final_num_images": 0}, r"evaluation\.final_num_images=0 must be 1 or more"),
-        ({"interval": NumImages(0)}, r"evaluation\.interval"),
-        ({"stop_if": {"factor": 1.0, "evaluations": 2}}, r"evaluation\.stop_if"),
+        ({"num_images": 0}, r"^num_images=0 must be 1 or more"),
+        ({"batch_size": 0}, r"^batch_size=0 must be 1 or more"),
+        ({"final_num_images": 0}, r"^final_num_images=0 must be 1 or more"),
+        ({"interval": NumImages(0)}, r"interval"),
+        ({"stop_if": {"factor": 1.0, "evaluations": 2}}, r"stop_if"),
     ],
     ids=str,
 )
@@ -657,16 +657,16 @@ def test_a_translator_that_changes_nothing_is_never_chosen_over_one_that_transla
 
 @pytest.mark.parametrize("best_by", ["cycle_l1", "identity_l1_b", "psnr"])
 def test_what_a_translator_that_changes_nothing_wins_does_not_choose(best_by: str) -> None:
-    with pytest.raises(ValueError, match=rf"evaluation\.best_by={best_by}.*kd, fd, or null"):
+    with pytest.raises(ValueError, match=rf"^best_by={best_by}.*kd, fd, or null"):
         unpaired(best_by=best_by, extractor=LinearExtractor())
 
 
 @pytest.mark.parametrize(
     ("make", "changes", "key"),
     [
-        (unpaired, {"best_by": "kd"}, r"evaluation\.extractor"), (paired, {"best_by": "fd"}, r"evaluation\.extractor"),
-        (paired, {"best_by": "lpips"}, r"evaluation\.lpips"), (paired, {"best_by": "cycle_l1"}, "psnr"),
-        (unpaired, {"stop_if": {"factor": 2.0, "evaluations": 1}}, r"evaluation\.best_by"),
+        (unpaired, {"best_by": "kd"}, r"extractor"), (paired, {"best_by": "fd"}, r"extractor"),
+        (paired, {"best_by": "lpips"}, r"lpips"), (paired, {"best_by": "cycle_l1"}, "psnr"),
+        (unpaired, {"stop_if": {"factor": 2.0, "evaluations": 1}}, r"best_by"),
     ],
 )  # fmt: skip
 def test_what_is_not_measured_does_not_choose(make: Any, changes: Any, key: str) -> None:
@@ -678,5 +678,5 @@ def test_what_chooses_comes_first_in_its_direction() -> None:
     assert [paired(best_by=name).higher_is_better for name in ("psnr", "ssim", "ms_ssim", "l1")] == [True, True, True, False]
     values = paired(best_by="l1").evaluate(Translator(), noise(), CPU).values
     assert next(iter(values)) == "l1"
-    with pytest.raises(ValueError, match=r"evaluation\.best_by=ms_ssim is not measured"):
+    with pytest.raises(ValueError, match=r"^best_by=ms_ssim is not measured"):
         paired(best_by="ms_ssim").evaluate(Translator(), noise(), CPU)

@@ -169,9 +169,7 @@ def test_captions_are_read_once_and_only_when_asked_for(root, monkeypatch):
 
 @pytest.mark.parametrize("captions", ["absent.jsonl", "b"])
 def test_a_missing_file_is_named_before_anything_else(root, captions):
-    with pytest.raises(
-        FileNotFoundError, match=rf"^data\.captions={captions} is not a file: there is no {root}/{captions}; give"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"^captions={captions} is not a file: there is no {root}/{captions}; give"):
         open_folder(root, captions)
 
 

@@ -17,6 +17,7 @@ from genimg.data.datasets.prepared import prepared
 from genimg.data.datasets.shapes import ShapesSource
 from genimg.data.loader import Data
 from genimg.data.packing import pack
+from genimg.errors import DataError
 
 BYTES = 3 * 6 * 8
 
@@ -193,26 +194,26 @@ def test_auto_loads_what_fits_and_reads_the_rest_from_the_files(path, monkeypatc
 
 
 def test_another_size_or_number_of_channels_names_the_right_ones(path, tmp_path, original):
-    with pytest.raises(ValueError, match=rf"^data\.image_size=32, but {path} holds 6x8 images of 3 channels: "
-                       r"set data\.image_size=\[6,8\]$"):  # fmt: skip
+    with pytest.raises(ValueError, match=rf"^image_size=32, but {path} holds 6x8 images of 3 channels: "
+                       r"set image_size=\[6,8\]$"):  # fmt: skip
         open_packed(path, image_size=32)
-    with pytest.raises(ValueError, match=r"^data\.channels=1, but .* set data\.channels=3$"):
+    with pytest.raises(ValueError, match=r"^channels=1, but .* set channels=3$"):
         open_packed(path, channels=1)
-    with pytest.raises(ValueError, match=r"^data\.image_size=\[8,6\] data\.channels=4, but .* "
-                       r"set data\.image_size=\[6,8\] data\.channels=3$"):  # fmt: skip
+    with pytest.raises(ValueError, match=r"^image_size=\[8,6\] channels=4, but .* "
+                       r"set image_size=\[6,8\] channels=3$"):  # fmt: skip
         open_packed(path, image_size=[8, 6], channels=4)
     square = ShapesSource(seed=0, num_images=2, image_size=8, channels=1, num_objects=1)
-    with pytest.raises(ValueError, match=r"holds 8x8 images of 1 channel: set data\.image_size=8 data\.channels=1$"):
+    with pytest.raises(ValueError, match=r"holds 8x8 images of 1 channel: set image_size=8 channels=1$"):
         open_packed(packed(square, tmp_path / "square"))
     with pytest.raises(ValueError, match="image_size=0 is not a size"):
         open_packed(path, image_size=0)
 
 
 def test_a_directory_that_was_not_packed_is_named(path, tmp_path):
-    with pytest.raises(FileNotFoundError, match=rf"data\.root={tmp_path}/absent does not exist: give a directory that genimg-"):
+    with pytest.raises(DataError, match=rf"^root={tmp_path}/absent does not exist: give a directory that genimg-"):
         open_packed(tmp_path / "absent")
     (path / "dataset.json").unlink()
-    with pytest.raises(FileNotFoundError, match=rf"data\.root={path} holds no dataset\.json, which genimg-prepare writes last"):
+    with pytest.raises(DataError, match=rf"^root={path} holds no dataset\.json, which genimg-prepare writes last"):
         open_packed(path)
 
 
@@ -263,7 +264,7 @@ def test_a_description_that_does_not_add_up_is_damaged(path, changes):
 @pytest.mark.parametrize("name", ["shard-00001.npy", "labels.npy", "captions.jsonl"])
 def test_a_missing_file_is_named(path, name):
     (path / name).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"packed/{name} is missing: copy it again"):
+    with pytest.raises(DataError, match=rf"packed/{name} is missing: copy it again"):
         open_packed(path)
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 from genimg.data.datasets.builtin import ArraySource
 from genimg.data.datasets.unpaired import UnpairedSource, unpaired
 from genimg.data.tasks.base import Unpaired
+from genimg.errors import DataError
 
 DEFAULTS = {
     "root": None, "a": None, "b": None, "image_size": [4, 6], "channels": 3, "channels_a": None, "channels_b": None,
@@ -118,7 +119,7 @@ def test_subdirectories_of_a_domain_are_no_classes(tmp_path):
     "folders", [{}, {"a": "x"}, {"b": "x"}, {"root": "x", "a": "x", "b": "x"}, {"root": "x", "a": "x"}, {"root": "x", "b": "x"}]
 )
 def test_folders_are_given_in_one_way(folders):
-    with pytest.raises(ValueError, match=r"give data\.root, a directory with trainA and trainB, or both data\.a and data\.b"):
+    with pytest.raises(ValueError, match=r"give root, a directory with trainA and trainB, or both a and b"):
         build(**folders)
 
 
@@ -126,9 +127,9 @@ def test_missing_and_empty_folders_are_named_by_their_key(tmp_path):
     (tmp_path / "empty").mkdir()
     fill(tmp_path / "a", [1])
     fill(tmp_path / "half" / "trainA", [1])
-    with pytest.raises(FileNotFoundError, match=r"^data\.b=.*nowhere does not exist"):
+    with pytest.raises(DataError, match=r"^b=.*nowhere does not exist"):
         build(a=tmp_path / "a", b=tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"^data\.a=.*empty holds no images"):
+    with pytest.raises(DataError, match=r"^a=.*empty holds no images"):
         build(a=tmp_path / "empty", b=tmp_path / "a")
-    with pytest.raises(FileNotFoundError, match=r"^data\.root=.*trainB does not exist"):
+    with pytest.raises(DataError, match=r"^root=.*trainB does not exist"):
         build(root=tmp_path / "half")

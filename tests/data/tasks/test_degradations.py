@@ -130,7 +130,7 @@ def test_a_mask_is_refused_where_there_are_no_holes(name):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("channels", [2, 4, 6])
 def test_other_than_grey_and_rgb_images_are_refused(name, channels):
-    with pytest.raises(ValueError, match=rf"these have {channels} channels: set data\.channels=3"):
+    with pytest.raises(ValueError, match=rf"these have {channels} channels: set channels=3"):
         ALL[name].channels((channels, 16, 24))
 
 
@@ -245,18 +245,18 @@ def test_jpeg_is_pillows(channels, quality):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"noise": "pink"}, r"task\.noise=pink is unknown: choose one of gaussian, poisson"),
-        ({"amount": 0}, r"task\.amount=0 must be more than 0 and at most 255"),
-        ({"amount": [30, 10]}, r"task\.amount=\[30, 10\] must be .* in order"),
-        ({"amount": [25, 25]}, r"task\.amount=\[25, 25\] is no range: set task\.amount=25"),
-        ({"amount": math.nan}, r"task\.amount=nan must be"),
-        ({"noise": "poisson", "amount": 10**6}, r"task\.amount=1000000 must be more than 0 and at most 65025"),
-        ({"noise": "poisson", "amount": [10, 20]}, r"task\.noise=poisson has no range"),
-        ({"noise": "salt_and_pepper", "amount": 1.5}, r"task\.amount=1\.5 must be more than 0 and at most 1"),
-        ({"noise": "jpeg", "amount": 0}, r"task\.amount=0 must be at least 1 and at most 100"),
-        ({"noise": "jpeg", "amount": 50.5}, r"task\.amount=50\.5 must be a whole number from 1 to 100"),
-        ({"noise": "jpeg", "amount": 50, "clip": False}, r"task\.clip=false has no effect on task\.noise=jpeg"),
-        ({"noise": "salt_and_pepper", "amount": 0.1, "clip": False}, r"task\.clip=false has no effect"),
+        ({"noise": "pink"}, r"^noise=pink is unknown: choose one of gaussian, poisson"),
+        ({"amount": 0}, r"^amount=0 must be more than 0 and at most 255"),
+        ({"amount": [30, 10]}, r"^amount=\[30, 10\] must be .* in order"),
+        ({"amount": [25, 25]}, r"^amount=\[25, 25\] is no range: set amount=25"),
+        ({"amount": math.nan}, r"^amount=nan must be"),
+        ({"noise": "poisson", "amount": 10**6}, r"^amount=1000000 must be more than 0 and at most 65025"),
+        ({"noise": "poisson", "amount": [10, 20]}, r"^noise=poisson has no range"),
+        ({"noise": "salt_and_pepper", "amount": 1.5}, r"^amount=1\.5 must be more than 0 and at most 1"),
+        ({"noise": "jpeg", "amount": 0}, r"^amount=0 must be at least 1 and at most 100"),
+        ({"noise": "jpeg", "amount": 50.5}, r"^amount=50\.5 must be a whole number from 1 to 100"),
+        ({"noise": "jpeg", "amount": 50, "clip": False}, r"^clip=false has no effect on noise=jpeg"),
+        ({"noise": "salt_and_pepper", "amount": 0.1, "clip": False}, r"^clip=false has no effect"),
     ],
 )
 def test_noise_that_cannot_be_made_is_refused(settings, words):
@@ -349,14 +349,14 @@ def test_a_small_image_as_a_user_has_it_becomes_the_same_source():
 
 @pytest.mark.parametrize("factor", [1, 2.5, 0, -2])
 def test_factors_that_enlarge_nothing_are_refused(factor):
-    with pytest.raises(ValueError, match=rf"task\.factor={factor} must be a whole number from 2 on"):
+    with pytest.raises(ValueError, match=rf"^factor={factor} must be a whole number from 2 on"):
         SuperResolution(factor=factor)
 
 
 def test_a_factor_must_divide_both_sides():
     assert SuperResolution(factor=3).channels((3, 30, 33)) == (3, 3)
     for shape in ((3, 32, 30), (3, 30, 32)):
-        with pytest.raises(ValueError, match=r"task\.factor=3 does not divide .* set it to a divisor of 2, or"):
+        with pytest.raises(ValueError, match=r"^factor=3 does not divide .* set it to a divisor of 2, or"):
             SuperResolution(factor=3).channels(shape)
 
 
@@ -380,7 +380,7 @@ def test_the_lightness_is_shown_as_the_grey_that_has_it():
 
 
 def test_what_colorize_cannot_do_is_refused():
-    with pytest.raises(ValueError, match=r"task\.space=hsv is unknown: choose gray or lab"):
+    with pytest.raises(ValueError, match=r"^space=hsv is unknown: choose gray or lab"):
         Colorize(space="hsv")
     with pytest.raises(ValueError, match="Colorize needs RGB images, and these have 1 channels"):
         Colorize(space="lab").channels((1, 8, 8))
@@ -408,11 +408,11 @@ def test_blurs_take_their_amounts_from_the_range():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"blur": "box"}, r"task\.blur=box is unknown: choose gaussian or motion"),
-        ({"amount": 0.1}, r"task\.amount=0\.1 must be at least 0\.2"),
-        ({"blur": "motion", "amount": 1.0}, r"task\.amount=1\.0 must be more than 1"),
-        ({"noise": -1.0}, r"task\.noise=-1\.0 must be from 0 to 255"),
-        ({"noise": math.nan}, r"task\.noise=nan must be from 0 to 255"),
+        ({"blur": "box"}, r"^blur=box is unknown: choose gaussian or motion"),
+        ({"amount": 0.1}, r"^amount=0\.1 must be at least 0\.2"),
+        ({"blur": "motion", "amount": 1.0}, r"^amount=1\.0 must be more than 1"),
+        ({"noise": -1.0}, r"^noise=-1\.0 must be from 0 to 255"),
+        ({"noise": math.nan}, r"^noise=nan must be from 0 to 255"),
     ],
 )
 def test_blurs_that_would_not_blur_are_refused(settings, words):
@@ -443,9 +443,7 @@ def test_the_default_blur_is_scenario_5_of_danielyan_et_al():
 
 def test_blurs_across_the_whole_image_are_refused():
     Deblur(blur="gaussian", amount=1.6).channels((3, 7, 20))
-    with pytest.raises(
-        ValueError, match=r"task\.amount=1\.6 blurs across 6 pixels to each side, more than images of 6x20 have"
-    ):
+    with pytest.raises(ValueError, match=r"^amount=1\.6 blurs across 6 pixels to each side, more than images of 6x20 have"):
         Deblur(blur="gaussian", amount=1.6).channels((3, 6, 20))
 
 
@@ -457,5 +455,5 @@ def test_given_edge_maps_stay_as_they_are():
     assert task.given(edges) is edges
     with pytest.raises(ValueError, match="Edges is given edge maps of 1 channel, not of 3"):
         task.given(pictures(2))
-    with pytest.raises(ValueError, match=r"task\.detector=Canny sees 4 pixels .*smaller task\.detector\.sigma"):
+    with pytest.raises(ValueError, match=r"^detector=Canny sees 4 pixels .*smaller sigma"):
         task.channels((3, 4, 20))

@@ -148,10 +148,10 @@ def test_weak_edges_count_where_they_go_on_from_strong_ones():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"sigma": 0.0}, r"task\.detector\.sigma=0\.0 must be more than 0"),
-        ({"low": 0.2}, r"task\.detector\.low=0\.2 and task\.detector\.high=0\.1 must be .* in order"),
-        ({"high": 1.5}, r"task\.detector\.low=0\.05 and task\.detector\.high=1\.5 must be"),
-        ({"low": 0.0}, r"task\.detector\.low=0\.0"),
+        ({"sigma": 0.0}, r"^sigma=0\.0 must be more than 0"),
+        ({"low": 0.2}, r"^low=0\.2 and high=0\.1 must be .* in order"),
+        ({"high": 1.5}, r"^low=0\.05 and high=1\.5 must be"),
+        ({"low": 0.0}, r"^low=0\.0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, words):

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
+from genimg.errors import DataError
 from genimg.evaluation.extractors.base import Extractor, Weights, describe_preparation, prepare, sha256_of, three_channels
 from genimg.utils.paths import config_dir
 
@@ -193,10 +194,10 @@ def test_paths_of_weights_may_begin_with_a_tilde(tmp_path, cache, monkeypatch):
 def test_a_path_that_is_not_there_is_named_with_what_gave_it_and_nothing_else_is_taken(tmp_path, cache, monkeypatch):
     (cache / WEIGHTS.file).write_bytes(PUBLISHED)
     absent = tmp_path / "absent.pth"
-    with pytest.raises(FileNotFoundError, match=rf"evaluation\.extractor\.weights={absent} is not a file.*weights of nothing"):
+    with pytest.raises(DataError, match=rf"^weights={absent} is not a file.*weights of nothing"):
         WEIGHTS.find(str(absent), None)
     monkeypatch.setenv(WEIGHTS.variable, str(absent))
-    with pytest.raises(FileNotFoundError, match=rf"GENIMG_NO_WEIGHTS={absent} is not a file"):
+    with pytest.raises(DataError, match=rf"GENIMG_NO_WEIGHTS={absent} is not a file"):
         WEIGHTS.find(None, None)
 
 
@@ -236,7 +237,7 @@ def test_weights_that_cannot_be_had_name_the_file_its_place_and_the_ways_out(cac
         raise error
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(DataError) as caught:
         WEIGHTS.find(None, None)
     message = str(caught.value)
     assert message.startswith(f"the weights of nothing are not at {cache / WEIGHTS.file} ")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from genimg.errors import DataError
 from genimg.evaluation.extractors.base import prepare, sha256_of
 from genimg.evaluation.extractors.classifier import FORMAT, Classifier, SmallClassifier, shipped_weights
 
@@ -121,7 +122,7 @@ def test_a_classifier_with_another_digest_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["absent", "absent.pt"])
 def test_a_classifier_that_is_not_there_is_named(name):
-    with pytest.raises(FileNotFoundError, match=rf"evaluation\.extractor\.classifier={name}: .*absent\.pt does not exist"):
+    with pytest.raises(DataError, match=rf"^classifier={name}: .*absent\.pt does not exist"):
         Classifier(classifier=name, sha256=None)
 
 

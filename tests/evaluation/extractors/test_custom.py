@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from genimg.errors import DataError
 from genimg.evaluation.extractors.base import prepare, sha256_of
 from genimg.evaluation.extractors.custom import Module
 from genimg.evaluation.extractors.program import Program
@@ -141,7 +142,7 @@ def test_a_modules_weights_are_loaded_and_recorded_by_their_digest(tmp_path):
 
 
 def test_a_modules_weights_that_are_not_there_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=rf"evaluation\.extractor\.weights={tmp_path}/absent\.pt is not a file"):
+    with pytest.raises(DataError, match=rf"^weights={tmp_path}/absent\.pt is not a file"):
         module(Features(), weights=str(tmp_path / "absent.pt"))
 
 
@@ -152,23 +153,23 @@ def test_a_file_of_something_else_is_not_taken_for_a_modules_weights(tmp_path, w
 
 
 def test_a_digest_without_weights_is_refused():
-    with pytest.raises(ValueError, match=r"evaluation\.extractor\.sha256 has no effect without evaluation\.extractor\.weights"):
+    with pytest.raises(ValueError, match=r"sha256 has no effect without weights"):
         module(Features(), sha256="0" * 64)
 
 
 @pytest.mark.parametrize("name", ["", "my-net", "my net", "_mine", "a/b", "mine\n"])
 def test_a_name_that_metrics_cannot_carry_is_refused(name):
-    with pytest.raises(ValueError, match=r"(?s)evaluation\.extractor\.name=.* must be letters, digits and _"):
+    with pytest.raises(ValueError, match=r"(?s)name=.* must be letters, digits and _"):
         module(Features(), name=name)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"channels": 4}, r"evaluation\.extractor\.channels=4 must be 1, 3, or null"),
-        ({"channels": 0}, r"evaluation\.extractor\.channels=0 must be 1, 3, or null"),
-        ({"image_size": 0}, r"evaluation\.extractor\.image_size=0 must be 1 or more pixels, or null"),
-        ({"image_size": -8}, r"evaluation\.extractor\.image_size=-8 must be 1 or more"),
+        ({"channels": 4}, r"^channels=4 must be 1, 3, or null"),
+        ({"channels": 0}, r"^channels=0 must be 1, 3, or null"),
+        ({"image_size": 0}, r"^image_size=0 must be 1 or more pixels, or null"),
+        ({"image_size": -8}, r"^image_size=-8 must be 1 or more"),
     ],
 )
 def test_sizes_and_channels_that_are_none_are_refused(changes, message):
@@ -275,9 +276,7 @@ def test_a_program_of_one_batch_size_is_refused_before_any_work(tmp_path, batch)
 def test_a_damaged_program_is_refused(saved, tmp_path, share):
     content = (saved / "features.pt2").read_bytes()
     (tmp_path / "damaged.pt2").write_bytes(content[: int(share * len(content))])
-    with pytest.raises(
-        ValueError, match=r"evaluation\.extractor\.program=.*damaged\.pt2 is not a program of torch\.export\.save"
-    ):
+    with pytest.raises(ValueError, match=r"^program=.*damaged\.pt2 is not a program of torch\.export\.save"):
         program(tmp_path / "damaged.pt2")
 
 
@@ -288,7 +287,7 @@ def test_a_file_of_something_else_is_not_taken_for_a_program(tmp_path, write_som
 
 
 def test_a_program_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=rf"evaluation\.extractor\.program={tmp_path}/absent\.pt2 is not a file"):
+    with pytest.raises(DataError, match=rf"^program={tmp_path}/absent\.pt2 is not a file"):
         program(tmp_path / "absent.pt2")
 
 

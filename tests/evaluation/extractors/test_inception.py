@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import nn
 
+from genimg.errors import DataError
 from genimg.evaluation.extractors import inception
 from genimg.evaluation.extractors.base import sha256_of
 from genimg.evaluation.extractors.inception import INCEPTION_FILE, INCEPTION_SHA256, Inception
@@ -156,7 +157,7 @@ def test_weights_that_cannot_be_had_name_the_file_its_place_the_key_and_the_vari
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.delenv("GENIMG_INCEPTION_WEIGHTS", raising=False)
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(DataError) as caught:
         Inception(weights=None, sha256=INCEPTION_SHA256)
     message = str(caught.value)
     assert str(tmp_path / "hub" / "checkpoints" / INCEPTION_FILE) in message
