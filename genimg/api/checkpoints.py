@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
 from genimg.config import instantiate, untrusted
-from genimg.config.instantiate import Config
+from genimg.config.compose import freeze, thaw
 from genimg.data.datasets.builtin import Source
 from genimg.data.facts import DataFacts
 from genimg.data.identity import identity_of, refused_differences, warned_differences
@@ -20,65 +24,100 @@ from genimg.utils.paths import expanded
 log = logging.getLogger(__name__)
 
 
-def open_checkpoint(given: object, which: str) -> tuple[Path, Config]:
-    """Return a checkpoint's path and content.
+@dataclass(frozen=True)
+class TrainedCheckpoint:
+    """A checkpoint, opened for anything but training.
 
-    Args:
-        given: The file, or a run directory.
-        which: ``last`` or ``best``, of a run directory.
-
-    Raises:
-        CheckpointError: If there is none, or it is broken.
-        ConfigError: If ``which`` is neither.
+    Attributes:
+        path: Of the file.
+        state: Its content.
+        config: The resolved config of the training, in which the user may have named paths again; nobody writes into it.
+        builder: Of the config's nodes.
     """
-    try:
-        path = checkpoint.find(expanded("ckpt", given), which)
-        state = checkpoint.load(path)
-        checkpoint.require_whole(state, path)
-    except CheckpointError as error:
-        if error.key:  # which=best
-            raise
-        raise CheckpointError(f"ckpt={given}: {error}") from error
-    return path, state
+
+    path: Path
+    state: Mapping[str, Any]
+    config: Mapping[str, Any]
+    builder: instantiate.Builder
+
+    @classmethod
+    def open(
+        cls, given: object, which: str = "last", allow: Sequence[str] = (), named: Mapping[str, Any] = MappingProxyType({})
+    ) -> TrainedCheckpoint:
+        """Open a checkpoint; runs none of its code.
+
+        Args:
+            given: The file, or a run directory.
+            which: ``last`` or ``best``, of a run directory.
+            allow: Packages that the user trusts, besides genimg's own.
+            named: Machine-local settings of its config that the user names, by dotted key.
+
+        Raises:
+            CheckpointError: If there is none, or it is broken.
+            ConfigError: If ``which`` is neither, or a key has no effect on the checkpoint.
+        """
+        try:
+            path = checkpoint.find(expanded("ckpt", given), which)
+            state = checkpoint.load(path)
+            checkpoint.require_whole(state, path)
+        except CheckpointError as error:
+            if error.key:  # which=best
+                raise
+            raise CheckpointError(f"ckpt={given}: {error}") from error
+        config, builder = untrusted.named_again(state["config"], instantiate.builder_of(state, allow), named)
+        return cls(path, state, freeze(config), builder)
+
+    @classmethod
+    def of_command(cls, options: dict[str, Any]) -> TrainedCheckpoint:
+        """Open the checkpoint that a command's options name.
+
+        Args:
+            options: Keys of the checkpoint's config are removed from them, and take their place in it.
+        """
+        named = untrusted.keys_of_command(options)
+        return cls.open(options["ckpt"], options["which"], options["allow"], named)
+
+    @property
+    def facts(self) -> DataFacts:
+        """About the data that the model was trained on."""
+        return DataFacts.restored(self.state["facts"])
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """By label; empty without labels."""
+        return tuple(self.state.get("class_names", ()))
+
+    @property
+    def images(self) -> int:
+        """Images that the model was trained on, repeats included."""
+        return int(self.state["training"]["images"])
+
+    def method(self, device: torch.device) -> Method:
+        """Build the model with its weights, on the device, in evaluation mode.
+
+        Raises:
+            CheckpointError: If the weights do not fit the model that the config names, as after a change of its code.
+        """
+        config = thaw(self.config)
+        untrusted.take_out(config, self.builder, ("conditioning", "model"))
+        method = instantiate.build_model(config, self.facts, self.builder)
+        try:
+            method.load_state_dict(self.state["method"])
+        except RuntimeError as error:  # PyTorch's, which lists every tensor
+            lines = [line.strip() for line in str(error).splitlines()]
+            raise CheckpointError(
+                f"the checkpoint's weights do not fit the model that its config names ({' '.join(lines[1:2])}): use the "
+                "version of genimg, and of the packages in allow=, that it was trained with",
+                key="ckpt",
+            ) from error
+        return method.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+    def changed(self, config: Mapping[str, Any], builder: instantiate.Builder) -> TrainedCheckpoint:
+        """Return the checkpoint with another config, such as one whose data lies elsewhere now."""
+        return replace(self, config=freeze(config), builder=builder)
 
 
-def open_for_use(options: Config) -> tuple[Path, Config, instantiate.Builder]:
-    """A checkpoint for anything but training: its path, its content, and the builder of its config.
-
-    Args:
-        options: of the command; keys of the checkpoint's config are removed from them, and take their place in it.
-
-    Raises:
-        CheckpointError: If there is no such checkpoint.
-        ConfigError: If a key has no effect on it.
-    """
-    path, state = open_checkpoint(options["ckpt"], options["which"])
-    builder = instantiate.builder_of(state, options["allow"])
-    state["config"], builder = untrusted.named_again(state["config"], builder, untrusted.keys_of_command(options))
-    return path, state, builder
-
-
-def load_method(config: Config, builder: instantiate.Builder, state: Config, device: torch.device) -> Method:
-    """Return the checkpoint's method with its weights, on the device, in evaluation mode.
-
-    Raises:
-        CheckpointError: If the weights do not fit the model that the config names, as after a change of its code.
-    """
-    untrusted.take_out(config, builder, ("conditioning", "model"))
-    method = instantiate.build_model(config, DataFacts.restored(state["facts"]), builder)
-    try:
-        method.load_state_dict(state["method"])
-    except RuntimeError as error:  # PyTorch's, which lists every tensor
-        lines = [line.strip() for line in str(error).splitlines()]
-        raise CheckpointError(
-            f"the checkpoint's weights do not fit the model that its config names ({' '.join(lines[1:2])}): use the version "
-            "of genimg, and of the packages in allow=, that it was trained with",
-            key="ckpt",
-        ) from error
-    return method.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-
-
-def check_own_images(source: Source, method: Method, state: Config, *, other_split: bool) -> None:
+def check_own_images(source: Source, method: Method, state: Mapping[str, Any], *, other_split: bool) -> None:
     """Compare the images that a checkpoint's config names now with those that it was trained on.
 
     Args:

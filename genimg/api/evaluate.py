@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from genimg.api.checkpoints import check_own_images, load_method, open_for_use
+from genimg.api.checkpoints import TrainedCheckpoint, check_own_images
 from genimg.api.compare import compare_results
 from genimg.api.copies import describe_copies, held_out_images, measure_copies
 from genimg.api.data import build_dataset, build_loader, other_split
@@ -22,7 +22,7 @@ from genimg.api.evaluate_translation import evaluate_translator
 from genimg.api.inputs import Side, compose_evaluation, resolve
 from genimg.api.results import report
 from genimg.config import instantiate, untrusted
-from genimg.config.compose import Composition, compose, require_all_values
+from genimg.config.compose import Composition, compose, require_all_values, thaw
 from genimg.config.instantiate import Config
 from genimg.data.datasets.builtin import Source
 from genimg.data.datasets.external import as_dataset
@@ -219,9 +219,9 @@ def _refuse_what_has_no_effect(options: Config, typed: Mapping[str, str]) -> Non
 
 def _of_checkpoint(options: Config, typed: Mapping[str, str], device: torch.device) -> Evaluation:
     given = options.pop("evaluation")
-    path, state, builder = open_for_use(options)
-    config = state["config"]
-    builder = replace(builder, epoch_size=1, batch_size=1)
+    checkpoint = TrainedCheckpoint.of_command(options)
+    config = thaw(checkpoint.config)  # of this evaluation
+    builder = replace(checkpoint.builder, epoch_size=1, batch_size=1)
     if given is not None and "_target_" in given:  # composed by the user's own command line
         own = {place.key: place.value for place in untrusted.places(given, builder)}
         options["evaluation"] = given
@@ -258,11 +258,12 @@ def _of_checkpoint(options: Config, typed: Mapping[str, str], device: torch.devi
         if options["inception_weights"] is not None and _uses_inception(config["evaluation"]):
             config["evaluation"]["extractor"]["weights"] = options["inception_weights"]
         untrusted.take_out(config, builder, ("evaluation",))
+    checkpoint = checkpoint.changed(config, builder)
     if translates:
-        return evaluate_translator(options, typed, path, state, builder, device)
+        return evaluate_translator(options, typed, checkpoint, device)
     chosen = options["evaluation"] or config["evaluation"]
     if issubclass(builder.locate(chosen["_target_"], "evaluation"), LikelihoodEvaluator):
-        return evaluate_likelihood(options, typed, path, state, builder, device, chosen)
+        return evaluate_likelihood(options, typed, checkpoint, device, chosen)
     if useless := sorted(typed.keys() & {"model_mode", "classical", "table"}):
         raise ConfigError(f"{typed[useless[0]]} is for models that translate images: remove it")
     if options["num_samples"] is not None:
@@ -277,14 +278,14 @@ def _of_checkpoint(options: Config, typed: Mapping[str, str], device: torch.devi
         evaluator = _evaluator(options, chosen, builder, real)
         held_out = held_out_images(options, config if options["real"] is None else None, real, builder, device)
     measure_copies(options, evaluator, held_out)
-    method = load_method(config, builder, state, device)
+    method = checkpoint.method(device)
     if options["real"] is None:
         assert real.source is not None
-        check_own_images(real.source, method, state, other_split=options["split"] is not None)
+        check_own_images(real.source, method, checkpoint.state, other_split=options["split"] is not None)
     if real.source is not None:
         with instantiate.mounted("evaluation", evaluator):
             evaluator.check_reconstructions(method, real.source.shape)
-    made = evaluator.generated(method, device, tuple(state.get("class_names", ())))
+    made = evaluator.generated(method, device, checkpoint.class_names)
     compared = real.statistics if real.images is None else real.images
     assert compared is not None
     save = Path(options["save_statistics"]) if options["save_statistics"] else None
@@ -296,8 +297,8 @@ def _of_checkpoint(options: Config, typed: Mapping[str, str], device: torch.devi
             apart = held_out_images({**options, "held_out": None}, own_data, real, builder, device)
         side, images = _to_reconstruct(options, compared, apart)
         result = evaluator.with_reconstructions(result, method, images, side, device)
-    images = state["training"]["images"]
-    _finish(result, f"{path}, trained on {images} images", options, device, {"checkpoint": str(path), "images": images})
+    subject = {"checkpoint": str(checkpoint.path), "images": checkpoint.images}
+    _finish(result, f"{checkpoint.path}, trained on {checkpoint.images} images", options, device, subject)
     _show_neighbors(options, evaluator, compared, made, result, held_out)
     return result
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
-from genimg.api.checkpoints import check_own_images, load_method
+from genimg.api.checkpoints import TrainedCheckpoint, check_own_images
 from genimg.api.data import build_dataset, build_loader
 from genimg.api.inputs import resolve
 from genimg.api.results import report
@@ -32,9 +31,7 @@ _KEYS = {
 def evaluate_likelihood(
     options: Config,
     typed: Mapping[str, str],
-    path: Path,
-    state: Config,
-    builder: instantiate.Builder,
+    checkpoint: TrainedCheckpoint,
     device: torch.device,
     chosen: Config,
 ) -> Evaluation:
@@ -43,9 +40,7 @@ def evaluate_likelihood(
     Args:
         options: of the command.
         typed: Those that the command line sets, with their overrides.
-        path: of the checkpoint.
-        state: its contents, whose data may have been moved to ``data_root`` and ``split``.
-        builder: of its config.
+        checkpoint: Whose data may have been moved to ``data_root`` and ``split``.
         device: of the model.
         chosen: the evaluation.
 
@@ -55,13 +50,13 @@ def evaluate_likelihood(
     """
     if useless := sorted(typed.keys() - _KEYS):
         raise ConfigError(f"{typed[useless[0]]} has no effect with evaluation=likelihood: remove it")
-    config = state["config"]
+    config, builder = checkpoint.config, checkpoint.builder
     chosen = {**chosen} | {
         key: options[key] for key in ("num_images", "num_samples", "batch_size", "seed") if options[key] is not None
     }
     evaluator = builder.build_group({"evaluation": chosen}, "evaluation")
     assert isinstance(evaluator, LikelihoodEvaluator)
-    method = load_method(config, builder, state, device)
+    method = checkpoint.method(device)
     with instantiate.mounted("evaluation", evaluator):
         evaluator.check(method)
     with first_of_each_host():
@@ -73,35 +68,35 @@ def evaluate_likelihood(
             data = side.images.data
         else:
             source = build_dataset(config, builder)
-            check_own_images(source, method, state, other_split=options["split"] is not None)
+            check_own_images(source, method, checkpoint.state, other_split=options["split"] is not None)
             data = build_loader(config, source, device)
     if options["real"] is not None:
-        _check_fit(data.source, method.batch_keys, state, options)
+        _check_fit(data.source, method.batch_keys, checkpoint, options)
         result = evaluator.measure(method, data, held_out=None)
     elif options["split"] is not None:
         result = evaluator.measure(method, data, held_out=True)
     else:
         result = evaluator.evaluate(method, data, device)
-    images = state["training"]["images"]
+    path, images = checkpoint.path, checkpoint.images
     what = f"{path}, trained on {images} images"
     report(what, {"value": result.values}, result, options, device, {"checkpoint": str(path), "images": images})
     return result
 
 
-def _check_fit(source: Source, keys: tuple[str, ...], state: Config, options: Config) -> None:
+def _check_fit(source: Source, keys: tuple[str, ...], checkpoint: TrainedCheckpoint, options: Config) -> None:
     """Refuse images of another shape than the training's, or other classes than those that the model reads.
 
     Raises:
         DataError: Naming both.
     """
-    data = state["config"]["data"]
+    data = checkpoint.config["data"]
     wanted = (data["channels"], *height_width(data["image_size"]))
     if source.shape != wanted:
         raise DataError(
             f"real={options['real']} has images of {'x'.join(map(str, source.shape))}, but the model was trained on "
             f"{'x'.join(map(str, wanted))} (channels, height, width): give images of that shape"
         )
-    known = tuple(state.get("class_names", ()))
+    known = checkpoint.class_names
     if "label" in keys and (source.labels is None or tuple(source.class_names) != known):
         found = ", ".join(source.class_names) if source.labels is not None else "none"
         raise DataError(

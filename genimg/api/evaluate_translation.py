@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genimg.api.checkpoints import check_own_images, load_method
+from genimg.api.checkpoints import TrainedCheckpoint, check_own_images
 from genimg.api.data import build_dataset, build_loader, build_task
 from genimg.api.results import report
 from genimg.config import instantiate
@@ -49,16 +49,14 @@ Makers = dict[str, Callable[[Batch], Tensor]]
 
 
 def evaluate_translator(
-    options: Config, typed: Mapping[str, str], path: Path, state: Config, builder: instantiate.Builder, device: torch.device
+    options: Config, typed: Mapping[str, str], checkpoint: TrainedCheckpoint, device: torch.device
 ) -> Evaluation:
     """Print, and write where asked, how near translations of held-out images are to their targets.
 
     Args:
         options: of the command.
         typed: Those that the command line sets, with their overrides.
-        path: of the checkpoint.
-        state: its contents, whose data may have been moved to ``data_root``.
-        builder: of its config.
+        checkpoint: Whose data may have been moved to ``data_root``.
         device: of the model.
 
     Raises:
@@ -66,13 +64,13 @@ def evaluate_translator(
     """
     if useless := sorted(typed.keys() - _OF_TRANSLATORS):
         raise ConfigError(f"{typed[useless[0]]} has no effect on a model that translates images: remove it")
-    config = state["config"]
-    method = load_method(config, builder, state, device)
+    config, builder = checkpoint.config, checkpoint.builder
+    method = checkpoint.method(device)
     assert isinstance(method, Translation)
     if options["model_mode"] is not None:
         method.set_mode(options["model_mode"])
     source = build_dataset(config, builder)
-    check_own_images(source, method, state, other_split=options["split"] is not None)
+    check_own_images(source, method, checkpoint.state, other_split=options["split"] is not None)
     data = build_loader(config, source, device, task=build_task(config, source, builder))
     chosen = {**(options["evaluation"] or config["evaluation"])}
     chosen |= {key: options[key] for key in ("num_images", "batch_size", "seed") if options[key] is not None}
@@ -99,7 +97,7 @@ def evaluate_translator(
         if options["picture"] is not None and rank() == 0:
             _write_worst(Path(options["picture"]), method, data, evaluator, rows)
             log.info("the %d worst by PSNR, each: source, translation, target: %s", _WORST, options["picture"])
-    images = state["training"]["images"]
+    path, images = checkpoint.path, checkpoint.images
     others = {name: values for name, values in columns.items() if name != "model"}
     subject = {"checkpoint": str(path), "images": images, "others": others}
     report(f"{path}, trained on {images} images", columns | _gains(columns), result, options, device, subject)

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genimg.api.checkpoints import load_method, open_for_use
+from genimg.api.checkpoints import TrainedCheckpoint
 from genimg.api.evaluate import measure
 from genimg.config.compose import compose
 from genimg.data.datasets.builtin import Source
 from genimg.data.datasets.external import as_dataset
-from genimg.data.facts import DataFacts
 from genimg.errors import ConfigError, DataError, UserError
 from genimg.evaluation.periodic import Evaluation
 from genimg.inference.conditions import find_conditions
@@ -40,13 +39,8 @@ def load(path: str | Path, *, which: str = "last", device: str = "auto", allow: 
     Raises:
         CheckpointError: If there is no checkpoint, or it is broken.
     """
-    options: dict[str, Any] = {"ckpt": str(path), "which": which, "allow": list(allow)}
-    found, state, builder = open_for_use(options)
-    chosen = choose_device(device)
-    method = load_method(state["config"], builder, state, chosen)
-    if not method.translates:
-        method.before_sampling()
-    return Model(method, chosen, found, state, tuple(allow))
+    checkpoint = TrainedCheckpoint.open(path, which, allow)
+    return Model(checkpoint, choose_device(device), allow)
 
 
 class Model:
@@ -62,17 +56,17 @@ class Model:
         images_seen: Images that it was trained on, repeats included.
     """
 
-    def __init__(
-        self, method: Method, device: torch.device, path: Path, state: Mapping[str, Any], allow: tuple[str, ...] = ()
-    ) -> None:
-        self.method = method
+    def __init__(self, checkpoint: TrainedCheckpoint, device: torch.device, allow: Sequence[str] = ()) -> None:
+        self.method: Method = checkpoint.method(device)
+        if not self.method.translates:
+            self.method.before_sampling()
         self.device = device
-        self.path = path
-        self.config: Mapping[str, Any] = state["config"]
-        self.facts = DataFacts.restored(state["facts"])
-        self.class_names: tuple[str, ...] = tuple(state.get("class_names", ()))
-        self.images_seen: int = state["training"]["images"]
-        self._allow = allow
+        self.path = checkpoint.path
+        self.config: Mapping[str, Any] = checkpoint.config
+        self.facts = checkpoint.facts
+        self.class_names = checkpoint.class_names
+        self.images_seen = checkpoint.images
+        self._allow = tuple(allow)
 
     def __repr__(self) -> str:
         return f"<genimg model {type(self.method).__name__} from {self.path}, trained on {self.images_seen:,} images>"

@@ -10,12 +10,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 import genimg
-from genimg.api.checkpoints import load_method, open_for_use
+from genimg.api.checkpoints import TrainedCheckpoint
 from genimg.commands.common import refuse_unknown_keys
 from genimg.config import untrusted
-from genimg.config.compose import require_all_values
+from genimg.config.compose import require_all_values, thaw
 from genimg.config.instantiate import Config
-from genimg.data.facts import DataFacts
 from genimg.errors import ConfigError
 from genimg.evaluation.extractors.base import sha256_of
 from genimg.exporting.checks import largest_difference, trials
@@ -52,19 +51,18 @@ def export(composed: DictConfig) -> None:
     options: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     _check(options)
     require_packages(options["format"])
-    path, state, builder = open_for_use(options)
+    checkpoint = TrainedCheckpoint.of_command(options)
     device = choose_device(options["device"])
     Precision("fp32", device).apply_globally()  # the TF32 of GPUs would be the largest difference
-    config = state["config"]
-    method = load_method(config, builder, state, device)
+    method = checkpoint.method(device)
     method.before_sampling()
     choices = Choices(**{key: options[key] for key in ("truncation", "direction", "model_mode")})
-    part = exportable(method, choices, DataFacts.restored(state["facts"]))
-    output = _output(options, path, part, choices)
-    record = _record(part, path, state, options["format"], method.sampled_weights, choices)
+    part = exportable(method, choices, checkpoint.facts)
+    output = _output(options, checkpoint.path, part, choices)
+    record = _record(part, checkpoint, options["format"], method.sampled_weights, choices)
     with naming_full_disk(f"the disk of output={output} became full: make room, or choose another output"):
         difference, part, record = _write(part, record, options, output, device)
-    log.info("from %s, trained on %d images", relative(path), state["training"]["images"])
+    log.info("from %s, trained on %d images", relative(checkpoint.path), checkpoint.images)
     log.info("%s: %s (%.2f MB)", record["description"], relative(output), output.stat().st_size / 1e6)
     for line in (*(f"  takes  {port.describe()}" for port in part.inputs), f"  makes  {part.output.describe()}"):
         log.info("%s", line)
@@ -118,9 +116,9 @@ def _output(options: Config, checkpoint: Path, part: Part, choices: Choices) -> 
     return output
 
 
-def _record(part: Part, path: Path, state: Config, kind: str, weights: str, choices: Choices) -> Config:
+def _record(part: Part, checkpoint: TrainedCheckpoint, kind: str, weights: str, choices: Choices) -> Config:
     """What the file says about itself, without inputs and output."""
-    model = state["config"]["model"]
+    model = checkpoint.config["model"]
     network = next((model[key] for key in part.name.split("-")[::-1] if key in model), model)
     averaged = ", averaged weights" if weights == "ema" else ""
     record = {
@@ -129,10 +127,10 @@ def _record(part: Part, path: Path, state: Config, kind: str, weights: str, choi
         "network": network["_target_"],
         "weights": weights,
         **{key: value for key, value in vars(choices).items() if value is not None},
-        "classes": list(state.get("class_names", ())) if any(port.name == "label" for port in part.inputs) else [],
-        "checkpoint": path.name,
-        "checkpoint_sha256": sha256_of(path),
-        "images": state["training"]["images"],
+        "classes": list(checkpoint.class_names) if any(port.name == "label" for port in part.inputs) else [],
+        "checkpoint": checkpoint.path.name,
+        "checkpoint_sha256": sha256_of(checkpoint.path),
+        "images": checkpoint.images,
         "genimg_version": genimg.__version__,
         "git_commit": git_commit(),
         "torch_version": str(torch.__version__),
@@ -140,7 +138,7 @@ def _record(part: Part, path: Path, state: Config, kind: str, weights: str, choi
     if kind == "onnx":
         record["opset"] = OPSET
     if kind == "safetensors":
-        record["config"] = recipe(state["config"], DataFacts.restored(state["facts"]), state["num_images"], choices)
+        record["config"] = recipe(thaw(checkpoint.config), checkpoint.facts, checkpoint.state["num_images"], choices)
     return record
 
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from genimg.api.checkpoints import load_method, open_for_use
+from genimg.api.checkpoints import TrainedCheckpoint
 from genimg.commands.reconstruct import pixel_format, reconstruct, require_one
 from genimg.config.compose import require_all_values
 from genimg.config.instantiate import Config
@@ -46,19 +46,19 @@ def sample(composed: DictConfig) -> None:
     options: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     _settle_ways(options)
     _check(options)
-    path, state, builder = open_for_use(options)
-    config = state["config"]
+    checkpoint = TrainedCheckpoint.of_command(options)
+    path, config = checkpoint.path, checkpoint.config
     device = choose_device(options["device"])
-    method = load_method(config, builder, state, device)
+    method = checkpoint.method(device)
     if method.translates:
         raise ConfigError(f"ckpt={options['ckpt']}: this model translates images: use genimg-translate")
     method.before_sampling()
-    conditions = find_conditions(options, method, state.get("class_names", ()))
+    conditions = find_conditions(options, method, checkpoint.class_names)
     default = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     folder = (expanded("output", options["output"]) if options["output"] else default / _name(options, conditions)).resolve()
     if options["reconstruct"] is not None:
-        log.info("from %s, trained on %d images", path, state["training"]["images"])
-        reconstruct(method, config["data"], options, conditions, folder, device, _record(options, path, state))
+        log.info("from %s, trained on %d images", path, checkpoint.images)
+        reconstruct(method, config["data"], options, conditions, folder, device, _record(options, checkpoint))
         return
     near = None if options["near"] is None else _near(options, method, config["data"], conditions)
     if options["interpolate"] is not None:
@@ -77,7 +77,7 @@ def sample(composed: DictConfig) -> None:
         method.truncated(maker.draw(range(1)), maker.truncation)  # refuses before anything is written
     if maker.noise is not None:
         method.with_noise(maker.draw(range(1)), maker.noise)
-    log.info("from %s, trained on %d images", path, state["training"]["images"])
+    log.info("from %s, trained on %d images", path, checkpoint.images)
     if options["interpolate"] is not None:
         places = {condition.name: folder if len(conditions) == 1 else folder / condition.name for condition in conditions}
         for place in places.values():
@@ -86,8 +86,8 @@ def sample(composed: DictConfig) -> None:
         for condition in conditions:
             _write_way(maker, condition, places[condition.name], options)
     else:
-        names = state.get("class_names", ())
-        record = _record(options, path, state)
+        names = checkpoint.class_names
+        record = _record(options, checkpoint)
         class_name = _class_name(options, method, names)
         sink = Archive(folder, record) if folder.suffix == ".npz" else Files(folder, class_name, record)
         require_own_file(_picture_of(folder), f"the grid of output={folder}")
@@ -112,10 +112,10 @@ def _near(options: Config, method: Method, data: Config, conditions: Sequence[Co
     return image
 
 
-def _record(options: Config, path: Path, state: Config) -> Record:
+def _record(options: Config, checkpoint: TrainedCheckpoint) -> Record:
     """What a folder or archive of samples says about itself."""
     chosen = {key: options[key] for key in _TOLD}
-    return record_of(_COMMAND, checkpoint=str(path.resolve()), checkpoint_images=state["training"]["images"], options=chosen)
+    return record_of(_COMMAND, checkpoint=str(checkpoint.path.resolve()), checkpoint_images=checkpoint.images, options=chosen)
 
 
 def _picture_of(folder: Path) -> Path:

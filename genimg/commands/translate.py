@@ -12,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from genimg.api.checkpoints import load_method, open_for_use
+from genimg.api.checkpoints import TrainedCheckpoint
 from genimg.commands.common import refuse_unknown_keys
-from genimg.config import instantiate, untrusted
+from genimg.config import untrusted
 from genimg.config.compose import require_all_values
 from genimg.config.instantiate import Config
 from genimg.data.decode import checked_levels
@@ -60,9 +60,9 @@ def translate(composed: DictConfig) -> None:
     _check(options)
     pictures = find_pictures(options["input"])
     device = choose_device(options["device"])
-    path, state, builder = open_for_use(options)
-    data, facts = state["config"]["data"], DataFacts.restored(state["facts"])
-    method = _loaded(options, state, builder, device)
+    checkpoint = TrainedCheckpoint.of_command(options)
+    data, facts = checkpoint.config["data"], checkpoint.facts
+    method = _loaded(options, checkpoint, device)
     direction = _direction(options["direction"], method, data)
     if options["model_mode"] is not None:
         method.set_mode(options["model_mode"])
@@ -77,12 +77,12 @@ def translate(composed: DictConfig) -> None:
     _check_tile(options["tile"], method.multiple, least)
     translator = Translator(method, direction, device, options["tile"], options["overlap"], options["batch_size"],
                             options["seed"], least)  # fmt: skip
-    log.info("from %s, trained on %d images", relative(path), state["training"]["images"])
+    log.info("from %s, trained on %d images", relative(checkpoint.path), checkpoint.images)
     with naming_full_disk(f"the disk of output={output} became full: make room, or choose another output"):
         record = record_of(
             _COMMAND,
-            checkpoint=str(path.resolve()),
-            checkpoint_images=state["training"]["images"],
+            checkpoint=str(checkpoint.path.resolve()),
+            checkpoint_images=checkpoint.images,
             options={key: options[key] for key in ("input", "mask", "direction", "model_mode", "tile", "seed")},
         )
         with own_folder(output, record) as folder:  # fmt: skip
@@ -126,13 +126,13 @@ def _check(options: Config) -> None:
         raise ConfigError(f"overlap={overlap} must be less than half of tile={tile}: set overlap={(tile - 1) // 2} or less")
 
 
-def _loaded(options: Config, state: Config, builder: instantiate.Builder, device: torch.device) -> Translation:
+def _loaded(options: Config, checkpoint: TrainedCheckpoint, device: torch.device) -> Translation:
     """The checkpoint's method.
 
     Raises:
         ConfigError: If it does not translate.
     """
-    method = load_method(state["config"], builder, state, device)
+    method = checkpoint.method(device)
     if not isinstance(method, Translation):
         raise ConfigError(f"ckpt={options['ckpt']}: this model makes images from nothing: use genimg-sample")
     return method

@@ -18,11 +18,10 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 import genimg
-from genimg.api.checkpoints import load_method, open_checkpoint
+from genimg.api.checkpoints import TrainedCheckpoint
 from genimg.commands import export as command
 from genimg.commands.export import export
 from genimg.commands.sample import sample
-from genimg.config import instantiate
 from genimg.errors import CheckpointError
 from genimg.exporting.formats import FORMATS
 from genimg.exporting.rebuilding import rebuilt
@@ -107,9 +106,7 @@ def run_export(*overrides: str) -> None:
 
 
 def loaded(run: Path) -> Method:
-    _, state = open_checkpoint(run, "last")
-    builder = instantiate.Builder(epoch_size=state["num_images"], batch_size=state["config"]["trainer"]["batch_size"])
-    method = load_method(state["config"], builder, state, torch.device("cpu"))
+    method = TrainedCheckpoint.open(run).method(torch.device("cpu"))
     method.before_sampling()
     return method
 

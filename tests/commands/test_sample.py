@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor, nn
 
-from genimg.api.checkpoints import load_method, open_checkpoint
+from genimg.api.checkpoints import TrainedCheckpoint
 from genimg.commands.sample import sample
 from genimg.config import instantiate
 from genimg.data.captions import encode
@@ -80,9 +80,7 @@ def run_sample(*overrides: str) -> None:
 
 
 def loaded(run: Path) -> Method:
-    _, state = open_checkpoint(run, "last")
-    builder = instantiate.Builder(epoch_size=state["num_images"], batch_size=state["config"]["trainer"]["batch_size"])
-    return load_method(state["config"], builder, state, torch.device("cpu"))
+    return TrainedCheckpoint.open(run).method(torch.device("cpu"))
 
 
 def pixels(path: Path) -> Any:

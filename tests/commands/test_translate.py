@@ -17,10 +17,9 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from torch import Tensor
 
-from genimg.api.checkpoints import load_method, open_checkpoint
+from genimg.api.checkpoints import TrainedCheckpoint
 from genimg.commands.sample import sample
 from genimg.commands.translate import translate
-from genimg.config import instantiate
 from genimg.data.tasks.base import Pair, Task
 from genimg.data.tasks.degradations import Colorize, Denoise, Edges, SuperResolution
 from genimg.data.tasks.edges import Sobel
@@ -102,9 +101,7 @@ def run_command(command: str, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 def loaded(run: Path) -> Translation:
-    _, state = open_checkpoint(run, "last")
-    builder = instantiate.Builder(epoch_size=state["num_images"], batch_size=state["config"]["trainer"]["batch_size"])
-    method = load_method(state["config"], builder, state, torch.device("cpu"))
+    method = TrainedCheckpoint.open(run).method(torch.device("cpu"))
     assert isinstance(method, Translation)
     return method
 
@@ -256,7 +253,8 @@ def test_overwrite_replaces_an_own_folder_whole_and_no_other(runs: Path) -> None
 @pytest.fixture
 def of_pairs(runs: Path, home: Path) -> Path:
     """A checkpoint of pix2pix as if it had been trained on files with two images side by side."""
-    path, state = open_checkpoint(runs / "pix2pix", "last")
+    checkpoint = TrainedCheckpoint.open(runs / "pix2pix")
+    path, state = checkpoint.path, dict(checkpoint.state)
     state["config"]["data"] |= {"root": "facades", "a": None, "b": None}
     torch.save(state, home / path.name)
     return home / path.name
