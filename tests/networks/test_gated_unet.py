@@ -206,5 +206,5 @@ def test_it_trains_from_the_command_line(tmp_path: Any) -> None:
         assert (tmp_path / convolution / "checkpoints" / "last.pt").is_file()
     refused = train("task=denoise", "run_dir=refused")
     assert refused.returncode != 0
-    assert "^source_channels=3 must be 4" in refused.stderr
+    assert "translator.source_channels=3 must be 4" in refused.stderr
     assert "Traceback" not in refused.stderr
