@@ -16,7 +16,7 @@ from genimg.api.data import build_dataset, build_loader, build_task
 from genimg.api.usual import evaluation_at_hand
 from genimg.config.compatibility import check_kind, check_pairing, check_top_level, measures_held_out
 from genimg.config.compose import Config
-from genimg.config.instantiate import ALLOWED, Builder, Named, build_model, mounted
+from genimg.config.instantiate import ALLOWED, Builder, Named, build_model, mounted, origins_of
 from genimg.data.captions import caption_length, encode
 from genimg.data.datasets.builtin import Source
 from genimg.data.facts import DataFacts
@@ -292,6 +292,7 @@ def _checked(config: Config, named: Named | None, decided: Decisions | None) -> 
             )
         trainer["accumulation"] = decided.accumulation if decided else 1
     builder = Builder((*ALLOWED, *map(str, config["allow"])), epoch_size=1, batch_size=trainer["batch_size"], named=named)
+    builder = replace(builder, origins=origins_of(config.raw) if isinstance(config, Config) else {})
     check_pairing(config, builder)
     builder.build_group(config, "data_augment")
     builder.build_group(config, "logger")

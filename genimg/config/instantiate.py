@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from genimg.data.facts import DataFacts
 from genimg.data.tasks.base import Pair, Task
-from genimg.errors import ConfigError, UserError, subject_of
+from genimg.errors import ConfigError, UserError, join, subject_of
 from genimg.methods.base import Method
 from genimg.methods.image_to_image import Translation
 from genimg.schedules import Schedule
@@ -81,6 +81,8 @@ class Builder:
         named: Where the config is a checkpoint's, what the command line names for parameters marked as ``MachineLocal``: pairs
             of a parameter's name and its value. Any other value is refused. None for a config that the user composed.
         trains: Whether what only training needs is built, too.
+        origins: Where the nodes come from that the config has by interpolation, such as ``augment`` for ``model.augment``:
+            messages name the keys that can be set.
     """
 
     allowed: tuple[str, ...] = ALLOWED
@@ -88,6 +90,7 @@ class Builder:
     batch_size: int = 1
     named: Named | None = None
     trains: bool = True
+    origins: Mapping[str, str] = MappingProxyType({})
 
     def build(self, config: Config, key: str, arguments: Mapping[str, Any] = MappingProxyType({})) -> Any:
         """Build the node ``config``, which stands at ``key``.
@@ -115,7 +118,7 @@ class Builder:
             return [self._made(item, f"{key}[{i}]", arguments) for i, item in enumerate(node)]
         if not isinstance(node, dict):
             return node
-        made = {name: self._made(value, f"{key}.{name}", arguments) for name, value in node.items()}
+        made = {name: self._made(value, self._key(key, name), arguments) for name, value in node.items()}
         if "_target_" not in made:
             return made
         target = self.locate(made.pop("_target_"), key)
@@ -158,6 +161,10 @@ class Builder:
             raise ConfigError(f"{key}={name} is refused: it is no class or function of {package} that a config may name")
         raise ConfigError(f"{key}={name} is refused, because it is not part of genimg: if you trust it, add allow=[{package}]")
 
+    def _key(self, key: str, name: str) -> str:
+        """The dotted key of what stands at ``name`` below ``key``, or of what it refers to."""
+        return self.origins.get(f"{key}.{name}", f"{key}.{name}")
+
     def omits(self, target: Any) -> bool:
         """Return whether ``target`` is left out because only training needs it."""
         return not self.trains and getattr(target, "needed_in_training_only", False)
@@ -183,7 +190,7 @@ class Builder:
         if not isinstance(node, dict):
             raise ConfigError(f"{key} holds a {type(node).__name__}: a config consists of mappings, lists, numbers and text")
         if "_target_" not in node:
-            return {name: self._prepare(value, f"{key}.{name}", arguments) for name, value in node.items()}
+            return {name: self._prepare(value, self._key(key, name), arguments) for name, value in node.items()}
         target = self.locate(node["_target_"], key)
         if _is_kind(target, Schedule) and not schedules:
             raise ConfigError(f"{key} takes no schedule: write a number (docs/schedules.md lists what a schedule can drive)")
@@ -198,7 +205,7 @@ class Builder:
         types = _type_hints(target.__init__ if inspect.isclass(target) else target)
         any_number = _is_kind(target, Optimizer)
         return {
-            name: self._value(value, types.get(name, Any), f"{key}.{name}", arguments, schedules=any_number)
+            name: self._value(value, types.get(name, Any), self._key(key, name), arguments, schedules=any_number)
             for name, value in node.items()
         }
 
@@ -217,6 +224,21 @@ class Builder:
         values = {name: self._value(value, types[name], f"{key}.{name}", ()) for name, value in config.items()}
         with mounted(key, kind):
             return kind(**values)
+
+
+def origins_of(raw: Any, key: str = "") -> dict[str, str]:
+    """Return where a config's nodes come from that are interpolations of others: key -> key.
+
+    Args:
+        raw: The unresolved config.
+        key: Of the node.
+    """
+    if isinstance(raw, list):
+        return {k: v for i, item in enumerate(raw) for k, v in origins_of(item, f"{key}[{i}]").items()}
+    if isinstance(raw, Mapping):
+        return {k: v for name, value in raw.items() for k, v in origins_of(value, join(key, str(name))).items()}
+    found = re.fullmatch(r"\$\{([\w.]+)\}", raw) if isinstance(raw, str) else None
+    return {key: found[1]} if found else {}
 
 
 def build_model(config: Mapping[str, Any], facts: DataFacts, builder: Builder, task: Task | None = None) -> Method:
