@@ -13,7 +13,7 @@ import inspect
 import re
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, TypeVar
 
@@ -90,7 +90,7 @@ class Builder:
     batch_size: int = 1
     named: Named | None = None
     trains: bool = True
-    origins: Mapping[str, str] = MappingProxyType({})
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     def build(self, config: Config, key: str, arguments: Mapping[str, Any] = MappingProxyType({})) -> Any:
         """Build the node ``config``, which stands at ``key``.
