@@ -139,7 +139,7 @@ def test_data_errors_name_the_files(home: Path) -> None:
     output = succeed("train", *base, "run_dir=c", "data.max_corrupt=1")
     assert "skipped a corrupt image: " in output
     assert "plain/broken.png" in output
-    refuse("data.root=plain has no labels", arguments=[*base, "data.max_corrupt=1", "data.labels=required"])
+    refuse("plain has no labels", "data.labels=required", arguments=[*base, "data.max_corrupt=1", "data.labels=required"])
 
 
 def test_without_network_the_messages_say_what_to_put_where(home: Path) -> None:

@@ -25,6 +25,7 @@ from genimg.commands.prepare import prepare
 from genimg.data import packing
 from genimg.data.datasets.prepared import prepared
 from genimg.data.datasets.shapes import ShapesSource
+from genimg.errors import DataError
 from genimg.utils.paths import config_dir
 
 ONE_AFTER_THE_OTHER = """
@@ -191,7 +192,7 @@ def test_corrupt_files_are_left_out_counted_and_listed(home: Path, caplog: pytes
     source = prepared(root="PACKED", image_size=16, channels=3)
     assert source.labels is not None
     assert source.labels.tolist() == [0] * 11 + [1] * 11
-    with pytest.raises(ValueError, match=r"2 corrupt images, more than max_corrupt=1 allows.*\n.*cat/03\.png.*\n.*dog/07\.png"):
+    with pytest.raises(ValueError, match=r"^max_corrupt=1 is exceeded, with 2 .*\n.*cat/03\.png.*\n.*dog/07\.png"):
         prepare_here(*PICTURES, "output=other", "max_corrupt=1")
     assert beside_pictures(home) == ["PACKED"]
 
@@ -242,7 +243,7 @@ def test_corrupt_files_are_left_out_counted_and_listed(home: Path, caplog: pytes
     ],
 )
 def test_what_cannot_be_is_refused_by_name_and_leaves_nothing(arguments: list[str], words: str, home: Path) -> None:
-    with pytest.raises(ValueError, match=words) if "nowhere" not in words else pytest.raises(FileNotFoundError, match=words):
+    with pytest.raises(ValueError, match=words):
         prepare_here(*arguments)
     assert beside_pictures(home) == []
 
@@ -275,7 +276,7 @@ def test_the_command_ends_with_one_message(
 def test_when_no_image_can_be_decoded_there_is_no_output(home: Path) -> None:
     for path in (home / "pictures").glob("*/*.png"):
         path.write_bytes(b"not a png")
-    with pytest.raises(ValueError, match=r"none of the 24 images of folder can be decoded; the first: pictures/cat/00\.png"):
+    with pytest.raises(ValueError, match=r"none of the 24 images of folder can be decoded: .* pictures/cat/00\.png"):
         prepare_here(*PICTURES, "output=PACKED")
     assert beside_pictures(home) == []
 
@@ -316,7 +317,7 @@ def test_a_stop_while_packing_leaves_no_output(home: Path) -> None:
         assert list((home / name).iterdir()) == []
     (left,) = (home / "SIGKILL").iterdir()
     assert left.name != "PACKED"
-    with pytest.raises(FileNotFoundError, match=r"holds no dataset\.json"):
+    with pytest.raises(DataError, match=r"holds no dataset\.json"):
         prepared(root=str(left), image_size=32, channels=3)
 
 
