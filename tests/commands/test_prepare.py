@@ -263,7 +263,7 @@ def test_the_command_ends_with_one_message(
     monkeypatch.setattr(sys, "argv", ["genimg-prepare", *PICTURES, *arguments])
     with pytest.raises(SystemExit) as ended:
         cli.prepare()
-    assert ended.value.code == 1
+    assert ended.value.code == 2
     output, errors = capsys.readouterr()
     assert output == ""
     assert "Traceback" not in errors
