@@ -134,18 +134,18 @@ def test_data_errors_name_the_files(home: Path) -> None:
     (home / "plain" / "broken.png").write_bytes(b"not a png")
     base = ["data=folder", "data.root=plain", "data.image_size=16", "model.generator.width=8", "trainer.batch_size=4"]
     base += ["evaluation=none", "trainer.duration=2 steps", "trainer.preview_images=4"]
-    refuse("plain/broken.png", "data.max_corrupt=0", arguments=[*base, "run_dir=a"])
+    refuse("plain/broken.png", "max_corrupt=0", arguments=[*base, "run_dir=a"])
     refuse("plain/broken.png", arguments=[*base, "run_dir=b", "data.placement=workers", "trainer.duration=9 steps"])
     output = succeed("train", *base, "run_dir=c", "data.max_corrupt=1")
     assert "skipped a corrupt image: " in output
     assert "plain/broken.png" in output
-    refuse("labels were asked for", arguments=[*base, "data.max_corrupt=1", "data.labels=required"])
+    refuse("plain has no labels", "data.labels=required", arguments=[*base, "data.max_corrupt=1", "data.labels=required"])
 
 
 def test_without_network_the_messages_say_what_to_put_where(home: Path) -> None:
     write_images(home / "plain", 8)
     arguments = ["data=folder", "data.root=plain", "data.image_size=16", "trainer.batch_size=4"]
-    words = ["weights-inception-2015-12-05-6726825d.pth", str(home / "torch" / "hub" / "checkpoints"), "evaluation=none"]
+    words = ["weights-inception-2015-12-05-6726825d.pth", str(home / "torch" / "hub" / "checkpoints"), "another evaluation"]
     refuse(*words, arguments=[*arguments, "evaluation=inception"], blocked_network=True)
     assert not list((home / "torch").rglob("*.pth*"))
     refuse("cifar10", "datasets", "cifar-10-batches-py", arguments=["data=cifar10"], blocked_network=True)
@@ -200,7 +200,10 @@ def test_a_first_image_without_its_caption_is_named(home: Path) -> None:
     for path in sorted((home / "plain").glob("*.png"))[1:]:
         path.with_suffix(".txt").write_text("a picture")
     arguments = ["data=folder", "data.root=plain", "data.image_size=16", "trainer.batch_size=4", "evaluation=none"]
-    words = ["1 of the 8 images", "the first is 0.png, which has no .txt beside it: write it, or set data.captions=null for a"]
+    words = [
+        "1 of the 8 images",
+        "the first is 0.png, which has no .txt beside it: write it, or ignore captions with captions=null",
+    ]
     refuse(*words, arguments=[*arguments, "conditioning=text", "run_dir=run"])
     assert not (home / "run").exists()
 

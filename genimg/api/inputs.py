@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,7 +87,7 @@ def resolve(key: str, options: Config, builder: instantiate.Builder, device: tor
         return _side(PreparedSource(path, Description.read(path / DESCRIPTION)), device)
     if path.is_dir() or is_zip(path):
         channels = options.get("channels", None if options["image_size"] is None else 3)
-        with _option_named(key, instead_of="root"):
+        try:
             source = folder(
                 root=text,
                 image_size=options["image_size"],
@@ -99,6 +97,8 @@ def resolve(key: str, options: Config, builder: instantiate.Builder, device: tor
                 name=path.name or text,
                 range=options["range"],
             )
+        except UserError as error:
+            raise _of_option(key, "root", error) from error
         return _side(source, device)
     name, _, split = text.partition(":")
     known = options_of_group("data")
@@ -108,7 +108,7 @@ def resolve(key: str, options: Config, builder: instantiate.Builder, device: tor
             f"{key}={text} is neither a directory, nor a .zip, .npz or .pt file, nor a dataset: datasets are "
             f"{', '.join(datasets)}, each with an optional split, such as mnist:test"
         )
-    return _dataset(name, split, options, builder, device)
+    return _dataset(key, name, split, options, builder, device)
 
 
 def _archive(key: str, file: str, array: str | None, options: Config) -> Source:
@@ -132,30 +132,26 @@ def _archive(key: str, file: str, array: str | None, options: Config) -> Source:
         range=options["range"],
     )
     try:
-        with _option_named(key, instead_of="path"):
-            return read(labels="auto")
+        return read(labels="auto")
     except UserError as error:
         if error.key == "labels":  # few evaluations read labels, and there is no option to choose them by
             log.warning("%s; its labels are ignored here", error.problem)
             return read(labels="none")
         if error.key in ("images", "split"):  # the end of this option's value
-            problem = error.problem.removeprefix(f"{error.key}={array}")
-            raise type(error)(f"{key}={file}:{array}{problem}", f"name another array, as in {key}={file}:NAME") from error
-        raise
+            problem = error.problem.removeprefix(f"{error.key}={array or 'null'}")
+            given = f"{file}:{array}" if array else file
+            raise type(error)(f"{key}={given}{problem}", f"name an array, as in {key}={file}:NAME") from error
+        raise _of_option(key, "path", error) from error
 
 
-@contextlib.contextmanager
-def _option_named(key: str, *, instead_of: str) -> Iterator[None]:
-    """Name the option ``key`` of a command in errors about a dataset's parameter ``instead_of``, whose value it gives."""
-    try:
-        yield
-    except UserError as error:
-        if error.key != instead_of:
-            raise
-        raise type(error)(error.problem.replace(f"{instead_of}=", f"{key}=", 1), error.fix) from error
+def _of_option(key: str, parameter: str, error: UserError) -> UserError:
+    """Return an error about a dataset's parameter as one about the option ``key`` that gives its value; others unchanged."""
+    if error.key != parameter:
+        return error
+    return type(error)(error.problem.replace(f"{parameter}=", f"{key}=", 1), error.fix)
 
 
-def _dataset(name: str, split: str, options: Config, builder: instantiate.Builder, device: torch.device) -> Side:
+def _dataset(key: str, name: str, split: str, options: Config, builder: instantiate.Builder, device: torch.device) -> Side:
     overrides = [f"data={name}"]
     if split:
         overrides.append(f"data.split={quoted(split)}")
@@ -166,7 +162,13 @@ def _dataset(name: str, split: str, options: Config, builder: instantiate.Builde
     parts = compose_evaluation(*overrides)
     if parts["data"].get("root") == "???":
         raise ConfigError(f"{name} needs data_root=DIR: where its images lie")
-    return _side(build_dataset(parts, builder), device, parts["evaluation"])
+    try:
+        source = build_dataset(parts, builder)
+    except UserError as error:
+        if error.key == "data.split":  # the end of this option's value
+            raise type(error)(error.problem.replace("data.split=", f"{key}={name}:", 1), error.fix) from error
+        raise _of_option("data_root", "data.root", error) from error
+    return _side(source, device, parts["evaluation"])
 
 
 def compose_evaluation(*overrides: str) -> Config:

@@ -59,13 +59,13 @@ def choose_images(headers: Mapping[str, Header], where: str, *, key: str | None,
 
     Raises:
         ConfigError: If there is no such array, named by ``images`` or ``split`` of the dataset.
-        DataError: If no array or several could be meant, named by its ``path``.
+        DataError: If no array or several could be meant.
     """
     if key is not None:
         if split is not None:
             raise ConfigError(f"split={split} has no effect, because images={key} names the array", "remove one of them")
         if key not in headers:
-            raise ConfigError(f"images={key} is not an array of {where}", f"choose one of {listed(headers)}")
+            raise ConfigError(f"images={key} is not an array of {where}, which holds {listed(headers)}", "choose one of them")
         if len(headers[key].shape) not in (3, 4):
             raise ConfigError(f"images={key} is not an array of images: {_expected({key: headers[key]})}")
         return key, _split_of(key, _IMAGES)
@@ -85,9 +85,9 @@ def choose_images(headers: Mapping[str, Header], where: str, *, key: str | None,
     if len(found) != 1:
         choice = found or candidates
         raise DataError(
-            f"path={where} has {len(choice)} arrays that could be the images: "
+            f"images=null is ambiguous, because {where} has {len(choice)} arrays that could be the images: "
             f"{listed({name: headers[name] for name in choice})}",
-            f"choose one by its name, such as {choice[0]}",
+            f"choose one, such as images={choice[0]}",
         )
     return found[0], _split_of(found[0], _IMAGES)
 

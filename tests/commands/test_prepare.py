@@ -192,7 +192,7 @@ def test_corrupt_files_are_left_out_counted_and_listed(home: Path, caplog: pytes
     source = prepared(root="PACKED", image_size=16, channels=3)
     assert source.labels is not None
     assert source.labels.tolist() == [0] * 11 + [1] * 11
-    with pytest.raises(ValueError, match=r"max_corrupt=1 .*2 corrupt images.*\n.*cat/03\.png.*\n.*dog/07\.png"):
+    with pytest.raises(ValueError, match=r"^max_corrupt=1 is exceeded, with 2 .*\n.*cat/03\.png.*\n.*dog/07\.png"):
         prepare_here(*PICTURES, "output=other", "max_corrupt=1")
     assert beside_pictures(home) == ["PACKED"]
 
@@ -276,7 +276,7 @@ def test_the_command_ends_with_one_message(
 def test_when_no_image_can_be_decoded_there_is_no_output(home: Path) -> None:
     for path in (home / "pictures").glob("*/*.png"):
         path.write_bytes(b"not a png")
-    with pytest.raises(ValueError, match=r"none of the 24 images of folder can be decoded.* first.*pictures/cat/00\.png"):
+    with pytest.raises(ValueError, match=r"none of the 24 images of folder can be decoded: .* pictures/cat/00\.png"):
         prepare_here(*PICTURES, "output=PACKED")
     assert beside_pictures(home) == []
 

@@ -24,7 +24,7 @@ from genimg.config.instantiate import ALLOWED, Builder
 from genimg.config.schema import COMMANDS, options_of
 from genimg.data.datasets.builtin import ArraySource, Source
 from genimg.data.packing import pack
-from genimg.errors import ConfigError
+from genimg.errors import ConfigError, DataError
 from genimg.evaluation.extractors.classifier import shipped_weights
 from genimg.evaluation.image_sets import GeneratedImages
 from genimg.evaluation.likelihood import LikelihoodEvaluator
@@ -761,6 +761,40 @@ def test_autoencoders_without_a_likelihood_may_hold_images_out_for_their_reconst
 def test_a_split_that_cannot_be_held_out_is_refused_by_its_key(overrides, words):
     with pytest.raises(ValueError, match=words):
         build_dataset(resolve(*overrides), BUILDER)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "key"),
+    [
+        (["data=folder", "data.root=nowhere", "data.image_size=16"], DataError, "data.root"),
+        (["data.labels=size"], ConfigError, "data.labels"),
+        (["data.validation=2"], ConfigError, "data.validation"),
+        (["data.placement=disk"], ConfigError, "data.placement"),
+        (["data_augment=strong", "data_augment.crop_padding=16"], ConfigError, "data_augment.crop_padding"),
+        (["data_augment=strong", "data_augment.hue=2"], ConfigError, "data_augment.hue"),
+        (["task=super_resolution", "task.factor=5"], ConfigError, "task.factor"),
+        (["task=inpaint_strokes", "task.mask.width=0.001"], ConfigError, "task.mask.width"),
+        (["task=edges", "task.detector.sigma=0"], ConfigError, "task.detector.sigma"),
+        (["evaluation=shapes", "evaluation.num_images=1"], ConfigError, "evaluation.num_images"),
+        (["evaluation=shapes", "evaluation.metrics.inception_score.splits=0"], ConfigError,
+         "evaluation.metrics.inception_score.splits"),
+        (["evaluation=shapes", "evaluation.num_images=5"], ConfigError, "evaluation.metrics.inception_score"),
+        (["evaluation=shapes", "evaluation.extractor.classifier=nowhere.pt"], DataError, "evaluation.extractor.classifier"),
+        (["evaluation=shapes", "evaluation.stop_if={factor: 1, evaluations: 1}"], ConfigError, "evaluation.stop_if.factor"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)  # fmt: skip
+def test_what_data_task_or_evaluation_refuse_has_its_dotted_key(overrides, error, key):
+    config = resolve(*(TINY if "data=folder" not in overrides else ()), *overrides)
+
+    def build():
+        instantiate.build_data(config, instantiate.build_source(config, BUILDER), torch.device("cpu"))
+        instantiate.build_evaluator(config, BUILDER)
+
+    with pytest.raises(error) as caught:
+        build()
+    assert caught.value.key == key
+    assert str(caught.value).startswith(key)
 
 
 def test_another_split_of_an_archive_has_arrays_of_its_own(tmp_path):

@@ -61,7 +61,7 @@ def test_twelve_bits_in_sixteen_are_scaled_as_sixteen_with_a_warning(tmp_path, c
         source = open_folder(tmp_path)
     assert source.read(0).max() == round(4000 / 257)
     assert "no value above 4000 of 65535" in caplog.text
-    assert "data.range=[0,4000]" in caplog.text
+    assert "range=[0,4000]" in caplog.text
     caplog.clear()
     with caplog.at_level("WARNING", logger="genimg.data.depth"):
         assert open_folder(tmp_path, range=[0, 4000]).read(0).max() == 255
@@ -81,4 +81,4 @@ def test_a_range_without_images_that_it_applies_to_is_warned_of(tmp_path, caplog
     write(tmp_path, "a.png", 200, np.uint8)
     with caplog.at_level("WARNING", logger="genimg.data.depth"):
         assert open_folder(tmp_path, range=[0, 4095]).read(0).max() == 200
-    assert "data.range=[0.0, 4095.0] is for 16- and 32-bit images" in caplog.text
+    assert "range=[0.0, 4095.0] has no effect on images of 8 bits" in caplog.text

@@ -173,10 +173,10 @@ def test_batches_have_the_keys_that_were_asked_for(placement, keys):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        (("image", "label"), r"batches of image, label cannot be made: data toy has image$"),
-        (("image", "caption"), r"batches of image, caption cannot be made: data toy has image$"),
-        (("image", "mask"), r"batches of image, mask cannot be made: data toy has image$"),
-        (("label",), r"batches of label cannot be made"),
+        (("image", "label"), r"^the images of toy cannot make batches of image, label: they have image$"),
+        (("image", "caption"), r"cannot make batches of image, caption: they have image$"),
+        (("image", "mask"), r"cannot make batches of image, mask: they have image$"),
+        (("label",), r"cannot make batches of label"),
     ],
 )
 def test_keys_that_the_source_has_not_are_refused_by_name(keys, words):
@@ -328,16 +328,16 @@ def test_each_corrupt_image_is_warned_of_once(placement, caplog):
 @pytest.mark.parametrize("allowed", [0, 1])
 def test_more_corrupt_images_than_allowed_stop_the_run_and_are_named(placement, num_workers, allowed):
     data = place(ToySource(corrupt=(2, 7)), placement, num_workers=num_workers, max_corrupt=allowed)
-    with pytest.raises(ValueError, match=rf"more than max_corrupt={allowed} allows") as caught:
+    with pytest.raises(ValueError, match=rf"^max_corrupt={allowed} is exceeded") as caught:
         take(data, 3)  # a whole epoch
     named = [f"/toy/{index}.png: broken" in str(caught.value) for index in (2, 7)]
     assert sum(named) == allowed + 1
-    assert str(caught.value).startswith(f"{allowed + 1} corrupt image{'s' if allowed else ''} in the data")
+    assert f"{allowed + 1} corrupt image{'s' if allowed else ''} so far" in str(caught.value)
 
 
 def test_plain_images_respect_max_corrupt_too():
     source = ToySource(corrupt=(2,))
-    with pytest.raises(ValueError, match=r"more than max_corrupt=0 allows"):
+    with pytest.raises(ValueError, match=r"^max_corrupt=0 is exceeded"):
         place(source, "workers").images(np.array([1, 2]))
     images = place(source, "workers", max_corrupt=1).images(np.array([1, 2]))
     assert np.array_equal(images.numpy(), source.values[[1, 3]])
@@ -346,9 +346,7 @@ def test_plain_images_respect_max_corrupt_too():
 @pytest.mark.parametrize(("placement", "num_workers"), [("device", 0), ("host", 0), ("workers", 0), ("workers", 1)])
 def test_when_all_images_are_corrupt_the_run_stops_whatever_is_allowed(placement, num_workers):
     data = place(ToySource(corrupt=tuple(range(10))), placement, num_workers=num_workers, max_corrupt=1000)
-    with pytest.raises(
-        ValueError, match=r"none of the 10 images of toy can be decoded; the first: /toy/\d\.png: broken"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"none of the 10 images of toy can be decoded: .* /toy/\d\.png: broken") as caught:
         take(data, 1)
     # An error raised in a worker holds the loader in a reference cycle; left to the collector, its end takes five seconds.
     traceback.clear_frames(caught.tb)
@@ -420,7 +418,7 @@ def test_an_augmentation_that_does_not_fit_the_images_is_refused():
 
 
 def test_mirroring_twice_is_refused():
-    with pytest.raises(ValueError, match=r"^horizontal_flip=true and horizontal_flip=0\.5 both mirror"):
+    with pytest.raises(ValueError, match=r"^horizontal_flip=true mirrors images, and so does the augmentation"):
         place(ToySource(), "device", flip=True, augment=AUGMENT)
 
 
@@ -688,7 +686,7 @@ def test_unpaired_images_that_were_kept_out_come_with_both_domains():
 
 
 def test_mirroring_unpaired_images_twice_is_refused():
-    with pytest.raises(ValueError, match=r"^horizontal_flip=true and horizontal_flip=0\.5 both mirror"):
+    with pytest.raises(ValueError, match=r"^horizontal_flip=true mirrors images, and so does the augmentation"):
         unpaired(flip=True, augment=AUGMENT)
 
 

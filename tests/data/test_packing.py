@@ -178,7 +178,7 @@ def test_corrupt_images_are_left_out_with_their_labels_and_listed(tmp_path, monk
 def test_more_corrupt_images_than_allowed_stop_and_are_named(tmp_path):
     assert packed(ToySource(corrupt=(2, 7)), tmp_path / "two", max_corrupt=2)[1] == 2
     source = ToySource(4000, corrupt=(2, 7))
-    with pytest.raises(ValueError, match=r"2 corrupt images, more than max_corrupt=1 allows.*\n  /toy/2\.png.*\n  /toy/7\.png"):
+    with pytest.raises(ValueError, match=r"^max_corrupt=1 is exceeded, .*\n  /toy/2\.png.*\n  /toy/7\.png"):
         packed(source, tmp_path / "one", max_corrupt=1)
     assert source.num_reads < 2000, "the rest is not decoded first"
     assert "dataset.json" not in names(tmp_path / "one")
@@ -186,7 +186,7 @@ def test_more_corrupt_images_than_allowed_stop_and_are_named(tmp_path):
 
 @pytest.mark.parametrize("max_corrupt", [None, 10])
 def test_when_none_can_be_decoded_there_is_nothing_to_write(tmp_path, max_corrupt):
-    with pytest.raises(ValueError, match=r"none of the 10 images of toy can be decoded; the first: /toy/0\.png: broken"):
+    with pytest.raises(ValueError, match=r"none of the 10 images of toy can be decoded: .* /toy/0\.png: broken"):
         packed(ToySource(corrupt=tuple(range(10))), tmp_path / "out", max_corrupt=max_corrupt)
     assert "dataset.json" not in names(tmp_path / "out")
 

@@ -122,15 +122,15 @@ def test_a_damaged_image_is_corrupt_and_named(root, tmp_path):
 
 def test_what_cannot_be_read_is_refused_at_the_start(root, tmp_path):
     (tmp_path / "none.zip").write_bytes(b"no zip file")
-    with pytest.raises(ValueError, match=r"none\.zip is not a whole zip"):
+    with pytest.raises(ValueError, match=r"none\.zip is not a complete zip"):
         open_images(tmp_path / "none.zip")
-    with pytest.raises(ValueError, match=r"1\.png is compressed with method 14"):
+    with pytest.raises(ValueError, match=r"1\.png compressed with method 14"):
         open_images(zipped(root, tmp_path / "lzma.zip", how=zipfile.ZIP_LZMA))
     archive = zipped(root, tmp_path / "secret.zip", names=NAMES)
     content = archive.read_bytes()
     entry = content.index(b"PK\x01\x02")  # the first in the directory, whose flags lie 8 bytes behind its signature
     archive.write_bytes(content[: entry + 8] + struct.pack("<H", 1) + content[entry + 10 :])
-    with pytest.raises(ValueError, match=r"cat/1\.png is encrypted"):
+    with pytest.raises(ValueError, match=r"cat/1\.png encrypted"):
         open_images(archive)
     with zipfile.ZipFile(tmp_path / "empty.zip", "w") as empty:
         empty.writestr("notes.txt", "no image")

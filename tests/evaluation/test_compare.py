@@ -740,7 +740,7 @@ def test_reconstructions_are_left_out_for_other_models_and_where_none_are_asked_
 
 
 def test_a_metric_of_logits_is_refused_without_them():
-    with pytest.raises(ValueError, match=r"metrics\.inception_score needs class logits.*~metrics\."):
+    with pytest.raises(ValueError, match=r"^metrics\.inception_score needs class logits"):
         make_evaluator(LinearExtractor(has_logits=False))
     assert make_evaluator(LinearExtractor(has_logits=False), metrics={"fd": FrechetDistance()}).primary == "fd37_linear"
 
@@ -753,7 +753,7 @@ def test_a_metric_that_is_none_is_left_out():
 
 
 def test_fewer_images_than_splits_are_refused_for_a_comparison_too():
-    with pytest.raises(ValueError, match=r"2 generated images are too few for metrics\.inception"):
+    with pytest.raises(ValueError, match=r"^metrics\.inception_score needs 3 or more generated images, not 2"):
         make_evaluator().compare(dataset(23, 0), dataset(2, 1), CPU)
 
 
@@ -761,15 +761,15 @@ def test_fewer_images_than_splits_are_refused_for_a_comparison_too():
     ("changes", "words"),
     [
         ({"num_images": 1}, r"^num_images=1"),
-        ({"num_images": 2}, r"2 generated images are too few"),
+        ({"num_images": 2}, r"^metrics\.inception_score needs 3 or more"),
         ({"num_real": 1}, r"^num_real=1"),
         ({"batch_size": 0}, r"^batch_size=0"),
         ({"bootstrap": -1}, r"^bootstrap=-1"),
         ({"reconstructions": -1}, r"^reconstructions=-1"),
         ({"final_num_images": 1}, r"^final_num_images=1"),
         ({"interval": NumImages(0)}, r"interval"),
-        ({"metrics": {}}, r"metrics is empty"),
-        ({"metrics": {"frechet_distance": None}}, r"metrics is empty"),
+        ({"metrics": {}}, r"^metrics=.* is empty"),
+        ({"metrics": {"frechet_distance": None}}, r"^metrics=.* is empty"),
         ({"stop_if": {"factor": 1.0, "evaluations": 2}}, r"stop_if"),
     ],
     ids=str,
@@ -847,11 +847,11 @@ def test_copies_of_training_images_are_measured_against_held_out_ones(monkeypatc
 @pytest.mark.parametrize(
     ("source", "changes", "words"),
     [
-        (CountingSource, {}, r"metrics\.copies .* set validation=0\.1"),
+        (CountingSource, {}, r"^metrics\.copies .* hold out a share of the data"),
         (
             with_validation,
             {"num_real": 59},
-            r"metrics\.copies .* all 60 .*num_real=59: set it to null",
+            r"^metrics\.copies .* all 60 .*num_real=59: set num_real=null",
         ),
     ],
 )
@@ -865,7 +865,7 @@ def test_memorisation_without_held_out_images_or_all_training_images_is_refused_
 def test_memorisation_against_statistics_is_refused():
     evaluator = make_evaluator(metrics={"copies": Memorisation(quantile=0.05)})
     statistics = make_evaluator().statistics(dataset(23, 0), CPU)
-    with pytest.raises(ValueError, match="names statistics: give images"):
+    with pytest.raises(ValueError, match="not statistics of them: give images"):
         evaluator.compare(statistics, dataset(23, 1), CPU, held_out=dataset(23, 2))
 
 
@@ -884,7 +884,7 @@ def test_neighbours_are_counted_among_equally_many_images_and_the_name_says_how_
 
 def test_a_first_metric_that_takes_fewer_images_than_are_generated_is_refused_with_the_way_out():
     metrics = {"precision_recall": PrecisionRecall(neighbors=3, density_neighbors=5)}
-    with pytest.raises(ValueError, match=r"precision37_linear comes first .* or set num_images=20, the number of real images"):
+    with pytest.raises(ValueError, match=r"precision37_linear chooses .* or set num_images=20"):
         make_evaluator(metrics=metrics).evaluate(Painter(), data_of(CountingSource(20)), CPU)
 
 

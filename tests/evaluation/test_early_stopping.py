@@ -56,7 +56,7 @@ def test_a_watch_is_made_of_its_settings():
     ids=str,
 )
 def test_other_keys_are_refused(settings):
-    with pytest.raises(ValueError, match=r"^stop_if=.* must have the keys factor and evaluations"):
+    with pytest.raises(ValueError, match=r"^stop_if=.* must have either the keys factor and evaluations"):
         DivergenceWatch.of(settings)
 
 
@@ -65,7 +65,7 @@ def test_other_keys_are_refused(settings):
     [(1.0, 2), (0.5, 2), (-3, 2), ("3", 2), (None, 2), (True, 2), (3.0, 0), (3.0, -1), (3.0, 1.5), (3.0, True), (3.0, None)],
 )
 def test_values_that_make_no_sense_are_refused(factor, evaluations):
-    with pytest.raises(ValueError, match=r"factor must be a number above 1|evaluations must be a whole number"):
+    with pytest.raises(ValueError, match=r"^stop_if\.(factor=.* must be a number|evaluations=.* must be a whole number)"):
         DivergenceWatch.of({"factor": factor, "evaluations": evaluations})
 
 
@@ -143,5 +143,5 @@ def test_a_metric_that_is_not_measured_is_refused_with_those_that_are(metric):
     ids=str,
 )
 def test_bounds_that_make_no_sense_are_refused(settings):
-    with pytest.raises(ValueError, match=r"^stop_if="):
+    with pytest.raises(ValueError, match=r"^stop_if(=|\.metric=|\.evaluations=)"):
         DivergenceWatch.of(settings)

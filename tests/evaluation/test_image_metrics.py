@@ -327,7 +327,7 @@ def test_lpips_refuses_images_that_are_too_small_or_have_alpha(random_lpips):
 
 def test_lpips_says_which_file_is_missing_or_wrong(random_lpips, tmp_path):
     backbone, _, _, whole, linear = random_lpips
-    with pytest.raises(ValueError, match="backbone=squeeze of LPIPS is unknown: choose one of alex, vgg"):
+    with pytest.raises(ValueError, match=r"^backbone=squeeze is unknown: choose one of alex, vgg"):
         LPIPS(backbone="squeeze", backbone_weights=whole, linear_weights=linear)
     name = {"alex": "alexnet", "vgg": "vgg16"}[backbone]
     with pytest.raises(DataError, match=rf"^backbone_weights=nowhere.* put torchvision's state_dict of {name} there"):

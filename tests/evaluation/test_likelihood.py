@@ -103,7 +103,7 @@ def test_without_held_out_images_it_says_so_once(caplog):
         result = measuring.evaluate(vae(), data(), CPU)
         measuring.evaluate(vae(), data(), CPU)
     assert not result.provenance["likelihood"]["held_out"]
-    assert len([record for record in caplog.records if "data.validation=0.1" in record.message]) == 1
+    assert len([record for record in caplog.records if "no held-out images" in record.message]) == 1
 
 
 def test_it_stops_when_asked():
@@ -112,7 +112,7 @@ def test_it_stops_when_asked():
 
 
 def test_a_model_without_a_likelihood_is_refused():
-    with pytest.raises(ValueError, match=r"evaluation=likelihood needs a model with a likelihood, such as vae; a GAN has none"):
+    with pytest.raises(ValueError, match="needs a model with a likelihood, such as vae, and a GAN has none"):
         evaluator().check(tiny.gan())
 
 
@@ -126,5 +126,5 @@ def test_a_model_that_has_diverged_is_no_result():
 
 @pytest.mark.parametrize("key", ["num_images", "num_samples", "batch_size", "final_num_images"])
 def test_numbers_below_one_are_refused(key):
-    with pytest.raises(ValueError, match=rf"evaluation\.{key}=0 must be 1 or more"):
+    with pytest.raises(ValueError, match=rf"^{key}=0 must be 1 or more"):
         evaluator(**{key: 0})

@@ -301,8 +301,8 @@ def test_accuracy_is_absent_without_labels_or_classes():
     ("build", "words"),
     [
         (lambda: InceptionScore(splits=0), "splits=0"),
-        (lambda: KernelDistance(subsets=0, subset_size=10), "0 subsets of 10"),
-        (lambda: KernelDistance(subsets=5, subset_size=1), "5 subsets of 1"),
+        (lambda: KernelDistance(subsets=0, subset_size=10), "^subsets=0"),
+        (lambda: KernelDistance(subsets=5, subset_size=1), "^subset_size=1"),
         (lambda: PrecisionRecall(neighbors=0, density_neighbors=5), "neighbors=0"),
         (lambda: PrecisionRecall(neighbors=3, density_neighbors=0), "density_neighbors=0"),
         (lambda: ClassCoverage(least_share=-0.1), r"least_share=-0\.1"),

@@ -256,7 +256,7 @@ def test_statistics_in_single_precision_are_widened(tmp_path):
 def test_statistics_that_do_not_say_their_extractor_need_the_users_word(tmp_path, caplog):
     path = write_foreign(tmp_path / "fid.npz", np.zeros(3), np.eye(3))
     found = SavedStatistics.read(path)
-    with pytest.raises(ValueError, match=r"fid\.npz does not record .* if you know that it was shapes, say accept_unrecorded"):
+    with pytest.raises(ValueError, match=r"fid\.npz does not record .* if you know that it was shapes, set accept_unrecorded"):
         found.check_extractor(Described(), path, accept_unrecorded=False)
     caplog.set_level(logging.WARNING)
     found.check_extractor(Described(), path, accept_unrecorded=True)

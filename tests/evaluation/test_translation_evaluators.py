@@ -334,8 +334,8 @@ def test_held_out_images_are_measured_where_there_are_any(caplog: pytest.LogCapt
         expected = evaluator.evaluate(Translator(), alone, CPU)
         evaluator.evaluate(Translator(), alone, CPU)
     assert caplog.messages == [
-        "there are no held-out images, so that those of the training are measured: set data.validation=0.1, or ask "
-        "genimg-eval for split=test where the data has one"
+        "there are no held-out images, so training images are measured: hold out a share of the data for validation, or "
+        "measure the test split with genimg-eval, where the data has one"
     ]
     assert result.values == expected.values
     assert result.values != paired().evaluate(Translator(), noise(12), CPU).values
@@ -484,7 +484,7 @@ def test_a_domain_of_fewer_images_than_processes_is_refused(monkeypatch: pytest.
     monkeypatch.setattr("genimg.evaluation.translation.world_size", lambda: 5)
     unpaired().evaluate(BothWays(), domains(count_a=10, count_b=5), CPU)
     for counts in ((10, 4), (4, 10)):
-        with pytest.raises(ValueError, match=r"^4 held-out images are fewer than the processes"):
+        with pytest.raises(ValueError, match=r"^4 held-out images are fewer than the 5 processes"):
             unpaired().evaluate(BothWays(), domains(*counts), CPU)
 
 
@@ -560,10 +560,18 @@ def test_should_stop_interrupts_before_every_batch(make: Any, extractor: Any) ->
 @pytest.mark.parametrize(
     ("evaluator", "method", "words"),
     [
-        (paired(), BothWays(), r"translations whose targets are known, .* a BothWays, .*evaluation=unpaired_translation "),
-        (unpaired(), Translator(), r"translations between two domains, .* a Translator, .*evaluation=translation "),
-        (paired(), Painter(), r"a Painter, does not make: choose evaluation=inception "),
-        (unpaired(), Painter(), r"a Painter, does not make: choose evaluation=inception "),
+        (
+            paired(),
+            BothWays(),
+            r"a BothWays, .*another evaluation, such as unpaired_translation",
+        ),
+        (
+            unpaired(),
+            Translator(),
+            r"a Translator, .*another evaluation, such as translation",
+        ),
+        (paired(), Painter(), "a Painter, does not make: choose another evaluation, such as inception"),
+        (unpaired(), Painter(), "a Painter, does not make: choose another evaluation, such as inception"),
     ],
     ids=["unpaired", "paired", "painter", "painter between domains"],
 )

@@ -174,9 +174,8 @@ class Weights:
             torch.hub.download_url_to_file(self.url, str(path), hash_prefix=self.sha256)
         except (OSError, RuntimeError) as error:
             raise WeightsNotAtHandError(
-                f"{self.what} are not at {path} and could not be downloaded ({error})",
-                f"put the file {self.file} there, or name another place with weights=PATH or {self.variable}=PATH, or choose "
-                "another evaluation",
+                f"{self.what} are not at {path} and could not be downloaded ({error}): put the file {self.file} there, or "
+                f"name another place with weights=PATH or {self.variable}=PATH, or choose another evaluation",
                 key="weights",
             ) from error
 

@@ -64,9 +64,7 @@ def test_without_a_class_for_every_image_there_are_no_labels(tmp_path, names):
         write_image(tmp_path / name)
     assert open_folder(tmp_path).labels is None
     assert len(open_folder(tmp_path)) == len(names)
-    with pytest.raises(
-        ValueError, match=r"labels were asked for, but .* has none: put each class's images into a subdirectory"
-    ):
+    with pytest.raises(DataError, match=r"^root=.* has no labels, but labels=required"):
         open_folder(tmp_path, labels="required")
 
 
@@ -134,7 +132,7 @@ def test_grey_files_stay_grey_without_a_size_and_channels(tmp_path):
 def test_files_of_different_sizes_need_a_size(tmp_path):
     write_image(tmp_path / "a.png", size=(9, 6))
     write_image(tmp_path / "b.png", size=(6, 6))
-    with pytest.raises(ValueError, match=r"different sizes: a\.png has 9x6 pixels and b\.png 6x6;.*image_size=N"):
+    with pytest.raises(ValueError, match=r"a\.png with 9x6 pixels and b\.png with 6x6: .*image_size=N"):
         open_folder(tmp_path, image_size=None, channels=None)
     assert open_folder(tmp_path, image_size=4).shape == (3, 4, 4)
 
@@ -142,7 +140,7 @@ def test_files_of_different_sizes_need_a_size(tmp_path):
 @pytest.mark.parametrize(("image_size", "channels"), [(4, None), (None, 1)])
 def test_a_size_or_channels_that_are_given_alone_are_refused(tmp_path, image_size, channels):
     write_image(tmp_path / "a.png", size=(9, 6))
-    with pytest.raises(ValueError, match=rf"image_size={image_size} and channels={channels}: give both"):
+    with pytest.raises(ValueError, match=r"^image_size=.* channels=.*: give both"):
         open_folder(tmp_path, image_size=image_size, channels=channels)
 
 
@@ -313,7 +311,7 @@ def test_imagenet_without_its_files_names_the_split_directory(tmp_path):
 
 def test_imagenet_requires_classes(tmp_path):
     write_image(tmp_path / "train" / "a.JPEG")
-    with pytest.raises(ValueError, match="labels were asked for"):
+    with pytest.raises(ValueError, match="labels=required"):
         builtin.imagenet(root=str(tmp_path), split="train", image_size=8, channels=3, fit="crop")
 
 
@@ -395,12 +393,10 @@ def test_without_files_and_network_the_message_says_where_to_put_the_files(
             raise error if download else RuntimeError("Dataset not found. You can use download=True to download it")
 
     monkeypatch.setattr(f"torchvision.datasets.{torchvision_name}", Absent)
-    with pytest.raises(
-        FileNotFoundError, match=f"{function} is not whole in data.root=.* and could not be downloaded"
-    ) as caught:
+    with pytest.raises(DataError, match=f"^root=.* holds no complete {function}, which could not be downloaded") as caught:
         getattr(builtin, function)(root=str(tmp_path), split="train", image_size=28, channels=1, fit="crop")
     assert attempts == [False, True]
-    assert f"put its files into {tmp_path / files}, or point data.root at" in str(caught.value)
+    assert f"put its files into {tmp_path / files}, or set root to" in str(caught.value)
     assert "second line" not in str(caught.value)
 
 
@@ -413,7 +409,7 @@ def test_damaged_files_are_reported_with_their_place(tmp_path, function, damage)
     header = b"".join(number.to_bytes(4, "big") for number in (0x803, 60_000, 28, 28))
     for name in ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]:
         (raw / name).write_bytes(b"" if damage == "empty" else header + bytes(784 * 5))
-    with pytest.raises((FileNotFoundError, ValueError), match=re.escape(f"data.root={tmp_path}")):
+    with pytest.raises(DataError, match=re.escape(f"root={tmp_path}")):
         getattr(builtin, function)(root=str(tmp_path), split="train", image_size=28, channels=1, fit="crop")
 
 

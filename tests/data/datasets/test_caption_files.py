@@ -10,6 +10,7 @@ from PIL import Image
 from genimg.data.datasets.builtin import Source, folder
 from genimg.data.datasets.caption_files import find_captions
 from genimg.data.subsets import fixed_subset
+from genimg.errors import DataError
 
 NAMES = ["a.png", "b/c.png", "b/d.jpg"]
 
@@ -72,7 +73,7 @@ def test_they_are_found_whichever_image_lacks_its_own(tmp_path, lacking):
     write_beside(tmp_path, *(name for name in names if name != names[lacking]))
     message = (
         f"1 of the 60 images of {tmp_path} have no caption, the first is {names[lacking]}, which has no .txt beside it: write "
-        "it, or set data.captions=null for a model without captions"
+        "it, or ignore captions with captions=null"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         open_folder(tmp_path).caption(0)
@@ -169,7 +170,7 @@ def test_captions_are_read_once_and_only_when_asked_for(root, monkeypatch):
 
 @pytest.mark.parametrize("captions", ["absent.jsonl", "b"])
 def test_a_missing_file_is_named_before_anything_else(root, captions):
-    with pytest.raises(FileNotFoundError, match=rf"^captions={captions} is not a file: there is no {root}/{captions}; give"):
+    with pytest.raises(DataError, match=rf"^captions={captions} is not a file: there is no {root}/{captions}; give"):
         open_folder(root, captions)
 
 
@@ -178,30 +179,31 @@ def test_a_missing_file_is_named_before_anything_else(root, captions):
     [
         (
             "this is not JSON",
-            r"metadata\.jsonl line 3 is not JSON \(Expecting value.*\): each line must be such as \{\"file_name",
+            r"metadata\.jsonl line 3 is not JSON \(Expecting value.*\): write each line as \{\"file_name",
         ),
-        ("[1, 2]", r"line 3 is not a JSON object: each line"),
+        ("[1, 2]", r"line 3 is not a JSON object: write each line"),
         ("{}", r"line 3 has no file_name that is a string"),
         ({"file_name": "b/d.jpg"}, r"line 3 has no text that is a string"),
         ({"file_name": "b/d.jpg", "text": None}, r"line 3 has no text that is a string"),
         ({"file_name": "b/d.jpg", "text": ["a", "b"]}, r"line 3 has no text that is a string"),
         ({"file_name": 3, "text": "x"}, r"line 3 has no file_name that is a string"),
-        ({"file_name": "a.png", "text": "x"}, r"line 3 is a\.png's second, after line 1: leave one"),
+        ({"file_name": "a.png", "text": "x"}, r"a second caption of a\.png in line 3, after line 1: remove one"),
     ],
 )
 def test_a_line_that_is_none_is_named_with_its_file(root, line, words):
     write_lines(root / "metadata.jsonl", *entries("a.png", "b/c.png"), line)
-    with pytest.raises(ValueError, match=words) as caught:
+    with pytest.raises(DataError, match=words) as caught:
         open_folder(root).caption(0)
-    assert "or set data.captions=null for a model without captions (conditioning=none)" in str(caught.value)
-    assert str(caught.value).startswith(f"{root}/metadata.jsonl line 3")
+    assert "or ignore captions with captions=null" in str(caught.value)
+    assert str(caught.value).startswith(f"the file {root}/metadata.jsonl ")
+    assert caught.value.key == "captions"
 
 
 def test_names_that_no_image_has_are_counted_and_the_first_is_named(root):
     write_lines(root / "metadata.jsonl", *entries("a.png", "c.png", *NAMES[1:], "/b/c.png"))
     message = (
-        f"{root}/metadata.jsonl names 2 files that no image of {root} is called, the first of them c.png in line 2: names are "
-        "relative to data.root, such as a.png"
+        f"{root}/metadata.jsonl names 2 files that no image of {root} is called, the first of them c.png in line 2: give names "
+        "relative to that directory, such as a.png"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         open_folder(root).caption(0)
@@ -245,10 +247,10 @@ def test_one_image_in_a_hundred_may_lack_its_caption(tmp_path, caplog, beside):
 def test_what_is_not_utf8_is_named(root):
     write_beside(root, *NAMES)
     (root / "b" / "c.txt").write_bytes("naïve".encode("latin-1"))
-    with pytest.raises(ValueError, match=rf"^{root}/b/c\.txt is not UTF-8 \(.+\): save it as UTF-8"):
+    with pytest.raises(ValueError, match=rf"^the file {root}/b/c\.txt is not UTF-8 \(.+\): save it as UTF-8"):
         open_folder(root).caption(0)
     (root / "metadata.jsonl").write_bytes('{"file_name": "a.png", "text": "naïve"}'.encode("latin-1"))
-    with pytest.raises(ValueError, match=rf"^{root}/metadata\.jsonl is not UTF-8 \(.+\): save it as UTF-8"):
+    with pytest.raises(ValueError, match=rf"^the file {root}/metadata\.jsonl is not UTF-8 \(.+\): save it as UTF-8"):
         open_folder(root).caption(0)
 
 

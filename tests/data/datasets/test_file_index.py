@@ -289,7 +289,7 @@ def test_a_folder_from_the_cache_equals_one_that_was_listed(tmp_path, monkeypatc
         refuse_to_walk(patch)
         second = folder(**settings)
     assert "3 files of" in caplog.text
-    assert "data.refresh_index=true lists them anew" in caplog.text
+    assert "refresh_index=true lists them again" in caplog.text
     assert second.paths == first.paths
     assert second.labels.tolist() == first.labels.tolist() == [0, 1, 1]
     assert second.class_names == first.class_names

@@ -150,10 +150,10 @@ def test_splits_of_one_archive_are_different_images(tmp_path):
 
 def test_a_split_that_the_archive_has_not_is_refused_with_what_it_has(tmp_path):
     write_splits(tmp_path / "mnist.npz", KERAS)
-    with pytest.raises(ValueError, match=r"^split=val: .* has no images of this split, but x_test uint8 \[3, 6, 6\]"):
+    with pytest.raises(ValueError, match=r"^split=val does not exist in .*, which holds x_test uint8 \[3, 6, 6\]"):
         open_npz(tmp_path / "mnist.npz", split="val")
     np.savez(tmp_path / "plain.npz", random_images(3, 6, 6))
-    with pytest.raises(ValueError, match=r"^split=test: .* has no images of this split"):
+    with pytest.raises(ValueError, match=r"^split=test does not exist in "):
         open_npz(tmp_path / "plain.npz", split="test")
     with pytest.raises(ValueError, match=r"^split=dev is unknown: choose train, val, test"):
         open_npz(tmp_path / "plain.npz", split="dev")
@@ -179,9 +179,9 @@ def test_several_arrays_that_could_be_meant_are_refused_with_their_names_and_a_k
 
 def test_a_named_array_is_checked(tmp_path):
     write_splits(tmp_path / "mnist.npz", KERAS)
-    with pytest.raises(ValueError, match=r"^images=x_val: .* has no such array, but x_test"):
+    with pytest.raises(ValueError, match=r"^images=x_val is not an array of .*, which holds x_test"):
         open_npz(tmp_path / "mnist.npz", images="x_val")
-    with pytest.raises(ValueError, match=r"^images=y_train: .* holds no images"):
+    with pytest.raises(ValueError, match=r"^images=y_train is not an array of images"):
         open_npz(tmp_path / "mnist.npz", images="y_train")
     with pytest.raises(ValueError, match=r"^split=test has no effect"):
         open_npz(tmp_path / "mnist.npz", images="x_test", split="test")
@@ -237,7 +237,7 @@ def test_one_hot_labels_are_counted(tmp_path, kind):
 )
 def test_an_array_called_labels_that_holds_none_is_refused_with_the_way_to_ignore_it(tmp_path, labels):
     np.savez(tmp_path / "a.npz", x=random_images(3, 6, 6), y=np.array(labels))
-    with pytest.raises(ValueError, match=r"a\.npz\[y\] has the shape .*labels must be 3 integers.*labels=none"):
+    with pytest.raises(ValueError, match=r"^labels=y of .*a\.npz has the shape .*labels must be 3 integers.*labels=none"):
         open_npz(tmp_path / "a.npz")
     assert open_npz(tmp_path / "a.npz", labels="none").labels is None
 
@@ -245,11 +245,11 @@ def test_an_array_called_labels_that_holds_none_is_refused_with_the_way_to_ignor
 def test_several_arrays_of_labels_are_refused_and_a_key_chooses(tmp_path):
     labels = {"fine_labels": np.array([4, 5, 6]), "targets": np.array([0, 1, 1]), "coarse": np.array([1, 0, 0])}
     np.savez(tmp_path / "a.npz", data=random_images(3, 6, 6), **labels)
-    with pytest.raises(ValueError, match=r"2 arrays that could be the labels: fine_labels .*labels=fine_labels"):
+    with pytest.raises(ValueError, match=r"2 arrays of .* that could be the labels: fine_labels .*labels=fine_labels"):
         open_npz(tmp_path / "a.npz")
     for name, values in labels.items():
         assert open_npz(tmp_path / "a.npz", labels=name).labels.tolist() == values.tolist()
-    with pytest.raises(ValueError, match=r"^labels=medium: .* has no such array, but fine_labels"):
+    with pytest.raises(ValueError, match=r"^labels=medium is not an array of .*: choose .* fine_labels"):
         open_npz(tmp_path / "a.npz", labels="medium")
 
 
@@ -342,7 +342,7 @@ def test_values_that_are_not_finite_are_refused_with_the_first_image(tmp_path, v
     images = np.zeros((6, 4, 4, 3), np.float32)
     images[[2, 5], 1, 0, 2] = value
     np.savez(tmp_path / "a.npz", images=images)
-    with pytest.raises(ValueError, match=r"2 of the 6 images of .*a\.npz\[images\] hold NaN or infinite values, .* image 2:"):
+    with pytest.raises(ValueError, match=r"^path=.*a\.npz\[images\] holds 2 of 6 images with NaN .* image 2:"):
         open_npz(tmp_path / "a.npz")
 
 
@@ -351,14 +351,14 @@ def test_values_that_are_not_finite_are_refused_with_the_first_image(tmp_path, v
 )
 def test_floats_of_another_range_are_refused_with_the_remedy(tmp_path, low, high, shown):
     np.savez(tmp_path / "a.npz", np.linspace(low, high, 96).reshape(2, 4, 4, 3))
-    with pytest.raises(ValueError, match=rf"a\.npz\[arr_0\] holds floats from {shown}: .*range=\["):
+    with pytest.raises(ValueError, match=rf"^path=.*a\.npz\[arr_0\] holds floats from {shown}, .*range=\["):
         open_npz(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("kind", ["int8", "int64", "uint16", "bool", "complex64"])
 def test_other_types_are_refused(tmp_path, kind):
     np.savez(tmp_path / "a.npz", np.zeros((2, 4, 4, 3), kind))
-    with pytest.raises(ValueError, match=rf"a\.npz\[arr_0\] holds {kind}: images must be uint8, or floats between 0 and 1"):
+    with pytest.raises(ValueError, match=rf"a\.npz\[arr_0\] holds {kind}, and images must be uint8, or floats between 0 and 1"):
         open_npz(tmp_path / "a.npz")
 
 
@@ -441,5 +441,5 @@ def test_pickled_code_is_not_run(tmp_path):
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
     for path in (tmp_path / "absent.npz", tmp_path):
-        with pytest.raises(DataError, match=rf"{re.escape(str(path))} is not a file: it should be an \.npz of images"):
+        with pytest.raises(DataError, match=rf"^path={re.escape(str(path))} is not a file"):
             open_npz(path)

@@ -194,12 +194,12 @@ def test_auto_loads_what_fits_and_reads_the_rest_from_the_files(path, monkeypatc
 
 
 def test_another_size_or_number_of_channels_names_the_right_ones(path, tmp_path, original):
-    with pytest.raises(ValueError, match=rf"^image_size=32, but {path} holds 6x8 images of 3 channels: "
+    with pytest.raises(ValueError, match=rf"^image_size=32 does not fit root={path}, which holds 6x8 images of 3 channels: "
                        r"set image_size=\[6,8\]$"):  # fmt: skip
         open_packed(path, image_size=32)
-    with pytest.raises(ValueError, match=r"^channels=1, but .* set channels=3$"):
+    with pytest.raises(ValueError, match=r"^channels=1 does not fit .* set channels=3$"):
         open_packed(path, channels=1)
-    with pytest.raises(ValueError, match=r"^image_size=\[8,6\] channels=4, but .* "
+    with pytest.raises(ValueError, match=r"^image_size=\[8,6\] channels=4 does not fit .* "
                        r"set image_size=\[6,8\] channels=3$"):  # fmt: skip
         open_packed(path, image_size=[8, 6], channels=4)
     square = ShapesSource(seed=0, num_images=2, image_size=8, channels=1, num_objects=1)

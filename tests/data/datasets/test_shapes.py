@@ -148,7 +148,7 @@ def test_all_combinations_but_one_may_be_held_out():
     everything = [f"{color} {shape}" for color in COLORS for shape in SHAPES]
     everything.remove("green cross")
     assert {name for objects in combinations(source(num_objects=2, held_out=everything)) for name in objects} == {"green cross"}
-    with pytest.raises(ValueError, match=r"held_out holds out all 30 combinations, so that there is nothing to draw"):
+    with pytest.raises(ValueError, match=r"^held_out holds all 30 combinations"):
         source(held_out=[*everything, "green cross"])
 
 
@@ -157,14 +157,14 @@ def test_all_combinations_but_one_may_be_held_out():
     [
         (
             ["red circel"],
-            r"held_out: red circel is not one of the combinations \(did you mean 'red circle'\?\): they are a",
+            r"^held_out holds red circel, which is not one of the combinations \(did you mean 'red circle'\?\): they are a",
         ),
-        (["circle red"], r"held_out: circle red is not one of the combinations"),
+        (["circle red"], "^held_out holds circle red, which is not one of the combinations"),
         (
             ["zzzz"],
-            r"zzzz is not one of the combinations: they are a colour \(red, green, .*\) and a shape \(circle, .*\), such as",
+            r"zzzz, which is not one of the combinations: they are a colour \(red, .*\) and a shape \(circle, .*\), such as",
         ),
-        ([3], r"held_out: 3 is not one of the combinations"),
+        ([3], "^held_out holds 3, which is not one of the combinations"),
         ("red circle", r"held_out=red circle must be a list such as '\[red circle,blue square\]'"),
     ],
 )

@@ -130,7 +130,7 @@ def test_a_mask_is_refused_where_there_are_no_holes(name):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("channels", [2, 4, 6])
 def test_other_than_grey_and_rgb_images_are_refused(name, channels):
-    with pytest.raises(ValueError, match=rf"these have {channels} channels: set channels=3"):
+    with pytest.raises(ValueError, match=rf"these have {channels} channels: use images of"):
         ALL[name].channels((channels, 16, 24))
 
 
@@ -248,14 +248,14 @@ def test_jpeg_is_pillows(channels, quality):
         ({"noise": "pink"}, r"^noise=pink is unknown: choose one of gaussian, poisson"),
         ({"amount": 0}, r"^amount=0 must be more than 0 and at most 255"),
         ({"amount": [30, 10]}, r"^amount=\[30, 10\] must be .* in order"),
-        ({"amount": [25, 25]}, r"^amount=\[25, 25\] is no range: set amount=25"),
+        ({"amount": [25, 25]}, r"^amount=\[25, 25\] is not a range: set amount=25"),
         ({"amount": math.nan}, r"^amount=nan must be"),
         ({"noise": "poisson", "amount": 10**6}, r"^amount=1000000 must be more than 0 and at most 65025"),
-        ({"noise": "poisson", "amount": [10, 20]}, r"^noise=poisson has no range"),
+        ({"noise": "poisson", "amount": [10, 20]}, "^amount=.* must be one number, because poisson noise has no range"),
         ({"noise": "salt_and_pepper", "amount": 1.5}, r"^amount=1\.5 must be more than 0 and at most 1"),
         ({"noise": "jpeg", "amount": 0}, r"^amount=0 must be at least 1 and at most 100"),
         ({"noise": "jpeg", "amount": 50.5}, r"^amount=50\.5 must be a whole number from 1 to 100"),
-        ({"noise": "jpeg", "amount": 50, "clip": False}, r"^clip=false has no effect on noise=jpeg"),
+        ({"noise": "jpeg", "amount": 50, "clip": False}, "^clip=false has no effect on jpeg"),
         ({"noise": "salt_and_pepper", "amount": 0.1, "clip": False}, r"^clip=false has no effect"),
     ],
 )
@@ -323,7 +323,7 @@ def test_masks_that_do_not_fit_the_images_show_at_once(tmp_path):
     Image.new("L", (32, 32), 255).save(tmp_path / "hole.png")
     task = Inpaint(mask=Files(folder=str(tmp_path)))
     assert task.channels((3, 32, 32)) == (4, 3)
-    with pytest.raises(ValueError, match=r"hole\.png is 32x32 pixels, and the images are 64x64"):
+    with pytest.raises(ValueError, match=r"^mask\.folder=.* the mask hole\.png of 32x32 pixels, but images are 64x64"):
         task.channels((3, 64, 64))
 
 
@@ -370,7 +370,7 @@ def test_given_colours_have_no_effect_and_grey_images_are_taken(space):
     grey = eight_bits(luma(images))
     assert torch.allclose(task.given(grey), task.given(grey.expand(-1, 3, -1, -1)), atol=1e-6)
     assert (task.given(grey) - task.given(images)).abs().max() < (1e-6 if space == "gray" else 0.6)
-    with pytest.raises(ValueError, match="Colorize is given grey or RGB images, not 4 channels"):
+    with pytest.raises(ValueError, match="Colorize takes grey or RGB images, and these have 4 channels"):
         task.given(torch.zeros(1, 4, 8, 8))
 
 
@@ -453,7 +453,7 @@ def test_blurs_across_the_whole_image_are_refused():
 def test_given_edge_maps_stay_as_they_are():
     task, edges = ALL["canny"], pictures(2, channels=1)
     assert task.given(edges) is edges
-    with pytest.raises(ValueError, match="Edges is given edge maps of 1 channel, not of 3"):
+    with pytest.raises(ValueError, match="Edges takes edge maps of 1 channel, and these have 3"):
         task.given(pictures(2))
     with pytest.raises(ValueError, match=r"^detector=Canny sees 4 pixels .*smaller sigma"):
         task.channels((3, 4, 20))

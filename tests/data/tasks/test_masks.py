@@ -146,13 +146,13 @@ def test_settings_out_of_range_are_refused(make, words):
 
 def test_masks_of_another_size_are_refused_with_the_file_and_both_sizes(folder):
     Image.new("L", (12, 6)).save(folder / "wide.png")
-    with pytest.raises(ValueError, match=r"wide\.png is 6x12 pixels, and the images are 6x10 .*resize the masks"):
+    with pytest.raises(ValueError, match=r"^folder=.* wide\.png of 6x12 pixels, but images are 6x10 .*resize the masks"):
         Files(folder=str(folder)).check(6, 10)
 
 
 def test_a_mask_that_cannot_be_decoded_is_named(folder):
     (folder / "1.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"1\.png cannot be decoded"):
+    with pytest.raises(ValueError, match=r"^folder=.* 1\.png, which cannot be decoded"):
         Files(folder=str(folder)).check(6, 10)
 
 

@@ -11,7 +11,7 @@ from genimg.utils.rng import Stream
 
 @pytest.mark.parametrize(("value", "bounds"), [(2, (2, 2)), ([1, 2.5], (1, 2.5)), (OmegaConf.create([0, 3]), (0, 3))])
 def test_a_setting_is_a_number_or_a_range(value, bounds):
-    assert checked_range("task.amount", value, 0, 3, above=True) == bounds
+    assert checked_range("amount", value, 0, 3, above=True) == bounds
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_a_setting_is_a_number_or_a_range(value, bounds):
         (math.nan, "must be more than 0"),
         ([2, 1], "in order"),
         ([1, 4], "must be more than 0 and at most 3, and in order"),
-        ([1, 1], "is no range: set task.amount=1"),
+        ([1, 1], "is not a range: set amount=1"),
         ([1], r"must be a number, or \[low, high\]"),
         ([1, None], r"must be a number, or \[low, high\]"),
         ("ab", r"must be a number, or \[low, high\]"),
@@ -31,7 +31,7 @@ def test_a_setting_is_a_number_or_a_range(value, bounds):
 )
 def test_anything_else_is_refused(value, words):
     with pytest.raises(ValueError, match=rf"^amount=.* {words}"):
-        checked_range("task.amount", value, 0, 3, above=True)
+        checked_range("amount", value, 0, 3, above=True)
 
 
 def test_numbers_are_uniform_in_the_range_and_depend_on_the_keys():
