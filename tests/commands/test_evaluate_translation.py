@@ -255,8 +255,8 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "a GAN's table": (["ckpt=gan", "table=a.csv"], ["table=a.csv is for models that translate images"]),
     "a GAN's picture": (["ckpt=gan", "picture=a.png"], ["picture=a.png has no effect without neighbors="]),
     "a GAN's translations": (["ckpt=gan", "evaluation=translation"], ["measures translations by a model"]),
-    "a mode of images": (["images=pairs", "real=unpaired", "model_mode=train"], ["model_mode=train has no effect on images that"]),
-    "a baseline of images": (["images=pairs", "real=unpaired", "classical=true"], ["classical=true has no effect on images that"]),
+    "a mode of images": (["images=pairs", "real=unpaired", "model_mode=train"], ["model_mode=train has no effect on images"]),
+    "a baseline of images": (["images=pairs", "real=unpaired", "classical=true"], ["classical=true has no effect on images"]),
     "a table of images": (["images=pairs", "real=unpaired", "table=a.csv"], ["table=a.csv has no effect on images that exist"]),
     "translations of images": (
         ["images=pairs", "real=pairs", "evaluation=translation"], ["measures translations by a model"],
