@@ -22,7 +22,7 @@ from genimg.api.checkpoints import TrainedCheckpoint
 from genimg.commands import export as command
 from genimg.commands.export import export
 from genimg.commands.sample import sample
-from genimg.errors import CheckpointError
+from genimg.errors import CheckpointError, UserError
 from genimg.exporting.formats import FORMATS
 from genimg.exporting.rebuilding import rebuilt
 from genimg.methods.base import Method
@@ -307,7 +307,7 @@ def test_a_file_that_fails_the_check_is_not_left(runs: Path, tmp_path: Path, mon
     output.write_bytes(OLDER)
     right = command.open_pt2
     monkeypatch.setattr(command, "open_pt2", lambda *of: lambda *inputs: right(*of)(*inputs) + 0.01)
-    with pytest.raises(ValueError, match=r"the exported decoder differs from the checkpoint by 0.01 for a batch of 1"):
+    with pytest.raises(UserError, match=r"the exported decoder differs from the checkpoint by 0.01 for a batch of 1"):
         run_export(f"ckpt={runs / 'vae'}", f"output={output}")
     assert [path.name for path in tmp_path.iterdir()] == ["made.pt2"]
     assert output.read_bytes() == OLDER

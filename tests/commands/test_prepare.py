@@ -25,7 +25,7 @@ from genimg.commands.prepare import prepare
 from genimg.data import packing
 from genimg.data.datasets.prepared import prepared
 from genimg.data.datasets.shapes import ShapesSource
-from genimg.errors import DataError, UserError
+from genimg.errors import DataError
 from genimg.utils.paths import config_dir
 
 ONE_AFTER_THE_OTHER = """
@@ -243,7 +243,7 @@ def test_corrupt_files_are_left_out_counted_and_listed(home: Path, caplog: pytes
     ],
 )
 def test_what_cannot_be_is_refused_by_name_and_leaves_nothing(arguments: list[str], words: str, home: Path) -> None:
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(ValueError, match=words):
         prepare_here(*arguments)
     assert beside_pictures(home) == []
 
