@@ -159,10 +159,8 @@ def _check_options(options: Config) -> None:
     """
     for key, least in _LEAST.items():
         value = options[key]
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        if value is not None and value < least:
             raise ConfigError(f"{key}={value} must be a whole number, {least} or more")
-    if options["which"] not in ("last", "best"):
-        raise ConfigError(f"which={options['which']} is unknown: choose last or best")
     if options["save_statistics"] is not None and not str(options["save_statistics"]).endswith(".pt"):
         raise ConfigError(f"save_statistics={options['save_statistics']} must end in .pt, by which real= knows it again")
     for key in ("output", "picture", "save_statistics", "table"):

@@ -32,7 +32,6 @@ from genimg.exporting.formats import (
 )
 from genimg.exporting.parts import Choices, Part, Port, exportable
 from genimg.exporting.rebuilding import rebuilt, recipe
-from genimg.methods.image_to_image import MODES
 from genimg.training.device import Precision, choose_device
 from genimg.utils.environment import git_commit
 from genimg.utils.files import atomically, check_writable, naming_full_disk
@@ -80,11 +79,7 @@ def _check(options: Config) -> None:
         ConfigError: Naming key and value.
     """
     refuse_unknown_keys(options, (*_KEYS, *untrusted.GROUPS))
-    if not isinstance(options["allow"], list):
-        raise ConfigError(f"allow={options['allow']} must be a list such as allow=[mypackage]")
-    if not isinstance(options["format"], str) or options["format"] not in FORMATS:
-        raise ConfigError(f"format={options['format']} is unknown: choose one of {', '.join(FORMATS)}")
-    if options["output"] is not None and (type(options["output"]) is not str or not options["output"]):
+    if options["output"] == "":
         raise ConfigError(f"output={options['output']} is not the name of a file")
     suffix = FORMATS[options["format"]].suffix
     if options["output"] is not None and Path(options["output"]).suffix != suffix:
@@ -93,10 +88,8 @@ def _check(options: Config) -> None:
             "another format"
         )
     truncation = options["truncation"]
-    if truncation is not None and (type(truncation) not in (int, float) or not truncation >= 0):
+    if truncation is not None and not truncation >= 0:
         raise ConfigError(f"truncation={truncation} must be a number, 0 or more, or null for none")
-    if options["model_mode"] not in (None, *MODES):
-        raise ConfigError(f"model_mode={options['model_mode']} is unknown: choose eval, train, or null for the model's own")
 
 
 def _output(options: Config, checkpoint: Path, part: Part, choices: Choices) -> Path:

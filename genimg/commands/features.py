@@ -48,10 +48,10 @@ def train_features(composed: DictConfig) -> None:
     if not re.fullmatch(r"[A-Za-z0-9]\w*", name):
         raise ConfigError(f"name={name} must be letters, digits and _: it becomes part of metric names")
     for key, least in (("epochs", 1), ("batch_size", 2), ("held_out", 2), ("seed", 0)):
-        if type(options[key]) is not int or options[key] < least:
+        if options[key] < least:
             raise ConfigError(f"{key}={options[key]} must be a whole number, {least} or more")
     for key in ("learning_rate", "weight_decay"):
-        if isinstance(options[key], bool) or not isinstance(options[key], int | float) or not 0 <= options[key] < math.inf:
+        if not 0 <= options[key] < math.inf:
             raise ConfigError(f"{key}={options[key]} must be a number, 0 or more")
     device = choose_device(options["device"])
     precision = choose_precision(options["precision"], device)

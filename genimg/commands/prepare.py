@@ -64,21 +64,19 @@ def prepare(composed: DictConfig) -> None:
 def _check(options: Config) -> None:
     refuse_unknown_keys(options, _KEYS)
     output, shard_size, max_corrupt = options["output"], options["shard_size"], options["max_corrupt"]
-    if type(output) not in (str, int) or output == "":
+    if output == "":
         raise ConfigError(f"output={output} is not a directory's name")
-    if type(shard_size) is not int or shard_size < 1:
+    if shard_size < 1:
         raise ConfigError(f"shard_size={shard_size} must be a whole number of bytes, such as 1073741824")
-    if max_corrupt is not None and (type(max_corrupt) is not int or max_corrupt < 0):
+    if max_corrupt is not None and max_corrupt < 0:
         raise ConfigError(f"max_corrupt={max_corrupt} must be 0 or more images, or null to leave out all corrupt ones")
-    if not isinstance(options["allow"], list) or not all(isinstance(name, str) for name in options["allow"]):
-        raise ConfigError(f"allow={options['allow']} must be a list such as allow=[mypackage]")
     data = options["data"]
     for key, neutral in _OF_TRAINING.items():
         if data.get(key, neutral) != neutral:
             word = "a max_corrupt=N of its own decides here" if key == "max_corrupt" else "set it there"
             raise ConfigError(f"data.{key}={data[key]} is for training, and changes nothing that is packed: {word}")
     threads = data.get("num_workers", "auto")
-    if threads != "auto" and (type(threads) is not int or threads < 1):
+    if threads != "auto" and threads < 1:
         raise ConfigError(f"data.num_workers={threads} must be auto, or 1 or more threads")
 
 

@@ -163,17 +163,13 @@ def _check(options: Config) -> None:
         ConfigError: Naming key and value.
     """
     interpolation, truncation, speed = options["interpolate"], options["truncation"], options["frames_per_second"]
-    if interpolation not in (None, "linear", "spherical"):
-        raise ConfigError(f"interpolate={interpolation} is unknown: choose linear, spherical or null")
     least = {"num_images": 1 if interpolation is None else 2, "batch_size": 1, "frames": 2}
     for key, number in least.items():
-        if type(options[key]) is not int or options[key] < number:
+        if options[key] < number:
             between = " to interpolate between them" if number == 2 and key == "num_images" else ""
             raise ConfigError(f"{key}={options[key]} must be {number} or more{between}")
-    if options["near"] is not None and (type(options["spread"]) not in (int, float) or not options["spread"] >= 0):
+    if options["near"] is not None and not options["spread"] >= 0:
         raise ConfigError(f"spread={options['spread']} must be a number of standard deviations, 0 or more")
-    if type(options["class_folders"]) is not bool:
-        raise ConfigError(f"class_folders={options['class_folders']} must be true or false")
     for one, others in _EXCLUDE.items():
         useless = next((other for other in others if options[other] is not None), None)
         if options[one] is not None and useless is not None:
@@ -185,9 +181,9 @@ def _check(options: Config) -> None:
             raise ConfigError(f"{what} is for single samples, not for {one}=: remove it")
     if archived and options["class_folders"]:
         raise ConfigError(f"class_folders=true has no effect on output={options['output']}, which holds labels: remove it")
-    if truncation is not None and (type(truncation) not in (int, float) or not truncation >= 0):
+    if truncation is not None and not truncation >= 0:
         raise ConfigError(f"truncation={truncation} must be a number, 0 or more, or null for none")
-    if type(speed) not in (int, float) or not 0 < speed <= 1000:
+    if not 0 < speed <= 1000:
         raise ConfigError(f"frames_per_second={speed} must be a number above 0, at most 1000")
 
 

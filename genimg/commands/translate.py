@@ -35,7 +35,7 @@ from genimg.inference.image_files import (
     with_sizes,
 )
 from genimg.inference.translate import MemoryFullError, Translator, image_channels, least_side
-from genimg.methods.image_to_image import MODES, Translation
+from genimg.methods.image_to_image import Translation
 from genimg.training.device import choose_device
 from genimg.types import height_width
 from genimg.utils.files import naming_full_disk
@@ -105,21 +105,11 @@ def _check(options: Config) -> None:
     """
     refuse_unknown_keys(options, (*_KEYS, *untrusted.GROUPS))
     for key in ("input", "output", "mask"):
-        is_name = type(options[key]) in (str, int) and options[key] != ""  # a directory may be called 2026
-        if not is_name and (key != "mask" or options[key] is not None):
+        if options[key] == "":
             raise ConfigError(f"{key}={options[key]} is not the name of a file or directory")
-    for key in ("overwrite", "grid"):
-        if type(options[key]) is not bool:
-            raise ConfigError(f"{key}={options[key]} must be true or false")
-    if type(options["seed"]) is not int:
-        raise ConfigError(f"seed={options['seed']} must be a whole number")
-    if options["half"] not in (None, "left", "right", "whole"):
-        raise ConfigError(f"half={options['half']} is unknown: choose left, right, whole, or null")
-    if options["model_mode"] not in (None, *MODES):
-        raise ConfigError(f"model_mode={options['model_mode']} is unknown: choose eval, train, or null for the model's own")
     for key, least in (("batch_size", 1), ("overlap", 0), ("tile", 1)):
         value = options[key]
-        if (type(value) is not int or value < least) and (key != "tile" or value is not None):
+        if value is not None and value < least:
             raise ConfigError(f"{key}={value} must be {least} or more{' pixels, or null' if key == 'tile' else ''}")
     tile, overlap = options["tile"], options["overlap"]
     if tile is not None and 2 * overlap >= tile:

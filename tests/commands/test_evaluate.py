@@ -554,7 +554,7 @@ def test_which_chooses_between_the_last_and_the_best_checkpoint(evaluate: Comman
     assert (last["images"], best["images"]) == (32, 16)
     assert best["checkpoint"] == str(run_dir / "checkpoints" / "best.pt")
     assert best["metrics"]["fd40_shapes_v2"] != pytest.approx(last["metrics"]["fd40_shapes_v2"], rel=1e-4)
-    evaluate.refuse("which=newest is unknown", arguments=[f"ckpt={run_dir}", "which=newest", "device=cpu"])
+    evaluate.refuse("which=newest must be last or best", arguments=[f"ckpt={run_dir}", "which=newest", "device=cpu"])
 
 
 def test_a_checkpoint_is_measured_against_other_images_too(evaluate: Command, run_dir: Path) -> None:

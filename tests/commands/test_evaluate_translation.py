@@ -241,7 +241,6 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "a bootstrap": (["ckpt=cyclegan", "bootstrap=9"], ["bootstrap=9 has no effect on a model that translates"]),
     "statistics": (["ckpt=denoise", "save_statistics=a.pt"], ["save_statistics=a.pt has no effect on a model that translates"]),
     "a root of drawn data": (["ckpt=denoise", "data_root=pairs"], ["data_root=pairs has no effect"]),
-    "an unknown mode": (["ckpt=pix2pix", "model_mode=test"], ["model_mode=test is unknown: choose eval, or train"]),
     "no baseline": (["ckpt=colorize", "classical=true"], ["classical=true", "task=inpaint (biharmonic)", "non-local means"]),
     "noise of any strength": (["ckpt=blind", "classical=true"], ["classical=true", "of one strength"]),
     "a baseline of domains": (["ckpt=cyclegan", "classical=true"], ["classical=true has no effect on unpaired data"]),

@@ -280,8 +280,6 @@ def test_other_shapes_and_odd_widths(of_pairs: Path) -> None:
     write_images(Path("odd"), {"a.png": (16, 31)})
     with pytest.raises(ValueError, match=r"half=left: odd/a.png has a width of 31 pixels"):
         run_translate(of_pairs, "input=odd", "output=out2", "half=left")
-    with pytest.raises(ValueError, match=r"half=upper is unknown: choose left, right, whole"):
-        run_translate(of_pairs, "input=odd", "output=out2", "half=upper")
 
 
 # Kinds of models
@@ -464,7 +462,6 @@ def test_training_mode_without_anything_to_train_is_refused(runs: Path) -> None:
         ("denoise", ["input=broken"], "broken/a.png .it is in no format that Pillow reads., broken/b.png .* cannot be read"),
         ("denoise", ["direction=a2b"], "direction=a2b: this model was trained to make a task's targets of its sources"),
         ("pix2pix", ["direction=b2a"], "direction=b2a: this model was trained with data.direction=a2b, and knows no other"),
-        ("cyclegan", ["direction=a2c"], "direction=a2c is unknown: choose a2b or b2a"),
         ("denoise", ["mask=photos"], "mask=photos has no effect: this model was trained without masks"),
         ("inpaint", [], "mask is required, because this model fills holes: set mask=DIRECTORY"),
         ("inpaint", ["mask=nowhere"], "mask=nowhere does not exist"),
@@ -472,11 +469,7 @@ def test_training_mode_without_anything_to_train_is_refused(runs: Path) -> None:
         ("inpaint", ["mask=twice"], "mask=twice has a.bmp and a.png, of which only one can be an image's mask"),
         ("inpaint", ["mask=large.png"], r"the mask large.png is 20x16 pixels, and its image photos/a.png is 16x20 pixels"),
         ("inpaint", ["mask=masks", "output=masks/made"], "output=masks/made is inside mask=masks"),
-        ("denoise", ["model_mode=test"], "model_mode=test is unknown: choose eval, train, or null"),
         ("denoise", ["batch_size=0"], "batch_size=0 must be 1 or more"),
-        ("denoise", ["seed=x"], "seed=x must be a whole number"),
-        ("denoise", ["grid=maybe"], "grid=maybe must be true or false"),
-        ("denoise", ["which=first"], "which=first is unknown: choose last or best"),
         ("denoise", ["+titel=3"], r"unknown key titel \(did you mean 'tile'\?\)"),
         ("gan", [], "ckpt=.*gan: this model makes images from nothing: use genimg-sample"),
     ],
