@@ -59,6 +59,7 @@ def as_dataset(
     """
     if isinstance(data, Source):
         return data
+    PixelFormat.of(1 if image_size is None else image_size, 3 if channels is None else channels, fit)  # refuses what is unknown
     title = name or type(data).__name__
     if isinstance(data, str | os.PathLike):
         raise DataError(f"data={data} is text, not images", "give an array or a dataset")
