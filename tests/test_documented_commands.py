@@ -28,6 +28,7 @@ from torchvision.datasets import CIFAR10
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELSEWHERE = {
+    "python.md": r"allow=\[mypackage\]",  # tests/api/test_python_page.py
     "extending.md": r"allow=\[my_package\]",  # tests/test_docs.py runs these, with the files that the page shows
     "README.md": r"extractor\.weights=FILE",  # tests/config/test_untrusted.py: of an extractor that needs a file
     "evaluation.md": r"extractor\.weights=FILE",

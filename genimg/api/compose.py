@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from genimg.config.compose import Config, require_all_values
 from genimg.config.compose import compose as compose_for
+from genimg.errors import ConfigError
+
+_COMMANDS = ("train", "eval", "sample", "translate", "features", "prepare", "augment", "report", "export")
 
 
 def compose(overrides: Sequence[str] = (), *, command: str = "train") -> Config:
@@ -13,7 +16,8 @@ def compose(overrides: Sequence[str] = (), *, command: str = "train") -> Config:
 
     Args:
         overrides: Arguments such as ``model=dcgan`` and ``trainer.batch_size=32``.
-        command: ``train``, ``eval``, ``sample``, ``translate``, ``features``, ``prepare``, ``report`` or ``export``.
+        command: ``train``, ``eval``, ``sample``, ``translate``, ``features``, ``prepare``, ``augment``, ``report`` or
+            ``export``.
 
     Returns:
         The resolved config, which nobody can write into; ``raw`` holds it with its interpolations.
@@ -21,7 +25,9 @@ def compose(overrides: Sequence[str] = (), *, command: str = "train") -> Config:
     Raises:
         ConfigError: For an unknown key or option, a value of a wrong type, or a required value that is missing.
     """
-    composition = compose_for(overrides, command)
+    if command not in _COMMANDS:
+        raise ConfigError(f"command={command} is unknown: choose one of {', '.join(_COMMANDS)}")
+    composition = compose_for(overrides, "augment_files" if command == "augment" else command)
     if command == "train" and "run_dir" not in composition.typed_keys():
         composition.config.run_dir = ""  # a directory is made for a run only
     require_all_values(composition.config)

@@ -16,7 +16,7 @@ from torch import Tensor
 from genimg.api.checkpoints import TrainedCheckpoint, check_own_images
 from genimg.api.compare import compare_results
 from genimg.api.copies import describe_copies, held_out_images, measure_copies
-from genimg.api.data import build_dataset, build_loader, other_split
+from genimg.api.data import GIVEN, build_dataset, build_loader, other_split
 from genimg.api.evaluate_likelihood import evaluate_likelihood
 from genimg.api.evaluate_translation import evaluate_translator
 from genimg.api.inputs import Side, compose_evaluation, resolve
@@ -25,8 +25,8 @@ from genimg.config import instantiate, untrusted
 from genimg.config.compose import Composition, compose, require_all_values, thaw
 from genimg.config.instantiate import Config
 from genimg.data.datasets.builtin import Source
-from genimg.data.datasets.external import as_dataset
-from genimg.errors import ConfigError, DataError, UserError
+from genimg.data.datasets.external import dataset_of
+from genimg.errors import ConfigError, DataError
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.feature_extraction import full_float32
 from genimg.evaluation.image_sets import DatasetImages, ImageSet, Subset
@@ -53,7 +53,6 @@ def evaluate(
     *,
     evaluation: str = "inception",
     num_images: int | None = None,
-    seed: int = 0,
     batch_size: int | None = None,
     bootstrap: int | None = None,
     device: str = "auto",
@@ -63,11 +62,10 @@ def evaluate(
 
     Args:
         images: Float images [N, C, H, W] in [-1, 1], as a model's ``sample`` returns; uint8 images or a dataset (see
-            ``as_dataset``); or text: a folder, an .npz, or a dataset such as ``mnist:test``.
-        real: The same, or text: saved statistics.
+            ``as_dataset``); or text or a path: a folder, an .npz, or a dataset such as ``mnist:test``.
+        real: The same, or the path of saved statistics.
         evaluation: Option of the group ``evaluation``, which names the extractor and the metrics.
-        num_images: Number of images, chosen at random; None takes all.
-        seed: Of that choice.
+        num_images: Number of images, a fixed choice of them; None takes all.
         batch_size: Of the extraction; has no influence on the values.
         bootstrap: Number of resamples for 95 % intervals.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
@@ -81,32 +79,33 @@ def evaluate(
     """
     given = {"num_images": num_images, "batch_size": batch_size, "bootstrap": bootstrap}
     arguments = [f"evaluation={evaluation}", f"device={device}", *(f"{k}={v}" for k, v in given.items() if v is not None)]
-    arguments += [f"seed={seed}"] if seed else []
     sides = {"images": images, "real": real}
-    arguments += [f"{key}={quoted(value)}" for key, value in sides.items() if isinstance(value, str)]
-    own = {key: _own_images(value, key) for key, value in sides.items() if not isinstance(value, str)}
+    arguments += [f"{key}={quoted(str(value))}" for key, value in sides.items() if isinstance(value, str | Path)]
+    own = {key: own_images(value, key) for key, value in sides.items() if not isinstance(value, str | Path)}
     result = measure(compose([*arguments, *overrides], "eval"), own)
     assert result is not None
     return result
 
 
-def _own_images(images: object, key: str) -> Source:
+def own_images(images: object, key: str) -> Source:
+    """Return images that a function of the Python API receives as ``key``: float [N, C, H, W] in [-1, 1], or a dataset.
+
+    Raises:
+        DataError: If they are neither.
+    """
     if isinstance(images, Tensor) and images.is_floating_point() and images.dim() == 4:
+        if not images.isfinite().all():
+            raise DataError(f"{key}=... holds NaN or infinite values", key=key)
         images = to_uint8(images)
-    try:
-        return as_dataset(images, name=key)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise DataError(str(error), key=key) from error
+    return dataset_of(images, key, name=key)
 
 
-def measure(composition: Composition, given: Mapping[str, Source] = MappingProxyType({})) -> Evaluation | None:
+def measure(composition: Composition, own: Mapping[str, Source] = MappingProxyType({})) -> Evaluation | None:
     """Measure what the options of ``genimg-eval`` say, and log the result.
 
     Args:
         composition: The options.
-        given: Images in place of those that ``images`` and ``real`` would name, by option.
+        own: Images in place of those that ``images`` and ``real`` would name, by option.
 
     Returns:
         The result; None where two results were compared, or statistics made.
@@ -114,7 +113,7 @@ def measure(composition: Composition, given: Mapping[str, Source] = MappingProxy
     composed = composition.config
     require_all_values(composed)
     # The group's key is absent where none of its options is chosen.
-    options: Config = {"evaluation": None, **OmegaConf.to_container(composed, resolve=True), **given}  # type: ignore[dict-item]
+    options: Config = {"evaluation": None, **OmegaConf.to_container(composed, resolve=True), **own}  # type: ignore[dict-item]
     if options["evaluation"] == {}:
         raise ConfigError("evaluation=none evaluates nothing: choose another of the group")
     _check_options(options)
@@ -229,6 +228,11 @@ def _of_checkpoint(options: Config, typed: Mapping[str, str], device: torch.devi
     if options["inception_weights"] is not None:
         own["weights"] = options["inception_weights"]
     builder = untrusted.naming(builder, own)
+    if options["real"] is None and config["data"]["_target_"] == GIVEN:
+        raise ConfigError(
+            "real is required: this model was trained on images that a Python program brought: give images to compare with",
+            key="real",
+        )
     translates = issubclass(builder.locate(config["model"]["_target_"], "model"), Translation)
     if options["evaluation"] is None and "_target_" not in config["evaluation"]:
         fitting = "translation (unpaired_translation for unpaired data)" if translates else "inception or another of the group"

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genimg.api.checkpoints import TrainedCheckpoint
-from genimg.api.evaluate import measure
+from genimg.api.evaluate import measure, own_images
 from genimg.config.compose import compose
-from genimg.data.datasets.builtin import Source
-from genimg.data.datasets.external import as_dataset
-from genimg.errors import ConfigError, DataError, UserError
+from genimg.errors import ConfigError, DataError
 from genimg.evaluation.periodic import Evaluation
 from genimg.inference.conditions import find_conditions
 from genimg.inference.sample import Sampler
@@ -23,8 +23,11 @@ from genimg.methods.base import Method
 from genimg.methods.image_to_image import Translation
 from genimg.training.device import choose_device
 from genimg.types import Batch, height_width
-from genimg.utils.images import to_float, to_uint8
+from genimg.utils.images import to_float
 from genimg.utils.words import quoted
+
+Labels = int | str | Sequence[int | str] | Tensor | NDArray[np.integer[Any]]
+"""Classes by number or name: one, or a list, array or tensor of them."""
 
 
 def load(path: str | Path, *, which: str = "last", device: str = "auto", allow: Sequence[str] = ()) -> Model:
@@ -83,7 +86,7 @@ class Model:
         num_images: int = 1,
         *,
         seed: int = 0,
-        label: int | str | Sequence[int | str] | None = None,
+        label: Labels | None = None,
         text: str | Sequence[str] | None = None,
         truncation: float | None = None,
         noise: str | None = None,
@@ -104,10 +107,14 @@ class Model:
 
         Returns:
             Float32 [num_images, C, H, W] in [-1, 1], on the CPU.
+
+        Raises:
+            ConfigError: If the model makes no images of nothing, has no such class, or an option has no effect on it.
         """
-        self._require(not self.method.translates, "makes images from images", "translate")
-        if num_images < 1 or batch_size < 1:
-            raise ConfigError(f"num_images={num_images} and batch_size={batch_size} must be 1 or more", key="num_images")
+        self._require("sample", not self.method.translates, "makes images from images: use translate")
+        _require_least(num_images=num_images, batch_size=batch_size)
+        if truncation is not None and (isinstance(truncation, str) or not truncation >= 0):
+            raise ConfigError(f"truncation={truncation} must be a number, 0 or more, or None")
         rows = self._conditions(num_images, label=label, text=text)
         sampler = Sampler(self.method, self.device, seed, batch_size, truncation, noise)
 
@@ -120,7 +127,7 @@ class Model:
         self,
         images: object,
         *,
-        masks: Tensor | None = None,
+        masks: Tensor | NDArray[Any] | None = None,
         direction: str | None = None,
         tile: int | None = None,
         overlap: int = 32,
@@ -131,7 +138,7 @@ class Model:
 
         Args:
             images: Of any size: float [N, C, h, w] in [-1, 1], uint8, or a dataset (see ``as_dataset``).
-            masks: Of inpainting: [N, 1, h, w], 1 where pixels are missing.
+            masks: For a model that fills holes: [N, 1, h, w], 1 or True where pixels are missing.
             direction: Of a model that translates both ways: ``a2b`` or ``b2a``.
             tile: Side in pixels of the pieces that larger images are cut into; None cuts none.
             overlap: Pixels by which a tile reaches into its neighbours.
@@ -140,13 +147,18 @@ class Model:
 
         Returns:
             Float32 [N, C', H, W] in [-1, 1], rounded to 8 bits, on the CPU.
+
+        Raises:
+            ConfigError: If the model does not translate, or an option does not fit it.
+            DataError: If the images or masks do not fit it.
         """
         method = self.method
-        if not isinstance(method, Translation):
-            raise ConfigError(f"this model, a {type(method).__name__}, makes images from nothing: use sample", key="translate")
+        self._require("translate", method.translates, "makes images from nothing: use sample")
+        assert isinstance(method, Translation)
+        _require_least(batch_size=batch_size)
         if direction is not None and direction not in method.directions:
-            known = " or ".join(method.directions) or "none: this model has one direction"
-            raise ConfigError(f"direction={direction} is unknown: choose {known}")
+            known = f"choose {' or '.join(method.directions)}" if method.directions else "this model has only one: omit it"
+            raise ConfigError(f"direction={direction} is unknown: {known}")
         way = direction or next(iter(method.directions), None)
         channels = self.facts.channels_into(backwards=way in method.directions[1:])
         wanted = image_channels(method.task, channels)
@@ -155,26 +167,35 @@ class Model:
             raise DataError(
                 f"images have {pixels.shape[1]} channels, but this model translates images of {wanted}", key="images"
             )
+        holes = _checked_masks(masks, pixels, method)
         least = least_side(method, way, self.device, channels, max(height_width(self.facts.image_size)))
+        _check_tiles(tile, overlap, method.multiple, least)
         translator = Translator(method, way, self.device, tile, overlap, batch_size, seed, least)
+        # Dropout is a function of the seed and the first image of a batch.
+        together = 1 if method.sampled_mode == "train" else batch_size
         results = []
-        for start in range(0, len(pixels), batch_size):
-            some = slice(start, start + batch_size)
-            results.append(translator(pixels[some], None if masks is None else masks[some].float(), start)[1])
+        for start in range(0, len(pixels), together):
+            some = slice(start, start + together)
+            results.append(translator(pixels[some], None if holes is None else holes[some], start)[1])
         return to_float(torch.cat(results))
 
     def reconstruct(self, images: object, *, label: Any = None, text: Any = None, batch_size: int = 64) -> Tensor:
         """Encode and decode images with an autoencoder, without noise.
 
         Args:
-            images: Float [N, C, H, W] in [-1, 1], uint8, or a dataset (see ``as_dataset``), of the model's size.
-            label, text: As in ``sample``, for a model that reads conditions.
+            images: Float [N, C, H, W] in [-1, 1], uint8, or a dataset (see ``as_dataset``), of the model's size. Floats are
+                rounded to 8 bits first.
+            label, text: As in ``sample``; required by a model that reads labels or captions.
             batch_size: Images at once.
 
         Returns:
             Float32 [N, C, H, W] in [-1, 1], on the CPU.
+
+        Raises:
+            ConfigError: If the model is no autoencoder, or label or text is missing or has no effect.
+            DataError: If the images are not of its size.
         """
-        self._require(self.method.reconstructs, "is no autoencoder", "sample")
+        self._require("reconstruct", self.method.reconstructs, "is no autoencoder")
         return torch.cat([self.method.reconstruct(each).cpu() for each in self._batches(images, label, text, batch_size)])
 
     def encode(self, images: object, *, label: Any = None, text: Any = None, batch_size: int = 64) -> Tensor:
@@ -185,8 +206,11 @@ class Model:
 
         Returns:
             Latents float32 [N, Z], means of q(z | x) of a VAE; codes int64 [N, h, w] of a VQ-VAE; on the CPU.
+
+        Raises:
+            ConfigError, DataError: As in ``reconstruct``.
         """
-        self._require(self.method.reconstructs, "is no autoencoder", "sample")
+        self._require("encode", self.method.reconstructs, "is no autoencoder")
         return torch.cat([self.method.encode(each).cpu() for each in self._batches(images, label, text, batch_size)])
 
     def evaluate(
@@ -204,7 +228,7 @@ class Model:
 
         Args:
             real: What to compare with: a dataset such as ``cifar10:test``, a folder, an .npz, saved statistics, or images as
-                ``as_dataset`` takes them; None takes the model's own data.
+                ``evaluate`` takes them; None takes the model's own data, which must not have come from Python.
             evaluation: Option of the group ``evaluation``; None takes that of the training.
             num_images: Number of generated images.
             seed: Of the generated images.
@@ -214,27 +238,34 @@ class Model:
 
         Returns:
             The values by name, intervals, what they depend on, and warnings.
+
+        Raises:
+            UserError: If there are no such images, or the model cannot be measured in this way.
         """
         given = {"num_images": num_images, "seed": seed, "batch_size": batch_size, "bootstrap": bootstrap}
         arguments = [f"ckpt={quoted(str(self.path))}", f"device={self.device}", f"allow=[{','.join(self._allow)}]"]
         arguments += [f"{key}={value}" for key, value in given.items() if value is not None]
         arguments += [f"evaluation={evaluation}"] if evaluation else []
-        arguments += [f"real={quoted(real)}"] if isinstance(real, str) else []
-        own = {} if real is None or isinstance(real, str) else {"real": self._dataset(real, "real")}
+        is_named = isinstance(real, str | Path)
+        arguments += [f"real={quoted(str(real))}"] if is_named else []
+        own = {} if real is None or is_named else {"real": own_images(real, "real")}
         result = measure(compose([*arguments, *overrides], "eval"), own)
         assert result is not None
         return result
 
-    def _require(self, can: bool, why_not: str, instead: str) -> None:
+    def _require(self, name: str, can: bool, why_not: str) -> None:
         if not can:
-            raise ConfigError(f"this model, a {type(self.method).__name__}, {why_not}: use {instead}", key=instead)
+            raise ConfigError(f"{name} has no meaning for this model: a {type(self.method).__name__} {why_not}", key=name)
 
     def _conditions(self, count: int, **given: Any) -> Batch:
         """Conditions as they stand in a batch, a row for each image; empty where the method draws them."""
-        several = {key: list(value) for key, value in given.items() if isinstance(value, list | tuple)}
+        given = {key: value.tolist() if isinstance(value, Tensor | np.ndarray) else value for key, value in given.items()}
+        several = {
+            key: list(value) for key, value in given.items() if isinstance(value, Sequence) and not isinstance(value, str)
+        }
         for key, values in several.items():
             if len(values) != count:
-                raise ConfigError(f"{key}={given[key]} has {len(values)} entries, one for each of {count} images are needed")
+                raise ConfigError(f"{key}=... has {len(values)} entries for {count} images: give one for each image", key=key)
         rows = [
             find_conditions({key: several[key][i] if key in several else value for key, value in given.items()}, self.method,
                             self.class_names)[0].row
@@ -248,6 +279,7 @@ class Model:
         }
 
     def _batches(self, images: object, label: Any, text: Any, batch_size: int) -> list[Batch]:
+        _require_least(batch_size=batch_size)
         pixels = self._pixels(images)
         expected = (self.facts.channels, *height_width(self.facts.image_size))
         if tuple(pixels.shape[1:]) != expected:
@@ -267,20 +299,40 @@ class Model:
 
     def _pixels(self, images: object) -> Tensor:
         """Images as uint8 [N, C, H, W]."""
-        if isinstance(images, Tensor) and images.is_floating_point() and images.dim() == 4:
-            return to_uint8(images).cpu()
-        dataset = self._dataset(images, "images")
-        return torch.stack([torch.from_numpy(dataset.read(index)) for index in range(len(dataset))])
+        dataset = own_images(images, "images")
+        return torch.from_numpy(dataset.read_many(np.arange(len(dataset))))
 
-    def _dataset(self, images: object, name: str) -> Source:
-        if isinstance(images, Tensor) and images.is_floating_point() and images.dim() == 4:
-            images = to_uint8(images)
-        try:
-            return as_dataset(images, name=name)
-        except UserError:
-            raise
-        except ValueError as error:
-            raise DataError(str(error), key=name) from error
+
+def _require_least(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ConfigError(f"{name}={number} must be 1 or more")
+
+
+def _checked_masks(masks: Tensor | NDArray[Any] | None, pixels: Tensor, method: Translation) -> Tensor | None:
+    """Masks as float32 [N, 1, h, w], or None for a model that fills no holes."""
+    needs = "mask" in method.task.keys
+    if masks is None:
+        if needs:
+            raise ConfigError("masks is required: this model fills holes, and a mask says where they are", key="masks")
+        return None
+    if not needs:
+        raise ConfigError("masks has no effect: this model was trained without masks: omit it", key="masks")
+    holes = torch.as_tensor(masks).float().cpu()
+    expected = (len(pixels), 1, *pixels.shape[2:])
+    if tuple(holes.shape) != expected:
+        raise DataError(f"masks has shape {list(holes.shape)}, but these images need {list(expected)}", key="masks")
+    return holes
+
+
+def _check_tiles(tile: int | None, overlap: int, multiple: int, least: int) -> None:
+    if tile is None:
+        return
+    if tile % multiple or tile < least:
+        fits = max(least, round(tile / multiple) * multiple)
+        raise ConfigError(f"tile={tile} must be a multiple of {multiple}, {least} or more, for this model: give tile={fits}")
+    if overlap < 0 or 2 * overlap >= tile:
+        raise ConfigError(f"overlap={overlap} must be 0 or more, and less than half of tile={tile}")
 
 
 def _padded(row: Tensor, width: int) -> Tensor:

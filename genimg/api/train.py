@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
+import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +31,9 @@ from genimg.api.usual import (
 )
 from genimg.config import resume
 from genimg.config.compose import Composition, Config, compose, require_all_values, thaw
+from genimg.config.instantiate import mounted
 from genimg.data.datasets.builtin import Source
-from genimg.data.datasets.external import as_dataset
+from genimg.data.datasets.external import as_dataset, dataset_of
 from genimg.data.identity import Identity, identity_of
 from genimg.errors import ConfigError, UserError
 from genimg.evaluation.periodic import PeriodicEvaluator
@@ -79,7 +82,7 @@ class Run:
 
     directory: Path
     status: str
-    summary: Mapping[str, Any]
+    summary: Mapping[str, Any] = field(repr=False)
     best: float | None = None
     signal: int | None = None
     allow: Sequence[str] = ()
@@ -107,7 +110,7 @@ def train(overrides: Sequence[str] = (), *, dataset: object = None, callbacks: S
     Args:
         overrides: Arguments of the command line, such as ``["model=dcgan", "data=mnist", "trainer.duration=5 epochs"]``.
         dataset: Images to train on instead of those of ``data=``: an array, a torch ``Dataset`` or a Hugging Face dataset (see
-            ``genimg.data.datasets.external.as_dataset``). ``data.image_size`` and ``data.channels`` bring them to one size.
+            ``genimg.as_dataset``). ``data.image_size`` and ``data.channels`` bring them to one size.
         callbacks: Called with the images seen and numbers by name, in the order of training.
 
     Returns:
@@ -116,17 +119,31 @@ def train(overrides: Sequence[str] = (), *, dataset: object = None, callbacks: S
     Raises:
         UserError: For whatever the arguments or the data have wrong; DivergedError if training diverges.
     """
-    given = list(overrides)
+    arguments = list(overrides)
     if dataset is not None:
-        if any(each.lstrip("+").startswith("data=") for each in given):
+        if any(each.lstrip("+").startswith("data=") for each in arguments):
             raise ConfigError("dataset= and data= both name images: give one of them", key="dataset")
-        given.insert(0, "data=given")
-    composition = compose(given)
+        arguments.insert(0, "data=given")
+    composition = compose(arguments)
+    is_dry = composition.config.dry_run is True
     run_dir = _run_dir(composition)
-    if composition.config.dry_run is True:
+    composition.config.run_dir = str(run_dir)
+    if is_dry:
         return run(composition, run_dir / ".dry_run", str(composition.config.device), dataset=dataset, callbacks=callbacks)
-    with alone_in_run(run_dir):
+    with _removed_if_nothing_begins(run_dir), alone_in_run(run_dir):
         return run(composition, run_dir, str(composition.config.device), dataset=dataset, callbacks=callbacks)
+
+
+@contextlib.contextmanager
+def _removed_if_nothing_begins(run_dir: Path) -> Iterator[None]:
+    """Remove a new run directory if the run is refused at its start."""
+    is_new = not run_dir.exists() or not any(run_dir.iterdir())
+    try:
+        yield
+    except UserError:
+        if is_new and {path.name for path in run_dir.iterdir()} <= {".hydra"}:
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
 
 
 def alone_in_run(run_dir: Path) -> Any:
@@ -149,8 +166,9 @@ def _run_dir(composition: Composition) -> Path:
         path = path.parent if path.suffix == ".pt" else path
         return path.parent if path.name == "checkpoints" else path
     names = (composition.choices.get(group) for group in ("model", "data"))
-    name = "_".join([f"{datetime.now():%H-%M-%S}", *map(str, names)])
-    return Path(new_directory(str(Path("outputs", f"{datetime.now():%Y-%m-%d}", name)))).resolve()
+    path = Path("outputs", f"{datetime.now():%Y-%m-%d}", "_".join([f"{datetime.now():%H-%M-%S}", *map(str, names)]))
+    is_dry = composition.config.dry_run is True  # it makes no directory
+    return (path if is_dry else Path(new_directory(str(path)))).resolve()
 
 
 def run(
@@ -247,12 +265,8 @@ def run(
 
 def _own_dataset(dataset: object, config: Config) -> Source:
     data = config["data"]
-    try:
-        return as_dataset(dataset, image_size=data["image_size"], channels=data["channels"], fit=data["fit"])
-    except UserError:
-        raise
-    except ValueError as error:
-        raise ConfigError(str(error), key="dataset") from error
+    with mounted("data", as_dataset):
+        return dataset_of(dataset, "dataset", image_size=data["image_size"], channels=data["channels"], fit=data["fit"])
 
 
 class _Recorders:

@@ -60,8 +60,8 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a genimg checkpoint")
     if state.get("version") != VERSION:
         raise CheckpointError(
-            f"{path} has checkpoint version {state.get('version')}, but this genimg reads version {VERSION}, which keeps facts about "
-            "the data, and what auto turned out to mean, apart from the config: use the genimg of the commit that the run's "
+            f"{path} has checkpoint version {state.get('version')}, but this genimg reads version {VERSION}, which keeps "
+            "facts about the data, and what auto turned out to mean, apart from the config: use the genimg of the commit that the run's "
             "summary.json names, or train again"
         )
     return state

@@ -20,6 +20,7 @@ from torch import nn
 
 from genimg.api.data import build_dataset
 from genimg.config import instantiate
+from genimg.data.tasks.base import Unpaired
 from genimg.evaluation.translation import UnpairedEvaluator
 from genimg.losses.adversarial import (
     AdversarialLoss,
@@ -50,11 +51,11 @@ def cut(*, of_translator: dict[str, Any] | None = None, **changes: Any) -> CUT:
     torch.manual_seed(0)
     settings = {
         "translator": translator(**(of_translator or {})),
-        "discriminator": PatchDiscriminator(channels=3, condition_channels=0, width=4, num_strided=1, num_scales=1,
+        "discriminator": PatchDiscriminator(target_channels=3, source_channels=0, width=4, num_strided=1, num_scales=1,
                                             normalisation="instance", initialisation="normal", spectral_norm=False),
         "loss": LEAST_SQUARES, "adversarial_weight": 2.0, "contrast_weight": 0.5, "identity_weight": 0.5,
         "layers": [0, 1, 2, 3, 7], "num_patches": 12, "projection_dim": 6, "temperature": 0.07, "mirror_probability": 0.0,
-        "sampled_mode": "eval",
+        "sampled_mode": "eval", "task": Unpaired(source_channels=3),
     }  # fmt: skip
     return CUT(**(settings | changes))
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genimg.data.tasks.base import Unpaired
 from genimg.losses.adversarial import (
     AdversarialLoss,
     least_squares_discriminator_loss,
@@ -45,7 +46,7 @@ def discriminator(
     channels: int = 3, *, num_strided: int = 1, num_scales: int = 1, normalisation: str = "instance"
 ) -> PatchDiscriminator:
     return PatchDiscriminator(
-        channels=channels, condition_channels=0, width=4, num_strided=num_strided, num_scales=num_scales,
+        target_channels=channels, source_channels=0, width=4, num_strided=num_strided, num_scales=num_scales,
         normalisation=normalisation, initialisation="xavier", spectral_norm=False,
     )  # fmt: skip
 
@@ -53,13 +54,14 @@ def discriminator(
 def cyclegan(*, channels: tuple[int, int] = (3, 3), normalisation: str = "instance", **changes: Any) -> CycleGAN:
     torch.manual_seed(0)
     (a, b), norm = channels, {"normalisation": normalisation}
-    networks: dict[str, nn.Module] = {
-        "a2b": translator(a, b, **norm), "b2a": translator(b, a, **norm),
-        "discriminator_a": discriminator(a, **norm), "discriminator_b": discriminator(b, **norm),
-    }  # fmt: skip
+    networks = {
+        "translator": lambda *, source_channels, target_channels: translator(source_channels, target_channels, **norm),
+        "discriminator": lambda *, source_channels, target_channels: discriminator(target_channels, **norm),
+    }
     settings = {
         "loss": LEAST_SQUARES, "adversarial_weight": 2.0, "cycle_weight": 10.0, "identity_weight": 0.5, "pool_size": 0,
-        "image_size": SIZE, "channels_a": a, "channels_b": b, "sampled_mode": "eval",
+        "image_size": SIZE, "source_channels": a, "target_channels": b, "sampled_mode": "eval",
+        "task": Unpaired(source_channels=a),
     }  # fmt: skip
     return CycleGAN(**(networks | settings | changes))
 

@@ -48,7 +48,7 @@ def translator(*, source_channels: int = SOURCE_CHANNELS, dropout: float = 0.0, 
 
 def discriminator(*, source_channels: int = SOURCE_CHANNELS, normalisation: str = "batch") -> PatchDiscriminator:
     return PatchDiscriminator(
-        channels=TARGET_CHANNELS, condition_channels=source_channels, width=4, num_strided=1, num_scales=2,
+        target_channels=TARGET_CHANNELS, source_channels=source_channels, width=4, num_strided=1, num_scales=2,
         normalisation=normalisation, initialisation="xavier", spectral_norm=False,
     )  # fmt: skip
 
@@ -60,7 +60,8 @@ def l1(known_weight: float = 1.0) -> ReconstructionLoss:
 def pix2pix(**changes: Any) -> Pix2Pix:
     torch.manual_seed(0)
     networks: dict[str, nn.Module] = {"translator": translator(), "discriminator": discriminator()}
-    settings = {"loss": NONSATURATING, "reconstruction": l1(), "reconstruction_weight": 10.0, "sampled_mode": "eval"}
+    settings = {"loss": NONSATURATING, "reconstruction": l1(), "reconstruction_weight": 10.0, "sampled_mode": "eval",
+                "task": Pair(source_channels=SOURCE_CHANNELS)}  # fmt: skip
     return Pix2Pix(**(networks | settings | changes))
 
 
@@ -283,8 +284,7 @@ def test_in_eval_mode_the_averages_normalise_and_nothing_is_random():
 
 @pytest.mark.parametrize("source_channels", [1, 3])
 def test_pictures_are_sources_translations_and_targets(source_channels):
-    method = pix2pix(translator=translator(source_channels=source_channels))
-    method.task = Pair(source_channels=source_channels)
+    method = pix2pix(translator=translator(source_channels=source_channels), task=Pair(source_channels=source_channels))
     data = batch(count=9) | {"source": batch(5, count=9)["target"][:, :source_channels]}
     pictures = method.pictures(data)
     assert pictures.shape == (9, 3, 3, 16, 16)
@@ -297,8 +297,8 @@ def test_pictures_are_sources_translations_and_targets(source_channels):
 
 
 def test_pictures_of_inpainting_have_the_known_pixels_as_they_were():
-    method = pix2pix(translator=translator(source_channels=4), discriminator=discriminator(source_channels=4))
-    method.task = Inpaint(mask=Center(size=0.5))
+    networks = {"translator": translator(source_channels=4), "discriminator": discriminator(source_channels=4)}
+    method = pix2pix(**networks, task=Inpaint(mask=Center(size=0.5)))
     image = batch()["target"]
     data = method.task(image, np.arange(3), 0)
     method.check(data)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from genimg.data.tasks.base import Pair, Task
 from genimg.data.tasks.degradations import Denoise, Inpaint
 from genimg.data.tasks.masks import Boxes
 from genimg.errors import ConfigError
@@ -28,10 +29,12 @@ def network(sources: int, targets: int) -> nn.Sequential:
 
 
 def restoration(
-    sources: int = 4, targets: int = 3, *, residual: bool, kind: str = "l2", known_weight: float = 1.0
+    sources: int = 4, targets: int = 3, *, residual: bool, kind: str = "l2", known_weight: float = 1.0, task: Task | None = None
 ) -> Restoration:
     loss = ReconstructionLoss(kind=kind, epsilon=1e-3 if kind == "charbonnier" else None, known_weight=known_weight)
-    return Restoration(translator=network(sources, targets), loss=loss, residual=residual)
+    return Restoration(
+        translator=network(sources, targets), loss=loss, residual=residual, task=task or Pair(source_channels=sources)
+    )
 
 
 def images(channels: int, count: int = 5, seed: int = 1) -> Tensor:
@@ -83,9 +86,9 @@ def test_the_sum_is_float32_in_bf16_and_exact_where_the_network_adds_little():
 def test_the_sides_that_sources_need_are_the_networks(residual):
     translator = network(3, 3)
     loss = ReconstructionLoss(kind="l1", epsilon=None, known_weight=1.0)
-    assert Restoration(translator=translator, loss=loss, residual=residual).multiple == 1
+    assert Restoration(translator=translator, loss=loss, residual=residual, task=Pair(source_channels=4)).multiple == 1
     translator.multiple = 4
-    assert Restoration(translator=translator, loss=loss, residual=residual).multiple == 4
+    assert Restoration(translator=translator, loss=loss, residual=residual, task=Pair(source_channels=4)).multiple == 4
 
 
 # Training
@@ -162,8 +165,7 @@ def test_an_inpaintings_known_pixels_come_back_bit_for_bit(residual):
 
 
 def test_other_tasks_show_what_the_network_answers():
-    method = restoration(3, residual=True)
-    method.task = Denoise(noise="gaussian", amount=30.0)
+    method = restoration(3, residual=True, task=Denoise(noise="gaussian", amount=30.0))
     data = method.task(images(3), np.arange(5), 0)
     pictures = method.pictures(data)
     assert not torch.equal(data["source"], data["target"])

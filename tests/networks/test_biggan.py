@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -52,10 +54,10 @@ def test_parameter_counts_on_cifar_are_pytorch_studiogans():
     block = norms + 2 * convolution(384, 384, 3) + convolution(384, 384, 1)
     rest = 10 * 128 + 21 * 384 * 16 + attention(384) + 2 * 384 + convolution(384, 3, 3)
     assert num_parameters(network) == 3 * block + rest == 9_416_196
-    features = Features(
+    features = partial(
+        Features,
         image_size=32,
         channels=3,
-        condition_channels=0,
         widths=[192],
         smallest=7,
         num_flat_blocks=2,

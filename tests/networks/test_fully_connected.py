@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -96,7 +98,7 @@ def test_dropout_is_the_share_of_outputs_set_to_0_in_training_only():
 def test_images_of_any_size_in_range_and_one_logit_each(size, channels):
     images = generator(image_size=size, channels=channels)(torch.randn(5, 6) * 100, nothing(5))
     judge = Discriminator(
-        features=features(image_size=size, channels=channels),
+        features=partial(features, image_size=size, channels=channels),
         condition=Unconditional(),
         head="none",
         bias=True,

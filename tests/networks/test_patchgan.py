@@ -7,7 +7,7 @@ from torch import nn
 from genimg.networks.patchgan import PatchDiscriminator
 
 PAPER = {
-    "channels": 3, "condition_channels": 0, "width": 64, "num_strided": 3, "num_scales": 1, "normalisation": "instance",
+    "target_channels": 3, "source_channels": 0, "width": 64, "num_strided": 3, "num_scales": 1, "normalisation": "instance",
     "initialisation": "normal", "spectral_norm": False,
 }  # fmt: skip
 
@@ -24,7 +24,7 @@ def count(**changes: Any) -> float:
 def test_published_discriminators_have_as_many_parameters_as_their_authors_code_prints():
     """In millions, from the logs of pytorch-CycleGAN-and-pix2pix."""
     assert round(count(), 3) == 2.765
-    assert round(count(condition_channels=3, normalisation="batch"), 3) == 2.769
+    assert round(count(source_channels=3, normalisation="batch"), 3) == 2.769
 
 
 @pytest.mark.parametrize(("num_strided", "side"), [(0, 1), (1, 16), (2, 34), (3, 70), (4, 142)])
@@ -51,7 +51,7 @@ def test_a_patchs_logit_is_a_function_of_its_patch_alone():
 
 
 def test_the_condition_stands_in_front_of_the_image():
-    discriminator = build(condition_channels=1)
+    discriminator = build(source_channels=1)
     image, condition = torch.randn(2, 3, 64, 64), torch.randn(2, 1, 64, 64)
     (logits,) = discriminator(image, condition)
     assert torch.equal(logits, discriminator.scales[0](torch.cat([condition, image], 1)))

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -46,7 +48,12 @@ def features(**changes) -> Features:
 
 def discriminator(condition: ConditionEncoder, head: str, **changes) -> Discriminator:
     return Discriminator(
-        features=features(**changes), condition=condition, head=head, bias=True, initialisation="default", spectral_norm=False
+        features=partial(features, **changes),
+        condition=condition,
+        head=head,
+        bias=True,
+        initialisation="default",
+        spectral_norm=False,
     )
 
 
@@ -170,7 +177,7 @@ def test_spectral_norm_of_the_generator_leaves_the_encoder_alone():
 
 def test_every_parameter_receives_a_gradient():
     network = generator()
-    judge = discriminator(OneHot(num_classes=2), "concat", condition_channels=2)
+    judge = discriminator(OneHot(num_classes=2), "concat")
     judge(network(torch.randn(4, 6), nothing(4)), torch.tensor([0, 1, 1, 0])).logits.square().sum().backward()
     # A bias before batch norm has no effect; the start has one for every pixel, so that only their mean has none.
     for name, parameter in [*network.named_parameters(), *judge.named_parameters()]:

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def discriminator(
     condition: ConditionEncoder, head: str, bias: bool, initialisation: str = "default", **changes
 ) -> Discriminator:
     return Discriminator(
-        features=features(**changes),
+        features=partial(features, **changes),
         condition=condition,
         head=head,
         bias=bias,
@@ -277,7 +278,7 @@ def test_xavier_gives_residual_convolutions_a_gain_of_the_root_of_two():
 
 def test_every_parameter_receives_a_gradient():
     network = generator(attention_at=16)
-    judge = discriminator(OneHot(num_classes=2), "concat", True, condition_channels=2, attention_at=16, normalisation="layer")
+    judge = discriminator(OneHot(num_classes=2), "concat", True, attention_at=16, normalisation="layer")
     for layer in [*network.modules(), *judge.modules()]:
         if isinstance(layer, SelfAttention):
             nn.init.ones_(layer.gamma)

@@ -33,7 +33,7 @@ def text_encoder(**changes):
 def text_gan():
     generator = tiny.generator(condition=text_encoder())
     discriminator = Discriminator(
-        features=tiny.features(), condition=text_encoder(), head="projection", bias=False, initialisation="normal",
+        features=tiny.features, condition=text_encoder(), head="projection", bias=False, initialisation="normal",
         spectral_norm=False,
     )  # fmt: skip
     return tiny.gan(generator=generator, discriminator=discriminator)

@@ -55,6 +55,9 @@ class Source(ABC):
     validation: Source | None = None
     fingerprint: str
 
+    def __str__(self) -> str:
+        return self.name
+
     @abstractmethod
     def __len__(self) -> int: ...
 

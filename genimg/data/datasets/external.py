@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Protocol
 
@@ -11,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from genimg.data.datasets.builtin import ArraySource, Source, digest
-from genimg.data.decode import PixelFormat
+from genimg.data.datasets.builtin import ArraySource, CorruptImageError, Source, digest
+from genimg.data.decode import PixelFormat, upright
 from genimg.errors import DataError
 from genimg.types import height_width
 from genimg.utils.machine_local import Importable
@@ -52,28 +54,45 @@ def as_dataset(
         fit: ``crop``, ``stretch`` or ``pad``, where an image has another aspect ratio.
 
     Raises:
-        ValueError: If the data is nothing of this, or holds no images.
+        DataError: If the data is nothing of this, or holds no images.
+        ConfigError: If there is no such image_size, channels or fit.
     """
     if isinstance(data, Source):
         return data
+    PixelFormat.of(1 if image_size is None else image_size, 3 if channels is None else channels, fit)  # refuses what is unknown
     title = name or type(data).__name__
+    if isinstance(data, str | os.PathLike):
+        raise DataError(f"data={data} is text, not images", "give an array or a dataset")
+    if isinstance(data, Mapping):
+        raise DataError(f"data={title} is a mapping of {', '.join(map(str, data)) or 'nothing'}", "give one of its datasets")
     array, labels = _arrays(data)
     if array is not None:
         images = _channels_first(array)
-        if labels is not None and len(labels) != len(images):
-            raise ValueError(
-                f"dataset={title} has {len(images)} images and {len(labels)} labels: give one label for each image"
-            )
+        labels = None if labels is None else _checked(labels, len(images), title)
         if image_size is not None or channels is not None:
             to = PixelFormat.of(image_size or images.shape[2:], channels or images.shape[1], fit, None)
             images = np.stack([to.apply(_picture(image, title)) for image in images])
         names = () if labels is None else [str(label) for label in range(int(labels.max()) + 1)]
         return ArraySource(title, images, labels, names)
     if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
-        raise ValueError(
-            f"dataset={title} is no dataset: give a uint8 array, a torch Dataset with a length, or a Hugging Face dataset"
+        raise DataError(
+            f"data={title} is no dataset", "give a uint8 array, a torch Dataset with a length, or a Hugging Face dataset"
         )
     return ExternalDataset(data, title, image_size=image_size, channels=channels, fit=fit)
+
+
+def dataset_of(data: object, parameter: str, **settings: Any) -> Source:
+    """Return what a function of the Python API receives as ``parameter`` as a dataset, see ``as_dataset``.
+
+    Raises:
+        DataError: As ``as_dataset`` does, in terms of that parameter.
+    """
+    try:
+        return as_dataset(data, **settings)
+    except DataError as error:
+        if error.key != "data":
+            raise
+        raise DataError(error.problem.replace("data=", f"{parameter}=", 1), error.fix, key=parameter) from error
 
 
 def module(
@@ -92,15 +111,19 @@ def module(
         image_size, channels, fit: See ``as_dataset``.
 
     Raises:
-        ValueError: If the function returns no dataset.
+        ValueError: If the function does not take the arguments, or returns no dataset.
     """
+    name = f"{factory.__module__}:{factory.__qualname__}"
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"arguments={','.join(arguments) or 'none'} do not fit {name}: {error}") from error
     made = factory(**arguments)
     try:
         return as_dataset(made, name=factory.__qualname__, image_size=image_size, channels=channels, fit=fit)
-    except ValueError as error:
-        raise ValueError(
-            f"factory={factory.__module__}:{factory.__qualname__} returns a {type(made).__name__}: {error}"
-        ) from error
+    except DataError as error:
+        problem = str(error).removeprefix("data=")
+        raise ValueError(f"factory={name} returns a {type(made).__name__}, which cannot be used: {problem}") from error
 
 
 class ExternalDataset(Source):
@@ -112,20 +135,20 @@ class ExternalDataset(Source):
         image_size, channels, fit: See ``as_dataset``.
 
     Raises:
-        ValueError: If it holds no images.
+        DataError: If it holds no images.
     """
 
     def __init__(
         self, items: MapDataset, name: str, *, image_size: int | Sequence[int] | None, channels: int | None, fit: str
     ) -> None:
         if len(items) == 0:
-            raise ValueError(f"dataset={name} is empty")
+            raise DataError(f"data={name} is empty", "give at least one image")
         self.name = name
         self._items = items
         first = _picture(_parts(items[0], name)[0], name)
         size = (first.height, first.width) if image_size is None else height_width(image_size)
         self._exact = image_size is None
-        self._to = PixelFormat.of(list(size), channels or len(first.getbands()), fit, None)
+        self._to = PixelFormat.of(list(size), channels or _channels_of(first), fit, None)
         self.shape = self._to.shape
         self.labels, names = _labels(items, name)
         self.class_names = tuple(names)
@@ -133,25 +156,37 @@ class ExternalDataset(Source):
         self.captioned = texts is not None or _parts(items[0], name)[2] is not None
         self._texts = texts
         some = np.unique(np.linspace(0, len(items) - 1, _DIGESTED, dtype=np.int64))
-        self.fingerprint = digest("external", len(items), self.shape, [digest(self.read(int(i)).tobytes()) for i in some])
+        self.fingerprint = digest("external", len(items), self.shape, [self._digest(int(i)) for i in some])
 
     def __len__(self) -> int:
         return len(self._items)
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        image = _picture(_parts(self._items[index], self.name)[0], self.name)
+        try:
+            image = _picture(_parts(self._items[index], self.name)[0], self.name)
+        except DataError as error:
+            raise CorruptImageError(f"image {index}: {error}", key=error.key) from error
         if self._exact and (image.height, image.width) != self.shape[1:]:
             raise DataError(
                 f"image {index} of {self.name} has {image.height}x{image.width} pixels, and the first one "
                 f"{self.shape[1]}x{self.shape[2]}: set image_size to bring all images to one size"
             )
-        return self._to.apply(image)
+        try:
+            return self._to.apply(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise CorruptImageError(f"image {index} of {self.name} cannot be decoded: {error}") from error
+
+    def _digest(self, index: int) -> str:
+        try:
+            return digest(self.read(index).tobytes())
+        except CorruptImageError:  # counted where the images are loaded
+            return "corrupt"
 
     def caption(self, index: int) -> str | None:
         return str(self._texts[index]) if self._texts is not None else _parts(self._items[index], self.name)[2]
 
 
-def _arrays(data: object) -> tuple[NDArray[np.uint8] | None, NDArray[np.int64] | None]:
+def _arrays(data: object) -> tuple[NDArray[np.uint8] | None, Any]:
     """Images and labels, if the data consists of arrays."""
     images: Any = data
     labels: Any = None
@@ -162,11 +197,11 @@ def _arrays(data: object) -> tuple[NDArray[np.uint8] | None, NDArray[np.int64] |
     if not isinstance(images, np.ndarray):
         return None, None
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) == 0:
-        raise ValueError(
-            f"dataset=... is an array of {images.dtype} with shape {list(images.shape)}: give uint8 [N, H, W], [N, H, W, C] or "
-            "[N, C, H, W]"
+        raise DataError(
+            f"data=... is an array of {images.dtype} with shape {list(images.shape)}",
+            "give uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]",
         )
-    return images, None if labels is None else np.asarray(labels, dtype=np.int64)
+    return images, labels.cpu() if isinstance(labels, torch.Tensor) else labels
 
 
 def _channels_first(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -176,7 +211,7 @@ def _channels_first(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if images.shape[1] in _CHANNELS:
         return images
     if images.shape[3] not in _CHANNELS:
-        raise ValueError(f"dataset=... is an array with shape {list(images.shape)}, of which no axis has 1, 3 or 4 channels")
+        raise DataError(f"data=... is an array with shape {list(images.shape)}, of which no axis has 1, 3 or 4 channels")
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
@@ -185,7 +220,7 @@ def _parts(item: Any, name: str) -> tuple[Any, Any, str | None]:
     if isinstance(item, Mapping):
         image = next((item[key] for key in _IMAGE_KEYS if key in item), None)
         if image is None:
-            raise ValueError(f"dataset={name}: its items have {', '.join(map(str, item))}, but no image")
+            raise DataError(f"data={name}: its items have {', '.join(map(str, item))}, but no image")
         label = next((item[key] for key in _LABEL_KEYS if key in item), None)
         text = next((str(item[key]) for key in _CAPTION_KEYS if key in item), None)
         return image, label, text
@@ -198,24 +233,30 @@ def _parts(item: Any, name: str) -> tuple[Any, Any, str | None]:
 def _picture(image: Any, name: str) -> Image.Image:
     """Whatever stands for an image as a PIL image of 8 bits."""
     if isinstance(image, Image.Image):
-        return image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
+        return upright(image)
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu().numpy()
     if isinstance(image, np.ndarray) and image.ndim in (2, 3):
         if image.dtype.kind == "f":
             if not (np.isfinite(image).all() and image.min() >= 0.0 and image.max() <= 1.0):
-                raise ValueError(
-                    f"dataset={name}: its float images hold {image.min():.3g} to {image.max():.3g}: give values in [0, 1], as "
+                raise DataError(
+                    f"data={name}: its float images hold {image.min():.3g} to {image.max():.3g}: give values in [0, 1], as "
                     "torchvision's ToTensor makes them, or uint8"
                 )
             image = np.round(image * 255.0).astype(np.uint8)
         if image.dtype == np.uint8:
             pixels = _channels_first(image[None])[0].transpose(1, 2, 0)  # [H, W, C]
             return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else np.ascontiguousarray(pixels))
-    raise ValueError(
-        f"dataset={name}: an image is a {type(image).__name__}: give PIL images, uint8 arrays, or float tensors [C, H, W] in "
+    raise DataError(
+        f"data={name}: an image is a {type(image).__name__}: give PIL images, uint8 arrays, or float tensors [C, H, W] in "
         "[0, 1]"
     )
+
+
+def _channels_of(image: Image.Image) -> int:
+    if image.mode == "RGBA":
+        return 4
+    return 1 if len(image.getbands()) == 1 and image.mode != "P" else 3
 
 
 def _column(items: MapDataset, keys: Sequence[str]) -> Any:
@@ -237,12 +278,7 @@ def _labels(items: MapDataset, name: str) -> tuple[NDArray[np.int64] | None, Seq
             _parts(items[index], name)[1]
             for index in tqdm(range(len(items)), desc="reading labels", unit="image", leave=False, disable=None)
         ]
-    labels = np.asarray(found)
-    if labels.dtype.kind not in "iub" or labels.ndim != 1 or len(labels) != len(items):
-        raise ValueError(f"dataset={name}: its labels are no whole numbers, one for each image")
-    labels = labels.astype(np.int64)
-    if labels.min() < 0:
-        raise ValueError(f"dataset={name} has a label of {labels.min()}: labels count from 0")
+    labels = _checked(found, len(items), name)
     count = int(labels.max()) + 1
     named = getattr(items, "classes", None)
     features = getattr(items, "features", None)
@@ -250,3 +286,22 @@ def _labels(items: MapDataset, name: str) -> tuple[NDArray[np.int64] | None, Seq
         named = next((features[key].names for key in _LABEL_KEYS if hasattr(features.get(key), "names")), None)
     names = [str(each) for each in named] if named is not None else [str(label) for label in range(count)]
     return labels, names if len(names) >= count else [str(label) for label in range(count)]
+
+
+def _checked(given: Any, count: int, name: str) -> NDArray[np.int64]:
+    """Labels as int64 [N].
+
+    Raises:
+        DataError: If they are not whole numbers from 0, one for each of ``count`` images.
+    """
+    try:
+        labels: NDArray[Any] = np.asarray(given)
+    except ValueError:  # of several lengths
+        labels = np.empty(0, dtype=object)
+    if labels.dtype.kind not in "iub" or labels.ndim != 1:
+        raise DataError(f"data={name}: its labels are not whole numbers, one for each image")
+    if len(labels) != count:
+        raise DataError(f"data={name} has {count} images and {len(labels)} labels", "give one label for each image")
+    if labels.min() < 0:
+        raise DataError(f"data={name} has a label of {labels.min()}", "count labels from 0")
+    return labels.astype(np.int64)

@@ -1,0 +1,41 @@
+"""What the commands write, for the tests that compare the Python API with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from command_runs import DENOISER, GAN, INPAINTER, PIX2PIX, PROGRAM, VAE, Commands
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Commands:
+    """Runs of several models, with samples, translations and an evaluation, all by one thread of one process."""
+    home = tmp_path_factory.mktemp("commands")
+    (home / "photos").mkdir()
+    numbers = np.random.default_rng(0)
+    for i in range(12):
+        Image.fromarray(numbers.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(home / "photos" / f"{i:02d}.png")
+    runs = {"gan": GAN, "vae": VAE, "denoiser": DENOISER, "pix2pix": PIX2PIX, "inpainter": INPAINTER}
+    words = [["train", *arguments, f"run_dir={home / name}"] for name, arguments in runs.items()]
+    words += [
+        ["sample", f"ckpt={home / 'gan'}", "num_images=6", "seed=3", "label=1", "device=cpu", f"output={home / 'samples'}"],
+        ["sample", f"ckpt={home / 'vae'}", f"reconstruct={home / 'photos'}", "device=cpu", f"output={home / 'rebuilt'}"],
+        *(
+            ["translate", f"ckpt={home / name}", f"input={home / 'photos'}", f"output={home / f'by_{name}'}", "device=cpu"]
+            for name in ("denoiser", "pix2pix")
+        ),
+        ["eval", f"ckpt={home / 'gan'}", "evaluation=shapes", "num_images=24", "num_real=24", "device=cpu",
+         f"output={home / 'result.json'}"],
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GENIMG_CACHE": str(home / "cache")}
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(words)], capture_output=True, text=True, cwd=home, env=environment
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return Commands(home, (result.stdout + result.stderr).split("command eval")[-1])
