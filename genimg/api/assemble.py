@@ -144,7 +144,8 @@ def assemble(
             evaluator: PeriodicEvaluator | None = builder.build_group(config, "evaluation")  # last, because it may download
         except WeightsNotAtHandError as error:
             if not may_replace_evaluation:
-                raise
+                fix = "; ".join(filter(None, (error.fix, "evaluation=none trains without an evaluation")))
+                raise WeightsNotAtHandError(error.problem, fix, key=error.key) from error
             config = config.replaced(evaluation=evaluation_at_hand(config, str(error)))
             evaluator = builder.build_group(config, "evaluation")
         if evaluator is not None:

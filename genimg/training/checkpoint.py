@@ -61,8 +61,8 @@ def load(path: Path) -> dict[str, Any]:
     if state.get("version") != VERSION:
         raise CheckpointError(
             f"{path} has checkpoint version {state.get('version')}, but this genimg reads version {VERSION}, which keeps "
-            "facts about the data, and what auto turned out to mean, apart from the config: use the genimg of the commit that the run's "
-            "summary.json names, or train again"
+            "facts about the data, and what auto turned out to mean, apart from the config: use the genimg of the "
+            "commit that the run's summary.json names, or train again"
         )
     return state
 

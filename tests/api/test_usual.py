@@ -5,35 +5,26 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from genimg import cli
 from genimg.api import usual
+from genimg.config.compose import Composition, compose
 from genimg.config.instantiate import Builder
+from genimg.errors import ConfigError
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.extractors.classifier import Classifier
 from genimg.evaluation.translation import TranslationEvaluator
+from genimg.training.state import TrainerSettings
 from genimg.utils.paths import config_dir
 
 
-def command_line(*overrides: str, monkeypatch: pytest.MonkeyPatch) -> DictConfig:
-    """The composed config, with Hydra's record of what was typed."""
+def command_line(*overrides: str) -> Composition:
     without_local = ["local=null"] if Path(config_dir(), "local").is_dir() else []
-    with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
-        composed = compose("train", overrides=["run_dir=unused", *without_local, *overrides])
-    model = next((each.partition("=")[2] for each in overrides if each.startswith("model=")), "dcgan_small")
-    record = SimpleNamespace(
-        overrides=SimpleNamespace(task=list(overrides)),
-        runtime=SimpleNamespace(choices={"model": model}, config_sources=[SimpleNamespace(schema="file", path=config_dir())]),
-    )
-    monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: record))
-    return composed
+    return compose(["run_dir=unused", *without_local, *overrides])
 
 
 @pytest.mark.parametrize(
@@ -49,19 +40,18 @@ def command_line(*overrides: str, monkeypatch: pytest.MonkeyPatch) -> DictConfig
         (["experiment=stylegan2_ada_cifar10"], []),
     ],
 )
-def test_penalties_that_are_taken_away_are_named(overrides, missing, monkeypatch, caplog):
-    composed = command_line(*overrides, monkeypatch=monkeypatch)
-    usual.warn_of_missing_penalties(composed)
+def test_penalties_that_are_taken_away_are_named(overrides, missing, caplog):
+    usual.warn_of_missing_penalties(command_line(*overrides))
     assert len(caplog.records) == bool(missing)
     assert not missing or f"leaves out {' and '.join(missing)}:" in caplog.text
 
 
 @pytest.mark.parametrize("names", ["r1,r1", "r1,r1_lazy", "r2_r3gan,r2"])
-def test_two_forms_of_one_penalty_are_refused(names, monkeypatch):
-    command_line(f"penalty=[{names}]", monkeypatch=monkeypatch)
-    with pytest.raises(ValueError, match=names.replace(",", "( and |,)").replace("r1( and |,)r1", "r1", 1)):
-        usual.refuse_repeated_penalties([f"penalty=[{names}]"])
-    usual.refuse_repeated_penalties(["penalty=[r1_lazy,r2]", "model=dcgan"])
+def test_two_forms_of_one_penalty_are_refused(names):
+    composition = command_line()
+    with pytest.raises(ConfigError, match=names.replace(",", "( and |,)").replace("r1( and |,)r1", "r1", 1)):
+        usual.refuse_repeated_penalties(replace(composition, overrides=(f"penalty=[{names}]",)))
+    usual.refuse_repeated_penalties(replace(composition, overrides=("penalty=[r1_lazy,r2]", "model=dcgan")))
 
 
 @pytest.mark.parametrize(
@@ -81,11 +71,12 @@ def test_two_forms_of_one_penalty_are_refused(names, monkeypatch):
         (["model=pix2pix"], 50, ["are 1,250 steps", "200 epochs (10,000 steps of 1"]),
     ],
 )
-def test_a_training_too_short_to_learn_says_how_many_steps_it_is(overrides, num_images, words, monkeypatch, caplog):
-    composed = command_line(*overrides, monkeypatch=monkeypatch)
-    config = OmegaConf.to_container(composed, resolve=True)
+def test_a_training_too_short_to_learn_says_how_many_steps_it_is(overrides, num_images, words, caplog):
+    composition = command_line(*overrides)
+    config = OmegaConf.to_container(composition.config, resolve=True)
     builder = Builder(epoch_size=num_images, batch_size=config["trainer"]["batch_size"])
-    usual.warn_of_short_training(builder.trainer_settings(config["trainer"]), config, builder)
+    settings = builder.settings(TrainerSettings, config["trainer"], "trainer")
+    usual.warn_of_short_training(composition, settings, config, builder)
     assert len(caplog.records) == bool(words)
     assert all(word in caplog.text for word in words), caplog.text
 
@@ -98,12 +89,12 @@ def test_a_training_too_short_to_learn_says_how_many_steps_it_is(overrides, num_
         ("folder", None, "is not evaluated"),
     ],
 )
-def test_an_evaluation_without_weights_gives_way_to_what_is_at_hand(data, classifier, words, monkeypatch, caplog, tmp_path):
+def test_an_evaluation_without_weights_gives_way_to_what_is_at_hand(data, classifier, words, caplog, tmp_path):
     composed = command_line(
         f"data={data}", "evaluation=inception", f"data.root={tmp_path}", "data.image_size=32",
-        "evaluation.num_images=123", monkeypatch=monkeypatch,
+        "evaluation.num_images=123"
     )  # fmt: skip
-    config = OmegaConf.to_container(composed, resolve=True)
+    config = OmegaConf.to_container(composed.config, resolve=True)
     node = usual.evaluation_at_hand(config, "no weights\nat all")
     assert words in caplog.text
     assert "no weights)" in caplog.text
@@ -114,9 +105,9 @@ def test_an_evaluation_without_weights_gives_way_to_what_is_at_hand(data, classi
         assert isinstance(evaluator, Evaluator)
         assert isinstance(evaluator.extractor, Classifier)
         assert node["num_images"] == 123
-        shipped = command_line(f"evaluation={classifier}", monkeypatch=monkeypatch)
-        assert node["extractor"] == OmegaConf.to_container(shipped.evaluation.extractor)
-        assert node["metrics"] == OmegaConf.to_container(shipped.evaluation.metrics)
+        shipped = command_line(f"evaluation={classifier}")
+        assert node["extractor"] == OmegaConf.to_container(shipped.config.evaluation.extractor)
+        assert node["metrics"] == OmegaConf.to_container(shipped.config.evaluation.metrics)
 
 
 @pytest.mark.parametrize(
@@ -126,14 +117,10 @@ def test_an_evaluation_without_weights_gives_way_to_what_is_at_hand(data, classi
         ("cut", "unpaired", "cifar10_classifier"), ("restoration", "mnist", None),
     ],
 )  # fmt: skip
-def test_translations_without_inceptions_weights_are_chosen_by_features_at_hand(
-    model, data, classifier, monkeypatch, caplog, tmp_path
-):
+def test_translations_without_inceptions_weights_are_chosen_by_features_at_hand(model, data, classifier, caplog, tmp_path):
     task = ["task=denoise"] if model == "restoration" else []
-    composed = command_line(
-        f"model={model}", f"data={data}", f"data.root={tmp_path}", "data.image_size=32", *task, monkeypatch=monkeypatch
-    )
-    config = OmegaConf.to_container(composed, resolve=True)
+    composed = command_line(f"model={model}", f"data={data}", f"data.root={tmp_path}", "data.image_size=32", *task)
+    config = OmegaConf.to_container(composed.config, resolve=True)
     if classifier is None:
         assert config["evaluation"]["extractor"] is None  # pixels alone need no weights
         return
@@ -143,8 +130,8 @@ def test_translations_without_inceptions_weights_are_chosen_by_features_at_hand(
     assert isinstance(evaluator, TranslationEvaluator)
     assert evaluator.best_by == config["evaluation"]["best_by"] == "kd"
     assert evaluator.primary == "kd_cifar10_v2"
-    shipped = command_line(f"evaluation={classifier}", monkeypatch=monkeypatch)
-    assert node == {**config["evaluation"], "extractor": OmegaConf.to_container(shipped.evaluation.extractor)}
+    shipped = command_line(f"evaluation={classifier}")
+    assert node == {**config["evaluation"], "extractor": OmegaConf.to_container(shipped.config.evaluation.extractor)}
 
 
 @pytest.mark.parametrize(
@@ -154,9 +141,8 @@ def test_translations_without_inceptions_weights_are_chosen_by_features_at_hand(
         (["evaluation.num_images=10"], False), ([], False),
     ],
 )  # fmt: skip
-def test_an_evaluation_counts_as_asked_for_where_it_is_typed(overrides, asked, monkeypatch):
-    command_line("data=cifar10", *overrides, monkeypatch=monkeypatch)
-    assert usual.asked_for_extractor() is asked
+def test_an_evaluation_counts_as_asked_for_where_it_is_typed(overrides, asked):
+    assert usual.asked_for_extractor(command_line("data=cifar10", *overrides)) is asked
 
 
 @pytest.mark.usefixtures("unchanged_process")

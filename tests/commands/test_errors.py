@@ -90,7 +90,7 @@ def test_a_bug_is_a_traceback_and_a_line_that_says_so(name: str, run: Run, monke
 
 @pytest.mark.parametrize("kind", BUGS)
 def test_a_bug_in_a_training_is_kept_in_its_log(kind: str, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("genimg.commands.train._train", raising(BUGS[kind], "genimg.commands.train"))
+    monkeypatch.setattr("genimg.commands.train._trained", raising(BUGS[kind], "genimg.commands.train"))
     code, errors = run("train", "run_dir=run")
     assert code == 1
     assert errors.endswith("please report it with the lines above and run/train.log\n")
@@ -101,7 +101,7 @@ def test_a_bug_in_a_training_is_kept_in_its_log(kind: str, run: Run, monkeypatch
 
 def test_a_refused_training_leaves_no_directory(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     refused = raising("raise ConfigError('seed=1 is refused')", "genimg.commands.train")
-    monkeypatch.setattr("genimg.commands.train._train", refused)
+    monkeypatch.setattr("genimg.commands.train._trained", refused)
     assert run("train", "run_dir=run") == (2, "genimg-train: error: seed=1 is refused\n")
     assert not (tmp_path / "run").exists()
 
@@ -167,7 +167,7 @@ JOB = """
 def test_a_bug_in_a_job_is_told_apart_from_a_setting_that_cannot_work(
     seeds: str, code: int, line: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("genimg.commands.train._train", raising(JOB, "genimg.commands.train"))
+    monkeypatch.setattr("genimg.commands.train._trained", raising(JOB, "genimg.commands.train"))
     found, errors = run("train", "-m", f"seed={seeds}", "hydra.sweep.dir=sweep")
     assert found == code, errors
     assert line in errors

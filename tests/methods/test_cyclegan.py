@@ -157,8 +157,8 @@ def test_every_weight_multiplies_its_own_part():
 
 def test_discriminators_of_several_scales_count_each_of_them_the_same():
     torch.manual_seed(2)
-    judges = {f"discriminator_{key}": discriminator(num_strided=0, num_scales=2) for key in "ab"}
-    method, data = cyclegan(**judges), domains()
+    method, data = cyclegan(discriminator=lambda **_: discriminator(num_strided=0, num_scales=2)), domains()
+    judges = {f"discriminator_{key}": getattr(method, f"discriminator_{key}") for key in "ab"}
     made = data | method._translate(data)
     _, metrics = method._discriminators_loss(made)
     for key in "ab":
@@ -370,11 +370,12 @@ def test_translations_have_the_sampled_modes_statistics_and_leave_buffers(mode):
 
 
 def test_sides_of_sources_fit_both_translators_of_the_same_depth():
-    assert cyclegan(a2b=translator(num_downs=2), b2a=translator(num_downs=2)).multiple == 4
+    assert cyclegan(translator=lambda **_: translator(num_downs=2)).multiple == 4
 
 
 def test_sides_of_sources_fit_the_deeper_translator():
-    assert cyclegan(b2a=translator(num_downs=2)).multiple == 4
+    made = iter((translator(), translator(num_downs=2)))
+    assert cyclegan(translator=lambda **_: next(made)).multiple == 4
 
 
 @pytest.mark.parametrize("channels", [(3, 3), (1, 3), (1, 1)])

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from genimg.data.tasks.base import Pair
 from genimg.losses.adversarial import (
     AdversarialLoss,
     least_squares_discriminator_loss,
@@ -52,7 +53,7 @@ def test_modes_are_eval_and_train():
 
 def method(module: nn.Module) -> Restoration:
     loss = ReconstructionLoss(kind="l1", epsilon=None, known_weight=1.0)
-    return Restoration(translator=module, loss=loss, residual=False)
+    return Restoration(translator=module, loss=loss, residual=False, task=Pair(source_channels=2))
 
 
 def test_a_translation_has_no_gradient_and_is_float32_whatever_the_precision():

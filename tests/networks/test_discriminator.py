@@ -212,7 +212,7 @@ def test_parts_that_do_not_go_together_are_refused(head, changes, words):
 def test_projection_and_concat_take_conditions_without_classes():
     text = torch.randn(4, 4)
     assert build("projection", condition=TextLike())(images(), text).logits.shape == (4,)
-    concat = build("concat", condition=TextLike(), features=Recording(condition_channels=4))
+    concat = build("concat", condition=TextLike())
     concat(images(), text)
     assert torch.equal(concat.features.image[:, 2:, 5, 1], text)
 
