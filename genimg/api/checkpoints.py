@@ -59,7 +59,7 @@ def open_for_use(options: Config) -> tuple[Path, Config, instantiate.Builder]:
 
 
 def load_method(config: Config, builder: instantiate.Builder, state: Config, device: torch.device) -> Method:
-    """Return the checkpoint's method with its weights, on the device, in evaluation mode.
+    """Return the checkpoint's method with its weights, on the device, in evaluation mode, without what only training needs.
 
     Raises:
         CheckpointError: If the weights do not fit the model that the config names, as after a change of its code.
@@ -67,7 +67,9 @@ def load_method(config: Config, builder: instantiate.Builder, state: Config, dev
     untrusted.take_out(config, builder, ("conditioning", "model"))
     method = instantiate.build_model(config, DataFacts.restored(state["facts"]), builder)
     try:
-        method.load_state_dict(state["method"])
+        known, unused = method.state_dict().keys(), instantiate.parts_of_training(type(method))
+        kept = {name: value for name, value in state["method"].items() if name in known or name.partition(".")[0] not in unused}
+        method.load_state_dict(kept)
     except RuntimeError as error:  # PyTorch's, which lists every tensor
         lines = [line.strip() for line in str(error).splitlines()]
         raise CheckpointError(
