@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from genimg.config import help
-from genimg.config.messages import explain
+from genimg.config.messages import explain, explain_flag
 from genimg.errors import CheckpointError, ConfigError, UserError
 from genimg.utils.files import new_directory
 from genimg.utils.paths import config_dir, expanded, relative
@@ -144,6 +144,9 @@ def _run(name: str, config: str | None = None) -> None:
     if help.is_requested(sys.argv[1:]):
         print(help.page(primary, sys.argv[1:]))
         return
+    if message := explain_flag(primary, sys.argv[1:]):
+        _say(name, f"error: {message}")
+        _leave(_USERS_MISTAKE)
     OmegaConf.register_new_resolver("genimg.job_name", _job_name, replace=True)
     directories = _NewDirectories()
     OmegaConf.register_new_resolver("genimg.new_run_dir", directories.of_run, replace=True)

@@ -17,6 +17,7 @@ import pytest
 import tiny
 import torch
 
+from genimg.config.messages import is_choice
 from genimg.utils.paths import config_dir
 
 PROGRAM = """
@@ -101,7 +102,7 @@ def compare(one: Any, other: Any, path: str) -> Any:
 
 
 def options(group: str) -> set[str]:
-    return {path.stem for path in (Path(config_dir()) / group).glob("*.yaml")}
+    return {path.stem for path in (Path(config_dir()) / group).glob("*.yaml") if is_choice(path.stem)}
 
 
 def test_the_table_has_every_network_loss_conditioning_penalty_and_augmentation() -> None:

@@ -14,7 +14,13 @@ from torch.optim import Optimizer
 
 from genimg.api.data import build_dataset, build_loader, build_task
 from genimg.api.usual import evaluation_at_hand
-from genimg.config.compatibility import check_kind, check_pairing, check_top_level, measures_held_out
+from genimg.config.compatibility import (
+    check_kind,
+    check_pairing,
+    check_top_level,
+    measures_held_out,
+    refuse_unread_conditioning,
+)
 from genimg.config.compose import Config
 from genimg.config.instantiate import ALLOWED, Builder, Named, build_model, mounted, origins_of
 from genimg.data.captions import caption_length, encode
@@ -200,6 +206,7 @@ def build_method(config: Config, dataset: Source, task: Task | None, facts: Data
     method_class = check_pairing(config, builder)
     check_kind(method_class, dataset, task)
     method = build_model(config, facts, builder, task)
+    refuse_unread_conditioning(config, method)
     reconstructs = method.reconstructs and bool((config.get("evaluation") or {}).get("reconstructions"))
     held_out = method.translates or method.likelihood is not None or reconstructs or measures_held_out(config, builder)
     takes_some = not isinstance(config["data"].get("validation"), str)  # another split takes nothing from the training

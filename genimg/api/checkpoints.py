@@ -93,7 +93,7 @@ class TrainedCheckpoint:
         return int(self.state["training"]["images"])
 
     def method(self, device: torch.device) -> Method:
-        """Build the model with its weights, on the device, in evaluation mode.
+        """Build the model with its weights, on the device, in evaluation mode, without what only training needs.
 
         Raises:
             CheckpointError: If the weights do not fit the model that the config names, as after a change of its code.
@@ -102,7 +102,11 @@ class TrainedCheckpoint:
         untrusted.take_out(config, self.builder, ("conditioning", "model"))
         method = instantiate.build_model(config, self.facts, self.builder)
         try:
-            method.load_state_dict(self.state["method"])
+            known, unused = method.state_dict().keys(), instantiate.parts_of_training(type(method))
+            weights: Mapping[str, torch.Tensor] = self.state["method"]
+            method.load_state_dict(
+                {name: value for name, value in weights.items() if name in known or name.partition(".")[0] not in unused}
+            )
         except RuntimeError as error:  # PyTorch's, which lists every tensor
             lines = [line.strip() for line in str(error).splitlines()]
             raise CheckpointError(

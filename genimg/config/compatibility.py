@@ -89,6 +89,21 @@ def _refuse_without_effect(config: Node, method_class: type[Method], loss_class:
         )
 
 
+def refuse_unread_conditioning(config: Node, method: Method) -> None:
+    """Refuse a conditioning that none of the model's networks reads.
+
+    Raises:
+        ConfigError: Naming it.
+    """
+    head = (config.get("conditioning") or {}).get("head", "none")
+    if head != "none" and method.takes_conditions and len(method.batch_keys) == 1:
+        raise ConfigError(
+            f"conditioning.head={head} has no effect, because no network of the model reads a condition: set "
+            "conditioning=none, or give a network of your own an encoder, its attribute condition (docs/extending.md)",
+            key="conditioning",
+        )
+
+
 def check_kind(method: type[Method], source: Source, task: Task | None) -> None:
     """Refuse data without sources for a method that translates, and with them for one that does not."""
     if method.translates == (task is not None) and (task is None or set(method.batch_keys) <= set(task.keys)):

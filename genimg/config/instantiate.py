@@ -80,7 +80,9 @@ class Builder:
         batch_size: images a step.
         named: Where the config is a checkpoint's, what the command line names for parameters marked as ``MachineLocal``: pairs
             of a parameter's name and its value. Any other value is refused. None for a config that the user composed.
-        trains: Whether what only training needs is built, too.
+        trains: Whether what only training needs is built, too. Without it, a parameter whose type is a class with
+            ``needed_in_training_only`` receives None (an empty mapping, if it takes several), and one whose type has a
+            class ``without_training`` receives that one. What the config names there is not even looked at.
         origins: Where the nodes come from that the config has by interpolation, such as ``augment`` for ``model.augment``:
             messages name the keys that can be set.
     """
@@ -210,6 +212,10 @@ class Builder:
         }
 
     def _value(self, value: Any, hint: Any, key: str, arguments: Collection[str], *, schedules: bool = False) -> Any:
+        if not self.trains and isinstance(value, dict):
+            if _is_of_training(hint):
+                return {} if typing.get_origin(hint) is Mapping else None
+            value = _without_training(value, hint)
         options = typing.get_args(hint)
         is_number = float in options and type(value) in (int, float)
         if hint is NumImages or (NumImages in options and not (value is None or is_number or isinstance(value, dict))):
@@ -258,6 +264,12 @@ def build_model(config: Mapping[str, Any], facts: DataFacts, builder: Builder, t
         node["penalties"] = chosen_penalties(node["penalties"])
     method: Method = builder.build(node, "model", arguments)
     return method
+
+
+def parts_of_training(target: Any) -> set[str]:
+    """Return the parameters of a class of which a checkpoint that is only used builds nothing, or less."""
+    hints = _type_hints(target.__init__) if inspect.isclass(target) else {}
+    return {name for name, hint in hints.items() if _is_of_training(hint) or _substitute(hint) is not None}
 
 
 def build_known_task(config: Mapping[str, Any], facts: DataFacts, builder: Builder) -> Task:
@@ -352,6 +364,27 @@ def name_again(dropped: Mapping[str, Any]) -> str:
         f"the checkpoint's config names {listed}, but a checkpoint never decides which files of this machine are opened, "
         f"because they may run code: if you trust it, name it on the command line with {again}"
     )
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """Return a type hint and all that it consists of."""
+    return [hint, *(kind for part in typing.get_args(hint) for kind in _kinds(part))]
+
+
+def _is_of_training(hint: Any) -> bool:
+    return any(getattr(kind, "needed_in_training_only", False) for kind in _kinds(hint))
+
+
+def _substitute(hint: Any) -> type | None:
+    return next((kind.without_training for kind in _kinds(hint) if hasattr(kind, "without_training")), None)
+
+
+def _without_training(node: Config, hint: Any) -> Config:
+    """Return the node of what takes the place of ``node`` where nothing is trained; the node itself if it lacks parts of it."""
+    kind = _substitute(hint)
+    if kind is None or not (parameters := inspect.signature(kind).parameters).keys() <= node.keys():
+        return node
+    return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **{name: node[name] for name in parameters}}
 
 
 def _is_kind(target: Any, kind: type) -> bool:

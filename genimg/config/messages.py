@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from genimg.config import schema
+from genimg.config import foreign, schema
 from genimg.errors import UserError
 from genimg.utils.paths import config_dir
 from genimg.utils.words import nearest, quoted
@@ -30,7 +31,8 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
     if isinstance(error, InstantiationException) and isinstance(error.__cause__, UserError):  # of a launcher or sweeper
         return str(error.__cause__)
     if isinstance(error, UserError):
-        return str(error)
+        unknown = re.match(r"unknown key ([\w.]+)", str(error))
+        return (unknown and _foreign_key(unknown[1], command, arguments)) or str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_config_error(error, command, arguments)
     if isinstance(error, OSError) and error.filename is not None:
@@ -55,6 +57,33 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return f"torch.compile failed ({reason}): performance.compile=false trains without it"
     return None
+
+
+def explain_flag(command: str, arguments: list[str]) -> str | None:
+    """Return what to say of an argument in the style of argparse, such as ``--lr 0.1``; None if there is none.
+
+    Args:
+        command: The primary config: train, eval or sample.
+        arguments: Of the command line.
+    """
+    if not any(argument.startswith("--") for argument in arguments):
+        return None
+    if (found := foreign.flag(arguments, get_args_parser()._option_string_actions)) is None:
+        return None
+    written, key, value = found
+    rest = [argument for argument in arguments if not argument.startswith("--")]
+    keys = _keys_of(command, key, rest)
+    known = f"{key}={value or 'VALUE'}" if key in keys else foreign.answer(key, value, keys)
+    how = f"set {known}" if known else f"--help lists the keys{nearest(key, keys)}"
+    return f"{written}: arguments are written key=value, without dashes: {how}"
+
+
+def _foreign_key(key: str, command: str, arguments: list[str]) -> str | None:
+    """The message about a key that other programs have; None for another one."""
+    given = (argument.lstrip("+~").partition("=") for argument in arguments)
+    value = next((value.strip("'\"") for name, _, value in given if name == key), "")
+    answer = foreign.answer(key, value, _keys_of(command, key, arguments))
+    return f"unknown key {key}: set {answer}" if answer else None
 
 
 def is_choice(name: str) -> bool:
@@ -124,6 +153,8 @@ def _explain_unknown_key(key: str, command: str, arguments: list[str]) -> str:
         ours = [f"hydra.{path.parent.name}.{name}" for path in Path(config_dir(), "hydra").glob("*/*.yaml")
                 for name in map(str, OmegaConf.load(path))]  # fmt: skip
         return f"unknown key {key}{nearest(key, ours)}: --cfg hydra shows all keys of Hydra, its launcher and its sweeper"
+    if message := _foreign_key(key, command, arguments):
+        return message
     keys = _keys_of(command, key, arguments)
     group, dot, name = key.rpartition(".")
     siblings = [k.removeprefix(group + dot) for k in keys if k.startswith(group + dot) and "." not in k[len(group) + 1 :]]

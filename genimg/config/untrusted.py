@@ -128,7 +128,7 @@ def named_again(config: Config, builder: Builder, given: Mapping[str, Any]) -> t
         ConfigError: For a key that is not machine-local in this config.
     """
     config = copy.deepcopy(config)
-    found = list(places(config, builder))
+    found = list(places({group: config.get(group) for group in GROUPS}, builder))
     olds = {place.key: place.value for place in found}
     for key, value in given.items():
         if key not in olds:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,8 @@ class AdversarialLoss:
         unbounded: whether the discriminator's logits must be held by a penalty or a normalisation, as Wasserstein's.
         boundary: the logit between real and fake, from which ADA judges overfitting; None where only differences matter.
     """
+
+    needed_in_training_only: ClassVar[bool] = True
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[..., Tensor]
@@ -107,6 +110,8 @@ class AuxiliaryClassification:
     Raises:
         ValueError: for weights that are out of range, or would never train the classifier.
     """
+
+    needed_in_training_only = True
 
     real_weight = Scheduled()
     fake_weight = Scheduled()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,9 @@ class Bound(nn.Module, ABC):
     Raises:
         ValueError: for fewer than one sample.
     """
+
+    without_training: ClassVar[type[Bound]]
+    """What is built of any bound where nothing is trained."""
 
     def __init__(self, likelihood: Likelihood, num_samples: int) -> None:
         super().__init__()
@@ -193,3 +197,20 @@ class ImportanceWeighted(Bound):
     def objective(self, inference: Inference, reconstruction: Tensor, kl: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         bound = importance_bound(inference.log_weights).mean()
         return -bound, {f"iw{self.num_samples}_elbo_nats": bound}
+
+
+class LikelihoodAlone(Bound):
+    """The likelihood of a bound, which is all of it that sampling and measuring need.
+
+    Args:
+        likelihood: p(x | z).
+    """
+
+    def __init__(self, *, likelihood: Likelihood) -> None:
+        super().__init__(likelihood, 1)
+
+    def objective(self, inference: Inference, reconstruction: Tensor, kl: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        raise AssertionError("nothing is trained with it")
+
+
+Bound.without_training = LikelihoodAlone

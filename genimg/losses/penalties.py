@@ -51,6 +51,8 @@ class DiscriminatorPenalty(nn.Module, ABC):
             (lazy regularisation, Karras et al. 2020, "Analyzing and improving", appendix B).
     """
 
+    needed_in_training_only = True
+
     reuses: frozenset[str] = frozenset()
     """Of ``real`` and ``fake``, the images at which it takes the gradient of the update's own forward: see ``Sides``."""
 
@@ -222,6 +224,8 @@ class LeCam(DiscriminatorPenalty):
 class GeneratorPenalty(nn.Module, ABC):
     """Added to the generator's loss; ``interval`` as of ``DiscriminatorPenalty``."""
 
+    needed_in_training_only = True
+
     def __init__(self, *, interval: int) -> None:
         super().__init__()
         if interval < 1:
@@ -246,6 +250,8 @@ class WeightClipping(nn.Module):
     Args:
         limit: c; 0.01 in the paper.
     """
+
+    needed_in_training_only = True
 
     limit = Scheduled()
 

@@ -28,6 +28,8 @@ class ReconstructionLoss:
         ValueError: for an unknown kind, or numbers out of range.
     """
 
+    needed_in_training_only = True
+
     known_weight = Scheduled()
 
     def __init__(self, *, kind: str, epsilon: float | None, known_weight: Number, perceptual: Perceptual | None = None) -> None:

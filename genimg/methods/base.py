@@ -59,6 +59,23 @@ def refusals_of(name: str, part: object) -> Iterator[None]:
         raise error.mounted(name, inspect.signature(type(part)).parameters) from error
 
 
+def require_shape(name: str, output: object, wanted: Tensor, what: str) -> None:
+    """Check that a network gives tensors of another tensor's shape.
+
+    Args:
+        name: Parameter of the method that the network was given as.
+        output: What it gives.
+        wanted: A tensor of the shape that is needed.
+        what: The tensor in words, for the message.
+
+    Raises:
+        ConfigError: If the shapes differ.
+    """
+    if not isinstance(output, Tensor) or output.shape != wanted.shape:
+        given = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise ConfigError(f"{name} gives {given}, but must give {list(wanted.shape)}, the shape of {what}", key=name)
+
+
 class Method(nn.Module, ABC):
     """A training algorithm: owns the networks and losses and knows the order of the updates.
 

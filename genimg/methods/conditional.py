@@ -93,6 +93,12 @@ def shared_encoder(**networks: nn.Module) -> ConditionEncoder:
     encoders = {name: _encoder_of(name, network) for name, network in networks.items()}
     (first, encoder), *others = encoders.items()
     for other, its_own in others:
+        if its_own.key != encoder.key and None in (its_own.key, encoder.key):
+            blind, reader = (first, other) if encoder.key is None else (other, first)
+            raise ValueError(
+                f"{blind} reads no condition, but {reader} reads the {encoder.key or its_own.key} of each image: choose no "
+                f"conditioning, or a {blind} with an encoder, its attribute condition"
+            )
         if its_own.key != encoder.key:
             raise ValueError(
                 f"{first}.condition and {other}.condition must read the same key of the batch: give both one encoder"
@@ -103,5 +109,8 @@ def shared_encoder(**networks: nn.Module) -> ConditionEncoder:
 def _encoder_of(name: str, network: nn.Module) -> ConditionEncoder:
     encoder = getattr(network, "condition", None)
     if not isinstance(encoder, ConditionEncoder):
-        raise ValueError(f"{name}.condition must be an encoder of conditions, and a {type(network).__name__} has none")
+        raise ValueError(
+            f"{name}.condition must be a ConditionEncoder (genimg.networks.conditioning), not a {type(encoder).__name__}; a "
+            "network without this attribute is unconditional"
+        )
     return encoder

@@ -34,6 +34,8 @@ from genimg.utils.durations import NumImages
 class Augment(nn.Module, ABC):
     """Changes images at random before the discriminator sees them."""
 
+    needed_in_training_only = True
+
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Float [N, C, H, W] in [-1, 1] -> the same shape and type, differentiable twice; values may leave the range."""

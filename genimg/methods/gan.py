@@ -26,13 +26,14 @@ from genimg.losses.penalties import (
     Sides,
     WeightClipping,
 )
-from genimg.methods.base import Update, refusals_of
+from genimg.methods.base import Update, refusals_of, require_shape
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.discriminator_augment import AdaptiveAugment, Augment
 from genimg.methods.ema import EMA
 from genimg.methods.latent import Latent
 from genimg.methods.modes import in_mode
-from genimg.networks.discriminator import Judgement
+from genimg.networks.conditioning import conditional
+from genimg.networks.discriminator import Judgement, judgement
 from genimg.schedules import Schedule, is_positive, shown
 from genimg.types import Batch, Metrics, Microbatches, Progress
 from genimg.utils.durations import NumImages
@@ -45,6 +46,8 @@ _STANDING = 64  # latents of a batch for standing statistics
 NOISE_MODES = ("random", "const", "none")
 """Noise in every pixel that differs from sample to sample, one that is fixed and the same for all, or none."""
 
+Penalty = DiscriminatorPenalty | GeneratorPenalty | WeightClipping
+
 _Forward = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Real images and their logits, and generated images and theirs, of the discriminator's update."""
 
@@ -56,8 +59,10 @@ class GAN(ConditionalMethod):
     draws new latents for the generator's update. Fakes have the conditions of the step's real images.
 
     Args:
-        generator: (latent [N, Z], condition) -> image [N, C, H, W] in [-1, 1]; with an encoder ``condition``.
-        discriminator: (image, condition) -> Judgement; with an encoder ``condition``.
+        generator: (latent [N, Z], condition) -> image [N, C, H, W] in [-1, 1], with an encoder ``condition``; any other module
+            gets the latent alone.
+        discriminator: (image, condition) -> Judgement, or logits [N] or [N, 1], with an encoder ``condition``; any other module
+            gets the image alone.
         loss: the pair of losses.
         latent: distribution of the latents.
         penalties: of either network, by name.
@@ -87,7 +92,7 @@ class GAN(ConditionalMethod):
         discriminator: nn.Module,
         loss: AdversarialLoss,
         latent: Latent,
-        penalties: Mapping[str, nn.Module],
+        penalties: Mapping[str, Penalty],
         augment: Augment,
         auxiliary: AuxiliaryClassification | None,
         generator_interval: int,
@@ -118,8 +123,8 @@ class GAN(ConditionalMethod):
             raise ValueError(f"ema_half_life={shown(ema_half_life)} images must be above 0")
         if ema_ramp_up is not None and not ema_ramp_up > 0:
             raise ValueError(f"ema_ramp_up={ema_ramp_up} must be above 0, or null for no limit")
-        self.generator = generator
-        self.discriminator = discriminator
+        self.generator = conditional("generator", generator)
+        self.discriminator = conditional("discriminator", discriminator)
         self.loss = loss
         self.latent = latent
         self.penalties = nn.ModuleDict(penalties)
@@ -132,8 +137,8 @@ class GAN(ConditionalMethod):
         self.dequantisation = dequantisation
         self.sampled_weights = sampled_weights
         self.generator_lazy_interval = generator_lazy_interval
-        self.generator_ema = EMA(generator, half_life=ema_half_life, ramp_up=ema_ramp_up)
-        self._read_conditions(shared_encoder(discriminator=discriminator, generator=generator))
+        self.generator_ema = EMA(self.generator, half_life=ema_half_life, ramp_up=ema_ramp_up)
+        self._read_conditions(shared_encoder(discriminator=self.discriminator, generator=self.generator))
         self._check_parts()
 
     def _check_parts(self) -> None:
@@ -214,8 +219,7 @@ class GAN(ConditionalMethod):
     def _judge(self, images: Tensor, condition: Tensor) -> Judgement:
         # PyTorch has no second derivatives of compiled forwards, which is what images that require a gradient are for.
         judge = self.discriminator.forward if images.requires_grad and images.is_leaf else self.discriminator
-        judged: Judgement = judge(self.augment(images), condition)
-        return judged
+        return judgement(judge(self.augment(images), condition))
 
     def _discriminator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         count = len(batch["image"])
@@ -297,8 +301,7 @@ class GAN(ConditionalMethod):
         count = len(condition)
 
         def plain_logits(images: Tensor) -> Tensor:
-            judged: Judgement = self.discriminator.forward(images, condition)
-            return judged.logits
+            return judgement(self.discriminator.forward(images, condition)).logits
 
         @torch.no_grad()
         def nearby(std: float) -> tuple[Tensor, Tensor]:
@@ -370,10 +373,12 @@ class GAN(ConditionalMethod):
     def check(self, batch: Batch) -> None:
         image = batch["image"]
         drawn = self.draw(range(len(image)), 0)
-        for images in (image, self.sample(drawn)):
+        made = self.sample(drawn)
+        require_shape("generator", made, image, "the data's images")
+        for images in (image, made):
             with refusals_of("augment", self.augment):
                 augmented = self.augment(images)
-            judged: Judgement = self.discriminator(augmented, self._condition(drawn))
+            judged = judgement(self.discriminator(augmented, self._condition(drawn)))
         if (judged.class_logits is None) != (self.auxiliary is None):
             raise ConfigError(
                 "auxiliary goes with a discriminator that has an auxiliary classifier, and only with it", key="auxiliary"

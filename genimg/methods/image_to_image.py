@@ -122,17 +122,24 @@ def together(network: Callable[[Tensor], Tensor], *images: Tensor, apart: bool) 
     return list(network(torch.cat(images)).split([len(each) for each in images]))
 
 
-def over_scales(loss: Callable[..., Tensor], *logits: Sequence[Tensor]) -> Tensor:
-    """The mean of an adversarial loss over a discriminator's scales, each by its own patches."""
-    return torch.stack([loss(*(each.float() for each in scale)) for scale in zip(*logits, strict=True)]).mean()
+def over_scales(loss: Callable[..., Tensor], *logits: Sequence[Tensor] | Tensor) -> Tensor:
+    """Return the mean of an adversarial loss over a discriminator's scales, each by its own patches."""
+    scales = zip(*map(_as_scales, logits), strict=True)
+    return torch.stack([loss(*(each.float() for each in scale)) for scale in scales]).mean()
 
 
-def deceiving(loss: AdversarialLoss, discriminator: Callable[[Tensor], Sequence[Tensor]], real: Tensor, fake: Tensor) -> Tensor:
+def _as_scales(logits: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
+    return [logits] if isinstance(logits, Tensor) else logits
+
+
+def deceiving(
+    loss: AdversarialLoss, discriminator: Callable[[Tensor], Sequence[Tensor] | Tensor], real: Tensor, fake: Tensor
+) -> Tensor:
     """The translator's adversarial loss; a relativistic one looks at the real images, too."""
     on_fake = discriminator(fake)
     return over_scales(loss.generator, *([discriminator(real), on_fake] if loss.relativistic else [on_fake]))
 
 
-def mean_logit(logits: Sequence[Tensor]) -> Tensor:
-    """Of the first scale, to log."""
-    return logits[0].detach().float().mean()
+def mean_logit(logits: Sequence[Tensor] | Tensor) -> Tensor:
+    """Return the mean of the first scale, to log."""
+    return _as_scales(logits)[0].detach().float().mean()

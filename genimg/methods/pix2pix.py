@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from genimg.data.tasks.base import Task
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.losses.reconstruction import ReconstructionLoss
-from genimg.methods.base import Update, refusals_of
+from genimg.methods.base import Update, refusals_of, require_shape
 from genimg.methods.image_to_image import Translation, checked_mode, deceiving, in_blocks, mean_logit, mixes_images, over_scales
 from genimg.schedules import Number, Scheduled, is_within, shown
 from genimg.types import Batch, Metrics, Microbatches, Progress
@@ -26,7 +26,7 @@ class Pix2Pix(Translation):
 
     Args:
         translator: source [N, S, H, W] -> output [N, T, H, W] in [-1, 1]; its dropout is the paper's only noise.
-        discriminator: (image, condition) -> logits of patches, a list of scales.
+        discriminator: (image, source) -> logits of patches [N, 1, h, w], or a list of these, one for each scale.
         loss: the pair of losses; ``nonsaturating`` in the paper.
         reconstruction: distance of the output from the target.
         reconstruction_weight: lambda of equation 4; 100 in the paper.
@@ -82,7 +82,9 @@ class Pix2Pix(Translation):
         }
 
     def _translator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        judge = partial(self.discriminator, condition=batch["source"])
+        def judge(images: Tensor) -> Any:
+            return self.discriminator(images, batch["source"])
+
         adversarial = deceiving(self.loss, judge, batch["target"], batch["fake"])
         distance = self.reconstruction(batch["fake"], batch["target"], batch.get("mask"))
         loss = adversarial + self.reconstruction_weight * distance
@@ -94,6 +96,7 @@ class Pix2Pix(Translation):
 
     def check(self, batch: Batch) -> None:
         output = self.network(batch["source"])
+        require_shape("translator", output, batch["target"], "the targets")
         self.discriminator(batch["target"], batch["source"])
         self.discriminator(output, batch["source"])
         with refusals_of("reconstruction", self.reconstruction):

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from genimg.errors import ConfigError
 from genimg.losses.elbo import Bound, Inference, gaussian_kl, gaussian_log_density, importance_bound
 from genimg.losses.perceptual import Perceptual
-from genimg.methods.base import Update
+from genimg.methods.base import Update, require_shape
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.latent import truncate
 from genimg.methods.latent_pictures import LatentScatter, activity_bars, interpolations, map_of_two, traversals
 from genimg.methods.modes import in_mode
+from genimg.networks.conditioning import conditional
 from genimg.networks.stochastic_layers import StochasticLayer, bounded
 from genimg.types import Batch, Metrics, Microbatches, PixelLikelihood, Progress
 from genimg.utils.rng import normal_field, normal_latents, subkeys
@@ -34,8 +35,10 @@ class VAE(ConditionalMethod):
     """An encoder and a decoder trained together on a lower bound of log p(x), with a standard normal prior.
 
     Args:
-        encoder: (image [N, C, H, W], condition) -> means and log-variances [N, 2, Z]; with an encoder ``condition``.
-        decoder: (latent [N, Z], condition) -> parameters of the likelihood [N, O, H, W]; with an encoder ``condition``.
+        encoder: (image [N, C, H, W], condition) -> means and log-variances, [N, 2, Z] or a pair of [N, Z], with an encoder
+            ``condition``; any other module gets the image alone.
+        decoder: (latent [N, Z], condition) -> parameters of the likelihood [N, O, H, W], with an encoder ``condition``; any
+            other module gets the latent alone.
         loss: the bound.
         latent_dim: Z, of the latents that the decoder takes.
         hierarchy: layers of latents above these, from the lowest to the highest, whose latents have the prior.
@@ -59,8 +62,8 @@ class VAE(ConditionalMethod):
         perceptual: Perceptual | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.decoder = decoder
+        self.encoder = conditional("encoder", encoder)
+        self.decoder = conditional("decoder", decoder)
         self.loss = loss
         self._perceptual = (perceptual,)  # not as a module: its weights are no part of the checkpoint
         if latent_dim < 1:
@@ -75,7 +78,7 @@ class VAE(ConditionalMethod):
                 )
             self.latent_dims.append(layer.latent_dim)
         self.hierarchy = nn.ModuleList(hierarchy)
-        self._read_conditions(shared_encoder(encoder=encoder, decoder=decoder))
+        self._read_conditions(shared_encoder(encoder=self.encoder, decoder=self.decoder))
         self.scatter = LatentScatter() if self.latent_dims == [2] else None
         if self.scatter is not None:
             self.welcome_keys = ("label",)
@@ -121,10 +124,11 @@ class VAE(ConditionalMethod):
         Raises:
             ConfigError: If the encoder gives other numbers.
         """
-        moments = self.encoder(batch["image"], self._condition(batch)).float()
+        given = self.encoder(batch["image"], self._condition(batch))
+        moments: Tensor = (torch.stack(tuple(given), dim=1) if isinstance(given, tuple | list) else given).float()
         if moments.shape[1:] != (2, self.latent_dims[0]):
             raise ConfigError(
-                f"encoder gives {moments.shape[1]} x {moments.shape[2]} numbers for an image, but a VAE takes a mean and a "
+                f"encoder gives {' x '.join(map(str, moments.shape[1:]))} numbers for an image, but a VAE takes a mean and a "
                 f"log-variance for each of latent_dim={self.latent_dims[0]} latents",
                 "set the encoder's moments to 2 and its latent_dim to the model's",
                 key="encoder",
@@ -266,7 +270,12 @@ class VAE(ConditionalMethod):
 
     def check(self, batch: Batch) -> None:
         with torch.no_grad(), in_mode(self, "eval"):
-            self._loss(self._with_conditions(batch["image"]))
+            batch = self._with_conditions(batch["image"])
+            image = batch["image"]
+            wanted = image.new_empty(len(image), self.loss.likelihood.num_outputs(image.shape[1]), *image.shape[2:])
+            latent = image.new_zeros(len(image), self.latent_dims[0])
+            require_shape("decoder", self.decoder(latent, self._condition(batch)), wanted, "the likelihood's parameters")
+            self._loss(batch)
 
     # Looking
 

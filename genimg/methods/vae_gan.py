@@ -61,8 +61,13 @@ class VAEGAN(VAE):
             raise ValueError(f"adversarial_weight={shown(adversarial_weight)} must be above 0: without it, choose a VAE")
         if not is_within(similarity_weight, 0):
             raise ValueError(f"similarity_weight={shown(similarity_weight)} must be 0 or more")
-        shared_encoder(encoder=encoder, discriminator=discriminator)
-        if adversarial.relativistic:
+        if not isinstance(discriminator, Discriminator):
+            raise ValueError(
+                f"discriminator is a {type(discriminator).__name__}, but must be a Discriminator "
+                "(genimg.networks.discriminator), whose features are compared: give that one features of your own"
+            )
+        shared_encoder(encoder=self.encoder, discriminator=discriminator)
+        if adversarial is not None and adversarial.relativistic:  # None where nothing is trained
             raise ValueError("adversarial must not be relativistic: reconstructions and samples have no pairs")
         self.discriminator = discriminator
         self.adversarial = adversarial

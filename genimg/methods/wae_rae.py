@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from genimg.errors import ConfigError
 from genimg.losses.regularised_autoencoder import AutoencoderLoss
-from genimg.methods.base import Update
+from genimg.methods.base import Update, require_shape
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.latent_density import LatentDensity
 from genimg.methods.latent_pictures import interpolations
 from genimg.methods.modes import in_mode
+from genimg.networks.conditioning import conditional
 from genimg.networks.layers import spectral_normalise
 from genimg.types import Batch, Metrics, Microbatches, Progress
 
@@ -27,8 +28,10 @@ class DeterministicAutoencoder(ConditionalMethod):
     """An encoder and a decoder trained on a reconstruction and a penalty, and a density of the latents to sample from.
 
     Args:
-        encoder: (image [N, C, H, W], condition) -> latents [N, 1, Z]; with an encoder ``condition``.
-        decoder: (latent [N, Z], condition) -> parameters of the likelihood [N, O, H, W]; with an encoder ``condition``.
+        encoder: (image [N, C, H, W], condition) -> latents [N, 1, Z] or [N, Z], with an encoder ``condition``; any other module
+            gets the image alone.
+        decoder: (latent [N, Z], condition) -> parameters of the likelihood [N, O, H, W], with an encoder ``condition``; any
+            other module gets the latent alone.
         loss: of reconstruction and latents.
         latent_dim: Z.
         num_components, num_latents: of the density, of all conditions together; see ``LatentDensity``.
@@ -51,6 +54,7 @@ class DeterministicAutoencoder(ConditionalMethod):
         num_latents: int,
     ) -> None:
         super().__init__()
+        encoder, decoder = conditional("encoder", encoder), conditional("decoder", decoder)
         if loss.normalises_decoder:
             for name, part in decoder.named_children():
                 if name != "condition":
@@ -81,11 +85,12 @@ class DeterministicAutoencoder(ConditionalMethod):
 
     def _encode(self, batch: Batch) -> Tensor:
         """Latents [N, Z] of images as the likelihood has them observed."""
-        moments = self.encoder(batch["image"], self._condition(batch)).float()
+        moments: Tensor = self.encoder(batch["image"], self._condition(batch)).float()
+        moments = moments[:, None] if moments.dim() == 2 else moments
         if moments.shape[1:] != (1, self.density.latent_dim):
             raise ConfigError(
-                f"encoder gives {moments.shape[1]} x {moments.shape[2]} numbers for an image, but this model takes 1 for each "
-                f"of latent_dim={self.density.latent_dim} latents",
+                f"encoder gives {' x '.join(map(str, moments.shape[1:]))} numbers for an image, but this model takes 1 for "
+                f"each of latent_dim={self.density.latent_dim} latents",
                 "set the encoder's moments to 1 and its latent_dim to the model's",
                 key="encoder",
             )
@@ -142,6 +147,10 @@ class DeterministicAutoencoder(ConditionalMethod):
         image = batch["image"]
         with torch.no_grad(), in_mode(self, "eval"):
             conditions = {key: value.to(image.device) for key, value in self.draw(range(len(image)), 0).items()}
+            wanted = image.new_empty(len(image), self.loss.likelihood.num_outputs(image.shape[1]), *image.shape[2:])
+            latent = image.new_zeros(len(image), self.density.latent_dim)
+            decoded = self.decoder(latent, self._condition(conditions | {"image": image}))
+            require_shape("decoder", decoded, wanted, "the likelihood's parameters")
             self._loss(conditions | {"image": image}, latents=[])
 
     # Looking

@@ -1,11 +1,13 @@
-"""What a condition becomes before a network uses it: a vector [N, E]. Each network has an encoder of its own.
+"""What a condition becomes before a network uses it: a vector [N, E]. Each network has its own encoder, ``condition``.
 
-An encoder says which key of the batch it reads; networks built with ``Unconditional`` have E = 0 and need no branch.
+An encoder says which key of the batch it reads; networks built with ``Unconditional`` have E = 0 and need no branch. A network
+without an encoder is unconditional, too: ``conditional`` wraps it, so that methods call all networks alike.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +89,38 @@ class LabelEmbedding(ConditionEncoder):
 
     def forward(self, condition: Tensor) -> Tensor:
         return self.embedding(condition)
+
+
+class Plain(nn.Module):
+    """A network that reads no condition, called like one that does.
+
+    Args:
+        network: Takes the input alone.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.condition = Unconditional()
+
+    def forward(self, values: Tensor, condition: Tensor) -> Any:
+        """Return what the network makes of its input."""
+        return self.network(values)
+
+
+def conditional(name: str, network: nn.Module) -> nn.Module:
+    """Return a network that is called with an input and a condition, and has an encoder ``condition``.
+
+    Args:
+        name: Parameter that the network was given as, for messages.
+        network: Any module; one without an attribute ``condition`` is called with its input alone.
+
+    Raises:
+        ValueError: If it is no module.
+    """
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{name} is a {type(network).__name__}, but must be a torch.nn.Module")
+    return network if hasattr(network, "condition") else Plain(network)
 
 
 def beside_image(image: Tensor, vector: Tensor) -> Tensor:

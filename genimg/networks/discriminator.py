@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from genimg.errors import ConfigError
 from genimg.networks.conditioning import ConditionEncoder, beside_image
 from genimg.networks.layers import initialise, spectral_normalise
 
@@ -24,6 +26,25 @@ class Judgement(NamedTuple):
 
     logits: Tensor
     class_logits: Tensor | None = None
+
+
+def judgement(output: Judgement | Tensor) -> Judgement:
+    """Return a discriminator's answer as a ``Judgement``.
+
+    Args:
+        output: A ``Judgement``, or logits alone: [N] or [N, 1].
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    if isinstance(output, Judgement):
+        return output
+    if not isinstance(output, Tensor) or output.dim() == 0 or output.numel() != len(output):
+        given = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise ConfigError(
+            f"discriminator gives {given}, but must give one logit for each image, [N] or [N, 1]", key="discriminator"
+        )
+    return Judgement(output.flatten())
 
 
 class Features(Protocol):
@@ -64,7 +85,7 @@ class Discriminator(nn.Module):
     ) -> None:
         super().__init__()
         _check(condition, head)
-        self.features = features(condition_channels=condition.dim) if head == "concat" else features()
+        self.features = _features(features, condition, head)
         self.condition = condition
         self.head = head
         count = int(self.features.num_features)  # type: ignore[arg-type]
@@ -91,6 +112,28 @@ class Discriminator(nn.Module):
             if self.projection is not None:
                 logits = logits + (self.projection(self.condition(condition).to(features.dtype)) * features).sum(dim=1)
             return Judgement(logits, None if self.classifier is None else self.classifier(features))
+
+
+def _features(features: Callable[..., nn.Module], condition: ConditionEncoder, head: str) -> nn.Module:
+    """Make the features.
+
+    Raises:
+        ValueError: If they cannot see the condition that ``head`` puts beside the image, or have no ``num_features``.
+    """
+    parameters = inspect.signature(features).parameters.values()
+    takes_channels = any(each.name == "condition_channels" or each.kind is each.VAR_KEYWORD for each in parameters)
+    if head == "concat" and not takes_channels:
+        raise ValueError(
+            "head=concat puts the condition beside the image, but these features have no parameter condition_channels: choose "
+            "head=projection, or no conditioning"
+        )
+    made = features(condition_channels=condition.dim) if head == "concat" else features()
+    if not isinstance(getattr(made, "num_features", None), int):
+        raise ValueError(
+            f"features is a {type(made).__name__} without an attribute num_features: set it to the number of values that it "
+            "gives for an image"
+        )
+    return made
 
 
 def _check(condition: ConditionEncoder, head: str) -> None:

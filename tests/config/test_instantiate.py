@@ -21,6 +21,7 @@ from genimg.api.data import build_dataset
 from genimg.config import instantiate
 from genimg.config.compatibility import check_pairing
 from genimg.config.instantiate import ALLOWED, Builder
+from genimg.config.messages import is_choice
 from genimg.config.schema import COMMANDS, options_of
 from genimg.data.datasets.builtin import ArraySource, Source
 from genimg.data.packing import pack
@@ -41,7 +42,7 @@ TINY = ("data.image_size=16", "data.num_images=4")
 
 
 def options(group):
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml") if is_choice(path.stem))
 
 
 def compose_config(*overrides, name="train"):
