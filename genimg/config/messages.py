@@ -19,6 +19,19 @@ from genimg.errors import UserError
 from genimg.utils.paths import config_dir
 from genimg.utils.words import nearest, quoted
 
+_FOLLOWS_DATA = "it follows the data now; remove it"
+_FORMER = {
+    r"data\.(num_classes|source_channels|target_channels)": _FOLLOWS_DATA,
+    r"conditioning\.image_channels": "it follows conditioning.head now; remove it",
+    r"model\.(a2b|b2a)\.\w+": "set model.translator.NAME, which both directions have",
+    r"model\.discriminator_[ab]\.\w+": "set model.discriminator.NAME, which both domains have",
+    r"model\.(\w+\.)*(image_size|channels|condition_channels|source_channels|target_channels|channels_a|channels_b|num_classes)":
+        _FOLLOWS_DATA,
+    r"conditioning\.\w+\.num_classes": _FOLLOWS_DATA,
+    r"penalty\.r[12]\.image_size": _FOLLOWS_DATA,
+}  # fmt: skip
+"""Keys of earlier versions, and what took their place; NAME is the last part of the key."""
+
 
 def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
     """What to tell the user, or None for a bug of ours, whose traceback is the message.
@@ -153,6 +166,9 @@ def _explain_unknown_key(key: str, command: str, arguments: list[str]) -> str:
         ours = [f"hydra.{path.parent.name}.{name}" for path in Path(config_dir(), "hydra").glob("*/*.yaml")
                 for name in map(str, OmegaConf.load(path))]  # fmt: skip
         return f"unknown key {key}{nearest(key, ours)}: --cfg hydra shows all keys of Hydra, its launcher and its sweeper"
+    former = next((now for pattern, now in _FORMER.items() if re.fullmatch(pattern, key)), None)
+    if former:
+        return f"{key} is a key of earlier versions: {re.sub(r'.*[.]', '', key).join(former.split('NAME'))}"
     if message := _foreign_key(key, command, arguments):
         return message
     keys = _keys_of(command, key, arguments)
