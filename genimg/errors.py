@@ -8,7 +8,8 @@ configuration alone. Only the config layer knows where an object is mounted, and
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Self
 
 _SUBJECT = re.compile(r"[+~]*([A-Za-z_][\w.]*(?:\[\d+\][\w.]*)*)(?==|\b)(?:=(\[[^\]]*\]|\S*?)(?=:?(?:\s|$)))?")
@@ -34,11 +35,18 @@ class UserError(Exception):
         self.value = found[2] if found and has_value and found[1] == self.key else None
         """The setting's value as the message shows it; None where it shows none."""
 
-    def mounted(self, path: str, parameters: Collection[str]) -> Self:
-        """Return the same error in terms of the config: parameters of the object at ``path`` are named by their dotted keys."""
+    def mounted(self, path: str, parameters: Collection[str], origins: Mapping[str, str] = MappingProxyType({})) -> Self:
+        """Return the same error in terms of the config: parameters of the object at ``path`` are named by their dotted keys.
+
+        Args:
+            path: Where the object stands in the config.
+            parameters: Names of its parameters.
+            origins: Keys that have their values by interpolation, and the keys that these come from.
+        """
         subject = self.key or subject_of(self.problem)
         key = join(path, subject) if re.split(r"[.\[]", subject)[0] in parameters else self.key or path
-        problem, fix = (name_in_config(text, path, parameters) for text in (self.problem, self.fix))
+        key = origins.get(key, key)
+        problem, fix = (name_in_config(text, path, parameters, origins) for text in (self.problem, self.fix))
         return type(self)(problem, fix, key=key)
 
 
@@ -76,15 +84,20 @@ def join(path: str, name: str) -> str:
     return f"{path}.{name}" if path and name else path or name
 
 
-def name_in_config(text: str, path: str, parameters: Collection[str]) -> str:
+def name_in_config(text: str, path: str, parameters: Collection[str], origins: Mapping[str, str] = MappingProxyType({})) -> str:
     """Return a message in which every ``parameter=``, and a parameter that it begins with, carries its dotted key.
 
     Args:
         text: A message in terms of parameters.
         path: Where the object stands in the config.
         parameters: Names of its parameters.
+        origins: Keys that have their values by interpolation, and the keys that these come from.
     """
     if not parameters or not path:
         return text
+
+    def key(found: re.Match[str]) -> str:
+        return origins.get(join(path, found[0]), join(path, found[0]))
+
     names = "|".join(sorted(map(re.escape, parameters), key=len, reverse=True))
-    return re.sub(rf"(?<![\w./-])({names})(?==(?!=))|^({names})\b", lambda found: join(path, found[0]), text)
+    return re.sub(rf"(?<![\w./-])({names})(?==(?!=))|^({names})\b", key, text)

@@ -130,8 +130,8 @@ class Builder:
         taken = inspect.signature(target).parameters
         made |= {name: value for name, value in arguments.items() if name in taken and name not in made}
         if is_partial:
-            return _Factory.mounted_at(key, target, positional, made)
-        with mounted(key, target):
+            return _Factory.mounted_at(key, target, positional, made, self.origins)
+        with mounted(key, target, self.origins):
             return target(*positional, **made)
 
     def locate(self, target: object, key: str) -> Any:
@@ -290,25 +290,29 @@ class _Factory(functools.partial[Any]):
     """A constructor with some of its arguments, which says where it stands in the config if it refuses them."""
 
     key: str
+    origins: Mapping[str, str]
 
     @classmethod
-    def mounted_at(cls, key: str, target: Any, positional: Sequence[Any], keywords: Mapping[str, Any]) -> _Factory:
+    def mounted_at(
+        cls, key: str, target: Any, positional: Sequence[Any], keywords: Mapping[str, Any], origins: Mapping[str, str]
+    ) -> _Factory:
         made = cls(target, *positional, **keywords)
-        made.key = key
+        made.key, made.origins = key, origins
         return made
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        with mounted(self.key, self.func):
+        with mounted(self.key, self.func, self.origins):
             return super().__call__(*arguments, **keywords)
 
 
 @contextlib.contextmanager
-def mounted(key: str, target: Any) -> Iterator[None]:
+def mounted(key: str, target: Any, origins: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
     """Say in terms of the config what an object that stands at ``key`` refuses in terms of its parameters.
 
     Args:
         key: Dotted key.
         target: The class or function, or an instance of the class.
+        origins: See ``Builder``.
 
     Raises:
         ConfigError: For a ValueError whose message begins with a parameter, and for any of a constructor that is not
@@ -318,14 +322,14 @@ def mounted(key: str, target: Any) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise error.mounted(key, _parameters(owner)) from error
+        raise error.mounted(key, _parameters(owner), origins) from error
     except (ValueError, TypeError) as error:
         is_ours = str(getattr(owner, "__module__", "")).partition(".")[0] == "genimg"
         subject = re.split(r"[.\[]", subject_of(str(error)))[0]
         if is_ours and (isinstance(error, TypeError) or subject not in _parameters(owner)):
             raise
         text = str(error) if subject in _parameters(owner) else f"{key}: {error}"
-        raise ConfigError(text).mounted(key, _parameters(owner)) from error
+        raise ConfigError(text).mounted(key, _parameters(owner), origins) from error
 
 
 def _parameters(target: Any) -> list[str]:
