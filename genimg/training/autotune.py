@@ -49,7 +49,7 @@ def resolve_auto(parts: TrainingComponents, *, accumulation: bool, may_compile: 
     if accumulation:
         if parts.device.type == "cuda":
             parts = search_accumulation(parts, fits)
-        log.info("trainer.accumulation=auto: %d", parts.settings.accumulation)
+        log.info("accumulation: %d microbatches, found by trying", parts.settings.accumulation)
     if parts.performance.compile == "auto":
         mode: str | bool = False
         tried = may_compile and not (parts.performance.activation_checkpointing or parts.settings.sync_batch_norm)
@@ -132,9 +132,9 @@ def choose_compilation(parts: TrainingComponents, worth: float, mode: str = _MOD
     if not reason and plain / fast <= _GAIN:
         reason = f"{1e3 * fast:.2f} ms a step instead of {1e3 * plain:.2f}"
     if not on_every_rank(not reason):
-        log.info("performance.compile=auto: not compiled (%s)", reason or "another process cannot")
+        log.info("compilation: none (%s)", reason or "another process cannot")
         return False
-    log.info("performance.compile=auto: %s, %.2f ms a step instead of %.2f", mode, 1e3 * fast, 1e3 * plain)
+    log.info("compilation: %s, %.2f ms a step instead of %.2f", mode, 1e3 * fast, 1e3 * plain)
     return mode
 
 

@@ -93,9 +93,9 @@ def test_settings_of_the_trainer_are_named_by_their_keys(changes: dict[str, Any]
         "duration": "9 images", "batch_size": 4, "accumulation": 1, "max_grad_norm": None, "log_interval": "1 images",
         "preview_interval": "1 images", "checkpoint_interval": "1 images", "preview_images": 4, "keep_last": 1,
     }  # fmt: skip
-    assert isinstance(Builder().trainer_settings(settings), TrainerSettings)
+    assert isinstance(Builder().settings(TrainerSettings, settings, "trainer"), TrainerSettings)
     with pytest.raises(ConfigError) as caught:
-        Builder().trainer_settings(settings | changes)
+        Builder().settings(TrainerSettings, settings | changes, "trainer")
     assert caught.value.key == f"trainer.{key}"
 
 
