@@ -264,8 +264,8 @@ def _check_shapes(method: Method, dataset: Source, task: Task | None) -> None:
         if isinstance(error, ValueError) and not str(error).startswith("Expected more than 1"):  # instance norm's, of one pixel
             raise
         fix = (
-            "give larger images with data.image_size, or a discriminator with fewer strided convolutions (num_strided, below "
-            "model.discriminator or model.discriminator)" if task else
+            "give larger images with data.image_size, or a discriminator with fewer strided convolutions "
+            "(model.discriminator.num_strided)" if task else
             "remove channels and image_size below model, which follow the data"
         )  # fmt: skip
         raise ConfigError(
