@@ -461,7 +461,7 @@ def test_what_is_no_result_is_refused(evaluate: Command, home: Path) -> None:
         evaluate.refuse(f"{name} is not a result", arguments=[f"compare=[b.json,{name}]"])
     evaluate.refuse("nowhere.json is neither", arguments=["compare=[b.json,nowhere.json]"])
     evaluate.refuse("must name two results", arguments=["compare=[b.json]"])
-    evaluate.refuse("must name two results", arguments=["compare=b.json"])
+    evaluate.refuse("must be a list", arguments=["compare=b.json"])
 
 
 def test_the_picture_of_neighbours_shows_copies(evaluate: Command, home: Path) -> None:
