@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from genimg.data.captions import encode
-from genimg.methods.conditional import ConditionalMethod, encoder_of
+from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.networks.conditioning import ConditionEncoder, OneHot, Unconditional
 from genimg.networks.text import TextEncoder
 
@@ -128,11 +128,19 @@ def test_samples_to_look_at_have_a_class_in_every_row():
     assert found[..., 1].flatten().tolist() == [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]
 
 
-def test_a_network_without_an_encoder_of_conditions_is_refused():
+def test_an_attribute_that_is_no_encoder_of_conditions_is_refused():
     network = nn.Linear(1, 1)
     for wrong in (None, nn.Identity()):
         network.condition = wrong
-        with pytest.raises(ValueError, match=r"^Linear has no encoder of conditions: give it condition=\$\{conditioning\.enc"):
-            encoder_of(network)
+        with pytest.raises(ValueError, match=r"^encoder\.condition must be a ConditionEncoder"):
+            shared_encoder(encoder=network)
     network.condition = Unconditional()
-    assert encoder_of(network) is network.condition
+    assert shared_encoder(encoder=network) is network.condition
+
+
+def test_networks_must_read_the_same_condition():
+    blind, reader = nn.Linear(1, 1), nn.Linear(1, 1)
+    blind.condition, reader.condition = Unconditional(), OneHot(num_classes=3)
+    for networks in ({"generator": blind, "discriminator": reader}, {"discriminator": reader, "generator": blind}):
+        with pytest.raises(ValueError, match=r"^generator reads no condition, but discriminator reads the label"):
+            shared_encoder(**networks)
