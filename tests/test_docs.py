@@ -24,13 +24,14 @@ def test_the_worked_examples_of_extending_run_as_they_stand(tmp_path: Path) -> N
     text = (ROOT / "docs" / "extending.md").read_text()
     files = FILES.findall(text)
     commands = [line for block in COMMANDS.findall(text) for line in block.splitlines()]
-    assert len(files) == 7
-    assert len(commands) == 5
+    assert len(files) == 11
+    assert len(commands) == 9
     for name, content in files:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "GENIMG_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    paths = f"{tmp_path}{os.pathsep}{ROOT}"
+    environment = {**os.environ, "PYTHONPATH": paths, "GENIMG_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     for command in commands:
         name, *arguments = shlex.split(command)
         if name == "genimg-train":  # only shorter
@@ -40,9 +41,11 @@ def test_the_worked_examples_of_extending_run_as_they_stand(tmp_path: Path) -> N
             [sys.executable, "-c", PROGRAM, name, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert run.returncode == 0, command + run.stdout + run.stderr
-    for name in ("resize_gan", "smoothed", "stripes", "metric"):
+    for name in ("my_gan", "my_discriminator", "resize_gan", "smoothed", "stripes", "metric"):
         assert (tmp_path / "outputs" / name / "checkpoints" / "last.pt").is_file()
-    assert len(list((tmp_path / "outputs" / "resize_gan" / "samples-seed0").glob("*.png"))) == 4
+    for name in ("my_gan", "resize_gan"):
+        assert len(list((tmp_path / "outputs" / name / "samples-seed0").glob("*.png"))) == 4
+    assert (tmp_path / "outputs" / "my_gan" / "generator.pt2").is_file()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -54,7 +54,7 @@ _KEYS = {
     **_several("epochs num_epochs max_epochs n_epochs", _duration("trainer.duration", "epochs")),
     **_several("steps max_steps num_steps train_steps iterations num_iterations", _duration("trainer.duration", "steps")),
     **_several("lr learning_rate", _value("optimizer.lr")),
-    **_several("batch_size bs batchsize", _value("trainer.batch_size"), _value("batch_size")),
+    **_several("batch_size bs", _value("trainer.batch_size"), _value("batch_size")),
     **_several("img_size image_size resolution size", _value("data.image_size")),
     **_several("gpu cuda gpus num_gpus", ("trainer", _gpu_or_several), ("device", _gpu)),
     **_several("ema ema_decay ema_beta", ("model.ema_half_life", lambda value: "model.ema_half_life='N images'")),

@@ -374,8 +374,8 @@ class GAN(ConditionalMethod):
         image = batch["image"]
         drawn = self.draw(range(len(image)), 0)
         made = self.sample(drawn)
-        require_shape("generator", made, image, "the data's images")
         for images in (image, made):
+            require_shape("generator", images, image, "the data's images")
             with refusals_of("augment", self.augment):
                 augmented = self.augment(images)
             judged = judgement(self.discriminator(augmented, self._condition(drawn)))

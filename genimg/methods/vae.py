@@ -273,7 +273,7 @@ class VAE(ConditionalMethod):
             batch = self._with_conditions(batch["image"])
             image = batch["image"]
             wanted = image.new_empty(len(image), self.loss.likelihood.num_outputs(image.shape[1]), *image.shape[2:])
-            latent = image.new_zeros(len(image), self.latent_dims[0])
+            latent, _ = self._moments(self._observed(batch))
             require_shape("decoder", self.decoder(latent, self._condition(batch)), wanted, "the likelihood's parameters")
             self._loss(batch)
 

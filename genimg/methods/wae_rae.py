@@ -148,10 +148,10 @@ class DeterministicAutoencoder(ConditionalMethod):
         with torch.no_grad(), in_mode(self, "eval"):
             conditions = {key: value.to(image.device) for key, value in self.draw(range(len(image)), 0).items()}
             wanted = image.new_empty(len(image), self.loss.likelihood.num_outputs(image.shape[1]), *image.shape[2:])
-            latent = image.new_zeros(len(image), self.density.latent_dim)
-            decoded = self.decoder(latent, self._condition(conditions | {"image": image}))
+            given = conditions | {"image": image}
+            decoded = self.decoder(self._encode(self._observed(given)), self._condition(given))
             require_shape("decoder", decoded, wanted, "the likelihood's parameters")
-            self._loss(conditions | {"image": image}, latents=[])
+            self._loss(given, latents=[])
 
     # Looking
 

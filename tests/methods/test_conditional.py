@@ -128,11 +128,19 @@ def test_samples_to_look_at_have_a_class_in_every_row():
     assert found[..., 1].flatten().tolist() == [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]
 
 
-def test_a_network_without_an_encoder_of_conditions_is_refused():
+def test_an_attribute_that_is_no_encoder_of_conditions_is_refused():
     network = nn.Linear(1, 1)
     for wrong in (None, nn.Identity()):
         network.condition = wrong
-        with pytest.raises(ValueError, match=r"^prior\.condition must be an encoder of conditions, and a Linear has none"):
-            shared_encoder(prior=network)
+        with pytest.raises(ValueError, match=r"^encoder\.condition must be a ConditionEncoder"):
+            shared_encoder(encoder=network)
     network.condition = Unconditional()
-    assert shared_encoder(prior=network) is network.condition
+    assert shared_encoder(encoder=network) is network.condition
+
+
+def test_networks_must_read_the_same_condition():
+    blind, reader = nn.Linear(1, 1), nn.Linear(1, 1)
+    blind.condition, reader.condition = Unconditional(), OneHot(num_classes=3)
+    for networks in ({"generator": blind, "discriminator": reader}, {"discriminator": reader, "generator": blind}):
+        with pytest.raises(ValueError, match=r"^generator reads no condition, but discriminator reads the label"):
+            shared_encoder(**networks)
