@@ -175,5 +175,5 @@ def test_other_tasks_show_what_the_network_answers():
 def test_check_shows_images_that_do_not_fit():
     with pytest.raises(RuntimeError, match="channels"):
         restoration(residual=False).check({"source": images(5), "target": images(3)})
-    with pytest.raises(ConfigError, match="^translator gives"):
+    with pytest.raises(ConfigError, match=r"^translator gives"):
         restoration(residual=False).check({"source": images(4), "target": images(2)})
