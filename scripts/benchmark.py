@@ -45,6 +45,7 @@ from genimg.api.assemble import assemble
 from genimg.config.compose import Config as ImmutableConfig
 from genimg.config.messages import explain
 from genimg.data.datasets.shapes import shapes
+from genimg.errors import ConfigError
 from genimg.evaluation.feature_extraction import full_float32
 from genimg.training.components import TrainingComponents
 from genimg.training.device import choose_device, describe_hardware
@@ -381,7 +382,7 @@ def blocks_of(configs: Mapping[str, Any], arguments: argparse.Namespace) -> tupl
     block = max(most // cycle, 1) * cycle
     count = arguments.long // block if arguments.long else arguments.blocks
     if arguments.long and count < 10:
-        raise ValueError(f"--long {arguments.long} is too short: ten points need {10 * cycle} steps")
+        raise ConfigError(f"--long {arguments.long} is too short: ten points need {10 * cycle} steps")
     return block, count
 
 

@@ -81,7 +81,7 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (20, 20)) -> 
             ["penalty=r1,lecam is several values", "'penalty=[r1,lecam]' for a list", "-m to sweep", "penalty=\"'r1,lecam'\""],
         ),
         (
-            ["conditioning=projection", "conditioning.encoder.num_classes=3"],
+            ["conditioning=projection", "+conditioning.encoder.num_classes=3"],
             ["made for 3 classes, but data shapes has 5", "conditioning.encoder.num_classes", "null"],
         ),
         (["+model.generator.widht=3"], ["model.generator.widht", "did you mean 'width'?"]),
@@ -93,7 +93,7 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (20, 20)) -> 
         (["trainer.batch_size=0"], ["trainer.batch_size=0"]),
         (["trainer.batch_size=many"], ["trainer.batch_size=many"]),
         (["trainer.accumulation=3"], ["trainer.accumulation=3", "trainer.batch_size=64"]),
-        (["data.image_size=30"], ["30x30", "data.image_size=[32,32]"]),
+        (["data.image_size=30"], ["data.image_size=[30,30] does not fit this network", "[32,32]"]),
         (["model.generator.channels=1"], ["3 channels", "model"]),
         (["model.discriminator.features.channels=1"], ["3 channels", "model"]),
         (["loss=elbo", "likelihood=gaussian"], ["ELBO", "GAN", "loss=hinge, least_squares, minimax, nonsaturating"]),
@@ -331,7 +331,7 @@ def test_a_package_of_your_own_is_built_only_when_allowed(home: Path, monkeypatc
 
 def test_mistakes_are_found_before_data_or_weights_are_fetched(home: Path) -> None:
     refuse("ELBO", arguments=["data=cifar10", "loss=elbo", "likelihood=gaussian"], blocked_network=True)
-    refuse("30x30", arguments=["data.image_size=30", "evaluation=inception"], blocked_network=True)
+    refuse("data.image_size=[30,30]", arguments=["data.image_size=30", "evaluation=inception"], blocked_network=True)
     assert not list(home.iterdir()) or not list(home.rglob("config.yaml"))
 
 

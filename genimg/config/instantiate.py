@@ -64,6 +64,7 @@ ALLOWED = (
 )
 """Packages whose classes and functions a config may name."""
 
+_SETTABLE = {"image_size": "data.image_size", "channels": "data.channels"}  # keys that decide facts about the data
 _HYDRA_KEYS = {"_target_", "_partial_", "_args_"}
 T = TypeVar("T")
 Config = dict[str, Any]
@@ -128,10 +129,12 @@ class Builder:
         for name in importable_parameters(target) & made.keys():
             made[name] = self._located(made[name], f"{key}.{name}")
         taken = inspect.signature(target).parameters
-        made |= {name: value for name, value in arguments.items() if name in taken and name not in made}
+        given = {name: value for name, value in arguments.items() if name in taken and name not in made}
+        origins = {**self.origins, **{f"{key}.{name}": _SETTABLE[name] for name in given.keys() & _SETTABLE.keys()}}
+        made |= given
         if is_partial:
-            return _Factory.mounted_at(key, target, positional, made, self.origins)
-        with mounted(key, target, self.origins):
+            return _Factory.mounted_at(key, target, positional, made, origins)
+        with mounted(key, target, origins):
             return target(*positional, **made)
 
     def locate(self, target: object, key: str) -> Any:
