@@ -94,11 +94,11 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (20, 20)) -> 
         (["trainer.batch_size=many"], ["trainer.batch_size=many"]),
         (["trainer.accumulation=3"], ["trainer.accumulation=3", "trainer.batch_size=64"]),
         (["data.image_size=30"], ["data.image_size=[30,30] does not fit this network", "[32,32]"]),
-        (["model.generator.channels=1"], ["3 channels", "model"]),
-        (["model.discriminator.features.channels=1"], ["3 channels", "model"]),
+        (["+model.generator.channels=1"], ["3 channels", "model"]),
+        (["+model.discriminator.features.channels=1"], ["3 channels", "model"]),
         (["loss=elbo", "likelihood=gaussian"], ["ELBO", "GAN", "loss=hinge, least_squares, minimax, nonsaturating"]),
         (["model=vae", "loss=hinge"], ["AdversarialLoss", "VAE", "loss=beta_vae, elbo, elbo_capacity, iwae"]),
-        (["likelihood=gaussian"], ["has no effect on the loss AdversarialLoss of a GAN", "leave it away"]),
+        (["likelihood=gaussian"], ["has no effect on the loss AdversarialLoss of a GAN", "remove it"]),
         (["model=vae", "likelihood=none"], ["the loss ELBO needs one", "choose likelihood=bernoulli, gaussian"]),
         (["model=vae", "likelihood=gausian"], ["likelihood=gausian", "did you mean 'gaussian'?"]),
         (["model=vae", "likelihood.scale=0"], ["likelihood.scale=0", "must be above 0"]),
@@ -106,7 +106,7 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (20, 20)) -> 
             ["model=vae", "conditioning=projection"],
             ["(conditioning.head=projection), and does not go with a VAE", "conditioning=concat"],
         ),
-        (["model=vae", "loss=elbo_capacity", "loss.free_bits=0.5"], ["loss.capacity=25.0 and loss.free_bits both say"]),
+        (["model=vae", "loss=elbo_capacity", "loss.free_bits=0.5"], ["loss.capacity=25.0 and", "free_bits both say"]),
         (["device=cuda"], ["device=cuda", "device=cpu"]),
         (["device=tpu"], ["device=tpu", "auto, cuda, cpu, mps"]),
         (["precision=tf32", "device=cpu"], ["precision=tf32", "bf16"]),
@@ -178,7 +178,7 @@ def test_help_lists_the_options_of_the_groups_that_the_command_takes(
     listed = dict(re.findall(r"^(\w+): ((?:\w+, )+\w+|default)$", help_text, re.MULTILINE))
     assert set(groups) <= set(listed) if command == "train" else set(groups) == set(listed)
     for group, options in listed.items():
-        names = {path.stem for path in (Path(config_dir()) / group).glob("*.yaml")} - {"base", "classifier_base"}
+        names = {path.stem for path in (Path(config_dir()) / group).glob("*.yaml") if path.stem.rpartition("_")[2] != "base"}
         assert set(options.split(", ")) == names | ({"my_database"} if group == "data" else set())
 
 
@@ -190,7 +190,7 @@ def test_a_value_with_a_comma_is_told_its_quotes(home: Path) -> None:
 def test_labels_that_a_folder_lacks_are_explained(home: Path) -> None:
     write_images(home / "plain", 8)
     arguments = ["data=folder", "data.root=plain", "data.image_size=16", "trainer.batch_size=4", "evaluation=none"]
-    words = ["this data has none: put each class's images into a subdirectory of its own", "conditioning=text for captions"]
+    words = ["conditioning on labels needs data with labels", "subdirectory for each class"]
     refuse(*words, arguments=[*arguments, "conditioning=projection", "run_dir=run"])
     assert not (home / "run").exists()
 

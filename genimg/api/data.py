@@ -38,11 +38,12 @@ def build_dataset(config: Node, builder: Builder, given: Source | None = None) -
         raise ConfigError(
             "data=given takes images from Python: call genimg.train(overrides, dataset=...), or choose other data", key="data"
         )
+    another = isinstance(validation, str)
+    other = other_split(data, validation, key="data.validation", instead="give a share such as 0.1") if another else {}
     dataset: Source = builder.build(_without_loader(data), "data") if given is None else given
-    if not isinstance(validation, str):
+    if not another:
         with mounted("data", without_validation):
             return without_validation(dataset, validation)
-    other = other_split(data, validation, key="data.validation", instead="give a share such as 0.1")
     try:
         dataset.validation = builder.build(_without_loader(other), "data")
     except UserError as error:

@@ -304,6 +304,10 @@ class _Factory(functools.partial[Any]):
         return made
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        for name, parameter in inspect.signature(self.func).parameters.items():
+            is_required = parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY
+            if is_required and name not in {**self.keywords, **keywords}:
+                raise ConfigError(f"{self.key}.{name} is required: set {self.key}.{name}=VALUE", key=f"{self.key}.{name}")
         with mounted(self.key, self.func, self.origins):
             return super().__call__(*arguments, **keywords)
 
