@@ -262,7 +262,7 @@ def test_a_checkpoint_whose_config_names_other_code_is_refused(home: Path) -> No
     torch.save(state, path)
     refuse("os.mkdir", "refused", command="sample", arguments=["ckpt=run"])
     # A checkpoint cannot allow its own code either, nor switch the comparison of configs off.
-    for config in (state["config"], state["config_source"]):
+    for config in (state["config"], state["raw_config"]):
         config["model"]["generator"] |= {"_target_": "os.mkdir", "path": str(home / "owned")}
         config["allow"] = ["os", "posix"]
         config["resume_force"] = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +301,10 @@ def _why_impossible(state: Node, changes: dict[str, str], config: Node, named: i
     batch_size = config["trainer"]["batch_size"]
     builder = instantiate.Builder(allowed, epoch_size=state["num_images"], batch_size=batch_size, named=named)
     try:
-        method = instantiate.build_model(config, DataFacts.restored(state["facts"]), builder)
+        facts = DataFacts.restored(state["facts"])
+        changed = {name: config["data"][name] for name in ("image_size", "channels") if f"data.{name}" in changes}
+        facts = replace(facts, **{name: value for name, value in changed.items() if value is not None})
+        method = instantiate.build_model(config, facts, builder)
     except Exception:  # which will be raised again where the run is assembled, if it is forced
         return None
     shapes = {name: tensor.shape for name, tensor in method.state_dict().items()}

@@ -227,7 +227,7 @@ def test_resuming_with_a_changed_config_lists_what_differs(tmp_path: Path, envir
 @pytest.mark.parametrize(
     ("changes", "lines", "reason"),
     [
-        (["conditioning=projection"], ["conditioning: 3 keys, such as conditioning.head: none -> projection"], "weights"),
+        (["conditioning=projection"], ["conditioning.encoder._target_: ", "conditioning.head: none -> projection"], "weights"),
         (["data.image_size=32"], ["data.image_size: 16 -> 32"], "weights"),
         (["model.generator.width=4", "seed=1"], ["model.generator.width: 8 -> 4", "seed: 0 -> 1"], "weights"),
         (["optimizer=rmsprop", "optimizer.lr=1"], ["optimizer: 3 keys, such as optimizer.lr: 0.001 -> 1"], "another optimizer"),

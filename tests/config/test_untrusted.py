@@ -115,7 +115,7 @@ def run(home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtur
 def changed(trained: Path, home: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """A copy of the run whose checkpoint has another config."""
     state = torch.load(trained / "checkpoints" / "last.pt", weights_only=True)
-    for config in (state["config"], state["config_source"]):
+    for config in (state["config"], state["raw_config"]):
         change(config)
     state["training"] |= {"evaluated_at": -1, "last": {}, "best": {}, "final": {}}  # of the evaluation before the change
     path = home / "downloaded.pt"
@@ -179,7 +179,7 @@ def test_an_interpolation_does_not_lead_to_it_either(trained: Path, home: Path, 
         config["evaluation"]["extractor"] = "${_extractor}"
 
     state = torch.load(trained / "checkpoints" / "last.pt", weights_only=True)
-    change(state["config_source"])
+    change(state["raw_config"])
     torch.save(state, home / "downloaded.pt")
     code, text = run("train", "resume=downloaded.pt", "run_dir=other", "resume_force=true", "trainer.duration=2 steps")
     assert code == 2
@@ -274,7 +274,8 @@ def test_an_exported_network_names_no_files_either(tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
     import json
 
-    config = {"model": {"_target_": "torch.nn.Sequential", "_args_": [TEXT]}, "num_images": 1, "batch_size": 1}
+    config = {"model": {"_target_": "torch.nn.Sequential", "_args_": [TEXT]}, "num_images": 1, "batch_size": 1,
+              "facts": {"image_size": 8, "channels": 1, "num_classes": 0}}  # fmt: skip
     safetensors.save_file({"weight": torch.zeros(1)}, tmp_path / "network.safetensors", {"config": json.dumps(config)})
     with pytest.raises(ValueError, match="path=beside"):
         rebuilt(tmp_path / "network.safetensors")
