@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from genimg.api.data import build_dataset
 from genimg.config import instantiate
 from genimg.data.captions import encode
+from genimg.data.facts import DataFacts
 from genimg.errors import UserError
 from genimg.exporting.checks import TOLERANCE, largest_difference, trials
 from genimg.exporting.formats import open_onnx, traced, write_onnx
@@ -57,13 +58,14 @@ def settings_of(model: str, root: Path) -> list[str]:
     return [*settings, *TINY]
 
 
-def made(*settings: str) -> tuple[Method, dict[str, Any]]:
-    """A method that was not trained, but whose every weight is a random number, and its config."""
+def made(*settings: str) -> tuple[Method, DataFacts]:
+    """A method that was not trained, but whose every weight is a random number, and facts about its data."""
     with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
         composed = compose("train", overrides=list(settings))
     config: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     torch.manual_seed(0)
     source = build_dataset(config, BUILDER)
+    facts = DataFacts.of(source, build_task(config, source, BUILDER))
     method = tiny.method_of(config, source, BUILDER)
     numbers = torch.Generator().manual_seed(1)
     for tensor in method.parameters():
@@ -77,12 +79,12 @@ def made(*settings: str) -> tuple[Method, dict[str, Any]]:
     if isinstance(method, ConditionalMethod) and method.condition_key == "caption":
         texts = ["a small red circle", "a large ring above a cross, and more", ""]
         method.conditions.copy_(method._fit(encode([texts[i % 3] for i in range(len(method.conditions))], 64)))
-    return method.to(memory_format=torch.channels_last).eval(), config  # type: ignore[call-overload]
+    return method.to(memory_format=torch.channels_last).eval(), facts  # type: ignore[call-overload]
 
 
 def part_of(*settings: str, **choices: Any) -> Part:
-    method, config = made(*settings)
-    return exportable(method, Choices(**choices), config["data"])
+    method, facts = made(*settings)
+    return exportable(method, Choices(**choices), facts)
 
 
 def assert_exports(part: Part) -> Part:
@@ -130,21 +132,21 @@ def test_onnx_files_make_the_same(name: str, tmp_path: Path) -> None:
 
 def test_psi_pulls_towards_the_average_of_a_stylegan2() -> None:
     settings = ["model=stylegan2_small", *tiny.SIZES["stylegan2_small"], *TINY]
-    method, config = made(*settings)
+    method, facts = made(*settings)
     method.generator_ema.network.style_average.normal_(0.0, 1.0, generator=torch.Generator().manual_seed(2))  # type: ignore[union-attr, operator]
     latent = method.draw(range(3), 0)["latent"]
     for psi in (0.0, 0.7):
-        part = exportable(method, Choices(truncation=psi), config["data"])
+        part = exportable(method, Choices(truncation=psi), facts)
         expected = method.sample({"latent": latent, "truncation": torch.tensor(psi)}).clamp(-1, 1)
         assert (traced(part)[0].module()(latent) - expected).abs().max() <= TOLERANCE
     assert (expected - method.sample({"latent": latent}).clamp(-1, 1)).abs().max() > 100 * TOLERANCE
 
 
 def test_each_direction_of_a_cyclegan_is_a_part_of_its_own(tmp_path: Path) -> None:
-    method, config = made(*settings_of("cyclegan", tmp_path))
+    method, facts = made(*settings_of("cyclegan", tmp_path))
     image = torch.rand(2, 3, 16, 20) * 2 - 1
     for direction, name in ((None, "translator-a2b"), ("b2a", "translator-b2a")):
-        part = exportable(method, Choices(direction=direction), config["data"])
+        part = exportable(method, Choices(direction=direction), facts)
         assert part.name == name
         assert (part.network(image) - method.translate(image, direction or "a2b")).abs().max() <= TOLERANCE
 
@@ -165,12 +167,12 @@ def test_batch_statistics_of_training_mode_are_those_of_each_image(tmp_path: Pat
 def test_noise_of_a_hierarchy_and_the_choice_of_a_gaussian_are_inputs() -> None:
     hierarchy = part_of("model=vae_hierarchical", *tiny.AUTOENCODERS["vae_hierarchical"], *TINY)
     assert [(port.name, port.shape) for port in hierarchy.inputs] == [("latent", ("batch", 3)), ("noise", ("batch", 4))]
-    method, config = made("model=rae", *tiny.AUTOENCODERS["rae"], *TINY)
+    method, facts = made("model=rae", *tiny.AUTOENCODERS["rae"], *TINY)
     density = method.density
     density.weights.copy_(torch.tensor([0.3, 0.7]))  # type: ignore[operator, union-attr]
     density.means.normal_(0.0, 3.0)  # type: ignore[operator, union-attr]
     density.factors.copy_(torch.randn(2, 4, 4).tril())  # type: ignore[operator, union-attr]
-    part = exportable(method, Choices(), config["data"])
+    part = exportable(method, Choices(), facts)
     assert [port.name for port in part.inputs] == ["latent", "uniform"]
     normal, uniform = torch.randn(4, 4), torch.tensor([0.0, 0.29, 0.31, 0.99])
     chosen = torch.tensor([0, 0, 1, 1])
