@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from genimg.api.data import build_dataset
+from genimg.api.data import build_dataset, build_task
 from genimg.config import instantiate
 from genimg.data.captions import encode
 from genimg.data.facts import DataFacts
