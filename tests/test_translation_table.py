@@ -155,7 +155,7 @@ REFUSED = {
         ["model=pix2pix", "data=paired", "data.root=pairs", "data.direction=b2c"], "data.direction=b2c must be a2b or b2a",
     ),
     "an evaluation of generated images": (
-        ["model=restoration", "task=denoise", "evaluation=shapes"], "this evaluation measures images that are made from nothing",
+        ["model=restoration", "task=denoise", "evaluation=shapes"], "measures images that are made from nothing",
     ),
     "translation of a GAN": (["evaluation=translation"], "this evaluation"),
     "a validation of nothing": (["model=restoration", "task=denoise", "data.validation=0.01"], "leaves 0 for validation"),
