@@ -82,7 +82,7 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (20, 20)) -> 
         ),
         (
             ["conditioning=projection", "+conditioning.encoder.num_classes=3"],
-            ["made for 3 classes, but data shapes has 5", "conditioning.encoder.num_classes", "null"],
+            ["made for 3 classes, but data shapes has 5", "remove num_classes"],
         ),
         (["+model.generator.widht=3"], ["model.generator.widht", "did you mean 'width'?"]),
         (["data=folder"], ["data.root is required"]),
@@ -94,7 +94,7 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (20, 20)) -> 
         (["trainer.batch_size=many"], ["trainer.batch_size=many"]),
         (["trainer.accumulation=3"], ["trainer.accumulation=3", "trainer.batch_size=64"]),
         (["data.image_size=30"], ["data.image_size=[30,30] does not fit this network", "[32,32]"]),
-        (["+model.generator.channels=1"], ["3 channels", "model"]),
+        (["+model.generator.channels=1"], ["model.generator gives [2, 1, 32, 32]"]),
         (["+model.discriminator.features.channels=1"], ["3 channels", "model"]),
         (["loss=elbo", "likelihood=gaussian"], ["ELBO", "GAN", "loss=hinge, least_squares, minimax, nonsaturating"]),
         (["model=vae", "loss=hinge"], ["AdversarialLoss", "VAE", "loss=beta_vae, elbo, elbo_capacity, iwae"]),

@@ -58,11 +58,13 @@ def load(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a genimg checkpoint")
-    if state.get("version") != VERSION:
+    if (version := state.get("version")) != VERSION:
+        newer = isinstance(version, int) and version > VERSION
+        what = "" if newer else ", which keeps facts about the data, and what auto turned out to mean, apart from the config"
         raise CheckpointError(
-            f"{path} has checkpoint version {state.get('version')}, but this genimg reads version {VERSION}, which keeps "
-            "facts about the data, and what auto turned out to mean, apart from the config: use the genimg of the "
-            "commit that the run's summary.json names, or train again"
+            f"{path} has checkpoint version {version}, but this genimg reads version {VERSION}{what}",
+            f"use genimg {state.get('genimg_version', 'of that time')} as of the commit that the run's summary.json names"
+            + ("" if newer else ", or train again"),
         )
     return state
 

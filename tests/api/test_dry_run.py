@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 from test_resume import MODELS, TINY, losses_of, records
 
-from genimg.api import autotune
 from genimg.api.assemble import assemble
 from genimg.config.compose import Config
 from genimg.methods.base import Method
+from genimg.training import autotune
 from genimg.training.components import TrainingComponents
 from genimg.training.decisions import Decisions
 from genimg.training.performance import Performance, _trained_networks
@@ -100,7 +100,7 @@ def test_automatic_accumulation_is_one_on_a_cpu_and_recorded(tmp_path: Path, env
     arguments = [*TINY, *MODELS["dcgan"], "evaluation=none", "trainer.accumulation=auto", "run_dir=run"]
     status, output = train([*arguments, "trainer.duration=4 steps"], environment, tmp_path)
     assert status == 0, output
-    assert torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["config"]["trainer"]["accumulation"] == 1
+    assert torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["decisions"]["accumulation"] == 1
     status, output = train([*arguments, "trainer.duration=8 steps"], environment, tmp_path)  # continues
     assert status == 0, output
     assert "resuming from" in output
@@ -162,14 +162,14 @@ def test_other_errors_of_a_trial_are_not_taken_for_a_lack_of_memory(
         autotune.fits(parts)
 
 
-@pytest.mark.parametrize("value", ["64.5", "'64'", "null", "-4"])
+@pytest.mark.parametrize("value", ["64.5", "null", "-4"])
 def test_a_wrong_batch_size_is_refused_with_automatic_accumulation_too(
     value: str, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     arguments = [*TINY, *MODELS["dcgan"], "evaluation=none", "trainer.accumulation=auto", f"trainer.batch_size={value}"]
     status, output = train(arguments, environment, tmp_path)
     assert status == 2
-    assert re.search(r"error: trainer\.batch_size=\S+ must be 1 or more images", output), output
+    assert re.search(r"error: trainer\.batch_size=\S+ must be (1 or more images|a whole number)", output), output
 
 
 @pytest.mark.parametrize("family", MODELS)

@@ -54,8 +54,7 @@ class Translator(Translation):
     batch_keys = ("source", "target")
 
     def __init__(self, task: Any = None, network: nn.Module | None = None, mode: str = "eval") -> None:
-        super().__init__()
-        self.task = task or Denoise(noise="gaussian", amount=25)
+        super().__init__(task or Denoise(noise="gaussian", amount=25))
         self.network = network or nn.Identity()
         self.sampled_mode = mode
 
