@@ -189,7 +189,9 @@ def test_what_goes_wrong_in_one_process_ends_all_of_them_with_its_message(
     process = start(TWO, arguments, environment)
     output = process.communicate(timeout=100)[0]
     assert process.returncode != 0
-    assert len(re.findall(rf"genimg-train: error: .*1 corrupt image so far.*\n.*{broken:02d}\.png", output)) == 1, output
+    assert (
+        len(re.findall(rf"genimg-train: (?:process \d+: )?error: .*1 corrupt image so far.*\n.*{broken:02d}\.png", output)) == 1
+    ), output
     assert "cli.py" not in output  # no traceback of ours; torchrun has its own
 
 
