@@ -100,6 +100,7 @@ def test_hydras_own_options_stay(arguments: list[str]) -> None:
     assert explain_flag("train", arguments) is None
 
 
+@pytest.mark.usefixtures("unchanged_process")
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
