@@ -11,6 +11,8 @@ import torch
 import genimg
 from genimg import cli
 
+pytestmark = pytest.mark.usefixtures("unchanged_process")
+
 PACKAGE = '''
 import numpy as np
 import torch
