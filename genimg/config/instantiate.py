@@ -132,8 +132,10 @@ class Builder:
         given = {name: value for name, value in arguments.items() if name in taken and name not in made}
         origins = {**self.origins, **{f"{key}.{name}": _SETTABLE[name] for name in given.keys() & _SETTABLE.keys()}}
         made |= given
-        if is_partial:
+        if is_partial and inspect.isclass(target):
             return _Factory.mounted_at(key, target, positional, made, origins)
+        if is_partial:  # a function, such as a loss, which every step calls
+            return functools.partial(target, *positional, **made)
         with mounted(key, target, origins):
             return target(*positional, **made)
 
