@@ -29,7 +29,7 @@ from genimg.config import help
 from genimg.config.messages import explain, explain_flag
 from genimg.errors import CheckpointError, ConfigError, UserError
 from genimg.utils.files import new_directory
-from genimg.utils.paths import config_dir, expanded, relative
+from genimg.utils.paths import config_dir, expanded, relative, run_directory_of
 from genimg.utils.terminal import protect_standard_streams
 from genimg.utils.torchrun import arguments_of_rank, is_of_several, rank_of_torchrun
 from genimg.utils.words import quoted
@@ -293,9 +293,7 @@ def _continue_in_its_own_directory(arguments: list[str]) -> list[str]:
             path = expanded(key, value)
             if not path.exists() and rank_of_torchrun() == 0:  # other hosts need not see it
                 raise CheckpointError(f"resume={value} does not exist: give a checkpoint or a run directory")
-            run_dir = path.parent if path.suffix == ".pt" else path
-            run_dir = run_dir.parent if run_dir.name == "checkpoints" else run_dir
-            return [*arguments, f"run_dir={quoted(str(run_dir))}"]
+            return [*arguments, f"run_dir={quoted(str(run_directory_of(path)))}"]
     return arguments
 
 

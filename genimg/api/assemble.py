@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -45,6 +45,9 @@ from genimg.types import Batch
 from genimg.utils.distributed import copy_from_first_, failing_together, first_of_each_host, of_first_rank, world_size
 from genimg.utils.images import to_float
 
+if TYPE_CHECKING:
+    from genimg.training.logger import Recorder  # whose module imports TensorBoard
+
 log = logging.getLogger(__name__)
 
 _HOW_TO_HAVE = {
@@ -62,12 +65,14 @@ class Assembly:
         builder: Of the config's nodes.
         facts: About the data.
         components: Of the training.
+        logger: Takes the run's records besides its directory; None for ``logger=tensorboard``.
     """
 
     config: Config
     builder: Builder
     facts: DataFacts
     components: TrainingComponents
+    logger: Recorder | None
 
 
 def assemble(
@@ -95,6 +100,7 @@ def assemble(
     """
     with failing_together():
         builder, trainer_config = _checked(config, named, decided)
+        augment, logger = (builder.build_group(config, key) for key in ("data_augment", "logger"))
         device = choose_device(device_name)
         precision = choose_precision(config["precision"], device)
         performance = builder.build(config["performance"], "performance")
@@ -161,13 +167,12 @@ def assemble(
         if of_first_rank(str(config["evaluation"])) != str(config["evaluation"]):
             raise ConfigError("the evaluation's weights are not on every host: put them there, or set evaluation=none")
         welcome = [key for key in method.welcome_keys if key in available_keys(dataset)]
-        keys, augment = (*method.batch_keys, *welcome), builder.build_group(config, "data_augment")
-        data = build_loader(config, dataset, device, keys=keys, augment=augment, task=task)
+        data = build_loader(config, dataset, device, keys=(*method.batch_keys, *welcome), augment=augment, task=task)
     components = TrainingComponents(
         device, precision, performance, settings, dataset, data, method, optimizers, make_optimizers, schedules, evaluator,
         config["seed"],
     )  # fmt: skip
-    return Assembly(config, builder, facts, components)
+    return Assembly(config, builder, facts, components, logger)
 
 
 def optimizer_specs(config: Mapping[str, Any], method: Method, builder: Builder) -> dict[str, OptimizerSpec]:
@@ -300,10 +305,8 @@ def _checked(config: Config, named: Named | None, decided: Decisions | None) -> 
             )
         trainer["accumulation"] = decided.accumulation if decided else 1
     builder = Builder((*ALLOWED, *map(str, config["allow"])), epoch_size=1, batch_size=trainer["batch_size"], named=named)
-    builder = replace(builder, origins=origins_of(config.raw) if isinstance(config, Config) else {})
+    builder = replace(builder, origins=origins_of(config.raw))
     check_pairing(config, builder)
-    builder.build_group(config, "data_augment")
-    builder.build_group(config, "logger")
     builder.settings(TrainerSettings, trainer, "trainer")
     return builder, trainer
 

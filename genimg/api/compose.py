@@ -28,7 +28,5 @@ def compose(overrides: Sequence[str] = (), *, command: str = "train") -> Config:
     if command not in _COMMANDS:
         raise ConfigError(f"command={command} is unknown: choose one of {', '.join(_COMMANDS)}")
     composition = compose_for(overrides, "augment_files" if command == "augment" else command)
-    if command == "train" and "run_dir" not in composition.typed_keys():
-        composition.config.run_dir = ""  # a directory is made for a run only
     require_all_values(composition.config)
     return Config.of(composition.config)

@@ -38,6 +38,7 @@ def shortened(composition: Composition) -> Composition:
     typed = composition.typed_keys()
     changes = []
     shorter = copy.deepcopy(composed)
+    OmegaConf.set_readonly(shorter, False)
     for group, values in ((str(group), values) for group, values in wanted.items()):
         if group in _ITS_OWN:
             changes.append(f"{group}={str(values).lower()}")

@@ -49,7 +49,7 @@ from genimg.training.update import NonFiniteError
 from genimg.utils.distributed import failing_together, of_first_rank, rank, world_size
 from genimg.utils.environment import git_commit, versions
 from genimg.utils.files import alone_in, new_directory, write_json
-from genimg.utils.paths import relative
+from genimg.utils.paths import expanded, relative, run_directory_of
 from genimg.utils.words import argument
 
 if TYPE_CHECKING:
@@ -127,7 +127,6 @@ def train(overrides: Sequence[str] = (), *, dataset: object = None, callbacks: S
     composition = compose(arguments)
     is_dry = composition.config.dry_run is True
     run_dir = _run_dir(composition)
-    composition.config.run_dir = str(run_dir)
     if is_dry:
         return run(composition, run_dir / ".dry_run", str(composition.config.device), dataset=dataset, callbacks=callbacks)
     with _removed_if_nothing_begins(run_dir), alone_in_run(run_dir):
@@ -141,9 +140,15 @@ def _removed_if_nothing_begins(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except UserError:
-        if is_new and {path.name for path in run_dir.iterdir()} <= {".hydra"}:
-            shutil.rmtree(run_dir, ignore_errors=True)
+        if is_new:
+            remove_if_nothing_began(run_dir)
         raise
+
+
+def remove_if_nothing_began(run_dir: Path) -> None:
+    """Remove the directory of a run that was refused at its start, which holds notes of the start alone."""
+    if {path.name for path in run_dir.iterdir()} <= {".hydra", "train.log", "wandb", "wandb-id.txt"}:
+        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def alone_in_run(run_dir: Path) -> Any:
@@ -160,11 +165,9 @@ def _run_dir(composition: Composition) -> Path:
     resumed = composition.config.resume
     chosen = next((each for each in composition.typed() if each.key_or_group == "run_dir"), None)
     if chosen is not None:
-        return Path(str(chosen.value())).expanduser().resolve()
+        return expanded("run_dir", chosen.value()).resolve()
     if resumed not in (None, "auto"):
-        path = Path(str(resumed)).expanduser().resolve()
-        path = path.parent if path.suffix == ".pt" else path
-        return path.parent if path.name == "checkpoints" else path
+        return run_directory_of(expanded("resume", resumed).resolve())
     names = (composition.choices.get(group) for group in ("model", "data"))
     path = Path("outputs", f"{datetime.now():%Y-%m-%d}", "_".join([f"{datetime.now():%H-%M-%S}", *map(str, names)]))
     is_dry = composition.config.dry_run is True  # it makes no directory
@@ -222,7 +225,7 @@ def run(
     if config["dry_run"]:
         rehearse(parts, config["trainer"]["duration"])
         return Run(run_dir, "dry_run", {})
-    recorder = _Recorders(assembly.builder.build_group(config, "logger"), callbacks)
+    recorder = _Recorders(assembly.logger, callbacks)
     facts = {
         "genimg_version": genimg.__version__,
         "torch_version": str(torch.__version__),

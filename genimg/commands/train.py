@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -15,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from genimg.api.train import alone_in_run, run
+from genimg.api.train import alone_in_run, remove_if_nothing_began, run
 from genimg.config.compose import Composition
 from genimg.errors import ConfigError, is_bug
 from genimg.utils.distributed import (
@@ -29,8 +28,6 @@ from genimg.utils.files import InUseError
 from genimg.utils.torchrun import rank_of_torchrun
 
 log = logging.getLogger(__name__)
-
-_PATIENCE = 20.0  # seconds for another process that is just saving and ending
 
 
 def train(composed: DictConfig) -> float | None:
@@ -48,8 +45,6 @@ def train(composed: DictConfig) -> float | None:
             if world_size() > 1 and hydra.mode == RunMode.MULTIRUN:
                 raise ConfigError("torchrun trains one run: start a sweep (-m) without it, or torchrun for each of its runs")
             _refuse_what_has_no_effect(hydra)
-            if not isinstance(composed.dry_run, bool):
-                raise ConfigError(f"dry_run={composed.dry_run} must be true or false")
             if composed.dry_run and hydra.mode == RunMode.MULTIRUN:
                 raise ConfigError("dry_run=true looks at one run: remove -m")
             if composed.dry_run:
@@ -62,7 +57,7 @@ def train(composed: DictConfig) -> float | None:
         its_own = rank_of_torchrun() == 0 and composed.dry_run is not True and not isinstance(error, InUseError)
         has_bug = is_bug(error) or bool(elsewhere)  # whose log is kept
         if hydra.mode == RunMode.RUN and its_own and not has_bug:
-            _remove_if_nothing_began(run_dir)
+            remove_if_nothing_began(run_dir)
         if hydra.mode == RunMode.MULTIRUN:  # Hydra goes on with the next job and would tell only at the end
             log.error("this job failed%s: %s", f" by a bug, {type(error).__name__}" if has_bug else "", error)
         raise
@@ -90,12 +85,6 @@ def _trained(composed: DictConfig, run_dir: Path, device_name: str) -> float | N
     if finished.signal is not None:
         sys.exit(128 + finished.signal)
     return finished.best
-
-
-def _remove_if_nothing_began(run_dir: Path) -> None:
-    """A directory of a run that was refused at its start holds nothing but Hydra's notes."""
-    if {path.name for path in run_dir.iterdir()} <= {".hydra", "train.log", "wandb", "wandb-id.txt"}:
-        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def _write_to_log_file(text: str) -> None:

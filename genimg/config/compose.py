@@ -96,6 +96,9 @@ class Composition:
     choices: Mapping[str, str | None]
     folders: tuple[Path, ...]
 
+    def __post_init__(self) -> None:
+        OmegaConf.set_readonly(self.config, True)
+
     @classmethod
     def of_hydra(cls, config: DictConfig) -> Composition:
         """Return what Hydra has composed for the command, or the job of a sweep, that is running."""
@@ -141,10 +144,12 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Compositio
         text = str(explain(error, command, list(overrides)))
         named = re.match(r"unknown (?:option|key) ([\w./@]+)", text)
         raise ConfigError(text, key=named[1] if named else None) from error
-    composition = Composition._of(composed, composed.hydra)
+    how = composed.hydra
     with open_dict(composed):
         del composed["hydra"]
-    return composition
+        if command == "train" and not any(each.partition("=")[0] == "run_dir" for each in overrides):
+            composed.run_dir = ""  # a directory is made for a run only
+    return Composition._of(composed, how)
 
 
 def options_of_group(group: str) -> list[str]:

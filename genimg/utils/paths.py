@@ -46,6 +46,12 @@ def expanded(key: str, given: object) -> Path:
         raise ConfigError(f"{key}={given} is in a home directory that cannot be found: give an absolute path") from error
 
 
+def run_directory_of(path: Path) -> Path:
+    """Return the run directory that a path belongs to: a checkpoint's, that of its folder, or the path itself."""
+    folder = path.parent if path.suffix == ".pt" else path
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
 def relative(path: Path) -> Path:
     """As seen from the working directory, where that is shorter."""
     try:
