@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +278,8 @@ class Model:
             key: torch.cat([_padded(row[key], width) if row[key].dim() > 1 else row[key] for row in rows]) for key in rows[0]
         }
 
-    def _batches(self, images: object, label: Any, text: Any, batch_size: int) -> list[Batch]:
+    def _batches(self, images: object, label: Any, text: Any, batch_size: int) -> Iterator[Batch]:
+        """Yield the images with their conditions, batch by batch on the device."""
         _require_least(batch_size=batch_size)
         pixels = self._pixels(images)
         expected = (self.facts.channels, *height_width(self.facts.image_size))
@@ -290,12 +291,10 @@ class Model:
         if missing:
             option = "label" if "label" in missing else "text"
             raise ConfigError(f"{option} is required: this model reads one with every image", key=option)
-        made = []
         for start in range(0, len(pixels), batch_size):
             some = slice(start, start + batch_size)
             batch = {"image": to_float(pixels[some]), **{key: row[some] for key, row in rows.items()}}
-            made.append({key: value.to(self.device) for key, value in batch.items()})
-        return made
+            yield {key: value.to(self.device) for key, value in batch.items()}
 
     def _pixels(self, images: object) -> Tensor:
         """Images as uint8 [N, C, H, W]."""

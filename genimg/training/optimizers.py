@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from genimg.errors import ConfigError, UserError
+from genimg.errors import ConfigError
 from genimg.schedules import Schedule
 from genimg.training.schedules import holds_schedule, valued
 
@@ -63,10 +63,9 @@ class OptimizerSpec:
             ConfigError: If the class does not take the settings.
         """
         settings = {key: valued(value, 0, batch_size) for key, value in self.settings.items()}
+        further = defaults(self.make, settings)  # outside, so that a bug there is not taken for a wrong setting
         try:
-            return self.make(parameters, **{**defaults(self.make, settings), **settings})
-        except UserError:
-            raise
+            return self.make(parameters, **{**further, **settings})
         except (IndexError, TypeError) as error:
             raise ConfigError(f"optimizer: it does not take the settings {settings} ({error})", key="optimizer") from error
         except (ValueError, RuntimeError) as error:  # RuntimeError: settings that exclude each other
