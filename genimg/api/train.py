@@ -258,7 +258,7 @@ def run(
         log.info("resuming from %s at %d images", saved.path, trainer.state.images)
     with failing_together():
         if rank() == 0:
-            recorder.open(run_dir, config)
+            recorder.open(run_dir, thaw(config))
     if rank() == 0:
         OmegaConf.save(OmegaConf.create(thaw(config)), run_dir / "config.yaml")
     if trainer.state.images < trainer.settings.duration:
