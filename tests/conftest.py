@@ -65,19 +65,25 @@ def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     path.unlink()  # 96 MB, which pytest would keep
 
 
-@pytest.fixture
-def unchanged_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For commands that run in the tests' own process, which saves importing torch: Hydra sets up logging and more."""
-    import torch
-
+@pytest.fixture(autouse=True)
+def unchanged_logging() -> Iterator[None]:
+    """Hydra sets up the root logger of whichever process composes a run, and later tests look at what is logged."""
     root = logging.getLogger()
     handlers, level, raising = root.handlers[:], root.level, logging.raiseExceptions
-    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    torch.set_num_threads(1)
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.raiseExceptions = raising
+
+
+@pytest.fixture
+def unchanged_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For commands that run in the tests' own process, which saves importing torch."""
+    import torch
+
+    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    torch.set_num_threads(1)
+    yield
     torch.set_float32_matmul_precision(precision)
     torch.set_num_threads(threads)

@@ -325,7 +325,7 @@ def test_a_package_of_your_own_is_built_only_when_allowed(home: Path, monkeypatc
     (home / "mylosses.py").write_text("def mine(fake_logits):\n    return -fake_logits.mean()\n")
     monkeypatch.setenv("PYTHONPATH", str(home))
     base = [*SMALL, "trainer.duration=2 steps", "evaluation=none", "loss.generator._target_=mylosses.mine"]
-    refuse("mylosses.mine", "allow=[PACKAGE]", arguments=[*base, "run_dir=a"])
+    refuse("mylosses.mine", "allow=[mylosses]", arguments=[*base, "run_dir=a"])
     succeed("train", *base, "allow=[mylosses]", "run_dir=b")
 
 

@@ -35,7 +35,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from PIL import Image
-from genimg import files
+from genimg.utils import files
 from genimg.utils.outputs import own_folder, record_of
 path, when = Path(sys.argv[1]), sys.argv[2]
 def die(*_):
