@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from genimg.api.compose import compose
     from genimg.api.evaluate import evaluate
     from genimg.api.model import Model, load
-    from genimg.api.train import DivergedError, Run, train
+    from genimg.api.run import DivergedError, Run
+    from genimg.api.train import train
     from genimg.data.datasets.external import as_dataset
     from genimg.evaluation.periodic import Evaluation
 
@@ -32,7 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "DivergedError": "api.train", "Evaluation": "evaluation.periodic", "Model": "api.model", "Run": "api.train",
+    "DivergedError": "api.run", "Evaluation": "evaluation.periodic", "Model": "api.model", "Run": "api.run",
     "as_dataset": "data.datasets.external", "compose": "api.compose", "evaluate": "api.evaluate", "load": "api.model",
     "train": "api.train",
 }  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from torch import nn
 
@@ -109,28 +109,6 @@ class Step(Schedule):
         return 0.0, 1.0
 
 
-class Proportional(Schedule):
-    """``share`` of the images seen, the step's own included, and at most ``most``.
-
-    Args:
-        share: Above 0.
-        most: A number, or a schedule of its own.
-    """
-
-    def __init__(self, *, share: float, most: Number) -> None:
-        if not share > 0:
-            raise ValueError(f"share={share} must be above 0")
-        self.share, self.most = share, most
-
-    def at(self, images: int, batch_size: int) -> float:
-        most = self.most.at(images, batch_size) if isinstance(self.most, Schedule) else self.most
-        return min(most, self.share * (images + batch_size))
-
-    @property
-    def extremes(self) -> tuple[float, float]:
-        return min(0.0, extremes(self.most)[0]), extremes(self.most)[1]
-
-
 class _Mapped(Schedule):
     def __init__(self, schedule: Schedule, function: Callable[[float], float]) -> None:
         self.schedule, self.function = schedule, function
@@ -172,17 +150,13 @@ class Scheduled:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    @overload
-    def __get__(self, instance: None, owner: type) -> Scheduled: ...
-    @overload
-    def __get__(self, instance: object, owner: type) -> Any: ...
-    def __get__(self, instance: object | None, owner: type) -> Any:
-        if instance is None:
-            return self
-        try:
-            return vars(instance)[self.name]
-        except KeyError:
-            raise AttributeError(f"{type(instance).__name__} has no {self.name} yet") from None
+    if TYPE_CHECKING:  # a descriptor without ``__get__`` costs nothing to read: Python takes the number from the instance
+
+        @overload
+        def __get__(self, instance: None, owner: type) -> Scheduled: ...
+        @overload
+        def __get__(self, instance: object, owner: type) -> Any: ...
+        def __get__(self, instance: object | None, owner: type) -> Any: ...
 
     def __set__(self, instance: object, value: Number | None) -> None:
         members = vars(instance)
@@ -207,6 +181,9 @@ class ScheduledNumbers:
         for path, instance in _holders(root):
             for name, schedule in vars(instance).get(_SCHEDULES, {}).items():
                 self._entries[f"{path}.{name}" if path else name] = (vars(instance), name, schedule)
+
+    def __bool__(self) -> bool:
+        return bool(self._entries)
 
     def advance(self, images: int, batch_size: int) -> None:
         """Set every number to that of the step of ``batch_size`` images that starts at ``images`` seen."""

@@ -19,7 +19,6 @@ from genimg.data.facts import DataFacts
 from genimg.data.loader import Data
 from genimg.losses.adversarial import AdversarialLoss, cross_entropy_discriminator_loss, nonsaturating_generator_loss
 from genimg.methods.base import Method
-from genimg.methods.discriminator_augment import NoAugment
 from genimg.methods.gan import GAN
 from genimg.methods.latent import Normal
 from genimg.networks.conditioning import OneHot, Unconditional
@@ -68,7 +67,7 @@ def gan(**changes: Any) -> GAN:
     torch.manual_seed(0)
     networks: dict[str, nn.Module] = {"generator": generator(), "discriminator": discriminator()}
     settings = {
-        "loss": NONSATURATING, "latent": Normal(dim=5), "penalties": {}, "augment": NoAugment(), "auxiliary": None,
+        "loss": NONSATURATING, "latent": Normal(dim=5), "penalties": {}, "augment": None, "auxiliary": None,
         "generator_interval": 1, "generator_batches": 1, "ema_half_life": 1000, "ema_ramp_up": None,
     }  # fmt: skip
     return GAN(**(networks | settings | changes))

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shlex
 import shutil
-import signal
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +16,9 @@ from torch import Tensor
 
 import genimg
 from genimg.api.assemble import Assembly, assemble, describe_parts
-from genimg.api.debugging import say_what_was_learnt, shortened
+from genimg.api.debugging import shortened
 from genimg.api.dry_run import rehearse
-from genimg.api.results import sentence, table
+from genimg.api.run import Run, Training
 from genimg.api.usual import (
     asked_for_extractor,
     refuse_repeated_penalties,
@@ -36,24 +32,18 @@ from genimg.data.datasets.builtin import Source
 from genimg.data.datasets.external import as_dataset, dataset_of
 from genimg.data.identity import Identity, identity_of
 from genimg.errors import ConfigError, UserError
-from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.methods.image_to_image import Translation
-from genimg.reporting import write_report
 from genimg.training.autotune import resolve_auto
 from genimg.training.components import TrainingComponents
 from genimg.training.device import describe_hardware
-from genimg.training.logger import Logger, Recorder, SilentLogger, write_hyperparameters
-from genimg.training.state import TrainingState
-from genimg.training.trainer import StopRequestedError, Trainer, WorseningError
-from genimg.training.update import NonFiniteError
+from genimg.training.logger import Logger, Recorder, SilentLogger
+from genimg.training.trainer import Trainer
 from genimg.utils.distributed import failing_together, of_first_rank, rank, world_size
-from genimg.utils.environment import git_commit, versions
-from genimg.utils.files import alone_in, new_directory, write_json
-from genimg.utils.paths import expanded, relative, run_directory_of
-from genimg.utils.words import argument
+from genimg.utils.files import alone_in, new_directory
+from genimg.utils.paths import expanded, run_directory_of
 
 if TYPE_CHECKING:
-    from genimg.api.model import Model
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -61,47 +51,6 @@ Callback = Callable[[int, Mapping[str, float]], None]
 """Called with the images seen and numbers by name: losses at every ``trainer.log_interval``, metrics after evaluations."""
 
 _PATIENCE = 20.0  # seconds for another process that is just saving and ending
-
-
-class DivergedError(UserError):
-    """Training produced infinite or undefined numbers, or images that only grew worse."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A training that has ended.
-
-    Attributes:
-        directory: Of the run: config.yaml, checkpoints/, samples/, metrics.jsonl, summary.json, report.html.
-        status: ``completed``; ``stopped``, by a signal, with a checkpoint to continue from; ``dry_run``.
-        summary: What summary.json holds: images seen, metrics of the last and the best evaluation, speed, versions.
-        best: Best value of the evaluator's first metric; None without evaluation.
-        signal: Number of the signal that stopped it, if one did.
-        allow: Packages of the user's own that its config names.
-    """
-
-    directory: Path
-    status: str
-    summary: Mapping[str, Any] = field(repr=False)
-    best: float | None = None
-    signal: int | None = None
-    allow: Sequence[str] = ()
-
-    @property
-    def metrics(self) -> Mapping[str, float]:
-        """Metrics of the last evaluation, by name."""
-        return dict(self.summary.get("last", {}))
-
-    def model(self, which: str = "last", *, device: str = "auto") -> Model:
-        """Load the trained model.
-
-        Args:
-            which: ``last`` checkpoint or ``best`` one.
-            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        """
-        from genimg.api.model import load
-
-        return load(self.directory, which=which, device=device, allow=self.allow)
 
 
 def train(overrides: Sequence[str] = (), *, dataset: object = None, callbacks: Sequence[Callback] = ()) -> Run:
@@ -125,12 +74,16 @@ def train(overrides: Sequence[str] = (), *, dataset: object = None, callbacks: S
             raise ConfigError("dataset= and data= both name images: give one of them", key="dataset")
         arguments.insert(0, "data=given")
     composition = compose(arguments)
-    is_dry = composition.config.dry_run is True
-    run_dir = _run_dir(composition)
-    if is_dry:
-        return run(composition, run_dir / ".dry_run", str(composition.config.device), dataset=dataset, callbacks=callbacks)
+    run_dir, device_name = _run_dir(composition), str(composition.config.device)
+    if composition.config.dry_run is True:
+        dry_run(composition, run_dir, device_name, dataset=dataset)
+        return Run(run_dir, "dry_run", {})
     with _removed_if_nothing_begins(run_dir), alone_in_run(run_dir):
-        return run(composition, run_dir, str(composition.config.device), dataset=dataset, callbacks=callbacks)
+        training = prepare(composition, run_dir, device_name, dataset=dataset, callbacks=callbacks)
+        with training.recorded() as trainer:
+            trainer.fit()
+    assert training.run is not None
+    return training.run
 
 
 @contextlib.contextmanager
@@ -174,15 +127,15 @@ def _run_dir(composition: Composition) -> Path:
     return (path if is_dry else Path(new_directory(str(path)))).resolve()
 
 
-def run(
+def prepare(
     composition: Composition,
     run_dir: Path,
     device_name: str,
     *,
     dataset: object = None,
     callbacks: Sequence[Callback] = (),
-) -> Run:
-    """Train, or continue, the run that a composed config describes.
+) -> Training:
+    """Build the run that a composed config describes, or bring it to where its checkpoint left it.
 
     Args:
         composition: The config.
@@ -190,6 +143,58 @@ def run(
         device_name: Of this process.
         dataset, callbacks: See ``train``.
     """
+    composition, start, assembly, parts = _built(composition, run_dir, device_name, dataset)
+    config, saved = assembly.config, start.saved
+    recorder = _Recorders(assembly.logger, callbacks)
+    facts = {
+        "genimg_version": genimg.__version__,
+        "torch_version": str(torch.__version__),
+        "num_images": len(parts.source),
+        "class_names": list(parts.source.class_names),
+        "data": _identity(parts),
+        "facts": assembly.facts.record(),
+        "decisions": parts.decisions.record(),
+        "hardware": describe_hardware(parts.device),
+        "processes": world_size(),
+        "performance": parts.performance.describe(parts.optimizers.values()),
+    }
+    facts["data_history"] = [] if saved is None else resume.data_history(saved.state, facts)
+    if saved is not None:
+        resume.check_facts(saved.state, facts, force=config["resume_force"])
+
+    def make_logger(step: int, evaluated: bool) -> Logger:
+        if rank() > 0:
+            return SilentLogger()
+        return Logger(run_dir, step=step, evaluated=evaluated, recorder=recorder)
+
+    trainer = parts.trainer(folder=run_dir / "checkpoints", make_logger=make_logger, describe={**facts, **config.record()})
+    if saved is not None:
+        _restore(trainer, saved, config)
+    with failing_together():
+        if rank() == 0:
+            recorder.open(run_dir, thaw(config))
+    if rank() == 0:
+        OmegaConf.save(OmegaConf.create(thaw(config)), run_dir / "config.yaml")
+    if trainer.state.images < trainer.settings.duration:
+        _announce(composition, assembly, parts, trainer, run_dir)
+    return Training(composition, config, trainer, run_dir)
+
+
+def dry_run(composition: Composition, run_dir: Path, device_name: str, *, dataset: object = None) -> None:
+    """Train a few steps of the run that a composed config describes, and say what all of it would take; writes nothing.
+
+    Args:
+        composition, device_name, dataset: See ``prepare``.
+        run_dir: Where the run would be.
+    """
+    _, _, assembly, parts = _built(composition, run_dir / ".dry_run", device_name, dataset)  # which is not there
+    rehearse(parts, assembly.config["trainer"]["duration"])
+
+
+def _built(
+    composition: Composition, run_dir: Path, device_name: str, dataset: object
+) -> tuple[Composition, resume.Start, Assembly, TrainingComponents]:
+    """Return what a run consists of, with every ``auto`` decided and nothing written."""
     refuse_repeated_penalties(composition)
     composition = shortened(composition)
     composed = composition.config
@@ -216,54 +221,22 @@ def run(
         may_replace_evaluation=replaceable,
         dataset=None if dataset is None else _own_dataset(dataset, config),
     )
-    config = assembly.config
     parts = resolve_auto(
         assembly.components,
         accumulation=saved is None and config["trainer"]["accumulation"] == "auto",
         may_compile=not config["dry_run"],
     )
-    if config["dry_run"]:
-        rehearse(parts, config["trainer"]["duration"])
-        return Run(run_dir, "dry_run", {})
-    recorder = _Recorders(assembly.logger, callbacks)
-    facts = {
-        "genimg_version": genimg.__version__,
-        "torch_version": str(torch.__version__),
-        "num_images": len(parts.source),
-        "class_names": list(parts.source.class_names),
-        "data": _identity(parts),
-        "facts": assembly.facts.record(),
-        "decisions": parts.decisions.record(),
-        "hardware": describe_hardware(parts.device),
-        "processes": world_size(),
-        "performance": parts.performance.describe(parts.optimizers.values()),
-    }
+    return composition, start, assembly, parts
 
-    facts["data_history"] = [] if saved is None else resume.data_history(saved.state, facts)
-    if saved is not None:
-        resume.check_facts(saved.state, facts, force=config["resume_force"])
 
-    def make_logger(step: int, evaluated: bool) -> Logger:
-        if rank() > 0:
-            return SilentLogger()
-        return Logger(run_dir, step=step, evaluated=evaluated, recorder=recorder)
-
-    trainer = parts.trainer(folder=run_dir / "checkpoints", make_logger=make_logger, describe={**facts, **config.record()})
-    if saved is not None:
-        trainer.load_state_dict(saved.state)
-        if not resume.same_measure(saved.state["config"]["evaluation"], config["evaluation"]):
-            trainer.state.forget_evaluations()
-        elif parts.evaluator and trainer.state.best and parts.evaluator.primary not in trainer.state.best:
-            trainer.state.forget_evaluations()  # by features of another version
-        log.info("resuming from %s at %d images", saved.path, trainer.state.images)
-    with failing_together():
-        if rank() == 0:
-            recorder.open(run_dir, thaw(config))
-    if rank() == 0:
-        OmegaConf.save(OmegaConf.create(thaw(config)), run_dir / "config.yaml")
-    if trainer.state.images < trainer.settings.duration:
-        _announce(composition, assembly, parts, trainer, run_dir)
-    return _fit(composition, trainer, config, parts.evaluator, run_dir)
+def _restore(trainer: Trainer, saved: resume.Saved, config: Config) -> None:
+    """Bring a trainer to where a checkpoint left it."""
+    trainer.load_state_dict(saved.state)
+    if not resume.same_measure(saved.state["config"]["evaluation"], config["evaluation"]):
+        trainer.state.forget_evaluations()
+    elif trainer.evaluator and trainer.state.best and trainer.evaluator.primary not in trainer.state.best:
+        trainer.state.forget_evaluations()  # by features of another version
+    log.info("resuming from %s at %d images", saved.path, trainer.state.images)
 
 
 def _own_dataset(dataset: object, config: Config) -> Source:
@@ -317,153 +290,3 @@ def _announce(composition: Composition, assembly: Assembly, parts: TrainingCompo
     )
     if trainer.state.images == 0:
         warn_of_short_training(composition, settings, assembly.config, assembly.builder)
-
-
-def _fit(composition: Composition, trainer: Trainer, config: Config, evaluator: PeriodicEvaluator | None, run_dir: Path) -> Run:
-    stopped_by: int | None = None
-    page: Path | None = None
-    start, images_before = time.monotonic(), trainer.state.images
-    summary: dict[str, Any] = {"status": "failed"}
-    if rank() == 0 and images_before < trainer.settings.duration:
-        (run_dir / "summary.json").unlink(missing_ok=True)  # of an earlier launch, which a kill of this one would leave
-    try:
-        state = trainer.fit()
-        summary["status"] = "completed"
-    except StopRequestedError:
-        state = trainer.state
-        summary["status"] = "stopped"
-        log.warning("stopped at %d images; the checkpoint is written", state.images)
-        command = "torchrun ... -m genimg.train" if world_size() > 1 else "genimg-train"
-        log.warning("to continue: %s %s", command, argument("resume", relative(run_dir)))
-        stopped_by = trainer.stop_signal or signal.SIGINT  # none: another process received it
-    except KeyboardInterrupt:
-        summary["status"] = "interrupted"
-        log.warning("interrupted at %d images; what was saved last is in %s", trainer.state.images, trainer.folder.path)
-        raise
-    except (NonFiniteError, WorseningError) as error:
-        summary["status"] = "diverged"
-        raise DivergedError(_why_it_ended(error, trainer, evaluator)) from error
-    finally:
-        summary |= _summary(composition, trainer, config) | {"wall_seconds": round(time.monotonic() - start, 1)}
-        if rank() == 0:
-            _write_summary(run_dir, summary)
-            page = _write_page(run_dir) if summary["status"] != "interrupted" else None
-    best = state.best[evaluator.primary] if evaluator and evaluator.primary and state.best else None
-    if stopped_by is not None:
-        return Run(run_dir, "stopped", summary, best, stopped_by, config["allow"])
-    if images_before >= trainer.settings.duration:
-        _say_that_it_is_complete(state, config["trainer"]["duration"], evaluator, run_dir)
-        return Run(run_dir, "completed", summary, best, allow=config["allow"])
-    if rank() == 0 and state.last:
-        write_hyperparameters(run_dir, config, [f"evaluation/{name}" for name in state.last])
-    log.info(
-        "finished %d images; %d of them now, in %.0f s", state.images, state.images - images_before, summary["wall_seconds"]
-    )
-    _report(state, summary, evaluator, run_dir)
-    if isinstance(debug := config.get("debug"), dict) and debug.get("one_batch") and rank() == 0:
-        say_what_was_learnt(run_dir)
-    if rank() == 0 and page is not None:
-        log.info("report:      %s", relative(page))
-    return Run(run_dir, "completed", summary, best, allow=config["allow"])
-
-
-def _say_that_it_is_complete(state: TrainingState, duration: str, evaluator: PeriodicEvaluator | None, run_dir: Path) -> None:
-    name = (evaluator.primary or "") if evaluator else ""
-    result = f": {name} is {state.last[name]:.6g}" if name in state.last else ""
-    if result and state.best_images != state.images:
-        result += f", and was {state.best[name]:.6g} at its {state.best_in_words}"
-    log.info("this run is complete, with %d images%s", state.images, result)
-    command = "torchrun ... -m genimg.train" if world_size() > 1 else "genimg-train"
-    log.info("to train longer than %s: %s %s trainer.duration=...", duration, command, argument("resume", relative(run_dir)))
-
-
-def _why_it_ended(error: NonFiniteError | WorseningError, trainer: Trainer, evaluator: PeriodicEvaluator | None) -> str:
-    state, folder = trainer.state, trainer.folder.path
-    if isinstance(error, NonFiniteError):
-        last = folder / "last.pt"
-        good = f"the last good checkpoint is {relative(last)}" if last.is_file() else "there is no earlier checkpoint"
-        return (
-            f"training diverged: the loss or gradient of {error.group} was not finite at step {error.step}; {good}. Try a "
-            "lower optimizer.lr, trainer.max_grad_norm=1, precision=fp32, or another loss"
-        )
-    assert evaluator is not None
-    assert evaluator.stop_if is not None
-    watch = evaluator.stop_if
-    name = evaluator.primary or "" if watch.metric is None else watch.name_in(state.last)
-    if watch.metric is None:
-        best = f"{state.best[name]:.6g} (at {state.best_images} images)"
-        words = f"more than {watch.factor:g} times worse than its best of {best}"
-    else:
-        words = f"above {watch.above:g}" if watch.above is not None else f"below {watch.below:g}"
-    kept = "best" if state.best else "last"
-    return (
-        f"training stopped at {state.images} images, because evaluation.stop_if says so: {name} is {state.last[name]:.6g}, "
-        f"and has been {words} for {state.worse_evaluations} evaluation{'s' * (state.worse_evaluations > 1)} in a row; "
-        f"the {kept} checkpoint is {relative(folder / f'{kept}.pt')}"
-    )
-
-
-def _summary(composition: Composition, trainer: Trainer, config: Config) -> dict[str, Any]:
-    state = trainer.state
-    return {
-        "overrides": [each for each in composition.overrides if not each.startswith("run_dir=")],
-        "images": state.images,
-        "duration": trainer.settings.duration,
-        "steps": trainer.progress.step,
-        "primary": trainer.evaluator.primary if trainer.evaluator else None,
-        "higher_is_better": trainer.evaluator.higher_is_better if trainer.evaluator else None,
-        "last": state.last,
-        "best": state.best,
-        "best_images": state.best_images,
-        "num_evaluations": state.num_evaluations,
-        "final": state.final,
-        "provenance": state.provenance,
-        "data": trainer.describe["data"],
-        "data_history": trainer.describe["data_history"],
-        "training_images_per_second": round(state.images / state.seconds, 1) if state.seconds else None,
-        "data_wait_share": round(state.waiting_seconds / max(state.seconds, 1e-9), 4),
-        "evaluation_seconds": round(state.evaluation_seconds, 1),
-        "seed": config["seed"],
-        "hardware": describe_hardware(trainer.device),
-        "processes": world_size(),
-        "placement": trainer.data.placement,
-        "versions": versions(),
-        "git_commit": git_commit(),
-    }
-
-
-def _write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
-    try:
-        write_json(run_dir / "summary.json", summary)
-    except OSError as error:  # often the disk is full, and the error under way says more
-        log.warning("summary.json cannot be written (%s)", error.strerror)
-
-
-def _write_page(run_dir: Path) -> Path | None:
-    """Write the run's own report; best effort."""
-    try:
-        return write_report([run_dir], run_dir / "report.html").html
-    except Exception as error:
-        log.warning("report.html cannot be written (%s)", error)
-        return None
-
-
-def _report(state: TrainingState, summary: Mapping[str, Any], evaluator: PeriodicEvaluator | None, run_dir: Path) -> None:
-    shown = relative(run_dir)
-    rate = summary["training_images_per_second"]
-    waiting = state.waiting_seconds / max(state.seconds, 1e-9)
-    log.info("%s images/s while training, %.1f %% of it waiting for data", rate, 100 * waiting)
-    if waiting > 0.1 and summary["placement"] == "workers":
-        log.info("  more data.num_workers=N shorten that, or genimg-prepare, which decodes the images once and for all")
-    if evaluator and state.best:
-        columns = {"last": state.last, state.best_in_words: state.best}
-        log.info("%s", table(columns | ({"at the end": state.final["metrics"]} if state.final else {})))
-        log.info("measured with %s", sentence(summary["provenance"]))
-        share = state.evaluation_seconds / max(state.evaluation_seconds + state.seconds, 1e-9)
-        log.info("evaluation took %.0f s, %.0f %% of training and evaluation together", state.evaluation_seconds, 100 * share)
-    pictures = sorted((run_dir / "samples").glob(f"*-{state.images:09d}.png"))
-    names = ",".join(path.name.removesuffix(f"-{state.images:09d}.png") for path in pictures)
-    several = names if len(pictures) == 1 else f"{{{names}}}"
-    log.info("pictures:    %s", shown / "samples" / f"{several}-{state.images:09d}.png")
-    log.info("curves:      tensorboard --logdir %s   (or %s)", shlex.quote(str(shown)), shown / "metrics.jsonl")
-    log.info("checkpoint:  %s", shown / "checkpoints" / ("best.pt" if state.best else "last.pt"))

@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from genimg.api.train import alone_in_run, remove_if_nothing_began, run
+from genimg.api.train import alone_in_run, dry_run, prepare, remove_if_nothing_began
 from genimg.config.compose import Composition
 from genimg.errors import ConfigError, is_bug
 from genimg.utils.distributed import (
@@ -47,10 +47,18 @@ def train(composed: DictConfig) -> float | None:
             _refuse_what_has_no_effect(hydra)
             if composed.dry_run and hydra.mode == RunMode.MULTIRUN:
                 raise ConfigError("dry_run=true looks at one run: remove -m")
+            composition = Composition.of_hydra(composed)
             if composed.dry_run:
-                run_dir = run_dir / ".dry_run"  # which is not there: nothing is looked up, cleaned up or written
-            with alone_in_run(run_dir) if rank() == 0 and not composed.dry_run else contextlib.nullcontext():
-                return _trained(composed, of_first_rank(run_dir), device_name)
+                dry_run(composition, run_dir, device_name)
+                return None
+            with alone_in_run(run_dir) if rank() == 0 else contextlib.nullcontext():
+                training = prepare(composition, of_first_rank(run_dir), device_name)
+                with training.recorded() as trainer:
+                    trainer.fit()
+            assert training.run is not None
+            if training.run.signal is not None:
+                sys.exit(128 + training.run.signal)
+            return training.run.best
     except Exception as error:
         elsewhere = error.details if isinstance(error, AnotherProcessError) else ""
         _write_to_log_file(elsewhere or traceback.format_exc())
@@ -78,13 +86,6 @@ def _refuse_what_has_no_effect(hydra: Any) -> None:
                 raise ConfigError(f"{override} has no effect in a sweep: give hydra.sweep.dir")
             if override.startswith("sweep=") and override != "sweep=null":
                 raise ConfigError(f"{override}: one ready search at a time, and without -m")
-
-
-def _trained(composed: DictConfig, run_dir: Path, device_name: str) -> float | None:
-    finished = run(Composition.of_hydra(composed), run_dir, device_name)
-    if finished.signal is not None:
-        sys.exit(128 + finished.signal)
-    return finished.best
 
 
 def _write_to_log_file(text: str) -> None:

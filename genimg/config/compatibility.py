@@ -62,10 +62,10 @@ def check_pairing(config: Node, builder: Builder) -> type[Method]:
 def _refuse_without_effect(config: Node, method_class: type[Method], loss_class: type) -> None:
     """Groups that only some methods have a place for."""
     parameters = inspect.signature(method_class).parameters
-    augment, head = config.get("augment") or {}, (config.get("conditioning") or {}).get("head", "none")
+    head = (config.get("conditioning") or {}).get("head", "none")
     chosen = {
         "penalty": bool(chosen_penalties(config.get("penalty"))) and "penalties" not in parameters,
-        "augment": not str(augment.get("_target_", "NoAugment")).endswith("NoAugment") and "augment" not in parameters,
+        "augment": "_target_" in (config.get("augment") or {}) and "augment" not in parameters,
         "conditioning": head != "none" and not method_class.takes_conditions,
     }
     for group, is_useless in chosen.items():

@@ -28,6 +28,7 @@ class ConditionalMethod(Method):
     def _read_conditions(self, encoder: ConditionEncoder) -> None:
         """Have the conditions that ``encoder`` reads, if any: in batches, in draws and in the checkpoint."""
         self._fit = encoder.fitted
+        self._condition = encoder.of
         self.condition_key = encoder.key
         self.batch_keys = ("image",) if encoder.key is None else ("image", encoder.key)
         self.num_classes = encoder.num_classes
@@ -43,13 +44,6 @@ class ConditionalMethod(Method):
             self.class_counts.copy_(torch.bincount(batch["label"], minlength=self.num_classes))
         elif self.condition_key is not None:
             self.conditions.copy_(self._fit(batch[self.condition_key]))
-
-    def _condition(self, batch: Batch) -> Tensor:
-        """As it stands in the batch; [N, 0] without conditions."""
-        if self.condition_key is not None:
-            return batch[self.condition_key]
-        values = batch["image"] if "image" in batch else batch["latent"]
-        return values.new_empty(len(values), 0)
 
     def _draw_conditions(self, indices: Sequence[int], seed: int) -> Batch:
         """As frequent as in the data; nothing without conditions. Row i is a function of (seed, indices[i]) alone."""

@@ -51,13 +51,6 @@ class Augment(nn.Module, ABC):
         return {}
 
 
-class NoAugment(Augment):
-    """The images themselves."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images
-
-
 class DiffAugment(Augment):
     """Zhao et al., "Differentiable augmentation for data-efficient GAN training", 2020, section 4 and its code.
 
@@ -74,7 +67,7 @@ class DiffAugment(Augment):
         if not policy or not set(policy) <= _POLICIES.keys() or len(set(policy)) < len(policy):
             raise ValueError(
                 f"policy=[{','.join(policy)}] must name one or more of {', '.join(_POLICIES)}, each once; for no augmentation "
-                "choose NoAugment"
+                "choose none"
             )
         self.policy = tuple(policy)
 
@@ -207,7 +200,7 @@ class FixedAugment(Augment):
     def __init__(self, *, groups: Mapping[str, float], p: Number) -> None:
         super().__init__()
         if not (is_positive(p) and is_within(p, 0, 1)):
-            raise ValueError(f"p={shown(p)} must be above 0 and at most 1: for no augmentation, choose NoAugment")
+            raise ValueError(f"p={shown(p)} must be above 0 and at most 1: for no augmentation, choose none")
         self.pipeline = Pipeline(groups=groups)
         self.probability = p
         # On the device, because the operations compare random numbers with it there.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from genimg.schedules import Proportional, Schedule, Scheduled, is_positive, shown
+from genimg.schedules import Schedule, Scheduled, is_positive, shown
 from genimg.utils.durations import NumImages
 
 
@@ -40,15 +41,23 @@ class EMA(nn.Module):
         if ramp_up is not None and not ramp_up > 0:
             raise ValueError(f"ramp_up={ramp_up} must be above 0, or null for no limit")
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.half_life = half_life if ramp_up is None else Proportional(share=ramp_up, most=half_life)
+        self.half_life = half_life
+        self.ramp_up = math.inf if ramp_up is None else ramp_up
 
-    def decay(self, batch_size: int) -> float:
-        """Return the weight of the old average after a step of ``batch_size`` images."""
-        return float(0.5 ** (batch_size / max(self.half_life, 1e-8)))
+    def decay(self, num_images: int, images_seen: int) -> float:
+        """Return the weight of the old average after ``num_images`` more images, ``images_seen`` with these."""
+        half_life = min(self.half_life, self.ramp_up * images_seen)
+        return float(0.5 ** (num_images / max(half_life, 1e-8)))
 
     @torch.no_grad()
-    def update(self, network: nn.Module, batch_size: int) -> None:
-        """Move towards ``network`` by a step of ``batch_size`` images, with the half-life of the current step."""
+    def update(self, network: nn.Module, num_images: int, images_seen: int) -> None:
+        """Move towards a network that has been trained.
+
+        Args:
+            network: What the average follows.
+            num_images: Images that it was trained on since the last update.
+            images_seen: Images that it was trained on since the start of the training.
+        """
         averaged: list[Tensor] = list(self.network.parameters())
         current: list[Tensor] = list(network.parameters())
         for ours, theirs in zip(self.network.modules(), network.modules(), strict=True):
@@ -59,7 +68,7 @@ class EMA(nn.Module):
                     current.append(new)
                 else:
                     old.copy_(new)
-        get_ema_multi_avg_fn(self.decay(batch_size))(averaged, current, 0)
+        get_ema_multi_avg_fn(self.decay(num_images, images_seen))(averaged, current, 0)
 
     @torch.no_grad()
     def take_standing_statistics(self, batches: Iterable[tuple[Tensor, ...]]) -> None:

@@ -66,7 +66,7 @@ class GAN(ConditionalMethod):
         loss: the pair of losses.
         latent: distribution of the latents.
         penalties: of either network, by name.
-        augment: of what the discriminator sees.
+        augment: of what the discriminator sees; None for none.
         auxiliary: weights of the discriminator's classifier; None where it has none.
         generator_interval: the generator is updated every so many steps (n_critic).
         generator_batches: batches of fakes in the generator's update.
@@ -93,7 +93,7 @@ class GAN(ConditionalMethod):
         loss: AdversarialLoss,
         latent: Latent,
         penalties: Mapping[str, Penalty],
-        augment: Augment,
+        augment: Augment | None,
         auxiliary: AuxiliaryClassification | None,
         generator_interval: int,
         generator_batches: int,
@@ -128,7 +128,7 @@ class GAN(ConditionalMethod):
         self.loss = loss
         self.latent = latent
         self.penalties = nn.ModuleDict(penalties)
-        self.augment = augment
+        self.augment = augment or None  # a config has an empty group for none
         self.auxiliary = auxiliary
         self.generator_interval = generator_interval
         self.generator_batches = generator_batches
@@ -142,6 +142,8 @@ class GAN(ConditionalMethod):
         self._check_parts()
 
     def _check_parts(self) -> None:
+        if self.augment is not None and not isinstance(self.augment, Augment):
+            raise ValueError(f"augment is a {type(self.augment).__name__}, but must be an Augment (genimg.methods), or none")
         for name, penalty in self.penalties.items():
             if not isinstance(penalty, DiscriminatorPenalty | GeneratorPenalty | WeightClipping):
                 raise ValueError(f"penalties.{name} is a {type(penalty).__name__}, which is no penalty of a GAN")
@@ -178,7 +180,8 @@ class GAN(ConditionalMethod):
         return [(name, penalty) for name, penalty in self.penalties.items() if isinstance(penalty, kind)]
 
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
-        self.augment.begin(progress.images, progress.batch_size)
+        if self.augment is not None:
+            self.augment.begin(progress.images, progress.batch_size)
         train_generator = progress.due(self.generator_interval)
         generate = partial(self._generate, batches=self.generator_batches)
         if self.dequantisation:
@@ -195,8 +198,9 @@ class GAN(ConditionalMethod):
                 batch = update.forward("generator", generate, batch)
             metrics |= update("generator", self._generator_loss, batch)
             metrics |= self._update_lazily("generator", batch, progress, update)
-            self.generator_ema.update(self.generator, progress.batch_size * self.generator_interval)
-        return metrics | self.augment.metrics()
+            num_images = progress.batch_size * self.generator_interval
+            self.generator_ema.update(self.generator, num_images, progress.images + progress.batch_size)
+        return metrics if self.augment is None else metrics | self.augment.metrics()
 
     def _update_lazily(self, group: str, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
         """An update for each penalty that is due only now and then, of the penalty times its interval."""
@@ -219,7 +223,10 @@ class GAN(ConditionalMethod):
     def _judge(self, images: Tensor, condition: Tensor) -> Judgement:
         # PyTorch has no second derivatives of compiled forwards, which is what images that require a gradient are for.
         judge = self.discriminator.forward if images.requires_grad and images.is_leaf else self.discriminator
-        return judgement(judge(self.augment(images), condition))
+        return judgement(judge(self._augmented(images), condition))
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        return images if self.augment is None else self.augment(images)
 
     def _discriminator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         count = len(batch["image"])
@@ -233,7 +240,8 @@ class GAN(ConditionalMethod):
         # Two forwards, because batch norm must not mix the statistics of real and fake images.
         on_real, on_fake = self._judge(real, condition), self._judge(fake, condition)
         real_logits, fake_logits = on_real.logits.float(), on_fake.logits.float()
-        self.augment.observe(real_logits.detach() - (self.loss.boundary or 0.0))
+        if self.augment is not None:
+            self.augment.observe(real_logits.detach() - (self.loss.boundary or 0.0))
         loss = self.loss.discriminator(real_logits, fake_logits)
         metrics = {
             "loss/discriminator": loss.detach(),
@@ -314,7 +322,7 @@ class GAN(ConditionalMethod):
         return Sides(
             real=batch["image"].float(),
             fake=batch["fake"][:count].detach().float(),
-            logits=lambda images: plain_logits(self.augment(images)),
+            logits=lambda images: plain_logits(self._augmented(images)),
             plain_logits=plain_logits,
             nearby=nearby,
             judged_real=own_forward and own_forward[0],
@@ -377,7 +385,7 @@ class GAN(ConditionalMethod):
         for images in (image, made):
             require_shape("generator", images, image, "the data's images")
             with refusals_of("augment", self.augment):
-                augmented = self.augment(images)
+                augmented = self._augmented(images)
             judged = judgement(self.discriminator(augmented, self._condition(drawn)))
         if (judged.class_logits is None) != (self.auxiliary is None):
             raise ConfigError(

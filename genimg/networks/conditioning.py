@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genimg.types import Batch
+
 
 class ConditionEncoder(nn.Module, ABC):
     """A condition as it stands in the batch -> [N, E].
@@ -29,6 +31,11 @@ class ConditionEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, condition: Tensor) -> Tensor: ...
+
+    def of(self, batch: Batch) -> Tensor:
+        """Return the conditions of a batch of N samples as they stand in it: [N, ...]."""
+        assert self.key is not None
+        return batch[self.key]
 
     def blank(self, count: int) -> Tensor:
         """That many conditions of one shape and type, as they stand in the batch."""
@@ -47,6 +54,10 @@ class Unconditional(ConditionEncoder):
 
     def forward(self, condition: Tensor) -> Tensor:
         return condition
+
+    def of(self, batch: Batch) -> Tensor:
+        values = batch["image"] if "image" in batch else batch["latent"]
+        return values.new_empty(len(values), 0)
 
     def blank(self, count: int) -> Tensor:
         return torch.zeros(count, 0)
@@ -89,6 +100,21 @@ class LabelEmbedding(ConditionEncoder):
 
     def forward(self, condition: Tensor) -> Tensor:
         return self.embedding(condition)
+
+
+class Conditioned(nn.ModuleList):
+    """Layers one after another, of which those in need of the condition get it.
+
+    A layer says so by an attribute ``takes_condition``; ``ConditionalBatchNorm2d`` and this class itself have it.
+    """
+
+    takes_condition = True
+
+    def forward(self, features: Tensor, condition: Tensor) -> Tensor:
+        """[N, ...] and [N, E] -> [N, ...]."""
+        for layer in self:
+            features = layer(features, condition) if getattr(layer, "takes_condition", False) else layer(features)
+        return features
 
 
 class Plain(nn.Module):

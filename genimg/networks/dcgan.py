@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genimg.networks.conditioning import ConditionEncoder
-from genimg.networks.layers import Conditioned, halvings, initialise, normalisation_layer, spectral_normalise
+from genimg.networks.conditioning import Conditioned, ConditionEncoder
+from genimg.networks.layers import halvings, initialise, normalisation_layer, spectral_normalise
 
 
 class Generator(nn.Module):

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from genimg.networks.conditioning import ConditionEncoder
-from genimg.networks.layers import Conditioned, initialise, normalisation_layer, spectral_normalise
+from genimg.networks.conditioning import Conditioned, ConditionEncoder
+from genimg.networks.layers import initialise, normalisation_layer, spectral_normalise
 from genimg.types import PixelLikelihood, height_width
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "leaky_relu": lambda: nn.LeakyReLU(0.2), "tanh": nn.Tanh}

@@ -80,21 +80,6 @@ class ConditionalBatchNorm2d(nn.Module):
         return self.norm(features) * (1.0 + scale) + shift
 
 
-class Conditioned(nn.ModuleList):
-    """Layers one after another, of which those in need of the condition get it.
-
-    A layer says so by an attribute ``takes_condition``; ``ConditionalBatchNorm2d`` and this class itself have it.
-    """
-
-    takes_condition = True
-
-    def forward(self, features: Tensor, condition: Tensor) -> Tensor:
-        """[N, ...] and [N, E] -> [N, ...]."""
-        for layer in self:
-            features = layer(features, condition) if getattr(layer, "takes_condition", False) else layer(features)
-        return features
-
-
 class InstanceNorm2d(nn.InstanceNorm2d):
     """PyTorch's, image by image where that is faster: on a CPU, for features with channels last.
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from genimg.networks.conditioning import ConditionEncoder
-from genimg.networks.layers import Conditioned, halvings, initialise, normalisation_layer, pooled, spectral_normalise
+from genimg.networks.conditioning import Conditioned, ConditionEncoder
+from genimg.networks.layers import halvings, initialise, normalisation_layer, pooled, spectral_normalise
 
 POOLINGS = ("flatten", "sum")
 

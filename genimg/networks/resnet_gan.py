@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from genimg.networks.conditioning import ConditionEncoder
+from genimg.networks.conditioning import Conditioned, ConditionEncoder
 from genimg.networks.layers import (
-    Conditioned,
     SelfAttention,
     complete_widths,
     halvings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -16,37 +17,30 @@ class Clocks:
         preview_seconds: Longest time between two pictures at first; later it is a tenth of the time trained so far, so that a
             long training makes no more than some dozens. None never asks for one.
         now: Monotonic time in seconds.
+
+    Attributes:
+        save_at: Time from which a checkpoint is due; infinite for never.
+        show_at: Time from which a picture is due.
     """
 
     def __init__(
         self, *, checkpoint_minutes: float | None, preview_seconds: float | None, now: Callable[[], float] = time.monotonic
     ) -> None:
-        self._checkpoint_seconds = None if checkpoint_minutes is None else 60.0 * checkpoint_minutes
-        self._preview_seconds = preview_seconds
+        self._checkpoint_seconds = math.inf if checkpoint_minutes is None else 60.0 * checkpoint_minutes
+        self._preview_seconds = math.inf if preview_seconds is None else preview_seconds
         self._now = now
-        self._saved_at = self._shown_at = now()
-
-    def asks_to_save(self) -> bool:
-        """Return whether a checkpoint is due; the next one is then due an interval later."""
-        if self._checkpoint_seconds is None or self._now() - self._saved_at < self._checkpoint_seconds:
-            return False
         self.saved()
-        return True
+        self.shown(0.0)
 
     def saved(self) -> None:
         """Note that a checkpoint is being written, for whatever reason."""
-        self._saved_at = self._now()
+        self.save_at = self._now() + self._checkpoint_seconds
 
-    def asks_to_show(self, seconds_trained: float) -> bool:
-        """Return whether a picture is due.
+    def shown(self, seconds_trained: float) -> None:
+        """Note that a picture has been made, for whatever reason.
 
         Args:
             seconds_trained: By all launches of the run together.
         """
-        if self._preview_seconds is None:
-            return False
-        return self._now() - self._shown_at >= max(self._preview_seconds, _SHARE * seconds_trained)
-
-    def shown(self) -> None:
-        """Note that a picture has been made, for whatever reason."""
-        self._shown_at = self._now()
+        # The time trained grows until the next picture, which is due at a tenth of what it is then.
+        self.show_at = self._now() + max(self._preview_seconds, _SHARE / (1.0 - _SHARE) * seconds_trained)

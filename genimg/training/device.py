@@ -6,8 +6,10 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -52,10 +54,10 @@ class Precision:
     name: str
     device: torch.device
 
-    def autocast(self) -> AbstractContextManager[object]:
-        if self.name == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
+    @property
+    def autocast(self) -> Callable[[], AbstractContextManager[object]]:
+        """Makes the context for a forward."""
+        return partial(torch.autocast, self.device.type, torch.bfloat16) if self.name == "bf16" else nullcontext
 
     def apply_globally(self) -> None:
         """Set PyTorch's process-wide switches for float32 matrix products and convolutions."""

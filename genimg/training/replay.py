@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from genimg.training.step_rng import random_state, set_random_state
 from genimg.types import Batch
 
 
@@ -67,3 +66,22 @@ class Replay:
             set_random_state(states, self._device)
             for module, buffers in zip(modules, now, strict=True):
                 module._buffers.update(buffers)
+
+
+def random_state(device: torch.device) -> list[Tensor]:
+    """Return the states of the CPU's generator and of the device's; nothing waits for the device."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    elif device.type == "mps":
+        states.append(torch.mps.get_rng_state())
+    return states
+
+
+def set_random_state(states: list[Tensor], device: torch.device) -> None:
+    """Go back to what ``random_state`` returned."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(states[1])

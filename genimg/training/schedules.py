@@ -39,7 +39,11 @@ class RateSchedule(Schedule):
 
 
 class Constant(RateSchedule):
-    """Always 1."""
+    """1 after the warm-up."""
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        return (0.0 if self.warmup else 1.0), 1.0
 
     def decay(self, images: int) -> float:
         return 1.0
@@ -100,7 +104,11 @@ class OptimizerSchedules:
 
     def __init__(self, factor: Schedule, settings: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self.factor = factor
-        self.settings = settings or {}
+        self.settings = {name: driven for name, driven in (settings or {}).items() if driven}
+
+    def __bool__(self) -> bool:
+        """Whether anything changes."""
+        return bool(self.settings) or self.factor.extremes != (1.0, 1.0)
 
     def base_rates(self, optimizers: Mapping[str, Optimizer]) -> dict[str, list[float]]:
         """Return the rates that the factor is to multiply, of optimizers as they were built."""

@@ -29,9 +29,8 @@ from genimg.training.logger import Logger, MeanMetrics, ProgressBar
 from genimg.training.performance import Performance, lay_out_as_parameters
 from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings, TrainingState
-from genimg.training.step_rng import Noise
-from genimg.training.update import Updater, split
-from genimg.types import Batch, Progress
+from genimg.training.update import StepRNG, Updater, split
+from genimg.types import Batch, Metrics, Microbatches, Progress
 from genimg.utils.distributed import Vote, failing_together, of_first_rank, rank, world_size
 from genimg.utils.rng import Stream, seed_of, steady
 from genimg.utils.terminal import stop_signals, write_to_stderr
@@ -47,6 +46,31 @@ class StopRequestedError(Exception):
 
 class WorseningError(Exception):
     """A stopping rule of the evaluation ended the training; a checkpoint has been written."""
+
+
+class _Ranks:
+    """What several ranks do together after every step.
+
+    Args:
+        method: The same on every rank.
+    """
+
+    def __init__(self, method: Method) -> None:
+        self._batch_statistics = BatchStatistics(method)
+        self._votes = Vote(), Vote()
+
+    def average_batch_statistics(self) -> None:
+        self._batch_statistics.average()
+
+    def vote(self, *wishes: bool) -> tuple[bool, bool]:
+        """Give this rank's wishes to stop and to save; returns whether any rank had them a step ago."""
+        stop, save = (vote.cast(wish) for vote, wish in zip(self._votes, wishes, strict=True))
+        return stop, save
+
+    def settle(self) -> None:
+        """Take the answers that are on the way."""
+        for vote in self._votes:
+            vote.settle()
 
 
 class Trainer:
@@ -101,16 +125,20 @@ class Trainer:
             optimizers,
             precision=precision,
             max_grad_norm=settings.max_grad_norm,
-            noise=Noise(seed, settings.accumulation, precision.device),
+            rng=StepRNG(seed, settings.accumulation, precision.device),
             networks=list(method.children()),
         )
         self.state = TrainingState()
         self._background = Background()
         self.means = MeanMetrics()
-        self._base_rates = schedules.base_rates(optimizers)
-        self._batch_statistics = BatchStatistics(method)
-        self._vote = Vote()
-        self._save_vote = Vote()
+        self._changes: list[Callable[[int, int], None]] = []  # what is called before every step
+        if self.numbers:
+            self._changes.append(self.numbers.advance)
+        if schedules:
+            self._changes.append(partial(schedules.apply, optimizers, schedules.base_rates(optimizers)))
+        self._is_first_rank = rank() == 0
+        self._ranks = _Ranks(method) if world_size() > 1 else None
+        self._is_contiguous = performance.memory_format == torch.contiguous_format
         self._time_to_save = False  # once every rank knows that the first one's clock says so
         self._clocks = Clocks(checkpoint_minutes=settings.checkpoint_minutes, preview_seconds=settings.preview_seconds)
         self._stopping = False  # once every rank knows of some rank's signal
@@ -142,7 +170,7 @@ class Trainer:
         self._last_saved = self.state.images if self.state.images else -1
         self._interval_start = (time.monotonic(), self.state.images)
         self._clocks.saved()
-        self._clocks.shown()
+        self._clocks.shown(self.state.seconds)
         previous = {s: signal.signal(s, self._request_stop) for s in stop_signals()}
         try:
             stream = self._stream()
@@ -150,13 +178,14 @@ class Trainer:
             while True:
                 self._maintain(logger, bar)
                 if self.state.images >= self.settings.duration:
-                    self._vote.settle()
-                    self._save_vote.settle()
+                    if self._ranks is not None:
+                        self._ranks.settle()
                     self._wait_for_files()
                     return self.state
-                self._step(stream)
-                self._stopping = self._vote.cast(self.stop_signal is not None)
-                self._time_to_save = self._save_vote.cast(rank() == 0 and self._clocks.asks_to_save())
+                progress = self.progress
+                batch = self._begin_step(stream, progress)
+                self._end_step(self.method.step(batch, progress, self.updater), progress)
+                self._agree()
                 bar.advance(self.settings.batch_size)
         finally:
             bar.close()
@@ -179,7 +208,9 @@ class Trainer:
         stream = self._stream()
         self.method.train()
         while True:
-            self._step(stream)
+            progress = self.progress
+            batch = self._begin_step(stream, progress)
+            self._end_step(self.method.step(batch, progress, self.updater), progress)
             yield self.state.images
 
     def _stream(self) -> Iterator[Batch]:
@@ -191,37 +222,44 @@ class Trainer:
             world_size=world_size(),
         )
 
-    def _step(self, stream: Iterator[Batch]) -> None:
-        progress = self.progress
-        self.schedules.apply(self.optimizers, self._base_rates, progress.images, progress.batch_size)
-        self.numbers.advance(progress.images, progress.batch_size)
-        self.performance.begin_step()
+    def _begin_step(self, stream: Iterator[Batch], progress: Progress) -> Microbatches:
+        """Set whatever depends on the images seen, and fetch the batch."""
+        for change in self._changes:
+            change(progress.images, progress.batch_size)
+        if self.performance.compile:
+            self.performance.begin_step()
         self.updater.begin(progress.step)
         asked = time.monotonic()
-        images = next(stream)
+        batch = next(stream)
         self._waited += time.monotonic() - asked
-        batch = split(self._laid_out(images), self.settings.accumulation)
-        self.means.add(self.method.step(batch, progress, self.updater))
-        self._batch_statistics.average()
+        if self._is_contiguous:  # the data comes with channels last
+            batch = {key: value.contiguous() for key, value in batch.items()}
+        return split(batch, self.settings.accumulation)
+
+    def _end_step(self, metrics: Metrics, progress: Progress) -> None:
+        self.means.add(metrics)
+        if self._ranks is not None:
+            self._ranks.average_batch_statistics()
         self.state.images += progress.batch_size
 
-    def _laid_out(self, batch: Batch) -> Batch:
-        """The data comes with channels last."""
-        if self.performance.memory_format == torch.channels_last:
-            return batch
-        return {key: value.contiguous() for key, value in batch.items()}
+    def _agree(self) -> None:
+        """Find out whether to stop, and whether to save because the first rank's clock says so."""
+        stop, save = self.stop_signal is not None, self._is_first_rank and time.monotonic() >= self._clocks.save_at
+        if save:
+            self._clocks.saved()
+        self._stopping, self._time_to_save = (stop, save) if self._ranks is None else self._ranks.vote(stop, save)
 
     def _maintain(self, logger: Logger, bar: ProgressBar) -> None:
         """Everything that happens between steps, in a fixed order, so that a resumed run does the same."""
-        self._background.check()
         settings, images = self.settings, self.state.images
         done = images >= settings.duration
         if self._due(settings.log_interval) or done:
             self._log(logger, bar)
-        if rank() == 0 and (self._due(settings.preview_interval) or done or images == 0 or self._time_to_show()):
+        timed = time.monotonic() >= self._clocks.show_at
+        if self._is_first_rank and (self._due(settings.preview_interval) or done or images == 0 or timed):
             with unchanged_buffers(self.method):
                 pictures = snapshot(self._preview(with_data=images == 0))
-            self._clocks.shown()
+            self._clocks.shown(self.state.seconds + time.monotonic() - self._interval_start[0])
             self._background.submit(partial(logger.pictures, self.progress.step, images, pictures))
         if (self._due(settings.checkpoint_interval) or done or self._stopping) and images != self._last_saved:
             self._save(best=False)
@@ -242,15 +280,13 @@ class Trainer:
                 self._wait_for_files()
                 raise StopRequestedError from None
 
-    def _time_to_show(self) -> bool:
-        return self._clocks.asks_to_show(self.state.seconds + time.monotonic() - self._interval_start[0])
-
     def _due(self, interval: int) -> bool:
         """Whether the last step crossed a multiple of ``interval`` images."""
         images = self.state.images
         return images > 0 and images // interval > (images - self.settings.batch_size) // interval
 
     def _log(self, logger: Logger, bar: ProgressBar) -> None:
+        self._background.check()
         means = self.means.pop()
         if not means:  # just resumed: this record is already written
             return

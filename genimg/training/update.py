@@ -1,4 +1,4 @@
-"""One optimizer step: precision, accumulation, ranks, noise, clipping and the finite check, in one place for every method.
+"""One optimizer step: precision, accumulation, ranks, randomness, clipping and the finite check, for every method.
 
 Nothing else in genimg calls ``backward()`` or ``optimizer.step()``.
 """
@@ -6,18 +6,18 @@ Nothing else in genimg calls ``backward()`` or ``optimizer.step()``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from genimg.training.device import Precision
-from genimg.training.replay import Replay
-from genimg.training.step_rng import Noise
+from genimg.training.replay import Replay, random_state, set_random_state
 from genimg.types import Batch, LossFunction, Metrics, Microbatches
-from genimg.utils.distributed import add_over_ranks_, least_over_ranks, world_size
+from genimg.utils.distributed import add_over_ranks_, least_over_ranks, rank, world_size
+from genimg.utils.rng import Stream, seed_of
 
 
 class NonFiniteError(Exception):
@@ -37,6 +37,56 @@ def split(batch: Batch, num_microbatches: int) -> Microbatches:
     return [{key: piece[i] for key, piece in pieces.items()} for i in range(num_microbatches)]
 
 
+_OF_NO_MICROBATCH = 2**32
+
+
+class StepRNG:
+    """Gives every microbatch of a step a random stream of its own, which goes on from one update to the next.
+
+    Microbatches are numbered over all ranks, so that several ranks draw what one rank draws that accumulates as many
+    microbatches: where a batch is cut makes no difference.
+
+    Args:
+        seed: of the training.
+        num_microbatches: of this rank in every step.
+        device: whose generator is used beside the CPU's.
+    """
+
+    def __init__(self, seed: int, num_microbatches: int, device: torch.device) -> None:
+        self._seed = seed
+        self._count = num_microbatches
+        self._first = rank() * num_microbatches  # number of this rank's first microbatch
+        self._device = device
+        self._step = 0
+        self._states: dict[int, list[Tensor]] = {}
+
+    def begin(self, step: int) -> None:
+        """Start the streams of ``step``: the only microbatch's, or, where there are several, one for what belongs to none."""
+        self._step = step
+        self._states = {}
+        of_none = seed_of(self._seed, Stream.STEP, step, _OF_NO_MICROBATCH)
+        torch.manual_seed(self._seed_of_microbatch(0) if self._count == 1 else of_none)
+
+    @contextmanager
+    def of_microbatch(self, number: int) -> Iterator[None]:
+        """Draw from the stream of this rank's microbatch ``number`` in the block."""
+        if self._count == 1:  # nothing to change between, and ``begin`` has seeded
+            yield
+            return
+        if number in self._states:
+            set_random_state(self._states[number], self._device)
+        else:
+            torch.manual_seed(self._seed_of_microbatch(number))
+        yield
+        self._states[number] = random_state(self._device)
+
+    def _seed_of_microbatch(self, number: int) -> int:
+        overall = self._first + number
+        # The first is that of a batch which is not cut at all.
+        position = (self._step, overall) if overall else (self._step,)
+        return seed_of(self._seed, Stream.STEP, *position)
+
+
 class Updater:
     """Implements ``Update`` for a set of parameter groups.
 
@@ -48,7 +98,7 @@ class Updater:
         optimizers: one for each group.
         precision: of forward and backward.
         max_grad_norm: L2 norm to which each group's gradient is clipped; None leaves it.
-        noise: of each microbatch; None leaves the random numbers to the caller.
+        rng: random streams of the microbatches; None leaves the random numbers to the caller.
         networks: of all groups, whose buffers change once in a step, although ``forward`` of several microbatches is computed
             twice.
     """
@@ -60,16 +110,18 @@ class Updater:
         *,
         precision: Precision,
         max_grad_norm: float | None,
-        noise: Noise | None = None,
+        rng: StepRNG | None = None,
         networks: Sequence[nn.Module] = (),
     ) -> None:
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"max_grad_norm={max_grad_norm} must be above 0, or null for no clipping")
         self.parameters = parameters
         self.optimizers = optimizers
-        self.precision = precision
+        self._device = precision.device
+        self._autocast = precision.autocast
+        self._num_ranks = world_size()
         self.max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
-        self.noise = noise
+        self.rng = rng
         self.networks = networks
         self.step = 0
         self._replays: dict[str, list[Replay]] = {}
@@ -82,19 +134,19 @@ class Updater:
         """Start a step, and its random numbers."""
         self.step = step
         self._replays = {}
-        if self.noise is not None:
-            self.noise.begin(step)
+        if self.rng is not None:
+            self.rng.begin(step)
 
     def forward(self, group: str, function: Callable[[Batch], Batch], batch: Microbatches) -> Microbatches:
         self._train_only(group)
         if len(batch) == 1:
-            with self._of_microbatch(0), self.precision.autocast():
+            with self._of_microbatch(0), self._autocast():
                 return [batch[0] | function(batch[0])]
         networks = self._networks_of(group)
-        replays = [Replay(function, microbatch, networks, self.precision.device) for microbatch in batch]
+        replays = [Replay(function, microbatch, networks, self._device) for microbatch in batch]
         results = []
         for number, (microbatch, replay) in enumerate(zip(batch, replays, strict=True)):
-            with self._of_microbatch(number), self.precision.autocast():
+            with self._of_microbatch(number), self._autocast():
                 results.append(microbatch | replay.first())
         self._replays[group] = replays
         return results
@@ -120,15 +172,16 @@ class Updater:
         total: Tensor | None = None
         replays = self._replays.pop(group, None)
         for number, microbatch in enumerate(batch):
-            with self._of_microbatch(number), self.precision.autocast():
+            with self._of_microbatch(number), self._autocast():
                 value, parts = loss(microbatch if replays is None else microbatch | replays[number].again())
-            (value / (len(batch) * world_size())).backward()
+            (value / (len(batch) * self._num_ranks)).backward()
             total = value.detach() if total is None else total + value.detach()
             for name, part in parts.items():
                 share = part / len(batch)
                 metrics[name] = metrics[name] + share if name in metrics else share
         assert total is not None
-        add_over_ranks_(p.grad for p in self.parameters[group] if p.grad is not None)
+        if self._num_ranks > 1:
+            add_over_ranks_(p.grad for p in self.parameters[group] if p.grad is not None)
         metrics[f"grad_norm/{group}"] = self._check_and_clip(group, total)
         optimizer.step()
         return metrics
@@ -158,7 +211,7 @@ class Updater:
         return norm
 
     def _of_microbatch(self, number: int) -> AbstractContextManager[None]:
-        return nullcontext() if self.noise is None else self.noise.of_microbatch(number)
+        return nullcontext() if self.rng is None else self.rng.of_microbatch(number)
 
     def _networks_of(self, group: str) -> list[nn.Module]:
         own = {id(parameter) for parameter in self.parameters[group]}

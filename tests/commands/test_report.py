@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pretend_runs import write_run, write_sweep
 
-from genimg import cli
+from genimg.commands.arguments import with_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = (
@@ -88,7 +88,6 @@ def test_what_a_user_can_cause_is_one_line(tmp_path: Path, arguments: tuple[str,
 def test_arguments_that_are_no_overrides_become_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x=1").mkdir()
-    with_runs = cli._with_runs
     assert with_runs(["output=o.html", "--cfg", "job"]) == ["output=o.html", "--cfg", "job"]
     assert with_runs(["it's", "output=o.html", "x=1", "-h"]) == ["output=o.html", "-h", "runs=['it\\'s','x=1']"]
     assert with_runs(["hydra/job_logging=disabled", "--config-dir", "d", "a"])[:3] == [

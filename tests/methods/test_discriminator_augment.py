@@ -15,7 +15,7 @@ from genimg.errors import ConfigError
 from genimg.methods import augment_operations as operations
 from genimg.methods import discriminator_augment
 from genimg.methods.augment_operations import SYM6
-from genimg.methods.discriminator_augment import AdaptiveAugment, DiffAugment, FixedAugment, NoAugment, Pipeline
+from genimg.methods.discriminator_augment import AdaptiveAugment, DiffAugment, FixedAugment, Pipeline
 from genimg.schedules import Linear, ScheduledNumbers
 from genimg.utils.paths import config_dir
 
@@ -387,15 +387,6 @@ def test_groups_that_are_left_out_do_nothing():
 # What holds for every kind
 
 
-def test_no_augmentation_gives_the_images_themselves():
-    images = noise_images(2, 5, 4, 4)
-    module = NoAugment()
-    module.begin(0, 2)
-    module.observe(torch.ones(2))
-    assert module(images) is images
-    assert module.metrics() == {}
-
-
 @pytest.mark.parametrize("shape", [(4, 3, 16, 16), (4, 1, 9, 12)])
 def test_at_probability_zero_images_stay_exactly_the_same(shape):
     images = noise_images(*shape)
@@ -577,7 +568,7 @@ def test_a_fixed_probability_stays():
     [
         (lambda: DiffAugment(policy=["color", "cut"]), r"^policy=\[color,cut\] must name one or more of color, transl"),
         (lambda: DiffAugment(policy=["color", "color"]), r"^policy=\[color,color\] must name .* each once"),
-        (lambda: DiffAugment(policy=[]), r"^policy=\[\] .* choose NoAugment"),
+        (lambda: DiffAugment(policy=[]), r"^policy=\[\] .* choose none"),
         (lambda: DiffAugment(policy="color"), r"^policy=color is not a list: write policy=\[color\]"),
         (
             lambda: adaptive(groups={"blitt": 1.0}),
@@ -593,7 +584,7 @@ def test_a_fixed_probability_stays():
         (lambda: adaptive(interval=0), "^interval=0 must be 1 or more updates"),
         (lambda: adaptive(target=1.0), "^target=1.0 must be 0 or more and less than 1"),
         (lambda: adaptive(target=-0.1), "^target=-0.1 must be 0 or more"),
-        (lambda: FixedAugment(groups=ALL, p=0.0), "^p=0.0 must be above 0 and at most 1: .* choose NoAugment"),
+        (lambda: FixedAugment(groups=ALL, p=0.0), "^p=0.0 must be above 0 and at most 1: .* choose none"),
         (lambda: FixedAugment(groups=ALL, p=1.1), "^p=1.1 must be above 0 and at most 1"),
         (
             lambda: FixedAugment(groups=ALL, p=Linear(start=0.0, end=1.5, duration=9)),
@@ -614,11 +605,11 @@ def test_colour_of_images_that_are_neither_grey_nor_rgb_is_refused_and_the_rest_
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("none", NoAugment), ("diffaugment", DiffAugment), ("ada", AdaptiveAugment), ("r3gan", FixedAugment)]
+    ("name", "kind"), [("none", type(None)), ("diffaugment", DiffAugment), ("ada", AdaptiveAugment), ("r3gan", FixedAugment)]
 )
 def test_the_files_build(name, kind):
     config = OmegaConf.to_container(OmegaConf.load(Path(config_dir()) / "augment" / f"{name}.yaml"))
-    module = Builder(epoch_size=50_000, batch_size=64).build(config, "augment")
+    module = Builder(epoch_size=50_000, batch_size=64).build_group({"augment": config}, "augment")
     assert type(module) is kind
     if kind is AdaptiveAugment:
         assert (module.speed, module.p.item()) == (500_032, 0.0)  # whole batches of 64

@@ -14,8 +14,7 @@ from genimg.networks.pixel_cnn import PixelCNN
 from genimg.networks.vector_quantizer import VectorQuantizer
 from genimg.networks.vq_autoencoder import Decoder, Encoder
 from genimg.training.device import Precision
-from genimg.training.step_rng import Noise
-from genimg.training.update import Updater, split
+from genimg.training.update import StepRNG, Updater, split
 from genimg.types import Progress
 
 CPU = torch.device("cpu")
@@ -51,8 +50,8 @@ def real_images(count: int = 8, seed: int = 1) -> torch.Tensor:
 def updater(method: VQVAE, microbatches: int = 1) -> Updater:
     groups = method.parameter_groups()
     optimizers = {name: torch.optim.Adam(parameters, lr=1e-3) for name, parameters in groups.items()}
-    noise = Noise(0, microbatches, CPU)
-    return Updater(groups, optimizers, precision=Precision("fp32", CPU), max_grad_norm=None, noise=noise)
+    rng = StepRNG(0, microbatches, CPU)
+    return Updater(groups, optimizers, precision=Precision("fp32", CPU), max_grad_norm=None, rng=rng)
 
 
 def run_steps(method: VQVAE, *steps: int, microbatches: int = 1, update: Updater | None = None) -> dict[str, torch.Tensor]:

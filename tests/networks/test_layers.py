@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
+from genimg.networks.conditioning import Conditioned
 from genimg.networks.layers import (
     NORMALISATIONS,
     ConditionalBatchNorm2d,
-    Conditioned,
     SelfAttention,
     halvings,
     initialise,

@@ -21,6 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
 from genimg import cli
+from genimg.config import resolvers
 from genimg.sweeps import queue
 from genimg.sweeps.display import row as row_of
 from genimg.sweeps.job import Job
@@ -313,10 +314,13 @@ def test_directories_are_called_by_what_differs(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv(
         "GENIMG_COMMAND_LINE", shlex.join(["-m", "data=mnist", "trainer.duration='2 steps'", "loss=a,b", "+x=range(3)"])
     )
-    assert cli._job_name(3, ["data=mnist", "trainer.duration=2 steps", "loss=a", "+x=1"]) == "003_loss-a_x-1"
-    assert cli._job_name(4, ["data=mnist", "optimizer.lr=0.1"]) == "004_optimizer.lr-0.1"  # of a sweeper's own
-    assert cli._job_name(0, ["data=mnist"]) == "000"
-    assert cli._job_name(5, ["optimizer.lr=0.00044303752452", "x=-1.23456789e-07"]) == "005_optimizer.lr-0.000443_x--1.235e-07"
+    assert resolvers.job_name(3, ["data=mnist", "trainer.duration=2 steps", "loss=a", "+x=1"]) == "003_loss-a_x-1"
+    assert resolvers.job_name(4, ["data=mnist", "optimizer.lr=0.1"]) == "004_optimizer.lr-0.1"  # of a sweeper's own
+    assert resolvers.job_name(0, ["data=mnist"]) == "000"
+    assert (
+        resolvers.job_name(5, ["optimizer.lr=0.00044303752452", "x=-1.23456789e-07"])
+        == "005_optimizer.lr-0.000443_x--1.235e-07"
+    )
 
 
 TRACE = "Traceback (most recent call last):\n  File 'a.py', line 1, in b\n    c()\nKeyError: 'absent'\n"

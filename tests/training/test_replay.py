@@ -18,8 +18,7 @@ from genimg.methods.gan import GAN
 from genimg.networks.conditioning import Unconditional
 from genimg.networks.stylegan2 import Discriminator, Generator
 from genimg.training.device import Precision
-from genimg.training.step_rng import Noise
-from genimg.training.update import Updater, split
+from genimg.training.update import StepRNG, Updater, split
 from genimg.types import Progress
 from genimg.utils.paths import config_dir
 
@@ -70,7 +69,7 @@ class Kept(Updater):
         self._train_only(group)
         results = []
         for number, microbatch in enumerate(batch):
-            with self._of_microbatch(number), self.precision.autocast():
+            with self._of_microbatch(number), self._autocast():
                 results.append(microbatch | function(microbatch))
         return results
 
@@ -78,8 +77,8 @@ class Kept(Updater):
 def updater(method: Method, num_microbatches: int, kind: type[Updater] = Updater) -> Updater:
     groups = method.parameter_groups()
     optimizers = {name: torch.optim.Adam(parameters, lr=1e-3) for name, parameters in groups.items()}
-    noise = Noise(7, num_microbatches, FP32.device)
-    return kind(groups, optimizers, precision=FP32, max_grad_norm=None, noise=noise, networks=list(method.children()))
+    rng = StepRNG(7, num_microbatches, FP32.device)
+    return kind(groups, optimizers, precision=FP32, max_grad_norm=None, rng=rng, networks=list(method.children()))
 
 
 def images(step: int, channels: int = 1) -> Tensor:

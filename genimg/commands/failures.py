@@ -1,0 +1,155 @@
+"""What ends a command: one clear message for what a user can cause, a traceback for a bug, and the exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import sysconfig
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from omegaconf import DictConfig
+
+from genimg.config.messages import explain
+from genimg.utils.paths import relative
+from genimg.utils.torchrun import is_of_several, rank_of_torchrun
+
+_SECONDS_FOR_THE_FIRST_RANK = 2.0
+_BUG, _USERS_MISTAKE = 1, 2  # exit codes
+_HAS_ENDED = "another process has ended"
+_ANOTHER_HAS_GONE = re.compile(r"closed by peer|[Cc]onnection (reset|refused)|[Bb]roken pipe|NCCL|gloo|ProcessGroup")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What ended a command, or one job of a sweep in this process.
+
+    Attributes:
+        error: The exception.
+        allowed: Packages that ``allow=[...]`` names.
+        log_file: Where the traceback is kept; None if nowhere.
+        job: Number of the job; None for a single run.
+    """
+
+    error: Exception
+    allowed: tuple[str, ...] = ()
+    log_file: Path | None = None
+    job: int | None = None
+
+    @classmethod
+    def of_task(cls, error: Exception, composed: DictConfig, job: int | None) -> Failure:
+        """Return the failure of what Hydra has called.
+
+        Args:
+            error: The exception.
+            composed: The config that it was called with.
+            job: See the attribute.
+        """
+        allowed = composed.get("allow") or ()
+        return cls(error, (allowed,) if isinstance(allowed, str) else tuple(map(str, allowed)), _log_file(), job)
+
+
+def end(name: str, primary: str, failure: Failure, jobs: Sequence[Failure]) -> NoReturn:
+    """End a command that has failed.
+
+    Args:
+        name: Name of the command.
+        primary: Name of its primary config.
+        failure: What ended it.
+        jobs: All jobs of a sweep in this process that have failed; empty without one.
+    """
+    in_words = {id(each): _in_words(each.error, primary) for each in (failure, *jobs)}
+    bugs = [each for each in jobs if in_words[id(each)] is None]
+    failure = bugs[0] if bugs else failure
+    numbers = ", ".join(f"#{each.job}{' by a bug' if each in bugs else ''}" for each in jobs)
+    sweep = f"{len(jobs)} job{'s' * (len(jobs) > 1)} of the sweep failed, {numbers}" if jobs else ""
+    message, error = in_words[id(failure)], failure.error
+    elsewhere: str = getattr(error, "details", "")  # of an AnotherProcessError, whose module imports torch
+    trace = elsewhere or "".join(traceback.format_exception(error))
+    if message is None or elsewhere:
+        say(name, f"{_whose_bug(failure, elsewhere)}{f' ({sweep})' if sweep else ''}", trace)
+        leave(_BUG)
+    wants_traceback = any(argument in ("traceback=true", "traceback=True") for argument in sys.argv[1:])
+    of_first = "the first: " if len(jobs) > 1 else ""
+    say(name, f"error: {f'{sweep}: {of_first}' if sweep else ''}{message}", trace if wants_traceback else "")
+    leave(_BUG if getattr(error, "has_bug", False) else _USERS_MISTAKE)  # of a job in another process
+
+
+def _in_words(error: Exception, primary: str) -> str | None:
+    """Return what to tell the user, or None for a bug."""
+    message = explain(error, primary, sys.argv[1:])
+    if message is None and is_of_several() and _ANOTHER_HAS_GONE.search(str(error)):
+        return f"{_HAS_ENDED} ({str(error).splitlines()[0][:120]})"
+    *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
+    if message is None and isinstance(error, ValueError) and _module(innermost).startswith("hydra."):
+        return str(error).splitlines()[0]  # flags that exclude each other
+    return message
+
+
+def _whose_bug(failure: Failure, elsewhere: str) -> str:
+    """Return a line that says in whose code a bug is, and where its traceback is kept."""
+    place = f" and {relative(failure.log_file)}" if failure.log_file is not None and failure.log_file.is_file() else ""
+    if not elsewhere and (package := _foreign_package(failure.error, failure.allowed)):
+        return f"this is a bug of the package {package}, not of genimg: see the lines above{place}"
+    or_theirs = f", or of a package in allow=[{','.join(failure.allowed)}]" if failure.allowed else ""
+    return f"this is a bug of genimg{or_theirs}: please report it with the lines above{place}"
+
+
+def _foreign_package(error: Exception, allowed: Sequence[str]) -> str:
+    """Return the user's own package that raised an error; empty for genimg.
+
+    It is the package of the innermost frame that is neither Python's nor an installed library's, which only pass on what they
+    are given.
+    """
+    libraries = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module, file = _module(frame), frame.f_code.co_filename
+        if module.partition(".")[0] == "genimg":
+            return ""
+        if named := next((each for each in allowed if f"{module}.".startswith(f"{each}.")), None):
+            return named
+        if not file.startswith(("<", *libraries)) and not {"site-packages", "dist-packages"} & set(Path(file).parts):
+            return module.partition(".")[0]
+    return ""
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _log_file() -> Path | None:
+    """Return where a traceback is kept, if anywhere."""
+    handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
+    return next((path for handler in handlers if (path := Path(handler.baseFilename)).is_file()), None)
+
+
+def refuse(name: str, message: str) -> NoReturn:
+    """End a command that has not begun, because of what the user gave it."""
+    say(name, f"error: {message}")
+    leave(_USERS_MISTAKE)
+
+
+def say(name: str, line: str, trace: str = "") -> None:
+    """Print what ended a command. What went wrong everywhere is said once: torchrun ends the others when the first one ends."""
+    if is_of_several() and (rank_of_torchrun() > 0 or _HAS_ENDED in line):
+        time.sleep(_SECONDS_FOR_THE_FIRST_RANK)
+        line = f"process {rank_of_torchrun()}: {line}"
+    if trace:
+        print(trace, file=sys.stderr)
+    print(f"genimg-{name}: {line}", file=sys.stderr)
+
+
+def leave(code: int) -> NoReturn:
+    """End; one of several processes without Python's way out, in which torch.distributed would wait for the others."""
+    if is_of_several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
