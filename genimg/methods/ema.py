@@ -44,10 +44,13 @@ class EMA(nn.Module):
         self.half_life = half_life
         self.ramp_up = math.inf if ramp_up is None else ramp_up
 
+    def half_life_at(self, images_seen: int) -> float:
+        """Return the half-life in images, limited by the ramp-up, after a step that ends at ``images_seen``."""
+        return float(min(self.half_life, self.ramp_up * images_seen))
+
     def decay(self, num_images: int, images_seen: int) -> float:
         """Return the weight of the old average after ``num_images`` more images, ``images_seen`` with these."""
-        half_life = min(self.half_life, self.ramp_up * images_seen)
-        return float(0.5 ** (num_images / max(half_life, 1e-8)))
+        return float(0.5 ** (num_images / max(self.half_life_at(images_seen), 1e-8)))
 
     @torch.no_grad()
     def update(self, network: nn.Module, num_images: int, images_seen: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from genimg.errors import CheckpointError
 from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
 from genimg.methods.base import Method
+from genimg.methods.ema import EMA
 from genimg.schedules import ScheduledNumbers
 from genimg.training.async_writer import Background, snapshot, unchanged_buffers
 from genimg.training.batch_statistics import BatchStatistics
@@ -131,6 +133,9 @@ class Trainer:
         self.state = TrainingState()
         self._background = Background()
         self.means = MeanMetrics()
+        self._averages = {
+            path: module for path, module in method.named_modules() if isinstance(module, EMA) and module.ramp_up < math.inf
+        }
         self._changes: list[Callable[[int, int], None]] = []  # what is called before every step
         if self.numbers:
             self._changes.append(self.numbers.advance)
@@ -298,6 +303,7 @@ class Trainer:
         rate = (self.state.images - images_then) / max(now - then, 1e-9)
         rates = {f"lr/{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
         driven = self.numbers.values() | self.schedules.values(self.optimizers)
+        driven |= {f"{path}.half_life": average.half_life_at(self.state.images) for path, average in self._averages.items()}
         rates |= {f"schedule/{name}": value for name, value in driven.items()}
         times = {"time/images_per_second": rate, "time/data_wait_share": self._waited / max(now - then, 1e-9)}
         self.state.waiting_seconds += self._waited
