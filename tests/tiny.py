@@ -11,8 +11,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
-from genimg.api.assemble import build_method, build_schedules, optimizer_specs
+from genimg.api.assemble import build_schedules, optimizer_specs
 from genimg.api.data import build_loader, build_task
+from genimg.api.method import build_method
+from genimg.config.compatibility import check_pairing
 from genimg.config.instantiate import Builder
 from genimg.data.datasets.builtin import Source
 from genimg.data.facts import DataFacts
@@ -170,7 +172,7 @@ def model_of(experiment: str) -> str | None:
 def method_of(config: Any, dataset: Source, builder: Builder) -> Method:
     """The model of a resolved config, checked against a dataset."""
     task = build_task(config, dataset, builder)
-    return build_method(config, dataset, task, DataFacts.of(dataset, task), builder)
+    return build_method(config, dataset, task, DataFacts.of(dataset, task), builder, check_pairing(config, builder))
 
 
 def loader_of(config: Any, dataset: Source, builder: Builder, keys: Sequence[str] = ("image",)) -> Data:

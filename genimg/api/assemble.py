@@ -5,31 +5,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from genimg.api.data import build_dataset, build_loader, build_task
+from genimg.api.method import build_method
 from genimg.api.usual import evaluation_at_hand
 from genimg.config.compatibility import (
-    check_kind,
     check_pairing,
     check_top_level,
-    measures_held_out,
-    refuse_unread_conditioning,
 )
 from genimg.config.compose import Config
-from genimg.config.instantiate import ALLOWED, Builder, Named, build_model, mounted, origins_of
-from genimg.data.captions import caption_length, encode
+from genimg.config.instantiate import ALLOWED, Builder, Named, mounted, origins_of
 from genimg.data.datasets.builtin import Source
 from genimg.data.facts import DataFacts
 from genimg.data.loader import available_keys
 from genimg.data.split import random_part
-from genimg.data.subsets import random_order
-from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError
 from genimg.evaluation.extractors.base import WeightsNotAtHandError
 from genimg.evaluation.periodic import PeriodicEvaluator
@@ -37,23 +32,17 @@ from genimg.methods.base import Method
 from genimg.methods.image_to_image import Translation
 from genimg.training.components import TrainingComponents
 from genimg.training.decisions import Decisions
-from genimg.training.device import choose_device, choose_precision, keep_freed_memory
+from genimg.training.device import Precision, choose_device, choose_precision, keep_freed_memory
 from genimg.training.optimizers import OptimizerSpec
+from genimg.training.performance import Performance
 from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings
-from genimg.types import Batch
 from genimg.utils.distributed import copy_from_first_, failing_together, first_of_each_host, of_first_rank, world_size
-from genimg.utils.images import to_float
 
 if TYPE_CHECKING:
     from genimg.training.logger import Recorder  # whose module imports TensorBoard
 
 log = logging.getLogger(__name__)
-
-_HOW_TO_HAVE = {
-    "caption": "; captions of a folder are in its metadata.jsonl, or in a .txt beside every image (docs/data.md)",
-    "label": "; the classes of a folder are its subdirectories",
-}
 
 
 @dataclass(frozen=True)
@@ -99,14 +88,9 @@ def assemble(
         AnotherProcessError: If another rank could not build its components.
     """
     with failing_together():
-        builder, trainer_config = _checked(config, named, decided)
+        builder, trainer_config, method_class = _checked(config, named, decided)
         augment, logger = (builder.build_group(config, key) for key in ("data_augment", "logger"))
-        device = choose_device(device_name)
-        precision = choose_precision(config["precision"], device)
-        performance = builder.build(config["performance"], "performance")
-        if decided is not None and performance.compile == "auto":
-            mode = False if performance.activation_checkpointing else decided.compile
-            performance = replace(performance, compile=mode)
+        device, precision, performance = _placement(config, device_name, decided, builder)
     with failing_together():
         if (name := of_first_rank(precision.name)) != precision.name:
             raise ConfigError(f"precision={config['precision']} is {precision.name} here and {name} elsewhere: name one")
@@ -117,20 +101,13 @@ def assemble(
     with first_of_each_host():
         dataset = build_dataset(config, builder, dataset)
     with failing_together():
-        batch_size = builder.batch_size
-        if batch_size > len(dataset):
-            raise ConfigError(
-                f"trainer.batch_size={batch_size} is larger than the data: {dataset.name} has {len(dataset)} images: "
-                f"set trainer.batch_size={len(dataset)} or less"
-            )
-        if isinstance(debug := config.get("debug"), dict) and debug.get("one_batch"):
-            dataset = random_part(dataset, batch_size)
+        dataset = _large_enough(dataset, config, builder.batch_size)
         builder = replace(builder, epoch_size=len(dataset))
         settings = builder.settings(TrainerSettings, trainer_config, "trainer")
         task = build_task(config, dataset, builder)
         with mounted("task", task) if config.get("task") else mounted("data", dataset):
             facts = DataFacts.of(dataset, task)
-        method = build_method(config, dataset, task, facts, builder)
+        method = build_method(config, dataset, task, facts, builder, method_class)
         specs = optimizer_specs(config, method, builder)
         schedules = build_schedules(config, specs, builder)
         if settings.sync_batch_norm:
@@ -138,28 +115,10 @@ def assemble(
         with mounted("performance", performance):
             performance.place(method, device)
     copy_from_first_(method.state_dict().values())
-
-    def fused(optimizer: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        with mounted("performance", performance):
-            return performance.of_optimizer(optimizer, settings, device)
-
-    def make_optimizers() -> dict[str, Optimizer]:
-        groups = method.parameter_groups()
-        made = {name: spec.build(groups[name], batch_size, fused) for name, spec in specs.items()}
-        for optimizer in made.values():
-            performance.place_optimizer(optimizer)
-        return made
-
+    make_optimizers = partial(_optimizers, specs, method, performance, device, settings.batch_size)
     with first_of_each_host():
         optimizers = make_optimizers()
-        try:
-            evaluator: PeriodicEvaluator | None = builder.build_group(config, "evaluation")  # last, because it may download
-        except WeightsNotAtHandError as error:
-            if not may_replace_evaluation:
-                fix = "; ".join(filter(None, (error.fix, "evaluation=none trains without an evaluation")))
-                raise WeightsNotAtHandError(error.problem, fix, key=error.key) from error
-            config = config.replaced(evaluation=evaluation_at_hand(config, str(error)))
-            evaluator = builder.build_group(config, "evaluation")
+        config, evaluator = _evaluator(config, builder, may_replace_evaluation)  # last, because it may download
         if evaluator is not None:
             with mounted("evaluation", evaluator):
                 evaluator.check(method, dataset)
@@ -173,6 +132,73 @@ def assemble(
         config["seed"],
     )  # fmt: skip
     return Assembly(config, builder, facts, components, logger)
+
+
+def _placement(
+    config: Config, device_name: str, decided: Decisions | None, builder: Builder
+) -> tuple[torch.device, Precision, Performance]:
+    """Return where and in which arithmetic the training runs."""
+    device = choose_device(device_name)
+    precision = choose_precision(config["precision"], device)
+    performance: Performance = builder.build(config["performance"], "performance")
+    if decided is not None and performance.compile == "auto":
+        performance = replace(performance, compile=False if performance.activation_checkpointing else decided.compile)
+    return device, precision, performance
+
+
+def _large_enough(dataset: Source, config: Config, batch_size: int) -> Source:
+    """Return the dataset, or one batch of it for ``debug.one_batch``.
+
+    Raises:
+        ConfigError: If it has fewer images than a batch.
+    """
+    if batch_size > len(dataset):
+        raise ConfigError(
+            f"trainer.batch_size={batch_size} is larger than the data: {dataset.name} has {len(dataset)} images: "
+            f"set trainer.batch_size={len(dataset)} or less"
+        )
+    debug = config.get("debug")
+    return random_part(dataset, batch_size) if isinstance(debug, dict) and debug.get("one_batch") else dataset
+
+
+def _optimizers(
+    specs: Mapping[str, OptimizerSpec], method: Method, performance: Performance, device: torch.device, batch_size: int
+) -> dict[str, Optimizer]:
+    """Make an optimizer without a history for each parameter group."""
+
+    def fused(optimizer: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        with mounted("performance", performance):
+            return performance.of_optimizer(optimizer, settings, device)
+
+    groups = method.parameter_groups()
+    made = {name: spec.build(groups[name], batch_size, fused) for name, spec in specs.items()}
+    for optimizer in made.values():
+        performance.place_optimizer(optimizer)
+    return made
+
+
+def _evaluator(config: Config, builder: Builder, may_replace: bool) -> tuple[Config, PeriodicEvaluator | None]:
+    """Build the evaluation, or one whose weights are at hand.
+
+    Args:
+        config: The composed config.
+        builder: Of its nodes.
+        may_replace: Whether the latter is allowed.
+
+    Returns:
+        The config with the evaluation that was built, and the evaluator; None for ``evaluation=none``.
+
+    Raises:
+        WeightsNotAtHandError: If it is not allowed and the weights cannot be had.
+    """
+    try:
+        return config, builder.build_group(config, "evaluation")
+    except WeightsNotAtHandError as error:
+        if not may_replace:
+            fix = "; ".join(filter(None, (error.fix, "evaluation=none trains without an evaluation")))
+            raise WeightsNotAtHandError(error.problem, fix, key=error.key) from error
+        config = config.replaced(evaluation=evaluation_at_hand(config, str(error)))
+        return config, builder.build_group(config, "evaluation")
 
 
 def optimizer_specs(config: Mapping[str, Any], method: Method, builder: Builder) -> dict[str, OptimizerSpec]:
@@ -202,93 +228,8 @@ def build_schedules(config: Mapping[str, Any], specs: Mapping[str, OptimizerSpec
     )
 
 
-def build_method(config: Config, dataset: Source, task: Task | None, facts: DataFacts, builder: Builder) -> Method:
-    """Build the model, and check it against its loss and the data.
-
-    Raises:
-        ConfigError: If the loss does not fit the method, the data lacks what it needs, or shapes do not match.
-    """
-    method_class = check_pairing(config, builder)
-    check_kind(method_class, dataset, task)
-    method = build_model(config, facts, builder, task)
-    refuse_unread_conditioning(config, method)
-    reconstructs = method.reconstructs and bool((config.get("evaluation") or {}).get("reconstructions"))
-    held_out = method.translates or method.likelihood is not None or reconstructs or measures_held_out(config, builder)
-    takes_some = not isinstance(config["data"].get("validation"), str)  # another split takes nothing from the training
-    if dataset.validation is not None and takes_some and not held_out:
-        raise ConfigError(
-            f"data.validation={config['data']['validation']} has no effect on this model, a {type(method).__name__}, which is "
-            "measured against all images: set data.validation=0, or choose a metric of held-out images such as memorisation"
-        )
-    available = set(task.keys if task else available_keys(dataset))
-    missing = [key for key in method.batch_keys if key not in available]
-    if missing:
-        raise ConfigError(
-            f"the model needs {', '.join(missing)}, but data {dataset.name} has only {', '.join(sorted(available))}: choose "
-            "conditioning=none, or other data" + _HOW_TO_HAVE.get(missing[0], ""),
-            key="conditioning",
-        )
-    if "label" in method.batch_keys and method.num_classes != facts.num_classes:
-        raise ConfigError(
-            f"the model is made for {method.num_classes} classes, but data {dataset.name} has {facts.num_classes}: remove "
-            "num_classes from the model and the conditioning",
-            key="conditioning.encoder.num_classes",
-        )
-    _check_shapes(method, dataset, task)
-    if method.num_remembered:
-        method.remember(_conditions(dataset, method))
-    return method
-
-
-def _conditions(dataset: Source, method: Method) -> Batch:
-    """All labels, or the captions of random images, as they stand in a batch, if the method asks for them."""
-    batch: Batch = {}
-    if "label" in method.batch_keys and dataset.labels is not None:
-        batch["label"] = torch.from_numpy(dataset.labels)
-    if "caption" in method.batch_keys:
-        # A small source's captions are repeated, each equally often to within one.
-        texts = dataset.captions(np.resize(random_order(len(dataset), seed=0), method.num_remembered))
-        batch["caption"] = encode(texts, caption_length(texts))
-    return batch
-
-
-def _check_shapes(method: Method, dataset: Source, task: Task | None) -> None:
-    channels, height, width = dataset.shape
-    if height % method.multiple or width % method.multiple:
-        raise ConfigError(
-            f"the model takes images whose sides are multiples of {method.multiple} pixels, not {height}x{width}: change "
-            "data.image_size"
-        )
-    image = to_float(torch.zeros(2, *dataset.shape, dtype=torch.uint8))
-    try:
-        with torch.no_grad(), mounted("model", method):
-            method.eval()
-            method.check({"image": image} if task is None else task(image, np.arange(2, dtype=np.int64), 0))
-            made = dataset.shape if task else tuple(method.sample(method.draw(range(2), 0)).shape[1:])
-    except (RuntimeError, ValueError) as error:
-        if isinstance(error, ValueError) and not str(error).startswith("Expected more than 1"):  # instance norm's, of one pixel
-            raise
-        fix = (
-            "give larger images with data.image_size, or a discriminator with fewer strided convolutions "
-            "(model.discriminator.num_strided)" if task else
-            "remove channels and image_size below model, which follow the data"
-        )  # fmt: skip
-        raise ConfigError(
-            f"the model's networks do not fit the data's images of {channels} channels and {height}x{width} pixels "
-            f"({str(error).splitlines()[0]}): {fix}"
-        ) from error
-    finally:
-        method.train()
-    if made != dataset.shape:
-        raise ConfigError(
-            f"the model makes images of {made[0]} channels and {made[1]}x{made[2]} pixels, but data {dataset.name} has "
-            f"{channels} channels and {height}x{width} pixels: remove channels and image_size below model, which follow the "
-            "data"
-        )
-
-
-def _checked(config: Config, named: Named | None, decided: Decisions | None) -> tuple[Builder, dict[str, Any]]:
-    """Return what needs no data: a builder, whose epochs are of one image, and the ``trainer`` group."""
+def _checked(config: Config, named: Named | None, decided: Decisions | None) -> tuple[Builder, dict[str, Any], type[Method]]:
+    """Return what needs no data: a builder, whose epochs are of one image, the ``trainer`` group, and the model's class."""
     check_top_level(config)
     if type(config["seed"]) is not int or config["seed"] < 0:
         raise ConfigError(f"seed={config['seed']} must be a whole number, 0 or more")
@@ -304,11 +245,12 @@ def _checked(config: Config, named: Named | None, decided: Decisions | None) -> 
                 "give a number"
             )
         trainer["accumulation"] = decided.accumulation if decided else 1
-    builder = Builder((*ALLOWED, *map(str, config["allow"])), epoch_size=1, batch_size=trainer["batch_size"], named=named)
-    builder = replace(builder, origins=origins_of(config.raw))
-    check_pairing(config, builder)
-    builder.settings(TrainerSettings, trainer, "trainer")
-    return builder, trainer
+    allowed = (*ALLOWED, *map(str, config["allow"]))
+    origins = origins_of(config.raw)
+    builder = Builder(allowed, epoch_size=1, batch_size=trainer["batch_size"], named=named, origins=origins)
+    method_class = check_pairing(config, builder)
+    builder.settings(TrainerSettings, trainer, "trainer")  # for its refusals: durations in epochs are not known yet
+    return builder, trainer, method_class
 
 
 def _synchronised(method: Method, device: torch.device) -> Method:

@@ -1,0 +1,119 @@
+"""Build a model for its data, and check that the two go together."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from genimg.config.compatibility import check_kind, measures_held_out, refuse_unread_conditioning
+from genimg.config.compose import Config
+from genimg.config.instantiate import Builder, build_model, mounted
+from genimg.data.captions import caption_length, encode
+from genimg.data.datasets.builtin import Source
+from genimg.data.facts import DataFacts
+from genimg.data.loader import available_keys
+from genimg.data.subsets import random_order
+from genimg.data.tasks.base import Task
+from genimg.errors import ConfigError
+from genimg.methods.base import Method
+from genimg.types import Batch
+from genimg.utils.images import to_float
+
+_HOW_TO_HAVE = {
+    "caption": "; captions of a folder are in its metadata.jsonl, or in a .txt beside every image (docs/data.md)",
+    "label": "; the classes of a folder are its subdirectories",
+}
+
+
+def build_method(
+    config: Config, dataset: Source, task: Task | None, facts: DataFacts, builder: Builder, method_class: type[Method]
+) -> Method:
+    """Build the model, and check it against the data.
+
+    Args:
+        config: The composed config.
+        dataset: The images to train on.
+        task: What makes sources and targets of them, if anything does.
+        facts: About both.
+        builder: Of the config's nodes.
+        method_class: The model's class, as ``check_pairing`` returns it.
+
+    Raises:
+        ConfigError: If the data lacks what the model needs, or shapes do not match.
+    """
+    check_kind(method_class, dataset, task)
+    method = build_model(config, facts, builder, task)
+    refuse_unread_conditioning(config, method)
+    reconstructs = method.reconstructs and bool((config.get("evaluation") or {}).get("reconstructions"))
+    held_out = method.translates or method.likelihood is not None or reconstructs or measures_held_out(config, builder)
+    takes_some = not isinstance(config["data"].get("validation"), str)  # another split takes nothing from the training
+    if dataset.validation is not None and takes_some and not held_out:
+        raise ConfigError(
+            f"data.validation={config['data']['validation']} has no effect on this model, a {type(method).__name__}, which is "
+            "measured against all images: set data.validation=0, or choose a metric of held-out images such as memorisation"
+        )
+    available = set(task.keys if task else available_keys(dataset))
+    missing = [key for key in method.batch_keys if key not in available]
+    if missing:
+        raise ConfigError(
+            f"the model needs {', '.join(missing)}, but data {dataset.name} has only {', '.join(sorted(available))}: choose "
+            "conditioning=none, or other data" + _HOW_TO_HAVE.get(missing[0], ""),
+            key="conditioning",
+        )
+    if "label" in method.batch_keys and method.num_classes != facts.num_classes:
+        raise ConfigError(
+            f"the model is made for {method.num_classes} classes, but data {dataset.name} has {facts.num_classes}: remove "
+            "num_classes from the model and the conditioning",
+            key="conditioning.encoder.num_classes",
+        )
+    _check_shapes(method, dataset, task)
+    if method.num_remembered:
+        method.remember(_conditions(dataset, method))
+    return method
+
+
+def _conditions(dataset: Source, method: Method) -> Batch:
+    """All labels, or the captions of random images, as they stand in a batch, if the method asks for them."""
+    batch: Batch = {}
+    if "label" in method.batch_keys and dataset.labels is not None:
+        batch["label"] = torch.from_numpy(dataset.labels)
+    if "caption" in method.batch_keys:
+        # A small source's captions are repeated, each equally often to within one.
+        texts = dataset.captions(np.resize(random_order(len(dataset), seed=0), method.num_remembered))
+        batch["caption"] = encode(texts, caption_length(texts))
+    return batch
+
+
+def _check_shapes(method: Method, dataset: Source, task: Task | None) -> None:
+    channels, height, width = dataset.shape
+    if height % method.multiple or width % method.multiple:
+        raise ConfigError(
+            f"the model takes images whose sides are multiples of {method.multiple} pixels, not {height}x{width}: change "
+            "data.image_size"
+        )
+    image = to_float(torch.zeros(2, *dataset.shape, dtype=torch.uint8))
+    try:
+        with torch.no_grad(), mounted("model", method):
+            method.eval()
+            method.check({"image": image} if task is None else task(image, np.arange(2, dtype=np.int64), 0))
+            made = dataset.shape if task else tuple(method.sample(method.draw(range(2), 0)).shape[1:])
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, ValueError) and not str(error).startswith("Expected more than 1"):  # instance norm's, of one pixel
+            raise
+        fix = (
+            "give larger images with data.image_size, or a discriminator with fewer strided convolutions "
+            "(model.discriminator.num_strided)" if task else
+            "remove channels and image_size below model, which follow the data"
+        )  # fmt: skip
+        raise ConfigError(
+            f"the model's networks do not fit the data's images of {channels} channels and {height}x{width} pixels "
+            f"({str(error).splitlines()[0]}): {fix}"
+        ) from error
+    finally:
+        method.train()
+    if made != dataset.shape:
+        raise ConfigError(
+            f"the model makes images of {made[0]} channels and {made[1]}x{made[2]} pixels, but data {dataset.name} has "
+            f"{channels} channels and {height}x{width} pixels: remove channels and image_size below model, which follow the "
+            "data"
+        )
