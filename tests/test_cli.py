@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fork_server import run_command
 from PIL import Image
 
 from genimg.utils.paths import config_dir
 
-PROGRAM = "import sys; from genimg import cli; getattr(cli, sys.argv.pop(1))()"
 SMALL = ["data.num_images=64", "data.image_size=16", "model.generator.width=8", "trainer.batch_size=16", "device=cpu"]
 SMALL += ["trainer.preview_images=4"]
 EVALUATED = [*SMALL, "evaluation.num_images=40", "evaluation.batch_size=20"]
@@ -36,9 +36,7 @@ def run(command: str, *arguments: str, blocked_network: bool = False) -> subproc
     environment = dict(os.environ)
     if blocked_network:  # a proxy that refuses connections: the same on machines with and without a network
         environment |= dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, command, *arguments], capture_output=True, text=True, timeout=300, env=environment
-    )
+    return run_command(command, *arguments, env=environment)
 
 
 def succeed(command: str, *arguments: str) -> str:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fork_server import run_command
 
 from genimg.config.messages import is_choice
 
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAM = "import sys; from genimg import cli; sys.argv[0] = name = sys.argv.pop(1); getattr(cli, name.split('-')[1])()"
 FILES = re.compile(r"\*\*`([^`]+)`\*\*\n\n```\w+\n(.*?)```", re.DOTALL)
 COMMANDS = re.compile(r"```console\n(.*?)```", re.DOTALL)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,9 +35,7 @@ def test_the_worked_examples_of_extending_run_as_they_stand(tmp_path: Path) -> N
         if name == "genimg-train":  # only shorter
             arguments += ["trainer.duration=2 steps", "data.num_images=64"]
             arguments += [] if "data=stripes" in arguments else ["evaluation.num_images=20"]
-        run = subprocess.run(
-            [sys.executable, "-c", PROGRAM, name, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+        run = run_command(name.removeprefix("genimg-"), *arguments, cwd=tmp_path, env=environment)
         assert run.returncode == 0, command + run.stdout + run.stderr
     for name in ("my_gan", "my_discriminator", "resize_gan", "smoothed", "stripes", "metric"):
         assert (tmp_path / "outputs" / name / "checkpoints" / "last.pt").is_file()

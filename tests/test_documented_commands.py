@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from documented import Runner, choice, commands_of, without_torchrun
+from documented import choice, commands_of, without_torchrun
+from fork_server import ForkServer
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
@@ -167,32 +168,38 @@ def arguments(command: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     folder = tmp_path_factory.mktemp("runner")
     environment = {key: value for key, value in os.environ.items() if key not in ("GENIMG_INCEPTION_WEIGHTS", "RANK")}
     environment |= {
         "GENIMG_CACHE": str(folder / "cache"), "GENIMG_DATA": "datasets", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
         "TORCH_HOME": str(folder / "torch"), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
     }  # fmt: skip
-    runner = Runner(environment, folder / "log.txt")
+    runner = ForkServer(environment, folder / "log.txt", stand_ins=True)
     yield runner
     runner.close()
 
 
+def outcome(runner: ForkServer, folder: Path, *words: str) -> tuple[int, str]:
+    """Exit code and output of a command in ``folder``."""
+    result = runner.run(*words, cwd=folder, env=runner.environment, merged=True)
+    return result.returncode, result.stdout
+
+
 @pytest.fixture(scope="module")
-def prepared(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(runner: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the commands find in their working directory."""
     home = tmp_path_factory.mktemp("prepared")
     write_datasets(home / "datasets")
     write_images(home)
     for name, settings in RUNS.items():
         words = ["genimg-train", *settings]
-        code, output = runner(home, *words, *smaller(words), f"run_dir=runs/{name}")
+        code, output = outcome(runner, home, *words, *smaller(words), f"run_dir=runs/{name}")
         assert code == 0, output
     for name in ("outputs/mnist_run", "SWEEP/000", "SWEEP/001"):
         shutil.copytree(home / "runs" / "digits", home / name)
     for name in ("a", "b"):
-        code, output = runner(home, "genimg-eval", "ckpt=runs/digits", "num_images=20", f"output={name}.json")
+        code, output = outcome(runner, home, "genimg-eval", "ckpt=runs/digits", "num_images=20", f"output={name}.json")
         assert code == 0, output
     return home
 
@@ -204,7 +211,7 @@ def home(prepared: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_of_a_page_runs(page: Path, home: Path, runner: Runner) -> None:
+def test_every_command_of_a_page_runs(page: Path, home: Path, runner: ForkServer) -> None:
     failed = []
     for command in commands_of(page.read_text(encoding="utf-8")):
         if re.search(ELSEWHERE.get(page.name, "$^"), command) or any(
@@ -216,7 +223,7 @@ def test_every_command_of_a_page_runs(page: Path, home: Path, runner: Runner) ->
         for folder in (*written, *home.glob("outputs/20*")):  # of earlier commands; runs are called by the second they start in
             shutil.rmtree(folder, ignore_errors=True)
         is_composed = any(re.search(pattern, command) for pattern in COMPOSED)
-        code, text = runner(home, *words, *(["--cfg", "job"] if is_composed else []))
+        code, text = outcome(runner, home, *words, *(["--cfg", "job"] if is_composed else []))
         if code:
             failed.append(f"{command}\n  as {shlex.join(words)}\n  ended with {code}: {text}")
     assert not failed, "\n".join(failed)
@@ -253,12 +260,12 @@ OMP_NUM_THREADS=2 torchrun --nproc-per-node=2 -m genimg.train e=5
     assert sum(len(commands_of(page.read_text(encoding="utf-8"))) for page in PAGES) > 100
 
 
-def test_a_command_that_does_not_work_would_be_noticed(tmp_path: Path, runner: Runner) -> None:
+def test_a_command_that_does_not_work_would_be_noticed(tmp_path: Path, runner: ForkServer) -> None:
     for words, expected, message in (
         (["genimg-train", "modle=dcgan"], 2, "did you mean 'model'?"),
         (["genimg-train", "data=folder", "data.root=nowhere"], 2, "nowhere does not exist: give a directory of images"),
         (["genimg-sing"], 1, "has no attribute 'sing'"),
     ):
-        code, output = runner(tmp_path, *words)
+        code, output = outcome(runner, tmp_path, *words)
         assert code == expected
         assert message in output

@@ -1,7 +1,7 @@
 """Every GAN's networks with every loss, conditioning, penalty and augmentation, through the command line.
 
-Each cell trains, is stopped and resumed bit for bit, is sampled and evaluated. A row of the table is one process, because
-starting Python takes longer than the rest.
+Each cell trains; each network, loss, conditioning, penalty and augmentation is also stopped and resumed bit for bit, sampled
+and evaluated, losses with one network alone, because they have no state. A row of the table is one process.
 """
 
 from __future__ import annotations
@@ -118,8 +118,15 @@ def test_the_table_has_every_network_loss_conditioning_penalty_and_augmentation(
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_every_network_trains_resumes_samples_and_evaluates_with_every_loss(network: str, tmp_path: Path) -> None:
-    walk({loss: [f"model={network}", f"loss={loss}", *NETWORKS[network]] for loss in LOSSES}, tmp_path)
+def test_every_network_trains_with_every_loss(network: str, tmp_path: Path) -> None:
+    cells = {loss: [f"model={network}", f"loss={loss}", *NETWORKS[network]] for loss in LOSSES}
+    if network == "dcgan":
+        walk(cells, tmp_path)
+        return
+    walk({"hinge": cells.pop("hinge")}, tmp_path)
+    commands = [["train", *COMMON, *cell, "trainer.duration=2 steps", f"run_dir={loss}"] for loss, cell in cells.items()]
+    outcomes, output = run(commands, tmp_path)
+    assert outcomes == [0] * len(commands), output
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fork_server import run_command
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
@@ -33,8 +32,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def train(arguments: list[str], environment: dict[str, str], cwd: Path) -> tuple[int, str]:
-    command = [sys.executable, "-m", "genimg.train", *arguments]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=cwd, timeout=200)
+    process = run_command("train", *arguments, cwd=cwd, env=environment)
     return process.returncode, process.stdout + process.stderr
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from fork_server import run_command
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
@@ -30,7 +31,6 @@ from genimg.utils.images import to_uint8
 from genimg.utils.paths import config_dir
 
 OLDER = b'older, with "genimg_version"'  # as genimg-export left it
-PROGRAM = "import sys; from genimg import cli; getattr(cli, sys.argv.pop(1))()"
 TRAINING = """
 import json, sys
 from genimg import cli
@@ -168,7 +168,7 @@ def test_programs_run_without_genimg_and_make_the_images_of_genimg_sample(runs: 
 
 def test_through_the_command_line_a_file_lies_in_the_run_directory(runs: Path) -> None:
     arguments = [f"ckpt={runs / 'styles'}", "truncation=0.5", "device=cpu"]
-    result = subprocess.run([sys.executable, "-c", PROGRAM, "export", *arguments], capture_output=True, text=True, timeout=120)
+    result = run_command("export", *arguments)
     assert result.returncode == 0, result.stdout + result.stderr
     file = runs / "styles" / "generator-truncation0.5.pt2"
     lines = result.stdout.splitlines()

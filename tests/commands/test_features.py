@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fork_server import run_command
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
@@ -20,7 +20,6 @@ from genimg.commands import features
 from genimg.commands.features import train_features
 from genimg.utils.paths import config_dir
 
-PROGRAM = "import sys; from genimg import cli; getattr(cli, sys.argv.pop(1))()"
 SMALL = ["data=folder", "data.root=pictures", "data.image_size=16", "epochs=1", "batch_size=8", "device=cpu"]
 
 
@@ -35,8 +34,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-c", PROGRAM, command, *arguments]
-    return subprocess.run(program, capture_output=True, text=True, timeout=300, env=dict(os.environ))
+    return run_command(command, *arguments)
 
 
 def succeed(command: str, *arguments: str) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from fork_server import run_command
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from scipy import stats
@@ -34,7 +33,6 @@ from genimg.utils.images import to_uint8
 from genimg.utils.outputs import MARK, record_of
 from genimg.utils.paths import config_dir
 
-PROGRAM = "import sys; from genimg import cli; getattr(cli, sys.argv.pop(1))()"
 SMALL = ["data=shapes", "data.num_images=64", "data.image_size=16", "trainer.batch_size=16", "trainer.duration=2 steps"]
 SMALL += ["trainer.preview_images=4", "evaluation=none", "device=cpu"]
 GAN = [*SMALL, "model=dcgan_small", "model.generator.width=8"]
@@ -51,10 +49,6 @@ RUNS = {
     ],
     "styles": [*SMALL, "model=stylegan2_small", *tiny.SIZES["stylegan2_small"]],
 }
-
-
-def run_command(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", PROGRAM, command, *arguments], capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

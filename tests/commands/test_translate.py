@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fork_server import run_command
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from torch import Tensor
@@ -29,7 +30,6 @@ from genimg.utils.images import to_uint8
 from genimg.utils.outputs import MARK
 from genimg.utils.paths import config_dir
 
-PROGRAM = "import sys; from genimg import cli; getattr(cli, sys.argv.pop(1))()"
 TRAINING = """
 import json, sys
 from genimg import cli
@@ -94,10 +94,6 @@ def run_translate(run: Path, *overrides: str) -> None:
     with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
         composed = compose("translate", overrides=[f"ckpt={run}", "device=cpu", *overrides])
     translate(composed)
-
-
-def run_command(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", PROGRAM, command, *arguments], capture_output=True, text=True, timeout=300)
 
 
 def loaded(run: Path) -> Translation:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from fork_server import run_command
 
 TINY = [
     "data.num_images=96",
@@ -62,9 +63,9 @@ def start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen
 
 
 def train(arguments: list[str], environment: dict[str, str]) -> str:
-    process = start(arguments, environment)
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, output
+    result = run_command("train", *arguments, env=environment)
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
     return output
 
 

@@ -2,12 +2,12 @@
 
 import os
 import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from fork_server import run_command
 from torch import Tensor, nn
 
 from genimg.networks.gated_unet import CONVOLUTIONS, GatedConv2d, PartialConv2d, Translator
@@ -16,7 +16,6 @@ SETTINGS = {
     "source_channels": 4, "target_channels": 3, "image_size": 16, "convolution": "gated", "width": 4, "num_downs": None,
     "normalisation": "none", "initialisation": "xavier",
 }  # fmt: skip
-PROGRAM = "from genimg import cli; cli.train()"
 
 
 def translator(**changes: Any) -> Translator:
@@ -197,8 +196,7 @@ def test_it_trains_from_the_command_line(tmp_path: Any) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GENIMG_CACHE": str(tmp_path / "cache")}
 
     def train(*overrides: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", PROGRAM, *fixed, *overrides]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        return run_command("train", *fixed, *overrides, cwd=tmp_path, env=environment)
 
     for convolution, task in (("gated", "inpaint"), ("partial", "inpaint_boxes")):
         done = train(f"model.translator.convolution={convolution}", f"task={task}", f"run_dir={convolution}")
