@@ -17,7 +17,7 @@ _WHICH = "Which checkpoint of a run directory"
 _CHANGE = "Greatest relative change: a factor of [1 - x, 1 + x]"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Train:
     """genimg-train: train an image generation model."""
 
@@ -46,7 +46,7 @@ class Train:
     traceback: bool = option(_TRACEBACK, False)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Eval:
     """genimg-eval: compare one set of images with another. Null means: as in the checkpoint's own config."""
 
@@ -108,7 +108,7 @@ class Eval:
     traceback: bool = option(_TRACEBACK, False)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sample:
     """genimg-sample: images from a checkpoint."""
 
@@ -164,7 +164,7 @@ class Sample:
     traceback: bool = option(_TRACEBACK, False)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Translate:
     """genimg-translate: images from images, by a checkpoint of a model that translates."""
 
@@ -202,7 +202,7 @@ class Translate:
     traceback: bool = option(_TRACEBACK, False)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Features:
     """genimg-features: train a classifier on labelled images, whose features then evaluate images of that kind."""
 
@@ -223,7 +223,7 @@ class Features:
     traceback: bool = option(_TRACEBACK, False)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Prepare:
     """genimg-prepare: pack a dataset into a few large files of decoded, resized images."""
 
@@ -236,7 +236,7 @@ class Prepare:
     traceback: bool = option(_TRACEBACK, False)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Augment:
     """genimg-augment: changed copies of the images of a folder, with their labels and captions."""
 
@@ -270,7 +270,7 @@ class Augment:
     traceback: bool = option(_TRACEBACK, False)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Report:
     """genimg-report: one self-contained page about a run, several runs or a sweep, and the same as CSV and Markdown."""
 
@@ -288,7 +288,7 @@ class Report:
     traceback: bool = option(_TRACEBACK, False)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Export:
     """genimg-export: the network that makes the images, alone, in a file for other programs."""
 

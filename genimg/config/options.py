@@ -1,0 +1,41 @@
+"""A command's options as an object of its schema."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig
+
+from genimg.config.compose import Config, require_all_values, thaw
+from genimg.config.schema import options_of
+from genimg.errors import ConfigError
+from genimg.utils.words import nearest
+
+Options = TypeVar("Options")
+
+
+def read_options(composed: DictConfig, schema: type[Options], groups: Collection[str] = ()) -> tuple[Options, dict[str, Any]]:
+    """Return the options of a command, and the groups beside them.
+
+    Args:
+        composed: The composed config.
+        schema: Of the command, such as ``schema.commands.Sample``.
+        groups: Names of groups that the command takes.
+
+    Returns:
+        An object of the schema, and the groups that the config has, by name, resolved; copies of both.
+
+    Raises:
+        ConfigError: For a required option without a value, or a key that the command does not read, such as a misspelt
+            ``+sed=1``.
+    """
+    require_all_values(composed)
+    own = [option.name for option in options_of(schema)]
+    known = {*own, *groups}
+    for key in map(str, composed):
+        if key not in known:
+            problem = f"unknown key {key}{nearest(key, known)}"
+            raise ConfigError(problem, "nothing reads it; --cfg job shows all keys", key=key)
+    values = thaw(Config.of(composed))
+    return schema(**{name: values[name] for name in own}), {name: values[name] for name in groups if name in values}
