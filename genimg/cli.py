@@ -17,14 +17,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from genimg.commands.arguments import continued_in_its_own_directory, with_runs
-from genimg.commands.failures import Failure, end, leave, refuse
+from genimg.commands.arguments import arguments_of_rank, continued_in_its_own_directory, with_runs
+from genimg.commands.failures import Failure, end, leave
 from genimg.config import help, resolvers
 from genimg.config.messages import explain_flag
-from genimg.errors import UserError
+from genimg.errors import ConfigError
 from genimg.utils.paths import config_dir
 from genimg.utils.terminal import protect_standard_streams
-from genimg.utils.torchrun import arguments_of_rank
 
 
 def train() -> None:
@@ -97,21 +96,6 @@ def _command(
     """
     protect_standard_streams()
     primary = config or name
-    try:
-        sys.argv[1:] = sys.argv[1:] if rewrite is None else rewrite(sys.argv[1:])
-    except UserError as error:
-        refuse(name, str(error))
-    if help.is_requested(sys.argv[1:]):
-        yield partial(print, help.page(primary, sys.argv[1:]))
-        return
-    if message := explain_flag(primary, sys.argv[1:]):
-        refuse(name, message)
-    directories = resolvers.register()
-    if name == "train":
-        importlib.import_module("genimg.sweeps.plugins").register()
-        os.environ[resolvers.COMMAND_LINE] = shlex.join(sys.argv[1:])
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors pass to us instead of printing them in its own way
-    logging.raiseExceptions = False  # a log file on a full disk must not bury the message under tracebacks
     failures: list[Failure] = []
 
     def task(composed: DictConfig) -> Any:
@@ -128,6 +112,19 @@ def _command(
                 raise
 
     try:
+        if rewrite is not None:
+            sys.argv[1:] = rewrite(sys.argv[1:])
+        if help.is_requested(sys.argv[1:]):
+            yield partial(print, help.page(primary, sys.argv[1:]))
+            return
+        if message := explain_flag(primary, sys.argv[1:]):
+            raise ConfigError(message, key="")
+        directories = resolvers.register()
+        if name == "train":
+            importlib.import_module("genimg.sweeps.plugins").register()
+            os.environ[resolvers.COMMAND_LINE] = shlex.join(sys.argv[1:])
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets errors pass to us instead of printing them in its own way
+        logging.raiseExceptions = False  # a log file on a full disk must not bury the message under tracebacks
         yield hydra.main(version_base="1.3", config_path=config_dir(), config_name=primary)(task)
         if failures:
             raise failures[0].error

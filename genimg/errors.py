@@ -8,11 +8,15 @@ configuration alone. Only the config layer knows where an object is mounted, and
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Self
 
 _SUBJECT = re.compile(r"[+~]*([A-Za-z_][\w.]*(?:\[\d+\][\w.]*)*)(?==|\b)(?:=(\[[^\]]*\]|\S*?)(?=:?(?:\s|$)))?")
+
+
+_FULL = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
 
 
 class UserError(Exception):
@@ -63,14 +67,27 @@ class CheckpointError(UserError, ValueError):
 
 
 def is_bug(error: BaseException) -> bool:
-    """Return whether an error is one that no user can cause: anything but the errors of this module, of Hydra, OmegaConf and
-    torch.compile, a full memory, and an OSError that names a file.
+    """Return whether an error of a command at work is one that no user can cause.
+
+    That is anything but the errors of this module and of torch.compile, a full memory, and an OSError that names a file. Errors
+    of Hydra and OmegaConf are the user's while a config is composed, which is before a command is at work.
     """
-    homes = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     is_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
     is_named = isinstance(error, OSError) and error.filename is not None
-    is_full = type(error).__name__ == "OutOfMemoryError"
-    return not (isinstance(error, UserError) or homes & {"hydra", "omegaconf"} or is_compiler or is_named or is_full)
+    return not (isinstance(error, UserError) or is_compiler or is_named or is_memory_full(error))
+
+
+def is_memory_full(error: BaseException) -> bool:
+    """Return whether there was no memory left, on the host or on a GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)  # the CPU's, MPS's and cuBLAS's
+
+
+def innermost_module(error: BaseException) -> str:
+    """Return the name of the module in whose code an error was raised; of one raised by compiled code, that of its caller."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", ""))
 
 
 def subject_of(message: str) -> str:

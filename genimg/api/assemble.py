@@ -139,7 +139,8 @@ def _placement(
 ) -> tuple[torch.device, Precision, Performance]:
     """Return where and in which arithmetic the training runs."""
     device = choose_device(device_name)
-    precision = choose_precision(config["precision"], device)
+    wanted = decided.precision if decided is not None and config["precision"] == "auto" else config["precision"]
+    precision = choose_precision(wanted, device)
     performance: Performance = builder.build(config["performance"], "performance")
     if decided is not None and performance.compile == "auto":
         performance = replace(performance, compile=False if performance.activation_checkpointing else decided.compile)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import torch
 
@@ -84,6 +86,13 @@ def _conditions(dataset: Source, method: Method) -> Batch:
     return batch
 
 
+_SHAPES = re.compile(
+    r"mat1 and mat2|[Ss]izes? of tensors?|size mismatch|must match|[Kk]ernel size|[Oo]utput size|Padding size|channels|"
+    r"invalid for input of size|invalid for size|Expected more than 1|Expected \d|expected (input|\d)|normalized_shape|shape '"
+)
+"""What PyTorch says of shapes that do not fit; of instance norm also that one pixel is too little."""
+
+
 def _check_shapes(method: Method, dataset: Source, task: Task | None) -> None:
     channels, height, width = dataset.shape
     if height % method.multiple or width % method.multiple:
@@ -98,7 +107,7 @@ def _check_shapes(method: Method, dataset: Source, task: Task | None) -> None:
             method.check({"image": image} if task is None else task(image, np.arange(2, dtype=np.int64), 0))
             made = dataset.shape if task else tuple(method.sample(method.draw(range(2), 0)).shape[1:])
     except (RuntimeError, ValueError) as error:
-        if isinstance(error, ValueError) and not str(error).startswith("Expected more than 1"):  # instance norm's, of one pixel
+        if type(error) not in (RuntimeError, ValueError) or not _SHAPES.search(str(error)):
             raise
         fix = (
             "give larger images with data.image_size, or a discriminator with fewer strided convolutions "

@@ -6,9 +6,10 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -41,9 +42,6 @@ from genimg.training.trainer import Trainer
 from genimg.utils.distributed import failing_together, of_first_rank, rank, world_size
 from genimg.utils.files import alone_in, new_directory
 from genimg.utils.paths import expanded, run_directory_of
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +102,7 @@ def remove_if_nothing_began(run_dir: Path) -> None:
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
-def alone_in_run(run_dir: Path) -> Any:
+def alone_in_run(run_dir: Path) -> AbstractContextManager[None]:
     """Lock a run directory: two processes that train in it would overwrite each other's checkpoints."""
     return alone_in(
         run_dir / ".hydra" / "lock",

@@ -2,29 +2,68 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from genimg.errors import CheckpointError, ConfigError
 from genimg.utils.paths import expanded, run_directory_of
-from genimg.utils.torchrun import rank_of_torchrun
+from genimg.utils.torchrun import is_restarted, may_restart, rank_of_torchrun
 from genimg.utils.words import quoted
 
 _FLAGS_WITH_VALUES = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p")
 
 
+_YES = ("true", "yes", "on", "1")
+
+
+def value_of(key: str, arguments: Sequence[str]) -> str | None:
+    """Return the value that arguments give a key, the last one, without quotes; None where they give none."""
+    found = [value for name, equals, value in (each.lstrip("+").partition("=") for each in arguments) if equals and name == key]
+    return found[-1].strip("'\"") if found else None
+
+
 def continued_in_its_own_directory(arguments: Sequence[str]) -> list[str]:
     """``resume=PATH`` continues in the run directory that PATH belongs to, unless another ``run_dir`` is given."""
-    if any(argument.startswith("run_dir=") for argument in arguments):
+    resume = value_of("resume", arguments)
+    if resume in (None, "", "auto", "null") or value_of("run_dir", arguments) is not None:
         return list(arguments)
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        value = value.strip("'\"")
-        if key == "resume" and value not in ("", "auto", "null"):
-            path = expanded(key, value)
-            if not path.exists() and rank_of_torchrun() == 0:  # other hosts need not see it
-                raise CheckpointError(f"resume={value} does not exist: give a checkpoint or a run directory")
-            return [*arguments, f"run_dir={quoted(str(run_directory_of(path)))}"]
+    path = expanded("resume", resume)
+    if not path.exists() and rank_of_torchrun() == 0:  # other hosts need not see it
+        raise CheckpointError(f"resume={resume} does not exist: give a checkpoint or a run directory")
+    return [*arguments, f"run_dir={quoted(str(run_directory_of(path)))}"]
+
+
+def arguments_of_rank(arguments: Sequence[str]) -> list[str]:
+    """A training's arguments as this process should take them.
+
+    Only the first rank has a run directory and a log file, and a dry run has none. A restarted training continues from its
+    newest checkpoint, whatever it began with.
+
+    Raises:
+        ConfigError: If a restarted training would not find its checkpoints.
+    """
+    given = value_of("run_dir", arguments)
+    if may_restart() and (given is None or "${" in given):
+        raise ConfigError(
+            "torchrun --max-restarts needs a fixed run_dir=DIR (or resume=RUN), where a restarted run finds its checkpoints"
+        )
+    if is_restarted() and given is not None:
+        resume = value_of("resume", arguments)
+        has_checkpoints = any(expanded("run_dir", given).glob("checkpoints/step-*.pt"))
+        is_path = resume not in (None, "auto", "null", "")
+        if has_checkpoints or not is_path:
+            arguments = [argument for argument in arguments if argument.lstrip("+").partition("=")[0] != "resume"]
+        if has_checkpoints and is_path:
+            arguments = [*arguments, f"resume={quoted(given)}"]
+    if rank_of_torchrun() > 0 or str(value_of("dry_run", arguments)).lower() in _YES:
+        # Hydra then makes no directory and no file.
+        arguments = [
+            *arguments,
+            "hydra.run.dir=.",
+            "hydra.output_subdir=null",
+            f"hydra.job_logging.handlers.file.filename={os.devnull}",
+        ]
     return list(arguments)
 
 

@@ -17,14 +17,18 @@ from typing import NoReturn
 
 from omegaconf import DictConfig
 
+from genimg.commands.arguments import value_of
 from genimg.config.messages import explain
+from genimg.errors import innermost_module, is_bug
 from genimg.utils.paths import relative
 from genimg.utils.torchrun import is_of_several, rank_of_torchrun
 
 _SECONDS_FOR_THE_FIRST_RANK = 2.0
 _BUG, _USERS_MISTAKE = 1, 2  # exit codes
 _HAS_ENDED = "another process has ended"
-_ANOTHER_HAS_GONE = re.compile(r"closed by peer|[Cc]onnection (reset|refused)|[Bb]roken pipe|NCCL|gloo|ProcessGroup")
+_ANOTHER_HAS_GONE = re.compile(
+    r"closed by peer|[Cc]onnection (reset|refused)|[Bb]roken pipe|remote process exit|communicator was aborted"
+)
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,16 @@ class Failure:
         allowed: Packages that ``allow=[...]`` names.
         log_file: Where the traceback is kept; None if nowhere.
         job: Number of the job; None for a single run.
+        is_at_work: Whether the config had been composed.
+        wants_traceback: Whether ``traceback=true``.
     """
 
     error: Exception
     allowed: tuple[str, ...] = ()
     log_file: Path | None = None
     job: int | None = None
+    is_at_work: bool = False
+    wants_traceback: bool = False
 
     @classmethod
     def of_task(cls, error: Exception, composed: DictConfig, job: int | None) -> Failure:
@@ -53,7 +61,8 @@ class Failure:
             job: See the attribute.
         """
         allowed = composed.get("allow") or ()
-        return cls(error, (allowed,) if isinstance(allowed, str) else tuple(map(str, allowed)), _log_file(), job)
+        packages = (allowed,) if isinstance(allowed, str) else tuple(map(str, allowed))
+        return cls(error, packages, _log_file(), job, is_at_work=True, wants_traceback=composed.get("traceback") is True)
 
 
 def end(name: str, primary: str, failure: Failure, jobs: Sequence[Failure]) -> NoReturn:
@@ -65,7 +74,7 @@ def end(name: str, primary: str, failure: Failure, jobs: Sequence[Failure]) -> N
         failure: What ended it.
         jobs: All jobs of a sweep in this process that have failed; empty without one.
     """
-    in_words = {id(each): _in_words(each.error, primary) for each in (failure, *jobs)}
+    in_words = {id(each): _in_words(each, primary) for each in (failure, *jobs)}
     bugs = [each for each in jobs if in_words[id(each)] is None]
     failure = bugs[0] if bugs else failure
     numbers = ", ".join(f"#{each.job}{' by a bug' if each in bugs else ''}" for each in jobs)
@@ -76,19 +85,20 @@ def end(name: str, primary: str, failure: Failure, jobs: Sequence[Failure]) -> N
     if message is None or elsewhere:
         say(name, f"{_whose_bug(failure, elsewhere)}{f' ({sweep})' if sweep else ''}", trace)
         leave(_BUG)
-    wants_traceback = any(argument in ("traceback=true", "traceback=True") for argument in sys.argv[1:])
+    wants_traceback = failure.wants_traceback or str(value_of("traceback", sys.argv[1:])).lower() == "true"
     of_first = "the first: " if len(jobs) > 1 else ""
     say(name, f"error: {f'{sweep}: {of_first}' if sweep else ''}{message}", trace if wants_traceback else "")
     leave(_BUG if getattr(error, "has_bug", False) else _USERS_MISTAKE)  # of a job in another process
 
 
-def _in_words(error: Exception, primary: str) -> str | None:
+def _in_words(failure: Failure, primary: str) -> str | None:
     """Return what to tell the user, or None for a bug."""
+    error = failure.error
+    if failure.is_at_work and is_bug(error):
+        is_alone = is_of_several() and isinstance(error, RuntimeError) and _ANOTHER_HAS_GONE.search(str(error))
+        return f"{_HAS_ENDED} ({str(error).splitlines()[0][:120]})" if is_alone else None
     message = explain(error, primary, sys.argv[1:])
-    if message is None and is_of_several() and _ANOTHER_HAS_GONE.search(str(error)):
-        return f"{_HAS_ENDED} ({str(error).splitlines()[0][:120]})"
-    *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
-    if message is None and isinstance(error, ValueError) and _module(innermost).startswith("hydra."):
+    if message is None and isinstance(error, ValueError) and innermost_module(error).startswith("hydra."):
         return str(error).splitlines()[0]  # flags that exclude each other
     return message
 
@@ -128,12 +138,6 @@ def _log_file() -> Path | None:
     """Return where a traceback is kept, if anywhere."""
     handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
     return next((path for handler in handlers if (path := Path(handler.baseFilename)).is_file()), None)
-
-
-def refuse(name: str, message: str) -> NoReturn:
-    """End a command that has not begun, because of what the user gave it."""
-    say(name, f"error: {message}")
-    leave(_USERS_MISTAKE)
 
 
 def say(name: str, line: str, trace: str = "") -> None:

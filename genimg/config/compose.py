@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,12 +54,20 @@ class Config(FrozenDict):
 
     Args:
         raw: The unresolved config.
+
+    Raises:
+        ConfigError: For a reference to a key that is not there.
     """
 
     raw: FrozenDict
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
-        super().__init__(freeze(OmegaConf.to_container(OmegaConf.create(thaw(raw)), resolve=True)))
+        try:
+            resolved = OmegaConf.to_container(OmegaConf.create(thaw(raw)), resolve=True)
+        except OmegaConfBaseException as error:
+            key, problem = error.full_key or "", str(error).splitlines()[0]
+            raise ConfigError(f"{key}: {problem}: correct the reference", key=key) from error
+        super().__init__(freeze(resolved))
         self.raw = freeze(thaw(raw))
 
     @classmethod
@@ -128,7 +135,9 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Compositio
     Raises:
         ConfigError: For an unknown key or option, or a value of a wrong type.
     """
-    importlib.import_module("genimg.config.schema")  # registers itself
+    for override in overrides:
+        if override.lstrip("+~").startswith(("hydra.", "hydra/", "sweep=")) and override not in ("sweep=null", "~sweep"):
+            raise ConfigError(f"{override} is for the command line, which can start several runs: remove it", key="overrides")
     for name in ("new_run_dir", "new_sweep_dir"):
         if not OmegaConf.has_resolver(f"genimg.{name}"):  # a command's own makes directories
             OmegaConf.register_new_resolver(f"genimg.{name}", str)

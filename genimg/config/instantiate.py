@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from genimg.data.facts import DataFacts
 from genimg.data.tasks.base import Pair, Task
-from genimg.errors import ConfigError, UserError, join, subject_of
+from genimg.errors import ConfigError, UserError, innermost_module, join, subject_of
 from genimg.methods.base import Method
 from genimg.methods.image_to_image import Translation
 from genimg.schedules import Schedule
@@ -324,8 +324,9 @@ def mounted(key: str, target: Any, origins: Mapping[str, str] = MappingProxyType
         origins: See ``Builder``.
 
     Raises:
-        ConfigError: For a ValueError whose message begins with a parameter, and for any of a constructor that is not
-            genimg's own. Another ValueError is a bug and passes.
+        ConfigError: For a ValueError whose message begins with a parameter, for arguments that do not fit the signature of a
+            class that is not genimg's own, and for any ValueError or TypeError of PyTorch's classes. Another is a bug and
+            passes.
     """
     owner = target if inspect.isclass(target) or inspect.isroutine(target) else type(target)
     try:
@@ -333,9 +334,11 @@ def mounted(key: str, target: Any, origins: Mapping[str, str] = MappingProxyType
     except UserError as error:
         raise error.mounted(key, _parameters(owner), origins) from error
     except (ValueError, TypeError) as error:
-        is_ours = str(getattr(owner, "__module__", "")).partition(".")[0] == "genimg"
+        package = str(getattr(owner, "__module__", "")).partition(".")[0]
         subject = re.split(r"[.\[]", subject_of(str(error)))[0]
-        if is_ours and (isinstance(error, TypeError) or subject not in _parameters(owner)):
+        is_named = isinstance(error, ValueError) and subject in _parameters(owner)
+        is_of_call = package != "genimg" and innermost_module(error).startswith("genimg.config.")
+        if not (is_named or is_of_call or package == "torch"):
             raise
         text = str(error) if subject in _parameters(owner) else f"{key}: {error}"
         raise ConfigError(text).mounted(key, _parameters(owner), origins) from error

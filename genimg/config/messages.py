@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from genimg.config import foreign, schema
-from genimg.errors import UserError
+from genimg.errors import UserError, is_memory_full
 from genimg.utils.paths import config_dir
 from genimg.utils.words import nearest, quoted
 
@@ -23,7 +23,9 @@ _FOLLOWS_DATA = "it follows the data now; remove it"
 _FORMER = {
     r"data\.(num_classes|source_channels|target_channels)": _FOLLOWS_DATA,
     r"conditioning\.image_channels": "it follows conditioning.head now; remove it",
+    r"model\.(a2b|b2a)": "set model.translator, which both directions have",
     r"model\.(a2b|b2a)\.\w+": "set model.translator.NAME, which both directions have",
+    r"model\.discriminator_[ab]": "set model.discriminator, which both domains have",
     r"model\.discriminator_[ab]\.\w+": "set model.discriminator.NAME, which both domains have",
     r"model\.(\w+\.)*(image_size|channels|condition_channels|source_channels|target_channels|channels_a|channels_b|num_classes)":
         _FOLLOWS_DATA,
@@ -34,12 +36,12 @@ _FORMER = {
 
 
 def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
-    """What to tell the user, or None for a bug of ours, whose traceback is the message.
+    """Return what to tell the user, or None for a bug, whose traceback is the message.
 
     Args:
-        error: what ended the command.
-        command: the primary config: train, eval or sample.
-        arguments: of the command line.
+        error: What ended the composition of a config, or the command.
+        command: Name of the primary config.
+        arguments: Arguments of the command line.
     """
     if isinstance(error, InstantiationException) and isinstance(error.__cause__, UserError):  # of a launcher or sweeper
         return str(error.__cause__)
@@ -61,11 +63,12 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
             return f"{error}: a group takes the name of one of its options"
         options = sorted(path.stem for path in Path(config_dir(), key).glob("*.yaml") if is_choice(path.stem))
         return f"unknown option {key}={value}: choose one of {', '.join(options)}"
-    if type(error).__name__ == "OutOfMemoryError":
-        return (
-            f"the GPU's memory is full ({str(error).splitlines()[0]}): lower trainer.batch_size or data.image_size, or raise "
-            "trainer.accumulation, which cuts each batch into smaller parts"
-        )
+    if is_memory_full(error):
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        fix = "lower batch_size"
+        if command == "train":
+            fix = "lower trainer.batch_size or data.image_size, or raise trainer.accumulation, which cuts batches into parts"
+        return f"the memory is full ({reason}): {fix}"
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return f"torch.compile failed ({reason}): performance.compile=false trains without it"
@@ -76,7 +79,7 @@ def explain_flag(command: str, arguments: list[str]) -> str | None:
     """Return what to say of an argument in the style of argparse, such as ``--lr 0.1``; None if there is none.
 
     Args:
-        command: The primary config: train, eval or sample.
+        command: Name of the primary config.
         arguments: Of the command line.
     """
     if not any(argument.startswith("--") for argument in arguments):

@@ -123,7 +123,7 @@ def _take_out_what_is_local(source: Node, composition: Composition) -> instantia
     """Replace, in place, the paths and digests that only the checkpoint's config names; return those of this command line.
 
     Raises:
-        ValueError: for one that nothing can replace.
+        ConfigError: For one that nothing can replace.
     """
     builder = instantiate.Builder((*instantiate.ALLOWED, *map(str, source["allow"] or ())))
     composed = composition.config
@@ -190,7 +190,7 @@ def check_facts(saved: Node, facts: Node, *, force: bool) -> None:
     """Compare what the config does not say: the images, and the arithmetic.
 
     Raises:
-        ValueError: if the data has another number of images, other classes, or its images in another order.
+        CheckpointError: If the data has another number of images, other classes, or its images in another order.
     """
     _compare_images(saved, facts, force=force)
     for name in ("decisions", "genimg_version", "torch_version", "hardware", "processes", "performance"):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from genimg.errors import ConfigError
+from genimg.errors import ConfigError, is_memory_full
 from genimg.training.components import TrainingComponents
 from genimg.training.logger import SilentLogger
 from genimg.training.trainer import Trainer
@@ -69,7 +69,7 @@ def search_accumulation(parts: TrainingComponents, fits: Callable[[TrainingCompo
         fits: whether parts can take a step.
 
     Raises:
-        ValueError: if not even single images fit.
+        ConfigError: If not even single images fit.
     """
     parts.data.load()
     share = parts.settings.batch_size // world_size()
@@ -92,8 +92,8 @@ def fits(parts: TrainingComponents) -> bool:
             trainer.state.images = 0  # where all that is done at intervals is done
             next(steps)
         trainer.updater.raise_if_not_finite()  # waits for the device
-    except RuntimeError as error:  # torch.OutOfMemoryError among them; cuBLAS has no type of its own
-        if isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if is_memory_full(error):
             return False
         raise
     except NonFiniteError:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from genimg.errors import ConfigError
+from genimg.errors import ConfigError, innermost_module
 from genimg.schedules import Schedule
 from genimg.training.schedules import holds_schedule, valued
 
@@ -66,10 +66,14 @@ class OptimizerSpec:
         further = defaults(self.make, settings)  # outside, so that a bug there is not taken for a wrong setting
         try:
             return self.make(parameters, **{**further, **settings})
-        except (IndexError, TypeError) as error:
-            raise ConfigError(f"optimizer: it does not take the settings {settings} ({error})", key="optimizer") from error
-        except (ValueError, RuntimeError) as error:  # RuntimeError: settings that exclude each other
-            raise ConfigError(f"optimizer: {error}", key="optimizer") from error
+        except (IndexError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: settings that exclude each other
+            is_of_call = isinstance(error, TypeError) and innermost_module(error) == __name__
+            if not (is_of_call or isinstance(error, ValueError) or self.make.__module__.startswith("torch.")):
+                raise
+            unfit = (
+                f"it does not take the settings {settings} ({error})" if isinstance(error, IndexError | TypeError) else error
+            )
+            raise ConfigError(f"optimizer: {unfit}", key="optimizer") from error
 
 
 def _changed(value: Any, change: Callable[[float], float]) -> Any:

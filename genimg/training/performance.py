@@ -26,7 +26,7 @@ class Performance:
         channels_last: convolutions with channels last in memory. Faster on every device measured (docs/performance.md).
         fused_optimizer: one kernel for all of an optimizer's arithmetic, where PyTorch has one for it.
         compile: a mode of torch.compile for every trained network, or False. ``reduce-overhead`` replays CUDA graphs.
-            ``auto`` is settled by a trial on a GPU (api/autotune.py), and is False elsewhere.
+            ``auto`` is settled by a trial on a GPU (training/autotune.py), and is False elsewhere.
         activation_checkpointing: blocks of networks are computed a second time in the backward pass, to save memory.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -176,7 +177,8 @@ class Trainer:
         self._interval_start = (time.monotonic(), self.state.images)
         self._clocks.saved()
         self._clocks.shown(self.state.seconds)
-        previous = {s: signal.signal(s, self._request_stop) for s in stop_signals()}
+        is_main = threading.current_thread() is threading.main_thread()  # no other may handle signals
+        previous = {s: signal.signal(s, self._request_stop) for s in stop_signals()} if is_main else {}
         try:
             stream = self._stream()
             self.method.train()

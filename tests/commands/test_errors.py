@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
+import genimg
 from genimg import cli
 from genimg.errors import ConfigError
 
@@ -30,6 +33,7 @@ COMMANDS = {  # name -> function of cli, module and function of genimg.commands
     "report": ("report", "report", "report"),
     "export": ("export", "export", "export"),
 }
+TRAIN = ["data=shapes", "data.num_images=8", "data.image_size=16", "evaluation=none", "device=cpu", "run_dir=run"]
 BUGS = {
     "TypeError": "(lambda: 0)(1)",
     "ValueError": "list(zip([1], [1, 2], strict=True))",
@@ -61,10 +65,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     return run
 
 
-def raising(statement: str, module: str) -> Callable[..., Any]:
+def raising(statement: str, module: str, *, takes: str = "composed, *_") -> Callable[..., Any]:
     """Return a function of the module ``module`` that executes a statement."""
-    members: dict[str, Any] = {"__name__": module, "ConfigError": ConfigError}
-    exec(f"def broken(composed, *_):\n    {statement}\n", members)
+    members: dict[str, Any] = {"__name__": module, "ConfigError": ConfigError, "Finished": globals().get("Finished")}
+    exec(f"def broken({takes}):\n    {statement}\n", members)
     broken: Callable[..., Any] = members["broken"]
     return broken
 
@@ -90,7 +94,7 @@ def test_a_bug_is_a_traceback_and_a_line_that_says_so(name: str, run: Run, monke
 
 @pytest.mark.parametrize("kind", BUGS)
 def test_a_bug_in_a_training_is_kept_in_its_log(kind: str, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("genimg.commands.train._trained", raising(BUGS[kind], "genimg.commands.train"))
+    monkeypatch.setattr("genimg.commands.train.prepare", raising(BUGS[kind], "genimg.commands.train"))
     code, errors = run("train", "run_dir=run")
     assert code == 1
     assert errors.endswith("please report it with the lines above and run/train.log\n")
@@ -101,7 +105,7 @@ def test_a_bug_in_a_training_is_kept_in_its_log(kind: str, run: Run, monkeypatch
 
 def test_a_refused_training_leaves_no_directory(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     refused = raising("raise ConfigError('seed=1 is refused')", "genimg.commands.train")
-    monkeypatch.setattr("genimg.commands.train._trained", refused)
+    monkeypatch.setattr("genimg.commands.train.prepare", refused)
     assert run("train", "run_dir=run") == (2, "genimg-train: error: seed=1 is refused\n")
     assert not (tmp_path / "run").exists()
 
@@ -146,13 +150,49 @@ def test_a_library_that_fails_is_a_bug_of_who_called_it(run: Run, monkeypatch: p
     assert "genimg-sample: this is a bug of genimg: " in errors
 
 
+@pytest.mark.parametrize("kind", [*BUGS, "RuntimeError"])
+@pytest.mark.parametrize(
+    "place",
+    ["networks.dcgan.Generator.__init__", "networks.dcgan.Generator.forward", "methods.gan.GAN.step", "data.loader.Data.load"],
+)
+def test_a_bug_below_a_command_passes_all_that_words_the_mistakes_of_users(
+    place: str, kind: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statement = BUGS.get(kind, "raise RuntimeError('a bug')")
+    monkeypatch.setattr(f"genimg.{place}", raising(statement, f"genimg.{place.rpartition('.')[0]}", takes="*_, **__"))
+    code, errors = run("train", *TRAIN, "trainer.batch_size=4", "model.generator.width=4")
+    assert code == 1, errors
+    assert f"{kind}: " in errors
+    assert errors.endswith("genimg-train: this is a bug of genimg: please report it with the lines above and run/train.log\n")
+
+
+@pytest.mark.parametrize("error", ["MemoryError()", "RuntimeError('DefaultCPUAllocator: can\\'t allocate memory')"])
+def test_a_full_memory_is_no_bug(error: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genimg.commands.train.prepare", raising(f"raise {error}", "genimg.commands.train"))
+    code, errors = run("train", "run_dir=run")
+    assert code == 2
+    assert errors.startswith("genimg-train: error: the memory is full (")
+    assert "Traceback" not in errors
+
+
 # Jobs of a sweep in this process
 
 JOB = """
-    if composed.seed == 1: raise ConfigError('seed=1 is refused')
-    if composed.seed == 2: (lambda: 0)(1)
-    return 0.0
+    seed = composed.config.seed
+    if seed == 1: raise ConfigError('seed=1 is refused')
+    if seed == 2: (lambda: 0)(1)
+    return Finished()
 """
+
+
+class Finished:
+    """A training that has nothing left to do."""
+
+    run = genimg.Run(Path(), "completed", {}, best=0.0)
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[Any]:
+        yield SimpleNamespace(fit=lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +207,7 @@ JOB = """
 def test_a_bug_in_a_job_is_told_apart_from_a_setting_that_cannot_work(
     seeds: str, code: int, line: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("genimg.commands.train._trained", raising(JOB, "genimg.commands.train"))
+    monkeypatch.setattr("genimg.commands.train.prepare", raising(JOB, "genimg.commands.train"))
     found, errors = run("train", "-m", f"seed={seeds}", "hydra.sweep.dir=sweep")
     assert found == code, errors
     assert line in errors
@@ -176,7 +216,6 @@ def test_a_bug_in_a_job_is_told_apart_from_a_setting_that_cannot_work(
 
 # What a user can mend
 
-TRAIN = ["data=shapes", "data.num_images=8", "data.image_size=16", "evaluation=none", "device=cpu", "run_dir=run"]
 CASES = [
     ("train", ["modle=dcgan"], "modle"),
     ("train", ["model=dcgam"], "model=dcgam"),

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from test_resume import MODELS, TINY, assert_same_run, losses_of, tensors
 
-from genimg.utils.torchrun import arguments_of_rank
+from genimg.commands.arguments import arguments_of_rank
 
 TRAINING = [*TINY, "precision=fp32", "evaluation=shapes", "evaluation.interval=8 steps", "evaluation.num_images=30",
             "evaluation.batch_size=20", "trainer.duration=12 steps"]  # fmt: skip
