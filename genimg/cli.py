@@ -17,7 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from genimg.commands.arguments import arguments_of_rank, continued_in_its_own_directory, with_runs
+import genimg
+from genimg.commands.arguments import arguments_of_rank, continued_in_its_own_directory, in_hydras_order, with_runs
 from genimg.commands.failures import Failure, end, leave
 from genimg.config import help, resolvers
 from genimg.config.messages import explain_flag
@@ -112,8 +113,10 @@ def _command(
                 raise
 
     try:
-        if rewrite is not None:
-            sys.argv[1:] = rewrite(sys.argv[1:])
+        if "--version" in sys.argv[1:]:
+            yield partial(print, f"genimg {genimg.__version__}")
+            return
+        sys.argv[1:] = in_hydras_order(sys.argv[1:] if rewrite is None else rewrite(sys.argv[1:]))
         if help.is_requested(sys.argv[1:]):
             yield partial(print, help.page(primary, sys.argv[1:]))
             return

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_NO_HYPERPARAMETERS = ("run_dir", "resume", "resume_force", "allow", "traceback", "print_config", "dry_run", "device", "logger")
+
 
 class DivergedError(UserError):
     """Training produced infinite or undefined numbers, or images that only grew worse."""
@@ -140,7 +142,8 @@ class Training:
             _say_that_it_is_complete(state, self.config["trainer"]["duration"], trainer.evaluator, run_dir)
             return
         if rank() == 0 and state.last:
-            write_hyperparameters(run_dir, self.config, [f"evaluation/{name}" for name in state.last])
+            settings = {key: value for key, value in self.config.items() if key not in _NO_HYPERPARAMETERS}
+            write_hyperparameters(run_dir, settings, [f"evaluation/{name}" for name in state.last])
         done = state.images - images_before
         log.info("finished %d images; %d of them now, in %.0f s", state.images, done, summary["wall_seconds"])
         _report(state, summary, trainer.evaluator, run_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -41,7 +42,7 @@ from genimg.training.logger import Logger, Recorder, SilentLogger
 from genimg.training.trainer import Trainer
 from genimg.utils.distributed import failing_together, of_first_rank, rank, world_size
 from genimg.utils.files import alone_in, new_directory
-from genimg.utils.paths import expanded, run_directory_of
+from genimg.utils.paths import directory_to_continue_in, expanded, relative
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +67,13 @@ def train(overrides: Sequence[str] = (), *, dataset: object = None, callbacks: S
     Raises:
         UserError: For whatever the arguments or the data have wrong; DivergedError if training diverges.
     """
-    arguments = list(overrides)
-    if dataset is not None:
-        if any(each.lstrip("+").startswith("data=") for each in arguments):
-            raise ConfigError("dataset= and data= both name images: give one of them", key="dataset")
-        arguments.insert(0, "data=given")
-    composition = compose(arguments)
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise ConfigError(f"callbacks={callbacks!r} must be a list of functions of images seen and numbers", key="callbacks")
+    if dataset is not None and not isinstance(overrides, str):
+        if given := next((each for each in overrides if str(each).lstrip("+").startswith("data=")), None):
+            raise ConfigError(f"dataset= and {given} both name images: give one of them", key="dataset")
+        overrides = ["data=given", *overrides]
+    composition = compose(overrides)
     run_dir, device_name = _run_dir(composition), str(composition.config.device)
     if composition.config.dry_run is True:
         dry_run(composition, run_dir, device_name, dataset=dataset)
@@ -90,7 +92,7 @@ def _removed_if_nothing_begins(run_dir: Path) -> Iterator[None]:
     is_new = not run_dir.exists() or not any(run_dir.iterdir())
     try:
         yield
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         if is_new:
             remove_if_nothing_began(run_dir)
         raise
@@ -100,6 +102,9 @@ def remove_if_nothing_began(run_dir: Path) -> None:
     """Remove the directory of a run that was refused at its start, which holds notes of the start alone."""
     if {path.name for path in run_dir.iterdir()} <= {".hydra", "train.log", "wandb", "wandb-id.txt"}:
         shutil.rmtree(run_dir, ignore_errors=True)
+        if re.fullmatch(r"\d{4}-\d\d-\d\d", run_dir.parent.name):  # the day's, made for this run
+            with contextlib.suppress(OSError):  # it holds other runs
+                run_dir.parent.rmdir()
 
 
 def alone_in_run(run_dir: Path) -> AbstractContextManager[None]:
@@ -118,7 +123,7 @@ def _run_dir(composition: Composition) -> Path:
     if chosen is not None:
         return expanded("run_dir", chosen.value()).resolve()
     if resumed not in (None, "auto"):
-        return run_directory_of(expanded("resume", resumed).resolve())
+        return directory_to_continue_in(expanded("resume", resumed).resolve())
     names = (composition.choices.get(group) for group in ("model", "data"))
     path = Path("outputs", f"{datetime.now():%Y-%m-%d}", "_".join([f"{datetime.now():%H-%M-%S}", *map(str, names)]))
     is_dry = composition.config.dry_run is True  # it makes no directory
@@ -159,6 +164,7 @@ def prepare(
     facts["data_history"] = [] if saved is None else resume.data_history(saved.state, facts)
     if saved is not None:
         resume.check_facts(saved.state, facts, force=config["resume_force"])
+        _require_work(saved, parts, config, run_dir)
 
     def make_logger(step: int, evaluated: bool) -> Logger:
         if rank() > 0:
@@ -225,6 +231,22 @@ def _built(
         may_compile=not config["dry_run"],
     )
     return composition, start, assembly, parts
+
+
+def _require_work(saved: resume.Saved, parts: TrainingComponents, config: Config, run_dir: Path) -> None:
+    """Refuse to make a new run of a checkpoint whose training is complete; its own run says so and stays as it is.
+
+    Raises:
+        ConfigError: If nothing is left to train.
+    """
+    is_complete = saved.state["training"]["images"] >= parts.settings.duration
+    if is_complete and directory_to_continue_in(saved.path).resolve() != run_dir.resolve():
+        duration = config["trainer"]["duration"]
+        raise ConfigError(
+            f"trainer.duration={duration} is over: {relative(saved.path)} has been trained for as long",
+            f"give a longer one to train in run_dir={relative(run_dir)}",
+            key="trainer.duration",
+        )
 
 
 def _restore(trainer: Trainer, saved: resume.Saved, config: Config) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from genimg.errors import CheckpointError, ConfigError
-from genimg.utils.paths import expanded, run_directory_of
+from genimg.utils.paths import directory_to_continue_in, expanded
 from genimg.utils.torchrun import is_restarted, may_restart, rank_of_torchrun
 from genimg.utils.words import quoted
 
@@ -31,7 +32,7 @@ def continued_in_its_own_directory(arguments: Sequence[str]) -> list[str]:
     path = expanded("resume", resume)
     if not path.exists() and rank_of_torchrun() == 0:  # other hosts need not see it
         raise CheckpointError(f"resume={resume} does not exist: give a checkpoint or a run directory")
-    return [*arguments, f"run_dir={quoted(str(run_directory_of(path)))}"]
+    return [*arguments, f"run_dir={quoted(str(directory_to_continue_in(path)))}"]
 
 
 def arguments_of_rank(arguments: Sequence[str]) -> list[str]:
@@ -65,6 +66,33 @@ def arguments_of_rank(arguments: Sequence[str]) -> list[str]:
             f"hydra.job_logging.handlers.file.filename={os.devnull}",
         ]
     return list(arguments)
+
+
+def in_hydras_order(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with all flags behind the overrides: Hydra takes no overrides behind a flag that has a value.
+
+    Raises:
+        ConfigError: For a ``--config-dir`` that does not exist, or an empty ``run_dir=``.
+    """
+    words: list[str] = []
+    flags: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("-"):
+            words.append(argument)
+            continue
+        flags.append(argument)
+        if argument in _FLAGS_WITH_VALUES and rest:
+            flags.append(rest.pop(0))
+    for flag, value in zip_longest(flags, flags[1:], fillvalue=""):
+        name, equals, own = flag.partition("=")
+        given = own if equals else value
+        if name in ("--config-dir", "-cd") and given and not Path(given).is_dir():
+            raise ConfigError(f"--config-dir {given} does not exist: give a directory of configs", key="")
+    if value_of("run_dir", words) == "":
+        raise ConfigError("run_dir= is empty: name a directory, or omit it", key="run_dir")
+    return [*words, *flags]
 
 
 def with_runs(arguments: Sequence[str]) -> list[str]:

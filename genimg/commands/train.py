@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from genimg.api.train import alone_in_run, dry_run, prepare, remove_if_nothing_began
-from genimg.config.compose import Composition
+from genimg.config.compose import Composition, overrides_in
 from genimg.errors import ConfigError, is_bug
 from genimg.utils.distributed import (
     AnotherProcessError,
@@ -59,6 +59,10 @@ def train(composed: DictConfig) -> float | None:
             if training.run.signal is not None:
                 sys.exit(128 + training.run.signal)
             return training.run.best
+    except KeyboardInterrupt:
+        if rank_of_torchrun() == 0 and composed.dry_run is not True:
+            remove_if_nothing_began(run_dir)
+        raise
     except Exception as error:
         elsewhere = error.details if isinstance(error, AnotherProcessError) else ""
         _write_to_log_file(elsewhere or traceback.format_exc())
@@ -78,10 +82,12 @@ def _refuse_what_has_no_effect(hydra: Any) -> None:
         ConfigError: Naming it, with the fix.
     """
     of_sweeps = ("hydra/launcher=", "hydra/sweeper=", "hydra.launcher.", "hydra.sweeper.", "hydra.sweep.")
-    if hydra.mode == RunMode.RUN and (found := [each for each in hydra.overrides.hydra if each.startswith(of_sweeps)]):
+    if hydra.mode == RunMode.RUN and (
+        found := [each for each in overrides_in(hydra.overrides.hydra) if each.startswith(of_sweeps)]
+    ):
         raise ConfigError(f"{found[0]} has no effect on a single run: add -m for a sweep, or remove it")
     if hydra.mode == RunMode.MULTIRUN:
-        for override in hydra.overrides.task:
+        for override in overrides_in(hydra.overrides.task):
             if override.startswith("run_dir="):
                 raise ConfigError(f"{override} has no effect in a sweep: give hydra.sweep.dir")
             if override.startswith("sweep=") and override != "sweep=null":

@@ -65,8 +65,7 @@ class Config(FrozenDict):
         try:
             resolved = OmegaConf.to_container(OmegaConf.create(thaw(raw)), resolve=True)
         except OmegaConfBaseException as error:
-            key, problem = error.full_key or "", str(error).splitlines()[0]
-            raise ConfigError(f"{key}: {problem}: correct the reference", key=key) from error
+            raise _unresolved(error) from error
         super().__init__(freeze(resolved))
         self.raw = freeze(thaw(raw))
 
@@ -114,7 +113,7 @@ class Composition:
     @classmethod
     def _of(cls, config: DictConfig, hydra: Any) -> Composition:
         folders = tuple(Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file")
-        return cls(config, tuple(map(str, hydra.overrides.task)), dict(hydra.runtime.choices), folders)
+        return cls(config, overrides_in(hydra.overrides.task), dict(hydra.runtime.choices), folders)
 
     def typed(self) -> list[Override]:
         """Return the overrides, parsed."""
@@ -135,7 +134,11 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Compositio
     Raises:
         ConfigError: For an unknown key or option, or a value of a wrong type.
     """
+    if isinstance(overrides, str) or not all(isinstance(each, str) for each in overrides):
+        raise ConfigError(f"overrides={overrides!r} must be a list of texts such as ['model=dcgan']", key="overrides")
     for override in overrides:
+        if override.startswith("-"):
+            raise ConfigError(f"{override} is an argument of the command line alone: remove it", key="overrides")
         if override.lstrip("+~").startswith(("hydra.", "hydra/", "sweep=")) and override not in ("sweep=null", "~sweep"):
             raise ConfigError(f"{override} is for the command line, which can start several runs: remove it", key="overrides")
     for name in ("new_run_dir", "new_sweep_dir"):
@@ -159,6 +162,13 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Compositio
         if command == "train" and not any(each.partition("=")[0] == "run_dir" for each in overrides):
             composed.run_dir = ""  # a directory is made for a run only
     return Composition._of(composed, how)
+
+
+def overrides_in(node: Any) -> tuple[str, ...]:
+    """Return a list of overrides in Hydra's config as they were given, with the interpolations that they hold."""
+    given = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(given, list)
+    return tuple(map(str, given))
 
 
 def options_of_group(group: str) -> list[str]:
@@ -186,8 +196,17 @@ def require_all_values(composed: DictConfig) -> None:
     """Refuse a config in which a ``???`` is left.
 
     Raises:
-        ConfigError: Naming the first.
+        ConfigError: Naming the first, or a reference to a key that is not there.
     """
-    missing = sorted(OmegaConf.missing_keys(composed))
+    try:
+        missing = sorted(OmegaConf.missing_keys(composed))
+    except OmegaConfBaseException as error:
+        raise _unresolved(error) from error
     if missing:
         raise ConfigError(f"{missing[0]} is required: set {missing[0]}=VALUE", key=missing[0])
+
+
+def _unresolved(error: OmegaConfBaseException) -> ConfigError:
+    """Return what to say of an interpolation that cannot be resolved."""
+    key, problem = error.full_key or "", str(error).splitlines()[0]
+    return ConfigError(f"{key}: {problem}", "correct the reference", key=key)

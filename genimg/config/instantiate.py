@@ -164,6 +164,10 @@ class Builder:
             if allowed:
                 return found
         package = dotted.partition(".")[0]
+        if not module_name:
+            raise ConfigError(f"{key}={name} names no function: write PACKAGE.MODULE:FUNCTION")
+        if not private and package in self.allowed:
+            raise ConfigError(f"{key}={name} is no class or function of {package}")
         if private or package in ("genimg", "torch"):
             raise ConfigError(f"{key}={name} is refused: it is no class or function of {package} that a config may name")
         raise ConfigError(f"{key}={name} is refused, because it is not part of genimg: if you trust it, add allow=[{package}]")
@@ -450,7 +454,11 @@ def _import(module_name: str, name: str, key: str, target: str) -> Any:
     try:
         return getattr(importlib.import_module(module_name), name)
     except ImportError as error:
-        raise ConfigError(f"{key}={target}: there is no module {module_name} ({error})") from error
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            raise ConfigError(f"{key}={target}: there is no module {error.name}") from error
+        raise ConfigError(f"{key}={target}: {module_name} cannot be imported ({error})") from error
+    except SyntaxError as error:
+        raise ConfigError(f"{key}={target}: {error.filename}, line {error.lineno}: {error.msg}") from error
     except AttributeError:
         members = vars(importlib.import_module(module_name))
         raise ConfigError(f"{key}={target}: {module_name} has no {name}{nearest(name, members)}") from None

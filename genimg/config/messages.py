@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from yaml import MarkedYAMLError
 
 from genimg.config import foreign, schema
 from genimg.errors import UserError, is_memory_full
@@ -50,6 +51,9 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
         return (unknown and _foreign_key(unknown[1], command, arguments)) or str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_config_error(error, command, arguments)
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}: {error.problem}: correct the YAML"
     if isinstance(error, OSError) and error.filename is not None:
         for key in ("run_dir", "output"):
             value = next((a.partition("=")[2].strip("'") for a in arguments if a.startswith(f"{key}=")), None)

@@ -5,6 +5,7 @@ Every function takes logits of any shape and returns the mean over them.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -35,6 +36,38 @@ class AdversarialLoss:
     relativistic: bool = False
     unbounded: bool = False
     boundary: float | None = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse functions that do not map logits to a scalar, which would only show in a training's first step.
+
+        Raises:
+            ValueError: Naming the parameter.
+        """
+        real, fake = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
+        of_generator = (real, fake) if self.relativistic else (fake,)
+        for name, function, logits in (
+            ("discriminator", self.discriminator, (real, fake)),
+            ("generator", self.generator, of_generator),
+        ):
+            takes = "(real logits, fake logits)" if len(logits) == 2 else "(fake logits)"
+            try:
+                _signature(function).bind(*logits)
+            except TypeError as error:
+                raise ValueError(f"{name} is a function that does not take {takes} ({error})") from error
+            with torch.enable_grad():
+                loss = function(*logits)
+            if not isinstance(loss, Tensor) or loss.dim() > 0 or not loss.requires_grad:
+                found = f"a {type(loss).__name__}"
+                if isinstance(loss, Tensor):
+                    found = f"a tensor of shape {list(loss.shape)}" if loss.dim() > 0 else "a constant"
+                raise ValueError(f"{name} returns {found}, but must return a scalar tensor that depends on {takes}")
+
+
+def _signature(function: Callable[..., Tensor]) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except ValueError:  # of compiled code, which may have none
+        return inspect.signature(lambda *_, **__: None)
 
 
 def cross_entropy_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:

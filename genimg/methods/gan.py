@@ -382,8 +382,9 @@ class GAN(ConditionalMethod):
         image = batch["image"]
         drawn = self.draw(range(len(image)), 0)
         made = self.sample(drawn)
-        for images in (image, made):
-            require_shape("generator", images, image, "the data's images")
+        for images in (image, made):  # the data's first: the generator is not to blame for a discriminator that refuses them
+            if images is made:
+                require_shape("generator", made, image, "the data's images")
             with refusals_of("augment", self.augment):
                 augmented = self._augmented(images)
             judged = judgement(self.discriminator(augmented, self._condition(drawn)))

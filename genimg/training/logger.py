@@ -151,20 +151,17 @@ def write_hyperparameters(run_dir: Path, config: Mapping[str, Any], metrics: Ite
 
     Args:
         run_dir: of a run that has ended.
-        config: resolved; lists stand there as text, and what is null is left out.
+        config: Settings; lists are written as text, and what is None is omitted.
         metrics: tags of scalars, whose last values are shown.
     """
     values = {
         key: value if isinstance(value, bool | int | float | str) else str(value)
         for key, value in flatten(dict(config)).items()
-        if value is not None and not key.startswith(_NO_HYPERPARAMETERS)
+        if value is not None
     }
     with SummaryWriter(str(run_dir / "tensorboard")) as writer:
         for summary in hparams(values, dict.fromkeys(metrics, 0.0)):
             writer.file_writer.add_summary(summary)
-
-
-_NO_HYPERPARAMETERS = ("run_dir", "resume", "allow", "traceback", "print_config", "dry_run", "device", "logger")
 
 
 class SilentLogger(Logger):

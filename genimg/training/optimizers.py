@@ -73,7 +73,13 @@ class OptimizerSpec:
             unfit = (
                 f"it does not take the settings {settings} ({error})" if isinstance(error, IndexError | TypeError) else error
             )
-            raise ConfigError(f"optimizer: {unfit}", key="optimizer") from error
+            named = next((name for words, name in _REFUSED.items() if words in str(error).lower() and name in settings), None)
+            key = "optimizer" if named is None else f"optimizer.{named}={settings[named]}"
+            raise ConfigError(f"{key}: {unfit}", key=key.partition("=")[0]) from error
+
+
+_REFUSED = {"learning rate": "lr", "beta": "betas", "weight_decay": "weight_decay", "epsilon": "eps", "momentum": "momentum"}
+"""What PyTorch's optimizers say of a setting, and its name."""
 
 
 def _changed(value: Any, change: Callable[[float], float]) -> Any:

@@ -434,7 +434,8 @@ class Trainer:
         if rank() == 0:  # not by logging, whose lock the interrupted code may hold
             what = "evaluation" if self._evaluating else "step"
             when = "during" if self._evaluating and world_size() == 1 else "after"
-            text = f"Stopping {when} this {what} and saving. Press Ctrl-C again to quit without saving."
+            quitting = " Press Ctrl-C again to quit without saving." if number == signal.SIGINT else ""
+            text = f"Stopping {when} this {what} and saving.{quitting}"
             write_to_stderr(f"\n{signal.Signals(number).name}: {text}\n")
 
 

@@ -7,6 +7,7 @@ import errno
 import glob
 import itertools
 import json
+import logging
 import os
 import re
 import shutil
@@ -20,6 +21,8 @@ from typing import Any
 
 from genimg.errors import ConfigError, UserError
 from genimg.utils.terminal import stop_signals
+
+log = logging.getLogger(__name__)
 
 _OLD = "genimg-old"  # ending of a directory that is being replaced; no name that a person gives to a copy
 
@@ -98,6 +101,7 @@ def alone_in(path: Path, message: str, *, patience: float = 0.0) -> Iterator[Non
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         end = time.monotonic() + patience
+        has_said = False
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,6 +109,9 @@ def alone_in(path: Path, message: str, *, patience: float = 0.0) -> Iterator[Non
             except BlockingIOError as error:
                 if time.monotonic() >= end:
                     raise InUseError(message) from error
+                if not has_said:
+                    log.info("waiting up to %.0f s for the process that uses %s", patience, path.parent)
+                    has_said = True
                 time.sleep(0.2)
             except OSError:  # a file system without locks
                 break

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from genimg.errors import ConfigError, UserError
+from genimg.errors import CheckpointError, ConfigError, UserError
 
 
 def config_dir() -> str:
@@ -50,6 +50,18 @@ def run_directory_of(path: Path) -> Path:
     """Return the run directory that a path belongs to: a checkpoint's, that of its folder, or the path itself."""
     folder = path.parent if path.suffix == ".pt" else path
     return folder.parent if folder.name == "checkpoints" else folder
+
+
+def directory_to_continue_in(path: Path) -> Path:
+    """Return the run directory of what ``resume=`` names.
+
+    Raises:
+        CheckpointError: For a file that lies in no run directory.
+    """
+    folder = run_directory_of(path)
+    if path.is_file() and path.parent.name != "checkpoints" and not (folder / "config.yaml").is_file():
+        raise CheckpointError(f"resume={path} lies in no run directory", "give run_dir=DIR to continue in", key="resume")
+    return folder
 
 
 def relative(path: Path) -> Path:

@@ -236,6 +236,18 @@ CASES = [
     ("train", ["-m", "hydra/launcher=gpu_queue", "hydra.launcher.n_jobs=0", "seed=0"], "hydra.launcher.n_jobs=0"),
     ("train", ["-m", "hydra/sweeper=optuna_study", "seed=0,1"], "hydra/launcher=gpu_queue"),
     ("train", ["--resolve"], "--resolve"),
+    ("train", ["--config-dir", "nowhere", "model=dcgan"], "--config-dir nowhere"),
+    ("train", ["--config-dir", "configs", "model=torn"], "torn.yaml, line 2"),
+    ("train", ["run_dir="], "run_dir="),
+    ("train", ["resume=broken.pt"], "resume=broken.pt lies in no run directory"),
+    ("train", [*TRAIN, "trainer.batch_size=4", "optimizer.lr=-1"], "optimizer.lr=-1"),
+    ("train", [*TRAIN, "trainer.batch_size=4", "optimizer.betas=[0.5,2]"], "optimizer.betas=[0.5, 2]"),
+    ("train", [*TRAIN, "+model.a=${nowhere}"], "model.a: Interpolation key 'nowhere' not found"),
+    (
+        "train",
+        ["run_dir=run", "evaluation=none", "data=module", "data.factory=mine", "allow=[mine]"],
+        "data.factory=mine names no function",
+    ),
     ("eval", [], "nothing to evaluate: give ckpt="),
     ("eval", ["ckpt=nowhere", "device=cpu"], "ckpt=nowhere"),
     ("eval", ["ckpt=broken.pt", "device=cpu"], "ckpt=broken.pt"),
@@ -298,6 +310,8 @@ def files(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
     Image.new("RGB", (16, 16)).save(tmp_path / "photos" / "a.png")
     (tmp_path / "corrupt" / "a.png").write_bytes(b"no image")
+    (tmp_path / "configs" / "model").mkdir(parents=True)
+    (tmp_path / "configs" / "model" / "torn.yaml").write_text("generator: {width: 4\n")
     (tmp_path / "file.txt").write_text("no result")
     (tmp_path / "other.html").write_text("no report")
     (tmp_path / "broken.pt").write_bytes(b"no checkpoint")

@@ -15,8 +15,6 @@ from typing import Any
 import pytest
 from pretend_runs import write_run, write_sweep
 
-from genimg.commands.arguments import with_runs
-
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = (
     "import sys, atexit; from genimg import cli; name = sys.argv.pop(1); sys.argv[0] = f'genimg-{name}'\n"
@@ -83,16 +81,6 @@ def test_what_a_user_can_cause_is_one_line(tmp_path: Path, arguments: tuple[str,
     result = run("report", *arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert re.fullmatch(rf"genimg-report: error: .*{message}.*\n", result.stderr), result.stderr
-
-
-def test_arguments_that_are_no_overrides_become_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "x=1").mkdir()
-    assert with_runs(["output=o.html", "--cfg", "job"]) == ["output=o.html", "--cfg", "job"]
-    assert with_runs(["it's", "output=o.html", "x=1", "-h"]) == ["output=o.html", "-h", "runs=['it\\'s','x=1']"]
-    assert with_runs(["hydra/job_logging=disabled", "--config-dir", "d", "a"])[:3] == [
-        "hydra/job_logging=disabled", "--config-dir", "d",
-    ]  # fmt: skip
 
 
 def test_a_run_writes_its_own_report_and_lives_without(tmp_path: Path) -> None:

@@ -225,3 +225,21 @@ def test_a_pair_of_losses_is_built_by_name_only():
     assert pair.generator(FAKE) == losses.negated_generator_loss(FAKE)
     with pytest.raises(TypeError):
         AdversarialLoss(losses.hinge_discriminator_loss, losses.negated_generator_loss)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"discriminator": lambda real, fake: real - fake}, r"^discriminator returns a tensor of shape \[2\], but must return"),
+        ({"generator": lambda fake: None}, "^generator returns a NoneType"),
+        ({"generator": lambda fake: 0.5}, "^generator returns a float"),
+        ({"generator": lambda fake: torch.zeros(())}, "^generator returns a constant"),
+        ({"discriminator": lambda real: real.mean()}, r"^discriminator is a function that does not take \(real logits, fake"),
+        ({"relativistic": True}, r"^generator is a function that does not take \(real logits, fake logits\)"),
+    ],
+)
+def test_functions_that_are_no_losses_are_refused(changes, words):
+    pair = {"discriminator": losses.hinge_discriminator_loss, "generator": losses.negated_generator_loss}
+    with pytest.raises(ValueError, match=words):
+        AdversarialLoss(**(pair | changes))
+    AdversarialLoss(**(pair | {"generator": torch.mean}))  # of compiled code, without a signature

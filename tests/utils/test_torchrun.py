@@ -20,8 +20,6 @@ import torch
 from PIL import Image
 from test_resume import MODELS, TINY, assert_same_run, losses_of, tensors
 
-from genimg.commands.arguments import arguments_of_rank
-
 TRAINING = [*TINY, "precision=fp32", "evaluation=shapes", "evaluation.interval=8 steps", "evaluation.num_images=30",
             "evaluation.batch_size=20", "trainer.duration=12 steps"]  # fmt: skip
 BATCH_STATISTICS = re.compile(r"running_mean|running_var|num_batches_tracked")
@@ -193,41 +191,6 @@ def test_what_goes_wrong_in_one_process_ends_all_of_them_with_its_message(
         len(re.findall(rf"genimg-train: (?:process \d+: )?error: .*1 corrupt image so far.*\n.*{broken:02d}\.png", output)) == 1
     ), output
     assert "cli.py" not in output  # no traceback of ours; torchrun has its own
-
-
-@pytest.mark.parametrize(
-    ("arguments", "variables", "expected"),
-    [
-        (["a=1"], {}, ["a=1"]),
-        (["run_dir=x"], {"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_RESTART_COUNT": "0"}, ["run_dir=x"]),
-        (["run_dir=x", "resume=null"], {"TORCHELASTIC_RESTART_COUNT": "1"}, ["run_dir=x"]),
-        (["run_dir=x", "resume=old/last.pt"], {"TORCHELASTIC_RESTART_COUNT": "1"}, ["run_dir=x", "resume=old/last.pt"]),
-        (["run_dir=full", "resume=old/last.pt"], {"TORCHELASTIC_RESTART_COUNT": "1"}, ["run_dir=full", "resume=full"]),
-    ],
-)
-def test_a_restarted_training_continues_from_its_newest_checkpoint(
-    arguments: list[str], variables: dict[str, str], expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "full" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "full" / "checkpoints" / "step-00000003.pt").touch()
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert arguments_of_rank(arguments) == expected
-
-
-def test_restarts_without_a_run_directory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
-    with pytest.raises(ValueError, match=r"--max-restarts needs a fixed run_dir=DIR"):
-        arguments_of_rank(["model=dcgan"])
-
-
-def test_other_ranks_leave_the_run_directory_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    assert "hydra.output_subdir=null" in arguments_of_rank(["run_dir=x"])
-    monkeypatch.setenv("RANK", "0")
-    assert arguments_of_rank(["run_dir=x"]) == ["run_dir=x"]
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
