@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from genimg.config.compatibility import check_top_level
 from genimg.config.compose import Config, require_all_values
 from genimg.config.compose import compose as compose_for
 from genimg.errors import ConfigError
@@ -27,6 +28,9 @@ def compose(overrides: Sequence[str] = (), *, command: str = "train") -> Config:
     """
     if command not in _COMMANDS:
         raise ConfigError(f"command={command} is unknown: choose one of {', '.join(_COMMANDS)}")
-    composition = compose_for(overrides, "augment_files" if command == "augment" else command)
+    primary = "augment_files" if command == "augment" else command
+    composition = compose_for(overrides, primary)
     require_all_values(composition.config)
-    return Config.of(composition.config)
+    config = Config.of(composition.config)
+    check_top_level(config, primary)
+    return config

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from genimg.config import schema
+from genimg.config import schema, untrusted
 from genimg.config.instantiate import Builder, chosen_penalties
 from genimg.data.datasets.builtin import Source
 from genimg.data.tasks.base import Task
@@ -22,21 +22,26 @@ from genimg.utils.words import nearest
 Node = Mapping[str, Any]
 
 
-def check_top_level(config: Node) -> None:
+def check_top_level(config: Node, command: str = "train") -> None:
     """Refuse keys that nothing reads, such as a misspelt ``+sed=1``.
 
     Names that begin with an underscore are free, for values that other keys refer to.
 
+    Args:
+        config: Config of a command.
+        command: Name of its primary config.
+
     Raises:
         ConfigError: Naming the key and the nearest one.
     """
-    train = OmegaConf.load(Path(config_dir()) / "train.yaml")
-    groups = [key for entry in train.defaults if isinstance(entry, DictConfig) for key in entry]
-    own = (option.name for option in schema.options_of(schema.COMMANDS["train"]))
-    known = {*own, *(str(key) for key in groups)} - {"experiment"}
+    primary = OmegaConf.load(Path(config_dir()) / f"{command}.yaml")
+    groups = [key for entry in primary.defaults if isinstance(entry, DictConfig) for key in entry]
+    own = {option.name for option in schema.options_of(schema.COMMANDS[command])}
+    of_checkpoint = untrusted.GROUPS if "ckpt" in own else ()
+    known = {*own, *(str(key) for key in groups), *of_checkpoint} - {"experiment"}
     for key in config:
         if key not in known and not key.startswith("_"):
-            raise ConfigError(f"unknown key {key}{nearest(key, known)}: nothing reads it; --cfg job shows all keys")
+            raise ConfigError(f"unknown key {key}{nearest(key, known)}", "nothing reads it; --cfg job shows all keys", key=key)
 
 
 def check_pairing(config: Node, builder: Builder) -> type[Method]:

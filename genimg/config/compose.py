@@ -139,7 +139,7 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Compositio
     for override in overrides:
         if override.startswith("-"):
             raise ConfigError(f"{override} is an argument of the command line alone: remove it", key="overrides")
-        if override.lstrip("+~").startswith(("hydra.", "hydra/", "sweep=")) and override not in ("sweep=null", "~sweep"):
+        if override.lstrip("+~").startswith(("hydra.", "hydra/", "sweep=")):
             raise ConfigError(f"{override} is for the command line, which can start several runs: remove it", key="overrides")
     for name in ("new_run_dir", "new_sweep_dir"):
         if not OmegaConf.has_resolver(f"genimg.{name}"):  # a command's own makes directories
@@ -150,10 +150,12 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Compositio
     try:
         with own:
             composed = hydra.compose(command, overrides=list(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group's option that is no text
         from genimg.config.messages import explain
 
-        text = str(explain(error, command, list(overrides)))
+        text = explain(error, command, list(overrides))
+        if text is None:
+            raise
         named = re.match(r"unknown (?:option|key) ([\w./@]+)", text)
         raise ConfigError(text, key=named[1] if named else None) from error
     how = composed.hydra
