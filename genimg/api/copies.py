@@ -12,6 +12,7 @@ import torch
 from genimg.api.data import build_dataset, build_loader, other_split
 from genimg.api.inputs import ImageReader, Side
 from genimg.config.instantiate import Builder
+from genimg.config.schema.commands import Eval
 from genimg.errors import ConfigError, UserError
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.feature_extraction import full_float32
@@ -90,36 +91,29 @@ def with_memorisation(evaluation: Mapping[str, Any], builder: Builder) -> Mappin
 
 
 def show_neighbors(
-    evaluator: Evaluator,
-    real: Side,
-    fake: ImageSet,
-    result: Evaluation,
-    *,
-    count: int,
-    picture: str | None,
-    held_out: DatasetImages | None,
+    options: Eval, evaluator: Evaluator, real: Side, made: ImageSet, result: Evaluation, held_out: DatasetImages | None
 ) -> None:
-    """Write the picture of generated images with their nearest real ones, and log how near these are.
+    """Write the picture of generated images with their nearest real ones, and log how near these are, if that is requested.
 
     Args:
+        options: Options of the command, of which ``neighbors`` and ``picture`` are read.
         evaluator: Evaluator whose features say what is near.
         real: The real images.
-        fake: The generated images.
+        made: The generated images.
         result: Result of their evaluation.
-        count: Number of generated images to show.
-        picture: Path of the picture; None is neighbors.png.
         held_out: Images that training did not see, if there are any.
     """
-    if rank() > 0:
+    if options.neighbors == 0 or rank() > 0:
         return
     assert real.images is not None
     with full_float32():
         distances, indices, shown = nearest_images(
-            real.images, fake, evaluator.extractor, count=count, neighbors=_NEIGHBORS, batch_size=evaluator.batch_size
-        )
-    path = Path(picture or "neighbors.png")
+            real.images, made, evaluator.extractor,
+            count=options.neighbors, neighbors=_NEIGHBORS, batch_size=evaluator.batch_size,
+        )  # fmt: skip
+    path = Path(options.picture or "neighbors.png")
     write_png(grid(shown, columns=indices.shape[1] + 1), path)
-    _describe_copies(result, evaluator, len(fake), held_out)
+    _describe_copies(result, evaluator, len(made), held_out)
     log.info("nearest real images: %s (each row: a generated image, then its nearest real ones)", path)
     for i, (row, numbers) in enumerate(zip(distances.tolist(), indices.tolist(), strict=True)):
         log.info(

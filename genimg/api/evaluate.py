@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from genimg.api.compare import compare_results
-from genimg.api.copies import named_held_out
+from genimg.api.copies import named_held_out, show_neighbors
 from genimg.api.evaluate_checkpoint import LoadedCheckpoint, evaluate_checkpoint
-from genimg.api.evaluate_features import build_evaluator, compare, evaluation_of, finish
+from genimg.api.evaluate_features import build_evaluator, compare, evaluation_of
 from genimg.api.evaluate_request import Request
 from genimg.api.inputs import Side, compose_evaluation, title
+from genimg.api.results import report, with_intervals
 from genimg.config.compose import Composition, compose
 from genimg.config.instantiate import ALLOWED, Builder
 from genimg.data.datasets.builtin import Source
@@ -150,7 +151,8 @@ def _of_images(request: Request, builder: Builder, device: torch.device) -> Eval
     result = compare(options, evaluator, real, made, device, held_out)
     assert request.real is not None
     what = f"{name} against {title(request.real)}"
-    finish(what, result, options, device, {"images_from": name}, evaluator=evaluator, real=real, made=made, held_out=held_out)
+    report(what, with_intervals(result), result, options, device, {"images_from": name})
+    show_neighbors(options, evaluator, real, made, result, held_out)
     return result
 
 

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from genimg.api.checkpoints import TrainedCheckpoint, check_own_images
-from genimg.api.copies import named_held_out, own_held_out
+from genimg.api.copies import named_held_out, own_held_out, show_neighbors
 from genimg.api.data import GIVEN, build_dataset, build_loader, other_split
-from genimg.api.evaluate_features import build_evaluator, compare, evaluation_of, finish, uses_inception, with_inception_weights
+from genimg.api.evaluate_features import build_evaluator, compare, evaluation_of, uses_inception, with_inception_weights
 from genimg.api.evaluate_likelihood import evaluate_likelihood
 from genimg.api.evaluate_request import Request, check_picture
 from genimg.api.evaluate_translation import evaluate_translator
 from genimg.api.inputs import Side, title
+from genimg.api.results import report, with_intervals
 from genimg.config import untrusted
 from genimg.config.compose import thaw
 from genimg.config.instantiate import ALLOWED, Builder, mounted
@@ -196,7 +197,8 @@ def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: t
         result = evaluator.with_reconstructions(result, method, images, side, device)
     what = f"{checkpoint.path}, trained on {checkpoint.images} images"
     subject = {"checkpoint": str(checkpoint.path), "images": checkpoint.images}
-    finish(what, result, options, device, subject, evaluator=evaluator, real=real, made=made, held_out=held_out)
+    report(what, with_intervals(result), result, options, device, subject)
+    show_neighbors(options, evaluator, real, made, result, held_out)
     return result
 
 

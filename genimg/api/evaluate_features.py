@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from genimg.api.copies import show_neighbors, with_memorisation
+from genimg.api.copies import with_memorisation
 from genimg.api.inputs import Side
-from genimg.api.results import report
 from genimg.config.instantiate import Builder
 from genimg.config.schema.commands import Eval
 from genimg.errors import ConfigError
@@ -122,34 +121,3 @@ def compare(
     """
     save = Path(options.save_statistics) if options.save_statistics else None
     return evaluator.compare(real.compared, made, device, save_statistics=save, held_out=held_out, published=real.published)
-
-
-def finish(
-    what: str,
-    result: Evaluation,
-    options: Eval,
-    device: torch.device,
-    subject: Mapping[str, Any],
-    *,
-    evaluator: Evaluator,
-    real: Side,
-    made: ImageSet,
-    held_out: DatasetImages | None,
-) -> None:
-    """Print a result with its intervals, and show the generated images' neighbours if that is requested.
-
-    Args:
-        what: What was measured, in words.
-        result: The result.
-        options: Options of the command.
-        device: Device that it was measured on.
-        subject: What else the written record holds.
-        evaluator, real, made, held_out: As in ``compare``.
-    """
-    columns = {"value": result.values}
-    if result.intervals:
-        columns |= {"95 % from": {name: low for name, (low, _) in result.intervals.items()},
-                    "to": {name: high for name, (_, high) in result.intervals.items()}}  # fmt: skip
-    report(what, columns, result, options, device, subject)
-    if options.neighbors:
-        show_neighbors(evaluator, real, made, result, count=options.neighbors, picture=options.picture, held_out=held_out)

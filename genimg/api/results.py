@@ -58,6 +58,15 @@ def sentence(provenance: Mapping[str, Any]) -> str:
     return text + f", generated: {made['source']}"
 
 
+def with_intervals(result: Evaluation) -> dict[str, dict[str, float]]:
+    """Return the columns of a result's table: its values, with their 95 % intervals if it has them."""
+    if not result.intervals:
+        return {"value": result.values}
+    lows = {name: low for name, (low, _) in result.intervals.items()}
+    highs = {name: high for name, (_, high) in result.intervals.items()}
+    return {"value": result.values, "95 % from": lows, "to": highs}
+
+
 def report(
     what: str,
     columns: dict[str, dict[str, float]],
