@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from genimg.api.results import table
-from genimg.config.instantiate import Config
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.comparability import differences, in_words
 from genimg.utils.paths import expanded, relative
@@ -16,22 +17,35 @@ from genimg.utils.paths import expanded, relative
 log = logging.getLogger(__name__)
 
 
-def compare_results(given: Any, which: str) -> None:
+@dataclass(frozen=True)
+class _Result:
+    """A result that was read.
+
+    Attributes:
+        metrics: Values by name.
+        provenance: What they depend on.
+    """
+
+    metrics: dict[str, float]
+    provenance: dict[str, Any]
+
+
+def compare_results(given: Sequence[str], which: str) -> None:
     """Print both results and what keeps them from being comparable.
 
     Args:
-        given: two files of ``output=``, or run directories.
+        given: Two files of ``output=``, or run directories.
         which: ``last`` or ``best``, of a run directory.
 
     Raises:
-        ConfigError: If ``given`` is not a list of two.
+        ConfigError: If they are not two.
         DataError: If one of them is not a result.
     """
-    if not isinstance(given, list) or len(given) != 2:
+    if len(given) != 2:
         raise ConfigError(f"compare={given} must name two results: compare=[A.json,B.json]")
     records = [_read_result(expanded("compare", path), which) for path in given]
-    log.info("%s", table({str(path): record["metrics"] for path, record in zip(given, records, strict=True)}))
-    found = differences(records[0]["provenance"], records[1]["provenance"])
+    log.info("%s", table({str(path): record.metrics for path, record in zip(given, records, strict=True)}))
+    found = differences(records[0].provenance, records[1].provenance)
     grave = [difference for difference in found if difference.matters]
     if grave:
         log.info("not comparable:\n%s", in_words(grave))
@@ -42,8 +56,8 @@ def compare_results(given: Any, which: str) -> None:
         log.info("they differ, without harm, in:\n%s", in_words(slight))
 
 
-def _read_result(path: Path, which: str) -> Config:
-    """A file of output=, or a run directory's summary."""
+def _read_result(path: Path, which: str) -> _Result:
+    """Read a file of ``output=``, or a run directory's summary."""
     file = path / "summary.json" if path.is_dir() else path
     if not file.is_file():
         raise DataError(f"{path} is neither a result that output= wrote nor a run directory with a summary.json")
@@ -62,4 +76,4 @@ def _read_result(path: Path, which: str) -> Config:
         raise DataError(f"{problem} (it holds no evaluation)")
     if not all(isinstance(value, int | float) for value in metrics.values()):
         raise DataError(f"{problem} (its metrics are not numbers)")
-    return {"metrics": {name: float(value) for name, value in metrics.items()}, "provenance": provenance}
+    return _Result({name: float(value) for name, value in metrics.items()}, provenance)

@@ -1,50 +1,64 @@
-"""genimg-eval neighbors=: how many generated images are copies of training images, measured against held-out ones."""
+"""genimg-eval neighbors=: how many generated images are copies of training images, and the pictures of the nearest ones."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from genimg.api.data import build_dataset, build_loader, other_split
-from genimg.api.inputs import Side, resolve
-from genimg.config import instantiate
-from genimg.config.instantiate import Config
+from genimg.api.inputs import ImageReader, Side
+from genimg.config.instantiate import Builder
+from genimg.config.schema.commands import Eval
 from genimg.errors import ConfigError, UserError
 from genimg.evaluation.compare import Evaluator
-from genimg.evaluation.image_sets import DatasetImages
+from genimg.evaluation.feature_extraction import full_float32
+from genimg.evaluation.image_sets import DatasetImages, ImageSet
 from genimg.evaluation.memorisation import Memorisation, fresh_deviation
+from genimg.evaluation.nearest import nearest_images
 from genimg.evaluation.periodic import Evaluation
+from genimg.utils.distributed import rank
+from genimg.utils.images import grid, write_png
 
 log = logging.getLogger(__name__)
 
+_METRIC = "memorisation"
 _QUANTILE = 0.05  # as configs/evaluation/base.yaml suggests
+_NEIGHBORS = 7  # beside each generated image in the picture of nearest real images
 
 
-def held_out_images(
-    options: Config, config: Config | None, real: Side, builder: instantiate.Builder, device: torch.device
-) -> DatasetImages | None:
-    """Images of the real ones' kind that training did not see: ``held_out=``, else data.validation, else the test split.
+def named_held_out(given: str, reader: ImageReader) -> DatasetImages:
+    """Return the images that ``held_out=`` names.
 
     Args:
-        options: Of the command.
-        config: Of the checkpoint whose own data the real images are; None for others.
-        real: The real images.
-        builder: Of the data.
-        device: Of the images.
+        given: The option's value.
+        reader: Reads them.
 
     Raises:
-        ConfigError: If ``held_out=`` names no images.
+        ConfigError: If it names no images.
     """
-    if options["held_out"] is not None:
-        found = resolve("held_out", options, builder, device).images
-        if found is None:
-            raise ConfigError(f"held_out={options['held_out']} holds statistics, not images: give images")
-        return found
-    if config is None or real.images is None or options["split"] is not None:
-        return None
-    if real.images.data.validation is not None:
-        return DatasetImages(real.images.data.validation)
+    found = reader.read("held_out", given).images
+    if found is None:
+        raise ConfigError(f"held_out={given} holds statistics, not images: give images")
+    return found
+
+
+def own_held_out(
+    config: Mapping[str, Any], real: DatasetImages, builder: Builder, device: torch.device
+) -> DatasetImages | None:
+    """Return images of a checkpoint's data that training did not see: data.validation, else the test split.
+
+    Args:
+        config: Config of the checkpoint.
+        real: The images that its data names.
+        builder: Builds datasets.
+        device: Device of the images.
+    """
+    if real.data.validation is not None:
+        return DatasetImages(real.data.validation)
     if config["data"].get("split") != "train":
         return None
     other = "val" if config["data"]["_target_"].endswith(".imagenet") else "test"
@@ -57,20 +71,58 @@ def held_out_images(
     return DatasetImages(build_loader(config, source, device))
 
 
-def measure_copies(options: Config, evaluator: Evaluator, held_out: DatasetImages | None) -> None:
-    """Add the metric of memorisation to the evaluation if neighbours are asked for and held-out images are there.
+def with_memorisation(evaluation: Mapping[str, Any], builder: Builder) -> Mapping[str, Any]:
+    """Return the evaluation with a metric of memorisation, unless it has one, or does not measure all training images.
 
-    Raises:
-        ConfigError: If ``held_out=`` names images with which nothing is compared.
+    Args:
+        evaluation: The resolved node.
+        builder: Builder of the node.
     """
-    if options["neighbors"] and held_out is not None and not evaluator.needs_held_out and evaluator.num_real is None:
-        evaluator.metrics["memorisation"] = Memorisation(quantile=_QUANTILE)
-    if options["held_out"] is not None and not evaluator.needs_held_out:
-        raise ConfigError(f"held_out={options['held_out']} has no effect without neighbors=: remove it, or set neighbors=10")
+    metrics = evaluation.get("metrics")
+    if not isinstance(metrics, Mapping) or evaluation.get("num_real") is not None:
+        return evaluation
+    targets = {name: node["_target_"] for name, node in metrics.items() if isinstance(node, Mapping) and "_target_" in node}
+    found = (builder.locate(target, f"evaluation.metrics.{name}") for name, target in targets.items())
+    if any(getattr(metric, "needs_held_out", False) for metric in found):
+        return evaluation
+    others = {name: node for name, node in metrics.items() if name != _METRIC}  # the first one chooses the best checkpoint
+    own = {"_target_": f"{Memorisation.__module__}.{Memorisation.__qualname__}", "quantile": _QUANTILE}
+    return {**evaluation, "metrics": {**others, _METRIC: own}}
 
 
-def describe_copies(result: Evaluation, evaluator: Evaluator, num_generated: int, held_out: DatasetImages | None) -> None:
-    """Say, beside the picture of neighbours, what share of the generated images are copies."""
+def show_neighbors(
+    options: Eval, evaluator: Evaluator, real: Side, made: ImageSet, result: Evaluation, held_out: DatasetImages | None
+) -> None:
+    """Write the picture of generated images with their nearest real ones, and log how near these are, if that is requested.
+
+    Args:
+        options: Options of the command, of which ``neighbors`` and ``picture`` are read.
+        evaluator: Evaluator whose features say what is near.
+        real: The real images.
+        made: The generated images.
+        result: Result of their evaluation.
+        held_out: Images that training did not see, if there are any.
+    """
+    if options.neighbors == 0 or rank() > 0:
+        return
+    assert real.images is not None
+    with full_float32():
+        distances, indices, shown = nearest_images(
+            real.images, made, evaluator.extractor,
+            count=options.neighbors, neighbors=_NEIGHBORS, batch_size=evaluator.batch_size,
+        )  # fmt: skip
+    path = Path(options.picture or "neighbors.png")
+    write_png(grid(shown, columns=indices.shape[1] + 1), path)
+    _describe_copies(result, evaluator, len(made), held_out)
+    log.info("nearest real images: %s (each row: a generated image, then its nearest real ones)", path)
+    for i, (row, numbers) in enumerate(zip(distances.tolist(), indices.tolist(), strict=True)):
+        log.info(
+            "  image %d: real image %d at distance %.4g, the next at %.4g", i, numbers[0], row[0], row[min(1, len(row) - 1)]
+        )
+
+
+def _describe_copies(result: Evaluation, evaluator: Evaluator, num_generated: int, held_out: DatasetImages | None) -> None:
+    """Log what share of the generated images are copies."""
     metric = next((metric for metric in evaluator.metrics.values() if isinstance(metric, Memorisation)), None)
     if metric is None or held_out is None:
         log.info("no held-out images to compare with: held_out=WHAT names some, and the share of copies is then measured")

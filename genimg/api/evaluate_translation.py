@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from genimg.api.checkpoints import TrainedCheckpoint, check_own_images
 from genimg.api.data import build_dataset, build_loader, build_task
+from genimg.api.evaluate_features import with_numbers
+from genimg.api.evaluate_request import Request
 from genimg.api.results import report
-from genimg.config import instantiate
-from genimg.config.instantiate import Config
+from genimg.config.instantiate import mounted
+from genimg.config.schema.commands import Eval
 from genimg.data.loader import Data
 from genimg.data.subsets import subset_of
 from genimg.data.tasks.base import Task
@@ -48,60 +50,71 @@ Makers = dict[str, Callable[[Batch], Tensor]]
 """Name -> what makes uint8 images of a batch."""
 
 
-def evaluate_translator(
-    options: Config, typed: Mapping[str, str], checkpoint: TrainedCheckpoint, device: torch.device
-) -> Evaluation:
-    """Print, and write where asked, how near translations of held-out images are to their targets.
+def evaluate_translator(request: Request, checkpoint: TrainedCheckpoint, device: torch.device) -> Evaluation:
+    """Print, and write where requested, how near translations of held-out images are to their targets.
 
     Args:
-        options: of the command.
-        typed: Those that the command line sets, with their overrides.
-        checkpoint: Whose data may have been moved to ``data_root``.
-        device: of the model.
+        request: The options.
+        checkpoint: The checkpoint, whose config says where its data lies now and which evaluation is chosen.
+        device: Device of the model.
 
     Raises:
         ConfigError: For settings that mean nothing here.
     """
-    if useless := sorted(typed.keys() - _OF_TRANSLATORS):
-        raise ConfigError(f"{typed[useless[0]]} has no effect on a model that translates images: remove it")
-    config, builder = checkpoint.config, checkpoint.builder
+    if useless := sorted(request.typed.keys() - _OF_TRANSLATORS):
+        raise ConfigError(f"{request.typed[useless[0]]} has no effect on a model that translates images: remove it")
     method = checkpoint.method(device)
     assert isinstance(method, Translation)
-    if options["model_mode"] is not None:
-        method.set_mode(options["model_mode"])
+    usual = method.sampled_mode
+    try:
+        if request.options.model_mode is not None:
+            method.set_mode(request.options.model_mode)
+        return _evaluate(request, checkpoint, method, device)
+    finally:
+        method.sampled_mode = usual  # the caller may go on using the model
+
+
+def _evaluate(request: Request, checkpoint: TrainedCheckpoint, method: Translation, device: torch.device) -> Evaluation:
+    options, config, builder = request.options, checkpoint.config, checkpoint.builder
     source = build_dataset(config, builder)
-    check_own_images(source, method, checkpoint.state, other_split=options["split"] is not None)
+    check_own_images(source, method, checkpoint.state, other_split=options.split is not None)
     data = build_loader(config, source, device, task=build_task(config, source, builder))
-    chosen = {**(options["evaluation"] or config["evaluation"])}
-    chosen |= {key: options[key] for key in ("num_images", "batch_size", "seed") if options[key] is not None}
-    evaluator = builder.build_group({"evaluation": chosen}, "evaluation")
+    evaluation = with_numbers(config["evaluation"], options, ("num_images", "batch_size", "seed"))
+    evaluator = builder.build_group({"evaluation": evaluation}, "evaluation")
     assert evaluator is not None
-    with instantiate.mounted("evaluation", evaluator):
+    with mounted("evaluation", evaluator):
         evaluator.check(method)
     assert isinstance(evaluator, TranslationEvaluator)
     paired = "source" in method.batch_keys
-    if not paired and (useless := sorted(typed.keys() & {"classical", "table", "picture"})):
-        raise ConfigError(f"{typed[useless[0]]} has no effect on unpaired data, where no image has a target: remove it")
-    if options["classical"] and world_size() > 1:
+    if not paired and (useless := sorted(request.typed.keys() & {"classical", "table", "picture"})):
+        raise ConfigError(f"{request.typed[useless[0]]} has no effect on unpaired data, where no image has a target: remove it")
+    if options.classical and world_size() > 1:
         raise ConfigError("classical=true is for a single process: start it without torchrun")
-    baseline = _classical(method.task) if options["classical"] else {}
-    collected = _Collector(method.task, baseline)
+    collected = _Collector(method.task, _classical(method.task) if options.classical else {})
     result = evaluator.evaluate(method, data, device, observe=collected.add if paired else lambda batch, found: None)
     columns = {"model": result.values}
     if paired:
         rows = collected.rows()
         columns |= {name: means_over_images(row) for name, row in rows.items() if name != "model"}
-        if options["table"] is not None and rank() == 0:
-            _write_table(Path(options["table"]), data, evaluator, rows)
-            log.info("every image's numbers: %s", options["table"])
-        if options["picture"] is not None and rank() == 0:
-            _write_worst(Path(options["picture"]), method, data, evaluator, rows)
-            log.info("the %d worst by PSNR, each: source, translation, target: %s", _WORST, options["picture"])
+        if rank() == 0:
+            _write_images(options, method, data, evaluator, rows)
     path, images = checkpoint.path, checkpoint.images
     others = {name: values for name, values in columns.items() if name != "model"}
     subject = {"checkpoint": str(path), "images": images, "others": others}
     report(f"{path}, trained on {images} images", columns | _gains(columns), result, options, device, subject)
     return result
+
+
+def _write_images(
+    options: Eval, method: Translation, data: Data, evaluator: TranslationEvaluator, rows: dict[str, Row]
+) -> None:
+    """Write the table of all images, and the picture of the worst, where requested."""
+    if options.table is not None:
+        _write_table(Path(options.table), data, evaluator, rows)
+        log.info("every image's numbers: %s", options.table)
+    if options.picture is not None:
+        _write_worst(Path(options.picture), method, data, evaluator, rows)
+        log.info("the %d worst by PSNR, each: source, translation, target: %s", _WORST, options.picture)
 
 
 class _Collector:

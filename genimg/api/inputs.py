@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
 from genimg.api.data import build_dataset
-from genimg.config import instantiate
 from genimg.config.compose import compose, options_of_group
-from genimg.config.instantiate import Config
+from genimg.config.instantiate import Builder
 from genimg.data.archives import SPLITS
 from genimg.data.datasets.builtin import Source, folder
 from genimg.data.datasets.npz import npz
@@ -44,104 +45,177 @@ class Side:
     """What ``images=`` or ``real=`` names: images, or statistics of images.
 
     Attributes:
-        source, images: of images; None for statistics.
+        source, images: The images; None for statistics.
         statistics, path: Statistics and their file; None for images, unless statistics that came with these serve beside them.
-        evaluation: the config that a dataset brings along, if it does.
+        evaluation: The group ``evaluation`` that a dataset brings along, if it does.
     """
 
     source: Source | None = None
     images: DatasetImages | None = None
     statistics: SavedStatistics | None = None
     path: Path | None = None
-    evaluation: Config | None = None
+    evaluation: Mapping[str, Any] | None = None
+
+    @property
+    def compared(self) -> DatasetImages | SavedStatistics:
+        """What generated images are compared with: the images if there are any, else the statistics."""
+        compared = self.statistics if self.images is None else self.images
+        assert compared is not None
+        return compared
+
+    @property
+    def published(self) -> SavedStatistics | None:
+        """Statistics that came with the images."""
+        return None if self.images is None else self.statistics
 
 
-def resolve(key: str, options: Config, builder: instantiate.Builder, device: torch.device) -> Side:
-    """What ``key`` (images or real) names: a folder, what genimg-prepare packed, an .npz, saved statistics, or ``DATASET`` or
-    ``DATASET:SPLIT``. Of an .npz, ``FILE.npz:NAME`` takes the array of this name, and ``FILE.npz:SPLIT`` that of the split.
+def title(given: str | Source) -> str:
+    """Return images, or what names them, as messages and records show it."""
+    return given.name if isinstance(given, Source) else given
 
-    Where the options have ``channels``, folders and datasets come with these and in their ``image_size``.
+
+@dataclass(frozen=True)
+class ImageReader:
+    """Reads the images that an option names.
+
+    Attributes:
+        builder: Builds datasets.
+        device: Device of the images.
+        image_size: Size in pixels of folders and .npz, and of datasets too if ``channels`` is given; None leaves images as
+            they are.
+        channels: Number of channels of folders and datasets; None takes what they have, or 3 for folders that are resized.
+        range: [low, high] of folders and .npz: the values that become black and white; None takes what the type has.
+        data_root: Directory of datasets; None takes their default.
+        accept_unrecorded: Whether statistics may not say which extractor made them.
     """
-    if isinstance(options[key], Source):
-        return _side(options[key], device)
-    text = str(options[key])
-    path = Path(text).expanduser()
-    if path.suffix == ".pt":
-        return Side(statistics=SavedStatistics.read(path), path=path)
-    if path.suffix == ".npz":
+
+    builder: Builder
+    device: torch.device
+    image_size: int | Sequence[int] | None = None
+    channels: int | None = None
+    range: Sequence[float] | None = None
+    data_root: str | None = None
+    accept_unrecorded: bool = False
+
+    def read(self, key: str, given: str | Source) -> Side:
+        """Return what an option names.
+
+        Args:
+            key: Name of the option, such as images or real.
+            given: A folder, what genimg-prepare packed, an .npz, saved statistics, or ``DATASET`` or ``DATASET:SPLIT``. Of an
+                .npz, ``FILE.npz:NAME`` takes the array of this name, and ``FILE.npz:SPLIT`` that of the split. Images are
+                taken as they are.
+
+        Raises:
+            UserError: If there is no such thing, or it cannot be read.
+        """
+        if isinstance(given, Source):
+            return self._side(given)
+        path = Path(given).expanduser()
+        if path.suffix == ".pt":
+            return Side(statistics=SavedStatistics.read(path), path=path)
+        if path.suffix == ".npz":
+            return self._npz(key, given, path)
+        if ".npz:" in given:
+            file, _, array = given.rpartition(":")
+            return self._side(self._archive(key, file, array))
+        if is_prepared(path):
+            return self._side(PreparedSource(path, Description.read(path / DESCRIPTION)))
+        if path.is_dir() or is_zip(path):
+            return self._side(self._folder(key, given))
+        name, _, split = given.partition(":")
+        datasets = [option for option in options_of_group("data") if option not in _NEED_SETTINGS]
+        if name not in datasets:
+            raise ConfigError(
+                f"{key}={given} is neither a directory, nor a .zip, .npz or .pt file, nor a dataset: datasets are "
+                f"{', '.join(datasets)}, each with an optional split, such as mnist:test"
+            )
+        return self._dataset(key, name, split)
+
+    def _npz(self, key: str, file: str, path: Path) -> Side:
+        """Return the images of an .npz, its statistics, or both."""
         if not (path.is_file() and holds_statistics(path)):
-            return _side(_archive(key, text, None, options), device)
+            return self._side(self._archive(key, file, None))
         if not holds_images(path):
             return Side(statistics=SavedStatistics.read(path), path=path)
-        side = _side(_archive(key, text, None, options), device)
-        if key == "real" and options["accept_unrecorded"]:
+        side = self._side(self._archive(key, file, None))
+        if key == "real" and self.accept_unrecorded:
             return replace(side, statistics=SavedStatistics.read(path), path=path)
         if key == "real":
             log.info("%s holds mu and sigma beside its images: accept_unrecorded=true takes these for the Fréchet distance, as "
                      "ADM does, instead of those of the images", path)  # fmt: skip
         return side
-    if ".npz:" in text:
-        file, _, array = text.rpartition(":")
-        return _side(_archive(key, file, array, options), device)
-    if is_prepared(path):
-        return _side(PreparedSource(path, Description.read(path / DESCRIPTION)), device)
-    if path.is_dir() or is_zip(path):
-        channels = options.get("channels", None if options["image_size"] is None else 3)
+
+    def _folder(self, key: str, root: str) -> Source:
+        path = Path(root).expanduser()
+        channels = 3 if self.channels is None and self.image_size is not None else self.channels
         try:
-            source = folder(
-                root=text,
-                image_size=options["image_size"],
+            return folder(
+                root=root,
+                image_size=self.image_size,
                 channels=channels,
                 fit="crop",
                 labels="auto",
-                name=path.name or text,
-                range=options["range"],
+                name=path.name or root,
+                range=self.range,
             )
         except UserError as error:
             raise _of_option(key, "root", error) from error
-        return _side(source, device)
-    name, _, split = text.partition(":")
-    known = options_of_group("data")
-    datasets = [option for option in known if option not in _NEED_SETTINGS]
-    if name not in datasets:
-        raise ConfigError(
-            f"{key}={text} is neither a directory, nor a .zip, .npz or .pt file, nor a dataset: datasets are "
-            f"{', '.join(datasets)}, each with an optional split, such as mnist:test"
+
+    def _archive(self, key: str, file: str, array: str | None) -> Source:
+        """Return the images of an .npz.
+
+        Args:
+            key: Option that names it.
+            file: Path of the .npz.
+            array: Name of one of its arrays, or a split; None decides by names and shapes.
+        """
+        is_split = array in SPLITS
+        read = functools.partial(
+            npz,
+            path=file,
+            image_size=self.image_size,
+            channels=None,
+            fit="crop",
+            split=array if is_split else None,
+            images=None if is_split else array,
+            range=self.range,
         )
-    return _dataset(key, name, split, options, builder, device)
+        try:
+            return read(labels="auto")
+        except UserError as error:
+            if error.key == "labels":  # few evaluations read labels, and there is no option to choose them by
+                log.warning("%s; its labels are ignored here", error.problem)
+                return read(labels="none")
+            if error.key in ("images", "split"):  # the end of this option's value
+                problem = error.problem.removeprefix(f"{error.key}={array or 'null'}")
+                given = f"{file}:{array}" if array else file
+                raise type(error)(f"{key}={given}{problem}", f"name an array, as in {key}={file}:NAME") from error
+            raise _of_option(key, "path", error) from error
 
+    def _dataset(self, key: str, name: str, split: str) -> Side:
+        overrides = [f"data={name}"]
+        if split:
+            overrides.append(f"data.split={quoted(split)}")
+        if self.channels is not None:
+            size = list(self.image_size) if isinstance(self.image_size, Sequence) else self.image_size
+            overrides += [f"data.image_size={size}", f"data.channels={self.channels}"]
+        if self.data_root is not None:
+            overrides.append(f"data.root={quoted(self.data_root)}")
+        groups = compose_evaluation(*overrides)
+        if groups["data"].get("root") == "???":
+            raise ConfigError(f"{name} needs data_root=DIR: where its images lie")
+        try:
+            source = build_dataset(groups, self.builder)
+        except UserError as error:
+            if error.key == "data.split":  # the end of this option's value
+                raise type(error)(error.problem.replace("data.split=", f"{key}={name}:", 1), error.fix) from error
+            raise _of_option("data_root", "data.root", error) from error
+        return self._side(source, groups["evaluation"])
 
-def _archive(key: str, file: str, array: str | None, options: Config) -> Source:
-    """Return the images of an .npz.
-
-    Args:
-        key: Option that names it.
-        file: Path of the .npz.
-        array: Name of one of its arrays, or a split; None decides by names and shapes.
-        options: With ``image_size`` and ``range``.
-    """
-    is_split = array in SPLITS
-    read = functools.partial(
-        npz,
-        path=file,
-        image_size=options["image_size"],
-        channels=None,
-        fit="crop",
-        split=array if is_split else None,
-        images=None if is_split else array,
-        range=options["range"],
-    )
-    try:
-        return read(labels="auto")
-    except UserError as error:
-        if error.key == "labels":  # few evaluations read labels, and there is no option to choose them by
-            log.warning("%s; its labels are ignored here", error.problem)
-            return read(labels="none")
-        if error.key in ("images", "split"):  # the end of this option's value
-            problem = error.problem.removeprefix(f"{error.key}={array or 'null'}")
-            given = f"{file}:{array}" if array else file
-            raise type(error)(f"{key}={given}{problem}", f"name an array, as in {key}={file}:NAME") from error
-        raise _of_option(key, "path", error) from error
+    def _side(self, source: Source, evaluation: Mapping[str, Any] | None = None) -> Side:
+        data = Data(source, placement="auto", num_workers="auto", horizontal_flip=False, max_corrupt=0, device=self.device)
+        return Side(source=source, images=DatasetImages(data), evaluation=evaluation)
 
 
 def _of_option(key: str, parameter: str, error: UserError) -> UserError:
@@ -151,32 +225,7 @@ def _of_option(key: str, parameter: str, error: UserError) -> UserError:
     return type(error)(error.problem.replace(f"{parameter}=", f"{key}=", 1), error.fix)
 
 
-def _dataset(key: str, name: str, split: str, options: Config, builder: instantiate.Builder, device: torch.device) -> Side:
-    overrides = [f"data={name}"]
-    if split:
-        overrides.append(f"data.split={quoted(split)}")
-    if "channels" in options:
-        overrides += [f"data.image_size={options['image_size']}", f"data.channels={options['channels']}"]
-    if options["data_root"] is not None:
-        overrides.append(f"data.root={quoted(str(options['data_root']))}")
-    parts = compose_evaluation(*overrides)
-    if parts["data"].get("root") == "???":
-        raise ConfigError(f"{name} needs data_root=DIR: where its images lie")
-    try:
-        source = build_dataset(parts, builder)
-    except UserError as error:
-        if error.key == "data.split":  # the end of this option's value
-            raise type(error)(error.problem.replace("data.split=", f"{key}={name}:", 1), error.fix) from error
-        raise _of_option("data_root", "data.root", error) from error
-    return _side(source, device, parts["evaluation"])
-
-
-def compose_evaluation(*overrides: str) -> Config:
-    """The ``data`` and ``evaluation`` that genimg-train would compose."""
+def compose_evaluation(*overrides: str) -> dict[str, Any]:
+    """Return the groups ``data`` and ``evaluation`` that genimg-train would compose."""
     config = compose(overrides).config
     return {key: OmegaConf.to_container(config[key], resolve=True) for key in ("data", "evaluation")}
-
-
-def _side(source: Source, device: torch.device, evaluation: Config | None = None) -> Side:
-    data = Data(source, placement="auto", num_workers="auto", horizontal_flip=False, max_corrupt=0, device=device)
-    return Side(source=source, images=DatasetImages(data), evaluation=evaluation)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genimg.api.checkpoints import TrainedCheckpoint
 from genimg.api.evaluate import measure, own_images
+from genimg.api.evaluate_checkpoint import LoadedCheckpoint
 from genimg.config.compose import compose
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.periodic import Evaluation
@@ -70,6 +71,7 @@ class Model:
         self.class_names = checkpoint.class_names
         self.images_seen = checkpoint.images
         self._allow = tuple(allow)
+        self._checkpoint = LoadedCheckpoint.of(checkpoint, self.method, device)
 
     def __repr__(self) -> str:
         return f"<genimg model {type(self.method).__name__} from {self.path}, trained on {self.images_seen:,} images>"
@@ -249,7 +251,7 @@ class Model:
         is_named = isinstance(real, str | Path)
         arguments += [f"real={quoted(str(real))}"] if is_named else []
         own = {} if real is None or is_named else {"real": own_images(real, "real")}
-        result = measure(compose([*arguments, *overrides], "eval"), own)
+        result = measure(compose([*arguments, *overrides], "eval"), own, self._checkpoint)
         assert result is not None
         return result
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from genimg.config.schema.commands import Eval
 from genimg.evaluation.periodic import Evaluation
 from genimg.training.device import describe_hardware
 from genimg.utils.distributed import rank
@@ -57,30 +58,39 @@ def sentence(provenance: Mapping[str, Any]) -> str:
     return text + f", generated: {made['source']}"
 
 
+def with_intervals(result: Evaluation) -> dict[str, dict[str, float]]:
+    """Return the columns of a result's table: its values, with their 95 % intervals if it has them."""
+    if not result.intervals:
+        return {"value": result.values}
+    lows = {name: low for name, (low, _) in result.intervals.items()}
+    highs = {name: high for name, (_, high) in result.intervals.items()}
+    return {"value": result.values, "95 % from": lows, "to": highs}
+
+
 def report(
     what: str,
     columns: dict[str, dict[str, float]],
     result: Evaluation,
-    options: Mapping[str, Any],
+    options: Eval,
     device: torch.device,
     subject: Mapping[str, Any],
 ) -> None:
     """Print a result with what it depends on, and write it where ``output`` says.
 
     Args:
-        what: was measured.
-        columns: of the printed table.
-        result: of the evaluation.
-        options: of the command: ``provenance`` and ``output``.
-        device: that it was measured on.
-        subject: what else the written record holds.
+        what: What was measured, in words.
+        columns: Columns of the printed table, by title.
+        result: The result.
+        options: Options of the command, of which ``provenance`` and ``output`` are read.
+        device: Device that it was measured on.
+        subject: What else the written record holds.
     """
     log.info("%s", what)
     log.info("%s", table(columns))
     log.info("measured with %s", sentence(result.provenance))
-    if options["provenance"]:
+    if options.provenance:
         log.info("%s", json.dumps(result.provenance, indent=2, ensure_ascii=False))
-    if options["output"] is not None and rank() == 0:
+    if options.output is not None and rank() == 0:
         record = {
             **subject,
             "metrics": result.values,
@@ -90,5 +100,5 @@ def report(
             "hardware": describe_hardware(device),
             "git_commit": git_commit(),
         }
-        write_json(Path(options["output"]), record)
-        log.info("written to %s", options["output"])
+        write_json(Path(options.output), record)
+        log.info("written to %s", options.output)

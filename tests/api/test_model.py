@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,62 @@ def test_evaluate_returns_what_the_command_prints(commands: Commands, load: Call
     assert result.provenance["extractor"] == written["provenance"]["extractor"]
     assert list(result.warnings) == written["warnings"]
     assert all(f"{name} " in commands.printed for name in result.values)
+
+
+@pytest.fixture(scope="module")
+def array_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on an array, whose size and channels the config does not know."""
+    images = np.random.default_rng(2).integers(0, 256, (32, 12, 16), dtype=np.uint8)
+    arguments = [
+        "model=vae_fully_connected", "model.encoder.widths=[8]", "model.decoder.widths=[8]", "trainer.batch_size=16",
+        "trainer.duration=1 steps", "trainer.preview_images=4", "evaluation=none", "device=cpu", "precision=fp32",
+    ]  # fmt: skip
+    run = genimg.train([*arguments, f"run_dir={tmp_path_factory.mktemp('array') / 'vae'}"], dataset=images)
+    return run.directory
+
+
+@pytest.mark.parametrize("kind", ["folder", "dataset", "array"])
+def test_a_model_of_an_array_has_a_likelihood_of_other_images(kind: str, commands: Commands, array_vae: Path) -> None:
+    model = genimg.load(array_vae, device="cpu")
+    assert (model.facts.image_size, model.facts.channels) == ((12, 16), 1)
+    real = {"folder": commands.home / "photos", "dataset": "shapes", "array": noise(12, 1, 12, 16)}[kind]
+    result = model.evaluate(real, evaluation="likelihood", num_images=8, batch_size=4, overrides=["num_samples=2"])
+    assert result.provenance["likelihood"]["image_shape"] == "1x12x16"
+    assert result.values["nll_iw2_nats"] > 0
+
+
+def test_a_model_of_an_array_is_compared_with_other_images(array_vae: Path, tmp_path: Path) -> None:
+    for i, image in enumerate(noise(12, 12, 16).numpy()):
+        Image.fromarray(image).save(tmp_path / f"{i:02d}.png")
+    model = genimg.load(array_vae, device="cpu")
+    of_folder = model.evaluate(tmp_path, evaluation="shapes", num_images=12).values
+    assert of_folder["reconstruction_real_psnr12"] > 0
+    assert model.evaluate(noise(12, 12, 16), evaluation="shapes", num_images=12).values == of_folder
+    settings = ["num_real=12", "evaluation.reconstructions=0"]  # of a dataset's own size and channels, which are others
+    assert model.evaluate("shapes", evaluation="shapes", num_images=12, overrides=settings).values["fd12_shapes_v2"] > 0
+
+
+def test_a_model_is_evaluated_without_its_file(commands: Commands, tmp_path: Path) -> None:
+    path = shutil.copytree(commands.home / "gan", tmp_path / "gan")
+    model = genimg.load(path, device="cpu")
+    before = model.sample(4, seed=1)
+    shutil.rmtree(path)
+    result = model.evaluate(evaluation="shapes", num_images=24, overrides=["num_real=24"])
+    assert result.values == pytest.approx(
+        json.loads((commands.home / "result.json").read_text())["metrics"], rel=1e-4, abs=1e-4
+    )
+    assert torch.equal(model.sample(4, seed=1), before)
+
+
+def test_an_evaluation_in_another_mode_leaves_the_model_in_its_own(load: Callable[[str], genimg.Model]) -> None:
+    model = load("pix2pix")
+    usual = model.method.sampled_mode
+    other = {"train": "eval", "eval": "train"}[usual]
+    found = [
+        model.evaluate(evaluation="translation", num_images=4, overrides=overrides).provenance["translation"]["mode"]
+        for overrides in ([f"model_mode={other}"], [])
+    ]
+    assert found == [other, usual]
 
 
 def test_images_are_evaluated_against_images(commands: Commands) -> None:

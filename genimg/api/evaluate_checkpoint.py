@@ -1,0 +1,224 @@
+"""Measure a checkpoint: its samples against real images, its translations, or the likelihood of images under it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from genimg.api.checkpoints import TrainedCheckpoint, check_own_images
+from genimg.api.copies import named_held_out, own_held_out, show_neighbors
+from genimg.api.data import GIVEN, build_dataset, build_loader, other_split
+from genimg.api.evaluate_features import build_evaluator, compare, evaluation_of, uses_inception, with_inception_weights
+from genimg.api.evaluate_likelihood import evaluate_likelihood
+from genimg.api.evaluate_request import Request, check_picture
+from genimg.api.evaluate_translation import evaluate_translator
+from genimg.api.inputs import Side, title
+from genimg.api.results import report, with_intervals
+from genimg.config import untrusted
+from genimg.config.compose import thaw
+from genimg.config.instantiate import ALLOWED, Builder, mounted
+from genimg.errors import ConfigError
+from genimg.evaluation.image_sets import DatasetImages
+from genimg.evaluation.likelihood import LikelihoodEvaluator
+from genimg.evaluation.periodic import Evaluation
+from genimg.methods.base import Method
+from genimg.methods.image_to_image import Translation
+from genimg.utils.distributed import first_of_each_host
+from genimg.utils.mappings import flatten, merged
+
+_OF_MODEL = ("conditioning", "loss", "model")  # groups whose paths a command may name again
+_TENSORS = ("method", "optimizers")  # of a checkpoint's state, which a model that is loaded does not need twice
+
+
+@dataclass(frozen=True)
+class LoadedCheckpoint(TrainedCheckpoint):
+    """A checkpoint whose model is built already; its state holds no weights.
+
+    Attributes:
+        loaded: The model.
+        device: Device of the model.
+    """
+
+    loaded: Method
+    device: torch.device
+
+    @classmethod
+    def of(cls, checkpoint: TrainedCheckpoint, method: Method, device: torch.device) -> LoadedCheckpoint:
+        """Return a checkpoint with the model that was built of it."""
+        values = {field.name: getattr(checkpoint, field.name) for field in fields(TrainedCheckpoint)}
+        state = {key: value for key, value in checkpoint.state.items() if key not in _TENSORS}
+        return cls(**{**values, "state": state}, loaded=method, device=device)
+
+    def method(self, device: torch.device) -> Method:
+        assert device == self.device
+        return self.loaded
+
+
+def evaluate_checkpoint(request: Request, device: torch.device, loaded: LoadedCheckpoint | None) -> Evaluation:
+    """Measure a checkpoint, and print the result.
+
+    Args:
+        request: The options.
+        device: Device of the model.
+        loaded: The checkpoint with its model, if the caller has it; opened here otherwise.
+
+    Raises:
+        UserError: If the checkpoint cannot be opened, or not measured in this way.
+    """
+    options = request.options
+    checkpoint = _opened(request, device, loaded)
+    builder = replace(checkpoint.builder, allowed=(*ALLOWED, *options.allow), epoch_size=1, batch_size=1)
+    builder = untrusted.naming(builder, _named(request, builder))
+    config = checkpoint.config
+    if request.real is None and config["data"]["_target_"] == GIVEN:
+        raise ConfigError(
+            "real is required: this model was trained on images that a Python program brought: give images to compare with",
+            key="real",
+        )
+    translates = issubclass(builder.locate(config["model"]["_target_"], "model"), Translation)
+    evaluation = _evaluation(request, config["evaluation"], builder)
+    if "_target_" not in evaluation:
+        fitting = "translation (unpaired_translation for unpaired data)" if translates else "inception or another of the group"
+        raise ConfigError(
+            f"ckpt={options.ckpt} was trained with evaluation=none, so there is nothing to evaluate it with: choose "
+            f"evaluation={fitting}"
+        )
+    data = _data(request, config["data"])
+    checkpoint = checkpoint.changed({**config, "data": data, "evaluation": evaluation}, builder)
+    request = replace(request, typed={key: typed for key, typed in request.typed.items() if key not in _OF_MODEL})
+    if translates:
+        return evaluate_translator(request, checkpoint, device)
+    if issubclass(builder.locate(evaluation["_target_"], "evaluation"), LikelihoodEvaluator):
+        return evaluate_likelihood(request, checkpoint, device)
+    return _evaluate_samples(request, checkpoint, device)
+
+
+def _opened(request: Request, device: torch.device, loaded: LoadedCheckpoint | None) -> TrainedCheckpoint:
+    """Return the loaded checkpoint, or open one where the options say something else than what is loaded."""
+    options = request.options
+    groups = {name: request.groups[name] for name in _OF_MODEL if name in request.groups}
+    if loaded is not None and not groups and device == loaded.device and str(options.ckpt) == str(loaded.path):
+        return loaded
+    return TrainedCheckpoint.open(options.ckpt, options.which, options.allow, flatten(groups) if groups else {})
+
+
+def _named(request: Request, builder: Builder) -> dict[str, Any]:
+    """Return the machine-local settings of the evaluation that the command line names, by dotted key."""
+    given, weights = request.evaluation, request.options.inception_weights
+    if given is not None and "_target_" in given:
+        named = {place.key: place.value for place in untrusted.places(given, builder)}
+    else:
+        named = flatten(given) if given else {}
+    return named if weights is None else {**named, "weights": weights}
+
+
+def _evaluation(request: Request, own: Mapping[str, Any], builder: Builder) -> Mapping[str, Any]:
+    """Return the evaluation that the command line composed, or the checkpoint's own with the keys that are given.
+
+    Args:
+        request: The options.
+        own: The checkpoint's.
+        builder: Builder that knows which paths the command line names; those of the checkpoint's are taken out.
+    """
+    given, weights = request.evaluation or {}, request.options.inception_weights
+    if "_target_" in given:
+        return given
+    changed = thaw(merged(own, given))
+    if weights is not None and uses_inception(changed):
+        changed = with_inception_weights(changed, weights)
+    untrusted.take_out({"evaluation": changed}, builder, ("evaluation",))
+    return changed
+
+
+def _data(request: Request, data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the checkpoint's data where it lies now, and of the split that is chosen.
+
+    Raises:
+        ConfigError: If it is not read from a directory, or has no such split.
+    """
+    options = request.options
+    if options.data_root is not None and request.real is None:
+        data = {**data, _root_key(options.data_root, data): options.data_root}
+    if options.split is None:
+        return data
+    if request.real is not None:
+        raise ConfigError(
+            f"split={options.split} is of the checkpoint's own data, and real={title(request.real)} names others: "
+            "remove one of them"
+        )
+    return other_split(data, options.split, key="split", instead="use real=DIR")
+
+
+def _root_key(data_root: str, data: Mapping[str, Any]) -> str:
+    """Return the key of the directory, or file, that the data is read from."""
+    if data.get("a") is not None:
+        raise ConfigError(
+            f"data_root={data_root} has no effect, because this checkpoint's data are two folders, data.a and data.b: remove it"
+        )
+    key = next((key for key in ("root", "path") if key in data), None)
+    if key is None:
+        raise ConfigError(
+            f"data_root={data_root} has no effect, because this checkpoint's data is not read from a directory: remove it"
+        )
+    return key
+
+
+def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: torch.device) -> Evaluation:
+    """Measure samples of the model against real images, with reconstructions of these by an autoencoder."""
+    options, builder = request.options, checkpoint.builder
+    if useless := sorted(request.typed.keys() & {"model_mode", "classical", "table"}):
+        raise ConfigError(f"{request.typed[useless[0]]} is for models that translate images: remove it")
+    if options.num_samples is not None:
+        raise ConfigError(f"num_samples={options.num_samples} is for evaluation=likelihood: choose that, or remove it")
+    check_picture(options)
+    reader = request.reader(builder, device)
+    with first_of_each_host():  # both may download
+        real = _own_images(checkpoint, device) if request.real is None else reader.read("real", request.real)
+        evaluation = evaluation_of(options, checkpoint.config["evaluation"], real)
+        own = _held_out(request, checkpoint, real, device) if options.held_out is None else None
+        held_out = own if options.held_out is None else named_held_out(options.held_out, reader)
+        evaluator = build_evaluator(options, evaluation, builder, real, held_out)
+    method = checkpoint.method(device)
+    if request.real is None:
+        assert real.source is not None
+        check_own_images(real.source, method, checkpoint.state, other_split=options.split is not None)
+    if real.source is not None:
+        with mounted("evaluation", evaluator):
+            evaluator.check_reconstructions(method, real.source.shape)
+    made = evaluator.generated(method, device, checkpoint.class_names)
+    result = compare(options, evaluator, real, made, device, held_out)
+    if real.images is not None:
+        if options.held_out is not None and method.reconstructs:  # of any size; they serve the comparison of neighbours only
+            own = _held_out(request, checkpoint, real, device)
+        side, images = _to_reconstruct(request, real.images, own)
+        result = evaluator.with_reconstructions(result, method, images, side, device)
+    what = f"{checkpoint.path}, trained on {checkpoint.images} images"
+    subject = {"checkpoint": str(checkpoint.path), "images": checkpoint.images}
+    report(what, with_intervals(result), result, options, device, subject)
+    show_neighbors(options, evaluator, real, made, result, held_out)
+    return result
+
+
+def _own_images(checkpoint: TrainedCheckpoint, device: torch.device) -> Side:
+    """Return the images of the checkpoint's data."""
+    source = build_dataset(checkpoint.config, checkpoint.builder)
+    return Side(source=source, images=DatasetImages(build_loader(checkpoint.config, source, device)))
+
+
+def _held_out(request: Request, checkpoint: TrainedCheckpoint, real: Side, device: torch.device) -> DatasetImages | None:
+    """Return images of the checkpoint's data that training did not see; None if other images, or another split, are real."""
+    if request.real is not None or request.options.split is not None or real.images is None:
+        return None
+    return own_held_out(checkpoint.config, real.images, checkpoint.builder, device)
+
+
+def _to_reconstruct(request: Request, real: DatasetImages, held_out: DatasetImages | None) -> tuple[str, DatasetImages]:
+    """Return the name of the images to reconstruct, and the images: held-out ones if available."""
+    if request.real is not None:
+        return "real", real
+    if request.options.split is not None:
+        return "held_out", real
+    return ("train", real) if held_out is None else ("held_out", held_out)

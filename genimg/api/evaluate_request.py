@@ -1,0 +1,175 @@
+"""What genimg-eval is asked to measure: its options, and the checks that need no work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genimg.api.inputs import ImageReader, title
+from genimg.config import untrusted
+from genimg.config.compose import Composition
+from genimg.config.instantiate import Builder
+from genimg.config.options import read_options
+from genimg.config.schema.commands import Eval
+from genimg.data.datasets.builtin import Source
+from genimg.errors import ConfigError
+from genimg.types import height_width
+from genimg.utils.files import check_writable
+
+_LEAST = {"num_images": 2, "num_samples": 1, "num_real": 2, "batch_size": 1, "seed": 0, "bootstrap": 0, "neighbors": 0}
+_OF_STATISTICS = {
+    "real", "save_statistics", "evaluation", "device", "num_images", "num_real", "batch_size", "image_size", "range",
+    "data_root", "inception_weights", "allow", "traceback",
+}  # fmt: skip
+_OF_CHECKPOINTS = {
+    "which", "seed", "model_mode", "classical", "table", "split", "num_samples", "conditioning", "loss", "model",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of genimg-eval, and what comes with them.
+
+    Attributes:
+        options: Options of the command.
+        groups: Groups that are given, by name: ``evaluation`` and others of a checkpoint's config.
+        typed: Option, or group, -> the first override of it.
+        own: Images in place of those that ``options.images`` and ``options.real`` would name, by option.
+    """
+
+    options: Eval
+    groups: Mapping[str, Any]
+    typed: Mapping[str, str]
+    own: Mapping[str, Source]
+
+    @classmethod
+    def of(cls, composition: Composition, own: Mapping[str, Source]) -> Request:
+        """Read and check the options, so that no mistake costs an evaluation.
+
+        Args:
+            composition: The options as they were composed.
+            own: Images by option.
+
+        Raises:
+            ConfigError: For a value out of range, or a setting without effect.
+        """
+        options, groups = read_options(composition.config, Eval, untrusted.GROUPS)
+        request = cls(options, groups, _typed(composition), own)
+        if request.evaluation == {}:
+            raise ConfigError("evaluation=none evaluates nothing: choose another of the group")
+        _check_values(options)
+        request._refuse_what_has_no_effect()
+        request._require_images()
+        return request
+
+    @property
+    def images(self) -> str | Source | None:
+        """The images to measure, or what names them."""
+        return self.own.get("images", self.options.images)
+
+    @property
+    def real(self) -> str | Source | None:
+        """The images to compare with, or what names them."""
+        return self.own.get("real", self.options.real)
+
+    @property
+    def evaluation(self) -> Mapping[str, Any] | None:
+        """The group ``evaluation``, which may hold single keys to change another one by; None if it is not given."""
+        return self.groups.get("evaluation")
+
+    def reader(self, builder: Builder, device: torch.device) -> ImageReader:
+        """Return what reads the images that the options name.
+
+        Args:
+            builder: Builds datasets.
+            device: Device of the images.
+        """
+        options = self.options
+        return ImageReader(
+            builder,
+            device,
+            image_size=options.image_size,
+            range=options.range,
+            data_root=options.data_root,
+            accept_unrecorded=options.accept_unrecorded,
+        )
+
+    def _refuse_what_has_no_effect(self) -> None:
+        options, typed = self.options, self.typed
+        if options.compare is not None:
+            useless, why = typed.keys() - {"compare", "which", "traceback"}, "with compare="
+        elif options.ckpt is None and self.images is None:
+            useless, why = typed.keys() - _OF_STATISTICS, "where statistics are all that is made"
+        elif self.images is not None:
+            useless, why = typed.keys() & _OF_CHECKPOINTS, "on images that exist already"
+            if not useless:
+                check_picture(options)
+        else:
+            useless, why = (
+                (typed.keys() & {"image_size", "range", "accept_unrecorded"} if self.real is None else set()),
+                "without real=",
+            )
+        if useless:
+            raise ConfigError(f"{typed[sorted(useless)[0]]} has no effect {why}: remove it")
+
+    def _require_images(self) -> None:
+        options = self.options
+        if options.compare is not None:
+            return
+        if options.ckpt is not None and self.images is not None:
+            raise ConfigError(
+                f"ckpt={options.ckpt} and images={title(self.images)} both say what to evaluate: remove one of them"
+            )
+        if options.ckpt is None and self.images is None and not (self.real and options.save_statistics):
+            raise ConfigError(
+                "nothing to evaluate: give ckpt=CHECKPOINT, or images=DIR with real=WHAT; or real=DIR with "
+                "save_statistics=FILE to make statistics; genimg-eval --help shows examples",
+                key="ckpt",
+            )
+        if self.images is not None and self.real is None:
+            raise ConfigError(
+                f"images={title(self.images)} needs something to compare with: give real=DIR, an .npz, saved statistics or a "
+                "dataset"
+            )
+
+
+def check_picture(options: Eval) -> None:
+    """Refuse the name of a picture of neighbours where none are shown.
+
+    Raises:
+        ConfigError: In that case.
+    """
+    if options.picture is not None and not options.neighbors:
+        raise ConfigError(f"picture={options.picture} has no effect without neighbors=: remove it")
+
+
+def _check_values(options: Eval) -> None:
+    for key, least in _LEAST.items():
+        value = getattr(options, key)
+        if value is not None and value < least:
+            raise ConfigError(f"{key}={value} must be a whole number, {least} or more")
+    if options.image_size is not None:
+        try:
+            height_width(options.image_size)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"image_size={options.image_size} must be a whole number, 1 or more, or two: [height,width]"
+            ) from error
+    if options.save_statistics is not None and not options.save_statistics.endswith(".pt"):
+        raise ConfigError(f"save_statistics={options.save_statistics} must end in .pt, by which real= knows it again")
+    for key in ("output", "picture", "save_statistics", "table"):
+        path = getattr(options, key)
+        if path is not None:
+            check_writable(key, Path(path))
+
+
+def _typed(composition: Composition) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for override in composition.overrides:
+        found.setdefault(re.split(r"[.@=]", override.lstrip("+~"))[0], override.lstrip("+~"))
+    return found
