@@ -105,9 +105,7 @@ def test_a_state_that_was_taken_does_not_follow_later_values():
 
 
 def test_hyperparameters_are_what_tensorboards_page_reads(tmp_path):
-    config = {
-        "optimizer": {"lr": 1e-3, "betas": [0.5, 0.9]}, "seed": 1, "on": True, "evaluation": {"stop_if": None}, "run_dir": "x"
-    }  # fmt: skip
+    config = {"optimizer": {"lr": 1e-3, "betas": [0.5, 0.9]}, "seed": 1, "on": True, "evaluation": {"stop_if": None}}
     write_hyperparameters(tmp_path, config, ["evaluation/fd5k", "evaluation/is5k"])
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     found = events.summary_metadata
