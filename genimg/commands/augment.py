@@ -15,14 +15,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from genimg.commands.common import refuse_unknown_keys
-from genimg.config.compose import require_all_values
-from genimg.config.instantiate import Config
+from genimg.config.options import read_options
+from genimg.config.schema.commands import Augment
 from genimg.data.copies import RANGES, Job, Record, copy_name, read_image, stem, write_copies
 from genimg.data.datasets.caption_files import find_captions
 from genimg.data.datasets.file_index import list_images
@@ -40,7 +39,6 @@ log = logging.getLogger(__name__)
 
 _COMMAND = "genimg-augment"
 _WITHOUT_EFFECT = ("output", "num_workers", "traceback")  # on the copies
-_KEYS = ("input", "output", "copies", "originals", "seed", "captions", *RANGES, "max_corrupt", "num_workers", "traceback")
 _SIDES = {"horizontal_flip": ("left", "right"), "vertical_flip": ("above", "below", "top", "bottom")}
 _AHEAD = 4  # images a thread, so that none waits for another's large file
 _MOST_ROWS, _MOST_COPIES, _CELL = 8, 8, 128  # of the preview; pixels of a cell
@@ -48,8 +46,7 @@ _MOST_ROWS, _MOST_COPIES, _CELL = 8, 8, 128  # of the preview; pixels of a cell
 
 def augment(composed: DictConfig) -> None:
     """Write ``copies`` changed copies of every image of ``input`` to ``output``."""
-    require_all_values(composed)
-    options: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    options, _ = read_options(composed, Augment)
     _check(options)
     root, output = _folders(options)
     paths = list_images(root, refresh=True).paths
@@ -60,10 +57,10 @@ def augment(composed: DictConfig) -> None:
         root=root,
         paths=paths,
         texts=_captions(root, paths, options),
-        copies=options["copies"],
-        originals=options["originals"],
-        seed=options["seed"],
-        settings={key: options[key] for key in RANGES},
+        copies=options.copies,
+        originals=options.originals,
+        seed=options.seed,
+        settings={key: getattr(options, key) for key in RANGES},
     )
     _warn_of_sides(job)
     start = time.monotonic()
@@ -78,36 +75,35 @@ def augment(composed: DictConfig) -> None:
     _report(job, len(kept), len(problems), output, time.monotonic() - start)
 
 
-def _record(options: Config) -> Record:
+def _record(options: Augment) -> Record:
     """What the folder says about itself; the same for the same copies, wherever and by however many threads they were made."""
-    return record_of(_COMMAND, options={key: value for key, value in options.items() if key not in _WITHOUT_EFFECT})
+    return record_of(_COMMAND, options={key: value for key, value in vars(options).items() if key not in _WITHOUT_EFFECT})
 
 
 # What is refused before the work
 
 
-def _check(options: Config) -> None:
-    refuse_unknown_keys(options, _KEYS)
+def _check(options: Augment) -> None:
     for key in ("input", "output"):
-        if options[key] == "":
-            raise ConfigError(f"{key}={options[key]} is not a directory's name")
-    copies, workers, max_corrupt = (options[key] for key in ("copies", "num_workers", "max_corrupt"))
+        if getattr(options, key) == "":
+            raise ConfigError(f"{key}= is not a directory's name")
+    copies, workers, max_corrupt = options.copies, options.num_workers, options.max_corrupt
     if copies < 1:
         raise ConfigError(f"copies={copies} must be 1 or more copies of each image")
     if max_corrupt is not None and max_corrupt < 0:
         raise ConfigError(f"max_corrupt={max_corrupt} must be 0 or more images, or null to leave out all corrupt ones")
-    if workers != "auto" and workers < 1:
+    if isinstance(workers, int) and workers < 1:
         raise ConfigError(f"num_workers={workers} must be auto, or 1 or more threads")
     for key, (least, most) in RANGES.items():
-        if not least <= options[key] <= most:
-            raise ConfigError(f"{key}={options[key]} must be a number from {least:g} to {most:g}")
-    if all(options[key] == (key == "crop") for key in RANGES):
+        if not least <= getattr(options, key) <= most:
+            raise ConfigError(f"{key}={getattr(options, key)} must be a number from {least:g} to {most:g}")
+    if all(getattr(options, key) == (key == "crop") for key in RANGES):
         raise ConfigError(f"every operation is switched off, so that copies would be equal: set one of {', '.join(RANGES)}")
 
 
-def _folders(options: Config) -> tuple[Path, Path]:
+def _folders(options: Augment) -> tuple[Path, Path]:
     """The input as it was given, and the output's absolute path."""
-    root, output = (expanded(key, options[key]) for key in ("input", "output"))
+    root, output = (expanded(key, getattr(options, key)) for key in ("input", "output"))
     if not root.is_dir():
         what = "is a file, not a directory" if root.exists() else "does not exist"
         raise DataError(f"input={root} {what}: give a directory of images")
@@ -124,27 +120,29 @@ def _folders(options: Config) -> tuple[Path, Path]:
     return root, output
 
 
-def _check_names(paths: Sequence[str], options: Config) -> None:
+def _check_names(paths: Sequence[str], options: Augment) -> None:
     """Refuse files whose copies would have the same name, and mixes of one image."""
     of_stem: dict[str, str] = {}
     for path in paths:
         other = of_stem.setdefault(stem(path), path)
         if other != path:
             raise DataError(f"copies of {other} and of {path} would both be called {copy_name(path, 0)}: rename one of them")
-    for path in paths if options["originals"] else ():
+    for path in paths if options.originals else ():
         match = re.fullmatch(r"(.+)-(0|[1-9]\d*)\.png", path, re.DOTALL)
-        if match and match[1] in of_stem and int(match[2]) < options["copies"]:
+        if match and match[1] in of_stem and int(match[2]) < options.copies:
             raise ConfigError(
                 f"originals=true: a copy of {of_stem[match[1]]} would be called {path}, as an original is: set "
                 "originals=false, or rename one of them"
             )
     for key in ("mixup", "cutmix"):
-        if options[key] and len(paths) == 1:
-            raise ConfigError(f"{key}={options[key]} mixes two images, and input={options['input']} holds one: set {key}=0")
+        if getattr(options, key) and len(paths) == 1:
+            raise ConfigError(
+                f"{key}={getattr(options, key)} mixes two images, and input={options.input} holds one: set {key}=0"
+            )
 
 
-def _captions(root: Path, paths: Sequence[str], options: Config) -> list[str] | None:
-    found = find_captions(root, paths, options["captions"])
+def _captions(root: Path, paths: Sequence[str], options: Augment) -> list[str] | None:
+    found = find_captions(root, paths, options.captions)
     return None if found is None else found.texts
 
 
@@ -165,7 +163,7 @@ def _warn_of_sides(job: Job) -> None:
 # Files
 
 
-def _write_all(job: Job, folder: Path, options: Config) -> tuple[list[int], list[str]]:
+def _write_all(job: Job, folder: Path, options: Augment) -> tuple[list[int], list[str]]:
     """Write copies of all images and ``metadata.jsonl``; the indices of the images, and what was corrupt.
 
     Raises:
@@ -176,8 +174,8 @@ def _write_all(job: Job, folder: Path, options: Config) -> tuple[list[int], list
         (folder / parent).mkdir(parents=True, exist_ok=True)
     kept: list[int] = []
     problems: list[str] = []
-    allowed, count = options["max_corrupt"], job.copies
-    workers = num_cores() if options["num_workers"] == "auto" else options["num_workers"]
+    allowed, count = options.max_corrupt, job.copies
+    workers = options.num_workers if isinstance(options.num_workers, int) else num_cores()
     with (
         # What stands for a byte of a name that is not UTF-8 is written as \udcXX, which JSON reads back.
         open(folder / "metadata.jsonl", "w", encoding="utf-8", errors="backslashreplace", newline="\n") as metadata,

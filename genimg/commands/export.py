@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 import genimg
 from genimg.api.checkpoints import TrainedCheckpoint
-from genimg.commands.common import refuse_unknown_keys
 from genimg.config import untrusted
-from genimg.config.compose import require_all_values, thaw
-from genimg.config.instantiate import Config
+from genimg.config.compose import thaw
+from genimg.config.options import read_options
+from genimg.config.schema.commands import Export
 from genimg.errors import ConfigError
 from genimg.evaluation.extractors.base import sha256_of
 from genimg.exporting.checks import largest_difference, trials
@@ -35,30 +35,29 @@ from genimg.exporting.rebuilding import rebuilt, recipe
 from genimg.training.device import Precision, choose_device
 from genimg.utils.environment import git_commit
 from genimg.utils.files import atomically, check_writable, naming_full_disk
+from genimg.utils.mappings import flatten
 from genimg.utils.outputs import require_own_export
 from genimg.utils.paths import expanded, relative
 
 log = logging.getLogger(__name__)
 
-_KEYS = ("ckpt", "which", "format", "output", "truncation", "direction", "model_mode", "device", "allow", "traceback")
 _SHOWN = 16  # images of the example
 
 
 def export(composed: DictConfig) -> None:
     """Write one network of a checkpoint to a file, and check that it makes the same images."""
-    require_all_values(composed)
-    options: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    options, groups = read_options(composed, Export, untrusted.GROUPS)
     _check(options)
-    require_packages(options["format"])
-    checkpoint = TrainedCheckpoint.of_command(options)
-    device = choose_device(options["device"])
+    require_packages(options.format)
+    checkpoint = TrainedCheckpoint.open(options.ckpt, options.which, options.allow, flatten(groups) if groups else {})
+    device = choose_device(options.device)
     Precision("fp32", device).apply_globally()  # the TF32 of GPUs would be the largest difference
     method = checkpoint.method(device)
     method.before_sampling()
-    choices = Choices(**{key: options[key] for key in ("truncation", "direction", "model_mode")})
+    choices = Choices(**{key: getattr(options, key) for key in ("truncation", "direction", "model_mode")})
     part = exportable(method, choices, checkpoint.facts)
     output = _output(options, checkpoint.path, part, choices)
-    record = _record(part, checkpoint, options["format"], method.sampled_weights, choices)
+    record = _record(part, checkpoint, options.format, method.sampled_weights, choices)
     with naming_full_disk(f"the disk of output={output} became full: make room, or choose another output"):
         difference, part, record = _write(part, record, options, output, device)
     log.info("from %s, trained on %d images", relative(checkpoint.path), checkpoint.images)
@@ -68,48 +67,47 @@ def export(composed: DictConfig) -> None:
     for remark in (part.describe_sides(), *part.remarks):
         if remark:
             log.info("  %s", remark)
-    log.info("largest difference from the checkpoint, %s: %.2g", _tried(part, options["format"], device), difference)
-    log.info("%s", _snippet(part, options["format"], relative(output)))
+    log.info("largest difference from the checkpoint, %s: %.2g", _tried(part, options.format, device), difference)
+    log.info("%s", _snippet(part, options.format, relative(output)))
 
 
-def _check(options: Config) -> None:
+def _check(options: Export) -> None:
     """Refuse what no model can do.
 
     Raises:
         ConfigError: Naming key and value.
     """
-    refuse_unknown_keys(options, (*_KEYS, *untrusted.GROUPS))
-    if options["output"] == "":
-        raise ConfigError(f"output={options['output']} is not the name of a file")
-    suffix = FORMATS[options["format"]].suffix
-    if options["output"] is not None and Path(options["output"]).suffix != suffix:
+    if options.output == "":
+        raise ConfigError(f"output={options.output} is not the name of a file")
+    suffix = FORMATS[options.format].suffix
+    if options.output is not None and Path(options.output).suffix != suffix:
         raise ConfigError(
-            f"output={options['output']} must end in {suffix}, as files of format={options['format']} do: rename it, or choose "
+            f"output={options.output} must end in {suffix}, as files of format={options.format} do: rename it, or choose "
             "another format"
         )
-    truncation = options["truncation"]
+    truncation = options.truncation
     if truncation is not None and not truncation >= 0:
         raise ConfigError(f"truncation={truncation} must be a number, 0 or more, or null for none")
 
 
-def _output(options: Config, checkpoint: Path, part: Part, choices: Choices) -> Path:
+def _output(options: Export, checkpoint: Path, part: Part, choices: Choices) -> Path:
     """The file to write; one that genimg-export wrote is replaced.
 
     Raises:
         ConfigError: If it cannot be written, or is another program's.
     """
-    if options["output"] is not None:
-        output = expanded("output", options["output"])
+    if options.output is not None:
+        output = expanded("output", options.output)
     else:
         folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
         psi = "" if choices.truncation is None else f"-truncation{choices.truncation:g}"
-        output = folder / f"{part.name}{psi}{FORMATS[options['format']].suffix}"
+        output = folder / f"{part.name}{psi}{FORMATS[options.format].suffix}"
     check_writable("output", output)
     require_own_export(output)
     return output
 
 
-def _record(part: Part, checkpoint: TrainedCheckpoint, kind: str, weights: str, choices: Choices) -> Config:
+def _record(part: Part, checkpoint: TrainedCheckpoint, kind: str, weights: str, choices: Choices) -> dict[str, Any]:
     """What the file says about itself, without inputs and output."""
     model = checkpoint.config["model"]
     network = next((model[key] for key in part.name.split("-")[::-1] if key in model), model)
@@ -135,7 +133,9 @@ def _record(part: Part, checkpoint: TrainedCheckpoint, kind: str, weights: str, 
     return record
 
 
-def _write(part: Part, record: Config, options: Config, output: Path, device: torch.device) -> tuple[float, Part, Config]:
+def _write(
+    part: Part, record: dict[str, Any], options: Export, output: Path, device: torch.device
+) -> tuple[float, Part, dict[str, Any]]:
     """Write the file and run it; there is none where this fails.
 
     Returns:
@@ -144,7 +144,7 @@ def _write(part: Part, record: Config, options: Config, output: Path, device: to
     Raises:
         ConfigError: If it cannot be exported, or makes other images than the checkpoint.
     """
-    kind = options["format"]
+    kind = options.format
     if kind != "safetensors":
         program, part = traced(part)
     record |= {"inputs": [_entry(port) for port in part.inputs], "output": _entry(part.output)}
@@ -159,7 +159,7 @@ def _write(part: Part, record: Config, options: Config, output: Path, device: to
             run = open_onnx(temporary)
         else:
             write_safetensors(part, record, temporary)
-            network = rebuilt(temporary, tuple(options["allow"])).to(device)
+            network = rebuilt(temporary, tuple(options.allow)).to(device)
 
             def run(*inputs: torch.Tensor) -> torch.Tensor:
                 with torch.no_grad():

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
 from genimg.api.checkpoints import TrainedCheckpoint
-from genimg.commands.common import refuse_unknown_keys
 from genimg.config import untrusted
-from genimg.config.compose import require_all_values
-from genimg.config.instantiate import Config
+from genimg.config.options import read_options
+from genimg.config.schema.commands import Translate
 from genimg.data.decode import checked_levels
 from genimg.data.facts import DataFacts
 from genimg.data.tasks.base import Task
@@ -40,13 +40,12 @@ from genimg.training.device import choose_device
 from genimg.types import height_width
 from genimg.utils.files import naming_full_disk
 from genimg.utils.images import write_png
+from genimg.utils.mappings import flatten
 from genimg.utils.outputs import own_folder, record_of, stamp_of
 from genimg.utils.paths import relative
 
 log = logging.getLogger(__name__)
 
-_KEYS = ("ckpt", "which", "input", "output", "overwrite", "direction", "mask", "half", "model_mode", "tile", "overlap",
-         "batch_size", "seed", "grid", "device", "allow", "traceback")  # fmt: skip
 _COMMAND = "genimg-translate"
 _MOST_SHOWN = 16  # images in the grid
 _SAME_RATIO = 0.02  # by which the shape of two images side by side may differ
@@ -55,40 +54,39 @@ _USUAL_TILE = 256  # pixels, to be advised
 
 def translate(composed: DictConfig) -> None:
     """Write what a checkpoint makes of every image of ``input``, and a grid of some."""
-    require_all_values(composed)
-    options: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    options, groups = read_options(composed, Translate, untrusted.GROUPS)
     _check(options)
-    pictures = find_pictures(options["input"])
-    device = choose_device(options["device"])
-    checkpoint = TrainedCheckpoint.of_command(options)
+    pictures = find_pictures(options.input)
+    device = choose_device(options.device)
+    checkpoint = TrainedCheckpoint.open(options.ckpt, options.which, options.allow, flatten(groups) if groups else {})
     data, facts = checkpoint.config["data"], checkpoint.facts
     method = _loaded(options, checkpoint, device)
-    direction = _direction(options["direction"], method, data)
-    if options["model_mode"] is not None:
-        method.set_mode(options["model_mode"])
+    direction = _direction(options.direction, method, data)
+    if options.model_mode is not None:
+        method.set_mode(options.model_mode)
     pictures = _masked(options, pictures, method.task)
-    read = {key: options[key] for key in ("input", "mask")}
-    output = checked_output(options["output"], read, pictures, grid=options["grid"], overwrite=options["overwrite"],
+    read = {key: getattr(options, key) for key in ("input", "mask")}
+    output = checked_output(options.output, read, pictures, grid=options.grid, overwrite=options.overwrite,
                             command=_COMMAND)  # fmt: skip
     pictures = _halved(options, with_sizes(pictures), data, facts)
     source_channels = facts.channels_into(backwards=direction in method.directions[1:])
     channels, levels = image_channels(method.task, source_channels), checked_levels(data.get("range"))
     least = least_side(method, direction, device, source_channels, max(height_width(facts.image_size)))
-    _check_tile(options["tile"], method.multiple, least)
-    translator = Translator(method, direction, device, options["tile"], options["overlap"], options["batch_size"],
-                            options["seed"], least)  # fmt: skip
+    _check_tile(options.tile, method.multiple, least)
+    translator = Translator(method, direction, device, options.tile, options.overlap, options.batch_size,
+                            options.seed, least)  # fmt: skip
     log.info("from %s, trained on %d images", relative(checkpoint.path), checkpoint.images)
     with naming_full_disk(f"the disk of output={output} became full: make room, or choose another output"):
         record = record_of(
             _COMMAND,
             checkpoint=str(checkpoint.path.resolve()),
             checkpoint_images=checkpoint.images,
-            options={key: options[key] for key in ("input", "mask", "direction", "model_mode", "tile", "seed")},
+            options={key: getattr(options, key) for key in ("input", "mask", "direction", "model_mode", "tile", "seed")},
         )
         with own_folder(output, record) as folder:  # fmt: skip
             shown = _write_all(translator, pictures, channels, levels, folder)
         log.info("%d image%s: %s", len(pictures), "s" * (len(pictures) > 1), relative(output))
-        if options["grid"]:
+        if options.grid:
             write_png(side_by_side(shown), grid_of(output), stamp_of(_COMMAND))
             few = "" if len(shown) == len(pictures) else f", the first {len(shown)}"
             log.info("images and, right of each, what was made of it%s: %s", few, relative(grid_of(output)))
@@ -97,26 +95,25 @@ def translate(composed: DictConfig) -> None:
 # What is refused before the work
 
 
-def _check(options: Config) -> None:
+def _check(options: Translate) -> None:
     """Refuse what no model can do.
 
     Raises:
         ConfigError: Naming key and value.
     """
-    refuse_unknown_keys(options, (*_KEYS, *untrusted.GROUPS))
     for key in ("input", "output", "mask"):
-        if options[key] == "":
-            raise ConfigError(f"{key}={options[key]} is not the name of a file or directory")
+        if getattr(options, key) == "":
+            raise ConfigError(f"{key}={getattr(options, key)} is not the name of a file or directory")
     for key, least in (("batch_size", 1), ("overlap", 0), ("tile", 1)):
-        value = options[key]
+        value = getattr(options, key)
         if value is not None and value < least:
             raise ConfigError(f"{key}={value} must be {least} or more{' pixels, or null' if key == 'tile' else ''}")
-    tile, overlap = options["tile"], options["overlap"]
+    tile, overlap = options.tile, options.overlap
     if tile is not None and 2 * overlap >= tile:
         raise ConfigError(f"overlap={overlap} must be less than half of tile={tile}: set overlap={(tile - 1) // 2} or less")
 
 
-def _loaded(options: Config, checkpoint: TrainedCheckpoint, device: torch.device) -> Translation:
+def _loaded(options: Translate, checkpoint: TrainedCheckpoint, device: torch.device) -> Translation:
     """The checkpoint's method.
 
     Raises:
@@ -124,11 +121,11 @@ def _loaded(options: Config, checkpoint: TrainedCheckpoint, device: torch.device
     """
     method = checkpoint.method(device)
     if not isinstance(method, Translation):
-        raise ConfigError(f"ckpt={options['ckpt']}: this model makes images from nothing: use genimg-sample")
+        raise ConfigError(f"ckpt={options.ckpt}: this model makes images from nothing: use genimg-sample")
     return method
 
 
-def _direction(given: object, method: Translation, data: Config) -> str | None:
+def _direction(given: object, method: Translation, data: Mapping[str, Any]) -> str | None:
     """The one to translate in; None of a method that has no choice.
 
     Raises:
@@ -144,35 +141,35 @@ def _direction(given: object, method: Translation, data: Config) -> str | None:
     return None
 
 
-def _masked(options: Config, pictures: list[Picture], task: Task) -> list[Picture]:
+def _masked(options: Translate, pictures: list[Picture], task: Task) -> list[Picture]:
     """With a mask each where the task has masks.
 
     Raises:
         ConfigError: If masks are needed and not given, or given and not needed.
     """
     if "mask" not in task.keys:
-        if options["mask"] is not None:
-            raise ConfigError(f"mask={options['mask']} has no effect: this model was trained without masks: remove it")
+        if options.mask is not None:
+            raise ConfigError(f"mask={options.mask} has no effect: this model was trained without masks: remove it")
         return pictures
-    if options["mask"] is None:
+    if options.mask is None:
         raise ConfigError(
             "mask is required, because this model fills holes: set mask=DIRECTORY, of files named as the images, or mask=FILE, "
             "white where pixels are missing",
             key="mask",
         )
-    return with_masks(pictures, options["mask"])
+    return with_masks(pictures, options.mask)
 
 
-def _halved(options: Config, pictures: list[Picture], data: Config, facts: DataFacts) -> list[Picture]:
+def _halved(options: Translate, pictures: list[Picture], data: Mapping[str, Any], facts: DataFacts) -> list[Picture]:
     """The half of each file that is to be translated; whole files where none is.
 
     Raises:
         ConfigError: If a file looks like the pairs that the model was trained on and the options do not say what it is.
     """
-    half = options["half"]
+    half = options.half
     if half in ("left", "right"):
-        if options["mask"] is not None:
-            raise ConfigError(f"half={half} and mask={options['mask']} do not go together: cut the files beforehand")
+        if options.mask is not None:
+            raise ConfigError(f"half={half} and mask={options.mask} do not go together: cut the files beforehand")
         return halved(pictures, half)
     in_one_file = str(data["_target_"]).endswith("paired.paired") and data.get("root") is not None
     if half is None and in_one_file:
