@@ -19,7 +19,7 @@ from genimg.evaluation.periodic import Evaluation
 from genimg.inference.checks import check_truncation, require_least
 from genimg.inference.conditions import find_conditions, repeated, require_condition
 from genimg.inference.sample import Sampler
-from genimg.inference.translate import Translator, image_channels, least_side
+from genimg.inference.translate import Translator, chosen_direction, needs_mask, way_of_training
 from genimg.methods.base import Method
 from genimg.methods.image_to_image import Translation
 from genimg.training.device import choose_device
@@ -156,21 +156,18 @@ class Model:
         self._require("translate", method.translates, "makes images from nothing: use sample")
         assert isinstance(method, Translation)
         require_least(1, batch_size=batch_size)
-        if direction is not None and direction not in method.directions:
-            known = f"choose {' or '.join(method.directions)}" if method.directions else "this model has only one: omit it"
-            raise ConfigError(f"direction={direction} is unknown: {known}")
-        way = direction or next(iter(method.directions), None)
-        channels = self.facts.channels_into(backwards=way in method.directions[1:])
-        wanted = image_channels(method.task, channels)
+        translator = Translator.of(
+            method, self.facts, self.device,
+            direction=chosen_direction(method, direction, way_of_training(self.config["data"])),
+            tile=tile, overlap=overlap, batch_size=batch_size, seed=seed,
+        )  # fmt: skip
         pixels = self._pixels(images)
-        if pixels.shape[1] != wanted:
+        if pixels.shape[1] != translator.channels:
             raise DataError(
-                f"images have {pixels.shape[1]} channels, but this model translates images of {wanted}", key="images"
+                f"images have {pixels.shape[1]} channels, but this model translates images of {translator.channels}",
+                key="images",
             )
         holes = _checked_masks(masks, pixels, method)
-        least = least_side(method, way, self.device, channels, max(height_width(self.facts.image_size)))
-        _check_tiles(tile, overlap, method.multiple, least)
-        translator = Translator(method, way, self.device, tile, overlap, batch_size, seed, least)
         # Dropout is a function of the seed and the first image of a batch.
         together = 1 if method.sampled_mode == "train" else batch_size
         results = []
@@ -301,28 +298,13 @@ class Model:
 
 def _checked_masks(masks: Tensor | NDArray[Any] | None, pixels: Tensor, method: Translation) -> Tensor | None:
     """Masks as float32 [N, 1, h, w], or None for a model that fills no holes."""
-    needs = "mask" in method.task.keys
-    if masks is None:
-        if needs:
-            raise ConfigError("masks is required: this model fills holes, and a mask says where they are", key="masks")
+    if not needs_mask(method, masks, "masks", "give one for each image, 1 or True where pixels are missing"):
         return None
-    if not needs:
-        raise ConfigError("masks has no effect: this model was trained without masks: omit it", key="masks")
     holes = torch.as_tensor(masks).float().cpu()
     expected = (len(pixels), 1, *pixels.shape[2:])
     if tuple(holes.shape) != expected:
         raise DataError(f"masks has shape {list(holes.shape)}, but these images need {list(expected)}", key="masks")
     return holes
-
-
-def _check_tiles(tile: int | None, overlap: int, multiple: int, least: int) -> None:
-    if tile is None:
-        return
-    if tile % multiple or tile < least:
-        fits = max(least, round(tile / multiple) * multiple)
-        raise ConfigError(f"tile={tile} must be a multiple of {multiple}, {least} or more, for this model: give tile={fits}")
-    if overlap < 0 or 2 * overlap >= tile:
-        raise ConfigError(f"overlap={overlap} must be 0 or more, and less than half of tile={tile}")
 
 
 def _padded(row: Tensor, width: int) -> Tensor:

@@ -25,7 +25,7 @@ from genimg.methods.base import Method
 from genimg.training.device import choose_device
 from genimg.utils.mappings import flatten
 from genimg.utils.outputs import record_of
-from genimg.utils.paths import expanded
+from genimg.utils.paths import expanded, run_directory_of
 
 log = logging.getLogger(__name__)
 
@@ -54,15 +54,14 @@ def sample(composed: DictConfig) -> None:
     told = {key: getattr(options, key) for key in _TOLD}
     about = {"checkpoint": str(checkpoint.path.resolve()), "checkpoint_images": checkpoint.images, "options": told}
     record, beginning = record_of(_COMMAND, **about), ("from %s, trained on %d images", checkpoint.path, checkpoint.images)
+    data, facts = checkpoint.config["data"], checkpoint.facts
     if options.reconstruct is not None:
         log.info(*beginning)
-        pixels = pixel_format(checkpoint.facts, checkpoint.config["data"])
+        pixels = pixel_format(facts, data)
         reconstruct(method, options.reconstruct, conditions, pixels, folder, batch_size=options.batch_size, device=device,
                     record=record)  # fmt: skip
         return
-    near = None
-    if options.near is not None:
-        near = read_near(method, options.near, conditions, pixel_format(checkpoint.facts, checkpoint.config["data"]))
+    near = None if options.near is None else read_near(method, options.near, conditions, pixel_format(facts, data))
     if loop is not None:
         loop.check(method, conditions[0].row)
     sampler = Sampler(method, device, options.seed, options.batch_size, options.truncation, options.noise, near,
@@ -128,21 +127,11 @@ def _output(options: Sample, checkpoint: Path, conditions: Sequence[Condition]) 
     """Return the absolute path to write to; by default beside the folder of checkpoints."""
     if options.output:
         return expanded("output", options.output).resolve()
-    beside = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    if options.reconstruct is not None:
-        parts = ["reconstructions", Path(options.reconstruct).stem, conditions[0].name]
-        return (beside / "-".join(part for part in parts if part)).resolve()
     name = folder_name(
-        conditions,
-        seed=options.seed,
-        by_label=options.label is not None,
-        truncation=options.truncation,
-        noise=options.noise,
-        near=options.near,
-        spread=options.spread,
-        interpolate=options.interpolate,
-    )
-    return (beside / name).resolve()
+        conditions, by_label=options.label is not None, seed=options.seed, truncation=options.truncation, noise=options.noise,
+        near=options.near, spread=options.spread, interpolate=options.interpolate, reconstruct=options.reconstruct,
+    )  # fmt: skip
+    return (run_directory_of(checkpoint.parent) / name).resolve()
 
 
 def _class_name(method: Method, class_names: Sequence[str]) -> Callable[[int], str]:

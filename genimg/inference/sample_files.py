@@ -134,15 +134,18 @@ def folder_name(
     near: str | None,
     spread: float | None,
     interpolate: str | None,
+    reconstruct: str | None,
 ) -> str:
-    """Return a name for samples, different for whatever makes other images.
+    """Return a name for the directory of samples or reconstructions, different for whatever makes other images.
 
     Args:
         conditions: The requested ones.
         seed: Of the images.
         by_label: Whether the conditions are classes, whose names are short.
-        truncation, noise, near, spread, interpolate: Options of genimg-sample; None where they are not given.
+        truncation, noise, near, spread, interpolate, reconstruct: Options of genimg-sample; None where they are not given.
     """
+    if reconstruct is not None:
+        return "-".join(part for part in ("reconstructions", Path(reconstruct).stem, conditions[0].name) if part)
     several = "-".join(condition.name for condition in conditions)[:80] if by_label else "texts"
     parts = [f"samples-seed{seed}", conditions[0].name if len(conditions) == 1 else several]
     parts += [f"truncation{truncation:g}"] if truncation is not None else []
