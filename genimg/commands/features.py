@@ -45,15 +45,7 @@ extractor:
 def train_features(composed: DictConfig) -> None:
     """Train, measure, and write ``NAME.pt`` and ``evaluation/NAME.yaml``."""
     options, groups = read_options(composed, Features, ("data", "evaluation"))
-    name = options.name
-    if not re.fullmatch(r"[A-Za-z0-9]\w*", name):
-        raise ConfigError(f"name={name} must be letters, digits and _: it becomes part of metric names")
-    for key, least in (("epochs", 1), ("batch_size", 2), ("held_out", 2), ("seed", 0)):
-        if getattr(options, key) < least:
-            raise ConfigError(f"{key}={getattr(options, key)} must be a whole number, {least} or more")
-    for key in ("learning_rate", "weight_decay"):
-        if not 0 <= getattr(options, key) < math.inf:
-            raise ConfigError(f"{key}={getattr(options, key)} must be a number, 0 or more")
+    _check(options)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     precision.apply_globally()
@@ -75,6 +67,36 @@ def train_features(composed: DictConfig) -> None:
         seed=options.seed,
         precision=precision,
     )
+    path, sha256 = _write(record, output, options.name)
+    log.info("accuracy %.4f on %d held-out images, after %.0f s", record["test_accuracy"], record["num_test"],
+             time.monotonic() - start)  # fmt: skip
+    if record["test_accuracy"] < 2.0 / len(record["class_names"]):
+        log.warning(
+            "this is hardly better than chance, so that metrics made with it would mean nothing: give it more epochs, more "
+            "images, or classes that look different"
+        )
+    log.info("classifier: %s (%d bytes, sha256 %s)", relative(path), path.stat().st_size, sha256)
+    log.info("to use it:  genimg-train --config-dir %s evaluation=%s ...", relative(output), options.name)
+
+
+def _check(options: Features) -> None:
+    """Refuse what cannot be trained, or named.
+
+    Raises:
+        ConfigError: Naming key and value.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9]\w*", options.name):
+        raise ConfigError(f"name={options.name} must be letters, digits and _: it becomes part of metric names")
+    for key, least in (("epochs", 1), ("batch_size", 2), ("held_out", 2), ("seed", 0)):
+        if getattr(options, key) < least:
+            raise ConfigError(f"{key}={getattr(options, key)} must be a whole number, {least} or more")
+    for key in ("learning_rate", "weight_decay"):
+        if not 0 <= getattr(options, key) < math.inf:
+            raise ConfigError(f"{key}={getattr(options, key)} must be a number, 0 or more")
+
+
+def _write(record: Mapping[str, Any], output: Path, name: str) -> tuple[Path, str]:
+    """Write ``NAME.pt`` and ``evaluation/NAME.yaml``; return the path of the first and its SHA-256."""
     path = output / f"{name}.pt"
     with atomically(path) as temporary, open(temporary, "wb") as file:
         torch.save(record, file)
@@ -88,15 +110,7 @@ def train_features(composed: DictConfig) -> None:
     )  # fmt: skip
     with atomically(config) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    log.info("accuracy %.4f on %d held-out images, after %.0f s", record["test_accuracy"], record["num_test"],
-             time.monotonic() - start)  # fmt: skip
-    if record["test_accuracy"] < 2.0 / len(record["class_names"]):
-        log.warning(
-            "this is hardly better than chance, so that metrics made with it would mean nothing: give it more epochs, more "
-            "images, or classes that look different"
-        )
-    log.info("classifier: %s (%d bytes, sha256 %s)", relative(path), path.stat().st_size, sha256)
-    log.info("to use it:  genimg-train --config-dir %s evaluation=%s ...", relative(output), name)
+    return path, sha256
 
 
 def _images(groups: Mapping[str, Any], options: Features, device: torch.device) -> tuple[LabelledImages, LabelledImages]:
