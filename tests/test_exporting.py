@@ -192,7 +192,11 @@ def test_noise_of_a_hierarchy_and_the_choice_of_a_gaussian_are_inputs() -> None:
         ),
         ("wae", {"model_mode": "eval"}, "model_mode=eval has no effect on the export of a DeterministicAutoencoder"),
         ("restoration", {"truncation": 1.0}, "truncation=1.0 has no effect on the export of a Restoration: this model has no"),
-        ("restoration", {"direction": "a2b"}, "direction=a2b is unknown: this model knows one: remove it"),
+        (
+            "restoration",
+            {"direction": "a2b"},
+            "direction=a2b: this model was trained in one direction, and knows no other direction: remove it",
+        ),
         ("cyclegan", {"direction": "a2c"}, "direction=a2c is unknown: choose a2b or b2a"),
         (
             "restoration",

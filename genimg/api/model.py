@@ -17,9 +17,10 @@ from genimg.api.evaluate_checkpoint import LoadedCheckpoint
 from genimg.config.compose import compose
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.periodic import Evaluation
-from genimg.inference.conditions import find_conditions
+from genimg.inference.checks import check_truncation, require_least
+from genimg.inference.conditions import find_conditions, repeated, require_condition
 from genimg.inference.sample import Sampler
-from genimg.inference.translate import Translator, image_channels, least_side
+from genimg.inference.translate import Translator, chosen_direction, needs_mask, way_of_training
 from genimg.methods.base import Method
 from genimg.methods.image_to_image import Translation
 from genimg.training.device import choose_device
@@ -114,9 +115,8 @@ class Model:
             ConfigError: If the model makes no images of nothing, has no such class, or an option has no effect on it.
         """
         self._require("sample", not self.method.translates, "makes images from images: use translate")
-        _require_least(num_images=num_images, batch_size=batch_size)
-        if truncation is not None and (isinstance(truncation, str) or not truncation >= 0):
-            raise ConfigError(f"truncation={truncation} must be a number, 0 or more, or None")
+        require_least(1, num_images=num_images, batch_size=batch_size)
+        check_truncation(truncation)
         rows = self._conditions(num_images, label=label, text=text)
         sampler = Sampler(self.method, self.device, seed, batch_size, truncation, noise)
 
@@ -157,22 +157,19 @@ class Model:
         method = self.method
         self._require("translate", method.translates, "makes images from nothing: use sample")
         assert isinstance(method, Translation)
-        _require_least(batch_size=batch_size)
-        if direction is not None and direction not in method.directions:
-            known = f"choose {' or '.join(method.directions)}" if method.directions else "this model has only one: omit it"
-            raise ConfigError(f"direction={direction} is unknown: {known}")
-        way = direction or next(iter(method.directions), None)
-        channels = self.facts.channels_into(backwards=way in method.directions[1:])
-        wanted = image_channels(method.task, channels)
+        require_least(1, batch_size=batch_size)
+        translator = Translator.of(
+            method, self.facts, self.device,
+            direction=chosen_direction(method, direction, way_of_training(self.config["data"])),
+            tile=tile, overlap=overlap, batch_size=batch_size, seed=seed,
+        )  # fmt: skip
         pixels = self._pixels(images)
-        if pixels.shape[1] != wanted:
+        if pixels.shape[1] != translator.channels:
             raise DataError(
-                f"images have {pixels.shape[1]} channels, but this model translates images of {wanted}", key="images"
+                f"images have {pixels.shape[1]} channels, but this model translates images of {translator.channels}",
+                key="images",
             )
         holes = _checked_masks(masks, pixels, method)
-        least = least_side(method, way, self.device, channels, max(height_width(self.facts.image_size)))
-        _check_tiles(tile, overlap, method.multiple, least)
-        translator = Translator(method, way, self.device, tile, overlap, batch_size, seed, least)
         # Dropout is a function of the seed and the first image of a batch.
         together = 1 if method.sampled_mode == "train" else batch_size
         results = []
@@ -269,12 +266,12 @@ class Model:
             if len(values) != count:
                 raise ConfigError(f"{key}=... has {len(values)} entries for {count} images: give one for each image", key=key)
         rows = [
-            find_conditions({key: several[key][i] if key in several else value for key, value in given.items()}, self.method,
-                            self.class_names)[0].row
+            find_conditions(self.method, self.class_names,
+                            **{key: several[key][i] if key in several else value for key, value in given.items()})[0].row
             for i in range(count if several else 1)
         ]  # fmt: skip
         if not several:
-            return {key: value.expand(count, *value.shape[1:]) for key, value in rows[0].items()}
+            return repeated(rows[0], count)
         width = max(row[key].shape[-1] if row[key].dim() > 1 else 0 for row in rows for key in row)
         return {
             key: torch.cat([_padded(row[key], width) if row[key].dim() > 1 else row[key] for row in rows]) for key in rows[0]
@@ -282,17 +279,14 @@ class Model:
 
     def _batches(self, images: object, label: Any, text: Any, batch_size: int) -> Iterator[Batch]:
         """Yield the images with their conditions, batch by batch on the device."""
-        _require_least(batch_size=batch_size)
+        require_least(1, batch_size=batch_size)
         pixels = self._pixels(images)
         expected = (self.facts.channels, *height_width(self.facts.image_size))
         if tuple(pixels.shape[1:]) != expected:
             shapes = ("x".join(map(str, shape)) for shape in (pixels.shape[1:], expected))
             raise DataError("images of {} pixels do not fit this model, which takes {}".format(*shapes), key="images")
         rows = self._conditions(len(pixels), label=label, text=text)
-        missing = {"label", "caption"} & set(self.method.batch_keys) - rows.keys()
-        if missing:
-            option = "label" if "label" in missing else "text"
-            raise ConfigError(f"{option} is required: this model reads one with every image", key=option)
+        require_condition(self.method, rows, "images=...")
         for start in range(0, len(pixels), batch_size):
             some = slice(start, start + batch_size)
             batch = {"image": to_float(pixels[some]), **{key: row[some] for key, row in rows.items()}}
@@ -304,36 +298,15 @@ class Model:
         return torch.from_numpy(dataset.read_many(np.arange(len(dataset))))
 
 
-def _require_least(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise ConfigError(f"{name}={number} must be 1 or more")
-
-
 def _checked_masks(masks: Tensor | NDArray[Any] | None, pixels: Tensor, method: Translation) -> Tensor | None:
     """Masks as float32 [N, 1, h, w], or None for a model that fills no holes."""
-    needs = "mask" in method.task.keys
-    if masks is None:
-        if needs:
-            raise ConfigError("masks is required: this model fills holes, and a mask says where they are", key="masks")
+    if not needs_mask(method, masks, "masks", "give one for each image, 1 or True where pixels are missing"):
         return None
-    if not needs:
-        raise ConfigError("masks has no effect: this model was trained without masks: omit it", key="masks")
     holes = torch.as_tensor(masks).float().cpu()
     expected = (len(pixels), 1, *pixels.shape[2:])
     if tuple(holes.shape) != expected:
         raise DataError(f"masks has shape {list(holes.shape)}, but these images need {list(expected)}", key="masks")
     return holes
-
-
-def _check_tiles(tile: int | None, overlap: int, multiple: int, least: int) -> None:
-    if tile is None:
-        return
-    if tile % multiple or tile < least:
-        fits = max(least, round(tile / multiple) * multiple)
-        raise ConfigError(f"tile={tile} must be a multiple of {multiple}, {least} or more, for this model: give tile={fits}")
-    if overlap < 0 or 2 * overlap >= tile:
-        raise ConfigError(f"overlap={overlap} must be 0 or more, and less than half of tile={tile}")
 
 
 def _padded(row: Tensor, width: int) -> Tensor:

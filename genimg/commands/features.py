@@ -7,16 +7,18 @@ import logging
 import math
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from genimg.api.data import build_dataset, build_loader
 from genimg.config import instantiate
-from genimg.config.compose import require_all_values
-from genimg.config.instantiate import Config
+from genimg.config.options import read_options
+from genimg.config.schema.commands import Features
 from genimg.data.subsets import subset_of
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.extractors.base import sha256_of
@@ -42,24 +44,15 @@ extractor:
 
 def train_features(composed: DictConfig) -> None:
     """Train, measure, and write ``NAME.pt`` and ``evaluation/NAME.yaml``."""
-    require_all_values(composed)
-    options: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-    name = str(options["name"])
-    if not re.fullmatch(r"[A-Za-z0-9]\w*", name):
-        raise ConfigError(f"name={name} must be letters, digits and _: it becomes part of metric names")
-    for key, least in (("epochs", 1), ("batch_size", 2), ("held_out", 2), ("seed", 0)):
-        if options[key] < least:
-            raise ConfigError(f"{key}={options[key]} must be a whole number, {least} or more")
-    for key in ("learning_rate", "weight_decay"):
-        if not 0 <= options[key] < math.inf:
-            raise ConfigError(f"{key}={options[key]} must be a number, 0 or more")
-    device = choose_device(options["device"])
-    precision = choose_precision(options["precision"], device)
+    options, groups = read_options(composed, Features, ("data", "evaluation"))
+    _check(options)
+    device = choose_device(options.device)
+    precision = choose_precision(options.precision, device)
     precision.apply_globally()
-    train, held_out = _images(options, device)
-    if len(train.indices) < options["batch_size"]:
-        raise ConfigError(f"batch_size={options['batch_size']} is larger than the {len(train.indices)} training images")
-    output = Path(options["output"])
+    train, held_out = _images(groups, options, device)
+    if len(train.indices) < options.batch_size:
+        raise ConfigError(f"batch_size={options.batch_size} is larger than the {len(train.indices)} training images")
+    output = Path(options.output)
     (output / "evaluation").mkdir(parents=True, exist_ok=True)  # before the work, so that it is not lost to a typing mistake
     log.info("%d training images of %d classes, %d held out", len(train.indices), len(train.data.source.class_names),
              len(held_out.indices))  # fmt: skip
@@ -67,13 +60,43 @@ def train_features(composed: DictConfig) -> None:
     record = train_classifier(
         train,
         held_out,
-        epochs=options["epochs"],
-        batch_size=options["batch_size"],
-        learning_rate=float(options["learning_rate"]),
-        weight_decay=float(options["weight_decay"]),
-        seed=options["seed"],
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=float(options.learning_rate),
+        weight_decay=float(options.weight_decay),
+        seed=options.seed,
         precision=precision,
     )
+    path, sha256 = _write(record, output, options.name)
+    log.info("accuracy %.4f on %d held-out images, after %.0f s", record["test_accuracy"], record["num_test"],
+             time.monotonic() - start)  # fmt: skip
+    if record["test_accuracy"] < 2.0 / len(record["class_names"]):
+        log.warning(
+            "this is hardly better than chance, so that metrics made with it would mean nothing: give it more epochs, more "
+            "images, or classes that look different"
+        )
+    log.info("classifier: %s (%d bytes, sha256 %s)", relative(path), path.stat().st_size, sha256)
+    log.info("to use it:  genimg-train --config-dir %s evaluation=%s ...", relative(output), options.name)
+
+
+def _check(options: Features) -> None:
+    """Refuse what cannot be trained, or named.
+
+    Raises:
+        ConfigError: Naming key and value.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9]\w*", options.name):
+        raise ConfigError(f"name={options.name} must be letters, digits and _: it becomes part of metric names")
+    for key, least in (("epochs", 1), ("batch_size", 2), ("held_out", 2), ("seed", 0)):
+        if getattr(options, key) < least:
+            raise ConfigError(f"{key}={getattr(options, key)} must be a whole number, {least} or more")
+    for key in ("learning_rate", "weight_decay"):
+        if not 0 <= getattr(options, key) < math.inf:
+            raise ConfigError(f"{key}={getattr(options, key)} must be a number, 0 or more")
+
+
+def _write(record: Mapping[str, Any], output: Path, name: str) -> tuple[Path, str]:
+    """Write ``NAME.pt`` and ``evaluation/NAME.yaml``; return the path of the first and its SHA-256."""
     path = output / f"{name}.pt"
     with atomically(path) as temporary, open(temporary, "wb") as file:
         torch.save(record, file)
@@ -87,21 +110,13 @@ def train_features(composed: DictConfig) -> None:
     )  # fmt: skip
     with atomically(config) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    log.info("accuracy %.4f on %d held-out images, after %.0f s", record["test_accuracy"], record["num_test"],
-             time.monotonic() - start)  # fmt: skip
-    if record["test_accuracy"] < 2.0 / len(record["class_names"]):
-        log.warning(
-            "this is hardly better than chance, so that metrics made with it would mean nothing: give it more epochs, more "
-            "images, or classes that look different"
-        )
-    log.info("classifier: %s (%d bytes, sha256 %s)", relative(path), path.stat().st_size, sha256)
-    log.info("to use it:  genimg-train --config-dir %s evaluation=%s ...", relative(output), name)
+    return path, sha256
 
 
-def _images(options: Config, device: torch.device) -> tuple[LabelledImages, LabelledImages]:
-    builder = instantiate.Builder(allowed=(*instantiate.ALLOWED, *options["allow"]))
-    config = options["data"]
-    source = build_dataset(options, builder)
+def _images(groups: Mapping[str, Any], options: Features, device: torch.device) -> tuple[LabelledImages, LabelledImages]:
+    builder = instantiate.Builder(allowed=(*instantiate.ALLOWED, *options.allow))
+    config = groups["data"]
+    source = build_dataset(groups, builder)
     if source.labels is None or len(source.class_names) < 2:
         raise DataError(
             f"data={source.name} has no labels: put each class's images into its own subdirectory, two classes or more"
@@ -112,14 +127,14 @@ def _images(options: Config, device: torch.device) -> tuple[LabelledImages, Labe
             f"data={source.name} has images of {channels} channels and {height}x{width} pixels, but the classifier takes "
             "square ones of 1 or 3 channels: set data.image_size to one number and data.channels to 1 or 3"
         )
-    data = build_loader(options, source, device)
+    data = build_loader(groups, source, device)
     data.load()
     everything = np.arange(len(source), dtype=np.int64)
     if config.get("split") == "train":
         test = "val" if config["_target_"].endswith(".imagenet") else "test"
-        other = build_dataset({**options, "data": {**config, "split": test}}, builder)
-        test_data = build_loader(options, other, device)
+        other = build_dataset({"data": {**config, "split": test}}, builder)
+        test_data = build_loader(groups, other, device)
         test_data.load()
         return LabelledImages(data, everything), LabelledImages(test_data, np.arange(len(other), dtype=np.int64))
-    chosen = np.isin(everything, subset_of(source, -(-len(source) // options["held_out"])))
+    chosen = np.isin(everything, subset_of(source, -(-len(source) // options.held_out)))
     return LabelledImages(data, everything[~chosen]), LabelledImages(data, everything[chosen])

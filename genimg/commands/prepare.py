@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from genimg.api.data import build_dataset
-from genimg.commands.common import refuse_unknown_keys
 from genimg.config import instantiate
-from genimg.config.compose import require_all_values
-from genimg.config.instantiate import Config
+from genimg.config.options import read_options
+from genimg.config.schema.commands import Prepare
 from genimg.data.datasets.builtin import Source
 from genimg.data.datasets.prepared import Description
 from genimg.data.packing import CORRUPT, image_bytes, pack
@@ -24,53 +25,50 @@ from genimg.utils.words import argument
 
 log = logging.getLogger(__name__)
 
-_KEYS = ("data", "evaluation", "output", "shard_size", "max_corrupt", "allow", "traceback")
 _OF_TRAINING = {"placement": "auto", "horizontal_flip": False, "max_corrupt": 0, "validation": 0}
 
 
 def prepare(composed: DictConfig) -> None:
     """Decode, resize and write the images of the ``data`` group as ``data=prepared`` reads them."""
-    require_all_values(composed)
-    options: Config = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-    _check(options)
-    output = expanded("output", options["output"]).resolve()
+    options, groups = read_options(composed, Prepare, ("data", "evaluation"))
+    data = groups["data"]
+    _check(options, data)
+    output = expanded("output", options.output).resolve()
     check_output_directory(output)
-    builder = instantiate.Builder(allowed=(*instantiate.ALLOWED, *options["allow"]))
-    source = build_dataset(options, builder)
+    builder = instantiate.Builder(allowed=(*instantiate.ALLOWED, *options.allow))
+    source = build_dataset(groups, builder)
     if source.task is not None:
         raise ConfigError(f"data={source.name} has pairs of images, which genimg-prepare does not pack: train from the files")
-    if options["shard_size"] < image_bytes(source):
+    if options.shard_size < image_bytes(source):
         raise ConfigError(
-            f"shard_size={options['shard_size']} is in bytes, and one image takes {image_bytes(source)}: a file should hold "
+            f"shard_size={options.shard_size} is in bytes, and one image takes {image_bytes(source)}: a file should hold "
             "thousands of them"
         )
     needed = len(source) * image_bytes(source)
     _check_space(output, needed, source)
     start = time.monotonic()
-    num_threads = options["data"].get("num_workers", "auto")
+    num_threads = data.get("num_workers", "auto")
     full = naming_full_disk(f"{_space(output, needed, source)}, and its disk became full")
     with directory_atomically(output) as folder, full:
         description, num_corrupt = pack(
             source,
             folder,
-            shard_size=options["shard_size"],
+            shard_size=options.shard_size,
             num_threads=None if num_threads == "auto" else num_threads,
-            max_corrupt=options["max_corrupt"],
-            provenance={"fit": options["data"].get("fit")},
+            max_corrupt=options.max_corrupt,
+            provenance={"fit": data.get("fit")},
         )
     _report(output, description, num_corrupt, time.monotonic() - start)
 
 
-def _check(options: Config) -> None:
-    refuse_unknown_keys(options, _KEYS)
-    output, shard_size, max_corrupt = options["output"], options["shard_size"], options["max_corrupt"]
+def _check(options: Prepare, data: Mapping[str, Any]) -> None:
+    output, shard_size, max_corrupt = options.output, options.shard_size, options.max_corrupt
     if output == "":
         raise ConfigError(f"output={output} is not a directory's name")
     if shard_size < 1:
         raise ConfigError(f"shard_size={shard_size} must be a whole number of bytes, such as 1073741824")
     if max_corrupt is not None and max_corrupt < 0:
         raise ConfigError(f"max_corrupt={max_corrupt} must be 0 or more images, or null to leave out all corrupt ones")
-    data = options["data"]
     for key, neutral in _OF_TRAINING.items():
         if data.get(key, neutral) != neutral:
             word = "a max_corrupt=N of its own decides here" if key == "max_corrupt" else "set it there"

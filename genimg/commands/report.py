@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from genimg.config.options import read_options
+from genimg.config.schema import commands as schema
 from genimg.errors import ConfigError
 from genimg.reporting import Report, write_report
 from genimg.reporting.measures import value_in_words
@@ -27,15 +28,15 @@ def report(composed: DictConfig) -> None:
     """
     if OmegaConf.is_missing(composed, "runs"):
         raise ConfigError("runs is required: genimg-report RUN_OR_SWEEP_DIR ...", key="runs")
-    options: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-    runs, output = options["runs"], options["output"]
+    options, _ = read_options(composed, schema.Report)
+    runs, output = options.runs, options.output
     if isinstance(runs, str):
         runs = [runs]
     if not isinstance(runs, list) or not all(isinstance(each, str | int | float) for each in runs):
         raise ConfigError(f"runs={runs} must be directories: genimg-report RUN_OR_SWEEP_DIR ...")
     directories = [expanded("runs", each) for each in runs]
     if output is None:
-        output = directories[0] / "report.html" if len(directories) == 1 else "report.html"
+        output = str(directories[0] / "report.html") if len(directories) == 1 else "report.html"
     written = write_report(directories, expanded("output", output))
     if len(written.subject.collection.runs) > 1:
         log.info("%s", "\n".join([leaderboard(written), *written.subject.ranking.warnings]))

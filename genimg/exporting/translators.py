@@ -12,7 +12,7 @@ from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError
 from genimg.exporting.parts import Choices, Inputs, Part, Port, Sides, exportable, image_port, refuse_choices, settled
 from genimg.exporting.programs import Translating
-from genimg.inference.translate import image_channels, least_side
+from genimg.inference.translate import chosen_direction, image_channels, least_side
 from genimg.methods.image_to_image import Translation
 from genimg.types import height_width
 
@@ -22,7 +22,7 @@ _SMALLEST = 8  # pixels: a shorter image is none, and borders take other ways in
 @exportable.register
 def _of_translation(method: Translation, choices: Choices, facts: DataFacts) -> Part:
     refuse_choices(method, choices, "direction", "model_mode")
-    direction = _direction(method, choices.direction)
+    direction = chosen_direction(method, choices.direction)
     if choices.model_mode is not None:
         method.set_mode(choices.model_mode)
     given = method.translator(direction)
@@ -66,18 +66,6 @@ def _of_translation(method: Translation, choices: Choices, facts: DataFacts) -> 
         reference=reference,
         sides=Sides(multiple, least, (usual[0], usual[1])),
     )
-
-
-def _direction(method: Translation, given: str | None) -> str | None:
-    """The one to export; None of a method that has no choice.
-
-    Raises:
-        ConfigError: If there is no such direction.
-    """
-    if given is None or given in method.directions:
-        return given or (method.directions or (None,))[0]
-    known = f"choose {' or '.join(method.directions)}" if method.directions else "this model knows one: remove it"
-    raise ConfigError(f"direction={given} is unknown: {known}")
 
 
 def _channels(task: Task, source_channels: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,20 +34,22 @@ class Condition:
     row: Batch
 
 
-def find_conditions(options: Mapping[str, Any], method: Method, class_names: Sequence[str]) -> list[Condition]:
+def find_conditions(method: Method, class_names: Sequence[str], *, label: Any, text: Any) -> list[Condition]:
     """Those that are asked for; one that leaves them to the method if there are none.
 
     Args:
-        options: of the command.
         method: the model.
         class_names: by label; empty where the checkpoint does not know them.
+        label: one or a list, by name or number; None for none.
+        text: one or a list; None for none.
 
     Raises:
         ConfigError: If the model takes no such conditions, has no such class, or the list is empty or repeats itself.
     """
+    wanted = {"label": label, "text": text}
     found: list[Condition] = []
     for option, key in KEYS.items():
-        given = options[option]
+        given = wanted[option]
         if given is None:
             continue
         if key not in method.batch_keys:
@@ -65,9 +67,47 @@ def find_conditions(options: Mapping[str, Any], method: Method, class_names: Seq
     names = [condition.name for condition in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        key = next(option for option in KEYS if options[option] is not None)
-        raise ConfigError(f"{key}={options[key]} names {twice} twice, which would be written to one place: remove one of them")
+        key = next(option for option in KEYS if wanted[option] is not None)
+        raise ConfigError(f"{key}={wanted[key]} names {twice} twice, which would be written to one place: remove one of them")
     return found or [Condition("", {})]
+
+
+def require_one(method: Method, conditions: Sequence[Condition], what: str) -> Condition:
+    """Return the only requested condition.
+
+    Args:
+        method: The model.
+        conditions: Of ``find_conditions``.
+        what: The option that needs it, with its value, for messages.
+
+    Raises:
+        ConfigError: If there are several, or none where the model reads them.
+    """
+    require_condition(method, conditions[0].row, what)
+    if len(conditions) > 1:
+        raise ConfigError(f"{what} goes with one condition, not {len(conditions)}: give one label or text")
+    return conditions[0]
+
+
+def require_condition(method: Method, given: Collection[str], what: str) -> None:
+    """Refuse images without the labels or captions that a model reads with every image.
+
+    Args:
+        method: The model.
+        given: Keys of the batch.
+        what: What needs them, for messages.
+
+    Raises:
+        ConfigError: Naming the option that is missing.
+    """
+    for option, key in KEYS.items():
+        if key in method.batch_keys and key not in given:
+            raise ConfigError(f"{what}: this model reads a {key} with every image: say which, with {option}=...", key=option)
+
+
+def repeated(row: Batch, count: int) -> Batch:
+    """Return a batch of one row as one of ``count`` equal rows."""
+    return {key: value.expand(count, *value.shape[1:]) for key, value in row.items()}
 
 
 def _of_label(value: object, num_classes: int, class_names: Sequence[str]) -> Condition:

@@ -41,6 +41,17 @@ class Sampler:
         """Draw everything random that these samples need."""
         return self.method.draw(indices, self.seed)
 
+    def check(self) -> None:
+        """Refuse a truncation or noise that the model does not take.
+
+        Raises:
+            ConfigError: Naming the option.
+        """
+        if self.truncation is not None:
+            self.method.truncated(self.draw(range(1)), self.truncation)
+        if self.noise is not None:
+            self.method.with_noise(self.draw(range(1)), self.noise)
+
     def make(self, drawn: Batch) -> Tensor:
         """Return the images [N, C, H, W] in [-1, 1] of a drawn batch, on the CPU."""
         if self.truncation is not None:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genimg.inference.conditions import KEYS
+from genimg.inference.conditions import KEYS, Condition
 from genimg.types import Batch
 from genimg.utils.files import atomically
 from genimg.utils.images import on_white, to_float, to_uint8, write_png
@@ -27,6 +27,11 @@ class Sink(AbstractContextManager["Sink"], ABC):
     """Takes images, batch by batch; what it writes is in its place, whole, when its block ends well."""
 
     path: Path
+
+    @property
+    def picture(self) -> Path:
+        """The path of the grid beside the directory or archive."""
+        return self.path.with_name(self.path.name.removesuffix(".npz") + ".png")
 
     @abstractmethod
     def add(self, place: str, indices: range, drawn: Batch, images: Tensor) -> None:
@@ -117,6 +122,37 @@ class Archive(Sink):
             with temporary.open("wb") as file:
                 np.savez(file, **arrays)
             stamp_archive(temporary, self._record)
+
+
+def folder_name(
+    conditions: Sequence[Condition],
+    *,
+    seed: int,
+    by_label: bool,
+    truncation: float | None,
+    noise: str | None,
+    near: str | None,
+    spread: float | None,
+    interpolate: str | None,
+    reconstruct: str | None,
+) -> str:
+    """Return a name for the directory of samples or reconstructions, different for whatever makes other images.
+
+    Args:
+        conditions: The requested ones.
+        seed: Of the images.
+        by_label: Whether the conditions are classes, whose names are short.
+        truncation, noise, near, spread, interpolate, reconstruct: Options of genimg-sample; None where they are not given.
+    """
+    if reconstruct is not None:
+        return "-".join(part for part in ("reconstructions", Path(reconstruct).stem, conditions[0].name) if part)
+    several = "-".join(condition.name for condition in conditions)[:80] if by_label else "texts"
+    parts = [f"samples-seed{seed}", conditions[0].name if len(conditions) == 1 else several]
+    parts += [f"truncation{truncation:g}"] if truncation is not None else []
+    parts += [f"noise-{noise}"] if noise is not None else []
+    parts += [f"near-{Path(near).stem}-{spread:g}"] if near is not None else []
+    parts += [interpolate] if interpolate is not None else []
+    return "-".join(part for part in parts if part)
 
 
 def _channels_last(images: Tensor) -> NDArray[np.uint8]:

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from genimg.errors import ConfigError
+from genimg.inference.checks import require_least
+
 
 def padded(images: Tensor, multiple: int, least: int = 1) -> Tensor:
     """Images [N, C, H, W] continued at the right and at the bottom to multiples of ``multiple`` and ``least``, or more.
@@ -24,6 +27,32 @@ def padded(images: Tensor, multiple: int, least: int = 1) -> Tensor:
             pads = [more if position == place else 0 for position in range(4)]
             images = F.pad(images, pads, mode="reflect" if more < side else "replicate")
     return images
+
+
+def check_tiles(tile: int | None, overlap: int, *, multiple: int = 1, least: int = 1) -> None:
+    """Refuse tiles that the network does not take, or that overlap too much.
+
+    Args:
+        tile: Size in pixels; None for no tiles.
+        overlap: Pixels by which a tile reaches into its neighbours.
+        multiple: Number of pixels that the sides of the network's images are multiples of.
+        least: Shortest side in pixels that the network takes.
+
+    Raises:
+        ConfigError: Naming ``tile`` or ``overlap``, and a value that fits.
+    """
+    require_least(0, overlap=overlap)
+    if tile is None:
+        return
+    if tile < 1:
+        raise ConfigError(f"tile={tile} must be 1 or more pixels, or null")
+    if tile % multiple:
+        fitting = max(least, round(tile / multiple) * multiple)
+        raise ConfigError(f"tile={tile} must be a multiple of {multiple} pixels, as this model's images: set tile={fitting}")
+    if tile < least:
+        raise ConfigError(f"tile={tile} is too small for this model: set tile={least} or more")
+    if 2 * overlap >= tile:
+        raise ConfigError(f"overlap={overlap} must be less than half of tile={tile}: set overlap={(tile - 1) // 2} or less")
 
 
 def in_tiles(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from genimg.data.facts import DataFacts
 from genimg.data.tasks.base import Task
 from genimg.errors import CheckpointError, ConfigError, UserError
-from genimg.inference.tiling import in_tiles, num_tiles, padded
+from genimg.inference.tiling import check_tiles, in_tiles, num_tiles, padded
 from genimg.methods.image_to_image import Translation
+from genimg.types import height_width
 from genimg.utils.images import to_float, to_uint8
 from genimg.utils.rng import steady
 
@@ -35,6 +39,7 @@ class Translator:
         batch_size: of tiles.
         seed: of dropout in training mode.
         least: pixels, the shortest side that the network takes.
+        channels: of images, before the task makes sources of them.
     """
 
     method: Translation
@@ -45,6 +50,39 @@ class Translator:
     batch_size: int
     seed: int
     least: int
+    channels: int
+
+    @classmethod
+    def of(
+        cls,
+        method: Translation,
+        facts: DataFacts,
+        device: torch.device,
+        *,
+        direction: str | None,
+        tile: int | None,
+        overlap: int,
+        batch_size: int,
+        seed: int,
+    ) -> Translator:
+        """Return the translator of a model, which knows the sizes and channels that the model takes.
+
+        Args:
+            method: In the mode in which it translates, on the device.
+            facts: About the data that the model was trained on.
+            device: Of the method.
+            direction: Of ``chosen_direction``.
+            tile, overlap, batch_size, seed: See the attributes.
+
+        Raises:
+            ConfigError: If the tiles do not fit the model, or the memory is too small.
+            CheckpointError: If the model translates no images of files.
+        """
+        source_channels = facts.channels_into(backwards=direction in method.directions[1:])
+        channels = image_channels(method.task, source_channels)
+        least = least_side(method, direction, device, source_channels, max(height_width(facts.image_size)))
+        check_tiles(tile, overlap, multiple=method.multiple, least=least)
+        return cls(method, direction, device, tile, overlap, batch_size, seed, least, channels)
 
     def __call__(self, images: Tensor, masks: Tensor | None, number: int) -> tuple[Tensor, Tensor]:
         """Sources as pictures, and what is made of them: uint8 [N, C, H, W].
@@ -88,6 +126,54 @@ class Translator:
 
     def _network(self, source: Tensor) -> Tensor:
         return run(self.method, source, self.direction, self.device)
+
+
+def chosen_direction(method: Translation, given: str | None, trained: str = "in one direction") -> str | None:
+    """Return the direction to translate in: the requested one, or the first; None for a model that has no choice.
+
+    Args:
+        method: The model.
+        given: The requested direction; None for the default.
+        trained: How the model was trained, for messages; see ``way_of_training``.
+
+    Raises:
+        ConfigError: If there is no such direction.
+    """
+    if given is None or given in method.directions:
+        return given or next(iter(method.directions), None)
+    if method.directions:
+        raise ConfigError(f"direction={given} is unknown: choose {' or '.join(method.directions)}")
+    raise ConfigError(f"direction={given}: this model was trained {trained}, and knows no other direction: remove it")
+
+
+def way_of_training(data: Mapping[str, Any]) -> str:
+    """Return how a model with one direction was trained, as the end of a sentence.
+
+    Args:
+        data: The ``data`` group of the checkpoint's config.
+    """
+    return f"with data.direction={data['direction']}" if "direction" in data else "to make a task's targets of its sources"
+
+
+def needs_mask(method: Translation, given: object, key: str, how: str) -> bool:
+    """Return whether a model fills holes, and refuse masks that do not go with that.
+
+    Args:
+        method: The model.
+        given: The masks, or a path; None for none.
+        key: Name of the option.
+        how: How to give masks, for the message about missing ones.
+
+    Raises:
+        ConfigError: If masks are needed and not given, or given and not needed.
+    """
+    needs = "mask" in method.task.keys
+    if needs and given is None:
+        raise ConfigError(f"{key} is required, because this model fills holes: {how}", key=key)
+    if given is not None and not needs:
+        what = f"{key}={given}" if isinstance(given, str) else key
+        raise ConfigError(f"{what} has no effect: this model was trained without masks: remove it", key=key)
+    return needs
 
 
 def run(method: Translation, source: Tensor, direction: str | None, device: torch.device) -> Tensor:

@@ -24,6 +24,7 @@ from genimg.commands import export as command
 from genimg.commands.export import export
 from genimg.commands.sample import sample
 from genimg.errors import CheckpointError, UserError
+from genimg.exporting import writing
 from genimg.exporting.formats import FORMATS
 from genimg.exporting.rebuilding import rebuilt
 from genimg.methods.base import Method
@@ -301,8 +302,8 @@ def test_a_missing_package_is_named_with_the_extra(runs: Path, monkeypatch: pyte
 def test_a_file_that_fails_the_check_is_not_left(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "made.pt2"
     output.write_bytes(OLDER)
-    right = command.open_pt2
-    monkeypatch.setattr(command, "open_pt2", lambda *of: lambda *inputs: right(*of)(*inputs) + 0.01)
+    right = writing.open_pt2
+    monkeypatch.setattr(writing, "open_pt2", lambda *of: lambda *inputs: right(*of)(*inputs) + 0.01)
     with pytest.raises(UserError, match=r"the exported decoder differs from the checkpoint by 0.01 for a batch of 1"):
         run_export(f"ckpt={runs / 'vae'}", f"output={output}")
     assert [path.name for path in tmp_path.iterdir()] == ["made.pt2"]

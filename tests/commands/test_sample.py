@@ -17,6 +17,7 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor, nn
 
+import genimg
 from genimg.api.checkpoints import TrainedCheckpoint
 from genimg.commands.sample import sample
 from genimg.config import instantiate
@@ -171,19 +172,18 @@ def test_a_class_has_a_name_where_the_checkpoint_knows_it(runs: Path, tmp_path: 
      ("", "label3"), ("..", "label3"), ("-x", "label3"), ("a.b", "label3"), ("x" * 81, "label3"), ("a\n", "label3")],
 )  # fmt: skip
 def test_a_folder_has_the_name_of_its_class_where_that_is_safe(name: str, folder: str) -> None:
-    (condition,) = find_conditions(
-        {"label": 3, "text": None}, tiny.conditional_gan("projection", 5), ["a", "b", "c", name, "d"]
-    )
+    names = ["a", "b", "c", name, "d"]
+    (condition,) = find_conditions(tiny.conditional_gan("projection", 5), names, label=3, text=None)
     assert condition.name == folder
 
 
 def test_classes_called_by_numbers_are_drawn_by_their_names() -> None:
     """Of the folders 1 to 5, label=1 is the first, not the second."""
     model, names = tiny.conditional_gan("projection", 5), ["1", "2", "3", "4", "5"]
-    conditions = find_conditions({"label": [1, "2", "index:2"], "text": None}, model, names)
+    conditions = find_conditions(model, names, label=[1, "2", "index:2"], text=None)
     assert [(each.name, int(each.row["label"])) for each in conditions] == [("1", 0), ("2", 1), ("3", 2)]
     with pytest.raises(ValueError, match="label=0"):
-        find_conditions({"label": 0, "text": None}, model, names)
+        find_conditions(model, names, label=0, text=None)
 
 
 @pytest.mark.parametrize(("count", "rest"), [(10, "name9"), (11, "name9 and 1 more"), (100, "name9 and 90 more")])
@@ -193,7 +193,7 @@ def test_a_wrong_label_is_told_the_numbers_and_ten_names(value: object, count: i
     close = " (did you mean 'name3'?)" if value == "nmae3" else ""
     known = f"give a number from 0 to {count - 1} or a name: {', '.join(names[:9])}, {rest}"
     with pytest.raises(ValueError, match=re.escape(f"label={value} is no class of this model{close}: {known}") + "$"):
-        find_conditions({"label": value, "text": None}, tiny.conditional_gan("projection", count), names)
+        find_conditions(tiny.conditional_gan("projection", count), names, label=value, text=None)
 
 
 # Captions
@@ -437,6 +437,22 @@ def test_samples_near_an_image_vary_with_the_spread(runs: Path, photos: Path, tm
     assert_shows(tmp_path / "out" / "000000.png", method.sample({"latent": latent})[0])
     run_sample(f"ckpt={runs / 'vae'}", f"near={photos / 'a.png'}", "num_images=2")
     assert (runs / "vae" / "samples-seed0-near-a-0.5.png").is_file()
+
+
+@pytest.mark.usefixtures("unchanged_process")
+def test_files_are_read_for_a_model_that_was_trained_on_images_from_python(photos: Path, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), dtype=np.uint8)
+    vae = ["model=vae_small", "model.encoder.width=4", "trainer.batch_size=8", "trainer.duration=1 steps"]
+    usual = ["trainer.preview_images=2", "evaluation=none", "device=cpu", f"run_dir={tmp_path / 'own'}"]
+    run = genimg.train([*vae, *usual], dataset=images).directory
+    data = TrainedCheckpoint.open(run).config["data"]
+    assert (data["image_size"], data["channels"]) == (None, None)  # what is known is among the checkpoint's facts
+    run_sample(f"ckpt={run}", f"reconstruct={photos}", f"output={tmp_path / 'made'}")
+    image, method = as_the_model_sees(photos / "a.png"), loaded(run)
+    expected = method.reconstruct({"image": image})[0]
+    assert_shows(tmp_path / "made" / "a.png", expected)
+    run_sample(f"ckpt={run}", f"near={photos / 'a.png'}", "spread=0", "num_images=1", f"output={tmp_path / 'near'}")
+    assert_shows(tmp_path / "near" / "000000.png", expected)
 
 
 def test_a_model_that_encodes_nothing_has_no_neighbourhood(runs: Path, photos: Path, tmp_path: Path) -> None:

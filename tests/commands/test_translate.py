@@ -408,7 +408,7 @@ def test_a_full_memory_says_what_to_set(runs: Path, monkeypatch: pytest.MonkeyPa
 
     write_images(Path("photos"), {"a.png": (24, 40)})
     monkeypatch.setattr(Translation, "translate", full)
-    monkeypatch.setattr("genimg.commands.translate.least_side", lambda *arguments: 8)
+    monkeypatch.setattr("genimg.inference.translate.least_side", lambda *arguments: 8)
     with pytest.raises(ValueError, match=f"^the memory is too small for photos/a.png of 24x40 pixels: {advice}"):
         run_translate(runs / "cyclegan", "input=photos", "output=out", *overrides)
     assert files("out") == []

@@ -1,0 +1,194 @@
+"""Write changed copies of all images of a folder, for genimg-augment: files, their metadata and a preview."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from genimg.data.copies import Job, Record, copy_name, read_image, stem, write_copies
+from genimg.data.decode import PixelFormat
+from genimg.data.packing import CORRUPT
+from genimg.errors import ConfigError, DataError
+from genimg.utils.files import atomically, naming_full_disk
+from genimg.utils.images import grid, to_float, write_png
+from genimg.utils.outputs import own_folder, stamp_of
+
+log = logging.getLogger(__name__)
+
+_SIDES = {"horizontal_flip": ("left", "right"), "vertical_flip": ("above", "below", "top", "bottom")}
+_AHEAD = 4  # images a thread, so that none waits for another's large file
+_MOST_ROWS, _MOST_COPIES, _CELL = 8, 8, 128  # of the preview; pixels of a cell
+
+
+def check_job(job: Job) -> None:
+    """Refuse files whose copies would have the same name, and mixes of one image.
+
+    Raises:
+        DataError: If two images differ in their suffixes only.
+        ConfigError: If a copy would have an original's name, or there is no other image to mix with.
+    """
+    of_stem: dict[str, str] = {}
+    for path in job.paths:
+        other = of_stem.setdefault(stem(path), path)
+        if other != path:
+            raise DataError(f"copies of {other} and of {path} would both be called {copy_name(path, 0)}: rename one of them")
+    for path in job.paths if job.originals else ():
+        match = re.fullmatch(r"(.+)-(0|[1-9]\d*)\.png", path, re.DOTALL)
+        if match and match[1] in of_stem and int(match[2]) < job.copies:
+            raise ConfigError(
+                f"originals=true: a copy of {of_stem[match[1]]} would be called {path}, as an original is: set "
+                "originals=false, or rename one of them"
+            )
+    for key in ("mixup", "cutmix"):
+        if job.settings[key] and len(job.paths) == 1:
+            raise ConfigError(f"{key}={job.settings[key]} mixes two images, and input={job.root} holds one: set {key}=0")
+
+
+def warn_of_sides(job: Job) -> None:
+    """Warn of captions that a flip would make untrue, once for each direction."""
+    for key, words in _SIDES.items():
+        if not job.settings[key] or job.texts is None:
+            continue
+        pattern = re.compile(rf"\b({'|'.join(words)})\b", re.IGNORECASE)
+        found = [index for index, text in enumerate(job.texts) if pattern.search(text)]
+        if found:
+            log.warning(
+                "%s=%s changes no caption, and %d say %s, the first that of %s (%r): set %s=0 where that makes them wrong",
+                key, job.settings[key], len(found), " or ".join(words), job.paths[found[0]], job.texts[found[0]], key,
+            )  # fmt: skip
+
+
+def preview_of(output: Path) -> Path:
+    """Return the path of the picture beside the folder that shows some of the copies."""
+    return output.with_name(f"{output.name}.png")
+
+
+def write_folder(job: Job, output: Path, record: Record, *, max_corrupt: int | None, num_workers: int) -> tuple[int, int]:
+    """Write copies of all images, ``metadata.jsonl`` and the preview; they appear whole or not at all.
+
+    Args:
+        job: What copies are made from.
+        output: Absolute path of the folder, which is absent.
+        record: What the folder says about itself.
+        max_corrupt: Number of corrupt images to skip and list in corrupt.txt before stopping; None skips all.
+        num_workers: Number of threads.
+
+    Returns:
+        The number of images that were copied, and of those that are corrupt.
+
+    Raises:
+        DataError: If there are too many corrupt images, or nothing else.
+        OSError: If a file cannot be written.
+    """
+    with (
+        atomically(preview_of(output)) as picture,
+        own_folder(output, record) as folder,
+        _one_torch_thread(),
+        naming_full_disk(f"the disk of output={output} became full: make room, or choose another output"),
+    ):
+        kept, problems = _write_all(job, folder, max_corrupt, num_workers)
+        _write_preview(job, kept, folder, picture, record["made_by"])
+    return len(kept), len(problems)
+
+
+def _write_all(job: Job, folder: Path, max_corrupt: int | None, num_workers: int) -> tuple[list[int], list[str]]:
+    """Write copies of all images and ``metadata.jsonl``; return the indices of the images, and what was corrupt."""
+    for parent in {PurePosixPath(path).parent for path in job.paths}:
+        (folder / parent).mkdir(parents=True, exist_ok=True)
+    kept: list[int] = []
+    problems: list[str] = []
+    with (
+        # What stands for a byte of a name that is not UTF-8 is written as \udcXX, which JSON reads back.
+        open(folder / "metadata.jsonl", "w", encoding="utf-8", errors="backslashreplace", newline="\n") as metadata,
+        contextlib.closing(_made(job, folder, num_workers)) as results,
+        tqdm(total=job.copies * len(job.paths), desc=f"augmenting {job.root}", unit="image", disable=None) as progress,
+    ):
+        for index, result in enumerate(results):
+            if isinstance(result, str):
+                problems.append(result)
+                if max_corrupt is not None and len(problems) > max_corrupt:
+                    raise DataError(_too_many(problems, max_corrupt), key="max_corrupt")
+            else:
+                kept.append(index)
+                metadata.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in result)
+            progress.update(job.copies)
+    if not kept:
+        raise DataError(f"input={job.root}: none of its {len(job.paths)} images can be decoded; the first: {problems[0]}")
+    if problems:
+        (folder / CORRUPT).write_text("\n".join(problems) + "\n", encoding="utf-8", errors="surrogateescape")
+    return kept, problems
+
+
+def _made(job: Job, folder: Path, workers: int) -> Generator[list[Record] | str, None, None]:
+    """Yield records of each image's copies, or what is wrong with it, in order; the copies are written by then."""
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[Future[list[Record] | str]] = deque()
+    stopped = threading.Event()
+    try:
+        for index in range(len(job.paths)):
+            waiting.append(pool.submit(write_copies, job, index, folder, stopped))
+            if len(waiting) > _AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def _write_preview(job: Job, kept: Sequence[int], folder: Path, picture: Path, command: str) -> None:
+    """Write images from all parts of the folder, each in a row with its first copies."""
+    rows = min(len(kept), _MOST_ROWS)
+    shown = [kept[row * len(kept) // rows] for row in range(rows)]
+    copies = range(min(job.copies, _MOST_COPIES))
+    files = [[job.root / job.paths[i], *(folder / copy_name(job.paths[i], number) for number in copies)] for i in shown]
+    cells = torch.stack([_cell(file) for row in files for file in row])
+    write_png(grid(to_float(cells), 1 + len(copies)), picture, stamp_of(command))
+
+
+def _cell(file: Path) -> Tensor:
+    """Return the image, on white in the middle of a square: uint8 [3, S, S]; small ones are enlarged with hard edges."""
+    image = Image.fromarray(read_image(file, _rgb_of(file)).permute(1, 2, 0).numpy())
+    scale = _CELL / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    image = image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    cell = Image.new("RGB", (_CELL, _CELL), "white")
+    cell.paste(image, ((_CELL - image.width) // 2, (_CELL - image.height) // 2))
+    return torch.from_numpy(np.array(cell)).permute(2, 0, 1)
+
+
+def _rgb_of(file: Path) -> PixelFormat:
+    _, height, width = read_image(file).shape
+    return PixelFormat(height, width, 3)
+
+
+@contextlib.contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Let threads of images keep the cores busy: a sum of many pixels would also depend on the number of threads that add."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _too_many(problems: list[str], allowed: int) -> str:
+    names = "\n  ".join(problems[:10])
+    return (
+        f"{len(problems)} corrupt image{'s' * (len(problems) > 1)}, more than max_corrupt={allowed} allows; remove or repair "
+        f"them, or leave them out with a higher max_corrupt:\n  {names}"
+    )

@@ -1,0 +1,143 @@
+"""Write a part of a checkpoint to a file, with a record about it, and check that it makes the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import genimg
+from genimg.data.facts import DataFacts
+from genimg.evaluation.extractors.base import sha256_of
+from genimg.exporting.checks import largest_difference, trials
+from genimg.exporting.formats import (
+    FORMATS,
+    OPSET,
+    Run,
+    open_onnx,
+    open_pt2,
+    traced,
+    write_onnx,
+    write_pt2,
+    write_safetensors,
+)
+from genimg.exporting.parts import Choices, Part, Port
+from genimg.exporting.rebuilding import rebuilt, recipe
+from genimg.utils.environment import git_commit
+from genimg.utils.files import atomically
+
+Record = dict[str, Any]  # primitives
+
+
+def describe(
+    part: Part,
+    kind: str,
+    choices: Choices,
+    *,
+    config: Record,
+    facts: DataFacts,
+    state: Mapping[str, Any],
+    checkpoint: Path,
+    class_names: Sequence[str],
+    weights: str,
+) -> Record:
+    """Return what the file says about itself, without inputs and output, which ``write_checked`` adds.
+
+    Args:
+        part: What is exported.
+        kind: Name of the format.
+        choices: Of the user.
+        config: The resolved config of the training.
+        facts: About the data that the model was trained on.
+        state: Content of the checkpoint.
+        checkpoint: Path of the checkpoint.
+        class_names: Names of the classes by label; empty without labels.
+        weights: ``ema`` for averaged weights; see ``Method.sampled_weights``.
+    """
+    model = config["model"]
+    network = next((model[key] for key in part.name.split("-")[::-1] if key in model), model)
+    averaged = ", averaged weights" if weights == "ema" else ""
+    record = {
+        "description": f"{part.name} of a {model['_target_'].rpartition('.')[2]}{averaged}, {FORMATS[kind].what}",
+        "model": model["_target_"],
+        "network": network["_target_"],
+        "weights": weights,
+        **{key: value for key, value in vars(choices).items() if value is not None},
+        "classes": list(class_names) if any(port.name == "label" for port in part.inputs) else [],
+        "checkpoint": checkpoint.name,
+        "checkpoint_sha256": sha256_of(checkpoint),
+        "images": int(state["training"]["images"]),
+        "genimg_version": genimg.__version__,
+        "git_commit": git_commit(),
+        "torch_version": str(torch.__version__),
+    }
+    if kind == "onnx":
+        record["opset"] = OPSET
+    if kind == "safetensors":
+        record["config"] = recipe(config, facts, state["num_images"], choices)
+    return record
+
+
+def write_checked(
+    part: Part, record: Record, kind: str, output: Path, device: torch.device, allow: Sequence[str] = ()
+) -> tuple[float, Part]:
+    """Write the file and run it; there is none where this fails.
+
+    Args:
+        part: What is exported.
+        record: Of ``describe``.
+        kind: Name of the format.
+        output: Path of the file.
+        device: To run the file on.
+        allow: Packages of the user's own that the checkpoint's config may name.
+
+    Returns:
+        The largest difference from the checkpoint's images, and the part as it became.
+
+    Raises:
+        UserError: If it cannot be exported, or makes other images than the checkpoint.
+    """
+    if kind != "safetensors":
+        program, part = traced(part)
+    record = {
+        **record,
+        "inputs": [_entry(port) for port in part.inputs],
+        "output": _entry(part.output),
+        "sizes": part.describe_sides(),
+        "remarks": list(part.remarks),
+    }
+    run: Run
+    with atomically(output) as temporary:
+        if kind == "pt2":
+            write_pt2(program, record, temporary)
+            run = open_pt2(temporary, device)
+        elif kind == "onnx":
+            write_onnx(program, part, record, temporary)
+            run = open_onnx(temporary)
+        else:
+            write_safetensors(part, record, temporary)
+            network = rebuilt(temporary, tuple(allow)).to(device)
+
+            def run(*inputs: torch.Tensor) -> torch.Tensor:
+                with torch.no_grad():
+                    return network(*(each.to(device) for each in inputs)).cpu()
+
+        return largest_difference(part, run), part
+
+
+def describe_trials(part: Part, kind: str, device: torch.device) -> str:
+    """Return what a file was tried on: the program that runs it, and the batches."""
+    where = "onnxruntime on cpu" if kind == "onnx" else f"PyTorch on {device.type}"
+    tried = [f"{count}" if part.sides is None else f"{count} of {height}x{width}" for count, height, width in trials(part)]
+    return f"{where}, batches of {', '.join(tried[:-1])} and {tried[-1]}"
+
+
+def _entry(port: Port) -> Record:
+    return {
+        "name": port.name,
+        "dtype": str(port.dtype).removeprefix("torch."),
+        "shape": list(port.shape),
+        "values": port.meaning,
+    }

@@ -1,0 +1,127 @@
+"""What an autoencoder makes of image files: their reconstructions, and samples around one of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from genimg.data.decode import PixelFormat
+from genimg.data.facts import DataFacts
+from genimg.errors import ConfigError
+from genimg.inference.conditions import Condition, repeated, require_one
+from genimg.inference.image_files import (
+    cell,
+    checked_output,
+    existing,
+    find_pictures,
+    grid_of,
+    read_resized,
+    side_by_side,
+    with_sizes,
+)
+from genimg.methods.base import Method
+from genimg.types import Batch
+from genimg.utils.files import naming_full_disk
+from genimg.utils.images import to_float, to_uint8, write_png
+from genimg.utils.outputs import Record, own_folder, stamp_of
+from genimg.utils.paths import relative
+
+log = logging.getLogger(__name__)
+
+_MOST_SHOWN = 32  # images in the grid
+
+
+def reconstruct(
+    method: Method,
+    given: str,
+    conditions: Sequence[Condition],
+    pixels: PixelFormat,
+    folder: Path,
+    *,
+    batch_size: int,
+    device: torch.device,
+    record: Record,
+) -> None:
+    """Write the reconstruction of every image, under its name, and a grid of some beside their originals.
+
+    Args:
+        method: In evaluation mode, on the device.
+        given: The image or directory that ``reconstruct=`` names.
+        conditions: The requested ones: one, of all images.
+        pixels: What images are brought to.
+        folder: Directory to write.
+        batch_size: Number of images at once.
+        device: Of the method.
+        record: What the folder says about itself.
+
+    Raises:
+        ConfigError: If the method is no autoencoder, or the files or the output are not as they must be.
+    """
+    if not method.reconstructs:
+        name = type(method).__name__
+        raise ConfigError(f"reconstruct={given} is for autoencoders, such as a VAE, and this model is a {name}: remove it")
+    condition = require_one(method, conditions, f"reconstruct={given}")
+    pictures = with_sizes(find_pictures(given, "reconstruct"))
+    output = checked_output(folder, {"reconstruct": given}, pictures, grid=True, overwrite=True, command=record["made_by"])
+    shown: list[tuple[Tensor, Tensor]] = []
+    with (
+        naming_full_disk(f"the disk of output={output} became full: make room, or choose another output"),
+        own_folder(output, record) as made_in,
+        tqdm(total=len(pictures), desc="reconstructing", unit="image", disable=None) as progress,
+    ):
+        for start in range(0, len(pictures), batch_size):
+            some = pictures[start : start + batch_size]
+            originals = torch.stack([read_resized(picture.file, pixels) for picture in some])
+            batch: Batch = {"image": to_float(originals), **repeated(condition.row, len(some))}
+            made = to_uint8(method.reconstruct({key: value.to(device) for key, value in batch.items()})).cpu()
+            for picture, original, image in zip(some, originals, made, strict=True):
+                write_png(image, made_in / picture.name)
+                if len(shown) < _MOST_SHOWN:
+                    shown.append((cell(original), cell(image)))
+            progress.update(len(some))
+    log.info("%d reconstruction%s: %s", len(pictures), "s" * (len(pictures) > 1), relative(output))
+    write_png(side_by_side(shown), grid_of(output), stamp_of(record["made_by"]))
+    log.info("images and, right of each, its reconstruction: %s", relative(grid_of(output)))
+
+
+def read_near(method: Method, given: str, conditions: Sequence[Condition], pixels: PixelFormat) -> Tensor:
+    """Read the image around which to sample.
+
+    Args:
+        method: In evaluation mode.
+        given: The image file that ``near=`` names.
+        conditions: The requested ones: one, of the image and the samples.
+        pixels: What the image is brought to.
+
+    Returns:
+        Float32 [1, C, H, W] in [-1, 1], on the CPU.
+
+    Raises:
+        DataError: If the file cannot be read.
+        ConfigError: If the model encodes no images into latents.
+    """
+    condition = require_one(method, conditions, f"near={given}")
+    file = existing("near", given, "an image")
+    if file.is_dir():
+        raise ConfigError(f"near={given} is a directory: give one image")
+    image = to_float(read_resized(file, pixels)[None])
+    drawn = method.draw(range(1), 0) | condition.row
+    device = next(method.parameters()).device
+    method.nearby(image.to(device), {key: value.to(device) for key, value in drawn.items()}, 0.0)  # refuses before the work
+    return image
+
+
+def pixel_format(facts: DataFacts, data: Mapping[str, Any]) -> PixelFormat:
+    """Return what image files are brought to for a model.
+
+    Args:
+        facts: About the images that the model was trained on, which give the size and the channels.
+        data: The ``data`` group of the checkpoint's config, which may say ``fit`` and ``range``.
+    """
+    return PixelFormat.of(facts.image_size, facts.channels, data.get("fit") or "crop", data.get("range"))

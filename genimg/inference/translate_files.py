@@ -1,0 +1,169 @@
+"""Translate image files: the half of each that is translated, batches of one size, and a grid of some results."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from genimg.data.facts import DataFacts
+from genimg.errors import CheckpointError, ConfigError
+from genimg.inference.image_files import Picture, cell, grid_of, halved, read_image, read_mask, side_by_side, with_masks
+from genimg.inference.translate import MemoryFullError, Translator, needs_mask
+from genimg.methods.image_to_image import Translation
+from genimg.types import height_width
+from genimg.utils.files import naming_full_disk
+from genimg.utils.images import write_png
+from genimg.utils.outputs import Record, own_folder, stamp_of
+from genimg.utils.paths import relative
+
+log = logging.getLogger(__name__)
+
+_MOST_SHOWN = 16  # images in the grid
+_SAME_RATIO = 0.02  # by which the shape of two images side by side may differ
+_USUAL_TILE = 256  # pixels, to be advised
+
+
+def with_fitting_masks(pictures: list[Picture], method: Translation, given: str | None) -> list[Picture]:
+    """Return the images with a mask each where the model fills holes.
+
+    Args:
+        pictures: The images.
+        method: The model.
+        given: The file or directory that ``mask=`` names; None for none.
+
+    Raises:
+        ConfigError: If masks are needed and not given, or given and not needed.
+        DataError: If an image's mask is missing.
+    """
+    how = "set mask=DIRECTORY, of files named as the images, or mask=FILE, white where pixels are missing"
+    return with_masks(pictures, given) if needs_mask(method, given, "mask", how) else pictures
+
+
+def require_whole(pictures: Sequence[Picture], facts: DataFacts, direction: str) -> None:
+    """Refuse files that look like the pairs that a model was trained on, two images side by side.
+
+    Args:
+        pictures: The images, with their sizes.
+        facts: About the data that the model was trained on.
+        direction: Of the training: ``b2a`` if it made the left images from the right ones.
+
+    Raises:
+        ConfigError: Naming the first such file.
+    """
+    height, width = height_width(facts.image_size)
+    for picture in pictures:
+        ratio = (picture.size[1] / picture.size[0]) / (2 * width / height)
+        if abs(ratio - 1) < _SAME_RATIO:
+            source = "right" if direction == "b2a" else "left"
+            raise ConfigError(
+                f"{picture.file} of {picture.size[0]}x{picture.size[1]} pixels looks like two images side by side, as this "
+                f"model was trained on: half={source} translates the {source} one, from which it makes the other; "
+                "half=whole takes files as they are",
+                key="half",
+            )
+
+
+def halves(pictures: Sequence[Picture], half: str, mask: str | None) -> list[Picture]:
+    """Return the left or right halves of files with two images side by side.
+
+    Args:
+        pictures: The files, with their sizes.
+        half: ``left`` or ``right``.
+        mask: What ``mask=`` names; None for none.
+
+    Raises:
+        ConfigError: If a file does not have two halves, or there are masks.
+    """
+    if mask is not None:
+        raise ConfigError(f"half={half} and mask={mask} do not go together: cut the files beforehand")
+    return halved(pictures, half)
+
+
+def translate_files(
+    translator: Translator,
+    pictures: Sequence[Picture],
+    levels: tuple[float, float] | None,
+    output: Path,
+    record: Record,
+    *,
+    grid: bool,
+) -> None:
+    """Write the translations of all images, and a grid of some beside their sources.
+
+    Args:
+        translator: Makes the translations.
+        pictures: The images, with their sizes.
+        levels: Values of 16- and 32-bit images that become black and white; see ``PixelFormat``.
+        output: Absolute path of the directory, which ``checked_output`` accepts.
+        record: What the directory says about itself.
+        grid: Whether to write the grid.
+
+    Raises:
+        DataError: If an image cannot be decoded.
+        CheckpointError: If the model makes no image of it.
+        ConfigError: If the memory is too small.
+    """
+    with naming_full_disk(f"the disk of output={output} became full: make room, or choose another output"):
+        with own_folder(output, record) as folder:
+            shown = _write_all(translator, pictures, levels, folder)
+        log.info("%d image%s: %s", len(pictures), "s" * (len(pictures) > 1), relative(output))
+        if grid:
+            write_png(side_by_side(shown), grid_of(output), stamp_of(record["made_by"]))
+            few = "" if len(shown) == len(pictures) else f", the first {len(shown)}"
+            log.info("images and, right of each, what was made of it%s: %s", few, relative(grid_of(output)))
+
+
+def _write_all(
+    translator: Translator, pictures: Sequence[Picture], levels: tuple[float, float] | None, folder: Path
+) -> list[tuple[Tensor, Tensor]]:
+    """Write the translations; return the first sources and results, for the grid."""
+    shown: dict[int, tuple[Tensor, Tensor]] = {}
+    with tqdm(total=len(pictures), desc="translating", unit="image", disable=None) as progress:
+        for batch in _batches(translator, pictures):
+            images = torch.stack([read_image(each, translator.channels, levels) for each in batch])
+            masks = torch.stack([read_mask(each) for each in batch]) if batch[0].mask is not None else None
+            try:
+                sources, results = translator(images, masks, batch[0].number)
+            except MemoryFullError as error:
+                raise ConfigError(_too_large(batch, translator), key="tile") from error
+            except CheckpointError as error:
+                raise CheckpointError(f"{batch[0].file}: {error}") from error
+            for picture, source, result in zip(batch, sources, results, strict=True):
+                write_png(result, folder / picture.name)
+                if picture.number < _MOST_SHOWN:
+                    shown[picture.number] = cell(source), cell(result)
+            progress.update(len(batch))
+    return [shown[number] for number in sorted(shown)]
+
+
+def _batches(translator: Translator, pictures: Sequence[Picture]) -> Iterator[list[Picture]]:
+    """Yield images of one size, the largest first, so that a memory that is too small shows at once.
+
+    In training mode they go one by one, because batch statistics would mix them; in tiles too, because they are large.
+    """
+    largest_first = sorted(pictures, key=lambda each: (-each.size[0] * each.size[1], each.size, each.number))
+    for size, group in groupby(largest_first, key=lambda each: each.size):
+        alone = translator.method.sampled_mode == "train" or (translator.tile is not None and max(size) > translator.tile)
+        count, same = 1 if alone else translator.batch_size, list(group)
+        yield from (same[start : start + count] for start in range(0, len(same), count))
+
+
+def _too_large(batch: Sequence[Picture], translator: Translator) -> str:
+    """Return what to do where the memory is too small for a batch."""
+    tile, multiple = translator.tile, translator.method.multiple
+    smaller = _USUAL_TILE if tile is None else tile // 2
+    smaller = max(translator.least, smaller // multiple * multiple)
+    advice = [f"tile={smaller}"] if tile is None or smaller < tile else []
+    advice += ["a smaller batch_size"] if translator.batch_size > 1 else []
+    several = f", {len(batch)} at once" if len(batch) > 1 else ""
+    height, width = batch[0].size
+    return (
+        f"the memory is too small for {batch[0].file} of {height}x{width} pixels{several}: set "
+        f"{' or '.join(advice) or 'another device'}"
+    )

@@ -1,0 +1,72 @@
+"""Checks that the commands and the Python API share: each names the option at fault and takes what is just right."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import tiny
+import torch
+
+from genimg.errors import ConfigError
+from genimg.inference.checks import check_truncation, require_least
+from genimg.inference.conditions import Condition, require_condition, require_one
+from genimg.inference.interpolation import Loop
+from genimg.inference.tiling import check_tiles
+
+
+def test_numbers_may_be_the_least_and_no_less() -> None:
+    require_least(2, frames=2, num_images=3)
+    with pytest.raises(ConfigError) as caught:
+        require_least(2, frames=2, num_images=1)
+    assert caught.value.key == "num_images"
+
+
+@pytest.mark.parametrize("truncation", [None, 0, 0.7, 3])
+def test_a_truncation_is_a_number_or_none(truncation: object) -> None:
+    check_truncation(truncation)
+
+
+@pytest.mark.parametrize("truncation", [-0.1, math.nan, "much", [1.0]])
+def test_another_truncation_is_refused(truncation: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_truncation(truncation)
+    assert caught.value.key == "truncation"
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(None, 0), (None, 99), (8, 0), (8, 3), (12, 5)])
+def test_tiles_that_fit_a_network(tile: int | None, overlap: int) -> None:
+    check_tiles(tile, overlap, multiple=4, least=8)
+
+
+@pytest.mark.parametrize(
+    ("tile", "overlap", "key", "fix"),
+    [(None, -1, "overlap", "0 or more"), (0, 0, "tile", "1 or more"), (10, 2, "tile", "set tile=8"),
+     (4, 1, "tile", "set tile=8"), (8, 4, "overlap", "set overlap=3")],
+)  # fmt: skip
+def test_other_tiles_are_refused_with_what_fits(tile: int | None, overlap: int, key: str, fix: str) -> None:
+    with pytest.raises(ConfigError, match=fix) as caught:
+        check_tiles(tile, overlap, multiple=4, least=8)
+    assert caught.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_images", 1), ("frames", 1), ("frames_per_second", 0), ("frames_per_second", 1001)]
+)
+def test_a_loop_refuses_what_makes_no_animation(key: str, value: int) -> None:
+    fitting = {"num_images": 2, "frames": 2, "frames_per_second": 1000}
+    Loop(interpolate="linear", **fitting)
+    with pytest.raises(ConfigError) as caught:
+        Loop(interpolate="linear", **{**fitting, key: value})
+    assert caught.value.key == key
+
+
+def test_a_model_with_labels_needs_one_condition() -> None:
+    model = tiny.conditional_gan("projection", 5)
+    with pytest.raises(ConfigError, match=r"^near=a\.png: .* label=\.\.\.") as caught:
+        require_condition(model, {}, "near=a.png")
+    assert caught.value.key == "label"
+    several = [Condition(str(label), {"label": torch.tensor([label])}) for label in range(2)]
+    assert require_one(model, several[:1], "near=a.png") is several[0]
+    with pytest.raises(ConfigError, match="goes with one condition, not 2"):
+        require_one(model, several, "near=a.png")
