@@ -67,16 +67,6 @@ class TrainedCheckpoint:
         config, builder = untrusted.named_again(state["config"], instantiate.builder_of(state, allow), named)
         return cls(path, state, freeze(config), builder)
 
-    @classmethod
-    def of_command(cls, options: dict[str, Any]) -> TrainedCheckpoint:
-        """Open the checkpoint that a command's options name.
-
-        Args:
-            options: Keys of the checkpoint's config are removed from them, and take their place in it.
-        """
-        named = untrusted.keys_of_command(options)
-        return cls.open(options["ckpt"], options["which"], options["allow"], named)
-
     @property
     def facts(self) -> DataFacts:
         """About the data that the model was trained on."""

@@ -16,13 +16,11 @@ from genimg.data.tasks.base import Task
 from genimg.data.transforms import SampleAugment
 from genimg.errors import ConfigError, UserError
 
-Node = Mapping[str, Any]
-
 GIVEN = "genimg.data.datasets.external.as_dataset"
 _OF_LOADER = ("placement", "num_workers", "horizontal_flip", "max_corrupt")
 
 
-def build_dataset(config: Node, builder: Builder, given: Source | None = None) -> Source:
+def build_dataset(config: Mapping[str, Any], builder: Builder, given: Source | None = None) -> Source:
     """Build the images to train on, with those that are held out of them as ``validation``.
 
     Args:
@@ -53,7 +51,7 @@ def build_dataset(config: Node, builder: Builder, given: Source | None = None) -
     return dataset
 
 
-def other_split(data: Node, split: str, *, key: str, instead: str) -> dict[str, Any]:
+def other_split(data: Mapping[str, Any], split: str, *, key: str, instead: str) -> dict[str, Any]:
     """Return the config of another split of the same data, without holding anything out.
 
     Args:
@@ -75,7 +73,7 @@ def other_split(data: Node, split: str, *, key: str, instead: str) -> dict[str, 
     return {**data, **arrays, "split": split, "validation": 0}
 
 
-def build_task(config: Node, dataset: Source, builder: Builder) -> Task | None:
+def build_task(config: Mapping[str, Any], dataset: Source, builder: Builder) -> Task | None:
     """Build what makes inputs and targets of images: the ``task`` group, or the dataset's own where it has pairs.
 
     Raises:
@@ -92,7 +90,7 @@ def build_task(config: Node, dataset: Source, builder: Builder) -> Task | None:
 
 
 def build_loader(
-    config: Node,
+    config: Mapping[str, Any],
     dataset: Source,
     device: torch.device,
     *,
@@ -120,5 +118,5 @@ def build_loader(
         return Data(dataset, device=device, keys=("image",) if task else keys, augment=augment, task=task, **settings)
 
 
-def _without_loader(data: Node) -> dict[str, Any]:
+def _without_loader(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key not in (*_OF_LOADER, "validation")}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from genimg.config.compose import Composition
-from genimg.config.instantiate import Builder, Config
+from genimg.config.instantiate import Builder
 from genimg.errors import ConfigError
 from genimg.training.state import TrainerSettings
 from genimg.utils.paths import config_dir
@@ -84,7 +84,7 @@ def brought_by_model(model: str, group: str, folders: Iterable[Path]) -> Any:
     return next((found for base in bases if (found := brought_by_model(base, group, folders)) is not None), None)
 
 
-def evaluation_at_hand(config: Config, reason: str) -> Config:
+def evaluation_at_hand(config: Mapping[str, Any], reason: str) -> Mapping[str, Any]:
     """Return an evaluation in place of one whose extractor's weights cannot be had, and say so.
 
     Args:
@@ -127,7 +127,9 @@ def asked_for_extractor(composition: Composition) -> bool:
     return any(key == "evaluation" or key.startswith("evaluation.extractor") for key in composition.typed_keys())
 
 
-def warn_of_short_training(composition: Composition, settings: TrainerSettings, config: Config, builder: Builder) -> None:
+def warn_of_short_training(
+    composition: Composition, settings: TrainerSettings, config: Mapping[str, Any], builder: Builder
+) -> None:
     """Warn where the default duration is so short that nothing can have been learnt.
 
     Args:
@@ -153,7 +155,7 @@ def warn_of_short_training(composition: Composition, settings: TrainerSettings, 
     )  # fmt: skip
 
 
-def _plain_yaml(group: str, name: str) -> Config:
+def _plain_yaml(group: str, name: str) -> Mapping[str, Any]:
     """A file of a config group on top of those that its defaults list names."""
     node: Any = OmegaConf.load(Path(config_dir(), group, f"{name}.yaml"))
     bases = [entry for entry in node.pop("defaults", []) if entry != "_self_" and not entry.startswith("/_schema/")]

@@ -19,10 +19,8 @@ from genimg.methods.base import Method
 from genimg.utils.paths import config_dir
 from genimg.utils.words import nearest
 
-Node = Mapping[str, Any]
 
-
-def check_top_level(config: Node, command: str = "train") -> None:
+def check_top_level(config: Mapping[str, Any], command: str = "train") -> None:
     """Refuse keys that nothing reads, such as a misspelt ``+sed=1``.
 
     Names that begin with an underscore are free, for values that other keys refer to.
@@ -44,7 +42,7 @@ def check_top_level(config: Node, command: str = "train") -> None:
             raise ConfigError(f"unknown key {key}{nearest(key, known)}", "nothing reads it; --cfg job shows all keys", key=key)
 
 
-def check_pairing(config: Node, builder: Builder) -> type[Method]:
+def check_pairing(config: Mapping[str, Any], builder: Builder) -> type[Method]:
     """The model's class, whose loss must be of the kind it can be trained with; needs no data.
 
     Raises:
@@ -64,7 +62,7 @@ def check_pairing(config: Node, builder: Builder) -> type[Method]:
     return method_class
 
 
-def _refuse_without_effect(config: Node, method_class: type[Method], loss_class: type) -> None:
+def _refuse_without_effect(config: Mapping[str, Any], method_class: type[Method], loss_class: type) -> None:
     """Groups that only some methods have a place for."""
     parameters = inspect.signature(method_class).parameters
     head = (config.get("conditioning") or {}).get("head", "none")
@@ -94,7 +92,7 @@ def _refuse_without_effect(config: Node, method_class: type[Method], loss_class:
         )
 
 
-def refuse_unread_conditioning(config: Node, method: Method) -> None:
+def refuse_unread_conditioning(config: Mapping[str, Any], method: Method) -> None:
     """Refuse a conditioning that none of the model's networks reads.
 
     Raises:
@@ -129,7 +127,7 @@ def check_kind(method: type[Method], source: Source, task: Task | None) -> None:
     raise ConfigError(f"the model, a {name}, needs {needs}, but the data has {has}: choose {kind}")
 
 
-def measures_held_out(config: Node, builder: Builder) -> bool:
+def measures_held_out(config: Mapping[str, Any], builder: Builder) -> bool:
     """Whether a metric of the evaluation compares with images that training does not see."""
     nodes = (config["evaluation"].get("metrics") or {}).values()
     targets = [node["_target_"] for node in nodes if isinstance(node, dict) and "_target_" in node]

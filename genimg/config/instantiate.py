@@ -67,7 +67,7 @@ ALLOWED = (
 _SETTABLE = {"image_size": "data.image_size", "channels": "data.channels"}  # keys that decide facts about the data
 _HYDRA_KEYS = {"_target_", "_partial_", "_args_"}
 T = TypeVar("T")
-Config = dict[str, Any]
+Node = dict[str, Any]
 Named = frozenset[tuple[str, Any]]
 
 
@@ -95,7 +95,7 @@ class Builder:
     trains: bool = True
     origins: Mapping[str, str] = field(default_factory=dict)
 
-    def build(self, config: Config, key: str, arguments: Mapping[str, Any] = MappingProxyType({})) -> Any:
+    def build(self, config: Node, key: str, arguments: Mapping[str, Any] = MappingProxyType({})) -> Any:
         """Build the node ``config``, which stands at ``key``.
 
         Args:
@@ -232,7 +232,7 @@ class Builder:
         _check_type(value, hint, key)
         return self._prepare(value, key, arguments, schedules=schedules or Schedule in options)
 
-    def settings(self, kind: type[T], config: Config, key: str) -> T:
+    def settings(self, kind: type[T], config: Node, key: str) -> T:
         """Return the settings of a group without a ``_target_``, whose class is ``kind``."""
         _check_keys(config, (parameters := inspect.signature(kind).parameters), key, list(parameters))
         types = _type_hints(kind)
@@ -352,7 +352,7 @@ def _parameters(target: Any) -> list[str]:
     return [name for name in inspect.signature(target).parameters if name not in ("self", "args", "kwargs")]
 
 
-def builder_of(state: Config, allow: Sequence[str], named: Named = frozenset()) -> Builder:
+def builder_of(state: Node, allow: Sequence[str], named: Named = frozenset()) -> Builder:
     """Return what builds the parts of a checkpoint's config for anything but training.
 
     Args:
@@ -399,7 +399,7 @@ def _substitute(hint: Any) -> type | None:
     return next((kind.without_training for kind in _kinds(hint) if hasattr(kind, "without_training")), None)
 
 
-def _without_training(node: Config, hint: Any) -> Config:
+def _without_training(node: Node, hint: Any) -> Node:
     """Return the node of what takes the place of ``node`` where nothing is trained; the node itself if it lacks parts of it."""
     kind = _substitute(hint)
     if kind is None or not (parameters := inspect.signature(kind).parameters).keys() <= node.keys():
@@ -411,7 +411,7 @@ def _is_kind(target: Any, kind: type) -> bool:
     return inspect.isclass(target) and issubclass(target, kind)
 
 
-def _check_keys(node: Config, parameters: Mapping[str, inspect.Parameter], key: str, needed: Collection[str]) -> None:
+def _check_keys(node: Node, parameters: Mapping[str, inspect.Parameter], key: str, needed: Collection[str]) -> None:
     kinds = {parameter.kind for parameter in parameters.values()}
     names = [name for name in parameters if name not in ("self", "params")]
     if inspect.Parameter.VAR_KEYWORD not in kinds:

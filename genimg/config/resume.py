@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from genimg.config import instantiate, untrusted
 from genimg.config.compose import Composition, Config
+from genimg.config.instantiate import Node
 from genimg.data.facts import DataFacts
 from genimg.data.identity import refused_differences, warned_differences
 from genimg.errors import ConfigError
@@ -23,7 +24,6 @@ from genimg.utils.mappings import flatten
 
 log = logging.getLogger(__name__)
 
-Node = dict[str, Any]
 
 # What may differ from the checkpoint's config without changing what is trained. trainer.duration is among them because
 # a schedule that depends on it has a duration of its own.

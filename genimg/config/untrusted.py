@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from genimg.config.instantiate import Builder, Config, local_parameters, name_again
+from genimg.config.instantiate import Builder, Node, local_parameters, name_again
 from genimg.errors import ConfigError
 from genimg.utils.machine_local import MachineLocal, Required
-from genimg.utils.mappings import flatten
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ class Place:
     """
 
     path: tuple[str | int, ...]
-    node: Config
+    node: Node
     mark: MachineLocal
 
     @property
@@ -76,7 +75,7 @@ def places(node: Any, builder: Builder, path: tuple[str | int, ...] = ()) -> Ite
             yield from places(value, builder, (*path, name))
 
 
-def take_out(config: Config, builder: Builder, groups: Sequence[str] | None = None) -> list[Place]:
+def take_out(config: Node, builder: Builder, groups: Sequence[str] | None = None) -> list[Place]:
     """Replace, in place, what a checkpoint's config brings and the command line does not name.
 
     Args:
@@ -108,13 +107,7 @@ def take_out(config: Config, builder: Builder, groups: Sequence[str] | None = No
     return dropped
 
 
-def keys_of_command(options: Config) -> dict[str, Any]:
-    """Remove, in place, the groups of a checkpoint's config from a command's options; return what they set, by dotted key."""
-    given = {group: options.pop(group) for group in GROUPS if group in options}
-    return flatten(given) if given else {}
-
-
-def named_again(config: Config, builder: Builder, given: Mapping[str, Any]) -> tuple[Config, Builder]:
+def named_again(config: Node, builder: Builder, given: Mapping[str, Any]) -> tuple[Node, Builder]:
     """Return a checkpoint's config with the values that the command line names, and the builder that accepts them.
 
     A value replaces the old one of its key wherever the config has that old one: an encoder's path stands in several networks.

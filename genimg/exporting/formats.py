@@ -20,7 +20,7 @@ from torch.export.passes import move_to_device_pass
 from torch.fx.experimental import _config as symbols
 
 from genimg.errors import ConfigError
-from genimg.exporting.parts import Config, Part, Port
+from genimg.exporting.parts import Part, Port, Record
 
 OPSET = 18
 """Of ONNX: the oldest that PyTorch's exporter writes, which most programs read."""
@@ -128,7 +128,7 @@ def _traced(part: Part) -> ExportedProgram:
     return program
 
 
-def write_pt2(program: ExportedProgram, record: Config, path: Path) -> None:
+def write_pt2(program: ExportedProgram, record: Record, path: Path) -> None:
     """A program with its record beside it."""
     with _quiet(), open(path, "wb") as file:
         torch.export.save(program, file, extra_files={METADATA: json.dumps(record, indent=2)})
@@ -144,7 +144,7 @@ def open_pt2(path: Path, device: torch.device) -> Run:
     return lambda *inputs: module(*(each.to(device) for each in inputs)).cpu()
 
 
-def write_onnx(program: ExportedProgram, part: Part, record: Config, path: Path) -> None:
+def write_onnx(program: ExportedProgram, part: Part, record: Record, path: Path) -> None:
     """A model of one file, with its record among its properties.
 
     Raises:
@@ -189,7 +189,7 @@ def open_onnx(path: Path) -> Run:
     return run
 
 
-def write_safetensors(part: Part, record: Config, path: Path) -> None:
+def write_safetensors(part: Part, record: Record, path: Path) -> None:
     """The network's tensors, with the record among the metadata, as text."""
     safetensors = importlib.import_module("safetensors.torch")
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in part.network.state_dict().items()}

@@ -19,7 +19,7 @@ from genimg.data.facts import DataFacts
 from genimg.errors import CheckpointError, ConfigError
 from genimg.methods.base import Method
 
-Config = dict[str, Any]
+Record = dict[str, Any]
 Inputs = tuple[Tensor, ...]
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -13,10 +13,10 @@ from genimg.config import instantiate
 from genimg.data.facts import DataFacts
 from genimg.errors import CheckpointError
 from genimg.exporting.formats import require_packages
-from genimg.exporting.parts import Choices, Config, exportable
+from genimg.exporting.parts import Choices, Record, exportable
 
 
-def recipe(config: Config, facts: DataFacts, num_images: int, choices: Choices) -> Config:
+def recipe(config: Record, facts: DataFacts, num_images: int, choices: Choices) -> Record:
     """What ``rebuilt`` needs beside the weights.
 
     Args:
