@@ -16,7 +16,7 @@ from genimg.data.facts import DataFacts
 from genimg.data.loader import available_keys
 from genimg.data.subsets import random_order
 from genimg.data.tasks.base import Task
-from genimg.errors import ConfigError, innermost_module
+from genimg.errors import ConfigError, innermost_module, is_memory_full
 from genimg.methods.base import Method
 from genimg.types import Batch
 from genimg.utils.images import to_float
@@ -107,6 +107,8 @@ def _check_shapes(method: Method, dataset: Source, task: Task | None) -> None:
             method.check({"image": image} if task is None else task(image, np.arange(2, dtype=np.int64), 0))
             made = dataset.shape if task else tuple(method.sample(method.draw(range(2), 0)).shape[1:])
     except (RuntimeError, ValueError) as error:
+        if is_memory_full(error):
+            raise
         is_of_torch = type(error) is RuntimeError and innermost_module(error).startswith("torch.")
         if not (is_of_torch or _SHAPES.search(str(error))) or type(error) not in (RuntimeError, ValueError):
             raise

@@ -41,8 +41,8 @@ from genimg.training.device import describe_hardware
 from genimg.training.logger import Logger, Recorder, SilentLogger
 from genimg.training.trainer import Trainer
 from genimg.utils.distributed import failing_together, of_first_rank, rank, world_size
-from genimg.utils.files import alone_in, new_directory
-from genimg.utils.paths import directory_to_continue_in, expanded, relative
+from genimg.utils.files import InUseError, alone_in, new_directory
+from genimg.utils.paths import directory_to_continue_in, expanded, relative, run_directory_of
 
 log = logging.getLogger(__name__)
 
@@ -99,12 +99,22 @@ def _removed_if_nothing_begins(run_dir: Path) -> Iterator[None]:
 
 
 def remove_if_nothing_began(run_dir: Path) -> None:
-    """Remove the directory of a run that was refused at its start, which holds notes of the start alone."""
-    if {path.name for path in run_dir.iterdir()} <= {".hydra", "train.log", "wandb", "wandb-id.txt"}:
-        shutil.rmtree(run_dir, ignore_errors=True)
+    """Remove the directory of a run that was refused at its start, which holds notes of the start alone.
+
+    Nothing is removed of the working directory, and of one that holds anything else or that another process uses.
+    """
+    if run_dir.resolve() == Path.cwd():
+        return
+    names = {path.name for path in run_dir.iterdir()}
+    notes = [".hydra", "train.log", *(["wandb", "wandb-id.txt"] if "wandb-id.txt" in names else [])]
+    if not names <= set(notes):
+        return
+    with contextlib.suppress(InUseError, OSError), alone_in(run_dir / ".hydra" / "lock", ""):
+        for path in (run_dir / name for name in notes):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        run_dir.rmdir()
         if re.fullmatch(r"\d{4}-\d\d-\d\d", run_dir.parent.name):  # the day's, made for this run
-            with contextlib.suppress(OSError):  # it holds other runs
-                run_dir.parent.rmdir()
+            run_dir.parent.rmdir()  # unless it holds other runs
 
 
 def alone_in_run(run_dir: Path) -> AbstractContextManager[None]:
@@ -240,7 +250,7 @@ def _require_work(saved: resume.Saved, parts: TrainingComponents, config: Config
         ConfigError: If nothing is left to train.
     """
     is_complete = saved.state["training"]["images"] >= parts.settings.duration
-    if is_complete and directory_to_continue_in(saved.path).resolve() != run_dir.resolve():
+    if is_complete and run_directory_of(saved.path).resolve() != run_dir.resolve():
         duration = config["trainer"]["duration"]
         raise ConfigError(
             f"trainer.duration={duration} is over: {relative(saved.path)} has been trained for as long",

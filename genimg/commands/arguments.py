@@ -12,10 +12,14 @@ from genimg.utils.paths import directory_to_continue_in, expanded
 from genimg.utils.torchrun import is_restarted, may_restart, rank_of_torchrun
 from genimg.utils.words import quoted
 
-_FLAGS_WITH_VALUES = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p")
+_FLAGS_WITH_VALUES = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p",
+                      "--experimental-rerun")  # fmt: skip
+_FLAG_WITH_OPTIONAL_VALUE, _ITS_VALUES = ("--info", "-i"), (
+    "all", "config", "defaults", "defaults-tree", "plugins", "searchpath"
+)  # fmt: skip
 
 
-_YES = ("true", "yes", "on", "1")
+_YES = ("true", "yes", "y", "on", "1")
 
 
 def value_of(key: str, arguments: Sequence[str]) -> str | None:
@@ -83,12 +87,12 @@ def in_hydras_order(arguments: Sequence[str]) -> list[str]:
             words.append(argument)
             continue
         flags.append(argument)
-        if argument in _FLAGS_WITH_VALUES and rest:
+        if rest and (argument in _FLAGS_WITH_VALUES or (argument in _FLAG_WITH_OPTIONAL_VALUE and rest[0] in _ITS_VALUES)):
             flags.append(rest.pop(0))
     for flag, value in zip_longest(flags, flags[1:], fillvalue=""):
         name, equals, own = flag.partition("=")
         given = own if equals else value
-        if name in ("--config-dir", "-cd") and given and not Path(given).is_dir():
+        if name in ("--config-dir", "-cd") and given and not given.startswith("-") and not Path(given).is_dir():
             raise ConfigError(f"--config-dir {given} does not exist: give a directory of configs", key="")
     if value_of("run_dir", words) == "":
         raise ConfigError("run_dir= is empty: name a directory, or omit it", key="run_dir")

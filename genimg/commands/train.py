@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from genimg.api.train import alone_in_run, dry_run, prepare, remove_if_nothing_began
-from genimg.config.compose import Composition, overrides_in
+from genimg.config.compose import Composition, overrides_in, resolved
 from genimg.errors import ConfigError, is_bug
 from genimg.utils.distributed import (
     AnotherProcessError,
@@ -24,7 +24,6 @@ from genimg.utils.distributed import (
     rank,
     world_size,
 )
-from genimg.utils.files import InUseError
 from genimg.utils.torchrun import rank_of_torchrun
 
 log = logging.getLogger(__name__)
@@ -39,17 +38,19 @@ def train(composed: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
     try:
-        with processes_of_torchrun(str(composed.device)) as device_name, logging_redirect_tqdm():
+        device, is_dry = resolved(composed, "device"), resolved(composed, "dry_run")
+        with processes_of_torchrun(device) as device_name, logging_redirect_tqdm():
             if rank() > 0:
                 logging.disable(logging.WARNING)  # the first rank says it
             if world_size() > 1 and hydra.mode == RunMode.MULTIRUN:
                 raise ConfigError("torchrun trains one run: start a sweep (-m) without it, or torchrun for each of its runs")
             _refuse_what_has_no_effect(hydra)
-            if composed.dry_run and hydra.mode == RunMode.MULTIRUN:
+            if is_dry and hydra.mode == RunMode.MULTIRUN:
                 raise ConfigError("dry_run=true looks at one run: remove -m")
             composition = Composition.of_hydra(composed)
-            if composed.dry_run:
+            if is_dry:
                 dry_run(composition, run_dir, device_name)
+                remove_if_nothing_began(run_dir)
                 return None
             with alone_in_run(run_dir) if rank() == 0 else contextlib.nullcontext():
                 training = prepare(composition, of_first_rank(run_dir), device_name)
@@ -60,15 +61,14 @@ def train(composed: DictConfig) -> float | None:
                 sys.exit(128 + training.run.signal)
             return training.run.best
     except KeyboardInterrupt:
-        if rank_of_torchrun() == 0 and composed.dry_run is not True:
+        if hydra.mode == RunMode.RUN and rank_of_torchrun() == 0:
             remove_if_nothing_began(run_dir)
         raise
     except Exception as error:
         elsewhere = error.details if isinstance(error, AnotherProcessError) else ""
         _write_to_log_file(elsewhere or traceback.format_exc())
-        its_own = rank_of_torchrun() == 0 and composed.dry_run is not True and not isinstance(error, InUseError)
         has_bug = is_bug(error) or bool(elsewhere)  # whose log is kept
-        if hydra.mode == RunMode.RUN and its_own and not has_bug:
+        if hydra.mode == RunMode.RUN and rank_of_torchrun() == 0 and not has_bug:
             remove_if_nothing_began(run_dir)
         if hydra.mode == RunMode.MULTIRUN:  # Hydra goes on with the next job and would tell only at the end
             log.error("this job failed%s: %s", f" by a bug, {type(error).__name__}" if has_bug else "", error)

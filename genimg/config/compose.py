@@ -208,6 +208,18 @@ def require_all_values(composed: DictConfig) -> None:
         raise ConfigError(f"{missing[0]} is required: set {missing[0]}=VALUE", key=missing[0])
 
 
+def resolved(composed: DictConfig, key: str) -> Any:
+    """Return the value of a top-level key.
+
+    Raises:
+        ConfigError: If it refers to a key that is not there.
+    """
+    try:
+        return composed[key]
+    except OmegaConfBaseException as error:
+        raise _unresolved(error) from error
+
+
 def _unresolved(error: OmegaConfBaseException) -> ConfigError:
     """Return what to say of an interpolation that cannot be resolved."""
     key, problem = error.full_key or "", str(error).splitlines()[0]

@@ -34,7 +34,7 @@ def read_options(composed: DictConfig, schema: type[Options], groups: Collection
     own = [option.name for option in options_of(schema)]
     known = {*own, *groups}
     for key in map(str, composed):
-        if key not in known:
+        if key not in known and not key.startswith("_"):  # such names are free, for values that other keys refer to
             problem = f"unknown key {key}{nearest(key, known)}"
             raise ConfigError(problem, "nothing reads it; --cfg job shows all keys", key=key)
     values = thaw(Config.of(composed))

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from genimg.config import instantiate, untrusted
-from genimg.config.compose import Composition, Config
+from genimg.config.compose import Composition, Config, resolved
 from genimg.config.instantiate import Node
 from genimg.data.facts import DataFacts
 from genimg.data.identity import refused_differences, warned_differences
@@ -56,7 +56,7 @@ class Saved:
 
 def names_a_checkpoint(composed: DictConfig) -> bool:
     """Whether ``resume`` is a path, so that the checkpoint's config completes the command's."""
-    return composed.resume not in (None, "auto")
+    return resolved(composed, "resume") not in (None, "auto")
 
 
 @dataclass(frozen=True)

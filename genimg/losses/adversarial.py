@@ -54,8 +54,12 @@ class AdversarialLoss:
                 _signature(function).bind(*logits)
             except TypeError as error:
                 raise ValueError(f"{name} is a function that does not take {takes} ({error})") from error
-            with torch.enable_grad():
-                loss = function(*logits)
+            # As if it had not been called: whatever it draws is not missing where weights are drawn.
+            with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+                try:
+                    loss = function(*logits)
+                except Exception:  # of a function for logits of another shape, such as PatchGAN's; the training will say
+                    continue
             if not isinstance(loss, Tensor) or loss.dim() > 0 or not loss.requires_grad:
                 found = f"a {type(loss).__name__}"
                 if isinstance(loss, Tensor):

@@ -15,6 +15,7 @@ import torch
 from command_runs import GAN, VAE, Commands
 
 import genimg
+from genimg.api.train import alone_in_run, remove_if_nothing_began
 from genimg.training import checkpoint
 from genimg.utils.mappings import flatten
 
@@ -210,3 +211,34 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="trian"):
         genimg.trian  # noqa: B018
+
+
+def folder_with(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def test_notes_of_a_refused_start_are_removed_with_the_days_folder(tmp_path: Path) -> None:
+    run = folder_with(tmp_path / "2026-11-28" / "run", ".hydra/config.yaml", "train.log")
+    other = folder_with(tmp_path / "2026-11-27" / "run", "train.log", "wandb-id.txt", "wandb/run/data")
+    folder_with(tmp_path / "2026-11-27" / "another", "config.yaml")
+    for each in (run, other):
+        remove_if_nothing_began(each)
+    assert not run.parent.exists()
+    assert [path.name for path in other.parent.iterdir()] == ["another"]
+
+
+def test_nothing_that_is_anothers_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = folder_with(tmp_path / "theirs", "train.log", "wandb/run/data")
+    begun = folder_with(tmp_path / "begun", ".hydra/config.yaml", "train.log", "checkpoints/last.pt")
+    used = folder_with(tmp_path / "used", ".hydra/config.yaml", "train.log")
+    here = folder_with(tmp_path / "here", "train.log")
+    monkeypatch.chdir(here)
+    with alone_in_run(used):
+        for each in (theirs, begun, used, here):
+            remove_if_nothing_began(each)
+    for each in (theirs, begun, used, here):
+        assert (each / "train.log").is_file()
+    assert (theirs / "wandb/run/data").is_file()

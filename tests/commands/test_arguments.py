@@ -28,6 +28,8 @@ def test_overrides_may_follow_flags(tmp_path: Path) -> None:
     given = ["model=dcgan", "--config-dir", str(tmp_path), "seed=1", "-m", "--cfg", "job", "lr=0.1"]
     assert in_hydras_order(given) == ["model=dcgan", "seed=1", "lr=0.1", "--config-dir", str(tmp_path), "-m", "--cfg", "job"]
     assert in_hydras_order([f"--config-dir={tmp_path}", "seed=1"]) == ["seed=1", f"--config-dir={tmp_path}"]
+    assert in_hydras_order(["--info", "config", "seed=1", "-i"]) == ["seed=1", "--info", "config", "-i"]
+    assert in_hydras_order(["--config-dir", "--help"]) == ["--config-dir", "--help"]  # argparse says what is missing
 
 
 @pytest.mark.parametrize("arguments", [["--config-dir", "nowhere", "a=1"], ["--config-dir=nowhere"], ["-cd", "nowhere"]])

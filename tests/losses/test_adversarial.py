@@ -242,4 +242,22 @@ def test_functions_that_are_no_losses_are_refused(changes, words):
     pair = {"discriminator": losses.hinge_discriminator_loss, "generator": losses.negated_generator_loss}
     with pytest.raises(ValueError, match=words):
         AdversarialLoss(**(pair | changes))
+
+
+def test_functions_are_tried_without_a_trace():
+    drawn = []
+
+    def noisy(fake):
+        drawn.append(torch.rand(()))
+        return (fake + drawn[-1]).mean()
+
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        AdversarialLoss(discriminator=losses.hinge_discriminator_loss, generator=noisy)
+    assert drawn
+    assert torch.equal(torch.rand(3), expected)
+    pair = {"discriminator": losses.hinge_discriminator_loss, "generator": lambda fake: fake.mean((1, 2, 3)).mean()}
+    AdversarialLoss(**pair)  # for logits of another shape
     AdversarialLoss(**(pair | {"generator": torch.mean}))  # of compiled code, without a signature
