@@ -44,7 +44,8 @@ def gan_step(method: GAN, optimizers: dict[str, Optimizer], batch: Batch, step: 
     of its own, as in tutorials of WGAN-GP and SNGAN. A lazy penalty is an update of its own, as in ports of StyleGAN2.
     """
     real = batch["image"]
-    method.augment.begin(step * len(real), len(real))
+    if method.augment is not None:
+        method.augment.begin(step * len(real), len(real))
     reuses_fakes = not method.fresh_latents and method.generator_interval == method.generator_batches == 1
     with torch.set_grad_enabled(reuses_fakes):
         latent, fake = _generate(method, real, batches=1)
@@ -56,16 +57,21 @@ def gan_step(method: GAN, optimizers: dict[str, Optimizer], batch: Batch, step: 
     return {name: loss.item() for name, loss in losses.items()}
 
 
+def _augmented(method: GAN, images: Tensor) -> Tensor:
+    return images if method.augment is None else method.augment(images)
+
+
 def _update_discriminator(method: GAN, optimizer: Optimizer, real: Tensor, latent: Tensor, fake: Tensor, step: int) -> Tensor:
     method.discriminator.zero_grad()
-    real_logits = _judge(method, method.augment(real))
-    fake_logits = _judge(method, method.augment(fake))
-    method.augment.observe(real_logits.detach())
+    real_logits = _judge(method, _augmented(method, real))
+    fake_logits = _judge(method, _augmented(method, fake))
+    if method.augment is not None:
+        method.augment.observe(real_logits.detach())
     loss = method.loss.discriminator(real_logits, fake_logits)
     sides = Sides(
         real=real,
         fake=fake,
-        logits=lambda images: _judge(method, method.augment(images)),
+        logits=lambda images: _judge(method, _augmented(method, images)),
         plain_logits=partial(_judge, method),
         nearby=partial(_nearby, method, latent),
     )
@@ -79,9 +85,9 @@ def _update_discriminator(method: GAN, optimizer: Optimizer, real: Tensor, laten
 
 def _update_generator(method: GAN, optimizer: Optimizer, real: Tensor, latent: Tensor, fake: Tensor, step: int) -> Tensor:
     method.generator.zero_grad()
-    fake_logits = _judge(method, method.augment(fake))
+    fake_logits = _judge(method, _augmented(method, fake))
     if method.loss.relativistic:
-        real_logits = _judge(method, method.augment(real))
+        real_logits = _judge(method, _augmented(method, real))
         loss = method.loss.generator(real_logits.repeat(method.generator_batches), fake_logits)
     else:
         loss = method.loss.generator(fake_logits)

@@ -18,8 +18,8 @@ Rows of the table:
 - lines of these files: All of their lines, as ``wc -l`` counts them.
 - functions: Called functions and methods. Functions, lambdas and comprehensions inside another function belong to that one.
 - lines of these functions: From the first decorator to the last line, with docstrings, comments and blank lines.
-- frames to the loss: Depth of the stack at the first call of the adversarial loss, from ``genimg.cli.train`` to the loss
-  function, both included. Once for the frames of genimg, once for all (with Hydra's, PyTorch's and Python's).
+- frames to the loss: Depth of the stack at the first step's first call of the adversarial loss, from ``genimg.cli.train`` to
+  the loss function, both included. Once for the frames of genimg, once for all (with Hydra's, PyTorch's and Python's).
 - leaf keys and interpolations: Of the config that ``genimg-train model=dcgan data=cifar10 --cfg job`` prints. A list is as many
   leaves as it has items; an empty group or list is none. Interpolations are the leaves that contain ``${``.
 - lines of the package: Of all Python files of genimg, as ``wc -l`` counts them; then without blank lines.
@@ -52,6 +52,7 @@ PACKAGE = Path(genimg.__file__).resolve().parent
 COMMAND = ("model=dcgan", "data=cifar10")
 QUICK = (
     "evaluation=none", "device=cpu", "trainer.duration=2 steps", "trainer.batch_size=4", "trainer.preview_images=4",
+    "trainer.preview_seconds=null", "trainer.checkpoint_minutes=null",
     "model.generator.width=4",
 )  # fmt: skip
 UPDATES_PER_STEP = 2  # the discriminator's and the generator's
@@ -79,7 +80,7 @@ class Tracer:
 
     Attributes:
         called: Code objects of the called functions: until the last update of the first step, then for each further step.
-        stack: Code objects on the stack at the first call of the adversarial loss, from the entry point inwards.
+        stack: Code objects on the stack at the first step's first call of the adversarial loss, from the entry point inwards.
     """
 
     def __init__(self, entry_point: Callable[[], None]) -> None:
@@ -111,7 +112,8 @@ class Tracer:
 
     def _note(self, code: CodeType, frame: FrameType) -> None:
         self.called[self._num_updates // UPDATES_PER_STEP].add(code)
-        if not self.stack and Path(code.co_filename).stem == "adversarial" and code.co_name.endswith("_loss"):
+        is_first = self._num_updates == 0  # of these calls the last one, because losses are tried when they are built
+        if is_first and Path(code.co_filename).stem == "adversarial" and code.co_name.endswith("_loss"):
             outwards = list(codes_from(frame))
             self.stack = outwards[: outwards.index(self._entry_point) + 1][::-1]
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import tiny
 import torch
 from torch import nn
 
+from genimg.losses.adversarial import AdversarialLoss, relativistic_discriminator_loss, relativistic_generator_loss
 from genimg.losses.elbo import ELBO
 from genimg.losses.likelihoods import Gaussian
 from genimg.methods.vae import VAE
@@ -20,6 +19,9 @@ from genimg.training.device import Precision
 from genimg.training.update import Updater
 from genimg.types import Progress
 
+RELATIVISTIC = AdversarialLoss(
+    discriminator=relativistic_discriminator_loss, generator=relativistic_generator_loss, relativistic=True
+)
 GAUSSIAN = Gaussian(scale=0.5, learnt=False)
 Z = 3
 
@@ -161,7 +163,7 @@ def test_a_perceptual_distance_is_added_but_is_no_part_of_the_checkpoint():
     [
         ({"adversarial_weight": 0.0}, r"^adversarial_weight=0\.0 must be above 0: without it, choose a VAE"),
         ({"similarity_weight": -1.0}, r"^similarity_weight=-1\.0 must be 0 or more"),
-        ({"adversarial": dataclasses.replace(tiny.NONSATURATING, relativistic=True)}, "^adversarial must not be relativistic"),
+        ({"adversarial": RELATIVISTIC}, "^adversarial must not be relativistic"),
         ({"discriminator": tiny.discriminator(head="concat", num_classes=3)}, "reads no condition"),
     ],
 )  # fmt: skip
