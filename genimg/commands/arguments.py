@@ -17,8 +17,6 @@ _FLAGS_WITH_VALUES = ("--config-dir", "-cd", "--config-path", "-cp", "--config-n
 _FLAG_WITH_OPTIONAL_VALUE, _ITS_VALUES = ("--info", "-i"), (
     "all", "config", "defaults", "defaults-tree", "plugins", "searchpath"
 )  # fmt: skip
-
-
 _YES = ("true", "yes", "y", "on", "1")
 
 
@@ -78,17 +76,7 @@ def in_hydras_order(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: For a ``--config-dir`` that does not exist, or an empty ``run_dir=``.
     """
-    words: list[str] = []
-    flags: list[str] = []
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        if not argument.startswith("-"):
-            words.append(argument)
-            continue
-        flags.append(argument)
-        if rest and (argument in _FLAGS_WITH_VALUES or (argument in _FLAG_WITH_OPTIONAL_VALUE and rest[0] in _ITS_VALUES)):
-            flags.append(rest.pop(0))
+    words, flags = _parted(arguments)
     for flag, value in zip_longest(flags, flags[1:], fillvalue=""):
         name, equals, own = flag.partition("=")
         given = own if equals else value
@@ -105,16 +93,27 @@ def with_runs(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: Where ``runs=`` is given, too.
     """
-    words: list[str] = []
-    rest: list[str] = []
-    previous = ""
-    for argument in arguments:
-        is_override = "=" in argument and not Path(argument).is_dir()
-        is_word = not (is_override or argument.startswith("-") or previous in _FLAGS_WITH_VALUES)
-        (words if is_word else rest).append(argument)
-        previous = argument
+    given_words, flags = _parted(arguments)
+    words = [word for word in given_words if "=" not in word or Path(word).is_dir()]
+    rest = [*(word for word in given_words if word not in words), *flags]
     if not words:
         return rest
     if given := next((argument for argument in rest if argument.startswith("runs=")), None):
         raise ConfigError(f"{given} and {words[0]} both name runs: write all of them after genimg-report, or all in runs=[...]")
     return [*rest, f"runs=[{','.join(map(quoted, words))}]"]
+
+
+def _parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments that are no flags, and the flags with their values."""
+    words: list[str] = []
+    flags: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("-"):
+            words.append(argument)
+            continue
+        flags.append(argument)
+        if rest and (argument in _FLAGS_WITH_VALUES or (argument in _FLAG_WITH_OPTIONAL_VALUE and rest[0] in _ITS_VALUES)):
+            flags.append(rest.pop(0))
+    return words, flags
