@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from genimg.errors import CheckpointError, ConfigError
-from genimg.utils.files import atomically
+from genimg.utils.files import atomically, remove_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -157,8 +157,7 @@ class CheckpointFolder:
         Raises:
             CheckpointError: If there are checkpoints and none can be read.
         """
-        for leftover in self.path.glob("*.tmp"):  # of a run that was killed while saving
-            leftover.unlink()
+        remove_leftovers(self.path)  # of a run that was killed while saving
         candidates = self._numbered()[::-1] + [p for p in [self.path / "last.pt"] if p.is_file()]
         broken: list[tuple[Path, CheckpointError]] = []
         for path in candidates:

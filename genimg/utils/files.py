@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 import signal
 import sys
@@ -24,29 +25,102 @@ from genimg.utils.terminal import stop_signals
 
 log = logging.getLogger(__name__)
 
-_OLD = "genimg-old"  # ending of a directory that is being replaced; no name that a person gives to a copy
+_TEMPORARY = ".genimg-{}.tmp"  # ending of what is being written
+_OLD = ".genimg-{}.old"  # ending of a directory that is being replaced
+_TOKEN = re.compile(r"\.genimg-[0-9a-f]{16}\.(tmp|old)")
+_NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # of file systems that cannot be told to write
 
 
 @contextlib.contextmanager
 def atomically(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to, which takes its place if the block ends well and is removed if not.
+    """Give a temporary path to write to, which takes the place of ``path`` if the block ends well and is removed if not.
+
+    The temporary file lies in a new directory beside ``path`` whose name nobody can predict, so that no link that lies there
+    already is followed. A killed process leaves it to ``remove_leftovers``.
 
     Args:
-        path: absent, the old file or the new one at every moment; missing parent directories are made.
-        durable: whether the content shall survive a power cut too.
+        path: Absent, the old file or the new one at every moment; missing parent directories are made. A link is replaced,
+            not followed.
+        durable: Whether the content must survive a power cut, too.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with _locked_directory(path) as folder:
+        temporary = folder / path.name
+        try:
+            yield temporary
+            if durable:
+                _sync(temporary)
+            temporary.replace(path)
+            if durable:
+                _sync(path.parent)  # the rename itself
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked_directory(path: Path) -> Iterator[Path]:
+    """Make a directory beside ``path`` for as long as the block runs, locked so that ``remove_leftovers`` leaves it alone."""
+    while True:
+        folder = path.with_name(path.name + _TEMPORARY.format(secrets.token_hex(8)))
+        folder.mkdir()  # fails, if anything of this name exists
+        descriptor = _lock(folder)
+        if descriptor is None or folder.is_dir():
+            break
+        os.close(descriptor)  # removed by another process before it was locked
     try:
-        yield temporary
-        if durable:
-            _sync(temporary)
-        temporary.replace(path)
-        if durable:
-            _sync(path.parent)  # the rename itself
+        yield folder
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a directory and return its descriptor; None where the system cannot, or another process holds it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Remove what killed processes have left half-written in a directory; best effort.
+
+    What a process still writes is locked by it and stays. So does everything on a system without locks.
+
+    Args:
+        folder: The directory; it may be absent.
+        name: Of the file or directory that was being written; empty for all of them.
+    """
+    try:
+        found = [
+            Path(entry.path) for entry in os.scandir(folder) if entry.name.endswith(".tmp") and entry.name.startswith(name)
+        ]
+    except OSError:
+        return
+    for leftover in found:
+        if not is_temporary(leftover.name) or (name and _TOKEN.sub("", leftover.name) != name):
+            continue
+        descriptor = _lock(leftover)
+        if descriptor is not None:
+            log.info("removing %s, which a killed command left half-written", leftover)
+            shutil.rmtree(leftover, ignore_errors=True)
+            os.close(descriptor)
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a file or directory of this name is one that ``atomically`` or ``directory_atomically`` writes."""
+    token = _TOKEN.search(name)
+    return token is not None and token.end() == len(name)
 
 
 @contextlib.contextmanager
@@ -128,38 +202,46 @@ def directory_atomically(path: Path, *, replace: bool = False) -> Iterator[Path]
         path: absent or an empty directory; missing parent directories are made.
         replace: whether ``path`` may hold something, which stays until the new directory is complete and is then removed.
     """
-    temporary, old = (path.with_name(f"{path.name}.{os.getpid()}.{end}") for end in ("tmp", _OLD))
-    for each in (temporary, old):  # of a killed process with our number
-        shutil.rmtree(each, ignore_errors=True)
+    old = path.with_name(path.name + _OLD.format(secrets.token_hex(8)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
     if replace:
         _finish_swap(path)
     numbers = [number for number in stop_signals() if number != signal.SIGINT]
     # So that the end below is reached.
     previous = {number: signal.signal(number, lambda received, _: sys.exit(128 + received)) for number in numbers}
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if replace and path.exists():
-            path.rename(old)
-        elif path.exists():  # and is empty
-            path.rmdir()
-        try:
-            temporary.rename(path)
-        except BaseException:  # also a signal between the two renames
-            if old.exists() and not path.exists():
-                old.rename(path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        with _locked_directory(path) as temporary:
+            try:
+                yield temporary
+                _swap(temporary, path, old if replace and path.exists() else None)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(new: Path, path: Path, old: Path | None) -> None:
+    """Put a directory in its place; what is there is called ``old`` for that moment, or is an empty directory."""
+    if old is not None:
+        path.rename(old)
+    elif path.exists():
+        path.rmdir()
+    try:
+        new.rename(path)
+    except BaseException:  # also a signal between the two renames
+        if old is not None and old.exists() and not path.exists():
+            old.rename(path)
+        raise
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _finish_swap(path: Path) -> None:
     """Bring back, or remove, what a process left of ``path`` that was killed between two renames or right after them."""
-    for old in sorted(path.parent.glob(f"{glob.escape(path.name)}.*.{_OLD}")) if path.parent.is_dir() else ():
-        if not re.fullmatch(rf"\.\d+\.{_OLD}", old.name.removeprefix(path.name)):
+    for old in sorted(path.parent.glob(f"{glob.escape(path.name)}.*.old")):
+        if not _TOKEN.fullmatch(old.name.removeprefix(path.name)):
             continue
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -168,12 +250,15 @@ def _finish_swap(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """To the disk, where the system lets a file or directory be synced through a descriptor opened for reading."""
+    """Bring a file or directory to the disk, where the system and the file system can be told to."""
     if os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:  # the file is written; such a file system decides itself when it is safe
+            raise
     finally:
         os.close(descriptor)
 

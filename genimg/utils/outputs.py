@@ -94,7 +94,8 @@ def require_own_folder(folder: Path, command: str) -> None:
 def own_folder(path: Path, record: Record) -> Iterator[Path]:
     """A temporary folder beside ``path`` that takes its place, with all that it held, if the block ends well.
 
-    The old folder stays until the new one is complete. A killed process leaves ``path.PID.tmp``, which ``is_unfinished``.
+    The old folder stays until the new one is complete. A killed process leaves a directory beside it that
+    ``is_unfinished``; the next one for the same path removes it.
 
     Args:
         path: Absolute. Absent, empty, or a folder that ``require_own_folder`` accepts.

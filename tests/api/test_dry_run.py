@@ -87,7 +87,7 @@ def test_a_dry_run_is_true_or_false(value: str, tmp_path: Path, environment: dic
 def test_a_dry_run_leaves_a_run_as_it_is(tmp_path: Path, environment: dict[str, str]) -> None:
     arguments = [*TINY, *MODELS["dcgan"], "evaluation=none", "trainer.duration=4 steps", "run_dir=run"]
     assert train(arguments, environment, tmp_path)[0] == 0
-    (tmp_path / "run" / "checkpoints" / "step-00000099.pt.1.tmp").touch()  # of a process that saves just now
+    (tmp_path / "run" / "checkpoints" / "step-00000099.pt.genimg-0123456789abcdef.tmp").mkdir()  # of a process that saves now
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     status, output = train([*arguments, "dry_run=true"], environment, tmp_path)
     assert status == 0, output

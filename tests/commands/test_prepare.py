@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import signal
 import subprocess
@@ -311,7 +310,7 @@ def test_a_stop_while_packing_leaves_no_output(home: Path) -> None:
 
 
 def test_what_a_killed_process_left_does_not_stand_in_the_way(home: Path) -> None:
-    left = home / f"PACKED.{os.getpid()}.tmp"
+    left = home / "PACKED.genimg-0123456789abcdef.tmp"
     left.mkdir()
     (left / "shard-00009.npy").write_bytes(b"half")
     prepare_here(*PICTURES, "output=PACKED")

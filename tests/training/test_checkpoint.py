@@ -229,7 +229,9 @@ def test_without_one_readable_checkpoint_the_newest_is_named(folder):
 
 def test_what_a_killed_save_left_is_removed(folder):
     save_steps(folder, 10)
-    (folder.path / "step-00000020.pt.123.tmp").write_bytes(b"half")
+    left = folder.path / "step-00000020.pt.genimg-0123456789abcdef.tmp"
+    left.mkdir()
+    (left / "step-00000020.pt").write_bytes(b"half")
     assert folder.load_last()[0]["step"] == 10
     assert names(folder.path) == ["last.pt", "step-00000010.pt"]
 

@@ -49,7 +49,7 @@ if when == "between the renames":
     Path.rename = rename_and_die
 if when == "after the renames":
     done = path.joinpath("1.png").exists
-    files.shutil.rmtree = lambda tree, **_: die() if done() and str(tree).endswith(".genimg-old") else None
+    files.shutil.rmtree = lambda tree, **_: die() if done() and str(tree).endswith(".old") else None
 with own_folder(path, record_of("genimg-sample")) as made:
     for i in range(2):
         Image.new("L", (4, 4), 9).save(made / f"{i}.png")
@@ -143,7 +143,7 @@ def test_whenever_a_command_is_killed_a_folder_is_whole_or_known_to_be_unfinishe
         assert listed(out) == ["0.png", "1.png", MARK]
     write(out, 1, 7)  # whatever was left, the next command puts in order
     assert listed(out) == ["a/0.png", MARK]
-    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".genimg-old")]
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".old")]
 
 
 def test_pictures_and_archives_of_others_are_refused(tmp_path: Path) -> None:
