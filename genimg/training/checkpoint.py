@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from genimg.errors import CheckpointError, ConfigError
 from genimg.utils.files import atomically, remove_leftovers
+from genimg.utils.regular_files import UnsafeFileError
+from genimg.utils.verified_torch import DamagedFileError, load_verified
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +25,7 @@ FORMAT = "genimg checkpoint"
 VERSION = 3
 
 _TIMED = "-timed"
+_NUMBERED = re.compile(rf"step-\d{{1,15}}({_TIMED})?\.pt")
 
 
 def save(state: dict[str, Any], path: Path) -> None:
@@ -42,20 +48,22 @@ def save(state: dict[str, Any], path: Path) -> None:
         ) from error
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+def load(path: Path, *, below: Path | None = None) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, and make sure that it is as it was written.
+
+    Args:
+        path: Of the file.
+        below: The run directory, or directory of checkpoints, that it was found in; None where the user has named the file.
 
     Raises:
-        CheckpointError: If there is no such file, or it is truncated, not a checkpoint, or of another version.
+        CheckpointError: If there is no such file, or it is truncated, damaged, not a checkpoint, or of another version.
     """
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # random bytes make the unpickler raise nearly anything
-        raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is truncated or not a genimg checkpoint: use another file in its folder"
-        ) from error
+        state = load_verified(path, below=below)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"checkpoint {path} does not exist") from error
+    except (DamagedFileError, UnsafeFileError) as error:
+        raise CheckpointError(error.problem, error.fix or "use another checkpoint of its run") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a genimg checkpoint")
     if (version := state.get("version")) != VERSION:
@@ -69,26 +77,58 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
+_CONTENTS = {
+    "config": dict, "raw_config": dict, "facts": dict, "decisions": dict, "method": dict, "optimizers": dict, "means": dict,
+    "training": dict, "num_images": int, "hardware": dict,
+}  # fmt: skip
+
+
 def require_whole(state: dict[str, Any], path: Path) -> None:
     """Check that a checkpoint holds what a training writes.
 
     Raises:
-        CheckpointError: If something is missing, naming it.
+        CheckpointError: If something is missing, or of another type, naming it.
     """
-    for key in (
-        "config",
-        "raw_config",
-        "facts",
-        "decisions",
-        "method",
-        "optimizers",
-        "means",
-        "training",
-        "num_images",
-        "hardware",
-    ):
+    for key, kind in _CONTENTS.items():
         if key not in state:
             raise CheckpointError(f"{path} is not a whole genimg checkpoint: it lacks {key!r}")
+        if type(state[key]) is not kind:
+            raise CheckpointError(f"{path} is not a genimg checkpoint: its {key!r} is a {type(state[key]).__name__}")
+    if type(state["training"].get("images")) is not int or state["num_images"] < 1:
+        raise CheckpointError(f"{path} is not a genimg checkpoint: it does not say how many images it was trained on")
+    if not all(type(value) is Tensor for value in state["method"].values()):
+        raise CheckpointError(f"{path} is not a genimg checkpoint: its weights are not tensors")
+
+
+def load_named(path: Path, which: str = "last") -> tuple[dict[str, Any], Path]:
+    """Read the checkpoint that a path means, see ``find``, and return it with its own path.
+
+    In place of a damaged last.pt of a run directory, the newest checkpoint that is not damaged is read, with a warning.
+
+    Raises:
+        CheckpointError: If there is none, or none can be read.
+        ConfigError: If ``which`` is neither ``last`` nor ``best``.
+    """
+    found = find(path, which)
+    if not path.is_dir():
+        return load(found), found
+    try:
+        return load(found, below=path), found
+    except CheckpointError as error:
+        if which != "last":
+            raise
+        for earlier in numbered(found.parent)[::-1]:
+            with contextlib.suppress(CheckpointError):
+                state = load(earlier, below=path)
+                log.warning("%s; taking %s instead", error, earlier)
+                return state, earlier
+        raise
+
+
+def numbered(folder: Path) -> list[Path]:
+    """Return the checkpoints in a directory that are named by their step, the oldest first."""
+    found = [path for path in folder.glob("step-*.pt") if _NUMBERED.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (step_of(path), not _is_timed(path)))
 
 
 def find(path: Path, which: str = "last") -> Path:
@@ -158,11 +198,12 @@ class CheckpointFolder:
             CheckpointError: If there are checkpoints and none can be read.
         """
         remove_leftovers(self.path)  # of a run that was killed while saving
-        candidates = self._numbered()[::-1] + [p for p in [self.path / "last.pt"] if p.is_file()]
+        last = self.path / "last.pt"
+        candidates = [*self._numbered()[::-1], *([last] if last.exists() else [])]
         broken: list[tuple[Path, CheckpointError]] = []
         for path in candidates:
             try:
-                state = load(path)
+                state = load(path, below=self.path.parent)
             except CheckpointError as error:
                 log.warning("%s; trying the one before", error)
                 broken.append((path, error))
@@ -175,7 +216,7 @@ class CheckpointFolder:
         return None
 
     def _numbered(self) -> list[Path]:
-        return sorted(self.path.glob("step-*.pt"), key=lambda path: (step_of(path), not _is_timed(path)))
+        return numbered(self.path)
 
     def _link(self, target: Path, name: str) -> None:
         with atomically(self.path / name) as temporary:

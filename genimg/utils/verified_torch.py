@@ -1,0 +1,219 @@
+"""Files of torch.save that hold nothing but tensors and primitives, read only if every byte is as it was written.
+
+``torch.load`` checks neither the CRC-32 of the archive's records nor, with ``weights_only=True``, that a file holds tensors and
+primitives alone: it builds other classes of torch, ``bytearray`` of any length, containers nested without end, and views with
+more elements than the file has bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import pickletools
+import struct
+import warnings
+import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from genimg.errors import UserError
+from genimg.utils.regular_files import open_regular
+
+_GLOBALS = {
+    "torch._utils _rebuild_tensor_v2",
+    "collections OrderedDict",  # of a tensor's hooks, which there are none of
+    *(
+        f"torch {kind}Storage"
+        for kind in ["Bool", "Byte", "Char", "Short", "Int", "Long", "Half", "BFloat16", "Float", "Double"]
+    ),
+}
+_OPCODES = {
+    "PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "BINPERSID", "NONE", "NEWTRUE", "NEWFALSE", "EMPTY_DICT", "EMPTY_LIST",
+    "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "BINUNICODE", "BINFLOAT",
+    "BININT", "BININT1", "BININT2", "LONG1", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET",
+}  # fmt: skip
+_MOST_PICKLED = 2**26  # bytes of what describes the tensors
+_MOST_RECORDS = 10**6
+_DEEPEST = 64  # containers in containers
+_MOST_VALUES = 10**7  # counting what is shared as often as it is reached
+_MOST_BITS = 128  # of an integer
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, and the lengths of the name and of the extra field
+_THREADS = 2  # that compare checksums
+_PIECE = 2**20  # bytes that are read at a time
+
+
+class DamagedFileError(UserError, ValueError):
+    """A file that is not as it was written, or holds something else than tensors and primitives."""
+
+
+def load_verified(path: Path, *, below: Path | None = None) -> Any:
+    """Read a file that ``torch.save`` wrote of tensors and primitives, onto the CPU.
+
+    Args:
+        path, below: See ``open_regular``.
+
+    Returns:
+        What was saved: ``None``, ``bool``, ``int``, ``float``, ``str``, dense tensors, and ``dict``, ``list`` and ``tuple`` of
+        these.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        UnsafeFileError: If it is not a regular file.
+        DamagedFileError: If it is truncated, damaged, or holds anything else.
+    """
+    with open_regular(path, below=below) as file, ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            records = _records_of(file)
+            _require_plain_pickle(_description(file, records))
+            # Beside the reading, which takes longer: a check after it would double the time of both.
+            checks = [pool.submit(_damage_of_copy, path, file, records[i::_THREADS]) for i in range(_THREADS)]
+            file.seek(0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of storages of types that torch will drop
+                value = torch.load(file, map_location="cpu", weights_only=True)
+            if problem := next((found for check in checks if (found := check.result())), ""):
+                raise DamagedFileError(problem)
+            _require_plain(value)
+        except DamagedFileError as error:
+            raise DamagedFileError(f"{path} {error.problem}", error.fix) from error
+        except OSError:
+            raise
+        except Exception as error:  # a pickle that nobody has written makes the unpickler raise nearly anything
+            raise DamagedFileError(f"{path} is truncated or damaged, or holds something else") from error
+    return value
+
+
+def _records_of(file: BinaryIO) -> list[zipfile.ZipInfo]:
+    """Return the records of an archive that is laid out as torch writes it.
+
+    Nothing is compressed, so that no record is larger than its file, and there is one list of records, so that PyTorch reads
+    the same one.
+
+    Raises:
+        DamagedFileError: If it is not.
+    """
+    size = file.seek(0, 2)
+    try:
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
+        raise DamagedFileError(f"({size:,} bytes) is truncated, or no file of torch.save") from error
+    records = archive.infolist()
+    is_torchs = (
+        0 < len(records) == len({record.orig_filename for record in records}) <= _MOST_RECORDS
+        and records[0].header_offset == 0
+        and not archive.comment
+        and all(record.compress_type == zipfile.ZIP_STORED and record.file_size == record.compress_size for record in records)
+        and sum(record.file_size for record in records) <= size
+    )
+    if not is_torchs:
+        raise DamagedFileError("is damaged, or no file of torch.save")
+    return records
+
+
+def _description(file: BinaryIO, records: list[zipfile.ZipInfo]) -> bytes:
+    """Return the record that describes the tensors, a pickle.
+
+    Raises:
+        DamagedFileError: If there is none, it is larger than that of any file of genimg, or it has changed.
+    """
+    pickles = [record for record in records if record.orig_filename.endswith("/data.pkl")]
+    if len(pickles) != 1 or pickles[0].file_size > _MOST_PICKLED:
+        raise DamagedFileError("is no file of genimg: what describes its tensors is missing, or too large")
+    if problem := _damage(file, pickles):
+        raise DamagedFileError(problem)
+    file.seek(_start_of(file, pickles[0]))
+    return file.read(pickles[0].file_size)
+
+
+def _damage_of_copy(path: Path, file: BinaryIO, records: list[zipfile.ZipInfo]) -> str:
+    """See ``_damage``; reads through another descriptor of the same file, because threads share the position in one."""
+    with open_regular(path) as same:
+        if not os.path.sameopenfile(file.fileno(), same.fileno()):
+            return "was replaced while it was read: try again"
+        return _damage(same, records)
+
+
+def _damage(file: BinaryIO, records: list[zipfile.ZipInfo]) -> str:
+    """Compare every record with its CRC-32; return what is wrong with the first that differs, and nothing if none does."""
+    buffer = memoryview(bytearray(_PIECE))
+    for record in records:
+        try:
+            file.seek(_start_of(file, record))
+        except (struct.error, ValueError):
+            return f"is damaged: its record {record.filename} does not begin where it should"
+        left, crc = record.file_size, 0
+        while left:
+            count = file.readinto(buffer[: min(left, len(buffer))])  # type: ignore[attr-defined]
+            if not count:
+                return "is truncated"
+            crc = zlib.crc32(buffer[:count], crc)
+            left -= count
+        if crc != record.CRC:
+            return f"is damaged: its record {record.filename} is not as it was written"
+    return ""
+
+
+def _start_of(file: BinaryIO, record: zipfile.ZipInfo) -> int:
+    """Return where a record's content begins in the file, by the header before it, as PyTorch finds it."""
+    file.seek(record.header_offset)
+    signature, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+    if signature != b"PK\3\4":
+        raise ValueError("no header")
+    return int(record.header_offset + _LOCAL_HEADER.size + name + extra)
+
+
+def _require_plain_pickle(pickled: bytes) -> None:
+    """Refuse a pickle that builds anything but tensors and primitives, before it is read.
+
+    Raises:
+        DamagedFileError: Naming what it would build.
+    """
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name == "GLOBAL" and argument not in _GLOBALS:
+            raise DamagedFileError(f"holds {str(argument).replace(' ', '.')}, not only tensors and primitives")
+        if opcode.name not in _OPCODES:
+            raise DamagedFileError(f"holds something else than tensors and primitives ({opcode.name})")
+
+
+def _require_plain(value: Any) -> None:
+    """Refuse what has been read where its types, depth or size are beyond those of any file of genimg.
+
+    Raises:
+        DamagedFileError: Saying which.
+    """
+    if _size_of(value, 0, {}) > _MOST_VALUES:
+        raise DamagedFileError(f"holds more than {_MOST_VALUES:,} values")
+
+
+def _size_of(value: Any, depth: int, known: dict[int, int]) -> int:
+    """Return the number of values in a container, itself included; ``known`` holds those of the containers in it by id."""
+    kind = type(value)
+    if kind is str or kind is float or kind is bool or value is None:
+        return 1
+    if kind is int:
+        if value.bit_length() > _MOST_BITS:
+            raise DamagedFileError(f"holds an integer of {value.bit_length()} bits")
+        return 1
+    if kind is Tensor:
+        if value.layout is not torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise DamagedFileError("holds a tensor of more elements than the file does")
+        return 1
+    if kind not in (dict, list, tuple):
+        raise DamagedFileError(f"holds a {kind.__name__}, not only tensors and primitives")
+    if id(value) in known:
+        return known[id(value)]
+    if depth == _DEEPEST:
+        raise DamagedFileError(f"holds containers nested more than {_DEEPEST} deep")
+    size = 1
+    if kind is dict:
+        for key in value:
+            if type(key) is not str and type(key) is not int:
+                raise DamagedFileError(f"holds a key that is a {type(key).__name__}, not text or an integer")
+    for item in value.values() if kind is dict else value:
+        size += _size_of(item, depth + 1, known)
+    known[id(value)] = size
+    return size
