@@ -1,0 +1,355 @@
+"""Damage checkpoints, and kill commands at random moments, and tell what goes unnoticed or is lost.
+
+    python scripts/integrity.py damage --flips 500 --pages 100     # about a minute
+    python scripts/integrity.py kills --seed 1                     # about 10 minutes on 2 cores
+    python scripts/integrity.py cost --megabytes 100               # of reading and writing a checkpoint, beside torch's own
+
+``damage`` trains a small GAN, VAE and restoration model, and flips one bit, or overwrites one page with zeros, of a checkpoint
+at a time. Each must be refused, or be read as what was written, because a few bytes of an archive mean nothing. The exit code
+is 1 if one is not.
+
+``kills`` starts a training that saves at every step, an evaluation that saves statistics, and the commands that sample,
+prepare, export and sweep, and kills each (SIGKILL, with all of its processes) after a random part of the time that it takes.
+Whatever
+then has the name of a result must be whole, and the same command, started again, must end with the result of one that was not
+killed, for a training bit for bit, and leave no half-written files behind. The exit code is 1 if one does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from genimg.errors import UserError
+from genimg.training import checkpoint
+from genimg.utils.files import is_temporary
+from genimg.utils.verified_torch import load_verified
+
+PAGE = 4096  # bytes
+SMALL = ("data.num_images=64", "data.image_size=16", "trainer.batch_size=8", "trainer.preview_images=4", "evaluation=none",
+         "device=cpu")  # fmt: skip
+FAMILIES = {
+    "gan": ("model=dcgan_small", "model.generator.width=8", "model.discriminator.features.width=8"),
+    "vae": ("model=vae_small",),
+    "restoration": ("model=restoration_unet", "task=denoise", "model.translator.width=8"),
+}
+
+
+def start(name: str, *arguments: str, folder: Path) -> int:
+    """Start a command in a fork, in a process group of its own, and return its number."""
+    pid = os.fork()
+    if pid:
+        return pid
+    os.setsid()
+    os.chdir(folder)
+    output = os.open(folder / "output.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    code = 1
+    try:
+        from genimg import cli
+
+        sys.argv = [f"genimg-{name}", *arguments]
+        getattr(cli, {"eval": "evaluate"}.get(name, name))()
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def run(name: str, *arguments: str, folder: Path) -> None:
+    """Run a command to its end."""
+    code = os.waitstatus_to_exitcode(os.waitpid(start(name, *arguments, folder=folder), 0)[1])
+    if code:
+        raise RuntimeError(f"genimg-{name} {' '.join(arguments)} ended with {code}:\n{(folder / 'output.txt').read_text()}")
+
+
+def run_and_kill(seconds: float, name: str, *arguments: str, folder: Path) -> bool:
+    """Run a command for so long, then kill it and all that it has started; return whether it was still at work."""
+    pid = start(name, *arguments, folder=folder)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return False
+        time.sleep(0.005)
+    os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    for each in children_of(pid):
+        os.kill(each, signal.SIGKILL)
+    return True
+
+
+def children_of(pid: int) -> Iterator[int]:
+    """Yield the processes that a sweep has started in sessions of their own, and which its death does not end at once."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            continue
+        if b"genimg.train" in words and parent in (1, pid):
+            yield int(folder.name)
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
+    return bool(type(one) is type(other) and one == other)
+
+
+def damage(flips: int, pages: int, seed: int) -> int:
+    """Return the number of damaged checkpoints that were read as something else than what was written."""
+    generator = random.Random(seed)
+    silent = 0
+    with tempfile.TemporaryDirectory() as home:
+        for number, (family, words) in enumerate(FAMILIES.items()):
+            run("train", *words, *SMALL, "trainer.duration=2 steps", f"run_dir={family}", folder=Path(home))
+            path = Path(home, family, "checkpoints", "last.pt")
+            whole, state, damaged = path.read_bytes(), checkpoint.load(path), path.with_name("damaged.pt")
+            kinds = ["bit"] * len(range(number, flips, len(FAMILIES))) + ["page"] * len(range(number, pages, len(FAMILIES)))
+            refused = unchanged = 0
+            for kind in tqdm(kinds, desc=family, unit="file"):
+                content = bytearray(whole)
+                if kind == "bit":
+                    place = generator.randrange(len(whole) * 8)
+                    content[place // 8] ^= 1 << place % 8
+                else:
+                    place = generator.randrange(len(whole) // PAGE + 1) * PAGE
+                    content[place : place + PAGE] = bytes(len(content[place : place + PAGE]))
+                damaged.write_bytes(content)
+                try:
+                    found = checkpoint.load(damaged)
+                except UserError:
+                    refused += 1
+                    continue
+                if same(found, state):
+                    unchanged += 1
+                else:
+                    silent += 1
+                    print(f"{family}: {kind} at {place} of {len(whole)} bytes was not noticed")
+            print(f"{family} ({len(whole):,} bytes): {len(kinds)} damaged, {refused} refused, {unchanged} without effect")
+    print(f"read as something else than what was written: {silent}")
+    return silent
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if is_temporary(path.name)]
+
+
+def check_checkpoints(folder: Path) -> None:
+    """Make sure that everything that has the name of a checkpoint is one."""
+    for path in folder.rglob("*.pt"):
+        if not any(is_temporary(parent.name) for parent in path.parents):
+            load_verified(path)
+
+
+class Kills:
+    """Commands to kill, in a directory with a trained GAN and a folder of pictures."""
+
+    def __init__(self, home: Path, seed: int) -> None:
+        self.home, self.generator = home, random.Random(seed)
+        self.times: dict[str, float] = {}
+        run("train", *FAMILIES["gan"], *SMALL, "trainer.duration=2 steps", "run_dir=gan", folder=home)
+        (home / "pictures").mkdir()
+        values = np.random.default_rng(0)
+        for number in range(150):
+            pixels = values.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(home / "pictures" / f"{number}.png")
+
+    def kill(self, name: str, arguments: tuple[str, ...], check: Callable[[], None], reset: Callable[[], None]) -> bool:
+        """Kill a command, check what is there, run it again, check again; return whether it was at work when it was killed."""
+        key = f"{name} {' '.join(arguments)}"
+        if key not in self.times:
+            reset()
+            begin = time.monotonic()
+            run(name, *arguments, folder=self.home)
+            self.times[key] = time.monotonic() - begin
+            check()
+        reset()
+        was_at_work = run_and_kill(self.generator.uniform(0.1, 1.0) * self.times[key], name, *arguments, folder=self.home)
+        check()
+        run(name, *arguments, folder=self.home)
+        check()
+        if left := leftovers(self.home):
+            raise RuntimeError(f"{left[0]} was left behind")
+        return was_at_work
+
+    def remove(self, *names: str) -> None:
+        for name in names:
+            path = self.home / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def training(self) -> bool:
+        arguments = (*FAMILIES["gan"], *SMALL, "trainer.duration=24 steps", "trainer.checkpoint_interval=1 steps",
+                     "trainer.keep_last=2", "trainer.preview_interval=3 steps", "run_dir=killed", "resume=auto")  # fmt: skip
+        whole = self.home / "whole.pt"
+
+        def check() -> None:
+            check_checkpoints(self.home / "killed")
+            last = self.home / "killed" / "checkpoints" / "last.pt"
+            if not (self.home / "killed" / "summary.json").exists():
+                return
+            found = load_verified(last)
+            if not whole.exists():
+                shutil.copyfile(last, whole)
+            expected = load_verified(whole)
+            for part in ("method", "optimizers"):
+                if not same(found[part], expected[part]):
+                    raise RuntimeError(f"{last} is not bit for bit that of a training that was not killed, in {part}")
+
+        return self.kill("train", arguments, check, lambda: self.remove("killed"))
+
+    def sampling(self) -> bool:
+        def check() -> None:
+            folder = self.home / "made"
+            if not folder.exists():
+                return
+            names = sorted(path.name for path in folder.glob("*.png"))
+            if len(names) != 60:
+                raise RuntimeError(f"{folder} holds {len(names)} of 60 pictures")
+            for name in names:
+                Image.open(folder / name).load()
+
+        arguments = ("ckpt=gan", "num_images=60", "output=made", "device=cpu")
+        return self.kill("sample", arguments, check, lambda: None if self.generator.random() < 0.5 else self.remove("made"))
+
+    def evaluating(self) -> bool:
+        file = self.home / "statistics.pt"
+
+        def check() -> None:
+            if file.exists():
+                load_verified(file)
+            check_checkpoints(self.home / "cache")
+
+        arguments = ("images=pictures", "real=pictures", "save_statistics=statistics.pt", "evaluation=shapes", "image_size=16", "device=cpu",
+                     "evaluation.cache_dir=cache")  # fmt: skip
+        return self.kill("eval", arguments, check, lambda: self.remove("statistics.pt", "cache"))
+
+    def preparing(self) -> bool:
+        from genimg.data.datasets.prepared import prepared
+
+        def check() -> None:
+            if (self.home / "packed").exists():
+                source = prepared(root=str(self.home / "packed"), image_size=16, channels=3)
+                if len(source) != 150 or source.read_many(np.arange(150)).shape != (150, 3, 16, 16):
+                    raise RuntimeError("packed is not whole")
+
+        arguments = ("data=folder", "data.root=pictures", "data.image_size=16", "output=packed")
+        return self.kill("prepare", arguments, check, lambda: self.remove("packed"))
+
+    def exporting(self) -> bool:
+        def check() -> None:
+            if (self.home / "generator.pt2").exists():
+                torch.export.load(self.home / "generator.pt2").module()(torch.zeros(1, 100))
+
+        arguments = ("ckpt=gan", "format=pt2", "output=generator.pt2", "device=cpu")
+        return self.kill("export", arguments, check, lambda: self.remove("generator.pt2"))
+
+    def sweeping(self) -> bool:
+        arguments = ("-m", *FAMILIES["gan"], *SMALL, "trainer.duration=6 steps", "trainer.checkpoint_interval=1 steps",
+                     "optimizer.lr=1e-4,2e-4", "hydra/launcher=gpu_queue", "hydra.sweep.dir=sweep")  # fmt: skip
+
+        def check() -> None:
+            check_checkpoints(self.home / "sweep")
+
+        return self.kill("train", arguments, check, lambda: self.remove("sweep"))
+
+
+COUNTS = {"training": 44, "sampling": 14, "evaluating": 12, "preparing": 14, "exporting": 8, "sweeping": 8}
+
+
+def kills(seed: int, share: float) -> int:
+    """Return the number of kills after which something was lost."""
+    lost = 0
+    with tempfile.TemporaryDirectory() as home:
+        commands = Kills(Path(home), seed)
+        for name, count in COUNTS.items():
+            at_work = 0
+            count = max(1, round(count * share))
+            for _ in tqdm(range(count), desc=name, unit="kill"):
+                try:
+                    at_work += getattr(commands, name)()
+                except Exception as error:
+                    lost += 1
+                    print(f"{name}: {type(error).__name__}: {error}")
+            print(f"{name}: {count} kills, {at_work} of them while the command was at work")
+    print(f"kills after which something was lost, or taken for whole: {lost}")
+    return lost
+
+
+def cost(megabytes: int, repeats: int) -> int:
+    """Print how long a checkpoint takes to write and to read, beside torch's own functions, alternating."""
+    generator = torch.Generator().manual_seed(0)
+    state = {f"layer{i}.weight": torch.randn(megabytes * 2500, generator=generator) for i in range(100)}
+    times: dict[str, list[float]] = {"torch.save": [], "checkpoint.save": [], "torch.load": [], "checkpoint.load": []}
+    with tempfile.TemporaryDirectory() as home:
+        plain, own = Path(home, "plain.pt"), Path(home, "own.pt")
+
+        def torch_save() -> None:
+            with open(plain, "wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+
+        jobs: dict[str, Callable[[], object]] = {
+            "torch.save": torch_save,
+            "checkpoint.save": lambda: checkpoint.save({"method": state}, own),
+            "torch.load": lambda: torch.load(plain, map_location="cpu", weights_only=True),
+            "checkpoint.load": lambda: checkpoint.load(own),
+        }
+        for _ in tqdm(range(repeats), unit="round"):
+            for name, job in jobs.items():
+                begin = time.perf_counter()
+                job()
+                times[name].append(time.perf_counter() - begin)
+        print(f"{own.stat().st_size / 1e6:.0f} MB, median of {repeats}, and the least:")
+    for name, seconds in times.items():
+        print(f"  {name:16} {statistics.median(seconds) * 1e3:6.0f} ms {min(seconds) * 1e3:6.0f} ms")
+    return 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("damage", "kills", "cost"))
+    parser.add_argument("--flips", type=int, default=500, help="bits to flip, of all families together")
+    parser.add_argument("--pages", type=int, default=100, help="pages to overwrite, of all families together")
+    parser.add_argument("--share", type=float, default=1.0, help="of the 100 kills")
+    parser.add_argument("--megabytes", type=int, default=100, help="size of the checkpoint whose cost is measured")
+    parser.add_argument("--repeats", type=int, default=15, help="rounds in which it is measured")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if options.what == "damage":
+        failures = damage(options.flips, options.pages, options.seed)
+    elif options.what == "kills":
+        failures = kills(options.seed, options.share)
+    else:
+        failures = cost(options.megabytes, options.repeats)
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == "__main__":
+    main()
