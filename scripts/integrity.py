@@ -243,8 +243,8 @@ class Kills:
                 load_verified(file)
             check_checkpoints(self.home / "cache")
 
-        arguments = ("images=pictures", "real=pictures", "save_statistics=statistics.pt", "evaluation=shapes", "image_size=16", "device=cpu",
-                     "evaluation.cache_dir=cache")  # fmt: skip
+        arguments = ("images=pictures", "real=pictures", "save_statistics=statistics.pt", "evaluation=shapes", "image_size=16",
+                     "evaluation.cache_dir=cache", "device=cpu")  # fmt: skip
         return self.kill("eval", arguments, check, lambda: self.remove("statistics.pt", "cache"))
 
     def preparing(self) -> bool:

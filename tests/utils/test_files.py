@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from genimg.utils.files import atomically, directory_atomically, naming_full_disk, new_directory
+from genimg.utils.files import atomically, directory_atomically, is_temporary, naming_full_disk, new_directory, remove_leftovers
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -117,3 +117,50 @@ def test_processes_that_want_one_new_directory_at_once_get_one_each(tmp_path):
 def test_a_directory_that_cannot_be_made_is_left_to_its_first_use(tmp_path):
     (tmp_path / "file").touch()
     assert new_directory(str(tmp_path / "file" / "run")) == str(tmp_path / "file" / "run")
+
+
+def test_a_file_system_that_cannot_be_told_to_write_is_no_reason_to_stop(tmp_path, monkeypatch):
+    def unknown(_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", unknown)
+    with atomically(tmp_path / "file", durable=True) as temporary:
+        temporary.write_text("content")
+    assert (tmp_path / "file").read_text() == "content"
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path):
+    (tmp_path / "elsewhere").write_text("mine")
+    (tmp_path / "file").symlink_to(tmp_path / "elsewhere")
+    with atomically(tmp_path / "file") as temporary:
+        temporary.write_text("content")
+    assert (tmp_path / "elsewhere").read_text() == "mine"
+    assert not (tmp_path / "file").is_symlink()
+
+
+def test_no_two_temporary_names_are_alike(tmp_path):
+    names = set()
+    for _ in range(20):
+        with atomically(tmp_path / "file") as temporary:
+            names.add(temporary.parent.name)
+            temporary.touch()
+    assert len(names) == 20
+    assert all(is_temporary(name) for name in names)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no locks")
+def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(tmp_path):
+    (tmp_path / "mine.tmp").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.genimg-0123456789abcdef.tmp").mkdir()
+        (tmp_path / f"{name}.genimg-0123456789abcdef.tmp" / "part").write_text("half")
+    (tmp_path / "c.genimg-0123456789abcdef.tmp").symlink_to(tmp_path / "mine.tmp")
+    with atomically(tmp_path / "a") as temporary:
+        temporary.write_text("content")
+        remove_leftovers(tmp_path, "a")
+        assert temporary.exists()
+        assert not (tmp_path / "a.genimg-0123456789abcdef.tmp").exists()
+        assert (tmp_path / "b.genimg-0123456789abcdef.tmp").exists()
+        remove_leftovers(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "c.genimg-0123456789abcdef.tmp", "mine.tmp"]
+    remove_leftovers(tmp_path / "absent")
