@@ -28,7 +28,7 @@ from genimg.inference.image_files import (
 from genimg.methods.base import Method
 from genimg.types import Batch
 from genimg.utils.files import naming_full_disk
-from genimg.utils.images import to_float, to_uint8, write_png
+from genimg.utils.images import save_png, to_float, to_uint8, write_png
 from genimg.utils.outputs import Record, own_folder, stamp_of
 from genimg.utils.paths import relative
 
@@ -81,7 +81,7 @@ def reconstruct(
             batch: Batch = {"image": to_float(originals), **repeated(condition.row, len(some))}
             made = to_uint8(method.reconstruct({key: value.to(device) for key, value in batch.items()})).cpu()
             for picture, original, image in zip(some, originals, made, strict=True):
-                write_png(image, made_in / picture.name)
+                save_png(image, made_in / picture.name)
                 if len(shown) < _MOST_SHOWN:
                     shown.append((cell(original), cell(image)))
             progress.update(len(some))

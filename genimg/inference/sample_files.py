@@ -17,7 +17,7 @@ from torch import Tensor
 from genimg.inference.conditions import KEYS, Condition
 from genimg.types import Batch
 from genimg.utils.files import atomically
-from genimg.utils.images import on_white, to_float, to_uint8, write_png
+from genimg.utils.images import on_white, save_png, to_float, to_uint8
 from genimg.utils.outputs import Record, own_folder, require_own_file, require_own_folder, stamp_archive
 
 _BATCH = 256
@@ -74,7 +74,7 @@ class Files(Sink):
             places = [f"{self._class_name(label)}/" for label in drawn["label"].tolist()]
         names = [f"{each}{index:06d}.png" for each, index in zip(places, indices, strict=True)]
         for name, image in zip(names, images, strict=True):
-            write_png(image, self._folder / name)
+            save_png(image, self._folder / name)
         self._lines += _lines(names, drawn)
 
     def __exit__(self, *error: Any) -> bool | None:

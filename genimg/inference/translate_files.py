@@ -18,7 +18,7 @@ from genimg.inference.translate import MemoryFullError, Translator, needs_mask
 from genimg.methods.image_to_image import Translation
 from genimg.types import height_width
 from genimg.utils.files import naming_full_disk
-from genimg.utils.images import write_png
+from genimg.utils.images import save_png, write_png
 from genimg.utils.outputs import Record, own_folder, stamp_of
 from genimg.utils.paths import relative
 
@@ -135,7 +135,7 @@ def _write_all(
             except CheckpointError as error:
                 raise CheckpointError(f"{batch[0].file}: {error}") from error
             for picture, source, result in zip(batch, sources, results, strict=True):
-                write_png(result, folder / picture.name)
+                save_png(result, folder / picture.name)
                 if picture.number < _MOST_SHOWN:
                     shown[picture.number] = cell(source), cell(result)
             progress.update(len(batch))

@@ -54,7 +54,7 @@ def atomically(path: Path, *, durable: bool = False) -> Iterator[Path]:
             if durable:
                 _sync(path.parent)  # the rename itself
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
 
 @contextlib.contextmanager
@@ -72,6 +72,14 @@ def _locked_directory(path: Path) -> Iterator[Path]:
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a directory, which is mostly empty; best effort."""
+    try:
+        folder.rmdir()
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lock(folder: Path) -> int | None:

@@ -78,12 +78,18 @@ def mirror_and_shift(images: Tensor, mirrored: Tensor, upside_down: Tensor, down
 
 def write_png(picture: Tensor, path: Path, text: Mapping[str, str] | None = None) -> None:
     """Write a uint8 picture [C, H, W] with 1, 3 or 4 channels, and text in its header; it appears whole or not at all."""
+    with atomically(path) as temporary:
+        save_png(picture, temporary, text)
+
+
+def save_png(picture: Tensor, path: Path, text: Mapping[str, str] | None = None) -> None:
+    """Write a picture into a directory that is itself not in its place yet; see ``write_png``. Missing directories are made."""
     from PIL import Image, PngImagePlugin
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     header = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         header.add_text(key, value)
     array = picture.cpu().permute(1, 2, 0).numpy()
     image = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
-    with atomically(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=header)
+    image.save(path, format="PNG", pnginfo=header)
