@@ -182,16 +182,18 @@ class Kills:
         """Kill a command, check what is there, run it again, check again; return whether it was at work when it was killed."""
         key = f"{name} {' '.join(arguments)}"
         if key not in self.times:
-            reset()
-            begin = time.monotonic()
-            run(name, *arguments, folder=self.home)
-            self.times[key] = time.monotonic() - begin
-            check()
+            for _ in range(2):  # the first also imports what the command needs
+                reset()
+                begin = time.monotonic()
+                run(name, *arguments, folder=self.home)
+                self.times[key] = time.monotonic() - begin
+                check()
         reset()
         was_at_work = run_and_kill(self.generator.uniform(0.1, 1.0) * self.times[key], name, *arguments, folder=self.home)
         check()
-        run(name, *arguments, folder=self.home)
-        check()
+        if not (name == "prepare" and (self.home / "packed").exists()):  # which is whole, and never replaced
+            run(name, *arguments, folder=self.home)
+            check()
         if left := leftovers(self.home):
             raise RuntimeError(f"{left[0]} was left behind")
         return was_at_work

@@ -57,8 +57,7 @@ class TrainedCheckpoint:
             ConfigError: If ``which`` is neither, or a key has no effect on the checkpoint.
         """
         try:
-            path = checkpoint.find(expanded("ckpt", given), which)
-            state = checkpoint.load(path)
+            state, path = checkpoint.load_named(expanded("ckpt", given), which)
             checkpoint.require_whole(state, path)
         except CheckpointError as error:
             if error.key:  # which=best

@@ -30,6 +30,7 @@ from genimg.evaluation.periodic import Evaluation
 from genimg.evaluation.translation import TranslationEvaluator, means_over_images, similarities
 from genimg.methods.image_to_image import Translation
 from genimg.types import Batch
+from genimg.utils.csv_cells import neutral
 from genimg.utils.distributed import rank, rows_of_all_ranks, world_size
 from genimg.utils.files import atomically
 from genimg.utils.images import grid, to_uint8, write_png
@@ -195,7 +196,7 @@ def _write_table(path: Path, data: Data, evaluator: TranslationEvaluator, rows: 
         for index in order:
             writer.writerow(
                 [
-                    held_out.source.title(int(indices[index])),
+                    neutral(held_out.source.title(int(indices[index]))),
                     *(f"{v[index].item():.6g}" for row in rows.values() for v in row.values()),
                 ]
             )

@@ -95,8 +95,7 @@ def find_start(composition: Composition, run_dir: Path) -> Start:
         wanted = Path(str(composed.resume)).expanduser()
         # Of a run directory, the newest that can be read: a killed run's last.pt may be a step behind.
         newest = folder.load_last() if wanted.is_dir() and wanted.resolve() == run_dir.resolve() else None
-        path = newest[1] if newest else checkpoint.find(wanted)
-        saved: Saved | None = Saved(newest[0] if newest else checkpoint.load(path), path)
+        saved: Saved | None = Saved(*(newest or checkpoint.load_named(wanted)))
     elif composed.resume == "auto":
         found = folder.load_last()
         saved = Saved(*found) if found else None
@@ -315,7 +314,7 @@ def _why_impossible(state: Node, changes: dict[str, str], config: Node, named: i
 
 def _refuse_to_overwrite(folder: checkpoint.CheckpointFolder, saved: Saved | None) -> None:
     """A run directory holds one history: neither a fresh start nor a step back may replace newer checkpoints."""
-    steps = [checkpoint.step_of(path) for path in folder.path.glob("step-*.pt")]
+    steps = [checkpoint.step_of(path) for path in checkpoint.numbered(folder.path)]
     if not steps:
         return
     if saved is None:

@@ -24,10 +24,11 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from genimg.data.datasets.builtin import CorruptImageError
-from genimg.data.decode import PixelFormat, upright
+from genimg.data.decode import PixelFormat
 from genimg.data.transforms import rotate
 from genimg.errors import DataError
 from genimg.utils.images import to_float, to_uint8
+from genimg.utils.pillow import open_image, upright
 
 Record = dict[str, Any]  # as JSON holds it
 
@@ -244,11 +245,11 @@ def read_image(path: Path, pixels: PixelFormat | None = None) -> Tensor:
         CorruptImageError: if it cannot be decoded.
     """
     try:
-        with Image.open(path) as file:
+        with open_image(path) as file:
             image = upright(file)
             own = PixelFormat(image.height, image.width, _channels(image))
             return torch.from_numpy(np.array((pixels or own).apply(image)))  # a copy: Pillow's may be read-only
-    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError) as error:
         raise CorruptImageError(f"{path}: {error}") from error
 
 

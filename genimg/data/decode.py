@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from genimg.data.image_files import ImageFiles
 from genimg.errors import ConfigError, DataError
 from genimg.types import height_width
+from genimg.utils.pillow import open_header, orientation, upright
 
 FITS = ("crop", "stretch", "pad")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GREY = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-_ORIENTATION = 0x0112  # EXIF's tag
 _SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # whose grey images of 16 bits Pillow opens with 32
 _HOW_TO_GIVE_LEVELS = "give the values that become black and white with range=[low,high], or store 8 bits"
 
@@ -148,13 +148,6 @@ def has_sixteen_bits(image: Image.Image) -> bool:
     return image.mode.startswith("I;") or (image.mode == "I" and image.format in _SIXTEEN_BIT_FORMATS)
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """An image as its camera was held: phones store the sensor's picture and say how that was. Its format stays known."""
-    turned = ImageOps.exif_transpose(image)
-    turned.format = image.format
-    return turned
-
-
 def half_of(image: Image.Image, half: str) -> Image.Image:
     """The ``left`` or ``right`` image of two that lie side by side; its format stays known."""
     middle = image.width // 2
@@ -174,11 +167,11 @@ def common_format(files: ImageFiles) -> PixelFormat:
     first, size, channels = "", (0, 0), 1
     for path in tqdm(files.paths, desc="reading sizes", unit="image", leave=False, disable=None):
         try:
-            with Image.open(files.open(path)) as image:
-                sideways = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            with open_header(files.open(path)) as image:
+                sideways = orientation(image) in (5, 6, 7, 8)
                 found = image.size[::-1] if sideways else image.size
                 channels = channels if image.mode in _GREY else 3
-        except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError) as error:
             raise DataError(
                 f"the file {files.root / path} cannot be read as an image ({error}): remove or repair it"
             ) from error

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from genimg.data.decode import PixelFormat, has_sixteen_bits, is_deep
 from genimg.data.image_files import ImageFiles
 from genimg.errors import DataError
+from genimg.utils.pillow import open_header, open_image
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ _LOOKED_AT = 32  # files whose headers are read
 _DECODED = 8  # of them, those of 16 or 32 bits
 _DARK = 4096  # of 65,536: 12-bit values in 16 bits come out at a sixteenth of their brightness
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
+_UNREADABLE = (OSError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def with_settled_depth(files: ImageFiles, pixels: PixelFormat) -> PixelFormat:
 def _looks_deep(files: ImageFiles, path: str) -> bool:
     """Whether the header says 16 or 32 bits."""
     try:
-        with Image.open(files.open(path)) as image:
+        with open_header(files.open(path)) as image:
             return is_deep(image)
     except _UNREADABLE:
         return False
@@ -73,7 +73,7 @@ def _looks_deep(files: ImageFiles, path: str) -> bool:
 
 def _decoded(files: ImageFiles, path: str) -> _Deep | None:
     try:
-        with Image.open(files.open(path)) as image:
+        with open_image(files.open(path)) as image:
             bits = 16 if has_sixteen_bits(image) else 0 if image.mode == "F" else 32
             values = np.asarray(image).astype(np.float64)
     except _UNREADABLE:

@@ -8,24 +8,24 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from genimg.data.datasets.file_index import list_images
-from genimg.data.decode import PixelFormat, half_of, upright
+from genimg.data.decode import PixelFormat, half_of
 from genimg.errors import ConfigError, DataError
 from genimg.utils.files import check_writable
 from genimg.utils.images import grid as grid_of_images
 from genimg.utils.images import on_white, to_float, to_uint8
 from genimg.utils.outputs import require_own_file, require_own_folder
 from genimg.utils.paths import expanded
+from genimg.utils.pillow import open_header, open_image, orientation, upright
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
+_UNREADABLE = (OSError, ValueError)
 _MOST_NAMED = 5  # of the files that something is wrong with
 _SIDEWAYS = (5, 6, 7, 8)  # values of EXIF's orientation
-_ORIENTATION = 0x0112
 _WHITE = 128  # the least level of a missing pixel
 _CELL = 256  # pixels of a picture in the grid, at most
 
@@ -163,9 +163,8 @@ def with_sizes(pictures: Sequence[Picture]) -> list[Picture]:
     files = list(dict.fromkeys(file for each in pictures for file in (each.file, each.mask) if file is not None))
     for file in tqdm(files, desc="reading sizes", unit="image", leave=False, delay=1.0, disable=None):
         try:
-            with Image.open(file) as image:
-                # A PNG's own method would decode the whole image in search of more.
-                sideways = Image.Image.getexif(image).get(_ORIENTATION, 1) in _SIDEWAYS
+            with open_header(file) as image:
+                sideways = orientation(image) in _SIDEWAYS
                 sizes[file] = (image.width, image.height) if sideways else (image.height, image.width)
         except _UNREADABLE as error:
             broken.append(f"{file} ({_reason(error)})")
@@ -195,7 +194,7 @@ def halved(pictures: Sequence[Picture], half: str) -> list[Picture]:
 def read_image(picture: Picture, channels: int, levels: tuple[float, float] | None = None) -> Tensor:
     """uint8 [C, H, W]; ``levels`` of 16- and 32-bit images as those of PixelFormat."""
     try:
-        with Image.open(picture.file) as file:
+        with open_image(picture.file) as file:
             image = upright(file)
             if picture.half is not None:
                 image = half_of(image, picture.half)
@@ -213,7 +212,7 @@ def read_resized(file: Path, to: PixelFormat) -> Tensor:
         DataError: If it cannot be decoded.
     """
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             return torch.tensor(to.apply(image))
     except _UNREADABLE as error:
         raise DataError(f"{file} cannot be decoded ({_reason(error)}): repair or remove it") from error
@@ -223,8 +222,8 @@ def read_mask(picture: Picture) -> Tensor:
     """float32 [1, H, W], 1 where pixels are missing."""
     assert picture.mask is not None
     try:
-        with Image.open(picture.mask) as image:
-            levels = np.asarray(ImageOps.exif_transpose(image).convert("L"))
+        with open_image(picture.mask) as image:
+            levels = np.asarray(upright(image).convert("L"))
     except _UNREADABLE as error:
         raise DataError(f"the mask {picture.mask} cannot be decoded ({_reason(error)}): repair or remove it") from error
     return torch.from_numpy(levels >= _WHITE)[None].float()
@@ -277,6 +276,4 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, UnidentifiedImageError):  # its words are the file's name
-        return "it is in no format that Pillow reads"
     return getattr(error, "strerror", None) or str(error)

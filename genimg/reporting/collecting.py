@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from genimg.errors import ConfigError, DataError
 from genimg.reporting.runs import Run, is_run, read_run
+from genimg.utils.sweep_table import rows_of
 
 _DEPTH = 3  # levels below a directory at which runs are looked for: outputs/multirun/DATE/TIME/JOB
 _INSIDE_A_RUN = {"checkpoints", "tensorboard", "samples", ".hydra"}
@@ -71,10 +71,10 @@ def _is_sweep(directory: Path) -> bool:
 
 def _members(directory: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     """Runs below a directory, with their rows of the tables of their sweeps; first those that a table names."""
-    rows = {directory / row["directory"]: row for row in _rows(directory / "sweep.csv")}
+    rows = {directory / row["directory"]: row for row in rows_of(directory / "sweep.csv")}
     folders = list(_runs_below(directory, _DEPTH))
     for folder in sorted({*folders, *rows}, key=lambda each: _natural(each.relative_to(directory))):
-        table = rows or {folder.parent / row["directory"]: row for row in _rows(folder.parent / "sweep.csv")}
+        table = rows or {folder.parent / row["directory"]: row for row in rows_of(folder.parent / "sweep.csv")}
         yield folder, table.get(folder, {})
 
 
@@ -84,22 +84,13 @@ def _runs_below(directory: Path, depth: int) -> Iterator[Path]:
     except PermissionError:
         return
     for entry in entries:
-        if not entry.is_dir(follow_symlinks=True) or entry.name in _INSIDE_A_RUN:
+        if not entry.is_dir(follow_symlinks=False) or entry.name in _INSIDE_A_RUN:
             continue
         path = directory / entry.name
         if is_run(path):
             yield path
         elif depth > 1:
             yield from _runs_below(path, depth - 1)
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    """Of the table that hydra/launcher=gpu_queue writes; those that name a directory."""
-    try:
-        with path.open(encoding="utf-8", errors="replace", newline="") as file:
-            return [row for row in csv.DictReader(file) if row.get("directory")]
-    except (OSError, csv.Error):
-        return []
 
 
 def _read(folder: Path, label: str, row: dict[str, str]) -> Run:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from genimg.reporting.runs import Run
 from genimg.reporting.scales import thinned
+from genimg.utils.pillow import open_header, open_image
 
 MOST_STEPS = 24  # of a kind of picture and run
 BUDGET = 10_500_000  # bytes of all pictures; as text they take a third more, and the rest of a page a few hundred kB
@@ -142,7 +143,7 @@ class _Encoder:
 
 def _num_pixels(path: Path) -> int:
     try:
-        with Image.open(path) as opened:
+        with open_header(path) as opened:
             return opened.width * opened.height
     except OSError:
         return 0
@@ -150,7 +151,7 @@ def _num_pixels(path: Path) -> int:
 
 def _webp(path: Path, scale: float) -> tuple[bytes, int, int, bool]:
     """A file's picture, without loss where it is small and keeps its size."""
-    with Image.open(path) as opened:
+    with open_image(path) as opened:
         image = opened.convert("RGB")
     factor = min(scale, _MOST_WIDE / max(image.size))
     if factor < 1.0:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
+import logging
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,16 @@ import yaml
 
 from genimg.reporting.directions import declared_direction
 from genimg.utils.mappings import flatten
+from genimg.utils.regular_files import UnsafeFileError, open_regular, read_regular, refuse_links
+
+log = logging.getLogger(__name__)
 
 _MARKS = ("summary.json", "metrics.jsonl", "config.yaml", ".hydra/overrides.yaml", "console.log")
 _ALIVE_SECONDS = 600  # since a run without an end wrote its last line; a slow evaluation may take minutes
 _PICTURE = re.compile(r"(.+)-(\d{9,})\.png")
+_MOST_BYTES = 2**29  # of a file; metrics.jsonl is the largest
+_DEEPEST = 64  # mappings and lists in a config
+_GREATEST = 1e300  # number that can be drawn
 _LOG_TAIL = 65536  # bytes of a log that are searched for an error
 _ERROR = re.compile(r"^(?:[\d\- :,]+ERROR )?(?:genimg-train: error|this job failed(?: by a bug, \w+)?): (.*)$", re.MULTILINE)
 _EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception): (.*)$", re.MULTILINE)
@@ -174,15 +180,35 @@ def read_run(folder: Path, label: str) -> Run:
         label: to show.
     """
     run = Run(folder, label)
-    run.config_text = _text(folder / "config.yaml")
+    run.config_text = _text(folder, "config.yaml")
     run.config = _mapping(_yaml(run.config_text))
-    listed = _yaml(_text(folder / ".hydra" / "overrides.yaml"))
+    listed = _yaml(_text(folder, ".hydra/overrides.yaml"))
     run.overrides = [str(each) for each in listed if not str(each).startswith("run_dir=")] if isinstance(listed, list) else []
-    run.records = list(_records(folder / "metrics.jsonl"))
-    run.summary = _mapping(_json(_text(folder / "summary.json")))
-    run.pictures = _pictures(folder / "samples")
+    run.records = list(_records(_text(folder, "metrics.jsonl")))
+    run.summary = _summary(_json(_text(folder, "summary.json")))
+    run.pictures = _pictures(folder)
     run.status, run.reason = _status(run)
     return run
+
+
+_SUMMARY: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("status", "primary", "placement", "git_commit"), lambda value: value if isinstance(value, str) else None),
+    **dict.fromkeys(("images", "steps", "best_images", "num_evaluations", "processes", "seed"), lambda value: _count(value)),
+    **dict.fromkeys(("best", "last"), lambda value: _numbers(value) or None),
+    **dict.fromkeys(("training_images_per_second", "data_wait_share", "evaluation_seconds"),
+                    lambda value: _numbers({"": value}).get("")),
+    "higher_is_better": lambda value: value if isinstance(value, bool) else None,
+    "provenance": lambda value: _mapping(value),
+    "versions": lambda value: {str(name): str(version) for name, version in _mapping(value).items()},
+    "final": lambda value: {name: _mapping(_mapping(value).get(name)) for name in ("metrics", "provenance")},
+    "hardware": lambda value: {str(name): str(each) for name, each in _mapping(value).items()} or None,
+}  # fmt: skip
+
+
+def _summary(found: Any) -> dict[str, Any]:
+    """Return what a report reads of summary.json, each entry only where it is of its type."""
+    values = {key: read(_mapping(found)[key]) for key, read in _SUMMARY.items() if key in _mapping(found)}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _status(run: Run) -> tuple[str, str]:
@@ -191,7 +217,7 @@ def _status(run: Run) -> tuple[str, str]:
     written = [path.stat().st_mtime for path in (records, run.folder / "train.log") if path.is_file()]
     age = time.time() - max(written) if written else None
     status = run.summary.get("status")
-    goes_on = bool(run.records) and run.records[-1]["images"] > int(run.summary.get("images") or 0)
+    goes_on = bool(run.records) and run.records[-1]["images"] > (_count(run.summary.get("images")) or 0)
     if isinstance(status, str) and not (goes_on and records.stat().st_mtime > summary.stat().st_mtime):
         reason = "" if status == "completed" else _reason(run.folder)
         if status in ("stopped", "interrupted"):
@@ -210,10 +236,10 @@ def _status(run: Run) -> tuple[str, str]:
 def _reason(folder: Path) -> str:
     """The error that a run's logs end with; empty without one."""
     for name in ("console.log", "train.log"):
-        text = _tail(folder / name)
+        text = _tail(folder, name)
         if found := _ERROR.findall(text):
             return str(found[-1]).strip()
-    exceptions = _EXCEPTION.findall(_tail(folder / "train.log"))  # the last lines of tracebacks
+    exceptions = _EXCEPTION.findall(_tail(folder, "train.log"))  # the last lines of tracebacks
     return str(exceptions[-1]).strip() if exceptions else ""
 
 
@@ -224,15 +250,17 @@ def _ago(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} seconds"
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
+def _records(text: str) -> Iterator[dict[str, Any]]:
     """Whole lines of metrics.jsonl with their clocks; a killed run leaves half a line at the end."""
-    for line in _text(path).splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("images"), int):
+    for line in text.splitlines():
+        record = _json(line)
+        if isinstance(record, dict) and _count(record.get("images")) is not None:
             yield record
+
+
+def _count(value: Any) -> int | None:
+    """Return a number of images; None if it is none."""
+    return value if type(value) is int and 0 <= value < 2**63 else None
 
 
 def _measured(records: Iterable[Mapping[str, Any]], prefix: str) -> Iterator[Measured]:
@@ -257,47 +285,74 @@ def _numbers(found: Any) -> dict[str, float]:
     return {
         str(key): float(value)
         for key, value in _mapping(found).items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if type(value) in (int, float) and abs(value) < _GREATEST
     }
 
 
 def _pictures(folder: Path) -> dict[str, dict[int, Path]]:
     found: dict[str, dict[int, Path]] = {}
-    for path in sorted(folder.glob("*.png")) if folder.is_dir() else []:
-        if match := _PICTURE.fullmatch(path.name):
+    samples = folder / "samples"
+    if not samples.is_dir() or _is_unsafe(samples, folder):
+        return found
+    for path in sorted(samples.glob("*.png")):
+        if (match := _PICTURE.fullmatch(path.name)) and not _is_unsafe(path, folder) and path.is_file():
             found.setdefault(match.group(1), {})[int(match.group(2))] = path
     return found
+
+
+def _is_unsafe(path: Path, folder: Path) -> bool:
+    """Whether a file of a run is a link, which is said."""
+    try:
+        refuse_links(path, below=folder)
+    except UnsafeFileError as error:
+        log.warning("skipped: %s", error)
+        return True
+    return False
 
 
 def _mapping(found: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _text(path: Path) -> str:
+def _text(folder: Path, name: str) -> str:
+    """Return the text of a file of a run; empty where there is none, or none that may be read, which is said."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return read_regular(folder / name, below=folder, most=_MOST_BYTES).decode("utf-8", errors="replace")
+    except UnsafeFileError as error:
+        log.warning("skipped: %s", error)
     except OSError:
-        return ""
+        pass
+    return ""
 
 
-def _tail(path: Path) -> str:
+def _tail(folder: Path, name: str) -> str:
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _LOG_TAIL))
-            return file.read().decode("utf-8", errors="replace")
+        with open_regular(folder / name, below=folder) as file:
+            file.seek(max(0, file.seek(0, 2) - _LOG_TAIL))
+            return file.read(_LOG_TAIL).decode("utf-8", errors="replace")
+    except UnsafeFileError as error:
+        log.warning("skipped: %s", error)
     except OSError:
-        return ""
+        pass
+    return ""
 
 
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
 def _yaml(text: str) -> Any:
+    """Return what YAML says; None if it is damaged, deep, or refers to its own parts, by which a few lines grow without end."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
     try:
-        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError:
+        for event in yaml.parse(text, Loader=loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > _DEEPEST:
+                return None
+        return yaml.load(text, Loader=loader)
+    except (yaml.YAMLError, ValueError, TypeError):  # ValueError: a date that is none; TypeError: a key that is a list
         return None

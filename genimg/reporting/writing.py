@@ -66,7 +66,7 @@ def write_report(directories: Sequence[Path], output: Path) -> Report:
     }
     for path, text in content.items():
         with atomically(path) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="")
+            temporary.write_text(text, encoding="utf-8", errors="replace", newline="")  # JSON can hold half characters
     return report
 
 

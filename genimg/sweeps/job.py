@@ -21,13 +21,16 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from genimg.config.messages import explain
+from genimg.utils.csv_cells import neutral
 from genimg.utils.files import atomically
+from genimg.utils.regular_files import UnsafeFileError, open_regular, read_regular
+from genimg.utils.sweep_table import TITLES, rows_of
 
 log = logging.getLogger(__name__)
 
 _MOST_WORDS = 60  # characters of a job's overrides in the table
 _METRIC = "evaluation/"
-_TITLES = ["job", "status", "best", "directory", "note", "overrides"]
+_MOST_SUMMARY = 2**24  # bytes
 
 
 @dataclass
@@ -88,47 +91,50 @@ class Job:
     def summary(self) -> dict[str, Any]:
         """What its run wrote at its end; empty where it has not ended, or was of other overrides."""
         try:
-            found: dict[str, Any] = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found = json.loads(read_regular(self.folder / "summary.json", below=self.folder, most=_MOST_SUMMARY))
+        except (OSError, ValueError, RecursionError):
             return {}
-        return found if found.get("overrides") == self.overrides else {}
+        return found if isinstance(found, dict) and found.get("overrides") == self.overrides else {}
 
     def value(self) -> float | None:
         """The best value of the evaluator's first metric; None without evaluation."""
-        best = self.summary().get("best") or {}
-        return next(iter(best.values()), None)
+        best = self.summary().get("best")
+        value = next(iter(best.values()), None) if isinstance(best, dict) else None
+        return value if isinstance(value, int | float) else None
 
     def look(self) -> None:
         """Read what its run has recorded since the last look: ``images``, ``metric`` and ``measured``."""
         try:
-            with (self.folder / "metrics.jsonl").open("rb") as file:
+            with open_regular(self.folder / "metrics.jsonl", below=self.folder) as file:
                 size = file.seek(0, os.SEEK_END)
                 if size < self._read:  # a continued run has dropped what it is about to repeat
                     self._read = 0
                 file.seek(self._read)
                 lines = file.read()
-        except OSError:
+        except (OSError, UnsafeFileError):
             return
         whole = lines[: lines.rfind(b"\n") + 1]
         self._read += len(whole)
         for line in whole.splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            self.images = record.get("images", self.images)
+            if not isinstance(record, dict) or type(record.get("images")) is not int:
+                continue
+            self.images = record["images"]
             first = next((key for key in record if key.startswith(_METRIC)), None)
-            if first is not None:
+            if first is not None and type(record[first]) is float:
                 self.metric = first.removeprefix(_METRIC)
-                self.measured[self.images] = float(record[first])
+                self.measured[self.images] = record[first]
 
     def console(self) -> str:
         """What its run has printed since this launch."""
         try:
-            with (self.folder / "console.log").open("rb") as file:
+            with open_regular(self.folder / "console.log", below=self.folder) as file:
                 file.seek(self.said_before)
                 return file.read().decode("utf-8", errors="replace")
-        except OSError:
+        except (OSError, UnsafeFileError):
             return ""
 
     def duration(self) -> int | None:
@@ -180,10 +186,7 @@ def report_on(sweep: Path) -> None:
 
 def table_of(path: Path) -> dict[str, dict[str, str]]:
     """Number of the job -> its line in a sweep's table; empty where there is none."""
-    if not path.is_file():
-        return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        return {row["job"]: row for row in csv.DictReader(file)}
+    return {row["job"]: row for row in rows_of(path) if re.fullmatch(r"\d{1,9}", row["job"])}
 
 
 def write_table(jobs: Iterable[Job], path: Path) -> None:
@@ -198,9 +201,10 @@ def write_table(jobs: Iterable[Job], path: Path) -> None:
         value, directory = job.value(), os.path.relpath(job.folder, path.parent)
         best = "" if value is None else f"{value:.8g}"
         row = [str(job.number), job.status, best, directory, job.note, " ".join(job.overrides)]
-        rows[str(job.number)] = dict(zip(_TITLES, row, strict=True))
+        rows[str(job.number)] = dict(zip(TITLES, row, strict=True))
+    cells = [{title: neutral(cell) for title, cell in row.items()} for row in rows.values()]
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomically(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, _TITLES, extrasaction="ignore")
+        writer = csv.DictWriter(file, TITLES, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(sorted(rows.values(), key=lambda row: int(row["job"])))
+        writer.writerows(sorted(cells, key=lambda row: int(row["job"])))

@@ -23,6 +23,7 @@ from genimg.sweeps.job import Job, compose_job, report_on
 from genimg.sweeps.launcher import GpuQueueLauncher, refuse_what_is_of_one_run
 from genimg.sweeps.queue import alone_in_sweep, work_off
 from genimg.sweeps.trials import Trials, distribution, of_jobs
+from genimg.utils.regular_files import open_regular
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_FILE = "study.db"
 _FIXED, _SPACE = "fixed_overrides", "space"  # what a study knows besides its trials
 
 
@@ -122,7 +124,7 @@ class OptunaStudySweeper(Sweeper):
             self._search(space, fixed, folder)
 
     def _search(self, space: dict[str, BaseDistribution], fixed: list[str], folder: Path) -> None:
-        study = self._open(self._storage or f"sqlite:///{folder / 'study.db'}", fixed, space, folder)
+        study = self._open(self._storage or f"sqlite:///{folder / _FILE}", fixed, space, folder)
         trials = Trials(self._compose, study, space, fixed, folder, n_trials=self._n_trials)
         work_off(trials, self._slots)
         report_on(folder)
@@ -148,6 +150,8 @@ class OptunaStudySweeper(Sweeper):
         from sqlalchemy.engine import make_url
 
         shown = storage.partition("@")[2] or storage  # without a password
+        if self._storage is None and (folder / _FILE).exists():
+            open_regular(folder / _FILE, below=folder).close()
         try:
             shown = make_url(storage).render_as_string(hide_password=True)
             study = optuna.create_study(
@@ -156,6 +160,7 @@ class OptunaStudySweeper(Sweeper):
                 direction=optuna.study.StudyDirection[self._direction.upper()],
                 load_if_exists=True,
             )
+            known_attributes, _ = study.user_attrs, study.get_trials(deepcopy=False)  # which a damaged file shows only now
         except Exception as error:  # of SQLAlchemy, which Optuna lets through
             reason = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise ConfigError(f"hydra.sweeper.storage={shown} cannot be opened ({reason})") from error
@@ -168,9 +173,10 @@ class OptunaStudySweeper(Sweeper):
             (_FIXED, sorted(fixed), "other settings"),
             (_SPACE, sorted(f"{key}: {each}" for key, each in searched.items()), "another search"),
         ):
-            known = study.user_attrs.get(key, now)
+            known = known_attributes.get(key, now)
             if known != now:
-                before, after = ("; ".join(each for each in one if each not in other) or "nothing"
+                known = known if isinstance(known, list) else [known]
+                before, after = ("; ".join(str(each) for each in one if each not in other) or "nothing"
                                  for one, other in ((known, now), (now, known)))  # fmt: skip
                 raise ConfigError(
                     f"{name} is of {what} (there {before}, here {after}), so its values do not compare: undo the change, or "

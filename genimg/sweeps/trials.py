@@ -15,6 +15,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from genimg.errors import ConfigError
 from genimg.sweeps.job import Job, write_table
 from genimg.sweeps.queue import SweepError
+from genimg.utils.regular_files import UnsafeFileError, refuse_links
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LOOKS = 2.0
+_MOST_JOBS = 10**6
 _JOB, _FOLDER, _NOTE = "job", "directory", "note"  # what the study knows of a trial besides
 
 
@@ -60,12 +62,14 @@ class Trials:
         for trial in study.trials:
             if trial.state == optuna.trial.TrialState.RUNNING and _JOB not in trial.user_attrs:  # killed while it was asked for
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        for trial in study.trials:
+            self._require_own(trial)
         for number, trial in of_jobs(study.trials).items():
             folder_of_job = self._folder / trial.user_attrs.get(_FOLDER, f"{number:03d}")
             job = self._jobs[number] = Job(number, self._overrides(trial), folder_of_job, own=_words(trial))
             state = trial.state.name.lower()
             job.status = {"complete": "completed", "pruned": "pruned", "fail": "failed"}.get(state, "waiting")
-            job.note = trial.user_attrs.get(_NOTE, "")
+            job.note = str(trial.user_attrs.get(_NOTE, ""))
             if job.status in ("failed", "waiting"):
                 self._left.append(trial)
             else:
@@ -80,6 +84,7 @@ class Trials:
     def next(self) -> Job | None:
         while self._left or len(self._jobs) < self._n_trials:
             trial = self._again(self._left.pop(0)) if self._left else self._study.ask(self._space)
+            self._require_own(trial)
             number = trial.user_attrs.get(_JOB, len(self._jobs))
             trial.set_user_attr(_JOB, number)
             job = self._compose(number, self._overrides(trial))
@@ -156,6 +161,35 @@ class Trials:
         if any(job.status not in ("completed", "pruned") for job in jobs):
             raise SweepError(jobs, self._folder)
 
+    def _require_own(self, trial: Trial | FrozenTrial) -> None:
+        """Refuse a stored trial that this search has not made: its parameters become arguments of a command.
+
+        Raises:
+            ConfigError: Naming the trial and what is not of this search.
+        """
+        wanted = getattr(trial, "system_attrs", {}).get("fixed_params", {})  # which Optuna gives a trial that waits
+        for name, value in [*trial.params.items(), *(wanted.items() if isinstance(wanted, dict) else ())]:
+            known = self._space.get(name)
+            if known is None or trial.distributions.get(name, known) != known or not _contains(known, value):
+                raise self._foreign(trial, f"has {name}={value}")
+        number, directory = trial.user_attrs.get(_JOB, 0), trial.user_attrs.get(_FOLDER, "0")
+        if type(number) is not int or not 0 <= number < _MOST_JOBS:
+            raise self._foreign(trial, f"is job {number}")
+        try:
+            refuse_links(self._folder / directory, below=self._folder)
+            is_inside = self._folder / directory != self._folder
+        except (UnsafeFileError, TypeError, ValueError, OSError):
+            is_inside = False
+        if not is_inside:
+            raise self._foreign(trial, f"lies in {directory}")
+
+    def _foreign(self, trial: Trial | FrozenTrial, problem: str) -> ConfigError:
+        return ConfigError(
+            f"hydra.sweep.dir={self._folder} holds a study whose trial {trial.number} {problem}",
+            "this search cannot have made it: choose another hydra.sweep.dir",
+            key="hydra.sweep.dir",
+        )
+
     def _overrides(self, trial: Trial | FrozenTrial) -> list[str]:
         return [*self._fixed, *(f"{name}={value}" for name, value in trial.params.items())]
 
@@ -197,6 +231,17 @@ def distribution(override: Override) -> BaseDistribution:
     if not choices:
         raise ConfigError(f"{line} holds no values to choose from")
     return CategoricalDistribution(choices)
+
+
+def _contains(known: BaseDistribution, value: object) -> bool:
+    """Whether a value is one that a distribution gives, of its very type: ``True`` is no ``1``."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(known, CategoricalDistribution):
+        return any(type(value) is type(choice) and value == choice for choice in known.choices)
+    if isinstance(known, FloatDistribution):
+        return type(value) is float and known.low <= value <= known.high
+    return isinstance(known, IntDistribution) and type(value) is int and known.low <= value <= known.high
 
 
 def _words(trial: Trial | FrozenTrial) -> list[str]:

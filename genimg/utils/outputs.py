@@ -159,15 +159,15 @@ def require_own_export(file: Path) -> None:
 
 def _written_by(file: Path) -> str:
     """The command that wrote a picture or archive; empty for others."""
-    from PIL import Image
+    from genimg.utils.pillow import open_header
 
     try:
         if file.suffix == ".npz":
             with zipfile.ZipFile(file) as archive:
                 return str(json.loads(archive.comment)["made_by"])
-        with Image.open(file) as image:
+        with open_header(file) as image:
             return str(image.info.get(_STAMP) or image.getexif().get(_EXIF_SOFTWARE, ""))
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return ""
 
 

@@ -81,7 +81,7 @@ def refuse_links(path: Path, *, below: Path) -> None:
         UnsafeFileError: If ``path`` does not lie in it, or a component after it is a link.
     """
     parts = path.relative_to(below).parts if path.is_relative_to(below) else ("..",)
-    if ".." in parts:
+    if ".." in parts or "\0" in str(path):
         raise UnsafeFileError(f"{path} is outside {below}", "name it on the command line, if you trust it")
     place = below
     for part in parts:

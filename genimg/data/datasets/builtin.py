@@ -26,6 +26,7 @@ from genimg.data.depth import with_settled_depth
 from genimg.data.image_files import ImageFiles, captions_of, classes_of, is_zip, open_image_files
 from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError, DataError
+from genimg.utils.pillow import open_image
 
 
 class CorruptImageError(DataError):
@@ -158,11 +159,9 @@ class FileSource(Source):
     def read(self, index: int) -> NDArray[np.uint8]:
         path = self.paths[index]
         try:
-            with Image.open(self._files.open(path)) as image:
-                # Decodes JPEGs at a reduced scale where the result is still larger than asked for: several times faster.
-                image.draft(None, (self.pixels.width * 2, self.pixels.height * 2))
+            with open_image(self._files.open(path), draft=(self.pixels.width * 2, self.pixels.height * 2)) as image:
                 return self.pixels.apply(image)
-        except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError) as error:
             raise CorruptImageError(f"{self._files.root / path}: {error}") from error
 
     def title(self, index: int) -> str:

@@ -14,10 +14,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from genimg.data.datasets.builtin import ArraySource, CorruptImageError, Source, digest
-from genimg.data.decode import PixelFormat, upright
+from genimg.data.decode import PixelFormat
 from genimg.errors import DataError
 from genimg.types import height_width
 from genimg.utils.machine_local import Importable
+from genimg.utils.pillow import upright
 
 _CHANNELS = (1, 3, 4)
 _DIGESTED = 64  # items whose contents are part of the fingerprint: a large dataset must not be read to start a run

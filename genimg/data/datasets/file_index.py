@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from genimg.data.contents import digest_of_contents
@@ -26,11 +25,10 @@ from genimg.errors import DataError
 from genimg.utils.files import atomically
 from genimg.utils.outputs import MARK, is_unfinished, read_mark, require_finished
 from genimg.utils.paths import cache_dir
+from genimg.utils.pillow import suffixes
 
 log = logging.getLogger(__name__)
 
-# Formats that Pillow registers and cannot decode: it only writes them, or knows no more than their names.
-_NOT_READABLE = ("PDF", "PALM", "HDF5", "BUFR", "GRIB", "MPEG")
 _FORMAT = 2
 _LEAST_CACHED = 10_000  # files; fewer are listed in no time
 _MOST_SHOWN = 3  # of the directories that were left out, in a message
@@ -103,8 +101,7 @@ class _Listing:
 
 def image_extensions() -> tuple[str, ...]:
     """The endings of all files that Pillow reads, in small letters, with their dots."""
-    Image.init()
-    return tuple(sorted(end for end, kind in Image.registered_extensions().items() if kind not in _NOT_READABLE))
+    return tuple(sorted(suffixes()))
 
 
 def list_images(root: Path, *, refresh: bool) -> Index:

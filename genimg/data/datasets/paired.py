@@ -12,7 +12,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from genimg.data.datasets.builtin import CorruptImageError, Source, digest
 from genimg.data.datasets.file_index import Index, list_images
@@ -20,6 +19,7 @@ from genimg.data.decode import PixelFormat, check_channels, half_of
 from genimg.data.depth import with_settled_depth
 from genimg.data.tasks.base import Pair
 from genimg.errors import ConfigError, DataError
+from genimg.utils.pillow import open_header, open_image
 
 DIRECTIONS = ("a2b", "b2a")
 _MOST_LISTED = 5  # of the files that have no partner
@@ -82,11 +82,11 @@ class PairedSource(Source):
 
     def _halves(self, file: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         try:
-            with Image.open(file) as image:
+            with open_image(file) as image:
                 if image.width % 2:
                     raise ValueError(f"a width of {image.width} pixels cannot be two images side by side")
                 return self._a.apply(half_of(image, "left")), self._b.apply(half_of(image, "right"))
-        except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError) as error:
             raise CorruptImageError(f"{file}: {error}") from error
 
 
@@ -165,9 +165,9 @@ def paired(
 def _warn_of_single_images(path: Path, pixels: PixelFormat) -> None:
     """Of a folder of single images every half would be half an image."""
     try:
-        with Image.open(path) as image:
+        with open_header(path) as image:
             width, height = image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (OSError, ValueError):
         return  # its reader says what is wrong
     distortion = (height / (width / 2)) / (pixels.height / pixels.width)
     if not 1 / _MOST_DISTORTED < distortion < _MOST_DISTORTED:
@@ -205,7 +205,7 @@ def _by_name(key: str, folder: str, paths: Sequence[str]) -> dict[str, str]:
 
 def _open(file: Path, pixels: PixelFormat) -> NDArray[np.uint8]:
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             return pixels.apply(image)
-    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError) as error:
         raise CorruptImageError(f"{file}: {error}") from error

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from genimg.data.datasets.file_index import list_images
 from genimg.data.tasks.ranges import checked_range, drawn, drawn_integers
 from genimg.errors import ConfigError, DataError
+from genimg.utils.pillow import open_image
 from genimg.utils.rng import Stream, uniform
 
 _TURN, _TURN_RANGE = 2 * math.pi / 5, 2 * math.pi / 15  # of a stroke's legs from its course; the code of Yu et al. 2019
@@ -229,11 +229,11 @@ class Files(Mask):
 
     def _read(self, path: str, height: int, width: int) -> NDArray[np.uint8]:
         try:
-            with Image.open(self.folder / path) as image:
+            with open_image(self.folder / path) as image:
                 if image.size == (width, height):
                     return np.packbits(np.asarray(image.convert("L")) >= 128)
                 size = f"{image.height}x{image.width}"
-        except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError) as error:
             raise DataError(
                 f"folder={self.folder} holds the mask {path}, which cannot be decoded ({error}): repair it or remove it"
             ) from error

@@ -267,16 +267,6 @@ def test_an_avif_with_destroyed_contents_is_corrupt_and_named(tmp_path):
         open_folder(tmp_path).read(0)
 
 
-def test_a_blp_with_an_unknown_compression_is_corrupt_and_named(tmp_path):
-    # Pillow's BLP decoder raises NotImplementedError.
-    path = tmp_path / "bad.blp"
-    Image.new("P", (8, 8)).save(path)
-    content = path.read_bytes()
-    path.write_bytes(content[:4] + b"\x99\x99\x99\x09" + content[8:])
-    with pytest.raises(CorruptImageError, match=re.escape(str(path))):
-        open_folder(tmp_path).read(0)
-
-
 def test_a_picture_beyond_pillows_size_limit_is_corrupt_and_named(tmp_path, monkeypatch):
     write_image(tmp_path / "huge.png", size=(64, 64))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)

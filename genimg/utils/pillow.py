@@ -1,0 +1,122 @@
+"""Opening images that may come from anywhere with Pillow.
+
+What a file is called does not decide which of Pillow's decoders reads it: a PostScript program named ``005.png`` would start
+Ghostscript. So only formats are opened whose decoders start no program and read no other file, and an image is refused by its
+header if its pixels would take more memory than any photo's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from genimg.utils.regular_files import open_regular
+
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP")
+"""Names of the formats in Pillow; JPEG includes MPO."""
+
+MOST_PIXELS = 178_956_970
+"""Width times height; twice what Pillow warns of."""
+
+_MOST_BYTES = 2**30  # of an image at work
+_BYTES_OF_DEEP = 16  # a pixel: 16 and 32 bits are scaled in double precision
+_BYTES = 4
+
+
+class UndecodableImageError(OSError):
+    """A file that is not an image of a supported format, is damaged, or would take too much memory."""
+
+
+@contextlib.contextmanager
+def open_header(file: Path | BinaryIO) -> Iterator[Image.Image]:
+    """Open an image without decoding its pixels.
+
+    Args:
+        file: Path of a regular file, or an open file.
+
+    Raises:
+        UndecodableImageError: If it is not an image of ``FORMATS``, or would take too much memory.
+        UnsafeFileError: If the path leads to a named pipe, device or socket.
+        OSError: If it cannot be opened.
+    """
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(open_regular(file)) if isinstance(file, Path) else file
+        with _decoding():
+            image = stack.enter_context(Image.open(opened, formats=FORMATS))
+        _refuse_bomb(image)
+        yield image
+
+
+@contextlib.contextmanager
+def open_image(file: Path | BinaryIO, *, draft: tuple[int, int] | None = None) -> Iterator[Image.Image]:
+    """Open an image and decode its pixels.
+
+    Args:
+        file: Path of a regular file, or an open file.
+        draft: Width and height that suffice; a JPEG is decoded at a reduced scale, several times faster, where the result is
+            still as large.
+
+    Raises:
+        UndecodableImageError: See ``open_header``, or if it is truncated or damaged.
+        UnsafeFileError: If the path leads to a named pipe, device or socket.
+        OSError: If it cannot be opened.
+    """
+    with open_header(file) as image:
+        with _decoding():
+            if draft is not None:
+                image.draft(None, draft)
+            image.load()
+        yield image
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its camera was held: phones store the sensor's picture and say how that was. Its format stays known.
+
+    Raises:
+        UndecodableImageError: If what the file says about it is damaged.
+    """
+    with _decoding():
+        turned = ImageOps.exif_transpose(image)
+    turned.format = image.format
+    return turned
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the orientation that a file says its image has, 1 to 8, without decoding it.
+
+    Raises:
+        UndecodableImageError: If what the file says about it is damaged.
+    """
+    with _decoding():
+        found = Image.Image.getexif(image).get(0x0112, 1)  # a PNG's own method would decode the image in search of more
+    return found if isinstance(found, int) else 1
+
+
+def suffixes() -> frozenset[str]:
+    """Return the suffixes of files that can be opened, in lower case, such as ``.png``."""
+    Image.init()
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO"))
+
+
+@contextlib.contextmanager
+def _decoding() -> Iterator[None]:
+    """A block of Pillow's alone: damaged files make its decoders raise nearly anything."""
+    try:
+        yield
+    except UnidentifiedImageError as error:  # whose words are an object's address
+        raise UndecodableImageError(f"it is in none of the formats {', '.join(FORMATS)}") from error
+    except Exception as error:
+        raise UndecodableImageError(str(error) or type(error).__name__) from error
+
+
+def _refuse_bomb(image: Image.Image) -> None:
+    pixels = image.width * image.height
+    is_deep = image.mode.startswith("I") or image.mode == "F"
+    if pixels > MOST_PIXELS or pixels * (_BYTES_OF_DEEP if is_deep else _BYTES) > _MOST_BYTES:
+        raise UndecodableImageError(
+            f"its {image.width}x{image.height} pixels (mode {image.mode}) would take too much memory: make it smaller"
+        )
