@@ -41,8 +41,9 @@ from genimg.training.device import describe_hardware
 from genimg.training.logger import Logger, Recorder, SilentLogger
 from genimg.training.trainer import Trainer
 from genimg.utils.distributed import failing_together, of_first_rank, rank, world_size
-from genimg.utils.files import InUseError, alone_in, new_directory
-from genimg.utils.paths import directory_to_continue_in, expanded, relative, run_directory_of
+from genimg.utils.files import InUseError, alone_in, atomically, new_directory, remove_leftovers
+from genimg.utils.paths import RUN_FILES, directory_to_continue_in, expanded, relative, run_directory_of
+from genimg.utils.regular_files import require_plain
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,13 @@ def remove_if_nothing_began(run_dir: Path) -> None:
 
 
 def alone_in_run(run_dir: Path) -> AbstractContextManager[None]:
-    """Lock a run directory: two processes that train in it would overwrite each other's checkpoints."""
+    """Lock a run directory: two processes that train in it would overwrite each other's checkpoints.
+
+    Raises:
+        UnsafeFileError: If the directory holds a link, named pipe or device where the training writes.
+        InUseError: On entering, if another process trains in it.
+    """
+    require_plain(run_dir, RUN_FILES)
     return alone_in(
         run_dir / ".hydra" / "lock",
         f"run_dir={run_dir} is in use by another genimg-train: wait for its end, or choose another run_dir",
@@ -188,7 +195,10 @@ def prepare(
         if rank() == 0:
             recorder.open(run_dir, thaw(config))
     if rank() == 0:
-        OmegaConf.save(OmegaConf.create(thaw(config)), run_dir / "config.yaml")
+        for folder in (run_dir, run_dir / "samples"):
+            remove_leftovers(folder)
+        with atomically(run_dir / "config.yaml") as temporary:
+            OmegaConf.save(OmegaConf.create(thaw(config)), temporary)
     if trainer.state.images < trainer.settings.duration:
         _announce(composition, assembly, parts, trainer, run_dir)
     return Training(composition, config, trainer, run_dir)

@@ -8,7 +8,8 @@ from itertools import zip_longest
 from pathlib import Path
 
 from genimg.errors import CheckpointError, ConfigError
-from genimg.utils.paths import directory_to_continue_in, expanded
+from genimg.utils.paths import RUN_FILES, directory_to_continue_in, expanded
+from genimg.utils.regular_files import require_plain
 from genimg.utils.torchrun import is_restarted, may_restart, rank_of_torchrun
 from genimg.utils.words import quoted
 
@@ -45,12 +46,15 @@ def arguments_of_rank(arguments: Sequence[str]) -> list[str]:
 
     Raises:
         ConfigError: If a restarted training would not find its checkpoints.
+        UnsafeFileError: If the run directory holds a link, named pipe or device where the training writes.
     """
     given = value_of("run_dir", arguments)
     if may_restart() and (given is None or "${" in given):
         raise ConfigError(
             "torchrun --max-restarts needs a fixed run_dir=DIR (or resume=RUN), where a restarted run finds its checkpoints"
         )
+    if given and "${" not in given and rank_of_torchrun() == 0:
+        require_plain(expanded("run_dir", given), RUN_FILES)  # before Hydra writes into it
     if is_restarted() and given is not None:
         resume = value_of("resume", arguments)
         has_checkpoints = any(expanded("run_dir", given).glob("checkpoints/step-*.pt"))

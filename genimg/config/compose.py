@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from genimg.config.references import with_values
 from genimg.errors import ConfigError
 from genimg.utils.paths import config_dir
 
@@ -80,7 +81,8 @@ class Config(FrozenDict):
 
     def record(self) -> dict[str, Any]:
         """Return the plain dictionaries that a checkpoint holds: ``config`` and ``raw_config``."""
-        return {"config": thaw(self), "raw_config": thaw(self.raw)}
+        config = thaw(self)
+        return {"config": config, "raw_config": with_values(thaw(self.raw), config)}
 
     def __reduce__(self) -> Any:
         return Config, (thaw(self.raw),)

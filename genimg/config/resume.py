@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from genimg.config import instantiate, untrusted
 from genimg.config.compose import Composition, Config, resolved
 from genimg.config.instantiate import Node
+from genimg.config.references import require_plain_references
 from genimg.data.facts import DataFacts
 from genimg.data.identity import refused_differences, warned_differences
 from genimg.errors import ConfigError
@@ -38,7 +40,7 @@ _HARMLESS = (
 )  # fmt: skip
 
 
-_OF_THIS_COMMAND = ("resume", "resume_force", "run_dir", "allow", "traceback", "print_config", "dry_run")
+_OF_THIS_COMMAND = ("resume", "resume_force", "run_dir", "allow", "traceback", "print_config", "dry_run", "logger")
 
 _WITH_PATHS = ("data", "task")  # groups that name files
 _PATHS = ("root", "a", "b", "path", "folder")  # keys of theirs, at any depth, that hold a path from the working directory
@@ -330,7 +332,12 @@ def _refuse_to_overwrite(folder: checkpoint.CheckpointFolder, saved: Saved | Non
 
 def _on_top_of(state: Node, composition: Composition) -> Node:
     """The checkpoint's unresolved config with the values that this command line sets."""
-    config, composed = DictConfig(state["raw_config"]), composition.config
+    saved, composed = state["raw_config"], composition.config
+    typed = {override.key_or_group for override in composition.typed()}
+    require_plain_references(_without(saved, {*typed, *_OF_THIS_COMMAND}))
+    if saved.get("logger") and not composed["logger"]:
+        log.warning("the run was recorded with a logger, which no checkpoint starts: to go on with it, add logger=wandb")
+    config = DictConfig(saved)
     for override in composition.typed():
         key = override.key_or_group
         if key not in _OF_THIS_COMMAND:
@@ -340,6 +347,17 @@ def _on_top_of(state: Node, composition: Composition) -> Node:
     for key in _OF_THIS_COMMAND:
         config[key] = composed[key]
     return OmegaConf.to_container(config, resolve=False)  # type: ignore[return-value]
+
+
+def _without(raw: Node, keys: Collection[str]) -> Node:
+    """The config without what stands at these dotted keys, which other values are about to replace."""
+    left = copy.deepcopy(raw)
+    for key in keys:
+        *parents, name = key.split(".")
+        node = _at(left, parents)
+        if isinstance(node, dict):
+            node.pop(name, None)
+    return left
 
 
 def _plain(config: DictConfig) -> Node:

@@ -19,6 +19,7 @@ from genimg.reporting.runs import Measured, Run
 from genimg.reporting.scales import images_in_words, number_in_words
 from genimg.reporting.settings import Setting, differing_keys, in_words
 from genimg.reporting.telling import sentences
+from genimg.utils.csv_cells import neutral
 
 _MOST_CHARACTERS = 120  # of a cell in Markdown
 _SPECIAL = re.compile(r"([\\`*\[\]<>|#~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
@@ -33,7 +34,7 @@ def as_csv(subject: Subject) -> str:
     target = io.StringIO()
     writer = csv.DictWriter(target, titles, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows([{title: neutral(cell) if isinstance(cell, str) else cell for title, cell in row.items()} for row in rows])
     return target.getvalue()
 
 

@@ -19,7 +19,8 @@ from genimg.errors import ConfigError, UserError
 from genimg.sweeps.display import Display
 from genimg.sweeps.job import Job
 from genimg.utils.files import alone_in
-from genimg.utils.paths import relative
+from genimg.utils.paths import RUN_FILES, relative
+from genimg.utils.regular_files import require_plain
 from genimg.utils.terminal import stop_signals
 from genimg.utils.torchrun import is_of_several
 from genimg.utils.words import quoted
@@ -156,6 +157,7 @@ def start(job: Job, slot: str | None, *, at_once: int) -> None:
         at_once: jobs that share the processor's cores.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
+    require_plain(job.folder, RUN_FILES)
     environment = dict(os.environ)
     if slot is not None:
         environment["CUDA_VISIBLE_DEVICES"] = slot

@@ -7,6 +7,12 @@ from pathlib import Path
 
 from genimg.errors import CheckpointError, ConfigError, UserError
 
+RUN_FILES = (
+    "config.yaml", ".hydra", "train.log", "console.log", "metrics.jsonl", "summary.json", "report.html", "report.csv",
+    "report.md", "samples", "tensorboard", "checkpoints", "wandb-id.txt", "wandb",
+)  # fmt: skip
+"""What a run writes into its directory; the content of ``wandb`` is that program's own, and holds links."""
+
 
 def config_dir() -> str:
     """Return the directory of genimg's configs, in a wheel or in a checkout.

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from genimg.errors import UserError
 
+_OTHER_PROGRAMS = ("wandb",)  # directories in which these keep links of their own
 _KINDS = (
     (stat.S_ISLNK, "a link"),
     (stat.S_ISDIR, "a directory"),
@@ -104,10 +105,10 @@ def require_plain(folder: Path, names: Iterable[str]) -> None:
         UnsafeFileError: For the first link, FIFO, socket or device.
     """
     for name in names:
-        _require_plain(folder / name)
+        _require_plain(folder / name, inside=name not in _OTHER_PROGRAMS)
 
 
-def _require_plain(path: Path) -> None:
+def _require_plain(path: Path, *, inside: bool = True) -> None:
     try:
         mode = os.lstat(path).st_mode
     except OSError:  # nothing is there, or what is wrong will be said when it is used
@@ -115,7 +116,7 @@ def _require_plain(path: Path) -> None:
     if stat.S_ISDIR(mode):
         with os.scandir(path) as entries:
             for entry in entries:
-                if not entry.is_file(follow_symlinks=False):
+                if inside and not entry.is_file(follow_symlinks=False):
                     _require_plain(path / entry.name)
     elif not stat.S_ISREG(mode):
         raise UnsafeFileError(

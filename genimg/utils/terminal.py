@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 from typing import Any, TextIO
 
+# Control characters but the tabulator, the ends of lines and what progress bars and tables of jobs move the cursor by, and
+# characters that turn the direction of writing.
+_CONTROLS = re.compile("(?!\x1b\\[\\d*[AFJK])[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """Return a text whose control characters are written as ``\\x1b``.
+
+    Names of files and classes, and logs of other processes, could otherwise change a terminal's title, its clipboard or what
+    has been printed before.
+    """
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}" if ord(found[0]) < 256 else f"\\u{ord(found[0]):04x}", text)
+
 
 class TolerantStream:
-    """A text stream whose failing writes are dropped instead of raised.
+    """A text stream without control characters, whose failing writes are dropped instead of raised.
 
     Hours of training must not end because ``tee`` was interrupted first, ``head`` has read enough, the disk of the redirected
     log is full or the terminal was closed.
@@ -25,7 +39,7 @@ class TolerantStream:
     def write(self, text: str) -> int:
         """Write ``text`` if that is possible; return its length in any case."""
         with contextlib.suppress(OSError, ValueError):  # ValueError: the stream was closed
-            self._stream.write(text)
+            self._stream.write(visible(text))
         return len(text)
 
     def writelines(self, lines: list[str]) -> None:

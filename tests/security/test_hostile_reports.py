@@ -1,4 +1,4 @@
-"""Run directories that a stranger has packed: a report shows what makes sense in them, quickly, and nothing of other files."""
+"""Run directories that a stranger has packed: a report shows what makes sense, quickly, and nothing of other files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from genimg.reporting import write_report
 
 SECONDS = 10.0  # within which even a slow machine must have read a run
 WORDS = ["", "loss/generator", "evaluation/fid", "evaluation/fid_low", "images", "step", "status", "best", "provenance",
-         "</script><script>alert(1)</script>", "\x1b[31m", "${oc.env:HOME}", "a" * 3000, "\u202e", "\ud800", "=1+1"]  # fmt: skip
+         "</script><script>alert(1)</script>", "\x1b[31m", "${oc.env:A}", "a" * 3000, "\u202e", "\ud800", "=1"]  # fmt: skip
 NUMBERS = [0, -1, 7, 1e308, float("nan"), float("inf"), 10**300, 10**4000, True, None, 2**63, -0.0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import subprocess
 import sys
@@ -50,3 +51,10 @@ def test_nohup_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
         assert signal.SIGHUP not in stop_signals()
     finally:
         signal.signal(signal.SIGHUP, previous)
+
+
+def test_names_that_files_bring_change_nothing_on_a_terminal():
+    stream = io.StringIO()
+    text = "a\x1b]0;title\x07b\x9b31mc\x08\u202ed\x00e\n\tf\rg\x1b[A\x1b[K"
+    assert TolerantStream(stream).write(text) == len(text)
+    assert stream.getvalue() == "a\\x1b]0;title\\x07b\\x9b31mc\\x08\\u202ed\\x00e\n\tf\rg\x1b[A\x1b[K"

@@ -1,0 +1,89 @@
+"""References between keys, ``${key}``, and what else OmegaConf evaluates between ``${`` and ``}``.
+
+A resolver can read an environment variable, make a directory or parse text as a config. That is for configs that a user writes:
+what a checkpoint brings may refer to its own keys, and to nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from genimg.errors import ConfigError, join
+
+_PLAIN = re.compile(r"\$\{(?:oc\.select:\s*)?(\w[\w.]*)(?:,\s*[\w.-]*)?\}")
+_MOST_NODES = 10**6
+
+
+def is_plain(text: str) -> bool:
+    """Return whether a text evaluates nothing but references to keys."""
+    return "${" not in _PLAIN.sub("", text)
+
+
+def with_values(raw: Any, resolved: Any) -> Any:
+    """Return an unresolved config in which every text that calls a resolver has its value.
+
+    Args:
+        raw: The unresolved config, or a part of it.
+        resolved: The same, resolved.
+    """
+    if isinstance(raw, Mapping) and isinstance(resolved, Mapping):
+        return {key: with_values(value, resolved.get(key)) for key, value in raw.items()}
+    if isinstance(raw, list) and isinstance(resolved, list) and len(raw) == len(resolved):
+        return [with_values(value, found) for value, found in zip(raw, resolved, strict=True)]
+    return resolved if isinstance(raw, str) and not is_plain(raw) else raw
+
+
+def require_plain_references(raw: Mapping[str, Any]) -> None:
+    """Refuse an unresolved config of a checkpoint that evaluates anything but references to its own keys.
+
+    Raises:
+        ConfigError: For the first text that calls a resolver, naming its key, or for references that go in a circle or would
+            make the config grow without end.
+    """
+    _require_plain(raw, "")
+    if _size(raw, raw, {}, ()) > _MOST_NODES:
+        raise ConfigError("the checkpoint's config refers to itself so often that it would grow without end")
+
+
+def _require_plain(node: Any, key: str) -> None:
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            _require_plain(value, join(key, str(name)))
+    elif isinstance(node, list):
+        for position, value in enumerate(node):
+            _require_plain(value, f"{key}[{position}]")
+    elif isinstance(node, str) and not is_plain(node):
+        raise ConfigError(
+            f"{key} of the checkpoint's config is {node}, and a checkpoint evaluates nothing but references to its own keys",
+            f"if you trust it, give the value on the command line with {key}=VALUE",
+            key=key,
+        )
+
+
+def _size(node: Any, root: Mapping[str, Any], known: dict[str, int], path: tuple[str, ...]) -> int:
+    """Return the number of nodes, counting what is referred to as often as it is; ``known`` holds those of keys."""
+    if isinstance(node, Mapping | list):
+        return 1 + sum(_size(value, root, known, path) for value in (node.values() if isinstance(node, Mapping) else node))
+    if not isinstance(node, str):
+        return 1
+    size = 1
+    for found in _PLAIN.finditer(node):
+        key = found[1]
+        if key in path:
+            raise ConfigError(f"the checkpoint's config refers in a circle: {' -> '.join((*path, key))}", key=key)
+        if key not in known:
+            known[key] = _size(_at(root, key), root, known, (*path, key))
+        size += known[key]
+    return size
+
+
+def _at(root: Mapping[str, Any], key: str) -> Any:
+    """Return what stands at a dotted key, through references on the way; None where there is nothing."""
+    node: Any = root
+    for name in key.split("."):
+        if isinstance(node, str) and (found := _PLAIN.fullmatch(node)) and found[1] != key:
+            node = _at(root, found[1]) if not key.startswith(f"{found[1]}.") else None
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node
