@@ -36,7 +36,7 @@ def atomically(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Give a temporary path to write to, which takes the place of ``path`` if the block ends well and is removed if not.
 
     The temporary file lies in a new directory beside ``path`` whose name nobody can predict, so that no link that lies there
-    already is followed. A killed process leaves it to ``remove_leftovers``.
+    already is followed. One that a killed process has left is removed by the next that writes the same path.
 
     Args:
         path: Absent, the old file or the new one at every moment; missing parent directories are made. A link is replaced,
@@ -44,6 +44,7 @@ def atomically(path: Path, *, durable: bool = False) -> Iterator[Path]:
         durable: Whether the content must survive a power cut, too.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
     with _locked_directory(path) as folder:
         temporary = folder / path.name
         try:

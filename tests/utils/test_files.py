@@ -157,7 +157,8 @@ def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(
     (tmp_path / "c.genimg-0123456789abcdef.tmp").symlink_to(tmp_path / "mine.tmp")
     with atomically(tmp_path / "a") as temporary:
         temporary.write_text("content")
-        remove_leftovers(tmp_path, "a")
+        with atomically(tmp_path / "a") as other:  # of another process
+            other.write_text("content")
         assert temporary.exists()
         assert not (tmp_path / "a.genimg-0123456789abcdef.tmp").exists()
         assert (tmp_path / "b.genimg-0123456789abcdef.tmp").exists()
