@@ -245,7 +245,7 @@ def test_train_evaluate_and_sample(home: Path) -> None:
     (home / "broken.pt").write_bytes((home / "run" / "checkpoints" / "last.pt").read_bytes()[:5000])
     torch.save({"weights": torch.zeros(3)}, home / "other.pt")
     for command in ("evaluate", "sample"):
-        refuse("broken.pt", "truncated or not a genimg checkpoint", command=command, arguments=["ckpt=broken.pt"])
+        refuse("broken.pt", "truncated, or no file of torch.save", command=command, arguments=["ckpt=broken.pt"])
         refuse("other.pt", "not a genimg checkpoint", command=command, arguments=["ckpt=other.pt"])
         missing = "ckpt is required" if command == "sample" else "nothing to evaluate: give ckpt=CHECKPOINT"
         refuse(missing, command=command, arguments=[])

@@ -108,7 +108,7 @@ def _decoding() -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError as error:  # whose words are an object's address
-        raise UndecodableImageError(f"it is in none of the formats {', '.join(FORMATS)}") from error
+        raise UndecodableImageError("it is in no format that genimg reads") from error
     except Exception as error:
         raise UndecodableImageError(str(error) or type(error).__name__) from error
 

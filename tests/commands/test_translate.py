@@ -455,7 +455,7 @@ def test_training_mode_without_anything_to_train_is_refused(runs: Path) -> None:
         ("denoise", ["output=taken"], "the grid of output=taken would replace .*taken.png: move that away, or set overwrite"),
         ("denoise", ["input=twice"], "twice/a.bmp and twice/a.png would both be written to a.png: rename one of them"),
         ("denoise", ["input=links", "output=full", "overwrite=true"], "output=full would overwrite links/b.png, which is read"),
-        ("denoise", ["input=broken"], "broken/a.png .it is in no format that Pillow reads., broken/b.png .* cannot be read"),
+        ("denoise", ["input=broken"], "broken/a.png .it is in no format that genimg reads., broken/b.png .* cannot be read"),
         ("denoise", ["direction=a2b"], "direction=a2b: this model was trained to make a task's targets of its sources"),
         ("pix2pix", ["direction=b2a"], "direction=b2a: this model was trained with data.direction=a2b, and knows no other"),
         ("denoise", ["mask=photos"], "mask=photos has no effect: this model was trained without masks"),
