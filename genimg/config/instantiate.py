@@ -210,6 +210,12 @@ class Builder:
         for name, mark in local_parameters(target).items():
             if name in node and not self.may_take(name, node[name], mark):
                 raise ConfigError(name_again({f"{key}.{name}": node[name]}))
+        for name in importable_parameters(target) & node.keys():
+            if self.named is not None and re.split("[.:]", str(node[name]))[0] in ("genimg", "torch"):
+                raise ConfigError(  # the parameters of what it calls may be marked, and are not looked at
+                    f"{key}.{name}={node[name]} is refused in a checkpoint's config, because it could be given the path of any "
+                    "file: give the images yourself, with real=DIR or data_root=DIR"
+                )
         parameters = inspect.signature(target).parameters
         partial = bool(node.get("_partial_", False))
         _check_keys(node, parameters, key, () if partial else [name for name in parameters if name not in arguments])

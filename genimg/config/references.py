@@ -13,7 +13,8 @@ from typing import Any
 from genimg.errors import ConfigError, join
 
 _PLAIN = re.compile(r"\$\{(?:oc\.select:\s*)?(\w[\w.]*)(?:,\s*[\w.-]*)?\}")
-_MOST_NODES = 10**6
+_MOST = 10**7  # nodes, and characters of text
+_LONGEST = 32  # chain of references
 
 
 def is_plain(text: str) -> bool:
@@ -43,7 +44,7 @@ def require_plain_references(raw: Mapping[str, Any]) -> None:
             make the config grow without end.
     """
     _require_plain(raw, "")
-    if _size(raw, raw, {}, ()) > _MOST_NODES:
+    if _extent(raw, raw, {}, ())[0] > _MOST:
         raise ConfigError("the checkpoint's config refers to itself so often that it would grow without end")
 
 
@@ -62,28 +63,49 @@ def _require_plain(node: Any, key: str) -> None:
         )
 
 
-def _size(node: Any, root: Mapping[str, Any], known: dict[str, int], path: tuple[str, ...]) -> int:
-    """Return the number of nodes, counting what is referred to as often as it is; ``known`` holds those of keys."""
+def _extent(node: Any, root: Mapping[str, Any], known: dict[str, tuple[int, int]], path: tuple[str, ...]) -> tuple[int, int]:
+    """Return how large a node becomes, and how many references follow one another in it.
+
+    Args:
+        node: Of the unresolved config.
+        root: The config.
+        known: The same of what keys refer to.
+        path: Keys that have led here.
+
+    Returns:
+        Nodes and characters of text, counting what is referred to as often as it is; and the longest chain of references.
+    """
     if isinstance(node, Mapping | list):
-        return 1 + sum(_size(value, root, known, path) for value in (node.values() if isinstance(node, Mapping) else node))
+        parts = [_extent(value, root, known, path) for value in (node.values() if isinstance(node, Mapping) else node)]
+        return 1 + sum(size for size, _ in parts), max((length for _, length in parts), default=0)
     if not isinstance(node, str):
-        return 1
-    size = 1
+        return 1, 0
+    size, longest = 1 + len(node), 0
     for found in _PLAIN.finditer(node):
         key = found[1]
         if key in path:
             raise ConfigError(f"the checkpoint's config refers in a circle: {' -> '.join((*path, key))}", key=key)
+        if len(path) == _LONGEST:
+            raise _too_long(key)
         if key not in known:
-            known[key] = _size(_at(root, key), root, known, (*path, key))
-        size += known[key]
-    return size
+            known[key] = _extent(_at(root, key), root, known, (*path, key))
+        size, longest = size + known[key][0], max(longest, known[key][1] + 1)
+    if longest > _LONGEST:
+        raise _too_long(key)
+    return size, longest
 
 
-def _at(root: Mapping[str, Any], key: str) -> Any:
+def _too_long(key: str) -> ConfigError:
+    return ConfigError(f"the checkpoint's config refers to {key} in a circle, or by more than {_LONGEST} references", key=key)
+
+
+def _at(root: Mapping[str, Any], key: str, followed: int = 0) -> Any:
     """Return what stands at a dotted key, through references on the way; None where there is nothing."""
+    if followed > _LONGEST:
+        raise _too_long(key)
     node: Any = root
     for name in key.split("."):
-        if isinstance(node, str) and (found := _PLAIN.fullmatch(node)) and found[1] != key:
-            node = _at(root, found[1]) if not key.startswith(f"{found[1]}.") else None
+        if isinstance(node, str) and (found := _PLAIN.fullmatch(node)):
+            node = _at(root, found[1], followed + 1)
         node = node.get(name) if isinstance(node, Mapping) else None
     return node

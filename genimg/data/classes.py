@@ -82,7 +82,7 @@ def classes_by_file(content: bytes, paths: Sequence[str], where: str) -> Classes
     """
     try:
         read = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _broken(f"the file {where} is not JSON ({error})", "write it again") from error
     if not isinstance(read, dict) or "labels" not in read:
         return None

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from genimg.data.datasets.file_index import image_extensions
 from genimg.errors import DataError
+from genimg.utils.pillow import suffixes
 
 _HEADER = struct.Struct("<4s22xHH")  # of a file in the archive: signature, lengths of the name and of the extra field
 _SIGNATURE = b"PK\x03\x04"
+_MOST_BYTES = 2**29  # of a file when it is inflated; no image that is decoded has more
 _FROM_ANOTHER_SYSTEM = "__MACOSX/"
 
 
@@ -39,7 +40,7 @@ class ZipImages:
 
     def __init__(self, path: Path) -> None:
         self.root = path
-        extensions = image_extensions()
+        extensions = suffixes()
         try:
             with zipfile.ZipFile(path) as archive:
                 entries = {entry.filename: entry for entry in archive.infolist() if _is_shown(entry.filename)}
@@ -54,6 +55,8 @@ class ZipImages:
                 raise DataError(
                     f"the zip file {path} holds {name} {how}: store or deflate the files, or unpack them into a directory"
                 )
+            if max(entry.file_size, entry.compress_size) > _MOST_BYTES:
+                raise DataError(f"the zip file {path} holds {name} of {entry.file_size:,} bytes, which is no image: remove it")
         self.paths = sorted(images)
         self._numbers = {name: number for number, name in enumerate(self.paths)}
         fields = [
@@ -94,9 +97,12 @@ class ZipImages:
         """Return the content of another file at the top of the archive; None if it has none of this name."""
         with zipfile.ZipFile(self.root) as archive:
             try:
-                return archive.read(name)
+                size = archive.getinfo(name).file_size
             except KeyError:
                 return None
+            if size > _MOST_BYTES:
+                raise DataError(f"the zip file {self.root} holds {name} of {size:,} bytes, which is too large: remove it")
+            return archive.read(name)
 
 
 def _is_shown(name: str) -> bool:

@@ -20,6 +20,7 @@ from genimg.evaluation.feature_stats import Summary
 from genimg.evaluation.gaussian import GaussianStatistics
 from genimg.utils.environment import versions
 from genimg.utils.files import atomically
+from genimg.utils.verified_torch import load_verified
 
 log = logging.getLogger(__name__)
 
@@ -131,9 +132,11 @@ def write_cache(path: Path, statistics: SavedStatistics) -> None:
 
 def _read_own(path: Path) -> SavedStatistics:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_verified(path)
         if state["format"] != _FORMAT:
             raise ValueError(f"format {state['format']}, not {_FORMAT}: make it again with save_statistics=FILE")
+        if not isinstance(state["extractor"], dict | None) or not isinstance(state["images"], dict):
+            raise ValueError("what it says about its extractor or its images is of another type")
         return SavedStatistics(Summary.from_state_dict(state), state["extractor"], state["images"])
     except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
         reason = str(error) if isinstance(error, ValueError) else "it is damaged, or of something else"

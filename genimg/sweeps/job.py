@@ -124,9 +124,9 @@ class Job:
                 continue
             self.images = record["images"]
             first = next((key for key in record if key.startswith(_METRIC)), None)
-            if first is not None and type(record[first]) is float:
+            if first is not None and type(record[first]) in (int, float):
                 self.metric = first.removeprefix(_METRIC)
-                self.measured[self.images] = record[first]
+                self.measured[self.images] = float(record[first])
 
     def console(self) -> str:
         """What its run has printed since this launch."""

@@ -20,7 +20,7 @@ from genimg.sweeps.display import Display
 from genimg.sweeps.job import Job
 from genimg.utils.files import alone_in
 from genimg.utils.paths import RUN_FILES, relative
-from genimg.utils.regular_files import require_plain
+from genimg.utils.regular_files import refuse_links, require_plain
 from genimg.utils.terminal import stop_signals
 from genimg.utils.torchrun import is_of_several
 from genimg.utils.words import quoted
@@ -157,6 +157,7 @@ def start(job: Job, slot: str | None, *, at_once: int) -> None:
         at_once: jobs that share the processor's cores.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(job.folder, below=job.folder.parent)
     require_plain(job.folder, RUN_FILES)
     environment = dict(os.environ)
     if slot is not None:

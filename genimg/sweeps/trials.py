@@ -59,11 +59,11 @@ class Trials:
         self._trials: dict[int, Trial] = {}
         self._next_look: dict[int, float] = {}
         self._left: list[FrozenTrial] = []  # of earlier launches
+        for trial in study.trials:  # before anything is told to the study
+            self._require_own(trial)
         for trial in study.trials:
             if trial.state == optuna.trial.TrialState.RUNNING and _JOB not in trial.user_attrs:  # killed while it was asked for
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        for trial in study.trials:
-            self._require_own(trial)
         for number, trial in of_jobs(study.trials).items():
             folder_of_job = self._folder / trial.user_attrs.get(_FOLDER, f"{number:03d}")
             job = self._jobs[number] = Job(number, self._overrides(trial), folder_of_job, own=_words(trial))

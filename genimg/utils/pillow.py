@@ -96,10 +96,10 @@ def orientation(image: Image.Image) -> int:
     return found if isinstance(found, int) else 1
 
 
-def suffixes() -> frozenset[str]:
-    """Return the suffixes of files that can be opened, in lower case, such as ``.png``."""
+def suffixes() -> tuple[str, ...]:
+    """Return the suffixes of files that can be opened, sorted, in lower case, such as ``.png``."""
     Image.init()
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO"))
+    return tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")))
 
 
 @contextlib.contextmanager
@@ -109,6 +109,8 @@ def _decoding() -> Iterator[None]:
         yield
     except UnidentifiedImageError as error:  # whose words are an object's address
         raise UndecodableImageError("it is in no format that genimg reads") from error
+    except MemoryError:  # of this machine: what an image may take has been bounded
+        raise
     except Exception as error:
         raise UndecodableImageError(str(error) or type(error).__name__) from error
 

@@ -13,6 +13,7 @@ import struct
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -72,19 +73,24 @@ def load_verified(path: Path, *, below: Path | None = None) -> Any:
             # Beside the reading, which takes longer: a check after it would double the time of both.
             checks = [pool.submit(_damage_of_copy, path, file, records[i::_THREADS]) for i in range(_THREADS)]
             file.seek(0)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of storages of types that torch will drop
-                value = torch.load(file, map_location="cpu", weights_only=True)
+            value = _read(file)
             if problem := next((found for check in checks if (found := check.result())), ""):
                 raise DamagedFileError(problem)
             _require_plain(value)
         except DamagedFileError as error:
             raise DamagedFileError(f"{path} {error.problem}", error.fix) from error
-        except OSError:
+    return value
+
+
+def _read(file: BinaryIO) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of storages of types that torch will drop
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except (OSError, MemoryError):
             raise
         except Exception as error:  # a pickle that nobody has written makes the unpickler raise nearly anything
-            raise DamagedFileError(f"{path} is truncated or damaged, or holds something else") from error
-    return value
+            raise DamagedFileError("is damaged, or holds something else than tensors and primitives") from error
 
 
 def _records_of(file: BinaryIO) -> list[zipfile.ZipInfo]:
@@ -172,11 +178,19 @@ def _require_plain_pickle(pickled: bytes) -> None:
     Raises:
         DamagedFileError: Naming what it would build.
     """
-    for opcode, argument, _ in pickletools.genops(pickled):
+    for opcode, argument in _operations(pickled):
         if opcode.name == "GLOBAL" and argument not in _GLOBALS:
             raise DamagedFileError(f"holds {str(argument).replace(' ', '.')}, not only tensors and primitives")
         if opcode.name not in _OPCODES:
             raise DamagedFileError(f"holds something else than tensors and primitives ({opcode.name})")
+
+
+def _operations(pickled: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
+    try:
+        for opcode, argument, _ in pickletools.genops(pickled):
+            yield opcode, argument
+    except (ValueError, UnicodeDecodeError, struct.error) as error:
+        raise DamagedFileError("is damaged, or no file of torch.save") from error
 
 
 def _require_plain(value: Any) -> None:
@@ -185,35 +199,44 @@ def _require_plain(value: Any) -> None:
     Raises:
         DamagedFileError: Saying which.
     """
-    if _size_of(value, 0, {}) > _MOST_VALUES:
+    size, _ = _extent(value, 0, {})
+    if size > _MOST_VALUES:
         raise DamagedFileError(f"holds more than {_MOST_VALUES:,} values")
 
 
-def _size_of(value: Any, depth: int, known: dict[int, int]) -> int:
-    """Return the number of values in a container, itself included; ``known`` holds those of the containers in it by id."""
+def _extent(value: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Return the number of values in a container, itself included, and how deep they are nested.
+
+    Args:
+        value: The container, or a value.
+        depth: Containers that it lies in.
+        known: The same of the containers in it by id, because they may be shared.
+    """
     kind = type(value)
     if kind is str or kind is float or kind is bool or value is None:
-        return 1
+        return 1, 0
     if kind is int:
         if value.bit_length() > _MOST_BITS:
             raise DamagedFileError(f"holds an integer of {value.bit_length()} bits")
-        return 1
+        return 1, 0
     if kind is Tensor:
         if value.layout is not torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise DamagedFileError("holds a tensor of more elements than the file does")
-        return 1
+        return 1, 0
     if kind not in (dict, list, tuple):
         raise DamagedFileError(f"holds a {kind.__name__}, not only tensors and primitives")
-    if id(value) in known:
-        return known[id(value)]
-    if depth == _DEEPEST:
+    if id(value) not in known:
+        if depth == _DEEPEST:
+            raise DamagedFileError(f"holds containers nested more than {_DEEPEST} deep")
+        if kind is dict:
+            for key in value:
+                if type(key) is not str and type(key) is not int:
+                    raise DamagedFileError(f"holds a key that is a {type(key).__name__}, not text or an integer")
+        size, height = 1, 0
+        for item in value.values() if kind is dict else value:
+            more, below = _extent(item, depth + 1, known)
+            size, height = size + more, max(height, below)
+        known[id(value)] = size, height + 1
+    if depth + known[id(value)][1] > _DEEPEST:
         raise DamagedFileError(f"holds containers nested more than {_DEEPEST} deep")
-    size = 1
-    if kind is dict:
-        for key in value:
-            if type(key) is not str and type(key) is not int:
-                raise DamagedFileError(f"holds a key that is a {type(key).__name__}, not text or an integer")
-    for item in value.values() if kind is dict else value:
-        size += _size_of(item, depth + 1, known)
-    known[id(value)] = size
-    return size
+    return known[id(value)]

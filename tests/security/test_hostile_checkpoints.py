@@ -105,6 +105,19 @@ def test_shared_containers_that_grow_without_end_are_refused(saved: Path) -> Non
     assert "more than" in refused(rewritten(saved, pickle.dumps({"format": value}, protocol=2)))
 
 
+@pytest.mark.parametrize("depth", [64, 65, 3000])
+def test_containers_that_are_nested_by_sharing_are_as_deep_as_others(saved: Path, depth: int) -> None:
+    """Each is met at the top before it is met inside the next."""
+    parts: list[object] = [[]]
+    for _ in range(depth - 2):
+        parts.append([parts[-1]])
+    path = rewritten(saved, pickle.dumps(parts, protocol=2))
+    if depth > 64:
+        assert "nested more than 64 deep" in refused(path)
+    else:
+        assert load_verified(path) == parts
+
+
 def test_a_container_that_holds_itself_is_refused(saved: Path) -> None:
     value: list[object] = []
     value.append(value)

@@ -6,6 +6,7 @@ import io
 import os
 import random
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from PIL import Image
 
 from genimg.data.datasets.builtin import CorruptImageError, Source
 from genimg.data.datasets.builtin import folder as folder_of_images
+from genimg.data.zips import ZipImages
+from genimg.errors import DataError
 from genimg.utils.pillow import FORMATS, UndecodableImageError, open_header, open_image, suffixes
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(marker) (w) file closefile\nshowpage\n"
@@ -45,8 +48,8 @@ def test_postscript_that_is_called_png_starts_no_program(tmp_path: Path, monkeyp
 
 
 def test_files_of_other_formats_are_not_listed() -> None:
-    assert {".png", ".jpg", ".jpeg", ".webp", ".tif", ".bmp", ".gif", ".mpo"} <= suffixes()
-    assert not {".eps", ".ps", ".wmf", ".emf", ".pdf", ".h5", ".grib"} & suffixes()
+    assert {".png", ".jpg", ".jpeg", ".webp", ".tif", ".bmp", ".gif", ".mpo"} <= set(suffixes())
+    assert not {".eps", ".ps", ".wmf", ".emf", ".pdf", ".h5", ".grib"} & set(suffixes())
     assert not {"EPS", "WMF", "HDF5", "GRIB", "BUFR", "IPTC", "PCD", "SPIDER", "FITS"} & set(FORMATS)
 
 
@@ -116,6 +119,27 @@ def test_damaged_images_are_corrupt_and_nothing_else(tmp_path: Path, kind: str) 
         except CorruptImageError:
             outcomes["corrupt"] += 1
     assert outcomes["corrupt"] > 10
+
+
+def test_what_a_killed_command_left_is_no_data(tmp_path: Path) -> None:
+    left = tmp_path / "made.genimg-0123456789abcdef.tmp"
+    left.mkdir()
+    for path in (tmp_path / "a.png", left / "b.png"):
+        Image.new("RGB", (8, 8)).save(path)
+    assert folder(tmp_path).file_names() == ["a.png"]
+
+
+def test_members_of_a_zip_are_bounded_before_they_are_inflated(tmp_path: Path) -> None:
+    for name in ("a.png", "dataset.json"):
+        path = tmp_path / f"{name}.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            with archive.open("b.png", "w") as member:
+                Image.new("RGB", (8, 8)).save(member, "PNG")
+            with archive.open(name, "w", force_zip64=True) as member:
+                for _ in range(2**29 // 2**24 + 1):
+                    member.write(bytes(2**24))
+        with pytest.raises(DataError, match=rf"{name} of .* bytes"):
+            ZipImages(path).read_text_file(name)
 
 
 def test_images_are_decoded_as_pillow_decodes_them(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from fork_server import run_command
 
 from genimg.config.compose import Config
+from genimg.config.instantiate import Builder
 from genimg.config.references import is_plain, require_plain_references, with_values
 from genimg.errors import ConfigError
 from genimg.training import checkpoint
@@ -53,14 +54,41 @@ def test_references_to_keys_are_plain() -> None:
     require_plain_references({"a": {"b": 1}, "c": "${a}", "d": "${a.b}", "e": "x ${a.b} ${c.b}", "f": "${oc.select:a.x,batch}"})
 
 
-def test_references_that_grow_or_go_in_a_circle_are_refused() -> None:
+def test_references_that_grow_without_end_are_refused() -> None:
     growing: dict[str, Any] = {"a0": {"x": 1, "y": 2}}
-    growing |= {f"a{i}": {"x": f"${{a{i - 1}}}", "y": f"${{a{i - 1}}}"} for i in range(1, 60)}
+    growing |= {f"a{i}": {"x": f"${{a{i - 1}}}", "y": f"${{a{i - 1}}}"} for i in range(1, 30)}
     with pytest.raises(ConfigError, match="grow without end"):
         require_plain_references(growing)
-    for circle in ({"a": "${b}", "b": "${a}"}, {"a": {"x": "${a}"}}, {"a": "${a}"}):
-        with pytest.raises(ConfigError, match="in a circle"):
-            require_plain_references(circle)
+    for text in ("${long}" * 50, ["${long}"] * 50):
+        with pytest.raises(ConfigError, match="grow without end"):
+            require_plain_references({"long": "x" * 300_000, "more": text})
+
+
+@pytest.mark.parametrize(
+    "circle", [{"a": "${b}", "b": "${a}"}, {"a": {"x": "${a}"}}, {"a": "${a}"}, {"a": "${b.x}", "b": "${a.x}"}, {"a": "${a.x}"}]
+)
+def test_references_in_a_circle_are_refused(circle: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="in a circle"):
+        require_plain_references(circle)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_long_chains_of_references_are_refused(order: int) -> None:
+    chain = {f"k{i}": f"${{k{i + 1}}}" for i in range(2000)} | {"k2000": 1}
+    with pytest.raises(ConfigError, match="more than 32 references"):
+        require_plain_references(dict(list(chain.items())[::order]))
+    require_plain_references({f"k{i}": f"${{k{i + 1}}}" for i in range(20)} | {"k20": 1})
+
+
+@pytest.mark.parametrize(
+    "factory", ["genimg.losses.perceptual:Perceptual", "torch.nn.Linear", "genimg.data.datasets.builtin.folder"]
+)
+def test_no_part_of_genimg_is_called_with_arguments_that_nothing_checks(factory: str) -> None:
+    node = {"_target_": "genimg.data.datasets.external.module", "factory": factory, "arguments": {"weights": "/etc/passwd"},
+            "image_size": 8, "channels": 3, "fit": "crop"}  # fmt: skip
+    with pytest.raises(ConfigError, match="is refused in a checkpoint's config") as caught:
+        Builder(named=frozenset()).build(node, "data")
+    assert caught.value.key == "data.factory"
 
 
 def test_what_a_checkpoint_records_calls_no_resolver(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -290,7 +290,9 @@ def _torchvision(name: str, dataset: Callable[..., Any], root: str, split: str, 
     try:
         try:
             data = dataset(directory, train=train, download=False)
-        except RuntimeError:  # torchvision's way to say that it is absent
+        except RuntimeError as error:
+            if "not found" not in str(error):  # which is torchvision's way to say that it is absent
+                raise ValueError(_first_line(error)) from error
             data = dataset(directory, train=train, download=True)
     except (ValueError, AssertionError, EOFError, IndexError, pickle.UnpicklingError) as error:
         raise DataError(

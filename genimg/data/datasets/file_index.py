@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from genimg.data.contents import digest_of_contents
 from genimg.errors import DataError
-from genimg.utils.files import atomically
+from genimg.utils.files import atomically, is_temporary
 from genimg.utils.outputs import MARK, is_unfinished, read_mark, require_finished
 from genimg.utils.paths import cache_dir
 from genimg.utils.pillow import suffixes
@@ -99,11 +99,6 @@ class _Listing:
         return len(self.files) >= _LEAST_CACHED and self.complete and settled
 
 
-def image_extensions() -> tuple[str, ...]:
-    """The endings of all files that Pillow reads, in small letters, with their dots."""
-    return tuple(sorted(suffixes()))
-
-
 def list_images(root: Path, *, refresh: bool) -> Index:
     """List every file below ``root`` whose extension Pillow reads; hidden names are skipped, links are followed.
 
@@ -114,7 +109,7 @@ def list_images(root: Path, *, refresh: bool) -> Index:
     Raises:
         DataError: If the root is itself a run directory.
     """
-    extensions = image_extensions()
+    extensions = suffixes()
     file = _cache_file(root)
     known = None if file is None or refresh else _read(file, root, extensions)
     if known is not None:
@@ -165,7 +160,9 @@ def _walk(root: Path, extensions: tuple[str, ...]) -> _Listing:
             found = []
             for entry in _entries(root, directory, listing):
                 path = f"{directory}/{entry.name}" if directory else entry.name
-                if _is_directory(entry):
+                if is_temporary(entry.name):
+                    listing.skipped.append(path)
+                elif _is_directory(entry):
                     linked = entry.is_symlink()
                     found.append((path, os.path.realpath(entry.path) if linked else os.path.join(real, entry.name)))
                 elif entry.name.lower().endswith(extensions):

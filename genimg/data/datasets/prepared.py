@@ -81,7 +81,7 @@ class Description:
             version = content.pop("format")
             if version == FORMAT:
                 return cls._checked(content)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise DataError(f"the file {path} is damaged, or not genimg-prepare's ({reason}): pack the images again") from error
         raise DataError(
@@ -100,6 +100,13 @@ class Description:
                 "shards": tuple(Shard(**shard) for shard in content["shards"]),
             }
         )
+        numbers = [
+            description.num_images,
+            *(each for shard in description.shards for each in (shard.num_images, shard.num_bytes)),
+        ]
+        flags = (description.labelled, description.captioned)
+        if any(type(number) is not int or number < 1 for number in numbers) or any(type(flag) is not bool for flag in flags):
+            raise TypeError("a number, or whether there are labels or captions, is of another type")
         if sum(shard.num_images for shard in description.shards) != description.num_images or description.num_images < 1:
             raise ValueError("the shards' numbers of images do not add up")
         if not isinstance(description.source["name"], str):
@@ -242,7 +249,7 @@ def is_prepared(folder: Path) -> bool:
         return False
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return True  # its reader says what is wrong
     return isinstance(content, dict) and "shards" in content
 

@@ -1,0 +1,102 @@
+"""Statistics and packed datasets that are damaged or of odd content: noticed, in one message."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from genimg.data.datasets.builtin import mnist
+from genimg.data.datasets.prepared import DESCRIPTION, is_prepared, prepared
+from genimg.data.datasets.shapes import ShapesSource
+from genimg.data.packing import pack
+from genimg.errors import DataError
+from genimg.evaluation.feature_stats import Summary
+from genimg.evaluation.gaussian import GaussianStatistics
+from genimg.evaluation.stats_cache import SavedStatistics, read_cache
+
+
+def write_statistics(path: Path) -> SavedStatistics:
+    moments = GaussianStatistics.of(torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    statistics = SavedStatistics(Summary(moments), {"name": "x"}, {"source": "y"})
+    statistics.write(path)
+    return statistics
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_flipped_bit_of_statistics_is_noticed(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "statistics.pt"
+    written = write_statistics(path)
+    content = bytearray(path.read_bytes())
+    place = random.Random(seed).randrange(len(content) * 8)
+    content[place // 8] ^= 1 << place % 8
+    path.write_bytes(bytes(content))
+    try:
+        found = SavedStatistics.read(path)
+    except DataError:
+        assert read_cache(path) is None  # and is computed again
+        return
+    assert torch.equal(found.summary.moments.covariance, written.summary.moments.covariance)
+    assert torch.equal(found.summary.moments.mean, written.summary.moments.mean)
+    assert (found.extractor, found.images) == (written.extractor, written.images)
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    source = ShapesSource(seed=0, num_images=6, image_size=16, channels=3, num_objects=1)
+    about = {"name": "shapes", "fingerprint": "x", "num_images": 6, "fit": "x"}
+    description, _ = pack(source, folder, shard_size=4096, num_threads=1, max_corrupt=0, provenance=about)
+    description.write(folder)
+    return folder
+
+
+def open_packed(folder: Path) -> None:
+    source = prepared(root=str(folder), image_size=16, channels=3)
+    source.read_many(np.arange(len(source)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_images": 6.0}, {"num_images": True}, {"num_images": -6}, {"shape": [3, float("inf"), 16]}, {"shape": "abc"},
+     {"labelled": "no"}, {"captioned": 1}, {"source": []}, {"class_names": 5}, {"shards": [{"file": "a"}]}, {"shards": {}}]
+)  # fmt: skip
+def test_descriptions_of_odd_content_are_refused(packed: Path, changes: dict[str, Any]) -> None:
+    open_packed(packed)
+    content = json.loads((packed / DESCRIPTION).read_text())
+    (packed / DESCRIPTION).write_text(json.dumps(content | changes))
+    with pytest.raises(DataError):
+        open_packed(packed)
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"a":' * 100_000, '{"format":' + "9" * 10_000 + "}", "[]", "null", "\ufeff{}"]
+)
+def test_descriptions_that_are_deep_or_no_mapping_are_refused(packed: Path, content: str) -> None:
+    (packed / DESCRIPTION).write_text(content)
+    is_prepared(packed)
+    with pytest.raises(DataError):
+        open_packed(packed)
+
+
+def test_a_truncated_file_of_mnist_is_damaged_and_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(*_: object, **__: object) -> None:
+        raise AssertionError("a download was started")
+
+    monkeypatch.setattr("urllib.request.urlopen", connect)
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    sizes = {"images-idx3": (3, [60, 28, 28]), "labels-idx1": (1, [60])}
+    for prefix in ("train", "t10k"):
+        for name, (dimensions, shape) in sizes.items():
+            header = bytes([0, 0, 8, dimensions]) + b"".join(size.to_bytes(4, "big") for size in shape)
+            length = int(np.prod(shape)) // (2 if dimensions == 3 else 1)
+            (raw / f"{prefix}-{name}-ubyte").write_bytes(header + bytes(length))
+    with pytest.raises(DataError, match="holds damaged files of mnist"):
+        mnist(root=str(tmp_path), split="train", image_size=28, channels=1, fit="crop")
