@@ -69,12 +69,13 @@ class CheckpointError(UserError, ValueError):
 def is_bug(error: BaseException) -> bool:
     """Return whether an error of a command at work is one that no user can cause.
 
-    That is anything but the errors of this module and of torch.compile, a full memory, and an OSError that names a file. Errors
-    of Hydra and OmegaConf are the user's while a config is composed, which is before a command is at work.
+    That is anything but the errors of this module and of torch.compile, a full memory, a batch too small for batch norm, and an
+    OSError that names a file. Errors of Hydra and OmegaConf are the user's while a config is composed, before a command is at
+    work.
     """
     is_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
     is_named = isinstance(error, OSError) and error.filename is not None
-    return not (isinstance(error, UserError) or is_compiler or is_named or is_memory_full(error))
+    return not (isinstance(error, UserError) or is_compiler or is_named or is_memory_full(error) or is_batch_too_small(error))
 
 
 def is_memory_full(error: BaseException) -> bool:
@@ -82,6 +83,11 @@ def is_memory_full(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)  # the CPU's, MPS's and cuBLAS's
+
+
+def is_batch_too_small(error: BaseException) -> bool:
+    """Return whether a batch norm was given a single value for each channel, of which it can take no variance."""
+    return isinstance(error, ValueError) and str(error).startswith("Expected more than 1 value per channel when training")
 
 
 def innermost_module(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from genimg.api.evaluate_checkpoint import LoadedCheckpoint
 from genimg.config.compose import compose
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.periodic import Evaluation
-from genimg.inference.checks import check_truncation, require_least
+from genimg.inference.checks import check_truncation
 from genimg.inference.conditions import find_conditions, repeated, require_condition
 from genimg.inference.sample import Sampler
 from genimg.inference.translate import Translator, chosen_direction, needs_mask, way_of_training
@@ -26,6 +26,7 @@ from genimg.methods.image_to_image import Translation
 from genimg.training.device import choose_device
 from genimg.types import Batch, height_width
 from genimg.utils.images import to_float
+from genimg.utils.numbers import require_least
 from genimg.utils.words import quoted
 
 Labels = int | str | Sequence[int | str] | Tensor | NDArray[np.integer[Any]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import os
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -78,17 +80,28 @@ def in_hydras_order(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with all flags behind the overrides: Hydra takes no overrides behind a flag that has a value.
 
     Raises:
-        ConfigError: For a ``--config-dir`` that does not exist, or an empty ``run_dir=``.
+        ConfigError: For a ``--config-dir`` that does not exist or holds what Hydra would misread, or an empty ``run_dir=``.
     """
-    words, flags = _parted(arguments)
+    words, flags = parted(arguments)
     for flag, value in zip_longest(flags, flags[1:], fillvalue=""):
         name, equals, own = flag.partition("=")
         given = own if equals else value
         if name in ("--config-dir", "-cd") and given and not given.startswith("-") and not Path(given).is_dir():
             raise ConfigError(f"--config-dir {given} does not exist: give a directory of configs", key="")
+        if name in ("--config-dir", "-cd") and (marked := _with_byte_order_mark(Path(given))):
+            raise ConfigError(f"{marked} begins with a byte order mark, hiding its first line: save it as UTF-8 without it")
     if value_of("run_dir", words) == "":
         raise ConfigError("run_dir= is empty: name a directory, or omit it", key="run_dir")
     return [*words, *flags]
+
+
+def _with_byte_order_mark(folder: Path) -> Path | None:
+    """Return a config below a directory that begins with what some editors write in front of UTF-8."""
+    for path in sorted(folder.rglob("*.yaml")):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+                return path
+    return None
 
 
 def with_runs(arguments: Sequence[str]) -> list[str]:
@@ -97,7 +110,7 @@ def with_runs(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: Where ``runs=`` is given, too.
     """
-    given_words, flags = _parted(arguments)
+    given_words, flags = parted(arguments)
     words = [word for word in given_words if "=" not in word or Path(word).is_dir()]
     rest = [*(word for word in given_words if word not in words), *flags]
     if not words:
@@ -107,7 +120,7 @@ def with_runs(arguments: Sequence[str]) -> list[str]:
     return [*rest, f"runs=[{','.join(map(quoted, words))}]"]
 
 
-def _parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the arguments that are no flags, and the flags with their values."""
     words: list[str] = []
     flags: list[str] = []

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from omegaconf import DictConfig
 
-from genimg.commands.arguments import value_of
+from genimg.commands.arguments import parted, value_of
 from genimg.config.messages import explain
 from genimg.errors import innermost_module, is_bug
 from genimg.utils.paths import relative
@@ -97,7 +97,7 @@ def _in_words(failure: Failure, primary: str) -> str | None:
     if failure.is_at_work and is_bug(error):
         is_alone = is_of_several() and isinstance(error, RuntimeError) and _ANOTHER_HAS_GONE.search(str(error))
         return f"{_HAS_ENDED} ({str(error).splitlines()[0][:120]})" if is_alone else None
-    message = explain(error, primary, sys.argv[1:])
+    message = explain(error, primary, parted(sys.argv[1:])[0])
     if message is None and isinstance(error, ValueError) and innermost_module(error).startswith("hydra."):
         return str(error).splitlines()[0]  # flags that exclude each other
     return message

@@ -14,7 +14,7 @@ from genimg.config import untrusted
 from genimg.config.options import read_options
 from genimg.config.schema.commands import Sample
 from genimg.errors import ConfigError
-from genimg.inference.checks import check_truncation, require_least
+from genimg.inference.checks import check_truncation
 from genimg.inference.conditions import Condition, find_conditions, name_of_label
 from genimg.inference.interpolation import Loop, write_loops
 from genimg.inference.reconstruct import pixel_format, read_near, reconstruct
@@ -24,6 +24,7 @@ from genimg.inference.sample_grid import write_samples
 from genimg.methods.base import Method
 from genimg.training.device import choose_device
 from genimg.utils.mappings import flatten
+from genimg.utils.numbers import require_least
 from genimg.utils.outputs import record_of
 from genimg.utils.paths import expanded, run_directory_of
 

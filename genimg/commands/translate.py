@@ -12,7 +12,6 @@ from genimg.config.options import read_options
 from genimg.config.schema.commands import Translate
 from genimg.data.decode import checked_levels
 from genimg.errors import ConfigError
-from genimg.inference.checks import require_least
 from genimg.inference.image_files import checked_output, find_pictures, with_sizes
 from genimg.inference.tiling import check_tiles
 from genimg.inference.translate import Translator, chosen_direction, way_of_training
@@ -20,6 +19,7 @@ from genimg.inference.translate_files import halves, require_whole, translate_fi
 from genimg.methods.image_to_image import Translation
 from genimg.training.device import choose_device
 from genimg.utils.mappings import flatten
+from genimg.utils.numbers import require_least
 from genimg.utils.outputs import record_of
 from genimg.utils.paths import relative
 

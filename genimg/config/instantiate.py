@@ -14,7 +14,7 @@ import re
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType, NoneType, UnionType
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from torch import nn
@@ -28,6 +28,7 @@ from genimg.methods.image_to_image import Translation
 from genimg.schedules import Schedule
 from genimg.utils.durations import NumImages, to_images
 from genimg.utils.machine_local import MachineLocal, is_importable, marker_of
+from genimg.utils.type_hints import fits, require_instance, require_scalar, require_type, type_hints
 from genimg.utils.words import nearest
 
 ALLOWED = (
@@ -65,7 +66,7 @@ ALLOWED = (
 """Packages whose classes and functions a config may name."""
 
 _SETTABLE = {"image_size": "data.image_size", "channels": "data.channels"}  # keys that decide facts about the data
-_HYDRA_KEYS = {"_target_", "_partial_", "_args_"}
+_HYDRA_KEYS = {"_target_": str, "_partial_": bool, "_args_": Sequence}
 T = TypeVar("T")
 Node = dict[str, Any]
 Named = frozenset[tuple[str, Any]]
@@ -128,6 +129,10 @@ class Builder:
         is_partial, positional = made.pop("_partial_", False), made.pop("_args_", [])
         for name in importable_parameters(target) & made.keys():
             made[name] = self._located(made[name], f"{key}.{name}")
+        if _is_own(target):
+            types = type_hints(target)
+            for name, value in made.items():
+                require_instance(value, types.get(name, Any), self._key(key, name))
         taken = inspect.signature(target).parameters
         given = {name: value for name, value in arguments.items() if name in taken and name not in made}
         origins = {**self.origins, **{f"{key}.{name}": _SETTABLE[name] for name in given.keys() & _SETTABLE.keys()}}
@@ -219,14 +224,27 @@ class Builder:
         parameters = inspect.signature(target).parameters
         partial = bool(node.get("_partial_", False))
         _check_keys(node, parameters, key, () if partial else [name for name in parameters if name not in arguments])
-        types = _type_hints(target.__init__ if inspect.isclass(target) else target)
-        any_number = _is_kind(target, Optimizer)
-        return {
-            name: self._value(value, types.get(name, Any), self._key(key, name), arguments, schedules=any_number)
-            for name, value in node.items()
-        }
+        types = {**_HYDRA_KEYS, **type_hints(target), **dict.fromkeys(importable_parameters(target), Any)}
+        is_optimizer = _is_kind(target, Optimizer)
+        prepared = {}
+        for name, value in node.items():
+            hint, here = types.get(name, Any), self._key(key, name)
+            prepared[name] = self._value(value, hint, here, arguments, schedules=is_optimizer, exact=_is_own(target))
+        return prepared
 
-    def _value(self, value: Any, hint: Any, key: str, arguments: Collection[str], *, schedules: bool = False) -> Any:
+    def _value(
+        self, value: Any, hint: Any, key: str, arguments: Collection[str], *, schedules: bool = False, exact: bool = True
+    ) -> Any:
+        """Check a value, and all below it, and convert its durations.
+
+        Args:
+            value: Of a parameter.
+            hint: Type of the parameter.
+            key: Dotted key.
+            arguments: See ``_prepare``.
+            schedules: Whether it may be a schedule, whatever the hint says.
+            exact: Whether the hint is, as PyTorch's are not.
+        """
         if not self.trains and isinstance(value, dict):
             if _is_of_training(hint):
                 return {} if typing.get_origin(hint) is Mapping else None
@@ -235,13 +253,22 @@ class Builder:
         is_number = float in options and type(value) in (int, float)
         if hint is NumImages or (NumImages in options and not (value is None or is_number or isinstance(value, dict))):
             return to_images(value, epoch_size=self.epoch_size, batch_size=self.batch_size, key=key)
-        _check_type(value, hint, key)
-        return self._prepare(value, key, arguments, schedules=schedules or Schedule in options)
+        if value == {} and type(None) in options and not fits(value, hint):
+            return None  # an empty group, such as augment=none
+        is_node = isinstance(value, dict) and "_target_" in value
+        if not exact:
+            require_scalar(value, hint, key)
+        elif not is_node:
+            require_type(value, hint, key)
+        prepared = self._prepare(value, key, arguments, schedules=schedules or Schedule in options)
+        if exact and is_node and prepared is not None:  # afterwards, because what is wrong within it says more
+            require_type(value, hint, key)
+        return prepared
 
     def settings(self, kind: type[T], config: Node, key: str) -> T:
         """Return the settings of a group without a ``_target_``, whose class is ``kind``."""
         _check_keys(config, (parameters := inspect.signature(kind).parameters), key, list(parameters))
-        types = _type_hints(kind)
+        types = type_hints(kind)
         values = {name: self._value(value, types[name], f"{key}.{name}", ()) for name, value in config.items()}
         with mounted(key, kind):
             return kind(**values)
@@ -283,7 +310,7 @@ def build_model(config: Mapping[str, Any], facts: DataFacts, builder: Builder, t
 
 def parts_of_training(target: Any) -> set[str]:
     """Return the parameters of a class of which a checkpoint that is only used builds nothing, or less."""
-    hints = _type_hints(target.__init__) if inspect.isclass(target) else {}
+    hints = type_hints(target) if inspect.isclass(target) else {}
     return {name for name, hint in hints.items() if _is_of_training(hint) or _substitute(hint) is not None}
 
 
@@ -372,13 +399,13 @@ def builder_of(state: Node, allow: Sequence[str], named: Named = frozenset()) ->
 
 def local_parameters(target: Any) -> dict[str, MachineLocal]:
     """Return the parameters of a class or function that are marked as ``MachineLocal``, with their marks."""
-    hints = _type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    hints = type_hints(target, include_extras=True)
     return {name: mark for name, hint in hints.items() if (mark := marker_of(hint)) is not None}
 
 
 def importable_parameters(target: Any) -> set[str]:
     """Return the parameters of a class or function that take what a config names as ``package.module:name``."""
-    hints = _type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    hints = type_hints(target, include_extras=True)
     return {name for name, hint in hints.items() if is_importable(hint)}
 
 
@@ -413,6 +440,10 @@ def _without_training(node: Node, hint: Any) -> Node:
     return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **{name: node[name] for name in parameters}}
 
 
+def _is_own(target: Any) -> bool:
+    return str(getattr(target, "__module__", "")).partition(".")[0] == "genimg"
+
+
 def _is_kind(target: Any, kind: type) -> bool:
     return inspect.isclass(target) and issubclass(target, kind)
 
@@ -430,30 +461,6 @@ def _check_keys(node: Node, parameters: Mapping[str, inspect.Parameter], key: st
         )  # fmt: skip
         if required and name in needed and name not in node and "_args_" not in node:
             raise ConfigError(f"{key}.{name} is required: set {key}.{name}=VALUE")
-
-
-_SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
-
-
-def _type_hints(function: Any, *, include_extras: bool = False) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(function, include_extras=include_extras)
-    except (NameError, TypeError):  # hints that only a type checker can see, as some of torch's
-        return {}
-
-
-def _check_type(value: Any, hint: Any, key: str) -> None:
-    """Refuse a number, text, truth value or null where the signature says that it takes something else."""
-    options = set(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, UnionType) else {hint}
-    if not options & set(_SCALARS) or type(value) not in _SCALARS or type(value) in options:
-        return
-    if type(value) is int and float in options:
-        return
-    if not isinstance(value, str) and not options <= set(_SCALARS):
-        return
-    wanted = " or ".join(words for kind, words in _SCALARS.items() if kind in options)
-    wanted += " or a list such as [64,48]" if any(typing.get_origin(option) is Sequence for option in options) else ""
-    raise ConfigError(f"{key}={'null' if value is None else value} must be {wanted}")
 
 
 def _import(module_name: str, name: str, key: str, target: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, GrammarParseError, OmegaConfBaseException, ValidationError
 from yaml import MarkedYAMLError
 
 from genimg.config import foreign, schema
-from genimg.errors import UserError, is_memory_full
+from genimg.errors import UserError, innermost_module, is_batch_too_small, is_memory_full
 from genimg.utils.paths import config_dir
 from genimg.utils.words import nearest, quoted
 
@@ -60,9 +62,13 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
             unusable = isinstance(error, FileNotFoundError | NotADirectoryError | FileExistsError | PermissionError)
             if unusable and value and str(error.filename).startswith(value):
                 return f"{key}={value} cannot be written ({error.filename}: {error.strerror}): choose another {key}"
-        return f"{error.filename}: {error.strerror}"
-    if str(error).startswith("Config group override must be a string"):  # Hydra does not say which
-        key, value = next((pair for a in arguments if (pair := _choice_that_is_no_name(a))), ("", ""))
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT) and error.strerror == os.strerror(error.errno)
+        fix = ": make room, or write to another disk" if is_full else ""
+        return f"{error.filename}: {error.strerror}{fix}"
+    in_hydra = isinstance(error, TypeError) and innermost_module(error).startswith("hydra.")  # a group that is a list of lists
+    if in_hydra or str(error).startswith("Config group override must be a string"):  # Hydra does not say which
+        found = sorted(filter(None, map(_choice_that_is_no_name, arguments)), key=lambda pair: pair[1] == "null")
+        key, value = found[0] if found else ("", "")
         if not key:
             return f"{error}: a group takes the name of one of its options"
         options = sorted(path.stem for path in Path(config_dir(), key).glob("*.yaml") if is_choice(path.stem))
@@ -71,8 +77,13 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         fix = "lower batch_size"
         if command == "train":
-            fix = "lower trainer.batch_size or data.image_size, or raise trainer.accumulation, which cuts batches into parts"
+            fix = (
+                "lower trainer.batch_size, data.image_size or the widths of the networks, or raise trainer.accumulation, which "
+                "cuts batches into parts"
+            )
         return f"the memory is full ({reason}): {fix}"
+    if is_batch_too_small(error):
+        return "batch norm has no variance of a single image: raise trainer.batch_size, or lower trainer.accumulation"
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return f"torch.compile failed ({reason}): performance.compile=false trains without it"
@@ -124,11 +135,17 @@ def _explain_config_error(error: Exception, command: str, arguments: list[str]) 
         known = f": choose one of {', '.join(sorted(available))}" if available else ""
         return f"unknown option {group}={choice}{nearest(choice, available)}{known}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
+    if isinstance(cause, GrammarParseError):
+        return f"{cause.full_key}: {str(cause).splitlines()[0]}: correct the reference, which is written ${{KEY}}"
     if isinstance(cause, OmegaConfBaseException) and (refused := _explain_refused_value(cause, text, command)):
         return refused
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
-        return _explain_unknown_key(unknown.group(1).split("@")[0], command, arguments)
+        key = unknown.group(1).split("@")[0]
+        given = next((each.partition("=")[2] for each in arguments if each.partition("=")[0] == key), None)
+        if given is not None and schema.type_of(key, command) == "mapping":
+            return f"{key}={given} has keys that {key} does not have yet: write '++{key}={given}'"
+        return _explain_unknown_key(key, command, arguments)
     if "Ambiguous value for argument" in text:
         key, _, value = text.partition("'")[2].partition("\n")[0].rstrip("'").partition("=")
         one, several = f'{key}="{quoted(value)}"', f"'{key}=[{value}]'"
@@ -179,6 +196,8 @@ def _explain_unknown_key(key: str, command: str, arguments: list[str]) -> str:
     if message := _foreign_key(key, command, arguments):
         return message
     keys = _keys_of(command, key, arguments)
+    if re.fullmatch(r"[a-z_]+", key) and key in keys and Path(config_dir(), key).is_dir():
+        return f"{key} is a group: choose one of its options, {key}=NAME, or set single keys, {key}.KEY=VALUE"
     group, dot, name = key.rpartition(".")
     siblings = [k.removeprefix(group + dot) for k in keys if k.startswith(group + dot) and "." not in k[len(group) + 1 :]]
     if dot and group in keys:
@@ -196,10 +215,11 @@ def _explain_unknown_key(key: str, command: str, arguments: list[str]) -> str:
 
 def _choice_that_is_no_name(argument: str) -> tuple[str, str] | None:
     """Group and value of an argument such as ``model=3`` or ``debug=true``."""
-    key, _, value = argument.partition("=")
+    key, _, value = argument.lstrip("+~").partition("=")
     is_group = re.fullmatch(r"[a-z_/]+", key) and Path(config_dir(), key).is_dir()
     parsed = OverridesParser.create().parse_override(argument).value() if is_group and _can_be_read(argument) else ""
-    return None if isinstance(parsed, str | list) or parsed is None else (key, value)
+    is_name = isinstance(parsed, str) or (isinstance(parsed, list) and all(isinstance(each, str) for each in parsed))
+    return None if is_name else (key, value)
 
 
 def _can_be_read(argument: str) -> bool:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from genimg.config.compose import Config, require_all_values, thaw
 from genimg.config.schema import options_of
 from genimg.errors import ConfigError
+from genimg.utils.type_hints import require_type, type_hints
 from genimg.utils.words import nearest
 
 Options = TypeVar("Options")
@@ -28,7 +29,7 @@ def read_options(composed: DictConfig, schema: type[Options], groups: Collection
 
     Raises:
         ConfigError: For a required option without a value, or a key that the command does not read, such as a misspelt
-            ``+sed=1``.
+            ``+sed=1``; and for a number that is not finite.
     """
     require_all_values(composed)
     own = [option.name for option in options_of(schema)]
@@ -38,4 +39,9 @@ def read_options(composed: DictConfig, schema: type[Options], groups: Collection
             problem = f"unknown key {key}{nearest(key, known)}"
             raise ConfigError(problem, "nothing reads it; --cfg job shows all keys", key=key)
     values = thaw(Config.of(composed))
+    hints = type_hints(schema)
+    for name in own:
+        if name not in values:
+            raise ConfigError(f"{name} is required", f"set {name}=VALUE", key=name)
+        require_type(values[name], hints[name], name)
     return schema(**{name: values[name] for name in own}), {name: values[name] for name in groups if name in values}

@@ -17,6 +17,7 @@ from genimg.config import instantiate, untrusted
 from genimg.config.compose import Composition, Config, resolved
 from genimg.config.instantiate import Node
 from genimg.config.references import require_plain_references
+from genimg.config.structure import require_structure
 from genimg.data.facts import DataFacts
 from genimg.data.identity import refused_differences, warned_differences
 from genimg.errors import ConfigError
@@ -78,7 +79,7 @@ class Start:
     @property
     def decided(self) -> Decisions | None:
         """What ``auto`` meant in the run that is continued."""
-        return Decisions(**self.saved.state["decisions"]) if self.saved else None
+        return Decisions.restored(self.saved.state["decisions"]) if self.saved else None
 
 
 def find_start(composition: Composition, run_dir: Path) -> Start:
@@ -107,6 +108,7 @@ def find_start(composition: Composition, run_dir: Path) -> Start:
         saved = None
     if saved is not None:
         checkpoint.require_whole(saved.state, saved.path)
+        require_structure(saved.state["config"])
     _refuse_to_overwrite(folder, saved)
     raw = _on_top_of(saved.state, composition) if saved and names_a_checkpoint(composed) else _plain(composed)
     raw["run_dir"] = str(run_dir)
@@ -115,6 +117,7 @@ def find_start(composition: Composition, run_dir: Path) -> Start:
     for group in _WITH_PATHS:  # so that the run continues from any directory
         _make_absolute(resolved.get(group), raw.get(group))
     config = Config(raw)
+    require_structure(config)
     if saved is not None:
         _compare(saved, config, named)
     return Start(config, saved, named)
@@ -272,7 +275,7 @@ def _in_short(changes: dict[str, str], old_source: Node, new_source: Node) -> st
 
 def _compare(saved: Saved, config: Config, named: instantiate.Named | None) -> None:
     changes = _differences(saved.state["config"], config)
-    found = saved.state["decisions"]["accumulation"]
+    found = Decisions.restored(saved.state["decisions"]).accumulation
     if {saved.state["config"]["trainer"]["accumulation"], config["trainer"]["accumulation"]} <= {"auto", found}:
         changes.pop("trainer.accumulation", None)
     builder = instantiate.Builder((*instantiate.ALLOWED, *map(str, config["allow"] or ())))

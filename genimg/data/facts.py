@@ -8,6 +8,7 @@ from typing import Any
 
 from genimg.data.datasets.builtin import Source
 from genimg.data.tasks.base import Task
+from genimg.utils.type_hints import restored
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,13 @@ class DataFacts:
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any]) -> DataFacts:
-        """Return the facts that a checkpoint holds."""
-        size = saved["image_size"]
-        return cls(**{**saved, "image_size": tuple(size) if isinstance(size, list) else size})
+        """Return the facts that a checkpoint holds.
+
+        Raises:
+            CheckpointError: If it holds something else there.
+        """
+        size = saved.get("image_size")
+        return restored(cls, {**saved, "image_size": tuple(size) if isinstance(size, list) else size}, "facts")
 
     def channels_into(self, *, backwards: bool = False) -> int:
         """Return the channels of the images that a translator takes; ``backwards``, those of the other domain."""

@@ -130,8 +130,10 @@ def _traced(part: Part) -> ExportedProgram:
 
 def write_pt2(program: ExportedProgram, record: Record, path: Path) -> None:
     """A program with its record beside it."""
-    with _quiet(), open(path, "wb") as file:
-        torch.export.save(program, file, extra_files={METADATA: json.dumps(record, indent=2)})
+    buffer = io.BytesIO()  # PyTorch ends the process where it cannot write, as on a full disk
+    with _quiet():
+        torch.export.save(program, buffer, extra_files={METADATA: json.dumps(record, indent=2)})
+    path.write_bytes(buffer.getbuffer())
 
 
 def open_pt2(path: Path, device: torch.device) -> Run:

@@ -2,22 +2,9 @@
 
 from __future__ import annotations
 
-from genimg.errors import ConfigError
+from torch import Tensor
 
-
-def require_least(least: int, **numbers: int) -> None:
-    """Refuse numbers that are too small.
-
-    Args:
-        least: The smallest allowed number.
-        numbers: Values by the names of their options.
-
-    Raises:
-        ConfigError: Naming the first that is smaller.
-    """
-    for name, number in numbers.items():
-        if number < least:
-            raise ConfigError(f"{name}={number} must be {least} or more")
+from genimg.errors import CheckpointError, ConfigError
 
 
 def check_truncation(truncation: object) -> None:
@@ -31,3 +18,14 @@ def check_truncation(truncation: object) -> None:
     """
     if truncation is not None and not (isinstance(truncation, int | float) and truncation >= 0):
         raise ConfigError(f"truncation={truncation} must be a number, 0 or more, or null for none")
+
+
+def require_finite(images: Tensor) -> Tensor:
+    """Return what a model has made, if it is images.
+
+    Raises:
+        CheckpointError: For NaN and infinite values, which would otherwise be written as black or white.
+    """
+    if not images.isfinite().all():
+        raise CheckpointError("the model answers NaN or infinite values: its training has diverged; use another checkpoint")
+    return images

@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from genimg.errors import ConfigError
-from genimg.inference.checks import require_least
 from genimg.inference.conditions import KEYS, Condition, repeated
 from genimg.inference.sample import Sampler
 from genimg.methods.base import Method
@@ -20,6 +19,7 @@ from genimg.methods.latent import interpolate
 from genimg.types import Batch
 from genimg.utils.files import atomically
 from genimg.utils.images import grid, to_uint8, write_png
+from genimg.utils.numbers import require_least
 from genimg.utils.outputs import exif_of, require_own_file, stamp_of
 from genimg.utils.paths import relative
 

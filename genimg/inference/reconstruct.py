@@ -14,6 +14,7 @@ from tqdm import tqdm
 from genimg.data.decode import PixelFormat
 from genimg.data.facts import DataFacts
 from genimg.errors import ConfigError
+from genimg.inference.checks import require_finite
 from genimg.inference.conditions import Condition, repeated, require_one
 from genimg.inference.image_files import (
     cell,
@@ -79,7 +80,7 @@ def reconstruct(
             some = pictures[start : start + batch_size]
             originals = torch.stack([read_resized(picture.file, pixels) for picture in some])
             batch: Batch = {"image": to_float(originals), **repeated(condition.row, len(some))}
-            made = to_uint8(method.reconstruct({key: value.to(device) for key, value in batch.items()})).cpu()
+            made = to_uint8(require_finite(method.reconstruct({key: value.to(device) for key, value in batch.items()}))).cpu()
             for picture, original, image in zip(some, originals, made, strict=True):
                 save_png(image, made_in / picture.name)
                 if len(shown) < _MOST_SHOWN:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from genimg.inference.checks import require_finite
 from genimg.methods.base import Method
 from genimg.types import Batch
 
@@ -53,7 +54,11 @@ class Sampler:
             self.method.with_noise(self.draw(range(1)), self.noise)
 
     def make(self, drawn: Batch) -> Tensor:
-        """Return the images [N, C, H, W] in [-1, 1] of a drawn batch, on the CPU."""
+        """Return the images [N, C, H, W] in [-1, 1] of a drawn batch, on the CPU.
+
+        Raises:
+            CheckpointError: If the model answers NaN.
+        """
         if self.truncation is not None:
             drawn = self.method.truncated(drawn, self.truncation)
         if self.noise is not None:
@@ -61,7 +66,7 @@ class Sampler:
         moved = {key: value.to(self.device) for key, value in drawn.items()}
         if self.near is not None:
             moved = self.method.nearby(self.near.to(self.device), moved, self.spread)
-        return self.method.sample(moved).float().cpu()
+        return require_finite(self.method.sample(moved).float().cpu())
 
     def make_all(self, count: int, draw: Callable[[range], Batch], what: str) -> Iterator[tuple[range, Batch, Tensor]]:
         """Yield, batch by batch, positions, what was drawn for them, and images."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genimg.errors import ConfigError
-from genimg.inference.checks import require_least
+from genimg.utils.numbers import require_least
 
 
 def padded(images: Tensor, multiple: int, least: int = 1) -> Tensor:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from genimg.data.facts import DataFacts
 from genimg.data.tasks.base import Task
 from genimg.errors import CheckpointError, ConfigError, UserError
+from genimg.inference.checks import require_finite
 from genimg.inference.tiling import check_tiles, in_tiles, num_tiles, padded
 from genimg.methods.image_to_image import Translation
 from genimg.types import height_width
@@ -105,9 +106,7 @@ class Translator:
                 output = torch.cat([self._in_tiles(each, self.tile) for each in whole.split(1)])
             else:
                 output = self._network(whole)
-        output = output[:, :, :height, :width]
-        if not output.isfinite().all():
-            raise CheckpointError("the model answers NaN or infinite values: its training has diverged; use another checkpoint")
+        output = require_finite(output[:, :, :height, :width])
         return to_uint8(task.shown(source)), to_uint8(task.result(output, source))
 
     def _in_tiles(self, source: Tensor, tile: int) -> Tensor:

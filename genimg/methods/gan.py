@@ -37,6 +37,7 @@ from genimg.networks.discriminator import Judgement, judgement
 from genimg.schedules import Schedule, is_positive, shown
 from genimg.types import Batch, Metrics, Microbatches, Progress
 from genimg.utils.durations import NumImages
+from genimg.utils.numbers import require_least
 from genimg.utils.rng import Stream, keys_of
 
 log = logging.getLogger(__name__)
@@ -106,9 +107,7 @@ class GAN(ConditionalMethod):
         generator_lazy_interval: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("generator_interval", generator_interval), ("generator_batches", generator_batches)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be 1 or more")
+        require_least(1, generator_interval=generator_interval, generator_batches=generator_batches)
         if generator_lazy_interval is not None and generator_lazy_interval < 2:
             raise ValueError(f"generator_lazy_interval={generator_lazy_interval} must be 2 or more updates, or null")
         if dequantisation < 0:
@@ -128,7 +127,7 @@ class GAN(ConditionalMethod):
         self.loss = loss
         self.latent = latent
         self.penalties = nn.ModuleDict(penalties)
-        self.augment = augment or None  # a config has an empty group for none
+        self.augment = augment
         self.auxiliary = auxiliary
         self.generator_interval = generator_interval
         self.generator_batches = generator_batches

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from genimg.networks.conditioning import ConditionEncoder, beside_image
 from genimg.networks.layers import halvings
 from genimg.types import PixelLikelihood
+from genimg.utils.numbers import require_least
 
 
 class Encoder(nn.Module):
@@ -39,7 +40,7 @@ class Encoder(nn.Module):
         width: int,
     ) -> None:
         super().__init__()
-        _check(latent_dim, width)
+        require_least(1, moments=moments, latent_dim=latent_dim, width=width)
         count, (height, breadth) = halvings(image_size)
         self.condition = condition
         layers: list[nn.Module] = []
@@ -83,7 +84,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.condition = condition
-        _check(latent_dim, width)
+        require_least(1, latent_dim=latent_dim, width=width)
         count, self.base = halvings(image_size)
         features = width * 2 ** (count - 1)
         self.features = features
@@ -103,9 +104,3 @@ class Decoder(nn.Module):
         """[N, Z] and conditions as they stand in the batch -> [N, O, H, W], unbounded."""
         start = torch.cat([latent, self.condition(condition).to(latent.dtype)], dim=1)
         return self.layers(self.project(start).unflatten(1, (self.features, *self.base)))
-
-
-def _check(latent_dim: int, width: int) -> None:
-    for name, value in (("latent_dim", latent_dim), ("width", width)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be 1 or more")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genimg.networks.conditioning import Conditioned, ConditionEncoder
 from genimg.networks.layers import halvings, initialise, normalisation_layer, spectral_normalise
+from genimg.utils.numbers import require_least
 
 
 class Generator(nn.Module):
@@ -43,6 +44,7 @@ class Generator(nn.Module):
         spectral_norm: bool,
     ) -> None:
         super().__init__()
+        require_least(1, width=width)
         count, base = halvings(image_size, smallest=smallest)
         self.condition = condition
         self.joined = normalisation != "conditional_batch"
@@ -101,6 +103,7 @@ class Features(nn.Module):
         super().__init__()
         if kernel_size not in (4, 5):
             raise ValueError(f"kernel_size={kernel_size} must be 4 or 5")
+        require_least(1, width=width)
         count, base = halvings(image_size, smallest=smallest)
         self.condition_channels = condition_channels
         padding = (kernel_size - 1) // 2

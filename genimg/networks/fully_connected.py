@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from genimg.networks.conditioning import Conditioned, ConditionEncoder
 from genimg.networks.layers import initialise, normalisation_layer, spectral_normalise
 from genimg.types import PixelLikelihood, height_width
+from genimg.utils.numbers import require_least
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "leaky_relu": lambda: nn.LeakyReLU(0.2), "tanh": nn.Tanh}
 
@@ -148,7 +149,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.condition = condition
         self.shape = (moments, latent_dim)
-        _require_latents(latent_dim)
+        require_least(1, moments=moments, latent_dim=latent_dim)
         inputs = channels * math.prod(height_width(image_size)) + condition.dim
         self.layers = stack(inputs, widths, moments * latent_dim, activation)
 
@@ -187,7 +188,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.condition = condition
-        _require_latents(latent_dim)
+        require_least(1, latent_dim=latent_dim)
         self.shape = (likelihood.num_outputs(channels), *height_width(image_size))
         self.layers = stack(latent_dim + condition.dim, widths, math.prod(self.shape), activation)
 
@@ -195,11 +196,6 @@ class Decoder(nn.Module):
         """[N, Z] and conditions as they stand in the batch -> [N, O, H, W], unbounded."""
         start = torch.cat([latent, self.condition(condition).to(latent.dtype)], dim=1)
         return self.layers(start).unflatten(1, self.shape)
-
-
-def _require_latents(latent_dim: int) -> None:
-    if latent_dim < 1:
-        raise ValueError(f"latent_dim={latent_dim} must be 1 or more")
 
 
 def stack(inputs: int, widths: Sequence[int], outputs: int, activation: str) -> nn.Sequential:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.networks.layers import halvings, initialise, normalisation_layer
+from genimg.utils.numbers import require_least
 
 CONVOLUTIONS = ("plain", "gated", "partial")
 _KERNELS = (7, 5, 5)  # of the first halvings; 3 of all others, and of the way up: Liu et al. 2018
@@ -112,8 +113,7 @@ class Translator(nn.Module):
         super().__init__()
         if convolution not in CONVOLUTIONS:
             raise ValueError(f"convolution={convolution} is unknown: choose one of {', '.join(CONVOLUTIONS)}")
-        if width < 1:
-            raise ValueError(f"width={width} must be 1 or more")
+        require_least(1, width=width)
         if num_downs is not None and num_downs < 1:
             raise ValueError(f"num_downs={num_downs} must be 1 or more, or null")
         if source_channels != target_channels + 1:

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from genimg.networks.products import ConvTranspose2d
 from genimg.types import height_width
+from genimg.utils.numbers import require_least
 
 
 def halvings(image_size: int | Sequence[int], *, smallest: int = 4, least: int = 2) -> tuple[int, tuple[int, int]]:
@@ -25,6 +26,7 @@ def halvings(image_size: int | Sequence[int], *, smallest: int = 4, least: int =
     """
     height, width = height_width(image_size)
     count, (h, w) = 0, (height, width)
+    require_least(1, smallest=smallest)
     while h % 2 == 0 and w % 2 == 0 and min(h, w) // 2 >= smallest:
         count, h, w = count + 1, h // 2, w // 2
     if count < least:

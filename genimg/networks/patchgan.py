@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.networks.layers import initialise, normalisation_layer, spectral_normalise
+from genimg.utils.numbers import require_least
 
 _WIDEST = 8  # times the first width
 
@@ -43,9 +44,8 @@ class PatchDiscriminator(nn.Module):
         spectral_norm: bool,
     ) -> None:
         super().__init__()
-        for name, value, least in (("width", width, 1), ("num_strided", num_strided, 0), ("num_scales", num_scales, 1)):
-            if value < least:
-                raise ValueError(f"{name}={value} must be {least} or more")
+        require_least(1, width=width, num_scales=num_scales)
+        require_least(0, num_strided=num_strided)
         inputs = target_channels + source_channels
         self.scales = nn.ModuleList(_one_scale(inputs, width, num_strided, normalisation) for _ in range(num_scales))
         initialise(self, initialisation)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.networks.conditioning import ConditionEncoder
+from genimg.utils.numbers import require_least
 
 
 class Gate(nn.Module):
@@ -91,9 +92,7 @@ class PixelCNN(nn.Module):
         self, *, num_codes: int, width: int, num_blocks: int, kernel_size: int, dropout: float, condition: ConditionEncoder
     ) -> None:
         super().__init__()
-        for name, value in (("width", width), ("num_blocks", num_blocks)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be 1 or more")
+        require_least(1, width=width, num_blocks=num_blocks)
         if kernel_size < 3 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} must be odd, and 3 or more")
         if not 0 <= dropout < 1:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from genimg.networks.conditioning import Conditioned, ConditionEncoder
 from genimg.networks.layers import halvings, initialise, normalisation_layer, pooled, spectral_normalise
+from genimg.utils.numbers import require_least
 
 POOLINGS = ("flatten", "sum")
 
@@ -48,6 +49,7 @@ class Generator(nn.Module):
         spectral_norm: bool,
     ) -> None:
         super().__init__()
+        require_least(1, width=width)
         count, self.base = halvings(image_size, smallest=smallest)
         self.condition = condition
         self.joined = normalisation != "conditional_batch"
@@ -110,6 +112,9 @@ class Features(nn.Module):
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"pooling={pooling} is unknown: choose one of {', '.join(POOLINGS)}")
+        require_least(1, width=width)
+        if negative_slope < 0:
+            raise ValueError(f"negative_slope={negative_slope} must be 0 or more")
         count, base = halvings(image_size, smallest=smallest)
         self.condition_channels = condition_channels
         self.pooling = pooling

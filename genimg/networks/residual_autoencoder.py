@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from genimg.networks.conditioning import ConditionEncoder, beside_image
 from genimg.networks.layers import complete_widths, halvings, normalisation_layer
 from genimg.types import PixelLikelihood
+from genimg.utils.numbers import require_least
 
 _NORMALISATIONS = ("batch", "none")
 
@@ -85,6 +86,7 @@ class Encoder(nn.Module):
         normalisation: str,
     ) -> None:
         super().__init__()
+        require_least(1, moments=moments, latent_dim=latent_dim)
         features, base = _feature_maps(image_size, widths, num_blocks, normalisation)
         self.condition = condition
         self.start = nn.Conv2d(channels + condition.dim, features[0], 3, padding=1)
@@ -165,8 +167,7 @@ def _feature_maps(
     image_size: int | Sequence[int], widths: Sequence[int], num_blocks: int, normalisation: str
 ) -> tuple[list[int], tuple[int, int]]:
     """Channels of all feature maps from the image inwards, and the size of the smallest."""
-    if num_blocks < 1:
-        raise ValueError(f"num_blocks={num_blocks} must be 1 or more")
+    require_least(1, num_blocks=num_blocks)
     if normalisation not in _NORMALISATIONS:
         raise ValueError(f"normalisation={normalisation} is unknown: choose one of {', '.join(_NORMALISATIONS)}")
     count, base = halvings(image_size)

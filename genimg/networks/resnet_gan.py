@@ -24,6 +24,7 @@ from genimg.networks.layers import (
     spectral_normalise,
 )
 from genimg.types import height_width
+from genimg.utils.numbers import require_least
 
 POOLINGS = ("sum", "mean")
 UPSAMPLINGS = ("nearest", "bilinear")
@@ -262,8 +263,7 @@ class Features(nn.Module):
             raise ValueError(f"in_place_shortcut=true has no effect with normalisation={normalisation}: set it to false")
         if pooling not in POOLINGS:
             raise ValueError(f"pooling={pooling} is unknown: choose one of {', '.join(POOLINGS)}")
-        if num_flat_blocks < 0:
-            raise ValueError(f"num_flat_blocks={num_flat_blocks} must be 0 or more")
+        require_least(0, num_flat_blocks=num_flat_blocks)
         count, _ = halvings(image_size, smallest=smallest, least=1)
         outputs = complete_widths(widths, count + num_flat_blocks)
         sides = [min(height_width(image_size)) // 2 ** (level + 1) for level in range(count)]

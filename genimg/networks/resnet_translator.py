@@ -15,6 +15,7 @@ from genimg.networks.layers import (
     spectral_normalise,
     upsampling_convolution,
 )
+from genimg.utils.numbers import require_least
 
 
 class ResidualBlock(nn.Module):
@@ -83,9 +84,8 @@ class Translator(nn.Module):
         spectral_norm: bool,
     ) -> None:
         super().__init__()
-        for name, value, least in (("width", width, 1), ("num_downs", num_downs, 0), ("num_blocks", num_blocks, 0)):
-            if value < least:
-                raise ValueError(f"{name}={value} must be {least} or more")
+        require_least(1, width=width)
+        require_least(0, num_downs=num_downs, num_blocks=num_blocks)
         check_padding(padding)
         self.multiple = 2**num_downs
         self.source_channels, self.target_channels = source_channels, target_channels

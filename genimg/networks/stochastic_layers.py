@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from genimg.networks.fully_connected import stack
+from genimg.utils.numbers import require_least
 
 LOG_VARIANCES = (-30.0, 20.0)
 """Least and largest log-variance of a Gaussian over latents, as in the code of Rombach et al. 2022."""
@@ -35,9 +36,7 @@ class StochasticLayer(nn.Module):
 
     def __init__(self, *, below: int, latent_dim: int, widths: Sequence[int], activation: str) -> None:
         super().__init__()
-        for name, value in (("below", below), ("latent_dim", latent_dim)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be 1 or more")
+        require_least(1, below=below, latent_dim=latent_dim)
         self.below = below
         self.latent_dim = latent_dim
         self.up = stack(below, widths, 2 * latent_dim, activation)

@@ -28,6 +28,7 @@ from genimg.networks.stylegan2_layers import (
     normalise_second_moment,
 )
 from genimg.utils.distributed import sum_over_ranks, world_size
+from genimg.utils.numbers import require_least
 from genimg.utils.rng import mixed_keys, normal_numbers
 
 ARCHITECTURES = ("residual", "plain")
@@ -85,8 +86,7 @@ class Generator(nn.Module):
             )
         if not 0 <= style_mixing <= 1:
             raise ValueError(f"style_mixing={style_mixing} is a probability: it must lie between 0 and 1")
-        if num_mapping_layers < 1:
-            raise ValueError(f"num_mapping_layers={num_mapping_layers} must be 1 or more")
+        require_least(1, num_mapping_layers=num_mapping_layers)
         sizes = _sizes(image_size)
         widths = [_width(size, channel_base, channel_max) for size in sizes]
         self.condition = condition

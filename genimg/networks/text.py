@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from genimg.errors import ConfigError
 from genimg.networks.conditioning import ConditionEncoder
 from genimg.utils.machine_local import LocalPath
+from genimg.utils.numbers import require_least
 from genimg.utils.rng import Stream, keys_of
 
 _NUM_HASHES = 2
@@ -33,7 +34,7 @@ class CaptionEncoder(ConditionEncoder):
 
     def __init__(self, *, dim: int, max_length: int) -> None:
         super().__init__()
-        _require_positive(dim=dim, max_length=max_length)
+        require_least(1, dim=dim, max_length=max_length)
         self.dim = dim
         self.max_length = max_length
 
@@ -68,7 +69,7 @@ class TextEncoder(CaptionEncoder):
 
     def __init__(self, *, dim: int, width: int, max_length: int, max_words: int, vocabulary: int, num_layers: int) -> None:
         super().__init__(dim=dim, max_length=max_length)
-        _require_positive(width=width, max_words=max_words, vocabulary=vocabulary, num_layers=num_layers)
+        require_least(1, width=width, max_words=max_words, vocabulary=vocabulary, num_layers=num_layers)
         self.words = HashedWords(max_length=max_length, max_words=max_words, vocabulary=vocabulary)
         self.embedding = nn.Embedding(vocabulary, width)
         self.norm = nn.LayerNorm(width)
@@ -244,9 +245,3 @@ def _random_integers(table: int, count: int) -> Tensor:
     columns = torch.arange(count).numpy()
     rows = [keys_of(table, Stream.WORD_HASH, number, columns) >> 40 for number in range(_NUM_HASHES)]
     return torch.stack([torch.from_numpy(row.astype("int64")) for row in rows])
-
-
-def _require_positive(**settings: int) -> None:
-    for name, value in settings.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} must be 1 or more")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from genimg.networks.layers import halvings, initialise, normalisation_layer, spectral_normalise, upsampling_convolution
 from genimg.networks.products import Conv2d
+from genimg.utils.numbers import require_least
 
 _WIDEST = 8  # times the first width; section 6.1.1 of the paper
 
@@ -52,6 +53,8 @@ class Translator(nn.Module):
         spectral_norm: bool,
     ) -> None:
         super().__init__()
+        require_least(1, width=width)
+        require_least(0, num_dropout=num_dropout)
         most, _ = halvings(image_size, smallest=1, least=2 if num_downs is None else num_downs)
         count = most if num_downs is None else num_downs
         if count < 2:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.utils.distributed import add_over_ranks_, equal_rows_of_all_ranks
+from genimg.utils.numbers import require_least
 
 _EPSILON = 1e-5  # of the Laplace smoothing, as in the paper's code
 
@@ -56,9 +57,8 @@ class VectorQuantizer(nn.Module):
 
     def __init__(self, *, num_codes: int, dim: int, decay: float | None, restart_below: float | None) -> None:
         super().__init__()
-        for name, value, least in (("num_codes", num_codes, 2), ("dim", dim, 1)):
-            if value < least:
-                raise ValueError(f"{name}={value} must be {least} or more")
+        require_least(2, num_codes=num_codes)
+        require_least(1, dim=dim)
         if decay is not None and not 0 < decay < 1:
             raise ValueError(f"decay={decay} must lie between 0 and 1, or be null for a codebook that learns by gradient")
         if (decay is None) != (restart_below is None):

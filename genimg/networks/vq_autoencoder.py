@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.types import height_width
+from genimg.utils.numbers import require_least
 
 
 class ResidualBlock(nn.Module):
@@ -68,7 +69,8 @@ class Encoder(nn.Module):
         num_downs: int,
     ) -> None:
         super().__init__()
-        _check(width=width, residual_width=residual_width, num_blocks=num_blocks, num_downs=num_downs)
+        require_least(1, width=width, residual_width=residual_width, num_downs=num_downs)
+        require_least(0, num_blocks=num_blocks)
         self.grid = _grid(image_size, num_downs)
         self.dim = dim
         inputs = [channels, *[width] * (num_downs - 1)]
@@ -100,7 +102,8 @@ class Decoder(nn.Module):
 
     def __init__(self, *, channels: int, dim: int, width: int, residual_width: int, num_blocks: int, num_downs: int) -> None:
         super().__init__()
-        _check(width=width, residual_width=residual_width, num_blocks=num_blocks, num_downs=num_downs)
+        require_least(1, width=width, residual_width=residual_width, num_downs=num_downs)
+        require_least(0, num_blocks=num_blocks)
         self.dim = dim
         self.expand = nn.Conv2d(dim, width, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(width=width, residual_width=residual_width) for _ in range(num_blocks))
@@ -115,13 +118,6 @@ class Decoder(nn.Module):
         for up in self.ups:
             features = up(F.relu(features))
         return features
-
-
-def _check(**settings: int) -> None:
-    for name, value in settings.items():
-        least = 0 if name == "num_blocks" else 1
-        if value < least:
-            raise ValueError(f"{name}={value} must be {least} or more")
 
 
 def _grid(image_size: int | Sequence[int], num_downs: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from genimg.errors import CheckpointError, ConfigError
 from genimg.utils.files import atomically, remove_leftovers
 from genimg.utils.regular_files import UnsafeFileError
+from genimg.utils.type_hints import fits, words_of
 from genimg.utils.verified_torch import DamagedFileError, load_verified
 
 log = logging.getLogger(__name__)
@@ -78,9 +79,12 @@ def load(path: Path, *, below: Path | None = None) -> dict[str, Any]:
 
 
 _CONTENTS = {
-    "config": dict, "raw_config": dict, "facts": dict, "decisions": dict, "method": dict, "optimizers": dict, "means": dict,
-    "training": dict, "num_images": int, "hardware": dict,
+    "config": dict[str, Any], "raw_config": dict[str, Any], "facts": dict[str, Any], "decisions": dict[str, Any],
+    "method": dict[str, Any], "optimizers": dict[str, dict[str, Any]], "means": dict[str, dict[str, Any]],
+    "training": dict[str, Any], "num_images": int, "hardware": dict[str, Any],
 }  # fmt: skip
+_OPTIONAL = {"class_names": list[str], "data": dict[str, Any], "data_history": list[dict[str, Any]]}
+_WITH_TENSORS = ("method", "optimizers", "means")
 
 
 def require_whole(state: dict[str, Any], path: Path) -> None:
@@ -89,15 +93,24 @@ def require_whole(state: dict[str, Any], path: Path) -> None:
     Raises:
         CheckpointError: If something is missing, or of another type, naming it.
     """
-    for key, kind in _CONTENTS.items():
+    for key in _CONTENTS:
         if key not in state:
             raise CheckpointError(f"{path} is not a whole genimg checkpoint: it lacks {key!r}")
-        if type(state[key]) is not kind:
-            raise CheckpointError(f"{path} is not a genimg checkpoint: its {key!r} is a {type(state[key]).__name__}")
+    for key, hint in (_CONTENTS | _OPTIONAL).items():
+        if key in state and not fits(state[key], hint):
+            raise CheckpointError(f"{path} is not a genimg checkpoint: its {key!r} must be {words_of(hint)}")
     if type(state["training"].get("images")) is not int or state["num_images"] < 1:
         raise CheckpointError(f"{path} is not a genimg checkpoint: it does not say how many images it was trained on")
     if not all(type(value) is Tensor for value in state["method"].values()):
         raise CheckpointError(f"{path} is not a genimg checkpoint: its weights are not tensors")
+    for key, value in state.items():
+        if key not in _WITH_TENSORS and _holds_tensor(value):
+            raise CheckpointError(f"{path} is not a genimg checkpoint: its {key!r} holds a tensor")
+
+
+def _holds_tensor(node: Any) -> bool:
+    parts = node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
+    return isinstance(node, Tensor) or any(map(_holds_tensor, parts))
 
 
 def load_named(path: Path, which: str = "last") -> tuple[dict[str, Any], Path]:

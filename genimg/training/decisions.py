@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from genimg.utils.type_hints import restored
+
 
 @dataclass(frozen=True)
 class Decisions:
@@ -19,6 +21,15 @@ class Decisions:
     precision: str
     accumulation: int
     compile: str | bool
+
+    @classmethod
+    def restored(cls, saved: Any) -> Decisions:
+        """Return the decisions that a checkpoint holds.
+
+        Raises:
+            CheckpointError: If it holds something else there.
+        """
+        return restored(cls, saved, "decisions")
 
     def record(self) -> dict[str, Any]:
         """Return the decisions as a checkpoint holds them."""

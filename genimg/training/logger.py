@@ -54,6 +54,16 @@ class MeanMetrics:
         return {"sums": sums, "counts": dict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Continue with the sums of ``state_dict``.
+
+        Raises:
+            ValueError: If the state is none.
+        """
+        if state["sums"].keys() != state["counts"].keys() or not all(
+            isinstance(sums, Tensor) and type(state["counts"][name]) is int for name, sums in state["sums"].items()
+        ):
+            raise ValueError("means are sums and counts of the same names")
+
         def own(sums: Tensor) -> Tensor:
             return sums.reshape(-1)[rank()] if sums.numel() == world_size() else sums.mean()
 

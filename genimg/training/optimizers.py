@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from genimg.errors import ConfigError, innermost_module
@@ -87,3 +87,17 @@ def _changed(value: Any, change: Callable[[float], float]) -> Any:
     if isinstance(value, list | tuple):
         return [_changed(each, change) for each in value]
     return value.map(change) if isinstance(value, Schedule) else change(value)
+
+
+def require_fitting_state(optimizer: Optimizer) -> None:
+    """Check that what one of PyTorch's optimizers has gathered, and a checkpoint has brought, fits its parameters.
+
+    Raises:
+        ValueError: If a tensor of its state is neither a number nor of its parameter's shape.
+    """
+    if not type(optimizer).__module__.startswith("torch."):
+        return
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.dim() > 0 and value.shape != parameter.shape:
+                raise ValueError(f"{name} of shape {[*value.shape]} belongs to no parameter of shape {[*parameter.shape]}")

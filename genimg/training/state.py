@@ -8,6 +8,7 @@ from typing import Any
 
 from genimg.utils.distributed import world_size
 from genimg.utils.durations import NumImages
+from genimg.utils.type_hints import restored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +85,12 @@ class TrainingState:
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any]) -> TrainingState:
-        """Return the state that a checkpoint holds."""
-        state = cls(**saved)
+        """Return the state that a checkpoint holds.
+
+        Raises:
+            CheckpointError: If it holds something else there.
+        """
+        state = restored(cls, saved, "training")
         if state.best and "num_evaluations" not in saved:
             state.num_evaluations = None
         return state

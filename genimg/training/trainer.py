@@ -29,6 +29,7 @@ from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.clocks import Clocks
 from genimg.training.device import Precision
 from genimg.training.logger import Logger, MeanMetrics, ProgressBar
+from genimg.training.optimizers import require_fitting_state
 from genimg.training.performance import Performance, lay_out_as_parameters
 from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings, TrainingState
@@ -413,13 +414,14 @@ class Trainer:
             for name, optimizer in self.optimizers.items():
                 groups = optimizer.state_dict()["param_groups"]
                 optimizer.load_state_dict({"state": state["optimizers"][name]["state"], "param_groups": groups})
+                require_fitting_state(optimizer)
                 lay_out_as_parameters(optimizer)
-        except (RuntimeError, KeyError, ValueError) as error:
+            self.means.load_state_dict(state["means"], self.device)
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:  # of contents of any kind
             reason = str(error).strip().splitlines()[-1].strip()
             raise CheckpointError(
                 f"the checkpoint does not fit this model or its optimizers ({reason})", "start a new run_dir"
             ) from error
-        self.means.load_state_dict(state["means"], self.device)
         self.state = TrainingState.restored(state["training"])
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:

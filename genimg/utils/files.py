@@ -29,6 +29,8 @@ _TEMPORARY = ".genimg-{}.tmp"  # ending of what is being written
 _OLD = ".genimg-{}.old"  # ending of a directory that is being replaced
 _TOKEN = re.compile(r"\.genimg-[0-9a-f]{16}\.(tmp|old)")
 _NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # of file systems that cannot be told to write
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_IN_WORDS = ("No space left on device", "Disk quota exceeded", "inline_container", "PytorchStreamWriter failed")
 
 
 @contextlib.contextmanager
@@ -48,7 +50,8 @@ def atomically(path: Path, *, durable: bool = False) -> Iterator[Path]:
     with _locked_directory(path) as folder:
         temporary = folder / path.name
         try:
-            yield temporary
+            with _saying_that_the_disk_is_full(path):
+                yield temporary
             if durable:
                 _sync(temporary)
             temporary.replace(path)
@@ -133,12 +136,26 @@ def is_temporary(name: str) -> bool:
 
 
 @contextlib.contextmanager
+def _saying_that_the_disk_is_full(path: Path) -> Iterator[None]:
+    """A block whose errors of a full disk, of whatever type, become an OSError that names ``path``."""
+    try:
+        yield
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        # PyTorch's and safetensors' writers are no Python, and hide the system's error in one of their own.
+        is_hidden = not isinstance(error, OSError | UserError) and any(words in str(error) for words in _FULL_IN_WORDS)
+        if number not in _FULL and not is_hidden:
+            raise
+        raise OSError(number or errno.ENOSPC, os.strerror(number or errno.ENOSPC), str(path)) from error
+
+
+@contextlib.contextmanager
 def naming_full_disk(message: str) -> Iterator[None]:
     """A block in which a disk that becomes full ends in a ConfigError of these words."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in _FULL:
             raise
         raise ConfigError(message) from error
 
@@ -222,7 +239,8 @@ def directory_atomically(path: Path, *, replace: bool = False) -> Iterator[Path]
     try:
         with _locked_directory(path) as temporary:
             try:
-                yield temporary
+                with _saying_that_the_disk_is_full(path):
+                    yield temporary
                 _swap(temporary, path, old if replace and path.exists() else None)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from omegaconf.base import Metadata
 from omegaconf.errors import ValidationError
 
 _NAMES = {int: "int", float: "number", str: "text", bool: "true | false", list: "list", dict: "mapping"}
+SEED = {"least": 0, "most": 2**63 - 1}
+"""Bounds of seeds: what torch and NumPy both take."""
+
 _SPOKEN = {
     "int": "a whole number", "number": "a number", "list": "a list such as [a,b]", "mapping": "a mapping such as {a: 1}",
     "duration": "a duration such as '25 epochs'", "path": "a path", "file": "a file", "directory": "a directory",
@@ -39,31 +43,43 @@ class Option:
 
 
 class OneOf(ValueNode):
-    """A value out of a closed set, or of one of some types.
+    """A value out of a closed set, or of one of some types and within bounds.
 
     Args:
         value: The value; an interpolation or "???" is checked when it is replaced.
         words: Allowed values.
         types: Types of other allowed values.
         is_optional: Whether null is allowed.
+        bounds: The least and the greatest number.
     """
 
     _words: tuple[str | bool, ...]
     _types: tuple[type, ...]
+    _bounds: tuple[float, float]
 
-    def __init__(self, value: Any, words: tuple[str | bool, ...], types: tuple[type, ...], *, is_optional: bool) -> None:
-        self.__dict__["_words"], self.__dict__["_types"] = words, types  # Node has a __setattr__ of its own
+    def __init__(
+        self,
+        value: Any,
+        words: tuple[str | bool, ...],
+        types: tuple[type, ...],
+        *,
+        is_optional: bool,
+        bounds: tuple[float, float] = (-math.inf, math.inf),
+    ) -> None:
+        # Node has a __setattr__ of its own
+        self.__dict__["_words"], self.__dict__["_types"], self.__dict__["_bounds"] = words, types, bounds
         metadata = Metadata(key=None, optional=is_optional, ref_type=str, object_type=str)
         super().__init__(parent=None, value=value, metadata=metadata)
 
     def _validate_and_convert_impl(self, value: Any) -> Any:
         is_word = any(type(value) is type(word) and value == word for word in self._words)
-        if not is_word and type(value) not in self._types:
+        is_within = type(value) in self._types and (isinstance(value, str) or self._bounds[0] <= value <= self._bounds[1])
+        if not is_word and not is_within:
             raise ValidationError(f"Value '$VALUE' must be {in_words(self._words, self._types)}")
         return value
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OneOf:
-        copied = OneOf(None, self._words, self._types, is_optional=True)
+        copied = OneOf(None, self._words, self._types, is_optional=True, bounds=self._bounds)
         self._deepcopy_impl(copied, memo)
         return copied
 
@@ -77,6 +93,8 @@ def option(
     or_type: tuple[type, ...] = (),
     heading: str = "",
     optional: bool = False,
+    least: int | None = None,
+    most: int | None = None,
 ) -> Any:
     """Return the dataclass field of an option.
 
@@ -88,15 +106,20 @@ def option(
         or_type: Types of other allowed values besides ``one_of``.
         heading: Heading in the help, which begins with this option.
         optional: Whether a closed set allows null, which a default of null implies.
+        least: Least value, of a whole number.
+        most: Greatest value.
     """
     if isinstance(default, bool) and not one_of:
         one_of = (True, False)  # OmegaConf's own type takes 3 and "yes" for true
-    if one_of:
+    if least is not None and not or_type:
+        or_type = (int,)
+    bounds = (-math.inf if least is None else least, math.inf if most is None else most)
+    if one_of or least is not None:
         optional = optional or default is None
-        type = type or in_words(one_of, or_type) + " | null" * optional
+        type = type or in_words(one_of, or_type, least, most) + " | null" * optional
 
         def make() -> Any:
-            return OneOf(default, one_of, or_type, is_optional=optional)
+            return OneOf(default, one_of, or_type, is_optional=optional, bounds=bounds)
     else:
 
         def make() -> Any:
@@ -113,10 +136,12 @@ def _copied(value: Any) -> Any:
     return list(value) if isinstance(value, list) else value
 
 
-def in_words(words: tuple[str | bool, ...], types: tuple[type, ...]) -> str:
-    """Return the allowed values as a config file writes them: ``auto | true | int``."""
+def in_words(words: tuple[str | bool, ...], types: tuple[type, ...], least: int | None = None, most: int | None = None) -> str:
+    """Return the allowed values as a config file writes them: ``auto | true | int`` or ``int from 0 to 9``."""
+    to = "" if most is None else " to 2^63-1" if most == SEED["most"] else f" to {most}"
+    bounds = ("" if least is None else f" from {least}") + to
     shown = [str(word).lower() if isinstance(word, bool) else word for word in words]
-    return " | ".join([*shown, *dict.fromkeys(_NAMES[each] for each in types if not (each is int and float in types))])
+    return " | ".join([*shown, *dict.fromkeys(_NAMES[each] + bounds for each in types if not (each is int and float in types))])
 
 
 def options_of(schema: type) -> Iterator[Option]:
@@ -132,7 +157,8 @@ def options_of(schema: type) -> Iterator[Option]:
 
 def sentence(type: str) -> str:
     """Return a type or a set of values as a sentence says it: "auto or a whole number"."""
-    *others, last = [_SPOKEN.get(word, word) for word in type.split(" | ")]
+    words = [word.partition(" from ") for word in type.split(" | ")]
+    *others, last = [_SPOKEN.get(word, word) + joint + bounds for word, joint, bounds in words]
     return f"{', '.join(others)} or {last}" if others else last
 
 

@@ -1,0 +1,69 @@
+"""Whether a config has the groups and keys of a training; what they hold is checked where it is built."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from genimg.config import schema
+from genimg.config.compose import thaw
+from genimg.errors import ConfigError
+from genimg.utils.type_hints import as_written
+
+_BUILT = ("model", "data", "loss", "optimizer", "schedule", "performance")  # of which every training has one
+_OPTIONAL = ("conditioning", "augment", "data_augment", "task", "likelihood", "logger", "debug")
+_OF_EVERY_DATA = ("horizontal_flip", "placement", "num_workers", "max_corrupt")
+
+
+def require_structure(config: Mapping[str, Any]) -> None:
+    """Check that the config of a training has all of its options, and groups that are mappings.
+
+    Args:
+        config: Resolved; composed by a command, or a checkpoint's.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    require_options(config, schema.COMMANDS["train"])
+    for group in (*_BUILT, "trainer", "evaluation"):
+        if not isinstance(config.get(group), Mapping):
+            value = as_written(config[group]) if group in config else "(absent)"
+            raise ConfigError(f"{group}={value} must be one of the group's options", f"set {group}=NAME", key=group)
+    for group in _OPTIONAL:
+        if not isinstance(config.get(group) or {}, Mapping):
+            raise ConfigError(f"{group}={as_written(config[group])} must be one of the group's options", f"set {group}=NAME")
+    for group in _BUILT:
+        if "_target_" not in config[group]:
+            raise ConfigError(f"{group}._target_ is required", f"set {group}=NAME", key=f"{group}._target_")
+    require_options(config["trainer"], schema.GROUPS["trainer"]["trainer"], "trainer")
+    require_options(config["data"], schema.OPEN["data"]["common"], "data", _OF_EVERY_DATA)
+
+
+def require_options(values: Mapping[str, Any], kind: type, group: str = "", names: Collection[str] = ()) -> None:
+    """Check that a mapping has every option of a schema, with values of the schema's types.
+
+    Args:
+        values: By name; other names are ignored.
+        kind: The schema.
+        group: Key of the mapping; empty at the top level.
+        names: Options to look at; all by default.
+
+    Raises:
+        ConfigError: Naming the key.
+    """
+    types = {option.name: option.type for option in schema.options_of(kind)}
+    typed: Any = OmegaConf.structured(kind)
+    OmegaConf.set_readonly(typed, False)  # as the schemas of commands are
+    for name in names or types:
+        key = f"{group}.{name}" if group else name
+        if name not in values:
+            raise ConfigError(f"{key} is required", f"set {key}=VALUE", key=key)
+        with contextlib.suppress(OmegaConfBaseException):
+            typed[name] = thaw(values[name])
+            if not (OmegaConf.is_interpolation(typed, name) or OmegaConf.is_missing(typed, name)):
+                continue
+        raise ConfigError(f"{key}={as_written(values[name])} must be {schema.sentence(types[name])}", key=key)
