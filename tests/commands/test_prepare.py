@@ -315,4 +315,6 @@ def test_what_a_killed_process_left_does_not_stand_in_the_way(home: Path) -> Non
     (left / "shard-00009.npy").write_bytes(b"half")
     prepare_here(*PICTURES, "output=PACKED")
     assert not left.exists()
-    assert sorted(path.name for path in (home / "PACKED").iterdir()) == ["dataset.json", "labels.npy", "shard-00000.npy"]
+    assert sorted(path.name for path in (home / "PACKED").iterdir()) == [
+        "checksums.npy", "dataset.json", "labels.npy", "shard-00000.npy"
+    ]  # fmt: skip
