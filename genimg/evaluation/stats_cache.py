@@ -119,7 +119,7 @@ def read_cache(path: Path) -> Summary | None:
         return None
     try:
         return _read_own(path).summary
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         log.warning("the cached statistics %s cannot be read (%s) and are computed again", path, error)
         return None
 
