@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from genimg.api.inputs import ImageReader
+from genimg.config.instantiate import ALLOWED, Builder
 from genimg.data.datasets.builtin import CorruptImageError, mnist
 from genimg.data.datasets.prepared import is_prepared, prepared
 from genimg.data.datasets.shapes import ShapesSource
@@ -136,6 +138,16 @@ def test_a_replaced_image_is_noticed_where_the_size_is_the_same(packed: Path) ->
     np.save(path, images[::-1])
     with pytest.raises(CorruptImageError, match=rf"^{path}: image 0 of this file"):
         open_packed(packed)
+
+
+@pytest.mark.parametrize("key", ["images", "real"])
+def test_a_damaged_image_ends_an_evaluation_with_the_names_of_file_and_image(packed: Path, key: str) -> None:
+    path = packed / "shard-00000.npy"
+    flip(path, 8 * (path.stat().st_size - 1))
+    side = ImageReader(Builder(ALLOWED), torch.device("cpu")).read(key, str(packed))
+    assert side.images is not None
+    with pytest.raises(DataError, match=rf"corrupt image so far: .*\n  {path}: image \d of this file is not as it was packed"):
+        side.images.images(np.arange(6))
 
 
 @pytest.mark.parametrize("removed", [1, 128, 1000])

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 class PreparedSource(Source):
     """Packed images, read through memory maps of the shards, which each process opens when it needs them.
 
-    Every image is compared with its CRC-32 whenever it is read, except in directories of genimg's that had no checksums.
+    Every image is compared with its CRC-32 whenever it is read, except in directories of an older genimg, which have none.
 
     Args:
         folder: that genimg-prepare wrote.
