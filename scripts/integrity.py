@@ -8,6 +8,8 @@
 at a time. Each must be refused, or be read as what was written, because a few bytes of an archive mean nothing. The exit code
 is 1 if one is not.
 
+``cost`` reads packed images, too, with and without their checksums.
+
 ``kills`` starts a training that saves at every step, an evaluation that saves statistics, and the commands that sample,
 prepare, export and sweep, and kills each (SIGKILL, with all of its processes) after a random part of the time that it takes.
 Whatever
@@ -18,6 +20,7 @@ killed, for a training bit for bit, and leave no half-written files behind. The 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -35,6 +38,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from genimg.data.datasets.builtin import ArraySource
+from genimg.data.datasets.prepared import prepared
+from genimg.data.packed_files import DESCRIPTION, WITHOUT_CHECKSUMS
+from genimg.data.packing import pack
 from genimg.errors import UserError
 from genimg.training import checkpoint
 from genimg.utils.files import is_temporary
@@ -329,7 +336,36 @@ def cost(megabytes: int, repeats: int) -> int:
         print(f"{own.stat().st_size / 1e6:.0f} MB, median of {repeats}, and the least:")
     for name, seconds in times.items():
         print(f"  {name:16} {statistics.median(seconds) * 1e3:6.0f} ms {min(seconds) * 1e3:6.0f} ms")
+    cost_of_images(repeats)
     return 0
+
+
+def cost_of_images(repeats: int) -> None:
+    """Print how long packed images take to read in batches of 64, with and without their checksums, alternating."""
+    for count, size in ((10_000, 32), (1_000, 256)):
+        pixels = np.random.default_rng(0).integers(0, 256, (count, 3, size, size), dtype=np.uint8)
+        batches = np.array_split(np.random.default_rng(1).permutation(count), -(-count // 64))
+        sources, times = {}, {True: [], False: []}
+        with tempfile.TemporaryDirectory() as home:
+            folder = Path(home)
+            pack(ArraySource("noise", pixels), folder, shard_size=2**30, num_threads=1, max_corrupt=0, provenance={})
+            sources[True] = prepared(root=home, image_size=size, channels=3)
+            content = json.loads((folder / DESCRIPTION).read_text())
+            del content["digests"], content["sha256"]
+            (folder / DESCRIPTION).write_text(json.dumps(content | {"format": WITHOUT_CHECKSUMS}))
+            sources[False] = prepared(root=home, image_size=size, channels=3)
+            for _ in range(repeats):
+                for checks, source in sources.items():
+                    begin = time.perf_counter()
+                    for indices in batches:
+                        source.read_many(indices)
+                    times[checks].append(time.perf_counter() - begin)
+        (median, least), (plain_median, plain_least) = ((statistics.median(times[c]), min(times[c])) for c in (True, False))
+        print(
+            f"{count} packed images of {size}x{size}, median of {repeats}, and the least: {median * 1e3:.1f} ms and "
+            f"{least * 1e3:.1f} ms, without checksums {plain_median * 1e3:.1f} ms and {plain_least * 1e3:.1f} ms; ratio "
+            f"{median / plain_median:.2f} and {least / plain_least:.2f}; {(least - plain_least) / count * 1e6:.1f} us an image"
+        )
 
 
 def main() -> None:

@@ -18,9 +18,10 @@ from genimg.config.instantiate import Builder
 from genimg.data.archives import SPLITS
 from genimg.data.datasets.builtin import Source, folder
 from genimg.data.datasets.npz import npz
-from genimg.data.datasets.prepared import DESCRIPTION, Description, PreparedSource, is_prepared
+from genimg.data.datasets.prepared import PreparedSource, is_prepared
 from genimg.data.image_files import is_zip
 from genimg.data.loader import Data
+from genimg.data.packed_files import DESCRIPTION, Description
 from genimg.errors import ConfigError, UserError
 from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.stats_cache import SavedStatistics, holds_images, holds_statistics

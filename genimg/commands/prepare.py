@@ -16,7 +16,7 @@ from genimg.config import instantiate
 from genimg.config.options import read_options
 from genimg.config.schema.commands import Prepare
 from genimg.data.datasets.builtin import Source
-from genimg.data.datasets.prepared import Description
+from genimg.data.packed_files import Description
 from genimg.data.packing import CORRUPT, image_bytes, pack
 from genimg.errors import ConfigError
 from genimg.utils.files import check_output_directory, directory_atomically, naming_full_disk

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
-import numpy as np
-
+from genimg.data.numpy_archive import Header
 from genimg.errors import ConfigError, DataError
 
 SPLITS = ("train", "val", "test")
@@ -17,35 +15,6 @@ _LABELS = r"(?:y|labels?|targets?|class|classes|class_labels?|fine_labels?)"
 _OF_SPLIT = {"train": r"(?:train|training)", "val": r"(?:val|valid|validation)", "test": r"(?:test|testing)"}
 FIRST, SECOND = "arr_0", "arr_1"  # what np.savez calls arrays without a name; ADM's samples and their labels
 MOST_CLASSES = 1_000_000  # each gets a name
-
-
-@dataclass(frozen=True)
-class Header:
-    """What an archive says about an array before it is read."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    def __str__(self) -> str:
-        return f"{self.dtype} [{', '.join(map(str, self.shape))}]"
-
-
-def headers_of(archive: np.lib.npyio.NpzFile) -> dict[str, Header]:
-    """Return the header of every array, in the archive's order.
-
-    Raises:
-        ValueError, OSError: If the archive is damaged.
-    """
-    found: dict[str, Header] = {}
-    assert archive.zip is not None
-    for name in archive.files:
-        member = name if name in archive.zip.namelist() else f"{name}.npy"
-        with archive.zip.open(member) as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(file)
-        found[name] = Header(shape, dtype)
-    return found
 
 
 def choose_images(headers: Mapping[str, Header], where: str, *, key: str | None, split: str | None) -> tuple[str, str | None]:

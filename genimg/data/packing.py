@@ -1,4 +1,4 @@
-"""Decodes a dataset once and writes its pixels as the files that genimg.data.datasets.prepared reads."""
+"""Decodes a dataset once and writes its pixels as the files that genimg.data.packed_files describes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import zlib
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,7 @@ from tqdm import tqdm
 import genimg
 from genimg.data.corrupt import none_decodable, too_many
 from genimg.data.datasets.builtin import CorruptImageError, Source
-from genimg.data.datasets.prepared import CAPTIONS, LABELS, Description, Shard
+from genimg.data.packed_files import CAPTIONS, CHECKSUMS, LABELS, Description, Shard
 from genimg.utils.environment import num_cores
 
 CORRUPT = "corrupt.txt"
@@ -54,6 +55,7 @@ class _ShardWriter:
     def __init__(self, folder: Path, shape: tuple[int, int, int], per_shard: int) -> None:
         self.folder, self.shape, self.per_shard = folder, shape, per_shard
         self.shards: list[Shard] = []
+        self.checksums: list[int] = []
         self._file: io.BufferedRandom | None = None
         self._count = 0
 
@@ -74,7 +76,9 @@ class _ShardWriter:
                 self._file.write(_header((self.per_shard, *self.shape)))
                 self._count = 0
             part, images = images[: self.per_shard - self._count], images[self.per_shard - self._count :]
-            self._file.write(np.ascontiguousarray(part).data)
+            part = np.ascontiguousarray(part)
+            self._file.write(part.data)
+            self.checksums += map(zlib.crc32, part)
             self._count += len(part)
             if self._count == self.per_shard:
                 self._finish(self._file)
@@ -126,11 +130,12 @@ def pack(
         kept, problems = _write_images(source, writer, num_threads or num_cores(), max_corrupt)
     if len(kept) == 0:
         raise none_decodable(source, problems[0])
+    digests = {CHECKSUMS: _write(folder / CHECKSUMS, _npy(np.array(writer.checksums, dtype=np.uint32)))}
     if source.labels is not None:
-        (folder / LABELS).write_bytes(_npy(source.labels[kept]))
+        digests[LABELS] = _write(folder / LABELS, _npy(source.labels[kept]))
     if captions is not None:
         lines = (json.dumps(captions[index]) + "\n" for index in kept.tolist())  # null stands for an image without
-        (folder / CAPTIONS).write_text("".join(lines), encoding="ascii")
+        digests[CAPTIONS] = _write(folder / CAPTIONS, "".join(lines).encode("ascii"))
     if problems:
         (folder / CORRUPT).write_text("\n".join(problems) + "\n", encoding="utf-8", errors="surrogateescape")
     description = Description(
@@ -142,6 +147,7 @@ def pack(
         shards=tuple(writer.shards),
         source={"name": source.name, "fingerprint": source.fingerprint, "num_images": len(source), **provenance},
         genimg_version=genimg.__version__,
+        digests=digests,
     )
     description.write(folder)  # last: without it the directory is none
     return description, len(problems)
@@ -202,6 +208,12 @@ def _decode(source: Source, start: int, stop: int) -> _Piece:
         except CorruptImageError as error:
             problems.append(" ".join(str(error).split("\n")))
     return _Piece(images[: len(kept)], np.array(kept, dtype=np.int64), problems)
+
+
+def _write(path: Path, content: bytes) -> str:
+    """Write a file and return its SHA-256."""
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def _npy(array: NDArray[Any]) -> bytes:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from genimg.data.archives import FIRST, Header, headers_of, image_like
+from genimg.data.archives import FIRST, image_like
+from genimg.data.numpy_archive import Header, NumpyArchive
 from genimg.errors import DataError
 from genimg.evaluation.extractors.base import Extractor, sha256_of
 from genimg.evaluation.feature_stats import Summary
@@ -23,6 +24,9 @@ from genimg.utils.files import atomically
 from genimg.utils.verified_torch import load_verified
 
 log = logging.getLogger(__name__)
+
+_MOST_FEATURES = 2**14  # of an image, where a covariance is made of them, which a small file could make take all memory
+_ROUNDING = 1e-3  # of the largest covariance, in files of single precision
 
 _FORMAT = 4  # with spatial features; since 3, real images are chosen at random
 
@@ -115,7 +119,7 @@ def read_cache(path: Path) -> Summary | None:
         return None
     try:
         return _read_own(path).summary
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         log.warning("the cached statistics %s cannot be read (%s) and are computed again", path, error)
         return None
 
@@ -137,26 +141,94 @@ def _read_own(path: Path) -> SavedStatistics:
             raise ValueError(f"format {state['format']}, not {_FORMAT}: make it again with save_statistics=FILE")
         if not isinstance(state["extractor"], dict | None) or not isinstance(state["images"], dict):
             raise ValueError("what it says about its extractor or its images is of another type")
+        if not isinstance(state["images"].get("num_images"), int | None):
+            raise ValueError("what it says about its images is of another type")
+        _require_sound(state)
         return SavedStatistics(Summary.from_state_dict(state), state["extractor"], state["images"])
+    except (MemoryError, OSError):
+        raise
     except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
         reason = str(error) if isinstance(error, ValueError) else "it is damaged, or of something else"
         raise DataError(f"the file {path} does not hold statistics of genimg ({reason})") from error
 
 
+def _require_sound(state: Mapping[str, Any]) -> None:
+    """Refuse statistics of shapes, types or values that no images have, which the metrics would fail at later.
+
+    Raises:
+        ValueError: Saying what is wrong.
+        KeyError: If something is missing.
+    """
+    _require_moments(state["num_images"], state["mean"], state["covariance"], "mean", "covariance")
+    size, count = len(state["mean"]), state["num_images"]
+    if state["spatial"] is not None:
+        spatial = state["spatial"]
+        _require_moments(spatial["num_images"], spatial["mean"], spatial["covariance"], "spatial mean", "spatial covariance")
+    _require_tensor(state["root"], "root", torch.float64, (size, size))
+    features, positions, predictions = (state[key] for key in ("features", "positions", "predictions"))
+    if features is not None:
+        _require_tensor(features, "features", torch.float32, (None, size))
+    if positions is not None:
+        _require_tensor(positions, "positions", torch.int64, (None if features is None else len(features),))
+        if len(positions) and not (positions[0] >= 0 and positions[-1] < count and bool((positions.diff() > 0).all())):
+            raise ValueError("positions are not increasing, or not of its images")
+    if predictions is not None:
+        _require_tensor(predictions, "predictions", torch.int64, (None,))
+        if not bool((predictions >= 0).all()):
+            raise ValueError("predictions are negative")
+
+
+def _require_moments(count: object, mean: object, covariance: object, mean_name: str, covariance_name: str) -> None:
+    """Refuse what are not the mean [D] and covariance [D, D] of images.
+
+    Raises:
+        ValueError: Saying why.
+    """
+    if type(count) is not int or count < 2:
+        raise ValueError(f"num_images is {count}")
+    _require_tensor(mean, mean_name, torch.float64, (None,))
+    assert isinstance(mean, torch.Tensor)
+    if len(mean) == 0:
+        raise ValueError(f"{mean_name} has no features")
+    _require_tensor(covariance, covariance_name, torch.float64, (len(mean), len(mean)))
+    assert isinstance(covariance, torch.Tensor)
+    largest = float(covariance.abs().max())
+    if bool((covariance.diagonal() < -_ROUNDING * largest).any()):
+        raise ValueError(f"{covariance_name} has negative variances")
+    if float((covariance - covariance.T).abs().max()) > _ROUNDING * largest:
+        raise ValueError(f"{covariance_name} is not symmetric")
+
+
+def _require_tensor(value: object, name: str, dtype: torch.dtype, shape: tuple[int | None, ...]) -> None:
+    """Refuse what is not a finite tensor of this type and shape, of which None is any size.
+
+    Raises:
+        ValueError: Saying what it is.
+    """
+    expected = f"{str(dtype).removeprefix('torch.')} [{', '.join('any' if n is None else str(n) for n in shape)}]"
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{name} is a {type(value).__name__}, not {expected}")
+    fits = value.ndim == len(shape) and all(want in (None, found) for found, want in zip(value.shape, shape, strict=True))
+    if not fits or value.dtype != dtype:
+        raise ValueError(f"{name} is {str(value.dtype).removeprefix('torch.')} {list(value.shape)}, not {expected}")
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise ValueError(f"{name} is not finite")
+
+
 def holds_statistics(path: Path) -> bool:
     """Whether another program's .npz holds ``mu`` and ``sigma``, or features, a matrix ``arr_0`` of floats."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            headers = headers_of(archive)
-    except Exception:  # damaged archives make NumPy and zlib raise nearly anything; the reader says what is wrong
+        with NumpyArchive(path, f"the file {path}") as archive:
+            headers = archive.headers
+    except DataError:  # its reader says what is wrong
         return False
     return {"mu", "sigma"} <= set(headers) or _holds_features(headers)
 
 
 def holds_images(path: Path) -> bool:
     """Whether an .npz that ``holds_statistics`` has images beside them, as ADM's reference files do."""
-    with np.load(path, allow_pickle=False) as archive:
-        return bool(image_like(headers_of(archive)))
+    with NumpyArchive(path, f"the file {path}") as archive:
+        return bool(image_like(archive.headers))
 
 
 def _holds_features(headers: Mapping[str, Header]) -> bool:
@@ -169,34 +241,42 @@ def _read_npz(path: Path) -> SavedStatistics:
     """
     features = None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if _holds_features(headers_of(arrays)):
-                features = torch.from_numpy(np.asarray(arrays[FIRST], dtype=np.float32))
-            if features is not None and "mu" not in arrays:
+        with NumpyArchive(path, f"the file {path}") as archive:
+            if _holds_features(archive.headers):
+                features = torch.from_numpy(np.asarray(archive.read(FIRST), dtype=np.float32))
+                _require_tensor(features, FIRST, torch.float32, (None, None))
+            if features is not None and "mu" not in archive.headers:
+                if not 0 < features.shape[1] <= _MOST_FEATURES:
+                    raise ValueError(f"{FIRST} has {features.shape[1]:,} features, and {_MOST_FEATURES:,} is the most")
                 moments = GaussianStatistics.of(features)
             else:
-                moments = _moments(arrays, "mu", "sigma", path)
-            spatial = _moments(arrays, "mu_s", "sigma_s", path) if "mu_s" in arrays else None
-    except Exception as error:  # damaged archives make NumPy and zlib raise nearly anything
-        if str(error).startswith(f"the file {path}"):
-            raise
+                moments = _moments(archive, "mu", "sigma")
+            spatial = _moments(archive, "mu_s", "sigma_s") if "mu_s" in archive.headers else None
+            if features is not None and features.shape[1] != len(moments.mean):
+                raise ValueError(f"{FIRST} is {tuple(features.shape)} and mu ({len(moments.mean)},)")
+    except (ValueError, KeyError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise DataError(
-            f"the file {path} does not hold statistics: an .npz of them has mu [D] and sigma [D, D] ({error})"
+            f"the file {path} does not hold statistics: an .npz of them has mu [D] and sigma [D, D] ({reason})"
         ) from error
-    if features is not None and (features.shape[1] != len(moments.mean) or not bool(torch.isfinite(features).all())):
-        raise DataError(f"the file {path} does not hold statistics: {FIRST} is {tuple(features.shape)} and mu "
-                        f"({len(moments.mean)},), or not finite")  # fmt: skip
-    count = None if features is None or "mu" in arrays else len(features)
+    count = None if features is None or "mu" in archive.headers else len(features)
     images = {"source": path.name, "fingerprint": sha256_of(path), "num_images": count, "extractor": "not recorded"}
     return SavedStatistics(Summary(moments, features=features, spatial=spatial), None, images)
 
 
-def _moments(arrays: Mapping[str, Any], mean_key: str, covariance_key: str, path: Path) -> GaussianStatistics:
-    """Such files do not say how many images they are of; no rank is then cut off."""
-    mean, covariance = (np.asarray(arrays[key], dtype=np.float64) for key in (mean_key, covariance_key))
-    if mean.ndim != 1 or covariance.shape != 2 * mean.shape or not np.isfinite(covariance).all() or not np.isfinite(mean).all():
-        raise DataError(
-            f"the file {path} does not hold statistics: {mean_key} is {mean.shape} and {covariance_key} {covariance.shape}, or "
-            "not finite"
-        )
-    return GaussianStatistics(len(mean) + 1, torch.from_numpy(mean), torch.from_numpy(covariance))
+def _moments(archive: NumpyArchive, mean_key: str, covariance_key: str) -> GaussianStatistics:
+    """Return mean and covariance. Such files do not say how many images they are of; no rank is then cut off.
+
+    Raises:
+        KeyError: If one is missing.
+        ValueError: If they are not those of images.
+    """
+    tensors = []
+    for key in (mean_key, covariance_key):
+        header = archive.headers[key]
+        if header.dtype.kind not in "iuf":
+            raise ValueError(f"{key} is {header}")
+        tensors.append(torch.from_numpy(np.asarray(archive.read(key), dtype=np.float64)))
+    mean, covariance = tensors
+    _require_moments(len(mean) + 1 if mean.ndim else 0, mean, covariance, mean_key, covariance_key)
+    return GaussianStatistics(len(mean) + 1, mean, covariance)

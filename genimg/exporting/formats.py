@@ -20,6 +20,7 @@ from torch.export.passes import move_to_device_pass
 from torch.fx.experimental import _config as symbols
 
 from genimg.errors import ConfigError
+from genimg.exporting.digests import DIGEST, content_digest
 from genimg.exporting.parts import Part, Port, Record
 
 OPSET = 18
@@ -195,7 +196,9 @@ def write_safetensors(part: Part, record: Record, path: Path) -> None:
     """The network's tensors, with the record among the metadata, as text."""
     safetensors = importlib.import_module("safetensors.torch")
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in part.network.state_dict().items()}
-    safetensors.save_file(tensors, str(path), metadata={key: _text(value) for key, value in record.items()})
+    metadata = {key: _text(value) for key, value in record.items()}
+    # The format itself has no checksum.
+    safetensors.save_file(tensors, str(path), metadata={**metadata, DIGEST: content_digest(tensors, metadata)})
 
 
 def onnx_shape(port: Port) -> Any:

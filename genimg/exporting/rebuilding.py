@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from genimg.config import instantiate
 from genimg.data.facts import DataFacts
-from genimg.errors import CheckpointError
+from genimg.errors import CheckpointError, UserError, is_memory_full
+from genimg.exporting.digests import DIGEST, content_digest
 from genimg.exporting.formats import require_packages
 from genimg.exporting.parts import Choices, Record, exportable
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 300  # characters of an error; PyTorch lists every tensor
 
 
 def recipe(config: Record, facts: DataFacts, num_images: int, choices: Choices) -> Record:
@@ -46,21 +52,56 @@ def rebuilt(path: str | Path, allow: tuple[str, ...] = (), named: Mapping[str, s
         named: paths in the model's config that you trust, by parameter; others are not opened.
 
     Raises:
-        CheckpointError: If there is no such file, or it holds something else.
-        ConfigError: If the package safetensors is not installed.
+        CheckpointError: If there is no such file, it is damaged, or it holds something else.
+        ConfigError: If the package safetensors is not installed, or the model's config names what may not be built.
     """
     require_packages("safetensors")
-    safetensors = importlib.import_module("safetensors")
     if not Path(path).is_file():
         raise CheckpointError(f"{path} does not exist: name a file that genimg-export format=safetensors has written")
-    try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path} is no whole .safetensors file ({error}): export it again") from error
+    tensors, metadata = _read(path)
     if "config" not in metadata:
         raise CheckpointError(f"{path} was not written by genimg-export, which would have left the model's config in it")
-    config = json.loads(metadata["config"])
+    if DIGEST not in metadata:
+        log.warning("%s was exported without a digest, so damage to it would not be noticed: export it again", path)
+    elif metadata[DIGEST] != content_digest(tensors, metadata):
+        raise CheckpointError(f"{path} is damaged: its tensors or metadata are not those that were exported; export it again")
+    try:
+        network = _network(metadata["config"], allow, named)
+        network.load_state_dict(tensors)
+    except UserError as error:
+        raise type(error)(f"{path} cannot be rebuilt: {error.problem}", error.fix, key=error.key) from error
+    except Exception as error:  # a config that nobody has composed makes constructors raise nearly anything
+        if is_memory_full(error):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(
+            f"{path} cannot be rebuilt, because its config is odd or does not fit its weights ({reason[:_SHOWN]}): export it "
+            "again, with the version of genimg that rebuilds it"
+        ) from error
+    return network.eval()
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a file.
+
+    Raises:
+        CheckpointError: If it is no whole .safetensors file.
+    """
+    safetensors = importlib.import_module("safetensors")
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except OSError:
+        raise
+    except Exception as error:  # its own, and others for types that PyTorch does not have
+        if is_memory_full(error):
+            raise
+        raise CheckpointError(f"{path} is no whole .safetensors file ({error}): export it again") from error
+
+
+def _network(recipe: str, allow: tuple[str, ...], named: Mapping[str, str] | None) -> nn.Module:
+    """Return the network that a ``recipe`` in JSON describes, without its weights."""
+    config = json.loads(recipe)
     builder = instantiate.Builder(
         (*instantiate.ALLOWED, *allow),
         epoch_size=config["num_images"],
@@ -70,6 +111,4 @@ def rebuilt(path: str | Path, allow: tuple[str, ...] = (), named: Mapping[str, s
     )
     facts = DataFacts.restored(config["facts"])
     method = instantiate.build_model(config, facts, builder)
-    network = exportable(method.eval(), Choices(**config["choices"]), facts).network
-    network.load_state_dict(tensors)
-    return network.eval()
+    return exportable(method.eval(), Choices(**config["choices"]), facts).network

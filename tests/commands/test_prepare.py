@@ -174,6 +174,13 @@ def test_where_the_images_came_from_is_recorded(home: Path) -> None:
     assert recorded == {"name": "folder", "num_images": 24, "fit": "pad"}
 
 
+def test_packed_images_can_be_packed_again(home: Path) -> None:
+    prepare_here(*PICTURES, "output=OLD")
+    prepare_here("data=prepared", "data.root=OLD", "data.image_size=16", "output=NEW")
+    for name in ("shard-00000.npy", "labels.npy", "checksums.npy"):
+        assert (home / "NEW" / name).read_bytes() == (home / "OLD" / name).read_bytes()
+
+
 def test_an_empty_directory_may_be_the_output(home: Path) -> None:
     (home / "PACKED").mkdir()
     prepare_here(*PICTURES, "output=PACKED")
@@ -315,4 +322,6 @@ def test_what_a_killed_process_left_does_not_stand_in_the_way(home: Path) -> Non
     (left / "shard-00009.npy").write_bytes(b"half")
     prepare_here(*PICTURES, "output=PACKED")
     assert not left.exists()
-    assert sorted(path.name for path in (home / "PACKED").iterdir()) == ["dataset.json", "labels.npy", "shard-00000.npy"]
+    assert sorted(path.name for path in (home / "PACKED").iterdir()) == [
+        "checksums.npy", "dataset.json", "labels.npy", "shard-00000.npy"
+    ]  # fmt: skip

@@ -5,6 +5,7 @@ import hashlib
 import json
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -96,8 +97,11 @@ def test_the_description_says_what_there_is(tmp_path):
         }
         for i, count in enumerate([4, 4, 2])
     ]
+    seal = content.pop("sha256")
+    canonical = json.dumps({**content, "shards": [vars(shard) for shard in description.shards]}, sort_keys=True)
+    assert seal == hashlib.sha256(canonical.encode()).hexdigest()
     assert content == {
-        "format": 1,
+        "format": 2,
         "num_images": 10,
         "shape": [3, 4, 6],
         "class_names": ["a", "b", "ç"],
@@ -105,9 +109,17 @@ def test_the_description_says_what_there_is(tmp_path):
         "captioned": False,
         "source": {"name": "toy", "fingerprint": "a fingerprint", "num_images": 10, "fit": "pad"},
         "genimg_version": genimg.__version__,
+        "digests": {
+            name: hashlib.sha256((tmp_path / "out" / name).read_bytes()).hexdigest() for name in ("checksums.npy", "labels.npy")
+        },
     }
+    checksums = np.load(tmp_path / "out" / "checksums.npy")
+    assert checksums.dtype == np.uint32
+    assert checksums.tolist() == [zlib.crc32(image.tobytes()) for image in source.values]
     assert description.num_images == 10
-    assert names(tmp_path / "out") == ["dataset.json", "labels.npy", "shard-00000.npy", "shard-00001.npy", "shard-00002.npy"]
+    assert names(tmp_path / "out") == [
+        "checksums.npy", "dataset.json", "labels.npy", "shard-00000.npy", "shard-00001.npy", "shard-00002.npy"
+    ]  # fmt: skip
 
 
 def test_without_labels_there_is_no_file_of_them(tmp_path):

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from genimg.data.datasets.builtin import mnist
-from genimg.data.datasets.prepared import DESCRIPTION, is_prepared, prepared
+from genimg.api.inputs import ImageReader
+from genimg.config.instantiate import ALLOWED, Builder
+from genimg.data.datasets.builtin import CorruptImageError, mnist
+from genimg.data.datasets.prepared import is_prepared, prepared
 from genimg.data.datasets.shapes import ShapesSource
+from genimg.data.packed_files import DESCRIPTION, sealed
 from genimg.data.packing import pack
 from genimg.errors import DataError
 from genimg.evaluation.feature_stats import Summary
@@ -62,6 +65,99 @@ def open_packed(folder: Path) -> None:
     source.read_many(np.arange(len(source)))
 
 
+def everything(folder: Path) -> dict[str, Any]:
+    """Whatever a training could read of a packed directory."""
+    source = prepared(root=str(folder), image_size=16, channels=3)
+    assert source.labels is not None
+    return {
+        "name": source.name,
+        "images": source.read_many(np.arange(len(source))).tolist(),
+        "labels": source.labels.tolist(),
+        "captions": source.captions(np.arange(len(source))),
+        "class_names": source.class_names,
+        "fingerprint": source.fingerprint,
+    }
+
+
+def flip(path: Path, place: int) -> bytes:
+    """Flip one bit, and return the content of before."""
+    content = bytearray(path.read_bytes())
+    before = bytes(content)
+    content[place // 8] ^= 1 << place % 8
+    path.write_bytes(content)
+    return before
+
+
+def test_every_flipped_bit_of_a_packed_image_is_noticed(packed: Path) -> None:
+    shards = sorted(packed.glob("shard-*.npy"))
+    headers = {path: path.stat().st_size - np.load(path).nbytes for path in shards}
+    chance = random.Random(0)
+    for _ in range(200):
+        path = chance.choice(shards)
+        before = flip(path, chance.randrange(8 * headers[path], 8 * path.stat().st_size))
+        with pytest.raises(CorruptImageError, match=rf"^{path}: image \d of this file is not as it was packed"):
+            open_packed(packed)
+        path.write_bytes(before)
+    open_packed(packed)
+
+
+@pytest.mark.parametrize("name", ["checksums.npy", "labels.npy", "captions.jsonl"])
+def test_every_flipped_bit_beside_the_images_is_noticed_when_the_dataset_is_opened(packed: Path, name: str) -> None:
+    chance = random.Random(1)
+    for _ in range(100):
+        before = flip(packed / name, chance.randrange(8 * (packed / name).stat().st_size))
+        with pytest.raises(DataError, match=rf"^the file {packed}/{name} is damaged"):
+            prepared(root=str(packed), image_size=16, channels=3)
+        (packed / name).write_bytes(before)
+    open_packed(packed)
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "shard-00000.npy"])
+def test_a_flipped_bit_of_the_description_or_of_a_header_changes_nothing_unnoticed(packed: Path, name: str) -> None:
+    chance, written = random.Random(2), everything(packed)
+    size = 128 if name.endswith(".npy") else (packed / name).stat().st_size
+    num_refused = 0
+    for _ in range(300):
+        before = flip(packed / name, chance.randrange(8 * size))
+        try:
+            found = everything(packed)
+        except DataError as error:
+            assert str(packed) in str(error)  # noqa: PT017 - either is right
+            num_refused += 1
+        else:
+            assert {**found, "fingerprint": ""} == {**written, "fingerprint": ""}
+        (packed / name).write_bytes(before)
+    assert num_refused > 150
+    assert everything(packed) == written
+
+
+def test_a_replaced_image_is_noticed_where_the_size_is_the_same(packed: Path) -> None:
+    path = packed / "shard-00000.npy"
+    images = np.load(path)
+    assert len(images) > 1
+    np.save(path, images[::-1])
+    with pytest.raises(CorruptImageError, match=rf"^{path}: image 0 of this file"):
+        open_packed(packed)
+
+
+@pytest.mark.parametrize("key", ["images", "real"])
+def test_a_damaged_image_ends_an_evaluation_with_the_names_of_file_and_image(packed: Path, key: str) -> None:
+    path = packed / "shard-00000.npy"
+    flip(path, 8 * (path.stat().st_size - 1))
+    side = ImageReader(Builder(ALLOWED), torch.device("cpu")).read(key, str(packed))
+    assert side.images is not None
+    with pytest.raises(DataError, match=rf"corrupt image so far: .*\n  {path}: image \d of this file is not as it was packed"):
+        side.images.images(np.arange(6))
+
+
+@pytest.mark.parametrize("removed", [1, 128, 1000])
+def test_a_truncated_shard_is_refused_when_the_dataset_is_opened(packed: Path, removed: int) -> None:
+    path = sorted(packed.glob("shard-*.npy"))[-1]
+    path.write_bytes(path.read_bytes()[:-removed])
+    with pytest.raises(DataError, match=rf"^the file {path} has \d+ bytes, and dataset\.json says"):
+        prepared(root=str(packed), image_size=16, channels=3)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"num_images": 6.0}, {"num_images": True}, {"num_images": -6}, {"shape": [3, float("inf"), 16]}, {"shape": "abc"},
@@ -70,7 +166,8 @@ def open_packed(folder: Path) -> None:
 def test_descriptions_of_odd_content_are_refused(packed: Path, changes: dict[str, Any]) -> None:
     open_packed(packed)
     content = json.loads((packed / DESCRIPTION).read_text())
-    (packed / DESCRIPTION).write_text(json.dumps(content | changes))
+    content.pop("sha256")
+    (packed / DESCRIPTION).write_text(json.dumps(sealed(content | changes)))
     with pytest.raises(DataError):
         open_packed(packed)
 

@@ -16,14 +16,13 @@ from genimg.data.archives import (
     MOST_CLASSES,
     SECOND,
     SPLITS,
-    Header,
     choose_images,
     choose_labels,
-    headers_of,
     image_like,
 )
 from genimg.data.datasets.builtin import ArraySource, Source
 from genimg.data.decode import PixelFormat, checked_levels, scaled
+from genimg.data.numpy_archive import Header, NumpyArchive
 from genimg.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -67,13 +66,14 @@ def npz(
     file = Path(path).expanduser()
     if not file.is_file():
         raise DataError(f"path={path} is not a file: name an .npz of images")
-    archive, headers = _opened(file, path)
-    with archive:
-        headers = _without_repetition(archive, headers, path)
+    with NumpyArchive(file, f"path={path}") as archive:
+        if not image_like(archive.headers) and any(header.dtype.hasobject for header in archive.headers.values()):
+            raise DataError(f"path={path} is not an .npz archive of plain arrays: it holds Python objects")
+        headers = _without_repetition(archive)
         image_key, own_split = choose_images(headers, path, key=images, split=split)
         label_key = choose_labels(headers, path, key=labels, images=image_key, split=own_split)
-        array = _read(archive, image_key, path)
-        targets = None if label_key is None else _read(archive, label_key, path)
+        array = archive.read(image_key)
+        targets = None if label_key is None else archive.read(label_key)
     where = f"{path}[{image_key}]"
     if array.size == 0:
         raise DataError(f"path={where} holds no images: its shape is {array.shape}")
@@ -85,33 +85,12 @@ def npz(
     return ArraySource(f"{file.name}[{image_key}]" if several else file.name, pixels, classes, names)
 
 
-def _opened(file: Path, path: str) -> tuple[np.lib.npyio.NpzFile, dict[str, Header]]:
-    try:
-        archive = np.load(file, allow_pickle=False)
-        headers = headers_of(archive)
-    except Exception as error:  # damaged archives make NumPy and zlib raise nearly anything
-        raise _no_archive(path) from error
-    if not image_like(headers) and any(header.dtype.hasobject for header in headers.values()):
-        raise _no_archive(path)
-    return archive, headers
-
-
-def _read(archive: np.lib.npyio.NpzFile, key: str, path: str) -> NDArray[np.generic]:
-    try:
-        return np.asarray(archive[key])
-    except Exception as error:
-        raise _no_archive(path) from error
-
-
-def _no_archive(path: str) -> DataError:
-    return DataError(f"path={path} is not an .npz archive of plain arrays: it is damaged, or holds Python objects")
-
-
-def _without_repetition(archive: np.lib.npyio.NpzFile, headers: dict[str, Header], path: str) -> dict[str, Header]:
+def _without_repetition(archive: NumpyArchive) -> dict[str, Header]:
     """Leave ``arr_0`` out where it repeats ``images`` in three channels, as genimg-sample writes others than RGB."""
+    headers = archive.headers
     if not {FIRST, "images"} <= set(image_like(headers)):
         return headers
-    one, three = _read(archive, "images", path), _read(archive, FIRST, path)
+    one, three = archive.read("images"), archive.read(FIRST)
     if one.ndim != 4 or three.ndim != 4 or one.shape[:3] != three.shape[:3] or not one.dtype == three.dtype == np.uint8:
         return headers
     colours = one.astype(np.float64)

@@ -1,14 +1,12 @@
-"""Images that genimg-prepare packed: a few large files of decoded pixels, read without decoding anything.
-
-A directory holds ``shard-00000.npy``, ``shard-00001.npy``, ... (uint8 [N, C, H, W]); where there are any, ``labels.npy``
-(int64 [N]) and ``captions.jsonl`` (a JSON string a line); and ``dataset.json``, which is written last and describes them.
-"""
+"""Images that genimg-prepare packed: a few large files of decoded pixels, read without decoding anything."""
 
 from __future__ import annotations
 
 import json
+import logging
+import math
+import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,107 +15,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genimg.data.contents import digest_of_contents
-from genimg.data.datasets.builtin import Source, digest
+from genimg.data.datasets.builtin import CorruptImageError, Source, digest
+from genimg.data.packed_files import (
+    CAPTIONS,
+    CHECKSUMS,
+    DESCRIPTION,
+    LABELS,
+    Description,
+    check_header,
+    damaged,
+    read_vector,
+    read_whole,
+    require_size,
+)
 from genimg.errors import ConfigError, DataError
 from genimg.types import height_width
 
-FORMAT = 1
-DESCRIPTION, LABELS, CAPTIONS = "dataset.json", "labels.npy", "captions.jsonl"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One file of images.
-
-    Attributes:
-        file: its name.
-        num_images: in it.
-        num_bytes: of the file.
-        sha256: of the file.
-    """
-
-    file: str
-    num_images: int
-    num_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Description:
-    """What ``dataset.json`` says.
-
-    Attributes:
-        num_images: in all shards.
-        shape: (C, H, W).
-        class_names: by label; empty without labels.
-        labelled, captioned: whether there is a file of labels, and of captions.
-        shards: in order.
-        source: where the images came from, in primitives: name, fingerprint, number of images, fit and more.
-        genimg_version: that packed them.
-    """
-
-    num_images: int
-    shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
-    labelled: bool
-    captioned: bool
-    shards: tuple[Shard, ...]
-    source: dict[str, Any]
-    genimg_version: str
-
-    def write(self, folder: Path) -> None:
-        content = {"format": FORMAT, **asdict(self)}
-        (folder / DESCRIPTION).write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
-
-    @classmethod
-    def read(cls, path: Path) -> Description:
-        """The description that a file holds.
-
-        Raises:
-            DataError: If it is damaged, or of another format.
-        """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            version = content.pop("format")
-            if version == FORMAT:
-                return cls._checked(content)
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise DataError(f"the file {path} is damaged, or not genimg-prepare's ({reason}): pack the images again") from error
-        raise DataError(
-            f"the file {path} is of format {version}, and this genimg reads format {FORMAT}: pack the images again, or use the "
-            "genimg that packed them"
-        )
-
-    @classmethod
-    def _checked(cls, content: dict[str, Any]) -> Description:
-        channels, height, width = map(int, content["shape"])
-        description = cls(
-            **content
-            | {
-                "shape": (channels, height, width),
-                "class_names": tuple(map(str, content["class_names"])),
-                "shards": tuple(Shard(**shard) for shard in content["shards"]),
-            }
-        )
-        numbers = [
-            description.num_images,
-            *(each for shard in description.shards for each in (shard.num_images, shard.num_bytes)),
-        ]
-        flags = (description.labelled, description.captioned)
-        if any(type(number) is not int or number < 1 for number in numbers) or any(type(flag) is not bool for flag in flags):
-            raise TypeError("a number, or whether there are labels or captions, is of another type")
-        if sum(shard.num_images for shard in description.shards) != description.num_images or description.num_images < 1:
-            raise ValueError("the shards' numbers of images do not add up")
-        if not isinstance(description.source["name"], str):
-            raise TypeError("the source has no name")
-        if any(Path(shard.file).name != shard.file for shard in description.shards):  # it may have been downloaded
-            raise ValueError("a shard lies elsewhere")
-        return description
+log = logging.getLogger(__name__)
 
 
 class PreparedSource(Source):
     """Packed images, read through memory maps of the shards, which each process opens when it needs them.
+
+    Every image is compared with its CRC-32 whenever it is read, except in directories of an older genimg, which have none.
 
     Args:
         folder: that genimg-prepare wrote.
@@ -133,19 +53,21 @@ class PreparedSource(Source):
         self.name = f"prepared {description.source['name']}"
         self.shape = description.shape
         self.class_names = description.class_names
-        for shard in description.shards:
-            _require_size(folder / shard.file, shard.num_bytes)
+        self._offsets = [self._offset_of_pixels(number) for number in range(len(description.shards))]
         # Of the contents, so that a copy elsewhere has the same; of the files too, in case they are not those described.
         files = digest_of_contents(folder, [shard.file for shard in description.shards])
         self.fingerprint = digest("prepared", *(shard.sha256 for shard in description.shards), files)
+        self._checksums = read_vector(folder / CHECKSUMS, description, np.uint32) if description.has_checksums else None
         if description.labelled:
             self.labels = self._read_labels()
         self.captioned = description.captioned
         if description.captioned:
-            _require_size(folder / CAPTIONS, None)
+            read_whole(folder / CAPTIONS, description)
         counts = [shard.num_images for shard in description.shards]
         self._starts = np.cumsum([0, *counts])  # the number of each shard's first image, and that of all images
         self._opened: dict[int, NDArray[np.uint8]] = {}
+        if not description.has_checksums:
+            log.warning("%s was packed without checksums, so damaged images would not be noticed: pack them again", folder)
 
     def __len__(self) -> int:
         return self.description.num_images
@@ -163,7 +85,24 @@ class PreparedSource(Source):
         for number in np.unique(numbers).tolist():
             rows = numbers == number
             images[rows] = self._shard(number)[indices[rows] - self._starts[number]]
+        self._require_undamaged(images, indices)
         return images
+
+    def _require_undamaged(self, images: NDArray[np.uint8], indices: NDArray[np.int64]) -> None:
+        """Compare images with their checksums; the copies in memory, because the files might change after a look at them.
+
+        Raises:
+            CorruptImageError: For the first that differs.
+        """
+        if self._checksums is None:
+            return
+        for row, (index, checksum) in enumerate(zip(indices.tolist(), self._checksums[indices].tolist(), strict=True)):
+            if zlib.crc32(images[row]) != checksum:
+                number = int(np.searchsorted(self._starts, index, side="right")) - 1
+                raise CorruptImageError(
+                    f"{self.folder / self.description.shards[number].file}: image {index - self._starts[number]} of this file "
+                    f"is not as it was packed (image {index} of all): copy the file again, or pack the images again"
+                )
 
     def caption(self, index: int) -> str | None:
         return self._captions[index] if self.description.captioned else None
@@ -172,22 +111,21 @@ class PreparedSource(Source):
     def _captions(self) -> list[str | None]:
         path = self.folder / CAPTIONS
         try:
-            with open(path, encoding="utf-8") as lines:
-                captions = [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise DataError(f"the file {path} is damaged ({error}): copy it again, or pack the images again") from error
+            lines = read_whole(path, self.description).decode("utf-8").removesuffix("\n").split("\n")
+            captions = [json.loads(line) for line in lines]
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise damaged(path, f"{type(error).__name__}: {error}") from error
         if len(captions) != len(self):
             raise DataError(f"the file {path} holds {len(captions)} captions of {len(self)} images: copy it again")
+        if not all(isinstance(caption, str | None) for caption in captions):
+            raise damaged(path, "a caption is no text")
         return captions
 
     def _read_labels(self) -> NDArray[np.int64]:
         path = self.folder / LABELS
-        _require_size(path, None)
-        labels = _load(path, None)
-        if labels.shape != (len(self),) or labels.dtype != np.int64:
-            raise DataError(
-                f"the file {path} holds {labels.dtype} {list(labels.shape)}, not int64 [{len(self)}]: copy it again"
-            )
+        labels = read_vector(path, self.description, np.int64).copy()
         if labels.min() < 0 or labels.max() >= len(self.class_names) > 0:
             raise DataError(
                 f"the file {path} holds labels from {labels.min()} to {labels.max()} of {len(self.class_names)} classes: copy "
@@ -195,16 +133,25 @@ class PreparedSource(Source):
             )
         return labels
 
+    def _offset_of_pixels(self, number: int) -> int:
+        """Return where the pixels of a shard begin; what is wrong with its size or header is found before any work."""
+        shard = self.description.shards[number]
+        path = self.folder / shard.file
+        require_size(path, shard.num_bytes)
+        with open(path, "rb") as file:
+            start = check_header(file, path, (shard.num_images, *self.shape), np.uint8)
+        if start + shard.num_images * math.prod(self.shape) != shard.num_bytes:
+            raise damaged(path, f"it has {shard.num_bytes} bytes, and its header says something else")
+        return start
+
     def _shard(self, number: int) -> NDArray[np.uint8]:
         if number not in self._opened:
             shard = self.description.shards[number]
             path = self.folder / shard.file
-            images = _load(path, "r")
-            if images.shape != (shard.num_images, *self.shape) or images.dtype != np.uint8:
-                raise DataError(
-                    f"the file {path} holds {images.dtype} {list(images.shape)}, not uint8 {[shard.num_images, *self.shape]} "
-                    f"as {DESCRIPTION} says: copy it again, or pack the images again"
-                )
+            try:
+                images = np.memmap(path, np.uint8, "r", self._offsets[number], (shard.num_images, *self.shape))
+            except ValueError as error:
+                raise damaged(path, str(error)) from error
             self._opened[number] = np.asarray(images)  # NumPy's memmap class makes indexing slower
         return self._opened[number]
 
@@ -252,20 +199,3 @@ def is_prepared(folder: Path) -> bool:
     except (ValueError, RecursionError):
         return True  # its reader says what is wrong
     return isinstance(content, dict) and "shards" in content
-
-
-def _require_size(path: Path, num_bytes: int | None) -> None:
-    if not path.is_file():
-        raise DataError(f"the file {path} is missing: copy it again, or pack the images again")
-    found = path.stat().st_size
-    if num_bytes is not None and found != num_bytes:
-        raise DataError(
-            f"the file {path} has {found} bytes, and {DESCRIPTION} says {num_bytes}: copy it again, or pack the images again"
-        )
-
-
-def _load(path: Path, mmap_mode: Any) -> NDArray[Any]:
-    try:
-        return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise DataError(f"the file {path} is damaged ({error}): copy it again, or pack the images again") from error

@@ -1,5 +1,6 @@
 """Packed images are read back as they were, by every process, and damage is named."""
 
+import hashlib
 import itertools
 import json
 import pickle
@@ -12,12 +13,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from genimg.data.datasets.builtin import Source, folder
+from genimg.data.datasets.builtin import CorruptImageError, Source, folder
 from genimg.data.datasets.prepared import prepared
 from genimg.data.datasets.shapes import ShapesSource
 from genimg.data.loader import Data
+from genimg.data.packed_files import sealed
 from genimg.data.packing import pack
 from genimg.errors import DataError
+from genimg.utils.images import to_float
 
 BYTES = 3 * 6 * 8
 
@@ -219,20 +222,35 @@ def test_a_directory_that_was_not_packed_is_named(path, tmp_path):
 
 def rewrite(path: Path, **changes: object) -> None:
     content = json.loads((path / "dataset.json").read_text())
-    (path / "dataset.json").write_text(json.dumps(content | changes))
+    content.pop("sha256", None)
+    (path / "dataset.json").write_text(json.dumps(sealed(content | changes)))
+
+
+def accept(path: Path, name: str) -> None:
+    """Write the digest of a file that was changed into the description, as who damages it on purpose would."""
+    digests = json.loads((path / "dataset.json").read_text())["digests"]
+    rewrite(path, digests=digests | {name: hashlib.sha256((path / name).read_bytes()).hexdigest()})
+
+
+def make_older(path: Path) -> None:
+    """Make the directory one of the format without checksums."""
+    content = json.loads((path / "dataset.json").read_text())
+    del content["digests"], content["sha256"]
+    (path / "dataset.json").write_text(json.dumps(content | {"format": 1}))
+    (path / "checksums.npy").unlink()
 
 
 def test_a_description_of_another_format_is_refused(path):
-    rewrite(path, format=2, whatever="it says")
+    rewrite(path, format=3, whatever="it says")
     with pytest.raises(
-        ValueError, match=r"packed/dataset\.json is of format 2, and this genimg reads format 1: pack the images"
+        ValueError, match=r"packed/dataset\.json is of format 3, and this genimg reads formats up to 2: pack the images"
     ):
         open_packed(path)
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"\xff\xfe", b"[1, 2]", b'"text"', b"{}", b'{"format": 1}', b"null"],
+    [b"", b"{", b"\xff\xfe", b"[1, 2]", b'"text"', b"{}", b'{"format": 1}', b'{"format": 2}', b"null"],
 )
 def test_a_damaged_description_is_named(path, content):
     (path / "dataset.json").write_bytes(content)
@@ -245,11 +263,17 @@ def test_a_damaged_description_is_named(path, content):
     [
         {"shape": [3, 6]},
         {"shape": "3x6x8"},
+        {"shape": [-3, -6, 8]},
         {"num_images": 12},
         {"num_images": "eleven"},
         {"shards": []},
         {"shards": [{"file": "shard-00000.npy"}]},
         {"shards": [{"file": "../x.npy", "num_images": 11, "num_bytes": 1, "sha256": ""}]},
+        {"shards": [{"file": "x\0.npy", "num_images": 11, "num_bytes": 1, "sha256": ""}]},
+        {"shards": [{"file": "shard-00000.npy", "num_images": 11, "num_bytes": 1, "sha256": 5}]},
+        {"digests": {}},
+        {"digests": ["checksums.npy", "labels.npy", "captions.jsonl"]},
+        {"digests": {"checksums.npy": "", "labels.npy": ""}},
         {"source": {}},
         {"source": {"name": 3}},
         {"surprise": 1},
@@ -257,11 +281,22 @@ def test_a_damaged_description_is_named(path, content):
 )
 def test_a_description_that_does_not_add_up_is_damaged(path, changes):
     rewrite(path, **changes)
-    with pytest.raises(ValueError, match=r"packed/dataset\.json is damaged"):
+    with pytest.raises(ValueError, match=r"packed/dataset\.json is damaged") as caught:
+        open_packed(path)
+    assert "not as it was written" not in str(caught.value)
+
+
+def test_a_description_that_was_changed_is_damaged(path):
+    file = path / "dataset.json"
+    text = file.read_text()
+    file.write_text(" ".join(text.split()))  # what it means is the same
+    open_packed(path)
+    file.write_text(text.replace("circle", "circlf", 1))
+    with pytest.raises(ValueError, match=r"packed/dataset\.json is damaged.* \(ValueError: it is not as it was written\)"):
         open_packed(path)
 
 
-@pytest.mark.parametrize("name", ["shard-00001.npy", "labels.npy", "captions.jsonl"])
+@pytest.mark.parametrize("name", ["shard-00001.npy", "labels.npy", "captions.jsonl", "checksums.npy"])
 def test_a_missing_file_is_named(path, name):
     (path / name).unlink()
     with pytest.raises(DataError, match=rf"packed/{name} is missing: copy it again"):
@@ -277,23 +312,35 @@ def test_a_truncated_shard_is_found_at_the_start(path, size):
         open_packed(path)
 
 
-def test_a_shard_of_another_kind_is_named_when_it_is_read(path):
+def test_a_shard_of_another_kind_is_found_at_the_start(path):
     file = path / "shard-00001.npy"
     file.write_bytes(b"x" * file.stat().st_size)
-    source = open_packed(path)
-    source.read(0)
     with pytest.raises(ValueError, match=r"packed/shard-00001\.npy is damaged \(.+\): copy it again"):
-        source.read(4)
+        open_packed(path)
     np.save(file, np.zeros((4, 3, 8, 6), dtype=np.uint8))
     with pytest.raises(ValueError, match=r"shard-00001\.npy holds uint8 \[4, 3, 8, 6\], not uint8 \[4, 3, 6, 8\] as dataset"):
-        open_packed(path).read(4)
+        open_packed(path)
+    np.save(file, np.asfortranarray(np.zeros((4, 3, 6, 8), dtype=np.uint8)))
+    with pytest.raises(ValueError, match=r"packed/shard-00001\.npy"):
+        open_packed(path)
+
+
+def test_a_description_and_a_shard_that_are_both_too_short_are_refused(path):
+    file = path / "shard-00001.npy"
+    file.write_bytes(file.read_bytes()[:300])
+    shards = json.loads((path / "dataset.json").read_text())["shards"]
+    shards[1]["num_bytes"] = 300
+    rewrite(path, shards=shards)
+    with pytest.raises(ValueError, match=r"shard-00001\.npy is damaged \(it has 300 bytes, and its header says something else"):
+        open_packed(path)
 
 
 def test_labels_that_do_not_fit_are_named(path):
     file = path / "labels.npy"
     content = file.read_bytes()
-    for damaged in (content[:100], content[:-5], b"x"):
+    for damaged in (content[:100], content[:-5], content[:-8], content + bytes(8), content + bytes(10**6), b"x", b""):
         file.write_bytes(damaged)
+        accept(path, "labels.npy")
         with pytest.raises(ValueError, match=r"packed/labels\.npy is damaged"):
             open_packed(path)
     for labels, words in (
@@ -303,6 +350,9 @@ def test_labels_that_do_not_fit_are_named(path):
         (np.arange(11) - 10, "holds labels from -10 to 0 of 5 classes"),
     ):
         np.save(file, labels)
+        with pytest.raises(ValueError, match=r"packed/labels\.npy is damaged \(its SHA-256 is not that in dataset\.json\)"):
+            open_packed(path)
+        accept(path, "labels.npy")
         with pytest.raises(ValueError, match=rf"packed/labels\.npy {words}"):
             open_packed(path)
 
@@ -310,9 +360,76 @@ def test_labels_that_do_not_fit_are_named(path):
 def test_captions_that_do_not_fit_are_named(path):
     file = path / "captions.jsonl"
     lines = file.read_text()
-    file.write_text(lines + "no json\n")
-    with pytest.raises(ValueError, match=r"packed/captions\.jsonl is damaged"):
-        open_packed(path).caption(0)
-    file.write_text(lines + '"one more"\n')
-    with pytest.raises(ValueError, match=r"packed/captions\.jsonl holds 12 captions of 11 images"):
-        open_packed(path).caption(0)
+    file.write_text(lines[:-1])
+    with pytest.raises(ValueError, match=r"packed/captions\.jsonl is damaged \(its SHA-256 is not that in dataset\.json\)"):
+        open_packed(path)
+    for content, words in (
+        (lines + "no json\n", "is damaged"),
+        (lines + "[" * 100_000, "is damaged"),
+        (lines + '"one more"\n', "holds 12 captions of 11 images"),
+        ("\n".join(["5"] * 11), "is damaged \\(a caption is no text"),
+    ):
+        file.write_text(content)
+        accept(path, "captions.jsonl")
+        with pytest.raises(ValueError, match=rf"packed/captions\.jsonl {words}"):
+            open_packed(path).caption(0)
+
+
+# Damage of single images, and directories of before there were checksums
+
+
+def damage_image(path: Path, index: int) -> None:
+    """Flip one bit of an image: there are four in each shard."""
+    file = path / f"shard-{index // 4:05d}.npy"
+    content = bytearray(file.read_bytes())
+    content[-(BYTES * (min(4, 11 - index // 4 * 4) - index % 4)) + 7] ^= 16
+    file.write_bytes(bytes(content))
+
+
+def test_a_damaged_image_is_named_and_the_others_are_read(path, original):
+    damage_image(path, 5)
+    source = open_packed(path)
+    others = np.array([0, 1, 2, 3, 4, 6, 7, 8, 9, 10])
+    assert np.array_equal(source.read_many(others), Source.read_many(original, others))
+    words = r"^.*/shard-00001\.npy: image 1 of this file is not as it was packed \(image 5 of all\): copy the file again"
+    for indices in ([5], [2, 5], [9, 5, 5], list(range(11))):
+        with pytest.raises(CorruptImageError, match=words):
+            source.read_many(np.array(indices))
+
+
+@pytest.mark.parametrize(("placement", "num_workers"), [("device", 1), ("host", 1), ("workers", 0), ("workers", 2)])
+def test_a_damaged_image_stops_the_training_like_any_corrupt_one(path, placement, num_workers):
+    damage_image(path, 5)
+    settings = {"placement": placement, "num_workers": num_workers, "device": torch.device("cpu"), "horizontal_flip": False}
+    with pytest.raises(DataError, match=r"^max_corrupt=0 is exceeded, .*\n.*/shard-00001\.npy: image 1 of this file"):
+        list(itertools.islice(Data(open_packed(path), max_corrupt=0, **settings).batches(0, batch_size=4, seed=0), 3))
+    data = Data(open_packed(path), max_corrupt=1, keys=("image", "label"), **settings)
+    batches = list(itertools.islice(data.batches(0, batch_size=4, seed=0), 3))
+    pairs = [(image, int(label)) for batch in batches for image, label in zip(batch["image"], batch["label"], strict=True)]
+    whole = open_packed(path)
+    images = to_float(torch.from_numpy(whole.read_many(np.array([i for i in range(11) if i != 5]))))
+    known = {image.contiguous().numpy().tobytes(): whole.labels[i + (i >= 5)] for i, image in enumerate(images)}
+    assert len(pairs) == 12
+    assert all(known[image.contiguous().numpy().tobytes()] == label for image, label in pairs)  # of what took its place
+
+
+def test_a_directory_without_checksums_is_read_with_a_warning(path, original, caplog):
+    fingerprint = open_packed(path).fingerprint
+    make_older(path)
+    caplog.clear()
+    source = open_packed(path)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert caplog.messages == [f"{path} was packed without checksums, so damaged images would not be noticed: pack them again"]
+    assert np.array_equal(source.read_many(np.arange(11)), Source.read_many(original, np.arange(11)))
+    assert source.labels.tolist() == original.labels.tolist()
+    assert source.captions(np.arange(11)) == original.captions(np.arange(11))
+    assert source.fingerprint == fingerprint  # so that statistics and runs of before still fit
+
+
+def test_a_directory_without_checksums_can_be_packed_again(path, tmp_path, caplog):
+    make_older(path)
+    old = open_packed(path)
+    caplog.clear()
+    new = open_packed(packed(old, tmp_path / "new"))
+    assert caplog.messages == []
+    assert np.array_equal(new.read_many(np.arange(11)), old.read_many(np.arange(11)))

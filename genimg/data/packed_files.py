@@ -1,0 +1,215 @@
+"""The files of a packed dataset, and the checksums by which damage to them is noticed.
+
+A directory of genimg-prepare holds ``shard-00000.npy``, ``shard-00001.npy``, ... (uint8 [N, C, H, W]); ``checksums.npy``
+(uint32 [N], the CRC-32 of each image's C·H·W bytes); where there are any, ``labels.npy`` (int64 [N]) and ``captions.jsonl`` (a
+JSON string a line); and ``dataset.json``, which is written last, describes them, and holds the digests of all but the shards'
+pixels. The SHA-256 of a whole shard is there too, for ``sha256sum``; to compare it would mean to read all pixels at the start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genimg.errors import DataError
+
+FORMAT = 2
+WITHOUT_CHECKSUMS = 1
+"""The older format, which is still read."""
+
+DESCRIPTION, LABELS, CAPTIONS, CHECKSUMS = "dataset.json", "labels.npy", "captions.jsonl", "checksums.npy"
+
+_SEAL = "sha256"  # the key of the description's own digest
+_SHARD = re.compile(r"shard-\d{5,}\.npy")
+_MOST_HEADER = 2**14  # bytes before the values of an .npy file; NumPy reads 10,000
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of images.
+
+    Attributes:
+        file: its name.
+        num_images: in it.
+        num_bytes: of the file.
+        sha256: of the file.
+    """
+
+    file: str
+    num_images: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What ``dataset.json`` says.
+
+    Attributes:
+        num_images: in all shards.
+        shape: (C, H, W).
+        class_names: by label; empty without labels.
+        labelled, captioned: whether there is a file of labels, and of captions.
+        shards: in order.
+        source: where the images came from, in primitives: name, fingerprint, number of images, fit and more.
+        genimg_version: that packed them.
+        digests: SHA-256 of the checksums, labels and captions, by file name; empty for ``WITHOUT_CHECKSUMS``.
+    """
+
+    num_images: int
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    labelled: bool
+    captioned: bool
+    shards: tuple[Shard, ...]
+    source: dict[str, Any]
+    genimg_version: str
+    digests: dict[str, str]
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether damage to the images, labels and captions can be noticed."""
+        return bool(self.digests)
+
+    def write(self, folder: Path) -> None:
+        """Write ``dataset.json``, with its own digest."""
+        content = sealed({"format": FORMAT, **asdict(self)})
+        (folder / DESCRIPTION).write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
+
+    @classmethod
+    def read(cls, path: Path) -> Description:
+        """Return the description that a file holds.
+
+        Raises:
+            DataError: If it is damaged, or of another format.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            version = content.pop("format")
+            if version == FORMAT:
+                seal = content.pop(_SEAL)
+                if seal != sealed({"format": version, **content})[_SEAL]:
+                    raise ValueError("it is not as it was written")
+                return cls._checked(content)
+            if version == WITHOUT_CHECKSUMS:
+                return cls._checked({"digests": {}, **content}, with_checksums=False)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise DataError(f"the file {path} is damaged, or not genimg-prepare's ({reason}): pack the images again") from error
+        raise DataError(
+            f"the file {path} is of format {version}, and this genimg reads formats up to {FORMAT}: pack the images again, or "
+            "use the genimg that packed them"
+        )
+
+    @classmethod
+    def _checked(cls, content: dict[str, Any], *, with_checksums: bool = True) -> Description:
+        channels, height, width = map(int, content["shape"])
+        description = cls(
+            **content
+            | {
+                "shape": (channels, height, width),
+                "class_names": tuple(map(str, content["class_names"])),
+                "shards": tuple(Shard(**shard) for shard in content["shards"]),
+            }
+        )
+        numbers = [
+            description.num_images,
+            *description.shape,
+            *(each for shard in description.shards for each in (shard.num_images, shard.num_bytes)),
+        ]
+        flags = (description.labelled, description.captioned)
+        if any(type(number) is not int or number < 1 for number in numbers) or any(type(flag) is not bool for flag in flags):
+            raise TypeError("a number, or whether there are labels or captions, is of another type")
+        if sum(shard.num_images for shard in description.shards) != description.num_images or description.num_images < 1:
+            raise ValueError("the shards' numbers of images do not add up")
+        if not isinstance(description.source["name"], str):
+            raise TypeError("the source has no name")
+        if not all(_SHARD.fullmatch(shard.file) and isinstance(shard.sha256, str) for shard in description.shards):
+            raise ValueError("a shard has another name")  # it may have been downloaded, and name a file elsewhere
+        present = [CHECKSUMS, *(name for name, flag in zip((LABELS, CAPTIONS), flags, strict=True) if flag)]
+        if list(description.digests.keys()) != (present if with_checksums else []):
+            raise ValueError("the digests are of other files")
+        return description
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a description with its digest, which counts what the JSON means, not how it is laid out."""
+    return {**content, _SEAL: hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()}
+
+
+def require_size(path: Path, num_bytes: int | None) -> None:
+    """Refuse a file that is missing or, where its size is known, has another one."""
+    if not path.is_file():
+        raise DataError(f"the file {path} is missing: copy it again, or pack the images again")
+    found = path.stat().st_size
+    if num_bytes is not None and found != num_bytes:
+        raise DataError(
+            f"the file {path} has {found} bytes, and {DESCRIPTION} says {num_bytes}: copy it again, or pack the images again"
+        )
+
+
+def read_whole(path: Path, description: Description) -> bytes:
+    """Return the content of a file that the description has a digest of; of an older one, without comparing.
+
+    Raises:
+        DataError: If it is missing, or not as it was written.
+    """
+    require_size(path, None)
+    content = path.read_bytes()
+    if description.has_checksums and hashlib.sha256(content).hexdigest() != description.digests[path.name]:
+        raise damaged(path, f"its SHA-256 is not that in {DESCRIPTION}")
+    return content
+
+
+def read_vector(path: Path, description: Description, dtype: type[np.generic]) -> NDArray[Any]:
+    """Return one value for each image: an .npy file, of which no more is read than these values take.
+
+    Raises:
+        DataError: If it is missing, damaged or of another shape or type.
+    """
+    require_size(path, None)
+    num_bytes = description.num_images * np.dtype(dtype).itemsize
+    if path.stat().st_size > num_bytes + _MOST_HEADER:
+        raise damaged(path, "it is too large")
+    with io.BytesIO(read_whole(path, description)) as file:
+        start = check_header(file, path, (description.num_images,), dtype)
+        file.seek(start)
+        content = file.read()
+    if len(content) != num_bytes:
+        raise damaged(path, f"its values take {len(content)} bytes, not {num_bytes}")
+    return np.frombuffer(content, dtype)
+
+
+def check_header(file: BinaryIO, path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> int:
+    """Return where the values of an .npy file begin, if it says that they have this shape and type.
+
+    Raises:
+        DataError: If it does not.
+    """
+    try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("it has another version")
+        found, is_transposed, found_dtype = np.lib.format.read_array_header_1_0(file)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header makes NumPy's parser raise nearly anything
+        raise damaged(path, " ".join(str(error).split())) from error
+    if found != shape or found_dtype != np.dtype(dtype) or (is_transposed and len(shape) > 1):
+        raise DataError(
+            f"the file {path} holds {found_dtype} {list(found)}, not {np.dtype(dtype)} {list(shape)} as {DESCRIPTION} says: "
+            "copy it again, or pack the images again"
+        )
+    return file.tell()
+
+
+def damaged(path: Path, reason: str) -> DataError:
+    """Return the error about a file that is not as it was packed."""
+    return DataError(f"the file {path} is damaged ({reason}): copy it again, or pack the images again")
