@@ -16,6 +16,7 @@ from typing import Self
 _SUBJECT = re.compile(r"[+~]*([A-Za-z_][\w.]*(?:\[\d+\][\w.]*)*)(?==|\b)(?:=(\[[^\]]*\]|\S*?)(?=:?(?:\s|$)))?")
 
 
+_KILLED = r"DataLoader worker \(pid.*(killed by signal: Killed|exited unexpectedly)"
 _FULL = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
 
 
@@ -69,13 +70,14 @@ class CheckpointError(UserError, ValueError):
 def is_bug(error: BaseException) -> bool:
     """Return whether an error of a command at work is one that no user can cause.
 
-    That is anything but the errors of this module and of torch.compile, a full memory, a batch too small for batch norm, and an
-    OSError that names a file. Errors of Hydra and OmegaConf are the user's while a config is composed, before a command is at
-    work.
+    That is anything but the errors of this module and of torch.compile, a full memory, a batch too small for batch norm, a
+    killed process that read images, and an OSError that names a file. Errors of Hydra and OmegaConf are the user's while a
+    config is composed, which is before a command is at work.
     """
     is_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
     is_named = isinstance(error, OSError) and error.filename is not None
-    return not (isinstance(error, UserError) or is_compiler or is_named or is_memory_full(error) or is_batch_too_small(error))
+    is_known = is_memory_full(error) or is_batch_too_small(error) or is_worker_killed(error)
+    return not (isinstance(error, UserError) or is_compiler or is_named or is_known)
 
 
 def is_memory_full(error: BaseException) -> bool:
@@ -88,6 +90,11 @@ def is_memory_full(error: BaseException) -> bool:
 def is_batch_too_small(error: BaseException) -> bool:
     """Return whether a batch norm was given a single value for each channel, of which it can take no variance."""
     return isinstance(error, ValueError) and str(error).startswith("Expected more than 1 value per channel when training")
+
+
+def is_worker_killed(error: BaseException) -> bool:
+    """Return whether the system, or somebody, has killed a process of a PyTorch DataLoader."""
+    return isinstance(error, RuntimeError) and re.match(_KILLED, str(error)) is not None
 
 
 def innermost_module(error: BaseException) -> str:

@@ -215,7 +215,7 @@ class ImageReader:
         return self._side(source, groups["evaluation"])
 
     def _side(self, source: Source, evaluation: Mapping[str, Any] | None = None) -> Side:
-        data = Data(source, placement="auto", num_workers="auto", horizontal_flip=False, max_corrupt=0, device=self.device)
+        data = Data(source, placement="auto", num_workers="auto", horizontal_flip=False, max_corrupt=None, device=self.device)
         return Side(source=source, images=DatasetImages(data), evaluation=evaluation)
 
 

@@ -20,7 +20,7 @@ import genimg
 from genimg.api.assemble import Assembly, assemble, describe_parts
 from genimg.api.debugging import shortened
 from genimg.api.dry_run import rehearse
-from genimg.api.run import Run, Training
+from genimg.api.run import LOWER, DivergedError, Run, Training
 from genimg.api.usual import (
     asked_for_extractor,
     refuse_repeated_penalties,
@@ -40,6 +40,7 @@ from genimg.training.components import TrainingComponents
 from genimg.training.device import describe_hardware
 from genimg.training.logger import Logger, Recorder, SilentLogger
 from genimg.training.trainer import Trainer
+from genimg.training.update import NonFiniteError
 from genimg.utils.distributed import failing_together, of_first_rank, rank, world_size
 from genimg.utils.files import InUseError, alone_in, atomically, new_directory, remove_leftovers
 from genimg.utils.paths import RUN_FILES, directory_to_continue_in, expanded, relative, run_directory_of
@@ -210,9 +211,18 @@ def dry_run(composition: Composition, run_dir: Path, device_name: str, *, datase
     Args:
         composition, device_name, dataset: See ``prepare``.
         run_dir: Where the run would be.
+
+    Raises:
+        DivergedError: If these steps diverge.
     """
     _, _, assembly, parts = _built(composition, run_dir / ".dry_run", device_name, dataset)  # which is not there
-    rehearse(parts, assembly.config["trainer"]["duration"])
+    try:
+        rehearse(parts, assembly.config["trainer"]["duration"])
+    except NonFiniteError as error:
+        raise DivergedError(
+            f"training diverged: the loss or gradient of {error.group} was not finite at step {error.step} of the dry run",
+            LOWER,
+        ) from error
 
 
 def _built(

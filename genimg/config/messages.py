@@ -18,7 +18,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, GrammarParseE
 from yaml import MarkedYAMLError
 
 from genimg.config import foreign, schema
-from genimg.errors import UserError, innermost_module, is_batch_too_small, is_memory_full
+from genimg.errors import UserError, innermost_module, is_batch_too_small, is_memory_full, is_worker_killed
 from genimg.utils.paths import config_dir
 from genimg.utils.words import nearest, quoted
 
@@ -84,6 +84,9 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
         return f"the memory is full ({reason}): {fix}"
     if is_batch_too_small(error):
         return "batch norm has no variance of a single image: raise trainer.batch_size, or lower trainer.accumulation"
+    if is_worker_killed(error):
+        reason = str(error).splitlines()[0].rstrip(". ")
+        return f"a process that reads images has ended ({reason}), most likely for want of memory: lower data.num_workers"
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return f"torch.compile failed ({reason}): performance.compile=false trains without it"

@@ -18,11 +18,12 @@ class Corruption:
     """Counts undecodable images.
 
     Args:
-        allowed: Number of distinct corrupt images that are skipped; one more is an error.
+        allowed: Number of distinct corrupt images that are skipped; one more is an error. None where every image counts.
     """
 
-    def __init__(self, allowed: int) -> None:
-        self.allowed = allowed
+    def __init__(self, allowed: int | None) -> None:
+        self.allowed = allowed or 0
+        self._is_fixed = allowed is None
         self.seen: set[str] = set()
 
     def report(self, message: str) -> None:
@@ -35,13 +36,15 @@ class Corruption:
             return
         self.seen.add(message)
         if len(self.seen) > self.allowed:
-            raise too_many(sorted(self.seen), self.allowed)
+            raise too_many(sorted(self.seen), None if self._is_fixed else self.allowed)
         log.warning("skipped a corrupt image: %s", message)
 
 
-def too_many(problems: Sequence[str], allowed: int) -> DataError:
+def too_many(problems: Sequence[str], allowed: int | None) -> DataError:
     """Return the error about more corrupt images than ``max_corrupt`` allows; it shows the first ten problems."""
     names = "\n  ".join(problems[:10])
+    if allowed is None:
+        return DataError("images that cannot be decoded cannot be measured", f"remove or repair them:\n  {names}")
     return DataError(
         f"max_corrupt={allowed} is exceeded, with {len(problems)} corrupt image{'s' * (len(problems) > 1)} so far",
         f"remove or repair them, or skip up to N of them with max_corrupt=N:\n  {names}",

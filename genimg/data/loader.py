@@ -49,7 +49,8 @@ class Data:
         placement: ``auto``, ``device``, ``host`` or ``workers``.
         num_workers: processes that decode, for ``workers``; ``auto`` takes one a core, eight at most.
         horizontal_flip: mirror a random half of the training samples.
-        max_corrupt: undecodable images that are skipped with a warning before the run stops.
+        max_corrupt: undecodable images that are skipped with a warning before the run stops. None, where every image counts and
+            nothing can allow one.
         device: where batches go.
         keys: of the batches, ``image`` and those of ``label`` and ``caption`` that the method asks for.
         augment: of training samples; None leaves them as they are.
@@ -67,7 +68,7 @@ class Data:
         placement: str,
         num_workers: int | str,
         horizontal_flip: bool,
-        max_corrupt: int,
+        max_corrupt: int | None,
         device: torch.device,
         keys: Sequence[str] = ("image",),
         augment: SampleAugment | None = None,
@@ -79,7 +80,7 @@ class Data:
             raise ConfigError(f"num_workers={num_workers} must be auto, or 0 or more processes")
         if not isinstance(horizontal_flip, bool):
             raise ConfigError(f"horizontal_flip={horizontal_flip} must be true or false")
-        if not isinstance(max_corrupt, int) or max_corrupt < 0:
+        if max_corrupt is not None and (not isinstance(max_corrupt, int) or max_corrupt < 0):
             raise ConfigError(f"max_corrupt={max_corrupt} must be 0 or more images")
         available = available_keys(source)
         if "image" not in keys or not set(keys) <= set(available):

@@ -175,6 +175,27 @@ def test_a_full_memory_is_no_bug(error: str, run: Run, monkeypatch: pytest.Monke
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            "ValueError('Expected more than 1 value per channel when training, got input size [1, 8]')",
+            "raise trainer.batch_size",
+        ),
+        ("RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. ')", "lower data.num_workers"),
+        ("RuntimeError('DataLoader worker (pid(s) 7, 8) exited unexpectedly')", "lower data.num_workers"),
+    ],
+)
+def test_what_the_machine_or_the_batch_cannot_do_is_no_bug(
+    error: str, words: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genimg.commands.train.prepare", raising(f"raise {error}", "genimg.commands.train"))
+    code, errors = run("train", "run_dir=run")
+    assert code == 2
+    assert words in errors
+    assert "Traceback" not in errors
+
+
 # Jobs of a sweep in this process
 
 JOB = """
@@ -251,7 +272,26 @@ CASES = [
         ["run_dir=run", "evaluation=none", "data=module", "data.factory=mine", "allow=[mine]"],
         "data.factory=mine names no function",
     ),
+    ("train", ["model=[[a]]", "run_dir=run"], "unknown option model=[[a]]"),
+    ("train", ["+model=3", "run_dir=run"], "unknown option model=3"),
+    ("train", ["data=null", "experiment=null", "run_dir=run"], "unknown option data=null"),
+    ("train", ["model={a:1}", "run_dir=run"], "model is a group"),
+    ("train", ["optimizer_overrides={a: {lr: 1}}", "run_dir=run"], "write '++optimizer_overrides={a: {lr: 1}}'"),
+    ("train", ["--config-dir", "configs", "model=unclosed"], "no viable alternative at input '${nowhere'"),
+    ("train", ["--config-dir", "marked", "model=dcgan"], "bom.yaml begins with a byte order mark"),
+    ("train", [*TRAIN, "seed=-3"], "seed=-3"),
+    ("train", [*TRAIN, "seed=9223372036854775808"], "seed=9223372036854775808"),
+    ("train", [*TRAIN, "data.num_workers=100000"], "data.num_workers=100000"),
+    ("train", [*TRAIN, "trainer.batch_size=4", "optimizer.lr=true"], "optimizer.lr=true"),
+    ("train", [*TRAIN, "trainer.batch_size=4", "conditioning.encoder=5"], "conditioning.encoder=5"),
+    ("train", [*TRAIN, "trainer.batch_size=4", "model.ema_ramp_up=nan"], "model.ema_ramp_up=nan"),
+    ("train", [*TRAIN, "trainer.batch_size=4", "model.generator.width=-3"], "model.generator.width=-3"),
+    ("train", [*TRAIN, "trainer.batch_size=4", "model.generator._target_=torch.nn.ReLU"], "model.generator"),
+    ("train", [*TRAIN, "trainer.batch_size=4", "model.loss={_target_:torch.nn.ReLU}"], "model.loss is a ReLU"),
+    ("train", [*TRAIN, "~performance"], "performance=(absent)"),
+    ("train", [*TRAIN, "trainer.batch_size=4", "optimizer.lr=1e30", "dry_run=true"], "training diverged"),
     ("eval", [], "nothing to evaluate: give ckpt="),
+    ("eval", ["images=corrupt", "real=photos", "evaluation=shapes", "image_size=16"], "cannot be decoded"),
     ("eval", ["ckpt=nowhere", "device=cpu"], "ckpt=nowhere"),
     ("eval", ["ckpt=broken.pt", "device=cpu"], "ckpt=broken.pt"),
     ("eval", ["ckpt=empty", "device=cpu"], "ckpt=empty"),
@@ -315,6 +355,9 @@ def files(tmp_path: Path) -> None:
     (tmp_path / "corrupt" / "a.png").write_bytes(b"no image")
     (tmp_path / "configs" / "model").mkdir(parents=True)
     (tmp_path / "configs" / "model" / "torn.yaml").write_text("generator: {width: 4\n")
+    (tmp_path / "configs" / "model" / "unclosed.yaml").write_text("defaults: [dcgan_small]\nwidth: ${nowhere\n")
+    (tmp_path / "marked").mkdir()
+    (tmp_path / "marked" / "bom.yaml").write_bytes(b"\xef\xbb\xbf# @package _global_\nseed: 1\n")
     (tmp_path / "file.txt").write_text("no result")
     (tmp_path / "other.html").write_text("no report")
     (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
