@@ -13,7 +13,7 @@ import inspect
 import re
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, TypeVar
 
@@ -66,6 +66,7 @@ ALLOWED = (
 
 _SETTABLE = {"image_size": "data.image_size", "channels": "data.channels"}  # keys that decide facts about the data
 _HYDRA_KEYS = {"_target_", "_partial_", "_args_"}
+_MAY_DOWNLOAD = "may_download"  # parameter of every constructor that downloads what is not at hand
 T = TypeVar("T")
 Node = dict[str, Any]
 Named = frozenset[tuple[str, Any]]
@@ -80,7 +81,8 @@ class Builder:
         epoch_size: images in the training data; 0 while they are not known, before any duration is needed.
         batch_size: images a step.
         named: Where the config is a checkpoint's, what the command line names for parameters marked as ``MachineLocal``: pairs
-            of a parameter's name and its value. Any other value is refused. None for a config that the user composed.
+            of a parameter's name and its value. Any other value is refused. A pair of ``may_download`` and a group says that
+            the command line chooses this group, which may then download files. None for a config that the user composed.
         trains: Whether what only training needs is built, too. Without it, a parameter whose type is a class with
             ``needed_in_training_only`` receives None (an empty mapping, if it takes several), and one whose type has a
             class ``without_training`` receives that one. What the config names there is not even looked at.
@@ -108,7 +110,17 @@ class Builder:
             ConfigError: For a target outside the allowed packages, an unknown or missing key, or a value that the
                 constructor refuses.
         """
+        if not self._may_download(key):
+            arguments = {**arguments, _MAY_DOWNLOAD: False}
         return self._made(self._prepare(config, key, arguments, schedules=True), key, arguments)
+
+    def _may_download(self, key: str) -> bool:
+        """Return whether the user has chosen the node at ``key``, by composing the config or by naming its group."""
+        return self.named is None or (_MAY_DOWNLOAD, re.split(r"[.\[]", key)[0]) in self.named
+
+    def choosing(self, *groups: str) -> Builder:
+        """Return the builder of a checkpoint's config in which the command line chooses these groups."""
+        return self if self.named is None else replace(self, named=self.named | {(_MAY_DOWNLOAD, group) for group in groups})
 
     def build_group(self, config: Mapping[str, Any], key: str) -> Any:
         """Build a group that may be empty; None where it has no target, also if an experiment has set some of its keys."""

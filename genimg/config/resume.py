@@ -143,6 +143,8 @@ def _take_out_what_is_local(source: Node, composition: Composition) -> instantia
             node[place.path[-1]] = place.mark.instead
     if left := untrusted.take_out(_resolved(source), builder):  # reached by an interpolation
         raise ConfigError(instantiate.name_again({place.key: "${...}" for place in left}))
+    chosen = {override.key_or_group for override in composition.typed()} & {"data", "evaluation"}
+    builder = builder.choosing(*chosen)
     assert builder.named is not None
     return builder.named
 

@@ -22,8 +22,12 @@ from genimg.utils.durations import clock
 from genimg.utils.files import atomically
 from genimg.utils.images import grid, write_png
 from genimg.utils.mappings import flatten
+from genimg.utils.regular_files import read_regular
 
 log = logging.getLogger(__name__)
+
+_MOST_RECORDED = 2**29  # bytes of metrics.jsonl
+_MOST_SHOWN = 5  # numbers of lines in a message
 
 
 class MeanMetrics:
@@ -132,18 +136,37 @@ class Logger:
             self._recorder.close()
 
     def _drop_records_after(self, step: int, evaluated: bool) -> None:
-        if not self._records.is_file():
+        try:
+            content = read_regular(self._records, below=self.run_dir, most=_MOST_RECORDED)
+        except FileNotFoundError:
             return
-        kept = []
-        for line in self._records.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-                if record["step"] < step or (record["step"] == step and (evaluated or "provenance" not in record)):
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
-                continue  # the line that a killed run did not finish
+        kept, senseless = [], []
+        lines = content.splitlines()
+        for number, line in enumerate(lines, 1):
+            record = _record(line)
+            if record is None:
+                senseless.append(number)
+            elif record["step"] < step or (record["step"] == step and (evaluated or "provenance" not in record)):
+                kept.append(line + b"\n")
+        if senseless == [len(lines)] and not content.endswith(b"\n"):
+            senseless = []  # the line that a killed run did not finish
+        if senseless:
+            shown = ", ".join(map(str, senseless[:_MOST_SHOWN])) + (", ..." if len(senseless) > _MOST_SHOWN else "")
+            log.warning(
+                "%s: line%s %s cannot be read as a record and %s removed; the others are kept",
+                self._records, "s" * (len(senseless) > 1), shown, "are" if len(senseless) > 1 else "is",
+            )  # fmt: skip
         with atomically(self._records) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.write_bytes(b"".join(kept))
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """Return what a line of metrics.jsonl holds; None if it is no record of a step."""
+    try:
+        record = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
 
 def write_hyperparameters(run_dir: Path, config: Mapping[str, Any], metrics: Iterable[str]) -> None:
