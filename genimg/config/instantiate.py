@@ -64,6 +64,9 @@ ALLOWED = (
 )
 """Packages whose classes and functions a config may name."""
 
+_GROUPS = {"genimg.data.datasets": "data", "genimg.data.tasks": "task", "genimg.evaluation": "evaluation"}
+"""Packages whose members open files, and the group of a checkpoint's config that they may stand in."""
+
 _SETTABLE = {"image_size": "data.image_size", "channels": "data.channels"}  # keys that decide facts about the data
 _HYDRA_KEYS = {"_target_", "_partial_", "_args_"}
 _MAY_DOWNLOAD = "may_download"  # parameter of every constructor that downloads what is not at hand
@@ -116,7 +119,7 @@ class Builder:
 
     def _may_download(self, key: str) -> bool:
         """Return whether the user has chosen the node at ``key``, by composing the config or by naming its group."""
-        return self.named is None or (_MAY_DOWNLOAD, re.split(r"[.\[]", key)[0]) in self.named
+        return self.named is None or (_MAY_DOWNLOAD, _group_of(key)) in self.named
 
     def choosing(self, *groups: str) -> Builder:
         """Return the builder of a checkpoint's config in which the command line chooses these groups."""
@@ -171,8 +174,9 @@ class Builder:
             home = str(getattr(found, "__module__", ""))
             allowed = inspect.isroutine(found) or inspect.isclass(found)
             allowed = allowed and any(home == prefix or home.startswith(prefix + ".") for prefix in self.allowed)
-            if dotted.startswith("torch."):  # its packages also hold functions that import modules and register hooks
+            if home.startswith("torch."):  # its packages also hold functions that import modules and register hooks
                 allowed = allowed and inspect.isclass(found) and issubclass(found, nn.Module | Optimizer)
+                allowed = allowed and not home.startswith("torch.nn.parallel")  # which connects to other processes
             if allowed:
                 return found
         package = dotted.partition(".")[0]
@@ -187,6 +191,15 @@ class Builder:
     def _key(self, key: str, name: str) -> str:
         """The dotted key of what stands at ``name`` below ``key``, or of what it refers to."""
         return self.origins.get(f"{key}.{name}", f"{key}.{name}")
+
+    def _refuse_elsewhere(self, target: Any, name: str, key: str) -> None:
+        """Refuse what opens files outside the group that is for it, so that using a model reads no data."""
+        home, group = f"{getattr(target, '__module__', '')}.", _group_of(key)
+        if self.named is None:
+            return
+        for package, own in _GROUPS.items():
+            if home.startswith(f"{package}.") and group != own:
+                raise ConfigError(f"{key}._target_={name} is refused in a checkpoint's config: it belongs below {own}")
 
     def omits(self, target: Any) -> bool:
         """Return whether ``target`` is left out because only training needs it."""
@@ -219,6 +232,7 @@ class Builder:
             raise ConfigError(f"{key} takes no schedule: write a number (docs/schedules.md lists what a schedule can drive)")
         if self.omits(target):
             return None
+        self._refuse_elsewhere(target, node["_target_"], key)
         for name, mark in local_parameters(target).items():
             if name in node and not self.may_take(name, node[name], mark):
                 raise ConfigError(name_again({f"{key}.{name}": node[name]}))
@@ -402,6 +416,11 @@ def name_again(dropped: Mapping[str, Any]) -> str:
         f"the checkpoint's config names {listed}, but a checkpoint never decides which files of this machine are opened, "
         f"because they may run code: if you trust it, name it on the command line with {again}"
     )
+
+
+def _group_of(key: str) -> str:
+    """Return the group of the config that a dotted key belongs to."""
+    return re.split(r"[.\[]", key)[0]
 
 
 def _kinds(hint: Any) -> list[Any]:

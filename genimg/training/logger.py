@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -22,11 +23,12 @@ from genimg.utils.durations import clock
 from genimg.utils.files import atomically
 from genimg.utils.images import grid, write_png
 from genimg.utils.mappings import flatten
-from genimg.utils.regular_files import read_regular
+from genimg.utils.regular_files import open_regular, read_regular, require_at_most
 
 log = logging.getLogger(__name__)
 
-_MOST_RECORDED = 2**29  # bytes of metrics.jsonl
+_RECORDS = "metrics.jsonl"
+_MOST_RECORDED = 2**29  # bytes of it
 _MOST_SHOWN = 5  # numbers of lines in a message
 
 
@@ -104,7 +106,7 @@ class Logger:
     def __init__(self, run_dir: Path, *, step: int, evaluated: bool = True, recorder: Recorder | None = None) -> None:
         self.run_dir = run_dir
         self._recorder = recorder
-        self._records = run_dir / "metrics.jsonl"
+        self._records = run_dir / _RECORDS
         self._drop_records_after(step, evaluated)
         self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
 
@@ -158,6 +160,17 @@ class Logger:
             )  # fmt: skip
         with atomically(self._records) as temporary:
             temporary.write_bytes(b"".join(kept))
+
+
+def require_readable_records(run_dir: Path) -> None:
+    """Refuse records of a resumed run that ``Logger`` would refuse, before anything is written.
+
+    Raises:
+        UnsafeFileError: For a file that is no regular one, or too large.
+    """
+    path = run_dir / _RECORDS
+    with contextlib.suppress(FileNotFoundError), open_regular(path, below=run_dir) as file:
+        require_at_most(path, file, _MOST_RECORDED)
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -209,6 +209,18 @@ def check_sha256(path: Path, found: str, wanted: str | None) -> None:
         )
 
 
+def existing(path: str, key: str) -> Path:
+    """Return the file that the parameter ``key`` names.
+
+    Raises:
+        DataError: If there is none.
+    """
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise DataError(f"{key}={path} is not a file")
+    return found
+
+
 def sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
