@@ -256,6 +256,7 @@ def _built(
         decided=start.decided,
         may_replace_evaluation=replaceable,
         dataset=None if dataset is None else _own_dataset(dataset, config),
+        weights=None if saved is None else saved.state["method"],
     )
     parts = resolve_auto(
         assembly.components,

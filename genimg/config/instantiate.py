@@ -376,7 +376,8 @@ def mounted(key: str, target: Any, origins: Mapping[str, str] = MappingProxyType
         is_of_call = package != "genimg" and innermost_module(error).startswith("genimg.config.")
         if not (is_named or is_of_call or package == "torch"):
             raise
-        text = str(error) if subject in _parameters(owner) else f"{key}: {error}"
+        problem = str(error).splitlines()[0] if package == "torch" and str(error) else str(error)  # no lines of C++
+        text = problem if subject in _parameters(owner) else f"{key}: {problem}"
         raise ConfigError(text).mounted(key, _parameters(owner), origins) from error
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from genimg.data.datasets.builtin import Source
 from genimg.data.tasks.base import Task
+from genimg.errors import CheckpointError
+
+_MOST = {"image_size": 2**16, "num_classes": 10**7}
+_MOST_CHANNELS = 2**10
+_MOST_PIXELS = 178_956_970  # as many as an image may have that is read
+_FIX = "it is damaged, or was made by another program"
 
 
 @dataclass(frozen=True)
@@ -45,9 +52,24 @@ class DataFacts:
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any]) -> DataFacts:
-        """Return the facts that a checkpoint holds."""
-        size = saved["image_size"]
-        return cls(**{**saved, "image_size": tuple(size) if isinstance(size, list) else size})
+        """Return the facts that a checkpoint holds.
+
+        Raises:
+            CheckpointError: If they are of another type, or larger than those of any data.
+        """
+        size = saved.get("image_size")
+        found = {**saved, "image_size": tuple(size) if isinstance(size, list) else size}
+        if unknown := sorted(found.keys() - {field.name for field in fields(cls)}):
+            raise CheckpointError(f"{unknown[0]} is unknown among the checkpoint's facts about its data", _FIX)
+        for name, value in found.items():
+            values = value if isinstance(value, tuple) else (value,)
+            is_whole = all(type(number) is int and 0 <= number <= _MOST.get(name, _MOST_CHANNELS) for number in values)
+            if not (is_whole or (value is None and name.endswith("_channels"))):
+                raise CheckpointError(f"{name}={value!r} of the checkpoint's facts about its data is not possible", _FIX)
+        sides = found["image_size"] if isinstance(found["image_size"], tuple) else (found["image_size"],) * 2
+        if len(sides) != 2 or not 0 < math.prod(sides) <= _MOST_PIXELS:
+            raise CheckpointError(f"image_size={size} of the checkpoint's facts about its data is not possible", _FIX)
+        return cls(**found)
 
     def channels_into(self, *, backwards: bool = False) -> int:
         """Return the channels of the images that a translator takes; ``backwards``, those of the other domain."""

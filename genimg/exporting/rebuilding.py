@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from genimg.config import instantiate
+from genimg.config.model_size import require_fitting
 from genimg.data.facts import DataFacts
 from genimg.errors import CheckpointError
 from genimg.exporting.formats import require_packages
@@ -69,7 +70,12 @@ def rebuilt(path: str | Path, allow: tuple[str, ...] = (), named: Mapping[str, s
         trains=False,
     )
     facts = DataFacts.restored(config["facts"])
-    method = instantiate.build_model(config, facts, builder)
-    network = exportable(method.eval(), Choices(**config["choices"]), facts).network
+    choices = Choices(**config["choices"])
+
+    def build() -> nn.Module:
+        return exportable(instantiate.build_model(config, facts, builder).eval(), choices, facts).network
+
+    require_fitting(build, tensors, builder)
+    network = build()
     network.load_state_dict(tensors)
     return network.eval()
