@@ -267,7 +267,7 @@ class Builder:
     def settings(self, kind: type[T], config: Node, key: str) -> T:
         """Return the settings of a group without a ``_target_``, whose class is ``kind``."""
         _check_keys(config, (parameters := inspect.signature(kind).parameters), key, list(parameters))
-        types = _type_hints(kind)
+        types = _type_hints(kind)  # type: ignore[arg-type]
         values = {name: self._value(value, types[name], f"{key}.{name}", ()) for name, value in config.items()}
         with mounted(key, kind):
             return kind(**values)
@@ -467,7 +467,8 @@ def _check_keys(node: Node, parameters: Mapping[str, inspect.Parameter], key: st
 _SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 
 
-def _type_hints(function: Any, *, include_extras: bool = False) -> dict[str, Any]:
+@functools.lru_cache(maxsize=1024)  # every constructor is asked for several times, and evaluating its text takes a while
+def _type_hints(function: Any, *, include_extras: bool = False) -> Mapping[str, Any]:
     try:
         return typing.get_type_hints(function, include_extras=include_extras)
     except (NameError, TypeError):  # hints that only a type checker can see, as some of torch's

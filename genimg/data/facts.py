@@ -14,7 +14,7 @@ from genimg.errors import CheckpointError
 _MOST = {"image_size": 2**16, "num_classes": 10**7}
 _MOST_CHANNELS = 2**10
 _MOST_PIXELS = 178_956_970  # as many as an image may have that is read
-_FIX = "it is damaged, or was made by another program"
+_FIX = "choose another checkpoint, because this one is damaged or was made by another program"
 
 
 @dataclass(frozen=True)
