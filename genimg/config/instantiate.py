@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -491,7 +492,8 @@ def _check_type(value: Any, hint: Any, key: str) -> None:
 
 def _import(module_name: str, name: str, key: str, target: str) -> Any:
     try:
-        return getattr(importlib.import_module(module_name), name)
+        with torch.device("cpu"):  # where a module's own tensors belong, also while a model is made without values
+            return getattr(importlib.import_module(module_name), name)
     except ImportError as error:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigError(f"{key}={target}: there is no module {error.name}") from error

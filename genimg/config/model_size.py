@@ -21,13 +21,16 @@ from genimg.config.instantiate import ALLOWED, Builder
 from genimg.errors import CheckpointError
 
 _SLACK = 2**28  # bytes of buffers that no checkpoint holds
+_TIMES_A_PART = 32  # a model is larger than its smallest network, a generator, say
 _MODULES = 100  # for each tensor of a checkpoint
 _MORE_MODULES = 10_000
 _FIX = "use the version of genimg, and of the packages in allow=, that it was trained with"
 _IN_PLACE = {"uniform_", "normal_", "fill_", "zero_", "copy_", "mul_", "add_", "clamp_", "trunc_normal_"}
 
 
-def require_fitting(build: Callable[[], nn.Module], weights: Mapping[str, Tensor], builder: Builder) -> None:
+def require_fitting(
+    build: Callable[[], nn.Module], weights: Mapping[str, Tensor], builder: Builder, *, are_a_part: bool = False
+) -> None:
     """Refuse a model that would not fit the weights that a checkpoint holds for it.
 
     Nothing is checked where the user allows packages, because their code runs anyway and may need values.
@@ -36,6 +39,7 @@ def require_fitting(build: Callable[[], nn.Module], weights: Mapping[str, Tensor
         build: Builds the model of the checkpoint's config.
         weights: The checkpoint's tensors by name.
         builder: Of the config.
+        are_a_part: Whether the tensors are those of one network of the model, under other names: then sizes alone are compared.
 
     Raises:
         CheckpointError: If a tensor would have another shape, or more memory be needed than the checkpoint's tensors explain.
@@ -51,13 +55,13 @@ def require_fitting(build: Callable[[], nn.Module], weights: Mapping[str, Tensor
             raise
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"the model that the checkpoint's config describes cannot be built ({text})", _FIX) from error
-    for name, tensor in model.state_dict().items():
+    for name, tensor in () if are_a_part else model.state_dict().items():
         if name not in weights:
             raise _misfit(f"{name} is missing")
         if tensor.shape != weights[name].shape:
             raise _misfit(f"{name} has the shape {list(weights[name].shape)}, and {list(tensor.shape)} in the model")
     needed = _size(itertools.chain(model.parameters(), model.buffers()))
-    if needed > 2 * _size(weights.values()) + _SLACK:
+    if needed > (_TIMES_A_PART if are_a_part else 2) * _size(weights.values()) + _SLACK:
         raise _misfit(f"it would take {needed:,} bytes")
 
 

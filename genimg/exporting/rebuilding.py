@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -70,12 +71,8 @@ def rebuilt(path: str | Path, allow: tuple[str, ...] = (), named: Mapping[str, s
         trains=False,
     )
     facts = DataFacts.restored(config["facts"])
-    choices = Choices(**config["choices"])
-
-    def build() -> nn.Module:
-        return exportable(instantiate.build_model(config, facts, builder).eval(), choices, facts).network
-
-    require_fitting(build, tensors, builder)
-    network = build()
+    build = partial(instantiate.build_model, config, facts, builder)
+    require_fitting(build, tensors, builder, are_a_part=True)
+    network = exportable(build().eval(), Choices(**config["choices"]), facts).network
     network.load_state_dict(tensors)
     return network.eval()

@@ -173,7 +173,8 @@ class _Tower:
     def __init__(self, path: str) -> None:
         if not Path(path).is_dir():
             raise ConfigError(f"path={path} does not exist", "name a directory with CLIP's files")
-        transformers = _import_transformers(path)
+        with torch.device("cpu"):
+            transformers = _import_transformers(path)
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             with torch.device("cpu"):  # also while the size of a checkpoint's model is checked: all encoders share the tower

@@ -151,6 +151,16 @@ def test_every_model_has_its_shapes_without_memory(model: str) -> None:
         require_fitting(lambda: build_model(config, facts, builder), built.state_dict(), builder)  # noqa: B023
 
 
+def test_modules_that_are_imported_meanwhile_keep_their_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "constants_of_a_test.py").write_text(
+        "import torch\nMEAN = torch.tensor([1.0])\nclass Layer(torch.nn.Identity): ...\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with _without_memory(1):
+        Builder((*ALLOWED, "constants_of_a_test")).build({"_target_": "constants_of_a_test.Layer"}, "model")
+    assert sys.modules.pop("constants_of_a_test").MEAN.tolist() == [1.0]
+
+
 def test_own_packages_are_not_built_twice() -> None:
     built: list[nn.Module] = []
 
