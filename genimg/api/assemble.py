@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from genimg.api.data import build_dataset, build_loader, build_task
@@ -72,6 +72,7 @@ def assemble(
     decided: Decisions | None = None,
     may_replace_evaluation: bool = False,
     dataset: Source | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Assembly:
     """Build a training's components; cheap checks run first, so a typo fails before any download.
 
@@ -82,6 +83,7 @@ def assemble(
         decided: What ``auto`` meant in the run that is resumed.
         may_replace_evaluation: Whether another evaluation, or none, takes the place of one whose weights cannot be had.
         dataset: Images to train on; None builds the config's.
+        weights: See ``build_method``.
 
     Raises:
         ConfigError, DataError: For what a config or the data can have wrong.
@@ -107,7 +109,7 @@ def assemble(
         task = build_task(config, dataset, builder)
         with mounted("task", task) if config.get("task") else mounted("data", dataset):
             facts = DataFacts.of(dataset, task)
-        method = build_method(config, dataset, task, facts, builder, method_class)
+        method = build_method(config, dataset, task, facts, builder, method_class, weights)
         specs = optimizer_specs(config, method, builder)
         schedules = build_schedules(config, specs, builder)
         if settings.sync_batch_norm:

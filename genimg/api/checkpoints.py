@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from genimg.config import instantiate, untrusted
 from genimg.config.compose import freeze, thaw
+from genimg.config.model_size import require_fitting
 from genimg.config.structure import require_structure
 from genimg.data.datasets.builtin import Source
 from genimg.data.facts import DataFacts
@@ -91,10 +93,12 @@ class TrainedCheckpoint:
         """
         config = thaw(self.config)
         untrusted.take_out(config, self.builder, ("conditioning", "model"))
-        method = instantiate.build_model(config, self.facts, self.builder)
+        weights: Mapping[str, torch.Tensor] = self.state["method"]
+        build = partial(instantiate.build_model, config, self.facts, self.builder)
+        require_fitting(build, weights, self.builder)
+        method: Method = build()
         try:
             known, unused = method.state_dict().keys(), instantiate.parts_of_training(type(method))
-            weights: Mapping[str, torch.Tensor] = self.state["method"]
             method.load_state_dict(
                 {name: value for name, value in weights.items() if name in known or name.partition(".")[0] not in unused}
             )

@@ -72,6 +72,8 @@ def evaluate_checkpoint(request: Request, device: torch.device, loaded: LoadedCh
     checkpoint = _opened(request, device, loaded)
     builder = replace(checkpoint.builder, allowed=(*ALLOWED, *options.allow), epoch_size=1, batch_size=1)
     builder = untrusted.naming(builder, _named(request, builder))
+    if "_target_" in (request.evaluation or {}):
+        builder = builder.choosing("evaluation")
     config = checkpoint.config
     if request.real is None and config["data"]["_target_"] == GIVEN:
         raise ConfigError(

@@ -207,7 +207,7 @@ class ImageReader:
         if groups["data"].get("root") == "???":
             raise ConfigError(f"{name} needs data_root=DIR: where its images lie")
         try:
-            source = build_dataset(groups, self.builder)
+            source = build_dataset(groups, self.builder.choosing("data"))  # of the command line, not of a checkpoint
         except UserError as error:
             if error.key == "data.split":  # the end of this option's value
                 raise type(error)(error.problem.replace("data.split=", f"{key}={name}:", 1), error.fix) from error

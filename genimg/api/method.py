@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from genimg.config.compatibility import check_kind, measures_held_out, refuse_unread_conditioning
 from genimg.config.compose import Config
 from genimg.config.instantiate import Builder, build_model, mounted
+from genimg.config.model_size import require_fitting
 from genimg.data.captions import caption_length, encode
 from genimg.data.datasets.builtin import Source
 from genimg.data.facts import DataFacts
@@ -28,7 +32,13 @@ _HOW_TO_HAVE = {
 
 
 def build_method(
-    config: Config, dataset: Source, task: Task | None, facts: DataFacts, builder: Builder, method_class: type[Method]
+    config: Config,
+    dataset: Source,
+    task: Task | None,
+    facts: DataFacts,
+    builder: Builder,
+    method_class: type[Method],
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Method:
     """Build the model, and check it against the data.
 
@@ -39,12 +49,17 @@ def build_method(
         facts: About both.
         builder: Of the config's nodes.
         method_class: The model's class, as ``check_pairing`` returns it.
+        weights: Of the checkpoint that the run continues, which the model must fit before it takes memory.
 
     Raises:
+        CheckpointError: If it does not.
         ConfigError: If the data lacks what the model needs, or shapes do not match.
     """
     check_kind(method_class, dataset, task)
-    method = build_model(config, facts, builder, task)
+    build = partial(build_model, config, facts, builder, task)
+    if weights is not None:
+        require_fitting(build, weights, builder)
+    method: Method = build()
     refuse_unread_conditioning(config, method)
     reconstructs = method.reconstructs and bool((config.get("evaluation") or {}).get("reconstructions"))
     held_out = method.translates or method.likelihood is not None or reconstructs or measures_held_out(config, builder)

@@ -7,7 +7,6 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -38,9 +37,10 @@ from genimg.methods.image_to_image import Translation
 from genimg.training.autotune import resolve_auto
 from genimg.training.components import TrainingComponents
 from genimg.training.device import describe_hardware
-from genimg.training.logger import Logger, Recorder, SilentLogger
+from genimg.training.logger import Logger, Recorder, SilentLogger, require_readable_records
 from genimg.training.trainer import Trainer
 from genimg.training.update import NonFiniteError
+from genimg.utils import run_log
 from genimg.utils.distributed import failing_together, of_first_rank, rank, world_size
 from genimg.utils.files import InUseError, alone_in, atomically, new_directory, remove_leftovers
 from genimg.utils.paths import RUN_FILES, directory_to_continue_in, expanded, relative, run_directory_of
@@ -117,21 +117,31 @@ def remove_if_nothing_began(run_dir: Path) -> None:
         run_dir.rmdir()
         if re.fullmatch(r"\d{4}-\d\d-\d\d", run_dir.parent.name):  # the day's, made for this run
             run_dir.parent.rmdir()  # unless it holds other runs
+            if run_dir.parents[1].name == "outputs":
+                run_dir.parents[1].rmdir()
 
 
-def alone_in_run(run_dir: Path) -> AbstractContextManager[None]:
+@contextlib.contextmanager
+def alone_in_run(run_dir: Path) -> Iterator[None]:
     """Lock a run directory: two processes that train in it would overwrite each other's checkpoints.
 
     Raises:
         UnsafeFileError: If the directory holds a link, named pipe or device where the training writes.
-        InUseError: On entering, if another process trains in it.
+        InUseError: If another process trains in it.
     """
     require_plain(run_dir, RUN_FILES)
-    return alone_in(
-        run_dir / ".hydra" / "lock",
-        f"run_dir={run_dir} is in use by another genimg-train: wait for its end, or choose another run_dir",
-        patience=_PATIENCE,
-    )
+    lock = run_dir / ".hydra" / "lock"
+    is_new = not lock.exists()
+    in_use = f"run_dir={run_dir} is in use by another genimg-train: wait for its end, or choose another run_dir"
+    with alone_in(lock, in_use, patience=_PATIENCE):
+        try:
+            yield
+        except (UserError, KeyboardInterrupt):
+            if is_new:  # a run that is refused changes nothing in its directory; of another one, nobody needs it
+                with contextlib.suppress(OSError):
+                    lock.unlink()
+                    lock.parent.rmdir()  # unless it holds something else
+            raise
 
 
 def _run_dir(composition: Composition) -> Path:
@@ -194,7 +204,9 @@ def prepare(
         _restore(trainer, saved, config)
     with failing_together():
         if rank() == 0:
+            require_readable_records(run_dir)
             recorder.open(run_dir, thaw(config))
+    run_log.begin()
     if rank() == 0:
         for folder in (run_dir, run_dir / "samples"):
             remove_leftovers(folder)
@@ -254,6 +266,7 @@ def _built(
         decided=start.decided,
         may_replace_evaluation=replaceable,
         dataset=None if dataset is None else _own_dataset(dataset, config),
+        weights=None if saved is None else saved.state["method"],
     )
     parts = resolve_auto(
         assembly.components,

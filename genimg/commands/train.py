@@ -11,12 +11,13 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from genimg.api.train import alone_in_run, dry_run, prepare, remove_if_nothing_began
 from genimg.config.compose import Composition, overrides_in, resolved
 from genimg.errors import ConfigError, is_bug
+from genimg.utils import run_log
 from genimg.utils.distributed import (
     AnotherProcessError,
     of_first_rank,
@@ -24,6 +25,7 @@ from genimg.utils.distributed import (
     rank,
     world_size,
 )
+from genimg.utils.files import atomically
 from genimg.utils.torchrun import rank_of_torchrun
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,8 @@ def train(composed: DictConfig) -> float | None:
                 return None
             with alone_in_run(run_dir) if rank() == 0 else contextlib.nullcontext():
                 training = prepare(composition, of_first_rank(run_dir), device_name)
+                if rank() == 0:
+                    _write_hydras_configs(run_dir, composed)
                 with training.recorded() as trainer:
                     trainer.fit()
             assert training.run is not None
@@ -66,8 +70,10 @@ def train(composed: DictConfig) -> float | None:
         raise
     except Exception as error:
         elsewhere = error.details if isinstance(error, AnotherProcessError) else ""
+        has_bug = is_bug(error) or bool(elsewhere)
+        if has_bug or hydra.mode == RunMode.MULTIRUN:  # whose log is kept
+            run_log.begin()
         _write_to_log_file(elsewhere or traceback.format_exc())
-        has_bug = is_bug(error) or bool(elsewhere)  # whose log is kept
         if hydra.mode == RunMode.RUN and rank_of_torchrun() == 0 and not has_bug:
             remove_if_nothing_began(run_dir)
         if hydra.mode == RunMode.MULTIRUN:  # Hydra goes on with the next job and would tell only at the end
@@ -92,6 +98,15 @@ def _refuse_what_has_no_effect(hydra: Any) -> None:
                 raise ConfigError(f"{override} has no effect in a sweep: give hydra.sweep.dir")
             if override.startswith("sweep=") and override != "sweep=null":
                 raise ConfigError(f"{override}: one ready search at a time, and without -m")
+
+
+def _write_hydras_configs(run_dir: Path, composed: DictConfig) -> None:
+    """Write what Hydra would have written into the run directory before anything could refuse the run."""
+    hydra = HydraConfig.instance().cfg
+    assert hydra is not None
+    for name, node in {"config": composed, "hydra": hydra, "overrides": HydraConfig.get().overrides.task}.items():
+        with atomically(run_dir / ".hydra" / f"{name}.yaml") as temporary:
+            temporary.write_text(OmegaConf.to_yaml(node), encoding="utf-8")
 
 
 def _write_to_log_file(text: str) -> None:

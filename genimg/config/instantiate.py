@@ -13,10 +13,11 @@ import inspect
 import re
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -65,8 +66,12 @@ ALLOWED = (
 )
 """Packages whose classes and functions a config may name."""
 
+_GROUPS = {"genimg.data.datasets": "data", "genimg.data.tasks": "task", "genimg.evaluation": "evaluation"}
+"""Packages whose members open files, and the group of a checkpoint's config that they may stand in."""
+
 _SETTABLE = {"image_size": "data.image_size", "channels": "data.channels"}  # keys that decide facts about the data
 _HYDRA_KEYS = {"_target_": str, "_partial_": bool, "_args_": Sequence}
+_MAY_DOWNLOAD = "may_download"  # parameter of every constructor that downloads what is not at hand
 T = TypeVar("T")
 Node = dict[str, Any]
 Named = frozenset[tuple[str, Any]]
@@ -81,7 +86,8 @@ class Builder:
         epoch_size: images in the training data; 0 while they are not known, before any duration is needed.
         batch_size: images a step.
         named: Where the config is a checkpoint's, what the command line names for parameters marked as ``MachineLocal``: pairs
-            of a parameter's name and its value. Any other value is refused. None for a config that the user composed.
+            of a parameter's name and its value. Any other value is refused. A pair of ``may_download`` and a group says that
+            the command line chooses this group, which may then download files. None for a config that the user composed.
         trains: Whether what only training needs is built, too. Without it, a parameter whose type is a class with
             ``needed_in_training_only`` receives None (an empty mapping, if it takes several), and one whose type has a
             class ``without_training`` receives that one. What the config names there is not even looked at.
@@ -109,7 +115,17 @@ class Builder:
             ConfigError: For a target outside the allowed packages, an unknown or missing key, or a value that the
                 constructor refuses.
         """
+        if not self._may_download(key):
+            arguments = {**arguments, _MAY_DOWNLOAD: False}
         return self._made(self._prepare(config, key, arguments, schedules=True), key, arguments)
+
+    def _may_download(self, key: str) -> bool:
+        """Return whether the user has chosen the node at ``key``, by composing the config or by naming its group."""
+        return self.named is None or (_MAY_DOWNLOAD, _group_of(key)) in self.named
+
+    def choosing(self, *groups: str) -> Builder:
+        """Return the builder of a checkpoint's config in which the command line chooses these groups."""
+        return self if self.named is None else replace(self, named=self.named | {(_MAY_DOWNLOAD, group) for group in groups})
 
     def build_group(self, config: Mapping[str, Any], key: str) -> Any:
         """Build a group that may be empty; None where it has no target, also if an experiment has set some of its keys."""
@@ -164,8 +180,9 @@ class Builder:
             home = str(getattr(found, "__module__", ""))
             allowed = inspect.isroutine(found) or inspect.isclass(found)
             allowed = allowed and any(home == prefix or home.startswith(prefix + ".") for prefix in self.allowed)
-            if dotted.startswith("torch."):  # its packages also hold functions that import modules and register hooks
+            if home.startswith("torch."):  # its packages also hold functions that import modules and register hooks
                 allowed = allowed and inspect.isclass(found) and issubclass(found, nn.Module | Optimizer)
+                allowed = allowed and not home.startswith("torch.nn.parallel")  # which connects to other processes
             if allowed:
                 return found
         package = dotted.partition(".")[0]
@@ -180,6 +197,15 @@ class Builder:
     def _key(self, key: str, name: str) -> str:
         """The dotted key of what stands at ``name`` below ``key``, or of what it refers to."""
         return self.origins.get(f"{key}.{name}", f"{key}.{name}")
+
+    def _refuse_elsewhere(self, target: Any, name: str, key: str) -> None:
+        """Refuse what opens files outside the group that is for it, so that using a model reads no data."""
+        home, group = f"{getattr(target, '__module__', '')}.", _group_of(key)
+        if self.named is None:
+            return
+        for package, own in _GROUPS.items():
+            if home.startswith(f"{package}.") and group != own:
+                raise ConfigError(f"{key}._target_={name} is refused in a checkpoint's config: it belongs below {own}")
 
     def omits(self, target: Any) -> bool:
         """Return whether ``target`` is left out because only training needs it."""
@@ -212,6 +238,7 @@ class Builder:
             raise ConfigError(f"{key} takes no schedule: write a number (docs/schedules.md lists what a schedule can drive)")
         if self.omits(target):
             return None
+        self._refuse_elsewhere(target, node["_target_"], key)
         for name, mark in local_parameters(target).items():
             if name in node and not self.may_take(name, node[name], mark):
                 raise ConfigError(name_again({f"{key}.{name}": node[name]}))
@@ -377,7 +404,8 @@ def mounted(key: str, target: Any, origins: Mapping[str, str] = MappingProxyType
         is_of_call = package != "genimg" and innermost_module(error).startswith("genimg.config.")
         if not (is_named or is_of_call or package == "torch"):
             raise
-        text = str(error) if subject in _parameters(owner) else f"{key}: {error}"
+        problem = str(error).splitlines()[0] if package == "torch" and str(error) else str(error)  # no lines of C++
+        text = problem if subject in _parameters(owner) else f"{key}: {problem}"
         raise ConfigError(text).mounted(key, _parameters(owner), origins) from error
 
 
@@ -417,6 +445,11 @@ def name_again(dropped: Mapping[str, Any]) -> str:
         f"the checkpoint's config names {listed}, but a checkpoint never decides which files of this machine are opened, "
         f"because they may run code: if you trust it, name it on the command line with {again}"
     )
+
+
+def _group_of(key: str) -> str:
+    """Return the group of the config that a dotted key belongs to."""
+    return re.split(r"[.\[]", key)[0]
 
 
 def _kinds(hint: Any) -> list[Any]:
@@ -465,7 +498,8 @@ def _check_keys(node: Node, parameters: Mapping[str, inspect.Parameter], key: st
 
 def _import(module_name: str, name: str, key: str, target: str) -> Any:
     try:
-        return getattr(importlib.import_module(module_name), name)
+        with torch.device("cpu"):  # where a module's own tensors belong, also while a model is made without values
+            return getattr(importlib.import_module(module_name), name)
     except ImportError as error:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigError(f"{key}={target}: there is no module {error.name}") from error

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from omegaconf.errors import OmegaConfBaseException
 from genimg.config import instantiate, untrusted
 from genimg.config.compose import Composition, Config, resolved
 from genimg.config.instantiate import Node
+from genimg.config.model_size import require_fitting
 from genimg.config.references import require_plain_references
 from genimg.config.structure import require_structure
 from genimg.data.facts import DataFacts
 from genimg.data.identity import refused_differences, warned_differences
-from genimg.errors import ConfigError
+from genimg.errors import CheckpointError, ConfigError
 from genimg.training import checkpoint
 from genimg.training.decisions import Decisions
 from genimg.utils.mappings import flatten
@@ -46,6 +48,7 @@ _OF_THIS_COMMAND = ("resume", "resume_force", "run_dir", "allow", "traceback", "
 _WITH_PATHS = ("data", "task")  # groups that name files
 _PATHS = ("root", "a", "b", "path", "folder")  # keys of theirs, at any depth, that hold a path from the working directory
 
+_NO_FIT = "the checkpoint's weights do not fit the model any more"
 _ABSENT = "(absent)"  # in place of a value
 
 
@@ -146,6 +149,8 @@ def _take_out_what_is_local(source: Node, composition: Composition) -> instantia
             node[place.path[-1]] = place.mark.instead
     if left := untrusted.take_out(_resolved(source), builder):  # reached by an interpolation
         raise ConfigError(instantiate.name_again({place.key: "${...}" for place in left}))
+    chosen = {override.key_or_group for override in composition.typed()} & {"data", "evaluation"}
+    builder = builder.choosing(*chosen)
     assert builder.named is not None
     return builder.named
 
@@ -308,12 +313,16 @@ def _why_impossible(state: Node, changes: dict[str, str], config: Node, named: i
         facts = DataFacts.restored(state["facts"])
         changed = {name: config["data"][name] for name in ("image_size", "channels") if f"data.{name}" in changes}
         facts = replace(facts, **{name: value for name, value in changed.items() if value is not None})
-        method = instantiate.build_model(config, facts, builder)
+        build = partial(instantiate.build_model, config, facts, builder)
+        require_fitting(build, state["method"], builder)
+        method = build()
+    except CheckpointError:
+        return _NO_FIT
     except Exception:  # which will be raised again where the run is assembled, if it is forced
         return None
     shapes = {name: tensor.shape for name, tensor in method.state_dict().items()}
     if shapes != {name: tensor.shape for name, tensor in state["method"].items()}:
-        return "the checkpoint's weights do not fit the model any more"
+        return _NO_FIT
     return None
 
 

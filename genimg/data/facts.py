@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from genimg.data.datasets.builtin import Source
 from genimg.data.tasks.base import Task
+from genimg.errors import CheckpointError
 from genimg.utils.type_hints import restored
+
+_MOST = {"image_size": 2**16, "num_classes": 10**7}
+_MOST_CHANNELS = 2**10
+_MOST_PIXELS = 178_956_970  # as many as an image may have that is read
+_FIX = "choose another checkpoint, because this one is damaged or was made by another program"
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,18 @@ class DataFacts:
         """Return the facts that a checkpoint holds.
 
         Raises:
-            CheckpointError: If it holds something else there.
+            CheckpointError: If they are of another type, or larger than those of any data.
         """
         size = saved.get("image_size")
-        return restored(cls, {**saved, "image_size": tuple(size) if isinstance(size, list) else size}, "facts")
+        facts = restored(cls, {**saved, "image_size": tuple(size) if isinstance(size, list) else size}, "facts")
+        for name, value in asdict(facts).items():
+            numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+            if not all(0 <= number <= _MOST.get(name, _MOST_CHANNELS) for number in numbers):
+                raise CheckpointError(f"{name}={value} of the checkpoint's facts about its data is not possible", _FIX)
+        sides = facts.image_size if isinstance(facts.image_size, tuple) else (facts.image_size,) * 2
+        if not 0 < math.prod(sides) <= _MOST_PIXELS:
+            raise CheckpointError(f"image_size={size} of the checkpoint's facts about its data is not possible", _FIX)
+        return facts
 
     def channels_into(self, *, backwards: bool = False) -> int:
         """Return the channels of the images that a translator takes; ``backwards``, those of the other domain."""

@@ -6,11 +6,13 @@ import importlib
 import json
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from genimg.config import instantiate
+from genimg.config.model_size import require_fitting
 from genimg.data.facts import DataFacts
 from genimg.errors import CheckpointError, UserError, is_memory_full
 from genimg.exporting.digests import DIGEST, content_digest
@@ -66,7 +68,7 @@ def rebuilt(path: str | Path, allow: tuple[str, ...] = (), named: Mapping[str, s
     elif metadata[DIGEST] != content_digest(tensors, metadata):
         raise CheckpointError(f"{path} is damaged: its tensors or metadata are not those that were exported; export it again")
     try:
-        network = _network(metadata["config"], allow, named)
+        network = _network(metadata["config"], tensors, allow, named)
         network.load_state_dict(tensors)
     except UserError as error:
         raise type(error)(f"{path} cannot be rebuilt: {error.problem}", error.fix, key=error.key) from error
@@ -99,8 +101,8 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} is no whole .safetensors file ({error}): export it again") from error
 
 
-def _network(recipe: str, allow: tuple[str, ...], named: Mapping[str, str] | None) -> nn.Module:
-    """Return the network that a ``recipe`` in JSON describes, without its weights."""
+def _network(recipe: str, tensors: Mapping[str, Tensor], allow: tuple[str, ...], named: Mapping[str, str] | None) -> nn.Module:
+    """Return the network that a ``recipe`` in JSON describes, without its weights, which ``tensors`` are."""
     config = json.loads(recipe)
     builder = instantiate.Builder(
         (*instantiate.ALLOWED, *allow),
@@ -110,5 +112,6 @@ def _network(recipe: str, allow: tuple[str, ...], named: Mapping[str, str] | Non
         trains=False,
     )
     facts = DataFacts.restored(config["facts"])
-    method = instantiate.build_model(config, facts, builder)
-    return exportable(method.eval(), Choices(**config["choices"]), facts).network
+    build = partial(instantiate.build_model, config, facts, builder)
+    require_fitting(build, tensors, builder, are_a_part=True)
+    return exportable(build().eval(), Choices(**config["choices"]), facts).network

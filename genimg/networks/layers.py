@@ -73,8 +73,8 @@ class ConditionalBatchNorm2d(nn.Module):
         self.norm = nn.BatchNorm2d(channels, affine=False)
         self.scale = nn.Linear(condition_dim, channels, bias=False)
         self.shift = nn.Linear(condition_dim, channels, bias=False)
-        nn.init.zeros_(self.scale.weight)
-        nn.init.zeros_(self.shift.weight)
+        start_at_zero(self.scale.weight)
+        start_at_zero(self.shift.weight)
 
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
         """[N, C, H, W] and [N, E] -> [N, C, H, W]."""
@@ -198,6 +198,8 @@ class SpectralNorm(nn.Module):
 
     @torch.no_grad()
     def _iterate(self, matrix: Tensor, count: int) -> None:
+        if matrix.is_meta:  # which has no values, and is slow
+            return
         left, right = self.left, self.right
         for _ in range(count):
             right = F.normalize(matrix.t().mv(left), dim=0, eps=_EPSILON)
@@ -222,6 +224,8 @@ class SpectralNorm(nn.Module):
         self.right.copy_(right)
 
     def forward(self, weight: Tensor) -> Tensor:
+        if weight.is_meta:  # there is nothing to divide, and autocast knows no such device
+            return weight
         with torch.autocast(weight.device.type, enabled=False):
             matrix = weight.flatten(1)
             if self.training:
@@ -234,6 +238,23 @@ class SpectralNorm(nn.Module):
 _EPSILON = 1e-12
 
 
+def start_at_zero(weight: Tensor) -> None:
+    """Set a weight to 0, where ``spectral_normalise`` and ``initialise`` leave it, also on the device ``meta``."""
+    nn.init.zeros_(weight)
+    _note_start(weight, at_zero=True)
+
+
+def _note_start(weight: Tensor, *, at_zero: bool) -> None:
+    if weight.is_meta:  # which has no values to look at, when the size of a checkpoint's model is checked
+        weight.starts_at_zero = at_zero  # type: ignore[attr-defined]
+
+
+def _starts_at_zero(weight: Tensor) -> bool:
+    if weight.is_meta:
+        return weight.numel() == 0 or getattr(weight, "starts_at_zero", False)
+    return not weight.any()
+
+
 def spectral_normalise(module: nn.Module) -> None:
     """Put spectral norm, with one power iteration a forward in training, on every convolution, linear layer and embedding.
 
@@ -243,7 +264,7 @@ def spectral_normalise(module: nn.Module) -> None:
     for layer in list(module.modules()):
         if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding):
             continue
-        if layer.weight.any() and not parametrize.is_parametrized(layer):
+        if not _starts_at_zero(layer.weight) and not parametrize.is_parametrized(layer):
             kind = _TransposedSpectralNorm if isinstance(layer, nn.ConvTranspose2d) else SpectralNorm
             parametrize.register_parametrization(layer, "weight", kind(layer.weight))
 
@@ -287,7 +308,8 @@ def initialise(module: nn.Module, kind: str) -> None:
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding):
             if kind == "orthogonal":
                 nn.init.orthogonal_(layer.weight)
-            elif not layer.weight.any():
+                _note_start(layer.weight, at_zero=False)
+            elif _starts_at_zero(layer.weight):
                 continue
             elif kind == "normal":
                 nn.init.normal_(layer.weight, 0.0, 0.02)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from genimg.networks.conditioning import ConditionEncoder, beside_image
-from genimg.networks.layers import complete_widths, halvings, normalisation_layer
+from genimg.networks.layers import complete_widths, halvings, normalisation_layer, start_at_zero
 from genimg.types import PixelLikelihood
 from genimg.utils.numbers import require_least
 
@@ -35,7 +35,7 @@ class ResidualBlock(nn.Module):
         up: list[nn.Module] = [nn.Upsample(scale_factor=2)] if resampling == "up" else []
         down: list[nn.Module] = [nn.AvgPool2d(2)] if resampling == "down" else []
         last = nn.Conv2d(outputs, outputs, 3, padding=1)
-        nn.init.zeros_(last.weight)
+        start_at_zero(last.weight)
         self.residual = nn.Sequential(
             normalisation_layer(normalisation, inputs),
             nn.ReLU(),

@@ -174,12 +174,14 @@ class _Tower:
     def __init__(self, path: str) -> None:
         if not Path(path).is_dir():
             raise ConfigError(f"path={path} does not exist", "name a directory with CLIP's files")
-        transformers = _import_transformers(path)
+        with torch.device("cpu"):
+            transformers = _import_transformers(path)
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-            self.model, report = transformers.CLIPTextModel.from_pretrained(
-                path, local_files_only=True, use_safetensors=True, output_loading_info=True
-            )
+            with torch.device("cpu"):  # also while the size of a checkpoint's model is checked: all encoders share the tower
+                self.model, report = transformers.CLIPTextModel.from_pretrained(
+                    path, local_files_only=True, use_safetensors=True, output_loading_info=True
+                )
         except Exception as error:  # a directory of another kind makes it raise nearly anything
             raise ConfigError(
                 f"path={path} holds no CLIP text model ({str(error).strip().splitlines()[0]})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -22,8 +23,13 @@ from genimg.utils.durations import clock
 from genimg.utils.files import atomically
 from genimg.utils.images import grid, write_png
 from genimg.utils.mappings import flatten
+from genimg.utils.regular_files import open_regular, read_regular, require_at_most
 
 log = logging.getLogger(__name__)
+
+_RECORDS = "metrics.jsonl"
+_MOST_RECORDED = 2**29  # bytes of it
+_MOST_SHOWN = 5  # numbers of lines in a message
 
 
 class MeanMetrics:
@@ -110,7 +116,7 @@ class Logger:
     def __init__(self, run_dir: Path, *, step: int, evaluated: bool = True, recorder: Recorder | None = None) -> None:
         self.run_dir = run_dir
         self._recorder = recorder
-        self._records = run_dir / "metrics.jsonl"
+        self._records = run_dir / _RECORDS
         self._drop_records_after(step, evaluated)
         self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
 
@@ -142,18 +148,48 @@ class Logger:
             self._recorder.close()
 
     def _drop_records_after(self, step: int, evaluated: bool) -> None:
-        if not self._records.is_file():
+        try:
+            content = read_regular(self._records, below=self.run_dir, most=_MOST_RECORDED)
+        except FileNotFoundError:
             return
-        kept = []
-        for line in self._records.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-                if record["step"] < step or (record["step"] == step and (evaluated or "provenance" not in record)):
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
-                continue  # the line that a killed run did not finish
+        kept, senseless = [], []
+        lines = content.splitlines()
+        for number, line in enumerate(lines, 1):
+            record = _record(line)
+            if record is None:
+                senseless.append(number)
+            elif record["step"] < step or (record["step"] == step and (evaluated or "provenance" not in record)):
+                kept.append(line + b"\n")
+        if senseless == [len(lines)] and not content.endswith(b"\n"):
+            senseless = []  # the line that a killed run did not finish
+        if senseless:
+            shown = ", ".join(map(str, senseless[:_MOST_SHOWN])) + (", ..." if len(senseless) > _MOST_SHOWN else "")
+            log.warning(
+                "%s: line%s %s cannot be read as a record and %s removed; the others are kept",
+                self._records, "s" * (len(senseless) > 1), shown, "are" if len(senseless) > 1 else "is",
+            )  # fmt: skip
         with atomically(self._records) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.write_bytes(b"".join(kept))
+
+
+def require_readable_records(run_dir: Path) -> None:
+    """Refuse records of a resumed run that ``Logger`` would refuse, before anything is written.
+
+    Raises:
+        UnsafeFileError: For a file that is no regular one, or too large.
+    """
+    path = run_dir / _RECORDS
+    with contextlib.suppress(FileNotFoundError), open_regular(path, below=run_dir) as file:
+        require_at_most(path, file, _MOST_RECORDED)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """Return what a line of metrics.jsonl holds; None if it is no record of a step."""
+    try:
+        record = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
 
 def write_hyperparameters(run_dir: Path, config: Mapping[str, Any], metrics: Iterable[str]) -> None:

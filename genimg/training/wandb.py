@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from genimg.errors import ConfigError
 from genimg.utils.files import atomically
+from genimg.utils.regular_files import read_regular
 
 _ID = "wandb-id.txt"  # in the run directory: a continued run goes on in the same record
+_MOST_BYTES = 1000  # of that file
 
 
 class WandbRecorder:
@@ -45,17 +48,14 @@ class WandbRecorder:
             config: resolved.
 
         Raises:
-            ConfigError: If wandb refuses, as it does without a login.
+            ConfigError: If wandb refuses, as it does without a login, or the file that holds the record's name is damaged.
         """
         wandb = importlib.import_module("wandb")
-        known = run_dir / _ID
-        if not known.is_file():
-            with atomically(known) as temporary:
-                temporary.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
+        identifier = _identifier(run_dir)
         try:
             self._run = wandb.init(
-                **self._settings, id=known.read_text(encoding="utf-8").strip(), resume="allow", name=run_dir.name,
-                dir=str(run_dir), config=dict(config), settings=wandb.Settings(console="off", silent=True),
+                **self._settings, id=identifier, resume="allow", name=run_dir.name, dir=str(run_dir),
+                config=dict(config), settings=wandb.Settings(console="off", silent=True),
             )  # fmt: skip
         except wandb.errors.Error as error:
             reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
@@ -79,3 +79,23 @@ class WandbRecorder:
     def close(self) -> None:
         """Send what is left."""
         self._run.finish()
+
+
+def _identifier(run_dir: Path) -> str:
+    """Return the name of a run's record, a new one if the run has none yet.
+
+    Raises:
+        ConfigError: If the file that holds it is damaged.
+    """
+    path = run_dir / _ID
+    try:
+        content = read_regular(path, below=run_dir, most=_MOST_BYTES)
+    except FileNotFoundError:
+        identifier = secrets.token_hex(8)
+        with atomically(path) as temporary:
+            temporary.write_text(identifier + "\n", encoding="utf-8")
+        return identifier
+    identifier = content.decode(errors="replace").strip()
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", identifier):
+        raise ConfigError(f"{path} holds no name of a record of wandb", "remove it to begin a new record")
+    return identifier

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from genimg.errors import ConfigError, UserError
 from genimg.utils.terminal import stop_signals
@@ -198,14 +198,19 @@ def alone_in(path: Path, message: str, *, patience: float = 0.0) -> Iterator[Non
     except ImportError:  # Windows, where nothing is locked
         yield
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        end = time.monotonic() + patience
-        has_said = False
-        while True:
+    end = time.monotonic() + patience
+    has_said = False
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("a")
+        except FileNotFoundError:  # another process has just removed the directory that it had made
+            continue
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                if not _is_at(path, file):  # removed by the process that held it, so that others may lock a new file
+                    continue
             except BlockingIOError as error:
                 if time.monotonic() >= end:
                     raise InUseError(message) from error
@@ -213,9 +218,19 @@ def alone_in(path: Path, message: str, *, patience: float = 0.0) -> Iterator[Non
                     log.info("waiting up to %.0f s for the process that uses %s", patience, path.parent)
                     has_said = True
                 time.sleep(0.2)
+                continue
             except OSError:  # a file system without locks
-                break
-        yield
+                pass
+            yield
+            return
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    """Return whether an open file is still the one of this name."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager

@@ -46,6 +46,10 @@ PublishedDigest = Annotated[str, MachineLocal(published=lambda value: value == "
 """A digest of published weights: ``published``, or another one of the user's own."""
 
 
+MayDownload = Annotated[bool, MachineLocal(published=lambda value: value is False, instead=False)]
+"""Whether files that are not at hand are downloaded; the config layer passes False for what a checkpoint's config names."""
+
+
 def is_importable(hint: Any) -> bool:
     """Return whether a parameter with this type hint, with extras, takes what a config names as ``package.module:name``."""
     return any(isinstance(extra, Importable) for extra in getattr(hint, "__metadata__", ()))

@@ -65,10 +65,24 @@ def read_regular(path: Path, *, below: Path | None = None, most: int) -> bytes:
         UnsafeFileError: If it is not a regular file, is reached by a link, or is larger.
     """
     with open_regular(path, below=below) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > most:
-            raise UnsafeFileError(f"{path} has {size:,} bytes, but such a file has at most {most:,}", "remove it")
+        require_at_most(path, file, most)
         return file.read(most + 1)
+
+
+def require_at_most(path: Path, file: BinaryIO, most: int) -> None:
+    """Refuse an open file that is larger than such a file can be.
+
+    Args:
+        path: Of the file, for the message.
+        file: The file.
+        most: Bytes.
+
+    Raises:
+        UnsafeFileError: If it is larger.
+    """
+    size = os.fstat(file.fileno()).st_size
+    if size > most:
+        raise UnsafeFileError(f"{path} has {size:,} bytes, but such a file has at most {most:,}", "remove it")
 
 
 def refuse_links(path: Path, *, below: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import types
@@ -20,8 +21,13 @@ _LISTS = (Sequence, list, tuple)
 _MAPPINGS = (Mapping, dict)
 
 
-def type_hints(function: Any, *, include_extras: bool = False) -> dict[str, Any]:
+def type_hints(function: Any, *, include_extras: bool = False) -> Mapping[str, Any]:
     """Return the type hints of a function or of a class's constructor; empty where only a type checker can see them."""
+    return _evaluated(function, include_extras)
+
+
+@functools.lru_cache(maxsize=1024)  # every constructor is asked for several times, and evaluating its text takes a while
+def _evaluated(function: Any, include_extras: bool) -> Mapping[str, Any]:
     called = function.__init__ if inspect.isclass(function) else function
     try:
         return typing.get_type_hints(called, include_extras=include_extras)

@@ -22,6 +22,7 @@ from genimg.config import instantiate
 from genimg.config.untrusted import named_again, places, take_out
 from genimg.exporting.rebuilding import rebuilt
 from genimg.utils.machine_local import Required
+from genimg.utils.type_hints import type_hints
 
 pytestmark = [
     pytest.mark.usefixtures("unchanged_process"),
@@ -327,7 +328,7 @@ def test_every_text_parameter_is_a_word_or_marked_as_local() -> None:
         marked |= {(name, parameter) for parameter in marks}
         if not marks and inspect.isclass(member) and not hasattr(member, "__init__"):
             continue
-        hints = instantiate._type_hints(member.__init__ if inspect.isclass(member) else member)
+        hints = type_hints(member)
         parameters = inspect.signature(member).parameters if hints else {}
         for parameter, hint in hints.items():
             if parameter not in parameters or not takes_text(hint):

@@ -26,6 +26,7 @@ from genimg.data.depth import with_settled_depth
 from genimg.data.image_files import ImageFiles, captions_of, classes_of, is_zip, open_image_files
 from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError, DataError
+from genimg.utils.machine_local import MayDownload
 from genimg.utils.pillow import open_image
 
 
@@ -174,34 +175,46 @@ class FileSource(Source):
         return None if self._captions is None else self._captions.texts[index]
 
 
-def mnist(*, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str) -> Source:
+def mnist(
+    *, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str, may_download: MayDownload = True
+) -> Source:
     """MNIST (LeCun et al. 1998): 60,000 training and 10,000 test digits of 28x28, in torchvision's layout below ``root``."""
     from torchvision.datasets import MNIST
 
-    return _torchvision("mnist", MNIST, root, split, PixelFormat.of(image_size, channels, fit), "MNIST/raw")
+    return _torchvision("mnist", MNIST, root, split, PixelFormat.of(image_size, channels, fit), "MNIST/raw", may_download)
 
 
-def fashion_mnist(*, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str) -> Source:
+def fashion_mnist(
+    *, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str, may_download: MayDownload = True
+) -> Source:
     """Fashion-MNIST (Xiao et al. 2017): MNIST's format with ten kinds of clothing."""
     from torchvision.datasets import FashionMNIST
 
     return _torchvision(
-        "fashion_mnist", FashionMNIST, root, split, PixelFormat.of(image_size, channels, fit), "FashionMNIST/raw"
+        "fashion_mnist", FashionMNIST, root, split, PixelFormat.of(image_size, channels, fit), "FashionMNIST/raw", may_download
     )
 
 
-def cifar10(*, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str) -> Source:
+def cifar10(
+    *, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str, may_download: MayDownload = True
+) -> Source:
     """CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test photos of 32x32 in ten classes."""
     from torchvision.datasets import CIFAR10
 
-    return _torchvision("cifar10", CIFAR10, root, split, PixelFormat.of(image_size, channels, fit), "cifar-10-batches-py")
+    return _torchvision(
+        "cifar10", CIFAR10, root, split, PixelFormat.of(image_size, channels, fit), "cifar-10-batches-py", may_download
+    )
 
 
-def cifar100(*, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str) -> Source:
+def cifar100(
+    *, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str, may_download: MayDownload = True
+) -> Source:
     """CIFAR-100 (Krizhevsky 2009): as CIFAR-10, with a hundred classes."""
     from torchvision.datasets import CIFAR100
 
-    return _torchvision("cifar100", CIFAR100, root, split, PixelFormat.of(image_size, channels, fit), "cifar-100-python")
+    return _torchvision(
+        "cifar100", CIFAR100, root, split, PixelFormat.of(image_size, channels, fit), "cifar-100-python", may_download
+    )
 
 
 def imagenet(
@@ -281,7 +294,9 @@ def folder(
     return FileSource(name, files, pixels, classes, captions_of(files, captions))
 
 
-def _torchvision(name: str, dataset: Callable[..., Any], root: str, split: str, pixels: PixelFormat, files: str) -> ArraySource:
+def _torchvision(
+    name: str, dataset: Callable[..., Any], root: str, split: str, pixels: PixelFormat, files: str, may_download: bool
+) -> ArraySource:
     """Load one of torchvision's small datasets into memory, downloading it only when it is absent."""
     if split not in ("train", "test"):
         raise ConfigError(f"split={split} does not exist in {name}: choose train or test")
@@ -293,6 +308,12 @@ def _torchvision(name: str, dataset: Callable[..., Any], root: str, split: str, 
         except RuntimeError as error:
             if "not found" not in str(error):  # which is torchvision's way to say that it is absent
                 raise ValueError(_first_line(error)) from error
+            if not may_download:
+                raise DataError(
+                    f"root={root} holds no complete {name}, and nothing is downloaded because a checkpoint names it: put its "
+                    f"files into {directory / files}, or name the data on the command line (data={name} for genimg-train, "
+                    f"real={name} for genimg-eval)"
+                ) from error
             data = dataset(directory, train=train, download=True)
     except (ValueError, AssertionError, EOFError, IndexError, pickle.UnpicklingError) as error:
         raise DataError(

@@ -143,7 +143,7 @@ class Weights:
     url: str
     sha256: str
 
-    def find(self, given: str | None, sha256: str | None) -> tuple[Path, str]:
+    def find(self, given: str | None, sha256: str | None, *, may_download: bool = True) -> tuple[Path, str]:
         """The file and its digest: the path given, else the environment variable's, else hub's cache, else a download.
 
         Raises:
@@ -153,6 +153,8 @@ class Weights:
         if path is None:
             path = Path(torch.hub.get_dir()) / "checkpoints" / self.file
             if not path.is_file():
+                if not may_download:
+                    raise refused_download(f"{self.what} are not at {path}", f"put the file {self.file} there")
                 self._download(path)
         found = sha256_of(path)
         check_sha256(path, found, sha256)
@@ -180,6 +182,20 @@ class Weights:
             ) from error
 
 
+def refused_download(problem: str, fix: str) -> WeightsNotAtHandError:
+    """Return the error about files that would have to be downloaded and that only a checkpoint's config names.
+
+    Args:
+        problem: What is missing.
+        fix: What to do instead of naming the evaluation on the command line.
+    """
+    return WeightsNotAtHandError(
+        f"{problem}, and nothing is downloaded because a checkpoint names it",
+        f"{fix}, or choose an evaluation on the command line (evaluation=inception, for example)",
+        key="weights",
+    )
+
+
 def check_sha256(path: Path, found: str, wanted: str | None) -> None:
     """Refuse a file with another digest than an extractor's parameter ``sha256``.
 
@@ -191,6 +207,18 @@ def check_sha256(path: Path, found: str, wanted: str | None) -> None:
             f"sha256={wanted} is not the digest of {path}, which is {found}: these are other weights, or a broken file. Put "
             "the right file there, or accept these with sha256=null; the metrics are then recorded under their own digest"
         )
+
+
+def existing(path: str, key: str) -> Path:
+    """Return the file that the parameter ``key`` names.
+
+    Raises:
+        DataError: If there is none.
+    """
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise DataError(f"{key}={path} is not a file")
+    return found
 
 
 def sha256_of(path: Path) -> str:

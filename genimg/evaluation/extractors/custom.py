@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from genimg.evaluation.extractors.base import (
     Extractor,
     check_sha256,
     describe_preparation,
+    existing,
     in_one_line,
     prepare,
     refuse_published_name,
@@ -131,15 +131,3 @@ def _digest_of(network: nn.Module) -> str:
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
     return digest.hexdigest()
-
-
-def existing(path: str, key: str) -> Path:
-    """Return the file that the parameter ``key`` names.
-
-    Raises:
-        DataError: If there is none.
-    """
-    found = Path(path).expanduser()
-    if not found.is_file():
-        raise DataError(f"{key}={path} is not a file")
-    return found

@@ -12,9 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from genimg.errors import ConfigError, DataError
-from genimg.evaluation.extractors.base import GREY_IS_REPLICATED, Extractor, Weights, in_one_line, three_channels
+from genimg.evaluation.extractors.base import (
+    GREY_IS_REPLICATED,
+    Extractor,
+    Weights,
+    in_one_line,
+    refused_download,
+    three_channels,
+)
 from genimg.evaluation.extractors.resizing import pillow_bicubic, pillow_bicubic_crop
-from genimg.utils.machine_local import FoundPath, PublishedDigest
+from genimg.utils.machine_local import FoundPath, MayDownload, PublishedDigest
 
 # The published files' digests, by hub model.
 DINOV2_SHA256 = {
@@ -40,13 +47,16 @@ class DINOv2(Extractor):
         model: ``dinov2_vits14``, ``dinov2_vitb14``, ``dinov2_vitl14`` or ``dinov2_vitg14``.
         weights: path of the weights' file; None takes $GENIMG_DINOV2_WEIGHTS, else torch hub's cache, else downloads.
         sha256: of that file; ``published`` is the digest of Meta's own, None accepts any.
+        may_download: Whether code and weights are downloaded if they are not at hand.
 
     Raises:
         DataError: If code or weights are not found, or the weights have another digest or do not fit.
         ConfigError: For an unknown model.
     """
 
-    def __init__(self, *, model: str, weights: FoundPath | None, sha256: PublishedDigest | None) -> None:
+    def __init__(
+        self, *, model: str, weights: FoundPath | None, sha256: PublishedDigest | None, may_download: MayDownload = True
+    ) -> None:
         if model not in DINOV2_SHA256:
             raise ConfigError(f"model={model} is unknown: choose one of {', '.join(DINOV2_SHA256)}")
         published = Weights(
@@ -56,8 +66,8 @@ class DINOv2(Extractor):
             url=f"https://dl.fbaipublicfiles.com/dinov2/{model}/{model}_pretrain.pth",
             sha256=DINOV2_SHA256[model],
         )
-        path, found = published.find(weights, published.sha256 if sha256 == "published" else sha256)
-        network = _from_hub(model)
+        path, found = published.find(weights, published.sha256 if sha256 == "published" else sha256, may_download=may_download)
+        network = _from_hub(model, may_download)
         try:
             network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
@@ -89,13 +99,16 @@ class CLIP(Extractor):
         model: torch-fidelity's name of it, such as ``clip-vit-b-32``.
         weights: path of OpenAI's file; None takes $GENIMG_CLIP_WEIGHTS, else torch hub's cache, else downloads.
         sha256: of that file; ``published`` is the digest of OpenAI's own, None accepts any.
+        may_download: Whether they are downloaded if they are not at hand.
 
     Raises:
         DataError: If the weights are not found, have another digest or are not CLIP's.
         ConfigError: For an unknown model.
     """
 
-    def __init__(self, *, model: str, weights: FoundPath | None, sha256: PublishedDigest | None) -> None:
+    def __init__(
+        self, *, model: str, weights: FoundPath | None, sha256: PublishedDigest | None, may_download: MayDownload = True
+    ) -> None:
         from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS
         from torch_fidelity.utils import create_feature_extractor
 
@@ -108,7 +121,7 @@ class CLIP(Extractor):
             url=MODEL_URLS[model],
             sha256=MODEL_METADATA[model]["hash"],
         )
-        path, found = published.find(weights, published.sha256 if sha256 == "published" else sha256)
+        path, found = published.find(weights, published.sha256 if sha256 == "published" else sha256, may_download=may_download)
         try:
             network = create_feature_extractor(
                 model, ["clip"], feature_extractor_weights_path=str(path), cuda=False, verbose=False
@@ -131,8 +144,13 @@ class CLIP(Extractor):
         return self.network(pillow_bicubic_crop(three_channels(images), self.size))[0], None
 
 
-def _from_hub(model: str) -> nn.Module:
+def _from_hub(model: str, may_download: bool) -> nn.Module:
     local = os.environ.get("GENIMG_DINOV2_REPOSITORY")
+    cached = Path(torch.hub.get_dir()) / f"facebookresearch_dinov2_{_DINOV2_COMMIT}"  # where hub itself looks for it
+    if not (local or may_download or cached.is_dir()):
+        raise refused_download(
+            f"the code of {model} is not in {cached}", "set GENIMG_DINOV2_REPOSITORY to a checkout of facebookresearch/dinov2"
+        )
     try:
         if local:
             return torch.hub.load(str(Path(local).expanduser()), model, source="local", pretrained=False)

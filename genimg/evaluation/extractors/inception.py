@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from genimg.errors import DataError
 from genimg.evaluation.extractors.base import GREY_IS_REPLICATED, Extractor, Weights, in_one_line, three_channels
-from genimg.utils.machine_local import FoundPath, MachineLocal
+from genimg.utils.machine_local import FoundPath, MachineLocal, MayDownload
 
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -35,13 +35,14 @@ class Inception(Extractor):
     Args:
         weights: path of the weights' file; None takes $GENIMG_INCEPTION_WEIGHTS, else torch hub's cache, else downloads.
         sha256: of that file; None accepts any, whose metrics are then not called FID and KID.
+        may_download: Whether they are downloaded if they are not at hand.
 
     Raises:
         DataError: If the weights are not found, have another digest, or are not Inception's.
     """
 
-    def __init__(self, *, weights: FoundPath | None, sha256: _Digest | None) -> None:
-        path, found = INCEPTION.find(weights, sha256)
+    def __init__(self, *, weights: FoundPath | None, sha256: _Digest | None, may_download: MayDownload = True) -> None:
+        path, found = INCEPTION.find(weights, sha256, may_download=may_download)
         self.known = found == INCEPTION_SHA256
         from torch_fidelity.utils import create_feature_extractor
 

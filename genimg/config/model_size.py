@@ -1,0 +1,112 @@
+"""Whether the model that a checkpoint's config describes is the one whose weights it holds, before it takes memory.
+
+A config of a few bytes could describe a model of any size, and its constructor would take that memory before anybody compares
+the weights. So the model is first built on the device ``meta``, where tensors have shapes and no values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.overrides import TorchFunctionMode
+
+from genimg.config.instantiate import ALLOWED, Builder
+from genimg.errors import CheckpointError
+
+_SLACK = 2**28  # bytes of buffers that no checkpoint holds
+_TIMES_A_PART = 32  # a model is larger than its smallest network, a generator, say
+_MODULES = 100  # for each tensor of a checkpoint
+_MORE_MODULES = 10_000
+_FIX = "use the version of genimg, and of the packages in allow=, that it was trained with"
+_IN_PLACE = {"uniform_", "normal_", "fill_", "zero_", "copy_", "mul_", "add_", "clamp_", "trunc_normal_"}
+
+
+def require_fitting(
+    build: Callable[[], nn.Module], weights: Mapping[str, Tensor], builder: Builder, *, are_a_part: bool = False
+) -> None:
+    """Refuse a model that would not fit the weights that a checkpoint holds for it.
+
+    Nothing is checked where the user allows packages, because their code runs anyway and may need values.
+
+    Args:
+        build: Builds the model of the checkpoint's config.
+        weights: The checkpoint's tensors by name.
+        builder: Of the config.
+        are_a_part: Whether the tensors are those of one network of the model, under other names: then sizes alone are compared.
+
+    Raises:
+        CheckpointError: If a tensor would have another shape, or more memory be needed than the checkpoint's tensors explain.
+        UserError: If the model refuses the config's values.
+    """
+    if set(builder.allowed) - set(ALLOWED):
+        return
+    try:
+        with _without_memory(len(weights)):
+            model = build()
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
+        if isinstance(error, TypeError) and "verflow" not in str(error):  # which PyTorch raises for large numbers
+            raise
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"the model that the checkpoint's config describes cannot be built ({text})", _FIX) from error
+    for name, tensor in () if are_a_part else model.state_dict().items():
+        if name not in weights:
+            raise _misfit(f"{name} is missing")
+        if tensor.shape != weights[name].shape:
+            raise _misfit(f"{name} has the shape {list(weights[name].shape)}, and {list(tensor.shape)} in the model")
+    needed = _size(itertools.chain(model.parameters(), model.buffers()))
+    if needed > (_TIMES_A_PART if are_a_part else 2) * _size(weights.values()) + _SLACK:
+        raise _misfit(f"it would take {needed:,} bytes")
+
+
+def _misfit(detail: str) -> CheckpointError:
+    return CheckpointError(f"the checkpoint's weights do not fit the model that its config names ({detail})", _FIX, key="ckpt")
+
+
+def _size(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes that tensors take."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@contextlib.contextmanager
+def _without_memory(num_tensors: int) -> Iterator[None]:
+    """A block in which modules are made of tensors without values, and not without end.
+
+    Args:
+        num_tensors: Of the checkpoint.
+    """
+    left = _MODULES * num_tensors + _MORE_MODULES
+
+    def count(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise _misfit("it has more layers than the checkpoint")
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        with torch.device("meta"), _Uninitialised(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the real construction says it again
+            yield
+    finally:
+        hook.remove()
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out what would set the values of tensors without any: PyTorch is slow at it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in _IN_PLACE or (name.endswith("_") and getattr(func, "__module__", "") == "torch.nn.init"):
+            tensor = args[0] if args else (kwargs or {}).get("tensor")
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                return tensor
+        return func(*args, **(kwargs or {}))
