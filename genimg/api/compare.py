@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from genimg.api.results import table
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.comparability import differences, in_words
+from genimg.utils.json_text import parse_json
 from genimg.utils.paths import expanded, relative
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def _read_result(path: Path, which: str) -> _Result:
         raise DataError(f"{path} is neither a result that output= wrote nor a run directory with a summary.json")
     problem = f"{relative(file)} is not a result of genimg-eval or genimg-train"
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = parse_json(file.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not UTF-8
         raise DataError(f"{problem} ({error})") from error
     if not isinstance(record, dict):

@@ -13,7 +13,7 @@ from genimg.errors import CheckpointError, ConfigError
 from genimg.utils.paths import RUN_FILES, directory_to_continue_in, expanded
 from genimg.utils.regular_files import require_plain
 from genimg.utils.torchrun import is_restarted, may_restart, rank_of_torchrun
-from genimg.utils.words import quoted
+from genimg.utils.words import quoted, unquoted
 
 _FLAGS_WITH_VALUES = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p",
                       "--experimental-rerun")  # fmt: skip
@@ -26,7 +26,7 @@ _YES = ("true", "yes", "y", "on", "1")
 def value_of(key: str, arguments: Sequence[str]) -> str | None:
     """Return the value that arguments give a key, the last one, without quotes; None where they give none."""
     found = [value for name, equals, value in (each.lstrip("+").partition("=") for each in arguments) if equals and name == key]
-    return found[-1].strip("'\"") if found else None
+    return unquoted(found[-1]) if found else None
 
 
 def continued_in_its_own_directory(arguments: Sequence[str]) -> list[str]:

@@ -6,7 +6,6 @@ StyleGAN's dataset tool writes images into numbered subdirectories and their lab
 
 from __future__ import annotations
 
-import json
 import logging
 import posixpath
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genimg.errors import DataError
+from genimg.utils.json_text import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +81,8 @@ def classes_by_file(content: bytes, paths: Sequence[str], where: str) -> Classes
         DataError: If the file is damaged, an image has no label, or labels are not whole numbers.
     """
     try:
-        read = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        read = parse_json(content)
+    except ValueError as error:
         raise _broken(f"the file {where} is not JSON ({error})", "write it again") from error
     if not isinstance(read, dict) or "labels" not in read:
         return None

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genimg.errors import DataError
+from genimg.utils.json_text import parse_json
 
 FORMAT = 2
 WITHOUT_CHECKSUMS = 1
@@ -92,7 +93,7 @@ class Description:
             DataError: If it is damaged, or of another format.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
             version = content.pop("format")
             if version == FORMAT:
                 seal = content.pop(_SEAL)
@@ -101,7 +102,7 @@ class Description:
                 return cls._checked(content)
             if version == WITHOUT_CHECKSUMS:
                 return cls._checked({"digests": {}, **content}, with_checksums=False)
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise DataError(f"the file {path} is damaged, or not genimg-prepare's ({reason}): pack the images again") from error
         raise DataError(

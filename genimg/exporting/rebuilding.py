@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 from collections.abc import Mapping
 from functools import partial
@@ -18,6 +17,7 @@ from genimg.errors import CheckpointError, UserError, is_memory_full
 from genimg.exporting.digests import DIGEST, content_digest
 from genimg.exporting.formats import require_packages
 from genimg.exporting.parts import Choices, Record, exportable
+from genimg.utils.json_text import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _network(recipe: str, tensors: Mapping[str, Tensor], allow: tuple[str, ...], named: Mapping[str, str] | None) -> nn.Module:
     """Return the network that a ``recipe`` in JSON describes, without its weights, which ``tensors`` are."""
-    config = json.loads(recipe)
+    config = parse_json(recipe)
     builder = instantiate.Builder(
         (*instantiate.ALLOWED, *allow),
         epoch_size=config["num_images"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import yaml
 
 from genimg.reporting.directions import declared_direction
+from genimg.utils.json_text import parse_json
 from genimg.utils.mappings import flatten
 from genimg.utils.regular_files import UnsafeFileError, open_regular, read_regular, refuse_links
 
@@ -339,8 +339,8 @@ def _tail(folder: Path, name: str) -> str:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import os
 import re
@@ -23,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from genimg.config.messages import explain
 from genimg.utils.csv_cells import neutral
 from genimg.utils.files import atomically
+from genimg.utils.json_text import parse_json
 from genimg.utils.regular_files import UnsafeFileError, open_regular, read_regular
 from genimg.utils.sweep_table import TITLES, rows_of
 
@@ -91,8 +91,8 @@ class Job:
     def summary(self) -> dict[str, Any]:
         """What its run wrote at its end; empty where it has not ended, or was of other overrides."""
         try:
-            found = json.loads(read_regular(self.folder / "summary.json", below=self.folder, most=_MOST_SUMMARY))
-        except (OSError, ValueError, RecursionError):
+            found = parse_json(read_regular(self.folder / "summary.json", below=self.folder, most=_MOST_SUMMARY))
+        except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) and found.get("overrides") == self.overrides else {}
 
@@ -117,8 +117,8 @@ class Job:
         self._read += len(whole)
         for line in whole.splitlines():
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
+                record = parse_json(line)
+            except ValueError:
                 continue
             if not isinstance(record, dict) or type(record.get("images")) is not int:
                 continue

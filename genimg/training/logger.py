@@ -22,6 +22,7 @@ from genimg.utils.distributed import rank, rows_of_all_ranks, sum_over_ranks, wo
 from genimg.utils.durations import clock
 from genimg.utils.files import atomically
 from genimg.utils.images import grid, write_png
+from genimg.utils.json_text import parse_json
 from genimg.utils.mappings import flatten
 from genimg.utils.regular_files import open_regular, read_regular, require_at_most
 
@@ -186,8 +187,8 @@ def require_readable_records(run_dir: Path) -> None:
 def _record(line: bytes) -> dict[str, Any] | None:
     """Return what a line of metrics.jsonl holds; None if it is no record of a step."""
     try:
-        record = json.loads(line.decode())
-    except (ValueError, RecursionError):
+        record = parse_json(line.decode())
+    except ValueError:
         return None
     return record if isinstance(record, dict) and type(record.get("step")) is int else None
 

@@ -14,6 +14,7 @@ from typing import Any
 import genimg
 from genimg.errors import ConfigError, DataError
 from genimg.utils.files import directory_atomically
+from genimg.utils.json_text import parse_json
 
 MARK = "genimg.json"
 """In every such folder: which command wrote it, from what, and which files are its own."""
@@ -33,7 +34,7 @@ def record_of(command: str, **about: Any) -> Record:
 def read_mark(folder: Path) -> Record | None:
     """Return what a folder says about itself; None if no command of genimg wrote it."""
     try:
-        found = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        found = parse_json((folder / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and isinstance(found.get("made_by"), str) else None
@@ -164,7 +165,7 @@ def _written_by(file: Path) -> str:
     try:
         if file.suffix == ".npz":
             with zipfile.ZipFile(file) as archive:
-                return str(json.loads(archive.comment)["made_by"])
+                return str(parse_json(archive.comment)["made_by"])
         with open_header(file) as image:
             return str(image.info.get(_STAMP) or image.getexif().get(_EXIF_SOFTWARE, ""))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):

@@ -71,6 +71,8 @@ def require_scalar(value: Any, hint: Any, key: str) -> None:
 def require_instance(value: Any, hint: Any, key: str) -> None:
     """Refuse an object, made of a mapping with a ``_target_``, that is not of the class of what takes it.
 
+    Objects of your own packages pass: they may do what is asked of them without being of the class.
+
     Raises:
         ConfigError: If it is not.
     """
@@ -152,8 +154,9 @@ def _is_of(value: Any, hint: Any) -> bool:
     origin = typing.get_origin(hint) or hint
     if origin is Callable:
         return callable(value)
-    is_protocol = getattr(hint, "_is_protocol", False)
-    return hint is Any or is_protocol or not inspect.isclass(origin) or isinstance(value, origin)
+    if hint is Any or not inspect.isclass(origin) or getattr(hint, "_is_protocol", False):
+        return True
+    return isinstance(value, origin) or type(value).__module__.partition(".")[0] not in ("genimg", "torch")
 
 
 def _numbers(value: Any) -> list[Any]:

@@ -21,6 +21,14 @@ def quoted(value: str) -> str:
     return f"'{escaped}'"
 
 
+def unquoted(value: str) -> str:
+    """What Hydra's grammar makes of a value with or without quotes; the inverse of ``quoted``."""
+    if len(value) < 2 or value[0] not in "'\"" or value[-1] != value[0]:
+        return value.strip("'\"")
+    quote = value[0]
+    return re.sub(rf"(\\+)({quote}|$)", lambda found: "\\" * (len(found[1]) // 2) + found[2], value[1:-1])
+
+
 def argument(key: str, path: Path) -> str:
     """``key=path`` as it can be pasted, with the quotes that Hydra and then the shell need."""
     text = str(path)

@@ -309,6 +309,7 @@ CASES = [
     ("eval", ["images=photos", "real=photos", "split=test"], "split=test"),
     ("eval", ["compare=[a.json]"], "compare=['a.json']"),
     ("eval", ["compare=[a.json,b.json]"], "a.json"),
+    ("eval", ["compare=[deep/metadata.jsonl,a.json]"], "deep/metadata.jsonl is not a result"),
     ("eval", ["compare=[file.txt,file.txt]"], "file.txt is not a result"),
     ("sample", [], "ckpt is required"),
     ("sample", ["ckpt=nowhere"], "ckpt=nowhere"),
@@ -327,6 +328,7 @@ CASES = [
     ("features", ["data=shapes", "name=../a"], "name=../a"),
     ("features", ["data=shapes", "name=a", "epochs=0"], "epochs=0"),
     ("prepare", ["data=folder", "data.root=photos", "output=photos"], "output="),
+    ("prepare", ["data=folder", "data.root=deep", "output=made"], "metadata.jsonl line 1 is not JSON"),
     ("prepare", ["data=folder", "data.root=photos", "output=made", "shard_size=1GiB"], "shard_size=1GiB"),
     ("prepare", ["data=folder", "data.root=photos", "output=made", "data.horizontal_flip=true"], "data.horizontal_flip=True"),
     ("augment", ["input=nowhere", "output=made"], "input=nowhere"),
@@ -351,9 +353,11 @@ CASES = [
 @pytest.fixture
 def files(tmp_path: Path) -> None:
     """Things to name on the command line."""
-    for name in ("empty", "photos", "corrupt", "old_run", "broken_run/checkpoints"):
+    for name in ("empty", "photos", "corrupt", "deep", "old_run", "broken_run/checkpoints"):
         (tmp_path / name).mkdir(parents=True)
     Image.new("RGB", (16, 16)).save(tmp_path / "photos" / "a.png")
+    Image.new("RGB", (16, 16)).save(tmp_path / "deep" / "a.png")
+    (tmp_path / "deep" / "metadata.jsonl").write_text("[" * 100_000 + "]" * 100_000 + "\n")
     (tmp_path / "corrupt" / "a.png").write_bytes(b"no image")
     (tmp_path / "configs" / "model").mkdir(parents=True)
     (tmp_path / "configs" / "model" / "torn.yaml").write_text("generator: {width: 4\n")

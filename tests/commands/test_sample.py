@@ -24,12 +24,13 @@ from genimg.config import instantiate
 from genimg.data.captions import encode
 from genimg.data.datasets.builtin import folder as folder_of_images
 from genimg.data.datasets.npz import npz
-from genimg.errors import ConfigError
+from genimg.errors import CheckpointError, ConfigError
 from genimg.inference.conditions import find_conditions
 from genimg.inference.sample_files import Archive
 from genimg.methods.base import Method
 from genimg.methods.latent import Latent, Normal, Truncated, Uniform
 from genimg.methods.vae import VAE
+from genimg.training import checkpoint
 from genimg.utils.images import to_uint8
 from genimg.utils.outputs import MARK, record_of
 from genimg.utils.paths import config_dir
@@ -600,3 +601,17 @@ def test_bad_requests_are_refused_before_anything_is_written(
     with pytest.raises((ValueError, FileNotFoundError), match=f"^{message}"):
         run_sample(f"ckpt={runs / name}", *overrides, f"output={tmp_path / 'out'}")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_that_has_diverged_writes_no_black_images(runs: Path, tmp_path: Path, value: float) -> None:
+    state = checkpoint.load(runs / "labels" / "checkpoints" / "last.pt")
+    for tensor in state["method"].values():
+        if tensor.is_floating_point():
+            tensor.fill_(value)
+    checkpoint.save({key: part for key, part in state.items() if key not in ("format", "version")}, tmp_path / "diverged.pt")
+    for more in ([], ["interpolate=linear", "frames=3", "label=0"]):
+        words = [f"ckpt={tmp_path / 'diverged.pt'}", "num_images=2", f"output={tmp_path / 'made'}", *more]
+        with pytest.raises(CheckpointError, match="diverged"):
+            run_sample(*words)
+        assert [path.name for path in tmp_path.iterdir()] == ["diverged.pt"]

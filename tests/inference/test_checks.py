@@ -8,18 +8,20 @@ import pytest
 import tiny
 import torch
 
-from genimg.errors import ConfigError
-from genimg.inference.checks import check_truncation, require_least
+from genimg.errors import CheckpointError, ConfigError
+from genimg.inference.checks import check_truncation, require_finite
 from genimg.inference.conditions import Condition, require_condition, require_one
 from genimg.inference.interpolation import Loop
 from genimg.inference.tiling import check_tiles
 
 
-def test_numbers_may_be_the_least_and_no_less() -> None:
-    require_least(2, frames=2, num_images=3)
-    with pytest.raises(ConfigError) as caught:
-        require_least(2, frames=2, num_images=1)
-    assert caught.value.key == "num_images"
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_a_diverged_model_makes_is_no_image(value: float) -> None:
+    images = torch.zeros(2, 3, 4, 4)
+    assert require_finite(images) is images
+    images[1, 2, 3, 0] = value
+    with pytest.raises(CheckpointError):
+        require_finite(images)
 
 
 @pytest.mark.parametrize("truncation", [None, 0, 0.7, 3])

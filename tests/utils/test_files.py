@@ -5,6 +5,7 @@ import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -165,3 +166,23 @@ def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(
         remove_leftovers(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "c.genimg-0123456789abcdef.tmp", "mine.tmp"]
     remove_leftovers(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 264960 vs 264912"),
+        Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+@pytest.mark.parametrize("writing", [atomically, directory_atomically])
+def test_a_full_disk_is_told_of_what_was_to_be_written(tmp_path: Path, error: Exception, writing: Any) -> None:
+    with pytest.raises(OSError) as caught, writing(tmp_path / "made"):  # noqa: PT011
+        raise error
+    assert caught.value.errno in (errno.ENOSPC, errno.EDQUOT)
+    assert caught.value.filename == str(tmp_path / "made")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(RuntimeError, match="a bug"), writing(tmp_path / "made"):
+        raise RuntimeError("a bug")

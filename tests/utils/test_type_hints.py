@@ -105,6 +105,7 @@ def test_an_object_must_be_of_the_class() -> None:
     require_instance(relu, Callable[..., nn.Module], "a")
     require_instance({"b": relu}, Mapping[str, nn.Module | None], "a")
     require_instance(5, nn.Module, "a")  # no object of a node
+    require_instance(Record(3), nn.Conv2d, "a")  # one's own
     others = (
         (relu, nn.Conv2d, "a"), (relu, nn.Conv2d | None, "a"), ([relu], Sequence[nn.Conv2d], "a[0]"),
         ({"b": relu}, Mapping[str, nn.Conv2d | None], "a.b"), (Record(3), Callable[[], int], "a"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from genimg.config.schema.option import SEED, option
+from genimg.config.schema.option import option, seed_option
 
 _DEVICE = "auto | cuda | cuda:N | cpu | mps"
 _PRECISIONS = ("auto", "fp32", "tf32", "bf16")
@@ -23,7 +23,7 @@ class Train:
 
     device: str = option("Device to train on", "auto", type=_DEVICE, heading="Training")
     precision: str = option("Arithmetic; auto is bf16 where the processor has instructions for it", "auto", one_of=_PRECISIONS)
-    seed: int = option("Seed of the initial weights and of everything random", 0, **SEED)
+    seed: int = seed_option("Seed of the initial weights and of everything random")
     penalty: dict[str, Any] = option("Penalties, chosen by a list such as penalty=[r1,lecam]", {})
     optimizer_overrides: dict[str, Any] = option(
         "Settings per parameter group, such as +optimizer_overrides.discriminator.lr=4e-4", {}
@@ -77,7 +77,7 @@ class Eval:
     num_images: int | None = option("Number of generated images, or of random ones of images= (null: all)", None)
     num_samples: int | None = option("Number of latents per image, with evaluation=likelihood", None)
     batch_size: int | None = option("Batch size of generation and extraction; does not influence the values", None)
-    seed: int | None = option("Seed of the generated images", None, **SEED)
+    seed: int | None = seed_option("Seed of the generated images", None)
     bootstrap: int | None = option("Number of resamples for 95 % intervals, such as 200", None)
     image_size: Any = option("Size in pixels to resize folders and .npz to; null: unchanged", None, type="int | list | null")
     range: list[int | float] | None = option(
@@ -117,7 +117,7 @@ class Sample:
     device: str = option("Device", "auto", type=_DEVICE)
 
     num_images: int = option("Number of images, for each label or text if there are several", 64, heading="Images")
-    seed: int = option("Seed; image i depends only on the seed, on i, and on the requested label or text", 0, **SEED)
+    seed: int = seed_option("Seed; image i depends only on the seed, on i, and on the requested label or text")
     batch_size: int = option("Batch size", 64)
     label: Any = option(
         "Class to generate: name or number, index:N by position, or a list; null: with the frequencies of the data",
@@ -193,8 +193,8 @@ class Translate:
     tile: int | None = option("Size in pixels of tiles for larger images, which then need the memory of one tile", None)
     overlap: int = option("Pixels by which a tile reaches into its neighbours", 32)
     batch_size: int = option("Number of images of one size, or of tiles, at once", 8)
-    seed: int = option(
-        "Seed of dropout in model_mode=train; an image depends only on it and on its number in the directory", 0, **SEED
+    seed: int = seed_option(
+        "Seed of dropout in model_mode=train; an image depends only on it and on its number in the directory"
     )
 
     output: str = option("Directory; every image keeps its name, with the suffix .png", type="directory", heading="Output")
@@ -218,7 +218,7 @@ class Features:
     )
     weight_decay: int | float = option("Weight decay of AdamW (Loshchilov & Hutter 2019)", 0.01)
     held_out: int = option("One image in so many, chosen at random, measures the accuracy if the data has no test split", 10)
-    seed: int = option("Seed of the initial weights and of the images' order", 0, **SEED)
+    seed: int = seed_option("Seed of the initial weights and of the images' order")
     device: str = option("Device", "auto", type=_DEVICE)
     precision: str = option("Arithmetic", "auto", one_of=_PRECISIONS)
     allow: list[str] = option(_ALLOW, [])
@@ -249,7 +249,7 @@ class Augment:
     captions: str | None = option(
         "JSON lines file within input; auto: as data=folder does; null: none", "auto", type="auto | file | null"
     )
-    seed: int = option("Seed; a copy depends only on it, on the image's path below input and on the copy's number", 0, **SEED)
+    seed: int = seed_option("Seed; a copy depends only on it, on the image's path below input and on the copy's number")
 
     horizontal_flip: int | float = option("Probability", 0.5, heading="Changes")
     vertical_flip: int | float = option("Probability", 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from genimg.config.schema.option import SEED, option
+from genimg.config.schema.option import option, seed_option
 
 _REFRESH = "List the files again: needed only if single files of 10,000 or more were rewritten in place"
 _RANGE = "[low, high] of 16- and 32-bit images: the values that become black and white; null: see docs/data.md"
@@ -77,7 +77,7 @@ class Evaluation:
     num_images: int = option("Number of images", 1000)
     batch_size: int = option("Batch size", 50)
     interval: str = option("Interval of evaluations; there is one at the end, too", "5 epochs", type="duration")
-    seed: int = option("Seed", 0, **SEED)
+    seed: int = seed_option("Seed")
     final_num_images: int | None = option(
         "Number of images of one more evaluation at the end of the training, such as 50000", None
     )
@@ -98,7 +98,7 @@ class Distances(Evaluation):
         "Number of real images, chosen at random, stratified by class, the same in every run; null: all", None
     )
     batch_size: int = option("Batch size of generation and extraction; does not influence the values", 250)
-    seed: int = option("Seed of the generated images", 0, **SEED)
+    seed: int = seed_option("Seed of the generated images")
     extractor: Any = option("Feature extractor", type="mapping")
     metrics: dict[str, Any] = option(
         "Metrics; the first one chooses the best checkpoint; remove one with '~evaluation.metrics.NAME'", {}
@@ -124,7 +124,7 @@ class Likelihood(Evaluation):
     num_images: int = option("Largest number of held-out images, chosen at random, stratified by class", 1000)
     num_samples: int = option("Number K of latents per image; 5000 in the tables of Burda et al. 2016", 100)
     batch_size: int = option("Images at once; does not influence the values", 100)
-    seed: int = option("Seed of the latents", 0, **SEED)
+    seed: int = seed_option("Seed of the latents")
 
 
 @dataclass
@@ -133,7 +133,7 @@ class _Translation(Evaluation):
 
     num_images: int = option("Largest number of held-out images, chosen at random, stratified by class", 1000)
     batch_size: int = option("Batch size of translation; does not influence the values in sampled_mode=eval", 50)
-    seed: int = option("Seed of what is random about a task, such as noise", 0, **SEED)
+    seed: int = seed_option("Seed of what is random about a task, such as noise")
     extractor: Any = option(
         "Feature extractor of another evaluation, for Fréchet and kernel distances", None, type="mapping | null"
     )
@@ -256,7 +256,7 @@ class Prepared(Data):
 class Shapes(Data):
     """Drawn shapes."""
 
-    seed: int = option("Seed of the dataset, not of the training", 0, **SEED)
+    seed: int = seed_option("Seed of the dataset, not of the training")
     num_images: int = option("Number of images", 10000)
     image_size: Any = option("Size in pixels, or [height,width]", 32, type="int | list")
     num_objects: int = option("1, or 2 with captions such as 'a small red circle above a large blue square'", 1)

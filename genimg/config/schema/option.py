@@ -14,9 +14,7 @@ from omegaconf.base import Metadata
 from omegaconf.errors import ValidationError
 
 _NAMES = {int: "int", float: "number", str: "text", bool: "true | false", list: "list", dict: "mapping"}
-SEED = {"least": 0, "most": 2**63 - 1}
-"""Bounds of seeds: what torch and NumPy both take."""
-
+_LARGEST_SEED = 2**63 - 1  # that torch and NumPy both take
 _SPOKEN = {
     "int": "a whole number", "number": "a number", "list": "a list such as [a,b]", "mapping": "a mapping such as {a: 1}",
     "duration": "a duration such as '25 epochs'", "path": "a path", "file": "a file", "directory": "a directory",
@@ -129,6 +127,16 @@ def option(
     return dataclasses.field(default_factory=make, metadata=metadata)
 
 
+def seed_option(help: str, default: int | None = 0) -> Any:
+    """Return the dataclass field of a seed.
+
+    Args:
+        help: One line of help.
+        default: Default.
+    """
+    return option(help, default, least=0, most=_LARGEST_SEED)
+
+
 def _copied(value: Any) -> Any:
     """Return a default that can be changed without changing the option's."""
     if isinstance(value, dict):
@@ -138,7 +146,7 @@ def _copied(value: Any) -> Any:
 
 def in_words(words: tuple[str | bool, ...], types: tuple[type, ...], least: int | None = None, most: int | None = None) -> str:
     """Return the allowed values as a config file writes them: ``auto | true | int`` or ``int from 0 to 9``."""
-    to = "" if most is None else " to 2^63-1" if most == SEED["most"] else f" to {most}"
+    to = "" if most is None else " to 2^63-1" if most == _LARGEST_SEED else f" to {most}"
     bounds = ("" if least is None else f" from {least}") + to
     shown = [str(word).lower() if isinstance(word, bool) else word for word in words]
     return " | ".join([*shown, *dict.fromkeys(_NAMES[each] + bounds for each in types if not (each is int and float in types))])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import posixpath
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from genimg.data.subsets import fixed_subset
 from genimg.errors import DataError
+from genimg.utils.json_text import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def _text_file(root: Path, path: str) -> Path:
 def _has_text(file: Path) -> bool:
     """Whether the first line holds a caption: such files may say other things about images, and are none of our business."""
     try:
-        content = json.loads(next((line for line in _lines(file) if line.strip()), ""))
+        content = parse_json(next((line for line in _lines(file) if line.strip()), ""))
     except ValueError:
         return True  # whoever needs captions is told what is wrong with it
     if isinstance(content, dict) and not any(key in content for key in _KEYS):
@@ -153,7 +153,7 @@ def _entry(line: str, where: str) -> tuple[str, str]:
     """The name of the image, and its caption."""
     form = 'write each line as {"file_name": "a/1.png", "text": "a red circle"}'
     try:
-        content = json.loads(line)
+        content = parse_json(line)
     except ValueError as error:
         raise _broken(f"the file {where} is not JSON ({error})", form) from error
     if not isinstance(content, dict):

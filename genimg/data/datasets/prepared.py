@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import zlib
@@ -30,6 +29,7 @@ from genimg.data.packed_files import (
 )
 from genimg.errors import ConfigError, DataError
 from genimg.types import height_width
+from genimg.utils.json_text import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +112,8 @@ class PreparedSource(Source):
         path = self.folder / CAPTIONS
         try:
             lines = read_whole(path, self.description).decode("utf-8").removesuffix("\n").split("\n")
-            captions = [json.loads(line) for line in lines]
-        except (ValueError, RecursionError) as error:
+            captions = [parse_json(line) for line in lines]
+        except ValueError as error:
             if isinstance(error, DataError):
                 raise
             raise damaged(path, f"{type(error).__name__}: {error}") from error
@@ -195,7 +195,7 @@ def is_prepared(folder: Path) -> bool:
     if not file.is_file():
         return False
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        content = parse_json(file.read_text(encoding="utf-8"))
+    except ValueError:
         return True  # its reader says what is wrong
     return isinstance(content, dict) and "shards" in content
