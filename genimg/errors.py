@@ -16,7 +16,7 @@ from typing import Self
 _SUBJECT = re.compile(r"[+~]*([A-Za-z_][\w.]*(?:\[\d+\][\w.]*)*)(?==|\b)(?:=(\[[^\]]*\]|\S*?)(?=:?(?:\s|$)))?")
 
 
-_KILLED = r"DataLoader worker \(pid.*(killed by signal: Killed|exited unexpectedly)"
+_KILLED = r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)"
 _FULL = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough memory")
 
 
@@ -99,8 +99,8 @@ def is_worker_killed(error: BaseException) -> bool:
 
 def innermost_module(error: BaseException) -> str:
     """Return the name of the module in whose code an error was raised; of one raised by compiled code, that of its caller."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__", ""))
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")) if frames else ""
 
 
 def subject_of(message: str) -> str:

@@ -145,7 +145,8 @@ def _placement(
     precision = choose_precision(wanted, device)
     performance: Performance = builder.build(config["performance"], "performance")
     if decided is not None and performance.compile == "auto":
-        performance = replace(performance, compile=False if performance.activation_checkpointing else decided.compile)
+        with mounted("performance", performance):
+            performance = replace(performance, compile=False if performance.activation_checkpointing else decided.compile)
     return device, precision, performance
 
 

@@ -15,7 +15,7 @@ import torch
 from genimg.config import instantiate, untrusted
 from genimg.config.compose import freeze, thaw
 from genimg.config.model_size import require_fitting
-from genimg.config.structure import require_structure
+from genimg.config.structure import require_saved_structure
 from genimg.data.datasets.builtin import Source
 from genimg.data.facts import DataFacts
 from genimg.data.identity import identity_of, refused_differences, warned_differences
@@ -62,7 +62,7 @@ class TrainedCheckpoint:
         try:
             state, path = checkpoint.load_named(expanded("ckpt", given), which)
             checkpoint.require_whole(state, path)
-            require_structure(state["config"])
+            require_saved_structure(state["config"], path)
         except CheckpointError as error:
             if error.key:  # which=best
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import re
 import shutil
@@ -29,10 +30,11 @@ from genimg.api.usual import (
 from genimg.config import resume
 from genimg.config.compose import Composition, Config, compose, require_all_values, thaw
 from genimg.config.instantiate import mounted
+from genimg.config.structure import require_groups
 from genimg.data.datasets.builtin import Source
 from genimg.data.datasets.external import as_dataset, dataset_of
 from genimg.data.identity import Identity, identity_of
-from genimg.errors import ConfigError, UserError
+from genimg.errors import ConfigError, UserError, is_bug
 from genimg.methods.image_to_image import Translation
 from genimg.training.autotune import resolve_auto
 from genimg.training.components import TrainingComponents
@@ -136,13 +138,15 @@ def alone_in_run(run_dir: Path) -> Iterator[None]:
     try:
         alone = contextlib.ExitStack()
         alone.enter_context(alone_in(lock, in_use, patience=_PATIENCE))
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         raise ConfigError(f"run_dir={run_dir} cannot be written ({error.strerror})", "choose another run_dir") from error
     with alone:
         try:
             yield
-        except (UserError, KeyboardInterrupt):
-            if is_new:  # a run that is refused changes nothing in its directory; of another one, nobody needs it
+        except BaseException as error:
+            if is_new and not is_bug(error):  # a run that is refused changes nothing in its directory
                 with contextlib.suppress(OSError):
                     lock.unlink()
                     lock.parent.rmdir()  # unless it holds something else
@@ -246,6 +250,7 @@ def _built(
     composition: Composition, run_dir: Path, device_name: str, dataset: object
 ) -> tuple[Composition, resume.Start, Assembly, TrainingComponents]:
     """Return what a run consists of, with every ``auto`` decided and nothing written."""
+    require_groups(composition.config)
     refuse_repeated_penalties(composition)
     composition = shortened(composition)
     composed = composition.config

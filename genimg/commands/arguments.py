@@ -88,7 +88,7 @@ def in_hydras_order(arguments: Sequence[str]) -> list[str]:
         given = own if equals else value
         if name in ("--config-dir", "-cd") and given and not given.startswith("-") and not Path(given).is_dir():
             raise ConfigError(f"--config-dir {given} does not exist: give a directory of configs", key="")
-        if name in ("--config-dir", "-cd") and (marked := _with_byte_order_mark(Path(given))):
+        if name in ("--config-dir", "-cd") and given and (marked := _with_byte_order_mark(Path(given))):
             raise ConfigError(f"{marked} begins with a byte order mark, hiding its first line: save it as UTF-8 without it")
     if value_of("run_dir", words) == "":
         raise ConfigError("run_dir= is empty: name a directory, or omit it", key="run_dir")
@@ -96,10 +96,10 @@ def in_hydras_order(arguments: Sequence[str]) -> list[str]:
 
 
 def _with_byte_order_mark(folder: Path) -> Path | None:
-    """Return a config below a directory that begins with what some editors write in front of UTF-8."""
-    for path in sorted(folder.rglob("*.yaml")):
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+    """Return a config of a directory, or of its groups, that begins with what some editors write in front of UTF-8."""
+    for path in sorted((*folder.glob("*.yaml"), *folder.glob("*/*.yaml"))):
+        with contextlib.suppress(OSError):
+            if path.is_file() and path.open("rb").read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
                 return path
     return None
 
@@ -115,7 +115,7 @@ def with_runs(arguments: Sequence[str]) -> list[str]:
     rest = [*(word for word in given_words if word not in words), *flags]
     if not words:
         return rest
-    if given := next((argument for argument in rest if argument.startswith("runs=")), None):
+    if given := next((argument for argument in rest if argument.lstrip("+").startswith("runs=")), None):
         raise ConfigError(f"{given} and {words[0]} both name runs: write all of them after genimg-report, or all in runs=[...]")
     return [*rest, f"runs=[{','.join(map(quoted, words))}]"]
 

@@ -145,6 +145,7 @@ def say(name: str, line: str, trace: str = "") -> None:
     if is_of_several() and (rank_of_torchrun() > 0 or _HAS_ENDED in line):
         time.sleep(_SECONDS_FOR_THE_FIRST_RANK)
         line = f"process {rank_of_torchrun()}: {line}"
+    line = line.replace("\x1b", "\\x1b").replace("\r", "\\r")  # of files: a terminal would obey them
     if trace:
         print(trace, file=sys.stderr)
     print(f"genimg-{name}: {line}", file=sys.stderr)

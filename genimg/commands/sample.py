@@ -27,6 +27,7 @@ from genimg.utils.mappings import flatten
 from genimg.utils.numbers import require_least
 from genimg.utils.outputs import record_of
 from genimg.utils.paths import expanded, run_directory_of
+from genimg.utils.regular_files import refuse_links
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,9 @@ def _output(options: Sample, checkpoint: Path, conditions: Sequence[Condition]) 
         conditions, by_label=options.label is not None, seed=options.seed, truncation=options.truncation, noise=options.noise,
         near=options.near, spread=options.spread, interpolate=options.interpolate, reconstruct=options.reconstruct,
     )  # fmt: skip
-    return (run_directory_of(checkpoint.parent) / name).resolve()
+    folder = run_directory_of(checkpoint.parent)
+    refuse_links(folder / name, below=folder)
+    return (folder / name).resolve()
 
 
 def _class_name(method: Method, class_names: Sequence[str]) -> Callable[[int], str]:

@@ -72,7 +72,8 @@ def train(composed: DictConfig) -> float | None:
         elsewhere = error.details if isinstance(error, AnotherProcessError) else ""
         has_bug = is_bug(error) or bool(elsewhere)
         if has_bug or hydra.mode == RunMode.MULTIRUN:  # whose log is kept
-            run_log.begin()
+            with contextlib.suppress(OSError):  # where the log cannot be written, the error itself is told all the same
+                run_log.begin()
         _write_to_log_file(elsewhere or traceback.format_exc())
         if hydra.mode == RunMode.RUN and rank_of_torchrun() == 0 and not has_bug:
             remove_if_nothing_began(run_dir)

@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from genimg.methods.image_to_image import Translation
 from genimg.schedules import Schedule
 from genimg.utils.durations import NumImages, to_images
 from genimg.utils.machine_local import MachineLocal, is_importable, marker_of
-from genimg.utils.type_hints import fits, require_instance, require_scalar, require_type, type_hints
+from genimg.utils.type_hints import fits, require_finite, require_instance, require_scalar, require_type, type_hints
 from genimg.utils.words import nearest
 
 ALLOWED = (
@@ -192,6 +193,8 @@ class Builder:
             raise ConfigError(f"{key}={name} is no class or function of {package}")
         if private or package in ("genimg", "torch"):
             raise ConfigError(f"{key}={name} is refused: it is no class or function of {package} that a config may name")
+        if self.named is not None and package in sys.stdlib_module_names:
+            raise ConfigError(f"{key}={name} is refused in a checkpoint's config", "do not use this checkpoint")
         raise ConfigError(f"{key}={name} is refused, because it is not part of genimg: if you trust it, add allow=[{package}]")
 
     def _key(self, key: str, name: str) -> str:
@@ -256,6 +259,8 @@ class Builder:
         prepared = {}
         for name, value in node.items():
             hint, here = types.get(name, Any), self._key(key, name)
+            if _package_of(target) == "torch":
+                require_finite(value, here)
             prepared[name] = self._value(value, hint, here, arguments, schedules=is_optimizer, exact=_is_own(target))
         return prepared
 
@@ -351,7 +356,13 @@ def build_known_task(config: Mapping[str, Any], facts: DataFacts, builder: Build
 
 
 def chosen_penalties(penalties: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return those of ``penalty=[...]``, without settings that a recipe has made for others."""
+    """Return those of ``penalty=[...]``, without settings that a recipe has made for others.
+
+    Raises:
+        ConfigError: If they are no mapping.
+    """
+    if not isinstance(penalties, Mapping | None):
+        raise ConfigError(f"model.penalties={penalties} must be a mapping", "choose penalties with penalty=[NAME]")
     return {name: node for name, node in (penalties or {}).items() if not isinstance(node, dict) or "_target_" in node}
 
 
@@ -473,8 +484,12 @@ def _without_training(node: Node, hint: Any) -> Node:
     return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **{name: node[name] for name in parameters}}
 
 
+def _package_of(target: Any) -> str:
+    return str(getattr(target, "__module__", "")).partition(".")[0]
+
+
 def _is_own(target: Any) -> bool:
-    return str(getattr(target, "__module__", "")).partition(".")[0] == "genimg"
+    return _package_of(target) == "genimg"
 
 
 def _is_kind(target: Any, kind: type) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,8 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
     if in_hydra or str(error).startswith("Config group override must be a string"):  # Hydra does not say which
         found = sorted(filter(None, map(_choice_that_is_no_name, arguments)), key=lambda pair: pair[1] == "null")
         key, value = found[0] if found else ("", "")
+        if not key and in_hydra:
+            return None
         if not key:
             return f"{error}: a group takes the name of one of its options"
         options = sorted(path.stem for path in Path(config_dir(), key).glob("*.yaml") if is_choice(path.stem))
@@ -83,10 +86,12 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
             )
         return f"the memory is full ({reason}): {fix}"
     if is_batch_too_small(error):
-        return "batch norm has no variance of a single image: raise trainer.batch_size, or lower trainer.accumulation"
+        fix = "raise trainer.batch_size, or lower trainer.accumulation" if command == "train" else "raise batch_size"
+        return f"batch norm needs more than one value for each channel: {fix}"
     if is_worker_killed(error):
         reason = str(error).splitlines()[0].rstrip(". ")
-        return f"a process that reads images has ended ({reason}), most likely for want of memory: lower data.num_workers"
+        memory = "shared memory (/dev/shm)" if "shared memory" in str(error) else "memory"
+        return f"a process that reads images has ended ({reason}), probably because {memory} ran out: lower data.num_workers"
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return f"torch.compile failed ({reason}): performance.compile=false trains without it"
@@ -147,7 +152,7 @@ def _explain_config_error(error: Exception, command: str, arguments: list[str]) 
         key = unknown.group(1).split("@")[0]
         given = next((each.partition("=")[2] for each in arguments if each.partition("=")[0] == key), None)
         if given is not None and schema.type_of(key, command) == "mapping":
-            return f"{key}={given} has keys that {key} does not have yet: write '++{key}={given}'"
+            return f"{key}={given} has keys that {key} does not have yet: write {shlex.quote(f'++{key}={given}')}"
         return _explain_unknown_key(key, command, arguments)
     if "Ambiguous value for argument" in text:
         key, _, value = text.partition("'")[2].partition("\n")[0].rstrip("'").partition("=")
@@ -162,6 +167,10 @@ def _explain_config_error(error: Exception, command: str, arguments: list[str]) 
     kept = re.search(r"Could not delete from config. '([^']+)' does not exist|Error merging override ~(\S+)$", text)
     if kept and schema.type_of(key := kept.group(1) or kept.group(2), command):
         return f"~{key} is not possible, because {key} must have a value: set {key}=VALUE"
+    merged = re.search(r"Error merging override (\S.*)", text)
+    if merged and "=" in merged[1]:
+        key, _, value = merged[1].partition("=")
+        return f"{key.lstrip('+')}={value} is of another kind than the value that it replaces: --cfg job shows that value"
     missing = re.search(r"Missing mandatory value: (\S+)", text)
     if missing:
         return f"{missing.group(1)} is required: set {missing.group(1)}=VALUE"

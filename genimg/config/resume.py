@@ -19,7 +19,7 @@ from genimg.config.compose import Composition, Config, resolved
 from genimg.config.instantiate import Node
 from genimg.config.model_size import require_fitting
 from genimg.config.references import require_plain_references
-from genimg.config.structure import require_structure
+from genimg.config.structure import require_saved_structure, require_structure
 from genimg.data.facts import DataFacts
 from genimg.data.identity import refused_differences, warned_differences
 from genimg.errors import CheckpointError, ConfigError
@@ -111,7 +111,7 @@ def find_start(composition: Composition, run_dir: Path) -> Start:
         saved = None
     if saved is not None:
         checkpoint.require_whole(saved.state, saved.path)
-        require_structure(saved.state["config"])
+        require_saved_structure(saved.state["config"], saved.path)
     _refuse_to_overwrite(folder, saved)
     raw = _on_top_of(saved.state, composition) if saved and names_a_checkpoint(composed) else _plain(composed)
     raw["run_dir"] = str(run_dir)

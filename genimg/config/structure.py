@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from genimg.config import schema
 from genimg.config.compose import thaw
-from genimg.errors import ConfigError
-from genimg.utils.type_hints import as_written
+from genimg.errors import CheckpointError, ConfigError
+from genimg.utils.type_hints import as_written, require_finite
 
 _BUILT = ("model", "data", "loss", "optimizer", "schedule", "performance")  # of which every training has one
 _OPTIONAL = ("conditioning", "augment", "data_augment", "task", "likelihood", "logger", "debug")
@@ -39,8 +40,60 @@ def require_structure(config: Mapping[str, Any]) -> None:
     for group in _BUILT:
         if "_target_" not in config[group]:
             raise ConfigError(f"{group}._target_ is required", f"set {group}=NAME", key=f"{group}._target_")
+    for key, value in config.items():
+        _require_finite(value, key)
     require_options(config["trainer"], schema.GROUPS["trainer"]["trainer"], "trainer")
     require_options(config["data"], schema.OPEN["data"]["common"], "data", _OF_EVERY_DATA)
+
+
+def _require_finite(node: Any, key: str) -> None:
+    """Check numbers that nothing may read, and so nothing would check; those of nodes are checked where they are built."""
+    if isinstance(node, Mapping) and "_target_" not in node:
+        for name, value in node.items():
+            _require_finite(value, f"{key}.{name}")
+    elif not isinstance(node, Mapping):
+        require_finite(node, key)
+
+
+def require_saved_structure(config: Mapping[str, Any], path: Path) -> None:
+    """Check that the config of a checkpoint has the groups that every use of it reads.
+
+    Options that are missing, as in a checkpoint of an older genimg, are no problem before they are needed.
+
+    Args:
+        config: Resolved.
+        path: Of the checkpoint.
+
+    Raises:
+        CheckpointError: Naming the file and the key.
+    """
+    for group in ("model", "data", "trainer", "evaluation"):
+        if not isinstance(config.get(group), Mapping):
+            raise _no_config(path, f"{group} is no mapping")
+    for group in ("model", "data"):
+        if not isinstance(config[group].get("_target_"), str):
+            raise _no_config(path, f"{group}._target_ is no text")
+    batch_size = config["trainer"].get("batch_size")
+    if type(batch_size) is not int or batch_size < 1:
+        raise _no_config(path, f"trainer.batch_size is {as_written(batch_size)}")
+
+
+def _no_config(path: Path, problem: str) -> CheckpointError:
+    return CheckpointError(f"{path} holds no config of a training: {problem}", "use another checkpoint of its run", key="")
+
+
+def require_groups(config: Mapping[str, Any]) -> None:
+    """Check that a composed config has every group.
+
+    Raises:
+        ConfigError: Naming the first that was removed, as by ``~augment``.
+    """
+    for group in (*_BUILT, "trainer", "evaluation", *_OPTIONAL):
+        if group not in config:
+            raise ConfigError(f"{group} is required", f"set {group}=NAME", key=group)
+    for name, node in (config["penalty"] or {}).items():
+        if not isinstance(node, Mapping | DictConfig | None):
+            raise ConfigError(f"penalty.{name}={as_written(node)} must be a mapping", f"choose it with penalty=[{name}]")
 
 
 def require_options(values: Mapping[str, Any], kind: type, group: str = "", names: Collection[str] = ()) -> None:

@@ -44,7 +44,7 @@ def too_many(problems: Sequence[str], allowed: int | None) -> DataError:
     """Return the error about more corrupt images than ``max_corrupt`` allows; it shows the first ten problems."""
     names = "\n  ".join(problems[:10])
     if allowed is None:
-        return DataError("images that cannot be decoded cannot be measured", f"remove or repair them:\n  {names}")
+        return DataError("images that cannot be read cannot be measured", f"repair or remove them:\n  {names}")
     return DataError(
         f"max_corrupt={allowed} is exceeded, with {len(problems)} corrupt image{'s' * (len(problems) > 1)} so far",
         f"remove or repair them, or skip up to N of them with max_corrupt=N:\n  {names}",

@@ -10,11 +10,11 @@ from typing import Any
 from genimg.data.datasets.builtin import Source
 from genimg.data.tasks.base import Task
 from genimg.errors import CheckpointError
+from genimg.utils.pillow import MOST_PIXELS
 from genimg.utils.type_hints import restored
 
 _MOST = {"image_size": 2**16, "num_classes": 10**7}
 _MOST_CHANNELS = 2**10
-_MOST_PIXELS = 178_956_970  # as many as an image may have that is read
 _FIX = "choose another checkpoint, because this one is damaged or was made by another program"
 
 
@@ -65,7 +65,7 @@ class DataFacts:
             if not all(0 <= number <= _MOST.get(name, _MOST_CHANNELS) for number in numbers):
                 raise CheckpointError(f"{name}={value} of the checkpoint's facts about its data is not possible", _FIX)
         sides = facts.image_size if isinstance(facts.image_size, tuple) else (facts.image_size,) * 2
-        if not 0 < math.prod(sides) <= _MOST_PIXELS:
+        if not 0 < math.prod(sides) <= MOST_PIXELS:
             raise CheckpointError(f"image_size={size} of the checkpoint's facts about its data is not possible", _FIX)
         return facts
 

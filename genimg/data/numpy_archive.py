@@ -58,6 +58,9 @@ class NumpyArchive:
             if not 0 < len(self._members) == len(self._zip.infolist()):
                 raise ValueError("it is empty, or two arrays have one name")
             self.headers = {name: self._header(entry)[0] for name, entry in self._members.items()}
+        except (MemoryError, DataError):
+            self._file.close()
+            raise
         except Exception as error:  # damaged archives make zipfile, zlib and NumPy raise nearly anything
             self._file.close()
             raise self._refused(error) from error
@@ -87,6 +90,8 @@ class NumpyArchive:
             self._require_moderate(name, entry)
             with self._zip.open(entry) as member:
                 return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
+        except (MemoryError, DataError):
+            raise
         except Exception as error:
             raise self._refused(error) from error
 
@@ -119,10 +124,8 @@ class NumpyArchive:
                 f"read up to {_MOST_INFLATED:,} bytes",
             )
 
-    def _refused(self, error: Exception) -> Exception:
-        """Return the error about what reading raised: a full memory and what this module raises stay as they are."""
-        if isinstance(error, MemoryError | DataError):
-            return error
+    def _refused(self, error: Exception) -> DataError:
+        """Return the error about what reading has raised."""
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return DataError(
             f"{self._what} is not an .npz archive of plain arrays: it is damaged, or holds Python objects ({reason})",

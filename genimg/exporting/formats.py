@@ -198,7 +198,8 @@ def write_safetensors(part: Part, record: Record, path: Path) -> None:
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in part.network.state_dict().items()}
     metadata = {key: _text(value) for key, value in record.items()}
     # The format itself has no checksum.
-    safetensors.save_file(tensors, str(path), metadata={**metadata, DIGEST: content_digest(tensors, metadata)})
+    metadata[DIGEST] = content_digest(tensors, metadata)
+    path.write_bytes(safetensors.save(tensors, metadata=metadata))  # its own save_file lets nobody else read the file
 
 
 def onnx_shape(port: Port) -> Any:

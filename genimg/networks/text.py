@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -244,6 +245,6 @@ def _running_maximum(numbers: Tensor) -> Tensor:
 
 def _random_integers(table: int, count: int) -> Tensor:
     """Return numbers of 24 bits, int64 [2, count], the same everywhere; another ``table`` has other numbers."""
-    columns = torch.arange(count).numpy()
+    columns = np.arange(count)
     rows = [keys_of(table, Stream.WORD_HASH, number, columns) >> 40 for number in range(_NUM_HASHES)]
     return torch.stack([torch.from_numpy(row.astype("int64")) for row in rows])

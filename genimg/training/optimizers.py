@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer, SparseAdam
 
 from genimg.errors import ConfigError, innermost_module
 from genimg.schedules import Schedule
 from genimg.training.schedules import holds_schedule, valued
+
+_UNFIT: dict[Any, str] = {LBFGS: "it evaluates the loss several times a step", SparseAdam: "it takes sparse gradients alone"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,9 @@ class OptimizerSpec:
         Raises:
             ConfigError: If the class does not take the settings.
         """
+        if self.make in _UNFIT:
+            raise ConfigError(f"optimizer._target_={self.make.__name__} cannot train here, because {_UNFIT[self.make]}",
+                              "choose another optimizer", key="optimizer._target_")  # fmt: skip
         settings = {key: valued(value, 0, batch_size) for key, value in self.settings.items()}
         further = defaults(self.make, settings)  # outside, so that a bug there is not taken for a wrong setting
         try:

@@ -29,6 +29,7 @@ _TEMPORARY = ".genimg-{}.tmp"  # ending of what is being written
 _OLD = ".genimg-{}.old"  # ending of a directory that is being replaced
 _TOKEN = re.compile(r"\.genimg-[0-9a-f]{16}\.(tmp|old)")
 _NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # of file systems that cannot be told to write
+_ATTEMPTS = 100  # to make a file in a directory that another process removes
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_IN_WORDS = ("No space left on device", "Disk quota exceeded", "inline_container", "PytorchStreamWriter failed")
 
@@ -201,12 +202,7 @@ def alone_in(path: Path, message: str, *, patience: float = 0.0) -> Iterator[Non
     end = time.monotonic() + patience
     has_said = False
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            file = path.open("a")
-        except FileNotFoundError:  # another process has just removed the directory that it had made
-            continue
-        with file:
+        with _opened_to_lock(path) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not _is_at(path, file):  # removed by the process that held it, so that others may lock a new file
@@ -223,6 +219,16 @@ def alone_in(path: Path, message: str, *, patience: float = 0.0) -> Iterator[Non
                 pass
             yield
             return
+
+
+def _opened_to_lock(path: Path) -> IO[str]:
+    """Open a file for locking, without following a link or waiting for the reader of a pipe; missing ones are made."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    for _ in range(_ATTEMPTS):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process has just removed the directory that it had made
+            return os.fdopen(os.open(path, flags, 0o666), "a")
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
 def _is_at(path: Path, file: IO[str]) -> bool:

@@ -15,6 +15,8 @@ import genimg
 from genimg.errors import ConfigError, DataError
 from genimg.utils.files import directory_atomically
 from genimg.utils.json_text import parse_json
+from genimg.utils.regular_files import UnsafeFileError, read_regular
+from genimg.utils.type_hints import fits
 
 MARK = "genimg.json"
 """In every such folder: which command wrote it, from what, and which files are its own."""
@@ -24,6 +26,7 @@ _EXIF_SOFTWARE = 0x0131
 _MOST_SHOWN = 3  # files, in a message
 
 Record = dict[str, Any]  # primitives
+_MOST_BYTES = 2**28  # of what a folder says about itself: the names of its files
 
 
 def record_of(command: str, **about: Any) -> Record:
@@ -34,10 +37,11 @@ def record_of(command: str, **about: Any) -> Record:
 def read_mark(folder: Path) -> Record | None:
     """Return what a folder says about itself; None if no command of genimg wrote it."""
     try:
-        found = parse_json((folder / MARK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = parse_json(read_regular(folder / MARK, below=folder, most=_MOST_BYTES))
+    except (OSError, ValueError, UnsafeFileError):
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("made_by"), str) else None
+    is_mark = isinstance(found, dict) and isinstance(found.get("made_by"), str) and fits(found.get("files", []), list[str])
+    return found if is_mark else None
 
 
 def is_unfinished(folder: Path) -> bool:

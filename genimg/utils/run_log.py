@@ -23,15 +23,16 @@ class RunLogHandler(logging.FileHandler):
         """Write a record, or hold it until ``begin``."""
         if self._held is None:
             super().emit(record)
-        else:
-            self._held.append(record)
+            return
+        record.msg, record.args = record.getMessage(), None  # as it is now: arguments may change
+        self._held.append(record)
 
     def begin(self) -> None:
         """Open the file and write what was held."""
         with self.lock:  # type: ignore[union-attr]
-            held, self._held = self._held or [], None
             if self.stream is None:
                 self.stream = self._open()
+            held, self._held = self._held or [], None
         for record in held:
             self.handle(record)
 

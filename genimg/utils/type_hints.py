@@ -48,6 +48,18 @@ def require_type(value: Any, hint: Any, key: str) -> None:
     """
     if not fits(value, hint):
         raise ConfigError(f"{key}={as_written(value)} must be {words_of(hint)}", key=key)
+    require_finite(value, key)
+
+
+def require_finite(value: Any, key: str) -> None:
+    """Refuse NaN, infinity and whole numbers of more than 64 bits in a value of a resolved config.
+
+    Args:
+        value, key: See ``require_type``.
+
+    Raises:
+        ConfigError: For such a number.
+    """
     if any(isinstance(each, float) and not math.isfinite(each) for each in _numbers(value)):
         raise ConfigError(f"{key}={as_written(value)} must be a finite number", key=key)
     if any(isinstance(each, int) and not -_LARGEST <= each < _LARGEST for each in _numbers(value)):
@@ -64,7 +76,8 @@ def require_scalar(value: Any, hint: Any, key: str) -> None:
         ConfigError: If it is such a value, and the hint names other scalars than this one.
     """
     options = set(_options(hint))
-    if type(value) in _SCALARS and options & _SCALARS.keys() and Any not in options and not fits(value, hint):
+    names_others = bool(options & {int, float, bool, str}) and Any not in options
+    if type(value) in _SCALARS and names_others and not fits(value, hint):
         raise ConfigError(f"{key}={as_written(value)} must be {words_of(hint)}", key=key)
 
 

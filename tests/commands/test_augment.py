@@ -264,7 +264,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["output=more", "horizontal_flip=1.5"], "horizontal_flip=1.5 must be a number from 0 to 1"),
     (["output=more", "rotation=181"], "rotation=181 must be a number from 0 to 180"),
     (["output=more", "crop=0"], "crop=0 must be a number from 0.01 to 1"),
-    (["output=more", "hue=nan"], "hue=nan must be a number from 0 to 0.5"),
+    (["output=more", "hue=nan"], "hue=nan must be a finite number"),
     (["output=more", "cutout=1"], "cutout=1 must be a number from 0 to 0.9"),
     (["output=more", "mixup=-0.1"], "mixup=-0.1 must be a number from 0 to 100"),
     (["output=more", "horizontal_flip=0", *OFF_BUT_FLIP], "every operation is switched off"),

@@ -571,7 +571,7 @@ def test_a_method_without_latents_has_no_way(runs: Path, monkeypatch: pytest.Mon
         ("vae", ["truncation=0"], r"truncation=0 leaves no latents to draw: choose a number above 0; 0 is for generators with"),
         ("labels", ["truncation=0"], r"truncation=0 leaves no latents to draw: choose a number above 0"),
         ("styles", ["truncation=-0.5"], r"truncation=-0\.5 must be a number, 0 or more"),
-        ("vae", ["truncation=nan"], r"truncation=nan must be a number, 0 or more"),
+        ("vae", ["truncation=nan"], r"truncation=nan must be a finite number"),
         ("vae", ["noise=const"], r"noise=const has no effect on a VAE without noise in its network"),
         ("vae", ["interpolate=linear", "num_images=1"], r"num_images=1 must be 2 or more to interpolate between them"),
         ("vae", ["interpolate=linear", "frames=1"], r"frames=1 must be 2 or more"),

@@ -146,7 +146,7 @@ def test_a_damaged_image_ends_an_evaluation_with_the_names_of_file_and_image(pac
     flip(path, 8 * (path.stat().st_size - 1))
     side = ImageReader(Builder(ALLOWED), torch.device("cpu")).read(key, str(packed))
     assert side.images is not None
-    with pytest.raises(DataError, match=rf"corrupt image so far: .*\n  {path}: image \d of this file is not as it was packed"):
+    with pytest.raises(DataError, match=rf"cannot be measured: .*\n  {path}: image \d of this file is not as it was packed"):
         side.images.images(np.arange(6))
 
 

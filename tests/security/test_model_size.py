@@ -127,16 +127,24 @@ def test_commands_refuse_it_in_one_message(trained: Path, tmp_path: Path, words:
               {"channels": None}, {"num_classes": 10**12}, {"num_classes": True}, {"unknown": 1}]
 )  # fmt: skip
 def test_impossible_facts_are_refused(facts: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match="the checkpoint's facts about its data"):
+    with pytest.raises(CheckpointError, match="the checkpoint's facts"):
         DataFacts.restored({"image_size": 16, "channels": 3, "num_classes": 0, **facts})
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_every_model_has_its_shapes_without_memory(model: str) -> None:
+PARTS = (
+    ("sngan", "conditioning=projection"), ("biggan", "conditioning=shared_embedding"), ("dcgan_small", "conditioning=concat"),
+    ("dcgan_small", "conditioning=conditional_batchnorm"), ("dcgan_small", "conditioning=auxiliary_classifier"),
+    ("dcgan_small", "conditioning=text"), ("dcgan_small", "conditioning=text_conditional_batchnorm"),
+    ("stylegan2", "penalty=[r1_lazy,path_length]"), ("dcgan_small", "penalty=[lecam,consistency]"), ("sngan", "augment=ada"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "part"), [*((model, "") for model in MODELS), *PARTS])
+def test_every_model_has_its_shapes_without_memory(model: str, part: str) -> None:
     """Otherwise its checkpoints would be refused."""
     paired = {"pix2pix": "paired", "cyclegan": "unpaired", "cut": "unpaired", "fastcut": "unpaired"}
     data = [f"data={paired.get(model, 'cifar10')}", "data.image_size=32", "data.channels=3", "data.root=x"]
-    composed = compose([f"model={model}", *data]).config
+    composed = compose([f"model={model}", *data, *filter(None, [part])]).config
     config = {"model": OmegaConf.to_container(composed.model, resolve=True), "task": None}
     source_channels = 4 if model == "restoration_gated" else 3
     facts = DataFacts(image_size=32, channels=3, num_classes=10, source_channels=source_channels, target_channels=3)

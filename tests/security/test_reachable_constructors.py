@@ -57,7 +57,7 @@ IMAGES = {
     "genimg.data.datasets.builtin.cifar100", "genimg.data.datasets.npz.npz", "genimg.data.datasets.paired.paired",
     "genimg.data.datasets.unpaired.unpaired", "genimg.data.datasets.prepared.prepared", "genimg.data.tasks.masks.Files",
     "genimg.data.datasets.builtin.FileSource", "genimg.data.datasets.paired.PairedSource",
-    "genimg.data.datasets.prepared.PreparedSource", "genimg.data.datasets.prepared.Shard",
+    "genimg.data.datasets.prepared.PreparedSource",
     "genimg.data.datasets.prepared.is_prepared",
 }  # fmt: skip
 """What reads the images that a run was trained on: docs/security.md says when; it stands below ``data`` and ``task`` alone."""

@@ -13,11 +13,13 @@ from tqdm import tqdm
 from genimg.data.subsets import fixed_subset
 from genimg.errors import DataError
 from genimg.utils.json_text import parse_json
+from genimg.utils.regular_files import read_regular
 
 log = logging.getLogger(__name__)
 
 _NAMES = ("metadata.jsonl", "captions.jsonl")  # the first is that of Hugging Face's imagefolder
 _KEYS = ("text", "caption")
+_MOST_BYTES = 2**20  # of a caption
 _MISSING_SHARE = 0.01  # of the images, that may lack a caption
 _SAMPLED = 100  # images that are looked at to see whether captions lie beside them
 _IGNORE = "or ignore captions with captions=null"
@@ -58,7 +60,7 @@ class FolderCaptions:
         for path in tqdm(self.paths, desc="reading captions", unit="file", delay=1.0, leave=False, disable=None):
             file = _text_file(self.root, path)
             try:
-                yield path, file.read_text(encoding="utf-8-sig").strip()
+                yield path, read_regular(file, most=_MOST_BYTES).decode("utf-8-sig").strip()
             except FileNotFoundError:
                 continue
             except UnicodeDecodeError as error:
