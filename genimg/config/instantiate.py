@@ -270,12 +270,12 @@ class Builder:
         """Check a value, and all below it, and convert its durations.
 
         Args:
-            value: Of a parameter.
+            value: Value of a parameter.
             hint: Type of the parameter.
             key: Dotted key.
             arguments: See ``_prepare``.
             schedules: Whether it may be a schedule, whatever the hint says.
-            exact: Whether the hint is, as PyTorch's are not.
+            exact: Whether the hint says exactly what fits; those of PyTorch and of your own packages may not.
         """
         if not self.trains and isinstance(value, dict):
             if _is_of_training(hint):

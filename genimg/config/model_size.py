@@ -79,7 +79,7 @@ def _without_memory(num_tensors: int) -> Iterator[None]:
     """A block in which modules are made of tensors without values, and not without end.
 
     Args:
-        num_tensors: Of the checkpoint.
+        num_tensors: Number of tensors in the checkpoint.
     """
     left = _MODULES * num_tensors + _MORE_MODULES
 

@@ -62,7 +62,7 @@ def require_saved_structure(config: Mapping[str, Any], path: Path) -> None:
 
     Args:
         config: Resolved.
-        path: Of the checkpoint.
+        path: Path of the checkpoint, for messages.
 
     Raises:
         CheckpointError: Naming the file and the key.

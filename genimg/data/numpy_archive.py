@@ -120,8 +120,8 @@ class NumpyArchive:
         elif entry.file_size > max(_MOST_INFLATED, _MOST_RATIO * entry.compress_size):
             raise DataError(
                 f"{self._what} holds {name} of {entry.file_size:,} bytes in {entry.compress_size:,} of the file",
-                f"store it with numpy.savez if it is what it says: an array that is compressed more than {_MOST_RATIO}:1 is "
-                f"read up to {_MOST_INFLATED:,} bytes",
+                "if you trust the file, save it again with numpy.savez: an array that is compressed more than "
+                f"{_MOST_RATIO}:1 is read up to {_MOST_INFLATED:,} bytes",
             )
 
     def _refused(self, error: Exception) -> DataError:

@@ -77,8 +77,8 @@ def rebuilt(path: str | Path, allow: tuple[str, ...] = (), named: Mapping[str, s
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise CheckpointError(
-            f"{path} cannot be rebuilt, because its config is odd or does not fit its weights ({reason[:_SHOWN]}): export it "
-            "again, with the version of genimg that rebuilds it"
+            f"{path} cannot be rebuilt, because its config is invalid or does not fit its weights ({reason[:_SHOWN]}): export "
+            "it again, with the version of genimg that rebuilds it"
         ) from error
     return network.eval()
 

@@ -153,21 +153,21 @@ class Logger:
             content = read_regular(self._records, below=self.run_dir, most=_MOST_RECORDED)
         except FileNotFoundError:
             return
-        kept, senseless = [], []
+        kept, unreadable = [], []
         lines = content.splitlines()
         for number, line in enumerate(lines, 1):
             record = _record(line)
             if record is None:
-                senseless.append(number)
+                unreadable.append(number)
             elif record["step"] < step or (record["step"] == step and (evaluated or "provenance" not in record)):
                 kept.append(line + b"\n")
-        if senseless == [len(lines)] and not content.endswith(b"\n"):
-            senseless = []  # the line that a killed run did not finish
-        if senseless:
-            shown = ", ".join(map(str, senseless[:_MOST_SHOWN])) + (", ..." if len(senseless) > _MOST_SHOWN else "")
+        if unreadable == [len(lines)] and not content.endswith(b"\n"):
+            unreadable = []  # the line that a killed run did not finish
+        if unreadable:
+            shown = ", ".join(map(str, unreadable[:_MOST_SHOWN])) + (", ..." if len(unreadable) > _MOST_SHOWN else "")
             log.warning(
                 "%s: line%s %s cannot be read as a record and %s removed; the others are kept",
-                self._records, "s" * (len(senseless) > 1), shown, "are" if len(senseless) > 1 else "is",
+                self._records, "s" * (len(unreadable) > 1), shown, "are" if len(unreadable) > 1 else "is",
             )  # fmt: skip
         with atomically(self._records) as temporary:
             temporary.write_bytes(b"".join(kept))

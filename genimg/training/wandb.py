@@ -97,5 +97,5 @@ def _identifier(run_dir: Path) -> str:
         return identifier
     identifier = content.decode(errors="replace").strip()
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", identifier):
-        raise ConfigError(f"{path} holds no name of a record of wandb", "remove it to begin a new record")
+        raise ConfigError(f"{path} holds no valid wandb run ID", "remove it to start a new wandb run")
     return identifier

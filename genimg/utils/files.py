@@ -51,7 +51,7 @@ def atomically(path: Path, *, durable: bool = False) -> Iterator[Path]:
     with _locked_directory(path) as folder:
         temporary = folder / path.name
         try:
-            with _saying_that_the_disk_is_full(path):
+            with _naming_what_was_written(path):
                 yield temporary
             if durable:
                 _sync(temporary)
@@ -137,7 +137,7 @@ def is_temporary(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def _saying_that_the_disk_is_full(path: Path) -> Iterator[None]:
+def _naming_what_was_written(path: Path) -> Iterator[None]:
     """A block whose errors of a full disk, of whatever type, become an OSError that names ``path``."""
     try:
         yield
@@ -260,7 +260,7 @@ def directory_atomically(path: Path, *, replace: bool = False) -> Iterator[Path]
     try:
         with _locked_directory(path) as temporary:
             try:
-                with _saying_that_the_disk_is_full(path):
+                with _naming_what_was_written(path):
                     yield temporary
                 _swap(temporary, path, old if replace and path.exists() else None)
             finally:

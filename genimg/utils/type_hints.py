@@ -108,7 +108,7 @@ def restored(kind: type[T], saved: Any, name: str) -> T:
     Args:
         kind: The dataclass.
         saved: Its fields; those with a default may be missing.
-        name: Of the mapping in the checkpoint.
+        name: Key of the mapping in the checkpoint.
 
     Raises:
         CheckpointError: If the mapping has other fields, or values of other types.

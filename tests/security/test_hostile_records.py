@@ -30,7 +30,7 @@ SENSELESS = [
 
 
 @pytest.mark.parametrize("line", SENSELESS, ids=lambda line: repr(line[:12]))
-def test_a_senseless_line_costs_that_line_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture, line: bytes) -> None:
+def test_a_unreadable_line_costs_that_line_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture, line: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"\n".join([GOOD[0], line, *GOOD[1:], b""]))
     with caplog.at_level(logging.WARNING):
@@ -41,7 +41,7 @@ def test_a_senseless_line_costs_that_line_alone(tmp_path: Path, caplog: pytest.L
     ]
 
 
-def test_many_senseless_lines_are_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_many_unreadable_lines_are_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"\n".join([b"x"] * 1000 + GOOD))
     with caplog.at_level(logging.WARNING):
@@ -96,7 +96,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, run_dir: Path) -> str:
 @pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe", b"a/b", b"../../x", b"a b", b"a\nb", b"a?x=1", b"a" * 200, b"\0"])
 def test_a_damaged_name_of_a_record_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "wandb-id.txt").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"wandb-id\.txt holds no name of a record of wandb: remove it"):
+    with pytest.raises(ConfigError, match=r"wandb-id\.txt holds no valid wandb run ID: remove it"):
         recorded(monkeypatch, tmp_path)
 
 
