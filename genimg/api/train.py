@@ -20,7 +20,7 @@ import genimg
 from genimg.api.assemble import Assembly, assemble, describe_parts
 from genimg.api.debugging import shortened
 from genimg.api.dry_run import rehearse
-from genimg.api.run import LOWER, DivergedError, Run, Training
+from genimg.api.run import DivergedError, Run, Training
 from genimg.api.usual import (
     asked_for_extractor,
     refuse_repeated_penalties,
@@ -242,7 +242,7 @@ def dry_run(composition: Composition, run_dir: Path, device_name: str, *, datase
     except NonFiniteError as error:
         raise DivergedError(
             f"training diverged: the loss or gradient of {error.group} was not finite at step {error.step} of the dry run",
-            LOWER,
+            "try a lower optimizer.lr, or trainer.max_grad_norm=1",
         ) from error
 
 

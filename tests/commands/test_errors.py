@@ -311,7 +311,7 @@ CASES = [
     ),
     ("train", [*TRAIN, "~debug"], "debug is required"),
     ("train", [*TRAIN, "trainer.batch_size=4", "model.penalties=-1"], "model.penalties=-1"),
-    ("train", [*TRAIN, "penalty.r1=3"], "penalty.r1=3"),
+    ("train", [*TRAIN, "+penalty.r1=3"], "penalty.r1=3"),
     ("train", [*TRAIN, "trainer.batch_size=4", "optimizer.lr=inf"], "optimizer.lr=inf"),
     ("train", [*TRAIN, "optimizer.betas={a:1}"], "optimizer.betas={a:1}"),
     ("report", ["empty", "++runs=[empty]"], "both name runs"),
