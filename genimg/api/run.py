@@ -171,8 +171,10 @@ def _why_it_ended(error: NonFiniteError | WorseningError, trainer: Trainer) -> s
     if isinstance(error, NonFiniteError):
         last = folder / "last.pt"
         good = f"the last good checkpoint is {relative(last)}" if last.is_file() else "there is no earlier checkpoint"
-        return f"training diverged: the loss or gradient of {error.group} was not finite at step {error.step}; {good}. Try a "
+        return (
+            f"training diverged: the loss or gradient of {error.group} was not finite at step {error.step}; {good}. Try a "
             "lower optimizer.lr, trainer.max_grad_norm=1, precision=fp32, or another loss"
+        )
     assert evaluator is not None
     assert evaluator.stop_if is not None
     watch = evaluator.stop_if
