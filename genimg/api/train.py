@@ -135,14 +135,13 @@ def alone_in_run(run_dir: Path) -> Iterator[None]:
     lock = run_dir / ".hydra" / "lock"
     is_new = not lock.exists()
     in_use = f"run_dir={run_dir} is in use by another genimg-train: wait for its end, or choose another run_dir"
-    try:
-        alone = contextlib.ExitStack()
-        alone.enter_context(alone_in(lock, in_use, patience=_PATIENCE))
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        raise ConfigError(f"run_dir={run_dir} cannot be written ({error.strerror})", "choose another run_dir") from error
-    with alone:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(alone_in(lock, in_use, patience=_PATIENCE))
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise ConfigError(f"run_dir={run_dir} cannot be written ({error.strerror})", "choose another run_dir") from error
         try:
             yield
         except BaseException as error:

@@ -98,9 +98,10 @@ def in_hydras_order(arguments: Sequence[str]) -> list[str]:
 def _with_byte_order_mark(folder: Path) -> Path | None:
     """Return a config of a directory, or of its groups, that begins with what some editors write in front of UTF-8."""
     for path in sorted((*folder.glob("*.yaml"), *folder.glob("*/*.yaml"))):
-        with contextlib.suppress(OSError):
-            if path.is_file() and path.open("rb").read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
-                return path
+        if path.is_file():  # a pipe would wait
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+                    return path
     return None
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from genimg.config.types import is_node, require_finite, require_instance, require_scalar, require_type
 from genimg.data.facts import DataFacts
 from genimg.data.tasks.base import Pair, Task
 from genimg.errors import ConfigError, UserError, innermost_module, join, subject_of
@@ -30,7 +31,7 @@ from genimg.methods.image_to_image import Translation
 from genimg.schedules import Schedule
 from genimg.utils.durations import NumImages, to_images
 from genimg.utils.machine_local import MachineLocal, is_importable, marker_of
-from genimg.utils.type_hints import fits, require_finite, require_instance, require_scalar, require_type, type_hints
+from genimg.utils.type_hints import fits, type_hints
 from genimg.utils.words import nearest
 
 ALLOWED = (
@@ -287,13 +288,12 @@ class Builder:
             return to_images(value, epoch_size=self.epoch_size, batch_size=self.batch_size, key=key)
         if value == {} and type(None) in options and not fits(value, hint):
             return None  # an empty group, such as augment=none
-        is_node = isinstance(value, dict) and "_target_" in value
         if not exact:
             require_scalar(value, hint, key)
-        elif not is_node:
+        elif not is_node(value):
             require_type(value, hint, key)
         prepared = self._prepare(value, key, arguments, schedules=schedules or Schedule in options)
-        if exact and is_node and prepared is not None:  # afterwards, because what is wrong within it says more
+        if exact and is_node(value) and prepared is not None:  # afterwards, because what is wrong within it says more
             require_type(value, hint, key)
         return prepared
 

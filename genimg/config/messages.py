@@ -21,6 +21,7 @@ from yaml import MarkedYAMLError
 from genimg.config import foreign, schema
 from genimg.errors import UserError, innermost_module, is_batch_too_small, is_memory_full, is_worker_killed
 from genimg.utils.paths import config_dir
+from genimg.utils.type_hints import as_written
 from genimg.utils.words import nearest, quoted
 
 _FOLLOWS_DATA = "it follows the data now; remove it"
@@ -182,7 +183,7 @@ def _explain_refused_value(error: OmegaConfBaseException, text: str, command: st
     key, file = error.full_key or "", re.search(r"In '([^']+)'", text)
     place = f" (in {file.group(1)})" if file else ""
     if isinstance(error, ValidationError) and (type := schema.type_of(key, command, error.object_type)):
-        return f"{key}={_as_written(error.value)} must be {schema.sentence(type)}{place}"
+        return f"{key}={as_written(error.value)} must be {schema.sentence(type)}{place}"
     if file and isinstance(error, ConfigKeyError | ConfigAttributeError):
         group, _, name = key.rpartition(".")
         kinds = (*schema.COMMANDS.values(), *(kind for kinds in schema.GROUPS.values() for kind in kinds.values()))
@@ -190,11 +191,6 @@ def _explain_refused_value(error: OmegaConfBaseException, text: str, command: st
         hint = nearest(name, known).replace("mean '", f"mean '{group}.")
         return f"unknown key {key}{hint}{place}: {group} takes {', '.join(known)}" if known else None
     return None
-
-
-def _as_written(value: Any) -> str:
-    """A value as a command line writes it."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _explain_unknown_key(key: str, command: str, arguments: list[str]) -> str:

@@ -21,9 +21,9 @@ from genimg.config.instantiate import ALLOWED, Builder
 from genimg.errors import CheckpointError
 
 _SLACK = 2**28  # bytes of buffers that no checkpoint holds
-_TIMES_A_PART = 32  # a model is larger than its smallest network, a generator, say
-_MODULES = 100  # for each tensor of a checkpoint
-_MORE_MODULES = 10_000
+_TIMES_ONE_NETWORK = 32  # a model has more networks than the one that an exported file holds
+_MODULES_PER_TENSOR = 100  # of a checkpoint
+_MODULES_WITHOUT = 10_000  # tensors
 _FIX = "use the version of genimg, and of the packages in allow=, that it was trained with"
 _IN_PLACE = {"uniform_", "normal_", "fill_", "zero_", "copy_", "mul_", "add_", "clamp_", "trunc_normal_"}
 
@@ -61,12 +61,12 @@ def require_fitting(
         if tensor.shape != weights[name].shape:
             raise _misfit(f"{name} has the shape {list(weights[name].shape)}, and {list(tensor.shape)} in the model")
     needed = _size(itertools.chain(model.parameters(), model.buffers()))
-    if needed > (_TIMES_A_PART if are_a_part else 2) * _size(weights.values()) + _SLACK:
+    if needed > (_TIMES_ONE_NETWORK if are_a_part else 2) * _size(weights.values()) + _SLACK:
         raise _misfit(f"it would take {needed:,} bytes")
 
 
 def _misfit(detail: str) -> CheckpointError:
-    return CheckpointError(f"the checkpoint's weights do not fit the model that its config names ({detail})", _FIX, key="ckpt")
+    return CheckpointError(f"the checkpoint's weights do not fit the model that its config names ({detail})", _FIX, key="")
 
 
 def _size(tensors: Iterable[Tensor]) -> int:
@@ -81,7 +81,7 @@ def _without_memory(num_tensors: int) -> Iterator[None]:
     Args:
         num_tensors: Number of tensors in the checkpoint.
     """
-    left = _MODULES * num_tensors + _MORE_MODULES
+    left = _MODULES_PER_TENSOR * num_tensors + _MODULES_WITHOUT
 
     def count(*_: object) -> None:
         nonlocal left

@@ -9,8 +9,9 @@ from omegaconf import DictConfig
 
 from genimg.config.compose import Config, require_all_values, thaw
 from genimg.config.schema import options_of
+from genimg.config.types import require_type
 from genimg.errors import ConfigError
-from genimg.utils.type_hints import require_type, type_hints
+from genimg.utils.type_hints import type_hints
 from genimg.utils.words import nearest
 
 Options = TypeVar("Options")

@@ -12,10 +12,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from genimg.config import schema
 from genimg.config.compose import thaw
+from genimg.config.types import is_node, require_finite
 from genimg.errors import CheckpointError, ConfigError
-from genimg.utils.type_hints import as_written, require_finite
+from genimg.utils.type_hints import as_written
 
-_BUILT = ("model", "data", "loss", "optimizer", "schedule", "performance")  # of which every training has one
+_BUILT = ("model", "data", "loss", "optimizer", "schedule", "performance")  # from each of which every training builds something
 _OPTIONAL = ("conditioning", "augment", "data_augment", "task", "likelihood", "logger", "debug")
 _OF_EVERY_DATA = ("horizontal_flip", "placement", "num_workers", "max_corrupt")
 
@@ -38,21 +39,12 @@ def require_structure(config: Mapping[str, Any]) -> None:
         if not isinstance(config.get(group) or {}, Mapping):
             raise ConfigError(f"{group}={as_written(config[group])} must be one of the group's options", f"set {group}=NAME")
     for group in _BUILT:
-        if "_target_" not in config[group]:
+        if not is_node(config[group]):
             raise ConfigError(f"{group}._target_ is required", f"set {group}=NAME", key=f"{group}._target_")
     for key, value in config.items():
-        _require_finite(value, key)
+        require_finite(value, key)  # also of what nothing reads, and so nothing else would check
     require_options(config["trainer"], schema.GROUPS["trainer"]["trainer"], "trainer")
     require_options(config["data"], schema.OPEN["data"]["common"], "data", _OF_EVERY_DATA)
-
-
-def _require_finite(node: Any, key: str) -> None:
-    """Check numbers that nothing may read, and so nothing would check; those of nodes are checked where they are built."""
-    if isinstance(node, Mapping) and "_target_" not in node:
-        for name, value in node.items():
-            _require_finite(value, f"{key}.{name}")
-    elif not isinstance(node, Mapping):
-        require_finite(node, key)
 
 
 def require_saved_structure(config: Mapping[str, Any], path: Path) -> None:

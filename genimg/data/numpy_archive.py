@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from genimg.errors import DataError
 
-_MOST_HEADER = 2**14  # bytes before the values of an array; NumPy reads 10,000
+MOST_HEADER = 2**14  # bytes before the values of an array; NumPy reads 10,000
 _MOST_INFLATED = 2**29  # bytes of an array, whatever its ratio of compression
 _MOST_RATIO = 100  # of larger arrays; images and features are seldom compressed to less than a tenth
 
@@ -100,7 +100,7 @@ class NumpyArchive:
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"{entry.filename} is compressed in another way than NumPy's")
         with self._zip.open(entry) as member:
-            file = io.BytesIO(member.read(_MOST_HEADER))
+            file = io.BytesIO(member.read(MOST_HEADER))
         version = np.lib.format.read_magic(file)
         # Versions 2 and 3 differ in the encoding of names of fields, which no array here has.
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

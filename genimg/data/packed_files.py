@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from genimg.data.numpy_archive import MOST_HEADER
 from genimg.errors import DataError
 from genimg.utils.json_text import parse_json
 
@@ -30,7 +31,6 @@ DESCRIPTION, LABELS, CAPTIONS, CHECKSUMS = "dataset.json", "labels.npy", "captio
 
 _SEAL = "sha256"  # the key of the description's own digest
 _SHARD = re.compile(r"shard-\d{5,}\.npy")
-_MOST_HEADER = 2**14  # bytes before the values of an .npy file; NumPy reads 10,000
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def read_vector(path: Path, description: Description, dtype: type[np.generic]) -
     """
     require_size(path, None)
     num_bytes = description.num_images * np.dtype(dtype).itemsize
-    if path.stat().st_size > num_bytes + _MOST_HEADER:
+    if path.stat().st_size > num_bytes + MOST_HEADER:
         raise damaged(path, "it is too large")
     with io.BytesIO(read_whole(path, description)) as file:
         start = check_header(file, path, (description.num_images,), dtype)

@@ -17,7 +17,7 @@ from torch import Tensor
 from genimg.errors import CheckpointError, ConfigError
 from genimg.utils.files import atomically, remove_leftovers
 from genimg.utils.regular_files import UnsafeFileError
-from genimg.utils.type_hints import fits, words_of
+from genimg.utils.type_hints import fits, in_words
 from genimg.utils.verified_torch import DamagedFileError, load_verified
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def require_whole(state: dict[str, Any], path: Path) -> None:
             raise CheckpointError(f"{path} is not a whole genimg checkpoint: it lacks {key!r}")
     for key, hint in (_CONTENTS | _OPTIONAL).items():
         if key in state and not fits(state[key], hint):
-            raise CheckpointError(f"{path} is not a genimg checkpoint: its {key!r} must be {words_of(hint)}")
+            raise CheckpointError(f"{path} is not a genimg checkpoint: its {key!r} must be {in_words(hint)}")
     if type(state["training"].get("images")) is not int or state["num_images"] < 1:
         raise CheckpointError(f"{path} is not a genimg checkpoint: it does not say how many images it was trained on")
     if not all(type(value) is Tensor for value in state["method"].values()):

@@ -109,10 +109,11 @@ def option(
     """
     if isinstance(default, bool) and not one_of:
         one_of = (True, False)  # OmegaConf's own type takes 3 and "yes" for true
-    if least is not None and not or_type:
+    is_bounded = least is not None or most is not None
+    if is_bounded and not or_type:
         or_type = (int,)
     bounds = (-math.inf if least is None else least, math.inf if most is None else most)
-    if one_of or least is not None:
+    if one_of or is_bounded:
         optional = optional or default is None
         type = type or in_words(one_of, or_type, least, most) + " | null" * optional
 
