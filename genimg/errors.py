@@ -63,6 +63,10 @@ class DataError(UserError, ValueError):
     """Images, labels, captions or statistics that are missing, broken or not what they should be."""
 
 
+class NeedsDownloadError(DataError):
+    """Published files that are not on this machine, and that the caller did not allow to download."""
+
+
 class CheckpointError(UserError, ValueError):
     """A checkpoint that is missing or broken, comes from another version, or does not fit what is asked of it."""
 

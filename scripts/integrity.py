@@ -12,9 +12,8 @@ is 1 if one is not.
 
 ``kills`` starts a training that saves at every step, an evaluation that saves statistics, and the commands that sample,
 prepare, export and sweep, and kills each (SIGKILL, with all of its processes) after a random part of the time that it takes.
-Whatever
-then has the name of a result must be whole, and the same command, started again, must end with the result of one that was not
-killed, for a training bit for bit, and leave no half-written files behind. The exit code is 1 if one does not.
+Whatever then has the name of a result must be whole, and the same command, started again, must end with the result of one that
+was not killed, for a training bit for bit, and leave no half-written files behind. The exit code is 1 if one does not.
 """
 
 from __future__ import annotations
@@ -23,12 +22,14 @@ import argparse
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,25 +58,40 @@ FAMILIES = {
 }
 
 
-def start(name: str, *arguments: str, folder: Path) -> int:
-    """Start a command in a fork, in a process group of its own, and return its number."""
+def start(name: str, *arguments: str, folder: Path, memory: int | None = None) -> int:
+    """Start a command in a fork, in a process group of its own, and return its number.
+
+    Args:
+        name: Name of the command, without genimg-.
+        arguments: Its arguments.
+        folder: Its working directory; what it prints goes to output.txt there.
+        memory: Most bytes that it may ask for.
+    """
     pid = os.fork()
     if pid:
         return pid
-    os.setsid()
-    os.chdir(folder)
-    output = os.open(folder / "output.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
     code = 1
     try:
+        os.setsid()
+        os.chdir(folder)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        output = os.open(folder / "output.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        if memory is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        from hydra.core.global_hydra import GlobalHydra
+
         from genimg import cli
 
+        GlobalHydra.instance().clear()
         sys.argv = [f"genimg-{name}", *arguments]
         getattr(cli, {"eval": "evaluate"}.get(name, name))()
         code = 0
     except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -21,6 +21,7 @@ from genimg.commands.arguments import parted, value_of
 from genimg.config.messages import explain
 from genimg.errors import innermost_module, is_bug
 from genimg.utils.paths import relative
+from genimg.utils.terminal import visible
 from genimg.utils.torchrun import is_of_several, rank_of_torchrun
 
 _SECONDS_FOR_THE_FIRST_RANK = 2.0
@@ -145,10 +146,9 @@ def say(name: str, line: str, trace: str = "") -> None:
     if is_of_several() and (rank_of_torchrun() > 0 or _HAS_ENDED in line):
         time.sleep(_SECONDS_FOR_THE_FIRST_RANK)
         line = f"process {rank_of_torchrun()}: {line}"
-    line = line.replace("\x1b", "\\x1b").replace("\r", "\\r")  # of files: a terminal would obey them
     if trace:
-        print(trace, file=sys.stderr)
-    print(f"genimg-{name}: {line}", file=sys.stderr)
+        print(visible(trace), file=sys.stderr)
+    print(f"genimg-{name}: {visible(line)}", file=sys.stderr)
 
 
 def leave(code: int) -> NoReturn:

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from genimg.config.types import is_node, require_finite, require_instance, require_scalar, require_type
 from genimg.data.facts import DataFacts
 from genimg.data.tasks.base import Pair, Task
-from genimg.errors import ConfigError, UserError, innermost_module, join, subject_of
+from genimg.errors import ConfigError, NeedsDownloadError, UserError, innermost_module, join, subject_of
 from genimg.methods.base import Method
 from genimg.methods.image_to_image import Translation
 from genimg.schedules import Schedule
@@ -117,9 +117,15 @@ class Builder:
             ConfigError: For a target outside the allowed packages, an unknown or missing key, or a value that the
                 constructor refuses.
         """
-        if not self._may_download(key):
-            arguments = {**arguments, _MAY_DOWNLOAD: False}
-        return self._made(self._prepare(config, key, arguments, schedules=True), key, arguments)
+        if self._may_download(key):
+            return self._made(self._prepare(config, key, arguments, schedules=True), key, arguments)
+        arguments = {**arguments, _MAY_DOWNLOAD: False}
+        try:
+            return self._made(self._prepare(config, key, arguments, schedules=True), key, arguments)
+        except NeedsDownloadError as error:
+            problem = f"{error.problem}, and nothing is downloaded because a checkpoint names it"
+            how = "data=NAME, or real=NAME of genimg-eval" if _group_of(key) == "data" else f"{_group_of(key)}=NAME"
+            raise type(error)(problem, f"{error.fix}, or choose it on the command line with {how}", key=error.key) from error
 
     def _may_download(self, key: str) -> bool:
         """Return whether the user has chosen the node at ``key``, by composing the config or by naming its group."""

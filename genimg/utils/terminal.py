@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import signal
 import sys
 from typing import Any, TextIO
 
-# Control characters but the tabulator, the ends of lines and what progress bars and tables of jobs move the cursor by, and
-# characters that turn the direction of writing.
-_CONTROLS = re.compile("(?!\x1b\\[\\d*[AFJK])[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# Control characters but the tabulator and the end of a line, and characters that turn the direction of writing.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_MOVES = re.compile("\r|\x1b\\[\\d*[AFJK]")  # what progress bars and tables of jobs move the cursor by
 
 
 def visible(text: str) -> str:
@@ -23,8 +24,15 @@ def visible(text: str) -> str:
     return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}" if ord(found[0]) < 256 else f"\\u{ord(found[0]):04x}", text)
 
 
+class VisibleRecord(logging.LogRecord):
+    """A log record whose message moves no cursor: it may hold names of files and values of a checkpoint."""
+
+    def getMessage(self) -> str:  # noqa: N802 - logging's name
+        return visible(super().getMessage())
+
+
 class TolerantStream:
-    """A text stream without control characters, whose failing writes are dropped instead of raised.
+    """A text stream without control characters but those that move the cursor, whose failing writes are dropped.
 
     Hours of training must not end because ``tee`` was interrupted first, ``head`` has read enough, the disk of the redirected
     log is full or the terminal was closed.
@@ -39,7 +47,8 @@ class TolerantStream:
     def write(self, text: str) -> int:
         """Write ``text`` if that is possible; return its length in any case."""
         with contextlib.suppress(OSError, ValueError):  # ValueError: the stream was closed
-            self._stream.write(visible(text))
+            parts, moves = _MOVES.split(text), [*_MOVES.findall(text), ""]
+            self._stream.write("".join(visible(part) + move for part, move in zip(parts, moves, strict=True)))
         return len(text)
 
     def writelines(self, lines: list[str]) -> None:
@@ -63,6 +72,8 @@ class TolerantStream:
 def protect_standard_streams() -> None:
     """Replace ``sys.stdout`` and ``sys.stderr`` by tolerant ones, and open those of the three descriptors that are closed.
 
+    What is logged from then on moves no cursor.
+
     A descriptor that is closed at the start, as by ``2>&-``, would be given to the next file that is opened, and messages would
     then be written into a checkpoint.
     """
@@ -71,6 +82,7 @@ def protect_standard_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor, which is this one
+    logging.setLogRecordFactory(VisibleRecord)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # Python's way to say that the descriptor was closed

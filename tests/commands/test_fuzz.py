@@ -19,7 +19,8 @@ def test_thirty_calls_with_nonsense_are_refused_in_one_line_or_succeed(tmp_path:
     assert len(refused.read_text().splitlines()) > 30, "most of the calls are nonsense that must be refused, two lines each"
 
 
-def test_a_traceback_a_hang_and_a_signal_are_failures() -> None:
+def test_a_traceback_a_hang_and_a_signal_are_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)  # the scripts share what starts a command
     spec = importlib.util.spec_from_file_location("genimg_fuzz", SCRIPT)
     assert spec is not None
     assert spec.loader is not None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from damage import flip
 
 from genimg.api.inputs import ImageReader
 from genimg.config.instantiate import ALLOWED, Builder
@@ -77,10 +78,8 @@ def test_no_flipped_bit_of_images_is_read_unnoticed(tmp_path: Path, save: Callab
     save(path, arr_0=IMAGES, arr_1=LABELS)
     whole, chance, num_refused = path.read_bytes(), random.Random(0), 0
     for _ in range(300):
-        content = bytearray(whole)
-        place = chance.randrange(8 * len(content))
-        content[place // 8] ^= 1 << place % 8
-        path.write_bytes(content)
+        path.write_bytes(whole)
+        flip(path, chance.randrange(8 * len(whole)))
         try:
             found = open_npz(path)
         except DataError as error:
@@ -99,10 +98,8 @@ def test_no_flipped_bit_of_statistics_of_another_program_is_read_unnoticed(tmp_p
     np.savez(path, mu=mean, sigma=covariance)
     whole, chance, num_refused = path.read_bytes(), random.Random(0), 0
     for _ in range(200):
-        content = bytearray(whole)
-        place = chance.randrange(8 * len(content))
-        content[place // 8] ^= 1 << place % 8
-        path.write_bytes(content)
+        path.write_bytes(whole)
+        flip(path, chance.randrange(8 * len(whole)))
         try:
             moments = SavedStatistics.read(path).summary.moments
         except DataError as error:

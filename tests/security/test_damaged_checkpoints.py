@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from damage import flip
 
 from genimg.errors import CheckpointError
 from genimg.training import checkpoint
@@ -44,10 +45,7 @@ def is_noticed(path: Path) -> bool:
 @pytest.mark.parametrize("seed", range(120))
 def test_a_flipped_bit_is_noticed(tmp_path: Path, seed: int) -> None:
     checkpoint.save(state(1), path := tmp_path / "saved.pt")
-    content = bytearray(path.read_bytes())
-    place = random.Random(seed).randrange(len(content) * 8)
-    content[place // 8] ^= 1 << place % 8
-    path.write_bytes(bytes(content))
+    flip(path, place := random.Random(seed).randrange(8 * path.stat().st_size))
     assert is_noticed(path), f"bit {place % 8} of byte {place // 8}"
 
 

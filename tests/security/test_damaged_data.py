@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from damage import flip
 
 from genimg.api.inputs import ImageReader
 from genimg.config.instantiate import ALLOWED, Builder
@@ -35,10 +36,7 @@ def write_statistics(path: Path) -> SavedStatistics:
 def test_a_flipped_bit_of_statistics_is_noticed(tmp_path: Path, seed: int) -> None:
     path = tmp_path / "statistics.pt"
     written = write_statistics(path)
-    content = bytearray(path.read_bytes())
-    place = random.Random(seed).randrange(len(content) * 8)
-    content[place // 8] ^= 1 << place % 8
-    path.write_bytes(bytes(content))
+    flip(path, random.Random(seed).randrange(8 * path.stat().st_size))
     try:
         found = SavedStatistics.read(path)
     except DataError:
@@ -77,15 +75,6 @@ def everything(folder: Path) -> dict[str, Any]:
         "class_names": source.class_names,
         "fingerprint": source.fingerprint,
     }
-
-
-def flip(path: Path, place: int) -> bytes:
-    """Flip one bit, and return the content of before."""
-    content = bytearray(path.read_bytes())
-    before = bytes(content)
-    content[place // 8] ^= 1 << place % 8
-    path.write_bytes(content)
-    return before
 
 
 def test_every_flipped_bit_of_a_packed_image_is_noticed(packed: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from damage import flip
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -97,10 +98,8 @@ def test_no_flipped_bit_is_read_unnoticed(file: Path) -> None:
     whole, expected, chance, num_refused = file.read_bytes(), image_of(file), random.Random(0), 0
     header = 8 + int.from_bytes(whole[:8], "little")
     for number in range(200):
-        content = bytearray(whole)
-        place = chance.randrange(8 * header) if number % 2 else chance.randrange(8 * header, 8 * len(whole))
-        content[place // 8] ^= 1 << place % 8
-        file.write_bytes(content)
+        file.write_bytes(whole)
+        flip(file, chance.randrange(8 * header) if number % 2 else chance.randrange(8 * header, 8 * len(whole)))
         try:
             found = image_of(file)
         except UserError as error:

@@ -14,8 +14,6 @@ from genimg.utils.paths import RUN_FILES
 from genimg.utils.regular_files import require_plain
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs links and named pipes")
-TINY = ["data=shapes", "data.num_images=16", "data.image_size=16", "trainer.batch_size=8", "trainer.preview_images=4",
-        "model=dcgan_small", *tiny.SIZES["dcgan_small"], "evaluation=none", "device=cpu"]  # fmt: skip
 
 
 def everything(folder: Path) -> dict[str, bytes | str]:
@@ -44,7 +42,7 @@ def test_a_training_changes_nothing_where_a_link_leads_out(tmp_path: Path, name:
     target = elsewhere / "mine.tmp" if "." in name.lstrip(".") else elsewhere
     (tmp_path / "run" / name).symlink_to(target)
     before = everything(tmp_path)
-    done = run_command("train", *TINY, "trainer.duration=2 steps", "run_dir=run", cwd=tmp_path)
+    done = run_command("train", *tiny.GAN, "trainer.duration=2 steps", "run_dir=run", cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert f"{name} is a link" in done.stderr
     assert everything(tmp_path) == before
@@ -53,7 +51,7 @@ def test_a_training_changes_nothing_where_a_link_leads_out(tmp_path: Path, name:
 def test_a_named_pipe_in_the_place_of_the_log_does_not_hang(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     os.mkfifo(tmp_path / "run" / "train.log")
-    done = run_command("train", *TINY, "trainer.duration=2 steps", "run_dir=run", cwd=tmp_path)
+    done = run_command("train", *tiny.GAN, "trainer.duration=2 steps", "run_dir=run", cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "train.log is a named pipe" in done.stderr
 

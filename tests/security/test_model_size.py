@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from fork_server import run_command
 from omegaconf import OmegaConf
@@ -26,19 +25,9 @@ from genimg.errors import CheckpointError, UserError
 from genimg.training import checkpoint
 from genimg.utils.paths import config_dir
 
-TINY = ["data=shapes", "data.num_images=16", "data.image_size=16", "trainer.batch_size=8", "trainer.preview_images=4",
-        "model=dcgan_small", *tiny.SIZES["dcgan_small"], "evaluation=none", "device=cpu"]  # fmt: skip
 MODELS = sorted(path.stem for path in (Path(config_dir()) / "model").glob("*.yaml") if is_choice(path.stem))
 MOST = 2**28  # bytes by which the memory of this process may grow
 SECONDS = 20.0
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("trained")
-    done = run_command("train", *TINY, "trainer.duration=2 steps", "run_dir=run", cwd=home)
-    assert done.returncode == 0, done.stderr
-    return home / "run"
 
 
 def tampered(trained: Path, home: Path, change: Callable[[dict[str, Any]], None]) -> Path:

@@ -10,7 +10,6 @@ import threading
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from fork_server import run_command
 
@@ -19,17 +18,6 @@ from genimg.api.train import alone_in_run
 from genimg.errors import ConfigError
 from genimg.training import checkpoint
 from genimg.utils.files import InUseError, alone_in
-
-TINY = ["data=shapes", "data.num_images=16", "data.image_size=16", "trainer.batch_size=8", "trainer.preview_images=4",
-        "model=dcgan_small", *tiny.SIZES["dcgan_small"], "evaluation=none", "device=cpu"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("trained")
-    done = run_command("train", *TINY, "trainer.duration=2 steps", "run_dir=run", cwd=home)
-    assert done.returncode == 0, done.stderr
-    return home / "run"
 
 
 def everything(folder: Path) -> dict[str, object]:

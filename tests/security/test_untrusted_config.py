@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from fork_server import run_command
 
@@ -18,16 +17,6 @@ from genimg.errors import ConfigError
 from genimg.training import checkpoint
 
 SECRET = "a-very-secret-value"
-TINY = ["data=shapes", "data.num_images=16", "data.image_size=16", "trainer.batch_size=8", "trainer.preview_images=4",
-        "model=dcgan_small", *tiny.SIZES["dcgan_small"], "evaluation=none", "device=cpu"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("trained")
-    done = run_command("train", *TINY, "trainer.duration=2 steps", "run_dir=run", cwd=home)
-    assert done.returncode == 0, done.stderr
-    return home / "run"
 
 
 def tampered(trained: Path, home: Path, **groups: Any) -> Path:

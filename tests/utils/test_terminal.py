@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from genimg.utils.terminal import TolerantStream, stop_signals
+from genimg.utils.terminal import TolerantStream, VisibleRecord, stop_signals
 
 
 def test_a_full_disk_is_survived_and_the_length_returned() -> None:
@@ -58,3 +59,8 @@ def test_names_that_files_bring_change_nothing_on_a_terminal():
     text = "a\x1b]0;title\x07b\x9b31mc\x08\u202ed\x00e\n\tf\rg\x1b[A\x1b[K"
     assert TolerantStream(stream).write(text) == len(text)
     assert stream.getvalue() == "a\\x1b]0;title\\x07b\\x9b31mc\\x08\\u202ed\\x00e\n\tf\rg\x1b[A\x1b[K"
+
+
+def test_a_log_record_moves_no_cursor() -> None:
+    record = VisibleRecord("genimg", logging.INFO, "", 0, "skipped %s\nand %s", ("a\x1b[5A\x1b[0Jb\rc", "d"), None)
+    assert record.getMessage() == "skipped a\\x1b[5A\\x1b[0Jb\\x0dc\nand d"

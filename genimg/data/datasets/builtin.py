@@ -25,7 +25,7 @@ from genimg.data.decode import PixelFormat, checked_levels, common_format
 from genimg.data.depth import with_settled_depth
 from genimg.data.image_files import ImageFiles, captions_of, classes_of, is_zip, open_image_files
 from genimg.data.tasks.base import Task
-from genimg.errors import ConfigError, DataError
+from genimg.errors import ConfigError, DataError, NeedsDownloadError
 from genimg.utils.machine_local import MayDownload
 from genimg.utils.pillow import open_image
 
@@ -309,12 +309,11 @@ def _torchvision(
             if "not found" not in str(error):  # which is torchvision's way to say that it is absent
                 raise ValueError(_first_line(error)) from error
             if not may_download:
-                raise DataError(
-                    f"root={root} holds no complete {name}, and nothing is downloaded because a checkpoint names it: put its "
-                    f"files into {directory / files}, or name the data on the command line (data={name} for genimg-train, "
-                    f"real={name} for genimg-eval)"
-                ) from error
+                fix = f"put its files into {directory / files}"
+                raise NeedsDownloadError(f"root={root} holds no complete {name}", fix) from error
             data = dataset(directory, train=train, download=True)
+    except NeedsDownloadError:
+        raise
     except (ValueError, AssertionError, EOFError, IndexError, pickle.UnpicklingError) as error:
         raise DataError(
             f"root={root} holds damaged files of {name} ({_first_line(error)}): delete those in {directory / files} to have "

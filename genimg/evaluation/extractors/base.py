@@ -14,13 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genimg.errors import ConfigError, DataError
+from genimg.errors import ConfigError, DataError, NeedsDownloadError
 
 log = logging.getLogger(__name__)
 
 
 class WeightsNotAtHandError(DataError):
     """Published weights are neither on the disk nor can they be downloaded."""
+
+
+class WeightsNotDownloadedError(WeightsNotAtHandError, NeedsDownloadError):
+    """Published weights are not on the disk, and the caller did not allow to download them."""
 
 
 class Extractor(ABC):
@@ -154,7 +158,9 @@ class Weights:
             path = Path(torch.hub.get_dir()) / "checkpoints" / self.file
             if not path.is_file():
                 if not may_download:
-                    raise refused_download(f"{self.what} are not at {path}", f"put the file {self.file} there")
+                    raise WeightsNotDownloadedError(
+                        f"{self.what} are not at {path}", f"put the file {self.file} there", key="weights"
+                    )
                 self._download(path)
         found = sha256_of(path)
         check_sha256(path, found, sha256)
@@ -180,20 +186,6 @@ class Weights:
                 f"name another place with weights=PATH or {self.variable}=PATH, or choose another evaluation",
                 key="weights",
             ) from error
-
-
-def refused_download(problem: str, fix: str) -> WeightsNotAtHandError:
-    """Return the error about files that would have to be downloaded and that only a checkpoint's config names.
-
-    Args:
-        problem: What is missing.
-        fix: What to do instead of naming the evaluation on the command line.
-    """
-    return WeightsNotAtHandError(
-        f"{problem}, and nothing is downloaded because a checkpoint names it",
-        f"{fix}, or choose an evaluation on the command line (evaluation=inception, for example)",
-        key="weights",
-    )
 
 
 def check_sha256(path: Path, found: str, wanted: str | None) -> None:

@@ -16,8 +16,8 @@ from genimg.evaluation.extractors.base import (
     GREY_IS_REPLICATED,
     Extractor,
     Weights,
+    WeightsNotDownloadedError,
     in_one_line,
-    refused_download,
     three_channels,
 )
 from genimg.evaluation.extractors.resizing import pillow_bicubic, pillow_bicubic_crop
@@ -148,9 +148,8 @@ def _from_hub(model: str, may_download: bool) -> nn.Module:
     local = os.environ.get("GENIMG_DINOV2_REPOSITORY")
     cached = Path(torch.hub.get_dir()) / f"facebookresearch_dinov2_{_DINOV2_COMMIT}"  # where hub itself looks for it
     if not (local or may_download or cached.is_dir()):
-        raise refused_download(
-            f"the code of {model} is not in {cached}", "set GENIMG_DINOV2_REPOSITORY to a checkout of facebookresearch/dinov2"
-        )
+        fix = "set GENIMG_DINOV2_REPOSITORY to a checkout of facebookresearch/dinov2"
+        raise WeightsNotDownloadedError(f"the code of {model} is not in {cached}", fix, key="model")
     try:
         if local:
             return torch.hub.load(str(Path(local).expanduser()), model, source="local", pretrained=False)
