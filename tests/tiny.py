@@ -110,7 +110,7 @@ _PERCEPTRONS = ["model.latent_dim=4", "model.encoder.widths=[8]", "model.decoder
 _CODES = [
     "model.encoder.width=8", "model.encoder.residual_width=4", "model.prior.width=8", "model.prior.num_blocks=2",
 ]  # fmt: skip
-GAN = ("data=shapes", "data.num_images=16", "data.image_size=16", "trainer.batch_size=8", "trainer.preview_images=4",
+SHORT_RUN = ("data=shapes", "data.num_images=16", "data.image_size=16", "trainer.batch_size=8", "trainer.preview_images=4",
        "model=dcgan_small", *SIZES["dcgan_small"], "evaluation=none", "device=cpu")  # fmt: skip
 """Arguments of a training of a second."""
 

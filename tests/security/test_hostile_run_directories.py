@@ -42,7 +42,7 @@ def test_a_training_changes_nothing_where_a_link_leads_out(tmp_path: Path, name:
     target = elsewhere / "mine.tmp" if "." in name.lstrip(".") else elsewhere
     (tmp_path / "run" / name).symlink_to(target)
     before = everything(tmp_path)
-    done = run_command("train", *tiny.GAN, "trainer.duration=2 steps", "run_dir=run", cwd=tmp_path)
+    done = run_command("train", *tiny.SHORT_RUN, "trainer.duration=2 steps", "run_dir=run", cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert f"{name} is a link" in done.stderr
     assert everything(tmp_path) == before
@@ -51,7 +51,7 @@ def test_a_training_changes_nothing_where_a_link_leads_out(tmp_path: Path, name:
 def test_a_named_pipe_in_the_place_of_the_log_does_not_hang(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     os.mkfifo(tmp_path / "run" / "train.log")
-    done = run_command("train", *tiny.GAN, "trainer.duration=2 steps", "run_dir=run", cwd=tmp_path)
+    done = run_command("train", *tiny.SHORT_RUN, "trainer.duration=2 steps", "run_dir=run", cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "train.log is a named pipe" in done.stderr
 
