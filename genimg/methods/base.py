@@ -76,6 +76,23 @@ def require_shape(name: str, output: object, wanted: Tensor, what: str) -> None:
         raise ConfigError(f"{name} gives {given}, but must give {list(wanted.shape)}, the shape of {what}", key=name)
 
 
+def require_latent_dim(name: str, network: nn.Module, dim: int, named: str) -> None:
+    """Check that a network takes the latents that a method draws.
+
+    Args:
+        name: Parameter of the method that the network was given as.
+        network: A network; one without a ``latent_dim`` passes.
+        dim: Z, of the method's latents.
+        named: Parameter that says Z.
+
+    Raises:
+        ConfigError: If it takes latents of another dimension.
+    """
+    taken = getattr(network, "latent_dim", dim)
+    if taken != dim:
+        raise ConfigError(f"{named}={dim} must be {taken}, the latent_dim of the {name}", key=named)
+
+
 class Method(nn.Module, ABC):
     """A training algorithm: owns the networks and losses and knows the order of the updates.
 

@@ -26,7 +26,7 @@ from genimg.losses.penalties import (
     Sides,
     WeightClipping,
 )
-from genimg.methods.base import Update, refusals_of, require_shape
+from genimg.methods.base import Update, refusals_of, require_latent_dim, require_shape
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.discriminator_augment import AdaptiveAugment, Augment
 from genimg.methods.ema import EMA
@@ -141,6 +141,7 @@ class GAN(ConditionalMethod):
         self._check_parts()
 
     def _check_parts(self) -> None:
+        require_latent_dim("generator", self.generator, self.latent.dim, "latent.dim")
         if self.augment is not None and not isinstance(self.augment, Augment):
             raise ValueError(f"augment is a {type(self.augment).__name__}, but must be an Augment (genimg.methods), or none")
         for name, penalty in self.penalties.items():

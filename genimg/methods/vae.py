@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from genimg.errors import ConfigError
 from genimg.losses.elbo import Bound, Inference, gaussian_kl, gaussian_log_density, importance_bound
 from genimg.losses.perceptual import Perceptual
-from genimg.methods.base import Update, require_shape
+from genimg.methods.base import Update, require_latent_dim, require_shape
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.latent import truncate
 from genimg.methods.latent_pictures import LatentScatter, activity_bars, interpolations, map_of_two, traversals
@@ -68,6 +68,7 @@ class VAE(ConditionalMethod):
         self._perceptual = (perceptual,)  # not as a module: its weights are no part of the checkpoint
         if latent_dim < 1:
             raise ValueError(f"latent_dim={latent_dim} must be 1 or more")
+        require_latent_dim("decoder", self.decoder, latent_dim, "latent_dim")
         self.latent_dims = [latent_dim]
         for number, layer in enumerate(hierarchy):
             if not isinstance(layer, StochasticLayer):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from genimg.errors import ConfigError
 from genimg.losses.regularised_autoencoder import AutoencoderLoss
-from genimg.methods.base import Update, require_shape
+from genimg.methods.base import Update, require_latent_dim, require_shape
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.latent_density import LatentDensity
 from genimg.methods.latent_pictures import interpolations
@@ -62,6 +62,7 @@ class DeterministicAutoencoder(ConditionalMethod):
         self.encoder = encoder
         self.decoder = decoder
         self.loss = loss
+        require_latent_dim("decoder", decoder, latent_dim, "latent_dim")
         self.density = LatentDensity(latent_dim=latent_dim, num_components=num_components, num_latents=num_latents)
         self._read_conditions(shared_encoder(encoder=encoder, decoder=decoder))
 

@@ -50,6 +50,7 @@ class Generator(nn.Module):
         batch_norm_eps: float | None = None,
     ) -> None:
         super().__init__()
+        self.latent_dim = latent_dim
         count, self.base = halvings(image_size, smallest=smallest)
         if latent_dim <= count:
             raise ValueError(f"latent_dim={latent_dim} must be at least {count + 1}, one for each of {count + 1} parts")

@@ -83,6 +83,7 @@ class Decoder(nn.Module):
         likelihood: PixelLikelihood,
     ) -> None:
         super().__init__()
+        self.latent_dim = latent_dim
         self.condition = condition
         require_least(1, latent_dim=latent_dim, width=width)
         count, self.base = halvings(image_size)

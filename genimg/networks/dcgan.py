@@ -44,6 +44,7 @@ class Generator(nn.Module):
         spectral_norm: bool,
     ) -> None:
         super().__init__()
+        self.latent_dim = latent_dim
         require_least(1, width=width)
         count, base = halvings(image_size, smallest=smallest)
         self.condition = condition

@@ -50,6 +50,7 @@ class Generator(nn.Module):
         spectral_norm: bool,
     ) -> None:
         super().__init__()
+        self.latent_dim = latent_dim
         self.shape = (channels, *height_width(image_size))
         self.condition = condition
         self.joined = normalisation != "conditional_batch"
@@ -187,6 +188,7 @@ class Decoder(nn.Module):
         likelihood: PixelLikelihood,
     ) -> None:
         super().__init__()
+        self.latent_dim = latent_dim
         self.condition = condition
         require_least(1, latent_dim=latent_dim)
         self.shape = (likelihood.num_outputs(channels), *height_width(image_size))

@@ -89,6 +89,7 @@ class Generator(nn.Module):
         group_width: int,
     ) -> None:
         super().__init__()
+        self.latent_dim = latent_dim
         if normalisation != "none":
             raise ValueError(
                 f"normalisation={normalisation} is not for R3GAN, whose generator has no normalisation layers: set it to none, "

@@ -134,6 +134,7 @@ class Decoder(nn.Module):
         likelihood: PixelLikelihood,
     ) -> None:
         super().__init__()
+        self.latent_dim = latent_dim
         features, base = _feature_maps(image_size, widths, num_blocks, normalisation)
         features.reverse()
         self.condition = condition

@@ -139,6 +139,7 @@ class Generator(nn.Module):
         batch_norm_eps: float | None = None,
     ) -> None:
         super().__init__()
+        self.latent_dim = latent_dim
         count, self.base = halvings(image_size, smallest=smallest)
         features = complete_widths(widths, count + 1)
         self.condition = condition

@@ -79,6 +79,7 @@ class Generator(nn.Module):
         conv_clamp: float,
     ) -> None:
         super().__init__()
+        self.latent_dim = latent_dim
         if normalisation != "modulation":
             raise ValueError(
                 f"normalisation={normalisation} is not for StyleGAN2, whose generator has no normalisation layers: set it to "

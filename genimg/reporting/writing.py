@@ -19,6 +19,7 @@ from genimg.reporting.settings import swept_settings
 from genimg.reporting.tables import as_csv, as_markdown
 from genimg.utils.environment import git_commit
 from genimg.utils.files import atomically
+from genimg.utils.terminal import visible
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def write_report(directories: Sequence[Path], output: Path) -> Report:
     }
     for path, text in content.items():
         with atomically(path) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="replace", newline="")  # JSON can hold half characters
+            temporary.write_text(visible(text), encoding="utf-8", errors="replace", newline="")  # JSON can hold half characters
     return report
 
 

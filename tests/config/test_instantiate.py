@@ -530,7 +530,6 @@ def build_method_of(*overrides):
         "+model.discriminator.features.channels=1",
         "+model.generator.image_size=32",
         "+model.discriminator.features.image_size=32",
-        "model.generator.latent_dim=7",
     ],
 )
 def test_networks_that_do_not_fit_the_data_are_refused_with_both_shapes(override):
@@ -546,6 +545,19 @@ def test_autoencoders_that_do_not_fit_the_data_are_refused_with_both_shapes(over
         ConfigError, match=r"16.*(remove channels and image_size below model, which follow the data|, the shape of the)"
     ):
         build_method_of("model=vae_small", override)
+
+
+@pytest.mark.parametrize(
+    ("model", "network", "key"),
+    [
+        *((model, "generator", "model.latent.dim") for model in tiny.SIZES),
+        *((model, "decoder", "model.latent_dim") for model in tiny.AUTOENCODERS if not model.startswith("vq_vae")),
+    ],
+)
+def test_networks_that_take_other_latents_than_the_model_draws_are_refused(model: str, network: str, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{key}=\d+ must be 63, the latent_dim of the {network}") as caught:
+        build_method_of(f"model={model}", *(tiny.SIZES | tiny.AUTOENCODERS)[model], f"model.{network}.latent_dim=63")
+    assert caught.value.key == key
 
 
 @pytest.mark.parametrize("model", ["dcgan_small", "vae_small"])

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from genimg.reporting import write_report
+from genimg.utils.terminal import visible
 
 SECONDS = 10.0  # within which even a slow machine must have read a run
 WORDS = ["", "loss/generator", "evaluation/fid", "evaluation/fid_low", "images", "step", "status", "best", "provenance",
@@ -136,3 +137,5 @@ def test_values_of_other_types_are_shown_or_skipped(tmp_path: Path, seed: int) -
     (run / "config.yaml").write_bytes(as_json({"model": odd(generator), "data": odd(generator), "evaluation": odd(generator)}))
     page = report_of(run, other)
     assert "<script>alert(1)" not in page
+    for text in (page, *((tmp_path / f"report.{ending}").read_text(encoding="utf-8") for ending in ("md", "csv"))):
+        assert visible(text) == text

@@ -68,11 +68,15 @@ def of_torch_beyond_64_bits(config: dict[str, Any]) -> None:
     config["model"]["generator"] = {"_target_": "torch.nn.Linear", "in_features": 2**70, "out_features": 3}
 
 
+def latent(config: dict[str, Any]) -> None:
+    config["model"]["latent"]["dim"] = 10**12
+
+
 def vast(config: dict[str, Any]) -> None:
     config["facts"] = {"image_size": 2**40}
 
 
-HOSTILE = [wide, layered, of_torch, without_weights, beyond_64_bits, of_torch_beyond_64_bits, vast]
+HOSTILE = [wide, layered, of_torch, without_weights, beyond_64_bits, of_torch_beyond_64_bits, latent, vast]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs the peak of the memory")
