@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -73,6 +73,7 @@ def assemble(
     may_replace_evaluation: bool = False,
     dataset: Source | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    check_classes: Callable[[Sequence[str]], None] | None = None,
 ) -> Assembly:
     """Build a training's components; cheap checks run first, so a typo fails before any download.
 
@@ -84,6 +85,7 @@ def assemble(
         may_replace_evaluation: Whether another evaluation, or none, takes the place of one whose weights cannot be had.
         dataset: Images to train on; None builds the config's.
         weights: See ``build_method``.
+        check_classes: Called with the names of the data's classes before the model is built.
 
     Raises:
         ConfigError, DataError: For what a config or the data can have wrong.
@@ -103,6 +105,8 @@ def assemble(
     with first_of_each_host():
         dataset = build_dataset(config, builder, dataset)
     with failing_together():
+        if check_classes is not None:
+            check_classes(dataset.class_names)
         dataset = _large_enough(dataset, config, builder.batch_size)
         builder = replace(builder, epoch_size=len(dataset))
         settings = builder.settings(TrainerSettings, trainer_config, "trainer")

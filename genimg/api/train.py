@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +277,7 @@ def _built(
         may_replace_evaluation=replaceable,
         dataset=None if dataset is None else _own_dataset(dataset, config),
         weights=None if saved is None else saved.state["method"],
+        check_classes=None if saved is None else partial(resume.check_classes, saved.state, force=bool(config["resume_force"])),
     )
     parts = resolve_auto(
         assembly.components,

@@ -195,6 +195,20 @@ def same_measure(old: Node, new: Node) -> bool:
     return {k: v for k, v in old.items() if k not in indifferent} == {k: v for k, v in new.items() if k not in indifferent}
 
 
+_OTHER_IMAGES = "point data.root at the images of before, or continue all the same with resume_force=true"
+
+
+def check_classes(saved: Node, class_names: Sequence[str], *, force: bool) -> None:
+    """Compare the data's classes with those of the checkpoint, before a model is built for them.
+
+    Raises:
+        ConfigError: If they are others, and ``force`` is not set.
+    """
+    before = {key: value for key, value in _recorded_images(saved).items() if key == "class_names"}
+    if not force and (refused := refused_differences(before, {"class_names": list(class_names)})):
+        raise ConfigError("; ".join(refused), _OTHER_IMAGES)
+
+
 def check_facts(saved: Node, facts: Node, *, force: bool) -> None:
     """Compare what the config does not say: the images, and the arithmetic.
 
@@ -233,10 +247,9 @@ def _recorded_images(saved: Node) -> Node:
 def _compare_images(saved: Node, facts: Node, *, force: bool) -> None:
     """Raise, or warn, where a run's images are not those that its checkpoint records."""
     before, now = _recorded_images(saved), facts["data"]
-    fix = "point data.root at the images of before, or continue all the same with resume_force=true"
     if refused := refused_differences(before, now):
         if not force:
-            raise ConfigError(f"{'; '.join(refused)}: {fix}")
+            raise ConfigError("; ".join(refused), _OTHER_IMAGES)
         log.warning("resuming with other data: %s", "; ".join(refused))
     if "data" not in saved:
         log.warning("the checkpoint does not record which images it was trained on: whether they are the same is not known")

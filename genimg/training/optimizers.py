@@ -65,8 +65,8 @@ class OptimizerSpec:
             ConfigError: If the class does not take the settings.
         """
         if self.make in _UNFIT:
-            raise ConfigError(f"optimizer._target_={self.make.__name__} cannot train here, because {_UNFIT[self.make]}",
-                              "choose another optimizer", key="optimizer._target_")  # fmt: skip
+            raise ConfigError(f"the optimizer {self.make.__name__} cannot be used here, because {_UNFIT[self.make]}",
+                              "choose another one", key="optimizer._target_")  # fmt: skip
         settings = {key: valued(value, 0, batch_size) for key, value in self.settings.items()}
         further = defaults(self.make, settings)  # outside, so that a bug there is not taken for a wrong setting
         try:

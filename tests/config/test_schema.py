@@ -112,7 +112,7 @@ def test_the_files_set_only_what_differs_from_the_schema() -> None:
         ("prepare", ["data.refresh_index=3"], "data.refresh_index=3 must be true or false"),
         ("augment_files", ["num_workers=all"], "num_workers=all must be auto or a whole number"),
         ("export", ["format=pickle"], "format=pickle must be pt2, onnx or safetensors"),
-        ("report", ["output=[a,b]"], "output=['a', 'b'] must be a file or null"),
+        ("report", ["output=[a,b]"], "output=[a, b] must be a file or null"),
     ],
 )  # fmt: skip
 def test_what_the_schema_refuses_gets_one_line(command: str, arguments: list[str], message: str) -> None:

@@ -92,13 +92,13 @@ def theirs(name, real, fake, *, splits, subset_size, **settings):
     )  # fmt: skip
 
 
-def check(found, expected, suffix, count):
+def check(found, expected, suffix, count, deviation=1e-4):
     names = {key: f"{key}{count}_{suffix}" for key in ("fd", "is", "kd", "precision", "recall")}
     assert found[names["fd"]] == pytest.approx(expected["frechet_inception_distance"], rel=1e-4)
     assert found[names["is"]] == pytest.approx(expected["inception_score_mean"], rel=1e-6)
     assert found[f"{names['is']}_std"] == pytest.approx(expected["inception_score_std"], abs=1e-6)
     assert found[names["kd"]] == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-4)
-    assert found[f"{names['kd']}_std"] == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-4)
+    assert found[f"{names['kd']}_std"] == pytest.approx(expected["kernel_inception_distance_std"], rel=deviation)
     assert found[names["precision"]] == pytest.approx(expected["precision"], abs=1e-4)
     assert found[names["recall"]] == pytest.approx(expected["recall"], abs=1e-4)
 
@@ -121,4 +121,5 @@ def test_all_metrics_agree_with_torch_fidelity_on_inception(tmp_path, monkeypatc
     settings = {"splits": 4, "subset_size": 10}
     found = ours(Inception(weights=str(inception_weights), sha256=None), real, fake, **settings, tmp_path=tmp_path)
     expected = theirs("inception-v3-compat", real, fake, **settings, feature_extractor_weights_path=str(inception_weights))
-    check(found, expected, "inception_unknown", 20)
+    # Of subsets of 10 images; the two round their features differently, by how much depends on the processor.
+    check(found, expected, "inception_unknown", 20, deviation=1e-3)

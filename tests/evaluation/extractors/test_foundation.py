@@ -163,7 +163,7 @@ def test_a_repository_that_lacks_the_model_is_refused(dinov2):
 
 def test_no_config_can_name_code_to_run():
     """A config may come out of a downloaded checkpoint."""
-    assert set(inspect.signature(DINOv2).parameters) == {"model", "weights", "sha256"}
+    assert set(inspect.signature(DINOv2).parameters) == {"model", "weights", "sha256", "may_download"}
 
 
 def test_dinov2_weights_that_cannot_be_had_name_their_file_and_the_ways_out(dinov2, tmp_path):
