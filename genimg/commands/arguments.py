@@ -10,7 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from genimg.errors import CheckpointError, ConfigError
-from genimg.utils.paths import RUN_FILES, directory_to_continue_in, expanded
+from genimg.utils.paths import RUN_FILES, config_dir, directory_to_continue_in, expanded
 from genimg.utils.regular_files import require_plain
 from genimg.utils.torchrun import is_restarted, may_restart, rank_of_torchrun
 from genimg.utils.words import quoted, unquoted
@@ -80,7 +80,8 @@ def in_hydras_order(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with all flags behind the overrides: Hydra takes no overrides behind a flag that has a value.
 
     Raises:
-        ConfigError: For a ``--config-dir`` that does not exist or holds what Hydra would misread, or an empty ``run_dir=``.
+        ConfigError: For a ``--config-dir`` that does not exist or holds what Hydra would misread, an empty ``run_dir=``, or a
+            group that is chosen twice.
     """
     words, flags = parted(arguments)
     for flag, value in zip_longest(flags, flags[1:], fillvalue=""):
@@ -90,6 +91,11 @@ def in_hydras_order(arguments: Sequence[str]) -> list[str]:
             raise ConfigError(f"--config-dir {given} does not exist: give a directory of configs", key="")
         if name in ("--config-dir", "-cd") and given and (marked := _with_byte_order_mark(Path(given))):
             raise ConfigError(f"{marked} begins with a byte order mark, hiding its first line: save it as UTF-8 without it")
+    keys = {word.partition("=")[0] for word in words}
+    for word in words:
+        key = word.partition("=")[0].lstrip("+")
+        if word.startswith("+") and key in keys and Path(config_dir(), key).is_dir():  # Hydra would omit it without a word
+            raise ConfigError(f"{word} has no effect beside another {key}=: give one of them", key=key)
     if value_of("run_dir", words) == "":
         raise ConfigError("run_dir= is empty: name a directory, or omit it", key="run_dir")
     return [*words, *flags]

@@ -155,6 +155,8 @@ def _explain_config_error(error: Exception, command: str, arguments: list[str]) 
         if given is not None and schema.type_of(key, command) == "mapping":
             return f"{key}={given} has keys that {key} does not have yet: write {shlex.quote(f'++{key}={given}')}"
         return _explain_unknown_key(key, command, arguments)
+    if twice := re.match(r"Multiple values for (\S+)\. ", text):
+        return f"{twice[1]}= chooses an option already: write {twice[1]}=NAME, without +"
     if "Ambiguous value for argument" in text:
         key, _, value = text.partition("'")[2].partition("\n")[0].rstrip("'").partition("=")
         one, several = f'{key}="{quoted(value)}"', f"'{key}=[{value}]'"

@@ -242,6 +242,8 @@ def test_a_bug_in_a_job_is_told_apart_from_a_setting_that_cannot_work(
 CASES = [
     ("train", ["modle=dcgan"], "modle"),
     ("train", ["model=dcgam"], "model=dcgam"),
+    ("train", ["+model=dcgan"], "model= chooses an option already: write model=NAME"),
+    ("train", ["model=vae_small", "+model=dcgan"], "+model=dcgan has no effect beside another model="),
     ("train", ["trainer.nosuch=1"], "trainer.nosuch"),
     ("train", ["trainer.batch_size=["], "trainer.batch_size"),
     ("train", ["trainer.duration"], "'trainer.duration' is not key=value"),
