@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,18 @@ def run_command(
     return _server().run(f"genimg-{command}", *arguments, cwd=cwd, env=env)
 
 
+def run_commands(
+    commands: Iterable[Sequence[str]], cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> tuple[list[int], str]:
+    """Run commands, such as ``["train", "model=vae"]``, one after the other; return exit codes and all that is printed."""
+    codes, output = [], ""
+    for command, *arguments in commands:
+        done = run_command(command, *arguments, cwd=cwd, env=env)
+        codes.append(done.returncode)
+        output += f"{done.stdout}{done.stderr}-- {command} {' '.join(arguments)} -> {done.returncode}\n"
+    return codes, output
+
+
 class _Forked:
     """A process that is a fork of this one, for ``python -m genimg.X ARGUMENTS``: what a queue of jobs needs of ``Popen``."""
 
@@ -121,6 +133,7 @@ def _popen(command: list[str], **settings: Any) -> Any:
 
 def _leave_with(words: list[str]) -> None:
     """Run a command in this process, and end it with the command's exit code."""
+    from hydra._internal.hydra import Hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.singleton import Singleton
@@ -129,6 +142,9 @@ def _leave_with(words: list[str]) -> None:
 
     GlobalHydra.instance().clear()
     Singleton._instances.pop(HydraConfig, None)
+    if not any(word.startswith("-") or "hydra" in word or "sweep" in word for word in words[1:]):
+        # Hydra composes the config twice, first to see whether it says hydra.mode: a third of a short command's time.
+        Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
     sys.argv = words
     name = words[0].removeprefix("genimg-")
     try:

@@ -1,40 +1,22 @@
 """Every GAN's networks with every kind of loss, conditioning, penalty and augmentation, through the command line.
 
 Each cell trains. Each network, loss, conditioning, penalty and augmentation is also stopped, resumed bit for bit, sampled and
-evaluated; losses and conditionings are so with one network alone. A row of the table is one process.
+evaluated; losses and conditionings are so with one network alone.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from fork_server import run_commands
 
 from genimg.config.messages import is_choice
 from genimg.utils.paths import config_dir
-
-PROGRAM = """
-import json, sys
-from genimg import cli
-
-outcomes = []
-for command, *arguments in json.loads(sys.stdin.read()):
-    sys.argv = [f"genimg-{command}", *arguments]
-    try:
-        getattr(cli, {"eval": "evaluate"}.get(command, command))()
-        outcomes.append(0)
-    except SystemExit as error:
-        outcomes.append(error.code)
-    print("--", command, *arguments, "->", outcomes[-1], file=sys.stderr, flush=True)
-print(json.dumps(outcomes))
-"""
 
 COMMON = [
     "data.image_size=16", "data.num_images=64", "trainer.batch_size=8", "trainer.preview_images=4", "precision=fp32",
@@ -56,15 +38,10 @@ PENALTIES = (
 )  # fmt: skip
 
 
-def run(commands: list[list[str]], folder: Path) -> tuple[list[Any], str]:
+def run(commands: list[list[str]], folder: Path) -> tuple[list[int], str]:
+    """Run commands one after the other, and return their exit codes and all that they have printed."""
     environment = os.environ | {"GENIMG_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        input=json.dumps(commands), cwd=folder, env=environment, capture_output=True, text=True, timeout=550,
-    )  # fmt: skip
-    output = result.stdout + result.stderr
-    assert result.returncode == 0, output
-    return json.loads(result.stdout.splitlines()[-1]), output
+    return run_commands(commands, folder, environment)
 
 
 def walk(cells: dict[str, list[str]], folder: Path) -> None:

@@ -5,14 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-PROGRAM = """
-import json, sys
-from genimg import cli
-for name, *arguments in json.loads(sys.argv[1]):
-    print("command", name)
-    sys.argv = [f"genimg-{name}", *arguments]
-    getattr(cli, {"eval": "evaluate"}.get(name, name))()
-"""
 SMALL = [
     "data=shapes", "data.num_images=64", "data.image_size=16", "trainer.batch_size=16", "trainer.duration=2 steps",
     "trainer.preview_images=4", "evaluation=none", "device=cpu",

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from command_runs import DENOISER, GAN, INPAINTER, PIX2PIX, PROGRAM, VAE, Commands
+from command_runs import DENOISER, GAN, INPAINTER, PIX2PIX, VAE, Commands
+from fork_server import run_command, run_commands
 from PIL import Image
 
 
 @pytest.fixture(scope="session")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Commands:
-    """Runs of several models, with samples, translations and an evaluation, all by one thread of one process."""
+    """Runs of several models, with samples, translations and an evaluation, all by one thread."""
     home = tmp_path_factory.mktemp("commands")
     (home / "photos").mkdir()
     numbers = np.random.default_rng(0)
@@ -34,8 +32,8 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Commands:
          f"output={home / 'result.json'}"],
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GENIMG_CACHE": str(home / "cache")}
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(words)], capture_output=True, text=True, cwd=home, env=environment
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return Commands(home, (result.stdout + result.stderr).split("command eval")[-1])
+    codes, output = run_commands(words[:-1], home, environment)
+    assert codes == [0] * len(codes), output
+    evaluated = run_command(*words[-1], cwd=home, env=environment)
+    assert evaluated.returncode == 0, evaluated.stderr
+    return Commands(home, evaluated.stdout + evaluated.stderr)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fork_server import run_command
 
 TINY = ["model.generator.width=4", "model.discriminator.features.width=4"]
 
 
 def train(cwd: Path, *arguments: str) -> tuple[int, str]:
     environment = {**os.environ, "GENIMG_CACHE": str(cwd / "cache"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "genimg.train", "data.num_images=300", "device=cpu", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=cwd, timeout=200)
+    done = run_command("train", "data.num_images=300", "device=cpu", *arguments, cwd=cwd, env=environment)
     return done.returncode, done.stdout + done.stderr
 
 

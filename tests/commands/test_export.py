@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from fork_server import run_command
+from fork_server import run_command, run_commands
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
@@ -32,13 +32,6 @@ from genimg.utils.images import to_uint8
 from genimg.utils.paths import config_dir
 
 OLDER = b'older, with "genimg_version"'  # as genimg-export left it
-TRAINING = """
-import json, sys
-from genimg import cli
-for arguments in json.loads(sys.argv[1]):
-    sys.argv = ["genimg-train", *arguments]
-    cli.train()
-"""
 SMALL = ["data=shapes", "data.num_images=16", "data.image_size=16", "trainer.batch_size=8", "trainer.duration=2 steps",
          "trainer.preview_images=4", "evaluation=none", "device=cpu"]  # fmt: skip
 RUNS = {
@@ -78,9 +71,9 @@ for name in names:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run directories of models that have hardly been trained."""
     root = tmp_path_factory.mktemp("runs")
-    lines = [[*arguments, f"run_dir={root / name}"] for name, arguments in RUNS.items()]
-    result = subprocess.run([sys.executable, "-c", TRAINING, json.dumps(lines)], capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stdout + result.stderr
+    lines = [["train", *arguments, f"run_dir={root / name}"] for name, arguments in RUNS.items()]
+    codes, output = run_commands(lines)
+    assert codes == [0] * len(lines), output
     return root
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fork_server import run_commands
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
@@ -27,19 +28,6 @@ from genimg.data.datasets.shapes import ShapesSource
 from genimg.errors import DataError
 from genimg.utils.paths import config_dir
 
-ONE_AFTER_THE_OTHER = """
-import json, os, sys
-from genimg import cli
-import genimg.commands.train  # imported once; every run is a fork
-for arguments in json.loads(sys.argv[1]):
-    child = os.fork()
-    if child == 0:
-        sys.argv = ["genimg-train", *arguments]
-        cli.train()
-        sys.exit()
-    if os.waitpid(child, 0)[1] != 0:
-        sys.exit(f"failed: {arguments}")
-"""
 STOPPED = """
 import glob, json, os, signal, sys, time
 from genimg import cli
@@ -99,7 +87,8 @@ def root_logger() -> Iterator[None]:
 
 def train(*runs: list[str]) -> None:
     """One genimg-train after the other."""
-    run(ONE_AFTER_THE_OTHER, json.dumps(runs))
+    codes, output = run_commands(["train", *arguments] for arguments in runs)
+    assert codes == [0] * len(runs), output
 
 
 def prepare_here(*overrides: str) -> None:

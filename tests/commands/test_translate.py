@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fork_server import run_command
+from fork_server import run_command, run_commands
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from torch import Tensor
@@ -30,13 +27,6 @@ from genimg.utils.images import to_uint8
 from genimg.utils.outputs import MARK
 from genimg.utils.paths import config_dir
 
-TRAINING = """
-import json, sys
-from genimg import cli
-for arguments in json.loads(sys.argv[1]):
-    sys.argv = ["genimg-train", *arguments]
-    cli.train()
-"""
 SMALL = ["data.image_size=16", "trainer.batch_size=4", "trainer.duration=2 steps", "trainer.preview_images=2", "device=cpu"]
 SMALL += ["evaluation=none"]
 SHAPES = [*SMALL, "data=shapes", "data.num_images=8"]
@@ -64,12 +54,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(root / "b", {f"{i}.png": (16, 16) for i in range(4)}, seed=1)
     domains = [f"data.a={root / 'a'}", f"data.b={root / 'b'}"]
     lines = [
-        [*arguments, f"run_dir={root / name}", *(domains if name in ("pix2pix", "cyclegan") else [])]
+        ["train", *arguments, f"run_dir={root / name}", *(domains if name in ("pix2pix", "cyclegan") else [])]
         for name, arguments in RUNS.items()
     ]
-    command = [sys.executable, "-c", TRAINING, json.dumps(lines)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert result.returncode == 0, result.stdout + result.stderr
+    codes, output = run_commands(lines)
+    assert codes == [0] * len(lines), output
     return root
 
 
