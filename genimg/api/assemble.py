@@ -32,7 +32,7 @@ from genimg.methods.base import Method
 from genimg.methods.image_to_image import Translation
 from genimg.training.components import TrainingComponents
 from genimg.training.decisions import Decisions
-from genimg.training.device import Precision, choose_device, choose_precision, keep_freed_memory
+from genimg.training.device import Precision, choose_device, choose_precision
 from genimg.training.optimizers import OptimizerSpec
 from genimg.training.performance import Performance
 from genimg.training.schedules import OptimizerSchedules
@@ -99,8 +99,6 @@ def assemble(
         if (name := of_first_rank(precision.name)) != precision.name:
             raise ConfigError(f"precision={config['precision']} is {precision.name} here and {name} elsewhere: name one")
     precision.apply_globally()
-    if device.type == "cpu":
-        keep_freed_memory()
     torch.manual_seed(config["seed"])  # of the initial weights
     with first_of_each_host():
         dataset = build_dataset(config, builder, dataset)

@@ -21,7 +21,7 @@ from genimg.data.facts import DataFacts
 from genimg.data.identity import identity_of, refused_differences, warned_differences
 from genimg.errors import CheckpointError, DataError
 from genimg.methods.base import Method
-from genimg.training import checkpoint
+from genimg.training import checkpoint, cpu
 from genimg.utils.paths import expanded
 
 log = logging.getLogger(__name__)
@@ -109,6 +109,8 @@ class TrainedCheckpoint:
                 "version of genimg, and of the packages in allow=, that it was trained with",
                 key="ckpt",
             ) from error
+        if device.type == "cpu":
+            cpu.use_faster_layers(method)
         return method.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def changed(self, config: Mapping[str, Any], builder: instantiate.Builder) -> TrainedCheckpoint:

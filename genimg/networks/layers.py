@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from genimg.networks.products import ConvTranspose2d
 from genimg.types import height_width
 from genimg.utils.numbers import require_least
 
@@ -82,23 +81,6 @@ class ConditionalBatchNorm2d(nn.Module):
         return self.norm(features) * (1.0 + scale) + shift
 
 
-class InstanceNorm2d(nn.InstanceNorm2d):
-    """PyTorch's, image by image where that is faster: on a CPU, for features with channels last.
-
-    PyTorch's own first copies such features into contiguous ones and leaves its result in that format, so that the layers
-    behind are slow, too; its batch norm of a single image, which is the same, keeps the format.
-    """
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C, H, W]."""
-        last = features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
-        if features.device.type != "cpu" or not last:
-            return super().forward(features)
-        return torch.cat(
-            [F.batch_norm(one, None, None, self.weight, self.bias, training=True, eps=self.eps) for one in features.split(1)]
-        )
-
-
 NORMALISATIONS = ("none", "batch", "conditional_batch", "instance", "layer")
 
 
@@ -124,7 +106,7 @@ def normalisation_layer(kind: str, channels: int, condition_dim: int = 0, *, aff
     if kind == "conditional_batch":
         return ConditionalBatchNorm2d(channels, condition_dim)
     if kind == "instance":
-        return InstanceNorm2d(channels, affine=affine)
+        return nn.InstanceNorm2d(channels, affine=affine)
     if kind == "layer":
         return nn.GroupNorm(1, channels)
     raise ValueError(f"normalisation={kind} is unknown: choose one of {', '.join(NORMALISATIONS)}")
@@ -175,7 +157,7 @@ def upsampling_convolution(inputs: int, outputs: int, size: int, *, kind: str, b
         ValueError: for another kind.
     """
     if kind == "transposed":
-        return ConvTranspose2d(inputs, outputs, size, stride=2, padding=1, output_padding=size % 2, bias=bias)
+        return nn.ConvTranspose2d(inputs, outputs, size, stride=2, padding=1, output_padding=size % 2, bias=bias)
     if kind == "resize":
         return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias))
     raise ValueError(f"upsampling={kind} is unknown: choose one of {', '.join(UPSAMPLINGS)}")

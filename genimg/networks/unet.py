@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from genimg.networks.layers import halvings, initialise, normalisation_layer, spectral_normalise, upsampling_convolution
-from genimg.networks.products import Conv2d
 from genimg.utils.numbers import require_least
 
 _WIDEST = 8  # times the first width; section 6.1.1 of the paper
@@ -65,7 +64,7 @@ class Translator(nn.Module):
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()
         inputs = source_channels
         for level, outputs in enumerate(widths):
-            halving = Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=bias)
+            halving = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=bias)
             first, last = level == 0, level == count - 1
             norm = normalisation_layer("none" if first or last else normalisation, outputs, affine=False)
             self.downs.append(nn.Sequential(*([] if first else [nn.LeakyReLU(0.2)]), halving, norm))

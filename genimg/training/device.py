@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import platform
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,7 +12,6 @@ import torch
 
 from genimg.errors import ConfigError
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 DEVICES = ("auto", "cuda", "cpu", "mps")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 
@@ -89,24 +85,6 @@ def _has_fast_bf16(device: torch.device) -> bool:
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return False
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep memory that tensors on the CPU leave behind, for those of the next step; glibc only.
-
-    By default it returns every block above 32 MiB to the system at once, and much of the rest, so that each step has its
-    memory mapped and zeroed again: up to a quarter of a step's time (docs/performance.md). Whoever has set glibc's own
-    environment variables is left alone.
-    """
-    if sys.platform != "linux" or any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")):
-        return
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is None:  # another C library
-        return
-    if not set_option(_M_MMAP_THRESHOLD, 2**30):
-        set_option(_M_MMAP_THRESHOLD, 2**25)  # the most that an older glibc takes
-    set_option(_M_TRIM_THRESHOLD, 2**31 - 1)
-    set_option(_M_TOP_PAD, 2**26)
 
 
 def describe_hardware(device: torch.device) -> dict[str, str | int]:

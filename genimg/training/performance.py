@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from genimg.errors import ConfigError
 from genimg.methods.base import Method
+from genimg.training import cpu
 from genimg.training.activation_checkpointing import recompute_blocks
 
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
@@ -28,12 +29,14 @@ class Performance:
         compile: a mode of torch.compile for every trained network, or False. ``reduce-overhead`` replays CUDA graphs.
             ``auto`` is settled by a trial on a GPU (training/autotune.py), and is False elsewhere.
         activation_checkpointing: blocks of networks are computed a second time in the backward pass, to save memory.
+        cpu: what only a CPU needs (training/cpu.py): other ways to compute some layers, Adam without copies, memory kept.
     """
 
     channels_last: bool | str
     fused_optimizer: bool | str
     compile: bool | str
     activation_checkpointing: bool = False
+    cpu: bool = True
 
     def __post_init__(self) -> None:
         for name in ("channels_last", "fused_optimizer"):
@@ -62,6 +65,9 @@ class Performance:
             ConfigError: If activation checkpointing is requested for networks without blocks.
         """
         method.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
+        if self.cpu and device.type == "cpu":
+            cpu.keep_freed_memory()
+            cpu.use_faster_layers(method)
         if self.compile in _COMPILE_MODES:
             self.compile_networks(method)
         if self.activation_checkpointing and not sum(recompute_blocks(network) for network in _trained_networks(method)):
@@ -98,9 +104,8 @@ class Performance:
 
     def place_optimizer(self, optimizer: Optimizer) -> None:
         """What keyword arguments cannot say: on a CPU, a fused Adam or AdamW walks through memory as it lies."""
-        on_cpu = all(parameter.device.type == "cpu" for group in optimizer.param_groups for parameter in group["params"])
-        if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and optimizer.defaults.get("fused") and on_cpu:
-            _step_without_copies(optimizer)
+        if self.cpu:
+            cpu.step_without_copies(optimizer)
 
     def describe(self, optimizers: Iterable[Optimizer]) -> str:
         """What was chosen, in words."""
@@ -117,38 +122,6 @@ def _trained_networks(method: Method) -> list[nn.Module]:
     # Not by requires_grad, which the updater switches from one group to the next.
     trained = {id(parameter) for group in method.parameter_groups().values() for parameter in group}
     return [network for network in method.children() if any(id(parameter) in trained for parameter in network.parameters())]
-
-
-def _step_without_copies(optimizer: Optimizer) -> None:
-    """Let Adam's step see tensors with channels last in memory as contiguous ones of permuted shape.
-
-    PyTorch's fused kernel for the CPU wants contiguous tensors: it copies every weight, gradient and moment that is not,
-    and copies three of them back, two thirds of the step's time. It works element by element, so that a view with the
-    dimensions in memory's order, the same for all tensors of one parameter, gives the same bits.
-    """
-    gather = optimizer._init_group  # type: ignore[attr-defined]
-    if tuple(inspect.signature(gather).parameters) != _GATHERED:  # a PyTorch that does it in another way is left alone
-        return
-
-    def gather_views(group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], *others: list[Tensor]) -> bool:
-        has_complex: bool = gather(group, parameters, gradients, *others)
-        permuted = [not parameter.is_contiguous() and _is_channels_last(parameter) for parameter in parameters]
-        for tensors in (parameters, gradients, *others[:-1]):  # the last are the numbers of steps; amsgrad's may be empty
-            for index, _ in enumerate(tensors):
-                if permuted[index]:
-                    tensors[index] = tensors[index].permute(0, 2, 3, 1)
-        # The kernel reads a gradient in memory's order, whatever its strides. Autograd's have the parameter's.
-        gradients[:] = [gradient.contiguous() for gradient in gradients]
-        return has_complex
-
-    optimizer._init_group = gather_views  # type: ignore[attr-defined]
-
-
-_GATHERED = ("group", "params_with_grad", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps")
-
-
-def _is_channels_last(tensor: Tensor) -> bool:
-    return tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def lay_out_as_parameters(optimizer: Optimizer) -> None:

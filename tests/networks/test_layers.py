@@ -144,38 +144,6 @@ def test_normalisations_with_a_scale_and_a_shift_for_every_channel(kind):
     assert torch.allclose(layer(features), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-@pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("shape", [(3, 4, 5, 6), (1, 7, 8, 3)])
-def test_instance_norm_of_channels_last_is_pytorchs_with_its_gradients_and_names(shape, affine, dtype, tolerance):
-    torch.manual_seed(0)
-    layer = normalisation_layer("instance", shape[1], affine=affine).to(dtype)
-    pytorchs = nn.InstanceNorm2d(shape[1], affine=affine).to(dtype)
-    for parameter in layer.parameters():
-        nn.init.normal_(parameter)
-    pytorchs.load_state_dict(layer.state_dict())
-    values, weights = torch.randn(shape, dtype=dtype) * 2 + 3, torch.randn(shape, dtype=dtype)
-    results = []
-    for norm, memory_format in ((layer, torch.channels_last), (pytorchs, torch.contiguous_format)):
-        features = values.clone(memory_format=memory_format).requires_grad_()
-        result = norm(features)
-        assert result.is_contiguous(memory_format=memory_format)
-        inputs = [features, *norm.parameters()]
-        gradients = torch.autograd.grad((weights * result).sum(), inputs, create_graph=True)
-        second = torch.autograd.grad(gradients[0].square().mean(), features)  # as of a gradient penalty
-        results.append([result, *gradients, *second])
-    for ours, theirs in zip(*results, strict=True):
-        assert torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance)
-
-
-def test_instance_norm_of_channels_last_in_bfloat16_is_that_of_float32():
-    layer = normalisation_layer("instance", 4)
-    features = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
-    result = layer(features.bfloat16())
-    assert result.dtype == torch.bfloat16
-    assert torch.allclose(result.float(), layer(features), atol=0.03)  # bfloat16 has 8 bits, values here are below 4
-
-
 def test_conditional_normalisation_and_refusals():
     layer = normalisation_layer("conditional_batch", 4, 3)
     assert isinstance(layer, ConditionalBatchNorm2d)

@@ -45,7 +45,6 @@ HARMLESS = {
     "genimg.methods.gan.GAN.sampled_weights",  # ema or raw
     "genimg.methods.gan.judgement.output",
     "genimg.methods.base.require_shape.output",
-    "genimg.networks.products.ConvTranspose2d.output_padding",
     "genimg.training.wandb.WandbRecorder.project",  # a logger is taken from the command line alone
     "genimg.training.wandb.WandbRecorder.entity",
 }

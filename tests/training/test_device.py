@@ -1,10 +1,5 @@
 """What the config asks for, checked against what the machine has."""
 
-import os
-import platform
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -126,26 +121,3 @@ def test_tensor_float_32_is_allowed_only_where_it_was_asked_for(monkeypatch, nam
         assert torch.backends.cudnn.allow_tf32 is tf32
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-_FAULTS = """
-import resource, torch
-from genimg.training.device import keep_freed_memory
-keep_freed_memory()
-for step in range(40):  # the first ones find no place of the right size
-    if step == 30:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.zeros(2**25, dtype=torch.uint8)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-def test_freed_memory_is_kept_unless_the_user_decided_otherwise():
-    def page_faults(**environment):
-        process = subprocess.run(
-            [sys.executable, "-c", _FAULTS], env=os.environ | environment, capture_output=True, text=True, check=True
-        )
-        return int(process.stdout)
-
-    assert page_faults() < page_faults(MALLOC_TRIM_THRESHOLD_="131072") / 4

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -97,43 +95,3 @@ def test_what_was_chosen_is_said():
 @pytest.mark.parametrize("settings", [{"foreach": True}, {"differentiable": True}, {"fused": False}])
 def test_settings_that_exclude_a_fused_optimizer_win(settings):
     assert performance().of_optimizer(torch.optim.Adam, settings, CPU) == {}
-
-
-@pytest.mark.parametrize("amsgrad", [False, True])
-@pytest.mark.parametrize("optimizer_class", [torch.optim.Adam, torch.optim.AdamW])
-def test_a_placed_optimizer_steps_as_fused_and_plain_ones(optimizer_class, amsgrad):
-    torch.manual_seed(0)
-    placed = nn.Sequential(nn.Conv2d(3, 7, 3), nn.Conv2d(7, 5, 1), nn.Linear(3, 2), nn.Conv2d(16, 32, 4))
-    placed.to(memory_format=torch.channels_last)
-    fused, plain = copy.deepcopy(placed), copy.deepcopy(placed)
-    networks = (placed, fused, plain)
-    settings = {"lr": 1e-2, "weight_decay": 0.1, "amsgrad": amsgrad}
-    optimizers = [optimizer_class(network.parameters(), fused=network is not plain, **settings) for network in networks]
-    performance().place_optimizer(optimizers[0])
-    for step in range(4):
-        for parameters in zip(*(network.parameters() for network in networks), strict=True):
-            gradient = torch.randn(parameters[0].shape)  # contiguous, where autograd's have the parameter's layout
-            for parameter in parameters:
-                parameter.grad = torch.empty_like(parameter).copy_(gradient)
-            if step == 3:
-                parameters[0].grad = gradient
-        if step == 2:
-            for network in networks:
-                network[0].weight.grad = None  # not in every step
-        for optimizer in optimizers:
-            optimizer.step()
-    for parameter, as_fused, as_plain in zip(*(network.parameters() for network in networks), strict=True):
-        assert torch.equal(parameter, as_fused)
-        assert torch.allclose(parameter, as_plain, rtol=1e-5, atol=1e-6)
-        states = [optimizer.state[p] for optimizer, p in zip(optimizers, (parameter, as_fused), strict=False)]
-        assert len(states[0]) == 3 + amsgrad
-        for key, value in states[0].items():
-            assert torch.equal(value, states[1][key])
-            assert value.stride() == states[1][key].stride()
-
-
-def test_only_what_has_copies_to_save_is_changed():
-    convolution = nn.Conv2d(3, 7, 3)
-    for optimizer in (torch.optim.SGD(convolution.parameters(), fused=True), torch.optim.Adam(convolution.parameters())):
-        performance().place_optimizer(optimizer)
-        assert "_init_group" not in vars(optimizer)

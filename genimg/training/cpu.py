@@ -1,0 +1,173 @@
+"""What makes a model faster on a CPU: other ways to compute the same. Results differ by rounding only.
+
+Networks know nothing of it. Measurements are in docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import os
+import sys
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+# At 4 to 16 positions the product took a half to a quarter of the time on an AMD EPYC, and at 64 it was slower.
+_MOST_POSITIONS = 32  # of the smaller side, in a batch
+_LEAST_WEIGHTS = 2**19  # of a layer; smaller ones were not measured, and are left to the convolution
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
+
+
+def use_faster_layers(model: nn.Module) -> None:
+    """Let PyTorch's convolutions and instance norms in a model compute their results in a way that is faster on a CPU.
+
+    In place: parameters, their names and copies stay as they are. Layers of other classes are left alone, and so are all on
+    another device.
+    """
+    for layer in model.modules():
+        if type(layer) is nn.InstanceNorm2d and not layer.track_running_stats:
+            layer.__class__ = _InstanceNorm2d
+        elif type(layer) is nn.Conv2d and _may_be_product(layer):
+            layer.__class__ = _Conv2d
+        elif type(layer) is nn.ConvTranspose2d and _may_be_product(layer):
+            layer.__class__ = _ConvTranspose2d
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep memory that tensors on the CPU leave behind, for those of the next step; glibc only.
+
+    By default it returns every block above 32 MiB to the system at once, and much of the rest, so that each step has its
+    memory mapped and zeroed again: up to a quarter of a step's time (docs/performance.md). Whoever has set glibc's own
+    environment variables is left alone.
+    """
+    if sys.platform != "linux" or any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")):
+        return
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is None:  # another C library
+        return
+    if not set_option(_M_MMAP_THRESHOLD, 2**30):
+        set_option(_M_MMAP_THRESHOLD, 2**25)  # the most that an older glibc takes
+    set_option(_M_TRIM_THRESHOLD, 2**31 - 1)
+    set_option(_M_TOP_PAD, 2**26)
+
+
+def step_without_copies(optimizer: Optimizer) -> None:
+    """Let the step of a fused Adam or AdamW see tensors with channels last in memory as contiguous ones of permuted shape.
+
+    Other optimizers, and parameters elsewhere than on a CPU, are left as they are.
+
+    PyTorch's fused kernel for the CPU wants contiguous tensors: it copies every weight, gradient and moment that is not,
+    and copies three of them back, two thirds of the step's time. It works element by element, so that a view with the
+    dimensions in memory's order, the same for all tensors of one parameter, gives the same bits.
+    """
+    on_cpu = all(parameter.device.type == "cpu" for group in optimizer.param_groups for parameter in group["params"])
+    is_fused_adam = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and optimizer.defaults.get("fused")
+    if not (is_fused_adam and on_cpu):
+        return
+    gather = optimizer._init_group  # type: ignore[attr-defined]
+    if tuple(inspect.signature(gather).parameters) != _GATHERED:  # a PyTorch that does it in another way is left alone
+        return
+
+    def gather_views(group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], *others: list[Tensor]) -> bool:
+        has_complex: bool = gather(group, parameters, gradients, *others)
+        permuted = [not parameter.is_contiguous() and _is_channels_last(parameter) for parameter in parameters]
+        for tensors in (parameters, gradients, *others[:-1]):  # the last are the numbers of steps; amsgrad's may be empty
+            for index, _ in enumerate(tensors):
+                if permuted[index]:
+                    tensors[index] = tensors[index].permute(0, 2, 3, 1)
+        # The kernel reads a gradient in memory's order, whatever its strides. Autograd's have the parameter's.
+        gradients[:] = [gradient.contiguous() for gradient in gradients]
+        return has_complex
+
+    optimizer._init_group = gather_views  # type: ignore[attr-defined]
+
+
+_GATHERED = ("group", "params_with_grad", "grads", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps")
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+class _Conv2d(nn.Conv2d):
+    """PyTorch's, as a product of unfolded patches with the weights where a CPU is faster so: at the bottom of a U-Net.
+
+    There each weight meets a few positions only, and the time goes into bringing the weights into the layout that the
+    convolution wants, and the gradient back. Results differ by rounding.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C', H', W']."""
+        count, (height, width) = features.shape[0], _convolved(features, self)
+        if not _is_product(features, count * height * width):
+            return super().forward(features)
+        area = self.kernel_size[0] * self.kernel_size[1]
+        padding = (int(self.padding[0]), int(self.padding[1]))
+        patches = F.unfold(features, self.kernel_size, self.dilation, padding, self.stride)  # [N, C area, H' W']
+        rows = patches.unflatten(1, (-1, area)).permute(0, 3, 2, 1).reshape(count * height * width, -1)
+        # Channels last in both factors: with weights stored so, this copies nothing.
+        matrix = self.weight.permute(0, 2, 3, 1).reshape(self.out_channels, -1)
+        convolved = F.linear(rows, matrix, self.bias)
+        return convolved.reshape(count, height, width, self.out_channels).permute(0, 3, 1, 2)
+
+
+class _ConvTranspose2d(nn.ConvTranspose2d):
+    """PyTorch's, as a product with the weights and a sum of overlapping patches, where ``_Conv2d`` would be one."""
+
+    def forward(self, features: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """[N, C, H, W] -> [N, C', H', W']."""
+        count, channels, height, width = features.shape
+        if output_size is not None or not _is_product(features, count * height * width):
+            return super().forward(features, output_size)
+        rows = features.permute(0, 2, 3, 1).reshape(-1, channels)
+        matrix = self.weight.permute(0, 2, 3, 1).reshape(channels, -1)  # [C, area C']
+        patches = (rows @ matrix).reshape(count, height * width, -1, self.out_channels)
+        size = (self._length(0, height), self._length(1, width))
+        columns = patches.permute(0, 3, 2, 1).flatten(1, 2)  # [N, C' area, H W]
+        folded = F.fold(columns, size, self.kernel_size, self.dilation, self.padding, self.stride)  # type: ignore[arg-type]
+        folded = folded.contiguous(memory_format=torch.channels_last)
+        return folded if self.bias is None else folded + self.bias.to(folded.dtype)[:, None, None]
+
+    def _length(self, axis: int, length: int) -> int:
+        kernel = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
+        return (length - 1) * self.stride[axis] - 2 * int(self.padding[axis]) + kernel + self.output_padding[axis]
+
+
+def _may_be_product(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    is_plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return is_plain and layer.weight.numel() >= _LEAST_WEIGHTS
+
+
+def _is_product(features: Tensor, positions: int) -> bool:
+    if torch.compiler.is_exporting():  # a program for any batch cannot look at how large it is
+        return False
+    return positions <= _MOST_POSITIONS and features.device.type == "cpu"
+
+
+def _convolved(features: Tensor, layer: nn.Conv2d) -> tuple[int, int]:
+    def length(axis: int) -> int:
+        kernel = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+        return (features.shape[2 + axis] + 2 * int(layer.padding[axis]) - kernel) // layer.stride[axis] + 1
+
+    return length(0), length(1)
+
+
+class _InstanceNorm2d(nn.InstanceNorm2d):
+    """PyTorch's, image by image for features with channels last.
+
+    PyTorch's own first copies such features into contiguous ones and leaves its result in that format, so that the layers
+    behind are slow, too; its batch norm of a single image, which is the same, keeps the format.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, H, W]."""
+        last = features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
+        if features.device.type != "cpu" or not last:
+            return super().forward(features)
+        return torch.cat(
+            [F.batch_norm(one, None, None, self.weight, self.bias, training=True, eps=self.eps) for one in features.split(1)]
+        )
