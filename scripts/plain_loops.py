@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from genimg.data.datasets.builtin import Source
-from genimg.losses.penalties import DiscriminatorPenalty, GeneratorPenalty, Sides, WeightClipping
+from genimg.losses.penalties import DiscriminatorPenalty, GeneratorPenalty, PenaltyInputs, WeightClipping
 from genimg.methods.base import Method
 from genimg.methods.gan import GAN
 from genimg.methods.image_to_image import Translation
@@ -63,16 +63,16 @@ def _augmented(method: GAN, images: Tensor) -> Tensor:
 
 def _update_discriminator(method: GAN, optimizer: Optimizer, real: Tensor, latent: Tensor, fake: Tensor, step: int) -> Tensor:
     method.discriminator.zero_grad()
-    real_logits = _judge(method, _augmented(method, real))
-    fake_logits = _judge(method, _augmented(method, fake))
+    real_logits = _discriminate(method, _augmented(method, real))
+    fake_logits = _discriminate(method, _augmented(method, fake))
     if method.augment is not None:
         method.augment.observe(real_logits.detach())
     loss = method.loss.discriminator(real_logits, fake_logits)
-    sides = Sides(
+    sides = PenaltyInputs(
         real=real,
         fake=fake,
-        logits=lambda images: _judge(method, _augmented(method, images)),
-        plain_logits=partial(_judge, method),
+        logits=lambda images: _discriminate(method, _augmented(method, images)),
+        plain_logits=partial(_discriminate, method),
         nearby=partial(_nearby, method, latent),
     )
     penalties = [(p.interval, partial(p, sides)) for p in method.penalties.values() if isinstance(p, DiscriminatorPenalty)]
@@ -85,9 +85,9 @@ def _update_discriminator(method: GAN, optimizer: Optimizer, real: Tensor, laten
 
 def _update_generator(method: GAN, optimizer: Optimizer, real: Tensor, latent: Tensor, fake: Tensor, step: int) -> Tensor:
     method.generator.zero_grad()
-    fake_logits = _judge(method, _augmented(method, fake))
+    fake_logits = _discriminate(method, _augmented(method, fake))
     if method.loss.relativistic:
-        real_logits = _judge(method, _augmented(method, real))
+        real_logits = _discriminate(method, _augmented(method, real))
         loss = method.loss.generator(real_logits.repeat(method.generator_batches), fake_logits)
     else:
         loss = method.loss.generator(fake_logits)
@@ -130,7 +130,7 @@ def _generate(method: GAN, real: Tensor, *, batches: int) -> tuple[Tensor, Tenso
     return latent, method.generator(latent, _nothing(latent))
 
 
-def _judge(method: GAN, images: Tensor) -> Tensor:
+def _discriminate(method: GAN, images: Tensor) -> Tensor:
     logits: Tensor = method.discriminator(images, _nothing(images)).logits
     return logits
 

@@ -21,7 +21,7 @@ from genimg.data.facts import DataFacts
 from genimg.errors import UserError
 from genimg.exporting.checks import TOLERANCE, largest_difference, trials
 from genimg.exporting.formats import open_onnx, traced, write_onnx
-from genimg.exporting.parts import Choices, Part, Port, Sides, exportable, settled
+from genimg.exporting.parts import Choices, ExportedNetwork, Port, SizeConstraints, exportable, settled
 from genimg.methods.base import Method
 from genimg.methods.conditional import ConditionalMethod
 from genimg.methods.vq_vae import VQVAE
@@ -82,12 +82,12 @@ def made(*settings: str) -> tuple[Method, DataFacts]:
     return method.to(memory_format=torch.channels_last).eval(), facts  # type: ignore[call-overload]
 
 
-def part_of(*settings: str, **choices: Any) -> Part:
+def part_of(*settings: str, **choices: Any) -> ExportedNetwork:
     method, facts = made(*settings)
     return exportable(method, Choices(**choices), facts)
 
 
-def assert_exports(part: Part) -> Part:
+def assert_exports(part: ExportedNetwork) -> ExportedNetwork:
     """As a program, which makes the checkpoint's images; without a file, which test_export_command reads."""
     program, part = traced(part)
     run = program.module()
@@ -233,13 +233,13 @@ class Enlarging(nn.Module):
         return image * 0.5 if image.shape[2] >= self.least and image.shape[3] >= self.least else image
 
 
-def imagined(network: nn.Module, reference: Any) -> Part:
+def imagined(network: nn.Module, reference: Any) -> ExportedNetwork:
     ports = [Port(name, torch.float32, ("batch", 1, "height", "width"), "in [-1, 1]") for name in ("image", "translated")]
 
     def draw(count: int, seed: int, height: int, width: int) -> tuple[Tensor]:
         return (torch.rand(count, 1, height, width, generator=torch.Generator().manual_seed(seed)),)
 
-    return Part("translator", network, (ports[0],), ports[1], draw, reference, Sides(4, 4, (16, 16)))
+    return ExportedNetwork("translator", network, (ports[0],), ports[1], draw, reference, SizeConstraints(4, 4, (16, 16)))
 
 
 def test_a_network_of_one_size_is_exported_for_that_size() -> None:

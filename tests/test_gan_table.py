@@ -149,7 +149,7 @@ def test_every_augmentation_trains_and_resumes_with_a_penalty_that_looks_through
 def test_every_experiment_takes_two_steps_on_tiny_images(experiment: str, tmp_path: Path) -> None:
     sizes = tiny.SIZES[tiny.model_of(experiment)]
     if any("widths" in size for size in sizes) and "64" in experiment:
-        sizes = [*sizes, "model.discriminator.features.smallest=4"]
+        sizes = [*sizes, "model.discriminator.features.bottom_size=4"]
     images = [
         "data=shapes", "evaluation=none", "trainer.duration=16 images", "trainer.checkpoint_interval=16 images",
         "trainer.preview_interval=16 images",

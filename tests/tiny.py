@@ -39,7 +39,7 @@ def no_condition(count: int) -> torch.Tensor:
 
 def generator(**changes: Any) -> Generator:
     settings = {
-        "latent_dim": 5, "condition": Unconditional(), "image_size": 16, "channels": 1, "width": 4, "smallest": 4,
+        "latent_dim": 5, "condition": Unconditional(), "image_size": 16, "channels": 1, "width": 4, "bottom_size": 4,
         "normalisation": "batch", "initialisation": "normal", "spectral_norm": False,
     }  # fmt: skip
     return Generator(**(settings | changes))
@@ -47,7 +47,7 @@ def generator(**changes: Any) -> Generator:
 
 def features(**changes: Any) -> Features:
     settings = {
-        "image_size": 16, "channels": 1, "condition_channels": 0, "width": 4, "smallest": 4, "kernel_size": 4,
+        "image_size": 16, "channels": 1, "condition_channels": 0, "width": 4, "bottom_size": 4, "kernel_size": 4,
         "normalisation": "batch", "activation_first": False,
     }  # fmt: skip
     return Features(**(settings | changes))
@@ -87,7 +87,7 @@ def conditional_gan(head: str, num_classes: int = 3, **changes: Any) -> GAN:
 
 
 _RESIDUAL = [
-    "model.generator.widths=[8]", "model.discriminator.features.widths=[8]", "model.discriminator.features.smallest=4",
+    "model.generator.widths=[8]", "model.discriminator.features.widths=[8]", "model.discriminator.features.bottom_size=4",
     "model.discriminator.features.num_flat_blocks=1",
 ]  # fmt: skip
 _STYLES = ["model.latent.dim=16", "model.generator.channel_base=128", "model.generator.channel_max=8"]

@@ -37,7 +37,7 @@ from genimg.training.optimizers import OptimizerSpec
 from genimg.training.performance import Performance
 from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings
-from genimg.utils.distributed import copy_from_first_, failing_together, first_of_each_host, of_first_rank, world_size
+from genimg.utils.distributed import broadcast_, broadcast_object, first_of_each_host, raise_on_any_rank, world_size
 
 if TYPE_CHECKING:
     from genimg.training.logger import Recorder  # whose module imports TensorBoard
@@ -91,18 +91,18 @@ def assemble(
         ConfigError, DataError: For what a config or the data can have wrong.
         AnotherProcessError: If another rank could not build its components.
     """
-    with failing_together():
+    with raise_on_any_rank():
         builder, trainer_config, method_class = _checked(config, named, decided)
         augment, logger = (builder.build_group(config, key) for key in ("data_augment", "logger"))
         device, precision, performance = _placement(config, device_name, decided, builder)
-    with failing_together():
-        if (name := of_first_rank(precision.name)) != precision.name:
+    with raise_on_any_rank():
+        if (name := broadcast_object(precision.name)) != precision.name:
             raise ConfigError(f"precision={config['precision']} is {precision.name} here and {name} elsewhere: name one")
     precision.apply_globally()
     torch.manual_seed(config["seed"])  # of the initial weights
     with first_of_each_host():
         dataset = build_dataset(config, builder, dataset)
-    with failing_together():
+    with raise_on_any_rank():
         if check_classes is not None:
             check_classes(dataset.class_names)
         dataset = _large_enough(dataset, config, builder.batch_size)
@@ -118,7 +118,7 @@ def assemble(
             method = _synchronised(method, device)
         with mounted("performance", performance):
             performance.place(method, device)
-    copy_from_first_(method.state_dict().values())
+    broadcast_(method.state_dict().values())
     make_optimizers = partial(_optimizers, specs, method, performance, device, settings.batch_size)
     with first_of_each_host():
         optimizers = make_optimizers()
@@ -126,10 +126,10 @@ def assemble(
         if evaluator is not None:
             with mounted("evaluation", evaluator):
                 evaluator.check(method, dataset)
-    with failing_together():
-        if of_first_rank(str(config["evaluation"])) != str(config["evaluation"]):
+    with raise_on_any_rank():
+        if broadcast_object(str(config["evaluation"])) != str(config["evaluation"]):
             raise ConfigError("the evaluation's weights are not on every host: put them there, or set evaluation=none")
-        welcome = [key for key in method.welcome_keys if key in available_keys(dataset)]
+        welcome = [key for key in method.optional_batch_keys if key in available_keys(dataset)]
         data = build_loader(config, dataset, device, keys=(*method.batch_keys, *welcome), augment=augment, task=task)
     components = TrainingComponents(
         device, precision, performance, settings, dataset, data, method, optimizers, make_optimizers, schedules, evaluator,
@@ -223,7 +223,7 @@ def optimizer_specs(config: Mapping[str, Any], method: Method, builder: Builder)
     for name in groups:
         node = {**config["optimizer"], **overrides.get(name, {}), "_partial_": True}
         optimizer = builder.build(node, "optimizer")
-        specs[name] = OptimizerSpec(optimizer.func, optimizer.keywords).corrected(method.lazy_share(name))
+        specs[name] = OptimizerSpec(optimizer.func, optimizer.keywords).corrected(method.lazy_regularisation_ratio(name))
     return specs
 
 

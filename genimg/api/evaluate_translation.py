@@ -31,7 +31,7 @@ from genimg.evaluation.translation import TranslationEvaluator, means_over_image
 from genimg.methods.image_to_image import Translation
 from genimg.types import Batch
 from genimg.utils.csv_cells import neutral
-from genimg.utils.distributed import rank, rows_of_all_ranks, world_size
+from genimg.utils.distributed import all_gather_rows, rank, world_size
 from genimg.utils.files import atomically
 from genimg.utils.images import grid, to_uint8, write_png
 from genimg.utils.rng import steady
@@ -143,7 +143,7 @@ class _Collector:
     def rows(self) -> dict[str, Row]:
         """Of all ranks' images, in their order."""
         return {
-            name: {metric: rows_of_all_ranks(torch.cat(parts)) for metric, parts in row.items()}
+            name: {metric: all_gather_rows(torch.cat(parts)) for metric, parts in row.items()}
             for name, row in self._found.items()
         }
 

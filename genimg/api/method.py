@@ -84,8 +84,8 @@ def build_method(
             key="conditioning.encoder.num_classes",
         )
     _check_shapes(method, dataset, task)
-    if method.num_remembered:
-        method.remember(_conditions(dataset, method))
+    if method.condition_bank_size:
+        method.set_condition_bank(_conditions(dataset, method))
     return method
 
 
@@ -96,7 +96,7 @@ def _conditions(dataset: Source, method: Method) -> Batch:
         batch["label"] = torch.from_numpy(dataset.labels)
     if "caption" in method.batch_keys:
         # A small source's captions are repeated, each equally often to within one.
-        texts = dataset.captions(np.resize(random_order(len(dataset), seed=0), method.num_remembered))
+        texts = dataset.captions(np.resize(random_order(len(dataset), seed=0), method.condition_bank_size))
         batch["caption"] = encode(texts, caption_length(texts))
     return batch
 
@@ -110,9 +110,9 @@ _SHAPES = re.compile(
 
 def _check_shapes(method: Method, dataset: Source, task: Task | None) -> None:
     channels, height, width = dataset.shape
-    if height % method.multiple or width % method.multiple:
+    if height % method.size_divisor or width % method.size_divisor:
         raise ConfigError(
-            f"the model takes images whose sides are multiples of {method.multiple} pixels, not {height}x{width}: change "
+            f"the model takes images whose sides are multiples of {method.size_divisor} pixels, not {height}x{width}: change "
             "data.image_size"
         )
     image = to_float(torch.zeros(2, *dataset.shape, dtype=torch.uint8))

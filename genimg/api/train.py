@@ -44,7 +44,7 @@ from genimg.training.logger import Logger, Recorder, SilentLogger, require_reada
 from genimg.training.trainer import Trainer
 from genimg.training.update import NonFiniteError
 from genimg.utils import run_log
-from genimg.utils.distributed import failing_together, of_first_rank, rank, world_size
+from genimg.utils.distributed import broadcast_object, raise_on_any_rank, rank, world_size
 from genimg.utils.files import InUseError, alone_in, atomically, new_directory, remove_leftovers
 from genimg.utils.paths import RUN_FILES, directory_to_continue_in, expanded, relative, run_directory_of
 from genimg.utils.regular_files import require_plain
@@ -211,7 +211,7 @@ def prepare(
     trainer = parts.trainer(folder=run_dir / "checkpoints", make_logger=make_logger, describe={**facts, **config.record()})
     if saved is not None:
         _restore(trainer, saved, config)
-    with failing_together():
+    with raise_on_any_rank():
         if rank() == 0:
             require_readable_records(run_dir)
             recorder.open(run_dir, thaw(config))
@@ -257,9 +257,9 @@ def _built(
     if not resume.names_a_checkpoint(composed):
         require_all_values(composed)
     # Only the first rank needs to see the run directory: other hosts may not have it.
-    with failing_together():
+    with raise_on_any_rank():
         start = resume.find_start(composition, run_dir) if rank() == 0 else None
-    start = of_first_rank(start)
+    start = broadcast_object(start)
     config, saved = start.config, start.saved
     if saved is None:
         warn_of_missing_penalties(composition)

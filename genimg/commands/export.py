@@ -14,7 +14,7 @@ from genimg.config.options import read_options
 from genimg.config.schema.commands import Export
 from genimg.errors import ConfigError
 from genimg.exporting.formats import FORMATS, require_packages
-from genimg.exporting.parts import Choices, Part, exportable
+from genimg.exporting.parts import Choices, ExportedNetwork, exportable
 from genimg.exporting.snippet import snippet
 from genimg.exporting.writing import describe, describe_trials, write_checked
 from genimg.inference.checks import check_truncation
@@ -75,7 +75,7 @@ def _check(options: Export) -> None:
     check_truncation(options.truncation)
 
 
-def _output(options: Export, checkpoint: Path, part: Part) -> Path:
+def _output(options: Export, checkpoint: Path, part: ExportedNetwork) -> Path:
     """Return the file to write; one that genimg-export wrote is replaced.
 
     Raises:

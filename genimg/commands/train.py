@@ -20,7 +20,7 @@ from genimg.errors import ConfigError, is_bug
 from genimg.utils import run_log
 from genimg.utils.distributed import (
     AnotherProcessError,
-    of_first_rank,
+    broadcast_object,
     processes_of_torchrun,
     rank,
     world_size,
@@ -55,7 +55,7 @@ def train(composed: DictConfig) -> float | None:
                 remove_if_nothing_began(run_dir)
                 return None
             with alone_in_run(run_dir) if rank() == 0 else contextlib.nullcontext():
-                training = prepare(composition, of_first_rank(run_dir), device_name)
+                training = prepare(composition, broadcast_object(run_dir), device_name)
                 if rank() == 0:
                     _write_hydras_configs(run_dir, composed)
                 with training.recorded() as trainer:

@@ -36,6 +36,8 @@ _FORMER = {
         _FOLLOWS_DATA,
     r"conditioning\.\w+\.num_classes": _FOLLOWS_DATA,
     r"penalty\.r[12]\.image_size": _FOLLOWS_DATA,
+    r"model\.(\w+\.)*smallest": "it is called bottom_size now",
+    r"model\.standing_batches": "it is called standing_stats_batches now",
 }  # fmt: skip
 """Keys of earlier versions, and what took their place; NAME is the last part of the key."""
 

@@ -12,7 +12,7 @@ _FORMS = ({"factor", "evaluations"}, {"metric", "above", "evaluations"}, {"metri
 
 
 @dataclass(frozen=True)
-class DivergenceWatch:
+class EarlyStopping:
     """Stops a training whose primary metric stays far above its best, or one of whose metrics stays beyond a bound.
 
     Attributes:
@@ -29,7 +29,7 @@ class DivergenceWatch:
     below: float | None = None
 
     @classmethod
-    def of(cls, settings: Mapping[str, float | str]) -> DivergenceWatch:
+    def of(cls, settings: Mapping[str, float | str]) -> EarlyStopping:
         """From ``{factor: 3, evaluations: 2}``, or ``{metric: memorised, above: 0.5, evaluations: 2}``.
 
         Raises:

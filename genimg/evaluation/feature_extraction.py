@@ -16,7 +16,7 @@ from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.feature_stats import Collector, Summary
 from genimg.evaluation.gaussian import FeatureSums, GaussianStatistics
 from genimg.evaluation.image_sets import ImageSet, Reconstructions
-from genimg.utils.distributed import rank, rows_of_all_ranks, shard
+from genimg.utils.distributed import all_gather_rows, rank, shard
 
 
 class EvaluationInterruptedError(Exception):
@@ -121,7 +121,7 @@ def ranges(
 
 
 def _mean(parts: list[Tensor]) -> float:
-    return rows_of_all_ranks(torch.cat(parts).cpu()).double().mean().item()
+    return all_gather_rows(torch.cat(parts).cpu()).double().mean().item()
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 from genimg.data.subsets import fixed_subset, lowest
 from genimg.evaluation.distances import matrix_square_root, neighbor_distances
 from genimg.evaluation.gaussian import FeatureSums, GaussianStatistics, InceptionScoreSums
-from genimg.utils.distributed import rows_of_all_ranks
+from genimg.utils.distributed import all_gather_rows
 
 if TYPE_CHECKING:
     from genimg.evaluation.memorisation import Closeness
@@ -215,7 +215,7 @@ class Collector:
 
 
 def _joined(parts: list[Tensor]) -> Tensor | None:
-    return rows_of_all_ranks(torch.cat([part.cpu() for part in parts])) if parts else None
+    return all_gather_rows(torch.cat([part.cpu() for part in parts])) if parts else None
 
 
 def kept_positions(count: int, most: int) -> NDArray[np.int64]:

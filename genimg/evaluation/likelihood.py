@@ -19,7 +19,7 @@ from genimg.evaluation.feature_extraction import full_float32, ranges
 from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
 from genimg.methods.base import Method
 from genimg.types import Batch, PixelLikelihood
-from genimg.utils.distributed import rows_of_all_ranks, shard, world_size
+from genimg.utils.distributed import all_gather_rows, shard, world_size
 from genimg.utils.durations import NumImages
 from genimg.utils.environment import versions
 from genimg.utils.images import to_float
@@ -164,4 +164,4 @@ class LikelihoodEvaluator(HeldOutEvaluator):
 
 
 def _mean(parts: list[Tensor]) -> float:
-    return rows_of_all_ranks(torch.cat(parts).cpu()).double().mean().item()
+    return all_gather_rows(torch.cat(parts).cpu()).double().mean().item()

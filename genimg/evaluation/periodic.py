@@ -12,7 +12,7 @@ import torch
 
 from genimg.data.datasets.builtin import Source
 from genimg.data.loader import Data
-from genimg.evaluation.early_stopping import DivergenceWatch
+from genimg.evaluation.early_stopping import EarlyStopping
 from genimg.methods.base import Method
 from genimg.utils.durations import NumImages
 
@@ -52,7 +52,7 @@ class PeriodicEvaluator(ABC):
             raise ValueError(f"interval={interval} must be positive: turn evaluation off to evaluate never")
         self.interval = interval
         self.final_num_images = final_num_images
-        self.stop_if = None if stop_if is None else DivergenceWatch.of(stop_if)
+        self.stop_if = None if stop_if is None else EarlyStopping.of(stop_if)
 
     @abstractmethod
     def check(self, method: Method, source: Source | None = None) -> None:

@@ -31,7 +31,7 @@ from genimg.evaluation.stats_cache import SavedStatistics
 from genimg.methods.base import Method
 from genimg.methods.image_to_image import Translation
 from genimg.types import Batch
-from genimg.utils.distributed import rows_of_all_ranks, shard, world_size
+from genimg.utils.distributed import all_gather_rows, shard, world_size
 from genimg.utils.durations import NumImages
 from genimg.utils.environment import versions
 from genimg.utils.images import to_uint8
@@ -189,7 +189,7 @@ class TranslationEvaluator(HeldOutEvaluator):
             observe(batch, found)
             for name, numbers in found.items():
                 rows[name].append(numbers)
-        return means_over_images({name: rows_of_all_ranks(torch.cat(parts).cpu()) for name, parts in rows.items()})
+        return means_over_images({name: all_gather_rows(torch.cat(parts).cpu()) for name, parts in rows.items()})
 
     @abstractmethod
     def _sets(self, method: Translation, data: Data, count: int) -> dict[str, tuple[_Made, _Made]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from genimg.errors import CheckpointError, UserError
 from genimg.exporting.formats import Run
-from genimg.exporting.parts import Part
+from genimg.exporting.parts import ExportedNetwork
 
 TOLERANCE = 1e-4
 """Largest absolute difference of images in [-1, 1]: a seventy-eighth of a level of 8 bits."""
@@ -13,7 +13,7 @@ _BATCHES = (1, 3, 8)
 _SEED = 20_000  # away from the first samples, which are looked at
 
 
-def trials(part: Part) -> list[tuple[int, int, int]]:
+def trials(part: ExportedNetwork) -> list[tuple[int, int, int]]:
     """Batches, heights and widths to try; sizes are 0 where images are no input."""
     if part.sides is None:
         return [(count, 0, 0) for count in _BATCHES]
@@ -22,7 +22,7 @@ def trials(part: Part) -> list[tuple[int, int, int]]:
     return [(count, *(usual if part.sides.fixed else size)) for count, size in zip(_BATCHES, sizes, strict=True)]
 
 
-def largest_difference(part: Part, run: Run) -> float:
+def largest_difference(part: ExportedNetwork, run: Run) -> float:
     """Between what an opened file and the checkpoint make of the same random inputs.
 
     Raises:

@@ -21,7 +21,7 @@ from torch.fx.experimental import _config as symbols
 
 from genimg.errors import ConfigError
 from genimg.exporting.digests import DIGEST, content_digest
-from genimg.exporting.parts import Part, Port, Record
+from genimg.exporting.parts import ExportedNetwork, Port, Record
 
 OPSET = 18
 """Of ONNX: the oldest that PyTorch's exporter writes, which most programs read."""
@@ -75,7 +75,7 @@ def require_packages(name: str) -> None:
 # Programs
 
 
-def traced(part: Part) -> tuple[ExportedProgram, Part]:
+def traced(part: ExportedNetwork) -> tuple[ExportedProgram, ExportedNetwork]:
     """The part's network as a program of PyTorch's operators, for any batch and, where it takes them, any sizes.
 
     Returns:
@@ -107,7 +107,7 @@ def traced(part: Part) -> tuple[ExportedProgram, Part]:
     raise AssertionError("there is always an attempt")
 
 
-def _traced(part: Part) -> ExportedProgram:
+def _traced(part: ExportedNetwork) -> ExportedProgram:
     dims: dict[int | str, Any] = {"batch": Dim("batch", min=1)}
     height, width = 0, 0
     if part.sides is not None:
@@ -147,7 +147,7 @@ def open_pt2(path: Path, device: torch.device) -> Run:
     return lambda *inputs: module(*(each.to(device) for each in inputs)).cpu()
 
 
-def write_onnx(program: ExportedProgram, part: Part, record: Record, path: Path) -> None:
+def write_onnx(program: ExportedProgram, part: ExportedNetwork, record: Record, path: Path) -> None:
     """A model of one file, with its record among its properties.
 
     Raises:
@@ -192,7 +192,7 @@ def open_onnx(path: Path) -> Run:
     return run
 
 
-def write_safetensors(part: Part, record: Record, path: Path) -> None:
+def write_safetensors(part: ExportedNetwork, record: Record, path: Path) -> None:
     """The network's tensors, with the record among the metadata, as text."""
     safetensors = importlib.import_module("safetensors.torch")
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in part.network.state_dict().items()}

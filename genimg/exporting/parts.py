@@ -64,7 +64,7 @@ class Port:
 
 
 @dataclass(frozen=True)
-class Sides:
+class SizeConstraints:
     """Heights and widths that a network takes.
 
     Attributes:
@@ -81,7 +81,7 @@ class Sides:
 
 
 @dataclass(frozen=True)
-class Part:
+class ExportedNetwork:
     """A network that can be exported.
 
     Attributes:
@@ -101,15 +101,15 @@ class Part:
     output: Port
     draw: Callable[[int, int, int, int], Inputs]
     reference: Callable[..., Tensor]
-    sides: Sides | None = None
+    sides: SizeConstraints | None = None
     remarks: tuple[str, ...] = ()
 
-    def with_least(self, least: int) -> Part:
+    def with_least(self, least: int) -> ExportedNetwork:
         """Of images of so many pixels or more."""
         assert self.sides is not None
         return replace(self, sides=replace(self.sides, least=least))
 
-    def with_fixed_size(self) -> Part:
+    def with_fixed_size(self) -> ExportedNetwork:
         """Of images of the size it was trained on."""
         assert self.sides is not None
         numbers = dict(zip(("height", "width"), self.sides.usual, strict=True))
@@ -155,7 +155,7 @@ def _fold(layer: nn.Module) -> None:
 
 
 @singledispatch
-def exportable(method: Method, choices: Choices, facts: DataFacts) -> Part:
+def exportable(method: Method, choices: Choices, facts: DataFacts) -> ExportedNetwork:
     """The part of a method that makes images, as it stands.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from genimg.data.facts import DataFacts
 from genimg.errors import CheckpointError
-from genimg.exporting.parts import Choices, Inputs, Part, Port, exportable, image_port, refuse_choices, settled
+from genimg.exporting.parts import Choices, ExportedNetwork, Inputs, Port, exportable, image_port, refuse_choices, settled
 from genimg.exporting.programs import CodesToImage, Generating, LatentsToImage
 from genimg.methods.conditional import ConditionalMethod
 from genimg.methods.gan import GAN
@@ -27,7 +27,7 @@ _NORMAL = "standard normal numbers"
 
 
 @exportable.register
-def _of_gan(method: GAN, choices: Choices, facts: DataFacts) -> Part:
+def _of_gan(method: GAN, choices: Choices, facts: DataFacts) -> ExportedNetwork:
     generator = method.sampled_generator
     has_psi = "truncation" in inspect.signature(generator.forward).parameters
     refuse_choices(method, choices, *(["truncation"] if has_psi else []))
@@ -39,7 +39,7 @@ def _of_gan(method: GAN, choices: Choices, facts: DataFacts) -> Part:
 
 
 @exportable.register
-def _of_vae(method: VAE, choices: Choices, facts: DataFacts) -> Part:
+def _of_vae(method: VAE, choices: Choices, facts: DataFacts) -> ExportedNetwork:
     refuse_choices(method, choices)
     *lower, top = method.latent_dims
     network = LatentsToImage(settled(method.decoder), method.loss.likelihood.mean, hierarchy=settled(method.hierarchy))
@@ -50,7 +50,7 @@ def _of_vae(method: VAE, choices: Choices, facts: DataFacts) -> Part:
 
 
 @exportable.register
-def _of_deterministic_autoencoder(method: DeterministicAutoencoder, choices: Choices, facts: DataFacts) -> Part:
+def _of_deterministic_autoencoder(method: DeterministicAutoencoder, choices: Choices, facts: DataFacts) -> ExportedNetwork:
     refuse_choices(method, choices)
     density, decoder = method.density, method.decoder
     fitted = density.num_components > 0
@@ -70,7 +70,7 @@ def _of_deterministic_autoencoder(method: DeterministicAutoencoder, choices: Cho
 
 
 @exportable.register
-def _of_vq_vae(method: VQVAE, choices: Choices, facts: DataFacts) -> Part:
+def _of_vq_vae(method: VQVAE, choices: Choices, facts: DataFacts) -> ExportedNetwork:
     refuse_choices(method, choices)
     grid, num_codes = method.encoder.grid, method.quantizer.num_codes
     device = method.quantizer.codebook.device
@@ -82,7 +82,7 @@ def _of_vq_vae(method: VQVAE, choices: Choices, facts: DataFacts) -> Part:
         return method.decode(codes.to(device)).cpu()
 
     codes = Port("codes", torch.int64, ("batch", *grid), f"numbers of codes from 0 to {num_codes - 1}")
-    return Part(
+    return ExportedNetwork(
         name="decoder",
         network=CodesToImage(settled(method.decoder), method.quantizer.codebook.detach().float().cpu().clone()),
         inputs=(codes,),
@@ -103,7 +103,7 @@ def _from_draws(
     extra: Batch | None = None,
     place: Callable[[Batch], Batch] = lambda drawn: drawn,
     remarks: tuple[str, ...] = (),
-) -> Part:
+) -> ExportedNetwork:
     """Of a method that is sampled from random numbers and, where it has them, conditions.
 
     Args:
@@ -124,7 +124,7 @@ def _from_draws(
 
     draw = partial(_draw, method, ports)
     output = image_port(*reference(*draw(1, 0, 0, 0)).shape[1:])
-    return Part(name, network, tuple(ports), output, draw, reference, remarks=remarks)
+    return ExportedNetwork(name, network, tuple(ports), output, draw, reference, remarks=remarks)
 
 
 def _draw(method: ConditionalMethod, ports: Sequence[Port], count: int, seed: int, height: int, width: int) -> Inputs:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from genimg.exporting.parts import Part, Port
+from genimg.exporting.parts import ExportedNetwork, Port
 
 _SHOWN = 16  # images of the example
 
 
-def snippet(part: Part, kind: str, output: Path) -> str:
+def snippet(part: ExportedNetwork, kind: str, output: Path) -> str:
     """Return Python code that uses an exported file, to be pasted.
 
     Args:
@@ -34,7 +34,7 @@ def snippet(part: Part, kind: str, output: Path) -> str:
     return "\n".join([f"to use it, {needed}:", *(f"    {line}" for line in lines)])
 
 
-def _example(part: Part, port: Port, *, numpy: bool) -> str:
+def _example(part: ExportedNetwork, port: Port, *, numpy: bool) -> str:
     """Return an expression for an input."""
     height, width = (0, 0) if part.sides is None else part.sides.usual
     numbers = {"batch": _SHOWN, "height": height, "width": width}

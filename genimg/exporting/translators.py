@@ -10,7 +10,17 @@ from torch import Tensor, nn
 from genimg.data.facts import DataFacts
 from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError
-from genimg.exporting.parts import Choices, Inputs, Part, Port, Sides, exportable, image_port, refuse_choices, settled
+from genimg.exporting.parts import (
+    Choices,
+    ExportedNetwork,
+    Inputs,
+    Port,
+    SizeConstraints,
+    exportable,
+    image_port,
+    refuse_choices,
+    settled,
+)
 from genimg.exporting.programs import Translating
 from genimg.inference.translate import chosen_direction, image_channels, least_side
 from genimg.methods.image_to_image import Translation
@@ -20,7 +30,7 @@ _SMALLEST = 8  # pixels: a shorter image is none, and borders take other ways in
 
 
 @exportable.register
-def _of_translation(method: Translation, choices: Choices, facts: DataFacts) -> Part:
+def _of_translation(method: Translation, choices: Choices, facts: DataFacts) -> ExportedNetwork:
     refuse_choices(method, choices, "direction", "model_mode")
     direction = chosen_direction(method, choices.direction)
     if choices.model_mode is not None:
@@ -36,7 +46,7 @@ def _of_translation(method: Translation, choices: Choices, facts: DataFacts) -> 
     source_channels = facts.channels_into(backwards=direction in method.directions[1:])
     channels = _channels(task, source_channels)
     factor = _source(task, channels, _SMALLEST).shape[2] // _SMALLEST  # of super-resolution, which enlarges its images first
-    multiple = method.multiple // math.gcd(method.multiple, factor)
+    multiple = method.size_divisor // math.gcd(method.size_divisor, factor)
     least = least_side(method, direction, device, source_channels, max(image_size))
     least = _up_to(max(math.ceil(least / factor), _SMALLEST), multiple)
     usual = [_up_to(max(math.ceil(side / factor), least), multiple) for side in image_size]
@@ -57,14 +67,14 @@ def _of_translation(method: Translation, choices: Choices, facts: DataFacts) -> 
     if masked:
         ports.append(Port("mask", torch.float32, ("batch", 1, "height", "width"), "1 where pixels are missing, else 0"))
     output = ("height", "width") if factor == 1 else (f"{factor}*height", f"{factor}*width")
-    return Part(
+    return ExportedNetwork(
         name="translator" if direction is None or len(method.directions) == 1 else f"translator-{direction}",
         network=Translating(network, task),
         inputs=tuple(ports),
         output=image_port(made.shape[1], *output, name="translated"),
         draw=draw,
         reference=reference,
-        sides=Sides(multiple, least, (usual[0], usual[1])),
+        sides=SizeConstraints(multiple, least, (usual[0], usual[1])),
     )
 
 

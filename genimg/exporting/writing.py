@@ -23,7 +23,7 @@ from genimg.exporting.formats import (
     write_pt2,
     write_safetensors,
 )
-from genimg.exporting.parts import Choices, Part, Port
+from genimg.exporting.parts import Choices, ExportedNetwork, Port
 from genimg.exporting.rebuilding import rebuilt, recipe
 from genimg.utils.environment import git_commit
 from genimg.utils.files import atomically
@@ -32,7 +32,7 @@ Record = dict[str, Any]  # primitives
 
 
 def describe(
-    part: Part,
+    part: ExportedNetwork,
     kind: str,
     choices: Choices,
     *,
@@ -81,8 +81,8 @@ def describe(
 
 
 def write_checked(
-    part: Part, record: Record, kind: str, output: Path, device: torch.device, allow: Sequence[str] = ()
-) -> tuple[float, Part]:
+    part: ExportedNetwork, record: Record, kind: str, output: Path, device: torch.device, allow: Sequence[str] = ()
+) -> tuple[float, ExportedNetwork]:
     """Write the file and run it; there is none where this fails.
 
     Args:
@@ -127,7 +127,7 @@ def write_checked(
         return largest_difference(part, run), part
 
 
-def describe_trials(part: Part, kind: str, device: torch.device) -> str:
+def describe_trials(part: ExportedNetwork, kind: str, device: torch.device) -> str:
     """Return what a file was tried on: the program that runs it, and the batches."""
     where = "onnxruntime on cpu" if kind == "onnx" else f"PyTorch on {device.type}"
     tried = [f"{count}" if part.sides is None else f"{count} of {height}x{width}" for count, height, width in trials(part)]

@@ -13,12 +13,12 @@ from genimg.utils.numbers import require_least
 
 
 def padded(images: Tensor, multiple: int, least: int = 1) -> Tensor:
-    """Images [N, C, H, W] continued at the right and at the bottom to multiples of ``multiple`` and ``least``, or more.
+    """Images [N, C, H, W] continued at the right and at the bottom to multiples of ``size_divisor`` and ``least``, or more.
 
     They are reflected, without their last pixel; a side that is too short for that has its last pixel repeated.
 
     Args:
-        least: of either side, a multiple of ``multiple``.
+        least: of either side, a multiple of ``size_divisor``.
     """
     for axis, place in ((3, 1), (2, 3)):
         side = images.shape[axis]
@@ -65,10 +65,10 @@ def in_tiles(
 
     Args:
         function: [M, C, h, w] -> [M, D, h, w], with h and w of ``tile`` pixels, or the image's where that is smaller.
-        image: [1, C, H, W], the sides multiples of ``multiple``.
-        tile: pixels, a multiple of ``multiple``.
+        image: [1, C, H, W], the sides multiples of ``size_divisor``.
+        tile: pixels, a multiple of ``size_divisor``.
         overlap: pixels by which a tile reaches into each neighbour, less than half of ``tile``. Tiles may overlap by more, so
-            that all of them begin at multiples of ``multiple``, where strided layers sample a whole image, too.
+            that all of them begin at multiples of ``size_divisor``, where strided layers sample a whole image, too.
         batch_size: M, of tiles.
 
     Returns:

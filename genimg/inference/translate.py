@@ -82,7 +82,7 @@ class Translator:
         source_channels = facts.channels_into(backwards=direction in method.directions[1:])
         channels = image_channels(method.task, source_channels)
         least = least_side(method, direction, device, source_channels, max(height_width(facts.image_size)))
-        check_tiles(tile, overlap, multiple=method.multiple, least=least)
+        check_tiles(tile, overlap, multiple=method.size_divisor, least=least)
         return cls(method, direction, device, tile, overlap, batch_size, seed, least, channels)
 
     def __call__(self, images: Tensor, masks: Tensor | None, number: int) -> tuple[Tensor, Tensor]:
@@ -100,7 +100,7 @@ class Translator:
         task = self.method.task
         source = task.given(to_float(images), masks)
         height, width = source.shape[2:]
-        whole = padded(source, self.method.multiple, self.least)
+        whole = padded(source, self.method.size_divisor, self.least)
         with steady(self.seed, number):
             if self.tile is not None and max(whole.shape[2:]) > self.tile:
                 output = torch.cat([self._in_tiles(each, self.tile) for each in whole.split(1)])
@@ -110,7 +110,7 @@ class Translator:
         return to_uint8(task.shown(source)), to_uint8(task.result(output, source))
 
     def _in_tiles(self, source: Tensor, tile: int) -> Tensor:
-        place = {"tile": tile, "overlap": self.overlap, "multiple": self.method.multiple}
+        place = {"tile": tile, "overlap": self.overlap, "multiple": self.method.size_divisor}
         count = num_tiles(*source.shape[2:], **place)
         with tqdm(total=count, desc="tiles", unit="tile", leave=False, delay=1.0, disable=None) as progress:
 
@@ -216,7 +216,7 @@ def least_side(method: Translation, direction: str | None, device: torch.device,
     Raises:
         ConfigError: If the memory is too small.
     """
-    side, enough = method.multiple, -(-trained // method.multiple) * method.multiple
+    side, enough = method.size_divisor, -(-trained // method.size_divisor) * method.size_divisor
     while True:
         try:
             run(method, torch.zeros(1, channels, side, side), direction, device)

@@ -156,7 +156,7 @@ def _batches(translator: Translator, pictures: Sequence[Picture]) -> Iterator[li
 
 def _too_large(batch: Sequence[Picture], translator: Translator) -> str:
     """Return what to do where the memory is too small for a batch."""
-    tile, multiple = translator.tile, translator.method.multiple
+    tile, multiple = translator.tile, translator.method.size_divisor
     smaller = _USUAL_TILE if tile is None else tile // 2
     smaller = max(translator.least, smaller // multiple * multiple)
     advice = [f"tile={smaller}"] if tile is None or smaller < tile else []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from genimg.errors import ConfigError
-from genimg.losses.penalties import DiscriminatorPenalty, GeneratorPenalty, Sides, require_positive
+from genimg.losses.penalties import DiscriminatorPenalty, GeneratorPenalty, PenaltyInputs, require_positive
 from genimg.schedules import Number, Scheduled, is_within, shown
 from genimg.types import Metrics
 from genimg.utils.images import mirror_and_shift
@@ -19,7 +19,7 @@ from genimg.utils.images import mirror_and_shift
 class Consistency(DiscriminatorPenalty):
     """real_weight E[(D(x) - D(T(x)))^2] + fake_weight E[(D(G(z)) - D(T(G(z))))^2]: bCR, Zhao et al. 2021, algorithm 1.
 
-    T mirrors a random half of the images and moves each by up to a share of its sides.
+    T mirrors a random half of the images and moves each by up to a share of its inputs.
 
     Args:
         real_weight, fake_weight: 10 each in the paper; 0 for the fakes is CR (Zhang et al. 2020).
@@ -37,22 +37,22 @@ class Consistency(DiscriminatorPenalty):
             raise ValueError(f"fake_weight={shown(fake_weight)} must be 0 or more")
         if not 0 <= max_shift_share < 1:
             raise ValueError(
-                f"max_shift_share={max_shift_share} must be at least 0 and below 1, as a share of the image's sides; "
+                f"max_shift_share={max_shift_share} must be at least 0 and below 1, as a share of the image's inputs; "
                 "0.125 is usual"
             )
         self.real_weight = real_weight
         self.fake_weight = fake_weight
         self.max_shift_share = max_shift_share
 
-    def forward(self, sides: Sides) -> Tensor:
-        penalty = self.real_weight * self._difference(sides, sides.real)
+    def forward(self, inputs: PenaltyInputs) -> Tensor:
+        penalty = self.real_weight * self._difference(inputs, inputs.real)
         if self.fake_weight:
-            penalty = penalty + self.fake_weight * self._difference(sides, sides.fake)
+            penalty = penalty + self.fake_weight * self._difference(inputs, inputs.fake)
         return penalty
 
-    def _difference(self, sides: Sides, images: Tensor) -> Tensor:
+    def _difference(self, inputs: PenaltyInputs, images: Tensor) -> Tensor:
         moved = randomly_moved(images, self.max_shift_share)
-        return (sides.plain_logits(images) - sides.plain_logits(moved)).square().mean()
+        return (inputs.plain_logits(images) - inputs.plain_logits(moved)).square().mean()
 
 
 class LatentConsistency(DiscriminatorPenalty):
@@ -74,9 +74,9 @@ class LatentConsistency(DiscriminatorPenalty):
         self.weight = weight
         self.noise = noise
 
-    def forward(self, sides: Sides) -> Tensor:
-        fake, near = sides.nearby(self.noise)
-        return self.weight * (sides.plain_logits(fake) - sides.plain_logits(near)).square().mean()
+    def forward(self, inputs: PenaltyInputs) -> Tensor:
+        fake, near = inputs.nearby(self.noise)
+        return self.weight * (inputs.plain_logits(fake) - inputs.plain_logits(near)).square().mean()
 
 
 class LatentDiversity(GeneratorPenalty):
@@ -105,7 +105,7 @@ class LatentDiversity(GeneratorPenalty):
 
 
 def randomly_moved(images: Tensor, max_shift_share: float) -> Tensor:
-    """Each image mirrored with probability 1/2 and moved by up to a share of its sides each way, its border reflected."""
+    """Each image mirrored with probability 1/2 and moved by up to a share of its inputs each way, its border reflected."""
     count, _, height, width = images.shape
     device = images.device
     tall, wide = (int(side * max_shift_share + 0.5) for side in (height, width))

@@ -21,7 +21,7 @@ from genimg.utils.durations import NumImages
 
 
 @dataclass(frozen=True)
-class Sides:
+class PenaltyInputs:
     """What a penalty of the discriminator looks at.
 
     Attributes:
@@ -54,7 +54,7 @@ class DiscriminatorPenalty(nn.Module, ABC):
     needed_in_training_only = True
 
     reuses: frozenset[str] = frozenset()
-    """Of ``real`` and ``fake``, the images at which it takes the gradient of the update's own forward: see ``Sides``."""
+    """Of ``real`` and ``fake``, the images whose gradient it takes in the update's own forward: see ``PenaltyInputs``."""
 
     def __init__(self, *, interval: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class DiscriminatorPenalty(nn.Module, ABC):
         self.interval = interval
 
     @abstractmethod
-    def forward(self, sides: Sides) -> Tensor:
+    def forward(self, inputs: PenaltyInputs) -> Tensor:
         """The weighted penalty, a scalar: a mean over the N images."""
 
 
@@ -86,10 +86,10 @@ class GradientPenalty(DiscriminatorPenalty):
         self.weight = weight
         self.center = center
 
-    def forward(self, sides: Sides) -> Tensor:
-        t = torch.rand(len(sides.real), 1, 1, 1, device=sides.real.device)
-        between = torch.lerp(sides.fake, sides.real, t)
-        norms = squared_gradient_norms(sides.logits, between).clamp_min(1e-16).sqrt()  # sqrt has no derivative at 0
+    def forward(self, inputs: PenaltyInputs) -> Tensor:
+        t = torch.rand(len(inputs.real), 1, 1, 1, device=inputs.real.device)
+        between = torch.lerp(inputs.fake, inputs.real, t)
+        norms = squared_gradient_norms(inputs.logits, between).clamp_min(1e-16).sqrt()  # sqrt has no derivative at 0
         return self.weight * (norms - self.center).square().mean()
 
 
@@ -111,10 +111,10 @@ class DRAGAN(DiscriminatorPenalty):
         require_positive("weight", weight)
         self.weight = weight
 
-    def forward(self, sides: Sides) -> Tensor:
-        noise = 0.5 * sides.real.std() * torch.rand_like(sides.real)
-        alpha = torch.rand(len(sides.real), 1, 1, 1, device=sides.real.device)
-        norms = squared_gradient_norms(sides.logits, sides.real + alpha * noise).clamp_min(1e-16).sqrt()
+    def forward(self, inputs: PenaltyInputs) -> Tensor:
+        noise = 0.5 * inputs.real.std() * torch.rand_like(inputs.real)
+        alpha = torch.rand(len(inputs.real), 1, 1, 1, device=inputs.real.device)
+        norms = squared_gradient_norms(inputs.logits, inputs.real + alpha * noise).clamp_min(1e-16).sqrt()
         return self.weight * (norms - 1.0).square().mean()
 
 
@@ -148,11 +148,11 @@ class R1(DiscriminatorPenalty):
         self.gamma = _gamma(gamma, image_size, batch_size)
         self.reuses = _checked_reuse("real", reuse_forward, interval)
 
-    def forward(self, sides: Sides) -> Tensor:
+    def forward(self, inputs: PenaltyInputs) -> Tensor:
         if self.reuses:
-            assert sides.judged_real is not None
-            return 0.5 * self.gamma * squared_norms_of_gradient(*sides.judged_real).mean()
-        return 0.5 * self.gamma * squared_gradient_norms(sides.logits, sides.real).mean()
+            assert inputs.judged_real is not None
+            return 0.5 * self.gamma * squared_norms_of_gradient(*inputs.judged_real).mean()
+        return 0.5 * self.gamma * squared_gradient_norms(inputs.logits, inputs.real).mean()
 
 
 class R2(DiscriminatorPenalty):
@@ -173,11 +173,11 @@ class R2(DiscriminatorPenalty):
         self.gamma = _gamma(gamma, image_size, batch_size)
         self.reuses = _checked_reuse("fake", reuse_forward, interval)
 
-    def forward(self, sides: Sides) -> Tensor:
+    def forward(self, inputs: PenaltyInputs) -> Tensor:
         if self.reuses:
-            assert sides.judged_fake is not None
-            return 0.5 * self.gamma * squared_norms_of_gradient(*sides.judged_fake).mean()
-        return 0.5 * self.gamma * squared_gradient_norms(sides.logits, sides.fake).mean()
+            assert inputs.judged_fake is not None
+            return 0.5 * self.gamma * squared_norms_of_gradient(*inputs.judged_fake).mean()
+        return 0.5 * self.gamma * squared_gradient_norms(inputs.logits, inputs.fake).mean()
 
 
 class LeCam(DiscriminatorPenalty):
@@ -209,8 +209,8 @@ class LeCam(DiscriminatorPenalty):
         self.register_buffer("average_real", torch.zeros(()))
         self.register_buffer("average_fake", torch.zeros(()))
 
-    def forward(self, sides: Sides) -> Tensor:
-        real, fake = sides.logits(sides.real), sides.logits(sides.fake)
+    def forward(self, inputs: PenaltyInputs) -> Tensor:
+        real, fake = inputs.logits(inputs.real), inputs.logits(inputs.fake)
         with torch.no_grad():
             means = sum_over_ranks(torch.stack([real.mean(), fake.mean()])) / world_size()
             decay = self.decay if self.started else 0.0

@@ -102,7 +102,7 @@ class Method(nn.Module, ABC):
     batch_keys: tuple[str, ...] = ("image",)
     """What the data must provide."""
 
-    welcome_keys: tuple[str, ...] = ()
+    optional_batch_keys: tuple[str, ...] = ()
     """What it likes to have beside them where the data has it, to show more in its pictures."""
 
     sampled_weights: str = "raw"
@@ -138,15 +138,15 @@ class Method(nn.Module, ABC):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The parameters that each named update trains; every group has its own optimizer."""
 
-    def lazy_share(self, group: str) -> float:
+    def lazy_regularisation_ratio(self, group: str) -> float:
         """Further updates of ``group`` by lazy penalties, for each of its own; its optimizer is corrected for them."""
         return 0.0
 
-    num_remembered: ClassVar[int] = 0
-    """How many captions ``remember`` takes; 0 for a method without conditions."""
+    condition_bank_size: ClassVar[int] = 0
+    """How many captions ``set_condition_bank`` takes; 0 for a method without conditions."""
 
-    def remember(self, batch: Batch) -> None:
-        """Take the data's conditions to sample from, once, before training: all labels, or ``num_remembered`` captions."""
+    def set_condition_bank(self, batch: Batch) -> None:
+        """Take the data's conditions to sample from, once, before training: all labels, or ``condition_bank_size`` captions."""
 
     @abstractmethod
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
@@ -204,7 +204,7 @@ class Method(nn.Module, ABC):
         """What it makes of sources [N, S, H, W] in [-1, 1]: [N, T, H, W], without gradient; for methods that ``translates``.
 
         Args:
-            source: of any height and width that are multiples of ``multiple``.
+            source: of any height and width that are multiples of ``size_divisor``.
             direction: one of ``directions``.
         """
         raise NotImplementedError(f"{type(self).__name__} does not translate images")
@@ -215,7 +215,7 @@ class Method(nn.Module, ABC):
         return None
 
     @property
-    def multiple(self) -> int:
+    def size_divisor(self) -> int:
         """What the height and width of ``translate``'s sources must be multiples of."""
         return 1
 

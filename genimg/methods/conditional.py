@@ -23,7 +23,7 @@ class ConditionalMethod(Method):
     """
 
     takes_conditions = True
-    num_remembered = 4096
+    condition_bank_size = 4096
 
     def _read_conditions(self, encoder: ConditionEncoder) -> None:
         """Have the conditions that ``encoder`` reads, if any: in batches, in draws and in the checkpoint."""
@@ -37,9 +37,9 @@ class ConditionalMethod(Method):
         self.class_counts: Tensor
         self.conditions: Tensor
         self.register_buffer("class_counts", torch.ones(self.num_classes, dtype=torch.int64))
-        self.register_buffer("conditions", encoder.blank(0 if self.num_classes else self.num_remembered))
+        self.register_buffer("conditions", encoder.blank(0 if self.num_classes else self.condition_bank_size))
 
-    def remember(self, batch: Batch) -> None:
+    def set_condition_bank(self, batch: Batch) -> None:
         if self.num_classes:
             self.class_counts.copy_(torch.bincount(batch["label"], minlength=self.num_classes))
         elif self.condition_key is not None:
@@ -54,7 +54,7 @@ class ConditionalMethod(Method):
             bounds = self.class_counts.cpu().numpy().cumsum()
             labels = np.searchsorted(bounds, np.floor(chances * bounds[-1]), side="right")
             return {self.condition_key: torch.from_numpy(labels).to(self.class_counts.device)}
-        rows = torch.from_numpy((chances * self.num_remembered).astype(np.int64)).to(self.conditions.device)
+        rows = torch.from_numpy((chances * self.condition_bank_size).astype(np.int64)).to(self.conditions.device)
         return {self.condition_key: self.conditions[rows]}
 
     def labels_of(self, count: int, seed: int) -> Tensor | None:

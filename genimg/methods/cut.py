@@ -11,7 +11,15 @@ from genimg.data.tasks.base import Task
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.losses.contrastive import patch_nce
 from genimg.methods.base import Update
-from genimg.methods.image_to_image import Translation, checked_mode, deceiving, in_blocks, mean_logit, over_scales, side_by_side
+from genimg.methods.image_to_image import (
+    Translation,
+    checked_mode,
+    generator_adversarial_loss,
+    in_blocks,
+    mean_logit,
+    over_scales,
+    side_by_side,
+)
 from genimg.networks.resnet_translator import Translator
 from genimg.schedules import Number, Scheduled, extremes, is_positive, is_within, shown
 from genimg.types import Batch, Metrics, Microbatches, Progress
@@ -133,7 +141,7 @@ class CUT(Translation):
 
     def _translator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         count = len(batch["a"])
-        adversarial = deceiving(self.loss, self.discriminator, batch["b"], batch["translated"][:count])
+        adversarial = generator_adversarial_loss(self.loss, self.discriminator, batch["b"], batch["translated"][:count])
         each = self._contrast(batch)
         contrast = each[:count].mean()
         loss = self.adversarial_weight * adversarial + self.contrast_weight * contrast

@@ -14,7 +14,7 @@ from genimg.methods.image_pool import ImagePool
 from genimg.methods.image_to_image import (
     Translation,
     checked_mode,
-    deceiving,
+    generator_adversarial_loss,
     in_blocks,
     mean_logit,
     mixes_images,
@@ -124,8 +124,8 @@ class CycleGAN(Translation):
         return made
 
     def _translators_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        adversarial = deceiving(self.loss, self.discriminator_b, batch["b"], batch["fake_b"])
-        adversarial = adversarial + deceiving(self.loss, self.discriminator_a, batch["a"], batch["fake_a"])
+        adversarial = generator_adversarial_loss(self.loss, self.discriminator_b, batch["b"], batch["fake_b"])
+        adversarial = adversarial + generator_adversarial_loss(self.loss, self.discriminator_a, batch["a"], batch["fake_a"])
         cycle = _l1(batch["cycled_a"], batch["a"]) + _l1(batch["cycled_b"], batch["b"])
         loss = self.adversarial_weight * adversarial + self.cycle_weight * cycle
         metrics = {"loss/adversarial": adversarial.detach(), "loss/cycle": cycle.detach()}

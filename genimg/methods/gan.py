@@ -23,7 +23,7 @@ from genimg.losses.penalties import (
     DiscriminatorPenalty,
     GeneratorPenalty,
     GradientPenalty,
-    Sides,
+    PenaltyInputs,
     WeightClipping,
 )
 from genimg.methods.base import Update, refusals_of, require_latent_dim, require_shape
@@ -33,7 +33,7 @@ from genimg.methods.ema import EMA
 from genimg.methods.latent import Latent
 from genimg.methods.modes import in_mode
 from genimg.networks.conditioning import conditional
-from genimg.networks.discriminator import Judgement, judgement
+from genimg.networks.discriminator import DiscriminatorOutput, as_discriminator_output
 from genimg.schedules import Schedule, is_positive, shown
 from genimg.types import Batch, Metrics, Microbatches, Progress
 from genimg.utils.durations import NumImages
@@ -62,8 +62,8 @@ class GAN(ConditionalMethod):
     Args:
         generator: (latent [N, Z], condition) -> image [N, C, H, W] in [-1, 1], with an encoder ``condition``; any other module
             gets the latent alone.
-        discriminator: (image, condition) -> Judgement, or logits [N] or [N, 1], with an encoder ``condition``; any other module
-            gets the image alone.
+        discriminator: (image, condition) -> DiscriminatorOutput, or logits [N] or [N, 1], with an encoder ``condition``; any
+            other module gets the image alone.
         loss: the pair of losses.
         latent: distribution of the latents.
         penalties: of either network, by name.
@@ -73,7 +73,7 @@ class GAN(ConditionalMethod):
         generator_batches: batches of fakes in the generator's update.
         ema_half_life: of the generator's average.
         ema_ramp_up: largest half-life as a fraction of the images seen; None for no limit.
-        standing_batches: of 64 latents, from which batch norm's statistics are taken anew before sampling; 0 keeps the
+        standing_stats_batches: of 64 latents, from which batch norm's statistics are taken anew before sampling; 0 keeps the
             averages of the training's.
         fresh_latents: The generator's update makes new images from new latents, after the discriminator's update; else both
             updates share theirs.
@@ -100,7 +100,7 @@ class GAN(ConditionalMethod):
         generator_batches: int,
         ema_half_life: NumImages | Schedule,
         ema_ramp_up: float | None,
-        standing_batches: int = 0,
+        standing_stats_batches: int = 0,
         fresh_latents: bool = False,
         dequantisation: float = 0.0,
         sampled_weights: str = "ema",
@@ -114,10 +114,12 @@ class GAN(ConditionalMethod):
             raise ValueError(f"dequantisation={dequantisation} must be 0 or more")
         if sampled_weights not in ("ema", "raw"):
             raise ValueError(f"sampled_weights={sampled_weights} is unknown: choose ema or raw")
-        if sampled_weights == "raw" and standing_batches:
-            raise ValueError(f"standing_batches={standing_batches} has no effect with sampled_weights=raw: set it to 0")
-        if standing_batches < 0:
-            raise ValueError(f"standing_batches={standing_batches} must be 0 or more")
+        if sampled_weights == "raw" and standing_stats_batches:
+            raise ValueError(
+                f"standing_stats_batches={standing_stats_batches} has no effect with sampled_weights=raw: set it to 0"
+            )
+        if standing_stats_batches < 0:
+            raise ValueError(f"standing_stats_batches={standing_stats_batches} must be 0 or more")
         if not is_positive(ema_half_life):
             raise ValueError(f"ema_half_life={shown(ema_half_life)} images must be above 0")
         if ema_ramp_up is not None and not ema_ramp_up > 0:
@@ -131,7 +133,7 @@ class GAN(ConditionalMethod):
         self.auxiliary = auxiliary
         self.generator_interval = generator_interval
         self.generator_batches = generator_batches
-        self.standing_batches = standing_batches
+        self.standing_stats_batches = standing_stats_batches
         self.fresh_latents = fresh_latents
         self.dequantisation = dequantisation
         self.sampled_weights = sampled_weights
@@ -169,7 +171,7 @@ class GAN(ConditionalMethod):
             "generator": list(self.generator.parameters()),
         }
 
-    def lazy_share(self, group: str) -> float:
+    def lazy_regularisation_ratio(self, group: str) -> float:
         share = sum(1.0 / penalty.interval for _, penalty in self._penalties_of(group) if penalty.interval > 1)
         if group == "generator" and self.generator_lazy_interval is not None:
             return max(share, 1.0 / self.generator_lazy_interval)
@@ -220,10 +222,10 @@ class GAN(ConditionalMethod):
     def _dequantise(self, batch: Batch) -> Batch:
         return {"image": batch["image"] + self.dequantisation * torch.rand_like(batch["image"])}
 
-    def _judge(self, images: Tensor, condition: Tensor) -> Judgement:
+    def _discriminate(self, images: Tensor, condition: Tensor) -> DiscriminatorOutput:
         # PyTorch has no second derivatives of compiled forwards, which is what images that require a gradient are for.
         judge = self.discriminator.forward if images.requires_grad and images.is_leaf else self.discriminator
-        return judgement(judge(self._augmented(images), condition))
+        return as_discriminator_output(judge(self._augmented(images), condition))
 
     def _augmented(self, images: Tensor) -> Tensor:
         return images if self.augment is None else self.augment(images)
@@ -238,7 +240,7 @@ class GAN(ConditionalMethod):
         real = real.detach().float().requires_grad_() if "real" in reused else real
         fake = fake.float().requires_grad_() if "fake" in reused else fake
         # Two forwards, because batch norm must not mix the statistics of real and fake images.
-        on_real, on_fake = self._judge(real, condition), self._judge(fake, condition)
+        on_real, on_fake = self._discriminate(real, condition), self._discriminate(fake, condition)
         real_logits, fake_logits = on_real.logits.float(), on_fake.logits.float()
         if self.augment is not None:
             self.augment.observe(real_logits.detach() - (self.loss.boundary or 0.0))
@@ -261,10 +263,10 @@ class GAN(ConditionalMethod):
         return loss + penalties, metrics | found
 
     def _generator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        judged = self._judge(batch["fake"], batch["fake_condition"])
+        judged = self._discriminate(batch["fake"], batch["fake_condition"])
         fake_logits = judged.logits.float()
         if self.loss.relativistic:
-            real = self._judge(batch["image"], self._condition(batch)).logits.float()
+            real = self._discriminate(batch["image"], self._condition(batch)).logits.float()
             loss = self.loss.generator(real.repeat(self.generator_batches), fake_logits)
         else:
             loss = self.loss.generator(fake_logits)
@@ -299,17 +301,17 @@ class GAN(ConditionalMethod):
         made = batch if "fake" in batch else batch | self._generate(batch, batches=1)
         with torch.autocast(batch["image"].device.type, enabled=False):
             if isinstance(penalty, DiscriminatorPenalty):
-                value, metrics = penalty(self._sides(made, own_forward)), {}
+                value, metrics = penalty(self._penalty_inputs(made, own_forward)), {}
             else:
                 value, metrics = penalty(self.generator, made["latent"], made["fake_condition"])
         return times * value, metrics | {f"penalty/{name}": value.detach()}
 
-    def _sides(self, batch: Batch, own_forward: _Forward | None) -> Sides:
+    def _penalty_inputs(self, batch: Batch, own_forward: _Forward | None) -> PenaltyInputs:
         condition = self._condition(batch)
         count = len(condition)
 
         def plain_logits(images: Tensor) -> Tensor:
-            return judgement(self.discriminator.forward(images, condition)).logits
+            return as_discriminator_output(self.discriminator.forward(images, condition)).logits
 
         @torch.no_grad()
         def nearby(std: float) -> tuple[Tensor, Tensor]:
@@ -319,7 +321,7 @@ class GAN(ConditionalMethod):
             fake, near = self.generator.forward(latents, torch.cat([condition, condition])).chunk(2)
             return fake, near
 
-        return Sides(
+        return PenaltyInputs(
             real=batch["image"].float(),
             fake=batch["fake"][:count].detach().float(),
             logits=lambda images: plain_logits(self._augmented(images)),
@@ -364,9 +366,9 @@ class GAN(ConditionalMethod):
 
     def before_sampling(self) -> None:
         device = next(self.generator_ema.parameters()).device
-        ranges = (range(start, start + _STANDING) for start in range(0, self.standing_batches * _STANDING, _STANDING))
+        ranges = (range(start, start + _STANDING) for start in range(0, self.standing_stats_batches * _STANDING, _STANDING))
         drawn = ({key: value.to(device) for key, value in self.draw(numbers, 0).items()} for numbers in ranges)
-        if self.standing_batches:
+        if self.standing_stats_batches:
             self.generator_ema.take_standing_statistics((batch["latent"], self._condition(batch)) for batch in drawn)
 
     @torch.no_grad()
@@ -387,7 +389,7 @@ class GAN(ConditionalMethod):
                 require_shape("generator", made, image, "the data's images")
             with refusals_of("augment", self.augment):
                 augmented = self._augmented(images)
-            judged = judgement(self.discriminator(augmented, self._condition(drawn)))
+            judged = as_discriminator_output(self.discriminator(augmented, self._condition(drawn)))
         if (judged.class_logits is None) != (self.auxiliary is None):
             raise ConfigError(
                 "auxiliary goes with a discriminator that has an auxiliary classifier, and only with it", key="auxiliary"
@@ -399,6 +401,6 @@ class GAN(ConditionalMethod):
         return {"samples": self._sample_by_class(drawn)}
 
 
-def _cross_entropy(judged: Judgement, labels: Tensor) -> Tensor:
+def _cross_entropy(judged: DiscriminatorOutput, labels: Tensor) -> Tensor:
     assert judged.class_logits is not None
     return F.cross_entropy(judged.class_logits.float(), labels)

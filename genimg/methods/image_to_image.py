@@ -39,9 +39,9 @@ class Translation(Method):
         """The network that translates in one of ``directions``."""
 
     @property
-    def multiple(self) -> int:
+    def size_divisor(self) -> int:
         networks = (self.translator(direction) for direction in self.directions or (None,))
-        return math.lcm(*(int(getattr(network, "multiple", 1)) for network in networks))
+        return math.lcm(*(int(getattr(network, "size_divisor", 1)) for network in networks))
 
     @torch.no_grad()
     def translate(self, source: Tensor, direction: str | None = None) -> Tensor:
@@ -132,7 +132,7 @@ def _as_scales(logits: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
     return [logits] if isinstance(logits, Tensor) else logits
 
 
-def deceiving(
+def generator_adversarial_loss(
     loss: AdversarialLoss, discriminator: Callable[[Tensor], Sequence[Tensor] | Tensor], real: Tensor, fake: Tensor
 ) -> Tensor:
     """The translator's adversarial loss; a relativistic one looks at the real images, too."""

@@ -12,7 +12,15 @@ from genimg.data.tasks.base import Task
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.losses.reconstruction import ReconstructionLoss
 from genimg.methods.base import Update, refusals_of, require_shape
-from genimg.methods.image_to_image import Translation, checked_mode, deceiving, in_blocks, mean_logit, mixes_images, over_scales
+from genimg.methods.image_to_image import (
+    Translation,
+    checked_mode,
+    generator_adversarial_loss,
+    in_blocks,
+    mean_logit,
+    mixes_images,
+    over_scales,
+)
 from genimg.schedules import Number, Scheduled, is_within, shown
 from genimg.types import Batch, Metrics, Microbatches, Progress
 
@@ -85,7 +93,7 @@ class Pix2Pix(Translation):
         def judge(images: Tensor) -> Any:
             return self.discriminator(images, batch["source"])
 
-        adversarial = deceiving(self.loss, judge, batch["target"], batch["fake"])
+        adversarial = generator_adversarial_loss(self.loss, judge, batch["target"], batch["fake"])
         distance = self.reconstruction(batch["fake"], batch["target"], batch.get("mask"))
         loss = adversarial + self.reconstruction_weight * distance
         return loss, {

@@ -65,7 +65,7 @@ class _Residual(nn.Module):
         super().__init__()
         self.translator = translator
         self.needed = needed
-        self.multiple: int = getattr(translator, "multiple", 1)
+        self.size_divisor: int = getattr(translator, "size_divisor", 1)
 
     def forward(self, source: Tensor) -> Tensor:
         output: Tensor = self.translator(source)

@@ -82,7 +82,7 @@ class VAE(ConditionalMethod):
         self._read_conditions(shared_encoder(encoder=self.encoder, decoder=self.decoder))
         self.scatter = LatentScatter() if self.latent_dims == [2] else None
         if self.scatter is not None:
-            self.welcome_keys = ("label",)
+            self.optional_batch_keys = ("label",)
 
     @property
     def _above(self) -> list[StochasticLayer]:

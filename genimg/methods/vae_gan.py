@@ -27,7 +27,7 @@ class VAEGAN(VAE):
     bound compares with other VAEs.
 
     Args:
-        discriminator: (image, condition) -> Judgement; with an encoder ``condition``.
+        discriminator: (image, condition) -> DiscriminatorOutput; with an encoder ``condition``.
         adversarial: the pair of losses.
         adversarial_weight: of the decoder's part, in nats.
         similarity_weight: of the features' difference, in nats; 0 leaves it out.
@@ -117,9 +117,9 @@ class VAEGAN(VAE):
         latent, reconstruction = latents[::every], self.loss.likelihood.mean(output[::every])  # an image's first sample
         fakes = (self._decode(latent.detach(), condition), self._decode(self._from_prior(len(image), image.device), condition))
         judged = [self.adversarial.generator(self.discriminator(each, condition).logits.float()) for each in fakes]
-        deceiving = torch.stack(judged).mean()
-        loss = loss + self.adversarial_weight * deceiving
-        metrics["loss/adversarial"] = deceiving.detach()
+        adversarial = torch.stack(judged).mean()
+        loss = loss + self.adversarial_weight * adversarial
+        metrics["loss/adversarial"] = adversarial.detach()
         if self.similarity_weight:
             on_real, on_made = (self.discriminator.seen(each, condition).float() for each in (image, reconstruction))
             difference = (on_made - on_real.detach()).square().mean()

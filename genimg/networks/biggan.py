@@ -25,7 +25,7 @@ class Generator(nn.Module):
         image_size: pixels, one number or [height, width].
         channels: of the image.
         widths: channels of the feature maps from the image inwards; the last one holds for all beyond.
-        smallest: pixels of the linear layer's shorter side, at least.
+        bottom_size: pixels of the linear layer's shorter side, at least.
         attention_at: pixels of the shorter side of the feature map with self-attention; None for none.
         initialisation: see ``layers``.
         spectral_norm: of all layers but the encoder's, upon which it spoilt trainings of the first author's PyTorch code.
@@ -43,7 +43,7 @@ class Generator(nn.Module):
         image_size: int | Sequence[int],
         channels: int,
         widths: Sequence[int],
-        smallest: int,
+        bottom_size: int,
         attention_at: int | None,
         initialisation: str,
         spectral_norm: bool,
@@ -51,7 +51,7 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         self.latent_dim = latent_dim
-        count, self.base = halvings(image_size, smallest=smallest)
+        count, self.base = halvings(image_size, bottom_size=bottom_size)
         if latent_dim <= count:
             raise ValueError(f"latent_dim={latent_dim} must be at least {count + 1}, one for each of {count + 1} parts")
         features = complete_widths(widths, count + 1)

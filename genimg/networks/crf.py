@@ -129,8 +129,8 @@ class WithCRF(nn.Module):
     """A translator and a conditional random field around its images, guided by the source images with all their channels.
 
     Args:
-        translator: from source images to images of the same height and width in [-1, 1]. Its ``multiple``, of which they must
-            be multiples, is that of both; 1 if it has none.
+        translator: from source images to images of the same height and width in [-1, 1]. Its ``size_divisor``, of which
+            they must be multiples, is that of both; 1 if it has none.
         crf: the field.
     """
 
@@ -138,7 +138,7 @@ class WithCRF(nn.Module):
         super().__init__()
         self.translator = translator
         self.crf = crf
-        self.multiple: int = getattr(translator, "multiple", 1)
+        self.size_divisor: int = getattr(translator, "size_divisor", 1)
 
     def forward(self, source: Tensor) -> Tensor:
         """[N, C, H, W] in [-1, 1] -> [N, C', H, W] in [-1, 1]."""

@@ -25,7 +25,7 @@ class Generator(nn.Module):
         image_size: pixels, one number or [height, width].
         channels: of the image.
         width: channels of the layer before the image; every layer further away has twice as many.
-        smallest: pixels of the first layer's shorter side, at least.
+        bottom_size: pixels of the first layer's shorter side, at least.
         normalisation, initialisation: see ``layers``.
         spectral_norm: of all layers.
     """
@@ -38,7 +38,7 @@ class Generator(nn.Module):
         image_size: int | Sequence[int],
         channels: int,
         width: int,
-        smallest: int,
+        bottom_size: int,
         normalisation: str,
         initialisation: str,
         spectral_norm: bool,
@@ -46,7 +46,7 @@ class Generator(nn.Module):
         super().__init__()
         self.latent_dim = latent_dim
         require_least(1, width=width)
-        count, base = halvings(image_size, smallest=smallest)
+        count, base = halvings(image_size, bottom_size=bottom_size)
         self.condition = condition
         self.joined = normalisation != "conditional_batch"
         features = width * 2 ** (count - 1)
@@ -83,7 +83,7 @@ class Features(nn.Module):
         channels: of the image.
         condition_channels: further input channels, for ``concat`` conditioning.
         width: channels of the first layer; each further layer has twice as many.
-        smallest: pixels of the last layer's shorter side, at least.
+        bottom_size: pixels of the last layer's shorter side, at least.
         kernel_size: 4, or 5 as in some ports of the paper's code.
         normalisation: of each layer but the first; see ``layers``.
         activation_first: normalise behind the activation instead of before it.
@@ -96,7 +96,7 @@ class Features(nn.Module):
         channels: int,
         condition_channels: int = 0,
         width: int,
-        smallest: int,
+        bottom_size: int,
         kernel_size: int,
         normalisation: str,
         activation_first: bool,
@@ -105,7 +105,7 @@ class Features(nn.Module):
         if kernel_size not in (4, 5):
             raise ValueError(f"kernel_size={kernel_size} must be 4 or 5")
         require_least(1, width=width)
-        count, base = halvings(image_size, smallest=smallest)
+        count, base = halvings(image_size, bottom_size=bottom_size)
         self.condition_channels = condition_channels
         padding = (kernel_size - 1) // 2
         features = width

@@ -16,7 +16,7 @@ from genimg.networks.layers import initialise, spectral_normalise
 HEADS = ("none", "concat", "projection", "auxiliary_classifier")
 
 
-class Judgement(NamedTuple):
+class DiscriminatorOutput(NamedTuple):
     """What a discriminator says of N images.
 
     Attributes:
@@ -28,23 +28,23 @@ class Judgement(NamedTuple):
     class_logits: Tensor | None = None
 
 
-def judgement(output: Judgement | Tensor) -> Judgement:
-    """Return a discriminator's answer as a ``Judgement``.
+def as_discriminator_output(output: DiscriminatorOutput | Tensor) -> DiscriminatorOutput:
+    """Return a discriminator's answer as a ``DiscriminatorOutput``.
 
     Args:
-        output: A ``Judgement``, or logits alone: [N] or [N, 1].
+        output: A ``DiscriminatorOutput``, or logits alone: [N] or [N, 1].
 
     Raises:
         ConfigError: If it is neither.
     """
-    if isinstance(output, Judgement):
+    if isinstance(output, DiscriminatorOutput):
         return output
     if not isinstance(output, Tensor) or output.dim() == 0 or output.numel() != len(output):
         given = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ConfigError(
             f"discriminator gives {given}, but must give one logit for each image, [N] or [N, 1]", key="discriminator"
         )
-    return Judgement(output.flatten())
+    return DiscriminatorOutput(output.flatten())
 
 
 class Features(Protocol):
@@ -102,7 +102,7 @@ class Discriminator(nn.Module):
             image = beside_image(image, self.condition(condition))
         return self.features(image)
 
-    def forward(self, image: Tensor, condition: Tensor) -> Judgement:
+    def forward(self, image: Tensor, condition: Tensor) -> DiscriminatorOutput:
         """Images [N, C, H, W] and their conditions as they stand in the batch."""
         features = self.seen(image, condition)
         # Sums over thousands of features, small beside their terms: bfloat16 would round the logit to 3 digits.
@@ -111,7 +111,7 @@ class Discriminator(nn.Module):
             logits = self.logit(features).squeeze(1)
             if self.projection is not None:
                 logits = logits + (self.projection(self.condition(condition).to(features.dtype)) * features).sum(dim=1)
-            return Judgement(logits, None if self.classifier is None else self.classifier(features))
+            return DiscriminatorOutput(logits, None if self.classifier is None else self.classifier(features))
 
 
 def _features(features: Callable[..., nn.Module], condition: ConditionEncoder, head: str) -> nn.Module:

@@ -81,7 +81,7 @@ class Translator(nn.Module):
     Liu et al.'s network with one of three convolutions. Sources are those of an inpainting task, whose last channel is the
     mask, 1 on missing and -1 on known pixels. ``partial`` uses it as a mask, the others see it as a channel. The last
     convolution is plain where the others are gated, as in Yu et al. It takes images of any height and width that are
-    multiples of ``multiple``.
+    multiples of ``size_divisor``.
 
     Args:
         source_channels: C + 1.
@@ -121,9 +121,9 @@ class Translator(nn.Module):
                 f"source_channels={source_channels} must be {target_channels + 1}, those of the target and a mask, because "
                 "this network fills holes: choose an inpainting task, or another network"
             )
-        most, _ = halvings(image_size, smallest=2, least=num_downs or 1)
+        most, _ = halvings(image_size, bottom_size=2, least=num_downs or 1)
         count = most if num_downs is None else num_downs
-        self.multiple = 2**count
+        self.size_divisor = 2**count
         self.is_partial = convolution == "partial"
         widths = [target_channels if self.is_partial else source_channels]
         widths += [width * min(2**level, _WIDEST) for level in range(count)]

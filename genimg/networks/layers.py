@@ -15,8 +15,8 @@ from genimg.types import height_width
 from genimg.utils.numbers import require_least
 
 
-def halvings(image_size: int | Sequence[int], *, smallest: int = 4, least: int = 2) -> tuple[int, tuple[int, int]]:
-    """How often an image can be halved until a side would be odd or below ``smallest``, and the size that remains.
+def halvings(image_size: int | Sequence[int], *, bottom_size: int = 4, least: int = 2) -> tuple[int, tuple[int, int]]:
+    """How often an image can be halved until a side would be odd or below ``bottom_size``, and the size that remains.
 
     64 px gives 4 halvings and 4x4; 28 px gives 2 and 7x7; [48, 32] gives 3 and 6x4.
 
@@ -25,12 +25,12 @@ def halvings(image_size: int | Sequence[int], *, smallest: int = 4, least: int =
     """
     height, width = height_width(image_size)
     count, (h, w) = 0, (height, width)
-    require_least(1, smallest=smallest)
-    while h % 2 == 0 and w % 2 == 0 and min(h, w) // 2 >= smallest:
+    require_least(1, bottom_size=bottom_size)
+    while h % 2 == 0 and w % 2 == 0 and min(h, w) // 2 >= bottom_size:
         count, h, w = count + 1, h // 2, w // 2
     if count < least:
         unit = 2**least
-        floor = smallest * unit
+        floor = bottom_size * unit
         fitting = [max(floor, round(side / unit) * unit) for side in (height, width)]
         raise ValueError(
             f"image_size=[{height},{width}] does not fit this network: height and width must be multiples of {unit} and at "

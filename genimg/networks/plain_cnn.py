@@ -28,7 +28,7 @@ class Generator(nn.Module):
         image_size: pixels, one number or [height, width].
         channels: of the image.
         width: channels before the last convolution; every layer further away has twice as many.
-        smallest: pixels of the linear layer's shorter side, at least.
+        bottom_size: pixels of the linear layer's shorter side, at least.
         activate_start: normalisation and ReLU after the linear layer, too (the ports, not the table).
         normalisation, initialisation: see ``layers``.
         spectral_norm: of all layers but the encoder's.
@@ -42,7 +42,7 @@ class Generator(nn.Module):
         image_size: int | Sequence[int],
         channels: int,
         width: int,
-        smallest: int,
+        bottom_size: int,
         activate_start: bool,
         normalisation: str,
         initialisation: str,
@@ -51,7 +51,7 @@ class Generator(nn.Module):
         super().__init__()
         self.latent_dim = latent_dim
         require_least(1, width=width)
-        count, self.base = halvings(image_size, smallest=smallest)
+        count, self.base = halvings(image_size, bottom_size=bottom_size)
         self.condition = condition
         self.joined = normalisation != "conditional_batch"
         features = width * 2**count
@@ -87,7 +87,7 @@ class Features(nn.Module):
         channels: of the image.
         condition_channels: further input channels, for ``concat`` conditioning.
         width: channels of the first layer; they double for every halving of the size.
-        smallest: pixels of the last feature map's shorter side, at least.
+        bottom_size: pixels of the last feature map's shorter side, at least.
         strided_doubles: the strided convolution doubles the channels (the ports), or the one behind it (the table).
         negative_slope: of the leaky ReLU; 0 makes it ReLU.
         normalisation: of each layer; see ``layers``.
@@ -104,7 +104,7 @@ class Features(nn.Module):
         channels: int,
         condition_channels: int = 0,
         width: int,
-        smallest: int,
+        bottom_size: int,
         strided_doubles: bool,
         negative_slope: float,
         normalisation: str,
@@ -116,7 +116,7 @@ class Features(nn.Module):
         require_least(1, width=width)
         if negative_slope < 0:
             raise ValueError(f"negative_slope={negative_slope} must be 0 or more")
-        count, base = halvings(image_size, smallest=smallest)
+        count, base = halvings(image_size, bottom_size=bottom_size)
         self.condition_channels = condition_channels
         self.pooling = pooling
         inputs = channels + condition_channels

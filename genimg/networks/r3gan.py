@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.networks.conditioning import ConditionEncoder
-from genimg.networks.discriminator import Judgement
+from genimg.networks.discriminator import DiscriminatorOutput
 from genimg.networks.layers import complete_widths, halvings
 from genimg.networks.resampling import Downsample, Upsample
 
@@ -176,7 +176,7 @@ class Discriminator(nn.Module):
             _initialised(nn.Linear(condition.dim, last, bias=False), 1.0 / math.sqrt(last)) if condition.dim else None
         )
 
-    def forward(self, image: Tensor, condition: Tensor) -> Judgement:
+    def forward(self, image: Tensor, condition: Tensor) -> DiscriminatorOutput:
         """Images [N, C, H, W] and their conditions as they stand in the batch."""
         features = self.from_image(image)
         for stage in list(self.blocks)[:-1]:
@@ -185,8 +185,8 @@ class Discriminator(nn.Module):
             features = self.blocks[-1](features.to(self.logit.weight.dtype))
             features = self.logit(self.basis(features).flatten(1))  # [N, D], or [N, 1]
             if self.embedding is None:
-                return Judgement(features.squeeze(1))
-            return Judgement((features * self.embedding(self.condition(condition).to(features.dtype))).sum(dim=1))
+                return DiscriminatorOutput(features.squeeze(1))
+            return DiscriminatorOutput((features * self.embedding(self.condition(condition).to(features.dtype))).sum(dim=1))
 
 
 def _change_width(before: int, behind: int) -> list[nn.Module]:

@@ -110,7 +110,7 @@ class Generator(nn.Module):
         image_size: pixels, one number or [height, width].
         channels: of the image.
         widths: channels of the feature maps from the image inwards; the last one holds for all beyond.
-        smallest: pixels of the linear layer's shorter side, at least.
+        bottom_size: pixels of the linear layer's shorter side, at least.
         attention_at: pixels of the shorter side of the feature map with self-attention; None for none.
         normalisation: see ``layers``; the last layer's is unconditional.
         initialisation: see ``layers``.
@@ -130,7 +130,7 @@ class Generator(nn.Module):
         image_size: int | Sequence[int],
         channels: int,
         widths: Sequence[int],
-        smallest: int,
+        bottom_size: int,
         attention_at: int | None,
         normalisation: str,
         initialisation: str,
@@ -140,7 +140,7 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         self.latent_dim = latent_dim
-        count, self.base = halvings(image_size, smallest=smallest)
+        count, self.base = halvings(image_size, bottom_size=bottom_size)
         features = complete_widths(widths, count + 1)
         self.condition = condition
         conditional = normalisation == "conditional_batch"
@@ -231,7 +231,7 @@ class Features(nn.Module):
         channels: of the image.
         condition_channels: further input channels, for ``concat`` conditioning.
         widths: channels of the blocks from the image inwards; the last one holds for all beyond.
-        smallest: pixels of the last feature map's shorter side, at least.
+        bottom_size: pixels of the last feature map's shorter side, at least.
         num_flat_blocks: blocks at that size, after those which halve.
         wide: a block's inner convolution has as many channels as its output (SAGAN, BigGAN) or as its input (SNGAN, WGAN-GP).
         attention_at: pixels of the shorter side of the feature map with self-attention; None for none.
@@ -251,7 +251,7 @@ class Features(nn.Module):
         channels: int,
         condition_channels: int = 0,
         widths: Sequence[int],
-        smallest: int,
+        bottom_size: int,
         num_flat_blocks: int,
         wide: bool,
         attention_at: int | None,
@@ -265,7 +265,7 @@ class Features(nn.Module):
         if pooling not in POOLINGS:
             raise ValueError(f"pooling={pooling} is unknown: choose one of {', '.join(POOLINGS)}")
         require_least(0, num_flat_blocks=num_flat_blocks)
-        count, _ = halvings(image_size, smallest=smallest, least=1)
+        count, _ = halvings(image_size, bottom_size=bottom_size, least=1)
         outputs = complete_widths(widths, count + num_flat_blocks)
         sides = [min(height_width(image_size)) // 2 ** (level + 1) for level in range(count)]
         _check_attention(attention_at, dict(zip(sides, outputs, strict=False)))  # outputs go on with the flat blocks

@@ -47,7 +47,7 @@ class Translator(nn.Module):
     """A 7x7 convolution, strided ones, residual blocks, as many doublings of the size, and a 7x7 convolution.
 
     With width 64, 2 strided convolutions and 9 blocks (6 below 256 px) the generator of CycleGAN. It takes images of any height
-    and width that are multiples of ``multiple``.
+    and width that are multiples of ``size_divisor``.
 
     Args:
         source_channels, target_channels: of the images.
@@ -87,7 +87,7 @@ class Translator(nn.Module):
         require_least(1, width=width)
         require_least(0, num_downs=num_downs, num_blocks=num_blocks)
         check_padding(padding)
-        self.multiple = 2**num_downs
+        self.size_divisor = 2**num_downs
         self.source_channels, self.target_channels = source_channels, target_channels
         bias = normalisation != "batch"
         layers = [*_convolution(source_channels, width, 7, normalisation=normalisation, padding=padding), nn.ReLU(inplace=True)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from genimg.networks.conditioning import ConditionEncoder
-from genimg.networks.discriminator import Judgement
+from genimg.networks.discriminator import DiscriminatorOutput
 from genimg.networks.layers import halvings
 from genimg.networks.stylegan2_layers import (
     LEAKY_GAIN,
@@ -254,7 +254,7 @@ class Discriminator(nn.Module):
         self.embedding = EqualisedLinear(condition.dim, last) if condition.dim else None
         self.mapping = _mapping_layers(last, last, _CONDITION_LAYERS) if condition.dim else None
 
-    def forward(self, image: Tensor, condition: Tensor) -> Judgement:
+    def forward(self, image: Tensor, condition: Tensor) -> DiscriminatorOutput:
         """Images [N, C, H, W] and their conditions as they stand in the batch."""
         features = self.from_image(image)
         for block in self.blocks:
@@ -262,10 +262,10 @@ class Discriminator(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             features = self.logit(self.epilogue(features.to(self.logit.weight.dtype)))  # [N, D], or [N, 1]
             if self.embedding is None or self.mapping is None:
-                return Judgement(features.squeeze(1))
+                return DiscriminatorOutput(features.squeeze(1))
             vector = self.condition(condition).to(features.dtype)
             direction = self.mapping(normalise_second_moment(self.embedding(vector)))
-            return Judgement((features * direction).sum(dim=1) / math.sqrt(features.shape[1]))
+            return DiscriminatorOutput((features * direction).sum(dim=1) / math.sqrt(features.shape[1]))
 
 
 def _sizes(image_size: int | Sequence[int]) -> list[tuple[int, int]]:

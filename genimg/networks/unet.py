@@ -17,7 +17,7 @@ class Translator(nn.Module):
     """Halves an image until ``num_downs`` times smaller and doubles it again, with what it was like beside each size.
 
     At 256 px with width 64 and 8 halvings the generator of pix2pix. It takes images of any height and width that are multiples
-    of ``multiple``.
+    of ``size_divisor``.
 
     Args:
         source_channels, target_channels: of the images.
@@ -54,11 +54,11 @@ class Translator(nn.Module):
         super().__init__()
         require_least(1, width=width)
         require_least(0, num_dropout=num_dropout)
-        most, _ = halvings(image_size, smallest=1, least=2 if num_downs is None else num_downs)
+        most, _ = halvings(image_size, bottom_size=1, least=2 if num_downs is None else num_downs)
         count = most if num_downs is None else num_downs
         if count < 2:
             raise ValueError(f"num_downs={num_downs} must be 2 or more, or null")
-        self.multiple = 2**count
+        self.size_divisor = 2**count
         widths = [width * min(2**level, _WIDEST) for level in range(count)]
         bias = normalisation != "batch"
         self.downs, self.ups = nn.ModuleList(), nn.ModuleList()

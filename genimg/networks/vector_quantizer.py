@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genimg.utils.distributed import add_over_ranks_, equal_rows_of_all_ranks
+from genimg.utils.distributed import all_reduce_, equal_rows_of_all_ranks
 from genimg.utils.numbers import require_least
 
 _EPSILON = 1e-5  # of the Laplace smoothing, as in the paper's code
@@ -128,7 +128,7 @@ class VectorQuantizer(nn.Module):
             [K], how many vectors came to each code, over all microbatches and ranks.
         """
         counts, sums = (torch.stack(each).sum(dim=0) for each in list(zip(*usages, strict=True))[:2])
-        add_over_ranks_([counts, sums])
+        all_reduce_([counts, sums])
         if self.decay is None:
             return counts
         assert self.restart_below is not None

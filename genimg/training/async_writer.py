@@ -20,11 +20,11 @@ class Background:
 
     def submit(self, job: Callable[[], object]) -> None:
         """Start ``job`` once the one before has ended, so that never more than one waits in memory."""
-        self.settle()
+        self.wait()
         self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="genimg-writer")
         self._pending = self._pool.submit(job)
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Wait for the job under way, if there is one."""
         if self._pending is None:
             return
@@ -37,12 +37,12 @@ class Background:
     def check(self) -> None:
         """Raise what the last job has raised, without waiting for it."""
         if self._pending is not None and self._pending.done():
-            self.settle()
+            self.wait()
 
     def close(self) -> None:
         """Wait for the job under way and end the thread; the next job starts another."""
         try:
-            self.settle()
+            self.wait()
         finally:
             if self._pool is not None:
                 self._pool.shutdown()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from genimg.utils.distributed import add_over_ranks_, world_size
+from genimg.utils.distributed import all_reduce_, world_size
 
 
 class BatchStatistics:
@@ -24,4 +24,4 @@ class BatchStatistics:
         """Replace them by their mean over all ranks: after every step any rank's checkpoint is then everyone's."""
         if world_size() > 1 and self._buffers:
             torch._foreach_div_(self._buffers, world_size())
-            add_over_ranks_(self._buffers)
+            all_reduce_(self._buffers)

@@ -18,7 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from genimg.types import Metrics
-from genimg.utils.distributed import rank, rows_of_all_ranks, sum_over_ranks, world_size
+from genimg.utils.distributed import all_gather_rows, rank, sum_over_ranks, world_size
 from genimg.utils.durations import clock
 from genimg.utils.files import atomically
 from genimg.utils.images import grid, write_png
@@ -57,7 +57,7 @@ class MeanMetrics:
 
     def state_dict(self) -> dict[str, Any]:
         """Every rank's sums [W]: their mean would not resume bit for bit."""
-        sums = {name: rows_of_all_ranks(total.reshape(1)) for name, total in self._sums.items()}
+        sums = {name: all_gather_rows(total.reshape(1)) for name, total in self._sums.items()}
         return {"sums": sums, "counts": dict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:

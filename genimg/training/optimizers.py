@@ -29,15 +29,18 @@ class OptimizerSpec:
     make: Callable[..., Optimizer]
     settings: Mapping[str, Any]
 
-    def corrected(self, lazy_share: float) -> OptimizerSpec:
-        """Return the specification for a group with ``lazy_share`` further updates, by lazy penalties, for each of its own.
+    def corrected(self, ratio: float) -> OptimizerSpec:
+        """Return the specification for a parameter group with lazy regularisation.
 
-        With c = 1 / (1 + lazy_share) it has c times the learning rate and the c-th powers of Adam's betas: Karras et al. 2020,
-        "Analyzing and improving the image quality of StyleGAN", appendix B, where lazy_share is 1 / interval.
+        With c = 1 / (1 + ratio) it has c times the learning rate and the c-th powers of Adam's betas: Karras et al. 2020,
+        "Analyzing and improving the image quality of StyleGAN", appendix B, where the ratio is 1 / interval.
+
+        Args:
+            ratio: Updates by lazy penalties for each of the group's own updates; 0 for none.
         """
-        if not lazy_share:
+        if not ratio:
             return self
-        c = 1.0 / (1.0 + lazy_share)
+        c = 1.0 / (1.0 + ratio)
         settings, defaults = dict(self.settings), inspect.signature(self.make).parameters
         for key, change in (("lr", lambda lr: lr * c), ("betas", lambda beta: beta**c)):
             if key in settings or key in defaults:

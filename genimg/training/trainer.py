@@ -35,7 +35,7 @@ from genimg.training.schedules import OptimizerSchedules
 from genimg.training.state import TrainerSettings, TrainingState
 from genimg.training.update import StepRNG, Updater, split
 from genimg.types import Batch, Metrics, Microbatches, Progress
-from genimg.utils.distributed import Vote, failing_together, of_first_rank, rank, world_size
+from genimg.utils.distributed import Vote, broadcast_object, raise_on_any_rank, rank, world_size
 from genimg.utils.rng import Stream, seed_of, steady
 from genimg.utils.terminal import stop_signals, write_to_stderr
 
@@ -71,10 +71,10 @@ class _Ranks:
         stop, save = (vote.cast(wish) for vote, wish in zip(self._votes, wishes, strict=True))
         return stop, save
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Take the answers that are on the way."""
         for vote in self._votes:
-            vote.settle()
+            vote.wait()
 
 
 class Trainer:
@@ -170,7 +170,7 @@ class Trainer:
         """
         if self.state.images < self.settings.duration:
             self.state.final = {}  # of a shorter training
-        with failing_together():
+        with raise_on_any_rank():
             self.data.load()
             logger = self.make_logger(self.progress.step, self.state.evaluated_at == self.state.images)
         bar = ProgressBar(total=self.settings.duration, initial=self.state.images)
@@ -187,7 +187,7 @@ class Trainer:
                 self._maintain(logger, bar)
                 if self.state.images >= self.settings.duration:
                     if self._ranks is not None:
-                        self._ranks.settle()
+                        self._ranks.wait()
                     self._wait_for_files()
                     return self.state
                 progress = self.progress
@@ -208,8 +208,8 @@ class Trainer:
 
     def _wait_for_files(self) -> None:
         """Until they are on the disk; if they cannot be written, all ranks fail together."""
-        with failing_together():
-            self._background.settle()
+        with raise_on_any_rank():
+            self._background.wait()
 
     def steps(self) -> Iterator[int]:
         """Steps alone, without end, logs, pictures, evaluations and checkpoints; gives the images seen after each."""
@@ -365,7 +365,7 @@ class Trainer:
         start, self._evaluating = time.monotonic(), True
         try:
             result = evaluator.evaluate(self.method, self.data, self.device, self._should_stop_evaluating, num_images)
-            result = of_first_rank(result)  # unlike GPUs differ in the last digits, and all must draw the same conclusion
+            result = broadcast_object(result)  # unlike GPUs differ in the last digits, and all must draw the same conclusion
         finally:
             self._evaluating = False
             seconds = time.monotonic() - start
@@ -388,7 +388,7 @@ class Trainer:
         self.method.before_saving()
         state = self.state_dict()
         if rank() == 0:
-            self._background.settle()  # so that one copy is in memory, not two
+            self._background.wait()  # so that one copy is in memory, not two
             self._background.submit(partial(self.folder.save, snapshot(state), self.progress.step, best=best, timed=timed))
         self._last_saved = self.state.images
         self._clocks.saved()

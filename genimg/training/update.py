@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from genimg.training.device import Precision
 from genimg.training.replay import Replay, random_state, set_random_state
 from genimg.types import Batch, LossFunction, Metrics, Microbatches
-from genimg.utils.distributed import add_over_ranks_, least_over_ranks, rank, world_size
+from genimg.utils.distributed import all_reduce_, least_over_ranks, rank, world_size
 from genimg.utils.rng import Stream, seed_of
 
 
@@ -181,7 +181,7 @@ class Updater:
                 metrics[name] = metrics[name] + share if name in metrics else share
         assert total is not None
         if self._num_ranks > 1:
-            add_over_ranks_(p.grad for p in self.parameters[group] if p.grad is not None)
+            all_reduce_(p.grad for p in self.parameters[group] if p.grad is not None)
         metrics[f"grad_norm/{group}"] = self._check_and_clip(group, total)
         optimizer.step()
         return metrics

@@ -114,7 +114,7 @@ def least_over_ranks(tensor: Tensor) -> Tensor:
     return least
 
 
-def add_over_ranks_(tensors: Iterable[Tensor]) -> None:
+def all_reduce_(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor by its sum over all ranks, many tensors in one message.
 
     Args:
@@ -134,7 +134,7 @@ def on_every_rank(condition: bool) -> bool:
     return int(sum_over_ranks(torch.tensor(int(condition)))) == world_size()
 
 
-def rows_of_all_ranks(tensor: Tensor) -> Tensor:
+def all_gather_rows(tensor: Tensor) -> Tensor:
     """Every rank's rows [N_r, ...] below each other, in the order of the ranks."""
     if not _several():
         return tensor
@@ -157,7 +157,7 @@ def equal_rows_of_all_ranks(tensor: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def of_first_rank(value: Any) -> Any:
+def broadcast_object(value: Any) -> Any:
     """The first rank's value, of whatever can be pickled, on every rank."""
     if not _several():
         return value
@@ -166,7 +166,7 @@ def of_first_rank(value: Any) -> Any:
     return values[0]
 
 
-def copy_from_first_(tensors: Iterable[Tensor]) -> None:
+def broadcast_(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor by the first rank's."""
     if not _several():
         return
@@ -177,7 +177,7 @@ def copy_from_first_(tensors: Iterable[Tensor]) -> None:
 
 
 @contextlib.contextmanager
-def failing_together() -> Iterator[None]:
+def raise_on_any_rank() -> Iterator[None]:
     """A block that every rank runs, at whose end all fail if one has: none then waits for one that has gone.
 
     Raises:
@@ -212,14 +212,14 @@ def _described(error: Exception) -> tuple[str, str]:
 def first_of_each_host() -> Iterator[None]:
     """The first rank of each host runs the block before the others do: it downloads, and they find the files."""
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        with failing_together():
+        with raise_on_any_rank():
             yield
-        with failing_together():
+        with raise_on_any_rank():
             pass
     else:
-        with failing_together():
+        with raise_on_any_rank():
             pass
-        with failing_together():
+        with raise_on_any_rank():
             yield
 
 
@@ -236,12 +236,12 @@ class Vote:
         """Give this rank's vote; returns the outcome of the previous one (in a single process, of this one)."""
         if not _several():
             return yes
-        outcome = self.settle()
+        outcome = self.wait()
         ballot = torch.tensor(int(yes))
         self._pending = dist.all_reduce(ballot, op=dist.ReduceOp.MAX, async_op=True), ballot
         return outcome
 
-    def settle(self) -> bool:
+    def wait(self) -> bool:
         """The outcome of what was cast and not yet answered; every rank must call it."""
         if self._pending is None:
             return False

@@ -35,7 +35,13 @@ OLDER = b'older, with "genimg_version"'  # as genimg-export left it
 SMALL = ["data=shapes", "data.num_images=16", "data.image_size=16", "trainer.batch_size=8", "trainer.duration=2 steps",
          "trainer.preview_images=4", "evaluation=none", "device=cpu"]  # fmt: skip
 RUNS = {
-    "labels": [*SMALL, "model=dcgan_small", "model.generator.width=4", "conditioning=projection", "model.standing_batches=2"],
+    "labels": [
+        *SMALL,
+        "model=dcgan_small",
+        "model.generator.width=4",
+        "conditioning=projection",
+        "model.standing_stats_batches=2",
+    ],
     "styles": [*SMALL, "model=stylegan2_small", *tiny.SIZES["stylegan2_small"]],
     "vae": [*SMALL, "model=vae_small", *tiny.AUTOENCODERS["vae_small"]],
     "rae": [*SMALL, "model=rae", *tiny.AUTOENCODERS["rae"]],

@@ -127,7 +127,7 @@ def test_through_the_command_line_images_of_any_size_keep_their_names(runs: Path
     assert "4 images: out" in result.stdout
     assert files("out") == ["a.png", "c.png", "deep/er/b.png", "tiny.png"]
     method = loaded(runs / "cyclegan")
-    assert method.multiple == 4
+    assert method.size_divisor == 4
     for name, pads in (("a.png", ((0, 0), (0, 2), (0, 0))), ("c.png", ((0, 0),) * 3)):
         levels = pixels(f"photos/{name}")
         output = method.translate(as_float(np.pad(levels, pads, mode="reflect")), "a2b")

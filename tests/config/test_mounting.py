@@ -25,7 +25,7 @@ GENERATOR: dict[str, Any] = {
 }  # fmt: skip
 FEATURES: dict[str, Any] = {
     "_target_": "genimg.networks.dcgan.Features", "image_size": 16, "channels": 1, "condition_channels": 0, "width": 4,
-    "smallest": 4, "kernel_size": 4, "normalisation": "batch", "activation_first": False,
+    "bottom_size": 4, "kernel_size": 4, "normalisation": "batch", "activation_first": False,
 }  # fmt: skip
 AUGMENT: dict[str, Any] = {
     "_target_": "genimg.methods.discriminator_augment.FixedAugment", "groups": {"blit": 2.0}, "p": 0.5,

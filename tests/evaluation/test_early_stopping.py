@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from genimg.evaluation.compare import Evaluator
-from genimg.evaluation.early_stopping import DivergenceWatch
+from genimg.evaluation.early_stopping import EarlyStopping
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.metrics import FrechetDistance, InceptionScore
 from genimg.utils.durations import NumImages
@@ -40,8 +40,8 @@ def make_evaluator(metric, stop_if):
 
 
 def test_a_watch_is_made_of_its_settings():
-    assert DivergenceWatch.of({"factor": 3, "evaluations": 2}) == DivergenceWatch(3.0, 2)
-    assert DivergenceWatch.of({"evaluations": 1, "factor": 1.01}) == DivergenceWatch(1.01, 1)
+    assert EarlyStopping.of({"factor": 3, "evaluations": 2}) == EarlyStopping(3.0, 2)
+    assert EarlyStopping.of({"evaluations": 1, "factor": 1.01}) == EarlyStopping(1.01, 1)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_watch_is_made_of_its_settings():
 )
 def test_other_keys_are_refused(settings):
     with pytest.raises(ValueError, match=r"^stop_if=.* must have either the keys factor and evaluations"):
-        DivergenceWatch.of(settings)
+        EarlyStopping.of(settings)
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,13 @@ def test_other_keys_are_refused(settings):
 )
 def test_values_that_make_no_sense_are_refused(factor, evaluations):
     with pytest.raises(ValueError, match=r"^stop_if\.(factor=.* must be a number|evaluations=.* must be a whole number)"):
-        DivergenceWatch.of({"factor": factor, "evaluations": evaluations})
+        EarlyStopping.of({"factor": factor, "evaluations": evaluations})
 
 
 @pytest.mark.parametrize(("value", "diverged"), [(5.0, False), (29.9, False), (30.0, False), (30.1, True), (1e9, True)])
 def test_a_distance_has_diverged_above_the_factor_times_its_best(value, diverged):
     evaluator = make_evaluator(FrechetDistance(), {"factor": 3, "evaluations": 2})
-    assert evaluator.stop_if == DivergenceWatch(3.0, 2)
+    assert evaluator.stop_if == EarlyStopping(3.0, 2)
     assert evaluator.has_diverged({evaluator.primary: value}, best=10.0) == diverged
 
 
@@ -144,4 +144,4 @@ def test_a_metric_that_is_not_measured_is_refused_with_those_that_are(metric):
 )
 def test_bounds_that_make_no_sense_are_refused(settings):
     with pytest.raises(ValueError, match=r"^stop_if(=|\.metric=|\.evaluations=)"):
-        DivergenceWatch.of(settings)
+        EarlyStopping.of(settings)

@@ -20,7 +20,7 @@ from genimg.losses.penalties import (
     R2,
     GradientPenalty,
     LeCam,
-    Sides,
+    PenaltyInputs,
     WeightClipping,
     squared_gradient_norms,
 )
@@ -38,8 +38,8 @@ def nothing_nearby(std: float):
     pytest.fail("this penalty needs no nearby images")
 
 
-def sides(judge: Callable, real: torch.Tensor, fake: torch.Tensor, *, plain=None, nearby=nothing_nearby) -> Sides:
-    return Sides(real=real, fake=fake, logits=judge, plain_logits=plain or judge, nearby=nearby)
+def sides(judge: Callable, real: torch.Tensor, fake: torch.Tensor, *, plain=None, nearby=nothing_nearby) -> PenaltyInputs:
+    return PenaltyInputs(real=real, fake=fake, logits=judge, plain_logits=plain or judge, nearby=nearby)
 
 
 class Linear(nn.Module):

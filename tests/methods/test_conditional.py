@@ -47,7 +47,7 @@ def test_without_conditions_nothing_is_asked_for_drawn_or_remembered():
     assert method.takes_conditions
     assert (method.batch_keys, method.condition_key, method.num_classes) == (("image",), None, 0)
     assert method._draw_conditions(range(5), 0) == {}
-    method.remember({})
+    method.set_condition_bank({})
     assert method._condition({"image": torch.zeros(3, 1, 2, 2)}).shape == (3, 0)
     assert method._condition({"latent": torch.zeros(4, 2)}).shape == (4, 0)
     assert method._sample_by_class({"latent": torch.arange(3.0)}).shape == (3, 1, 1, 2)
@@ -65,8 +65,8 @@ def test_what_the_encoder_reads_is_asked_of_the_data(encoder, key, num_classes):
 
 def test_a_draw_is_a_caption_of_what_is_remembered_by_seed_and_index_alone():
     method = Painter(text_encoder())
-    rows = torch.arange(method.num_remembered)
-    method.remember({"caption": torch.stack([rows // 256, rows % 256], dim=1).to(torch.uint8)})
+    rows = torch.arange(method.condition_bank_size)
+    method.set_condition_bank({"caption": torch.stack([rows // 256, rows % 256], dim=1).to(torch.uint8)})
     drawn = method._draw_conditions(range(1000), 3)["caption"]
     assert drawn.shape == (1000, 32)
     assert len(drawn.unique(dim=0)) > 850  # of 4096 rows: 1000 draws hit 889 on average
@@ -80,7 +80,7 @@ SKEWED = torch.tensor([0] * 7000 + [2] * 2500 + [3] * 499 + [4])  # of five clas
 
 def test_drawn_labels_are_as_frequent_as_in_the_data_by_seed_and_index_alone():
     method = Painter(OneHot(num_classes=5))
-    method.remember({"label": SKEWED})
+    method.set_condition_bank({"label": SKEWED})
     drawn = method._draw_conditions(range(20_000), 3)["label"]
     shares = torch.bincount(SKEWED, minlength=5).double() / len(SKEWED)
     found = torch.bincount(drawn, minlength=5).double() / len(drawn)
@@ -93,7 +93,7 @@ def test_drawn_labels_are_as_frequent_as_in_the_data_by_seed_and_index_alone():
 def test_labels_of_an_evaluation_have_exactly_the_datas_shares(count):
     """With 4,096 remembered rows, as once, the rarest class would never be drawn, and the others by chance."""
     method = Painter(OneHot(num_classes=5))
-    method.remember({"label": SKEWED})
+    method.set_condition_bank({"label": SKEWED})
     found = torch.bincount(method.labels_of(count, 0), minlength=5)
     expected = torch.bincount(SKEWED, minlength=5).double() * count / len(SKEWED)
     assert found.sum() == count
@@ -112,10 +112,10 @@ def test_before_it_knows_the_data_every_class_is_as_frequent():
 
 def test_captions_of_any_length_are_remembered_in_the_encoders_shape():
     method = Painter(text_encoder(max_length=32))
-    texts = [f"number {i % 7}" for i in range(method.num_remembered)]
+    texts = [f"number {i % 7}" for i in range(method.condition_bank_size)]
     for length in (16, 64):
-        method.remember({"caption": encode(texts, length)})
-        assert method.conditions.shape == (method.num_remembered, 32)
+        method.set_condition_bank({"caption": encode(texts, length)})
+        assert method.conditions.shape == (method.condition_bank_size, 32)
         assert torch.equal(method.conditions, encode(texts, 32))
 
 

@@ -247,7 +247,7 @@ def test_it_translates_one_way_and_shows_sources_beside_translations():
     assert list(preview) == ["a2b"] == list(method.directions)
     assert preview["a2b"].shape == (2, 2, 3, 16, 16)
     assert torch.equal(preview["a2b"][:, 1], method.translate(images()))
-    assert method.multiple == 4
+    assert method.size_divisor == 4
 
 
 def test_its_evaluation_leaves_cycles_out():

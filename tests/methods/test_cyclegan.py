@@ -370,12 +370,12 @@ def test_translations_have_the_sampled_modes_statistics_and_leave_buffers(mode):
 
 
 def test_sides_of_sources_fit_both_translators_of_the_same_depth():
-    assert cyclegan(translator=lambda **_: translator(num_downs=2)).multiple == 4
+    assert cyclegan(translator=lambda **_: translator(num_downs=2)).size_divisor == 4
 
 
 def test_sides_of_sources_fit_the_deeper_translator():
     made = iter((translator(), translator(num_downs=2)))
-    assert cyclegan(translator=lambda **_: next(made)).multiple == 4
+    assert cyclegan(translator=lambda **_: next(made)).size_divisor == 4
 
 
 @pytest.mark.parametrize("channels", [(3, 3), (1, 3), (1, 1)])

@@ -299,8 +299,8 @@ def test_auxiliary_losses_are_weighted_cross_entropies():
 
 def test_conditions_are_drawn_as_often_as_the_data_has_them():
     gan = conditional("projection")
-    rows = torch.tensor([0, 0, 0, 2]).repeat(gan.num_remembered // 4)
-    gan.remember({"label": rows})
+    rows = torch.tensor([0, 0, 0, 2]).repeat(gan.condition_bank_size // 4)
+    gan.set_condition_bank({"label": rows})
     drawn = gan.draw(range(2000), 5)
     assert torch.equal(gan.draw([7, 3], 5)["label"], drawn["label"][[7, 3]])
     shares = torch.bincount(drawn["label"], minlength=3) / 2000
@@ -361,8 +361,8 @@ def test_an_eager_penalty_is_part_of_the_loss_and_a_lazy_one_an_update_of_its_ow
         "lazy_g": OfGenerator(interval=2),
     }  # fmt: skip
     gan = build(penalties=penalties)
-    assert (gan.lazy_share("discriminator"), gan.lazy_share("generator")) == (1 / 4, 1 / 2)
-    assert build().lazy_share("discriminator") == 0
+    assert (gan.lazy_regularisation_ratio("discriminator"), gan.lazy_regularisation_ratio("generator")) == (1 / 4, 1 / 2)
+    assert build().lazy_regularisation_ratio("discriminator") == 0
     for step, expected in (
         (0, ["forward generator", "discriminator", "discriminator", "generator", "generator"]),
         (1, ["forward generator", "discriminator", "generator"]),
@@ -621,7 +621,7 @@ def test_a_held_discriminator_is_not_warned_of(caplog):
 
 
 def test_standing_statistics_are_taken_before_sampling_and_depend_on_the_weights_alone():
-    gan = build(standing_batches=2)
+    gan = build(standing_stats_batches=2)
     run_step(gan)
     before = gan.sample(gan.draw(range(4), 0))
     gan.before_sampling()
@@ -698,7 +698,7 @@ def test_raw_weights_are_sampled_in_evaluation_mode_where_asked_for():
     ("changes", "word"),
     [
         ({"dequantisation": -1.0}, "dequantisation"), ({"sampled_weights": "best"}, "sampled_weights"),
-        ({"sampled_weights": "raw", "standing_batches": 2}, "standing_batches"),
+        ({"sampled_weights": "raw", "standing_stats_batches": 2}, "standing_stats_batches"),
         ({"generator_lazy_interval": 1}, "generator_lazy_interval"),
     ],
 )  # fmt: skip

@@ -18,7 +18,7 @@ from genimg.losses.adversarial import (
 from genimg.losses.reconstruction import ReconstructionLoss
 from genimg.methods.image_to_image import (
     checked_mode,
-    deceiving,
+    generator_adversarial_loss,
     in_blocks,
     mean_logit,
     mixes_images,
@@ -69,9 +69,9 @@ def test_a_translation_has_no_gradient_and_is_float32_whatever_the_precision():
 
 def test_the_sides_sources_need_are_the_translators():
     module = nn.Identity()
-    assert method(module).multiple == 1
-    module.multiple = 8
-    assert method(module).multiple == 8
+    assert method(module).size_divisor == 1
+    module.size_divisor = 8
+    assert method(module).size_divisor == 8
 
 
 # Batches in one forward
@@ -174,7 +174,7 @@ class Judge:
 
 def test_a_plain_loss_sees_the_fakes_alone():
     judge, real, fake = Judge(), images(seed=1), images(seed=2)
-    found = deceiving(LEAST_SQUARES, judge, real, fake)
+    found = generator_adversarial_loss(LEAST_SQUARES, judge, real, fake)
     assert len(judge.seen) == 1
     assert judge.seen[0] is fake
     expected = sum(0.5 * (each.double() - 1).square().mean() for each in Judge()(fake)) / 2
@@ -183,7 +183,7 @@ def test_a_plain_loss_sees_the_fakes_alone():
 
 def test_a_relativistic_loss_compares_every_patch_with_the_real_one():
     judge, real, fake = Judge(), images(seed=1), images(seed=2).requires_grad_()
-    found = deceiving(RELATIVISTIC, judge, real, fake)
+    found = generator_adversarial_loss(RELATIVISTIC, judge, real, fake)
     assert {id(each) for each in judge.seen} == {id(real), id(fake)}
     pairs = zip(Judge()(real.double()), Judge()(fake.double()), strict=True)
     expected = sum((-(torch.sigmoid(f - r).log())).mean() for r, f in pairs) / 2

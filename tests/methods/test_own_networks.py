@@ -18,7 +18,7 @@ from genimg.methods.pix2pix import Pix2Pix
 from genimg.methods.restoration import Restoration
 from genimg.methods.vae import VAE
 from genimg.networks.conditioning import OneHot, Unconditional, conditional
-from genimg.networks.discriminator import Discriminator, Judgement, judgement
+from genimg.networks.discriminator import Discriminator, DiscriminatorOutput, as_discriminator_output
 from genimg.types import Progress
 
 
@@ -174,13 +174,13 @@ def test_a_conditioning_that_a_plain_network_cannot_read_is_refused() -> None:
 
 def test_judgement_takes_logits_of_any_usual_shape() -> None:
     logits = torch.arange(3.0)
-    whole = Judgement(logits, torch.zeros(3, 2))
-    assert judgement(whole) is whole
+    whole = DiscriminatorOutput(logits, torch.zeros(3, 2))
+    assert as_discriminator_output(whole) is whole
     for shape in ((3,), (3, 1), (3, 1, 1, 1)):
-        assert torch.equal(judgement(logits.reshape(shape)).logits, logits)
+        assert torch.equal(as_discriminator_output(logits.reshape(shape)).logits, logits)
     for wrong in (logits.sum(), torch.zeros(3, 2), None):
         with pytest.raises(ConfigError) as caught:
-            judgement(wrong)  # type: ignore[arg-type]
+            as_discriminator_output(wrong)  # type: ignore[arg-type]
         assert caught.value.key == "discriminator"
 
 

@@ -86,9 +86,9 @@ def test_the_sum_is_float32_in_bf16_and_exact_where_the_network_adds_little():
 def test_the_sides_that_sources_need_are_the_networks(residual):
     translator = network(3, 3)
     loss = ReconstructionLoss(kind="l1", epsilon=None, known_weight=1.0)
-    assert Restoration(translator=translator, loss=loss, residual=residual, task=Pair(source_channels=4)).multiple == 1
-    translator.multiple = 4
-    assert Restoration(translator=translator, loss=loss, residual=residual, task=Pair(source_channels=4)).multiple == 4
+    assert Restoration(translator=translator, loss=loss, residual=residual, task=Pair(source_channels=4)).size_divisor == 1
+    translator.size_divisor = 4
+    assert Restoration(translator=translator, loss=loss, residual=residual, task=Pair(source_channels=4)).size_divisor == 4
 
 
 # Training

@@ -57,7 +57,7 @@ def build(
 
 def conditional(**settings) -> VAE:
     vae = build(condition=OneHot, **settings)
-    vae.remember({"label": torch.arange(vae.num_remembered) % 3})
+    vae.set_condition_bank({"label": torch.arange(vae.condition_bank_size) % 3})
     return vae
 
 
@@ -304,7 +304,7 @@ def test_several_samples_of_an_image_have_its_label():
 
 def test_labels_are_drawn_as_often_as_the_data_has_them():
     vae = conditional()
-    vae.remember({"label": (torch.arange(vae.num_remembered) % 4 == 0).long()})
+    vae.set_condition_bank({"label": (torch.arange(vae.condition_bank_size) % 4 == 0).long()})
     drawn = vae.draw(range(2000), 3)
     assert set(drawn) == {"latent", "label"}
     # Five standard errors of a share of 2,000.
@@ -707,7 +707,7 @@ def test_a_preview_of_a_single_image_shows_what_it_can():
 
 def test_two_latents_are_mapped_by_equal_shares_of_the_prior_and_scattered():
     vae = transparent(latent_dim=2)
-    assert vae.welcome_keys == ("label",)
+    assert vae.optional_batch_keys == ("label",)
     preview = vae.preview({"image": real_images()}, {"latent": torch.zeros(1, 2)})
     assert preview["latent_map"].shape == (15, 15, 1, 16, 16)
     places = preview["latent_map"].flatten(3)[:, :, 0, :2]
@@ -727,7 +727,7 @@ def test_two_latents_are_mapped_by_equal_shares_of_the_prior_and_scattered():
 @pytest.mark.parametrize(("latent_dim", "above"), [(3, ()), (2, (2,))])
 def test_other_latents_are_neither_mapped_nor_scattered(latent_dim, above):
     vae = build(latent_dim=latent_dim, above=above)
-    assert vae.welcome_keys == ()
+    assert vae.optional_batch_keys == ()
     assert not {"latent_map", "latent_scatter"} & set(vae.preview({"image": real_images()}, vae.draw(range(2), 0)))
 
 

@@ -90,12 +90,12 @@ def test_the_loss_is_the_bound_and_its_terms_by_hand():
         mean, log_variance = method.encoder(data["image"], none).unbind(1)
         made = [method.decoder(z, none).tanh() for z in (mean + (0.5 * log_variance).exp() * noise, drawn)]
         logits = [method.discriminator(each, none).logits for each in made]
-        deceiving = sum(nn.functional.softplus(-each).mean() for each in logits) / 2
+        generator_adversarial_loss = sum(nn.functional.softplus(-each).mean() for each in logits) / 2
         features = [method.discriminator.features(each) for each in (data["image"], made[0])]
         difference = (features[0] - features[1]).square().mean()
-    assert metrics["loss/adversarial"].item() == pytest.approx(deceiving.item(), rel=1e-5)
+    assert metrics["loss/adversarial"].item() == pytest.approx(generator_adversarial_loss.item(), rel=1e-5)
     assert metrics["loss/similarity"].item() == pytest.approx(difference.item(), rel=1e-5)
-    assert loss.item() == pytest.approx((bound + 3 * deceiving + 5 * difference).item(), rel=1e-6)
+    assert loss.item() == pytest.approx((bound + 3 * generator_adversarial_loss + 5 * difference).item(), rel=1e-6)
 
 
 def test_the_adversarial_gradient_is_the_decoders_and_the_similaritys_the_encoders_too():

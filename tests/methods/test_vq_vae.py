@@ -271,7 +271,7 @@ def test_a_prior_of_labels_samples_the_classes_that_are_asked_for():
     assert method.batch_keys == ("image", "label")
     assert method.num_classes == 3
     labels = torch.arange(4096) % 2  # no 2
-    method.remember({"label": labels})
+    method.set_condition_bank({"label": labels})
     drawn = method.draw(range(40), 0)
     assert set(drawn["label"].tolist()) == {0, 1}
     with torch.no_grad():

@@ -223,7 +223,7 @@ def test_truncated_samples_vary_less():
 def test_labels_are_read_drawn_and_shown_by_row():
     method = trained(num_classes=3)
     assert method.batch_keys == ("image", "label")
-    method.remember({"label": torch.arange(method.num_remembered) % 3})
+    method.set_condition_bank({"label": torch.arange(method.condition_bank_size) % 3})
     drawn = method.draw(range(12), 0)
     assert set(drawn) == {"latent", "label"}
     one, other = (method.sample(drawn | {"label": torch.full((12,), label)}) for label in (0, 1))

@@ -180,9 +180,9 @@ def test_bfloat16_is_computed_in_float32():
 
 def test_size_multiple_is_that_of_the_translator():
     translator = nn.Conv2d(3, 3, 1)
-    assert WithCRF(translator=translator, crf=field()).multiple == 1
-    translator.multiple = 4
-    assert WithCRF(translator=translator, crf=field()).multiple == 4
+    assert WithCRF(translator=translator, crf=field()).size_divisor == 1
+    translator.size_divisor = 4
+    assert WithCRF(translator=translator, crf=field()).size_divisor == 4
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def source(*shape: int) -> Tensor:
 @pytest.mark.parametrize("convolution", CONVOLUTIONS)
 def test_any_size_is_filled_and_every_weight_learns(convolution: str, normalisation: str) -> None:
     network = translator(convolution=convolution, normalisation=normalisation)
-    assert network.multiple == 8
+    assert network.size_divisor == 8
     result = network(source(2, 3, 16, 24).to(memory_format=torch.channels_last))
     assert result.shape == (2, 3, 16, 24)
     assert result.abs().max() <= 1
@@ -143,7 +143,7 @@ def test_any_size_is_filled_and_every_weight_learns(convolution: str, normalisat
     ("image_size", "num_downs", "multiple"), [(512, None, 256), (64, None, 32), ([48, 32], None, 16), (28, None, 4), (64, 1, 2)]
 )
 def test_depth_follows_the_size(image_size: Any, num_downs: int | None, multiple: int) -> None:
-    assert translator(image_size=image_size, num_downs=num_downs, width=1).multiple == multiple
+    assert translator(image_size=image_size, num_downs=num_downs, width=1).size_divisor == multiple
 
 
 def test_a_partial_network_never_sees_what_is_in_the_holes() -> None:

@@ -39,11 +39,11 @@ def test_halvings_worked_out_by_hand(size, count, base):
 
 
 def test_halvings_stop_at_the_smallest_size_wanted():
-    assert halvings(32, smallest=7) == (2, (8, 8))
-    assert halvings(28, smallest=7) == (2, (7, 7))
-    assert halvings(64, smallest=2) == (5, (2, 2))
-    assert halvings(48, smallest=3) == (4, (3, 3))
-    assert halvings(14, smallest=7, least=1) == (1, (7, 7))
+    assert halvings(32, bottom_size=7) == (2, (8, 8))
+    assert halvings(28, bottom_size=7) == (2, (7, 7))
+    assert halvings(64, bottom_size=2) == (5, (2, 2))
+    assert halvings(48, bottom_size=3) == (4, (3, 3))
+    assert halvings(14, bottom_size=7, least=1) == (1, (7, 7))
 
 
 ALL_SIZES = [(height, width) for height in range(1, 100) for width in range(1, 100, 3)]

@@ -23,7 +23,7 @@ def generator(condition: ConditionEncoder | None = None, **changes) -> Generator
         "image_size": 32,
         "channels": 3,
         "widths": [8],
-        "smallest": 4,
+        "bottom_size": 4,
         "attention_at": None,
         "normalisation": "batch",
         "initialisation": "default",
@@ -39,7 +39,7 @@ def features(**changes) -> Features:
         "channels": 3,
         "condition_channels": 0,
         "widths": [8],
-        "smallest": 7,
+        "bottom_size": 7,
         "num_flat_blocks": 2,
         "wide": False,
         "attention_at": None,
@@ -189,11 +189,11 @@ def test_widths_are_listed_from_the_image_inwards_and_the_last_one_repeats():
 
 
 @pytest.mark.parametrize(
-    ("size", "smallest", "num_flat_blocks", "last"),
+    ("size", "bottom_size", "num_flat_blocks", "last"),
     [(32, 7, 2, 8), (28, 7, 2, 7), (48, 3, 1, 3), (64, 2, 0, 2), (128, 4, 1, 4), ([48, 32], 7, 2, 12)],
 )
-def test_the_discriminators_of_sngans_tables(size, smallest, num_flat_blocks, last):
-    network = features(image_size=size, smallest=smallest, num_flat_blocks=num_flat_blocks)
+def test_the_discriminators_of_sngans_tables(size, bottom_size, num_flat_blocks, last):
+    network = features(image_size=size, bottom_size=bottom_size, num_flat_blocks=num_flat_blocks)
     image = torch.zeros(1, 3, *((size, size) if isinstance(size, int) else size))
     for block in network.blocks:
         image = block(image)

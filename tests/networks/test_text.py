@@ -205,9 +205,9 @@ def test_each_network_trains_an_encoder_of_its_own():
 
 def test_a_gan_remembers_captions_of_any_length_and_draws_them():
     gan = text_gan()
-    captions = [CAPTIONS[i % 2] for i in range(gan.num_remembered)]
-    gan.remember({"caption": encode(captions, 48)})
-    assert gan.conditions.shape == (gan.num_remembered, 64)
+    captions = [CAPTIONS[i % 2] for i in range(gan.condition_bank_size)]
+    gan.set_condition_bank({"caption": encode(captions, 48)})
+    assert gan.conditions.shape == (gan.condition_bank_size, 64)
     drawn = gan.draw(range(20), 3)
     assert {row.numpy().tobytes().rstrip(b"\0").decode() for row in drawn["caption"]} == set(CAPTIONS[:2])
     assert gan.sample(drawn).shape == (20, 1, 16, 16)

@@ -99,7 +99,7 @@ def test_u_net_is_the_chain_of_its_layers_with_skips():
     ("image_size", "num_downs", "multiple"), [(256, None, 256), (64, None, 64), ([48, 32], None, 16), (28, None, 4), (64, 3, 8)]
 )
 def test_depth_of_a_u_net_follows_the_size(image_size, num_downs, multiple):
-    assert u_net(image_size=image_size, num_downs=num_downs, width=1).multiple == multiple
+    assert u_net(image_size=image_size, num_downs=num_downs, width=1).size_divisor == multiple
 
 
 def test_dropout_is_behind_the_doublings_next_to_the_smallest_size():

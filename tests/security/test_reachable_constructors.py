@@ -43,7 +43,7 @@ HARMLESS = {
     "genimg.evaluation.extractors.custom.CustomExtractor.weights_sha256",
     "genimg.evaluation.extractors.custom.Module.sha256",
     "genimg.methods.gan.GAN.sampled_weights",  # ema or raw
-    "genimg.methods.gan.judgement.output",
+    "genimg.methods.gan.as_discriminator_output.output",
     "genimg.methods.base.require_shape.output",
     "genimg.training.wandb.WandbRecorder.project",  # a logger is taken from the command line alone
     "genimg.training.wandb.WandbRecorder.entity",

@@ -15,7 +15,7 @@ from genimg.training.activation_checkpointing import recompute_blocks
 
 def residual_generator(spectral_norm: bool) -> Generator:
     return Generator(
-        latent_dim=5, condition=Unconditional(), image_size=16, channels=1, widths=[8], smallest=4, attention_at=None,
+        latent_dim=5, condition=Unconditional(), image_size=16, channels=1, widths=[8], bottom_size=4, attention_at=None,
         normalisation="batch", initialisation="xavier", spectral_norm=spectral_norm,
     )  # fmt: skip
 
@@ -73,7 +73,7 @@ def test_less_is_kept_for_the_backward_pass():
 def test_second_derivatives_of_a_penalty_are_the_same():
     torch.manual_seed(0)
     plain = Features(
-        image_size=16, channels=1, condition_channels=0, widths=[8], smallest=4, num_flat_blocks=1, wide=False,
+        image_size=16, channels=1, condition_channels=0, widths=[8], bottom_size=4, num_flat_blocks=1, wide=False,
         attention_at=None, normalisation="none", pooling="sum",
     )  # fmt: skip
     again = copy.deepcopy(plain)

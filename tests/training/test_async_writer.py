@@ -18,7 +18,7 @@ def test_jobs_run_one_after_the_other_beside_the_caller():
     order.append("caller")  # does not wait for the job under way
     threading.Timer(0.05, may_end.set).start()
     background.submit(lambda: order.append("fast"))
-    background.settle()
+    background.wait()
     assert order == ["caller", "slow", "fast"]
     background.close()
 
@@ -27,14 +27,14 @@ def fail() -> None:
     raise OSError("the disk is full")
 
 
-@pytest.mark.parametrize("then", ["submit", "settle", "close"])
+@pytest.mark.parametrize("then", ["submit", "wait", "close"])
 def test_what_a_job_raises_is_raised_once_by_the_next_call(then):
     background = Background()
     background.submit(fail)
     arguments = [lambda: None] if then == "submit" else []
     with pytest.raises(OSError, match="the disk is full"):
         getattr(background, then)(*arguments)
-    background.settle()
+    background.wait()
     background.close()
 
 

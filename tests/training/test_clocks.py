@@ -74,7 +74,7 @@ def test_a_run_whose_clocks_ask_after_every_step_is_bit_for_bit_that_of_one_with
 ) -> None:
     """Of a model whose pictures take standing statistics of batch norm, and draw from random streams."""
     common = [
-        "model=biggan", *SIZES["biggan"], "model.standing_batches=2", "data.num_images=64", "data.image_size=16",
+        "model=biggan", *SIZES["biggan"], "model.standing_stats_batches=2", "data.num_images=64", "data.image_size=16",
         "trainer.batch_size=8", "evaluation=none", "trainer.duration=5 steps", "trainer.checkpoint_interval=2 steps",
         "trainer.preview_images=2", "precision=fp32", "device=cpu",
     ]  # fmt: skip

@@ -35,16 +35,16 @@ from genimg.utils import distributed
 from genimg.utils.distributed import (
     AnotherProcessError,
     Vote,
-    add_over_ranks_,
-    copy_from_first_,
-    failing_together,
+    all_gather_rows,
+    all_reduce_,
+    broadcast_,
+    broadcast_object,
     first_of_each_host,
     least_over_ranks,
-    of_first_rank,
     on_every_rank,
     processes_of_torchrun,
+    raise_on_any_rank,
     rank,
-    rows_of_all_ranks,
     shard,
     sum_over_ranks,
     world_size,
@@ -197,7 +197,7 @@ def added_in_buckets():
     distributed._BUCKET = 10
     tensors = [torch.full(shape, float(rank() + 1)) for shape in ((4,), (2, 3), (5, 5), ())]
     images = torch.arange(24.0).view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last) * (rank() + 1)
-    add_over_ranks_([*tensors, images])
+    all_reduce_([*tensors, images])
     assert images.is_contiguous(memory_format=torch.channels_last)
     return [*tensors, images]
 
@@ -207,12 +207,12 @@ def votes():
     vote = Vote()
     outcomes = [vote.cast(rank() == 1 and turn == 2) for turn in range(5)]
     vote.cast(rank() == 1)
-    return [*outcomes, vote.settle(), vote.settle()]
+    return [*outcomes, vote.wait(), vote.wait()]
 
 
 def failure_of_the_second():
     try:
-        with failing_together():
+        with raise_on_any_rank():
             if rank() == 1:
                 raise OSError("no such folder on this host")
     except (OSError, AnotherProcessError) as error:
@@ -222,7 +222,7 @@ def failure_of_the_second():
 
 def bug_of_the_second():
     try:
-        with failing_together():
+        with raise_on_any_rank():
             if rank() == 1:
                 {}["absent"]
     except KeyError:
@@ -235,7 +235,7 @@ def bug_of_the_second():
 def copied_from_the_first():
     images = torch.arange(24.0).view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last) + rank()
     count = torch.tensor(rank())
-    copy_from_first_([images, count])
+    broadcast_([images, count])
     return [images, count]
 
 
@@ -261,12 +261,12 @@ def what_this_process_sees(folder):
         "sum": total,
         "integer sum": sum_over_ranks(torch.tensor(2**40 + rank())),
         "what was summed": own,
-        "rows": rows_of_all_ranks(torch.arange(2 * count).view(count, 2) + 100 * rank()),
-        "numbers": rows_of_all_ranks(torch.full((3 - rank(),), rank(), dtype=torch.int64)),
+        "rows": all_gather_rows(torch.arange(2 * count).view(count, 2) + 100 * rank()),
+        "numbers": all_gather_rows(torch.full((3 - rank(),), rank(), dtype=torch.int64)),
         "too few images": refusal_of_too_few_images(),
         "least": least_over_ranks(torch.tensor([rank(), -rank()])),
         "added": added_in_buckets(),
-        "first's": of_first_rank({"tensor": torch.full((2,), rank()), "text": f"of {rank()}"}),
+        "first's": broadcast_object({"tensor": torch.full((2,), rank()), "text": f"of {rank()}"}),
         "all agree": on_every_rank(True),
         "all but one agree": on_every_rank(rank() != 1),
         "votes": votes(),
@@ -337,7 +337,7 @@ def test_a_single_process_is_the_identity(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     tensor = torch.randn(3, 2)
     assert sum_over_ranks(tensor) is tensor
-    assert rows_of_all_ranks(tensor) is tensor
+    assert all_gather_rows(tensor) is tensor
     assert (rank(), world_size()) == (0, 1)
     assert shard(7) == range(7)
 
@@ -452,7 +452,7 @@ def test_tensors_are_copied_from_the_first_rank_in_their_own_memory_format(ranks
 
 
 def test_alone_a_failure_is_ones_own():
-    with pytest.raises(KeyError), failing_together():
+    with pytest.raises(KeyError), raise_on_any_rank():
         raise KeyError("x")
 
 
@@ -463,7 +463,7 @@ def test_the_first_rank_of_a_host_goes_first(ranks):
 def test_alone_a_vote_is_known_at_once():
     vote = Vote()
     assert [vote.cast(yes) for yes in (False, True, False)] == [False, True, False]
-    assert not vote.settle()
+    assert not vote.wait()
 
 
 def test_a_sum_leaves_its_argument_alone(ranks):
