@@ -3,7 +3,7 @@
 
     python scripts/benchmark.py                                     every recipe of the table below
     python scripts/benchmark.py --recipes dcgan_64 --json dcgan.json
-    python scripts/benchmark.py --override data.placement=workers   what one setting of genimg's changes
+    python scripts/benchmark.py --override data.storage=workers   what one setting of genimg's changes
     python scripts/benchmark.py --recipes dcgan_32 --long 10000     do memory and step time stay as they are?
 
 Each recipe runs in a process of its own, in which blocks of steps of the two alternate, so that whatever else the machine

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from genimg.data.datasets.builtin import Source, folder
 from genimg.data.datasets.file_index import list_images
 from genimg.data.datasets.prepared import prepared
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.data.packing import pack
 from genimg.training.device import describe_hardware
 from genimg.utils.environment import versions
@@ -110,8 +110,8 @@ def from_torchvision(root: Path, size: int, workers: int) -> Iterator[Any]:
 
 
 def from_genimg(source: Source, workers: int) -> Iterator[Any]:
-    data = Data(
-        source, placement="workers", num_workers=workers, horizontal_flip=False, max_corrupt=0, device=torch.device("cpu")
+    data = ImageLoader(
+        source, storage="workers", num_workers=workers, horizontal_flip=False, max_corrupt=0, device=torch.device("cpu")
     )
     return data.batches(0, batch_size=BATCH_SIZE, seed=0)
 

@@ -27,7 +27,7 @@ from torch import nn
 from genimg.config import instantiate
 from genimg.data.datasets.builtin import ArraySource
 from genimg.data.datasets.shapes import shapes
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.feature_extraction import full_float32
 from genimg.evaluation.image_sets import DatasetImages
@@ -64,8 +64,8 @@ def placed(count: int, seed: int, size: int, device: torch.device) -> DatasetIma
     """Drawn shapes in memory, so that no decoding is timed."""
     source = shapes(seed=seed, num_images=count, image_size=size, channels=3, num_objects=1)
     pixels = torch.stack([torch.from_numpy(source.read(i)) for i in range(count)]).numpy()
-    data = Data(
-        ArraySource("shapes", pixels), placement="device", num_workers=0, horizontal_flip=False, max_corrupt=0, device=device
+    data = ImageLoader(
+        ArraySource("shapes", pixels), storage="device", num_workers=0, horizontal_flip=False, max_corrupt=0, device=device
     )
     data.load()
     return DatasetImages(data)

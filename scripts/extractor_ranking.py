@@ -30,7 +30,7 @@ from genimg.config import instantiate
 from genimg.data.datasets import builtin
 from genimg.data.datasets.builtin import ArraySource, Source
 from genimg.data.datasets.shapes import ShapesSource
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.data.subsets import random_order
 from genimg.evaluation.compare import Evaluator, short_count
 from genimg.evaluation.image_sets import DatasetImages
@@ -233,8 +233,8 @@ def evaluator_of(overrides: list[str], num_images: int) -> Evaluator:
 def measure(evaluator: Evaluator, real: Pixels, fake: Pixels, device: torch.device) -> dict[str, float]:
     sides = (
         DatasetImages(
-            Data(
-                ArraySource("images", np.ascontiguousarray(pixels)), placement="host", num_workers=0, horizontal_flip=False,
+            ImageLoader(
+                ArraySource("images", np.ascontiguousarray(pixels)), storage="host", num_workers=0, horizontal_flip=False,
                 max_corrupt=0, device=device,
             )
         )

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from genimg.config import instantiate
 from genimg.data.datasets import builtin
 from genimg.data.datasets.builtin import Source
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.data.subsets import random_order
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.distances import expected_coverage, frechet_distance
@@ -56,7 +56,7 @@ def main() -> None:
     order = random_order(len(source), seed=arguments.seed)
     print(f"{source.name}: {len(source)} images, seed {arguments.seed}; extractor {extractor.name}", end=" ")
     print(f"({(extractor.weights_sha256 or '')[:8]}),\n{describe_hardware(device)}, torch {torch.__version__}\n")
-    data = Data(source, placement="auto", num_workers="auto", horizontal_flip=False, max_corrupt=0, device=device)
+    data = ImageLoader(source, storage="auto", num_workers="auto", horizontal_flip=False, max_corrupt=0, device=device)
     with full_float32():
         extractor.to(device)
         chosen = order[: 2 * most]

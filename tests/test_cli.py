@@ -109,7 +109,7 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (20, 20)) -> 
         (["device=tpu"], ["device=tpu", "auto, cuda, cpu, mps"]),
         (["precision=tf32", "device=cpu"], ["precision=tf32", "bf16"]),
         (["precision=fp64"], ["precision=fp64", "fp32"]),
-        (["data.placement=moon"], ["data.placement=moon", "device"]),
+        (["data.storage=moon"], ["data.storage=moon", "device"]),
         (["model.generator._target_=os.system"], ["model.generator._target_=os.system", "refused", "allow="]),
         (["+optimizer_overrides.critic.lr=1"], ["optimizer_overrides.critic", "discriminator, generator"]),
         (["run_dir=/dev/null/run"], ["/dev/null"]),
@@ -133,7 +133,7 @@ def test_data_errors_name_the_files(home: Path) -> None:
     base = ["data=folder", "data.root=plain", "data.image_size=16", "model.generator.width=8", "trainer.batch_size=4"]
     base += ["evaluation=none", "trainer.duration=2 steps", "trainer.preview_images=4"]
     refuse("plain/broken.png", "max_corrupt=0", arguments=[*base, "run_dir=a"])
-    refuse("plain/broken.png", arguments=[*base, "run_dir=b", "data.placement=workers", "trainer.duration=9 steps"])
+    refuse("plain/broken.png", arguments=[*base, "run_dir=b", "data.storage=workers", "trainer.duration=9 steps"])
     output = succeed("train", *base, "run_dir=c", "data.max_corrupt=1")
     assert "skipped a corrupt image: " in output
     assert "plain/broken.png" in output
@@ -365,7 +365,7 @@ def test_real_digits_train_and_evaluate(home: Path, real_mnist_root: Path) -> No
 @pytest.mark.real_data
 def test_a_folder_of_real_photos_trains_from_workers(home: Path, real_cifar10_root: Path) -> None:
     arguments = ["data=folder", f"data.root={real_cifar10_root}/cifar10/train", "model.generator.width=8"]
-    output = succeed("train", *arguments, "trainer.duration=5 steps", "data.placement=workers", "data.num_workers=2",
+    output = succeed("train", *arguments, "trainer.duration=5 steps", "data.storage=workers", "data.num_workers=2",
                      "evaluation=none", "run_dir=run")  # fmt: skip
-    assert "placement workers" in output
+    assert "storage workers" in output
     assert "10 classes" in output

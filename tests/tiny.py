@@ -18,7 +18,7 @@ from genimg.config.compatibility import check_pairing
 from genimg.config.instantiate import Builder
 from genimg.data.datasets.builtin import Source
 from genimg.data.facts import DataFacts
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.losses.adversarial import AdversarialLoss, cross_entropy_discriminator_loss, nonsaturating_generator_loss
 from genimg.methods.base import Method
 from genimg.methods.gan import GAN
@@ -179,7 +179,7 @@ def method_of(config: Any, dataset: Source, builder: Builder) -> Method:
     return build_method(config, dataset, task, DataFacts.of(dataset, task), builder, check_pairing(config, builder))
 
 
-def loader_of(config: Any, dataset: Source, builder: Builder, keys: Sequence[str] = ("image",)) -> Data:
+def loader_of(config: Any, dataset: Source, builder: Builder, keys: Sequence[str] = ("image",)) -> ImageLoader:
     """A dataset's images where a resolved config stores them, on the CPU, with its augmentation and its task."""
     augment, task = builder.build_group(config, "data_augment"), build_task(config, dataset, builder)
     return build_loader(config, dataset, torch.device("cpu"), keys=keys, augment=augment, task=task)

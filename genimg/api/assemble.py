@@ -282,7 +282,7 @@ def _shape(parts: TrainingComponents) -> str:
 def describe_parts(parts: TrainingComponents) -> None:
     """Say what will be trained, on what, and how."""
     source, groups = parts.source, parts.method.parameter_groups()
-    log.info("data: %s, %d %s, placement %s", source.name, len(source), _shape(parts), parts.data.placement)
+    log.info("data: %s, %d %s, storage %s", source.name, len(source), _shape(parts), parts.data.storage)
     if source.validation is not None:
         log.info("held out for the evaluation: %d", len(source.validation))
     if source.labels is not None and not {"label", "caption", "source"} & set(parts.method.batch_keys):

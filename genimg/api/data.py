@@ -10,14 +10,14 @@ import torch
 from genimg.config.instantiate import Builder, mounted
 from genimg.data.datasets.builtin import Source
 from genimg.data.datasets.unpaired import UnpairedSource
-from genimg.data.loader import Data, UnpairedData
+from genimg.data.loader import ImageLoader, UnpairedImageLoader
 from genimg.data.split import without_validation
 from genimg.data.tasks.base import Task
 from genimg.data.transforms import SampleAugment
 from genimg.errors import ConfigError, UserError
 
 GIVEN = "genimg.data.datasets.external.as_dataset"
-_OF_LOADER = ("placement", "num_workers", "horizontal_flip", "max_corrupt")
+_OF_LOADER = ("storage", "num_workers", "horizontal_flip", "max_corrupt")
 
 
 def build_dataset(config: Mapping[str, Any], builder: Builder, given: Source | None = None) -> Source:
@@ -97,7 +97,7 @@ def build_loader(
     keys: Sequence[str] = ("image",),
     augment: SampleAugment | None = None,
     task: Task | None = None,
-) -> Data:
+) -> ImageLoader:
     """Build the place where a dataset's images are stored, which makes batches of them.
 
     Args:
@@ -112,10 +112,10 @@ def build_loader(
         ConfigError: If the images do not fit the settings.
     """
     settings = {key: config["data"][key] for key in _OF_LOADER}
-    with mounted("data_augment", SampleAugment), mounted("data", Data):
+    with mounted("data_augment", SampleAugment), mounted("data", ImageLoader):
         if isinstance(dataset, UnpairedSource):
-            return UnpairedData(dataset, device=device, augment=augment, **settings)
-        return Data(dataset, device=device, keys=("image",) if task else keys, augment=augment, task=task, **settings)
+            return UnpairedImageLoader(dataset, device=device, augment=augment, **settings)
+        return ImageLoader(dataset, device=device, keys=("image",) if task else keys, augment=augment, task=task, **settings)
 
 
 def _without_loader(data: Mapping[str, Any]) -> dict[str, Any]:

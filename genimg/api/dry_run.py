@@ -15,7 +15,7 @@ import torch
 
 from genimg.api.assemble import describe_parts
 from genimg.data.datasets.builtin import ArraySource
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.data.subsets import subset_of
 from genimg.errors import ConfigError
 from genimg.evaluation.compare import Evaluator
@@ -51,17 +51,17 @@ def rehearse(parts: TrainingComponents, duration: str) -> None:
         trainer = parts.trainer(folder=Path(folder), make_logger=lambda *_: SilentLogger(), describe={}, data=sample)
         step = _time_steps(trainer)
         _report_memory(parts, trainer)
-    if data.placement != "workers":
-        where = "on the device" if data.placement == "device" else "in host memory"
+    if data.storage != "workers":
+        where = "on the device" if data.storage == "device" else "in host memory"
         log.info("images %s: %.0f MB", where, len(parts.source) * np.prod(parts.source.shape) / 1e6)
     total = parts.settings.duration / parts.settings.batch_size * step
     log.info("step: %.1f ms, %.0f images/s (mean of a few)", 1e3 * step, parts.settings.batch_size / step)
     workers = max(1, data.num_workers)
-    if data.placement == "workers" and rate * workers < parts.settings.batch_size / step:
+    if data.storage == "workers" and rate * workers < parts.settings.batch_size / step:
         log.warning("%d workers decode %.0f images/s and will be waited for: genimg-prepare packs the images once and for all, "
                     "data.num_workers=N takes more of them", workers, rate * workers)  # fmt: skip
         total = parts.settings.duration / (rate * workers)
-    elif data.placement != "workers" and not isinstance(parts.source, ArraySource):
+    elif data.storage != "workers" and not isinstance(parts.source, ArraySource):
         log.info("loading the images: about %s", _words(len(parts.source) / (rate * workers)))
     log.info("training for %s: about %s", duration, _words(total))
     _report_evaluation(parts, sample)
@@ -80,7 +80,7 @@ def _count_classes(parts: TrainingComponents) -> None:
         log.warning("the largest class has %d images and the smallest %d", counts.max(), counts.min())
 
 
-def _decode_sample(parts: TrainingComponents) -> tuple[Data, float]:
+def _decode_sample(parts: TrainingComponents) -> tuple[ImageLoader, float]:
     """Some images, chosen at random, as data of their own, and how many one process reads a second."""
     source, data = parts.source, parts.data
     count = min(len(source), max(_SAMPLE, parts.settings.batch_size))
@@ -93,7 +93,7 @@ def _decode_sample(parts: TrainingComponents) -> tuple[Data, float]:
     captions = source.captions(chosen) if "caption" in data.keys else None
     sample = ArraySource(source.name, images, labels, source.class_names, captions)
     sample.validation = source.validation
-    return Data(sample, placement="device", num_workers=0, horizontal_flip=data.horizontal_flip, max_corrupt=0,
+    return ImageLoader(sample, storage="device", num_workers=0, horizontal_flip=data.horizontal_flip, max_corrupt=0,
                 device=parts.device, keys=data.keys, augment=data.augment, task=data.task), rate  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def _report_memory(parts: TrainingComponents, trainer: Trainer) -> None:
              resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9)  # fmt: skip
 
 
-def _report_evaluation(parts: TrainingComponents, sample: Data) -> None:
+def _report_evaluation(parts: TrainingComponents, sample: ImageLoader) -> None:
     evaluator = parts.evaluator
     if evaluator is None:
         return

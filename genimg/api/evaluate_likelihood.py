@@ -15,7 +15,7 @@ from genimg.api.results import report
 from genimg.config.instantiate import mounted
 from genimg.data.datasets.builtin import Source
 from genimg.data.facts import DataFacts
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.evaluation.periodic import Evaluation
@@ -69,7 +69,7 @@ def evaluate_likelihood(request: Request, checkpoint: TrainedCheckpoint, device:
     return result
 
 
-def _images(real: str | Source, reader: ImageReader, facts: DataFacts) -> Data:
+def _images(real: str | Source, reader: ImageReader, facts: DataFacts) -> ImageLoader:
     """Return the images of ``real=``, brought to the size and channels that the model was trained on.
 
     Raises:

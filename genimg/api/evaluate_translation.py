@@ -20,7 +20,7 @@ from genimg.api.evaluate_request import Request
 from genimg.api.results import report
 from genimg.config.instantiate import mounted
 from genimg.config.schema.commands import Eval
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.data.subsets import subset_of
 from genimg.data.tasks.base import Task
 from genimg.data.tasks.degradations import Denoise, Inpaint
@@ -107,7 +107,7 @@ def _evaluate(request: Request, checkpoint: TrainedCheckpoint, method: Translati
 
 
 def _write_images(
-    options: Eval, method: Translation, data: Data, evaluator: TranslationEvaluator, rows: dict[str, Row]
+    options: Eval, method: Translation, data: ImageLoader, evaluator: TranslationEvaluator, rows: dict[str, Row]
 ) -> None:
     """Write the table of all images, and the picture of the worst, where requested."""
     if options.table is not None:
@@ -162,7 +162,7 @@ def _gains(columns: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     }
 
 
-def _chosen(data: Data, evaluator: TranslationEvaluator) -> tuple[Data, NDArray[np.int64]]:
+def _chosen(data: ImageLoader, evaluator: TranslationEvaluator) -> tuple[ImageLoader, NDArray[np.int64]]:
     """The data that is measured, and the numbers of its images."""
     held_out = data.validation or data
     return held_out, subset_of(held_out.source, evaluator.num_images)
@@ -185,7 +185,7 @@ def _classical(task: Task) -> Makers:
     )
 
 
-def _write_table(path: Path, data: Data, evaluator: TranslationEvaluator, rows: dict[str, Row]) -> None:
+def _write_table(path: Path, data: ImageLoader, evaluator: TranslationEvaluator, rows: dict[str, Row]) -> None:
     """CSV: a line for each image, the worst first."""
     held_out, indices = _chosen(data, evaluator)
     order: Sequence[int] = torch.argsort(rows["model"]["psnr"], stable=True).tolist()
@@ -202,7 +202,9 @@ def _write_table(path: Path, data: Data, evaluator: TranslationEvaluator, rows: 
             )
 
 
-def _write_worst(path: Path, method: Translation, data: Data, evaluator: TranslationEvaluator, rows: dict[str, Row]) -> None:
+def _write_worst(
+    path: Path, method: Translation, data: ImageLoader, evaluator: TranslationEvaluator, rows: dict[str, Row]
+) -> None:
     held_out, indices = _chosen(data, evaluator)
     worst = torch.argsort(rows["model"]["psnr"], stable=True)[:_WORST].numpy()
     pictures = []

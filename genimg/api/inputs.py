@@ -20,7 +20,7 @@ from genimg.data.datasets.builtin import Source, folder
 from genimg.data.datasets.npz import npz
 from genimg.data.datasets.prepared import PreparedSource, is_prepared
 from genimg.data.image_files import is_zip
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.data.packed_files import DESCRIPTION, Description
 from genimg.errors import ConfigError, UserError
 from genimg.evaluation.image_sets import DatasetImages
@@ -215,7 +215,9 @@ class ImageReader:
         return self._side(source, groups["evaluation"])
 
     def _side(self, source: Source, evaluation: Mapping[str, Any] | None = None) -> Side:
-        data = Data(source, placement="auto", num_workers="auto", horizontal_flip=False, max_corrupt=None, device=self.device)
+        data = ImageLoader(
+            source, storage="auto", num_workers="auto", horizontal_flip=False, max_corrupt=None, device=self.device
+        )
         return Side(source=source, images=DatasetImages(data), evaluation=evaluation)
 
 

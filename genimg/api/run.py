@@ -215,7 +215,7 @@ def _summary(composition: Composition, trainer: Trainer, config: Config) -> dict
         "seed": config["seed"],
         "hardware": describe_hardware(trainer.device),
         "processes": world_size(),
-        "placement": trainer.data.placement,
+        "storage": trainer.data.storage,
         "versions": versions(),
         "git_commit": git_commit(),
     }
@@ -242,7 +242,7 @@ def _report(state: TrainingState, summary: Mapping[str, Any], evaluator: Periodi
     rate = summary["training_images_per_second"]
     waiting = state.waiting_seconds / max(state.seconds, 1e-9)
     log.info("%s images/s while training, %.1f %% of it waiting for data", rate, 100 * waiting)
-    if waiting > 0.1 and summary["placement"] == "workers":
+    if waiting > 0.1 and summary["storage"] == "workers":
         log.info("  more data.num_workers=N shorten that, or genimg-prepare, which decodes the images once and for all")
     if evaluator and state.best:
         columns = {"last": state.last, state.best_in_words: state.best}

@@ -25,7 +25,7 @@ from genimg.utils.words import argument
 
 log = logging.getLogger(__name__)
 
-_OF_TRAINING = {"placement": "auto", "horizontal_flip": False, "max_corrupt": 0, "validation": 0}
+_OF_TRAINING = {"storage": "auto", "horizontal_flip": False, "max_corrupt": 0, "validation": 0}
 
 
 def prepare(composed: DictConfig) -> None:

@@ -36,6 +36,7 @@ _FORMER = {
         _FOLLOWS_DATA,
     r"conditioning\.\w+\.num_classes": _FOLLOWS_DATA,
     r"penalty\.r[12]\.image_size": _FOLLOWS_DATA,
+    r"data\.placement": "it is called data.storage now",
     r"model\.(\w+\.)*smallest": "it is called bottom_size now",
     r"model\.standing_batches": "it is called standing_stats_batches now",
 }  # fmt: skip

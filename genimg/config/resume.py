@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 _HARMLESS = (
     "run_dir", "resume", "resume_force", "allow", "debug", "traceback", "print_config", "dry_run", "device",
     "evaluation", "performance", "logger",
-    "data.placement", "data.num_workers", "data.max_corrupt",
+    "data.storage", "data.num_workers", "data.max_corrupt",
     "data.refresh_index",
     "trainer.duration", "trainer.log_interval", "trainer.preview_interval", "trainer.preview_images",
     "trainer.checkpoint_interval", "trainer.keep_last", "trainer.checkpoint_minutes", "trainer.preview_seconds",

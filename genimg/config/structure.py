@@ -18,7 +18,7 @@ from genimg.utils.type_hints import as_written
 
 _BUILT = ("model", "data", "loss", "optimizer", "schedule", "performance")  # from each of which every training builds something
 _OPTIONAL = ("conditioning", "augment", "data_augment", "task", "likelihood", "logger", "debug")
-_OF_EVERY_DATA = ("horizontal_flip", "placement", "num_workers", "max_corrupt")
+_OF_EVERY_DATA = ("horizontal_flip", "storage", "num_workers", "max_corrupt")
 
 
 def require_structure(config: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from genimg.data.corrupt import Corruption, read_many_valid
 from genimg.data.datasets.builtin import ArraySource, Source
 from genimg.data.datasets.prepared import PreparedSource
 from genimg.data.datasets.unpaired import UnpairedSource
-from genimg.data.sampler import Order
+from genimg.data.sampler import InfiniteSampler
 from genimg.data.split import Part
 from genimg.data.tasks.base import Task
 from genimg.data.transforms import SampleAugment
@@ -35,18 +35,18 @@ from genimg.utils.rng import Stream, seed_of
 from genimg.utils.terminal import stop_signals
 from genimg.utils.torchrun import processes_of_this_host
 
-PLACEMENTS = ("auto", "device", "host", "workers")
+STORAGES = ("auto", "device", "host", "workers")
 _RESIDENT_BYTES = 4 * 2**30  # above this, decoding everything before the first step would take minutes
 _PIECE = 64  # images that a thread fetches at a time
 _MEMORY_SHARE = 0.25  # of the free memory; the rest is for training
 
 
-class Data:
+class ImageLoader:
     """A source with a place to live in: an endless stream of training batches, and the plain images for evaluation.
 
     Args:
         source: the images.
-        placement: ``auto``, ``device``, ``host`` or ``workers``.
+        storage: ``auto``, ``device``, ``host`` or ``workers``.
         num_workers: processes that decode, for ``workers``; ``auto`` takes one a core, eight at most.
         horizontal_flip: mirror a random half of the training samples.
         max_corrupt: undecodable images that are skipped with a warning before the run stops. None, where every image counts and
@@ -65,7 +65,7 @@ class Data:
         self,
         source: Source,
         *,
-        placement: str,
+        storage: str,
         num_workers: int | str,
         horizontal_flip: bool,
         max_corrupt: int | None,
@@ -74,8 +74,8 @@ class Data:
         augment: SampleAugment | None = None,
         task: Task | None = None,
     ) -> None:
-        if placement not in PLACEMENTS:
-            raise ConfigError(f"placement={placement} is unknown: choose one of {', '.join(PLACEMENTS)}")
+        if storage not in STORAGES:
+            raise ConfigError(f"storage={storage} is unknown: choose one of {', '.join(STORAGES)}")
         if num_workers != "auto" and (not isinstance(num_workers, int) or num_workers < 0):
             raise ConfigError(f"num_workers={num_workers} must be auto, or 0 or more processes")
         if not isinstance(horizontal_flip, bool):
@@ -100,13 +100,13 @@ class Data:
         self.keys = tuple(keys)
         self.augment = augment
         self.task = task
-        self.validation = None if source.validation is None else Data(
-            source.validation, placement=placement, num_workers=num_workers, horizontal_flip=False, max_corrupt=max_corrupt,
+        self.validation = None if source.validation is None else ImageLoader(
+            source.validation, storage=storage, num_workers=num_workers, horizontal_flip=False, max_corrupt=max_corrupt,
             device=device, keys=keys, task=task,
         )  # fmt: skip
         cores = max(1, num_cores() // processes_of_this_host())
         self.num_workers = min(cores, 8) if num_workers == "auto" else int(num_workers)
-        self.placement = _choose_placement(source, device) if placement == "auto" else placement
+        self.storage = _choose_storage(source, device) if storage == "auto" else storage
         self._corruption = Corruption(max_corrupt)
         self._replaced: dict[int, int] = {}  # corrupt images, and what took their place
         self._resident: Tensor | None = None
@@ -117,7 +117,7 @@ class Data:
         if "caption" in self.keys:
             texts = source.captions(np.arange(len(source), dtype=np.int64))
             self.caption_length = caption_length(texts)
-            if self.placement != "workers":
+            if self.storage != "workers":
                 self._annotations["caption"] = encode(texts, self.caption_length)
 
     def batches(self, position: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
@@ -128,10 +128,10 @@ class Data:
             batch_size: of all ranks together; ``world_size`` divides it.
             seed: of the order.
         """
-        order = Order(len(self.source), seed=seed, horizontal_flip=self.horizontal_flip)
+        order = InfiniteSampler(len(self.source), seed=seed, horizontal_flip=self.horizontal_flip)
         share = batch_size // world_size
         start = position + rank * share
-        if self.placement == "workers":
+        if self.storage == "workers":
             return self._from_workers(order, start, share, batch_size)
         return self._from_memory(order, start, share, batch_size)
 
@@ -179,10 +179,10 @@ class Data:
         """
         if self.validation is not None:
             self.validation.load()
-        if self.placement == "workers" or self._resident is not None:
+        if self.storage == "workers" or self._resident is not None:
             return
         images = torch.from_numpy(self._decode_all())
-        self._resident = images.to(self.device) if self.placement == "device" else images
+        self._resident = images.to(self.device) if self.storage == "device" else images
 
     def _decode_all(self) -> NDArray[np.uint8]:
         if isinstance(self.source, ArraySource):
@@ -213,7 +213,7 @@ class Data:
         for problem in problems:
             self._corruption.report(problem)
 
-    def _from_memory(self, order: Order, start: int, share: int, stride: int) -> Iterator[Batch]:
+    def _from_memory(self, order: InfiniteSampler, start: int, share: int, stride: int) -> Iterator[Batch]:
         self.load()
         assert self._resident is not None
         device = self._resident.device
@@ -221,13 +221,13 @@ class Data:
         while True:
             indices = torch.from_numpy(order.indices(start, start + share)).to(device, non_blocking=True)
             batch = {key: tensor[indices] for key, tensor in {"image": self._resident, **annotations}.items()}
-            if self.placement == "host" and self.device.type == "cuda":
+            if self.storage == "host" and self.device.type == "cuda":
                 # The batch, not the set: only this is copied, and now without waiting.
                 batch = {key: tensor.pin_memory() for key, tensor in batch.items()}
             yield self._assemble(batch, order, start)
             start += stride
 
-    def _from_workers(self, order: Order, start: int, share: int, stride: int) -> Iterator[Batch]:
+    def _from_workers(self, order: InfiniteSampler, start: int, share: int, stride: int) -> Iterator[Batch]:
         labels = self._annotations["label"] if "label" in self.keys else None
         loader = DataLoader(
             _Positions(self.source, order, labels, self.caption_length, self._corruption.allowed),
@@ -245,7 +245,7 @@ class Data:
             yield self._assemble(batch, order, start)
             start += stride
 
-    def _assemble(self, batch: Batch, order: Order, start: int) -> Batch:
+    def _assemble(self, batch: Batch, order: InfiniteSampler, start: int) -> Batch:
         """The training batch of the samples that stand at ``start`` and after it."""
         batch = {key: tensor.to(self.device, non_blocking=True) for key, tensor in batch.items()}
         images, stop = batch["image"], start + len(batch["image"])
@@ -261,18 +261,18 @@ class Data:
         return {**batch, "image": images.contiguous(memory_format=torch.channels_last)}
 
 
-class UnpairedData(Data):
+class UnpairedImageLoader(ImageLoader):
     """Images of two domains, each in an order of its own; an epoch is one of the larger domain.
 
     Args:
         source: the two.
         augment: of the images of either; it takes other chances in each.
-        settings: as those of ``Data``.
+        settings: as those of ``ImageLoader``.
     """
 
     def __init__(self, source: UnpairedSource, *, augment: SampleAugment | None, **settings: Any) -> None:
         super().__init__(source, task=source.task, **settings)
-        self.domains = [Data(domain, augment=augment, **settings) for domain in (source.a, source.b)]
+        self.domains = [ImageLoader(domain, augment=augment, **settings) for domain in (source.a, source.b)]
 
     def load(self) -> None:
         for domain in self.domains:
@@ -303,7 +303,9 @@ def _leave_signals_to_the_parent(worker: int) -> None:
 class _Positions(Dataset[Any]):
     """Positions of a batch -> (images with what was asked for beside them, problems)."""
 
-    def __init__(self, source: Source, order: Order, labels: Tensor | None, caption_length: int, allowed: int) -> None:
+    def __init__(
+        self, source: Source, order: InfiniteSampler, labels: Tensor | None, caption_length: int, allowed: int
+    ) -> None:
         self.source, self.order, self.labels, self.allowed = source, order, labels, allowed
         self.caption_length = caption_length
 
@@ -336,7 +338,7 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _choose_placement(source: Source, device: torch.device) -> str:
+def _choose_storage(source: Source, device: torch.device) -> str:
     size = len(source) * int(np.prod(source.shape))
     source = source.whole if isinstance(source, Part) else source  # whose pixels are as near
     if not isinstance(source, ArraySource | PreparedSource) and size > _RESIDENT_BYTES:

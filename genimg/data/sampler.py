@@ -19,7 +19,7 @@ def epoch_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
     return np.random.default_rng(seed_of(seed, Stream.EPOCH_ORDER, epoch)).permutation(num_images)
 
 
-class Order:
+class InfiniteSampler:
     """Which image is read, and whether mirrored, at each position.
 
     Args:

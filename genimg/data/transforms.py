@@ -1,6 +1,6 @@
 """Random changes to training images, on the device; each sample's are a function of (seed, position) alone.
 
-So a run resumes exactly, every placement of the data agrees, and where a batch is cut makes no difference. All samples of a
+So a run resumes exactly, every storage of the data agrees, and where a batch is cut makes no difference. All samples of a
 batch are changed at once, each by numbers of its own; tests compare with torchvision, which changes one image at a time.
 """
 

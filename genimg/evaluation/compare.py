@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from genimg.data.datasets.builtin import Source
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.data.subsets import selection
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.bootstrap import intervals
@@ -141,7 +141,7 @@ class Evaluator(PeriodicEvaluator):
     def evaluate(
         self,
         method: Method,
-        data: Data,
+        data: ImageLoader,
         device: torch.device,
         should_stop: Callable[[], bool] = lambda: False,
         num_images: int | None = None,

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.data.subsets import fixed_subset, selection
 from genimg.errors import ConfigError, DataError
 from genimg.methods.base import Method
@@ -66,7 +66,7 @@ class DatasetImages(ImageSet):
         data: where they lie.
     """
 
-    def __init__(self, data: Data) -> None:
+    def __init__(self, data: ImageLoader) -> None:
         self.data = data
         self.name = data.source.name
         self.class_names = data.source.class_names

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from genimg.data.datasets.builtin import Source
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.data.subsets import selection, subset_of
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.feature_extraction import full_float32, ranges
@@ -78,7 +78,7 @@ class LikelihoodEvaluator(HeldOutEvaluator):
     def evaluate(
         self,
         method: Method,
-        data: Data,
+        data: ImageLoader,
         device: torch.device,
         should_stop: Callable[[], bool] = lambda: False,
         num_images: int | None = None,
@@ -91,7 +91,7 @@ class LikelihoodEvaluator(HeldOutEvaluator):
     def measure(
         self,
         method: Method,
-        data: Data,
+        data: ImageLoader,
         should_stop: Callable[[], bool] = lambda: False,
         num_images: int | None = None,
         *,
@@ -143,7 +143,7 @@ class LikelihoodEvaluator(HeldOutEvaluator):
         return Evaluation(values, self._provenance(method, likelihood, data, count, held_out=held_out))
 
     def _provenance(
-        self, method: Method, likelihood: PixelLikelihood, data: Data, count: int, *, held_out: bool | None
+        self, method: Method, likelihood: PixelLikelihood, data: ImageLoader, count: int, *, held_out: bool | None
     ) -> dict[str, Any]:
         return {
             "likelihood": {

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from genimg.data.datasets.builtin import Source
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.evaluation.early_stopping import EarlyStopping
 from genimg.methods.base import Method
 from genimg.utils.durations import NumImages
@@ -90,7 +90,7 @@ class PeriodicEvaluator(ABC):
     def evaluate(
         self,
         method: Method,
-        data: Data,
+        data: ImageLoader,
         device: torch.device,
         should_stop: Callable[[], bool] = lambda: False,
         num_images: int | None = None,

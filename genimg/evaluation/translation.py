@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genimg.data.datasets.builtin import Source
 from genimg.data.datasets.unpaired import UnpairedSource
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.data.subsets import selection, subset_of
 from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError, DataError
@@ -114,7 +114,7 @@ class TranslationEvaluator(HeldOutEvaluator):
     def evaluate(
         self,
         method: Method,
-        data: Data,
+        data: ImageLoader,
         device: torch.device,
         should_stop: Callable[[], bool] = lambda: False,
         num_images: int | None = None,
@@ -160,14 +160,14 @@ class TranslationEvaluator(HeldOutEvaluator):
 
     @abstractmethod
     def _pixels(
-        self, method: Translation, data: Data, count: int, should_stop: Callable[[], bool], observe: Observer
+        self, method: Translation, data: ImageLoader, count: int, should_stop: Callable[[], bool], observe: Observer
     ) -> dict[str, float]:
         """Numbers of ``count`` images, chosen at random."""
 
     def _means(
         self,
         method: Translation,
-        data: Data,
+        data: ImageLoader,
         chosen: NDArray[np.int64],
         measure: Callable[[Batch, FiniteCheck, NDArray[np.int64]], dict[str, Tensor]],
         should_stop: Callable[[], bool],
@@ -192,7 +192,7 @@ class TranslationEvaluator(HeldOutEvaluator):
         return means_over_images({name: all_gather_rows(torch.cat(parts).cpu()) for name, parts in rows.items()})
 
     @abstractmethod
-    def _sets(self, method: Translation, data: Data, count: int) -> dict[str, tuple[_Made, _Made]]:
+    def _sets(self, method: Translation, data: ImageLoader, count: int) -> dict[str, tuple[_Made, _Made]]:
         """Ending of the metrics' names -> real images and translated ones."""
 
     def _distances(
@@ -235,7 +235,7 @@ class TranslationEvaluator(HeldOutEvaluator):
         """Of networks that take part beside the extractor, for the record."""
         return {}
 
-    def _provenance(self, method: Translation, data: Data, count: int) -> dict[str, Any]:
+    def _provenance(self, method: Translation, data: ImageLoader, count: int) -> dict[str, Any]:
         held_out = data.validation or data
         return {
             "translation": {
@@ -299,7 +299,7 @@ class PairedEvaluator(TranslationEvaluator):
         return {} if self.lpips is None else {"lpips": self.lpips.describe()}
 
     def _pixels(
-        self, method: Translation, data: Data, count: int, should_stop: Callable[[], bool], observe: Observer
+        self, method: Translation, data: ImageLoader, count: int, should_stop: Callable[[], bool], observe: Observer
     ) -> dict[str, float]:
         chosen = subset_of(data.source, count)
         return self._means(method, data, chosen, partial(self._similarities, method), should_stop, observe)
@@ -316,7 +316,7 @@ class PairedEvaluator(TranslationEvaluator):
             found["lpips"] = self.lpips.to(image.device)(reference, image)
         return found
 
-    def _sets(self, method: Translation, data: Data, count: int) -> dict[str, tuple[_Made, _Made]]:
+    def _sets(self, method: Translation, data: ImageLoader, count: int) -> dict[str, tuple[_Made, _Made]]:
         task, chosen = method.task, subset_of(data.source, count)
 
         def targets(batch: Batch) -> Tensor:
@@ -353,7 +353,7 @@ class UnpairedEvaluator(TranslationEvaluator):
             )
 
     def _pixels(
-        self, method: Translation, data: Data, count: int, should_stop: Callable[[], bool], observe: Observer
+        self, method: Translation, data: ImageLoader, count: int, should_stop: Callable[[], bool], observe: Observer
     ) -> dict[str, float]:
         found: dict[str, float] = {}
         for key, other in ("ab", "ba"):  # each domain's own images, once each
@@ -377,7 +377,7 @@ class UnpairedEvaluator(TranslationEvaluator):
             found[f"identity_l1_{key}"] = l1(to_uint8(image), to_uint8(method.translate(image, home)))
         return found
 
-    def _sets(self, method: Translation, data: Data, count: int) -> dict[str, tuple[_Made, _Made]]:
+    def _sets(self, method: Translation, data: ImageLoader, count: int) -> dict[str, tuple[_Made, _Made]]:
         sets = {}
         for direction in method.directions:
             source, target = direction.split("2")
@@ -412,7 +412,7 @@ class UnpairedEvaluator(TranslationEvaluator):
 class _Made(ImageSet):
     """Images made of those of a dataset's batches."""
 
-    def __init__(self, data: Data, chosen: NDArray[np.int64], seed: int, make: Callable[[Batch], Tensor]) -> None:
+    def __init__(self, data: ImageLoader, chosen: NDArray[np.int64], seed: int, make: Callable[[Batch], Tensor]) -> None:
         self.name, self.of = data.source.name, data.source.fingerprint
         self._data, self._chosen, self._seed, self._make = data, chosen, seed, make
 
@@ -427,7 +427,7 @@ class _Made(ImageSet):
         return {"source": self.name}
 
 
-def _of_domain(data: Data, key: str, count: int) -> NDArray[np.int64]:
+def _of_domain(data: ImageLoader, key: str, count: int) -> NDArray[np.int64]:
     """Numbers of at most ``count`` images of domain a or b, chosen at random, none of them twice."""
     source = data.source
     return subset_of(getattr(source, key) if isinstance(source, UnpairedSource) else source, count)

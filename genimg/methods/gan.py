@@ -31,7 +31,7 @@ from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.discriminator_augment import AdaptiveAugment, Augment
 from genimg.methods.ema import EMA
 from genimg.methods.latent import Latent
-from genimg.methods.modes import in_mode
+from genimg.methods.modes import eval_mode
 from genimg.networks.conditioning import conditional
 from genimg.networks.discriminator import DiscriminatorOutput, as_discriminator_output
 from genimg.schedules import Schedule, is_positive, shown
@@ -376,7 +376,7 @@ class GAN(ConditionalMethod):
         settings: dict[str, Any] = {key: batch[key].item() for key in ("truncation", "noise_strength") if key in batch}
         if "noise_key" in batch:
             settings["noise_key"] = batch["noise_key"]
-        with in_mode(self.generator if self.sampled_weights == "raw" else self.generator_ema, "eval") as generator:
+        with eval_mode(self.generator if self.sampled_weights == "raw" else self.generator_ema) as generator:
             images: Tensor = generator(batch["latent"], self._condition(batch), **settings)
         return images
 

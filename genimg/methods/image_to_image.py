@@ -13,7 +13,7 @@ from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.methods.base import Method
-from genimg.methods.modes import in_mode
+from genimg.methods.modes import eval_mode, train_mode
 from genimg.types import Batch
 from genimg.utils.images import on_white
 
@@ -46,7 +46,8 @@ class Translation(Method):
     @torch.no_grad()
     def translate(self, source: Tensor, direction: str | None = None) -> Tensor:
         assert direction is None or direction in self.directions
-        with in_mode(self.translator(direction), self.sampled_mode) as network:
+        mode = train_mode if self.sampled_mode == "train" else eval_mode
+        with mode(self.translator(direction)) as network:
             if self.sampled_mode == "train":  # batch statistics are then an image's own, as in training on single images
                 return torch.cat([network(image) for image in source.split(1)]).float()
             output: Tensor = network(source)

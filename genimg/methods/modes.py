@@ -9,11 +9,21 @@ from torch import nn
 
 
 @contextmanager
-def in_mode(network: nn.Module, mode: str) -> Iterator[nn.Module]:
-    """A network in evaluation, or as in training but for its buffers, which stay as they are (batch norm's averages)."""
+def eval_mode(network: nn.Module) -> Iterator[nn.Module]:
+    """Put a network into evaluation mode."""
     training = network.training
-    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()} if mode == "train" else {}
-    network.train(mode == "train")
+    network.eval()
+    try:
+        yield network
+    finally:
+        network.train(training)
+
+
+@contextmanager
+def train_mode(network: nn.Module) -> Iterator[nn.Module]:
+    """Put a network into training mode, and leave its buffers, such as batch norm's averages, as they were."""
+    training, buffers = network.training, {name: buffer.clone() for name, buffer in network.named_buffers()}
+    network.train()
     try:
         yield network
     finally:

@@ -20,7 +20,7 @@ from genimg.methods.base import Update, require_latent_dim, require_shape
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.latent import truncate
 from genimg.methods.latent_pictures import LatentScatter, activity_bars, interpolations, map_of_two, traversals
-from genimg.methods.modes import in_mode
+from genimg.methods.modes import eval_mode
 from genimg.networks.conditioning import conditional
 from genimg.networks.stochastic_layers import StochasticLayer, bounded
 from genimg.types import Batch, Metrics, Microbatches, PixelLikelihood, Progress
@@ -194,7 +194,7 @@ class VAE(ConditionalMethod):
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:
         """The likelihood's mean for latents of the prior; pixel noise is left out, as is usual."""
-        with in_mode(self, "eval"):
+        with eval_mode(self):
             return self._decode(self._descend(batch["latent"], batch.get("noise")), self._condition(batch))
 
     def _descend(self, latent: Tensor, noise: Tensor | None) -> Tensor:
@@ -209,19 +209,19 @@ class VAE(ConditionalMethod):
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Tensor:
         """Decode the mean of q(z | x): [N, C, H, W] in [-1, 1]."""
-        with in_mode(self, "eval"):
+        with eval_mode(self):
             return self._decode(self._moments(self._observed(batch))[0], self._condition(batch))
 
     @torch.no_grad()
     def encode(self, batch: Batch) -> Tensor:
         """Return the mean of q(z | x): [N, Z]; in a hierarchy, of the layer next to the image."""
-        with in_mode(self, "eval"):
+        with eval_mode(self):
             return self._moments(self._observed(batch))[0].float()
 
     @torch.no_grad()
     def nearby(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
         """Around the means of q(z | x); in a hierarchy, each layer around what the one above leaves open."""
-        with in_mode(self, "eval"):
+        with eval_mode(self):
             conditions = {key: value[:1] for key, value in drawn.items() if key == self.condition_key}
             latents = [self._moments(self._observed({"image": image} | conditions))[0]]
             for layer in self._above:
@@ -243,7 +243,7 @@ class VAE(ConditionalMethod):
     @torch.no_grad()
     def log_likelihood(self, batch: Batch, num_samples: int, keys: NDArray[np.uint64]) -> dict[str, Tensor]:
         """Burda et al. 2016, equation 8, with a sample's noise from (key, number of the sample); in float64 beyond a sample."""
-        with in_mode(self, "eval"):
+        with eval_mode(self):
             batch = self._observed(batch)
             moments, count = self._moments(batch), len(keys)
             channels, height, width = batch["image"].shape[1:]
@@ -270,7 +270,7 @@ class VAE(ConditionalMethod):
         return self.loss.likelihood
 
     def check(self, batch: Batch) -> None:
-        with torch.no_grad(), in_mode(self, "eval"):
+        with torch.no_grad(), eval_mode(self):
             batch = self._with_conditions(batch["image"])
             image = batch["image"]
             wanted = image.new_empty(len(image), self.loss.likelihood.num_outputs(image.shape[1]), *image.shape[2:])
@@ -290,7 +290,7 @@ class VAE(ConditionalMethod):
         at equal shares of the prior, and ``latent_scatter``: recent training images, by class.
         """
         condition = self._condition(batch)
-        with in_mode(self, "eval"):
+        with eval_mode(self):
             batch = self._observed(batch)
             mean, _ = self._moments(batch)
             pairs = torch.stack([batch["image"], self._decode(mean, condition)], dim=1).flatten(0, 1)

@@ -14,7 +14,7 @@ from genimg.errors import ConfigError
 from genimg.losses.reconstruction import ReconstructionLoss
 from genimg.methods.base import Update, refusals_of
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
-from genimg.methods.modes import in_mode
+from genimg.methods.modes import eval_mode
 from genimg.networks.pixel_cnn import PixelCNN
 from genimg.networks.vector_quantizer import Usage, VectorQuantizer, perplexity, straight_through
 from genimg.networks.vq_autoencoder import Decoder, Encoder
@@ -137,13 +137,13 @@ class VQVAE(ConditionalMethod):
     @torch.no_grad()
     def encode(self, batch: Batch) -> Tensor:
         """Return the codes of a batch's images [N, C, H, W] in [-1, 1]: int64 [N, h, w]."""
-        with in_mode(self.encoder, "eval"):
+        with eval_mode(self.encoder):
             return self.quantizer.nearest(self.encoder(batch["image"]))
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """The images [N, C, H, W] in [-1, 1] of codes, int64 [N, h, w]."""
-        with in_mode(self.decoder, "eval"):
+        with eval_mode(self.decoder):
             return self.decoder(self.quantizer.lookup(codes)).float().clamp(-1.0, 1.0)
 
     def reconstruct(self, batch: Batch) -> Tensor:
@@ -174,7 +174,7 @@ class VQVAE(ConditionalMethod):
         uniform = batch["uniform"]
         condition = uniform.new_empty(len(uniform), 0) if self.condition_key is None else batch[self.condition_key]
         temperature = batch["temperature"].item() if "temperature" in batch else 1.0
-        with in_mode(self.prior, "eval"):
+        with eval_mode(self.prior):
             return self.decode(self.prior.sample(uniform, condition, temperature=temperature))
 
     def check(self, batch: Batch) -> None:

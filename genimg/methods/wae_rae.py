@@ -18,7 +18,7 @@ from genimg.methods.base import Update, require_latent_dim, require_shape
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.latent_density import LatentDensity
 from genimg.methods.latent_pictures import interpolations
-from genimg.methods.modes import in_mode
+from genimg.methods.modes import eval_mode
 from genimg.networks.conditioning import conditional
 from genimg.networks.layers import spectral_normalise
 from genimg.types import Batch, Metrics, Microbatches, Progress
@@ -117,23 +117,23 @@ class DeterministicAutoencoder(ConditionalMethod):
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:
         """The likelihood's mean for latents of the density."""
-        with in_mode(self, "eval"):
+        with eval_mode(self):
             return self._decode(batch["latent"], self._condition(batch))
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Tensor:
-        with in_mode(self, "eval"):
+        with eval_mode(self):
             return self._decode(self._encode(self._observed(batch)), self._condition(batch))
 
     @torch.no_grad()
     def encode(self, batch: Batch) -> Tensor:
-        with in_mode(self, "eval"):
+        with eval_mode(self):
             return self._encode(self._observed(batch)).float()
 
     @torch.no_grad()
     def nearby(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
         """Around the image's latent: the drawn latents' distances from the density's mean, times ``spread``."""
-        with in_mode(self, "eval"):
+        with eval_mode(self):
             conditions = {key: value[:1] for key, value in drawn.items() if key == self.condition_key}
             latent = self._encode(self._observed({"image": image} | conditions))
         return drawn | {"latent": latent + spread * (drawn["latent"].to(latent.device) - self.density.mean())}
@@ -146,7 +146,7 @@ class DeterministicAutoencoder(ConditionalMethod):
 
     def check(self, batch: Batch) -> None:
         image = batch["image"]
-        with torch.no_grad(), in_mode(self, "eval"):
+        with torch.no_grad(), eval_mode(self):
             conditions = {key: value.to(image.device) for key, value in self.draw(range(len(image)), 0).items()}
             wanted = image.new_empty(len(image), self.loss.likelihood.num_outputs(image.shape[1]), *image.shape[2:])
             given = conditions | {"image": image}
@@ -160,7 +160,7 @@ class DeterministicAutoencoder(ConditionalMethod):
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
         """Samples; inputs with their reconstructions in the next column; between two images a row of ``interpolations``."""
         condition = self._condition(batch)
-        with in_mode(self, "eval"):
+        with eval_mode(self):
             latent = self._encode(self._observed(batch))
             pairs = torch.stack([batch["image"], self._decode(latent, condition)], dim=1).flatten(0, 1)
             return {

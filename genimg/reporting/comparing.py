@@ -240,7 +240,7 @@ _PLACES = {"device": "on the device", "host": "in memory", "workers": "on disk, 
 _CIRCUMSTANCES: dict[str, Callable[[Run], str]] = {
     "Machine": hardware,
     "Processes": lambda run: str(run.summary.get("processes", "—")),
-    "Data lies": lambda run: _PLACES.get(str(run.summary.get("placement")), "—"),
+    "Data lies": lambda run: _PLACES.get(str(run.summary.get("storage")), "—"),
     "Versions": lambda run: (
         ", ".join(f"{name} {version}" for name, version in (run.summary.get("versions") or {}).items()) or "—"
     ),

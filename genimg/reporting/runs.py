@@ -192,7 +192,7 @@ def read_run(folder: Path, label: str) -> Run:
 
 
 _SUMMARY: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("status", "primary", "placement", "git_commit"), lambda value: value if isinstance(value, str) else None),
+    **dict.fromkeys(("status", "primary", "storage", "git_commit"), lambda value: value if isinstance(value, str) else None),
     **dict.fromkeys(("images", "steps", "best_images", "num_evaluations", "processes", "seed"), lambda value: _count(value)),
     **dict.fromkeys(("best", "last"), lambda value: _numbers(value) or None),
     **dict.fromkeys(("training_images_per_second", "data_wait_share", "evaluation_seconds"),

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from genimg.data.loader import Data
-from genimg.data.sampler import Order
+from genimg.data.loader import ImageLoader
+from genimg.data.sampler import InfiniteSampler
 from genimg.data.subsets import random_subset
 from genimg.evaluation.extractors.base import prepare
 from genimg.evaluation.extractors.classifier import FORMAT, SmallClassifier
@@ -42,7 +42,7 @@ class LabelledImages:
         indices: which of them.
     """
 
-    data: Data
+    data: ImageLoader
     indices: NDArray[np.int64]
 
 
@@ -97,7 +97,7 @@ def train_classifier(
         told = relation(first - second).float()
         return entropy + RELATION_WEIGHT * F.mse_loss(told, batch["difference"]), {}
 
-    order = Order(count, seed=seed, horizontal_flip=False)
+    order = InfiniteSampler(count, seed=seed, horizontal_flip=False)
     with tqdm(total=epochs * steps, desc="training the classifier", unit="step", disable=None) as bar:
         for epoch in range(epochs):
             shuffled = train.indices[order.indices(epoch * count, (epoch + 1) * count)]

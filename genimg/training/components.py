@@ -11,7 +11,7 @@ import torch
 from torch.optim import Optimizer
 
 from genimg.data.datasets.builtin import Source
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.methods.base import Method
 from genimg.training.checkpoint import CheckpointFolder
@@ -40,7 +40,7 @@ class TrainingComponents:
     performance: Performance
     settings: TrainerSettings
     source: Source
-    data: Data
+    data: ImageLoader
     method: Method
     optimizers: dict[str, Optimizer]
     make_optimizers: Callable[[], dict[str, Optimizer]]
@@ -59,7 +59,7 @@ class TrainingComponents:
         folder: Path,
         make_logger: Callable[[int, bool], Logger],
         describe: Mapping[str, Any],
-        data: Data | None = None,
+        data: ImageLoader | None = None,
     ) -> Trainer:
         """Return the trainer of these components.
 

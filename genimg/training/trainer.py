@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from genimg.data.loader import Data
-from genimg.data.sampler import Order
+from genimg.data.loader import ImageLoader
+from genimg.data.sampler import InfiniteSampler
 from genimg.errors import CheckpointError
 from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
@@ -101,7 +101,7 @@ class Trainer:
         method: Method,
         optimizers: Mapping[str, Optimizer],
         schedules: OptimizerSchedules,
-        data: Data,
+        data: ImageLoader,
         evaluator: PeriodicEvaluator | None,
         *,
         precision: Precision,
@@ -320,7 +320,10 @@ class Trainer:
     def _preview(self, *, with_data: bool) -> dict[str, torch.Tensor]:
         data = self.data.validation or self.data if self.method.translates else self.data
         count = min(self.settings.preview_images, len(data.source))
-        order, seed = Order(len(data.source), seed=self.seed, horizontal_flip=False), seed_of(self.seed, Stream.PREVIEW)
+        order, seed = (
+            InfiniteSampler(len(data.source), seed=self.seed, horizontal_flip=False),
+            seed_of(self.seed, Stream.PREVIEW),
+        )
         with steady(seed, 0):
             return self._pictures(data.examples(order.indices(0, count), seed), seed, with_data=with_data)
 

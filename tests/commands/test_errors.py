@@ -155,7 +155,12 @@ def test_a_library_that_fails_is_a_bug_of_who_called_it(run: Run, monkeypatch: p
 @pytest.mark.parametrize("kind", [*BUGS, "RuntimeError"])
 @pytest.mark.parametrize(
     "place",
-    ["networks.dcgan.Generator.__init__", "networks.dcgan.Generator.forward", "methods.gan.GAN.step", "data.loader.Data.load"],
+    [
+        "networks.dcgan.Generator.__init__",
+        "networks.dcgan.Generator.forward",
+        "methods.gan.GAN.step",
+        "data.loader.ImageLoader.load",
+    ],
 )
 def test_a_bug_below_a_command_passes_all_that_words_the_mistakes_of_users(
     place: str, kind: str, run: Run, monkeypatch: pytest.MonkeyPatch

@@ -271,7 +271,7 @@ def test_what_means_nothing_is_refused_in_one_message(case: str, evaluate: Comma
     def forbidden(*_: Any, **__: Any) -> None:
         raise AssertionError("an evaluation was begun")
 
-    monkeypatch.setattr("genimg.data.loader.Data.examples", forbidden)
+    monkeypatch.setattr("genimg.data.loader.ImageLoader.examples", forbidden)
     evaluate.refuse(*words, arguments=[*arguments, "device=cpu"])
 
 

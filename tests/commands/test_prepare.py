@@ -115,7 +115,7 @@ def test_packed_images_train_as_the_files_do_also_when_resumed(home: Path, caplo
 
     base = ["data.image_size=16", "data.horizontal_flip=true", "model.generator.width=8", "model.latent.dim=8", "device=cpu"]
     base += ["trainer.batch_size=8", "trainer.log_interval=1 steps", "trainer.preview_images=4", "evaluation=none"]
-    packed = ["data=prepared", "data.root=moved", "data.placement=workers", "data.num_workers=1"]
+    packed = ["data=prepared", "data.root=moved", "data.storage=workers", "data.num_workers=1"]
     train(
         ["data=folder", "data.root=pictures", *base, "trainer.duration=6 steps", "run_dir=files"],
         [*packed, *base, "trainer.duration=3 steps", "run_dir=packed"],
@@ -212,7 +212,7 @@ def test_corrupt_files_are_left_out_counted_and_listed(home: Path, caplog: pytes
             [*PICTURES, "output=PACKED", "data.horizontal_flip=true"],
             r"data\.horizontal_flip=True is for training.*set it there",
         ),
-        ([*PICTURES, "output=PACKED", "data.placement=host"], r"data\.placement=host is for training.*set it there"),
+        ([*PICTURES, "output=PACKED", "data.storage=host"], r"data\.storage=host is for training.*set it there"),
         ([*PICTURES, "output=PACKED", "data.max_corrupt=3"], r"data\.max_corrupt=3 is for training.*max_corrupt=N"),
         ([*PICTURES, "output=PACKED", "data.validation=0.25"], r"data\.validation=0\.25 is for training.*set it there"),
         (["data=paired", "data.root=pictures", "data.image_size=16", "output=PACKED"], "data=paired has pairs of images"),

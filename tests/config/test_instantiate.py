@@ -280,10 +280,10 @@ def test_every_dataset_builds_and_makes_batches(option, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("option", options("data_augment"))
-@pytest.mark.parametrize("placement", ["device", "workers"])
-def test_every_augmentation_builds_and_changes_training_images_alone(option, placement):
+@pytest.mark.parametrize("storage", ["device", "workers"])
+def test_every_augmentation_builds_and_changes_training_images_alone(option, storage):
     settings = [f"data_augment={option}", "data.image_size=16", "data.num_images=8", "data.num_workers=0"]
-    config = resolve(*settings, f"data.placement={placement}")
+    config = resolve(*settings, f"data.storage={storage}")
     source = build_dataset(config, BUILDER)
     data = tiny.loader_of(config, source, BUILDER, keys=("image", "caption"))
     plain = tiny.loader_of(resolve(*settings, "data_augment=none"), source, BUILDER, keys=("image", "caption"))
@@ -395,7 +395,7 @@ REFUSED = [
     "genimg",
     "genimg.commands.train.train",
     "genimg.training.checkpoint.load",
-    "genimg.data.loader.Data",
+    "genimg.data.loader.ImageLoader",
     # things that allowed modules have merely imported
     "genimg.data.datasets.builtin.os.system",
     "genimg.data.datasets.builtin.np.load",

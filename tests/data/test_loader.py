@@ -13,8 +13,8 @@ from genimg.data.captions import decode
 from genimg.data.corrupt import read_valid
 from genimg.data.datasets.builtin import ArraySource, CorruptImageError, Source
 from genimg.data.datasets.unpaired import UnpairedSource
-from genimg.data.loader import Data, UnpairedData
-from genimg.data.sampler import Order
+from genimg.data.loader import ImageLoader, UnpairedImageLoader
+from genimg.data.sampler import InfiniteSampler
 from genimg.data.tasks.base import Pair, Task
 from genimg.data.tasks.degradations import Denoise, Inpaint
 from genimg.data.tasks.masks import Boxes
@@ -59,7 +59,7 @@ def keys_of(source: Source) -> tuple[str, ...]:
 
 def place(
     source: Source,
-    placement: str,
+    storage: str,
     *,
     flip: bool = True,
     num_workers: int | str = 0,
@@ -67,11 +67,11 @@ def place(
     keys: tuple[str, ...] | None = None,
     augment: SampleAugment | None = None,
     task: Task | None = None,
-) -> Data:
+) -> ImageLoader:
     """Batches have all that the source has, unless told otherwise or made by a task."""
-    return Data(
+    return ImageLoader(
         source,
-        placement=placement,
+        storage=storage,
         num_workers=num_workers,
         horizontal_flip=flip,
         max_corrupt=max_corrupt,
@@ -82,7 +82,7 @@ def place(
     )
 
 
-def take(data: Data, count: int, *, position: int = 0, batch_size: int = 4, **settings: int) -> dict[str, torch.Tensor]:
+def take(data: ImageLoader, count: int, *, position: int = 0, batch_size: int = 4, **settings: int) -> dict[str, torch.Tensor]:
     """The first batches of a stream, joined."""
     batches = list(itertools.islice(data.batches(position, batch_size=batch_size, seed=5, **settings), count))
     return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
@@ -94,11 +94,11 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
         assert torch.equal(value, other[key]), key
 
 
-@pytest.mark.parametrize("placement", PLACED)
-def test_batches_are_the_images_of_the_order_with_their_labels_and_flips(placement):
+@pytest.mark.parametrize("storage", PLACED)
+def test_batches_are_the_images_of_the_order_with_their_labels_and_flips(storage):
     source = ToySource()
-    result = take(place(source, placement), 8)  # 32 positions: three epochs and a part
-    order = Order(10, seed=5, horizontal_flip=True)
+    result = take(place(source, storage), 8)  # 32 positions: three epochs and a part
+    order = InfiniteSampler(10, seed=5, horizontal_flip=True)
     indices, flips = order.indices(0, 32), order.flips(0, 32)
     assert flips.any()
     assert not flips.all()
@@ -110,35 +110,35 @@ def test_batches_are_the_images_of_the_order_with_their_labels_and_flips(placeme
     assert result["label"].dtype == torch.int64
 
 
-@pytest.mark.parametrize(("placement", "num_workers"), [("host", 0), ("workers", 0), ("workers", 1), ("workers", 2)])
+@pytest.mark.parametrize(("storage", "num_workers"), [("host", 0), ("workers", 0), ("workers", 1), ("workers", 2)])
 @pytest.mark.parametrize("in_memory", [False, True])
-def test_all_placements_give_the_same_batches(placement, num_workers, in_memory):
+def test_all_placements_give_the_same_batches(storage, num_workers, in_memory):
     source = ToySource()
     if in_memory:
         source = ArraySource("toy", source.values, source.labels, captions=[source.caption(i) for i in range(10)])
     reference = take(place(source, "device"), 7, position=3)
-    assert_equal(take(place(source, placement, num_workers=num_workers), 7, position=3), reference)
+    assert_equal(take(place(source, storage, num_workers=num_workers), 7, position=3), reference)
 
 
-@pytest.mark.parametrize("placement", PLACED)
+@pytest.mark.parametrize("storage", PLACED)
 @pytest.mark.parametrize("skipped", [1, 2, 3, 5])
-def test_a_stream_started_later_is_the_tail_of_one_started_at_zero(placement, skipped):
-    whole = take(place(ToySource(), placement), 8)
-    tail = take(place(ToySource(), placement), 8 - skipped, position=4 * skipped)
+def test_a_stream_started_later_is_the_tail_of_one_started_at_zero(storage, skipped):
+    whole = take(place(ToySource(), storage), 8)
+    tail = take(place(ToySource(), storage), 8 - skipped, position=4 * skipped)
     assert_equal(tail, {key: value[4 * skipped :] for key, value in whole.items()})
 
 
-@pytest.mark.parametrize("placement", PLACED)
-def test_a_stream_may_start_at_a_position_that_no_batch_starts_at(placement):
-    whole = take(place(ToySource(), placement), 8)
-    shifted = take(place(ToySource(), placement), 6, position=3)
+@pytest.mark.parametrize("storage", PLACED)
+def test_a_stream_may_start_at_a_position_that_no_batch_starts_at(storage):
+    whole = take(place(ToySource(), storage), 8)
+    shifted = take(place(ToySource(), storage), 6, position=3)
     assert_equal(shifted, {key: value[3:27] for key, value in whole.items()})
 
 
-@pytest.mark.parametrize("placement", PLACED)
+@pytest.mark.parametrize("storage", PLACED)
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_the_ranks_together_read_the_batch_of_a_single_rank(placement, world_size):
-    data = place(ToySource(), placement)
+def test_the_ranks_together_read_the_batch_of_a_single_rank(storage, world_size):
+    data = place(ToySource(), storage)
     whole = data.batches(8, batch_size=4, seed=5)
     ranks = [data.batches(8, batch_size=4, seed=5, rank=rank, world_size=world_size) for rank in range(world_size)]
     for _ in range(5):
@@ -147,27 +147,27 @@ def test_the_ranks_together_read_the_batch_of_a_single_rank(placement, world_siz
         assert_equal(joined, next(whole))
 
 
-@pytest.mark.parametrize("placement", PLACED)
-def test_a_batch_may_be_larger_than_the_data(placement):
-    result = take(place(ToySource(3), placement), 2, batch_size=9)
+@pytest.mark.parametrize("storage", PLACED)
+def test_a_batch_may_be_larger_than_the_data(storage):
+    result = take(place(ToySource(3), storage), 2, batch_size=9)
     for epoch in result["label"].reshape(6, 3).tolist():
         assert sorted(epoch) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("placement", PLACED)
-def test_images_are_float_in_range_channels_last(placement):
-    image = take(place(ToySource(), placement), 1)["image"]
+@pytest.mark.parametrize("storage", PLACED)
+def test_images_are_float_in_range_channels_last(storage):
+    image = take(place(ToySource(), storage), 1)["image"]
     assert image.shape == (4, 3, 4, 6)
     assert image.dtype == torch.float32
     assert image.is_contiguous(memory_format=torch.channels_last)
     assert -1 <= image.min() < image.max() <= 1
 
 
-@pytest.mark.parametrize("placement", PLACED)
+@pytest.mark.parametrize("storage", PLACED)
 @pytest.mark.parametrize("keys", [("image",), ("image", "label"), ("image", "caption"), ("image", "label", "caption")])
-def test_batches_have_the_keys_that_were_asked_for(placement, keys):
-    whole = take(place(ToySource(), placement), 3)
-    assert_equal(take(place(ToySource(), placement, keys=keys), 3), {key: whole[key] for key in keys})
+def test_batches_have_the_keys_that_were_asked_for(storage, keys):
+    whole = take(place(ToySource(), storage), 3)
+    assert_equal(take(place(ToySource(), storage, keys=keys), 3), {key: whole[key] for key in keys})
 
 
 @pytest.mark.parametrize(
@@ -184,14 +184,14 @@ def test_keys_that_the_source_has_not_are_refused_by_name(keys, words):
         place(ArraySource("toy", ToySource().values), "device", keys=keys)
 
 
-@pytest.mark.parametrize(("placement", "num_workers"), [("device", 0), ("host", 0), ("workers", 0), ("workers", 1)])
-def test_captions_are_those_of_the_order_in_rows_of_one_length(placement, num_workers):
+@pytest.mark.parametrize(("storage", "num_workers"), [("device", 0), ("host", 0), ("workers", 0), ("workers", 1)])
+def test_captions_are_those_of_the_order_in_rows_of_one_length(storage, num_workers):
     source = ToySource()
-    data = place(source, placement, num_workers=num_workers, keys=("image", "caption"))
+    data = place(source, storage, num_workers=num_workers, keys=("image", "caption"))
     captions = take(data, 8)["caption"]
     assert captions.dtype == torch.uint8
     assert captions.shape == (32, data.caption_length) == (32, 112)  # 9 times 12 bytes, rounded up to a multiple of 16
-    indices = Order(10, seed=5, horizontal_flip=False).indices(0, 32).tolist()
+    indices = InfiniteSampler(10, seed=5, horizontal_flip=False).indices(0, 32).tolist()
     assert decode(captions) == [source.caption(i) or "" for i in indices]
 
 
@@ -199,33 +199,33 @@ def test_a_long_caption_is_cut_alike_everywhere(caplog):
     captions = ["a", "é" * 200, "b" * 256, "c" * 257]
     source = ArraySource("toy", ToySource(4).values, captions=captions)
     with caplog.at_level(logging.WARNING):
-        data = {placement: place(source, placement) for placement in PLACED}
+        data = {storage: place(source, storage) for storage in PLACED}
     assert caplog.messages == ["2 of 4 captions are cut after 256 bytes: the longest has 400"] * 3
     assert {placed.caption_length for placed in data.values()} == {256}
-    batches = {placement: take(placed, 2)["caption"] for placement, placed in data.items()}
+    batches = {storage: take(placed, 2)["caption"] for storage, placed in data.items()}
     for batch in batches.values():
         assert torch.equal(batch, batches["device"])
         assert set(decode(batch)) == {"a", "é" * 128, "b" * 256, "c" * 256}
 
 
-@pytest.mark.parametrize("placement", PLACED)
-def test_captions_that_nobody_asked_for_are_not_read(placement):
+@pytest.mark.parametrize("storage", PLACED)
+def test_captions_that_nobody_asked_for_are_not_read(storage):
     source = ToySource()
     source.captions = None
-    take(place(source, placement, keys=("image", "label")), 2)
+    take(place(source, storage, keys=("image", "label")), 2)
 
 
-@pytest.mark.parametrize("placement", PLACED)
-def test_without_horizontal_flip_nothing_is_mirrored(placement):
+@pytest.mark.parametrize("storage", PLACED)
+def test_without_horizontal_flip_nothing_is_mirrored(storage):
     source = ToySource()
-    result = take(place(source, placement, flip=False), 3)
+    result = take(place(source, storage, flip=False), 3)
     assert torch.equal(result["image"], to_float(torch.from_numpy(source.values[result["label"].numpy()])))
 
 
-@pytest.mark.parametrize("placement", PLACED)
-def test_plain_images_are_those_of_the_source_before_and_after_training_has_started(placement):
+@pytest.mark.parametrize("storage", PLACED)
+def test_plain_images_are_those_of_the_source_before_and_after_training_has_started(storage):
     source = ToySource()
-    data = place(source, placement)
+    data = place(source, storage)
     indices = np.array([7, 0, 7, 2])
     for _ in range(2):
         images = data.images(indices)
@@ -234,11 +234,11 @@ def test_plain_images_are_those_of_the_source_before_and_after_training_has_star
         take(data, 1)
 
 
-@pytest.mark.parametrize(("placement", "num_workers"), [("device", 1), ("host", 1), ("workers", 0), ("workers", 1)])
-def test_reading_draws_nothing_from_the_random_stream_of_training(placement, num_workers):
+@pytest.mark.parametrize(("storage", "num_workers"), [("device", 1), ("host", 1), ("workers", 0), ("workers", 1)])
+def test_reading_draws_nothing_from_the_random_stream_of_training(storage, num_workers):
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    data = place(ToySource(), placement, num_workers=num_workers)
+    data = place(ToySource(), storage, num_workers=num_workers)
     take(data, 2)
     data.images(np.array([1, 2]))
     assert torch.equal(torch.get_rng_state(), state)
@@ -255,10 +255,10 @@ class BatchedSource(ToySource):
         return self.values[indices]
 
 
-@pytest.mark.parametrize(("placement", "num_workers"), [("device", 0), ("host", 0), ("workers", 0), ("workers", 1)])
-def test_a_source_that_reads_many_at_once_is_never_read_one_by_one(placement, num_workers):
-    data = place(BatchedSource(), placement, num_workers=num_workers)
-    assert_equal(take(data, 7, position=3), take(place(ToySource(), placement), 7, position=3))
+@pytest.mark.parametrize(("storage", "num_workers"), [("device", 0), ("host", 0), ("workers", 0), ("workers", 1)])
+def test_a_source_that_reads_many_at_once_is_never_read_one_by_one(storage, num_workers):
+    data = place(BatchedSource(), storage, num_workers=num_workers)
+    assert_equal(take(data, 7, position=3), take(place(ToySource(), storage), 7, position=3))
     indices = np.array([7, 0, 7, 2])
     assert np.array_equal(data.images(indices).numpy(), data.source.values[indices])
 
@@ -269,15 +269,15 @@ def test_a_worker_reads_a_whole_batch_at_once():
     assert source.num_reads == 5
 
 
-@pytest.mark.parametrize("placement", PLACED)
-def test_no_images_are_none(placement):
-    assert place(ToySource(), placement).images(np.array([], dtype=np.int64)).shape == (0, 3, 4, 6)
+@pytest.mark.parametrize("storage", PLACED)
+def test_no_images_are_none(storage):
+    assert place(ToySource(), storage).images(np.array([], dtype=np.int64)).shape == (0, 3, 4, 6)
 
 
-@pytest.mark.parametrize("placement", ["device", "host"])
-def test_images_in_memory_are_decoded_once(placement):
+@pytest.mark.parametrize("storage", ["device", "host"])
+def test_images_in_memory_are_decoded_once(storage):
     source = ToySource()
-    data = place(source, placement)
+    data = place(source, storage)
     take(data, 6)
     data.load()
     take(data, 6)
@@ -296,38 +296,38 @@ def test_workers_decode_only_what_they_need():
 # Corrupt images
 
 
-@pytest.mark.parametrize(("placement", "num_workers"), [("host", 0), ("workers", 0), ("workers", 2)])
-def test_all_placements_replace_corrupt_images_alike(placement, num_workers):
+@pytest.mark.parametrize(("storage", "num_workers"), [("host", 0), ("workers", 0), ("workers", 2)])
+def test_all_placements_replace_corrupt_images_alike(storage, num_workers):
     reference = take(place(ToySource(corrupt=(3, 4, 9)), "device", max_corrupt=3), 6)
-    result = take(place(ToySource(corrupt=(3, 4, 9)), placement, num_workers=num_workers, max_corrupt=3), 6)
+    result = take(place(ToySource(corrupt=(3, 4, 9)), storage, num_workers=num_workers, max_corrupt=3), 6)
     assert_equal(result, reference)
 
 
-@pytest.mark.parametrize("placement", PLACED)
-def test_the_next_image_takes_a_corrupt_ones_place_with_its_own_label_and_caption(placement):
+@pytest.mark.parametrize("storage", PLACED)
+def test_the_next_image_takes_a_corrupt_ones_place_with_its_own_label_and_caption(storage):
     source = ToySource(corrupt=(3, 4, 9))
-    result = take(place(source, placement, max_corrupt=3, flip=False), 5)
-    wanted = Order(10, seed=5, horizontal_flip=False).indices(0, 20)
+    result = take(place(source, storage, max_corrupt=3, flip=False), 5)
+    wanted = InfiniteSampler(10, seed=5, horizontal_flip=False).indices(0, 20)
     taken = [{3: 5, 4: 5, 9: 0}.get(index, index) for index in wanted.tolist()]
     assert result["label"].tolist() == taken
     assert decode(result["caption"]) == [source.caption(index) or "" for index in taken]
     assert torch.equal(result["image"], to_float(torch.from_numpy(source.values[taken])))
 
 
-@pytest.mark.parametrize("placement", PLACED)
-def test_each_corrupt_image_is_warned_of_once(placement, caplog):
+@pytest.mark.parametrize("storage", PLACED)
+def test_each_corrupt_image_is_warned_of_once(storage, caplog):
     with caplog.at_level(logging.WARNING):
-        take(place(ToySource(corrupt=(3, 4)), placement, max_corrupt=2), 12)
+        take(place(ToySource(corrupt=(3, 4)), storage, max_corrupt=2), 12)
     assert sorted(record.getMessage() for record in caplog.records) == [
         "skipped a corrupt image: /toy/3.png: broken",
         "skipped a corrupt image: /toy/4.png: broken",
     ]
 
 
-@pytest.mark.parametrize(("placement", "num_workers"), [("device", 0), ("host", 0), ("workers", 0), ("workers", 2)])
+@pytest.mark.parametrize(("storage", "num_workers"), [("device", 0), ("host", 0), ("workers", 0), ("workers", 2)])
 @pytest.mark.parametrize("allowed", [0, 1])
-def test_more_corrupt_images_than_allowed_stop_the_run_and_are_named(placement, num_workers, allowed):
-    data = place(ToySource(corrupt=(2, 7)), placement, num_workers=num_workers, max_corrupt=allowed)
+def test_more_corrupt_images_than_allowed_stop_the_run_and_are_named(storage, num_workers, allowed):
+    data = place(ToySource(corrupt=(2, 7)), storage, num_workers=num_workers, max_corrupt=allowed)
     with pytest.raises(ValueError, match=rf"^max_corrupt={allowed} is exceeded") as caught:
         take(data, 3)  # a whole epoch
     named = [f"/toy/{index}.png: broken" in str(caught.value) for index in (2, 7)]
@@ -343,9 +343,9 @@ def test_plain_images_respect_max_corrupt_too():
     assert np.array_equal(images.numpy(), source.values[[1, 3]])
 
 
-@pytest.mark.parametrize(("placement", "num_workers"), [("device", 0), ("host", 0), ("workers", 0), ("workers", 1)])
-def test_when_all_images_are_corrupt_the_run_stops_whatever_is_allowed(placement, num_workers):
-    data = place(ToySource(corrupt=tuple(range(10))), placement, num_workers=num_workers, max_corrupt=1000)
+@pytest.mark.parametrize(("storage", "num_workers"), [("device", 0), ("host", 0), ("workers", 0), ("workers", 1)])
+def test_when_all_images_are_corrupt_the_run_stops_whatever_is_allowed(storage, num_workers):
+    data = place(ToySource(corrupt=tuple(range(10))), storage, num_workers=num_workers, max_corrupt=1000)
     with pytest.raises(ValueError, match=r"none of the 10 images of toy can be decoded: .* /toy/\d\.png: broken") as caught:
         take(data, 1)
     # An error raised in a worker holds the loader in a reference cycle; left to the collector, its end takes five seconds.
@@ -386,20 +386,20 @@ AUGMENT = SampleAugment(
 )
 
 
-@pytest.mark.parametrize("placement", PLACED)
-def test_augmentation_is_applied_to_the_samples_by_their_positions(placement):
-    plain = take(place(ToySource(), placement, flip=False), 6, position=3)
-    result = take(place(ToySource(), placement, flip=False, augment=AUGMENT), 6, position=3)
+@pytest.mark.parametrize("storage", PLACED)
+def test_augmentation_is_applied_to_the_samples_by_their_positions(storage):
+    plain = take(place(ToySource(), storage, flip=False), 6, position=3)
+    result = take(place(ToySource(), storage, flip=False, augment=AUGMENT), 6, position=3)
     assert_equal(result, plain | {"image": AUGMENT(plain["image"], np.arange(3, 27), 5)})
     assert result["image"].is_contiguous(memory_format=torch.channels_last)
     assert not torch.equal(result["image"], plain["image"])
 
 
-@pytest.mark.parametrize("placement", PLACED)
+@pytest.mark.parametrize("storage", PLACED)
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_neither_ranks_nor_resuming_nor_the_batch_size_change_the_augmentation(placement, world_size):
-    whole = take(place(ToySource(), placement, flip=False, augment=AUGMENT), 6)["image"]
-    data = place(ToySource(), placement, flip=False, augment=AUGMENT)
+def test_neither_ranks_nor_resuming_nor_the_batch_size_change_the_augmentation(storage, world_size):
+    whole = take(place(ToySource(), storage, flip=False, augment=AUGMENT), 6)["image"]
+    data = place(ToySource(), storage, flip=False, augment=AUGMENT)
     ranks = [take(data, 4, position=8, rank=rank, world_size=world_size)["image"] for rank in range(world_size)]
     assert torch.equal(torch.cat([images.unflatten(0, (4, -1)) for images in ranks], dim=1).flatten(0, 1), whole[8:])
     assert torch.equal(take(data, 8, batch_size=3)["image"], whole)
@@ -434,24 +434,24 @@ TASKS = [
 FOUND = [("device", 0), ("host", 0), ("workers", 0), ("workers", 1)]
 
 
-@pytest.mark.parametrize(("placement", "num_workers"), FOUND)
+@pytest.mark.parametrize(("storage", "num_workers"), FOUND)
 @pytest.mark.parametrize("augment", [None, AUGMENT])
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
-def test_a_task_makes_sources_and_targets_of_the_samples_by_their_positions(task, augment, placement, num_workers):
+def test_a_task_makes_sources_and_targets_of_the_samples_by_their_positions(task, augment, storage, num_workers):
     settings = {"flip": augment is None, "augment": augment, "num_workers": num_workers}
-    image = take(place(ToySource(), placement, keys=("image",), **settings), 6, position=3)["image"]
-    result = take(place(ToySource(), placement, task=task, **settings), 6, position=3)
+    image = take(place(ToySource(), storage, keys=("image",), **settings), 6, position=3)["image"]
+    result = take(place(ToySource(), storage, task=task, **settings), 6, position=3)
     assert tuple(result) == task.keys
     assert_equal(result, task(image, np.arange(3, 27), 5))
 
 
-@pytest.mark.parametrize(("placement", "num_workers"), FOUND)
+@pytest.mark.parametrize(("storage", "num_workers"), FOUND)
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
-def test_neither_ranks_nor_resuming_nor_the_batch_size_change_what_a_task_makes(task, placement, num_workers):
+def test_neither_ranks_nor_resuming_nor_the_batch_size_change_what_a_task_makes(task, storage, num_workers):
     geometric = SampleAugment(
         horizontal_flip=0.5, vertical_flip=0, crop_padding=2, rotation=0, brightness=0, contrast=0, saturation=0, hue=0
     )
-    data = place(ToySource(), placement, flip=False, num_workers=num_workers, augment=geometric, task=task)
+    data = place(ToySource(), storage, flip=False, num_workers=num_workers, augment=geometric, task=task)
     whole = take(data, 7)
     for world_size in (1, 2):
         ranks = [take(data, 4, position=6, rank=rank, world_size=world_size) for rank in range(world_size)]
@@ -462,27 +462,27 @@ def test_neither_ranks_nor_resuming_nor_the_batch_size_change_what_a_task_makes(
     assert_equal(take(data, 9, position=1, batch_size=3), {key: value[1:] for key, value in whole.items()})
 
 
-@pytest.mark.parametrize("placement", PLACED)
+@pytest.mark.parametrize("storage", PLACED)
 @pytest.mark.parametrize("augment", [None, SampleAugment(
     horizontal_flip=0.5, vertical_flip=0.5, crop_padding=2, rotation=20, brightness=0, contrast=0, saturation=0, hue=0
 )], ids=["flip", "augment"])  # fmt: skip
-def test_source_and_target_are_moved_alike(placement, augment):
+def test_source_and_target_are_moved_alike(storage, augment):
     values = ToySource().values
     pairs = ArraySource("pairs", np.concatenate([values, 255 - values], axis=1))  # a target is its source's negative
     settings = {"flip": augment is None, "augment": augment, "task": Pair(source_channels=3)}
-    moved = take(place(pairs, placement, **settings), 5)
+    moved = take(place(pairs, storage, **settings), 5)
     assert torch.allclose(moved["source"], -moved["target"], atol=1e-6)
-    still = take(place(pairs, placement, flip=False, task=Pair(source_channels=3)), 5)
+    still = take(place(pairs, storage, flip=False, task=Pair(source_channels=3)), 5)
     same = (moved["source"] == still["source"]).flatten(1).all(dim=1)
     assert not same.all()
     assert augment or 5 <= same.sum() <= 15  # about half are mirrored
 
 
-@pytest.mark.parametrize("placement", PLACED)
+@pytest.mark.parametrize("storage", PLACED)
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
-def test_examples_are_a_function_of_seed_and_index(task, placement):
+def test_examples_are_a_function_of_seed_and_index(task, storage):
     source = ToySource()
-    data = place(source, placement, flip=True, task=task)
+    data = place(source, storage, flip=True, task=task)
     together = data.examples(np.arange(10), 3)
     assert_equal(together, task(to_float(torch.from_numpy(source.values)), np.arange(10), 3))
     for indices in ([7], [7, 0], [2, 7, 7, 1]):
@@ -494,11 +494,11 @@ def test_examples_are_a_function_of_seed_and_index(task, placement):
     assert torch.equal(other["target"], together["target"])
 
 
-@pytest.mark.parametrize("placement", PLACED)
+@pytest.mark.parametrize("storage", PLACED)
 @pytest.mark.parametrize("keys", [("image",), ("image", "label"), ("image", "caption"), ("image", "label", "caption")])
-def test_examples_without_a_task_are_the_images_and_what_the_batches_have_beside_them(placement, keys):
+def test_examples_without_a_task_are_the_images_and_what_the_batches_have_beside_them(storage, keys):
     source = ToySource()
-    data = place(source, placement, flip=True, keys=keys)
+    data = place(source, storage, flip=True, keys=keys)
     for _ in range(2):
         batch = data.examples(np.array([3, 1, 6]), 0)
         assert set(batch) == set(keys)
@@ -521,10 +521,10 @@ def test_examples_of_kept_out_images_have_labels_and_captions_of_their_own():
     assert decode(batch["caption"]) == [source.validation.caption(3), source.validation.caption(1)]
 
 
-@pytest.mark.parametrize("placement", PLACED)
-def test_conditions_are_given_also_where_batches_are_without_them(placement):
+@pytest.mark.parametrize("storage", PLACED)
+def test_conditions_are_given_also_where_batches_are_without_them(storage):
     source = ToySource()
-    data = place(source, placement, keys=("image",))
+    data = place(source, storage, keys=("image",))
     indices = np.array([5, 0, 5])
     assert data.conditions(indices, ("image",)) == {}
     found = data.conditions(indices, ("label", "image", "caption"))
@@ -533,9 +533,9 @@ def test_conditions_are_given_also_where_batches_are_without_them(placement):
     assert data.conditions(np.array([], dtype=np.int64), ("label",))["label"].shape == (0,)
 
 
-@pytest.mark.parametrize("placement", PLACED)
-def test_conditions_of_an_image_that_took_a_corrupt_ones_place_are_its_own(placement):
-    data = place(ToySource(corrupt=(3,)), placement, max_corrupt=1)
+@pytest.mark.parametrize("storage", PLACED)
+def test_conditions_of_an_image_that_took_a_corrupt_ones_place_are_its_own(storage):
+    data = place(ToySource(corrupt=(3,)), storage, max_corrupt=1)
     data.load()
     batch = data.examples(np.array([3, 2]), 0)
     assert torch.equal(batch["image"], to_float(torch.from_numpy(data.source.values[[4, 2]])))
@@ -550,7 +550,7 @@ def test_images_that_were_kept_out_have_the_task_and_are_never_moved(task):
     source.validation = ToySource(4)
     held_out = place(source, "host", flip=True, task=task).validation
     assert held_out.source is source.validation
-    assert held_out.placement == "host"
+    assert held_out.storage == "host"
     assert held_out.task is task
     assert not held_out.horizontal_flip
     assert place(source, "device", flip=False, augment=AUGMENT, task=task).validation.augment is None
@@ -587,14 +587,14 @@ class Decoded(Source):
 
 def unpaired(
     counts: tuple[int, int] = (10, 4),
-    placement: str = "device",
+    storage: str = "device",
     *,
     flip: bool = True,
     augment: SampleAugment | None = None,
     num_workers: int = 0,
-) -> UnpairedData:
+) -> UnpairedImageLoader:
     source = UnpairedSource(Decoded(gradients(counts[0], 0)), Decoded(gradients(counts[1], 100)))
-    return UnpairedData(source, augment=augment, placement=placement, num_workers=num_workers, horizontal_flip=flip,
+    return UnpairedImageLoader(source, augment=augment, storage=storage, num_workers=num_workers, horizontal_flip=flip,
                         max_corrupt=0, device=torch.device("cpu"))  # fmt: skip
 
 
@@ -629,11 +629,11 @@ def test_pairs_differ_between_epochs_and_from_the_files_order(counts):
         assert all(any(a != b for a, b in epoch) for epoch in epochs)
 
 
-@pytest.mark.parametrize(("placement", "num_workers"), FOUND)
+@pytest.mark.parametrize(("storage", "num_workers"), FOUND)
 @pytest.mark.parametrize("augment", [None, AUGMENT])
-def test_unpaired_batches_depend_on_the_position_alone(placement, num_workers, augment):
+def test_unpaired_batches_depend_on_the_position_alone(storage, num_workers, augment):
     reference = take(unpaired(flip=augment is None, augment=augment), 7)
-    data = unpaired(placement=placement, num_workers=num_workers, flip=augment is None, augment=augment)
+    data = unpaired(storage=storage, num_workers=num_workers, flip=augment is None, augment=augment)
     assert_equal(take(data, 7), reference)
     for start in (3, 8):
         assert_equal(take(data, 4, position=start), {key: value[start : start + 16] for key, value in reference.items()})
@@ -657,15 +657,15 @@ def test_each_domain_is_mirrored_by_chances_of_its_own():
 def test_augmentation_takes_other_chances_in_each_domain():
     images = ToySource().values
     source = UnpairedSource(ArraySource("a", images[:1]), ArraySource("b", images[:1]))
-    data = UnpairedData(source, augment=AUGMENT, placement="device", num_workers=0, horizontal_flip=False, max_corrupt=0,
+    data = UnpairedImageLoader(source, augment=AUGMENT, storage="device", num_workers=0, horizontal_flip=False, max_corrupt=0,
                         device=torch.device("cpu"))  # fmt: skip
     batch = take(data, 5)
     assert not (batch["a"] == batch["b"]).flatten(1).all(dim=1).any()
 
 
-@pytest.mark.parametrize("placement", PLACED)
-def test_examples_of_unpaired_data_are_the_items_of_the_source(placement):
-    data = unpaired(placement=placement)
+@pytest.mark.parametrize("storage", PLACED)
+def test_examples_of_unpaired_data_are_the_items_of_the_source(storage):
+    data = unpaired(storage=storage)
     for _ in range(2):
         batch = data.examples(np.array([9, 0, 4]), 0)
         assert tuple(batch) == ("a", "b")
@@ -678,7 +678,7 @@ def test_examples_of_unpaired_data_are_the_items_of_the_source(placement):
 def test_unpaired_images_that_were_kept_out_come_with_both_domains():
     source = UnpairedSource(gradients(10, 0), gradients(4, 100))
     source.validation = UnpairedSource(gradients(3, 50), gradients(2, 150))
-    data = UnpairedData(source, augment=None, placement="device", num_workers=0, horizontal_flip=True, max_corrupt=0,
+    data = UnpairedImageLoader(source, augment=None, storage="device", num_workers=0, horizontal_flip=True, max_corrupt=0,
                         device=torch.device("cpu"))  # fmt: skip
     batch = data.validation.examples(np.arange(3), 0)
     assert numbers_of(batch["a"], 50) == [0, 1, 2]
@@ -694,7 +694,7 @@ def test_mirroring_unpaired_images_twice_is_refused():
 
 
 def test_unknown_placement_is_refused():
-    with pytest.raises(ValueError, match=r"^placement=disk is unknown: choose one of auto, device, host, workers"):
+    with pytest.raises(ValueError, match=r"^storage=disk is unknown: choose one of auto, device, host, workers"):
         place(ToySource(), "disk")
 
 
@@ -716,12 +716,12 @@ class HugeSource(ToySource):
 
 
 def test_auto_keeps_small_data_on_the_device_and_streams_what_is_too_large():
-    assert place(ToySource(), "auto").placement == "device"
-    assert place(HugeSource(), "auto").placement == "workers"
+    assert place(ToySource(), "auto").storage == "device"
+    assert place(HugeSource(), "auto").storage == "workers"
 
 
 def test_auto_leaves_scarce_memory_to_training(monkeypatch):
     monkeypatch.setattr("genimg.data.loader._available_memory", lambda: 1000)
     source = ToySource()
-    assert place(source, "auto").placement == "workers"
-    assert place(ArraySource("toy", source.values, source.labels), "auto").placement == "host"
+    assert place(source, "auto").storage == "workers"
+    assert place(ArraySource("toy", source.values, source.labels), "auto").storage == "host"

@@ -3,11 +3,11 @@ import math
 import numpy as np
 import pytest
 
-from genimg.data.sampler import Order
+from genimg.data.sampler import InfiniteSampler
 
 
-def order(num_images: int = 10, *, seed: int = 3, horizontal_flip: bool = True) -> Order:
-    return Order(num_images, seed=seed, horizontal_flip=horizontal_flip)
+def order(num_images: int = 10, *, seed: int = 3, horizontal_flip: bool = True) -> InfiniteSampler:
+    return InfiniteSampler(num_images, seed=seed, horizontal_flip=horizontal_flip)
 
 
 @pytest.mark.parametrize("num_images", [1, 2, 10, 101])

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from genimg.data.datasets.builtin import CorruptImageError, folder
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.data.zips import ZipImages
 from genimg.errors import DataError
 
@@ -91,7 +91,7 @@ def test_threads_and_processes_read_at_once(root, tmp_path):
 def test_workers_give_the_batches_of_the_directory(root, tmp_path):
     batches = []
     for path in (root, zipped(root, tmp_path / "images.zip")):
-        data = Data(open_images(path), placement="workers", num_workers=2, horizontal_flip=False, max_corrupt=0,
+        data = ImageLoader(open_images(path), storage="workers", num_workers=2, horizontal_flip=False, max_corrupt=0,
                     device=torch.device("cpu"), keys=("image", "label"))  # fmt: skip
         stream = data.batches(0, batch_size=3, seed=0)
         batches.append([next(stream) for _ in range(3)])

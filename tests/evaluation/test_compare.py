@@ -12,7 +12,7 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, i
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
 from genimg.data.datasets.builtin import ArraySource, Source, digest
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.data.subsets import random_subset, subset_of
 from genimg.evaluation.compare import Evaluator, short_count
 from genimg.evaluation.distances import neighbor_rates
@@ -140,7 +140,7 @@ class CountingSource(Source):
 
 
 def data_of(source):
-    return Data(source, placement="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU)
+    return ImageLoader(source, storage="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU)
 
 
 def dataset(num_images, seed):

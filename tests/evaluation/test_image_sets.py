@@ -6,7 +6,7 @@ import torch
 
 from genimg.data.captions import decode
 from genimg.data.datasets.builtin import ArraySource
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.data.subsets import random_subset
 from genimg.evaluation.image_sets import (
     DatasetImages,
@@ -29,7 +29,7 @@ def array_source(count, labels=None, class_names=()):
 
 
 def dataset(source, *, flip=False):
-    return DatasetImages(Data(source, placement="host", num_workers=0, horizontal_flip=flip, max_corrupt=0, device=CPU))
+    return DatasetImages(ImageLoader(source, storage="host", num_workers=0, horizontal_flip=flip, max_corrupt=0, device=CPU))
 
 
 class Painter(Method):

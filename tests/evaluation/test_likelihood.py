@@ -11,7 +11,7 @@ import tiny
 import torch
 
 from genimg.data.datasets.builtin import ArraySource
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.data.split import without_validation
 from genimg.data.subsets import random_subset
 from genimg.evaluation.feature_extraction import EvaluationInterruptedError
@@ -53,7 +53,7 @@ def data(*, validation=0.0, count=40, keys=("image",)):
     images = random.integers(0, 256, (count, 1, 6, 6), dtype=np.uint8)
     source = ArraySource("noise", images, np.arange(count) % 3, ("a", "b", "c"))
     source = without_validation(source, validation)
-    return Data(source, placement="device", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU, keys=keys)
+    return ImageLoader(source, storage="device", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU, keys=keys)
 
 
 def test_values_are_means_over_random_held_out_images():

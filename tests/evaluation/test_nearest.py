@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from genimg.data.datasets.builtin import ArraySource
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.nearest import nearest_images
@@ -35,7 +35,7 @@ def random_pixels(count, seed, shape=(3, 4, 4)):
 
 def images_of(pixels):
     source = ArraySource("pixels", np.ascontiguousarray(pixels))
-    return DatasetImages(Data(source, placement="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU))
+    return DatasetImages(ImageLoader(source, storage="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU))
 
 
 def search(real, fake, **changes):

@@ -9,7 +9,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from genimg.data.datasets.shapes import shapes
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.extractors.classifier import Classifier
 from genimg.evaluation.extractors.inception import Inception
@@ -77,7 +77,7 @@ def ours(extractor, real, fake, *, splits, subset_size, tmp_path):
         bootstrap=0, reconstructions=0, final_num_images=None, stop_if=None, cache_dir=str(tmp_path / "cache"),
     )  # fmt: skip
     sides = (
-        Data(source, placement="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU)
+        ImageLoader(source, storage="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU)
         for source in (real, fake)
     )
     return evaluator.compare(*(DatasetImages(side) for side in sides), CPU).values

@@ -9,7 +9,7 @@ import torch
 
 from genimg.data.datasets.builtin import ArraySource, folder, mnist
 from genimg.data.datasets.shapes import shapes
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.extractors.classifier import Classifier
 from genimg.evaluation.image_sets import DatasetImages
@@ -96,8 +96,8 @@ def measure(case, real, fake, batch_size=128):
     )  # fmt: skip
     sides = (
         DatasetImages(
-            Data(
-                ArraySource("images", images), placement="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU
+            ImageLoader(
+                ArraySource("images", images), storage="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU
             )
         )
         for images in (real, fake)

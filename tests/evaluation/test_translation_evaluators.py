@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from genimg.data.datasets.builtin import ArraySource, Source
 from genimg.data.datasets.unpaired import UnpairedSource
-from genimg.data.loader import Data, UnpairedData
+from genimg.data.loader import ImageLoader, UnpairedImageLoader
 from genimg.data.subsets import random_subset
 from genimg.data.tasks.base import Pair, Unpaired
 from genimg.data.tasks.degradations import Denoise, Inpaint, SuperResolution
@@ -103,26 +103,28 @@ def pixels(count: int, channels: int = 1, size: int = 4, seed: int = 0) -> np.nd
     return np.random.default_rng(seed).integers(0, 256, (count, channels, size, size), dtype=np.uint8)
 
 
-def data_of(source: Source, task: Any = None) -> Data:
-    return Data(source, placement="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU,
+def data_of(source: Source, task: Any = None) -> ImageLoader:
+    return ImageLoader(source, storage="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU,
                 task=task or Denoise(noise="gaussian", amount=25))  # fmt: skip
 
 
-def noise(count: int = 12, channels: int = 1, size: int = 4, held_out: int = 0) -> Data:
+def noise(count: int = 12, channels: int = 1, size: int = 4, held_out: int = 0) -> ImageLoader:
     source = ArraySource("noise", pixels(count, channels, size))
     if held_out:
         source.validation = ArraySource("held out", pixels(held_out, channels, size, seed=1))
     return data_of(source)
 
 
-def domains(count_a: int = 12, count_b: int = 12, channels_b: int = 1) -> UnpairedData:
+def domains(count_a: int = 12, count_b: int = 12, channels_b: int = 1) -> UnpairedImageLoader:
     def source(seed: int, counts: tuple[int, int]) -> UnpairedSource:
         a = ArraySource("a", pixels(counts[0], seed=seed))
         return UnpairedSource(a, ArraySource("b", pixels(counts[1], channels_b, seed=seed + 1)))
 
     whole = source(0, (20, 20))
     whole.validation = source(2, (count_a, count_b))
-    return UnpairedData(whole, augment=None, placement="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU)
+    return UnpairedImageLoader(
+        whole, augment=None, storage="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU
+    )
 
 
 SETTINGS: dict[str, Any] = {
@@ -651,7 +653,9 @@ def test_a_translator_that_changes_nothing_is_never_chosen_over_one_that_transla
     dark = numbers.integers(0, 128, (40, 1, 4, 4), dtype=np.uint8)
     bright = numbers.integers(128, 256, (40, 1, 4, 4), dtype=np.uint8)
     source = UnpairedSource(ArraySource("a", dark), ArraySource("b", bright))
-    data = UnpairedData(source, augment=None, placement="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU)
+    data = UnpairedImageLoader(
+        source, augment=None, storage="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU
+    )
     evaluator = unpaired(extractor=LinearExtractor(), best_by=best_by)
     name = f"{best_by}_linear"
     assert evaluator.primary == name

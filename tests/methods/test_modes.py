@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from genimg.methods.modes import in_mode
+from genimg.methods.modes import eval_mode, train_mode
 
 
 def images() -> torch.Tensor:
@@ -43,7 +43,7 @@ CHANGING = {"running_mean", "running_var", "num_batches_tracked", "_u", "_v"}
 def test_in_train_mode_buffers_change_within_the_block_alone(training):
     module = network().train(training)
     before = buffers(module)
-    with in_mode(module, "train") as same, torch.no_grad():
+    with train_mode(module) as same, torch.no_grad():
         assert same is module
         assert all(layer.training for layer in module.modules())
         module(images())
@@ -57,10 +57,10 @@ def test_train_mode_has_the_statistics_of_the_batch_and_eval_mode_the_averages()
     batch = images()
     x = batch.double()
     mean, variance = x.mean(dim=(0, 2, 3), keepdim=True), x.var(dim=(0, 2, 3), keepdim=True, correction=0)
-    with in_mode(module, "train"):
+    with train_mode(module):
         found = module(batch)
     assert torch.allclose(found.double(), (x - mean) / (variance + 1e-5).sqrt(), rtol=0, atol=1e-5)
-    with in_mode(module, "eval"):
+    with eval_mode(module):
         found = module(batch)
     assert torch.allclose(found.double(), (x - 0.7) / math.sqrt(3.0 + 1e-5), rtol=0, atol=1e-5)
 
@@ -68,12 +68,12 @@ def test_train_mode_has_the_statistics_of_the_batch_and_eval_mode_the_averages()
 def test_dropout_is_on_in_train_mode_and_off_in_eval_mode():
     module = nn.Dropout(0.5)
     ones = torch.ones(10_000)
-    with in_mode(module, "train"):
+    with train_mode(module):
         first, second = module(ones), module(ones)
     assert set(first.tolist()) == {0.0, 2.0}
     assert first.mean().item() == pytest.approx(1.0, abs=0.04)  # 4 standard errors
     assert not torch.equal(first, second)
-    with in_mode(module, "eval"):
+    with eval_mode(module):
         assert torch.equal(module(ones), ones)
 
 
@@ -81,7 +81,7 @@ def test_dropout_is_on_in_train_mode_and_off_in_eval_mode():
 def test_in_eval_mode_no_buffer_changes_even_within(training):
     module = network().train(training)
     before = buffers(module)
-    with in_mode(module, "eval"), torch.no_grad():
+    with eval_mode(module), torch.no_grad():
         assert not any(layer.training for layer in module.modules())
         first = module(images())
         assert torch.equal(module(images()), first)
@@ -90,14 +90,14 @@ def test_in_eval_mode_no_buffer_changes_even_within(training):
     assert torch.equal(first, network().eval()(images()))
 
 
-@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("mode", [train_mode, eval_mode])
 @pytest.mark.parametrize("training", [False, True])
 def test_mode_and_buffers_come_back_when_the_block_raises(mode, training):
     module = network().train(training)
     before = buffers(module)
 
     def fail() -> None:
-        with in_mode(module, mode), torch.no_grad():
+        with mode(module), torch.no_grad():
             module(images())
             raise KeyError("within")
 

@@ -109,7 +109,7 @@ def hostile(trained: Path, home: Path) -> Path:
     state = torch.load(trained / "checkpoints" / "last.pt", weights_only=True)
     for name in ("raw_config", "config"):
         old = state[name]["data"]
-        kept = {key: old[key] for key in ("placement", "num_workers", "horizontal_flip", "max_corrupt")}
+        kept = {key: old[key] for key in ("storage", "num_workers", "horizontal_flip", "max_corrupt")}
         state[name]["data"] = {**data_of("mnist", home / "theirs"), "image_size": 16, "validation": 0, **kept}
         state[name]["evaluation"] = {
             "_target_": "genimg.evaluation.compare.Evaluator", "num_images": 8, "batch_size": 8, "interval": "1 epoch",

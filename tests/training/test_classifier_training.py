@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from genimg.data.datasets.builtin import ArraySource
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.evaluation.extractors.classifier import Classifier
 from genimg.training.classifier import LabelledImages, train_classifier
 from genimg.training.device import Precision
@@ -26,7 +26,7 @@ def make_source(*, channels=1, wrong=()):
 
 
 def train(source, *, seed=0, learning_rate=3e-3, order=None):
-    data = Data(source, placement="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU)
+    data = ImageLoader(source, storage="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU)
     indices = np.arange(len(source)) if order is None else order
     return train_classifier(
         LabelledImages(data, indices[:NUM_TRAIN]),

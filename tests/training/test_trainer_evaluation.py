@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from genimg.data.datasets.builtin import ArraySource
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.evaluation.compare import Evaluation, Evaluator
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.feature_extraction import EvaluationInterruptedError
@@ -128,7 +128,7 @@ def make_trainer(tmp_path):
             method,
             {"only": torch.optim.SGD(method.parameters(), lr=1.0)},
             OptimizerSchedules(Constant(warmup=NumImages(0))),
-            Data(source, placement="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU),
+            ImageLoader(source, storage="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU),
             evaluator,
             precision=Precision("fp32", CPU),
             performance=Performance(channels_last=True, fused_optimizer=False, compile=False),

@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from genimg.data.datasets.builtin import ArraySource
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.feature_stats import Collector
@@ -111,7 +111,7 @@ class Painter(Method):
 def data_of_evaluation():
     pixels = np.random.default_rng(0).integers(0, 256, (50, *SHAPE), dtype=np.uint8)
     source = ArraySource("random", pixels, labels=np.arange(50) % NUM_CLASSES, class_names="abcde")
-    return Data(source, placement="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU)
+    return ImageLoader(source, storage="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU)
 
 
 def evaluate(cache_dir):

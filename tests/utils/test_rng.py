@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from genimg.data.sampler import Order, epoch_order
+from genimg.data.sampler import InfiniteSampler, epoch_order
 from genimg.data.tasks import ranges
 from genimg.utils import rng
 from genimg.utils.rng import (
@@ -159,7 +159,7 @@ def test_numbers_are_those_of_before():
     with steady(3, 5):
         assert torch.rand(2).tolist() == [0.789417564868927, 0.388477087020874]
     assert epoch_order(3, 2, 8).tolist() == [4, 0, 2, 3, 5, 7, 6, 1]
-    assert Order(50, seed=3, horizontal_flip=True).flips(10, 18).astype(int).tolist() == [1, 0, 0, 0, 0, 1, 1, 1]
+    assert InfiniteSampler(50, seed=3, horizontal_flip=True).flips(10, 18).astype(int).tolist() == [1, 0, 0, 0, 0, 1, 1, 1]
 
 
 def test_keys_of_keys_are_hashes_of_every_pair():

@@ -187,7 +187,7 @@ def test_what_goes_wrong_in_one_process_ends_all_of_them_with_its_message(
     for i in range(16):
         Image.fromarray(np.full((16, 16, 3), i, dtype=np.uint8)).save(tmp_path / f"{i:02d}.png")
     (tmp_path / f"{broken:02d}.png").write_bytes(b"no image")
-    arguments = [*TINY[1:], *MODELS["dcgan"], "data=folder", f"data.root={tmp_path}", "data.placement=workers",
+    arguments = [*TINY[1:], *MODELS["dcgan"], "data=folder", f"data.root={tmp_path}", "data.storage=workers",
                  "data.num_workers=0", "evaluation=none", "trainer.preview_images=1", f"run_dir={tmp_path}/run"]  # fmt: skip
     process = start(TWO, arguments, environment)
     output = process.communicate(timeout=100)[0]

@@ -180,7 +180,7 @@ class Data:
         type="number | text",
     )
     horizontal_flip: bool = option("Mirror a random half of the training images", False)
-    placement: str = option("Where the images are kept", "auto", one_of=("auto", "device", "host", "workers"))
+    storage: str = option("Where the images are kept", "auto", one_of=("auto", "device", "host", "workers"))
     num_workers: int | str = option(
         "Decoding processes or threads; auto: one per core, at most 8",
         "auto",

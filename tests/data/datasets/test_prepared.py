@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from genimg.data.datasets.builtin import CorruptImageError, Source, folder
 from genimg.data.datasets.prepared import prepared
 from genimg.data.datasets.shapes import ShapesSource
-from genimg.data.loader import Data
+from genimg.data.loader import ImageLoader
 from genimg.data.packed_files import sealed
 from genimg.data.packing import pack
 from genimg.errors import DataError
@@ -153,10 +153,10 @@ def test_workers_read_after_the_parent_has(path, original, context):
 # Training
 
 
-def place(source: Source, placement: str, num_workers: int) -> Data:
-    return Data(
+def place(source: Source, storage: str, num_workers: int) -> ImageLoader:
+    return ImageLoader(
         source,
-        placement=placement,
+        storage=storage,
         num_workers=num_workers,
         horizontal_flip=True,
         max_corrupt=0,
@@ -165,8 +165,8 @@ def place(source: Source, placement: str, num_workers: int) -> Data:
     )
 
 
-@pytest.mark.parametrize(("placement", "num_workers"), [("device", 1), ("host", 1), ("workers", 0), ("workers", 2)])
-def test_batches_are_those_of_the_folder(tmp_path, placement, num_workers):
+@pytest.mark.parametrize(("storage", "num_workers"), [("device", 1), ("host", 1), ("workers", 0), ("workers", 2)])
+def test_batches_are_those_of_the_folder(tmp_path, storage, num_workers):
     random = np.random.default_rng(0)
     for name in ("cat/1", "cat/2", "dog/1", "dog/2", "dog/3", "emu/1", "emu/2"):
         (tmp_path / "files" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -174,22 +174,22 @@ def test_batches_are_those_of_the_folder(tmp_path, placement, num_workers):
         Image.fromarray(values).save(tmp_path / "files" / f"{name}.jpg")
     files = folder(root=str(tmp_path / "files"), image_size=[6, 8], channels=3, fit="crop", labels="auto")
     source = open_packed(packed(files, tmp_path / "packed", per_shard=3))
-    streams = [place(files, "workers", 0), place(source, placement, num_workers)]
+    streams = [place(files, "workers", 0), place(source, storage, num_workers)]
     streams = [data.batches(4, batch_size=4, seed=5) for data in streams]
     for one, other in itertools.islice(zip(*streams, strict=False), 6):
         assert one.keys() == other.keys() == {"image", "label"}
         assert torch.equal(one["image"], other["image"])
         assert torch.equal(one["label"], other["label"])
     indices = np.array([6, 0, 3, 3])
-    assert torch.equal(place(source, placement, 2).images(indices), place(files, "workers", 2).images(indices))
+    assert torch.equal(place(source, storage, 2).images(indices), place(files, "workers", 2).images(indices))
 
 
 def test_auto_loads_what_fits_and_reads_the_rest_from_the_files(path, monkeypatch):
     monkeypatch.setattr("genimg.data.loader._RESIDENT_BYTES", 1)  # of what must be decoded
-    assert place(open_packed(path), "auto", 0).placement == "device"
+    assert place(open_packed(path), "auto", 0).storage == "device"
     monkeypatch.setattr("genimg.data.loader._available_memory", lambda: 1000)
     data = place(open_packed(path), "auto", 2)
-    assert data.placement == "workers"
+    assert data.storage == "workers"
     assert next(data.batches(0, batch_size=4, seed=0))["image"].shape == (4, 3, 6, 8)
 
 
@@ -397,13 +397,13 @@ def test_a_damaged_image_is_named_and_the_others_are_read(path, original):
             source.read_many(np.array(indices))
 
 
-@pytest.mark.parametrize(("placement", "num_workers"), [("device", 1), ("host", 1), ("workers", 0), ("workers", 2)])
-def test_a_damaged_image_stops_the_training_like_any_corrupt_one(path, placement, num_workers):
+@pytest.mark.parametrize(("storage", "num_workers"), [("device", 1), ("host", 1), ("workers", 0), ("workers", 2)])
+def test_a_damaged_image_stops_the_training_like_any_corrupt_one(path, storage, num_workers):
     damage_image(path, 5)
-    settings = {"placement": placement, "num_workers": num_workers, "device": torch.device("cpu"), "horizontal_flip": False}
+    settings = {"storage": storage, "num_workers": num_workers, "device": torch.device("cpu"), "horizontal_flip": False}
     with pytest.raises(DataError, match=r"^max_corrupt=0 is exceeded, .*\n.*/shard-00001\.npy: image 1 of this file"):
-        list(itertools.islice(Data(open_packed(path), max_corrupt=0, **settings).batches(0, batch_size=4, seed=0), 3))
-    data = Data(open_packed(path), max_corrupt=1, keys=("image", "label"), **settings)
+        list(itertools.islice(ImageLoader(open_packed(path), max_corrupt=0, **settings).batches(0, batch_size=4, seed=0), 3))
+    data = ImageLoader(open_packed(path), max_corrupt=1, keys=("image", "label"), **settings)
     batches = list(itertools.islice(data.batches(0, batch_size=4, seed=0), 3))
     pairs = [(image, int(label)) for batch in batches for image, label in zip(batch["image"], batch["label"], strict=True)]
     whole = open_packed(path)
