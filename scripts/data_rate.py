@@ -32,7 +32,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
-from genimg.data.datasets.builtin import Source, folder
+from genimg.data.datasets.builtin import ImageDataset, folder
 from genimg.data.datasets.file_index import list_images
 from genimg.data.datasets.prepared import prepared
 from genimg.data.loader import ImageLoader
@@ -89,7 +89,7 @@ def time_listing(root: Path, cache: Path, rounds: int, *, drop_caches: bool) -> 
     return seconds
 
 
-def packed(files: Source, path: Path) -> float | None:
+def packed(files: ImageDataset, path: Path) -> float | None:
     """The seconds that packing takes; None where it was done before."""
     if (path / "dataset.json").exists():
         return None
@@ -109,7 +109,7 @@ def from_torchvision(root: Path, size: int, workers: int) -> Iterator[Any]:
         yield from loader
 
 
-def from_genimg(source: Source, workers: int) -> Iterator[Any]:
+def from_genimg(source: ImageDataset, workers: int) -> Iterator[Any]:
     data = ImageLoader(
         source, storage="workers", num_workers=workers, horizontal_flip=False, max_corrupt=0, device=torch.device("cpu")
     )

@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from genimg.config import instantiate
-from genimg.data.datasets.builtin import ArraySource
+from genimg.data.datasets.builtin import ArrayDataset
 from genimg.data.datasets.shapes import shapes
 from genimg.data.loader import ImageLoader
 from genimg.evaluation.compare import Evaluator
@@ -65,7 +65,7 @@ def placed(count: int, seed: int, size: int, device: torch.device) -> DatasetIma
     source = shapes(seed=seed, num_images=count, image_size=size, channels=3, num_objects=1)
     pixels = torch.stack([torch.from_numpy(source.read(i)) for i in range(count)]).numpy()
     data = ImageLoader(
-        ArraySource("shapes", pixels), storage="device", num_workers=0, horizontal_flip=False, max_corrupt=0, device=device
+        ArrayDataset("shapes", pixels), storage="device", num_workers=0, horizontal_flip=False, max_corrupt=0, device=device
     )
     data.load()
     return DatasetImages(data)

@@ -28,8 +28,8 @@ from PIL import Image
 
 from genimg.config import instantiate
 from genimg.data.datasets import builtin
-from genimg.data.datasets.builtin import ArraySource, Source
-from genimg.data.datasets.shapes import ShapesSource
+from genimg.data.datasets.builtin import ArrayDataset, ImageDataset
+from genimg.data.datasets.shapes import ShapesDataset
 from genimg.data.loader import ImageLoader
 from genimg.data.subsets import random_order
 from genimg.evaluation.compare import Evaluator, short_count
@@ -143,7 +143,7 @@ DROPPED: dict[str, Callable[[Pixels, NDArray[np.int64]], Pixels]] = {
 }
 
 
-def everything(source: Source, indices: NDArray[np.int64]) -> tuple[Pixels, NDArray[np.int64]]:
+def everything(source: ImageDataset, indices: NDArray[np.int64]) -> tuple[Pixels, NDArray[np.int64]]:
     assert source.labels is not None
     return source.read_many(indices), source.labels[indices]
 
@@ -158,7 +158,7 @@ def real_and_measured(data: str, root: str) -> tuple[Pixels, Pixels, NDArray[np.
     """Real images to measure against, and others of the same kind with their labels."""
     if data == "shapes":
         real, other = (
-            ShapesSource(seed=seed, num_images=10_000, image_size=32, channels=3, num_objects=1, labels="color_shape")
+            ShapesDataset(seed=seed, num_images=10_000, image_size=32, channels=3, num_objects=1, labels="color_shape")
             for seed in (0, 2)
         )
         return everything(real, np.arange(len(real)))[0], *everything(other, np.arange(len(other)))
@@ -234,7 +234,7 @@ def measure(evaluator: Evaluator, real: Pixels, fake: Pixels, device: torch.devi
     sides = (
         DatasetImages(
             ImageLoader(
-                ArraySource("images", np.ascontiguousarray(pixels)), storage="host", num_workers=0, horizontal_flip=False,
+                ArrayDataset("images", np.ascontiguousarray(pixels)), storage="host", num_workers=0, horizontal_flip=False,
                 max_corrupt=0, device=device,
             )
         )

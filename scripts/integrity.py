@@ -39,7 +39,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from genimg.data.datasets.builtin import ArraySource
+from genimg.data.datasets.builtin import ArrayDataset
 from genimg.data.datasets.prepared import prepared
 from genimg.data.packed_files import DESCRIPTION, WITHOUT_CHECKSUMS
 from genimg.data.packing import pack
@@ -364,7 +364,7 @@ def cost_of_images(repeats: int) -> None:
         sources, times = {}, {True: [], False: []}
         with tempfile.TemporaryDirectory() as home:
             folder = Path(home)
-            pack(ArraySource("noise", pixels), folder, shard_size=2**30, num_threads=1, max_corrupt=0, provenance={})
+            pack(ArrayDataset("noise", pixels), folder, shard_size=2**30, num_threads=1, max_corrupt=0, provenance={})
             sources[True] = prepared(root=home, image_size=size, channels=3)
             content = json.loads((folder / DESCRIPTION).read_text())
             del content["digests"], content["sha256"]

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from genimg.config import instantiate
 from genimg.data.datasets import builtin
-from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.loader import ImageLoader
 from genimg.data.subsets import random_order
 from genimg.evaluation.compare import Evaluator
@@ -87,7 +87,7 @@ def row(pairs: list[tuple[torch.Tensor, torch.Tensor]], device: torch.device) ->
     return f"| {' | '.join(cells)} |"
 
 
-def images_of(name: str, root: str) -> Source:
+def images_of(name: str, root: str) -> ImageDataset:
     if name == "mnist":
         return builtin.mnist(root=root, split="train", image_size=28, channels=1, fit="stretch")
     return builtin.folder(root=root, image_size=None, channels=None, fit="crop", labels="auto")

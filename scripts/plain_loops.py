@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.builtin import ImageDataset
 from genimg.losses.penalties import DiscriminatorPenalty, GeneratorPenalty, PenaltyInputs, WeightClipping
 from genimg.methods.base import Method
 from genimg.methods.gan import GAN
@@ -173,7 +173,7 @@ class Pictures(Dataset[Batch]):
         method: that they are for.
     """
 
-    def __init__(self, source: Source, method: Method) -> None:
+    def __init__(self, source: ImageDataset, method: Method) -> None:
         made = [_made(source, index, method) for index in range(len(source))]
         assert set(made[0]) == set(method.batch_keys), "the steps know of no conditions"
         self.pixels = {key: np.ascontiguousarray(np.stack([each[key] for each in made])) for key in made[0]}
@@ -190,7 +190,7 @@ class Pictures(Dataset[Batch]):
         }
 
 
-def _made(source: Source, index: int, method: Method) -> dict[str, NDArray[np.uint8]]:
+def _made(source: ImageDataset, index: int, method: Method) -> dict[str, NDArray[np.uint8]]:
     """What a batch of one image has, [H, W, C]."""
     image = source.read(index)
     made = {"image": image}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from genimg.data.datasets.shapes import ShapesSource
+from genimg.data.datasets.shapes import ShapesDataset
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "caption_accuracy.py"
 
@@ -17,7 +17,7 @@ def run(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_drawn_shapes_are_seen_as_what_they_are_and_a_wrong_caption_is_counted(tmp_path: Path) -> None:
-    source = ShapesSource(seed=3, num_images=40, image_size=32, channels=3, num_objects=1)
+    source = ShapesDataset(seed=3, num_images=40, image_size=32, channels=3, num_objects=1)
     lines = []
     for index in range(len(source)):
         Image.fromarray(source.read(index).transpose(1, 2, 0)).save(tmp_path / f"{index}.png")

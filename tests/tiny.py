@@ -16,7 +16,7 @@ from genimg.api.data import build_loader, build_task
 from genimg.api.method import build_method
 from genimg.config.compatibility import check_pairing
 from genimg.config.instantiate import Builder
-from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.facts import DataFacts
 from genimg.data.loader import ImageLoader
 from genimg.losses.adversarial import AdversarialLoss, cross_entropy_discriminator_loss, nonsaturating_generator_loss
@@ -173,13 +173,13 @@ def model_of(experiment: str) -> str | None:
     return None
 
 
-def method_of(config: Any, dataset: Source, builder: Builder) -> Method:
+def method_of(config: Any, dataset: ImageDataset, builder: Builder) -> Method:
     """The model of a resolved config, checked against a dataset."""
     task = build_task(config, dataset, builder)
     return build_method(config, dataset, task, DataFacts.of(dataset, task), builder, check_pairing(config, builder))
 
 
-def loader_of(config: Any, dataset: Source, builder: Builder, keys: Sequence[str] = ("image",)) -> ImageLoader:
+def loader_of(config: Any, dataset: ImageDataset, builder: Builder, keys: Sequence[str] = ("image",)) -> ImageLoader:
     """A dataset's images where a resolved config stores them, on the CPU, with its augmentation and its task."""
     augment, task = builder.build_group(config, "data_augment"), build_task(config, dataset, builder)
     return build_loader(config, dataset, torch.device("cpu"), keys=keys, augment=augment, task=task)

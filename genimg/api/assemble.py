@@ -21,7 +21,7 @@ from genimg.config.compatibility import (
 )
 from genimg.config.compose import Config
 from genimg.config.instantiate import ALLOWED, Builder, Named, mounted, origins_of
-from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.facts import DataFacts
 from genimg.data.loader import available_keys
 from genimg.data.split import random_part
@@ -71,7 +71,7 @@ def assemble(
     named: Named | None = None,
     decided: Decisions | None = None,
     may_replace_evaluation: bool = False,
-    dataset: Source | None = None,
+    dataset: ImageDataset | None = None,
     weights: Mapping[str, Tensor] | None = None,
     check_classes: Callable[[Sequence[str]], None] | None = None,
 ) -> Assembly:
@@ -152,7 +152,7 @@ def _placement(
     return device, precision, performance
 
 
-def _large_enough(dataset: Source, config: Config, batch_size: int) -> Source:
+def _large_enough(dataset: ImageDataset, config: Config, batch_size: int) -> ImageDataset:
     """Return the dataset, or one batch of it for ``debug.one_batch``.
 
     Raises:

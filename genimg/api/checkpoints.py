@@ -16,7 +16,7 @@ from genimg.config import instantiate, untrusted
 from genimg.config.compose import freeze, thaw
 from genimg.config.model_size import require_fitting
 from genimg.config.structure import require_saved_structure
-from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.facts import DataFacts
 from genimg.data.identity import identity_of, refused_differences, warned_differences
 from genimg.errors import CheckpointError, DataError
@@ -118,7 +118,7 @@ class TrainedCheckpoint:
         return replace(self, config=freeze(config), builder=builder)
 
 
-def check_own_images(source: Source, method: Method, state: Mapping[str, Any], *, other_split: bool) -> None:
+def check_own_images(source: ImageDataset, method: Method, state: Mapping[str, Any], *, other_split: bool) -> None:
     """Compare the images that a checkpoint's config names now with those that it was trained on.
 
     Args:

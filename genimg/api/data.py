@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from genimg.config.instantiate import Builder, mounted
-from genimg.data.datasets.builtin import Source
-from genimg.data.datasets.unpaired import UnpairedSource
+from genimg.data.datasets.builtin import ImageDataset
+from genimg.data.datasets.unpaired import UnpairedDataset
 from genimg.data.loader import ImageLoader, UnpairedImageLoader
 from genimg.data.split import without_validation
 from genimg.data.tasks.base import Task
@@ -20,7 +20,7 @@ GIVEN = "genimg.data.datasets.external.as_dataset"
 _OF_LOADER = ("storage", "num_workers", "horizontal_flip", "max_corrupt")
 
 
-def build_dataset(config: Mapping[str, Any], builder: Builder, given: Source | None = None) -> Source:
+def build_dataset(config: Mapping[str, Any], builder: Builder, given: ImageDataset | None = None) -> ImageDataset:
     """Build the images to train on, with those that are held out of them as ``validation``.
 
     Args:
@@ -38,7 +38,7 @@ def build_dataset(config: Mapping[str, Any], builder: Builder, given: Source | N
         )
     another = isinstance(validation, str)
     other = other_split(data, validation, key="data.validation", instead="give a share such as 0.1") if another else {}
-    dataset: Source = builder.build(_without_loader(data), "data") if given is None else given
+    dataset: ImageDataset = builder.build(_without_loader(data), "data") if given is None else given
     if not another:
         with mounted("data", without_validation):
             return without_validation(dataset, validation)
@@ -73,7 +73,7 @@ def other_split(data: Mapping[str, Any], split: str, *, key: str, instead: str) 
     return {**data, **arrays, "split": split, "validation": 0}
 
 
-def build_task(config: Mapping[str, Any], dataset: Source, builder: Builder) -> Task | None:
+def build_task(config: Mapping[str, Any], dataset: ImageDataset, builder: Builder) -> Task | None:
     """Build what makes inputs and targets of images: the ``task`` group, or the dataset's own where it has pairs.
 
     Raises:
@@ -91,7 +91,7 @@ def build_task(config: Mapping[str, Any], dataset: Source, builder: Builder) -> 
 
 def build_loader(
     config: Mapping[str, Any],
-    dataset: Source,
+    dataset: ImageDataset,
     device: torch.device,
     *,
     keys: Sequence[str] = ("image",),
@@ -113,7 +113,7 @@ def build_loader(
     """
     settings = {key: config["data"][key] for key in _OF_LOADER}
     with mounted("data_augment", SampleAugment), mounted("data", ImageLoader):
-        if isinstance(dataset, UnpairedSource):
+        if isinstance(dataset, UnpairedDataset):
             return UnpairedImageLoader(dataset, device=device, augment=augment, **settings)
         return ImageLoader(dataset, device=device, keys=("image",) if task else keys, augment=augment, task=task, **settings)
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from genimg.api.assemble import describe_parts
-from genimg.data.datasets.builtin import ArraySource
+from genimg.data.datasets.builtin import ArrayDataset
 from genimg.data.loader import ImageLoader
 from genimg.data.subsets import subset_of
 from genimg.errors import ConfigError
@@ -61,7 +61,7 @@ def rehearse(parts: TrainingComponents, duration: str) -> None:
         log.warning("%d workers decode %.0f images/s and will be waited for: genimg-prepare packs the images once and for all, "
                     "data.num_workers=N takes more of them", workers, rate * workers)  # fmt: skip
         total = parts.settings.duration / (rate * workers)
-    elif data.storage != "workers" and not isinstance(parts.source, ArraySource):
+    elif data.storage != "workers" and not isinstance(parts.source, ArrayDataset):
         log.info("loading the images: about %s", _words(len(parts.source) / (rate * workers)))
     log.info("training for %s: about %s", duration, _words(total))
     _report_evaluation(parts, sample)
@@ -91,7 +91,7 @@ def _decode_sample(parts: TrainingComponents) -> tuple[ImageLoader, float]:
     log.info("data check: %d images read, %.0f images/s for each of %d workers", count, rate, max(1, data.num_workers))
     labels = None if source.labels is None else source.labels[chosen]
     captions = source.captions(chosen) if "caption" in data.keys else None
-    sample = ArraySource(source.name, images, labels, source.class_names, captions)
+    sample = ArrayDataset(source.name, images, labels, source.class_names, captions)
     sample.validation = source.validation
     return ImageLoader(sample, storage="device", num_workers=0, horizontal_flip=data.horizontal_flip, max_corrupt=0,
                 device=parts.device, keys=data.keys, augment=data.augment, task=data.task), rate  # fmt: skip

@@ -20,7 +20,7 @@ from genimg.api.inputs import Side, compose_evaluation, title
 from genimg.api.results import report, with_intervals
 from genimg.config.compose import Composition, compose
 from genimg.config.instantiate import ALLOWED, Builder
-from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.datasets.external import dataset_of
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.image_sets import ImageSet, Subset
@@ -74,7 +74,7 @@ def evaluate(
     return result
 
 
-def own_images(images: object, key: str) -> Source:
+def own_images(images: object, key: str) -> ImageDataset:
     """Return images that a function of the Python API receives as ``key``: float [N, C, H, W] in [-1, 1], or a dataset.
 
     Raises:
@@ -89,7 +89,7 @@ def own_images(images: object, key: str) -> Source:
 
 def measure(
     composition: Composition,
-    own: Mapping[str, Source] = MappingProxyType({}),
+    own: Mapping[str, ImageDataset] = MappingProxyType({}),
     loaded: LoadedCheckpoint | None = None,
 ) -> Evaluation | None:
     """Measure what the options of ``genimg-eval`` say, and log the result.

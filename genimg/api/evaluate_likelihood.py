@@ -13,7 +13,7 @@ from genimg.api.evaluate_request import Request
 from genimg.api.inputs import ImageReader, title
 from genimg.api.results import report
 from genimg.config.instantiate import mounted
-from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.facts import DataFacts
 from genimg.data.loader import ImageLoader
 from genimg.errors import ConfigError, DataError
@@ -69,7 +69,7 @@ def evaluate_likelihood(request: Request, checkpoint: TrainedCheckpoint, device:
     return result
 
 
-def _images(real: str | Source, reader: ImageReader, facts: DataFacts) -> ImageLoader:
+def _images(real: str | ImageDataset, reader: ImageReader, facts: DataFacts) -> ImageLoader:
     """Return the images of ``real=``, brought to the size and channels that the model was trained on.
 
     Raises:
@@ -81,7 +81,7 @@ def _images(real: str | Source, reader: ImageReader, facts: DataFacts) -> ImageL
     return side.images.data
 
 
-def _check_fit(source: Source, keys: tuple[str, ...], checkpoint: TrainedCheckpoint, real: str) -> None:
+def _check_fit(source: ImageDataset, keys: tuple[str, ...], checkpoint: TrainedCheckpoint, real: str) -> None:
     """Refuse images of another shape than the training's, or other classes than those that the model reads.
 
     Raises:

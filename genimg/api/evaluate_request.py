@@ -16,7 +16,7 @@ from genimg.config.compose import Composition
 from genimg.config.instantiate import Builder
 from genimg.config.options import read_options
 from genimg.config.schema.commands import Eval
-from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.builtin import ImageDataset
 from genimg.errors import ConfigError
 from genimg.types import height_width
 from genimg.utils.files import check_writable
@@ -45,10 +45,10 @@ class Request:
     options: Eval
     groups: Mapping[str, Any]
     typed: Mapping[str, str]
-    own: Mapping[str, Source]
+    own: Mapping[str, ImageDataset]
 
     @classmethod
-    def of(cls, composition: Composition, own: Mapping[str, Source]) -> Request:
+    def of(cls, composition: Composition, own: Mapping[str, ImageDataset]) -> Request:
         """Read and check the options, so that no mistake costs an evaluation.
 
         Args:
@@ -68,12 +68,12 @@ class Request:
         return request
 
     @property
-    def images(self) -> str | Source | None:
+    def images(self) -> str | ImageDataset | None:
         """The images to measure, or what names them."""
         return self.own.get("images", self.options.images)
 
     @property
-    def real(self) -> str | Source | None:
+    def real(self) -> str | ImageDataset | None:
         """The images to compare with, or what names them."""
         return self.own.get("real", self.options.real)
 

@@ -16,9 +16,9 @@ from genimg.api.data import build_dataset
 from genimg.config.compose import compose, options_of_group
 from genimg.config.instantiate import Builder
 from genimg.data.archives import SPLITS
-from genimg.data.datasets.builtin import Source, folder
+from genimg.data.datasets.builtin import ImageDataset, folder
 from genimg.data.datasets.npz import npz
-from genimg.data.datasets.prepared import PreparedSource, is_prepared
+from genimg.data.datasets.prepared import PreparedDataset, is_prepared
 from genimg.data.image_files import is_zip
 from genimg.data.loader import ImageLoader
 from genimg.data.packed_files import DESCRIPTION, Description
@@ -51,7 +51,7 @@ class Side:
         evaluation: The group ``evaluation`` that a dataset brings along, if it does.
     """
 
-    source: Source | None = None
+    source: ImageDataset | None = None
     images: DatasetImages | None = None
     statistics: SavedStatistics | None = None
     path: Path | None = None
@@ -70,9 +70,9 @@ class Side:
         return None if self.images is None else self.statistics
 
 
-def title(given: str | Source) -> str:
+def title(given: str | ImageDataset) -> str:
     """Return images, or what names them, as messages and records show it."""
-    return given.name if isinstance(given, Source) else given
+    return given.name if isinstance(given, ImageDataset) else given
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class ImageReader:
     data_root: str | None = None
     accept_unrecorded: bool = False
 
-    def read(self, key: str, given: str | Source) -> Side:
+    def read(self, key: str, given: str | ImageDataset) -> Side:
         """Return what an option names.
 
         Args:
@@ -110,7 +110,7 @@ class ImageReader:
         Raises:
             UserError: If there is no such thing, or it cannot be read.
         """
-        if isinstance(given, Source):
+        if isinstance(given, ImageDataset):
             return self._side(given)
         path = Path(given).expanduser()
         if path.suffix == ".pt":
@@ -121,7 +121,7 @@ class ImageReader:
             file, _, array = given.rpartition(":")
             return self._side(self._archive(key, file, array))
         if is_prepared(path):
-            return self._side(PreparedSource(path, Description.read(path / DESCRIPTION)))
+            return self._side(PreparedDataset(path, Description.read(path / DESCRIPTION)))
         if path.is_dir() or is_zip(path):
             return self._side(self._folder(key, given))
         name, _, split = given.partition(":")
@@ -147,7 +147,7 @@ class ImageReader:
                      "ADM does, instead of those of the images", path)  # fmt: skip
         return side
 
-    def _folder(self, key: str, root: str) -> Source:
+    def _folder(self, key: str, root: str) -> ImageDataset:
         path = Path(root).expanduser()
         channels = 3 if self.channels is None and self.image_size is not None else self.channels
         try:
@@ -163,7 +163,7 @@ class ImageReader:
         except UserError as error:
             raise _of_option(key, "root", error) from error
 
-    def _archive(self, key: str, file: str, array: str | None) -> Source:
+    def _archive(self, key: str, file: str, array: str | None) -> ImageDataset:
         """Return the images of an .npz.
 
         Args:
@@ -214,7 +214,7 @@ class ImageReader:
             raise _of_option("data_root", "data.root", error) from error
         return self._side(source, groups["evaluation"])
 
-    def _side(self, source: Source, evaluation: Mapping[str, Any] | None = None) -> Side:
+    def _side(self, source: ImageDataset, evaluation: Mapping[str, Any] | None = None) -> Side:
         data = ImageLoader(
             source, storage="auto", num_workers="auto", horizontal_flip=False, max_corrupt=None, device=self.device
         )

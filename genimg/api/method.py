@@ -15,7 +15,7 @@ from genimg.config.compose import Config
 from genimg.config.instantiate import Builder, build_model, mounted
 from genimg.config.model_size import require_fitting
 from genimg.data.captions import caption_length, encode
-from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.facts import DataFacts
 from genimg.data.loader import available_keys
 from genimg.data.subsets import random_order
@@ -33,7 +33,7 @@ _HOW_TO_HAVE = {
 
 def build_method(
     config: Config,
-    dataset: Source,
+    dataset: ImageDataset,
     task: Task | None,
     facts: DataFacts,
     builder: Builder,
@@ -89,7 +89,7 @@ def build_method(
     return method
 
 
-def _conditions(dataset: Source, method: Method) -> Batch:
+def _conditions(dataset: ImageDataset, method: Method) -> Batch:
     """All labels, or the captions of random images, as they stand in a batch, if the method asks for them."""
     batch: Batch = {}
     if "label" in method.batch_keys and dataset.labels is not None:
@@ -108,7 +108,7 @@ _SHAPES = re.compile(
 """What PyTorch says of shapes that do not fit; of instance norm also that one pixel is too little."""
 
 
-def _check_shapes(method: Method, dataset: Source, task: Task | None) -> None:
+def _check_shapes(method: Method, dataset: ImageDataset, task: Task | None) -> None:
     channels, height, width = dataset.shape
     if height % method.size_divisor or width % method.size_divisor:
         raise ConfigError(

@@ -32,7 +32,7 @@ from genimg.config import resume
 from genimg.config.compose import Composition, Config, compose, require_all_values, thaw
 from genimg.config.instantiate import mounted
 from genimg.config.structure import require_groups
-from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.datasets.external import as_dataset, dataset_of
 from genimg.data.identity import Identity, identity_of
 from genimg.errors import ConfigError, UserError, is_bug
@@ -313,7 +313,7 @@ def _restore(trainer: Trainer, saved: resume.Saved, config: Config) -> None:
     log.info("resuming from %s at %d images", saved.path, trainer.state.images)
 
 
-def _own_dataset(dataset: object, config: Config) -> Source:
+def _own_dataset(dataset: object, config: Config) -> ImageDataset:
     data = config["data"]
     with mounted("data", as_dataset):
         return dataset_of(dataset, "dataset", image_size=data["image_size"], channels=data["channels"], fit=data["fit"])

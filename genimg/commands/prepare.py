@@ -15,7 +15,7 @@ from genimg.api.data import build_dataset
 from genimg.config import instantiate
 from genimg.config.options import read_options
 from genimg.config.schema.commands import Prepare
-from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.packed_files import Description
 from genimg.data.packing import CORRUPT, image_bytes, pack
 from genimg.errors import ConfigError
@@ -78,7 +78,7 @@ def _check(options: Prepare, data: Mapping[str, Any]) -> None:
         raise ConfigError(f"data.num_workers={threads} must be auto, or 1 or more threads")
 
 
-def _check_space(output: Path, needed: int, source: Source) -> None:
+def _check_space(output: Path, needed: int, source: ImageDataset) -> None:
     disk = next(parent for parent in output.parents if parent.exists())
     free = shutil.disk_usage(disk).free
     if free < needed:
@@ -88,7 +88,7 @@ def _check_space(output: Path, needed: int, source: Source) -> None:
         )
 
 
-def _space(output: Path, needed: int, source: Source) -> str:
+def _space(output: Path, needed: int, source: ImageDataset) -> str:
     shape = "x".join(map(str, source.shape))
     return f"output={output} needs {needed} bytes ({len(source)} images of {shape})"
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from genimg.config import schema, untrusted
 from genimg.config.instantiate import Builder, chosen_penalties
-from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError
 from genimg.methods.base import Method
@@ -107,7 +107,7 @@ def refuse_unread_conditioning(config: Mapping[str, Any], method: Method) -> Non
         )
 
 
-def check_kind(method: type[Method], source: Source, task: Task | None) -> None:
+def check_kind(method: type[Method], source: ImageDataset, task: Task | None) -> None:
     """Refuse data without sources for a method that translates, and with them for one that does not."""
     if method.translates == (task is not None) and (task is None or set(method.batch_keys) <= set(task.keys)):
         return

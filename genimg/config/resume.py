@@ -270,9 +270,9 @@ def _differences(old: Node, new: Node) -> dict[str, str]:
     return {key: f"{before} -> {now}" for key, (before, now) in changes.items() if before != now}
 
 
-def _in_short(changes: dict[str, str], old_source: Node, new_source: Node) -> str:
+def _in_short(changes: dict[str, str], old_raw: Node, new_raw: Node) -> str:
     """The differences, a line each: one for a group of which another choice is made, none for what follows from others."""
-    flat_old, flat_new = flatten(old_source), flatten(new_source)
+    flat_old, flat_new = flatten(old_raw), flatten(new_raw)
     derived = {
         key
         for name, reference in flat_old.items()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from genimg.data.datasets.builtin import CorruptImageError, Source
+from genimg.data.datasets.builtin import CorruptImageError, ImageDataset
 from genimg.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -51,14 +51,14 @@ def too_many(problems: Sequence[str], allowed: int | None) -> DataError:
     )
 
 
-def none_decodable(source: Source, problem: str) -> DataError:
+def none_decodable(source: ImageDataset, problem: str) -> DataError:
     """Return the error about a source of which no image can be decoded."""
     return DataError(
         f"none of the {len(source)} images of {source.name} can be decoded", f"repair them; the first is {problem}"
     )
 
 
-def read_valid(source: Source, index: int, allowed: int) -> tuple[NDArray[np.uint8] | None, int, list[str]]:
+def read_valid(source: ImageDataset, index: int, allowed: int) -> tuple[NDArray[np.uint8] | None, int, list[str]]:
     """Image ``index``, or the first decodable one after it; the index that was read; and what was corrupt.
 
     Gives up after more than ``allowed`` corrupt images, with no image: whoever counts them stops the run.
@@ -76,7 +76,7 @@ def read_valid(source: Source, index: int, allowed: int) -> tuple[NDArray[np.uin
 
 
 def read_many_valid(
-    source: Source, indices: NDArray[np.int64], allowed: int
+    source: ImageDataset, indices: NDArray[np.int64], allowed: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
     """As ``read_valid`` for many: uint8 [N, C, H, W], the indices that were read, int64 [N], and what was corrupt.
 

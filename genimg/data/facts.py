@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.tasks.base import Task
 from genimg.errors import CheckpointError
 from genimg.utils.pillow import MOST_PIXELS
@@ -39,7 +39,7 @@ class DataFacts:
     target_channels: int | None = None
 
     @classmethod
-    def of(cls, dataset: Source, task: Task | None) -> DataFacts:
+    def of(cls, dataset: ImageDataset, task: Task | None) -> DataFacts:
         """Return the facts about a dataset whose images a task, if any, is made from."""
         channels, height, width = dataset.shape
         source, target = task.channels(dataset.shape) if task is not None else (None, None)

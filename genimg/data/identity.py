@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.builtin import ImageDataset
 
 Identity = dict[str, Any]  # primitives
 
@@ -24,7 +24,7 @@ _NAMED = {
 _MOST_SHOWN = 3  # classes, in a message
 
 
-def identity_of(source: Source, *, captions: bool = False, masks: str | None = None) -> Identity:
+def identity_of(source: ImageDataset, *, captions: bool = False, masks: str | None = None) -> Identity:
     """Return what tells a training's images from others, in primitives.
 
     Args:

@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from genimg.data.captions import caption_length, encode
 from genimg.data.corrupt import Corruption, read_many_valid
-from genimg.data.datasets.builtin import ArraySource, Source
-from genimg.data.datasets.prepared import PreparedSource
-from genimg.data.datasets.unpaired import UnpairedSource
+from genimg.data.datasets.builtin import ArrayDataset, ImageDataset
+from genimg.data.datasets.prepared import PreparedDataset
+from genimg.data.datasets.unpaired import UnpairedDataset
 from genimg.data.sampler import InfiniteSampler
-from genimg.data.split import Part
+from genimg.data.split import Subset
 from genimg.data.tasks.base import Task
 from genimg.data.transforms import SampleAugment
 from genimg.errors import ConfigError, DataError
@@ -63,7 +63,7 @@ class ImageLoader:
 
     def __init__(
         self,
-        source: Source,
+        source: ImageDataset,
         *,
         storage: str,
         num_workers: int | str,
@@ -185,7 +185,7 @@ class ImageLoader:
         self._resident = images.to(self.device) if self.storage == "device" else images
 
     def _decode_all(self) -> NDArray[np.uint8]:
-        if isinstance(self.source, ArraySource):
+        if isinstance(self.source, ArrayDataset):
             return self.source.images
         images = np.empty((len(self.source), *self.source.shape), dtype=np.uint8)
 
@@ -270,7 +270,7 @@ class UnpairedImageLoader(ImageLoader):
         settings: as those of ``ImageLoader``.
     """
 
-    def __init__(self, source: UnpairedSource, *, augment: SampleAugment | None, **settings: Any) -> None:
+    def __init__(self, source: UnpairedDataset, *, augment: SampleAugment | None, **settings: Any) -> None:
         super().__init__(source, task=source.task, **settings)
         self.domains = [ImageLoader(domain, augment=augment, **settings) for domain in (source.a, source.b)]
 
@@ -289,7 +289,7 @@ class UnpairedImageLoader(ImageLoader):
         return ({"a": a["image"], "b": b["image"]} for a, b in zip(*streams, strict=True))
 
 
-def available_keys(source: Source) -> tuple[str, ...]:
+def available_keys(source: ImageDataset) -> tuple[str, ...]:
     """What a batch of the source's images can hold."""
     return "image", *(["label"] if source.labels is not None else []), *(["caption"] if source.captioned else [])
 
@@ -304,7 +304,7 @@ class _Positions(Dataset[Any]):
     """Positions of a batch -> (images with what was asked for beside them, problems)."""
 
     def __init__(
-        self, source: Source, order: InfiniteSampler, labels: Tensor | None, caption_length: int, allowed: int
+        self, source: ImageDataset, order: InfiniteSampler, labels: Tensor | None, caption_length: int, allowed: int
     ) -> None:
         self.source, self.order, self.labels, self.allowed = source, order, labels, allowed
         self.caption_length = caption_length
@@ -338,18 +338,18 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _choose_storage(source: Source, device: torch.device) -> str:
+def _choose_storage(source: ImageDataset, device: torch.device) -> str:
     size = len(source) * int(np.prod(source.shape))
-    source = source.whole if isinstance(source, Part) else source  # whose pixels are as near
-    if not isinstance(source, ArraySource | PreparedSource) and size > _RESIDENT_BYTES:
+    source = source.whole if isinstance(source, Subset) else source  # whose pixels are as near
+    if not isinstance(source, ArrayDataset | PreparedDataset) and size > _RESIDENT_BYTES:
         return "workers"
     free = _available_memory() // processes_of_this_host()  # on the way to a GPU, too, images are in host memory once
     if device.type == "cuda":
         on_gpu = torch.cuda.mem_get_info(device)[0]
-        free = on_gpu if isinstance(source, ArraySource) else min(free, on_gpu)
+        free = on_gpu if isinstance(source, ArrayDataset) else min(free, on_gpu)
     if size <= _MEMORY_SHARE * free:
         return "device"
-    return "host" if isinstance(source, ArraySource) else "workers"
+    return "host" if isinstance(source, ArrayDataset) else "workers"
 
 
 def _available_memory() -> int:

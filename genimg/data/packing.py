@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import genimg
 from genimg.data.corrupt import none_decodable, too_many
-from genimg.data.datasets.builtin import CorruptImageError, Source
+from genimg.data.datasets.builtin import CorruptImageError, ImageDataset
 from genimg.data.packed_files import CAPTIONS, CHECKSUMS, LABELS, Description, Shard
 from genimg.utils.environment import num_cores
 
@@ -98,7 +98,7 @@ class _ShardWriter:
 
 
 def pack(
-    source: Source,
+    source: ImageDataset,
     folder: Path,
     *,
     shard_size: int,
@@ -154,7 +154,7 @@ def pack(
 
 
 def _write_images(
-    source: Source, writer: _ShardWriter, num_threads: int, max_corrupt: int | None
+    source: ImageDataset, writer: _ShardWriter, num_threads: int, max_corrupt: int | None
 ) -> tuple[NDArray[np.int64], list[str]]:
     """The indices of the images that were written, and what was corrupt."""
     kept, problems = [np.empty(0, dtype=np.int64)], []
@@ -172,12 +172,12 @@ def _write_images(
     return np.concatenate(kept), problems
 
 
-def image_bytes(source: Source) -> int:
+def image_bytes(source: ImageDataset) -> int:
     """Of one decoded image."""
     return int(np.prod(source.shape))
 
 
-def _decoded(source: Source, num_threads: int) -> Generator[_Piece, None, None]:
+def _decoded(source: ImageDataset, num_threads: int) -> Generator[_Piece, None, None]:
     """All images in order, a few pieces ahead of whoever takes them. Pillow decodes without the interpreter's lock."""
     size = max(1, min(_PIECE_IMAGES, _PIECE_BYTES // image_bytes(source)))
     pool = ThreadPoolExecutor(num_threads)
@@ -193,7 +193,7 @@ def _decoded(source: Source, num_threads: int) -> Generator[_Piece, None, None]:
         pool.shutdown(cancel_futures=True)
 
 
-def _decode(source: Source, start: int, stop: int) -> _Piece:
+def _decode(source: ImageDataset, start: int, stop: int) -> _Piece:
     indices = np.arange(start, stop, dtype=np.int64)
     try:
         return _Piece(source.read_many(indices), indices, [])

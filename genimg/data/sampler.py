@@ -34,7 +34,7 @@ class InfiniteSampler:
         self.horizontal_flip = horizontal_flip
 
     def indices(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Source indices at positions ``start`` to ``stop``, across as many epochs as needed."""
+        """Dataset indices at positions ``start`` to ``stop``, across as many epochs as needed."""
         pieces = []
         while start < stop:
             epoch, offset = divmod(start, self.num_images)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from genimg.data.datasets.builtin import ArraySource, Source, digest
-from genimg.data.datasets.unpaired import UnpairedSource
+from genimg.data.datasets.builtin import ArrayDataset, ImageDataset, digest
+from genimg.data.datasets.unpaired import UnpairedDataset
 from genimg.data.subsets import subset_of
 from genimg.errors import ConfigError
 
 
-class Part(Source):
+class Subset(ImageDataset):
     """Some images of a source, in its order.
 
     Args:
@@ -21,7 +21,7 @@ class Part(Source):
         indices: int64 [N], increasing.
     """
 
-    def __init__(self, source: Source, indices: NDArray[np.int64]) -> None:
+    def __init__(self, source: ImageDataset, indices: NDArray[np.int64]) -> None:
         self.whole, self._indices = source, indices
         self.name, self.shape, self.class_names = source.name, source.shape, source.class_names
         self.labels = None if source.labels is None else source.labels[indices]
@@ -51,7 +51,7 @@ class Part(Source):
         return self.whole.captions(self._indices[indices])
 
 
-def without_validation(source: Source, validation: float) -> Source:
+def without_validation(source: ImageDataset, validation: float) -> ImageDataset:
     """The images to train on; ``validation`` holds the others, chosen at random, stratified by class.
 
     The choice depends on the number of images and their labels alone, not on the seed of a training: runs of several seeds
@@ -71,7 +71,7 @@ def without_validation(source: Source, validation: float) -> Source:
     if source.validation is not None:
         raise ConfigError(f"validation={validation} has no effect, because {source.name} has {len(source.validation)} images "
                           "for validation in a folder of their own: set validation=0")  # fmt: skip
-    if isinstance(source, UnpairedSource):
+    if isinstance(source, UnpairedDataset):
         return _without_validation_of_domains(source, validation)
     count = round(validation * len(source))
     if count < 2 or len(source) - count < 2:
@@ -84,28 +84,28 @@ def without_validation(source: Source, validation: float) -> Source:
     return training
 
 
-def random_part(source: Source, count: int) -> Source:
+def random_part(source: ImageDataset, count: int) -> ImageDataset:
     """``count`` random images, or all; without a validation. Of unpaired data, as many of either domain."""
-    if isinstance(source, UnpairedSource):
-        return UnpairedSource(random_part(source.a, count), random_part(source.b, count))
+    if isinstance(source, UnpairedDataset):
+        return UnpairedDataset(random_part(source.a, count), random_part(source.b, count))
     return _part(source, subset_of(source, count))
 
 
-def _without_validation_of_domains(source: UnpairedSource, share: float) -> UnpairedSource:
+def _without_validation_of_domains(source: UnpairedDataset, share: float) -> UnpairedDataset:
     """Of each domain by itself: an image of the smaller one is part of several items."""
     a, b = (without_validation(domain, share) for domain in (source.a, source.b))
     assert a.validation is not None
     assert b.validation is not None
-    training = UnpairedSource(a, b)
-    training.validation = UnpairedSource(a.validation, b.validation)
+    training = UnpairedDataset(a, b)
+    training.validation = UnpairedDataset(a.validation, b.validation)
     return training
 
 
-def _part(source: Source, indices: NDArray[np.int64]) -> Source:
-    if not isinstance(source, ArraySource):
-        return Part(source, indices)
+def _part(source: ImageDataset, indices: NDArray[np.int64]) -> ImageDataset:
+    if not isinstance(source, ArrayDataset):
+        return Subset(source, indices)
     labels = None if source.labels is None else source.labels[indices]
     captions = source.captions(indices) if source.captioned else None
-    part = ArraySource(source.name, source.images[indices], labels, source.class_names, captions)
+    part = ArrayDataset(source.name, source.images[indices], labels, source.class_names, captions)
     part.task = source.task
     return part

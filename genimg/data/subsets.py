@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from genimg.utils.rng import Stream, keys_of
 
 if TYPE_CHECKING:
-    from genimg.data.datasets.builtin import Source
+    from genimg.data.datasets.builtin import ImageDataset
 
 _SEED = 0  # of subsets that must be the same in every run, whatever the seed of its training
 SELECTION = "random, stratified by class"
@@ -96,7 +96,7 @@ def fixed_subset(count: int, total: int, labels: NDArray[np.int64] | None = None
     return random_subset(count, total, seed=_SEED, labels=labels)
 
 
-def subset_of(source: Source, count: int) -> NDArray[np.int64]:
+def subset_of(source: ImageDataset, count: int) -> NDArray[np.int64]:
     """Choose ``count`` of the source's images, or all if it has fewer; the same ones in every run."""
     return fixed_subset(min(count, len(source)), len(source), source.labels)
 

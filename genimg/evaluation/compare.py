@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.loader import ImageLoader
 from genimg.data.subsets import selection
 from genimg.errors import ConfigError, DataError
@@ -107,7 +107,7 @@ class Evaluator(PeriodicEvaluator):
         self._originals: dict[tuple[str, int], Summary] = {}  # of what an autoencoder reconstructs
         self._warned: set[str] = set()
 
-    def check(self, method: Method, source: Source | None = None) -> None:
+    def check(self, method: Method, source: ImageDataset | None = None) -> None:
         if method.translates:
             raise ConfigError(
                 f"this evaluation measures images that are made from nothing, but the model, a {type(method).__name__}, makes "

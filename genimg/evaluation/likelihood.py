@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.loader import ImageLoader
 from genimg.data.subsets import selection, subset_of
 from genimg.errors import ConfigError, DataError
@@ -59,7 +59,7 @@ class LikelihoodEvaluator(HeldOutEvaluator):
             raise ValueError(f"num_samples={num_samples} must be 1 or more")
         self.num_samples = num_samples
 
-    def check(self, method: Method, source: Source | None = None) -> None:
+    def check(self, method: Method, source: ImageDataset | None = None) -> None:
         if method.likelihood is None:
             raise ConfigError(
                 f"this evaluation needs a model with a likelihood, such as vae, and a {type(method).__name__} has none: choose "

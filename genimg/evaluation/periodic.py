@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.loader import ImageLoader
 from genimg.evaluation.early_stopping import EarlyStopping
 from genimg.methods.base import Method
@@ -55,7 +55,7 @@ class PeriodicEvaluator(ABC):
         self.stop_if = None if stop_if is None else EarlyStopping.of(stop_if)
 
     @abstractmethod
-    def check(self, method: Method, source: Source | None = None) -> None:
+    def check(self, method: Method, source: ImageDataset | None = None) -> None:
         """Refuse what cannot be evaluated, and warn of what means little, before a training on ``source``.
 
         Raises:
@@ -140,7 +140,7 @@ class HeldOutEvaluator(PeriodicEvaluator):
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
         self._warned = False
 
-    def warn_without_validation(self, source: Source | None) -> None:
+    def warn_without_validation(self, source: ImageDataset | None) -> None:
         """Say, once, that a source has no images that training does not see."""
         if source is not None and source.validation is None and not self._warned:
             self._warned = True

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genimg.data.datasets.builtin import Source
-from genimg.data.datasets.unpaired import UnpairedSource
+from genimg.data.datasets.builtin import ImageDataset
+from genimg.data.datasets.unpaired import UnpairedDataset
 from genimg.data.loader import ImageLoader
 from genimg.data.subsets import selection, subset_of
 from genimg.data.tasks.base import Task
@@ -101,7 +101,7 @@ class TranslationEvaluator(HeldOutEvaluator):
         self.extractor, self.best_by = extractor, best_by
         self._targets: dict[tuple[str, int, str], SavedStatistics] = {}  # of a run's held-out images, which stay the same
 
-    def check(self, method: Method, source: Source | None = None) -> None:
+    def check(self, method: Method, source: ImageDataset | None = None) -> None:
         if not method.translates or self.key not in method.batch_keys:
             fitting = "translation" if "source" in method.batch_keys else "unpaired_translation"
             fitting = fitting if method.translates else "inception"
@@ -290,7 +290,7 @@ class PairedEvaluator(TranslationEvaluator):
             raise ValueError("best_by=lpips needs the weights of lpips: give them, or choose another best_by")
         self.lpips = lpips
 
-    def check(self, method: Method, source: Source | None = None) -> None:
+    def check(self, method: Method, source: ImageDataset | None = None) -> None:
         super().check(method, source)
         if self.lpips is not None and source is not None:
             check_lpips(self.lpips, (1, *source.shape[1:]))
@@ -342,7 +342,7 @@ class UnpairedEvaluator(TranslationEvaluator):
     _cycles = True
     """Whether the method that was checked last translates both ways."""
 
-    def check(self, method: Method, source: Source | None = None) -> None:
+    def check(self, method: Method, source: ImageDataset | None = None) -> None:
         super().check(method, source)
         self._cycles = len(method.directions) > 1
         if self.best_by is None and source is not None and not self._told:
@@ -430,7 +430,7 @@ class _Made(ImageSet):
 def _of_domain(data: ImageLoader, key: str, count: int) -> NDArray[np.int64]:
     """Numbers of at most ``count`` images of domain a or b, chosen at random, none of them twice."""
     source = data.source
-    return subset_of(getattr(source, key) if isinstance(source, UnpairedSource) else source, count)
+    return subset_of(getattr(source, key) if isinstance(source, UnpairedDataset) else source, count)
 
 
 def means_over_images(rows: Mapping[str, Tensor]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.loader import ImageLoader
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.methods.base import Method
@@ -39,7 +39,7 @@ class TrainingComponents:
     precision: Precision
     performance: Performance
     settings: TrainerSettings
-    source: Source
+    source: ImageDataset
     data: ImageLoader
     method: Method
     optimizers: dict[str, Optimizer]

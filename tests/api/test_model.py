@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 import genimg
-from genimg.data.datasets.builtin import ArraySource
+from genimg.data.datasets.builtin import ArrayDataset
 from genimg.utils.images import to_float, to_uint8
 
 pytestmark = pytest.mark.usefixtures("unchanged_process")
@@ -73,7 +73,7 @@ def test_encode_and_reconstruct_are_the_methods_own(commands: Commands, load: Ca
     batch = {"image": to_float(images)}
     assert torch.equal(model.encode(images), model.method.encode(batch))
     assert torch.equal(model.reconstruct(images), model.method.reconstruct(batch))
-    for same in (images.numpy(), to_float(images), ArraySource("same", images.numpy()), [*images.permute(0, 2, 3, 1)]):
+    for same in (images.numpy(), to_float(images), ArrayDataset("same", images.numpy()), [*images.permute(0, 2, 3, 1)]):
         assert torch.equal(model.encode(same), model.encode(images))
     latents = model.encode(images)
     torch.testing.assert_close(model.method.sample({"latent": latents}), model.reconstruct(images))
@@ -167,7 +167,7 @@ def test_an_evaluation_in_another_mode_leaves_the_model_in_its_own(load: Callabl
 
 def test_images_are_evaluated_against_images(commands: Commands) -> None:
     images = noise(24, 3, 16, 16)
-    for same in (images, to_float(images), ArraySource("same", images.numpy())):
+    for same in (images, to_float(images), ArrayDataset("same", images.numpy())):
         result = genimg.evaluate(same, images, evaluation="shapes", device="cpu")
         assert result.values["fd24_shapes_v2"] == pytest.approx(0, abs=1e-2)
     for folder in (commands.home / "photos", str(commands.home / "photos")):

@@ -25,7 +25,7 @@ from genimg import cli
 from genimg.commands.augment import augment
 from genimg.data import copies
 from genimg.data.copies import apply, mix
-from genimg.data.datasets.builtin import Source, folder
+from genimg.data.datasets.builtin import ImageDataset, folder
 from genimg.utils.paths import config_dir
 
 EVERYTHING = ["vertical_flip=0.5", "rotation=40", "hue=0.2", "cutout=0.3", "mixup=1", "cutmix=1"]
@@ -73,7 +73,7 @@ def lines(root: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (root / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def read(root: Path, **keywords: Any) -> Source:
+def read(root: Path, **keywords: Any) -> ImageDataset:
     return folder(root=str(root), image_size=16, channels=3, fit="crop", labels="auto", captions="auto", **keywords)
 
 

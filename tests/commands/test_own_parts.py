@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from genimg.data.datasets.builtin import ArraySource
+from genimg.data.datasets.builtin import ArrayDataset
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.losses.elbo import Bound
 from genimg.losses.penalties import DiscriminatorPenalty
@@ -72,7 +72,7 @@ class OwnBound(Bound):
 
 def noise(*, num_images, image_size, channels):
     numbers = np.random.default_rng(0)
-    return ArraySource("noise", numbers.integers(0, 256, (num_images, channels, image_size, image_size), dtype=np.uint8))
+    return ArrayDataset("noise", numbers.integers(0, 256, (num_images, channels, image_size, image_size), dtype=np.uint8))
 '''
 GAN = """
 defaults: [gan_base, _self_]

@@ -24,7 +24,7 @@ from genimg.commands import prepare as command
 from genimg.commands.prepare import prepare
 from genimg.data import packing
 from genimg.data.datasets.prepared import prepared
-from genimg.data.datasets.shapes import ShapesSource
+from genimg.data.datasets.shapes import ShapesDataset
 from genimg.errors import DataError
 from genimg.utils.paths import config_dir
 
@@ -134,7 +134,7 @@ def test_packed_images_train_as_the_files_do_also_when_resumed(home: Path, caplo
 
 def test_labels_class_names_and_captions_travel_along(home: Path) -> None:
     prepare_here("data=shapes", "data.num_images=9", "data.num_objects=2", "data.labels=color_shape", "output=PACKED")
-    original = ShapesSource(seed=0, num_images=9, image_size=32, channels=3, num_objects=2, labels="color_shape")
+    original = ShapesDataset(seed=0, num_images=9, image_size=32, channels=3, num_objects=2, labels="color_shape")
     source = prepared(root="PACKED", image_size=32, channels=3)
     assert source.class_names == original.class_names
     assert source.labels is not None

@@ -23,7 +23,7 @@ from genimg.config.compatibility import check_pairing
 from genimg.config.instantiate import ALLOWED, Builder
 from genimg.config.messages import is_choice
 from genimg.config.schema import COMMANDS, options_of
-from genimg.data.datasets.builtin import ArraySource, Source
+from genimg.data.datasets.builtin import ArrayDataset, ImageDataset
 from genimg.data.packing import pack
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.extractors.classifier import shipped_weights
@@ -267,11 +267,11 @@ def test_every_dataset_builds_and_makes_batches(option, tmp_path, monkeypatch):
         np.savez(tmp_path / "images.npz", images=np.zeros((2, 32, 32, 3), dtype=np.uint8))
         overrides.append(f"data.path={tmp_path / 'images.npz'}")
     if option == "prepared":
-        images = ArraySource("two", np.zeros((2, 3, 32, 32), dtype=np.uint8))
+        images = ArrayDataset("two", np.zeros((2, 3, 32, 32), dtype=np.uint8))
         pack(images, tmp_path, shard_size=10_000, num_threads=1, max_corrupt=None, provenance={})
     config = resolve(*overrides, "data.num_workers=0")
     source = build_dataset(config, BUILDER)
-    assert isinstance(source, Source)
+    assert isinstance(source, ImageDataset)
     data = tiny.loader_of(config, source, BUILDER)
     batch = next(data.batches(0, batch_size=2, seed=0))
     size, channels = config["data"]["image_size"], config["data"]["channels"]

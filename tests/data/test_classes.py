@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from genimg.data.classes import classes_by_directory, classes_by_file, stray_images
-from genimg.data.datasets.builtin import Source, folder
+from genimg.data.datasets.builtin import ImageDataset, folder
 from genimg.errors import DataError
 
 NAMES = [f"0000{i // 4}/img{i:08d}.png" for i in range(6)]
@@ -23,7 +23,7 @@ def pairs(**changes):
 def dataset(request, tmp_path):
     """Writes numbered images with a dataset.json, and opens them."""
 
-    def make(content: object, **settings: object) -> Source:
+    def make(content: object, **settings: object) -> ImageDataset:
         for i, name in enumerate(NAMES):
             (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((4, 4, 3), 10 * i, dtype=np.uint8)).save(tmp_path / "images" / name)

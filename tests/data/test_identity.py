@@ -9,7 +9,7 @@ from PIL import Image
 
 from genimg.data.datasets.builtin import folder
 from genimg.data.datasets.paired import paired
-from genimg.data.datasets.shapes import ShapesSource
+from genimg.data.datasets.shapes import ShapesDataset
 from genimg.data.datasets.unpaired import unpaired
 from genimg.data.identity import identity_of, refused_differences, warned_differences
 from genimg.data.split import without_validation
@@ -111,7 +111,7 @@ def test_captions_count_where_a_model_reads_them(root):
         found.append([identity_of(open_folder(root), captions=read) for read in (False, True)])
     assert found[0][0] == found[1][0]
     assert warned_differences(found[0][1], found[1][1]) == ["the images' captions"]
-    shapes = ShapesSource(seed=0, num_images=5, image_size=8, channels=3, num_objects=1)
+    shapes = ShapesDataset(seed=0, num_images=5, image_size=8, channels=3, num_objects=1)
     texts = "".join(f"{shapes.caption(i)}\0" for i in range(5))
     assert identity_of(shapes, captions=True)["captions"] == hashlib.sha256(texts.encode()).hexdigest()
 

@@ -11,8 +11,8 @@ import torch
 
 from genimg.data.captions import decode
 from genimg.data.corrupt import read_valid
-from genimg.data.datasets.builtin import ArraySource, CorruptImageError, Source
-from genimg.data.datasets.unpaired import UnpairedSource
+from genimg.data.datasets.builtin import ArrayDataset, CorruptImageError, ImageDataset
+from genimg.data.datasets.unpaired import UnpairedDataset
 from genimg.data.loader import ImageLoader, UnpairedImageLoader
 from genimg.data.sampler import InfiniteSampler
 from genimg.data.tasks.base import Pair, Task
@@ -24,7 +24,7 @@ from genimg.utils.images import to_float
 PLACED = ["device", "host", "workers"]
 
 
-class ToySource(Source):
+class ToyDataset(ImageDataset):
     """Random images that must be decoded, some of which cannot be, with captions of unlike lengths."""
 
     captioned = True
@@ -53,12 +53,12 @@ class ToySource(Source):
         return None if index == 6 else f"numéro {index}, " * index
 
 
-def keys_of(source: Source) -> tuple[str, ...]:
+def keys_of(source: ImageDataset) -> tuple[str, ...]:
     return ("image", *["label"] * (source.labels is not None), *["caption"] * source.captioned)
 
 
 def place(
-    source: Source,
+    source: ImageDataset,
     storage: str,
     *,
     flip: bool = True,
@@ -96,7 +96,7 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 @pytest.mark.parametrize("storage", PLACED)
 def test_batches_are_the_images_of_the_order_with_their_labels_and_flips(storage):
-    source = ToySource()
+    source = ToyDataset()
     result = take(place(source, storage), 8)  # 32 positions: three epochs and a part
     order = InfiniteSampler(10, seed=5, horizontal_flip=True)
     indices, flips = order.indices(0, 32), order.flips(0, 32)
@@ -113,9 +113,9 @@ def test_batches_are_the_images_of_the_order_with_their_labels_and_flips(storage
 @pytest.mark.parametrize(("storage", "num_workers"), [("host", 0), ("workers", 0), ("workers", 1), ("workers", 2)])
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_all_placements_give_the_same_batches(storage, num_workers, in_memory):
-    source = ToySource()
+    source = ToyDataset()
     if in_memory:
-        source = ArraySource("toy", source.values, source.labels, captions=[source.caption(i) for i in range(10)])
+        source = ArrayDataset("toy", source.values, source.labels, captions=[source.caption(i) for i in range(10)])
     reference = take(place(source, "device"), 7, position=3)
     assert_equal(take(place(source, storage, num_workers=num_workers), 7, position=3), reference)
 
@@ -123,22 +123,22 @@ def test_all_placements_give_the_same_batches(storage, num_workers, in_memory):
 @pytest.mark.parametrize("storage", PLACED)
 @pytest.mark.parametrize("skipped", [1, 2, 3, 5])
 def test_a_stream_started_later_is_the_tail_of_one_started_at_zero(storage, skipped):
-    whole = take(place(ToySource(), storage), 8)
-    tail = take(place(ToySource(), storage), 8 - skipped, position=4 * skipped)
+    whole = take(place(ToyDataset(), storage), 8)
+    tail = take(place(ToyDataset(), storage), 8 - skipped, position=4 * skipped)
     assert_equal(tail, {key: value[4 * skipped :] for key, value in whole.items()})
 
 
 @pytest.mark.parametrize("storage", PLACED)
 def test_a_stream_may_start_at_a_position_that_no_batch_starts_at(storage):
-    whole = take(place(ToySource(), storage), 8)
-    shifted = take(place(ToySource(), storage), 6, position=3)
+    whole = take(place(ToyDataset(), storage), 8)
+    shifted = take(place(ToyDataset(), storage), 6, position=3)
     assert_equal(shifted, {key: value[3:27] for key, value in whole.items()})
 
 
 @pytest.mark.parametrize("storage", PLACED)
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_the_ranks_together_read_the_batch_of_a_single_rank(storage, world_size):
-    data = place(ToySource(), storage)
+    data = place(ToyDataset(), storage)
     whole = data.batches(8, batch_size=4, seed=5)
     ranks = [data.batches(8, batch_size=4, seed=5, rank=rank, world_size=world_size) for rank in range(world_size)]
     for _ in range(5):
@@ -149,14 +149,14 @@ def test_the_ranks_together_read_the_batch_of_a_single_rank(storage, world_size)
 
 @pytest.mark.parametrize("storage", PLACED)
 def test_a_batch_may_be_larger_than_the_data(storage):
-    result = take(place(ToySource(3), storage), 2, batch_size=9)
+    result = take(place(ToyDataset(3), storage), 2, batch_size=9)
     for epoch in result["label"].reshape(6, 3).tolist():
         assert sorted(epoch) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("storage", PLACED)
 def test_images_are_float_in_range_channels_last(storage):
-    image = take(place(ToySource(), storage), 1)["image"]
+    image = take(place(ToyDataset(), storage), 1)["image"]
     assert image.shape == (4, 3, 4, 6)
     assert image.dtype == torch.float32
     assert image.is_contiguous(memory_format=torch.channels_last)
@@ -166,8 +166,8 @@ def test_images_are_float_in_range_channels_last(storage):
 @pytest.mark.parametrize("storage", PLACED)
 @pytest.mark.parametrize("keys", [("image",), ("image", "label"), ("image", "caption"), ("image", "label", "caption")])
 def test_batches_have_the_keys_that_were_asked_for(storage, keys):
-    whole = take(place(ToySource(), storage), 3)
-    assert_equal(take(place(ToySource(), storage, keys=keys), 3), {key: whole[key] for key in keys})
+    whole = take(place(ToyDataset(), storage), 3)
+    assert_equal(take(place(ToyDataset(), storage, keys=keys), 3), {key: whole[key] for key in keys})
 
 
 @pytest.mark.parametrize(
@@ -181,12 +181,12 @@ def test_batches_have_the_keys_that_were_asked_for(storage, keys):
 )
 def test_keys_that_the_source_has_not_are_refused_by_name(keys, words):
     with pytest.raises(ValueError, match=words):
-        place(ArraySource("toy", ToySource().values), "device", keys=keys)
+        place(ArrayDataset("toy", ToyDataset().values), "device", keys=keys)
 
 
 @pytest.mark.parametrize(("storage", "num_workers"), [("device", 0), ("host", 0), ("workers", 0), ("workers", 1)])
 def test_captions_are_those_of_the_order_in_rows_of_one_length(storage, num_workers):
-    source = ToySource()
+    source = ToyDataset()
     data = place(source, storage, num_workers=num_workers, keys=("image", "caption"))
     captions = take(data, 8)["caption"]
     assert captions.dtype == torch.uint8
@@ -197,7 +197,7 @@ def test_captions_are_those_of_the_order_in_rows_of_one_length(storage, num_work
 
 def test_a_long_caption_is_cut_alike_everywhere(caplog):
     captions = ["a", "é" * 200, "b" * 256, "c" * 257]
-    source = ArraySource("toy", ToySource(4).values, captions=captions)
+    source = ArrayDataset("toy", ToyDataset(4).values, captions=captions)
     with caplog.at_level(logging.WARNING):
         data = {storage: place(source, storage) for storage in PLACED}
     assert caplog.messages == ["2 of 4 captions are cut after 256 bytes: the longest has 400"] * 3
@@ -210,21 +210,21 @@ def test_a_long_caption_is_cut_alike_everywhere(caplog):
 
 @pytest.mark.parametrize("storage", PLACED)
 def test_captions_that_nobody_asked_for_are_not_read(storage):
-    source = ToySource()
+    source = ToyDataset()
     source.captions = None
     take(place(source, storage, keys=("image", "label")), 2)
 
 
 @pytest.mark.parametrize("storage", PLACED)
 def test_without_horizontal_flip_nothing_is_mirrored(storage):
-    source = ToySource()
+    source = ToyDataset()
     result = take(place(source, storage, flip=False), 3)
     assert torch.equal(result["image"], to_float(torch.from_numpy(source.values[result["label"].numpy()])))
 
 
 @pytest.mark.parametrize("storage", PLACED)
 def test_plain_images_are_those_of_the_source_before_and_after_training_has_started(storage):
-    source = ToySource()
+    source = ToyDataset()
     data = place(source, storage)
     indices = np.array([7, 0, 7, 2])
     for _ in range(2):
@@ -238,13 +238,13 @@ def test_plain_images_are_those_of_the_source_before_and_after_training_has_star
 def test_reading_draws_nothing_from_the_random_stream_of_training(storage, num_workers):
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    data = place(ToySource(), storage, num_workers=num_workers)
+    data = place(ToyDataset(), storage, num_workers=num_workers)
     take(data, 2)
     data.images(np.array([1, 2]))
     assert torch.equal(torch.get_rng_state(), state)
 
 
-class BatchedSource(ToySource):
+class BatchedDataset(ToyDataset):
     """Gives many images at once, and none alone."""
 
     def read(self, index: int) -> np.ndarray:
@@ -257,26 +257,26 @@ class BatchedSource(ToySource):
 
 @pytest.mark.parametrize(("storage", "num_workers"), [("device", 0), ("host", 0), ("workers", 0), ("workers", 1)])
 def test_a_source_that_reads_many_at_once_is_never_read_one_by_one(storage, num_workers):
-    data = place(BatchedSource(), storage, num_workers=num_workers)
-    assert_equal(take(data, 7, position=3), take(place(ToySource(), storage), 7, position=3))
+    data = place(BatchedDataset(), storage, num_workers=num_workers)
+    assert_equal(take(data, 7, position=3), take(place(ToyDataset(), storage), 7, position=3))
     indices = np.array([7, 0, 7, 2])
     assert np.array_equal(data.images(indices).numpy(), data.source.values[indices])
 
 
 def test_a_worker_reads_a_whole_batch_at_once():
-    source = BatchedSource()
+    source = BatchedDataset()
     take(place(source, "workers"), 5)
     assert source.num_reads == 5
 
 
 @pytest.mark.parametrize("storage", PLACED)
 def test_no_images_are_none(storage):
-    assert place(ToySource(), storage).images(np.array([], dtype=np.int64)).shape == (0, 3, 4, 6)
+    assert place(ToyDataset(), storage).images(np.array([], dtype=np.int64)).shape == (0, 3, 4, 6)
 
 
 @pytest.mark.parametrize("storage", ["device", "host"])
 def test_images_in_memory_are_decoded_once(storage):
-    source = ToySource()
+    source = ToyDataset()
     data = place(source, storage)
     take(data, 6)
     data.load()
@@ -285,7 +285,7 @@ def test_images_in_memory_are_decoded_once(storage):
 
 
 def test_workers_decode_only_what_they_need():
-    source = ToySource()
+    source = ToyDataset()
     data = place(source, "workers")
     data.load()
     assert source.num_reads == 0
@@ -298,14 +298,14 @@ def test_workers_decode_only_what_they_need():
 
 @pytest.mark.parametrize(("storage", "num_workers"), [("host", 0), ("workers", 0), ("workers", 2)])
 def test_all_placements_replace_corrupt_images_alike(storage, num_workers):
-    reference = take(place(ToySource(corrupt=(3, 4, 9)), "device", max_corrupt=3), 6)
-    result = take(place(ToySource(corrupt=(3, 4, 9)), storage, num_workers=num_workers, max_corrupt=3), 6)
+    reference = take(place(ToyDataset(corrupt=(3, 4, 9)), "device", max_corrupt=3), 6)
+    result = take(place(ToyDataset(corrupt=(3, 4, 9)), storage, num_workers=num_workers, max_corrupt=3), 6)
     assert_equal(result, reference)
 
 
 @pytest.mark.parametrize("storage", PLACED)
 def test_the_next_image_takes_a_corrupt_ones_place_with_its_own_label_and_caption(storage):
-    source = ToySource(corrupt=(3, 4, 9))
+    source = ToyDataset(corrupt=(3, 4, 9))
     result = take(place(source, storage, max_corrupt=3, flip=False), 5)
     wanted = InfiniteSampler(10, seed=5, horizontal_flip=False).indices(0, 20)
     taken = [{3: 5, 4: 5, 9: 0}.get(index, index) for index in wanted.tolist()]
@@ -317,7 +317,7 @@ def test_the_next_image_takes_a_corrupt_ones_place_with_its_own_label_and_captio
 @pytest.mark.parametrize("storage", PLACED)
 def test_each_corrupt_image_is_warned_of_once(storage, caplog):
     with caplog.at_level(logging.WARNING):
-        take(place(ToySource(corrupt=(3, 4)), storage, max_corrupt=2), 12)
+        take(place(ToyDataset(corrupt=(3, 4)), storage, max_corrupt=2), 12)
     assert sorted(record.getMessage() for record in caplog.records) == [
         "skipped a corrupt image: /toy/3.png: broken",
         "skipped a corrupt image: /toy/4.png: broken",
@@ -327,7 +327,7 @@ def test_each_corrupt_image_is_warned_of_once(storage, caplog):
 @pytest.mark.parametrize(("storage", "num_workers"), [("device", 0), ("host", 0), ("workers", 0), ("workers", 2)])
 @pytest.mark.parametrize("allowed", [0, 1])
 def test_more_corrupt_images_than_allowed_stop_the_run_and_are_named(storage, num_workers, allowed):
-    data = place(ToySource(corrupt=(2, 7)), storage, num_workers=num_workers, max_corrupt=allowed)
+    data = place(ToyDataset(corrupt=(2, 7)), storage, num_workers=num_workers, max_corrupt=allowed)
     with pytest.raises(ValueError, match=rf"^max_corrupt={allowed} is exceeded") as caught:
         take(data, 3)  # a whole epoch
     named = [f"/toy/{index}.png: broken" in str(caught.value) for index in (2, 7)]
@@ -336,7 +336,7 @@ def test_more_corrupt_images_than_allowed_stop_the_run_and_are_named(storage, nu
 
 
 def test_plain_images_respect_max_corrupt_too():
-    source = ToySource(corrupt=(2,))
+    source = ToyDataset(corrupt=(2,))
     with pytest.raises(ValueError, match=r"^max_corrupt=0 is exceeded"):
         place(source, "workers").images(np.array([1, 2]))
     images = place(source, "workers", max_corrupt=1).images(np.array([1, 2]))
@@ -345,7 +345,7 @@ def test_plain_images_respect_max_corrupt_too():
 
 @pytest.mark.parametrize(("storage", "num_workers"), [("device", 0), ("host", 0), ("workers", 0), ("workers", 1)])
 def test_when_all_images_are_corrupt_the_run_stops_whatever_is_allowed(storage, num_workers):
-    data = place(ToySource(corrupt=tuple(range(10))), storage, num_workers=num_workers, max_corrupt=1000)
+    data = place(ToyDataset(corrupt=tuple(range(10))), storage, num_workers=num_workers, max_corrupt=1000)
     with pytest.raises(ValueError, match=r"none of the 10 images of toy can be decoded: .* /toy/\d\.png: broken") as caught:
         take(data, 1)
     # An error raised in a worker holds the loader in a reference cycle; left to the collector, its end takes five seconds.
@@ -357,7 +357,7 @@ def test_a_corrupt_image_stops_the_loading_before_the_rest_is_decoded(monkeypatc
     stderr = io.StringIO()
     stderr.isatty = lambda: on_a_terminal  # the progress bar is shown on a terminal only
     monkeypatch.setattr(sys, "stderr", stderr)
-    source = ToySource(400, corrupt=(0,), seconds=0.002)
+    source = ToyDataset(400, corrupt=(0,), seconds=0.002)
     with pytest.raises(ValueError, match=r"^max_corrupt=0"):
         place(source, "device", num_workers=1).load()
     assert ("loading toy" in stderr.getvalue()) == on_a_terminal
@@ -365,7 +365,7 @@ def test_a_corrupt_image_stops_the_loading_before_the_rest_is_decoded(monkeypatc
 
 
 def test_read_valid_goes_round_the_end_and_says_what_was_corrupt():
-    source = ToySource(corrupt=(8, 9))
+    source = ToyDataset(corrupt=(8, 9))
     image, taken, problems = read_valid(source, 8, allowed=2)
     assert taken == 0
     assert np.array_equal(image, source.values[0])
@@ -373,7 +373,7 @@ def test_read_valid_goes_round_the_end_and_says_what_was_corrupt():
 
 
 def test_read_valid_gives_up_after_more_corrupt_images_than_allowed():
-    image, _, problems = read_valid(ToySource(corrupt=(2, 3, 4, 5)), 2, allowed=1)
+    image, _, problems = read_valid(ToyDataset(corrupt=(2, 3, 4, 5)), 2, allowed=1)
     assert image is None
     assert problems == ["/toy/2.png: broken", "/toy/3.png: broken"]
 
@@ -388,8 +388,8 @@ AUGMENT = SampleAugment(
 
 @pytest.mark.parametrize("storage", PLACED)
 def test_augmentation_is_applied_to_the_samples_by_their_positions(storage):
-    plain = take(place(ToySource(), storage, flip=False), 6, position=3)
-    result = take(place(ToySource(), storage, flip=False, augment=AUGMENT), 6, position=3)
+    plain = take(place(ToyDataset(), storage, flip=False), 6, position=3)
+    result = take(place(ToyDataset(), storage, flip=False, augment=AUGMENT), 6, position=3)
     assert_equal(result, plain | {"image": AUGMENT(plain["image"], np.arange(3, 27), 5)})
     assert result["image"].is_contiguous(memory_format=torch.channels_last)
     assert not torch.equal(result["image"], plain["image"])
@@ -398,28 +398,28 @@ def test_augmentation_is_applied_to_the_samples_by_their_positions(storage):
 @pytest.mark.parametrize("storage", PLACED)
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_neither_ranks_nor_resuming_nor_the_batch_size_change_the_augmentation(storage, world_size):
-    whole = take(place(ToySource(), storage, flip=False, augment=AUGMENT), 6)["image"]
-    data = place(ToySource(), storage, flip=False, augment=AUGMENT)
+    whole = take(place(ToyDataset(), storage, flip=False, augment=AUGMENT), 6)["image"]
+    data = place(ToyDataset(), storage, flip=False, augment=AUGMENT)
     ranks = [take(data, 4, position=8, rank=rank, world_size=world_size)["image"] for rank in range(world_size)]
     assert torch.equal(torch.cat([images.unflatten(0, (4, -1)) for images in ranks], dim=1).flatten(0, 1), whole[8:])
     assert torch.equal(take(data, 8, batch_size=3)["image"], whole)
 
 
 def test_plain_images_are_not_augmented():
-    source = ToySource()
+    source = ToyDataset()
     data = place(source, "device", flip=False, augment=AUGMENT)
     assert np.array_equal(data.images(np.arange(10)).numpy(), source.values)
 
 
 def test_an_augmentation_that_does_not_fit_the_images_is_refused():
-    grey = ArraySource("toy", ToySource().values[:, :1])
+    grey = ArrayDataset("toy", ToyDataset().values[:, :1])
     with pytest.raises(ValueError, match=r"^saturation=0\.2 changes nothing about grey images"):
         place(grey, "device", flip=False, augment=AUGMENT)
 
 
 def test_mirroring_twice_is_refused():
     with pytest.raises(ValueError, match=r"^horizontal_flip=true mirrors images, and so does the augmentation"):
-        place(ToySource(), "device", flip=True, augment=AUGMENT)
+        place(ToyDataset(), "device", flip=True, augment=AUGMENT)
 
 
 # Tasks
@@ -439,8 +439,8 @@ FOUND = [("device", 0), ("host", 0), ("workers", 0), ("workers", 1)]
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
 def test_a_task_makes_sources_and_targets_of_the_samples_by_their_positions(task, augment, storage, num_workers):
     settings = {"flip": augment is None, "augment": augment, "num_workers": num_workers}
-    image = take(place(ToySource(), storage, keys=("image",), **settings), 6, position=3)["image"]
-    result = take(place(ToySource(), storage, task=task, **settings), 6, position=3)
+    image = take(place(ToyDataset(), storage, keys=("image",), **settings), 6, position=3)["image"]
+    result = take(place(ToyDataset(), storage, task=task, **settings), 6, position=3)
     assert tuple(result) == task.keys
     assert_equal(result, task(image, np.arange(3, 27), 5))
 
@@ -451,7 +451,7 @@ def test_neither_ranks_nor_resuming_nor_the_batch_size_change_what_a_task_makes(
     geometric = SampleAugment(
         horizontal_flip=0.5, vertical_flip=0, crop_padding=2, rotation=0, brightness=0, contrast=0, saturation=0, hue=0
     )
-    data = place(ToySource(), storage, flip=False, num_workers=num_workers, augment=geometric, task=task)
+    data = place(ToyDataset(), storage, flip=False, num_workers=num_workers, augment=geometric, task=task)
     whole = take(data, 7)
     for world_size in (1, 2):
         ranks = [take(data, 4, position=6, rank=rank, world_size=world_size) for rank in range(world_size)]
@@ -467,8 +467,8 @@ def test_neither_ranks_nor_resuming_nor_the_batch_size_change_what_a_task_makes(
     horizontal_flip=0.5, vertical_flip=0.5, crop_padding=2, rotation=20, brightness=0, contrast=0, saturation=0, hue=0
 )], ids=["flip", "augment"])  # fmt: skip
 def test_source_and_target_are_moved_alike(storage, augment):
-    values = ToySource().values
-    pairs = ArraySource("pairs", np.concatenate([values, 255 - values], axis=1))  # a target is its source's negative
+    values = ToyDataset().values
+    pairs = ArrayDataset("pairs", np.concatenate([values, 255 - values], axis=1))  # a target is its source's negative
     settings = {"flip": augment is None, "augment": augment, "task": Pair(source_channels=3)}
     moved = take(place(pairs, storage, **settings), 5)
     assert torch.allclose(moved["source"], -moved["target"], atol=1e-6)
@@ -481,7 +481,7 @@ def test_source_and_target_are_moved_alike(storage, augment):
 @pytest.mark.parametrize("storage", PLACED)
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
 def test_examples_are_a_function_of_seed_and_index(task, storage):
-    source = ToySource()
+    source = ToyDataset()
     data = place(source, storage, flip=True, task=task)
     together = data.examples(np.arange(10), 3)
     assert_equal(together, task(to_float(torch.from_numpy(source.values)), np.arange(10), 3))
@@ -497,7 +497,7 @@ def test_examples_are_a_function_of_seed_and_index(task, storage):
 @pytest.mark.parametrize("storage", PLACED)
 @pytest.mark.parametrize("keys", [("image",), ("image", "label"), ("image", "caption"), ("image", "label", "caption")])
 def test_examples_without_a_task_are_the_images_and_what_the_batches_have_beside_them(storage, keys):
-    source = ToySource()
+    source = ToyDataset()
     data = place(source, storage, flip=True, keys=keys)
     for _ in range(2):
         batch = data.examples(np.array([3, 1, 6]), 0)
@@ -513,8 +513,8 @@ def test_examples_without_a_task_are_the_images_and_what_the_batches_have_beside
 
 
 def test_examples_of_kept_out_images_have_labels_and_captions_of_their_own():
-    source = ToySource()
-    source.validation = ToySource(4)
+    source = ToyDataset()
+    source.validation = ToyDataset(4)
     source.validation.labels = np.array([9, 8, 7, 6])
     batch = place(source, "host").validation.examples(np.array([3, 1]), 0)
     assert batch["label"].tolist() == [6, 8]
@@ -523,7 +523,7 @@ def test_examples_of_kept_out_images_have_labels_and_captions_of_their_own():
 
 @pytest.mark.parametrize("storage", PLACED)
 def test_conditions_are_given_also_where_batches_are_without_them(storage):
-    source = ToySource()
+    source = ToyDataset()
     data = place(source, storage, keys=("image",))
     indices = np.array([5, 0, 5])
     assert data.conditions(indices, ("image",)) == {}
@@ -535,7 +535,7 @@ def test_conditions_are_given_also_where_batches_are_without_them(storage):
 
 @pytest.mark.parametrize("storage", PLACED)
 def test_conditions_of_an_image_that_took_a_corrupt_ones_place_are_its_own(storage):
-    data = place(ToySource(corrupt=(3,)), storage, max_corrupt=1)
+    data = place(ToyDataset(corrupt=(3,)), storage, max_corrupt=1)
     data.load()
     batch = data.examples(np.array([3, 2]), 0)
     assert torch.equal(batch["image"], to_float(torch.from_numpy(data.source.values[[4, 2]])))
@@ -545,9 +545,9 @@ def test_conditions_of_an_image_that_took_a_corrupt_ones_place_are_its_own(stora
 
 @pytest.mark.parametrize("task", [None, TASKS[1]])
 def test_images_that_were_kept_out_have_the_task_and_are_never_moved(task):
-    source = ToySource()
+    source = ToyDataset()
     assert place(source, "device", task=task).validation is None
-    source.validation = ToySource(4)
+    source.validation = ToyDataset(4)
     held_out = place(source, "host", flip=True, task=task).validation
     assert held_out.source is source.validation
     assert held_out.storage == "host"
@@ -559,18 +559,18 @@ def test_images_that_were_kept_out_have_the_task_and_are_never_moved(task):
 # Unpaired domains
 
 
-def gradients(count: int, start: int) -> ArraySource:
+def gradients(count: int, start: int) -> ArrayDataset:
     """Image i has the level start + i on the left and 255 on the right; with labels and captions, which nobody asks for."""
     images = np.full((count, 3, 4, 6), 255, dtype=np.uint8)
     images[..., :3] = np.arange(start, start + count)[:, None, None, None]
     labels = np.zeros(count, dtype=np.int64)
-    return ArraySource(f"gradients {start}", images, labels, ("one",), ["a caption"] * count)
+    return ArrayDataset(f"gradients {start}", images, labels, ("one",), ["a caption"] * count)
 
 
-class Decoded(Source):
+class Decoded(ImageDataset):
     """The same, decoded when read."""
 
-    def __init__(self, source: ArraySource) -> None:
+    def __init__(self, source: ArrayDataset) -> None:
         self._source = source
         self.name, self.shape, self.labels, self.class_names = source.name, source.shape, source.labels, source.class_names
         self.captioned, self.fingerprint = True, source.fingerprint
@@ -593,7 +593,7 @@ def unpaired(
     augment: SampleAugment | None = None,
     num_workers: int = 0,
 ) -> UnpairedImageLoader:
-    source = UnpairedSource(Decoded(gradients(counts[0], 0)), Decoded(gradients(counts[1], 100)))
+    source = UnpairedDataset(Decoded(gradients(counts[0], 0)), Decoded(gradients(counts[1], 100)))
     return UnpairedImageLoader(source, augment=augment, storage=storage, num_workers=num_workers, horizontal_flip=flip,
                         max_corrupt=0, device=torch.device("cpu"))  # fmt: skip
 
@@ -655,8 +655,8 @@ def test_each_domain_is_mirrored_by_chances_of_its_own():
 
 
 def test_augmentation_takes_other_chances_in_each_domain():
-    images = ToySource().values
-    source = UnpairedSource(ArraySource("a", images[:1]), ArraySource("b", images[:1]))
+    images = ToyDataset().values
+    source = UnpairedDataset(ArrayDataset("a", images[:1]), ArrayDataset("b", images[:1]))
     data = UnpairedImageLoader(source, augment=AUGMENT, storage="device", num_workers=0, horizontal_flip=False, max_corrupt=0,
                         device=torch.device("cpu"))  # fmt: skip
     batch = take(data, 5)
@@ -676,8 +676,8 @@ def test_examples_of_unpaired_data_are_the_items_of_the_source(storage):
 
 
 def test_unpaired_images_that_were_kept_out_come_with_both_domains():
-    source = UnpairedSource(gradients(10, 0), gradients(4, 100))
-    source.validation = UnpairedSource(gradients(3, 50), gradients(2, 150))
+    source = UnpairedDataset(gradients(10, 0), gradients(4, 100))
+    source.validation = UnpairedDataset(gradients(3, 50), gradients(2, 150))
     data = UnpairedImageLoader(source, augment=None, storage="device", num_workers=0, horizontal_flip=True, max_corrupt=0,
                         device=torch.device("cpu"))  # fmt: skip
     batch = data.validation.examples(np.arange(3), 0)
@@ -695,20 +695,20 @@ def test_mirroring_unpaired_images_twice_is_refused():
 
 def test_unknown_placement_is_refused():
     with pytest.raises(ValueError, match=r"^storage=disk is unknown: choose one of auto, device, host, workers"):
-        place(ToySource(), "disk")
+        place(ToyDataset(), "disk")
 
 
 @pytest.mark.parametrize("num_workers", [-1, "many", 1.5, None])
 def test_a_number_of_workers_that_is_none_is_refused(num_workers):
     with pytest.raises(ValueError, match=rf"^num_workers={num_workers} must be auto, or 0 or more processes"):
-        place(ToySource(), "workers", num_workers=num_workers)
+        place(ToyDataset(), "workers", num_workers=num_workers)
 
 
 def test_auto_workers_are_between_one_and_eight():
-    assert 1 <= place(ToySource(), "workers", num_workers="auto").num_workers <= 8
+    assert 1 <= place(ToyDataset(), "workers", num_workers="auto").num_workers <= 8
 
 
-class HugeSource(ToySource):
+class HugeDataset(ToyDataset):
     captioned = False
 
     def __len__(self) -> int:
@@ -716,12 +716,12 @@ class HugeSource(ToySource):
 
 
 def test_auto_keeps_small_data_on_the_device_and_streams_what_is_too_large():
-    assert place(ToySource(), "auto").storage == "device"
-    assert place(HugeSource(), "auto").storage == "workers"
+    assert place(ToyDataset(), "auto").storage == "device"
+    assert place(HugeDataset(), "auto").storage == "workers"
 
 
 def test_auto_leaves_scarce_memory_to_training(monkeypatch):
     monkeypatch.setattr("genimg.data.loader._available_memory", lambda: 1000)
-    source = ToySource()
+    source = ToyDataset()
     assert place(source, "auto").storage == "workers"
-    assert place(ArraySource("toy", source.values, source.labels), "auto").storage == "host"
+    assert place(ArrayDataset("toy", source.values, source.labels), "auto").storage == "host"

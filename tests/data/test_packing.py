@@ -13,15 +13,15 @@ import pytest
 
 import genimg
 from genimg.data import packing
-from genimg.data.datasets.builtin import ArraySource, CorruptImageError, Source
-from genimg.data.datasets.shapes import ShapesSource
+from genimg.data.datasets.builtin import ArrayDataset, CorruptImageError, ImageDataset
+from genimg.data.datasets.shapes import ShapesDataset
 from genimg.data.packing import pack
 
 SHAPE = (3, 4, 6)
 BYTES = 3 * 4 * 6
 
 
-class ToySource(Source):
+class ToyDataset(ImageDataset):
     """Random images that must be decoded one by one, some of which cannot be."""
 
     def __init__(self, count: int = 10, *, corrupt: tuple[int, ...] = (), labels: bool = True, captions: bool = False) -> None:
@@ -50,7 +50,7 @@ class ToySource(Source):
         return f"number {index},\n\u2028« ç » \\" if self.captioned and index % 4 else None
 
 
-def packed(source: Source, folder: Path, **changes: object):
+def packed(source: ImageDataset, folder: Path, **changes: object):
     folder.mkdir()
     settings = {"shard_size": 4 * BYTES, "num_threads": 2, "max_corrupt": None, "provenance": {"fit": "pad"}}
     return pack(source, folder, **(settings | changes))
@@ -64,7 +64,7 @@ def names(folder: Path) -> list[str]:
 @pytest.mark.parametrize("piece", [1, 3, 64])
 def test_shards_hold_all_images_in_order(tmp_path, monkeypatch, count, piece):
     monkeypatch.setattr(packing, "_PIECE_IMAGES", piece)
-    source = ToySource(count)
+    source = ToyDataset(count)
     packed(source, tmp_path / "out")
     shards = sorted((tmp_path / "out").glob("shard-*.npy"))
     assert [path.name for path in shards] == [f"shard-{i:05d}.npy" for i in range(-(-count // 4))]
@@ -79,12 +79,12 @@ def test_shards_hold_all_images_in_order(tmp_path, monkeypatch, count, piece):
     ("shard_size", "counts"), [(1, [1] * 10), (BYTES, [1] * 10), (5 * BYTES - 1, [4, 4, 2]), (2**40, [10])]
 )
 def test_shards_are_as_large_as_asked_for(tmp_path, shard_size, counts):
-    description, _ = packed(ToySource(), tmp_path / "out", shard_size=shard_size)
+    description, _ = packed(ToyDataset(), tmp_path / "out", shard_size=shard_size)
     assert [shard.num_images for shard in description.shards] == counts
 
 
 def test_the_description_says_what_there_is(tmp_path):
-    source = ToySource()
+    source = ToyDataset()
     description, num_corrupt = packed(source, tmp_path / "out")
     assert num_corrupt == 0
     content = json.loads((tmp_path / "out" / "dataset.json").read_text())
@@ -123,13 +123,13 @@ def test_the_description_says_what_there_is(tmp_path):
 
 
 def test_without_labels_there_is_no_file_of_them(tmp_path):
-    description, _ = packed(ToySource(labels=False), tmp_path / "out")
+    description, _ = packed(ToyDataset(labels=False), tmp_path / "out")
     assert not description.labelled
     assert "labels.npy" not in names(tmp_path / "out")
 
 
 def test_captions_are_json_lines_and_null_where_there_is_none(tmp_path):
-    source = ToySource(corrupt=(2, 5), captions=True)
+    source = ToyDataset(corrupt=(2, 5), captions=True)
     description, _ = packed(source, tmp_path / "out")
     assert description.captioned
     lines = (tmp_path / "out" / "captions.jsonl").read_bytes().decode("ascii").split("\n")
@@ -139,7 +139,7 @@ def test_captions_are_json_lines_and_null_where_there_is_none(tmp_path):
 
 
 def test_captions_that_cannot_be_read_stop_before_an_image_is_decoded(tmp_path):
-    source = ToySource(captions=True)
+    source = ToyDataset(captions=True)
     source.caption = lambda index: 1 / 0
     with pytest.raises(ZeroDivisionError):
         packed(source, tmp_path / "out")
@@ -150,18 +150,18 @@ def test_captions_that_cannot_be_read_stop_before_an_image_is_decoded(tmp_path):
 def test_the_same_source_makes_the_same_bytes(tmp_path, monkeypatch):
     for name, threads, piece in (("one", 1, 64), ("two", 4, 3)):
         monkeypatch.setattr(packing, "_PIECE_IMAGES", piece)
-        packed(ToySource(23, corrupt=(5, 20), captions=True), tmp_path / name, num_threads=threads)
+        packed(ToyDataset(23, corrupt=(5, 20), captions=True), tmp_path / name, num_threads=threads)
     assert names(tmp_path / "one") == names(tmp_path / "two")
     for name in names(tmp_path / "one"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
 
 def test_images_in_memory_and_drawn_ones_are_packed_too(tmp_path):
-    values = ToySource().values
-    packed(ArraySource("array", values), tmp_path / "array")
+    values = ToyDataset().values
+    packed(ArrayDataset("array", values), tmp_path / "array")
     found = [np.load(path) for path in sorted((tmp_path / "array").glob("shard-*.npy"))]
     assert np.array_equal(np.concatenate(found), values)
-    shapes = ShapesSource(seed=0, num_images=6, image_size=8, channels=3, num_objects=2)
+    shapes = ShapesDataset(seed=0, num_images=6, image_size=8, channels=3, num_objects=2)
     packed(shapes, tmp_path / "shapes", shard_size=2**20)
     assert np.array_equal(np.load(tmp_path / "shapes" / "shard-00000.npy"), np.stack([shapes.read(i) for i in range(6)]))
     captions = (tmp_path / "shapes" / "captions.jsonl").read_text().splitlines()
@@ -174,7 +174,7 @@ def test_images_in_memory_and_drawn_ones_are_packed_too(tmp_path):
 @pytest.mark.parametrize("piece", [1, 3, 64])
 def test_corrupt_images_are_left_out_with_their_labels_and_listed(tmp_path, monkeypatch, piece):
     monkeypatch.setattr(packing, "_PIECE_IMAGES", piece)
-    source = ToySource(corrupt=(0, 4, 5, 9))
+    source = ToyDataset(corrupt=(0, 4, 5, 9))
     description, num_corrupt = packed(source, tmp_path / "out")
     kept = [1, 2, 3, 6, 7, 8]
     assert (description.num_images, num_corrupt) == (6, 4)
@@ -188,8 +188,8 @@ def test_corrupt_images_are_left_out_with_their_labels_and_listed(tmp_path, monk
 
 
 def test_more_corrupt_images_than_allowed_stop_and_are_named(tmp_path):
-    assert packed(ToySource(corrupt=(2, 7)), tmp_path / "two", max_corrupt=2)[1] == 2
-    source = ToySource(4000, corrupt=(2, 7))
+    assert packed(ToyDataset(corrupt=(2, 7)), tmp_path / "two", max_corrupt=2)[1] == 2
+    source = ToyDataset(4000, corrupt=(2, 7))
     with pytest.raises(ValueError, match=r"^max_corrupt=1 is exceeded, .*\n  /toy/2\.png.*\n  /toy/7\.png"):
         packed(source, tmp_path / "one", max_corrupt=1)
     assert source.num_reads < 2000, "the rest is not decoded first"
@@ -199,7 +199,7 @@ def test_more_corrupt_images_than_allowed_stop_and_are_named(tmp_path):
 @pytest.mark.parametrize("max_corrupt", [None, 10])
 def test_when_none_can_be_decoded_there_is_nothing_to_write(tmp_path, max_corrupt):
     with pytest.raises(ValueError, match=r"none of the 10 images of toy can be decoded: .* /toy/0\.png: broken"):
-        packed(ToySource(corrupt=tuple(range(10))), tmp_path / "out", max_corrupt=max_corrupt)
+        packed(ToyDataset(corrupt=tuple(range(10))), tmp_path / "out", max_corrupt=max_corrupt)
     assert "dataset.json" not in names(tmp_path / "out")
 
 
@@ -208,7 +208,7 @@ def test_when_none_can_be_decoded_there_is_nothing_to_write(tmp_path, max_corrup
 
 def test_decoding_goes_ahead_of_a_slow_disk_only_a_little(tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "_PIECE_IMAGES", 2)
-    source, ahead, write = ToySource(400), [], packing._ShardWriter.write
+    source, ahead, write = ToyDataset(400), [], packing._ShardWriter.write
     written = 0
 
     def slow_write(self, images):
@@ -228,7 +228,7 @@ def test_large_images_are_handed_over_a_few_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "_PIECE_BYTES", 2 * BYTES)
     sizes, write = [], packing._ShardWriter.write
     monkeypatch.setattr(packing._ShardWriter, "write", lambda self, images: (sizes.append(len(images)), write(self, images)))
-    packed(ToySource(7), tmp_path / "out")
+    packed(ToyDataset(7), tmp_path / "out")
     assert sizes == [2, 2, 2, 1]
 
 
@@ -237,6 +237,6 @@ def test_a_full_disk_is_an_error_that_says_so(tmp_path, monkeypatch):
         pytest.skip("this system has no /dev/full")
     monkeypatch.setattr(packing._ShardWriter, "_path", lambda self: Path("/dev/full"))
     with pytest.raises(OSError, match="No space left") as caught:
-        packed(ToySource(1000), tmp_path / "out", shard_size=2**20)
+        packed(ToyDataset(1000), tmp_path / "out", shard_size=2**20)
     assert caught.value.errno == errno.ENOSPC
     assert "dataset.json" not in names(tmp_path / "out")

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from genimg.data.datasets.builtin import ArraySource, Source
-from genimg.data.datasets.unpaired import UnpairedSource
+from genimg.data.datasets.builtin import ArrayDataset, ImageDataset
+from genimg.data.datasets.unpaired import UnpairedDataset
 from genimg.data.split import without_validation
 from genimg.data.subsets import random_subset
 from genimg.data.tasks.base import Pair
 
 
-class Listed(Source):
+class Listed(ImageDataset):
     """Image i is plain, of level i; with classes in order, as of a folder, and captions."""
 
     captioned = True
@@ -33,10 +33,10 @@ class Listed(Source):
         return None if index == 5 else f"number {index}"
 
 
-def in_memory(count: int) -> ArraySource:
+def in_memory(count: int) -> ArrayDataset:
     source = Listed(count)
     images = source.read_many(np.arange(count))
-    array = ArraySource("listed", images, source.labels, source.class_names, source.captions(np.arange(count)))
+    array = ArrayDataset("listed", images, source.labels, source.class_names, source.captions(np.arange(count)))
     array.task = source.task
     return array
 
@@ -44,7 +44,7 @@ def in_memory(count: int) -> ArraySource:
 HELD_OUT = random_subset(6, 24, seed=0, labels=Listed(24).labels).tolist()
 
 
-def levels(source: Source) -> list[int]:
+def levels(source: ImageDataset) -> list[int]:
     images = source.read_many(np.arange(len(source)))
     assert all(np.array_equal(images[i], source.read(i)) for i in range(len(source)))
     return images[:, 0, 0, 0].tolist()
@@ -99,13 +99,13 @@ def test_every_part_has_a_fingerprint_of_its_own(make):
 
 def test_images_in_memory_stay_there():
     training = without_validation(in_memory(24), 0.25)
-    assert isinstance(training, ArraySource)
-    assert isinstance(training.validation, ArraySource)
-    assert not isinstance(without_validation(Listed(24), 0.25), ArraySource)
+    assert isinstance(training, ArrayDataset)
+    assert isinstance(training.validation, ArrayDataset)
+    assert not isinstance(without_validation(Listed(24), 0.25), ArrayDataset)
 
 
 def test_what_has_neither_labels_nor_captions_gets_none():
-    training = without_validation(ArraySource("plain", in_memory(8).images), 0.25)
+    training = without_validation(ArrayDataset("plain", in_memory(8).images), 0.25)
     for part in (training, training.validation):
         assert part.labels is None
         assert not part.captioned
@@ -159,10 +159,10 @@ def test_two_kinds_of_validation_are_refused():
 
 def test_unpaired_domains_are_divided_each_by_itself():
     """As items, an image of the smaller domain would be on both sides."""
-    source = UnpairedSource(in_memory(8), Listed(24))
+    source = UnpairedDataset(in_memory(8), Listed(24))
     training = without_validation(source, 0.25)
-    assert isinstance(training, UnpairedSource)
-    assert isinstance(training.validation, UnpairedSource)
+    assert isinstance(training, UnpairedDataset)
+    assert isinstance(training.validation, UnpairedDataset)
     assert (len(training.a), len(training.b)) == (6, 18)
     for part, whole in ((training.a, 8), (training.b, 24)):
         assert not set(levels(part)) & set(levels(part.validation))

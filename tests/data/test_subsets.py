@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from genimg.data.datasets.builtin import ArraySource, mnist
+from genimg.data.datasets.builtin import ArrayDataset, mnist
 from genimg.data.split import without_validation
 from genimg.data.subsets import fixed_subset, random_labels, random_order, random_subset, selection, shares, subset_of
 
@@ -130,7 +130,7 @@ def test_shares_are_those_of_the_largest_remainders():
 
 def test_a_source_gives_its_labels_and_all_of_its_images_where_it_has_fewer():
     labels = skewed(500)
-    source = ArraySource("array", np.zeros((500, 1, 2, 2), dtype=np.uint8), labels, tuple("abcdefg"))
+    source = ArrayDataset("array", np.zeros((500, 1, 2, 2), dtype=np.uint8), labels, tuple("abcdefg"))
     assert subset_of(source, 40).tolist() == random_subset(40, 500, seed=0, labels=labels).tolist()
     assert subset_of(source, 10_000).tolist() == list(range(500))
     assert selection(40, 500) == {"selection": "random, stratified by class"}
@@ -141,11 +141,11 @@ def test_a_source_gives_its_labels_and_all_of_its_images_where_it_has_fewer():
 def test_the_mean_level_of_a_part_of_mnist_is_that_of_the_whole(real_mnist_root: Path):
     """Its training file alternates two sources, whose mean levels are 31.3 and 35.3."""
     whole = mnist(root=str(real_mnist_root), split="train", image_size=28, channels=1, fit="stretch")
-    assert isinstance(whole, ArraySource)
+    assert isinstance(whole, ArrayDataset)
     levels = whole.images.mean(axis=(1, 2, 3))
     assert abs(levels[::2].mean() - levels[1::2].mean()) > 3.5
     held_out = without_validation(whole, 0.1).validation
-    assert isinstance(held_out, ArraySource)
+    assert isinstance(held_out, ArrayDataset)
     for part in (
         held_out.images.mean(axis=(1, 2, 3)),
         levels[subset_of(whole, 5000)],

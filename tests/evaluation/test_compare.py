@@ -11,7 +11,7 @@ from torch import nn
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
-from genimg.data.datasets.builtin import ArraySource, Source, digest
+from genimg.data.datasets.builtin import ArrayDataset, ImageDataset, digest
 from genimg.data.loader import ImageLoader
 from genimg.data.subsets import random_subset, subset_of
 from genimg.evaluation.compare import Evaluator, short_count
@@ -118,7 +118,7 @@ class Autoencoder(Painter):
         return (batch["image"] - self.darker).clamp(-1.0, 1.0)
 
 
-class CountingSource(Source):
+class CountingDataset(ImageDataset):
     """Random images that remember which of them were read, and can be forbidden to be read."""
 
     def __init__(self, num_images=23, seed=0, class_names=()):
@@ -146,7 +146,7 @@ def data_of(source):
 def dataset(num_images, seed):
     """Images in memory, as another program's samples are."""
     pixels = np.random.default_rng(seed).integers(0, 256, (num_images, *SHAPE), dtype=np.uint8)
-    return DatasetImages(data_of(ArraySource(f"array {seed}", pixels)))
+    return DatasetImages(data_of(ArrayDataset(f"array {seed}", pixels)))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -203,7 +203,7 @@ def kernel_distance_of_torch_fidelity(real, fake, subsets, size):
 
 
 def test_the_values_are_those_of_the_definitions():
-    source, extractor = CountingSource(), LinearExtractor()
+    source, extractor = CountingDataset(), LinearExtractor()
     metrics = {
         "frechet_distance": FrechetDistance(),
         "inception_score": InceptionScore(splits=3),
@@ -227,7 +227,7 @@ def test_the_first_metric_is_the_primary_one_and_its_name_counts_the_images():
     assert make_evaluator(num_images=1500).primary == "fd1500_linear"
     score_first = {"inception_score": InceptionScore(splits=3), "frechet_distance": FrechetDistance()}
     assert make_evaluator(metrics=score_first).primary == "is37_linear"
-    evaluation = make_evaluator(metrics=score_first).evaluate(Painter(), data_of(CountingSource()), CPU)
+    evaluation = make_evaluator(metrics=score_first).evaluate(Painter(), data_of(CountingDataset()), CPU)
     assert next(iter(evaluation.values)) == "is37_linear"
 
 
@@ -251,7 +251,7 @@ def test_the_batch_size_changes_neither_the_images_nor_the_values():
     for i, batch_size in enumerate([1, 8, 37, 1000]):
         extractor = LinearExtractor(weights_sha256=str(i))  # its own cache entry
         values.append(
-            make_evaluator(extractor, batch_size=batch_size).evaluate(Painter(), data_of(CountingSource()), CPU).values
+            make_evaluator(extractor, batch_size=batch_size).evaluate(Painter(), data_of(CountingDataset()), CPU).values
         )
         images.append(torch.cat(extractor.seen))
         assert len(images[-1]) == 23 + 37  # real, then generated
@@ -262,7 +262,7 @@ def test_the_batch_size_changes_neither_the_images_nor_the_values():
 
 
 def test_an_evaluation_depends_on_nothing_that_happened_before():
-    evaluator, data = make_evaluator(bootstrap=5), data_of(CountingSource())
+    evaluator, data = make_evaluator(bootstrap=5), data_of(CountingDataset())
     first = evaluator.evaluate(Painter(), data, CPU)
     evaluator.evaluate(Painter(scale=0.1), data, CPU)
     torch.manual_seed(12345)
@@ -279,9 +279,9 @@ def test_an_evaluation_leaves_the_trainings_random_numbers_alone():
     np.random.seed(1)
     state = np.random.get_state()[1].tolist()
     make_evaluator(bootstrap=3, metrics={"kernel_distance": KernelDistance(subsets=2, subset_size=10)}).evaluate(
-        Painter(), data_of(CountingSource()), CPU
+        Painter(), data_of(CountingDataset()), CPU
     )
-    make_evaluator(bootstrap=3).evaluate(Painter(), data_of(CountingSource()), CPU)
+    make_evaluator(bootstrap=3).evaluate(Painter(), data_of(CountingDataset()), CPU)
     assert torch.equal(torch.randn(3), expected)
     assert np.random.get_state()[1].tolist() == state
 
@@ -291,11 +291,11 @@ def test_features_are_made_in_full_float32_and_the_trainings_precision_comes_bac
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        make_evaluator(extractor).evaluate(Painter(), data_of(CountingSource()), CPU)
+        make_evaluator(extractor).evaluate(Painter(), data_of(CountingDataset()), CPU)
         assert extractor.precisions == {"highest"}
         assert torch.get_float32_matmul_precision() == "high"
         with pytest.raises(NonFiniteImagesError):
-            make_evaluator(extractor).evaluate(Painter(broken=(0,)), data_of(CountingSource()), CPU)
+            make_evaluator(extractor).evaluate(Painter(broken=(0,)), data_of(CountingDataset()), CPU)
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before)
@@ -304,7 +304,7 @@ def test_features_are_made_in_full_float32_and_the_trainings_precision_comes_bac
 def test_another_seed_generates_other_images():
     extractor = LinearExtractor()
     for seed in (0, 1):
-        make_evaluator(extractor, seed=seed, batch_size=37).evaluate(Painter(), data_of(CountingSource()), CPU)
+        make_evaluator(extractor, seed=seed, batch_size=37).evaluate(Painter(), data_of(CountingDataset()), CPU)
     assert not torch.equal(extractor.seen[1], extractor.seen[2])  # after the real ones, which are then cached
 
 
@@ -313,7 +313,7 @@ def test_another_seed_generates_other_images():
     [(None, range(23)), (100, range(23)), (5, random_subset(5, 23, seed=0)), (2, random_subset(2, 23, seed=0))],
 )
 def test_real_images_are_chosen_at_random(num_real, expected):
-    source = CountingSource()
+    source = CountingDataset()
     evaluation = make_evaluator(num_real=num_real).evaluate(Painter(), data_of(source), CPU)
     assert sorted(source.read_indices) == list(expected)
     assert evaluation.provenance["real"]["num_images"] == len(list(expected))
@@ -321,7 +321,7 @@ def test_real_images_are_chosen_at_random(num_real, expected):
 
 
 def test_the_number_of_generated_images_can_be_another_for_one_evaluation():
-    evaluator, source = make_evaluator(), CountingSource()
+    evaluator, source = make_evaluator(), CountingDataset()
     evaluation = evaluator.evaluate(Painter(), data_of(source), CPU, num_images=50)
     extractor = LinearExtractor()
     expected = frechet_distance_of_scipy(extractor(torch.from_numpy(source.pixels))[0], extractor(levels(Painter(), 50))[0])
@@ -332,7 +332,7 @@ def test_the_number_of_generated_images_can_be_another_for_one_evaluation():
 
 
 def test_a_second_evaluation_does_not_read_the_real_images_again(cache):
-    source = CountingSource()
+    source = CountingDataset()
     evaluator = make_evaluator()
     first = evaluator.evaluate(Painter(), data_of(source), CPU).values
     assert len(list(cache.iterdir())) == 1
@@ -343,7 +343,7 @@ def test_a_second_evaluation_does_not_read_the_real_images_again(cache):
 
 @pytest.mark.parametrize("count", [30, 60, 90])
 def test_features_kept_in_the_cache_serve_evaluations_of_several_sizes(cache, count):
-    source = CountingSource(num_images=60)
+    source = CountingDataset(num_images=60)
     metrics = {
         "kernel_distance": KernelDistance(subsets=3, subset_size=15),
         "precision_recall": PrecisionRecall(neighbors=3, density_neighbors=5),
@@ -362,7 +362,7 @@ def test_features_kept_in_the_cache_serve_evaluations_of_several_sizes(cache, co
 
 def test_of_many_real_images_the_features_of_some_are_kept_and_always_the_same_ones(monkeypatch):
     monkeypatch.setattr("genimg.evaluation.compare._KEPT_REAL", 20)
-    source, extractor = CountingSource(num_images=60), LinearExtractor()
+    source, extractor = CountingDataset(num_images=60), LinearExtractor()
     metrics = {"frechet_distance": FrechetDistance(), "kernel_distance": KernelDistance(subsets=3, subset_size=10)}
     evaluation = make_evaluator(metrics=metrics, num_images=15).evaluate(Painter(), data_of(source), CPU)
     real, fake = extractor(torch.from_numpy(source.pixels))[0], extractor(levels(Painter(), 15))[0]
@@ -376,22 +376,22 @@ def test_of_many_real_images_the_features_of_some_are_kept_and_always_the_same_o
 
 
 def test_the_cache_is_where_the_config_says(tmp_path, cache):
-    make_evaluator(cache_dir=str(tmp_path / "elsewhere")).evaluate(Painter(), data_of(CountingSource()), CPU)
+    make_evaluator(cache_dir=str(tmp_path / "elsewhere")).evaluate(Painter(), data_of(CountingDataset()), CPU)
     assert len(list((tmp_path / "elsewhere" / "statistics").iterdir())) == 1
     assert not cache.exists()
 
 
 OTHER_STATISTICS = {
-    "another dataset": (lambda: CountingSource(seed=1), {}, LinearExtractor),
-    "fewer real images": (CountingSource, {"num_real": 11}, LinearExtractor),
-    "another extractor": (CountingSource, {}, lambda: LinearExtractor(name="other")),
-    "other weights": (CountingSource, {}, lambda: LinearExtractor(weights_sha256="def")),
+    "another dataset": (lambda: CountingDataset(seed=1), {}, LinearExtractor),
+    "fewer real images": (CountingDataset, {"num_real": 11}, LinearExtractor),
+    "another extractor": (CountingDataset, {}, lambda: LinearExtractor(name="other")),
+    "other weights": (CountingDataset, {}, lambda: LinearExtractor(weights_sha256="def")),
 }
 
 
 @pytest.mark.parametrize(("make_source", "changes", "make_extractor"), OTHER_STATISTICS.values(), ids=OTHER_STATISTICS)
 def test_what_determines_the_real_statistics_has_a_cache_file_of_its_own(cache, make_source, changes, make_extractor):
-    make_evaluator().evaluate(Painter(), data_of(CountingSource()), CPU)
+    make_evaluator().evaluate(Painter(), data_of(CountingDataset()), CPU)
     make_evaluator(make_extractor(), **changes).evaluate(Painter(), data_of(make_source()), CPU)
     assert len(list(cache.iterdir())) == 2
 
@@ -399,7 +399,7 @@ def test_what_determines_the_real_statistics_has_a_cache_file_of_its_own(cache, 
 def test_features_of_single_images_join_the_same_cache_file_and_serve_whoever_needs_fewer(cache, monkeypatch):
     monkeypatch.setattr("genimg.evaluation.compare._KEPT_REAL", 5)
     kernel = {"frechet_distance": FrechetDistance(), "kernel_distance": KernelDistance(subsets=3, subset_size=4)}
-    source = CountingSource()
+    source = CountingDataset()
     few = make_evaluator(metrics=kernel, num_images=8).evaluate(Painter(), data_of(source), CPU)
     many = make_evaluator(metrics=kernel, num_images=20).evaluate(Painter(), data_of(source), CPU)
     assert (few.provenance["real"]["num_kept"], many.provenance["real"]["num_kept"]) == (8, 20)
@@ -419,7 +419,7 @@ OTHER_METRICS = {"inception_score": InceptionScore(splits=2), "frechet_distance"
     ids=["num_images", "seed", "metrics", "batch_size", "num_real"],
 )
 def test_what_does_not_determine_the_real_statistics_shares_a_cache_file(cache, changes):
-    source = CountingSource()
+    source = CountingDataset()
     make_evaluator().evaluate(Painter(), data_of(source), CPU)
     source.forbidden = True
     make_evaluator(**changes).evaluate(Painter(), data_of(source), CPU)
@@ -428,9 +428,9 @@ def test_what_does_not_determine_the_real_statistics_shares_a_cache_file(cache, 
 
 def test_one_evaluator_compares_each_dataset_with_its_own_statistics():
     evaluator = make_evaluator()
-    evaluator.evaluate(Painter(), data_of(CountingSource(seed=0)), CPU)
-    found = evaluator.evaluate(Painter(), data_of(CountingSource(seed=1)), CPU).values
-    expected = make_evaluator().evaluate(Painter(), data_of(CountingSource(seed=1)), CPU).values
+    evaluator.evaluate(Painter(), data_of(CountingDataset(seed=0)), CPU)
+    found = evaluator.evaluate(Painter(), data_of(CountingDataset(seed=1)), CPU).values
+    expected = make_evaluator().evaluate(Painter(), data_of(CountingDataset(seed=1)), CPU).values
     assert found == expected
 
 
@@ -452,10 +452,10 @@ def damage_by_age(path):
 
 @pytest.mark.parametrize("damage", [damage_by_truncation, damage_by_random_bytes, damage_by_other_content, damage_by_age])
 def test_a_damaged_cache_file_is_computed_again_and_replaced(cache, caplog, damage):
-    first = make_evaluator().evaluate(Painter(), data_of(CountingSource()), CPU).values
+    first = make_evaluator().evaluate(Painter(), data_of(CountingDataset()), CPU).values
     (path,) = cache.iterdir()
     damage(path)
-    source = CountingSource()
+    source = CountingDataset()
     assert make_evaluator().evaluate(Painter(), data_of(source), CPU).values == first
     assert str(path) in caplog.text
     assert sorted(source.read_indices) == list(range(23))
@@ -466,7 +466,7 @@ def test_a_damaged_cache_file_is_computed_again_and_replaced(cache, caplog, dama
 def test_a_cache_that_cannot_be_written_is_a_warning_that_names_the_way_out(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("GENIMG_CACHE", str(tmp_path / "file"))
-    values = make_evaluator().evaluate(Painter(), data_of(CountingSource()), CPU).values
+    values = make_evaluator().evaluate(Painter(), data_of(CountingDataset()), CPU).values
     assert values["fd37_linear"] > 0.0
     assert "set GENIMG_CACHE to a writable directory" in caplog.text
 
@@ -475,7 +475,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning_that_names_the_way_out(tmp_
 def test_should_stop_interrupts_within_a_batch_and_the_next_evaluation_is_whole(answers_before):
     extractor = LinearExtractor()
     evaluator = make_evaluator(extractor)
-    data = data_of(CountingSource())
+    data = data_of(CountingDataset())
     asked = []
 
     def should_stop():
@@ -491,19 +491,19 @@ def test_should_stop_interrupts_within_a_batch_and_the_next_evaluation_is_whole(
 
 def test_an_interrupted_pass_over_the_real_images_leaves_no_cache(cache):
     with pytest.raises(EvaluationInterruptedError):
-        make_evaluator().evaluate(Painter(), data_of(CountingSource()), CPU, lambda: True)
+        make_evaluator().evaluate(Painter(), data_of(CountingDataset()), CPU, lambda: True)
     assert not cache.exists()
 
 
 def test_should_stop_interrupts_the_reconstructions_too():
-    evaluator, real = make_evaluator(reconstructions=20), DatasetImages(data_of(CountingSource()))
+    evaluator, real = make_evaluator(reconstructions=20), DatasetImages(data_of(CountingDataset()))
     result = evaluator.compare(real, evaluator.generated(Painter(), CPU, ()), CPU)
     with pytest.raises(EvaluationInterruptedError):
         evaluator.with_reconstructions(result, Autoencoder(), real, "train", CPU, lambda: True)
 
 
 def test_provenance_says_what_the_values_depend_on():
-    source = CountingSource()
+    source = CountingDataset()
     provenance = make_evaluator(seed=4, num_real=11).evaluate(Painter(), data_of(source), CPU).provenance
     assert provenance == {
         "extractor": {
@@ -540,7 +540,7 @@ def test_provenance_says_what_the_values_depend_on():
 
 
 def test_provenance_does_not_depend_on_whether_the_cache_was_used():
-    source = CountingSource()
+    source = CountingDataset()
     fresh, cached = (make_evaluator().evaluate(Painter(), data_of(source), CPU).provenance for _ in range(2))
     assert fresh == cached
 
@@ -562,7 +562,7 @@ def test_saved_statistics_stand_for_the_images_they_were_made_of(tmp_path):
         "kernel_distance": KernelDistance(subsets=3, subset_size=10),
         "inception_score": InceptionScore(splits=2),
     }
-    source = CountingSource()
+    source = CountingDataset()
     real, fake, path = DatasetImages(data_of(source)), dataset(31, 1), tmp_path / "deep" / "real.pt"
     direct = make_evaluator(metrics=metrics).compare(real, fake, CPU, save_statistics=path)
     source.forbidden = True
@@ -603,16 +603,16 @@ def test_two_images_on_each_side_are_enough_for_a_frechet_distance():
 
 def test_images_of_a_broken_model_are_refused_by_their_number():
     with pytest.raises(NonFiniteImagesError, match=r"^3 of 29 images of the model .* first of them image 19"):
-        make_evaluator().evaluate(Painter(broken=(22, 19, 30)), data_of(CountingSource()), CPU)
+        make_evaluator().evaluate(Painter(broken=(22, 19, 30)), data_of(CountingDataset()), CPU)
 
 
 def test_few_images_are_a_warning_once_and_singular_covariances_another(caplog):
     evaluator = make_evaluator()
-    first = evaluator.evaluate(Painter(), data_of(CountingSource()), CPU)
+    first = evaluator.evaluate(Painter(), data_of(CountingDataset()), CPU)
     assert len(first.warnings) == 2
     assert first.warnings[0].startswith("37 generated images are few")
     assert first.warnings[1].startswith("23 real images are few")
-    assert evaluator.evaluate(Painter(), data_of(CountingSource()), CPU).warnings == first.warnings
+    assert evaluator.evaluate(Painter(), data_of(CountingDataset()), CPU).warnings == first.warnings
     assert caplog.text.count("37 generated images are few") == 1
     few = make_evaluator().compare(dataset(NUM_FEATURES, 0), dataset(NUM_FEATURES + 1, 1), CPU).warnings
     assert few[0].startswith(f"{NUM_FEATURES + 1} generated images are few")
@@ -633,7 +633,7 @@ def test_many_images_are_no_warning():
 def test_labels_are_matched_only_with_classes_of_the_same_names(extractors, datas, expected):
     metrics = {"frechet_distance": FrechetDistance(), "accuracy": ConditionalAccuracy()}
     extractor = LinearExtractor(class_names=extractors)
-    data = data_of(CountingSource(class_names=datas))
+    data = data_of(CountingDataset(class_names=datas))
     values = make_evaluator(extractor, metrics=metrics).evaluate(LabelledPainter(), data, CPU).values
     assert ("accuracy37_linear" in values) == expected
     if expected:
@@ -649,7 +649,7 @@ def test_bootstrap_gives_intervals_of_what_can_be_resampled():
         "accuracy": ConditionalAccuracy(),
     }
     extractor = LinearExtractor(class_names=CLASSES)
-    data = data_of(CountingSource(class_names=CLASSES))
+    data = data_of(CountingDataset(class_names=CLASSES))
     evaluation = make_evaluator(extractor, metrics=metrics, bootstrap=150, num_images=200, batch_size=100).evaluate(
         LabelledPainter(), data, CPU
     )
@@ -666,7 +666,7 @@ def test_bootstrap_gives_intervals_of_what_can_be_resampled():
 
 
 def test_an_autoencoder_is_measured_by_its_reconstructions_too():
-    source, extractor = CountingSource(), LinearExtractor()
+    source, extractor = CountingDataset(), LinearExtractor()
     evaluation = make_evaluator(reconstructions=10).evaluate(Autoencoder(darker=0.3), data_of(source), CPU)
     originals = torch.from_numpy(source.pixels[random_subset(10, 23, seed=0)])
     floats = (originals.double() / 127.5 - 1.0 - 0.3).clamp(-1.0, 1.0)
@@ -685,7 +685,7 @@ def test_an_autoencoder_is_measured_by_its_reconstructions_too():
 
 
 def test_reconstructions_are_of_held_out_images_where_there_are_any():
-    source, held_out = CountingSource(), CountingSource()
+    source, held_out = CountingDataset(), CountingDataset()
     held_out.pixels = 255 - source.pixels
     held_out.fingerprint = "another"
     source.validation = held_out
@@ -713,7 +713,7 @@ def test_lpips_of_reconstructions_is_reported_where_it_is_given():
         def forward(self, reference, image):
             return (reference.double() - image.double()).abs().flatten(1).mean(dim=1)
 
-    evaluator, data = make_evaluator(reconstructions=10, lpips=Distance()), data_of(CountingSource())
+    evaluator, data = make_evaluator(reconstructions=10, lpips=Distance()), data_of(CountingDataset())
     assert evaluator.evaluate(Autoencoder(), data, CPU).values["reconstruction_train_lpips10"] == 0.0
     result = evaluator.evaluate(Autoencoder(darker=0.3), data, CPU)
     chosen = subset_of(data.source, 10)
@@ -727,7 +727,7 @@ def test_lpips_of_reconstructions_is_reported_where_it_is_given():
 
 
 def test_perfect_reconstructions_have_the_best_values_and_no_more_images_than_there_are():
-    values = make_evaluator(reconstructions=1000).evaluate(Autoencoder(), data_of(CountingSource()), CPU).values
+    values = make_evaluator(reconstructions=1000).evaluate(Autoencoder(), data_of(CountingDataset()), CPU).values
     assert values["reconstruction_train_psnr23"] == 100.0
     assert values["reconstruction_train_ssim23"] == pytest.approx(1.0, abs=1e-6)
     assert values["reconstruction_train_fd23_linear"] == pytest.approx(0.0, abs=1e-6)
@@ -735,7 +735,7 @@ def test_perfect_reconstructions_have_the_best_values_and_no_more_images_than_th
 
 @pytest.mark.parametrize(("method", "reconstructions"), [(Painter(), 10), (Autoencoder(), 0)], ids=["painter", "zero"])
 def test_reconstructions_are_left_out_for_other_models_and_where_none_are_asked_for(method, reconstructions):
-    values = make_evaluator(reconstructions=reconstructions).evaluate(method, data_of(CountingSource()), CPU).values
+    values = make_evaluator(reconstructions=reconstructions).evaluate(method, data_of(CountingDataset()), CPU).values
     assert not [name for name in values if "reconstruction" in name]
 
 
@@ -748,7 +748,7 @@ def test_a_metric_of_logits_is_refused_without_them():
 def test_a_metric_that_is_none_is_left_out():
     metrics = {"inception_score": None, "frechet_distance": FrechetDistance()}
     evaluator = make_evaluator(LinearExtractor(has_logits=False), metrics=metrics)
-    values = evaluator.evaluate(Painter(), data_of(CountingSource()), CPU).values
+    values = evaluator.evaluate(Painter(), data_of(CountingDataset()), CPU).values
     assert list(values) == ["fd37_linear"]
 
 
@@ -780,7 +780,7 @@ def test_a_setting_that_makes_no_sense_is_refused_by_its_key(changes, words):
 
 
 def test_features_of_originals_are_computed_once():
-    source, extractor = CountingSource(), LinearExtractor()
+    source, extractor = CountingDataset(), LinearExtractor()
     evaluator, data = make_evaluator(extractor, reconstructions=10), data_of(source)
     first = evaluator.evaluate(Autoencoder(darker=0.3), data, CPU).values
     extractor.seen.clear()
@@ -793,7 +793,7 @@ def test_features_of_originals_are_computed_once():
 
 @pytest.mark.parametrize(("broken", "batches"), [(range(1000), 1), ([36], 8)], ids=["every image", "the last image"])
 def test_a_model_that_makes_nan_is_refused_at_once_or_when_the_pass_ends(broken, batches):
-    source, extractor = CountingSource(), LinearExtractor()
+    source, extractor = CountingDataset(), LinearExtractor()
     evaluator, data = make_evaluator(extractor, batch_size=5), data_of(source)
     evaluator.evaluate(Painter(), data, CPU)
     extractor.seen.clear()
@@ -814,8 +814,8 @@ class Copier(Painter):
 
 
 def with_validation(num_images=60, held_out=40):
-    source = CountingSource(num_images)
-    source.validation = CountingSource(held_out, seed=9)
+    source = CountingDataset(num_images)
+    source.validation = CountingDataset(held_out, seed=9)
     return source
 
 
@@ -834,7 +834,7 @@ def test_copies_of_training_images_are_measured_against_held_out_ones(monkeypatc
     assert drawn.values["memorised30_linear"] == pytest.approx(memorised_share(*sides, 0.05), abs=1e-9)
     assert abs(drawn.values["memorised30_linear"]) < 0.5
     # The other metrics have the values that they have alone.
-    alone = make_evaluator(metrics=MEMORISATION, num_images=30).evaluate(Painter(), data_of(CountingSource(60)), CPU)
+    alone = make_evaluator(metrics=MEMORISATION, num_images=30).evaluate(Painter(), data_of(CountingDataset(60)), CPU)
     assert {name: drawn.values[name] for name in alone.values} == alone.values
     told = drawn.provenance["metrics"]["memorisation"]
     assert (told["quantile"], told["held_out"]["num_images"]) == (0.05, 40)
@@ -847,7 +847,7 @@ def test_copies_of_training_images_are_measured_against_held_out_ones(monkeypatc
 @pytest.mark.parametrize(
     ("source", "changes", "words"),
     [
-        (CountingSource, {}, r"^metrics\.copies .* hold out a share of the data"),
+        (CountingDataset, {}, r"^metrics\.copies .* hold out a share of the data"),
         (
             with_validation,
             {"num_real": 59},
@@ -871,7 +871,7 @@ def test_memorisation_against_statistics_is_refused():
 
 @pytest.mark.parametrize(("num_real", "count", "ending"), [(60, 25, "25"), (20, 25, "20")])
 def test_neighbours_are_counted_among_equally_many_images_and_the_name_says_how_many(num_real, count, ending):
-    source, extractor = CountingSource(num_real), LinearExtractor()
+    source, extractor = CountingDataset(num_real), LinearExtractor()
     metrics = {"frechet_distance": FrechetDistance(), "precision_recall": PrecisionRecall(neighbors=3, density_neighbors=5)}
     values = make_evaluator(metrics=metrics, num_images=count).evaluate(Painter(), data_of(source), CPU).values
     least = min(num_real, count)
@@ -885,7 +885,7 @@ def test_neighbours_are_counted_among_equally_many_images_and_the_name_says_how_
 def test_a_first_metric_that_takes_fewer_images_than_are_generated_is_refused_with_the_way_out():
     metrics = {"precision_recall": PrecisionRecall(neighbors=3, density_neighbors=5)}
     with pytest.raises(ValueError, match=r"precision37_linear chooses .* or set num_images=20"):
-        make_evaluator(metrics=metrics).evaluate(Painter(), data_of(CountingSource(20)), CPU)
+        make_evaluator(metrics=metrics).evaluate(Painter(), data_of(CountingDataset(20)), CPU)
 
 
 class SpatialExtractor(LinearExtractor):
@@ -901,7 +901,7 @@ class SpatialExtractor(LinearExtractor):
 
 
 def test_the_spatial_distance_is_that_of_the_spatial_features(cache):
-    source, settings = CountingSource(), {"metrics": {"fd": FrechetDistance(), "sfd": SpatialFrechetDistance()}}
+    source, settings = CountingDataset(), {"metrics": {"fd": FrechetDistance(), "sfd": SpatialFrechetDistance()}}
     make_evaluator(SpatialExtractor(), metrics={"fd": FrechetDistance()}).evaluate(Painter(), data_of(source), CPU)
     # That cache has no spatial moments.
     values = make_evaluator(SpatialExtractor(), **settings).evaluate(Painter(), data_of(source), CPU).values

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from genimg.data.captions import decode
-from genimg.data.datasets.builtin import ArraySource
+from genimg.data.datasets.builtin import ArrayDataset
 from genimg.data.loader import ImageLoader
 from genimg.data.subsets import random_subset
 from genimg.evaluation.image_sets import (
@@ -25,7 +25,7 @@ SHAPE = (3, 4, 5)
 
 def array_source(count, labels=None, class_names=()):
     pixels = np.random.default_rng(0).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
-    return ArraySource("array", pixels, labels, class_names)
+    return ArrayDataset("array", pixels, labels, class_names)
 
 
 def dataset(source, *, flip=False):
@@ -112,7 +112,7 @@ def test_a_datasets_labels_come_with_its_images():
 def test_a_datasets_fingerprint_follows_its_images():
     one, same, other = array_source(5), array_source(5), array_source(5)
     other.images[3, 0, 0, 0] ^= 1
-    other = ArraySource("array", other.images)
+    other = ArrayDataset("array", other.images)
     assert dataset(one).fingerprint == dataset(same).fingerprint
     assert dataset(one).fingerprint != dataset(other).fingerprint
 
@@ -196,7 +196,7 @@ def test_reconstructions_stand_beside_their_originals():
 @pytest.mark.parametrize("keys", [("image",), ("image", "label"), ("image", "caption")])
 def test_what_reconstructs_is_given_the_conditions_that_it_reads(keys):
     pixels, labels = array_source(12).images, np.arange(12) % 5
-    source = ArraySource("array", pixels, labels, "abcde", captions=[f"number {i}" for i in range(12)])
+    source = ArrayDataset("array", pixels, labels, "abcde", captions=[f"number {i}" for i in range(12)])
     method = Painter()
     method.batch_keys = keys
     Reconstructions(method, dataset(source)).pairs(np.array([3, 11]))

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from genimg.data.datasets.builtin import ArraySource
+from genimg.data.datasets.builtin import ArrayDataset
 from genimg.data.loader import ImageLoader
 from genimg.data.split import without_validation
 from genimg.data.subsets import random_subset
@@ -51,7 +51,7 @@ def vae(condition=Unconditional):
 def data(*, validation=0.0, count=40, keys=("image",)):
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (count, 1, 6, 6), dtype=np.uint8)
-    source = ArraySource("noise", images, np.arange(count) % 3, ("a", "b", "c"))
+    source = ArrayDataset("noise", images, np.arange(count) % 3, ("a", "b", "c"))
     source = without_validation(source, validation)
     return ImageLoader(source, storage="device", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU, keys=keys)
 

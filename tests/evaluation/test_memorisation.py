@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from genimg.data.datasets.builtin import ArraySource, mnist
+from genimg.data.datasets.builtin import ArrayDataset, mnist
 from genimg.data.subsets import random_order
 from genimg.evaluation.extractors.classifier import Classifier
 from genimg.evaluation.feature_stats import Summary
@@ -118,7 +118,7 @@ def test_a_single_training_image_is_refused() -> None:
 def test_digits_with_a_little_noise_are_copies_and_fresh_digits_are_none(real_mnist_root: Path) -> None:
     settings = {"root": str(real_mnist_root), "image_size": 28, "channels": 1, "fit": "stretch"}
     source = mnist(split="train", **settings)
-    assert isinstance(source, ArraySource)
+    assert isinstance(source, ArrayDataset)
     extractor, order = Classifier(classifier="mnist_v2", sha256=None), random_order(60_000, seed=0)
 
     def of(images: np.ndarray) -> torch.Tensor:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from genimg.data.datasets.builtin import ArraySource
+from genimg.data.datasets.builtin import ArrayDataset
 from genimg.data.loader import ImageLoader
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.image_sets import DatasetImages
@@ -34,7 +34,7 @@ def random_pixels(count, seed, shape=(3, 4, 4)):
 
 
 def images_of(pixels):
-    source = ArraySource("pixels", np.ascontiguousarray(pixels))
+    source = ArrayDataset("pixels", np.ascontiguousarray(pixels))
     return DatasetImages(ImageLoader(source, storage="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU))
 
 

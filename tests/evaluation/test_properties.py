@@ -7,7 +7,7 @@ import pytest
 import scipy.ndimage
 import torch
 
-from genimg.data.datasets.builtin import ArraySource, folder, mnist
+from genimg.data.datasets.builtin import ArrayDataset, folder, mnist
 from genimg.data.datasets.shapes import shapes
 from genimg.data.loader import ImageLoader
 from genimg.evaluation.compare import Evaluator
@@ -97,7 +97,7 @@ def measure(case, real, fake, batch_size=128):
     sides = (
         DatasetImages(
             ImageLoader(
-                ArraySource("images", images), storage="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU
+                ArrayDataset("images", images), storage="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU
             )
         )
         for images in (real, fake)

@@ -12,8 +12,8 @@ import torch
 from test_compare import LinearExtractor, Painter, frechet_distance_of_scipy
 from torch import Tensor, nn
 
-from genimg.data.datasets.builtin import ArraySource, Source
-from genimg.data.datasets.unpaired import UnpairedSource
+from genimg.data.datasets.builtin import ArrayDataset, ImageDataset
+from genimg.data.datasets.unpaired import UnpairedDataset
 from genimg.data.loader import ImageLoader, UnpairedImageLoader
 from genimg.data.subsets import random_subset
 from genimg.data.tasks.base import Pair, Unpaired
@@ -103,22 +103,22 @@ def pixels(count: int, channels: int = 1, size: int = 4, seed: int = 0) -> np.nd
     return np.random.default_rng(seed).integers(0, 256, (count, channels, size, size), dtype=np.uint8)
 
 
-def data_of(source: Source, task: Any = None) -> ImageLoader:
+def data_of(source: ImageDataset, task: Any = None) -> ImageLoader:
     return ImageLoader(source, storage="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU,
                 task=task or Denoise(noise="gaussian", amount=25))  # fmt: skip
 
 
 def noise(count: int = 12, channels: int = 1, size: int = 4, held_out: int = 0) -> ImageLoader:
-    source = ArraySource("noise", pixels(count, channels, size))
+    source = ArrayDataset("noise", pixels(count, channels, size))
     if held_out:
-        source.validation = ArraySource("held out", pixels(held_out, channels, size, seed=1))
+        source.validation = ArrayDataset("held out", pixels(held_out, channels, size, seed=1))
     return data_of(source)
 
 
 def domains(count_a: int = 12, count_b: int = 12, channels_b: int = 1) -> UnpairedImageLoader:
-    def source(seed: int, counts: tuple[int, int]) -> UnpairedSource:
-        a = ArraySource("a", pixels(counts[0], seed=seed))
-        return UnpairedSource(a, ArraySource("b", pixels(counts[1], channels_b, seed=seed + 1)))
+    def source(seed: int, counts: tuple[int, int]) -> UnpairedDataset:
+        a = ArrayDataset("a", pixels(counts[0], seed=seed))
+        return UnpairedDataset(a, ArrayDataset("b", pixels(counts[1], channels_b, seed=seed + 1)))
 
     whole = source(0, (20, 20))
     whole.validation = source(2, (count_a, count_b))
@@ -175,13 +175,13 @@ def test_the_numbers_are_the_means_over_images_of_direct_computations(channels: 
 def test_a_perfect_translation_has_the_best_values() -> None:
     source = np.concatenate([pixels(6), pixels(6)], axis=1)
     task = Pair(source_channels=1)
-    values = paired().evaluate(Translator(task), data_of(ArraySource("pairs", source), task), CPU).values
+    values = paired().evaluate(Translator(task), data_of(ArrayDataset("pairs", source), task), CPU).values
     assert values == {"psnr": 100.0, "ssim": pytest.approx(1.0, abs=1e-6), "l1": 0.0}
 
 
 def test_a_hole_is_measured_alone_beside_the_whole_image() -> None:
     task = Inpaint(mask=Center(size=0.5))
-    data = data_of(ArraySource("pictures", pixels(12, 3, 12)), task)
+    data = data_of(ArrayDataset("pictures", pixels(12, 3, 12)), task)
     values = paired().evaluate(Translator(task, WithoutMask()), data, CPU).values
     assert list(values) == ["psnr", "ssim", "l1", "psnr_hole", "l1_hole"]
     hole = data.source.images[:, :, 3:9, 3:9].astype(np.float64) - 128  # the source's mid grey, rounded
@@ -200,7 +200,7 @@ def test_images_without_a_hole_have_no_part_in_its_mean() -> None:
             mask[torch.from_numpy(positions) % 2 == 1] = 0.0
             return mask
 
-    task, source = Inpaint(mask=OfSome(size=0.5)), ArraySource("pictures", pixels(12, 3, 12))
+    task, source = Inpaint(mask=OfSome(size=0.5)), ArrayDataset("pictures", pixels(12, 3, 12))
     values = paired(batch_size=1).evaluate(Translator(task, WithoutMask()), data_of(source, task), CPU).values
     hole = source.images[::2, :, 3:9, 3:9].astype(np.float64) - 128
     assert values["l1_hole"] == pytest.approx(np.abs(hole).mean() / 255, rel=1e-5)
@@ -211,7 +211,7 @@ def test_images_without_a_hole_have_no_part_in_its_mean() -> None:
 def test_super_resolution_is_measured_as_its_tables_are(channels: int) -> None:
     structural_similarity = pytest.importorskip("skimage.metrics").structural_similarity
     rgb2ycbcr = pytest.importorskip("skimage.color").rgb2ycbcr
-    task, source = SuperResolution(factor=4), ArraySource("pictures", pixels(6, channels, 32))
+    task, source = SuperResolution(factor=4), ArrayDataset("pictures", pixels(6, channels, 32))
     values = paired().evaluate(Translator(task), data_of(source, task), CPU).values
     assert list(values) == ["psnr", "ssim", "l1", "psnr_y_border4", "ssim_y_border4"]
     images = torch.from_numpy(source.images).float() / 127.5 - 1
@@ -233,7 +233,7 @@ def test_super_resolution_is_measured_as_its_tables_are(channels: int) -> None:
 
 def test_images_that_are_all_border_have_no_measure_without_it() -> None:
     task = SuperResolution(factor=4)
-    values = paired().evaluate(Translator(task), data_of(ArraySource("pictures", pixels(6, 3, 8)), task), CPU).values
+    values = paired().evaluate(Translator(task), data_of(ArrayDataset("pictures", pixels(6, 3, 8)), task), CPU).values
     assert list(values) == ["psnr", "ssim", "l1"]
 
 
@@ -241,7 +241,7 @@ def test_multiple_scales_are_measured_where_images_are_large_enough() -> None:
     task = Pair(source_channels=1)
     for size, expected in ((161, ["psnr", "ssim", "l1", "ms_ssim"]), (160, ["psnr", "ssim", "l1"])):
         images = np.repeat(pixels(2, size=size), 2, axis=1)
-        values = paired().evaluate(Translator(task), data_of(ArraySource("pairs", images), task), CPU).values
+        values = paired().evaluate(Translator(task), data_of(ArrayDataset("pairs", images), task), CPU).values
         assert list(values) == expected
     assert paired().primary == "psnr"
     assert paired().higher_is_better
@@ -255,7 +255,7 @@ def test_what_a_task_answers_is_an_image_of_its_own() -> None:
             return output / 2
 
     images = np.concatenate([pixels(6), pixels(6, seed=1)], axis=1)
-    values = paired().evaluate(Translator(Halved(source_channels=1)), data_of(ArraySource("pairs", images), Halved(
+    values = paired().evaluate(Translator(Halved(source_channels=1)), data_of(ArrayDataset("pairs", images), Halved(
         source_channels=1)), CPU).values  # fmt: skip
     first, second = (np.round((image / 127.5 - 1) * 63.75 + 127.5) for image in (images[:, :1], images[:, 1:]))
     assert values["l1"] == pytest.approx(np.abs(first - second).mean() / 255, rel=1e-6)
@@ -329,7 +329,7 @@ def test_held_out_images_are_measured_where_there_are_any(caplog: pytest.LogCapt
     data = noise(12, held_out=7)
     result = paired().evaluate(Translator(), data, CPU)
     assert caplog.messages == []
-    alone = data_of(ArraySource("held out", pixels(7, seed=1)))
+    alone = data_of(ArrayDataset("held out", pixels(7, seed=1)))
     evaluator = paired()
     with caplog.at_level(logging.WARNING):
         expected = evaluator.evaluate(Translator(), alone, CPU)
@@ -422,7 +422,7 @@ def test_a_model_that_makes_nan_is_refused_by_the_number_of_the_image() -> None:
     images[broken] = 3
     task = Pair(source_channels=1)
     with pytest.raises(NonFiniteImagesError, match=rf"^1 of 3 images of the model's translations .* image {broken}:"):
-        paired(num_images=4, batch_size=1).evaluate(Translator(task, Broken()), data_of(ArraySource("x", images), task), CPU)
+        paired(num_images=4, batch_size=1).evaluate(Translator(task, Broken()), data_of(ArrayDataset("x", images), task), CPU)
 
 
 # Between domains
@@ -652,7 +652,7 @@ def test_a_translator_that_changes_nothing_is_never_chosen_over_one_that_transla
     numbers = np.random.default_rng(0)
     dark = numbers.integers(0, 128, (40, 1, 4, 4), dtype=np.uint8)
     bright = numbers.integers(128, 256, (40, 1, 4, 4), dtype=np.uint8)
-    source = UnpairedSource(ArraySource("a", dark), ArraySource("b", bright))
+    source = UnpairedDataset(ArrayDataset("a", dark), ArrayDataset("b", bright))
     data = UnpairedImageLoader(
         source, augment=None, storage="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU
     )

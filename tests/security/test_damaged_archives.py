@@ -21,7 +21,7 @@ from damage import flip
 from genimg.api.inputs import ImageReader
 from genimg.config.instantiate import ALLOWED, Builder
 from genimg.data import numpy_archive
-from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.datasets.npz import npz
 from genimg.errors import DataError
 from genimg.evaluation.feature_stats import Summary
@@ -33,7 +33,7 @@ LABELS = np.arange(12) % 3
 FEATURES = np.random.default_rng(0).normal(size=(40, 6))
 
 
-def open_npz(path: Path) -> Source:
+def open_npz(path: Path) -> ImageDataset:
     return npz(path=str(path), image_size=None, channels=None, fit="crop")
 
 

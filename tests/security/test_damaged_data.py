@@ -16,7 +16,7 @@ from genimg.api.inputs import ImageReader
 from genimg.config.instantiate import ALLOWED, Builder
 from genimg.data.datasets.builtin import CorruptImageError, mnist
 from genimg.data.datasets.prepared import is_prepared, prepared
-from genimg.data.datasets.shapes import ShapesSource
+from genimg.data.datasets.shapes import ShapesDataset
 from genimg.data.packed_files import DESCRIPTION, sealed
 from genimg.data.packing import pack
 from genimg.errors import DataError
@@ -51,7 +51,7 @@ def test_a_flipped_bit_of_statistics_is_noticed(tmp_path: Path, seed: int) -> No
 def packed(tmp_path: Path) -> Path:
     folder = tmp_path / "packed"
     folder.mkdir()
-    source = ShapesSource(seed=0, num_images=6, image_size=16, channels=3, num_objects=1)
+    source = ShapesDataset(seed=0, num_images=6, image_size=16, channels=3, num_objects=1)
     about = {"name": "shapes", "fingerprint": "x", "num_images": 6, "fit": "x"}
     description, _ = pack(source, folder, shard_size=4096, num_threads=1, max_corrupt=0, provenance=about)
     description.write(folder)

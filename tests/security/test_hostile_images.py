@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genimg.data.datasets.builtin import CorruptImageError, Source
+from genimg.data.datasets.builtin import CorruptImageError, ImageDataset
 from genimg.data.datasets.builtin import folder as folder_of_images
 from genimg.data.zips import ZipImages
 from genimg.errors import DataError
@@ -24,7 +24,7 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(marker) (w) fil
 KINDS = {"PNG": {}, "JPEG": {}, "GIF": {}, "WEBP": {}, "TIFF": {"compression": "tiff_lzw"}, "BMP": {}, "PPM": {}, "TGA": {}}
 
 
-def folder(path: Path) -> Source:
+def folder(path: Path) -> ImageDataset:
     return folder_of_images(root=str(path), image_size=8, channels=3, fit="crop", labels="none")
 
 

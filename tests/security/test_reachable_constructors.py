@@ -38,7 +38,7 @@ BUILT = ("Tensor", "Module", "ndarray", "NDArray", "float", "Number", "Pixels")
 """Types in a parameter's annotation of which a config holds numbers alone, or nodes that are looked at themselves."""
 
 HARMLESS = {
-    "genimg.data.datasets.builtin.ArraySource.captions",  # the captions themselves
+    "genimg.data.datasets.builtin.ArrayDataset.captions",  # the captions themselves
     "genimg.evaluation.extractors.classifier.Classifier.sha256",  # what the digest of a marked path must be
     "genimg.evaluation.extractors.custom.CustomExtractor.weights_sha256",
     "genimg.evaluation.extractors.custom.Module.sha256",
@@ -55,8 +55,8 @@ IMAGES = {
     "genimg.data.datasets.builtin.fashion_mnist", "genimg.data.datasets.builtin.cifar10",
     "genimg.data.datasets.builtin.cifar100", "genimg.data.datasets.npz.npz", "genimg.data.datasets.paired.paired",
     "genimg.data.datasets.unpaired.unpaired", "genimg.data.datasets.prepared.prepared", "genimg.data.tasks.masks.Files",
-    "genimg.data.datasets.builtin.FileSource", "genimg.data.datasets.paired.PairedSource",
-    "genimg.data.datasets.prepared.PreparedSource",
+    "genimg.data.datasets.builtin.FileDataset", "genimg.data.datasets.paired.PairedDataset",
+    "genimg.data.datasets.prepared.PreparedDataset",
     "genimg.data.datasets.prepared.is_prepared",
 }  # fmt: skip
 """What reads the images that a run was trained on: docs/security.md says when; it stands below ``data`` and ``task`` alone."""

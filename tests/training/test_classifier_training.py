@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from genimg.data.datasets.builtin import ArraySource
+from genimg.data.datasets.builtin import ArrayDataset
 from genimg.data.loader import ImageLoader
 from genimg.evaluation.extractors.classifier import Classifier
 from genimg.training.classifier import LabelledImages, train_classifier
@@ -22,7 +22,7 @@ def make_source(*, channels=1, wrong=()):
     labels = random.integers(0, 2, NUM_TRAIN + NUM_TEST)
     images = random.integers(0, 100, (len(labels), channels, 8, 8)) + 150 * labels[:, None, None, None]
     labels[list(wrong)] = 1 - labels[list(wrong)]
-    return ArraySource("two greys", images.astype(np.uint8), labels, NAMES)
+    return ArrayDataset("two greys", images.astype(np.uint8), labels, NAMES)
 
 
 def train(source, *, seed=0, learning_rate=3e-3, order=None):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from genimg.data.datasets.builtin import ArraySource
+from genimg.data.datasets.builtin import ArrayDataset
 from genimg.data.loader import ImageLoader
 from genimg.evaluation.compare import Evaluation, Evaluator
 from genimg.evaluation.extractors.base import Extractor
@@ -110,7 +110,7 @@ def make_trainer(tmp_path):
     def make(evaluator, steps, *, checkpoint_interval=1000, folder="run"):
         method = OneWeight()
         pixels = np.zeros((BATCH, 1, 2, 2), dtype=np.uint8)
-        source = ArraySource("zeros", pixels)
+        source = ArrayDataset("zeros", pixels)
         settings = TrainerSettings(
             duration=NumImages(steps * BATCH),
             batch_size=BATCH,

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from genimg.data.datasets.builtin import ArraySource
+from genimg.data.datasets.builtin import ArrayDataset
 from genimg.data.loader import ImageLoader
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.extractors.base import Extractor
@@ -110,7 +110,7 @@ class Painter(Method):
 
 def data_of_evaluation():
     pixels = np.random.default_rng(0).integers(0, 256, (50, *SHAPE), dtype=np.uint8)
-    source = ArraySource("random", pixels, labels=np.arange(50) % NUM_CLASSES, class_names="abcde")
+    source = ArrayDataset("random", pixels, labels=np.arange(50) % NUM_CLASSES, class_names="abcde")
     return ImageLoader(source, storage="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU)
 
 

@@ -34,7 +34,7 @@ class CorruptImageError(DataError):
     """An image cannot be decoded; the message holds the file's path and the decoder's reason."""
 
 
-class Source(ABC):
+class ImageDataset(ABC):
     """A finite set of images of one shape.
 
     Attributes:
@@ -54,7 +54,7 @@ class Source(ABC):
     class_names: tuple[str, ...] = ()
     captioned: bool = False
     task: Task | None = None
-    validation: Source | None = None
+    validation: ImageDataset | None = None
     fingerprint: str
 
     def __str__(self) -> str:
@@ -99,7 +99,7 @@ class Source(ABC):
         return [self.caption(index) for index in indices.tolist()]
 
 
-class ArraySource(Source):
+class ArrayDataset(ImageDataset):
     """Images held in memory."""
 
     def __init__(
@@ -132,7 +132,7 @@ class ArraySource(Source):
         return None if self._captions is None else self._captions[index]
 
 
-class FileSource(Source):
+class FileDataset(ImageDataset):
     """Image files, decoded when read."""
 
     def __init__(
@@ -177,7 +177,7 @@ class FileSource(Source):
 
 def mnist(
     *, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str, may_download: MayDownload = True
-) -> Source:
+) -> ImageDataset:
     """MNIST (LeCun et al. 1998): 60,000 training and 10,000 test digits of 28x28, in torchvision's layout below ``root``."""
     from torchvision.datasets import MNIST
 
@@ -186,7 +186,7 @@ def mnist(
 
 def fashion_mnist(
     *, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str, may_download: MayDownload = True
-) -> Source:
+) -> ImageDataset:
     """Fashion-MNIST (Xiao et al. 2017): MNIST's format with ten kinds of clothing."""
     from torchvision.datasets import FashionMNIST
 
@@ -197,7 +197,7 @@ def fashion_mnist(
 
 def cifar10(
     *, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str, may_download: MayDownload = True
-) -> Source:
+) -> ImageDataset:
     """CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test photos of 32x32 in ten classes."""
     from torchvision.datasets import CIFAR10
 
@@ -208,7 +208,7 @@ def cifar10(
 
 def cifar100(
     *, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str, may_download: MayDownload = True
-) -> Source:
+) -> ImageDataset:
     """CIFAR-100 (Krizhevsky 2009): as CIFAR-10, with a hundred classes."""
     from torchvision.datasets import CIFAR100
 
@@ -225,7 +225,7 @@ def imagenet(
     channels: int,
     fit: str,
     refresh_index: bool = False,
-) -> Source:
+) -> ImageDataset:
     """ImageNet (Deng et al. 2009) as torchvision lays it out: ``root/train/n01440764/*.JPEG`` and ``root/val/...``."""
     if split not in ("train", "val"):
         raise ConfigError(f"split={split} does not exist in imagenet: choose train or val")
@@ -251,7 +251,7 @@ def folder(
     captions: str | None = None,
     name: str = "folder",
     range: Sequence[float] | None = None,
-) -> Source:
+) -> ImageDataset:
     """Every image below a directory or in a zip file, in any format that Pillow reads.
 
     Args:
@@ -291,12 +291,12 @@ def folder(
             f"root={root} has no labels, but labels=required: put each class's images into its own subdirectory"
             + (f" ({stray} beside the subdirectories)" if (stray := stray_images(files.paths)) else "")
         )
-    return FileSource(name, files, pixels, classes, captions_of(files, captions))
+    return FileDataset(name, files, pixels, classes, captions_of(files, captions))
 
 
 def _torchvision(
     name: str, dataset: Callable[..., Any], root: str, split: str, pixels: PixelFormat, files: str, may_download: bool
-) -> ArraySource:
+) -> ArrayDataset:
     """Load one of torchvision's small datasets into memory, downloading it only when it is absent."""
     if split not in ("train", "test"):
         raise ConfigError(f"split={split} does not exist in {name}: choose train or test")
@@ -331,7 +331,7 @@ def _torchvision(
         progress = tqdm(raw, desc=f"resizing {name}", unit="image", leave=False, disable=None)
         images = np.stack([pixels.apply(Image.fromarray(image)) for image in progress])
     labels = np.asarray(data.targets, dtype=np.int64)
-    return ArraySource(f"{name}/{split}", np.ascontiguousarray(images), labels, [str(c) for c in data.classes])
+    return ArrayDataset(f"{name}/{split}", np.ascontiguousarray(images), labels, [str(c) for c in data.classes])
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from genimg.data.datasets.builtin import ArraySource, CorruptImageError, Source, digest
+from genimg.data.datasets.builtin import ArrayDataset, CorruptImageError, ImageDataset, digest
 from genimg.data.decode import PixelFormat
 from genimg.errors import DataError
 from genimg.types import height_width
@@ -40,7 +40,7 @@ def as_dataset(
     image_size: int | Sequence[int] | None = None,
     channels: int | None = None,
     fit: str = "crop",
-) -> Source:
+) -> ImageDataset:
     """Return a user's own images as a dataset to train on or to measure against.
 
     Args:
@@ -58,7 +58,7 @@ def as_dataset(
         DataError: If the data is nothing of this, or holds no images.
         ConfigError: If there is no such image_size, channels or fit.
     """
-    if isinstance(data, Source):
+    if isinstance(data, ImageDataset):
         return data
     PixelFormat.of(1 if image_size is None else image_size, 3 if channels is None else channels, fit)  # refuses what is unknown
     title = name or type(data).__name__
@@ -74,7 +74,7 @@ def as_dataset(
             to = PixelFormat.of(image_size or images.shape[2:], channels or images.shape[1], fit, None)
             images = np.stack([to.apply(_picture(image, title)) for image in images])
         names = () if labels is None else [str(label) for label in range(int(labels.max()) + 1)]
-        return ArraySource(title, images, labels, names)
+        return ArrayDataset(title, images, labels, names)
     if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         raise DataError(
             f"data={title} is no dataset", "give a uint8 array, a torch Dataset with a length, or a Hugging Face dataset"
@@ -82,7 +82,7 @@ def as_dataset(
     return ExternalDataset(data, title, image_size=image_size, channels=channels, fit=fit)
 
 
-def dataset_of(data: object, parameter: str, **settings: Any) -> Source:
+def dataset_of(data: object, parameter: str, **settings: Any) -> ImageDataset:
     """Return what a function of the Python API receives as ``parameter`` as a dataset, see ``as_dataset``.
 
     Raises:
@@ -103,7 +103,7 @@ def module(
     image_size: int | Sequence[int] | None,
     channels: int | None,
     fit: str,
-) -> Source:
+) -> ImageDataset:
     """Return the dataset that a function of the user's own package makes.
 
     Args:
@@ -127,7 +127,7 @@ def module(
         raise ValueError(f"factory={name} returns a {type(made).__name__}, which cannot be used: {problem}") from error
 
 
-class ExternalDataset(Source):
+class ExternalDataset(ImageDataset):
     """A map-style dataset of a user's own, whose images are converted when they are read.
 
     Args:

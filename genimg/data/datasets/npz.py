@@ -20,7 +20,7 @@ from genimg.data.archives import (
     choose_labels,
     image_like,
 )
-from genimg.data.datasets.builtin import ArraySource, Source
+from genimg.data.datasets.builtin import ArrayDataset, ImageDataset
 from genimg.data.decode import PixelFormat, checked_levels, scaled
 from genimg.data.numpy_archive import Header, NumpyArchive
 from genimg.errors import ConfigError, DataError
@@ -38,7 +38,7 @@ def npz(
     images: str | None = None,
     labels: str = "auto",
     range: Sequence[float] | None = None,
-) -> Source:
+) -> ImageDataset:
     """Read the images of an .npz file, and their labels if it has some; say which arrays were taken.
 
     Images are [N, H, W], [N, H, W, C] or [N, C, H, W]; uint8, floats between 0 and 1, or anything that ``range`` describes.
@@ -82,7 +82,7 @@ def npz(
     _say_what_was_taken(headers, image_key, array, label_key, classes, path)
     names = [] if classes is None else [str(i) for i in np.arange(int(classes.max()) + 1).tolist()]
     several = len(image_like(headers)) > 1
-    return ArraySource(f"{file.name}[{image_key}]" if several else file.name, pixels, classes, names)
+    return ArrayDataset(f"{file.name}[{image_key}]" if several else file.name, pixels, classes, names)
 
 
 def _without_repetition(archive: NumpyArchive) -> dict[str, Header]:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from genimg.data.datasets.builtin import CorruptImageError, Source, digest
+from genimg.data.datasets.builtin import CorruptImageError, ImageDataset, digest
 from genimg.data.datasets.file_index import Index, list_images
 from genimg.data.decode import PixelFormat, check_channels, half_of
 from genimg.data.depth import with_settled_depth
@@ -28,7 +28,7 @@ _MOST_DISTORTED = 1.6  # the aspect ratio of a half against that of the images t
 log = logging.getLogger(__name__)
 
 
-class PairedSource(Source):
+class PairedDataset(ImageDataset):
     """Pairs of image files, decoded when read.
 
     Args:
@@ -103,7 +103,7 @@ def paired(
     fit: str,
     refresh_index: bool = False,
     range: Sequence[float] | None = None,
-) -> PairedSource:
+) -> PairedDataset:
     """Pairs in one folder, each in one file with domain a on the left and b on the right, or in two folders.
 
     Args:
@@ -140,7 +140,7 @@ def paired(
             _warn_of_single_images(place / paths[0], formats[0])
             files: list[tuple[Path, ...]] = [(place / path,) for path in paths]
             settled = [with_settled_depth(index, pixels) for pixels in formats]
-            sources.append(PairedSource("paired", files, paths, *settled, direction=direction, fingerprint=index.digest))
+            sources.append(PairedDataset("paired", files, paths, *settled, direction=direction, fingerprint=index.digest))
         if len(sources) == 2:
             sources[0].validation = sources[1]
         return sources[0]
@@ -159,7 +159,7 @@ def paired(
         )
     files = [(index_a.root / by_name_a[name], index_b.root / by_name_b[name]) for name in sorted(by_name_a)]
     names, fingerprint = sorted(by_name_a), index_a.digest + index_b.digest
-    return PairedSource("paired", files, names, *formats, direction=direction, fingerprint=fingerprint)
+    return PairedDataset("paired", files, names, *formats, direction=direction, fingerprint=fingerprint)
 
 
 def _warn_of_single_images(path: Path, pixels: PixelFormat) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genimg.data.contents import digest_of_contents
-from genimg.data.datasets.builtin import CorruptImageError, Source, digest
+from genimg.data.datasets.builtin import CorruptImageError, ImageDataset, digest
 from genimg.data.packed_files import (
     CAPTIONS,
     CHECKSUMS,
@@ -34,7 +34,7 @@ from genimg.utils.json_text import parse_json
 log = logging.getLogger(__name__)
 
 
-class PreparedSource(Source):
+class PreparedDataset(ImageDataset):
     """Packed images, read through memory maps of the shards, which each process opens when it needs them.
 
     Every image is compared with its CRC-32 whenever it is read, except in directories of an older genimg, which have none.
@@ -156,7 +156,7 @@ class PreparedSource(Source):
         return self._opened[number]
 
 
-def prepared(*, root: str, image_size: int | Sequence[int], channels: int) -> Source:
+def prepared(*, root: str, image_size: int | Sequence[int], channels: int) -> ImageDataset:
     """Images that genimg-prepare packed.
 
     Args:
@@ -186,7 +186,7 @@ def prepared(*, root: str, image_size: int | Sequence[int], channels: int) -> So
             f"{given} does not fit root={root}, which holds {own_size[0]}x{own_size[1]} images of {own_channels} "
             f"channel{'s' * (own_channels > 1)}: set {needed}"
         )
-    return PreparedSource(folder, description)
+    return PreparedDataset(folder, description)
 
 
 def is_prepared(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from genimg.data.datasets.builtin import Source, digest
+from genimg.data.datasets.builtin import ImageDataset, digest
 from genimg.errors import ConfigError
 from genimg.types import height_width
 from genimg.utils.rng import Stream, uniform
@@ -64,7 +64,7 @@ _OUTSIDE: tuple[Callable[[FloatArray, FloatArray, float], FloatArray], ...] = (
 """Signed distance in pixels to each shape's edge, negative inside, in the order of SHAPES."""
 
 
-class ShapesSource(Source):
+class ShapesDataset(ImageDataset):
     """Image ``index`` is a pure function of (seed, index, held_out).
 
     Args:
@@ -210,9 +210,9 @@ def shapes(
     num_objects: int,
     labels: str = "shape",
     held_out: Sequence[str] = (),
-) -> Source:
+) -> ImageDataset:
     """Coloured geometric shapes with a class label (of the first shape) and a caption for every image."""
-    return ShapesSource(
+    return ShapesDataset(
         seed=seed,
         num_images=num_images,
         image_size=image_size,

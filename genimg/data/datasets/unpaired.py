@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from genimg.data.datasets.builtin import Source, digest, folder
+from genimg.data.datasets.builtin import ImageDataset, digest, folder
 from genimg.data.decode import check_channels
 from genimg.data.tasks.base import Unpaired
 from genimg.errors import ConfigError, UserError
 
 
-class UnpairedSource(Source):
+class UnpairedDataset(ImageDataset):
     """Two sources; item ``i`` is one image of each, whose channels follow one another.
 
     That is how they are shown and measured; training takes each in an order of its own: see ``loader.UnpairedData``.
@@ -23,7 +23,7 @@ class UnpairedSource(Source):
         a, b: the domains, of one height and width.
     """
 
-    def __init__(self, a: Source, b: Source) -> None:
+    def __init__(self, a: ImageDataset, b: ImageDataset) -> None:
         self.name = "unpaired"
         self.a, self.b = a, b
         self.shape = (a.shape[0] + b.shape[0], *a.shape[1:])
@@ -54,7 +54,7 @@ def unpaired(
     fit: str,
     refresh_index: bool = False,
     range: Sequence[float] | None = None,
-) -> UnpairedSource:
+) -> UnpairedDataset:
     """Two folders of images, one for each domain.
 
     Args:
@@ -79,7 +79,7 @@ def unpaired(
     for key, count in (("channels_a", channels_a), ("channels_b", channels_b)):
         check_channels(*((key, count) if count is not None else ("channels", channels)))
 
-    def domain(name: str, key: str, path: str, channels: int) -> Source:
+    def domain(name: str, key: str, path: str, channels: int) -> ImageDataset:
         try:
             return folder(root=path, image_size=image_size, channels=channels, fit=fit, labels="none", captions=None,
                           refresh_index=refresh_index, name=name, range=range)  # fmt: skip
@@ -92,13 +92,13 @@ def unpaired(
     if root is None:
         assert a is not None
         assert b is not None
-        return UnpairedSource(
+        return UnpairedDataset(
             domain("domain a", "a", a, channels_a or channels), domain("domain b", "b", b, channels_b or channels)
         )
     directory = Path(root).expanduser()
     halves = [(directory / f"{part}A", directory / f"{part}B") for part in ("train", "test")]
     sources = [
-        UnpairedSource(
+        UnpairedDataset(
             domain("domain a", "root", str(first), channels_a or channels),
             domain("domain b", "root", str(second), channels_b or channels),
         )

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, features
 
 from genimg.data.datasets import builtin
-from genimg.data.datasets.builtin import ArraySource, CorruptImageError, Source, folder
+from genimg.data.datasets.builtin import ArrayDataset, CorruptImageError, ImageDataset, folder
 from genimg.errors import DataError
 
 
@@ -22,7 +22,7 @@ def write_image(path: Path, *, seed: int = 0, size: tuple[int, int] = (8, 8)) ->
     return values.transpose(2, 0, 1)
 
 
-def open_folder(root: Path, **changes: object) -> Source:
+def open_folder(root: Path, **changes: object) -> ImageDataset:
     settings = {"root": str(root), "image_size": 8, "channels": 3, "fit": "crop", "labels": "auto"}
     return folder(**(settings | changes))
 
@@ -220,7 +220,7 @@ def test_unknown_labels_channels_fit_and_size_are_refused(tmp_path):
 def test_many_images_are_those_read_one_by_one(tmp_path):
     values = np.stack([write_image(tmp_path / f"{i}.png", seed=i) for i in range(4)])
     indices = np.array([3, 0, 0, 2])
-    for source in (open_folder(tmp_path), ArraySource("array", values)):
+    for source in (open_folder(tmp_path), ArrayDataset("array", values)):
         many = source.read_many(indices)
         assert many.dtype == np.uint8
         assert np.array_equal(many, values[indices])
@@ -411,23 +411,23 @@ def test_small_datasets_have_no_other_split(tmp_path, function):
 
 def test_array_source_serves_its_images_and_knows_them_by_content():
     images = np.random.default_rng(0).integers(0, 256, (4, 3, 5, 6), dtype=np.uint8)
-    source = ArraySource("toy", images, np.arange(4), ["a", "b", "c", "d"])
+    source = ArrayDataset("toy", images, np.arange(4), ["a", "b", "c", "d"])
     assert (len(source), source.shape) == (4, (3, 5, 6))
     assert np.array_equal(source.read(2), images[2])
     changed = images.copy()
     changed[0, 0, 0, 0] ^= 1
-    assert source.fingerprint == ArraySource("toy", images.copy()).fingerprint
-    assert source.fingerprint != ArraySource("toy", changed).fingerprint
+    assert source.fingerprint == ArrayDataset("toy", images.copy()).fingerprint
+    assert source.fingerprint != ArrayDataset("toy", changed).fingerprint
 
 
 def test_array_source_has_the_captions_that_it_is_given():
     images = np.zeros((3, 3, 5, 6), dtype=np.uint8)
-    source = ArraySource("toy", images, captions=["one", None, "three"])
+    source = ArrayDataset("toy", images, captions=["one", None, "three"])
     assert source.captioned
     assert source.captions(np.array([2, 1, 2])) == ["three", None, "three"]
-    assert source.fingerprint == ArraySource("toy", images).fingerprint
-    assert not ArraySource("toy", images).captioned
-    assert ArraySource("toy", images).caption(0) is None
+    assert source.fingerprint == ArrayDataset("toy", images).fingerprint
+    assert not ArrayDataset("toy", images).captioned
+    assert ArrayDataset("toy", images).caption(0) is None
 
 
 # Real images

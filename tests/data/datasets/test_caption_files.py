@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genimg.data.datasets.builtin import Source, folder
+from genimg.data.datasets.builtin import ImageDataset, folder
 from genimg.data.datasets.caption_files import find_captions
 from genimg.data.subsets import fixed_subset
 from genimg.errors import DataError
@@ -23,11 +23,11 @@ def root(tmp_path) -> Path:
     return tmp_path
 
 
-def open_folder(root: Path, captions: str | None = "auto") -> Source:
+def open_folder(root: Path, captions: str | None = "auto") -> ImageDataset:
     return folder(root=str(root), image_size=4, channels=3, fit="crop", labels="none", captions=captions)
 
 
-def texts(source: Source) -> list[str | None]:
+def texts(source: ImageDataset) -> list[str | None]:
     assert source.captioned
     found = source.captions(np.arange(len(source)))
     assert found == [source.caption(i) for i in range(len(source))]

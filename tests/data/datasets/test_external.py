@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 
 from genimg import ConfigError, DataError, as_dataset
-from genimg.data.datasets.builtin import ArraySource, CorruptImageError, Source
+from genimg.data.datasets.builtin import ArrayDataset, CorruptImageError, ImageDataset
 from genimg.data.datasets.external import module
 
 GREY: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (6, 12, 10), dtype=np.uint8)
@@ -61,7 +61,7 @@ class Table:
         return {"image": Image.fromarray(COLOUR[key]), "label": columns["label"][key], "text": columns["text"][key]}
 
 
-def pixels(dataset: Source) -> NDArray[np.uint8]:
+def pixels(dataset: ImageDataset) -> NDArray[np.uint8]:
     return dataset.read_many(np.arange(len(dataset)))
 
 
@@ -164,7 +164,7 @@ def test_16_bits_are_scaled_and_cameras_held_upright() -> None:
 
 
 def test_a_dataset_of_genimg_stays_as_it_is() -> None:
-    own = ArraySource("own", GREY[:, None])
+    own = ArrayDataset("own", GREY[:, None])
     assert as_dataset(own) is own
     assert str(own) == "own"
 

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from genimg.data.datasets.builtin import CorruptImageError, Source, folder
+from genimg.data.datasets.builtin import CorruptImageError, ImageDataset, folder
 from genimg.data.datasets.prepared import prepared
-from genimg.data.datasets.shapes import ShapesSource
+from genimg.data.datasets.shapes import ShapesDataset
 from genimg.data.loader import ImageLoader
 from genimg.data.packed_files import sealed
 from genimg.data.packing import pack
@@ -25,20 +25,20 @@ from genimg.utils.images import to_float
 BYTES = 3 * 6 * 8
 
 
-def packed(source: Source, path: Path, *, per_shard: int = 4) -> Path:
+def packed(source: ImageDataset, path: Path, *, per_shard: int = 4) -> Path:
     path.mkdir()
     pack(source, path, shard_size=per_shard * BYTES, num_threads=2, max_corrupt=None, provenance={})
     return path
 
 
-def open_packed(path: Path, **changes: object) -> Source:
+def open_packed(path: Path, **changes: object) -> ImageDataset:
     return prepared(**({"root": str(path), "image_size": [6, 8], "channels": 3} | changes))
 
 
 @pytest.fixture
-def original() -> ShapesSource:
+def original() -> ShapesDataset:
     """Eleven images of 6x8 pixels, with labels and captions."""
-    return ShapesSource(seed=0, num_images=11, image_size=[6, 8], channels=3, num_objects=2)
+    return ShapesDataset(seed=0, num_images=11, image_size=[6, 8], channels=3, num_objects=2)
 
 
 @pytest.fixture
@@ -77,9 +77,9 @@ def test_many_images_are_those_read_one_by_one(path, original, indices):
     indices = np.array(indices, dtype=np.int64)
     many = open_packed(path).read_many(indices)
     assert many.dtype == np.uint8
-    assert np.array_equal(many, Source.read_many(original, indices))
+    assert np.array_equal(many, ImageDataset.read_many(original, indices))
     many[:] = 0  # a copy, so that nobody can write to the files
-    assert np.array_equal(open_packed(path).read_many(indices), Source.read_many(original, indices))
+    assert np.array_equal(open_packed(path).read_many(indices), ImageDataset.read_many(original, indices))
 
 
 def test_an_index_that_is_none_is_an_error(path):
@@ -131,7 +131,7 @@ def test_a_pickled_source_holds_no_pixels(tmp_path, original):
 class Reading:
     """Two images of a source, as a worker reads them."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ImageDataset) -> None:
         self.source = source
 
     def __len__(self) -> int:
@@ -147,13 +147,13 @@ def test_workers_read_after_the_parent_has(path, original, context):
     source.read_many(np.arange(11))
     loader = DataLoader(Reading(source), batch_size=None, num_workers=1, multiprocessing_context=context)
     for index, images in enumerate(loader):
-        assert np.array_equal(images.numpy(), Source.read_many(original, np.array([index, index + 5])))
+        assert np.array_equal(images.numpy(), ImageDataset.read_many(original, np.array([index, index + 5])))
 
 
 # Training
 
 
-def place(source: Source, storage: str, num_workers: int) -> ImageLoader:
+def place(source: ImageDataset, storage: str, num_workers: int) -> ImageLoader:
     return ImageLoader(
         source,
         storage=storage,
@@ -205,7 +205,7 @@ def test_another_size_or_number_of_channels_names_the_right_ones(path, tmp_path,
     with pytest.raises(ValueError, match=r"^image_size=\[8,6\] channels=4 does not fit .* "
                        r"set image_size=\[6,8\] channels=3$"):  # fmt: skip
         open_packed(path, image_size=[8, 6], channels=4)
-    square = ShapesSource(seed=0, num_images=2, image_size=8, channels=1, num_objects=1)
+    square = ShapesDataset(seed=0, num_images=2, image_size=8, channels=1, num_objects=1)
     with pytest.raises(ValueError, match=r"holds 8x8 images of 1 channel: set image_size=8 channels=1$"):
         open_packed(packed(square, tmp_path / "square"))
     with pytest.raises(ValueError, match="image_size=0 is not a size"):
@@ -390,7 +390,7 @@ def test_a_damaged_image_is_named_and_the_others_are_read(path, original):
     damage_image(path, 5)
     source = open_packed(path)
     others = np.array([0, 1, 2, 3, 4, 6, 7, 8, 9, 10])
-    assert np.array_equal(source.read_many(others), Source.read_many(original, others))
+    assert np.array_equal(source.read_many(others), ImageDataset.read_many(original, others))
     words = r"^.*/shard-00001\.npy: image 1 of this file is not as it was packed \(image 5 of all\): copy the file again"
     for indices in ([5], [2, 5], [9, 5, 5], list(range(11))):
         with pytest.raises(CorruptImageError, match=words):
@@ -420,7 +420,7 @@ def test_a_directory_without_checksums_is_read_with_a_warning(path, original, ca
     source = open_packed(path)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert caplog.messages == [f"{path} was packed without checksums, so damaged images would not be noticed: pack them again"]
-    assert np.array_equal(source.read_many(np.arange(11)), Source.read_many(original, np.arange(11)))
+    assert np.array_equal(source.read_many(np.arange(11)), ImageDataset.read_many(original, np.arange(11)))
     assert source.labels.tolist() == original.labels.tolist()
     assert source.captions(np.arange(11)) == original.captions(np.arange(11))
     assert source.fingerprint == fingerprint  # so that statistics and runs of before still fit

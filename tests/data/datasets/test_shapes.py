@@ -6,13 +6,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from genimg.data.datasets.builtin import Source
+from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.datasets.shapes import BACKGROUND, COLORS, SHAPES, SIZES, shapes
 
 OBJECT = re.compile(rf"a ({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})")
 
 
-def source(**changes: object) -> Source:
+def source(**changes: object) -> ImageDataset:
     settings = {"seed": 0, "num_images": 200, "image_size": 32, "channels": 3, "num_objects": 1}
     return shapes(**(settings | changes))
 
@@ -91,7 +91,7 @@ def test_many_captions_are_those_one_by_one():
 HELD_OUT = ["red circle", "blue square", "black ring"]
 
 
-def combinations(images: Source) -> list[list[str]]:
+def combinations(images: ImageDataset) -> list[list[str]]:
     """Of every image, its objects' colours and shapes."""
     captions = images.captions(np.arange(len(images)))
     return [[f"{color} {shape}" for _, color, shape in OBJECT.findall(caption)] for caption in captions]

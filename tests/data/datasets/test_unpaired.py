@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genimg.data.datasets.builtin import ArraySource
-from genimg.data.datasets.unpaired import UnpairedSource, unpaired
+from genimg.data.datasets.builtin import ArrayDataset
+from genimg.data.datasets.unpaired import UnpairedDataset, unpaired
 from genimg.data.tasks.base import Unpaired
 from genimg.errors import DataError
 
@@ -16,7 +16,7 @@ DEFAULTS = {
 }  # fmt: skip
 
 
-def build(**changes: Any) -> UnpairedSource:
+def build(**changes: Any) -> UnpairedDataset:
     return unpaired(**(DEFAULTS | {key: str(value) if isinstance(value, Path) else value for key, value in changes.items()}))
 
 
@@ -29,13 +29,13 @@ def fill(folder: Path, levels: list[int], *, subdirectories: bool = False) -> Pa
     return folder
 
 
-def arrays(count: int, channels: int, start: int, size: tuple[int, int] = (2, 3)) -> ArraySource:
+def arrays(count: int, channels: int, start: int, size: tuple[int, int] = (2, 3)) -> ArrayDataset:
     """Image i is plain, of level start + i."""
     levels = np.arange(start, start + count, dtype=np.uint8)[:, None, None, None]
-    return ArraySource(f"arrays {start}", np.broadcast_to(levels, (count, channels, *size)).copy())
+    return ArrayDataset(f"arrays {start}", np.broadcast_to(levels, (count, channels, *size)).copy())
 
 
-def levels_of(source: UnpairedSource, index: int, channels_a: int) -> tuple[int, int]:
+def levels_of(source: UnpairedDataset, index: int, channels_a: int) -> tuple[int, int]:
     image = source.read(index)
     assert image.dtype == np.uint8
     parts = image[:channels_a], image[channels_a:]
@@ -46,7 +46,7 @@ def levels_of(source: UnpairedSource, index: int, channels_a: int) -> tuple[int,
 
 @pytest.mark.parametrize(("counts", "channels"), [((5, 2), (3, 1)), ((2, 5), (1, 3)), ((3, 3), (3, 3))])
 def test_an_item_is_an_image_of_each_domain_and_the_smaller_one_begins_again(counts, channels):
-    source = UnpairedSource(arrays(counts[0], channels[0], 0), arrays(counts[1], channels[1], 100))
+    source = UnpairedDataset(arrays(counts[0], channels[0], 0), arrays(counts[1], channels[1], 100))
     assert len(source) == max(counts)
     assert source.shape == (sum(channels), 2, 3)
     assert isinstance(source.task, Unpaired)
@@ -59,8 +59,8 @@ def test_an_item_is_an_image_of_each_domain_and_the_smaller_one_begins_again(cou
 
 def test_items_have_neither_labels_nor_captions():
     labels = np.array([0, 1])
-    domains = [ArraySource("x", arrays(2, 3, 0).images, labels, ("cat", "dog"), ["a", "b"]) for _ in range(2)]
-    source = UnpairedSource(*domains)
+    domains = [ArrayDataset("x", arrays(2, 3, 0).images, labels, ("cat", "dog"), ["a", "b"]) for _ in range(2)]
+    source = UnpairedDataset(*domains)
     assert source.labels is None
     assert source.class_names == ()
     assert not source.captioned
@@ -69,9 +69,9 @@ def test_items_have_neither_labels_nor_captions():
 
 def test_the_fingerprint_tells_which_images_and_which_way_round():
     a, b, c = arrays(3, 3, 0), arrays(3, 3, 100), arrays(4, 3, 100)
-    prints = [UnpairedSource(*pair).fingerprint for pair in ((a, b), (b, a), (a, c), (a, a))]
+    prints = [UnpairedDataset(*pair).fingerprint for pair in ((a, b), (b, a), (a, c), (a, a))]
     assert len(set(prints)) == 4
-    assert prints[0] == UnpairedSource(arrays(3, 3, 0), arrays(3, 3, 100)).fingerprint
+    assert prints[0] == UnpairedDataset(arrays(3, 3, 0), arrays(3, 3, 100)).fingerprint
 
 
 def test_two_folders_are_the_domains(tmp_path):
@@ -86,7 +86,7 @@ def test_a_root_has_the_domains_and_those_of_validation_below_it(tmp_path):
     source = build(root=tmp_path)
     assert [levels_of(source, i, 3) for i in range(len(source))] == [(1, 101), (2, 101)]
     held_out = source.validation
-    assert isinstance(held_out, UnpairedSource)
+    assert isinstance(held_out, UnpairedDataset)
     assert [levels_of(held_out, i, 3) for i in range(len(held_out))] == [(11, 111), (11, 112)]
     assert held_out.fingerprint != source.fingerprint
 

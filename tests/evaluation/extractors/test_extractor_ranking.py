@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genimg.data.datasets import builtin
-from genimg.data.datasets.shapes import ShapesSource
+from genimg.data.datasets.shapes import ShapesDataset
 from genimg.data.subsets import random_order
 from genimg.evaluation.distances import expected_coverage, frechet_distance, kernel_distance, neighbor_rates
 from genimg.evaluation.extractors.classifier import Classifier
@@ -25,7 +25,7 @@ Pixels = NDArray[np.uint8]
 
 
 def shapes(request: pytest.FixtureRequest) -> list[Pixels]:
-    drawn = (ShapesSource(seed=seed, num_images=COUNT, image_size=32, channels=3, num_objects=1) for seed in (0, 2))
+    drawn = (ShapesDataset(seed=seed, num_images=COUNT, image_size=32, channels=3, num_objects=1) for seed in (0, 2))
     return [source.read_many(np.arange(COUNT)) for source in drawn]
 
 
