@@ -27,7 +27,7 @@ from genimg.data.subsets import random_order
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.distances import expected_coverage, frechet_distance
 from genimg.evaluation.feature_extraction import Passes, full_float32
-from genimg.evaluation.feature_stats import Summary
+from genimg.evaluation.feature_stats import FeatureStats
 from genimg.evaluation.gaussian import GaussianStatistics
 from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.metrics import PrecisionRecall
@@ -75,7 +75,7 @@ def row(pairs: list[tuple[torch.Tensor, torch.Tensor]], device: torch.device) ->
     metric, count = PrecisionRecall(neighbors=NEIGHBORS, density_neighbors=DENSITY_NEIGHBORS), len(pairs[0][0])
     found: dict[str, list[float]] = defaultdict(list)
     for pair in pairs:
-        real, fake = (Summary(GaussianStatistics.of(side), features=side) for side in pair)
+        real, fake = (FeatureStats(GaussianStatistics.of(side), features=side) for side in pair)
         found["fd"].append(frechet_distance(real.moments, fake.moments))
         for name, value in metric.compute(real, fake, lambda name, count=None: name, device).items():
             found[name].append(value)

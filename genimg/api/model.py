@@ -20,7 +20,7 @@ from genimg.evaluation.periodic import Evaluation
 from genimg.inference.checks import check_truncation
 from genimg.inference.conditions import find_conditions, repeated, require_condition
 from genimg.inference.sample import Sampler
-from genimg.inference.translate import Translator, chosen_direction, needs_mask, way_of_training
+from genimg.inference.translate import ImageTranslator, chosen_direction, needs_mask, way_of_training
 from genimg.methods.base import Method
 from genimg.methods.image_to_image import Translation
 from genimg.training.device import choose_device
@@ -159,7 +159,7 @@ class Model:
         self._require("translate", method.translates, "makes images from nothing: use sample")
         assert isinstance(method, Translation)
         require_least(1, batch_size=batch_size)
-        translator = Translator.of(
+        translator = ImageTranslator.of(
             method, self.facts, self.device,
             direction=chosen_direction(method, direction, way_of_training(self.config["data"])),
             tile=tile, overlap=overlap, batch_size=batch_size, seed=seed,

@@ -14,7 +14,7 @@ from genimg.data.decode import checked_levels
 from genimg.errors import ConfigError
 from genimg.inference.image_files import checked_output, find_pictures, with_sizes
 from genimg.inference.tiling import check_tiles
-from genimg.inference.translate import Translator, chosen_direction, way_of_training
+from genimg.inference.translate import ImageTranslator, chosen_direction, way_of_training
 from genimg.inference.translate_files import halves, require_whole, translate_files, with_fitting_masks
 from genimg.methods.image_to_image import Translation
 from genimg.training.device import choose_device
@@ -53,7 +53,7 @@ def translate(composed: DictConfig) -> None:
     elif options.half is None and str(data["_target_"]).endswith("paired.paired") and data.get("root") is not None:
         require_whole(pictures, facts, data["direction"])
     levels = checked_levels(data.get("range"))
-    translator = Translator.of(
+    translator = ImageTranslator.of(
         method, facts, device, direction=direction, tile=options.tile, overlap=options.overlap,
         batch_size=options.batch_size, seed=options.seed,
     )  # fmt: skip

@@ -8,13 +8,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from genimg.evaluation.feature_stats import Summary
+from genimg.evaluation.feature_stats import FeatureStats
 from genimg.evaluation.metrics import Metric, Name
 from genimg.utils.rng import Stream, seed_of
 
 
 def intervals(
-    metrics: Iterable[Metric], real: Summary, fake: Summary, name: Name, values: dict[str, float], resamples: int, seed: int
+    metrics: Iterable[Metric],
+    real: FeatureStats,
+    fake: FeatureStats,
+    name: Name,
+    values: dict[str, float],
+    resamples: int,
+    seed: int,
 ) -> dict[str, tuple[float, float]]:
     """95 % intervals of the metrics that can be resampled, for the same number of images from the same model.
 

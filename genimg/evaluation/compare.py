@@ -21,7 +21,7 @@ from genimg.evaluation.checks import check_counts, check_held_out, checked_metri
 from genimg.evaluation.distances import frechet_distance
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.feature_extraction import Passes, full_float32
-from genimg.evaluation.feature_stats import Summary, kept_positions
+from genimg.evaluation.feature_stats import FeatureStats, kept_positions
 from genimg.evaluation.image_metrics import LPIPS, check_lpips, psnr, ssim
 from genimg.evaluation.image_sets import DatasetImages, GeneratedImages, ImageSet, Reconstructions
 from genimg.evaluation.metrics import Metric, Name
@@ -103,8 +103,8 @@ class Evaluator(PeriodicEvaluator):
         self.reconstructions = reconstructions
         self.lpips = lpips
         self.cache_dir = paths.cache_dir(cache_dir)
-        self._real: dict[tuple[Path, int], Summary] = {}
-        self._originals: dict[tuple[str, int], Summary] = {}  # of what an autoencoder reconstructs
+        self._real: dict[tuple[Path, int], FeatureStats] = {}
+        self._originals: dict[tuple[str, int], FeatureStats] = {}  # of what an autoencoder reconstructs
         self._warned: set[str] = set()
 
     def check(self, method: Method, source: ImageDataset | None = None) -> None:
@@ -239,7 +239,7 @@ class Evaluator(PeriodicEvaluator):
         with full_float32():
             self.extractor.to(device)
             # First with all features: the others are then part of what is cached.
-            whole: list[Summary | None] = [None, None]
+            whole: list[FeatureStats | None] = [None, None]
             if self.needs_held_out:
                 sides = [side for side in (real, held_out) if isinstance(side, ImageSet)]
                 whole = [self._statistics(side, len(side), device, should_stop).summary for side in sides]
@@ -318,7 +318,7 @@ class Evaluator(PeriodicEvaluator):
             self._real[key] = found
         return SavedStatistics(self._real[key], self.extractor.describe(), self._describe_real(real))
 
-    def _served_by(self, real: Summary) -> list[Metric]:
+    def _served_by(self, real: FeatureStats) -> list[Metric]:
         """Those that the statistics suffice for: another program's may hold mean and covariance alone. Warn of the others."""
         skipped = {}
         for name, metric in self.metrics.items():
@@ -364,8 +364,8 @@ class Evaluator(PeriodicEvaluator):
         self,
         real: ImageSet | SavedStatistics,
         fake: ImageSet,
-        known: Summary,
-        made: Summary,
+        known: FeatureStats,
+        made: FeatureStats,
         held_out: ImageSet | None,
         published: SavedStatistics | None,
     ) -> dict[str, Any]:
@@ -385,7 +385,7 @@ class Evaluator(PeriodicEvaluator):
             "versions": versions(),
         }
 
-    def _warn(self, made: Summary, real: ImageSet | SavedStatistics) -> tuple[str, ...]:
+    def _warn(self, made: FeatureStats, real: ImageSet | SavedStatistics) -> tuple[str, ...]:
         """Each warning is logged once a run; all of them stand beside the values."""
         counts = {"generated": made.num_images, "real": self._count_real(real)}
         found = small_counts(counts, made.num_features)

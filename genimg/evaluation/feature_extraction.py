@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genimg.evaluation.extractors.base import Extractor
-from genimg.evaluation.feature_stats import Collector, Summary
+from genimg.evaluation.feature_stats import Collector, FeatureStats
 from genimg.evaluation.gaussian import FeatureSums, GaussianStatistics
 from genimg.evaluation.image_sets import ImageSet, Reconstructions
 from genimg.utils.distributed import all_gather_rows, rank, shard
@@ -47,7 +47,7 @@ class Passes:
         splits: frozenset[int] = frozenset(),
         keep_logits: bool = False,
         spatial: bool = False,
-    ) -> Summary:
+    ) -> FeatureStats:
         """One pass over this rank's share of the images, and the summary of all ranks' shares.
 
         Args:

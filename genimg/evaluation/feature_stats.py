@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Summary:
+class FeatureStats:
     """A set of images as the metrics see it.
 
     Attributes:
@@ -46,8 +46,8 @@ class Summary:
     labels: Tensor | None = None
     scores: dict[int, tuple[float, float]] = field(default_factory=dict)
     spatial: GaussianStatistics | None = None
-    training: Summary | None = None
-    held_out: Summary | None = None
+    training: FeatureStats | None = None
+    held_out: FeatureStats | None = None
     closeness: Closeness | None = None
     _root: Tensor | None = None
     _radii: dict[tuple[int, tuple[int, ...]], list[Tensor]] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class Summary:
             self._radii[count, ks] = neighbor_distances(self.features_of(count).to(device), ks)
         return [radii.to(device) for radii in self._radii[count, ks]]
 
-    def with_features_of(self, positions: NDArray[np.int64] | None) -> Summary | None:
+    def with_features_of(self, positions: NDArray[np.int64] | None) -> FeatureStats | None:
         """The summary with features of these images alone (None: of none); None where it does not have them all."""
         if positions is None:
             return replace(self, features=None, positions=None, _root=self.root)
@@ -99,7 +99,7 @@ class Summary:
         features = self.features[torch.from_numpy(rows)]
         return replace(self, features=features, positions=torch.from_numpy(positions), _root=self.root, _radii={})
 
-    def resampled(self, rows: Tensor) -> Summary:
+    def resampled(self, rows: Tensor) -> FeatureStats:
         """The summary of the images with these numbers, where one may occur several times; needs features of all images."""
         assert self.features is not None
         assert len(self.features) == self.num_images
@@ -111,7 +111,7 @@ class Summary:
                 sums.add(logits)
                 scores[splits] = sums.result(of_all_ranks=False)  # every rank has all the rows
         features = self.features[rows]
-        return Summary(
+        return FeatureStats(
             moments=GaussianStatistics.of(features),
             features=features,
             positions=rows,
@@ -135,7 +135,7 @@ class Summary:
         }
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> Summary:
+    def from_state_dict(cls, state: dict[str, Any]) -> FeatureStats:
         """As ``state_dict`` gave it; scores, logits and labels are of generated images only and not kept."""
         moments = GaussianStatistics(int(state["num_images"]), state["mean"], state["covariance"])
         kept = {key: state[key] for key in ("features", "positions", "predictions")}
@@ -144,7 +144,7 @@ class Summary:
 
 
 class Collector:
-    """Builds a Summary batch by batch, on the features' device: nothing waits for it until the result is asked for.
+    """Builds a FeatureStats batch by batch, on the features' device: nothing waits for it until the result is asked for.
 
     Args:
         num_images: how many all ranks will add.
@@ -196,13 +196,13 @@ class Collector:
             self._labels.append(labels)
         self._next += len(features)
 
-    def result(self) -> Summary:
+    def result(self) -> FeatureStats:
         """Over all ranks; the same on each.
 
         Raises:
             ValueError: with fewer than two images.
         """
-        return Summary(
+        return FeatureStats(
             moments=self._sums.result(),
             spatial=None if self._spatial is None else self._spatial.result(),
             features=_joined(self._features),

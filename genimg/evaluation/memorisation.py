@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genimg.errors import DataError
-from genimg.evaluation.feature_stats import Summary
+from genimg.evaluation.feature_stats import FeatureStats
 from genimg.evaluation.metrics import Metric, Name
 
 _BLOCK = 1024  # rows of a distance matrix that are held at once
@@ -42,7 +42,7 @@ class Memorisation(Metric):
             raise ValueError(f"quantile={quantile} must lie between 0 and 1")
         self.quantile = quantile
 
-    def compute(self, real: Summary, fake: Summary, name: Name, device: torch.device) -> dict[str, float]:
+    def compute(self, real: FeatureStats, fake: FeatureStats, name: Name, device: torch.device) -> dict[str, float]:
         assert real.training is not None
         assert real.held_out is not None
         assert real.training.features is not None

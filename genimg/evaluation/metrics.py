@@ -14,7 +14,7 @@ from torch import Tensor
 
 from genimg.errors import DataError
 from genimg.evaluation.distances import frechet_distance, kernel_distance, neighbor_rates
-from genimg.evaluation.feature_stats import Summary
+from genimg.evaluation.feature_stats import FeatureStats
 
 
 class Name(Protocol):
@@ -55,7 +55,7 @@ class Metric(ABC):
         return 2
 
     @abstractmethod
-    def compute(self, real: Summary, fake: Summary, name: Name, device: torch.device) -> dict[str, float]:
+    def compute(self, real: FeatureStats, fake: FeatureStats, name: Name, device: torch.device) -> dict[str, float]:
         """Full name -> value. ``device``: where work on kept features is fast."""
 
 
@@ -70,7 +70,7 @@ class FrechetDistance(Metric):
     can_be_resampled = True
     least_value = 0.0
 
-    def compute(self, real: Summary, fake: Summary, name: Name, device: torch.device) -> dict[str, float]:
+    def compute(self, real: FeatureStats, fake: FeatureStats, name: Name, device: torch.device) -> dict[str, float]:
         features = fake.features
         if features is not None and len(features) == fake.num_images < fake.num_features:
             return {name("fd"): frechet_distance(real.moments, fake.moments, fake_features=features)}
@@ -88,7 +88,7 @@ class SpatialFrechetDistance(Metric):
     needs_spatial = True
     least_value = 0.0
 
-    def compute(self, real: Summary, fake: Summary, name: Name, device: torch.device) -> dict[str, float]:
+    def compute(self, real: FeatureStats, fake: FeatureStats, name: Name, device: torch.device) -> dict[str, float]:
         assert real.spatial is not None
         assert fake.spatial is not None
         return {name("sfd"): frechet_distance(real.spatial, fake.spatial)}
@@ -119,7 +119,7 @@ class InceptionScore(Metric):
         assert self.splits is not None
         return max(2, self.splits)
 
-    def compute(self, real: Summary, fake: Summary, name: Name, device: torch.device) -> dict[str, float]:
+    def compute(self, real: FeatureStats, fake: FeatureStats, name: Name, device: torch.device) -> dict[str, float]:
         assert self.splits is not None
         mean, deviation = fake.scores[self.splits]
         return {name("is"): mean, f"{name('is')}_std": deviation}
@@ -147,7 +147,7 @@ class KernelDistance(Metric):
         self.subsets = subsets
         self.subset_size = subset_size
 
-    def compute(self, real: Summary, fake: Summary, name: Name, device: torch.device) -> dict[str, float]:
+    def compute(self, real: FeatureStats, fake: FeatureStats, name: Name, device: torch.device) -> dict[str, float]:
         x, y = _kept(real, device), _kept(fake, device)
         size = min(self.subset_size, len(x), len(y))
         if size == len(x) == len(y):  # there is but one subset
@@ -187,7 +187,7 @@ class PrecisionRecall(Metric):
     def least_images(self) -> int:
         return max(self.neighbors, self.density_neighbors) + 1
 
-    def compute(self, real: Summary, fake: Summary, name: Name, device: torch.device) -> dict[str, float]:
+    def compute(self, real: FeatureStats, fake: FeatureStats, name: Name, device: torch.device) -> dict[str, float]:
         num_real, num_fake = len(_kept(real, device)), len(_kept(fake, device))
         count, most = min(num_real, num_fake), max(self.neighbors, self.density_neighbors)
         if count <= most:
@@ -227,7 +227,7 @@ class ClassCoverage(Metric):
             raise ValueError(f"least_share={least_share} must lie between 0 and 1")
         self.least_share = least_share
 
-    def compute(self, real: Summary, fake: Summary, name: Name, device: torch.device) -> dict[str, float]:
+    def compute(self, real: FeatureStats, fake: FeatureStats, name: Name, device: torch.device) -> dict[str, float]:
         if real.predictions is None or fake.predictions is None:
             return {}  # statistics of another program have no classes
         num_classes = int(max(real.predictions.max(), fake.predictions.max())) + 1
@@ -254,13 +254,13 @@ class ConditionalAccuracy(Metric):
     needs_logits = True
     can_be_resampled = True
 
-    def compute(self, real: Summary, fake: Summary, name: Name, device: torch.device) -> dict[str, float]:
+    def compute(self, real: FeatureStats, fake: FeatureStats, name: Name, device: torch.device) -> dict[str, float]:
         if fake.labels is None or fake.predictions is None:
             return {}
         return {name("accuracy"): (fake.predictions == fake.labels).double().mean().item()}
 
 
-def _kept(side: Summary, device: torch.device) -> Tensor:
+def _kept(side: FeatureStats, device: torch.device) -> Tensor:
     if side.features is None:
         raise ValueError("a metric of single images' features was given none: statistics of another program hold none")
     return side.features.to(device)

@@ -17,7 +17,7 @@ from genimg.data.archives import FIRST, image_like
 from genimg.data.numpy_archive import Header, NumpyArchive
 from genimg.errors import DataError
 from genimg.evaluation.extractors.base import Extractor, sha256_of
-from genimg.evaluation.feature_stats import Summary
+from genimg.evaluation.feature_stats import FeatureStats
 from genimg.evaluation.gaussian import GaussianStatistics
 from genimg.utils.environment import versions
 from genimg.utils.files import atomically
@@ -41,7 +41,7 @@ class SavedStatistics:
         images: as ``ImageSet.describe`` gave it, and how many there were.
     """
 
-    summary: Summary
+    summary: FeatureStats
     extractor: dict[str, Any] | None
     images: dict[str, Any]
 
@@ -113,7 +113,7 @@ def cache_path(
     return folder / "statistics" / f"{digest}.pt"
 
 
-def read_cache(path: Path) -> Summary | None:
+def read_cache(path: Path) -> FeatureStats | None:
     """None where there is nothing usable."""
     if not path.is_file():
         return None
@@ -144,7 +144,7 @@ def _read_own(path: Path) -> SavedStatistics:
         if not isinstance(state["images"].get("num_images"), int | None):
             raise ValueError("what it says about its images is of another type")
         _require_sound(state)
-        return SavedStatistics(Summary.from_state_dict(state), state["extractor"], state["images"])
+        return SavedStatistics(FeatureStats.from_state_dict(state), state["extractor"], state["images"])
     except (MemoryError, OSError):
         raise
     except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
@@ -261,7 +261,7 @@ def _read_npz(path: Path) -> SavedStatistics:
         ) from error
     count = None if features is None or "mu" in archive.headers else len(features)
     images = {"source": path.name, "fingerprint": sha256_of(path), "num_images": count, "extractor": "not recorded"}
-    return SavedStatistics(Summary(moments, features=features, spatial=spatial), None, images)
+    return SavedStatistics(FeatureStats(moments, features=features, spatial=spatial), None, images)
 
 
 def _moments(archive: NumpyArchive, mean_key: str, covariance_key: str) -> GaussianStatistics:

@@ -114,7 +114,7 @@ def read_near(method: Method, given: str, conditions: Sequence[Condition], pixel
     image = to_float(read_resized(file, pixels)[None])
     drawn = method.draw(range(1), 0) | condition.row
     device = next(method.parameters()).device
-    method.nearby(image.to(device), {key: value.to(device) for key, value in drawn.items()}, 0.0)  # refuses before the work
+    method.perturb(image.to(device), {key: value.to(device) for key, value in drawn.items()}, 0.0)  # refuses before the work
     return image
 
 

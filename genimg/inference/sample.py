@@ -65,7 +65,7 @@ class Sampler:
             drawn = self.method.with_noise(drawn, self.noise)
         moved = {key: value.to(self.device) for key, value in drawn.items()}
         if self.near is not None:
-            moved = self.method.nearby(self.near.to(self.device), moved, self.spread)
+            moved = self.method.perturb(self.near.to(self.device), moved, self.spread)
         return require_finite(self.method.sample(moved).float().cpu())
 
     def make_all(self, count: int, draw: Callable[[range], Batch], what: str) -> Iterator[tuple[range, Batch, Tensor]]:

@@ -28,7 +28,7 @@ class MemoryFullError(UserError):
 
 
 @dataclass(frozen=True)
-class Translator:
+class ImageTranslator:
     """A method and how it is used; all but the network is on the CPU, where large images have room.
 
     Attributes:
@@ -65,7 +65,7 @@ class Translator:
         overlap: int,
         batch_size: int,
         seed: int,
-    ) -> Translator:
+    ) -> ImageTranslator:
         """Return the translator of a model, which knows the sizes and channels that the model takes.
 
         Args:

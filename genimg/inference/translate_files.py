@@ -14,7 +14,7 @@ from tqdm import tqdm
 from genimg.data.facts import DataFacts
 from genimg.errors import CheckpointError, ConfigError
 from genimg.inference.image_files import Picture, cell, grid_of, halved, read_image, read_mask, side_by_side, with_masks
-from genimg.inference.translate import MemoryFullError, Translator, needs_mask
+from genimg.inference.translate import ImageTranslator, MemoryFullError, needs_mask
 from genimg.methods.image_to_image import Translation
 from genimg.types import height_width
 from genimg.utils.files import naming_full_disk
@@ -86,7 +86,7 @@ def halves(pictures: Sequence[Picture], half: str, mask: str | None) -> list[Pic
 
 
 def translate_files(
-    translator: Translator,
+    translator: ImageTranslator,
     pictures: Sequence[Picture],
     levels: tuple[float, float] | None,
     output: Path,
@@ -120,7 +120,7 @@ def translate_files(
 
 
 def _write_all(
-    translator: Translator, pictures: Sequence[Picture], levels: tuple[float, float] | None, folder: Path
+    translator: ImageTranslator, pictures: Sequence[Picture], levels: tuple[float, float] | None, folder: Path
 ) -> list[tuple[Tensor, Tensor]]:
     """Write the translations; return the first sources and results, for the grid."""
     shown: dict[int, tuple[Tensor, Tensor]] = {}
@@ -142,7 +142,7 @@ def _write_all(
     return [shown[number] for number in sorted(shown)]
 
 
-def _batches(translator: Translator, pictures: Sequence[Picture]) -> Iterator[list[Picture]]:
+def _batches(translator: ImageTranslator, pictures: Sequence[Picture]) -> Iterator[list[Picture]]:
     """Yield images of one size, the largest first, so that a memory that is too small shows at once.
 
     In training mode they go one by one, because batch statistics would mix them; in tiles too, because they are large.
@@ -154,7 +154,7 @@ def _batches(translator: Translator, pictures: Sequence[Picture]) -> Iterator[li
         yield from (same[start : start + count] for start in range(0, len(same), count))
 
 
-def _too_large(batch: Sequence[Picture], translator: Translator) -> str:
+def _too_large(batch: Sequence[Picture], translator: ImageTranslator) -> str:
     """Return what to do where the memory is too small for a batch."""
     tile, multiple = translator.tile, translator.method.size_divisor
     smaller = _USUAL_TILE if tile is None else tile // 2

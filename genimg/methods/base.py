@@ -231,7 +231,7 @@ class Method(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} is not an autoencoder")
 
-    def nearby(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
+    def perturb(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
         """A drawn batch [N] whose samples lie around one image: latents at ``spread`` standard deviations of the prior's.
 
         Args:

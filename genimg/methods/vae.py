@@ -219,7 +219,7 @@ class VAE(ConditionalMethod):
             return self._moments(self._observed(batch))[0].float()
 
     @torch.no_grad()
-    def nearby(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
+    def perturb(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
         """Around the means of q(z | x); in a hierarchy, each layer around what the one above leaves open."""
         with eval_mode(self):
             conditions = {key: value[:1] for key, value in drawn.items() if key == self.condition_key}

@@ -166,7 +166,7 @@ class VQVAE(ConditionalMethod):
             )
         return drawn | {"temperature": torch.tensor(amount)}
 
-    def nearby(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
+    def perturb(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
         raise ConfigError("near needs latents with a distance between them, and codes are only names", "remove it", key="near")
 
     @torch.no_grad()

@@ -131,7 +131,7 @@ class DeterministicAutoencoder(ConditionalMethod):
             return self._encode(self._observed(batch)).float()
 
     @torch.no_grad()
-    def nearby(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
+    def perturb(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
         """Around the image's latent: the drawn latents' distances from the density's mean, times ``spread``."""
         with eval_mode(self):
             conditions = {key: value[:1] for key, value in drawn.items() if key == self.condition_key}

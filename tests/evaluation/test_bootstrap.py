@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from genimg.evaluation.bootstrap import intervals
-from genimg.evaluation.feature_stats import Collector, Summary
+from genimg.evaluation.feature_stats import Collector, FeatureStats
 from genimg.evaluation.gaussian import GaussianStatistics
 from genimg.evaluation.metrics import FrechetDistance, InceptionScore, KernelDistance, Metric
 
 CPU = torch.device("cpu")
-REAL = Summary(GaussianStatistics.of(torch.randn(500, 2, generator=torch.Generator().manual_seed(99))))
+REAL = FeatureStats(GaussianStatistics.of(torch.randn(500, 2, generator=torch.Generator().manual_seed(99))))
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def name(metric):
 
 
 def summary_of(features):
-    return Summary(GaussianStatistics.of(features), features=features)
+    return FeatureStats(GaussianStatistics.of(features), features=features)
 
 
 def standard_normal(num_images, seed, num_features=2):
@@ -56,7 +56,7 @@ def standard_normal(num_images, seed, num_features=2):
 
 def measure(features, metrics=None, *, resamples, seed=0, real=REAL):
     metrics = [MeanFeature()] if metrics is None else metrics
-    fake = features if isinstance(features, Summary) else summary_of(features)
+    fake = features if isinstance(features, FeatureStats) else summary_of(features)
     values = {}
     for metric in metrics:
         values |= metric.compute(real, fake, name, CPU)

@@ -7,7 +7,7 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, i
 
 from genimg.evaluation import feature_stats as summary_module
 from genimg.evaluation.distances import neighbor_distances
-from genimg.evaluation.feature_stats import Collector, Summary, kept_positions
+from genimg.evaluation.feature_stats import Collector, FeatureStats, kept_positions
 from genimg.evaluation.gaussian import GaussianStatistics
 
 NUM_IMAGES, NUM_FEATURES, NUM_CLASSES = 30, 4, 5
@@ -145,7 +145,7 @@ def test_a_summary_survives_a_file_of_plain_tensors(images, tmp_path, kept, with
     features, logits, labels = images
     summary = collect(features, logits if with_logits else None, labels, kept=kept)
     torch.save(summary.state_dict(), tmp_path / "summary.pt")
-    found = Summary.from_state_dict(torch.load(tmp_path / "summary.pt", weights_only=True))
+    found = FeatureStats.from_state_dict(torch.load(tmp_path / "summary.pt", weights_only=True))
     assert found.num_images == NUM_IMAGES
     assert torch.equal(found.moments.mean, summary.moments.mean)
     assert torch.equal(found.moments.covariance, summary.moments.covariance)
@@ -169,7 +169,7 @@ def test_the_root_is_computed_once_and_not_again_after_a_file(images, monkeypatc
     summary = collect(*images)
     assert calls == []  # generated images do not need it
     assert summary.root is summary.root
-    found = Summary.from_state_dict(summary.state_dict())
+    found = FeatureStats.from_state_dict(summary.state_dict())
     assert torch.equal(found.root, torch.eye(NUM_FEATURES, dtype=torch.float64))
     assert len(calls) == 1
 
@@ -195,7 +195,7 @@ def test_the_distances_to_neighbours_are_computed_once_for_each_choice_of_them(i
 
 def test_the_root_squared_is_the_covariance():
     features = torch.randn(50, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    summary = Summary(GaussianStatistics.of(features))
+    summary = FeatureStats(GaussianStatistics.of(features))
     np.testing.assert_allclose(summary.root @ summary.root, np.cov(features.numpy(), rowvar=False), rtol=1e-10, atol=1e-12)
 
 
@@ -244,11 +244,11 @@ def test_features_of_some_images_are_the_same_however_many_are_kept():
     found = []
     for most in (100, 250, 400):
         kept = kept_positions(400, most)
-        summary = Summary(moments, features=images[kept], positions=torch.from_numpy(kept))
+        summary = FeatureStats(moments, features=images[kept], positions=torch.from_numpy(kept))
         found.append(summary.features_of(60)[:, 0].tolist())
         assert torch.equal(summary.features_of(most), images[kept])
     assert found[0] == found[1] == found[2] == kept_positions(400, 60).tolist()
-    assert Summary(moments, features=images).features_of(60)[:, 0].tolist() == found[0]
+    assert FeatureStats(moments, features=images).features_of(60)[:, 0].tolist() == found[0]
 
 
 def test_the_choice_of_images_is_spread_over_all_of_them():

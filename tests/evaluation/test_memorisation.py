@@ -13,7 +13,7 @@ from scipy.spatial.distance import cdist
 from genimg.data.datasets.builtin import ArrayDataset, mnist
 from genimg.data.subsets import random_order
 from genimg.evaluation.extractors.classifier import Classifier
-from genimg.evaluation.feature_stats import Summary
+from genimg.evaluation.feature_stats import FeatureStats
 from genimg.evaluation.gaussian import GaussianStatistics
 from genimg.evaluation.memorisation import Memorisation, closeness, fresh_deviation, memorised_share
 
@@ -39,8 +39,8 @@ def copies_of(training: torch.Tensor, count: int, seed: int, noise: float) -> to
 
 
 def memorised(training: torch.Tensor, held_out: torch.Tensor, generated: torch.Tensor, quantile: float = 0.05) -> float:
-    real, fake = (Summary(GaussianStatistics.of(side), features=side) for side in (training, generated))
-    real.training, real.held_out = real, Summary(GaussianStatistics.of(held_out), features=held_out)
+    real, fake = (FeatureStats(GaussianStatistics.of(side), features=side) for side in (training, generated))
+    real.training, real.held_out = real, FeatureStats(GaussianStatistics.of(held_out), features=held_out)
     values = Memorisation(quantile=quantile).compute(real, fake, lambda metric, count=None: metric, CPU)
     assert list(values) == ["memorised"]
     return values["memorised"]

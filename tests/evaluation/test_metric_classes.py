@@ -10,7 +10,7 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, k
 
 from genimg.data.subsets import fixed_subset
 from genimg.evaluation.distances import expected_coverage
-from genimg.evaluation.feature_stats import Collector, Summary
+from genimg.evaluation.feature_stats import Collector, FeatureStats
 from genimg.evaluation.gaussian import GaussianStatistics
 from genimg.evaluation.memorisation import Memorisation
 from genimg.evaluation.metrics import (
@@ -37,7 +37,7 @@ def features_of(count, seed, shift=0.0):
 
 
 def summary_of(features, kept=True):
-    return Summary(GaussianStatistics.of(features), features=features.float() if kept else None)
+    return FeatureStats(GaussianStatistics.of(features), features=features.float() if kept else None)
 
 
 def of_classes(predictions, labels=None):
@@ -45,7 +45,7 @@ def of_classes(predictions, labels=None):
     predictions = torch.tensor(predictions)
     labels = None if labels is None else torch.tensor(labels)
     moments = GaussianStatistics.of(features_of(max(2, len(predictions)), 0))
-    return Summary(moments, predictions=predictions, labels=labels)
+    return FeatureStats(moments, predictions=predictions, labels=labels)
 
 
 FLAGS = [
@@ -293,7 +293,7 @@ def test_accuracy_is_the_share_of_images_seen_as_they_were_made():
 def test_accuracy_is_absent_without_labels_or_classes():
     real = of_classes([0, 1], labels=[0, 1])
     assert ConditionalAccuracy().compute(real, of_classes([0, 1, 1]), name, CPU) == {}
-    unclassified = Summary(GaussianStatistics.of(features_of(3, 0)), labels=torch.tensor([0, 1, 1]))
+    unclassified = FeatureStats(GaussianStatistics.of(features_of(3, 0)), labels=torch.tensor([0, 1, 1]))
     assert ConditionalAccuracy().compute(real, unclassified, name, CPU) == {}
 
 

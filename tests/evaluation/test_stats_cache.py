@@ -11,7 +11,7 @@ from torch import nn
 
 from genimg.errors import DataError
 from genimg.evaluation.extractors.base import Extractor
-from genimg.evaluation.feature_stats import Summary
+from genimg.evaluation.feature_stats import FeatureStats
 from genimg.evaluation.gaussian import GaussianStatistics
 from genimg.evaluation.stats_cache import (
     SavedStatistics,
@@ -40,7 +40,7 @@ class Described(Extractor):
 def make_statistics(features=True):
     values = torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     kept = values[::2].float() if features else None
-    summary = Summary(GaussianStatistics.of(values), features=kept, predictions=torch.arange(40) % 3)
+    summary = FeatureStats(GaussianStatistics.of(values), features=kept, predictions=torch.arange(40) % 3)
     return SavedStatistics(summary, Described().describe(), dict(IMAGES))
 
 

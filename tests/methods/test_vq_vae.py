@@ -262,7 +262,7 @@ def test_truncation_is_the_temperature_of_the_prior():
 def test_codes_have_no_neighbours():
     method = build()
     with pytest.raises(ConfigError) as caught:
-        method.nearby(real_images(1), method.draw(range(2), 0), 0.5)
+        method.perturb(real_images(1), method.draw(range(2), 0), 0.5)
     assert caught.value.key == "near"
 
 

@@ -24,7 +24,7 @@ from genimg.data import numpy_archive
 from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.datasets.npz import npz
 from genimg.errors import DataError
-from genimg.evaluation.feature_stats import Summary
+from genimg.evaluation.feature_stats import FeatureStats
 from genimg.evaluation.gaussian import GaussianStatistics
 from genimg.evaluation.stats_cache import SavedStatistics
 
@@ -216,7 +216,7 @@ def test_what_genimg_eval_is_given_is_refused_by_the_name_of_the_option(tmp_path
 
 def write_own(path: Path, **changes: Any) -> None:
     values = torch.from_numpy(FEATURES)
-    summary = Summary(
+    summary = FeatureStats(
         GaussianStatistics.of(values), features=values.float(), positions=torch.arange(40), predictions=torch.arange(40) % 3
     )
     SavedStatistics(summary, {"name": "x"}, {"source": "y", "num_images": 40}).write(path)

@@ -20,14 +20,14 @@ from genimg.data.datasets.shapes import ShapesDataset
 from genimg.data.packed_files import DESCRIPTION, sealed
 from genimg.data.packing import pack
 from genimg.errors import DataError
-from genimg.evaluation.feature_stats import Summary
+from genimg.evaluation.feature_stats import FeatureStats
 from genimg.evaluation.gaussian import GaussianStatistics
 from genimg.evaluation.stats_cache import SavedStatistics, read_cache
 
 
 def write_statistics(path: Path) -> SavedStatistics:
     moments = GaussianStatistics.of(torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
-    statistics = SavedStatistics(Summary(moments), {"name": "x"}, {"source": "y"})
+    statistics = SavedStatistics(FeatureStats(moments), {"name": "x"}, {"source": "y"})
     statistics.write(path)
     return statistics
 
