@@ -6,7 +6,7 @@
     model = genimg.load(run.directory)
     images = model.sample(16, seed=1)          # float32 [16, C, H, W] in [-1, 1]
 
-Importing the package imports nothing heavy: PyTorch comes with the first of these names that is used (docs/python.md).
+Importing the package is cheap: PyTorch is imported when one of these names is first used (docs/python.md).
 """
 
 from __future__ import annotations

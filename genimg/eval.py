@@ -1,4 +1,4 @@
-"""``python -m genimg.eval`` is genimg-eval: what torchrun starts, ``torchrun --nproc-per-node=8 -m genimg.eval ...``."""
+"""genimg-eval as a module, for torchrun: ``torchrun --nproc-per-node=8 -m genimg.eval ...``."""
 
 from genimg.cli import evaluate
 

@@ -1,8 +1,8 @@
-"""Schedules: numbers as a function of the images seen, and nothing else, so that a resumed run goes on exactly.
+"""Schedules: numbers that depend only on the images seen, so a resumed run continues exactly.
 
-A class declares the numbers that a schedule may drive as ``weight = Scheduled()`` and takes a ``Number`` for each; whoever
-reads ``self.weight`` gets the number of the current step. The trainer sets them all once before each step, on the host:
-``ScheduledNumbers.advance`` is the only place that changes them.
+A class declares a number that may have a schedule as ``weight = Scheduled()`` and accepts a ``Number`` for it. Reading
+``self.weight`` returns the number of the current step. The trainer sets all such numbers before each step, on the host;
+only ``ScheduledNumbers.advance`` changes them.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ class Schedule(ABC):
         """The smallest and the largest number, for checks of the range."""
 
     def map(self, function: Callable[[float], float]) -> Schedule:
-        """Return the schedule of a monotone function of this one's numbers."""
+        """Return a schedule that applies a monotone function to this schedule's numbers."""
         return _Mapped(self, function)
 
 
 Number: TypeAlias = float | Schedule
-"""A number, or a schedule that drives it; a constructor parameter of this type makes the build accept both."""
+"""A number, or a schedule for it. The builder accepts both for a constructor parameter of this type."""
 
 
 class _Transition(Schedule):
-    """From ``start`` to ``end`` between ``begin`` and ``duration`` images; constant before and after.
+    """A transition from ``start`` to ``end`` between ``begin`` and ``duration`` images, constant before and after.
 
     Args:
-        start: The number until ``begin``; a duration such as ``5M images`` counts as its images.
+        start: The number until ``begin``. A duration such as ``5M images`` stands for its number of images.
         end: The number from ``duration`` on.
         duration: Images seen at which ``end`` is reached, from the start of the training.
         begin: Images seen at which the transition begins.
 
     Raises:
-        ValueError: For a transition that ends before it begins, or from a number to itself.
+        ValueError: If ``duration`` is not above ``begin``, or ``start`` and ``end`` are equal or not finite.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class _Transition(Schedule):
         self.start, self.end, self.duration, self.begin = float(start), float(end), duration, begin
 
     def done(self, images: int) -> float:
-        """The share of the transition that lies behind, from 0 to 1."""
+        """Return the fraction of the transition that is completed, from 0 to 1."""
         return min(max((images - self.begin) / (self.duration - self.begin), 0.0), 1.0)
 
     @property
@@ -75,17 +75,17 @@ class _Transition(Schedule):
 
 
 class Linear(_Transition):
-    """A straight line. Args: see ``Cosine``."""
+    """A linear transition. See ``Cosine`` for the arguments."""
 
     def at(self, images: int, batch_size: int) -> float:
         return self.start + (self.end - self.start) * self.done(images)
 
 
 class Cosine(_Transition):
-    """Half a cosine, slow at both ends: Loshchilov & Hutter 2017, equation 5, without restarts.
+    """A transition along half a cosine, slow at both ends (Loshchilov & Hutter 2017, equation 5, without restarts).
 
     Args:
-        start: The number until ``begin``; a duration such as ``5M images`` counts as its images.
+        start: The number until ``begin``. A duration such as ``5M images`` stands for its number of images.
         end: The number from ``duration`` on.
         duration: Images seen at which ``end`` is reached, from the start of the training.
         begin: Images seen at which the transition begins.
@@ -96,7 +96,7 @@ class Cosine(_Transition):
 
 
 class Step(Schedule):
-    """0 before ``begin`` images are seen, and 1 from then on."""
+    """A step from 0 to 1 when ``begin`` images have been seen."""
 
     def __init__(self, *, begin: NumImages) -> None:
         self.begin = begin
@@ -123,34 +123,34 @@ class _Mapped(Schedule):
 
 
 def extremes(number: Number) -> tuple[float, float]:
-    """Return the smallest and the largest value that a number takes in a training; both are a plain number itself."""
+    """Return the smallest and the largest value that a number takes during training; equal for a plain number."""
     return number.extremes if isinstance(number, Schedule) else (number, number)
 
 
 def is_positive(number: Number) -> bool:
-    """Whether a plain number is above 0, and a schedule never below 0 and not always 0."""
+    """Return whether a plain number is above 0, or a schedule is never below 0 and not always 0."""
     low, high = extremes(number)
     return low >= 0 and high > 0
 
 
 def is_within(number: Number, low: float, high: float = math.inf) -> bool:
-    """Whether a number stays from ``low`` to ``high``, both included."""
+    """Return whether a number stays between ``low`` and ``high``, both inclusive."""
     return low <= extremes(number)[0] and extremes(number)[1] <= high
 
 
 def shown(number: Number) -> str:
-    """A number for a message; of a schedule its smallest and its largest value."""
+    """Format a number for a message; a schedule is shown by its smallest and largest value."""
     low, high = extremes(number)
     return f"{low} to {high}" if isinstance(number, Schedule) else f"{number}"
 
 
 class Scheduled:
-    """Declares an attribute that may be assigned a ``Number``, or None, and is read as its value in the current step."""
+    """An attribute that is assigned a ``Number`` or None and reads as its value in the current step."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    if TYPE_CHECKING:  # a descriptor without ``__get__`` costs nothing to read: Python takes the number from the instance
+    if TYPE_CHECKING:  # without ``__get__`` at run time, Python reads the number from the instance at no cost
 
         @overload
         def __get__(self, instance: None, owner: type) -> Scheduled: ...
@@ -170,10 +170,10 @@ class Scheduled:
 
 
 class ScheduledNumbers:
-    """All numbers below a module that a schedule drives.
+    """All scheduled numbers in a module.
 
     Args:
-        root: Searched through its submodules, and what these hold that declares numbers, in attributes and tuples.
+        root: Module to search, including its submodules and the objects that these hold in attributes and tuples.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -186,17 +186,17 @@ class ScheduledNumbers:
         return bool(self._entries)
 
     def advance(self, images: int, batch_size: int) -> None:
-        """Set every number to that of the step of ``batch_size`` images that starts at ``images`` seen."""
+        """Set every number to its value for the step of ``batch_size`` images that starts at ``images`` seen."""
         for members, name, schedule in self._entries.values():
             members[name] = schedule.at(images, batch_size)
 
     def values(self) -> dict[str, float]:
-        """Return the numbers of the current step, by the path of the attribute, such as ``penalties.r1.gamma``."""
+        """Return the numbers of the current step by attribute path, such as ``penalties.r1.gamma``."""
         return {path: members[name] for path, (members, name, _) in self._entries.items()}
 
 
 def declared(kind: type) -> set[str]:
-    """Return the names of the numbers that a class declares."""
+    """Return the names of the scheduled numbers that a class declares."""
     return {name for base in kind.__mro__ for name, member in vars(base).items() if isinstance(member, Scheduled)}
 
 
@@ -207,7 +207,7 @@ def _holders(root: nn.Module) -> Iterator[tuple[str, object]]:
 
 
 def _held(path: str, holder: object) -> Iterator[tuple[str, object]]:
-    """What an object holds outside torch's registry of submodules, such as a loss that is a plain object."""
+    """Yield objects with scheduled numbers that are not torch submodules, such as a loss that is a plain object."""
     for name, member in vars(holder).items():
         for each in member if isinstance(member, tuple) else (member,):
             if declared(type(each)):

@@ -1,4 +1,4 @@
-"""``python -m genimg.train`` is genimg-train: what torchrun starts, ``torchrun --nproc-per-node=8 -m genimg.train ...``."""
+"""genimg-train as a module, for torchrun: ``torchrun --nproc-per-node=8 -m genimg.train ...``."""
 
 from genimg.cli import train
 

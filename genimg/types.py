@@ -1,4 +1,4 @@
-"""The words that every other module speaks: Batch, Metrics, Progress, Update, Method."""
+"""Types shared by all modules: Batch, Metrics, LossFunction, Progress, PixelLikelihood."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Protocol
 from torch import Tensor
 
 Batch = dict[str, Tensor]
-"""``image``, or ``source`` and ``target`` of a task, or ``a`` and ``b`` of two domains: float32 [N, C, H, W] in [-1, 1];
-``mask``: float32 [N, 1, H, W], 1 where pixels are missing; ``label``: int64 [N]; ``caption``: uint8 [N, L], UTF-8 padded with
-0; ``latent``: float32 [N, Z]; ``noise_key``: int64 [N]; a method may add keys."""
+"""Tensors by key. ``image``, or ``source`` and ``target`` of a task, or ``a`` and ``b`` of two domains: float32 [N, C, H, W] in
+[-1, 1]; ``mask``: float32 [N, 1, H, W], 1 where pixels are missing; ``label``: int64 [N]; ``caption``: uint8 [N, L], UTF-8
+padded with 0; ``latent``: float32 [N, Z]; ``noise_key``: int64 [N]. A method may add keys."""
 
 Microbatches = list[Batch]
 """One step's batch: a single Batch, or several equal ones when gradients are accumulated."""
 
 Metrics = dict[str, Tensor]
-"""0-d, detached, left on the device, so that a step never waits for the device."""
+"""Detached 0-d tensors by name. They stay on the device, so a step never waits for it."""
 
 LossFunction = Callable[[Batch], tuple[Tensor, Metrics]]
-"""The scalar loss of a Batch, a mean over its N samples, and what to log."""
+"""A function from a Batch to its scalar loss, averaged over the N samples, and the metrics to log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where training stands at the start of a step. Images seen is the one clock; the step is derived from it."""
+    """Training progress at the start of a step, measured in images seen; the step number is derived from it."""
 
     images: int
     batch_size: int
@@ -35,37 +35,37 @@ class Progress:
         return self.images // self.batch_size
 
     def due(self, interval: int) -> bool:
-        """Whether something done every ``interval`` steps is done in this one."""
+        """Return whether an action that runs every ``interval`` steps runs in this step."""
         return self.step % interval == 0
 
 
 class PixelLikelihood(Protocol):
-    """What a decoder's output is made for; see ``losses.likelihoods``."""
+    """The likelihood that a decoder's output parametrizes; see ``losses.likelihoods``."""
 
     @property
     def description(self) -> str:
-        """What stands beside a reported number."""
+        """Description shown beside a reported number."""
         ...
 
     def num_outputs(self, channels: int) -> int:
-        """Channels of the output for images of so many."""
+        """Return the number of output channels for images with ``channels`` channels."""
         ...
 
     def bits_per_dimension(self, nats: Tensor, num_dimensions: int) -> Tensor:
-        """Negative log-likelihoods of images in nats as bits per pixel and channel."""
+        """Convert negative log-likelihoods of images from nats to bits per pixel and channel."""
         ...
 
     @property
     def bits_name(self) -> str:
-        """What these bits are called: ``bits_per_dim`` only where they are of a probability."""
+        """Metric name of these bits: ``bits_per_dim`` only if they come from a probability."""
         ...
 
 
 def height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """``32`` or ``[64, 48]`` as (height, width).
+    """Return an image size such as ``32`` or ``[64, 48]`` as (height, width).
 
     Raises:
-        ValueError: if it is neither one positive integer nor two.
+        ValueError: If it is neither one positive integer nor two.
     """
     pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(pair) != 2 or any(not isinstance(side, int) or side < 1 for side in pair):

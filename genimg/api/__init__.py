@@ -1,1 +1,1 @@
-"""What the commands do, as functions."""
+"""The work of the commands, as Python functions."""

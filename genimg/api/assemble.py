@@ -1,4 +1,4 @@
-"""From a config to everything that a training needs, with nothing written yet."""
+"""Build everything that training needs from a config, without writing any file."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ from genimg.training.state import TrainerSettings
 from genimg.utils.distributed import broadcast_, broadcast_object, first_of_each_host, raise_on_any_rank, world_size
 
 if TYPE_CHECKING:
-    from genimg.training.logger import Recorder  # whose module imports TensorBoard
+    from genimg.training.logger import Recorder  # this module imports TensorBoard
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """A config and what was built of it.
+    """A config and the objects built from it.
 
     Attributes:
-        config: The given one, or the same with another evaluation, where the given one's weights are not at hand.
-        builder: Of the config's nodes.
-        facts: About the data.
-        components: Of the training.
-        logger: Takes the run's records besides its directory; None for ``logger=tensorboard``.
+        config: The given config, with a different evaluation if the weights of the given one are not available.
+        builder: Builder of the config's nodes.
+        facts: Facts about the data.
+        components: Components of the training.
+        logger: Logger that receives the run's records in addition to its directory; None for ``logger=tensorboard``.
     """
 
     config: Config
@@ -79,16 +79,16 @@ def assemble(
 
     Args:
         config: The composed config. ``trainer.accumulation=auto`` stands for 1 until it is resolved by trials.
-        device_name: Of this process.
-        named: See ``Builder``; None for a config that is not a checkpoint's.
-        decided: What ``auto`` meant in the run that is resumed.
-        may_replace_evaluation: Whether another evaluation, or none, takes the place of one whose weights cannot be had.
-        dataset: Images to train on; None builds the config's.
+        device_name: Name of this process's device.
+        named: See ``Builder``; None for a config that does not come from a checkpoint.
+        decided: Resolved ``auto`` settings of the run that is resumed.
+        may_replace_evaluation: Whether to use another evaluation, or none, if the weights of the given one are unavailable.
+        dataset: Images to train on; None builds the config's dataset.
         weights: See ``build_method``.
-        check_classes: Called with the names of the data's classes before the model is built.
+        check_classes: Function called with the class names of the data before the model is built.
 
     Raises:
-        ConfigError, DataError: For what a config or the data can have wrong.
+        ConfigError, DataError: If the config or the data is invalid.
         AnotherProcessError: If another rank could not build its components.
     """
     with raise_on_any_rank():
@@ -99,7 +99,7 @@ def assemble(
         if (name := broadcast_object(precision.name)) != precision.name:
             raise ConfigError(f"precision={config['precision']} is {precision.name} here and {name} elsewhere: name one")
     precision.apply_globally()
-    torch.manual_seed(config["seed"])  # of the initial weights
+    torch.manual_seed(config["seed"])  # for the initial weights
     with first_of_each_host():
         dataset = build_dataset(config, builder, dataset)
     with raise_on_any_rank():
@@ -122,7 +122,7 @@ def assemble(
     make_optimizers = partial(_optimizers, specs, method, performance, device, settings.batch_size)
     with first_of_each_host():
         optimizers = make_optimizers()
-        config, evaluator = _evaluator(config, builder, may_replace_evaluation)  # last, because it may download
+        config, evaluator = _evaluator(config, builder, may_replace_evaluation)  # last, because this may download weights
         if evaluator is not None:
             with mounted("evaluation", evaluator):
                 evaluator.check(method, dataset)
@@ -141,7 +141,7 @@ def assemble(
 def _placement(
     config: Config, device_name: str, decided: Decisions | None, builder: Builder
 ) -> tuple[torch.device, Precision, Performance]:
-    """Return where and in which arithmetic the training runs."""
+    """Return the device, the precision and the performance settings of the training."""
     device = choose_device(device_name)
     wanted = decided.precision if decided is not None and config["precision"] == "auto" else config["precision"]
     precision = choose_precision(wanted, device)
@@ -170,7 +170,7 @@ def _large_enough(dataset: ImageDataset, config: Config, batch_size: int) -> Ima
 def _optimizers(
     specs: Mapping[str, OptimizerSpec], method: Method, performance: Performance, device: torch.device, batch_size: int
 ) -> dict[str, Optimizer]:
-    """Make an optimizer without a history for each parameter group."""
+    """Create a fresh optimizer for each parameter group."""
 
     def fused(optimizer: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         with mounted("performance", performance):
@@ -184,18 +184,18 @@ def _optimizers(
 
 
 def _evaluator(config: Config, builder: Builder, may_replace: bool) -> tuple[Config, PeriodicEvaluator | None]:
-    """Build the evaluation, or one whose weights are at hand.
+    """Build the evaluation, or a replacement whose weights are available.
 
     Args:
         config: The composed config.
-        builder: Of its nodes.
-        may_replace: Whether the latter is allowed.
+        builder: Builder of its nodes.
+        may_replace: Whether a replacement is allowed.
 
     Returns:
-        The config with the evaluation that was built, and the evaluator; None for ``evaluation=none``.
+        The config with the evaluation that was built, and the evaluator, which is None for ``evaluation=none``.
 
     Raises:
-        WeightsNotAtHandError: If it is not allowed and the weights cannot be had.
+        WeightsNotAtHandError: If the weights are unavailable and no replacement is allowed.
     """
     try:
         return config, builder.build_group(config, "evaluation")
@@ -208,10 +208,10 @@ def _evaluator(config: Config, builder: Builder, may_replace: bool) -> tuple[Con
 
 
 def optimizer_specs(config: Mapping[str, Any], method: Method, builder: Builder) -> dict[str, OptimizerSpec]:
-    """Return the optimizer of each parameter group, with that group's overrides.
+    """Return the optimizer spec of each parameter group, with the group's overrides.
 
     Raises:
-        ConfigError: For overrides of a group that the method does not have, or settings that no optimizer takes.
+        ConfigError: For overrides of a group that the method does not have, or for invalid optimizer settings.
     """
     groups = method.parameter_groups()
     overrides: Mapping[str, Mapping[str, Any]] = config["optimizer_overrides"]
@@ -228,14 +228,14 @@ def optimizer_specs(config: Mapping[str, Any], method: Method, builder: Builder)
 
 
 def build_schedules(config: Mapping[str, Any], specs: Mapping[str, OptimizerSpec], builder: Builder) -> OptimizerSchedules:
-    """Build what changes in the optimizers while they train: the ``schedule`` group, and schedules within ``optimizer``."""
+    """Build the optimizer schedules: those of the ``schedule`` group and those within ``optimizer``."""
     return OptimizerSchedules(
         builder.build(config["schedule"], "schedule"), {name: spec.schedules() for name, spec in specs.items()}
     )
 
 
 def _checked(config: Config, named: Named | None, decided: Decisions | None) -> tuple[Builder, dict[str, Any], type[Method]]:
-    """Return what needs no data: a builder, whose epochs are of one image, the ``trainer`` group, and the model's class."""
+    """Return the parts that need no data: a builder with epochs of one image, the ``trainer`` group, and the model's class."""
     check_top_level(config)
     if type(config["seed"]) is not int or config["seed"] < 0:
         raise ConfigError(f"seed={config['seed']} must be a whole number, 0 or more")
@@ -255,7 +255,7 @@ def _checked(config: Config, named: Named | None, decided: Decisions | None) -> 
     origins = origins_of(config.raw)
     builder = Builder(allowed, epoch_size=1, batch_size=trainer["batch_size"], named=named, origins=origins)
     method_class = check_pairing(config, builder)
-    builder.settings(TrainerSettings, trainer, "trainer")  # for its refusals: durations in epochs are not known yet
+    builder.settings(TrainerSettings, trainer, "trainer")  # only to validate: durations in epochs are not known yet
     return builder, trainer, method_class
 
 
@@ -265,13 +265,13 @@ def _synchronised(method: Method, device: torch.device) -> Method:
     elif device.type != "cuda":
         raise ConfigError(f"trainer.sync_batch_norm=true needs GPUs, and the device is {device.type}: leave it false")
     for name, network in list(method.named_children()):
-        if any(parameter.requires_grad for parameter in network.parameters()):  # the first rank samples averages by itself
+        if any(parameter.requires_grad for parameter in network.parameters()):  # averages are sampled by rank 0 alone
             setattr(method, name, nn.SyncBatchNorm.convert_sync_batchnorm(network))
     return method
 
 
 def _shape(parts: TrainingComponents) -> str:
-    """Of the images, or of both images of a pair."""
+    """Describe the shape of the images, or of both images of a pair."""
     size = "x".join(map(str, parts.source.shape[1:]))
     if not isinstance(parts.method, Translation):
         return f"images of {parts.source.shape[0]}x{size}"
@@ -280,7 +280,7 @@ def _shape(parts: TrainingComponents) -> str:
 
 
 def describe_parts(parts: TrainingComponents) -> None:
-    """Say what will be trained, on what, and how."""
+    """Log the model, the data and the training settings."""
     source, groups = parts.source, parts.method.parameter_groups()
     log.info("data: %s, %d %s, storage %s", source.name, len(source), _shape(parts), parts.data.storage)
     if source.validation is not None:

@@ -1,4 +1,4 @@
-"""Open a checkpoint for anything but training."""
+"""Open a checkpoint for uses other than training."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainedCheckpoint:
-    """A checkpoint, opened for anything but training.
+    """A checkpoint opened for uses other than training.
 
     Attributes:
-        path: Of the file.
-        state: Its content.
-        config: The resolved config of the training, in which the user may have named paths again; nobody writes into it.
-        builder: Of the config's nodes.
+        path: Path of the file.
+        state: Content of the file.
+        config: The resolved config of the training, read-only; it includes paths that the user has set again.
+        builder: Builder of the config's nodes.
     """
 
     path: Path
@@ -47,17 +47,17 @@ class TrainedCheckpoint:
     def open(
         cls, given: object, which: str = "last", allow: Sequence[str] = (), named: Mapping[str, Any] = MappingProxyType({})
     ) -> TrainedCheckpoint:
-        """Open a checkpoint; runs none of its code.
+        """Open a checkpoint without running any of its code.
 
         Args:
             given: The file, or a run directory.
-            which: ``last`` or ``best``, of a run directory.
-            allow: Packages that the user trusts, besides genimg's own.
-            named: Machine-local settings of its config that the user names, by dotted key.
+            which: Checkpoint of a run directory, ``last`` or ``best``.
+            allow: Packages that the user trusts in addition to genimg.
+            named: Machine-local settings of its config that the user sets, by dotted key.
 
         Raises:
-            CheckpointError: If there is none, or it is broken.
-            ConfigError: If ``which`` is neither, or a key has no effect on the checkpoint.
+            CheckpointError: If there is no checkpoint, or it is broken.
+            ConfigError: If ``which`` is neither ``last`` nor ``best``, or a key has no effect on the checkpoint.
         """
         try:
             state, path = checkpoint.load_named(expanded("ckpt", given), which)
@@ -72,24 +72,24 @@ class TrainedCheckpoint:
 
     @property
     def facts(self) -> DataFacts:
-        """About the data that the model was trained on."""
+        """Facts about the data that the model was trained on."""
         return DataFacts.restored(self.state["facts"])
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """By label; empty without labels."""
+        """Class names by label; empty without labels."""
         return tuple(self.state.get("class_names", ()))
 
     @property
     def images(self) -> int:
-        """Images that the model was trained on, repeats included."""
+        """Number of images that the model was trained on, including repeats."""
         return int(self.state["training"]["images"])
 
     def method(self, device: torch.device) -> Method:
-        """Build the model with its weights, on the device, in evaluation mode, without what only training needs.
+        """Build the model with its weights, on the device, in evaluation mode, without training-only components.
 
         Raises:
-            CheckpointError: If the weights do not fit the model that the config names, as after a change of its code.
+            CheckpointError: If the weights do not fit the model in the config, for example after a change of its code.
         """
         config = thaw(self.config)
         untrusted.take_out(config, self.builder, ("conditioning", "model"))
@@ -102,7 +102,7 @@ class TrainedCheckpoint:
             method.load_state_dict(
                 {name: value for name, value in weights.items() if name in known or name.partition(".")[0] not in unused}
             )
-        except RuntimeError as error:  # PyTorch's, which lists every tensor
+        except RuntimeError as error:  # PyTorch's message lists every tensor
             lines = [line.strip() for line in str(error).splitlines()]
             raise CheckpointError(
                 f"the checkpoint's weights do not fit the model that its config names ({' '.join(lines[1:2])}): use the "
@@ -114,21 +114,21 @@ class TrainedCheckpoint:
         return method.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def changed(self, config: Mapping[str, Any], builder: instantiate.Builder) -> TrainedCheckpoint:
-        """Return the checkpoint with another config, such as one whose data lies elsewhere now."""
+        """Return the checkpoint with another config, for example with a new location of its data."""
         return replace(self, config=freeze(config), builder=builder)
 
 
 def check_own_images(source: ImageDataset, method: Method, state: Mapping[str, Any], *, other_split: bool) -> None:
-    """Compare the images that a checkpoint's config names now with those that it was trained on.
+    """Compare the images that a checkpoint's config names with those that the model was trained on.
 
     Args:
         source: The images.
         method: The checkpoint's model.
-        state: The checkpoint.
-        other_split: Whether another split than that of the training is asked for, whose images differ as they should.
+        state: Content of the checkpoint.
+        other_split: Whether a split other than the training split is requested; its images are expected to differ.
 
     Raises:
-        DataError: If the model reads labels and the classes are others, so that a label would mean another class.
+        DataError: If the model reads labels and the classes differ, so a label would mean another class.
     """
     known = tuple(state.get("class_names", source.class_names))
     if "label" in method.batch_keys and tuple(source.class_names) != known:

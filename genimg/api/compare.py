@@ -1,4 +1,4 @@
-"""genimg-eval compare=[A,B]: two results side by side, and whether they compare."""
+"""genimg-eval compare=[A,B]: print two results side by side, and whether they are comparable."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Result:
-    """A result that was read.
+    """An evaluation result read from a file.
 
     Attributes:
         metrics: Values by name.
-        provenance: What they depend on.
+        provenance: Settings and versions that the values depend on.
     """
 
     metrics: dict[str, float]
@@ -31,14 +31,14 @@ class _Result:
 
 
 def compare_results(given: Sequence[str], which: str) -> None:
-    """Print both results and what keeps them from being comparable.
+    """Print both results and the differences that make them incomparable.
 
     Args:
-        given: Two files of ``output=``, or run directories.
-        which: ``last`` or ``best``, of a run directory.
+        given: Two files written by ``output=``, or run directories.
+        which: Evaluation of a run directory, ``last`` or ``best``.
 
     Raises:
-        ConfigError: If they are not two.
+        ConfigError: If the number of results is not two.
         DataError: If one of them is not a result.
     """
     if len(given) != 2:
@@ -57,7 +57,7 @@ def compare_results(given: Sequence[str], which: str) -> None:
 
 
 def _read_result(path: Path, which: str) -> _Result:
-    """Read a file of ``output=``, or a run directory's summary."""
+    """Read a file written by ``output=``, or a run directory's summary."""
     file = path / "summary.json" if path.is_dir() else path
     if not file.is_file():
         raise DataError(f"{path} is neither a result that output= wrote nor a run directory with a summary.json")

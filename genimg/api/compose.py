@@ -13,7 +13,7 @@ _COMMANDS = ("train", "eval", "sample", "translate", "features", "prepare", "aug
 
 
 def compose(overrides: Sequence[str] = (), *, command: str = "train") -> Config:
-    """Compose the config that a command line with these arguments would.
+    """Compose the config that a command with these arguments would use.
 
     Args:
         overrides: Arguments such as ``model=dcgan`` and ``trainer.batch_size=32``.
@@ -21,10 +21,10 @@ def compose(overrides: Sequence[str] = (), *, command: str = "train") -> Config:
             ``export``.
 
     Returns:
-        The resolved config, which nobody can write into; ``raw`` holds it with its interpolations.
+        The resolved config, read-only; ``raw`` holds it with its interpolations.
 
     Raises:
-        ConfigError: For an unknown key or option, a value of a wrong type, or a required value that is missing.
+        ConfigError: For an unknown key or option, a value of a wrong type, or a missing required value.
     """
     if command not in _COMMANDS:
         raise ConfigError(f"command={command} is unknown: choose one of {', '.join(_COMMANDS)}")

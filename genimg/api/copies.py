@@ -1,4 +1,4 @@
-"""genimg-eval neighbors=: how many generated images are copies of training images, and the pictures of the nearest ones."""
+"""genimg-eval neighbors=: measure how many generated images copy training images, and show the nearest ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _METRIC = "memorisation"
 _QUANTILE = 0.05  # as configs/evaluation/base.yaml suggests
-_NEIGHBORS = 7  # beside each generated image in the picture of nearest real images
+_NEIGHBORS = 7  # nearest real images shown beside each generated image
 
 
 def named_held_out(given: str, reader: ImageReader) -> DatasetImages:
@@ -35,10 +35,10 @@ def named_held_out(given: str, reader: ImageReader) -> DatasetImages:
 
     Args:
         given: The option's value.
-        reader: Reads them.
+        reader: Reader of the images.
 
     Raises:
-        ConfigError: If it names no images.
+        ConfigError: If the option names no images.
     """
     found = reader.read("held_out", given).images
     if found is None:
@@ -53,8 +53,8 @@ def own_held_out(
 
     Args:
         config: Config of the checkpoint.
-        real: The images that its data names.
-        builder: Builds datasets.
+        real: Images of the checkpoint's data.
+        builder: Builder of datasets.
         device: Device of the images.
     """
     if real.data.validation is not None:
@@ -72,10 +72,10 @@ def own_held_out(
 
 
 def with_memorisation(evaluation: Mapping[str, Any], builder: Builder) -> Mapping[str, Any]:
-    """Return the evaluation with a metric of memorisation, unless it has one, or does not measure all training images.
+    """Add a memorisation metric to the evaluation, unless it has one or does not measure all training images.
 
     Args:
-        evaluation: The resolved node.
+        evaluation: Resolved evaluation node.
         builder: Builder of the node.
     """
     metrics = evaluation.get("metrics")
@@ -85,7 +85,7 @@ def with_memorisation(evaluation: Mapping[str, Any], builder: Builder) -> Mappin
     found = (builder.locate(target, f"evaluation.metrics.{name}") for name, target in targets.items())
     if any(getattr(metric, "needs_held_out", False) for metric in found):
         return evaluation
-    others = {name: node for name, node in metrics.items() if name != _METRIC}  # the first one chooses the best checkpoint
+    others = {name: node for name, node in metrics.items() if name != _METRIC}  # the first metric selects the best checkpoint
     own = {"_target_": f"{Memorisation.__module__}.{Memorisation.__qualname__}", "quantile": _QUANTILE}
     return {**evaluation, "metrics": {**others, _METRIC: own}}
 
@@ -93,11 +93,11 @@ def with_memorisation(evaluation: Mapping[str, Any], builder: Builder) -> Mappin
 def show_neighbors(
     options: Eval, evaluator: Evaluator, real: Side, made: ImageSet, result: Evaluation, held_out: DatasetImages | None
 ) -> None:
-    """Write the picture of generated images with their nearest real ones, and log how near these are, if that is requested.
+    """Write a picture of generated images with their nearest real images, and log the distances, if requested.
 
     Args:
-        options: Options of the command, of which ``neighbors`` and ``picture`` are read.
-        evaluator: Evaluator whose features say what is near.
+        options: Options of the command; ``neighbors`` and ``picture`` are used.
+        evaluator: Evaluator whose features define the distance.
         real: The real images.
         made: The generated images.
         result: Result of their evaluation.
@@ -122,7 +122,7 @@ def show_neighbors(
 
 
 def _describe_copies(result: Evaluation, evaluator: Evaluator, num_generated: int, held_out: DatasetImages | None) -> None:
-    """Log what share of the generated images are copies."""
+    """Log the percentage of generated images that are copies."""
     metric = next((metric for metric in evaluator.metrics.values() if isinstance(metric, Memorisation)), None)
     if metric is None or held_out is None:
         log.info("no held-out images to compare with: held_out=WHAT names some, and the share of copies is then measured")

@@ -1,4 +1,4 @@
-"""From a config to images: the dataset, what is made of its images, and where they are stored."""
+"""Build the dataset, the task and the image loader from a config."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _OF_LOADER = ("storage", "num_workers", "horizontal_flip", "max_corrupt")
 
 
 def build_dataset(config: Mapping[str, Any], builder: Builder, given: ImageDataset | None = None) -> ImageDataset:
-    """Build the images to train on, with those that are held out of them as ``validation``.
+    """Build the training dataset, with held-out images as its ``validation``.
 
     Args:
-        config: Resolved.
-        builder: Of its nodes.
-        given: Images to take instead of the config's.
+        config: Resolved config.
+        builder: Builder of its nodes.
+        given: Dataset to use instead of the config's.
 
     Raises:
-        ConfigError, DataError: If there are no such images, or ``data.validation`` names none of them.
+        ConfigError, DataError: If there are no such images, or ``data.validation`` selects none of them.
     """
     data, validation = config["data"], config["data"].get("validation", 0)
     if given is None and data["_target_"] == GIVEN:
@@ -52,32 +52,32 @@ def build_dataset(config: Mapping[str, Any], builder: Builder, given: ImageDatas
 
 
 def other_split(data: Mapping[str, Any], split: str, *, key: str, instead: str) -> dict[str, Any]:
-    """Return the config of another split of the same data, without holding anything out.
+    """Return the config of another split of the same data, with nothing held out.
 
     Args:
         data: Config of the training data.
         split: Name of the other split.
-        key: Key that named it, for messages.
-        instead: Another way to name images, for messages.
+        key: Key that named the split, for messages.
+        instead: Alternative way to name images, for messages.
 
     Raises:
-        ConfigError: If the dataset has no splits, or this is the one to train on.
+        ConfigError: If the dataset has no splits, or this is the training split.
     """
     if "split" not in data:
         raise ConfigError(f"{key}={split}: the data has no splits: {instead}")
-    if split == (data["split"] or "train"):  # an archive that names no split is read for its training arrays
+    if split == (data["split"] or "train"):  # without a split, an archive's training arrays are read
         raise ConfigError(f"{key}={split} is the split that is trained on: name another one, or {instead}")
     arrays: dict[str, Any] = {}
-    if "images" in data:  # names of an archive's arrays are those of one split
+    if "images" in data:  # an archive's array names belong to one split
         arrays = {"images": None, "labels": "none" if data["labels"] == "none" else "auto"}
     return {**data, **arrays, "split": split, "validation": 0}
 
 
 def build_task(config: Mapping[str, Any], dataset: ImageDataset, builder: Builder) -> Task | None:
-    """Build what makes inputs and targets of images: the ``task`` group, or the dataset's own where it has pairs.
+    """Build the task that derives inputs and targets from images: the ``task`` group, or the dataset's own for paired data.
 
     Raises:
-        ConfigError: If both do, or the images do not fit the task.
+        ConfigError: If both define a task, or the images do not fit it.
     """
     if not config.get("task"):
         return dataset.task
@@ -98,15 +98,15 @@ def build_loader(
     augment: SampleAugment | None = None,
     task: Task | None = None,
 ) -> ImageLoader:
-    """Build the place where a dataset's images are stored, which makes batches of them.
+    """Build the loader that stores a dataset's images and makes batches of them.
 
     Args:
-        config: Resolved.
+        config: Resolved config.
         dataset: The images.
-        device: Where batches go.
-        keys: Of the batches; those of the task if there is one.
+        device: Device of the batches.
+        keys: Keys of the batches; a task replaces them by its own.
         augment: Augmentation of training images.
-        task: Makes inputs and targets of the images.
+        task: Task that derives inputs and targets from the images.
 
     Raises:
         ConfigError: If the images do not fit the settings.

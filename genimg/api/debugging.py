@@ -1,4 +1,4 @@
-"""The group ``debug``: settings that make of any training a short one that shows whether it works."""
+"""The group ``debug``: settings that shorten any training to check quickly that it works."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from genimg.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-_ITS_OWN = ("one_batch",)  # read where the data is built
+_ITS_OWN = ("one_batch",)  # applied when the data is built
 
 
 def shortened(composition: Composition) -> Composition:
-    """Return the composition with what the chosen ``debug`` says, where it has such a key and no override sets it.
+    """Apply the chosen ``debug`` option to the keys that the config has and that no override sets.
 
     Raises:
-        ConfigError: For a ``debug`` that is no mapping, or together with ``resume=PATH``, whose settings are the checkpoint's.
+        ConfigError: If ``debug`` is not a mapping, or is combined with ``resume=PATH``, which uses the checkpoint's settings.
     """
     composed = composition.config
     wanted = composed.debug
@@ -54,7 +54,7 @@ def shortened(composition: Composition) -> Composition:
 
 
 def say_what_was_learnt(run_dir: Path) -> None:
-    """Of a run on one batch: how far each loss has fallen."""
+    """Log how far each loss of a run on one batch has fallen."""
     values: dict[str, list[float]] = {}
     for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         for name, value in json.loads(line).items():

@@ -1,4 +1,4 @@
-"""``dry_run=true``: what a training would need, found out in seconds by a few of its steps; no run is made."""
+"""``dry_run=true``: estimate the cost of a training in seconds by running a few of its steps, without creating a run."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from genimg.utils.distributed import world_size
 
 log = logging.getLogger(__name__)
 
-_SAMPLE = 256  # images that are decoded to check the data and to train on
+_SAMPLE = 256  # images to decode, to check the data and to train on
 _SECONDS = 5.0  # of measured steps
 
 
 def rehearse(parts: TrainingComponents, duration: str) -> None:
-    """Check the data, train a few steps on some of it, and say what the whole training would take.
+    """Check the data, train a few steps on a sample of it, and log the estimated cost of the whole training.
 
     Args:
-        parts: Not yet trained.
-        duration: Of the training, as the config has it.
+        parts: Untrained components.
+        duration: Duration of the training as written in the config.
 
     Raises:
         DataError, ConfigError: If more images are corrupt than ``data.max_corrupt`` allows, or several processes were started.
@@ -81,7 +81,7 @@ def _count_classes(parts: TrainingComponents) -> None:
 
 
 def _decode_sample(parts: TrainingComponents) -> tuple[ImageLoader, float]:
-    """Some images, chosen at random, as data of their own, and how many one process reads a second."""
+    """Return a loader of randomly chosen images, and the number of images that one process decodes per second."""
     source, data = parts.source, parts.data
     count = min(len(source), max(_SAMPLE, parts.settings.batch_size))
     chosen = subset_of(source, count)
@@ -98,7 +98,7 @@ def _decode_sample(parts: TrainingComponents) -> tuple[ImageLoader, float]:
 
 
 def _time_steps(trainer: Trainer) -> float:
-    """Seconds a step, after two that warm up; a mean, because some things are done every so many steps."""
+    """Return the mean time of a step in seconds, after two warm-up steps; a mean, because some steps do more work."""
     steps = trainer.steps()
     times: list[float] = []
     start = time.perf_counter()
@@ -121,11 +121,11 @@ def _report_memory(parts: TrainingComponents, trainer: Trainer) -> None:
         total = torch.cuda.get_device_properties(parts.device).total_memory
         log.info("GPU memory: %.2f GB at most, of %.0f", torch.cuda.max_memory_allocated(parts.device) / 1e9, total / 1e9)
         return
-    if sys.platform == "win32":  # where Python has no such module
+    if sys.platform == "win32":  # which has no module resource
         return
     import resource
 
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024  # unit of ru_maxrss
     log.info("memory: %.2f GB at most so far, this program included",
              resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9)  # fmt: skip
 
@@ -155,7 +155,7 @@ def _report_evaluation(parts: TrainingComponents, sample: ImageLoader) -> None:
 
 
 def _seconds(compute: Callable[[], torch.Tensor]) -> float:
-    """The shorter of two runs; the first may allocate memory and choose algorithms."""
+    """Return the shorter time of two runs, because the first may allocate memory and choose algorithms."""
     times = []
     for _ in range(2):
         before = time.perf_counter()

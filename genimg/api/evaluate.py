@@ -1,4 +1,4 @@
-"""Measure images, of a checkpoint or from anywhere, against real ones."""
+"""Measure images, from a checkpoint or any other origin, against real ones."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ def evaluate(
 
     Args:
         images: Float images [N, C, H, W] in [-1, 1], as a model's ``sample`` returns; uint8 images or a dataset (see
-            ``as_dataset``); or text or a path: a folder, an .npz, or a dataset such as ``mnist:test``.
-        real: The same, or the path of saved statistics.
+            ``as_dataset``); or the name of a folder, an .npz, or a dataset such as ``mnist:test``.
+        real: Real images in the same forms, or the path of saved statistics.
         evaluation: Option of the group ``evaluation``, which names the extractor and the metrics.
-        num_images: Number of images, a fixed choice of them; None takes all.
-        batch_size: Of the extraction; has no influence on the values.
-        bootstrap: Number of resamples for 95 % intervals.
+        num_images: Number of images, chosen reproducibly; None takes all.
+        batch_size: Batch size of the feature extraction; it does not affect the values.
+        bootstrap: Number of bootstrap resamples for 95 % intervals.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         overrides: Further arguments of ``genimg-eval``.
 
     Returns:
-        The values by name, intervals, what they depend on, and warnings.
+        The values by name, with intervals, provenance and warnings.
 
     Raises:
-        UserError: If there are no such images, or they cannot be measured in this way.
+        UserError: If the images do not exist or cannot be measured in this way.
     """
     given = {"num_images": num_images, "batch_size": batch_size, "bootstrap": bootstrap}
     arguments = [f"evaluation={evaluation}", f"device={device}", *(f"{k}={v}" for k, v in given.items() if v is not None)]
@@ -75,10 +75,10 @@ def evaluate(
 
 
 def own_images(images: object, key: str) -> ImageDataset:
-    """Return images that a function of the Python API receives as ``key``: float [N, C, H, W] in [-1, 1], or a dataset.
+    """Convert the argument ``key`` of a Python API function to a dataset.
 
     Raises:
-        DataError: If they are neither.
+        DataError: If the argument is neither a dataset nor float images [N, C, H, W] in [-1, 1].
     """
     if isinstance(images, Tensor) and images.is_floating_point() and images.dim() == 4:
         if not images.isfinite().all():
@@ -92,18 +92,18 @@ def measure(
     own: Mapping[str, ImageDataset] = MappingProxyType({}),
     loaded: LoadedCheckpoint | None = None,
 ) -> Evaluation | None:
-    """Measure what the options of ``genimg-eval`` say, and log the result.
+    """Run ``genimg-eval`` with the given options, and log the result.
 
     Args:
-        composition: The options.
-        own: Images in place of those that ``images`` and ``real`` would name, by option.
-        loaded: The checkpoint that the options name, with its model, if the caller has loaded it.
+        composition: The composed options.
+        own: Images that replace those named by ``images`` and ``real``, by option.
+        loaded: The checkpoint of the options with its model, if the caller has loaded it.
 
     Returns:
-        The result; None where two results were compared, or statistics made.
+        The result; None after comparing two results or saving statistics.
 
     Raises:
-        UserError: If an option is wrong, or what it names cannot be measured.
+        UserError: If an option is invalid, or its images cannot be measured.
     """
     request = Request.of(composition, own)
     options = request.options
@@ -112,7 +112,7 @@ def measure(
         return None
     with processes_of_torchrun(options.device) as device_name:
         if rank() > 0:
-            logging.disable(logging.WARNING)  # the first rank says it
+            logging.disable(logging.WARNING)  # the first rank logs
         device = choose_device(device_name)
         if options.ckpt is not None:
             return evaluate_checkpoint(request, device, loaded)
@@ -124,7 +124,7 @@ def measure(
 
 
 def _of_images(request: Request, builder: Builder, device: torch.device) -> Evaluation:
-    """Measure images that exist already, and print the result."""
+    """Measure existing images, and print the result."""
     options = request.options
     reader = request.reader(builder, device)
     assert request.images is not None
@@ -157,7 +157,7 @@ def _of_images(request: Request, builder: Builder, device: torch.device) -> Eval
 
 
 def _save_statistics(request: Request, builder: Builder, device: torch.device) -> None:
-    """Make statistics of the real images, and write them."""
+    """Compute and write the statistics of the real images."""
     options = request.options
     assert request.real is not None
     assert options.save_statistics is not None
@@ -180,7 +180,7 @@ def _real(request: Request, builder: Builder, device: torch.device) -> Side:
 
 
 def _evaluation(request: Request, real: Side) -> Mapping[str, Any]:
-    """Return the evaluation that is given; its keys change the dataset's own, or else Inception's, if it is no whole one."""
+    """Return the given evaluation; single keys are merged into the dataset's own evaluation, or else into Inception's."""
     given = request.evaluation or {}
     if "_target_" in given:
         return given

@@ -1,4 +1,4 @@
-"""Measure a checkpoint: its samples against real images, its translations, or the likelihood of images under it."""
+"""Measure a checkpoint: its samples against real images, its translations, or the likelihood of images."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from genimg.methods.image_to_image import Translation
 from genimg.utils.distributed import first_of_each_host
 from genimg.utils.mappings import flatten, merged
 
-_OF_MODEL = ("conditioning", "loss", "model")  # groups whose paths a command may name again
-_TENSORS = ("method", "optimizers")  # of a checkpoint's state, which a model that is loaded does not need twice
+_OF_MODEL = ("conditioning", "loss", "model")  # groups whose paths a command may override
+_TENSORS = ("method", "optimizers")  # entries of a checkpoint's state that a loaded model makes redundant
 
 
 @dataclass(frozen=True)
 class LoadedCheckpoint(TrainedCheckpoint):
-    """A checkpoint whose model is built already; its state holds no weights.
+    """A checkpoint whose model is already built; its state holds no weights.
 
     Attributes:
         loaded: The model.
@@ -47,7 +47,7 @@ class LoadedCheckpoint(TrainedCheckpoint):
 
     @classmethod
     def of(cls, checkpoint: TrainedCheckpoint, method: Method, device: torch.device) -> LoadedCheckpoint:
-        """Return a checkpoint with the model that was built of it."""
+        """Return a checkpoint together with the model built from it."""
         values = {field.name: getattr(checkpoint, field.name) for field in fields(TrainedCheckpoint)}
         state = {key: value for key, value in checkpoint.state.items() if key not in _TENSORS}
         return cls(**{**values, "state": state}, loaded=method, device=device)
@@ -63,10 +63,10 @@ def evaluate_checkpoint(request: Request, device: torch.device, loaded: LoadedCh
     Args:
         request: The options.
         device: Device of the model.
-        loaded: The checkpoint with its model, if the caller has it; opened here otherwise.
+        loaded: The checkpoint with its model, if the caller has loaded it; opened here otherwise.
 
     Raises:
-        UserError: If the checkpoint cannot be opened, or not measured in this way.
+        UserError: If the checkpoint cannot be opened or measured in this way.
     """
     options = request.options
     checkpoint = _opened(request, device, loaded)
@@ -99,7 +99,7 @@ def evaluate_checkpoint(request: Request, device: torch.device, loaded: LoadedCh
 
 
 def _opened(request: Request, device: torch.device, loaded: LoadedCheckpoint | None) -> TrainedCheckpoint:
-    """Return the loaded checkpoint, or open one where the options say something else than what is loaded."""
+    """Return the loaded checkpoint, or open it again if the options differ from those it was loaded with."""
     options = request.options
     groups = {name: request.groups[name] for name in _OF_MODEL if name in request.groups}
     if loaded is not None and not groups and device == loaded.device and str(options.ckpt) == str(loaded.path):
@@ -108,7 +108,7 @@ def _opened(request: Request, device: torch.device, loaded: LoadedCheckpoint | N
 
 
 def _named(request: Request, builder: Builder) -> dict[str, Any]:
-    """Return the machine-local settings of the evaluation that the command line names, by dotted key."""
+    """Return the machine-local evaluation settings given on the command line, by dotted key."""
     given, weights = request.evaluation, request.options.inception_weights
     if given is not None and "_target_" in given:
         named = {place.key: place.value for place in untrusted.places(given, builder)}
@@ -118,12 +118,12 @@ def _named(request: Request, builder: Builder) -> dict[str, Any]:
 
 
 def _evaluation(request: Request, own: Mapping[str, Any], builder: Builder) -> Mapping[str, Any]:
-    """Return the evaluation that the command line composed, or the checkpoint's own with the keys that are given.
+    """Return the evaluation composed by the command line, or the checkpoint's own with the given keys changed.
 
     Args:
         request: The options.
-        own: The checkpoint's.
-        builder: Builder that knows which paths the command line names; those of the checkpoint's are taken out.
+        own: Evaluation of the checkpoint.
+        builder: Builder that knows the paths given on the command line; the checkpoint's own paths are removed.
     """
     given, weights = request.evaluation or {}, request.options.inception_weights
     if "_target_" in given:
@@ -136,10 +136,10 @@ def _evaluation(request: Request, own: Mapping[str, Any], builder: Builder) -> M
 
 
 def _data(request: Request, data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the checkpoint's data where it lies now, and of the split that is chosen.
+    """Return the checkpoint's data config with the given location and split.
 
     Raises:
-        ConfigError: If it is not read from a directory, or has no such split.
+        ConfigError: If the data is not read from a directory, or has no such split.
     """
     options = request.options
     if options.data_root is not None and request.real is None:
@@ -155,7 +155,7 @@ def _data(request: Request, data: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _root_key(data_root: str, data: Mapping[str, Any]) -> str:
-    """Return the key of the directory, or file, that the data is read from."""
+    """Return the key of the directory or file that the data is read from."""
     if data.get("a") is not None:
         raise ConfigError(
             f"data_root={data_root} has no effect, because this checkpoint's data are two folders, data.a and data.b: remove it"
@@ -169,7 +169,7 @@ def _root_key(data_root: str, data: Mapping[str, Any]) -> str:
 
 
 def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: torch.device) -> Evaluation:
-    """Measure samples of the model against real images, with reconstructions of these by an autoencoder."""
+    """Measure samples of the model against real images, and an autoencoder's reconstructions of these."""
     options, builder = request.options, checkpoint.builder
     if useless := sorted(request.typed.keys() & {"model_mode", "classical", "table"}):
         raise ConfigError(f"{request.typed[useless[0]]} is for models that translate images: remove it")
@@ -193,7 +193,7 @@ def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: t
     made = evaluator.generated(method, device, checkpoint.class_names)
     result = compare(options, evaluator, real, made, device, held_out)
     if real.images is not None:
-        if options.held_out is not None and method.reconstructs:  # of any size; they serve the comparison of neighbours only
+        if options.held_out is not None and method.reconstructs:  # held_out= may have any size: it is for neighbours only
             own = _held_out(request, checkpoint, real, device)
         side, images = _to_reconstruct(request, real.images, own)
         result = evaluator.with_reconstructions(result, method, images, side, device)
@@ -211,14 +211,14 @@ def _own_images(checkpoint: TrainedCheckpoint, device: torch.device) -> Side:
 
 
 def _held_out(request: Request, checkpoint: TrainedCheckpoint, real: Side, device: torch.device) -> DatasetImages | None:
-    """Return images of the checkpoint's data that training did not see; None if other images, or another split, are real."""
+    """Return images of the checkpoint's data unseen in training; None if the real images are others or another split."""
     if request.real is not None or request.options.split is not None or real.images is None:
         return None
     return own_held_out(checkpoint.config, real.images, checkpoint.builder, device)
 
 
 def _to_reconstruct(request: Request, real: DatasetImages, held_out: DatasetImages | None) -> tuple[str, DatasetImages]:
-    """Return the name of the images to reconstruct, and the images: held-out ones if available."""
+    """Return the name of the images to reconstruct and the images, held-out ones if available."""
     if request.real is not None:
         return "real", real
     if request.options.split is not None:

@@ -1,4 +1,4 @@
-"""Compare generated images with real ones by features: what genimg-eval does for a checkpoint and for any other images."""
+"""Compare generated images with real ones by features, for a checkpoint and for any other images."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from genimg.evaluation.image_sets import DatasetImages, ImageSet
 from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.evaluation.periodic import Evaluation
 
-_NUMBERS = ("num_images", "num_real", "batch_size", "seed", "bootstrap")  # options that are settings of an evaluation, too
+_NUMBERS = ("num_images", "num_real", "batch_size", "seed", "bootstrap")  # options that are also settings of an evaluation
 
 
 def with_numbers(evaluation: Mapping[str, Any], options: Eval, names: tuple[str, ...]) -> dict[str, Any]:
-    """Return an evaluation with the values of those options that are given.
+    """Return an evaluation updated with the options that are given.
 
     Args:
-        evaluation: The resolved node.
+        evaluation: Resolved evaluation node.
         options: Options of the command.
-        names: Names of options that are settings of the evaluation, too.
+        names: Names of the options that are also settings of the evaluation.
     """
     given = {name: getattr(options, name) for name in names}
     return {**evaluation, **{name: value for name, value in given.items() if value is not None}}
 
 
 def with_inception_weights(evaluation: Mapping[str, Any], weights: str) -> dict[str, Any]:
-    """Return an evaluation that uses Inception with another path of its weights."""
+    """Return an evaluation with another path of the Inception weights."""
     return {**evaluation, "extractor": {**evaluation["extractor"], "weights": weights}}
 
 
@@ -44,15 +44,15 @@ def uses_inception(evaluation: Mapping[str, Any]) -> bool:
 
 
 def evaluation_of(options: Eval, chosen: Mapping[str, Any], real: Side) -> dict[str, Any]:
-    """Return the evaluation with the options of the command in it.
+    """Return the evaluation updated with the options of the command.
 
     Args:
         options: Options of the command.
-        chosen: The resolved node.
+        chosen: Resolved evaluation node.
         real: The real images.
 
     Raises:
-        ConfigError: For an option without effect on this evaluation or these images.
+        ConfigError: For an option that has no effect on this evaluation or these images.
     """
     changed = with_numbers(chosen, options, _NUMBERS)
     if options.inception_weights is not None:
@@ -75,18 +75,18 @@ def evaluation_of(options: Eval, chosen: Mapping[str, Any], real: Side) -> dict[
 def build_evaluator(
     options: Eval, evaluation: Mapping[str, Any], builder: Builder, real: Side, held_out: DatasetImages | None = None
 ) -> Evaluator:
-    """Build the evaluator, with a metric of memorisation if neighbours are shown and there are held-out images.
+    """Build the evaluator, with a memorisation metric if neighbours are shown and there are held-out images.
 
     Args:
         options: Options of the command.
-        evaluation: The node that ``evaluation_of`` returns.
+        evaluation: Evaluation node returned by ``evaluation_of``.
         builder: Builder of the node.
         real: The real images.
         held_out: Images that training did not see, if there are any.
 
     Raises:
         ConfigError: If the evaluation compares no images, or nothing in it reads ``held_out=``.
-        DataError: If the real images' statistics are of another extractor.
+        DataError: If the statistics of the real images come from another extractor.
     """
     if options.neighbors and held_out is not None:
         evaluation = with_memorisation(evaluation, builder)
@@ -109,11 +109,11 @@ def build_evaluator(
 def compare(
     options: Eval, evaluator: Evaluator, real: Side, made: ImageSet, device: torch.device, held_out: DatasetImages | None
 ) -> Evaluation:
-    """Compare generated images with real ones, and save the statistics of these if that is requested.
+    """Compare generated images with real ones, and save the statistics of the real ones if requested.
 
     Args:
         options: Options of the command.
-        evaluator: What compares them.
+        evaluator: Evaluator that compares them.
         real: The real images.
         made: The generated images.
         device: Device of the extractor.

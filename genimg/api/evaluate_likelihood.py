@@ -1,4 +1,4 @@
-"""genimg-eval with evaluation=likelihood: how likely images are under a checkpoint's model."""
+"""genimg-eval with evaluation=likelihood: the likelihood of images under a checkpoint's model."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _KEYS = {
 
 
 def evaluate_likelihood(request: Request, checkpoint: TrainedCheckpoint, device: torch.device) -> Evaluation:
-    """Print, and write where requested, the likelihood of held-out images, of another split, or of the images of ``real=``.
+    """Print, and write if requested, the likelihood of held-out images, of another split or of the images of ``real=``.
 
     Args:
         request: The options.
-        checkpoint: The checkpoint, whose config says where its data lies now and which evaluation and split are chosen.
+        checkpoint: The checkpoint; its config holds the location of its data, the evaluation and the split.
         device: Device of the model.
 
     Raises:
-        ConfigError: For settings that mean nothing here.
+        ConfigError: For settings that have no effect here.
         DataError: For images that do not fit the model.
     """
     if useless := sorted(request.typed.keys() - _KEYS):
@@ -70,7 +70,7 @@ def evaluate_likelihood(request: Request, checkpoint: TrainedCheckpoint, device:
 
 
 def _images(real: str | ImageDataset, reader: ImageReader, facts: DataFacts) -> ImageLoader:
-    """Return the images of ``real=``, brought to the size and channels that the model was trained on.
+    """Return the images of ``real=``, converted to the size and channels of the training images.
 
     Raises:
         ConfigError: If it names statistics.
@@ -82,10 +82,10 @@ def _images(real: str | ImageDataset, reader: ImageReader, facts: DataFacts) -> 
 
 
 def _check_fit(source: ImageDataset, keys: tuple[str, ...], checkpoint: TrainedCheckpoint, real: str) -> None:
-    """Refuse images of another shape than the training's, or other classes than those that the model reads.
+    """Check that images have the shape of the training images and the classes that the model reads.
 
     Raises:
-        DataError: Naming both.
+        DataError: If they differ.
     """
     wanted = (checkpoint.facts.channels, *height_width(checkpoint.facts.image_size))
     if source.shape != wanted:

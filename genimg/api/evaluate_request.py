@@ -1,4 +1,4 @@
-"""What genimg-eval is asked to measure: its options, and the checks that need no work."""
+"""The options of genimg-eval, and the checks of them that are cheap."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _OF_CHECKPOINTS = {
 
 @dataclass(frozen=True)
 class Request:
-    """The options of genimg-eval, and what comes with them.
+    """The options of genimg-eval and their context.
 
     Attributes:
         options: Options of the command.
-        groups: Groups that are given, by name: ``evaluation`` and others of a checkpoint's config.
-        typed: Option, or group, -> the first override of it.
-        own: Images in place of those that ``options.images`` and ``options.real`` would name, by option.
+        groups: Groups that are given, by name: ``evaluation`` and groups of a checkpoint's config.
+        typed: Mapping from option or group to its first override.
+        own: Images that replace those named by ``options.images`` and ``options.real``, by option.
     """
 
     options: Eval
@@ -49,14 +49,14 @@ class Request:
 
     @classmethod
     def of(cls, composition: Composition, own: Mapping[str, ImageDataset]) -> Request:
-        """Read and check the options, so that no mistake costs an evaluation.
+        """Read and check the options, so a mistake fails before the evaluation.
 
         Args:
-            composition: The options as they were composed.
+            composition: The composed options.
             own: Images by option.
 
         Raises:
-            ConfigError: For a value out of range, or a setting without effect.
+            ConfigError: For a value out of range, or a setting that has no effect.
         """
         options, groups = read_options(composition.config, Eval, untrusted.GROUPS)
         request = cls(options, groups, _typed(composition), own)
@@ -69,24 +69,24 @@ class Request:
 
     @property
     def images(self) -> str | ImageDataset | None:
-        """The images to measure, or what names them."""
+        """The images to measure, or their name."""
         return self.own.get("images", self.options.images)
 
     @property
     def real(self) -> str | ImageDataset | None:
-        """The images to compare with, or what names them."""
+        """The images to compare with, or their name."""
         return self.own.get("real", self.options.real)
 
     @property
     def evaluation(self) -> Mapping[str, Any] | None:
-        """The group ``evaluation``, which may hold single keys to change another one by; None if it is not given."""
+        """The group ``evaluation``, or single keys that change another evaluation; None if not given."""
         return self.groups.get("evaluation")
 
     def reader(self, builder: Builder, device: torch.device) -> ImageReader:
-        """Return what reads the images that the options name.
+        """Return a reader of the images that the options name.
 
         Args:
-            builder: Builds datasets.
+            builder: Builder of datasets.
             device: Device of the images.
         """
         options = self.options
@@ -139,10 +139,10 @@ class Request:
 
 
 def check_picture(options: Eval) -> None:
-    """Refuse the name of a picture of neighbours where none are shown.
+    """Check that a file for the picture of neighbours is given only if neighbours are shown.
 
     Raises:
-        ConfigError: In that case.
+        ConfigError: If it is given without neighbours.
     """
     if options.picture is not None and not options.neighbors:
         raise ConfigError(f"picture={options.picture} has no effect without neighbors=: remove it")

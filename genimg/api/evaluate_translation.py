@@ -1,4 +1,4 @@
-"""genimg-eval of a model that translates: beside what it was given and what needs no training, image by image."""
+"""genimg-eval for a model that translates: compare it, image by image, with its inputs and classical methods."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ _OF_TRANSLATORS = {
 }  # fmt: skip
 
 Row = dict[str, Tensor]
-"""Metric -> [N], of one way to make the images."""
+"""Values [N] by metric, for one way to make the images."""
 
 Makers = dict[str, Callable[[Batch], Tensor]]
-"""Name -> what makes uint8 images of a batch."""
+"""Functions from a batch to uint8 images, by name."""
 
 
 def evaluate_translator(request: Request, checkpoint: TrainedCheckpoint, device: torch.device) -> Evaluation:
-    """Print, and write where requested, how near translations of held-out images are to their targets.
+    """Print, and write if requested, how close translations of held-out images are to their targets.
 
     Args:
         request: The options.
-        checkpoint: The checkpoint, whose config says where its data lies now and which evaluation is chosen.
+        checkpoint: The checkpoint; its config holds the location of its data and the evaluation.
         device: Device of the model.
 
     Raises:
-        ConfigError: For settings that mean nothing here.
+        ConfigError: For settings that have no effect here.
     """
     if useless := sorted(request.typed.keys() - _OF_TRANSLATORS):
         raise ConfigError(f"{request.typed[useless[0]]} has no effect on a model that translates images: remove it")
@@ -72,7 +72,7 @@ def evaluate_translator(request: Request, checkpoint: TrainedCheckpoint, device:
             method.set_mode(request.options.model_mode)
         return _evaluate(request, checkpoint, method, device)
     finally:
-        method.sampled_mode = usual  # the caller may go on using the model
+        method.sampled_mode = usual  # the caller may still use the model
 
 
 def _evaluate(request: Request, checkpoint: TrainedCheckpoint, method: Translation, device: torch.device) -> Evaluation:
@@ -109,7 +109,7 @@ def _evaluate(request: Request, checkpoint: TrainedCheckpoint, method: Translati
 def _write_images(
     options: Eval, method: Translation, data: ImageLoader, evaluator: TranslationEvaluator, rows: dict[str, Row]
 ) -> None:
-    """Write the table of all images, and the picture of the worst, where requested."""
+    """Write the table of all images and the picture of the worst ones, if requested."""
     if options.table is not None:
         _write_table(Path(options.table), data, evaluator, rows)
         log.info("every image's numbers: %s", options.table)
@@ -119,11 +119,11 @@ def _write_images(
 
 
 class _Collector:
-    """Every image's numbers: the model's, and those of the source itself where it has the target's shape, and of baselines.
+    """Collects the metrics of every image, for the model, the baselines, and the source if it has the target's shape.
 
     Args:
-        task: of the batches.
-        baselines: what else is measured.
+        task: Task of the batches.
+        baselines: Other methods to measure.
     """
 
     def __init__(self, task: Task, baselines: Makers) -> None:
@@ -131,7 +131,7 @@ class _Collector:
         self._found: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
 
     def add(self, batch: Batch, found: Row) -> None:
-        """A batch, and the numbers of what the model made of it."""
+        """Add a batch and the metrics of the model's output for it."""
         self._keep("model", found)
         reference = to_uint8(self._task.result(batch["target"], batch["source"]))
         for name, make in self._baselines.items():
@@ -141,7 +141,7 @@ class _Collector:
             self._keep("source", similarities(reference, given, self._task, batch["source"]))
 
     def rows(self) -> dict[str, Row]:
-        """Of all ranks' images, in their order."""
+        """Return the metrics of the images of all ranks, in order."""
         return {
             name: {metric: all_gather_rows(torch.cat(parts)) for metric, parts in row.items()}
             for name, row in self._found.items()
@@ -153,7 +153,7 @@ class _Collector:
 
 
 def _gains(columns: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """By how much the model's numbers differ from each other column's."""
+    """Return the difference between the model's metrics and those of each other column."""
     model = columns["model"]
     return {
         f"model - {name}": {metric: model[metric] - value for metric, value in values.items() if metric in model}
@@ -163,16 +163,16 @@ def _gains(columns: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def _chosen(data: ImageLoader, evaluator: TranslationEvaluator) -> tuple[ImageLoader, NDArray[np.int64]]:
-    """The data that is measured, and the numbers of its images."""
+    """Return the data to measure, and the indices of its images."""
     held_out = data.validation or data
     return held_out, subset_of(held_out.source, evaluator.num_images)
 
 
 def _classical(task: Task) -> Makers:
-    """What needs no training for this task.
+    """Return the classical methods for this task, which need no training.
 
     Raises:
-        ConfigError: If there is nothing.
+        ConfigError: If there are none.
     """
     if isinstance(task, Inpaint):
         return {"biharmonic": lambda batch: biharmonic(to_uint8(task.shown(batch["source"])), batch["mask"])}
@@ -186,7 +186,7 @@ def _classical(task: Task) -> Makers:
 
 
 def _write_table(path: Path, data: ImageLoader, evaluator: TranslationEvaluator, rows: dict[str, Row]) -> None:
-    """CSV: a line for each image, the worst first."""
+    """Write a CSV file with a line for each image, the worst first."""
     held_out, indices = _chosen(data, evaluator)
     order: Sequence[int] = torch.argsort(rows["model"]["psnr"], stable=True).tolist()
     titles = [f"{metric} {name}" for name, row in rows.items() for metric in row]

@@ -1,4 +1,4 @@
-"""What ``images=`` and ``real=`` of genimg-eval may name: a folder, packed or zipped too, an .npz, statistics, a dataset."""
+"""The inputs ``images=`` and ``real=`` of genimg-eval: a folder (also packed or zipped), an .npz, statistics or a dataset."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ _NEED_SETTINGS = (
 
 @dataclass(frozen=True)
 class Side:
-    """What ``images=`` or ``real=`` names: images, or statistics of images.
+    """Images or statistics of images, as named by ``images=`` or ``real=``.
 
     Attributes:
         source, images: The images; None for statistics.
-        statistics, path: Statistics and their file; None for images, unless statistics that came with these serve beside them.
-        evaluation: The group ``evaluation`` that a dataset brings along, if it does.
+        statistics, path: Statistics and their file; None for images, unless statistics that came with them are used too.
+        evaluation: The group ``evaluation`` that the dataset provides, if any.
     """
 
     source: ImageDataset | None = None
@@ -59,7 +59,7 @@ class Side:
 
     @property
     def compared(self) -> DatasetImages | SavedStatistics:
-        """What generated images are compared with: the images if there are any, else the statistics."""
+        """The images that generated images are compared with, or the statistics if there are none."""
         compared = self.statistics if self.images is None else self.images
         assert compared is not None
         return compared
@@ -71,23 +71,23 @@ class Side:
 
 
 def title(given: str | ImageDataset) -> str:
-    """Return images, or what names them, as messages and records show it."""
+    """Return the title of images, or of their name, for messages and records."""
     return given.name if isinstance(given, ImageDataset) else given
 
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Reads the images that an option names.
+    """Reader of the images that an option names.
 
     Attributes:
-        builder: Builds datasets.
+        builder: Builder of datasets.
         device: Device of the images.
-        image_size: Size in pixels of folders and .npz, and of datasets too if ``channels`` is given; None leaves images as
-            they are.
-        channels: Number of channels of folders and datasets; None takes what they have, or 3 for folders that are resized.
-        range: [low, high] of folders and .npz: the values that become black and white; None takes what the type has.
+        image_size: Size in pixels of folders and .npz, and of datasets if ``channels`` is given; None keeps the images'
+            size.
+        channels: Number of channels of folders and datasets; None keeps their number, or takes 3 for resized folders.
+        range: Values [low, high] in folders and .npz that become black and white; None takes the range of the type.
         data_root: Directory of datasets; None takes their default.
-        accept_unrecorded: Whether statistics may not say which extractor made them.
+        accept_unrecorded: Whether to accept statistics that do not record their extractor.
     """
 
     builder: Builder
@@ -99,16 +99,16 @@ class ImageReader:
     accept_unrecorded: bool = False
 
     def read(self, key: str, given: str | ImageDataset) -> Side:
-        """Return what an option names.
+        """Read the images or statistics that an option names.
 
         Args:
             key: Name of the option, such as images or real.
-            given: A folder, what genimg-prepare packed, an .npz, saved statistics, or ``DATASET`` or ``DATASET:SPLIT``. Of an
-                .npz, ``FILE.npz:NAME`` takes the array of this name, and ``FILE.npz:SPLIT`` that of the split. Images are
-                taken as they are.
+            given: A folder, the output of genimg-prepare, an .npz, saved statistics, or ``DATASET`` or ``DATASET:SPLIT``.
+                ``FILE.npz:NAME`` selects an array of an .npz by its name, ``FILE.npz:SPLIT`` by its split. Images that are
+                passed directly are used unchanged.
 
         Raises:
-            UserError: If there is no such thing, or it cannot be read.
+            UserError: If it does not exist or cannot be read.
         """
         if isinstance(given, ImageDataset):
             return self._side(given)
@@ -134,7 +134,7 @@ class ImageReader:
         return self._dataset(key, name, split)
 
     def _npz(self, key: str, file: str, path: Path) -> Side:
-        """Return the images of an .npz, its statistics, or both."""
+        """Read the images of an .npz, its statistics, or both."""
         if not (path.is_file() and holds_statistics(path)):
             return self._side(self._archive(key, file, None))
         if not holds_images(path):
@@ -164,12 +164,12 @@ class ImageReader:
             raise _of_option(key, "root", error) from error
 
     def _archive(self, key: str, file: str, array: str | None) -> ImageDataset:
-        """Return the images of an .npz.
+        """Read the images of an .npz.
 
         Args:
-            key: Option that names it.
+            key: Option that names the file.
             file: Path of the .npz.
-            array: Name of one of its arrays, or a split; None decides by names and shapes.
+            array: Name of one of its arrays, or a split; None selects by names and shapes.
         """
         is_split = array in SPLITS
         read = functools.partial(
@@ -185,10 +185,10 @@ class ImageReader:
         try:
             return read(labels="auto")
         except UserError as error:
-            if error.key == "labels":  # few evaluations read labels, and there is no option to choose them by
+            if error.key == "labels":  # few evaluations read labels, and no option selects them
                 log.warning("%s; its labels are ignored here", error.problem)
                 return read(labels="none")
-            if error.key in ("images", "split"):  # the end of this option's value
+            if error.key in ("images", "split"):  # the last part of this option's value
                 problem = error.problem.removeprefix(f"{error.key}={array or 'null'}")
                 given = f"{file}:{array}" if array else file
                 raise type(error)(f"{key}={given}{problem}", f"name an array, as in {key}={file}:NAME") from error
@@ -207,9 +207,9 @@ class ImageReader:
         if groups["data"].get("root") == "???":
             raise ConfigError(f"{name} needs data_root=DIR: where its images lie")
         try:
-            source = build_dataset(groups, self.builder.choosing("data"))  # of the command line, not of a checkpoint
+            source = build_dataset(groups, self.builder.choosing("data"))  # from the command line, not from a checkpoint
         except UserError as error:
-            if error.key == "data.split":  # the end of this option's value
+            if error.key == "data.split":  # the last part of this option's value
                 raise type(error)(error.problem.replace("data.split=", f"{key}={name}:", 1), error.fix) from error
             raise _of_option("data_root", "data.root", error) from error
         return self._side(source, groups["evaluation"])
@@ -222,13 +222,13 @@ class ImageReader:
 
 
 def _of_option(key: str, parameter: str, error: UserError) -> UserError:
-    """Return an error about a dataset's parameter as one about the option ``key`` that gives its value; others unchanged."""
+    """Rewrite an error about a dataset's parameter to name the option ``key`` that sets it; return other errors unchanged."""
     if error.key != parameter:
         return error
     return type(error)(error.problem.replace(f"{parameter}=", f"{key}=", 1), error.fix)
 
 
 def compose_evaluation(*overrides: str) -> dict[str, Any]:
-    """Return the groups ``data`` and ``evaluation`` that genimg-train would compose."""
+    """Compose the groups ``data`` and ``evaluation`` as genimg-train does."""
     config = compose(overrides).config
     return {key: OmegaConf.to_container(config[key], resolve=True) for key in ("data", "evaluation")}

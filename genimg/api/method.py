@@ -1,4 +1,4 @@
-"""Build a model for its data, and check that the two go together."""
+"""Build a model for its data, and check that they are compatible."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def build_method(
     Args:
         config: The composed config.
         dataset: The images to train on.
-        task: What makes sources and targets of them, if anything does.
-        facts: About both.
-        builder: Of the config's nodes.
-        method_class: The model's class, as ``check_pairing`` returns it.
-        weights: Of the checkpoint that the run continues, which the model must fit before it takes memory.
+        task: Task that derives sources and targets from the images, if any.
+        facts: Facts about the data and the task.
+        builder: Builder of the config's nodes.
+        method_class: The model's class, as returned by ``check_pairing``.
+        weights: Weights of the checkpoint that the run continues; they are checked before the model takes memory.
 
-    Raises:
-        CheckpointError: If it does not.
+        Raises:
+            CheckpointError: If the weights do not fit the model.
         ConfigError: If the data lacks what the model needs, or shapes do not match.
     """
     check_kind(method_class, dataset, task)
@@ -63,7 +63,7 @@ def build_method(
     refuse_unread_conditioning(config, method)
     reconstructs = method.reconstructs and bool((config.get("evaluation") or {}).get("reconstructions"))
     held_out = method.translates or method.likelihood is not None or reconstructs or measures_held_out(config, builder)
-    takes_some = not isinstance(config["data"].get("validation"), str)  # another split takes nothing from the training
+    takes_some = not isinstance(config["data"].get("validation"), str)  # another split takes no images from training
     if dataset.validation is not None and takes_some and not held_out:
         raise ConfigError(
             f"data.validation={config['data']['validation']} has no effect on this model, a {type(method).__name__}, which is "
@@ -90,12 +90,12 @@ def build_method(
 
 
 def _conditions(dataset: ImageDataset, method: Method) -> Batch:
-    """All labels, or the captions of random images, as they stand in a batch, if the method asks for them."""
+    """Return all labels, or the captions of random images, in the form of a batch, if the method reads them."""
     batch: Batch = {}
     if "label" in method.batch_keys and dataset.labels is not None:
         batch["label"] = torch.from_numpy(dataset.labels)
     if "caption" in method.batch_keys:
-        # A small source's captions are repeated, each equally often to within one.
+        # The captions of a small dataset are repeated; their counts differ by at most one.
         texts = dataset.captions(np.resize(random_order(len(dataset), seed=0), method.condition_bank_size))
         batch["caption"] = encode(texts, caption_length(texts))
     return batch
@@ -105,7 +105,7 @@ _SHAPES = re.compile(
     r"mat1 and mat2|[Ss]izes? of tensors?|size mismatch|must match|[Kk]ernel size|[Oo]utput size|Padding size|channels|"
     r"invalid for input of size|invalid for size|Expected more than 1|Expected \d|expected (input|\d)|normalized_shape|shape '"
 )
-"""What PyTorch says of shapes that do not fit; of instance norm also that one pixel is too little."""
+"""PyTorch's messages about mismatched shapes, and instance norm's about a single pixel."""
 
 
 def _check_shapes(method: Method, dataset: ImageDataset, task: Task | None) -> None:

@@ -1,4 +1,4 @@
-"""A trained model in Python: sample it, translate with it, encode, reconstruct, measure."""
+"""A trained model in Python: sample, translate, encode, reconstruct and evaluate."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from genimg.utils.numbers import require_least
 from genimg.utils.words import quoted
 
 Labels = int | str | Sequence[int | str] | Tensor | NDArray[np.integer[Any]]
-"""Classes by number or name: one, or a list, array or tensor of them."""
+"""One class, by number or name, or a list, array or tensor of classes."""
 
 
 def load(path: str | Path, *, which: str = "last", device: str = "auto", allow: Sequence[str] = ()) -> Model:
-    """Load a trained model; runs no code from the checkpoint.
+    """Load a trained model without running code from the checkpoint.
 
     Args:
         path: A run directory, or a checkpoint.
-        which: ``last`` or ``best``, of a run directory.
+        which: Checkpoint of a run directory, ``last`` or ``best``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         allow: Packages of your own that the checkpoint's config may name.
 
@@ -50,16 +50,16 @@ def load(path: str | Path, *, which: str = "last", device: str = "auto", allow: 
 
 
 class Model:
-    """A trained model, in evaluation mode; what it cannot do raises a ConfigError that says so.
+    """A trained model, in evaluation mode. Unsupported operations raise a ConfigError.
 
     Attributes:
         method: The training algorithm with its networks, a ``torch.nn.Module``.
-        device: Of the networks.
-        path: Of the checkpoint.
-        config: The resolved config that it was trained with.
-        facts: About the data that it was trained on: image size, channels, number of classes.
-        class_names: By label; empty without labels.
-        images_seen: Images that it was trained on, repeats included.
+        device: Device of the networks.
+        path: Path of the checkpoint.
+        config: Resolved config of the training.
+        facts: Facts about the training data: image size, channels, number of classes.
+        class_names: Class names by label; empty without labels.
+        images_seen: Number of images that it was trained on, including repeats.
     """
 
     def __init__(self, checkpoint: TrainedCheckpoint, device: torch.device, allow: Sequence[str] = ()) -> None:
@@ -100,20 +100,20 @@ class Model:
 
         Args:
             num_images: Number of images.
-            seed: Image i is a function of the seed, i and its condition, whatever the batch size.
-            label: Class by name or number, for all images, or one for each image; None draws classes as often as the data has
-                them.
-            text: Caption, for all images or one for each; None draws captions of the data.
-            truncation: Less varied samples: psi of StyleGAN2, the temperature of a VQ-VAE's prior, else the largest magnitude
-                of a latent's components.
-            noise: Of StyleGAN2: ``random``, ``const`` or ``none``.
-            batch_size: Images at once.
+            seed: Seed of the images. Image i depends only on the seed, i and its condition, not on the batch size.
+            label: Class by name or number, for all images, or one for each image; None draws classes as often as they occur
+                in the data.
+            text: Caption, for all images or one for each; None draws captions from the data.
+            truncation: Reduction of variety: psi of StyleGAN2, the temperature of a VQ-VAE's prior, or else the largest
+                magnitude of a latent's components.
+            noise: Noise mode of StyleGAN2: ``random``, ``const`` or ``none``.
+            batch_size: Number of images per batch.
 
         Returns:
             Float32 [num_images, C, H, W] in [-1, 1], on the CPU.
 
         Raises:
-            ConfigError: If the model makes no images of nothing, has no such class, or an option has no effect on it.
+            ConfigError: If the model needs input images, has no such class, or an option has no effect on it.
         """
         self._require("sample", not self.method.translates, "makes images from images: use translate")
         require_least(1, num_images=num_images, batch_size=batch_size)
@@ -140,13 +140,13 @@ class Model:
         """Translate images, as ``genimg-translate`` does.
 
         Args:
-            images: Of any size: float [N, C, h, w] in [-1, 1], uint8, or a dataset (see ``as_dataset``).
-            masks: For a model that fills holes: [N, 1, h, w], 1 or True where pixels are missing.
-            direction: Of a model that translates both ways: ``a2b`` or ``b2a``.
-            tile: Side in pixels of the pieces that larger images are cut into; None cuts none.
-            overlap: Pixels by which a tile reaches into its neighbours.
-            seed: Of dropout, where the model translates in training mode.
-            batch_size: Images at once.
+            images: Images of any size: float [N, C, h, w] in [-1, 1], uint8, or a dataset (see ``as_dataset``).
+            masks: Masks for an inpainting model: [N, 1, h, w], 1 or True where pixels are missing.
+            direction: Direction for a model that translates both ways: ``a2b`` or ``b2a``.
+            tile: Side in pixels of the tiles that larger images are split into; None uses no tiles.
+            overlap: Overlap of neighbouring tiles in pixels.
+            seed: Seed of dropout, for a model that translates in training mode.
+            batch_size: Number of images per batch.
 
         Returns:
             Float32 [N, C', H, W] in [-1, 1], rounded to 8 bits, on the CPU.
@@ -171,7 +171,7 @@ class Model:
                 key="images",
             )
         holes = _checked_masks(masks, pixels, method)
-        # Dropout is a function of the seed and the first image of a batch.
+        # Dropout depends on the seed and the first image of a batch.
         together = 1 if method.sampled_mode == "train" else batch_size
         results = []
         for start in range(0, len(pixels), together):
@@ -183,17 +183,17 @@ class Model:
         """Encode and decode images with an autoencoder, without noise.
 
         Args:
-            images: Float [N, C, H, W] in [-1, 1], uint8, or a dataset (see ``as_dataset``), of the model's size. Floats are
-                rounded to 8 bits first.
+            images: Images of the model's size: float [N, C, H, W] in [-1, 1], uint8, or a dataset (see ``as_dataset``).
+                Floats are rounded to 8 bits first.
             label, text: As in ``sample``; required by a model that reads labels or captions.
-            batch_size: Images at once.
+            batch_size: Number of images per batch.
 
         Returns:
             Float32 [N, C, H, W] in [-1, 1], on the CPU.
 
         Raises:
-            ConfigError: If the model is no autoencoder, or label or text is missing or has no effect.
-            DataError: If the images are not of its size.
+            ConfigError: If the model is not an autoencoder, or label or text is missing or has no effect.
+            DataError: If the images do not have the model's size.
         """
         self._require("reconstruct", self.method.reconstructs, "is no autoencoder")
         return torch.cat([self.method.reconstruct(each).cpu() for each in self._batches(images, label, text, batch_size)])
@@ -205,7 +205,7 @@ class Model:
             images, label, text, batch_size: As in ``reconstruct``.
 
         Returns:
-            Latents float32 [N, Z], means of q(z | x) of a VAE; codes int64 [N, h, w] of a VQ-VAE; on the CPU.
+            Latents float32 [N, Z], the means of q(z | x) for a VAE, or codes int64 [N, h, w] for a VQ-VAE; on the CPU.
 
         Raises:
             ConfigError, DataError: As in ``reconstruct``.
@@ -227,20 +227,20 @@ class Model:
         """Measure the checkpoint, as ``genimg-eval ckpt=...`` does.
 
         Args:
-            real: What to compare with: a dataset such as ``cifar10:test``, a folder, an .npz, saved statistics, or images as
-                ``evaluate`` takes them; None takes the model's own data, which must not have come from Python.
+            real: Images to compare with: a dataset such as ``cifar10:test``, a folder, an .npz, saved statistics, or any
+                images that ``evaluate`` accepts; None takes the model's own data, unless it was passed from Python.
             evaluation: Option of the group ``evaluation``; None takes that of the training.
             num_images: Number of generated images.
-            seed: Of the generated images.
-            batch_size: Of generation and extraction.
-            bootstrap: Number of resamples for 95 % intervals.
+            seed: Seed of the generated images.
+            batch_size: Batch size of generation and feature extraction.
+            bootstrap: Number of bootstrap resamples for 95 % intervals.
             overrides: Further arguments of ``genimg-eval``.
 
         Returns:
-            The values by name, intervals, what they depend on, and warnings.
+            The values by name, with intervals, provenance and warnings.
 
         Raises:
-            UserError: If there are no such images, or the model cannot be measured in this way.
+            UserError: If the images do not exist, or the model cannot be measured in this way.
         """
         given = {"num_images": num_images, "seed": seed, "batch_size": batch_size, "bootstrap": bootstrap}
         arguments = [f"ckpt={quoted(str(self.path))}", f"device={self.device}", f"allow=[{','.join(self._allow)}]"]
@@ -258,7 +258,7 @@ class Model:
             raise ConfigError(f"{name} has no meaning for this model: a {type(self.method).__name__} {why_not}", key=name)
 
     def _conditions(self, count: int, **given: Any) -> Batch:
-        """Conditions as they stand in a batch, a row for each image; empty where the method draws them."""
+        """Return conditions in the form of a batch, one row per image; empty if the method draws them."""
         given = {key: value.tolist() if isinstance(value, Tensor | np.ndarray) else value for key, value in given.items()}
         several = {
             key: list(value) for key, value in given.items() if isinstance(value, Sequence) and not isinstance(value, str)
@@ -294,13 +294,13 @@ class Model:
             yield {key: value.to(self.device) for key, value in batch.items()}
 
     def _pixels(self, images: object) -> Tensor:
-        """Images as uint8 [N, C, H, W]."""
+        """Convert images to uint8 [N, C, H, W]."""
         dataset = own_images(images, "images")
         return torch.from_numpy(dataset.read_many(np.arange(len(dataset))))
 
 
 def _checked_masks(masks: Tensor | NDArray[Any] | None, pixels: Tensor, method: Translation) -> Tensor | None:
-    """Masks as float32 [N, 1, h, w], or None for a model that fills no holes."""
+    """Return masks as float32 [N, 1, h, w], or None for a model without inpainting."""
     if not needs_mask(method, masks, "masks", "give one for each image, 1 or True where pixels are missing"):
         return None
     holes = torch.as_tensor(masks).float().cpu()
@@ -311,5 +311,5 @@ def _checked_masks(masks: Tensor | NDArray[Any] | None, pixels: Tensor, method: 
 
 
 def _padded(row: Tensor, width: int) -> Tensor:
-    """A caption's row [1, L], filled with zeros."""
+    """Pad a caption's row [1, L] with zeros."""
     return nn.functional.pad(row, (0, width - row.shape[-1]))

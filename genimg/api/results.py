@@ -1,4 +1,4 @@
-"""Results of evaluations as text."""
+"""Evaluation results as text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def table(columns: dict[str, dict[str, float]]) -> str:
-    """Values by name, one column a title; a name that a column lacks is left empty there."""
+    """Format values as a table with a row per name and a column per title; missing values are left empty."""
     names = list(dict.fromkeys(name for values in columns.values() for name in values))
     width = max(map(len, names)) + 2
     widths = {title: max(28, len(title) + 2) for title in columns}
@@ -35,7 +35,7 @@ def table(columns: dict[str, dict[str, float]]) -> str:
 
 
 def sentence(provenance: Mapping[str, Any]) -> str:
-    """The provenance of a value, as short as it can be said."""
+    """Summarize the provenance of a value in one sentence."""
     if "translation" in provenance:
         made = provenance["translation"]
         which = "held-out" if made["held_out"] else "training"
@@ -59,7 +59,7 @@ def sentence(provenance: Mapping[str, Any]) -> str:
 
 
 def with_intervals(result: Evaluation) -> dict[str, dict[str, float]]:
-    """Return the columns of a result's table: its values, with their 95 % intervals if it has them."""
+    """Return the columns of a result's table: its values, and their 95 % intervals if available."""
     if not result.intervals:
         return {"value": result.values}
     lows = {name: low for name, (low, _) in result.intervals.items()}
@@ -75,15 +75,15 @@ def report(
     device: torch.device,
     subject: Mapping[str, Any],
 ) -> None:
-    """Print a result with what it depends on, and write it where ``output`` says.
+    """Print a result with its provenance, and write it to the file ``output`` if given.
 
     Args:
-        what: What was measured, in words.
+        what: Description of what was measured.
         columns: Columns of the printed table, by title.
         result: The result.
-        options: Options of the command, of which ``provenance`` and ``output`` are read.
-        device: Device that it was measured on.
-        subject: What else the written record holds.
+        options: Options of the command; ``provenance`` and ``output`` are used.
+        device: Device of the measurement.
+        subject: Further entries of the written record.
     """
     log.info("%s", what)
     log.info("%s", table(columns))

@@ -1,4 +1,4 @@
-"""What a training leaves behind: summary.json, the report, words at its end, and the finished run itself."""
+"""The results of a training: summary.json, the report, the final messages, and the finished run."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ _NO_HYPERPARAMETERS = ("run_dir", "resume", "resume_force", "allow", "traceback"
 
 
 class DivergedError(UserError):
-    """Training produced infinite or undefined numbers, or images that only grew worse."""
+    """Training produced infinite or NaN values, or steadily worsening images."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training that has ended.
+    """A finished training.
 
     Attributes:
-        directory: Of the run: config.yaml, checkpoints/, samples/, metrics.jsonl, summary.json, report.html.
-        status: ``completed``; ``stopped``, by a signal, with a checkpoint to continue from; ``dry_run``.
-        summary: What summary.json holds: images seen, metrics of the last and the best evaluation, speed, versions.
+        directory: Directory of the run: config.yaml, checkpoints/, samples/, metrics.jsonl, summary.json, report.html.
+        status: ``completed``; ``stopped`` by a signal, with a checkpoint to continue from; or ``dry_run``.
+        summary: Content of summary.json: images seen, metrics of the last and the best evaluation, speed, versions.
         best: Best value of the evaluator's first metric; None without evaluation.
-        signal: Number of the signal that stopped it, if one did.
-        allow: Packages of the user's own that its config names.
+        signal: Number of the signal that stopped the training, if any.
+        allow: The user's own packages that the config names.
     """
 
     directory: Path
@@ -70,7 +70,7 @@ class Run:
         """Load the trained model.
 
         Args:
-            which: ``last`` checkpoint or ``best`` one.
+            which: Checkpoint to load, ``last`` or ``best``.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         """
         from genimg.api.model import load
@@ -79,16 +79,16 @@ class Run:
 
 
 class Training:
-    """A run that is ready to train, or to go on.
+    """A run that is ready to start or to continue training.
 
     Args:
-        composition: The config as it was composed.
-        config: The config that the run is built from: a checkpoint's, where one is resumed.
-        trainer: With the state that it starts from.
+        composition: The composed config.
+        config: The config that the run is built from; that of the checkpoint if one is resumed.
+        trainer: Trainer with its initial or restored state.
         run_dir: Directory of the run; only the first rank writes to it.
 
     Attributes:
-        run: What has become of it; None until the block of ``recorded`` has ended.
+        run: The finished run; None until the block of ``recorded`` has ended.
     """
 
     def __init__(self, composition: Composition, config: Config, trainer: Trainer, run_dir: Path) -> None:
@@ -100,7 +100,7 @@ class Training:
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[Trainer]:
-        """Give the trainer, for a block that calls its ``fit``; however that ends, write down what has become of the run.
+        """Yield the trainer to a block that calls its ``fit``, and record the outcome of the run however the block ends.
 
         Raises:
             DivergedError: If the training has diverged.
@@ -111,13 +111,13 @@ class Training:
         page: Path | None = None
         summary: dict[str, Any] = {"status": "failed"}
         if rank() == 0 and images_before < trainer.settings.duration:
-            (run_dir / "summary.json").unlink(missing_ok=True)  # of an earlier launch, which a kill of this one would leave
+            (run_dir / "summary.json").unlink(missing_ok=True)  # from an earlier launch: a killed run must not keep it
         try:
             yield trainer
             summary["status"] = "completed"
         except StopRequestedError:
             summary["status"] = "stopped"
-            stopped_by = trainer.stop_signal or signal.SIGINT  # none: another process received it
+            stopped_by = trainer.stop_signal or signal.SIGINT  # none if another process received the signal
             log.warning("stopped at %d images; the checkpoint is written", state.images)
             log.warning("to continue: %s %s", _command(), argument("resume", relative(run_dir)))
         except KeyboardInterrupt:
@@ -224,12 +224,12 @@ def _summary(composition: Composition, trainer: Trainer, config: Config) -> dict
 def _write_summary(run_dir: Path, summary: Mapping[str, Any]) -> None:
     try:
         write_json(run_dir / "summary.json", summary)
-    except OSError as error:  # often the disk is full, and the error under way says more
+    except OSError as error:  # often the disk is full, and the original error says more
         log.warning("summary.json cannot be written (%s)", error.strerror)
 
 
 def _write_page(run_dir: Path) -> Path | None:
-    """Write the run's own report; best effort."""
+    """Write the report of the run; best effort."""
     try:
         return write_report([run_dir], run_dir / "report.html").html
     except Exception as error:

@@ -52,25 +52,26 @@ from genimg.utils.regular_files import require_plain
 log = logging.getLogger(__name__)
 
 Callback = Callable[[int, Mapping[str, float]], None]
-"""Called with the images seen and numbers by name: losses at every ``trainer.log_interval``, metrics after evaluations."""
+"""Function called with the images seen and values by name: losses every ``trainer.log_interval``, metrics after evaluations."""
 
-_PATIENCE = 20.0  # seconds for another process that is just saving and ending
+_PATIENCE = 20.0  # seconds to wait for another process that is saving and about to exit
 
 
 def train(overrides: Sequence[str] = (), *, dataset: object = None, callbacks: Sequence[Callback] = ()) -> Run:
-    """Train a model, as ``genimg-train`` with the same arguments would, or continue a run.
+    """Train a model, as ``genimg-train`` with the same arguments does, or continue a run.
 
     Args:
-        overrides: Arguments of the command line, such as ``["model=dcgan", "data=mnist", "trainer.duration=5 epochs"]``.
+        overrides: Command-line arguments such as ``["model=dcgan", "data=mnist", "trainer.duration=5 epochs"]``.
         dataset: Images to train on instead of those of ``data=``: an array, a torch ``Dataset`` or a Hugging Face dataset (see
-            ``genimg.as_dataset``). ``data.image_size`` and ``data.channels`` bring them to one size.
-        callbacks: Called with the images seen and numbers by name, in the order of training.
+            ``genimg.as_dataset``). They are converted to ``data.image_size`` and ``data.channels``.
+        callbacks: Functions called with the images seen and values by name, in the order of training.
 
     Returns:
-        The finished run. Ctrl-C stops after the step under way, with a checkpoint.
+        The finished run. Ctrl-C stops after the current step and saves a checkpoint.
 
     Raises:
-        UserError: For whatever the arguments or the data have wrong; DivergedError if training diverges.
+        UserError: If the arguments or the data are invalid.
+        DivergedError: If training diverges.
     """
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         raise ConfigError(f"callbacks={callbacks!r} must be a list of functions of images seen and numbers", key="callbacks")
@@ -93,7 +94,7 @@ def train(overrides: Sequence[str] = (), *, dataset: object = None, callbacks: S
 
 @contextlib.contextmanager
 def _removed_if_nothing_begins(run_dir: Path) -> Iterator[None]:
-    """Remove a new run directory if the run is refused at its start."""
+    """Remove a new run directory if the run is rejected at its start."""
     is_new = not run_dir.exists() or not any(run_dir.iterdir())
     try:
         yield
@@ -104,9 +105,9 @@ def _removed_if_nothing_begins(run_dir: Path) -> Iterator[None]:
 
 
 def remove_if_nothing_began(run_dir: Path) -> None:
-    """Remove the directory of a run that was refused at its start, which holds notes of the start alone.
+    """Remove the directory of a run that was rejected at its start and holds only startup records.
 
-    Nothing is removed of the working directory, and of one that holds anything else or that another process uses.
+    The working directory, a directory with other content, and one that another process uses are left untouched.
     """
     if run_dir.resolve() == Path.cwd():
         return
@@ -118,18 +119,18 @@ def remove_if_nothing_began(run_dir: Path) -> None:
         for path in (run_dir / name for name in notes):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         run_dir.rmdir()
-        if re.fullmatch(r"\d{4}-\d\d-\d\d", run_dir.parent.name):  # the day's, made for this run
-            run_dir.parent.rmdir()  # unless it holds other runs
+        if re.fullmatch(r"\d{4}-\d\d-\d\d", run_dir.parent.name):  # the folder of the day, made for this run
+            run_dir.parent.rmdir()  # fails if it holds other runs
             if run_dir.parents[1].name == "outputs":
                 run_dir.parents[1].rmdir()
 
 
 @contextlib.contextmanager
 def alone_in_run(run_dir: Path) -> Iterator[None]:
-    """Lock a run directory: two processes that train in it would overwrite each other's checkpoints.
+    """Lock a run directory, because two processes training in it would overwrite each other's checkpoints.
 
     Raises:
-        UnsafeFileError: If the directory holds a link, named pipe or device where the training writes.
+        UnsafeFileError: If the directory holds a link, named pipe or device at a path that the training writes.
         InUseError: If another process trains in it.
     """
     require_plain(run_dir, RUN_FILES)
@@ -146,15 +147,15 @@ def alone_in_run(run_dir: Path) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            if is_new and not is_bug(error):  # a run that is refused changes nothing in its directory
+            if is_new and not is_bug(error):  # a rejected run must not change its directory
                 with contextlib.suppress(OSError):
                     lock.unlink()
-                    lock.parent.rmdir()  # unless it holds something else
+                    lock.parent.rmdir()  # fails if it holds something else
             raise
 
 
 def _run_dir(composition: Composition) -> Path:
-    """The directory that was chosen, that of the checkpoint to resume, or a new one."""
+    """Return the chosen directory, that of the checkpoint to resume, or a new one."""
     resumed = composition.config.resume
     chosen = next((each for each in composition.typed() if each.key_or_group == "run_dir"), None)
     if chosen is not None:
@@ -163,7 +164,7 @@ def _run_dir(composition: Composition) -> Path:
         return directory_to_continue_in(expanded("resume", resumed).resolve())
     names = (composition.choices.get(group) for group in ("model", "data"))
     path = Path("outputs", f"{datetime.now():%Y-%m-%d}", "_".join([f"{datetime.now():%H-%M-%S}", *map(str, names)]))
-    is_dry = composition.config.dry_run is True  # it makes no directory
+    is_dry = composition.config.dry_run is True  # a dry run makes no directory
     return (path if is_dry else Path(new_directory(str(path)))).resolve()
 
 
@@ -175,12 +176,12 @@ def prepare(
     dataset: object = None,
     callbacks: Sequence[Callback] = (),
 ) -> Training:
-    """Build the run that a composed config describes, or bring it to where its checkpoint left it.
+    """Build the run that a composed config describes, restored from its checkpoint if there is one.
 
     Args:
-        composition: The config.
-        run_dir: To write to; only the first rank needs to see it.
-        device_name: Of this process.
+        composition: The composed config.
+        run_dir: Directory to write to; only the first rank needs access to it.
+        device_name: Name of this process's device.
         dataset, callbacks: See ``train``.
     """
     composition, start, assembly, parts = _built(composition, run_dir, device_name, dataset)
@@ -227,16 +228,16 @@ def prepare(
 
 
 def dry_run(composition: Composition, run_dir: Path, device_name: str, *, dataset: object = None) -> None:
-    """Train a few steps of the run that a composed config describes, and say what all of it would take; writes nothing.
+    """Train a few steps of the run that a composed config describes, and log the estimated cost of all of it; write nothing.
 
     Args:
         composition, device_name, dataset: See ``prepare``.
-        run_dir: Where the run would be.
+        run_dir: Directory that the run would use.
 
     Raises:
         DivergedError: If these steps diverge.
     """
-    _, _, assembly, parts = _built(composition, run_dir / ".dry_run", device_name, dataset)  # which is not there
+    _, _, assembly, parts = _built(composition, run_dir / ".dry_run", device_name, dataset)  # which does not exist
     try:
         rehearse(parts, assembly.config["trainer"]["duration"])
     except NonFiniteError as error:
@@ -249,14 +250,14 @@ def dry_run(composition: Composition, run_dir: Path, device_name: str, *, datase
 def _built(
     composition: Composition, run_dir: Path, device_name: str, dataset: object
 ) -> tuple[Composition, resume.Start, Assembly, TrainingComponents]:
-    """Return what a run consists of, with every ``auto`` decided and nothing written."""
+    """Build the components of a run, with every ``auto`` setting resolved and no file written."""
     require_groups(composition.config)
     refuse_repeated_penalties(composition)
     composition = shortened(composition)
     composed = composition.config
     if not resume.names_a_checkpoint(composed):
         require_all_values(composed)
-    # Only the first rank needs to see the run directory: other hosts may not have it.
+    # Only the first rank reads the run directory: other hosts may not have it.
     with raise_on_any_rank():
         start = resume.find_start(composition, run_dir) if rank() == 0 else None
     start = broadcast_object(start)
@@ -266,7 +267,7 @@ def _built(
     if config["print_config"] and rank() == 0:
         print(OmegaConf.to_yaml(OmegaConf.create(thaw(config))))
     was_measured_with_it = saved is not None and saved.state["config"]["evaluation"] == config["evaluation"]
-    # The evaluation of a checkpoint that is named was chosen when that run was started.
+    # The evaluation of a named checkpoint was chosen when that run was started.
     named_checkpoint = resume.names_a_checkpoint(composed)
     replaceable = not (was_measured_with_it or named_checkpoint or asked_for_extractor(composition))
     assembly = assemble(
@@ -288,7 +289,7 @@ def _built(
 
 
 def _require_work(saved: resume.Saved, parts: TrainingComponents, config: Config, run_dir: Path) -> None:
-    """Refuse to make a new run of a checkpoint whose training is complete; its own run says so and stays as it is.
+    """Check that a new run from a checkpoint has something left to train; a completed run that is resumed stays unchanged.
 
     Raises:
         ConfigError: If nothing is left to train.
@@ -304,12 +305,12 @@ def _require_work(saved: resume.Saved, parts: TrainingComponents, config: Config
 
 
 def _restore(trainer: Trainer, saved: resume.Saved, config: Config) -> None:
-    """Bring a trainer to where a checkpoint left it."""
+    """Restore a trainer from a checkpoint."""
     trainer.load_state_dict(saved.state)
     if not resume.same_measure(saved.state["config"]["evaluation"], config["evaluation"]):
         trainer.state.forget_evaluations()
     elif trainer.evaluator and trainer.state.best and trainer.evaluator.primary not in trainer.state.best:
-        trainer.state.forget_evaluations()  # by features of another version
+        trainer.state.forget_evaluations()  # they used another version of the features
     log.info("resuming from %s at %d images", saved.path, trainer.state.images)
 
 
@@ -320,7 +321,7 @@ def _own_dataset(dataset: object, config: Config) -> ImageDataset:
 
 
 class _Recorders:
-    """Gives a run's records to the logger of the config, if there is one, and to callbacks."""
+    """Passes a run's records to the config's logger, if any, and to callbacks."""
 
     def __init__(self, logger: Recorder | None, callbacks: Sequence[Callback]) -> None:
         self._logger = logger

@@ -1,4 +1,4 @@
-"""What a model's YAML brings along, what the command line takes away from it, and what is said then."""
+"""Warnings and replacements where the command line overrides defaults that a model's YAML sets."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from genimg.utils.paths import config_dir
 
 log = logging.getLogger(__name__)
 
-_FEW_STEPS = 2000  # fewer show blobs, whatever the model: a DCGAN's digits are readable after about 2,000
-_MADE_FOR = {  # evaluations whose extractor comes with genimg, by the data that it is made for
+_FEW_STEPS = 2000  # fewer give blobs for any model: a DCGAN's digits are readable after about 2,000
+_MADE_FOR = {  # evaluations whose extractor is shipped with genimg, by the data that it is made for
     "genimg.data.datasets.builtin.mnist": "mnist",
     "genimg.data.datasets.builtin.cifar10": "cifar10_classifier",
     "genimg.data.datasets.shapes.shapes": "shapes",
 }
 _OF_PHOTOS = "cifar10_classifier"  # for translations of other photos, at 32 px
-_SMALL_SHARE = 0.002  # of the published duration
+_SMALL_SHARE = 0.002  # fraction of the published duration
 
 
 def refuse_repeated_penalties(composition: Composition) -> None:
-    """Refuse two penalties of one place in ``penalty=[...]``, which Hydra would merge into one without a word.
+    """Reject two penalties in ``penalty=[...]`` with the same place in the config, which Hydra would merge silently.
 
     Raises:
-        ConfigError: If two names are equal, or are forms of one penalty, such as r1 and r1_lazy.
+        ConfigError: If two names are equal or variants of one penalty, such as r1 and r1_lazy.
     """
     folders = composition.folders
     for override in composition.typed():
@@ -47,7 +47,7 @@ def refuse_repeated_penalties(composition: Composition) -> None:
 
 
 def warn_of_missing_penalties(composition: Composition) -> None:
-    """Warn where an override takes away penalties that the model's YAML brings."""
+    """Warn if an override removes penalties that the model's YAML sets."""
     if "penalty" not in composition.typed_keys():
         return
     folders, model = composition.folders, composition.choices.get("model")
@@ -62,15 +62,15 @@ def warn_of_missing_penalties(composition: Composition) -> None:
 
 
 def brought_by_model(model: str, group: str, folders: Iterable[Path]) -> Any:
-    """Return the option, or options, of a group that a model's YAML chooses, itself or by the YAML that it changes.
+    """Return the option or options of a group that a model's YAML chooses, directly or through a YAML that it extends.
 
     Args:
         model: Option of the group ``model``.
-        group: Such as ``penalty`` or ``trainer``.
+        group: Config group, such as ``penalty`` or ``trainer``.
         folders: Directories of configs.
 
-    Returns:
-        The name, or the list of names; None where the YAML chooses nothing of the group.
+        Returns:
+            The name, or the list of names; None if the YAML chooses no option of the group.
     """
     path = next((path for folder in folders if (path := Path(folder, "model", f"{model}.yaml")).is_file()), None)
     if path is None:
@@ -85,15 +85,15 @@ def brought_by_model(model: str, group: str, folders: Iterable[Path]) -> Any:
 
 
 def evaluation_at_hand(config: Mapping[str, Any], reason: str) -> Mapping[str, Any]:
-    """Return an evaluation in place of one whose extractor's weights cannot be had, and say so.
+    """Return a replacement for an evaluation whose extractor weights are unavailable, and log a warning.
 
     Args:
-        config: Resolved.
-        reason: Why the weights cannot be had.
+        config: Resolved config.
+        reason: Reason why the weights are unavailable.
 
     Returns:
-        The node ``evaluation``: the same with an extractor that comes with genimg and is made for the data, if there is one;
-        else that of ``evaluation=none``.
+        The node ``evaluation`` with an extractor that is shipped with genimg and made for the data, if there is one;
+        otherwise the node of ``evaluation=none``.
     """
     given, place = config["evaluation"], reason.splitlines()[0].partition(": put the file")[0]
     name = _MADE_FOR.get(str(config["data"]["_target_"]))
@@ -123,20 +123,20 @@ def evaluation_at_hand(config: Mapping[str, Any], reason: str) -> Mapping[str, A
 
 
 def asked_for_extractor(composition: Composition) -> bool:
-    """Return whether an override names the evaluation, or its extractor."""
+    """Return whether an override names the evaluation or its extractor."""
     return any(key == "evaluation" or key.startswith("evaluation.extractor") for key in composition.typed_keys())
 
 
 def warn_of_short_training(
     composition: Composition, settings: TrainerSettings, config: Mapping[str, Any], builder: Builder
 ) -> None:
-    """Warn where the default duration is so short that nothing can have been learnt.
+    """Warn if the default duration is too short for the model to learn anything.
 
     Args:
-        composition: Which says whether the user chose the duration.
-        settings: Of the training.
-        config: Resolved.
-        builder: Of this training, which knows the size of an epoch.
+        composition: Composition that shows whether the user chose the duration.
+        settings: Settings of the training.
+        config: Resolved config.
+        builder: Builder of this training, which knows the size of an epoch.
     """
     if composition.typed_keys() & {"trainer.duration", "trainer", "debug"} or config.get("dry_run"):
         return
@@ -156,7 +156,7 @@ def warn_of_short_training(
 
 
 def _plain_yaml(group: str, name: str) -> Mapping[str, Any]:
-    """A file of a config group on top of those that its defaults list names."""
+    """Load a file of a config group, merged over the files in its defaults list."""
     node: Any = OmegaConf.load(Path(config_dir(), group, f"{name}.yaml"))
     bases = [entry for entry in node.pop("defaults", []) if entry != "_self_" and not entry.startswith("/_schema/")]
     merged = OmegaConf.merge(*(_plain_yaml(group, base) for base in bases), node)
@@ -164,7 +164,7 @@ def _plain_yaml(group: str, name: str) -> Mapping[str, Any]:
 
 
 def _place(penalty: object, folders: Iterable[Path]) -> str:
-    """Where a penalty's YAML stands below ``penalty``: its ``@package``, or its name."""
+    """Return the key of a penalty below ``penalty``: the ``@package`` of its YAML, or its name."""
     path = next((path for folder in folders if (path := Path(folder, "penalty", f"{penalty}.yaml")).is_file()), None)
     header = re.match(r"# @package penalty\.(\w+)", path.read_text(encoding="utf-8")) if path else None
     return header[1] if header else str(penalty)

@@ -1,1 +1,1 @@
-"""What the entry points do once their config is composed, one command a file."""
+"""The commands' work after their config is composed, one command per file."""

@@ -1,4 +1,4 @@
-"""Arguments of the command line as Hydra takes them."""
+"""Rewrite command-line arguments for Hydra."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ _YES = ("true", "yes", "y", "on", "1")
 
 
 def value_of(key: str, arguments: Sequence[str]) -> str | None:
-    """Return the value that arguments give a key, the last one, without quotes; None where they give none."""
+    """Return the last value that arguments give a key, without quotes, or None if they give none."""
     found = [value for name, equals, value in (each.lstrip("+").partition("=") for each in arguments) if equals and name == key]
     return unquoted(found[-1]) if found else None
 
 
 def continued_in_its_own_directory(arguments: Sequence[str]) -> list[str]:
-    """``resume=PATH`` continues in the run directory that PATH belongs to, unless another ``run_dir`` is given."""
+    """Add the run directory of PATH to arguments with ``resume=PATH``, unless ``run_dir`` is given."""
     resume = value_of("resume", arguments)
     if resume in (None, "", "auto", "null") or value_of("run_dir", arguments) is not None:
         return list(arguments)
     path = expanded("resume", resume)
-    if not path.exists() and rank_of_torchrun() == 0:  # other hosts need not see it
+    if not path.exists() and rank_of_torchrun() == 0:  # other hosts may not have the file
         raise CheckpointError(f"resume={resume} does not exist: give a checkpoint or a run directory")
     return [*arguments, f"run_dir={quoted(str(directory_to_continue_in(path)))}"]
 
 
 def arguments_of_rank(arguments: Sequence[str]) -> list[str]:
-    """A training's arguments as this process should take them.
+    """Return a training's arguments for this rank.
 
-    Only the first rank has a run directory and a log file, and a dry run has none. A restarted training continues from its
-    newest checkpoint, whatever it began with.
+    Only the first rank has a run directory and a log file; a dry run has neither. A restarted training continues from its
+    newest checkpoint, whatever it started from.
 
     Raises:
-        ConfigError: If a restarted training would not find its checkpoints.
+        ConfigError: If a restarted training could not find its checkpoints.
         UnsafeFileError: If the run directory holds a link, named pipe or device where the training writes.
     """
     given = value_of("run_dir", arguments)
@@ -66,7 +66,7 @@ def arguments_of_rank(arguments: Sequence[str]) -> list[str]:
         if has_checkpoints and is_path:
             arguments = [*arguments, f"resume={quoted(given)}"]
     if rank_of_torchrun() > 0 or str(value_of("dry_run", arguments)).lower() in _YES:
-        # Hydra then makes no directory and no file.
+        # Hydra then creates no directory and no file.
         arguments = [
             *arguments,
             "hydra.run.dir=.",
@@ -77,11 +77,11 @@ def arguments_of_rank(arguments: Sequence[str]) -> list[str]:
 
 
 def in_hydras_order(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with all flags behind the overrides: Hydra takes no overrides behind a flag that has a value.
+    """Return the arguments with all flags after the overrides, because Hydra accepts no overrides after a flag with a value.
 
     Raises:
-        ConfigError: For a ``--config-dir`` that does not exist or holds what Hydra would misread, an empty ``run_dir=``, or a
-            group that is chosen twice.
+        ConfigError: If ``--config-dir`` does not exist or has a file that Hydra would misread, if ``run_dir=`` is empty, or
+            if a group is chosen twice.
     """
     words, flags = parted(arguments)
     for flag, value in zip_longest(flags, flags[1:], fillvalue=""):
@@ -94,7 +94,7 @@ def in_hydras_order(arguments: Sequence[str]) -> list[str]:
     keys = {word.partition("=")[0] for word in words}
     for word in words:
         key = word.partition("=")[0].lstrip("+")
-        if word.startswith("+") and key in keys and Path(config_dir(), key).is_dir():  # Hydra would omit it without a word
+        if word.startswith("+") and key in keys and Path(config_dir(), key).is_dir():  # Hydra would silently ignore it
             raise ConfigError(f"{word} has no effect beside another {key}=: give one of them", key=key)
     if value_of("run_dir", words) == "":
         raise ConfigError("run_dir= is empty: name a directory, or omit it", key="run_dir")
@@ -102,9 +102,9 @@ def in_hydras_order(arguments: Sequence[str]) -> list[str]:
 
 
 def _with_byte_order_mark(folder: Path) -> Path | None:
-    """Return a config of a directory, or of its groups, that begins with what some editors write in front of UTF-8."""
+    """Return the first config in a directory or its groups that begins with a byte order mark, which some editors write."""
     for path in sorted((*folder.glob("*.yaml"), *folder.glob("*/*.yaml"))):
-        if path.is_file():  # a pipe would wait
+        if path.is_file():  # opening a named pipe would block
             with contextlib.suppress(OSError), path.open("rb") as file:
                 if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
                     return path
@@ -112,10 +112,10 @@ def _with_byte_order_mark(folder: Path) -> Path | None:
 
 
 def with_runs(arguments: Sequence[str]) -> list[str]:
-    """``DIR DIR`` as Hydra takes it: ``runs=['DIR','DIR']``.
+    """Replace arguments such as ``DIR DIR`` by ``runs=['DIR','DIR']``.
 
     Raises:
-        ConfigError: Where ``runs=`` is given, too.
+        ConfigError: If ``runs=`` is also given.
     """
     given_words, flags = parted(arguments)
     words = [word for word in given_words if "=" not in word or Path(word).is_dir()]
@@ -128,7 +128,7 @@ def with_runs(arguments: Sequence[str]) -> list[str]:
 
 
 def parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the arguments that are no flags, and the flags with their values."""
+    """Split arguments into those that are not flags, and the flags with their values."""
     words: list[str] = []
     flags: list[str] = []
     rest = list(arguments)

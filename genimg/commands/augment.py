@@ -25,7 +25,7 @@ from genimg.utils.words import argument
 log = logging.getLogger(__name__)
 
 _COMMAND = "genimg-augment"
-_WITHOUT_EFFECT = ("output", "num_workers", "traceback")  # on the copies
+_WITHOUT_EFFECT = ("output", "num_workers", "traceback")  # options that do not change the copies
 
 
 def augment(composed: DictConfig) -> None:
@@ -49,7 +49,7 @@ def augment(composed: DictConfig) -> None:
     check_job(job)
     warn_of_sides(job)
     start = time.monotonic()
-    # The same for the same copies, wherever and by however many threads they were made.
+    # Equal copies have equal records, whatever the output directory and the number of threads.
     record = record_of(_COMMAND, options={key: value for key, value in vars(options).items() if key not in _WITHOUT_EFFECT})
     workers = options.num_workers if isinstance(options.num_workers, int) else num_cores()
     kept, corrupt = write_folder(job, output, record, max_corrupt=options.max_corrupt, num_workers=workers)
@@ -78,7 +78,7 @@ def _folders(options: Augment) -> tuple[Path, Path]:
     """Return the input as it was given, and the output's absolute path.
 
     Raises:
-        DataError: If the input is no directory.
+        DataError: If the input is not a directory.
         ConfigError: If the output cannot be written there.
     """
     root, output = (expanded(key, getattr(options, key)) for key in ("input", "output"))

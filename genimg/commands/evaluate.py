@@ -1,4 +1,4 @@
-"""genimg-eval: measure images, of a checkpoint or from anywhere, against real ones; compare two results."""
+"""genimg-eval: compare a checkpoint's or any other images with real ones, or compare two results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from genimg.config.compose import Composition
 
 
 def evaluate(composed: DictConfig) -> dict[str, float]:
-    """Print the metrics of a checkpoint or of any images, or what two results have in common."""
+    """Print the metrics of a checkpoint or of any images, or a comparison of two results."""
     result = measure(Composition.of_hydra(composed))
     return {} if result is None else result.values

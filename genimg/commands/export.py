@@ -1,4 +1,4 @@
-"""genimg-export: the network that makes the images, alone, in a file for other programs."""
+"""genimg-export: write the network that makes the images to a file for other programs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def export(composed: DictConfig) -> None:
-    """Write one network of a checkpoint to a file, and check that it makes the same images."""
+    """Write one network of a checkpoint to a file, and check that the file makes the same images."""
     options, groups = read_options(composed, Export, untrusted.GROUPS)
     kind = options.format
     _check(options)
@@ -59,10 +59,10 @@ def export(composed: DictConfig) -> None:
 
 
 def _check(options: Export) -> None:
-    """Refuse what no model can do.
+    """Check the options that do not depend on the model.
 
     Raises:
-        ConfigError: Naming key and value.
+        ConfigError: If the output has the wrong suffix, or the truncation is out of range.
     """
     if options.output == "":
         raise ConfigError("output= is not the name of a file")
@@ -76,10 +76,10 @@ def _check(options: Export) -> None:
 
 
 def _output(options: Export, checkpoint: Path, part: ExportedNetwork) -> Path:
-    """Return the file to write; one that genimg-export wrote is replaced.
+    """Return the file to write, which replaces an earlier export.
 
     Raises:
-        ConfigError: If it cannot be written, or is another program's.
+        ConfigError: If the file cannot be written, or genimg-export did not write the existing one.
     """
     if options.output is not None:
         output = expanded("output", options.output)

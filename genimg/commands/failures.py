@@ -1,4 +1,4 @@
-"""What ends a command: one clear message for what a user can cause, a traceback for a bug, and the exit code."""
+"""End a failed command: one clear message for what a user can cause, a traceback for a bug, and the exit code."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _ANOTHER_HAS_GONE = re.compile(
 
 @dataclass(frozen=True)
 class Failure:
-    """What ended a command, or one job of a sweep in this process.
+    """The failure of a command, or of one job of a sweep in this process.
 
     Attributes:
         error: The exception.
-        allowed: Packages that ``allow=[...]`` names.
-        log_file: Where the traceback is kept; None if nowhere.
+        allowed: Packages in ``allow=[...]``.
+        log_file: File that holds the traceback; None if there is none.
         job: Number of the job; None for a single run.
         is_at_work: Whether the config had been composed.
         wants_traceback: Whether ``traceback=true``.
@@ -54,12 +54,12 @@ class Failure:
 
     @classmethod
     def of_task(cls, error: Exception, composed: DictConfig, job: int | None) -> Failure:
-        """Return the failure of what Hydra has called.
+        """Return the failure of a task function that Hydra called.
 
         Args:
             error: The exception.
-            composed: The config that it was called with.
-            job: See the attribute.
+            composed: The task's config.
+            job: Number of the job; None for a single run.
         """
         allowed = composed.get("allow") or ()
         packages = (allowed,) if isinstance(allowed, str) else tuple(map(str, allowed))
@@ -72,8 +72,8 @@ def end(name: str, primary: str, failure: Failure, jobs: Sequence[Failure]) -> N
     Args:
         name: Name of the command.
         primary: Name of its primary config.
-        failure: What ended it.
-        jobs: All jobs of a sweep in this process that have failed; empty without one.
+        failure: The failure that ended it.
+        jobs: All failed jobs of a sweep in this process; empty without a sweep.
     """
     in_words = {id(each): _in_words(each, primary) for each in (failure, *jobs)}
     bugs = [each for each in jobs if in_words[id(each)] is None]
@@ -89,11 +89,11 @@ def end(name: str, primary: str, failure: Failure, jobs: Sequence[Failure]) -> N
     wants_traceback = failure.wants_traceback or str(value_of("traceback", sys.argv[1:])).lower() == "true"
     of_first = "the first: " if len(jobs) > 1 else ""
     say(name, f"error: {f'{sweep}: {of_first}' if sweep else ''}{message}", trace if wants_traceback else "")
-    leave(_BUG if getattr(error, "has_bug", False) else _USERS_MISTAKE)  # of a job in another process
+    leave(_BUG if getattr(error, "has_bug", False) else _USERS_MISTAKE)  # set for jobs in other processes
 
 
 def _in_words(failure: Failure, primary: str) -> str | None:
-    """Return what to tell the user, or None for a bug."""
+    """Return the message for the user, or None for a bug."""
     error = failure.error
     if failure.is_at_work and is_bug(error):
         is_alone = is_of_several() and isinstance(error, RuntimeError) and _ANOTHER_HAS_GONE.search(str(error))
@@ -105,7 +105,7 @@ def _in_words(failure: Failure, primary: str) -> str | None:
 
 
 def _whose_bug(failure: Failure, elsewhere: str) -> str:
-    """Return a line that says in whose code a bug is, and where its traceback is kept."""
+    """Return a line that names the package with the bug and the file with its traceback."""
     place = f" and {relative(failure.log_file)}" if failure.log_file is not None and failure.log_file.is_file() else ""
     if not elsewhere and (package := _foreign_package(failure.error, failure.allowed)):
         return f"this is a bug of the package {package}, not of genimg: see the lines above{place}"
@@ -114,10 +114,9 @@ def _whose_bug(failure: Failure, elsewhere: str) -> str:
 
 
 def _foreign_package(error: Exception, allowed: Sequence[str]) -> str:
-    """Return the user's own package that raised an error; empty for genimg.
+    """Return the user's package that raised an error, or an empty string for genimg.
 
-    It is the package of the innermost frame that is neither Python's nor an installed library's, which only pass on what they
-    are given.
+    It is the package of the innermost frame outside the standard library and installed packages, which only pass errors on.
     """
     libraries = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
@@ -136,13 +135,16 @@ def _module(frame: FrameType) -> str:
 
 
 def _log_file() -> Path | None:
-    """Return where a traceback is kept, if anywhere."""
+    """Return the file that holds the traceback, if any."""
     handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
     return next((path for handler in handlers if (path := Path(handler.baseFilename)).is_file()), None)
 
 
 def say(name: str, line: str, trace: str = "") -> None:
-    """Print what ended a command. What went wrong everywhere is said once: torchrun ends the others when the first one ends."""
+    """Print the message about a failure.
+
+    Ranks other than the first wait, so a failure of all ranks is printed once: torchrun ends the others when one ends.
+    """
     if is_of_several() and (rank_of_torchrun() > 0 or _HAS_ENDED in line):
         time.sleep(_SECONDS_FOR_THE_FIRST_RANK)
         line = f"process {rank_of_torchrun()}: {line}"
@@ -152,7 +154,7 @@ def say(name: str, line: str, trace: str = "") -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End; one of several processes without Python's way out, in which torch.distributed would wait for the others."""
+    """Exit. One of several processes skips Python's cleanup, in which torch.distributed would wait for the others."""
     if is_of_several():
         sys.stdout.flush()
         sys.stderr.flush()

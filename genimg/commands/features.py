@@ -43,7 +43,7 @@ extractor:
 
 
 def train_features(composed: DictConfig) -> None:
-    """Train, measure, and write ``NAME.pt`` and ``evaluation/NAME.yaml``."""
+    """Train a classifier, measure its accuracy, and write ``NAME.pt`` and ``evaluation/NAME.yaml``."""
     options, groups = read_options(composed, Features, ("data", "evaluation"))
     _check(options)
     device = choose_device(options.device)
@@ -53,7 +53,7 @@ def train_features(composed: DictConfig) -> None:
     if len(train.indices) < options.batch_size:
         raise ConfigError(f"batch_size={options.batch_size} is larger than the {len(train.indices)} training images")
     output = Path(options.output)
-    (output / "evaluation").mkdir(parents=True, exist_ok=True)  # before the work, so that it is not lost to a typing mistake
+    (output / "evaluation").mkdir(parents=True, exist_ok=True)  # before the training, so a typo does not lose it
     log.info("%d training images of %d classes, %d held out", len(train.indices), len(train.data.source.class_names),
              len(held_out.indices))  # fmt: skip
     start = time.monotonic()
@@ -80,10 +80,10 @@ def train_features(composed: DictConfig) -> None:
 
 
 def _check(options: Features) -> None:
-    """Refuse what cannot be trained, or named.
+    """Check the options.
 
     Raises:
-        ConfigError: Naming key and value.
+        ConfigError: If the name is invalid, or a number is out of range.
     """
     if not re.fullmatch(r"[A-Za-z0-9]\w*", options.name):
         raise ConfigError(f"name={options.name} must be letters, digits and _: it becomes part of metric names")
@@ -96,13 +96,13 @@ def _check(options: Features) -> None:
 
 
 def _write(record: Mapping[str, Any], output: Path, name: str) -> tuple[Path, str]:
-    """Write ``NAME.pt`` and ``evaluation/NAME.yaml``; return the path of the first and its SHA-256."""
+    """Write ``NAME.pt`` and ``evaluation/NAME.yaml``; return the path and SHA-256 of the first."""
     path = output / f"{name}.pt"
     with atomically(path) as temporary, open(temporary, "wb") as file:
         torch.save(record, file)
     sha256 = sha256_of(path)
     config = output / "evaluation" / f"{name}.yaml"
-    # JSON is YAML, and the backslash keeps OmegaConf from taking a name in the path for an interpolation.
+    # JSON is YAML; the backslash keeps OmegaConf from reading "${" in the path as an interpolation.
     quoted_path = json.dumps(str(path.resolve()).replace("${", "\\${"), ensure_ascii=False)
     text = _YAML.format(
         classes=len(record["class_names"]), source=record["trained_on"], accuracy=record["test_accuracy"],

@@ -29,7 +29,7 @@ _OF_TRAINING = {"storage": "auto", "horizontal_flip": False, "max_corrupt": 0, "
 
 
 def prepare(composed: DictConfig) -> None:
-    """Decode, resize and write the images of the ``data`` group as ``data=prepared`` reads them."""
+    """Decode, resize and pack the images of the ``data`` group for ``data=prepared``."""
     options, groups = read_options(composed, Prepare, ("data", "evaluation"))
     data = groups["data"]
     _check(options, data)

@@ -1,4 +1,4 @@
-"""genimg-report: a page about a run, several runs or a sweep."""
+"""genimg-report: write a page about a run, several runs or a sweep."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from genimg.utils.paths import expanded
 
 log = logging.getLogger(__name__)
 
-_SHOWN = 10  # rows of the leaderboard that are printed
-_WIDTH = 60  # characters of a run's name and of what became of it
+_SHOWN = 10  # printed rows of the leaderboard
+_WIDTH = 60  # most characters of a run's name and of its status
 
 
 def report(composed: DictConfig) -> None:
-    """Write the report, and say where it is and how the runs compare.
+    """Write the report, and log its path and the leaderboard.
 
     Raises:
-        DataError: For a directory that does not exist, or is without runs.
-        ConfigError: For an output that is no file of a page.
+        DataError: If a directory does not exist or holds no runs.
+        ConfigError: If ``output`` cannot be the file of a page.
     """
     if OmegaConf.is_missing(composed, "runs"):
         raise ConfigError("runs is required: genimg-report RUN_OR_SWEEP_DIR ...", key="runs")
@@ -45,7 +45,7 @@ def report(composed: DictConfig) -> None:
 
 
 def leaderboard(written: Report) -> str:
-    """The first lines of the leaderboard as plain text."""
+    """Return the first lines of the leaderboard as plain text."""
     ranking = written.subject.ranking
     rows = [("", "", f"best {ranking.metric}" if ranking.metric else "", "")]
     for each in ranking.standings[:_SHOWN]:

@@ -1,4 +1,4 @@
-"""genimg-sample: images from a checkpoint, of chosen classes or captions, or on the way between latents."""
+"""genimg-sample: generate images from a checkpoint, for chosen classes or captions, or interpolate between latents."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from genimg.utils.regular_files import refuse_links
 log = logging.getLogger(__name__)
 
 _COMMAND = "genimg-sample"
-_TOLD = ("num_images", "seed", "label", "text", "truncation", "noise", "near", "spread", "reconstruct")  # beside the samples
+_TOLD = ("num_images", "seed", "label", "text", "truncation", "noise", "near", "spread", "reconstruct")  # recorded options
 _EXCLUDE = {"reconstruct": ("near", "interpolate", "truncation", "noise"), "near": ("interpolate", "truncation", "noise")}
-_USUAL_SPREAD = 0.5  # standard deviations of the prior, around an image
+_USUAL_SPREAD = 0.5  # around an image, in standard deviations of the prior
 _USUAL_FRAMES, _USUAL_SPEED = 8, 12
 
 
 def sample(composed: DictConfig) -> None:
-    """Write generated images and a grid of them, or a way between them as a picture and an animation."""
+    """Write generated images and a grid of them, or an interpolation as a picture and an animation."""
     options, groups = read_options(composed, Sample, untrusted.GROUPS)
     loop = _loop(options)
     _check(options)
@@ -79,10 +79,10 @@ def sample(composed: DictConfig) -> None:
 
 
 def _check(options: Sample) -> None:
-    """Refuse what no model can do.
+    """Check the options that do not depend on the model.
 
     Raises:
-        ConfigError: Naming key and value.
+        ConfigError: If an option is out of range or contradicts another.
     """
     if options.near is None and options.spread is not None:
         raise ConfigError(f"spread={options.spread} has no effect without near=IMAGE: remove it")
@@ -104,10 +104,10 @@ def _check(options: Sample) -> None:
 
 
 def _loop(options: Sample) -> Loop | None:
-    """Return the requested loop through latents; None for single images.
+    """Return the requested loop through latents, or None for single images.
 
     Raises:
-        ConfigError: If the options of a loop are out of their ranges, or given without ``interpolate``.
+        ConfigError: If options of a loop are out of range, or given without ``interpolate``.
     """
     if options.interpolate is not None:
         return Loop(
@@ -126,7 +126,7 @@ def _loop(options: Sample) -> Loop | None:
 
 
 def _output(options: Sample, checkpoint: Path, conditions: Sequence[Condition]) -> Path:
-    """Return the absolute path to write to; by default beside the folder of checkpoints."""
+    """Return the absolute path of the output, by default in the run directory."""
     if options.output:
         return expanded("output", options.output).resolve()
     name = folder_name(
@@ -139,7 +139,7 @@ def _output(options: Sample, checkpoint: Path, conditions: Sequence[Condition]) 
 
 
 def _class_name(method: Method, class_names: Sequence[str]) -> Callable[[int], str]:
-    """Return the function that names the directory of a label.
+    """Return a function that maps a label to the name of its directory.
 
     Raises:
         ConfigError: If the model has no labels.

@@ -1,4 +1,4 @@
-"""genimg-train: train, or continue, the run that a config describes."""
+"""genimg-train: start or continue the run that a config describes."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 
 
 def train(composed: DictConfig) -> float | None:
-    """Train, or continue, the run that the config describes.
+    """Start or continue the run that the config describes.
 
     Returns:
-        The best value of the evaluator's first metric (what a sweeper minimises), or None without evaluation.
+        Best value of the evaluator's first metric, which a sweeper minimises, or None without evaluation.
     """
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
@@ -43,7 +43,7 @@ def train(composed: DictConfig) -> float | None:
         device, is_dry = resolved(composed, "device"), resolved(composed, "dry_run")
         with processes_of_torchrun(device) as device_name, logging_redirect_tqdm():
             if rank() > 0:
-                logging.disable(logging.WARNING)  # the first rank says it
+                logging.disable(logging.WARNING)  # the first rank logs the same
             if world_size() > 1 and hydra.mode == RunMode.MULTIRUN:
                 raise ConfigError("torchrun trains one run: start a sweep (-m) without it, or torchrun for each of its runs")
             _refuse_what_has_no_effect(hydra)
@@ -71,22 +71,22 @@ def train(composed: DictConfig) -> float | None:
     except Exception as error:
         elsewhere = error.details if isinstance(error, AnotherProcessError) else ""
         has_bug = is_bug(error) or bool(elsewhere)
-        if has_bug or hydra.mode == RunMode.MULTIRUN:  # whose log is kept
-            with contextlib.suppress(OSError):  # where the log cannot be written, the error itself is told all the same
+        if has_bug or hydra.mode == RunMode.MULTIRUN:  # the log of these is kept
+            with contextlib.suppress(OSError):  # if the log cannot be written, the error itself is still reported
                 run_log.begin()
         _write_to_log_file(elsewhere or traceback.format_exc())
         if hydra.mode == RunMode.RUN and rank_of_torchrun() == 0 and not has_bug:
             remove_if_nothing_began(run_dir)
-        if hydra.mode == RunMode.MULTIRUN:  # Hydra goes on with the next job and would tell only at the end
+        if hydra.mode == RunMode.MULTIRUN:  # Hydra goes on with the next job and reports errors only at the end
             log.error("this job failed%s: %s", f" by a bug, {type(error).__name__}" if has_bug else "", error)
         raise
 
 
 def _refuse_what_has_no_effect(hydra: Any) -> None:
-    """A launcher without a sweep, a ready search as a value of a sweep, or one directory for all jobs.
+    """Refuse launcher or sweeper options without a sweep, and ``run_dir`` or a ready search in a sweep.
 
     Raises:
-        ConfigError: Naming it, with the fix.
+        ConfigError: If there is such an option.
     """
     of_sweeps = ("hydra/launcher=", "hydra/sweeper=", "hydra.launcher.", "hydra.sweeper.", "hydra.sweep.")
     if hydra.mode == RunMode.RUN and (
@@ -102,7 +102,7 @@ def _refuse_what_has_no_effect(hydra: Any) -> None:
 
 
 def _write_hydras_configs(run_dir: Path, composed: DictConfig) -> None:
-    """Write what Hydra would have written into the run directory before anything could refuse the run."""
+    """Write Hydra's config files into the run directory. Hydra itself would write them before the run is checked."""
     hydra = HydraConfig.instance().cfg
     assert hydra is not None
     for name, node in {"config": composed, "hydra": hydra, "overrides": HydraConfig.get().overrides.task}.items():
@@ -111,7 +111,7 @@ def _write_hydras_configs(run_dir: Path, composed: DictConfig) -> None:
 
 
 def _write_to_log_file(text: str) -> None:
-    """Tracebacks go to the run's log, not to the terminal."""
+    """Write a traceback to the run's log file, not to the terminal."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(logging.LogRecord("genimg", logging.ERROR, "", 0, text, None, None))

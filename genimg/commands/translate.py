@@ -1,4 +1,4 @@
-"""genimg-translate: images from images, by a checkpoint of a model that translates."""
+"""genimg-translate: translate images with a checkpoint of a translation model."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from genimg.utils.paths import relative
 log = logging.getLogger(__name__)
 
 _COMMAND = "genimg-translate"
-_TOLD = ("input", "mask", "direction", "model_mode", "tile", "seed")  # beside the images
+_TOLD = ("input", "mask", "direction", "model_mode", "tile", "seed")  # recorded options
 
 
 def translate(composed: DictConfig) -> None:
-    """Write what a checkpoint makes of every image of ``input``, and a grid of some."""
+    """Write the translation of every image of ``input``, and a grid of some."""
     options, groups = read_options(composed, Translate, untrusted.GROUPS)
     _check(options)
     pictures = find_pictures(options.input)
@@ -64,10 +64,10 @@ def translate(composed: DictConfig) -> None:
 
 
 def _check(options: Translate) -> None:
-    """Refuse what no model can do.
+    """Check the options that do not depend on the model.
 
     Raises:
-        ConfigError: Naming key and value.
+        ConfigError: If a path is empty, or a number is out of range.
     """
     for key in ("input", "output", "mask"):
         if getattr(options, key) == "":

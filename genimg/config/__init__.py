@@ -1,3 +1,3 @@
-"""From the command line to a config, and from a config to objects."""
+"""Compose configs from command lines, and build objects from configs."""
 
-from genimg.config import schema as schema  # stores the schemas in the ConfigStore, which every composition needs
+from genimg.config import schema as schema  # registers the schemas in the ConfigStore, which every composition needs

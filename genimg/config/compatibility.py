@@ -1,4 +1,4 @@
-"""Which choices of a config go together: looked at before any data is, so that a mistake shows at once."""
+"""Check that the choices of a config fit together, before any data is read."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from genimg.utils.words import nearest
 def check_top_level(config: Mapping[str, Any], command: str = "train") -> None:
     """Refuse keys that nothing reads, such as a misspelt ``+sed=1``.
 
-    Names that begin with an underscore are free, for values that other keys refer to.
+    Keys that begin with an underscore are allowed; they hold values that other keys refer to.
 
     Args:
         config: Config of a command.
         command: Name of its primary config.
 
     Raises:
-        ConfigError: Naming the key and the nearest one.
+        ConfigError: If a key is unknown; the message suggests the nearest one.
     """
     primary = OmegaConf.load(Path(config_dir()) / f"{command}.yaml")
     groups = [key for entry in primary.defaults if isinstance(entry, DictConfig) for key in entry]
@@ -43,10 +43,10 @@ def check_top_level(config: Mapping[str, Any], command: str = "train") -> None:
 
 
 def check_pairing(config: Mapping[str, Any], builder: Builder) -> type[Method]:
-    """The model's class, whose loss must be of the kind it can be trained with; needs no data.
+    """Return the model's class after checking that the loss and the other groups fit it; needs no data.
 
     Raises:
-        ConfigError: Naming the losses that fit.
+        ConfigError: If the loss or another group does not fit the model.
     """
     node = config["model"]
     method_class = builder.locate(node["_target_"], "model")
@@ -63,7 +63,7 @@ def check_pairing(config: Mapping[str, Any], builder: Builder) -> type[Method]:
 
 
 def _refuse_without_effect(config: Mapping[str, Any], method_class: type[Method], loss_class: type) -> None:
-    """Groups that only some methods have a place for."""
+    """Refuse a penalty, augmentation, conditioning or likelihood that the model or loss does not use."""
     parameters = inspect.signature(method_class).parameters
     head = (config.get("conditioning") or {}).get("head", "none")
     chosen = {
@@ -96,7 +96,7 @@ def refuse_unread_conditioning(config: Mapping[str, Any], method: Method) -> Non
     """Refuse a conditioning that none of the model's networks reads.
 
     Raises:
-        ConfigError: Naming it.
+        ConfigError: If there is such a conditioning.
     """
     head = (config.get("conditioning") or {}).get("head", "none")
     if head != "none" and method.takes_conditions and len(method.batch_keys) == 1:
@@ -108,7 +108,7 @@ def refuse_unread_conditioning(config: Mapping[str, Any], method: Method) -> Non
 
 
 def check_kind(method: type[Method], source: ImageDataset, task: Task | None) -> None:
-    """Refuse data without sources for a method that translates, and with them for one that does not."""
+    """Refuse data without input images for a method that translates, and with them for one that does not."""
     if method.translates == (task is not None) and (task is None or set(method.batch_keys) <= set(task.keys)):
         return
     name = method.__name__
@@ -128,14 +128,14 @@ def check_kind(method: type[Method], source: ImageDataset, task: Task | None) ->
 
 
 def measures_held_out(config: Mapping[str, Any], builder: Builder) -> bool:
-    """Whether a metric of the evaluation compares with images that training does not see."""
+    """Return whether a metric of the evaluation needs held-out images."""
     nodes = (config["evaluation"].get("metrics") or {}).values()
     targets = [node["_target_"] for node in nodes if isinstance(node, dict) and "_target_" in node]
     return any(getattr(builder.locate(target, "evaluation.metrics"), "needs_held_out", False) for target in targets)
 
 
 def _options_of_type(group: str, wanted: type, builder: Builder) -> list[str]:
-    """The files of a config group whose target is of the wanted type."""
+    """Return the options of a config group whose target is a subclass of ``wanted``."""
     fitting = []
     for path in sorted((Path(config_dir()) / group).glob("*.yaml")):
         target = _target_of(path)
@@ -146,7 +146,7 @@ def _options_of_type(group: str, wanted: type, builder: Builder) -> list[str]:
 
 
 def _target_of(path: Path) -> str | None:
-    """A file's own target, or that of the file beside it which it changes."""
+    """Return the target of a config file, or else that of the file that it extends."""
     node: Any = OmegaConf.to_container(OmegaConf.load(path))
     if "_target_" in node:
         return str(node["_target_"])

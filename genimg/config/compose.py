@@ -1,4 +1,4 @@
-"""The config of a command: composed once, and immutable from then on."""
+"""Compose the config of a command, which is immutable afterwards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from genimg.utils.paths import config_dir
 
 
 class FrozenDict(dict[str, Any]):
-    """A dictionary that nobody can write into."""
+    """An immutable dictionary."""
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError("a config is immutable: make another one")
@@ -38,7 +38,7 @@ class FrozenDict(dict[str, Any]):
 
 
 class FrozenList(list[Any]):
-    """A list that nobody can write into."""
+    """An immutable list."""
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError("a config is immutable: make another one")
@@ -51,13 +51,13 @@ class FrozenList(list[Any]):
 
 
 class Config(FrozenDict):
-    """A composed config: its items are resolved, and ``raw`` holds the same with its interpolations.
+    """A composed config. Its items are resolved; ``raw`` keeps the interpolations.
 
     Args:
         raw: The unresolved config.
 
     Raises:
-        ConfigError: For a reference to a key that is not there.
+        ConfigError: If a reference points to a missing key.
     """
 
     raw: FrozenDict
@@ -72,15 +72,15 @@ class Config(FrozenDict):
 
     @classmethod
     def of(cls, composed: DictConfig) -> Config:
-        """Return what Hydra has composed."""
+        """Return the immutable form of a config that Hydra composed."""
         return cls(OmegaConf.to_container(composed, resolve=False))  # type: ignore[arg-type]
 
     def replaced(self, **groups: Any) -> Config:
-        """Return the config with other groups in place of its own."""
+        """Return a copy of the config with the given groups replaced."""
         return Config({**self.raw, **groups})
 
     def record(self) -> dict[str, Any]:
-        """Return the plain dictionaries that a checkpoint holds: ``config`` and ``raw_config``."""
+        """Return the plain dictionaries to store in a checkpoint: ``config`` and ``raw_config``."""
         config = thaw(self)
         return {"config": config, "raw_config": with_values(thaw(self.raw), config)}
 
@@ -90,12 +90,12 @@ class Config(FrozenDict):
 
 @dataclass(frozen=True)
 class Composition:
-    """A config as it was composed, and how it came about.
+    """A composed config and the choices that led to it.
 
     Attributes:
-        config: With its interpolations; nobody writes into it.
+        config: The read-only config with its interpolations.
         overrides: Arguments that it was composed with, such as ``model=dcgan``.
-        choices: Option of each group.
+        choices: Chosen option of each group.
         folders: Directories of configs.
     """
 
@@ -109,7 +109,7 @@ class Composition:
 
     @classmethod
     def of_hydra(cls, config: DictConfig) -> Composition:
-        """Return what Hydra has composed for the command, or the job of a sweep, that is running."""
+        """Return the composition of the running command or job of a sweep."""
         return cls._of(config, HydraConfig.get())
 
     @classmethod
@@ -127,14 +127,14 @@ class Composition:
 
 
 def compose(overrides: Sequence[str] = (), command: str = "train") -> Composition:
-    """Compose the config of a command, as its command line with these arguments would.
+    """Compose the config of a command as its command line would.
 
     Args:
         overrides: Arguments such as ``model=dcgan`` and ``trainer.batch_size=32``.
         command: Name of the primary config.
 
     Raises:
-        ConfigError: For an unknown key or option, or a value of a wrong type.
+        ConfigError: If a key or option is unknown, or a value has the wrong type.
     """
     if isinstance(overrides, str) or not all(isinstance(each, str) for each in overrides):
         raise ConfigError(f"overrides={overrides!r} must be a list of texts such as ['model=dcgan']", key="overrides")
@@ -144,7 +144,7 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Compositio
         if override.lstrip("+~").startswith(("hydra.", "hydra/", "sweep=")):
             raise ConfigError(f"{override} is for the command line, which can start several runs: remove it", key="overrides")
     for name in ("new_run_dir", "new_sweep_dir"):
-        if not OmegaConf.has_resolver(f"genimg.{name}"):  # a command's own makes directories
+        if not OmegaConf.has_resolver(f"genimg.{name}"):  # the resolver that a command registers creates directories
             OmegaConf.register_new_resolver(f"genimg.{name}", str)
     own = contextlib.nullcontext() if GlobalHydra.instance().is_initialized() else initialize_config_dir(
         config_dir=config_dir(), version_base="1.3"
@@ -152,7 +152,7 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Compositio
     try:
         with own:
             composed = hydra.compose(command, overrides=list(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group's option that is no text
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group's option is not text
         from genimg.config.messages import explain
 
         text = explain(error, command, list(overrides))
@@ -164,43 +164,43 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Compositio
     with open_dict(composed):
         del composed["hydra"]
         if command == "train" and not any(each.partition("=")[0] == "run_dir" for each in overrides):
-            composed.run_dir = ""  # a directory is made for a run only
+            composed.run_dir = ""  # only a run needs a directory
     return Composition._of(composed, how)
 
 
 def overrides_in(node: Any) -> tuple[str, ...]:
-    """Return a list of overrides in Hydra's config as they were given, with the interpolations that they hold."""
+    """Return the overrides of a list in Hydra's config, with interpolations unresolved."""
     given = OmegaConf.to_container(node, resolve=False)
     assert isinstance(given, list)
     return tuple(map(str, given))
 
 
 def options_of_group(group: str) -> list[str]:
-    """Return the options of a config group, those of ``--config-dir`` included."""
+    """Return the options of a config group, including those in ``--config-dir``."""
     if GlobalHydra.instance().is_initialized():
         return GlobalHydra.instance().config_loader().get_group_options(group)
     return sorted(path.stem for path in Path(config_dir(), group).glob("*.yaml"))
 
 
 def freeze(node: Any) -> Any:
-    """Return a copy of nested dictionaries and lists that nobody can write into."""
+    """Return an immutable copy of nested dictionaries and lists."""
     if isinstance(node, Mapping):
         return FrozenDict({key: freeze(value) for key, value in node.items()})
     return FrozenList(map(freeze, node)) if isinstance(node, list | tuple) else node
 
 
 def thaw(node: Any) -> Any:
-    """Return a copy of nested dictionaries and lists as plain ones."""
+    """Return a copy as plain nested dictionaries and lists."""
     if isinstance(node, Mapping):
         return {key: thaw(value) for key, value in node.items()}
     return [thaw(value) for value in node] if isinstance(node, list | tuple) else node
 
 
 def require_all_values(composed: DictConfig) -> None:
-    """Refuse a config in which a ``???`` is left.
+    """Refuse a config in which a required value is missing.
 
     Raises:
-        ConfigError: Naming the first, or a reference to a key that is not there.
+        ConfigError: If a value is ``???``, or a reference points to a missing key.
     """
     try:
         missing = sorted(OmegaConf.missing_keys(composed))
@@ -214,7 +214,7 @@ def resolved(composed: DictConfig, key: str) -> Any:
     """Return the value of a top-level key.
 
     Raises:
-        ConfigError: If it refers to a key that is not there.
+        ConfigError: If the value refers to a missing key.
     """
     try:
         return composed[key]
@@ -223,6 +223,6 @@ def resolved(composed: DictConfig, key: str) -> Any:
 
 
 def _unresolved(error: OmegaConfBaseException) -> ConfigError:
-    """Return what to say of an interpolation that cannot be resolved."""
+    """Return the error for an interpolation that cannot be resolved."""
     key, problem = error.full_key or "", str(error).splitlines()[0]
     return ConfigError(f"{key}: {problem}", "correct the reference", key=key)

@@ -1,4 +1,4 @@
-"""Options of other programs, and the keys of genimg that do the same."""
+"""Translate options of other programs to the keys of genimg that do the same."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection
 from genimg.utils.words import quoted
 
 _Answer = tuple[str, Callable[[str], str]]
-"""A key that must exist for the answer to fit, and what to set, given the user's value (empty if there is none)."""
+"""A key that must exist for the answer to apply, and a function from the user's value (empty if none) to the answer."""
 
-_DEPTH = 2  # parts of a key: deeper ones belong to one object, where the same word means something else
+_DEPTH = 2  # parts of a key; deeper keys belong to one object, where the same word means something else
 
 
 def _value(key: str, otherwise: str = "VALUE") -> _Answer:
@@ -42,7 +42,7 @@ def _root(value: str) -> str:
 
 
 def _plain(value: str) -> str:
-    """The value as it can be pasted."""
+    """Return the value, quoted for the shell if necessary."""
     return value if re.fullmatch(r"[\w./:-]+", value) else f'"{quoted(value)}"'
 
 
@@ -78,15 +78,15 @@ _KEYS = {
 
 
 def answer(key: str, value: str, known: Collection[str]) -> str | None:
-    """Return what to set in the place of an option of other programs.
+    """Return the arguments that replace an option of another program.
 
     Args:
         key: The unknown key, such as ``epochs`` or ``trainer.epochs``.
         value: The user's value; empty if there is none.
-        known: Keys that the command has.
+        known: Keys of the command.
 
     Returns:
-        One or more ``key=value`` with the user's value where it fits; None for a key that is not in the table.
+        One or more ``key=value``, with the user's value where it fits; None if the key is not in the table.
     """
     parts = key.lower().split(".")
     answers = _KEYS.get(parts[-1], ()) if len(parts) <= _DEPTH else ()
@@ -94,14 +94,14 @@ def answer(key: str, value: str, known: Collection[str]) -> str | None:
 
 
 def flag(arguments: list[str], own: Collection[str]) -> tuple[str, str, str] | None:
-    """Return the first option in the style of argparse that is not the program's own, such as ``--lr 0.1`` or ``--lr=0.1``.
+    """Return the first unknown option in argparse style, such as ``--lr 0.1`` or ``--lr=0.1``.
 
     Args:
-        arguments: Of the command line.
-        own: Options that the program has, such as ``--help``.
+        arguments: Arguments of the command line.
+        own: Options of the program, such as ``--help``.
 
     Returns:
-        The option as it was written, its key, such as ``lr``, and its value, empty if there is none.
+        The option as written, its key, such as ``lr``, and its value (empty if there is none); None without such an option.
     """
     for number, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")

@@ -1,4 +1,4 @@
-"""Answer --help of the commands from the schema and the config files, without composing a config."""
+"""Print the commands' --help from the schema and the config files, without composing a config."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from genimg.config.messages import is_choice
 from genimg.config.schema import COMMANDS, GROUPS, OPEN, Option, options_of
 from genimg.utils.paths import config_dir
 
-_ROOT_GROUPS = ("experiment", "local")  # whose files set keys of other groups
+_ROOT_GROUPS = ("experiment", "local")  # their files set keys of other groups
 _WIDEST_TYPE, _WIDEST_DEFAULT, _NARROWEST_HELP, _NARROWEST_PAGE = 22, 20, 32, 72  # characters
 
 
@@ -27,12 +27,12 @@ def is_requested(arguments: Sequence[str]) -> bool:
 
 
 def page(name: str, arguments: Sequence[str], width: int | None = None) -> str:
-    """Return the help of a command: examples, its options, and those of the groups that a command line chooses.
+    """Return the help of a command: examples, its options, and the options of the chosen groups.
 
     Args:
         name: Name of the primary config.
-        arguments: Arguments of the command line.
-        width: Width of the page in characters; None takes the terminal's.
+        arguments: Arguments of the command line, which choose the groups.
+        width: Width of the page in characters; None uses the terminal's.
     """
     width = max(width or shutil.get_terminal_size().columns, _NARROWEST_PAGE)
     files = _Files([config_dir(), *_own_directories(arguments)])
@@ -61,12 +61,12 @@ def page(name: str, arguments: Sequence[str], width: int | None = None) -> str:
 
 @dataclass(frozen=True)
 class _Read:
-    """What an option of a group sets.
+    """The contents of a group's option and of the files that it extends.
 
     Attributes:
-        values: Keys that its files set.
-        schema: Schema that they include; None if they include none.
-        overrides: Choices that they make of other groups, the winning ones first.
+        values: Values by key.
+        schema: Included schema; None if there is none.
+        overrides: Choices for other groups, those with precedence first.
     """
 
     values: dict[str, Any]
@@ -75,10 +75,10 @@ class _Read:
 
 
 class _Files:
-    """The config files below some directories, of which the first that has a file wins.
+    """The config files of several directories.
 
     Args:
-        directories: Directories of configs.
+        directories: Directories of configs; the first one that has a file takes precedence.
     """
 
     def __init__(self, directories: Sequence[str]) -> None:
@@ -95,7 +95,7 @@ class _Files:
         return OmegaConf.to_container(OmegaConf.load(path), resolve=False)  # type: ignore[return-value]
 
     def read(self, group: str, name: Any) -> _Read:
-        """Return what an option sets, together with the files that it builds on; nothing for one that is not a file."""
+        """Return the contents of an option and of the files that it extends; empty if it has no file."""
         paths = [path for folder in self._directories if (path := folder / group / f"{name}.yaml").is_file()]
         if not paths:
             return _Read({}, None, [])
@@ -115,10 +115,10 @@ class _Files:
         return _Read(values | own, schema, overrides)
 
     def choices(self, groups: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
-        """Return what the command line, or else the files, choose of each group.
+        """Return the option of each group that the command line chooses, or else the files.
 
         Args:
-            groups: Groups with their defaults, in the order of the defaults list, of whose files the last win.
+            groups: Default options by group, in the order of the defaults list; later files take precedence.
             arguments: Arguments of the command line.
         """
         given = (argument.partition("=") for argument in arguments)
@@ -150,7 +150,7 @@ def _example(groups: Iterable[str]) -> str:
 
 
 def _sections(prefix: str, options: Iterable[Option], width: int, title: str = "") -> Iterator[str]:
-    """Yield the options below their headings, each of which begins a section."""
+    """Yield a table of options for each heading."""
     rows: list[tuple[str, str, str, str]] = []
     for option in options:
         if option.heading and not prefix:
@@ -162,7 +162,7 @@ def _sections(prefix: str, options: Iterable[Option], width: int, title: str = "
 
 
 def _table(title: str, rows: Sequence[tuple[str, str, str, str]], width: int) -> str:
-    """Return aligned rows of key, type, default and help; on narrow terminals the help is on lines of its own."""
+    """Return aligned rows of key, type, default and help; on narrow terminals, the help is on separate lines."""
     keys, types, defaults, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
     widths = [keys, min(types, _WIDEST_TYPE), min(defaults, _WIDEST_DEFAULT)]
     left = width - sum(widths) - 2 * 4
@@ -181,7 +181,7 @@ def _table(title: str, rows: Sequence[tuple[str, str, str, str]], width: int) ->
 
 
 def _listed(options: dict[str, list[str]], width: int) -> str:
-    """Return a line, wrapped, for the options of each group."""
+    """Return a wrapped line with the options of each group."""
     lines = [f"{group}: {', '.join(names)}" for group, names in options.items()]
     return "\n".join(["Groups (group=option):", *(_fill(line, width, "    ") for line in lines)])
 
@@ -195,7 +195,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _as_written(value: Any) -> str:
-    """Return a default as a config file writes it."""
+    """Return a default as it is written in a config file."""
     if value == MISSING:
         return "required"
     if isinstance(value, bool):

@@ -1,7 +1,7 @@
-"""From config to objects: the only place that instantiates what a ``_target_`` names.
+"""Build objects from configs. No other module instantiates the class or function that a ``_target_`` names.
 
-Configs can come out of a downloaded checkpoint, so a target is built only if it lives in one of the packages below, and
-is defined there: ``genimg.data.datasets.builtin.os.system`` begins well and is refused all the same.
+A config can come from a downloaded checkpoint, so a target is built only if its name starts with one of the packages below and
+it is also defined there: ``genimg.data.datasets.builtin.os.system`` starts with an allowed prefix but is still rejected.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ ALLOWED = (
 """Packages whose classes and functions a config may name."""
 
 _GROUPS = {"genimg.data.datasets": "data", "genimg.data.tasks": "task", "genimg.evaluation": "evaluation"}
-"""Packages whose members open files, and the group of a checkpoint's config that they may stand in."""
+"""Packages whose members open files, with the only group of a checkpoint's config where they are allowed."""
 
-_SETTABLE = {"image_size": "data.image_size", "channels": "data.channels"}  # keys that decide facts about the data
+_SETTABLE = {"image_size": "data.image_size", "channels": "data.channels"}  # keys that determine facts about the data
 _HYDRA_KEYS = {"_target_": str, "_partial_": bool, "_args_": Sequence}
-_MAY_DOWNLOAD = "may_download"  # parameter of every constructor that downloads what is not at hand
+_MAY_DOWNLOAD = "may_download"  # parameter of every constructor that downloads missing files
 T = TypeVar("T")
 Node = dict[str, Any]
 Named = frozenset[tuple[str, Any]]
@@ -81,20 +81,20 @@ Named = frozenset[tuple[str, Any]]
 
 @dataclass(frozen=True)
 class Builder:
-    """Builds parts of a resolved config.
+    """Builds objects from nodes of a resolved config.
 
     Attributes:
-        allowed: packages whose members may be built.
-        epoch_size: images in the training data; 0 while they are not known, before any duration is needed.
-        batch_size: images a step.
-        named: Where the config is a checkpoint's, what the command line names for parameters marked as ``MachineLocal``: pairs
-            of a parameter's name and its value. Any other value is refused. A pair of ``may_download`` and a group says that
-            the command line chooses this group, which may then download files. None for a config that the user composed.
-        trains: Whether what only training needs is built, too. Without it, a parameter whose type is a class with
-            ``needed_in_training_only`` receives None (an empty mapping, if it takes several), and one whose type has a
-            class ``without_training`` receives that one. What the config names there is not even looked at.
-        origins: Where the nodes come from that the config has by interpolation, such as ``augment`` for ``model.augment``:
-            messages name the keys that can be set.
+        allowed: Packages whose members may be built.
+        epoch_size: Number of images in the training data; 0 while it is unknown, before any duration is needed.
+        batch_size: Number of images per step.
+        named: For a checkpoint's config, the values that the command line names for parameters marked as ``MachineLocal``, as
+            pairs of parameter name and value; other values are refused. A pair of ``may_download`` and a group means that the
+            command line chooses this group, which may then download files. None for a config that the user composed.
+        trains: Whether to build objects that only training needs. If not, a parameter whose type has
+            ``needed_in_training_only`` receives None (an empty mapping if it takes several objects), and a parameter whose
+            type has ``without_training`` receives an object of that class. The config's nodes there are ignored.
+        origins: Original keys of nodes that the config repeats by interpolation, such as ``augment`` for ``model.augment``;
+            messages name the original key, because it is the key to set.
     """
 
     allowed: tuple[str, ...] = ALLOWED
@@ -105,17 +105,17 @@ class Builder:
     origins: Mapping[str, str] = field(default_factory=dict)
 
     def build(self, config: Node, key: str, arguments: Mapping[str, Any] = MappingProxyType({})) -> Any:
-        """Build the node ``config``, which stands at ``key``.
+        """Build the node ``config`` at ``key``.
 
         Args:
-            config: Resolved.
+            config: The resolved node.
             key: Dotted key, for messages.
-            arguments: Values that are known only now, such as facts about the data: every constructor at or below the node
-                that has a parameter of such a name, and is given no value by the config, receives it.
+            arguments: Values by parameter name that are known only at run time, such as facts about the data. Each is passed
+                to every constructor at or below the node that has such a parameter, unless the config sets it.
 
         Raises:
-            ConfigError: For a target outside the allowed packages, an unknown or missing key, or a value that the
-                constructor refuses.
+            ConfigError: If a target is outside the allowed packages, a key is unknown or missing, or a constructor refuses a
+                value.
         """
         if self._may_download(key):
             return self._made(self._prepare(config, key, arguments, schedules=True), key, arguments)
@@ -128,20 +128,20 @@ class Builder:
             raise type(error)(problem, f"{error.fix}, or choose it on the command line with {how}", key=error.key) from error
 
     def _may_download(self, key: str) -> bool:
-        """Return whether the user has chosen the node at ``key``, by composing the config or by naming its group."""
+        """Return whether the user chose the node at ``key``, by composing the config or by naming its group."""
         return self.named is None or (_MAY_DOWNLOAD, _group_of(key)) in self.named
 
     def choosing(self, *groups: str) -> Builder:
-        """Return the builder of a checkpoint's config in which the command line chooses these groups."""
+        """Return a builder that treats these groups as chosen by the command line."""
         return self if self.named is None else replace(self, named=self.named | {(_MAY_DOWNLOAD, group) for group in groups})
 
     def build_group(self, config: Mapping[str, Any], key: str) -> Any:
-        """Build a group that may be empty; None where it has no target, also if an experiment has set some of its keys."""
+        """Build an optional group; return None if it has no target, even if an experiment sets some of its keys."""
         node = config.get(key) or {}
         return self.build(node, key) if "_target_" in node else None
 
     def _made(self, node: Any, key: str, arguments: Mapping[str, Any]) -> Any:
-        """Build a checked node, its parts first."""
+        """Build a checked node, children first."""
         if isinstance(node, list):
             return [self._made(item, f"{key}[{i}]", arguments) for i, item in enumerate(node)]
         if not isinstance(node, dict):
@@ -163,21 +163,21 @@ class Builder:
         made |= given
         if is_partial and inspect.isclass(target):
             return _Factory.mounted_at(key, target, positional, made, origins)
-        if is_partial:  # a function, such as a loss, which every step calls
+        if is_partial:  # a function that every step calls, such as a loss
             return functools.partial(target, *positional, **made)
         with mounted(key, target, origins):
             return target(*positional, **made)
 
     def locate(self, target: object, key: str) -> Any:
-        """Return the class or function that the ``_target_`` of the node at ``key`` names, if it may be built.
+        """Return the class or function that ``target``, the ``_target_`` of the node at ``key``, names.
 
         Raises:
-            ConfigError: If it may not, or there is none.
+            ConfigError: If it does not exist or must not be built.
         """
         return self._located(target, f"{key}._target_")
 
     def _located(self, name: object, key: str) -> Any:
-        """Return the class or function with this dotted name, which is the value of ``key``."""
+        """Return the class or function with this dotted name; ``key`` is the config key that holds the name."""
         if not isinstance(name, str):
             raise ConfigError(f"{key}={name} is not the dotted name of a class or function")
         dotted = name.replace(":", ".", 1)
@@ -188,9 +188,9 @@ class Builder:
             home = str(getattr(found, "__module__", ""))
             allowed = inspect.isroutine(found) or inspect.isclass(found)
             allowed = allowed and any(home == prefix or home.startswith(prefix + ".") for prefix in self.allowed)
-            if home.startswith("torch."):  # its packages also hold functions that import modules and register hooks
+            if home.startswith("torch."):  # torch also has functions that import modules and register hooks
                 allowed = allowed and inspect.isclass(found) and issubclass(found, nn.Module | Optimizer)
-                allowed = allowed and not home.startswith("torch.nn.parallel")  # which connects to other processes
+                allowed = allowed and not home.startswith("torch.nn.parallel")  # it connects to other processes
             if allowed:
                 return found
         package = dotted.partition(".")[0]
@@ -205,11 +205,11 @@ class Builder:
         raise ConfigError(f"{key}={name} is refused, because it is not part of genimg: if you trust it, add allow=[{package}]")
 
     def _key(self, key: str, name: str) -> str:
-        """The dotted key of what stands at ``name`` below ``key``, or of what it refers to."""
+        """Return the dotted key of ``name`` below ``key``, or the key that it refers to."""
         return self.origins.get(f"{key}.{name}", f"{key}.{name}")
 
     def _refuse_elsewhere(self, target: Any, name: str, key: str) -> None:
-        """Refuse what opens files outside the group that is for it, so that using a model reads no data."""
+        """Refuse targets that open files outside their own group, so using a model reads no data."""
         home, group = f"{getattr(target, '__module__', '')}.", _group_of(key)
         if self.named is None:
             return
@@ -218,24 +218,26 @@ class Builder:
                 raise ConfigError(f"{key}._target_={name} is refused in a checkpoint's config: it belongs below {own}")
 
     def omits(self, target: Any) -> bool:
-        """Return whether ``target`` is left out because only training needs it."""
+        """Return whether ``target`` is skipped because only training needs it."""
         return not self.trains and getattr(target, "needed_in_training_only", False)
 
     def may_take(self, name: str, value: Any, mark: MachineLocal) -> bool:
-        """Return whether the parameter ``name``, which carries ``mark``, may have this value of the config."""
+        """Return whether the parameter ``name``, marked with ``mark``, may have this value of the config."""
         return self.named is None or mark.published(value) or any(pair == (name, value) for pair in self.named)
 
     def _prepare(self, node: Any, key: str, arguments: Collection[str] = (), *, schedules: bool = False) -> Any:
         """Check every node below ``key`` against its target's signature and convert its durations.
 
         Args:
-            arguments: Names of parameters that need no value.
-            schedules: Whether a schedule may stand at ``key``.
+            node: A resolved node, or a list, mapping or value below one.
+            key: Dotted key.
+            arguments: Names of parameters that need no value in the config.
+            schedules: Whether a schedule is allowed at ``key``.
         """
         if isinstance(node, list | tuple):
             return [self._prepare(item, f"{key}[{i}]", arguments, schedules=schedules) for i, item in enumerate(node)]
         if isinstance(node, str) and "${" in node:
-            # Hydra would resolve it after this check, into whatever it likes.
+            # Hydra would resolve it after this check, to an unchecked value.
             raise ConfigError(f"{key}={node} holds an interpolation after the config was resolved: write the value itself")
         if node is None or isinstance(node, bool | int | float | str):
             return node
@@ -254,7 +256,7 @@ class Builder:
                 raise ConfigError(name_again({f"{key}.{name}": node[name]}))
         for name in importable_parameters(target) & node.keys():
             if self.named is not None and re.split("[.:]", str(node[name]))[0] in ("genimg", "torch"):
-                raise ConfigError(  # the parameters of what it calls may be marked, and are not looked at
+                raise ConfigError(  # the function may have marked parameters, which are not checked here
                     f"{key}.{name}={node[name]} is refused in a checkpoint's config, because it could be given the path of any "
                     "file: give the images yourself, with real=DIR or data_root=DIR"
                 )
@@ -274,15 +276,15 @@ class Builder:
     def _value(
         self, value: Any, hint: Any, key: str, arguments: Collection[str], *, schedules: bool = False, exact: bool = True
     ) -> Any:
-        """Check a value, and all below it, and convert its durations.
+        """Check a value and everything below it, and convert its durations.
 
         Args:
             value: Value of a parameter.
             hint: Type of the parameter.
             key: Dotted key.
             arguments: See ``_prepare``.
-            schedules: Whether it may be a schedule, whatever the hint says.
-            exact: Whether the hint says exactly what fits; those of PyTorch and of your own packages may not.
+            schedules: Whether a schedule is allowed regardless of the hint.
+            exact: Whether the hint is exact; those of PyTorch and of other packages may not be.
         """
         if not self.trains and isinstance(value, dict):
             if _is_of_training(hint):
@@ -293,18 +295,18 @@ class Builder:
         if hint is NumImages or (NumImages in options and not (value is None or is_number or isinstance(value, dict))):
             return to_images(value, epoch_size=self.epoch_size, batch_size=self.batch_size, key=key)
         if value == {} and type(None) in options and not fits(value, hint):
-            return None  # an empty group, such as augment=none
+            return None  # empty group, such as augment=none
         if not exact:
             require_scalar(value, hint, key)
         elif not is_node(value):
             require_type(value, hint, key)
         prepared = self._prepare(value, key, arguments, schedules=schedules or Schedule in options)
-        if exact and is_node(value) and prepared is not None:  # afterwards, because what is wrong within it says more
+        if exact and is_node(value) and prepared is not None:  # last, because an error inside the node is more specific
             require_type(value, hint, key)
         return prepared
 
     def settings(self, kind: type[T], config: Node, key: str) -> T:
-        """Return the settings of a group without a ``_target_``, whose class is ``kind``."""
+        """Return the settings of a group without a ``_target_`` as an object of the class ``kind``."""
         _check_keys(config, (parameters := inspect.signature(kind).parameters), key, list(parameters))
         types = type_hints(kind)
         values = {name: self._value(value, types[name], f"{key}.{name}", ()) for name, value in config.items()}
@@ -313,11 +315,11 @@ class Builder:
 
 
 def origins_of(raw: Any, key: str = "") -> dict[str, str]:
-    """Return where a config's nodes come from that are interpolations of others: key -> key.
+    """Return the key that each interpolation in a config refers to, by the interpolation's key.
 
     Args:
-        raw: The unresolved config.
-        key: Of the node.
+        raw: The unresolved config, or a node of it.
+        key: Dotted key of the node.
     """
     if isinstance(raw, list):
         return {k: v for i, item in enumerate(raw) for k, v in origins_of(item, f"{key}[{i}]").items()}
@@ -328,13 +330,13 @@ def origins_of(raw: Any, key: str = "") -> dict[str, str]:
 
 
 def build_model(config: Mapping[str, Any], facts: DataFacts, builder: Builder, task: Task | None = None) -> Method:
-    """Build the ``model`` group for data of which ``facts`` are known.
+    """Build the ``model`` group.
 
     Args:
-        config: Resolved.
-        facts: About the data that the model is, or was, trained on.
-        builder: Of the config's nodes.
-        task: Of that data; None builds the config's.
+        config: The resolved config.
+        facts: Facts about the model's training data.
+        builder: Builder of the config.
+        task: Task of that data; None builds the config's task.
     """
     arguments = facts.arguments()
     if _is_kind(builder.locate(config["model"]["_target_"], "model"), Translation):
@@ -347,13 +349,13 @@ def build_model(config: Mapping[str, Any], facts: DataFacts, builder: Builder, t
 
 
 def parts_of_training(target: Any) -> set[str]:
-    """Return the parameters of a class of which a checkpoint that is only used builds nothing, or less."""
+    """Return the parameters of a class that only training needs, or that get a simpler object outside training."""
     hints = type_hints(target) if inspect.isclass(target) else {}
     return {name for name, hint in hints.items() if _is_of_training(hint) or _substitute(hint) is not None}
 
 
 def build_known_task(config: Mapping[str, Any], facts: DataFacts, builder: Builder) -> Task:
-    """Build the task that a model was trained for, without its data."""
+    """Build the task that a model was trained for, without reading its data."""
     if config.get("task"):
         task: Task = builder.build(config["task"], "task")
         return task
@@ -362,10 +364,10 @@ def build_known_task(config: Mapping[str, Any], facts: DataFacts, builder: Build
 
 
 def chosen_penalties(penalties: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return those of ``penalty=[...]``, without settings that a recipe has made for others.
+    """Return the penalties chosen by ``penalty=[...]``, without leftover settings of a recipe for other penalties.
 
     Raises:
-        ConfigError: If they are no mapping.
+        ConfigError: If ``penalties`` is not a mapping.
     """
     if not isinstance(penalties, Mapping | None):
         raise ConfigError(f"model.penalties={penalties} must be a mapping", "choose penalties with penalty=[NAME]")
@@ -373,7 +375,7 @@ def chosen_penalties(penalties: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 class _Factory(functools.partial[Any]):
-    """A constructor with some of its arguments, which says where it stands in the config if it refuses them."""
+    """A partially applied constructor whose errors name its key in the config."""
 
     key: str
     origins: Mapping[str, str]
@@ -397,17 +399,17 @@ class _Factory(functools.partial[Any]):
 
 @contextlib.contextmanager
 def mounted(key: str, target: Any, origins: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
-    """Say in terms of the config what an object that stands at ``key`` refuses in terms of its parameters.
+    """Rewrite errors about an object's parameters in terms of the config keys below ``key``.
 
     Args:
-        key: Dotted key.
+        key: Dotted key of the object.
         target: The class or function, or an instance of the class.
         origins: See ``Builder``.
 
     Raises:
         ConfigError: For a ValueError whose message begins with a parameter, for arguments that do not fit the signature of a
-            class that is not genimg's own, and for any ValueError or TypeError of PyTorch's classes. Another is a bug and
-            passes.
+            class outside genimg, and for any ValueError or TypeError of PyTorch's classes. Other errors are bugs and propagate
+            unchanged.
     """
     owner = target if inspect.isclass(target) or inspect.isroutine(target) else type(target)
     try:
@@ -431,11 +433,11 @@ def _parameters(target: Any) -> list[str]:
 
 
 def builder_of(state: Node, allow: Sequence[str], named: Named = frozenset()) -> Builder:
-    """Return what builds the parts of a checkpoint's config for anything but training.
+    """Return a builder for a checkpoint's config that builds nothing that only training needs.
 
     Args:
         state: The checkpoint's contents.
-        allow: Packages that the user trusts, besides genimg's own.
+        allow: Packages that the user trusts, besides genimg.
         named: Values of machine-local parameters that the user names, see ``Builder``.
     """
     batch_size = state["config"]["trainer"]["batch_size"]
@@ -443,19 +445,19 @@ def builder_of(state: Node, allow: Sequence[str], named: Named = frozenset()) ->
 
 
 def local_parameters(target: Any) -> dict[str, MachineLocal]:
-    """Return the parameters of a class or function that are marked as ``MachineLocal``, with their marks."""
+    """Return the parameters of a class or function marked as ``MachineLocal``, with their marks."""
     hints = type_hints(target, include_extras=True)
     return {name: mark for name, hint in hints.items() if (mark := marker_of(hint)) is not None}
 
 
 def importable_parameters(target: Any) -> set[str]:
-    """Return the parameters of a class or function that take what a config names as ``package.module:name``."""
+    """Return the parameters of a class or function whose values are objects named ``package.module:name``."""
     hints = type_hints(target, include_extras=True)
     return {name for name, hint in hints.items() if is_importable(hint)}
 
 
 def name_again(dropped: Mapping[str, Any]) -> str:
-    """Return the message about values by key that a checkpoint's config brings and must not."""
+    """Return a message about the machine-local values of a checkpoint's config, by key, which are not accepted."""
     listed = ", ".join(f"{key}={value}" for key, value in dropped.items())
     again = " ".join(f"++{key}=PATH" for key in dropped)
     return (
@@ -465,12 +467,12 @@ def name_again(dropped: Mapping[str, Any]) -> str:
 
 
 def _group_of(key: str) -> str:
-    """Return the group of the config that a dotted key belongs to."""
+    """Return the config group of a dotted key."""
     return re.split(r"[.\[]", key)[0]
 
 
 def _kinds(hint: Any) -> list[Any]:
-    """Return a type hint and all that it consists of."""
+    """Return a type hint and all of its components."""
     return [hint, *(kind for part in typing.get_args(hint) for kind in _kinds(part))]
 
 
@@ -483,7 +485,7 @@ def _substitute(hint: Any) -> type | None:
 
 
 def _without_training(node: Node, hint: Any) -> Node:
-    """Return the node of what takes the place of ``node`` where nothing is trained; the node itself if it lacks parts of it."""
+    """Return the node that replaces ``node`` outside training, or ``node`` if it lacks keys that the replacement needs."""
     kind = _substitute(hint)
     if kind is None or not (parameters := inspect.signature(kind).parameters).keys() <= node.keys():
         return node
@@ -519,7 +521,7 @@ def _check_keys(node: Node, parameters: Mapping[str, inspect.Parameter], key: st
 
 def _import(module_name: str, name: str, key: str, target: str) -> Any:
     try:
-        with torch.device("cpu"):  # where a module's own tensors belong, also while a model is made without values
+        with torch.device("cpu"):  # tensors of the module belong on the CPU, even while a model is built on meta
             return getattr(importlib.import_module(module_name), name)
     except ImportError as error:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):

@@ -1,4 +1,4 @@
-"""One clear message for what a user can cause."""
+"""Turn exceptions that a user can cause into one clear message."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ _FORMER = {
     r"model\.(\w+\.)*smallest": "it is called bottom_size now",
     r"model\.standing_batches": "it is called standing_stats_batches now",
 }  # fmt: skip
-"""Keys of earlier versions, and what took their place; NAME is the last part of the key."""
+"""Patterns of keys of earlier versions, with the fix. NAME stands for the last part of the key."""
 
 
 def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
-    """Return what to tell the user, or None for a bug, whose traceback is the message.
+    """Return the message for the user, or None for a bug, whose traceback is shown instead.
 
     Args:
-        error: What ended the composition of a config, or the command.
+        error: Exception that ended the command or the composition of its config.
         command: Name of the primary config.
         arguments: Arguments of the command line.
     """
-    if isinstance(error, InstantiationException) and isinstance(error.__cause__, UserError):  # of a launcher or sweeper
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, UserError):  # from a launcher or sweeper
         return str(error.__cause__)
     if isinstance(error, UserError):
         unknown = re.match(r"unknown key ([\w.]+)", str(error))
@@ -71,7 +71,7 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
         fix = ": make room, or write to another disk" if is_full else ""
         return f"{error.filename}: {error.strerror}{fix}"
     in_hydra = isinstance(error, TypeError) and innermost_module(error).startswith("hydra.")  # a group that is a list of lists
-    if in_hydra or str(error).startswith("Config group override must be a string"):  # Hydra does not say which
+    if in_hydra or str(error).startswith("Config group override must be a string"):  # Hydra does not name the group
         found = sorted(filter(None, map(_choice_that_is_no_name, arguments)), key=lambda pair: pair[1] == "null")
         key, value = found[0] if found else ("", "")
         if not key and in_hydra:
@@ -103,11 +103,11 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
 
 
 def explain_flag(command: str, arguments: list[str]) -> str | None:
-    """Return what to say of an argument in the style of argparse, such as ``--lr 0.1``; None if there is none.
+    """Return a message about the first argument in argparse style, such as ``--lr 0.1``, or None if there is none.
 
     Args:
         command: Name of the primary config.
-        arguments: Of the command line.
+        arguments: Arguments of the command line.
     """
     if not any(argument.startswith("--") for argument in arguments):
         return None
@@ -122,7 +122,7 @@ def explain_flag(command: str, arguments: list[str]) -> str | None:
 
 
 def _foreign_key(key: str, command: str, arguments: list[str]) -> str | None:
-    """The message about a key that other programs have; None for another one."""
+    """Return a message about a key that other programs use, or None for any other key."""
     given = (argument.lstrip("+~").partition("=") for argument in arguments)
     value = next((value.strip("'\"") for name, _, value in given if name == key), "")
     answer = foreign.answer(key, value, _keys_of(command, key, arguments))
@@ -130,15 +130,15 @@ def _foreign_key(key: str, command: str, arguments: list[str]) -> str | None:
 
 
 def is_choice(name: str) -> bool:
-    """Whether a file of a config group is one of its options, and not what several of them begin with."""
+    """Return whether a file of a config group is an option, not a base that several options share."""
     return name.rpartition("_")[2] != "base"
 
 
 def _explain_config_error(error: Exception, command: str, arguments: list[str]) -> str:
-    """Hydra's and OmegaConf's messages in one line, with the nearest name for an unknown key or option."""
+    """Return Hydra's or OmegaConf's message in one line, with the nearest name for an unknown key or option."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = "\n".join(lines)
-    # Of a list such as penalty=[...] Hydra says "load" and names no options.
+    # For a list such as penalty=[...], Hydra says "load" and lists no options.
     option = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
     if option:
         group, choice = option.groups()
@@ -184,7 +184,7 @@ def _explain_config_error(error: Exception, command: str, arguments: list[str]) 
 
 
 def _explain_refused_value(error: OmegaConfBaseException, text: str, command: str) -> str | None:
-    """A value of the wrong type, or an unknown key in a file of a group; None for another error."""
+    """Explain a value of the wrong type or an unknown key in a group's file; return None for other errors."""
     key, file = error.full_key or "", re.search(r"In '([^']+)'", text)
     place = f" (in {file.group(1)})" if file else ""
     if isinstance(error, ValidationError) and (type := schema.type_of(key, command, error.object_type)):
@@ -227,7 +227,7 @@ def _explain_unknown_key(key: str, command: str, arguments: list[str]) -> str:
 
 
 def _choice_that_is_no_name(argument: str) -> tuple[str, str] | None:
-    """Group and value of an argument such as ``model=3`` or ``debug=true``."""
+    """Return the group and value of an argument such as ``model=3`` or ``debug=true``, else None."""
     key, _, value = argument.lstrip("+~").partition("=")
     is_group = re.fullmatch(r"[a-z_/]+", key) and Path(config_dir(), key).is_dir()
     parsed = OverridesParser.create().parse_override(argument).value() if is_group and _can_be_read(argument) else ""
@@ -244,14 +244,14 @@ def _can_be_read(argument: str) -> bool:
 
 
 def _keys_of(command: str, unknown: str, arguments: list[str]) -> list[str]:
-    """All keys of the config as this command line's group choices compose it, or else by default."""
+    """Return all keys of the config composed with this command line's group choices, or else with the defaults."""
     choices = [a for a in arguments if re.fullmatch(r"[a-z_/]+=[A-Za-z0-9_]+", a) and a.split("=")[0] != unknown]
     for overrides in (choices, []):
         GlobalHydra.instance().clear()
         try:
             with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
                 return _flatten(OmegaConf.to_container(compose(command, overrides=overrides), resolve=False))
-        except Exception:  # a second mistake in the same command line; it gets its turn
+        except Exception:  # a second mistake in the same command line, reported once this one is fixed
             continue
     return []
 

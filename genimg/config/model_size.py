@@ -1,7 +1,7 @@
-"""Whether the model that a checkpoint's config describes is the one whose weights it holds, before it takes memory.
+"""Check that the model of a checkpoint's config fits its weights, before memory is allocated for it.
 
-A config of a few bytes could describe a model of any size, and its constructor would take that memory before anybody compares
-the weights. So the model is first built on the device ``meta``, where tensors have shapes and no values.
+A config of a few bytes can describe a model of any size, and its constructor would allocate that memory before the weights are
+compared. So the model is first built on the device ``meta``, where tensors have shapes but no values.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch.overrides import TorchFunctionMode
 from genimg.config.instantiate import ALLOWED, Builder
 from genimg.errors import CheckpointError
 
-_SLACK = 2**28  # bytes of buffers that no checkpoint holds
-_TIMES_ONE_NETWORK = 32  # a model has more networks than the one that an exported file holds
-_MODULES_PER_TENSOR = 100  # of a checkpoint
-_MODULES_WITHOUT = 10_000  # tensors
+_SLACK = 2**28  # bytes for buffers that are not in the checkpoint
+_TIMES_ONE_NETWORK = 32  # an exported file holds only one of the model's networks
+_MODULES_PER_TENSOR = 100  # per tensor in the checkpoint
+_MODULES_WITHOUT = 10_000  # modules without tensors
 _FIX = "use the version of genimg, and of the packages in allow=, that it was trained with"
 _IN_PLACE = {"uniform_", "normal_", "fill_", "zero_", "copy_", "mul_", "add_", "clamp_", "trunc_normal_"}
 
@@ -31,18 +31,18 @@ _IN_PLACE = {"uniform_", "normal_", "fill_", "zero_", "copy_", "mul_", "add_", "
 def require_fitting(
     build: Callable[[], nn.Module], weights: Mapping[str, Tensor], builder: Builder, *, are_a_part: bool = False
 ) -> None:
-    """Refuse a model that would not fit the weights that a checkpoint holds for it.
+    """Refuse a model that does not fit the weights in its checkpoint.
 
-    Nothing is checked where the user allows packages, because their code runs anyway and may need values.
+    Nothing is checked if the user allows packages, because their code runs anyway and may need tensor values.
 
     Args:
-        build: Builds the model of the checkpoint's config.
+        build: Function that builds the model of the checkpoint's config.
         weights: The checkpoint's tensors by name.
-        builder: Of the config.
-        are_a_part: Whether the tensors are those of one network of the model, under other names: then sizes alone are compared.
+        builder: Builder of the config.
+        are_a_part: Whether the tensors are those of one network of the model, under other names; then only sizes are compared.
 
     Raises:
-        CheckpointError: If a tensor would have another shape, or more memory be needed than the checkpoint's tensors explain.
+        CheckpointError: If a tensor has another shape, or if the model needs more memory than the checkpoint's tensors explain.
         UserError: If the model refuses the config's values.
     """
     if set(builder.allowed) - set(ALLOWED):
@@ -51,7 +51,7 @@ def require_fitting(
         with _without_memory(len(weights)):
             model = build()
     except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
-        if isinstance(error, TypeError) and "verflow" not in str(error):  # which PyTorch raises for large numbers
+        if isinstance(error, TypeError) and "verflow" not in str(error):  # PyTorch raises it for large numbers
             raise
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"the model that the checkpoint's config describes cannot be built ({text})", _FIX) from error
@@ -70,13 +70,13 @@ def _misfit(detail: str) -> CheckpointError:
 
 
 def _size(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes that tensors take."""
+    """Return the total size of tensors in bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @contextlib.contextmanager
 def _without_memory(num_tensors: int) -> Iterator[None]:
-    """A block in which modules are made of tensors without values, and not without end.
+    """Build modules on the device ``meta`` within the block, and limit their number.
 
     Args:
         num_tensors: Number of tensors in the checkpoint.
@@ -92,14 +92,14 @@ def _without_memory(num_tensors: int) -> Iterator[None]:
     hook = register_module_module_registration_hook(count)
     try:
         with torch.device("meta"), _Uninitialised(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the real construction says it again
+            warnings.simplefilter("ignore")  # the real construction warns again
             yield
     finally:
         hook.remove()
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Leaves out what would set the values of tensors without any: PyTorch is slow at it."""
+    """Skips initialisation of tensors on the device ``meta``, which is slow in PyTorch."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""A command's options as an object of its schema."""
+"""Read a command's options into an object of its schema."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ Options = TypeVar("Options")
 
 
 def read_options(composed: DictConfig, schema: type[Options], groups: Collection[str] = ()) -> tuple[Options, dict[str, Any]]:
-    """Return the options of a command, and the groups beside them.
+    """Return the options and the groups of a command.
 
     Args:
         composed: The composed config.
-        schema: Of the command, such as ``schema.commands.Sample``.
-        groups: Names of groups that the command takes.
+        schema: Schema of the command, such as ``schema.commands.Sample``.
+        groups: Names of groups that the command accepts.
 
     Returns:
-        An object of the schema, and the groups that the config has, by name, resolved; copies of both.
+        Copies of the options, as an object of the schema, and of the config's resolved groups by name.
 
     Raises:
-        ConfigError: For a required option without a value, or a key that the command does not read, such as a misspelt
-            ``+sed=1``; and for a number that is not finite.
+        ConfigError: If a required option has no value, a key is unknown, such as a misspelt ``+sed=1``, or a value has the
+            wrong type or is not finite.
     """
     require_all_values(composed)
     own = [option.name for option in options_of(schema)]
     known = {*own, *groups}
     for key in map(str, composed):
-        if key not in known and not key.startswith("_"):  # such names are free, for values that other keys refer to
+        if key not in known and not key.startswith("_"):  # these keys hold values that other keys refer to
             problem = f"unknown key {key}{nearest(key, known)}"
             raise ConfigError(problem, "nothing reads it; --cfg job shows all keys", key=key)
     values = thaw(Config.of(composed))

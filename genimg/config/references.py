@@ -1,7 +1,7 @@
-"""References between keys, ``${key}``, and what else OmegaConf evaluates between ``${`` and ``}``.
+"""Tell plain references, ``${key}``, from resolver calls in configs.
 
-A resolver can read an environment variable, make a directory or parse text as a config. That is for configs that a user writes:
-what a checkpoint brings may refer to its own keys, and to nothing else.
+A resolver can read an environment variable, create a directory or parse text as a config, so only configs that the user wrote
+may call one. A checkpoint's config may only refer to its own keys.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ _LONGEST = 32  # chain of references
 
 
 def is_plain(text: str) -> bool:
-    """Return whether a text evaluates nothing but references to keys."""
+    """Return whether a text contains only references to keys and no resolver calls."""
     return "${" not in _PLAIN.sub("", text)
 
 
 def with_values(raw: Any, resolved: Any) -> Any:
-    """Return an unresolved config in which every text that calls a resolver has its value.
+    """Return an unresolved config in which every text that calls a resolver is replaced by its value.
 
     Args:
         raw: The unresolved config, or a part of it.
-        resolved: The same, resolved.
+        resolved: The same config, or part, after resolution.
     """
     if isinstance(raw, Mapping) and isinstance(resolved, Mapping):
         return {key: with_values(value, resolved.get(key)) for key, value in raw.items()}
@@ -37,11 +37,10 @@ def with_values(raw: Any, resolved: Any) -> Any:
 
 
 def require_plain_references(raw: Mapping[str, Any]) -> None:
-    """Refuse an unresolved config of a checkpoint that evaluates anything but references to its own keys.
+    """Refuse a checkpoint's unresolved config that contains anything but references to its own keys.
 
     Raises:
-        ConfigError: For the first text that calls a resolver, naming its key, or for references that go in a circle or would
-            make the config grow without end.
+        ConfigError: If a text calls a resolver, or if references are circular or would make the config too large.
     """
     _require_plain(raw, "")
     if _extent(raw, raw, {}, ())[0] > _MOST:
@@ -64,16 +63,16 @@ def _require_plain(node: Any, key: str) -> None:
 
 
 def _extent(node: Any, root: Mapping[str, Any], known: dict[str, tuple[int, int]], path: tuple[str, ...]) -> tuple[int, int]:
-    """Return how large a node becomes, and how many references follow one another in it.
+    """Return the size of a node after resolution, and the length of its longest chain of references.
 
     Args:
-        node: Of the unresolved config.
-        root: The config.
-        known: The same of what keys refer to.
-        path: Keys that have led here.
+        node: Node of the unresolved config.
+        root: The whole unresolved config.
+        known: Cache of the results by key.
+        path: Keys of the references followed so far.
 
     Returns:
-        Nodes and characters of text, counting what is referred to as often as it is; and the longest chain of references.
+        Number of nodes and characters, counted once per reference to them; length of the longest chain of references.
     """
     if isinstance(node, Mapping | list):
         parts = [_extent(value, root, known, path) for value in (node.values() if isinstance(node, Mapping) else node)]
@@ -100,7 +99,7 @@ def _too_long(key: str) -> ConfigError:
 
 
 def _at(root: Mapping[str, Any], key: str, followed: int = 0) -> Any:
-    """Return what stands at a dotted key, through references on the way; None where there is nothing."""
+    """Return the node at a dotted key, following references on the way, or None if there is none."""
     if followed > _LONGEST:
         raise _too_long(key)
     node: Any = root

@@ -1,4 +1,4 @@
-"""Resolvers of the configs: names of the directories of runs, sweeps and jobs."""
+"""OmegaConf resolvers that name the directories of runs, sweeps and jobs."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from omegaconf import OmegaConf
 from genimg.utils.files import new_directory
 
 COMMAND_LINE = "GENIMG_COMMAND_LINE"
-"""Environment variable: the command line of a sweep, for the jobs that submitit starts elsewhere."""
+"""Environment variable with the command line of a sweep, for jobs that submitit starts on other hosts."""
 
 
 def register() -> NewDirectories:
-    """Let configs call ``genimg.job_name``, ``genimg.new_run_dir`` and ``genimg.new_sweep_dir``."""
+    """Register the resolvers ``genimg.job_name``, ``genimg.new_run_dir`` and ``genimg.new_sweep_dir``."""
     directories = NewDirectories()
     OmegaConf.register_new_resolver("genimg.job_name", job_name, replace=True)
     OmegaConf.register_new_resolver("genimg.new_run_dir", directories.of_run, replace=True)
-    # The config's cache takes a sweep's directory along into the processes of its jobs.
+    # The config's cache passes a sweep's directory on to the processes of its jobs.
     OmegaConf.register_new_resolver("genimg.new_sweep_dir", directories.of_sweep, replace=True, use_cache=True)
     return directories
 
 
 class NewDirectories:
-    """Makes the directory of a run or a sweep that was given none, once, when Hydra is about to write into it.
+    """Creates the default directory of a run or sweep, once, just before Hydra writes into it.
 
-    Configs are resolved for other reasons, too: to be shown, in a dry run, in other ranks, and in the jobs of a sweep, whose
-    directories lie in the sweep's. Then nothing is made.
+    Nothing is created when a config is resolved for another reason: to print it, in a dry run, in other ranks, or in the jobs
+    of a sweep, whose directories lie in the sweep's.
     """
 
     def __init__(self) -> None:
@@ -44,30 +44,30 @@ class NewDirectories:
         self._has_begun = False
 
     def task_begins(self) -> None:
-        """Note that Hydra has made what it needs."""
+        """Record that Hydra has created its directory, so no more are created."""
         self._has_begun = True
 
     def of_run(self, path: str) -> str:
-        """Return the directory of the run that would be called ``path``."""
+        """Return the run directory for the wanted name ``path``, creating it if needed."""
         wanted = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN
         return self._new(path, wanted and not self._has_begun)
 
     def of_sweep(self, path: str) -> str:
-        """Return the directory of the sweep that would be called ``path``."""
+        """Return the sweep directory for the wanted name ``path``, creating it if needed."""
         return self._new(path, not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN))
 
     def _new(self, path: str, is_wanted: bool) -> str:
         if path not in self._made and (self._shows or not is_wanted):
-            return path  # and not remembered: it may be wanted later
+            return path  # not recorded, because it may have to be created later
         if path not in self._made:
             self._made[path] = new_directory(path)
         return self._made[path]
 
 
 def job_name(number: int, overrides: list[str]) -> str:
-    """A directory name for a job of a sweep that needs no quotes on a command line: 003_model-vae_optimizer.lr-1e-4.
+    """Return a directory name for a job of a sweep that needs no shell quotes: 003_model-vae_optimizer.lr-1e-4.
 
-    What all jobs have in common is left out.
+    Overrides that all jobs share are omitted.
     """
     params = (HydraConfig.get().sweeper.get("params") if HydraConfig.initialized() else None) or {}
     common = _constants([*shlex.split(os.environ.get(COMMAND_LINE, "")), *(f"{key}={value}" for key, value in params.items())])
@@ -78,13 +78,13 @@ def job_name(number: int, overrides: list[str]) -> str:
 
 
 def _constants(arguments: Sequence[str]) -> set[str]:
-    """Keys that a command line gives one value."""
+    """Return the keys that a command line sets to a single value."""
     parser = OverridesParser.create()
     found = set()
     for argument in arguments:
         if "=" not in argument or argument.startswith("-"):
             continue
-        with contextlib.suppress(OverrideParseException):  # Hydra says so
+        with contextlib.suppress(OverrideParseException):  # reported by Hydra
             override = parser.parse_override(argument)
             if not override.is_sweep_override():
                 found.add(override.key_or_group)

@@ -1,4 +1,4 @@
-"""Which checkpoint a run starts from, and whether the config still describes the same training."""
+"""Find the checkpoint that a run starts from, and check that the config still describes the same training."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from genimg.utils.mappings import flatten
 log = logging.getLogger(__name__)
 
 
-# What may differ from the checkpoint's config without changing what is trained. trainer.duration is among them because
-# a schedule that depends on it has a duration of its own.
+# Keys that may differ from the checkpoint's config without changing the training. trainer.duration is one of them because
+# schedules that depend on it have their own duration.
 _HARMLESS = (
     "run_dir", "resume", "resume_force", "allow", "debug", "traceback", "print_config", "dry_run", "device",
     "evaluation", "performance", "logger",
@@ -46,32 +46,32 @@ _HARMLESS = (
 _OF_THIS_COMMAND = ("resume", "resume_force", "run_dir", "allow", "traceback", "print_config", "dry_run", "logger")
 
 _WITH_PATHS = ("data", "task")  # groups that name files
-_PATHS = ("root", "a", "b", "path", "folder")  # keys of theirs, at any depth, that hold a path from the working directory
+_PATHS = ("root", "a", "b", "path", "folder")  # their keys, at any depth, with paths relative to the working directory
 
 _NO_FIT = "the checkpoint's weights do not fit the model any more"
-_ABSENT = "(absent)"  # in place of a value
+_ABSENT = "(absent)"  # stands for a missing value
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint's contents and where they came from."""
+    """A loaded checkpoint and its path."""
 
     state: Node
     path: Path
 
 
 def names_a_checkpoint(composed: DictConfig) -> bool:
-    """Whether ``resume`` is a path, so that the checkpoint's config completes the command's."""
+    """Return whether ``resume`` is a path; the command then starts from the checkpoint's own config."""
     return resolved(composed, "resume") not in (None, "auto")
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a run starts from.
+    """The starting point of a run.
 
     Attributes:
-        config: The config to train with.
-        saved: The checkpoint to continue from, if any.
+        config: Config to train with.
+        saved: Checkpoint to continue from, if any.
         named: See ``Builder.named``.
     """
 
@@ -81,25 +81,25 @@ class Start:
 
     @property
     def decided(self) -> Decisions | None:
-        """What ``auto`` meant in the run that is continued."""
+        """The values that ``auto`` settings had in the continued run."""
         return Decisions.restored(self.saved.state["decisions"]) if self.saved else None
 
 
 def find_start(composition: Composition, run_dir: Path) -> Start:
-    """Return the config to train with, and the checkpoint to start from, if any.
+    """Return the config to train with and the checkpoint to start from, if any.
 
-    With ``resume=PATH`` the checkpoint's own config is the base and this command line's values are set on it, so that
-    ``genimg-train resume=PATH`` needs nothing else.
+    With ``resume=PATH``, the values of this command line are applied on top of the checkpoint's own config, so
+    ``genimg-train resume=PATH`` needs no other arguments.
 
     Raises:
-        CheckpointError, ConfigError: If the checkpoint is missing, broken, not the newest of its run, or belongs to
-            another config.
+        CheckpointError, ConfigError: If the checkpoint is missing, damaged, not the newest of its run, or belongs to another
+            config.
     """
     composed = composition.config
     folder = checkpoint.CheckpointFolder(run_dir / "checkpoints", keep_last=1)
     if names_a_checkpoint(composed):
         wanted = Path(str(composed.resume)).expanduser()
-        # Of a run directory, the newest that can be read: a killed run's last.pt may be a step behind.
+        # For a run directory, load the newest readable checkpoint: a killed run's last.pt may be older.
         newest = folder.load_last() if wanted.is_dir() and wanted.resolve() == run_dir.resolve() else None
         saved: Saved | None = Saved(*(newest or checkpoint.load_named(wanted)))
     elif composed.resume == "auto":
@@ -117,7 +117,7 @@ def find_start(composition: Composition, run_dir: Path) -> Start:
     raw["run_dir"] = str(run_dir)
     named = _take_out_what_is_local(raw, composition) if saved and names_a_checkpoint(composed) else None
     resolved = _resolved(raw)
-    for group in _WITH_PATHS:  # so that the run continues from any directory
+    for group in _WITH_PATHS:  # lets the run be continued from any directory
         _make_absolute(resolved.get(group), raw.get(group))
     config = Config(raw)
     require_structure(config)
@@ -127,10 +127,10 @@ def find_start(composition: Composition, run_dir: Path) -> Start:
 
 
 def _take_out_what_is_local(source: Node, composition: Composition) -> instantiate.Named:
-    """Replace, in place, the paths and digests that only the checkpoint's config names; return those of this command line.
+    """Replace, in place, paths and digests that only the checkpoint's config names; return those that the command line names.
 
     Raises:
-        ConfigError: For one that nothing can replace.
+        ConfigError: If a value has no replacement.
     """
     builder = instantiate.Builder((*instantiate.ALLOWED, *map(str, source["allow"] or ())))
     composed = composition.config
@@ -139,7 +139,7 @@ def _take_out_what_is_local(source: Node, composition: Composition) -> instantia
     typed = composition.typed_keys()
     config, raw = _resolved(source), _plain(composed)
     for place in untrusted.places(config, builder):
-        # The text as it was typed: an interpolation could lead back into the checkpoint's config.
+        # Compare with the text as typed, because an interpolation could lead back into the checkpoint's config.
         if any(f"{place.key}.".startswith(f"{key}.") for key in typed) and _at(raw, place.path) == place.value:
             given[place.key] = place.value
     builder = untrusted.naming(builder, given)
@@ -156,7 +156,7 @@ def _take_out_what_is_local(source: Node, composition: Composition) -> instantia
 
 
 def _at(node: Any, path: Sequence[str | int]) -> Any:
-    """The node that keys and positions lead to, without following interpolations; None where there is none."""
+    """Return the node at a path of keys and positions, without following interpolations, or None if there is none."""
     for key in path:
         try:
             node = node[key]
@@ -166,7 +166,7 @@ def _at(node: Any, path: Sequence[str | int]) -> Any:
 
 
 def _composed_group(composed: DictConfig, key: str) -> Any:
-    """A group as this command line composes it, resolved; None where it lacks what the checkpoint's config would give."""
+    """Return a group as this command line composes it, resolved; None if it needs values from the checkpoint's config."""
     try:
         return OmegaConf.to_container(composed[key], resolve=True)
     except OmegaConfBaseException:
@@ -174,7 +174,7 @@ def _composed_group(composed: DictConfig, key: str) -> Any:
 
 
 def _make_absolute(config: Any, source: Any) -> None:
-    """Make the paths of a group absolute, in the resolved and in the unresolved config."""
+    """Make the paths of a group absolute in both the resolved and the unresolved config."""
     if isinstance(config, list):
         for index, item in enumerate(config):
             _make_absolute(item, source[index] if isinstance(source, list) else None)
@@ -190,7 +190,7 @@ def _make_absolute(config: Any, source: Any) -> None:
 
 
 def same_measure(old: Node, new: Node) -> bool:
-    """Whether two ``evaluation`` groups measure the same, so that a best value of one counts for the other."""
+    """Return whether two ``evaluation`` groups measure the same, so their best values can be compared."""
     indifferent = ("interval", "batch_size", "cache_dir", "bootstrap", "reconstructions", "final_num_images", "stop_if")
     return {k: v for k, v in old.items() if k not in indifferent} == {k: v for k, v in new.items() if k not in indifferent}
 
@@ -202,7 +202,7 @@ def check_classes(saved: Node, class_names: Sequence[str], *, force: bool) -> No
     """Compare the data's classes with those of the checkpoint, before a model is built for them.
 
     Raises:
-        ConfigError: If they are others, and ``force`` is not set.
+        ConfigError: If they differ and ``force`` is not set.
     """
     before = {key: value for key, value in _recorded_images(saved).items() if key == "class_names"}
     if not force and (refused := refused_differences(before, {"class_names": list(class_names)})):
@@ -210,10 +210,10 @@ def check_classes(saved: Node, class_names: Sequence[str], *, force: bool) -> No
 
 
 def check_facts(saved: Node, facts: Node, *, force: bool) -> None:
-    """Compare what the config does not say: the images, and the arithmetic.
+    """Compare facts that are not in the config: the images, and the software and hardware.
 
     Raises:
-        CheckpointError: If the data has another number of images, other classes, or its images in another order.
+        ConfigError: If the number, classes or order of the images differ and ``force`` is not set.
     """
     _compare_images(saved, facts, force=force)
     for name in ("decisions", "genimg_version", "torch_version", "hardware", "processes", "performance"):
@@ -230,7 +230,7 @@ def check_facts(saved: Node, facts: Node, *, force: bool) -> None:
 
 
 def data_history(saved: Node, facts: Node) -> list[Node]:
-    """The images that a run was trained on before those of ``facts``, each with how many it had seen when they changed."""
+    """Return the earlier datasets of a run, each with the number of images seen when it was replaced."""
     history: list[Node] = list(saved.get("data_history", []))
     before = _recorded_images(saved)
     if refused_differences(before, facts["data"]) or warned_differences(before, facts["data"]):
@@ -239,13 +239,13 @@ def data_history(saved: Node, facts: Node) -> list[Node]:
 
 
 def _recorded_images(saved: Node) -> Node:
-    """What a checkpoint records of its images; early ones the number and the names of classes alone."""
+    """Return a checkpoint's record of its images; early checkpoints have only the number of images and the class names."""
     record: Node = saved.get("data") or {key: saved[key] for key in ("num_images", "class_names") if key in saved}
     return record
 
 
 def _compare_images(saved: Node, facts: Node, *, force: bool) -> None:
-    """Raise, or warn, where a run's images are not those that its checkpoint records."""
+    """Raise or warn if the images differ from those recorded in the checkpoint."""
     before, now = _recorded_images(saved), facts["data"]
     if refused := refused_differences(before, now):
         if not force:
@@ -258,12 +258,12 @@ def _compare_images(saved: Node, facts: Node, *, force: bool) -> None:
 
 
 def _entries(name: str, fact: Any) -> Node:
-    """A fact of several values as one for each of them."""
+    """Split a fact with several values into one entry per value."""
     return {f"{name}.{key}": value for key, value in fact.items()} if isinstance(fact, dict) else {name: fact}
 
 
 def _differences(old: Node, new: Node) -> dict[str, str]:
-    """Key -> ``old -> new`` for every key that differs and matters."""
+    """Return ``old -> new`` by key, for every key that differs and affects the training."""
     flat_old, flat_new = flatten(old), flatten(new)
     keys = [key for key in sorted(flat_old | flat_new) if not _harmless(key)]
     changes = {key: (flat_old.get(key, _ABSENT), flat_new.get(key, _ABSENT)) for key in keys}
@@ -271,7 +271,7 @@ def _differences(old: Node, new: Node) -> dict[str, str]:
 
 
 def _in_short(changes: dict[str, str], old_raw: Node, new_raw: Node) -> str:
-    """The differences, a line each: one for a group of which another choice is made, none for what follows from others."""
+    """Return the differences as lines: one line for a group with another option, and none for keys that follow from others."""
     flat_old, flat_new = flatten(old_raw), flatten(new_raw)
     derived = {
         key
@@ -297,7 +297,7 @@ def _compare(saved: Saved, config: Config, named: instantiate.Named | None) -> N
     if {saved.state["config"]["trainer"]["accumulation"], config["trainer"]["accumulation"]} <= {"auto", found}:
         changes.pop("trainer.accumulation", None)
     builder = instantiate.Builder((*instantiate.ALLOWED, *map(str, config["allow"] or ())))
-    for place in untrusted.places(config, builder):  # the same file may lie elsewhere now
+    for place in untrusted.places(config, builder):  # the same file may have moved
         changes.pop(place.key, None)
     if not changes:
         return
@@ -314,7 +314,7 @@ def _compare(saved: Saved, config: Config, named: instantiate.Named | None) -> N
 
 
 def _why_impossible(state: Node, changes: dict[str, str], config: Node, named: instantiate.Named | None) -> str | None:
-    """Why not even ``resume_force`` can continue with these changes; None if it can."""
+    """Return why even ``resume_force`` cannot continue with these changes, or None if it can."""
     if "trainer.batch_size" in changes:
         return "steps are counted in batches, so that trainer.batch_size cannot change within a run"
     if "optimizer._target_" in changes:
@@ -331,7 +331,7 @@ def _why_impossible(state: Node, changes: dict[str, str], config: Node, named: i
         method = build()
     except CheckpointError:
         return _NO_FIT
-    except Exception:  # which will be raised again where the run is assembled, if it is forced
+    except Exception:  # raised again when a forced run is assembled
         return None
     shapes = {name: tensor.shape for name, tensor in method.state_dict().items()}
     if shapes != {name: tensor.shape for name, tensor in state["method"].items()}:
@@ -340,7 +340,7 @@ def _why_impossible(state: Node, changes: dict[str, str], config: Node, named: i
 
 
 def _refuse_to_overwrite(folder: checkpoint.CheckpointFolder, saved: Saved | None) -> None:
-    """A run directory holds one history: neither a fresh start nor a step back may replace newer checkpoints."""
+    """Refuse a fresh start or an older checkpoint in a run directory that holds newer checkpoints."""
     steps = [checkpoint.step_of(path) for path in checkpoint.numbered(folder.path)]
     if not steps:
         return
@@ -356,7 +356,7 @@ def _refuse_to_overwrite(folder: checkpoint.CheckpointFolder, saved: Saved | Non
 
 
 def _on_top_of(state: Node, composition: Composition) -> Node:
-    """The checkpoint's unresolved config with the values that this command line sets."""
+    """Return the checkpoint's unresolved config with the values that this command line sets."""
     saved, composed = state["raw_config"], composition.config
     typed = {override.key_or_group for override in composition.typed()}
     require_plain_references(_without(saved, {*typed, *_OF_THIS_COMMAND}))
@@ -366,16 +366,16 @@ def _on_top_of(state: Node, composition: Composition) -> Node:
     for override in composition.typed():
         key = override.key_or_group
         if key not in _OF_THIS_COMMAND:
-            # A group that is chosen anew replaces the saved one as a whole, and only that one.
+            # A group chosen on the command line replaces the whole saved group, and no other group.
             OmegaConf.update(config, key, OmegaConf.select(composed, key), merge=False, force_add=True)
-    # Never from the checkpoint: a downloaded one could otherwise allow its own code.
+    # Never taken from the checkpoint, because a downloaded one could allow its own code.
     for key in _OF_THIS_COMMAND:
         config[key] = composed[key]
     return OmegaConf.to_container(config, resolve=False)  # type: ignore[return-value]
 
 
 def _without(raw: Node, keys: Collection[str]) -> Node:
-    """The config without what stands at these dotted keys, which other values are about to replace."""
+    """Return a copy of the config without these dotted keys, which are about to be replaced."""
     left = copy.deepcopy(raw)
     for key in keys:
         *parents, name = key.split(".")
@@ -395,6 +395,6 @@ def _resolved(source: Node) -> Node:
 
 def _harmless(key: str) -> bool:
     parts = key.split(".")
-    # Whether the images are the same is another question: check_facts.
+    # Paths may differ; check_facts compares the images themselves.
     is_path = parts[0] in _WITH_PATHS and parts[-1] in _PATHS
     return is_path or any(key == name or key.startswith(name + ".") for name in _HARMLESS)

@@ -1,4 +1,4 @@
-"""Whether a config has the groups and keys of a training; what they hold is checked where it is built."""
+"""Check that a config has the groups and keys of a training; their contents are checked when they are built."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from genimg.config.types import is_node, require_finite
 from genimg.errors import CheckpointError, ConfigError
 from genimg.utils.type_hints import as_written
 
-_BUILT = ("model", "data", "loss", "optimizer", "schedule", "performance")  # from each of which every training builds something
+_BUILT = ("model", "data", "loss", "optimizer", "schedule", "performance")  # every training builds an object from each
 _OPTIONAL = ("conditioning", "augment", "data_augment", "task", "likelihood", "logger", "debug")
 _OF_EVERY_DATA = ("horizontal_flip", "storage", "num_workers", "max_corrupt")
 
 
 def require_structure(config: Mapping[str, Any]) -> None:
-    """Check that the config of a training has all of its options, and groups that are mappings.
+    """Check that the config of a training has all options, and that its groups are mappings.
 
     Args:
-        config: Resolved; composed by a command, or a checkpoint's.
+        config: Resolved config, composed by a command or loaded from a checkpoint.
 
     Raises:
-        ConfigError: Naming the key.
+        ConfigError: If an option or a group is missing or has the wrong type.
     """
     require_options(config, schema.COMMANDS["train"])
     for group in (*_BUILT, "trainer", "evaluation"):
@@ -42,7 +42,7 @@ def require_structure(config: Mapping[str, Any]) -> None:
         if not is_node(config[group]):
             raise ConfigError(f"{group}._target_ is required", f"set {group}=NAME", key=f"{group}._target_")
     for key, value in config.items():
-        require_finite(value, key)  # also of what nothing reads, and so nothing else would check
+        require_finite(value, key)  # also keys that nothing reads and nothing else checks
     require_options(config["trainer"], schema.GROUPS["trainer"]["trainer"], "trainer")
     require_options(config["data"], schema.OPEN["data"]["common"], "data", _OF_EVERY_DATA)
 
@@ -50,14 +50,14 @@ def require_structure(config: Mapping[str, Any]) -> None:
 def require_saved_structure(config: Mapping[str, Any], path: Path) -> None:
     """Check that the config of a checkpoint has the groups that every use of it reads.
 
-    Options that are missing, as in a checkpoint of an older genimg, are no problem before they are needed.
+    Other options may be missing, as in checkpoints of older versions, until they are needed.
 
     Args:
-        config: Resolved.
+        config: The checkpoint's resolved config.
         path: Path of the checkpoint, for messages.
 
     Raises:
-        CheckpointError: Naming the file and the key.
+        CheckpointError: If a group is missing or has the wrong type.
     """
     for group in ("model", "data", "trainer", "evaluation"):
         if not isinstance(config.get(group), Mapping):
@@ -78,7 +78,7 @@ def require_groups(config: Mapping[str, Any]) -> None:
     """Check that a composed config has every group.
 
     Raises:
-        ConfigError: Naming the first that was removed, as by ``~augment``.
+        ConfigError: If a group was removed, for example by ``~augment``.
     """
     for group in (*_BUILT, "trainer", "evaluation", *_OPTIONAL):
         if group not in config:
@@ -92,17 +92,17 @@ def require_options(values: Mapping[str, Any], kind: type, group: str = "", name
     """Check that a mapping has every option of a schema, with values of the schema's types.
 
     Args:
-        values: By name; other names are ignored.
+        values: Values by name; other names are ignored.
         kind: The schema.
         group: Key of the mapping; empty at the top level.
-        names: Options to look at; all by default.
+        names: Options to check; all by default.
 
     Raises:
-        ConfigError: Naming the key.
+        ConfigError: If an option is missing or has the wrong type.
     """
     types = {option.name: option.type for option in schema.options_of(kind)}
     typed: Any = OmegaConf.structured(kind)
-    OmegaConf.set_readonly(typed, False)  # as the schemas of commands are
+    OmegaConf.set_readonly(typed, False)  # schemas of commands are read-only
     for name in names or types:
         key = f"{group}.{name}" if group else name
         if name not in values:

@@ -1,4 +1,4 @@
-"""Checks of a config's values against the types of what takes them; each names the key."""
+"""Check values of a config against the types of the parameters that receive them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 from genimg.errors import ConfigError
 from genimg.utils.type_hints import SCALARS, as_written, fits, in_words, is_instance, options_of, part_of
 
-_LARGEST = 2**63  # of whole numbers: tensors hold them in 64 bits
+_LARGEST = 2**63  # whole numbers must fit the 64-bit integers of tensors
 
 
 def is_node(value: Any) -> bool:
-    """Return whether a value is a mapping that names what to build."""
+    """Return whether a value is a mapping with a ``_target_``."""
     return isinstance(value, Mapping) and "_target_" in value
 
 
 def require_type(value: Any, hint: Any, key: str) -> None:
-    """Refuse a value of a resolved config that is not of the type of what takes it.
+    """Refuse a value of a resolved config that does not have the type of its parameter.
 
     Args:
         value: The value; a mapping with a ``_target_`` stands for an object.
@@ -28,7 +28,7 @@ def require_type(value: Any, hint: Any, key: str) -> None:
         key: Dotted key.
 
     Raises:
-        ConfigError: If it is not; for a number that is not finite; and for a whole number of more than 64 bits.
+        ConfigError: If the value has another type, or contains a number that is not finite or needs more than 64 bits.
     """
     if not fits(value, hint, is_node):
         raise _wrong(value, hint, key)
@@ -36,13 +36,13 @@ def require_type(value: Any, hint: Any, key: str) -> None:
 
 
 def require_finite(value: Any, key: str) -> None:
-    """Refuse NaN, infinity and whole numbers of more than 64 bits, except in nodes, which are checked where they are built.
+    """Refuse NaN, infinity and whole numbers of more than 64 bits, except in nodes, which are checked when they are built.
 
     Args:
         value, key: See ``require_type``.
 
     Raises:
-        ConfigError: For such a number.
+        ConfigError: If there is such a number.
     """
     if isinstance(value, Mapping) and not is_node(value):
         for name, each in value.items():
@@ -57,13 +57,13 @@ def require_finite(value: Any, key: str) -> None:
 
 
 def require_scalar(value: Any, hint: Any, key: str) -> None:
-    """Refuse a number, text, truth value or null that a type hint, which may be imprecise, has no room for.
+    """Refuse a number, text, Boolean or null that contradicts a type hint, which may be imprecise.
 
     Args:
         value, hint, key: See ``require_type``.
 
     Raises:
-        ConfigError: If it is such a value, and the hint names other scalars than this one.
+        ConfigError: If the value is a scalar that does not fit, and the hint names other scalar types.
     """
     options = set(options_of(hint))
     names_others = bool(options & (SCALARS.keys() - {NoneType})) and Any not in options
@@ -72,16 +72,16 @@ def require_scalar(value: Any, hint: Any, key: str) -> None:
 
 
 def require_instance(value: Any, hint: Any, key: str) -> None:
-    """Refuse an object of genimg or PyTorch that is not of the class of what takes it.
+    """Refuse an object of genimg or PyTorch that is not an instance of its parameter's type.
 
-    Objects of your own packages pass: they may do what is asked of them without being of the class.
+    Objects of other packages pass, because they may have the required interface without being instances.
 
     Args:
-        value: What has been built of a node, or of a list or mapping of them.
+        value: Object built from a node, or a list or mapping of them.
         hint, key: See ``require_type``.
 
     Raises:
-        ConfigError: If it is not.
+        ConfigError: If the object has another type.
     """
     for each in options_of(hint):
         if (part := part_of(value, each)) is not None:

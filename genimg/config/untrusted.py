@@ -1,7 +1,7 @@
-"""What the config of a checkpoint may not bring: paths and digests that decide which files of this machine are opened.
+"""Handle machine-local values in a checkpoint's config: paths and digests that decide which local files are opened.
 
-The parameters are marked where they are declared, see ``genimg.utils.machine_local``. ``Builder`` refuses their values unless
-the command line names them; this module finds them, puts the user's values in their place, and says what was dropped.
+These parameters are marked where they are declared, see ``genimg.utils.machine_local``. ``Builder`` refuses their values unless
+the command line names them. This module finds them, inserts the user's values and logs the dropped ones.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from genimg.utils.machine_local import MachineLocal, Required
 log = logging.getLogger(__name__)
 
 GROUPS = ("conditioning", "evaluation", "loss", "model")
-"""Groups in which such parameters stand, and which a command that opens a checkpoint therefore takes keys of."""
+"""Groups with machine-local parameters. Every command that opens a checkpoint accepts their keys."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a config sets a machine-local parameter.
+    """A place where a config sets a machine-local parameter.
 
     Attributes:
-        path: Keys and list positions that lead to it, the parameter's name last.
-        node: The mapping that holds it.
-        mark: Of the parameter.
+        path: Keys and list positions from the root, ending with the parameter's name.
+        node: Mapping that holds the parameter.
+        mark: Mark of the parameter.
     """
 
     path: tuple[str | int, ...]
@@ -43,7 +43,7 @@ class Place:
 
     @property
     def name(self) -> str:
-        """The parameter."""
+        """The parameter's name."""
         return str(self.path[-1])
 
     @property
@@ -55,7 +55,7 @@ class Place:
 
 
 def places(node: Any, builder: Builder, path: tuple[str | int, ...] = ()) -> Iterator[Place]:
-    """Yield every machine-local parameter that a resolved config sets, except of targets that cannot be built."""
+    """Yield every place where a resolved config sets a machine-local parameter, skipping targets that cannot be built."""
     if isinstance(node, list):
         for i, item in enumerate(node):
             yield from places(item, builder, (*path, i))
@@ -63,7 +63,7 @@ def places(node: Any, builder: Builder, path: tuple[str | int, ...] = ()) -> Ite
         return
     try:
         target = builder.locate(node["_target_"], ".".join(map(str, path))) if "_target_" in node else None
-    except ConfigError:  # raised again where it is built, if it is
+    except ConfigError:  # raised again if it is built
         target = None
     if target is not None and builder.omits(target):
         return
@@ -76,18 +76,18 @@ def places(node: Any, builder: Builder, path: tuple[str | int, ...] = ()) -> Ite
 
 
 def take_out(config: Node, builder: Builder, groups: Sequence[str] | None = None) -> list[Place]:
-    """Replace, in place, what a checkpoint's config brings and the command line does not name.
+    """Replace, in place, machine-local values of a checkpoint's config that the command line does not name.
 
     Args:
         config: The resolved config.
-        builder: Which knows what is named.
-        groups: The ones to look at; None looks at all of them.
+        builder: Builder that holds the values named on the command line.
+        groups: Groups to search; None searches all.
 
     Returns:
-        Where values were replaced.
+        Places whose values were replaced.
 
     Raises:
-        ConfigError: For a value that nothing can replace, naming the keys to give again.
+        ConfigError: If a value has no replacement; the message names the keys to set on the command line.
     """
     looked_at = config if groups is None else {group: config.get(group) for group in groups}
     dropped = [place for place in places(looked_at, builder) if not builder.may_take(place.name, place.value, place.mark)]
@@ -108,17 +108,17 @@ def take_out(config: Node, builder: Builder, groups: Sequence[str] | None = None
 
 
 def named_again(config: Node, builder: Builder, given: Mapping[str, Any]) -> tuple[Node, Builder]:
-    """Return a checkpoint's config with the values that the command line names, and the builder that accepts them.
+    """Return a checkpoint's config with the values that the command line names, and a builder that accepts them.
 
-    A value replaces the old one of its key wherever the config has that old one: an encoder's path stands in several networks.
+    A new value replaces the old one of its parameter everywhere, because several networks can share an encoder's path.
 
     Args:
-        config: Resolved.
-        builder: Of the config.
-        given: By dotted key.
+        config: The resolved config.
+        builder: Builder of the config.
+        given: Values by dotted key.
 
     Raises:
-        ConfigError: For a key that is not machine-local in this config.
+        ConfigError: If a key is not machine-local in this config.
     """
     config = copy.deepcopy(config)
     found = list(places({group: config.get(group) for group in GROUPS}, builder))
@@ -136,6 +136,6 @@ def named_again(config: Node, builder: Builder, given: Mapping[str, Any]) -> tup
 
 
 def naming(builder: Builder, given: Mapping[str, Any]) -> Builder:
-    """Return the builder that accepts these values, too, each of the parameter that ends its dotted key."""
+    """Return a builder that also accepts these values, each for the parameter at the end of its dotted key."""
     pairs = {(key.rpartition(".")[2], value) for key, value in given.items() if value is None or isinstance(value, str)}
     return replace(builder, named=(builder.named or frozenset()) | pairs)

@@ -1,1 +1,1 @@
-"""Datasets, the order in which they are read, and where their samples live."""
+"""Datasets, their sampling order and their storage."""

@@ -1,4 +1,4 @@
-"""Which arrays of a NumPy archive are the images and the labels, decided by names and shapes, without reading the pixels."""
+"""Choose the arrays of images and labels in a NumPy archive by their names and shapes, without reading the pixels."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ SPLITS = ("train", "val", "test")
 _IMAGES = r"(?:x|images?|imgs?|data|samples?)"
 _LABELS = r"(?:y|labels?|targets?|class|classes|class_labels?|fine_labels?)"
 _OF_SPLIT = {"train": r"(?:train|training)", "val": r"(?:val|valid|validation)", "test": r"(?:test|testing)"}
-FIRST, SECOND = "arr_0", "arr_1"  # what np.savez calls arrays without a name; ADM's samples and their labels
-MOST_CLASSES = 1_000_000  # each gets a name
+FIRST, SECOND = "arr_0", "arr_1"  # np.savez's names for unnamed arrays; ADM's samples and their labels
+MOST_CLASSES = 1_000_000  # because each class gets a name
 
 
 def choose_images(headers: Mapping[str, Header], where: str, *, key: str | None, split: str | None) -> tuple[str, str | None]:
-    """Return the name of the array of images, and the split that its name says, if it says one.
+    """Return the name of the array of images, and its split if the name contains one.
 
     Args:
-        headers: Of all arrays.
-        where: The file, for messages.
-        key: The name that the user gives; None decides by names and shapes.
-        split: ``train``, ``val`` or ``test``; None takes the training images where the archive has splits.
+        headers: Headers of all arrays.
+        where: Name of the file, for messages.
+        key: Array name given by the user; None chooses by names and shapes.
+        split: ``train``, ``val`` or ``test``; None chooses the training images if the archive has splits.
 
     Raises:
-        ConfigError: If there is no such array, named by ``images`` or ``split`` of the dataset.
-        DataError: If no array or several could be meant.
+        ConfigError: If the array that the dataset's ``images`` or ``split`` requests does not exist.
+        DataError: If no array or more than one matches.
     """
     if key is not None:
         if split is not None:
@@ -65,15 +65,15 @@ def choose_labels(headers: Mapping[str, Header], where: str, *, key: str, images
     """Return the name of the array of labels; None if there is none.
 
     Args:
-        headers: Of all arrays.
-        where: The file, for messages.
-        key: ``auto``, ``none``, or the name that the user gives.
-        images: The array of images.
-        split: Of the images, as their name says it.
+        headers: Headers of all arrays.
+        where: Name of the file, for messages.
+        key: ``auto``, ``none``, or the array name given by the user.
+        images: Name of the array of images.
+        split: Split in the name of the images; None if it has none.
 
     Raises:
-        ConfigError: If there is no such array, named by ``labels`` of the dataset.
-        DataError: If several could be meant.
+        ConfigError: If the array that the dataset's ``labels`` requests does not exist.
+        DataError: If more than one array matches.
     """
     if key == "none":
         return None
@@ -96,13 +96,13 @@ def choose_labels(headers: Mapping[str, Header], where: str, *, key: str, images
 
 
 def image_like(headers: Mapping[str, Header]) -> list[str]:
-    """Return the names of the arrays that have the shape and type of images; if none has, those of three or four axes."""
+    """Return the names of numeric arrays with 3 or 4 axes; only those with 1, 3 or 4 channels, if there are any."""
     shaped = [name for name, header in headers.items() if len(header.shape) in (3, 4) and header.dtype.kind in "uifbc"]
     return [name for name in shaped if _has_channels(headers[name])] or shaped
 
 
 def listed(headers: Mapping[str, Header]) -> str:
-    """Return all names with their types and shapes, for a message."""
+    """Format all names with their types and shapes, for messages."""
     return ", ".join(f"{name} {header}" for name, header in headers.items()) or "nothing"
 
 
@@ -115,18 +115,18 @@ def _has_channels(header: Header) -> bool:
 
 
 def _could_be_labels(header: Header, count: int) -> bool:
-    """Whether an array without a telling name has the type and shape of labels."""
+    """Return whether an array has the type and shape of labels, whatever its name."""
     return header.dtype.kind in "ui" and header.shape in ((count,), (count, 1))
 
 
 def _usual(name: str) -> bool:
-    """Whether a name says that these are the images to train on."""
+    """Return whether a name is usual for training images."""
     plain = name == FIRST or re.fullmatch(_IMAGES, name, re.IGNORECASE) is not None
     return plain or _split_of(name, _IMAGES) == "train"
 
 
 def _split_of(name: str, what: str) -> str | None:
-    """Return the split of a name such as ``x_train``, ``train_images`` or, of images, ``train``; None if it says none."""
+    """Return the split in a name such as ``x_train``, ``train_images`` or, for images only, ``train``; None without one."""
     alone: Iterable[str] = SPLITS if what == _IMAGES else ()
     for split, word in _OF_SPLIT.items():
         pattern = rf"{what}_?{word}|{word}_?{what}" + (rf"|{word}" if split in alone else "")

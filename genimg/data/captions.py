@@ -1,4 +1,4 @@
-"""Captions as tensors: their UTF-8 bytes, padded with zeros, which no caption holds."""
+"""Captions as tensors of UTF-8 bytes, padded with zeros, which no caption contains."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-_MOST_BYTES = 256  # two or three sentences; whatever is longer is cut
+_MOST_BYTES = 256  # two or three sentences; longer captions are cut
 _MULTIPLE = 16
 
 
 def encode(texts: Sequence[str | None], length: int) -> Tensor:
-    """UTF-8 bytes of each text, cut after the last character that fits and padded with zeros: uint8 [N, length].
+    """Return the UTF-8 bytes of each text, cut after the last whole character and zero-padded: uint8 [N, length].
 
-    None is an empty text. A zero inside a text is left out, and half a surrogate pair becomes a question mark.
+    None is an empty text. Zeros inside a text are removed, and half a surrogate pair becomes a question mark.
     """
     rows = b"".join(_cut(_bytes(text), length).ljust(length, b"\0") for text in texts)
     return torch.from_numpy(np.frombuffer(bytearray(rows), dtype=np.uint8).reshape(len(texts), length))
 
 
 def decode(captions: Tensor) -> list[str]:
-    """The texts of encoded captions, uint8 [N, L]."""
+    """Return the texts of encoded captions, uint8 [N, L]."""
     return [row.tobytes().rstrip(b"\0").decode() for row in captions.cpu().numpy()]
 
 
 def caption_length(texts: Sequence[str | None]) -> int:
-    """Bytes that hold the longest of some texts, rounded up to a multiple of 16; 256 at most, with a warning."""
+    """Return the bytes of the longest text, rounded up to a multiple of 16; at most 256, with a warning if texts are cut."""
     lengths = [len(_bytes(text)) for text in texts]
     if (longest := max(lengths)) > _MOST_BYTES:
         count = sum(length > _MOST_BYTES for length in lengths)
@@ -43,5 +43,5 @@ def _bytes(text: str | None) -> bytes:
 
 
 def _cut(content: bytes, length: int) -> bytes:
-    # What is left of a character at the end is the only thing that cannot be decoded.
+    # Only a partial character at the end cannot be decoded.
     return content if len(content) <= length else content[:length].decode("utf-8", "ignore").encode()

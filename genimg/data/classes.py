@@ -1,4 +1,4 @@
-"""The classes of a folder or zip file of images: its subdirectories, or what a dataset.json beside them says.
+"""The classes of a folder or zip file of images, from its subdirectories or a dataset.json beside them.
 
 StyleGAN's dataset tool writes images into numbered subdirectories and their labels into ``dataset.json``, as
 ``{"labels": [["00000/img00000000.png", 6], ...]}``, or ``{"labels": null}`` for images without labels.
@@ -21,17 +21,17 @@ from genimg.utils.json_text import parse_json
 log = logging.getLogger(__name__)
 
 LABELS_FILE = "dataset.json"
-_MOST_CLASSES = 1_000_000  # each gets a name
+_MOST_CLASSES = 1_000_000  # because each class gets a name
 _IGNORE = "or ignore the labels with labels=none"
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The labels of images, and what they are called.
+    """The labels of images and the class names.
 
     Attributes:
-        labels: int64 [N]; None without labels.
-        names: By label; empty without labels.
+        labels: Labels, int64 [N]; None if there are none.
+        names: Class names by label; empty if there are no labels.
     """
 
     labels: NDArray[np.int64] | None = None
@@ -41,7 +41,7 @@ class Classes:
 def classes_by_directory(paths: Sequence[str]) -> Classes:
     """Return the direct subdirectories as classes in alphabetical order, if there are several and every image is in one.
 
-    Images beside several subdirectories leave none, with a warning that names them.
+    If images lie beside several subdirectories, warn with their names and return no classes.
     """
     names = sorted({path.split("/", 1)[0] for path in paths if "/" in path})
     if stray := stray_images(paths):
@@ -56,7 +56,7 @@ def classes_by_directory(paths: Sequence[str]) -> Classes:
 
 
 def stray_images(paths: Sequence[str]) -> str:
-    """Return a phrase about the images that lie beside several subdirectories of images; empty if there are none."""
+    """Return a phrase about images that lie beside several subdirectories of images; empty if there are none."""
     stray = [path for path in paths if "/" not in path]
     if not stray or len({path.split("/", 1)[0] for path in paths if "/" in path}) < 2:
         return ""
@@ -64,21 +64,21 @@ def stray_images(paths: Sequence[str]) -> str:
 
 
 def classes_by_file(content: bytes, paths: Sequence[str], where: str) -> Classes | None:
-    """Return the classes that a ``dataset.json`` gives, as StyleGAN's dataset tool writes it.
+    """Return the classes in a ``dataset.json`` of StyleGAN's dataset tool.
 
-    Labels keep their numbers: names are these numbers, followed by " - " and a name where the file has a list
+    Labels keep their numbers. A class name is its number, followed by " - " and a name if the file has a list
     ``class_names``.
 
     Args:
-        content: Of the file.
-        paths: Of all images, relative to the file.
-        where: The file, for messages.
+        content: Content of the file.
+        paths: Paths of all images, relative to the file's directory.
+        where: Name of the file, for messages.
 
     Returns:
-        None if the file says nothing about labels, because another program wrote it.
+        The classes; None if the file has no entry about labels, because another program wrote it.
 
     Raises:
-        DataError: If the file is damaged, an image has no label, or labels are not whole numbers.
+        DataError: If the file is damaged, an image has no label, or labels are not integers.
     """
     try:
         read = parse_json(content)
@@ -104,7 +104,7 @@ def classes_by_file(content: bytes, paths: Sequence[str], where: str) -> Classes
 
 
 def _checked(entries: Any, where: str) -> dict[str, int]:
-    """Name -> label."""
+    """Return the label of each file name."""
     form = 'entries must be such as ["00000/img00000000.png", 6]'
     if not isinstance(entries, list):
         raise _broken(f"the file {where} has {type(entries).__name__} as labels, not a list: {form}")

@@ -1,4 +1,4 @@
-"""A digest of what files hold, at a bounded cost: small files are read whole, of large ones three pieces."""
+"""A digest of file contents at a bounded cost: small files are read whole, large ones in three pieces."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from pathlib import Path
 from tqdm import tqdm
 
 MOST_FILES = 10_000
-"""Files that are read; of more, those whose names have the smallest digests."""
+"""Maximum number of files to read; of more files, those whose names have the smallest hashes are read."""
 
-_PIECE = 16 * 2**10  # bytes at the head, in the middle and at the tail of a file; one of up to three pieces is read whole
-_THREADS = 8  # most of the time is spent in waiting for the disk
-_BATCH = 256  # files that a thread reads at a time
+_PIECE = 16 * 2**10  # bytes at the head, middle and tail of a file; files of up to three pieces are read whole
+_THREADS = 8  # most of the time is spent waiting for the disk
+_BATCH = 256  # files per task of a thread
 _FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a named pipe must not block
 
 
 def digest_of_contents(root: Path, paths: Sequence[str]) -> str:
-    """Return the sha256 of what files hold, in hexadecimal.
+    """Return the SHA-256 of file contents, in hexadecimal.
 
-    Files of up to 48 KiB count whole, larger ones with their size and 16 KiB at the head, in the middle and at the tail.
-    Of more than ``MOST_FILES`` files, a sample counts that depends on their names alone, so that a change of one file in a
-    thousand in a folder of a million is noticed with a probability of 99.996 %.
+    Files of up to 48 KiB are read whole; of larger ones, the size and 16 KiB at the head, middle and tail are used.
+    Of more than ``MOST_FILES`` files, a sample is used that depends on the names alone. A change of one file in a
+    thousand in a folder of a million is then detected with a probability of 99.996 %.
 
     Args:
-        root: The directory.
-        paths: Paths of its files, relative to it, in a fixed order.
+        root: Directory of the files.
+        paths: Paths of the files, relative to ``root``, in a fixed order.
     """
     chosen = _sample(paths)
     whole = hashlib.sha256()
@@ -48,7 +48,7 @@ def digest_of_contents(root: Path, paths: Sequence[str]) -> str:
 
 
 def _sample(paths: Sequence[str]) -> Sequence[str]:
-    """At most ``MOST_FILES`` of the paths, in their order; by a hash, because sorted names may have a period."""
+    """Return at most ``MOST_FILES`` of the paths, in order; chosen by hash, because sorted names may be periodic."""
     if len(paths) <= MOST_FILES:
         return paths
     keys = [hashlib.blake2b(os.fsencode(path), digest_size=8).digest() for path in paths]
@@ -56,7 +56,7 @@ def _sample(paths: Sequence[str]) -> Sequence[str]:
 
 
 def _digest(root: Path, path: str) -> bytes:
-    """Of one file's size and content; of one that cannot be read, only that: its decoding names it."""
+    """Return the digest of a file's size and content, or of "unreadable": the error is reported when the image is decoded."""
     content = hashlib.sha256()
     try:
         file = os.open(os.path.join(root, path), _FLAGS)

@@ -1,6 +1,6 @@
-"""Changed copies of a folder's images, for genimg-augment: what is drawn for a copy, what is done to it, and its file.
+"""Augmented copies of a folder's images, for genimg-augment: random parameters, operations and files.
 
-A copy's numbers are a function of the seed, its image's path and its own number alone.
+The parameters of a copy are a function of the seed, the image's path and the copy's number alone.
 """
 
 from __future__ import annotations
@@ -30,25 +30,28 @@ from genimg.errors import DataError
 from genimg.utils.images import to_float, to_uint8
 from genimg.utils.pillow import open_image, upright
 
-Record = dict[str, Any]  # as JSON holds it
+Record = dict[str, Any]  # as stored in JSON
 
 RANGES = {
     "horizontal_flip": (0.0, 1.0), "vertical_flip": (0.0, 1.0), "rotation": (0.0, 180.0), "crop": (0.01, 1.0),
     "brightness": (0.0, 10.0), "contrast": (0.0, 10.0), "saturation": (0.0, 10.0), "hue": (0.0, 0.5), "cutout": (0.0, 0.9),
     "mixup": (0.0, 100.0), "cutmix": (0.0, 100.0),
-}  # of each setting, the least and the most  # fmt: skip
+}  # minimum and maximum of each setting  # fmt: skip
 _DRAWS = (
     "horizontal_flip", "vertical_flip", "rotation", "crop_area", "crop_ratio", "crop_top", "crop_left", "brightness",
     "contrast", "saturation", "hue", "cutout_top", "cutout_left", "partner", "which_mix", "mix_top", "mix_left",
 )  # fmt: skip
-_DIGITS = 4  # of recorded numbers, which are those that were used
+_DIGITS = 4  # decimal places of the recorded parameters, which are the applied ones
 _GREY = 127
 
 
 def draw(random: np.random.Generator, settings: Mapping[str, float], shape: Sequence[int]) -> tuple[Record, dict[str, float]]:
-    """The operations on one copy of an image of (C, H, W), name -> parameters, in their order; and the numbers in [0, 1).
+    """Draw the operations on one copy of an image of ``shape`` (C, H, W).
 
-    All numbers are drawn, also those of no use, so that a setting changes nothing about the other operations.
+    Every random number is drawn even if it is not used, so a setting does not affect the other operations.
+
+    Returns:
+        Name -> parameters of the operations, in their order, and name -> the random numbers in [0, 1).
     """
     channels, height, width = shape
     chance = dict(zip(_DRAWS, random.random(len(_DRAWS)).tolist(), strict=True))
@@ -57,7 +60,7 @@ def draw(random: np.random.Generator, settings: Mapping[str, float], shape: Sequ
         done["rotation"] = round(settings["rotation"] * (2 * chance["rotation"] - 1), _DIGITS)
     if settings["crop"] < 1:
         area = settings["crop"] + (1 - settings["crop"]) * chance["crop_area"]
-        # Relative to the image's own aspect ratio, and such that neither side is longer than the image's.
+        # Relative to the image's aspect ratio; limited so that neither side exceeds the image's.
         lowest, highest = math.log(max(3 / 4, area)), math.log(min(4 / 3, 1 / area))
         ratio = math.exp(lowest + (highest - lowest) * chance["crop_ratio"])
         sides = round(height * math.sqrt(area / ratio)), round(width * math.sqrt(area * ratio))
@@ -77,11 +80,11 @@ def draw(random: np.random.Generator, settings: Mapping[str, float], shape: Sequ
 def draw_mix(
     random: np.random.Generator, settings: Mapping[str, float], chance: dict[str, float], size: tuple[int, int]
 ) -> tuple[str, Record]:
-    """``mixup`` or ``cutmix``, and its parameters: ``share`` of the image itself, of at least a half, and ``box`` of cutmix."""
+    """Draw ``mixup`` or ``cutmix`` and its parameters: the image's ``share``, at least 0.5, and for cutmix the ``box``."""
     asked = [key for key in ("mixup", "cutmix") if settings[key]]
     name = asked[int(len(asked) * chance["which_mix"])]
     share = random.beta(settings[name], settings[name])
-    share = round(max(share, 1 - share), _DIGITS)  # so that the label is the image's own, in whose directory the copy is
+    share = round(max(share, 1 - share), _DIGITS)  # the copy is in its image's directory, so it must keep that label
     if name == "mixup":
         return name, {"share": share}
     height, width = size
@@ -91,20 +94,20 @@ def draw_mix(
 
 
 def _box(size: tuple[int, int], sides: tuple[int, int], top: float, left: float) -> list[int]:
-    """[top, left, height, width], wholly inside, from numbers in [0, 1)."""
+    """Return [top, left, height, width] of a box inside the image, from positions in [0, 1)."""
     height, width = (min(max(side, 1), full) for side, full in zip(sides, size, strict=True))
     return [int(top * (size[0] - height + 1)), int(left * (size[1] - width + 1)), height, width]
 
 
 def apply(image: Tensor, operations: Record) -> Tensor:
-    """uint8 [C, H, W] with the operations done one after the other; its size stays."""
+    """Apply the operations in order to an image, uint8 [C, H, W]; its size does not change."""
     for name, value in operations.items():
         image = _OPERATIONS[name](image, value)
     return image
 
 
 def mix(image: Tensor, other: Tensor, name: str, value: Record) -> Tensor:
-    """Two uint8 images [C, H, W] as one: mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019)."""
+    """Mix two images, uint8 [C, H, W], with mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019)."""
     if name == "mixup":
         return (value["share"] * image.double() + (1 - value["share"]) * other.double()).round().to(torch.uint8)
     top, left, height, width = value["box"]
@@ -114,19 +117,19 @@ def mix(image: Tensor, other: Tensor, name: str, value: Record) -> Tensor:
 
 
 def _rotated(image: Tensor, degrees: float) -> Tensor:
-    """By genimg's own, because torchvision's fills the corners with one colour, and this one with reflections."""
+    """Rotate with genimg's function, which reflects at the corners; torchvision's fills them with one colour."""
     return to_uint8(rotate(to_float(image[None]), torch.tensor([degrees])))[0]
 
 
 def _cut_out(image: Tensor, box: list[int]) -> Tensor:
-    """A grey box (DeVries & Taylor, "Improved regularization of convolutional neural networks with cutout", 2017)."""
+    """Fill a box with grey (DeVries & Taylor 2017, "Improved regularization of convolutional neural networks with cutout")."""
     colour = torch.full((len(image), 1, 1), _GREY, dtype=torch.uint8)
     colour[3:] = 255  # alpha
     return F.erase(image, *box, v=colour.expand(-1, box[2], box[3]))
 
 
 def _of_colours(change: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float], Tensor]:
-    """The change, which does not know RGBA, of what is not alpha."""
+    """Return the change applied to all channels but alpha, which torchvision's functions do not support."""
     return lambda image, value: torch.cat([change(image[:3], value), image[3:]])
 
 
@@ -148,16 +151,16 @@ _OPERATIONS: dict[str, Callable[[Tensor, Any], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What copies are made from.
+    """The images to copy and the settings of the copies.
 
     Attributes:
-        root: directory of the images.
-        paths: of the images, relative to it.
-        texts: their captions, if there are any.
-        copies: of each image.
-        originals: whether the images themselves are copied too.
-        seed: of all numbers.
-        settings: the strength of each operation, with the keys of ``RANGES``.
+        root: Directory of the images.
+        paths: Paths of the images, relative to ``root``.
+        texts: Captions of the images; None if there are none.
+        copies: Number of copies of each image.
+        originals: Whether to copy the images themselves too.
+        seed: Seed of all random numbers.
+        settings: Strength of each operation, with the keys of ``RANGES``.
     """
 
     root: Path
@@ -170,25 +173,25 @@ class Job:
 
     @cached_property
     def has_classes(self) -> bool:
-        """As data=folder sees it."""
+        """Whether the images have classes, as ``data=folder`` would find."""
         return all("/" in path for path in self.paths) and len({_class(path) for path in self.paths}) > 1
 
 
 def write_copies(job: Job, index: int, folder: Path, stopped: threading.Event) -> list[Record] | str:
-    """Write the copies of one image below ``folder``, whose subdirectories are there.
+    """Write the copies of one image below ``folder``, whose subdirectories must exist.
 
     Args:
-        job: what copies are made from.
-        index: of the image's path.
-        folder: the root of what is written.
-        stopped: set as soon as nobody takes the result any more.
+        job: Images and settings.
+        index: Index of the image.
+        folder: Root of the output.
+        stopped: Event that is set when the result is no longer needed.
 
     Returns:
-        A record of each file, or what is wrong with the image where it is corrupt.
+        A record of each file, or the decoder's error if the image is corrupt.
 
     Raises:
-        DataError: if it is to be mixed, and no other image can be decoded.
-        OSError: if a file cannot be written.
+        DataError: If the image must be mixed and no other image can be decoded.
+        OSError: If a file cannot be written.
     """
     path = job.paths[index]
     try:
@@ -203,7 +206,7 @@ def write_copies(job: Job, index: int, folder: Path, stopped: threading.Event) -
     for number in range(job.copies):
         if stopped.is_set():
             break
-        # numpy takes a seed of any length.
+        # NumPy accepts a seed of any length.
         key = hashlib.sha256(os.fsencode(f"{job.seed}\0{path}\0{number}")).digest()
         random = np.random.default_rng(list(key))
         operations, chance = draw(random, job.settings, image.shape)
@@ -222,14 +225,14 @@ def write_copies(job: Job, index: int, folder: Path, stopped: threading.Event) -
 
 
 def _partner(job: Job, index: int, chance: float, image: Tensor) -> tuple[str, Tensor]:
-    """Another image, brought to the size and channels of ``image``; the next one in place of a corrupt one."""
+    """Return another image, converted to the size and channels of ``image``; corrupt ones are replaced by the next."""
     channels, height, width = image.shape
     first = int(chance * (len(job.paths) - 1))
     for step in range(len(job.paths) - 1):
         candidate = job.paths[(index + 1 + (first + step) % (len(job.paths) - 1)) % len(job.paths)]
         try:
             return candidate, read_image(job.root / candidate, PixelFormat(height, width, channels))
-        except CorruptImageError as error:  # it is counted where copies of it would be made
+        except CorruptImageError as error:  # counted when its own copies are made
             problem = error
     raise DataError(f"no other image can be mixed with {job.root / job.paths[index]} ({problem})", "repair or remove it")
 
@@ -239,16 +242,16 @@ def _shares(own: str, other: str, share: float) -> dict[str, float]:
 
 
 def read_image(path: Path, pixels: PixelFormat | None = None) -> Tensor:
-    """uint8 [C, H, W], of the file's own size, and grey, RGB or RGBA as it is, or else of ``pixels``.
+    """Return an image as uint8 [C, H, W], in the format ``pixels``; None keeps the file's size and grey, RGB or RGBA.
 
     Raises:
-        CorruptImageError: if it cannot be decoded.
+        CorruptImageError: If the file cannot be decoded.
     """
     try:
         with open_image(path) as file:
             image = upright(file)
             own = PixelFormat(image.height, image.width, _channels(image))
-            return torch.from_numpy(np.array((pixels or own).apply(image)))  # a copy: Pillow's may be read-only
+            return torch.from_numpy(np.array((pixels or own).apply(image)))  # a copy, because Pillow's array may be read-only
     except (OSError, ValueError) as error:
         raise CorruptImageError(f"{path}: {error}") from error
 
@@ -263,16 +266,16 @@ def _write_image(image: Tensor, path: Path) -> None:
     array = image.permute(1, 2, 0).numpy()  # [H, W, C]
     buffer = io.BytesIO()
     Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(buffer, format="PNG")
-    path.write_bytes(buffer.getvalue())  # Pillow itself does not say so when the disk is full
+    path.write_bytes(buffer.getvalue())  # Pillow itself does not report a full disk
 
 
 def stem(path: str) -> str:
-    """A path without the ending."""
+    """Return a path without its extension."""
     return str(PurePosixPath(path).with_suffix(""))
 
 
 def copy_name(path: str, number: int) -> str:
-    """The path of the copy with that number, as that of its image relative to the root."""
+    """Return the path of a copy, relative to the root like its image's."""
     return f"{stem(path)}-{number}.png"
 
 

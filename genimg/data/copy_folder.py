@@ -1,4 +1,4 @@
-"""Write changed copies of all images of a folder, for genimg-augment: files, their metadata and a preview."""
+"""Write augmented copies of all images of a folder, for genimg-augment: files, metadata and a preview."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from genimg.utils.outputs import own_folder, stamp_of
 log = logging.getLogger(__name__)
 
 _SIDES = {"horizontal_flip": ("left", "right"), "vertical_flip": ("above", "below", "top", "bottom")}
-_AHEAD = 4  # images a thread, so that none waits for another's large file
-_MOST_ROWS, _MOST_COPIES, _CELL = 8, 8, 128  # of the preview; pixels of a cell
+_AHEAD = 4  # images per thread, so no thread waits for another's large file
+_MOST_ROWS, _MOST_COPIES, _CELL = 8, 8, 128  # rows and columns of the preview; pixels of a cell
 
 
 def check_job(job: Job) -> None:
-    """Refuse files whose copies would have the same name, and mixes of one image.
+    """Reject files whose copies would have the same name, and mixing with a single image.
 
     Raises:
-        DataError: If two images differ in their suffixes only.
-        ConfigError: If a copy would have an original's name, or there is no other image to mix with.
+        DataError: If two images differ only in their extensions.
+        ConfigError: If a copy would have the name of an original, or there is no other image to mix with.
     """
     of_stem: dict[str, str] = {}
     for path in job.paths:
@@ -58,7 +58,7 @@ def check_job(job: Job) -> None:
 
 
 def warn_of_sides(job: Job) -> None:
-    """Warn of captions that a flip would make untrue, once for each direction."""
+    """Warn of captions that a flip would make wrong, once for each direction."""
     for key, words in _SIDES.items():
         if not job.settings[key] or job.texts is None:
             continue
@@ -72,25 +72,25 @@ def warn_of_sides(job: Job) -> None:
 
 
 def preview_of(output: Path) -> Path:
-    """Return the path of the picture beside the folder that shows some of the copies."""
+    """Return the path of the preview, an image file beside the folder."""
     return output.with_name(f"{output.name}.png")
 
 
 def write_folder(job: Job, output: Path, record: Record, *, max_corrupt: int | None, num_workers: int) -> tuple[int, int]:
-    """Write copies of all images, ``metadata.jsonl`` and the preview; they appear whole or not at all.
+    """Write copies of all images, ``metadata.jsonl`` and the preview atomically.
 
     Args:
-        job: What copies are made from.
-        output: Absolute path of the folder, which is absent.
-        record: What the folder says about itself.
+        job: Images and settings.
+        output: Absolute path of the folder, which must not exist.
+        record: Metadata stored in the folder.
         max_corrupt: Number of corrupt images to skip and list in corrupt.txt before stopping; None skips all.
         num_workers: Number of threads.
 
     Returns:
-        The number of images that were copied, and of those that are corrupt.
+        The number of copied images and the number of corrupt images.
 
     Raises:
-        DataError: If there are too many corrupt images, or nothing else.
+        DataError: If too many images are corrupt, or all of them are.
         OSError: If a file cannot be written.
     """
     with (
@@ -105,13 +105,13 @@ def write_folder(job: Job, output: Path, record: Record, *, max_corrupt: int | N
 
 
 def _write_all(job: Job, folder: Path, max_corrupt: int | None, num_workers: int) -> tuple[list[int], list[str]]:
-    """Write copies of all images and ``metadata.jsonl``; return the indices of the images, and what was corrupt."""
+    """Write copies of all images and ``metadata.jsonl``; return the indices of the images and the errors of corrupt ones."""
     for parent in {PurePosixPath(path).parent for path in job.paths}:
         (folder / parent).mkdir(parents=True, exist_ok=True)
     kept: list[int] = []
     problems: list[str] = []
     with (
-        # What stands for a byte of a name that is not UTF-8 is written as \udcXX, which JSON reads back.
+        # A byte of a name that is not UTF-8 is written as \udcXX, which JSON reads back.
         open(folder / "metadata.jsonl", "w", encoding="utf-8", errors="backslashreplace", newline="\n") as metadata,
         contextlib.closing(_made(job, folder, num_workers)) as results,
         tqdm(total=job.copies * len(job.paths), desc=f"augmenting {job.root}", unit="image", disable=None) as progress,
@@ -133,7 +133,7 @@ def _write_all(job: Job, folder: Path, max_corrupt: int | None, num_workers: int
 
 
 def _made(job: Job, folder: Path, workers: int) -> Generator[list[Record] | str, None, None]:
-    """Yield records of each image's copies, or what is wrong with it, in order; the copies are written by then."""
+    """Write the copies of each image, and yield their records or the image's error, in order."""
     pool = ThreadPoolExecutor(workers)
     waiting: deque[Future[list[Record] | str]] = deque()
     stopped = threading.Event()
@@ -150,7 +150,7 @@ def _made(job: Job, folder: Path, workers: int) -> Generator[list[Record] | str,
 
 
 def _write_preview(job: Job, kept: Sequence[int], folder: Path, picture: Path, command: str) -> None:
-    """Write images from all parts of the folder, each in a row with its first copies."""
+    """Write a grid of images from all parts of the folder, each in a row with its first copies."""
     rows = min(len(kept), _MOST_ROWS)
     shown = [kept[row * len(kept) // rows] for row in range(rows)]
     copies = range(min(job.copies, _MOST_COPIES))
@@ -160,7 +160,7 @@ def _write_preview(job: Job, kept: Sequence[int], folder: Path, picture: Path, c
 
 
 def _cell(file: Path) -> Tensor:
-    """Return the image, on white in the middle of a square: uint8 [3, S, S]; small ones are enlarged with hard edges."""
+    """Return an image centred on a white square, uint8 [3, S, S]; small images are enlarged by nearest neighbour."""
     image = Image.fromarray(read_image(file, _rgb_of(file)).permute(1, 2, 0).numpy())
     scale = _CELL / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
@@ -177,7 +177,7 @@ def _rgb_of(file: Path) -> PixelFormat:
 
 @contextlib.contextmanager
 def _one_torch_thread() -> Iterator[None]:
-    """Let threads of images keep the cores busy: a sum of many pixels would also depend on the number of threads that add."""
+    """Limit PyTorch to one thread: images run in parallel, and sums of many pixels depend on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

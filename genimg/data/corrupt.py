@@ -1,4 +1,4 @@
-"""What happens to images that cannot be decoded: they are counted, and the next decodable one takes the place of each."""
+"""Handling of images that cannot be decoded: each is counted and replaced by the next decodable one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Corruption:
     """Counts undecodable images.
 
     Args:
-        allowed: Number of distinct corrupt images that are skipped; one more is an error. None where every image counts.
+        allowed: Number of distinct corrupt images to skip before an error; None if none may be skipped.
     """
 
     def __init__(self, allowed: int | None) -> None:
@@ -30,7 +30,7 @@ class Corruption:
         """Warn about a corrupt image.
 
         Raises:
-            DataError: If there are more than allowed.
+            DataError: If there are more than ``allowed``.
         """
         if message in self.seen:
             return
@@ -41,7 +41,7 @@ class Corruption:
 
 
 def too_many(problems: Sequence[str], allowed: int | None) -> DataError:
-    """Return the error about more corrupt images than ``max_corrupt`` allows; it shows the first ten problems."""
+    """Return the error for more corrupt images than ``max_corrupt`` allows; it lists the first ten."""
     names = "\n  ".join(problems[:10])
     if allowed is None:
         return DataError("images that cannot be read cannot be measured", f"repair or remove them:\n  {names}")
@@ -52,16 +52,16 @@ def too_many(problems: Sequence[str], allowed: int | None) -> DataError:
 
 
 def none_decodable(source: ImageDataset, problem: str) -> DataError:
-    """Return the error about a source of which no image can be decoded."""
+    """Return the error for a dataset without any decodable image."""
     return DataError(
         f"none of the {len(source)} images of {source.name} can be decoded", f"repair them; the first is {problem}"
     )
 
 
 def read_valid(source: ImageDataset, index: int, allowed: int) -> tuple[NDArray[np.uint8] | None, int, list[str]]:
-    """Image ``index``, or the first decodable one after it; the index that was read; and what was corrupt.
+    """Return image ``index`` or the first decodable one after it, its index, and the errors of corrupt images.
 
-    Gives up after more than ``allowed`` corrupt images, with no image: whoever counts them stops the run.
+    After more than ``allowed`` corrupt images, the image is None, and the caller must stop the run.
     """
     problems: list[str] = []
     for step in range(len(source)):
@@ -78,13 +78,13 @@ def read_valid(source: ImageDataset, index: int, allowed: int) -> tuple[NDArray[
 def read_many_valid(
     source: ImageDataset, indices: NDArray[np.int64], allowed: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
-    """As ``read_valid`` for many: uint8 [N, C, H, W], the indices that were read, int64 [N], and what was corrupt.
+    """Read many images like ``read_valid``: uint8 [N, C, H, W], the indices read, int64 [N], and the errors.
 
-    Images that were given up are black.
+    If there are too many corrupt images, the remaining images are black.
     """
     try:
         return source.read_many(indices), indices, []
-    except CorruptImageError:  # rare: only now is it worth going through them one by one
+    except CorruptImageError:  # rare, so images are read one by one only now
         images, taken = np.zeros((len(indices), *source.shape), dtype=np.uint8), indices.copy()
     problems: list[str] = []
     for row, index in enumerate(indices.tolist()):

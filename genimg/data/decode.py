@@ -1,4 +1,4 @@
-"""From whatever Pillow opens to a uint8 array of the wanted size and channels."""
+"""Convert any image that Pillow opens to a uint8 array of a given size and number of channels."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from genimg.utils.pillow import open_header, orientation, upright
 FITS = ("crop", "stretch", "pad")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _GREY = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-_SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # whose grey images of 16 bits Pillow opens with 32
+_SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # Pillow opens their 16-bit grey images with 32 bits
 _HOW_TO_GIVE_LEVELS = "give the values that become black and white with range=[low,high], or store 8 bits"
 
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """How images are brought to one shape.
+    """The common format that images are converted to.
 
     Attributes:
-        height, width: pixels.
-        channels: 1 grey, 3 RGB, 4 RGB with alpha.
-        fit: what happens when the aspect ratio differs: ``crop`` the centre, ``stretch``, or ``pad`` with black.
-        levels: the values of 16- and 32-bit images that become black and white, what lies beyond them being clipped; None
-            for 0 and 65,535 of 16 bits, and 0 and 255, or 0 and ``float_white``, of 32 bits, beyond which all is refused.
-        float_white: 1 or 255; None takes 1 for an image that holds nothing above.
+        height, width: Size in pixels.
+        channels: 1 for grey, 3 for RGB, 4 for RGBA.
+        fit: Handling of another aspect ratio: ``crop`` the centre, ``stretch``, or ``pad`` with black.
+        levels: Values of 16- and 32-bit images that become black and white; values outside are clipped. None means 0 and
+            65,535 for 16 bits, 0 and 255 for 32-bit integers, and 0 and ``float_white`` for floats; 32-bit values outside
+            are an error.
+        float_white: 1 or 255; None uses 1 for an image without larger values.
     """
 
     height: int
@@ -48,10 +49,10 @@ class PixelFormat:
     def of(
         cls, image_size: int | Sequence[int], channels: int, fit: str = "crop", levels: Sequence[float] | None = None
     ) -> PixelFormat:
-        """Build one from a dataset's parameters.
+        """Build a format from a dataset's parameters.
 
         Raises:
-            ConfigError: For an unknown fit, channel count or size, or levels that are none, named by the datasets' parameters
+            ConfigError: If the fit, number of channels, size or levels are invalid; the error names the datasets' parameters
                 ``image_size``, ``channels``, ``fit`` and ``range``.
         """
         check_channels("channels", channels)
@@ -68,10 +69,10 @@ class PixelFormat:
         return self.channels, self.height, self.width
 
     def apply(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Any Pillow image to uint8 [C, H, W]: 16-bit is scaled, palettes expanded, transparency put on white.
+        """Convert a Pillow image to uint8 [C, H, W]: scale 16 and 32 bits, expand palettes, composite transparency on white.
 
         Raises:
-            ValueError: if a 32-bit image holds NaN, or values that are neither 0 to 255 nor 0 to 1.
+            ValueError: If a 32-bit image contains NaN, or values outside both 0 to 255 and 0 to 1.
         """
         image = upright(image)
         if is_deep(image):
@@ -81,7 +82,7 @@ class PixelFormat:
         return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
     def _to_eight_bits(self, image: Image.Image) -> Image.Image:
-        """Scale 16-bit and 32-bit grey. Pillow's own conversion clips at 255 and turns such images white."""
+        """Scale 16-bit and 32-bit grey; Pillow's own conversion clips at 255 and turns such images white."""
         values = np.asarray(image).astype(np.float64)
         if not np.isfinite(values).all():
             raise ValueError("it holds NaN or infinite values")
@@ -105,17 +106,17 @@ class PixelFormat:
 
 
 def check_channels(name: str, channels: int) -> None:
-    """Refuse a number of channels that images cannot be brought to; ``name`` is the parameter that gives it.
+    """Reject an unsupported number of channels; ``name`` is its parameter.
 
     Raises:
-        ConfigError: For any other number than 1, 3 and 4.
+        ConfigError: If the number is not 1, 3 or 4.
     """
     if channels not in _MODES:
         raise ConfigError(f"{name}={channels} is not supported: choose 1 (grey), 3 (RGB) or 4 (RGBA)")
 
 
 def checked_levels(given: Sequence[float] | None) -> tuple[float, float] | None:
-    """Return the values that become black and white, as the parameter ``range`` of datasets gives them.
+    """Validate the datasets' parameter ``range`` and return the values that become black and white.
 
     Raises:
         ConfigError: If they are not two finite numbers, the lower first.
@@ -133,23 +134,23 @@ def checked_levels(given: Sequence[float] | None) -> tuple[float, float] | None:
 
 
 def scaled(values: NDArray[np.float64], levels: tuple[float, float]) -> NDArray[np.uint8]:
-    """Values as uint8, linear from 0 at the first of the levels to 255 at the second, clipped beyond them."""
+    """Scale values linearly from ``levels`` to uint8, 0 to 255; values outside are clipped."""
     low, high = levels
     return np.clip(np.round((values - low) * (255.0 / (high - low))), 0, 255).astype(np.uint8)
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an image has 16 or 32 bits for each pixel's grey."""
+    """Return whether an image is grey with 16 or 32 bits per pixel."""
     return image.mode.startswith("I") or image.mode == "F"
 
 
 def has_sixteen_bits(image: Image.Image) -> bool:
-    """Whether a deep image has 16 bits, of which 65,535 is white."""
+    """Return whether a deep image has 16 bits, where 65,535 is white."""
     return image.mode.startswith("I;") or (image.mode == "I" and image.format in _SIXTEEN_BIT_FORMATS)
 
 
 def half_of(image: Image.Image, half: str) -> Image.Image:
-    """The ``left`` or ``right`` image of two that lie side by side; its format stays known."""
+    """Return the ``left`` or ``right`` half of two images side by side, with its ``format`` attribute."""
     middle = image.width // 2
     part = image.crop((0, 0, middle, image.height) if half == "left" else (middle, 0, image.width, image.height))
     part.format = image.format
@@ -157,9 +158,7 @@ def half_of(image: Image.Image, half: str) -> Image.Image:
 
 
 def common_format(files: ImageFiles) -> PixelFormat:
-    """The one size and number of channels that files have in common, from their headers alone.
-
-    Grey where all are grey, else RGB.
+    """Return the common size of files, and grey if all are grey, else RGB; only the headers are read.
 
     Raises:
         DataError: If sizes differ, naming two files, or a file is not an image.
@@ -189,7 +188,7 @@ def common_format(files: ImageFiles) -> PixelFormat:
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if mode != "RGBA" and (image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info):
-        # Dropping alpha would show whatever colour lies under transparent pixels.
+        # Dropping alpha would show the hidden colour of transparent pixels.
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image if image.mode == mode else image.convert(mode)
@@ -202,7 +201,7 @@ def _resize(image: Image.Image, to: PixelFormat) -> Image.Image:
         return image.resize((to.width, to.height), Image.Resampling.LANCZOS)
     width, height = image.size
     if to.fit == "crop":
-        # The largest centred box of the wanted aspect ratio.
+        # The largest centred box with the target aspect ratio.
         scale = min(width / to.width, height / to.height)
         box_width, box_height = to.width * scale, to.height * scale
         left, top = (width - box_width) / 2, (height - box_height) / 2

@@ -1,4 +1,4 @@
-"""Which values of a folder's 16- and 32-bit images are black and white, found out before the training from a sample."""
+"""Find the black and white values of a folder's 16- and 32-bit images from a sample, before training."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from genimg.utils.pillow import open_header, open_image
 log = logging.getLogger(__name__)
 
 _LOOKED_AT = 32  # files whose headers are read
-_DECODED = 8  # of them, those of 16 or 32 bits
-_DARK = 4096  # of 65,536: 12-bit values in 16 bits come out at a sixteenth of their brightness
+_DECODED = 8  # maximum number of 16- and 32-bit files to decode
+_DARK = 4096  # level of 65,536; 12-bit values stored in 16 bits have a sixteenth of their brightness
 
 _UNREADABLE = (OSError, ValueError)
 
 
 @dataclass(frozen=True)
 class _Deep:
-    """A 16- or 32-bit image that was decoded: its file, the bits (16, 32, or 0 for floats), and its extreme values."""
+    """A decoded 16- or 32-bit image: its file, bits (16, 32, or 0 for floats), minimum and maximum."""
 
     path: Path
     bits: int
@@ -34,19 +34,19 @@ class _Deep:
 
 
 def with_settled_depth(files: ImageFiles, pixels: PixelFormat) -> PixelFormat:
-    """Settle whether white is 1 or 255 in a folder of floats, so that no dark image is taken for one of another range.
+    """Choose whether white is 1 or 255 for all floats of a folder, because a single dark image is ambiguous.
 
-    Files that cannot be read are left to whoever reads them in earnest.
+    Unreadable files are skipped; loading the images reports them.
 
     Args:
-        files: The folder's images.
-        pixels: What they are to become.
+        files: Images of the folder.
+        pixels: Target format of the images.
 
     Raises:
-        DataError: If a 32-bit image of the sample holds values outside 0 to 255 and no range is given.
+        DataError: If a 32-bit image of the sample has values outside 0 to 255 and no range is given.
     """
     count = min(_LOOKED_AT, len(files.paths))
-    chosen = np.random.default_rng(len(files.paths)).choice(len(files.paths), count, replace=False)  # names may have a period
+    chosen = np.random.default_rng(len(files.paths)).choice(len(files.paths), count, replace=False)  # names may be periodic
     sample = [files.paths[each] for each in chosen.tolist() if _looks_deep(files, files.paths[each])]
     deep = [found for found in (_decoded(files, path) for path in sample[:_DECODED]) if found is not None]
     if pixels.levels is not None:
@@ -63,7 +63,7 @@ def with_settled_depth(files: ImageFiles, pixels: PixelFormat) -> PixelFormat:
 
 
 def _looks_deep(files: ImageFiles, path: str) -> bool:
-    """Whether the header says 16 or 32 bits."""
+    """Return whether the header says 16 or 32 bits."""
     try:
         with open_header(files.open(path)) as image:
             return is_deep(image)

@@ -1,4 +1,4 @@
-"""What only the data knows, and networks are made for."""
+"""Facts about the data that networks are built from."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ _FIX = "choose another checkpoint, because this one is damaged or was made by an
 class DataFacts:
     """Facts about a dataset, computed once.
 
-    A constructor below ``model`` that has a parameter of one of these names, and is given no value for it by the config,
-    receives it as an argument.
+    Each is passed to the constructors below ``model`` that have a parameter of its name, unless the config sets it.
 
     Attributes:
-        image_size: Pixels: one number for square images, else (height, width).
-        channels: Of an image; of both together where the data has pairs.
-        num_classes: K; 0 without labels.
-        source_channels, target_channels: Of a task's two images; None without a task.
+        image_size: Size in pixels: one number for square images, else (height, width).
+        channels: Number of channels of an image; of both images together for pairs.
+        num_classes: Number of classes K; 0 without labels.
+        source_channels, target_channels: Number of channels of a task's two images; None without a task.
     """
 
     image_size: int | tuple[int, int]
@@ -40,7 +39,7 @@ class DataFacts:
 
     @classmethod
     def of(cls, dataset: ImageDataset, task: Task | None) -> DataFacts:
-        """Return the facts about a dataset whose images a task, if any, is made from."""
+        """Return the facts about a dataset and the task, if any, that uses its images."""
         channels, height, width = dataset.shape
         source, target = task.channels(dataset.shape) if task is not None else (None, None)
         return cls(
@@ -53,10 +52,10 @@ class DataFacts:
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any]) -> DataFacts:
-        """Return the facts that a checkpoint holds.
+        """Return the facts stored in a checkpoint.
 
         Raises:
-            CheckpointError: If they are of another type, or larger than those of any data.
+            CheckpointError: If a value has the wrong type or is out of range.
         """
         size = saved.get("image_size")
         facts = restored(cls, {**saved, "image_size": tuple(size) if isinstance(size, list) else size}, "facts")
@@ -70,16 +69,16 @@ class DataFacts:
         return facts
 
     def channels_into(self, *, backwards: bool = False) -> int:
-        """Return the channels of the images that a translator takes; ``backwards``, those of the other domain."""
+        """Return the channels of a translator's input; if ``backwards``, of the other domain's images."""
         channels = self.target_channels if backwards else self.source_channels
         assert channels is not None, "the data has no task"
         return channels
 
     def record(self) -> dict[str, Any]:
-        """Return the facts as a checkpoint holds them."""
+        """Return the facts as stored in a checkpoint."""
         size = self.image_size
         return {**asdict(self), "image_size": list(size) if isinstance(size, tuple) else size}
 
     def arguments(self) -> dict[str, Any]:
-        """Return the facts by parameter name, without those that the data does not have."""
+        """Return the facts by parameter name, without None."""
         return {name: value for name, value in asdict(self).items() if value is not None}

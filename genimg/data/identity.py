@@ -1,4 +1,4 @@
-"""Which images a model is trained on, as a checkpoint records it, and whether a resumed run has the same."""
+"""The identity of a model's training images, recorded in checkpoints and compared when a run resumes."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _NAMED = {
     "masks": "the masks",
     "validation": "the images for validation",
 }
-_MOST_SHOWN = 3  # classes, in a message
+_MOST_SHOWN = 3  # classes named in a message
 
 
 def identity_of(source: ImageDataset, *, captions: bool = False, masks: str | None = None) -> Identity:
-    """Return what tells a training's images from others, in primitives.
+    """Return the identity of training images, in primitives.
 
     Args:
-        source: The images.
-        captions: Whether the model reads captions; if not, they are not read for this.
-        masks: Fingerprint of the masks of a task; None where it has none in files.
+        source: Training images.
+        captions: Whether the model uses captions; if not, they are not read.
+        masks: Fingerprint of a task's mask files; None if it has none.
 
     Returns:
-        ``num_images``; ``shape`` (C, H, W); ``class_names`` and ``class_counts`` by label; ``order``, a digest of the files'
-        names where there are files; ``fingerprint`` of the contents; digests of ``labels``, ``captions`` and ``masks``; and
-        the fingerprint of the images for ``validation``. None stands for what the data does not have.
+        ``num_images``; ``shape`` (C, H, W); ``class_names`` and ``class_counts`` by label; ``order``, a digest of the file
+        names if there are files; ``fingerprint`` of the contents; digests of ``labels``, ``captions`` and ``masks``; and
+        the fingerprint of the images for ``validation``. Missing items are None.
     """
     names, counts = source.file_names(), None
     if source.labels is not None:
@@ -57,7 +57,7 @@ def identity_of(source: ImageDataset, *, captions: bool = False, masks: str | No
 
 
 def refused_differences(before: Identity, now: Identity) -> list[str]:
-    """Return what makes a model's labels or the order of its images mean something else, a phrase each."""
+    """Return the differences that change the meaning of labels or the order of images, one phrase each."""
     differing = [key for key in _REFUSED if key in before and before[key] != now[key]]
     found = []
     if "num_images" in differing:
@@ -73,12 +73,12 @@ def refused_differences(before: Identity, now: Identity) -> list[str]:
 
 
 def warned_differences(before: Identity, now: Identity) -> list[str]:
-    """Return which other images a model continues on, a phrase each; nothing where the record lacks it."""
+    """Return which other data differ, one phrase each; keys that the record lacks are ignored."""
     return [name for key, name in _NAMED.items() if key in before and before[key] != now[key]]
 
 
 def _shown(names: list[str], others: list[str]) -> str:
-    """The first names that the other list does not have in their place, with their numbers."""
+    """Return the first names that differ from the other list at the same index, with their indices."""
     if not names:
         return "none"
     moved = [i for i, name in enumerate(names) if i >= len(others) or others[i] != name]

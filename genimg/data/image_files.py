@@ -1,4 +1,4 @@
-"""Image files in a directory or in a zip file, and the labels and captions that lie beside them."""
+"""Image files in a directory or a zip file, with the labels and captions beside them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from genimg.errors import ConfigError
 
 
 class ImageFiles(Protocol):
-    """The image files below a directory, or in a zip file."""
+    """The image files below a directory or in a zip file."""
 
     @property
     def root(self) -> Path: ...
@@ -25,10 +25,10 @@ class ImageFiles(Protocol):
     def digest(self) -> str: ...
 
     def open(self, path: str) -> Path | BinaryIO:
-        """What Pillow opens one of the paths by.
+        """Return the file or its content, for Pillow.
 
         Raises:
-            OSError: If it is damaged.
+            OSError: If the file is damaged.
         """
 
 
@@ -42,10 +42,10 @@ def open_image_files(path: Path, *, refresh: bool) -> ImageFiles:
 
 
 def classes_of(files: ImageFiles) -> Classes:
-    """Return the classes of dataset.json if it gives labels, else the subdirectories.
+    """Return the classes from dataset.json if it has labels, else from the subdirectories.
 
     Raises:
-        DataError: If dataset.json is damaged, or does not fit the images.
+        DataError: If dataset.json is damaged or does not match the images.
     """
     file = files.root / LABELS_FILE
     if isinstance(files, ZipImages):
@@ -57,7 +57,7 @@ def classes_of(files: ImageFiles) -> Classes:
 
 
 def captions_of(files: ImageFiles, wanted: str | None) -> FolderCaptions | None:
-    """Return where the captions of a directory's images are; a zip file has none. See ``find_captions``.
+    """Return the captions of a directory's images, see ``find_captions``; a zip file has none.
 
     Raises:
         DataError: If the file of captions is missing.

@@ -1,4 +1,4 @@
-"""Where the samples live: on the device, in host memory, or decoded by workers as they are needed.
+"""Storage of training samples: on the device, in host memory, or decoded by workers when needed.
 
 All three give the same batches. Samples stay uint8 until they are on the device.
 """
@@ -36,29 +36,28 @@ from genimg.utils.terminal import stop_signals
 from genimg.utils.torchrun import processes_of_this_host
 
 STORAGES = ("auto", "device", "host", "workers")
-_RESIDENT_BYTES = 4 * 2**30  # above this, decoding everything before the first step would take minutes
-_PIECE = 64  # images that a thread fetches at a time
-_MEMORY_SHARE = 0.25  # of the free memory; the rest is for training
+_RESIDENT_BYTES = 4 * 2**30  # above this size, decoding all images before the first step would take minutes
+_PIECE = 64  # images per task of a thread
+_MEMORY_SHARE = 0.25  # share of the free memory for images; the rest is for training
 
 
 class ImageLoader:
-    """A source with a place to live in: an endless stream of training batches, and the plain images for evaluation.
+    """Loads a dataset: an infinite stream of training batches, and unmodified images for evaluation.
 
     Args:
-        source: the images.
+        source: Dataset.
         storage: ``auto``, ``device``, ``host`` or ``workers``.
-        num_workers: processes that decode, for ``workers``; ``auto`` takes one a core, eight at most.
-        horizontal_flip: mirror a random half of the training samples.
-        max_corrupt: undecodable images that are skipped with a warning before the run stops. None, where every image counts and
-            nothing can allow one.
-        device: where batches go.
-        keys: of the batches, ``image`` and those of ``label`` and ``caption`` that the method asks for.
-        augment: of training samples; None leaves them as they are.
-        task: that makes sources and targets of them; None leaves them images.
+        num_workers: Number of decoding processes, for ``workers``; ``auto`` uses one per core, at most eight.
+        horizontal_flip: Whether to mirror a random half of the training samples.
+        max_corrupt: Number of undecodable images to skip with a warning before the run stops; None if none may be skipped.
+        device: Device of the batches.
+        keys: Keys of the batches: ``image``, and ``label`` and ``caption`` if the method needs them.
+        augment: Augmentation of training samples; None for none.
+        task: Task that makes sources and targets from images; None for none.
 
     Attributes:
-        caption_length: bytes of the batches' captions; 0 without.
-        validation: images that were kept out of the training; None where there are none.
+        caption_length: Length of the batches' captions in bytes; 0 without captions.
+        validation: Loader of the held-out images; None if there are none.
     """
 
     def __init__(
@@ -108,10 +107,10 @@ class ImageLoader:
         self.num_workers = min(cores, 8) if num_workers == "auto" else int(num_workers)
         self.storage = _choose_storage(source, device) if storage == "auto" else storage
         self._corruption = Corruption(max_corrupt)
-        self._replaced: dict[int, int] = {}  # corrupt images, and what took their place
+        self._replaced: dict[int, int] = {}  # index of a corrupt image -> index of its replacement
         self._resident: Tensor | None = None
         self._annotations: dict[str, Tensor] = {}
-        if source.labels is not None:  # also unasked: the source's own, in which what replaces a corrupt image has its label
+        if source.labels is not None:  # always kept, because the replacement of a corrupt image changes its label
             self._annotations["label"] = torch.from_numpy(source.labels)
         self.caption_length = 0
         if "caption" in self.keys:
@@ -121,12 +120,14 @@ class ImageLoader:
                 self._annotations["caption"] = encode(texts, self.caption_length)
 
     def batches(self, position: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-        """This rank's share of every batch from ``position`` (images seen by all ranks) on, for ever.
+        """Yield this rank's share of every batch, without end.
 
         Args:
-            position: where to start; a multiple of nothing in particular.
-            batch_size: of all ranks together; ``world_size`` divides it.
-            seed: of the order.
+            position: Start, in images seen by all ranks; need not be a multiple of the batch size.
+            batch_size: Batch size of all ranks together, a multiple of ``world_size``.
+            seed: Seed of the order.
+            rank: Rank of this process.
+            world_size: Number of processes.
         """
         order = InfiniteSampler(len(self.source), seed=seed, horizontal_flip=self.horizontal_flip)
         share = batch_size // world_size
@@ -136,10 +137,10 @@ class ImageLoader:
         return self._from_memory(order, start, share, batch_size)
 
     def images(self, indices: NDArray[np.int64]) -> Tensor:
-        """Those images of the source, unflipped: uint8 [N, C, H, W] on the device."""
+        """Return images without augmentation: uint8 [N, C, H, W] on the device."""
         if self._resident is not None:
             return self._resident[torch.from_numpy(indices).to(self._resident.device)].to(self.device)
-        # Threads are enough: Pillow decodes without holding the interpreter's lock.
+        # Threads suffice because Pillow releases the GIL while decoding.
         pieces = np.array_split(indices, max(1, min(len(indices), 4 * self.num_workers)))
         with ThreadPoolExecutor(max(1, self.num_workers)) as pool:
             results = list(pool.map(partial(read_many_valid, self.source, allowed=self._corruption.allowed), pieces))
@@ -149,14 +150,14 @@ class ImageLoader:
         return torch.from_numpy(np.concatenate([images for images, _, _ in results])).to(self.device)
 
     def examples(self, indices: NDArray[np.int64], seed: int) -> Batch:
-        """A batch of those images, unflipped and not augmented; what is random about a task is a function of (seed, index)."""
+        """Return a batch of images without augmentation; a task's randomness is a function of (seed, index)."""
         images = to_float(self.images(indices))
         if self.task is not None:
             return self.task(images, indices, seed)
         return {"image": images} | self.conditions(indices, self.keys)
 
     def conditions(self, indices: NDArray[np.int64], keys: Sequence[str]) -> Batch:
-        """Those of ``label`` and ``caption`` that ``keys`` names, of these images, as they stand in a batch; on the device."""
+        """Return the images' ``label`` and ``caption``, if named in ``keys``, as a batch on the device."""
         batch: Batch = {}
         indices = np.array([self._replaced.get(index, index) for index in indices.tolist()], dtype=np.int64)
         if "label" in keys:
@@ -167,12 +168,12 @@ class ImageLoader:
         return batch
 
     def _note(self, indices: NDArray[np.int64], taken: NDArray[np.int64]) -> None:
-        """Remember what took the place of which corrupt images."""
+        """Record which images replace corrupt ones."""
         different = indices != taken
         self._replaced.update(zip(indices[different].tolist(), taken[different].tolist(), strict=True))
 
     def load(self) -> None:
-        """Bring the images to where they will live. Does nothing for ``workers``, nor a second time.
+        """Load the images into their storage; do nothing for ``workers`` or if they are loaded.
 
         Raises:
             DataError: If too many images are corrupt.
@@ -206,7 +207,7 @@ class ImageLoader:
                 progress.update(count)
         finally:
             progress.close()
-            pool.shutdown(cancel_futures=True)  # too many corrupt images: do not decode the rest first
+            pool.shutdown(cancel_futures=True)  # after too many corrupt images, do not decode the rest
         return images
 
     def _report(self, problems: list[str]) -> None:
@@ -222,7 +223,7 @@ class ImageLoader:
             indices = torch.from_numpy(order.indices(start, start + share)).to(device, non_blocking=True)
             batch = {key: tensor[indices] for key, tensor in {"image": self._resident, **annotations}.items()}
             if self.storage == "host" and self.device.type == "cuda":
-                # The batch, not the set: only this is copied, and now without waiting.
+                # Pin only the batch, so its copy to the device is asynchronous.
                 batch = {key: tensor.pin_memory() for key, tensor in batch.items()}
             yield self._assemble(batch, order, start)
             start += stride
@@ -232,13 +233,13 @@ class ImageLoader:
         loader = DataLoader(
             _Positions(self.source, order, labels, self.caption_length, self._corruption.allowed),
             sampler=_Ranges(start, share, stride),
-            batch_size=None,  # the dataset makes whole batches
+            batch_size=None,  # the dataset returns whole batches
             num_workers=self.num_workers,
             collate_fn=_unchanged,
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if self.num_workers else None,
             worker_init_fn=_leave_signals_to_the_parent,
-            generator=torch.Generator(),  # it would otherwise take the workers' seeds from the random stream of the first step
+            generator=torch.Generator(),  # the default would draw the workers' seeds from the RNG of the first step
         )
         for batch, problems in loader:
             self._report(problems)
@@ -246,7 +247,7 @@ class ImageLoader:
             start += stride
 
     def _assemble(self, batch: Batch, order: InfiniteSampler, start: int) -> Batch:
-        """The training batch of the samples that stand at ``start`` and after it."""
+        """Return the training batch of the samples from position ``start`` on."""
         batch = {key: tensor.to(self.device, non_blocking=True) for key, tensor in batch.items()}
         images, stop = batch["image"], start + len(batch["image"])
         if order.horizontal_flip:
@@ -262,12 +263,12 @@ class ImageLoader:
 
 
 class UnpairedImageLoader(ImageLoader):
-    """Images of two domains, each in an order of its own; an epoch is one of the larger domain.
+    """Loads images of two domains, each in its own order; an epoch is one of the larger domain.
 
     Args:
-        source: the two.
-        augment: of the images of either; it takes other chances in each.
-        settings: as those of ``ImageLoader``.
+        source: The two domains.
+        augment: Augmentation of both domains, with different random numbers in each.
+        settings: Settings of ``ImageLoader``.
     """
 
     def __init__(self, source: UnpairedDataset, *, augment: SampleAugment | None, **settings: Any) -> None:
@@ -290,18 +291,18 @@ class UnpairedImageLoader(ImageLoader):
 
 
 def available_keys(source: ImageDataset) -> tuple[str, ...]:
-    """What a batch of the source's images can hold."""
+    """Return the keys that batches of a dataset can have."""
     return "image", *(["label"] if source.labels is not None else []), *(["caption"] if source.captioned else [])
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ignore what asks for a stop: it reaches every process, and only the trainer must act on it, after a last batch."""
+    """Ignore stop signals: they reach every process, but only the trainer must act, after a last batch."""
     for number in stop_signals():
         signal.signal(number, signal.SIG_IGN)
 
 
 class _Positions(Dataset[Any]):
-    """Positions of a batch -> (images with what was asked for beside them, problems)."""
+    """Maps the positions of a batch to the batch and the errors of corrupt images."""
 
     def __init__(
         self, source: ImageDataset, order: InfiniteSampler, labels: Tensor | None, caption_length: int, allowed: int
@@ -311,7 +312,7 @@ class _Positions(Dataset[Any]):
 
     def __getitem__(self, positions: range) -> tuple[Batch, list[str]]:
         indices = self.order.indices(positions.start, positions.stop)
-        # Too many corrupt images are reported, not raised: the parent stops the run without other workers waiting.
+        # Too many corrupt images are reported, not raised, so the parent stops the run and no other worker waits.
         images, taken, problems = read_many_valid(self.source, indices, self.allowed)
         batch = {"image": torch.from_numpy(images)}
         if self.labels is not None:
@@ -322,7 +323,7 @@ class _Positions(Dataset[Any]):
 
 
 class _Ranges:
-    """The positions of each batch, for ever."""
+    """Yields the positions of each batch, without end."""
 
     def __init__(self, start: int, share: int, stride: int) -> None:
         self.start, self.share, self.stride = start, share, stride
@@ -340,10 +341,10 @@ def _unchanged(batch: Any) -> Any:
 
 def _choose_storage(source: ImageDataset, device: torch.device) -> str:
     size = len(source) * int(np.prod(source.shape))
-    source = source.whole if isinstance(source, Subset) else source  # whose pixels are as near
+    source = source.whole if isinstance(source, Subset) else source  # its pixels have the same storage
     if not isinstance(source, ArrayDataset | PreparedDataset) and size > _RESIDENT_BYTES:
         return "workers"
-    free = _available_memory() // processes_of_this_host()  # on the way to a GPU, too, images are in host memory once
+    free = _available_memory() // processes_of_this_host()  # images pass through host memory on the way to a GPU
     if device.type == "cuda":
         on_gpu = torch.cuda.mem_get_info(device)[0]
         free = on_gpu if isinstance(source, ArrayDataset) else min(free, on_gpu)
@@ -353,10 +354,10 @@ def _choose_storage(source: ImageDataset, device: torch.device) -> str:
 
 
 def _available_memory() -> int:
-    """Bytes of host memory that can be had without swapping, the page cache included."""
+    """Return the bytes of host memory available without swapping, including the page cache."""
     try:
         with open("/proc/meminfo", encoding="utf-8") as lines:
             kibibytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
         return int(kibibytes) * 1024
-    except (OSError, StopIteration):  # Windows and macOS have no such file
+    except (OSError, StopIteration):  # Windows and macOS do not have this file
         return _RESIDENT_BYTES

@@ -1,7 +1,7 @@
-"""The arrays of an .npz, read only if they are plain, no larger than their file suggests, and as they were written.
+"""Safe reading of .npz files: plain arrays only, of a size plausible for their file, with verified checksums.
 
-``numpy.load`` takes the memory that an array's header asks for before it reads a value, inflates whatever it finds, and
-compares no checksum where an array is shorter than the record that holds it.
+``numpy.load`` allocates the memory that an array's header requests before it reads a value, decompresses without a limit,
+and does not compare the checksum if an array is shorter than its record.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from genimg.errors import DataError
 
-MOST_HEADER = 2**14  # bytes before the values of an array; NumPy reads 10,000
-_MOST_INFLATED = 2**29  # bytes of an array, whatever its ratio of compression
-_MOST_RATIO = 100  # of larger arrays; images and features are seldom compressed to less than a tenth
+MOST_HEADER = 2**14  # maximum bytes before the values of an array; NumPy reads 10,000
+_MOST_INFLATED = 2**29  # bytes of an array with any compression ratio
+_MOST_RATIO = 100  # compression ratio of larger arrays; images and features rarely exceed 10
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an archive says about an array before it is read."""
+    """The shape and type of an array, known before it is read."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -35,18 +35,18 @@ class Header:
 
 
 class NumpyArchive:
-    """An .npz, opened.
+    """An open .npz file.
 
     Args:
-        file: The file.
-        what: What messages call it, such as ``path=images.npz``.
+        file: Path of the file.
+        what: Its name in messages, such as ``path=images.npz``.
 
     Attributes:
-        headers: Of every array by its name, in the archive's order.
+        headers: Header of every array by name, in the archive's order.
 
     Raises:
-        DataError: If it is no archive of arrays, or is damaged.
-        OSError: If it cannot be opened.
+        DataError: If the file is not an archive of arrays, or is damaged.
+        OSError: If the file cannot be opened.
     """
 
     def __init__(self, file: Path, what: str) -> None:
@@ -73,10 +73,10 @@ class NumpyArchive:
         self._file.close()
 
     def read(self, name: str) -> NDArray[np.generic]:
-        """Return an array, whose every byte has been compared with its CRC-32.
+        """Return an array after comparing its CRC-32.
 
         Raises:
-            DataError: If it is damaged, holds Python objects, or takes far more memory than its file.
+            DataError: If it is damaged, contains Python objects, or is compressed more than allowed.
         """
         entry = self._members[name]
         try:
@@ -84,7 +84,7 @@ class NumpyArchive:
             if header.dtype.hasobject or header.dtype.itemsize == 0:
                 raise ValueError(f"{name} holds {header.dtype}")
             num_bytes = math.prod(header.shape) * header.dtype.itemsize
-            # The record's CRC-32 is compared when its last byte is read, which must be that of the array.
+            # The CRC-32 is compared when the record's last byte is read, so the array must end there.
             if start + num_bytes != entry.file_size:
                 raise ValueError(f"{name} is {header}, and its record has {entry.file_size} bytes")
             self._require_moderate(name, entry)
@@ -96,22 +96,22 @@ class NumpyArchive:
             raise self._refused(error) from error
 
     def _header(self, entry: zipfile.ZipInfo) -> tuple[Header, int]:
-        """Return an array's header and where its values begin in the record."""
+        """Return an array's header and the offset of its values in the record."""
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"{entry.filename} is compressed in another way than NumPy's")
         with self._zip.open(entry) as member:
             file = io.BytesIO(member.read(MOST_HEADER))
         version = np.lib.format.read_magic(file)
-        # Versions 2 and 3 differ in the encoding of names of fields, which no array here has.
+        # Versions 2 and 3 differ only in the encoding of field names, which no array here has.
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
         return Header(shape, dtype), file.tell()
 
     def _require_moderate(self, name: str, entry: zipfile.ZipInfo) -> None:
-        """Refuse a record that asks for far more memory than its file has bytes.
+        """Reject a record that needs far more memory than its size in the file.
 
         Raises:
-            DataError: Saying how much.
+            DataError: If the compression ratio is too high.
             ValueError: If the archive contradicts itself.
         """
         if entry.compress_type == zipfile.ZIP_STORED:
@@ -125,7 +125,7 @@ class NumpyArchive:
             )
 
     def _refused(self, error: Exception) -> DataError:
-        """Return the error about what reading has raised."""
+        """Return the error for an exception raised while reading."""
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return DataError(
             f"{self._what} is not an .npz archive of plain arrays: it is damaged, or holds Python objects ({reason})",

@@ -1,9 +1,10 @@
-"""The files of a packed dataset, and the checksums by which damage to them is noticed.
+"""The files of a packed dataset, and the checksums that detect damage to them.
 
-A directory of genimg-prepare holds ``shard-00000.npy``, ``shard-00001.npy``, ... (uint8 [N, C, H, W]); ``checksums.npy``
-(uint32 [N], the CRC-32 of each image's C·H·W bytes); where there are any, ``labels.npy`` (int64 [N]) and ``captions.jsonl`` (a
-JSON string a line); and ``dataset.json``, which is written last, describes them, and holds the digests of all but the shards'
-pixels. The SHA-256 of a whole shard is there too, for ``sha256sum``; to compare it would mean to read all pixels at the start.
+A directory of genimg-prepare contains ``shard-00000.npy``, ``shard-00001.npy``, ... (uint8 [N, C, H, W]); ``checksums.npy``
+(uint32 [N], the CRC-32 of each image's C·H·W bytes); ``labels.npy`` (int64 [N]) and ``captions.jsonl`` (one JSON string
+per line), if there are any; and ``dataset.json``. That file is written last, describes the others, and contains the
+digests of all but the shards' pixels. It also has the SHA-256 of each shard, for ``sha256sum``; genimg does not compare
+it, because that would mean reading all pixels at the start.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from genimg.utils.json_text import parse_json
 
 FORMAT = 2
 WITHOUT_CHECKSUMS = 1
-"""The older format, which is still read."""
+"""The older format, which is still supported."""
 
 DESCRIPTION, LABELS, CAPTIONS, CHECKSUMS = "dataset.json", "labels.npy", "captions.jsonl", "checksums.npy"
 
@@ -35,13 +36,13 @@ _SHARD = re.compile(r"shard-\d{5,}\.npy")
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of images.
+    """A file of images.
 
     Attributes:
-        file: its name.
-        num_images: in it.
-        num_bytes: of the file.
-        sha256: of the file.
+        file: Name of the file.
+        num_images: Number of images in the file.
+        num_bytes: Size of the file in bytes.
+        sha256: SHA-256 of the file.
     """
 
     file: str
@@ -52,16 +53,16 @@ class Shard:
 
 @dataclass(frozen=True)
 class Description:
-    """What ``dataset.json`` says.
+    """The content of ``dataset.json``.
 
     Attributes:
-        num_images: in all shards.
-        shape: (C, H, W).
-        class_names: by label; empty without labels.
-        labelled, captioned: whether there is a file of labels, and of captions.
-        shards: in order.
-        source: where the images came from, in primitives: name, fingerprint, number of images, fit and more.
-        genimg_version: that packed them.
+        num_images: Number of images in all shards.
+        shape: Shape of an image, (C, H, W).
+        class_names: Class names by label; empty without labels.
+        labelled, captioned: Whether there is a file of labels, and of captions.
+        shards: Files of images, in order.
+        source: Origin of the images, in primitives: name, fingerprint, number of images, fit and more.
+        genimg_version: Version of genimg that packed the images.
         digests: SHA-256 of the checksums, labels and captions, by file name; empty for ``WITHOUT_CHECKSUMS``.
     """
 
@@ -77,20 +78,20 @@ class Description:
 
     @property
     def has_checksums(self) -> bool:
-        """Whether damage to the images, labels and captions can be noticed."""
+        """Whether damage to the images, labels and captions can be detected."""
         return bool(self.digests)
 
     def write(self, folder: Path) -> None:
-        """Write ``dataset.json``, with its own digest."""
+        """Write ``dataset.json`` with its own digest."""
         content = sealed({"format": FORMAT, **asdict(self)})
         (folder / DESCRIPTION).write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
 
     @classmethod
     def read(cls, path: Path) -> Description:
-        """Return the description that a file holds.
+        """Read a description from a file.
 
         Raises:
-            DataError: If it is damaged, or of another format.
+            DataError: If the file is damaged, or has an unsupported format.
         """
         try:
             content = parse_json(path.read_text(encoding="utf-8"))
@@ -134,7 +135,7 @@ class Description:
         if not isinstance(description.source["name"], str):
             raise TypeError("the source has no name")
         if not all(_SHARD.fullmatch(shard.file) and isinstance(shard.sha256, str) for shard in description.shards):
-            raise ValueError("a shard has another name")  # it may have been downloaded, and name a file elsewhere
+            raise ValueError("a shard has another name")  # a downloaded description could name a file elsewhere
         present = [CHECKSUMS, *(name for name, flag in zip((LABELS, CAPTIONS), flags, strict=True) if flag)]
         if list(description.digests.keys()) != (present if with_checksums else []):
             raise ValueError("the digests are of other files")
@@ -142,12 +143,12 @@ class Description:
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:
-    """Return a description with its digest, which counts what the JSON means, not how it is laid out."""
+    """Return a description with its digest, which depends on the JSON values but not on their formatting."""
     return {**content, _SEAL: hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()}
 
 
 def require_size(path: Path, num_bytes: int | None) -> None:
-    """Refuse a file that is missing or, where its size is known, has another one."""
+    """Reject a file that is missing or, if ``num_bytes`` is given, has another size."""
     if not path.is_file():
         raise DataError(f"the file {path} is missing: copy it again, or pack the images again")
     found = path.stat().st_size
@@ -158,10 +159,10 @@ def require_size(path: Path, num_bytes: int | None) -> None:
 
 
 def read_whole(path: Path, description: Description) -> bytes:
-    """Return the content of a file that the description has a digest of; of an older one, without comparing.
+    """Return the content of a file after comparing its digest, if the description has digests.
 
     Raises:
-        DataError: If it is missing, or not as it was written.
+        DataError: If the file is missing or damaged.
     """
     require_size(path, None)
     content = path.read_bytes()
@@ -171,10 +172,10 @@ def read_whole(path: Path, description: Description) -> bytes:
 
 
 def read_vector(path: Path, description: Description, dtype: type[np.generic]) -> NDArray[Any]:
-    """Return one value for each image: an .npy file, of which no more is read than these values take.
+    """Read an .npy file of one value per image; a file that is too large is not read.
 
     Raises:
-        DataError: If it is missing, damaged or of another shape or type.
+        DataError: If the file is missing, damaged, or has another shape or type.
     """
     require_size(path, None)
     num_bytes = description.num_images * np.dtype(dtype).itemsize
@@ -190,10 +191,10 @@ def read_vector(path: Path, description: Description, dtype: type[np.generic]) -
 
 
 def check_header(file: BinaryIO, path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> int:
-    """Return where the values of an .npy file begin, if it says that they have this shape and type.
+    """Check the shape and type in an .npy header, and return the offset of the values in bytes.
 
     Raises:
-        DataError: If it does not.
+        DataError: If the header is damaged, or has another shape or type.
     """
     try:
         if np.lib.format.read_magic(file) != (1, 0):
@@ -212,5 +213,5 @@ def check_header(file: BinaryIO, path: Path, shape: tuple[int, ...], dtype: type
 
 
 def damaged(path: Path, reason: str) -> DataError:
-    """Return the error about a file that is not as it was packed."""
+    """Return the error for a damaged file."""
     return DataError(f"the file {path} is damaged ({reason}): copy it again, or pack the images again")

@@ -1,4 +1,4 @@
-"""Decodes a dataset once and writes its pixels as the files that genimg.data.packed_files describes."""
+"""Decode a dataset once and write its pixels in the format of genimg.data.packed_files."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from genimg.data.packed_files import CAPTIONS, CHECKSUMS, LABELS, Description, S
 from genimg.utils.environment import num_cores
 
 CORRUPT = "corrupt.txt"
-_PIECE_BYTES = 2**23  # of decoded images that a thread hands over at a time
+_PIECE_BYTES = 2**23  # bytes of decoded images per task of a thread
 _PIECE_IMAGES = 64
-_PIECES_AHEAD = 4  # a thread, so that none waits for another's large file
+_PIECES_AHEAD = 4  # per thread, so no thread waits for another's large file
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """A run of consecutive images.
+    """Consecutive images.
 
     Attributes:
-        images: those that can be decoded, uint8 [N, C, H, W].
-        indices: in the source, int64 [N].
-        problems: path and reason of each of the others.
+        images: Decodable images, uint8 [N, C, H, W].
+        indices: Their indices in the dataset, int64 [N].
+        problems: Path and reason of each corrupt image.
     """
 
     images: NDArray[np.uint8]
@@ -47,9 +47,9 @@ class _Piece:
 
 
 class _ShardWriter:
-    """Images one after the other into files of ``per_shard`` each.
+    """Writes a stream of images into files of ``per_shard`` images each.
 
-    Written as a stream: a full disk is then an error, where writing through a memory map would end the process.
+    A full disk is an error here, but would kill the process if the files were written through a memory map.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int, int], per_shard: int) -> None:
@@ -66,10 +66,10 @@ class _ShardWriter:
         if kind is None and self._file is not None:
             self._finish(self._file)
         elif self._file is not None:
-            self._file.raw.close()  # without the rest of the buffer, for which a full disk has no room
+            self._file.raw.close()  # discards the buffer, for which a full disk has no space
 
     def write(self, images: NDArray[np.uint8]) -> None:
-        """Images uint8 [N, C, H, W]."""
+        """Append images, uint8 [N, C, H, W]."""
         while len(images):
             if self._file is None:
                 self._file = open(self._path(), "w+b")  # noqa: SIM115 - several calls write to it
@@ -88,7 +88,7 @@ class _ShardWriter:
 
     def _finish(self, file: io.BufferedRandom) -> None:
         file.seek(0)
-        file.write(_header((self._count, *self.shape)))  # of the same length: NumPy leaves room for the number to grow
+        file.write(_header((self._count, *self.shape)))  # same length, because NumPy pads the header for larger numbers
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         num_bytes = file.tell()
@@ -106,25 +106,25 @@ def pack(
     max_corrupt: int | None,
     provenance: dict[str, Any],
 ) -> tuple[Description, int]:
-    """Write all images that can be decoded, in order; ``corrupt.txt`` names the others.
+    """Write all decodable images, in order; list the others in ``corrupt.txt``.
 
     Args:
-        source: the images.
-        folder: an empty directory.
-        shard_size: bytes of images in a file, at most; one image's or more.
-        num_threads: that decode; None takes one a core.
-        max_corrupt: undecodable images after which to stop; None goes on.
-        provenance: more about the source, in primitives.
+        source: Dataset to pack.
+        folder: Empty directory.
+        shard_size: Maximum bytes of images in a file; a file has at least one image.
+        num_threads: Number of decoding threads; None uses one per core.
+        max_corrupt: Number of corrupt images to skip before an error; None skips all.
+        provenance: More about the origin of the images, in primitives.
 
     Returns:
-        What was written, and the number of corrupt images.
+        The description of the files, and the number of corrupt images.
 
     Raises:
-        DataError: If there are too many corrupt images, or no others.
-        OSError: if a file cannot be written.
+        DataError: If too many images are corrupt, or all of them are.
+        OSError: If a file cannot be written.
     """
     per_shard = max(1, shard_size // image_bytes(source))
-    # First, because what is wrong with them shall not be found out after hours of decoding.
+    # Read first, so that errors in captions appear before hours of decoding.
     captions = source.captions(np.arange(len(source), dtype=np.int64)) if source.captioned else None
     with _ShardWriter(folder, source.shape, per_shard) as writer:
         kept, problems = _write_images(source, writer, num_threads or num_cores(), max_corrupt)
@@ -134,7 +134,7 @@ def pack(
     if source.labels is not None:
         digests[LABELS] = _write(folder / LABELS, _npy(source.labels[kept]))
     if captions is not None:
-        lines = (json.dumps(captions[index]) + "\n" for index in kept.tolist())  # null stands for an image without
+        lines = (json.dumps(captions[index]) + "\n" for index in kept.tolist())  # null for an image without a caption
         digests[CAPTIONS] = _write(folder / CAPTIONS, "".join(lines).encode("ascii"))
     if problems:
         (folder / CORRUPT).write_text("\n".join(problems) + "\n", encoding="utf-8", errors="surrogateescape")
@@ -149,14 +149,14 @@ def pack(
         genimg_version=genimg.__version__,
         digests=digests,
     )
-    description.write(folder)  # last: without it the directory is none
+    description.write(folder)  # last, because it marks the directory as complete
     return description, len(problems)
 
 
 def _write_images(
     source: ImageDataset, writer: _ShardWriter, num_threads: int, max_corrupt: int | None
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """The indices of the images that were written, and what was corrupt."""
+    """Write all images; return the indices of the written ones and the errors of corrupt ones."""
     kept, problems = [np.empty(0, dtype=np.int64)], []
     with (
         contextlib.closing(_decoded(source, num_threads)) as pieces,
@@ -173,12 +173,12 @@ def _write_images(
 
 
 def image_bytes(source: ImageDataset) -> int:
-    """Of one decoded image."""
+    """Return the bytes of one decoded image."""
     return int(np.prod(source.shape))
 
 
 def _decoded(source: ImageDataset, num_threads: int) -> Generator[_Piece, None, None]:
-    """All images in order, a few pieces ahead of whoever takes them. Pillow decodes without the interpreter's lock."""
+    """Yield all images in order, decoded ahead in threads; Pillow releases the GIL while decoding."""
     size = max(1, min(_PIECE_IMAGES, _PIECE_BYTES // image_bytes(source)))
     pool = ThreadPoolExecutor(num_threads)
     waiting: deque[Future[_Piece]] = deque()
@@ -197,7 +197,7 @@ def _decode(source: ImageDataset, start: int, stop: int) -> _Piece:
     indices = np.arange(start, stop, dtype=np.int64)
     try:
         return _Piece(source.read_many(indices), indices, [])
-    except CorruptImageError:  # rare: only now is it worth going through them one by one
+    except CorruptImageError:  # rare, so images are read one by one only now
         images = np.empty((len(indices), *source.shape), dtype=np.uint8)
     kept: list[int] = []
     problems: list[str] = []
@@ -217,14 +217,14 @@ def _write(path: Path, content: bytes) -> str:
 
 
 def _npy(array: NDArray[Any]) -> bytes:
-    """An .npy file. np.save itself does not say so when the disk is full."""
+    """Return the bytes of an .npy file; writing with np.save itself would not report a full disk."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
 
 
 def _header(shape: tuple[int, ...]) -> bytes:
-    """Of an .npy file of uint8 values."""
+    """Return the header of an .npy file of uint8 values."""
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return buffer.getvalue()

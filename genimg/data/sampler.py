@@ -1,6 +1,6 @@
-"""Position -> sample, for ever: the order and the flips of every epoch are functions of (seed, position) alone.
+"""An infinite sampler, whose order and flips in every epoch are functions of (seed, position) alone.
 
-So a run resumes in the middle of an epoch exactly, with any number of workers and ranks, and no state is saved for it.
+A run can therefore resume exactly in the middle of an epoch, with any number of workers and ranks and no saved state.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from genimg.utils.rng import Stream, seed_of, uniform
 
 @lru_cache(maxsize=3)
 def epoch_order(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
-    """The shuffled indices of one epoch: int64 [N]. Shared between callers, who only read it."""
+    """Return the shuffled indices of one epoch, int64 [N]; the cached array must not be modified."""
     return np.random.default_rng(seed_of(seed, Stream.EPOCH_ORDER, epoch)).permutation(num_images)
 
 
 class InfiniteSampler:
-    """Which image is read, and whether mirrored, at each position.
+    """Chooses the image at each position, and whether to mirror it.
 
     Args:
-        num_images: in the source.
-        seed: of the training.
-        horizontal_flip: mirror a random half of the samples.
+        num_images: Number of images in the dataset.
+        seed: Seed of training.
+        horizontal_flip: Whether to mirror a random half of the samples.
     """
 
     def __init__(self, num_images: int, *, seed: int, horizontal_flip: bool) -> None:
@@ -34,7 +34,7 @@ class InfiniteSampler:
         self.horizontal_flip = horizontal_flip
 
     def indices(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Dataset indices at positions ``start`` to ``stop``, across as many epochs as needed."""
+        """Return the dataset indices at positions ``start`` to ``stop``, across epochs if needed."""
         pieces = []
         while start < stop:
             epoch, offset = divmod(start, self.num_images)
@@ -44,7 +44,7 @@ class InfiniteSampler:
         return np.concatenate(pieces) if len(pieces) != 1 else pieces[0]
 
     def flips(self, start: int, stop: int) -> NDArray[np.bool_]:
-        """Whether each of those samples is mirrored."""
+        """Return whether the sample at each position is mirrored."""
         if not self.horizontal_flip:
             return np.zeros(stop - start, dtype=np.bool_)
         return uniform(self.seed, Stream.FLIP, np.arange(start, stop), 1) < 0.5

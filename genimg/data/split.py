@@ -1,4 +1,4 @@
-"""Images that training never sees, kept to measure on."""
+"""Split a dataset into training images and held-out images for validation."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from genimg.errors import ConfigError
 
 
 class Subset(ImageDataset):
-    """Some images of a source, in its order.
+    """A subset of a dataset's images, in its order.
 
     Args:
-        source: all of them; kept as ``whole``.
-        indices: int64 [N], increasing.
+        source: The whole dataset, kept as ``whole``.
+        indices: Increasing indices of the images, int64 [N].
     """
 
     def __init__(self, source: ImageDataset, indices: NDArray[np.int64]) -> None:
@@ -52,17 +52,18 @@ class Subset(ImageDataset):
 
 
 def without_validation(source: ImageDataset, validation: float) -> ImageDataset:
-    """The images to train on; ``validation`` holds the others, chosen at random, stratified by class.
+    """Return the training images; their ``validation`` has the held-out ones, chosen at random and stratified by class.
 
-    The choice depends on the number of images and their labels alone, not on the seed of a training: runs of several seeds
-    are measured on the same images.
+    The choice depends only on the number of images and their labels. Runs with different seeds therefore use the same
+    images for validation.
 
     Args:
         source: All images.
-        validation: Share of the images that are kept out, at least 0 and below 1; 0 leaves the source as it is.
+        validation: Share of held-out images, at least 0 and below 1; 0 returns ``source`` unchanged.
 
     Raises:
-        ConfigError: For another share, one that leaves fewer than two images on a side, or a source that has a validation.
+        ConfigError: If the share is out of range or leaves fewer than two images on a side, or the dataset already has
+            validation images.
     """
     if not isinstance(validation, int | float) or not 0 <= validation < 1:
         raise ConfigError(f"validation={validation} must be a share of the images, from 0 to less than 1")
@@ -85,14 +86,14 @@ def without_validation(source: ImageDataset, validation: float) -> ImageDataset:
 
 
 def random_part(source: ImageDataset, count: int) -> ImageDataset:
-    """``count`` random images, or all; without a validation. Of unpaired data, as many of either domain."""
+    """Return ``count`` random images, or all if there are fewer, without validation; of unpaired data, from each domain."""
     if isinstance(source, UnpairedDataset):
         return UnpairedDataset(random_part(source.a, count), random_part(source.b, count))
     return _part(source, subset_of(source, count))
 
 
 def _without_validation_of_domains(source: UnpairedDataset, share: float) -> UnpairedDataset:
-    """Of each domain by itself: an image of the smaller one is part of several items."""
+    """Split each domain separately, because an image of the smaller one is part of several items."""
     a, b = (without_validation(domain, share) for domain in (source.a, source.b))
     assert a.validation is not None
     assert b.validation is not None

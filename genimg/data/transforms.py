@@ -1,7 +1,7 @@
-"""Random changes to training images, on the device; each sample's are a function of (seed, position) alone.
+"""Random augmentation of training images on the device, a function of (seed, position) alone.
 
-So a run resumes exactly, every storage of the data agrees, and where a batch is cut makes no difference. All samples of a
-batch are changed at once, each by numbers of its own; tests compare with torchvision, which changes one image at a time.
+Runs therefore resume exactly, and results do not depend on the storage or the batch size. A batch is augmented at once,
+with separate parameters for each sample; tests compare with torchvision, which augments one image at a time.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from genimg.utils.rng import Stream, uniform
 
 
 class SampleAugment:
-    """Mirrors, shifts, turns and recolours images, in this order. A setting of 0 leaves its change out.
+    """Flips, shifts, rotates and recolours images, in this order. A setting of 0 skips its operation.
 
     Args:
-        horizontal_flip, vertical_flip: probabilities.
-        crop_padding: pixels by which an image is shifted at most, as by a random crop after padding it with its reflection.
-        rotation: degrees by which it is turned at most, to either side; its reflection fills the corners.
-        brightness, contrast, saturation: each is multiplied by a number of [1 - x, 1 + x] (not below 0).
-        hue: shift at most, to either side; 0.5 is half the circle of colours.
+        horizontal_flip, vertical_flip: Probabilities.
+        crop_padding: Maximum shift in pixels, as by a random crop after reflection padding.
+        rotation: Maximum angle in degrees, in both directions; corners are filled by reflection.
+        brightness, contrast, saturation: Range x of the factor, drawn from [1 - x, 1 + x] and at least 0.
+        hue: Maximum shift in both directions, as a share of the colour circle, at most 0.5.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class SampleAugment:
         self.hue = _checked("hue", hue, 0.5)
 
     def check(self, shape: tuple[int, int, int]) -> None:
-        """Refuse what images of (C, H, W) cannot be changed by.
+        """Reject settings that do not apply to images of ``shape`` (C, H, W).
 
         Raises:
-            ConfigError: For a setting that does not suit them.
+            ConfigError: If a setting does not fit the images.
         """
         channels, height, width = shape
         if self.crop_padding >= min(height, width):
@@ -69,12 +69,12 @@ class SampleAugment:
                 raise ConfigError(f"{name}={value} {why}: set {name}=0")
 
     def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Tensor:
-        """Changed images: uint8, or float in [-1, 1], as they came.
+        """Return augmented images of the same type.
 
         Args:
-            images: [N, C, H, W], uint8 or float in [-1, 1].
-            positions: of the samples in the training's stream, int64 [N].
-            seed: of the training.
+            images: Images [N, C, H, W], uint8 or float in [-1, 1].
+            positions: Positions of the samples in the training stream, int64 [N].
+            seed: Seed of training.
         """
         if images.dtype == torch.uint8:
             return to_uint8(self(to_float(images), positions, seed))
@@ -99,7 +99,7 @@ class SampleAugment:
         return images * 2.0 - 1.0
 
     def _draw(self, positions: NDArray[np.int64], seed: int) -> Tensor:
-        """What happens to each sample, in the order of the settings, with two shifts for the crop: float32 [9, N]."""
+        """Draw the parameters of each sample, in the order of the settings, with two shifts for the crop: float32 [9, N]."""
         chance = uniform(seed, Stream.SAMPLE_AUGMENT, np.arange(9)[:, None], positions)  # [9, N]
         probabilities = np.array([[self.horizontal_flip], [self.vertical_flip]])
         shifts = np.floor((2 * self.crop_padding + 1) * chance[2:4]) - self.crop_padding
@@ -119,9 +119,9 @@ def _checked(name: str, value: float, most: float) -> float:
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Images [N, C, H, W] turned about their centres, counter-clockwise by ``degrees`` [N]: bilinear, reflected outside."""
+    """Rotate images [N, C, H, W] counter-clockwise by ``degrees`` [N], with bilinear sampling and reflected borders."""
     height, width = images.shape[2:]
-    # Pixels from the centre. Not affine_grid: its matrix product is inexact in TF32.
+    # Pixels from the centre. The matrix product of affine_grid would be inexact in TF32.
     y = torch.arange(height, device=images.device)[:, None] - (height - 1) / 2
     x = torch.arange(width, device=images.device)[None, :] - (width - 1) / 2
     radians = torch.deg2rad(degrees)[:, None, None]
@@ -131,22 +131,22 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
 
 
 def adjust_brightness(images: Tensor, factors: Tensor) -> Tensor:
-    """Images [N, C, H, W] in [0, 1] times ``factors`` [N]."""
+    """Multiply images [N, C, H, W] in [0, 1] by ``factors`` [N]."""
     return _blend(images, torch.zeros_like(images), factors)
 
 
 def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
-    """Distances from the mean grey of each image [N, C, H, W] in [0, 1], times ``factors`` [N]."""
+    """Scale the distance from the mean grey of each image [N, C, H, W] in [0, 1] by ``factors`` [N]."""
     return _blend(images, _grey(images).mean(dim=3, keepdim=True).mean(dim=2, keepdim=True), factors)
 
 
 def adjust_saturation(images: Tensor, factors: Tensor) -> Tensor:
-    """Distances from the grey of each pixel, of images [N, 3, H, W] in [0, 1], times ``factors`` [N]."""
+    """Scale the distance from the grey of each pixel of images [N, 3, H, W] in [0, 1] by ``factors`` [N]."""
     return _blend(images, _grey(images), factors)
 
 
 def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Images [N, 3, H, W] in [0, 1] with hues moved by ``turns`` [N] of the circle; HSV's value and saturation stay."""
+    """Shift the hues of images [N, 3, H, W] in [0, 1] by ``turns`` [N] of the circle; HSV value and saturation are kept."""
     value, chroma = images.amax(dim=1), images.amax(dim=1) - images.amin(dim=1)  # [N, H, W]
     red, green, blue = images.unbind(dim=1)
     divisor = torch.where(chroma > 0, chroma, 1.0)
@@ -163,7 +163,7 @@ def _blend(images: Tensor, others: Tensor, factors: Tensor) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
-    """The luma (ITU-R BT.601) of images [N, C, H, W]: [N, 1, H, W]."""
+    """Return the luma (ITU-R BT.601) of images [N, C, H, W]: [N, 1, H, W]."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images.unbind(dim=1)

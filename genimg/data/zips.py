@@ -1,4 +1,4 @@
-"""Images in a zip file, read by any number of threads and processes at once without unpacking it."""
+"""Images in a zip file, read without unpacking, by any number of threads and processes at once."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ import numpy as np
 from genimg.errors import DataError
 from genimg.utils.pillow import suffixes
 
-_HEADER = struct.Struct("<4s22xHH")  # of a file in the archive: signature, lengths of the name and of the extra field
+_HEADER = struct.Struct("<4s22xHH")  # local file header: signature, lengths of the name and the extra field
 _SIGNATURE = b"PK\x03\x04"
-_MOST_BYTES = 2**29  # of a file when it is inflated; no image that is decoded has more
+_MOST_BYTES = 2**29  # maximum size of a decompressed file; no decodable image is larger
 _FROM_ANOTHER_SYSTEM = "__MACOSX/"
 
 
 class ZipImages:
     """The image files in a zip file, stored or deflated.
 
-    Its directory is read once; every image is then read through a file handle of its own, so nothing is shared.
+    The directory is read once. Every image is then read through its own file handle, so nothing is shared.
 
     Args:
-        path: The zip file.
+        path: Path of the zip file.
 
     Attributes:
-        root: The zip file.
-        paths: Names of the images in it, sorted; hidden ones are left out.
-        digest: sha256 of all names, sizes and checksums in hexadecimal, which the zip's directory holds.
+        root: Path of the zip file.
+        paths: Names of the images, sorted, without hidden ones.
+        digest: Hexadecimal SHA-256 of all names, sizes and checksums in the zip's directory.
 
     Raises:
-        DataError: If it is not a zip file, or an image is encrypted or compressed in another way.
+        DataError: If it is not a zip file, or an image is encrypted, too large or compressed in another way.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +63,7 @@ class ZipImages:
             (e.header_offset, e.compress_size, e.file_size, e.CRC, e.compress_type == zipfile.ZIP_DEFLATED)
             for e in map(images.__getitem__, self.paths)
         ]
-        self._fields = np.array(fields, dtype=np.int64).reshape(-1, 5)  # an object for each file would take ten times as much
+        self._fields = np.array(fields, dtype=np.int64).reshape(-1, 5)  # an object per file would take ten times the memory
         listed = hashlib.sha256()
         for name, (_, _, size, checksum, _) in zip(self.paths, fields, strict=True):
             listed.update(os.fsencode(f"{name}\0{size}\0{checksum}\n"))
@@ -73,7 +73,7 @@ class ZipImages:
         """Return the content of an image file.
 
         Raises:
-            OSError: If it is damaged.
+            OSError: If the file is damaged.
         """
         offset, stored, size, checksum, deflated = self._fields[self._numbers[path]].tolist()
         with open(self.root, "rb") as file:
@@ -94,7 +94,7 @@ class ZipImages:
         return io.BytesIO(content)
 
     def read_text_file(self, name: str) -> bytes | None:
-        """Return the content of another file at the top of the archive; None if it has none of this name."""
+        """Return the content of another file at the top of the archive; None if it does not exist."""
         with zipfile.ZipFile(self.root) as archive:
             try:
                 size = archive.getinfo(name).file_size

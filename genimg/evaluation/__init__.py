@@ -1,1 +1,1 @@
-"""Feature extractors, distribution metrics and the evaluator that runs them on a model."""
+"""Feature extractors, image metrics and the evaluators that run them on a model."""

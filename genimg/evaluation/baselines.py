@@ -1,4 +1,4 @@
-"""What restoration does without training: the baselines that a trained model is compared with. uint8 in, uint8 out."""
+"""Classical restoration methods, as untrained baselines for trained models; uint8 in, uint8 out."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from genimg.utils.environment import num_cores
 
 
 def non_local_means(noisy: Tensor, *, sigma: float) -> Tensor:
-    """uint8 images [N, C, H, W] without their Gaussian noise: non-local means of Buades et al. 2005, by scikit-image.
+    """Remove Gaussian noise by non-local means (Buades et al. 2005), with scikit-image; return uint8 [N, C, H, W].
 
-    Patches of 5x5 pixels, searched for up to 6 pixels away, h = 0.8 sigma, in scikit-image's slow mode, which weights a patch
-    by a Gaussian. Measured as the mean PSNR of 200 training images of CIFAR-10 with noise of sigma = 25 (20.47 dB): 26.56 dB;
-    with h = 0.6 or 1.0 sigma 25.87 or 26.38 dB, in the fast mode at best 25.89 dB (h = 0.6 sigma), and with patches of 3x3 or
-    7x7 pixels or a search up to 11 pixels away less than 26.5 dB.
+    The settings are patches of 5x5 pixels, a search radius of 6 pixels, h = 0.8 sigma, and scikit-image's slow mode, which
+    weights the pixels of a patch by a Gaussian. The mean PSNR of 200 CIFAR-10 training images with sigma = 25 rises from 20.47
+    to 26.56 dB. It is 25.87 or 26.38 dB with h = 0.6 or 1.0 sigma, at best 25.89 dB in the fast mode (h = 0.6 sigma), and
+    below 26.5 dB with patches of 3x3 or 7x7 pixels or a search radius of 11 pixels.
 
     Args:
-        noisy: with 1 or 3 channels.
-        sigma: the noise's deviation in levels of uint8, which is known.
+        noisy: uint8 images [N, C, H, W] with 1 or 3 channels.
+        sigma: Known standard deviation of the noise, in uint8 levels.
 
     Raises:
-        ValueError: If sigma is not above 0.
+        ValueError: If sigma is not positive.
         UserError: If scikit-image is not installed.
     """
     if not sigma > 0.0:
@@ -53,18 +53,18 @@ def non_local_means(noisy: Tensor, *, sigma: float) -> Tensor:
 
 
 def biharmonic(image: Tensor, mask: Tensor) -> Tensor:
-    """uint8 images [N, C, H, W] with smooth surfaces in their holes: Damelin & Hoang 2018, by scikit-image.
+    """Fill holes with biharmonic surfaces (Damelin & Hoang 2018), with scikit-image; return uint8 [N, C, H, W].
 
-    What is known stays as it is, and what an image has where it is missing does not matter. Measured as the
-    mean PSNR of 200 training images of CIFAR-10 without their 16x16 pixels in the middle: 22.27 dB, 16.25 dB of the hole alone.
+    Known pixels do not change, and the values of missing pixels are ignored. The mean PSNR of 200 CIFAR-10 training images
+    without their central 16x16 pixels is 22.27 dB, and 16.25 dB in the hole alone.
 
     Args:
-        image: with any number of channels.
-        mask: [N, 1, H, W], true or 1 where pixels are missing; one for all images with N = 1.
+        image: uint8 images [N, C, H, W] with any number of channels.
+        mask: Mask [N, 1, H, W], true or 1 where pixels are missing; [1, 1, H, W] applies to all images.
 
     Raises:
         ValueError: If the mask has another shape.
-        UserError: If nothing of an image is known, or scikit-image is not installed.
+        UserError: If a mask covers a whole image, or scikit-image is not installed.
     """
     num_images, _, *size = image.shape
     if list(mask.shape[1:]) != [1, *size] or len(mask) not in (1, num_images):
@@ -84,8 +84,8 @@ def biharmonic(image: Tensor, mask: Tensor) -> Tensor:
 
 
 def _each(function: Callable[..., NDArray[np.uint8]], *batches: Tensor) -> Tensor:
-    """The function of each image (and its mask), on all cores: [N, C, H, W] on the first batch's device."""
-    with ThreadPoolExecutor(num_cores()) as pool:  # scikit-image works without the interpreter's lock most of the time
+    """Apply a function to each image (and its mask) on all cores; return [N, C, H, W] on the first batch's device."""
+    with ThreadPoolExecutor(num_cores()) as pool:  # scikit-image mostly runs without the GIL
         results = list(pool.map(function, *(batch.cpu().numpy() for batch in batches)))
     return torch.from_numpy(np.stack(results)).to(batches[0].device)
 

@@ -22,19 +22,19 @@ def intervals(
     resamples: int,
     seed: int,
 ) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the metrics that can be resampled, for the same number of images from the same model.
+    """Return 95 % bootstrap intervals of the metrics that can be resampled, by full name.
 
-    The generated images are drawn anew with replacement; the real ones stay. A Fréchet distance of resampled images is
-    larger than that of the images (a resample holds fewer distinct ones), so that the percentiles are moved down by the
-    bootstrap's own estimate of that bias, the resamples' mean less the value (Efron & Tibshirani 1993, section 10.2).
+    The generated images are resampled with replacement; the real images stay fixed. A resample has fewer distinct images,
+    which increases the Fréchet distance. The percentiles are therefore lowered by the bootstrap estimate of this bias, the
+    mean over the resamples minus the value (Efron & Tibshirani 1993, section 10.2).
 
     Args:
-        metrics: of the evaluation.
-        real, fake: with features (and logits) of all generated images.
-        name: of metrics.
-        values: measured on all images.
-        resamples: how many to draw.
-        seed: of the drawing.
+        metrics: Metrics of the evaluation.
+        real, fake: Statistics; ``fake`` has features (and logits) of all images.
+        name: Function from a metric's short name to its full name.
+        values: Values measured on all images.
+        resamples: Number of resamples.
+        seed: Seed of the resampling.
     """
     chosen = [metric for metric in metrics if metric.can_be_resampled]
     generator = torch.Generator().manual_seed(seed_of(seed, Stream.BOOTSTRAP))
@@ -50,7 +50,7 @@ def intervals(
     bounds = {}
     for key, sample in found.items():
         if key.endswith("_std"):
-            continue  # already a measure of spread
+            continue  # a deviation needs no interval
         low, high = np.percentile(sample, [2.5, 97.5]) - (np.mean(sample) - values[key])
         bounds[key] = (max(float(low), least[key]), float(high))
     return bounds

@@ -1,4 +1,4 @@
-"""What an evaluation refuses before any work, and what it says about values that mean little."""
+"""Checks before an evaluation, and warnings about values of little significance."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from genimg.evaluation.stats_cache import SavedStatistics
 
 
 def checked_metrics(metrics: Mapping[str, Metric | None], extractor: Extractor) -> dict[str, Metric]:
-    """The metrics that are not null; each must be one that the extractor can serve.
+    """Return the metrics that are not null, after checking that the extractor supports each of them.
 
     Raises:
-        ConfigError: For the first that is not.
+        ConfigError: If an entry is not a metric, is not supported by the extractor, or none is left.
     """
     if not isinstance(metrics, Mapping):
         raise ConfigError(f"metrics={metrics} must be a mapping of names to metrics")
@@ -35,23 +35,23 @@ def checked_metrics(metrics: Mapping[str, Metric | None], extractor: Extractor) 
 
 
 def _unfit(name: str, problem: str, fix: str = "") -> ConfigError:
-    """Return the error about a metric of this name, which can always be removed."""
+    """Return an error about this metric, whose fix can always be to remove it."""
     return ConfigError(
         f"metrics.{name} {problem}", f"{fix}, or remove the metric" if fix else "remove it", key=f"metrics.{name}"
     )
 
 
 def check_counts(metrics: Mapping[str, Metric], *, generated: int, real: int | None = None, least: int = 2) -> None:
-    """Refuse fewer images than a covariance or a metric takes.
+    """Check that there are enough images for a covariance and for each metric.
 
     Args:
-        metrics: of the evaluation.
-        generated, real: numbers of images; None is a number that nobody recorded, or that is not known yet.
-        least: images a side, whatever the metrics.
+        metrics: Metrics of the evaluation.
+        generated, real: Numbers of images; None if a number is not recorded or not known yet.
+        least: Minimum number of images on each side, whatever the metrics.
 
     Raises:
-        ConfigError: For a metric that needs more images.
-        DataError: For fewer than ``least`` images.
+        ConfigError: If a metric needs more images.
+        DataError: If there are fewer than ``least`` images.
     """
     for side, count in (("generated", generated), ("real", real)):
         if count is None:
@@ -59,7 +59,7 @@ def check_counts(metrics: Mapping[str, Metric], *, generated: int, real: int | N
         if count < least:
             raise DataError(f"{count} {side} images are too few: a covariance needs {least} or more")
         for name, metric in metrics.items():
-            # What needs no single images looks only at the real images' moments or classes.
+            # Without single features, a metric uses only the moments or classes of the real images.
             if count < metric.least_images and (side == "generated" or metric.needs_features):
                 problem = f"needs {metric.least_images} or more {side} images, not {count}"
                 raise _unfit(name, problem, "give more, change the metric's settings")
@@ -68,10 +68,10 @@ def check_counts(metrics: Mapping[str, Metric], *, generated: int, real: int | N
 def check_held_out(
     metrics: Mapping[str, Metric], real: Sized | SavedStatistics, held_out: Sized | None, num_real: int | None
 ) -> None:
-    """Refuse metrics that need held-out images where there are none, or where not all training images are at hand.
+    """Check that metrics that need held-out images have them, together with all training images.
 
     Raises:
-        ConfigError: For such a metric.
+        ConfigError: If such a metric lacks either of them.
     """
     for name, metric in metrics.items():
         if not metric.needs_held_out:
@@ -86,7 +86,7 @@ def check_held_out(
 
 
 def small_counts(counts: Mapping[str, int | None], num_features: int) -> tuple[str, ...]:
-    """Sentences about counts, by side, that make a Fréchet distance mean little; None is a count that nobody recorded."""
+    """Return warnings about counts (by side, None if not recorded) that are too small for a reliable Fréchet distance."""
     found = []
     for side, count in counts.items():
         if count is not None and count <= num_features:

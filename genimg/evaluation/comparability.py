@@ -1,4 +1,4 @@
-"""Whether two measured values compare, and if not, why."""
+"""Decide whether two measured values are comparable, and if not, why."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SECTIONS = (
     "versions",
 )  # fmt: skip
 
-# What a difference there means. The first entry that is a prefix of the key decides.
+# (key prefix, whether a difference forbids comparing, reason). The first entry that is a prefix of the key decides.
 _CONSEQUENCES: tuple[tuple[str, bool, str], ...] = (
     ("extractor", True, "distances between unlike features are on unlike scales"),
     ("generated.num_images", True, "the Fréchet distance falls as the count grows"),
@@ -40,13 +40,13 @@ _OF_ONE_KIND = ("generated.weights", "generated.mode", "generated.seed", "genera
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing in which two measurements differ.
+    """A difference between the provenances of two measurements.
 
     Attributes:
-        key: in the provenance, with dots.
-        first, second: the values.
-        matters: whether it forbids comparing.
-        reason: why, or why not.
+        key: Dotted key in the provenance.
+        first, second: Values of both sides.
+        matters: Whether the difference forbids comparing.
+        reason: Why it does or does not.
     """
 
     key: str
@@ -57,7 +57,7 @@ class Difference:
 
 
 def differences(first: dict[str, Any], second: dict[str, Any]) -> list[Difference]:
-    """Everything in which two provenances differ, what forbids comparing first."""
+    """Return all differences between two provenances, those that forbid comparing first."""
     a, b = (flatten({key: side.get(key) for key in _SECTIONS}) for side in (first, second))
     found = []
     for key in dict.fromkeys([*a, *b]):
@@ -66,7 +66,7 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[Differenc
             matters, reason = next(
                 (m, why) for prefix, m, why in _CONSEQUENCES if key == prefix or key.startswith(prefix + ".")
             )
-            # A model's images have a seed and a mode, a folder's a fingerprint: that one side lacks them says nothing.
+            # Generated images have a seed and a mode, a folder has a fingerprint: a key that one side lacks does not matter.
             matters = matters and not (key in _OF_ONE_KIND and (key not in a or key not in b))
             if key.startswith("metrics.") and not (_measured(key, first) and _measured(key, second)):
                 matters, reason = False, "measured on one side only"
@@ -80,7 +80,7 @@ def _measured(key: str, provenance: dict[str, Any]) -> bool:
 
 
 def in_words(found: list[Difference]) -> str:
-    """One line a difference, below the reason that they share."""
+    """Format the differences, one a line, grouped by their reason."""
     lines: list[str] = []
     for reason in dict.fromkeys(difference.reason for difference in found):
         lines.append(f"  {reason}:")

@@ -1,4 +1,4 @@
-"""Runs images through an extractor once and compares what comes out with the real images."""
+"""The evaluator of generated images: run each image through the extractor once, then compute all metrics."""
 
 from __future__ import annotations
 
@@ -36,33 +36,32 @@ from genimg.utils.machine_local import FoundPath
 
 log = logging.getLogger(__name__)
 
-# Features of real images that are kept for kernel distances and neighbours, unless more images are generated: enough for
-# both, and 80 MB of Inception's.
+# Number of real images whose features are kept for kernel distances and neighbours, unless more images are generated. This is
+# enough for both, and takes 80 MB with Inception.
 _KEPT_REAL = 10_000
 
 
 class Evaluator(PeriodicEvaluator):
-    """Measures generated images against real ones: any number of metrics from one pass over each.
+    """Measure generated images against real ones, with any number of metrics from one pass over each side.
 
-    Generated image i depends on (seed, i) alone, and images are rounded to uint8 as when they are saved, so that the
-    result depends neither on the batch size nor on the number of ranks, nor on anything that happened before.
+    Generated image i depends only on (seed, i), and images are rounded to uint8 as when they are saved. The result therefore
+    does not depend on the batch size, the number of ranks or earlier evaluations.
 
     Args:
-        extractor: of features; built once.
-        metrics: by a name of their own; the first one's first value chooses the best checkpoint.
-        num_images: generated images; part of every metric's name.
-        num_real: real images, chosen at random, stratified by class; None takes all.
-        batch_size: of generation and extraction; has no influence on the values.
-        interval: how often the trainer evaluates.
-        seed: of the generated images.
-        bootstrap: resamples for 95 % intervals; 0 computes none.
-        reconstructions: number of images that an autoencoder reconstructs, for PSNR, SSIM and a Fréchet distance; held-out
-            ones where there are any. 0 disables it.
+        extractor: Feature extractor.
+        metrics: Metrics by name; the first value of the first one chooses the best checkpoint.
+        num_images: Number of generated images; part of every metric's name.
+        num_real: Number of real images, chosen at random, stratified by class; None uses all.
+        batch_size: Batch size of generation and extraction; does not influence the values.
+        interval: Interval between the evaluations during training.
+        seed: Seed of the generated images.
+        bootstrap: Number of resamples for 95 % intervals; 0 computes none.
+        reconstructions: Number of (if possible held-out) images that an autoencoder reconstructs, for PSNR, SSIM and a Fréchet
+            distance; 0 disables it.
         lpips: LPIPS distance of reconstructions, with local weights; None disables it.
-        final_num_images: generated images of one more evaluation when training ends; None skips it.
-        stop_if: ``{factor: k, evaluations: m}`` stops a training whose first metric was worse than k times its best for m
-            evaluations in a row; None never does.
-        cache_dir: of real statistics; None is $GENIMG_CACHE or ~/.cache/genimg.
+        final_num_images: Number of generated images of an additional evaluation after training; None skips it.
+        stop_if: Condition for early stopping, see PeriodicEvaluator; None disables it.
+        cache_dir: Cache directory of real statistics; None is $GENIMG_CACHE or ~/.cache/genimg.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class Evaluator(PeriodicEvaluator):
         self.lpips = lpips
         self.cache_dir = paths.cache_dir(cache_dir)
         self._real: dict[tuple[Path, int], FeatureStats] = {}
-        self._originals: dict[tuple[str, int], FeatureStats] = {}  # of what an autoencoder reconstructs
+        self._originals: dict[tuple[str, int], FeatureStats] = {}  # originals of reconstructions
         self._warned: set[str] = set()
 
     def check(self, method: Method, source: ImageDataset | None = None) -> None:
@@ -118,10 +117,10 @@ class Evaluator(PeriodicEvaluator):
             self.check_reconstructions(method, source.shape)
 
     def check_reconstructions(self, method: Method, shape: tuple[int, int, int]) -> None:
-        """Refuse images of this shape (C, H, W) where their reconstructions would be measured and cannot be.
+        """Check that the reconstructions of images of this shape (C, H, W) can be measured, if they will be.
 
         Raises:
-            ConfigError: If LPIPS is not defined for them.
+            ConfigError: If LPIPS is not defined for the shape.
         """
         if self.lpips is not None and method.reconstructs and self.reconstructions:
             check_lpips(self.lpips, shape)
@@ -146,7 +145,7 @@ class Evaluator(PeriodicEvaluator):
         should_stop: Callable[[], bool] = lambda: False,
         num_images: int | None = None,
     ) -> Evaluation:
-        """Against ``data``; see PeriodicEvaluator."""
+        """Evaluate against ``data``; see PeriodicEvaluator."""
         real = DatasetImages(data)
         fake = self.generated(method, device, data.source.class_names, num_images)
         held_out = None if data.validation is None else DatasetImages(data.validation)
@@ -157,7 +156,7 @@ class Evaluator(PeriodicEvaluator):
     def generated(
         self, method: Method, device: torch.device, class_names: tuple[str, ...], num_images: int | None = None
     ) -> GeneratedImages:
-        """The images by which a model is judged; ``class_names`` are those of the data it was trained on."""
+        """Return the generated images that are evaluated; ``class_names`` are the classes of the training data."""
         count = self.num_images if num_images is None else num_images
         return GeneratedImages(method, count=count, seed=self.seed, device=device, class_names=class_names)
 
@@ -170,19 +169,19 @@ class Evaluator(PeriodicEvaluator):
         device: torch.device,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Evaluation:
-        """Add how well an autoencoder reconstructs images; a result of any other model is returned as it is.
+        """Add an autoencoder's reconstruction metrics to a result; return the result of any other model unchanged.
 
         Args:
-            result: Of ``compare``.
-            method: The model.
-            images: What to reconstruct; ``reconstructions`` of them, or all if they are fewer.
-            side: What they are, for the names: ``held_out``, ``train``, or ``real`` for others.
-            device: Where the extractor runs.
-            should_stop: Asked before every batch.
+            result: Result of ``compare``.
+            method: Model to evaluate.
+            images: Images to reconstruct: ``reconstructions`` of them, or all if there are fewer.
+            side: Kind of these images, for the metric names: ``held_out``, ``train``, or ``real`` for others.
+            device: Device of the extractor.
+            should_stop: Callback checked before every batch.
 
         Raises:
-            EvaluationInterruptedError: Once ``should_stop`` says so.
-            DataError: For fewer than two images.
+            EvaluationInterruptedError: If ``should_stop`` returns true.
+            DataError: If there are fewer than two images.
         """
         if not (method.reconstructs and self.reconstructions):
             return result
@@ -204,7 +203,7 @@ class Evaluator(PeriodicEvaluator):
         return replace(result, values=result.values | more, provenance=result.provenance | described)
 
     def _similarities(self, device: torch.device) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-        """What compares reconstructions with their originals, both uint8 [N, C, H, W]: name -> [N]."""
+        """Return the similarities (name -> [N]) of reconstructions to their originals, both uint8 [N, C, H, W]."""
         found: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "ssim": ssim}
         return found if self.lpips is None else {**found, "lpips": self.lpips.to(device)}
 
@@ -218,27 +217,27 @@ class Evaluator(PeriodicEvaluator):
         held_out: ImageSet | None = None,
         published: SavedStatistics | None = None,
     ) -> Evaluation:
-        """Measure one set of images against another, or against statistics of one.
+        """Measure a set of images against another set or against its statistics.
 
         Args:
-            real: what to compare with.
-            fake: the images; all of them are used.
-            device: where the extractor runs.
-            should_stop: asked before every batch.
-            save_statistics: where to write the real images' statistics, for later comparisons.
-            held_out: images of the real ones' kind that training did not see, for metrics that need them.
-            published: statistics that Fréchet distances use instead of those of the real images, which then serve all else.
+            real: Images to compare with, or their statistics.
+            fake: Images to measure; all of them are used.
+            device: Device of the extractor.
+            should_stop: Callback checked before every batch.
+            save_statistics: File to write the statistics of the real images to, for later comparisons.
+            held_out: Real images that were not used for training, for metrics that need them.
+            published: Statistics for the Fréchet distances only, in place of those of ``real``.
 
         Raises:
-            EvaluationInterruptedError: once ``should_stop`` says so.
-            DataError: With fewer than two images on a side, or statistics of another extractor.
+            EvaluationInterruptedError: If ``should_stop`` returns true.
+            DataError: If a side has fewer than two images, or the statistics are of another extractor.
             ConfigError: If a metric cannot be measured on these images.
         """
         check_held_out(self.metrics, real, held_out, self.num_real)
         check_counts(self.metrics, generated=len(fake), real=self._count_real(real), least=max(2, world_size()))
         with full_float32():
             self.extractor.to(device)
-            # First with all features: the others are then part of what is cached.
+            # First with all features: the features needed below are then a subset of the cached ones.
             whole: list[FeatureStats | None] = [None, None]
             if self.needs_held_out:
                 sides = [side for side in (real, held_out) if isinstance(side, ImageSet)]
@@ -287,7 +286,7 @@ class Evaluator(PeriodicEvaluator):
         return Evaluation(values, self._provenance(real, fake, known, made, held_out, published), bounds, warnings)
 
     def statistics(self, images: ImageSet, device: torch.device) -> SavedStatistics:
-        """The statistics of a set of images, for comparing with ``num_images`` others or fewer."""
+        """Return the statistics of a set of images, for comparison with at most ``num_images`` other images."""
         with full_float32():
             self.extractor.to(device)
             return self._statistics(images, self.num_images, device, lambda: False)
@@ -295,7 +294,7 @@ class Evaluator(PeriodicEvaluator):
     def _statistics(
         self, real: ImageSet, num_fake: int, device: torch.device, should_stop: Callable[[], bool]
     ) -> SavedStatistics:
-        """From memory, else from the cache, else from a pass over the images."""
+        """Return statistics from memory, else from the cache, else from a pass over the images."""
         count = self._count_real(real)
         assert count is not None
         assert real.fingerprint is not None
@@ -307,7 +306,7 @@ class Evaluator(PeriodicEvaluator):
             cached = read_cache(path)
             usable = cached is not None and (cached.spatial is not None or not self._needs_spatial())
             found = cached.with_features_of(wanted) if cached is not None and usable else None
-            if not on_every_rank(found is not None):  # each may have a cache of its own
+            if not on_every_rank(found is not None):  # each rank may have its own cache
                 passes = Passes(self.extractor, self.batch_size, should_stop)
                 found = passes.summarise(
                     real, real.subset(count), f"features of {real.name}", kept=wanted, spatial=self._needs_spatial()
@@ -319,7 +318,7 @@ class Evaluator(PeriodicEvaluator):
         return SavedStatistics(self._real[key], self.extractor.describe(), self._describe_real(real))
 
     def _served_by(self, real: FeatureStats) -> list[Metric]:
-        """Those that the statistics suffice for: another program's may hold mean and covariance alone. Warn of the others."""
+        """Return the metrics that the statistics (perhaps only mean and covariance) suffice for; warn about the others."""
         skipped = {}
         for name, metric in self.metrics.items():
             if metric.needs_features and real.features is None:
@@ -333,7 +332,7 @@ class Evaluator(PeriodicEvaluator):
 
     @property
     def needs_held_out(self) -> bool:
-        """Whether a metric compares with images that training does not see."""
+        """Whether a metric compares with images that are not used for training."""
         return any(metric.needs_held_out for metric in self.metrics.values())
 
     def _needs_spatial(self) -> bool:
@@ -386,7 +385,7 @@ class Evaluator(PeriodicEvaluator):
         }
 
     def _warn(self, made: FeatureStats, real: ImageSet | SavedStatistics) -> tuple[str, ...]:
-        """Each warning is logged once a run; all of them stand beside the values."""
+        """Return all warnings about the counts; log each of them only once a run."""
         counts = {"generated": made.num_images, "real": self._count_real(real)}
         found = small_counts(counts, made.num_features)
         for text in found:
@@ -397,5 +396,5 @@ class Evaluator(PeriodicEvaluator):
 
 
 def short_count(count: int) -> str:
-    """5000 -> 5k, as metric names have it; 500 stays."""
+    """Return the count as it appears in metric names: 5000 becomes 5k, and 500 stays."""
     return f"{count // 1000}k" if count % 1000 == 0 else str(count)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from genimg.evaluation.gaussian import GaussianStatistics
 
-_BLOCK = 4096  # rows of a distance matrix that are held at once
+_BLOCK = 4096  # rows of a distance matrix held in memory at once
 
 
 def matrix_square_root(covariance: Tensor) -> Tensor:
-    """The symmetric square root of a positive semidefinite matrix [D, D], by its eigenvalues; float64."""
+    """Return the symmetric square root of a positive semidefinite float64 matrix [D, D], by its eigendecomposition."""
     values, vectors = torch.linalg.eigh(covariance)
     return (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
 
@@ -24,17 +24,18 @@ def matrix_square_root(covariance: Tensor) -> Tensor:
 def frechet_distance(
     real: GaussianStatistics, fake: GaussianStatistics, real_root: Tensor | None = None, fake_features: Tensor | None = None
 ) -> float:
-    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)). Heusel et al. 2017, equation 6.
+    """Return the Fréchet distance between two Gaussians: |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
 
-    The trace of the root is the sum of the square roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is symmetric
-    and positive semidefinite: no general matrix root and no imaginary parts. A covariance of N images has a rank of N - 1
-    at most; the eigenvalues beyond that are rounding, whose roots would add up, and are left out.
+    See Heusel et al. 2017, equation 6. The trace of the root is the sum of the square roots of the eigenvalues of
+    S1^(1/2) S2 S1^(1/2). This matrix is symmetric and positive semidefinite, which avoids general matrix roots and imaginary
+    parts. A covariance of N images has a rank of at most N - 1. The remaining eigenvalues are rounding errors, whose roots
+    would add up, and are omitted.
 
     Args:
-        real, fake: statistics of the same features.
-        real_root: the real covariance's square root, where it is at hand.
-        fake_features: all M generated images' features [M, D], where they are at hand. With M below D the same eigenvalues, but
-            for zeros, are those of the M x M matrix X S1 X^T / (M - 1), X centred: no root, and far less work.
+        real, fake: Statistics of the same features.
+        real_root: Square root of the real covariance, if known.
+        fake_features: Features [M, D] of all M generated images, if known. With M < D, the nonzero eigenvalues are those of
+            the M x M matrix X S1 X^T / (M - 1) with X centred, which needs no root and far less work.
     """
     if fake_features is not None and len(fake_features) < len(fake.mean):
         centred = fake_features.double() - fake.mean
@@ -51,22 +52,22 @@ def frechet_distance(
 
 
 def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int, subset_size: int) -> tuple[float, float]:
-    """The unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3. Bińkowski et al. 2018.
+    """Return the unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3 (Bińkowski et al. 2018).
 
     Args:
-        real, fake: features [N, D] and [M, D], on one device.
-        subsets: random pairs of subsets, drawn as torch-fidelity draws them with the generated images first.
-        subset_size: of each; at most N and M.
+        real, fake: Features [N, D] and [M, D], on one device.
+        subsets: Number of random pairs of subsets, drawn as torch-fidelity draws them with the generated images first.
+        subset_size: Number of images in each subset, at most N and M.
 
     Returns:
-        Mean and standard deviation over the subsets; the mean can be a little below 0.
+        Mean and standard deviation over the subsets; the mean can be slightly negative.
     """
     rng = np.random.RandomState(2020)
     x, y = real.float(), fake.float()
     drawn = [(rng.choice(len(y), subset_size, replace=False), rng.choice(len(x), subset_size, replace=False))
              for _ in range(subsets)]  # fmt: skip
     if len(x) ** 2 + len(y) ** 2 + len(x) * len(y) <= 3 * subsets * subset_size**2:
-        # Few images and many subsets meet the same pairs again and again: each pair's kernel is then computed once.
+        # With few images and many subsets the same pairs recur, so the kernel of each pair is computed only once.
         in_y, in_x = (_membership([each[side] for each in drawn], count, x) for side, count in ((0, len(y)), (1, len(x))))
         within = _off_diagonal_sums(x, in_x) + _off_diagonal_sums(y, in_y)
         across = _pair_sums(x, y, in_x, in_y)
@@ -83,7 +84,7 @@ def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int, subset_size: in
 
 @dataclass(frozen=True)
 class NeighborRates:
-    """Shares of images that lie among the other set's images; see ``neighbor_rates``."""
+    """Precision, recall, density and coverage; see ``neighbor_rates``."""
 
     precision: float
     recall: float
@@ -94,18 +95,19 @@ class NeighborRates:
 def neighbor_rates(
     real: Tensor, fake: Tensor, *, neighbors: int, density_neighbors: int, real_radii: list[Tensor] | None = None
 ) -> NeighborRates:
-    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
+    """Return precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
-    Each set's manifold is the union of balls about its images, out to their k-th nearest neighbour. Distances are float32
-    matrix products, as in the public implementations: those below a thousandth of the features' spread are rounding.
+    The manifold of a set is the union of balls around its images, with the distance to the k-th nearest neighbour as radius.
+    Distances are float32 matrix products, as in the public implementations, so those below a thousandth of the features'
+    spread are rounding errors.
 
     Args:
-        real, fake: features [N, D] and [M, D], on one device.
-        neighbors: k of precision and recall; the paper takes 3.
-        density_neighbors: k of density and coverage; the paper takes 5.
-        real_radii: ``neighbor_distances`` of the real images for both k, where they are at hand.
+        real, fake: Features [N, D] and [M, D], on one device.
+        neighbors: k for precision and recall; the paper uses 3.
+        density_neighbors: k for density and coverage; the paper uses 5.
+        real_radii: ``neighbor_distances`` of the real images for both k, if known.
     """
-    centre = real.float().mean(dim=0)  # distances by matrix products keep more digits near the origin
+    centre = real.float().mean(dim=0)  # matrix products give more exact distances near the origin
     x, y = real.float() - centre, fake.float() - centre
     real_radius, density_radius = real_radii or neighbor_distances(real, (neighbors, density_neighbors))
     (fake_radius,) = neighbor_distances(fake, (neighbors,))
@@ -115,7 +117,7 @@ def neighbor_rates(
         distances = torch.cdist(y[start : start + _BLOCK], x)  # [block, N]
         precise.append((distances <= real_radius).any(dim=1))
         recalled |= (distances <= fake_radius[start : start + _BLOCK, None]).any(dim=0)
-        within = distances < density_radius  # strictly, as in the authors' code: a set has a density of about 1 in itself
+        within = distances < density_radius  # strict, as in the authors' code: a set's density in itself is about 1
         inside += within.sum()
         covered |= within.any(dim=0)
     return NeighborRates(
@@ -127,17 +129,17 @@ def neighbor_rates(
 
 
 def expected_coverage(num_real: int, num_fake: int, neighbors: int) -> float:
-    """The expected coverage of images of the real distribution: 1 - (N-1)...(N-k) / ((M+N-1)...(M+N-k)).
+    """Return the expected coverage of images of the real distribution: 1 - (N-1)...(N-k) / ((M+N-1)...(M+N-k)).
 
-    Naeem et al. 2020, equation 8: the probability that one of M generated images is among the k nearest neighbours of a real
-    one, of which there are N. It holds for every continuous distribution.
+    This is the probability that at least one of M generated images is among the k nearest neighbours of a real image, given N
+    real images (Naeem et al. 2020, equation 8). It holds for every continuous distribution.
     """
     factors = ((num_real - i) / (num_fake + num_real - i) for i in range(1, neighbors + 1))
     return 1.0 - math.prod(factors)
 
 
 def neighbor_distances(features: Tensor, ks: tuple[int, ...]) -> list[Tensor]:
-    """The distance [N] of each row of features [N, D] to its k-th nearest other row, for each k."""
+    """Return the distance [N] from each row of features [N, D] to its k-th nearest other row, for each k."""
     x = features.float() - features.float().mean(dim=0)
     found: list[list[Tensor]] = [[] for _ in ks]
     for start in range(0, len(x), _BLOCK):
@@ -153,7 +155,7 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _membership(subsets: list[NDArray[np.int64]], count: int, like: Tensor) -> Tensor:
-    """[S, N]: 1 where image n is in subset s."""
+    """Return a matrix [S, N] with 1 where image n is in subset s."""
     rows = torch.zeros(len(subsets), count, device=like.device)
     for row, members in zip(rows, subsets, strict=True):
         row[torch.from_numpy(members).to(like.device)] = 1.0
@@ -161,10 +163,10 @@ def _membership(subsets: list[NDArray[np.int64]], count: int, like: Tensor) -> T
 
 
 def _pair_sums(x: Tensor, y: Tensor, in_x: Tensor, in_y: Tensor) -> Tensor:
-    """[S] in float64 on the CPU: the kernel summed over all pairs of a subset of x with a subset of y."""
+    """Return the kernel summed over all pairs of a subset of x and a subset of y: float64 [S], on the CPU."""
     total = torch.zeros(len(in_x), dtype=torch.float64)
     for start in range(0, len(x), _BLOCK):
-        sums = in_x[:, start : start + _BLOCK] @ _kernel(x[start : start + _BLOCK], y)  # [S, M], few terms each
+        sums = in_x[:, start : start + _BLOCK] @ _kernel(x[start : start + _BLOCK], y)  # [S, M], sums of few terms
         total += (sums * in_y).cpu().double().sum(dim=1)
     return total
 

@@ -1,4 +1,4 @@
-"""When a training that only grows worse is to be stopped."""
+"""Early stopping of a training that has diverged."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _FORMS = ({"factor", "evaluations"}, {"metric", "above", "evaluations"}, {"metri
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Stops a training whose primary metric stays far above its best, or one of whose metrics stays beyond a bound.
+    """Condition for stopping: the primary metric stays far worse than its best, or a metric stays beyond a bound.
 
     Attributes:
-        factor: How many times worse than its best the primary metric is; None where a metric is named.
-        evaluations: Number of evaluations in a row.
+        factor: Factor by which the primary metric is worse than its best; None if a metric is named.
+        evaluations: Number of evaluations in a row for which the condition must hold.
         metric: Name of a metric, such as ``fid5k``, or the part before its count, such as ``fid``.
-        above, below: Bound of that metric; the other one is None.
+        above, below: Bound of that metric; at most one is set.
     """
 
     factor: float | None
@@ -30,10 +30,13 @@ class EarlyStopping:
 
     @classmethod
     def of(cls, settings: Mapping[str, float | str]) -> EarlyStopping:
-        """From ``{factor: 3, evaluations: 2}``, or ``{metric: memorised, above: 0.5, evaluations: 2}``.
+        """Build the condition from an evaluator's parameter ``stop_if``.
+
+        Args:
+            settings: ``{factor: 3, evaluations: 2}`` or ``{metric: memorised, above: 0.5, evaluations: 2}``.
 
         Raises:
-            ConfigError: For other keys or values that make no sense, named by the parameter ``stop_if`` of evaluators.
+            ConfigError: If the keys are others, or a value is out of range.
         """
         if not isinstance(settings, Mapping) or set(settings) not in _FORMS:
             shown = dict(settings) if isinstance(settings, Mapping) else settings
@@ -57,9 +60,10 @@ class EarlyStopping:
         return cls(None, evaluations, metric=metric, **{side: float(bound)})
 
     def is_too_bad(self, value: float, best: float, *, higher_is_better: bool) -> bool:
-        """Whether ``value`` is more than ``factor`` times worse than ``best``.
+        """Return whether ``value`` is more than ``factor`` times worse than ``best``.
 
-        Unbiased distances can be 0 or a little below: what counts is then the way from the best, in units of its size.
+        Unbiased distances can be zero or slightly negative, so the difference from the best is compared with the best's
+        absolute value.
         """
         assert self.factor is not None
         if higher_is_better:
@@ -67,14 +71,14 @@ class EarlyStopping:
         return value > best + (self.factor - 1.0) * abs(best)
 
     def is_beyond(self, value: float) -> bool:
-        """Whether the named metric's value is above or below its bound."""
+        """Return whether the value of the named metric is beyond its bound."""
         return (self.above is not None and value > self.above) or (self.below is not None and value < self.below)
 
     def name_in(self, values: Mapping[str, float]) -> str:
-        """The full name of the named metric among measured ones.
+        """Return the full name of the named metric among the measured ones.
 
         Raises:
-            ConfigError: If there is none, or several begin so.
+            ConfigError: If no metric or several metrics match.
         """
         assert self.metric is not None
         if self.metric in values:

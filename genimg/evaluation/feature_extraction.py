@@ -1,4 +1,4 @@
-"""Passes over images: batches through the extractor, with a progress bar, on this rank's share."""
+"""Passes over images: run this rank's share through the extractor in batches, with a progress bar."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from genimg.utils.distributed import all_gather_rows, rank, shard
 
 
 class EvaluationInterruptedError(Exception):
-    """The caller asked to stop; nothing was computed."""
+    """The evaluation was stopped on request, without a result."""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """How images go through the extractor.
+    """Settings of passes over images.
 
     Attributes:
-        extractor: on its device.
-        batch_size: of generation and extraction.
-        should_stop: asked before every batch.
+        extractor: Feature extractor, on its device.
+        batch_size: Batch size of generation and extraction.
+        should_stop: Callback checked before every batch.
     """
 
     extractor: Extractor
@@ -48,26 +48,26 @@ class Passes:
         keep_logits: bool = False,
         spatial: bool = False,
     ) -> FeatureStats:
-        """One pass over this rank's share of the images, and the summary of all ranks' shares.
+        """Run this rank's share of the images through the extractor and return the statistics over all ranks.
 
         Args:
-            images: the set.
-            indices: which of them.
-            title: of the progress bar.
-            kept: increasing positions in ``indices`` whose features are kept; None keeps none.
-            splits: of each Inception Score that is asked for.
-            keep_logits: whether logits are kept like the features.
-            spatial: whether moments of the extractor's spatial features are taken.
+            images: Set of images.
+            indices: Indices of the used images.
+            title: Title of the progress bar.
+            kept: Increasing positions in ``indices`` whose features are kept; None keeps none.
+            splits: Number of splits of each requested Inception Score.
+            keep_logits: Whether logits are kept like features.
+            spatial: Whether moments of spatial features are computed.
 
         Raises:
-            EvaluationInterruptedError: once ``should_stop`` says so.
-            NonFiniteImagesError: if a model makes NaN.
+            EvaluationInterruptedError: If ``should_stop`` returns true.
+            NonFiniteImagesError: If a model generates NaN or infinite values.
         """
         mine = shard(len(indices))
         collector = Collector(
             len(indices), first=mine.start, splits=splits, kept=kept, keep_logits=keep_logits, spatial=spatial
         )
-        # Labels count only if they mean what the logits mean.
+        # Labels are used only if they denote the same classes as the logits.
         same = bool(self.extractor.class_names) and self.extractor.class_names == images.class_names
         for start, stop in ranges(mine, self.batch_size, title, images.check, self.should_stop):
             batch, labels = images.images(indices[start:stop])
@@ -81,11 +81,11 @@ class Passes:
         indices: NDArray[np.int64],
         similarities: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
     ) -> tuple[dict[str, float], GaussianStatistics]:
-        """Return the mean of each similarity of those reconstructions to their originals, and their statistics.
+        """Return the mean similarities of the reconstructions to their originals, and the statistics of their features.
 
         Raises:
-            EvaluationInterruptedError: once ``should_stop`` says so.
-            NonFiniteImagesError: if the model makes NaN.
+            EvaluationInterruptedError: If ``should_stop`` returns true.
+            NonFiniteImagesError: If the model generates NaN or infinite values.
         """
         made = FeatureSums()
         rows: dict[str, list[Tensor]] = {name: [] for name in similarities}
@@ -101,11 +101,13 @@ class Passes:
 def ranges(
     positions: range, batch_size: int, title: str, check: Callable[[], None], should_stop: Callable[[], bool]
 ) -> Iterator[tuple[int, int]]:
-    """Start and stop of every batch, with a progress bar. ``check`` waits for the device: after the first batch, so that a
-    model that makes nothing but NaN is noticed soon, and after the last one.
+    """Yield start and stop of every batch, with a progress bar.
+
+    ``check`` waits for the device. It is called after the first batch, to detect soon that a model generates only NaN, and
+    after the last batch.
 
     Raises:
-        EvaluationInterruptedError: once ``should_stop`` says so.
+        EvaluationInterruptedError: If ``should_stop`` returns true.
     """
     hidden = None if rank() == 0 else True
     with tqdm(total=len(positions), desc=title, unit="img", leave=False, disable=hidden) as bar:
@@ -126,10 +128,10 @@ def _mean(parts: list[Tensor]) -> float:
 
 @contextlib.contextmanager
 def full_float32(*, tf32_convolutions: bool = False) -> Iterator[None]:
-    """Without TF32, whatever the training uses: a metric shall not depend on the training's precision.
+    """Disable TF32 in this context, because a metric must not depend on the precision of the training.
 
     Args:
-        tf32_convolutions: all the same in convolutions, which is what PyTorch does by itself.
+        tf32_convolutions: Whether convolutions may still use TF32, which is PyTorch's default.
     """
     matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")

@@ -1,4 +1,4 @@
-"""What one pass over a set of images leaves behind: everything that any metric needs of it."""
+"""Statistics of a set of images, collected in one pass: everything that the metrics need."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 @dataclass
 class FeatureStats:
-    """A set of images as the metrics see it.
+    """Statistics of a set of images.
 
     Attributes:
-        moments: of all its features.
-        features: float32 [M, D] of some or all images, on the CPU; None where no metric asked for them.
-        positions: int64 [M], increasing: which images those are.
-        logits: float32 [M, K] of the same images, likewise.
-        predictions: int64 [N], the class with the highest logit; None without logits.
-        labels: int64 [N], the classes that the images were made or labelled as; None where there are none.
-        scores: Inception Score (mean, deviation) by the number of splits.
-        spatial: moments of the spatial features, where a metric asked for them.
-        training, held_out: of real images, where a metric needs them: all those of the training, with all their features, and
-            such as training does not see.
-        closeness: of held-out images to those of the training, once it is known.
+        moments: Mean and covariance of all features.
+        features: Features of some or all images, float32 [M, D] on the CPU; None if no metric needs them.
+        positions: Increasing indices of these images, int64 [M].
+        logits: Logits of these images, float32 [M, K]; None if not kept.
+        predictions: Classes with the highest logit, int64 [N]; None without logits.
+        labels: Classes that the images were generated for or are labelled with, int64 [N]; None without labels.
+        scores: Inception Score (mean, deviation) by number of splits.
+        spatial: Mean and covariance of the spatial features, if a metric needs them.
+        training, held_out: Statistics with all features of the training images and of the held-out images, if a metric
+            needs them; only for real images.
+        closeness: Closeness of the held-out images to the training images, once computed.
     """
 
     moments: GaussianStatistics
@@ -62,13 +62,13 @@ class FeatureStats:
 
     @property
     def root(self) -> Tensor:
-        """The square root of the covariance [D, D]; computed once."""
+        """Square root of the covariance [D, D]; computed once."""
         if self._root is None:
             self._root = matrix_square_root(self.moments.covariance)
         return self._root
 
     def features_of(self, count: int) -> Tensor:
-        """Features [count, D] of random images: always the same ones, however many features are kept."""
+        """Return features [count, D] of random images, which do not depend on how many features are kept."""
         assert self.features is not None
         if count == len(self.features):
             return self.features
@@ -76,9 +76,9 @@ class FeatureStats:
         return self.features[torch.from_numpy(lowest(count, positions))]
 
     def neighbor_distances(self, ks: tuple[int, ...], device: torch.device, count: int | None = None) -> list[Tensor]:
-        """Of each image of ``features_of(count)``, or of all with features, to its k-th nearest other one, for each k.
+        """Return the distance of each image to its k-th nearest other one, for each k.
 
-        Computed once, because the real images stay.
+        The images are those of ``features_of(count)``, or all that have features. Results are cached.
         """
         assert self.features is not None
         count = len(self.features) if count is None else count
@@ -87,7 +87,7 @@ class FeatureStats:
         return [radii.to(device) for radii in self._radii[count, ks]]
 
     def with_features_of(self, positions: NDArray[np.int64] | None) -> FeatureStats | None:
-        """The summary with features of these images alone (None: of none); None where it does not have them all."""
+        """Return these statistics with features at ``positions`` only (none if None), or None if some are missing."""
         if positions is None:
             return replace(self, features=None, positions=None, _root=self.root)
         if self.features is None or self.positions is None:
@@ -100,7 +100,7 @@ class FeatureStats:
         return replace(self, features=features, positions=torch.from_numpy(positions), _root=self.root, _radii={})
 
     def resampled(self, rows: Tensor) -> FeatureStats:
-        """The summary of the images with these numbers, where one may occur several times; needs features of all images."""
+        """Return the statistics of a resample, given by image indices with repetition; needs features of all images."""
         assert self.features is not None
         assert len(self.features) == self.num_images
         scores = {}
@@ -109,7 +109,7 @@ class FeatureStats:
             for splits in self.scores:
                 sums = InceptionScoreSums(len(rows), splits)
                 sums.add(logits)
-                scores[splits] = sums.result(of_all_ranks=False)  # every rank has all the rows
+                scores[splits] = sums.result(of_all_ranks=False)  # every rank has all rows
         features = self.features[rows]
         return FeatureStats(
             moments=GaussianStatistics.of(features),
@@ -122,7 +122,7 @@ class FeatureStats:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and primitives, the covariance's square root included."""
+        """Return tensors and primitives, including the square root of the covariance."""
         return {
             "num_images": self.num_images,
             "mean": self.moments.mean,
@@ -136,7 +136,7 @@ class FeatureStats:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> FeatureStats:
-        """As ``state_dict`` gave it; scores, logits and labels are of generated images only and not kept."""
+        """Restore what ``state_dict`` returned; scores, logits and labels exist only for generated images and are not saved."""
         moments = GaussianStatistics(int(state["num_images"]), state["mean"], state["covariance"])
         kept = {key: state[key] for key in ("features", "positions", "predictions")}
         spatial = None if state["spatial"] is None else GaussianStatistics(**state["spatial"])
@@ -144,15 +144,15 @@ class FeatureStats:
 
 
 class Collector:
-    """Builds a FeatureStats batch by batch, on the features' device: nothing waits for it until the result is asked for.
+    """Accumulator that builds a FeatureStats batch by batch, without a synchronisation with the device before ``result``.
 
     Args:
-        num_images: how many all ranks will add.
-        first: the number of this rank's first image.
-        splits: of each Inception Score that is asked for.
-        kept: increasing numbers of the images whose features are kept; None keeps none.
-        keep_logits: whether logits are kept like the features.
-        spatial: whether moments of spatial features are asked for.
+        num_images: Number of images that all ranks together will add.
+        first: Index of this rank's first image.
+        splits: Number of splits of each requested Inception Score.
+        kept: Increasing indices of the images whose features are kept; None keeps none.
+        keep_logits: Whether logits are kept like features.
+        spatial: Whether moments of spatial features are computed.
     """
 
     def __init__(
@@ -197,10 +197,10 @@ class Collector:
         self._next += len(features)
 
     def result(self) -> FeatureStats:
-        """Over all ranks; the same on each.
+        """Return the statistics over all ranks, the same on each rank.
 
         Raises:
-            ValueError: with fewer than two images.
+            DataError: If there are fewer than two images, or features are not finite.
         """
         return FeatureStats(
             moments=self._sums.result(),
@@ -219,5 +219,5 @@ def _joined(parts: list[Tensor]) -> Tensor | None:
 
 
 def kept_positions(count: int, most: int) -> NDArray[np.int64]:
-    """At most ``most`` numbers of ``range(count)``, increasing; a smaller choice is part of every larger one."""
+    """Choose at most ``most`` increasing numbers of ``range(count)``; a smaller choice is a subset of every larger one."""
     return fixed_subset(min(count, most), count)

@@ -1,4 +1,4 @@
-"""Running sums over features, from which the metrics are computed: one pass, float64, any batch size, any number of ranks."""
+"""Running sums over features in float64, in one pass, independent of the batch size and the number of ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from genimg.utils.distributed import sum_over_ranks
 
 @dataclass(frozen=True)
 class GaussianStatistics:
-    """Mean [D] and covariance [D, D] (with N - 1 below) of N feature vectors, float64 on the CPU."""
+    """Mean [D] and covariance [D, D] (with divisor N - 1) of N feature vectors, float64 on the CPU."""
 
     num_images: int
     mean: Tensor
@@ -22,10 +22,10 @@ class GaussianStatistics:
 
     @classmethod
     def of(cls, features: Tensor) -> GaussianStatistics:
-        """Of feature vectors [N, D] at hand; this process's own affair.
+        """Compute the statistics of feature vectors [N, D] in this process, without communication.
 
         Raises:
-            DataError: For fewer than two.
+            DataError: If there are fewer than two vectors.
         """
         if len(features) < 2:
             raise DataError(f"{len(features)} images are too few for a covariance: evaluate at least 2")
@@ -36,10 +36,9 @@ class GaussianStatistics:
 
 
 class FeatureSums:
-    """Accumulates what the Fréchet distance needs: the sum and the second moment of features.
+    """Accumulator of the sum and the second moment of features, for the Fréchet distance.
 
-    Features are shifted by the first batch's mean before they are squared, so that a large common offset does not
-    cancel digits.
+    The mean of the first batch is subtracted before squaring, to avoid cancellation with a large common offset.
     """
 
     def __init__(self) -> None:
@@ -61,10 +60,10 @@ class FeatureSums:
         self.num_images += len(features)
 
     def result(self) -> GaussianStatistics:
-        """The statistics of everything that all ranks have added; each rank must have added something.
+        """Return the statistics of the features of all ranks, each of which must have added some.
 
         Raises:
-            DataError: With fewer than two images, whose covariance is not defined, or features that are not finite.
+            DataError: If there are fewer than two images, so the covariance is undefined, or features are not finite.
         """
         total = int(sum_over_ranks(torch.tensor(self.num_images)))
         if total < 2:
@@ -74,7 +73,7 @@ class FeatureSums:
         assert self._outer is not None
         n, offset = self.num_images, self._sum / self.num_images
         own_mean = self._shift + offset
-        # Each rank's scatter about its own mean, then about everyone's, as Chan, Golub & LeVeque 1979 merge two samples.
+        # The scatter of each rank about its own mean, then about the global mean: Chan, Golub & LeVeque 1979.
         scatter = self._outer - n * torch.outer(offset, offset)
         mean = sum_over_ranks(own_mean * n) / total if total != n else own_mean
         if not bool(torch.isfinite(mean).all()):
@@ -85,18 +84,18 @@ class FeatureSums:
 
 
 class InceptionScoreSums:
-    """Accumulates what the Inception Score needs, for each of several random splits of the images.
+    """Accumulator of class probabilities and entropies for the Inception Score, over random splits of the images.
 
     Args:
-        num_images: how many all ranks will add.
-        splits: parts over which the score is averaged (Salimans et al. 2016 use 10).
-        first: the number of the first image that this rank adds.
+        num_images: Number of images that all ranks together will add.
+        splits: Number of splits over which the score is averaged (Salimans et al. 2016 use 10).
+        first: Index of this rank's first image.
     """
 
     def __init__(self, num_images: int, splits: int, first: int = 0) -> None:
         if num_images < splits:
             raise ValueError(f"{num_images} images are too few for an Inception Score over {splits} splits")
-        # The permutation and the cuts of torch-fidelity, so that both tools give the same number.
+        # The same permutation and split bounds as torch-fidelity, for equal results.
         order = np.random.RandomState(2020).permutation(num_images)
         split_of = np.empty(num_images, dtype=np.int64)
         for i in range(splits):
@@ -120,7 +119,7 @@ class InceptionScoreSums:
         self._next += len(p)
 
     def result(self, *, of_all_ranks: bool = True) -> tuple[float, float]:
-        """Mean and standard deviation over the splits of exp(E[KL(p(y|x) || p(y))]) (Salimans et al. 2016)."""
+        """Return mean and standard deviation over the splits of exp(E[KL(p(y|x) || p(y))]) (Salimans et al. 2016)."""
         assert self._probability is not None
         assert self._negative_entropy is not None
         probability, negative_entropy = self._probability, self._negative_entropy
@@ -134,5 +133,5 @@ class InceptionScoreSums:
 
 
 def in_float64(values: Tensor) -> Tensor:
-    """On the same device, except that Apple's GPUs have no float64."""
+    """Convert to float64 on the same device, or on the CPU for Apple's GPUs, which have no float64."""
     return (values.cpu() if values.device.type == "mps" else values).double()

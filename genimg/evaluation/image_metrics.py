@@ -1,4 +1,4 @@
-"""How near an image is to a reference: pixel by pixel, window by window, and in the features of a trained network."""
+"""Similarity of an image to a reference, by pixels, by windows, and by the features of a trained network."""
 
 from __future__ import annotations
 
@@ -14,73 +14,72 @@ from genimg.errors import ConfigError, DataError, UserError
 from genimg.evaluation.extractors.base import in_one_line, sha256_of
 from genimg.utils.machine_local import LocalPath
 
-_MOST_DECIBELS = 100.0  # of equal images, whose ratio would be infinite
+_MOST_DECIBELS = 100.0  # for equal images, whose ratio would be infinite
 _WINDOW = 11  # pixels
-_EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of each scale, the finest first: Wang et al. 2003, section 3.2
+_EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # by scale, finest first: Wang et al. 2003, section 3.2
 
 
 def l1(reference: Tensor, image: Tensor, where: Tensor | None = None) -> Tensor:
-    """Mean absolute difference [N] of uint8 images [N, C, H, W], in [0, 1]: 1 is black against white.
+    """Return the mean absolute difference [N] in [0, 1], where 1 is black against white.
 
     Args:
-        reference, image: uint8 images of equal shape.
-        where: the pixels that count, bool [N, 1, H, W]; None for all. The result is NaN for images without such pixels.
+        reference, image: uint8 images [N, C, H, W].
+        where: Mask of the pixels to compare, bool [N, 1, H, W]; None for all. Images without such pixels give NaN.
     """
     x, y = _levels(reference, image)
     return _mean((x - y).abs(), where) / 255.0
 
 
 def psnr(reference: Tensor, image: Tensor, where: Tensor | None = None) -> Tensor:
-    """Peak signal-to-noise ratio [N] in decibels of uint8 images [N, C, H, W]: 10 log10(255^2 / mean squared error).
-
-    Equal images count as 100 dB.
+    """Return the peak signal-to-noise ratio [N] in decibels: 10 log10(255^2 / mean squared error), at most 100 dB.
 
     Args:
-        reference, image: uint8 images of equal shape.
-        where: the pixels that count, bool [N, 1, H, W]; None for all. The result is NaN for images without such pixels.
+        reference, image: uint8 images [N, C, H, W].
+        where: Mask of the pixels to compare, bool [N, 1, H, W]; None for all. Images without such pixels give NaN.
     """
     x, y = _levels(reference, image)
     return _decibels(_mean((x - y).square(), where))
 
 
 def psnr_luma(reference: Tensor, image: Tensor, border: int) -> Tensor:
-    """PSNR [N] in decibels of the luma of uint8 images [N, C, H, W], as tables of super-resolution have it.
+    """Return the PSNR [N] in decibels of the luma, as reported in papers on super-resolution.
 
-    Luma is ITU-R BT.601's from 16 to 235, as MATLAB's rgb2ycbcr gives, but not rounded; the peak is 255. Grey images are taken
-    as they are.
+    Luma is that of ITU-R BT.601, from 16 to 235, as in MATLAB's rgb2ycbcr but not rounded. The peak is 255. Grey images are
+    used unchanged.
 
     Args:
-        reference, image: uint8 images of equal shape.
-        border: pixels along each side that are left out.
+        reference, image: uint8 images [N, C, H, W].
+        border: Number of pixels to omit along each side.
     """
     x, y = (_luma(side, border) for side in _levels(reference, image))
     return _decibels(_mean((x - y).square(), None))
 
 
 def ssim_luma(reference: Tensor, image: Tensor, border: int) -> Tensor:
-    """``ssim`` [N] of the luma; see ``psnr_luma``."""
+    """Return ``ssim`` [N] of the luma; see ``psnr_luma``."""
     luminance, structure = _local_similarity(*(_luma(side, border) for side in _levels(reference, image)))
     return (luminance * structure).flatten(1).mean(dim=1)
 
 
 def ssim(reference: Tensor, image: Tensor) -> Tensor:
-    """Structural similarity [N] of uint8 images [N, C, H, W]: Wang et al. 2004, equation 13, mean over windows and channels.
+    """Return the structural similarity [N] of uint8 images [N, C, H, W], the mean over windows and channels.
 
-    With the paper's settings: Gaussian windows of 11x11 pixels and a deviation of 1.5, K1 = 0.01, K2 = 0.03; only windows
-    that lie in the image count. Images smaller than a window take the largest odd window that fits.
+    See Wang et al. 2004, equation 13. The settings are the paper's: Gaussian windows of 11x11 pixels with a deviation of 1.5,
+    K1 = 0.01, K2 = 0.03, and only windows that lie inside the image. Images smaller than a window use the largest odd window
+    that fits.
     """
     luminance, structure = _local_similarity(*_levels(reference, image))
     return (luminance * structure).flatten(1).mean(dim=1)
 
 
 def ms_ssim(reference: Tensor, image: Tensor) -> Tensor:
-    """Multi-scale structural similarity [N] of uint8 images [N, C, H, W]: Wang et al. 2003, equation 7, mean over channels.
+    """Return the multi-scale structural similarity [N] of uint8 images [N, C, H, W], the mean over channels.
 
-    Each scale is the mean of 2x2 pixels of the one before; at a border of odd length, of those that there are. The contrast
-    and structure of a channel are their mean over windows; below 0, where the exponents have no meaning, they count as 0.
+    See Wang et al. 2003, equation 7. Each scale averages 2x2 pixels of the previous one, or fewer at the border of an odd side.
+    The terms of a channel are means over windows; negative means, for which the exponents are undefined, are set to 0.
 
     Raises:
-        ValueError: for sides below 161 pixels, where the coarsest of the five scales is smaller than a window.
+        ValueError: If a side is below 161 pixels, so the coarsest of the five scales is smaller than a window.
     """
     height, width = reference.shape[2:]
     if ms_ssim_scales(height, width) < len(_EXPONENTS):
@@ -101,7 +100,7 @@ def ms_ssim(reference: Tensor, image: Tensor) -> Tensor:
 
 
 def ms_ssim_scales(height: int, width: int) -> int:
-    """How many of the five scales of ``ms_ssim`` are as large as a window: 5 from 161 pixels on."""
+    """Return how many of the five scales of ``ms_ssim`` are at least as large as a window: 5 from 161 pixels on."""
     side, scales = min(height, width), 0
     while side >= _WINDOW and scales < len(_EXPONENTS):
         side, scales = (side + 1) // 2, scales + 1
@@ -109,14 +108,14 @@ def ms_ssim_scales(height: int, width: int) -> int:
 
 
 def _levels(reference: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    # Images of other shapes would be broadcast against each other, and those in [-1, 1] give plausible numbers.
+    # Without these checks, other shapes would be broadcast, and images in [-1, 1] would give plausible numbers.
     assert reference.shape == image.shape
     assert reference.dtype == image.dtype == torch.uint8
     return reference.float(), image.float()
 
 
 def _mean(errors: Tensor, where: Tensor | None) -> Tensor:
-    """Over the channels and pixels that count of [N, C, H, W]: [N]; NaN where none does."""
+    """Return the mean [N] of [N, C, H, W] over channels and the pixels of the mask; NaN for an empty mask."""
     if where is None:
         return errors.flatten(1).mean(dim=1)
     counted = where.expand_as(errors)
@@ -128,7 +127,7 @@ def _decibels(squared_error: Tensor) -> Tensor:
 
 
 def _luma(levels: Tensor, border: int) -> Tensor:
-    """[N, 1, H - 2 border, W - 2 border] of levels [N, 1 or 3, H, W]."""
+    """Return the luma [N, 1, H - 2 border, W - 2 border] of levels [N, 1 or 3, H, W]."""
     if levels.shape[1] == 3:
         red, green, blue = levels.unbind(dim=1)
         levels = (16.0 + (65.481 * red + 128.553 * green + 24.966 * blue) / 255.0)[:, None]
@@ -136,9 +135,9 @@ def _luma(levels: Tensor, border: int) -> Tensor:
 
 
 def _local_similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each window that lies in the images [N, C, H, W]: luminance, and contrast times structure; [N, C, H', W'] each.
+    """Return luminance, and contrast times structure, of each window inside the images: [N, C, H', W'] each.
 
-    Wang et al. 2004, equation 6, and the product of equations 9 and 10.
+    See Wang et al. 2004, equation 6, and the product of equations 9 and 10.
     """
     side = min(_WINDOW, *x.shape[2:])
     side -= 1 - side % 2
@@ -150,7 +149,7 @@ def _local_similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     def local_mean(values: Tensor) -> Tensor:
         return F.conv2d(values, window, groups=values.shape[1])
 
-    # Variances are differences of squares, and more exact in float32 for values around 0.
+    # Variances are computed as differences of squares, which is more exact in float32 for values around 0.
     centre = x.mean(dim=(2, 3), keepdim=True)
     x, y = x - centre, y - centre
     mean_x, mean_y = local_mean(x), local_mean(y)
@@ -163,8 +162,8 @@ def _local_similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return luminance, (2 * covariance + c2) / (variance_x + variance_y + c2)
 
 
-# The features that are compared come after these layers of torchvision's `features`: the ReLUs of AlexNet, and of VGG-16 the
-# last one before each pooling. With the least side, in pixels, the last of them still has a pixel.
+# (network, compared layers, minimum side in pixels). The compared layers are indices in torchvision's `features`: all ReLUs of
+# AlexNet, and the last ReLU of VGG-16 before each pooling. At the minimum side the last of them still has one pixel.
 _BACKBONES = {
     "alex": (alexnet, (1, 4, 7, 9, 11), 31),
     "vgg": (vgg16, (3, 8, 15, 22, 29), 16),
@@ -172,20 +171,20 @@ _BACKBONES = {
 
 
 class LPIPS(nn.Module):
-    """Learned perceptual image patch similarity, version 0.1: Zhang et al. 2018, equation 1. 0 is equal, lower is nearer.
+    """Learned perceptual image patch similarity, version 0.1 (Zhang et al. 2018, equation 1); 0 means equal, lower is nearer.
 
-    Nothing is downloaded: both files are given.
+    Both files must be given; nothing is downloaded.
 
     Args:
-        backbone: ``alex``, which its authors recommend for comparing, or ``vgg``.
-        backbone_weights: path of torchvision's state_dict of AlexNet (alexnet-owt-7be5be79.pth) or VGG-16
-            (vgg16-397923af.pth), whose ImageNet weights the linear ones were fitted to.
-        linear_weights: path of the authors' state_dict for that backbone, lpips/weights/v0.1/alex.pth or vgg.pth of
-            github.com/richzhang/PerceptualSimilarity: lin0.model.1.weight [1, C, 1, 1] to lin4.model.1.weight.
+        backbone: ``alex``, which the authors recommend for comparisons, or ``vgg``.
+        backbone_weights: Path of torchvision's ImageNet state_dict of AlexNet (alexnet-owt-7be5be79.pth) or VGG-16
+            (vgg16-397923af.pth), for which the linear weights were fitted.
+        linear_weights: Path of the authors' state_dict for this backbone, lpips/weights/v0.1/alex.pth or vgg.pth of
+            github.com/richzhang/PerceptualSimilarity, with lin0.model.1.weight [1, C, 1, 1] to lin4.model.1.weight.
 
     Raises:
         ValueError: If the backbone is unknown.
-        DataError: If one of the files does not exist, or holds other weights.
+        DataError: If a file does not exist or holds other weights.
     """
 
     shift: Tensor
@@ -203,17 +202,17 @@ class LPIPS(nn.Module):
         for key, (path, what) in paths.items():
             if not Path(path).expanduser().is_file():
                 raise DataError(f"{key}={path} is not a file: put {what} there, or name another place")
-        with torch.device("meta"):  # the classifier, which is most of the network, takes neither time nor memory
+        with torch.device("meta"):  # avoids allocating the classifier, most of the network
             features = build().features
         state = _state(backbone_weights, {f"features.{key}": value.shape for key, value in features.state_dict().items()})
         features.load_state_dict({key.removeprefix("features."): value for key, value in state.items()}, assign=True)
         bounds = (0, *(last + 1 for last in last_layers))
         stages = [features[start:stop] for start, stop in pairwise(bounds)]
-        widths = [stage[-2].out_channels for stage in stages]  # of the convolution before the last ReLU
+        widths = [stage[-2].out_channels for stage in stages]  # channels of the convolution before the last ReLU
         linear = {f"lin{i}.model.1.weight": torch.Size((1, width, 1, 1)) for i, width in enumerate(widths)}
         self.stages = nn.ModuleList(stages)
         self.linear = nn.ParameterList(_state(linear_weights, linear).values())
-        # ImageNet's means and deviations, for values in [-1, 1]; rounded as where the linear weights were fitted.
+        # ImageNet's means and deviations for values in [-1, 1], rounded as in the fit of the linear weights.
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
         self.eval().requires_grad_(False)
@@ -221,10 +220,10 @@ class LPIPS(nn.Module):
         self._description = {"backbone": backbone, **{f"{key}_sha256": digest for key, digest in digests.items()}}
 
     def check(self, shape: tuple[int, int, int]) -> None:
-        """Refuse images of this shape (C, H, W) before they are made.
+        """Check that LPIPS is defined for images of this shape (C, H, W).
 
         Raises:
-            ConfigError: If they are too small for the network, or have other than 1 or 3 channels.
+            ConfigError: If the images are too small for the network, or do not have 1 or 3 channels.
         """
         if shape[0] not in (1, 3) or min(shape[1:]) < self.least_side:
             raise ConfigError(
@@ -233,15 +232,15 @@ class LPIPS(nn.Module):
             )
 
     def describe(self) -> dict[str, str]:
-        """What its values depend on, for records."""
+        """Return the settings that determine the values, for the provenance."""
         return self._description
 
     @torch.no_grad()
     def forward(self, reference: Tensor, image: Tensor) -> Tensor:
-        """The distance [N], float32, of uint8 images [N, 1 or 3, H, W]; grey is replicated.
+        """Return the distance, float32 [N], between uint8 images [N, 1 or 3, H, W]; grey is replicated.
 
         Raises:
-            ConfigError: If the images are too small for the network, or have other channels.
+            ConfigError: If the images are too small for the network, or do not have 1 or 3 channels.
         """
         channels, height, width = reference.shape[1:]
         self.check((channels, height, width))
@@ -255,10 +254,10 @@ class LPIPS(nn.Module):
 
 
 def check_lpips(lpips: LPIPS, shape: tuple[int, int, int]) -> None:
-    """Refuse images of this shape (C, H, W) for an evaluator's parameter ``lpips``.
+    """Check that an evaluator's ``lpips`` is defined for images of this shape (C, H, W).
 
     Raises:
-        ConfigError: If LPIPS is not defined for them.
+        ConfigError: If it is not.
     """
     try:
         lpips.check(shape)
@@ -267,21 +266,21 @@ def check_lpips(lpips: LPIPS, shape: tuple[int, int, int]) -> None:
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Divided by the norm over channels; the authors' own code adds this much to it."""
+    """Divide by the norm over channels, to which the authors' code adds the same constant."""
     return features / (features.norm(dim=1, keepdim=True) + 1e-10)
 
 
 def _state(given: str, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    """Those entries of a file, in that order, as float32.
+    """Load the entries with these names and shapes from a file, in this order, as float32.
 
     Raises:
-        DataError: If the file cannot be read; names the first entry that is missing or has another shape.
+        DataError: If the file cannot be read, or an entry is missing or has another shape.
     """
     path = Path(given).expanduser()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         found = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
+    except Exception as error:  # the unpickler can raise almost anything for other kinds of file
         raise DataError(f"the file {path} does not hold weights of LPIPS ({in_one_line(error)})") from error
     for key, shape in shapes.items():
         if key not in found or found[key].shape != shape:

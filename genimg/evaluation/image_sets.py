@@ -1,4 +1,4 @@
-"""Where the images of an evaluation come from: a model, a dataset, a folder or an array."""
+"""Sets of images to evaluate: a model's samples or reconstructions, or a dataset's images."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from genimg.utils.images import to_float, to_uint8
 
 
 class ImageSet(ABC):
-    """A numbered set of uint8 images.
+    """An indexed set of uint8 images.
 
     Attributes:
-        name: for messages and provenance.
-        fingerprint: hexadecimal digest of what determines the images; None where nothing is to be cached.
-        class_names: by label; empty without labels.
-        labels: of all images, int64 [N], where they are known beforehand.
+        name: Name for messages and provenance.
+        fingerprint: Hexadecimal digest that identifies the images; None disables caching.
+        class_names: Class names by label; empty without labels.
+        labels: Labels of all images, int64 [N], if they are known in advance.
     """
 
     name: str
@@ -37,25 +37,25 @@ class ImageSet(ABC):
 
     @abstractmethod
     def images(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
-        """Those images, uint8 [N, C, H, W], and their labels, int64 [N], if there are any."""
+        """Return the images at these indices, uint8 [N, C, H, W], and their labels, int64 [N], if there are any."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """What determines the images, in primitives; complete once images were made."""
+        """Return what determines the images, as primitives; complete only after ``images`` was called."""
 
     def subset(self, count: int) -> NDArray[np.int64]:
-        """Numbers of ``count`` images, chosen at random, stratified by class; the same ones in every run.
+        """Choose the indices of ``count`` images at random, stratified by class; the choice is the same in every run.
 
         Raises:
-            ConfigError: If there are not as many.
+            ValueError: If there are fewer images.
         """
         return fixed_subset(count, len(self), self.labels)
 
     def check(self) -> None:  # noqa: B027 - most sets have nothing to check
-        """Refuse images that ``images`` gave since the last call and that are none; may wait for the device.
+        """Check the images that ``images`` returned since the last call; may wait for the device.
 
         Raises:
-            NonFiniteImagesError: if they held NaN or infinite values.
+            NonFiniteImagesError: If they hold NaN or infinite values.
         """
 
 
@@ -63,7 +63,7 @@ class DatasetImages(ImageSet):
     """The images of a dataset, without augmentation.
 
     Args:
-        data: where they lie.
+        data: Loader of the dataset.
     """
 
     def __init__(self, data: ImageLoader) -> None:
@@ -93,14 +93,14 @@ class DatasetImages(ImageSet):
 
 
 class Subset(ImageSet):
-    """Some images of a set, chosen at random, stratified by class.
+    """A random subset of a set of images, stratified by class.
 
     Args:
-        images: all of them.
-        count: how many.
+        images: Set to choose from.
+        count: Number of images to choose.
 
     Raises:
-        ConfigError: If there are not as many.
+        ConfigError: If there are fewer images.
     """
 
     def __init__(self, images: ImageSet, count: int) -> None:
@@ -124,14 +124,14 @@ class Subset(ImageSet):
 class GeneratedImages(ImageSet):
     """A model's images, rounded to uint8 as when they are saved. Image i is a function of (seed, i) and its label.
 
-    Labels have exactly the class shares of the data that the model was trained on, for this count.
+    The labels have exactly the class shares of the training data, up to rounding to ``count``.
 
     Args:
-        method: in the state to evaluate.
-        count: of images.
-        seed: of everything random about them.
-        device: of the method.
-        class_names: of the data it was trained on.
+        method: Model with the weights to evaluate.
+        count: Number of images.
+        seed: Seed of the images and their labels.
+        device: Device of the model.
+        class_names: Class names of the training data.
     """
 
     def __init__(
@@ -176,11 +176,11 @@ class GeneratedImages(ImageSet):
 
 
 class Reconstructions:
-    """A dataset's images, each with what an autoencoder makes of it and of its condition.
+    """A dataset's images with their reconstructions by an autoencoder, given their conditions.
 
     Args:
-        method: an autoencoder.
-        originals: the images to reconstruct.
+        method: Autoencoder.
+        originals: Images to reconstruct.
     """
 
     def __init__(self, method: Method, originals: DatasetImages) -> None:
@@ -189,7 +189,7 @@ class Reconstructions:
         self._finite = FiniteCheck("the model's reconstructions")
 
     def pairs(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Originals and their reconstructions, each uint8 [N, C, H, W]."""
+        """Return originals and their reconstructions, each uint8 [N, C, H, W]."""
         original = self._originals.images(indices)[0]
         conditions = self._originals.data.conditions(indices, self._method.batch_keys)
         images = self._method.reconstruct({"image": to_float(original)} | conditions)
@@ -197,21 +197,21 @@ class Reconstructions:
         return original, to_uint8(images)
 
     def check(self) -> None:
-        """As ``ImageSet.check``."""
+        """See ``ImageSet.check``."""
         self._finite.check()
 
 
 class NonFiniteImagesError(DataError):
-    """Images hold infinite or undefined values."""
+    """Images hold NaN or infinite values."""
 
 
 class FiniteCheck:
-    """Notices images with NaN or infinite values, which would be rounded to some colour and counted as images.
+    """Detector of images with NaN or infinite values, which rounding to uint8 would hide.
 
-    What it notices stays on the device until ``check``, so that a pass need not wait after every batch.
+    Results stay on the device until ``check``, so no synchronisation is needed after every batch.
 
     Args:
-        name: of the images, for the message.
+        name: Name of the images, for the message.
     """
 
     def __init__(self, name: str) -> None:
@@ -220,15 +220,15 @@ class FiniteCheck:
         self._indices: list[NDArray[np.int64]] = []
 
     def add(self, images: Tensor, indices: NDArray[np.int64]) -> None:
-        """Look at float images [N, C, H, W] with these numbers."""
+        """Record float images [N, C, H, W] with these indices."""
         self._broken.append(~torch.isfinite(images).flatten(1).all(dim=1))
         self._indices.append(indices)
 
     def check(self) -> None:
-        """Refuse what was seen since the last call.
+        """Check the images recorded since the last call.
 
         Raises:
-            NonFiniteImagesError: naming the first broken image.
+            NonFiniteImagesError: If one of them holds NaN or infinite values; names the first.
         """
         if not self._broken:
             return

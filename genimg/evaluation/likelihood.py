@@ -1,4 +1,4 @@
-"""How likely held-out images are under a model, in nats an image and in bits a dimension."""
+"""Likelihood of held-out images under a model, in nats per image and in bits per dimension."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from genimg.utils.rng import Stream, keys_of
 
 
 class LikelihoodEvaluator(HeldOutEvaluator):
-    """The importance-weighted negative log-likelihood of held-out images (first), and their ELBO with its two terms.
+    """Measure the importance-weighted negative log-likelihood (the primary metric), the ELBO and its two terms.
 
-    Images are held-out ones, or those of the training where there are none. What is random about image i depends on
-    (seed, i) alone. The estimate from K samples is an upper bound of the negative log-likelihood, in expectation, and falls
-    with K (Burda et al. 2016, theorem 1): K is part of its name.
+    The images are held-out ones, or training images if there are none. The randomness of image i depends only on (seed, i).
+    The estimate from K samples is in expectation an upper bound of the negative log-likelihood that decreases with K (Burda et
+    al. 2016, theorem 1), so K is part of its name.
 
     Args:
-        num_samples: K, of the latents of an image.
-        num_images, batch_size, seed, interval, final_num_images, stop_if: see HeldOutEvaluator. The size of a batch has no
-            influence on the values but rounding.
+        num_samples: Number K of latent samples per image.
+        num_images, batch_size, seed, interval, final_num_images, stop_if: See HeldOutEvaluator. The batch size influences the
+            values only by rounding.
 
     Raises:
-        ValueError: for numbers out of range.
+        ValueError: If a number is out of range.
     """
 
     def __init__(
@@ -97,11 +97,11 @@ class LikelihoodEvaluator(HeldOutEvaluator):
         *,
         held_out: bool | None,
     ) -> Evaluation:
-        """Of ``data``'s images; ``held_out`` says whether training has not seen them, None that nobody knows.
+        """Measure the images of ``data``; ``held_out`` is whether they were not used for training, None if unknown.
 
         Raises:
-            EvaluationInterruptedError: once ``should_stop`` says so.
-            DataError: If there are too few images, or the model makes NaN of them.
+            EvaluationInterruptedError: If ``should_stop`` returns true.
+            DataError: If there are too few images, or a value is not finite.
         """
         count = min(num_images or self.num_images, len(data.source))
         if count < world_size():

@@ -1,4 +1,4 @@
-"""How many generated images are copies of training images: a nearest-neighbour test, calibrated on held-out images."""
+"""Share of generated images that are copies of training images: a nearest-neighbour test, calibrated on held-out images."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from genimg.errors import DataError
 from genimg.evaluation.feature_stats import FeatureStats
 from genimg.evaluation.metrics import Metric, Name
 
-_BLOCK = 1024  # rows of a distance matrix that are held at once
-_ROUNDING = 2e-3  # of the features' spread
+_BLOCK = 1024  # rows of a distance matrix held in memory at once
+_ROUNDING = 2e-3  # relative to the features' spread
 
 
 class Memorisation(Metric):
     """The share of generated images that are copies of training images, from -1 / (1 / quantile - 1) to 1.
 
-    0 on average for fresh images of the training distribution, 1 where all are copies. Whether an image is too near to its
-    nearest training image is measured in units of that one's distance to its own nearest neighbour, as the authenticity of
-    Alaa et al. 2022 does (section 4); how near is too near is read off images that were held out of the training, as in the
-    test of Meehan et al. 2020, so the value needs no interpretation: see ``memorised_share``. A model whose images are far
-    from all real ones has a value a little below 0.
+    The value is 0 on average for fresh images of the training distribution and 1 if all images are copies. The distance of an
+    image to its nearest training image is divided by that image's distance to its own nearest neighbour, as in the
+    authenticity of Alaa et al. 2022 (section 4). The bound for copies is a quantile of the same ratio of held-out images, as
+    in the test of Meehan et al. 2020; see ``memorised_share``. A model whose images are far from all real images has a value
+    slightly below 0.
 
-    All training images take part, so their features must fit into memory, and all held-out ones.
+    All training and held-out images are used, so their features must fit into memory.
 
     Args:
-        quantile: Share of the held-out images that lies below the bound, between 0 and 1. The larger, the more distant copies
-            are found; the smaller, the less does the quality of the other images matter.
+        quantile: Share of the held-out images that lies below the bound, between 0 and 1. A larger value finds more distant
+            copies; a smaller value depends less on the quality of the other images.
     """
 
     short_name = "memorised"
@@ -49,7 +49,7 @@ class Memorisation(Metric):
         assert real.held_out.features is not None
         assert fake.features is not None
         training = real.training.features.to(device)
-        if real.held_out.closeness is None:  # of images that stay
+        if real.held_out.closeness is None:  # computed once: these images do not change
             real.held_out.closeness = closeness(real.held_out.features.to(device), training)
         found = closeness(fake.features.to(device), training)
         return {name("memorised"): memorised_share(found, real.held_out.closeness, self.quantile)}
@@ -57,12 +57,12 @@ class Memorisation(Metric):
 
 @dataclass(frozen=True)
 class Closeness:
-    """How near images lie to the training images.
+    """Distances of images to the training images.
 
     Attributes:
-        distance: float32 [N], from each image to its nearest training image.
-        scale: float32 [N], from that training image to its own nearest other one that is not a duplicate.
-        index: int64 [N], which one it is.
+        distance: Distance from each image to its nearest training image, float32 [N].
+        scale: Distance from that training image to its own nearest neighbour that is not a duplicate, float32 [N].
+        index: Index of the nearest training image, int64 [N].
     """
 
     distance: Tensor
@@ -71,17 +71,18 @@ class Closeness:
 
     @property
     def ratio(self) -> Tensor:
-        """distance / scale; 0 at distance 0, whatever the scale."""
+        """Ratio distance / scale; 0 at distance 0 for any scale."""
         return torch.where(self.distance > 0.0, self.distance / self.scale, 0.0)
 
 
 def closeness(features: Tensor, training: Tensor) -> Closeness:
-    """The distance of features [N, D] to the nearest of the training images' [T, D], and that one's own to its nearest.
+    """Return the distances of features [N, D] to their nearest training features [T, D], with the scale of these.
 
-    The nearest is found by matrix products; its distance is then computed from the difference, so that a copy is at distance 0.
+    The nearest training image is found by matrix products. Its distance is then computed from the difference, so copies have
+    distance 0.
 
     Raises:
-        ValueError: for fewer than two training images.
+        DataError: If there are fewer than two training images.
     """
     if len(training) < 2:
         raise DataError(f"{len(training)} training image is too few to measure memorisation: two or more are needed")
@@ -90,7 +91,7 @@ def closeness(features: Tensor, training: Tensor) -> Closeness:
     x, reference = features.float() - centre, training - centre
     nearest = torch.cat([torch.cdist(rows, reference).argmin(dim=1) for rows in x.split(_BLOCK)])
     rows, where = nearest.unique(return_inverse=True)
-    # What is nearer than the rounding of matrix products is a duplicate, or the image itself.
+    # Neighbours within the rounding error of matrix products are duplicates, or the image itself.
     rounding = _ROUNDING * reference.square().sum(dim=1).mean().sqrt()
     others = torch.cat([_nearest_beyond(rounding, reference[own], reference) for own in rows.split(_BLOCK)])
     scales = (reference[rows] - reference[others]).norm(dim=1)
@@ -98,14 +99,14 @@ def closeness(features: Tensor, training: Tensor) -> Closeness:
 
 
 def memorised_share(generated: Closeness, held_out: Closeness, quantile: float) -> float:
-    """The share of copies c among generated images, of which the others are as near to the training images as held-out ones.
+    """Estimate the share c of copies, assuming that all other images are as near to the training images as held-out ones.
 
-    An image is suspicious if its ratio is at most that ``quantile`` of the held-out images'. Of fresh images a share h is
-    suspicious, the held-out images' own; of copies all are. From c + (1 - c) h = g, the generated images' share, follows
-    c = (g - h) / (1 - h).
+    An image is suspicious if its ratio is at most the given quantile of the ratios of the held-out images. All copies are
+    suspicious, and so is a share h of fresh images, measured on the held-out images. With the share g of suspicious generated
+    images, c + (1 - c) h = g, so c = (g - h) / (1 - h).
 
     Returns:
-        1 where all are copies; 0 on average for fresh images, with ``fresh_deviation``, and so at times a little below 0.
+        1 if all images are copies; for fresh images 0 on average with the deviation ``fresh_deviation``, so possibly negative.
     """
     known = held_out.ratio.double()
     bound = known.sort().values[max(0, round(quantile * len(known)) - 1)]
@@ -114,11 +115,11 @@ def memorised_share(generated: Closeness, held_out: Closeness, quantile: float) 
 
 
 def fresh_deviation(quantile: float, num_generated: int, num_held_out: int) -> float:
-    """The standard deviation of ``memorised_share`` for fresh images."""
+    """Return the standard deviation of ``memorised_share`` for fresh images."""
     return math.sqrt(quantile / (1.0 - quantile) * (1.0 / num_generated + 1.0 / num_held_out))
 
 
 def _nearest_beyond(least: Tensor, queries: Tensor, reference: Tensor) -> Tensor:
-    """Which row of the reference [T, D] is the nearest to each query [N, D] of those at a distance of more than ``least``."""
+    """Return the index of the reference row [T, D] nearest to each query [N, D] among those farther away than ``least``."""
     distances = torch.cdist(queries, reference)
     return distances.masked_fill_(distances <= least, torch.inf).argmin(dim=1)

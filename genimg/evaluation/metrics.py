@@ -1,6 +1,6 @@
-"""The metrics that a config can name. Each is computed from the summaries of real and generated images.
+"""Metrics for configs, computed from the statistics of real and generated images.
 
-To add one, write a class here (or in a package of your own) and name it in an evaluator's ``metrics``.
+To add a metric, write a class here (or in your own package) and name it in an evaluator's ``metrics``.
 """
 
 from __future__ import annotations
@@ -18,51 +18,48 @@ from genimg.evaluation.feature_stats import FeatureStats
 
 
 class Name(Protocol):
-    """A metric's short name (``fd``) -> its full name, with the count of images and the extractor (``fd5k_mnist_v2``)."""
+    """Function from a metric's short name (``fd``) to its full name with image count and extractor (``fd5k_mnist_v2``)."""
 
     def __call__(self, metric: str, count: int | None = None) -> str:
-        """``count``: images of each side, where they are fewer than the generated ones."""
+        """Return the full name; ``count`` is the number of images on each side, if it is not that of the generated images."""
         ...
 
 
 class Metric(ABC):
-    """One or several numbers about a set of generated images.
-
-    Its first number can choose the best checkpoint.
-    """
+    """One or several values that describe a set of generated images; the first one can choose the best checkpoint."""
 
     short_name: ClassVar[str]
-    """Of the first number."""
+    """Short name of the first value."""
     higher_is_better: ClassVar[bool]
     needs_features: ClassVar[bool] = False
-    """Whether features are kept: of all generated images, and of as many real ones or 10,000, whichever is more."""
+    """Whether to keep features of all generated images, and of as many real images or 10,000, whichever is more."""
     needs_spatial: ClassVar[bool] = False
-    """Whether moments of the extractor's spatial features are taken."""
+    """Whether moments of the extractor's spatial features are computed."""
     needs_held_out: ClassVar[bool] = False
-    """Whether ``real.training`` and ``real.held_out`` are given: features of all training images and of all held-out ones."""
+    """Whether to compute ``real.training`` and ``real.held_out``, with features of all training and held-out images."""
     needs_logits: ClassVar[bool] = False
     can_be_resampled: ClassVar[bool] = False
-    """Whether a bootstrap makes sense: not where the same image, drawn twice, would be its own neighbour, nor for counts of
-    what is met at least once."""
+    """Whether a bootstrap is valid. It is not for neighbour metrics, because an image drawn twice would be its own neighbour,
+    nor for counts of things that occur at least once."""
     least_value: ClassVar[float] = -math.inf
-    """Below which no value can be."""
+    """Lower bound of the values."""
     splits: int | None = None
-    """Parts over which class probabilities are summed; None if they are not needed."""
+    """Number of splits over which class probabilities are summed; None if they are not needed."""
 
     @property
     def least_images(self) -> int:
-        """How many generated images it takes at least."""
+        """Minimum number of images."""
         return 2
 
     @abstractmethod
     def compute(self, real: FeatureStats, fake: FeatureStats, name: Name, device: torch.device) -> dict[str, float]:
-        """Full name -> value. ``device``: where work on kept features is fast."""
+        """Return values by full name; ``device`` is for computations on the kept features."""
 
 
 class FrechetDistance(Metric):
     """The Fréchet distance between Gaussians fitted to the features (Heusel et al. 2017); FID with Inception's features.
 
-    Lower is better and 0 is equal. It falls as the number of images grows, so that only equal counts compare.
+    Lower is better and 0 means equal. The distance falls as the number of images grows, so only equal counts are comparable.
     """
 
     short_name = "fd"
@@ -80,7 +77,7 @@ class FrechetDistance(Metric):
 class SpatialFrechetDistance(Metric):
     """The Fréchet distance between Gaussians fitted to spatial features (Nash et al. 2021); sFID with Inception's.
 
-    For extractors that have them. Lower is better and 0 is equal; as FID it falls as the number of images grows.
+    Lower is better and 0 means equal. Like FID, it falls as the number of images grows.
     """
 
     short_name = "sfd"
@@ -95,12 +92,12 @@ class SpatialFrechetDistance(Metric):
 
 
 class InceptionScore(Metric):
-    """How sure the classifier is of each image, and how varied its answers are (Salimans et al. 2016).
+    """The Inception Score (Salimans et al. 2016): classifier confidence on each image and variety of the predicted classes.
 
-    Higher is better, from 1 to the number of classes. It does not look at the real images at all.
+    Higher is better, from 1 to the number of classes. The real images are not used.
 
     Args:
-        splits: parts of the images, over which mean and deviation are taken; the paper takes 10.
+        splits: Number of splits of the images, over which mean and deviation are computed; the paper uses 10.
     """
 
     short_name = "is"
@@ -126,13 +123,13 @@ class InceptionScore(Metric):
 
 
 class KernelDistance(Metric):
-    """The kernel distance (Bińkowski et al. 2018); KID with Inception's features. Unbiased, so that it suits small sets.
+    """The kernel distance (Bińkowski et al. 2018); KID with Inception's features. It is unbiased, so it suits small sets.
 
-    Lower is better; equal distributions give 0 on average, and so at times a little less.
+    Lower is better; equal distributions give 0 on average, so values can be slightly negative.
 
     Args:
-        subsets: random pairs of subsets, over which mean and deviation are taken.
-        subset_size: images in each; where there are fewer images, all of them, without a deviation.
+        subsets: Number of random pairs of subsets, over which mean and deviation are computed.
+        subset_size: Number of images in each subset; if there are fewer, all images, without a deviation.
     """
 
     short_name = "kd"
@@ -150,26 +147,26 @@ class KernelDistance(Metric):
     def compute(self, real: FeatureStats, fake: FeatureStats, name: Name, device: torch.device) -> dict[str, float]:
         x, y = _kept(real, device), _kept(fake, device)
         size = min(self.subset_size, len(x), len(y))
-        if size == len(x) == len(y):  # there is but one subset
+        if size == len(x) == len(y):  # there is only one subset
             return {name("kd"): kernel_distance(x, y, subsets=1, subset_size=size)[0]}
         mean, deviation = kernel_distance(x, y, subsets=self.subsets, subset_size=size)
-        # Where a side is drawn whole each time, the deviation is that of the other side alone.
+        # If all images of one side are drawn each time, the deviation would be that of the other side alone.
         return {name("kd"): mean} | ({f"{name('kd')}_std": deviation} if size < min(len(x), len(y)) else {})
 
 
 class PrecisionRecall(Metric):
     """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
-    Precision and density: how much of what is generated lies among the real images. Recall and coverage: how much of the
-    real images is met by generated ones. Higher is better, and 1 is full, except that density can exceed 1.
+    Precision and density measure how many generated images lie among the real ones; recall and coverage measure how many real
+    images lie among the generated ones. Higher is better, up to 1; density can exceed 1.
 
-    All four depend on the numbers of images. As in both papers there are equally many of each side: a random subset of the
-    larger side, whose size is part of the name. Of images of the same distribution, density is then 1 in expectation, and
-    coverage is ``expected_coverage``: 0.969 for 5 neighbours and many images.
+    All four depend on the numbers of images. As in both papers, both sides have equally many: a random subset of the larger
+    side is used, and the count is part of the name. For equal distributions, density is then 1 in expectation, and coverage is
+    ``expected_coverage``: 0.969 for 5 neighbours and many images.
 
     Args:
-        neighbors: of precision and recall; the paper takes 3.
-        density_neighbors: of density and coverage; the paper takes 5.
+        neighbors: Number of neighbours for precision and recall; the paper uses 3.
+        density_neighbors: Number of neighbours for density and coverage; the paper uses 5.
     """
 
     short_name = "precision"
@@ -181,7 +178,7 @@ class PrecisionRecall(Metric):
             raise ValueError(f"neighbors={neighbors} and density_neighbors={density_neighbors} must be 1 or more")
         self.neighbors = neighbors
         self.density_neighbors = density_neighbors
-        self.counts = "as many real as generated images"  # in the provenance: until 2026-11 the real ones were up to 10,000
+        self.counts = "as many real as generated images"  # for the provenance: up to 10,000 real images until 2026-11
 
     @property
     def least_images(self) -> int:
@@ -207,15 +204,15 @@ class PrecisionRecall(Metric):
 
 
 class ClassCoverage(Metric):
-    """Which of the classes that the classifier sees in the real images it sees in the generated ones too.
+    """Class coverage and class divergence of the generated images, by the extractor's predictions.
 
-    ``class_coverage`` is the share of classes that are met: whose share of the generated images is at least ``least_share``
-    of their share of the real ones. ``class_kl`` is the Kullback-Leibler divergence (nats) of the generated classes'
-    distribution from the real one's, as in the mode counts of Metz et al. 2017 (section 3.3.1). For extractors whose
-    classes are the data's.
+    ``class_coverage`` is the share of classes in the real images that are covered. A class is covered if its share of the
+    generated images is at least ``least_share`` times its share of the real images. ``class_kl`` is the KL divergence (nats)
+    of the generated from the real class distribution, as in the mode counts of Metz et al. 2017 (section 3.3.1). The
+    extractor's classes should be those of the data.
 
     Args:
-        least_share: between 0 and 1; above 0, because a classifier errs.
+        least_share: Factor between 0 and 1; above 0 to tolerate misclassifications.
     """
 
     short_name = "class_coverage"
@@ -229,7 +226,7 @@ class ClassCoverage(Metric):
 
     def compute(self, real: FeatureStats, fake: FeatureStats, name: Name, device: torch.device) -> dict[str, float]:
         if real.predictions is None or fake.predictions is None:
-            return {}  # statistics of another program have no classes
+            return {}  # statistics of other programs have no classes
         num_classes = int(max(real.predictions.max(), fake.predictions.max())) + 1
         p, q = (
             torch.bincount(side.predictions, minlength=num_classes).double() / len(side.predictions)  # type: ignore[arg-type]
@@ -245,8 +242,9 @@ class ClassCoverage(Metric):
 
 
 class ConditionalAccuracy(Metric):
-    """How often a classifier trained on real images sees the class that an image was made as (GAN-test of Shmelkov et al.
-    2018). Absent where images have no labels.
+    """Accuracy of a classifier trained on real images for the classes of generated images (GAN-test, Shmelkov et al. 2018).
+
+    The metric is absent if the images have no labels.
     """
 
     short_name = "accuracy"

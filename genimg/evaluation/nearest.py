@@ -1,4 +1,4 @@
-"""The real images nearest to generated ones: has the model memorised its data?"""
+"""Nearest real images of generated images, to check for memorisation."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from genimg.utils.images import to_float
 def nearest_images(
     real: ImageSet, fake: ImageSet, extractor: Extractor, *, count: int, neighbors: int, batch_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The nearest of all real images to the first generated ones, by Euclidean distance between features.
+    """Find the nearest real images of the first generated ones, by Euclidean distance between features.
 
     Args:
-        real, fake: the images.
-        extractor: on its device.
-        count: generated images to look up.
-        neighbors: of each.
-        batch_size: of extraction.
+        real, fake: Sets of images.
+        extractor: Feature extractor, on its device.
+        count: Number of generated images.
+        neighbors: Number of neighbours.
+        batch_size: Batch size of extraction.
 
     Returns:
-        Distances [count, neighbors], indices of real images, and a picture's images [count * (neighbors + 1), C, H, W] in
-        [-1, 1]: each generated image, followed by its neighbours.
+        Distances [count, neighbors], indices [count, neighbors] of the real images, and images for a grid, each generated one
+        followed by its neighbours, [count * (neighbors + 1), C, H, W] in [-1, 1].
     """
     count, neighbors = min(count, len(fake)), min(neighbors, len(real))
     parts = [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
@@ -54,6 +54,6 @@ def nearest_images(
 
 
 def _as_shown(images: Tensor, channels: int, size: tuple[int, ...]) -> Tensor:
-    """For looking only: both sides in one size and colour."""
+    """Convert images to a common size and number of channels, for display only."""
     values = to_float(images if images.shape[1] == channels else three_channels(images)).cpu()
     return values if tuple(values.shape[2:]) == size else F.interpolate(values, size=size, mode="nearest")

@@ -1,4 +1,4 @@
-"""What the trainer asks of an evaluation."""
+"""Interface between the trainer and evaluators."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured.
+    """Result of an evaluation.
 
     Attributes:
-        values: full name of the metric -> value; the first chooses the best checkpoint.
-        intervals: full name -> (low, high) of a 95 % bootstrap interval, where one was asked for.
-        provenance: what the values depend on, in primitives.
-        warnings: in sentences, why a value may mean less than it seems.
+        values: Values by full metric name; the first one chooses the best checkpoint.
+        provenance: Everything that the values depend on, as primitives.
+        intervals: 95 % bootstrap intervals (low, high) by full metric name, if requested.
+        warnings: Sentences about values that may be unreliable.
     """
 
     values: dict[str, float]
@@ -37,14 +37,14 @@ class Evaluation:
 
 
 class PeriodicEvaluator(ABC):
-    """An evaluation at intervals, whose primary metric chooses the best checkpoint.
+    """Base class of evaluations at intervals, whose primary metric chooses the best checkpoint.
 
     Args:
-        interval: how often.
-        final_num_images: images of one more evaluation when training ends; None skips it.
-        stop_if: ``{factor: k, evaluations: m}`` stops a training whose primary metric was worse than k times its best for m
-            evaluations in a row; ``{metric: NAME, above: x, evaluations: m}``, or ``below``, one of which NAME was beyond x;
-            None never does.
+        interval: Interval between evaluations.
+        final_num_images: Number of images of an additional evaluation after training; None skips it.
+        stop_if: Condition that must hold in m evaluations in a row to stop the training. ``{factor: k, evaluations: m}``: the
+            primary metric is worse than k times its best. ``{metric: NAME, above: x, evaluations: m}``, or ``below``: NAME is
+            beyond x. None disables early stopping.
     """
 
     def __init__(self, *, interval: NumImages, final_num_images: int | None, stop_if: Mapping[str, float | str] | None) -> None:
@@ -56,28 +56,28 @@ class PeriodicEvaluator(ABC):
 
     @abstractmethod
     def check(self, method: Method, source: ImageDataset | None = None) -> None:
-        """Refuse what cannot be evaluated, and warn of what means little, before a training on ``source``.
+        """Check before a training on ``source`` that it can be evaluated; warn about values of little significance.
 
         Raises:
-            ConfigError: For a model, a metric or data that do not fit.
+            ConfigError: If the model, a metric or the data do not fit.
         """
 
     @property
     @abstractmethod
     def primary(self) -> str | None:
-        """The metric that chooses the best checkpoint; None where none does, so that only the last one is kept."""
+        """Name of the metric that chooses the best checkpoint; None if only the last checkpoint is kept."""
 
     @property
     @abstractmethod
     def higher_is_better(self) -> bool:
-        """Of the primary metric."""
+        """Whether higher values of the primary metric are better."""
 
     def is_better(self, value: float, best: float) -> bool:
-        """Whether a value of the primary metric beats another."""
+        """Return whether ``value`` of the primary metric is better than ``best``."""
         return value > best if self.higher_is_better else value < best
 
     def has_diverged(self, values: Mapping[str, float], best: float | None) -> bool:
-        """Whether measured values are worse than ``stop_if`` allows, once; ``best`` is that of the primary metric, if any."""
+        """Return whether these values violate ``stop_if``; ``best`` is the best value of the primary metric, if any."""
         if self.stop_if is None:
             return False
         if self.stop_if.metric is not None:
@@ -95,32 +95,32 @@ class PeriodicEvaluator(ABC):
         should_stop: Callable[[], bool] = lambda: False,
         num_images: int | None = None,
     ) -> Evaluation:
-        """Evaluate ``method`` as it is now, with ``num_images`` images if that is given.
+        """Evaluate the model in its current state.
 
         Args:
-            method: in any mode.
-            data: that it is trained on.
-            device: of the method.
-            should_stop: asked before every batch.
-            num_images: instead of the evaluation's own number.
+            method: Model to evaluate, in any mode.
+            data: Loader of the training data.
+            device: Device of the model.
+            should_stop: Callback checked before every batch.
+            num_images: Number of images; None uses the evaluator's setting.
 
         Raises:
-            EvaluationInterruptedError: once ``should_stop`` says so.
-            NonFiniteImagesError: if the model makes NaN.
+            EvaluationInterruptedError: If ``should_stop`` returns true.
+            NonFiniteImagesError: If the model generates NaN or infinite values.
         """
 
 
 class HeldOutEvaluator(PeriodicEvaluator):
-    """An evaluation of images that training does not see, or else, with a warning, of those that it sees.
+    """Base class of evaluations on held-out images, or on training images, with a warning, if there are none.
 
     Args:
-        num_images: at most; chosen at random, stratified by class.
-        batch_size: images at once.
-        seed: of what is random about the measures.
-        interval, final_num_images, stop_if: see PeriodicEvaluator.
+        num_images: Maximum number of images, chosen at random, stratified by class.
+        batch_size: Batch size.
+        seed: Seed of the measurements.
+        interval, final_num_images, stop_if: See PeriodicEvaluator.
 
     Raises:
-        ValueError: for numbers below 1.
+        ValueError: If a number is below 1.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class HeldOutEvaluator(PeriodicEvaluator):
         self._warned = False
 
     def warn_without_validation(self, source: ImageDataset | None) -> None:
-        """Say, once, that a source has no images that training does not see."""
+        """Warn once if the dataset has no held-out images."""
         if source is not None and source.validation is None and not self._warned:
             self._warned = True
             log.warning(

@@ -1,4 +1,4 @@
-"""Statistics of a set of images in a file: the cache of real images, and what genimg-eval saves and takes."""
+"""Files with statistics of a set of images: the cache of real statistics, and the files that genimg-eval saves and reads."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from genimg.utils.verified_torch import load_verified
 
 log = logging.getLogger(__name__)
 
-_MOST_FEATURES = 2**14  # of an image, where a covariance is made of them, which a small file could make take all memory
-_ROUNDING = 1e-3  # of the largest covariance, in files of single precision
+_MOST_FEATURES = 2**14  # per image: a covariance of more could exhaust the memory, even from a small file
+_ROUNDING = 1e-3  # relative to the largest covariance, for single-precision files
 
-_FORMAT = 4  # with spatial features; since 3, real images are chosen at random
+_FORMAT = 4  # 4: with spatial features; 3: real images chosen at random
 
 
 @dataclass(frozen=True)
 class SavedStatistics:
-    """A summary with what it was made of.
+    """Statistics with their provenance.
 
     Attributes:
-        summary: of the images.
-        extractor: as ``Extractor.describe`` gave it; None where the file does not say.
-        images: as ``ImageSet.describe`` gave it, and how many there were.
+        summary: Statistics of the images.
+        extractor: Description from ``Extractor.describe``; None if the file does not record it.
+        images: Description from ``ImageSet.describe``, with the number of images.
     """
 
     summary: FeatureStats
@@ -46,28 +46,28 @@ class SavedStatistics:
     images: dict[str, Any]
 
     def write(self, path: Path) -> None:
-        """The file appears whole or not at all."""
+        """Write the file atomically."""
         state = {"format": _FORMAT, "extractor": self.extractor, "images": self.images, **self.summary.state_dict()}
-        # Opened here, because torch.save's own errors are no OSErrors and name no file.
+        # Opened here because the errors of torch.save are not OSErrors and do not name the file.
         with atomically(path) as temporary, open(temporary, "wb") as file:
             torch.save(state, file)
 
     @classmethod
     def read(cls, path: Path) -> SavedStatistics:
-        """A file that ``write`` made, or another program's .npz: ``mu`` and ``sigma`` (as of pytorch-fid and ADM), or features.
+        """Read a file from ``write``, or a .npz of another program (pytorch-fid, ADM): ``mu`` and ``sigma``, or features.
 
         Raises:
-            DataError: If there is none, or it is something else.
+            DataError: If the file does not exist or has another content.
         """
         if not path.is_file():
             raise DataError(f"the statistics {path} do not exist")
         return _read_npz(path) if path.suffix == ".npz" else _read_own(path)
 
     def check_extractor(self, extractor: Extractor, path: Path, *, accept_unrecorded: bool) -> None:
-        """Refuse statistics of other features than ``extractor``'s.
+        """Check that the statistics were computed with ``extractor``.
 
         Raises:
-            DataError: For another extractor, or an unknown one that is not accepted.
+            DataError: If the extractor is another one, or is not recorded and ``accept_unrecorded`` is false.
         """
         own = extractor.describe()
         if self.extractor is None:
@@ -90,14 +90,14 @@ class SavedStatistics:
 def cache_path(
     folder: Path, fingerprint: str, count: int, extractor: Extractor, device: torch.device, *, selected: str | None = None
 ) -> Path:
-    """The cache's file for these images, by a digest of everything that determines their features.
+    """Return the cache file for these images, named by a digest of everything that determines their features.
 
     Args:
-        folder: Of caches.
-        fingerprint: Of all images.
-        count: Number of images that are taken.
-        extractor, device: What makes features of them.
-        selected: How they are chosen, as ``subsets.selection`` says; None where all of them are taken.
+        folder: Cache directory.
+        fingerprint: Fingerprint of the whole set of images.
+        count: Number of images that are used.
+        extractor, device: Extractor of the features and its device.
+        selected: Selection rule, as in ``subsets.selection``; None if all images are used.
     """
     key = [
         _FORMAT,
@@ -106,7 +106,7 @@ def cache_path(
         selected,
         extractor.describe(),
         device.type,
-        # Of the arithmetic; of decoding and resizing; of Inception, CLIP and their preprocessing.
+        # Versions for arithmetic; for decoding and resizing; and for Inception, CLIP and their preprocessing.
         *(versions()[package] for package in ("torch", "pillow", "torch-fidelity")),
     ]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
@@ -114,7 +114,7 @@ def cache_path(
 
 
 def read_cache(path: Path) -> FeatureStats | None:
-    """None where there is nothing usable."""
+    """Return the cached statistics, or None if there are none or they cannot be read."""
     if not path.is_file():
         return None
     try:
@@ -125,7 +125,7 @@ def read_cache(path: Path) -> FeatureStats | None:
 
 
 def write_cache(path: Path, statistics: SavedStatistics) -> None:
-    """A cache that cannot be written costs time, not the run."""
+    """Write the cache; only warn if this fails, because a cache is optional."""
     try:
         statistics.write(path)
     except (OSError, RuntimeError) as error:
@@ -147,17 +147,17 @@ def _read_own(path: Path) -> SavedStatistics:
         return SavedStatistics(FeatureStats.from_state_dict(state), state["extractor"], state["images"])
     except (MemoryError, OSError):
         raise
-    except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
+    except Exception as error:  # the unpickler can raise almost anything for other kinds of file
         reason = str(error) if isinstance(error, ValueError) else "it is damaged, or of something else"
         raise DataError(f"the file {path} does not hold statistics of genimg ({reason})") from error
 
 
 def _require_sound(state: Mapping[str, Any]) -> None:
-    """Refuse statistics of shapes, types or values that no images have, which the metrics would fail at later.
+    """Check shapes, types and values of the statistics, so the metrics do not fail on them later.
 
     Raises:
-        ValueError: Saying what is wrong.
-        KeyError: If something is missing.
+        ValueError: If an entry is invalid.
+        KeyError: If an entry is missing.
     """
     _require_moments(state["num_images"], state["mean"], state["covariance"], "mean", "covariance")
     size, count = len(state["mean"]), state["num_images"]
@@ -179,10 +179,10 @@ def _require_sound(state: Mapping[str, Any]) -> None:
 
 
 def _require_moments(count: object, mean: object, covariance: object, mean_name: str, covariance_name: str) -> None:
-    """Refuse what are not the mean [D] and covariance [D, D] of images.
+    """Check that the values can be the mean [D] and covariance [D, D] of images.
 
     Raises:
-        ValueError: Saying why.
+        ValueError: If they cannot.
     """
     if type(count) is not int or count < 2:
         raise ValueError(f"num_images is {count}")
@@ -200,10 +200,10 @@ def _require_moments(count: object, mean: object, covariance: object, mean_name:
 
 
 def _require_tensor(value: object, name: str, dtype: torch.dtype, shape: tuple[int | None, ...]) -> None:
-    """Refuse what is not a finite tensor of this type and shape, of which None is any size.
+    """Check that a value is a finite tensor of this type and shape, in which None matches any size.
 
     Raises:
-        ValueError: Saying what it is.
+        ValueError: If it is not.
     """
     expected = f"{str(dtype).removeprefix('torch.')} [{', '.join('any' if n is None else str(n) for n in shape)}]"
     if not isinstance(value, torch.Tensor):
@@ -216,17 +216,17 @@ def _require_tensor(value: object, name: str, dtype: torch.dtype, shape: tuple[i
 
 
 def holds_statistics(path: Path) -> bool:
-    """Whether another program's .npz holds ``mu`` and ``sigma``, or features, a matrix ``arr_0`` of floats."""
+    """Return whether a .npz of another program holds ``mu`` and ``sigma``, or features, a matrix ``arr_0`` of floats."""
     try:
         with NumpyArchive(path, f"the file {path}") as archive:
             headers = archive.headers
-    except DataError:  # its reader says what is wrong
+    except DataError:  # the reader of images reports the error
         return False
     return {"mu", "sigma"} <= set(headers) or _holds_features(headers)
 
 
 def holds_images(path: Path) -> bool:
-    """Whether an .npz that ``holds_statistics`` has images beside them, as ADM's reference files do."""
+    """Return whether a .npz with statistics also holds images, like the reference files of ADM."""
     with NumpyArchive(path, f"the file {path}") as archive:
         return bool(image_like(archive.headers))
 
@@ -236,8 +236,9 @@ def _holds_features(headers: Mapping[str, Header]) -> bool:
 
 
 def _read_npz(path: Path) -> SavedStatistics:
-    """``mu`` and ``sigma`` [D, D], and where they are there ``mu_s`` and ``sigma_s`` of the spatial features; else, or beside
-    them, features ``arr_0`` [N, D].
+    """Read ``mu`` [D] and ``sigma`` [D, D], features ``arr_0`` [N, D], or both.
+
+    ``mu_s`` and ``sigma_s`` of the spatial features are read if they exist.
     """
     features = None
     try:
@@ -265,11 +266,11 @@ def _read_npz(path: Path) -> SavedStatistics:
 
 
 def _moments(archive: NumpyArchive, mean_key: str, covariance_key: str) -> GaussianStatistics:
-    """Return mean and covariance. Such files do not say how many images they are of; no rank is then cut off.
+    """Return mean and covariance, with D + 1 as the unrecorded number of images, so the covariance counts as full rank.
 
     Raises:
         KeyError: If one is missing.
-        ValueError: If they are not those of images.
+        ValueError: If they cannot be a mean and covariance of images.
     """
     tensors = []
     for key in (mean_key, covariance_key):

@@ -1,4 +1,4 @@
-"""Measures translated images: against what they should be where that is known, else by how they cycle and are distributed."""
+"""Evaluators of translated images: against known targets, or by cycle consistency and distribution if unpaired."""
 
 from __future__ import annotations
 
@@ -39,37 +39,37 @@ from genimg.utils.rng import Stream, seed_of, steady
 
 log = logging.getLogger(__name__)
 
-_SCALES = 5  # of the multi-scale structural similarity
-_SUBSETS, _SUBSET_SIZE = 100, 1000  # of the kernel distance, as elsewhere
+_SCALES = 5  # number of scales of the multi-scale structural similarity
+_SUBSETS, _SUBSET_SIZE = 100, 1000  # subsets of the kernel distance, as elsewhere
 
 
 Observer = Callable[[Batch, dict[str, Tensor]], None]
-"""Is given every batch that is measured, and the numbers [N] of its images."""
+"""Callback that receives every measured batch and the values [N] of its images."""
 
 
 class TranslationEvaluator(HeldOutEvaluator):
-    """Translations of held-out images: those for validation, or of the training where there are none.
+    """Base class of evaluations of translated held-out images, or training images if there are none.
 
     Args:
-        num_images: at most; chosen at random, stratified by class.
-        batch_size: of translation; has no influence on the values while ``sampled_mode`` is eval.
-        interval, final_num_images, stop_if: see PeriodicEvaluator.
-        seed: of what is random about a task.
-        extractor: of features, for Fréchet and kernel distances between translated and held-out images; None for neither.
-        best_by: The measure that chooses the best checkpoint, one of ``choices``, by its short name (``kd`` and ``fd`` need an
-            extractor, ``lpips`` its weights); None chooses none, so that only the last checkpoint is kept.
+        num_images: Maximum number of images, chosen at random, stratified by class.
+        batch_size: Batch size; does not influence the values if ``sampled_mode`` is eval.
+        interval, final_num_images, stop_if: See PeriodicEvaluator.
+        seed: Seed of the task's random numbers.
+        extractor: Feature extractor, for Fréchet and kernel distances between translated and held-out images; None for none.
+        best_by: Short name of the metric that chooses the best checkpoint, one of ``choices`` (``kd`` and ``fd`` need an
+            extractor, ``lpips`` its weights); None keeps only the last checkpoint.
 
     Raises:
-        ValueError: For a measure that cannot choose, or that is not measured.
+        ValueError: If ``best_by`` is not one of ``choices``, or is not measured.
     """
 
     choices: tuple[str, ...]
-    """Measures that may choose the best checkpoint: none that an identity translator wins."""
+    """Metrics that may choose the best checkpoint: none for which a translator that changes nothing is optimal."""
 
     key: str
-    """Of the batches that it can measure translations of."""
+    """Batch key that a model must use to be measured."""
     what: str
-    """Is measured, for messages."""
+    """Description of the measured translations, for messages."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class TranslationEvaluator(HeldOutEvaluator):
         if best_by is None and self.stop_if is not None and self.stop_if.metric is None:
             raise ValueError("stop_if with a factor needs a metric that chooses the best: set best_by")
         self.extractor, self.best_by = extractor, best_by
-        self._targets: dict[tuple[str, int, str], SavedStatistics] = {}  # of a run's held-out images, which stay the same
+        self._targets: dict[tuple[str, int, str], SavedStatistics] = {}  # a run's held-out images do not change
 
     def check(self, method: Method, source: ImageDataset | None = None) -> None:
         if not method.translates or self.key not in method.batch_keys:
@@ -120,7 +120,7 @@ class TranslationEvaluator(HeldOutEvaluator):
         num_images: int | None = None,
         observe: Observer = lambda batch, found: None,
     ) -> Evaluation:
-        """See PeriodicEvaluator; ``observe`` sees this rank's batches."""
+        """See PeriodicEvaluator; ``observe`` is called with this rank's batches."""
         self.check(method)
         assert isinstance(method, Translation)
         held_out = data.validation or data
@@ -150,19 +150,19 @@ class TranslationEvaluator(HeldOutEvaluator):
         return self.best_by in ("psnr", "ssim", "ms_ssim")
 
     def batch_size_of(self, method: Translation) -> int:
-        """1 in training mode, so that dropout and batch statistics are a matter of each image alone."""
+        """Return the batch size, 1 in training mode so dropout and batch statistics depend on each image alone."""
         return 1 if method.sampled_mode == "train" else self.batch_size
 
     @property
     def noise_seed(self) -> int:
-        """Of what is random about a task, apart from that of the training."""
+        """Seed of the task's random numbers, independent of those in training."""
         return seed_of(self.seed, Stream.TRANSLATION)
 
     @abstractmethod
     def _pixels(
         self, method: Translation, data: ImageLoader, count: int, should_stop: Callable[[], bool], observe: Observer
     ) -> dict[str, float]:
-        """Numbers of ``count`` images, chosen at random."""
+        """Return the mean pixel metrics of ``count`` images, chosen at random."""
 
     def _means(
         self,
@@ -173,7 +173,7 @@ class TranslationEvaluator(HeldOutEvaluator):
         should_stop: Callable[[], bool],
         observe: Observer,
     ) -> dict[str, float]:
-        """Return the mean over images of each number [N] that ``measure`` gives of a batch."""
+        """Return the means over all images of the values [N] that ``measure`` returns for each batch."""
         if len(chosen) < world_size():
             raise DataError(
                 f"{len(chosen)} held-out images are fewer than the {world_size()} processes that measure them: start fewer of "
@@ -193,7 +193,7 @@ class TranslationEvaluator(HeldOutEvaluator):
 
     @abstractmethod
     def _sets(self, method: Translation, data: ImageLoader, count: int) -> dict[str, tuple[_Made, _Made]]:
-        """Ending of the metrics' names -> real images and translated ones."""
+        """Return real and translated images by suffix of the metric names."""
 
     def _distances(
         self,
@@ -203,7 +203,7 @@ class TranslationEvaluator(HeldOutEvaluator):
         device: torch.device,
         should_stop: Callable[[], bool],
     ) -> dict[str, float]:
-        """Fréchet and kernel distances, and their means over directions."""
+        """Return Fréchet and kernel distances by metric name."""
         found: dict[str, float] = {}
         for ending, (real, fake) in sets.items():
             metrics = {"kd": KernelDistance(subsets=_SUBSETS, subset_size=_SUBSET_SIZE), "fd": FrechetDistance()}
@@ -225,14 +225,14 @@ class TranslationEvaluator(HeldOutEvaluator):
     def _statistics(
         self, extractor: Extractor, images: ImageSet, batch_size: int, should_stop: Callable[[], bool]
     ) -> SavedStatistics:
-        """Not cached on the disk, as those of whole datasets are: a task's settings are part of what they depend on."""
+        """Compute statistics without the disk cache of whole datasets, because they also depend on the task's settings."""
         everything = np.arange(len(images), dtype=np.int64)
         passes = Passes(extractor, batch_size, should_stop)
         summary = passes.summarise(images, everything, "features of held-out images", kept=everything)
         return SavedStatistics(summary, extractor.describe(), {**images.describe(), "num_images": len(images)})
 
     def _weights(self) -> dict[str, Any]:
-        """Of networks that take part beside the extractor, for the record."""
+        """Describe the networks used besides the extractor, for the provenance."""
         return {}
 
     def _provenance(self, method: Translation, data: ImageLoader, count: int) -> dict[str, Any]:
@@ -258,13 +258,12 @@ class TranslationEvaluator(HeldOutEvaluator):
 
 
 class PairedEvaluator(TranslationEvaluator):
-    """Against the targets: PSNR, SSIM, L1, MS-SSIM where images are large enough, and LPIPS where it is given.
+    """Measure translations against their targets: PSNR, SSIM, L1, MS-SSIM of large enough images, and LPIPS if given.
 
-    Inpainting is measured in the holes alone as well, and super-resolution on the luma without borders; see ``similarities``.
+    Inpainting is also measured in the holes alone, and super-resolution on the luma without borders; see ``similarities``.
 
     Args:
-        lpips: with local weights; None leaves it out.
-        settings: see TranslationEvaluator.
+        lpips: LPIPS distance with local weights; None omits it. See TranslationEvaluator for the other arguments.
     """
 
     choices = ("psnr", "ssim", "ms_ssim", "l1", "lpips", "kd", "fd")
@@ -329,10 +328,11 @@ class PairedEvaluator(TranslationEvaluator):
 
 
 class UnpairedEvaluator(TranslationEvaluator):
-    """By cycle and identity, as mean absolute differences in [0, 1] of what comes back; distances of both directions.
+    """Measure unpaired translations by feature distances, cycle consistency and identity.
 
-    The best checkpoint is chosen by ``kd`` or ``fd``, the mean of the directions' distances to the images of the domain aimed
-    at. Cycles and identities are shown beside them and never choose: a translator that changes nothing has 0 for each.
+    The best checkpoint is chosen by ``kd`` or ``fd``, the mean over directions of the distance to the images of the target
+    domain. Cycle and identity errors are mean absolute differences in [0, 1]. They never choose the checkpoint, because a
+    translator that changes nothing has 0 for both.
     """
 
     choices = ("kd", "fd")
@@ -340,7 +340,7 @@ class UnpairedEvaluator(TranslationEvaluator):
     what = "translations between two domains"
     _told = False
     _cycles = True
-    """Whether the method that was checked last translates both ways."""
+    """Whether the method checked last translates in both directions."""
 
     def check(self, method: Method, source: ImageDataset | None = None) -> None:
         super().check(method, source)
@@ -356,7 +356,7 @@ class UnpairedEvaluator(TranslationEvaluator):
         self, method: Translation, data: ImageLoader, count: int, should_stop: Callable[[], bool], observe: Observer
     ) -> dict[str, float]:
         found: dict[str, float] = {}
-        for key, other in ("ab", "ba"):  # each domain's own images, once each
+        for key, other in ("ab", "ba"):  # the images of each domain, once each
             measure = partial(self._round_trips, method, key, other)
             found |= self._means(method, data, _of_domain(data, key, count), measure, should_stop, observe)
         if self._cycles:
@@ -410,7 +410,7 @@ class UnpairedEvaluator(TranslationEvaluator):
 
 
 class _Made(ImageSet):
-    """Images made of those of a dataset's batches."""
+    """Images that a function computes from a dataset's batches."""
 
     def __init__(self, data: ImageLoader, chosen: NDArray[np.int64], seed: int, make: Callable[[Batch], Tensor]) -> None:
         self.name, self.of = data.source.name, data.source.fingerprint
@@ -428,13 +428,13 @@ class _Made(ImageSet):
 
 
 def _of_domain(data: ImageLoader, key: str, count: int) -> NDArray[np.int64]:
-    """Numbers of at most ``count`` images of domain a or b, chosen at random, none of them twice."""
+    """Choose the indices of at most ``count`` different images of domain a or b at random."""
     source = data.source
     return subset_of(getattr(source, key) if isinstance(source, UnpairedDataset) else source, count)
 
 
 def means_over_images(rows: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the mean of each number [N]; those of holes are over the images that have one, and absent if none has."""
+    """Return the mean of each metric [N]; metrics of holes ignore images without holes, and are absent if there are none."""
     found = {}
     for name, values in rows.items():
         kept = values[~values.isnan()] if name.endswith("_hole") else values
@@ -444,11 +444,11 @@ def means_over_images(rows: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def similarities(reference: Tensor, image: Tensor, task: Task, source: Tensor) -> dict[str, Tensor]:
-    """All that needs no weights, of uint8 images [N, C, H, W]: name -> [N].
+    """Return the metrics of uint8 images [N, C, H, W] that need no weights: name -> [N].
 
-    Beside the numbers of the whole image stand those that papers on the task report: ``psnr_hole`` and ``l1_hole`` of the
-    missing pixels alone, NaN where none is missing; ``psnr_y_borderB`` and ``ssim_y_borderB`` of the luma without B pixels
-    along each side, absent where nothing would be left.
+    Besides the metrics of the whole image, they include those that papers on the task report. ``psnr_hole`` and ``l1_hole``
+    use only the missing pixels, and are NaN if none is missing. ``psnr_y_borderB`` and ``ssim_y_borderB`` use the luma without
+    B pixels along each side, and are absent if nothing would be left.
     """
     found = {"psnr": psnr(reference, image), "ssim": ssim(reference, image), "l1": l1(reference, image)}
     if ms_ssim_scales(*image.shape[2:]) >= _SCALES:

@@ -1,5 +1,5 @@
-"""A trained network alone, in a file that other programs can run."""
+"""Export a trained network to a file that other programs can run."""
 
-from genimg.exporting import samplers, translators  # so that `exportable` knows their methods
+from genimg.exporting import samplers, translators  # registers their methods with `exportable`
 
 __all__ = ["samplers", "translators"]

@@ -1,4 +1,4 @@
-"""Whether an exported file makes the images that its checkpoint makes."""
+"""Check that an exported file makes the same images as its checkpoint."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from genimg.exporting.formats import Run
 from genimg.exporting.parts import ExportedNetwork
 
 TOLERANCE = 1e-4
-"""Largest absolute difference of images in [-1, 1]: a seventy-eighth of a level of 8 bits."""
+"""Largest allowed absolute difference of images in [-1, 1]: 1/78 of an 8-bit level."""
 
 _BATCHES = (1, 3, 8)
-_SEED = 20_000  # away from the first samples, which are looked at
+_SEED = 20_000  # away from the first samples, which users look at
 
 
 def trials(part: ExportedNetwork) -> list[tuple[int, int, int]]:
-    """Batches, heights and widths to try; sizes are 0 where images are no input."""
+    """Return the batch sizes, heights and widths to try; the sizes are 0 if the network takes no images."""
     if part.sides is None:
         return [(count, 0, 0) for count in _BATCHES]
     multiple, least, usual = part.sides.multiple, part.sides.least, part.sides.usual
@@ -23,12 +23,12 @@ def trials(part: ExportedNetwork) -> list[tuple[int, int, int]]:
 
 
 def largest_difference(part: ExportedNetwork, run: Run) -> float:
-    """Between what an opened file and the checkpoint make of the same random inputs.
+    """Return the largest difference between the images of an exported file and of its checkpoint for random inputs.
 
     Raises:
-        UserError: If it is more than ``TOLERANCE``, which another format may mend.
+        UserError: If it is more than ``TOLERANCE``; another format may help.
         CheckpointError: If the checkpoint's images are not finite.
-        AssertionError: If the images have another shape.
+        AssertionError: If the images have different shapes.
     """
     largest = 0.0
     for number, (count, height, width) in enumerate(trials(part)):
@@ -40,7 +40,7 @@ def largest_difference(part: ExportedNetwork, run: Run) -> float:
             )
         assert found.shape == expected.shape, f"{part.name}: {list(found.shape)}, and the checkpoint {list(expected.shape)}"
         difference = (found.double() - expected.double()).abs().max().item()
-        if not difference <= TOLERANCE:  # NaN is not
+        if not difference <= TOLERANCE:  # also true for NaN
             raise UserError(
                 f"the exported {part.name} differs from the checkpoint by {difference:.2g} for a batch of {count}, more than "
                 f"{TOLERANCE:g}: no file was left; try another format"

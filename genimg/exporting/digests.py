@@ -1,4 +1,4 @@
-"""A digest of an exported file's tensors and metadata, by which damage to it is noticed."""
+"""A digest of an exported file's tensors and metadata, to detect damage."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 DIGEST = "content_sha256"
-"""The key of the digest among the metadata."""
+"""Metadata key of the digest."""
 
 
 def content_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """Return the SHA-256 of tensors and metadata in hexadecimal.
 
     Args:
-        tensors: On the CPU, by name; names, types, shapes and values count.
-        metadata: Text by key; the digest itself does not count.
+        tensors: Tensors on the CPU by name; names, types, shapes and values are hashed.
+        metadata: Text by key; all entries except the digest itself are hashed.
     """
     found = hashlib.sha256()
     texts = {key: value for key, value in metadata.items() if key != DIGEST}

@@ -1,4 +1,4 @@
-"""The formats of exported files: each is written, and opened again to be run."""
+"""The formats of exported files, with functions to write each file and to open it for running."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from genimg.exporting.digests import DIGEST, content_digest
 from genimg.exporting.parts import ExportedNetwork, Port, Record
 
 OPSET = 18
-"""Of ONNX: the oldest that PyTorch's exporter writes, which most programs read."""
+"""Version of the ONNX operator set: the oldest that PyTorch's exporter writes, which most programs read."""
 
 METADATA = "genimg.json"
-"""The name of the record in a .pt2 file; other formats have its entries among their own metadata, as text."""
+"""Name of the record in a .pt2 file; other formats hold its entries as text in their own metadata."""
 
-_EXAMPLES = 2  # in the batch that is traced; of one it would be thought that it stays one
-_LARGEST = 2**31  # bytes of an ONNX file
+_EXAMPLES = 2  # size of the traced batch; the tracer would take a size of 1 as fixed
+_LARGEST = 2**31  # largest size of an ONNX file in bytes
 
 Run = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file.
+    """A file format.
 
     Attributes:
-        suffix: of its name.
-        packages: it needs beside PyTorch.
-        what: a file holds.
+        suffix: Suffix of its file names.
+        packages: Packages that it needs besides PyTorch.
+        what: Description of a file's content.
     """
 
     suffix: str
@@ -58,10 +58,10 @@ FORMATS = {
 
 
 def require_packages(name: str) -> None:
-    """Refuse a format whose packages are not installed.
+    """Check that the packages of a format are installed.
 
     Raises:
-        ConfigError: Naming the first that is missing.
+        ConfigError: For the first missing package.
     """
     for package in FORMATS[name].packages:
         try:
@@ -76,11 +76,11 @@ def require_packages(name: str) -> None:
 
 
 def traced(part: ExportedNetwork) -> tuple[ExportedProgram, ExportedNetwork]:
-    """The part's network as a program of PyTorch's operators, for any batch and, where it takes them, any sizes.
+    """Trace the network as a program of PyTorch operators, for any batch size and, if supported, any image size.
 
     Returns:
-        The program and the part as it became: sides have a larger ``least`` where the program demands it, and are fixed (the
-        output's and the inputs' sizes are numbers, and there are no ``sides``) where the network takes one size alone.
+        The program, and the part with its final size constraints: ``sides.least`` is larger if the program requires it. If the
+        network takes only one size, the sizes of inputs and output are numbers, and ``sides`` is fixed.
 
     Raises:
         ConfigError: If the network cannot be traced.
@@ -88,17 +88,17 @@ def traced(part: ExportedNetwork) -> tuple[ExportedProgram, ExportedNetwork]:
     attempts = [part]
     if part.sides is not None:
         least = part.sides.least
-        while least < max(part.sides.usual):  # a window or a border may want more pixels than the smallest image has
+        while least < max(part.sides.usual):  # a window or a border may need more pixels than the smallest image has
             least = min(2 * least, max(part.sides.usual))
             attempts.append(part.with_least(least))
         attempts.append(part.with_fixed_size())
     for number, attempt in enumerate(attempts):
         try:
             program = _traced(attempt)
-            if attempt.sides is not None and not attempt.sides.fixed:  # its guards say whether small images go another way
+            if attempt.sides is not None and not attempt.sides.fixed:  # its guards fail if small images take another branch
                 program.module()(*attempt.draw(1, 0, attempt.sides.least, attempt.sides.least))
             return program, attempt
-        except Exception as error:  # the tracer has no one type for what it refuses
+        except Exception as error:  # the tracer raises exceptions of various types
             if number + 1 == len(attempts):
                 raise ConfigError(
                     f"this {part.name} cannot be traced by torch.export ({_reason(error)}): format=safetensors needs no trace",
@@ -114,31 +114,31 @@ def _traced(part: ExportedNetwork) -> ExportedProgram:
         multiple, least = part.sides.multiple, part.sides.least
         height, width = part.sides.usual
         if not part.sides.fixed:
-            height, width = least + multiple, least + 2 * multiple  # which differ, so that neither is taken for the other
+            height, width = least + multiple, least + 2 * multiple  # different, so the tracer does not equate them
             for name in ("height", "width"):
                 units = Dim(name if multiple == 1 else f"{name}_units", min=least // multiple)
                 dims[name] = units if multiple == 1 else multiple * units
     inputs = part.draw(_EXAMPLES, 0, height, width)
     shapes = tuple({axis: dims[side] for axis, side in enumerate(port.shape) if side in dims} for port in part.inputs)
-    # Oblivious, or the smallest feature map would be taken to have more than one pixel, as it has in the example.
+    # Oblivious, or the tracer would assume that the smallest feature map always has more than one pixel, as in the example.
     with torch.no_grad(), _quiet(), symbols.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         program = torch.export.export(part.network, inputs, dynamic_shapes=(shapes,), strict=False)
     for module in program.graph_module.modules():
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
-            node.meta.pop("stack_trace", None)  # names of files on this machine
+            node.meta.pop("stack_trace", None)  # it holds file names of this machine
     return program
 
 
 def write_pt2(program: ExportedProgram, record: Record, path: Path) -> None:
-    """A program with its record beside it."""
-    buffer = io.BytesIO()  # PyTorch ends the process where it cannot write, as on a full disk
+    """Write a program and its record to a .pt2 file."""
+    buffer = io.BytesIO()  # PyTorch aborts the process if it cannot write, as on a full disk
     with _quiet():
         torch.export.save(program, buffer, extra_files={METADATA: json.dumps(record, indent=2)})
     path.write_bytes(buffer.getbuffer())
 
 
 def open_pt2(path: Path, device: torch.device) -> Run:
-    """The program in a file, to be run on a device with inputs and images on the CPU."""
+    """Open the program in a file, to run it on a device with inputs and images on the CPU."""
     with _quiet(), open(path, "rb") as file:
         program = torch.export.load(file)
         if device.type != "cpu":
@@ -148,7 +148,7 @@ def open_pt2(path: Path, device: torch.device) -> Run:
 
 
 def write_onnx(program: ExportedProgram, part: ExportedNetwork, record: Record, path: Path) -> None:
-    """A model of one file, with its record among its properties.
+    """Write a single-file ONNX model, with the record in its metadata properties.
 
     Raises:
         ConfigError: If an operator has no ONNX form, or the model is too large for one file.
@@ -164,13 +164,13 @@ def write_onnx(program: ExportedProgram, part: ExportedNetwork, record: Record, 
             converted = torch.onnx.export(
                 program, dynamo=True, opset_version=OPSET, input_names=names, output_names=[part.output.name], verbose=False
             )
-    except Exception as error:  # the exporter has a type of error for each of its stages
+    except Exception as error:  # the exporter has an error type for each of its stages
         raise ConfigError(f"format=onnx: {_reason(error)}: use format=pt2") from error
     assert converted is not None
     graph = converted.model.graph
     for node in graph:
         for value in node.outputs:
-            value.shape = None  # in terms of symbols that get other names below; runtimes infer them
+            value.shape = None  # its symbols are renamed below; runtimes infer these shapes
     for value, port in zip((*graph.inputs, *graph.outputs), (*part.inputs, part.output), strict=True):
         value.shape = onnx_shape(port)
     converted.model.metadata_props.update({key: _text(value) for key, value in record.items()})
@@ -180,7 +180,7 @@ def write_onnx(program: ExportedProgram, part: ExportedNetwork, record: Record, 
 
 
 def open_onnx(path: Path) -> Run:
-    """The model in a file, to be run by onnxruntime on the CPU."""
+    """Open the model in a file, to run it by onnxruntime on the CPU."""
     onnxruntime = importlib.import_module("onnxruntime")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_inputs()]
@@ -193,17 +193,17 @@ def open_onnx(path: Path) -> Run:
 
 
 def write_safetensors(part: ExportedNetwork, record: Record, path: Path) -> None:
-    """The network's tensors, with the record among the metadata, as text."""
+    """Write the network's tensors, with the record as text in the metadata."""
     safetensors = importlib.import_module("safetensors.torch")
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in part.network.state_dict().items()}
     metadata = {key: _text(value) for key, value in record.items()}
-    # The format itself has no checksum.
+    # The format has no checksum.
     metadata[DIGEST] = content_digest(tensors, metadata)
-    path.write_bytes(safetensors.save(tensors, metadata=metadata))  # its own save_file lets nobody else read the file
+    path.write_bytes(safetensors.save(tensors, metadata=metadata))  # save_file would make the file unreadable for other users
 
 
 def onnx_shape(port: Port) -> Any:
-    """With the names of what may vary."""
+    """Return the ONNX shape of a port, with names for variable dimensions."""
     return importlib.import_module("onnx_ir").Shape(list(port.shape))
 
 
@@ -212,7 +212,7 @@ def _text(value: object) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What an exporter's error says in its innermost cause: the operator that it cannot convert, in one line."""
+    """Return the innermost cause of an exporter's error in one line, which names the unsupported operator."""
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -220,7 +220,7 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporters print and log for their own developers."""
+    """Suppress the exporters' output and logs for their own developers."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

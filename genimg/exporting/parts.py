@@ -1,6 +1,6 @@
-"""What is taken out of a method: a network with its inputs and outputs, and what the checkpoint itself makes of the same.
+"""The exportable network of a method, with its inputs and outputs, and a reference computed by the checkpoint.
 
-``exportable`` has a case for each family of methods; another method of your own gets one by ``exportable.register``.
+``exportable`` has a case for each family of methods; add your own method with ``exportable.register``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Choices:
-    """What the user may choose; None where nothing is chosen."""
+    """Choices of the user; None for those not made."""
 
     truncation: float | None = None
     direction: str | None = None
@@ -35,13 +35,13 @@ class Choices:
 
 @dataclass(frozen=True)
 class Port:
-    """One input, or the output.
+    """An input or the output of a network.
 
     Attributes:
-        name: in the program.
-        dtype: of its tensor.
-        shape: numbers, or names of what may vary, such as ``batch``; ``2*height`` is twice what ``height`` is.
-        meaning: its values.
+        name: Name in the program.
+        dtype: Type of the tensor's elements.
+        shape: Sizes: numbers, or names of variable dimensions such as ``batch``; ``2*height`` is twice ``height``.
+        meaning: Meaning of its values.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Port:
     meaning: str
 
     def with_sides(self, numbers: dict[str, int]) -> Port:
-        """With numbers in place of these names."""
+        """Return the port with numbers in place of these names."""
         sides: list[int | str] = []
         for side in self.shape:
             factor, _, name = str(side).rpartition("*")
@@ -58,20 +58,20 @@ class Port:
         return replace(self, shape=tuple(sides))
 
     def describe(self) -> str:
-        """In one line."""
+        """Describe the port in one line."""
         sides = ", ".join(str(side) for side in self.shape)
         return f"{self.name}: {str(self.dtype).removeprefix('torch.')} [{sides}], {self.meaning}"
 
 
 @dataclass(frozen=True)
 class SizeConstraints:
-    """Heights and widths that a network takes.
+    """Heights and widths that a network accepts.
 
     Attributes:
-        multiple: of pixels.
-        least: pixels, a multiple.
-        usual: height and width that it was trained on, as multiples.
-        fixed: whether it takes these alone.
+        multiple: Number of pixels that must divide each side.
+        least: Smallest side in pixels, a multiple of ``multiple``.
+        usual: Height and width of the training images, rounded up to multiples of ``multiple``.
+        fixed: Whether it accepts only the usual size.
     """
 
     multiple: int
@@ -85,14 +85,14 @@ class ExportedNetwork:
     """A network that can be exported.
 
     Attributes:
-        name: of what it is, as in the name of a file.
-        network: a copy on the CPU, in evaluation mode, in float32, without parametrizations.
-        inputs: of its forward, in this order.
-        output: what it gives.
-        draw: (count, seed, height, width) -> random inputs on the CPU; the size is that of images, where they are inputs.
-        reference: what the checkpoint's method makes of such inputs, on its device: images [N, C, H, W] on the CPU.
-        sides: of images that may vary in size; None where none do.
-        remarks: what is not in it.
+        name: Kind of network, as used in file names.
+        network: Copy of the network on the CPU, in evaluation mode and float32, without parametrizations.
+        inputs: Inputs of its forward, in order.
+        output: Its output.
+        draw: Function (count, seed, height, width) -> random inputs on the CPU; the size applies to input images.
+        reference: Function from such inputs to the checkpoint's images [N, C, H, W] on the CPU, computed on its device.
+        sides: Constraints on images of variable size; None if there are none.
+        remarks: Notes about what the export omits.
     """
 
     name: str
@@ -105,19 +105,19 @@ class ExportedNetwork:
     remarks: tuple[str, ...] = ()
 
     def with_least(self, least: int) -> ExportedNetwork:
-        """Of images of so many pixels or more."""
+        """Return the network restricted to images with sides of at least ``least`` pixels."""
         assert self.sides is not None
         return replace(self, sides=replace(self.sides, least=least))
 
     def with_fixed_size(self) -> ExportedNetwork:
-        """Of images of the size it was trained on."""
+        """Return the network restricted to the size of the training images."""
         assert self.sides is not None
         numbers = dict(zip(("height", "width"), self.sides.usual, strict=True))
         inputs = tuple(port.with_sides(numbers) for port in self.inputs)
         return replace(self, inputs=inputs, output=self.output.with_sides(numbers), sides=replace(self.sides, fixed=True))
 
     def describe_sides(self) -> str:
-        """What images it takes, where they may vary in size."""
+        """Describe the accepted image sizes, if they may vary."""
         if self.sides is None or self.sides.fixed:
             return ""
         multiples = f"multiples of {self.sides.multiple}, " if self.sides.multiple > 1 else ""
@@ -125,10 +125,10 @@ class ExportedNetwork:
 
 
 def settled(network: Network) -> Network:
-    """A copy to be exported: on the CPU, in float32 and evaluation mode, with parametrizations such as spectral norm folded in.
+    """Return a copy for export: on the CPU, float32, in evaluation mode, with parametrizations (e.g. spectral norm) folded in.
 
-    Tensors are in the order of their dimensions, because some layers look at the format of their input to choose the faster
-    of two ways, of which only one takes any batch.
+    Tensors are in contiguous memory format, because some layers choose the faster of two algorithms by the format of their
+    input, and only one of them supports any batch size.
     """
     copied = copy.deepcopy(network)
     copied.to("cpu", torch.float32).eval()
@@ -142,9 +142,9 @@ def settled(network: Network) -> Network:
 
 
 def _fold(layer: nn.Module) -> None:
-    """Make parameters of what parametrizations give.
+    """Replace parametrizations by parameters with their values.
 
-    Not by PyTorch's ``remove_parametrizations``, which changes the class that a copy shares with its original.
+    PyTorch's ``remove_parametrizations`` would change the class that a copy shares with its original.
     """
     values = {name: getattr(layer, name).detach().clone() for name in layer.parametrizations}  # type: ignore[union-attr]
     kind = parametrize.type_before_parametrizations(layer)
@@ -156,11 +156,11 @@ def _fold(layer: nn.Module) -> None:
 
 @singledispatch
 def exportable(method: Method, choices: Choices, facts: DataFacts) -> ExportedNetwork:
-    """The part of a method that makes images, as it stands.
+    """Return the network of a method that makes images.
 
     Args:
-        method: with the weights to export, on the device that its references are to be computed on.
-        choices: of the user.
+        method: Method with the weights to export, on the device that computes the references.
+        choices: Choices of the user.
         facts: About the data that the model was trained on.
 
     Raises:
@@ -175,7 +175,7 @@ def exportable(method: Method, choices: Choices, facts: DataFacts) -> ExportedNe
 
 
 def image_port(channels: int, height: int | str, width: int | str, *, name: str = "image") -> Port:
-    """Images in [-1, 1]."""
+    """Return a port of images in [-1, 1]."""
     return Port(name, torch.float32, ("batch", channels, height, width), "in [-1, 1]")
 
 
@@ -187,10 +187,10 @@ _ADVICE = {
 
 
 def refuse_choices(method: Method, choices: Choices, *welcome: str) -> None:
-    """Refuse what would have no effect.
+    """Check that every choice has an effect on the method.
 
     Raises:
-        ConfigError: Naming key and value.
+        ConfigError: For the first choice that has none.
     """
     for key, advice in _ADVICE.items():
         value = getattr(choices, key)

@@ -1,6 +1,6 @@
-"""The modules that are exported: each a network between the numbers that a user has and images in [-1, 1].
+"""The modules that are exported: each maps a user's inputs to images in [-1, 1].
 
-All take their inputs one after another, so that programs do too.
+All take positional inputs, as the exported programs do.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Generating(nn.Module):
     """A GAN's generator.
 
     Args:
-        generator: (latent [N, Z], condition) -> image.
-        truncation: psi, for generators with a truncation of their own; None leaves it out.
+        generator: Network (latent [N, Z], condition) -> image.
+        truncation: Truncation psi, for generators that support it; None disables it.
     """
 
     def __init__(self, generator: nn.Module, truncation: float | None) -> None:
@@ -31,7 +31,7 @@ class Generating(nn.Module):
         self.settings = {} if truncation is None else {"truncation": truncation}
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Latents [N, Z] and labels [N] or captions [N, L], where there are some -> [N, C, H, W] in [-1, 1]."""
+        """Map latents [N, Z] and, if conditional, labels [N] or captions [N, L] to images [N, C, H, W] in [-1, 1]."""
         latent, *conditions = inputs
         return _in_range(self.generator(latent, _condition(conditions, latent), **self.settings))
 
@@ -40,10 +40,10 @@ class LatentsToImage(nn.Module):
     """An autoencoder's decoder, from standard normal numbers to the mean of p(x | z).
 
     Args:
-        decoder: (latent [N, Z], condition) -> parameters of the likelihood.
-        mean: of the likelihood, of these parameters.
-        hierarchy: layers of latents above the decoder's, from the lowest to the highest.
-        density: what was fitted to the latents; None where they are standard normal.
+        decoder: Network (latent [N, Z], condition) -> parameters of the likelihood.
+        mean: Function from these parameters to the mean of the likelihood.
+        hierarchy: Layers of latents above the decoder's, from the lowest to the highest.
+        density: Density fitted to the latents; None if they are standard normal.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class LatentsToImage(nn.Module):
     ) -> None:
         super().__init__()
         self.decoder = decoder
-        self.mean = mean  # of a module that is no part of this one: its parameters are those of the noise around the mean
+        self.mean = mean  # from a module that is not a submodule here: its parameters describe the noise around the mean
         self.hierarchy = hierarchy
         self.density = None if density is None else _Mixture(density)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Standard normal numbers [N, Z], then, each where it is needed, ``noise``, ``uniform`` and conditions."""
+        """Map standard normal numbers [N, Z], followed by ``noise``, ``uniform`` and conditions if needed, to images."""
         latent, *others = inputs
         if len(self.hierarchy):
             latent = self._descend(latent, others.pop(0))
@@ -70,7 +70,7 @@ class LatentsToImage(nn.Module):
         return _in_range(self.mean(self.decoder(latent, _condition(others, latent)).float()))
 
     def _descend(self, latent: Tensor, noise: Tensor) -> Tensor:
-        """From the highest latents to the lowest; noise [N, sum of the dims below], the lowest first."""
+        """Compute the lowest latents from the highest; noise is [N, sum of the dims below], the lowest first."""
         layers = [cast(StochasticLayer, layer) for layer in self.hierarchy]
         pieces = noise.split([layer.below for layer in layers], dim=1)
         for layer, piece in zip(reversed(layers), reversed(pieces), strict=True):
@@ -80,7 +80,7 @@ class LatentsToImage(nn.Module):
 
 
 class _Mixture(nn.Module):
-    """Standard normal numbers [N, Z] and numbers uniform in [0, 1) [N] as latents of a mixture of Gaussians."""
+    """Maps standard normal numbers [N, Z] and uniform numbers in [0, 1) [N] to latents of a mixture of Gaussians."""
 
     def __init__(self, density: LatentDensity) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class _Mixture(nn.Module):
         if chances is None:
             return self.means[0] + normal @ self.factors[0].t()
         chosen = (chances[:, None] >= self.bounds).long().sum(dim=1)  # [N]
-        # All of a row's products, and then the chosen one's, so that no batch of matrices is gathered.
+        # Compute all products and then select one per row, which avoids gathering a batch of matrices.
         placed = torch.stack([mean + normal @ factor.t() for mean, factor in zip(self.means, self.factors, strict=True)], dim=1)
         index = chosen[:, None, None].expand(-1, 1, placed.shape[2])
         return placed.gather(1, index)[:, 0]
@@ -107,8 +107,8 @@ class CodesToImage(nn.Module):
     """A VQ-VAE's codebook and decoder.
 
     Args:
-        decoder: vectors [N, D, h, w] -> image.
-        codebook: [K, D].
+        decoder: Network from vectors [N, D, h, w] to an image.
+        codebook: Code vectors [K, D].
     """
 
     codebook: Tensor
@@ -119,17 +119,17 @@ class CodesToImage(nn.Module):
         self.register_buffer("codebook", codebook)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """int64 [N, h, w] -> [N, C, H, W] in [-1, 1]."""
+        """Map codes int64 [N, h, w] to images [N, C, H, W] in [-1, 1]."""
         (codes,) = inputs
         return _in_range(self.decoder(F.embedding(codes, self.codebook).permute(0, 3, 1, 2).contiguous()))
 
 
 class Translating(nn.Module):
-    """A translator between what its task makes of images and what it makes images of: as genimg-translate, without padding.
+    """A translator with its task's pre- and postprocessing, as in genimg-translate but without padding.
 
     Args:
-        translator: source [N, S, H, W] -> output [N, T, H, W].
-        task: of the data it was trained on.
+        translator: Network from source [N, S, H, W] to output [N, T, H, W].
+        task: Task of the training data.
     """
 
     def __init__(self, translator: nn.Module, task: Task) -> None:
@@ -138,16 +138,16 @@ class Translating(nn.Module):
         self.task = task
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Images [N, C, h, w] in [-1, 1] and, of inpainting, masks [N, 1, h, w], 1 where pixels are missing."""
+        """Translate images [N, C, h, w] in [-1, 1]; inpainting also takes masks [N, 1, h, w], 1 where pixels are missing."""
         source = self.task.given(*inputs).contiguous()
         return _in_range(self.task.result(self.translator(source).float(), source))
 
 
 def _condition(given: Sequence[Tensor], latent: Tensor) -> Tensor:
-    """The one that is given, else [N, 0]; by ``shape``, because ``len`` would fix the batch of a program."""
+    """Return the given condition, else zeros [N, 0]; uses ``shape``, because ``len`` would fix the batch size of a program."""
     return given[0] if given else latent.new_empty(latent.shape[0], 0)
 
 
 def _in_range(images: Tensor) -> Tensor:
-    """What lies outside is cut, as where bytes are made of images."""
+    """Clamp images to [-1, 1], as in the conversion to uint8."""
     return images.float().clamp(-1.0, 1.0)

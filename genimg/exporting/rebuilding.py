@@ -1,4 +1,4 @@
-"""Exported weights as a network again."""
+"""Rebuild a network from exported weights."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from genimg.utils.json_text import parse_json
 
 log = logging.getLogger(__name__)
 
-_SHOWN = 300  # characters of an error; PyTorch lists every tensor
+_SHOWN = 300  # characters shown of an error; PyTorch lists every tensor
 
 
 def recipe(config: Record, facts: DataFacts, num_images: int, choices: Choices) -> Record:
-    """What ``rebuilt`` needs beside the weights.
+    """Return the data that ``rebuilt`` needs in addition to the weights.
 
     Args:
-        config: of the training.
-        facts: about its data.
-        num_images: of its data.
-        choices: of the export.
+        config: Config of the training.
+        facts: Facts about the training data.
+        num_images: Number of images in the training data.
+        choices: Choices of the export.
     """
     return {
         "model": config["model"],
@@ -44,18 +44,18 @@ def recipe(config: Record, facts: DataFacts, num_images: int, choices: Choices) 
 
 
 def rebuilt(path: str | Path, allow: tuple[str, ...] = (), named: Mapping[str, str] | None = None) -> nn.Module:
-    """The network of a .safetensors file that genimg-export wrote, with its weights, on the CPU and in evaluation mode.
+    """Rebuild the network in a .safetensors file of genimg-export, with its weights, on the CPU and in evaluation mode.
 
-    It takes the inputs that the file's metadata names, one after another, and answers images [N, C, H, W] in [-1, 1].
+    It takes the inputs listed in the file's metadata as positional arguments, and returns images [N, C, H, W] in [-1, 1].
 
     Args:
-        path: of the file.
-        allow: packages of your own that the model's config names.
-        named: paths in the model's config that you trust, by parameter; others are not opened.
+        path: Path of the file.
+        allow: Your own packages that the model's config names.
+        named: Paths in the model's config that you trust, by parameter; others are not opened.
 
     Raises:
-        CheckpointError: If there is no such file, it is damaged, or it holds something else.
-        ConfigError: If the package safetensors is not installed, or the model's config names what may not be built.
+        CheckpointError: If the file does not exist, is damaged or has other content.
+        ConfigError: If the package safetensors is not installed, or the model's config names objects that are not allowed.
     """
     require_packages("safetensors")
     if not Path(path).is_file():
@@ -72,7 +72,7 @@ def rebuilt(path: str | Path, allow: tuple[str, ...] = (), named: Mapping[str, s
         network.load_state_dict(tensors)
     except UserError as error:
         raise type(error)(f"{path} cannot be rebuilt: {error.problem}", error.fix, key=error.key) from error
-    except Exception as error:  # a config that nobody has composed makes constructors raise nearly anything
+    except Exception as error:  # an invalid config makes constructors raise almost any type
         if is_memory_full(error):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -87,7 +87,7 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and the metadata of a file.
 
     Raises:
-        CheckpointError: If it is no whole .safetensors file.
+        CheckpointError: If it is not a complete .safetensors file.
     """
     safetensors = importlib.import_module("safetensors")
     try:
@@ -95,14 +95,14 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except OSError:
         raise
-    except Exception as error:  # its own, and others for types that PyTorch does not have
+    except Exception as error:  # its own type, and others for dtypes that PyTorch lacks
         if is_memory_full(error):
             raise
         raise CheckpointError(f"{path} is no whole .safetensors file ({error}): export it again") from error
 
 
 def _network(recipe: str, tensors: Mapping[str, Tensor], allow: tuple[str, ...], named: Mapping[str, str] | None) -> nn.Module:
-    """Return the network that a ``recipe`` in JSON describes, without its weights, which ``tensors`` are."""
+    """Build the network that a ``recipe`` in JSON describes; ``tensors`` are its weights, which are not loaded here."""
     config = parse_json(recipe)
     builder = instantiate.Builder(
         (*instantiate.ALLOWED, *allow),

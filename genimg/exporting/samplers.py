@@ -1,4 +1,4 @@
-"""What is taken out of methods that make images from random numbers: generators and decoders."""
+"""The exportable networks of methods that make images from random numbers: generators and decoders."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _of_deterministic_autoencoder(method: DeterministicAutoencoder, choices: Cho
         ports.append(Port("uniform", torch.float32, ("batch",), "uniform numbers in [0, 1), which choose among the Gaussians"))
 
     def placed(drawn: Batch) -> Batch:
-        """With latents of the density, as the method's own draws have them."""
+        """Map the drawn latents to the fitted density, as the method's own sampling does."""
         chances = drawn["uniform"] if "uniform" in drawn else torch.zeros(len(drawn["latent"]))
         return drawn | {"latent": density.from_normal(drawn["latent"], chances)}
 
@@ -104,13 +104,13 @@ def _from_draws(
     place: Callable[[Batch], Batch] = lambda drawn: drawn,
     remarks: tuple[str, ...] = (),
 ) -> ExportedNetwork:
-    """Of a method that is sampled from random numbers and, where it has them, conditions.
+    """Return the exported network of a method that samples from random numbers and, if conditional, conditions.
 
     Args:
-        conditioned: the network that reads the conditions.
-        ports: of the random numbers.
-        extra: what ``sample`` is given beside them.
-        place: turns what is drawn for the ports into what ``sample`` takes.
+        conditioned: Network that reads the conditions.
+        ports: Ports of the random numbers.
+        extra: Further inputs of ``sample``.
+        place: Function that converts the values drawn for the ports to inputs of ``sample``.
     """
     encoder: ConditionEncoder = conditioned.condition  # type: ignore[assignment]
     if encoder.key is not None:
@@ -128,7 +128,7 @@ def _from_draws(
 
 
 def _draw(method: ConditionalMethod, ports: Sequence[Port], count: int, seed: int, height: int, width: int) -> Inputs:
-    """What the ports take: of GANs the method's own latents, of others what their ports say; labels of all classes alike."""
+    """Draw inputs for the ports: a GAN's own latents, other values as the ports specify, and labels of all classes equally."""
     drawn, numbers = method.draw(range(count), seed), torch.Generator().manual_seed(seed)
     found = []
     for port in ports:
@@ -145,10 +145,10 @@ def _draw(method: ConditionalMethod, ports: Sequence[Port], count: int, seed: in
 
 
 def _condition_port(encoder: ConditionEncoder) -> Port:
-    """The input of labels or captions.
+    """Return the port of labels or captions.
 
     Raises:
-        CheckpointError: For an encoder whose work is done outside the network.
+        CheckpointError: For an encoder that works outside the network.
     """
     if encoder.key == "label":
         return Port("label", torch.int64, ("batch",), f"numbers of classes from 0 to {encoder.num_classes - 1}")

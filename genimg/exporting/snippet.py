@@ -1,4 +1,4 @@
-"""How an exported file is used: lines of Python, to be pasted."""
+"""Example code that uses an exported file."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 from genimg.exporting.parts import ExportedNetwork, Port
 
-_SHOWN = 16  # images of the example
+_SHOWN = 16  # images in the example
 
 
 def snippet(part: ExportedNetwork, kind: str, output: Path) -> str:
-    """Return Python code that uses an exported file, to be pasted.
+    """Return Python code that uses an exported file, ready to paste.
 
     Args:
-        part: What the file holds.
+        part: Network in the file.
         kind: Name of the format.
         output: Path of the file.
     """

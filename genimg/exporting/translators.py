@@ -1,4 +1,4 @@
-"""What is taken out of methods that translate images."""
+"""The exportable networks of methods that translate images."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from genimg.inference.translate import chosen_direction, image_channels, least_s
 from genimg.methods.image_to_image import Translation
 from genimg.types import height_width
 
-_SMALLEST = 8  # pixels: a shorter image is none, and borders take other ways in it
+_SMALLEST = 8  # pixels: smaller images are not useful, and padding takes other branches for them
 
 
 @exportable.register
@@ -45,7 +45,7 @@ def _of_translation(method: Translation, choices: Choices, facts: DataFacts) -> 
     image_size = height_width(facts.image_size)
     source_channels = facts.channels_into(backwards=direction in method.directions[1:])
     channels = _channels(task, source_channels)
-    factor = _source(task, channels, _SMALLEST).shape[2] // _SMALLEST  # of super-resolution, which enlarges its images first
+    factor = _source(task, channels, _SMALLEST).shape[2] // _SMALLEST  # super-resolution enlarges its inputs first
     multiple = method.size_divisor // math.gcd(method.size_divisor, factor)
     least = least_side(method, direction, device, source_channels, max(image_size))
     least = _up_to(max(math.ceil(least / factor), _SMALLEST), multiple)
@@ -79,15 +79,15 @@ def _of_translation(method: Translation, choices: Choices, facts: DataFacts) -> 
 
 
 def _channels(task: Task, source_channels: int) -> int:
-    """Of the images that are translated: those of the source where the task takes such, as grey images to be coloured.
+    """Return the channels of the input images: those of the source if the task accepts them, as for colorization.
 
     Raises:
-        ConfigError: If there are no such images.
+        ConfigError: If the task accepts no such images.
     """
     try:
         if _source(task, source_channels, _SMALLEST).shape[1] == source_channels:
             return source_channels
-    except ValueError:  # not made for so many
+    except ValueError:  # this number of channels is not supported
         pass
     return image_channels(task, source_channels)
 
@@ -98,10 +98,10 @@ def _source(task: Task, channels: int, side: int) -> Tensor:
 
 
 def _refuse_dropout(network: nn.Module) -> None:
-    """An exported program has to make the same of the same.
+    """Check that a network has no active dropout, because an exported program must be deterministic.
 
     Raises:
-        ConfigError: If there is dropout, which model_mode=train keeps on.
+        ConfigError: If it has dropout, which model_mode=train keeps active.
     """
     if any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in network.modules()):
         raise ConfigError(
@@ -112,7 +112,7 @@ def _refuse_dropout(network: nn.Module) -> None:
 
 
 def _with_own_statistics(network: nn.Module) -> nn.Module:
-    """With each batch norm replaced by the norm of an image's own statistics, as it is in training with single images."""
+    """Replace each batch norm by a norm with each image's own statistics, as in training with single images."""
     for layer in list(network.modules()):
         for name, child in layer.named_children():
             if isinstance(child, nn.modules.batchnorm._BatchNorm):
@@ -123,5 +123,5 @@ def _with_own_statistics(network: nn.Module) -> nn.Module:
 
 
 def _up_to(side: int, multiple: int) -> int:
-    """The next multiple."""
+    """Round a side up to the next multiple."""
     return -(-side // multiple) * multiple

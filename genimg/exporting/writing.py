@@ -1,4 +1,4 @@
-"""Write a part of a checkpoint to a file, with a record about it, and check that it makes the same images."""
+"""Write a network of a checkpoint to a file, with a record about it, and check that it makes the same images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from genimg.exporting.rebuilding import rebuilt, recipe
 from genimg.utils.environment import git_commit
 from genimg.utils.files import atomically
 
-Record = dict[str, Any]  # primitives
+Record = dict[str, Any]  # values are primitives
 
 
 def describe(
@@ -43,14 +43,14 @@ def describe(
     class_names: Sequence[str],
     weights: str,
 ) -> Record:
-    """Return what the file says about itself, without inputs and output, which ``write_checked`` adds.
+    """Return the record of the file, without inputs and output, which ``write_checked`` adds.
 
     Args:
-        part: What is exported.
+        part: Network to export.
         kind: Name of the format.
-        choices: Of the user.
-        config: The resolved config of the training.
-        facts: About the data that the model was trained on.
+        choices: Choices of the user.
+        config: Resolved config of the training.
+        facts: Facts about the data that the model was trained on.
         state: Content of the checkpoint.
         checkpoint: Path of the checkpoint.
         class_names: Names of the classes by label; empty without labels.
@@ -83,21 +83,21 @@ def describe(
 def write_checked(
     part: ExportedNetwork, record: Record, kind: str, output: Path, device: torch.device, allow: Sequence[str] = ()
 ) -> tuple[float, ExportedNetwork]:
-    """Write the file and run it; there is none where this fails.
+    """Write the file and check it by running it; leave no file if this fails.
 
     Args:
-        part: What is exported.
-        record: Of ``describe``.
+        part: Network to export.
+        record: Record returned by ``describe``.
         kind: Name of the format.
         output: Path of the file.
-        device: To run the file on.
-        allow: Packages of the user's own that the checkpoint's config may name.
+        device: Device to run the file on.
+        allow: The user's own packages that the checkpoint's config may name.
 
     Returns:
-        The largest difference from the checkpoint's images, and the part as it became.
+        The largest difference from the checkpoint's images, and the network with its final size constraints.
 
     Raises:
-        UserError: If it cannot be exported, or makes other images than the checkpoint.
+        UserError: If it cannot be exported, or its images differ from the checkpoint's.
     """
     if kind != "safetensors":
         program, part = traced(part)
@@ -128,7 +128,7 @@ def write_checked(
 
 
 def describe_trials(part: ExportedNetwork, kind: str, device: torch.device) -> str:
-    """Return what a file was tried on: the program that runs it, and the batches."""
+    """Describe how a file was checked: the program that runs it, and the batch sizes."""
     where = "onnxruntime on cpu" if kind == "onnx" else f"PyTorch on {device.type}"
     tried = [f"{count}" if part.sides is None else f"{count} of {height}x{width}" for count, height, width in trials(part)]
     return f"{where}, batches of {', '.join(tried[:-1])} and {tried[-1]}"

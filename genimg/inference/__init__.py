@@ -1,1 +1,1 @@
-"""Make images with a trained model: draw, translate, write files."""
+"""Generate and translate images with a trained model, and write files."""

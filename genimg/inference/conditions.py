@@ -1,4 +1,4 @@
-"""Which labels or captions genimg-sample is asked for."""
+"""Labels and captions requested from genimg-sample."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from genimg.methods.base import Method
 from genimg.types import Batch
 
 KEYS = {"label": "label", "text": "caption"}
-"""Of the command line, and of a batch."""
+"""Option of the command line -> key of a batch."""
 
-_SAFE = r"(?!label\d+$)\w[\w-]{0,79}"  # as a file's name, and none of those that numbers make
+_SAFE = r"(?!label\d+$)\w[\w-]{0,79}"  # safe as a file name, and not one made from a number
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One condition of all images; a single one has no folder of its own.
+    """A condition of generated images.
 
     Attributes:
-        name: for file names.
-        row: as it stands in a batch, for one image; empty where the method draws conditions.
+        name: Name for files and, if there are several conditions, for a folder.
+        row: Batch of one image with the condition; empty if the method draws conditions.
     """
 
     name: str
@@ -35,16 +35,16 @@ class Condition:
 
 
 def find_conditions(method: Method, class_names: Sequence[str], *, label: Any, text: Any) -> list[Condition]:
-    """Those that are asked for; one that leaves them to the method if there are none.
+    """Return the requested conditions, or an empty one if none are requested.
 
     Args:
-        method: the model.
-        class_names: by label; empty where the checkpoint does not know them.
-        label: one or a list, by name or number; None for none.
-        text: one or a list; None for none.
+        method: The model.
+        class_names: Class names by label; empty if the checkpoint does not have them.
+        label: One class or a list, by name or number; None for none.
+        text: One caption or a list; None for none.
 
     Raises:
-        ConfigError: If the model takes no such conditions, has no such class, or the list is empty or repeats itself.
+        ConfigError: If the model does not use such conditions or has no such class, or a list is empty or has duplicates.
     """
     wanted = {"label": label, "text": text}
     found: list[Condition] = []
@@ -77,11 +77,11 @@ def require_one(method: Method, conditions: Sequence[Condition], what: str) -> C
 
     Args:
         method: The model.
-        conditions: Of ``find_conditions``.
-        what: The option that needs it, with its value, for messages.
+        conditions: Conditions from ``find_conditions``.
+        what: The option that needs a single condition, with its value, for messages.
 
     Raises:
-        ConfigError: If there are several, or none where the model reads them.
+        ConfigError: If there are several, or none although the model needs one.
     """
     require_condition(method, conditions[0].row, what)
     if len(conditions) > 1:
@@ -90,15 +90,15 @@ def require_one(method: Method, conditions: Sequence[Condition], what: str) -> C
 
 
 def require_condition(method: Method, given: Collection[str], what: str) -> None:
-    """Refuse images without the labels or captions that a model reads with every image.
+    """Reject images without the labels or captions that a model needs.
 
     Args:
         method: The model.
         given: Keys of the batch.
-        what: What needs them, for messages.
+        what: The option that needs the images, for messages.
 
     Raises:
-        ConfigError: Naming the option that is missing.
+        ConfigError: If a condition is missing; names its option.
     """
     for option, key in KEYS.items():
         if key in method.batch_keys and key not in given:
@@ -106,7 +106,7 @@ def require_condition(method: Method, given: Collection[str], what: str) -> None
 
 
 def repeated(row: Batch, count: int) -> Batch:
-    """Return a batch of one row as one of ``count`` equal rows."""
+    """Repeat a batch of one row ``count`` times."""
     return {key: value.expand(count, *value.shape[1:]) for key, value in row.items()}
 
 
@@ -116,7 +116,7 @@ def _of_label(value: object, num_classes: int, class_names: Sequence[str]) -> Co
 
 
 def name_of_label(label: int, num_classes: int, class_names: Sequence[str]) -> str:
-    """A class's name if it is safe as a file's, else such as ``label03``."""
+    """Return the class name if it is safe as a file name, else a name such as ``label03``."""
     name = class_names[label] if class_names else ""
     return name if re.fullmatch(_SAFE, name) else f"label{label:0{len(str(num_classes - 1))}d}"
 

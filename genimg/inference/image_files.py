@@ -1,4 +1,4 @@
-"""Image files that genimg-translate and genimg-sample read: found, checked by their headers, decoded; and a grid of some."""
+"""Find, check and decode the image files that genimg-translate and genimg-sample read, and arrange some in a grid."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from genimg.utils.paths import expanded
 from genimg.utils.pillow import open_header, open_image, orientation, upright
 
 _UNREADABLE = (OSError, ValueError)
-_MOST_NAMED = 5  # of the files that something is wrong with
-_SIDEWAYS = (5, 6, 7, 8)  # values of EXIF's orientation
-_WHITE = 128  # the least level of a missing pixel
-_CELL = 256  # pixels of a picture in the grid, at most
+_MOST_NAMED = 5  # invalid files named in a message
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+_WHITE = 128  # lowest level of a missing pixel
+_CELL = 256  # maximum side in pixels of a picture in the grid
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Picture:
     """An image to translate.
 
     Attributes:
-        file: the image.
-        name: of what is made of it, relative to the output.
-        number: among all of them.
-        size: (height, width), pixels.
-        mask: file of the same size, or None.
-        half: ``left`` or ``right`` where only this half of the file is the image; ``size`` is then the half's.
+        file: File of the image.
+        name: Path of the result, relative to the output.
+        number: Index among all images.
+        size: Height and width in pixels.
+        mask: Mask file of the same size, or None.
+        half: ``left`` or ``right`` if only this half of the file is the image, with ``size`` the half's; None otherwise.
     """
 
     file: Path
@@ -52,14 +52,14 @@ class Picture:
 
 
 def find_pictures(given: object, key: str = "input") -> list[Picture]:
-    """An image, or all below a directory, in the order of their names; sizes are not yet known.
+    """Find an image, or all images below a directory, in the order of their names; sizes are not read yet.
 
     Args:
-        given: on the command line.
-        key: of the command line.
+        given: Path of the image or directory, from the command line.
+        key: Name of the option.
 
     Raises:
-        DataError: If there are none, or two of them would be written to one file.
+        DataError: If there are no images, or two would be written to the same file.
     """
     root = existing(key, given, "an image or a directory of images")
     if root.is_file():
@@ -78,18 +78,18 @@ def find_pictures(given: object, key: str = "input") -> list[Picture]:
 def checked_output(
     given: object, inputs: Mapping[str, object], pictures: Sequence[Picture], *, grid: bool, overwrite: bool, command: str
 ) -> Path:
-    """The absolute path of the directory to write to.
+    """Check the output directory and return its absolute path.
 
     Args:
-        given: on the command line.
-        inputs: key -> path of what is read, None where nothing is.
-        pictures: with their masks.
-        grid: whether the picture beside the directory is written, too; see ``grid_of``.
-        overwrite: whether a directory that the command wrote is replaced, with all that it holds.
-        command: that writes.
+        given: Path from the command line.
+        inputs: Option -> path that is read, or None.
+        pictures: Images with their masks.
+        grid: Whether to write the grid beside the directory too; see ``grid_of``.
+        overwrite: Whether to replace a directory that the command wrote, with all its content.
+        command: Name of the command that writes.
 
     Raises:
-        ConfigError: If it is no directory, holds something that must not be replaced, or shares a place with what is read.
+        ConfigError: If the path is not a directory, has content that must not be replaced, or overlaps with the inputs.
     """
     output = expanded("output", given).resolve()
     for key, value in inputs.items():
@@ -128,15 +128,15 @@ def checked_output(
 
 
 def grid_of(output: Path) -> Path:
-    """The picture beside the directory."""
+    """Return the path of the grid beside a directory."""
     return output.with_name(f"{output.name}.png")
 
 
 def with_masks(pictures: Sequence[Picture], given: object) -> list[Picture]:
-    """With a mask each: the one file, or those of a directory that have the images' names but for their endings.
+    """Return the images with masks: one file for all, or the files of a directory with the images' names, any extension.
 
     Raises:
-        DataError: If one is missing, or two have the name of one image.
+        DataError: If a mask is missing, or two match one image.
     """
     root = existing("mask", given, "an image or a directory of images")
     if root.is_file():
@@ -153,10 +153,10 @@ def with_masks(pictures: Sequence[Picture], given: object) -> list[Picture]:
 
 
 def with_sizes(pictures: Sequence[Picture]) -> list[Picture]:
-    """With what the files' headers say, which takes a fraction of the time of decoding them.
+    """Return the images with their sizes, read from the files' headers.
 
     Raises:
-        DataError: Naming the files that are no images, or a mask that has not its image's size.
+        DataError: If files are not images, or a mask does not have its image's size.
     """
     sizes: dict[Path, tuple[int, int]] = {}
     broken: list[str] = []
@@ -180,10 +180,10 @@ def with_sizes(pictures: Sequence[Picture]) -> list[Picture]:
 
 
 def halved(pictures: Sequence[Picture], half: str) -> list[Picture]:
-    """The left or right halves of files with two images side by side; sizes must be known.
+    """Return the left or right halves of files with two images side by side; sizes must be known.
 
     Raises:
-        ConfigError: Naming a file that does not have two halves.
+        ConfigError: If the width of a file is odd.
     """
     for picture in pictures:
         if picture.size[1] % 2:
@@ -192,7 +192,7 @@ def halved(pictures: Sequence[Picture], half: str) -> list[Picture]:
 
 
 def read_image(picture: Picture, channels: int, levels: tuple[float, float] | None = None) -> Tensor:
-    """uint8 [C, H, W]; ``levels`` of 16- and 32-bit images as those of PixelFormat."""
+    """Read an image as uint8 [C, H, W]; for ``levels``, see ``PixelFormat``."""
     try:
         with open_image(picture.file) as file:
             image = upright(file)
@@ -206,10 +206,10 @@ def read_image(picture: Picture, channels: int, levels: tuple[float, float] | No
 
 
 def read_resized(file: Path, to: PixelFormat) -> Tensor:
-    """uint8 [C, H, W] of the wanted shape.
+    """Read an image as uint8 [C, H, W] in the given format.
 
     Raises:
-        DataError: If it cannot be decoded.
+        DataError: If the file cannot be decoded.
     """
     try:
         with open_image(file) as image:
@@ -219,7 +219,7 @@ def read_resized(file: Path, to: PixelFormat) -> Tensor:
 
 
 def read_mask(picture: Picture) -> Tensor:
-    """float32 [1, H, W], 1 where pixels are missing."""
+    """Read an image's mask as float32 [1, H, W], 1 for missing pixels."""
     assert picture.mask is not None
     try:
         with open_image(picture.mask) as image:
@@ -230,10 +230,10 @@ def read_mask(picture: Picture) -> Tensor:
 
 
 def existing(key: str, given: object, what: str) -> Path:
-    """The path that a key names.
+    """Return the path given by an option.
 
     Raises:
-        DataError: If it is not there.
+        DataError: If the path does not exist.
     """
     path = expanded(key, given)
     if not path.is_file() and not path.is_dir():
@@ -242,7 +242,7 @@ def existing(key: str, given: object, what: str) -> Path:
 
 
 def cell(picture: Tensor) -> Tensor:
-    """A uint8 picture [C, H, W] as RGB, on white where it is transparent, and made smaller where the grid needs it."""
+    """Convert a uint8 picture [C, H, W] to RGB, with transparency on white, and shrink it to the grid's cell if needed."""
     colours = on_white(to_float(picture[None]))
     longest = max(picture.shape[1:])
     if longest > _CELL:
@@ -252,7 +252,7 @@ def cell(picture: Tensor) -> Tensor:
 
 
 def side_by_side(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """A grid of cells, the two of a pair beside each other, each in the middle of the largest size: uint8 [3, H, W]."""
+    """Return a grid of pairs side by side, each picture centred in a cell of the largest size: uint8 [3, H, W]."""
     pictures = [picture for pair in pairs for picture in pair]
     height, width = (max(picture.shape[axis] for picture in pictures) for axis in (1, 2))
     cells = torch.full((len(pictures), 3, height, width), 255, dtype=torch.uint8)

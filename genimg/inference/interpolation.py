@@ -1,4 +1,4 @@
-"""A closed loop through latents: a picture with a row for each pair of them, and an animation."""
+"""Interpolation in a closed loop through latents: a grid with a row for each pair of latents, and an animation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FASTEST = 1000  # frames per second: WebP counts whole milliseconds
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """How a closed loop runs through latents.
+    """The settings of a closed loop through latents.
 
     Attributes:
         interpolate: ``linear``, or ``spherical`` along great circles.
@@ -39,7 +39,7 @@ class Loop:
         frames_per_second: Frame rate of the animation, above 0, at most 1000.
 
     Raises:
-        ConfigError: Naming the attribute that is out of its range.
+        ConfigError: If an attribute is out of range.
     """
 
     interpolate: str
@@ -55,14 +55,14 @@ class Loop:
             raise ConfigError(f"frames_per_second={self.frames_per_second} must be a number above 0, at most {_FASTEST}")
 
     def check(self, method: Method, row: Mapping[str, object]) -> None:
-        """Refuse a model without latents, and a way from one class or caption to another.
+        """Reject a model without latents, and a conditional model without a fixed condition.
 
         Args:
             method: The model.
-            row: The requested condition, as it stands in a batch; empty for none.
+            row: Batch of one image with the requested condition; empty for none.
 
         Raises:
-            ConfigError: If the model draws no latents, or reads conditions and none is requested.
+            ConfigError: If the model draws no latents, or needs a condition and none is requested.
         """
         for option, key in KEYS.items():
             if key in method.batch_keys and key not in row:
@@ -74,14 +74,14 @@ class Loop:
 
 
 def write_loops(sampler: Sampler, conditions: Sequence[Condition], folder: Path, loop: Loop, command: str) -> None:
-    """Write a picture and an animation for each condition.
+    """Write a grid and an animation for each condition.
 
     Args:
-        sampler: Of a model that ``Loop.check`` accepts.
-        conditions: One, whose files are called as ``folder``, or several, whose files lie in it.
-        folder: Absolute path.
-        loop: How the loop runs.
-        command: Name of the command that writes, which its files are stamped with.
+        sampler: Sampler of a model that ``Loop.check`` accepts.
+        conditions: One condition, whose files are named like ``folder``, or several, whose files are written into it.
+        folder: Absolute path of the output.
+        loop: Settings of the loop.
+        command: Name of the command, stored in the files.
 
     Raises:
         ConfigError: If a file would be replaced that genimg did not write.
@@ -95,7 +95,7 @@ def write_loops(sampler: Sampler, conditions: Sequence[Condition], folder: Path,
 
 
 def _files(path: Path) -> tuple[Path, Path]:
-    """Return the paths of the picture and of the animation."""
+    """Return the paths of the grid and the animation."""
     picture, animation = (path.with_name(path.name + suffix) for suffix in (".png", ".webp"))
     return picture, animation
 
@@ -122,7 +122,7 @@ def _write_loop(sampler: Sampler, condition: Condition, path: Path, loop: Loop, 
 
 
 def _write_animation(images: Tensor, path: Path, frames_per_second: float, command: str) -> None:
-    """Write uint8 [N, C, H, W] as a lossless WebP that repeats; the file appears whole or not at all."""
+    """Write images, uint8 [N, C, H, W], as a lossless, looping WebP, atomically."""
     arrays = images.permute(0, 2, 3, 1).numpy()  # [N, H, W, C]
     frames = [Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays]
     with atomically(path) as temporary:

@@ -1,4 +1,4 @@
-"""Which class a user means by a name, a number or a position."""
+"""Find the class that a user requests by name, number or position."""
 
 from __future__ import annotations
 
@@ -8,27 +8,30 @@ from collections.abc import Sequence
 from genimg.errors import ConfigError
 from genimg.utils.words import nearest
 
-_NUMBERED = re.compile(r"(\d+)(?:[ _.-]+(\D.*))?")  # "3", "3 - three" or "3_cat": a number, and perhaps a word
+_NUMBERED = re.compile(r"(\d+)(?:[ _.-]+(\D.*))?")  # "3", "3 - three" or "3_cat": a number and an optional word
 _POSITION = re.compile(r"index:(\d+)")
-_MOST_NAMES = 10  # of classes, in a message
+_MOST_NAMES = 10  # class names shown in a message
 
 
 def find_label(value: object, num_classes: int, class_names: Sequence[str]) -> int:
     """Return the label of the class that ``value`` names.
 
-    A name wins over a number, because classes may be called by numbers: of the folders 1, 2 and 3, label=1 is the first,
-    whose position is 0. In this order, a value means the class with exactly this name; the one with the position N in
-    ``index:N``; of a whole number, the only class whose name is this number or begins with it ("3 - three"); of a word, the
-    only class with this name in capitals or not, or with this word behind its number. A whole number that no name has is a
-    position, unless the names of some classes have numbers other than their positions.
+    Names have priority over positions, because classes may be named by numbers: of the folders 1, 2 and 3, label=1 is the
+    first, whose position is 0. A value is resolved in this order:
+
+    1. the class with exactly this name;
+    2. for ``index:N``, the class at position N;
+    3. for an integer, the only class whose name is this number or starts with it ("3 - three"); for a word, the only class
+       with this name, or with this word after its number, ignoring case;
+    4. for an integer in no name, the class at this position, unless a class name has a number other than its position.
 
     Args:
-        value: As Hydra parsed it.
+        value: Value parsed by Hydra.
         num_classes: Number of classes, at least 1.
-        class_names: Names by label; empty where they are not known.
+        class_names: Class names by label; empty if unknown.
 
     Raises:
-        ConfigError: If it means no class, or more than one.
+        ConfigError: If no class or more than one matches.
     """
     text = str(value).lower() if isinstance(value, bool) else str(value)
     if text in class_names:

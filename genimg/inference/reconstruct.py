@@ -1,4 +1,4 @@
-"""What an autoencoder makes of image files: their reconstructions, and samples around one of them."""
+"""Reconstructions of image files by an autoencoder, and samples around an image."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def reconstruct(
     """Write the reconstruction of every image, under its name, and a grid of some beside their originals.
 
     Args:
-        method: In evaluation mode, on the device.
-        given: The image or directory that ``reconstruct=`` names.
-        conditions: The requested ones: one, of all images.
-        pixels: What images are brought to.
+        method: Model in evaluation mode, on the device.
+        given: Path of the image or directory in ``reconstruct=``.
+        conditions: Requested conditions; there must be one, used for all images.
+        pixels: Format that images are converted to.
         folder: Directory to write.
-        batch_size: Number of images at once.
-        device: Of the method.
-        record: What the folder says about itself.
+        batch_size: Number of images in a batch.
+        device: Device of the model.
+        record: Metadata stored in the folder.
 
     Raises:
-        ConfigError: If the method is no autoencoder, or the files or the output are not as they must be.
+        ConfigError: If the model is not an autoencoder, or the files or the output are invalid.
     """
     if not method.reconstructs:
         name = type(method).__name__
@@ -95,17 +95,17 @@ def read_near(method: Method, given: str, conditions: Sequence[Condition], pixel
     """Read the image around which to sample.
 
     Args:
-        method: In evaluation mode.
-        given: The image file that ``near=`` names.
-        conditions: The requested ones: one, of the image and the samples.
-        pixels: What the image is brought to.
+        method: Model in evaluation mode.
+        given: Path of the image file in ``near=``.
+        conditions: Requested conditions; there must be one, used for the image and the samples.
+        pixels: Format that the image is converted to.
 
     Returns:
-        Float32 [1, C, H, W] in [-1, 1], on the CPU.
+        The image, float32 [1, C, H, W] in [-1, 1], on the CPU.
 
     Raises:
         DataError: If the file cannot be read.
-        ConfigError: If the model encodes no images into latents.
+        ConfigError: If the model does not encode images into latents.
     """
     condition = require_one(method, conditions, f"near={given}")
     file = existing("near", given, "an image")
@@ -114,15 +114,15 @@ def read_near(method: Method, given: str, conditions: Sequence[Condition], pixel
     image = to_float(read_resized(file, pixels)[None])
     drawn = method.draw(range(1), 0) | condition.row
     device = next(method.parameters()).device
-    method.perturb(image.to(device), {key: value.to(device) for key, value in drawn.items()}, 0.0)  # refuses before the work
+    method.perturb(image.to(device), {key: value.to(device) for key, value in drawn.items()}, 0.0)  # fails before any work
     return image
 
 
 def pixel_format(facts: DataFacts, data: Mapping[str, Any]) -> PixelFormat:
-    """Return what image files are brought to for a model.
+    """Return the format of a model's input images.
 
     Args:
-        facts: About the images that the model was trained on, which give the size and the channels.
-        data: The ``data`` group of the checkpoint's config, which may say ``fit`` and ``range``.
+        facts: Facts about the training images, with the size and channels.
+        data: The ``data`` group of the checkpoint's config, with optional ``fit`` and ``range``.
     """
     return PixelFormat.of(facts.image_size, facts.channels, data.get("fit") or "crop", data.get("range"))

@@ -16,17 +16,17 @@ from genimg.types import Batch
 
 @dataclass(frozen=True)
 class Sampler:
-    """A method and how it is to be sampled.
+    """A model and the settings to sample it.
 
     Attributes:
-        method: In evaluation mode, on the device.
-        device: Of the method.
-        seed: Image i depends on the seed and i alone, and on its condition.
-        batch_size: Of the network.
-        truncation: Less varied samples; see ``Method.truncated``. None for none.
-        noise: Of StyleGAN2; see ``Method.with_noise``. None as drawn.
-        near: Image [1, C, H, W] in [-1, 1] around which to sample; None for samples of the prior.
-        spread: Of ``near``, in standard deviations of the prior.
+        method: Model in evaluation mode, on the device.
+        device: Device of the model.
+        seed: Seed; image i depends only on the seed, i and its condition.
+        batch_size: Number of images in a batch.
+        truncation: Truncation, for less varied samples; see ``Method.truncated``. None for none.
+        noise: Noise of StyleGAN2; see ``Method.with_noise``. None for the noise as drawn.
+        near: Image [1, C, H, W] in [-1, 1] around which to sample; None to sample the prior.
+        spread: Spread around ``near``, in standard deviations of the prior.
     """
 
     method: Method
@@ -39,14 +39,14 @@ class Sampler:
     spread: float = 0.0
 
     def draw(self, indices: range) -> Batch:
-        """Draw everything random that these samples need."""
+        """Draw the random inputs of samples."""
         return self.method.draw(indices, self.seed)
 
     def check(self) -> None:
-        """Refuse a truncation or noise that the model does not take.
+        """Reject a truncation or noise that the model does not support.
 
         Raises:
-            ConfigError: Naming the option.
+            ConfigError: If the model does not support an option; names it.
         """
         if self.truncation is not None:
             self.method.truncated(self.draw(range(1)), self.truncation)
@@ -57,7 +57,7 @@ class Sampler:
         """Return the images [N, C, H, W] in [-1, 1] of a drawn batch, on the CPU.
 
         Raises:
-            CheckpointError: If the model answers NaN.
+            CheckpointError: If the model returns NaN or infinite values.
         """
         if self.truncation is not None:
             drawn = self.method.truncated(drawn, self.truncation)
@@ -69,7 +69,7 @@ class Sampler:
         return require_finite(self.method.sample(moved).float().cpu())
 
     def make_all(self, count: int, draw: Callable[[range], Batch], what: str) -> Iterator[tuple[range, Batch, Tensor]]:
-        """Yield, batch by batch, positions, what was drawn for them, and images."""
+        """Yield the positions, drawn inputs and images of each batch."""
         for start in tqdm(range(0, count, self.batch_size), desc=what, unit="batch", disable=None):
             positions = range(start, min(start + self.batch_size, count))
             drawn = draw(positions)

@@ -1,4 +1,4 @@
-"""Where genimg-sample puts single images: files below a directory, or one archive."""
+"""Outputs of genimg-sample for single images: files in a directory, or one archive."""
 
 from __future__ import annotations
 
@@ -24,36 +24,37 @@ _BATCH = 256
 
 
 class Sink(AbstractContextManager["Sink"], ABC):
-    """Takes images, batch by batch; what it writes is in its place, whole, when its block ends well."""
+    """Writes batches of images; the output appears complete when the ``with`` block ends without an error."""
 
     path: Path
 
     @property
     def picture(self) -> Path:
-        """The path of the grid beside the directory or archive."""
+        """Path of the grid beside the directory or archive."""
         return self.path.with_name(self.path.name.removesuffix(".npz") + ".png")
 
     @abstractmethod
     def add(self, place: str, indices: range, drawn: Batch, images: Tensor) -> None:
-        """Take uint8 images [N, C, H, W].
+        """Add a batch of images.
 
         Args:
-            place: of all of them, for names of files; empty, or it ends with a slash.
-            indices: N numbers.
-            drawn: what they were made of.
+            place: Prefix of the file names; empty, or ending with a slash.
+            indices: Indices of the N images.
+            drawn: Inputs that the images were generated from.
+            images: Images, uint8 [N, C, H, W].
         """
 
 
 class Files(Sink):
-    """PNG files, and metadata.jsonl, which says which image has which label or caption, as ``data=folder`` reads it.
+    """Writes PNG files and metadata.jsonl, with the images' labels or captions in the format of ``data=folder``.
 
     Args:
-        folder: to write to; one that genimg-sample wrote is replaced whole.
-        class_name: of a label, for a directory of each class; None for none.
-        record: what the folder says about itself.
+        folder: Output directory; it is replaced if genimg-sample wrote it.
+        class_name: Function from label to class name, for a directory of each class; None for one directory.
+        record: Metadata stored in the folder.
 
     Raises:
-        ConfigError: If the folder holds what genimg-sample did not write.
+        ConfigError: If the folder has content that genimg-sample did not write.
     """
 
     def __init__(self, folder: Path, class_name: Callable[[int], str] | None, record: Record) -> None:
@@ -84,17 +85,18 @@ class Files(Sink):
 
 
 class Archive(Sink):
-    """An .npz that appears whole: ``arr_0``, uint8 [N, H, W, 3], and ``arr_1``, int64 [N], where there are labels.
+    """Writes an .npz file atomically: ``arr_0``, uint8 [N, H, W, 3], and ``arr_1``, int64 [N], if there are labels.
 
-    These are the names of ADM's samples (Dhariwal & Nichol 2021), which evaluators of the field read. Images of other channels
-    are repeated, or put on white, and are also there as they are, as ``images``; labels are also called ``labels``.
+    These are the names of ADM's samples (Dhariwal & Nichol 2021), which other evaluators read. Images that are not RGB are
+    converted, by repeating grey or compositing on white, and also stored unchanged as ``images``. Labels are also stored as
+    ``labels``.
 
     Args:
-        path: of the file; one that genimg-sample wrote is replaced.
-        record: what the file says about itself.
+        path: Path of the file; it is replaced if genimg-sample wrote it.
+        record: Metadata stored in the file.
 
     Raises:
-        ConfigError: If the file is there and genimg-sample did not write it.
+        ConfigError: If the file exists and genimg-sample did not write it.
     """
 
     def __init__(self, path: Path, record: Record) -> None:
@@ -136,13 +138,13 @@ def folder_name(
     interpolate: str | None,
     reconstruct: str | None,
 ) -> str:
-    """Return a name for the directory of samples or reconstructions, different for whatever makes other images.
+    """Return the directory name of samples or reconstructions, with every option that changes the images.
 
     Args:
-        conditions: The requested ones.
-        seed: Of the images.
+        conditions: Requested conditions.
+        seed: Seed of the images.
         by_label: Whether the conditions are classes, whose names are short.
-        truncation, noise, near, spread, interpolate, reconstruct: Options of genimg-sample; None where they are not given.
+        truncation, noise, near, spread, interpolate, reconstruct: Options of genimg-sample; None if not set.
     """
     if reconstruct is not None:
         return "-".join(part for part in ("reconstructions", Path(reconstruct).stem, conditions[0].name) if part)
@@ -160,19 +162,19 @@ def _channels_last(images: Tensor) -> NDArray[np.uint8]:
 
 
 def _as_rgb(images: Tensor) -> Tensor:
-    """uint8 [N, C, H, W] with 3 channels, batch by batch, because floats take four times the memory."""
+    """Convert uint8 images [N, C, H, W] to RGB, in batches, because floats take four times the memory."""
     if images.shape[1] == 4:
         return torch.cat([to_uint8(on_white(to_float(some))) for some in images.split(_BATCH)])
     return images.expand(-1, 3, -1, -1)
 
 
 def _lines(names: Sequence[str], drawn: Batch) -> list[str]:
-    """Which image has which condition; nothing without conditions."""
+    """Return lines of JSON with the condition of each image; none without conditions."""
     entries: list[dict[str, object]] = [{"file_name": name} for name in names]
     for option, key in KEYS.items():
         if key in drawn:
             for entry, value in zip(entries, drawn[key].cpu().numpy(), strict=True):
-                # A caption's last character may be cut.
+                # The last character of a caption may be incomplete.
                 is_text = key == "caption"
                 entry[option] = value.tobytes().rstrip(b"\0").decode("utf-8", "ignore") if is_text else int(value)
     return [json.dumps(entry, ensure_ascii=False) for entry in entries if len(entry) > 1]

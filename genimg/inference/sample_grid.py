@@ -1,4 +1,4 @@
-"""Generate single images into a sink, and write a grid of them beside it."""
+"""Generate single images, write them to a sink and write a grid beside it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from genimg.utils.paths import relative
 log = logging.getLogger(__name__)
 
 _MOST_SHOWN = 256  # images in a grid
-_MOST_COLUMNS = 16  # in a grid with a row for each condition
+_MOST_COLUMNS = 16  # columns in a grid with a row for each condition
 
 
 def write_samples(sampler: Sampler, conditions: Sequence[Condition], sink: Sink, num_images: int, command: str) -> None:
     """Write images of each condition, and a grid of some.
 
     Args:
-        sampler: Generates the images.
-        conditions: One, or several whose images lie in folders of their names.
-        sink: Takes the images.
+        sampler: Sampler of the images.
+        conditions: One condition, or several, whose images are written to folders of their names.
+        sink: Output of the images.
         num_images: Number of images of each condition.
-        command: Name of the command that writes, which the grid is stamped with.
+        command: Name of the command, stored in the grid.
 
     Raises:
         ConfigError: If the grid would replace a file that genimg did not write.
@@ -61,7 +61,7 @@ def write_samples(sampler: Sampler, conditions: Sequence[Condition], sink: Sink,
 
 
 def _classes(sampler: Sampler, count: int) -> Tensor:
-    """Generate images [rows, columns, C, H, W], one class a row, at most ``count``."""
+    """Generate images [rows, columns, C, H, W], one class per row, at most ``count``."""
     rows = class_rows(count, sampler.method.num_classes)
     labels = rows.flatten()
 

@@ -1,4 +1,4 @@
-"""Images of any size for a network that takes certain sizes only: continued beyond their borders, and cut into tiles."""
+"""Padding and tiling, to run a network that supports certain sizes only on images of any size."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from genimg.utils.numbers import require_least
 
 
 def padded(images: Tensor, multiple: int, least: int = 1) -> Tensor:
-    """Images [N, C, H, W] continued at the right and at the bottom to multiples of ``size_divisor`` and ``least``, or more.
-
-    They are reflected, without their last pixel; a side that is too short for that has its last pixel repeated.
+    """Pad images on the right and at the bottom, by reflection; replicate the last pixel of a side too short for that.
 
     Args:
-        least: of either side, a multiple of ``size_divisor``.
+        images: Images [N, C, H, W].
+        multiple: Divisor of the padded sides.
+        least: Minimum length of the padded sides, a multiple of ``multiple``.
     """
     for axis, place in ((3, 1), (2, 3)):
         side = images.shape[axis]
@@ -30,16 +30,16 @@ def padded(images: Tensor, multiple: int, least: int = 1) -> Tensor:
 
 
 def check_tiles(tile: int | None, overlap: int, *, multiple: int = 1, least: int = 1) -> None:
-    """Refuse tiles that the network does not take, or that overlap too much.
+    """Reject tiles that the network does not support, or that overlap too much.
 
     Args:
-        tile: Size in pixels; None for no tiles.
-        overlap: Pixels by which a tile reaches into its neighbours.
-        multiple: Number of pixels that the sides of the network's images are multiples of.
-        least: Shortest side in pixels that the network takes.
+        tile: Side of a tile in pixels; None for no tiles.
+        overlap: Pixels by which a tile extends into each neighbour.
+        multiple: Divisor of the sides of the network's input.
+        least: Shortest side in pixels that the network supports.
 
     Raises:
-        ConfigError: Naming ``tile`` or ``overlap``, and a value that fits.
+        ConfigError: If ``tile`` or ``overlap`` is invalid; suggests a valid value.
     """
     require_least(0, overlap=overlap)
     if tile is None:
@@ -58,21 +58,22 @@ def check_tiles(tile: int | None, overlap: int, *, multiple: int = 1, least: int
 def in_tiles(
     function: Callable[[Tensor], Tensor], image: Tensor, *, tile: int, overlap: int, multiple: int, batch_size: int
 ) -> Tensor:
-    """A function of a whole image, from its values on tiles, which blend linearly where they meet.
+    """Apply a function to an image in tiles, blended linearly where they overlap.
 
-    Equal to the function of the whole image where its values depend on no pixel further away than three quarters of
-    ``overlap``: so much of a tile's border is not used, but where the image ends there.
+    The result equals that on the whole image if no value depends on a pixel further away than three quarters of
+    ``overlap``, because that much of a tile's border is discarded, except at the image's border.
 
     Args:
-        function: [M, C, h, w] -> [M, D, h, w], with h and w of ``tile`` pixels, or the image's where that is smaller.
-        image: [1, C, H, W], the sides multiples of ``size_divisor``.
-        tile: pixels, a multiple of ``size_divisor``.
-        overlap: pixels by which a tile reaches into each neighbour, less than half of ``tile``. Tiles may overlap by more, so
-            that all of them begin at multiples of ``size_divisor``, where strided layers sample a whole image, too.
-        batch_size: M, of tiles.
+        function: Function [M, C, h, w] -> [M, D, h, w]; h and w are ``tile``, or the image's sides if shorter.
+        image: Image [1, C, H, W], with sides that are multiples of ``multiple``.
+        tile: Side of a tile in pixels, a multiple of ``multiple``.
+        overlap: Pixels by which a tile extends into each neighbour, less than half of ``tile``. The overlap may be larger,
+            because tiles start at multiples of ``multiple``, where strided layers sample a whole image too.
+        multiple: Divisor of the sides of the network's input.
+        batch_size: Number of tiles M in a batch.
 
     Returns:
-        [1, D, H, W].
+        The output [1, D, H, W].
     """
     assert 0 <= 2 * overlap < tile
     rows, columns = (_spans(side, tile, overlap, multiple) for side in image.shape[2:])
@@ -90,22 +91,22 @@ def in_tiles(
 
 
 def num_tiles(height: int, width: int, *, tile: int, overlap: int, multiple: int) -> int:
-    """Of an image of so many pixels."""
+    """Return the number of tiles of an image."""
     return len(_spans(height, tile, overlap, multiple)) * len(_spans(width, tile, overlap, multiple))
 
 
 def _spans(side: int, tile: int, overlap: int, multiple: int) -> list[tuple[slice, Tensor]]:
-    """Where tiles lie along a side, and the share [tile] that each has of its pixels; a pixel's shares sum to 1."""
+    """Return the positions of tiles along a side, and their weights [tile]; the weights of each pixel sum to 1."""
     if side <= tile:
         return [(slice(0, side), torch.ones(side))]
     step = tile - 2 * overlap
-    step = (step - step % multiple) or step  # a network that halves its tile to a pixel or two has no room for it
+    step = (step - step % multiple) or step  # a network that reduces a tile to one or two pixels has no room for alignment
     starts = [*range(0, side - tile, step), side - tile]
     unused = overlap * 3 // 4
     ramp = ((torch.arange(tile) + 0.5 - unused) / max(2 * (overlap - unused), 1)).clamp(0.0, 1.0)
     shares = torch.zeros(len(starts), side)
     for number, start in enumerate(starts):
-        # The image's own border has no neighbour to blend with.
+        # There is no neighbour to blend with at the image's border.
         before = ramp if number else torch.ones(tile)
         behind = ramp.flip(0) if number < len(starts) - 1 else torch.ones(tile)
         shares[number, start : start + tile] = torch.minimum(before, behind)

@@ -1,4 +1,4 @@
-"""A trained translator of images of any size, within the memory that there is."""
+"""Translation of images of any size with a trained model, in limited memory."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _FULL = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "not enough m
 
 
 class MemoryFullError(UserError):
-    """Of the network's device."""
+    """The memory of the network's device is full."""
 
 
 @dataclass(frozen=True)
 class ImageTranslator:
-    """A method and how it is used; all but the network is on the CPU, where large images have room.
+    """A model and its settings for translation. Only the network runs on the device; large images stay on the CPU.
 
     Attributes:
-        method: in its ``sampled_mode``.
-        direction: one of its directions, or None.
-        device: of the network.
-        tile: pixels; larger images are cut. None cuts none.
-        overlap: see ``in_tiles``.
-        batch_size: of tiles.
-        seed: of dropout in training mode.
-        least: pixels, the shortest side that the network takes.
-        channels: of images, before the task makes sources of them.
+        method: Model in its ``sampled_mode``.
+        direction: One of the model's directions, or None.
+        device: Device of the network.
+        tile: Side in pixels of the tiles that larger images are cut into; None for no tiles.
+        overlap: Overlap of the tiles in pixels; see ``in_tiles``.
+        batch_size: Number of tiles in a batch.
+        seed: Seed of dropout in training mode.
+        least: Shortest side in pixels that the network supports.
+        channels: Number of channels of images, before the task makes sources from them.
     """
 
     method: Translation
@@ -66,18 +66,18 @@ class ImageTranslator:
         batch_size: int,
         seed: int,
     ) -> ImageTranslator:
-        """Return the translator of a model, which knows the sizes and channels that the model takes.
+        """Build a translator, and find the sizes and channels that the model supports.
 
         Args:
-            method: In the mode in which it translates, on the device.
-            facts: About the data that the model was trained on.
-            device: Of the method.
-            direction: Of ``chosen_direction``.
+            method: Model in its ``sampled_mode``, on the device.
+            facts: Facts about the training data.
+            device: Device of the model.
+            direction: Direction from ``chosen_direction``.
             tile, overlap, batch_size, seed: See the attributes.
 
         Raises:
             ConfigError: If the tiles do not fit the model, or the memory is too small.
-            CheckpointError: If the model translates no images of files.
+            CheckpointError: If no image file has the channels that the model needs.
         """
         source_channels = facts.channels_into(backwards=direction in method.directions[1:])
         channels = image_channels(method.task, source_channels)
@@ -86,16 +86,16 @@ class ImageTranslator:
         return cls(method, direction, device, tile, overlap, batch_size, seed, least, channels)
 
     def __call__(self, images: Tensor, masks: Tensor | None, number: int) -> tuple[Tensor, Tensor]:
-        """Sources as pictures, and what is made of them: uint8 [N, C, H, W].
+        """Return the sources as viewable images, and their translations: uint8 [N, C, H, W].
 
         Args:
-            images: uint8 [N, C, h, w].
-            masks: float32 [N, 1, h, w], of inpainting.
-            number: of the first image; its dropout depends on the seed and this number alone.
+            images: Images, uint8 [N, C, h, w].
+            masks: Masks for inpainting, float32 [N, 1, h, w]; None for none.
+            number: Index of the first image; dropout depends only on the seed and this index.
 
         Raises:
-            MemoryFullError: If the device has no room for them.
-            CheckpointError: If the model answers NaN.
+            MemoryFullError: If the device has too little memory.
+            CheckpointError: If the model returns NaN or infinite values.
         """
         task = self.method.task
         source = task.given(to_float(images), masks)
@@ -119,7 +119,7 @@ class ImageTranslator:
                 progress.update(len(tiles))
                 return outputs
 
-            # In training mode batch statistics would mix the tiles.
+            # In training mode, batch statistics would mix the tiles.
             together = 1 if self.method.sampled_mode == "train" else self.batch_size
             return in_tiles(network, source, **place, batch_size=together)
 
@@ -128,15 +128,15 @@ class ImageTranslator:
 
 
 def chosen_direction(method: Translation, given: str | None, trained: str = "in one direction") -> str | None:
-    """Return the direction to translate in: the requested one, or the first; None for a model that has no choice.
+    """Return the requested direction, or the first; None for a model with a single direction.
 
     Args:
         method: The model.
         given: The requested direction; None for the default.
-        trained: How the model was trained, for messages; see ``way_of_training``.
+        trained: Description of the training, for messages; see ``way_of_training``.
 
     Raises:
-        ConfigError: If there is no such direction.
+        ConfigError: If the model does not have the requested direction.
     """
     if given is None or given in method.directions:
         return given or next(iter(method.directions), None)
@@ -146,7 +146,7 @@ def chosen_direction(method: Translation, given: str | None, trained: str = "in 
 
 
 def way_of_training(data: Mapping[str, Any]) -> str:
-    """Return how a model with one direction was trained, as the end of a sentence.
+    """Describe the training of a model with a single direction, as the end of a sentence.
 
     Args:
         data: The ``data`` group of the checkpoint's config.
@@ -155,13 +155,13 @@ def way_of_training(data: Mapping[str, Any]) -> str:
 
 
 def needs_mask(method: Translation, given: object, key: str, how: str) -> bool:
-    """Return whether a model fills holes, and refuse masks that do not go with that.
+    """Return whether a model fills holes, after checking that masks are given if and only if it does.
 
     Args:
         method: The model.
-        given: The masks, or a path; None for none.
+        given: Masks or their path; None for none.
         key: Name of the option.
-        how: How to give masks, for the message about missing ones.
+        how: Instructions to give masks, for the message about missing ones.
 
     Raises:
         ConfigError: If masks are needed and not given, or given and not needed.
@@ -176,30 +176,30 @@ def needs_mask(method: Translation, given: object, key: str, how: str) -> bool:
 
 
 def run(method: Translation, source: Tensor, direction: str | None, device: torch.device) -> Tensor:
-    """What a method on a device makes of sources [N, S, H, W] on the CPU: [N, T, H, W] on the CPU.
+    """Translate sources [N, S, H, W] on the device; sources and the result [N, T, H, W] are on the CPU.
 
     Raises:
-        MemoryFullError: if the device has no room for it.
+        MemoryFullError: If the device has too little memory.
     """
     try:
         return method.translate(source.to(device, memory_format=torch.channels_last), direction).cpu()
-    except RuntimeError as error:  # torch.OutOfMemoryError among them; the CPU, MPS and cuBLAS have no type of their own
+    except RuntimeError as error:  # includes torch.OutOfMemoryError; the CPU, MPS and cuBLAS have no specific type
         if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _FULL):
             raise MemoryFullError(str(error).split("\n", 1)[0]) from error
         raise
 
 
 def image_channels(task: Task, source_channels: int) -> int:
-    """How many an image must have for its source to have so many; the most, because a task may make less of colours.
+    """Return the number of image channels that gives the source's; the largest, because a task may discard colours.
 
     Raises:
-        CheckpointError: If no image file has a fitting number.
+        CheckpointError: If no number of channels of image files fits.
     """
     for channels in (4, 3, 1):
         images = torch.zeros(1, channels, 8, 8)
         try:
             source = task.given(images, images[:, :1] if "mask" in task.keys else None)
-        except ValueError:  # not made for so many
+        except ValueError:  # the task does not support this number
             continue
         if source.shape[1] == source_channels:
             return channels
@@ -207,11 +207,14 @@ def image_channels(task: Task, source_channels: int) -> int:
 
 
 def least_side(method: Translation, direction: str | None, device: torch.device, channels: int, trained: int) -> int:
-    """The shortest side, in pixels, that a network takes: it reflects borders, and normalises what is left of small images.
+    """Find the shortest side in pixels that a network supports; reflection padding and normalisation limit it.
 
     Args:
-        channels: of sources.
-        trained: the longest side of the images it was trained on.
+        method: The model.
+        direction: Direction of the translation.
+        device: Device of the model.
+        channels: Number of channels of the sources.
+        trained: Longest side in pixels of the training images.
 
     Raises:
         ConfigError: If the memory is too small.
@@ -225,7 +228,7 @@ def least_side(method: Translation, direction: str | None, device: torch.device,
             raise ConfigError(
                 f"device={device}: the memory is too small for images of {side}x{side} pixels ({error}): choose another device"
             ) from error
-        except (RuntimeError, ValueError):  # PyTorch's, of layers that want larger images
+        except (RuntimeError, ValueError):  # from PyTorch layers that need larger images
             if side >= enough:
                 raise
         side = min(2 * side, enough)

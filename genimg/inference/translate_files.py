@@ -1,4 +1,4 @@
-"""Translate image files: the half of each that is translated, batches of one size, and a grid of some results."""
+"""Translate image files or their halves in batches of one size, and write a grid of some results."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from genimg.utils.paths import relative
 log = logging.getLogger(__name__)
 
 _MOST_SHOWN = 16  # images in the grid
-_SAME_RATIO = 0.02  # by which the shape of two images side by side may differ
-_USUAL_TILE = 256  # pixels, to be advised
+_SAME_RATIO = 0.02  # tolerance of the aspect ratio of two images side by side
+_USUAL_TILE = 256  # pixels, suggested in messages
 
 
 def with_fitting_masks(pictures: list[Picture], method: Translation, given: str | None) -> list[Picture]:
-    """Return the images with a mask each where the model fills holes.
+    """Return the images, with masks if the model fills holes.
 
     Args:
         pictures: The images.
         method: The model.
-        given: The file or directory that ``mask=`` names; None for none.
+        given: File or directory in ``mask=``; None for none.
 
     Raises:
         ConfigError: If masks are needed and not given, or given and not needed.
@@ -46,15 +46,15 @@ def with_fitting_masks(pictures: list[Picture], method: Translation, given: str 
 
 
 def require_whole(pictures: Sequence[Picture], facts: DataFacts, direction: str) -> None:
-    """Refuse files that look like the pairs that a model was trained on, two images side by side.
+    """Reject files with the aspect ratio of the training files, two images side by side.
 
     Args:
         pictures: The images, with their sizes.
-        facts: About the data that the model was trained on.
-        direction: Of the training: ``b2a`` if it made the left images from the right ones.
+        facts: Facts about the training data.
+        direction: Direction of training; ``b2a`` translates the right images to the left ones.
 
     Raises:
-        ConfigError: Naming the first such file.
+        ConfigError: If there is such a file; names the first.
     """
     height, width = height_width(facts.image_size)
     for picture in pictures:
@@ -75,10 +75,10 @@ def halves(pictures: Sequence[Picture], half: str, mask: str | None) -> list[Pic
     Args:
         pictures: The files, with their sizes.
         half: ``left`` or ``right``.
-        mask: What ``mask=`` names; None for none.
+        mask: File or directory in ``mask=``; None for none.
 
     Raises:
-        ConfigError: If a file does not have two halves, or there are masks.
+        ConfigError: If the width of a file is odd, or there are masks.
     """
     if mask is not None:
         raise ConfigError(f"half={half} and mask={mask} do not go together: cut the files beforehand")
@@ -97,16 +97,16 @@ def translate_files(
     """Write the translations of all images, and a grid of some beside their sources.
 
     Args:
-        translator: Makes the translations.
+        translator: Translator of the images.
         pictures: The images, with their sizes.
         levels: Values of 16- and 32-bit images that become black and white; see ``PixelFormat``.
-        output: Absolute path of the directory, which ``checked_output`` accepts.
-        record: What the directory says about itself.
+        output: Absolute path of the directory, from ``checked_output``.
+        record: Metadata stored in the directory.
         grid: Whether to write the grid.
 
     Raises:
         DataError: If an image cannot be decoded.
-        CheckpointError: If the model makes no image of it.
+        CheckpointError: If the model returns NaN or infinite values.
         ConfigError: If the memory is too small.
     """
     with naming_full_disk(f"the disk of output={output} became full: make room, or choose another output"):
@@ -122,7 +122,7 @@ def translate_files(
 def _write_all(
     translator: ImageTranslator, pictures: Sequence[Picture], levels: tuple[float, float] | None, folder: Path
 ) -> list[tuple[Tensor, Tensor]]:
-    """Write the translations; return the first sources and results, for the grid."""
+    """Write the translations, and return the first sources and results for the grid."""
     shown: dict[int, tuple[Tensor, Tensor]] = {}
     with tqdm(total=len(pictures), desc="translating", unit="image", disable=None) as progress:
         for batch in _batches(translator, pictures):
@@ -143,9 +143,9 @@ def _write_all(
 
 
 def _batches(translator: ImageTranslator, pictures: Sequence[Picture]) -> Iterator[list[Picture]]:
-    """Yield images of one size, the largest first, so that a memory that is too small shows at once.
+    """Yield batches of images of one size, the largest first, so too little memory is an error at the start.
 
-    In training mode they go one by one, because batch statistics would mix them; in tiles too, because they are large.
+    A batch has one image in training mode, because batch statistics would mix images, and for tiles, because they are large.
     """
     largest_first = sorted(pictures, key=lambda each: (-each.size[0] * each.size[1], each.size, each.number))
     for size, group in groupby(largest_first, key=lambda each: each.size):
@@ -155,7 +155,7 @@ def _batches(translator: ImageTranslator, pictures: Sequence[Picture]) -> Iterat
 
 
 def _too_large(batch: Sequence[Picture], translator: ImageTranslator) -> str:
-    """Return what to do where the memory is too small for a batch."""
+    """Return the message, with advice, for a batch that does not fit into memory."""
     tile, multiple = translator.tile, translator.method.size_divisor
     smaller = _USUAL_TILE if tile is None else tile // 2
     smaller = max(translator.least, smaller // multiple * multiple)

@@ -1,4 +1,4 @@
-"""Consistency regularisation: the same judgement of an image and of a slightly changed one, and of images of nearby latents.
+"""Consistency regularisation: equal logits for an image and a slightly changed copy, and for images of nearby latents.
 
 Zhang et al., "Consistency regularization for generative adversarial networks", ICLR 2020 (CR); Zhao et al., "Improved
 consistency regularization for GANs", AAAI 2021 (bCR and zCR).
@@ -19,12 +19,13 @@ from genimg.utils.images import mirror_and_shift
 class Consistency(DiscriminatorPenalty):
     """real_weight E[(D(x) - D(T(x)))^2] + fake_weight E[(D(G(z)) - D(T(G(z))))^2]: bCR, Zhao et al. 2021, algorithm 1.
 
-    T mirrors a random half of the images and moves each by up to a share of its inputs.
+    T mirrors each image with probability 1/2 and shifts it by up to a fraction of its sides.
 
     Args:
-        real_weight, fake_weight: 10 each in the paper; 0 for the fakes is CR (Zhang et al. 2020).
-        max_shift_share: of each side of the image, rounded to pixels; 1/8 is the papers' 4 pixels of 32.
-        interval: see ``DiscriminatorPenalty``.
+        real_weight, fake_weight: Weights of real and generated images; 10 each in the paper. A fake_weight of 0 gives CR (Zhang
+            et al. 2020).
+        max_shift_share: Largest shift as a fraction of each side, rounded to pixels; 1/8 is the papers' 4 pixels of 32.
+        interval: Interval in updates; see ``DiscriminatorPenalty``.
     """
 
     real_weight = Scheduled()
@@ -37,7 +38,7 @@ class Consistency(DiscriminatorPenalty):
             raise ValueError(f"fake_weight={shown(fake_weight)} must be 0 or more")
         if not 0 <= max_shift_share < 1:
             raise ValueError(
-                f"max_shift_share={max_shift_share} must be at least 0 and below 1, as a share of the image's inputs; "
+                f"max_shift_share={max_shift_share} must be at least 0 and below 1, as a share of the image's sides; "
                 "0.125 is usual"
             )
         self.real_weight = real_weight
@@ -59,9 +60,9 @@ class LatentConsistency(DiscriminatorPenalty):
     """weight E[(D(G(z)) - D(G(z + dz)))^2]: the discriminator's half of zCR, Zhao et al. 2021, algorithm 2.
 
     Args:
-        weight: 5 in the paper; its other half is ``LatentDiversity``.
-        noise: standard deviation of dz; 0.07 in the paper.
-        interval: see ``DiscriminatorPenalty``.
+        weight: Weight of the penalty; 5 in the paper. The other half is ``LatentDiversity``.
+        noise: Standard deviation of dz; 0.07 in the paper.
+        interval: Interval in updates; see ``DiscriminatorPenalty``.
     """
 
     weight = Scheduled()
@@ -83,9 +84,9 @@ class LatentDiversity(GeneratorPenalty):
     """-weight E[||G(z) - G(z + dz)||^2 / (C H W)]: the generator's half of zCR, Zhao et al. 2021, algorithm 2.
 
     Args:
-        weight: 0.5 in the paper.
-        noise: standard deviation of dz; 0.07 in the paper.
-        interval: see ``DiscriminatorPenalty``.
+        weight: Weight of the penalty; 0.5 in the paper.
+        noise: Standard deviation of dz; 0.07 in the paper.
+        interval: Interval in updates; see ``DiscriminatorPenalty``.
     """
 
     weight = Scheduled()
@@ -105,7 +106,7 @@ class LatentDiversity(GeneratorPenalty):
 
 
 def randomly_moved(images: Tensor, max_shift_share: float) -> Tensor:
-    """Each image mirrored with probability 1/2 and moved by up to a share of its inputs each way, its border reflected."""
+    """Mirror each image with probability 1/2 and shift it by up to a fraction of its sides, with reflection at its border."""
     count, _, height, width = images.shape
     device = images.device
     tall, wide = (int(side * max_shift_share + 0.5) for side in (height, width))
@@ -116,5 +117,5 @@ def randomly_moved(images: Tensor, max_shift_share: float) -> Tensor:
     mirrored = torch.rand(count, device=device) < 0.5
     down = torch.randint(-tall, tall + 1, (count,), device=device)
     right = torch.randint(-wide, wide + 1, (count,), device=device)
-    right = torch.where(mirrored, -right, right)  # the shift is of the mirrored image
+    right = torch.where(mirrored, -right, right)  # the shift applies to the mirrored image
     return mirror_and_shift(images, mirrored, torch.zeros_like(mirrored), down, right)

@@ -1,7 +1,7 @@
 """Bounds on log p(x). All values are in nats per image: summed over pixels and latents, never averaged over them.
 
-The reduction is spelled out because it decides the weight of the KL term: averaging the reconstruction over D pixels
-while summing the KL over latents is a beta of D, the most common mistake in public VAE code.
+The reduction is explicit because it decides the weight of the KL term: averaging the reconstruction over D pixels while summing
+the KL over latents is a beta of D, the most common mistake in public VAE code.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from genimg.utils.durations import NumImages
 
 @dataclass(frozen=True)
 class Inference:
-    """What K samples of an image's latents cost.
+    """Costs of K samples of an image's latents.
 
     Attributes:
         negative_log_likelihood: -log p(x | z) in nats: [N, K].
-        kl: of each layer of latents, by dimension, [N, K, Z] in nats: in closed form where there is one, else log q - log p.
-        log_ratio: log q(z | x) - log p(z) at the samples, of all layers together, in nats: [N, K].
-        num_dimensions: D, of the image: pixels times channels.
+        kl: KL of each layer of latents, by dimension, [N, K, Z] in nats: in closed form if there is one, else log q - log p.
+        log_ratio: log q(z | x) - log p(z) at the samples, over all layers together, in nats: [N, K].
+        num_dimensions: Number D of values of the image: pixels times channels.
     """
 
     negative_log_likelihood: Tensor
@@ -37,22 +37,25 @@ class Inference:
 
     @property
     def log_weights(self) -> Tensor:
-        """log p(x, z) - log q(z | x): [N, K]."""
+        """Log importance weights log p(x, z) - log q(z | x): [N, K]."""
         return -self.negative_log_likelihood - self.log_ratio
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
-    r"""KL(N(mean, exp(log_variance)) || N(0, 1)) in nats, by dimension, [\*] twice -> [\*]: Kingma & Welling 2014, app. B."""
+    r"""Return KL(N(mean, exp(log_variance)) || N(0, 1)) in nats, by dimension: [\*] twice -> [\*].
+
+    Kingma & Welling 2014, appendix B.
+    """
     return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance)
 
 
 def gaussian_log_density(value: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    r"""log N(value; mean, exp(log_variance)), by dimension: [\*] three times -> [\*]."""
+    r"""Return log N(value; mean, exp(log_variance)), by dimension: [\*] three times -> [\*]."""
     return -0.5 * (math.log(2.0 * math.pi) + log_variance + (value - mean).square() * (-log_variance).exp())
 
 
 def importance_bound(log_weights: Tensor) -> Tensor:
-    """log of the mean of K importance weights, a lower bound on log p(x) that grows with K: [N, K] -> [N].
+    """Return the log of the mean of K importance weights, a lower bound on log p(x) that grows with K: [N, K] -> [N].
 
     Burda, Grosse & Salakhutdinov, "Importance weighted autoencoders", ICLR 2016, equation 8.
     """
@@ -63,15 +66,15 @@ class Bound(nn.Module, ABC):
     """A lower bound on log p(x) to train with.
 
     Args:
-        likelihood: p(x | z).
-        num_samples: K, of the latents of an image in a training step.
+        likelihood: Likelihood p(x | z).
+        num_samples: Number K of latents per image in a training step.
 
     Raises:
-        ValueError: for fewer than one sample.
+        ValueError: If ``num_samples`` is below 1.
     """
 
     without_training: ClassVar[type[Bound]]
-    """What is built of any bound where nothing is trained."""
+    """Replacement for any bound if nothing is trained."""
 
     def __init__(self, likelihood: Likelihood, num_samples: int) -> None:
         super().__init__()
@@ -81,9 +84,9 @@ class Bound(nn.Module, ABC):
         self.num_samples = num_samples
 
     def forward(self, inference: Inference) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise, a mean over images in nats, and its parts, each a mean over images.
+        """Return the scalar to minimise, a mean over images in nats, and its parts, each a mean over images.
 
-        What is logged is always the bound with a KL weight of 1 and nothing added, so that all runs compare.
+        The logged bound always has a KL weight of 1 and no additional terms, so all runs compare.
         """
         reconstruction = inference.negative_log_likelihood.mean()
         kl = torch.stack([layer.sum(dim=2).mean() for layer in inference.kl]).sum()
@@ -103,26 +106,26 @@ class Bound(nn.Module, ABC):
 
     @abstractmethod
     def objective(self, inference: Inference, reconstruction: Tensor, kl: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise, and more to log; ``reconstruction`` and ``kl`` are the two terms' means."""
+        """Return the scalar to minimise and additional metrics; ``reconstruction`` and ``kl`` are the two terms' means."""
 
 
 class ELBO(Bound):
-    """Reconstruction plus weighted KL: the evidence lower bound where the weight is 1 (Kingma & Welling 2014, equation 7).
+    """Reconstruction plus weighted KL: the evidence lower bound if the weight is 1 (Kingma & Welling 2014, equation 7).
 
     Args:
-        likelihood: p(x | z).
-        num_samples: of the latents of an image.
-        kl_weight: beta of the beta-VAE (Higgins et al. 2017).
-        warm_up: images over which the weight grows linearly from 0 (Bowman et al. 2016; Sønderby et al. 2016); 0 for none. It
-            stands for ``genimg.schedules.Linear`` as the weight.
-        free_bits: nats that each latent dimension may cost, on a microbatch's average, before it is held down (Kingma et al.
+        likelihood: Likelihood p(x | z).
+        num_samples: Number of latents per image.
+        kl_weight: Weight beta of the beta-VAE (Higgins et al. 2017).
+        warm_up: Images over which the weight grows linearly from 0 (Bowman et al. 2016; Sønderby et al. 2016); 0 for none. It
+            is short for a ``genimg.schedules.Linear`` as the weight.
+        free_bits: Nats that each latent dimension may cost, averaged over a microbatch, before it is penalised (Kingma et al.
             2016, appendix C.8); 0 for none.
-        capacity: nats that a microbatch's KL is held at by ``kl_weight`` times its distance (Burgess et al. 2018, equation
-            8); None for none.
-        capacity_growth: images over which the capacity grows linearly from 0; as ``warm_up``.
+        capacity: Target of a microbatch's KL in nats, whose distance from it is penalised by ``kl_weight`` (Burgess et al.
+            2018, equation 8); None for none.
+        capacity_growth: Images over which the capacity grows linearly from 0; see ``warm_up``.
 
     Raises:
-        ValueError: for numbers out of range, and for settings that exclude each other.
+        ValueError: If a number is out of range, or settings exclude each other.
     """
 
     kl_weight = Scheduled()
@@ -170,7 +173,7 @@ class ELBO(Bound):
 
 
 def _grown(name: str, number: Number, setting: str, duration: NumImages) -> Number:
-    """A number that grows linearly from 0 over ``duration`` images; itself for none, or if it is always 0."""
+    """Return a number that grows linearly from 0 over ``duration`` images; if either is 0, return the number itself."""
     if not duration or extremes(number) == (0, 0):
         return number
     if isinstance(number, Schedule):
@@ -181,14 +184,14 @@ def _grown(name: str, number: Number, setting: str, duration: NumImages) -> Numb
 
 
 class ImportanceWeighted(Bound):
-    """The bound of importance-weighted autoencoders, tighter the more samples: Burda et al. 2016, equation 8.
+    """The bound of importance-weighted autoencoders, tighter with more samples: Burda et al. 2016, equation 8.
 
     Args:
-        likelihood: p(x | z).
-        num_samples: K; with 1 it is the ELBO, whose KL is then estimated from the sample.
+        likelihood: Likelihood p(x | z).
+        num_samples: Number K of latents per image; 1 gives the ELBO, with its KL estimated from the sample.
 
     Raises:
-        ValueError: for fewer than one sample.
+        ValueError: If ``num_samples`` is below 1.
     """
 
     def __init__(self, *, likelihood: Likelihood, num_samples: int) -> None:
@@ -200,10 +203,10 @@ class ImportanceWeighted(Bound):
 
 
 class LikelihoodAlone(Bound):
-    """The likelihood of a bound, which is all of it that sampling and measuring need.
+    """The likelihood of a bound, which suffices for sampling and evaluation.
 
     Args:
-        likelihood: p(x | z).
+        likelihood: Likelihood p(x | z).
     """
 
     def __init__(self, *, likelihood: Likelihood) -> None:

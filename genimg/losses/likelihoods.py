@@ -1,4 +1,4 @@
-"""p(x | z): what a decoder's output says about an image. All values are in nats per image, summed over pixels and channels."""
+"""Pixel likelihoods p(x | z) of a decoder's output. All values are in nats per image, summed over pixels and channels."""
 
 from __future__ import annotations
 
@@ -12,60 +12,60 @@ from torch import Tensor, nn
 from genimg.utils.rng import content_uniform
 
 _LEVELS = 256
-_STEP = 2.0 / (_LEVELS - 1)  # between two levels of 8 bits, in the [-1, 1] range
-_LEAST_LOG_SCALE = -7.0  # of logistics (Salimans et al. 2017, code) and of Gaussians: narrower than a level, and unstable
-_MOST_LOG_SCALE = 40.0  # of logistics, whose inverse must not vanish
+_STEP = 2.0 / (_LEVELS - 1)  # between two 8-bit levels, in the [-1, 1] range
+_LEAST_LOG_SCALE = -7.0  # for logistics (Salimans et al. 2017, code) and Gaussians; smaller ones are unstable
+_MOST_LOG_SCALE = 40.0  # for logistics, whose inverse scale must not vanish
 BINARISATIONS = ("none", "dynamic", "static")
 
 
 class Likelihood(nn.Module, ABC):
-    """p(x | z), from the decoder's output, for images x in [-1, 1]."""
+    """p(x | z) from the decoder's output, for images x in [-1, 1]."""
 
     @property
     @abstractmethod
     def description(self) -> str:
-        """What stands beside a reported number."""
+        """Description shown with a reported number."""
 
     def num_outputs(self, channels: int) -> int:
-        """Channels of the decoder's output for images of so many."""
+        """Return the number of channels of the decoder's output for images of ``channels`` channels."""
         return channels
 
     def observed(self, image: Tensor) -> Tensor:
-        """The image as encoder and likelihood see it; another one where it is binarised."""
+        """Return the image as the encoder and the likelihood see it, possibly binarised."""
         return image
 
     @property
     def bits_name(self) -> str:
-        """What ``bits_per_dimension`` is called. Only bits of a probability are bits per dimension."""
+        """Name of ``bits_per_dimension``; only bits of a probability are called bits per dimension."""
         return "bits_per_dim"
 
     @abstractmethod
     def negative_log_likelihood(self, output: Tensor, image: Tensor) -> Tensor:
-        """-log p(image | z) in nats per image: [N, O, H, W] and [N, C, H, W] -> [N]."""
+        """Return -log p(image | z) in nats per image: [N, O, H, W] and [N, C, H, W] -> [N]."""
 
     @abstractmethod
     def mean(self, output: Tensor) -> Tensor:
-        """E[x | z] in [-1, 1], what is shown as the reconstruction: [N, O, H, W] -> [N, C, H, W]."""
+        """Return E[x | z] in [-1, 1], shown as the reconstruction: [N, O, H, W] -> [N, C, H, W]."""
 
     def bits_per_dimension(self, nats: Tensor, num_dimensions: int) -> Tensor:
-        """Nats per image as bits per pixel and channel."""
+        """Convert nats per image to bits per pixel and channel."""
         return nats / (num_dimensions * math.log(2.0))
 
 
 class Bernoulli(Likelihood):
     """Independent Bernoulli pixels.
 
-    Bits per dimension compare with other Bernoulli models of the same targets only.
+    Bits per dimension compare only with those of other Bernoulli models of the same targets.
 
     Args:
-        binarisation: ``none`` reads grey values as probabilities (Kingma & Welling 2014, appendix C.1): a cross-entropy, and
-            no likelihood of anything, but what most VAEs of MNIST report. ``dynamic`` draws every pixel anew whenever it is
-            seen in training, with the grey value as its probability (Burda et al. 2016, section 5.1). ``static`` draws it
-            once for every image (Salakhutdinov & Murray 2008, with draws of our own). Outside training both draw what
-            ``static`` does, so that evaluations repeat.
+        binarisation: ``none`` reads grey values as probabilities (Kingma & Welling 2014, appendix C.1): a cross-entropy and not
+            a likelihood, but reported by most VAEs of MNIST. ``dynamic`` draws every pixel again whenever it is seen in
+            training, with the grey value as its probability (Burda et al. 2016, section 5.1). ``static`` draws it once for
+            every image (Salakhutdinov & Murray 2008, with different draws). Outside training, ``dynamic`` uses the draws of
+            ``static``, so evaluations repeat.
 
     Raises:
-        ValueError: for another one.
+        ValueError: If ``binarisation`` is unknown.
     """
 
     def __init__(self, *, binarisation: str) -> None:
@@ -87,7 +87,7 @@ class Bernoulli(Likelihood):
             return image
         drawn_anew = self.training and self.binarisation == "dynamic"
         noise = torch.rand_like(image) if drawn_anew else content_uniform(image)
-        # Below, and not at: a black pixel stays black.
+        # Strictly below, so a black pixel stays black.
         return torch.where(noise < (image + 1.0) / 2.0, 1.0, -1.0).to(image.dtype)
 
     def negative_log_likelihood(self, output: Tensor, image: Tensor) -> Tensor:
@@ -99,10 +99,10 @@ class Bernoulli(Likelihood):
 
 
 class _Density(Likelihood):
-    """A density on [-1, 1], in place of probabilities of the 256 levels.
+    """A density on [-1, 1] instead of probabilities of the 256 levels.
 
-    Of images that were not dequantised a density has no bound: it is above 1 for levels that it knows, and its bits are below 0
-    (Theis et al. 2016, section 3.1). They are therefore not called bits per dimension.
+    For images that were not dequantised, a density is unbounded: it can exceed 1 at the levels, so its bits are negative (Theis
+    et al. 2016, section 3.1). They are therefore not called bits per dimension.
     """
 
     @property
@@ -115,15 +115,15 @@ class _Density(Likelihood):
 
 
 class Gaussian(_Density):
-    """Independent Gaussian pixels of one standard deviation around tanh(output) (Kingma & Welling 2014, appendix C.2).
+    """Independent Gaussian pixels around tanh(output) with one standard deviation (Kingma & Welling 2014, appendix C.2).
 
     Args:
-        scale: standard deviation, in units of the [-1, 1] image range; where training starts if it is learnt.
-        learnt: whether the scale is a parameter of the model (Rybkin et al. 2021, "Simple and effective VAE training with
+        scale: Standard deviation in units of the [-1, 1] image range; its initial value if it is learnt.
+        learnt: Whether the scale is a parameter of the model (Rybkin et al. 2021, "Simple and effective VAE training with
             calibrated decoders").
 
     Raises:
-        ValueError: for a scale that is none.
+        ValueError: If ``scale`` is not above 0.
     """
 
     def __init__(self, *, scale: float, learnt: bool) -> None:
@@ -138,7 +138,7 @@ class Gaussian(_Density):
         return f"Gaussian of standard deviation {math.exp(log_scale):.4g}"
 
     def _bounded(self) -> Tensor:
-        """The learnt scale's logarithm, not below its floor, where it keeps its gradient to leave there again."""
+        """Return the log of the learnt scale, clamped from below but with its full gradient, so it can rise again."""
         log_scale = torch.as_tensor(self.log_scale)
         return log_scale + (log_scale.clamp_min(_LEAST_LOG_SCALE) - log_scale).detach()
 
@@ -153,14 +153,14 @@ class Gaussian(_Density):
 
 
 class GaussianPerPixel(_Density):
-    """Independent Gaussian pixels, of which the decoder gives means and log standard deviations: O = 2 C.
+    """Independent Gaussian pixels, whose means and standard deviations (by a softplus) the decoder gives: O = 2 C.
 
     Args:
-        least_scale: standard deviations are no smaller, in units of the [-1, 1] range: without a floor, pixels that are
-            always black make the density infinite. A third of a level is 0.0026.
+        least_scale: Lower bound of the standard deviations, in units of the [-1, 1] range. Without it, pixels that are always
+            black make the density infinite. A third of a level is 0.0026.
 
     Raises:
-        ValueError: for a scale that is none.
+        ValueError: If ``least_scale`` is not above 0.
     """
 
     def __init__(self, *, least_scale: float) -> None:
@@ -192,16 +192,16 @@ def _gaussian_nats(value: Tensor, mean: Tensor, log_scale: Tensor | float, inver
 class DiscretisedLogisticMixture(Likelihood):
     """Probabilities of the 256 levels from a mixture of logistics: Salimans et al. 2017, "PixelCNN++", section 2.
 
-    The logistic's mass between the midpoints of the levels; all that lies beyond the midpoint next to black or white counts
-    for black or white, so that a pixel's probabilities sum to one. With three channels, green's mean is linear in red, and
-    blue's in red and green (section 2.2); any other number of channels has independent ones, given the mixture's component.
-    Images are rounded to the nearest level first.
+    The probability of a level is the logistic's mass between the midpoints to its neighbours. All mass beyond the midpoint next
+    to black or white counts for black or white, so a pixel's probabilities sum to one. With three channels, green's mean is
+    linear in red, and blue's in red and green (section 2.2). Any other number of channels is independent given the mixture's
+    component. Images are first rounded to the nearest level.
 
     Args:
-        num_mixtures: M, of a pixel; 10 in the paper.
+        num_mixtures: Number M of components per pixel; 10 in the paper.
 
     Raises:
-        ValueError: for fewer than one.
+        ValueError: If ``num_mixtures`` is below 1.
     """
 
     def __init__(self, *, num_mixtures: int) -> None:
@@ -215,7 +215,7 @@ class DiscretisedLogisticMixture(Likelihood):
         return f"discretised logistics, {self.num_mixtures} a pixel"
 
     def num_outputs(self, channels: int) -> int:
-        """M (1 + 2 C), and 3 M more for the colours' coefficients."""
+        """Return M (1 + 2 C), plus 3 M for the colours' coefficients."""
         return self.num_mixtures * (1 + 2 * channels + (3 if channels == 3 else 0))
 
     def _channels(self, output: Tensor) -> int:
@@ -223,14 +223,14 @@ class DiscretisedLogisticMixture(Likelihood):
         return 3 if each == 10 else (each - 1) // 2
 
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits [N, M, H, W]; means, log scales and coefficients [N, C, M, H, W]."""
+        """Split the output into logits [N, M, H, W], and means, log scales and coefficients [N, C, M, H, W]."""
         count, channels = self.num_mixtures, self._channels(output)
         logits, rest = output[:, :count], output[:, count:].unflatten(1, (-1, count))
         means, log_scales = rest[:, :channels], rest[:, channels : 2 * channels]
         return logits, means, log_scales.clamp(_LEAST_LOG_SCALE, _MOST_LOG_SCALE), rest[:, 2 * channels :].tanh()
 
     def log_probabilities(self, output: Tensor, image: Tensor) -> Tensor:
-        """log p of every pixel, all its channels together: [N, O, H, W] and [N, C, H, W] -> [N, H, W]."""
+        """Return log p of every pixel, all its channels together: [N, O, H, W] and [N, C, H, W] -> [N, H, W]."""
         logits, means, log_scales, coefficients = self._split(output)
         value = (((image + 1.0) / _STEP).round() * _STEP - 1.0)[:, :, None]  # [N, C, 1, H, W]
         if means.shape[1] == 3:
@@ -257,7 +257,7 @@ class DiscretisedLogisticMixture(Likelihood):
         return -self.log_probabilities(output, image).flatten(1).sum(dim=1)
 
     def mean(self, output: Tensor) -> Tensor:
-        """Of the logistics before they are cut off at black and white, clamped; colours through their means."""
+        """Return the clamped mean of the logistics before they are cut off at black and white; colours use their means."""
         logits, means, _, coefficients = self._split(output)
         weights = F.softmax(logits, dim=1)
         means = means.clamp(-1.0, 1.0)

@@ -1,4 +1,4 @@
-"""Maximum mean discrepancy between latents and a prior, and the loss of the Wasserstein autoencoder that it makes."""
+"""Maximum mean discrepancy between latents and a prior, and the Wasserstein autoencoder's loss based on it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from genimg.losses.likelihoods import Likelihood
 from genimg.losses.regularised_autoencoder import AutoencoderLoss
 from genimg.schedules import Number, Scheduled, is_positive, shown
 
-SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # of the kernel, in the code of Tolstikhin et al. 2018
+SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # kernel scales in the code of Tolstikhin et al. 2018
 
 
 class MMDLoss(AutoencoderLoss):
     """Reconstruction + lambda MMD(q(z), N(0, I)): Tolstikhin et al. 2018, "Wasserstein auto-encoders", algorithm 2.
 
-    The authors' code weighs squares by 0.05, and those of MNIST are of [0, 1]: its lambda of 10 is 800 here. The discrepancy
-    is that of each microbatch, whose expectation does not depend on its size.
+    The authors' code weights squared errors by 0.05, on MNIST images in [0, 1]: its lambda of 10 is 800 here. The discrepancy
+    is computed per microbatch; its expectation does not depend on the microbatch's size.
 
     Args:
-        likelihood: p(x | z).
-        mmd_weight: lambda.
+        likelihood: Likelihood p(x | z).
+        mmd_weight: Weight lambda.
 
     Raises:
-        ValueError: for a weight that is not above 0.
+        ValueError: If the weight is not above 0.
     """
 
     mmd_weight = Scheduled()
@@ -43,13 +43,13 @@ class MMDLoss(AutoencoderLoss):
 
 
 def unbiased_mmd(x: Tensor, y: Tensor) -> Tensor:
-    """The unbiased estimate of the squared MMD of two distributions from samples [N, Z] and [M, Z]; it can be negative.
+    """Return the unbiased estimate of the squared MMD between samples [N, Z] and [M, Z]; it can be negative.
 
-    With the inverse multiquadratics kernel C / (C + ||x - y||^2), added up over C = 2 Z s for the scales s: 2 Z is the expected
-    squared distance of two samples of N(0, I). Gretton et al. 2012, equation 3. In float32 or better.
+    The kernel is the inverse multiquadratic C / (C + ||x - y||^2), summed over C = 2 Z s for the scales s; 2 Z is the expected
+    squared distance of two samples of N(0, I). Gretton et al. 2012, equation 3. Computed in float32 or better.
 
     Raises:
-        ConfigError: For fewer than two samples of either.
+        ConfigError: If there are fewer than two samples of either.
     """
     if min(len(x), len(y)) < 2:
         raise ConfigError(
@@ -58,7 +58,7 @@ def unbiased_mmd(x: Tensor, y: Tensor) -> Tensor:
         )
     count, others = len(x), len(y)
     within_x, within_y = _kernel(x, x), _kernel(y, y)
-    # A sample with itself is no pair.
+    # Pairs of a sample with itself do not count.
     return (
         (within_x.sum() - within_x.diagonal().sum()) / (count * (count - 1))
         + (within_y.sum() - within_y.diagonal().sum()) / (others * (others - 1))
@@ -67,9 +67,9 @@ def unbiased_mmd(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    """[N, Z] and [M, Z] -> [N, M]."""
+    """Return the kernel of samples [N, Z] and [M, Z]: [N, M]."""
     with torch.autocast(x.device.type, enabled=False):
-        # Not by a product of matrices, which GPUs round to TF32.
+        # Without a matmul, which GPUs would round to TF32.
         squares = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
         constants = [2.0 * x.shape[1] * scale for scale in SCALES]
         return torch.stack([constant / (constant + squares) for constant in constants]).sum(dim=0)

@@ -16,31 +16,32 @@ from genimg.utils.distributed import sum_over_ranks, world_size
 
 @runtime_checkable
 class StyleGenerator(Protocol):
-    """A generator in two halves."""
+    """A generator with a mapping and a synthesis network."""
 
     def mapping(self, latent: Tensor, condition: Tensor) -> Tensor:
-        """Latents [N, Z] and conditions as they stand in the batch -> styles [N, L, W]."""
+        """Map latents [N, Z] and conditions, as in the batch, to styles [N, L, W]."""
         ...
 
     def synthesis(self, styles: Tensor) -> Tensor:
-        """Styles [N, L, W] -> images [N, C, H, W]."""
+        """Map styles [N, L, W] to images [N, C, H, W]."""
         ...
 
 
 class PathLength(GeneratorPenalty):
     """weight E[(||J^T y|| - a)^2] with J = dG(w)/dw, y ~ N(0, I) and a the moving average of ||J^T y||: equation 4.
 
-    A step in the styles w then changes the image by the same amount everywhere. y is divided by the root of the pixels (as in
-    the paper's code), and the norm of styles [L, W] is the root of their squares' sum over W and mean over L. In float32.
+    As a result, a step in the styles w changes the image by the same amount everywhere. y is divided by the root of the number
+    of pixels (as in the paper's code). The norm of styles [L, W] is the root of their squares' sum over W and mean over L. It
+    is computed in float32.
 
     Args:
-        weight: 2 in the paper's code.
-        decay: share of a batch's mean length in the average; 0.01 in the paper's code.
-        batch_shrink: only one of so many latents is used; 2 in the paper's code.
-        interval: in steps; see ``GeneratorPenalty``. 4 in the paper's code.
+        weight: Weight of the penalty; 2 in the paper's code.
+        decay: Share of a batch's mean length in the average; 0.01 in the paper's code.
+        batch_shrink: Factor by which the number of latents is reduced; 2 in the paper's code.
+        interval: Interval in updates, 4 in the paper's code; see ``GeneratorPenalty``.
 
     Raises:
-        ValueError: for a setting that is out of range.
+        ValueError: If a setting is out of range.
     """
 
     average: Tensor
@@ -67,7 +68,7 @@ class PathLength(GeneratorPenalty):
             )
 
     def forward(self, generator: nn.Module, latent: Tensor, condition: Tensor) -> tuple[Tensor, Metrics]:
-        """Latents [N, Z] and conditions [N, ...]; the generator is a ``StyleGenerator``."""
+        """Return the penalty for latents [N, Z] and conditions [N, ...]; the generator is a ``StyleGenerator``."""
         assert isinstance(generator, StyleGenerator)
         count = max(len(latent) // self.batch_shrink, 1)
         with torch.autocast(latent.device.type, enabled=False):
@@ -79,6 +80,6 @@ class PathLength(GeneratorPenalty):
             with torch.no_grad():
                 mean = sum_over_ranks(lengths.mean()) / world_size()
                 self.average.lerp_(mean.to(self.average.dtype), self.decay)
-            # A constant, as in the paper; its code lets the share of this batch in the average have a gradient, too.
+            # The average is a constant, as in the paper; in its code, this batch's share of it has a gradient, too.
             penalty = (lengths - self.average).square().mean()
         return self.weight * penalty, {"path_length/mean": mean, "path_length/average": self.average.clone()}

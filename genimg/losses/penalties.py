@@ -1,8 +1,7 @@
-"""Penalties on the networks of a GAN. All gradients are with respect to images, all norms over one image's C x H x W values.
+"""Penalties on the networks of a GAN. Gradients are with respect to images, norms over one image's C x H x W values.
 
 A penalty is computed through the discriminator's eager forward, because PyTorch has no second derivatives of compiled ones. It
-has a forward of its own in float32, or, where ``reuse_forward`` says so, the forward of the discriminator's update in the
-precision of the training.
+runs its own forward in float32 or, with ``reuse_forward``, uses that of the discriminator's update in the training precision.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from genimg.utils.durations import NumImages
 
 @dataclass(frozen=True)
 class PenaltyInputs:
-    """What a penalty of the discriminator looks at.
+    """Inputs of a discriminator's penalty.
 
     Attributes:
-        real, fake: images [N, C, H, W], float32, without a graph.
-        logits: images -> logits [N] under the batch's conditions, in float32, through the augmentation.
-        plain_logits: the same without the augmentation.
-        nearby: std -> two times images [N, C, H, W] in float32: of the fakes' latents, and of these moved by normal noise of
-            that standard deviation.
-        judged_real, judged_fake: images [N, C, H, W] that require a gradient, and the logits [N] that the update's own forward
-            gave them; None where no penalty reuses it.
+        real, fake: Images [N, C, H, W], float32, without a graph.
+        logits: Function from images to logits [N] under the batch's conditions, in float32, through the augmentation.
+        plain_logits: The same function without the augmentation.
+        nearby: Function from a standard deviation to two sets of images [N, C, H, W] in float32: those of the fakes' latents,
+            and those of these latents plus normal noise of that standard deviation.
+        judged_real, judged_fake: Images [N, C, H, W] that require a gradient, and their logits [N] from the update's own
+            forward; None if no penalty reuses it.
     """
 
     real: Tensor
@@ -44,17 +43,17 @@ class PenaltyInputs:
 
 
 class DiscriminatorPenalty(nn.Module, ABC):
-    """Added to the discriminator's loss.
+    """A penalty added to the discriminator's loss.
 
     Args:
-        interval: in updates of its network. 1 adds it to every loss; k > 1 makes one more update every k, of it times k
-            (lazy regularisation, Karras et al. 2020, "Analyzing and improving", appendix B).
+        interval: Interval in updates of the network. 1 adds the penalty to every loss; k > 1 runs one additional update every k
+            updates, on the penalty times k (lazy regularisation, Karras et al. 2020, "Analyzing and improving", appendix B).
     """
 
     needed_in_training_only = True
 
     reuses: frozenset[str] = frozenset()
-    """Of ``real`` and ``fake``, the images whose gradient it takes in the update's own forward: see ``PenaltyInputs``."""
+    """Images (``real``, ``fake``) whose gradient is taken through the update's own forward; see ``PenaltyInputs``."""
 
     def __init__(self, *, interval: int) -> None:
         super().__init__()
@@ -64,18 +63,18 @@ class DiscriminatorPenalty(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, inputs: PenaltyInputs) -> Tensor:
-        """The weighted penalty, a scalar: a mean over the N images."""
+        """Return the weighted penalty, a scalar: a mean over the N images."""
 
 
 class GradientPenalty(DiscriminatorPenalty):
     """weight E[(||grad D(x)||_2 - center)^2] at random points between real and fake images.
 
-    Gulrajani et al. 2017, equation 3, with center 1; 0-centred: Thanh-Tung et al. 2019.
+    Gulrajani et al. 2017, equation 3, with center 1; Thanh-Tung et al. 2019 with center 0.
 
     Args:
-        weight: lambda; 10 in the paper.
-        center: the norm that is wanted.
-        interval: see ``DiscriminatorPenalty``.
+        weight: Weight lambda; 10 in the paper.
+        center: Target norm of the gradient.
+        interval: Interval in updates; see ``DiscriminatorPenalty``.
     """
 
     weight = Scheduled()
@@ -96,12 +95,12 @@ class GradientPenalty(DiscriminatorPenalty):
 class DRAGAN(DiscriminatorPenalty):
     """weight E[(||grad D(x + noise)||_2 - 1)^2] around real images. Kodali et al. 2017, equation 2, and its code.
 
-    The noise is uniform in [0, 0.5 std], with the standard deviation of the batch's values, times a number of each image that
-    is uniform in [0, 1]: the code looks at a random point between an image and its perturbed copy.
+    The noise is uniform in [0, 0.5 std], where std is the standard deviation of the batch's values, times one number per image,
+    uniform in [0, 1]. As in the code, this gives a random point between an image and its perturbed copy.
 
     Args:
-        weight: lambda; 10 in the paper.
-        interval: see ``DiscriminatorPenalty``.
+        weight: Weight lambda; 10 in the paper.
+        interval: Interval in updates; see ``DiscriminatorPenalty``.
     """
 
     weight = Scheduled()
@@ -122,15 +121,15 @@ class R1(DiscriminatorPenalty):
     """gamma/2 E[||grad D(x)||^2] at real images. Mescheder et al. 2018, equation 9.
 
     Args:
-        gamma: the weight, or ``auto``: 0.0002 x pixels / batch size (StyleGAN2-ADA's rule for square images).
-        image_size: pixels, one number or [height, width]; used by ``auto``.
-        batch_size: images a step; used by ``auto``.
-        interval: see ``DiscriminatorPenalty``.
-        reuse_forward: take the gradient of the discriminator's update's own forward, in the precision of the training, as R3GAN
-            does; else of a forward of its own in float32. Needs an interval of 1.
+        gamma: Weight, or ``auto``: 0.0002 x pixels / batch size (StyleGAN2-ADA's rule for square images).
+        image_size: Side in pixels, or [height, width]; used by ``auto``.
+        batch_size: Images per step; used by ``auto``.
+        interval: Interval in updates; see ``DiscriminatorPenalty``.
+        reuse_forward: Whether to take the gradient through the forward of the discriminator's update, in the training
+            precision, as in R3GAN, instead of through a separate forward in float32. Requires an interval of 1.
 
     Raises:
-        ValueError: for numbers out of range, and for a forward that a lazy penalty cannot reuse.
+        ValueError: If a number is out of range, or a lazy penalty reuses the forward.
     """
 
     gamma = Scheduled()
@@ -156,7 +155,7 @@ class R1(DiscriminatorPenalty):
 
 
 class R2(DiscriminatorPenalty):
-    """gamma/2 E[||grad D(G(z))||^2] at generated images. Mescheder et al. 2018, equation 10. Args: as of ``R1``."""
+    """gamma/2 E[||grad D(G(z))||^2] at generated images. Mescheder et al. 2018, equation 10. For the arguments, see ``R1``."""
 
     gamma = Scheduled()
 
@@ -181,16 +180,17 @@ class R2(DiscriminatorPenalty):
 
 
 class LeCam(DiscriminatorPenalty):
-    """weight (E[max(0, D(x) - a_fake)^2] + E[max(0, a_real - D(G(z)))^2]), a: moving averages of the logits.
+    """weight (E[max(0, D(x) - a_fake)^2] + E[max(0, a_real - D(G(z)))^2]), where a are moving averages of the logits.
 
-    Tseng et al. 2021, equation 6, with the maximum of the authors' code: only logits on the right side of the other average
-    are drawn towards it. Until ``start`` the averages are those of the last batch alone, and the penalty is 0, as there.
+    Tseng et al. 2021, equation 6, with the maximum of the authors' code: only real logits above a_fake and fake logits below
+    a_real are pulled towards these averages. Until ``start``, the averages are those of the last batch and the penalty is 0, as
+    in that code.
 
     Args:
-        weight: lambda; 0.0001 to 0.3 in the paper's experiments.
-        decay: of the averages, a step (with accumulation: a microbatch); 0.99 in the paper's code.
-        start: images seen from which on it counts; 1k iterations in the paper's code.
-        interval: see ``DiscriminatorPenalty``.
+        weight: Weight lambda; 0.0001 to 0.3 in the paper's experiments.
+        decay: Decay of the averages per step (with accumulation: per microbatch); 0.99 in the paper's code.
+        start: Images seen from which the penalty counts; 1k iterations in the paper's code.
+        interval: Interval in updates; see ``DiscriminatorPenalty``.
     """
 
     weight = Scheduled()
@@ -222,7 +222,7 @@ class LeCam(DiscriminatorPenalty):
 
 
 class GeneratorPenalty(nn.Module, ABC):
-    """Added to the generator's loss; ``interval`` as of ``DiscriminatorPenalty``."""
+    """A penalty added to the generator's loss; for ``interval``, see ``DiscriminatorPenalty``."""
 
     needed_in_training_only = True
 
@@ -233,22 +233,22 @@ class GeneratorPenalty(nn.Module, ABC):
         self.interval = interval
 
     def check(self, generator: nn.Module) -> None:
-        """Refuse a generator that lacks what the penalty needs.
+        """Reject a generator that the penalty cannot use.
 
         Raises:
-            ValueError: naming what fits.
+            ValueError: If it cannot; the message names a generator that fits.
         """
 
     @abstractmethod
     def forward(self, generator: nn.Module, latent: Tensor, condition: Tensor) -> tuple[Tensor, Metrics]:
-        """The weighted penalty, a scalar, and what else to log; latents [N, Z] and conditions as in the batch."""
+        """Return the weighted penalty, a scalar, and additional metrics for latents [N, Z] and conditions as in the batch."""
 
 
 class WeightClipping(nn.Module):
-    """Keeps every weight of the discriminator within [-limit, limit]: Arjovsky et al. 2017, algorithm 1.
+    """Clipping of every weight of the discriminator to [-limit, limit]: Arjovsky et al. 2017, algorithm 1.
 
     Args:
-        limit: c; 0.01 in the paper.
+        limit: Limit c; 0.01 in the paper.
     """
 
     needed_in_training_only = True
@@ -262,20 +262,23 @@ class WeightClipping(nn.Module):
 
     @torch.no_grad()
     def clip(self, discriminator: nn.Module) -> None:
-        """After an update of the discriminator."""
+        """Clip the weights after an update of the discriminator."""
         parameters: list[Tensor] = list(discriminator.parameters())
         torch._foreach_clamp_max_(parameters, self.limit)
         torch._foreach_clamp_min_(parameters, -self.limit)
 
 
 def squared_gradient_norms(logits: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """||grad_x sum_n logits(x)_n||^2 for each image [N], with a graph for the second derivative."""
+    """Return ||grad_x sum_n logits(x)_n||^2 for each image [N], with a graph for the second derivative."""
     images = images.detach().requires_grad_(True)
     return squared_norms_of_gradient(images, logits(images))
 
 
 def squared_norms_of_gradient(images: Tensor, logits: Tensor) -> Tensor:
-    """||grad_x sum_n logits_n||^2 for each image [N] that requires a gradient, with a graph for the second derivative."""
+    """Return ||grad_x sum_n logits_n||^2 for each image [N], with a graph for the second derivative.
+
+    The images must require a gradient.
+    """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3))
 
@@ -300,10 +303,10 @@ def _checked_reuse(side: str, reuse_forward: bool, interval: int) -> frozenset[s
 
 
 def require_positive(name: str, value: Number) -> None:
-    """Refuse a setting of a penalty that would leave it without effect, or give it the opposite one.
+    """Reject a penalty's setting that would disable or invert it.
 
     Raises:
-        ValueError: If it is not positive; the message names it.
+        ValueError: If the setting is not positive; the message names it.
     """
     if not is_positive(value):
         raise ValueError(f"{name}={shown(value)} must be above 0: for no penalty, remove it")

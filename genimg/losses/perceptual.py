@@ -15,24 +15,25 @@ from genimg.errors import ConfigError
 from genimg.schedules import Number, Scheduled, is_positive, shown
 from genimg.utils.machine_local import LocalPath
 
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for values in [0, 1]
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, for values in [0, 1]
 
 
 class Perceptual(nn.Module):
-    """The mean absolute difference of features, summed over layers: equation 2 with L1, as later work has it.
+    """The mean absolute difference of features, summed over layers: equation 2 with L1, as in later work.
 
-    Nothing is downloaded, and nothing of it is part of a checkpoint.
+    Nothing is downloaded, and no part of it is stored in a checkpoint.
 
     Args:
-        weights: path of torchvision's state_dict of VGG-16 (vgg16-397923af.pth).
-        layers: of ``features``, whose outputs are compared: 3, 8, 15 and 22 are relu1_2, relu2_2, relu3_3 and relu4_3.
-        weight: of this beside the distance of pixels, above 0.
+        weights: Path of torchvision's state_dict of VGG-16 (vgg16-397923af.pth).
+        layers: Indices in ``features`` of the layers whose outputs are compared: 3, 8, 15 and 22 are relu1_2, relu2_2, relu3_3
+            and relu4_3.
+        weight: Weight relative to the distance of pixels, above 0.
 
     Raises:
         ValueError: If the file does not exist or holds other weights, or a setting is out of range.
     """
 
-    needed_in_training_only = True  # so that nobody who samples must have the file
+    needed_in_training_only = True  # sampling must not require the file
 
     mean: Tensor
     deviation: Tensor
@@ -40,7 +41,7 @@ class Perceptual(nn.Module):
 
     def __init__(self, *, weights: LocalPath, layers: Sequence[int], weight: Number) -> None:
         super().__init__()
-        with torch.device("meta"):  # without the time and the memory that random weights would take
+        with torch.device("meta"):  # saves the time and the memory of random weights
             features = vgg16().features
         if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= len(features):
             raise ValueError(f"layers={list(layers)} must be numbers that rise, from 0 to {len(features) - 1}")
@@ -55,14 +56,14 @@ class Perceptual(nn.Module):
         self.register_buffer("deviation", torch.tensor(_DEVIATION)[:, None, None])
         for layer in self.modules():
             if isinstance(layer, nn.ReLU):
-                layer.inplace = False  # what is compared must not be changed by the layer behind it
+                layer.inplace = False  # the next layer must not change the features that are compared
         self.eval().requires_grad_(False)
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """The weighted scalar of images [N, 1 or 3, H, W] in [-1, 1]; the gradient is the output's alone.
+        """Return the weighted scalar for images [N, 1 or 3, H, W] in [-1, 1]; only the output has a gradient.
 
         Raises:
-            ConfigError: For images of other channels.
+            ConfigError: If the images have another number of channels.
         """
         if output.shape[1] not in (1, 3):
             raise ConfigError(
@@ -81,7 +82,7 @@ class Perceptual(nn.Module):
 
 
 def _state(path: str, features: nn.Module) -> dict[str, Tensor]:
-    """The file's weights of those layers.
+    """Read the weights of ``features`` from the file.
 
     Raises:
         ValueError: If there is no such file, or it holds other weights.

@@ -1,4 +1,4 @@
-"""Distances of an image from the one it should be, as losses."""
+"""Distances of an image from its target, as losses."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ KINDS = ("l1", "l2", "charbonnier")
 class ReconstructionLoss:
     """The mean over pixels and channels of |d|, of d^2, or of sqrt(d^2 + epsilon^2), with d = output - target in [-2, 2].
 
-    Of inpainting, the mean of each image is weighted: 1 for missing pixels, ``known_weight`` for the others (Liu et al. 2018,
+    For inpainting, the mean of each image is weighted: 1 for missing pixels, ``known_weight`` for the others (Liu et al. 2018,
     equation 7, which has 1/6).
 
     Args:
         kind: ``l1``; ``l2``; ``charbonnier`` (Charbonnier et al. 1994; Lai et al. 2017 for images).
-        epsilon: of ``charbonnier``, in units of images in [-1, 1]; None of the others.
-        known_weight: of pixels that a mask does not hide, 0 or more; 1 where there are no masks.
-        perceptual: added to it, with a weight of its own; None for none.
+        epsilon: Constant of ``charbonnier``, in units of images in [-1, 1]; None for the others.
+        known_weight: Weight of pixels that a mask does not hide, 0 or more; 1 if there are no masks.
+        perceptual: Perceptual distance to add, with its own weight; None for none.
 
     Raises:
-        ValueError: for an unknown kind, or numbers out of range.
+        ValueError: If the kind is unknown, or a number is out of range.
     """
 
     needed_in_training_only = True
@@ -48,7 +48,7 @@ class ReconstructionLoss:
         self.perceptual = perceptual
 
     def __call__(self, output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The scalar loss of [N, C, H, W], in float32; ``mask`` [N, 1, H, W] is 1 where pixels were missing."""
+        """Return the scalar loss of images [N, C, H, W], in float32; ``mask`` [N, 1, H, W] is 1 where pixels were missing."""
         pixels = self._of_pixels(output, target, mask)
         return pixels if self.perceptual is None else pixels + self.perceptual(output, target)
 
@@ -67,5 +67,5 @@ class ReconstructionLoss:
             return distance.mean()
         weight = self.known_weight + (1.0 - self.known_weight) * mask
         total = weight.flatten(1).sum(dim=1) * distance.shape[1]  # [N]
-        # Image by image, so that it is a mean over samples; an image without holes may have nothing to weigh.
+        # Per image, so the loss is a mean over samples. An image without holes may have a total weight of 0.
         return ((weight * distance).flatten(1).sum(dim=1) / total.clamp_min(torch.finfo(total.dtype).tiny)).mean()

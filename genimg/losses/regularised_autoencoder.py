@@ -14,10 +14,10 @@ REGULARISERS = ("none", "l2", "gradient_penalty", "spectral_norm")
 
 
 class AutoencoderLoss(nn.Module, ABC):
-    """-log p(x | z) of a reconstruction and a penalty of its latents.
+    """-log p(x | z) of a reconstruction plus a penalty on its latents.
 
     Args:
-        likelihood: p(x | z); Gaussian pixels of variance 1/2 make it the sum of squares, but for a constant.
+        likelihood: Likelihood p(x | z); with Gaussian pixels of variance 1/2, it is the sum of squares up to a constant.
     """
 
     def __init__(self, likelihood: Likelihood) -> None:
@@ -26,17 +26,17 @@ class AutoencoderLoss(nn.Module, ABC):
 
     @property
     def normalises_decoder(self) -> bool:
-        """Whether the decoder is to have spectral norm."""
+        """Whether the decoder needs spectral norm."""
         return False
 
     def forward(self, image: Tensor, latent: Tensor, decoder: nn.Module, condition: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise, a mean over images, and its parts.
+        """Return the scalar to minimise, a mean over images, and its parts.
 
         Args:
-            image: [N, C, H, W] as the likelihood has it observed.
-            latent: [N, Z], float32, of the image.
-            decoder: (latent, condition) -> parameters of the likelihood [N, O, H, W].
-            condition: of the decoder.
+            image: Images [N, C, H, W] as the likelihood observes them.
+            latent: Latents of the images, float32 [N, Z].
+            decoder: Network, (latent, condition) -> parameters of the likelihood [N, O, H, W].
+            condition: Condition of the decoder.
         """
         output = self.decode(decoder, latent, condition)
         reconstruction = self.likelihood.negative_log_likelihood(output, image).mean()
@@ -46,32 +46,33 @@ class AutoencoderLoss(nn.Module, ABC):
         return reconstruction + penalty, {"reconstruction_nats": reconstruction, "squared_error": squared} | parts
 
     def decode(self, decoder: nn.Module, latent: Tensor, condition: Tensor) -> Tensor:
-        """The decoder's output in float32."""
+        """Return the decoder's output in float32."""
         return decoder(latent, condition).float()
 
     @abstractmethod
     def penalty(self, latent: Tensor, output: Tensor, decoder: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is added, weighted, and what to log; ``output`` is the decoder's of ``latent``."""
+        """Return the weighted penalty and the values to log; ``output`` is the decoder's output for ``latent``."""
 
 
 class RegularisedLoss(AutoencoderLoss):
     """Reconstruction + beta / 2 ||z||^2 + lambda R(decoder): Ghosh et al. 2020, equations 8 to 11.
 
-    The authors' code takes means where the paper and this class take sums: a weight of its latents is here 2 D / Z times it
-    for D pixels and channels, one of its decoder D times, and both 4 times for images in [-1, 1] instead of [0, 1].
+    The authors' code takes means where the paper and this class take sums. For D pixels and channels, their weight of the
+    latents is therefore multiplied by 2 D / Z here, and their weight of the decoder by D. Both are also multiplied by 4 for
+    images in [-1, 1] instead of [0, 1].
 
     Args:
-        likelihood: p(x | z).
-        latent_weight: beta; it alone keeps the latents from growing without end.
-        regulariser: R. ``l2``: the sum of squares of the decoder's weights, without biases and normalisation.
+        likelihood: Likelihood p(x | z).
+        latent_weight: Weight beta; only this term keeps the latents from growing without bound.
+        regulariser: Regulariser R. ``l2``: the sum of squares of the decoder's weights, without biases and normalisation.
             ``gradient_penalty``: the squared Frobenius norm of dD(z)/dz, the Jacobian of the reconstruction, estimated without
             bias from one random projection (Hutchinson 1990), in float32; the authors' code takes the gradient of the sum of
-            the reconstruction's squares. ``spectral_norm``: layers whose weights are divided by their largest singular
-            values (Miyato et al. 2018). ``none``.
-        regulariser_weight: lambda, of ``l2`` and ``gradient_penalty``; None of the others.
+            the reconstruction's squares. ``spectral_norm``: layers whose weights are divided by their largest singular values
+            (Miyato et al. 2018). ``none``.
+        regulariser_weight: Weight lambda of ``l2`` and ``gradient_penalty``; None for the others.
 
     Raises:
-        ValueError: for an unknown regulariser, or weights that do not fit it.
+        ValueError: If the regulariser is unknown, or a weight does not fit it.
     """
 
     latent_weight = Scheduled()
@@ -110,7 +111,7 @@ class RegularisedLoss(AutoencoderLoss):
     def decode(self, decoder: nn.Module, latent: Tensor, condition: Tensor) -> Tensor:
         if self.regulariser != "gradient_penalty":
             return super().decode(decoder, latent, condition)
-        # torch.compile has no second derivatives; in float32, whatever the training's precision.
+        # Eager, because torch.compile has no second derivatives, and in float32, whatever the training precision.
         with torch.autocast(latent.device.type, enabled=False):
             return decoder.forward(latent, condition)
 
@@ -127,12 +128,12 @@ class RegularisedLoss(AutoencoderLoss):
 
 
 def squared_weights(network: nn.Module) -> Tensor:
-    """The sum of squares of all weights of linear layers, convolutions and embeddings."""
+    """Return the sum of squares of all weights of linear layers, convolutions and embeddings."""
     return torch.stack([weight.square().sum() for weight in network.parameters() if weight.ndim > 1]).sum()
 
 
 def squared_jacobian(output: Tensor, latent: Tensor) -> Tensor:
-    r"""An unbiased estimate of ||d output / d latent||_F^2 for each sample, with a graph: [N, \*] and [N, Z] -> [N].
+    r"""Return an unbiased estimate of ||d output / d latent||_F^2 for each sample, with a graph: [N, \*] and [N, Z] -> [N].
 
     E ||J^T y||^2 = ||J||_F^2 for y ~ N(0, I).
     """

@@ -1,1 +1,1 @@
-"""Training algorithms, one a file."""
+"""Training algorithms, one per file."""

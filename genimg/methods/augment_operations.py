@@ -1,7 +1,7 @@
-"""What augmentations of a GAN's images are made of: operations with given parameters, and random parameters (``draw_``).
+"""Augmentation operations with given parameters, and functions that draw random parameters (``draw_``).
 
-Images are [N, C, H, W]; a parameter [N] has one value for each image. Every operation can be differentiated twice with respect
-to the images, because penalties on a discriminator's gradient are differentiated through it.
+Images are [N, C, H, W]; a parameter [N] has one value per image. Every operation is twice differentiable with respect to the
+images, because penalties on a discriminator's gradient are differentiated through it.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ SYM6 = (
 )  # fmt: skip
 """Low-pass filter of the symlet with 6 vanishing moments (Daubechies, "Ten lectures on wavelets", 1992, table 8.5)."""
 
-_CENTER = 5  # the tap taken for the filter's origin; its mean is at 5.1, so that it moves an image by hardly 0.05 px
-_ON_A_PIXEL = 1e-3  # pixels; from a position this near, a filter would only add rounding
+_CENTER = 5  # tap used as the filter's origin; its mean is at 5.1, so it shifts an image by about 0.05 px
+_ON_A_PIXEL = 1e-3  # pixels; this close to a pixel, a filter would only add rounding errors
 
 
 def in_float32(operation: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """``operation(images)`` in float32 (float64 for float64) whatever autocast says, given back in the images' own type."""
+    """Return ``operation(images)``, computed in float32 (float64 for float64) without autocast, in the images' type."""
     with torch.autocast(images.device.type, enabled=False):
         return operation(images.to(torch.promote_types(images.dtype, torch.float32))).to(images.dtype)
 
 
 def pick(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The pixels at ``rows`` and ``columns`` (int64, broadcast to [N, H, W], inside the image)."""
+    """Return the pixels at ``rows`` and ``columns`` (int64, broadcast to [N, H, W], inside the image)."""
     n, channels, height, width = images.shape
     index = (rows * width + columns).expand(n, height, width).reshape(n, 1, -1)
     return images.flatten(2).gather(2, index.expand(-1, channels, -1)).view_as(images)
 
 
 def reflect(index: Tensor, size: int) -> Tensor:
-    """Where in 0..size-1 an index lies after reflection at the first and the last pixel, which are not repeated."""
+    """Map an index into 0..size-1 by reflection at the first and the last pixel, which are not repeated."""
     last = size - 1
     return last - (index % max(2 * last, 1) - last).abs()
 
 
 def translate(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Move each image by whole pixels (int64 [N]); zeros come in."""
+    """Shift each image by whole pixels (int64 [N]), filling with zeros."""
     height, width = images.shape[2:]
     rows = torch.arange(height, device=images.device).view(1, -1, 1) - down.view(-1, 1, 1)
     columns = torch.arange(width, device=images.device).view(1, 1, -1) - right.view(-1, 1, 1)
@@ -60,8 +60,8 @@ def erase(images: Tensor, top: Tensor, left: Tensor, bottom: Tensor, right: Tens
     """Set to 0 the pixels whose centres lie in a rectangle.
 
     Args:
-        top, left, bottom, right: [N], in pixels from the image's upper left corner. A centre is half a pixel from its pixel's
-            edges; one on the rectangle's edge is kept.
+        top, left, bottom, right: Edges of the rectangles [N], in pixels from the image's upper left corner. A centre is half a
+            pixel from its pixel's edges; one on the rectangle's edge is kept.
     """
     rows = torch.arange(images.shape[2], device=images.device).view(1, -1, 1) + 0.5
     columns = torch.arange(images.shape[3], device=images.device).view(1, 1, -1) + 0.5
@@ -71,14 +71,17 @@ def erase(images: Tensor, top: Tensor, left: Tensor, bottom: Tensor, right: Tens
 
 
 def color_matrix(contrast: Tensor, luma_sign: Tensor, hue: Tensor, saturation: Tensor) -> Tensor:
-    """Contrast, luma flip, hue rotation and saturation as one matrix [N, 3, 3]. Karras et al. 2020, appendix B.
+    """Combine contrast, luma flip, hue rotation and saturation into one matrix [N, 3, 3]. Karras et al. 2020, appendix B.
 
-    With v = (1, 1, 1)/sqrt(3) the four share the axis v, where only contrast and the flip act, and the plane across it, where
-    only contrast, the rotation and saturation do. So their product is
+    With v = (1, 1, 1)/sqrt(3), contrast and the flip act on the axis v; contrast, the rotation and saturation act on the plane
+    orthogonal to it. The product is
     contrast * (sign * v v' + saturation * (cos(hue) * (I - v v') + sin(hue) * [v]x)), with [v]x the cross product by v.
 
     Args:
-        contrast: factor. luma_sign: -1 to flip, else 1. hue: angle in radians. saturation: factor.
+        contrast: Contrast factor.
+        luma_sign: -1 to flip, else 1.
+        hue: Hue angle in radians.
+        saturation: Saturation factor.
     """
     contrast, luma_sign, hue, saturation = (each.view(-1, 1, 1) for each in (contrast, luma_sign, hue, saturation))
     identity = torch.eye(3, dtype=hue.dtype, device=hue.device)
@@ -88,7 +91,7 @@ def color_matrix(contrast: Tensor, luma_sign: Tensor, hue: Tensor, saturation: T
 
 
 def recolor(images: Tensor, brightness: Tensor, matrix: Tensor) -> Tensor:
-    """matrix [N, 3, 3] @ (colour + brightness [N]); grey images take the mean of what would become of the three channels.
+    """Return matrix [N, 3, 3] @ (colour + brightness [N]); grey images become the mean of the three resulting channels.
 
     Raises:
         ConfigError: If the images have neither 3 channels nor 1.
@@ -103,21 +106,21 @@ def recolor(images: Tensor, brightness: Tensor, matrix: Tensor) -> Tensor:
     brightened = images + brightness.view(-1, 1, 1, 1)
     if channels == 1:
         return brightened * (matrix.sum((1, 2)) / 3).view(-1, 1, 1, 1)
-    # Not a matmul, which TF32 would round, and which a gradient taken under autocast would do in bfloat16.
+    # Not a matmul: TF32 would round it, and a gradient taken under autocast would compute it in bfloat16.
     return (matrix[..., None, None] * brightened.unsqueeze(1)).sum(2)
 
 
 def blit_matrix(mirror: Tensor, quarter_turns: Tensor) -> Tensor:
-    """[N, 2, 2], on (x, y): a rotation by quarter turns, then x times ``mirror`` (1 or -1)."""
+    """Return the matrix [N, 2, 2], on (x, y), of a rotation by quarter turns, then x times ``mirror`` (1 or -1)."""
     angle = quarter_turns * (math.pi / 2)
     cos, sin = angle.cos().round(), angle.sin().round()  # exactly 0, 1 or -1
     return _matrix(mirror * cos, -mirror * sin, sin, cos)
 
 
 def geometric_matrix(scale: Tensor, before: Tensor, stretch: Tensor, after: Tensor) -> Tensor:
-    """[N, 2, 2], on (x, y): rotation by ``after``, diag(1 / stretch, stretch), rotation by ``before``, and 1 / scale.
+    """Return [N, 2, 2], on (x, y): rotation by ``after``, diag(1 / stretch, stretch), rotation by ``before``, and 1 / scale.
 
-    It leads from an output position back to where its colour comes from, so an image is enlarged by ``scale``, turned by
+    The matrix maps an output position to the input position of its colour, so an image is enlarged by ``scale``, turned by
     ``before``, stretched along x and turned by ``after`` (angles in radians). Karras et al. 2020, appendix B.
     """
     x, y = 1 / (scale * stretch), stretch / scale
@@ -131,23 +134,22 @@ def geometric_matrix(scale: Tensor, before: Tensor, stretch: Tensor, after: Tens
 
 
 def matrix_product(left: Tensor, right: Tensor) -> Tensor:
-    """Matrices [N, I, K] times [N, K, J] without a matmul, because TF32 would move positions by whole pixels."""
+    """Multiply matrices [N, I, K] and [N, K, J] without a matmul, because TF32 would shift positions by whole pixels."""
     return (left.unsqueeze(-1) * right.unsqueeze(-3)).sum(-2)
 
 
 def resample(images: Tensor, matrix: Tensor, shift: Tensor, taps: Tensor) -> Tensor:
-    """Images under an affine map, reflected without end at their borders. Karras et al. 2020, appendix B.
+    """Resample images under an affine map, with repeated reflection at their borders. Karras et al. 2020, appendix B.
 
-    The output at position q shows the input at ``matrix @ q + shift``, both in pixels from the image's centre. The input is
-    upsampled to twice its resolution with an orthogonal low-pass filter, read at the positions of an output of twice the
-    resolution by linear interpolation, and downsampled with the same filter mirrored, so that what the discriminator sees is
-    not aliased. Where all positions of an image lie on pixels (flips, quarter turns, whole translations and the identity),
-    these are taken as they are.
+    The output at position q shows the input at ``matrix @ q + shift``, both in pixels from the image's centre. To avoid
+    aliasing, the input is upsampled to twice its resolution with an orthogonal low-pass filter, read by linear interpolation at
+    twice the output resolution, and downsampled with the mirrored filter. If all positions of an image lie on pixels (flips,
+    quarter turns, whole translations and the identity), the pixels are copied.
 
     Args:
-        matrix: [N, 2, 2], on (x, y).
-        shift: [N, 2], (x, y) in pixels.
-        taps: the filter [12], which must sum to 1.
+        matrix: Matrices [N, 2, 2], on (x, y).
+        shift: Shifts [N, 2], (x, y) in pixels.
+        taps: Filter [12], which must sum to 1.
     """
     height, width = images.shape[2:]
     rows, columns = (torch.arange(side, dtype=images.dtype, device=images.device) for side in (height, width))
@@ -156,13 +158,13 @@ def resample(images: Tensor, matrix: Tensor, shift: Tensor, taps: Tensor) -> Ten
     distance = torch.maximum((x - nearest_x).abs(), (y - nearest_y).abs()).amax((1, 2))
     picked = pick(images, reflect(nearest_y.long(), height), reflect(nearest_x.long(), width))
 
-    # The output at twice its resolution, with what the filter reaches beyond either end.
+    # The output at twice its resolution, extended at either end by the reach of the filter.
     rows, columns = (
         (torch.arange(2 * side + len(taps) - 2, dtype=images.dtype, device=images.device) - _CENTER) / 2
         for side in (height, width)
     )
     x, y = _positions(matrix, shift, rows, columns, height, width)
-    # One period of the reflected image is what _upsampling makes; -1 and 1 are its ends.
+    # _upsampling makes one period of the reflected image, whose ends are -1 and 1.
     phases = [(position / max(2 * side - 2, 1)).remainder(1) for position, side in ((x, width), (y, height))]
     grid = 2 * torch.stack(phases, -1) - 1
     taps = taps.to(images.dtype)
@@ -172,7 +174,7 @@ def resample(images: Tensor, matrix: Tensor, shift: Tensor, taps: Tensor) -> Ten
 
 
 def draw_blit(images: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """The matrix [N, 2, 2] back from the flipped and turned image, and how far it is moved then: [N, 2], (x, y) in pixels."""
+    """Draw flips and turns as matrices [N, 2, 2] from output to input, and the shift after them [N, 2], (x, y) in pixels."""
     n, device = len(images), images.device
     mirror = _sometimes(1.0 - 2.0 * torch.randint(2, (n,), device=device), 1.0, p)
     turns = _sometimes(torch.randint(4, (n,), device=device).float(), 0.0, p)
@@ -181,7 +183,7 @@ def draw_blit(images: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw_geometric(images: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """The matrix [N, 2, 2] back from the scaled and turned image, and how far it is moved then: [N, 2], (x, y) in pixels."""
+    """Draw scales and turns as matrices [N, 2, 2] from output to input, and the shift after them [N, 2], (x, y) in pixels."""
     n, device = len(images), images.device
     one_rotation = 1 - (1 - p).clamp(min=0).sqrt()
     scale = _sometimes(torch.exp2(0.2 * torch.randn(n, device=device)), 1.0, p)
@@ -193,7 +195,7 @@ def draw_geometric(images: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw_color(images: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """What is added to all channels first [N], and the matrix [N, 3, 3] that follows."""
+    """Draw the brightness to add to all channels first [N], and the matrix [N, 3, 3] to apply next."""
     n, device = len(images), images.device
     brightness = _sometimes(0.2 * torch.randn(n, device=device), 0.0, p)
     contrast = _sometimes(torch.exp2(0.5 * torch.randn(n, device=device)), 1.0, p)
@@ -204,7 +206,7 @@ def draw_color(images: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw_cutout(images: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Top, left, bottom and right [N] of what is erased, in pixels; empty where nothing is."""
+    """Draw the top, left, bottom and right [N] of the rectangle to erase, in pixels; it is empty for unchanged images."""
     n, device = len(images), images.device
     height, width = images.shape[2:]
     half = _sometimes(torch.full((n,), 0.25, device=device), 0.0, p)
@@ -217,7 +219,7 @@ def _matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
 
 
 def _positions(matrix: Tensor, shift: Tensor, rows: Tensor, columns: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Where in the input the output's ``rows`` and ``columns`` lie: x and y in pixels, each [N, len(rows), len(columns)]."""
+    """Return the input's x and y at the output's ``rows`` and ``columns``, in pixels, each [N, len(rows), len(columns)]."""
     center_x, center_y = (width - 1) / 2, (height - 1) / 2
     q_x, q_y = columns.view(1, 1, -1) - center_x, rows.view(1, -1, 1) - center_y
     (a, b), (c, d) = ((entry.view(-1, 1, 1) for entry in row.unbind(1)) for row in matrix.unbind(1))
@@ -226,7 +228,7 @@ def _positions(matrix: Tensor, shift: Tensor, rows: Tensor, columns: Tensor, hei
 
 
 def _upsampling(taps: Tensor, size: int) -> Tensor:
-    """The matrix [4 * size - 3, size] from pixels to one period of their reflection, at positions 0, 1/2, ..., 2 * size - 2.
+    """Return the matrix [4 * size - 3, size] from pixels to one period of their reflection, at 0, 1/2, ..., 2 * size - 2.
 
     Entry (t, i) is 2 * taps[t - 2i + center], summed over every i that reflects to the same pixel.
     """
@@ -237,16 +239,16 @@ def _upsampling(taps: Tensor, size: int) -> Tensor:
 
 
 def _downsampling(taps: Tensor, size: int) -> Tensor:
-    """The matrix [size, 2 * size + 10] from samples at -5/2, -4/2, ... to pixels: entry (i, t) is taps[t - 2i]."""
+    """Return the matrix [size, 2 * size + 10] from samples at -5/2, -4/2, ... to pixels: entry (i, t) is taps[t - 2i]."""
     index = torch.arange(2 * size + len(taps) - 2, device=taps.device) - 2 * torch.arange(size, device=taps.device).unsqueeze(1)
     return taps[index.clamp(0, len(taps) - 1)].masked_fill((index < 0) | (index >= len(taps)), 0.0)
 
 
 class _Resample(Function):
-    """Upsample, read at ``grid``, downsample: linear in the images, so its derivative is its transpose, and that one's is it.
+    """Upsampling, reading at ``grid`` and downsampling: linear in the images, so its derivative is its transpose.
 
-    PyTorch's own grid_sample has no second derivative. Autocast is off here rather than around it because a gradient may be
-    taken under autocast too.
+    The derivative of the transpose is this function again; PyTorch's grid_sample has no second derivative. Autocast is disabled
+    inside it rather than around it, because a gradient may be taken under autocast, too.
     """
 
     @staticmethod
@@ -271,7 +273,7 @@ class _ResampleTransposed(Function):
         with torch.autocast(grad.device.type, enabled=False):
             read = (down_y.T @ grad) @ down_x
             like = read.new_empty(*read.shape[:2], len(up_y), len(up_x))  # only its shape counts
-            # 0, 0, True: as in _Resample, bilinear, zeros and align_corners; the grid's own gradient is not asked for.
+            # 0, 0, True: bilinear, zeros and align_corners, as in _Resample; the grid's gradient is not requested.
             fine, _ = torch.ops.aten.grid_sampler_2d_backward(read, like, grid, 0, 0, True, [True, False])
             return (up_y.T @ fine) @ up_x
 
@@ -281,7 +283,7 @@ class _ResampleTransposed(Function):
 
 
 def _sometimes(drawn: Tensor, neutral: float, probability: Tensor) -> Tensor:
-    """``drawn`` [N, ...] for the images that are chosen, with the probability, and ``neutral`` for the others."""
+    """Return ``drawn`` [N, ...] for images selected with the given probability, and ``neutral`` for the others."""
     spared = torch.rand(len(drawn), device=drawn.device) >= probability
     return drawn.masked_fill(spared.view(-1, *[1] * (drawn.ndim - 1)), neutral)
 
@@ -291,5 +293,5 @@ def _angle(n: int, device: torch.device) -> Tensor:
 
 
 def _in_pixels(moved: Tensor, images: Tensor) -> Tensor:
-    """(x, y) in units of the image's sides -> pixels."""
+    """Convert (x, y) from units of the image's sides to pixels."""
     return torch.stack([moved[:, 0] * images.shape[3], moved[:, 1] * images.shape[2]], 1)

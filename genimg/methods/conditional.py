@@ -1,4 +1,4 @@
-"""What methods have in common that may be conditioned on labels or captions."""
+"""Common code of methods that may be conditioned on labels or captions."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from genimg.utils.rng import Stream, uniform
 
 
 class ConditionalMethod(Method):
-    """A method whose networks read conditions through encoders of their own, and that samples conditions as in the data.
+    """A method whose networks encode their conditions themselves, and that samples conditions as frequent as in the data.
 
-    A subclass calls ``_read_conditions`` once, when its networks are made.
+    A subclass calls ``_read_conditions`` once, after it has built its networks.
     """
 
     takes_conditions = True
     condition_bank_size = 4096
 
     def _read_conditions(self, encoder: ConditionEncoder) -> None:
-        """Have the conditions that ``encoder`` reads, if any: in batches, in draws and in the checkpoint."""
+        """Set up the conditions that ``encoder`` reads, if any, in batches, in draws and in the checkpoint."""
         self._fit = encoder.fitted
         self._condition = encoder.of
         self.condition_key = encoder.key
         self.batch_keys = ("image",) if encoder.key is None else ("image", encoder.key)
         self.num_classes = encoder.num_classes
-        # What is drawn from, in shapes that do not depend on the data, so that a checkpoint loads without it: the number of
-        # images of each class, or some of the data's captions.
+        # The distribution of conditions: the number of images of each class, or some of the data's captions. The shapes do
+        # not depend on the data, so a checkpoint loads without it.
         self.class_counts: Tensor
         self.conditions: Tensor
         self.register_buffer("class_counts", torch.ones(self.num_classes, dtype=torch.int64))
@@ -46,7 +46,7 @@ class ConditionalMethod(Method):
             self.conditions.copy_(self._fit(batch[self.condition_key]))
 
     def _draw_conditions(self, indices: Sequence[int], seed: int) -> Batch:
-        """As frequent as in the data; nothing without conditions. Row i is a function of (seed, indices[i]) alone."""
+        """Draw conditions, if any, as frequent as in the data; row i is a function of (seed, indices[i]) alone."""
         if self.condition_key is None:
             return {}
         chances = uniform(seed, Stream.CONDITION, np.asarray(indices, dtype=np.int64))
@@ -63,11 +63,11 @@ class ConditionalMethod(Method):
         return torch.from_numpy(random_labels(count, self.class_counts.cpu().numpy(), seed=seed))
 
     def _with_conditions(self, image: Tensor) -> Batch:
-        """Images [N, C, H, W] and, where it reads them, conditions of the data: a batch to try the networks with."""
+        """Add conditions, if the method reads any, to images [N, C, H, W], for a check of the networks."""
         return {"image": image} | self._draw_conditions(range(len(image)), 0)
 
     def _sample_by_class(self, drawn: Batch) -> Tensor:
-        """Samples to look at; of a model conditioned on labels [rows, columns, C, H, W], with one class a row."""
+        """Sample images for a preview; with labels, one class per row: [rows, columns, C, H, W]."""
         if not self.num_classes:
             return self.sample(drawn)
         rows = class_rows(len(drawn["label"]), self.num_classes).to(drawn["label"].device)
@@ -76,13 +76,13 @@ class ConditionalMethod(Method):
 
 
 def shared_encoder(**networks: nn.Module) -> ConditionEncoder:
-    """Return the first network's encoder of conditions.
+    """Return the condition encoder of the first network.
 
     Args:
-        networks: One or more networks, by the names of the parameters that they were given as.
+        networks: One or more networks, by the names of the parameters that hold them.
 
     Raises:
-        ValueError: If a network has none, or another one reads another key of the batch.
+        ValueError: If a network has no encoder, or the encoders read different keys of the batch.
     """
     encoders = {name: _encoder_of(name, network) for name, network in networks.items()}
     (first, encoder), *others = encoders.items()

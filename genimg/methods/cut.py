@@ -24,29 +24,30 @@ from genimg.networks.resnet_translator import Translator
 from genimg.schedules import Number, Scheduled, extremes, is_positive, is_within, shown
 from genimg.types import Batch, Metrics, Microbatches, Progress
 
-_GAIN = 0.02  # of the perceptrons' first weights: the authors' code
+_GAIN = 0.02  # gain of the perceptrons' initial weights, from the authors' code
 
 
 class CUT(Translation):
-    """One translator from domain a to b, whose own encoder has to find each place of the source again in the output.
+    """One translator from domain a to b, whose own encoder must match each place of the output with that of the source.
 
-    Fakes are made once a step; both updates use them, the discriminator's first.
+    Each step generates its fakes once. Both updates use them, the discriminator's first.
 
     Args:
-        translator: of images [N, C, H, W] in [-1, 1], with an ``encode``.
-        discriminator: image -> logits of patches, a list of scales.
-        loss: the pair of losses; ``least_squares`` in the paper.
-        adversarial_weight: of the translator's adversarial loss.
-        contrast_weight: lambda_X of the paper's final objective, of the contrast between sources and their translations.
-        identity_weight: lambda_Y, of that between images of b and what the translator makes of these; 0 in FastCUT.
-        layers: of the encoder, whose features are compared: see ``Translator.encode``.
-        num_patches: places that are compared in every layer; all, where there are fewer.
-        projection_dim: D, outputs of the perceptron of each layer.
-        temperature: tau.
-        mirror_probability: of an image that is translated mirrored, and whose features are mirrored back; FastCUT's
-            flip-equivariance has 0.5.
-        sampled_mode: ``eval``, or ``train`` for dropout and batch statistics when translating.
-        task: Of the data that it is trained on.
+        translator: Translator of images [N, C, H, W] in [-1, 1], with an ``encode``.
+        discriminator: Network, image -> logits of patches, a list of scales.
+        loss: Pair of losses; ``least_squares`` in the paper.
+        adversarial_weight: Weight of the translator's adversarial loss.
+        contrast_weight: Weight lambda_X of the paper's final objective, for the contrast between sources and their
+            translations.
+        identity_weight: Weight lambda_Y, for the contrast between images of b and their translations; 0 in FastCUT.
+        layers: Encoder layers whose features are compared; see ``Translator.encode``.
+        num_patches: Number of places compared in every layer; all if there are fewer.
+        projection_dim: Output dimension D of each layer's perceptron.
+        temperature: Temperature tau.
+        mirror_probability: Probability that an image is mirrored before translation and its features are mirrored back; 0.5 for
+            FastCUT's flip-equivariance.
+        sampled_mode: Mode for translating: ``eval``, or ``train`` to keep dropout and batch statistics on.
+        task: Task of the training data.
     """
 
     loss_type = AdversarialLoss
@@ -118,7 +119,7 @@ class CUT(Translation):
         return metrics | update("translator", self._translator_loss, batch)
 
     def _sources(self, batch: Batch) -> Tensor:
-        """Images of a, and, for the identity, those of b behind them: in one batch, as the authors' code has it."""
+        """Return images of a, followed, for the identity, by those of b: in one batch, as in the authors' code."""
         return torch.cat([batch["a"], batch["b"]]) if self.identity_weight else batch["a"]
 
     def _translate(self, batch: Batch) -> Batch:
@@ -153,14 +154,14 @@ class CUT(Translation):
         return loss, metrics | {"loss/translator": loss.detach()}
 
     def _contrast(self, batch: Batch) -> Tensor:
-        """PatchNCE of every translated image [N], the mean over layers."""
+        """Return the PatchNCE loss of every translated image [N], averaged over layers."""
         features = self.network.encode(batch["translated"], self.layers)
         if "mirrored" in batch:
             features = [_mirror(each, batch["mirrored"]) for each in features]
         # The same places in all images of a batch, as in the authors' code.
         places = [torch.randperm(each[0, 0].numel(), device=each.device)[: self.num_patches] for each in features]
         queries = self.projections(features, places)
-        with torch.no_grad():  # the output has to follow the source, and not the other way round
+        with torch.no_grad():  # the output must follow the source, not vice versa
             keys = self.projections(self.network.encode(self._sources(batch), self.layers), places)
         losses = [patch_nce(q, k, temperature=self.temperature) for q, k in zip(queries, keys, strict=True)]
         return torch.stack(losses).mean(dim=0)
@@ -173,16 +174,16 @@ class CUT(Translation):
 
     @torch.no_grad()
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
-        """Images of a and their translations, beside one another."""
+        """Return images of a and their translations side by side."""
         return {"a2b": in_blocks(side_by_side([batch["a"], self.translate(batch["a"])]))}
 
 
 class Projections(nn.Module):
-    """The perceptrons H, of one hidden layer, between the features of each layer and the loss.
+    """The perceptrons H, with one hidden layer, between the features of each layer and the loss.
 
     Args:
-        channels: C of each layer.
-        dim: D.
+        channels: Channels C of each layer.
+        dim: Output dimension D.
     """
 
     def __init__(self, *, channels: Sequence[int], dim: int) -> None:
@@ -195,7 +196,7 @@ class Projections(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, features: Sequence[Tensor], places: Sequence[Tensor]) -> list[Tensor]:
-        """Features [N, C, H, W] of each layer at its places [P], which count row by row, as [N, P, D]."""
+        """Project features [N, C, H, W] of each layer at its places [P], counted row by row, to [N, P, D]."""
         return [
             perceptron(each.flatten(2).index_select(2, at).transpose(1, 2))
             for perceptron, each, at in zip(self.perceptrons, features, places, strict=True)
@@ -203,10 +204,10 @@ class Projections(nn.Module):
 
 
 def _encoder_channels(translator: Translator, layers: Sequence[int]) -> list[int]:
-    """Of the features that a translator gives at ``layers``.
+    """Return the channels of the translator's features at ``layers``.
 
     Raises:
-        ValueError: if it has no such layers, or cannot encode its own output.
+        ValueError: If it has no such layers, or cannot encode its own output.
     """
     kind = f"{type(translator).__module__}.{type(translator).__name__}"
     if not isinstance(translator, Translator):
@@ -226,5 +227,5 @@ def _encoder_channels(translator: Translator, layers: Sequence[int]) -> list[int
 
 
 def _mirror(images: Tensor, mirrored: Tensor) -> Tensor:
-    """[N, C, H, W] with those mirrored, left to right, that [N, 1, 1, 1] names."""
+    """Mirror, left to right, the images [N, C, H, W] selected by ``mirrored`` [N, 1, 1, 1]."""
     return torch.where(mirrored, images.flip(3), images)

@@ -27,26 +27,25 @@ from genimg.types import Batch, Metrics, Microbatches, Progress
 
 
 class CycleGAN(Translation):
-    """Two translators, each the other's inverse, and a discriminator of each domain.
+    """Two translators, each trained as the inverse of the other, and one discriminator per domain.
 
-    A step updates the translators first, and then the discriminators with what the image pools show of their images, as the
-    authors' code does.
+    A step updates the translators first, then the discriminators on images from the image pools, as in the authors' code.
 
     Args:
-        translator: Makes a translator of images [N, C, H, W] in [-1, 1], given ``source_channels`` and ``target_channels``;
-            called for each direction.
-        discriminator: Makes a discriminator, image -> logits of patches, a list of scales, given the ``target_channels`` that
-            it judges and ``source_channels``, 0; called for each domain.
-        loss: the pair of losses; ``least_squares`` in the paper.
-        adversarial_weight: of the translators' adversarial losses.
-        cycle_weight: lambda of equation 3, of the L1 distance of a twice translated image from itself.
-        identity_weight: of the L1 distance of an image from its translation into the domain it is in, as a share of
-            ``cycle_weight``: section 5.2, which keeps colours.
-        pool_size: generated images of each domain that discriminators see again; 50 in the paper.
-        image_size: of the images, pixels.
-        source_channels, target_channels: Of the domains a and b.
-        sampled_mode: ``eval``, or ``train`` for dropout and batch statistics when translating.
-        task: Of the data that it is trained on.
+        translator: Factory of translators of images [N, C, H, W] in [-1, 1], called for each direction with ``source_channels``
+            and ``target_channels``.
+        discriminator: Factory of discriminators, image -> logits of patches, a list of scales. It is called for each domain
+            with the domain's ``target_channels`` and ``source_channels`` 0.
+        loss: Pair of losses; ``least_squares`` in the paper.
+        adversarial_weight: Weight of the translators' adversarial losses.
+        cycle_weight: Weight lambda of equation 3, for the L1 distance of an image from its translation there and back.
+        identity_weight: Weight of the L1 distance of an image from its translation into its own domain, as a fraction of
+            ``cycle_weight``: section 5.2, which preserves colours.
+        pool_size: Number of generated images of each domain in its image pool; 50 in the paper.
+        image_size: Side in pixels, or [height, width].
+        source_channels, target_channels: Channels of the domains a and b.
+        sampled_mode: Mode for translating: ``eval``, or ``train`` to keep dropout and batch statistics on.
+        task: Task of the training data.
     """
 
     loss_type = AdversarialLoss
@@ -96,7 +95,7 @@ class CycleGAN(Translation):
         self.pool_a = ImagePool(size=pool_size, channels=source_channels, image_size=image_size)
         self.pool_b = ImagePool(size=pool_size, channels=target_channels, image_size=image_size)
         self.sampled_mode = checked_mode(sampled_mode)
-        # Instance norm looks at each image alone, so that several batches can go through in one.
+        # Instance norm treats each image alone, so several batches can share one forward.
         self._apart = {name: mixes_images(network) for name, network in self.named_children()}
 
     def translator(self, direction: str | None) -> nn.Module:
@@ -163,7 +162,7 @@ class CycleGAN(Translation):
 
     @torch.no_grad()
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
-        """Images of each domain, their translations, and these translated back, one a row."""
+        """Return, one per row, images of each domain, their translations, and these translated back."""
         pictures = {}
         for direction, back, key in (("a2b", "b2a", "a"), ("b2a", "a2b", "b")):
             translated = self.translate(batch[key], direction)

@@ -1,6 +1,6 @@
-"""Augmentation of the images that a GAN's discriminator sees, real and generated, so that few images last longer.
+"""Augmentation of a GAN's discriminator inputs, real and generated, for training on few images.
 
-All random numbers come from torch's generator of the images' device, the same amount whatever they turn out to be, and nothing
+All random numbers come from torch's generator of the images' device. Their count does not depend on their values, and nothing
 waits for the device.
 """
 
@@ -32,22 +32,25 @@ from genimg.utils.durations import NumImages
 
 
 class Augment(nn.Module, ABC):
-    """Changes images at random before the discriminator sees them."""
+    """Random changes to discriminator inputs."""
 
     needed_in_training_only = True
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
-        """Float [N, C, H, W] in [-1, 1] -> the same shape and type, differentiable twice; values may leave the range."""
+        """Augment float images [N, C, H, W] in [-1, 1], twice differentiably, keeping shape and type.
+
+        Values may leave the range.
+        """
 
     def begin(self, images: int, batch_size: int) -> None:
-        """Start a training step: ``images`` seen so far, and ``batch_size`` of all ranks together."""
+        """Start a training step, given the images seen so far and the batch size of all ranks together."""
 
     def observe(self, real_logits: Tensor) -> None:
-        """Take in the detached float logits [N] of the augmented real images, above 0 where they are taken for real."""
+        """Record the detached float logits [N] of the augmented real images, above 0 if they are judged real."""
 
     def metrics(self) -> Metrics:
-        """What to log."""
+        """Return the values to log."""
         return {}
 
 
@@ -55,9 +58,9 @@ class DiffAugment(Augment):
     """Zhao et al., "Differentiable augmentation for data-efficient GAN training", 2020, section 4 and its code.
 
     Args:
-        policy: what to apply to every image, in this order. ``color``: brightness +U(-0.5, 0.5), then saturation times
-            U(0, 2) around each pixel's mean, then contrast times U(0.5, 1.5) around the image's mean. ``translation``: up to
-            1/8 of each side, zeros coming in. ``cutout``: a rectangle of half of each side, set to 0.
+        policy: Operations applied to every image, in this order. ``color``: brightness +U(-0.5, 0.5), then saturation times
+            U(0, 2) around each pixel's mean, then contrast times U(0.5, 1.5) around the image's mean. ``translation``: a shift
+            of up to 1/8 of each side, filled with zeros. ``cutout``: a rectangle of half of each side, set to 0.
     """
 
     def __init__(self, *, policy: Sequence[str]) -> None:
@@ -95,17 +98,17 @@ def _diff_translation(images: Tensor) -> Tensor:
 
 
 def _diff_cutout(images: Tensor) -> Tensor:
-    """The rectangle's middle is anywhere in the image, so that a part of it may lie outside."""
+    """Erase a rectangle centred anywhere in the image, so part of it may lie outside."""
     height, width = images.shape[2:]
     tall, wide = _rounded(height / 2), _rounded(width / 2)
-    # An even rectangle's middle lies between two pixels, or at one of the image's ends.
+    # The centre along an even side lies between two pixels, or at an edge of the image.
     top = _randint(images, 0, height - tall % 2) - tall // 2
     left = _randint(images, 0, width - wide % 2) - wide // 2
     return erase(images, top, left, top + tall, left + wide)
 
 
 def _randint(images: Tensor, low: int, high: int) -> Tensor:
-    """A whole number for each image, both ends included."""
+    """Return a random integer per image, from ``low`` to ``high`` inclusive."""
     return torch.randint(low, high + 1, (len(images),), device=images.device)
 
 
@@ -123,18 +126,18 @@ _POLICIES: dict[str, Callable[[Tensor], Tensor]] = {
 class AdaptiveAugment(Augment):
     """ADA: Karras et al., "Training generative adversarial networks with limited data", 2020, section 3.
 
-    A discriminator that overfits is sure of the real images: r = E[sign(D(real))] tends to 1. Every few updates the probability
-    p of all operations takes a step of fixed size up if r is above the target, and down if it is below. As in the paper and its
-    code, p is kept from falling below 0, but not from rising above 1, where it has no further effect: a p that keeps rising
-    shows in the log that augmentation does not help, and must come back below 1 before less is augmented again.
+    A discriminator that overfits is confident about the real images: r = E[sign(D(real))] tends to 1. Every few updates, the
+    probability p of all operations takes a step of fixed size, up if r is above the target and down if it is below. As in the
+    paper and its code, p is clamped at 0 but not at 1, above which it has no further effect. A p that keeps rising in the log
+    shows that augmentation does not help, and must fall below 1 before augmentation weakens again.
 
-    The sums are those of all ranks, so that all have the same p, and the checkpoint of one holds the whole state.
+    The sums are over all ranks, so all have the same p, and the checkpoint of one holds the whole state.
 
     Args:
-        groups: as for Pipeline.
-        target: of r.
-        interval: updates of the discriminator between two steps of p.
-        speed: images over which p goes from 0 to 1 at the fastest.
+        groups: Groups of operations; see ``Pipeline``.
+        target: Target of r, at least 0 and below 1.
+        interval: Number of discriminator updates between two steps of p.
+        speed: Number of images over which p rises from 0 to 1 at the fastest.
     """
 
     p: Tensor
@@ -156,8 +159,8 @@ class AdaptiveAugment(Augment):
         self.speed = speed
         self.batch_size: int | None = None
         self.register_buffer("p", torch.zeros(()))
-        self.register_buffer("sums", torch.zeros(2))  # of the signs since p's last step, and how many they are
-        self.register_buffer("real_sign", torch.zeros(()))  # r of p's last step
+        self.register_buffer("sums", torch.zeros(2))  # sum and number of the signs since p's last step
+        self.register_buffer("real_sign", torch.zeros(()))  # r at p's last step
 
     def forward(self, images: Tensor) -> Tensor:
         return self.pipeline(images, self.p)
@@ -171,7 +174,7 @@ class AdaptiveAugment(Augment):
         signs = real_logits.float().sign()
         self.sums += sum_over_ranks(torch.stack([signs, torch.ones_like(signs)], 1).sum(0))
         total, count = self.sums.unbind()
-        # By images rather than calls: an update may show its logits in parts.
+        # Count images, not calls: an update may report its logits in parts.
         due = count >= self.interval * self.batch_size
         mean = total / count
         stepped = (self.p + (mean - self.target).sign() * count / self.speed).clamp(min=0)
@@ -184,14 +187,14 @@ class AdaptiveAugment(Augment):
 
 
 class FixedAugment(Augment):
-    """The operations of Karras et al. 2020 with a probability that is fixed, or follows the number of images seen.
+    """The operations of Karras et al. 2020 with a fixed or scheduled probability.
 
     Args:
-        groups: as for Pipeline.
-        p: probability of the operations, or the schedule that it follows.
+        groups: Groups of operations; see ``Pipeline``.
+        p: Probability of the operations, or its schedule.
 
     Raises:
-        ValueError: for what is no probability, or always 0.
+        ValueError: If ``p`` is not a probability, or is always 0.
     """
 
     p: Tensor
@@ -218,17 +221,16 @@ class FixedAugment(Augment):
 
 
 class Pipeline(nn.Module):
-    """The operations of Karras et al. 2020, appendix B, on every image with probability p each, independently.
+    """The operations of Karras et al. 2020, appendix B, each applied to each image independently with probability p.
 
-    ``blit``: x-flip (of two outcomes), quarter turns (of four), translation by whole pixels U(-1/8, 1/8) of each side.
-    ``geometric``: scale 2^N(0, 0.2^2), rotation by U(-pi, pi), x against y scaled by 2^N(0, 0.2^2), a second rotation, and
-    translation by N(0, (1/8)^2) of each side; each rotation with probability 1 - sqrt(1 - p), so that one happens with p.
-    ``color``: brightness +N(0, 0.2^2), contrast 2^N(0, 0.5^2), luma flip (of two outcomes), hue U(-pi, pi), saturation
-    2^N(0, 1).
-    ``cutout``: a rectangle of half of each side, its middle anywhere in the image, set to 0.
+    ``blit``: x-flip (2 outcomes), quarter turns (4 outcomes), translation by whole pixels U(-1/8, 1/8) of each side.
+    ``geometric``: scale 2^N(0, 0.2^2), rotation by U(-pi, pi), x scaled against y by 2^N(0, 0.2^2), a second rotation, and
+    translation by N(0, (1/8)^2) of each side. Each rotation has probability 1 - sqrt(1 - p), so at least one happens with p.
+    ``color``: brightness +N(0, 0.2^2), contrast 2^N(0, 0.5^2), luma flip (2 outcomes), hue U(-pi, pi), saturation 2^N(0, 1).
+    ``cutout``: a rectangle of half of each side, centred anywhere in the image, set to 0.
 
     Args:
-        groups: the groups to use, each with the factor from p to the probability of its operations (R3GAN's colour: 0.5).
+        groups: Groups to use, each with the factor from p to the probability of its operations (0.5 for R3GAN's colour).
     """
 
     taps: Tensor
@@ -249,7 +251,7 @@ class Pipeline(nn.Module):
         self.register_buffer("taps", (taps / taps.sum()).float(), persistent=False)
 
     def forward(self, images: Tensor, p: Tensor) -> Tensor:
-        """Images [N, C, H, W] with the probability ``p``, 0-d."""
+        """Augment images [N, C, H, W] with the probability ``p``, 0-d."""
         return in_float32(lambda exact: self._augment(exact, p), images)
 
     def _augment(self, images: Tensor, p: Tensor) -> Tensor:
@@ -265,7 +267,7 @@ class Pipeline(nn.Module):
         return images
 
     def _draw_placement(self, images: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        """Blit and geometric operations as one matrix [N, 2, 2] and shift [N, 2] from output to input."""
+        """Draw blit and geometric operations as one matrix [N, 2, 2] and shift [N, 2] from output to input."""
         matrix = torch.eye(2, device=images.device).expand(len(images), 2, 2)
         shift = torch.zeros(len(images), 2, device=images.device)
         if "blit" in self.groups:

@@ -18,18 +18,18 @@ from genimg.utils.durations import NumImages
 class EMA(nn.Module):
     """A copy of a network whose weights follow it with a given half-life, always in evaluation mode.
 
-    The half-life is in images, so that it means the same at any batch size (Karras et al. 2020, StyleGAN2-ADA code). Early
-    in training it is shortened to a fraction of the images seen, so that the average forgets the initialisation.
-    Batch-norm statistics are averaged with the weights that they belong to. Other buffers are copied: a spectral norm's
-    singular vectors and StyleGAN2's average style are averages already, or would lose their length.
+    The half-life is in images, so it means the same at any batch size (Karras et al. 2020, StyleGAN2-ADA code). Early in
+    training it is limited to a fraction of the images seen, so the average forgets the initialisation. Batch-norm statistics
+    are averaged along with the weights. Other buffers are copied: a spectral norm's singular vectors would lose their length,
+    and StyleGAN2's average style is already an average.
 
     Args:
-        network: what to follow.
-        half_life: images after which a weight's influence has halved; 0, as at the start of a schedule, keeps no average.
-        ramp_up: largest half-life as a fraction of the images seen so far, the step's own included; None for no limit.
+        network: Network to follow.
+        half_life: Images after which a weight's influence has halved; 0, as at the start of a schedule, keeps no average.
+        ramp_up: Largest half-life as a fraction of the images seen so far, including the current step; None for no limit.
 
     Raises:
-        ValueError: for a half-life or a fraction that is not above 0.
+        ValueError: If the half-life or the fraction is not above 0.
     """
 
     half_life = Scheduled()
@@ -49,17 +49,17 @@ class EMA(nn.Module):
         return float(min(self.half_life, self.ramp_up * images_seen))
 
     def decay(self, num_images: int, images_seen: int) -> float:
-        """Return the weight of the old average after ``num_images`` more images, ``images_seen`` with these."""
+        """Return the weight of the old average after ``num_images`` more images, for a total of ``images_seen``."""
         return float(0.5 ** (num_images / max(self.half_life_at(images_seen), 1e-8)))
 
     @torch.no_grad()
     def update(self, network: nn.Module, num_images: int, images_seen: int) -> None:
-        """Move towards a network that has been trained.
+        """Move the average towards the trained network.
 
         Args:
-            network: What the average follows.
+            network: Network that the average follows.
             num_images: Images that it was trained on since the last update.
-            images_seen: Images that it was trained on since the start of the training.
+            images_seen: Images that it was trained on since the start of training.
         """
         averaged: list[Tensor] = list(self.network.parameters())
         current: list[Tensor] = list(network.parameters())
@@ -75,9 +75,10 @@ class EMA(nn.Module):
 
     @torch.no_grad()
     def take_standing_statistics(self, batches: Iterable[tuple[Tensor, ...]]) -> None:
-        """Replace batch norm's running statistics by the means of those of some batches of inputs.
+        """Replace batch norm's running statistics by their means over some batches of inputs.
 
-        Standing statistics: Brock et al. 2019, section 3.1. Those of the training are of other weights than the average's.
+        Standing statistics: Brock et al. 2019, section 3.1. The statistics from training belong to other weights than the
+        averaged ones.
         """
         norms = [layer for layer in self.network.modules() if isinstance(layer, nn.modules.batchnorm._NormBase)]
         momenta = [layer.momentum for layer in norms]
@@ -98,5 +99,5 @@ class EMA(nn.Module):
         return output
 
     def train(self, mode: bool = True) -> EMA:
-        """Stays in evaluation mode: the average is only ever sampled from."""
+        """Stay in evaluation mode, because the average is used only for sampling."""
         return super().train(False)

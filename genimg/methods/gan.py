@@ -42,46 +42,47 @@ from genimg.utils.rng import Stream, keys_of
 
 log = logging.getLogger(__name__)
 
-_STANDING = 64  # latents of a batch for standing statistics
+_STANDING = 64  # latents per batch for standing statistics
 
 NOISE_MODES = ("random", "const", "none")
-"""Noise in every pixel that differs from sample to sample, one that is fixed and the same for all, or none."""
+"""Per-pixel noise that differs between samples, is fixed and the same for all samples, or is absent."""
 
 Penalty = DiscriminatorPenalty | GeneratorPenalty | WeightClipping
 
 _Forward = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Real images and their logits, and generated images and theirs, of the discriminator's update."""
+"""Real images with their logits, and generated images with theirs, from the discriminator's update."""
 
 
 class GAN(ConditionalMethod):
     """Alternating updates of a discriminator and a generator, sampled through the generator's moving average.
 
-    Each step makes its fakes once and both updates use them, as PyTorch's DCGAN example does; the authors' code of most papers
-    draws new latents for the generator's update. Fakes have the conditions of the step's real images.
+    Each step generates its fakes once, and both updates use them, as in PyTorch's DCGAN example; the authors' code of most
+    papers draws new latents for the generator's update. Fakes have the conditions of the step's real images.
 
     Args:
-        generator: (latent [N, Z], condition) -> image [N, C, H, W] in [-1, 1], with an encoder ``condition``; any other module
-            gets the latent alone.
-        discriminator: (image, condition) -> DiscriminatorOutput, or logits [N] or [N, 1], with an encoder ``condition``; any
-            other module gets the image alone.
-        loss: the pair of losses.
-        latent: distribution of the latents.
-        penalties: of either network, by name.
-        augment: of what the discriminator sees; None for none.
-        auxiliary: weights of the discriminator's classifier; None where it has none.
-        generator_interval: the generator is updated every so many steps (n_critic).
-        generator_batches: batches of fakes in the generator's update.
-        ema_half_life: of the generator's average.
-        ema_ramp_up: largest half-life as a fraction of the images seen; None for no limit.
-        standing_stats_batches: of 64 latents, from which batch norm's statistics are taken anew before sampling; 0 keeps the
-            averages of the training's.
-        fresh_latents: The generator's update makes new images from new latents, after the discriminator's update; else both
-            updates share theirs.
-        dequantisation: Width of the uniform noise that is added to real images in [-1, 1]; 0 adds none. SNGAN's code has 1/128,
-            one of the 256 levels.
+        generator: Network, (latent [N, Z], condition) -> image [N, C, H, W] in [-1, 1], with an encoder ``condition``; any
+            other module gets the latent alone.
+        discriminator: Network, (image, condition) -> DiscriminatorOutput, or logits [N] or [N, 1], with an encoder
+            ``condition``; any other module gets the image alone.
+        loss: Pair of losses.
+        latent: Distribution of the latents.
+        penalties: Penalties of either network, by name.
+        augment: Augmentation applied to discriminator inputs; None for none.
+        auxiliary: Weights of the discriminator's classifier; None if it has none.
+        generator_interval: Number of steps per generator update (n_critic).
+        generator_batches: Batches of fakes in the generator's update.
+        ema_half_life: Half-life of the generator's average, in images.
+        ema_ramp_up: Largest half-life as a fraction of the images seen; None for no limit.
+        standing_stats_batches: Number of batches of 64 latents from which batch norm's statistics are recomputed before
+            sampling; 0 keeps the averages from training.
+        fresh_latents: Whether the generator's update makes new images from new latents, after the discriminator's update;
+            otherwise both updates share their images.
+        dequantisation: Width of the uniform noise added to real images in [-1, 1]; 0 adds none. SNGAN's code has 1/128, one of
+            the 256 levels.
         sampled_weights: ``ema`` samples through the average; ``raw`` through the generator itself.
-        generator_lazy_interval: The generator's Adam is corrected for a lazy penalty every so many of its updates even where
-            there is none, as StyleGAN2-ADA's code does where path length has weight 0; None corrects for those there are.
+        generator_lazy_interval: Interval, in generator updates, of a lazy penalty that the generator's Adam is corrected for
+            even if there is none, as in StyleGAN2-ADA's code if path length has weight 0; None corrects for existing penalties
+            only.
     """
 
     loss_type = AdversarialLoss
@@ -205,9 +206,9 @@ class GAN(ConditionalMethod):
         return metrics if self.augment is None else metrics | self.augment.metrics()
 
     def _update_lazily(self, group: str, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
-        """An update for each penalty that is due only now and then, of the penalty times its interval."""
+        """Run one update for each lazy penalty that is due, on the penalty times its interval."""
         metrics: Metrics = {}
-        number = progress.step // (1 if group == "discriminator" else self.generator_interval)  # of the group's updates
+        number = progress.step // (1 if group == "discriminator" else self.generator_interval)  # index of the group's update
         for name, penalty in self._penalties_of(group):
             if penalty.interval > 1 and number % penalty.interval == 0:
                 found = update(group, partial(self._penalty, name, penalty, penalty.interval), batch)
@@ -223,7 +224,7 @@ class GAN(ConditionalMethod):
         return {"image": batch["image"] + self.dequantisation * torch.rand_like(batch["image"])}
 
     def _discriminate(self, images: Tensor, condition: Tensor) -> DiscriminatorOutput:
-        # PyTorch has no second derivatives of compiled forwards, which is what images that require a gradient are for.
+        # Images that require a gradient need second derivatives, which PyTorch lacks for compiled forwards.
         judge = self.discriminator.forward if images.requires_grad and images.is_leaf else self.discriminator
         return as_discriminator_output(judge(self._augmented(images), condition))
 
@@ -279,7 +280,7 @@ class GAN(ConditionalMethod):
         return loss + penalties, metrics | found
 
     def _eager_penalties(self, group: str, batch: Batch, own_forward: _Forward | None = None) -> tuple[Tensor, Metrics]:
-        """The sum of those that are part of every loss."""
+        """Return the sum of the penalties that are part of every loss."""
         total = batch["image"].new_zeros(())
         metrics: Metrics = {}
         for name, penalty in self._penalties_of(group):
@@ -297,7 +298,7 @@ class GAN(ConditionalMethod):
         batch: Batch,
         own_forward: _Forward | None = None,
     ) -> tuple[Tensor, Metrics]:
-        """A penalty times ``times``, which is left out of what is logged, outside autocast; see ``losses.penalties``."""
+        """Return a penalty times ``times``, outside autocast; its logged value omits ``times``. See ``losses.penalties``."""
         made = batch if "fake" in batch else batch | self._generate(batch, batches=1)
         with torch.autocast(batch["image"].device.type, enabled=False):
             if isinstance(penalty, DiscriminatorPenalty):
@@ -315,7 +316,7 @@ class GAN(ConditionalMethod):
 
         @torch.no_grad()
         def nearby(std: float) -> tuple[Tensor, Tensor]:
-            # Both anew, in one forward: the step's fakes may be in bfloat16, whose rounding is no difference to look at.
+            # Both in one new forward: the step's fakes may be in bfloat16, and its rounding would count as a difference.
             latent = batch["latent"][:count]
             latents = torch.cat([latent, latent + std * torch.randn_like(latent)])
             fake, near = self.generator.forward(latents, torch.cat([condition, condition])).chunk(2)
@@ -336,7 +337,7 @@ class GAN(ConditionalMethod):
         return "random" if "noise_key" in inspect.signature(self.generator.forward).parameters else None
 
     def draw(self, indices: Sequence[int], seed: int) -> Batch:
-        """Latents, conditions and, of a generator with noise in every pixel, the key of each sample's noise."""
+        """Draw latents, conditions and, for a generator with per-pixel noise, the key of each sample's noise."""
         drawn = {"latent": self.latent.of_indices(indices, seed)} | self._draw_conditions(indices, seed)
         if self.sampled_noise is not None:
             keys = keys_of(seed, Stream.PIXEL_NOISE, np.asarray(indices, dtype=np.int64))
@@ -354,14 +355,14 @@ class GAN(ConditionalMethod):
         return kept if mode == "const" else kept | {"noise_strength": torch.tensor(0.0)}
 
     def truncated(self, drawn: Batch, amount: float) -> Batch:
-        """By the generator if its forward takes a ``truncation``, as StyleGAN2's psi; else by the latents."""
+        """Truncate in the generator if its forward takes a ``truncation``, as StyleGAN2's psi; else truncate the latents."""
         if "truncation" in inspect.signature(self.generator.forward).parameters:
             return drawn | {"truncation": torch.tensor(amount)}
         return drawn | {"latent": self.latent.truncated(drawn["latent"], amount)}
 
     @property
     def sampled_generator(self) -> nn.Module:
-        """The network that samples come from."""
+        """Network that samples come from."""
         return self.generator if self.sampled_weights == "raw" else self.generator_ema.network
 
     def before_sampling(self) -> None:
@@ -384,7 +385,7 @@ class GAN(ConditionalMethod):
         image = batch["image"]
         drawn = self.draw(range(len(image)), 0)
         made = self.sample(drawn)
-        for images in (image, made):  # the data's first: the generator is not to blame for a discriminator that refuses them
+        for images in (image, made):  # real first, so a discriminator's error is not blamed on the generator
             if images is made:
                 require_shape("generator", made, image, "the data's images")
             with refusals_of("augment", self.augment):
@@ -397,7 +398,7 @@ class GAN(ConditionalMethod):
         self._warn_of_unwise_choices()
 
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
-        """Samples; of a model conditioned on labels, one class a row."""
+        """Return samples; one class per row if the model is conditioned on labels."""
         return {"samples": self._sample_by_class(drawn)}
 
 

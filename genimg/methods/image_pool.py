@@ -1,4 +1,4 @@
-"""A pool of generated images, from which a discriminator sees older ones, too."""
+"""A pool of generated images, so a discriminator also sees older ones."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from genimg.utils.distributed import equal_rows_of_all_ranks, rank
 
 
 class ImagePool(nn.Module):
-    """New images and older ones: Shrivastava et al. 2017, section 2.3, in the form of CycleGAN (Zhu et al. 2017, section 4).
+    """A mix of new and older images: Shrivastava et al. 2017, section 2.3, as in CycleGAN (Zhu et al. 2017, section 4).
 
-    Images go in one by one. Until the pool is full they are kept and shown; then each is shown with probability 1/2, or else it
-    takes the place of a random one of the pool, which is shown instead. All of it is in buffers, so that a checkpoint holds the
-    pool, and on the device, so that nothing waits. All ranks put all ranks' images into it, so that any rank's is everyone's.
+    Images enter one by one. Until the pool is full, each is stored and returned. Afterwards, each is returned with probability
+    1/2; otherwise it replaces a random image of the pool, which is returned instead. All state is in buffers on the device, so
+    a checkpoint holds the pool and nothing waits. Every rank stores the images of all ranks, so all pools are equal.
 
     Args:
-        size: images that are kept, 50 in the paper; 0 shows images as they come.
-        channels: of the images.
-        image_size: pixels, one number or [height, width].
+        size: Number of stored images, 50 in the paper; 0 returns images unchanged.
+        channels: Number of channels of the images.
+        image_size: Side in pixels, or [height, width].
 
     Raises:
-        ValueError: if ``size`` is negative.
+        ValueError: If ``size`` is negative.
     """
 
     def __init__(self, *, size: int, channels: int, image_size: int | Sequence[int]) -> None:
@@ -39,7 +39,7 @@ class ImagePool(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """What is shown in place of ``images`` [N, C, H, W]: the same shape and type, without a graph."""
+        """Return the images to use in place of ``images`` [N, C, H, W]: the same shape and type, without a graph."""
         if self.size == 0:
             return images.detach()
         device, count = images.device, len(images)
@@ -50,7 +50,7 @@ class ImagePool(nn.Module):
         return torch.cat(shown[rank() * count : (rank() + 1) * count])
 
     def _exchange(self, image: Tensor, random: Tensor, coin: Tensor) -> Tensor:
-        """[1, C, H, W] for [1, C, H, W], with a random slot [1] and a number of [0, 1)."""
+        """Exchange an image [1, C, H, W] for another, given a random slot [1] and a random number in [0, 1)."""
         full = self.count >= self.size
         slot = torch.where(full, random, self.count)
         old = self.images.index_select(0, slot)

@@ -1,4 +1,4 @@
-"""What methods that make images from images have in common."""
+"""Common code of methods that translate images into images."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _MODES_IN_WORDS = "choose eval, or train for dropout and batch statistics as in 
 
 
 class Translation(Method):
-    """A method that translates.
+    """A method that translates images into images.
 
     Args:
-        task: Of the data that it is trained on.
+        task: Task of the training data.
     """
 
     translates = True
@@ -36,7 +36,7 @@ class Translation(Method):
 
     @abstractmethod
     def translator(self, direction: str | None) -> nn.Module:
-        """The network that translates in one of ``directions``."""
+        """Return the network that translates in one of ``directions``."""
 
     @property
     def size_divisor(self) -> int:
@@ -48,19 +48,19 @@ class Translation(Method):
         assert direction is None or direction in self.directions
         mode = train_mode if self.sampled_mode == "train" else eval_mode
         with mode(self.translator(direction)) as network:
-            if self.sampled_mode == "train":  # batch statistics are then an image's own, as in training on single images
+            if self.sampled_mode == "train":  # each image has its own batch statistics, as in training on single images
                 return torch.cat([network(image) for image in source.split(1)]).float()
             output: Tensor = network(source)
             return output.float()
 
     def set_mode(self, model_mode: str) -> None:
-        """Translate in another mode than it was trained to be measured in.
+        """Override the mode in which images are translated.
 
         Args:
             model_mode: One of ``MODES``.
 
         Raises:
-            ConfigError: If there is no such mode, or training mode changes nothing.
+            ConfigError: If the mode is unknown, or training mode changes nothing.
         """
         networks = [self.translator(direction) for direction in self.directions or (None,)]
         changing = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
@@ -71,7 +71,7 @@ class Translation(Method):
         self.sampled_mode = model_mode
 
     def pictures(self, batch: Batch) -> Tensor:
-        """Each source, what is made of it and what should be made: [N, 3, C, H, W]."""
+        """Return each source, its translation and its target: [N, 3, C, H, W]."""
         source = batch["source"]
         images = (
             self.task.shown(source),
@@ -82,16 +82,16 @@ class Translation(Method):
 
 
 def side_by_side(images: Sequence[Tensor]) -> Tensor:
-    """Images [N, C, H, W] of 1, 3 or 4 channels as [N, K, C, H, W] of 1 or 3, with alpha on white."""
+    """Stack images [N, C, H, W] of 1, 3 or 4 channels into [N, K, C, H, W] of 1 or 3, with alpha on white."""
     opaque = [on_white(each) for each in images]
     channels = max(each.shape[1] for each in opaque)
     return torch.stack([each.expand(-1, channels, -1, -1) for each in opaque], dim=1)
 
 
 def in_blocks(rows: Tensor) -> Tensor:
-    """Rows of pictures [N, K, C, H, W] in several blocks side by side, so that all are about a square: [R, B x K, C, H, W].
+    """Arrange rows of pictures [N, K, C, H, W] in B blocks side by side, roughly in a square: [R, B x K, C, H, W].
 
-    What is left over in the last row is white.
+    The rest of the last row is white.
     """
     count, width = rows.shape[:2]
     blocks = max(1, round((count / width) ** 0.5))
@@ -101,10 +101,10 @@ def in_blocks(rows: Tensor) -> Tensor:
 
 
 def checked_mode(sampled_mode: str) -> str:
-    """Return ``eval`` or ``train``.
+    """Return ``sampled_mode`` if it is ``eval`` or ``train``.
 
     Raises:
-        ValueError: For anything else.
+        ValueError: If it is neither.
     """
     if sampled_mode not in MODES:
         raise ValueError(f"sampled_mode={sampled_mode} is unknown: {_MODES_IN_WORDS}")
@@ -112,19 +112,19 @@ def checked_mode(sampled_mode: str) -> str:
 
 
 def mixes_images(network: nn.Module) -> bool:
-    """Whether what it makes of an image depends on the others of the batch, as with batch norm."""
+    """Return whether a network's output for an image depends on the rest of the batch, as with batch norm."""
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
 
 
 def together(network: Callable[[Tensor], Tensor], *images: Tensor, apart: bool) -> list[Tensor]:
-    """A network's answers to each of several batches, in one forward unless they are to be kept ``apart``."""
+    """Apply a network to each of several batches, in one forward unless ``apart``."""
     if apart:
         return [network(each) for each in images]
     return list(network(torch.cat(images)).split([len(each) for each in images]))
 
 
 def over_scales(loss: Callable[..., Tensor], *logits: Sequence[Tensor] | Tensor) -> Tensor:
-    """Return the mean of an adversarial loss over a discriminator's scales, each by its own patches."""
+    """Return the mean of an adversarial loss over a discriminator's scales, each with its own patches."""
     scales = zip(*map(_as_scales, logits), strict=True)
     return torch.stack([loss(*(each.float() for each in scale)) for scale in scales]).mean()
 
@@ -136,11 +136,11 @@ def _as_scales(logits: Sequence[Tensor] | Tensor) -> Sequence[Tensor]:
 def generator_adversarial_loss(
     loss: AdversarialLoss, discriminator: Callable[[Tensor], Sequence[Tensor] | Tensor], real: Tensor, fake: Tensor
 ) -> Tensor:
-    """The translator's adversarial loss; a relativistic one looks at the real images, too."""
+    """Return the translator's adversarial loss; a relativistic loss also uses the real images."""
     on_fake = discriminator(fake)
     return over_scales(loss.generator, *([discriminator(real), on_fake] if loss.relativistic else [on_fake]))
 
 
 def mean_logit(logits: Sequence[Tensor] | Tensor) -> Tensor:
-    """Return the mean of the first scale, to log."""
+    """Return the mean logit of the first scale, for logging."""
     return _as_scales(logits)[0].detach().float().mean()

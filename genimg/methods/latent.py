@@ -1,4 +1,4 @@
-"""Distributions of latents, for training from the step's random stream and for evaluation by index."""
+"""Distributions of latents, drawn from the step's random stream in training and by index in evaluation."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from genimg.utils.rng import normal_latents
 
 
 class Latent(ABC):
-    """Independent components of one distribution, written as a function of standard normal numbers.
+    """Independent components of one distribution, computed as a function of standard normal numbers.
 
-    So latents by index are those of a normal latent of the same seed and index, pushed through that function.
+    Latents by index are normal latents of the same seed and index, mapped by that function.
 
     Attributes:
-        dim: Z.
+        dim: Dimension Z.
     """
 
     def __init__(self, *, dim: int) -> None:
@@ -29,22 +29,22 @@ class Latent(ABC):
 
     @abstractmethod
     def from_normal(self, normal: Tensor) -> Tensor:
-        """Standard normal numbers of any shape -> latents of the same shape."""
+        """Map standard normal numbers of any shape to latents of the same shape."""
 
     @abstractmethod
     def truncated(self, latent: Tensor, limit: float) -> Tensor:
-        """Latents of any shape -> those of the same quantiles, of the distribution truncated to [-limit, limit].
+        """Map latents of any shape to the same quantiles of the distribution truncated to [-limit, limit].
 
         Raises:
-            ConfigError: If the limit is not above 0, or they lie within a narrower interval already.
+            ConfigError: If the limit is not above 0, or the latents already lie within a narrower interval.
         """
 
     def random(self, count: int, device: torch.device) -> Tensor:
-        """[count, Z] from the device's random stream."""
+        """Draw latents [count, Z] from the device's random stream."""
         return self.from_normal(torch.randn(count, self.dim, device=device))
 
     def of_indices(self, indices: Sequence[int], seed: int) -> Tensor:
-        """[N, Z] on the CPU; row i is a function of (seed, indices[i]) alone."""
+        """Return latents [N, Z] on the CPU; row i is a function of (seed, indices[i]) alone."""
         return self.from_normal(normal_latents(seed, indices, self.dim))
 
 
@@ -74,8 +74,8 @@ class Truncated(Latent):
     """N(0, 1) within [-limit, limit]: the truncation trick of Brock et al. 2019, section 3.1.
 
     Args:
-        dim: Z.
-        limit: in standard deviations.
+        dim: Dimension Z.
+        limit: Limit in standard deviations, above 0.
     """
 
     def __init__(self, *, dim: int, limit: float) -> None:
@@ -94,9 +94,9 @@ class Truncated(Latent):
 
 
 def truncate(normal: Tensor, limit: float) -> Tensor:
-    """Standard normal numbers -> numbers of the normal distribution truncated to [-limit, limit], in the same order.
+    """Map standard normal numbers to the normal distribution truncated to [-limit, limit], keeping their order.
 
-    By its quantile function, so that every latent gives one; the original resamples those outside.
+    The map uses the quantile function, so every number is kept; the original resamples those outside.
 
     Raises:
         ConfigError: If the limit is not above 0.
@@ -106,13 +106,13 @@ def truncate(normal: Tensor, limit: float) -> Tensor:
 
 
 def _mass(limit: float) -> float:
-    """Of N(0, 1) within [-limit, limit]."""
+    """Return the mass of N(0, 1) within [-limit, limit]."""
     return math.erf(limit / math.sqrt(2.0))
 
 
 def _squeeze(normal: Tensor, share: float, limit: float) -> Tensor:
-    """Numbers -> those that have ``share`` of N(0, 1)'s mass between 0 and them."""
-    # float64, because erf of more than 5 is 1 in float32, and erfinv(1) is infinite.
+    """Map each number to the one with ``share`` times as much of N(0, 1)'s mass between 0 and it."""
+    # In float32, erf is 1 above 5, and erfinv(1) is infinite.
     wide = torch.erf(normal.double() / math.sqrt(2.0)) * share
     return (torch.erfinv(wide) * math.sqrt(2.0)).clamp(-limit, limit).to(normal.dtype)
 
@@ -131,24 +131,22 @@ def _require_narrower(limit: float, own: float) -> None:
 
 
 def interpolate(start: Tensor, end: Tensor, weights: Tensor, *, spherical: bool) -> Tensor:
-    """Latents on the way from ``start`` to ``end``.
+    """Interpolate between two latents.
 
     Args:
-        start, end: [Z].
-        weights: [S], 0 for the start and 1 for the end.
-        spherical: along the great circle (White 2016, "Sampling generative networks", section 2.1), which keeps the norms
-            that normal latents have; else along the straight line.
+        start, end: Latents [Z].
+        weights: Positions [S], 0 for the start and 1 for the end.
+        spherical: Whether to follow the great circle (White 2016, "Sampling generative networks", section 2.1), which keeps the
+            norms of normal latents, instead of the straight line.
 
     Returns:
-        [S, Z].
+        Latents [S, Z].
     """
     t = weights[:, None].to(start.dtype)
     if not spherical:
         return (1 - t) * start + t * end
     one, other = start / start.norm(), end / end.norm()
-    angle = 2.0 * torch.atan2(
-        (one - other).norm(), (one + other).norm()
-    )  # of arccos only half the digits are right at its ends
-    if torch.sin(angle) < 1e-6:  # parallel: every way is straight
+    angle = 2.0 * torch.atan2((one - other).norm(), (one + other).norm())  # arccos loses half its digits near 0 and pi
+    if torch.sin(angle) < 1e-6:  # parallel: no unique great circle
         return (1 - t) * start + t * end
     return (torch.sin((1 - t) * angle) * start + torch.sin(t * angle) * end) / torch.sin(angle)

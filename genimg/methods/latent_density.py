@@ -1,5 +1,7 @@
-"""Densities fitted to an autoencoder's latents, to sample from: Ghosh et al. 2020, "From variational to deterministic
-autoencoders", section 4."""
+"""Densities fitted to an autoencoder's latents for sampling.
+
+Ghosh et al. 2020, "From variational to deterministic autoencoders", section 4.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from genimg.utils.rng import Stream, normal_latents, uniform
 
 _LLOYD = 20  # iterations of k-means before expectation maximisation
 _MOST_ITERATIONS = 100
-_LEAST_GAIN = 1e-3  # nats of the mean log-likelihood, below which iterating ends
+_LEAST_GAIN = 1e-3  # gain of the mean log-likelihood, in nats, below which iteration ends
 _FLOOR = 1e-6  # added to each variance, in units of the latents' mean variance
 
 
@@ -30,7 +32,7 @@ class Mixture(NamedTuple):
     factors: Tensor
 
     def log_densities(self, latents: Tensor) -> Tensor:
-        """log of weight times density, in nats, of latents [N, Z] under every component: [N, K]."""
+        """Return the log of weight times density, in nats, of latents [N, Z] under every component: [N, K]."""
         columns = []
         for weight, mean, factor in zip(*self, strict=True):
             volume = factor.diagonal().log().sum() + 0.5 * len(mean) * math.log(2.0 * math.pi)
@@ -39,19 +41,19 @@ class Mixture(NamedTuple):
 
 
 def _whitened(latents: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
-    """The standard normal numbers [N, Z] that one Gaussian makes latents [N, Z] of."""
+    """Return the standard normal numbers [N, Z] that one Gaussian maps to latents [N, Z]."""
     return torch.linalg.solve_triangular(factor, (latents - mean).T, upper=False).T
 
 
 def fit_mixture(latents: Tensor, num_components: int) -> tuple[Mixture, list[float]]:
-    """Expectation maximisation (Dempster et al. 1977) from the clusters of k-means, without randomness.
+    """Fit a mixture by expectation maximisation (Dempster et al. 1977) from k-means clusters, without randomness.
 
     Args:
-        latents: float64 [N, Z].
-        num_components: K; a single one is the maximum-likelihood Gaussian.
+        latents: Latents, float64 [N, Z].
+        num_components: Number K of Gaussians; 1 gives the maximum-likelihood Gaussian.
 
     Returns:
-        The mixture, and the mean log-likelihoods of the latents in nats on the way to it.
+        The mixture, and the mean log-likelihood of the latents in nats at each iteration.
     """
     floor = _FLOOR * latents.var(dim=0, correction=0).mean().clamp_min(1e-12)
     shares = F.one_hot(_clusters(latents, num_components), num_components).to(latents.dtype)  # [N, K]
@@ -67,8 +69,8 @@ def fit_mixture(latents: Tensor, num_components: int) -> tuple[Mixture, list[flo
 
 
 def _maximise(latents: Tensor, shares: Tensor, floor: Tensor) -> Mixture:
-    """The mixture of highest likelihood for each latent's shares [N, K] in the components."""
-    counts = shares.sum(dim=0).clamp_min(10 * torch.finfo(shares.dtype).eps)  # a component may have lost all
+    """Return the mixture of highest likelihood for each latent's shares [N, K] in the components."""
+    counts = shares.sum(dim=0).clamp_min(10 * torch.finfo(shares.dtype).eps)  # a component may have lost all latents
     means = shares.T @ latents / counts[:, None]
     factors = []
     for share, count, mean in zip(shares.T, counts, means, strict=True):
@@ -79,7 +81,7 @@ def _maximise(latents: Tensor, shares: Tensor, floor: Tensor) -> Mixture:
 
 
 def _clusters(latents: Tensor, num_clusters: int) -> Tensor:
-    """The number of each latent's cluster [N], by k-means from fixed random numbers (Arthur & Vassilvitskii 2007)."""
+    """Return the index of each latent's cluster [N], by k-means from fixed random numbers (Arthur & Vassilvitskii 2007)."""
     chances = uniform(None, Stream.KMEANS_START, np.arange(num_clusters)).tolist()
     centres = latents[int(chances[0] * len(latents))][None]
     for chance in chances[1:]:
@@ -96,17 +98,17 @@ def _clusters(latents: Tensor, num_clusters: int) -> Tensor:
 class LatentDensity(nn.Module):
     """A mixture of Gaussians with full covariances, fitted to the latents of recent training images; before that, N(0, I).
 
-    The latents are those of the training's steps, as its encoder gave them then, so that no further pass over the data is
-    needed. All of it is in buffers, so that a checkpoint holds the latents and what was fitted, and on the device, so that a
-    step never waits. All ranks keep all ranks' latents.
+    The latents are those that the encoder gave in the training steps, so no further pass over the data is needed. All state is
+    in buffers on the device, so a checkpoint holds the latents and the fit, and a step never waits. Every rank keeps the
+    latents of all ranks.
 
     Args:
-        latent_dim: Z.
-        num_components: K. 1 fits one mean and covariance; 0 fits nothing and stays N(0, I).
-        num_latents: of the most recent ones that are kept to fit to.
+        latent_dim: Dimension Z.
+        num_components: Number K of Gaussians. 1 fits one mean and covariance; 0 fits nothing and stays N(0, I).
+        num_latents: Number of most recent latents kept for fitting.
 
     Raises:
-        ValueError: for numbers out of range.
+        ValueError: If a number is out of range.
     """
 
     def __init__(self, *, latent_dim: int, num_components: int, num_latents: int) -> None:
@@ -130,16 +132,16 @@ class LatentDensity(nn.Module):
         self.factors: Tensor
         count = max(num_components, 1)
         self.register_buffer("latents", torch.zeros(num_latents if num_components else 0, latent_dim))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # latents so far
-        self.register_buffer("fitted", torch.zeros((), dtype=torch.int64))  # the same when last fitted
-        # Equal components N(0, I) are N(0, I).
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # latents added so far
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.int64))  # ``seen`` at the last fit
+        # A mixture of equal components N(0, I) is N(0, I).
         self.register_buffer("weights", torch.full((count,), 1.0 / count))
         self.register_buffer("means", torch.zeros(count, latent_dim))
         self.register_buffer("factors", torch.eye(latent_dim).repeat(count, 1, 1))
 
     @torch.no_grad()
     def add(self, latents: Tensor) -> None:
-        """Take a step's latents [N, Z], equally many on every rank, in place of the oldest ones."""
+        """Replace the oldest latents by a step's latents [N, Z], with the same N on every rank."""
         size = len(self.latents)
         if size == 0:
             return
@@ -151,12 +153,12 @@ class LatentDensity(nn.Module):
 
     @torch.no_grad()
     def fit(self) -> None:
-        """Fit to the latents there are, if there are other ones than at the last time; always the same for the same latents."""
+        """Fit the mixture to the stored latents, deterministically, if they have changed since the last fit."""
         seen = int(self.seen)
         if seen == int(self.fitted):
             return
         latents = self.latents[: min(seen, len(self.latents))]
-        latents = latents[latents.isfinite().all(dim=1)]  # diverged training is reported elsewhere, and better
+        latents = latents[latents.isfinite().all(dim=1)]  # divergence is reported elsewhere
         if len(latents) == 0:
             return
         device = torch.device("cpu") if latents.device.type == "mps" else latents.device  # MPS has no float64
@@ -166,24 +168,24 @@ class LatentDensity(nn.Module):
         self.fitted.copy_(self.seen)
 
     def of_indices(self, indices: Sequence[int], seed: int) -> Tensor:
-        """Latents [N, Z] on the CPU; row i is a function of (seed, indices[i]) and of what is fitted."""
+        """Return latents [N, Z] on the CPU; row i is a function of (seed, indices[i]) and the last fit."""
         numbers = normal_latents(seed, indices, self.latent_dim)
         chances = torch.from_numpy(uniform(seed, Stream.COMPONENT, np.asarray(indices)))
         return self.from_normal(numbers, chances)
 
     def from_normal(self, normal: Tensor, chances: Tensor) -> Tensor:
-        """Standard normal numbers [N, Z] and numbers uniform in [0, 1) [N] -> latents [N, Z], all on the CPU."""
+        """Map standard normal numbers [N, Z] and uniform numbers in [0, 1) [N] to latents [N, Z], all on the CPU."""
         mixture = self._mixture()
         sums = mixture.weights.cumsum(dim=0)
         chosen = torch.searchsorted(sums, chances.double() * sums[-1], right=True).clamp_max(len(sums) - 1)
         return _placed(normal.double(), chosen, mixture).to(normal.dtype)
 
     def truncated(self, latents: Tensor, limit: float) -> Tensor:
-        """Latents [N, Z] on the CPU nearer to the mean of the Gaussian that each most likely comes from.
+        """Move latents [N, Z] on the CPU towards the mean of the Gaussian that each most likely comes from.
 
         Args:
-            latents: from ``of_indices``, or on the way between two of them.
-            limit: of the standard normal numbers that are left; see ``latent.truncate``.
+            latents: Result of ``of_indices``, or interpolations between its rows.
+            limit: Limit of the underlying standard normal numbers; see ``latent.truncate``.
         """
         mixture, wide = self._mixture(), latents.double()
         chosen = mixture.log_densities(wide).argmax(dim=1)
@@ -194,16 +196,16 @@ class LatentDensity(nn.Module):
         return _placed(truncate(normal, limit), chosen, mixture).to(latents.dtype)
 
     def mean(self) -> Tensor:
-        """Of all components together: [Z]."""
+        """Return the mean of the mixture: [Z]."""
         return self.weights @ self.means
 
     def _mixture(self) -> Mixture:
-        # In float64 and then rounded, so that a row does not depend on the rows beside it.
+        # In float64, rounded at the end, so a row does not depend on the other rows.
         return Mixture(*(buffer.to("cpu").double() for buffer in (self.weights, self.means, self.factors)))
 
 
 def _placed(normal: Tensor, chosen: Tensor, mixture: Mixture) -> Tensor:
-    """Standard normal numbers [N, Z] as latents of the components [N]: [N, Z]."""
+    """Map standard normal numbers [N, Z] to latents of the chosen components [N]: [N, Z]."""
     latents = torch.empty_like(normal)
     for number in chosen.unique().tolist():
         rows = chosen == number

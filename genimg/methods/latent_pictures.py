@@ -1,4 +1,4 @@
-"""Pictures of what an autoencoder's latents do, drawn from tensors."""
+"""Pictures of an autoencoder's latent space, drawn from tensors."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from torch import Tensor, nn
 
 from genimg.methods.latent import interpolate
 
-_COLUMNS, _ROWS = 9, 10  # of interpolations and traversals
-_TRAVERSED = 3.0  # standard deviations of the prior, to either side
+_COLUMNS, _ROWS = 9, 10  # in interpolations and traversals
+_TRAVERSED = 3.0  # standard deviations of the prior, on either side
 _MAP = 15  # images along each side of the map of two latents
 _RECENT = 4096  # images in a scatter
 _SIDE = 384  # pixels of a scatter
-_SHOWN = 4.0  # standard deviations of the prior, to either side
-_BAR, _HEIGHT = 8, 96  # pixels of a bar's width, and of the tallest
-_LEAST, _MOST = -4.0, 1.0  # log10 of the variances that the bars show
-# Ten colours that are told apart, also on paper; classes beyond the tenth begin anew.
+_SHOWN = 4.0  # standard deviations of the prior, on either side
+_BAR, _HEIGHT = 8, 96  # width of a bar and height of the tallest, in pixels
+_LEAST, _MOST = -4.0, 1.0  # log10 of the smallest and the largest variance shown by the bars
+# Ten colours that are distinct on screen and in print; they repeat from the eleventh class on.
 _COLOURS = ("1f77b4", "ff7f0e", "2ca02c", "d62728", "9467bd", "8c564b", "e377c2", "7f7f7f", "bcbd22", "17becf")
 
 
 def interpolations(decode: Callable[[Tensor, Tensor], Tensor], latent: Tensor, condition: Tensor) -> Tensor:
-    """Images on the straight way between two latents, a pair a row, under the first one's condition: [rows, 9, C, H, W].
+    """Decode straight lines between pairs of latents, one pair per row: [rows, 9, C, H, W].
 
     Args:
-        decode: (latents [M, Z], conditions [M, ...]) -> images [M, C, H, W].
-        latent, condition: of images, [N, Z] and [N, ...]; the first and the second are a pair, and so on.
+        decode: Decoder, (latents [M, Z], conditions [M, ...]) -> images [M, C, H, W].
+        latent, condition: Latents [N, Z] and conditions [N, ...] of images. The first and the second form a pair, and so on;
+            the first one's condition applies to the row.
     """
     weights = torch.linspace(0.0, 1.0, _COLUMNS, device=latent.device)
     rows = []
@@ -37,12 +38,13 @@ def interpolations(decode: Callable[[Tensor, Tensor], Tensor], latent: Tensor, c
 
 
 def traversals(decode: Callable[[Tensor, Tensor], Tensor], latent: Tensor, condition: Tensor) -> Tensor:
-    """One latent a row, the most active first, from -3 to 3 standard deviations of the prior; the others as the first image has
-    them: [rows, 9, C, H, W].
+    """Vary one latent per row, the most active first, from -3 to 3 standard deviations of the prior: [rows, 9, C, H, W].
+
+    The other latents are those of the first image.
 
     Args:
-        decode: (latents [M, Z], conditions [M, ...]) -> images [M, C, H, W].
-        latent, condition: of images, [N, Z] and [N, ...].
+        decode: Decoder, (latents [M, Z], conditions [M, ...]) -> images [M, C, H, W].
+        latent, condition: Latents [N, Z] and conditions [N, ...] of images.
     """
     chosen = latent.var(dim=0, correction=0).argsort(descending=True)[:_ROWS]
     steps = torch.linspace(-_TRAVERSED, _TRAVERSED, _COLUMNS, device=latent.device)
@@ -53,11 +55,11 @@ def traversals(decode: Callable[[Tensor, Tensor], Tensor], latent: Tensor, condi
 
 
 def map_of_two(decode: Callable[[Tensor, Tensor], Tensor], latent: Tensor, condition: Tensor) -> Tensor:
-    """Images of two latents at equal shares of the prior, the second one upwards: [15, 15, C, H, W].
+    """Decode a grid of two latents at equal shares of the prior, the second one increasing upwards: [15, 15, C, H, W].
 
     Args:
-        decode: (latents [M, 2], conditions [M, ...]) -> images [M, C, H, W].
-        latent, condition: of images, whose first one's condition holds: [N, 2] and [N, ...].
+        decode: Decoder, (latents [M, 2], conditions [M, ...]) -> images [M, C, H, W].
+        latent, condition: Latents [N, 2] and conditions [N, ...] of images; the first image's condition applies to the grid.
     """
     x = normal_quantiles(_MAP).to(latent)
     places = torch.stack(torch.meshgrid(-x, x, indexing="ij"), dim=-1).flatten(0, 1).flip(1)
@@ -65,16 +67,16 @@ def map_of_two(decode: Callable[[Tensor, Tensor], Tensor], latent: Tensor, condi
 
 
 def normal_quantiles(count: int) -> Tensor:
-    """The values of a standard normal latent that cut off equal shares: [count], increasing."""
+    """Return the middle quantiles of ``count`` equal shares of N(0, 1): [count], increasing."""
     return torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count).float()
 
 
 def activity_bars(variance: Tensor, threshold: float) -> Tensor:
-    """A bar for every latent's variance [Z], the largest first, on a logarithmic scale: [1, 1, height, width] in [-1, 1].
+    """Draw a bar for every latent's variance [Z], the largest first, on a log scale: [1, 1, height, width] in [-1, 1].
 
     Args:
-        variance: of the latents' means.
-        threshold: a grey line is drawn there.
+        variance: Variance of each latent's mean.
+        threshold: Variance at which a grey line is drawn.
     """
 
     def height(value: Tensor) -> Tensor:
@@ -90,7 +92,7 @@ def activity_bars(variance: Tensor, threshold: float) -> Tensor:
 
 
 class LatentScatter(nn.Module):
-    """The two latents of recent training images, coloured by label; nothing of it goes into checkpoints."""
+    """The two latents of recent training images, coloured by label; not part of checkpoints."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +104,7 @@ class LatentScatter(nn.Module):
 
     @torch.no_grad()
     def add(self, means: Tensor, labels: Tensor | None) -> None:
-        """Take means [N, 2] and labels [N] in place of the oldest ones."""
+        """Replace the oldest entries by means [N, 2] and labels [N]."""
         places = torch.arange(self._next, self._next + len(means), device=means.device) % _RECENT
         self.means[places] = means.to(self.means.dtype)
         if labels is not None:
@@ -110,7 +112,7 @@ class LatentScatter(nn.Module):
         self._next = (self._next + len(means)) % _RECENT
 
     def picture(self) -> Tensor:
-        """[1, 3, side, side] in [-1, 1]: 2x2 pixels for every image, on white, from -4 to 4 along both axes."""
+        """Draw [1, 3, side, side] in [-1, 1]: 2x2 pixels per image, on white, from -4 to 4 along both axes."""
         known = ~self.means.isnan().any(dim=1)
         means, labels = self.means[known], self.labels[known]
         column, row = ((1.0 + sign * means[:, axis] / _SHOWN) / 2 * (_SIDE - 2) for axis, sign in ((0, 1), (1, -1)))

@@ -1,4 +1,4 @@
-"""Networks in another mode for a while."""
+"""Context managers that switch a network's mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[nn.Module]:
-    """Put a network into evaluation mode."""
+    """Put a network into evaluation mode temporarily."""
     training = network.training
     network.eval()
     try:
@@ -21,7 +21,7 @@ def eval_mode(network: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def train_mode(network: nn.Module) -> Iterator[nn.Module]:
-    """Put a network into training mode, and leave its buffers, such as batch norm's averages, as they were."""
+    """Put a network into training mode temporarily; its buffers, such as batch norm's averages, are restored."""
     training, buffers = network.training, {name: buffer.clone() for name, buffer in network.named_buffers()}
     network.train()
     try:

@@ -28,18 +28,18 @@ log = logging.getLogger(__name__)
 
 
 class Pix2Pix(Translation):
-    """A translator trained to be near the target and to deceive a discriminator that sees the source, too.
+    """A translator trained to match the target and to fool a discriminator that also sees the source.
 
-    Fakes are made once a step; both updates use them.
+    Each step generates its fakes once, and both updates use them.
 
     Args:
-        translator: source [N, S, H, W] -> output [N, T, H, W] in [-1, 1]; its dropout is the paper's only noise.
-        discriminator: (image, source) -> logits of patches [N, 1, h, w], or a list of these, one for each scale.
-        loss: the pair of losses; ``nonsaturating`` in the paper.
-        reconstruction: distance of the output from the target.
-        reconstruction_weight: lambda of equation 4; 100 in the paper.
-        sampled_mode: ``eval``; ``train`` keeps dropout and batch statistics on when translating, as the paper does.
-        task: Of the data that it is trained on.
+        translator: Network, source [N, S, H, W] -> output [N, T, H, W] in [-1, 1]; its dropout is the paper's only noise.
+        discriminator: Network, (image, source) -> logits of patches [N, 1, h, w], or a list of these, one for each scale.
+        loss: Pair of losses; ``nonsaturating`` in the paper.
+        reconstruction: Distance of the output from the target.
+        reconstruction_weight: Weight lambda of equation 4; 100 in the paper.
+        sampled_mode: Mode for translating: ``eval``, or ``train`` to keep dropout and batch statistics on, as in the paper.
+        task: Task of the training data.
     """
 
     loss_type = AdversarialLoss
@@ -114,5 +114,5 @@ class Pix2Pix(Translation):
 
     @torch.no_grad()
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
-        """Sources, translations and targets, beside one another."""
+        """Return sources, translations and targets side by side."""
         return {"translations": in_blocks(self.pictures(batch))}

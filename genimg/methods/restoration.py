@@ -1,4 +1,4 @@
-"""A translator that is trained to be near the target and nothing else: denoising, inpainting, enlarging, colouring."""
+"""A translator trained only to match the target: denoising, inpainting, super-resolution, colorization."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from genimg.types import Batch, Metrics, Microbatches, Progress
 
 
 class Restoration(Translation):
-    """Regression from the source to the target; with an adversarial term it is ``pix2pix``.
+    """Regression from the source to the target; for an adversarial term, see ``pix2pix``.
 
     Args:
-        translator: source [N, S, H, W] -> output [N, T, H, W] in [-1, 1].
-        loss: distance of the output from the target.
-        residual: add the source to what the network answers, so that it need only learn the difference (Zhang et al. 2017,
-            DnCNN); for sources with the channels of the target first, such as noisy images. ``auto`` does so unless the source
-            has fewer channels than the target, as grey images have that are to be coloured.
-        task: Of the data that it is trained on.
+        translator: Network, source [N, S, H, W] -> output [N, T, H, W] in [-1, 1].
+        loss: Distance of the output from the target.
+        residual: Whether to add the source to the network's output, so the network only learns the difference (Zhang et al.
+            2017, DnCNN). The first channels of the source must be those of the target, as in noisy images. ``auto`` adds it
+            unless the source has fewer channels than the target, such as a grey image to be coloured.
+        task: Task of the training data.
     """
 
     loss_type = ReconstructionLoss
@@ -56,7 +56,7 @@ class Restoration(Translation):
 
     @torch.no_grad()
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
-        """Sources, restored images and targets, beside one another."""
+        """Return sources, restored images and targets side by side."""
         return {"restored": in_blocks(self.pictures(batch))}
 
 
@@ -75,4 +75,4 @@ class _Residual(nn.Module):
             raise ConfigError(
                 f"residual=true adds sources of {source.shape[1]} channels to {output.shape[1]}", "set residual=false"
             )
-        return 2.0 * output + source[:, : output.shape[1]]  # the translators end in a tanh, and white may have to become black
+        return 2.0 * output + source[:, : output.shape[1]]  # 2, because the tanh output must turn white into black, too

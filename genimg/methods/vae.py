@@ -1,6 +1,6 @@
 """Variational autoencoders: Kingma & Welling, "Auto-encoding variational Bayes", ICLR 2014, and Rezende et al. 2014.
 
-With conditions: Sohn, Lee & Yan 2015. With several samples, and latents above latents: Burda et al. 2016.
+Conditions: Sohn, Lee & Yan 2015. Several samples, and hierarchies of latents: Burda et al. 2016.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from genimg.networks.stochastic_layers import StochasticLayer, bounded
 from genimg.types import Batch, Metrics, Microbatches, PixelLikelihood, Progress
 from genimg.utils.rng import normal_field, normal_latents, subkeys
 
-_ACTIVE = 0.01  # variance of a latent's mean over the data from which on it is called active: Burda et al. 2016, section 5.2
-_MOST_DECODED = 4096  # latents at once, where an image has many
-_MOST_OUTPUTS = 2**25  # of the decoder for these, so that large images do not fill the memory
+_ACTIVE = 0.01  # a latent is active if its mean's variance over the data is above this: Burda et al. 2016, section 5.2
+_MOST_DECODED = 4096  # latents decoded at once
+_MOST_OUTPUTS = 2**25  # decoder outputs at once, so large images do not fill the memory
 
 
 class VAE(ConditionalMethod):
     """An encoder and a decoder trained together on a lower bound of log p(x), with a standard normal prior.
 
     Args:
-        encoder: (image [N, C, H, W], condition) -> means and log-variances, [N, 2, Z] or a pair of [N, Z], with an encoder
-            ``condition``; any other module gets the image alone.
-        decoder: (latent [N, Z], condition) -> parameters of the likelihood [N, O, H, W], with an encoder ``condition``; any
-            other module gets the latent alone.
-        loss: the bound.
-        latent_dim: Z, of the latents that the decoder takes.
-        hierarchy: layers of latents above these, from the lowest to the highest, whose latents have the prior.
-        perceptual: distance of the likelihood's mean from the image, added to the bound with a weight of its own, in nats.
+        encoder: Network, (image [N, C, H, W], condition) -> means and log-variances, [N, 2, Z] or a pair of [N, Z], with an
+            encoder ``condition``; any other module gets the image alone.
+        decoder: Network, (latent [N, Z], condition) -> parameters of the likelihood [N, O, H, W], with an encoder
+            ``condition``; any other module gets the latent alone.
+        loss: Bound to train on.
+        latent_dim: Dimension Z of the decoder's latents.
+        hierarchy: Layers of latents above these, from the lowest to the highest, whose latents have the prior.
+        perceptual: Distance of the likelihood's mean from the image, added to the bound with its own weight, in nats.
 
     Raises:
-        ValueError: if the parts do not go together.
+        ValueError: If the parts are incompatible.
     """
 
     loss_type = Bound
@@ -65,7 +65,7 @@ class VAE(ConditionalMethod):
         self.encoder = conditional("encoder", encoder)
         self.decoder = conditional("decoder", decoder)
         self.loss = loss
-        self._perceptual = (perceptual,)  # not as a module: its weights are no part of the checkpoint
+        self._perceptual = (perceptual,)  # not a submodule, so its weights stay out of the checkpoint
         if latent_dim < 1:
             raise ValueError(f"latent_dim={latent_dim} must be 1 or more")
         require_latent_dim("decoder", self.decoder, latent_dim, "latent_dim")
@@ -101,7 +101,7 @@ class VAE(ConditionalMethod):
         return self._bound(batch, moments[0], inference, output)
 
     def _bound(self, batch: Batch, mean: Tensor, inference: Inference, output: Tensor) -> tuple[Tensor, Metrics]:
-        """The loss, and what to log: of an inference, its latents' means and what the decoder made of its samples."""
+        """Return the loss and the metrics of an inference, its latents' means and the decoder's output for its samples."""
         loss, parts = self.loss(inference)
         metrics = {f"loss/{name}": value.detach() for name, value in parts.items()}
         if (perceptual := self._perceptual[0]) is not None:
@@ -116,14 +116,14 @@ class VAE(ConditionalMethod):
         return loss, {"loss/total": loss.detach()} | metrics
 
     def _observed(self, batch: Batch) -> Batch:
-        """With images as encoder and likelihood see them."""
+        """Replace the images by those that the encoder and the likelihood see."""
         return batch | {"image": self.loss.likelihood.observed(batch["image"])}
 
     def _moments(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance [N, Z] of q(z | x), the latter within bounds, of images as they are observed.
+        """Return mean and log-variance [N, Z] of q(z | x), the latter within bounds, for observed images.
 
         Raises:
-            ConfigError: If the encoder gives other numbers.
+            ConfigError: If the encoder's output has another shape.
         """
         given = self.encoder(batch["image"], self._condition(batch))
         moments: Tensor = (torch.stack(tuple(given), dim=1) if isinstance(given, tuple | list) else given).float()
@@ -143,13 +143,14 @@ class VAE(ConditionalMethod):
         """Sample the latents of a batch's images and decode them.
 
         Args:
-            batch: its images as the likelihood has them observed.
-            moments: of these images.
-            num_samples: K, of an image.
-            noise: standard normal numbers [N K, sum of all Z], sample after sample of one image; None takes random ones.
+            batch: Batch with images as the likelihood observes them.
+            moments: Moments of these images.
+            num_samples: Number K of samples per image.
+            noise: Standard normal numbers [N K, sum of all Z], with an image's samples in consecutive rows; None for random
+                ones.
 
         Returns:
-            What the samples cost, the lowest latents [N K, Z], and what the decoder gives for them [N K, O, H, W].
+            The cost of the samples, the lowest latents [N K, Z], and the decoder's output for them [N K, O, H, W].
         """
         image, count = batch["image"], len(batch["image"])
         mean, log_variance = (moment.repeat_interleave(num_samples, 0) for moment in moments)
@@ -168,7 +169,7 @@ class VAE(ConditionalMethod):
             zero = torch.zeros_like(latent)
             prior = (zero, zero) if top else self._above[level].generate(latents[level + 1])
             ratio = gaussian_log_density(latent, mean, log_variance) - gaussian_log_density(latent, *prior)
-            # Below the top the prior depends on a sample that depends on this one: no closed form.
+            # Below the top, the prior depends on a sample that depends on this one, so there is no closed form.
             kl.append((gaussian_kl(mean, log_variance) if top else ratio).unflatten(0, (count, num_samples)))
             ratios.append(ratio.sum(dim=1).unflatten(0, (count, num_samples)))
         repeated = {key: value.repeat_interleave(num_samples, 0) for key, value in batch.items()}
@@ -181,24 +182,24 @@ class VAE(ConditionalMethod):
     # Sampling
 
     def draw(self, indices: Sequence[int], seed: int) -> Batch:
-        """The highest latents and, as ``noise``, standard normal numbers for those below."""
+        """Draw the highest latents and, as ``noise``, standard normal numbers for those below."""
         *lower, top = self.latent_dims
         numbers = normal_latents(seed, indices, top + sum(lower))
         noise = {"noise": numbers[:, top:]} if lower else {}
         return {"latent": numbers[:, :top], **noise} | self._draw_conditions(indices, seed)
 
     def truncated(self, drawn: Batch, amount: float) -> Batch:
-        """All latents, of a hierarchy too."""
+        """Truncate all latents, including those of a hierarchy."""
         return drawn | {key: truncate(value, amount) for key, value in drawn.items() if key in ("latent", "noise")}
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:
-        """The likelihood's mean for latents of the prior; pixel noise is left out, as is usual."""
+        """Return the likelihood's mean for latents of the prior, without pixel noise, as is usual."""
         with eval_mode(self):
             return self._decode(self._descend(batch["latent"], batch.get("noise")), self._condition(batch))
 
     def _descend(self, latent: Tensor, noise: Tensor | None) -> Tensor:
-        """From the highest latents [N, Z'] to the lowest [N, Z], by standard normal numbers for the layers in between."""
+        """Map the highest latents [N, Z'] to the lowest [N, Z], by standard normal numbers for the layers in between."""
         if noise is not None:
             pieces = noise.split(self.latent_dims[:-1], dim=1)
             for layer, piece in zip(reversed(self._above), reversed(pieces), strict=True):
@@ -214,13 +215,13 @@ class VAE(ConditionalMethod):
 
     @torch.no_grad()
     def encode(self, batch: Batch) -> Tensor:
-        """Return the mean of q(z | x): [N, Z]; in a hierarchy, of the layer next to the image."""
+        """Return the mean of q(z | x): [N, Z]; in a hierarchy, that of the lowest layer."""
         with eval_mode(self):
             return self._moments(self._observed(batch))[0].float()
 
     @torch.no_grad()
     def perturb(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
-        """Around the means of q(z | x); in a hierarchy, each layer around what the one above leaves open."""
+        """Scatter latents around the means of q(z | x); in a hierarchy, scatter the noise of each layer below the top, too."""
         with eval_mode(self):
             conditions = {key: value[:1] for key, value in drawn.items() if key == self.condition_key}
             latents = [self._moments(self._observed({"image": image} | conditions))[0]]
@@ -231,18 +232,18 @@ class VAE(ConditionalMethod):
                 pieces = []
                 for layer, below, latent in zip(self._above, latents[:-1], latents[1:], strict=True):
                     mean, log_variance = layer.generate(latent)
-                    pieces.append((below - mean) * (-0.5 * log_variance).exp())  # the noise that would have made it
+                    pieces.append((below - mean) * (-0.5 * log_variance).exp())  # the noise that yields ``below``
                 centre["noise"] = torch.cat(pieces, dim=1)
         return drawn | {key: value + spread * drawn[key].to(value.device) for key, value in centre.items()}
 
     def _decode(self, latent: Tensor, condition: Tensor) -> Tensor:
         return self.loss.likelihood.mean(self.decoder(latent, condition).float())
 
-    # Measuring
+    # Evaluation
 
     @torch.no_grad()
     def log_likelihood(self, batch: Batch, num_samples: int, keys: NDArray[np.uint64]) -> dict[str, Tensor]:
-        """Burda et al. 2016, equation 8, with a sample's noise from (key, number of the sample); in float64 beyond a sample."""
+        """Compute equation 8 of Burda et al. 2016, with noise from (key, sample number) and sums over samples in float64."""
         with eval_mode(self):
             batch = self._observed(batch)
             moments, count = self._moments(batch), len(keys)
@@ -278,16 +279,18 @@ class VAE(ConditionalMethod):
             require_shape("decoder", self.decoder(latent, self._condition(batch)), wanted, "the likelihood's parameters")
             self._loss(batch)
 
-    # Looking
+    # Previews
 
     @torch.no_grad()
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
-        """Prior samples; inputs, as the encoder sees them, with their reconstructions in the next column; what the latents do.
+        """Return prior samples, inputs as the encoder sees them beside their reconstructions, and pictures of the latents.
 
-        ``traversals``: one latent a row, the most active first, from -3 to 3, the others as the first image has them.
-        ``interpolations``: one pair of images a row. ``active_units``: a bar for the variance of every latent's mean over the
-        images, on a logarithmic scale, with a line where latents are called active. With two latents, ``latent_map``: images
-        at equal shares of the prior, and ``latent_scatter``: recent training images, by class.
+        ``traversals``: one latent per row, the most active first, from -3 to 3; the others are those of the first image.
+        ``interpolations``: one pair of images per row.
+        ``active_units``: a bar for the variance of every latent's mean over the images, on a log scale, with a line at the
+        threshold of active latents.
+        With two latents, ``latent_map``: images at equal shares of the prior, and ``latent_scatter``: recent training images,
+        by class.
         """
         condition = self._condition(batch)
         with eval_mode(self):

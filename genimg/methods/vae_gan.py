@@ -19,22 +19,21 @@ from genimg.types import Batch, Metrics, Microbatches, Progress
 
 
 class VAEGAN(VAE):
-    """A VAE whose reconstructions and prior samples shall also deceive a discriminator, which is updated first.
+    """A VAE whose reconstructions and prior samples must also fool a discriminator, which is updated first.
 
-    To the bound are added the adversarial loss of both kinds of fakes, whose gradient is the decoder's alone, and the mean
-    squared difference of the discriminator's features between images and reconstructions, the learnt similarity, whose
-    gradient is the encoder's, too (algorithm 1). Unlike there, the likelihood of pixels stays, so that what is logged of the
-    bound compares with other VAEs.
+    Two terms are added to the bound (algorithm 1). The adversarial loss of both kinds of fakes trains the decoder only. The
+    learnt similarity, the mean squared difference of discriminator features between images and reconstructions, also trains the
+    encoder. Unlike in the paper, the pixel likelihood stays, so the logged bound compares with other VAEs.
 
     Args:
-        discriminator: (image, condition) -> DiscriminatorOutput; with an encoder ``condition``.
-        adversarial: the pair of losses.
-        adversarial_weight: of the decoder's part, in nats.
-        similarity_weight: of the features' difference, in nats; 0 leaves it out.
-        encoder, decoder, loss, latent_dim, hierarchy, perceptual: see VAE.
+        discriminator: Network, (image, condition) -> DiscriminatorOutput, with an encoder ``condition``.
+        adversarial: Pair of losses.
+        adversarial_weight: Weight of the decoder's adversarial loss, in nats.
+        similarity_weight: Weight of the difference of features, in nats; 0 omits it.
+        encoder, decoder, loss, latent_dim, hierarchy, perceptual: See ``VAE``.
 
     Raises:
-        ValueError: if the parts do not go together, or numbers are out of range.
+        ValueError: If the parts are incompatible, or a number is out of range.
     """
 
     adversarial_weight = Scheduled()
@@ -67,7 +66,7 @@ class VAEGAN(VAE):
                 "(genimg.networks.discriminator), whose features are compared: give that one features of your own"
             )
         shared_encoder(encoder=self.encoder, discriminator=discriminator)
-        if adversarial is not None and adversarial.relativistic:  # None where nothing is trained
+        if adversarial is not None and adversarial.relativistic:  # None if nothing is trained
             raise ValueError("adversarial must not be relativistic: reconstructions and samples have no pairs")
         self.discriminator = discriminator
         self.adversarial = adversarial
@@ -92,7 +91,7 @@ class VAEGAN(VAE):
             mean, log_variance = self._moments(self._observed(batch))
             latent = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
             fakes = (self._decode(latent, condition), self._decode(self._from_prior(len(mean), mean.device), condition))
-        # Forwards of their own, because batch norm must not mix the statistics of real images and fakes.
+        # Separate forwards, because batch norm must not mix the statistics of real and fake images.
         real, *made = (self.discriminator(each, condition).logits.float() for each in (batch["image"], *fakes))
         loss = torch.stack([self.adversarial.discriminator(real, each) for each in made]).mean()
         return loss, {
@@ -103,7 +102,7 @@ class VAEGAN(VAE):
         }
 
     def _from_prior(self, count: int, device: torch.device) -> Tensor:
-        """Random lowest latents [count, Z]."""
+        """Draw the lowest latents [count, Z] from the prior."""
         *lower, top = self.latent_dims
         noise = torch.randn(count, sum(lower), device=device) if lower else None
         return self._descend(torch.randn(count, top, device=device), noise)

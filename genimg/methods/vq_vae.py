@@ -27,25 +27,25 @@ from genimg.utils.rng import Stream, keys_of, uniform_field
 class VQVAE(ConditionalMethod):
     """An autoencoder whose latents are a grid of codes, and an autoregressive prior of these codes to sample from.
 
-    In the paper's two stages, ``prior_from`` is ``autoencoder_until``: first the autoencoder alone, then, with codes that no
-    longer change, the prior alone. Where the two overlap, the prior learns the codes as they are at each step.
+    In the paper's two stages, ``prior_from`` equals ``autoencoder_until``: first the autoencoder is trained alone, then the
+    prior alone, on codes that no longer change. If the stages overlap, the prior learns the codes of each step.
 
     Args:
-        encoder: image [N, C, H, W] -> vectors [N, D, h, w].
-        decoder: codes [N, D, h, w] -> image [N, C, H, W].
-        quantizer: the codebook.
-        prior: of the codes; with an encoder ``condition``.
+        encoder: Network, image [N, C, H, W] -> vectors [N, D, h, w].
+        decoder: Network, code vectors [N, D, h, w] -> image [N, C, H, W].
+        quantizer: Codebook.
+        prior: Prior of the codes, with an encoder ``condition``.
         loss: Distance of the reconstruction from the image; its masks are not used.
         data_variance: Variance of the data's values in [-1, 1], by which the distance is divided, as in the authors' code
-            (sonnet's VQ-VAE example): a squared error of 1 then is that of the best constant image, whatever the data, and
-            ``commitment_weight`` means the same for all.
-        commitment_weight: beta of equation 3, of the mean square of the encoder's distance from the codes, over D and all
-            positions. The paper found no difference between 0.1 and 2.
-        autoencoder_until: images seen, after which encoder, decoder and codebook stay as they are; None for never.
-        prior_from: images seen, from which the prior is trained.
+            (sonnet's VQ-VAE example). A squared error of 1 is then that of the best constant image, and ``commitment_weight``
+            means the same for all data.
+        commitment_weight: Weight beta of equation 3, for the mean squared distance of the encoder's output from the codes, over
+            D and all positions. The paper found no difference between 0.1 and 2.
+        autoencoder_until: Images seen after which encoder, decoder and codebook are frozen; None for never.
+        prior_from: Images seen from which the prior is trained.
 
     Raises:
-        ValueError: if a setting is out of range, or the parts do not fit each other.
+        ValueError: If a setting is out of range, or the parts are incompatible.
     """
 
     loss_type = ReconstructionLoss
@@ -116,18 +116,18 @@ class VQVAE(ConditionalMethod):
         return {"features": features, "codes": codes, "vectors": vectors} | {f"usage/{key}": usage[key] for key in usage}
 
     def _autoencoder_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """Equation 3, the reconstruction's error in units of the data's variance."""
+        """Compute equation 3, with the reconstruction error in units of the data's variance."""
         features, vectors = batch["features"], batch["vectors"]
         reconstruction = self.loss(self.decoder(straight_through(features, vectors)), batch["image"])
         commitment = F.mse_loss(features, vectors.detach())
         loss = reconstruction / self.data_variance + self.commitment_weight * commitment
         metrics = {"loss/reconstruction": reconstruction.detach(), "loss/commitment": commitment.detach()}
         if self.quantizer.decay is None:
-            loss = loss + F.mse_loss(vectors, features.detach())  # of the same value as the commitment
+            loss = loss + F.mse_loss(vectors, features.detach())  # equal in value to the commitment
         return loss, metrics | {"loss/total": loss.detach()}
 
     def _prior_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
-        """The codes' negative log-likelihood in nats per image."""
+        """Return the codes' negative log-likelihood in nats per image."""
         codes = batch["codes"] if "codes" in batch else self.encode(batch)
         logits = self.prior(codes, self._condition(batch)).float()
         nats = F.cross_entropy(logits, codes, reduction="sum") / len(codes)
@@ -142,7 +142,7 @@ class VQVAE(ConditionalMethod):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """The images [N, C, H, W] in [-1, 1] of codes, int64 [N, h, w]."""
+        """Decode codes, int64 [N, h, w], into images [N, C, H, W] in [-1, 1]."""
         with eval_mode(self.decoder):
             return self.decoder(self.quantizer.lookup(codes)).float().clamp(-1.0, 1.0)
 
@@ -154,10 +154,10 @@ class VQVAE(ConditionalMethod):
         return {"uniform": uniform_field(keys, self.encoder.grid, torch.device("cpu"))} | self._draw_conditions(indices, seed)
 
     def truncated(self, drawn: Batch, amount: float) -> Batch:
-        """By the temperature of the prior: its logits are divided by the amount.
+        """Set the temperature of the prior, by which its logits are divided, to ``amount``.
 
         Raises:
-            ConfigError: If the amount is not between 0 and 1.
+            ConfigError: If ``amount`` is not between 0 and 1.
         """
         if not 0 < amount < 1:
             raise ConfigError(
@@ -186,7 +186,7 @@ class VQVAE(ConditionalMethod):
         self._prior_loss(batch | {key: value.to(image.device) for key, value in drawn.items()})
 
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
-        """Samples, and inputs with their reconstructions in the next column."""
+        """Return samples, and inputs with their reconstructions in the next column."""
         image = batch["image"]
         pairs = torch.stack([image, self.reconstruct(batch)], dim=1).flatten(0, 1)
         return {"samples": self._sample_by_class(drawn), "reconstructions": pairs}

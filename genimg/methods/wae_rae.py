@@ -1,7 +1,7 @@
 """Autoencoders without noise, sampled through a prior or a density fitted to their latents: WAE and RAE.
 
 Tolstikhin et al., "Wasserstein auto-encoders", ICLR 2018, algorithm 2, with a deterministic encoder; Ghosh et al., "From
-variational to deterministic autoencoders", ICLR 2020. They differ in the loss alone.
+variational to deterministic autoencoders", ICLR 2020. They differ only in the loss.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class DeterministicAutoencoder(ConditionalMethod):
     """An encoder and a decoder trained on a reconstruction and a penalty, and a density of the latents to sample from.
 
     Args:
-        encoder: (image [N, C, H, W], condition) -> latents [N, 1, Z] or [N, Z], with an encoder ``condition``; any other module
-            gets the image alone.
-        decoder: (latent [N, Z], condition) -> parameters of the likelihood [N, O, H, W], with an encoder ``condition``; any
-            other module gets the latent alone.
-        loss: of reconstruction and latents.
-        latent_dim: Z.
-        num_components, num_latents: of the density, of all conditions together; see ``LatentDensity``.
+        encoder: Network, (image [N, C, H, W], condition) -> latents [N, 1, Z] or [N, Z], with an encoder ``condition``; any
+            other module gets the image alone.
+        decoder: Network, (latent [N, Z], condition) -> parameters of the likelihood [N, O, H, W], with an encoder
+            ``condition``; any other module gets the latent alone.
+        loss: Loss of reconstructions and latents.
+        latent_dim: Dimension Z.
+        num_components, num_latents: Settings of the density, over all conditions together; see ``LatentDensity``.
 
     Raises:
-        ValueError: if the parts do not go together, or a number is out of range.
+        ValueError: If the parts are incompatible, or a number is out of range.
     """
 
     loss_type = AutoencoderLoss
@@ -76,7 +76,7 @@ class DeterministicAutoencoder(ConditionalMethod):
         return metrics
 
     def _loss(self, batch: Batch, *, latents: list[Tensor]) -> tuple[Tensor, Metrics]:
-        """The loss of a microbatch, whose latents go to the end of ``latents``."""
+        """Return the loss of a microbatch, and append its latents to ``latents``."""
         batch = batch | {"image": self.loss.likelihood.observed(batch["image"])}
         latent = self._encode(batch)
         latents.append(latent.detach().clone())
@@ -85,7 +85,7 @@ class DeterministicAutoencoder(ConditionalMethod):
         return loss, metrics
 
     def _encode(self, batch: Batch) -> Tensor:
-        """Latents [N, Z] of images as the likelihood has them observed."""
+        """Encode images, as the likelihood observes them, into latents [N, Z]."""
         moments: Tensor = self.encoder(batch["image"], self._condition(batch)).float()
         moments = moments[:, None] if moments.dim() == 2 else moments
         if moments.shape[1:] != (1, self.density.latent_dim):
@@ -100,23 +100,23 @@ class DeterministicAutoencoder(ConditionalMethod):
     # Sampling
 
     def before_saving(self) -> None:
-        """So that a checkpoint's density is that of its latents, whenever pictures were made."""
+        """Fit the density, so a checkpoint's density always matches its latents."""
         self.density.fit()
 
     def before_sampling(self) -> None:
         self.density.fit()
 
     def draw(self, indices: Sequence[int], seed: int) -> Batch:
-        """Latents of the density as it was last fitted."""
+        """Draw latents from the density of the last fit."""
         return {"latent": self.density.of_indices(indices, seed)} | self._draw_conditions(indices, seed)
 
     def truncated(self, drawn: Batch, amount: float) -> Batch:
-        """By the latents: each nearer to the mean of its Gaussian."""
+        """Move each latent towards the mean of its Gaussian."""
         return drawn | {"latent": self.density.truncated(drawn["latent"], amount)}
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:
-        """The likelihood's mean for latents of the density."""
+        """Return the likelihood's mean for latents of the density."""
         with eval_mode(self):
             return self._decode(batch["latent"], self._condition(batch))
 
@@ -132,7 +132,7 @@ class DeterministicAutoencoder(ConditionalMethod):
 
     @torch.no_grad()
     def perturb(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
-        """Around the image's latent: the drawn latents' distances from the density's mean, times ``spread``."""
+        """Add the drawn latents' distances from the density's mean, times ``spread``, to the image's latent."""
         with eval_mode(self):
             conditions = {key: value[:1] for key, value in drawn.items() if key == self.condition_key}
             latent = self._encode(self._observed({"image": image} | conditions))
@@ -154,11 +154,11 @@ class DeterministicAutoencoder(ConditionalMethod):
             require_shape("decoder", decoded, wanted, "the likelihood's parameters")
             self._loss(given, latents=[])
 
-    # Looking
+    # Previews
 
     @torch.no_grad()
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
-        """Samples; inputs with their reconstructions in the next column; between two images a row of ``interpolations``."""
+        """Return samples, inputs with their reconstructions in the next column, and ``interpolations``, one pair per row."""
         condition = self._condition(batch)
         with eval_mode(self):
             latent = self._encode(self._observed(batch))

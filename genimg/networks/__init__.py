@@ -1,1 +1,1 @@
-"""Network architectures, one family a file."""
+"""Network architectures, one family per file."""

@@ -17,22 +17,24 @@ from genimg.networks.resnet_gan import generator_blocks
 
 
 class Generator(nn.Module):
-    """Residual blocks, each normalised by the condition and a part of the latent of its own; appendix B.
+    """Residual blocks, each normalised by the condition and its own part of the latent; appendix B.
 
     Args:
-        latent_dim: Z, split into equal parts for the linear layer and every block; the linear layer gets what is left over.
-        condition: encoder; with 0 dimensions the normalisation depends on the latent alone.
-        image_size: pixels, one number or [height, width].
-        channels: of the image.
-        widths: channels of the feature maps from the image inwards; the last one holds for all beyond.
-        bottom_size: pixels of the linear layer's shorter side, at least.
-        attention_at: pixels of the shorter side of the feature map with self-attention; None for none.
-        initialisation: see ``layers``.
-        spectral_norm: of all layers but the encoder's, upon which it spoilt trainings of the first author's PyTorch code.
-        batch_norm_eps: Added to the variance in every batch norm; None is PyTorch's 1e-5.
+        latent_dim: Number of latent dimensions Z, split equally among the linear layer, which gets the remainder, and all
+            blocks.
+        condition: Encoder of the condition; with 0 dimensions the normalisation depends on the latent alone.
+        image_size: Image size in pixels, one number or [height, width].
+        channels: Number of image channels.
+        widths: Numbers of channels of the feature maps, from the image inwards; the last one is repeated.
+        bottom_size: Minimum shorter side of the linear layer's output, in pixels.
+        attention_at: Shorter side of the feature map that gets self-attention, in pixels; None for no attention.
+        initialisation: See ``layers``.
+        spectral_norm: Whether to apply spectral normalisation to all layers except the condition encoder's, on which it
+            degraded trainings of the first author's PyTorch code.
+        batch_norm_eps: Epsilon of every batch norm; None keeps PyTorch's 1e-5.
 
     Raises:
-        ValueError: if a setting does not fit the image size.
+        ValueError: If a setting does not fit the image size.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class Generator(nn.Module):
                 spectral_normalise(module)
 
     def forward(self, latent: Tensor, condition: Tensor) -> Tensor:
-        """[N, Z] and conditions as they stand in the batch -> [N, C, H, W] in [-1, 1]."""
+        """Map latents [N, Z] and raw conditions to images [N, C, H, W] in [-1, 1]."""
         vector = self.condition(condition).to(latent.dtype)
         start, *parts = latent.split(self.parts, dim=1)
         features = self.linear(start).unflatten(1, (-1, *self.base))  # [N, width, h, w]

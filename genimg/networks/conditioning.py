@@ -1,7 +1,7 @@
-"""What a condition becomes before a network uses it: a vector [N, E]. Each network has its own encoder, ``condition``.
+"""Encoders that turn a condition into a vector [N, E]. Each network has its own encoder, ``condition``.
 
-An encoder says which key of the batch it reads; networks built with ``Unconditional`` have E = 0 and need no branch. A network
-without an encoder is unconditional, too: ``conditional`` wraps it, so that methods call all networks alike.
+An encoder says which key of the batch it reads. Networks built with ``Unconditional`` have E = 0 and need no branch. A network
+without an encoder is unconditional, too: ``conditional`` wraps it, so methods call all networks alike.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from genimg.types import Batch
 
 
 class ConditionEncoder(nn.Module, ABC):
-    """A condition as it stands in the batch -> [N, E].
+    """Encoder of raw conditions, as they are in a batch, into vectors [N, E].
 
     Attributes:
-        key: of the batch; None where there is no condition.
-        dim: E.
-        num_classes: K, where conditions are labels; 0 elsewhere.
+        key: Key of the batch; None for no condition.
+        dim: Length E of the vector.
+        num_classes: Number of classes K if conditions are labels, otherwise 0.
     """
 
     key: str | None
@@ -33,21 +33,21 @@ class ConditionEncoder(nn.Module, ABC):
     def forward(self, condition: Tensor) -> Tensor: ...
 
     def of(self, batch: Batch) -> Tensor:
-        """Return the conditions of a batch of N samples as they stand in it: [N, ...]."""
+        """Return the raw conditions of a batch of N samples: [N, ...]."""
         assert self.key is not None
         return batch[self.key]
 
     def blank(self, count: int) -> Tensor:
-        """That many conditions of one shape and type, as they stand in the batch."""
+        """Return ``count`` placeholder conditions of the batch's shape and type."""
         return torch.zeros(count, dtype=torch.int64)
 
     def fitted(self, condition: Tensor) -> Tensor:
-        """Conditions of any length in the shape of ``blank``'s."""
+        """Fit conditions of any length to the shape of ``blank``'s."""
         return condition
 
 
 class Unconditional(ConditionEncoder):
-    """Nothing: [N, 0] -> [N, 0]."""
+    """No condition: [N, 0] -> [N, 0]."""
 
     key = None
     dim = 0
@@ -64,10 +64,10 @@ class Unconditional(ConditionEncoder):
 
 
 class OneHot(ConditionEncoder):
-    """Labels int64 [N] -> [N, K]; a linear layer upon it is an embedding with one vector for each class.
+    """One-hot encoding of labels, from int64 [N] to [N, K]; a linear layer after it is an embedding of the class.
 
     Args:
-        num_classes: K.
+        num_classes: Number of classes K.
     """
 
     key = "label"
@@ -82,11 +82,11 @@ class OneHot(ConditionEncoder):
 
 
 class LabelEmbedding(ConditionEncoder):
-    """Labels int64 [N] -> [N, E], learnt: what BigGAN's layers share (Brock et al. 2019, section 3.1).
+    """Learnt embedding of labels, from int64 [N] to [N, E], as shared by BigGAN's layers (Brock et al. 2019, section 3.1).
 
     Args:
-        num_classes: K.
-        dim: E.
+        num_classes: Number of classes K.
+        dim: Length E of the embedding.
     """
 
     key = "label"
@@ -103,25 +103,25 @@ class LabelEmbedding(ConditionEncoder):
 
 
 class Conditioned(nn.ModuleList):
-    """Layers one after another, of which those in need of the condition get it.
+    """A chain of layers that passes the condition to those that take it.
 
-    A layer says so by an attribute ``takes_condition``; ``ConditionalBatchNorm2d`` and this class itself have it.
+    A layer takes it if its attribute ``takes_condition`` is true, as in ``ConditionalBatchNorm2d`` and this class itself.
     """
 
     takes_condition = True
 
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
-        """[N, ...] and [N, E] -> [N, ...]."""
+        """Map features [N, ...] and conditions [N, E] to features [N, ...]."""
         for layer in self:
             features = layer(features, condition) if getattr(layer, "takes_condition", False) else layer(features)
         return features
 
 
 class Plain(nn.Module):
-    """A network that reads no condition, called like one that does.
+    """Wrapper of a network without a condition that gives it the interface of a conditional one.
 
     Args:
-        network: Takes the input alone.
+        network: Network that takes the input alone.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -130,7 +130,7 @@ class Plain(nn.Module):
         self.condition = Unconditional()
 
     def forward(self, values: Tensor, condition: Tensor) -> Any:
-        """Return what the network makes of its input."""
+        """Return the network's output for ``values``."""
         return self.network(values)
 
 
@@ -138,11 +138,11 @@ def conditional(name: str, network: nn.Module) -> nn.Module:
     """Return a network that is called with an input and a condition, and has an encoder ``condition``.
 
     Args:
-        name: Parameter that the network was given as, for messages.
+        name: Name of the network's parameter, for messages.
         network: Any module; one without an attribute ``condition`` is called with its input alone.
 
     Raises:
-        ValueError: If it is no module.
+        ValueError: If it is not a module.
     """
     if not isinstance(network, nn.Module):
         raise ValueError(f"{name} is a {type(network).__name__}, but must be a torch.nn.Module")
@@ -150,7 +150,7 @@ def conditional(name: str, network: nn.Module) -> nn.Module:
 
 
 def beside_image(image: Tensor, vector: Tensor) -> Tensor:
-    """Images [N, C, H, W] and, as constant channels, vectors [N, E] -> [N, C + E, H, W]."""
+    """Append vectors [N, E] to images [N, C, H, W] as constant channels: [N, C + E, H, W]."""
     if vector.shape[1] == 0:
         return image
     return torch.cat([image, vector.to(image.dtype)[:, :, None, None].expand(-1, -1, *image.shape[2:])], dim=1)

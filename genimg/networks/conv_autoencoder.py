@@ -1,6 +1,6 @@
 """Convolutional encoder and decoder for autoencoders, at any size that can be halved twice.
 
-The usual layout of public convolutional VAEs: stride-2 convolutions with batch norm, channels doubling as the
+They have the usual layout of public convolutional VAEs: stride-2 convolutions with batch norm, channels that double as the
 resolution halves, and one linear layer on each side of the latent.
 """
 
@@ -18,15 +18,15 @@ from genimg.utils.numbers import require_least
 
 
 class Encoder(nn.Module):
-    """Image to numbers for every latent dimension, such as the mean and log-variance of q(z | x).
+    """Network from images to the moments of every latent dimension, such as the mean and log-variance of q(z | x).
 
     Args:
-        image_size: pixels, one number or [height, width].
-        channels: of the image.
-        condition: encoder; its vector joins the image as constant channels.
-        latent_dim: Z.
-        moments: numbers for each latent dimension: 2 for a mean and a log-variance, 1 without noise.
-        width: channels of the layer next to the image; each further layer has twice as many.
+        image_size: Image size in pixels, one number or [height, width].
+        channels: Number of image channels.
+        condition: Encoder of the condition, whose vector is appended to the image as constant channels.
+        latent_dim: Number of latent dimensions Z.
+        moments: Number of moments per latent dimension: 2 for a mean and a log-variance, 1 without noise.
+        width: Number of channels of the layer next to the image, doubled by every further layer.
     """
 
     def __init__(
@@ -58,18 +58,18 @@ class Encoder(nn.Module):
         self.moments = nn.Linear(inputs * height * breadth, moments * latent_dim)
 
     def forward(self, image: Tensor, condition: Tensor) -> Tensor:
-        """[N, C, H, W] in [-1, 1] and conditions as they stand in the batch -> [N, moments, Z]."""
+        """Map images [N, C, H, W] in [-1, 1] and raw conditions to moments [N, moments, Z]."""
         features = self.layers(beside_image(image, self.condition(condition)))
         return self.moments(features.flatten(1)).unflatten(1, self.shape)
 
 
 class Decoder(nn.Module):
-    """Latent to the parameters of p(x | z), one per pixel and channel; the likelihood says what they mean.
+    """Network from latents to the parameters of p(x | z) for every pixel and channel, which the likelihood interprets.
 
     Args:
-        image_size, channels, latent_dim, width: as the encoder's.
-        condition: encoder; its vector joins the latent.
-        likelihood: says how many numbers a pixel needs.
+        image_size, channels, latent_dim, width: Same as the encoder's.
+        condition: Encoder of the condition, whose vector is concatenated to the latent.
+        likelihood: Pixel likelihood, which determines the number of outputs per pixel.
     """
 
     def __init__(
@@ -102,6 +102,6 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latent: Tensor, condition: Tensor) -> Tensor:
-        """[N, Z] and conditions as they stand in the batch -> [N, O, H, W], unbounded."""
+        """Map latents [N, Z] and raw conditions to likelihood parameters [N, O, H, W], unbounded."""
         start = torch.cat([latent, self.condition(condition).to(latent.dtype)], dim=1)
         return self.layers(self.project(start).unflatten(1, (self.features, *self.base)))

@@ -1,9 +1,9 @@
-"""A conditional random field as the last layer of a translator: pixels that look alike in a guide image are drawn together.
+"""A conditional random field as the last layer of a translator; it smooths over pixels that look alike in a guide image.
 
-The kernels are those of Krähenbühl & Koltun, "Efficient inference in fully connected CRFs with Gaussian edge potentials", NIPS
-2011; the unrolled mean field is that of Zheng et al., "Conditional random fields as recurrent neural networks", ICCV 2015; the
-truncated neighbourhood that of Teichmann & Cipolla, "Convolutional CRFs for semantic segmentation", 2018. Those fields label
-pixels; this one has continuous values, so that its energy is quadratic and its mean field linear.
+The kernels follow Krähenbühl & Koltun, "Efficient inference in fully connected CRFs with Gaussian edge potentials", NIPS 2011.
+The unrolled mean field follows Zheng et al., "Conditional random fields as recurrent neural networks", ICCV 2015. The truncated
+neighbourhood follows Teichmann & Cipolla, "Convolutional CRFs for semantic segmentation", 2018. Those fields label pixels. This
+one has continuous values, so its energy is quadratic and its mean field linear.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from genimg.errors import ConfigError
 
 
 class ConditionalRandomField(nn.Module):
-    """The mean field of a Gaussian field around an image z, after a fixed number of parallel updates from x = z.
+    """Mean field of a Gaussian field around an image z, after a fixed number of parallel updates from x = z.
 
     The energy is sum_i (x_i - z_i)^2 + sum_{i<j} k_ij (x_i - x_j)^2 with, for pixels p_i and p_j of a guide image g,
 
         k_ij = w_b exp(-|p_i - p_j|^2 / 2 theta_a^2 - |g_i - g_j|^2 / 2 theta_b^2) + w_s exp(-|p_i - p_j|^2 / 2 theta_g^2),
 
-    Krähenbühl & Koltun's equation 3, and an update x_i <- (z_i + sum_j k_ij x_j) / (1 + sum_j k_ij). Every result is an average
-    of z's values, so it stays in their range. The updates converge to the minimum of the energy. All five numbers of the
-    kernels are learnt, as logarithms. The precision of the unary term is their unit: only ratios to it have an effect.
+    Krähenbühl & Koltun's equation 3. An update is x_i <- (z_i + sum_j k_ij x_j) / (1 + sum_j k_ij). Every result is an average
+    of z's values, so it stays in their range. The updates converge to the minimum of the energy. All five kernel parameters are
+    learnt as logarithms. The unary term has weight 1, because only ratios to it matter.
 
-    The sum is over the pixels of a window around i that are in the image, not over all pixels. Memory is that of window^2 - 1
-    maps of the size of one channel; with gradients of twice as many, and of two images an update.
+    The sum covers a window around i within the image, not all pixels. The forward needs the memory of window^2 - 1 maps of one
+    channel. With gradients it needs twice as many maps, and two images for every update.
 
     Args:
-        window: side of the neighbourhood in pixels, odd.
-        num_iterations: updates; information moves (window - 1) / 2 pixels in each.
-        bilateral_weight: initial w_b.
-        bilateral_width: initial theta_a, in pixels.
-        guide_width: initial theta_b, in units of the guide, whose values are in [-1, 1]; the distance is over all channels.
-        spatial_weight: initial w_s.
-        spatial_width: initial theta_g, in pixels.
+        window: Side of the neighbourhood in pixels, odd.
+        num_iterations: Number of updates. Each moves information by (window - 1) / 2 pixels.
+        bilateral_weight: Initial w_b.
+        bilateral_width: Initial theta_a, in pixels.
+        guide_width: Initial theta_b, in units of the guide, whose values are in [-1, 1]; the distance is over all channels.
+        spatial_weight: Initial w_s.
+        spatial_width: Initial theta_g, in pixels.
 
     Raises:
-        ValueError: if a setting is out of range.
+        ValueError: If a setting is out of range.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class ConditionalRandomField(nn.Module):
         self.log_spatial_width = _logarithm("spatial_width", spatial_width)
 
     def forward(self, image: Tensor, guide: Tensor) -> Tensor:
-        """[N, C, H, W] and its guide [N, G, H, W], both in [-1, 1] -> [N, C, H, W] in [-1, 1]; in float32 under autocast, too.
+        """Refine images [N, C, H, W] by guides [N, G, H, W], both in [-1, 1]; always in float32, even under autocast.
 
         Raises:
-            ConfigError: If the guide has another number, height or width than the image.
+            ConfigError: If the guide differs from the image in number, height or width.
         """
         if (image.shape[0], image.shape[2:]) != (guide.shape[0], guide.shape[2:]):
             raise ConfigError(
@@ -80,12 +80,12 @@ class ConditionalRandomField(nn.Module):
                 "height and width must be the same"
             )
         dtype = self.log_guide_width.dtype
-        # In bfloat16 the sums over a window of 7 are wrong by up to 0.04, five grey levels of 256.
+        # In bfloat16 the sums over a window of 7 are off by up to 0.04, five grey levels of 256.
         with torch.autocast(image.device.type, enabled=False):
             return self._mean_field(image.to(dtype), guide.to(dtype))
 
     def _mean_field(self, unary: Tensor, guide: Tensor) -> Tensor:
-        """The mean after ``num_iterations`` updates, [N, C, H, W]."""
+        """Return the mean after ``num_iterations`` updates, [N, C, H, W]."""
         (height, width), radius = unary.shape[2:], self.radius
         kernels = self._kernels(guide)
         precision = 1 + sum(kernel for _, _, kernel in kernels)
@@ -95,18 +95,18 @@ class ConditionalRandomField(nn.Module):
             message = unary
             for down, right, kernel in kernels:
                 top, left = radius + down, radius + right
-                # The neighbours are a view, so what autograd keeps is one padded image for all of them.
+                # The neighbours are views, so autograd keeps one padded image for all of them.
                 message = torch.addcmul(message, kernel, padded[:, :, top : top + height, left : left + width])
             mean = message / precision
         return mean
 
     def _kernels(self, guide: Tensor) -> list[tuple[int, int, Tensor]]:
-        """(down, right, k [N, 1, H, W]) between each pixel and the one so far from it; 0 where that is outside the image."""
+        """Return (down, right, k [N, 1, H, W]) for every offset in the window; k is 0 for neighbours outside the image."""
         height, width = guide.shape[2:]
         kernels = []
         for down in range(self.radius + 1):
             for right in range(-self.radius, self.radius + 1):
-                # k_ij = k_ji: half of the window is enough. What lies further away than the image is large is never in it.
+                # k_ij = k_ji, so half of the window is enough. Offsets larger than the image never have a neighbour.
                 if (down, right) <= (0, 0) or down >= height or abs(right) >= width:
                     continue
                 left, outside = max(right, 0), max(-right, 0)
@@ -118,7 +118,7 @@ class ConditionalRandomField(nn.Module):
         return kernels
 
     def _kernel(self, distance: int, difference: Tensor) -> Tensor:
-        """k from the squared distance in pixels and that between the guide's values [N, 1, H, W]."""
+        """Return k for a squared distance in pixels and a squared difference of the guide's values [N, 1, H, W]."""
         near = self.log_bilateral_weight - distance / 2 * torch.exp(-2 * self.log_bilateral_width)
         alike = difference / 2 * torch.exp(-2 * self.log_guide_width)
         spatial = torch.exp(self.log_spatial_weight - distance / 2 * torch.exp(-2 * self.log_spatial_width))
@@ -126,12 +126,12 @@ class ConditionalRandomField(nn.Module):
 
 
 class WithCRF(nn.Module):
-    """A translator and a conditional random field around its images, guided by the source images with all their channels.
+    """A translator followed by a conditional random field that is guided by the source images, with all their channels.
 
     Args:
-        translator: from source images to images of the same height and width in [-1, 1]. Its ``size_divisor``, of which
-            they must be multiples, is that of both; 1 if it has none.
-        crf: the field.
+        translator: Network from source images to images of the same height and width in [-1, 1]. Its ``size_divisor``, 1 if it
+            has none, becomes that of this network.
+        crf: Conditional random field.
     """
 
     def __init__(self, *, translator: nn.Module, crf: ConditionalRandomField) -> None:
@@ -141,13 +141,13 @@ class WithCRF(nn.Module):
         self.size_divisor: int = getattr(translator, "size_divisor", 1)
 
     def forward(self, source: Tensor) -> Tensor:
-        """[N, C, H, W] in [-1, 1] -> [N, C', H, W] in [-1, 1]."""
+        """Translate images [N, C, H, W] in [-1, 1] into [N, C', H, W] in [-1, 1]."""
         refined: Tensor = self.crf(self.translator(source), source)
         return refined
 
 
 def _logarithm(name: str, value: float) -> nn.Parameter:
-    """A learnt number that stays above 0."""
+    """Return a learnt number that stays positive."""
     if not 0 < value < math.inf:
         raise ValueError(f"{name}={value} must be above 0 and finite: it is learnt as a logarithm")
     return nn.Parameter(torch.tensor(math.log(value)))

@@ -1,7 +1,7 @@
 """DCGAN: Radford, Metz & Chintala, "Unsupervised representation learning with deep convolutional GANs", ICLR 2016.
 
-At 64 px with width 64 both networks are those of the paper's code: 512, 256, 128, 64 channels at 4, 8, 16, 32 px. Other
-sizes keep the channels of the layers next to the image and stop at the first odd or smallest size (28 px: 7x7).
+At 64 px with width 64 both networks match the paper's code: 512, 256, 128 and 64 channels at 4, 8, 16 and 32 px. At other
+sizes the layers next to the image keep their channels, and halving stops at the first odd or the smallest size (28 px: 7x7).
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from genimg.utils.numbers import require_least
 
 
 class Generator(nn.Module):
-    """Transposed convolutions from a latent to an image, each but the last normalised and followed by ReLU.
+    """Transposed convolutions from a latent to an image, each but the last followed by normalisation and ReLU.
 
     Args:
-        latent_dim: Z.
-        condition: encoder; its vector joins the latent, or goes into ``conditional_batch`` normalisation.
-        image_size: pixels, one number or [height, width].
-        channels: of the image.
-        width: channels of the layer before the image; every layer further away has twice as many.
-        bottom_size: pixels of the first layer's shorter side, at least.
-        normalisation, initialisation: see ``layers``.
-        spectral_norm: of all layers.
+        latent_dim: Number of latent dimensions Z.
+        condition: Encoder of the condition. Its vector joins the latent, or feeds ``conditional_batch`` normalisation.
+        image_size: Image size in pixels, one number or [height, width].
+        channels: Number of image channels.
+        width: Number of channels before the last layer; it doubles with every layer towards the latent.
+        bottom_size: Minimum shorter side of the first layer's output, in pixels.
+        normalisation, initialisation: See ``layers``.
+        spectral_norm: Whether to apply spectral normalisation to all layers.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Generator(nn.Module):
             spectral_normalise(self.layers)
 
     def forward(self, latent: Tensor, condition: Tensor) -> Tensor:
-        """[N, Z] and conditions as they stand in the batch -> [N, C, H, W] in [-1, 1]."""
+        """Map latents [N, Z] and raw conditions to images [N, C, H, W] in [-1, 1]."""
         vector = self.condition(condition).to(latent.dtype)
         start = torch.cat([latent, vector], dim=1) if self.joined else latent  # [N, Z + E]
         return self.layers(start[:, :, None, None], vector)
@@ -79,14 +79,14 @@ class Features(nn.Module):
     """Strided convolutions from an image to the features before a discriminator's logit.
 
     Args:
-        image_size: pixels, one number or [height, width].
-        channels: of the image.
-        condition_channels: further input channels, for ``concat`` conditioning.
-        width: channels of the first layer; each further layer has twice as many.
-        bottom_size: pixels of the last layer's shorter side, at least.
+        image_size: Image size in pixels, one number or [height, width].
+        channels: Number of image channels.
+        condition_channels: Number of further input channels, for ``concat`` conditioning.
+        width: Number of channels of the first layer, doubled by every further layer.
+        bottom_size: Minimum shorter side of the last layer's output, in pixels.
         kernel_size: 4, or 5 as in some ports of the paper's code.
-        normalisation: of each layer but the first; see ``layers``.
-        activation_first: normalise behind the activation instead of before it.
+        normalisation: Normalisation after each layer but the first; see ``layers``.
+        activation_first: Whether to normalise after the activation instead of before it.
     """
 
     def __init__(
@@ -124,5 +124,5 @@ class Features(nn.Module):
         self.num_features = features * base[0] * base[1]
 
     def forward(self, image: Tensor) -> Tensor:
-        """[N, C + condition_channels, H, W] -> [N, num_features]."""
+        """Map images [N, C + condition_channels, H, W] to features [N, num_features]."""
         return self.layers(image).flatten(1)

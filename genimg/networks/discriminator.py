@@ -1,4 +1,4 @@
-"""A discriminator: features of an image, and a head that judges them, with or without a condition."""
+"""A discriminator: image features and a head that scores them, with or without a condition."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ HEADS = ("none", "concat", "projection", "auxiliary_classifier")
 
 
 class DiscriminatorOutput(NamedTuple):
-    """What a discriminator says of N images.
+    """Output of a discriminator for N images.
 
     Attributes:
-        logits: of being real [N].
-        class_logits: of the classes [N, K], from an auxiliary classifier; None without one.
+        logits: Logits of the images being real [N].
+        class_logits: Class logits of an auxiliary classifier [N, K]; None without one.
     """
 
     logits: Tensor
@@ -29,10 +29,10 @@ class DiscriminatorOutput(NamedTuple):
 
 
 def as_discriminator_output(output: DiscriminatorOutput | Tensor) -> DiscriminatorOutput:
-    """Return a discriminator's answer as a ``DiscriminatorOutput``.
+    """Return a discriminator's output as a ``DiscriminatorOutput``.
 
     Args:
-        output: A ``DiscriminatorOutput``, or logits alone: [N] or [N, 1].
+        output: ``DiscriminatorOutput``, or logits [N] or [N, 1].
 
     Raises:
         ConfigError: If it is neither.
@@ -48,7 +48,7 @@ def as_discriminator_output(output: DiscriminatorOutput | Tensor) -> Discriminat
 
 
 class Features(Protocol):
-    """The convolutional part: images [N, C + condition_channels, H, W] -> [N, num_features]."""
+    """The convolutional part: maps images [N, C + condition_channels, H, W] to [N, num_features]."""
 
     num_features: int
 
@@ -56,21 +56,21 @@ class Features(Protocol):
 
 
 class Discriminator(nn.Module):
-    """Features and a linear head, which is computed in float32 under autocast, too.
+    """Features and a linear head, which is always computed in float32, even under autocast.
 
     Args:
-        features: Makes a module that fits ``Features``; for ``head=concat`` it is given the ``condition_channels`` that stand
-            beside the image.
-        condition: this network's own encoder.
+        features: Factory of a module that implements ``Features``. With ``head=concat`` it is called with the number of
+            ``condition_channels`` appended to the image.
+        condition: This network's own encoder of the condition.
         head: ``none``; ``concat``, the condition as constant channels beside the image (Mirza & Osindero 2014);
             ``projection``, an inner product of features and condition (Miyato & Koyama 2018, equation 3);
             ``auxiliary_classifier``, class logits of every image (Odena et al. 2017).
-        bias: of the head's logit.
-        initialisation: of all weights; see ``layers.initialise``.
-        spectral_norm: of all layers, the head's included.
+        bias: Whether the logit has a bias.
+        initialisation: Initialisation of all weights; see ``layers.initialise``.
+        spectral_norm: Whether to apply spectral normalisation to all layers, including the head.
 
     Raises:
-        ValueError: if the parts do not go together.
+        ValueError: If the parts do not fit each other.
     """
 
     def __init__(
@@ -97,15 +97,15 @@ class Discriminator(nn.Module):
             spectral_normalise(self)
 
     def seen(self, image: Tensor, condition: Tensor) -> Tensor:
-        """The features that images are judged by: [N, num_features]."""
+        """Return the features [N, num_features] that the head scores."""
         if self.head == "concat":
             image = beside_image(image, self.condition(condition))
         return self.features(image)
 
     def forward(self, image: Tensor, condition: Tensor) -> DiscriminatorOutput:
-        """Images [N, C, H, W] and their conditions as they stand in the batch."""
+        """Score images [N, C, H, W] with their raw conditions."""
         features = self.seen(image, condition)
-        # Sums over thousands of features, small beside their terms: bfloat16 would round the logit to 3 digits.
+        # Sums over thousands of features are small compared to their terms: bfloat16 would round the logit to 3 digits.
         with torch.autocast(image.device.type, enabled=False):
             features = features.to(self.logit.weight.dtype)
             logits = self.logit(features).squeeze(1)
@@ -115,10 +115,10 @@ class Discriminator(nn.Module):
 
 
 def _features(features: Callable[..., nn.Module], condition: ConditionEncoder, head: str) -> nn.Module:
-    """Make the features.
+    """Build the features.
 
     Raises:
-        ValueError: If they cannot see the condition that ``head`` puts beside the image, or have no ``num_features``.
+        ValueError: If they do not take the condition channels of ``head=concat``, or have no ``num_features``.
     """
     parameters = inspect.signature(features).parameters.values()
     takes_channels = any(each.name == "condition_channels" or each.kind is each.VAR_KEYWORD for each in parameters)

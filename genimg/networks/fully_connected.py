@@ -1,6 +1,6 @@
 """Networks without convolutions, as in the first GANs and VAEs: Goodfellow et al. 2014; Kingma & Welling 2014.
 
-With conditions: Mirza & Osindero 2014; Sohn et al. 2015.
+The conditional versions are those of Mirza & Osindero 2014 and Sohn et al. 2015.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "leaky_relu"
 
 
 class Generator(nn.Module):
-    """Linear layers from a latent to all pixels, each but the last normalised and activated.
+    """Linear layers from a latent to all pixels, each but the last followed by normalisation and activation.
 
     Args:
-        latent_dim: Z.
-        condition: encoder; its vector joins the latent, or goes into ``conditional_batch`` normalisation.
-        image_size: pixels, one number or [height, width].
-        channels: of the image.
-        widths: outputs of the hidden layers, from the latent to the image.
+        latent_dim: Number of latent dimensions Z.
+        condition: Encoder of the condition. Its vector joins the latent, or feeds ``conditional_batch`` normalisation.
+        image_size: Image size in pixels, one number or [height, width].
+        channels: Number of image channels.
+        widths: Numbers of outputs of the hidden layers, from the latent to the image.
         activation: ``relu``, ``leaky_relu`` with a slope of 0.2, or ``tanh``.
-        normalisation, initialisation: see ``layers``.
-        spectral_norm: of all layers but the encoder's.
+        normalisation, initialisation: See ``layers``.
+        spectral_norm: Whether to apply spectral normalisation to all layers except the condition encoder's.
 
     Raises:
-        ValueError: for an unknown activation or normalisation.
+        ValueError: If the activation or normalisation is unknown.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Generator(nn.Module):
             spectral_normalise(self.layers)
 
     def forward(self, latent: Tensor, condition: Tensor) -> Tensor:
-        """[N, Z] and conditions as they stand in the batch -> [N, C, H, W] in [-1, 1]."""
+        """Map latents [N, Z] and raw conditions to images [N, C, H, W] in [-1, 1]."""
         vector = self.condition(condition).to(latent.dtype)
         start = torch.cat([latent, vector], dim=1) if self.joined else latent  # [N, Z + E]
         return self.layers(start, vector).unflatten(1, self.shape)
@@ -75,16 +75,16 @@ class Features(nn.Module):
     """Linear layers from all pixels to the features before a discriminator's logit.
 
     Args:
-        image_size: pixels, one number or [height, width].
-        channels: of the image.
-        condition_channels: further input channels, for ``concat`` conditioning; constant ones, of which one pixel is read.
-        widths: outputs of the layers, from the image inwards.
-        activation: as the generator's.
-        normalisation: of each layer but the first; see ``layers``.
-        dropout: share of each layer's outputs set to 0 in training.
+        image_size: Image size in pixels, one number or [height, width].
+        channels: Number of image channels.
+        condition_channels: Number of further input channels, for ``concat`` conditioning. They are constant; one pixel is read.
+        widths: Numbers of outputs of the layers, from the image inwards.
+        activation: Same as the generator's.
+        normalisation: Normalisation of each layer but the first; see ``layers``.
+        dropout: Fraction of each layer's outputs that is set to 0 in training.
 
     Raises:
-        ValueError: for an unknown activation or normalisation, no widths, or a dropout outside [0, 1).
+        ValueError: If the activation or normalisation is unknown, there are no widths, or the dropout is outside [0, 1).
     """
 
     def __init__(
@@ -115,25 +115,25 @@ class Features(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, image: Tensor) -> Tensor:
-        """[N, C + condition_channels, H, W] -> [N, num_features]."""
+        """Map images [N, C + condition_channels, H, W] to features [N, num_features]."""
         pixels, condition = image[:, : self.channels], image[:, self.channels :, 0, 0]
         return self.layers(torch.cat([pixels.flatten(1), condition], dim=1))
 
 
 class Encoder(nn.Module):
-    """Linear layers from all pixels to numbers for every latent dimension: Kingma & Welling 2014, appendix C.2.
+    """Linear layers from all pixels to the moments of every latent dimension: Kingma & Welling 2014, appendix C.2.
 
     Args:
-        image_size: pixels, one number or [height, width].
-        channels: of the image.
-        condition: encoder; its vector joins the pixels.
-        latent_dim: Z.
-        moments: numbers for each latent dimension: 2 for a mean and a log-variance, 1 without noise.
-        widths: outputs of the hidden layers, from the image to the latent.
-        activation: as the generator's.
+        image_size: Image size in pixels, one number or [height, width].
+        channels: Number of image channels.
+        condition: Encoder of the condition, whose vector is concatenated to the pixels.
+        latent_dim: Number of latent dimensions Z.
+        moments: Number of moments per latent dimension: 2 for a mean and a log-variance, 1 without noise.
+        widths: Numbers of outputs of the hidden layers, from the image to the latent.
+        activation: Same as the generator's.
 
     Raises:
-        ValueError: for an unknown activation.
+        ValueError: If the activation is unknown.
     """
 
     def __init__(
@@ -155,25 +155,25 @@ class Encoder(nn.Module):
         self.layers = stack(inputs, widths, moments * latent_dim, activation)
 
     def forward(self, image: Tensor, condition: Tensor) -> Tensor:
-        """[N, C, H, W] in [-1, 1] and conditions as they stand in the batch -> [N, moments, Z]."""
-        # From 0 to 1, as in the paper: a black background is then no large constant that the first layer has to undo. On MNIST
-        # that is worth two nats after ten epochs.
+        """Map images [N, C, H, W] in [-1, 1] and raw conditions to moments [N, moments, Z]."""
+        # From 0 to 1, as in the paper: a black background is then not a large constant that the first layer has to undo. On
+        # MNIST this gains two nats after ten epochs.
         pixels = (image.flatten(1) + 1.0) / 2.0
         start = torch.cat([pixels, self.condition(condition).to(image.dtype)], dim=1)
         return self.layers(start).unflatten(1, self.shape)
 
 
 class Decoder(nn.Module):
-    """Linear layers from a latent to the parameters of p(x | z); the likelihood says what they mean.
+    """Linear layers from a latent to the parameters of p(x | z), which the likelihood interprets.
 
     Args:
-        image_size, channels, latent_dim, activation: as the encoder's.
-        condition: encoder; its vector joins the latent.
-        widths: outputs of the hidden layers, from the latent to the image.
-        likelihood: says how many numbers a pixel needs.
+        image_size, channels, latent_dim, activation: Same as the encoder's.
+        condition: Encoder of the condition, whose vector is concatenated to the latent.
+        widths: Numbers of outputs of the hidden layers, from the latent to the image.
+        likelihood: Pixel likelihood, which determines the number of outputs per pixel.
 
     Raises:
-        ValueError: for an unknown activation.
+        ValueError: If the activation is unknown.
     """
 
     def __init__(
@@ -195,16 +195,16 @@ class Decoder(nn.Module):
         self.layers = stack(latent_dim + condition.dim, widths, math.prod(self.shape), activation)
 
     def forward(self, latent: Tensor, condition: Tensor) -> Tensor:
-        """[N, Z] and conditions as they stand in the batch -> [N, O, H, W], unbounded."""
+        """Map latents [N, Z] and raw conditions to likelihood parameters [N, O, H, W], unbounded."""
         start = torch.cat([latent, self.condition(condition).to(latent.dtype)], dim=1)
         return self.layers(start).unflatten(1, self.shape)
 
 
 def stack(inputs: int, widths: Sequence[int], outputs: int, activation: str) -> nn.Sequential:
-    """Activated linear layers and a last one without activation: [N, inputs] -> [N, outputs].
+    """Build linear layers with activations and a last one without, from [N, inputs] to [N, outputs].
 
     Raises:
-        ValueError: for an unknown activation.
+        ValueError: If the activation is unknown.
     """
     if any(width < 1 for width in (inputs, *widths, outputs)):
         raise ValueError(f"widths={list(widths)} between {inputs} and {outputs} numbers must all be 1 or more")
@@ -216,7 +216,7 @@ def stack(inputs: int, widths: Sequence[int], outputs: int, activation: str) -> 
 
 
 class _Normalisation(nn.Module):
-    """One of ``layers``' kinds for features [N, D]."""
+    """A normalisation of ``layers`` applied to features [N, D]."""
 
     def __init__(self, kind: str, features: int, condition_dim: int) -> None:
         super().__init__()

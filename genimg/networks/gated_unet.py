@@ -1,4 +1,4 @@
-"""U-Nets that know which pixels are missing: Liu et al., "Image inpainting for irregular holes using partial convolutions",
+"""U-Nets for inpainting that use the mask: Liu et al., "Image inpainting for irregular holes using partial convolutions",
 ECCV 2018, and Yu et al., "Free-form image inpainting with gated convolution", ICCV 2019."""
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from genimg.networks.layers import halvings, initialise, normalisation_layer
 from genimg.utils.numbers import require_least
 
 CONVOLUTIONS = ("plain", "gated", "partial")
-_KERNELS = (7, 5, 5)  # of the first halvings; 3 of all others, and of the way up: Liu et al. 2018
-_WIDEST = 8  # times the first width
+_KERNELS = (7, 5, 5)  # of the first downsampling layers; all other layers use 3: Liu et al. 2018
+_WIDEST = 8  # largest multiple of the first width
 
 
 class PartialConv2d(nn.Conv2d):
-    """A convolution of the known pixels alone: Liu et al. 2018, equations 1 and 2.
+    """A convolution over the known pixels alone: Liu et al. 2018, equations 1 and 2.
 
-    What it makes of a window is scaled up as if all of it were known, and 0 where nothing is. Beyond the border nothing is
-    known (section 3.2, "as padding"), so that there is no padding mode but zeros.
+    The output of a window is scaled up as if all of it were known, and is 0 where nothing is known. Pixels beyond the border
+    count as unknown (section 3.2, "as padding"), so only zero padding is supported.
 
     Args:
-        inputs, outputs: channels.
-        size: of the kernel, odd.
-        stride: between windows.
-        bias: added where anything is known.
+        inputs, outputs: Numbers of channels.
+        size: Kernel size, odd.
+        stride: Stride of the convolution.
+        bias: Whether to add a bias where anything is known.
     """
 
     def __init__(self, inputs: int, outputs: int, size: int, *, stride: int, bias: bool) -> None:
         super().__init__(inputs, outputs, size, stride=stride, padding=size // 2, bias=bias)
 
     def forward(self, features: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """The features [N, C', H', W'], and which of them are known.
+        """Return features [N, C', H', W'] and their mask [N, 1, H', W'].
 
         Args:
-            features: [N, C, H, W].
-            known: 1 or 0, float [N, 1, H, W], or [N, C, H, W] where channels differ; as is, [N, 1, H', W'], what returns.
+            features: Features [N, C, H, W].
+            known: Mask, 1 for known and 0 for unknown, float [N, 1, H, W], or [N, C, H, W] where channels differ.
         """
         share = known.float().mean(dim=1, keepdim=True)
         border = self.kernel_size[0] // 2
@@ -52,15 +52,15 @@ class PartialConv2d(nn.Conv2d):
 
 
 class GatedConv2d(nn.Module):
-    """A convolution whose every output another one opens or closes: Yu et al. 2019, section 3.1.
+    """A convolution whose outputs are gated by another one: Yu et al. 2019, section 3.1.
 
-    It makes phi(features) * sigmoid(gate), of which both are convolutions.
+    It returns phi(features) * sigmoid(gate), where features and gate are both convolutions of the input.
 
     Args:
-        inputs, outputs: channels.
-        size: of the kernel, odd.
-        stride: between windows.
-        activation: phi, of features [N, C', H', W']; a normalisation may come first.
+        inputs, outputs: Numbers of channels.
+        size: Kernel size, odd.
+        stride: Stride of the convolution.
+        activation: phi, applied to features [N, C', H', W']; it may include a normalisation.
     """
 
     def __init__(self, inputs: int, outputs: int, size: int, *, stride: int, activation: nn.Module) -> None:
@@ -69,33 +69,32 @@ class GatedConv2d(nn.Module):
         self.activation = activation
 
     def forward(self, features: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C', H', W']."""
+        """Map [N, C, H, W] to [N, C', H', W']."""
         features, gate = self.convolution(features).chunk(2, dim=1)
         activated: Tensor = self.activation(features)
         return activated * torch.sigmoid(gate)
 
 
 class Translator(nn.Module):
-    """Halves an image with holes and doubles it again, with what it was like beside each size, the image itself at the last.
+    """Inpainting U-Net: Liu et al.'s network with one of three convolutions.
 
-    Liu et al.'s network with one of three convolutions. Sources are those of an inpainting task, whose last channel is the
-    mask, 1 on missing and -1 on known pixels. ``partial`` uses it as a mask, the others see it as a channel. The last
-    convolution is plain where the others are gated, as in Yu et al. It takes images of any height and width that are
-    multiples of ``size_divisor``.
+    Sources are those of an inpainting task. Their last channel is the mask, 1 on missing and -1 on known pixels. ``partial``
+    convolutions use it as a mask, the others as a channel. With gated convolutions the last one is plain, as in Yu et al. The
+    last skip connection carries the source image itself. Height and width of images must be multiples of ``size_divisor``.
 
     Args:
-        source_channels: C + 1.
-        target_channels: C.
-        image_size: pixels of the training's images, one number or [height, width].
-        convolution: ``plain``, ``gated`` or ``partial``.
-        width: channels after the first halving; doubled by each of the next three. 64 in Liu et al.
-        num_downs: halvings; None takes as many as the image size has room for, down to 2 or an odd size.
-        normalisation: see ``layers``; none of the first halving and the last convolution. ``instance`` is without scale and
+        source_channels: Number of source channels, C + 1.
+        target_channels: Number of target channels, C.
+        image_size: Size of training images in pixels, one number or [height, width].
+        convolution: Kind of convolution: ``plain``, ``gated`` or ``partial``.
+        width: Number of channels after the first halving, doubled by each of the next three. 64 in Liu et al.
+        num_downs: Number of halvings; None uses as many as the image size allows, down to 2 px or an odd size.
+        normalisation: Normalisation of all but the first and the last layer; see ``layers``. ``instance`` has no scale and
             shift.
-        initialisation: see ``layers``.
+        initialisation: See ``layers``.
 
     Raises:
-        ValueError: if a setting is unknown or out of range, the image cannot be halved so often, or sources have no mask.
+        ValueError: If a setting is unknown or out of range, the image cannot be halved that often, or sources have no mask.
     """
 
     def __init__(
@@ -155,7 +154,7 @@ class Translator(nn.Module):
         initialise(self, initialisation)
 
     def forward(self, source: Tensor) -> Tensor:
-        """[N, C + 1, H, W] -> [N, C, H, W] in [-1, 1]."""
+        """Inpaint sources [N, C + 1, H, W]: return images [N, C, H, W] in [-1, 1]."""
         features, known = source, None
         if self.is_partial:
             features, known = source[:, :-1], (source[:, -1:] < 0).to(source.dtype)
@@ -172,7 +171,7 @@ class Translator(nn.Module):
 
 
 class _Layer(nn.Module):
-    """One convolution of the network, normalised and activated."""
+    """One convolution of the network with normalisation and activation."""
 
     def __init__(
         self, inputs: int, outputs: int, size: int, *, stride: int, convolution: str, activation: nn.Module, normalisation: str
@@ -191,7 +190,7 @@ class _Layer(nn.Module):
         self.activation = activation
 
     def forward(self, features: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Features, and which of them are known; None where convolutions do not ask."""
+        """Return the features and their mask; the mask is None for convolutions that do not use one."""
         if known is None:
             return self.activation(self.convolution(features)), None
         features, known = self.convolution(features, known)

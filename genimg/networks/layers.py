@@ -1,4 +1,4 @@
-"""Pieces shared by two or more network families."""
+"""Building blocks shared by two or more network families."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from genimg.utils.numbers import require_least
 
 
 def halvings(image_size: int | Sequence[int], *, bottom_size: int = 4, least: int = 2) -> tuple[int, tuple[int, int]]:
-    """How often an image can be halved until a side would be odd or below ``bottom_size``, and the size that remains.
+    """Return how often an image can be halved before a side is odd or below ``bottom_size``, and the remaining size.
 
     64 px gives 4 halvings and 4x4; 28 px gives 2 and 7x7; [48, 32] gives 3 and 6x4.
 
     Raises:
-        ValueError: if fewer than ``least`` halvings are possible; the message names sizes that fit.
+        ValueError: If fewer than ``least`` halvings are possible; the message suggests a size that fits.
     """
     height, width = height_width(image_size)
     count, (h, w) = 0, (height, width)
@@ -40,10 +40,10 @@ def halvings(image_size: int | Sequence[int], *, bottom_size: int = 4, least: in
 
 
 def complete_widths(widths: Sequence[int], count: int) -> list[int]:
-    """``widths`` with its last number repeated until there are ``count``.
+    """Return ``widths`` with the last number repeated until there are ``count``.
 
     Raises:
-        ValueError: if there are more already, or none.
+        ValueError: If there are more than ``count``, or none.
     """
     given = list(widths)
     if not 1 <= len(given) <= count:
@@ -57,12 +57,11 @@ def complete_widths(widths: Sequence[int], count: int) -> list[int]:
 class ConditionalBatchNorm2d(nn.Module):
     """Batch norm whose scale and shift are linear in a condition: de Vries et al. 2017; BigGAN's form, Brock et al. 2019.
 
-    With one-hot conditions these are a scale and a shift for every class (Miyato & Koyama 2018). The scale starts at 1 and
-    the shift at 0.
+    With one-hot conditions this is one scale and shift per class (Miyato & Koyama 2018). The scale starts at 1, the shift at 0.
 
     Args:
-        channels: of the features.
-        condition_dim: E.
+        channels: Number of feature channels.
+        condition_dim: Length E of the condition vector.
     """
 
     takes_condition = True
@@ -76,7 +75,7 @@ class ConditionalBatchNorm2d(nn.Module):
         start_at_zero(self.shift.weight)
 
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
-        """[N, C, H, W] and [N, E] -> [N, C, H, W]."""
+        """Map [N, C, H, W] and [N, E] to [N, C, H, W]."""
         scale, shift = self.scale(condition)[:, :, None, None], self.shift(condition)[:, :, None, None]
         return self.norm(features) * (1.0 + scale) + shift
 
@@ -85,17 +84,17 @@ NORMALISATIONS = ("none", "batch", "conditional_batch", "instance", "layer")
 
 
 def normalisation_layer(kind: str, channels: int, condition_dim: int = 0, *, affine: bool = True) -> nn.Module:
-    """A layer that normalises features [N, C, H, W].
+    """Build a layer that normalises features [N, C, H, W].
 
     Args:
-        kind: ``none``; ``batch`` (Ioffe & Szegedy 2015); ``conditional_batch``; ``instance`` (Ulyanov et al. 2016) and
+        kind: ``none``; ``batch`` (Ioffe & Szegedy 2015); ``conditional_batch``; ``instance`` (Ulyanov et al. 2016) or
             ``layer`` (Ba et al. 2016, over C, H and W together).
-        channels: C.
-        condition_dim: E, of ``conditional_batch``.
-        affine: whether ``instance`` has a scale and a shift for every channel, as all others have.
+        channels: Number of channels C.
+        condition_dim: Length E of the condition vector, for ``conditional_batch``.
+        affine: Whether ``instance`` has a scale and a shift for every channel; all other kinds always have them.
 
     Raises:
-        ValueError: for another kind, or a conditional one without a condition.
+        ValueError: If the kind is unknown, or conditional without a condition.
     """
     if kind == "conditional_batch" and condition_dim == 0:
         raise ValueError("normalisation=conditional_batch needs a condition, and there is none: choose another normalisation")
@@ -113,10 +112,10 @@ def normalisation_layer(kind: str, channels: int, condition_dim: int = 0, *, aff
 
 
 def set_batch_norm_eps(module: nn.Module, eps: float | None) -> None:
-    """Set what every batch norm below ``module`` adds to the variance; None leaves PyTorch's 1e-5.
+    """Set the epsilon of every batch norm in ``module``; None keeps PyTorch's 1e-5.
 
     Raises:
-        ValueError: If it is not positive.
+        ValueError: If ``eps`` is not positive.
     """
     if eps is None:
         return
@@ -131,10 +130,10 @@ Padding = Literal["zeros", "reflect", "replicate"]
 
 
 def check_padding(padding: str) -> None:
-    """Refuse what a convolution has no ``padding_mode`` for.
+    """Check that ``padding`` is a ``padding_mode`` of convolutions.
 
     Raises:
-        ValueError: naming those that there are.
+        ValueError: If it is not.
     """
     if padding not in get_args(Padding):
         raise ValueError(f"padding={padding} is unknown: choose one of {', '.join(get_args(Padding))}")
@@ -144,17 +143,17 @@ UPSAMPLINGS = ("transposed", "resize")
 
 
 def upsampling_convolution(inputs: int, outputs: int, size: int, *, kind: str, bias: bool) -> nn.Module:
-    """Doubles height and width of features.
+    """Build a layer that doubles height and width of features.
 
     Args:
-        inputs, outputs: channels.
-        size: of a transposed convolution's kernel, 3 or 4 pixels.
-        kind: ``transposed``; or ``resize``, nearest neighbours and a 3x3 convolution, which leaves no checkerboard (Odena,
-            Dumoulin & Olah 2016).
-        bias: of the convolution.
+        inputs, outputs: Numbers of channels.
+        size: Kernel size of a transposed convolution, 3 or 4.
+        kind: ``transposed``, or ``resize``: nearest-neighbour upsampling and a 3x3 convolution, which avoids checkerboard
+            artefacts (Odena, Dumoulin & Olah 2016).
+        bias: Whether the convolution has a bias.
 
     Raises:
-        ValueError: for another kind.
+        ValueError: If the kind is unknown.
     """
     if kind == "transposed":
         return nn.ConvTranspose2d(inputs, outputs, size, stride=2, padding=1, output_padding=size % 2, bias=bias)
@@ -164,9 +163,9 @@ def upsampling_convolution(inputs: int, outputs: int, size: int, *, kind: str, b
 
 
 class SpectralNorm(nn.Module):
-    """Divides a weight by an estimate of its largest singular value: Miyato et al. 2018, algorithm 1.
+    """Spectral normalisation, with the power iteration in float32: Miyato et al. 2018, algorithm 1.
 
-    PyTorch's own does the same, but under autocast it would iterate in bfloat16, whose error of 0.4 % is that of the bound.
+    PyTorch's version would iterate in bfloat16 under autocast, with an error of 0.4 % in the bound.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -176,11 +175,11 @@ class SpectralNorm(nn.Module):
         self.right: Tensor
         self.register_buffer("left", F.normalize(torch.randn(matrix.shape[0], device=matrix.device), dim=0))
         self.register_buffer("right", F.normalize(torch.randn(matrix.shape[1], device=matrix.device), dim=0))
-        self._iterate(matrix, 15)  # so that the first step's estimate is near, as in PyTorch's
+        self._iterate(matrix, 15)  # a good first estimate, as in PyTorch's version
 
     @torch.no_grad()
     def _iterate(self, matrix: Tensor, count: int) -> None:
-        if matrix.is_meta:  # which has no values, and is slow
+        if matrix.is_meta:  # no values to iterate on, and slow
             return
         left, right = self.left, self.right
         for _ in range(count):
@@ -190,7 +189,7 @@ class SpectralNorm(nn.Module):
 
     @contextlib.contextmanager
     def held_at(self, left: Tensor, right: Tensor) -> Iterator[None]:
-        """A block in which the estimate is that of these vectors, as if it were the forward that left them behind."""
+        """Use the estimate of these singular vectors within the block, and do not update it."""
         now, training = (self.left.clone(), self.right.clone()), self.training
         self._set(left, right)
         self.training = False
@@ -206,13 +205,13 @@ class SpectralNorm(nn.Module):
         self.right.copy_(right)
 
     def forward(self, weight: Tensor) -> Tensor:
-        if weight.is_meta:  # there is nothing to divide, and autocast knows no such device
+        if weight.is_meta:  # nothing to divide, and autocast does not support this device
             return weight
         with torch.autocast(weight.device.type, enabled=False):
             matrix = weight.flatten(1)
             if self.training:
                 self._iterate(matrix, 1)
-            # Copies, because the next forward of the same step changes the buffers while this one's graph still needs them.
+            # Copies, because the next forward of this step changes the buffers while this graph still needs them.
             sigma = torch.dot(self.left.clone(), matrix.mv(self.right.clone()))
             return weight / sigma.clamp_min(_EPSILON)
 
@@ -221,13 +220,13 @@ _EPSILON = 1e-12
 
 
 def start_at_zero(weight: Tensor) -> None:
-    """Set a weight to 0, where ``spectral_normalise`` and ``initialise`` leave it, also on the device ``meta``."""
+    """Set a weight to 0 and keep it there in ``spectral_normalise`` and ``initialise``, also on the device ``meta``."""
     nn.init.zeros_(weight)
     _note_start(weight, at_zero=True)
 
 
 def _note_start(weight: Tensor, *, at_zero: bool) -> None:
-    if weight.is_meta:  # which has no values to look at, when the size of a checkpoint's model is checked
+    if weight.is_meta:  # has no values to inspect when the size of a checkpoint's model is checked
         weight.starts_at_zero = at_zero  # type: ignore[attr-defined]
 
 
@@ -238,10 +237,11 @@ def _starts_at_zero(weight: Tensor) -> bool:
 
 
 def spectral_normalise(module: nn.Module) -> None:
-    """Put spectral norm, with one power iteration a forward in training, on every convolution, linear layer and embedding.
+    """Apply spectral normalisation to all convolutions, linear layers and embeddings.
 
-    To be called after the weights are initialised; a transposed convolution's matrix has its output channels as rows, too.
-    Layers that start at 0, as those of a conditional batch norm, stay without: there is nothing to divide by.
+    Each forward in training does one power iteration. Call it after the weights are initialised. The matrix of a transposed
+    convolution has its output channels as rows, too. Layers that start at 0, such as those of a conditional batch norm, are
+    skipped: their norm is 0.
     """
     for layer in list(module.modules()):
         if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding):
@@ -263,7 +263,7 @@ INITIALISATIONS = ("default", "normal", "orthogonal", "xavier")
 
 
 def pooled(features: Tensor, pooling: str) -> Tensor:
-    """Features flattened [N, CHW] (``flatten``), or their ``sum`` or ``mean`` over height and width [N, C] in float32."""
+    """Pool features to [N, CHW] (``flatten``), or to their ``sum`` or ``mean`` over height and width [N, C] in float32."""
     if pooling == "flatten":
         return features.flatten(1)
     pool = torch.sum if pooling == "sum" else torch.mean
@@ -275,12 +275,12 @@ def initialise(module: nn.Module, kind: str) -> None:
 
     Args:
         kind: ``normal``, N(0, 0.02) with batch-norm scales N(1, 0.02) (Radford et al. 2016, section 4, and its code);
-            ``orthogonal`` (Saxe et al. 2014; Brock et al. 2019); ``xavier``, uniform (Glorot & Bengio 2010), times a
-            layer's own ``init_gain`` where it has one; ``default``, what PyTorch gives. Biases become 0, except by
-            default. What starts at 0 on purpose, as a conditional batch norm, stays unless orthogonal.
+            ``orthogonal`` (Saxe et al. 2014; Brock et al. 2019); ``xavier``, uniform (Glorot & Bengio 2010), times the
+            layer's ``init_gain`` if it has one; or ``default``, PyTorch's. All but ``default`` set biases to 0. Weights
+            that start at 0 on purpose, as in a conditional batch norm, stay 0 except with ``orthogonal``.
 
     Raises:
-        ValueError: for another kind.
+        ValueError: If the kind is unknown.
     """
     if kind not in INITIALISATIONS:
         raise ValueError(f"initialisation={kind} is unknown: choose one of {', '.join(INITIALISATIONS)}")
@@ -306,15 +306,15 @@ def initialise(module: nn.Module, kind: str) -> None:
 
 
 class SelfAttention(nn.Module):
-    """Adds to every position a mixture of all others: Zhang et al. 2019, equations 1 to 3, and its code.
+    """Self-attention with a residual connection: Zhang et al. 2019, equations 1 to 3, and its code.
 
-    The code, unlike the paper, takes the maximum of 2x2 keys and of 2x2 values. The factor gamma starts at 0.
+    As in the code, but not in the paper, keys and values are max-pooled by 2x2. The factor gamma starts at 0.
 
     Args:
-        channels: C, a multiple of 8; queries and keys have C/8 channels, values C/2.
+        channels: Number of channels C, a multiple of 8; queries and keys have C/8 channels, values C/2.
 
     Raises:
-        ValueError: for another number of channels.
+        ValueError: If C is not a multiple of 8.
     """
 
     def __init__(self, channels: int) -> None:
@@ -328,7 +328,7 @@ class SelfAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C, H, W]."""
+        """Map [N, C, H, W] to [N, C, H, W]."""
         query = self.query(features).flatten(2)  # [N, C/8, HW]
         key = F.max_pool2d(self.key(features), 2).flatten(2)  # [N, C/8, HW/4]
         value = F.max_pool2d(self.value(features), 2).flatten(2)  # [N, C/2, HW/4]

@@ -1,4 +1,4 @@
-"""Discriminators of patches: Isola et al. 2017, section 3.2.2; at several scales: Wang et al., "pix2pixHD", CVPR 2018."""
+"""PatchGAN discriminators: Isola et al. 2017, section 3.2.2; at several scales: Wang et al., "pix2pixHD", CVPR 2018."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from torch import Tensor, nn
 from genimg.networks.layers import initialise, normalisation_layer, spectral_normalise
 from genimg.utils.numbers import require_least
 
-_WIDEST = 8  # times the first width
+_WIDEST = 8  # largest multiple of the first width
 
 
 class PatchDiscriminator(nn.Module):
-    """Says of every patch of an image whether it is real.
+    """Discriminator that scores every patch of an image.
 
-    The patches (receptive fields) are of 1, 16, 34, 70, 142 and 286 px for 0 to 5 strided convolutions; 3 is the paper's.
+    The patches (receptive fields) have 1, 16, 34, 70, 142 and 286 px for 0 to 5 strided convolutions; the paper uses 3.
 
     Args:
-        target_channels: Channels of the image that is judged.
-        source_channels: Channels of an image that stands beside it, as pix2pix's input does; 0 for none.
-        width: channels of the first convolution; doubled by each of the next three.
-        num_strided: convolutions that halve the size.
-        num_scales: how many such networks look, each at an image half the size of the one before; 3 in pix2pixHD.
-        normalisation: see ``layers``; ``instance`` is without scale and shift.
-        initialisation: see ``layers``.
-        spectral_norm: of all layers.
+        target_channels: Number of channels of the scored image.
+        source_channels: Number of channels of an image concatenated to it, as in pix2pix; 0 for none.
+        width: Number of channels of the first convolution, doubled by each of the next three.
+        num_strided: Number of convolutions that halve the size.
+        num_scales: Number of networks, each at half the size of the one before; 3 in pix2pixHD.
+        normalisation: Normalisation; see ``layers``. ``instance`` has no scale and shift.
+        initialisation: See ``layers``.
+        spectral_norm: Whether to apply spectral normalisation to all layers.
 
     Raises:
-        ValueError: for numbers out of range.
+        ValueError: If a number is out of range.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class PatchDiscriminator(nn.Module):
             spectral_normalise(self)
 
     def forward(self, image: Tensor, condition: Tensor | None = None) -> list[Tensor]:
-        """Images [N, C, H, W], and those beside them, to logits [N, 1, h, w] of their patches, largest scale first."""
+        """Score images [N, C, H, W] and their sources: return patch logits [N, 1, h, w], largest scale first."""
         features = image if condition is None else torch.cat([condition, image], dim=1)
         logits = []
         for number, scale in enumerate(self.scales):
@@ -64,7 +64,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def _one_scale(inputs: int, width: int, num_strided: int, normalisation: str) -> nn.Sequential:
-    if num_strided == 0:  # every pixel by itself
+    if num_strided == 0:  # 1x1 patches
         return nn.Sequential(
             nn.Conv2d(inputs, width, 1),
             nn.LeakyReLU(0.2, inplace=True),

@@ -13,12 +13,12 @@ from genimg.utils.numbers import require_least
 
 
 class Gate(nn.Module):
-    """tanh(a) sigmoid(b) of features and a condition: equation 4.
+    """Gated activation tanh(a) sigmoid(b) of features and a condition: equation 4.
 
     Args:
-        width: channels that come out; twice as many go in.
-        condition_dim: E; 0 for none.
-        dropout: probability, behind the product.
+        width: Number of output channels; the input has twice as many.
+        condition_dim: Length E of the condition vector; 0 for none.
+        dropout: Dropout probability after the product.
     """
 
     def __init__(self, *, width: int, condition_dim: int, dropout: float) -> None:
@@ -27,7 +27,7 @@ class Gate(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
-        """[N, 2 C, h, w] and [N, E] -> [N, C, h, w]."""
+        """Map features [N, 2 C, h, w] and conditions [N, E] to [N, C, h, w]."""
         if self.condition is not None:
             features = features + self.condition(condition)[:, :, None, None]
         a, b = features.chunk(2, dim=1)
@@ -35,16 +35,16 @@ class Gate(nn.Module):
 
 
 class Block(nn.Module):
-    """A layer of both stacks: figure 2.
+    """One layer of both stacks: figure 2.
 
-    Kernels have no weights for what must not be seen, instead of a mask over them: n//2 + 1 rows of the vertical stack, the
-    last of which is the position's own, and n//2 + 1 columns of the horizontal one. What comes in is shifted by one already.
+    Instead of masks, the kernels are cropped to the visible positions: n//2 + 1 rows in the vertical stack, the last of which
+    is the position's own, and n//2 + 1 columns in the horizontal stack. The input is already shifted by one position.
 
     Args:
-        width: channels of each stack.
-        kernel_size: n, odd.
-        condition_dim: E.
-        dropout: probability.
+        width: Number of channels of each stack.
+        kernel_size: Kernel size n, odd.
+        condition_dim: Length E of the condition vector.
+        dropout: Dropout probability.
     """
 
     def __init__(self, *, width: int, kernel_size: int, condition_dim: int, dropout: float) -> None:
@@ -58,34 +58,34 @@ class Block(nn.Module):
         self.residual = nn.Conv2d(width, width, 1)
 
     def forward(self, vertical: Tensor, horizontal: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Both stacks' features [N, C, h, w] and the condition [N, E] -> both stacks' features [N, C, h, w]."""
+        """Apply the layer to both stacks' features [N, C, h, w] and the condition [N, E]."""
         vertical, link = self.down(vertical, condition)
         return vertical, self.right(horizontal, link, condition)
 
     def down(self, vertical: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Vertical features [N, C, h, w] -> those of the next layer, and [N, 2 C, h, w] for the horizontal stack."""
+        """Return the vertical stack's next features [N, C, h, w], and its input to the horizontal stack [N, 2 C, h, w]."""
         features = self.vertical(F.pad(vertical, (self.reach, self.reach, self.reach, 0)))
         return self.vertical_gate(features, condition), self.link(features)
 
     def right(self, horizontal: Tensor, link: Tensor, condition: Tensor) -> Tensor:
-        """Horizontal features [N, C, h, w], and what the vertical stack adds [N, 2 C, h, w] -> those of the next layer."""
+        """Return the horizontal stack's next features [N, C, h, w], given the vertical stack's ``link`` [N, 2 C, h, w]."""
         features = self.horizontal(F.pad(horizontal, (self.reach, 0, 0, 0))) + link
         return horizontal + self.residual(self.horizontal_gate(features, condition))
 
 
 class PixelCNN(nn.Module):
-    """The distribution of a grid of codes, each given those above it and those to its left; of grids of any size.
+    """Autoregressive distribution of a grid of codes, in raster order; for grids of any size.
 
     Args:
-        num_codes: K.
-        width: channels of each stack.
-        num_blocks: layers.
-        kernel_size: n, odd. A position sees num_blocks * (n // 2) + 1 rows up, and as far to either side.
-        dropout: probability, in every layer.
-        condition: encoder of the condition.
+        num_codes: Number of codes K.
+        width: Number of channels of each stack.
+        num_blocks: Number of layers.
+        kernel_size: Kernel size n, odd. A position sees num_blocks * (n // 2) + 1 rows up, and as far to either side.
+        dropout: Dropout probability in every layer.
+        condition: Encoder of the condition.
 
     Raises:
-        ValueError: if a setting is out of range.
+        ValueError: If a setting is out of range.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class PixelCNN(nn.Module):
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, num_codes, 1))
 
     def forward(self, codes: Tensor, condition: Tensor) -> Tensor:
-        """int64 [N, h, w] and the condition -> logits [N, K, h, w], each of which sees the codes before it in raster order."""
+        """Return logits [N, K, h, w] for codes int64 [N, h, w]; each logit depends on the codes before it in raster order."""
         condition = self.condition(condition)
         embedded = self._embed(codes)
         vertical, horizontal = _shifted_down(embedded), _shifted_right(embedded)
@@ -116,17 +116,17 @@ class PixelCNN(nn.Module):
 
     @torch.no_grad()
     def sample(self, uniform: Tensor, condition: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """Draw grids, one position after the other: ancestral sampling by the inverse of each distribution function.
+        """Draw grids by ancestral sampling, with the inverse of each distribution function.
 
-        The vertical stack is computed once a row, and the horizontal one for the row alone.
+        The vertical stack is computed once per row, the horizontal one for the current row only.
 
         Args:
-            uniform: [N, h, w] in [0, 1), a number for each position, so that a grid does not depend on others of the batch.
-            condition: of each grid.
-            temperature: by which logits are divided, above 0.
+            uniform: Uniform numbers [N, h, w] in [0, 1), one per position, so a grid does not depend on the rest of the batch.
+            condition: Raw condition of each grid.
+            temperature: Positive divisor of the logits.
 
         Returns:
-            int64 [N, h, w].
+            Codes, int64 [N, h, w].
         """
         condition = self.condition(condition)
         codes = torch.zeros(uniform.shape, dtype=torch.int64, device=uniform.device)
@@ -142,7 +142,7 @@ class PixelCNN(nn.Module):
         return self.embedding(codes).permute(0, 3, 1, 2)  # [N, C, h, w]
 
     def _links(self, codes: Tensor, condition: Tensor) -> list[Tensor]:
-        """What the vertical stack adds to the horizontal one in the last row [N, 2 C, 1, w], of every layer."""
+        """Return every layer's input from the vertical to the horizontal stack in the last row [N, 2 C, 1, w]."""
         vertical, links = _shifted_down(self._embed(codes)), []
         for block in self.blocks:
             assert isinstance(block, Block)
@@ -151,7 +151,7 @@ class PixelCNN(nn.Module):
         return links
 
     def _last_logits(self, codes: Tensor, links: Sequence[Tensor], condition: Tensor) -> Tensor:
-        """Logits [N, K] of the last of a row's first codes [N, 1, w]."""
+        """Return logits [N, K] of the last position, given the row's codes up to it [N, 1, w]."""
         horizontal = _shifted_right(self._embed(codes))
         for block, link in zip(self.blocks, links, strict=True):
             assert isinstance(block, Block)
@@ -161,18 +161,18 @@ class PixelCNN(nn.Module):
 
 
 def _shifted_down(features: Tensor) -> Tensor:
-    """By a row, zeros coming in."""
+    """Shift features down by one row, filling with zeros."""
     return F.pad(features, (0, 0, 1, -1))
 
 
 def _shifted_right(features: Tensor) -> Tensor:
-    """By a column, zeros coming in."""
+    """Shift features right by one column, filling with zeros."""
     return F.pad(features, (1, -1, 0, 0))
 
 
 def _inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Logits [N, K] and numbers [N] in [0, 1) -> int64 [N]; a code of probability 0 is never chosen."""
-    # float64, so that sums of small probabilities are right to the numbers' own 24 bits; Apple's GPUs have none.
+    """Map logits [N, K] and numbers [N] in [0, 1) to codes int64 [N]; a code of probability 0 is never chosen."""
+    # float64 keeps sums of small probabilities accurate to the 24 bits of the numbers; Apple's GPUs do not support it.
     exact = logits.float() if logits.device.type == "mps" else logits.double()
     cumulative = exact.softmax(dim=1).cumsum(dim=1)
     reached = cumulative <= uniform[:, None] * cumulative[:, -1:]

@@ -1,7 +1,7 @@
 """The standard CNNs of SNGAN: Miyato et al. 2018, table 3.
 
-Ports (chainer-gan-lib, pytorch-gan-collections) depart from the table in two things, ``activate_start`` and
-``strided_doubles``. With batch norm, ReLU and sum pooling these are also the DCGAN of PyTorch-StudioGAN.
+Ports (chainer-gan-lib, pytorch-gan-collections) differ from the table in ``activate_start`` and ``strided_doubles``. With batch
+norm, ReLU and sum pooling these networks are also the DCGAN of PyTorch-StudioGAN.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ POOLINGS = ("flatten", "sum")
 
 
 class Generator(nn.Module):
-    """A linear layer, transposed convolutions that double the size, each normalised and followed by ReLU, and a convolution.
+    """A linear layer, transposed convolutions with normalisation and ReLU that double the size, and a convolution.
 
     Args:
-        latent_dim: Z.
-        condition: encoder; its vector joins the latent, or goes into ``conditional_batch`` normalisation.
-        image_size: pixels, one number or [height, width].
-        channels: of the image.
-        width: channels before the last convolution; every layer further away has twice as many.
-        bottom_size: pixels of the linear layer's shorter side, at least.
-        activate_start: normalisation and ReLU after the linear layer, too (the ports, not the table).
-        normalisation, initialisation: see ``layers``.
-        spectral_norm: of all layers but the encoder's.
+        latent_dim: Number of latent dimensions Z.
+        condition: Encoder of the condition. Its vector joins the latent, or feeds ``conditional_batch`` normalisation.
+        image_size: Image size in pixels, one number or [height, width].
+        channels: Number of image channels.
+        width: Number of channels before the last convolution; it doubles with every layer towards the latent.
+        bottom_size: Minimum shorter side of the linear layer's output, in pixels.
+        activate_start: Whether normalisation and ReLU also follow the linear layer, as in the ports but not in the table.
+        normalisation, initialisation: See ``layers``.
+        spectral_norm: Whether to apply spectral normalisation to all layers except the condition encoder's.
     """
 
     def __init__(
@@ -73,28 +73,28 @@ class Generator(nn.Module):
                 spectral_normalise(part)
 
     def forward(self, latent: Tensor, condition: Tensor) -> Tensor:
-        """[N, Z] and conditions as they stand in the batch -> [N, C, H, W] in [-1, 1]."""
+        """Map latents [N, Z] and raw conditions to images [N, C, H, W] in [-1, 1]."""
         vector = self.condition(condition).to(latent.dtype)
         start = torch.cat([latent, vector], dim=1) if self.joined else latent  # [N, Z + E]
         return self.layers(self.linear(start).unflatten(1, (-1, *self.base)), vector)
 
 
 class Features(nn.Module):
-    """Pairs of a 3x3 and a strided 4x4 convolution, and a last 3x3 convolution, each normalised and with leaky ReLU.
+    """Pairs of a 3x3 and a strided 4x4 convolution, and a last 3x3 convolution, each with normalisation and leaky ReLU.
 
     Args:
-        image_size: pixels, one number or [height, width].
-        channels: of the image.
-        condition_channels: further input channels, for ``concat`` conditioning.
-        width: channels of the first layer; they double for every halving of the size.
-        bottom_size: pixels of the last feature map's shorter side, at least.
-        strided_doubles: the strided convolution doubles the channels (the ports), or the one behind it (the table).
-        negative_slope: of the leaky ReLU; 0 makes it ReLU.
-        normalisation: of each layer; see ``layers``.
+        image_size: Image size in pixels, one number or [height, width].
+        channels: Number of image channels.
+        condition_channels: Number of further input channels, for ``concat`` conditioning.
+        width: Number of channels of the first layer, doubled with every halving of the size.
+        bottom_size: Minimum shorter side of the last feature map, in pixels.
+        strided_doubles: Whether the strided convolution doubles the channels (the ports), or the one after it (the table).
+        negative_slope: Negative slope of the leaky ReLU; 0 makes it ReLU.
+        normalisation: Normalisation of each layer; see ``layers``.
         pooling: ``flatten``, or ``sum`` over height and width.
 
     Raises:
-        ValueError: for an image size that does not fit, or another pooling.
+        ValueError: If the image size does not fit, or the pooling is unknown.
     """
 
     def __init__(
@@ -135,6 +135,6 @@ class Features(nn.Module):
         self.num_features = inputs * (math.prod(base) if pooling == "flatten" else 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """[N, C + condition_channels, H, W] -> [N, num_features]."""
+        """Map images [N, C + condition_channels, H, W] to features [N, num_features]."""
         features = self.layers(image)
         return pooled(features, self.pooling)

@@ -1,7 +1,7 @@
 """R3GAN: Huang et al., "The GAN is dead; long live the GAN! A modern baseline GAN", NeurIPS 2024, section 3.
 
-Both networks are residual stages without any normalisation, of one width or several, and mirror each other. The smallest
-resolution always computes in float32, the others in the trainer's precision.
+Both networks consist of residual stages without normalisation, and mirror each other. The smallest resolution is always
+computed in float32, the others in the trainer's precision.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from genimg.networks.discriminator import DiscriminatorOutput
 from genimg.networks.layers import complete_widths, halvings
 from genimg.networks.resampling import Downsample, Upsample
 
-# [1, 2, 1], the paper's filter between samples, and the box in which it holds a sample.
+# The filter [1, 2, 1] of the paper, convolved with its box filter [1, 1].
 _FILTER = (1, 3, 3, 1)
-_LEAKY_GAIN = math.sqrt(2.0 / (1.0 + 0.2**2))  # keeps the second moment behind leaky ReLU (He et al. 2015, equation 15)
+_LEAKY_GAIN = math.sqrt(2.0 / (1.0 + 0.2**2))  # preserves the second moment after leaky ReLU (He et al. 2015, equation 15)
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
 class Block(nn.Module):
-    """x + f(x), with f of 1x1, grouped 3x3 and 1x1 convolutions around leaky ReLU, and 0 at the start.
+    """Residual block x + f(x); f consists of 1x1, grouped 3x3 and 1x1 convolutions around leaky ReLU, and is 0 at the start.
 
     Args:
-        width: channels outside.
-        expansion: channels inside, as a multiple of the width.
-        group_width: inner channels that a 3x3 convolution mixes.
-        depth: blocks in the network: their variances add up, and the weights start small enough for that (Zhang et al.
-            2019, "Fixup initialization").
+        width: Number of input and output channels.
+        expansion: Number of inner channels, as a multiple of the width.
+        group_width: Number of channels in a group of the 3x3 convolution.
+        depth: Number of blocks in the network. Their variances add up, so weights start smaller in deeper networks (Zhang et
+            al. 2019, "Fixup initialization").
     """
 
     def __init__(self, width: int, *, expansion: int, group_width: int, depth: int) -> None:
@@ -50,29 +50,29 @@ class Block(nn.Module):
         self.contract = _initialised(nn.Conv2d(inner, width, 1, bias=False), 0.0)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[N, width, H, W] -> the same."""
+        """Apply the block to features [N, width, H, W]."""
         inner = F.leaky_relu(self.expand(features), 0.2, inplace=True)
         inner = F.leaky_relu(self.mix(inner), 0.2, inplace=True)
         return features + self.contract(inner)
 
 
 class Generator(nn.Module):
-    """Learnt features scaled by the latent, then stages of blocks, each but the first behind an upsampling.
+    """Learnt features scaled by the latent, then stages of blocks, each but the first after an upsampling.
 
-    The image is not squashed; what lies outside [-1, 1] is cut where an evaluation makes bytes of images.
+    The output is unbounded. Values outside [-1, 1] are clipped when an evaluation converts images to bytes.
 
     Args:
-        latent_dim: Z.
-        condition: encoder; a linear embedding of its vector, as long as the latent, joins it.
-        normalisation: must be ``none``.
-        image_size: pixels, one number or [height, width].
-        channels: of the image.
-        widths: channels of each stage from the image inwards; the last one holds for all beyond.
-        num_blocks: of each stage.
-        expansion, group_width: see ``Block``.
+        latent_dim: Number of latent dimensions Z.
+        condition: Encoder of the condition. A linear embedding of its vector, of length Z, is concatenated to the latent.
+        normalisation: Must be ``none``.
+        image_size: Image size in pixels, one number or [height, width].
+        channels: Number of image channels.
+        widths: Numbers of channels of the stages, from the image inwards; the last one is repeated.
+        num_blocks: Number of blocks per stage.
+        expansion, group_width: See ``Block``.
 
     Raises:
-        ValueError: for another normalisation, or settings that do not fit each other or the image size.
+        ValueError: If the normalisation is not ``none``, or settings do not fit each other or the image size.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Generator(nn.Module):
         joined = latent_dim * (2 if condition.dim else 1)
         self.basis = nn.Parameter(torch.randn(1, stages[0], *size))
         self.scale = _initialised(nn.Linear(joined, stages[0], bias=False), 1.0)
-        self.blocks = nn.ModuleList()  # one for each stage
+        self.blocks = nn.ModuleList()  # one per stage
         depth = num_blocks * len(stages)
         for number, width in enumerate(stages):
             blocks = [Block(width, expansion=expansion, group_width=group_width, depth=depth) for _ in range(num_blocks)]
@@ -111,7 +111,7 @@ class Generator(nn.Module):
         self.to_image = _initialised(nn.Conv2d(stages[-1], channels, 1, bias=False), 1.0)
 
     def forward(self, latent: Tensor, condition: Tensor) -> Tensor:
-        """[N, Z] and conditions as they stand in the batch -> [N, C, H, W]."""
+        """Map latents [N, Z] and raw conditions to images [N, C, H, W]."""
         with torch.autocast(latent.device.type, enabled=False):
             if self.embedding is not None:
                 vector = self.condition(condition).to(latent.dtype)
@@ -124,21 +124,21 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Stages of blocks, each but the last before a downsampling; then learnt weights over each channel.
+    """Stages of blocks, each but the last before a downsampling; then a depthwise convolution over all positions, and a logit.
 
     With a condition, the logit is the inner product of the last features and a linear embedding of the condition.
 
     Args:
-        condition: encoder.
+        condition: Encoder of the condition.
         head: ``none`` without a condition, ``projection`` with one.
-        image_size: pixels, one number or [height, width].
-        channels: of the image.
-        widths: channels of each stage from the image inwards; the last one holds for all beyond.
-        num_blocks: of each stage.
-        expansion, group_width: see ``Block``.
+        image_size: Image size in pixels, one number or [height, width].
+        channels: Number of image channels.
+        widths: Numbers of channels of the stages, from the image inwards; the last one is repeated.
+        num_blocks: Number of blocks per stage.
+        expansion, group_width: See ``Block``.
 
     Raises:
-        ValueError: for another head, or settings that do not fit each other or the image size.
+        ValueError: If the head does not fit the condition, or settings do not fit each other or the image size.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Discriminator(nn.Module):
         stages = complete_widths(widths, count + 1)
         self.condition = condition
         self.from_image = _initialised(nn.Conv2d(channels, stages[0], 1, bias=False), 1.0)
-        self.blocks = nn.ModuleList()  # one for each stage
+        self.blocks = nn.ModuleList()  # one per stage
         depth = num_blocks * len(stages)
         for number, width in enumerate(stages):
             blocks = [Block(width, expansion=expansion, group_width=group_width, depth=depth) for _ in range(num_blocks)]
@@ -177,7 +177,7 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, image: Tensor, condition: Tensor) -> DiscriminatorOutput:
-        """Images [N, C, H, W] and their conditions as they stand in the batch."""
+        """Score images [N, C, H, W] with their raw conditions."""
         features = self.from_image(image)
         for stage in list(self.blocks)[:-1]:
             features = stage(features)
@@ -194,7 +194,7 @@ def _change_width(before: int, behind: int) -> list[nn.Module]:
 
 
 def _initialised(layer: Layer, gain: float) -> Layer:
-    """N(0, gain^2 / fan-in), as He et al. 2015; a bias of 0."""
+    """Initialise weights by N(0, gain^2 / fan-in) as in He et al. 2015, and the bias by 0."""
     nn.init.normal_(layer.weight, 0.0, gain / math.sqrt(layer.weight[0].numel()))
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -1,7 +1,7 @@
 """Resampling by two with a separable low-pass filter: Zhang 2019; Karras et al. 2019 (StyleGAN), appendix C.
 
-Each is one depthwise convolution over zero-padded features [N, C, H, W]. It leaves constants as they are, except at edges.
-Positions are those of NVlabs' upfirdn2d, so that weights trained with it would fit.
+Each layer is one depthwise convolution over zero-padded features [N, C, H, W]. It preserves constants except at edges.
+Positions match NVlabs' upfirdn2d, so weights trained with it are compatible.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class _Filter(nn.Module):
 
     def __init__(self, taps: Sequence[float], gain: float) -> None:
         super().__init__()
-        row = torch.tensor([0.0] * (len(taps) % 2) + list(taps))  # of even length, so that both sides are padded alike
+        row = torch.tensor([0.0] * (len(taps) % 2) + list(taps))  # even length, for equal padding on both sides
         row = row / row.sum()
         self.register_buffer("kernel", gain * torch.outer(row, row)[None, None], persistent=False)  # [1, 1, T, T]
         self.radius = len(row) // 2
@@ -30,12 +30,12 @@ class _Filter(nn.Module):
 
 
 class Upsample(_Filter):
-    """[N, C, H, W] -> [N, C, 2H, 2W]: zeros between the pixels, then the filter with gain 4.
+    """Upsampling from [N, C, H, W] to [N, C, 2H, 2W]: zeros between the pixels, then the filter with gain 4.
 
-    In float32 under autocast, too: this transposed convolution takes 8 to 15 times as long in bfloat16 on a CPU.
+    Always in float32, even under autocast: in bfloat16 this transposed convolution takes 8 to 15 times as long on a CPU.
 
     Args:
-        taps: of the filter along one axis, of any scale.
+        taps: Filter along one axis, of any scale.
     """
 
     def __init__(self, taps: Sequence[float]) -> None:
@@ -51,10 +51,10 @@ class Upsample(_Filter):
 
 
 class Downsample(_Filter):
-    """[N, C, H, W] -> [N, C, H/2, W/2], the filter at every second pixel; in float32 for its backward's sake, as ``Upsample``.
+    """Downsampling from [N, C, H, W] to [N, C, H/2, W/2] by the filter with stride 2; in float32, for a fast backward on a CPU.
 
     Args:
-        taps: of the filter along one axis, of any scale.
+        taps: Filter along one axis, of any scale.
     """
 
     def __init__(self, taps: Sequence[float]) -> None:
@@ -67,12 +67,12 @@ class Downsample(_Filter):
 
 
 class Blur(_Filter):
-    """[N, C, H, W] -> [N, C, H + 2P + 1 - T, W + 2P + 1 - T] for T taps (one more where their number is odd).
+    """Filter from [N, C, H, W] to [N, C, H + 2P + 1 - T, W + 2P + 1 - T] for T taps (one more if T is odd).
 
     Args:
-        taps: of the filter along one axis, of any scale.
-        padding: P, zeros at each edge.
-        gain: what a constant is multiplied by.
+        taps: Filter along one axis, of any scale.
+        padding: Number P of zeros at each edge.
+        gain: Factor by which a constant is multiplied.
     """
 
     def __init__(self, taps: Sequence[float], *, padding: int, gain: float) -> None:

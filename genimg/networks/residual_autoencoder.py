@@ -1,7 +1,7 @@
 """Residual encoder and decoder for autoencoders, at any size that can be halved twice.
 
-Blocks in the pre-activation order of He et al. 2016, "Identity mappings in deep residual networks", and one linear layer on
-each side of the latent. ``widths`` are listed from the image inwards and the last one holds for all layers beyond.
+Blocks have the pre-activation order of He et al. 2016, "Identity mappings in deep residual networks". There is one linear layer
+on each side of the latent. ``widths`` are listed from the image inwards; the last one is repeated.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ _NORMALISATIONS = ("batch", "none")
 
 
 class ResidualBlock(nn.Module):
-    """Adds two 3x3 convolutions, each behind normalisation and ReLU; the second starts at 0, and the block as its shortcut.
+    """Residual block of two 3x3 convolutions, each after normalisation and ReLU. It starts as its shortcut.
 
     Args:
-        inputs, outputs: channels.
+        inputs, outputs: Numbers of channels.
         normalisation: ``batch`` or ``none``.
-        resampling: ``down`` halves height and width by means of 2x2 pixels, ``up`` doubles them by repeating pixels, ``none``.
+        resampling: ``down`` halves height and width by 2x2 average pooling, ``up`` doubles them by repeating pixels, or
+            ``none``.
     """
 
     def __init__(self, inputs: int, outputs: int, *, normalisation: str, resampling: str) -> None:
@@ -46,12 +47,12 @@ class ResidualBlock(nn.Module):
             last,
             *down,
         )
-        # A 1x1 convolution commutes with both, and costs a quarter at the smaller size.
+        # A 1x1 convolution commutes with resampling, and costs a quarter at the smaller size.
         project: list[nn.Module] = [nn.Conv2d(inputs, outputs, 1)] if inputs != outputs else []
         self.shortcut = nn.Sequential(*down, *project, *up)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[N, inputs, H, W] -> [N, outputs, H', W']."""
+        """Map [N, inputs, H, W] to [N, outputs, H', W']."""
         residual: Tensor = self.residual(features)
         return residual + self.shortcut(features)
 
@@ -60,17 +61,17 @@ class Encoder(nn.Module):
     """A convolution, residual blocks at every size down to the smallest, and a linear layer.
 
     Args:
-        image_size: pixels, one number or [height, width].
-        channels: of the image.
-        condition: encoder; its vector joins the image as constant channels.
-        latent_dim: Z.
-        moments: numbers for each latent dimension: 2 for a mean and a log-variance, 1 without noise.
-        widths: channels of the feature maps.
-        num_blocks: at every size, of which one halves it.
+        image_size: Image size in pixels, one number or [height, width].
+        channels: Number of image channels.
+        condition: Encoder of the condition, whose vector is appended to the image as constant channels.
+        latent_dim: Number of latent dimensions Z.
+        moments: Number of moments per latent dimension: 2 for a mean and a log-variance, 1 without noise.
+        widths: Numbers of channels of the feature maps.
+        num_blocks: Number of blocks at every size, one of which halves it.
         normalisation: ``batch`` or ``none``.
 
     Raises:
-        ValueError: if a setting is out of range, or does not fit the image size.
+        ValueError: If a setting is out of range or does not fit the image size.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Encoder(nn.Module):
         self.moments = nn.Linear(features[-1] * math.prod(base), moments * latent_dim)
 
     def forward(self, image: Tensor, condition: Tensor) -> Tensor:
-        """[N, C, H, W] in [-1, 1] and conditions as they stand in the batch -> [N, moments, Z]."""
+        """Map images [N, C, H, W] in [-1, 1] and raw conditions to moments [N, moments, Z]."""
         features = self.start(beside_image(image, self.condition(condition)))
         for block in self.blocks:
             features = block(features)
@@ -109,16 +110,16 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The encoder backwards: a linear layer, residual blocks at every size up to the image's, and a convolution.
+    """The encoder mirrored: a linear layer, residual blocks at every size up to the image's, and a convolution.
 
     Args:
-        image_size, channels, latent_dim, widths, normalisation: as the encoder's.
-        condition: encoder; its vector joins the latent.
-        num_blocks: at every size, of which one doubles it.
-        likelihood: says how many numbers a pixel needs.
+        image_size, channels, latent_dim, widths, normalisation: Same as the encoder's.
+        condition: Encoder of the condition, whose vector is concatenated to the latent.
+        num_blocks: Number of blocks at every size, one of which doubles it.
+        likelihood: Pixel likelihood, which determines the number of outputs per pixel.
 
     Raises:
-        ValueError: if a setting is out of range, or does not fit the image size.
+        ValueError: If a setting is out of range or does not fit the image size.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class Decoder(nn.Module):
         )
 
     def forward(self, latent: Tensor, condition: Tensor) -> Tensor:
-        """[N, Z] and conditions as they stand in the batch -> [N, O, H, W], unbounded."""
+        """Map latents [N, Z] and raw conditions to likelihood parameters [N, O, H, W], unbounded."""
         start = torch.cat([latent, self.condition(condition).to(latent.dtype)], dim=1)
         features = self.project(start).unflatten(1, self.shape)
         for block in self.blocks:
@@ -167,7 +168,7 @@ def _block(inputs: int, outputs: int, normalisation: str, resampling: str = "non
 def _feature_maps(
     image_size: int | Sequence[int], widths: Sequence[int], num_blocks: int, normalisation: str
 ) -> tuple[list[int], tuple[int, int]]:
-    """Channels of all feature maps from the image inwards, and the size of the smallest."""
+    """Return the channels of all feature maps from the image inwards, and the size of the smallest."""
     require_least(1, num_blocks=num_blocks)
     if normalisation not in _NORMALISATIONS:
         raise ValueError(f"normalisation={normalisation} is unknown: choose one of {', '.join(_NORMALISATIONS)}")

@@ -1,7 +1,7 @@
 """Residual GANs: SNGAN (Miyato et al. 2018, tables 4 to 6), WGAN-GP (Gulrajani et al. 2017), SAGAN (Zhang et al. 2019).
 
-One pair of networks for every image size. ``widths`` are listed from the image inwards and the last one holds for all
-layers beyond: [256] is CIFAR's generator at any size, [64, 128, 256, 512, 1024] that for 64 and 128 px.
+There is one pair of networks for every image size. ``widths`` are listed from the image inwards; the last one is repeated:
+[256] is CIFAR's generator at any size, [64, 128, 256, 512, 1024] the one for 64 and 128 px.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ UPSAMPLINGS = ("nearest", "bilinear")
 
 
 class GeneratorBlock(nn.Module):
-    """Doubles height and width, with a residual of two convolutions.
+    """Residual block of two convolutions that doubles height and width.
 
     Args:
-        inputs, outputs: channels.
-        normalisation, condition_dim: see ``layers.normalisation_layer``.
-        upsampling: ``nearest`` in the papers' code, or ``bilinear``.
+        inputs, outputs: Numbers of channels.
+        normalisation, condition_dim: See ``layers.normalisation_layer``.
+        upsampling: ``nearest`` as in the papers' code, or ``bilinear``.
     """
 
     takes_condition = True
@@ -56,11 +56,11 @@ class GeneratorBlock(nn.Module):
                 _residual_convolution(outputs, outputs),
             ]
         )
-        # The published order is the reverse; a 1x1 convolution commutes with interpolation and costs a quarter before it.
+        # Published in reverse order; a 1x1 convolution commutes with interpolation and costs a quarter before it.
         self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.Upsample(scale_factor=2, mode=upsampling))
 
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
-        """[N, inputs, H, W] and [N, E] -> [N, outputs, 2H, 2W]."""
+        """Map [N, inputs, H, W] and [N, E] to [N, outputs, 2H, 2W]."""
         return self.residual(features, condition) + self.shortcut(features)
 
 
@@ -73,17 +73,17 @@ def generator_blocks(
     condition_dim: int,
     upsampling: str = "nearest",
 ) -> list[Conditioned]:
-    """Blocks from the smallest feature map to the image, the one that reaches ``attention_at`` followed by attention.
+    """Build blocks from the smallest feature map to the image, with attention after the block that reaches ``attention_at``.
 
     Args:
-        widths: channels of every feature map, from the image inwards.
-        base: height and width of the smallest.
-        attention_at: pixels of a feature map's shorter side.
-        normalisation, condition_dim: see ``layers.normalisation_layer``.
-        upsampling: see ``GeneratorBlock``.
+        widths: Numbers of channels of all feature maps, from the image inwards.
+        base: Height and width of the smallest feature map.
+        attention_at: Shorter side of the feature map that gets self-attention, in pixels; None for no attention.
+        normalisation, condition_dim: See ``layers.normalisation_layer``.
+        upsampling: See ``GeneratorBlock``.
 
     Raises:
-        ValueError: if no block makes a feature map of that size, or for another upsampling.
+        ValueError: If no block makes a feature map of that size, or the upsampling is unknown.
     """
     if upsampling not in UPSAMPLINGS:
         raise ValueError(f"upsampling={upsampling} is unknown: choose one of {', '.join(UPSAMPLINGS)}")
@@ -105,21 +105,21 @@ class Generator(nn.Module):
     """A linear layer, a residual block for every doubling of the size, and a convolution.
 
     Args:
-        latent_dim: Z.
-        condition: encoder; its vector joins the latent, or goes into ``conditional_batch`` normalisation.
-        image_size: pixels, one number or [height, width].
-        channels: of the image.
-        widths: channels of the feature maps from the image inwards; the last one holds for all beyond.
-        bottom_size: pixels of the linear layer's shorter side, at least.
-        attention_at: pixels of the shorter side of the feature map with self-attention; None for none.
-        normalisation: see ``layers``; the last layer's is unconditional.
-        initialisation: see ``layers``.
-        spectral_norm: of all layers but the encoder's.
-        upsampling: ``nearest``, or ``bilinear`` as mimicry has it.
-        batch_norm_eps: Added to the variance in every batch norm; None is PyTorch's 1e-5.
+        latent_dim: Number of latent dimensions Z.
+        condition: Encoder of the condition. Its vector joins the latent, or feeds ``conditional_batch`` normalisation.
+        image_size: Image size in pixels, one number or [height, width].
+        channels: Number of image channels.
+        widths: Numbers of channels of the feature maps, from the image inwards; the last one is repeated.
+        bottom_size: Minimum shorter side of the linear layer's output, in pixels.
+        attention_at: Shorter side of the feature map that gets self-attention, in pixels; None for no attention.
+        normalisation: Normalisation; see ``layers``. The last layer's is unconditional.
+        initialisation: See ``layers``.
+        spectral_norm: Whether to apply spectral normalisation to all layers except the condition encoder's.
+        upsampling: ``nearest``, or ``bilinear`` as in mimicry.
+        batch_norm_eps: Epsilon of every batch norm; None keeps PyTorch's 1e-5.
 
     Raises:
-        ValueError: if a setting does not fit the image size.
+        ValueError: If a setting does not fit the image size.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Generator(nn.Module):
                 spectral_normalise(part)
 
     def forward(self, latent: Tensor, condition: Tensor) -> Tensor:
-        """[N, Z] and conditions as they stand in the batch -> [N, C, H, W] in [-1, 1]."""
+        """Map latents [N, Z] and raw conditions to images [N, C, H, W] in [-1, 1]."""
         vector = self.condition(condition).to(latent.dtype)
         start = torch.cat([latent, vector], dim=1) if self.joined else latent  # [N, Z + E]
         features = self.linear(start).unflatten(1, (-1, *self.base))  # [N, width, h, w]
@@ -177,14 +177,14 @@ class Generator(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """A residual of two convolutions.
+    """Residual block of two convolutions.
 
     Args:
-        inputs, hidden, outputs: channels.
-        down: halve height and width.
-        first: the block that sees the image; it begins with a convolution and has no normalisation.
-        normalisation: see ``layers``.
-        in_place_shortcut: The shortcut sees the block's input after the ReLU that the residual begins with.
+        inputs, hidden, outputs: Numbers of channels.
+        down: Whether to halve height and width.
+        first: Whether the block receives the image; it then begins with a convolution and has no normalisation.
+        normalisation: See ``layers``.
+        in_place_shortcut: Whether the shortcut sees the block's input after the first ReLU of the residual.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class DiscriminatorBlock(nn.Module):
         shortcut: list[nn.Module] = []
         if down:
             residual.append(nn.AvgPool2d(2))
-            # Published for the first block; in the others the 1x1 convolution comes first, which is the same but costs more.
+            # Published for the first block. The others have the 1x1 convolution first, which is equivalent but slower.
             shortcut.append(nn.AvgPool2d(2))
         if down or inputs != outputs:
             shortcut.append(nn.Conv2d(inputs, outputs, 1))
@@ -218,7 +218,7 @@ class DiscriminatorBlock(nn.Module):
         self.shortcut = nn.Sequential(*shortcut)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[N, inputs, H, W] -> [N, outputs, H, W], or [N, outputs, H/2, W/2] of a ``down`` block."""
+        """Map [N, inputs, H, W] to [N, outputs, H, W], or to [N, outputs, H/2, W/2] in a ``down`` block."""
         features = torch.relu(features) if self.rectifies_input else features
         return self.residual(features) + self.shortcut(features)
 
@@ -227,21 +227,21 @@ class Features(nn.Module):
     """Residual blocks from an image to the pooled features before a discriminator's logit.
 
     Args:
-        image_size: pixels, one number or [height, width].
-        channels: of the image.
-        condition_channels: further input channels, for ``concat`` conditioning.
-        widths: channels of the blocks from the image inwards; the last one holds for all beyond.
-        bottom_size: pixels of the last feature map's shorter side, at least.
-        num_flat_blocks: blocks at that size, after those which halve.
-        wide: a block's inner convolution has as many channels as its output (SAGAN, BigGAN) or as its input (SNGAN, WGAN-GP).
-        attention_at: pixels of the shorter side of the feature map with self-attention; None for none.
-        normalisation: in each block but the first; see ``layers``.
+        image_size: Image size in pixels, one number or [height, width].
+        channels: Number of image channels.
+        condition_channels: Number of further input channels, for ``concat`` conditioning.
+        widths: Numbers of channels of the blocks, from the image inwards; the last one is repeated.
+        bottom_size: Minimum shorter side of the last feature map, in pixels.
+        num_flat_blocks: Number of blocks at that size, after those that halve it.
+        wide: Whether a block's hidden channels equal its outputs (SAGAN, BigGAN) or its inputs (SNGAN, WGAN-GP).
+        attention_at: Shorter side of the feature map that gets self-attention, in pixels; None for no attention.
+        normalisation: Normalisation in each block but the first; see ``layers``.
         pooling: ``sum`` or ``mean`` over height and width.
-        in_place_shortcut: The first ReLU of every block but the first changes the shortcut's input, too, as PyTorch-StudioGAN's
-            and mimicry's in-place ones do; published numbers of theirs were made so. Without normalisation only.
+        in_place_shortcut: Whether the first ReLU of every block but the first also changes the shortcut's input, as the
+            in-place ReLUs of PyTorch-StudioGAN and mimicry do in their published results. Only without normalisation.
 
     Raises:
-        ValueError: if a setting does not fit the image size, or for another pooling.
+        ValueError: If a setting does not fit the image size, or the pooling is unknown.
     """
 
     def __init__(
@@ -268,7 +268,7 @@ class Features(nn.Module):
         count, _ = halvings(image_size, bottom_size=bottom_size, least=1)
         outputs = complete_widths(widths, count + num_flat_blocks)
         sides = [min(height_width(image_size)) // 2 ** (level + 1) for level in range(count)]
-        _check_attention(attention_at, dict(zip(sides, outputs, strict=False)))  # outputs go on with the flat blocks
+        _check_attention(attention_at, dict(zip(sides, outputs, strict=False)))  # outputs also has the flat blocks
         self.condition_channels = condition_channels
         self.num_features = outputs[-1]
         self.pooling = pooling
@@ -293,7 +293,7 @@ class Features(nn.Module):
             inputs = width
 
     def forward(self, image: Tensor) -> Tensor:
-        """[N, C + condition_channels, H, W] -> [N, num_features]."""
+        """Map images [N, C + condition_channels, H, W] to features [N, num_features]."""
         features = image
         for block in self.blocks:
             features = block(features)
@@ -301,7 +301,7 @@ class Features(nn.Module):
 
 
 def _check_attention(attention_at: int | None, widths: Mapping[int, int]) -> None:
-    """Refuse attention where there is no feature map for it; ``widths`` are their channels, by their shorter sides."""
+    """Check that there is a feature map for attention; ``widths`` maps shorter sides to channels."""
     if attention_at is None:
         return
     if attention_at not in widths:

@@ -1,4 +1,4 @@
-"""The residual translator of Johnson, Alahi & Fei-Fei (ECCV 2016) as CycleGAN has it (Zhu et al., ICCV 2017)."""
+"""The residual translator of Johnson, Alahi & Fei-Fei (ECCV 2016) in CycleGAN's version (Zhu et al., ICCV 2017)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from genimg.utils.numbers import require_least
 
 
 class ResidualBlock(nn.Module):
-    """Adds two normalised 3x3 convolutions, with ReLU between them and none behind the sum.
+    """Residual block of two normalised 3x3 convolutions, with ReLU between them and none after the sum.
 
     Args:
-        channels: C.
-        normalisation: see ``layers``.
+        channels: Number of channels C.
+        normalisation: See ``layers``.
         padding: ``zeros``, ``reflect`` or ``replicate``.
-        dropout: probability, between the convolutions.
+        dropout: Dropout probability between the convolutions.
     """
 
     def __init__(self, channels: int, *, normalisation: str, padding: Padding, dropout: float) -> None:
@@ -38,34 +38,34 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C, H, W]."""
+        """Map [N, C, H, W] to [N, C, H, W]."""
         residual: Tensor = self.layers(features)
         return features + residual
 
 
 class Translator(nn.Module):
-    """A 7x7 convolution, strided ones, residual blocks, as many doublings of the size, and a 7x7 convolution.
+    """A 7x7 convolution, strided convolutions, residual blocks, as many upsampling layers, and a 7x7 convolution.
 
-    With width 64, 2 strided convolutions and 9 blocks (6 below 256 px) the generator of CycleGAN. It takes images of any height
-    and width that are multiples of ``size_divisor``.
+    With width 64, 2 strided convolutions and 9 blocks (6 below 256 px) it is CycleGAN's generator. Height and width of images
+    must be multiples of ``size_divisor``.
 
     Args:
-        source_channels, target_channels: of the images.
-        width: channels of the first convolution; every strided one doubles them.
-        num_downs: strided convolutions.
-        num_blocks: residual blocks at the smallest size.
-        normalisation: see ``layers``; ``instance`` is without scale and shift.
-        padding: of the 7x7 convolutions and the blocks: ``zeros``, ``reflect`` or ``replicate``.
-        upsampling: see ``layers.upsampling_convolution``.
-        dropout: probability, in the blocks.
-        initialisation: see ``layers``.
-        spectral_norm: of all layers.
+        source_channels, target_channels: Numbers of channels of source and target images.
+        width: Number of channels of the first convolution, doubled by every strided one.
+        num_downs: Number of strided convolutions.
+        num_blocks: Number of residual blocks at the smallest size.
+        normalisation: Normalisation; see ``layers``. ``instance`` has no scale and shift.
+        padding: Padding of the 7x7 convolutions and the blocks: ``zeros``, ``reflect`` or ``replicate``.
+        upsampling: See ``layers.upsampling_convolution``.
+        dropout: Dropout probability in the blocks.
+        initialisation: See ``layers``.
+        spectral_norm: Whether to apply spectral normalisation to all layers.
 
     Attributes:
-        encoder_channels: of the features at every layer of ``encode``.
+        encoder_channels: Numbers of channels of the features at every layer of ``encode``.
 
     Raises:
-        ValueError: if a setting is unknown or out of range.
+        ValueError: If a setting is unknown or out of range.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Translator(nn.Module):
         layers = [*_convolution(source_channels, width, 7, normalisation=normalisation, padding=padding), nn.ReLU(inplace=True)]
         channels = width
         self.encoder_channels = [source_channels]
-        self._encoder_stops = [0]  # how many layers of the chain lie before each of the encoder's
+        self._encoder_stops = [0]  # number of layers in the chain before each encoder layer
         for _ in range(num_downs):
             self.encoder_channels.append(2 * channels)
             self._encoder_stops.append(len(layers) + 1)
@@ -122,25 +122,26 @@ class Translator(nn.Module):
             spectral_normalise(self)
 
     def forward(self, image: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C', H, W] in [-1, 1]."""
+        """Translate images [N, C, H, W] into [N, C', H, W] in [-1, 1]."""
         translated: Tensor = self.layers(image)
         return translated
 
     def encode(self, image: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """Features on the way from an image [N, C, H, W] to the last residual block.
+        """Return features between an image [N, C, H, W] and the last residual block.
 
         Args:
-            image: as of ``forward``.
-            layers: in rising order: 0 the image itself, then every strided convolution, before it is normalised, then every
-                residual block. For 2 strided convolutions, CUT's 0, 4, 8, 12 and 16 are 0, 1, 2, 3 and 7.
+            image: Image as in ``forward``.
+            layers: Layer numbers in ascending order: 0 is the image itself, followed by every strided convolution before its
+                normalisation, then every residual block. With 2 strided convolutions, CUT's 0, 4, 8, 12 and 16 are 0, 1, 2, 3
+                and 7.
 
         Returns:
-            Of each layer, [N, C', H', W'].
+            Features of each layer, [N, C', H', W'].
         """
         features, start, found = image, 0, []
         for stop in (self._encoder_stops[layer] for layer in layers):
             for layer in islice(self.layers, start, stop):
-                # Not in place, because without a normalisation it would change features that were found.
+                # Not in place, because without normalisation it would change collected features.
                 features = features.relu() if isinstance(layer, nn.ReLU) else layer(features)
             found.append(features)
             start = stop
@@ -148,7 +149,7 @@ class Translator(nn.Module):
 
 
 def _convolution(inputs: int, outputs: int, size: int, *, normalisation: str, padding: Padding) -> list[nn.Module]:
-    """One that keeps the height and the width, and its normalisation."""
+    """Return a convolution that keeps height and width, and its normalisation."""
     bias = normalisation != "batch"
     return [
         nn.Conv2d(inputs, outputs, size, padding=size // 2, padding_mode=padding, bias=bias),

@@ -1,8 +1,8 @@
 """StyleGAN2: Karras et al., "Analyzing and improving the image quality of StyleGAN", CVPR 2020.
 
 Conditions are used as in Karras et al., "Training generative adversarial networks with limited data", NeurIPS 2020 (ADA).
-Images are halved until a side is odd or 4 to 7 pixels long: 28 px gives 7, 14 and 28. The smallest resolution always computes
-in float32, as in the papers' code; the others compute in the trainer's precision.
+Image sizes are halved until a side is odd or 4 to 7 pixels long: 28 px gives 7, 14 and 28. The smallest resolution is always
+computed in float32, as in the papers' code, the others in the trainer's precision.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ from genimg.utils.rng import mixed_keys, normal_numbers
 
 ARCHITECTURES = ("residual", "plain")
 
-_MAPPING_RATE = 0.01  # of learning in the mapping networks, relative to all other layers
-_CONDITION_LAYERS = 8  # of the discriminator's mapping network, in the paper's code at every size
+_MAPPING_RATE = 0.01  # learning-rate multiplier of the mapping networks
+_CONDITION_LAYERS = 8  # of the discriminator's mapping network; the same at every size in the paper's code
 
 
 class Generator(nn.Module):
-    """A mapping network from latents to styles, and a synthesis network from styles to an image, which is not squashed.
+    """A mapping network from latents to styles, and a synthesis network from styles to images.
 
-    What lies outside [-1, 1] is cut where an evaluation makes bytes of images, and nowhere in training.
+    The output is unbounded. Values outside [-1, 1] are clipped when an evaluation converts images to bytes, never in training.
 
     Args:
-        latent_dim: Z.
-        condition: encoder; its vector is embedded, normalised and joined to the latent.
-        normalisation: must be ``modulation``.
-        image_size: pixels, one number or [height, width].
-        channels: of the image.
-        style_dim: W.
-        num_mapping_layers: 8 in the paper, 2 for CIFAR-10.
-        channel_base: channels of a layer times the longer side of its output.
-        channel_max: of any layer.
-        style_mixing: share of training samples whose finer layers have another latent's style (Karras et al. 2019, 3.1).
-        style_average_decay: of the moving average of styles towards which a truncation pulls.
-        conv_clamp: largest magnitude of a layer's output.
+        latent_dim: Number of latent dimensions Z.
+        condition: Encoder of the condition. Its vector is embedded, normalised and concatenated to the latent.
+        normalisation: Must be ``modulation``.
+        image_size: Image size in pixels, one number or [height, width].
+        channels: Number of image channels.
+        style_dim: Number of style dimensions W.
+        num_mapping_layers: Number of mapping layers; 8 in the paper, 2 for CIFAR-10.
+        channel_base: Number of channels of a layer times the longer side of its output.
+        channel_max: Maximum number of channels of any layer.
+        style_mixing: Fraction of training samples whose finer layers use another latent's style (Karras et al. 2019, 3.1).
+        style_average_decay: Decay of the moving average of styles, which truncation interpolates towards.
+        conv_clamp: Maximum magnitude of a layer's output.
 
     Raises:
-        ValueError: for another normalisation, an image size that does not fit, or a number out of range.
+        ValueError: If the normalisation is not ``modulation``, the image size does not fit, or a number is out of range.
     """
 
     style_average: Tensor
@@ -120,22 +120,22 @@ class Generator(nn.Module):
         noise_key: Tensor | None = None,
         noise_strength: float = 1.0,
     ) -> Tensor:
-        """[N, Z] and conditions as they stand in the batch -> [N, C, H, W].
+        """Map latents [N, Z] and raw conditions to images [N, C, H, W].
 
         Args:
-            latent: from N(0, 1).
-            condition: of each image.
-            truncation: psi, how far from the average style, from 0 to 1: Karras et al. 2019, appendix B.
-            noise_key: int64 [N]; every pixel's noise in every layer is a function of its image's key. None draws noise in
-                training; in evaluation it takes one that is fixed, the same for all images.
-            noise_strength: factor on the noise; 0 for none.
+            latent: Latents from N(0, 1).
+            condition: Raw condition of each image.
+            truncation: Truncation psi from 0, the average style, to 1, no truncation: Karras et al. 2019, appendix B.
+            noise_key: Key of each image's noise, int64 [N], which determines the noise of every pixel in every layer. None
+                draws random noise in training and uses fixed noise, the same for all images, in evaluation.
+            noise_strength: Factor of the noise; 0 for none.
         """
         return self.synthesis(self.mapping(latent, condition, truncation), noise_key, noise_strength)
 
     def mapping(self, latent: Tensor, condition: Tensor, truncation: float = 1.0) -> Tensor:
-        """[N, Z] and conditions as they stand in the batch -> styles of the L layers [N, L, W].
+        """Map latents [N, Z] and raw conditions to styles of the L layers [N, L, W].
 
-        In training it follows the average style, and mixes.
+        In training it updates the average style and applies style mixing.
         """
         with torch.autocast(latent.device.type, enabled=False):
             vector = self.condition(condition).to(latent.dtype)
@@ -150,10 +150,10 @@ class Generator(nn.Module):
             return styles if truncation == 1 else torch.lerp(self.style_average, styles, truncation)
 
     def synthesis(self, styles: Tensor, noise_key: Tensor | None = None, noise_strength: float = 1.0) -> Tensor:
-        """[N, L, W] -> [N, C, H, W]; the noise is that of ``forward``."""
+        """Map styles [N, L, W] to images [N, C, H, W], with noise as in ``forward``."""
         features, image = self.start.expand(styles.shape[0], -1, -1, -1), None
         for number, block in enumerate(self.blocks):
-            # A block's image has the style of the next block's first layer.
+            # A block's image layer shares its style with the next block's first layer.
             own = styles[:, max(2 * number - 1, 0) : 2 * number + 2]
             noise = self._noise(number, noise_key, noise_strength)
             if number == 0:
@@ -165,7 +165,7 @@ class Generator(nn.Module):
         return image
 
     def _noise(self, number: int, noise_key: Tensor | None, noise_strength: float) -> list[Tensor] | None:
-        """Of each layer of a block [N, 1, H, W]; None where the layers have their own."""
+        """Return the noise [N, 1, H, W] of each layer in a block; None if the layers use their own."""
         if noise_key is None and noise_strength == 1:
             return None
         found = []
@@ -195,21 +195,21 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Convolutions to the smallest resolution, minibatch standard deviation, and a logit.
 
-    With a condition, the logit is the inner product of the last features and the mapped condition, over the root of their
-    number: Miyato & Koyama 2018, in the form of ADA's code.
+    With a condition, the logit is the inner product of the D last features and the mapped condition, divided by sqrt(D): Miyato
+    & Koyama 2018, in the form of ADA's code.
 
     Args:
-        condition: encoder.
+        condition: Encoder of the condition.
         head: ``none`` without a condition, ``projection`` with one.
-        image_size: pixels, one number or [height, width].
-        channels: of the image.
-        architecture: ``residual`` in the paper, ``plain`` for CIFAR-10 ("orig" in the paper's code).
-        channel_base, channel_max: see ``Generator``.
-        group_size: samples over which the standard deviation is taken, at most.
-        conv_clamp: largest magnitude of a layer's output.
+        image_size: Image size in pixels, one number or [height, width].
+        channels: Number of image channels.
+        architecture: ``residual`` as in the paper, or ``plain`` for CIFAR-10 ("orig" in the paper's code).
+        channel_base, channel_max: See ``Generator``.
+        group_size: Maximum number of samples over which the standard deviation is computed.
+        conv_clamp: Maximum magnitude of a layer's output.
 
     Raises:
-        ValueError: for another head or architecture, or an image size that does not fit.
+        ValueError: If the head does not fit the condition, the architecture is unknown, or the image size does not fit.
     """
 
     def __init__(
@@ -255,7 +255,7 @@ class Discriminator(nn.Module):
         self.mapping = _mapping_layers(last, last, _CONDITION_LAYERS) if condition.dim else None
 
     def forward(self, image: Tensor, condition: Tensor) -> DiscriminatorOutput:
-        """Images [N, C, H, W] and their conditions as they stand in the batch."""
+        """Score images [N, C, H, W] with their raw conditions."""
         features = self.from_image(image)
         for block in self.blocks:
             features = block(features)
@@ -269,7 +269,7 @@ class Discriminator(nn.Module):
 
 
 def _sizes(image_size: int | Sequence[int]) -> list[tuple[int, int]]:
-    """All heights and widths from the smallest to the image's."""
+    """Return all heights and widths from the smallest to the image's."""
     count, (height, width) = halvings(image_size, least=1)
     return [(height * 2**level, width * 2**level) for level in range(count + 1)]
 
@@ -285,7 +285,7 @@ def _width(size: tuple[int, int], channel_base: int, channel_max: int) -> int:
 
 
 def _mapping_layers(inputs: int, outputs: int, num_layers: int) -> nn.Sequential:
-    """Linear layers, each followed by leaky ReLU: Karras et al. 2019 (StyleGAN), figure 1b."""
+    """Build linear layers, each followed by leaky ReLU: Karras et al. 2019 (StyleGAN), figure 1b."""
     layers: list[nn.Module] = []
     for _ in range(num_layers):
         layers += [EqualisedLinear(inputs, outputs, rate=_MAPPING_RATE, gain=LEAKY_GAIN), nn.LeakyReLU(0.2, inplace=True)]

@@ -1,7 +1,7 @@
 """Layers of StyleGAN2: equalised learning rates, modulated convolution, synthesis blocks, minibatch standard deviation.
 
 Karras et al. 2020 ("Analyzing and improving the image quality of StyleGAN"), with the constants of the paper's PyTorch code.
-Leaky ReLU's gain of sqrt(2) is part of the layer before it, which is the same because max(x, 0.2 x) is homogeneous.
+Leaky ReLU's gain of sqrt(2) is part of the layer before it. This is equivalent, because max(x, 0.2 x) is homogeneous.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ LEAKY_GAIN = math.sqrt(2.0)
 
 
 def normalise_second_moment(vector: Tensor) -> Tensor:
-    """[N, D] -> [N, D] whose mean square over D is 1. Karras et al. 2018 (progressive growing), section 4.2."""
+    """Scale vectors [N, D] to a mean square of 1 over D. Karras et al. 2018 (progressive growing), section 4.2."""
     return vector * (vector.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
 
 
 class EqualisedLinear(nn.Module):
-    """A linear layer whose weights are N(0, 1) / rate, and multiplied by rate / sqrt(inputs) when they are used.
+    """A linear layer with weights N(0, 1) / rate, which are multiplied by rate / sqrt(inputs) in the forward.
 
-    Adam's steps do not depend on a gradient's scale, so every weight then learns at the same speed, times ``rate``.
+    Adam's steps do not depend on a gradient's scale, so all weights learn at the same speed, times ``rate``.
     Karras et al. 2018 (progressive growing), section 4.1; the rate is Karras et al. 2019 (StyleGAN), appendix C.
 
     Args:
-        inputs, outputs: features.
-        bias: at the start.
-        rate: learning-rate multiplier.
-        gain: of the output.
+        inputs, outputs: Numbers of features.
+        bias: Initial bias.
+        rate: Learning-rate multiplier.
+        gain: Gain of the output.
     """
 
     def __init__(self, inputs: int, outputs: int, *, bias: float = 0.0, rate: float = 1.0, gain: float = 1.0) -> None:
@@ -45,19 +45,19 @@ class EqualisedLinear(nn.Module):
         self.bias_scale = gain * rate
 
     def forward(self, features: Tensor) -> Tensor:
-        """[N, inputs] -> [N, outputs]."""
+        """Map [N, inputs] to [N, outputs]."""
         return F.linear(features, self.weight * self.weight_scale, self.bias * self.bias_scale)
 
 
 class EqualisedConv2d(nn.Module):
-    """A convolution whose weights are N(0, 1), and divided by the root of the fan-in when they are used.
+    """A convolution with weights N(0, 1), which are divided by the square root of the fan-in in the forward.
 
     Args:
-        inputs, outputs: channels.
-        kernel_size: pixels.
-        stride: with 2 there is no padding, because a ``Blur`` before it has padded.
-        bias: whether there is one; starts at 0.
-        gain: of the output.
+        inputs, outputs: Numbers of channels.
+        kernel_size: Kernel size.
+        stride: Stride; with 2 there is no padding, because the ``Blur`` before it pads.
+        bias: Whether to add a bias, which starts at 0.
+        gain: Gain of the output.
     """
 
     def __init__(
@@ -72,16 +72,16 @@ class EqualisedConv2d(nn.Module):
         self.padding = kernel_size // 2 if stride == 1 else 0
 
     def forward(self, features: Tensor) -> Tensor:
-        """[N, inputs, H, W] -> [N, outputs, H', W']."""
+        """Map [N, inputs, H, W] to [N, outputs, H', W']."""
         bias = None if self.bias is None else self.bias * self.bias_scale
         return F.conv2d(features, self.weight * self.weight_scale, bias, stride=self.stride, padding=self.padding)
 
 
 class ClampedLeakyReLU(nn.Module):
-    """max(x, 0.2 x), cut at +-limit, which keeps half precision in range: ``conv_clamp`` of StyleGAN2-ADA's code.
+    """max(x, 0.2 x), clamped to +-limit to keep half precision in range: ``conv_clamp`` of StyleGAN2-ADA's code.
 
     Args:
-        limit: in units of the features.
+        limit: Maximum magnitude of the output.
     """
 
     def __init__(self, limit: float) -> None:
@@ -93,18 +93,18 @@ class ClampedLeakyReLU(nn.Module):
 
 
 class ModulatedConv2d(nn.Module):
-    """A convolution whose input channels are scaled for each sample by a style, and its output to unit variance again.
+    """A convolution whose input channels are scaled by a style for each sample, and its output back to unit variance.
 
-    Karras et al. 2020, section 2.2, equations 1 and 3. Scaling features before and behind one convolution gives what the
-    paper's weights of every sample give as grouped convolution, and took a CPU 1.1 to 28 times less.
+    Karras et al. 2020, section 2.2, equations 1 and 3. Scaling the features before and after one convolution is equivalent to
+    the paper's grouped convolution with weights for each sample, and was 1.1 to 28 times faster on a CPU.
 
     Args:
-        inputs, outputs: channels.
-        kernel_size: pixels.
-        style_dim: W.
-        upsample: double height and width: a transposed convolution, then ``FILTER``.
-        demodulate: scale the output; otherwise the weights are scaled as those of ``EqualisedConv2d``.
-        gain: of the output.
+        inputs, outputs: Numbers of channels.
+        kernel_size: Kernel size.
+        style_dim: Number of style dimensions W.
+        upsample: Whether to double height and width by a transposed convolution followed by ``FILTER``.
+        demodulate: Whether to scale the output; otherwise the weights are scaled as in ``EqualisedConv2d``.
+        gain: Gain of the output.
     """
 
     def __init__(
@@ -120,8 +120,8 @@ class ModulatedConv2d(nn.Module):
         self.weight_scale = gain / math.sqrt(inputs * kernel_size**2)
 
     def forward(self, features: Tensor, style: Tensor) -> Tensor:
-        """[N, inputs, H, W] and [N, W] -> [N, outputs, H, W], or twice the size."""
-        with torch.autocast(style.device.type, enabled=False):  # squares of bfloat16 would be 1 % off
+        """Map features [N, inputs, H, W] and styles [N, W] to [N, outputs, H, W], or twice the size."""
+        with torch.autocast(style.device.type, enabled=False):  # in bfloat16 squares would be off by 1 %
             scale = self.affine(style)  # [N, inputs]
             if self.demodulate:
                 power = self.weight.square().sum(dim=(2, 3))  # [outputs, inputs]
@@ -143,11 +143,11 @@ class SynthesisLayer(nn.Module):
     """Modulated 3x3 convolution, noise for every pixel, and leaky ReLU. Karras et al. 2020, figure 2c.
 
     Args:
-        inputs, outputs: channels.
-        size: height and width of the output.
-        style_dim: W.
-        upsample: whether the input has half that size.
-        conv_clamp: largest magnitude of the output.
+        inputs, outputs: Numbers of channels.
+        size: Height and width of the output.
+        style_dim: Number of style dimensions W.
+        upsample: Whether the input has half that size.
+        conv_clamp: Maximum magnitude of the output.
     """
 
     noise: Tensor
@@ -159,15 +159,15 @@ class SynthesisLayer(nn.Module):
         self.convolution = ModulatedConv2d(
             inputs, outputs, 3, style_dim=style_dim, upsample=upsample, demodulate=True, gain=LEAKY_GAIN
         )
-        self.register_buffer("noise", torch.randn(1, 1, *size))  # where a latent is to have one image, as in an exported file
+        self.register_buffer("noise", torch.randn(1, 1, *size))  # fixed, for one image per latent, as in exported files
         self.noise_strength = nn.Parameter(torch.zeros(()))
         self.activation = ClampedLeakyReLU(conv_clamp)
 
     def forward(self, features: Tensor, style: Tensor, noise: Tensor | None = None) -> Tensor:
-        """[N, inputs, H, W] and [N, W] -> [N, outputs, H, W], or twice the size.
+        """Map features [N, inputs, H, W] and styles [N, W] to [N, outputs, H, W], or twice the size.
 
         Args:
-            noise: [N, 1, H, W] of the output, or what broadcasts to it; None draws it in training, and else is the buffer.
+            noise: Noise that broadcasts to [N, 1, H, W] of the output; None draws it in training and uses the buffer otherwise.
         """
         features = self.convolution(features, style)
         if noise is None:
@@ -176,15 +176,15 @@ class SynthesisLayer(nn.Module):
 
 
 class SynthesisBlock(nn.Module):
-    """The layers of one resolution, and what they add to the image: Karras et al. 2020, figure 7b ("skip" generator).
+    """The layers of one resolution and their contribution to the image: Karras et al. 2020, figure 7b ("skip" generator).
 
     Args:
-        inputs, outputs: channels.
-        size: height and width of the output.
-        image_channels: C.
-        style_dim: W.
-        upsample: whether the input has half that size; the first block's has not, and one layer less.
-        conv_clamp: largest magnitude of each layer's output.
+        inputs, outputs: Numbers of channels.
+        size: Height and width of the output.
+        image_channels: Number of image channels C.
+        style_dim: Number of style dimensions W.
+        upsample: Whether the input has half that size. False in the first block, which has one layer fewer.
+        conv_clamp: Maximum magnitude of each layer's output.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class SynthesisBlock(nn.Module):
     def forward(
         self, features: Tensor, image: Tensor | None, styles: Tensor, noise: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Features and image of the block before, [N, layers + 1, W] and each layer's noise -> those of this size."""
+        """Return features and image at this size, given those of the block before, styles [N, layers + 1, W] and noise."""
         for number, layer in enumerate(self.layers):
             features = layer(features, styles[:, number], None if noise is None else noise[number])
         added = self.to_image(features, styles[:, -1]).clamp(-self.conv_clamp, self.conv_clamp)
@@ -222,12 +222,12 @@ class SynthesisBlock(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Two 3x3 convolutions, the second to half the size: Karras et al. 2020, figure 7.
+    """Two 3x3 convolutions, the second of which halves the size: Karras et al. 2020, figure 7.
 
     Args:
-        inputs, outputs: channels.
-        residual: add a 1x1 convolution of the input, both divided by sqrt(2) (figure 7c).
-        conv_clamp: largest magnitude of each layer's output.
+        inputs, outputs: Numbers of channels.
+        residual: Whether to add a 1x1 convolution of the input, with both divided by sqrt(2) (figure 7c).
+        conv_clamp: Maximum magnitude of each layer's output.
     """
 
     def __init__(self, inputs: int, outputs: int, *, residual: bool, conv_clamp: float) -> None:
@@ -245,18 +245,18 @@ class DiscriminatorBlock(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """[N, inputs, H, W] -> [N, outputs, H/2, W/2]."""
+        """Map [N, inputs, H, W] to [N, outputs, H/2, W/2]."""
         main = self.main(features)
         return main if self.shortcut is None else main + self.shortcut(features)
 
 
 class MinibatchStandardDeviation(nn.Module):
-    """One more channel: the standard deviation over a group of samples, averaged over all features.
+    """Appends a channel: the standard deviation over a group of samples, averaged over all features.
 
     Karras et al. 2018 (progressive growing), section 3. The groups of a batch are interleaved, as in the paper's code.
 
     Args:
-        group_size: samples in a group, at most; the largest number that divides the batch is taken.
+        group_size: Maximum number of samples in a group; the largest number up to it that divides the batch is used.
     """
 
     def __init__(self, group_size: int) -> None:
@@ -264,7 +264,7 @@ class MinibatchStandardDeviation(nn.Module):
         self.group_size = group_size
 
     def forward(self, features: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C + 1, H, W]."""
+        """Map [N, C, H, W] to [N, C + 1, H, W]."""
         n, _, h, w = features.shape
         size = next(size for size in range(min(self.group_size, n), 0, -1) if n % size == 0)
         groups = features.unflatten(0, (size, n // size))  # [size, N / size, C, H, W]

@@ -1,4 +1,4 @@
-"""Captions as conditions: an encoder that is trained along with its network, and CLIP's, which is not."""
+"""Captions as conditions: an encoder trained with its network, and CLIP's frozen encoder."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from genimg.utils.rng import Stream, keys_of
 
 _NUM_HASHES = 2
 _PRIME = 2**31 - 1
-_KERNEL_SIZE = 5  # words that a layer sees together
+_KERNEL_SIZE = 5  # words
 _MOST_KNOWN = 100_000  # captions: 200 MB of CLIP's vectors
 
 
 class CaptionEncoder(ConditionEncoder):
-    """Captions as UTF-8 bytes padded with zeros, uint8 [N, L] with any L -> [N, E].
+    """Encoder of captions as UTF-8 bytes padded with zeros, from uint8 [N, L] with any L to [N, E].
 
     Args:
-        dim: E.
-        max_length: bytes that are read of a caption.
+        dim: Length E of the vector.
+        max_length: Maximum number of bytes read of a caption.
     """
 
     key = "caption"
@@ -43,29 +43,29 @@ class CaptionEncoder(ConditionEncoder):
         return torch.zeros(count, self.max_length, dtype=torch.uint8)
 
     def fitted(self, condition: Tensor) -> Tensor:
-        """[N, L] -> [N, max_length]."""
+        """Cut or pad captions [N, L] to [N, max_length]."""
         kept = condition[:, : self.max_length]
         return F.pad(kept, (0, self.max_length - kept.shape[1]))
 
 
 class TextEncoder(CaptionEncoder):
-    """Embeddings of the words and of their places, to which convolutions add what the neighbours say, and their mean.
+    """Embeddings of words and their positions, convolutions over neighbouring words, and the mean over words.
 
-    The mean is linear and follows no further layer, so that a phrase adds to the vector what it says wherever else it was
-    seen: unseen combinations of words are then read nearly as well as those of the training.
+    Only a linear layer and a norm follow the mean, so a phrase contributes similarly to the vector in any caption. Unseen
+    combinations of words are therefore read nearly as well as those seen in training.
 
-    The vector has mean 0 and deviation 1, however the network around it initialises its layers.
+    The vector has mean 0 and standard deviation 1, regardless of how the surrounding network initialises its layers.
 
     Args:
-        dim: E.
-        width: of a word's embedding.
-        max_length: bytes that are read of a caption.
-        max_words: that are read of a caption.
-        vocabulary: embeddings, which words share by hashing.
-        num_layers: convolutions, each over five words.
+        dim: Length E of the vector.
+        width: Length of a word's embedding.
+        max_length: Maximum number of bytes read of a caption.
+        max_words: Maximum number of words read of a caption.
+        vocabulary: Number of embeddings, which words share by hashing.
+        num_layers: Number of convolutions, each over five words.
 
     Raises:
-        ValueError: for a number that is not positive.
+        ValueError: If a number is not positive.
     """
 
     def __init__(self, *, dim: int, width: int, max_length: int, max_words: int, vocabulary: int, num_layers: int) -> None:
@@ -89,17 +89,17 @@ class TextEncoder(CaptionEncoder):
 
 
 class HashedWords(nn.Module):
-    """The words of captions as numbers below ``vocabulary``, without a list of words, and without waiting for the device.
+    """Words of captions as numbers below ``vocabulary``, without a word list and without synchronising with the device.
 
-    A word is what stands between two bytes that are no letter: letters are those of ASCII, capital or small, digits, and all
-    bytes of other alphabets. Each word has two numbers, so that two words that share one differ by the other (Svenstrup et
-    al. 2017, "Hash embeddings for efficient word representations"). A number is the sum over a word's bytes of a random
-    integer of the byte times one of its place in the word, modulo a prime and the vocabulary.
+    Words are separated by bytes that are not letters. Letters are those of ASCII in either case, digits, and all bytes of other
+    alphabets. Each word has two numbers, so two words that share one differ in the other (Svenstrup et al. 2017, "Hash
+    embeddings for efficient word representations"). A number is the sum, over a word's bytes, of a random integer for the byte
+    times one for its position in the word, modulo a prime and the vocabulary.
 
     Args:
-        max_length: L.
-        max_words: T; later words are left out.
-        vocabulary: V.
+        max_length: Maximum number of bytes L.
+        max_words: Maximum number of words T; later words are omitted.
+        vocabulary: Number of embeddings V.
     """
 
     byte_factors: Tensor
@@ -109,20 +109,20 @@ class HashedWords(nn.Module):
         super().__init__()
         self.max_words = max_words
         self.vocabulary = vocabulary
-        # Of 24 bits, so that the sum of 32,768 products fits into an int64.
+        # 24 bits, so the sum of 32,768 products fits into an int64.
         self.register_buffer("byte_factors", _random_integers(0, 256), persistent=False)  # [2, 256]
         self.register_buffer("place_factors", _random_integers(1, max_length), persistent=False)  # [2, L]
 
     def forward(self, captions: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [N, L] -> numbers int64 [N, T, 2], and whether there is such a word, bool [N, T]."""
+        """Map captions uint8 [N, L] to numbers int64 [N, T, 2] and a mask of existing words, bool [N, T]."""
         code = captions.long()
         code = code + 32 * ((code >= ord("A")) & (code <= ord("Z")))
         letter = ((code >= ord("a")) & (code <= ord("z"))) | ((code >= ord("0")) & (code <= ord("9"))) | (code >= 128)
         first = letter & ~F.pad(letter[:, :-1], (1, 0))
         word = first.long().cumsum(dim=1) - 1
         column = torch.arange(captions.shape[1], device=captions.device)
-        place = column - _running_maximum(torch.where(first, column, 0))  # in its word
-        word = torch.where(letter & (word < self.max_words), word, self.max_words)  # one more, for what is left out
+        place = column - _running_maximum(torch.where(first, column, 0))  # position in its word
+        word = torch.where(letter & (word < self.max_words), word, self.max_words)  # an extra slot for omitted bytes
         share = self.byte_factors[:, code] * self.place_factors[:, place]  # [2, N, L]
         empty = share.new_zeros(_NUM_HASHES, captions.shape[0], self.max_words + 1)
         hashed = empty.scatter_add(2, word.expand(_NUM_HASHES, -1, -1), share)[:, :, : self.max_words]
@@ -131,7 +131,7 @@ class HashedWords(nn.Module):
 
 
 class _WordConvolution(nn.Module):
-    """x + gelu(conv(norm(x))), in which words that are not there are 0."""
+    """x + gelu(conv(norm(x))), with 0 in place of missing words."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -139,25 +139,25 @@ class _WordConvolution(nn.Module):
         self.convolution = nn.Conv1d(width, width, _KERNEL_SIZE, padding=_KERNEL_SIZE // 2)
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """[N, T, W] and [N, T, 1] -> [N, T, W]."""
+        """Map features [N, T, W] and the mask [N, T, 1] to [N, T, W]."""
         words = (self.norm(features) * mask).transpose(1, 2)  # [N, W, T]
         return features + F.gelu(self.convolution(words)).transpose(1, 2)
 
 
 class ClipText(CaptionEncoder):
-    """The pooled output of a frozen CLIP text tower (Radford et al. 2021), and a linear layer and a norm that are trained.
+    """The pooled output of a frozen CLIP text tower (Radford et al. 2021), and a trained linear layer and norm.
 
-    The tower is no part of the network: it is neither initialised nor trained, averaged or saved with it, and all encoders of
-    one path share it. Each caption passes through it once, and its vector is kept; so the device is waited for.
+    The tower is not part of the network: it is not initialised, trained, averaged or saved with it. All encoders with the same
+    path share one tower. Each caption is encoded once and its vector cached on the CPU, which synchronises with the device.
 
     Args:
-        path: a directory as ``save_pretrained`` of the package transformers writes it: config.json, model.safetensors and the
-            tokenizer's files, of the text tower or of the whole CLIP.
-        dim: E.
-        max_length: bytes that are read of a caption; the tower itself reads 77 tokens.
+        path: Directory written by ``save_pretrained`` of the package transformers: config.json, model.safetensors and the
+            tokenizer's files, of the text tower or of a whole CLIP.
+        dim: Length E of the vector.
+        max_length: Maximum number of bytes read of a caption; the tower itself reads 77 tokens.
 
     Raises:
-        ConfigError: If there is no such directory, it holds something else, or the package is not installed.
+        ConfigError: If the directory does not exist, holds something else, or the package is not installed.
     """
 
     def __init__(self, *, path: LocalPath, dim: int, max_length: int) -> None:
@@ -170,7 +170,7 @@ class ClipText(CaptionEncoder):
 
 
 class _Tower:
-    """Tokenizer and text tower of one directory, and the vectors of the captions they have seen, on the CPU."""
+    """Tokenizer and text tower of one directory, with cached caption vectors on the CPU."""
 
     def __init__(self, path: str) -> None:
         if not Path(path).is_dir():
@@ -179,16 +179,16 @@ class _Tower:
             transformers = _import_transformers(path)
         try:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-            with torch.device("cpu"):  # also while the size of a checkpoint's model is checked: all encoders share the tower
+            with torch.device("cpu"):  # all encoders share it, even if built on the device meta
                 self.model, report = transformers.CLIPTextModel.from_pretrained(
                     path, local_files_only=True, use_safetensors=True, output_loading_info=True
                 )
-        except Exception as error:  # a directory of another kind makes it raise nearly anything
+        except Exception as error:  # other directories can raise nearly any error
             raise ConfigError(
                 f"path={path} holds no CLIP text model ({str(error).strip().splitlines()[0]})",
                 "it must have config.json, model.safetensors and the tokenizer's files",
             ) from error
-        if report["missing_keys"]:  # which would stay random
+        if report["missing_keys"]:  # they would stay random
             raise ConfigError(
                 f"path={path} holds no CLIP text model: it lacks {sorted(report['missing_keys'])[0]} and "
                 f"{len(report['missing_keys']) - 1} other weights"
@@ -199,7 +199,7 @@ class _Tower:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, captions: Tensor) -> Tensor:
-        """uint8 [N, L] -> float32 [N, hidden_size], on the same device."""
+        """Map captions uint8 [N, L] to vectors float32 [N, hidden_size] on the same device."""
         contents = [row.tobytes().rstrip(b"\0") for row in captions.cpu().numpy()]
         unknown = [content for content in dict.fromkeys(contents) if content not in self.known]
         if len(self.known) + len(unknown) > _MOST_KNOWN:
@@ -236,15 +236,15 @@ def _import_transformers(path: str) -> Any:
 
 
 def _running_maximum(numbers: Tensor) -> Tensor:
-    """[N, L], 0 or more -> at every place, the largest up to there."""
+    """Return the running maximum of non-negative numbers [N, L]."""
     if not torch.compiler.is_exporting():
         return numbers.cummax(dim=1).values
     later = torch.ones(numbers.shape[1], numbers.shape[1], dtype=torch.bool, device=numbers.device).triu(1)
-    return numbers[:, None, :].masked_fill(later, 0).amax(dim=2)  # the same, for programs in formats without cummax
+    return numbers[:, None, :].masked_fill(later, 0).amax(dim=2)  # the same, for export formats without cummax
 
 
 def _random_integers(table: int, count: int) -> Tensor:
-    """Return numbers of 24 bits, int64 [2, count], the same everywhere; another ``table`` has other numbers."""
+    """Return fixed random integers of 24 bits, int64 [2, count], which differ between values of ``table``."""
     columns = np.arange(count)
     rows = [keys_of(table, Stream.WORD_HASH, number, columns) >> 40 for number in range(_NUM_HASHES)]
     return torch.stack([torch.from_numpy(row.astype("int64")) for row in rows])

@@ -10,30 +10,30 @@ from torch import Tensor, nn
 from genimg.networks.layers import halvings, initialise, normalisation_layer, spectral_normalise, upsampling_convolution
 from genimg.utils.numbers import require_least
 
-_WIDEST = 8  # times the first width; section 6.1.1 of the paper
+_WIDEST = 8  # largest multiple of the first width; section 6.1.1 of the paper
 
 
 class Translator(nn.Module):
-    """Halves an image until ``num_downs`` times smaller and doubles it again, with what it was like beside each size.
+    """U-Net: halves an image ``num_downs`` times and doubles it again, with skip connections at each size.
 
-    At 256 px with width 64 and 8 halvings the generator of pix2pix. It takes images of any height and width that are multiples
-    of ``size_divisor``.
+    At 256 px with width 64 and 8 halvings it is pix2pix's generator. Height and width of images must be multiples of
+    ``size_divisor``.
 
     Args:
-        source_channels, target_channels: of the images.
-        image_size: pixels of the training's images, one number or [height, width].
-        width: channels after the first halving; doubled by each of the next three.
-        num_downs: halvings; None takes as many as the image size has room for, down to 1 or an odd size.
-        normalisation: see ``layers``; none of the first halving, and none at the smallest size. ``instance`` is without
-            scale and shift.
-        upsampling: see ``layers.upsampling_convolution``.
-        dropout: probability, behind the ``num_dropout`` doublings next to the smallest size; the paper's only randomness.
-        num_dropout: 3 in the paper.
-        initialisation: see ``layers``.
-        spectral_norm: of all layers.
+        source_channels, target_channels: Numbers of channels of source and target images.
+        image_size: Size of training images in pixels, one number or [height, width].
+        width: Number of channels after the first halving, doubled by each of the next three.
+        num_downs: Number of halvings; None uses as many as the image size allows, down to 1 px or an odd size.
+        normalisation: Normalisation of all but the first layer and the smallest size; see ``layers``. ``instance`` has no scale
+            and shift.
+        upsampling: See ``layers.upsampling_convolution``.
+        dropout: Dropout probability after the ``num_dropout`` innermost upsampling layers; the paper's only randomness.
+        num_dropout: Number of layers with dropout; 3 in the paper.
+        initialisation: See ``layers``.
+        spectral_norm: Whether to apply spectral normalisation to all layers.
 
     Raises:
-        ValueError: if the image cannot be halved so often.
+        ValueError: If the image cannot be halved that often.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class Translator(nn.Module):
             spectral_normalise(self)
 
     def forward(self, image: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C', H, W] in [-1, 1]."""
+        """Translate images [N, C, H, W] into [N, C', H, W] in [-1, 1]."""
         sides: list[Tensor] = []
         features = image
         for down in self.downs:
             features = down(features)
             sides.append(features)
-        sides.pop()  # the smallest is where the way up begins
+        sides.pop()  # the smallest is the input of the upsampling path
         for up in self.ups[:-1]:
             features = torch.cat([sides.pop(), up(features)], dim=1)
         translated: Tensor = self.ups[-1](features)

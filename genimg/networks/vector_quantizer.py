@@ -1,4 +1,4 @@
-"""A codebook: vectors by which the vectors of an encoder are replaced, each by the nearest.
+"""A codebook, which replaces each vector of an encoder by the nearest code.
 
 van den Oord et al., "Neural discrete representation learning", NeurIPS 2017, section 3 and appendix A.1; Razavi et al.,
 "Generating diverse high-fidelity images with VQ-VAE-2", NeurIPS 2019, equation 2. Letters: K codes of D numbers.
@@ -20,13 +20,13 @@ _EPSILON = 1e-5  # of the Laplace smoothing, as in the paper's code
 
 
 class Usage(NamedTuple):
-    """What a microbatch says about the codebook.
+    """Usage of the codebook in a microbatch.
 
     Attributes:
-        counts: [K], of vectors to which each code is nearest.
-        sums: [K, D], of those vectors.
-        candidates: [K, D], vectors drawn at random, one for each code that may have to start anew.
-        priorities: [K], random; of several microbatches, the candidate with the highest is taken.
+        counts: Number of vectors nearest to each code, [K].
+        sums: Sum of those vectors, [K, D].
+        candidates: Vectors drawn at random, one for each code in case it restarts, [K, D].
+        priorities: Random priorities [K]; of several microbatches, the candidate with the highest priority is used.
     """
 
     counts: Tensor
@@ -38,21 +38,20 @@ class Usage(NamedTuple):
 class VectorQuantizer(nn.Module):
     """Replaces each vector by the nearest code, always in float32.
 
-    With a ``decay`` the codebook is the moving average of the vectors that came to each code (appendix A.1), with Laplace
-    smoothing of the counts. It moves once a step, by what all microbatches of all ranks say together. Codes that hardly
-    anything comes to start anew at random vectors of the step, weighing as much as a code of average use (random restarts:
-    Dhariwal et al. 2020, "Jukebox", section 3.1); so does, in the first step, every code that nothing came to.
+    With a ``decay``, each code is the moving average of its nearest vectors (appendix A.1), with Laplace smoothing of the
+    counts. It is updated once per step from all microbatches of all ranks. Rarely used codes restart at random vectors of the
+    step, with the weight of a code of average use (random restarts: Dhariwal et al. 2020, "Jukebox", section 3.1). In the first
+    step, every unused code restarts.
 
     Args:
-        num_codes: K.
-        dim: D.
-        decay: weight of the old averages after a step; None for a codebook that is a parameter and learns by gradient
-            (equation 3).
-        restart_below: share of the average use, below which a code starts anew; 0 for none after the first step. None, and
-            only None, without a decay.
+        num_codes: Number of codes K.
+        dim: Number of dimensions D.
+        decay: Weight of the old averages in an update; None for a codebook that is learnt by gradient (equation 3).
+        restart_below: Fraction of the average use below which a code restarts; 0 for no restarts after the first step. Must be
+            None without a decay, and only then.
 
     Raises:
-        ValueError: if a setting is out of range, or would have no effect.
+        ValueError: If a setting is out of range or would have no effect.
     """
 
     def __init__(self, *, num_codes: int, dim: int, decay: float | None, restart_below: float | None) -> None:
@@ -85,33 +84,33 @@ class VectorQuantizer(nn.Module):
             self.register_buffer("sums", torch.zeros(num_codes, dim))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, D, h, w] -> the nearest codes' numbers, int64 [N, h, w], and the codes themselves, float32 [N, D, h, w]."""
+        """Return the nearest codes of features [N, D, h, w]: indices int64 [N, h, w] and vectors float32 [N, D, h, w]."""
         codes = self.nearest(features)
         return codes, self.lookup(codes)
 
     @torch.no_grad()
     def nearest(self, features: Tensor) -> Tensor:
-        """Equation 1: [N, D, h, w] -> int64 [N, h, w], of equally near codes the first."""
+        """Return indices int64 [N, h, w] of the codes nearest to features [N, D, h, w], the first in a tie: equation 1."""
         with torch.autocast(features.device.type, enabled=False):
-            # Around the codes' mean, which leaves distances as they are: squares of large numbers would hide small differences,
-            # all the more in the TF32 of GPUs. And without |z|^2, which is the same for all codes.
+            # Centred at the codes' mean, which preserves distances: squares of large numbers would hide small differences,
+            # especially in TF32 on GPUs. |z|^2 is omitted, because it is the same for all codes.
             centre = self.codebook.mean(dim=0)
             rows, codebook = _rows(features) - centre, self.codebook - centre
             distances = torch.addmm(codebook.square().sum(dim=1), rows, codebook.t(), alpha=-2.0)
             return distances.argmin(dim=1).view(len(features), *features.shape[2:])
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """int64 [N, h, w] -> float32 [N, D, h, w]."""
+        """Map indices int64 [N, h, w] to codes float32 [N, D, h, w]."""
         return F.embedding(codes, self.codebook).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def usage(self, features: Tensor, codes: Tensor) -> Usage:
-        """What one microbatch says: vectors [N, D, h, w] and their codes int64 [N, h, w]."""
+        """Return the usage in one microbatch of vectors [N, D, h, w] with codes int64 [N, h, w]."""
         rows, flat = _rows(features), codes.flatten()
         chosen = torch.randint(len(rows), (self.num_codes,), device=rows.device)
         return Usage(
             counts=torch.zeros(self.num_codes, device=rows.device).index_add_(0, flat, torch.ones_like(rows[:, 0])),
-            # The gradient of a lookup is this sum. It adds in one order everywhere, which index_add_ does not on a GPU.
+            # The gradient of a lookup is this sum. It adds in a fixed order, unlike index_add_ on a GPU.
             sums=torch.ops.aten.embedding_dense_backward(rows, flat, self.num_codes, -1, False),
             candidates=rows[chosen],
             priorities=torch.rand(self.num_codes, device=rows.device),
@@ -119,13 +118,13 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def learn(self, usages: Sequence[Usage]) -> Tensor:
-        """Move the codebook at the end of a step, unless it learns by gradient.
+        """Update the codebook at the end of a step, unless it is learnt by gradient.
 
         Args:
-            usages: of this rank's microbatches, each of which has equally many vectors on every rank.
+            usages: Usages of this rank's microbatches, each with equally many vectors on every rank.
 
         Returns:
-            [K], how many vectors came to each code, over all microbatches and ranks.
+            Number of vectors for each code over all microbatches and ranks, [K].
         """
         counts, sums = (torch.stack(each).sum(dim=0) for each in list(zip(*usages, strict=True))[:2])
         all_reduce_([counts, sums])
@@ -145,25 +144,25 @@ class VectorQuantizer(nn.Module):
 
 
 def straight_through(features: Tensor, vectors: Tensor) -> Tensor:
-    """The vectors, with a gradient that goes to the features as it is (section 3.2); [N, D, h, w] each."""
+    """Return the vectors with a gradient that passes to the features unchanged (section 3.2); [N, D, h, w] each."""
     return features + (vectors - features).detach()
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """exp of the entropy of the codes' use [K]: K where all are used alike, 1 where it is always the same; 0-d."""
+    """Return exp of the entropy of the codes' use [K]: K for uniform use, 1 if only one code is used; 0-d."""
     share = counts / counts.sum()
     return torch.special.entr(share).sum().exp()
 
 
 def _rows(features: Tensor) -> Tensor:
-    """[N, D, h, w] -> float32 [N h w, D], without a graph."""
+    """Map [N, D, h, w] to float32 [N h w, D], without a graph."""
     return features.detach().float().permute(0, 2, 3, 1).reshape(-1, features.shape[1])
 
 
 def _candidates(usages: Sequence[Usage]) -> Tensor:
-    """Of every code, the candidate [K, D] that has the highest priority among all microbatches of all ranks.
+    """Return, for every code, the candidate [K, D] with the highest priority among all microbatches of all ranks.
 
-    So each vector of the step is as likely, and it makes no difference which rank a microbatch was on.
+    All vectors of the step are equally likely, and the result does not depend on how microbatches are distributed over ranks.
     """
     candidates, priorities = (torch.stack(each) for each in list(zip(*usages, strict=True))[2:])  # [M, K, D], [M, K]
     for gather in (False, True):

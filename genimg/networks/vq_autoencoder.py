@@ -1,6 +1,6 @@
 """Encoder and decoder of the VQ-VAE: van den Oord et al., "Neural discrete representation learning", NeurIPS 2017, section 4.1.
 
-A grid of vectors stands for an image, so that every layer is a convolution and nothing is flattened.
+Images are represented by a grid of vectors, so every layer is a convolution.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from genimg.utils.numbers import require_least
 
 
 class ResidualBlock(nn.Module):
-    """Adds ReLU, a 3x3 convolution, ReLU and a 1x1 convolution.
+    """Residual block of ReLU, a 3x3 convolution, ReLU and a 1x1 convolution.
 
     Args:
-        width: channels of the features.
-        residual_width: channels between the two convolutions.
+        width: Number of channels of the features.
+        residual_width: Number of channels between the two convolutions.
     """
 
     def __init__(self, *, width: int, residual_width: int) -> None:
         super().__init__()
-        # Not in place: the sum needs the features as they were.
+        # Not in place, because the sum needs the original features.
         self.layers = nn.Sequential(
             nn.ReLU(),
             nn.Conv2d(width, residual_width, 3, padding=1),
@@ -33,7 +33,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C, H, W]."""
+        """Map [N, C, H, W] to [N, C, H, W]."""
         residual: Tensor = self.layers(features)
         return features + residual
 
@@ -42,19 +42,19 @@ class Encoder(nn.Module):
     """4x4 convolutions of stride 2, residual blocks, and a 1x1 convolution to the dimension of the codes.
 
     Args:
-        image_size: pixels, one number or [height, width].
-        channels: of the image.
-        dim: D, of the vectors.
-        width: channels of all layers between.
-        residual_width: channels inside the blocks.
-        num_blocks: residual blocks.
-        num_downs: strided convolutions, each of which halves height and width.
+        image_size: Image size in pixels, one number or [height, width].
+        channels: Number of image channels.
+        dim: Number of dimensions D of the vectors.
+        width: Number of channels of all intermediate layers.
+        residual_width: Number of channels inside the blocks.
+        num_blocks: Number of residual blocks.
+        num_downs: Number of strided convolutions, each of which halves height and width.
 
     Attributes:
-        grid: height and width of the grid of vectors.
+        grid: Height and width of the grid of vectors.
 
     Raises:
-        ValueError: if a setting is out of range, or the size cannot be halved that often.
+        ValueError: If a setting is out of range, or the size cannot be halved that often.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Encoder(nn.Module):
         self.project = nn.Conv2d(width, dim, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """[N, C, H, W] in [-1, 1] -> [N, D, h, w]."""
+        """Map images [N, C, H, W] in [-1, 1] to vectors [N, D, h, w]."""
         features = image
         for number, down in enumerate(self.downs):
             features = down(features if number == 0 else F.relu(features))
@@ -91,13 +91,14 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """The encoder mirrored: a 3x3 convolution, residual blocks, and transposed 4x4 convolutions of stride 2.
 
-    Its last layer is linear: the mean of a Gaussian of fixed variance, for which a distance such as the mean square stands. A
-    tanh would reach the black and the white of images, -1 and 1, only with infinite inputs.
+    The last layer is linear: it gives the mean of a Gaussian of fixed variance, as implied by a loss such as the mean squared
+    error. A tanh would reach black and white, -1 and 1, only with infinite inputs.
 
-    Args: as the encoder's.
+    Args:
+        channels, dim, width, residual_width, num_blocks, num_downs: Same as the encoder's.
 
     Raises:
-        ValueError: if a setting is out of range.
+        ValueError: If a setting is out of range.
     """
 
     def __init__(self, *, channels: int, dim: int, width: int, residual_width: int, num_blocks: int, num_downs: int) -> None:
@@ -111,7 +112,7 @@ class Decoder(nn.Module):
         self.ups = nn.ModuleList(nn.ConvTranspose2d(width, count, 4, stride=2, padding=1) for count in outputs)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """[N, D, h, w] -> [N, C, H, W], unbounded."""
+        """Map vectors [N, D, h, w] to images [N, C, H, W], unbounded."""
         features = self.expand(vectors)
         for block in self.blocks:
             features = block(features)

@@ -1,4 +1,4 @@
-"""What genimg-report makes of run directories: one self-contained page, a CSV file and a Markdown file. Needs no PyTorch."""
+"""Reports about run directories: a self-contained page, a CSV file and a Markdown file. Needs no PyTorch."""
 
 from genimg.reporting.writing import Report, write_report
 

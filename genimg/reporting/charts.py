@@ -1,4 +1,4 @@
-"""Charts as SVG: what a page without JavaScript shows, and what its script draws anew at the width that there is."""
+"""Charts as SVG. Without JavaScript, the page shows these; its script redraws them at the available width."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Place = Callable[[float], float]
 
 
 def look(number: int) -> str:
-    """Classes of a run's colour and dashes; pairs repeat after 24 runs."""
+    """Return the CSS classes of a run's colour and dashes; pairs repeat after 16 runs."""
     return f"c{number % _COLOURS} d{(number + number // _COLOURS) % _DASHES}"
 
 
 def chart_svg(chart: Chart, labels: list[str]) -> Raw:
-    """A chart of a fixed size, with a text for those who do not see it.
+    """Return a chart of fixed size, with a text description for screen readers.
 
     Args:
-        chart: to draw.
-        labels: of all runs.
+        chart: The chart.
+        labels: Labels of all runs.
     """
     extent = [number for each in chart.series for number in each.extent]
     ticks = nice_ticks(min(extent), max(extent))
@@ -51,7 +51,7 @@ def chart_svg(chart: Chart, labels: list[str]) -> Raw:
 
 
 def described(chart: Chart, labels: list[str]) -> str:
-    """A chart in words: where each curve starts and ends."""
+    """Describe a chart in words: the first and last value of each curve."""
     shown = chart.series[:8]
     parts = [f"{labels[each.run]} from {number_in_words(each.y[0])} to {number_in_words(each.y[-1])}" for each in shown]
     more = f", and {len(chart.series) - len(shown)} more runs" if len(chart.series) > len(shown) else ""
@@ -83,13 +83,13 @@ def _series(series: Series, has_points: bool, x_of: Place, y_of: Place) -> Raw:
 
 
 def swatch(number: int) -> Raw:
-    """A short piece of a run's line, beside its name."""
+    """Return a short sample of a run's line."""
     line = tag("line", class_="line", x1="1", x2="25", y1="5", y2="5")
     return tag("svg", line, class_=f"swatch {look(number)}", viewBox="0 0 26 10", width="26", height="10", aria_hidden="true")
 
 
 def named(number: int, label: str) -> Raw:
-    """A run's name with its line."""
+    """Return a run's name with a sample of its line."""
     return tag("span", swatch(number), join(" ", escape(label)), class_="named")
 
 

@@ -1,4 +1,4 @@
-"""Which runs a list of directories holds: runs themselves, sweeps, and folders of either."""
+"""Find the runs in directories: runs themselves, sweeps, and folders of either."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from genimg.errors import ConfigError, DataError
 from genimg.reporting.runs import Run, is_run, read_run
 from genimg.utils.sweep_table import rows_of
 
-_DEPTH = 3  # levels below a directory at which runs are looked for: outputs/multirun/DATE/TIME/JOB
+_DEPTH = 3  # levels below a directory that are searched for runs: outputs/multirun/DATE/TIME/JOB
 _INSIDE_A_RUN = {"checkpoints", "tensorboard", "samples", ".hydra"}
 _OVERRIDE = re.compile(r"\s+(?=[+~]{0,2}[A-Za-z_][\w./@-]*=)")
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What is compared.
+    """The runs of a report.
 
     Attributes:
-        directories: as they were given.
-        runs: in their order.
-        is_sweep: whether one directory of the jobs of a sweep was given.
+        directories: Directories as given.
+        runs: Runs in the order of the directories.
+        is_sweep: Whether the only directory is that of a sweep.
     """
 
     directories: list[Path]
@@ -33,11 +33,11 @@ class Collection:
 
 
 def collect(directories: Sequence[Path]) -> Collection:
-    """Read all runs of the directories; one that is named twice counts once.
+    """Read all runs of the directories, each run once.
 
     Raises:
-        ConfigError: If none are given.
-        DataError: If one does not exist, or holds neither a run nor a sweep.
+        ConfigError: If no directory is given.
+        DataError: If a directory does not exist, or holds neither a run nor a sweep.
     """
     if not directories:
         raise ConfigError("no run is given: genimg-report RUN_OR_SWEEP_DIR ...", key="runs")
@@ -65,12 +65,12 @@ def collect(directories: Sequence[Path]) -> Collection:
 
 
 def _is_sweep(directory: Path) -> bool:
-    """Whether Hydra or its launcher says so; other directories hold runs that need not belong together."""
+    """Return whether Hydra or its launcher marked a directory as a sweep; runs elsewhere may be unrelated."""
     return any((directory / name).is_file() for name in ("multirun.yaml", "sweep.csv"))
 
 
 def _members(directory: Path) -> Iterator[tuple[Path, dict[str, str]]]:
-    """Runs below a directory, with their rows of the tables of their sweeps; first those that a table names."""
+    """Yield runs below a directory in natural order, each with its row in the table of its sweep."""
     rows = {directory / row["directory"]: row for row in rows_of(directory / "sweep.csv")}
     folders = list(_runs_below(directory, _DEPTH))
     for folder in sorted({*folders, *rows}, key=lambda each: _natural(each.relative_to(directory))):
@@ -100,7 +100,7 @@ def _read(folder: Path, label: str, row: dict[str, str]) -> Run:
     if not run.overrides and row.get("overrides"):
         run.overrides = [each for each in _OVERRIDE.split(row["overrides"].strip()) if each]
     told = row.get("status") or ""
-    # The launcher saw how the process ended; the run itself knows better whether it has gone on since.
+    # The launcher saw how the process ended, but the run itself may have continued since.
     if told == "failed" and run.status in ("unfinished", "not started", "failed", "in progress"):
         run.status = "failed"
     if told == "pruned" and run.status != "completed":
@@ -111,7 +111,7 @@ def _read(folder: Path, label: str, row: dict[str, str]) -> Run:
 
 
 def _labels(pairs: Sequence[tuple[Path, Path]], *, several: bool) -> list[str]:
-    """Names as short as they can be told apart."""
+    """Return the shortest unique names of the runs."""
     labels = [folder.name if folder.name not in ("", "..") else folder.resolve().name for _, folder in pairs]
     if len(set(labels)) == len(labels):
         return labels
@@ -122,6 +122,6 @@ def _labels(pairs: Sequence[tuple[Path, Path]], *, several: bool) -> list[str]:
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
-    """So that job 10 comes after job 9."""
+    """Return a sort key that puts job 10 after job 9."""
     parts = re.split(r"(\d+)", str(path))
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]

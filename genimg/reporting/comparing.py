@@ -1,4 +1,4 @@
-"""Sections that set several runs side by side."""
+"""Sections of the page that compare several runs."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from genimg.reporting.runs import FAILED, Run, Value
 from genimg.reporting.scales import images_in_words, number_in_words
 from genimg.reporting.settings import Setting, differing_keys, in_words, is_number
 
-_MOST_CHARACTERS = 160  # of a setting in a table
+_MOST_CHARACTERS = 160  # for a setting in a table
 
 
 def status(run: Run) -> Raw:
-    """A word in its colour."""
+    """Return a run's status, coloured."""
     kind = "bad" if run.status in FAILED else "good" if run.status == "completed" else "neutral"
     return tag("span", run.status, class_=f"status {kind}")
 
 
 def status_and_reason(run: Run) -> Raw:
-    """With why, where that is known."""
+    """Return a run's status with its reason, if known."""
     return join(status(run), tag("span", run.reason, class_="reason") if run.reason else None)
 
 
 def link(run: Run, number: int) -> Raw:
-    """To what is told of a run alone."""
+    """Return a link to a run's own section."""
     return tag("a", named(number, run.label), href=f"#run-{number}")
 
 
 def leaderboard(ranking: Ranking, swept: Mapping[str, Sequence[Setting]]) -> Raw:
-    """All runs, failed ones included; a click on a title sorts."""
+    """Return a table of all runs, including failed ones, that is sorted by a click on a column title."""
     metric = ranking.metric
     titles = ["Place", "Run", *([f"best {metric}"] if metric else []), "Status", *swept]
     titles += ["at images", f"last {metric}"] if metric else []
@@ -98,7 +98,7 @@ def _number(value: Value | None) -> float | None:
 def influence(
     ranking: Ranking, swept: Mapping[str, Sequence[Setting]], found: Sequence[Importance], noise: tuple[float, int] | None
 ) -> Raw | None:
-    """Parallel coordinates, and how much each swept key explains; None where nothing was swept or measured."""
+    """Return parallel coordinates and each swept key's share of the variance, or None if nothing was swept or measured."""
     if not swept or ranking.metric is None:
         return None
     measured = sum(each.value is not None for each in ranking.standings)
@@ -164,7 +164,7 @@ def _method(found: Sequence[Importance]) -> str:
 
 
 def metrics(runs: Sequence[Run]) -> Raw | None:
-    """A row for each run, a column for each metric: at the best evaluation, the last one and the one at the end."""
+    """Return tables with a row per run and a column per metric: at the best, the last and the final evaluation."""
     names = list(dict.fromkeys(name for run in runs for each in (run.best, run.last) if each for name in each.values))
     if not names:
         return None
@@ -198,7 +198,7 @@ def metrics(runs: Sequence[Run]) -> Raw | None:
 
 
 def settings(runs: Sequence[Run]) -> Raw:
-    """Only the keys of the configs that differ; a column for each run."""
+    """Return a table of the config keys that differ, with a column per run."""
     found = differing_keys(runs)
     numbered = [(number, run) for number, run in enumerate(runs) if run.settings]
     if not found:
@@ -215,7 +215,7 @@ def settings(runs: Sequence[Run]) -> Raw:
 
 
 def speeds(runs: Sequence[Run]) -> Raw:
-    """Throughput, time, and what ran where; what is the same in all runs stands there once."""
+    """Return a table of throughput, time and environment; facts that all runs share are listed once below it."""
     head = ["Run", "images seen", "images/s", "training", "evaluations", "share of evaluations", "waiting for data"]
     known = [run for run in runs if run.summary]
     shared = {title: of(known[0]) for title, of in _CIRCUMSTANCES.items() if known and len({of(run) for run in known}) == 1}

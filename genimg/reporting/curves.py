@@ -1,4 +1,4 @@
-"""What is drawn over images seen: which charts there are, and the points of each run."""
+"""Select the charts over images seen, and the points of each run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from genimg.reporting.runs import Run
 from genimg.reporting.scales import thinned
 
-_MOST_POINTS = 40_000  # of all runs in one chart
+_MOST_POINTS = 40_000  # points of all runs in one chart
 _GROUPS = (
     ("Evaluation", ("evaluation/",)),
     ("Losses", ("loss/",)),
@@ -23,13 +23,14 @@ _OTHER = "Inside the training"
 
 @dataclass(frozen=True)
 class Series:
-    """One run's curve; ``low`` and ``high`` are bounds where a point has them.
+    """One run's curve.
 
     Attributes:
-        run: number of the run.
-        x: images seen.
-        y: the values.
-        best: place of the point that the run calls its best evaluation; None where there is none.
+        run: Number of the run.
+        x: Numbers of images seen.
+        y: Values.
+        low, high: Bounds of the values, None where a value has none; empty if no value has bounds.
+        best: Index of the run's best evaluation; None if there is none.
     """
 
     run: int
@@ -41,7 +42,7 @@ class Series:
 
     @property
     def extent(self) -> list[float]:
-        """All numbers that must be in sight."""
+        """All numbers that the y axis must include."""
         return [*self.y, *(bound for bound in (*self.low, *self.high) if bound is not None)]
 
 
@@ -50,12 +51,12 @@ class Chart:
     """One quantity of all runs.
 
     Attributes:
-        name: as the run calls it.
-        group: of which section.
-        series: a run each.
-        has_points: whether single points are marked, as of evaluations.
-        better: ``lower is better`` or ``higher is better`` of the metric that chooses the best; else empty.
-        thinned: whether points were left out.
+        name: Name of the quantity in the records.
+        group: Section of the page.
+        series: One curve per run.
+        has_points: Whether single points are marked, as for evaluations.
+        better: ``lower is better`` or ``higher is better`` for the primary metric; else empty.
+        thinned: Whether points were omitted.
     """
 
     name: str
@@ -66,7 +67,7 @@ class Chart:
     thinned: bool = False
 
     def as_data(self) -> dict[str, Any]:
-        """What the page's script draws from."""
+        """Return the chart as JSON data for the page's script."""
         return {
             "name": self.name,
             "points": self.has_points,
@@ -80,7 +81,7 @@ class Chart:
 
 
 def charts(runs: Sequence[Run], primary: str | None, higher_is_better: bool | None) -> dict[str, list[Chart]]:
-    """All charts by group, the primary metric first, and groups without charts left out."""
+    """Return all charts by group, the primary metric first, without empty groups."""
     found: dict[str, list[Chart]] = {title: [] for title in (*(title for title, _ in _GROUPS), _OTHER)}
     names = dict.fromkeys(name for run in runs for each in run.evaluations for name in each.values)
     for name in sorted(names, key=lambda each: each != primary):
@@ -132,7 +133,7 @@ def _points(run: Run, name: str) -> tuple[list[int], list[float]]:
 
 
 def _thin(x: list[int], y: list[float], most: int) -> tuple[list[int], list[float]]:
-    """Evenly spaced parts of a curve, each by its lowest and its highest point, so that no peak is lost."""
+    """Keep the lowest and highest point of each of evenly spaced parts of a curve, so no peak is lost."""
     if len(x) <= most:
         return x, y
     edges = thinned(len(x), most // 2)
@@ -145,7 +146,7 @@ def _thin(x: list[int], y: list[float], most: int) -> tuple[list[int], list[floa
 
 
 def _merged(found: Sequence[Chart]) -> list[Chart]:
-    """Networks often share their learning rate: equal curves are drawn once, under both names."""
+    """Merge charts with equal curves under both names, because networks often share their learning rate."""
     merged: list[Chart] = []
     for chart in found:
         twin = next((place for place, each in enumerate(merged) if each.series == chart.series), None)
@@ -157,5 +158,5 @@ def _merged(found: Sequence[Chart]) -> list[Chart]:
 
 
 def _short(numbers: Iterable[float | None]) -> list[float | None]:
-    """Six digits are more than a picture shows."""
+    """Round to six digits, more than a chart shows."""
     return [None if number is None else float(f"{number:.6g}") for number in numbers]

@@ -1,4 +1,4 @@
-"""Whether higher values of an evaluation's first metric are better: read from the evaluator's source, which imports PyTorch."""
+"""Find whether higher values of a metric are better, without importing evaluators, which need PyTorch."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import genimg
 _NAME = "higher_is_better"
 
 
-_HIGHER = ("psnr", "ssim", "ms_ssim")  # of what ``evaluation.best_by`` may name
+_HIGHER = ("psnr", "ssim", "ms_ssim")  # values of ``evaluation.best_by``
 
 
 def declared_direction(evaluation: Any) -> bool | None:
-    """What the evaluator of a config, or else its first metric, declares as ``higher_is_better``.
+    """Return ``higher_is_better`` as declared in the source of the config's evaluator or its first metric.
 
     Returns:
-        None for evaluators and metrics that are not genimg's own: their source is not looked for.
+        None for evaluators and metrics outside genimg, whose source is not read.
     """
     if not isinstance(evaluation, dict):
         return None
-    if isinstance(chosen := evaluation.get("best_by"), str):  # of translations
+    if isinstance(chosen := evaluation.get("best_by"), str):  # translation metrics
         return chosen in _HIGHER
     metrics = evaluation.get("metrics")
     of_metrics = list(metrics.values()) if isinstance(metrics, dict) else []
@@ -36,7 +36,7 @@ def declared_direction(evaluation: Any) -> bool | None:
 
 @cache
 def _declared(target: str) -> bool | None:
-    """The constant that the class assigns, or that its property of that name returns."""
+    """Return the constant that the class assigns to ``higher_is_better``, or that its property returns."""
     module, _, name = target.rpartition(".")
     path = Path(genimg.__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
     if not path.is_file():

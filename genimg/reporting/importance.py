@@ -1,4 +1,4 @@
-"""Which hyperparameters of a sweep mattered, and how sure one can be of it."""
+"""Estimate how important the hyperparameters of a sweep are, and how reliable the estimate is."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from statistics import fmean, variance
 
 from genimg.reporting.settings import Setting, in_words, is_number
 
-_MOST_GROUPS = 6  # distinct numbers that are compared as groups; of more, the order counts
+_MOST_GROUPS = 6  # most distinct numbers compared as groups; more are compared by rank
 _FEW_JOBS = 8
 
 
 @dataclass(frozen=True)
 class Importance:
-    """How much of a metric's variance one key explains alone.
+    """The share of a metric's variance that one key explains alone.
 
     Attributes:
-        key: that was swept.
-        share: eta squared, or the squared rank correlation; between 0 and 1.
-        by_rank: whether it is the rank correlation.
-        chance: the share that a key without any influence would have on average, with so many jobs and settings.
-        groups: (setting, number of jobs, mean of the metric), in the settings' order.
+        key: The swept key.
+        share: Eta squared or the squared rank correlation, between 0 and 1.
+        by_rank: Whether ``share`` is the rank correlation.
+        chance: Mean share of a key without influence, for the same numbers of jobs and settings.
+        groups: (setting, number of jobs, mean of the metric), in the order of the settings.
     """
 
     key: str
@@ -34,11 +34,11 @@ class Importance:
 
 
 def importances(swept: Mapping[str, Sequence[Setting]], values: Sequence[float | None]) -> list[Importance]:
-    """For each swept key, most important first; keys with one value among the measured runs are left out.
+    """Return the importance of each swept key that differs among the measured runs, most important first.
 
     Args:
-        swept: key -> setting of each run.
-        values: the metric of each run; None where it has none.
+        swept: Settings of all runs by key.
+        values: Metric of each run; None for runs without a value.
     """
     measured = [place for place, value in enumerate(values) if value is not None]
     found = []
@@ -62,7 +62,7 @@ def _importance(key: str, pairs: Sequence[tuple[Setting, float]]) -> Importance:
 
 
 def eta_squared(groups: Sequence[Sequence[float]]) -> float:
-    """The share of the variance that lies between groups: sum of squares between over total; 0 where all is the same."""
+    """Return the between-group sum of squares over the total sum of squares; 0 if all values are equal."""
     everything = [value for group in groups for value in group]
     mean = fmean(everything)
     total = math.fsum((value - mean) ** 2 for value in everything)
@@ -71,7 +71,7 @@ def eta_squared(groups: Sequence[Sequence[float]]) -> float:
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """The correlation of ranks, ties at their mean rank; 0 where a side is constant."""
+    """Return the rank correlation, with ties at their mean rank; 0 if ``x`` or ``y`` is constant."""
     a, b = _ranks(x), _ranks(y)
     mean = (len(a) + 1) / 2
     product = math.fsum((p - mean) * (q - mean) for p, q in zip(a, b, strict=True))
@@ -87,10 +87,10 @@ def _ranks(values: Sequence[float]) -> list[float]:
 
 
 def noise_floor(swept: Mapping[str, Sequence[Setting]], values: Sequence[float | None]) -> tuple[float, int] | None:
-    """The standard deviation between runs that differ in their seed alone, pooled over settings, and how many runs tell it.
+    """Return the standard deviation between runs that differ only in their seed, pooled over settings.
 
     Returns:
-        None if no seed was swept, or no setting was run with two.
+        Standard deviation and number of runs it is computed from; None if no setting was run with two seeds.
     """
     if "seed" not in swept:
         return None
@@ -106,7 +106,7 @@ def noise_floor(swept: Mapping[str, Sequence[Setting]], values: Sequence[float |
 
 
 def caution(found: Sequence[Importance], num_jobs: int) -> str:
-    """How far these shares can be trusted, in a sentence."""
+    """Return a sentence on how reliable the shares are."""
     if num_jobs < 3 or not found:
         return f"With {num_jobs} measured job{'s' * (num_jobs != 1)} nothing can be said about which setting mattered."
     if all(max(count for _, count, _ in each.groups) < 2 for each in found if not each.by_rank) and not all(

@@ -1,4 +1,4 @@
-"""Sections to look at: samples over time, and curves."""
+"""Sections with samples over time and curves."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from genimg.reporting.ranking import Ranking
 from genimg.reporting.runs import Run
 
 _OPEN = ("Evaluation", "Losses")
-_BEST = 8  # runs, of more, whose curves a page with many shows at first; as many as there are colours
-_TINY = 150  # pixels a side: a diagram of blocks, which are to stay sharp
+_BEST = 8  # most runs whose curves a page with many runs shows at first; one per colour
+_TINY = 150  # width in pixels below which a picture is enlarged with sharp pixels
 _TITLES = {"real": "Real images"}
 
 
 def samples(runs: Sequence[Run], gallery: Gallery) -> Raw | None:
-    """A slider over images seen for each kind of picture, all runs side by side; without a script the first and the last."""
+    """Return a slider over images seen for each kind of picture, all runs side by side; without a script, first and last."""
     if not gallery.kinds:
         return None
     order = list(gallery.kinds)
@@ -29,7 +29,7 @@ def samples(runs: Sequence[Run], gallery: Gallery) -> Raw | None:
 
 
 def _kind(runs: Sequence[Run], kind: str, made: dict[int, list[Picture]], number: int) -> Raw:
-    """The first and last pictures are part of the page; the script finds the others beside them."""
+    """Return the pictures of one kind: the first and last as elements, the others as data for the script."""
     times = sorted({picture.images for pictures in made.values() for picture in pictures})
     figures = []
     is_shared = len(made) > 1 and len({tuple(picture.uri for picture in pictures) for pictures in made.values()}) == 1
@@ -80,7 +80,7 @@ def _seen(pictures: Sequence[Picture]) -> str:
 
 
 def curves(runs: Sequence[Run], ranking: Ranking) -> Raw | None:
-    """All charts, over images seen."""
+    """Return all charts over images seen, or None if there are none."""
     groups = charts_of(runs, ranking.metric, ranking.higher_is_better)
     if not groups:
         return None
@@ -111,7 +111,7 @@ def curves(runs: Sequence[Run], ranking: Ranking) -> Raw | None:
 
 
 def _controls(labels: Sequence[str], drawn: Sequence[int], best: Sequence[int]) -> Raw:
-    """Buttons of the runs, and where these are many, of all, none and the best ones."""
+    """Return a button for each run and, if there are many, buttons for all, none and the best ones."""
     buttons = (
         tag(
             "button",

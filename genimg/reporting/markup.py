@@ -1,4 +1,4 @@
-"""HTML as text. Everything that comes from files passes through ``escape`` or ``json_in_script``."""
+"""Build HTML as text. Everything read from files passes through ``escape`` or ``json_in_script``."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from typing import Any
 
 
 class Raw(str):
-    """Text that is HTML already."""
+    """Text that is already HTML."""
 
 
 def escape(content: object) -> Raw:
-    """As text; also fit for attributes in double quotes. Raw stays as it is."""
+    """Escape content for HTML text and for attributes in double quotes. Raw is returned unchanged."""
     return content if isinstance(content, Raw) else Raw(html.escape(str(content), quote=True))
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Raw:
-    """An element. None and False leave an attribute out, True gives it no value; A last ``_``
-    is dropped, others become ``-``."""
+    """Return an element.
+
+    An attribute that is None or False is omitted; True gives it no value. In its name, a trailing ``_`` is dropped and others
+    become ``-``.
+    """
     words = [name]
     for key, value in attributes.items():
         if value is None or value is False:
@@ -30,12 +33,12 @@ def tag(name: str, /, *children: object, **attributes: object) -> Raw:
 
 
 def join(*children: object) -> Raw:
-    """Side by side; None is nothing."""
+    """Concatenate children, skipping None."""
     return Raw("".join(escape(child) for child in children if child is not None))
 
 
 def json_in_script(data: Any, **attributes: object) -> Raw:
-    """Data that a script reads; no text in it can end the element."""
+    """Return a JSON element for the page's script; no text in the data can end the element."""
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -43,7 +46,7 @@ def json_in_script(data: Any, **attributes: object) -> Raw:
 
 
 def table(caption: str, head: list[object], rows: list[list[object]], **attributes: object) -> Raw:
-    """With a header for each column and each row's first cell, in a region of its own that scrolls."""
+    """Return a table in a scrollable region; the cells of the first row and column are headers."""
     numeric = [is_number_cell(cell) for cell in rows[0]] if rows else [False] * len(head)
     titles = (
         tag("th", title, scope="col", class_="number" if is_numeric else None)
@@ -55,15 +58,15 @@ def table(caption: str, head: list[object], rows: list[list[object]], **attribut
 
 
 def is_cell(content: object) -> bool:
-    """Whether it is a whole cell of a table."""
+    """Return whether content is a table cell."""
     return isinstance(content, Raw) and content.startswith("<td")
 
 
 def is_number_cell(content: object) -> bool:
-    """Whether ``number_cell`` made it."""
+    """Return whether content is a cell made by ``number_cell``."""
     return isinstance(content, Raw) and content.startswith('<td class="number"')
 
 
 def number_cell(text: object, value: float | None = None) -> Raw:
-    """Aligned to the right; ``value`` is what it is sorted by."""
+    """Return a right-aligned cell; ``value`` is its sort key."""
     return tag("td", text, class_="number", data_value=None if value is None else repr(float(value)))

@@ -1,4 +1,4 @@
-"""Measured values and facts of runs in words, as the page, the Markdown and the CSV file share them."""
+"""Measured values and facts of runs as text, shared by the page, the Markdown file and the CSV file."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from genimg.utils.mappings import flatten
 
 @dataclass(frozen=True)
 class Speed:
-    """What a run's time went into.
+    """The time that a run took. Unknown values are None.
 
     Attributes:
-        images_per_second: while training; None where it is not known.
-        training_seconds: the evaluations apart.
-        evaluation_seconds: of all evaluations.
-        evaluation_share: of both together.
-        data_wait_share: of the training, waiting for data.
+        images_per_second: Throughput of the training, without evaluations.
+        training_seconds: Time of the training, without evaluations.
+        evaluation_seconds: Time of all evaluations.
+        evaluation_share: Share of the evaluations in both times together.
+        data_wait_share: Share of the training time spent waiting for data.
     """
 
     images_per_second: float | None
@@ -30,7 +30,7 @@ class Speed:
 
 
 def speed(run: Run) -> Speed:
-    """From the run's summary, else from its records so far."""
+    """Return a run's speed from its summary, or else from its records so far."""
     rate, waiting = run.summary.get("training_images_per_second"), run.summary.get("data_wait_share")
     evaluating = run.summary.get("evaluation_seconds")
     if rate is None or run.status == "in progress":
@@ -41,7 +41,7 @@ def speed(run: Run) -> Speed:
 
 
 def _from_records(run: Run) -> tuple[float | None, float | None, float | None]:
-    """Records give the rate of an interval each, and the share of it that was waited."""
+    """Return rate, data wait share and evaluation seconds from records, each with the rate and wait share of its interval."""
     seconds = waited = evaluating = 0.0
     before = 0
     for record in run.records:
@@ -55,7 +55,7 @@ def _from_records(run: Run) -> tuple[float | None, float | None, float | None]:
 
 
 def value_in_words(value: Value | None) -> str:
-    """``28.49 [27.91, 29.14]`` with a 95 % interval, ``0.409 (sd 0.027)`` with a deviation; a dash for None."""
+    """Return ``28.49 [27.91, 29.14]`` with a 95 % interval, ``0.409 (sd 0.027)`` with a deviation, or a dash for None."""
     if value is None:
         return "—"
     text = number_in_words(value.number)
@@ -67,7 +67,7 @@ def value_in_words(value: Value | None) -> str:
 
 
 def duration_in_words(seconds: float | None) -> str:
-    """``1 h 05 min``, ``3 min 20 s``, ``45 s``; a dash for None."""
+    """Return ``1 h 05 min``, ``3 min 20 s`` or ``45 s``, or a dash for None."""
     if seconds is None:
         return "—"
     minutes, rest = divmod(round(seconds), 60)
@@ -78,24 +78,24 @@ def duration_in_words(seconds: float | None) -> str:
 
 
 def share_in_words(share: float | None, digits: int = 1) -> str:
-    """In per cent; a dash for None."""
+    """Return a share in per cent, or a dash for None."""
     return "—" if share is None else f"{100 * share:.{digits}f} %"
 
 
 def among_evaluations(run: Run) -> str:
-    """Return `` of 5 evaluations``, over which the best one was chosen; nothing where they were not counted."""
+    """Return `` of 5 evaluations``, the number that the best was chosen from, or an empty string if it is unknown."""
     count = run.num_evaluations
     return "" if count is None else f" of {count} evaluation{'s' * (count != 1)}"
 
 
 def columns(run: Run) -> dict[str, Measured]:
-    """The evaluations that a run's table shows, by title."""
+    """Return the evaluations in a run's table, by title."""
     found = {"last": run.last, f"best{among_evaluations(run)}": run.best, "at the end": run.final}
     return {title: each for title, each in found.items() if each is not None}
 
 
 def provenance(measured: Measured) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """What an evaluation depends on, with titles: the important things, and all others."""
+    """Return the titled facts that an evaluation depends on: the important ones, and all others."""
     found = measured.provenance
     facts = {key: value for key, value in flatten(found).items() if value not in (None, {}, "")} if found else {}
     titles = {
@@ -128,7 +128,7 @@ def _fact(value: Any) -> str:
 
 
 def hardware(run: Run) -> str:
-    """In a line; a dash where it is not known."""
+    """Return a run's hardware in one line, or a dash if it is unknown."""
     found = run.summary.get("hardware")
     if isinstance(found, dict):
         return ", ".join(f"{key}: {value}" for key, value in found.items() if value not in (None, ""))

@@ -1,4 +1,4 @@
-"""The page as a whole: one HTML file that needs nothing else, and asks for nothing."""
+"""Assemble the page: a self-contained HTML file that makes no requests."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _POLICY = (
 
 @dataclass(frozen=True)
 class Subject:
-    """Everything that a page, or its tables, tell.
+    """The contents of a report.
 
     Attributes:
-        collection: the runs.
-        ranking: their order.
-        swept: key -> setting of each run.
-        importances: of the swept keys, where there are several runs.
-        noise: spread between seeds and number of runs that tell it; None where no seed was swept.
-        title: of the page.
-        made: when and by what, in a sentence.
+        collection: The runs.
+        ranking: Order of the runs.
+        swept: Settings of all runs by swept key.
+        importances: Importance of each swept key, if there are several runs.
+        noise: Standard deviation between seeds and the number of runs it is computed from; None if no seed was swept.
+        title: Title of the page.
+        made: Sentence with the date and the version of genimg.
     """
 
     collection: Collection
@@ -43,7 +43,7 @@ class Subject:
 
 
 def page(subject: Subject, gallery: Gallery) -> str:
-    """The whole file."""
+    """Return the HTML of the page."""
     runs = subject.collection.runs
     several = len(runs) > 1
     sections: list[tuple[str, str, Raw | None]] = [

@@ -1,4 +1,4 @@
-"""Parallel coordinates: a line for each job across an axis for each setting, ending at what it reached."""
+"""Parallel coordinates: one line per job, across one axis per setting to its value of the metric."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _MOST_CHARACTERS = 20
 
 
 def parallel_coordinates(ranking: Ranking, swept: Mapping[str, Sequence[Setting]]) -> Raw | None:
-    """The jobs that have a value; None where fewer than two have, or nothing differs among them.
+    """Draw the jobs that have a value; return None if fewer than two have one, or their settings are the same.
 
-    Numeric axes are logarithmic where their values span a decade, others have their settings at even distances, in the
-    order of what they reached on average. The metric's axis has the better values on top.
+    Numeric axes are logarithmic if their values span a decade. On other axes, settings are evenly spaced in the order of
+    their mean metric. The better values of the metric are on top.
     """
     standings = [each for each in ranking.standings if each.value is not None]
     keys = [key for key, settings in swept.items() if len({repr(settings[each.number]) for each in standings}) > 1]
@@ -53,7 +53,7 @@ def parallel_coordinates(ranking: Ranking, swept: Mapping[str, Sequence[Setting]
             swept,
             ranking.metric,
         )
-        for row, each in reversed(list(enumerate(standings)))  # the best on top
+        for row, each in reversed(list(enumerate(standings)))  # draws the best line last, on top
     ]
     label = f"{len(standings)} jobs across {', '.join(keys)}, ending at {ranking.metric}"
     drawn = [_drawn_axis(x, *axis, is_metric=x == middles[-1]) for x, axis in zip(middles, axes, strict=True)]
@@ -64,13 +64,13 @@ def parallel_coordinates(ranking: Ranking, swept: Mapping[str, Sequence[Setting]
 
 
 def _room(axis: tuple[str, list[tuple[str, float]]]) -> float:
-    """Pixels beside an axis at the rim, for its ticks and half of its title."""
+    """Return the margin in pixels that an outer axis needs for its ticks and half of its title."""
     title, ticks = axis
     return max(max(7.2 * len(_shortened(name)) for name, _ in ticks), 3.9 * len(_shortened(title, 26)))
 
 
 def _height(share: float) -> float:
-    """Of a share of an axis, 1 being its upper end."""
+    """Return the y coordinate of a position on an axis, from 0 at its lower to 1 at its upper end."""
     return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * share
 
 
@@ -98,7 +98,7 @@ def _metric_axis(values: Sequence[float], *, higher: bool) -> tuple[Callable[[fl
 
 
 def _scale(numbers: Sequence[float], *, fit: bool) -> tuple[Callable[[float], float], list[tuple[str, float]]]:
-    """Number -> share of the axis, and ticks; ``fit`` places ticks at the numbers themselves where these are few."""
+    """Return a function from numbers to positions on an axis, and ticks; ``fit`` puts ticks at the numbers if these are few."""
     is_log = spans_a_decade(numbers)
     low, high = min(numbers), max(numbers)
     distinct = sorted(set(numbers))
@@ -120,12 +120,12 @@ def _padded(low: float, high: float, is_log: bool) -> tuple[float, float]:
     if is_log:
         more = (high / low) ** 0.12
         return low / more, high * more
-    more = 0.12 * (high - low) or 1.0  # of equal numbers that are written differently
+    more = 0.12 * (high - low) or 1.0  # 1.0 if equal numbers are written differently
     return low - more, high + more
 
 
 def _qualities(values: Sequence[float], *, higher: bool) -> list[int]:
-    """From 0, worst, to 8, best; logarithmic where the values span a decade."""
+    """Return the quality of each value from 0, worst, to 8, best, on a logarithmic scale if the values span a decade."""
     turned = [math.log(value) for value in values] if spans_a_decade(values) else list(values)
     low, high = min(turned), max(turned)
     shares = [(value - low) / (high - low) if high > low else 1.0 for value in turned]

@@ -1,4 +1,4 @@
-"""Pictures inside the page: a choice of each run's sample grids, encoded anew and kept within a budget."""
+"""Pictures embedded in the page: a selection of each run's sample grids, re-encoded to fit a budget."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from genimg.reporting.runs import Run
 from genimg.reporting.scales import thinned
 from genimg.utils.pillow import open_header, open_image
 
-MOST_STEPS = 24  # of a kind of picture and run
-BUDGET = 10_500_000  # bytes of all pictures; as text they take a third more, and the rest of a page a few hundred kB
-_MOST_OF_A_RUN = 96  # pictures: a run waits for them at its end, a second at most
-_MOST_PICTURES = 480  # of all runs
-_MOST_PIXELS = 60_000_000  # in the files of all of them
-_MOST_WIDE = 1200  # pixels of a picture's longer side, on a page
+MOST_STEPS = 24  # pictures per kind and run
+BUDGET = 10_500_000  # bytes for all pictures; Base64 adds a third, and the rest of a page takes a few hundred kB
+_MOST_OF_A_RUN = 96  # pictures per run; a run waits for them at its end, at most a second
+_MOST_PICTURES = 480  # pictures of all runs
+_MOST_PIXELS = 60_000_000  # pixels in the files of all pictures
+_MOST_WIDE = 1200  # pixels on the longer side of a picture on the page
 _LOSSLESS_PIXELS = 160_000
 _QUALITY = 90
 
@@ -30,10 +30,10 @@ class Picture:
     """One grid of samples.
 
     Attributes:
-        images: seen by the model when it made them.
-        uri: ``data:`` with the encoded picture.
-        width, height: in pixels.
-        reduced: whether the file is larger than a page shows.
+        images: Number of images that the model had seen.
+        uri: ``data:`` URI of the encoded picture.
+        width, height: Size in pixels.
+        reduced: Whether the picture is smaller than its file because of the largest side on a page.
     """
 
     images: int
@@ -48,8 +48,8 @@ class Gallery:
     """All pictures of a page.
 
     Attributes:
-        kinds: kind of picture -> number of the run -> its pictures in order.
-        notes: in sentences, what was left out or made smaller.
+        kinds: Ordered pictures by kind and number of the run.
+        notes: Sentences about omitted, reduced or unreadable pictures.
     """
 
     kinds: dict[str, dict[int, list[Picture]]]
@@ -57,9 +57,9 @@ class Gallery:
 
 
 def gallery(runs: Sequence[Run], budget: int = BUDGET) -> Gallery:
-    """A choice of pictures, evenly spaced with the first and the last of each kind, that fits into ``budget`` bytes.
+    """Return evenly spaced pictures that fit into ``budget`` bytes, including the first and last of each kind.
 
-    Unreadable files are left out, and said.
+    Unreadable files are omitted with a note.
     """
     sets = {(kind, number): run.pictures[kind] for number, run in enumerate(runs) for kind in run.pictures}
     notes: list[str] = []
@@ -97,7 +97,7 @@ def gallery(runs: Sequence[Run], budget: int = BUDGET) -> Gallery:
 
 
 def _rank(kind: str, pictures: dict[int, list[Picture]]) -> tuple[bool, bool, str]:
-    """Samples first, then what changes over time; of real images there is one picture."""
+    """Return a sort key: samples first, then kinds that change over time, then kinds with a single picture."""
     return kind != "samples", all(len(each) == 1 for each in pictures.values()), kind
 
 
@@ -116,7 +116,7 @@ def _encode(encoder: _Encoder, chosen: dict[tuple[str, int], list[tuple[int, Pat
 
 
 class _Encoder:
-    """Encodes each file once a scale."""
+    """Encodes each file once per scale."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[Path, float], Picture | None] = {}
@@ -128,7 +128,7 @@ class _Encoder:
         if key not in self._made:
             try:
                 content, width, height, reduced = _webp(path, scale)
-            except OSError:  # of Pillow, too
+            except OSError:  # Pillow's errors are OSErrors, too
                 self._made[key], self._bytes[key] = None, 0
                 if path not in self.unreadable:
                     self.unreadable.append(path)
@@ -150,7 +150,7 @@ def _num_pixels(path: Path) -> int:
 
 
 def _webp(path: Path, scale: float) -> tuple[bytes, int, int, bool]:
-    """A file's picture, without loss where it is small and keeps its size."""
+    """Return a file's encoded picture, lossless if small and unscaled, its width and height, and whether it was reduced."""
     with open_image(path) as opened:
         image = opened.convert("RGB")
     factor = min(scale, _MOST_WIDE / max(image.size))

@@ -1,4 +1,4 @@
-"""Runs in the order of what they reached."""
+"""Rank runs by their best values."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Standing:
     """A run's place among the others.
 
     Attributes:
-        run: of which.
-        number: of the run among those given, from 0; its colour.
-        place: from 1, equal values sharing one; None without a value.
-        best: its best evaluation by the metric that is compared; None without one.
-        value: of that metric.
+        run: The run.
+        number: Number of the run in the given order, from 0; it determines the colour.
+        place: Place from 1, which equal values share; None without a value.
+        best: The run's best evaluation; None without one.
+        value: Value of the compared metric in that evaluation.
     """
 
     run: Run
@@ -31,13 +31,13 @@ class Standing:
 
 @dataclass(frozen=True)
 class Ranking:
-    """All runs, best first, those without a value last.
+    """All runs, best first and those without a value last.
 
     Attributes:
-        metric: by which; None where nothing was measured.
-        higher_is_better: of it; None where nobody knows, and then lower values come first.
-        standings: in order.
-        warnings: in sentences, why the order may mean less than it seems.
+        metric: Metric that is compared; None if nothing was measured.
+        higher_is_better: Whether higher values are better; None if unknown, and then lower values come first.
+        standings: Places of the runs, in order.
+        warnings: Sentences about values that are not comparable.
     """
 
     metric: str | None
@@ -51,13 +51,13 @@ class Ranking:
 
     @property
     def winner(self) -> Standing | None:
-        """The best run; None where there are not two to compare."""
+        """The best run; None if fewer than two have a value."""
         placed = [each for each in self.standings if each.place is not None]
         return placed[0] if len(placed) > 1 else None
 
 
 def rank(runs: Sequence[Run]) -> Ranking:
-    """Order runs by the primary metric that most of them have."""
+    """Rank runs by the primary metric that most of them share."""
     names = Counter(run.primary for run in runs if run.primary is not None)
     if not names:
         return Ranking(None, None, [Standing(run, number, None, None, None) for number, run in enumerate(runs)], [])
@@ -65,7 +65,7 @@ def rank(runs: Sequence[Run]) -> Ranking:
     told = Counter(run.higher_is_better for run in runs if run.primary == metric and run.higher_is_better is not None)
     up = told.most_common(1)[0][0] if told else None
     bests = [run.best if run.primary == metric else None for run in runs]
-    if up is None:  # only the runs' own summaries can say which of their evaluations was best
+    if up is None:  # only a run's own summary can tell its best evaluation
         bests = [run.best or run.last if run.primary == metric else None for run in runs]
     values = [None if best is None else best.values.get(metric) for best in bests]
     known = sorted((value.number for value in values if value is not None), reverse=bool(up))

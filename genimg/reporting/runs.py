@@ -1,4 +1,4 @@
-"""A run directory as its report sees it, whatever state the run is in."""
+"""Read a run directory for a report, whatever state the run is in."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from genimg.utils.regular_files import UnsafeFileError, open_regular, read_regul
 log = logging.getLogger(__name__)
 
 _MARKS = ("summary.json", "metrics.jsonl", "config.yaml", ".hydra/overrides.yaml", "console.log")
-_ALIVE_SECONDS = 600  # since a run without an end wrote its last line; a slow evaluation may take minutes
+_ALIVE_SECONDS = 600  # since its last write, a run without a summary counts as in progress; a slow evaluation takes minutes
 _PICTURE = re.compile(r"(.+)-(\d{9,})\.png")
-_MOST_BYTES = 2**29  # of a file; metrics.jsonl is the largest
-_DEEPEST = 64  # mappings and lists in a config
-_GREATEST = 1e300  # number that can be drawn
-_LOG_TAIL = 65536  # bytes of a log that are searched for an error
+_MOST_BYTES = 2**29  # for a file; metrics.jsonl is the largest
+_DEEPEST = 64  # nested mappings and lists in a config
+_GREATEST = 1e300  # largest number that can be drawn
+_LOG_TAIL = 65536  # bytes at the end of a log that are searched for an error
 _ERROR = re.compile(r"^(?:[\d\- :,]+ERROR )?(?:genimg-train: error|this job failed(?: by a bug, \w+)?): (.*)$", re.MULTILINE)
 _EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception): (.*)$", re.MULTILINE)
 FAILED = ("failed", "diverged", "unfinished")
-"""Statuses of runs that ended without reaching what they were for."""
+"""Statuses of runs that ended before their training was complete."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Value:
     """A measured number.
 
     Attributes:
-        number: as it was measured.
-        low, high: bounds of its 95 % interval, where one was computed.
-        deviation: its standard deviation over subsets or splits, where the metric has one.
+        number: The value.
+        low, high: Bounds of its 95 % interval, if computed.
+        deviation: Standard deviation over subsets or splits, if the metric has one.
     """
 
     number: float
@@ -54,9 +54,9 @@ class Measured:
     """One evaluation.
 
     Attributes:
-        images: seen by the model until then.
-        values: by the metric's full name, the primary one first.
-        provenance: what they depend on; empty where it is not recorded.
+        images: Number of images that the model had seen.
+        values: Values by full metric name, the primary metric first.
+        provenance: Facts that the values depend on; empty if not recorded.
     """
 
     images: int
@@ -66,20 +66,20 @@ class Measured:
 
 @dataclass
 class Run:
-    """What a run directory tells.
+    """The contents of a run directory.
 
     Attributes:
-        folder: the directory; may be gone, where a sweep's table still names it.
-        label: that tells it from the others.
-        overrides: of its command line, without ``run_dir``.
-        config: the composed config; empty where the run failed before it.
-        config_text: the same, as it was written.
-        records: of metrics.jsonl, in order.
-        summary: what the run wrote at its end; empty before.
-        status: completed, stopped, interrupted, diverged, failed, pruned (by the search that it belongs to), in progress,
-            unfinished or not started.
-        reason: in words, why it did not complete; empty if it did.
-        pictures: kind -> images seen -> file.
+        folder: The directory, which may be missing if a sweep's table still names it.
+        label: Name that is unique in the report.
+        overrides: Overrides of its command line, without ``run_dir``.
+        config: The composed config; empty if the run failed before writing it.
+        config_text: Text of the config file.
+        records: Records of metrics.jsonl, in order.
+        summary: Contents of summary.json, which a run writes at its end; empty before.
+        status: completed, stopped, interrupted, diverged, failed, pruned (by its search), in progress, unfinished or not
+            started.
+        reason: Why it did not complete, in words; empty if it did.
+        pictures: Files by kind and number of images seen.
     """
 
     folder: Path
@@ -95,17 +95,17 @@ class Run:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The config, flat."""
+        """The config as a flat mapping of dotted keys."""
         return flatten(self.config) if self.config else {}
 
     @cached_property
     def evaluations(self) -> list[Measured]:
-        """In order of images seen."""
+        """All evaluations during the training, in order of images seen."""
         return list(_measured(self.records, "evaluation/"))
 
     @property
     def primary(self) -> str | None:
-        """The metric that chooses the best checkpoint; None where nothing was measured."""
+        """The metric that chooses the best checkpoint; None if nothing was measured."""
         named = self.summary.get("primary")
         values = (
             self.summary.get("best") or self.summary.get("last") or (self.evaluations[0].values if self.evaluations else {})
@@ -114,7 +114,7 @@ class Run:
 
     @property
     def higher_is_better(self) -> bool | None:
-        """Of the primary metric; None where nobody knows."""
+        """Whether higher values of the primary metric are better; None if unknown."""
         told = self.summary.get("higher_is_better")
         return told if isinstance(told, bool) else declared_direction(self.config.get("evaluation"))
 
@@ -127,7 +127,7 @@ class Run:
 
     @property
     def best(self) -> Measured | None:
-        """The evaluation that the run itself calls its best, else the one with the best primary value."""
+        """The evaluation recorded as the best, or else the one with the best primary value."""
         images = self.summary.get("best_images")
         if self.status != "in progress" and isinstance(images, int):
             found = next((each for each in self.evaluations if each.images == images), None)
@@ -136,11 +136,11 @@ class Run:
         known = [each for each in self.evaluations if name in each.values]
         if not known or name is None or up is None:
             return None
-        return (max if up else min)(known, key=lambda each: each.values[name].number)  # the first of equals, as the trainer
+        return (max if up else min)(known, key=lambda each: each.values[name].number)  # the first of equals, as in the trainer
 
     @property
     def num_evaluations(self) -> int | None:
-        """Return over how many evaluations the best one was chosen; None where nobody counted them."""
+        """The number of evaluations that the best was chosen from; None if unknown."""
         if self.status != "in progress" and "best_images" in self.summary:
             told = self.summary.get("num_evaluations")
             return told if isinstance(told, int) else None
@@ -148,7 +148,7 @@ class Run:
 
     @cached_property
     def final(self) -> Measured | None:
-        """The evaluation with more images when all was trained, where there was one."""
+        """The evaluation with more images at the end of the training, if there was one."""
         recorded = list(_measured(self.records, "final/"))
         if recorded:
             return recorded[-1]
@@ -158,7 +158,7 @@ class Run:
 
     @property
     def images(self) -> int:
-        """Seen so far."""
+        """Number of images seen so far."""
         recorded = self.records[-1]["images"] if self.records else 0
         return max(int(recorded), int(self.summary.get("images") or 0))
 
@@ -168,16 +168,16 @@ class Run:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a directory holds what a run writes."""
+    """Return whether a directory holds files of a run."""
     return any((folder / mark).is_file() for mark in _MARKS)
 
 
 def read_run(folder: Path, label: str) -> Run:
-    """A run directory; what is missing or cut off in it is left empty.
+    """Read a run directory; missing or damaged files leave their fields empty.
 
     Args:
-        folder: of the run.
-        label: to show.
+        folder: The run directory.
+        label: Name of the run in the report.
     """
     run = Run(folder, label)
     run.config_text = _text(folder, "config.yaml")
@@ -206,13 +206,13 @@ _SUMMARY: dict[str, Callable[[Any], Any]] = {
 
 
 def _summary(found: Any) -> dict[str, Any]:
-    """Return what a report reads of summary.json, each entry only where it is of its type."""
+    """Return the entries of summary.json that a report reads, without those of a wrong type."""
     values = {key: read(_mapping(found)[key]) for key, read in _SUMMARY.items() if key in _mapping(found)}
     return {key: value for key, value in values.items() if value is not None}
 
 
 def _status(run: Run) -> tuple[str, str]:
-    """What became of it, and why."""
+    """Return the status of a run, and the reason."""
     summary, records = run.folder / "summary.json", run.folder / "metrics.jsonl"
     written = [path.stat().st_mtime for path in (records, run.folder / "train.log") if path.is_file()]
     age = time.time() - max(written) if written else None
@@ -234,7 +234,7 @@ def _status(run: Run) -> tuple[str, str]:
 
 
 def _reason(folder: Path) -> str:
-    """The error that a run's logs end with; empty without one."""
+    """Return the last error in a run's logs, or an empty string without one."""
     for name in ("console.log", "train.log"):
         text = _tail(folder, name)
         if found := _ERROR.findall(text):
@@ -251,7 +251,7 @@ def _ago(seconds: float) -> str:
 
 
 def _records(text: str) -> Iterator[dict[str, Any]]:
-    """Whole lines of metrics.jsonl with their clocks; a killed run leaves half a line at the end."""
+    """Yield the records of metrics.jsonl that count images; a killed run can leave an incomplete last line."""
     for line in text.splitlines():
         record = _json(line)
         if isinstance(record, dict) and _count(record.get("images")) is not None:
@@ -259,7 +259,7 @@ def _records(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _count(value: Any) -> int | None:
-    """Return a number of images; None if it is none."""
+    """Return a value if it is a valid count, else None."""
     return value if type(value) is int and 0 <= value < 2**63 else None
 
 
@@ -271,7 +271,7 @@ def _measured(records: Iterable[Mapping[str, Any]], prefix: str) -> Iterator[Mea
 
 
 def _with_deviations(numbers: Mapping[str, float]) -> dict[str, Value]:
-    """Bounds and deviations stand as metrics of their own beside those that they belong to."""
+    """Combine metrics with their bounds and deviations, which are recorded as separate metrics."""
     belongs = {f"{name}{ending}" for name in numbers for ending in ("_std", "_low", "_high") if f"{name}{ending}" in numbers}
     return {
         name: Value(number, *(numbers.get(f"{name}{ending}") for ending in ("_low", "_high", "_std")))
@@ -281,7 +281,7 @@ def _with_deviations(numbers: Mapping[str, float]) -> dict[str, Value]:
 
 
 def _numbers(found: Any) -> dict[str, float]:
-    """The finite numbers of a mapping."""
+    """Return the finite numbers in a mapping."""
     return {
         str(key): float(value)
         for key, value in _mapping(found).items()
@@ -301,7 +301,7 @@ def _pictures(folder: Path) -> dict[str, dict[int, Path]]:
 
 
 def _is_unsafe(path: Path, folder: Path) -> bool:
-    """Whether a file of a run is a link, which is said."""
+    """Return whether a file of a run is a link, with a warning if so."""
     try:
         refuse_links(path, below=folder)
     except UnsafeFileError as error:
@@ -315,7 +315,7 @@ def _mapping(found: Any) -> dict[str, Any]:
 
 
 def _text(folder: Path, name: str) -> str:
-    """Return the text of a file of a run; empty where there is none, or none that may be read, which is said."""
+    """Return the text of a run's file, or an empty string if it is missing or, with a warning, unsafe to read."""
     try:
         return read_regular(folder / name, below=folder, most=_MOST_BYTES).decode("utf-8", errors="replace")
     except UnsafeFileError as error:
@@ -345,7 +345,7 @@ def _json(text: str) -> Any:
 
 
 def _yaml(text: str) -> Any:
-    """Return what YAML says; None if it is damaged, deep, or refers to its own parts, by which a few lines grow without end."""
+    """Parse YAML; return None if it is invalid, too deep, or has aliases, with which a few lines can grow exponentially."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     depth = 0
     try:
@@ -354,5 +354,5 @@ def _yaml(text: str) -> Any:
             if isinstance(event, yaml.AliasEvent) or depth > _DEEPEST:
                 return None
         return yaml.load(text, Loader=loader)
-    except (yaml.YAMLError, ValueError, TypeError):  # ValueError: a date that is none; TypeError: a key that is a list
+    except (yaml.YAMLError, ValueError, TypeError):  # ValueError: an invalid date; TypeError: a key that is a list
         return None

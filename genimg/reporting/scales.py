@@ -1,4 +1,4 @@
-"""Axes: ticks at round numbers, and numbers in few characters."""
+"""Axis ticks at round numbers, and short forms of numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About ``count`` round numbers from the first below ``low`` to the first above ``high``."""
+    """Return about ``count`` round numbers, from the first at or below ``low`` to the first at or above ``high``."""
     if not high > low:
         pad = abs(low) * 0.1 or 1.0
         low, high = low - pad, high + pad
@@ -19,7 +19,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """Powers of ten between positive numbers, with 2 and 5 where these are few, and one outside on either side."""
+    """Return powers of ten that enclose a range of positive numbers, with multiples of 2 and 5 if these are few."""
     first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
     last = max(last, first + 1)
     factors = (1, 2, 5) if (last - first) * 3 <= count * 1.5 else (1,)
@@ -32,7 +32,7 @@ def log_ticks(low: float, high: float, count: int = 6) -> list[float]:
 
 
 def images_in_words(images: float) -> str:
-    """1500000 -> 1.5M, 20000 -> 20k."""
+    """Return a short number of images: 1500000 -> 1.5M, 20000 -> 20k."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(images) >= size:
             return f"{images / size:.4g}{unit}"
@@ -40,7 +40,7 @@ def images_in_words(images: float) -> str:
 
 
 def number_in_words(number: float, digits: int = 4) -> str:
-    """In at most so many significant digits, without an exponent where that is short enough."""
+    """Return a number with at most ``digits`` significant digits, without an exponent if that is short."""
     if number == 0:
         return "0"
     if 1e-4 <= abs(number) < 1e6:
@@ -51,12 +51,12 @@ def number_in_words(number: float, digits: int = 4) -> str:
 
 
 def spans_a_decade(values: Sequence[float]) -> bool:
-    """Whether positive numbers are better told apart by their logarithms."""
+    """Return whether numbers are positive and span at least a factor of 10."""
     return min(values) > 0 and max(values) >= 10 * min(values) * 0.9999
 
 
 def thinned(count: int, most: int) -> list[int]:
-    """At most ``most`` places of ``range(count)``, evenly spaced, the first and the last always among them."""
+    """Return at most ``most`` evenly spaced indices of ``range(count)``, including the first and the last."""
     if count <= most:
         return list(range(count))
     if most == 1:

@@ -1,4 +1,4 @@
-"""What was set differently: the keys that a sweep swept, and the keys in which configs differ."""
+"""Find the keys that a sweep varied, and the keys in which configs differ."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Setting = str | float | int | bool | None
 
 
 def parsed(override: str) -> tuple[str, str]:
-    """``key=value`` of a command line without Hydra's quotes and prefixes; ``~key`` has the value ``(removed)``."""
+    """Split ``key=value`` and remove Hydra's quotes and prefixes; ``~key`` has the value ``(removed)``."""
     if override.startswith("~"):
         return override[1:].partition("=")[0], "(removed)"
     key, _, value = override.lstrip("+").partition("=")
@@ -25,9 +25,9 @@ def parsed(override: str) -> tuple[str, str]:
 
 
 def swept_settings(runs: Sequence[Run]) -> dict[str, list[Setting]]:
-    """Keys of the command lines whose values are not the same in all runs, with the value of each run.
+    """Return the overridden keys whose values differ between runs, with the value of each run.
 
-    A run whose command line lacks the key shows the value of its config; of a group, which a config does not name, None.
+    A run that does not override a key has the value in its config. For groups, which a config does not name, it has None.
     """
     told = [dict(map(parsed, run.overrides)) for run in runs]
     keys = list(dict.fromkeys(key for each in told for key in each))
@@ -42,12 +42,12 @@ def swept_settings(runs: Sequence[Run]) -> dict[str, list[Setting]]:
 def _setting(run: Run, own: dict[str, str], key: str) -> Setting:
     value = run.settings.get(key)
     if key in run.settings and not isinstance(value, dict | list):
-        return value  # as it was understood
+        return value  # parsed by Hydra
     return number_or_text(own[key]) if key in own else None
 
 
 def number_or_text(text: str) -> Setting:
-    """A value of a command line as Hydra would read it."""
+    """Parse a value of a command line as Hydra would."""
     if text in ("true", "false", "null"):
         return {"true": True, "false": False, "null": None}[text]
     for kind in (int, float):
@@ -59,14 +59,14 @@ def number_or_text(text: str) -> Setting:
 
 
 def is_number(value: Any) -> bool:
-    """A finite number; true and false are none."""
+    """Return whether a value is a finite number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def differing_keys(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Keys of the configs whose values are not the same in all runs that have a config: key -> value of each of those.
+    """Return the config keys that differ, with the value of each run that has a config.
 
-    A part that the config repeats elsewhere, as the model repeats the loss, stands there once.
+    Keys that the config repeats elsewhere, as the model repeats the loss, are listed once.
     """
     settings = [run.settings for run in runs if run.settings]
     keys = dict.fromkeys(key for each in settings for key in each)
@@ -83,7 +83,7 @@ def differing_keys(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def in_words(value: Any) -> str:
-    """A setting as a config file writes it."""
+    """Return a setting as it is written in a config file."""
     if value is None:
         return "null"
     if isinstance(value, bool):

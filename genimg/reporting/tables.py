@@ -1,4 +1,4 @@
-"""The same results as a CSV file, a row a run, and as Markdown."""
+"""The report as a CSV file, with a row per run, and as Markdown."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from genimg.reporting.settings import Setting, differing_keys, in_words
 from genimg.reporting.telling import sentences
 from genimg.utils.csv_cells import neutral
 
-_MOST_CHARACTERS = 120  # of a cell in Markdown
+_MOST_CHARACTERS = 120  # for a cell in Markdown
 _SPECIAL = re.compile(r"([\\`*\[\]<>|#~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 
 
 def as_csv(subject: Subject) -> str:
-    """A row for each run, best first; metrics as ``best.NAME``, with bounds as ``best.NAME.low`` and ``.high``."""
+    """Return a row for each run, best first; metrics are ``best.NAME``, with bounds ``best.NAME.low`` and ``.high``."""
     rows = [_record(each, subject.swept) for each in subject.ranking.standings]
     titles = list(dict.fromkeys(title for row in rows for title in row))
     order = ["place", "run", "directory", "status", "reason", *subject.swept]
@@ -66,7 +66,7 @@ def _flat(title: str, measured: Measured | None) -> dict[str, Any]:
 
 
 def as_markdown(subject: Subject, folder: Path) -> str:
-    """The page's tables, with the runs' last pictures linked from ``folder``."""
+    """Return the page's tables as Markdown, with links to the runs' last pictures relative to ``folder``."""
     runs = subject.collection.runs
     parts = [f"# {_text(subject.title)}", _text(" ".join(sentences(subject.collection, subject.ranking, subject.importances)))]
     if len(runs) > 1:
@@ -87,7 +87,7 @@ def as_markdown(subject: Subject, folder: Path) -> str:
 
 
 def leaderboard(ranking: Ranking, swept: dict[str, list[Setting]]) -> str:
-    """A Markdown table of all runs, best first."""
+    """Return a Markdown table of all runs, best first."""
     metric = ranking.metric
     titles = ["Place", "Run", "Status", *swept, *([f"best {metric}", "at images"] if metric else []), "images seen", "images/s"]
     rows = []
@@ -159,5 +159,5 @@ def _cell(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """On one line, with nothing in it that Markdown or HTML would read."""
+    """Return text on one line, escaped for Markdown and HTML."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split())).replace("&", "&amp;")

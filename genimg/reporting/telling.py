@@ -1,4 +1,4 @@
-"""What is said in words, and of each run alone."""
+"""The summary in sentences, and the section of each run."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from genimg.reporting.ranking import Ranking
 from genimg.reporting.runs import Run, Value
 from genimg.reporting.scales import images_in_words
 
-_MOST_STATES = 5  # that are in sight without a click; the leaderboard has them, too
-_ENOUGH_JOBS = 6  # before the summary names the setting that mattered most
+_MOST_STATES = 5  # statuses visible without a click; the leaderboard has them, too
+_ENOUGH_JOBS = 6  # least number of measured jobs for naming the most important setting
 
 
 def sentences(collection: Collection, ranking: Ranking, found: Sequence[Importance]) -> list[str]:
-    """The report in a few sentences, without markup."""
+    """Return a summary of the report in a few sentences, without markup."""
     runs = collection.runs
     return _of_one(runs[0]) if len(runs) == 1 else _of_several(collection, ranking, found)
 
@@ -95,14 +95,14 @@ def _of_several(collection: Collection, ranking: Ranking, found: Sequence[Import
 
 
 def _overlap(first: Value, second: Value | None) -> bool:
-    """Whether both have intervals, and these have a value in common."""
+    """Return whether both values have intervals, and these overlap."""
     if second is None or first.low is None or first.high is None or second.low is None or second.high is None:
         return False
     return first.low <= second.high and second.low <= first.high
 
 
 def summary(collection: Collection, ranking: Ranking, found: Sequence[Importance]) -> Raw:
-    """The sentences, and the state of each run."""
+    """Return the summary sentences, facts about the runs, and the status of each run."""
     runs = collection.runs
     text = tag("p", " ".join(sentences(collection, ranking, found)), class_="lead")
     where = ", ".join(str(each) for each in collection.directories[:6]) + (
@@ -127,7 +127,7 @@ def summary(collection: Collection, ranking: Ranking, found: Sequence[Importance
 
 
 def metrics(run: Run, heading: str) -> Raw | None:
-    """Last, best and at the end, and what each was measured with; None without an evaluation."""
+    """Return the last, best and final values with their provenance, or None without an evaluation."""
     shown = columns(run)
     if not shown:
         return None
@@ -158,7 +158,7 @@ def _facts(facts: Sequence[tuple[str, str]]) -> Raw:
 
 
 def run(each: Run, number: int, *, alone: bool) -> Raw:
-    """Overrides, config and, beside others, values of a run."""
+    """Return a run's overrides and config and, unless it is alone, its values."""
     overrides = (tag("li", tag("code", re.sub(r"\\(.)", r"\1", override))) for override in each.overrides)
     given = (
         tag("ul", *overrides, class_="overrides")

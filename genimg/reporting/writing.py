@@ -1,4 +1,4 @@
-"""From directories to files."""
+"""Write the report of run directories to files."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from genimg.utils.terminal import visible
 
 @dataclass(frozen=True)
 class Report:
-    """What was written.
+    """A written report.
 
     Attributes:
-        html, csv, markdown: the files.
-        subject: what they tell.
+        html, csv, markdown: Paths of the files.
+        subject: Contents of the files.
     """
 
     html: Path
@@ -41,16 +41,15 @@ _MADE = "Written by genimg-report"
 
 
 def write_report(directories: Sequence[Path], output: Path) -> Report:
-    """Write the report of runs, sweeps or folders of either; each of its three files appears whole or not at all.
+    """Write the report of runs, sweeps or folders of either. Each of its three files is written atomically.
 
     Args:
-        directories: of runs or sweeps.
-        output: the page, a file ``.html``; the CSV and the Markdown file lie beside it under the same name.
+        directories: Directories of runs or sweeps.
+        output: Path of the page, ``.html``; the CSV and Markdown files get the same name beside it.
 
     Raises:
-        DataError: Naming a directory that does not exist.
-        ConfigError: If a directory holds neither a run nor a sweep, or ``output`` cannot be a page
-            or cannot be written.
+        DataError: If a directory does not exist, or holds neither a run nor a sweep.
+        ConfigError: If ``output`` is not the name of a page or cannot be written.
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"output={output} must name a file that ends in .html")
@@ -67,12 +66,12 @@ def write_report(directories: Sequence[Path], output: Path) -> Report:
     }
     for path, text in content.items():
         with atomically(path) as temporary:
-            temporary.write_text(visible(text), encoding="utf-8", errors="replace", newline="")  # JSON can hold half characters
+            temporary.write_text(visible(text), encoding="utf-8", errors="replace", newline="")  # JSON can hold lone surrogates
     return report
 
 
 def _refuse_to_overwrite(report: Report) -> None:
-    """Only earlier reports are replaced."""
+    """Refuse to replace files that are not an earlier report."""
     is_report = report.html.is_file() and _MADE in report.html.read_text(encoding="utf-8", errors="replace")
     for path in (report.html, report.csv, report.markdown):
         if path.exists() and not is_report:
@@ -80,7 +79,7 @@ def _refuse_to_overwrite(report: Report) -> None:
 
 
 def _check_writable(output: Path) -> None:
-    """Before the work: the nearest directory that exists is one, and can be written to."""
+    """Check, before the work, that the nearest existing parent is a writable directory."""
     folder = next(parent for parent in output.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         reason = "may not be written to" if folder.is_dir() else "is a file"

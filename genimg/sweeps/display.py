@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs."""
+"""Show the progress of a sweep."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _REDRAW_SECONDS = 2.0
 
 
 class Display:
-    """A table of the running jobs that is redrawn every few seconds, on a terminal; elsewhere nothing but lines.
+    """Log lines and, on a terminal, a table of the running jobs that is redrawn every few seconds.
 
     Args:
-        total: jobs of the whole sweep.
+        total: Number of jobs in the whole sweep.
     """
 
     def __init__(self, total: int) -> None:
@@ -30,25 +30,25 @@ class Display:
         self._next = 0.0
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Log a permanent line."""
         self._clear()
         log.info("%s", line)
 
     def draw(self, running: Sequence[Job], num_done: int) -> None:
-        """Show how far the jobs are that run."""
+        """Show the progress of the running jobs."""
         if not self._live or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + _REDRAW_SECONDS
         self._clear()
         columns, lines = shutil.get_terminal_size()
         rows = [f"{num_done} of {self._total} jobs done", *map(row, running)][: lines - 1]
-        rows = [text[: columns - 1] for text in rows]  # a line that wraps could not be taken away again
+        rows = [text[: columns - 1] for text in rows]  # a wrapped line could not be erased
         sys.stderr.write("\n".join(rows) + "\n")
         sys.stderr.flush()
         self._drawn = len(rows)
 
     def close(self) -> None:
-        """Take the table away."""
+        """Erase the table."""
         self._clear()
 
     def _clear(self) -> None:
@@ -59,7 +59,7 @@ class Display:
 
 
 def row(job: Job) -> str:
-    """A running job's line: share of its training, time left, latest value of its first metric, what it is."""
+    """Return a running job's line: progress, time left, latest value of its first metric, and overrides."""
     job.look()
     total = job.duration()
     if not job.images or not total:

@@ -1,4 +1,4 @@
-"""One job of a sweep: an ordinary run in a directory of its own, and what that directory tells of it."""
+"""One job of a sweep: an ordinary run in its own directory, which records the job's progress."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _MOST_WORDS = 60  # characters of a job's overrides in the table
 _METRIC = "evaluation/"
-_MOST_SUMMARY = 2**24  # bytes
+_MOST_SUMMARY = 2**24  # bytes of summary.json
 
 
 @dataclass
@@ -38,21 +38,21 @@ class Job:
     """One job of a sweep.
 
     Attributes:
-        number: in the sweep, from 0.
-        overrides: of its run.
-        folder: its run directory.
-        own: those overrides that not all jobs have.
+        number: Number of the job in the sweep, from 0.
+        overrides: Overrides of its run.
+        folder: Its run directory.
+        own: Overrides that not all jobs share.
         status: ``waiting``, ``running``, ``completed``, ``failed``, ``stopped`` or ``pruned``.
-        note: why it failed or was pruned.
-        has_bug: Whether it failed by a bug, not by a setting that cannot work.
-        slot: of the queue; an index of a GPU, where there are some.
-        is_stopped: together with the sweep.
-        hopeless: why it is being stopped before its end.
-        said_before: bytes in its console.log of earlier launches.
-        images: trained so far, as far as its run has recorded.
-        images_before: of those, in earlier launches.
-        metric: the name of its evaluator's first metric.
-        measured: images -> that metric.
+        note: Why it failed or was pruned.
+        has_bug: Whether it failed with a bug, not with a user's mistake.
+        slot: Slot of the queue: the index of a GPU, or None without GPUs.
+        is_stopped: Whether it is stopped together with the sweep.
+        hopeless: Why it is stopped early; empty if it is not.
+        said_before: Size of its console.log before this launch, in bytes.
+        images: Number of images trained so far, according to its records.
+        images_before: Number of those images trained in earlier launches.
+        metric: Name of its evaluator's first metric.
+        measured: Values of that metric by number of images.
     """
 
     number: int
@@ -77,19 +77,19 @@ class Job:
 
     @property
     def words(self) -> str:
-        """What makes it another job than the others, shortened."""
+        """The overrides that distinguish it from other jobs, shortened."""
         text = " ".join(self.own)
         return text if len(text) <= _MOST_WORDS else text[: _MOST_WORDS - 1] + "…"
 
     @property
     def outcome(self) -> str:
-        """How it ended, for a line about it."""
+        """Its status with its best value and note, for a log line."""
         value = self.value()
         result = "" if value is None else f", best {value:.6g}"
         return self.status + result + (f" ({self.note})" if self.note else "")
 
     def summary(self) -> dict[str, Any]:
-        """What its run wrote at its end; empty where it has not ended, or was of other overrides."""
+        """Return the summary of its run; empty if the run has not ended or had other overrides."""
         try:
             found = parse_json(read_regular(self.folder / "summary.json", below=self.folder, most=_MOST_SUMMARY))
         except (OSError, ValueError):
@@ -97,17 +97,17 @@ class Job:
         return found if isinstance(found, dict) and found.get("overrides") == self.overrides else {}
 
     def value(self) -> float | None:
-        """The best value of the evaluator's first metric; None without evaluation."""
+        """Return the best value of the evaluator's first metric, or None without evaluation."""
         best = self.summary().get("best")
         value = next(iter(best.values()), None) if isinstance(best, dict) else None
         return value if isinstance(value, int | float) else None
 
     def look(self) -> None:
-        """Read what its run has recorded since the last look: ``images``, ``metric`` and ``measured``."""
+        """Update ``images``, ``metric`` and ``measured`` from new records of its run."""
         try:
             with open_regular(self.folder / "metrics.jsonl", below=self.folder) as file:
                 size = file.seek(0, os.SEEK_END)
-                if size < self._read:  # a continued run has dropped what it is about to repeat
+                if size < self._read:  # a continued run has dropped the records of steps that it repeats
                     self._read = 0
                 file.seek(self._read)
                 lines = file.read()
@@ -129,7 +129,7 @@ class Job:
                 self.measured[self.images] = float(record[first])
 
     def console(self) -> str:
-        """What its run has printed since this launch."""
+        """Return the output of its run since this launch."""
         try:
             with open_regular(self.folder / "console.log", below=self.folder) as file:
                 file.seek(self.said_before)
@@ -138,27 +138,27 @@ class Job:
             return ""
 
     def duration(self) -> int | None:
-        """Images of its whole training, as it said when it started."""
+        """Return the number of images in its whole training, which its run printed at its start."""
         found = re.findall(r"^training for .*: (\d+) images in ", self.console(), re.MULTILINE)
         return int(found[-1]) if found else None
 
 
 def compose_job(context: HydraContext, config: DictConfig, number: int, overrides: Sequence[str]) -> Job:
-    """A job with the directory that Hydra's config gives it; one that has failed if its overrides do not compose.
+    """Return a job with the directory from Hydra's config; its status is ``failed`` if its overrides do not compose.
 
     Args:
-        context, config: of the sweep.
-        number: of the job.
-        overrides: of the job, those of all jobs included.
+        context, config: Hydra's context and config of the sweep.
+        number: Number of the job.
+        overrides: Overrides of the job, including those that all jobs share.
     """
-    # Without the sweep, which would make a sweep of every job.
+    # Drop sweep=, which would turn every job into a sweep.
     own = [each for each in filter_overrides(list(overrides)) if not each.startswith(("hydra/", "run_dir=", "sweep="))]
     try:
         composed = context.config_loader.load_sweep_config(config, list(overrides))
         with open_dict(composed):
             composed.hydra.job.id, composed.hydra.job.num = str(number), number
         before = HydraConfig.instance().cfg
-        HydraConfig.instance().set_config(composed)  # which the name of the directory refers to
+        HydraConfig.instance().set_config(composed)  # the name of the directory refers to it
         try:
             folder = Path(str(composed.hydra.sweep.dir), str(composed.hydra.sweep.subdir)).resolve()
         finally:
@@ -175,26 +175,26 @@ def compose_job(context: HydraContext, config: DictConfig, number: int, override
 
 
 def report_on(sweep: Path) -> None:
-    """Write the sweep's report.html, and say where; best effort."""
-    from genimg.reporting import write_report  # numpy and pillow, which no other command needs for this
+    """Write the sweep's report.html and log its path; best effort."""
+    from genimg.reporting import write_report  # imported here, because it needs numpy and pillow
 
     try:
         log.info("report: %s", write_report([sweep], sweep / "report.html").html)
-    except Exception as error:  # whatever it is, the jobs have done their work
+    except Exception as error:  # the jobs are done, whatever the error
         log.warning("report.html cannot be written (%s)", error)
 
 
 def table_of(path: Path) -> dict[str, dict[str, str]]:
-    """Number of the job -> its line in a sweep's table; empty where there is none."""
+    """Return the rows of a sweep's table by number of the job; empty if there is no table."""
     return {row["job"]: row for row in rows_of(path) if re.fullmatch(r"\d{1,9}", row["job"])}
 
 
 def write_table(jobs: Iterable[Job], path: Path) -> None:
-    """A line for each job: number, status, best value, directory, reason of a failure, overrides.
+    """Write a row for each job: number, status, best value, directory, reason of a failure, overrides.
 
     Args:
-        jobs: of which lines are written; those of other jobs that stand there are kept.
-        path: of the CSV file.
+        jobs: Jobs whose rows are written; existing rows of other jobs are kept.
+        path: Path of the CSV file.
     """
     rows = table_of(path)
     for job in jobs:

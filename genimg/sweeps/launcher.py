@@ -1,7 +1,7 @@
-"""hydra/launcher=gpu_queue: the jobs of a sweep as processes of their own, a few at a time, each on a GPU of its own.
+"""hydra/launcher=gpu_queue: run the jobs of a sweep as separate processes, a few at a time, each on its own GPU.
 
-Every job is an ordinary run in a directory of its own, ``genimg-train OVERRIDES run_dir=SWEEP/JOB``: whatever a run survives,
-its job survives, and launching the same sweep again skips runs that are complete and continues the others.
+Every job is an ordinary run in its own directory, ``genimg-train OVERRIDES run_dir=SWEEP/JOB``, so it can be interrupted and
+resumed like any run. Launching the same sweep again skips complete runs and continues the others.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class GpuQueueLauncher(Launcher):
     """Runs at most ``n_jobs`` jobs at a time, or one for each of ``gpus``.
 
     Args:
-        n_jobs: at a time, where no GPUs are given.
-        gpus: indices for CUDA_VISIBLE_DEVICES; a GPU may stand there twice to hold two jobs.
-        skip_finished: whether complete runs of an earlier launch are left as they are.
+        n_jobs: Number of jobs at a time, if no GPUs are given.
+        gpus: Indices for CUDA_VISIBLE_DEVICES; a GPU that is listed twice runs two jobs.
+        skip_finished: Whether to skip runs that an earlier launch completed.
 
     Raises:
-        ConfigError: For fewer than one job at a time.
+        ConfigError: If a setting is invalid.
     """
 
     def __init__(self, n_jobs: int = 1, gpus: Sequence[int | str] | None = None, skip_finished: bool = True) -> None:
@@ -75,7 +75,7 @@ class GpuQueueLauncher(Launcher):
             report_on(sweep)
         error = SweepError(jobs, sweep)
         if is_basic and any(job.status != "completed" for job in jobs):
-            raise error  # all jobs have had their turn; Hydra would print the overrides of the first that failed before it
+            raise error  # after all jobs; Hydra would first print the overrides of the first failed one
         for job in jobs:
             is_complete = job.status == "completed"
             job.result.status = JobStatus.COMPLETED if is_complete else JobStatus.FAILED
@@ -95,10 +95,10 @@ def _refuse_another_sweep(jobs: Sequence[Job], folder: Path) -> None:
 
 
 def refuse_what_is_of_one_run(composed: DictConfig | None, overrides: Sequence[str]) -> None:
-    """Refuse what makes sense for one run only.
+    """Refuse options that make sense only for a single run.
 
     Raises:
-        ConfigError: Naming it.
+        ConfigError: If there is such an option.
     """
     composed = composed or DictConfig({})
     if composed.get("dry_run"):
@@ -110,7 +110,7 @@ def refuse_what_is_of_one_run(composed: DictConfig | None, overrides: Sequence[s
 
 
 class _Listed:
-    """Jobs that are known beforehand."""
+    """A fixed list of jobs."""
 
     def __init__(self, jobs: list[Job], table: Path, *, skip: bool) -> None:
         self._jobs, self._table = jobs, table

@@ -1,4 +1,4 @@
-"""What makes Hydra know of ``hydra/launcher=gpu_queue`` and ``hydra/sweeper=optuna_study``."""
+"""Register ``hydra/launcher=gpu_queue`` and ``hydra/sweeper=optuna_study`` with Hydra."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hydra.core.plugins import Plugins
 from genimg.sweeps.launcher import GpuQueueLauncher
 from genimg.sweeps.study import OptunaStudySweeper
 
-_MODULE = "hydra_plugins.genimg"  # Hydra takes plugins of that package only
+_MODULE = "hydra_plugins.genimg"  # Hydra accepts plugins only from that package
 
 
 def register() -> None:
-    """Register both, whose configs lie in configs/hydra/.
+    """Register both plugins, whose configs are in configs/hydra/.
 
-    Without a folder hydra_plugins of our own: other distributions install into it, too.
+    The module is created at run time, because other distributions install into a folder hydra_plugins, too.
     """
     package = sys.modules.get("hydra_plugins")
     if package is None:

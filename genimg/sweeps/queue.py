@@ -1,4 +1,4 @@
-"""Jobs as processes, at most so many at a time, each in a slot of its own."""
+"""Run jobs as processes, at most one in each slot."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _CONSOLE = "console.log"
-_MOST_LOGS = 3  # that a message names
-_BUG = 1  # what a run ends with that a bug has ended; a setting that cannot work ends it with 2
-_PR_SET_PDEATHSIG = 1  # of Linux' prctl
-# What a run ends with that a signal has made save, 128 + its number, or that a signal ended before it listened.
+_MOST_LOGS = 3  # most logs named in a message
+_BUG = 1  # exit code of a run that ended with a bug; a mistake of the user gives 2
+_PR_SET_PDEATHSIG = 1  # option of prctl on Linux
+# Exit codes of runs that saved after a signal, 128 + its number, and of runs that a signal ended before its handler was set.
 _ENDED_BY_SIGNAL = (*(128 + number for number in stop_signals()), *(-number for number in stop_signals()))
 _FLAGS = (
     "--config-dir",
@@ -41,7 +41,7 @@ _FLAGS = (
     "-cp",
     "--config-name",
     "-cn",
-)  # of the command line, which every job needs, too
+)  # flags of the command line that every job needs, too
 
 
 class SweepError(UserError):
@@ -52,7 +52,7 @@ class SweepError(UserError):
         folder: Directory of the sweep.
 
     Attributes:
-        has_bug: Whether a job failed by a bug, so that the sweep ends with the exit code of one.
+        has_bug: Whether a job failed with a bug; the sweep then ends with a bug's exit code.
     """
 
     def __init__(self, jobs: Sequence[Job], folder: Path) -> None:
@@ -72,34 +72,34 @@ class SweepError(UserError):
 
 
 class Jobs(Protocol):
-    """What a queue works off."""
+    """The jobs of a queue."""
 
     @property
     def total(self) -> int:
-        """Jobs of the whole sweep, those included that were done before."""
+        """Number of jobs in the whole sweep, including those done by earlier launches."""
 
     @property
     def num_done(self) -> int:
-        """Of those."""
+        """Number of jobs done so far."""
 
     def next(self) -> Job | None:
-        """The next to start; None where all have been started."""
+        """Return the next job to start, or None if all have been started."""
 
     def why_hopeless(self, job: Job) -> str | None:
-        """Why a running job need not go on; None where it must."""
+        """Return why a running job should be stopped early, or None if it should continue."""
 
     def started(self, job: Job) -> None:
-        """Note that a job has started."""
+        """Record that a job has started."""
 
     def ended(self, job: Job) -> None:
-        """Note a job's end, of whatever kind."""
+        """Record that a job has ended, with any status."""
 
 
 def alone_in_sweep(folder: Path) -> AbstractContextManager[None]:
-    """A block that a sweep's directory is read, worked off and written in.
+    """Lock a sweep's directory while the block reads, runs and writes its jobs.
 
     Raises:
-        ConfigError: If another launch is in one of the same sweep, or in a process of torchrun.
+        ConfigError: If another launch holds the lock, or torchrun started this process.
     """
     if is_of_several():
         raise ConfigError("torchrun trains one run: start a sweep (-m) without it")
@@ -108,11 +108,14 @@ def alone_in_sweep(folder: Path) -> AbstractContextManager[None]:
 
 
 def work_off(jobs: Jobs, slots: Sequence[str | None]) -> None:
-    """Run all jobs, one in each slot; a signal of ``stop_signals`` stops those that run, which save; then KeyboardInterrupt.
+    """Run all jobs, at most one in each slot. A signal of ``stop_signals`` makes the running jobs save and stop.
 
     Args:
-        jobs: to run.
-        slots: each an index of a GPU, or None.
+        jobs: Jobs to run.
+        slots: Slots, each the index of a GPU or None.
+
+    Raises:
+        KeyboardInterrupt: After a signal, when the jobs have stopped.
     """
     free, running, display = list(slots), list[Job](), Display(jobs.total)
     with _counting_interrupts() as interrupts:
@@ -152,9 +155,9 @@ def start(job: Job, slot: str | None, *, at_once: int) -> None:
     """Start a job's process.
 
     Args:
-        job: to start; its output is added to console.log in its directory.
-        slot: the only GPU that it sees; None shows it all.
-        at_once: jobs that share the processor's cores.
+        job: Job to start; its output is appended to console.log in its directory.
+        slot: Index of the only GPU visible to the job; None for all GPUs.
+        at_once: Number of jobs that share the processor's cores.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
     refuse_links(job.folder, below=job.folder.parent)
@@ -168,7 +171,7 @@ def start(job: Job, slot: str | None, *, at_once: int) -> None:
     job.images_before = job.images
     with (job.folder / _CONSOLE).open("ab") as console:
         job.said_before = console.tell()
-        # In a session of its own: Ctrl-C reaches the launcher alone, which then stops each job once.
+        # In its own session, so Ctrl-C reaches only the launcher, which then stops each job once.
         job.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT, env=environment,
             start_new_session=True, preexec_fn=_end_with_the_launcher if sys.platform == "linux" else None,
@@ -177,12 +180,12 @@ def start(job: Job, slot: str | None, *, at_once: int) -> None:
 
 
 def _stop(jobs: Sequence[Job], interrupts: Sequence[int]) -> None:
-    """Let every job save and end; one more interrupt ends them at once."""
+    """Make every job save and end; another interrupt kills them."""
     so_far = len(interrupts)
     for job in jobs:
         job.is_stopped = True
         if not has_ended(job):
-            _process_of(job).terminate()  # also before it listens; a shell has background jobs ignore SIGINT
+            _process_of(job).terminate()  # works before its handlers are set; background jobs ignore SIGINT
     while not all(has_ended(job) for job in jobs):
         if len(interrupts) > so_far:
             for job in jobs:
@@ -191,17 +194,17 @@ def _stop(jobs: Sequence[Job], interrupts: Sequence[int]) -> None:
 
 
 def _num_cores() -> int:
-    """That this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _end_with_the_launcher() -> None:
-    """So that a launcher that is killed leaves no jobs behind, which a second launch would start once more."""
+    """End this job when its launcher is killed; otherwise the next launch would start the job a second time."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _flags() -> list[str]:
-    """Where the launcher was told to look for configs."""
+    """Return the launcher's flags that name config directories and files."""
     found: list[str] = []
     arguments = sys.argv[1:]
     for place, argument in enumerate(arguments):
@@ -213,7 +216,7 @@ def _flags() -> list[str]:
 
 
 def has_ended(job: Job) -> bool:
-    """Whether its process has; its status then says how."""
+    """Return whether a job's process has ended, and set the job's status if so."""
     code = _process_of(job).poll()
     if code is None:
         return False
@@ -229,7 +232,7 @@ def has_ended(job: Job) -> bool:
 
 
 def _why_it_failed(job: Job, code: int) -> str:
-    """Return the one line of a setting that cannot work, the last one of a bug's traceback, or what ended the process."""
+    """Return the error message of a user's mistake, the last line of a bug's traceback, or the signal or exit code."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     said = job.console()
@@ -247,7 +250,7 @@ def _process_of(job: Job) -> subprocess.Popen[bytes]:
 
 @contextmanager
 def _counting_interrupts() -> Iterator[list[int]]:
-    """A block in which the signals that ask for a stop are written down, and end nothing by themselves."""
+    """Record the numbers of stop signals within the block instead of letting them end the process."""
     found: list[int] = []
     numbers = stop_signals()
     previous = [signal.signal(number, lambda number, frame: found.append(number)) for number in numbers]

@@ -1,7 +1,7 @@
-"""hydra/sweeper=optuna_study: a search whose study outlives every launch of it.
+"""hydra/sweeper=optuna_study: a search with Optuna that can be continued by a later launch.
 
-A trial is a job of hydra/launcher=gpu_queue. Launching the same command again continues trials that were under way, runs those
-again that failed, in their own directories, and asks for new ones until there are as many as wanted.
+Each trial is a job of hydra/launcher=gpu_queue. Launching the same command again continues interrupted trials, runs failed ones
+again in their own directories, and adds new ones until there are ``n_trials``.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FILE = "study.db"
-_FIXED, _SPACE = "fixed_overrides", "space"  # what a study knows besides its trials
+_FIXED, _SPACE = "fixed_overrides", "space"  # attributes of a study
 
 
 class OptunaStudySweeper(Sweeper):
-    """Searches by Optuna; see configs/hydra/sweeper/optuna_study.yaml for what each setting means.
+    """Searches with Optuna; configs/hydra/sweeper/optuna_study.yaml explains the settings.
 
     Args:
-        n_trials, direction, sampler, startup_trials, seed, storage, study_name: of the study.
-        prune_after: images from which on the median rule (Golovin et al. 2017) ends trials; None never does.
-        prune_startup_trials: that must have ended before.
-        params: key -> values, in the syntax of the command line.
+        n_trials, direction, sampler, startup_trials, seed, storage, study_name: Settings of the study.
+        prune_after: Number of images after which the median rule (Golovin et al. 2017) may end a trial; None disables it.
+        prune_startup_trials: Number of trials that must end before any trial is pruned.
+        params: Values by key, in the syntax of the command line.
 
     Raises:
-        ConfigError: Naming a setting that cannot be.
+        ConfigError: If a setting is invalid.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class OptunaStudySweeper(Sweeper):
         parser = OverridesParser.create(config_loader=self._context.config_loader)
         overrides = {
             override.key_or_group: override for override in parser.parse_overrides(given)
-        }  # the last one of a key wins
+        }  # the last override of a key wins
         space = {each.get_key_element(): distribution(each) for each in overrides.values() if each.is_sweep_override()}
         fixed = [
             f"{each.get_key_element()}={each.get_value_element_as_str()}"
@@ -131,8 +131,12 @@ class OptunaStudySweeper(Sweeper):
         trials.report()
 
     def _check(self, composed: DictConfig) -> None:
-        """Refuse what every job would fail by."""
-        from genimg.reporting.directions import declared_direction  # whose package imports pillow: not for every --help
+        """Refuse configs with which every job would fail.
+
+        Raises:
+            ConfigError: If there is no evaluation, or the direction contradicts its first metric.
+        """
+        from genimg.reporting.directions import declared_direction  # its package imports pillow: not for every --help
 
         evaluation = OmegaConf.to_container(composed.evaluation)
         assert isinstance(evaluation, dict)
@@ -149,7 +153,7 @@ class OptunaStudySweeper(Sweeper):
         import optuna
         from sqlalchemy.engine import make_url
 
-        shown = storage.partition("@")[2] or storage  # without a password
+        shown = storage.partition("@")[2] or storage  # hides the password
         if self._storage is None and (folder / _FILE).exists():
             open_regular(folder / _FILE, below=folder).close()
         try:
@@ -160,8 +164,8 @@ class OptunaStudySweeper(Sweeper):
                 direction=optuna.study.StudyDirection[self._direction.upper()],
                 load_if_exists=True,
             )
-            known_attributes, _ = study.user_attrs, study.get_trials(deepcopy=False)  # which a damaged file shows only now
-        except Exception as error:  # of SQLAlchemy, which Optuna lets through
+            known_attributes, _ = study.user_attrs, study.get_trials(deepcopy=False)  # a damaged file fails only here
+        except Exception as error:  # Optuna passes on the errors of SQLAlchemy
             reason = (str(error) or type(error).__name__).strip().splitlines()[0]
             raise ConfigError(f"hydra.sweeper.storage={shown} cannot be opened ({reason})") from error
         name = f"study {self._study_name} in {shown}"
@@ -186,7 +190,7 @@ class OptunaStudySweeper(Sweeper):
         if not of_jobs(study.trials) and (folder / "sweep.csv").exists():
             raise ConfigError(f"hydra.sweep.dir={folder} holds the jobs of another sweep: choose another hydra.sweep.dir")
         log.info("%s: %d of %d trials there", name, len(of_jobs(study.trials)), self._n_trials)
-        # A seed of its own for every launch, or it would draw the first trials once more.
+        # Each launch needs its own seed; otherwise it would draw the first trials again.
         seed = self._seed + len(study.trials)
         study.sampler = (
             optuna.samplers.RandomSampler(seed=seed)

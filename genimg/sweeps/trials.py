@@ -1,4 +1,4 @@
-"""The trials of an Optuna study as jobs of a queue."""
+"""Run the trials of an Optuna study as jobs of a queue."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 _MOST_JOBS = 10**6
-_JOB, _FOLDER, _NOTE = "job", "directory", "note"  # what the study knows of a trial besides
+_JOB, _FOLDER, _NOTE = "job", "directory", "note"  # attributes of a trial
 
 
 class Trials:
-    """Jobs that a study asks for, those first that an earlier launch has left.
+    """The jobs of a study, starting with unfinished ones of earlier launches.
 
     Args:
-        compose: (number, overrides) -> job.
-        study: opened.
-        space: key -> values.
-        fixed: overrides of all jobs.
-        folder: of the sweep.
-        n_trials: jobs of the whole study.
+        compose: Function that returns the job with a number and overrides.
+        study: The study.
+        space: Distribution of each searched key.
+        fixed: Overrides of all jobs.
+        folder: Directory of the sweep.
+        n_trials: Number of jobs in the whole study.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class Trials:
         self._jobs: dict[int, Job] = {}
         self._trials: dict[int, Trial] = {}
         self._next_look: dict[int, float] = {}
-        self._left: list[FrozenTrial] = []  # of earlier launches
-        for trial in study.trials:  # before anything is told to the study
+        self._left: list[FrozenTrial] = []  # unfinished trials of earlier launches
+        for trial in study.trials:  # before the study is changed
             self._require_own(trial)
         for trial in study.trials:
-            if trial.state == optuna.trial.TrialState.RUNNING and _JOB not in trial.user_attrs:  # killed while it was asked for
+            if trial.state == optuna.trial.TrialState.RUNNING and _JOB not in trial.user_attrs:  # killed while asking for it
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         for number, trial in of_jobs(study.trials).items():
             folder_of_job = self._folder / trial.user_attrs.get(_FOLDER, f"{number:03d}")
@@ -99,12 +99,12 @@ class Trials:
         return None
 
     def _again(self, frozen: FrozenTrial) -> Trial:
-        """A trial that an earlier launch has left; in place of one that failed, which can be told nothing else, a new one."""
+        """Return an unfinished trial of an earlier launch; a failed one is final, so a new one with its values replaces it."""
         import optuna
 
         if frozen.state == optuna.trial.TrialState.RUNNING:
             trial = optuna.trial.Trial(self._study, frozen._trial_id)
-            for name, values in self._space.items():  # of one that had just been asked for
+            for name, values in self._space.items():  # the launcher may have ended before all were drawn
                 trial._suggest(name, values)
             return trial
         if frozen.state == optuna.trial.TrialState.FAIL:
@@ -135,7 +135,7 @@ class Trials:
         trial, states = self._trials[job.number], optuna.trial.TrialState
         if job.status == "completed":
             self._next_look.pop(job.number, None)
-            self.why_hopeless(job)  # reports what was measured last
+            self.why_hopeless(job)  # reports the last measured values
             value = job.value()
             if value is None or not math.isfinite(value):
                 job.status, job.note = "failed", f"its value is {'missing' if value is None else value}"
@@ -144,13 +144,13 @@ class Trials:
         if job.status in ("pruned", "failed"):
             trial.set_user_attr(_NOTE, job.note)
             self._study.tell(trial, state=states.PRUNED if job.status == "pruned" else states.FAIL)
-        self._write(job)  # one that was stopped stays under way in the study
+        self._write(job)  # a stopped job's trial stays RUNNING in the study
 
     def report(self) -> None:
-        """Say what was found.
+        """Log the best trial.
 
         Raises:
-            SweepError: if a job failed.
+            SweepError: If a job failed.
         """
         jobs = [self._jobs[number] for number in sorted(self._jobs)]
         complete = [job for job in jobs if job.status == "completed"]
@@ -162,12 +162,12 @@ class Trials:
             raise SweepError(jobs, self._folder)
 
     def _require_own(self, trial: Trial | FrozenTrial) -> None:
-        """Refuse a stored trial that this search has not made: its parameters become arguments of a command.
+        """Refuse a stored trial that this search cannot have made, because its parameters become arguments of a command.
 
         Raises:
-            ConfigError: Naming the trial and what is not of this search.
+            ConfigError: If the trial has parameters, a job number or a directory that this search cannot produce.
         """
-        wanted = getattr(trial, "system_attrs", {}).get("fixed_params", {})  # which Optuna gives a trial that waits
+        wanted = getattr(trial, "system_attrs", {}).get("fixed_params", {})  # parameters of an enqueued trial
         for name, value in [*trial.params.items(), *(wanted.items() if isinstance(wanted, dict) else ())]:
             known = self._space.get(name)
             if known is None or trial.distributions.get(name, known) != known or not _contains(known, value):
@@ -198,15 +198,15 @@ class Trials:
 
 
 def of_jobs(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
-    """Number of the job -> its latest trial."""
+    """Return the latest trial of each job, by number of the job."""
     return {trial.user_attrs[_JOB]: trial for trial in trials if _JOB in trial.user_attrs}
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """What Optuna draws a key's values from.
+    """Return the Optuna distribution of an override's values.
 
     Raises:
-        ConfigError: For values that cannot be drawn, with the override.
+        ConfigError: If the values cannot be drawn.
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -234,7 +234,7 @@ def distribution(override: Override) -> BaseDistribution:
 
 
 def _contains(known: BaseDistribution, value: object) -> bool:
-    """Whether a value is one that a distribution gives, of its very type: ``True`` is no ``1``."""
+    """Return whether a distribution can give a value, including its exact type: ``True`` is not ``1``."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(known, CategoricalDistribution):

@@ -1,1 +1,1 @@
-"""The trainer and what it consists of: updates, checkpoints, schedules, logs."""
+"""The trainer and its parts: updates, checkpoints, schedules, logs."""

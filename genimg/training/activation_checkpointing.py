@@ -1,8 +1,8 @@
-"""Activation checkpointing: blocks keep their inputs alone and compute the rest again in the backward pass.
+"""Activation checkpointing: blocks keep only their inputs and recompute the rest in the backward pass.
 
-Chen et al., "Training deep nets with sublinear memory cost", 2016. The gradients are those of the plain forward bit for bit,
-because what a training forward changes (batch norm's running statistics, spectral norm's vectors) is put back for the
-second one.
+Chen et al., "Training deep nets with sublinear memory cost", 2016. Gradients equal those of the plain forward bit for bit,
+because the state that a training forward changes (batch norm's running statistics, spectral norm's vectors) is restored for the
+second forward.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from genimg.networks.layers import SpectralNorm
 
 
 def recompute_blocks(network: nn.Module) -> int:
-    """Let every member of a network's list ``blocks`` compute its activations again; returns how many there are."""
+    """Make every member of a network's list ``blocks`` recompute its activations; return the number of blocks."""
     lists = (getattr(module, "blocks", None) for module in network.modules())
     blocks = [block for found in lists if isinstance(found, nn.ModuleList) for block in found]
     for block in blocks:
@@ -40,7 +40,7 @@ def _forward(block: nn.Module, forward: Callable[..., Any], *inputs: Tensor) -> 
 
 
 class _First(contextlib.AbstractContextManager[None]):
-    """Around a block's forward: remembers the vectors that its spectral norms end with."""
+    """Context of a block's first forward, which stores the final vectors of its spectral norms."""
 
     def __init__(self, block: nn.Module) -> None:
         self.norms = [layer for layer in block.modules() if isinstance(layer, nn.modules.batchnorm._NormBase)]
@@ -52,7 +52,7 @@ class _First(contextlib.AbstractContextManager[None]):
 
 
 class _Again(contextlib.AbstractContextManager[None]):
-    """Around the same forward in the backward pass, and once more in that of a second derivative."""
+    """Context of the same forward in the backward pass, and again in that of a second derivative."""
 
     def __init__(self, first: _First) -> None:
         self._first = first
@@ -62,7 +62,7 @@ class _Again(contextlib.AbstractContextManager[None]):
         first = self._first
         for norm in first.norms:
             self._stack.callback(_restore, norm, norm.momentum, norm.num_batches_tracked)
-            norm.momentum = 0.0  # of the batch's statistics: the running ones stay
+            norm.momentum = 0.0  # keeps the running statistics
             if norm.num_batches_tracked is not None:
                 norm.num_batches_tracked = norm.num_batches_tracked.clone()
         for layer, (left, right) in zip(first.spectral, first.vectors, strict=True):

@@ -1,4 +1,4 @@
-"""Work beside the training: files are written by a thread while the next steps run."""
+"""Background work during the training: a thread writes files while the next steps run."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from torch import Tensor, nn
 
 
 class Background:
-    """Does one job at a time, in the order given; what a job raises is raised by the next call."""
+    """Runs one job at a time, in order. An exception of a job is raised by the next call."""
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
         self._pending: Future[Any] | None = None
 
     def submit(self, job: Callable[[], object]) -> None:
-        """Start ``job`` once the one before has ended, so that never more than one waits in memory."""
+        """Start ``job`` after the previous one has ended, so at most one job is in memory."""
         self.wait()
         self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="genimg-writer")
         self._pending = self._pool.submit(job)
 
     def wait(self) -> None:
-        """Wait for the job under way, if there is one."""
+        """Wait for the running job, if any."""
         if self._pending is None:
             return
         try:
             self._pending.result()
         finally:
-            if self._pending.done():  # not if a signal has ended the waiting
+            if self._pending.done():  # false if a signal interrupted the wait
                 self._pending = None
 
     def check(self) -> None:
-        """Raise what the last job has raised, without waiting for it."""
+        """Raise the exception of the last job, if any, without waiting for it."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def close(self) -> None:
-        """Wait for the job under way and end the thread; the next job starts another."""
+        """Wait for the running job and end the thread; the next job starts another."""
         try:
             self.wait()
         finally:
@@ -51,10 +51,10 @@ class Background:
 
 @contextlib.contextmanager
 def unchanged_buffers(module: nn.Module) -> Iterator[None]:
-    """A block after which buffers are as they were.
+    """Restore the buffers of ``module`` after the block.
 
-    Pictures take standing statistics and fit densities. They are made when a clock says so, and must not change what a
-    checkpoint holds.
+    Pictures compute standing statistics and fit densities. They are made at times that depend on the clock, and must not change
+    the contents of a checkpoint.
     """
     buffers = [(part, name, value) for part in module.modules() for name, value in part._buffers.items() if value is not None]
     copies = [value.clone() for _, _, value in buffers]
@@ -64,11 +64,11 @@ def unchanged_buffers(module: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for (part, name, value), copy in zip(buffers, copies, strict=True):
                 value.copy_(copy)
-                part._buffers[name] = value  # where the block has put another in its place
+                part._buffers[name] = value  # in case the block replaced it
 
 
 def snapshot(value: Any) -> Any:
-    """A copy in host memory of mappings, lists and tensors, which later steps do not change."""
+    """Return a copy of mappings, lists and tensors in host memory that later steps do not change."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

@@ -1,6 +1,6 @@
 """Resolve ``auto`` settings by benchmarking: microbatches that fit into memory, and whether compiling pays.
 
-Trials train a few steps and leave no trace: weights, optimizers and random numbers start as if there had been none.
+Trials train a few steps and leave no trace: weights, optimizers and random numbers then start as without trials.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from genimg.utils.distributed import alone, on_every_rank, world_size
 
 log = logging.getLogger(__name__)
 
-_MODE = "reduce-overhead"  # CUDA graphs: what a small network is short of is time between kernels
-_WORTH_COMPILING = 15 * 60.0  # seconds of training below which the minutes that compiling takes do not come back
-_GAIN = 1.05  # how much faster compiled steps must be
-_TOLERANCE = 0.05  # by which losses of the trial steps may differ, relative to them or to 1
+_MODE = "reduce-overhead"  # CUDA graphs: small networks are limited by launch overhead between kernels
+_WORTH_COMPILING = 15 * 60.0  # seconds of training below which compiling does not pay
+_GAIN = 1.05  # minimum speedup of compiled steps
+_TOLERANCE = 0.05  # maximum difference of the trial steps' losses, relative to them or to 1
 _WARM_UP, _TIMED = 6, 20  # steps of a trial
 
 
@@ -36,15 +36,15 @@ def resolve_auto(parts: TrainingComponents, *, accumulation: bool, may_compile: 
     """Resolve ``auto`` settings by benchmarking.
 
     Args:
-        parts: Not yet trained.
-        accumulation: Whether the number of microbatches is to be found.
-        may_compile: Whether compiling may be tried, which takes minutes.
+        parts: Components, not yet trained.
+        accumulation: Whether to find the number of microbatches.
+        may_compile: Whether to try compiling, which takes minutes.
 
     Returns:
-        The components with everything decided.
+        The components with all settings resolved.
 
     Raises:
-        ConfigError: If not even single images fit into the memory.
+        ConfigError: If even single images do not fit into memory.
     """
     if accumulation:
         if parts.device.type == "cuda":
@@ -62,14 +62,14 @@ def resolve_auto(parts: TrainingComponents, *, accumulation: bool, may_compile: 
 
 
 def search_accumulation(parts: TrainingComponents, fits: Callable[[TrainingComponents], bool]) -> TrainingComponents:
-    """The parts with the fewest microbatches with which a step fits into the memory of every process.
+    """Return the components with the fewest microbatches for which a step fits into the memory of every process.
 
     Args:
-        parts: not yet trained.
-        fits: whether parts can take a step.
+        parts: Components, not yet trained.
+        fits: Function that tells whether components can take a step.
 
     Raises:
-        ConfigError: If not even single images fit.
+        ConfigError: If even single images do not fit.
     """
     parts.data.load()
     share = parts.settings.batch_size // world_size()
@@ -84,12 +84,12 @@ def search_accumulation(parts: TrainingComponents, fits: Callable[[TrainingCompo
 
 
 def fits(parts: TrainingComponents) -> bool:
-    """Whether a step does not run out of memory, once optimizers have their state."""
+    """Return whether a step fits into memory once optimizers have their state."""
     trainer = _trainer(parts)
     steps = trainer.steps()
     try:
         for _ in range(2):
-            trainer.state.images = 0  # where all that is done at intervals is done
+            trainer.state.images = 0  # a step at which all interval-based work is done
             next(steps)
         trainer.updater.raise_if_not_finite()  # waits for the device
     except (RuntimeError, MemoryError) as error:
@@ -97,23 +97,23 @@ def fits(parts: TrainingComponents) -> bool:
             return False
         raise
     except NonFiniteError:
-        pass  # not a matter of memory; the training will say so
+        pass  # not a memory problem; the training will report it
     return True
 
 
 def choose_compilation(parts: TrainingComponents, worth: float, mode: str = _MODE) -> str | bool:
-    """``mode`` if the training is long, compiling works, losses stay the same and steps become faster; else False.
+    """Return ``mode`` if the training is long, compiling works, losses stay the same and steps become faster; else False.
 
     Args:
-        parts: not compiled and not yet trained.
-        worth: seconds that the training must take without it.
-        mode: of torch.compile.
+        parts: Components, neither compiled nor trained.
+        worth: Minimum seconds of training, without compiling, for which it pays.
+        mode: Mode of torch.compile.
     """
     parts.data.load()
     share = parts.settings.batch_size // world_size()
     plain = fast = off = math.inf
     reason = ""
-    with alone():  # so that a rank which fails keeps no other waiting
+    with alone():  # a failing rank must not block the others
         own = replace(parts, settings=replace(parts.settings, batch_size=share))
         try:
             with _without_trace(own) as tried:
@@ -125,7 +125,7 @@ def choose_compilation(parts: TrainingComponents, worth: float, mode: str = _MOD
                 fast, compiled_losses = _time_compiled(compiled)
                 differences = zip(compiled_losses, losses, strict=True)
                 off = max((abs(new - old) / max(1.0, abs(old)) for new, old in differences), default=0.0)
-        except Exception as error:  # a compiler has many ways to fail, and none of them shall end a training that runs without
+        except Exception as error:  # no failure of the compiler may end a training that runs without it
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     if not reason and off > _TOLERANCE:
         reason = f"losses differ by {off:.2g}"
@@ -148,7 +148,7 @@ def _time_compiled(parts: TrainingComponents) -> tuple[float, list[float]]:
 
 
 def _time(parts: TrainingComponents) -> tuple[float, list[float]]:
-    """Seconds a step, and the losses' means over the steps that warm up."""
+    """Return the seconds per step, and the mean losses over the warm-up steps."""
     trainer = _trainer(parts)
     steps = trainer.steps()
     for _ in range(_WARM_UP):
@@ -167,7 +167,7 @@ def _trainer(parts: TrainingComponents) -> Trainer:
 
 @contextlib.contextmanager
 def _without_trace(parts: TrainingComponents) -> Iterator[TrainingComponents]:
-    """The parts with optimizers of their own; at the end the weights are what they were, and the memory is free."""
+    """Yield the components with their own optimizers; restore the weights and free the memory afterwards."""
     initial = {name: tensor.to("cpu", copy=True) for name, tensor in parts.method.state_dict().items()}
     wanted = [(parameter, parameter.requires_grad) for parameter in parts.method.parameters()]
     trial = replace(parts, optimizers=parts.make_optimizers())

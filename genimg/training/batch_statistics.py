@@ -1,4 +1,4 @@
-"""Batch norm's running statistics over several processes, each of which sees its own images."""
+"""Batch norm's running statistics over several processes, each of which sees different images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from genimg.utils.distributed import all_reduce_, world_size
 
 
 class BatchStatistics:
-    """The running means and variances of a module's batch norm; synchronised layers have seen all ranks' images already."""
+    """Running means and variances of a module's batch norms. Synchronised layers already see all ranks' images."""
 
     def __init__(self, module: nn.Module) -> None:
         self._buffers = [
@@ -21,7 +21,7 @@ class BatchStatistics:
         ]
 
     def average(self) -> None:
-        """Replace them by their mean over all ranks: after every step any rank's checkpoint is then everyone's."""
+        """Replace them by their mean over all ranks, so all ranks hold the same checkpoint after every step."""
         if world_size() > 1 and self._buffers:
             torch._foreach_div_(self._buffers, world_size())
             all_reduce_(self._buffers)

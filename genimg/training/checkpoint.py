@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and primitives in one file, written whole or not at all, read without running any code."""
+"""Checkpoints: tensors and primitives in one file, written atomically and read without running any code."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _NUMBERED = re.compile(rf"step-\d{{1,15}}({_TIMED})?\.pt")
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint so that ``path`` is, at every moment, absent, the old file or the new one.
+    """Write a checkpoint atomically: ``path`` is always absent, the old file or the new one.
 
     Raises:
-        OSError: if the disk is full or the file cannot be written; ``path`` is as it was.
+        OSError: If the disk is full or the file cannot be written; ``path`` is then unchanged.
     """
     try:
         with atomically(path, durable=True) as temporary, open(temporary, "wb") as file:
@@ -50,14 +50,14 @@ def save(state: dict[str, Any], path: Path) -> None:
 
 
 def load(path: Path, *, below: Path | None = None) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, and make sure that it is as it was written.
+    """Read a checkpoint onto the CPU and verify its integrity.
 
     Args:
-        path: Of the file.
-        below: The run directory, or directory of checkpoints, that it was found in; None where the user has named the file.
+        path: Path of the file.
+        below: Run directory, or directory of checkpoints, in which it was found; None for a file named by the user.
 
     Raises:
-        CheckpointError: If there is no such file, or it is truncated, damaged, not a checkpoint, or of another version.
+        CheckpointError: If the file does not exist, or is truncated, damaged, not a checkpoint, or of another version.
     """
     try:
         state = load_verified(path, below=below)
@@ -88,10 +88,10 @@ _WITH_TENSORS = ("method", "optimizers", "means")
 
 
 def require_whole(state: dict[str, Any], path: Path) -> None:
-    """Check that a checkpoint holds what a training writes.
+    """Check that a checkpoint holds everything that a training writes.
 
     Raises:
-        CheckpointError: If something is missing, or of another type, naming it.
+        CheckpointError: If an entry is missing or has the wrong type; the message names it.
     """
     for key in _CONTENTS:
         if key not in state:
@@ -114,12 +114,12 @@ def _holds_tensor(node: Any) -> bool:
 
 
 def load_named(path: Path, which: str = "last") -> tuple[dict[str, Any], Path]:
-    """Read the checkpoint that a path means, see ``find``, and return it with its own path.
+    """Read the checkpoint that a path refers to (see ``find``), and return it with its own path.
 
-    In place of a damaged last.pt of a run directory, the newest checkpoint that is not damaged is read, with a warning.
+    If last.pt of a run directory is damaged, read the newest intact checkpoint instead, with a warning.
 
     Raises:
-        CheckpointError: If there is none, or none can be read.
+        CheckpointError: If there is no checkpoint, or none can be read.
         ConfigError: If ``which`` is neither ``last`` nor ``best``.
     """
     found = find(path, which)
@@ -139,17 +139,17 @@ def load_named(path: Path, which: str = "last") -> tuple[dict[str, Any], Path]:
 
 
 def numbered(folder: Path) -> list[Path]:
-    """Return the checkpoints in a directory that are named by their step, the oldest first."""
+    """Return the checkpoints in a directory that are named by their step, oldest first."""
     found = [path for path in folder.glob("step-*.pt") if _NUMBERED.fullmatch(path.name)]
     return sorted(found, key=lambda path: (step_of(path), not _is_timed(path)))
 
 
 def find(path: Path, which: str = "last") -> Path:
-    """The checkpoint that a path means: a file itself, or the ``last`` or ``best`` one of a run directory.
+    """Return the checkpoint that a path refers to: a file itself, or the ``last`` or ``best`` one of a run directory.
 
     Raises:
-        CheckpointError: If there is none.
-        ConfigError: If ``which`` is neither.
+        CheckpointError: If there is no checkpoint.
+        ConfigError: If ``which`` is neither ``last`` nor ``best``.
     """
     if which not in ("last", "best"):
         raise ConfigError(f"which={which} is unknown", "choose last or best")
@@ -169,12 +169,12 @@ class CheckpointFolder:
     """The checkpoints of one run: the last few by step, ``last.pt``, and ``best.pt``.
 
     ``last.pt`` and ``best.pt`` are hard links to the numbered files, or copies where links are not possible. A checkpoint that
-    was asked for by a clock is called ``step-N-timed.pt``: the next checkpoint of either kind replaces it, so that such ones
-    never push those of the regular intervals out, and cost the room of one.
+    is due by time is called ``step-N-timed.pt``. The next checkpoint of either kind replaces it, so timed checkpoints take the
+    space of one file and never displace those of regular intervals.
 
     Args:
-        path: the directory, made when first needed.
-        keep_last: numbered files to keep.
+        path: Directory, created when first needed.
+        keep_last: Number of numbered files to keep.
     """
 
     def __init__(self, path: Path, *, keep_last: int) -> None:
@@ -184,13 +184,13 @@ class CheckpointFolder:
         self.keep_last = keep_last
 
     def save(self, state: dict[str, Any], step: int, *, best: bool, timed: bool = False) -> Path:
-        """Write the checkpoint of ``step``, point last.pt (and best.pt) to it and remove what it replaces.
+        """Write the checkpoint of ``step``, point last.pt (and best.pt) to it and remove the checkpoints that it replaces.
 
         Args:
-            state: To write.
-            step: Which names the file.
-            best: Whether it is the best one so far.
-            timed: Whether a clock asked for it.
+            state: State to write.
+            step: Step, which names the file.
+            best: Whether it is the best checkpoint so far.
+            timed: Whether it is due by time.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         path = self.path / f"step-{step:08d}{_TIMED if timed else ''}.pt"
@@ -205,10 +205,10 @@ class CheckpointFolder:
         return path
 
     def load_last(self) -> tuple[dict[str, Any], Path] | None:
-        """The newest checkpoint that can be read, or None in a new run.
+        """Return the newest readable checkpoint, or None in a new run.
 
         Raises:
-            CheckpointError: If there are checkpoints and none can be read.
+            CheckpointError: If there are checkpoints but none can be read.
         """
         remove_leftovers(self.path)  # of a run that was killed while saving
         last = self.path / "last.pt"
@@ -221,7 +221,7 @@ class CheckpointFolder:
                 log.warning("%s; trying the one before", error)
                 broken.append((path, error))
                 continue
-            for unreadable, _ in broken:  # out of the way, so that no later run counts it as the newest
+            for unreadable, _ in broken:  # so no later run takes it for the newest
                 unreadable.replace(unreadable.with_name(unreadable.name + ".broken"))
             return state, path
         if broken:
@@ -241,7 +241,7 @@ class CheckpointFolder:
 
 
 def step_of(path: Path) -> int:
-    """The step that a numbered checkpoint is of."""
+    """Return the step of a numbered checkpoint."""
     return int(path.stem.removeprefix("step-").removesuffix(_TIMED))
 
 

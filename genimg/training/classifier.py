@@ -1,8 +1,8 @@
-"""Trains a SmallClassifier, whose features then evaluate images of its kind.
+"""Training of a SmallClassifier, whose features are used to evaluate images of its kind.
 
-Two aims share the features: the class, and how far apart two random views of one image are in each kind of change (see
-``training.views``). The first alone would make features that see nothing but the class, or any slightly degraded image as
-foreign.
+The features serve two tasks: predicting the class, and measuring how far apart two random views of one image are in each kind
+of change (see ``training.views``). With the first alone, features would see nothing but the class, or treat any slightly
+degraded image as foreign.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from genimg.training.views import CHANGES, random_views
 from genimg.types import Batch, Metrics
 from genimg.utils.durations import NumImages
 
-RELATION_WEIGHT = 10.0  # of the squared error of the differences' strengths, beside the cross-entropy in nats
-_MOST_STANDARDISED = 10_000  # images from which the features' mean and scale are taken
+RELATION_WEIGHT = 10.0  # of the squared error of strength differences, relative to the cross-entropy in nats
+_MOST_STANDARDISED = 10_000  # images for the features' mean and scale
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Some of a dataset's images.
+    """A subset of a dataset's images.
 
     Attributes:
-        data: where they lie; with labels.
-        indices: which of them.
+        data: Loader of the dataset, which has labels.
+        indices: Indices of the images.
     """
 
     data: ImageLoader
@@ -60,18 +60,19 @@ def train_classifier(
     """Train with AdamW; the learning rate rises over the first 30 % of the training and then falls along half a cosine.
 
     Args:
-        train, held_out: images to learn from and to measure on.
-        epochs, batch_size: of the training.
-        learning_rate: the highest.
-        weight_decay: of AdamW.
-        seed: of weights and order.
-        precision: of the training.
+        train, held_out: Images for training and for measuring the accuracy.
+        epochs: Number of epochs.
+        batch_size: Images per step.
+        learning_rate: Maximum learning rate.
+        weight_decay: Weight decay of AdamW.
+        seed: Seed of weights and order.
+        precision: Precision of the training.
 
     Returns:
         The record that a Classifier reads: half-precision weights, classes, size, and ``test_accuracy`` of those weights.
 
     Raises:
-        NonFiniteError: if the training diverged.
+        NonFiniteError: If the training diverged.
     """
     source, device = train.data.source, precision.device
     assert source.labels is not None
@@ -90,7 +91,7 @@ def train_classifier(
     generator = torch.Generator().manual_seed(seed)
 
     def loss(batch: Batch) -> tuple[Tensor, Metrics]:
-        """Name the class in both views, and tell from the features alone by how much which change differs between them."""
+        """Classify both views, and predict from their features how strongly each change differs between them."""
         projected = network.project(batch["image"])
         entropy = F.cross_entropy(network.classify(projected).float(), batch["label"])
         first, second = projected.float().chunk(2)
@@ -115,7 +116,7 @@ def train_classifier(
                 update("classifier", loss, [batch])
                 bar.update()
     update.raise_if_not_finite()
-    network.eval().half().float()  # measure what is written
+    network.eval().half().float()  # measure with the rounded weights that are written
     _standardise(network, train, channels, image_size)
     return {
         "format": FORMAT,
@@ -135,7 +136,7 @@ def train_classifier(
 
 @torch.no_grad()
 def _standardise(network: SmallClassifier, images: LabelledImages, channels: int, image_size: int) -> None:
-    """Set the features' mean and scale to those of clean training images, at most 10,000."""
+    """Set the features' mean and scale to those of at most 10,000 clean training images."""
     chosen = images.indices[random_subset(min(_MOST_STANDARDISED, len(images.indices)), len(images.indices), seed=0)]
     parts = [network.project(prepare(images.data.images(part), channels, image_size)) for part in np.array_split(chosen, 20)]
     projected = torch.cat([part.float() for part in parts])

@@ -1,4 +1,4 @@
-"""When time, and not the number of images, asks for a checkpoint or a picture."""
+"""Checkpoints and pictures that are due by time instead of by the number of images."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import math
 import time
 from collections.abc import Callable
 
-_SHARE = 0.1  # of the time trained so far, to which the gap between pictures grows
+_SHARE = 0.1  # time between pictures, as a fraction of the time trained so far
 
 
 class Clocks:
-    """Tells when to save and to make pictures by the time that has passed; it changes nothing that is computed.
+    """Tells from the time passed when to save and to make pictures; it has no effect on the training.
 
     Args:
-        checkpoint_minutes: Longest time between two checkpoints; None never asks for one.
-        preview_seconds: Longest time between two pictures at first; later it is a tenth of the time trained so far, so that a
-            long training makes no more than some dozens. None never asks for one.
+        checkpoint_minutes: Maximum time between two checkpoints; None for no timed checkpoints.
+        preview_seconds: Maximum time between two pictures at first. Later it is a tenth of the time trained so far, so a long
+            training makes at most some dozens. None for no timed pictures.
         now: Monotonic time in seconds.
 
     Attributes:
         save_at: Time from which a checkpoint is due; infinite for never.
-        show_at: Time from which a picture is due.
+        show_at: Time from which a picture is due; infinite for never.
     """
 
     def __init__(
@@ -33,14 +33,14 @@ class Clocks:
         self.shown(0.0)
 
     def saved(self) -> None:
-        """Note that a checkpoint is being written, for whatever reason."""
+        """Note that a checkpoint is being written, for any reason."""
         self.save_at = self._now() + self._checkpoint_seconds
 
     def shown(self, seconds_trained: float) -> None:
-        """Note that a picture has been made, for whatever reason.
+        """Note that a picture has been made, for any reason.
 
         Args:
-            seconds_trained: By all launches of the run together.
+            seconds_trained: Training time of all launches of the run together.
         """
-        # The time trained grows until the next picture, which is due at a tenth of what it is then.
+        # The time trained keeps growing, so the next picture is due when the gap is a tenth of the time trained by then.
         self.show_at = self._now() + max(self._preview_seconds, _SHARE / (1.0 - _SHARE) * seconds_trained)

@@ -1,4 +1,4 @@
-"""What a training consists of, built and not yet started."""
+"""Components of a training, built but not started."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from genimg.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class TrainingComponents:
-    """Everything that a trainer works with.
+    """All components of a training.
 
     Attributes:
-        source: The images to train on.
-        data: The same images where they are stored, as batches.
-        make_optimizers: Makes optimizers without a history, for trial steps.
-        seed: Seed of everything random.
+        source: Dataset of training images.
+        data: Loader of the same images.
+        make_optimizers: Factory of fresh optimizers, for trial steps.
+        seed: Seed of all randomness.
     """
 
     device: torch.device
@@ -50,7 +50,7 @@ class TrainingComponents:
 
     @property
     def decisions(self) -> Decisions:
-        """What ``auto`` turned out to mean."""
+        """The resolved values of ``auto`` settings."""
         return Decisions(self.precision.name, self.settings.accumulation, self.performance.compile)
 
     def trainer(
@@ -64,8 +64,8 @@ class TrainingComponents:
         """Return the trainer of these components.
 
         Args:
-            data: Some of the images to train on; None takes all of them.
-            folder: Where checkpoints go.
+            data: Loader of some of the training images; None uses all of them.
+            folder: Directory for checkpoints.
             make_logger, describe: See Trainer.
         """
         return Trainer(

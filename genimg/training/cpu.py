@@ -1,6 +1,6 @@
-"""What makes a model faster on a CPU: other ways to compute the same. Results differ by rounding only.
+"""Faster equivalents of layers, memory use and optimizer steps on a CPU. Results differ by rounding only.
 
-Networks know nothing of it. Measurements are in docs/performance.md.
+Networks do not depend on this module. Measurements are in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-# At 4 to 16 positions the product took a half to a quarter of the time on an AMD EPYC, and at 64 it was slower.
-_MOST_POSITIONS = 32  # of the smaller side, in a batch
-_LEAST_WEIGHTS = 2**19  # of a layer; smaller ones were not measured, and are left to the convolution
+# At 4 to 16 positions the matrix product took a quarter to half of the time on an AMD EPYC; at 64 it was slower.
+_MOST_POSITIONS = 32  # in a batch, on the smaller side
+_LEAST_WEIGHTS = 2**19  # of a layer; smaller layers were not measured and remain convolutions
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 
 
 def use_faster_layers(model: nn.Module) -> None:
-    """Let PyTorch's convolutions and instance norms in a model compute their results in a way that is faster on a CPU.
+    """Replace the forward of convolutions and instance norms in a model by one that is faster on a CPU.
 
-    In place: parameters, their names and copies stay as they are. Layers of other classes are left alone, and so are all on
-    another device.
+    The change is in place; parameters, their names and copies are unaffected. Layers of other classes or on another device are
+    unchanged.
     """
     for layer in model.modules():
         if type(layer) is nn.InstanceNorm2d and not layer.track_running_stats:
@@ -38,11 +38,11 @@ def use_faster_layers(model: nn.Module) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep memory that tensors on the CPU leave behind, for those of the next step; glibc only.
+    """Let the C library keep the memory of freed CPU tensors for the next step; glibc only.
 
-    By default it returns every block above 32 MiB to the system at once, and much of the rest, so that each step has its
-    memory mapped and zeroed again: up to a quarter of a step's time (docs/performance.md). Whoever has set glibc's own
-    environment variables is left alone.
+    By default it returns every block above 32 MiB to the system at once, and much of the rest. Each step then has its memory
+    mapped and zeroed again, which takes up to a quarter of its time (docs/performance.md). Nothing changes if glibc's own
+    environment variables are set.
     """
     if sys.platform != "linux" or any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")):
         return
@@ -50,36 +50,36 @@ def keep_freed_memory() -> None:
     if set_option is None:  # another C library
         return
     if not set_option(_M_MMAP_THRESHOLD, 2**30):
-        set_option(_M_MMAP_THRESHOLD, 2**25)  # the most that an older glibc takes
+        set_option(_M_MMAP_THRESHOLD, 2**25)  # the maximum of older versions of glibc
     set_option(_M_TRIM_THRESHOLD, 2**31 - 1)
     set_option(_M_TOP_PAD, 2**26)
 
 
 def step_without_copies(optimizer: Optimizer) -> None:
-    """Let the step of a fused Adam or AdamW see tensors with channels last in memory as contiguous ones of permuted shape.
+    """Let a fused Adam or AdamW treat channels-last tensors as contiguous tensors of permuted shape.
 
-    Other optimizers, and parameters elsewhere than on a CPU, are left as they are.
+    Other optimizers, and optimizers of parameters on other devices, are unchanged.
 
-    PyTorch's fused kernel for the CPU wants contiguous tensors: it copies every weight, gradient and moment that is not,
-    and copies three of them back, two thirds of the step's time. It works element by element, so that a view with the
-    dimensions in memory's order, the same for all tensors of one parameter, gives the same bits.
+    PyTorch's fused CPU kernel needs contiguous tensors: it copies all other weights, gradients and moments, and copies three of
+    them back, which takes two thirds of the step's time. The kernel works element by element, so views with dimensions in
+    memory order, the same for all tensors of a parameter, give the same bits.
     """
     on_cpu = all(parameter.device.type == "cpu" for group in optimizer.param_groups for parameter in group["params"])
     is_fused_adam = type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and optimizer.defaults.get("fused")
     if not (is_fused_adam and on_cpu):
         return
     gather = optimizer._init_group  # type: ignore[attr-defined]
-    if tuple(inspect.signature(gather).parameters) != _GATHERED:  # a PyTorch that does it in another way is left alone
+    if tuple(inspect.signature(gather).parameters) != _GATHERED:  # skip versions of PyTorch with another signature
         return
 
     def gather_views(group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], *others: list[Tensor]) -> bool:
         has_complex: bool = gather(group, parameters, gradients, *others)
         permuted = [not parameter.is_contiguous() and _is_channels_last(parameter) for parameter in parameters]
-        for tensors in (parameters, gradients, *others[:-1]):  # the last are the numbers of steps; amsgrad's may be empty
+        for tensors in (parameters, gradients, *others[:-1]):  # the last list holds step counts; amsgrad's may be empty
             for index, _ in enumerate(tensors):
                 if permuted[index]:
                     tensors[index] = tensors[index].permute(0, 2, 3, 1)
-        # The kernel reads a gradient in memory's order, whatever its strides. Autograd's have the parameter's.
+        # The kernel reads gradients in memory order, whatever their strides. Autograd's have the parameter's strides.
         gradients[:] = [gradient.contiguous() for gradient in gradients]
         return has_complex
 
@@ -94,14 +94,14 @@ def _is_channels_last(tensor: Tensor) -> bool:
 
 
 class _Conv2d(nn.Conv2d):
-    """PyTorch's, as a product of unfolded patches with the weights where a CPU is faster so: at the bottom of a U-Net.
+    """PyTorch's convolution, computed as a matrix product with unfolded patches where that is faster: at the bottom of a U-Net.
 
-    There each weight meets a few positions only, and the time goes into bringing the weights into the layout that the
-    convolution wants, and the gradient back. Results differ by rounding.
+    There each weight is used at a few positions only. Most of the time goes into converting the weights to the layout of the
+    convolution, and the gradient back. Results differ by rounding.
     """
 
     def forward(self, features: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C', H', W']."""
+        """Map [N, C, H, W] to [N, C', H', W']."""
         count, (height, width) = features.shape[0], _convolved(features, self)
         if not _is_product(features, count * height * width):
             return super().forward(features)
@@ -109,17 +109,17 @@ class _Conv2d(nn.Conv2d):
         padding = (int(self.padding[0]), int(self.padding[1]))
         patches = F.unfold(features, self.kernel_size, self.dilation, padding, self.stride)  # [N, C area, H' W']
         rows = patches.unflatten(1, (-1, area)).permute(0, 3, 2, 1).reshape(count * height * width, -1)
-        # Channels last in both factors: with weights stored so, this copies nothing.
+        # Channels last in both factors, so weights stored that way are not copied.
         matrix = self.weight.permute(0, 2, 3, 1).reshape(self.out_channels, -1)
         convolved = F.linear(rows, matrix, self.bias)
         return convolved.reshape(count, height, width, self.out_channels).permute(0, 3, 1, 2)
 
 
 class _ConvTranspose2d(nn.ConvTranspose2d):
-    """PyTorch's, as a product with the weights and a sum of overlapping patches, where ``_Conv2d`` would be one."""
+    """PyTorch's layer, computed as a matrix product and a sum of overlapping patches where ``_Conv2d`` would use a product."""
 
     def forward(self, features: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """[N, C, H, W] -> [N, C', H', W']."""
+        """Map [N, C, H, W] to [N, C', H', W']."""
         count, channels, height, width = features.shape
         if output_size is not None or not _is_product(features, count * height * width):
             return super().forward(features, output_size)
@@ -143,7 +143,7 @@ def _may_be_product(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
 
 
 def _is_product(features: Tensor, positions: int) -> bool:
-    if torch.compiler.is_exporting():  # a program for any batch cannot look at how large it is
+    if torch.compiler.is_exporting():  # an exported program cannot depend on the batch size
         return False
     return positions <= _MOST_POSITIONS and features.device.type == "cpu"
 
@@ -157,14 +157,14 @@ def _convolved(features: Tensor, layer: nn.Conv2d) -> tuple[int, int]:
 
 
 class _InstanceNorm2d(nn.InstanceNorm2d):
-    """PyTorch's, image by image for features with channels last.
+    """PyTorch's layer, computed image by image for channels-last features.
 
-    PyTorch's own first copies such features into contiguous ones and leaves its result in that format, so that the layers
-    behind are slow, too; its batch norm of a single image, which is the same, keeps the format.
+    PyTorch's version copies such features into contiguous ones and returns that format, so the following layers are slow, too.
+    Its batch norm of a single image is equivalent and keeps the format.
     """
 
     def forward(self, features: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C, H, W]."""
+        """Map [N, C, H, W] to [N, C, H, W]."""
         last = features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
         if features.device.type != "cpu" or not last:
             return super().forward(features)

@@ -1,4 +1,4 @@
-"""What ``auto`` turned out to mean."""
+"""Resolved values of ``auto`` settings."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from genimg.utils.type_hints import restored
 
 @dataclass(frozen=True)
 class Decisions:
-    """What was decided where the config says ``auto``: kept in checkpoints, so that a resumed run trains in the same way.
+    """Resolved values of ``auto`` settings, kept in checkpoints so that a resumed run trains in the same way.
 
     Attributes:
-        precision: Name of the number format of networks.
-        accumulation: Microbatches that each batch is cut into; batch norm sees microbatches.
+        precision: Name of the networks' number format.
+        accumulation: Number of microbatches per batch; batch norm sees microbatches.
         compile: Mode of torch.compile, or False.
     """
 
@@ -24,13 +24,13 @@ class Decisions:
 
     @classmethod
     def restored(cls, saved: Any) -> Decisions:
-        """Return the decisions that a checkpoint holds.
+        """Return the decisions in a checkpoint.
 
         Raises:
-            CheckpointError: If it holds something else there.
+            CheckpointError: If the entry is invalid.
         """
         return restored(cls, saved, "decisions")
 
     def record(self) -> dict[str, Any]:
-        """Return the decisions as a checkpoint holds them."""
+        """Return the decisions in the format of a checkpoint."""
         return asdict(self)

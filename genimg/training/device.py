@@ -1,4 +1,4 @@
-"""Device and precision: what the config asks for, checked against what the machine has."""
+"""Device and precision: requested settings, checked against the machine."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 
 
 def choose_device(name: object) -> torch.device:
-    """The device that ``device=...`` names; ``auto`` takes CUDA, then MPS, then the CPU.
+    """Return the device of ``device=...``; ``auto`` takes CUDA, then MPS, then the CPU.
 
     Raises:
-        ConfigError: If it is unknown or not there.
+        ConfigError: If it is unknown or not available.
     """
     kind, _, number = str(name).partition(":")
     if kind not in DEVICES or (number and (kind != "cuda" or not number.isdecimal())):
@@ -45,14 +45,14 @@ def choose_device(name: object) -> torch.device:
 
 @dataclass(frozen=True)
 class Precision:
-    """The arithmetic of forward and backward; weights, optimizers and losses are always float32."""
+    """Precision of forward and backward; weights, optimizers and losses are always float32."""
 
     name: str
     device: torch.device
 
     @property
     def autocast(self) -> Callable[[], AbstractContextManager[object]]:
-        """Makes the context for a forward."""
+        """Factory of the context for a forward."""
         return partial(torch.autocast, self.device.type, torch.bfloat16) if self.name == "bf16" else nullcontext
 
     def apply_globally(self) -> None:
@@ -60,14 +60,14 @@ class Precision:
         allow = self.name in ("tf32", "bf16")
         torch.set_float32_matmul_precision("high" if allow else "highest")
         torch.backends.cudnn.allow_tf32 = allow
-        torch.backends.cudnn.benchmark = True  # image sizes are fixed, so the fastest algorithm is worth finding
+        torch.backends.cudnn.benchmark = True  # worth its cost, because image sizes are fixed
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """The precision that ``precision=...`` names; ``auto`` takes bf16 where the processor has instructions for it.
+    """Return the precision of ``precision=...``; ``auto`` takes bf16 where the processor has instructions for it.
 
     Raises:
-        ConfigError: If it is unknown, or would have no effect on this device.
+        ConfigError: If it is unknown or would have no effect on this device.
     """
     if name not in PRECISIONS:
         raise ConfigError(f"precision={name} is unknown", f"choose one of {', '.join(PRECISIONS)}")
@@ -88,7 +88,7 @@ def _has_fast_bf16(device: torch.device) -> bool:
 
 
 def describe_hardware(device: torch.device) -> dict[str, str | int]:
-    """What a reported number must carry beside it."""
+    """Return the hardware facts that are recorded with measured numbers."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {"device": device.type, "name": name, "threads": torch.get_num_threads(), "system": platform.platform()}
 

@@ -1,4 +1,4 @@
-"""Where numbers and pictures go: metrics.jsonl, TensorBoard, samples/*.png and the progress bar."""
+"""Logging of numbers and pictures: metrics.jsonl, TensorBoard, samples/*.png and the progress bar."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from genimg.utils.regular_files import open_regular, read_regular, require_at_mo
 log = logging.getLogger(__name__)
 
 _RECORDS = "metrics.jsonl"
-_MOST_RECORDED = 2**29  # bytes of it
-_MOST_SHOWN = 5  # numbers of lines in a message
+_MOST_RECORDED = 2**29  # bytes
+_MOST_SHOWN = 5  # line numbers in a message
 
 
 class MeanMetrics:
@@ -47,7 +47,7 @@ class MeanMetrics:
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def pop(self) -> dict[str, float]:
-        """The means since the last call, over all ranks, with one transfer from the device."""
+        """Return the means since the last call, over all ranks, with one transfer from the device."""
         if not self._sums:
             return {}
         means = _mean_over_ranks(torch.stack([total / self._counts[name] for name, total in self._sums.items()])).tolist()
@@ -56,15 +56,15 @@ class MeanMetrics:
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """Every rank's sums [W]: their mean would not resume bit for bit."""
+        """Return every rank's sums [W]: their mean would not resume bit for bit."""
         sums = {name: all_gather_rows(total.reshape(1)) for name, total in self._sums.items()}
         return {"sums": sums, "counts": dict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Continue with the sums of ``state_dict``.
+        """Restore the sums of ``state_dict``.
 
         Raises:
-            ValueError: If the state is none.
+            ValueError: If the state is invalid.
         """
         if state["sums"].keys() != state["counts"].keys() or not all(
             isinstance(sums, Tensor) and type(state["counts"][name]) is int for name, sums in state["sums"].items()
@@ -83,35 +83,35 @@ def _mean_over_ranks(values: Tensor) -> Tensor:
 
 
 class Recorder(Protocol):
-    """Takes a run's records, besides its own directory."""
+    """An additional destination of a run's records, besides its directory."""
 
     def open(self, run_dir: Path, config: Mapping[str, Any]) -> None:
-        """Begin, or go on with what an earlier launch of the run has begun.
+        """Start the record, or continue that of an earlier launch of the run.
 
         Raises:
-            ValueError: if it cannot.
+            ValueError: If it cannot be opened.
         """
 
     def scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
-        """Take numbers by their names."""
+        """Record numbers by name."""
 
     def picture(self, step: int, images: int, name: str, picture: Tensor) -> None:
-        """Take a uint8 picture [C, H, W]."""
+        """Record a uint8 picture [C, H, W]."""
 
     def close(self) -> None:
-        """End."""
+        """Close the record."""
 
 
 class Logger:
     """Writes a run's records.
 
-    A resumed run first drops the records of steps that it is about to repeat.
+    A resumed run first removes the records of steps that it will repeat.
 
     Args:
-        run_dir: where metrics.jsonl, tensorboard/ and samples/ go.
-        step: where the run starts.
-        evaluated: whether the evaluation of that step is over; if not, it will be repeated and its record is dropped.
-        recorder: opened; takes the same records.
+        run_dir: Directory of metrics.jsonl, tensorboard/ and samples/.
+        step: First step of this launch.
+        evaluated: Whether the evaluation of that step is complete. Otherwise it is repeated, and its record removed.
+        recorder: Open recorder that receives the same records.
     """
 
     def __init__(self, run_dir: Path, *, step: int, evaluated: bool = True, recorder: Recorder | None = None) -> None:
@@ -122,7 +122,7 @@ class Logger:
         self._tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
 
     def scalars(self, step: int, images: int, values: Mapping[str, float], provenance: Mapping[str, Any] | None = None) -> None:
-        """Record numbers, and for measured ones what they were measured with."""
+        """Record numbers, and the provenance of those that an evaluation measured."""
         record = {"step": step, "images": images, **values, **({"provenance": provenance} if provenance else {})}
         if provenance:
             self._tensorboard.add_text("evaluation/provenance", json.dumps(provenance), step)
@@ -162,7 +162,7 @@ class Logger:
             elif record["step"] < step or (record["step"] == step and (evaluated or "provenance" not in record)):
                 kept.append(line + b"\n")
         if unreadable == [len(lines)] and not content.endswith(b"\n"):
-            unreadable = []  # the line that a killed run did not finish
+            unreadable = []  # the unfinished line of a killed run
         if unreadable:
             shown = ", ".join(map(str, unreadable[:_MOST_SHOWN])) + (", ..." if len(unreadable) > _MOST_SHOWN else "")
             log.warning(
@@ -174,10 +174,10 @@ class Logger:
 
 
 def require_readable_records(run_dir: Path) -> None:
-    """Refuse records of a resumed run that ``Logger`` would refuse, before anything is written.
+    """Check, before anything is written, that ``Logger`` can read the records of a resumed run.
 
     Raises:
-        UnsafeFileError: For a file that is no regular one, or too large.
+        UnsafeFileError: If the file is not a regular file or is too large.
     """
     path = run_dir / _RECORDS
     with contextlib.suppress(FileNotFoundError), open_regular(path, below=run_dir) as file:
@@ -185,7 +185,7 @@ def require_readable_records(run_dir: Path) -> None:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """Return what a line of metrics.jsonl holds; None if it is no record of a step."""
+    """Return the record in a line of metrics.jsonl; None if it is not a record of a step."""
     try:
         record = parse_json(line.decode())
     except ValueError:
@@ -194,12 +194,12 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def write_hyperparameters(run_dir: Path, config: Mapping[str, Any], metrics: Iterable[str]) -> None:
-    """What TensorBoard's HPARAMS page needs to set this run beside others: its settings, and which scalars are its results.
+    """Write the settings and result scalars by which TensorBoard's HPARAMS page compares this run with others.
 
     Args:
-        run_dir: of a run that has ended.
-        config: Settings; lists are written as text, and what is None is omitted.
-        metrics: tags of scalars, whose last values are shown.
+        run_dir: Directory of a finished run.
+        config: Settings; lists are written as text, and None is omitted.
+        metrics: Tags of the result scalars, whose last values are shown.
     """
     values = {
         key: value if isinstance(value, bool | int | float | str) else str(value)
@@ -212,7 +212,7 @@ def write_hyperparameters(run_dir: Path, config: Mapping[str, Any], metrics: Ite
 
 
 class SilentLogger(Logger):
-    """Writes nothing: only the first rank writes."""
+    """A logger that writes nothing, for all ranks but the first."""
 
     def __init__(self) -> None:
         pass
@@ -228,11 +228,11 @@ class SilentLogger(Logger):
 
 
 class ProgressBar:
-    """A bar with images/s, losses and time left on a terminal; elsewhere one line a minute. Only the first rank shows it.
+    """A bar with images/s, losses and time left on a terminal, otherwise one line a minute. Only the first rank shows it.
 
     Args:
-        total: images in the whole training.
-        initial: images already seen.
+        total: Number of images in the whole training.
+        initial: Number of images already seen.
     """
 
     seconds_between_lines = 60.0
@@ -263,7 +263,7 @@ class ProgressBar:
             )  # fmt: skip
 
     def show(self, numbers: Mapping[str, float]) -> None:
-        """Put numbers beside the bar."""
+        """Show numbers beside the bar."""
         self._numbers = " ".join(f"{name.split('/')[-1]}={value:.3g}" for name, value in numbers.items())
         self._bar.set_postfix_str(self._numbers)
 

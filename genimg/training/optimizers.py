@@ -1,4 +1,4 @@
-"""Optimizers: one for each of a method's parameter groups, corrected where lazy penalties update a group more often."""
+"""Optimizers: one per parameter group of a method, corrected for additional updates by lazy penalties."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class OptimizerSpec:
     """An optimizer's class and its settings, which may hold schedules.
 
     Attributes:
-        make: The class.
-        settings: Keyword arguments.
+        make: Class of the optimizer.
+        settings: Keyword arguments of the class.
     """
 
     make: Callable[..., Optimizer]
@@ -36,7 +36,7 @@ class OptimizerSpec:
         "Analyzing and improving the image quality of StyleGAN", appendix B, where the ratio is 1 / interval.
 
         Args:
-            ratio: Updates by lazy penalties for each of the group's own updates; 0 for none.
+            ratio: Number of updates by lazy penalties per regular update of the group; 0 for none.
         """
         if not ratio:
             return self
@@ -57,21 +57,21 @@ class OptimizerSpec:
         batch_size: int,
         defaults: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]] = lambda *_: {},
     ) -> Optimizer:
-        """Build the optimizer, with its settings as at the start of a training.
+        """Build the optimizer with the initial values of its settings.
 
         Args:
-            parameters: To train.
-            batch_size: Images a step.
-            defaults: Returns further keyword arguments, given the class and the settings.
+            parameters: Parameters to train.
+            batch_size: Images per step.
+            defaults: Function from the class and the settings to further keyword arguments.
 
         Raises:
-            ConfigError: If the class does not take the settings.
+            ConfigError: If the class does not accept the settings.
         """
         if self.make in _UNFIT:
             raise ConfigError(f"the optimizer {self.make.__name__} cannot be used here, because {_UNFIT[self.make]}",
                               "choose another one", key="optimizer._target_")  # fmt: skip
         settings = {key: valued(value, 0, batch_size) for key, value in self.settings.items()}
-        further = defaults(self.make, settings)  # outside, so that a bug there is not taken for a wrong setting
+        further = defaults(self.make, settings)  # outside the try block: a bug there is not a wrong setting
         try:
             return self.make(parameters, **{**further, **settings})
         except (IndexError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: settings that exclude each other
@@ -87,21 +87,21 @@ class OptimizerSpec:
 
 
 _REFUSED = {"learning rate": "lr", "beta": "betas", "weight_decay": "weight_decay", "epsilon": "eps", "momentum": "momentum"}
-"""What PyTorch's optimizers say of a setting, and its name."""
+"""Words in the errors of PyTorch's optimizers, and the setting that they refer to."""
 
 
 def _changed(value: Any, change: Callable[[float], float]) -> Any:
-    """A setting whose every number, and every schedule's, is changed."""
+    """Apply ``change`` to every number and schedule in a setting."""
     if isinstance(value, list | tuple):
         return [_changed(each, change) for each in value]
     return value.map(change) if isinstance(value, Schedule) else change(value)
 
 
 def require_fitting_state(optimizer: Optimizer) -> None:
-    """Check that what one of PyTorch's optimizers has gathered, and a checkpoint has brought, fits its parameters.
+    """Check that the state of a PyTorch optimizer, loaded from a checkpoint, fits its parameters.
 
     Raises:
-        ValueError: If a tensor of its state is neither a number nor of its parameter's shape.
+        ValueError: If a tensor of the state is neither a number nor of its parameter's shape.
     """
     if not type(optimizer).__module__.startswith("torch."):
         return

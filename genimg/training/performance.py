@@ -1,4 +1,4 @@
-"""How a training runs on its device: memory format, fused optimizers, compilation. Results differ by rounding only."""
+"""Execution of a training on its device: memory format, fused optimizers, compilation. Results differ by rounding only."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 @dataclass(frozen=True)
 class Performance:
-    """What is requested; ``auto`` takes what is fastest on the device.
+    """Requested performance settings; ``auto`` takes the fastest choice for the device.
 
     Attributes:
-        channels_last: convolutions with channels last in memory. Faster on every device measured (docs/performance.md).
-        fused_optimizer: one kernel for all of an optimizer's arithmetic, where PyTorch has one for it.
-        compile: a mode of torch.compile for every trained network, or False. ``reduce-overhead`` replays CUDA graphs.
-            ``auto`` is settled by a trial on a GPU (training/autotune.py), and is False elsewhere.
-        activation_checkpointing: blocks of networks are computed a second time in the backward pass, to save memory.
-        cpu: what only a CPU needs (training/cpu.py): other ways to compute some layers, Adam without copies, memory kept.
+        channels_last: Whether convolutions use channels-last memory. Faster on every device measured (docs/performance.md).
+        fused_optimizer: Whether to use one kernel for all of an optimizer's arithmetic, where PyTorch has one.
+        compile: Mode of torch.compile for every trained network, or False. ``reduce-overhead`` replays CUDA graphs.
+            ``auto`` is resolved by a trial on a GPU (training/autotune.py) and is False elsewhere.
+        activation_checkpointing: Whether to recompute blocks of networks in the backward pass to save memory.
+        cpu: Whether to use the CPU's alternatives (training/cpu.py): faster layers, Adam without copies, memory kept.
     """
 
     channels_last: bool | str
@@ -59,7 +59,7 @@ class Performance:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def place(self, method: Method, device: torch.device) -> None:
-        """Move the networks to the device, in the requested memory format, and let torch.compile compile them.
+        """Move the networks to the device in the requested memory format, and set up compilation.
 
         Raises:
             ConfigError: If activation checkpointing is requested for networks without blocks.
@@ -74,26 +74,26 @@ class Performance:
             raise ConfigError("activation_checkpointing=true has no effect on networks without blocks", "set it to false")
 
     def compile_networks(self, method: Method) -> None:
-        """Let torch.compile compile every trained network, in place: names in a state_dict stay, ``.forward`` stays eager."""
+        """Compile every trained network in place: names in a state_dict are unchanged, ``.forward`` stays eager."""
         for network in _trained_networks(method):
             network.compile(mode=self.compile)
 
     def forget_compiled(self, method: Method) -> None:
         """Undo ``compile_networks``."""
         for network in _trained_networks(method):
-            network._compiled_call_impl = None  # PyTorch has a way in and none out
+            network._compiled_call_impl = None  # PyTorch has no public way to undo it
         torch.compiler.reset()
 
     def begin_step(self) -> None:
-        """Tell torch.compile that what the last step's CUDA graphs gave is no longer needed."""
+        """Tell torch.compile that the outputs of the last step's CUDA graphs are no longer needed."""
         if self.compile in _COMPILE_MODES:
             torch.compiler.cudagraph_mark_step_begin()
 
     def of_optimizer(self, optimizer: Any, settings: Mapping[str, Any], device: torch.device) -> dict[str, bool]:
-        """More keyword arguments for an optimizer's class than its own ``settings``.
+        """Return keyword arguments for an optimizer's class in addition to its ``settings``.
 
         Raises:
-            ConfigError: If a fused one is requested and there is none.
+            ConfigError: If a fused optimizer is requested and not available.
         """
         has_one = "fused" in inspect.signature(optimizer).parameters and device.type in ("cuda", "cpu", "mps")
         if self.fused_optimizer is True and not has_one:
@@ -103,12 +103,12 @@ class Performance:
         return {"fused": True} if self.fused_optimizer and has_one and not decided else {}
 
     def place_optimizer(self, optimizer: Optimizer) -> None:
-        """What keyword arguments cannot say: on a CPU, a fused Adam or AdamW walks through memory as it lies."""
+        """Let a fused Adam or AdamW on a CPU process tensors in memory order."""
         if self.cpu:
             cpu.step_without_copies(optimizer)
 
     def describe(self, optimizers: Iterable[Optimizer]) -> str:
-        """What was chosen, in words."""
+        """Return a description of the active settings."""
         chosen = {
             "channels last": bool(self.channels_last),
             "fused optimizer": any(optimizer.defaults.get("fused") for optimizer in optimizers),
@@ -127,7 +127,7 @@ def _trained_networks(method: Method) -> list[nn.Module]:
 def lay_out_as_parameters(optimizer: Optimizer) -> None:
     """Give the optimizer's state the strides of its parameters.
 
-    Fused optimizers walk through memory, and the state may have been saved with another memory format.
+    Fused optimizers process tensors in memory order, and the state may have been saved with another memory format.
     """
     for parameter, state in optimizer.state.items():
         for key, value in state.items():

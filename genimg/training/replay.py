@@ -1,4 +1,4 @@
-"""A forward that is computed without a graph, and later again with one: the same numbers, and no side effect twice."""
+"""A forward that is computed first without a graph and later again with one: same numbers, and side effects only once."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from genimg.types import Batch
 
 
 class Replay:
-    """A function of a microbatch, with the random numbers and the buffers that it met the first time.
+    """A function of a microbatch that can be repeated with the random numbers and buffers of its first call.
 
-    The first time counts: batch norm's running statistics, spectral norm's vectors and StyleGAN2's average style are what it
-    left behind. The second one changes copies of what the first one met.
+    The side effects of the first call persist: batch norm's running statistics, spectral norm's vectors and StyleGAN2's average
+    style. The second call changes copies of the initial buffers.
 
     Args:
-        function: to be computed twice.
-        microbatch: its argument.
-        networks: whose buffers it may change.
-        device: whose generator is used beside the CPU's.
+        function: Function to compute twice.
+        microbatch: Argument of the function.
+        networks: Networks whose buffers the function may change.
+        device: Device whose generator is used in addition to the CPU's.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Replay:
 
     @torch.no_grad()
     def first(self) -> Batch:
-        """Return the results without a graph."""
+        """Return the results, computed without a graph."""
         self._random_state = random_state(self._device)
         self._buffers = [
             {name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
@@ -45,7 +45,7 @@ class Replay:
         return self._function(self._microbatch)
 
     def again(self) -> Batch:
-        """Return the same results with a graph; once, after ``first`` and before the networks' weights change."""
+        """Return the same results with a graph. Call it once, after ``first`` and before the networks' weights change."""
         with self._as_then():
             return self._function(self._microbatch)
 
@@ -54,7 +54,7 @@ class Replay:
 
     @contextlib.contextmanager
     def _as_then(self) -> Iterator[None]:
-        # Other tensors, not other values: the graph may still need what it has seen.
+        # Replace the tensors instead of their values, because the graph may still need them.
         modules = self._modules()
         now, states = [dict(module._buffers) for module in modules], random_state(self._device)
         for module, buffers in zip(modules, self._buffers, strict=True):
@@ -69,7 +69,7 @@ class Replay:
 
 
 def random_state(device: torch.device) -> list[Tensor]:
-    """Return the states of the CPU's generator and of the device's; nothing waits for the device."""
+    """Return the states of the CPU's and the device's generator, without synchronising with the device."""
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
@@ -79,7 +79,7 @@ def random_state(device: torch.device) -> list[Tensor]:
 
 
 def set_random_state(states: list[Tensor], device: torch.device) -> None:
-    """Go back to what ``random_state`` returned."""
+    """Restore the states that ``random_state`` returned."""
     torch.set_rng_state(states[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)

@@ -1,4 +1,4 @@
-"""Schedules of optimizers: a factor on all learning rates, and any setting of a group that is given as a schedule."""
+"""Schedules of optimizers: a factor on all learning rates, and any other setting that is given as a schedule."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from genimg.utils.durations import NumImages
 
 
 class RateSchedule(Schedule):
-    """A factor in [0, 1] on each optimizer's own rate, after a linear warm-up from 0.
+    """A factor in [0, 1] on each optimizer's own learning rate, after a linear warm-up from 0.
 
     Args:
-        warmup: images over which the rate rises linearly; 0 for none.
+        warmup: Number of images over which the rate rises linearly; 0 for none.
     """
 
     def __init__(self, *, warmup: NumImages) -> None:
         self.warmup = warmup
 
     def at(self, images: int, batch_size: int) -> float:
-        """Return the factor for the step that starts at ``images`` seen; the first step's warm-up is above 0."""
+        """Return the factor for the step that starts after ``images`` images; it is positive even in the first step."""
         rise = min(1.0, (images + batch_size) / self.warmup) if self.warmup else 1.0
         return rise * self.decay(images)
 
@@ -50,12 +50,13 @@ class Constant(RateSchedule):
 
 
 class Linear(RateSchedule):
-    """1 until ``start``, then down to ``final`` in a straight line, reached at ``duration``.
+    """1 until ``start``, then a straight line down to ``final`` at ``duration``.
 
     Args:
-        duration: of the training.
-        start: where the decay begins.
-        final: factor at the end.
+        duration: Duration of the training.
+        start: Images after which the decay begins.
+        final: Factor at the end.
+        warmup: See ``RateSchedule``.
     """
 
     def __init__(self, *, duration: NumImages, start: NumImages, final: float, warmup: NumImages) -> None:
@@ -69,11 +70,12 @@ class Linear(RateSchedule):
 
 
 class Cosine(RateSchedule):
-    """From 1 to ``final`` along half a cosine (Loshchilov & Hutter 2017, equation 5, without restarts).
+    """Half a cosine from 1 to ``final`` (Loshchilov & Hutter 2017, equation 5, without restarts).
 
     Args:
-        duration: of the training.
-        final: factor at the end.
+        duration: Duration of the training.
+        final: Factor at the end.
+        warmup: See ``RateSchedule``.
     """
 
     def __init__(self, *, duration: NumImages, final: float, warmup: NumImages) -> None:
@@ -95,11 +97,11 @@ def _checked(final: float) -> float:
 
 
 class OptimizerSchedules:
-    """Sets what changes in optimizers before each step: all learning rates, and settings that are schedules.
+    """Sets scheduled settings of optimizers before each step: all learning rates, and other settings that are schedules.
 
     Args:
-        factor: on every group's learning rate.
-        settings: of each parameter group of the method, those that hold schedules: numbers, or lists as Adam's betas are.
+        factor: Factor on the learning rate of every group.
+        settings: Scheduled settings of each parameter group of the method: numbers, or lists such as Adam's betas.
     """
 
     def __init__(self, factor: Schedule, settings: Mapping[str, Mapping[str, Any]] | None = None) -> None:
@@ -107,17 +109,17 @@ class OptimizerSchedules:
         self.settings = {name: driven for name, driven in (settings or {}).items() if driven}
 
     def __bool__(self) -> bool:
-        """Whether anything changes."""
+        """Return whether anything changes."""
         return bool(self.settings) or self.factor.extremes != (1.0, 1.0)
 
     def base_rates(self, optimizers: Mapping[str, Optimizer]) -> dict[str, list[float]]:
-        """Return the rates that the factor is to multiply, of optimizers as they were built."""
+        """Return the learning rates of newly built optimizers, which the factor multiplies."""
         return {name: [group["lr"] for group in optimizer.param_groups] for name, optimizer in optimizers.items()}
 
     def apply(
         self, optimizers: Mapping[str, Optimizer], base_rates: Mapping[str, list[float]], images: int, batch_size: int
     ) -> None:
-        """Set the settings of the step of ``batch_size`` images that starts at ``images`` seen."""
+        """Set the settings for the step of ``batch_size`` images that starts after ``images`` images."""
         factor = self.factor.at(images, batch_size)
         for name, optimizer in optimizers.items():
             now = {key: valued(value, images, batch_size) for key, value in self.settings.get(name, {}).items()}
@@ -126,7 +128,7 @@ class OptimizerSchedules:
                 group["lr"] = now.get("lr", base) * factor
 
     def values(self, optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
-        """Return the settings of the last step that schedules drive, beside the rates, such as ``generator.betas.1``."""
+        """Return the last step's scheduled settings other than learning rates, such as ``generator.betas.1``."""
         found: dict[str, float] = {}
         for name, settings in self.settings.items():
             group = optimizers[name].param_groups[0]
@@ -139,12 +141,12 @@ class OptimizerSchedules:
 
 
 def valued(value: Any, images: int, batch_size: int) -> Any:
-    """A setting with numbers in place of its schedules."""
+    """Return a setting with numbers in place of its schedules."""
     if isinstance(value, list):
         return [valued(each, images, batch_size) for each in value]
     return value.at(images, batch_size) if isinstance(value, Schedule) else value
 
 
 def holds_schedule(value: Any) -> bool:
-    """Whether a setting is a schedule, or a list with one in it."""
+    """Return whether a setting is a schedule, or a list that holds one."""
     return any(map(holds_schedule, value)) if isinstance(value, list) else isinstance(value, Schedule)

@@ -1,4 +1,4 @@
-"""How a training is to run, and how far it is."""
+"""Settings and state of a training."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from genimg.utils.type_hints import restored
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
-    """How long, how much at once, and how often.
+    """Durations, sizes and intervals of a training.
 
     Attributes:
-        duration: of the whole training.
-        batch_size: images a step, of all ranks together.
-        accumulation: microbatches that each rank cuts its share of a batch into, to save memory; batch norm sees microbatches.
-        max_grad_norm: L2 norm to which each group's gradient is clipped; None leaves it.
-        log_interval, preview_interval, checkpoint_interval: how often.
-        preview_images: in each picture.
-        keep_last: checkpoints to keep beside the best one.
-        checkpoint_minutes, preview_seconds: see Clocks.
-        sync_batch_norm: on several GPUs, batch norm over the whole microbatch of all ranks; else over each rank's own.
+        duration: Duration of the whole training.
+        batch_size: Images per step, over all ranks together.
+        accumulation: Number of microbatches per rank and step, to save memory; batch norm sees microbatches.
+        max_grad_norm: L2 norm to which each group's gradient is clipped; None for no clipping.
+        log_interval, preview_interval, checkpoint_interval: Images between two logs, pictures or checkpoints.
+        preview_images: Number of images in each picture.
+        keep_last: Number of checkpoints to keep besides the best one.
+        checkpoint_minutes, preview_seconds: See Clocks.
+        sync_batch_norm: Whether batch norm on several GPUs uses the microbatches of all ranks instead of each rank's own.
         usual_duration: Published duration of this kind of model; only compared with ``duration``.
     """
 
@@ -68,27 +68,27 @@ class TrainerSettings:
 
 @dataclass
 class TrainingState:
-    """What a checkpoint holds besides the method and the optimizers."""
+    """Progress of a training: the contents of a checkpoint besides the method and the optimizers."""
 
     images: int = 0
     evaluated_at: int = -1
     last: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     best_images: int = -1
-    num_evaluations: int | None = 0  # over which `best` is the extremum; None where an older genimg did not count them
+    num_evaluations: int | None = 0  # among which `best` is the best; None from older versions of genimg
     worse_evaluations: int = 0
     final: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
-    waiting_seconds: float = 0.0  # of these, for batches
+    waiting_seconds: float = 0.0  # part of ``seconds`` spent waiting for batches
     evaluation_seconds: float = 0.0
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any]) -> TrainingState:
-        """Return the state that a checkpoint holds.
+        """Return the state in a checkpoint.
 
         Raises:
-            CheckpointError: If it holds something else there.
+            CheckpointError: If the entry is invalid.
         """
         state = restored(cls, saved, "training")
         if state.best and "num_evaluations" not in saved:
@@ -97,12 +97,12 @@ class TrainingState:
 
     @property
     def best_in_words(self) -> str:
-        """Return of how many evaluations ``best`` is the best one, and at how many images it was taken."""
+        """Number of evaluations among which ``best`` is the best one, and its number of images, in words."""
         count = self.num_evaluations
         among = "" if count is None else f" of {count} evaluation{'s' * (count != 1)}"
         return f"best{among}, at {self.best_images} images"
 
     def forget_evaluations(self) -> None:
-        """Start a new best: the evaluation has changed, and its values compare with none before."""
+        """Start a new best, because the evaluation has changed and earlier values are not comparable."""
         self.evaluated_at, self.last, self.best, self.best_images = -1, {}, {}, -1
         self.num_evaluations, self.worse_evaluations, self.final = 0, 0, {}

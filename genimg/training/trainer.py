@@ -1,4 +1,4 @@
-"""The loop: log, preview, checkpoint, evaluate, step. It has never heard of a GAN."""
+"""The training loop: log, preview, checkpoint, evaluate, step. It is independent of the method."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ from genimg.utils.terminal import stop_signals, write_to_stderr
 
 log = logging.getLogger(__name__)
 
-_REPEATED_SIGNAL_SECONDS = 0.5  # within which a second SIGINT counts as the first, delivered twice
+_REPEATED_SIGNAL_SECONDS = 0.5  # a second SIGINT within this time counts as a duplicate
 
 
 class StopRequestedError(Exception):
-    """A signal asked for a stop (``terminal.stop_signals``); a checkpoint has been written."""
+    """A signal requested a stop (``terminal.stop_signals``); a checkpoint has been written."""
 
 
 class WorseningError(Exception):
@@ -53,10 +53,10 @@ class WorseningError(Exception):
 
 
 class _Ranks:
-    """What several ranks do together after every step.
+    """Operations that several ranks do together after every step.
 
     Args:
-        method: The same on every rank.
+        method: Method, the same on every rank.
     """
 
     def __init__(self, method: Method) -> None:
@@ -67,12 +67,12 @@ class _Ranks:
         self._batch_statistics.average()
 
     def vote(self, *wishes: bool) -> tuple[bool, bool]:
-        """Give this rank's wishes to stop and to save; returns whether any rank had them a step ago."""
+        """Cast this rank's votes to stop and to save; return whether any rank voted for them a step ago."""
         stop, save = (vote.cast(wish) for vote, wish in zip(self._votes, wishes, strict=True))
         return stop, save
 
     def wait(self) -> None:
-        """Take the answers that are on the way."""
+        """Wait for pending votes."""
         for vote in self._votes:
             vote.wait()
 
@@ -81,18 +81,18 @@ class Trainer:
     """Trains a method on data.
 
     Args:
-        settings: durations and sizes.
-        method: on its device.
-        optimizers: one for each of the method's parameter groups.
-        schedules: of the optimizers' settings.
-        data: training images.
-        evaluator: None for no evaluation.
-        precision: of forward and backward.
-        performance: how the method was placed.
-        seed: of everything random.
-        folder: where checkpoints go.
-        make_logger: called with the step that the run starts at, and whether that step is evaluated already.
-        describe: what else goes into a checkpoint (config, versions).
+        settings: Durations and sizes.
+        method: Method, on its device.
+        optimizers: Optimizers, one for each of the method's parameter groups.
+        schedules: Schedules of the optimizers' settings.
+        data: Loader of training images.
+        evaluator: Evaluator; None for no evaluation.
+        precision: Precision of forward and backward.
+        performance: Performance settings with which the method was placed.
+        seed: Seed of all randomness.
+        folder: Directory of checkpoints.
+        make_logger: Function from the first step, and whether that step is already evaluated, to a logger.
+        describe: Further contents of a checkpoint (config, versions).
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Trainer:
         self._averages = {
             path: module for path, module in method.named_modules() if isinstance(module, EMA) and module.ramp_up < math.inf
         }
-        self._changes: list[Callable[[int, int], None]] = []  # what is called before every step
+        self._changes: list[Callable[[int, int], None]] = []  # called before every step
         if self.numbers:
             self._changes.append(self.numbers.advance)
         if schedules:
@@ -146,27 +146,27 @@ class Trainer:
         self._is_first_rank = rank() == 0
         self._ranks = _Ranks(method) if world_size() > 1 else None
         self._is_contiguous = performance.memory_format == torch.contiguous_format
-        self._time_to_save = False  # once every rank knows that the first one's clock says so
+        self._time_to_save = False  # set when all ranks know that the first rank's clock is due
         self._clocks = Clocks(checkpoint_minutes=settings.checkpoint_minutes, preview_seconds=settings.preview_seconds)
-        self._stopping = False  # once every rank knows of some rank's signal
+        self._stopping = False  # set when all ranks know of a rank's signal
         self._evaluating = False
         self.stop_signal: int | None = None
         self._stop_requested_at = 0.0  # by time.monotonic()
         self._last_saved = -1
         self._interval_start = (time.monotonic(), 0)
-        self._waited = 0.0  # for batches, since then
+        self._waited = 0.0  # seconds waited for batches since the interval's start
 
     @property
     def progress(self) -> Progress:
         return Progress(self.state.images, self.settings.batch_size)
 
     def fit(self) -> TrainingState:
-        """Train from where the state stands to the end.
+        """Train from the current state to the end.
 
         Raises:
-            NonFiniteError: if the training diverged; no checkpoint holds the broken weights.
-            StopRequestedError: after one of ``terminal.stop_signals``, with a checkpoint written.
-            WorseningError: If a stopping rule of the evaluation says so, with a checkpoint written.
+            NonFiniteError: If the training diverged; no checkpoint holds the broken weights.
+            StopRequestedError: After one of ``terminal.stop_signals``, with a checkpoint written.
+            WorseningError: If a stopping rule of the evaluation ends the training, with a checkpoint written.
         """
         if self.state.images < self.settings.duration:
             self.state.final = {}  # of a shorter training
@@ -178,7 +178,7 @@ class Trainer:
         self._interval_start = (time.monotonic(), self.state.images)
         self._clocks.saved()
         self._clocks.shown(self.state.seconds)
-        is_main = threading.current_thread() is threading.main_thread()  # no other may handle signals
+        is_main = threading.current_thread() is threading.main_thread()  # other threads cannot handle signals
         previous = {s: signal.signal(s, self._request_stop) for s in stop_signals()} if is_main else {}
         try:
             stream = self._stream()
@@ -199,7 +199,7 @@ class Trainer:
             bar.close()
             try:
                 self._background.close()
-            except Exception as error:  # while another error is under way, which says more
+            except Exception as error:  # do not mask the original error, which says more
                 log.warning("%s", error)
             finally:
                 logger.close()
@@ -207,12 +207,12 @@ class Trainer:
                     signal.signal(number, handler)
 
     def _wait_for_files(self) -> None:
-        """Until they are on the disk; if they cannot be written, all ranks fail together."""
+        """Wait until pending files are written; if a write fails, all ranks raise."""
         with raise_on_any_rank():
             self._background.wait()
 
     def steps(self) -> Iterator[int]:
-        """Steps alone, without end, logs, pictures, evaluations and checkpoints; gives the images seen after each."""
+        """Yield the number of images seen after each step, without end, logs, pictures, evaluations and checkpoints."""
         stream = self._stream()
         self.method.train()
         while True:
@@ -231,7 +231,7 @@ class Trainer:
         )
 
     def _begin_step(self, stream: Iterator[Batch], progress: Progress) -> Microbatches:
-        """Set whatever depends on the images seen, and fetch the batch."""
+        """Set everything that depends on the images seen, and fetch the batch."""
         for change in self._changes:
             change(progress.images, progress.batch_size)
         if self.performance.compile:
@@ -240,7 +240,7 @@ class Trainer:
         asked = time.monotonic()
         batch = next(stream)
         self._waited += time.monotonic() - asked
-        if self._is_contiguous:  # the data comes with channels last
+        if self._is_contiguous:  # batches are channels-last
             batch = {key: value.contiguous() for key, value in batch.items()}
         return split(batch, self.settings.accumulation)
 
@@ -251,14 +251,14 @@ class Trainer:
         self.state.images += progress.batch_size
 
     def _agree(self) -> None:
-        """Find out whether to stop, and whether to save because the first rank's clock says so."""
+        """Agree whether to stop, and whether to save because the first rank's clock is due."""
         stop, save = self.stop_signal is not None, self._is_first_rank and time.monotonic() >= self._clocks.save_at
         if save:
             self._clocks.saved()
         self._stopping, self._time_to_save = (stop, save) if self._ranks is None else self._ranks.vote(stop, save)
 
     def _maintain(self, logger: Logger, bar: ProgressBar) -> None:
-        """Everything that happens between steps, in a fixed order, so that a resumed run does the same."""
+        """Do everything that happens between steps, in a fixed order, so that a resumed run does the same."""
         settings, images = self.settings, self.state.images
         done = images >= settings.duration
         if self._due(settings.log_interval) or done:
@@ -289,14 +289,14 @@ class Trainer:
                 raise StopRequestedError from None
 
     def _due(self, interval: int) -> bool:
-        """Whether the last step crossed a multiple of ``interval`` images."""
+        """Return whether the last step crossed a multiple of ``interval`` images."""
         images = self.state.images
         return images > 0 and images // interval > (images - self.settings.batch_size) // interval
 
     def _log(self, logger: Logger, bar: ProgressBar) -> None:
         self._background.check()
         means = self.means.pop()
-        if not means:  # just resumed: this record is already written
+        if not means:  # just resumed: the record of this step exists
             return
         self.updater.raise_if_not_finite()
         now = time.monotonic()
@@ -345,7 +345,7 @@ class Trainer:
             state.best, state.best_images = result.values, state.images
         try:
             worse = evaluator.has_diverged(result.values, None if name is None else state.best[name])
-        except ValueError:  # stop_if names a metric that there is not, which must not cost the work so far
+        except ValueError:  # stop_if names an unknown metric; save the work so far
             self._save(best=best)
             raise
         state.worse_evaluations = state.worse_evaluations + 1 if worse else 0
@@ -357,7 +357,7 @@ class Trainer:
             raise WorseningError
 
     def _evaluate_finally(self, evaluator: PeriodicEvaluator, num_images: int, logger: Logger) -> None:
-        """Once, with more images, when all is trained."""
+        """Evaluate once more after the training, with more images."""
         result = self._measure(evaluator, logger, "final", num_images)
         self.state.final = {"metrics": result.values, "provenance": result.provenance}
         log.info("at the end: %s", _in_short(result.values))
@@ -368,12 +368,12 @@ class Trainer:
         start, self._evaluating = time.monotonic(), True
         try:
             result = evaluator.evaluate(self.method, self.data, self.device, self._should_stop_evaluating, num_images)
-            result = broadcast_object(result)  # unlike GPUs differ in the last digits, and all must draw the same conclusion
+            result = broadcast_object(result)  # different GPUs differ in the last digits, and all ranks must decide alike
         finally:
             self._evaluating = False
             seconds = time.monotonic() - start
             then, images_then = self._interval_start
-            self._interval_start = (then + seconds, images_then)  # throughput is that of training alone
+            self._interval_start = (then + seconds, images_then)  # throughput counts training time only
             self.state.evaluation_seconds += seconds
         values = {f"{prefix}/{name}": number for name, number in result.values.items()}
         for name, (low, high) in result.intervals.items():
@@ -383,7 +383,7 @@ class Trainer:
         return result
 
     def _should_stop_evaluating(self) -> bool:
-        """Several ranks finish the evaluation first: they have unlike numbers of batches between which to agree."""
+        """Return whether to interrupt an evaluation; several ranks finish it, because their numbers of batches differ."""
         return self.stop_signal is not None and world_size() == 1
 
     def _save(self, *, best: bool, timed: bool = False) -> None:
@@ -391,13 +391,13 @@ class Trainer:
         self.method.before_saving()
         state = self.state_dict()
         if rank() == 0:
-            self._background.wait()  # so that one copy is in memory, not two
+            self._background.wait()  # only one copy in memory
             self._background.submit(partial(self.folder.save, snapshot(state), self.progress.step, best=best, timed=timed))
         self._last_saved = self.state.images
         self._clocks.saved()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that resuming needs: tensors and primitives only. The same on every rank, and every rank must ask."""
+        """Return the tensors and primitives needed to resume, the same on every rank. All ranks must call it."""
         return {
             **self.describe,
             "method": self.method.state_dict(),
@@ -420,7 +420,7 @@ class Trainer:
                 require_fitting_state(optimizer)
                 lay_out_as_parameters(optimizer)
             self.means.load_state_dict(state["means"], self.device)
-        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:  # of contents of any kind
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:  # a checkpoint can hold anything
             reason = str(error).strip().splitlines()[-1].strip()
             raise CheckpointError(
                 f"the checkpoint does not fit this model or its optimizers ({reason})", "start a new run_dir"
@@ -430,13 +430,13 @@ class Trainer:
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.stop_signal is not None:
-            # Only a person's second Ctrl-C quits at once. Other signals come twice by themselves: a closing terminal sends
-            # SIGHUP through the kernel and through the shell, and some launchers pass on a Ctrl-C that arrived already.
+            # Only a second Ctrl-C by the user quits at once. Other signals may arrive twice: a closing terminal sends SIGHUP
+            # through the kernel and through the shell, and some launchers forward a Ctrl-C that has already arrived.
             if number == signal.SIGINT and now - self._stop_requested_at > _REPEATED_SIGNAL_SECONDS:
                 raise KeyboardInterrupt
             return
         self.stop_signal, self._stop_requested_at = number, now
-        if rank() == 0:  # not by logging, whose lock the interrupted code may hold
+        if rank() == 0:  # not logging, because the interrupted code may hold its lock
             what = "evaluation" if self._evaluating else "step"
             when = "during" if self._evaluating and world_size() == 1 else "after"
             quitting = " Press Ctrl-C again to quit without saving." if number == signal.SIGINT else ""

@@ -41,15 +41,15 @@ _OF_NO_MICROBATCH = 2**32
 
 
 class StepRNG:
-    """Gives every microbatch of a step a random stream of its own, which goes on from one update to the next.
+    """Gives every microbatch of a step its own random stream, which continues from one update to the next.
 
-    Microbatches are numbered over all ranks, so that several ranks draw what one rank draws that accumulates as many
-    microbatches: where a batch is cut makes no difference.
+    Microbatches are numbered over all ranks. Several ranks therefore draw the same numbers as one rank that accumulates as many
+    microbatches.
 
     Args:
-        seed: of the training.
-        num_microbatches: of this rank in every step.
-        device: whose generator is used beside the CPU's.
+        seed: Seed of the training.
+        num_microbatches: Number of microbatches per step of this rank.
+        device: Device whose generator is used in addition to the CPU's.
     """
 
     def __init__(self, seed: int, num_microbatches: int, device: torch.device) -> None:
@@ -61,7 +61,7 @@ class StepRNG:
         self._states: dict[int, list[Tensor]] = {}
 
     def begin(self, step: int) -> None:
-        """Start the streams of ``step``: the only microbatch's, or, where there are several, one for what belongs to none."""
+        """Start the streams of ``step``. With several microbatches, also seed a stream for draws outside of them."""
         self._step = step
         self._states = {}
         of_none = seed_of(self._seed, Stream.STEP, step, _OF_NO_MICROBATCH)
@@ -69,8 +69,8 @@ class StepRNG:
 
     @contextmanager
     def of_microbatch(self, number: int) -> Iterator[None]:
-        """Draw from the stream of this rank's microbatch ``number`` in the block."""
-        if self._count == 1:  # nothing to change between, and ``begin`` has seeded
+        """Draw from the stream of this rank's microbatch ``number`` within the block."""
+        if self._count == 1:  # a single stream, seeded by ``begin``
             yield
             return
         if number in self._states:
@@ -82,7 +82,7 @@ class StepRNG:
 
     def _seed_of_microbatch(self, number: int) -> int:
         overall = self._first + number
-        # The first is that of a batch which is not cut at all.
+        # The first microbatch has the seed of an undivided batch.
         position = (self._step, overall) if overall else (self._step,)
         return seed_of(self._seed, Stream.STEP, *position)
 
@@ -90,17 +90,17 @@ class StepRNG:
 class Updater:
     """Implements ``Update`` for a set of parameter groups.
 
-    Gradients are added over microbatches and then once over ranks, so that k ranks take the step that one rank takes which
-    accumulates k times as many microbatches. The graph of one microbatch is in memory at a time.
+    Gradients are summed over microbatches and then once over ranks, so k ranks take the same step as one rank that accumulates
+    k times as many microbatches. Only the graph of one microbatch is in memory at a time.
 
     Args:
-        parameters: of each group.
-        optimizers: one for each group.
-        precision: of forward and backward.
-        max_grad_norm: L2 norm to which each group's gradient is clipped; None leaves it.
-        rng: random streams of the microbatches; None leaves the random numbers to the caller.
-        networks: of all groups, whose buffers change once in a step, although ``forward`` of several microbatches is computed
-            twice.
+        parameters: Parameters of each group.
+        optimizers: Optimizers, one per group.
+        precision: Precision of forward and backward.
+        max_grad_norm: L2 norm to which each group's gradient is clipped; None for no clipping.
+        rng: Random streams of the microbatches; None uses the caller's random state.
+        networks: Networks of all groups. Their buffers change once per step, although ``forward`` of several microbatches is
+            computed twice.
     """
 
     def __init__(
@@ -125,13 +125,13 @@ class Updater:
         self.networks = networks
         self.step = 0
         self._replays: dict[str, list[Replay]] = {}
-        # The first step at which each group was not finite, kept on the device: looking at it would be a host sync.
+        # The first step at which each group was not finite, kept on the device because reading it would synchronise.
         self._first_bad = {
             group: torch.full((), -1, dtype=torch.int64, device=tensors[0].device) for group, tensors in parameters.items()
         }
 
     def begin(self, step: int) -> None:
-        """Start a step, and its random numbers."""
+        """Start a step and its random streams."""
         self.step = step
         self._replays = {}
         if self.rng is not None:
@@ -187,10 +187,10 @@ class Updater:
         return metrics
 
     def raise_if_not_finite(self) -> None:
-        """Wait for the device and look at the finite flags.
+        """Wait for the device and check the finite flags.
 
         Raises:
-            NonFiniteError: if any loss or gradient since the start was infinite or not a number.
+            NonFiniteError: If any loss or gradient since the start was infinite or NaN.
         """
         never = torch.iinfo(torch.int64).max
         flags = torch.stack([flag.cpu() for flag in self._first_bad.values()])
@@ -207,7 +207,7 @@ class Updater:
             nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
         flag = self._first_bad[group]
         bad = ~torch.isfinite(norm + loss) & (flag < 0)
-        flag.masked_fill_(bad, self.step)  # a number in a kernel's arguments; torch.where would copy it, and wait
+        flag.masked_fill_(bad, self.step)  # passes the step as a kernel argument; torch.where would copy it and synchronise
         return norm
 
     def _of_microbatch(self, number: int) -> AbstractContextManager[None]:

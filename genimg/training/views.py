@@ -1,9 +1,9 @@
-"""Random views of images, with how strongly each was changed in which way.
+"""Random views of images, with the strength of each kind of change.
 
-A classifier trained on clean images alone sees any generated image as foreign: its features do not tell a nearly perfect image
-from a blob. Features from which one linear layer reads the difference between two views must grow with the degree of every
-change. The aim is that of autoencoding transformations (Zhang et al. 2019, "AET vs. AED"), with degradations beside their
-geometric transformations.
+A classifier trained on clean images alone treats any generated image as foreign: its features do not distinguish a nearly
+perfect image from a blob. If one linear layer must predict the difference between two views, features grow with the strength of
+every change. The objective follows autoencoding transformations (Zhang et al. 2019, "AET vs. AED"), with degradations in
+addition to their geometric transformations.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from torch import Tensor
 
 DEGRADATIONS = ("noise", "blur", "jpeg", "pixelation", "warp", "ghost", "patch")
 CHANGES = ("shift_x", "shift_y", "scale", "brightness", "contrast", "saturation", *DEGRADATIONS)
-"""What a view's strengths are of, in this order."""
+"""Kinds of change, in the order of a view's strengths."""
 
 _SHIFT = 3.0 / 32.0  # largest shift, as a fraction of the side
-_SCALE, _CONTRAST, _SATURATION = 0.15, 0.4, 0.7  # largest changes of their logarithms
+_SCALE, _CONTRAST, _SATURATION = 0.15, 0.4, 0.7  # largest changes of the logarithms
 _BRIGHTNESS = 0.25  # largest change, of values in [-1, 1]
 _NOISE = 0.5  # largest standard deviation, of values in [-1, 1]
-_LEAST_BLUR, _BLUR = 0.3, 2.0  # standard deviation in pixels: the least, and what is added for a strength of 1
-_JPEG = 12.0  # largest factor of the standard's tables of quantisation, about quality 4
+_LEAST_BLUR, _BLUR = 0.3, 2.0  # standard deviation in pixels: the minimum, and the increase at a strength of 1
+_JPEG = 12.0  # largest factor of the standard quantisation tables, about quality 4
 _MOST_PIXELATION = 8  # largest factor
 _WARP = 4.0 / 32.0  # standard deviation of the largest displacement, in units of half a side
 _GHOST = 0.5  # largest share of the other image
 _PATCH = 0.6  # largest side of the patch, as a fraction of the image's
-_SHARES = {"shift": 0.5, "scale": 0.3, "color": 0.3}  # of the views that are changed so
-_MOST_DEGRADATIONS = 2  # of one view
+_SHARES = {"shift": 0.5, "scale": 0.3, "color": 0.3}  # fraction of views with this change
+_MOST_DEGRADATIONS = 2  # per view
 _BLUR_RADIUS = 6  # pixels
 
-# How far apart features must be for a strength of 1. Real images differ by shifts above all: where these count more than weak
-# degradations, real images surround generated ones that are slightly degraded, and precision and coverage are above 0 for them.
+# Feature distance for a strength of 1. Real images differ mainly by shifts. If shifts count more than weak degradations,
+# slightly degraded generated images lie among real ones, so their precision and coverage are above 0.
 _UNITS = torch.tensor([2.0, 2.0, 0.7, 0.5, 0.5, 0.5, *[0.35] * len(DEGRADATIONS)])
 
 Filter = Callable[[Tensor, Tensor], Tensor]
@@ -51,11 +51,11 @@ _TO_YCBCR = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0
 
 
 def random_views(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return changed images and how strongly each was changed.
+    """Return changed images and the strength of each change.
 
     Args:
-        images: float32 [N, C, H, W] in [-1, 1], with 1 or 3 channels, on the CPU or another device.
-        generator: Of the CPU; what is drawn depends on its state alone.
+        images: Images, float32 [N, C, H, W] in [-1, 1], with 1 or 3 channels, on any device.
+        generator: Generator on the CPU, whose state alone determines the random numbers.
 
     Returns:
         Views [N, C, H, W], rounded to 256 levels, and strengths [N, len(CHANGES)].
@@ -80,7 +80,7 @@ def random_views(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Te
 
 
 def _draw_strengths(count: int, channels: int, generator: torch.Generator) -> Tensor:
-    """Geometry and colour in [-1, 1], degradations in [0, 1], of which a view has two at most; 0 where nothing is changed."""
+    """Draw strengths: geometry and colour in [-1, 1], at most two degradations per view in [0, 1], and 0 for no change."""
 
     def signed() -> Tensor:
         return 2.0 * torch.rand(count, generator=generator) - 1.0
@@ -104,7 +104,7 @@ def _draw_strengths(count: int, channels: int, generator: torch.Generator) -> Te
 
 
 def _where(strength: Tensor, apply: Filter, images: Tensor) -> Tensor:
-    """Apply a filter to the images for which it has a strength, which saves the others its cost."""
+    """Apply a filter only to images for which its strength is not 0, which saves time."""
     chosen = strength.nonzero().flatten()
     return images if len(chosen) == 0 else images.index_copy(0, chosen, apply(images[chosen], strength[chosen]))
 
@@ -120,7 +120,7 @@ def _move(images: Tensor, by: dict[str, Tensor], displacements: Tensor) -> Tenso
     grid = grid + flow * (_WARP * by["warp"])[:, None, None, None]
     moved = F.grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False)
     still = (by["shift_x"] == 0) & (by["shift_y"] == 0) & (by["scale"] == 0) & (by["warp"] == 0)
-    return torch.where(still[:, None, None, None], images, moved)  # an interpolation would change these, too, by rounding
+    return torch.where(still[:, None, None, None], images, moved)  # interpolation would change these by rounding
 
 
 def _recolor(images: Tensor, by: dict[str, Tensor]) -> Tensor:
@@ -134,13 +134,13 @@ def _recolor(images: Tensor, by: dict[str, Tensor]) -> Tensor:
 
 
 def ghost(images: Tensor, strength: Tensor, others: Tensor) -> Tensor:
-    """Mix each image with another one, whose share is half the strength."""
+    """Blend each image with another one, whose share is half the strength."""
     share = (_GHOST * strength)[:, None, None, None]
     return (1.0 - share) * images + share * others
 
 
 def patch(images: Tensor, strength: Tensor, others: Tensor, centers: Tensor) -> Tensor:
-    """Replace a square around ``centers`` [2, N] (pixels) by what another image has there; its area grows with the strength."""
+    """Replace a square around ``centers`` [2, N] (pixels) by that of another image; its area grows with the strength."""
     height, width = images.shape[2:]
     half = 0.5 * _PATCH * min(height, width) * strength.sqrt()[:, None]
     rows = (torch.arange(height, device=images.device) + 0.5 - centers[0][:, None]).abs() < half
@@ -149,7 +149,7 @@ def patch(images: Tensor, strength: Tensor, others: Tensor, centers: Tensor) -> 
 
 
 def blur(images: Tensor, strength: Tensor) -> Tensor:
-    """Blur by Gaussians of 0.3 to 2.3 pixels."""
+    """Blur with Gaussians of 0.3 to 2.3 pixels."""
     count, channels, height, _ = images.shape
     offsets = torch.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1, device=images.device).float()
     deviations = (_LEAST_BLUR + _BLUR * strength)[:, None]
@@ -161,7 +161,7 @@ def blur(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def pixelate(images: Tensor, strength: Tensor) -> Tensor:
-    """Reduce the resolution by a factor of 2 to 8, by means over areas, and repeat pixels."""
+    """Reduce the resolution by a factor of 2 to 8 with area averaging, and repeat pixels."""
     result = images.clone()
     factors = (2.0 * (_MOST_PIXELATION / 2) ** strength).round()
     for factor in range(2, _MOST_PIXELATION + 1):
@@ -174,7 +174,7 @@ def pixelate(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def jpeg(images: Tensor, strength: Tensor) -> Tensor:
-    """Quantise the cosine transform of 8x8 blocks as JPEG does, by up to 12 times its tables; colours at half resolution."""
+    """Quantise the cosine transform of 8x8 blocks as in JPEG, by up to 12 times its tables; colours have half resolution."""
     channels, height, width = images.shape[1:]
     levels = (images + 1.0) * 127.5
     if channels == 1:
@@ -188,7 +188,7 @@ def jpeg(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _quantised(values: Tensor, table: Tensor, strength: Tensor) -> Tensor:
-    """Levels [N, C, H, W] around 0, their blocks of 8x8 coded in steps of the table times 12 times the strength."""
+    """Quantise levels [N, C, H, W] around 0 in 8x8 blocks, with steps of the table times 12 times the strength."""
     height, width = values.shape[2:]
     values = F.pad(values, (0, -width % 8, 0, -height % 8), mode="replicate")
     blocks = values.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)  # [N, C, H/8, W/8, 8, 8]
@@ -199,7 +199,7 @@ def _quantised(values: Tensor, table: Tensor, strength: Tensor) -> Tensor:
 
 
 def _cosine_transform() -> Tensor:
-    """The orthonormal cosine transform (type II) of 8 numbers."""
+    """Return the orthonormal cosine transform (type II) of 8 numbers."""
     frequencies, places = torch.arange(8).float()[:, None], torch.arange(8).float()[None, :]
     matrix = torch.cos(math.pi * (2.0 * places + 1.0) * frequencies / 16.0) / 2.0
     matrix[0] /= math.sqrt(2.0)

@@ -1,4 +1,4 @@
-"""A run's records in Weights & Biases, beside those in its directory."""
+"""Records of a run in Weights & Biases, in addition to those in its directory."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from genimg.errors import ConfigError
 from genimg.utils.files import atomically
 from genimg.utils.regular_files import read_regular
 
-_ID = "wandb-id.txt"  # in the run directory: a continued run goes on in the same record
+_ID = "wandb-id.txt"  # in the run directory; a resumed run continues the same record
 _MOST_BYTES = 1000  # of that file
 
 
 class WandbRecorder:
-    """See configs/logger/wandb.yaml for what each setting means.
+    """Recorder for Weights & Biases; see configs/logger/wandb.yaml for the settings.
 
     Args:
-        project, entity, group, tags: where the run is listed.
+        project, entity, group, tags: Where the run is listed.
         mode: ``online`` or ``offline``.
 
     Raises:
-        ValueError: For another mode.
+        ValueError: If the mode is unknown.
         ConfigError: If wandb is not installed.
     """
 
@@ -41,14 +41,14 @@ class WandbRecorder:
         self._run: Any = None
 
     def open(self, run_dir: Path, config: Mapping[str, Any]) -> None:
-        """Begin the record, or go on with that of an earlier launch.
+        """Start the record, or continue that of an earlier launch.
 
         Args:
-            run_dir: whose name the record takes.
-            config: resolved.
+            run_dir: Run directory, whose name the record takes.
+            config: Resolved config.
 
         Raises:
-            ConfigError: If wandb refuses, as it does without a login, or the file that holds the record's name is damaged.
+            ConfigError: If wandb refuses, for example without a login, or the file that holds the record's name is damaged.
         """
         wandb = importlib.import_module("wandb")
         identifier = _identifier(run_dir)
@@ -68,7 +68,7 @@ class WandbRecorder:
         self._run.define_metric("*", step_metric="images")
 
     def scalars(self, step: int, images: int, values: Mapping[str, float]) -> None:
-        """Record numbers by their names."""
+        """Record numbers by name."""
         self._run.log({**values, "images": images}, step=step)
 
     def picture(self, step: int, images: int, name: str, picture: Tensor) -> None:
@@ -77,15 +77,15 @@ class WandbRecorder:
         self._run.log({f"pictures/{name}": shown, "images": images}, step=step)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send remaining records and finish the run."""
         self._run.finish()
 
 
 def _identifier(run_dir: Path) -> str:
-    """Return the name of a run's record, a new one if the run has none yet.
+    """Return the ID of a run's record; create one if there is none.
 
     Raises:
-        ConfigError: If the file that holds it is damaged.
+        ConfigError: If the file that holds the ID is damaged.
     """
     path = run_dir / _ID
     try:

@@ -1,1 +1,1 @@
-"""Processes, files, random numbers and words: nothing here knows what is trained."""
+"""Helpers for processes, files, random numbers and text that do not depend on training."""

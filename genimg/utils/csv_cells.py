@@ -1,4 +1,4 @@
-"""Text in the cells of CSV files, which spreadsheets would read as formulas."""
+"""Escape text in CSV cells that spreadsheets would read as formulas."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)")
 
 
 def neutral(text: str) -> str:
-    """Return the text of a cell with an apostrophe in front where a spreadsheet would otherwise calculate it."""
+    """Prefix a cell's text with an apostrophe if a spreadsheet would evaluate it as a formula."""
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
 def original(cell: str) -> str:
-    """Return the text that ``neutral`` was given."""
+    """Return the text that was passed to ``neutral``."""
     return cell[1:] if cell.startswith("'") and neutral(cell[1:]) == cell else cell

@@ -1,4 +1,4 @@
-"""This process among those of torchrun: sums, averages and agreement. In a single process, everything is the identity."""
+"""Collectives and synchronization of the processes of torchrun. In a single process, each collective is the identity."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from genimg.errors import ConfigError, UserError, is_bug
 from genimg.utils.torchrun import is_of_several
 
 _TIMEOUT = timedelta(minutes=30)  # the longest wait is for the first rank of a host to list or download a dataset
-_BUCKET = 2**24  # numbers that are reduced at once: few messages, little extra memory (64 MB)
+_BUCKET = 2**24  # numbers reduced at once: few messages, little extra memory (64 MB)
 
 
 class AnotherProcessError(UserError):
-    """What went wrong in another process, so that this one ends too.
+    """An error in another process, which ends this one too.
 
     Args:
-        problem: Number of the process, and what went wrong there.
-        details: The traceback where it is a bug; empty otherwise.
+        problem: Number of the process, and its error message.
+        details: Traceback if the error is a bug; empty otherwise.
     """
 
     def __init__(self, problem: str, details: str = "") -> None:
@@ -37,13 +37,13 @@ class AnotherProcessError(UserError):
 
 @contextlib.contextmanager
 def processes_of_torchrun(device_name: str) -> Iterator[str]:
-    """Join the processes that torchrun started, if it did; gives the name of this process's device.
+    """Join the process group of torchrun, if there is one, and yield the name of this process's device.
 
     Args:
-        device_name: as the config has it; ``auto`` and ``cuda`` become this process's own GPU.
+        device_name: Device name in the config; ``auto`` and ``cuda`` become this process's own GPU.
 
     Raises:
-        ConfigError: If the processes and the device do not go together.
+        ConfigError: If the processes do not match the device.
     """
     if not is_of_several():
         yield device_name
@@ -63,18 +63,18 @@ def processes_of_torchrun(device_name: str) -> Iterator[str]:
     _join("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     try:
         yield f"cuda:{local_rank}" if on_gpu else "cuda" if device_name == "cuda" else "cpu"
-    except SystemExit:  # after a stop that all have agreed on
+    except SystemExit:  # after a stop that all ranks agreed on
         dist.destroy_process_group()
         raise
-    # Not after an error: leaving waits for the others, who may be waiting for what a failed process will never send.
+    # Not after an error: this waits for the other ranks, which may be waiting for a message from a failed process.
     dist.destroy_process_group()
 
 
 def _join(backend: str) -> None:
-    """Meet the other processes where torchrun says.
+    """Initialize the process group at torchrun's rendezvous.
 
-    Its store outlives a restart of the processes on one host, and with it the addresses of those that died: each attempt keeps
-    its own apart. On several hosts attempts are not counted alike, and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 does the same.
+    On one host, torchrun's store survives a restart of the processes and keeps the addresses of dead ones, so each attempt uses
+    its own prefix. Several hosts may count attempts differently; TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 has the same effect.
     """
     store, own_rank, size = next(rendezvous("env://", timeout=_TIMEOUT))
     if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
@@ -91,13 +91,13 @@ def world_size() -> int:
 
 
 def shard(total: int) -> range:
-    """This process's contiguous share of ``range(total)``; the shares of all ranks, in order, are the whole."""
+    """Return this rank's contiguous part of ``range(total)``; the parts of all ranks, in order, form the whole range."""
     r, n = rank(), world_size()
     return range(total * r // n, total * (r + 1) // n)
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of every rank's tensor, on the tensor's own device."""
+    """Return the sum of the tensor over all ranks, on its own device."""
     if not _several():
         return tensor
     total = tensor.clone()  # all_reduce writes into it
@@ -106,7 +106,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def least_over_ranks(tensor: Tensor) -> Tensor:
-    """Elementwise, the least of every rank's tensor."""
+    """Return the elementwise minimum of the tensor over all ranks."""
     if not _several():
         return tensor
     least = tensor.clone()
@@ -115,10 +115,10 @@ def least_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def all_reduce_(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by its sum over all ranks, many tensors in one message.
+    """Replace each tensor by its sum over all ranks, with many tensors in one message.
 
     Args:
-        tensors: of one device and type; the same shapes in the same order on every rank.
+        tensors: Tensors of one device and dtype, with the same shapes in the same order on every rank.
     """
     if not _several():
         return
@@ -130,18 +130,18 @@ def all_reduce_(tensors: Iterable[Tensor]) -> None:
 
 
 def on_every_rank(condition: bool) -> bool:
-    """Whether it holds on all of them, so that all take the same way."""
+    """Return whether the condition holds on every rank, so all ranks take the same branch."""
     return int(sum_over_ranks(torch.tensor(int(condition)))) == world_size()
 
 
 def all_gather_rows(tensor: Tensor) -> Tensor:
-    """Every rank's rows [N_r, ...] below each other, in the order of the ranks."""
+    """Concatenate the rows [N_r, ...] of all ranks in rank order."""
     if not _several():
         return tensor
     counts = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
     dist.all_gather(counts, torch.tensor([len(tensor)]))
     most = max(int(count) for count in counts)
-    padded = tensor.new_zeros(most, *tensor.shape[1:])  # all_gather wants equal shapes
+    padded = tensor.new_zeros(most, *tensor.shape[1:])  # all_gather needs equal shapes
     padded[: len(tensor)] = tensor
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
@@ -149,7 +149,7 @@ def all_gather_rows(tensor: Tensor) -> Tensor:
 
 
 def equal_rows_of_all_ranks(tensor: Tensor) -> Tensor:
-    """The same where every rank has equally many rows, without asking, so that a GPU is not waited for."""
+    """Concatenate the rows of all ranks, equally many on each; no counts are exchanged, which avoids waiting for a GPU."""
     if not _several():
         return tensor
     parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
@@ -158,7 +158,7 @@ def equal_rows_of_all_ranks(tensor: Tensor) -> Tensor:
 
 
 def broadcast_object(value: Any) -> Any:
-    """The first rank's value, of whatever can be pickled, on every rank."""
+    """Return the first rank's value on every rank; any value that can be pickled."""
     if not _several():
         return value
     values = [value]
@@ -167,7 +167,7 @@ def broadcast_object(value: Any) -> Any:
 
 
 def broadcast_(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor by the first rank's."""
+    """Replace each tensor by that of the first rank."""
     if not _several():
         return
     for tensor in tensors:
@@ -178,10 +178,10 @@ def broadcast_(tensors: Iterable[Tensor]) -> None:
 
 @contextlib.contextmanager
 def raise_on_any_rank() -> Iterator[None]:
-    """A block that every rank runs, at whose end all fail if one has: none then waits for one that has gone.
+    """Make all ranks fail at the end of the block if one has failed, so none waits for a rank that has exited.
 
     Raises:
-        AnotherProcessError: With another rank's message, and with its traceback where that has a bug.
+        AnotherProcessError: If another rank failed; it has that rank's message, and its traceback for a bug.
     """
     error: Exception | None = None
     try:
@@ -203,14 +203,14 @@ def raise_on_any_rank() -> Iterator[None]:
 
 
 def _described(error: Exception) -> tuple[str, str]:
-    """Return an error's message, and its traceback where it is a bug."""
+    """Return an error's message, and its traceback if it is a bug."""
     details = "".join(traceback.format_exception(error)) if is_bug(error) else ""
     return str(error) or type(error).__name__, details
 
 
 @contextlib.contextmanager
 def first_of_each_host() -> Iterator[None]:
-    """The first rank of each host runs the block before the others do: it downloads, and they find the files."""
+    """Run the block on the first rank of each host before the other ranks, so only that rank downloads files."""
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         with raise_on_any_rank():
             yield
@@ -224,16 +224,16 @@ def first_of_each_host() -> Iterator[None]:
 
 
 class Vote:
-    """Whether any rank has said yes, known to all of them one call later, so that nobody waits for an answer.
+    """A vote on whether any rank has said yes. All ranks learn the outcome one call later, so none waits for it.
 
-    Votes travel through host memory and do not touch the GPU.
+    Votes pass through host memory and do not use the GPU.
     """
 
     def __init__(self) -> None:
         self._pending: tuple[Any, Tensor] | None = None
 
     def cast(self, yes: bool) -> bool:
-        """Give this rank's vote; returns the outcome of the previous one (in a single process, of this one)."""
+        """Cast this rank's vote and return the outcome of the previous vote, or of this one in a single process."""
         if not _several():
             return yes
         outcome = self.wait()
@@ -242,7 +242,7 @@ class Vote:
         return outcome
 
     def wait(self) -> bool:
-        """The outcome of what was cast and not yet answered; every rank must call it."""
+        """Return the outcome of the pending vote; every rank must call it."""
         if self._pending is None:
             return False
         work, ballot = self._pending
@@ -269,7 +269,7 @@ _apart = False
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """A block in which this process takes itself for the only one: nothing is sent, and no rank waits for another."""
+    """Treat this process as the only one within the block: nothing is sent, and no rank waits for another."""
     global _apart
     _apart = True
     try:

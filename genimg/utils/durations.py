@@ -1,4 +1,4 @@
-"""Durations as people write them: ``25 epochs``, ``100k steps``, ``5M images``."""
+"""Durations written as text, such as ``25 epochs``, ``100k steps`` or ``5M images``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import NewType
 from genimg.errors import ConfigError
 
 NumImages = NewType("NumImages", int)
-"""A duration or interval in images seen. Configs write it as ``25 epochs``, ``100k steps`` or ``5M images``; a
-constructor parameter of this type makes the build convert it."""
+"""A duration or interval in images seen. The builder converts text such as ``25 epochs``, ``100k steps`` or ``5M images``
+in a config for a constructor parameter of this type."""
 
 
 _PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kKM]?)\s*(epoch|step|image)s?\s*")
@@ -22,10 +22,10 @@ def to_images(text: object, *, epoch_size: int, batch_size: int, key: str) -> Nu
     """Convert a written duration to images, rounded up to whole steps.
 
     Args:
-        text: a number, optionally ``k`` or ``M``, and a unit: epochs, steps or images.
-        epoch_size: images in the training data.
-        batch_size: images a step.
-        key: the config key, for the error message.
+        text: Number, optionally with ``k`` or ``M``, and a unit: epochs, steps or images.
+        epoch_size: Number of images in the training data.
+        batch_size: Number of images per step.
+        key: Config key, for the error message.
 
     Raises:
         ConfigError: If ``text`` is not a duration.
@@ -36,13 +36,13 @@ def to_images(text: object, *, epoch_size: int, batch_size: int, key: str) -> Nu
             f"{key}={text} is not a duration: write a number and a unit, such as '25 epochs', '100k steps' or '5M images'"
         )
     number, factor, unit = match.groups()
-    # Exact, because the rounding of a binary 32.2 times a million would cost an extra step.
+    # Exact arithmetic, because rounding a binary 32.2 times a million would add a step.
     images = Fraction(number) * _FACTOR[factor] * {"epoch": epoch_size, "step": batch_size, "image": 1}[unit]
     return NumImages(math.ceil(images / batch_size) * batch_size)
 
 
 def clock(seconds: float) -> str:
-    """``7:05`` minutes, or ``26:07:05`` hours."""
+    """Format a time as minutes, ``7:05``, or as hours, ``26:07:05``."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,4 +1,4 @@
-"""Versions and commit, which every reported number carries."""
+"""Versions and commit, recorded with every reported number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import genimg
 
 
 def versions() -> dict[str, str]:
-    """Of genimg, Python and the packages that numbers depend on."""
+    """Return the versions of genimg, Python and the packages that affect results."""
     found = {"genimg": genimg.__version__, "python": platform.python_version()}
     for package in ("torch", "torchvision", "hydra-core", "omegaconf", "torch-fidelity", "numpy", "pillow"):
         try:
@@ -23,12 +23,12 @@ def versions() -> dict[str, str]:
 
 
 def num_cores() -> int:
-    """Processor cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def git_commit() -> str | None:
-    """The commit of genimg's checkout, if it is one."""
+    """Return the git commit of genimg's checkout, or None outside a checkout."""
     root = Path(genimg.__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all."""
+"""Atomic writing of files and directories."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from genimg.utils.terminal import stop_signals
 
 log = logging.getLogger(__name__)
 
-_TEMPORARY = ".genimg-{}.tmp"  # ending of what is being written
-_OLD = ".genimg-{}.old"  # ending of a directory that is being replaced
+_TEMPORARY = ".genimg-{}.tmp"  # suffix of a file or directory that is being written
+_OLD = ".genimg-{}.old"  # suffix of a directory that is being replaced
 _TOKEN = re.compile(r"\.genimg-[0-9a-f]{16}\.(tmp|old)")
-_NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # of file systems that cannot be told to write
-_ATTEMPTS = 100  # to make a file in a directory that another process removes
+_NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # from file systems without fsync
+_ATTEMPTS = 100  # attempts to create a file in a directory that another process removes
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_IN_WORDS = ("No space left on device", "Disk quota exceeded", "inline_container", "PytorchStreamWriter failed")
 
 
 @contextlib.contextmanager
 def atomically(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Give a temporary path to write to, which takes the place of ``path`` if the block ends well and is removed if not.
+    """Yield a temporary path that replaces ``path`` if the block succeeds and is removed otherwise.
 
-    The temporary file lies in a new directory beside ``path`` whose name nobody can predict, so that no link that lies there
-    already is followed. One that a killed process has left is removed by the next that writes the same path.
+    The temporary file is in a new directory beside ``path`` with an unpredictable name, so no existing link is followed. One
+    left by a killed process is removed by the next write to the same path.
 
     Args:
-        path: Absent, the old file or the new one at every moment; missing parent directories are made. A link is replaced,
-            not followed.
-        durable: Whether the content must survive a power cut, too.
+        path: Path to write, which always holds either the old file, if any, or the complete new one. Missing parent
+            directories are created. A link is replaced, not followed.
+        durable: Whether the content must also survive a power failure.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, path.name)
@@ -64,10 +64,10 @@ def atomically(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _locked_directory(path: Path) -> Iterator[Path]:
-    """Make a directory beside ``path`` for as long as the block runs, locked so that ``remove_leftovers`` leaves it alone."""
+    """Create a temporary directory beside ``path``, locked during the block to protect it from ``remove_leftovers``."""
     while True:
         folder = path.with_name(path.name + _TEMPORARY.format(secrets.token_hex(8)))
-        folder.mkdir()  # fails, if anything of this name exists
+        folder.mkdir()  # fails if anything of this name exists
         descriptor = _lock(folder)
         if descriptor is None or folder.is_dir():
             break
@@ -80,7 +80,7 @@ def _locked_directory(path: Path) -> Iterator[Path]:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a directory, which is mostly empty; best effort."""
+    """Remove a directory, which is usually empty; best effort."""
     try:
         folder.rmdir()
     except OSError:
@@ -88,7 +88,7 @@ def _remove(folder: Path) -> None:
 
 
 def _lock(folder: Path) -> int | None:
-    """Lock a directory and return its descriptor; None where the system cannot, or another process holds it."""
+    """Lock a directory and return its descriptor; None if the system has no locks or another process holds it."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -106,13 +106,13 @@ def _lock(folder: Path) -> int | None:
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:
-    """Remove what killed processes have left half-written in a directory; best effort.
+    """Remove incomplete files that killed processes left in a directory; best effort.
 
-    What a process still writes is locked by it and stays. So does everything on a system without locks.
+    Files that a running process has locked stay. On a system without locks, all files stay.
 
     Args:
         folder: The directory; it may be absent.
-        name: Of the file or directory that was being written; empty for all of them.
+        name: Name of the file or directory that was being written; empty for all of them.
     """
     try:
         found = [
@@ -131,19 +131,19 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Return whether a file or directory of this name is one that ``atomically`` or ``directory_atomically`` writes."""
+    """Return whether a name is that of a temporary file or directory of ``atomically`` or ``directory_atomically``."""
     token = _TOKEN.search(name)
     return token is not None and token.end() == len(name)
 
 
 @contextlib.contextmanager
 def _naming_what_was_written(path: Path) -> Iterator[None]:
-    """A block whose errors of a full disk, of whatever type, become an OSError that names ``path``."""
+    """Convert any error in the block that is due to a full disk to an OSError that names ``path``."""
     try:
         yield
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
-        # PyTorch's and safetensors' writers are no Python, and hide the system's error in one of their own.
+        # The native writers of PyTorch and safetensors wrap the system's error in their own types.
         is_hidden = not isinstance(error, OSError | UserError) and any(words in str(error) for words in _FULL_IN_WORDS)
         if number not in _FULL and not is_hidden:
             raise
@@ -152,7 +152,7 @@ def _naming_what_was_written(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def naming_full_disk(message: str) -> Iterator[None]:
-    """A block in which a disk that becomes full ends in a ConfigError of these words."""
+    """Convert a full-disk error in the block to a ConfigError with this message."""
     try:
         yield
     except OSError as error:
@@ -162,16 +162,16 @@ def naming_full_disk(message: str) -> Iterator[None]:
 
 
 def new_directory(path: str) -> str:
-    """Make a directory that no other process has, and return its name: ``path``, or ``path-2`` and so on where it is taken.
+    """Create a directory that no other process has, and return its name: ``path``, or ``path-2`` and so on if it exists.
 
-    Where it cannot be made at all, ``path`` is returned; its first use then says why.
+    If no directory can be created, return ``path``; its first use then reports the reason.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):
             name = path if number == 1 else f"{path}-{number}"
             with contextlib.suppress(FileExistsError):
-                os.mkdir(name)  # unlike a look at what is there, this succeeds in one process only
+                os.mkdir(name)  # unlike a check for existence, this succeeds in one process only
                 return name
     except OSError:
         pass
@@ -179,24 +179,24 @@ def new_directory(path: str) -> str:
 
 
 class InUseError(UserError):
-    """Another process holds what was asked for."""
+    """Another process holds the requested lock."""
 
 
 @contextlib.contextmanager
 def alone_in(path: Path, message: str, *, patience: float = 0.0) -> Iterator[None]:
-    """A block that no other process is in at the same time; the system ends what a killed process held.
+    """Hold an exclusive lock during the block; the system releases the lock of a killed process.
 
     Args:
-        path: of the lock, a file that stays; missing parent directories are made.
-        message: of the error.
-        patience: seconds to wait for another process.
+        path: Path of the lock file, which stays; missing parent directories are created.
+        message: Message of the error.
+        patience: Seconds to wait for another process.
 
     Raises:
-        InUseError: if another process is in such a block of the same path.
+        InUseError: If another process holds the lock.
     """
     try:
         import fcntl
-    except ImportError:  # Windows, where nothing is locked
+    except ImportError:  # Windows: no locks
         yield
         return
     end = time.monotonic() + patience
@@ -205,7 +205,7 @@ def alone_in(path: Path, message: str, *, patience: float = 0.0) -> Iterator[Non
         with _opened_to_lock(path) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not _is_at(path, file):  # removed by the process that held it, so that others may lock a new file
+                if not _is_at(path, file):  # removed by the process that held it; others may lock a new file
                     continue
             except BlockingIOError as error:
                 if time.monotonic() >= end:
@@ -222,17 +222,17 @@ def alone_in(path: Path, message: str, *, patience: float = 0.0) -> Iterator[Non
 
 
 def _opened_to_lock(path: Path) -> IO[str]:
-    """Open a file for locking, without following a link or waiting for the reader of a pipe; missing ones are made."""
+    """Open or create a file for locking, without following a link or waiting for the reader of a pipe."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     for _ in range(_ATTEMPTS):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # another process has just removed the directory that it had made
+        with contextlib.suppress(FileNotFoundError):  # another process has just removed the directory
             return os.fdopen(os.open(path, flags, 0o666), "a")
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
 def _is_at(path: Path, file: IO[str]) -> bool:
-    """Return whether an open file is still the one of this name."""
+    """Return whether a path still refers to this open file."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -241,13 +241,13 @@ def _is_at(path: Path, file: IO[str]) -> bool:
 
 @contextlib.contextmanager
 def directory_atomically(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A temporary directory beside ``path`` that takes its place if the block ends well and is removed if not.
+    """Yield a temporary directory beside ``path`` that replaces it if the block succeeds and is removed otherwise.
 
-    The signals of ``terminal.stop_signals`` end the block as Ctrl-C does, with SystemExit.
+    The signals of ``terminal.stop_signals`` end the block with SystemExit.
 
     Args:
-        path: absent or an empty directory; missing parent directories are made.
-        replace: whether ``path`` may hold something, which stays until the new directory is complete and is then removed.
+        path: Path that is absent or an empty directory; missing parent directories are created.
+        replace: Whether ``path`` may have content, which stays until the new directory is complete and is then removed.
     """
     old = path.with_name(path.name + _OLD.format(secrets.token_hex(8)))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -255,7 +255,7 @@ def directory_atomically(path: Path, *, replace: bool = False) -> Iterator[Path]
     if replace:
         _finish_swap(path)
     numbers = [number for number in stop_signals() if number != signal.SIGINT]
-    # So that the end below is reached.
+    # Exit by an exception, which runs the cleanup below.
     previous = {number: signal.signal(number, lambda received, _: sys.exit(128 + received)) for number in numbers}
     try:
         with _locked_directory(path) as temporary:
@@ -271,7 +271,7 @@ def directory_atomically(path: Path, *, replace: bool = False) -> Iterator[Path]
 
 
 def _swap(new: Path, path: Path, old: Path | None) -> None:
-    """Put a directory in its place; what is there is called ``old`` for that moment, or is an empty directory."""
+    """Move a directory to ``path``, whose content moves to ``old`` meanwhile; without ``old``, it is absent or empty."""
     if old is not None:
         path.rename(old)
     elif path.exists():
@@ -287,7 +287,7 @@ def _swap(new: Path, path: Path, old: Path | None) -> None:
 
 
 def _finish_swap(path: Path) -> None:
-    """Bring back, or remove, what a process left of ``path`` that was killed between two renames or right after them."""
+    """Restore or remove the old content of ``path`` after a process was killed during or right after ``_swap``."""
     for old in sorted(path.parent.glob(f"{glob.escape(path.name)}.*.old")):
         if not _TOKEN.fullmatch(old.name.removeprefix(path.name)):
             continue
@@ -298,30 +298,30 @@ def _finish_swap(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Bring a file or directory to the disk, where the system and the file system can be told to."""
+    """Flush a file or directory to disk, if the system and the file system support it."""
     if os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in _NO_FSYNC:  # the file is written; such a file system decides itself when it is safe
+        if error.errno not in _NO_FSYNC:  # the file is written; without fsync, the file system decides when it is durable
             raise
     finally:
         os.close(descriptor)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """The file appears whole or not at all."""
+    """Write a JSON file atomically."""
     with atomically(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def check_writable(key: str, path: Path) -> None:
-    """Refuse a file that cannot be written, before the work whose result it is to hold.
+    """Check that a file can be written before computing its content.
 
     Raises:
-        ConfigError: Naming the key and the path.
+        ConfigError: If it cannot be written.
     """
     if path.is_dir():
         raise ConfigError(f"{key}={path} is a directory: name a file")
@@ -334,15 +334,15 @@ def check_writable(key: str, path: Path) -> None:
 
 
 def check_output_directory(output: Path) -> None:
-    """Refuse an output that ``directory_atomically`` could not put in its place.
+    """Check that ``directory_atomically`` can create an output directory.
 
     Raises:
-        ConfigError: Naming it.
+        ConfigError: If it cannot.
     """
     if output.is_dir():
         if any(output.iterdir()):
             raise ConfigError(f"output={output} exists and is not empty: remove it, or choose another output")
-        if output.is_mount():  # nothing can take its place
+        if output.is_mount():  # a mount point cannot be replaced
             raise ConfigError(f"output={output} is where a disk is mounted: name a directory on it")
     elif output.exists():
         raise ConfigError(f"output={output} is a file: name a directory that does not exist yet")

@@ -1,4 +1,4 @@
-"""The three forms of an image (uint8, float in [-1, 1], and a picture file), grids of them, and exact moves of their pixels."""
+"""Conversions of images between uint8, float in [-1, 1] and picture files; grids; exact flips and shifts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from genimg.utils.files import atomically
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 [N, C, H, W] to float32 in [-1, 1], channels last in memory, where convolutions are fastest."""
+    """Convert uint8 [N, C, H, W] to float32 in [-1, 1], channels last in memory, where convolutions are fastest."""
     return images.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1.0)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float images in [-1, 1] to uint8, rounded to the nearest level and clamped, as every metric and file sees them."""
+    """Convert float images in [-1, 1] to uint8, rounded and clamped, the form used by all metrics and files."""
     return images.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def on_white(images: Tensor) -> Tensor:
-    """Float images [N, 4, H, W] in [-1, 1] with alpha, as they look on white: [N, 3, H, W]; others as they are."""
+    """Composite float images [N, 4, H, W] in [-1, 1] with alpha onto white: [N, 3, H, W]; return others unchanged."""
     if images.shape[1] != 4:
         return images
     opacity = (images[:, 3:] + 1.0) / 2.0
@@ -31,10 +31,10 @@ def on_white(images: Tensor) -> Tensor:
 
 
 def grid(images: Tensor, columns: int | None = None) -> Tensor:
-    """Float images [N, C, H, W] in [-1, 1] as one uint8 picture [C, H', W'].
+    """Arrange float images [N, C, H, W] in [-1, 1] in one uint8 picture [C, H', W'].
 
-    About square unless ``columns`` is given, with an even number of columns, so that pairs stay side by side; images
-    [rows, columns, C, H, W] stay where they are.
+    By default the grid is about square, with an even number of columns to keep pairs side by side. Images
+    [rows, columns, C, H, W] keep their arrangement.
     """
     if images.ndim == 5:
         images, columns = images.flatten(0, 1), images.shape[1]
@@ -42,14 +42,14 @@ def grid(images: Tensor, columns: int | None = None) -> Tensor:
 
 
 def num_columns(count: int) -> int:
-    """Of a grid of so many images."""
+    """Return the number of columns of a grid of ``count`` images."""
     return max(2, 2 * round(count**0.5 / 2))
 
 
 def class_rows(count: int, num_classes: int) -> Tensor:
-    """Classes [rows, columns] of a grid of at most ``count`` images with one class a row.
+    """Return the classes [rows, columns] of a grid of at most ``count`` images with one class per row.
 
-    All classes if there is room for two images of each; else the first, in a grid that is about square.
+    The grid shows all classes if it has room for two images of each; otherwise it shows the first classes and is about square.
     """
     columns = count // num_classes if count >= 2 * num_classes else min(num_columns(count), count)
     rows = min(num_classes, count // columns)
@@ -57,16 +57,16 @@ def class_rows(count: int, num_classes: int) -> Tensor:
 
 
 def mirror_and_shift(images: Tensor, mirrored: Tensor, upside_down: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """The part of an image that is ``down`` and ``right`` pixels further, its border reflected, and then mirrored.
+    """Shift images with reflected borders, and then mirror them.
 
     Args:
-        images: [N, C, H, W].
-        mirrored, upside_down: bool [N].
-        down, right: int64 [N], less than H and W.
+        images: Images [N, C, H, W].
+        mirrored, upside_down: Whether to flip each image horizontally or vertically, bool [N].
+        down, right: Offset of the new image's corner in pixels, int64 [N], less than H and W.
     """
 
     def source(size: int, reverse: Tensor, shift: Tensor) -> Tensor:
-        """The index that each output pixel along an axis is read from: [N, size]."""
+        """Return the source index [N, size] of each output pixel along an axis."""
         index = torch.arange(size, device=images.device).expand(len(images), size)
         index = torch.where(reverse[:, None], size - 1 - index, index) + shift[:, None]
         return size - 1 - (size - 1 - index.abs()).abs()
@@ -77,13 +77,13 @@ def mirror_and_shift(images: Tensor, mirrored: Tensor, upside_down: Tensor, down
 
 
 def write_png(picture: Tensor, path: Path, text: Mapping[str, str] | None = None) -> None:
-    """Write a uint8 picture [C, H, W] with 1, 3 or 4 channels, and text in its header; it appears whole or not at all."""
+    """Write a uint8 picture [C, H, W] with 1, 3 or 4 channels atomically, with text in its header."""
     with atomically(path) as temporary:
         save_png(picture, temporary, text)
 
 
 def save_png(picture: Tensor, path: Path, text: Mapping[str, str] | None = None) -> None:
-    """Write a picture into a directory that is itself not in its place yet; see ``write_png``. Missing directories are made."""
+    """Write a picture like ``write_png``, but not atomically, for a directory that is itself temporary."""
     from PIL import Image, PngImagePlugin
 
     path.parent.mkdir(parents=True, exist_ok=True)

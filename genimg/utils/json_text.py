@@ -1,4 +1,4 @@
-"""JSON of unknown origin."""
+"""Parse JSON of unknown origin."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what a JSON text says.
+    """Parse a JSON text.
 
     Raises:
-        ValueError: If it is no JSON, no UTF-8, or nested too deep to be read.
+        ValueError: If it is not JSON, not UTF-8, or nested too deeply.
     """
     try:
         return json.loads(text)

@@ -1,4 +1,4 @@
-"""Checks of numbers; each names the parameter, its value and the fix."""
+"""Checks of numeric parameters; each error gives the parameter, its value and the fix."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from genimg.errors import ConfigError
 
 
 def require_least(least: int, **numbers: int) -> None:
-    """Refuse numbers that are too small.
+    """Check that numbers are large enough.
 
     Args:
         least: The smallest allowed number.
-        numbers: Values by the names of their parameters.
+        numbers: Values by parameter name.
 
     Raises:
-        ConfigError: Naming the first that is smaller.
+        ConfigError: For the first number that is smaller.
     """
     for name, number in numbers.items():
         if number < least:

@@ -1,4 +1,4 @@
-"""Folders of images that a command writes whole: its own are replaced, half-written ones are known, others are not touched."""
+"""Image folders written atomically: a command replaces its own, detects unfinished ones, and leaves others untouched."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from genimg.utils.regular_files import UnsafeFileError, read_regular
 from genimg.utils.type_hints import fits
 
 MARK = "genimg.json"
-"""In every such folder: which command wrote it, from what, and which files are its own."""
+"""A file in every such folder that records the command, its inputs and the files that it wrote."""
 
-_STAMP = "Software"  # of a PNG's text, and the tag 0x0131 of EXIF
+_STAMP = "Software"  # key of a PNG's text, and the name of the EXIF tag 0x0131
 _EXIF_SOFTWARE = 0x0131
-_MOST_SHOWN = 3  # files, in a message
+_MOST_SHOWN = 3  # files named in a message
 
-Record = dict[str, Any]  # primitives
-_MOST_BYTES = 2**28  # of what a folder says about itself: the names of its files
+Record = dict[str, Any]  # values are primitives
+_MOST_BYTES = 2**28  # of a folder's record, which holds the names of its files
 
 
 def record_of(command: str, **about: Any) -> Record:
-    """Return what a folder or archive says about itself: the command, genimg's version, and primitives in ``about``."""
+    """Return the record of a folder or archive: the command, genimg's version, and the primitives in ``about``."""
     return {"made_by": command, "genimg_version": genimg.__version__, **about}
 
 
 def read_mark(folder: Path) -> Record | None:
-    """Return what a folder says about itself; None if no command of genimg wrote it."""
+    """Return the record of a folder; None if no command of genimg wrote it."""
     try:
         found = parse_json(read_regular(folder / MARK, below=folder, most=_MOST_BYTES))
     except (OSError, ValueError, UnsafeFileError):
@@ -45,16 +45,16 @@ def read_mark(folder: Path) -> Record | None:
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Whether a command was killed while it wrote this folder."""
+    """Return whether a command was killed while it wrote this folder."""
     mark = read_mark(folder)
     return mark is not None and mark.get("complete") is not True
 
 
 def require_finished(folder: Path) -> None:
-    """Refuse a folder that a killed command left.
+    """Check that a folder was not left incomplete by a killed command.
 
     Raises:
-        DataError: Naming the folder.
+        DataError: If it was.
     """
     if is_unfinished(folder):
         mark = read_mark(folder) or {}
@@ -65,15 +65,15 @@ def require_finished(folder: Path) -> None:
 
 
 def require_own_folder(folder: Path, command: str) -> None:
-    """Refuse a folder that a command must not replace: one with files that it did not write.
+    """Check that a folder has only files that this command wrote, so it may replace the folder.
 
     Raises:
-        ConfigError: Naming the folder, and a file.
+        ConfigError: If it has other files, or cannot be replaced.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output={folder} is a file: name a directory")
     place = next(parent for parent in folder.absolute().parents if parent.exists())
-    if folder.is_mount():  # nothing can take its place
+    if folder.is_mount():  # a mount point cannot be replaced
         raise ConfigError(f"output={folder} is where a disk is mounted: name a directory on it")
     if not os.access(place, os.W_OK):
         raise ConfigError(f"output={folder} cannot be written, because {place} cannot: choose another output")
@@ -83,7 +83,7 @@ def require_own_folder(folder: Path, command: str) -> None:
     if mark is None or mark["made_by"] != command:
         what = f"was written by {mark['made_by']}" if mark else f"holds files that {command} did not write (there is no {MARK})"
         raise ConfigError(f"output={folder} {what}: choose another output, or move it away")
-    if mark.get("complete") is not True:  # whatever is missing, all that is there is the command's
+    if mark.get("complete") is not True:  # unfinished, so all its files are the command's
         return
     own = {MARK, *mark.get("files", ())}
     others = sorted(_files(folder) - own)
@@ -97,14 +97,14 @@ def require_own_folder(folder: Path, command: str) -> None:
 
 @contextlib.contextmanager
 def own_folder(path: Path, record: Record) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that takes its place, with all that it held, if the block ends well.
+    """Yield a temporary folder beside ``path`` that replaces it and its content if the block succeeds.
 
-    The old folder stays until the new one is complete. A killed process leaves a directory beside it that
-    ``is_unfinished``; the next one for the same path removes it.
+    The old folder stays until the new one is complete. A killed process leaves a directory beside it for which
+    ``is_unfinished`` is true; the next command with the same path removes it.
 
     Args:
-        path: Absolute. Absent, empty, or a folder that ``require_own_folder`` accepts.
-        record: Of ``record_of``.
+        path: Absolute path that is absent, empty, or a folder that ``require_own_folder`` accepts.
+        record: Record returned by ``record_of``.
     """
     with directory_atomically(path, replace=True) as folder:
         _write_mark(folder, {**record, "complete": False})
@@ -113,18 +113,18 @@ def own_folder(path: Path, record: Record) -> Iterator[Path]:
 
 
 def stamp_archive(file: Path, record: Record) -> None:
-    """Write into a zip file's comment what wrote it, by which ``require_own_file`` knows it again."""
+    """Write a record into a zip file's comment, by which ``require_own_file`` recognizes the file."""
     with zipfile.ZipFile(file, "a") as archive:
         archive.comment = json.dumps(record).encode()
 
 
 def stamp_of(command: str) -> dict[str, str]:
-    """Return the text of a PNG by which ``require_own_file`` knows it again."""
+    """Return the text for a PNG by which ``require_own_file`` recognizes it."""
     return {_STAMP: f"{command} {genimg.__version__}"}
 
 
 def exif_of(command: str) -> Any:
-    """Return the EXIF of another picture by which ``require_own_file`` knows it again."""
+    """Return the EXIF for other picture formats by which ``require_own_file`` recognizes them."""
     from PIL import Image
 
     exif = Image.Exif()
@@ -133,14 +133,14 @@ def exif_of(command: str) -> Any:
 
 
 def require_own_file(file: Path, what: str) -> None:
-    """Refuse to replace a picture or archive that genimg did not write.
+    """Check that a picture or archive to be replaced was written by genimg.
 
     Args:
-        file: Absent, or a file that is to be replaced.
-        what: It is, such as "the grid of output=made".
+        file: Path that is absent, or a file to be replaced.
+        what: Description of the file, such as "the grid of output=made".
 
     Raises:
-        ConfigError: Naming the file.
+        ConfigError: If another program wrote it.
     """
     if not file.exists() or (file.is_file() and _written_by(file).startswith("genimg-")):
         return
@@ -150,20 +150,20 @@ def require_own_file(file: Path, what: str) -> None:
 
 
 def require_own_export(file: Path) -> None:
-    """Refuse to replace an exported network that genimg-export did not write.
+    """Check that an exported network to be replaced was written by genimg-export.
 
     Raises:
-        ConfigError: Naming the file.
+        ConfigError: If another program wrote it.
     """
     if file.is_file() and file.stat().st_size:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if content.find(b"genimg_version") >= 0:  # of the record that all formats hold uncompressed
+            if content.find(b"genimg_version") >= 0:  # from the record, which is uncompressed in all formats
                 return
         raise ConfigError(f"output={file} exists, and genimg-export did not write it: move it away, or choose another output")
 
 
 def _written_by(file: Path) -> str:
-    """The command that wrote a picture or archive; empty for others."""
+    """Return the command that wrote a picture or archive; empty if genimg did not."""
     from genimg.utils.pillow import open_header
 
     try:
@@ -177,7 +177,7 @@ def _written_by(file: Path) -> str:
 
 
 def _files(folder: Path) -> set[str]:
-    """All files below a folder, relative to it, with ``/`` between their parts."""
+    """Return the relative paths of all files below a folder, with ``/`` as the separator."""
     return {
         os.path.relpath(os.path.join(directory, name), folder).replace(os.sep, "/")
         for directory, _, names in os.walk(folder)

@@ -1,4 +1,4 @@
-"""Where genimg's own configs are, and where it keeps what it can compute again."""
+"""Paths of genimg's configs, its cache and run directories."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ RUN_FILES = (
     "config.yaml", ".hydra", "train.log", "console.log", "metrics.jsonl", "summary.json", "report.html", "report.csv",
     "report.md", "samples", "tensorboard", "checkpoints", "wandb-id.txt", "wandb",
 )  # fmt: skip
-"""What a run writes into its directory; the content of ``wandb`` is that program's own, and holds links."""
+"""Files and folders that a run writes into its directory. The content of ``wandb`` belongs to that program and has links."""
 
 
 def config_dir() -> str:
-    """Return the directory of genimg's configs, in a wheel or in a checkout.
+    """Return the directory of genimg's configs, in a wheel or a checkout.
 
     Raises:
-        UserError: If the installation lacks it.
+        UserError: If the installation has none.
     """
     package = Path(__file__).resolve().parents[1]
     for candidate in (package / "configs", package.parent / "configs"):
@@ -28,20 +28,20 @@ def config_dir() -> str:
 
 
 def cache_dir(given: str | None = None) -> Path:
-    """Return the directory of what can be computed again: ``given``, else $GENIMG_CACHE, else ~/.cache/genimg.
+    """Return the cache directory: ``given``, else $GENIMG_CACHE, else ~/.cache/genimg.
 
     Raises:
-        ConfigError: If it would be in a home directory that cannot be found.
+        ConfigError: If the home directory cannot be found.
     """
     return expanded("GENIMG_CACHE", given or os.environ.get("GENIMG_CACHE") or "~/.cache/genimg")
 
 
 def expanded(key: str, given: object) -> Path:
-    """Return a path that a user gives, with ``~`` and ``~NAME`` replaced by home directories.
+    """Return a user's path with ``~`` and ``~NAME`` replaced by home directories.
 
     Args:
-        key: The setting that it is the value of.
-        given: The value.
+        key: Name of the setting.
+        given: Value of the setting.
 
     Raises:
         ConfigError: If there is no such home directory.
@@ -53,16 +53,16 @@ def expanded(key: str, given: object) -> Path:
 
 
 def run_directory_of(path: Path) -> Path:
-    """Return the run directory that a path belongs to: a checkpoint's, that of its folder, or the path itself."""
+    """Return the run directory of a checkpoint or of its folder; otherwise the path itself."""
     folder = path.parent if path.suffix == ".pt" else path
     return folder.parent if folder.name == "checkpoints" else folder
 
 
 def directory_to_continue_in(path: Path) -> Path:
-    """Return the run directory of what ``resume=`` names.
+    """Return the run directory that ``resume=`` refers to.
 
     Raises:
-        CheckpointError: For a file that lies in no run directory.
+        CheckpointError: For a file that is not in a run directory.
     """
     folder = run_directory_of(path)
     if path.is_file() and path.parent.name != "checkpoints" and not (folder / "config.yaml").is_file():
@@ -71,7 +71,7 @@ def directory_to_continue_in(path: Path) -> Path:
 
 
 def relative(path: Path) -> Path:
-    """As seen from the working directory, where that is shorter."""
+    """Return a path relative to the working directory if that is shorter."""
     try:
         return path.relative_to(Path.cwd())
     except ValueError:

@@ -1,8 +1,8 @@
-"""Opening images that may come from anywhere with Pillow.
+"""Safe opening of images of unknown origin with Pillow.
 
-What a file is called does not decide which of Pillow's decoders reads it: a PostScript program named ``005.png`` would start
-Ghostscript. So only formats are opened whose decoders start no program and read no other file, and an image is refused by its
-header if its pixels would take more memory than any photo's.
+Pillow chooses the decoder by a file's content, not its name: a PostScript program named ``005.png`` would start Ghostscript.
+So only formats are opened whose decoders start no program and read no other file, and an image is rejected by its header if
+its pixels would take more memory than those of any photo.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM",
 MOST_PIXELS = 178_956_970
 """Width times height; twice what Pillow warns of."""
 
-_MOST_BYTES = 2**30  # of an image at work
-_BYTES_OF_DEEP = 16  # a pixel: 16 and 32 bits are scaled in double precision
+_MOST_BYTES = 2**30  # memory of an image during decoding
+_BYTES_OF_DEEP = 16  # per pixel: 16 and 32 bits are scaled in double precision
 _BYTES = 4
 
 
 class UndecodableImageError(OSError):
-    """A file that is not an image of a supported format, is damaged, or would take too much memory."""
+    """A file that is not an image in a supported format, is damaged, or would take too much memory."""
 
 
 @contextlib.contextmanager
@@ -40,8 +40,8 @@ def open_header(file: Path | BinaryIO) -> Iterator[Image.Image]:
 
     Raises:
         UndecodableImageError: If it is not an image of ``FORMATS``, or would take too much memory.
-        UnsafeFileError: If the path leads to a named pipe, device or socket.
-        OSError: If it cannot be opened.
+        UnsafeFileError: If the path is a named pipe, device or socket.
+        OSError: If the file cannot be opened.
     """
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_regular(file)) if isinstance(file, Path) else file
@@ -57,13 +57,13 @@ def open_image(file: Path | BinaryIO, *, draft: tuple[int, int] | None = None) -
 
     Args:
         file: Path of a regular file, or an open file.
-        draft: Width and height that suffice; a JPEG is decoded at a reduced scale, several times faster, where the result is
-            still as large.
+        draft: Sufficient width and height. A JPEG is decoded at the smallest scale that is at least as large, which is several
+            times faster.
 
     Raises:
         UndecodableImageError: See ``open_header``, or if it is truncated or damaged.
-        UnsafeFileError: If the path leads to a named pipe, device or socket.
-        OSError: If it cannot be opened.
+        UnsafeFileError: If the path is a named pipe, device or socket.
+        OSError: If the file cannot be opened.
     """
     with open_header(file) as image:
         with _decoding():
@@ -74,10 +74,10 @@ def open_image(file: Path | BinaryIO, *, draft: tuple[int, int] | None = None) -
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its camera was held: phones store the sensor's picture and say how that was. Its format stays known.
+    """Rotate an image to its EXIF orientation, as phones store the sensor's picture unrotated, and keep its format.
 
     Raises:
-        UndecodableImageError: If what the file says about it is damaged.
+        UndecodableImageError: If the orientation data is damaged.
     """
     with _decoding():
         turned = ImageOps.exif_transpose(image)
@@ -86,30 +86,30 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the orientation that a file says its image has, 1 to 8, without decoding it.
+    """Return the EXIF orientation of an image, 1 to 8, without decoding it.
 
     Raises:
-        UndecodableImageError: If what the file says about it is damaged.
+        UndecodableImageError: If the orientation data is damaged.
     """
     with _decoding():
-        found = Image.Image.getexif(image).get(0x0112, 1)  # a PNG's own method would decode the image in search of more
+        found = Image.Image.getexif(image).get(0x0112, 1)  # a PNG's own method would decode the image to find more
     return found if isinstance(found, int) else 1
 
 
 def suffixes() -> tuple[str, ...]:
-    """Return the suffixes of files that can be opened, sorted, in lower case, such as ``.png``."""
+    """Return the file suffixes that can be opened, sorted and in lower case, such as ``.png``."""
     Image.init()
     return tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")))
 
 
 @contextlib.contextmanager
 def _decoding() -> Iterator[None]:
-    """A block of Pillow's alone: damaged files make its decoders raise nearly anything."""
+    """Convert exceptions from Pillow, whose decoders raise almost any type for damaged files."""
     try:
         yield
-    except UnidentifiedImageError as error:  # whose words are an object's address
+    except UnidentifiedImageError as error:  # its message is only an object's address
         raise UndecodableImageError("it is in no format that genimg reads") from error
-    except MemoryError:  # of this machine: what an image may take has been bounded
+    except MemoryError:  # a limit of this machine: the image's own size is bounded
         raise
     except Exception as error:
         raise UndecodableImageError(str(error) or type(error).__name__) from error

@@ -1,6 +1,6 @@
-"""Reading files that may come from elsewhere, such as those of a downloaded run directory.
+"""Safe reading of files of unknown origin, such as those of a downloaded run directory.
 
-A link in a directory that somebody else has packed may lead to any file of this machine, and a FIFO or device may never end.
+A link in a directory packed by someone else may point to any file on this machine, and reading a FIFO or device may never end.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from genimg.errors import UserError
 
-_OTHER_PROGRAMS = ("wandb",)  # directories in which these keep links of their own
+_OTHER_PROGRAMS = ("wandb",)  # directories in which these programs keep their own links
 _KINDS = (
     (stat.S_ISLNK, "a link"),
     (stat.S_ISDIR, "a directory"),
@@ -25,24 +25,24 @@ _KINDS = (
 
 
 class UnsafeFileError(UserError, ValueError):
-    """A link, FIFO, device or socket where a file or directory of a run is expected, or a file that is too large to be one."""
+    """A link, FIFO, device or socket in place of a file or directory of a run, or a file that is too large."""
 
 
 def open_regular(path: Path, *, below: Path | None = None) -> BinaryIO:
-    """Open a regular file for reading; never waits for another process.
+    """Open a regular file for reading, without ever waiting for another process.
 
     Args:
-        path: Of the file.
-        below: A directory that ``path`` lies in: no component of ``path`` after it may be a link. None where the user has named
-            the file itself, which may then be a link to one.
+        path: Path of the file.
+        below: Directory that contains ``path``; no component of ``path`` after it may be a link. None if the user named the
+            file itself, which may then be a link.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        UnsafeFileError: If it is not a regular file, or is reached by a link.
+        UnsafeFileError: If it is not a regular file, or is reached through a link.
     """
     if below is not None:
         refuse_links(path, below=below)
-    _require_regular(path, os.stat(path).st_mode)  # before it is opened: opening a device may have effects
+    _require_regular(path, os.stat(path).st_mode)  # checked before opening, because opening a device may have effects
     no_follow = getattr(os, "O_NOFOLLOW", 0) if below is not None else 0
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | no_follow)
     try:
@@ -58,11 +58,11 @@ def read_regular(path: Path, *, below: Path | None = None, most: int) -> bytes:
 
     Args:
         path, below: See ``open_regular``.
-        most: Bytes that such a file can have; a larger one is refused before it is read.
+        most: Largest allowed size in bytes; a larger file is rejected before it is read.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        UnsafeFileError: If it is not a regular file, is reached by a link, or is larger.
+        UnsafeFileError: If it is not a regular file, is reached through a link, or is too large.
     """
     with open_regular(path, below=below) as file:
         require_at_most(path, file, most)
@@ -70,12 +70,12 @@ def read_regular(path: Path, *, below: Path | None = None, most: int) -> bytes:
 
 
 def require_at_most(path: Path, file: BinaryIO, most: int) -> None:
-    """Refuse an open file that is larger than such a file can be.
+    """Check the size of an open file.
 
     Args:
-        path: Of the file, for the message.
+        path: Path of the file, for the message.
         file: The file.
-        most: Bytes.
+        most: Largest allowed size in bytes.
 
     Raises:
         UnsafeFileError: If it is larger.
@@ -86,14 +86,14 @@ def require_at_most(path: Path, file: BinaryIO, most: int) -> None:
 
 
 def refuse_links(path: Path, *, below: Path) -> None:
-    """Refuse a path that leaves a directory, or could.
+    """Check that a path cannot leave a directory.
 
     Args:
-        path: Of a file or directory in ``below``, which need not exist.
-        below: The directory; it may be a link itself, and what it lies in, too.
+        path: Path of a file or directory in ``below``, which need not exist.
+        below: The directory; it and its parents may be links.
 
     Raises:
-        UnsafeFileError: If ``path`` does not lie in it, or a component after it is a link.
+        UnsafeFileError: If ``path`` is not in the directory, or a component after it is a link.
     """
     parts = path.relative_to(below).parts if path.is_relative_to(below) else ("..",)
     if ".." in parts or "\0" in str(path):
@@ -109,11 +109,11 @@ def refuse_links(path: Path, *, below: Path) -> None:
 
 
 def require_plain(folder: Path, names: Iterable[str]) -> None:
-    """Refuse a directory to write to in which something else than files and directories has the place of one of these.
+    """Check that the named entries of an output directory are plain files and directories.
 
     Args:
         folder: The directory; it may be absent, or a link.
-        names: Of files and directories in it; all that is in such a directory is looked at, too.
+        names: Names of files and directories in it; the content of these directories is checked too.
 
     Raises:
         UnsafeFileError: For the first link, FIFO, socket or device.
@@ -125,7 +125,7 @@ def require_plain(folder: Path, names: Iterable[str]) -> None:
 def _require_plain(path: Path, *, inside: bool = True) -> None:
     try:
         mode = os.lstat(path).st_mode
-    except OSError:  # nothing is there, or what is wrong will be said when it is used
+    except OSError:  # it is absent, or its use will report the error
         return
     if stat.S_ISDIR(mode):
         with os.scandir(path) as entries:

@@ -1,6 +1,6 @@
-"""The log file of a run, which is not touched before the run has begun.
+"""The log file of a run, which is opened only once the run has begun.
 
-A run that is refused at its start must leave its directory as it was: what it says until then is kept in memory.
+A run that is rejected at its start must leave its directory unchanged, so earlier messages are kept in memory.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import logging
 
 
 class RunLogHandler(logging.FileHandler):
-    """Writes a log file from ``begin`` on, with what was said before; configs/train.yaml names it to Hydra.
+    """Handler that writes a log file from ``begin`` on, including earlier records. It is configured in configs/train.yaml.
 
     Args:
-        filename: Of the log file; nothing is opened before ``begin``.
+        filename: Name of the log file, which is not opened before ``begin``.
     """
 
     def __init__(self, filename: str) -> None:
@@ -24,11 +24,11 @@ class RunLogHandler(logging.FileHandler):
         if self._held is None:
             super().emit(record)
             return
-        record.msg, record.args = record.getMessage(), None  # as it is now: arguments may change
+        record.msg, record.args = record.getMessage(), None  # formatted now, because arguments may change
         self._held.append(record)
 
     def begin(self) -> None:
-        """Open the file and write what was held."""
+        """Open the file and write the held records."""
         with self.lock:  # type: ignore[union-attr]
             if self.stream is None:
                 self.stream = self._open()
@@ -38,7 +38,7 @@ class RunLogHandler(logging.FileHandler):
 
 
 def begin() -> None:
-    """Let the run's log file begin, if there is one."""
+    """Open the run's log file, if there is one."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, RunLogHandler):
             handler.begin()

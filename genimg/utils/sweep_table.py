@@ -1,4 +1,4 @@
-"""The table of a sweep, sweep.csv, as it is read: it may have come with the sweep from elsewhere."""
+"""Safe reading of a sweep's table, sweep.csv, which may come from another machine."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _MOST_BYTES = 2**26
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    """Return the lines of a sweep's table by title; empty where there is no table, or one that cannot be read.
+    """Return the rows of a sweep's table as values by title; empty if the table is missing or unreadable.
 
-    A line whose directory is not one of the sweep's own is skipped with a warning.
+    A row whose directory is outside the sweep is skipped with a warning.
 
     Args:
-        path: Of the table, in the sweep's directory.
+        path: Path of the table in the sweep's directory.
     """
     folder = path.parent
     try:
@@ -40,7 +40,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def _is_inside(folder: Path, directory: str) -> bool:
     try:
         refuse_links(folder / directory, below=folder)
-    except (UnsafeFileError, OSError, ValueError) as error:  # ValueError: a NUL
+    except (UnsafeFileError, OSError, ValueError) as error:  # ValueError: a NUL character
         log.warning("a job of %s is skipped: %s", folder, error)
         return False
     return (folder / directory) != folder

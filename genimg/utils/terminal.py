@@ -1,4 +1,4 @@
-"""The terminal and its signals: output that survives whatever becomes of it, and the signals that ask a command to stop."""
+"""Fault-tolerant terminal output, and the signals that stop a command."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ import signal
 import sys
 from typing import Any, TextIO
 
-# Control characters but the tabulator and the end of a line, and characters that turn the direction of writing.
+# Control characters except tab and newline, and characters that change the writing direction.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-_MOVES = re.compile("\r|\x1b\\[\\d*[AFJK]")  # what progress bars and tables of jobs move the cursor by
+_MOVES = re.compile("\r|\x1b\\[\\d*[AFJK]")  # cursor movements of progress bars and tables of jobs
 
 
 def visible(text: str) -> str:
-    """Return a text whose control characters are written as ``\\x1b``.
+    """Return a text with its control characters escaped, as in ``\\x1b``.
 
-    Names of files and classes, and logs of other processes, could otherwise change a terminal's title, its clipboard or what
-    has been printed before.
+    Names of files and classes, and logs of other processes, could otherwise change a terminal's title, its clipboard or
+    earlier output.
     """
     return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}" if ord(found[0]) < 256 else f"\\u{ord(found[0]):04x}", text)
 
 
 class VisibleRecord(logging.LogRecord):
-    """A log record whose message moves no cursor: it may hold names of files and values of a checkpoint."""
+    """A log record with escaped control characters, because messages may hold file names and values from a checkpoint."""
 
     def getMessage(self) -> str:  # noqa: N802 - logging's name
         return visible(super().getMessage())
 
 
 class TolerantStream:
-    """A text stream without control characters but those that move the cursor, whose failing writes are dropped.
+    """A text stream that drops failing writes and escapes control characters except cursor movements.
 
-    Hours of training must not end because ``tee`` was interrupted first, ``head`` has read enough, the disk of the redirected
-    log is full or the terminal was closed.
+    Hours of training must not end because ``tee`` was interrupted first, ``head`` has read enough, the disk of the
+    redirected log is full or the terminal was closed.
 
     Args:
-        stream: The stream to write to. Everything but writing is passed on to it.
+        stream: Stream to write to. All other operations are passed on to it.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write ``text`` if that is possible; return its length in any case."""
+        """Write ``text`` if possible, and return its length in any case."""
         with contextlib.suppress(OSError, ValueError):  # ValueError: the stream was closed
             parts, moves = _MOVES.split(text), [*_MOVES.findall(text), ""]
             self._stream.write("".join(visible(part) + move for part, move in zip(parts, moves, strict=True)))
@@ -70,12 +70,12 @@ class TolerantStream:
 
 
 def protect_standard_streams() -> None:
-    """Replace ``sys.stdout`` and ``sys.stderr`` by tolerant ones, and open those of the three descriptors that are closed.
+    """Replace ``sys.stdout`` and ``sys.stderr`` by tolerant streams, and open any closed standard descriptor.
 
-    What is logged from then on moves no cursor.
+    Log messages are escaped from then on.
 
-    A descriptor that is closed at the start, as by ``2>&-``, would be given to the next file that is opened, and messages would
-    then be written into a checkpoint.
+    A descriptor that is closed at the start, as by ``2>&-``, would be given to the next file that is opened, and messages
+    would then be written into a checkpoint.
     """
     for descriptor in (0, 1, 2):
         try:
@@ -85,24 +85,24 @@ def protect_standard_streams() -> None:
     logging.setLogRecordFactory(VisibleRecord)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # Python's way to say that the descriptor was closed
+        if stream is None:  # the descriptor was closed
             stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         if not isinstance(stream, TolerantStream):
             setattr(sys, name, TolerantStream(stream))
 
 
 def write_to_stderr(text: str) -> None:
-    """Write without Python's buffers and locks, as a signal handler must, and drop what cannot be written."""
+    """Write without Python's buffers and locks, as a signal handler must, and ignore errors."""
     with contextlib.suppress(OSError):
         os.write(2, text.encode())
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals that ask for a stop: Ctrl-C, SIGTERM, and where they exist SIGHUP (a closed terminal) and SIGUSR1
-    (SLURM's notice before a time limit).
+    """Return the signals that request a stop: SIGINT (Ctrl-C), SIGTERM and, if available, SIGHUP and SIGUSR1.
 
-    SIGHUP is left out where it is ignored, because ``nohup`` asks to go on without the terminal. SIGINT stays in where it is
-    ignored: a shell does that to its background jobs.
+    SIGHUP means a closed terminal, and SIGUSR1 is SLURM's notice before a time limit. SIGHUP is omitted if it is ignored,
+    because ``nohup`` requests to continue without the terminal. SIGINT is included even if it is ignored, as shells ignore it
+    for background jobs.
     """
     found = [signal.SIGINT, signal.SIGTERM]
     for name in ("SIGHUP", "SIGUSR1"):

@@ -1,4 +1,4 @@
-"""Whether plain values, of a config or a checkpoint, are what type hints say."""
+"""Check plain values from a config or a checkpoint against type hints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from genimg.errors import CheckpointError
 T = TypeVar("T")
 
 SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
-"""Types of single values, in words."""
+"""Names of scalar types for messages."""
 
 _ANOTHER = "use another checkpoint of its run"
 _LISTS = (Sequence, list, tuple)
@@ -22,26 +22,26 @@ _MAPPINGS = (Mapping, dict)
 
 
 def type_hints(function: Any, *, include_extras: bool = False) -> Mapping[str, Any]:
-    """Return the type hints of a function or of a class's constructor; empty where only a type checker can see them."""
+    """Return the type hints of a function or of a class's constructor; empty if they exist only for type checkers."""
     return _evaluated(function, include_extras)
 
 
-@functools.lru_cache(maxsize=1024)  # every constructor is asked for several times, and evaluating its text takes a while
+@functools.lru_cache(maxsize=1024)  # hints are requested several times, and evaluating them is slow
 def _evaluated(function: Any, include_extras: bool) -> Mapping[str, Any]:
     called = function.__init__ if inspect.isclass(function) else function
     try:
         return typing.get_type_hints(called, include_extras=include_extras)
-    except (NameError, TypeError):  # as of some of torch's
+    except (NameError, TypeError):  # as for some of torch's classes
         return {}
 
 
 def options_of(hint: Any) -> tuple[Any, ...]:
-    """Return the members of a union; the hint alone if it is none."""
+    """Return the members of a union, or only the hint if it is not a union."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def part_of(value: Any, hint: Any) -> Any:
-    """Return the type that a hint gives the items of a list, or the values of a mapping; None for another value or hint."""
+    """Return the hint's type for the items of a list or the values of a mapping; None for another value or hint."""
     origin, parts = typing.get_origin(hint) or hint, typing.get_args(hint)
     if isinstance(value, list) and origin in _LISTS and parts:
         return parts[0]
@@ -49,12 +49,12 @@ def part_of(value: Any, hint: Any) -> Any:
 
 
 def fits(value: Any, hint: Any, is_object: Callable[[Any], bool] = lambda value: False) -> bool:
-    """Return whether a value is of a type.
+    """Return whether a value matches a type hint.
 
     Args:
-        value: Numbers, texts, truth values, null, lists and mappings.
-        hint: The type. What is neither a scalar, a list, a mapping, a class nor callable fits everything.
-        is_object: Returns whether a value stands for an object, which fits every class and what is callable.
+        value: A number, string, bool, None, list or mapping.
+        hint: The type hint. A hint that is not a scalar, list, mapping, class or callable matches every value.
+        is_object: Function that returns whether a value stands for an object, which matches every class and callable.
     """
     options = options_of(hint)
     if len(options) > 1:
@@ -77,7 +77,7 @@ def fits(value: Any, hint: Any, is_object: Callable[[Any], bool] = lambda value:
 
 
 def is_instance(value: Any, hint: Any) -> bool:
-    """Return whether an object is of a class, or callable; true where a hint does not say."""
+    """Return whether an object is an instance of a class, or callable; true if the hint is neither."""
     origin = typing.get_origin(hint) or hint
     if origin is Callable:
         return callable(value)
@@ -85,11 +85,11 @@ def is_instance(value: Any, hint: Any) -> bool:
 
 
 def restored(kind: type[T], saved: Any, name: str) -> T:
-    """Return the dataclass that a checkpoint holds as a mapping.
+    """Restore a dataclass that a checkpoint holds as a mapping.
 
     Args:
         kind: The dataclass.
-        saved: Its fields; those with a default may be missing.
+        saved: Fields of the dataclass; those with a default may be missing.
         name: Key of the mapping in the checkpoint.
 
     Raises:
@@ -109,7 +109,7 @@ def restored(kind: type[T], saved: Any, name: str) -> T:
 
 
 def as_written(value: Any) -> str:
-    """Return a value as a command line or a config file writes it."""
+    """Format a value as on a command line or in a config file."""
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{name}: {as_written(each)}' for name, each in value.items())}}}"
     if isinstance(value, list | tuple):
@@ -118,11 +118,11 @@ def as_written(value: Any) -> str:
 
 
 def in_words(hint: Any, of_object: str = "an object") -> str:
-    """Return a type hint as a sentence says it: "a whole number or a list such as [64,48]".
+    """Describe a type hint in words: "a whole number or a list such as [64,48]".
 
     Args:
         hint: The type hint.
-        of_object: What stands for an object.
+        of_object: Words for an object.
     """
     options = options_of(hint)
     words = [text for kind, text in SCALARS.items() if kind in options and kind is not types.NoneType]

@@ -1,8 +1,8 @@
-"""Files of torch.save that hold nothing but tensors and primitives, read only if every byte is as it was written.
+"""Load torch.save files after verifying that they hold only tensors and primitives and that every byte is intact.
 
-``torch.load`` checks neither the CRC-32 of the archive's records nor, with ``weights_only=True``, that a file holds tensors and
-primitives alone: it builds other classes of torch, ``bytearray`` of any length, containers nested without end, and views with
-more elements than the file has bytes.
+``torch.load`` does not check the CRC-32 of the archive's records. Even with ``weights_only=True`` it does not require that a
+file holds only tensors and primitives: it builds other classes of torch, ``bytearray`` of any length, containers of unlimited
+depth, and views with more elements than the file has bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from genimg.utils.regular_files import open_regular
 
 _GLOBALS = {
     "torch._utils _rebuild_tensor_v2",
-    "collections OrderedDict",  # of a tensor's hooks, which there are none of
+    "collections OrderedDict",  # for a tensor's hooks, which are empty
     *(
         f"torch {kind}Storage"
         for kind in ["Bool", "Byte", "Char", "Short", "Int", "Long", "Half", "BFloat16", "Float", "Double"]
@@ -37,40 +37,40 @@ _OPCODES = {
     "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "BINUNICODE", "BINFLOAT",
     "BININT", "BININT1", "BININT2", "LONG1", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET",
 }  # fmt: skip
-_MOST_PICKLED = 2**26  # bytes of what describes the tensors
+_MOST_PICKLED = 2**26  # bytes of the pickle that describes the tensors
 _MOST_RECORDS = 10**6
-_DEEPEST = 64  # containers in containers
-_MOST_VALUES = 10**7  # counting what is shared as often as it is reached
-_MOST_BITS = 128  # of an integer
+_DEEPEST = 64  # nesting depth of containers
+_MOST_VALUES = 10**7  # shared containers count each time they are reached
+_MOST_BITS = 128  # bits of an integer
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, and the lengths of the name and of the extra field
-_THREADS = 2  # that compare checksums
-_PIECE = 2**20  # bytes that are read at a time
+_THREADS = 2  # threads that compare checksums
+_PIECE = 2**20  # bytes read at a time
 
 
 class DamagedFileError(UserError, ValueError):
-    """A file that is not as it was written, or holds something else than tensors and primitives."""
+    """A damaged file, or a file that holds something other than tensors and primitives."""
 
 
 def load_verified(path: Path, *, below: Path | None = None) -> Any:
-    """Read a file that ``torch.save`` wrote of tensors and primitives, onto the CPU.
+    """Load a ``torch.save`` file of tensors and primitives onto the CPU.
 
     Args:
         path, below: See ``open_regular``.
 
     Returns:
-        What was saved: ``None``, ``bool``, ``int``, ``float``, ``str``, dense tensors, and ``dict``, ``list`` and ``tuple`` of
-        these.
+        The saved object: ``None``, ``bool``, ``int``, ``float``, ``str``, dense tensors, and ``dict``, ``list`` and ``tuple``
+        of these.
 
     Raises:
         FileNotFoundError: If there is no such file.
         UnsafeFileError: If it is not a regular file.
-        DamagedFileError: If it is truncated, damaged, or holds anything else.
+        DamagedFileError: If it is truncated or damaged, or holds anything else.
     """
     with open_regular(path, below=below) as file, ThreadPoolExecutor(_THREADS) as pool:
         try:
             records = _records_of(file)
             _require_plain_pickle(_description(file, records))
-            # Beside the reading, which takes longer: a check after it would double the time of both.
+            # In parallel with loading, because checking afterwards would double the total time.
             checks = [pool.submit(_damage_of_copy, path, file, records[i::_THREADS]) for i in range(_THREADS)]
             file.seek(0)
             value = _read(file)
@@ -84,23 +84,23 @@ def load_verified(path: Path, *, below: Path | None = None) -> Any:
 
 def _read(file: BinaryIO) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of storages of types that torch will drop
+        warnings.simplefilter("ignore")  # about storage types that torch will remove
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except (OSError, MemoryError):
             raise
-        except Exception as error:  # a pickle that nobody has written makes the unpickler raise nearly anything
+        except Exception as error:  # an invalid pickle makes the unpickler raise almost any type
             raise DamagedFileError("is damaged, or holds something else than tensors and primitives") from error
 
 
 def _records_of(file: BinaryIO) -> list[zipfile.ZipInfo]:
-    """Return the records of an archive that is laid out as torch writes it.
+    """Return the records of an archive, after checking that it has the layout that torch writes.
 
-    Nothing is compressed, so that no record is larger than its file, and there is one list of records, so that PyTorch reads
-    the same one.
+    No record is compressed, so none is larger than the file. There is only one list of records, so PyTorch reads the
+    same one.
 
     Raises:
-        DamagedFileError: If it is not.
+        DamagedFileError: If the layout differs.
     """
     size = file.seek(0, 2)
     try:
@@ -121,10 +121,10 @@ def _records_of(file: BinaryIO) -> list[zipfile.ZipInfo]:
 
 
 def _description(file: BinaryIO, records: list[zipfile.ZipInfo]) -> bytes:
-    """Return the record that describes the tensors, a pickle.
+    """Return the pickle record that describes the tensors.
 
     Raises:
-        DamagedFileError: If there is none, it is larger than that of any file of genimg, or it has changed.
+        DamagedFileError: If it is missing, damaged, or larger than in any file of genimg.
     """
     pickles = [record for record in records if record.orig_filename.endswith("/data.pkl")]
     if len(pickles) != 1 or pickles[0].file_size > _MOST_PICKLED:
@@ -136,7 +136,7 @@ def _description(file: BinaryIO, records: list[zipfile.ZipInfo]) -> bytes:
 
 
 def _damage_of_copy(path: Path, file: BinaryIO, records: list[zipfile.ZipInfo]) -> str:
-    """See ``_damage``; reads through another descriptor of the same file, because threads share the position in one."""
+    """Call ``_damage`` with another descriptor of the same file, because threads share the position of a descriptor."""
     with open_regular(path) as same:
         if not os.path.sameopenfile(file.fileno(), same.fileno()):
             return "was replaced while it was read: try again"
@@ -144,7 +144,7 @@ def _damage_of_copy(path: Path, file: BinaryIO, records: list[zipfile.ZipInfo]) 
 
 
 def _damage(file: BinaryIO, records: list[zipfile.ZipInfo]) -> str:
-    """Compare every record with its CRC-32; return what is wrong with the first that differs, and nothing if none does."""
+    """Compare every record with its CRC-32; return a description of the first error, or an empty text."""
     buffer = memoryview(bytearray(_PIECE))
     for record in records:
         try:
@@ -164,7 +164,7 @@ def _damage(file: BinaryIO, records: list[zipfile.ZipInfo]) -> str:
 
 
 def _start_of(file: BinaryIO, record: zipfile.ZipInfo) -> int:
-    """Return where a record's content begins in the file, by the header before it, as PyTorch finds it."""
+    """Return the offset of a record's content in the file, read from its local header as in PyTorch."""
     file.seek(record.header_offset)
     signature, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     if signature != b"PK\3\4":
@@ -173,10 +173,10 @@ def _start_of(file: BinaryIO, record: zipfile.ZipInfo) -> int:
 
 
 def _require_plain_pickle(pickled: bytes) -> None:
-    """Refuse a pickle that builds anything but tensors and primitives, before it is read.
+    """Check, before unpickling, that a pickle builds only tensors and primitives.
 
     Raises:
-        DamagedFileError: Naming what it would build.
+        DamagedFileError: If it builds anything else.
     """
     for opcode, argument in _operations(pickled):
         if opcode.name == "GLOBAL" and argument not in _GLOBALS:
@@ -194,10 +194,10 @@ def _operations(pickled: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
 
 
 def _require_plain(value: Any) -> None:
-    """Refuse what has been read where its types, depth or size are beyond those of any file of genimg.
+    """Check that a loaded value has the types, depth and size of a genimg file.
 
     Raises:
-        DamagedFileError: Saying which.
+        DamagedFileError: If it does not.
     """
     size, _ = _extent(value, 0, {})
     if size > _MOST_VALUES:
@@ -205,12 +205,12 @@ def _require_plain(value: Any) -> None:
 
 
 def _extent(value: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Return the number of values in a container, itself included, and how deep they are nested.
+    """Return the number of values in a container, including itself, and their nesting depth.
 
     Args:
-        value: The container, or a value.
-        depth: Containers that it lies in.
-        known: The same of the containers in it by id, because they may be shared.
+        value: The container, or a single value.
+        depth: Number of containers around it.
+        known: Results for containers that may be shared, by id.
     """
     kind = type(value)
     if kind is str or kind is float or kind is bool or value is None:

@@ -1,4 +1,4 @@
-"""Words of messages: the nearest known word, and values as a command line takes them."""
+"""Text for messages: suggestions of known words, and quoted command-line values."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` where one of the words is close, else nothing."""
+    """Return `` (did you mean 'x'?)`` if one of the words is close, else an empty text."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def quoted(value: str) -> str:
-    """A value as Hydra's grammar takes it literally: backslashes count as escapes only before a quote."""
+    """Quote a value for Hydra's grammar, where a backslash is an escape only before a quote."""
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
     return f"'{escaped}'"
 
 
 def unquoted(value: str) -> str:
-    """What Hydra's grammar makes of a value with or without quotes; the inverse of ``quoted``."""
+    """Parse a value with or without quotes as Hydra's grammar does; the inverse of ``quoted``."""
     if len(value) < 2 or value[0] not in "'\"" or value[-1] != value[0]:
         return value.strip("'\"")
     quote = value[0]
@@ -30,7 +30,7 @@ def unquoted(value: str) -> str:
 
 
 def argument(key: str, path: Path) -> str:
-    """``key=path`` as it can be pasted, with the quotes that Hydra and then the shell need."""
+    """Format ``key=path`` for pasting, with the quotes that Hydra and the shell need."""
     text = str(path)
     if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
         return f"{key}={text}"

@@ -1,7 +1,7 @@
-"""The schema of the configs: types, defaults and help of all options of the commands and of the groups that have no free form.
+"""The config schemas: types, defaults and help of all options of the commands and of the groups with fixed keys.
 
 Importing this package stores the schemas in Hydra's ConfigStore. The config files include them in their defaults lists, as
-``/_schema/train@_global_``, so OmegaConf refuses wrong types while Hydra composes.
+``/_schema/train@_global_``, so OmegaConf rejects wrong types during composition.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["COMMANDS", "GROUPS", "OPEN", "Option", "options_of", "sentence", "ty
 
 
 def type_of(key: str, command: str, schema: Any = None) -> str:
-    """Return the type of an option in words, empty if no schema has the key.
+    """Return the type of an option in words, or an empty string if no schema has the key.
 
     Args:
         key: Dotted key.
@@ -42,7 +42,7 @@ def _without_type(schema: type) -> DictConfig:
 def _register() -> None:
     store = ConfigStore.instance()
     for name, schema in COMMANDS.items():
-        # The groups of a command add their keys to those of its schema.
+        # A command's groups add keys to its schema.
         store.store(name, _without_type(schema), group="_schema")
     for group, schemas in GROUPS.items():
         for name, schema in schemas.items():

@@ -1,4 +1,4 @@
-"""The options of every command: the keys of a command's config that belong to no group."""
+"""The options of every command: the top-level keys of its config that belong to no group."""
 
 from __future__ import annotations
 

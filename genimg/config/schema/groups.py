@@ -38,7 +38,7 @@ class Trainer:
         30,
     )
     preview_images: int = option("Number of images in each picture", 64)
-    # Clocks decide when something is saved, never what is computed.
+    # The clock decides when something is saved, never what is computed.
     checkpoint_interval: str = option("Interval of checkpoints", "5 epochs", type="duration")
     checkpoint_minutes: int | float | None = option(
         "Longest time between checkpoints in min; step-N-timed.pt is replaced by the next checkpoint; "
@@ -161,7 +161,7 @@ class PairedTranslation(_Translation):
 class UnpairedTranslation(_Translation):
     """Evaluation of the cycles and distributions of translations."""
 
-    # A translator that changes nothing has cycles and identities of 0, so these choose no checkpoint.
+    # A translator that changes nothing has cycle and identity errors of 0, so these cannot choose the best checkpoint.
     best_by: str | None = option(
         "Metric that chooses the best checkpoint, with an extractor; null: keep only the last", None, one_of=("kd", "fd")
     )
@@ -325,7 +325,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "paired": Paired, "unpaired": Unpaired, "module": Module, "given": Given,
     },
 }  # fmt: skip
-"""Schemas by group and name; a file of the group includes one as ``/_schema/GROUP/NAME@_here_`` in its defaults list."""
+"""Schemas by group and name. A file of the group includes one in its defaults list: ``/_schema/GROUP/NAME@_here_``."""
 
 OPEN: dict[str, dict[str, type]] = {"data": {"common": Data}}
-"""Schemas that files with keys of their own can include, such as those of your own datasets."""
+"""Schemas for files that add keys, such as the configs of your own datasets."""

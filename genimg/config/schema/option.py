@@ -1,4 +1,4 @@
-"""Declare an option of a config: its type, default and line of help, and nodes that OmegaConf checks values with."""
+"""Declare the type, default and help of config options, and nodes with which OmegaConf checks values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omegaconf.base import Metadata
 from omegaconf.errors import ValidationError
 
 _NAMES = {int: "int", float: "number", str: "text", bool: "true | false", list: "list", dict: "mapping"}
-_LARGEST_SEED = 2**63 - 1  # that torch and NumPy both take
+_LARGEST_SEED = 2**63 - 1  # that both torch and NumPy accept
 _SPOKEN = {
     "int": "a whole number", "number": "a number", "list": "a list such as [a,b]", "mapping": "a mapping such as {a: 1}",
     "duration": "a duration such as '25 epochs'", "path": "a path", "file": "a file", "directory": "a directory",
@@ -41,14 +41,14 @@ class Option:
 
 
 class OneOf(ValueNode):
-    """A value out of a closed set, or of one of some types and within bounds.
+    """A node whose value is in a closed set, or has an allowed type and lies within bounds.
 
     Args:
         value: The value; an interpolation or "???" is checked when it is replaced.
         words: Allowed values.
         types: Types of other allowed values.
         is_optional: Whether null is allowed.
-        bounds: The least and the greatest number.
+        bounds: Least and greatest number, both allowed.
     """
 
     _words: tuple[str | bool, ...]
@@ -64,7 +64,7 @@ class OneOf(ValueNode):
         is_optional: bool,
         bounds: tuple[float, float] = (-math.inf, math.inf),
     ) -> None:
-        # Node has a __setattr__ of its own
+        # Node overrides __setattr__
         self.__dict__["_words"], self.__dict__["_types"], self.__dict__["_bounds"] = words, types, bounds
         metadata = Metadata(key=None, optional=is_optional, ref_type=str, object_type=str)
         super().__init__(parent=None, value=value, metadata=metadata)
@@ -98,14 +98,14 @@ def option(
 
     Args:
         help: One line of help.
-        default: Default; none if a value is required.
-        type: Type in words, for an annotation that does not say enough.
-        one_of: Allowed values, for a closed set.
-        or_type: Types of other allowed values besides ``one_of``.
-        heading: Heading in the help, which begins with this option.
-        optional: Whether a closed set allows null, which a default of null implies.
-        least: Least value, of a whole number.
-        most: Greatest value.
+        default: Default; omit it if a value is required.
+        type: Type in words, where the annotation is not precise enough.
+        one_of: Allowed values of a closed set.
+        or_type: Types of allowed values besides ``one_of``.
+        heading: Heading in the help of the section that begins with this option.
+        optional: Whether a closed set allows null; a default of null implies it.
+        least: Least value of a whole number.
+        most: Greatest value of a whole number.
     """
     if isinstance(default, bool) and not one_of:
         one_of = (True, False)  # OmegaConf's own type takes 3 and "yes" for true
@@ -139,7 +139,7 @@ def seed_option(help: str, default: int | None = 0) -> Any:
 
 
 def _copied(value: Any) -> Any:
-    """Return a default that can be changed without changing the option's."""
+    """Return a copy of a default that can be changed safely."""
     if isinstance(value, dict):
         return {key: _copied(each) for key, each in value.items()}
     return list(value) if isinstance(value, list) else value
@@ -154,7 +154,7 @@ def in_words(words: tuple[str | bool, ...], types: tuple[type, ...], least: int 
 
 
 def options_of(schema: type) -> Iterator[Option]:
-    """Yield the options of a schema in its order, ``_target_`` left out."""
+    """Yield the options of a schema in its order, without ``_target_``."""
     hints = get_type_hints(schema)
     for each in dataclasses.fields(schema):
         if each.name != "_target_":
@@ -165,7 +165,7 @@ def options_of(schema: type) -> Iterator[Option]:
 
 
 def sentence(type: str) -> str:
-    """Return a type or a set of values as a sentence says it: "auto or a whole number"."""
+    """Return a type or a set of values in prose: "auto or a whole number"."""
     words = [word.partition(" from ") for word in type.split(" | ")]
     *others, last = [_SPOKEN.get(word, word) + joint + bounds for word, joint, bounds in words]
     return f"{', '.join(others)} or {last}" if others else last

@@ -1,1 +1,1 @@
-"""Datasets: where images, labels, captions and pairs come from."""
+"""Datasets of images, labels, captions and pairs."""

@@ -1,6 +1,6 @@
-"""One function per dataset, each returning a map-style source of uint8 images.
+"""One function per dataset, each returning a map-style dataset of uint8 images.
 
-To add a dataset, write a function here (or in a package of your own) and a YAML in configs/data/.
+To add a dataset, write a function here or in your own package, and a YAML file in configs/data/.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from genimg.utils.pillow import open_image
 
 
 class CorruptImageError(DataError):
-    """An image cannot be decoded; the message holds the file's path and the decoder's reason."""
+    """An image cannot be decoded; the message contains the file's path and the decoder's reason."""
 
 
 class ImageDataset(ABC):
     """A finite set of images of one shape.
 
     Attributes:
-        name: for messages and provenance.
-        shape: (C, H, W).
-        labels: int64 [N], or None.
-        class_names: by label; empty without labels.
-        captioned: whether images have captions.
-        task: that divides each image into a source and a target, where the images are such pairs.
-        validation: images of the same kind that were kept out of the training.
-        fingerprint: hexadecimal digest of everything that determines the images, without their labels; a cache key.
+        name: Name for messages and records.
+        shape: Shape of an image, (C, H, W).
+        labels: Labels, int64 [N]; None if there are none.
+        class_names: Class names by label; empty if there are no labels.
+        captioned: Whether images have captions.
+        task: Task that splits each image into source and target, if the images are pairs; None otherwise.
+        validation: Held-out images of the same kind; None if there are none.
+        fingerprint: Hexadecimal digest of everything that determines the images, without their labels; a cache key.
     """
 
     name: str
@@ -65,17 +65,17 @@ class ImageDataset(ABC):
 
     @abstractmethod
     def read(self, index: int) -> NDArray[np.uint8]:
-        """Image ``index`` as uint8 [C, H, W].
+        """Return image ``index`` as uint8 [C, H, W].
 
         Raises:
-            CorruptImageError: if it cannot be decoded.
+            CorruptImageError: If the image cannot be decoded.
         """
 
     def read_many(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Those images as uint8 [N, C, H, W]. Sources that need not go through them one by one have a faster way.
+        """Return images as uint8 [N, C, H, W]. Datasets that can read many images at once override this.
 
         Raises:
-            CorruptImageError: if one of them cannot be decoded.
+            CorruptImageError: If an image cannot be decoded.
         """
         images = np.empty((len(indices), *self.shape), dtype=np.uint8)
         for row, index in enumerate(indices.tolist()):
@@ -83,19 +83,19 @@ class ImageDataset(ABC):
         return images
 
     def title(self, index: int) -> str:
-        """What image ``index`` is called: its file's path where it has one, else its number."""
+        """Return the title of image ``index``: the path of its file if it has one, else its number."""
         return str(index)
 
     def file_names(self) -> Sequence[str] | None:
-        """The names of all images' files, relative to where they lie, in their order; None without files for each image."""
+        """Return the relative paths of all images' files, in order; None if images are not in separate files."""
         return None
 
     def caption(self, index: int) -> str | None:
-        """A sentence that describes image ``index``, where the dataset has one. ``captioned`` says whether to ask."""
+        """Return the caption of image ``index``; None if it has none, or if ``captioned`` is False."""
         return None
 
     def captions(self, indices: NDArray[np.int64]) -> list[str | None]:
-        """Those images' captions. Sources that need not go through them one by one have a faster way."""
+        """Return the captions of images. Datasets that can read many captions at once override this."""
         return [self.caption(index) for index in indices.tolist()]
 
 
@@ -151,7 +151,7 @@ class FileDataset(ImageDataset):
         self.labels, self.class_names = classes.labels, classes.names
         self.captioned = captions is not None
         self._captions = captions
-        # From names, sizes and a bounded share of the contents: a million files must not be read to start a run.
+        # From names, sizes and a bounded part of the contents, because a run must not start by reading a million files.
         self.fingerprint = digest("files", files.digest, pixels)
 
     def __len__(self) -> int:
@@ -178,7 +178,7 @@ class FileDataset(ImageDataset):
 def mnist(
     *, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str, may_download: MayDownload = True
 ) -> ImageDataset:
-    """MNIST (LeCun et al. 1998): 60,000 training and 10,000 test digits of 28x28, in torchvision's layout below ``root``."""
+    """Load MNIST (LeCun et al. 1998): 60,000 training and 10,000 test digits of 28x28, in torchvision's layout."""
     from torchvision.datasets import MNIST
 
     return _torchvision("mnist", MNIST, root, split, PixelFormat.of(image_size, channels, fit), "MNIST/raw", may_download)
@@ -187,7 +187,7 @@ def mnist(
 def fashion_mnist(
     *, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str, may_download: MayDownload = True
 ) -> ImageDataset:
-    """Fashion-MNIST (Xiao et al. 2017): MNIST's format with ten kinds of clothing."""
+    """Load Fashion-MNIST (Xiao et al. 2017): MNIST's format with ten kinds of clothing."""
     from torchvision.datasets import FashionMNIST
 
     return _torchvision(
@@ -198,7 +198,7 @@ def fashion_mnist(
 def cifar10(
     *, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str, may_download: MayDownload = True
 ) -> ImageDataset:
-    """CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test photos of 32x32 in ten classes."""
+    """Load CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test photos of 32x32 in ten classes."""
     from torchvision.datasets import CIFAR10
 
     return _torchvision(
@@ -209,7 +209,7 @@ def cifar10(
 def cifar100(
     *, root: str, split: str, image_size: int | Sequence[int], channels: int, fit: str, may_download: MayDownload = True
 ) -> ImageDataset:
-    """CIFAR-100 (Krizhevsky 2009): as CIFAR-10, with a hundred classes."""
+    """Load CIFAR-100 (Krizhevsky 2009): like CIFAR-10, with a hundred classes."""
     from torchvision.datasets import CIFAR100
 
     return _torchvision(
@@ -226,7 +226,7 @@ def imagenet(
     fit: str,
     refresh_index: bool = False,
 ) -> ImageDataset:
-    """ImageNet (Deng et al. 2009) as torchvision lays it out: ``root/train/n01440764/*.JPEG`` and ``root/val/...``."""
+    """List ImageNet (Deng et al. 2009) in torchvision's layout: ``root/train/n01440764/*.JPEG`` and ``root/val/...``."""
     if split not in ("train", "val"):
         raise ConfigError(f"split={split} does not exist in imagenet: choose train or val")
     return folder(
@@ -252,23 +252,23 @@ def folder(
     name: str = "folder",
     range: Sequence[float] | None = None,
 ) -> ImageDataset:
-    """Every image below a directory or in a zip file, in any format that Pillow reads.
+    """List every image below a directory or in a zip file, in any format that Pillow reads.
 
     Args:
-        root: the directory or .zip. The labels are those of a dataset.json in it: see genimg.data.classes. Without one, its
-            direct subdirectories that hold images are the classes, in alphabetical order.
-        image_size, channels, fit: see PixelFormat; where both the size and the channels are None, they are the files' own.
-        labels: ``auto`` takes classes where every image has one; ``required`` refuses a folder without them; ``none``
+        root: Directory or .zip file. Labels come from its dataset.json, see genimg.data.classes. Without that file, the
+            direct subdirectories that contain images are the classes, in alphabetical order.
+        image_size, channels, fit: See ``PixelFormat``; None for both the size and the channels keeps the files' own.
+        labels: ``auto`` uses classes if every image has one; ``required`` rejects a folder without them; ``none``
             ignores them.
-        refresh_index: list the files anew even where a large folder's list is kept: see genimg.data.datasets.file_index.
-        captions: where they are: see genimg.data.datasets.caption_files.
-        name: for messages.
-        range: the values of 16- and 32-bit images that become black and white, [low, high]; None: see PixelFormat.
+        refresh_index: Whether to ignore the cached list of files: see genimg.data.datasets.file_index.
+        captions: Location of the captions: see genimg.data.datasets.caption_files.
+        name: Name for messages.
+        range: Values of 16- and 32-bit images that become black and white, [low, high]; for None, see ``PixelFormat``.
 
     Raises:
-        ConfigError: For an unknown value of a parameter.
-        DataError: If ``root`` is missing or holds no images, the file of captions is missing, labels are required and there
-            are none, or the files' own sizes differ.
+        ConfigError: If a parameter has an unknown value.
+        DataError: If ``root`` is missing or contains no images, the file of captions is missing, labels are required and
+            there are none, or the files' own sizes differ.
     """
     if labels not in ("auto", "required", "none"):
         raise ConfigError(f"labels={labels} is unknown: choose auto, required or none")
@@ -297,7 +297,7 @@ def folder(
 def _torchvision(
     name: str, dataset: Callable[..., Any], root: str, split: str, pixels: PixelFormat, files: str, may_download: bool
 ) -> ArrayDataset:
-    """Load one of torchvision's small datasets into memory, downloading it only when it is absent."""
+    """Load one of torchvision's small datasets into memory; download it only if it is absent."""
     if split not in ("train", "test"):
         raise ConfigError(f"split={split} does not exist in {name}: choose train or test")
     directory = Path(root).expanduser()
@@ -306,7 +306,7 @@ def _torchvision(
         try:
             data = dataset(directory, train=train, download=False)
         except RuntimeError as error:
-            if "not found" not in str(error):  # which is torchvision's way to say that it is absent
+            if "not found" not in str(error):  # torchvision's message for absent files
                 raise ValueError(_first_line(error)) from error
             if not may_download:
                 fix = f"put its files into {directory / files}"

@@ -1,4 +1,4 @@
-"""Captions that lie beside the images of a folder: lines of JSON in one file, or a text file for each image."""
+"""Captions beside the images of a folder: one JSON Lines file, or a text file for each image."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from genimg.utils.regular_files import read_regular
 
 log = logging.getLogger(__name__)
 
-_NAMES = ("metadata.jsonl", "captions.jsonl")  # the first is that of Hugging Face's imagefolder
+_NAMES = ("metadata.jsonl", "captions.jsonl")  # the first is the name of Hugging Face's imagefolder
 _KEYS = ("text", "caption")
-_MOST_BYTES = 2**20  # of a caption
-_MISSING_SHARE = 0.01  # of the images, that may lack a caption
-_SAMPLED = 100  # images that are looked at to see whether captions lie beside them
+_MOST_BYTES = 2**20  # maximum size of a caption file
+_MISSING_SHARE = 0.01  # share of the images that may lack a caption
+_SAMPLED = 100  # images that are checked for caption files
 _IGNORE = "or ignore captions with captions=null"
 
 
 class FolderCaptions:
-    """The captions of a folder's images, read when they are first asked for: few models need them.
+    """The captions of a folder's images, read at first use, because few models need them.
 
     Args:
-        root: the folder.
-        paths: of its images, relative to it.
-        file: JSON Lines of ``{"file_name": ..., "text": ...}``; None for a .txt beside each image.
+        root: Folder of the images.
+        paths: Paths of the images, relative to ``root``.
+        file: JSON Lines file of ``{"file_name": ..., "text": ...}``; None for a .txt file beside each image.
     """
 
     def __init__(self, root: Path, paths: Sequence[str], file: Path | None) -> None:
@@ -41,10 +41,10 @@ class FolderCaptions:
 
     @cached_property
     def texts(self) -> list[str]:
-        """One for each path; empty where it is missing.
+        """The caption of each path; empty where it is missing.
 
         Raises:
-            DataError: If a file is damaged, names what is not an image, or omits more than one image in a hundred.
+            DataError: If a file is damaged or names an unknown image, or more than one image in a hundred has no caption.
         """
         found = dict(self._beside_images() if self.file is None else self._of_lines(self.file))
         missing = [path for path in self.paths if path not in found]
@@ -94,13 +94,13 @@ class FolderCaptions:
 
 
 def find_captions(root: Path, paths: Sequence[str], wanted: str | None) -> FolderCaptions | None:
-    """Where a folder's captions are; None if there are none.
+    """Find the captions of a folder; return None if there are none.
 
     Args:
-        root: the folder.
-        paths: of its images, relative to it; one or more.
-        wanted: None for none; a file, as seen from ``root``; or ``auto``: metadata.jsonl or captions.jsonl if it is there, else
-            the .txt beside each image if any of a hundred images, chosen at random, has one.
+        root: Folder of the images.
+        paths: Paths of the images, relative to ``root``; at least one.
+        wanted: None for no captions; a path relative to ``root``; or ``auto`` for metadata.jsonl or captions.jsonl if it
+            exists, else the .txt file beside each image if any of a hundred random images has one.
 
     Raises:
         DataError: If the file is missing.
@@ -118,7 +118,7 @@ def find_captions(root: Path, paths: Sequence[str], wanted: str | None) -> Folde
     for name in _NAMES:
         if (root / name).is_file() and _has_text(root / name):
             return FolderCaptions(root, paths, root / name)
-    # Not of the first alone, which may be the one that lacks its caption; not of all, which a folder of a million would feel.
+    # The first image alone may be one without a caption, and checking all would be slow for a million images.
     sampled = [paths[i] for i in fixed_subset(min(_SAMPLED, len(paths)), len(paths))]
     return FolderCaptions(root, paths, None) if any(_text_file(root, path).is_file() for path in sampled) else None
 
@@ -132,11 +132,11 @@ def _text_file(root: Path, path: str) -> Path:
 
 
 def _has_text(file: Path) -> bool:
-    """Whether the first line holds a caption: such files may say other things about images, and are none of our business."""
+    """Return whether the first line has a caption, because files of these names may contain other metadata."""
     try:
         content = parse_json(next((line for line in _lines(file) if line.strip()), ""))
     except ValueError:
-        return True  # whoever needs captions is told what is wrong with it
+        return True  # reading the captions will report the error
     if isinstance(content, dict) and not any(key in content for key in _KEYS):
         log.info("%s holds no captions: its first line has neither %s", file, " nor ".join(_KEYS))
         return False
@@ -152,7 +152,7 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def _entry(line: str, where: str) -> tuple[str, str]:
-    """The name of the image, and its caption."""
+    """Return the image's name and its caption."""
     form = 'write each line as {"file_name": "a/1.png", "text": "a red circle"}'
     try:
         content = parse_json(line)

@@ -1,4 +1,4 @@
-"""Datasets that a user's own program brings: arrays, torch's datasets, Hugging Face's."""
+"""Datasets from a user's own program: arrays, PyTorch datasets and Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from genimg.utils.machine_local import Importable
 from genimg.utils.pillow import upright
 
 _CHANNELS = (1, 3, 4)
-_DIGESTED = 64  # items whose contents are part of the fingerprint: a large dataset must not be read to start a run
+_DIGESTED = 64  # items in the fingerprint; a run must not start by reading a whole large dataset
 _IMAGE_KEYS, _LABEL_KEYS, _CAPTION_KEYS = ("image", "img"), ("label", "labels", "fine_label"), ("text", "caption")
 
 
 class MapDataset(Protocol):
-    """What torch's map-style datasets and Hugging Face's datasets have in common."""
+    """The common interface of PyTorch's map-style datasets and Hugging Face datasets."""
 
     def __len__(self) -> int: ...
 
@@ -41,26 +41,26 @@ def as_dataset(
     channels: int | None = None,
     fit: str = "crop",
 ) -> ImageDataset:
-    """Return a user's own images as a dataset to train on or to measure against.
+    """Return a user's own images as a dataset for training or evaluation.
 
     Args:
         data: One of: a uint8 array or tensor [N, H, W], [N, H, W, C] or [N, C, H, W]; a pair of such an array and labels
-            [N]; a torch ``Dataset`` or any other sequence, or a Hugging Face ``datasets.Dataset``, whose items are an
+            [N]; a PyTorch ``Dataset``, any other sequence or a Hugging Face ``datasets.Dataset``, whose items are an
             image, a tuple (image, label), or a mapping with ``image`` and, if available, ``label`` and ``text``. An image is
-            a PIL image, a uint8 array or tensor as above, or a float tensor [C, H, W] in [0, 1], as torchvision's
-            ``ToTensor`` makes it. A genimg dataset is returned as it is.
-        name: For messages and records; by default the type's name.
-        image_size: Pixels, one number or (height, width), to which images are brought; None takes the first image's.
-        channels: 1 grey, 3 RGB, 4 RGB with alpha; None takes the first image's.
-        fit: ``crop``, ``stretch`` or ``pad``, where an image has another aspect ratio.
+            a PIL image, a uint8 array or tensor as above, or a float tensor [C, H, W] in [0, 1], as returned by
+            torchvision's ``ToTensor``. A genimg dataset is returned unchanged.
+        name: Name for messages and records; by default the name of the type.
+        image_size: Target size in pixels, one number or (height, width); None uses the first image's.
+        channels: 1 for grey, 3 for RGB, 4 for RGBA; None uses the first image's.
+        fit: ``crop``, ``stretch`` or ``pad``, for images of another aspect ratio.
 
     Raises:
-        DataError: If the data is nothing of this, or holds no images.
-        ConfigError: If there is no such image_size, channels or fit.
+        DataError: If ``data`` is none of these types, or contains no images.
+        ConfigError: If image_size, channels or fit is invalid.
     """
     if isinstance(data, ImageDataset):
         return data
-    PixelFormat.of(1 if image_size is None else image_size, 3 if channels is None else channels, fit)  # refuses what is unknown
+    PixelFormat.of(1 if image_size is None else image_size, 3 if channels is None else channels, fit)  # rejects invalid values
     title = name or type(data).__name__
     if isinstance(data, str | os.PathLike):
         raise DataError(f"data={data} is text, not images", "give an array or a dataset")
@@ -83,10 +83,10 @@ def as_dataset(
 
 
 def dataset_of(data: object, parameter: str, **settings: Any) -> ImageDataset:
-    """Return what a function of the Python API receives as ``parameter`` as a dataset, see ``as_dataset``.
+    """Convert an argument of the Python API with ``as_dataset``, naming ``parameter`` in errors.
 
     Raises:
-        DataError: As ``as_dataset`` does, in terms of that parameter.
+        DataError: As ``as_dataset``, with ``parameter`` as the key.
     """
     try:
         return as_dataset(data, **settings)
@@ -104,15 +104,15 @@ def module(
     channels: int | None,
     fit: str,
 ) -> ImageDataset:
-    """Return the dataset that a function of the user's own package makes.
+    """Return the dataset built by a function of the user's own package.
 
     Args:
-        factory: The function; a config names it as ``package.module:function``.
-        arguments: Its keyword arguments.
+        factory: Function that returns the dataset; a config names it as ``package.module:function``.
+        arguments: Keyword arguments of the function.
         image_size, channels, fit: See ``as_dataset``.
 
     Raises:
-        ValueError: If the function does not take the arguments, or returns no dataset.
+        ValueError: If the function does not accept the arguments, or does not return a dataset.
     """
     name = f"{factory.__module__}:{factory.__qualname__}"
     try:
@@ -128,15 +128,15 @@ def module(
 
 
 class ExternalDataset(ImageDataset):
-    """A map-style dataset of a user's own, whose images are converted when they are read.
+    """A user's own map-style dataset, whose images are converted when they are read.
 
     Args:
-        items: The dataset; it must be safe to read from several threads or processes at once, as torch's are.
-        name: For messages.
+        items: Dataset, which must be safe to read from several threads or processes at once, as PyTorch requires.
+        name: Name for messages.
         image_size, channels, fit: See ``as_dataset``.
 
     Raises:
-        DataError: If it holds no images.
+        DataError: If the dataset contains no images.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class ExternalDataset(ImageDataset):
     def _digest(self, index: int) -> str:
         try:
             return digest(self.read(index).tobytes())
-        except CorruptImageError:  # counted where the images are loaded
+        except CorruptImageError:  # counted when the images are loaded
             return "corrupt"
 
     def caption(self, index: int) -> str | None:
@@ -188,7 +188,7 @@ class ExternalDataset(ImageDataset):
 
 
 def _arrays(data: object) -> tuple[NDArray[np.uint8] | None, Any]:
-    """Images and labels, if the data consists of arrays."""
+    """Return images and labels, if the data consists of arrays."""
     images: Any = data
     labels: Any = None
     if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], np.ndarray | torch.Tensor) and data[0].ndim > 2:
@@ -206,7 +206,7 @@ def _arrays(data: object) -> tuple[NDArray[np.uint8] | None, Any]:
 
 
 def _channels_first(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Images [N, H, W], [N, H, W, C] or [N, C, H, W] as [N, C, H, W]; where both fit, channels come first."""
+    """Convert images [N, H, W], [N, H, W, C] or [N, C, H, W] to [N, C, H, W]; if ambiguous, assume channels first."""
     if images.ndim == 3:
         return images[:, None]
     if images.shape[1] in _CHANNELS:
@@ -217,7 +217,7 @@ def _channels_first(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _parts(item: Any, name: str) -> tuple[Any, Any, str | None]:
-    """Image, label and caption of an item; None for what it lacks."""
+    """Return the image, label and caption of an item; None for a missing label or caption."""
     if isinstance(item, Mapping):
         image = next((item[key] for key in _IMAGE_KEYS if key in item), None)
         if image is None:
@@ -232,7 +232,7 @@ def _parts(item: Any, name: str) -> tuple[Any, Any, str | None]:
 
 
 def _picture(image: Any, name: str) -> Image.Image:
-    """Whatever stands for an image as a PIL image of 8 bits."""
+    """Convert a PIL image, array or tensor to an 8-bit PIL image."""
     if isinstance(image, Image.Image):
         return upright(image)
     if isinstance(image, torch.Tensor):
@@ -261,14 +261,14 @@ def _channels_of(image: Image.Image) -> int:
 
 
 def _column(items: MapDataset, keys: Sequence[str]) -> Any:
-    """A column of a Hugging Face dataset, read without its images; None elsewhere."""
+    """Return a column of a Hugging Face dataset without reading its images; None for other datasets."""
     names = getattr(items, "column_names", None)
     key = next((key for key in keys if isinstance(names, list) and key in names), None)
     return None if key is None else items[key]  # type: ignore[index]
 
 
 def _labels(items: MapDataset, name: str) -> tuple[NDArray[np.int64] | None, Sequence[str]]:
-    """Labels and the names of classes, from what datasets keep beside their images, else from the items themselves."""
+    """Return labels and class names, from the dataset's attributes or columns if it has them, else from its items."""
     found = getattr(items, "targets", None)
     if found is None:
         found = _column(items, _LABEL_KEYS)
@@ -290,14 +290,14 @@ def _labels(items: MapDataset, name: str) -> tuple[NDArray[np.int64] | None, Seq
 
 
 def _checked(given: Any, count: int, name: str) -> NDArray[np.int64]:
-    """Labels as int64 [N].
+    """Return labels as int64 [N].
 
     Raises:
-        DataError: If they are not whole numbers from 0, one for each of ``count`` images.
+        DataError: If they are not non-negative integers, one for each of ``count`` images.
     """
     try:
         labels: NDArray[Any] = np.asarray(given)
-    except ValueError:  # of several lengths
+    except ValueError:  # rows of different lengths
         labels = np.empty(0, dtype=object)
     if labels.dtype.kind not in "iub" or labels.ndim != 1:
         raise DataError(f"data={name}: its labels are not whole numbers, one for each image")

@@ -1,9 +1,9 @@
-"""All images below a directory, listed once and remembered, because a million names take long to gather from a disk.
+"""A cached list of all images below a directory, because listing a million files takes long.
 
-A remembered list is valid while every directory has the modification time that it had, which adding, removing or renaming a
-file changes, and while the files that its digest reads hold what they held: see genimg.data.contents.
+A cached list is valid while the modification times of all directories and the contents that its digest covers are unchanged:
+see genimg.data.contents. Adding, removing or renaming a file changes the modification time of its directory.
 
-What genimg itself writes is never data: run directories, sweeps and folders of samples below the root are left out.
+Output of genimg is never data: run directories, sweeps and folders of samples below the root are skipped.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from genimg.utils.pillow import suffixes
 log = logging.getLogger(__name__)
 
 _FORMAT = 2
-_LEAST_CACHED = 10_000  # files; fewer are listed in no time
-_MOST_SHOWN = 3  # of the directories that were left out, in a message
-_OF_HYDRA = {".hydra", "config.yaml"}  # of a run; other programs have these names, too
-_OF_A_RUN = {"checkpoints", "metrics.jsonl", "summary.json", "train.log"}  # beside one of those
-_MODELS = ("genimg-sample", "genimg-translate")  # commands whose folders hold what a model made
-_MARKS = _OF_HYDRA | _OF_A_RUN | {MARK}  # names that say without another look at the disk what a directory is
-_SAID: set[tuple[str, tuple[str, ...]]] = set()  # which directories were left out of which root
-# File systems record times in steps of up to two seconds (FAT): in a directory that was changed so shortly before it was
-# listed, a later change could leave the same time behind.
+_LEAST_CACHED = 10_000  # files; fewer are listed quickly
+_MOST_SHOWN = 3  # skipped directories named in a message
+_OF_HYDRA = {".hydra", "config.yaml"}  # names in a run directory, which other programs use too
+_OF_A_RUN = {"checkpoints", "metrics.jsonl", "summary.json", "train.log"}  # names beside them that only a run directory has
+_MODELS = ("genimg-sample", "genimg-translate")  # commands whose folders contain generated images
+_MARKS = _OF_HYDRA | _OF_A_RUN | {MARK}  # names that identify a directory of genimg
+_SAID: set[tuple[str, tuple[str, ...]]] = set()  # (root, skipped directories) already logged
+# File systems record times in steps of up to two seconds (FAT). If a directory was changed that shortly before it was
+# listed, a later change could leave the same time.
 _RECENT_NS = 2_000_000_000
 
 
@@ -47,11 +47,11 @@ class Index:
     """The image files below a directory.
 
     Attributes:
-        paths: relative to it, sorted, with ``/`` between their parts.
-        digest: sha256 of all paths and sizes, and of the files' contents as ``digest_of_contents`` reads them, in
-            hexadecimal. Times are no part of it, so a copy elsewhere has the same.
-        skipped: directories that hold what genimg wrote, relative to the root.
-        root: the directory.
+        paths: Paths relative to the directory, sorted, with ``/`` as separator.
+        digest: Hexadecimal SHA-256 of all paths and sizes, and of the contents that ``digest_of_contents`` reads. It does not
+            include times, so a copy elsewhere has the same digest.
+        skipped: Skipped directories that genimg wrote, relative to the root.
+        root: The directory.
     """
 
     paths: list[str]
@@ -60,21 +60,21 @@ class Index:
     root: Path = field(default=Path(), compare=False)
 
     def open(self, path: str) -> Path:
-        """What Pillow opens one of the paths by."""
+        """Return the file of one of the paths, for Pillow."""
         return self.root / path
 
 
 @dataclass
 class _Listing:
-    """What a walk gathers.
+    """The result of a directory walk.
 
     Attributes:
-        files: (path, bytes); the size of a link that leads nowhere is -1.
-        directories: path -> modification time in nanoseconds, inode.
-        skipped: directories that hold what genimg wrote.
-        samples: those of them that hold images which a model made.
-        complete: whether everything could be read, so that nothing appears later in a directory that does not change.
-        started: when the walk began, in nanoseconds.
+        files: (path, bytes) of each file; the size of a broken link is -1.
+        directories: Path -> modification time in nanoseconds, inode.
+        skipped: Skipped directories that genimg wrote.
+        samples: Skipped directories of generated images.
+        complete: Whether everything could be read, so no file can appear later in an unchanged directory.
+        started: Start time of the walk, in nanoseconds.
     """
 
     files: list[tuple[str, int]] = field(default_factory=list)
@@ -85,8 +85,8 @@ class _Listing:
     started: int = field(default_factory=time.time_ns)
 
     def names(self) -> tuple[list[str], str]:
-        """The paths in order, and the digest of paths and sizes."""
-        grids = {f"{path}.png" for path in self.samples}  # the picture beside such a folder
+        """Return the paths in order, and the digest of paths and sizes."""
+        grids = {f"{path}.png" for path in self.samples}  # the grid beside such a folder
         self.files = sorted(file for file in self.files if file[0] not in grids) if grids else sorted(self.files)
         files = hashlib.sha256()
         for path, size in self.files:
@@ -94,20 +94,20 @@ class _Listing:
         return [path for path, _ in self.files], files.hexdigest()
 
     def worth_remembering(self) -> bool:
-        """Whether it took long, and will certainly be seen to be out of date when it is."""
+        """Return whether the walk took long and any later change will be detected."""
         settled = all(modified < self.started - _RECENT_NS for modified, _ in self.directories.values())
         return len(self.files) >= _LEAST_CACHED and self.complete and settled
 
 
 def list_images(root: Path, *, refresh: bool) -> Index:
-    """List every file below ``root`` whose extension Pillow reads; hidden names are skipped, links are followed.
+    """List every file below ``root`` whose extension Pillow supports; skip hidden names and follow links.
 
     Args:
-        root: A directory. From 10,000 files on, its list is kept below the cache directory.
-        refresh: Whether to list it again even where a list is kept.
+        root: Directory to list. The list is cached if it has at least 10,000 files.
+        refresh: Whether to ignore a cached list.
 
     Raises:
-        DataError: If the root is itself a run directory.
+        DataError: If the root itself is a run directory.
     """
     extensions = suffixes()
     file = _cache_file(root)
@@ -131,7 +131,7 @@ def _combined(names: str, contents: str) -> str:
 
 
 def _say_what_was_skipped(root: Path, skipped: tuple[str, ...]) -> None:
-    """Once for each root, because a training and its evaluation list it in turn."""
+    """Warn of skipped directories, once for each root, because training and evaluation both list it."""
     if not skipped or (key := (os.path.realpath(root), skipped)) in _SAID:
         return
     _SAID.add(key)
@@ -143,13 +143,13 @@ def _say_what_was_skipped(root: Path, skipped: tuple[str, ...]) -> None:
 
 
 def _written_by_genimg(marks: set[str]) -> str | None:
-    """Return the name by which a directory is known as one that genimg wrote, of those in ``_MARKS``; None if it is another."""
+    """Return the name that identifies a directory as a run or sweep; None if it is neither."""
     return min(marks & _OF_A_RUN) if marks & _OF_HYDRA and marks & _OF_A_RUN else None
 
 
 def _walk(root: Path, extensions: tuple[str, ...]) -> _Listing:
     listing = _Listing()
-    visited: set[str] = set()  # a link to a directory above would otherwise repeat everything
+    visited: set[str] = set()  # a link to a parent directory would repeat everything
     waiting = [("", os.path.realpath(root))]
     with tqdm(desc=f"listing {root}", unit="file", delay=1.0, leave=False, disable=None) as progress:
         while waiting:
@@ -170,20 +170,20 @@ def _walk(root: Path, extensions: tuple[str, ...]) -> _Listing:
                     if len(listing.files) % 1000 == 0:
                         progress.update(1000)
                 elif entry.is_symlink() and not os.path.exists(entry.path):
-                    listing.complete = False  # it may lead to a directory, once that is mounted
+                    listing.complete = False  # its target may be a directory that is not mounted now
             waiting += sorted(found, reverse=True)
     return listing
 
 
 def _entries(root: Path, directory: str, listing: _Listing) -> Iterator[os.DirEntry[str]]:
-    """What a directory holds without hidden names; nothing where it cannot be read, with a warning, or genimg wrote it.
+    """Yield the entries of a directory without hidden names; none if genimg wrote it or, with a warning, if it is unreadable.
 
     Raises:
         DataError: If genimg wrote the root itself.
     """
     path = os.path.join(root, directory) if directory else str(root)
     try:
-        # Its time first: a change between the two calls then makes the list invalid instead of going unnoticed.
+        # Read the time first, so a change between the two calls makes the list invalid.
         state = os.stat(path)
         found, marks = [], set()
         with os.scandir(path) as entries:
@@ -201,7 +201,7 @@ def _entries(root: Path, directory: str, listing: _Listing) -> Iterator[os.DirEn
             require_finished(root)
         listing.skipped.append(directory)
         return
-    if MARK in marks and directory and (read_mark(Path(path)) or {}).get("made_by") in _MODELS:  # named itself, it is data
+    if MARK in marks and directory and (read_mark(Path(path)) or {}).get("made_by") in _MODELS:  # the root itself is data
         listing.skipped.append(directory)
         listing.samples.append(directory)
         return
@@ -227,13 +227,13 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
 def _size(entry: os.DirEntry[str], listing: _Listing) -> int:
     try:
         return entry.stat().st_size
-    except OSError:  # its decoding will fail and name it
+    except OSError:  # decoding it will fail and name it
         listing.complete = False
         return -1
 
 
 def _cache_file(root: Path) -> Path | None:
-    """None where there is no place for a cache."""
+    """Return the path of a root's cached list; None if there is no cache directory."""
     name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
     try:
         return cache_dir() / "index" / name
@@ -242,7 +242,7 @@ def _cache_file(root: Path) -> Path | None:
 
 
 def _read(file: Path, root: Path, extensions: tuple[str, ...]) -> Index | None:
-    """None where there is nothing usable, or something has changed."""
+    """Read a cached list; return None if there is no valid one or something has changed."""
     try:
         content = file.read_bytes()
     except FileNotFoundError:
@@ -276,9 +276,9 @@ def _state(root: Path, directory: str) -> tuple[int, int] | None:
 
 
 def _write(file: Path, index: Index, about: dict[str, Any], extensions: tuple[str, ...]) -> None:
-    """Checksum, header and names, one after the other: names may hold every byte but a zero, and are not always UTF-8.
+    """Write checksum, header and names; names are separated by zeros because they may contain any other byte.
 
-    A cache that cannot be written costs time, not the run.
+    If the cache cannot be written, only log a warning.
     """
     header = {"format": _FORMAT, "extensions": extensions, "skipped": index.skipped, **about}
     content = json.dumps(header).encode() + b"\n" + os.fsencode("\0".join(index.paths))

@@ -1,4 +1,4 @@
-"""Images in a NumPy archive, as other programs write datasets and samples."""
+"""Images in NumPy archives, the format of other programs' datasets and samples."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ def npz(
     labels: str = "auto",
     range: Sequence[float] | None = None,
 ) -> ImageDataset:
-    """Read the images of an .npz file, and their labels if it has some; say which arrays were taken.
+    """Read the images of an .npz file, and their labels if it has any; log which arrays were used.
 
-    Images are [N, H, W], [N, H, W, C] or [N, C, H, W]; uint8, floats between 0 and 1, or anything that ``range`` describes.
-    Labels are N whole numbers, 0 or more, as [N], [N, 1] or one-hot [N, K].
+    Images are [N, H, W], [N, H, W, C] or [N, C, H, W]; uint8, floats in [0, 1], or any numbers in ``range``.
+    Labels are N non-negative integers, as [N], [N, 1] or one-hot [N, K].
 
     Args:
-        path: The file.
-        image_size: See PixelFormat; None leaves the images' own.
-        channels: See PixelFormat; None leaves the images' own.
-        fit: See PixelFormat.
-        split: ``train``, ``val`` or ``test`` of an archive that has arrays such as ``x_train`` and ``x_test``; None takes those
-            of the training.
-        images: The name of the array of images; None decides by names and shapes: see genimg.data.archives.
-        labels: The name of the array of labels; ``auto`` decides by the names, ``none`` ignores them.
-        range: The values that become black and white, [low, high]; values beyond them are clipped.
+        path: The .npz file.
+        image_size: See ``PixelFormat``; None keeps the images' own.
+        channels: See ``PixelFormat``; None keeps the images' own.
+        fit: See ``PixelFormat``.
+        split: ``train``, ``val`` or ``test`` of an archive with arrays such as ``x_train`` and ``x_test``; None uses the
+            training images.
+        images: Name of the array of images; None chooses by names and shapes: see genimg.data.archives.
+        labels: Name of the array of labels; ``auto`` chooses by names, ``none`` ignores labels.
+        range: Values that become black and white, [low, high]; values outside are clipped.
 
     Raises:
-        ConfigError: For an unknown value of a parameter, or an array that does not exist.
-        DataError: If there is no such file, it holds no images, several arrays could be meant, or values are not those of
-            images or labels.
+        ConfigError: If a parameter has an unknown value, or an array does not exist.
+        DataError: If the file does not exist or contains no images, several arrays match, or values are not valid images
+            or labels.
     """
     if split is not None and split not in SPLITS:
         raise ConfigError(f"split={split} is unknown: choose {', '.join(SPLITS)}, or null")
@@ -86,7 +86,7 @@ def npz(
 
 
 def _without_repetition(archive: NumpyArchive) -> dict[str, Header]:
-    """Leave ``arr_0`` out where it repeats ``images`` in three channels, as genimg-sample writes others than RGB."""
+    """Omit ``arr_0`` if it is an RGB version of ``images``, which genimg-sample writes for images that are not RGB."""
     headers = archive.headers
     if not {FIRST, "images"} <= set(image_like(headers)):
         return headers
@@ -164,10 +164,10 @@ def _brought_to(
 
 
 def _labels(labels: NDArray[np.generic], count: int, key: str, path: str, *, named: bool) -> NDArray[np.int64] | None:
-    """Bring labels to int64 [N]; None if they are none and only their place says that they are labels.
+    """Convert labels to int64 [N]; return None if they are invalid and not ``named`` as labels.
 
     Raises:
-        DataError: If they are none, and are named as labels.
+        DataError: If they are invalid and ``named`` as labels.
     """
     if labels.ndim == 2 and labels.shape[1] >= 2 and len(labels) == count and labels.dtype.kind in "uifb":
         ones = labels == 1

@@ -1,7 +1,7 @@
-"""Pairs of images: what a translator is given, and what it shall make of it.
+"""Pairs of a source image and a target image, for image translation.
 
-A pair is read as one image whose first channels are the source's and whose others are the target's, so that whatever moves or
-mirrors an image does the same to both, and a pair is kept wherever an image is.
+A pair is read as one image with the source's channels first, then the target's. Geometric augmentation therefore changes
+both alike, and a pair is stored like an image.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from genimg.errors import ConfigError, DataError
 from genimg.utils.pillow import open_header, open_image
 
 DIRECTIONS = ("a2b", "b2a")
-_MOST_LISTED = 5  # of the files that have no partner
-_MOST_DISTORTED = 1.6  # the aspect ratio of a half against that of the images to train on; of a single image it is 2
+_MOST_LISTED = 5  # files without a partner named in a message
+_MOST_DISTORTED = 1.6  # aspect ratio of a half over that of the training images; it is 2 for a single image
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +32,12 @@ class PairedDataset(ImageDataset):
     """Pairs of image files, decoded when read.
 
     Args:
-        name: for messages.
-        files: of each pair; one file with the two side by side, or two.
-        names: of each pair's first file, relative to its folder.
-        a, b: the pixels of the two domains.
-        direction: ``a2b``, or ``b2a`` to make images of domain a from those of b.
-        fingerprint: of the files.
-
+        name: Name for messages.
+        files: Files of each pair: one with the two images side by side, or two.
+        names: Path of each pair's first file, relative to its folder.
+        a, b: Pixel formats of the two domains.
+        direction: ``a2b``, or ``b2a`` to translate from domain b to domain a.
+        fingerprint: Digest of the files.
     """
 
     def __init__(
@@ -104,20 +103,21 @@ def paired(
     refresh_index: bool = False,
     range: Sequence[float] | None = None,
 ) -> PairedDataset:
-    """Pairs in one folder, each in one file with domain a on the left and b on the right, or in two folders.
+    """List pairs in one folder of files with domain a on the left and b on the right, or in two folders.
 
     Args:
-        root: the folder of files with two images side by side; or one with ``train``, and ``val`` or ``test`` for validation,
-            of such folders (the layout of pix2pix). None with two folders.
-        a, b: the two folders; pairs are files of equal path, but for the ending. None with ``root``.
+        root: Folder of files with two images side by side; or a folder with subfolders ``train``, and ``val`` or ``test`` for
+            validation, of such files (the layout of pix2pix). None with ``a`` and ``b``.
+        a, b: The two folders; the paths of a pair are equal except for the extension. None with ``root``.
         direction: ``a2b`` or ``b2a``.
-        image_size, fit: of either image; see PixelFormat.
-        channels: of either domain; ``channels_a`` and ``channels_b`` where they differ, else None.
-        refresh_index: see genimg.data.datasets.file_index.
-        range: the values of 16- and 32-bit images that become black and white, [low, high]; None: see PixelFormat.
+        image_size, fit: Size and fit of both images; see ``PixelFormat``.
+        channels: Number of channels of both domains.
+        channels_a, channels_b: Number of channels of each domain; None for ``channels``.
+        refresh_index: See genimg.data.datasets.file_index.
+        range: Values of 16- and 32-bit images that become black and white, [low, high]; for None, see ``PixelFormat``.
 
     Raises:
-        ConfigError: If folders are given in neither way or in both, or for an unknown value of a parameter.
+        ConfigError: If neither or both of ``root`` and the two folders are given, or a parameter has an unknown value.
         DataError: If a folder is missing or has no images, or files have no partner.
     """
     if (root is None) == (a is None and b is None) or (a is None) != (b is None):
@@ -163,12 +163,12 @@ def paired(
 
 
 def _warn_of_single_images(path: Path, pixels: PixelFormat) -> None:
-    """Of a folder of single images every half would be half an image."""
+    """Warn if a file's aspect ratio suggests a single image, which would be cut in half."""
     try:
         with open_header(path) as image:
             width, height = image.size
     except (OSError, ValueError):
-        return  # its reader says what is wrong
+        return  # reading it will report the error
     distortion = (height / (width / 2)) / (pixels.height / pixels.width)
     if not 1 / _MOST_DISTORTED < distortion < _MOST_DISTORTED:
         log.warning(
@@ -189,10 +189,10 @@ def _listed(key: str, folder: str, *, refresh: bool) -> Index:
 
 
 def _by_name(key: str, folder: str, paths: Sequence[str]) -> dict[str, str]:
-    """Path without its ending -> path.
+    """Return path without extension -> path.
 
     Raises:
-        DataError: If two files differ in their endings only.
+        DataError: If two files differ only in their extensions.
     """
     found: dict[str, str] = {}
     for path in paths:

@@ -1,4 +1,4 @@
-"""Images that genimg-prepare packed: a few large files of decoded pixels, read without decoding anything."""
+"""Images packed by genimg-prepare into a few large files of decoded pixels."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ log = logging.getLogger(__name__)
 
 
 class PreparedDataset(ImageDataset):
-    """Packed images, read through memory maps of the shards, which each process opens when it needs them.
+    """Packed images, read through memory maps of the shards, which each process opens when needed.
 
-    Every image is compared with its CRC-32 whenever it is read, except in directories of an older genimg, which have none.
+    Every image is compared with its CRC-32 when it is read, except in directories of an older genimg, which have none.
 
     Args:
-        folder: that genimg-prepare wrote.
-        description: of its content.
+        folder: Directory written by genimg-prepare.
+        description: Description of its content.
 
     Raises:
-        DataError: If a file is missing, truncated, or not what the description says.
+        DataError: If a file is missing, truncated, or does not match the description.
     """
 
     def __init__(self, folder: Path, description: Description) -> None:
@@ -54,7 +54,7 @@ class PreparedDataset(ImageDataset):
         self.shape = description.shape
         self.class_names = description.class_names
         self._offsets = [self._offset_of_pixels(number) for number in range(len(description.shards))]
-        # Of the contents, so that a copy elsewhere has the same; of the files too, in case they are not those described.
+        # From the contents, so a copy elsewhere has the same; from the files too, in case they do not match the description.
         files = digest_of_contents(folder, [shard.file for shard in description.shards])
         self.fingerprint = digest("prepared", *(shard.sha256 for shard in description.shards), files)
         self._checksums = read_vector(folder / CHECKSUMS, description, np.uint32) if description.has_checksums else None
@@ -64,7 +64,7 @@ class PreparedDataset(ImageDataset):
         if description.captioned:
             read_whole(folder / CAPTIONS, description)
         counts = [shard.num_images for shard in description.shards]
-        self._starts = np.cumsum([0, *counts])  # the number of each shard's first image, and that of all images
+        self._starts = np.cumsum([0, *counts])  # index of each shard's first image, and the total
         self._opened: dict[int, NDArray[np.uint8]] = {}
         if not description.has_checksums:
             log.warning("%s was packed without checksums, so damaged images would not be noticed: pack them again", folder)
@@ -73,7 +73,7 @@ class PreparedDataset(ImageDataset):
         return self.description.num_images
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the memory maps: pickling one would send all of its pixels to the worker."""
+        """Omit the memory maps, because pickling one would send all of its pixels to the worker."""
         return {**self.__dict__, "_opened": {}}
 
     def read(self, index: int) -> NDArray[np.uint8]:
@@ -89,10 +89,10 @@ class PreparedDataset(ImageDataset):
         return images
 
     def _require_undamaged(self, images: NDArray[np.uint8], indices: NDArray[np.int64]) -> None:
-        """Compare images with their checksums; the copies in memory, because the files might change after a look at them.
+        """Compare the images in memory with their checksums; the files might change after they are read.
 
         Raises:
-            CorruptImageError: For the first that differs.
+            CorruptImageError: If an image differs; names the first one.
         """
         if self._checksums is None:
             return
@@ -134,7 +134,7 @@ class PreparedDataset(ImageDataset):
         return labels
 
     def _offset_of_pixels(self, number: int) -> int:
-        """Return where the pixels of a shard begin; what is wrong with its size or header is found before any work."""
+        """Check the size and header of a shard, and return the offset of its pixels in bytes."""
         shard = self.description.shards[number]
         path = self.folder / shard.file
         require_size(path, shard.num_bytes)
@@ -157,15 +157,15 @@ class PreparedDataset(ImageDataset):
 
 
 def prepared(*, root: str, image_size: int | Sequence[int], channels: int) -> ImageDataset:
-    """Images that genimg-prepare packed.
+    """Open the images that genimg-prepare packed.
 
     Args:
-        root: its ``output``.
-        image_size, channels: as they were packed, because the model is built by them.
+        root: The ``output`` directory of genimg-prepare.
+        image_size, channels: Size and channels of the packed images, from which the model is built.
 
     Raises:
         DataError: If ``root`` or one of its files is missing or damaged.
-        ConfigError: If the images have another size.
+        ConfigError: If the images have another size or number of channels.
     """
     folder = Path(root).expanduser()
     if not (folder / DESCRIPTION).is_file():
@@ -190,12 +190,12 @@ def prepared(*, root: str, image_size: int | Sequence[int], channels: int) -> Im
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether a folder is one of genimg-prepare, even a damaged one; StyleGAN's datasets have a dataset.json as well."""
+    """Return whether genimg-prepare wrote a folder, even if damaged; StyleGAN's datasets also have a dataset.json."""
     file = folder / DESCRIPTION
     if not file.is_file():
         return False
     try:
         content = parse_json(file.read_text(encoding="utf-8"))
     except ValueError:
-        return True  # its reader says what is wrong
+        return True  # reading it will report the error
     return isinstance(content, dict) and "shards" in content

@@ -1,4 +1,4 @@
-"""``shapes``: coloured geometric shapes drawn by a formula, so that genimg has something to learn without a download."""
+"""``shapes``: coloured geometric shapes drawn by a formula, to train without a download."""
 
 from __future__ import annotations
 
@@ -65,17 +65,17 @@ _OUTSIDE: tuple[Callable[[FloatArray, FloatArray, float], FloatArray], ...] = (
 
 
 class ShapesDataset(ImageDataset):
-    """Image ``index`` is a pure function of (seed, index, held_out).
+    """Drawn shapes; image ``index`` is a pure function of (seed, index, held_out).
 
     Args:
-        seed: of the dataset, not of the training.
-        num_images: how many.
-        image_size: pixels, one number or [height, width].
-        channels: 3, or 1 for grey.
+        seed: Seed of the dataset, not of training.
+        num_images: Number of images.
+        image_size: Size in pixels, one number or [height, width].
+        channels: 3 for RGB, or 1 for grey.
         num_objects: 1, or 2 for two shapes one above or beside the other.
-        labels: what the first object is labelled by: its ``shape``, or its ``color_shape``, such as "red circle".
-        held_out: combinations such as "red circle" that no object has; another one takes the place of each, so that images
-            without them are those that there are anyway.
+        labels: Label of the first object: ``shape``, or ``color_shape`` such as "red circle".
+        held_out: Combinations such as "red circle" that no object has. Each is replaced by another one, and images without
+            them do not change.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class ShapesDataset(ImageDataset):
             self.class_names = tuple(sorted(_COMBINATIONS))
             label_of = np.array([self.class_names.index(name) for name in _COMBINATIONS], dtype=np.int64)
             self.labels = label_of.reshape(len(COLORS), len(SHAPES))[color, shape]
-        held_out_parts = [sorted(set(held_out))] if held_out else []  # without any, the fingerprint is what it always was
+        held_out_parts = [sorted(set(held_out))] if held_out else []  # without any, the fingerprint is that of earlier versions
         self.fingerprint = digest("shapes 3", seed, num_images, self.shape, num_objects, *held_out_parts)
         self._y, self._x = np.mgrid[0:height, 0:width] + 0.5
 
@@ -121,7 +121,7 @@ class ShapesDataset(ImageDataset):
         return self.num_images
 
     def _choices(self, index: Any, position: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Shape, colour and size of the object at ``position`` (0 or 1), as indices into the tables above."""
+        """Return the shape, colour and size of the object at ``position`` (0 or 1), as indices into the tables above."""
 
         def choose(attribute: int, count: int) -> NDArray[np.int64]:
             return (uniform(self.seed, Stream.DRAWN_SHAPES, index, position, attribute) * count).astype(np.int64)
@@ -153,7 +153,7 @@ class ShapesDataset(ImageDataset):
         return np.round(image).astype(np.uint8)
 
     def _place(self, index: int, position: int, size: int) -> tuple[float, tuple[float, float]]:
-        """Radius and centre in pixels. Two objects get half of the canvas each, and so never overlap."""
+        """Return radius and centre in pixels. Two objects get half of the canvas each, so they never overlap."""
         _, height, width = self.shape
         top, left, tall, wide = 0.0, 0.0, float(height), float(width)
         if self.num_objects == 2:
@@ -164,7 +164,7 @@ class ShapesDataset(ImageDataset):
                 wide /= 2
                 left = wide * position
         radius = min(SIZES[_SIZE_NAMES[size]] * min(height, width), 0.46 * min(tall, wide))
-        # The middle half of the room there is: enough variety, and learnt in minutes.
+        # The middle half of the available space: enough variety, and learnt in minutes.
         u, v = (0.25 + 0.5 * uniform(self.seed, Stream.DRAWN_SHAPES, index, position, axis)[0] for axis in (3, 4))
         return radius, (top + radius + u * (tall - 2 * radius), left + radius + v * (wide - 2 * radius))
 
@@ -172,7 +172,7 @@ class ShapesDataset(ImageDataset):
         return self.captions(np.array([index]))[0]
 
     def captions(self, indices: NDArray[np.int64]) -> list[str | None]:
-        """Such as "a small red circle" or "a small red circle above a large blue square"."""
+        """Return captions such as "a small red circle" or "a small red circle above a large blue square"."""
         phrases = [
             [f"a {_SIZE_NAMES[size]} {_COLOR_NAMES[color]} {SHAPES[shape]}" for shape, color, size in zip(*chosen, strict=True)]
             for chosen in (self._choices(indices, position) for position in range(self.num_objects))
@@ -182,10 +182,10 @@ class ShapesDataset(ImageDataset):
 
 
 def _table_of(held_out: Sequence[str]) -> NDArray[np.bool_]:
-    """Whether each combination is held out: [colours, shapes].
+    """Return whether each combination is held out, bool [colours, shapes].
 
     Raises:
-        ConfigError: For what is not a combination, or all of them.
+        ConfigError: If a name is not a combination, or all combinations are held out.
     """
     if isinstance(held_out, str):
         raise ConfigError(f"held_out={held_out} must be a list such as '[red circle,blue square]'")
@@ -211,7 +211,7 @@ def shapes(
     labels: str = "shape",
     held_out: Sequence[str] = (),
 ) -> ImageDataset:
-    """Coloured geometric shapes with a class label (of the first shape) and a caption for every image."""
+    """Build a dataset of coloured geometric shapes, with the first shape's class label and a caption for every image."""
     return ShapesDataset(
         seed=seed,
         num_images=num_images,

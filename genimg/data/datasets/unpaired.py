@@ -1,4 +1,4 @@
-"""Images of two domains that have nothing to do with each other: horses and zebras, photos and paintings."""
+"""Unpaired images of two domains, such as horses and zebras, or photos and paintings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from genimg.errors import ConfigError, UserError
 
 
 class UnpairedDataset(ImageDataset):
-    """Two sources; item ``i`` is one image of each, whose channels follow one another.
+    """Two datasets; item ``i`` is one image of each, concatenated along the channels.
 
-    That is how they are shown and measured; training takes each in an order of its own: see ``loader.UnpairedData``.
+    Previews and evaluation use these items; training samples each domain in its own order, see
+    ``loader.UnpairedImageLoader``.
 
     Args:
-        a, b: the domains, of one height and width.
+        a, b: Datasets of the two domains, of equal height and width.
     """
 
     def __init__(self, a: ImageDataset, b: ImageDataset) -> None:
@@ -37,7 +38,7 @@ class UnpairedDataset(ImageDataset):
         return np.concatenate([self.a.read(index % len(self.a)), self.b.read(index % len(self.b))])
 
     def file_names(self) -> Sequence[str] | None:
-        """Those of domain a, then those of domain b."""
+        """Return the file names of domain a, an empty string, then those of domain b."""
         a, b = self.a.file_names(), self.b.file_names()
         return None if a is None or b is None else [*a, "", *b]
 
@@ -55,19 +56,20 @@ def unpaired(
     refresh_index: bool = False,
     range: Sequence[float] | None = None,
 ) -> UnpairedDataset:
-    """Two folders of images, one for each domain.
+    """List two folders of images, one for each domain.
 
     Args:
-        root: a directory with ``trainA`` and ``trainB``, and ``testA`` and ``testB`` for validation if it has them (the layout
-            of CycleGAN); None with ``a`` and ``b``.
-        a, b: the two folders; None with ``root``.
-        image_size, fit: see PixelFormat.
-        channels: of either domain; ``channels_a`` and ``channels_b`` where they differ, else None.
-        refresh_index: see genimg.data.datasets.file_index.
-        range: the values of 16- and 32-bit images that become black and white, [low, high]; None: see PixelFormat.
+        root: Directory with ``trainA`` and ``trainB`` and optionally, for validation, ``testA`` and ``testB`` (the layout of
+            CycleGAN); None with ``a`` and ``b``.
+        a, b: The two folders; None with ``root``.
+        image_size, fit: See ``PixelFormat``.
+        channels: Number of channels of both domains.
+        channels_a, channels_b: Number of channels of each domain; None for ``channels``.
+        refresh_index: See genimg.data.datasets.file_index.
+        range: Values of 16- and 32-bit images that become black and white, [low, high]; for None, see ``PixelFormat``.
 
     Raises:
-        ConfigError: If folders are given in neither way or in both, or for an unknown value of a parameter.
+        ConfigError: If neither or both of ``root`` and the two folders are given, or a parameter has an unknown value.
         DataError: If a folder is missing or has no images.
     """
     if (root is None) == (a is None and b is None) or (a is None) != (b is None):

@@ -1,7 +1,7 @@
-"""What a translator is given and what it shall make of it, made from the images of any dataset.
+"""Image-to-image tasks, which derive source and target images from any dataset.
 
-Whatever is random about it is a function of (seed, position) alone, as everything about a training sample; it is made on the
-device, after the augmentation of the data, so that source and target stay aligned.
+All randomness is a function of (seed, position) alone, as for every training sample. Tasks run on the device, after data
+augmentation, so source and target stay aligned.
 """
 
 from __future__ import annotations
@@ -19,72 +19,72 @@ from genimg.types import Batch
 
 
 class Task(ABC):
-    """Makes a source and a target of every image, and an image of what a translator answers."""
+    """Derives a source and a target from every image, and an image from a translator's output."""
 
     keys: ClassVar[tuple[str, ...]] = ("source", "target")
-    """Of the batches."""
+    """Keys of the batches."""
 
     @abstractmethod
     def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
-        """How many the source and the target have, for images of this shape (C, H, W).
+        """Return the number of channels of source and target, for images of shape (C, H, W).
 
         Raises:
-            ConfigError: If the task cannot be made of such images.
+            ConfigError: If the task does not support such images.
         """
 
     @abstractmethod
     def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Batch:
-        """The batch of images [N, C, H, W] in [-1, 1]: ``source`` [N, S, H, W] and ``target`` [N, T, H, W] in [-1, 1].
+        """Return a batch with ``source`` [N, S, H, W] and ``target`` [N, T, H, W] in [-1, 1].
 
         Args:
-            images: float32.
-            positions: of the samples, int64 [N].
-            seed: of the training, or of an evaluation.
+            images: Images, float32 [N, C, H, W] in [-1, 1].
+            positions: Positions of the samples, int64 [N].
+            seed: Seed of training or evaluation.
         """
 
     @abstractmethod
     def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The source [N, S, H, W] of images that come as they are to be translated, as a user has them.
+        """Return the source [N, S, H, W] of a user's images to translate.
 
         Args:
-            images: [N, C', h, w] in [-1, 1]; noisy, small, grey or with holes already.
-            mask: [N, 1, h, w], 1 where pixels are missing; None where the task has none.
+            images: Images that are already noisy, small, grey or with holes, [N, C', h, w] in [-1, 1].
+            mask: Mask [N, 1, h, w], 1 for missing pixels; None for tasks without masks.
 
         Raises:
-            ConfigError: If the mask is missing or has no use.
+            ConfigError: If the mask is missing or has no effect.
         """
 
     def fingerprint(self) -> str | None:
-        """Digest of files that it reads besides the images; None if it reads none."""
+        """Return the digest of the files read besides the images; None if there are none."""
         return None
 
     @property
     def border(self) -> int:
-        """Pixels that papers on this task crop along each side before they measure the luma; 0 where they do not."""
+        """Pixels that papers on this task crop from each side before metrics of the luma; 0 for no crop."""
         return 0
 
     def describe(self) -> str:
-        """What it does to images, for records of evaluations; by default its name alone."""
+        """Return a description for records of evaluations; by default the class name."""
         return type(self).__name__
 
     def missing(self, source: Tensor) -> Tensor | None:
-        """The mask of the pixels to fill in, bool [N, 1, H, W]; None where a translator makes the whole image."""
+        """Return the mask of the pixels to fill, bool [N, 1, H, W]; None if the translator generates the whole image."""
         return None
 
     def shown(self, source: Tensor) -> Tensor:
-        """A source as a picture [N, 1 or 3, H, W] in [-1, 1]."""
+        """Return a source as a viewable image [N, 1 or 3, H, W] in [-1, 1]."""
         return source
 
     def result(self, output: Tensor, source: Tensor) -> Tensor:
-        """What a translator answers (or a target), as an image in [-1, 1]."""
+        """Return a translator's output, or a target, as an image in [-1, 1]."""
         return output
 
 
 class Pair(Task):
-    """The two halves of images whose first channels are the source's.
+    """Splits images into source and target along the channels.
 
     Args:
-        source_channels: S.
+        source_channels: Number of channels S of the source, which come first.
     """
 
     def __init__(self, *, source_channels: int) -> None:
@@ -103,18 +103,18 @@ class Pair(Task):
 
 
 class Unpaired(Pair):
-    """Images of domain a and of domain b, which have nothing to do with each other."""
+    """Splits items of unpaired data into images of domain a and of domain b."""
 
     keys = ("a", "b")
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """As convolutions are fastest with."""
+    """Return images in channels-last memory format, the fastest for convolutions."""
     return images.contiguous(memory_format=torch.channels_last)
 
 
 def refuse_mask(mask: Tensor | None, name: str) -> None:
-    """For tasks without one.
+    """Reject a mask, for tasks without masks.
 
     Raises:
         ConfigError: If there is a mask.

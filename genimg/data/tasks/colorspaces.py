@@ -1,19 +1,19 @@
-"""Grey and CIELAB, of images with colours of sRGB."""
+"""Conversion of sRGB images to grey and CIELAB."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# IEC 61966-2-1: linear red, green and blue to CIE XYZ; and its inverse, to all digits.
+# IEC 61966-2-1: linear RGB to CIE XYZ; and its inverse in full precision.
 _TO_XYZ = [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
 _FROM_XYZ = torch.linalg.inv(torch.tensor(_TO_XYZ, dtype=torch.float64)).tolist()
 _WHITE = (0.95047, 1.0, 1.08883)  # D65, 2 degrees
-_EDGE = 6 / 29  # where the cube root gives way to a line; CIE 15:2004, 8.2.1
+_EDGE = 6 / 29  # boundary between the cube root and the linear part; CIE 15:2004, 8.2.1
 
 
 def luma(images: Tensor) -> Tensor:
-    """The luma (ITU-R BT.601) of grey or RGB images [N, C, H, W]: [N, 1, H, W]."""
+    """Return the luma (ITU-R BT.601) of grey or RGB images [N, C, H, W]: [N, 1, H, W]."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images.unbind(dim=1)
@@ -21,7 +21,10 @@ def luma(images: Tensor) -> Tensor:
 
 
 def rgb_to_lab(images: Tensor) -> Tensor:
-    """sRGB images [N, 3, H, W] in [-1, 1] to CIELAB under D65: L in [0, 100], a in [-87, 99], b in [-108, 95]. CIE 15:2004."""
+    """Convert sRGB images [N, 3, H, W] in [-1, 1] to CIELAB under D65 (CIE 15:2004).
+
+    L is in [0, 100], a in [-87, 99], b in [-108, 95].
+    """
     encoded = (images.float() + 1.0) / 2.0
     linear = torch.where(encoded > 0.04045, ((encoded.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4, encoded / 12.92)
     xyz = [each / white for each, white in zip(_mixed(linear, _TO_XYZ), _WHITE, strict=True)]
@@ -30,7 +33,7 @@ def rgb_to_lab(images: Tensor) -> Tensor:
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
-    """The inverse of ``rgb_to_lab``; colours that sRGB does not have are clipped to [-1, 1]."""
+    """Invert ``rgb_to_lab``; colours outside sRGB are clipped to [-1, 1]."""
     lightness, a, b = lab.float().unbind(dim=1)
     y = (lightness + 16.0) / 116.0
     xyz = [torch.where(t > _EDGE, t**3, 3 * _EDGE**2 * (t - 4 / 29)) for t in (y + a / 500.0, y, y - b / 200.0)]
@@ -41,6 +44,6 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
 
 
 def _mixed(channels: Tensor, matrix: list[list[float]]) -> list[Tensor]:
-    """The matrix times every pixel of [N, 3, H, W]. Not as a matrix product, which is inexact in TF32."""
+    """Multiply every pixel of [N, 3, H, W] by the matrix; a matrix product would be inexact in TF32."""
     first, second, third = channels.unbind(dim=1)
     return [row[0] * first + row[1] * second + row[2] * third for row in matrix]

@@ -1,7 +1,7 @@
-"""Tasks that are made by damaging images: the source is the damaged one, the target the image.
+"""Restoration tasks: the source is a degraded image, the target the original.
 
-Sources are clipped and rounded to 256 levels, like the files that users translate later. Most papers on denoising do neither:
-``clip=False``. Results of the two do not compare.
+Sources are clipped and rounded to 256 levels, like the files that users translate later. Most papers on denoising do
+neither, which is ``clip=False``. Results of the two are not comparable.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from genimg.types import Batch
 from genimg.utils.images import to_float, to_uint8
 from genimg.utils.rng import Stream, keys_of
 
-_PEAK = 255**2  # photons from which on noise is less than a level of 255 everywhere
+_PEAK = 255**2  # photons above which noise is below one level of 255 everywhere
 
 
 class Denoise(Task):
-    """Images from noisy ones.
+    """Removal of noise from images.
 
     Args:
-        noise: ``gaussian``, white in every channel; ``poisson``, the counting of photons; ``salt_and_pepper``, black and white
-            pixels; ``jpeg``, the losses of compression, which are made on the host, one image at a time.
-        amount: of ``gaussian``, the standard deviation in levels of 255, or [low, high], from which every image draws its own
-            (blind denoising); of ``poisson``, photons of a pixel at full brightness; of ``salt_and_pepper``, the share of the
-            pixels; of ``jpeg``, the quality, 1 to 100.
-        clip: whether sources are clipped to the range of the images and rounded to 256 levels, as in a file, which takes some
-            of the noise away; False, for ``gaussian`` and ``poisson``, skips both.
+        noise: ``gaussian``, white in every channel; ``poisson``, photon shot noise; ``salt_and_pepper``, black and white
+            pixels; ``jpeg``, compression artifacts, computed on the host, one image at a time.
+        amount: For ``gaussian``, the standard deviation in levels of 255, or [low, high] to draw one for each image (blind
+            denoising); for ``poisson``, the photons of a pixel at full brightness; for ``salt_and_pepper``, the share of
+            pixels; for ``jpeg``, the quality, 1 to 100.
+        clip: Whether to clip sources to the range of the images and round them to 256 levels, as in a file, which removes
+            some of the noise. False is only for ``gaussian`` and ``poisson``.
     """
 
     def __init__(self, *, noise: str, amount: float | Sequence[float], clip: bool = True) -> None:
@@ -72,7 +72,7 @@ class Denoise(Task):
         return images
 
     def describe(self) -> str:
-        """The kind of noise, its strength and unit, and whether sources are clipped."""
+        """Return the kind of noise, its strength and unit, and whether sources are clipped."""
         unit = {
             "gaussian": "standard deviation in levels of 255", "poisson": "photons at full brightness",
             "salt_and_pepper": "share of the pixels", "jpeg": "quality",
@@ -80,7 +80,7 @@ class Denoise(Task):
         return f"noise: {self.noise}, {_span(self.amount)} ({unit}), {_quantisation(self.clip)}"
 
     def _noisy(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Tensor:
-        """Before it is clipped."""
+        """Return the noisy images before clipping."""
         keys = keys_of(seed, Stream.DEGRADATION, 0, positions)
         if self.noise == "gaussian":
             levels = drawn(self.amount, seed, Stream.DEGRADATION, 1, positions)
@@ -93,12 +93,12 @@ class Denoise(Task):
 
 
 class Inpaint(Task):
-    """Images from images with holes; batches also have ``mask``, float32 [N, 1, H, W], 1 where pixels are missing.
+    """Filling of holes in images; batches also have ``mask``, float32 [N, 1, H, W], 1 for missing pixels.
 
-    A source is the image, mid grey (0) in its holes, and the mask as a last channel, 1 on -1.
+    A source is the image with grey (0) holes, and the mask as the last channel, 1 for missing pixels and -1 elsewhere.
 
     Args:
-        mask: makes the holes.
+        mask: Generator of the masks.
     """
 
     keys = ("source", "target", "mask")
@@ -141,17 +141,17 @@ class Inpaint(Task):
         return source[:, :-1]
 
     def result(self, output: Tensor, source: Tensor) -> Tensor:
-        """The output in the holes, and the known pixels as they were."""
+        """Return the output in the holes and the source's pixels elsewhere."""
         return torch.where(self.missing(source), output.to(source.dtype), source[:, :-1])
 
 
 class SuperResolution(Task):
-    """Images from small ones, which are made by antialiased bicubic interpolation and enlarged in the same way.
+    """Super-resolution of images downscaled by antialiased bicubic interpolation; sources are enlarged again.
 
-    As in Pillow, but without its rounding between rows and columns.
+    The interpolation is Pillow's, without its rounding between rows and columns.
 
     Args:
-        factor: between the sides.
+        factor: Ratio of the sides, at least 2.
     """
 
     def __init__(self, *, factor: int) -> None:
@@ -161,11 +161,11 @@ class SuperResolution(Task):
 
     @property
     def border(self) -> int:
-        """As many pixels as the factor: Lim et al. 2017 (EDSR), and most tables since."""
+        """The factor, as in Lim et al. 2017 (EDSR) and most results since."""
         return self.factor
 
     def describe(self) -> str:
-        """The factor, and how the small images are made."""
+        """Return the factor and the downscaling method."""
         return f"super-resolution: factor {self.factor}, antialiased bicubic (a = -0.5), {_quantisation(True)}"
 
     def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
@@ -189,12 +189,12 @@ class SuperResolution(Task):
 
 
 class Colorize(Task):
-    """Colours of grey images.
+    """Colorization of grey images.
 
     Args:
-        space: ``gray``, where the source is the luma [N, 1, H, W] and the target the RGB image; or ``lab``, where the source is
-            the lightness of CIELAB, L / 50 - 1, and the target its colours, a / 110 and b / 110 (Zhang et al. 2016, "Colorful
-            image colorization").
+        space: ``gray``: the source is the luma [N, 1, H, W], the target the RGB image. ``lab``: the source is the lightness
+            of CIELAB, L / 50 - 1, the target its colours, a / 110 and b / 110 (Zhang et al. 2016, "Colorful image
+            colorization").
     """
 
     def __init__(self, *, space: str) -> None:
@@ -234,24 +234,24 @@ class Colorize(Task):
 
 
 class Deblur(Task):
-    """Images from blurred ones.
+    """Deblurring of images.
 
-    A Gaussian is truncated at four standard deviations (1.6 pixels: a kernel of 13x13). Borders are reflected; many papers use
-    periodic ones.
+    A Gaussian is truncated at four standard deviations (1.6 pixels: a kernel of 13x13). Borders are reflected; many papers
+    use periodic ones.
 
     Args:
-        blur: ``gaussian``; or ``motion``, along lines of any direction, each image's own.
-        amount: of ``gaussian``, the standard deviation in pixels; of ``motion``, the length of the lines in pixels. [low, high]
-            lets every image draw its own.
-        noise: standard deviation in levels of 255 of white noise that is added to the blurred image; 0: none.
-        clip: whether sources are clipped and rounded to 256 levels after noise is added, as in a file.
+        blur: ``gaussian``; or ``motion``, along a line of random direction for each image.
+        amount: For ``gaussian``, the standard deviation in pixels; for ``motion``, the length of the line in pixels. A range
+            [low, high] draws one for each image.
+        noise: Standard deviation, in levels of 255, of white noise added to the blurred image; 0 for none.
+        clip: Whether to clip sources and round them to 256 levels after noise is added, as in a file.
     """
 
     def __init__(self, *, blur: str, amount: float | Sequence[float], noise: float = 0.0, clip: bool = True) -> None:
         if blur not in ("gaussian", "motion"):
             raise ValueError(f"blur={blur} is unknown: choose gaussian or motion")
         self.blur = blur
-        # A line within a pixel blurs nothing; of a Gaussian below 0.2 pixels, less than one level would reach the next pixel.
+        # A line within a pixel does not blur; a Gaussian below 0.2 pixels changes the next pixel by less than one level.
         self.amount = checked_range("amount", amount, 1.0 if blur == "motion" else 0.2, 1000.0, above=blur == "motion")
         if not 0 <= noise <= 255:
             raise ValueError(f"noise={noise} must be from 0 to 255, a standard deviation in levels")
@@ -284,7 +284,7 @@ class Deblur(Task):
         return images
 
     def describe(self) -> str:
-        """Kernel, its size, borders and noise."""
+        """Return the kernel, its size, the borders and the noise."""
         if self.blur == "gaussian":
             side = 2 * self.reach + 1
             kernel = f"gaussian, standard deviation of {_span(self.amount)} pixels, kernel of {side}x{side}"
@@ -295,10 +295,10 @@ class Deblur(Task):
 
 
 class Edges(Task):
-    """Images from their edges, [N, 1, H, W].
+    """Generation of images from edge maps [N, 1, H, W].
 
     Args:
-        detector: finds them.
+        detector: Edge detector.
     """
 
     def __init__(self, *, detector: Sobel | Canny) -> None:
@@ -324,10 +324,10 @@ class Edges(Task):
 
 
 def check_picture(shape: tuple[int, int, int], name: str) -> tuple[int, int, int]:
-    """The shape (C, H, W), of grey or RGB images.
+    """Return ``shape`` (C, H, W) if it is that of grey or RGB images.
 
     Raises:
-        ConfigError: If it is that of others.
+        ConfigError: If the number of channels is not 1 or 3.
     """
     if shape[0] not in (1, 3):
         raise ConfigError(f"{name} needs grey or RGB images, and these have {shape[0]} channels: use images of 1 or 3 channels")
@@ -335,7 +335,7 @@ def check_picture(shape: tuple[int, int, int], name: str) -> tuple[int, int, int
 
 
 def eight_bits(images: Tensor) -> Tensor:
-    """Float images, clipped to [-1, 1] and rounded to the 256 levels of a file."""
+    """Clip float images to [-1, 1] and round them to the 256 levels of a file."""
     return to_float(to_uint8(images))
 
 
@@ -358,7 +358,7 @@ def _with_holes(images: Tensor, mask: Tensor) -> Tensor:
 
 
 def _resized(images: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic, antialiased, clipped to [-1, 1]."""
+    """Resize by antialiased bicubic interpolation, clipped to [-1, 1]."""
     return F.interpolate(images.float(), (height, width), mode="bicubic", antialias=True, align_corners=False).clamp(-1.0, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Edge maps of images, on the device."""
+"""Edge detectors that run on the device."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ from torch import Tensor
 from genimg.data.tasks.colorspaces import luma
 from genimg.data.tasks.filters import along_gradient, dilated, gaussian_blur, gaussian_radius, sobel
 
-_REACH = 32  # pixels that a weak edge is followed from a strong one
+_REACH = 32  # pixels to follow a weak edge from a strong one
 
 
 class Sobel:
-    """How steep the luma is: -1 where it is even, 1 at the steepest edge that there can be, between black and white."""
+    """Gradient magnitude of the luma: -1 in constant areas, 1 at the steepest possible edge, between black and white."""
 
     radius = 1
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Of images [N, C, H, W] in [-1, 1]: [N, 1, H, W] in [-1, 1]."""
+        """Return the edges [N, 1, H, W] in [-1, 1] of images [N, C, H, W] in [-1, 1]."""
         down, right = sobel(luma(images) / 2.0)
         return torch.sqrt((down**2 + right**2) / 2.0) * 2.0 - 1.0
 
 
 class Canny:
-    """Thin edges, 1, on -1. Canny 1986, "A computational approach to edge detection".
+    """Thin edges: 1 on an edge, -1 elsewhere (Canny 1986, "A computational approach to edge detection").
 
     Args:
-        sigma: standard deviation in pixels of the Gaussian before the gradient.
-        low, high: gradients where an edge may go on and where it is certain; 1 is that of a sharp step from black to white,
-            before it is smoothed.
+        sigma: Standard deviation in pixels of the Gaussian before the gradient.
+        low, high: Gradients of weak and of strong edges; 1 is that of a sharp step from black to white, before smoothing.
     """
 
     def __init__(self, *, sigma: float, low: float, high: float) -> None:
@@ -42,10 +41,10 @@ class Canny:
         self.radius = gaussian_radius(sigma)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Of images [N, C, H, W] in [-1, 1]: [N, 1, H, W] of -1 and 1."""
+        """Return the edges [N, 1, H, W], -1 or 1, of images [N, C, H, W] in [-1, 1]."""
         grey = luma(images) / 2.0
         smooth = gaussian_blur(grey, grey.new_full((len(grey),), self.sigma), self.radius)
-        # In steps, so that rounding errors do not decide between the two equally steep sides of a symmetric edge.
+        # Quantised, because rounding errors must not decide between the two equally steep sides of a symmetric edge.
         down, right = (gradient.mul(2.0**16).round() * 2.0**-16 for gradient in sobel(smooth))
         magnitude = torch.sqrt(down**2 + right**2)
         before, after = along_gradient(magnitude, down, right)

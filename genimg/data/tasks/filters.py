@@ -1,6 +1,6 @@
-"""Blurs and gradients of images, each image by numbers of its own.
+"""Blurs and gradients of images, with separate parameters for each image.
 
-They are sums of shifted images, not convolutions, which are inexact in TF32 and whose sums depend on the batch's size.
+They are sums of shifted images. Convolutions would be inexact in TF32, and their sums depend on the batch size.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from torch.nn import functional as F
 
 
 def gaussian_radius(sigma: float) -> int:
-    """Pixels to which a Gaussian is followed: four standard deviations, as in scipy."""
+    """Return the radius in pixels at which a Gaussian is truncated: four standard deviations, as in SciPy."""
     return int(4.0 * sigma + 0.5)
 
 
 def gaussian_blur(images: Tensor, sigmas: Tensor, radius: int) -> Tensor:
-    """Images [N, C, H, W] blurred by standard deviations ``sigmas`` [N] in pixels; their reflections lie around them.
+    """Blur images with reflected borders.
 
     Args:
-        radius: pixels to which the Gaussian is followed, less than H and W.
+        images: Images [N, C, H, W].
+        sigmas: Standard deviations in pixels [N].
+        radius: Radius in pixels at which the Gaussian is truncated, less than H and W.
     """
     offsets = torch.arange(-radius, radius + 1, device=images.device)
     weights = torch.exp(-0.5 * (offsets / sigmas[:, None]) ** 2)  # [N, 2 radius + 1]
@@ -35,12 +37,13 @@ def gaussian_blur(images: Tensor, sigmas: Tensor, radius: int) -> Tensor:
 
 
 def motion_blur(images: Tensor, lengths: Tensor, radians: Tensor, samples: int) -> Tensor:
-    """The mean of images [N, C, H, W] along lines through every pixel: what a shaking camera sees.
+    """Average images along a line through every pixel, as a camera in motion does.
 
     Args:
-        lengths: of the lines [N], pixels.
-        radians: from the horizontal, counter-clockwise [N].
-        samples: points of a line, bilinear; as many as its pixels at least.
+        images: Images [N, C, H, W].
+        lengths: Lengths of the lines in pixels [N].
+        radians: Counter-clockwise angles of the lines from the horizontal [N].
+        samples: Number of bilinear samples on a line, at least its length in pixels.
     """
     height, width = images.shape[2:]
     y = torch.arange(height, device=images.device)[:, None] - (height - 1) / 2
@@ -56,9 +59,9 @@ def motion_blur(images: Tensor, lengths: Tensor, radians: Tensor, samples: int) 
 
 
 def sobel(images: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of images [N, C, H, W] downwards and to the right; a step of height x has x on both of its sides.
+    """Return the gradients of images [N, C, H, W] downwards and to the right (Sobel & Feldman 1968).
 
-    Sobel & Feldman 1968; the border is repeated outside.
+    A step of height x has the gradient x on both of its sides. Borders are replicated.
     """
     height, width = images.shape[2:]
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
@@ -68,7 +71,7 @@ def sobel(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dilated(images: Tensor) -> Tensor:
-    """The greatest value within a pixel to each side, of images [N, C, H, W]; faster here than pooling is."""
+    """Return the maximum over the 3x3 neighbours in images [N, C, H, W]; faster than max pooling here."""
     height, width = images.shape[2:]
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
     rows = torch.maximum(torch.maximum(padded[:, :, :height], padded[:, :, 1:-1]), padded[:, :, 2:])
@@ -76,10 +79,11 @@ def dilated(images: Tensor) -> Tensor:
 
 
 def along_gradient(magnitude: Tensor, down: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """The magnitudes of the two neighbours that lie across an edge, up or left of it and down or right of it.
+    """Return the gradient magnitudes of the two neighbours across an edge: up or left, and down or right.
 
     Args:
-        magnitude, down, right: of the gradient [N, 1, H, W]; its direction is rounded to an eighth of the circle.
+        magnitude, down, right: Magnitude and components of the gradient [N, 1, H, W]. Its direction is rounded to an eighth
+            of the circle.
     """
     height, width = magnitude.shape[2:]
     padded = F.pad(magnitude, (1, 1, 1, 1))

@@ -1,4 +1,4 @@
-"""Which pixels of an image are missing. Random masks are a function of (seed, position) alone."""
+"""Masks of missing pixels. Random masks are a function of (seed, position) alone."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from genimg.errors import ConfigError, DataError
 from genimg.utils.pillow import open_image
 from genimg.utils.rng import Stream, uniform
 
-_TURN, _TURN_RANGE = 2 * math.pi / 5, 2 * math.pi / 15  # of a stroke's legs from its course; the code of Yu et al. 2019
+_TURN, _TURN_RANGE = 2 * math.pi / 5, 2 * math.pi / 15  # angles of segments to a stroke's course; code of Yu et al. 2019
 
 
 class Mask(ABC):
-    """Makes masks of one size."""
+    """Generates masks for images of one size."""
 
     @abstractmethod
     def check(self, height: int, width: int) -> None:
-        """Refuse images of this size, in pixels.
+        """Reject an unsupported image size, in pixels.
 
         Raises:
-            ConfigError: For a setting that does not suit the size.
-            DataError: For masks in files that are missing, damaged or of another size.
+            ConfigError: If a setting does not fit the size.
+            DataError: If mask files are missing, damaged or of another size.
         """
 
     @abstractmethod
     def __call__(self, positions: NDArray[np.int64], seed: int, *, height: int, width: int, device: torch.device) -> Tensor:
-        """float32 [N, 1, H, W], 1 where pixels are missing."""
+        """Return masks, float32 [N, 1, H, W], 1 for missing pixels."""
 
     def fingerprint(self) -> str | None:
-        """Digest of the files that it reads; None if it reads none."""
+        """Return the digest of the mask files; None if there are none."""
         return None
 
 
 class Center(Mask):
-    """A rectangle in the middle, always the same. Pathak et al. 2016, "Context encoders", section 3.3.
+    """A fixed rectangle in the centre (Pathak et al. 2016, "Context encoders", section 3.3).
 
     Args:
-        size: its share of each side of the image.
+        size: Share of each side of the image, between 0 and 1.
     """
 
     def __init__(self, *, size: float) -> None:
@@ -71,11 +71,11 @@ class Center(Mask):
 
 
 class Boxes(Mask):
-    """Rectangles anywhere, which may overlap. Pathak et al. 2016, section 3.3, "random block".
+    """Random rectangles, which may overlap (Pathak et al. 2016, section 3.3, "random block").
 
     Args:
-        num_boxes: of an image at most; 1 at least.
-        side: share of the image's sides, or [low, high]; each box has a height and a width of its own.
+        num_boxes: Maximum number of boxes in an image; the minimum is 1.
+        side: Share of the image's sides, or [low, high] to draw the height and width of each box.
     """
 
     def __init__(self, *, num_boxes: int, side: float | Sequence[float]) -> None:
@@ -95,7 +95,7 @@ class Boxes(Mask):
         counts = drawn_integers((1, self.num_boxes), seed, Stream.MASK, 0, positions)
 
         def span(length: int, number: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-            """First and last + 1 pixel of every box along a side: [B, N]."""
+            """Return the first and the last + 1 pixel of every box along a side, [B, N]."""
             pixels = np.rint(length * drawn(self.side, seed, Stream.MASK, number, box, positions))
             first = np.floor((length - pixels + 1) * uniform(seed, Stream.MASK, number + 1, box, positions))
             return first, np.where(box < counts, first + pixels, first)  # boxes beyond the count are empty
@@ -110,16 +110,16 @@ class Boxes(Mask):
 
 
 class Strokes(Mask):
-    """Free-form: zigzags of a brush, as of someone who rubs something out.
+    """Free-form masks: zigzag brush strokes.
 
-    Yu et al. 2019, "Free-form image inpainting with gated convolution", section 4.3. Legs leave the stroke's course
-    to the left and to the right by turns, by 48 to 96 degrees, and are an eighth of the image's diagonal long on average; a
-    brush that would leave the image stops at its border.
+    Yu et al. 2019, "Free-form image inpainting with gated convolution", section 4.3. Segments turn alternately left and right
+    of the stroke's course, by 48 to 96 degrees. Their mean length is an eighth of the image's diagonal, and they end at the
+    image's border.
 
     Args:
-        num_strokes: of an image at most; 1 at least.
-        num_legs: of a stroke, or [low, high].
-        width: of the brush, share of the shorter side, or [low, high]; a stroke's own.
+        num_strokes: Maximum number of strokes in an image; the minimum is 1.
+        num_legs: Number of segments of a stroke, or [low, high] to draw one for each stroke.
+        width: Width of the brush as a share of the shorter side, or [low, high] to draw one for each stroke.
     """
 
     def __init__(self, *, num_strokes: int, num_legs: int | Sequence[int], width: float | Sequence[float]) -> None:
@@ -161,11 +161,11 @@ class Strokes(Mask):
 
 
 def brushed(segments: NDArray[np.float64], height: int, width: int, device: torch.device) -> Tensor:
-    """Masks of the pixels whose centres are near line segments: float32 [N, 1, H, W].
+    """Return masks of the pixels whose centres are near line segments, float32 [N, 1, H, W].
 
     Args:
-        segments: [5, M, N], M for every image: from (y, x) to (y, x) in pixels from the upper left corner, and a distance;
-            below 0, there is no such segment.
+        segments: M segments of every image [5, M, N]: start (y, x) and end (y, x) in pixels from the upper left corner, and
+            maximum distance; a negative distance means no segment.
     """
     segments = segments[:, (segments[4] >= 0).any(axis=1)]
     y = torch.arange(height, device=device)[:, None] + 0.5
@@ -176,7 +176,7 @@ def brushed(segments: NDArray[np.float64], height: int, width: int, device: torc
     ):
         down, right, dy, dx = y - from_y, x - from_x, to_y - from_y, to_x - from_x  # [N, H, 1], [N, 1, W], [N, 1, 1] twice
         squared = (dy**2 + dx**2).clamp(min=1e-6)
-        # The distance is to the foot of the perpendicular, or to the end that lies before it.
+        # The distance is to the foot of the perpendicular, clamped to the segment.
         foot = (down * (dy / squared) + right * (dx / squared)).clamp_(0.0, 1.0)  # [N, H, W]
         distance = torch.addcmul(down, foot, dy, value=-1).square_()
         distance += torch.addcmul(right, foot, dx, value=-1).square_()
@@ -185,22 +185,22 @@ def brushed(segments: NDArray[np.float64], height: int, width: int, device: torc
 
 
 class Files(Mask):
-    """Masks from image files, white where pixels are missing; each sample's is chosen at random.
+    """Masks from image files, white for missing pixels; one is chosen at random for each sample.
 
     Args:
-        folder: a directory of them. They are made black and white: from half of full brightness on, a pixel is missing. It is
-            first read for a size, so that images with masks of their own can be inpainted where it is not.
+        folder: Directory of the masks. Pixels of at least half of full brightness are missing. It is not read before the
+            first use, so images with their own masks can be inpainted without it.
     """
 
     def __init__(self, *, folder: str) -> None:
         self.folder = Path(folder).expanduser()
-        self._packed: dict[tuple[int, int], NDArray[np.uint8]] = {}  # by size; a bit a pixel, [M, ceil(H W / 8)]
+        self._packed: dict[tuple[int, int], NDArray[np.uint8]] = {}  # by size; one bit per pixel, [M, ceil(H W / 8)]
 
     def check(self, height: int, width: int) -> None:
         """Read the masks.
 
         Raises:
-            DataError: If there are none, one has another size, or one cannot be decoded.
+            DataError: If there are none, or one has another size or cannot be decoded.
         """
         self._load(height, width)
 

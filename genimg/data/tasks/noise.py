@@ -1,4 +1,4 @@
-"""Noise and the losses of JPEG, each image's a function of its key alone."""
+"""Noise and JPEG artifacts; the noise of each image is a function of its key alone."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from torchvision.io import decode_jpeg, encode_jpeg
 from genimg.utils.images import to_float, to_uint8
 from genimg.utils.rng import normal_field, uniform_field
 
-_REACH = 8  # standard deviations to which numbers of photons are counted
+_REACH = 8  # standard deviations covered by the table of photon counts
 
 
 def add_gaussian(images: Tensor, deviations: Tensor, keys: NDArray[np.uint64]) -> Tensor:
-    """Images [N, C, H, W] and normal noise of standard deviations [N], in the images' units."""
+    """Add normal noise to images [N, C, H, W]; the standard deviations [N] are in the images' units."""
     return images + deviations[:, None, None, None] * normal_field(keys, images.shape[1:], images.device)
 
 
 def salt_and_pepper(images: Tensor, share: float, keys: NDArray[np.uint64]) -> Tensor:
-    """Images [N, C, H, W] in [-1, 1] where a share of the pixels is black or white, by halves."""
+    """Make a share of the pixels of images [N, C, H, W] in [-1, 1] black or white, with equal probability."""
     chance = uniform_field(keys, (1, *images.shape[2:]), images.device)
     return images.masked_fill(chance < share, 1.0).masked_fill(chance < share / 2, -1.0)
 
 
 class Photons:
-    """Counts of photons instead of brightnesses: Poisson noise.
+    """Poisson noise: photon counts instead of brightness.
 
-    Exact, by the inversion of the cumulative probabilities of each of the 256 levels.
+    Counts are sampled exactly, by inverting the cumulative distribution of each of the 256 levels.
 
     Args:
-        peak: photons expected of a pixel at full brightness.
+        peak: Expected number of photons of a pixel at full brightness.
     """
 
     def __init__(self, peak: float) -> None:
@@ -39,7 +39,7 @@ class Photons:
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def _make_tables(self) -> tuple[Tensor, Tensor]:
-        """Of every level, the fewest photons that it may give [256], and level + P(count <= fewest + k) for k = 0, 1, ...
+        """Return the minimum count of every level [256], and level + P(count <= minimum + k) for k = 0, 1, ...
 
         The second, float64 [256 * K], is one ascending sequence, in which level + u is looked up.
         """
@@ -54,7 +54,7 @@ class Photons:
         return fewest[:, 0], (levels + cumulative).flatten()
 
     def __call__(self, images: Tensor, keys: NDArray[np.uint64]) -> Tensor:
-        """What is counted of images [N, C, H, W] in [-1, 1] of 256 levels, in their units; above 1 where many came."""
+        """Return noisy images [N, C, H, W] from images in [-1, 1] of 256 levels, in their units; values may exceed 1."""
         if images.device not in self._tables:
             fewest, cumulative = self._make_tables()
             self._tables[images.device] = fewest.to(images.device), cumulative.to(images.device)
@@ -67,10 +67,10 @@ class Photons:
 
 
 def jpeg(images: Tensor, quality: int) -> Tensor:
-    """Images [N, C, H, W] in [-1, 1], grey or RGB, as files of this quality (1 to 100) give them back.
+    """Compress and decompress grey or RGB images [N, C, H, W] in [-1, 1] with JPEG of a quality from 1 to 100.
 
-    Through the host, one at a time: libjpeg, with colours at half the resolution.
+    This runs on the host, one image at a time, in libjpeg with chroma at half the resolution.
     """
     pictures = to_uint8(images).cpu().contiguous()
-    decoded = [decode_jpeg(encode_jpeg(picture, quality)) for picture in pictures]  # faster than Pillow on small ones
+    decoded = [decode_jpeg(encode_jpeg(picture, quality)) for picture in pictures]  # faster than Pillow for small images
     return to_float(torch.stack(decoded).to(images.device))

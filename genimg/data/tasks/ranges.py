@@ -1,4 +1,4 @@
-"""Settings that are a number, or a range from which every sample draws its own."""
+"""Settings that are a number, or a range from which one is drawn for every sample."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ Range = tuple[float, float]
 
 
 def checked_range(name: str, value: float | Sequence[float], least: float, most: float, *, above: bool = False) -> Range:
-    """A number as (number, number), or [low, high] as (low, high).
+    """Return a number as (number, number), or [low, high] as (low, high).
 
     Args:
-        name: Parameter that gives the value.
-        value: in [least, most].
-        above: it, or the end of the range, must be more than ``least``.
+        name: Name of the setting, for messages.
+        value: A number, or a range.
+        least, most: Bounds of the value.
+        above: Whether the number, or the end of the range, must be more than ``least``.
 
     Raises:
-        ValueError: if it is anything else.
+        ValueError: If ``value`` is not a number or range within the bounds.
     """
     single = isinstance(value, int | float)
     bounds = [value, value] if isinstance(value, int | float) else list(value) if isinstance(value, Sequence) else []
@@ -37,12 +38,12 @@ def checked_range(name: str, value: float | Sequence[float], least: float, most:
 
 
 def drawn(bounds: Range, seed: int, stream: Stream, *position: int | NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return numbers uniform in the range, made of ``keys_of`` the other arguments."""
+    """Draw numbers uniformly from the range, as a function of the other arguments."""
     low, high = bounds
     return low + (high - low) * uniform(seed, stream, *position)
 
 
 def drawn_integers(bounds: tuple[int, int], seed: int, stream: Stream, *position: int | NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return integers uniform in the range, both ends included, made of ``keys_of`` the other arguments."""
+    """Draw integers uniformly from the range, both ends included, as a function of the other arguments."""
     low, high = bounds
     return low + np.floor((high - low + 1) * uniform(seed, stream, *position)).astype(np.int64)

@@ -1,1 +1,1 @@
-"""Feature extractors: uint8 images -> features, and class logits where the network has them."""
+"""Feature extractors: from uint8 images to features, and to class logits if the network has them."""

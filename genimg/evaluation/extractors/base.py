@@ -1,4 +1,4 @@
-"""What an extractor is, how its weights are found and checked, and how images are prepared for it."""
+"""Base class of extractors, lookup and verification of their weights, and preparation of images."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ log = logging.getLogger(__name__)
 
 
 class WeightsNotAtHandError(DataError):
-    """Published weights are neither on the disk nor can they be downloaded."""
+    """Published weights are not on the disk and cannot be downloaded."""
 
 
 class WeightsNotDownloadedError(WeightsNotAtHandError, NeedsDownloadError):
-    """Published weights are not on the disk, and the caller did not allow to download them."""
+    """Published weights are not on the disk, and the caller does not allow a download."""
 
 
 class Extractor(ABC):
     """A fixed network that maps images to features.
 
     Args:
-        name: what metrics made with it are called after.
-        network: in evaluation mode from here on.
-        weights_sha256: of the weights' file; None where there is none.
-        resize: in words, what happens to an image of another size.
-        channels: in words, what happens to grey images, colour and alpha.
-        has_logits: whether it also classifies.
-        class_names: by logit, where they are known.
+        name: Name, part of the metric names.
+        network: Network; switched to evaluation mode.
+        weights_sha256: Digest of the weights file; None if there is no file.
+        resize: Description of how images are resized.
+        channels: Description of how grey, colour and alpha channels are converted.
+        has_logits: Whether the network also returns class logits.
+        class_names: Class names by logit, if known.
 
     Attributes:
-        has_spatial: Whether it has spatial features beside the others.
-        spatial: Those of the last batch [N, S].
+        has_spatial: Whether the network also has spatial features.
+        spatial: Spatial features [N, S] of the last batch.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class Extractor(ABC):
         self.device = torch.device("cpu")
 
     def metric_name(self, metric: str, count: str) -> str:
-        """What a metric made with it is called: ``fd`` of ``5k`` images is ``fd5k_mnist_v2``."""
+        """Return a metric's full name, for example ``fd5k_mnist_v2`` for ``fd`` with ``5k`` images."""
         return f"{metric}{count}_{self.name}"
 
     def describe(self) -> dict[str, Any]:
-        """What determines the features; part of every value's provenance and of the cache's key."""
+        """Return what determines the features, for the provenance and the cache key."""
         return {
             "name": self.name,
             "weights_sha256": self.weights_sha256,
@@ -80,7 +80,7 @@ class Extractor(ABC):
         }
 
     def to(self, device: torch.device) -> Extractor:
-        """Move the network; does nothing where it is there already."""
+        """Move the network to a device, if it is not there already."""
         if device != self.device:
             self.network.to(device)
             self.device = device
@@ -88,26 +88,26 @@ class Extractor(ABC):
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """uint8 [N, C, H, W] -> features [N, D] and class logits [N, K], or None without logits."""
+        """Return features [N, D] and class logits [N, K] (or None) of uint8 images [N, C, H, W]."""
         return self.extract(images.to(self.device))
 
     @abstractmethod
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As ``__call__``, for images on the network's device."""
+        """See ``__call__``; the images must be on the network's device."""
 
 
 GREY_IS_REPLICATED = "grey replicated to 3, alpha dropped"
 
 
 def three_channels(images: Tensor) -> Tensor:
-    """Images [N, C, H, W] with C of 1, 3 or 4 as [N, 3, H, W]: grey is replicated, alpha dropped."""
+    """Convert images [N, 1, 3 or 4, H, W] to [N, 3, H, W]: grey is replicated, alpha dropped."""
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
 
 
 def prepare(images: Tensor, channels: int | None, image_size: int | None) -> Tensor:
-    """uint8 [N, C, H, W] to float in [-1, 1], with other channels (1 or 3) and another size (pixels) where they are given.
+    """Convert uint8 images [N, C, H, W] to float in [-1, 1], with ``channels`` (1 or 3) and ``image_size`` (pixels) if given.
 
-    Colour becomes grey by its luma; sizes change by bilinear interpolation with anti-aliasing; alpha is dropped.
+    Colour is converted to grey by its luma, alpha is dropped, and resizing is bilinear with anti-aliasing.
     """
     values = images.float() / 127.5 - 1.0
     if values.shape[1] == 4:
@@ -123,7 +123,7 @@ def prepare(images: Tensor, channels: int | None, image_size: int | None) -> Ten
 
 
 def describe_preparation(channels: int | None, image_size: int | None) -> tuple[str, str]:
-    """``prepare`` in words: what it does to sizes, and to channels."""
+    """Describe how ``prepare`` changes sizes and channels with these settings."""
     resize = "none" if image_size is None else f"bilinear with anti-aliasing to {image_size}x{image_size}"
     words = {1: "colour to grey by its luma, alpha dropped", 3: GREY_IS_REPLICATED, None: "alpha dropped"}
     return resize, words[channels]
@@ -131,14 +131,14 @@ def describe_preparation(channels: int | None, image_size: int | None) -> tuple[
 
 @dataclass(frozen=True)
 class Weights:
-    """Where published weights come from.
+    """Origin of published weights.
 
     Attributes:
-        what: in words, for messages.
-        variable: an environment variable that may hold the file's path.
-        file: its name in torch hub's cache.
-        url: where it is published.
-        sha256: of the published file.
+        what: Description for messages.
+        variable: Environment variable that may hold the path of the file.
+        file: File name in torch hub's cache.
+        url: URL of the file.
+        sha256: Digest of the published file.
     """
 
     what: str
@@ -148,7 +148,7 @@ class Weights:
     sha256: str
 
     def find(self, given: str | None, sha256: str | None, *, may_download: bool = True) -> tuple[Path, str]:
-        """The file and its digest: the path given, else the environment variable's, else hub's cache, else a download.
+        """Return the file and its digest: from ``given``, else the environment variable, else hub's cache, else a download.
 
         Raises:
             DataError: If the weights are not found, or their digest is not ``sha256`` (None accepts any).
@@ -189,7 +189,7 @@ class Weights:
 
 
 def check_sha256(path: Path, found: str, wanted: str | None) -> None:
-    """Refuse a file with another digest than an extractor's parameter ``sha256``.
+    """Check the digest of a file against an extractor's parameter ``sha256``.
 
     Raises:
         DataError: If the digests differ.
@@ -205,7 +205,7 @@ def existing(path: str, key: str) -> Path:
     """Return the file that the parameter ``key`` names.
 
     Raises:
-        DataError: If there is none.
+        DataError: If it does not exist.
     """
     found = Path(path).expanduser()
     if not found.is_file():
@@ -219,20 +219,20 @@ def sha256_of(path: Path) -> str:
 
 
 def refuse_published_name(name: str, given: str) -> None:
-    """Refuse the name of a published network for the metrics of another one.
+    """Check that a custom extractor does not have the name of a published network.
 
     Args:
         name: Name of the extractor.
-        given: The parameter that determines it, as ``name=value``.
+        given: Parameter that determines the name, as ``name=value``.
 
     Raises:
-        ConfigError: If it is such a name.
+        ConfigError: If it has such a name.
     """
     if name.startswith(("inception", "dinov2_", "clip_")):
         raise ConfigError(f"{given} has the name of a published network: choose another name for your own")
 
 
 def in_one_line(error: Exception) -> str:
-    """What an error says, not too long, or its kind where it says nothing."""
+    """Return an error's message in one line of at most 300 characters, or its type if it is empty."""
     text = " ".join(str(error).split())
     return text[:300] if text else type(error).__name__

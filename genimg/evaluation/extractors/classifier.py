@@ -1,4 +1,4 @@
-"""Small classifiers, whose features evaluate images for which Inception is the wrong eye."""
+"""Small classifiers, as feature extractors for images that Inception suits poorly."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from genimg.evaluation.extractors.base import (
 from genimg.utils.machine_local import MachineLocal
 
 FORMAT = 2
-"""Of what genimg-features writes; 1 were the features of a classifier of clean images, pooled over the whole image."""
+"""Format of files from genimg-features. Format 1 had features pooled over the whole image, from training on clean images."""
 
-_GRID = 2  # cells a side, over each of which the last convolution is averaged: where something is, is part of the features
+_GRID = 2  # cells a side, over which the last convolution is averaged, so the features hold positions
 
 
 class SmallClassifier(nn.Module):
     """Four convolutions with batch norm, a projection to features, and a linear classifier.
 
-    The features are projected from the last convolution's means over a 2x2 grid and the means of the other three, so that they
-    hold position and texture as well as what is seen. They are centred and scaled by one number, so that over real images each
-    has the mean 0 and a mean square of about 1, as the polynomial kernel of the kernel distance presumes.
+    The features are projected from the means of the last convolution over a 2x2 grid and the means of the other three, so they
+    hold position and texture in addition to content. They are centred and scaled by one number: over real images each has the
+    mean 0 and a mean square of about 1, as the polynomial kernel of the kernel distance assumes.
 
     Args:
-        channels: Of the images, 1 or 3.
-        num_classes: K.
-        widths: Channels of the four convolutions.
-        num_features: D.
+        channels: Number of image channels, 1 or 3.
+        num_classes: Number of classes K.
+        widths: Numbers of channels of the four convolutions.
+        num_features: Number of features D.
     """
 
     mean: Tensor
@@ -64,7 +64,7 @@ class SmallClassifier(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def project(self, images: Tensor) -> Tensor:
-        """float [N, C, H, W] in [-1, 1] -> features [N, D] before they are centred and scaled."""
+        """Return features [N, D] of float images [N, C, H, W] in [-1, 1], before centring and scaling."""
         pooled = []
         for block in self.blocks[:-1]:
             images = block(images)
@@ -74,29 +74,29 @@ class SmallClassifier(nn.Module):
         return self.projection(torch.cat([*pooled, last], dim=1))
 
     def classify(self, projected: Tensor) -> Tensor:
-        """What ``project`` returns -> logits [N, K]."""
+        """Return logits [N, K] of the features from ``project``."""
         return self.head(torch.relu(projected))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """float [N, C, H, W] in [-1, 1] -> features [N, D] and logits [N, K]."""
+        """Return features [N, D] and logits [N, K] of float images [N, C, H, W] in [-1, 1]."""
         projected = self.project(images)
         return (projected - self.mean) / self.scale, self.classify(projected)
 
 
 def _is_shipped(value: Any) -> bool:
-    """Whether a name is that of a file in the package, and no path that leads out of it."""
+    """Return whether a value names a file in the package, and is not a path that leads out of it."""
     return isinstance(value, str) and f"{value}.pt" in {file.name for file in shipped_weights("any").parent.iterdir()}
 
 
 class Classifier(Extractor):
-    """A SmallClassifier: one of those that come with genimg, or one that genimg-features made.
+    """A SmallClassifier that comes with genimg or was trained by genimg-features.
 
     Args:
-        classifier: ``mnist_v2``, ``shapes_v2`` or ``cifar10_v2``, or the path of a file that genimg-features wrote.
-        sha256: of that file; None accepts any.
+        classifier: ``mnist_v2``, ``shapes_v2`` or ``cifar10_v2``, or the path of a file from genimg-features.
+        sha256: Digest of that file; None accepts any.
 
     Raises:
-        DataError: If there is no such file, it is not a classifier's, or its digest is another.
+        DataError: If the file does not exist, is not from genimg-features, or has another digest.
         ConfigError: If it has the name of a published network.
     """
 
@@ -118,7 +118,7 @@ class Classifier(Extractor):
             class_names = tuple(map(str, record["class_names"]))
             network = SmallClassifier(channels=self.num_channels, num_classes=len(class_names))
             network.load_state_dict({key: value.float() for key, value in record["state_dict"].items()})
-        except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
+        except Exception as error:  # the unpickler can raise almost anything for other kinds of file
             raise DataError(
                 f"classifier={classifier} is not a file that genimg-features wrote ({in_one_line(error)})"
             ) from error
@@ -140,5 +140,5 @@ class Classifier(Extractor):
 
 
 def shipped_weights(name: str) -> Path:
-    """Where the package keeps the classifier ``name``."""
+    """Return the path of the classifier ``name`` in the package."""
     return Path(str(resources.files("genimg.evaluation") / "weights" / f"{name}.pt"))

@@ -1,4 +1,4 @@
-"""Your own networks as extractors, built by a config."""
+"""Custom networks as extractors, built from a config."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class CustomExtractor(Extractor):
 
     @torch.no_grad()
     def _has_logits(self, network: nn.Module, name: str) -> bool:
-        """Try the network on two images and on three, so that what does not fit shows before any work."""
+        """Return whether the network returns logits, after a test on two and on three images that detects misfits early."""
         size = self._image_size or 32
         failures: list[Exception] = []
         for channels in (3, 1) if self._prepared_channels is None else (self._prepared_channels,):
             try:
                 outputs = [network(torch.zeros(count, channels, size, size)) for count in (2, 3)]
                 break
-            except Exception as error:  # whatever a network of the user's may raise
+            except Exception as error:  # a user's network may raise any exception
                 failures.append(error)
         else:
             raise ConfigError(
@@ -81,19 +81,19 @@ class CustomExtractor(Extractor):
 
 
 class Module(CustomExtractor):
-    """A network that the config builds, from a package of your own (``allow=[PACKAGE]``) or from ``torch.nn``.
+    """A network built from a config, from your own package (``allow=[PACKAGE]``) or from ``torch.nn``.
 
     Args:
-        name: what metrics are called after.
-        network: float images [N, C, H, W] in [-1, 1] -> features [N, D], or features and logits [N, K].
-        weights: path of its state_dict; None leaves the network as it is built.
-        sha256: of that file; None accepts any.
-        channels: 1 or 3, to which images are converted; None leaves them.
-        image_size: pixels, to which images are resized; None leaves them.
+        name: Name, part of the metric names.
+        network: Network from float images [N, C, H, W] in [-1, 1] to features [N, D], or to features and logits [N, K].
+        weights: Path of its state_dict; None keeps the initial weights.
+        sha256: Digest of that file; None accepts any.
+        channels: Number of channels (1 or 3) that images are converted to; None keeps theirs.
+        image_size: Size in pixels that images are resized to; None keeps theirs.
 
     Raises:
-        DataError: If there are no such weights, their digest is another, or they do not fit.
-        ConfigError: For other values of parameters, or if the network returns something else.
+        DataError: If the weights do not exist, have another digest, or do not fit the network.
+        ConfigError: If a parameter is invalid, or the network does not return features.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Module(CustomExtractor):
             check_sha256(path, found, sha256)
             try:
                 network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-            except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
+            except Exception as error:  # the unpickler can raise almost anything for other kinds of file
                 raise DataError(f"weights={weights} do not fit {type(network).__name__} ({in_one_line(error)})") from error
         elif sha256 is not None:
             raise ConfigError(f"sha256={sha256} has no effect without weights: remove it")
@@ -121,7 +121,7 @@ class Module(CustomExtractor):
         self._identity = _digest_of(network)
 
     def describe(self) -> dict[str, Any]:
-        """With a digest of the network as it stands: two of one name and without a file need not be the same."""
+        """Add a digest of the network, because networks with the same name and without a file can differ."""
         return {**super().describe(), "network_sha256": self._identity}
 
 

@@ -1,6 +1,7 @@
-"""Networks trained without ImageNet's labels: DINOv2 and CLIP, on images resized as published tables do it.
+"""Networks trained without ImageNet's labels, DINOv2 and CLIP, on images resized as for published tables.
 
-Their metrics end in ``_bicubic``: until November 2026 images were resized by TensorFlow 1's bilinear filter, to other values.
+Their metrics end in ``_bicubic``, because images were resized by TensorFlow 1's bilinear filter until November 2026, which gave
+other values.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from genimg.evaluation.extractors.base import (
 from genimg.evaluation.extractors.resizing import pillow_bicubic, pillow_bicubic_crop
 from genimg.utils.machine_local import FoundPath, MayDownload, PublishedDigest
 
-# The published files' digests, by hub model.
+# Digests of the published files, by hub model.
 DINOV2_SHA256 = {
     "dinov2_vits14": "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
     "dinov2_vitb14": "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
@@ -37,21 +38,21 @@ _DINOV2_COMMIT = "7764ea0f912e53c92e82eb78a2a1631e92725fc8"
 class DINOv2(Extractor):
     """The class token of a DINOv2 vision transformer (Oquab et al. 2023), for FD-DINOv2 (Stein et al. 2023).
 
-    The protocol is that of Stein et al. and their dgm-eval: images are brought to 224x224, whatever their shape, by Pillow's
-    bicubic filter in 8 bits, and normalised by ImageNet's mean and deviation.
+    The protocol is that of Stein et al. and their dgm-eval: images of any shape are resized to 224x224 by Pillow's bicubic
+    filter in 8 bits, and normalised by ImageNet's mean and deviation.
 
     The network's code is run from the directory $GENIMG_DINOV2_REPOSITORY, a checkout of facebookresearch/dinov2, else from
-    torch hub's cache, else downloaded from there. No config can name it: a config may come out of a downloaded checkpoint.
+    torch hub's cache, else downloaded. A config cannot name it, because a config may come from a downloaded checkpoint.
 
     Args:
         model: ``dinov2_vits14``, ``dinov2_vitb14``, ``dinov2_vitl14`` or ``dinov2_vitg14``.
-        weights: path of the weights' file; None takes $GENIMG_DINOV2_WEIGHTS, else torch hub's cache, else downloads.
-        sha256: of that file; ``published`` is the digest of Meta's own, None accepts any.
-        may_download: Whether code and weights are downloaded if they are not at hand.
+        weights: Path of the weights file; None uses $GENIMG_DINOV2_WEIGHTS, else torch hub's cache, else a download.
+        sha256: Digest of that file; ``published`` is the digest of Meta's file, None accepts any.
+        may_download: Whether missing code and weights are downloaded.
 
     Raises:
         DataError: If code or weights are not found, or the weights have another digest or do not fit.
-        ConfigError: For an unknown model.
+        ConfigError: If the model is unknown.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class DINOv2(Extractor):
         network = _from_hub(model, may_download)
         try:
             network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
+        except Exception as error:  # the unpickler can raise almost anything for other kinds of file
             raise DataError(f"the file {path} does not hold the weights of {model} ({in_one_line(error)})") from error
         super().__init__(
             name=f"{model}_bicubic" if found == published.sha256 else f"{model}_bicubic_unknown",
@@ -89,21 +90,21 @@ class DINOv2(Extractor):
 
 
 class CLIP(Extractor):
-    """The image embedding of a CLIP network (Radford et al. 2021) through torch-fidelity, for a Fréchet distance that does
-    not look at ImageNet's classes (Kynkäänniemi et al. 2023).
+    """The image embedding of a CLIP network (Radford et al. 2021), from torch-fidelity.
 
-    Images are prepared as OpenAI's own code does it, and dgm-eval for its CLIP: the shorter side is brought to the network's
-    size by Pillow's bicubic filter in 8 bits, the middle is cut out and normalised by CLIP's mean and deviation.
+    Its Fréchet distance does not depend on ImageNet's classes (Kynkäänniemi et al. 2023). Images are prepared as in OpenAI's
+    code and in dgm-eval: the shorter side is resized to the network's size by Pillow's bicubic filter in 8 bits, and the
+    central crop is normalised by CLIP's mean and deviation.
 
     Args:
-        model: torch-fidelity's name of it, such as ``clip-vit-b-32``.
-        weights: path of OpenAI's file; None takes $GENIMG_CLIP_WEIGHTS, else torch hub's cache, else downloads.
-        sha256: of that file; ``published`` is the digest of OpenAI's own, None accepts any.
-        may_download: Whether they are downloaded if they are not at hand.
+        model: Name of the model in torch-fidelity, such as ``clip-vit-b-32``.
+        weights: Path of OpenAI's file; None uses $GENIMG_CLIP_WEIGHTS, else torch hub's cache, else a download.
+        sha256: Digest of that file; ``published`` is the digest of OpenAI's file, None accepts any.
+        may_download: Whether missing weights are downloaded.
 
     Raises:
         DataError: If the weights are not found, have another digest or are not CLIP's.
-        ConfigError: For an unknown model.
+        ConfigError: If the model is unknown.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class CLIP(Extractor):
             network = create_feature_extractor(
                 model, ["clip"], feature_extractor_weights_path=str(path), cuda=False, verbose=False
             )
-        except Exception as error:  # a file of another kind makes the loader raise nearly anything
+        except Exception as error:  # the loader can raise almost anything for other kinds of file
             raise DataError(f"the file {path} does not hold the weights of {model} ({in_one_line(error)})") from error
         name = f"{model.replace('-', '_')}_bicubic"
         self.size = int(network.resolution)
@@ -140,22 +141,22 @@ class CLIP(Extractor):
         )
 
     def extract(self, images: Tensor) -> tuple[Tensor, None]:
-        # torch-fidelity's network resizes, too, which at its own size changes nothing.
+        # torch-fidelity's network also resizes, which has no effect on images of its size.
         return self.network(pillow_bicubic_crop(three_channels(images), self.size))[0], None
 
 
 def _from_hub(model: str, may_download: bool) -> nn.Module:
     local = os.environ.get("GENIMG_DINOV2_REPOSITORY")
-    cached = Path(torch.hub.get_dir()) / f"facebookresearch_dinov2_{_DINOV2_COMMIT}"  # where hub itself looks for it
+    cached = Path(torch.hub.get_dir()) / f"facebookresearch_dinov2_{_DINOV2_COMMIT}"  # where torch hub looks for it
     if not (local or may_download or cached.is_dir()):
         fix = "set GENIMG_DINOV2_REPOSITORY to a checkout of facebookresearch/dinov2"
         raise WeightsNotDownloadedError(f"the code of {model} is not in {cached}", fix, key="model")
     try:
         if local:
             return torch.hub.load(str(Path(local).expanduser()), model, source="local", pretrained=False)
-        # Validation looks for branches and tags alone, and this is a commit, so that the code stays the same.
+        # Validation knows only branches and tags, but this is a commit, to pin the code.
         return torch.hub.load(f"facebookresearch/dinov2:{_DINOV2_COMMIT}", model, pretrained=False, skip_validation=True)
-    except Exception as error:  # it runs a repository's code
+    except Exception as error:  # the repository's code may raise any exception
         raise DataError(
             f"the code of {model} could not be loaded from {local or 'torch hub (facebookresearch/dinov2)'} "
             f"({in_one_line(error)}): set GENIMG_DINOV2_REPOSITORY to a directory that holds a checkout of it, or choose "

@@ -1,4 +1,4 @@
-"""The Inception network that FID and the Inception Score are defined by."""
+"""The Inception network that defines FID and the Inception Score."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ INCEPTION = Weights(
 
 _Digest = Annotated[str, MachineLocal(published=lambda value: value == INCEPTION_SHA256, instead=INCEPTION_SHA256)]
 
-# What the metrics are called when, and only when, they are made with the published weights.
+# Names of the metrics, only with the published weights.
 _PUBLISHED_NAMES = {"fd": "fid", "kd": "kid", "is": "is", "sfd": "sfid"}
 
-_SPATIAL_CHANNELS = 7  # of the 192 that ``mixed_6/conv`` of the TensorFlow graph has
+_SPATIAL_CHANNELS = 7  # of the 192 channels of ``mixed_6/conv`` in the TensorFlow graph
 
 
 class Inception(Extractor):
     """torch-fidelity's port of the 2015 TensorFlow Inception: 2048 features, 1008 logits without bias, 2023 spatial features.
 
     Args:
-        weights: path of the weights' file; None takes $GENIMG_INCEPTION_WEIGHTS, else torch hub's cache, else downloads.
-        sha256: of that file; None accepts any, whose metrics are then not called FID and KID.
-        may_download: Whether they are downloaded if they are not at hand.
+        weights: Path of the weights file; None uses $GENIMG_INCEPTION_WEIGHTS, else torch hub's cache, else a download.
+        sha256: Digest of that file; None accepts any, but only the published weights give metrics named FID and KID.
+        may_download: Whether missing weights are downloaded.
 
     Raises:
         DataError: If the weights are not found, have another digest, or are not Inception's.
@@ -47,7 +47,7 @@ class Inception(Extractor):
         from torch_fidelity.utils import create_feature_extractor
 
         try:
-            torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity's own load would run pickled code
+            torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity's load would run pickled code
             network = create_feature_extractor(
                 "inception-v3-compat",
                 ["2048", "logits_unbiased"],
@@ -55,7 +55,7 @@ class Inception(Extractor):
                 cuda=False,
                 verbose=False,
             )
-        except Exception as error:  # a file of another kind makes the unpickler raise nearly anything
+        except Exception as error:  # the unpickler can raise almost anything for other kinds of file
             raise DataError(f"the file {path} does not hold the Inception weights ({in_one_line(error)})") from error
         super().__init__(
             name="inception" if self.known else "inception_unknown",
@@ -69,9 +69,9 @@ class Inception(Extractor):
         network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
 
     def _keep_spatial(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Keep 7 channels of ``mixed_6/conv``, 17 x 17, which are ADM's features of sFID (Nash et al. 2021): [N, 2023].
+        """Keep 7 channels of ``mixed_6/conv``, 17 x 17, as [N, 2023]: the features of sFID (Nash et al. 2021) in ADM.
 
-        In TensorFlow's order, rows before columns before channels, so that statistics of ADM's files compare.
+        They are in TensorFlow's order (rows, columns, channels), for comparison with statistics from ADM's files.
         """
         self.spatial = output[:, :_SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 

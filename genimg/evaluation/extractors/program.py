@@ -1,7 +1,7 @@
-"""An extractor that torch.export saved.
+"""Extractors saved by torch.export.
 
-Loading such a file can run code that it holds. So configs may name this module only where the command line says
-``allow=[genimg.evaluation.extractors.program]``: a config may come out of a downloaded checkpoint.
+Loading such a file can run code from it, and a config may come from a downloaded checkpoint. Configs may therefore name this
+module only if the command line contains ``allow=[genimg.evaluation.extractors.program]``.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from genimg.utils.machine_local import LocalPath
 
 
 class Program(CustomExtractor):
-    """A network that ``torch.export.save`` wrote: needs no code of yours. Its batch dimension must be dynamic.
+    """A network saved by ``torch.export.save``, which needs none of your code. Its batch dimension must be dynamic.
 
     Args:
-        program: path of the .pt2 file.
-        name, sha256, channels, image_size: see Module.
+        program: Path of the .pt2 file.
+        name, sha256, channels, image_size: See Module.
 
     Raises:
-        DataError: If there is no such file, it is not an exported program, or its digest is another.
-        ConfigError: For other values of parameters, or if it returns something else.
+        DataError: If the file does not exist, is not an exported program, or has another digest.
+        ConfigError: If a parameter is invalid, or the network does not return features.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Program(CustomExtractor):
         check_sha256(path, found, sha256)
         try:
             network = torch.export.load(path).module()
-        except Exception as error:  # a file of another kind makes the loader raise nearly anything
+        except Exception as error:  # the loader can raise almost anything for other kinds of file
             raise DataError(f"program={program} is not a program of torch.export.save ({in_one_line(error)})") from error
-        network.eval = lambda: network  # type: ignore[method-assign]  # an exported program has one mode and refuses to change it
+        network.eval = lambda: network  # type: ignore[method-assign]  # exported programs have one mode; their eval() raises
         super().__init__(name, network, found, channels, image_size)

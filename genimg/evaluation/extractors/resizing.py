@@ -1,4 +1,4 @@
-"""Pillow's bicubic resizing, which published tables of FD-DINOv2 and CLIP distances are made with, to the last bit."""
+"""Bit-exact reimplementation of Pillow's bicubic resizing, which published FD-DINOv2 and CLIP distances use."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_PRECISION = 22  # bits after the point of Pillow's weights for 8-bit images
+_PRECISION = 22  # fractional bits of Pillow's weights for 8-bit images
 
 
 def pillow_bicubic(images: Tensor, height: int, width: int) -> Tensor:
-    """uint8 [N, C, H, W] -> uint8 [N, C, height, width], as ``PIL.Image.resize`` with ``BICUBIC`` gives them.
+    """Resize uint8 images [N, C, H, W] to [N, C, height, width], like ``PIL.Image.resize`` with ``BICUBIC``.
 
     Pillow widens the filter when it reduces (anti-aliasing), and rounds to 8 bits after the rows and again after the columns.
-    Its arithmetic is of whole numbers below 2^53, so that matrix products in float64 repeat it exactly on any device. (Pillow
-    13 takes the columns first for some images that are not square, and Pillow before it never did, so neither does this.)
+    It computes with integers below 2^53, so float64 matrix products give the same result on any device. Pillow 13 resizes the
+    columns first for some images that are not square; this function follows earlier versions, which never did.
     """
-    if images.device.type == "mps":  # which has no float64
+    if images.device.type == "mps":  # MPS has no float64
         return pillow_bicubic(images.cpu(), height, width).to(images.device)
     if images.shape[3] != width:
         images = _to_8_bits(images.double() @ _weights(images.shape[3], width).to(images.device))
@@ -29,9 +29,9 @@ def pillow_bicubic(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def pillow_bicubic_crop(images: Tensor, size: int) -> Tensor:
-    """uint8 [N, C, H, W] -> uint8 [N, C, size, size]: the shorter side becomes ``size``, and the middle is cut out.
+    """Resize the shorter side of uint8 images [N, C, H, W] to ``size`` and return the central crop [N, C, size, size].
 
-    As torchvision's ``Resize(size, BICUBIC)`` and ``CenterCrop(size)`` do it to a PIL image, and CLIP's own preparation.
+    This is torchvision's ``Resize(size, BICUBIC)`` and ``CenterCrop(size)`` of a PIL image, as in CLIP's preparation.
     """
     height, width = images.shape[2:]
     shorter = min(height, width)
@@ -46,9 +46,9 @@ def _to_8_bits(sums: Tensor) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _weights(inputs: int, outputs: int) -> Tensor:
-    """[inputs, outputs]: Pillow's weights in units of 2^-22, which are whole numbers."""
+    """Return Pillow's weights [inputs, outputs] as integers in units of 2^-22."""
     scale = inputs / outputs
-    stretch = max(scale, 1.0)  # of the filter, whose support is 2 pixels to either side
+    stretch = max(scale, 1.0)  # of the filter, whose support is 2 pixels on either side
     centres = (np.arange(outputs) + 0.5) * scale
     first = np.maximum((centres - 2.0 * stretch + 0.5).astype(np.int64), 0)
     last = np.minimum((centres + 2.0 * stretch + 0.5).astype(np.int64), inputs)  # exclusive
@@ -59,7 +59,7 @@ def _weights(inputs: int, outputs: int) -> Tensor:
 
 
 def _bicubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Keys' cubic with a = -1/2 (Keys 1981)."""
+    """Evaluate the cubic kernel of Keys 1981 with a = -1/2."""
     x = np.abs(x)
     near = (1.5 * x - 2.5) * x * x + 1.0
     far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
