@@ -126,7 +126,7 @@ def _report_memory(parts: TrainingComponents, trainer: Trainer) -> None:
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024  # unit of ru_maxrss
-    log.info("memory: %.2f GB at most so far, this program included",
+    log.info("peak memory so far: %.2f GB (whole process)",
              resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9)  # fmt: skip
 
 

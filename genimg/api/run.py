@@ -24,6 +24,7 @@ from genimg.training.state import TrainingState
 from genimg.training.trainer import StopRequestedError, Trainer, WorseningError
 from genimg.training.update import NonFiniteError
 from genimg.utils.distributed import rank, world_size
+from genimg.utils.durations import in_words
 from genimg.utils.environment import git_commit, versions
 from genimg.utils.files import write_json
 from genimg.utils.paths import relative
@@ -145,7 +146,8 @@ class Training:
             settings = {key: value for key, value in self.config.items() if key not in _NO_HYPERPARAMETERS}
             write_hyperparameters(run_dir, settings, [f"evaluation/{name}" for name in state.last])
         done = state.images - images_before
-        log.info("finished %d images; %d of them now, in %.0f s", state.images, done, summary["wall_seconds"])
+        some = "" if done == state.images else f"; the last {done:,}"
+        log.info("finished: %s images%s in %s", f"{state.images:,}", some, in_words(summary["wall_seconds"]))
         _report(state, summary, trainer.evaluator, run_dir)
         if isinstance(debug := self.config.get("debug"), dict) and debug.get("one_batch") and rank() == 0:
             say_what_was_learnt(run_dir)

@@ -106,7 +106,7 @@ def test_an_accepted_run_has_what_hydra_writes_and_its_whole_log(trained: Path, 
     run = downloaded(trained, tmp_path)
     log = (run / "train.log").read_text()
     assert "run directory: " in log
-    assert "finished 16 images" in log
+    assert "finished: 16 images" in log
     assert {path.name for path in (run / ".hydra").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml", "lock"}
     assert "- data.num_images=16" in (run / ".hydra" / "overrides.yaml").read_text()
     done = run_command("train", "resume=run", "trainer.duration=4 steps", cwd=tmp_path)
