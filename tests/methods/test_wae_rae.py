@@ -286,8 +286,15 @@ def test_an_encoder_of_two_moments_is_refused():
 
 
 def test_an_encoder_of_another_size_is_refused():
-    with pytest.raises(ConfigError, match=r"^encoder gives 1 x 3 numbers .* takes 1 for each of latent_dim=4"):
-        build(latent_dim=4).check(data(2))
+    encoder = Encoder(image_size=16, channels=1, condition=Unconditional(), latent_dim=Z + 1, width=4, moments=1)
+    with pytest.raises(ConfigError, match=rf"^encoder gives 1 x {Z + 1} numbers .* takes 1 for each of latent_dim={Z}"):
+        build(encoder=encoder).check(data(2))
+
+
+def test_a_decoder_of_another_size_is_refused():
+    with pytest.raises(ConfigError) as caught:
+        build(latent_dim=Z + 1)
+    assert caught.value.key == "latent_dim"
 
 
 def test_networks_must_read_the_same_conditions():
