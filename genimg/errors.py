@@ -101,6 +101,11 @@ def is_worker_killed(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and re.match(_KILLED, str(error)) is not None
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its class if there is none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def innermost_module(error: BaseException) -> str:
     """Return the name of the module whose code raised an error; for compiled code, the name of its caller."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]

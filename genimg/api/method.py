@@ -20,7 +20,7 @@ from genimg.data.facts import DataFacts
 from genimg.data.loader import available_keys
 from genimg.data.subsets import random_order
 from genimg.data.tasks.base import Task
-from genimg.errors import ConfigError, innermost_module, is_memory_full
+from genimg.errors import ConfigError, first_line, innermost_module, is_memory_full
 from genimg.methods.base import Method
 from genimg.types import Batch
 from genimg.utils.images import to_float
@@ -134,7 +134,7 @@ def _check_shapes(method: Method, dataset: ImageDataset, task: Task | None) -> N
         )  # fmt: skip
         raise ConfigError(
             f"the model's networks do not fit the data's images of {channels} channels and {height}x{width} pixels "
-            f"({str(error).splitlines()[0]}): {fix}"
+            f"({first_line(error)}): {fix}"
         ) from error
     finally:
         method.train()

@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from genimg.config.instantiate import ALLOWED, Builder
-from genimg.errors import CheckpointError
+from genimg.errors import CheckpointError, first_line
 
 _SLACK = 2**28  # bytes for buffers that are not in the checkpoint
 _TIMES_ONE_NETWORK = 32  # an exported file holds only one of the model's networks
@@ -53,8 +53,9 @@ def require_fitting(
     except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
         if isinstance(error, TypeError) and "verflow" not in str(error):  # PyTorch raises it for large numbers
             raise
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"the model that the checkpoint's config describes cannot be built ({text})", _FIX) from error
+        raise CheckpointError(
+            f"the model that the checkpoint's config describes cannot be built ({first_line(error)})", _FIX
+        ) from error
     for name, tensor in () if are_a_part else model.state_dict().items():
         if name not in weights:
             raise _misfit(f"{name} is missing")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
-from genimg.errors import ConfigError
+from genimg.errors import ConfigError, first_line
 from genimg.schedules import Number, Scheduled, is_positive, shown
 from genimg.utils.machine_local import LocalPath
 
@@ -93,7 +93,7 @@ def _state(path: str, features: nn.Module) -> dict[str, Tensor]:
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"weights={path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"weights={path} cannot be read: {first_line(error)}") from error
     state = {}
     for key, wanted in features.state_dict().items():
         found = saved.get(f"features.{key}") if isinstance(saved, dict) else None

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genimg.errors import ConfigError
+from genimg.errors import ConfigError, first_line
 from genimg.networks.conditioning import ConditionEncoder
 from genimg.utils.machine_local import LocalPath
 from genimg.utils.numbers import require_least
@@ -185,7 +185,7 @@ class _Tower:
                 )
         except Exception as error:  # other directories can raise nearly any error
             raise ConfigError(
-                f"path={path} holds no CLIP text model ({str(error).strip().splitlines()[0]})",
+                f"path={path} holds no CLIP text model ({first_line(error)})",
                 "it must have config.json, model.safetensors and the tokenizer's files",
             ) from error
         if report["missing_keys"]:  # they would stay random

@@ -18,7 +18,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from genimg.errors import ConfigError
+from genimg.errors import ConfigError, first_line
 from genimg.sweeps.job import Job, compose_job, report_on
 from genimg.sweeps.launcher import GpuQueueLauncher, refuse_what_is_of_one_run
 from genimg.sweeps.queue import alone_in_sweep, work_off
@@ -166,7 +166,7 @@ class OptunaStudySweeper(Sweeper):
             )
             known_attributes, _ = study.user_attrs, study.get_trials(deepcopy=False)  # a damaged file fails only here
         except Exception as error:  # Optuna passes on the errors of SQLAlchemy
-            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+            reason = first_line(error)
             raise ConfigError(f"hydra.sweeper.storage={shown} cannot be opened ({reason})") from error
         name = f"study {self._study_name} in {shown}"
         if study.direction.name.lower() != self._direction:

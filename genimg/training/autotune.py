@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from genimg.errors import ConfigError, is_memory_full
+from genimg.errors import ConfigError, first_line, is_memory_full
 from genimg.training.components import TrainingComponents
 from genimg.training.logger import SilentLogger
 from genimg.training.trainer import Trainer
@@ -126,7 +126,7 @@ def choose_compilation(parts: TrainingComponents, worth: float, mode: str = _MOD
                 differences = zip(compiled_losses, losses, strict=True)
                 off = max((abs(new - old) / max(1.0, abs(old)) for new, old in differences), default=0.0)
         except Exception as error:  # no failure of the compiler may end a training that runs without it
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            reason = first_line(error)[:200]
     if not reason and off > _TOLERANCE:
         reason = f"losses differ by {off:.2g}"
     if not reason and plain / fast <= _GAIN:

@@ -421,7 +421,7 @@ class Trainer:
                 lay_out_as_parameters(optimizer)
             self.means.load_state_dict(state["means"], self.device)
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:  # a checkpoint can hold anything
-            reason = str(error).strip().splitlines()[-1].strip()
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
             raise CheckpointError(
                 f"the checkpoint does not fit this model or its optimizers ({reason})", "start a new run_dir"
             ) from error

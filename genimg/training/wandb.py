@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from genimg.errors import ConfigError
+from genimg.errors import ConfigError, first_line
 from genimg.utils.files import atomically
 from genimg.utils.regular_files import read_regular
 
@@ -58,7 +58,7 @@ class WandbRecorder:
                 config=dict(config), settings=wandb.Settings(console="off", silent=True),
             )  # fmt: skip
         except wandb.errors.Error as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+            reason = first_line(error).rstrip(".")
             raise ConfigError(
                 f"wandb refuses to begin a record ({reason})",
                 "log in with `wandb login`, or use the offline mode, and `wandb sync` later",

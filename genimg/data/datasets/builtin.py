@@ -25,7 +25,7 @@ from genimg.data.decode import PixelFormat, checked_levels, common_format
 from genimg.data.depth import with_settled_depth
 from genimg.data.image_files import ImageFiles, captions_of, classes_of, is_zip, open_image_files
 from genimg.data.tasks.base import Task
-from genimg.errors import ConfigError, DataError, NeedsDownloadError
+from genimg.errors import ConfigError, DataError, NeedsDownloadError, first_line
 from genimg.utils.machine_local import MayDownload
 from genimg.utils.pillow import open_image
 
@@ -307,7 +307,7 @@ def _torchvision(
             data = dataset(directory, train=train, download=False)
         except RuntimeError as error:
             if "not found" not in str(error):  # torchvision's message for absent files
-                raise ValueError(_first_line(error)) from error
+                raise ValueError(first_line(error)) from error
             if not may_download:
                 fix = f"put its files into {directory / files}"
                 raise NeedsDownloadError(f"root={root} holds no complete {name}", fix) from error
@@ -316,12 +316,12 @@ def _torchvision(
         raise
     except (ValueError, AssertionError, EOFError, IndexError, pickle.UnpicklingError) as error:
         raise DataError(
-            f"root={root} holds damaged files of {name} ({_first_line(error)}): delete those in {directory / files} to have "
+            f"root={root} holds damaged files of {name} ({first_line(error)}): delete those in {directory / files} to have "
             "them downloaded again, or replace them"
         ) from error
     except (RuntimeError, OSError) as error:
         raise DataError(
-            f"root={root} holds no complete {name}, which could not be downloaded ({_first_line(error)}): put its files into "
+            f"root={root} holds no complete {name}, which could not be downloaded ({first_line(error)}): put its files into "
             f"{directory / files}, or set root to the directory that holds {files}"
         ) from error
     raw = np.asarray(data.data)
@@ -332,10 +332,6 @@ def _torchvision(
         images = np.stack([pixels.apply(Image.fromarray(image)) for image in progress])
     labels = np.asarray(data.targets, dtype=np.int64)
     return ArrayDataset(f"{name}/{split}", np.ascontiguousarray(images), labels, [str(c) for c in data.classes])
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def digest(*parts: object) -> str:
