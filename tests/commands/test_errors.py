@@ -314,7 +314,7 @@ CASES = [
     (
         "train",
         [*TRAIN, "trainer.batch_size=4", "optimizer._target_=torch.optim.LBFGS", "~optimizer.betas"],
-        "optimizer._target_",
+        "the optimizer LBFGS cannot be used here",
     ),
     ("train", [*TRAIN, "~debug"], "debug is required"),
     ("train", [*TRAIN, "trainer.batch_size=4", "model.penalties=-1"], "model.penalties=-1"),
