@@ -314,19 +314,30 @@ class Builder:
             return kind(**values)
 
 
-def origins_of(raw: Any, key: str = "") -> dict[str, str]:
-    """Return the key that each interpolation in a config refers to, by the interpolation's key.
+def origins_of(raw: Any) -> dict[str, str]:
+    """Return the key that each interpolation in a config refers to in the end, by the interpolation's key.
 
     Args:
-        raw: The unresolved config, or a node of it.
-        key: Dotted key of the node.
+        raw: The unresolved config.
     """
+    references = _references(raw, "")
+    return {key: _last(key, references) for key in references}
+
+
+def _references(raw: Any, key: str) -> dict[str, str]:
     if isinstance(raw, list):
-        return {k: v for i, item in enumerate(raw) for k, v in origins_of(item, f"{key}[{i}]").items()}
+        return {k: v for i, item in enumerate(raw) for k, v in _references(item, f"{key}[{i}]").items()}
     if isinstance(raw, Mapping):
-        return {k: v for name, value in raw.items() for k, v in origins_of(value, join(key, str(name))).items()}
+        return {k: v for name, value in raw.items() for k, v in _references(value, join(key, str(name))).items()}
     found = re.fullmatch(r"\$\{([\w.]+)\}", raw) if isinstance(raw, str) else None
     return {key: found[1]} if found else {}
+
+
+def _last(key: str, references: Mapping[str, str]) -> str:
+    """Return the end of a chain of references, which the resolved config shows to have one."""
+    while key in references:
+        key = references[key]
+    return key
 
 
 def build_model(config: Mapping[str, Any], facts: DataFacts, builder: Builder, task: Task | None = None) -> Method:
