@@ -24,7 +24,7 @@ from genimg.training.state import TrainingState
 from genimg.training.trainer import StopRequestedError, Trainer, WorseningError
 from genimg.training.update import NonFiniteError
 from genimg.utils.distributed import rank, world_size
-from genimg.utils.durations import in_words
+from genimg.utils.durations import time_in_words
 from genimg.utils.environment import git_commit, versions
 from genimg.utils.files import write_json
 from genimg.utils.paths import relative
@@ -147,7 +147,7 @@ class Training:
             write_hyperparameters(run_dir, settings, [f"evaluation/{name}" for name in state.last])
         done = state.images - images_before
         some = "" if done == state.images else f"; the last {done:,}"
-        log.info("finished: %s images%s in %s", f"{state.images:,}", some, in_words(summary["wall_seconds"]))
+        log.info("finished: %s images%s in %s", f"{state.images:,}", some, time_in_words(summary["wall_seconds"]))
         _report(state, summary, trainer.evaluator, run_dir)
         if isinstance(debug := self.config.get("debug"), dict) and debug.get("one_batch") and rank() == 0:
             say_what_was_learnt(run_dir)

@@ -117,9 +117,8 @@ class Builder:
             ConfigError: If a target is outside the allowed packages, a key is unknown or missing, or a constructor refuses a
                 value.
         """
-        if self._may_download(key):
-            return self._made(self._prepare(config, key, arguments, schedules=True), key, arguments)
-        arguments = {**arguments, _MAY_DOWNLOAD: False}
+        if not self._may_download(key):
+            arguments = {**arguments, _MAY_DOWNLOAD: False}
         try:
             return self._made(self._prepare(config, key, arguments, schedules=True), key, arguments)
         except NeedsDownloadError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from genimg.reporting.runs import Measured, Run, Value
 from genimg.reporting.scales import number_in_words
-from genimg.utils.durations import in_words
+from genimg.utils.durations import time_in_words
 from genimg.utils.mappings import flatten
 
 
@@ -69,7 +69,7 @@ def value_in_words(value: Value | None) -> str:
 
 def duration_in_words(seconds: float | None) -> str:
     """Return ``1 h 05 min``, ``3 min 20 s`` or ``45 s``, or a dash for None."""
-    return "—" if seconds is None else in_words(seconds)
+    return "—" if seconds is None else time_in_words(seconds)
 
 
 def share_in_words(share: float | None, digits: int = 1) -> str:

@@ -29,14 +29,14 @@ class Performance:
         compile: Mode of torch.compile for every trained network, or False. ``reduce-overhead`` replays CUDA graphs.
             ``auto`` is resolved by a trial on a GPU (training/autotune.py) and is False elsewhere.
         activation_checkpointing: Whether to recompute blocks of networks in the backward pass to save memory.
-        cpu: Whether to use the CPU's alternatives (training/cpu.py): faster layers, Adam without copies, memory kept.
+        cpu_optimizations: Whether to use faster implementations on a CPU (training/cpu.py).
     """
 
     channels_last: bool | str
     fused_optimizer: bool | str
     compile: bool | str
     activation_checkpointing: bool = False
-    cpu: bool = True
+    cpu_optimizations: bool = True
 
     def __post_init__(self) -> None:
         for name in ("channels_last", "fused_optimizer"):
@@ -65,7 +65,7 @@ class Performance:
             ConfigError: If activation checkpointing is requested for networks without blocks.
         """
         method.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
-        if self.cpu and device.type == "cpu":
+        if self.cpu_optimizations and device.type == "cpu":
             cpu.keep_freed_memory()
             cpu.use_faster_layers(method)
         if self.compile in _COMPILE_MODES:
@@ -104,7 +104,7 @@ class Performance:
 
     def place_optimizer(self, optimizer: Optimizer) -> None:
         """Let a fused Adam or AdamW on a CPU process tensors in memory order."""
-        if self.cpu:
+        if self.cpu_optimizations:
             cpu.step_without_copies(optimizer)
 
     def describe(self, optimizers: Iterable[Optimizer]) -> str:

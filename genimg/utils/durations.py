@@ -48,7 +48,7 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
-def in_words(seconds: float) -> str:
+def time_in_words(seconds: float) -> str:
     """Format a time as ``1 h 05 min``, ``3 min 20 s`` or ``45 s``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -95,3 +95,15 @@ def test_what_was_chosen_is_said():
 @pytest.mark.parametrize("settings", [{"foreach": True}, {"differentiable": True}, {"fused": False}])
 def test_settings_that_exclude_a_fused_optimizer_win(settings):
     assert performance().of_optimizer(torch.optim.Adam, settings, CPU) == {}
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_what_only_a_cpu_needs_can_be_turned_off(wanted: bool) -> None:
+    method = Pair()
+    method.network.add_module("norm", nn.InstanceNorm2d(4))
+    placed = performance(cpu_optimizations=wanted)
+    placed.place(method, CPU)
+    assert (type(method.network.norm) is nn.InstanceNorm2d) != wanted
+    optimizer = torch.optim.Adam(method.network.parameters(), fused=True)
+    placed.place_optimizer(optimizer)
+    assert ("_init_group" in vars(optimizer)) == wanted

@@ -67,7 +67,7 @@ class Performance:
     activation_checkpointing: bool = option(
         "Recompute blocks of networks in the backward pass: slower, but needs less memory", False
     )
-    cpu: bool = option("Faster ways to compute the same on a CPU; no effect elsewhere", True)
+    cpu_optimizations: bool = option("Faster ways to compute the same on a CPU; no effect elsewhere", True)
 
 
 @dataclass
