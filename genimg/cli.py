@@ -18,7 +18,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 import genimg
-from genimg.commands.arguments import arguments_of_rank, continued_in_its_own_directory, in_hydras_order, with_runs
+from genimg.commands.arguments import (
+    arguments_of_rank,
+    continued_in_its_own_directory,
+    in_hydras_order,
+    value_of,
+    with_runs,
+    with_sampling_options,
+)
 from genimg.commands.failures import Failure, end, leave
 from genimg.config import help, resolvers
 from genimg.config.messages import explain_flag
@@ -43,7 +50,7 @@ def evaluate() -> None:
 
 def sample() -> None:
     """genimg-sample"""
-    with _command("sample", "sample.sample") as run:
+    with _command("sample", "sample.sample", rewrite=with_sampling_options, model_help="sample.options_of_model") as run:
         run()
 
 
@@ -83,9 +90,21 @@ def export() -> None:
         run()
 
 
+def _member(dotted: str) -> Callable[..., Any]:
+    """Import a function below ``genimg.commands``; late, because its module imports torch."""
+    module, _, name = dotted.partition(".")
+    member: Callable[..., Any] = getattr(importlib.import_module(f"genimg.commands.{module}"), name)
+    return member
+
+
 @contextlib.contextmanager
 def _command(
-    name: str, function: str, *, config: str | None = None, rewrite: Callable[[Sequence[str]], list[str]] | None = None
+    name: str,
+    function: str,
+    *,
+    config: str | None = None,
+    rewrite: Callable[[Sequence[str]], list[str]] | None = None,
+    model_help: str | None = None,
 ) -> Iterator[Callable[[], Any]]:
     """Give what composes the config and runs a command; what a user can cause ends in one message.
 
@@ -94,6 +113,7 @@ def _command(
         function: What it calls with the config, below ``genimg.commands``: its module and its name.
         config: Name of its primary config, where that is another one.
         rewrite: Turns arguments of the command line into what Hydra understands.
+        model_help: What returns the options of the model of ``ckpt=``, for --help, named as ``function``.
     """
     protect_standard_streams()
     primary = config or name
@@ -103,8 +123,7 @@ def _command(
         """In a single run, keep the error from Hydra, which would print lines of its own about it."""
         directories.task_begins()
         try:
-            module, _, member = function.partition(".")  # imported late, because it imports torch
-            return getattr(importlib.import_module(f"genimg.commands.{module}"), member)(composed)
+            return _member(function)(composed)
         except Exception as error:
             config = HydraConfig.get()
             is_job = config.mode == RunMode.MULTIRUN
@@ -116,9 +135,11 @@ def _command(
         if "--version" in sys.argv[1:]:
             yield partial(print, f"genimg {genimg.__version__}")
             return
-        sys.argv[1:] = in_hydras_order(sys.argv[1:] if rewrite is None else rewrite(sys.argv[1:]))
-        if help.is_requested(sys.argv[1:]):
-            yield partial(print, help.page(primary, sys.argv[1:]))
+        typed = sys.argv[1:]
+        sys.argv[1:] = in_hydras_order(typed if rewrite is None else rewrite(typed))
+        if help.is_requested(typed):
+            of_model = _member(model_help)(typed) if model_help and value_of("ckpt", typed) else None
+            yield partial(print, help.page(primary, sys.argv[1:], of_model=of_model))
             return
         if message := explain_flag(primary, sys.argv[1:]):
             raise ConfigError(message, key="")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from torch import nn
@@ -174,11 +175,12 @@ class ScheduledNumbers:
 
     Args:
         root: Module to search, including its submodules and the objects that these hold in attributes and tuples.
+        others: Further objects with scheduled numbers, by path.
     """
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, others: Mapping[str, object] = MappingProxyType({})) -> None:
         self._entries: dict[str, tuple[dict[str, Any], str, Schedule]] = {}
-        for path, instance in _holders(root):
+        for path, instance in (*_holders(root), *others.items()):
             for name, schedule in vars(instance).get(_SCHEDULES, {}).items():
                 self._entries[f"{path}.{name}" if path else name] = (vars(instance), name, schedule)
 

@@ -114,13 +114,15 @@ def test_a_model_alone_is_the_published_method(model: str) -> None:
 
 def test_stylegan2_alone_is_ada_codes_auto_configuration_on_one_gpu() -> None:
     """train.py of NVlabs/stylegan2-ada-pytorch: cfg_specs['auto'] at 64 px with --gpus=1."""
-    model = composed("model=stylegan2", "data=cifar10", "data.image_size=64")["model"]
+    config = composed("model=stylegan2", "data=cifar10", "data.image_size=64")
+    model = config["model"]
     generator, discriminator = model["generator"], model["discriminator"]
     assert (generator["num_mapping_layers"], generator["style_mixing"], generator["channel_base"]) == (2, 0.9, 16384)
     assert (generator["channel_max"], generator["conv_clamp"], generator["style_average_decay"]) == (512, 256.0, 0.995)
     assert (discriminator["architecture"], discriminator["group_size"]) == ("residual", 4)
     assert discriminator["channel_base"] == 16384
-    assert (model["ema_half_life"], model["ema_ramp_up"]) == ("10k images", 0.05)
+    average = config["ema"]["exponential"]
+    assert (average["half_life"], average["ramp_up"]) == ("10k images", 0.05)
 
 
 @pytest.mark.parametrize("typed", ["trainer.batch_size=24", "trainer={batch_size: 24}"])

@@ -146,7 +146,8 @@ def classes(*packages):
 CONSTANT = {
     # Settings of what is built once, or that a trained state depends on.
     "AdversarialLoss": {"boundary"}, "Truncated": {"limit"}, "GradientPenalty": {"center"}, "LeCam": {"decay"},
-    "PathLength": {"decay"}, "ReconstructionLoss": {"epsilon"}, "GAN": {"ema_ramp_up", "dequantisation"}, "EMA": {"ramp_up"},
+    "PathLength": {"decay"}, "ReconstructionLoss": {"epsilon"}, "GAN": {"dequantisation"}, "CodeOptions": {"temperature"},
+    "LatentOptions": {"truncation"}, "StyleOptions": {"truncation"},
     "CUT": {"mirror_probability"}, "Consistency": {"max_shift_share"}, "DeterministicAutoencoder": set(), "Gaussian": None,
     "Linear": None, "Cosine": None, "VQVAE": {"data_variance"},
 }  # fmt: skip
@@ -171,7 +172,7 @@ def test_every_number_of_a_method_penalty_or_loss_can_be_driven():
 
 def test_what_a_class_takes_a_schedule_for_it_declares():
     """Otherwise the schedule would be stored, and read as a schedule."""
-    renamed = {"FixedAugment": {"p": "probability"}, "GAN": {"ema_half_life": None}}
+    renamed = {"FixedAugment": {"p": "probability"}}
     for kind in classes("losses", "methods"):
         if "__init__" not in vars(kind):
             continue
@@ -265,9 +266,10 @@ def test_the_r3gan_experiment_follows_its_source():
         tiny.optimizers_of(config, method, builder),
         tiny.schedules_of(config, method, builder),
     )
-    base, numbers = schedules.base_rates(optimizers), ScheduledNumbers(method)
+    profile = builder.build(config["ema"], "ema")["exponential"]
+    base, numbers = schedules.base_rates(optimizers), ScheduledNumbers(method, {"ema.exponential": profile})
     ranges = {
-        "penalties.r1.gamma": (0.05, 0.005), "penalties.r2.gamma": (0.05, 0.005), "generator_ema.half_life": (0.0, 5e6),
+        "penalties.r1.gamma": (0.05, 0.005), "penalties.r2.gamma": (0.05, 0.005), "ema.exponential.half_life": (0.0, 5e6),
         "augment.probability": (0.0, 0.55), "beta2": (0.9, 0.99), "lr": (2e-4, 5e-5),
     }  # fmt: skip
     for images in (0, 512, 1_000_448, 5_000_192, 10_000_384, 15_000_064, 19_999_744, 20_000_256, 250_000_384):
@@ -284,8 +286,8 @@ def test_the_r3gan_experiment_follows_its_source():
                 # Genimg's 20M and 5M images are whole batches, at most 512 more.
                 expected = start + (1 - share) * (end - start)
                 assert found[name] == pytest.approx(expected, rel=1e-4, abs=1e-4 * abs(end - start)), (name, images)
-    half_life, share = found["generator_ema.half_life"], 0.5 ** (512 / 5e6)
-    assert method.generator_ema.decay(512, 250_000_896) == pytest.approx(share, rel=1e-6)
+    half_life, share = found["ema.exponential.half_life"], 0.5 ** (512 / 5e6)
+    assert profile.decay(512, 250_000_896) == pytest.approx(share, rel=1e-6)
     assert half_life == pytest.approx(5e6, rel=1e-4)
 
 

@@ -70,7 +70,7 @@ def gan(**changes: Any) -> GAN:
     networks: dict[str, nn.Module] = {"generator": generator(), "discriminator": discriminator()}
     settings = {
         "loss": NONSATURATING, "latent": Normal(dim=5), "penalties": {}, "augment": None, "auxiliary": None,
-        "generator_interval": 1, "generator_batches": 1, "ema_half_life": 1000, "ema_ramp_up": None,
+        "generator_interval": 1, "generator_batches": 1,
     }  # fmt: skip
     return GAN(**(networks | settings | changes))
 

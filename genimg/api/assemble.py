@@ -20,7 +20,7 @@ from genimg.config.compatibility import (
     check_top_level,
 )
 from genimg.config.compose import Config
-from genimg.config.instantiate import ALLOWED, Builder, Named, mounted, origins_of
+from genimg.config.instantiate import ALLOWED, Builder, Named, chosen_nodes, mounted, origins_of
 from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.facts import DataFacts
 from genimg.data.loader import available_keys
@@ -29,10 +29,11 @@ from genimg.errors import ConfigError
 from genimg.evaluation.extractors.base import WeightsNotAtHandError
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.methods.base import Method
-from genimg.methods.image_to_image import Translation
+from genimg.methods.capabilities import RegularisesLazily, Translates
 from genimg.training.components import TrainingComponents
 from genimg.training.decisions import Decisions
 from genimg.training.device import Precision, choose_device, choose_precision
+from genimg.training.ema import Profile, chosen_weights
 from genimg.training.optimizers import OptimizerSpec
 from genimg.training.performance import Performance
 from genimg.training.schedules import OptimizerSchedules
@@ -111,6 +112,9 @@ def assemble(
         task = build_task(config, dataset, builder)
         with mounted("task", task) if config.get("task") else mounted("data", dataset):
             facts = DataFacts.of(dataset, task)
+        profiles: dict[str, Profile] = builder.build(chosen_nodes(config["ema"], "ema"), "ema")
+        with mounted("trainer", settings):
+            chosen_weights(profiles, settings.weights)
         method = build_method(config, dataset, task, facts, builder, method_class, weights)
         specs = optimizer_specs(config, method, builder)
         schedules = build_schedules(config, specs, builder)
@@ -133,7 +137,7 @@ def assemble(
         data = build_loader(config, dataset, device, keys=(*method.batch_keys, *welcome), augment=augment, task=task)
     components = TrainingComponents(
         device, precision, performance, settings, dataset, data, method, optimizers, make_optimizers, schedules, evaluator,
-        config["seed"],
+        profiles, config["seed"],
     )  # fmt: skip
     return Assembly(config, builder, facts, components, logger)
 
@@ -223,7 +227,8 @@ def optimizer_specs(config: Mapping[str, Any], method: Method, builder: Builder)
     for name in groups:
         node = {**config["optimizer"], **overrides.get(name, {}), "_partial_": True}
         optimizer = builder.build(node, "optimizer")
-        specs[name] = OptimizerSpec(optimizer.func, optimizer.keywords).corrected(method.lazy_regularisation_ratio(name))
+        ratio = method.lazy_regularisation_ratio(name) if isinstance(method, RegularisesLazily) else 0.0
+        specs[name] = OptimizerSpec(optimizer.func, optimizer.keywords).corrected(ratio)
     return specs
 
 
@@ -273,7 +278,7 @@ def _synchronised(method: Method, device: torch.device) -> Method:
 def _shape(parts: TrainingComponents) -> str:
     """Describe the shape of the images, or of both images of a pair."""
     size = "x".join(map(str, parts.source.shape[1:]))
-    if not isinstance(parts.method, Translation):
+    if not isinstance(parts.method, Translates):
         return f"images of {parts.source.shape[0]}x{size}"
     source, target = parts.method.task.channels(parts.source.shape)
     return f"pairs of {source}x{size} and {target}x{size}"

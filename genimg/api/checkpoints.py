@@ -21,8 +21,8 @@ from genimg.data.facts import DataFacts
 from genimg.data.identity import identity_of, refused_differences, warned_differences
 from genimg.errors import CheckpointError, DataError
 from genimg.methods.base import Method
-from genimg.training import checkpoint, cpu
-from genimg.utils.paths import expanded
+from genimg.training import checkpoint, cpu, ema, posthoc_ema
+from genimg.utils.paths import expanded, run_directory_of
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +36,24 @@ class TrainedCheckpoint:
         state: Content of the file.
         config: The resolved config of the training, read-only; it includes paths that the user has set again.
         builder: Builder of the config's nodes.
+        weights: Weights that ``method`` loads: ``raw``, the name of an average, or the length of a power-function average.
     """
 
     path: Path
     state: Mapping[str, Any]
     config: Mapping[str, Any]
     builder: instantiate.Builder
+    weights: str | float
 
     @classmethod
     def open(
-        cls, given: object, which: str = "last", allow: Sequence[str] = (), named: Mapping[str, Any] = MappingProxyType({})
+        cls,
+        given: object,
+        which: str = "last",
+        allow: Sequence[str] = (),
+        named: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        weights: str | float | None = None,
     ) -> TrainedCheckpoint:
         """Open a checkpoint without running any of its code.
 
@@ -54,10 +62,13 @@ class TrainedCheckpoint:
             which: Checkpoint of a run directory, ``last`` or ``best``.
             allow: Packages that the user trusts in addition to genimg.
             named: Machine-local settings of its config that the user sets, by dotted key.
+            weights: ``raw``; ``ema``, the first average of the training; the name of another; or the length of a power-function
+                average. None takes those of the training's evaluations.
 
         Raises:
             CheckpointError: If there is no checkpoint, or it is broken.
-            ConfigError: If ``which`` is neither ``last`` nor ``best``, or a key has no effect on the checkpoint.
+            ConfigError: If ``which`` is neither ``last`` nor ``best``, there are no such weights, or a key has no effect on the
+                checkpoint.
         """
         try:
             state, path = checkpoint.load_named(expanded("ckpt", given), which)
@@ -68,7 +79,9 @@ class TrainedCheckpoint:
                 raise
             raise CheckpointError(f"ckpt={given}: {error}") from error
         config, builder = untrusted.named_again(state["config"], instantiate.builder_of(state, allow), named)
-        return cls(path, state, freeze(config), builder)
+        usual = config["trainer"].get("weights", "auto")
+        chosen = weights if isinstance(weights, float) else ema.chosen_weights(state["averages"], weights or usual)
+        return cls(path, state, freeze(config), builder, chosen)
 
     @property
     def facts(self) -> DataFacts:
@@ -85,6 +98,21 @@ class TrainedCheckpoint:
         """Number of images that the model was trained on, including repeats."""
         return int(self.state["training"]["images"])
 
+    @property
+    def weights_label(self) -> str:
+        """Name of the weights as recorded with metrics: ``raw``, ``ema``, the name of another average, or ``power LENGTH``."""
+        if isinstance(self.weights, float):
+            return f"power {self.weights:g}"
+        return ema.label_of(self.state["averages"], self.weights)
+
+    def _averaged(self) -> Mapping[str, torch.Tensor]:
+        """Return the averaged weights that replace raw ones; none for ``raw``."""
+        if not isinstance(self.weights, float):
+            found: Mapping[str, torch.Tensor] = {} if self.weights == ema.RAW else self.state["averages"][self.weights]
+            return found
+        snapshots = posthoc_ema.load(run_directory_of(self.path.parent), self.images)
+        return posthoc_ema.weights_of_length(snapshots, self.images, self.weights)
+
     def method(self, device: torch.device) -> Method:
         """Build the model with its weights, on the device, in evaluation mode, without training-only components.
 
@@ -93,7 +121,7 @@ class TrainedCheckpoint:
         """
         config = thaw(self.config)
         untrusted.take_out(config, self.builder, ("conditioning", "model"))
-        weights: Mapping[str, torch.Tensor] = self.state["method"]
+        weights: Mapping[str, torch.Tensor] = {**self.state["method"], **self._averaged()}
         build = partial(instantiate.build_model, config, self.facts, self.builder)
         require_fitting(build, weights, self.builder)
         method: Method = build()

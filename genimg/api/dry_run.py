@@ -20,6 +20,7 @@ from genimg.data.subsets import subset_of
 from genimg.errors import ConfigError
 from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.feature_extraction import full_float32
+from genimg.methods.capabilities import Generates
 from genimg.training.components import TrainingComponents
 from genimg.training.logger import SilentLogger
 from genimg.training.trainer import Trainer
@@ -144,7 +145,9 @@ def _report_evaluation(parts: TrainingComponents, sample: ImageLoader) -> None:
         return
     with full_float32():
         evaluator.extractor.to(parts.device)
-        made = evaluator.generated(parts.method.eval(), parts.device, ())
+        method = parts.method.eval()
+        assert isinstance(method, Generates)
+        made = evaluator.generated(method, parts.device, ())
         count = min(evaluator.batch_size, evaluator.num_images)
         images = made.images(np.arange(count))[0]
         generating = _seconds(lambda: made.images(np.arange(count))[0]) / count

@@ -25,7 +25,7 @@ from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.evaluation.periodic import Evaluation
 from genimg.methods.base import Method
-from genimg.methods.image_to_image import Translation
+from genimg.methods.capabilities import Generates, Reconstructs, Translates, offers
 from genimg.utils.distributed import first_of_each_host
 from genimg.utils.mappings import flatten, merged
 
@@ -50,6 +50,7 @@ class LoadedCheckpoint(TrainedCheckpoint):
         """Return a checkpoint together with the model built from it."""
         values = {field.name: getattr(checkpoint, field.name) for field in fields(TrainedCheckpoint)}
         state = {key: value for key, value in checkpoint.state.items() if key not in _TENSORS}
+        state["averages"] = {name: {} for name in checkpoint.state["averages"]}
         return cls(**{**values, "state": state}, loaded=method, device=device)
 
     def method(self, device: torch.device) -> Method:
@@ -80,7 +81,7 @@ def evaluate_checkpoint(request: Request, device: torch.device, loaded: LoadedCh
             "real is required: this model was trained on images that a Python program brought: give images to compare with",
             key="real",
         )
-    translates = issubclass(builder.locate(config["model"]["_target_"], "model"), Translation)
+    translates = offers(builder.locate(config["model"]["_target_"], "model"), Translates)
     evaluation = _evaluation(request, config["evaluation"], builder)
     if "_target_" not in evaluation:
         fitting = "translation (unpaired_translation for unpaired data)" if translates else "inception or another of the group"
@@ -102,9 +103,16 @@ def _opened(request: Request, device: torch.device, loaded: LoadedCheckpoint | N
     """Return the loaded checkpoint, or open it again if the options differ from those it was loaded with."""
     options = request.options
     groups = {name: request.groups[name] for name in _OF_MODEL if name in request.groups}
-    if loaded is not None and not groups and device == loaded.device and str(options.ckpt) == str(loaded.path):
+    if (
+        loaded is not None
+        and not groups
+        and options.weights is None
+        and device == loaded.device
+        and str(options.ckpt) == str(loaded.path)
+    ):
         return loaded
-    return TrainedCheckpoint.open(options.ckpt, options.which, options.allow, flatten(groups) if groups else {})
+    named = flatten(groups) if groups else {}
+    return TrainedCheckpoint.open(options.ckpt, options.which, options.allow, named, weights=options.weights)
 
 
 def _named(request: Request, builder: Builder) -> dict[str, Any]:
@@ -190,10 +198,13 @@ def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: t
     if real.source is not None:
         with mounted("evaluation", evaluator):
             evaluator.check_reconstructions(method, real.source.shape)
-    made = evaluator.generated(method, device, checkpoint.class_names)
+    assert isinstance(method, Generates)
+    made = evaluator.generated(method, device, checkpoint.class_names, weights=checkpoint.weights_label)
     result = compare(options, evaluator, real, made, device, held_out)
     if real.images is not None:
-        if options.held_out is not None and method.reconstructs:  # held_out= may have any size: it is for neighbours only
+        if options.held_out is not None and isinstance(
+            method, Reconstructs
+        ):  # held_out= may have any size: it is for neighbours only
             own = _held_out(request, checkpoint, real, device)
         side, images = _to_reconstruct(request, real.images, own)
         result = evaluator.with_reconstructions(result, method, images, side, device)

@@ -19,12 +19,13 @@ from genimg.data.loader import ImageLoader
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.evaluation.periodic import Evaluation
+from genimg.methods.capabilities import HasLikelihood
 from genimg.types import height_width
 from genimg.utils.distributed import first_of_each_host
 
 _KEYS = {
-    "ckpt", "which", "evaluation", "device", "num_images", "num_samples", "batch_size", "seed", "data_root", "split", "real",
-    "range", "output", "provenance", "allow", "traceback",
+    "ckpt", "which", "weights", "evaluation", "device", "num_images", "num_samples", "batch_size", "seed", "data_root",
+    "split", "real", "range", "output", "provenance", "allow", "traceback",
 }  # fmt: skip
 
 
@@ -49,6 +50,7 @@ def evaluate_likelihood(request: Request, checkpoint: TrainedCheckpoint, device:
     method = checkpoint.method(device)
     with mounted("evaluation", evaluator):
         evaluator.check(method)
+    assert isinstance(method, HasLikelihood)
     with first_of_each_host():
         if request.real is not None:
             data = _images(request.real, request.reader(builder, device), checkpoint.facts)
@@ -58,11 +60,11 @@ def evaluate_likelihood(request: Request, checkpoint: TrainedCheckpoint, device:
             data = build_loader(config, source, device)
     if request.real is not None:
         _check_fit(data.source, method.batch_keys, checkpoint, title(request.real))
-        result = evaluator.measure(method, data, held_out=None)
+        result = evaluator.measure(method, data, held_out=None, weights=checkpoint.weights_label)
     elif options.split is not None:
-        result = evaluator.measure(method, data, held_out=True)
+        result = evaluator.measure(method, data, held_out=True, weights=checkpoint.weights_label)
     else:
-        result = evaluator.evaluate(method, data, device)
+        result = evaluator.evaluate(method, data, device, weights=checkpoint.weights_label)
     path, images = checkpoint.path, checkpoint.images
     what = f"{path}, trained on {images} images"
     report(what, {"value": result.values}, result, options, device, {"checkpoint": str(path), "images": images})

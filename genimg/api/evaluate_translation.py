@@ -28,7 +28,9 @@ from genimg.errors import ConfigError
 from genimg.evaluation.baselines import biharmonic, non_local_means
 from genimg.evaluation.periodic import Evaluation
 from genimg.evaluation.translation import TranslationEvaluator, means_over_images, similarities
-from genimg.methods.image_to_image import Translation
+from genimg.methods.base import Method
+from genimg.methods.capabilities import Translates
+from genimg.methods.image_to_image import pictures_of
 from genimg.types import Batch
 from genimg.utils.csv_cells import neutral
 from genimg.utils.distributed import all_gather_rows, rank, world_size
@@ -41,7 +43,7 @@ log = logging.getLogger(__name__)
 _WORST = 8  # images in the picture
 _OF_TRANSLATORS = {
     "ckpt", "which", "evaluation", "device", "num_images", "batch_size", "seed", "data_root", "picture", "output", "provenance",
-    "allow", "traceback", "model_mode", "classical", "table", "split",
+    "allow", "traceback", "weights", "model_mode", "classical", "table", "split",
 }  # fmt: skip
 
 Row = dict[str, Tensor]
@@ -65,7 +67,7 @@ def evaluate_translator(request: Request, checkpoint: TrainedCheckpoint, device:
     if useless := sorted(request.typed.keys() - _OF_TRANSLATORS):
         raise ConfigError(f"{request.typed[useless[0]]} has no effect on a model that translates images: remove it")
     method = checkpoint.method(device)
-    assert isinstance(method, Translation)
+    assert isinstance(method, Translates)
     usual = method.sampled_mode
     try:
         if request.options.model_mode is not None:
@@ -75,7 +77,8 @@ def evaluate_translator(request: Request, checkpoint: TrainedCheckpoint, device:
         method.sampled_mode = usual  # the caller may still use the model
 
 
-def _evaluate(request: Request, checkpoint: TrainedCheckpoint, method: Translation, device: torch.device) -> Evaluation:
+def _evaluate(request: Request, checkpoint: TrainedCheckpoint, method: Method, device: torch.device) -> Evaluation:
+    assert isinstance(method, Translates)
     options, config, builder = request.options, checkpoint.config, checkpoint.builder
     source = build_dataset(config, builder)
     check_own_images(source, method, checkpoint.state, other_split=options.split is not None)
@@ -92,7 +95,8 @@ def _evaluate(request: Request, checkpoint: TrainedCheckpoint, method: Translati
     if options.classical and world_size() > 1:
         raise ConfigError("classical=true is for a single process: start it without torchrun")
     collected = _Collector(method.task, _classical(method.task) if options.classical else {})
-    result = evaluator.evaluate(method, data, device, observe=collected.add if paired else lambda batch, found: None)
+    observe = collected.add if paired else lambda batch, found: None
+    result = evaluator.evaluate(method, data, device, weights=checkpoint.weights_label, observe=observe)
     columns = {"model": result.values}
     if paired:
         rows = collected.rows()
@@ -107,7 +111,7 @@ def _evaluate(request: Request, checkpoint: TrainedCheckpoint, method: Translati
 
 
 def _write_images(
-    options: Eval, method: Translation, data: ImageLoader, evaluator: TranslationEvaluator, rows: dict[str, Row]
+    options: Eval, method: Translates, data: ImageLoader, evaluator: TranslationEvaluator, rows: dict[str, Row]
 ) -> None:
     """Write the table of all images and the picture of the worst ones, if requested."""
     if options.table is not None:
@@ -203,12 +207,12 @@ def _write_table(path: Path, data: ImageLoader, evaluator: TranslationEvaluator,
 
 
 def _write_worst(
-    path: Path, method: Translation, data: ImageLoader, evaluator: TranslationEvaluator, rows: dict[str, Row]
+    path: Path, method: Translates, data: ImageLoader, evaluator: TranslationEvaluator, rows: dict[str, Row]
 ) -> None:
     held_out, indices = _chosen(data, evaluator)
     worst = torch.argsort(rows["model"]["psnr"], stable=True)[:_WORST].numpy()
     pictures = []
     for position in worst:
         with steady(evaluator.noise_seed, int(position)):
-            pictures.append(method.pictures(held_out.examples(indices[[position]], evaluator.noise_seed)))
+            pictures.append(pictures_of(method, held_out.examples(indices[[position]], evaluator.noise_seed)))
     write_png(grid(torch.cat(pictures)), path)

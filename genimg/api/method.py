@@ -22,6 +22,7 @@ from genimg.data.subsets import random_order
 from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError, first_line, innermost_module, is_memory_full
 from genimg.methods.base import Method
+from genimg.methods.capabilities import Generates, HasLikelihood, Reconstructs, TakesConditions, Translates
 from genimg.types import Batch
 from genimg.utils.images import to_float
 
@@ -61,8 +62,9 @@ def build_method(
         require_fitting(build, weights, builder)
     method: Method = build()
     refuse_unread_conditioning(config, method)
-    reconstructs = method.reconstructs and bool((config.get("evaluation") or {}).get("reconstructions"))
-    held_out = method.translates or method.likelihood is not None or reconstructs or measures_held_out(config, builder)
+    reconstructs = isinstance(method, Reconstructs) and bool((config.get("evaluation") or {}).get("reconstructions"))
+    measured = reconstructs or measures_held_out(config, builder)
+    held_out = measured or isinstance(method, Translates | HasLikelihood)
     takes_some = not isinstance(config["data"].get("validation"), str)  # another split takes no images from training
     if dataset.validation is not None and takes_some and not held_out:
         raise ConfigError(
@@ -77,26 +79,26 @@ def build_method(
             "conditioning=none, or other data" + _HOW_TO_HAVE.get(missing[0], ""),
             key="conditioning",
         )
-    if "label" in method.batch_keys and method.num_classes != facts.num_classes:
+    if isinstance(method, TakesConditions) and method.num_classes not in (0, facts.num_classes):
         raise ConfigError(
             f"the model is made for {method.num_classes} classes, but data {dataset.name} has {facts.num_classes}: remove "
             "num_classes from the model and the conditioning",
             key="conditioning.encoder.num_classes",
         )
     _check_shapes(method, dataset, task)
-    if method.condition_bank_size:
-        method.set_condition_bank(_conditions(dataset, method))
+    if isinstance(method, TakesConditions):
+        method.set_condition_bank(_conditions(dataset, method, method.condition_bank_size))
     return method
 
 
-def _conditions(dataset: ImageDataset, method: Method) -> Batch:
+def _conditions(dataset: ImageDataset, method: Method, num_captions: int) -> Batch:
     """Return all labels, or the captions of random images, in the form of a batch, if the method reads them."""
     batch: Batch = {}
     if "label" in method.batch_keys and dataset.labels is not None:
         batch["label"] = torch.from_numpy(dataset.labels)
     if "caption" in method.batch_keys:
         # The captions of a small dataset are repeated; their counts differ by at most one.
-        texts = dataset.captions(np.resize(random_order(len(dataset), seed=0), method.condition_bank_size))
+        texts = dataset.captions(np.resize(random_order(len(dataset), seed=0), num_captions))
         batch["caption"] = encode(texts, caption_length(texts))
     return batch
 
@@ -110,17 +112,20 @@ _SHAPES = re.compile(
 
 def _check_shapes(method: Method, dataset: ImageDataset, task: Task | None) -> None:
     channels, height, width = dataset.shape
-    if height % method.size_divisor or width % method.size_divisor:
+    divisor = method.size_divisor if isinstance(method, Translates) else 1
+    if height % divisor or width % divisor:
         raise ConfigError(
-            f"the model takes images whose sides are multiples of {method.size_divisor} pixels, not {height}x{width}: change "
+            f"the model takes images whose sides are multiples of {divisor} pixels, not {height}x{width}: change "
             "data.image_size"
         )
+    made: tuple[int, ...] = dataset.shape
     image = to_float(torch.zeros(2, *dataset.shape, dtype=torch.uint8))
     try:
         with torch.no_grad(), mounted("model", method):
             method.eval()
             method.check({"image": image} if task is None else task(image, np.arange(2, dtype=np.int64), 0))
-            made = dataset.shape if task else tuple(method.sample(method.draw(range(2), 0)).shape[1:])
+            if isinstance(method, Generates):
+                made = tuple(method.sample(method.draw(range(2), 0)).shape[1:])
     except (RuntimeError, ValueError) as error:
         if is_memory_full(error):
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,35 +17,47 @@ from genimg.api.evaluate_checkpoint import LoadedCheckpoint
 from genimg.config.compose import compose
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.periodic import Evaluation
-from genimg.inference.checks import check_truncation
 from genimg.inference.conditions import find_conditions, repeated, require_condition
+from genimg.inference.options import sampling_options
 from genimg.inference.sample import Sampler
 from genimg.inference.translate import ImageTranslator, chosen_direction, needs_mask, way_of_training
 from genimg.methods.base import Method
-from genimg.methods.image_to_image import Translation
+from genimg.methods.capabilities import Generates, Reconstructs, Translates
 from genimg.training.device import choose_device
 from genimg.types import Batch, height_width
 from genimg.utils.images import to_float
 from genimg.utils.numbers import require_least
 from genimg.utils.words import quoted
 
+Capability = TypeVar("Capability")
+
 Labels = int | str | Sequence[int | str] | Tensor | NDArray[np.integer[Any]]
 """One class, by number or name, or a list, array or tensor of classes."""
 
 
-def load(path: str | Path, *, which: str = "last", device: str = "auto", allow: Sequence[str] = ()) -> Model:
+def load(
+    path: str | Path,
+    *,
+    which: str = "last",
+    weights: str | float | None = None,
+    device: str = "auto",
+    allow: Sequence[str] = (),
+) -> Model:
     """Load a trained model without running code from the checkpoint.
 
     Args:
         path: A run directory, or a checkpoint.
         which: Checkpoint of a run directory, ``last`` or ``best``.
+        weights: ``raw``; ``ema``, the first average of the training; the name of another; or the length of a power-function
+            average, such as 0.08. None takes those of the training's evaluations.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         allow: Packages of your own that the checkpoint's config may name.
 
     Raises:
         CheckpointError: If there is no checkpoint, or it is broken.
+        ConfigError: If the checkpoint does not have these weights.
     """
-    checkpoint = TrainedCheckpoint.open(path, which, allow)
+    checkpoint = TrainedCheckpoint.open(path, which, allow, weights=weights)
     return Model(checkpoint, choose_device(device), allow)
 
 
@@ -60,11 +72,12 @@ class Model:
         facts: Facts about the training data: image size, channels, number of classes.
         class_names: Class names by label; empty without labels.
         images_seen: Number of images that it was trained on, including repeats.
+        weights: Name of the weights, such as ``ema`` or ``raw``.
     """
 
     def __init__(self, checkpoint: TrainedCheckpoint, device: torch.device, allow: Sequence[str] = ()) -> None:
         self.method: Method = checkpoint.method(device)
-        if not self.method.translates:
+        if isinstance(self.method, Generates):
             self.method.before_sampling()
         self.device = device
         self.path = checkpoint.path
@@ -72,6 +85,7 @@ class Model:
         self.facts = checkpoint.facts
         self.class_names = checkpoint.class_names
         self.images_seen = checkpoint.images
+        self.weights = checkpoint.weights_label
         self._allow = tuple(allow)
         self._checkpoint = LoadedCheckpoint.of(checkpoint, self.method, device)
 
@@ -92,9 +106,8 @@ class Model:
         seed: int = 0,
         label: Labels | None = None,
         text: str | Sequence[str] | None = None,
-        truncation: float | None = None,
-        noise: str | None = None,
         batch_size: int = 64,
+        **options: Any,
     ) -> Tensor:
         """Generate images, as ``genimg-sample`` does.
 
@@ -104,10 +117,8 @@ class Model:
             label: Class by name or number, for all images, or one for each image; None draws classes as often as they occur
                 in the data.
             text: Caption, for all images or one for each; None draws captions from the data.
-            truncation: Reduction of variety: psi of StyleGAN2, the temperature of a VQ-VAE's prior, or else the largest
-                magnitude of a latent's components.
-            noise: Noise mode of StyleGAN2: ``random``, ``const`` or ``none``.
             batch_size: Number of images per batch.
+            options: Sampling options of this model, such as ``truncation=0.7``: the fields of ``sampling_options``.
 
         Returns:
             Float32 [num_images, C, H, W] in [-1, 1], on the CPU.
@@ -115,11 +126,11 @@ class Model:
         Raises:
             ConfigError: If the model needs input images, has no such class, or an option has no effect on it.
         """
-        self._require("sample", not self.method.translates, "makes images from images: use translate")
+        method = self._capable(Generates, "sample", "makes images from images: use translate")
         require_least(1, num_images=num_images, batch_size=batch_size)
-        check_truncation(truncation)
-        rows = self._conditions(num_images, label=label, text=text)
-        sampler = Sampler(self.method, self.device, seed, batch_size, truncation, noise)
+        chosen = sampling_options(method, options)
+        rows = self._conditions(method, num_images, label=label, text=text)
+        sampler = Sampler(method, self.device, seed, batch_size, chosen)
 
         def draw(indices: range) -> Batch:
             return sampler.draw(indices) | {key: row[indices.start : indices.stop] for key, row in rows.items()}
@@ -155,9 +166,7 @@ class Model:
             ConfigError: If the model does not translate, or an option does not fit it.
             DataError: If the images or masks do not fit it.
         """
-        method = self.method
-        self._require("translate", method.translates, "makes images from nothing: use sample")
-        assert isinstance(method, Translation)
+        method = self._capable(Translates, "translate", "makes images from nothing: use sample")
         require_least(1, batch_size=batch_size)
         translator = ImageTranslator.of(
             method, self.facts, self.device,
@@ -195,8 +204,9 @@ class Model:
             ConfigError: If the model is not an autoencoder, or label or text is missing or has no effect.
             DataError: If the images do not have the model's size.
         """
-        self._require("reconstruct", self.method.reconstructs, "is no autoencoder")
-        return torch.cat([self.method.reconstruct(each).cpu() for each in self._batches(images, label, text, batch_size)])
+        method = self._capable(Reconstructs, "reconstruct", "is no autoencoder")
+        batches = self._batches(method, images, label, text, batch_size)
+        return torch.cat([method.reconstruct(each).cpu() for each in batches])
 
     def encode(self, images: object, *, label: Any = None, text: Any = None, batch_size: int = 64) -> Tensor:
         """Encode images with an autoencoder.
@@ -210,8 +220,8 @@ class Model:
         Raises:
             ConfigError, DataError: As in ``reconstruct``.
         """
-        self._require("encode", self.method.reconstructs, "is no autoencoder")
-        return torch.cat([self.method.encode(each).cpu() for each in self._batches(images, label, text, batch_size)])
+        method = self._capable(Reconstructs, "encode", "is no autoencoder")
+        return torch.cat([method.encode(each).cpu() for each in self._batches(method, images, label, text, batch_size)])
 
     def evaluate(
         self,
@@ -253,11 +263,18 @@ class Model:
         assert result is not None
         return result
 
-    def _require(self, name: str, can: bool, why_not: str) -> None:
-        if not can:
-            raise ConfigError(f"{name} has no meaning for this model: a {type(self.method).__name__} {why_not}", key=name)
+    @property
+    def sampling_options(self) -> type[Any] | None:
+        """Dataclass of the options that ``sample`` takes for this model; None if it does not generate."""
+        return self.method.sampling_options if isinstance(self.method, Generates) else None
 
-    def _conditions(self, count: int, **given: Any) -> Batch:
+    def _capable(self, capability: type[Capability], name: str, why_not: str) -> Capability:
+        """Return the method if it has a capability."""
+        if not isinstance(self.method, capability):
+            raise ConfigError(f"{name} has no meaning for this model: a {type(self.method).__name__} {why_not}", key=name)
+        return self.method
+
+    def _conditions(self, method: Generates | Reconstructs, count: int, **given: Any) -> Batch:
         """Return conditions in the form of a batch, one row per image; empty if the method draws them."""
         given = {key: value.tolist() if isinstance(value, Tensor | np.ndarray) else value for key, value in given.items()}
         several = {
@@ -267,7 +284,7 @@ class Model:
             if len(values) != count:
                 raise ConfigError(f"{key}=... has {len(values)} entries for {count} images: give one for each image", key=key)
         rows = [
-            find_conditions(self.method, self.class_names,
+            find_conditions(method, self.class_names,
                             **{key: several[key][i] if key in several else value for key, value in given.items()})[0].row
             for i in range(count if several else 1)
         ]  # fmt: skip
@@ -278,7 +295,7 @@ class Model:
             key: torch.cat([_padded(row[key], width) if row[key].dim() > 1 else row[key] for row in rows]) for key in rows[0]
         }
 
-    def _batches(self, images: object, label: Any, text: Any, batch_size: int) -> Iterator[Batch]:
+    def _batches(self, method: Reconstructs, images: object, label: Any, text: Any, batch_size: int) -> Iterator[Batch]:
         """Yield the images with their conditions, batch by batch on the device."""
         require_least(1, batch_size=batch_size)
         pixels = self._pixels(images)
@@ -286,8 +303,8 @@ class Model:
         if tuple(pixels.shape[1:]) != expected:
             shapes = ("x".join(map(str, shape)) for shape in (pixels.shape[1:], expected))
             raise DataError("images of {} pixels do not fit this model, which takes {}".format(*shapes), key="images")
-        rows = self._conditions(len(pixels), label=label, text=text)
-        require_condition(self.method, rows, "images=...")
+        rows = self._conditions(method, len(pixels), label=label, text=text)
+        require_condition(method, rows, "images=...")
         for start in range(0, len(pixels), batch_size):
             some = slice(start, start + batch_size)
             batch = {"image": to_float(pixels[some]), **{key: row[some] for key, row in rows.items()}}
@@ -299,7 +316,7 @@ class Model:
         return torch.from_numpy(dataset.read_many(np.arange(len(dataset))))
 
 
-def _checked_masks(masks: Tensor | NDArray[Any] | None, pixels: Tensor, method: Translation) -> Tensor | None:
+def _checked_masks(masks: Tensor | NDArray[Any] | None, pixels: Tensor, method: Translates) -> Tensor | None:
     """Return masks as float32 [N, 1, h, w], or None for a model without inpainting."""
     if not needs_mask(method, masks, "masks", "give one for each image, 1 or True where pixels are missing"):
         return None

@@ -36,7 +36,7 @@ from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.datasets.external import as_dataset, dataset_of
 from genimg.data.identity import Identity, identity_of
 from genimg.errors import ConfigError, UserError, is_bug
-from genimg.methods.image_to_image import Translation
+from genimg.methods.capabilities import Translates
 from genimg.training.autotune import resolve_auto
 from genimg.training.components import TrainingComponents
 from genimg.training.device import describe_hardware
@@ -347,7 +347,7 @@ class _Recorders:
 
 
 def _identity(parts: TrainingComponents) -> Identity:
-    task = parts.method.task if isinstance(parts.method, Translation) else None
+    task = parts.method.task if isinstance(parts.method, Translates) else None
     masks = None if task is None else task.fingerprint()
     return identity_of(parts.source, captions="caption" in parts.method.batch_keys, masks=masks)
 

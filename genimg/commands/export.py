@@ -17,7 +17,7 @@ from genimg.exporting.formats import FORMATS, require_packages
 from genimg.exporting.parts import Choices, ExportedNetwork, exportable
 from genimg.exporting.snippet import snippet
 from genimg.exporting.writing import describe, describe_trials, write_checked
-from genimg.inference.checks import check_truncation
+from genimg.methods.capabilities import Generates, require_truncation
 from genimg.training.device import Precision, choose_device
 from genimg.utils.files import check_writable, naming_full_disk
 from genimg.utils.mappings import flatten
@@ -33,17 +33,19 @@ def export(composed: DictConfig) -> None:
     kind = options.format
     _check(options)
     require_packages(kind)
-    checkpoint = TrainedCheckpoint.open(options.ckpt, options.which, options.allow, flatten(groups) if groups else {})
+    named = flatten(groups) if groups else {}
+    checkpoint = TrainedCheckpoint.open(options.ckpt, options.which, options.allow, named, weights=options.weights)
     device = choose_device(options.device)
     Precision("fp32", device).apply_globally()  # the TF32 of GPUs would be the largest difference
     method = checkpoint.method(device)
-    method.before_sampling()
+    if isinstance(method, Generates):
+        method.before_sampling()
     choices = Choices(options.truncation, options.direction, options.model_mode)
     part = exportable(method, choices, checkpoint.facts)
     output = _output(options, checkpoint.path, part)
     record = describe(
         part, kind, choices, config=thaw(checkpoint.config), facts=checkpoint.facts, state=checkpoint.state,
-        checkpoint=checkpoint.path, class_names=checkpoint.class_names, weights=method.sampled_weights,
+        checkpoint=checkpoint.path, class_names=checkpoint.class_names, weights=checkpoint.weights_label,
     )  # fmt: skip
     with naming_full_disk(f"the disk of output={output} became full: make room, or choose another output"):
         difference, part = write_checked(part, record, kind, output, device, options.allow)
@@ -72,7 +74,10 @@ def _check(options: Export) -> None:
             f"output={options.output} must end in {suffix}, as files of format={options.format} do: rename it, or choose "
             "another format"
         )
-    check_truncation(options.truncation)
+    try:
+        require_truncation(options.truncation)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _output(options: Export, checkpoint: Path, part: ExportedNetwork) -> Path:

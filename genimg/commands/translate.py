@@ -16,7 +16,7 @@ from genimg.inference.image_files import checked_output, find_pictures, with_siz
 from genimg.inference.tiling import check_tiles
 from genimg.inference.translate import ImageTranslator, chosen_direction, way_of_training
 from genimg.inference.translate_files import halves, require_whole, translate_files, with_fitting_masks
-from genimg.methods.image_to_image import Translation
+from genimg.methods.capabilities import Translates
 from genimg.training.device import choose_device
 from genimg.utils.mappings import flatten
 from genimg.utils.numbers import require_least
@@ -35,10 +35,11 @@ def translate(composed: DictConfig) -> None:
     _check(options)
     pictures = find_pictures(options.input)
     device = choose_device(options.device)
-    checkpoint = TrainedCheckpoint.open(options.ckpt, options.which, options.allow, flatten(groups) if groups else {})
+    named = flatten(groups) if groups else {}
+    checkpoint = TrainedCheckpoint.open(options.ckpt, options.which, options.allow, named, weights=options.weights)
     data, facts = checkpoint.config["data"], checkpoint.facts
     method = checkpoint.method(device)
-    if not isinstance(method, Translation):
+    if not isinstance(method, Translates):
         raise ConfigError(f"ckpt={options.ckpt}: this model makes images from nothing: use genimg-sample")
     direction = chosen_direction(method, options.direction, way_of_training(data))
     if options.model_mode is not None:

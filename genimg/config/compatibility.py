@@ -11,11 +11,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from genimg.config import schema, untrusted
-from genimg.config.instantiate import Builder, chosen_penalties
+from genimg.config.instantiate import Builder, chosen_nodes
 from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError
 from genimg.methods.base import Method
+from genimg.methods.capabilities import TakesConditions, Translates, offers
 from genimg.utils.paths import config_dir
 from genimg.utils.words import nearest
 
@@ -63,24 +64,27 @@ def check_pairing(config: Mapping[str, Any], builder: Builder) -> type[Method]:
 
 
 def _refuse_without_effect(config: Mapping[str, Any], method_class: type[Method], loss_class: type) -> None:
-    """Refuse a penalty, augmentation, conditioning or likelihood that the model or loss does not use."""
-    parameters = inspect.signature(method_class).parameters
+    """Refuse a penalty, augmentation, conditioning or likelihood that the model or loss does not use.
+
+    A group is used if the model's or the loss's node has the key that refers to it, as ``model.penalties`` to ``penalty``.
+    """
+    model, loss = config["model"], config["loss"]
     head = (config.get("conditioning") or {}).get("head", "none")
     chosen = {
-        "penalty": bool(chosen_penalties(config.get("penalty"))) and "penalties" not in parameters,
-        "augment": "_target_" in (config.get("augment") or {}) and "augment" not in parameters,
-        "conditioning": head != "none" and not method_class.takes_conditions,
+        "penalty": bool(chosen_nodes(config.get("penalty"), "penalty")) and "penalties" not in model,
+        "augment": "_target_" in (config.get("augment") or {}) and "augment" not in model,
+        "conditioning": head != "none" and not offers(method_class, TakesConditions),
     }
     for group, is_useless in chosen.items():
         if is_useless:
             raise ConfigError(f"{group} has no effect on this model, a {method_class.__name__}: remove it")
-    if head not in ("none", "concat") and "auxiliary" not in parameters:
+    if head not in ("none", "concat") and "auxiliary" not in model:
         raise ConfigError(
             f"this conditioning is of a GAN's discriminator (conditioning.head={head}), and does not go with a "
             f"{method_class.__name__}: choose conditioning=concat, for labels"
         )
     has_likelihood = "_target_" in (config.get("likelihood") or {})
-    if has_likelihood != ("likelihood" in inspect.signature(loss_class).parameters):
+    if has_likelihood != ("likelihood" in loss):
         if has_likelihood:
             name = config["likelihood"]["_target_"].rpartition(".")[2]
             raise ConfigError(
@@ -99,7 +103,7 @@ def refuse_unread_conditioning(config: Mapping[str, Any], method: Method) -> Non
         ConfigError: If there is such a conditioning.
     """
     head = (config.get("conditioning") or {}).get("head", "none")
-    if head != "none" and method.takes_conditions and len(method.batch_keys) == 1:
+    if head != "none" and isinstance(method, TakesConditions) and len(method.batch_keys) == 1:
         raise ConfigError(
             f"conditioning.head={head} has no effect, because no network of the model reads a condition: set "
             "conditioning=none, or give a network of your own an encoder, its attribute condition (docs/extending.md)",
@@ -109,7 +113,8 @@ def refuse_unread_conditioning(config: Mapping[str, Any], method: Method) -> Non
 
 def check_kind(method: type[Method], source: ImageDataset, task: Task | None) -> None:
     """Refuse data without input images for a method that translates, and with them for one that does not."""
-    if method.translates == (task is not None) and (task is None or set(method.batch_keys) <= set(task.keys)):
+    translates = offers(method, Translates)
+    if translates == (task is not None) and (task is None or set(method.batch_keys) <= set(task.keys)):
         return
     name = method.__name__
     if task is None:
@@ -117,7 +122,7 @@ def check_kind(method: type[Method], source: ImageDataset, task: Task | None) ->
             f"the model, a {name}, makes images from images, but data {source.name} has images alone: choose a task such as "
             "task=denoise or task=inpaint, or data=paired or data=unpaired"
         )
-    if not method.translates:
+    if not translates:
         raise ConfigError(
             f"the data has a {' and a '.join(task.keys)} of each sample, but the model, a {name}, makes images from nothing: "
             "choose a model such as pix2pix or restoration" + ("" if source.task else ", or task=none")

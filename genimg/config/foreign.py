@@ -57,7 +57,7 @@ _KEYS = {
     **_several("batch_size bs", _value("trainer.batch_size"), _value("batch_size")),
     **_several("img_size image_size resolution size", _value("data.image_size")),
     **_several("gpu cuda gpus num_gpus", ("trainer", _gpu_or_several), ("device", _gpu)),
-    **_several("ema ema_decay ema_beta", ("model.ema_half_life", lambda value: "model.ema_half_life='N images'")),
+    **_several("ema ema_decay ema_beta", ("ema.exponential.half_life", lambda value: "ema.exponential.half_life='N images'")),
     **_several("z_dim nz latent_dim", _value("model.latent.dim"), _value("model.latent_dim")),
     **_several("dataset", _value("data", "NAME"), ("real", lambda value: f"real={value or 'NAME'}")),
     **_several("dataroot data_root data_dir data_path", ("data", _root)),

@@ -26,13 +26,16 @@ def is_requested(arguments: Sequence[str]) -> bool:
     return any(argument in ("-h", "--help") for argument in arguments)
 
 
-def page(name: str, arguments: Sequence[str], width: int | None = None) -> str:
+def page(
+    name: str, arguments: Sequence[str], width: int | None = None, *, of_model: tuple[str, Sequence[Option]] | None = None
+) -> str:
     """Return the help of a command: examples, its options, and the options of the chosen groups.
 
     Args:
         name: Name of the primary config.
         arguments: Arguments of the command line, which choose the groups.
         width: Width of the page in characters; None uses the terminal's.
+        of_model: Heading and options of the model that the arguments name; None for none.
     """
     width = max(width or shutil.get_terminal_size().columns, _NARROWEST_PAGE)
     files = _Files([config_dir(), *_own_directories(arguments)])
@@ -41,6 +44,9 @@ def page(name: str, arguments: Sequence[str], width: int | None = None) -> str:
     examples, *remarks = told["template"].split("\n\n")
     parts = [_fill(told["header"], width), textwrap.indent(examples, "  "), *(_fill(each, width) for each in remarks)]
     parts += _sections("", options_of(COMMANDS[name]), width)
+    if of_model is not None:
+        title, rows = of_model
+        parts += _sections("", rows, width, title) if rows else [title]
     defaults = [(str(key), value) for entry in config["defaults"] if isinstance(entry, dict) for key, value in entry.items()]
     groups = {key.removeprefix("optional "): value for key, value in defaults if not key.startswith("override ")}
     choices = files.choices(groups, arguments)

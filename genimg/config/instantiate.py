@@ -27,7 +27,7 @@ from genimg.data.facts import DataFacts
 from genimg.data.tasks.base import Pair, Task
 from genimg.errors import ConfigError, NeedsDownloadError, UserError, innermost_module, join, subject_of
 from genimg.methods.base import Method
-from genimg.methods.image_to_image import Translation
+from genimg.methods.capabilities import Translates, offers
 from genimg.schedules import Schedule
 from genimg.utils.durations import NumImages, to_images
 from genimg.utils.machine_local import MachineLocal, is_importable, marker_of
@@ -60,6 +60,7 @@ ALLOWED = (
     "genimg.methods",
     "genimg.networks",
     "genimg.schedules",
+    "genimg.training.ema",
     "genimg.training.performance",
     "genimg.training.schedules",
     "genimg.training.wandb",
@@ -349,11 +350,11 @@ def build_model(config: Mapping[str, Any], facts: DataFacts, builder: Builder, t
         task: Task of that data; None builds the config's task.
     """
     arguments = facts.arguments()
-    if _is_kind(builder.locate(config["model"]["_target_"], "model"), Translation):
+    if offers(builder.locate(config["model"]["_target_"], "model"), Translates):
         arguments["task"] = task or build_known_task(config, facts, builder)
     node = dict(config["model"])
     if "penalties" in node:
-        node["penalties"] = chosen_penalties(node["penalties"])
+        node["penalties"] = chosen_nodes(node["penalties"], "penalty")
     method: Method = builder.build(node, "model", arguments)
     return method
 
@@ -373,15 +374,19 @@ def build_known_task(config: Mapping[str, Any], facts: DataFacts, builder: Build
     return Pair(source_channels=facts.source_channels)
 
 
-def chosen_penalties(penalties: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the penalties chosen by ``penalty=[...]``, without leftover settings of a recipe for other penalties.
+def chosen_nodes(nodes: Mapping[str, Any] | None, group: str) -> dict[str, Any]:
+    """Return the options chosen by a list such as ``penalty=[...]``, without a recipe's settings for other options.
+
+    Args:
+        nodes: Nodes by name; None for none.
+        group: Config group, ``penalty`` or ``ema``.
 
     Raises:
-        ConfigError: If ``penalties`` is not a mapping.
+        ConfigError: If ``nodes`` is not a mapping.
     """
-    if not isinstance(penalties, Mapping | None):
-        raise ConfigError(f"model.penalties={penalties} must be a mapping", "choose penalties with penalty=[NAME]")
-    return {name: node for name, node in (penalties or {}).items() if not isinstance(node, dict) or "_target_" in node}
+    if not isinstance(nodes, Mapping | None):
+        raise ConfigError(f"{group}={nodes} must be a mapping", f"choose with {group}=[NAME]", key=group)
+    return {name: node for name, node in (nodes or {}).items() if not isinstance(node, dict) or "_target_" in node}
 
 
 class _Factory(functools.partial[Any]):

@@ -38,6 +38,9 @@ _FORMER = {
     r"penalty\.r[12]\.image_size": _FOLLOWS_DATA,
     r"data\.placement": "it is called data.storage now",
     r"model\.(\w+\.)*smallest": "it is called bottom_size now",
+    r"model\.ema_half_life": "set ema.exponential.half_life",
+    r"model\.ema_ramp_up": "set ema.exponential.ramp_up",
+    r"model\.sampled_weights": "set trainer.weights",
     r"model\.standing_batches": "it is called standing_stats_batches now",
 }  # fmt: skip
 """Patterns of keys of earlier versions, with the fix. NAME stands for the last part of the key."""

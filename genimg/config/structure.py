@@ -83,9 +83,10 @@ def require_groups(config: Mapping[str, Any]) -> None:
     for group in (*_BUILT, "trainer", "evaluation", *_OPTIONAL):
         if group not in config:
             raise ConfigError(f"{group} is required", f"set {group}=NAME", key=group)
-    for name, node in (config["penalty"] or {}).items():
-        if not isinstance(node, Mapping | DictConfig | None):
-            raise ConfigError(f"penalty.{name}={as_written(node)} must be a mapping", f"choose it with penalty=[{name}]")
+    for group in ("penalty", "ema"):
+        for name, node in (config[group] or {}).items():
+            if not isinstance(node, Mapping | DictConfig | None):
+                raise ConfigError(f"{group}.{name}={as_written(node)} must be a mapping", f"choose it with {group}=[{name}]")
 
 
 def require_options(values: Mapping[str, Any], kind: type, group: str = "", names: Collection[str] = ()) -> None:

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from genimg.config.instantiate import Builder, Node, local_parameters, name_again
+from genimg.config.schema.commands import CHECKPOINT_GROUPS
 from genimg.errors import ConfigError
 from genimg.utils.machine_local import MachineLocal, Required
 
 log = logging.getLogger(__name__)
 
-GROUPS = ("conditioning", "evaluation", "loss", "model")
-"""Groups with machine-local parameters. Every command that opens a checkpoint accepts their keys."""
+GROUPS = CHECKPOINT_GROUPS
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from genimg.evaluation.metrics import Metric, Name
 from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
 from genimg.evaluation.stats_cache import SavedStatistics, cache_path, read_cache, write_cache
 from genimg.methods.base import Method
+from genimg.methods.capabilities import Generates, Reconstructs
 from genimg.utils import paths
 from genimg.utils.distributed import on_every_rank, rank, world_size
 from genimg.utils.durations import NumImages
@@ -107,7 +108,7 @@ class Evaluator(PeriodicEvaluator):
         self._warned: set[str] = set()
 
     def check(self, method: Method, source: ImageDataset | None = None) -> None:
-        if method.translates:
+        if not isinstance(method, Generates):
             raise ConfigError(
                 f"this evaluation measures images that are made from nothing, but the model, a {type(method).__name__}, makes "
                 "images from images: choose another evaluation, such as translation"
@@ -122,7 +123,7 @@ class Evaluator(PeriodicEvaluator):
         Raises:
             ConfigError: If LPIPS is not defined for the shape.
         """
-        if self.lpips is not None and method.reconstructs and self.reconstructions:
+        if self.lpips is not None and isinstance(method, Reconstructs) and self.reconstructions:
             check_lpips(self.lpips, shape)
 
     @property
@@ -144,21 +145,38 @@ class Evaluator(PeriodicEvaluator):
         device: torch.device,
         should_stop: Callable[[], bool] = lambda: False,
         num_images: int | None = None,
+        *,
+        weights: str = "raw",
     ) -> Evaluation:
         """Evaluate against ``data``; see PeriodicEvaluator."""
+        assert isinstance(method, Generates)
         real = DatasetImages(data)
-        fake = self.generated(method, device, data.source.class_names, num_images)
+        fake = self.generated(method, device, data.source.class_names, num_images, weights=weights)
         held_out = None if data.validation is None else DatasetImages(data.validation)
         result = self.compare(real, fake, device, should_stop, held_out=held_out)
         side, images = ("train", real) if held_out is None else ("held_out", held_out)
         return self.with_reconstructions(result, method, images, side, device, should_stop)
 
     def generated(
-        self, method: Method, device: torch.device, class_names: tuple[str, ...], num_images: int | None = None
+        self,
+        method: Generates,
+        device: torch.device,
+        class_names: tuple[str, ...],
+        num_images: int | None = None,
+        *,
+        weights: str = "raw",
     ) -> GeneratedImages:
-        """Return the generated images that are evaluated; ``class_names`` are the classes of the training data."""
+        """Return the generated images that are evaluated.
+
+        Args:
+            method: Model with the weights to evaluate.
+            device: Device of the model.
+            class_names: Class names of the training data.
+            num_images: Number of images; None uses the evaluator's setting.
+            weights: Name of these weights, for the provenance.
+        """
         count = self.num_images if num_images is None else num_images
-        return GeneratedImages(method, count=count, seed=self.seed, device=device, class_names=class_names)
+        return GeneratedImages(method, count=count, seed=self.seed, device=device, class_names=class_names, weights=weights)
 
     def with_reconstructions(
         self,
@@ -183,7 +201,7 @@ class Evaluator(PeriodicEvaluator):
             EvaluationInterruptedError: If ``should_stop`` returns true.
             DataError: If there are fewer than two images.
         """
-        if not (method.reconstructs and self.reconstructions):
+        if not (isinstance(method, Reconstructs) and self.reconstructions):
             return result
         count = min(self.reconstructions, len(images))
         if count < max(2, world_size()):

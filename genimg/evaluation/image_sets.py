@@ -13,7 +13,7 @@ from torch import Tensor
 from genimg.data.loader import ImageLoader
 from genimg.data.subsets import fixed_subset, selection
 from genimg.errors import ConfigError, DataError
-from genimg.methods.base import Method
+from genimg.methods.capabilities import Generates, Reconstructs, TakesConditions
 from genimg.utils.images import to_float, to_uint8
 
 
@@ -132,10 +132,18 @@ class GeneratedImages(ImageSet):
         seed: Seed of the images and their labels.
         device: Device of the model.
         class_names: Class names of the training data.
+        weights: Name of the model's weights, for the provenance.
     """
 
     def __init__(
-        self, method: Method, *, count: int, seed: int, device: torch.device, class_names: tuple[str, ...] = ()
+        self,
+        method: Generates,
+        *,
+        count: int,
+        seed: int,
+        device: torch.device,
+        class_names: tuple[str, ...] = (),
+        weights: str = "raw",
     ) -> None:
         self.method = method
         self.count = count
@@ -145,7 +153,8 @@ class GeneratedImages(ImageSet):
         self.class_names = class_names
         self._shape: tuple[int, ...] | None = None
         self._finite = FiniteCheck(self.name)
-        self._labels = method.labels_of(count, seed)
+        self._weights = weights
+        self._labels = method.random_labels(count, seed) if isinstance(method, TakesConditions) else None
         method.before_sampling()
 
     def __len__(self) -> int:
@@ -168,11 +177,11 @@ class GeneratedImages(ImageSet):
         return {
             "source": "model",
             "image_shape": None if self._shape is None else "x".join(map(str, self._shape)),
-            "weights": self.method.sampled_weights,
-            "mode": self.method.sampled_mode,
+            "weights": self._weights,
+            "mode": "eval",
             "seed": self.seed,
             "augmentation": "none",
-        } | ({} if self.method.sampled_noise is None else {"noise": self.method.sampled_noise})
+        } | {key: value for key, value in vars(self.method.sampling_options()).items() if value is not None}
 
 
 class Reconstructions:
@@ -183,7 +192,7 @@ class Reconstructions:
         originals: Images to reconstruct.
     """
 
-    def __init__(self, method: Method, originals: DatasetImages) -> None:
+    def __init__(self, method: Reconstructs, originals: DatasetImages) -> None:
         self._method = method
         self._originals = originals
         self._finite = FiniteCheck("the model's reconstructions")

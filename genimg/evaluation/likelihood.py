@@ -18,6 +18,7 @@ from genimg.errors import ConfigError, DataError
 from genimg.evaluation.feature_extraction import full_float32, ranges
 from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
 from genimg.methods.base import Method
+from genimg.methods.capabilities import HasLikelihood
 from genimg.types import Batch, PixelLikelihood
 from genimg.utils.distributed import all_gather_rows, shard, world_size
 from genimg.utils.durations import NumImages
@@ -60,7 +61,7 @@ class LikelihoodEvaluator(HeldOutEvaluator):
         self.num_samples = num_samples
 
     def check(self, method: Method, source: ImageDataset | None = None) -> None:
-        if method.likelihood is None:
+        if not isinstance(method, HasLikelihood):
             raise ConfigError(
                 f"this evaluation needs a model with a likelihood, such as vae, and a {type(method).__name__} has none: choose "
                 "another evaluation"
@@ -82,22 +83,32 @@ class LikelihoodEvaluator(HeldOutEvaluator):
         device: torch.device,
         should_stop: Callable[[], bool] = lambda: False,
         num_images: int | None = None,
+        *,
+        weights: str = "raw",
     ) -> Evaluation:
         """See PeriodicEvaluator."""
         self.check(method, data.source)
+        assert isinstance(method, HasLikelihood)
         held_out = data.validation or data
-        return self.measure(method, held_out, should_stop, num_images, held_out=data.validation is not None)
+        return self.measure(method, held_out, should_stop, num_images, held_out=data.validation is not None, weights=weights)
 
     def measure(
         self,
-        method: Method,
+        method: HasLikelihood,
         data: ImageLoader,
         should_stop: Callable[[], bool] = lambda: False,
         num_images: int | None = None,
         *,
         held_out: bool | None,
+        weights: str = "raw",
     ) -> Evaluation:
-        """Measure the images of ``data``; ``held_out`` is whether they were not used for training, None if unknown.
+        """Measure the images of ``data``.
+
+        Args:
+            method: Model to evaluate.
+            data: Images to measure.
+            should_stop, num_images, weights: See PeriodicEvaluator.
+            held_out: Whether they were not used for training; None if unknown.
 
         Raises:
             EvaluationInterruptedError: If ``should_stop`` returns true.
@@ -118,7 +129,6 @@ class LikelihoodEvaluator(HeldOutEvaluator):
                     rows[name].append(numbers)
         means = {name: _mean(parts) for name, parts in rows.items()}
         likelihood, num_dimensions = method.likelihood, math.prod(data.source.shape)
-        assert likelihood is not None
 
         def bits(nats: float) -> float:
             return likelihood.bits_per_dimension(torch.tensor(nats, dtype=torch.float64), num_dimensions).item()
@@ -140,10 +150,10 @@ class LikelihoodEvaluator(HeldOutEvaluator):
             raise DataError(
                 f"{broken} of {data.source.name} is {values[broken]}: the model has diverged; evaluate an earlier one"
             )
-        return Evaluation(values, self._provenance(method, likelihood, data, count, held_out=held_out))
+        return Evaluation(values, self._provenance(likelihood, data, count, held_out=held_out, weights=weights))
 
     def _provenance(
-        self, method: Method, likelihood: PixelLikelihood, data: ImageLoader, count: int, *, held_out: bool | None
+        self, likelihood: PixelLikelihood, data: ImageLoader, count: int, *, held_out: bool | None, weights: str
     ) -> dict[str, Any]:
         return {
             "likelihood": {
@@ -155,7 +165,7 @@ class LikelihoodEvaluator(HeldOutEvaluator):
                 **selection(count, len(data.source)),
                 "num_samples": self.num_samples,
                 "of": likelihood.description,
-                "weights": method.sampled_weights,
+                "weights": weights,
                 "seed": self.seed,
             },
             "precision": "networks float32 without TF32, sums over samples and images float64",

@@ -94,6 +94,8 @@ class PeriodicEvaluator(ABC):
         device: torch.device,
         should_stop: Callable[[], bool] = lambda: False,
         num_images: int | None = None,
+        *,
+        weights: str = "raw",
     ) -> Evaluation:
         """Evaluate the model in its current state.
 
@@ -103,6 +105,7 @@ class PeriodicEvaluator(ABC):
             device: Device of the model.
             should_stop: Callback checked before every batch.
             num_images: Number of images; None uses the evaluator's setting.
+            weights: Name of the model's weights, for the provenance.
 
         Raises:
             EvaluationInterruptedError: If ``should_stop`` returns true.

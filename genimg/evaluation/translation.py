@@ -29,7 +29,7 @@ from genimg.evaluation.metrics import FrechetDistance, KernelDistance
 from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
 from genimg.evaluation.stats_cache import SavedStatistics
 from genimg.methods.base import Method
-from genimg.methods.image_to_image import Translation
+from genimg.methods.capabilities import Translates
 from genimg.types import Batch
 from genimg.utils.distributed import all_gather_rows, shard, world_size
 from genimg.utils.durations import NumImages
@@ -102,9 +102,10 @@ class TranslationEvaluator(HeldOutEvaluator):
         self._targets: dict[tuple[str, int, str], SavedStatistics] = {}  # a run's held-out images do not change
 
     def check(self, method: Method, source: ImageDataset | None = None) -> None:
-        if not method.translates or self.key not in method.batch_keys:
+        translates = isinstance(method, Translates)
+        if not translates or self.key not in method.batch_keys:
             fitting = "translation" if "source" in method.batch_keys else "unpaired_translation"
-            fitting = fitting if method.translates else "inception"
+            fitting = fitting if translates else "inception"
             raise ConfigError(
                 f"this evaluation measures {self.what}, which the model, a {type(method).__name__}, does not make: choose "
                 f"another evaluation, such as {fitting}"
@@ -118,11 +119,13 @@ class TranslationEvaluator(HeldOutEvaluator):
         device: torch.device,
         should_stop: Callable[[], bool] = lambda: False,
         num_images: int | None = None,
+        *,
+        weights: str = "raw",
         observe: Observer = lambda batch, found: None,
     ) -> Evaluation:
         """See PeriodicEvaluator; ``observe`` is called with this rank's batches."""
         self.check(method)
-        assert isinstance(method, Translation)
+        assert isinstance(method, Translates)
         held_out = data.validation or data
         self.warn_without_validation(data.source)
         count = min(num_images or self.num_images, len(held_out.source))
@@ -136,7 +139,7 @@ class TranslationEvaluator(HeldOutEvaluator):
             if first not in values:
                 raise ConfigError(f"best_by={self.best_by} is not measured here: choose one of {', '.join(values)}")
             values = {first: values[first]} | values
-        return Evaluation(values, self._provenance(method, data, count))
+        return Evaluation(values, self._provenance(method, data, count, weights))
 
     @property
     def primary(self) -> str | None:
@@ -149,7 +152,7 @@ class TranslationEvaluator(HeldOutEvaluator):
     def higher_is_better(self) -> bool:
         return self.best_by in ("psnr", "ssim", "ms_ssim")
 
-    def batch_size_of(self, method: Translation) -> int:
+    def batch_size_of(self, method: Translates) -> int:
         """Return the batch size, 1 in training mode so dropout and batch statistics depend on each image alone."""
         return 1 if method.sampled_mode == "train" else self.batch_size
 
@@ -160,13 +163,13 @@ class TranslationEvaluator(HeldOutEvaluator):
 
     @abstractmethod
     def _pixels(
-        self, method: Translation, data: ImageLoader, count: int, should_stop: Callable[[], bool], observe: Observer
+        self, method: Translates, data: ImageLoader, count: int, should_stop: Callable[[], bool], observe: Observer
     ) -> dict[str, float]:
         """Return the mean pixel metrics of ``count`` images, chosen at random."""
 
     def _means(
         self,
-        method: Translation,
+        method: Translates,
         data: ImageLoader,
         chosen: NDArray[np.int64],
         measure: Callable[[Batch, FiniteCheck, NDArray[np.int64]], dict[str, Tensor]],
@@ -192,7 +195,7 @@ class TranslationEvaluator(HeldOutEvaluator):
         return means_over_images({name: all_gather_rows(torch.cat(parts).cpu()) for name, parts in rows.items()})
 
     @abstractmethod
-    def _sets(self, method: Translation, data: ImageLoader, count: int) -> dict[str, tuple[_Made, _Made]]:
+    def _sets(self, method: Translates, data: ImageLoader, count: int) -> dict[str, tuple[_Made, _Made]]:
         """Return real and translated images by suffix of the metric names."""
 
     def _distances(
@@ -235,7 +238,7 @@ class TranslationEvaluator(HeldOutEvaluator):
         """Describe the networks used besides the extractor, for the provenance."""
         return {}
 
-    def _provenance(self, method: Translation, data: ImageLoader, count: int) -> dict[str, Any]:
+    def _provenance(self, method: Translates, data: ImageLoader, count: int, weights: str) -> dict[str, Any]:
         held_out = data.validation or data
         return {
             "translation": {
@@ -246,7 +249,7 @@ class TranslationEvaluator(HeldOutEvaluator):
                 "num_images": count,
                 **selection(count, len(held_out.source)),
                 "task": method.task.describe(),
-                "weights": method.sampled_weights,
+                "weights": weights,
                 "mode": method.sampled_mode,
                 "seed": self.seed,
                 **self._weights(),
@@ -298,13 +301,13 @@ class PairedEvaluator(TranslationEvaluator):
         return {} if self.lpips is None else {"lpips": self.lpips.describe()}
 
     def _pixels(
-        self, method: Translation, data: ImageLoader, count: int, should_stop: Callable[[], bool], observe: Observer
+        self, method: Translates, data: ImageLoader, count: int, should_stop: Callable[[], bool], observe: Observer
     ) -> dict[str, float]:
         chosen = subset_of(data.source, count)
         return self._means(method, data, chosen, partial(self._similarities, method), should_stop, observe)
 
     def _similarities(
-        self, method: Translation, batch: Batch, finite: FiniteCheck, indices: NDArray[np.int64]
+        self, method: Translates, batch: Batch, finite: FiniteCheck, indices: NDArray[np.int64]
     ) -> dict[str, Tensor]:
         source = batch["source"]
         output = method.translate(source)
@@ -315,7 +318,7 @@ class PairedEvaluator(TranslationEvaluator):
             found["lpips"] = self.lpips.to(image.device)(reference, image)
         return found
 
-    def _sets(self, method: Translation, data: ImageLoader, count: int) -> dict[str, tuple[_Made, _Made]]:
+    def _sets(self, method: Translates, data: ImageLoader, count: int) -> dict[str, tuple[_Made, _Made]]:
         task, chosen = method.task, subset_of(data.source, count)
 
         def targets(batch: Batch) -> Tensor:
@@ -344,6 +347,7 @@ class UnpairedEvaluator(TranslationEvaluator):
 
     def check(self, method: Method, source: ImageDataset | None = None) -> None:
         super().check(method, source)
+        assert isinstance(method, Translates)
         self._cycles = len(method.directions) > 1
         if self.best_by is None and source is not None and not self._told:
             self._told = True
@@ -353,7 +357,7 @@ class UnpairedEvaluator(TranslationEvaluator):
             )
 
     def _pixels(
-        self, method: Translation, data: ImageLoader, count: int, should_stop: Callable[[], bool], observe: Observer
+        self, method: Translates, data: ImageLoader, count: int, should_stop: Callable[[], bool], observe: Observer
     ) -> dict[str, float]:
         found: dict[str, float] = {}
         for key, other in ("ab", "ba"):  # the images of each domain, once each
@@ -364,7 +368,7 @@ class UnpairedEvaluator(TranslationEvaluator):
         return found
 
     def _round_trips(
-        self, method: Translation, key: str, other: str, batch: Batch, finite: FiniteCheck, indices: NDArray[np.int64]
+        self, method: Translates, key: str, other: str, batch: Batch, finite: FiniteCheck, indices: NDArray[np.int64]
     ) -> dict[str, Tensor]:
         image, away, home = batch[key], f"{key}2{other}", f"{other}2{key}"
         found: dict[str, Tensor] = {}
@@ -377,7 +381,7 @@ class UnpairedEvaluator(TranslationEvaluator):
             found[f"identity_l1_{key}"] = l1(to_uint8(image), to_uint8(method.translate(image, home)))
         return found
 
-    def _sets(self, method: Translation, data: ImageLoader, count: int) -> dict[str, tuple[_Made, _Made]]:
+    def _sets(self, method: Translates, data: ImageLoader, count: int) -> dict[str, tuple[_Made, _Made]]:
         sets = {}
         for direction in method.directions:
             source, target = direction.split("2")

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from genimg.data.facts import DataFacts
 from genimg.errors import CheckpointError, ConfigError
 from genimg.methods.base import Method
+from genimg.methods.capabilities import Translates
 
 Record = dict[str, Any]
 Inputs = tuple[Tensor, ...]
@@ -195,6 +196,6 @@ def refuse_choices(method: Method, choices: Choices, *welcome: str) -> None:
     for key, advice in _ADVICE.items():
         value = getattr(choices, key)
         if value is not None and key not in welcome:
-            if method.translates and key == "truncation":
+            if isinstance(method, Translates) and key == "truncation":
                 advice = "this model has no latents: remove it"
             raise ConfigError(f"{key}={value} has no effect on the export of a {type(method).__name__}: {advice}")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.data.tasks.base import Task
+from genimg.methods.gan import StyleBased
 from genimg.methods.latent_density import LatentDensity
 from genimg.networks.stochastic_layers import StochasticLayer
 
@@ -22,18 +23,21 @@ class Generating(nn.Module):
 
     Args:
         generator: Network (latent [N, Z], condition) -> image.
-        truncation: Truncation psi, for generators that support it; None disables it.
+        truncation: Truncation psi of a style-based generator; None disables it.
     """
 
     def __init__(self, generator: nn.Module, truncation: float | None) -> None:
         super().__init__()
         self.generator = generator
-        self.settings = {} if truncation is None else {"truncation": truncation}
+        self.truncation = truncation
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Map latents [N, Z] and, if conditional, labels [N] or captions [N, L] to images [N, C, H, W] in [-1, 1]."""
         latent, *conditions = inputs
-        return _in_range(self.generator(latent, _condition(conditions, latent), **self.settings))
+        condition = _condition(conditions, latent)
+        if self.truncation is None or not isinstance(self.generator, StyleBased):
+            return _in_range(self.generator(latent, condition))
+        return _in_range(self.generator.synthesis(self.generator.mapping(latent, condition, self.truncation)))
 
 
 class LatentsToImage(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -13,8 +12,8 @@ from genimg.data.facts import DataFacts
 from genimg.errors import CheckpointError
 from genimg.exporting.parts import Choices, ExportedNetwork, Inputs, Port, exportable, image_port, refuse_choices, settled
 from genimg.exporting.programs import CodesToImage, Generating, LatentsToImage
-from genimg.methods.conditional import ConditionalMethod
-from genimg.methods.gan import GAN
+from genimg.methods.capabilities import Generates, TakesConditions
+from genimg.methods.gan import GAN, StyleBased
 from genimg.methods.latent import Latent, Normal, Truncated, Uniform
 from genimg.methods.vae import VAE
 from genimg.methods.vq_vae import VQVAE
@@ -28,13 +27,13 @@ _NORMAL = "standard normal numbers"
 
 @exportable.register
 def _of_gan(method: GAN, choices: Choices, facts: DataFacts) -> ExportedNetwork:
-    generator = method.sampled_generator
-    has_psi = "truncation" in inspect.signature(generator.forward).parameters
-    refuse_choices(method, choices, *(["truncation"] if has_psi else []))
+    generator = method.generator
+    is_style_based = isinstance(generator, StyleBased)
+    refuse_choices(method, choices, *(["truncation"] if is_style_based else []))
     extra = {} if choices.truncation is None else {"truncation": torch.tensor(float(choices.truncation))}
     network = Generating(settled(generator), choices.truncation)
     latent = Port("latent", torch.float32, ("batch", method.latent.dim), _distribution(method.latent))
-    remarks = ("the noise in every pixel is a fixed one, the same for all images",) if method.sampled_noise else ()
+    remarks = ("the noise in every pixel is a fixed one, the same for all images",) if is_style_based else ()
     return _from_draws(method, "generator", network, generator, [latent], extra=extra, remarks=remarks)
 
 
@@ -94,7 +93,7 @@ def _of_vq_vae(method: VQVAE, choices: Choices, facts: DataFacts) -> ExportedNet
 
 
 def _from_draws(
-    method: ConditionalMethod,
+    method: Generates,
     name: str,
     network: nn.Module,
     conditioned: nn.Module,
@@ -115,7 +114,7 @@ def _from_draws(
     encoder: ConditionEncoder = conditioned.condition  # type: ignore[assignment]
     if encoder.key is not None:
         ports = [*ports, _condition_port(encoder)]
-    device = next(method.parameters()).device
+    device = next(conditioned.parameters()).device
 
     def reference(*inputs: Tensor) -> Tensor:
         drawn = dict(zip((port.name for port in ports), inputs, strict=True))
@@ -127,13 +126,14 @@ def _from_draws(
     return ExportedNetwork(name, network, tuple(ports), output, draw, reference, remarks=remarks)
 
 
-def _draw(method: ConditionalMethod, ports: Sequence[Port], count: int, seed: int, height: int, width: int) -> Inputs:
+def _draw(method: Generates, ports: Sequence[Port], count: int, seed: int, height: int, width: int) -> Inputs:
     """Draw inputs for the ports: a GAN's own latents, other values as the ports specify, and labels of all classes equally."""
     drawn, numbers = method.draw(range(count), seed), torch.Generator().manual_seed(seed)
     found = []
     for port in ports:
         shape = [count if side == "batch" else int(side) for side in port.shape]
         if port.name == "label":
+            assert isinstance(method, TakesConditions)
             found.append(torch.randint(method.num_classes, shape, generator=numbers))
         elif port.name == "caption" or (port.name == "latent" and isinstance(method, GAN)):
             found.append(drawn[port.name].cpu())

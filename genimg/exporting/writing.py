@@ -25,6 +25,7 @@ from genimg.exporting.formats import (
 )
 from genimg.exporting.parts import Choices, ExportedNetwork, Port
 from genimg.exporting.rebuilding import rebuilt, recipe
+from genimg.training.ema import RAW
 from genimg.utils.environment import git_commit
 from genimg.utils.files import atomically
 
@@ -54,11 +55,11 @@ def describe(
         state: Content of the checkpoint.
         checkpoint: Path of the checkpoint.
         class_names: Names of the classes by label; empty without labels.
-        weights: ``ema`` for averaged weights; see ``Method.sampled_weights``.
+        weights: Name of the weights, ``raw`` or that of an average.
     """
     model = config["model"]
     network = next((model[key] for key in part.name.split("-")[::-1] if key in model), model)
-    averaged = ", averaged weights" if weights == "ema" else ""
+    averaged = "" if weights == RAW else ", averaged weights"
     record = {
         "description": f"{part.name} of a {model['_target_'].rpartition('.')[2]}{averaged}, {FORMATS[kind].what}",
         "model": model["_target_"],

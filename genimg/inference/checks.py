@@ -4,20 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from genimg.errors import CheckpointError, ConfigError
-
-
-def check_truncation(truncation: object) -> None:
-    """Reject a truncation that no model supports.
-
-    Args:
-        truncation: Value of the option; None for no truncation.
-
-    Raises:
-        ConfigError: If it is neither None nor a non-negative number.
-    """
-    if truncation is not None and not (isinstance(truncation, int | float) and truncation >= 0):
-        raise ConfigError(f"truncation={truncation} must be a number, 0 or more, or null for none")
+from genimg.errors import CheckpointError
 
 
 def require_finite(images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from genimg.data.captions import caption_length, encode
 from genimg.errors import ConfigError
 from genimg.inference.labels import find_label
-from genimg.methods.base import Method
+from genimg.methods.capabilities import Generates, Reconstructs, TakesConditions
 from genimg.types import Batch
 
 KEYS = {"label": "label", "text": "caption"}
@@ -34,7 +34,7 @@ class Condition:
     row: Batch
 
 
-def find_conditions(method: Method, class_names: Sequence[str], *, label: Any, text: Any) -> list[Condition]:
+def find_conditions(method: Generates | Reconstructs, class_names: Sequence[str], *, label: Any, text: Any) -> list[Condition]:
     """Return the requested conditions, or an empty one if none are requested.
 
     Args:
@@ -61,6 +61,7 @@ def find_conditions(method: Method, class_names: Sequence[str], *, label: Any, t
         if not values:
             raise ConfigError(f"{option}=[] names nothing: give one {option} or more, or null")
         if option == "label":
+            assert isinstance(method, TakesConditions)
             found += [_of_label(value, method.num_classes, class_names) for value in values]
         else:
             found += [_of_text(value) for value in values]
@@ -72,7 +73,7 @@ def find_conditions(method: Method, class_names: Sequence[str], *, label: Any, t
     return found or [Condition("", {})]
 
 
-def require_one(method: Method, conditions: Sequence[Condition], what: str) -> Condition:
+def require_one(method: Generates | Reconstructs, conditions: Sequence[Condition], what: str) -> Condition:
     """Return the only requested condition.
 
     Args:
@@ -89,7 +90,7 @@ def require_one(method: Method, conditions: Sequence[Condition], what: str) -> C
     return conditions[0]
 
 
-def require_condition(method: Method, given: Collection[str], what: str) -> None:
+def require_condition(method: Generates | Reconstructs, given: Collection[str], what: str) -> None:
     """Reject images without the labels or captions that a model needs.
 
     Args:

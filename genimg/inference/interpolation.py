@@ -14,7 +14,7 @@ from torch import Tensor
 from genimg.errors import ConfigError
 from genimg.inference.conditions import KEYS, Condition, repeated
 from genimg.inference.sample import Sampler
-from genimg.methods.base import Method
+from genimg.methods.capabilities import Generates
 from genimg.methods.latent import interpolate
 from genimg.types import Batch
 from genimg.utils.files import atomically
@@ -54,7 +54,7 @@ class Loop:
         if not 0 < self.frames_per_second <= _FASTEST:
             raise ConfigError(f"frames_per_second={self.frames_per_second} must be a number above 0, at most {_FASTEST}")
 
-    def check(self, method: Method, row: Mapping[str, object]) -> None:
+    def check(self, method: Generates, row: Mapping[str, object]) -> None:
         """Reject a model without latents, and a conditional model without a fixed condition.
 
         Args:

@@ -26,7 +26,7 @@ from genimg.inference.image_files import (
     side_by_side,
     with_sizes,
 )
-from genimg.methods.base import Method
+from genimg.methods.capabilities import Generates, Reconstructs, SamplesNearby
 from genimg.types import Batch
 from genimg.utils.files import naming_full_disk
 from genimg.utils.images import save_png, to_float, to_uint8, write_png
@@ -39,7 +39,7 @@ _MOST_SHOWN = 32  # images in the grid
 
 
 def reconstruct(
-    method: Method,
+    method: Reconstructs,
     given: str,
     conditions: Sequence[Condition],
     pixels: PixelFormat,
@@ -62,11 +62,8 @@ def reconstruct(
         record: Metadata stored in the folder.
 
     Raises:
-        ConfigError: If the model is not an autoencoder, or the files or the output are invalid.
+        ConfigError: If the files or the output are invalid.
     """
-    if not method.reconstructs:
-        name = type(method).__name__
-        raise ConfigError(f"reconstruct={given} is for autoencoders, such as a VAE, and this model is a {name}: remove it")
     condition = require_one(method, conditions, f"reconstruct={given}")
     pictures = with_sizes(find_pictures(given, "reconstruct"))
     output = checked_output(folder, {"reconstruct": given}, pictures, grid=True, overwrite=True, command=record["made_by"])
@@ -91,7 +88,7 @@ def reconstruct(
     log.info("images and, right of each, its reconstruction: %s", relative(grid_of(output)))
 
 
-def read_near(method: Method, given: str, conditions: Sequence[Condition], pixels: PixelFormat) -> Tensor:
+def read_near(method: Generates, given: str, conditions: Sequence[Condition], pixels: PixelFormat) -> Tensor:
     """Read the image around which to sample.
 
     Args:
@@ -107,15 +104,16 @@ def read_near(method: Method, given: str, conditions: Sequence[Condition], pixel
         DataError: If the file cannot be read.
         ConfigError: If the model does not encode images into latents.
     """
-    condition = require_one(method, conditions, f"near={given}")
+    if not isinstance(method, SamplesNearby):
+        name = type(method).__name__
+        raise ConfigError(
+            f"near has no effect on a {name}, which has no latents to scatter around an image's", "remove it", key="near"
+        )
+    require_one(method, conditions, f"near={given}")
     file = existing("near", given, "an image")
     if file.is_dir():
         raise ConfigError(f"near={given} is a directory: give one image")
-    image = to_float(read_resized(file, pixels)[None])
-    drawn = method.draw(range(1), 0) | condition.row
-    device = next(method.parameters()).device
-    method.perturb(image.to(device), {key: value.to(device) for key, value in drawn.items()}, 0.0)  # fails before any work
-    return image
+    return to_float(read_resized(file, pixels)[None])
 
 
 def pixel_format(facts: DataFacts, data: Mapping[str, Any]) -> PixelFormat:

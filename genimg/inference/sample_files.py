@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -131,8 +131,7 @@ def folder_name(
     *,
     seed: int,
     by_label: bool,
-    truncation: float | None,
-    noise: str | None,
+    sampling: Mapping[str, Any],
     near: str | None,
     spread: float | None,
     interpolate: str | None,
@@ -144,14 +143,14 @@ def folder_name(
         conditions: Requested conditions.
         seed: Seed of the images.
         by_label: Whether the conditions are classes, whose names are short.
-        truncation, noise, near, spread, interpolate, reconstruct: Options of genimg-sample; None if not set.
+        sampling: Sampling options of the model that are set, by name.
+        near, spread, interpolate, reconstruct: Options of genimg-sample; None if not set.
     """
     if reconstruct is not None:
         return "-".join(part for part in ("reconstructions", Path(reconstruct).stem, conditions[0].name) if part)
     several = "-".join(condition.name for condition in conditions)[:80] if by_label else "texts"
     parts = [f"samples-seed{seed}", conditions[0].name if len(conditions) == 1 else several]
-    parts += [f"truncation{truncation:g}"] if truncation is not None else []
-    parts += [f"noise-{noise}"] if noise is not None else []
+    parts += [f"{key}-{value}" if isinstance(value, str) else f"{key}{value:g}" for key, value in sampling.items()]
     parts += [f"near-{Path(near).stem}-{spread:g}"] if near is not None else []
     parts += [interpolate] if interpolate is not None else []
     return "-".join(part for part in parts if part)

@@ -11,6 +11,7 @@ from torch import Tensor
 from genimg.inference.conditions import Condition, repeated
 from genimg.inference.sample import Sampler
 from genimg.inference.sample_files import Sink
+from genimg.methods.capabilities import TakesConditions
 from genimg.types import Batch
 from genimg.utils.images import class_rows, grid, to_uint8, write_png
 from genimg.utils.outputs import require_own_file, stamp_of
@@ -51,8 +52,9 @@ def write_samples(sampler: Sampler, conditions: Sequence[Condition], sink: Sink,
                     kept.append(images)
             shown.append(torch.cat(kept)[: _MOST_SHOWN if len(conditions) == 1 else _MOST_COLUMNS])
     log.info("%d images: %s", num_images * len(conditions), relative(sink.path))
-    if sampler.method.num_classes and not conditions[0].row:
-        write_png(grid(_classes(sampler, len(shown[0]))), sink.picture, stamp_of(command))
+    num_classes = sampler.method.num_classes if isinstance(sampler.method, TakesConditions) else 0
+    if num_classes and not conditions[0].row:
+        write_png(grid(_classes(sampler, num_classes, len(shown[0]))), sink.picture, stamp_of(command))
         log.info("grid, of images of its own, one class a row: %s", relative(sink.picture))
     else:
         columns = None if len(conditions) == 1 else len(shown[0])
@@ -60,9 +62,9 @@ def write_samples(sampler: Sampler, conditions: Sequence[Condition], sink: Sink,
         log.info("grid%s: %s", "" if columns is None else ", one condition a row", relative(sink.picture))
 
 
-def _classes(sampler: Sampler, count: int) -> Tensor:
+def _classes(sampler: Sampler, num_classes: int, count: int) -> Tensor:
     """Generate images [rows, columns, C, H, W], one class per row, at most ``count``."""
-    rows = class_rows(count, sampler.method.num_classes)
+    rows = class_rows(count, num_classes)
     labels = rows.flatten()
 
     def draw(indices: range) -> Batch:

@@ -15,7 +15,7 @@ from genimg.data.tasks.base import Task
 from genimg.errors import CheckpointError, ConfigError, UserError
 from genimg.inference.checks import require_finite
 from genimg.inference.tiling import check_tiles, in_tiles, num_tiles, padded
-from genimg.methods.image_to_image import Translation
+from genimg.methods.capabilities import Translates
 from genimg.types import height_width
 from genimg.utils.images import to_float, to_uint8
 from genimg.utils.rng import steady
@@ -43,7 +43,7 @@ class ImageTranslator:
         channels: Number of channels of images, before the task makes sources from them.
     """
 
-    method: Translation
+    method: Translates
     direction: str | None
     device: torch.device
     tile: int | None
@@ -56,7 +56,7 @@ class ImageTranslator:
     @classmethod
     def of(
         cls,
-        method: Translation,
+        method: Translates,
         facts: DataFacts,
         device: torch.device,
         *,
@@ -127,7 +127,7 @@ class ImageTranslator:
         return run(self.method, source, self.direction, self.device)
 
 
-def chosen_direction(method: Translation, given: str | None, trained: str = "in one direction") -> str | None:
+def chosen_direction(method: Translates, given: str | None, trained: str = "in one direction") -> str | None:
     """Return the requested direction, or the first; None for a model with a single direction.
 
     Args:
@@ -154,7 +154,7 @@ def way_of_training(data: Mapping[str, Any]) -> str:
     return f"with data.direction={data['direction']}" if "direction" in data else "to make a task's targets of its sources"
 
 
-def needs_mask(method: Translation, given: object, key: str, how: str) -> bool:
+def needs_mask(method: Translates, given: object, key: str, how: str) -> bool:
     """Return whether a model fills holes, after checking that masks are given if and only if it does.
 
     Args:
@@ -175,7 +175,7 @@ def needs_mask(method: Translation, given: object, key: str, how: str) -> bool:
     return needs
 
 
-def run(method: Translation, source: Tensor, direction: str | None, device: torch.device) -> Tensor:
+def run(method: Translates, source: Tensor, direction: str | None, device: torch.device) -> Tensor:
     """Translate sources [N, S, H, W] on the device; sources and the result [N, T, H, W] are on the CPU.
 
     Raises:
@@ -206,7 +206,7 @@ def image_channels(task: Task, source_channels: int) -> int:
     raise CheckpointError(f"this model translates sources of {source_channels} channels, which image files do not have")
 
 
-def least_side(method: Translation, direction: str | None, device: torch.device, channels: int, trained: int) -> int:
+def least_side(method: Translates, direction: str | None, device: torch.device, channels: int, trained: int) -> int:
     """Find the shortest side in pixels that a network supports; reflection padding and normalisation limit it.
 
     Args:

@@ -15,7 +15,7 @@ from genimg.data.facts import DataFacts
 from genimg.errors import CheckpointError, ConfigError
 from genimg.inference.image_files import Picture, cell, grid_of, halved, read_image, read_mask, side_by_side, with_masks
 from genimg.inference.translate import ImageTranslator, MemoryFullError, needs_mask
-from genimg.methods.image_to_image import Translation
+from genimg.methods.capabilities import Translates
 from genimg.types import height_width
 from genimg.utils.files import naming_full_disk
 from genimg.utils.images import save_png, write_png
@@ -29,7 +29,7 @@ _SAME_RATIO = 0.02  # tolerance of the aspect ratio of two images side by side
 _USUAL_TILE = 256  # pixels, suggested in messages
 
 
-def with_fitting_masks(pictures: list[Picture], method: Translation, given: str | None) -> list[Picture]:
+def with_fitting_masks(pictures: list[Picture], method: Translates, given: str | None) -> list[Picture]:
     """Return the images, with masks if the model fills holes.
 
     Args:

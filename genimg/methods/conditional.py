@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,8 +24,8 @@ class ConditionalMethod(Method):
     A subclass calls ``_read_conditions`` once, after it has built its networks.
     """
 
-    takes_conditions = True
-    condition_bank_size = 4096
+    condition_bank_size: ClassVar[int] = 4096
+    num_classes: int
 
     def _read_conditions(self, encoder: ConditionEncoder) -> None:
         """Set up the conditions that ``encoder`` reads, if any, in batches, in draws and in the checkpoint."""
@@ -38,6 +40,13 @@ class ConditionalMethod(Method):
         self.conditions: Tensor
         self.register_buffer("class_counts", torch.ones(self.num_classes, dtype=torch.int64))
         self.register_buffer("conditions", encoder.blank(0 if self.num_classes else self.condition_bank_size))
+
+    @abstractmethod
+    def sample(self, batch: Batch) -> Tensor:
+        """Generate images; see ``capabilities.Generates``."""
+
+    def before_sampling(self) -> None:
+        """Prepare for sampling with weights that have changed, without randomness."""
 
     def set_condition_bank(self, batch: Batch) -> None:
         if self.num_classes:
@@ -57,7 +66,7 @@ class ConditionalMethod(Method):
         rows = torch.from_numpy((chances * self.condition_bank_size).astype(np.int64)).to(self.conditions.device)
         return {self.condition_key: self.conditions[rows]}
 
-    def labels_of(self, count: int, seed: int) -> Tensor | None:
+    def random_labels(self, count: int, seed: int) -> Tensor | None:
         if not self.num_classes:
             return None
         return torch.from_numpy(random_labels(count, self.class_counts.cpu().numpy(), seed=seed))

@@ -51,6 +51,7 @@ class CUT(Translation):
     """
 
     loss_type = AdversarialLoss
+    inference_networks = ("network",)
     batch_keys = ("a", "b")
     directions = ("a2b",)
 

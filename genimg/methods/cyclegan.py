@@ -49,6 +49,7 @@ class CycleGAN(Translation):
     """
 
     loss_type = AdversarialLoss
+    inference_networks = ("a2b", "b2a")
     batch_keys = ("a", "b")
     directions = ("a2b", "b2a")
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,16 +26,14 @@ from genimg.losses.penalties import (
     WeightClipping,
 )
 from genimg.methods.base import Update, refusals_of, require_latent_dim, require_shape
+from genimg.methods.capabilities import LatentOptions, StyleOptions
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.discriminator_augment import AdaptiveAugment, Augment
-from genimg.methods.ema import EMA
 from genimg.methods.latent import Latent
-from genimg.methods.modes import eval_mode
+from genimg.methods.modes import eval_mode, take_standing_statistics
 from genimg.networks.conditioning import conditional
 from genimg.networks.discriminator import DiscriminatorOutput, as_discriminator_output
-from genimg.schedules import Schedule, is_positive, shown
 from genimg.types import Batch, Metrics, Microbatches, Progress
-from genimg.utils.durations import NumImages
 from genimg.utils.numbers import require_least
 from genimg.utils.rng import Stream, keys_of
 
@@ -44,17 +41,27 @@ log = logging.getLogger(__name__)
 
 _STANDING = 64  # latents per batch for standing statistics
 
-NOISE_MODES = ("random", "const", "none")
-"""Per-pixel noise that differs between samples, is fixed and the same for all samples, or is absent."""
-
 Penalty = DiscriminatorPenalty | GeneratorPenalty | WeightClipping
 
 _Forward = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Real images with their logits, and generated images with theirs, from the discriminator's update."""
 
 
+@runtime_checkable
+class StyleBased(Protocol):
+    """A generator with styles to truncate and with noise per pixel, such as StyleGAN2's (Karras et al. 2019, 2020)."""
+
+    def mapping(self, latent: Tensor, condition: Tensor, truncation: float = 1.0) -> Tensor:
+        """Map latents [N, Z] and raw conditions to styles, of which 0 leaves the average and 1 everything."""
+        ...
+
+    def synthesis(self, styles: Tensor, noise_key: Tensor | None = None, noise_strength: float = 1.0) -> Tensor:
+        """Map styles to images [N, C, H, W]; keys, int64 [N], determine the noise, and None takes fixed noise."""
+        ...
+
+
 class GAN(ConditionalMethod):
-    """Alternating updates of a discriminator and a generator, sampled through the generator's moving average.
+    """Alternating updates of a discriminator and a generator.
 
     Each step generates its fakes once, and both updates use them, as in PyTorch's DCGAN example; the authors' code of most
     papers draws new latents for the generator's update. Fakes have the conditions of the step's real images.
@@ -71,21 +78,19 @@ class GAN(ConditionalMethod):
         auxiliary: Weights of the discriminator's classifier; None if it has none.
         generator_interval: Number of steps per generator update (n_critic).
         generator_batches: Batches of fakes in the generator's update.
-        ema_half_life: Half-life of the generator's average, in images.
-        ema_ramp_up: Largest half-life as a fraction of the images seen; None for no limit.
         standing_stats_batches: Number of batches of 64 latents from which batch norm's statistics are recomputed before
             sampling; 0 keeps the averages from training.
         fresh_latents: Whether the generator's update makes new images from new latents, after the discriminator's update;
             otherwise both updates share their images.
         dequantisation: Width of the uniform noise added to real images in [-1, 1]; 0 adds none. SNGAN's code has 1/128, one of
             the 256 levels.
-        sampled_weights: ``ema`` samples through the average; ``raw`` through the generator itself.
         generator_lazy_interval: Interval, in generator updates, of a lazy penalty that the generator's Adam is corrected for
             even if there is none, as in StyleGAN2-ADA's code if path length has weight 0; None corrects for existing penalties
             only.
     """
 
     loss_type = AdversarialLoss
+    inference_networks = ("generator",)
 
     def __init__(
         self,
@@ -99,12 +104,9 @@ class GAN(ConditionalMethod):
         auxiliary: AuxiliaryClassification | None,
         generator_interval: int,
         generator_batches: int,
-        ema_half_life: NumImages | Schedule,
-        ema_ramp_up: float | None,
         standing_stats_batches: int = 0,
         fresh_latents: bool = False,
         dequantisation: float = 0.0,
-        sampled_weights: str = "ema",
         generator_lazy_interval: int | None = None,
     ) -> None:
         super().__init__()
@@ -113,18 +115,8 @@ class GAN(ConditionalMethod):
             raise ValueError(f"generator_lazy_interval={generator_lazy_interval} must be 2 or more updates, or null")
         if dequantisation < 0:
             raise ValueError(f"dequantisation={dequantisation} must be 0 or more")
-        if sampled_weights not in ("ema", "raw"):
-            raise ValueError(f"sampled_weights={sampled_weights} is unknown: choose ema or raw")
-        if sampled_weights == "raw" and standing_stats_batches:
-            raise ValueError(
-                f"standing_stats_batches={standing_stats_batches} has no effect with sampled_weights=raw: set it to 0"
-            )
         if standing_stats_batches < 0:
             raise ValueError(f"standing_stats_batches={standing_stats_batches} must be 0 or more")
-        if not is_positive(ema_half_life):
-            raise ValueError(f"ema_half_life={shown(ema_half_life)} images must be above 0")
-        if ema_ramp_up is not None and not ema_ramp_up > 0:
-            raise ValueError(f"ema_ramp_up={ema_ramp_up} must be above 0, or null for no limit")
         self.generator = conditional("generator", generator)
         self.discriminator = conditional("discriminator", discriminator)
         self.loss = loss
@@ -132,14 +124,12 @@ class GAN(ConditionalMethod):
         self.penalties = nn.ModuleDict(penalties)
         self.augment = augment
         self.auxiliary = auxiliary
-        self.generator_interval = generator_interval
+        self.generator_interval = self.inference_interval = generator_interval
         self.generator_batches = generator_batches
         self.standing_stats_batches = standing_stats_batches
         self.fresh_latents = fresh_latents
         self.dequantisation = dequantisation
-        self.sampled_weights = sampled_weights
         self.generator_lazy_interval = generator_lazy_interval
-        self.generator_ema = EMA(self.generator, half_life=ema_half_life, ramp_up=ema_ramp_up)
         self._read_conditions(shared_encoder(discriminator=self.discriminator, generator=self.generator))
         self._check_parts()
 
@@ -201,8 +191,6 @@ class GAN(ConditionalMethod):
                 batch = update.forward("generator", generate, batch)
             metrics |= update("generator", self._generator_loss, batch)
             metrics |= self._update_lazily("generator", batch, progress, update)
-            num_images = progress.batch_size * self.generator_interval
-            self.generator_ema.update(self.generator, num_images, progress.images + progress.batch_size)
         return metrics if self.augment is None else metrics | self.augment.metrics()
 
     def _update_lazily(self, group: str, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
@@ -332,54 +320,48 @@ class GAN(ConditionalMethod):
             judged_fake=own_forward and own_forward[1],
         )
 
+    # Sampling
+
     @property
-    def sampled_noise(self) -> str | None:
-        return "random" if "noise_key" in inspect.signature(self.generator.forward).parameters else None
+    def sampling_options(self) -> type[StyleOptions | LatentOptions]:
+        return StyleOptions if isinstance(self.generator, StyleBased) else LatentOptions
 
     def draw(self, indices: Sequence[int], seed: int) -> Batch:
-        """Draw latents, conditions and, for a generator with per-pixel noise, the key of each sample's noise."""
+        """Draw latents, conditions and, for a style-based generator, the key of each sample's noise."""
         drawn = {"latent": self.latent.of_indices(indices, seed)} | self._draw_conditions(indices, seed)
-        if self.sampled_noise is not None:
+        if isinstance(self.generator, StyleBased):
             keys = keys_of(seed, Stream.PIXEL_NOISE, np.asarray(indices, dtype=np.int64))
             drawn["noise_key"] = torch.from_numpy(keys.view(np.int64))
         return drawn
 
-    def with_noise(self, drawn: Batch, mode: str) -> Batch:
-        if self.sampled_noise is None:
-            return super().with_noise(drawn, mode)
-        if mode not in NOISE_MODES:
-            raise ConfigError(f"noise={mode} is unknown", f"choose one of {', '.join(NOISE_MODES)}")
-        if mode == "random":
+    def with_options(self, drawn: Batch, options: StyleOptions | LatentOptions) -> Batch:
+        """Truncate the styles of a style-based generator, which also has noise per pixel, else the latents."""
+        if isinstance(options, StyleOptions):
+            if options.truncation is not None:
+                drawn = drawn | {"truncation": torch.tensor(options.truncation)}
+            if options.noise != "random":
+                drawn = {key: value for key, value in drawn.items() if key != "noise_key"}
+            return drawn | {"noise_strength": torch.tensor(0.0)} if options.noise == "none" else drawn
+        if options.truncation is None:
             return drawn
-        kept = {key: value for key, value in drawn.items() if key != "noise_key"}
-        return kept if mode == "const" else kept | {"noise_strength": torch.tensor(0.0)}
-
-    def truncated(self, drawn: Batch, amount: float) -> Batch:
-        """Truncate in the generator if its forward takes a ``truncation``, as StyleGAN2's psi; else truncate the latents."""
-        if "truncation" in inspect.signature(self.generator.forward).parameters:
-            return drawn | {"truncation": torch.tensor(amount)}
-        return drawn | {"latent": self.latent.truncated(drawn["latent"], amount)}
-
-    @property
-    def sampled_generator(self) -> nn.Module:
-        """Network that samples come from."""
-        return self.generator if self.sampled_weights == "raw" else self.generator_ema.network
+        return drawn | {"latent": self.latent.truncated(drawn["latent"], options.truncation)}
 
     def before_sampling(self) -> None:
-        device = next(self.generator_ema.parameters()).device
+        device = next(self.generator.parameters()).device
         ranges = (range(start, start + _STANDING) for start in range(0, self.standing_stats_batches * _STANDING, _STANDING))
         drawn = ({key: value.to(device) for key, value in self.draw(numbers, 0).items()} for numbers in ranges)
         if self.standing_stats_batches:
-            self.generator_ema.take_standing_statistics((batch["latent"], self._condition(batch)) for batch in drawn)
+            take_standing_statistics(self.generator, ((batch["latent"], self._condition(batch)) for batch in drawn))
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:
-        settings: dict[str, Any] = {key: batch[key].item() for key in ("truncation", "noise_strength") if key in batch}
-        if "noise_key" in batch:
-            settings["noise_key"] = batch["noise_key"]
-        with eval_mode(self.generator if self.sampled_weights == "raw" else self.generator_ema) as generator:
-            images: Tensor = generator(batch["latent"], self._condition(batch), **settings)
-        return images
+        latent, condition = batch["latent"], self._condition(batch)
+        with eval_mode(self.generator) as generator:
+            if not isinstance(generator, StyleBased):
+                images: Tensor = generator(latent, condition)
+                return images
+            truncation, strength = (batch[key].item() if key in batch else 1.0 for key in ("truncation", "noise_strength"))
+            return generator.synthesis(generator.mapping(latent, condition, truncation), batch.get("noise_key"), strength)
 
     def check(self, batch: Batch) -> None:
         image = batch["image"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.methods.base import Method
+from genimg.methods.capabilities import Translates
 from genimg.methods.modes import eval_mode, train_mode
 from genimg.types import Batch
 from genimg.utils.images import on_white
@@ -28,7 +30,8 @@ class Translation(Method):
         task: Task of the training data.
     """
 
-    translates = True
+    directions: ClassVar[tuple[str, ...]] = ()
+    sampled_mode: str = "eval"
 
     def __init__(self, task: Task) -> None:
         super().__init__()
@@ -70,15 +73,13 @@ class Translation(Method):
             raise ConfigError("model_mode=train has no effect on a model with neither dropout nor batch norm", "remove it")
         self.sampled_mode = model_mode
 
-    def pictures(self, batch: Batch) -> Tensor:
-        """Return each source, its translation and its target: [N, 3, C, H, W]."""
-        source = batch["source"]
-        images = (
-            self.task.shown(source),
-            self.task.result(self.translate(source), source),
-            self.task.result(batch["target"], source),
-        )
-        return side_by_side(images)
+
+def pictures_of(method: Translates, batch: Batch) -> Tensor:
+    """Return each source, its translation and its target: [N, 3, C, H, W]."""
+    source, task = batch["source"], method.task
+    return side_by_side(
+        (task.shown(source), task.result(method.translate(source), source), task.result(batch["target"], source))
+    )
 
 
 def side_by_side(images: Sequence[Tensor]) -> Tensor:

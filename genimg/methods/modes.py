@@ -1,11 +1,12 @@
-"""Context managers that switch a network's mode."""
+"""Evaluation and training mode of networks, and standing statistics of batch norm."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -30,3 +31,26 @@ def train_mode(network: nn.Module) -> Iterator[nn.Module]:
         network.train(training)
         for name, buffer in buffers.items():
             network.get_buffer(name).copy_(buffer)
+
+
+@torch.no_grad()
+def take_standing_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
+    """Replace batch norm's running statistics by their means over some batches of inputs.
+
+    Standing statistics: Brock et al. 2019, section 3.1. The statistics from training belong to other weights than the current
+    or averaged ones.
+    """
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._NormBase)]
+    momenta = [layer.momentum for layer in norms]
+    with eval_mode(network):
+        for layer in norms:
+            layer.reset_running_stats()
+            layer.momentum = None  # the plain mean of all batches
+            layer.training = True
+        try:
+            for inputs in batches:
+                network(*inputs)
+        finally:
+            for layer, momentum in zip(norms, momenta, strict=True):
+                layer.momentum = momentum
+                layer.training = False

@@ -20,6 +20,7 @@ from genimg.methods.image_to_image import (
     mean_logit,
     mixes_images,
     over_scales,
+    pictures_of,
 )
 from genimg.schedules import Number, Scheduled, is_within, shown
 from genimg.types import Batch, Metrics, Microbatches, Progress
@@ -43,6 +44,7 @@ class Pix2Pix(Translation):
     """
 
     loss_type = AdversarialLoss
+    inference_networks = ("network",)
     batch_keys = ("source", "target")
     reconstruction_weight = Scheduled()
 
@@ -115,4 +117,4 @@ class Pix2Pix(Translation):
     @torch.no_grad()
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
         """Return sources, translations and targets side by side."""
-        return {"translations": in_blocks(self.pictures(batch))}
+        return {"translations": in_blocks(pictures_of(self, batch))}

@@ -9,7 +9,7 @@ from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError
 from genimg.losses.reconstruction import ReconstructionLoss
 from genimg.methods.base import Update, refusals_of, require_shape
-from genimg.methods.image_to_image import Translation, in_blocks
+from genimg.methods.image_to_image import Translation, in_blocks, pictures_of
 from genimg.types import Batch, Metrics, Microbatches, Progress
 
 
@@ -26,6 +26,7 @@ class Restoration(Translation):
     """
 
     loss_type = ReconstructionLoss
+    inference_networks = ("network",)
     batch_keys = ("source", "target")
 
     def __init__(self, *, translator: nn.Module, loss: ReconstructionLoss, residual: bool | str, task: Task) -> None:
@@ -57,7 +58,7 @@ class Restoration(Translation):
     @torch.no_grad()
     def preview(self, batch: Batch, drawn: Batch) -> dict[str, Tensor]:
         """Return sources, restored images and targets side by side."""
-        return {"restored": in_blocks(self.pictures(batch))}
+        return {"restored": in_blocks(pictures_of(self, batch))}
 
 
 class _Residual(nn.Module):

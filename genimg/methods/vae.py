@@ -17,6 +17,7 @@ from genimg.errors import ConfigError
 from genimg.losses.elbo import Bound, Inference, gaussian_kl, gaussian_log_density, importance_bound
 from genimg.losses.perceptual import Perceptual
 from genimg.methods.base import Update, require_latent_dim, require_shape
+from genimg.methods.capabilities import LatentOptions
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.latent import truncate
 from genimg.methods.latent_pictures import LatentScatter, activity_bars, interpolations, map_of_two, traversals
@@ -49,7 +50,8 @@ class VAE(ConditionalMethod):
     """
 
     loss_type = Bound
-    reconstructs = True
+    inference_networks = ("encoder", "decoder", "hierarchy")
+    sampling_options = LatentOptions
 
     def __init__(
         self,
@@ -188,9 +190,11 @@ class VAE(ConditionalMethod):
         noise = {"noise": numbers[:, top:]} if lower else {}
         return {"latent": numbers[:, :top], **noise} | self._draw_conditions(indices, seed)
 
-    def truncated(self, drawn: Batch, amount: float) -> Batch:
+    def with_options(self, drawn: Batch, options: LatentOptions) -> Batch:
         """Truncate all latents, including those of a hierarchy."""
-        return drawn | {key: truncate(value, amount) for key, value in drawn.items() if key in ("latent", "noise")}
+        if options.truncation is None:
+            return drawn
+        return drawn | {key: truncate(value, options.truncation) for key, value in drawn.items() if key in ("latent", "noise")}
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genimg.errors import ConfigError
 from genimg.losses.reconstruction import ReconstructionLoss
 from genimg.methods.base import Update, refusals_of
+from genimg.methods.capabilities import CodeOptions
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.modes import eval_mode
 from genimg.networks.pixel_cnn import PixelCNN
@@ -49,7 +49,8 @@ class VQVAE(ConditionalMethod):
     """
 
     loss_type = ReconstructionLoss
-    reconstructs = True
+    inference_networks = ("encoder", "decoder", "quantizer", "prior")
+    sampling_options = CodeOptions
     commitment_weight = Scheduled()
 
     def __init__(
@@ -153,21 +154,10 @@ class VQVAE(ConditionalMethod):
         keys = keys_of(seed, Stream.CODE, np.asarray(indices))
         return {"uniform": uniform_field(keys, self.encoder.grid, torch.device("cpu"))} | self._draw_conditions(indices, seed)
 
-    def truncated(self, drawn: Batch, amount: float) -> Batch:
-        """Set the temperature of the prior, by which its logits are divided, to ``amount``.
-
-        Raises:
-            ConfigError: If ``amount`` is not between 0 and 1.
-        """
-        if not 0 < amount < 1:
-            raise ConfigError(
-                f"truncation={amount:g} is the temperature of the prior, whose logits are divided by it",
-                "choose a number between 0 and 1; null leaves them",
-            )
-        return drawn | {"temperature": torch.tensor(amount)}
-
-    def perturb(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
-        raise ConfigError("near needs latents with a distance between them, and codes are only names", "remove it", key="near")
+    def with_options(self, drawn: Batch, options: CodeOptions) -> Batch:
+        if options.temperature is None:
+            return drawn
+        return drawn | {"temperature": torch.tensor(options.temperature)}
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:

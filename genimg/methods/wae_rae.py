@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from genimg.errors import ConfigError
 from genimg.losses.regularised_autoencoder import AutoencoderLoss
 from genimg.methods.base import Update, require_latent_dim, require_shape
+from genimg.methods.capabilities import LatentOptions
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.latent_density import LatentDensity
 from genimg.methods.latent_pictures import interpolations
@@ -41,7 +42,8 @@ class DeterministicAutoencoder(ConditionalMethod):
     """
 
     loss_type = AutoencoderLoss
-    reconstructs = True
+    inference_networks = ("encoder", "decoder")
+    sampling_options = LatentOptions
 
     def __init__(
         self,
@@ -110,9 +112,11 @@ class DeterministicAutoencoder(ConditionalMethod):
         """Draw latents from the density of the last fit."""
         return {"latent": self.density.of_indices(indices, seed)} | self._draw_conditions(indices, seed)
 
-    def truncated(self, drawn: Batch, amount: float) -> Batch:
-        """Move each latent towards the mean of its Gaussian."""
-        return drawn | {"latent": self.density.truncated(drawn["latent"], amount)}
+    def with_options(self, drawn: Batch, options: LatentOptions) -> Batch:
+        """Move each latent towards the mean of its Gaussian, if truncated."""
+        if options.truncation is None:
+            return drawn
+        return drawn | {"latent": self.density.truncated(drawn["latent"], options.truncation)}
 
     @torch.no_grad()
     def sample(self, batch: Batch) -> Tensor:

@@ -112,30 +112,19 @@ class Generator(nn.Module):
             for number, (size, width) in enumerate(zip(sizes, widths, strict=True))
         )
 
-    def forward(
-        self,
-        latent: Tensor,
-        condition: Tensor,
-        truncation: float = 1.0,
-        noise_key: Tensor | None = None,
-        noise_strength: float = 1.0,
-    ) -> Tensor:
-        """Map latents [N, Z] and raw conditions to images [N, C, H, W].
-
-        Args:
-            latent: Latents from N(0, 1).
-            condition: Raw condition of each image.
-            truncation: Truncation psi from 0, the average style, to 1, no truncation: Karras et al. 2019, appendix B.
-            noise_key: Key of each image's noise, int64 [N], which determines the noise of every pixel in every layer. None
-                draws random noise in training and uses fixed noise, the same for all images, in evaluation.
-            noise_strength: Factor of the noise; 0 for none.
-        """
-        return self.synthesis(self.mapping(latent, condition, truncation), noise_key, noise_strength)
+    def forward(self, latent: Tensor, condition: Tensor) -> Tensor:
+        """Map latents [N, Z] from N(0, 1) and raw conditions to images [N, C, H, W]."""
+        return self.synthesis(self.mapping(latent, condition))
 
     def mapping(self, latent: Tensor, condition: Tensor, truncation: float = 1.0) -> Tensor:
         """Map latents [N, Z] and raw conditions to styles of the L layers [N, L, W].
 
         In training it updates the average style and applies style mixing.
+
+        Args:
+            latent: Latents from N(0, 1).
+            condition: Raw condition of each image.
+            truncation: Truncation psi from 0, the average style, to 1, no truncation: Karras et al. 2019, appendix B.
         """
         with torch.autocast(latent.device.type, enabled=False):
             vector = self.condition(condition).to(latent.dtype)
@@ -150,7 +139,14 @@ class Generator(nn.Module):
             return styles if truncation == 1 else torch.lerp(self.style_average, styles, truncation)
 
     def synthesis(self, styles: Tensor, noise_key: Tensor | None = None, noise_strength: float = 1.0) -> Tensor:
-        """Map styles [N, L, W] to images [N, C, H, W], with noise as in ``forward``."""
+        """Map styles [N, L, W] to images [N, C, H, W].
+
+        Args:
+            styles: Result of ``mapping``.
+            noise_key: Key of each image's noise, int64 [N], which determines the noise of every pixel in every layer. None
+                draws random noise in training and uses fixed noise, the same for all images, in evaluation.
+            noise_strength: Factor of the noise; 0 for none.
+        """
         features, image = self.start.expand(styles.shape[0], -1, -1, -1), None
         for number, block in enumerate(self.blocks):
             # A block's image layer shares its style with the next block's first layer.

@@ -23,7 +23,7 @@ from genimg.utils.verified_torch import DamagedFileError, load_verified
 log = logging.getLogger(__name__)
 
 FORMAT = "genimg checkpoint"
-VERSION = 3
+VERSION = 4
 
 _TIMED = "-timed"
 _NUMBERED = re.compile(rf"step-\d{{1,15}}({_TIMED})?\.pt")
@@ -69,7 +69,7 @@ def load(path: Path, *, below: Path | None = None) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a genimg checkpoint")
     if (version := state.get("version")) != VERSION:
         newer = isinstance(version, int) and version > VERSION
-        what = "" if newer else ", which keeps facts about the data, and what auto turned out to mean, apart from the config"
+        what = "" if newer else ", which keeps averaged weights apart from the method"
         raise CheckpointError(
             f"{path} has checkpoint version {version}, but this genimg reads version {VERSION}{what}",
             f"use genimg {state.get('genimg_version', 'of that time')} as of the commit that the run's summary.json names"
@@ -80,11 +80,12 @@ def load(path: Path, *, below: Path | None = None) -> dict[str, Any]:
 
 _CONTENTS = {
     "config": dict[str, Any], "raw_config": dict[str, Any], "facts": dict[str, Any], "decisions": dict[str, Any],
-    "method": dict[str, Any], "optimizers": dict[str, dict[str, Any]], "means": dict[str, dict[str, Any]],
+    "method": dict[str, Any], "averages": dict[str, dict[str, Any]], "optimizers": dict[str, dict[str, Any]],
+    "means": dict[str, dict[str, Any]],
     "training": dict[str, Any], "num_images": int, "hardware": dict[str, Any],
 }  # fmt: skip
 _OPTIONAL = {"class_names": list[str], "data": dict[str, Any], "data_history": list[dict[str, Any]]}
-_WITH_TENSORS = ("method", "optimizers", "means")
+_WITH_TENSORS = ("method", "averages", "optimizers", "means")
 
 
 def require_whole(state: dict[str, Any], path: Path) -> None:
@@ -101,7 +102,8 @@ def require_whole(state: dict[str, Any], path: Path) -> None:
             raise CheckpointError(f"{path} is not a genimg checkpoint: its {key!r} must be {in_words(hint)}")
     if type(state["training"].get("images")) is not int or state["num_images"] < 1:
         raise CheckpointError(f"{path} is not a genimg checkpoint: it does not say how many images it was trained on")
-    if not all(type(value) is Tensor for value in state["method"].values()):
+    weights = (state["method"], *state["averages"].values())
+    if not all(type(value) is Tensor for each in weights for value in each.values()):
         raise CheckpointError(f"{path} is not a genimg checkpoint: its weights are not tensors")
     for key, value in state.items():
         if key not in _WITH_TENSORS and _holds_tensor(value):

@@ -17,6 +17,7 @@ from genimg.methods.base import Method
 from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.decisions import Decisions
 from genimg.training.device import Precision
+from genimg.training.ema import Profile
 from genimg.training.logger import Logger
 from genimg.training.performance import Performance
 from genimg.training.schedules import OptimizerSchedules
@@ -32,6 +33,7 @@ class TrainingComponents:
         source: Dataset of training images.
         data: Loader of the same images.
         make_optimizers: Factory of fresh optimizers, for trial steps.
+        profiles: Averages of the weights to keep, by name.
         seed: Seed of all randomness.
     """
 
@@ -46,6 +48,7 @@ class TrainingComponents:
     make_optimizers: Callable[[], dict[str, Optimizer]]
     schedules: OptimizerSchedules
     evaluator: PeriodicEvaluator | None
+    profiles: Mapping[str, Profile]
     seed: int
 
     @property
@@ -81,4 +84,5 @@ class TrainingComponents:
             folder=CheckpointFolder(folder, keep_last=self.settings.keep_last),
             make_logger=make_logger,
             describe=describe,
+            profiles=self.profiles,
         )

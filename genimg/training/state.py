@@ -26,6 +26,7 @@ class TrainerSettings:
         checkpoint_minutes, preview_seconds: See Clocks.
         sync_batch_norm: Whether batch norm on several GPUs uses the microbatches of all ranks instead of each rank's own.
         usual_duration: Published duration of this kind of model; only compared with ``duration``.
+        weights: Weights that pictures and evaluations use; see ``ema.chosen_weights``.
     """
 
     duration: NumImages
@@ -41,6 +42,7 @@ class TrainerSettings:
     checkpoint_minutes: float | None = None
     preview_seconds: float | None = None
     usual_duration: NumImages | None = None
+    weights: str = "auto"
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

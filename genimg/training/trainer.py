@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any
 
 import torch
@@ -21,13 +21,15 @@ from genimg.errors import CheckpointError
 from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
 from genimg.methods.base import Method
-from genimg.methods.ema import EMA
+from genimg.methods.capabilities import Generates, PreparesSaving, Translates
 from genimg.schedules import ScheduledNumbers
+from genimg.training import posthoc_ema
 from genimg.training.async_writer import Background, snapshot, unchanged_buffers
 from genimg.training.batch_statistics import BatchStatistics
 from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.clocks import Clocks
 from genimg.training.device import Precision
+from genimg.training.ema import Exponential, PowerFunction, Profile, WeightAverage, chosen_weights, label_of
 from genimg.training.logger import Logger, MeanMetrics, ProgressBar
 from genimg.training.optimizers import require_fitting_state
 from genimg.training.performance import Performance, lay_out_as_parameters
@@ -93,6 +95,7 @@ class Trainer:
         folder: Directory of checkpoints.
         make_logger: Function from the first step, and whether that step is already evaluated, to a logger.
         describe: Further contents of a checkpoint (config, versions).
+        profiles: Averages of the weights to keep, by name.
     """
 
     def __init__(
@@ -110,12 +113,17 @@ class Trainer:
         folder: CheckpointFolder,
         make_logger: Callable[[int, bool], Logger],
         describe: Mapping[str, Any],
+        profiles: Mapping[str, Profile] = MappingProxyType({}),
     ) -> None:
         self.settings = settings
         self.method = method
         self.optimizers = optimizers
         self.schedules = schedules
-        self.numbers = ScheduledNumbers(method)
+        self.averages = {name: WeightAverage(method, profile) for name, profile in profiles.items()}
+        weights = chosen_weights(profiles, settings.weights)
+        self.sampled: Method = self.averages[weights].method if weights in self.averages else method
+        self._weights = label_of(profiles, weights)
+        self.numbers = ScheduledNumbers(method, {f"ema.{name}": profile for name, profile in profiles.items()})
         self.data = data
         self.evaluator = evaluator
         self.device = precision.device
@@ -135,9 +143,8 @@ class Trainer:
         self.state = TrainingState()
         self._background = Background()
         self.means = MeanMetrics()
-        self._averages = {
-            path: module for path, module in method.named_modules() if isinstance(module, EMA) and module.ramp_up < math.inf
-        }
+        averages = profiles.items()
+        self._limited = {name: each for name, each in averages if isinstance(each, Exponential) and each.ramp_up < math.inf}
         self._changes: list[Callable[[int, int], None]] = []  # called before every step
         if self.numbers:
             self._changes.append(self.numbers.advance)
@@ -249,6 +256,9 @@ class Trainer:
         if self._ranks is not None:
             self._ranks.average_batch_statistics()
         self.state.images += progress.batch_size
+        if self.averages and progress.due(self.method.inference_interval):
+            for average in self.averages.values():
+                average.update(progress.batch_size * self.method.inference_interval, self.state.images)
 
     def _agree(self) -> None:
         """Agree whether to stop, and whether to save because the first rank's clock is due."""
@@ -265,10 +275,11 @@ class Trainer:
             self._log(logger, bar)
         timed = time.monotonic() >= self._clocks.show_at
         if self._is_first_rank and (self._due(settings.preview_interval) or done or images == 0 or timed):
-            with unchanged_buffers(self.method):
+            with unchanged_buffers(self.sampled):
                 pictures = snapshot(self._preview(with_data=images == 0))
             self._clocks.shown(self.state.seconds + time.monotonic() - self._interval_start[0])
             self._background.submit(partial(logger.pictures, self.progress.step, images, pictures))
+        self._save_snapshots()
         if (self._due(settings.checkpoint_interval) or done or self._stopping) and images != self._last_saved:
             self._save(best=False)
         elif self._time_to_save and images != self._last_saved:
@@ -288,6 +299,18 @@ class Trainer:
                 self._wait_for_files()
                 raise StopRequestedError from None
 
+    def _save_snapshots(self) -> None:
+        """Write the power-function averages that are due, for averages of other lengths after the training."""
+        folder = self.folder.path.parent / posthoc_ema.FOLDER
+        for name, average in self.averages.items():
+            profile = average.profile
+            if not isinstance(profile, PowerFunction) or not profile.num_snapshots or not self._is_first_rank:
+                continue
+            if self._due(max(self.settings.duration // profile.num_snapshots, self.settings.batch_size)):
+                weights, copied = snapshot(average.state_dict()), average.copied_buffers()
+                taken = posthoc_ema.Snapshot(profile.length, self.state.images, weights, copied)
+                self._background.submit(partial(posthoc_ema.save, taken, posthoc_ema.path_of(folder, name, self.progress.step)))
+
     def _due(self, interval: int) -> bool:
         """Return whether the last step crossed a multiple of ``interval`` images."""
         images = self.state.images
@@ -306,7 +329,7 @@ class Trainer:
         rate = (self.state.images - images_then) / max(now - then, 1e-9)
         rates = {f"lr/{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
         driven = self.numbers.values() | self.schedules.values(self.optimizers)
-        driven |= {f"{path}.half_life": average.half_life_at(self.state.images) for path, average in self._averages.items()}
+        driven |= {f"ema.{name}.half_life": each.half_life_at(self.state.images) for name, each in self._limited.items()}
         rates |= {f"schedule/{name}": value for name, value in driven.items()}
         times = {"time/images_per_second": rate, "time/data_wait_share": self._waited / max(now - then, 1e-9)}
         self.state.waiting_seconds += self._waited
@@ -318,7 +341,7 @@ class Trainer:
         return {k: v for k, v in self.state.last.items() if self.evaluator and k == self.evaluator.primary}
 
     def _preview(self, *, with_data: bool) -> dict[str, torch.Tensor]:
-        data = self.data.validation or self.data if self.method.translates else self.data
+        data = self.data.validation or self.data if isinstance(self.method, Translates) else self.data
         count = min(self.settings.preview_images, len(data.source))
         order, seed = (
             InfiniteSampler(len(data.source), seed=self.seed, horizontal_flip=False),
@@ -328,9 +351,11 @@ class Trainer:
             return self._pictures(data.examples(order.indices(0, count), seed), seed, with_data=with_data)
 
     def _pictures(self, batch: Batch, seed: int, *, with_data: bool) -> dict[str, torch.Tensor]:
-        self.method.before_sampling()
-        drawn = self.method.draw(range(self.settings.preview_images), seed)
-        pictures = self.method.preview(batch, {key: value.to(self.device) for key, value in drawn.items()})
+        drawn: Batch = {}
+        if isinstance(self.sampled, Generates):
+            self.sampled.before_sampling()
+            drawn = self.sampled.draw(range(self.settings.preview_images), seed)
+        pictures = self.sampled.preview(batch, {key: value.to(self.device) for key, value in drawn.items()})
         return pictures | ({"real": batch["image"]} if with_data and "image" in batch else {})
 
     def _evaluate(self, evaluator: PeriodicEvaluator, logger: Logger) -> None:
@@ -367,7 +392,9 @@ class Trainer:
         self.updater.raise_if_not_finite()
         start, self._evaluating = time.monotonic(), True
         try:
-            result = evaluator.evaluate(self.method, self.data, self.device, self._should_stop_evaluating, num_images)
+            result = evaluator.evaluate(
+                self.sampled, self.data, self.device, self._should_stop_evaluating, num_images, weights=self._weights
+            )
             result = broadcast_object(result)  # different GPUs differ in the last digits, and all ranks must decide alike
         finally:
             self._evaluating = False
@@ -388,7 +415,8 @@ class Trainer:
 
     def _save(self, *, best: bool, timed: bool = False) -> None:
         self.updater.raise_if_not_finite()
-        self.method.before_saving()
+        if isinstance(self.method, PreparesSaving):
+            self.method.before_saving()
         state = self.state_dict()
         if rank() == 0:
             self._background.wait()  # only one copy in memory
@@ -401,6 +429,7 @@ class Trainer:
         return {
             **self.describe,
             "method": self.method.state_dict(),
+            "averages": {name: average.state_dict() for name, average in self.averages.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "means": self.means.state_dict(),
             "training": vars(self.state).copy(),
@@ -414,6 +443,8 @@ class Trainer:
         """
         try:
             self.method.load_state_dict(state["method"])
+            for name, average in self.averages.items():
+                average.load_state_dict(state["averages"][name])
             for name, optimizer in self.optimizers.items():
                 groups = optimizer.state_dict()["param_groups"]
                 optimizer.load_state_dict({"state": state["optimizers"][name]["state"], "param_groups": groups})

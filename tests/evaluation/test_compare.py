@@ -108,8 +108,6 @@ class LabelledPainter(Painter):
 class Autoencoder(Painter):
     """Reconstructs each image a little darker."""
 
-    reconstructs = True
-
     def __init__(self, darker=0.0):
         super().__init__()
         self.darker = darker

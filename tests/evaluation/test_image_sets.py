@@ -35,9 +35,7 @@ def dataset(source, *, flip=False):
 class Painter(Method):
     """Draws each latent as pixels, ``scale`` of them outside of [-1, 1]; reconstructs images mirrored."""
 
-    sampled_weights = "ema"
     sampled_mode = "train"
-    reconstructs = True
 
     def __init__(self, scale=0.8, labelled=False, broken=None):
         super().__init__()
@@ -247,7 +245,7 @@ def test_values_beyond_the_range_are_not_broken():
 
 def test_labels_of_generated_images_are_those_of_the_evaluation_and_not_of_the_draw():
     class Told(Painter):
-        def labels_of(self, count, seed):
+        def random_labels(self, count, seed):
             return torch.arange(count) // 10 + seed
 
     images = GeneratedImages(Told(labelled=True), count=30, seed=2, device=CPU)

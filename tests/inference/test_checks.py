@@ -9,10 +9,12 @@ import tiny
 import torch
 
 from genimg.errors import CheckpointError, ConfigError
-from genimg.inference.checks import check_truncation, require_finite
+from genimg.inference.checks import require_finite
 from genimg.inference.conditions import Condition, require_condition, require_one
 from genimg.inference.interpolation import Loop
+from genimg.inference.options import listed, sampling_options
 from genimg.inference.tiling import check_tiles
+from genimg.methods.capabilities import LatentOptions, StyleOptions
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -24,16 +26,26 @@ def test_what_a_diverged_model_makes_is_no_image(value: float) -> None:
         require_finite(images)
 
 
-@pytest.mark.parametrize("truncation", [None, 0, 0.7, 3])
-def test_a_truncation_is_a_number_or_none(truncation: object) -> None:
-    check_truncation(truncation)
+@pytest.mark.parametrize("given", [{}, {"truncation": None}, {"truncation": 0}, {"truncation": 0.7}, {"truncation": 3}])
+def test_sampling_options_are_an_object_of_the_models(given: dict[str, float]) -> None:
+    assert sampling_options(tiny.gan(), given) == LatentOptions(**given)
 
 
-@pytest.mark.parametrize("truncation", [-0.1, math.nan, "much", [1.0]])
-def test_another_truncation_is_refused(truncation: object) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("truncation", -0.1), ("truncation", math.nan), ("truncation", "much"), ("truncation", [1.0]), ("noise", "const")],
+)
+def test_other_sampling_options_are_refused(name: str, value: object) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_truncation(truncation)
-    assert caught.value.key == "truncation"
+        sampling_options(tiny.gan(), {name: value})
+    assert caught.value.key == name
+
+
+def test_options_are_listed_with_type_default_and_help() -> None:
+    assert [(name, kind, default) for name, kind, default, _ in listed(StyleOptions)] == [
+        ("truncation", "a whole number or a number or null", None), ("noise", "text", "random")
+    ]  # fmt: skip
+    assert all(told for *_, told in listed(StyleOptions))
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(None, 0), (None, 99), (8, 0), (8, 3), (12, 5)])

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from genimg.data.captions import encode
+from genimg.methods.capabilities import TakesConditions
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.networks.conditioning import ConditionEncoder, OneHot, Unconditional
 from genimg.networks.text import TextEncoder
@@ -44,7 +45,7 @@ def text_encoder(max_length: int = 32) -> TextEncoder:
 
 def test_without_conditions_nothing_is_asked_for_drawn_or_remembered():
     method = Painter(Unconditional())
-    assert method.takes_conditions
+    assert isinstance(method, TakesConditions)
     assert (method.batch_keys, method.condition_key, method.num_classes) == (("image",), None, 0)
     assert method._draw_conditions(range(5), 0) == {}
     method.set_condition_bank({})
@@ -72,7 +73,7 @@ def test_a_draw_is_a_caption_of_what_is_remembered_by_seed_and_index_alone():
     assert len(drawn.unique(dim=0)) > 850  # of 4096 rows: 1000 draws hit 889 on average
     assert torch.equal(method._draw_conditions([17, 4, 17], 3)["caption"], drawn[[17, 4, 17]])
     assert not torch.equal(method._draw_conditions(range(1000), 4)["caption"], drawn)
-    assert method.labels_of(1000, 3) is None
+    assert method.random_labels(1000, 3) is None
 
 
 SKEWED = torch.tensor([0] * 7000 + [2] * 2500 + [3] * 499 + [4])  # of five classes, the second of which has no images
@@ -94,7 +95,7 @@ def test_labels_of_an_evaluation_have_exactly_the_datas_shares(count):
     """With 4,096 remembered rows, as once, the rarest class would never be drawn, and the others by chance."""
     method = Painter(OneHot(num_classes=5))
     method.set_condition_bank({"label": SKEWED})
-    found = torch.bincount(method.labels_of(count, 0), minlength=5)
+    found = torch.bincount(method.random_labels(count, 0), minlength=5)
     expected = torch.bincount(SKEWED, minlength=5).double() * count / len(SKEWED)
     assert found.sum() == count
     assert (found - expected).abs().max() < 1.0
@@ -102,12 +103,12 @@ def test_labels_of_an_evaluation_have_exactly_the_datas_shares(count):
         assert torch.equal(found.double(), expected)
     again = Painter(OneHot(num_classes=5))
     again.load_state_dict(method.state_dict())
-    assert torch.equal(again.labels_of(count, 0), method.labels_of(count, 0))
-    assert not torch.equal(again.labels_of(count, 1), method.labels_of(count, 0))
+    assert torch.equal(again.random_labels(count, 0), method.random_labels(count, 0))
+    assert not torch.equal(again.random_labels(count, 1), method.random_labels(count, 0))
 
 
 def test_before_it_knows_the_data_every_class_is_as_frequent():
-    assert torch.bincount(Painter(OneHot(num_classes=4)).labels_of(40, 0)).tolist() == [10] * 4
+    assert torch.bincount(Painter(OneHot(num_classes=4)).random_labels(40, 0)).tolist() == [10] * 4
 
 
 def test_captions_of_any_length_are_remembered_in_the_encoders_shape():

@@ -19,12 +19,11 @@ from genimg.losses.penalties import R1, R2, DiscriminatorPenalty, GeneratorPenal
 from genimg.methods.discriminator_augment import AdaptiveAugment, Augment, FixedAugment
 from genimg.methods.gan import GAN
 from genimg.networks.layers import ConditionalBatchNorm2d
-from genimg.schedules import ScheduledNumbers
 from genimg.types import Progress
 
 
-def build(*, half_life: int = 1000, ramp_up: float | None = None, **changes: Any) -> GAN:
-    return tiny.gan(**(changes | {"ema_half_life": half_life, "ema_ramp_up": ramp_up}))
+def build(**changes: Any) -> GAN:
+    return tiny.gan(**changes)
 
 
 class PlainUpdate:
@@ -87,11 +86,11 @@ def test_generator_is_updated_every_generator_interval_steps():
     gan = build(generator_interval=3)
     updated = []
     for step in range(7):
-        before = weights(gan.generator), weights(gan.generator_ema)
+        before = weights(gan.generator)
         _, update = run_step(gan, step=step)
         assert "discriminator" in update.calls
-        changed = not torch.equal(weights(gan.generator), before[0])
-        assert changed == ("generator" in update.calls) == (not torch.equal(weights(gan.generator_ema), before[1]))
+        changed = not torch.equal(weights(gan.generator), before)
+        assert changed == ("generator" in update.calls)
         updated.append(changed)
     assert updated == [True, False, False, True, False, False, True]
 
@@ -141,26 +140,6 @@ def test_every_microbatch_gets_fakes_of_its_own():
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("generator_interval", [1, 2])
-def test_the_average_counts_all_images_since_the_generators_last_update(generator_interval):
-    gan = build(generator_interval=generator_interval, half_life=16)
-    before = weights(gan.generator_ema).double()
-    run_step(gan, step=2)
-    decay = 0.5 ** (4 * generator_interval / 16)
-    expected = decay * before + (1 - decay) * weights(gan.generator).double()
-    assert torch.allclose(weights(gan.generator_ema).double(), expected, rtol=0, atol=1e-7)
-
-
-def test_the_averages_ramp_counts_the_images_of_this_step():
-    gan = build(half_life=10**9, ramp_up=0.5)
-    before = weights(gan.generator_ema).double()
-    ScheduledNumbers(gan).advance(8, 4)
-    run_step(gan, step=2)  # 8 images before, 12 after
-    decay = 0.5 ** (4 / (0.5 * 12))
-    expected = decay * before + (1 - decay) * weights(gan.generator).double()
-    assert torch.allclose(weights(gan.generator_ema).double(), expected, rtol=0, atol=1e-7)
-
-
 def test_parameter_groups_cover_every_trainable_parameter_once():
     gan = build()
     groups = gan.parameter_groups()
@@ -177,19 +156,19 @@ def test_drawn_latents_depend_on_seed_and_index_alone():
     assert not torch.equal(gan.draw(range(6), 4)["latent"], drawn)
 
 
-def test_samples_come_from_the_averaged_weights_without_gradient_or_side_effects():
+def test_samples_come_without_gradient_or_side_effects():
     gan = build().train()
-    assert gan.sampled_weights == "ema"
+    before = {name: buffer.clone() for name, buffer in gan.generator.named_buffers()}
     latent = gan.draw(range(6), 3)
     samples = gan.sample(latent)
     assert samples.shape == (6, 1, 16, 16)
     assert samples.abs().max() <= 1
     assert not samples.requires_grad
-    nn.init.zeros_(gan.generator.layers[0].weight)
-    assert torch.equal(gan.sample(latent), samples)
+    assert torch.equal(copy.deepcopy(gan.generator).eval()(latent["latent"], tiny.no_condition(6)), samples)
     assert gan.training
     assert gan.generator.training
-    nn.init.zeros_(gan.generator_ema.network.layers[0].weight)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in gan.generator.named_buffers())
+    nn.init.zeros_(gan.generator.layers[0].weight)
     assert not torch.equal(gan.sample(latent), samples)
 
 
@@ -229,7 +208,7 @@ def test_a_generator_interval_below_one_is_refused(interval):
         build(generator_interval=interval)
 
 
-def test_the_state_dict_restores_networks_and_average():
+def test_the_state_dict_restores_the_networks():
     gan = build()
     run_step(gan)
     torch.manual_seed(9)
@@ -314,7 +293,7 @@ def test_conditions_are_drawn_as_often_as_the_data_has_them():
 def test_a_conditional_preview_has_one_class_a_row():
     gan = conditional("concat")
     seen = []
-    gan.generator_ema.register_forward_hook(lambda _, inputs, __: seen.append(inputs[1]))
+    gan.generator.register_forward_hook(lambda _, inputs, __: seen.append(inputs[1]))
     pictures = gan.preview({"image": real_images()}, gan.draw(range(16), 0))
     assert seen[0].tolist() == [0] * 5 + [1] * 5 + [2] * 5
     assert pictures["samples"].shape == (3, 5, *real_images().shape[1:])
@@ -678,36 +657,13 @@ def test_dequantisation_adds_less_than_a_level_to_the_discriminators_real_images
     assert noise.var().item() == pytest.approx(1 / 128**2 / 12, rel=0.2)
 
 
-def test_raw_weights_are_sampled_in_evaluation_mode_where_asked_for():
-    raw, averaged = build(sampled_weights="raw"), build()
-    for gan in (raw, averaged):
-        with torch.no_grad():
-            for parameter in gan.generator.parameters():
-                parameter.add_(0.1)
-    drawn = raw.draw(range(3), 0)
-    before = {name: buffer.clone() for name, buffer in raw.generator.named_buffers()}
-    expected = copy.deepcopy(raw.generator).eval()(drawn["latent"], tiny.no_condition(3))
-    assert torch.equal(raw.sample(drawn), expected)
-    assert not torch.allclose(averaged.sample(drawn), expected)
-    assert raw.generator.training
-    assert all(torch.equal(buffer, before[name]) for name, buffer in raw.generator.named_buffers())
-    assert (raw.sampled_weights, averaged.sampled_weights) == ("raw", "ema")
-
-
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"dequantisation": -1.0}, "dequantisation"), ({"sampled_weights": "best"}, "sampled_weights"),
-        ({"sampled_weights": "raw", "standing_stats_batches": 2}, "standing_stats_batches"),
+        ({"dequantisation": -1.0}, "dequantisation"), ({"standing_stats_batches": -1}, "standing_stats_batches"),
         ({"generator_lazy_interval": 1}, "generator_lazy_interval"),
     ],
 )  # fmt: skip
 def test_settings_of_recipes_out_of_range_are_refused(changes, word):
-    with pytest.raises(ValueError, match=f"^{word}="):
-        build(**changes)
-
-
-@pytest.mark.parametrize(("changes", "word"), [({"half_life": 0}, "ema_half_life"), ({"ramp_up": 0.0}, "ema_ramp_up")])
-def test_an_average_that_would_keep_nothing_is_refused(changes, word):
     with pytest.raises(ValueError, match=f"^{word}="):
         build(**changes)

@@ -13,6 +13,7 @@ from genimg.losses.elbo import ELBO
 from genimg.losses.likelihoods import Gaussian
 from genimg.losses.penalties import R1
 from genimg.losses.reconstruction import ReconstructionLoss
+from genimg.methods.capabilities import LatentOptions
 from genimg.methods.gan import GAN
 from genimg.methods.pix2pix import Pix2Pix
 from genimg.methods.restoration import Restoration
@@ -109,8 +110,8 @@ def test_plain_networks_train_and_sample_as_a_gan(last: list[nn.Module]) -> None
     assert set(metrics) == {"loss/discriminator", "loss/generator", "logits/real", "logits/fake", "penalty/r1"}
     assert not any(torch.equal(old, new) for old, new in zip(before, gan.parameters(), strict=True))
     drawn = gan.draw(range(3), 0)
-    assert torch.equal(gan.sample(drawn), gan.generator_ema.network.network(drawn["latent"]))
-    assert gan.truncated(drawn, 0.1)["latent"].abs().max() <= 0.1
+    assert torch.equal(gan.sample(drawn), gan.generator.network(drawn["latent"]))
+    assert gan.with_options(drawn, LatentOptions(truncation=0.1))["latent"].abs().max() <= 0.1
 
 
 def test_a_plain_network_is_the_same_with_an_encoder_of_nothing() -> None:
@@ -139,7 +140,7 @@ def vars_of(gan: GAN) -> dict[str, object]:
     """What a GAN was given beside its networks."""
     return {
         "loss": gan.loss, "latent": gan.latent, "penalties": {}, "augment": gan.augment, "auxiliary": None,
-        "generator_interval": 1, "generator_batches": 1, "ema_half_life": 1000, "ema_ramp_up": None,
+        "generator_interval": 1, "generator_batches": 1,
     }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from genimg.losses.adversarial import (
     relativistic_generator_loss,
 )
 from genimg.losses.reconstruction import ReconstructionLoss
-from genimg.methods.image_to_image import in_blocks
+from genimg.methods.image_to_image import in_blocks, pictures_of
 from genimg.methods.pix2pix import Pix2Pix
 from genimg.networks.patchgan import PatchDiscriminator
 from genimg.networks.unet import Translator
@@ -287,7 +287,7 @@ def test_in_eval_mode_the_averages_normalise_and_nothing_is_random():
 def test_pictures_are_sources_translations_and_targets(source_channels):
     method = pix2pix(translator=translator(source_channels=source_channels), task=Pair(source_channels=source_channels))
     data = batch(count=9) | {"source": batch(5, count=9)["target"][:, :source_channels]}
-    pictures = method.pictures(data)
+    pictures = pictures_of(method, data)
     assert pictures.shape == (9, 3, 3, 16, 16)
     assert torch.equal(pictures[:, 0], data["source"].expand(-1, 3, -1, -1))
     assert torch.equal(pictures[:, 1], method.translate(data["source"]))

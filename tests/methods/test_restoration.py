@@ -14,7 +14,7 @@ from genimg.data.tasks.degradations import Denoise, Inpaint
 from genimg.data.tasks.masks import Boxes
 from genimg.errors import ConfigError
 from genimg.losses.reconstruction import ReconstructionLoss
-from genimg.methods.image_to_image import in_blocks
+from genimg.methods.image_to_image import in_blocks, pictures_of
 from genimg.methods.restoration import Restoration
 from genimg.training.device import Precision
 from genimg.training.update import Updater
@@ -147,7 +147,7 @@ def test_steps_are_those_of_a_plain_loop_with_adam(residual):
 def test_an_inpaintings_known_pixels_come_back_bit_for_bit(residual):
     method = restoration(residual=residual)
     method.task, data = inpainting()
-    pictures = method.pictures(data)
+    pictures = pictures_of(method, data)
     assert pictures.shape == (5, 3, 3, SIZE, SIZE)
     missing = data["mask"].expand(-1, 3, -1, -1) > 0
     assert missing.any()
@@ -167,7 +167,7 @@ def test_an_inpaintings_known_pixels_come_back_bit_for_bit(residual):
 def test_other_tasks_show_what_the_network_answers():
     method = restoration(3, residual=True, task=Denoise(noise="gaussian", amount=30.0))
     data = method.task(images(3), np.arange(5), 0)
-    pictures = method.pictures(data)
+    pictures = pictures_of(method, data)
     assert not torch.equal(data["source"], data["target"])
     assert torch.equal(pictures, torch.stack([data["source"], method.translate(data["source"]), data["target"]], dim=1))
 

@@ -10,6 +10,7 @@ from genimg.errors import ConfigError
 from genimg.losses.elbo import ELBO, Bound, ImportanceWeighted
 from genimg.losses.likelihoods import Bernoulli, DiscretisedLogisticMixture, Gaussian, GaussianPerPixel, Likelihood
 from genimg.methods import vae as module
+from genimg.methods.capabilities import LatentOptions
 from genimg.methods.vae import VAE
 from genimg.networks.conditioning import ConditionEncoder, OneHot, Unconditional
 from genimg.networks.conv_autoencoder import Decoder, Encoder
@@ -378,7 +379,7 @@ def test_a_hierarchy_is_sampled_from_the_highest_latents_downwards():
 def test_truncation_clips_the_latents_of_all_layers():
     vae = build(above=(3,))
     drawn = vae.draw(range(50), 3)
-    cut = vae.truncated(drawn, 0.7)
+    cut = vae.with_options(drawn, LatentOptions(truncation=0.7))
     for key in ("latent", "noise"):
         assert cut[key].abs().max() <= 0.7
         assert cut[key].shape == drawn[key].shape

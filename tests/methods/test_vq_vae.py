@@ -8,6 +8,7 @@ from torch import nn
 
 from genimg.errors import ConfigError
 from genimg.losses.reconstruction import ReconstructionLoss
+from genimg.methods.capabilities import CodeOptions, SamplesNearby
 from genimg.methods.vq_vae import VQVAE
 from genimg.networks.conditioning import ConditionEncoder, OneHot, Unconditional
 from genimg.networks.pixel_cnn import PixelCNN
@@ -245,25 +246,19 @@ def test_sampling_keeps_the_mode_and_the_state(training):
     assert not changed(before, method)
 
 
-def test_truncation_is_the_temperature_of_the_prior():
+def test_an_option_is_the_temperature_of_the_prior():
     method = build()
     with torch.no_grad():
         method.prior.head[-1].weight.mul_(30.0)
     drawn = method.draw(range(50), 0)
-    cold = method.truncated(drawn, 0.01)
+    cold = method.with_options(drawn, CodeOptions(temperature=0.01))
     codes = [method.prior.sample(drawn["uniform"], torch.empty(50, 0), temperature=t) for t in (1.0, 0.01)]
     assert len(codes[0].flatten(1).unique(dim=0)) > 10 * len(codes[1].flatten(1).unique(dim=0))
     assert torch.equal(method.sample(cold), method.decode(codes[1]))
     for amount in (0.0, 1.0, 2.0):
-        with pytest.raises(ConfigError, match=f"^truncation={amount:g} is the temperature of the prior"):
-            method.truncated(drawn, amount)
-
-
-def test_codes_have_no_neighbours():
-    method = build()
-    with pytest.raises(ConfigError) as caught:
-        method.perturb(real_images(1), method.draw(range(2), 0), 0.5)
-    assert caught.value.key == "near"
+        with pytest.raises(ValueError, match=r"^temperature="):
+            CodeOptions(temperature=amount)
+    assert not isinstance(method, SamplesNearby)  # codes have no distances
 
 
 def test_a_prior_of_labels_samples_the_classes_that_are_asked_for():

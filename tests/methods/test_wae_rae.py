@@ -11,6 +11,7 @@ from genimg.errors import ConfigError
 from genimg.losses.likelihoods import Bernoulli, Gaussian
 from genimg.losses.mmd import MMDLoss, unbiased_mmd
 from genimg.losses.regularised_autoencoder import RegularisedLoss
+from genimg.methods.capabilities import LatentOptions
 from genimg.methods.wae_rae import DeterministicAutoencoder
 from genimg.networks.conditioning import OneHot, Unconditional
 from genimg.networks.conv_autoencoder import Decoder, Encoder
@@ -216,7 +217,7 @@ def test_nearby_samples_lie_around_an_images_latent():
 def test_truncated_samples_vary_less():
     method = trained(num_components=1)
     drawn = method.draw(range(200), 0)
-    nearer = method.truncated(drawn, 0.3)["latent"]
+    nearer = method.with_options(drawn, LatentOptions(truncation=0.3))["latent"]
     assert nearer.std().item() < 0.5 * drawn["latent"].std().item()
 
 

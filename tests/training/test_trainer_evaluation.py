@@ -93,7 +93,7 @@ class ScriptedEvaluator(Evaluator):
         self.intervals = intervals or {}
         self.calls = []
 
-    def evaluate(self, method, data, device, should_stop=lambda: False, num_images=None):
+    def evaluate(self, method, data, device, should_stop=lambda: False, num_images=None, *, weights="raw"):
         self.calls.append((round(float(method.weight.detach())), num_images))
         time.sleep(self.seconds)
         value = self.script.pop(0)

@@ -12,7 +12,6 @@ from genimg.losses.adversarial import cross_entropy_discriminator_loss, nonsatur
 from genimg.training.device import Precision
 from genimg.training.update import NonFiniteError, Updater, split
 from genimg.types import Progress
-from genimg.utils.durations import NumImages
 
 FP32 = Precision("fp32", torch.device("cpu"))
 
@@ -200,7 +199,7 @@ def test_forward_keeps_the_batch_and_its_graph_reaches_the_group():
 
 
 def make_gan(generator_interval=1):
-    return tiny.gan(generator_interval=generator_interval, ema_half_life=NumImages(100), ema_ramp_up=0.05)
+    return tiny.gan(generator_interval=generator_interval)
 
 
 def adam(parameters):

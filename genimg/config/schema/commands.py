@@ -7,6 +7,9 @@ from typing import Any
 
 from genimg.config.schema.option import option, seed_option
 
+CHECKPOINT_GROUPS = ("conditioning", "evaluation", "loss", "model")
+"""Groups with machine-local parameters. Every command that opens a checkpoint accepts their keys."""
+
 _DEVICE = "auto | cuda | cuda:N | cpu | mps"
 _PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 _ALLOW = "Packages of your own that a config may name in _target_, such as allow=[mypackage]"
@@ -14,6 +17,10 @@ _ALLOW_OF_CHECKPOINT = "Packages of your own that the checkpoint's config may na
 _TRACEBACK = "Show the traceback of an error"
 _CHECKPOINT = "Checkpoint, or run directory"
 _WHICH = "Which checkpoint of a run directory"
+_WEIGHTS = (
+    "Weights: raw; ema, the first average of the training; the name of another, or a length such as 0.08 after training with "
+    "ema=[power]; null: as in the training's evaluations"
+)
 _CHANGE = "Greatest relative change: a factor of [1 - x, 1 + x]"
 
 
@@ -25,6 +32,7 @@ class Train:
     precision: str = option("Arithmetic; auto is bf16 where the processor has instructions for it", "auto", one_of=_PRECISIONS)
     seed: int = seed_option("Seed of the initial weights and of everything random")
     penalty: dict[str, Any] = option("Penalties, chosen by a list such as penalty=[r1,lecam]", {})
+    ema: dict[str, Any] = option("Averages of the weights, chosen by a list such as ema=[exponential,power]; [] for none", {})
     optimizer_overrides: dict[str, Any] = option(
         "Settings per parameter group, such as +optimizer_overrides.discriminator.lr=4e-4", {}
     )
@@ -73,6 +81,7 @@ class Eval:
     accept_unrecorded: bool = option("Accept statistics that do not say which extractor made them", False)
 
     which: str = option(_WHICH, "last", one_of=("last", "best"), heading="Evaluation")
+    weights: str | float | None = option(_WEIGHTS, None, type="raw | ema | name | length | null")
     device: str = option("Device", "auto", type=_DEVICE)
     num_images: int | None = option("Number of generated images, or of random ones of images= (null: all)", None)
     num_samples: int | None = option("Number of latents per image, with evaluation=likelihood", None)
@@ -114,6 +123,7 @@ class Sample:
 
     ckpt: str = option(_CHECKPOINT, type="path", heading="Model")
     which: str = option(_WHICH, "last", one_of=("last", "best"))
+    weights: str | float | None = option(_WEIGHTS, None, type="raw | ema | name | length | null")
     device: str = option("Device", "auto", type=_DEVICE)
 
     num_images: int = option("Number of images, for each label or text if there are several", 64, heading="Images")
@@ -125,15 +135,10 @@ class Sample:
         type="text | int | list | null",
     )
     text: Any = option("Caption to generate from, or a list; null: captions of the data", None, type="text | list | null")
-    truncation: int | float | None = option(
-        "Less varied, better images: psi of StyleGAN2 (0: its average), temperature of a VQ-VAE's prior, else the bound t of "
-        "latents truncated to [-t, t]",
-        None,
-    )
-    noise: str | None = option(
-        "StyleGAN2's noise per pixel; random (also null): different for each sample; const: the same for all",
-        None,
-        one_of=("random", "const", "none"),
+    sampling: dict[str, Any] = option(
+        "Sampling options of the model, written without this prefix, such as truncation=0.7; genimg-sample ckpt=RUN --help "
+        "lists them",
+        {},
     )
 
     near: str | None = option("Image file: draw samples around it", None, type="file | null", heading="Autoencoders")
@@ -170,6 +175,7 @@ class Translate:
 
     ckpt: str = option(_CHECKPOINT, type="path", heading="Model")
     which: str = option(_WHICH, "last", one_of=("last", "best"))
+    weights: str | float | None = option(_WEIGHTS, None, type="raw | ema | name | length | null")
     device: str = option("Device", "auto", type=_DEVICE)
     direction: str | None = option("Direction, of a model with both; null: a2b", None, one_of=("a2b", "b2a"))
     model_mode: str | None = option(
@@ -298,6 +304,7 @@ class Export:
 
     ckpt: str = option(_CHECKPOINT, type="path", heading="Model")
     which: str = option(_WHICH, "last", one_of=("last", "best"))
+    weights: str | float | None = option(_WEIGHTS, None, type="raw | ema | name | length | null")
     truncation: int | float | None = option("Psi of StyleGAN2, which becomes part of the program; null: 1", None)
     direction: str | None = option("Direction, of a model with both; null: a2b", None, one_of=("a2b", "b2a"))
     model_mode: str | None = option(

@@ -30,6 +30,12 @@ class Trainer:
     usual_duration: str | None = option(
         "Published duration for this kind of model; a much shorter training logs it", None, type="duration | null"
     )
+    weights: str = option(
+        "Weights for pictures and evaluations: ema, the first average of ema=[...]; the name of another; raw; auto: ema if "
+        "there is one, else raw",
+        "auto",
+        type="auto | ema | raw | name",
+    )
     log_interval: str = option("Interval of logged values", "50 steps", type="duration")
     preview_interval: str = option("Interval of pictures in samples/ and TensorBoard", "5 epochs", type="duration")
     preview_seconds: int | float | None = option(

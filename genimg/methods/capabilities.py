@@ -1,0 +1,283 @@
+"""What a trained model can do besides training: protocols that commands, evaluations and exports ask for.
+
+A method has a capability if it has the protocol's members. None of them is needed for training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from genimg.data.tasks.base import Task
+from genimg.types import Batch, PixelLikelihood
+
+
+@runtime_checkable
+class Generates(Protocol):
+    """Generates images from random numbers."""
+
+    @property
+    def batch_keys(self) -> tuple[str, ...]:
+        """Keys that every batch must have."""
+        ...
+
+    @property
+    def sampling_options(self) -> type[Any]:
+        """Dataclass of the options of ``with_options``, whose fields have a default and a line of help (see ``setting``)."""
+        ...
+
+    def before_sampling(self) -> None:
+        """Prepare for sampling with weights that have changed, without randomness."""
+        ...
+
+    def draw(self, indices: Sequence[int], seed: int) -> Batch:
+        """Return all random inputs of ``sample``, as a function of ``seed`` and each sample's index alone.
+
+        The generated images then depend on neither the batch size nor the number of processes.
+        """
+        ...
+
+    def with_options(self, drawn: Batch, options: Any) -> Batch:
+        """Apply options, an object of ``sampling_options``, to a drawn batch (on the CPU).
+
+        Raises:
+            ConfigError: If an option has no effect on this model, or is out of its range.
+        """
+        ...
+
+    def sample(self, batch: Batch) -> Tensor:
+        """Generate images [N, C, H, W] in [-1, 1] from a drawn batch, in evaluation mode and without gradient."""
+        ...
+
+
+@runtime_checkable
+class TakesConditions(Protocol):
+    """May be conditioned on labels or captions. The ``conditioning`` group has an effect on such methods only."""
+
+    condition_bank_size: ClassVar[int]
+    """Number of captions that ``set_condition_bank`` takes."""
+
+    num_classes: int
+    """K; 0 for a model that is not conditioned on labels."""
+
+    def set_condition_bank(self, batch: Batch) -> None:
+        """Set the conditions to sample from, once, before training: all labels, or ``condition_bank_size`` captions."""
+        ...
+
+    def random_labels(self, count: int, seed: int) -> Tensor | None:
+        """Return labels, int64 [count], for an evaluation, in random order and with exactly the data's class shares.
+
+        They replace the labels of ``draw``, whose shares vary by chance. None for a model that is not conditioned on labels.
+        """
+        ...
+
+
+@runtime_checkable
+class Reconstructs(Protocol):
+    """An autoencoder."""
+
+    @property
+    def batch_keys(self) -> tuple[str, ...]:
+        """Keys that every batch must have."""
+        ...
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Encode a batch's images [N, C, H, W] in [-1, 1] into the decoder's input.
+
+        Returns:
+            Latents float32 [N, Z], without noise; for a VQ-VAE, codes int64 [N, h, w].
+        """
+        ...
+
+    def reconstruct(self, batch: Batch) -> Tensor:
+        """Encode and decode a batch's images [N, C, H, W] in [-1, 1], without noise."""
+        ...
+
+
+@runtime_checkable
+class SamplesNearby(Protocol):
+    """An autoencoder whose samples can be drawn around an image."""
+
+    def perturb(self, image: Tensor, drawn: Batch, spread: float) -> Batch:
+        """Return a drawn batch [N] whose latents are scattered around those of one image.
+
+        Args:
+            image: Image [1, C, H, W] in [-1, 1].
+            drawn: Result of ``draw``; its conditions also apply to the image.
+            spread: Distance in standard deviations of the prior; 0 gives the image's reconstruction N times.
+        """
+        ...
+
+
+@runtime_checkable
+class HasLikelihood(Protocol):
+    """Estimates log p(x)."""
+
+    @property
+    def batch_keys(self) -> tuple[str, ...]:
+        """Keys that every batch must have."""
+        ...
+
+    @property
+    def likelihood(self) -> PixelLikelihood:
+        """p(x | z)."""
+        ...
+
+    def log_likelihood(self, batch: Batch, num_samples: int, keys: NDArray[np.uint64]) -> dict[str, Tensor]:
+        """Estimate log p(x) for every image of a batch [N], in nats.
+
+        Args:
+            batch: Images and conditions.
+            num_samples: Number K of latents per image.
+            keys: Random keys [N]; the randomness of image i is a function of ``keys[i]`` alone.
+
+        Returns:
+            ``log_likelihood``, the importance-weighted estimate of log p(x) from K samples, and ``elbo``, ``reconstruction``
+            and ``kl`` of the same samples.
+        """
+        ...
+
+
+@runtime_checkable
+class Translates(Protocol):
+    """Translates images into images."""
+
+    @property
+    def batch_keys(self) -> tuple[str, ...]:
+        """Keys that every batch must have."""
+        ...
+
+    task: Task
+    """Task of the training data."""
+
+    directions: ClassVar[tuple[str, ...]]
+    """Named directions, the default first; empty if there is only one."""
+
+    sampled_mode: str
+    """``train`` if ``translate`` keeps dropout and batch statistics on, else ``eval``; recorded with every metric."""
+
+    @property
+    def size_divisor(self) -> int:
+        """Number that must divide the height and width of sources."""
+        ...
+
+    def translator(self, direction: str | None) -> nn.Module:
+        """Return the network that translates in one of ``directions``; None for the default."""
+        ...
+
+    def translate(self, source: Tensor, direction: str | None = None) -> Tensor:
+        """Translate sources [N, S, H, W] in [-1, 1] to images [N, T, H, W], without gradient.
+
+        Args:
+            source: Images whose height and width are multiples of ``size_divisor``.
+            direction: One of ``directions``; None for the default.
+        """
+        ...
+
+    def set_mode(self, model_mode: str) -> None:
+        """Override ``sampled_mode``.
+
+        Raises:
+            ConfigError: If the mode is unknown, or training mode changes nothing.
+        """
+        ...
+
+
+@runtime_checkable
+class RegularisesLazily(Protocol):
+    """Has penalties with updates of their own, for which Adam is corrected (Karras et al. 2020, appendix B)."""
+
+    def lazy_regularisation_ratio(self, group: str) -> float:
+        """Return the number of lazy penalty updates per regular update of a parameter group."""
+        ...
+
+
+NOISE_MODES = ("random", "const", "none")
+"""Per-pixel noise that differs between samples, is fixed and the same for all samples, or is absent."""
+
+
+@runtime_checkable
+class PreparesSaving(Protocol):
+    """Computes a part of its state only for checkpoints."""
+
+    def before_saving(self) -> None:
+        """Compute that part, on every rank and without randomness."""
+        ...
+
+
+def offers(kind: type, capability: type) -> bool:
+    """Return whether a class has the functions of a capability, before an instance exists."""
+    functions = [name for name, member in vars(capability).items() if callable(member) and not name.startswith("_")]
+    return all(callable(getattr(kind, name, None)) for name in functions)
+
+
+def setting(help: str, default: Any) -> Any:
+    """Return the dataclass field of a sampling option.
+
+    Args:
+        help: One line of help: meaning, unit and range.
+        default: Default value, a primitive.
+    """
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Sampling has no options."""
+
+
+@dataclass(frozen=True)
+class LatentOptions:
+    """Options of sampling from latents."""
+
+    truncation: int | float | None = setting(
+        "Less varied, usually better images: latents are truncated to [-t, t], t above 0; null: none", None
+    )
+
+    def __post_init__(self) -> None:
+        require_truncation(self.truncation)
+
+
+@dataclass(frozen=True)
+class StyleOptions:
+    """Options of sampling from a style-based generator."""
+
+    truncation: int | float | None = setting(
+        "Less varied, usually better images: psi, from 1 (none) to 0 (the average image); null: none", None
+    )
+    noise: str = setting("Noise per pixel: random, different for each sample; const, the same for all; or none", "random")
+
+    def __post_init__(self) -> None:
+        require_truncation(self.truncation)
+        if self.noise not in NOISE_MODES:
+            raise ValueError(f"noise={self.noise} is unknown: choose one of {', '.join(NOISE_MODES)}")
+
+
+@dataclass(frozen=True)
+class CodeOptions:
+    """Options of sampling codes from an autoregressive prior."""
+
+    temperature: int | float | None = setting(
+        "Less varied, usually better images: the prior's logits are divided by it, above 0 and below 1; null: 1", None
+    )
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and not 0 < self.temperature < 1:
+            raise ValueError(f"temperature={self.temperature:g} must be above 0 and below 1, or null")
+
+
+def require_truncation(truncation: float | None) -> None:
+    """Reject a truncation that no model supports.
+
+    Raises:
+        ValueError: If it is neither None nor a finite number, 0 or more.
+    """
+    if truncation is not None and not (truncation >= 0 and math.isfinite(truncation)):
+        raise ValueError(f"truncation={truncation} must be a number, 0 or more, or null for none")

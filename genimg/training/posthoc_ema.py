@@ -1,0 +1,144 @@
+"""Averages of any length, computed after training from snapshots of power-function averages.
+
+Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion models", section 3.2 and appendix C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from genimg.errors import CheckpointError, ConfigError
+from genimg.training import checkpoint
+from genimg.training.ema import LONGEST, exponent_of
+from genimg.utils.type_hints import fits
+
+FOLDER = "averages"
+"""Folder of snapshots in a run directory."""
+
+_CONTENTS = {"length": float, "images": int, "weights": dict[str, Tensor], "copied": list[str]}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A power-function average at one time of the training.
+
+    Attributes:
+        length: Standard deviation of its profile, as a fraction of the training time.
+        images: Images seen.
+        weights: Weights and buffers by name.
+        copied: Names of the buffers that are not averaged.
+    """
+
+    length: float
+    images: int
+    weights: dict[str, Tensor]
+    copied: tuple[str, ...]
+
+
+def path_of(folder: Path, name: str, step: int) -> Path:
+    """Return the path of the snapshot of the average ``name`` at ``step``."""
+    return folder / f"{name}-step-{step:08d}.pt"
+
+
+def save(snapshot: Snapshot, path: Path) -> None:
+    """Write a snapshot atomically."""
+    path.parent.mkdir(exist_ok=True)
+    checkpoint.save({**vars(snapshot), "copied": list(snapshot.copied)}, path)
+
+
+def load(run_dir: Path, until: int) -> list[Snapshot]:
+    """Read a run's snapshots up to ``until`` images seen.
+
+    Raises:
+        CheckpointError: If a file is damaged, or is not a snapshot.
+    """
+    found = []
+    for path in sorted((run_dir / FOLDER).glob("*-step-*.pt")):
+        state = checkpoint.load(path, below=run_dir)
+        is_whole = all(fits(state.get(key), hint, lambda value: type(value) is Tensor) for key, hint in _CONTENTS.items())
+        if not is_whole or not 0 < state["length"] < LONGEST:
+            raise CheckpointError(f"{path} is not a snapshot of averaged weights", "remove it")
+        if state["images"] <= until:
+            found.append(Snapshot(state["length"], state["images"], state["weights"], tuple(state["copied"])))
+    return found
+
+
+def correlations(times: NDArray[np.float64], exponents: NDArray[np.float64], other_times: NDArray[np.float64],
+                 other_exponents: NDArray[np.float64]) -> NDArray[np.float64]:  # fmt: skip
+    """Return the inner products [A, B] of power-function profiles that end at these times.
+
+    A profile that ends at T with exponent g is p(t) = (g + 1) / T (t / T)^g for 0 <= t <= T.
+
+    Args:
+        times, exponents: Ends and exponents of the first profiles [A].
+        other_times, other_exponents: Ends and exponents of the second profiles [B].
+    """
+    a, g = times[:, None], exponents[:, None]
+    b, h = other_times[None, :], other_exponents[None, :]
+    # The integral over the common time, up to the earlier end m, where the earlier profile's own factor is 1.
+    earlier_over_later = np.minimum(a, b) / np.maximum(a, b)
+    exponent_of_later = np.where(a < b, h, g)
+    return (g + 1) * (h + 1) / (g + h + 1) * earlier_over_later**exponent_of_later / np.maximum(a, b)
+
+
+def coefficients(images: Sequence[int], lengths: Sequence[float], target_images: int, length: float) -> NDArray[np.float64]:
+    """Return the factors [S] of snapshots whose sum is closest to an average of another length.
+
+    They minimise the squared difference of the profiles, among factors that add up to 1 so that weights keep their scale.
+
+    Args:
+        images: Images seen at each snapshot.
+        lengths: Length of each snapshot's profile.
+        target_images: Images seen at which the average ends.
+        length: Length of its profile.
+    """
+    unit = float(target_images)
+    times = np.asarray(images, dtype=np.float64) / unit
+    exponents = np.array([exponent_of(each) for each in lengths])
+    target = np.array([1.0]), np.array([exponent_of(length)])
+    products = correlations(times, exponents, times, exponents)
+    wanted = correlations(times, exponents, *target)[:, 0]
+    # Lagrange's conditions of the least squares with the sum as constraint.
+    count = len(times)
+    system = np.zeros((count + 1, count + 1))
+    system[:count, :count], system[:count, count], system[count, :count] = products, 1.0, 1.0
+    return np.linalg.lstsq(system, np.append(wanted, 1.0), rcond=None)[0][:count]
+
+
+def weights_of_length(snapshots: Sequence[Snapshot], images: int, length: float) -> dict[str, Tensor]:
+    """Return the weights of an average of any length.
+
+    Args:
+        snapshots: Snapshots of one training, of one length or more.
+        images: Images seen at which the average ends.
+        length: Standard deviation of its profile, as a fraction of ``images``.
+
+    Returns:
+        Weights by name. Buffers that are not averaged are those of the last snapshot.
+
+    Raises:
+        ConfigError: If there are fewer than two snapshots, or the length is out of range.
+    """
+    if not 0 < length < LONGEST:
+        raise ConfigError(f"weights={length:g}: the length of an average must be above 0 and below {LONGEST}", key="weights")
+    if len(snapshots) < 2:
+        raise ConfigError(
+            f"weights={length:g} needs snapshots of power-function averages, which this run does not have: "
+            "train with ema=[power], or choose weights=ema or raw",
+            key="weights",
+        )  # fmt: skip
+    factors = coefficients([each.images for each in snapshots], [each.length for each in snapshots], images, length)
+    last = max(snapshots, key=lambda each: each.images)
+    averaged = {key: value for key, value in last.weights.items() if key not in last.copied}
+    summed = {key: torch.zeros_like(value, dtype=torch.float64) for key, value in averaged.items()}
+    for factor, snapshot in zip(factors.tolist(), snapshots, strict=True):
+        for key, total in summed.items():
+            total.add_(snapshot.weights[key].double(), alpha=factor)
+    return {key: summed[key].to(value.dtype) if key in summed else value for key, value in last.weights.items()}
