@@ -133,7 +133,7 @@ def test_onnx_files_make_the_same(name: str, tmp_path: Path) -> None:
 def test_psi_pulls_towards_the_average_of_a_stylegan2() -> None:
     settings = ["model=stylegan2_small", *tiny.SIZES["stylegan2_small"], *TINY]
     method, facts = made(*settings)
-    method.generator_ema.network.style_average.normal_(0.0, 1.0, generator=torch.Generator().manual_seed(2))  # type: ignore[union-attr, operator]
+    method.generator.style_average.normal_(0.0, 1.0, generator=torch.Generator().manual_seed(2))  # type: ignore[union-attr, operator]
     latent = method.draw(range(3), 0)["latent"]
     for psi in (0.0, 0.7):
         part = exportable(method, Choices(truncation=psi), facts)

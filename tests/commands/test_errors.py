@@ -293,7 +293,7 @@ CASES = [
     ("train", [*TRAIN, "data.num_workers=100000"], "data.num_workers=100000"),
     ("train", [*TRAIN, "trainer.batch_size=4", "optimizer.lr=true"], "optimizer.lr=true"),
     ("train", [*TRAIN, "trainer.batch_size=4", "conditioning.encoder=5"], "conditioning.encoder=5"),
-    ("train", [*TRAIN, "trainer.batch_size=4", "model.ema_ramp_up=nan"], "model.ema_ramp_up=nan"),
+    ("train", [*TRAIN, "trainer.batch_size=4", "ema.exponential.ramp_up=nan"], "ema.exponential.ramp_up=nan"),
     ("train", [*TRAIN, "trainer.batch_size=4", "model.generator.width=-3"], "model.generator.width=-3"),
     ("train", [*TRAIN, "trainer.batch_size=4", "model.generator._target_=torch.nn.ReLU"], "model.generator"),
     ("train", [*TRAIN, "trainer.batch_size=4", "model.loss={_target_:torch.nn.ReLU}"], "model.loss is a ReLU"),

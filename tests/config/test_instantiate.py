@@ -31,7 +31,7 @@ from genimg.evaluation.image_sets import GeneratedImages
 from genimg.evaluation.likelihood import LikelihoodEvaluator
 from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.methods.base import Method
-from genimg.schedules import ScheduledNumbers
+from genimg.methods.capabilities import Reconstructs, Translates
 from genimg.training.schedules import Cosine, RateSchedule
 from genimg.training.state import TrainerSettings
 from genimg.utils.paths import config_dir
@@ -85,20 +85,19 @@ def test_every_yaml_composes_and_all_its_interpolations_resolve(path):
         assert set(config) >= set(OmegaConf.load(path)) - {"defaults", "hydra"}
         OmegaConf.to_container(config, resolve=True)
         return
-    chosen = f"penalty=[{stem}]" if group == ["penalty"] else f"{'/'.join(group)}={stem}"
+    named = re.match(rf"# @package {group[0]}\.(\w+)", path.read_text())  # an option of a list, such as penalty=[r1]
+    chosen = f"{group[0]}=[{stem}]" if named else f"{'/'.join(group)}={stem}"
     needed = ["data.root=x"] if group == ["experiment"] and stem.endswith("_64") else []
     composed = compose_config(chosen, *needed)
     # A base leaves open what its options fill in, so that only they can be resolved.
     config = OmegaConf.to_container(composed, resolve=not stem.endswith("base"))
     written = OmegaConf.to_container(OmegaConf.load(path))
-    if group == ["penalty"]:
-        place = path.read_text().partition("\n")[0].removeprefix("# @package penalty.")
+    if named:
+        place = named[1]
         assert stem.startswith(place)
-        assert set(config["penalty"]) == {place}
-        assert (
-            config["penalty"][place].items()
-            >= {k: v for k, v in written.items() if k != "defaults" and "$" not in str(v)}.items()
-        )
+        assert set(config[group[0]]) == {place}
+        own = {k: v for k, v in written.items() if k != "defaults" and "$" not in str(v)}
+        assert config[group[0]][place].items() >= own.items()
     elif group[0] in config:
         assert set(config[group[0]]) >= set(written) - {"defaults"}
         if written.get("_target_", "???") != "???":
@@ -143,7 +142,7 @@ def test_every_model_builds_with_every_loss_of_its_family_and_refuses_the_others
         method = tiny.method_of(config, build_dataset(config, BUILDER), BUILDER)
         assert isinstance(method, Method)
         assert method.training
-        if not method.translates:
+        if not isinstance(method, Translates):
             assert method.sample(method.draw(range(3), 0)).shape == (3, 3, 16, 16)
     for loss in set(options("loss")) - set(fitting):
         with pytest.raises(ValueError, match="does not fit the model") as caught:
@@ -323,9 +322,8 @@ def test_durations_become_images_at_any_depth():
     assert isinstance(schedule, Cosine)
     assert schedule.warmup == 500
     assert schedule.at(1990, 10) > 0 == schedule.at(2000, 10)
-    config = resolve("model=dcgan_small", "model.ema_half_life=4 epochs", *TINY)
-    average = tiny.method_of(config, build_dataset(config, BUILDER), BUILDER).generator_ema
-    ScheduledNumbers(average).advance(10**9, 10)
+    config = resolve("model=dcgan_small", "ema.exponential.half_life=4 epochs", *TINY)
+    average = BUILDER.build(config["ema"], "ema")["exponential"]
     assert average.half_life == 4000
 
 
@@ -752,7 +750,7 @@ def test_autoencoders_without_a_likelihood_may_hold_images_out_for_their_reconst
     config = resolve(*overrides, "evaluation=shapes")
     source = build_dataset(config, BUILDER)
     assert len(source.validation) == 10
-    assert tiny.method_of(config, source, BUILDER).reconstructs
+    assert isinstance(tiny.method_of(config, source, BUILDER), Reconstructs)
     with pytest.raises(ValueError, match=r"data\.validation=0\.1 has no effect"):
         tiny.method_of(resolve(*overrides, "evaluation=none"), source, BUILDER)
 

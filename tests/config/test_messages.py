@@ -24,7 +24,7 @@ def test_the_nearest_word_is_named_where_one_is_near() -> None:
 
 
 TRAIN = {
-    "trainer.duration", "trainer", "optimizer.lr", "trainer.batch_size", "data.image_size", "device", "model.ema_half_life",
+    "trainer.duration", "trainer", "optimizer.lr", "trainer.batch_size", "data.image_size", "device", "ema.exponential.half_life",
     "model.latent.dim", "data", "data.num_workers", "precision", "trainer.checkpoint_interval", "evaluation.interval",
     "model.generator_interval", "resume", "run_dir", "logger",
 }  # fmt: skip
@@ -46,7 +46,7 @@ TRAIN = {
         ("resolution", "64", "data.image_size=64"),
         ("cuda", "true", "device=cuda:N (several GPUs: torchrun, docs/distributed.md)"),
         ("gpu", "1", "device=cuda:1 (several GPUs: torchrun, docs/distributed.md)"),
-        ("ema_decay", "0.999", "model.ema_half_life='N images'"),
+        ("ema_decay", "0.999", "ema.exponential.half_life='N images'"),
         ("z_dim", "64", "model.latent.dim=64"),
         ("dataset", "mnist", "data=mnist"),
         ("dataroot", "my pictures", "data=NAME data.root=\"'my pictures'\""),

@@ -36,7 +36,7 @@ def ramp(start: float, end: float, duration: str = "200 steps") -> str:
 
 MODELS = {
     "dcgan": [
-        "model=dcgan_small", "model.generator.width=8", "model.latent.dim=8", f"model.ema_half_life={ramp(0, 500)}",
+        "model=dcgan_small", "model.generator.width=8", "model.latent.dim=8", f"ema.exponential.half_life={ramp(0, 500)}",
         "penalty=[r1]", f"penalty.r1.gamma={ramp(1.0, 0.1)}", f"optimizer.betas=[0.0,{ramp(0.9, 0.99)}]",
     ],
     "vae": ["model=vae_small", "model.encoder.width=8", "model.latent_dim=4", "loss.warm_up=200 steps"],

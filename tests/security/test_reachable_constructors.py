@@ -42,7 +42,6 @@ HARMLESS = {
     "genimg.evaluation.extractors.classifier.Classifier.sha256",  # what the digest of a marked path must be
     "genimg.evaluation.extractors.custom.CustomExtractor.weights_sha256",
     "genimg.evaluation.extractors.custom.Module.sha256",
-    "genimg.methods.gan.GAN.sampled_weights",  # ema or raw
     "genimg.methods.gan.as_discriminator_output.output",
     "genimg.methods.base.require_shape.output",
     "genimg.training.wandb.WandbRecorder.project",  # a logger is taken from the command line alone
