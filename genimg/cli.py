@@ -21,6 +21,7 @@ import genimg
 from genimg.commands.arguments import arguments_of_rank, continued_in_its_own_directory, in_hydras_order, with_runs
 from genimg.commands.failures import Failure, end, leave
 from genimg.config import help, resolvers
+from genimg.config.additional_extractors import with_additional_extractors
 from genimg.config.messages import explain_flag
 from genimg.errors import ConfigError
 from genimg.utils.paths import config_dir
@@ -116,7 +117,8 @@ def _command(
         if "--version" in sys.argv[1:]:
             yield partial(print, f"genimg {genimg.__version__}")
             return
-        sys.argv[1:] = in_hydras_order(sys.argv[1:] if rewrite is None else rewrite(sys.argv[1:]))
+        rewritten = sys.argv[1:] if rewrite is None else rewrite(sys.argv[1:])
+        sys.argv[1:] = in_hydras_order(with_additional_extractors(rewritten))
         if help.is_requested(sys.argv[1:]):
             yield partial(print, help.page(primary, sys.argv[1:]))
             return

@@ -20,19 +20,21 @@ from genimg.data.loader import ImageLoader
 from genimg.data.subsets import selection, subset_of
 from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError, DataError
-from genimg.evaluation.compare import Evaluator, short_count
+from genimg.evaluation.base import HeldOutEvaluator
+from genimg.evaluation.checks import check_counts, small_counts
+from genimg.evaluation.compare import compare
 from genimg.evaluation.extractors.base import Extractor
-from genimg.evaluation.feature_extraction import Passes, full_float32, ranges
+from genimg.evaluation.feature_extraction import Collection, collect, full_float32, ranges
+from genimg.evaluation.feature_stats import FeatureStats
 from genimg.evaluation.image_metrics import LPIPS, check_lpips, l1, ms_ssim, ms_ssim_scales, psnr, psnr_luma, ssim, ssim_luma
 from genimg.evaluation.image_sets import FiniteCheck, ImageSet
-from genimg.evaluation.metrics import FrechetDistance, KernelDistance
-from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
-from genimg.evaluation.stats_cache import SavedStatistics
+from genimg.evaluation.metrics import FrechetDistance, KernelDistance, Metric
+from genimg.evaluation.names import full_name
+from genimg.evaluation.result import Evaluation
 from genimg.methods.base import Method
 from genimg.methods.image_to_image import Translation
 from genimg.types import Batch
 from genimg.utils.distributed import all_gather_rows, shard, world_size
-from genimg.utils.durations import NumImages
 from genimg.utils.environment import versions
 from genimg.utils.images import to_uint8
 from genimg.utils.rng import Stream, seed_of, steady
@@ -40,8 +42,10 @@ from genimg.utils.rng import Stream, seed_of, steady
 log = logging.getLogger(__name__)
 
 _SCALES = 5  # number of scales of the multi-scale structural similarity
-_SUBSETS, _SUBSET_SIZE = 100, 1000  # subsets of the kernel distance, as elsewhere
-
+_DISTANCES: dict[str, Metric] = {
+    "kd": KernelDistance(subsets=100, subset_size=1000),  # as in configs/evaluation/base.yaml
+    "fd": FrechetDistance(),
+}
 
 Observer = Callable[[Batch, dict[str, Tensor]], None]
 """Callback that receives every measured batch and the values [N] of its images."""
@@ -53,7 +57,6 @@ class TranslationEvaluator(HeldOutEvaluator):
     Args:
         num_images: Maximum number of images, chosen at random, stratified by class.
         batch_size: Batch size; does not influence the values if ``sampled_mode`` is eval.
-        interval, final_num_images, stop_if: See PeriodicEvaluator.
         seed: Seed of the task's random numbers.
         extractor: Feature extractor, for Fréchet and kernel distances between translated and held-out images; None for none.
         best_by: Short name of the metric that chooses the best checkpoint, one of ``choices`` (``kd`` and ``fd`` need an
@@ -76,15 +79,11 @@ class TranslationEvaluator(HeldOutEvaluator):
         *,
         num_images: int,
         batch_size: int,
-        interval: NumImages,
         seed: int,
         extractor: Extractor | None,
         best_by: str | None,
-        final_num_images: int | None,
-        stop_if: Mapping[str, float | str] | None,
     ) -> None:
-        super().__init__(num_images=num_images, batch_size=batch_size, seed=seed, interval=interval,
-                         final_num_images=final_num_images, stop_if=stop_if)  # fmt: skip
+        super().__init__(num_images=num_images, batch_size=batch_size, seed=seed)
         if best_by is not None and best_by not in self.choices:
             wins = "cycle_l1" in str(best_by) or "identity_l1" in str(best_by)
             why = ", which a translator that changes nothing wins" if wins else ""
@@ -96,10 +95,9 @@ class TranslationEvaluator(HeldOutEvaluator):
                 f"best_by={best_by} needs an extractor: choose an evaluation that has one, such as "
                 "unpaired_translation_inception or translation_inception, or another best_by"
             )
-        if best_by is None and self.stop_if is not None and self.stop_if.metric is None:
-            raise ValueError("stop_if with a factor needs a metric that chooses the best: set best_by")
         self.extractor, self.best_by = extractor, best_by
-        self._targets: dict[tuple[str, int, str], SavedStatistics] = {}  # a run's held-out images do not change
+        self._targets: dict[tuple[str, int, str], FeatureStats] = {}  # a run's held-out images do not change
+        self._counts_warned: set[str] = set()
 
     def check(self, method: Method, source: ImageDataset | None = None) -> None:
         if not method.translates or self.key not in method.batch_keys:
@@ -120,7 +118,7 @@ class TranslationEvaluator(HeldOutEvaluator):
         num_images: int | None = None,
         observe: Observer = lambda batch, found: None,
     ) -> Evaluation:
-        """See PeriodicEvaluator; ``observe`` is called with this rank's batches."""
+        """See ModelEvaluator; ``observe`` is called with this rank's batches."""
         self.check(method)
         assert isinstance(method, Translation)
         held_out = data.validation or data
@@ -142,7 +140,7 @@ class TranslationEvaluator(HeldOutEvaluator):
     def primary(self) -> str | None:
         if self.best_by in ("kd", "fd"):
             assert self.extractor is not None
-            return self.extractor.metric_name(self.best_by, "")
+            return full_name(self.extractor, self.best_by, None)
         return self.best_by
 
     @property
@@ -203,33 +201,30 @@ class TranslationEvaluator(HeldOutEvaluator):
         device: torch.device,
         should_stop: Callable[[], bool],
     ) -> dict[str, float]:
-        """Return Fréchet and kernel distances by metric name."""
+        """Return Fréchet and kernel distances by metric name, without the number of images."""
+        extractor.to(device)
         found: dict[str, float] = {}
         for ending, (real, fake) in sets.items():
-            metrics = {"kd": KernelDistance(subsets=_SUBSETS, subset_size=_SUBSET_SIZE), "fd": FrechetDistance()}
-            evaluator = Evaluator(
-                extractor=extractor, metrics=metrics, num_images=len(fake), num_real=None, batch_size=batch_size,
-                interval=self.interval, seed=self.seed, bootstrap=0, reconstructions=0, final_num_images=None, stop_if=None,
-                cache_dir=None,
-            )  # fmt: skip
-            names = {extractor.metric_name(each, short_count(len(fake))): extractor.metric_name(each, "") for each in metrics}
+            check_counts(_DISTANCES, generated=len(fake), real=len(real), least=max(2, world_size()))
             known = (real.of, len(real), ending)
-            if known not in self._targets:
-                self._targets[known] = self._statistics(extractor.to(device), real, batch_size, should_stop)
-            statistics = self._targets[known]
-            for name, value in evaluator.compare(statistics, fake, device, should_stop).values.items():
-                counted = next(each for each in names if name.startswith(each))
-                found[names[counted] + name.removeprefix(counted) + ending] = value
+            if known not in self._targets:  # without the disk cache, because targets also depend on the task's settings
+                self._targets[known] = _statistics(extractor, real, "features of held-out images", batch_size, should_stop)
+            targets = self._targets[known]
+            made = _statistics(extractor, fake, "evaluating", batch_size, should_stop)
+
+            def name(short_name: str, count: int, ending: str = ending) -> str:
+                return full_name(extractor, short_name, None) + ending
+
+            found |= compare(targets, made, _DISTANCES.values(), name, device)
+            self._warn_of_counts({"generated": len(fake), "real": len(real)}, made.num_features)
         return found
 
-    def _statistics(
-        self, extractor: Extractor, images: ImageSet, batch_size: int, should_stop: Callable[[], bool]
-    ) -> SavedStatistics:
-        """Compute statistics without the disk cache of whole datasets, because they also depend on the task's settings."""
-        everything = np.arange(len(images), dtype=np.int64)
-        passes = Passes(extractor, batch_size, should_stop)
-        summary = passes.summarise(images, everything, "features of held-out images", kept=everything)
-        return SavedStatistics(summary, extractor.describe(), {**images.describe(), "num_images": len(images)})
+    def _warn_of_counts(self, counts: Mapping[str, int], num_features: int) -> None:
+        """Warn once of each count that is too small for a reliable distance."""
+        for text in small_counts(counts, num_features):
+            if text not in self._counts_warned:
+                self._counts_warned.add(text)
+                log.warning("%s", text)
 
     def _weights(self) -> dict[str, Any]:
         """Describe the networks used besides the extractor, for the provenance."""
@@ -275,16 +270,12 @@ class PairedEvaluator(TranslationEvaluator):
         *,
         num_images: int,
         batch_size: int,
-        interval: NumImages,
         seed: int,
         extractor: Extractor | None,
         best_by: str | None,
         lpips: LPIPS | None,
-        final_num_images: int | None,
-        stop_if: Mapping[str, float | str] | None,
     ) -> None:
-        super().__init__(num_images=num_images, batch_size=batch_size, interval=interval, seed=seed, extractor=extractor,
-                         best_by=best_by, final_num_images=final_num_images, stop_if=stop_if)  # fmt: skip
+        super().__init__(num_images=num_images, batch_size=batch_size, seed=seed, extractor=extractor, best_by=best_by)
         if best_by == "lpips" and lpips is None:
             raise ValueError("best_by=lpips needs the weights of lpips: give them, or choose another best_by")
         self.lpips = lpips
@@ -403,7 +394,7 @@ class UnpairedEvaluator(TranslationEvaluator):
         should_stop: Callable[[], bool],
     ) -> dict[str, float]:
         found = super()._distances(extractor, sets, batch_size, device, should_stop)
-        for name in (extractor.metric_name(each, "") for each in self.choices):
+        for name in (full_name(extractor, each, None) for each in self.choices):
             if all(name + ending in found for ending in sets):
                 found[name] = sum(found[name + ending] for ending in sets) / len(sets)
         return found
@@ -425,6 +416,15 @@ class _Made(ImageSet):
 
     def describe(self) -> dict[str, Any]:
         return {"source": self.name}
+
+
+def _statistics(
+    extractor: Extractor, images: ImageSet, title: str, batch_size: int, should_stop: Callable[[], bool]
+) -> FeatureStats:
+    """Return the statistics of all images of a set, with the features of each of them."""
+    everything = np.arange(len(images), dtype=np.int64)
+    collections = [Collection(extractor, kept=everything)]
+    return collect(images, everything, title, collections, batch_size=batch_size, should_stop=should_stop)[0]
 
 
 def _of_domain(data: ImageLoader, key: str, count: int) -> NDArray[np.int64]:
