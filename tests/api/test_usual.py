@@ -136,14 +136,14 @@ def test_translations_without_inceptions_weights_are_chosen_by_shipped_features(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "asked"),
+    ("overrides", "chosen"),
     [
         (["evaluation=inception"], True), (["evaluation.extractor.weights=x"], True), (["experiment=sngan_cifar10"], False),
-        (["evaluation.num_images=10"], False), ([], False),
+        (["evaluation.num_images=10"], False), ([], False), (["evaluation=[inception,dinov2]"], True),
     ],
 )  # fmt: skip
-def test_an_evaluation_counts_as_asked_for_where_it_is_typed(overrides, asked):
-    assert usual.asked_for_extractor(command_line("data=cifar10", *overrides)) is asked
+def test_an_evaluation_is_chosen_by_its_group_or_extractor(overrides, chosen):
+    assert usual.chooses_extractor(command_line("data=cifar10", *overrides)) is chosen
 
 
 @pytest.mark.usefixtures("unchanged_process")
