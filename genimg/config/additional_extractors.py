@@ -70,16 +70,18 @@ def keep_extractors_and_metrics(config: DictConfig, overrides: Iterable[str], ch
     Raises:
         ConfigError: If a choice has no extractor, or an override sets one of the removed keys.
     """
-    chosen = choices.get("evaluation")
-    if isinstance(chosen, list) or str(chosen).startswith("["):
-        raise ConfigError(
-            f"evaluation={chosen} is a list in a sweep over evaluations: sweep over something else", key="evaluation"
-        )
     evaluation = config.get("evaluation")
+    if isinstance(evaluation, DictConfig) and "_target_" in evaluation and "evaluation" not in choices:
+        # Hydra records the choice of a group unless it is a list, which it has merged into one evaluation.
+        raise ConfigError(
+            "evaluation is a list of options in a sweep or in a YAML: sweep over single options; in the defaults of a YAML, "
+            "write '/evaluation@evaluation.additional.NAME: NAME' for each further option, then 'override /evaluation: NAME'",
+            key="evaluation",
+        )
     additional = evaluation.get("additional") if isinstance(evaluation, DictConfig) else None
     if not additional:
         return
-    if chosen == "none":
+    if choices.get("evaluation") == "none":
         raise ConfigError(f"evaluation=none has no images to add {', '.join(additional)} to: remove none", key="evaluation")
     for override in overrides:
         key = re.match(rf"[+~]*({_PLACE}\.(\w+)\.(\w+))", override)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 
@@ -18,6 +19,9 @@ log = logging.getLogger(__name__)
 
 class ModelEvaluator(ABC):
     """Base class of evaluators. When to evaluate and when to stop is decided by ``training.evaluation_schedule``."""
+
+    least_num_images: ClassVar[int] = 1
+    """Minimum number of images of an evaluation, whatever the metrics."""
 
     @abstractmethod
     def check(self, method: Method, source: ImageDataset | None = None) -> None:

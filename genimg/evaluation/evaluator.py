@@ -68,6 +68,8 @@ class Evaluator(ModelEvaluator):
         additional: Further extractors with their metrics, by name.
     """
 
+    least_num_images = 2  # for a covariance
+
     def __init__(
         self,
         *,

@@ -28,7 +28,7 @@ class EvaluationSchedule:
             beyond x. None disables early stopping.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If the interval is not positive.
         ConfigError: If ``stop_if`` is not one of these conditions.
     """
 
@@ -39,8 +39,6 @@ class EvaluationSchedule:
     def __post_init__(self) -> None:
         if self.interval < 1:
             raise ValueError(f"interval={self.interval} must be positive: turn evaluation off to evaluate never")
-        if self.final_num_images is not None and self.final_num_images < 1:
-            raise ValueError(f"final_num_images={self.final_num_images} must be 1 or more")
         if self.stop_if is not None:
             EarlyStopping.of(self.stop_if)
 
@@ -57,7 +55,7 @@ class ScheduledEvaluator:
         stop_if: Condition for early stopping; None disables it.
 
     Raises:
-        ValueError: If ``stop_if`` needs a primary metric and the evaluator has none.
+        ValueError: If ``final_num_images`` is too small, or ``stop_if`` needs a primary metric and the evaluator has none.
         ConfigError: If a metric needs more images than ``final_num_images``.
     """
 
@@ -69,6 +67,8 @@ class ScheduledEvaluator:
         if self.stop_if is not None and self.stop_if.metric is None and evaluator.primary is None:
             raise ValueError("stop_if with a factor needs a metric that chooses the best: set best_by")
         if self.final_num_images is not None:
+            if self.final_num_images < evaluator.least_num_images:
+                raise ValueError(f"final_num_images={self.final_num_images} must be {evaluator.least_num_images} or more")
             evaluator.check_num_images(self.final_num_images)
 
     @property

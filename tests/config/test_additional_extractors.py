@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
+from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from genimg.config.additional_extractors import with_additional_extractors
+from genimg.config.additional_extractors import keep_extractors_and_metrics, with_additional_extractors
 from genimg.config.compose import compose
 from genimg.config.evaluation import build_evaluator
 from genimg.config.instantiate import Builder
 from genimg.config.resume import same_measure
 from genimg.errors import ConfigError
+from genimg.utils.paths import config_dir
 
 
 def evaluation(*overrides: str, command: str = "train") -> dict[str, Any]:
@@ -99,6 +103,39 @@ def test_lists_and_keys_without_effect_are_refused(overrides: list[str], key: st
         compose(overrides)
     assert caught.value.key in (key, "")
     assert "evaluation" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "key"),
+    [
+        (["override /evaluation: [shapes, mnist]"], "evaluation"),
+        (["/evaluation@evaluation.additional.mnist: mnist", "override /evaluation: shapes"], None),
+    ],
+)
+def test_a_yaml_adds_extractors_by_their_place_and_not_by_a_list(defaults: list[str], key: str | None, tmp_path: Path) -> None:
+    """Hydra would silently merge the options of a list."""
+    (tmp_path / "experiment").mkdir()
+    lines = ["# @package _global_", "defaults:", *(f"  - {entry}" for entry in defaults)]
+    (tmp_path / "experiment" / "both.yaml").write_text("\n".join(lines) + "\n")
+    overrides = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=both"]
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        composed = hydra.compose("train", overrides=overrides, return_hydra_config=True)
+    choices = composed.hydra.runtime.choices
+    if key is None:
+        keep_extractors_and_metrics(composed, overrides, choices)
+        assert OmegaConf.to_container(composed.evaluation, resolve=True) == evaluation("evaluation=[shapes,mnist]")
+    else:
+        with pytest.raises(ConfigError) as caught:
+            keep_extractors_and_metrics(composed, overrides, choices)
+        assert caught.value.key == key
+
+
+def test_a_list_within_a_sweep_is_refused() -> None:
+    with initialize_config_dir(config_dir(), version_base="1.3"):  # as a job of the sweep is composed
+        composed = hydra.compose("train", overrides=["evaluation=[shapes,mnist]"], return_hydra_config=True)
+    with pytest.raises(ConfigError) as caught:
+        keep_extractors_and_metrics(composed, [], composed.hydra.runtime.choices)
+    assert caught.value.key == "evaluation"
 
 
 def test_the_same_extractor_twice_is_refused_by_its_key() -> None:
