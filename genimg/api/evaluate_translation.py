@@ -28,7 +28,8 @@ from genimg.data.tasks.degradations import Denoise, Inpaint
 from genimg.errors import ConfigError
 from genimg.evaluation.baselines import biharmonic, non_local_means
 from genimg.evaluation.result import Evaluation
-from genimg.evaluation.translation import TranslationEvaluator, means_over_images, similarities
+from genimg.evaluation.translation_base import TranslationEvaluator
+from genimg.evaluation.translation_metrics import means_over_images, similarities
 from genimg.methods.image_to_image import Translation
 from genimg.types import Batch
 from genimg.utils.csv_cells import neutral

@@ -18,7 +18,7 @@ from genimg.config.instantiate import Builder
 from genimg.errors import ConfigError
 from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.classifier import Classifier
-from genimg.evaluation.translation import TranslationEvaluator
+from genimg.evaluation.translation_base import TranslationEvaluator
 from genimg.training.state import TrainerSettings
 from genimg.utils.paths import config_dir
 

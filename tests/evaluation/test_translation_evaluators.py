@@ -22,7 +22,8 @@ from genimg.data.tasks.masks import Center
 from genimg.evaluation.extractors.inception import Inception
 from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.image_sets import NonFiniteImagesError
-from genimg.evaluation.translation import PairedEvaluator, TranslationEvaluator, UnpairedEvaluator
+from genimg.evaluation.translation import PairedEvaluator, UnpairedEvaluator
+from genimg.evaluation.translation_base import TranslationEvaluator
 from genimg.methods.image_to_image import Translation
 from genimg.training.evaluation_schedule import EvaluationSchedule, ScheduledEvaluator
 from genimg.utils.durations import NumImages
@@ -481,7 +482,7 @@ def test_each_domain_is_measured_over_its_own_images_once_each(most: int, of_a: 
 
 
 def test_a_domain_of_fewer_images_than_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("genimg.evaluation.translation.world_size", lambda: 5)
+    monkeypatch.setattr("genimg.evaluation.translation_base.world_size", lambda: 5)
     unpaired().evaluate(BothWays(), domains(count_a=10, count_b=5), CPU)
     for counts in ((10, 4), (4, 10)):
         with pytest.raises(ValueError, match=r"^4 held-out images are fewer than the 5 processes"):
