@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from genimg.api.run import DivergedError, Run
     from genimg.api.train import train
     from genimg.data.datasets.external import as_dataset
-    from genimg.evaluation.periodic import Evaluation
+    from genimg.evaluation.result import Evaluation
 
 __version__ = "0.1.0"
 
@@ -33,7 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "DivergedError": "api.run", "Evaluation": "evaluation.periodic", "Model": "api.model", "Run": "api.run",
+    "DivergedError": "api.run", "Evaluation": "evaluation.result", "Model": "api.model", "Run": "api.run",
     "as_dataset": "data.datasets.external", "compose": "api.compose", "evaluate": "api.evaluate", "load": "api.model",
     "train": "api.train",
 }  # fmt: skip

@@ -28,6 +28,7 @@ from genimg.commands.arguments import (
 )
 from genimg.commands.failures import Failure, end, leave
 from genimg.config import help, resolvers
+from genimg.config.additional_extractors import with_additional_extractors
 from genimg.config.messages import explain_flag
 from genimg.errors import ConfigError
 from genimg.utils.paths import config_dir
@@ -136,7 +137,8 @@ def _command(
             yield partial(print, f"genimg {genimg.__version__}")
             return
         typed = sys.argv[1:]
-        sys.argv[1:] = in_hydras_order(typed if rewrite is None else rewrite(typed))
+        rewritten = typed if rewrite is None else rewrite(typed)
+        sys.argv[1:] = in_hydras_order(with_additional_extractors(rewritten))
         if help.is_requested(typed):
             of_model = _member(model_help)(typed) if model_help and value_of("ckpt", typed) else None
             yield partial(print, help.page(primary, sys.argv[1:], of_model=of_model))

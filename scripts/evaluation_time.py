@@ -24,11 +24,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
-from genimg.config import instantiate
+from genimg.config.evaluation import build_evaluator
+from genimg.config.instantiate import Builder
 from genimg.data.datasets.builtin import ArrayDataset
 from genimg.data.datasets.shapes import shapes
 from genimg.data.loader import ImageLoader
-from genimg.evaluation.compare import Evaluator
+from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.feature_extraction import full_float32
 from genimg.evaluation.image_sets import DatasetImages
 from genimg.training.device import choose_device, describe_hardware
@@ -54,9 +55,10 @@ def random_inception(path: Path) -> None:
 
 def evaluator_of(overrides: list[str]) -> Evaluator:
     with initialize_config_dir(config_dir(), version_base="1.3"):
-        config = {"evaluation": OmegaConf.to_container(compose("train", overrides=overrides).evaluation, resolve=True)}
-    evaluator = instantiate.Builder(epoch_size=1).build_group(config, "evaluation")
-    assert evaluator is not None
+        node = OmegaConf.to_container(compose("train", overrides=overrides).evaluation, resolve=True)
+    assert isinstance(node, dict)
+    evaluator = build_evaluator(node, Builder())
+    assert isinstance(evaluator, Evaluator)
     return evaluator
 
 

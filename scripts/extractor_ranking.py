@@ -26,14 +26,16 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from PIL import Image
 
-from genimg.config import instantiate
+from genimg.config.evaluation import build_evaluator
+from genimg.config.instantiate import Builder
 from genimg.data.datasets import builtin
 from genimg.data.datasets.builtin import ArrayDataset, ImageDataset
 from genimg.data.datasets.shapes import ShapesDataset
 from genimg.data.loader import ImageLoader
 from genimg.data.subsets import random_order
-from genimg.evaluation.compare import Evaluator, short_count
+from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.image_sets import DatasetImages
+from genimg.evaluation.names import full_name
 from genimg.training.device import choose_device, describe_hardware
 from genimg.utils.paths import config_dir
 
@@ -224,9 +226,10 @@ def print_rows(evaluator: Evaluator, real: Pixels, images: dict[str, Pixels], de
 def evaluator_of(overrides: list[str], num_images: int) -> Evaluator:
     with initialize_config_dir(config_dir(), version_base="1.3"):
         composed = compose("train", overrides=[*overrides, f"evaluation.num_images={num_images}"])
-    config = {"evaluation": OmegaConf.to_container(composed.evaluation, resolve=True)}
-    evaluator = instantiate.Builder(epoch_size=1).build_group(config, "evaluation")
-    assert evaluator is not None
+    node = OmegaConf.to_container(composed.evaluation, resolve=True)
+    assert isinstance(node, dict)
+    evaluator = build_evaluator(node, Builder())
+    assert isinstance(evaluator, Evaluator)
     return evaluator
 
 
@@ -241,7 +244,7 @@ def measure(evaluator: Evaluator, real: Pixels, fake: Pixels, device: torch.devi
         for pixels in (real, fake)
     )  # fmt: skip
     values = evaluator.compare(*sides, device).values
-    return {column: values[evaluator.extractor.metric_name(column, short_count(len(fake)))] for column in COLUMNS}
+    return {column: values[full_name(evaluator.extractor, column, len(fake))] for column in COLUMNS}
 
 
 if __name__ == "__main__":

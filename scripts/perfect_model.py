@@ -19,14 +19,15 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from genimg.config import instantiate
+from genimg.config.evaluation import build_evaluator
+from genimg.config.instantiate import Builder
 from genimg.data.datasets import builtin
 from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.loader import ImageLoader
 from genimg.data.subsets import random_order
-from genimg.evaluation.compare import Evaluator
 from genimg.evaluation.distances import expected_coverage, frechet_distance
-from genimg.evaluation.feature_extraction import Passes, full_float32
+from genimg.evaluation.evaluator import Evaluator
+from genimg.evaluation.feature_extraction import Collection, collect, full_float32
 from genimg.evaluation.feature_stats import FeatureStats
 from genimg.evaluation.gaussian import GaussianStatistics
 from genimg.evaluation.image_sets import DatasetImages
@@ -60,8 +61,9 @@ def main() -> None:
     with full_float32():
         extractor.to(device)
         chosen = order[: 2 * most]
-        passes = Passes(extractor, evaluator.batch_size, lambda: False)
-        features = passes.summarise(DatasetImages(data), chosen, "features", kept=np.arange(2 * most)).features
+        collections = [Collection(extractor, kept=np.arange(2 * most))]
+        (stats,) = collect(DatasetImages(data), chosen, "features", collections, batch_size=evaluator.batch_size)
+        features = stats.features
         assert features is not None
         print("| images of each side | pairs of sides | fd | precision | recall | density | expected | coverage | expected |")
         print("|---:|---:|" + "---:|" * 7)
@@ -77,7 +79,7 @@ def row(pairs: list[tuple[torch.Tensor, torch.Tensor]], device: torch.device) ->
     for pair in pairs:
         real, fake = (FeatureStats(GaussianStatistics.of(side), features=side) for side in pair)
         found["fd"].append(frechet_distance(real.moments, fake.moments))
-        for name, value in metric.compute(real, fake, lambda name, count=None: name, device).items():
+        for name, value in metric.compute(real, fake, device).items():
             found[name].append(value)
     expected = {"density": 1.0, "coverage": expected_coverage(count, count, DENSITY_NEIGHBORS)}
     cells = [f"{count:,}", str(len(pairs))]
@@ -96,8 +98,9 @@ def images_of(name: str, root: str) -> ImageDataset:
 def evaluator_of(option: str) -> Evaluator:
     with initialize_config_dir(config_dir(), version_base="1.3"):
         composed = compose("train", overrides=[f"evaluation={option}"])
-    node = {"evaluation": OmegaConf.to_container(composed.evaluation, resolve=True)}
-    evaluator = instantiate.Builder(epoch_size=1).build_group(node, "evaluation")
+    node = OmegaConf.to_container(composed.evaluation, resolve=True)
+    assert isinstance(node, dict)
+    evaluator = build_evaluator(node, Builder())
     assert isinstance(evaluator, Evaluator)
     return evaluator
 

@@ -20,7 +20,7 @@ PROVENANCE = {
     "real": {"source": "shapes", "num_images": 1000},
 }
 FRECHET = {
-    "_target_": "genimg.evaluation.compare.Evaluator",
+    "_target_": "genimg.evaluation.evaluator.Evaluator",
     "metrics": {"frechet_distance": {"_target_": "genimg.evaluation.metrics.FrechetDistance"}},
 }
 

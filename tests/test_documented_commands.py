@@ -41,6 +41,8 @@ REPLACED = [  # parts of arguments, and what stands for them here
     (r"outputs/multirun/(DATE|\d{4}-\d\d-\d\d)/[^/,\]]+", "SWEEP"),
     (r"outputs/(DATE/RUN|\.\.\.)", "RUN"),
     (r"outputs/\d{4}-\d\d-\d\d/[^/,\]]+", "RUN"),  # a run by its date
+    (r"^evaluation=\[inception,", "evaluation=[shapes,"),
+    (r"^evaluation=\[(\w+),dinov2\]$", r"evaluation=[\1,mnist]"),
     (r"^evaluation=(inception|dinov2|clip)$", "evaluation=shapes"),  # their weights are not to be had in a test
 ]
 RUNS_FOR = [  # of words that a command holds, the run that RUN is; the first that fits

@@ -14,26 +14,27 @@ from torch.optim import Optimizer
 
 from genimg.api.data import build_dataset, build_loader, build_task
 from genimg.api.method import build_method
-from genimg.api.usual import evaluation_at_hand
+from genimg.api.usual import replacement_evaluation
 from genimg.config.compatibility import (
     check_pairing,
     check_top_level,
 )
 from genimg.config.compose import Config
+from genimg.config.evaluation import build_scheduled_evaluator
 from genimg.config.instantiate import ALLOWED, Builder, Named, chosen_nodes, mounted, origins_of
 from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.facts import DataFacts
 from genimg.data.loader import available_keys
 from genimg.data.split import random_part
 from genimg.errors import ConfigError
-from genimg.evaluation.extractors.base import WeightsNotAtHandError
-from genimg.evaluation.periodic import PeriodicEvaluator
+from genimg.evaluation.extractors.base import MissingWeightsError
 from genimg.methods.base import Method
 from genimg.methods.capabilities import RegularisesLazily, Translates
 from genimg.training.components import TrainingComponents
 from genimg.training.decisions import Decisions
 from genimg.training.device import Precision, choose_device, choose_precision
 from genimg.training.ema import Profile, chosen_weights
+from genimg.training.evaluation_schedule import ScheduledEvaluator
 from genimg.training.optimizers import OptimizerSpec
 from genimg.training.performance import Performance
 from genimg.training.schedules import OptimizerSchedules
@@ -187,7 +188,7 @@ def _optimizers(
     return made
 
 
-def _evaluator(config: Config, builder: Builder, may_replace: bool) -> tuple[Config, PeriodicEvaluator | None]:
+def _evaluator(config: Config, builder: Builder, may_replace: bool) -> tuple[Config, ScheduledEvaluator | None]:
     """Build the evaluation, or a replacement whose weights are available.
 
     Args:
@@ -199,16 +200,16 @@ def _evaluator(config: Config, builder: Builder, may_replace: bool) -> tuple[Con
         The config with the evaluation that was built, and the evaluator, which is None for ``evaluation=none``.
 
     Raises:
-        WeightsNotAtHandError: If the weights are unavailable and no replacement is allowed.
+        MissingWeightsError: If the weights are unavailable and no replacement is allowed.
     """
     try:
-        return config, builder.build_group(config, "evaluation")
-    except WeightsNotAtHandError as error:
+        return config, build_scheduled_evaluator(config["evaluation"], builder)
+    except MissingWeightsError as error:
         if not may_replace:
             fix = "; ".join(filter(None, (error.fix, "evaluation=none trains without an evaluation")))
-            raise WeightsNotAtHandError(error.problem, fix, key=error.key) from error
-        config = config.replaced(evaluation=evaluation_at_hand(config, str(error)))
-        return config, builder.build_group(config, "evaluation")
+            raise MissingWeightsError(error.problem, fix, key=error.key) from error
+        config = config.replaced(evaluation=replacement_evaluation(config, str(error)))
+        return config, build_scheduled_evaluator(config["evaluation"], builder)
 
 
 def optimizer_specs(config: Mapping[str, Any], method: Method, builder: Builder) -> dict[str, OptimizerSpec]:

@@ -14,12 +14,12 @@ from genimg.api.inputs import ImageReader, Side
 from genimg.config.instantiate import Builder
 from genimg.config.schema.commands import Eval
 from genimg.errors import ConfigError, UserError
-from genimg.evaluation.compare import Evaluator
+from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.feature_extraction import full_float32
 from genimg.evaluation.image_sets import DatasetImages, ImageSet
 from genimg.evaluation.memorisation import Memorisation, fresh_deviation
 from genimg.evaluation.nearest import nearest_images
-from genimg.evaluation.periodic import Evaluation
+from genimg.evaluation.result import Evaluation
 from genimg.utils.distributed import rank
 from genimg.utils.images import grid, write_png
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from genimg.data.datasets.builtin import ArrayDataset
 from genimg.data.loader import ImageLoader
 from genimg.data.subsets import subset_of
 from genimg.errors import ConfigError
-from genimg.evaluation.compare import Evaluator
+from genimg.evaluation.evaluator import Evaluator
+from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.feature_extraction import full_float32
 from genimg.methods.capabilities import Generates
 from genimg.training.components import TrainingComponents
@@ -132,10 +134,10 @@ def _report_memory(parts: TrainingComponents, trainer: Trainer) -> None:
 
 
 def _report_evaluation(parts: TrainingComponents, sample: ImageLoader) -> None:
-    evaluator = parts.evaluator
-    if evaluator is None:
+    if parts.evaluator is None:
         return
-    number = -(-parts.settings.duration // evaluator.interval)
+    evaluator = parts.evaluator.evaluator
+    number = -(-parts.settings.duration // parts.evaluator.interval)
     if not isinstance(evaluator, Evaluator):
         count = min(8, len(sample.source))
         before = time.perf_counter()
@@ -144,17 +146,21 @@ def _report_evaluation(parts: TrainingComponents, sample: ImageLoader) -> None:
         log.info("evaluation: %d, about %s for 100 images", number, _words(100 * seconds))
         return
     with full_float32():
-        evaluator.extractor.to(parts.device)
         method = parts.method.eval()
         assert isinstance(method, Generates)
+        extractors = [extractor.to(parts.device) for extractor in evaluator.extractors]
         made = evaluator.generated(method, parts.device, ())
         count = min(evaluator.batch_size, evaluator.num_images)
         images = made.images(np.arange(count))[0]
         generating = _seconds(lambda: made.images(np.arange(count))[0]) / count
-        extracting = _seconds(lambda: evaluator.extractor(images)[0]) / count
+        extracting = sum(_seconds(partial(_features, each, images)) for each in extractors) / count
     log.info("evaluation: %d of %d images, about %s each, and %s once for the real images, unless their statistics are cached",
              number, evaluator.num_images, _words((generating + extracting) * evaluator.num_images),
              _words(extracting * len(parts.source)))  # fmt: skip
+
+
+def _features(extractor: Extractor, images: torch.Tensor) -> torch.Tensor:
+    return extractor(images)[0]
 
 
 def _seconds(compute: Callable[[], torch.Tensor]) -> float:

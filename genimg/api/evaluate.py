@@ -14,7 +14,7 @@ from torch import Tensor
 from genimg.api.compare import compare_results
 from genimg.api.copies import named_held_out, show_neighbors
 from genimg.api.evaluate_checkpoint import LoadedCheckpoint, evaluate_checkpoint
-from genimg.api.evaluate_features import build_evaluator, compare, evaluation_of
+from genimg.api.evaluate_features import compare, evaluation_of, evaluator_for
 from genimg.api.evaluate_request import Request
 from genimg.api.inputs import Side, compose_evaluation, title
 from genimg.api.results import report, with_intervals
@@ -24,7 +24,7 @@ from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.datasets.external import dataset_of
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.image_sets import ImageSet, Subset
-from genimg.evaluation.periodic import Evaluation
+from genimg.evaluation.result import Evaluation
 from genimg.training.device import choose_device
 from genimg.utils.distributed import first_of_each_host, processes_of_torchrun, rank
 from genimg.utils.images import to_uint8
@@ -38,7 +38,7 @@ def evaluate(
     images: object,
     real: object,
     *,
-    evaluation: str = "inception",
+    evaluation: str | Sequence[str] = "inception",
     num_images: int | None = None,
     batch_size: int | None = None,
     bootstrap: int | None = None,
@@ -51,7 +51,8 @@ def evaluate(
         images: Float images [N, C, H, W] in [-1, 1], as a model's ``sample`` returns; uint8 images or a dataset (see
             ``as_dataset``); or the name of a folder, an .npz, or a dataset such as ``mnist:test``.
         real: Real images in the same forms, or the path of saved statistics.
-        evaluation: Option of the group ``evaluation``, which names the extractor and the metrics.
+        evaluation: Option of the group ``evaluation``, which names the extractor and the metrics, or several options.
+            The first metric of the first option comes first.
         num_images: Number of images, chosen reproducibly; None takes all.
         batch_size: Batch size of the feature extraction; it does not affect the values.
         bootstrap: Number of bootstrap resamples for 95 % intervals.
@@ -65,16 +66,22 @@ def evaluate(
         UserError: If the images do not exist or cannot be measured in this way.
     """
     given = {"num_images": num_images, "batch_size": batch_size, "bootstrap": bootstrap}
-    arguments = [f"evaluation={evaluation}", f"device={device}", *(f"{k}={v}" for k, v in given.items() if v is not None)]
+    arguments = [evaluation_argument(evaluation), f"device={device}", *(f"{k}={v}" for k, v in given.items() if v is not None)]
     sides = {"images": images, "real": real}
     arguments += [f"{key}={quoted(str(value))}" for key, value in sides.items() if isinstance(value, str | Path)]
-    own = {key: own_images(value, key) for key, value in sides.items() if not isinstance(value, str | Path)}
+    own = {key: dataset_from_images(value, key) for key, value in sides.items() if not isinstance(value, str | Path)}
     result = measure(compose([*arguments, *overrides], "eval"), own)
     assert result is not None
     return result
 
 
-def own_images(images: object, key: str) -> ImageDataset:
+def evaluation_argument(evaluation: str | Sequence[str]) -> str:
+    """Return the command-line argument that chooses one or several options of the group ``evaluation``."""
+    options = evaluation if isinstance(evaluation, str) else f"[{','.join(evaluation)}]"
+    return f"evaluation={options}"
+
+
+def dataset_from_images(images: object, key: str) -> ImageDataset:
     """Convert the argument ``key`` of a Python API function to a dataset.
 
     Raises:
@@ -142,7 +149,7 @@ def _of_images(request: Request, builder: Builder, device: torch.device) -> Eval
         made = Subset(made, options.num_images)
     evaluation = {**evaluation_of(options, _evaluation(request, real), real), "num_images": len(made)}
     held_out = None if options.held_out is None else named_held_out(options.held_out, reader)
-    evaluator = build_evaluator(options, evaluation, builder, real, held_out)
+    evaluator = evaluator_for(options, evaluation, builder, real, held_out)
     if real.source is not None and real.source.shape[1:] != fake.source.shape[1:]:
         log.warning(
             "the images are %s pixels and the real ones %s: the extractor resizes both, but sharpness alone then differs",
@@ -163,7 +170,7 @@ def _save_statistics(request: Request, builder: Builder, device: torch.device) -
     assert options.save_statistics is not None
     with first_of_each_host():
         real = _real(request, builder, device)
-    evaluator = build_evaluator(options, evaluation_of(options, _evaluation(request, real), real), builder, real)
+    evaluator = evaluator_for(options, evaluation_of(options, _evaluation(request, real), real), builder, real)
     if real.images is None or real.source is None:
         raise ConfigError(f"real={title(request.real)} holds statistics already: give images to make statistics of")
     statistics = evaluator.statistics(real.images, device)

@@ -11,7 +11,7 @@ import torch
 from genimg.api.checkpoints import TrainedCheckpoint, check_own_images
 from genimg.api.copies import named_held_out, own_held_out, show_neighbors
 from genimg.api.data import GIVEN, build_dataset, build_loader, other_split
-from genimg.api.evaluate_features import build_evaluator, compare, evaluation_of, uses_inception, with_inception_weights
+from genimg.api.evaluate_features import compare, evaluation_of, evaluator_for, uses_inception, with_inception_weights
 from genimg.api.evaluate_likelihood import evaluate_likelihood
 from genimg.api.evaluate_request import Request, check_picture
 from genimg.api.evaluate_translation import evaluate_translator
@@ -23,7 +23,7 @@ from genimg.config.instantiate import ALLOWED, Builder, mounted
 from genimg.errors import ConfigError
 from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.likelihood import LikelihoodEvaluator
-from genimg.evaluation.periodic import Evaluation
+from genimg.evaluation.result import Evaluation
 from genimg.methods.base import Method
 from genimg.methods.capabilities import Generates, Reconstructs, Translates, offers
 from genimg.utils.distributed import first_of_each_host
@@ -186,11 +186,11 @@ def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: t
     check_picture(options)
     reader = request.reader(builder, device)
     with first_of_each_host():  # both may download
-        real = _own_images(checkpoint, device) if request.real is None else reader.read("real", request.real)
+        real = _training_images(checkpoint, device) if request.real is None else reader.read("real", request.real)
         evaluation = evaluation_of(options, checkpoint.config["evaluation"], real)
         own = _held_out(request, checkpoint, real, device) if options.held_out is None else None
         held_out = own if options.held_out is None else named_held_out(options.held_out, reader)
-        evaluator = build_evaluator(options, evaluation, builder, real, held_out)
+        evaluator = evaluator_for(options, evaluation, builder, real, held_out)
     method = checkpoint.method(device)
     if request.real is None:
         assert real.source is not None
@@ -215,7 +215,7 @@ def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: t
     return result
 
 
-def _own_images(checkpoint: TrainedCheckpoint, device: torch.device) -> Side:
+def _training_images(checkpoint: TrainedCheckpoint, device: torch.device) -> Side:
     """Return the images of the checkpoint's data."""
     source = build_dataset(checkpoint.config, checkpoint.builder)
     return Side(source=source, images=DatasetImages(build_loader(checkpoint.config, source, device)))

@@ -10,13 +10,14 @@ import torch
 
 from genimg.api.copies import with_memorisation
 from genimg.api.inputs import Side
+from genimg.config.evaluation import build_evaluator
 from genimg.config.instantiate import Builder
 from genimg.config.schema.commands import Eval
 from genimg.errors import ConfigError
-from genimg.evaluation.compare import Evaluator
+from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.image_sets import DatasetImages, ImageSet
 from genimg.evaluation.likelihood import LikelihoodEvaluator
-from genimg.evaluation.periodic import Evaluation
+from genimg.evaluation.result import Evaluation
 
 _NUMBERS = ("num_images", "num_real", "batch_size", "seed", "bootstrap")  # options that are also settings of an evaluation
 
@@ -35,12 +36,19 @@ def with_numbers(evaluation: Mapping[str, Any], options: Eval, names: tuple[str,
 
 def with_inception_weights(evaluation: Mapping[str, Any], weights: str) -> dict[str, Any]:
     """Return an evaluation with another path of the Inception weights."""
-    return {**evaluation, "extractor": {**evaluation["extractor"], "weights": weights}}
+    additional = {name: with_inception_weights(node, weights) for name, node in (evaluation.get("additional") or {}).items()}
+    changed = {**evaluation, **({"additional": additional} if additional else {})}
+    return {**changed, "extractor": {**evaluation["extractor"], "weights": weights}} if _is_inception(evaluation) else changed
 
 
 def uses_inception(evaluation: Mapping[str, Any]) -> bool:
-    """Return whether the extractor of an evaluation is Inception."""
-    return str((evaluation.get("extractor") or {}).get("_target_", "")).endswith(".Inception")
+    """Return whether an extractor of an evaluation is Inception."""
+    return any(map(_is_inception, (evaluation, *(evaluation.get("additional") or {}).values())))
+
+
+def _is_inception(node: Mapping[str, Any]) -> bool:
+    """Return whether the extractor of this node is Inception."""
+    return str((node.get("extractor") or {}).get("_target_", "")).endswith(".Inception")
 
 
 def evaluation_of(options: Eval, chosen: Mapping[str, Any], real: Side) -> dict[str, Any]:
@@ -72,7 +80,7 @@ def evaluation_of(options: Eval, chosen: Mapping[str, Any], real: Side) -> dict[
     return changed
 
 
-def build_evaluator(
+def evaluator_for(
     options: Eval, evaluation: Mapping[str, Any], builder: Builder, real: Side, held_out: DatasetImages | None = None
 ) -> Evaluator:
     """Build the evaluator, with a memorisation metric if neighbours are shown and there are held-out images.
@@ -90,7 +98,7 @@ def build_evaluator(
     """
     if options.neighbors and held_out is not None:
         evaluation = with_memorisation(evaluation, builder)
-    evaluator = builder.build_group({"evaluation": evaluation}, "evaluation")
+    evaluator = build_evaluator(evaluation, builder)
     if not isinstance(evaluator, Evaluator):
         measured = (
             "the likelihood of images under a model"
@@ -98,6 +106,12 @@ def build_evaluator(
             else "translations by a model"
         )
         raise ConfigError(f"this evaluation measures {measured}: choose evaluation=inception or another one", key="evaluation")
+    if evaluator.additional and options.save_statistics is not None:
+        raise ConfigError(
+            f"save_statistics={options.save_statistics} writes the statistics of one extractor, but this evaluation has "
+            f"{len(evaluator.extractors)}: choose an evaluation with one extractor",
+            key="save_statistics",
+        )
     if real.statistics is not None:
         assert real.path is not None
         real.statistics.check_extractor(evaluator.extractor, real.path, accept_unrecorded=options.accept_unrecorded)

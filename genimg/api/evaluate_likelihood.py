@@ -12,13 +12,14 @@ from genimg.api.evaluate_features import with_numbers
 from genimg.api.evaluate_request import Request
 from genimg.api.inputs import ImageReader, title
 from genimg.api.results import report
+from genimg.config.evaluation import build_evaluator
 from genimg.config.instantiate import mounted
 from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.facts import DataFacts
 from genimg.data.loader import ImageLoader
 from genimg.errors import ConfigError, DataError
 from genimg.evaluation.likelihood import LikelihoodEvaluator
-from genimg.evaluation.periodic import Evaluation
+from genimg.evaluation.result import Evaluation
 from genimg.methods.capabilities import HasLikelihood
 from genimg.types import height_width
 from genimg.utils.distributed import first_of_each_host
@@ -45,7 +46,7 @@ def evaluate_likelihood(request: Request, checkpoint: TrainedCheckpoint, device:
         raise ConfigError(f"{request.typed[useless[0]]} has no effect with evaluation=likelihood: remove it")
     options, config, builder = request.options, checkpoint.config, checkpoint.builder
     evaluation = with_numbers(config["evaluation"], options, ("num_images", "num_samples", "batch_size", "seed"))
-    evaluator = builder.build_group({"evaluation": evaluation}, "evaluation")
+    evaluator = build_evaluator(evaluation, builder)
     assert isinstance(evaluator, LikelihoodEvaluator)
     method = checkpoint.method(device)
     with mounted("evaluation", evaluator):

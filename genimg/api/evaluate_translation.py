@@ -18,6 +18,7 @@ from genimg.api.data import build_dataset, build_loader, build_task
 from genimg.api.evaluate_features import with_numbers
 from genimg.api.evaluate_request import Request
 from genimg.api.results import report
+from genimg.config.evaluation import build_evaluator
 from genimg.config.instantiate import mounted
 from genimg.config.schema.commands import Eval
 from genimg.data.loader import ImageLoader
@@ -26,8 +27,9 @@ from genimg.data.tasks.base import Task
 from genimg.data.tasks.degradations import Denoise, Inpaint
 from genimg.errors import ConfigError
 from genimg.evaluation.baselines import biharmonic, non_local_means
-from genimg.evaluation.periodic import Evaluation
-from genimg.evaluation.translation import TranslationEvaluator, means_over_images, similarities
+from genimg.evaluation.result import Evaluation
+from genimg.evaluation.translation_base import TranslationEvaluator
+from genimg.evaluation.translation_metrics import means_over_images, similarities
 from genimg.methods.base import Method
 from genimg.methods.capabilities import Translates
 from genimg.methods.image_to_image import pictures_of
@@ -84,7 +86,7 @@ def _evaluate(request: Request, checkpoint: TrainedCheckpoint, method: Method, d
     check_own_images(source, method, checkpoint.state, other_split=options.split is not None)
     data = build_loader(config, source, device, task=build_task(config, source, builder))
     evaluation = with_numbers(config["evaluation"], options, ("num_images", "batch_size", "seed"))
-    evaluator = builder.build_group({"evaluation": evaluation}, "evaluation")
+    evaluator = build_evaluator(evaluation, builder)
     assert evaluator is not None
     with mounted("evaluation", evaluator):
         evaluator.check(method)

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genimg.api.checkpoints import TrainedCheckpoint
-from genimg.api.evaluate import measure, own_images
+from genimg.api.evaluate import dataset_from_images, evaluation_argument, measure
 from genimg.api.evaluate_checkpoint import LoadedCheckpoint
 from genimg.config.compose import compose
 from genimg.errors import ConfigError, DataError
-from genimg.evaluation.periodic import Evaluation
+from genimg.evaluation.result import Evaluation
 from genimg.inference.conditions import find_conditions, repeated, require_condition
 from genimg.inference.options import sampling_options
 from genimg.inference.sample import Sampler
@@ -227,7 +227,7 @@ class Model:
         self,
         real: object = None,
         *,
-        evaluation: str | None = None,
+        evaluation: str | Sequence[str] | None = None,
         num_images: int | None = None,
         seed: int | None = None,
         batch_size: int | None = None,
@@ -239,7 +239,8 @@ class Model:
         Args:
             real: Images to compare with: a dataset such as ``cifar10:test``, a folder, an .npz, saved statistics, or any
                 images that ``evaluate`` accepts; None takes the model's own data, unless it was passed from Python.
-            evaluation: Option of the group ``evaluation``; None takes that of the training.
+            evaluation: Option of the group ``evaluation``, or several options for several extractors; None takes that of
+                the training.
             num_images: Number of generated images.
             seed: Seed of the generated images.
             batch_size: Batch size of generation and feature extraction.
@@ -255,10 +256,10 @@ class Model:
         given = {"num_images": num_images, "seed": seed, "batch_size": batch_size, "bootstrap": bootstrap}
         arguments = [f"ckpt={quoted(str(self.path))}", f"device={self.device}", f"allow=[{','.join(self._allow)}]"]
         arguments += [f"{key}={value}" for key, value in given.items() if value is not None]
-        arguments += [f"evaluation={evaluation}"] if evaluation else []
+        arguments += [evaluation_argument(evaluation)] if evaluation else []
         is_named = isinstance(real, str | Path)
         arguments += [f"real={quoted(str(real))}"] if is_named else []
-        own = {} if real is None or is_named else {"real": own_images(real, "real")}
+        own = {} if real is None or is_named else {"real": dataset_from_images(real, "real")}
         result = measure(compose([*arguments, *overrides], "eval"), own, self._checkpoint)
         assert result is not None
         return result
@@ -312,7 +313,7 @@ class Model:
 
     def _pixels(self, images: object) -> Tensor:
         """Convert images to uint8 [N, C, H, W]."""
-        dataset = own_images(images, "images")
+        dataset = dataset_from_images(images, "images")
         return torch.from_numpy(dataset.read_many(np.arange(len(dataset))))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from genimg.config.schema.commands import Eval
-from genimg.evaluation.periodic import Evaluation
+from genimg.evaluation.result import Evaluation
 from genimg.training.device import describe_hardware
 from genimg.utils.distributed import rank
 from genimg.utils.environment import git_commit
@@ -47,10 +47,11 @@ def sentence(provenance: Mapping[str, Any]) -> str:
             f"{made['num_images']} {which}images of {made['source']}, {made['num_samples']} samples of each, {made['of']}, "
             f"seed {made['seed']}"
         )
-    extractor, made, real = provenance["extractor"], provenance["generated"], provenance["real"]
-    digest = (extractor["weights_sha256"] or "no file")[:8]
+    made, real = provenance["generated"], provenance["real"]
+    extractors = [provenance["extractor"], *(each["extractor"] for each in provenance.get("additional", {}).values())]
+    named = " and ".join(f"{each['name']} ({(each['weights_sha256'] or 'no file')[:8]})" for each in extractors)
     count = "an unrecorded number of" if real["num_images"] is None else real["num_images"]
-    text = f"{extractor['name']} ({digest}), {made['num_images']} generated against {count} real images of {real['source']}"
+    text = f"{named}, {made['num_images']} generated against {count} real images of {real['source']}"
     if "extractor" in real:
         text += " (whose extractor is not recorded)"
     if "weights" in made:

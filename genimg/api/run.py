@@ -16,9 +16,9 @@ from genimg.api.debugging import say_what_was_learnt
 from genimg.api.results import sentence, table
 from genimg.config.compose import Composition, Config
 from genimg.errors import UserError
-from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.reporting import write_report
 from genimg.training.device import describe_hardware
+from genimg.training.evaluation_schedule import ScheduledEvaluator
 from genimg.training.logger import write_hyperparameters
 from genimg.training.state import TrainingState
 from genimg.training.trainer import StopRequestedError, Trainer, WorseningError
@@ -159,7 +159,7 @@ def _command() -> str:
     return "torchrun ... -m genimg.train" if world_size() > 1 else "genimg-train"
 
 
-def _say_that_it_is_complete(state: TrainingState, duration: str, evaluator: PeriodicEvaluator | None, run_dir: Path) -> None:
+def _say_that_it_is_complete(state: TrainingState, duration: str, evaluator: ScheduledEvaluator | None, run_dir: Path) -> None:
     name = (evaluator.primary or "") if evaluator else ""
     result = f": {name} is {state.last[name]:.6g}" if name in state.last else ""
     if result and state.best_images != state.images:
@@ -239,7 +239,7 @@ def _write_page(run_dir: Path) -> Path | None:
         return None
 
 
-def _report(state: TrainingState, summary: Mapping[str, Any], evaluator: PeriodicEvaluator | None, run_dir: Path) -> None:
+def _report(state: TrainingState, summary: Mapping[str, Any], evaluator: ScheduledEvaluator | None, run_dir: Path) -> None:
     shown = relative(run_dir)
     rate = summary["training_images_per_second"]
     waiting = state.waiting_seconds / max(state.seconds, 1e-9)

@@ -23,7 +23,7 @@ from genimg.api.debugging import shortened
 from genimg.api.dry_run import rehearse
 from genimg.api.run import DivergedError, Run, Training
 from genimg.api.usual import (
-    asked_for_extractor,
+    chooses_extractor,
     refuse_repeated_penalties,
     warn_of_missing_penalties,
     warn_of_short_training,
@@ -266,10 +266,10 @@ def _built(
         warn_of_missing_penalties(composition)
     if config["print_config"] and rank() == 0:
         print(OmegaConf.to_yaml(OmegaConf.create(thaw(config))))
-    was_measured_with_it = saved is not None and saved.state["config"]["evaluation"] == config["evaluation"]
+    was_measured_with_it = saved is not None and resume.same_measure(saved.state["config"]["evaluation"], config["evaluation"])
     # The evaluation of a named checkpoint was chosen when that run was started.
     named_checkpoint = resume.names_a_checkpoint(composed)
-    replaceable = not (was_measured_with_it or named_checkpoint or asked_for_extractor(composition))
+    replaceable = not (was_measured_with_it or named_checkpoint or chooses_extractor(composition))
     assembly = assemble(
         config,
         device_name if world_size() > 1 else config["device"],

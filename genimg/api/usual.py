@@ -84,7 +84,7 @@ def brought_by_model(model: str, group: str, folders: Iterable[Path]) -> Any:
     return next((found for base in bases if (found := brought_by_model(base, group, folders)) is not None), None)
 
 
-def evaluation_at_hand(config: Mapping[str, Any], reason: str) -> Mapping[str, Any]:
+def replacement_evaluation(config: Mapping[str, Any], reason: str) -> Mapping[str, Any]:
     """Return a replacement for an evaluation whose extractor weights are unavailable, and log a warning.
 
     Args:
@@ -100,29 +100,29 @@ def evaluation_at_hand(config: Mapping[str, Any], reason: str) -> Mapping[str, A
     if str(given["_target_"]).startswith("genimg.evaluation.translation."):
         name = name or _OF_PHOTOS
         log.warning(
-            "the features of evaluation=%s take the place of the default ones, whose weights are not at hand (%s); the names "
-            "of the metrics say so, and their numbers are neither FID nor KID. Once they are there, genimg-eval measures the "
-            "checkpoints with them",
+            "the features of evaluation=%s replace those of the default extractor, whose weights are missing (%s); the metrics "
+            "have its name, and are neither FID nor KID. Once the weights are there, genimg-eval measures the checkpoints with "
+            "them",
             name, place,
         )  # fmt: skip
         return {**given, "extractor": _plain_yaml("evaluation", name)["extractor"]}
     if name is None or not str(given["_target_"]).endswith(".Evaluator"):
         log.warning(
-            "this training is not evaluated, because the weights for the default evaluation are not at hand (%s); once they "
-            "are, genimg-eval measures its checkpoints",
+            "this training is not evaluated, because the weights of the default extractor are missing (%s); once they are "
+            "there, genimg-eval measures its checkpoints",
             place,
         )
         return {}
     log.warning(
-        "evaluation=%s takes the place of the default one, whose weights are not at hand (%s); its numbers are no FID, and "
-        "once the weights are there, genimg-eval measures the checkpoints with them",
+        "evaluation=%s replaces the default evaluation, whose weights are missing (%s); its distances are not FID. Once the "
+        "weights are there, genimg-eval measures the checkpoints with them",
         name, place,
     )  # fmt: skip
     own = _plain_yaml("evaluation", name)
     return {**given, "extractor": own["extractor"], "metrics": own["metrics"]}
 
 
-def asked_for_extractor(composition: Composition) -> bool:
+def chooses_extractor(composition: Composition) -> bool:
     """Return whether an override names the evaluation or its extractor."""
     return any(key == "evaluation" or key.startswith("evaluation.extractor") for key in composition.typed_keys())
 

@@ -134,7 +134,8 @@ def check_kind(method: type[Method], source: ImageDataset, task: Task | None) ->
 
 def measures_held_out(config: Mapping[str, Any], builder: Builder) -> bool:
     """Return whether a metric of the evaluation needs held-out images."""
-    nodes = (config["evaluation"].get("metrics") or {}).values()
+    measured = [config["evaluation"], *(config["evaluation"].get("additional") or {}).values()]
+    nodes = [node for each in measured if isinstance(each, dict) for node in (each.get("metrics") or {}).values()]
     targets = [node["_target_"] for node in nodes if isinstance(node, dict) and "_target_" in node]
     return any(getattr(builder.locate(target, "evaluation.metrics"), "needs_held_out", False) for target in targets)
 

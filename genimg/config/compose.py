@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from genimg.config.additional_extractors import keep_extractors_and_metrics, with_additional_extractors
 from genimg.config.references import with_values
 from genimg.errors import ConfigError
 from genimg.utils.paths import config_dir
@@ -114,8 +115,10 @@ class Composition:
 
     @classmethod
     def _of(cls, config: DictConfig, hydra: Any) -> Composition:
+        overrides, choices = overrides_in(hydra.overrides.task), dict(hydra.runtime.choices)
+        keep_extractors_and_metrics(config, overrides, choices)
         folders = tuple(Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file")
-        return cls(config, overrides_in(hydra.overrides.task), dict(hydra.runtime.choices), folders)
+        return cls(config, overrides, choices, folders)
 
     def typed(self) -> list[Override]:
         """Return the overrides, parsed."""
@@ -143,6 +146,7 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Compositio
             raise ConfigError(f"{override} is an argument of the command line alone: remove it", key="overrides")
         if override.lstrip("+~").startswith(("hydra.", "hydra/", "sweep=")):
             raise ConfigError(f"{override} is for the command line, which can start several runs: remove it", key="overrides")
+    overrides = with_additional_extractors(overrides)
     for name in ("new_run_dir", "new_sweep_dir"):
         if not OmegaConf.has_resolver(f"genimg.{name}"):  # the resolver that a command registers creates directories
             OmegaConf.register_new_resolver(f"genimg.{name}", str)
@@ -151,11 +155,11 @@ def compose(overrides: Sequence[str] = (), command: str = "train") -> Compositio
     )  # fmt: skip
     try:
         with own:
-            composed = hydra.compose(command, overrides=list(overrides), return_hydra_config=True)
+            composed = hydra.compose(command, overrides=overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group's option is not text
         from genimg.config.messages import explain
 
-        text = explain(error, command, list(overrides))
+        text = explain(error, command, overrides)
         if text is None:
             raise
         named = re.match(r"unknown (?:option|key) ([\w./@]+)", text)

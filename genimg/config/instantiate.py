@@ -46,11 +46,12 @@ ALLOWED = (
     "genimg.data.datasets.builtin",
     "genimg.data.datasets.external",
     "genimg.data.datasets.unpaired",
-    "genimg.evaluation.compare",
+    "genimg.evaluation.evaluator",
     "genimg.evaluation.extractors.classifier",
     "genimg.evaluation.extractors.custom",
     "genimg.evaluation.extractors.foundation",
     "genimg.evaluation.extractors.inception",
+    "genimg.evaluation.feature_metrics",
     "genimg.evaluation.likelihood",
     "genimg.evaluation.memorisation",
     "genimg.evaluation.metrics",
@@ -71,6 +72,9 @@ ALLOWED = (
 
 _GROUPS = {"genimg.data.datasets": "data", "genimg.data.tasks": "task", "genimg.evaluation": "evaluation"}
 """Packages whose members open files, with the only group of a checkpoint's config where they are allowed."""
+
+_RENAMED = {"genimg.evaluation.compare.Evaluator": "genimg.evaluation.evaluator.Evaluator"}
+"""Present names of targets in the configs of earlier checkpoints."""
 
 _SETTABLE = {"image_size": "data.image_size", "channels": "data.channels"}  # keys that determine facts about the data
 _HYDRA_KEYS = {"_target_": str, "_partial_": bool, "_args_": Sequence}
@@ -180,7 +184,7 @@ class Builder:
         """Return the class or function with this dotted name; ``key`` is the config key that holds the name."""
         if not isinstance(name, str):
             raise ConfigError(f"{key}={name} is not the dotted name of a class or function")
-        dotted = name.replace(":", ".", 1)
+        dotted = present_name(name.replace(":", ".", 1))
         module_name, _, attribute = dotted.rpartition(".")
         private = any(part.startswith("_") for part in dotted.split("."))
         if not private and any(dotted.startswith(prefix + ".") for prefix in self.allowed):
@@ -457,6 +461,11 @@ def builder_of(state: Node, allow: Sequence[str], named: Named = frozenset()) ->
     """
     batch_size = state["config"]["trainer"]["batch_size"]
     return Builder((*ALLOWED, *allow), epoch_size=state["num_images"], batch_size=batch_size, named=named, trains=False)
+
+
+def present_name(target: str) -> str:
+    """Return the present name of a target that an earlier version wrote into a checkpoint."""
+    return _RENAMED.get(target, target)
 
 
 def local_parameters(target: Any) -> dict[str, MachineLocal]:

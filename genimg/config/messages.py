@@ -192,6 +192,8 @@ def _explain_refused_value(error: OmegaConfBaseException, text: str, command: st
     place = f" (in {file.group(1)})" if file else ""
     if isinstance(error, ValidationError) and (type := schema.type_of(key, command, error.object_type)):
         return f"{key}={as_written(error.value)} must be {schema.sentence(type)}{place}"
+    if key == "evaluation.additional":
+        return "this evaluation cannot be combined with others: choose it alone, or begin the list with one such as inception"
     if file and isinstance(error, ConfigKeyError | ConfigAttributeError):
         group, _, name = key.rpartition(".")
         kinds = (*schema.COMMANDS.values(), *(kind for kinds in schema.GROUPS.values() for kind in kinds.values()))

@@ -191,8 +191,15 @@ def _make_absolute(config: Any, source: Any) -> None:
 
 def same_measure(old: Node, new: Node) -> bool:
     """Return whether two ``evaluation`` groups measure the same, so their best values can be compared."""
-    indifferent = ("interval", "batch_size", "cache_dir", "bootstrap", "reconstructions", "final_num_images", "stop_if")
-    return {k: v for k, v in old.items() if k not in indifferent} == {k: v for k, v in new.items() if k not in indifferent}
+    indifferent = (
+        "interval", "batch_size", "cache_dir", "bootstrap", "reconstructions", "final_num_images", "stop_if", "additional",
+    )  # fmt: skip
+    first, second = (
+        {key: instantiate.present_name(value) if key == "_target_" else value
+         for key, value in node.items() if key not in indifferent}
+        for node in (old, new)
+    )  # fmt: skip
+    return first == second
 
 
 _OTHER_IMAGES = "point data.root at the images of before, or continue all the same with resume_force=true"

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from genimg.evaluation.compare import Naming, compare
 from genimg.evaluation.feature_stats import FeatureStats
-from genimg.evaluation.metrics import Metric, Name
+from genimg.evaluation.metrics import Metric
 from genimg.utils.rng import Stream, seed_of
 
 
@@ -17,7 +18,7 @@ def intervals(
     metrics: Iterable[Metric],
     real: FeatureStats,
     fake: FeatureStats,
-    name: Name,
+    name: Naming,
     values: dict[str, float],
     resamples: int,
     seed: int,
@@ -31,7 +32,7 @@ def intervals(
     Args:
         metrics: Metrics of the evaluation.
         real, fake: Statistics; ``fake`` has features (and logits) of all images.
-        name: Function from a metric's short name to its full name.
+        name: Names of the values; see ``compare``.
         values: Values measured on all images.
         resamples: Number of resamples.
         seed: Seed of the resampling.
@@ -44,7 +45,7 @@ def intervals(
         rows = torch.randint(fake.num_images, (fake.num_images,), generator=generator)
         resampled = fake.resampled(rows)
         for metric in chosen:
-            for key, value in metric.compute(real, resampled, name, torch.device("cpu")).items():
+            for key, value in compare(real, resampled, [metric], name).items():
                 found.setdefault(key, []).append(value)
                 least[key] = metric.least_value
     bounds = {}

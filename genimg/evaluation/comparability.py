@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,11 @@ _SECTIONS = (
     "versions",
 )  # fmt: skip
 
+_OPTIONAL = ("additional",)  # of evaluations with several extractors
+
 # (key prefix, whether a difference forbids comparing, reason). The first entry that is a prefix of the key decides.
 _CONSEQUENCES: tuple[tuple[str, bool, str], ...] = (
-    ("extractor", True, "distances between unlike features are on unlike scales"),
+    ("extractor", True, "distances in different feature spaces have different scales"),
     ("generated.num_images", True, "the Fréchet distance falls as the count grows"),
     ("generated.image_shape", True, "the resolution changes what the extractor sees"),
     ("generated.augmentation", True, "augmented images are another distribution"),
@@ -29,6 +32,7 @@ _CONSEQUENCES: tuple[tuple[str, bool, str], ...] = (
     ("likelihood", True, "it is that of other images, by another likelihood or number of samples"),
     ("reconstructions", True, "other images are reconstructed"),
     ("metrics", True, "the metric is computed in another way"),
+    ("additional", True, "the metrics of an additional extractor are computed in another way"),
     ("precision", False, "a change in the last digits"),
     ("device", False, "a change in the last digits"),
     ("versions", False, "usually a change in the last digits; decoding and resizing can change with pillow"),
@@ -58,7 +62,10 @@ class Difference:
 
 def differences(first: dict[str, Any], second: dict[str, Any]) -> list[Difference]:
     """Return all differences between two provenances, those that forbid comparing first."""
-    a, b = (flatten({key: side.get(key) for key in _SECTIONS}) for side in (first, second))
+    a, b = (
+        flatten({key: side.get(key) for key in (*_SECTIONS, *_OPTIONAL) if key in side or key in _SECTIONS})
+        for side in (first, second)
+    )
     found = []
     for key in dict.fromkeys([*a, *b]):
         x, y = a.get(key, "not recorded"), b.get(key, "not recorded")
@@ -68,15 +75,20 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[Differenc
             )
             # Generated images have a seed and a mode, a folder has a fingerprint: a key that one side lacks does not matter.
             matters = matters and not (key in _OF_ONE_KIND and (key not in a or key not in b))
-            if key.startswith("metrics.") and not (_measured(key, first) and _measured(key, second)):
+            if not (_has_metric(key, first) and _has_metric(key, second)):
                 matters, reason = False, "measured on one side only"
             found.append(Difference(key, x, y, matters, reason))
     return sorted(found, key=lambda difference: not difference.matters)
 
 
-def _measured(key: str, provenance: dict[str, Any]) -> bool:
-    metrics = provenance.get("metrics")
-    return isinstance(metrics, dict) and key.split(".")[1] in metrics
+def _has_metric(key: str, provenance: dict[str, Any]) -> bool:
+    """Return whether the provenance has the metric and the additional extractor that a key describes, if it describes any."""
+    node: Any = provenance
+    for section, name in itertools.pairwise(key.split(".")):
+        node = node.get(section) if isinstance(node, dict) else None
+        if section in ("metrics", "additional") and not (isinstance(node, dict) and name in node):
+            return False
+    return True
 
 
 def in_words(found: list[Difference]) -> str:

@@ -1,9 +1,9 @@
-"""Passes over images: run this rank's share through the extractor in batches, with a progress bar."""
+"""Run images through extractors in batches, with a progress bar."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,7 @@ from tqdm import tqdm
 
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.feature_stats import Collector, FeatureStats
-from genimg.evaluation.gaussian import FeatureSums, GaussianStatistics
-from genimg.evaluation.image_sets import ImageSet, Reconstructions
+from genimg.evaluation.image_sets import ImageSet
 from genimg.utils.distributed import all_gather_rows, rank, shard
 
 
@@ -24,78 +23,69 @@ class EvaluationInterruptedError(Exception):
 
 
 @dataclass(frozen=True)
-class Passes:
-    """Settings of passes over images.
+class Collection:
+    """What to collect of the features of one extractor.
 
     Attributes:
         extractor: Feature extractor, on its device.
-        batch_size: Batch size of generation and extraction.
-        should_stop: Callback checked before every batch.
+        kept: Increasing positions of the images whose features are kept; None keeps none.
+        splits: Number of splits of each requested Inception Score.
+        keep_logits: Whether logits are kept like features.
+        spatial: Whether moments of spatial features are computed.
     """
 
     extractor: Extractor
-    batch_size: int
-    should_stop: Callable[[], bool]
+    kept: NDArray[np.int64] | None
+    splits: frozenset[int] = frozenset()
+    keep_logits: bool = False
+    spatial: bool = False
 
-    def summarise(
-        self,
-        images: ImageSet,
-        indices: NDArray[np.int64],
-        title: str,
-        *,
-        kept: NDArray[np.int64] | None,
-        splits: frozenset[int] = frozenset(),
-        keep_logits: bool = False,
-        spatial: bool = False,
-    ) -> FeatureStats:
-        """Run this rank's share of the images through the extractor and return the statistics over all ranks.
 
-        Args:
-            images: Set of images.
-            indices: Indices of the used images.
-            title: Title of the progress bar.
-            kept: Increasing positions in ``indices`` whose features are kept; None keeps none.
-            splits: Number of splits of each requested Inception Score.
-            keep_logits: Whether logits are kept like features.
-            spatial: Whether moments of spatial features are computed.
+def collect(
+    images: ImageSet,
+    indices: NDArray[np.int64],
+    title: str,
+    collections: Sequence[Collection],
+    *,
+    batch_size: int,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[FeatureStats]:
+    """Run this rank's share of the images through the extractors, and return the statistics over all ranks.
 
-        Raises:
-            EvaluationInterruptedError: If ``should_stop`` returns true.
-            NonFiniteImagesError: If a model generates NaN or infinite values.
-        """
-        mine = shard(len(indices))
-        collector = Collector(
-            len(indices), first=mine.start, splits=splits, kept=kept, keep_logits=keep_logits, spatial=spatial
+    Each image is generated or read once, and passes through every extractor.
+
+    Args:
+        images: Set of images.
+        indices: Indices of the used images.
+        title: Title of the progress bar.
+        collections: What to collect, by extractor.
+        batch_size: Batch size of generation and extraction.
+        should_stop: Callback checked before every batch.
+
+    Returns:
+        The statistics, one for each of ``collections``.
+
+    Raises:
+        EvaluationInterruptedError: If ``should_stop`` returns true.
+        NonFiniteImagesError: If a model generates NaN or infinite values.
+    """
+    mine = shard(len(indices))
+    collectors = [
+        Collector(
+            len(indices), first=mine.start, splits=each.splits, kept=each.kept, keep_logits=each.keep_logits,
+            spatial=each.spatial,
         )
-        # Labels are used only if they denote the same classes as the logits.
-        same = bool(self.extractor.class_names) and self.extractor.class_names == images.class_names
-        for start, stop in ranges(mine, self.batch_size, title, images.check, self.should_stop):
-            batch, labels = images.images(indices[start:stop])
-            features, logits = self.extractor(batch)
-            collector.add(features, logits, labels if same else None, self.extractor.spatial if spatial else None)
-        return collector.result()
-
-    def reconstruct(
-        self,
-        images: Reconstructions,
-        indices: NDArray[np.int64],
-        similarities: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
-    ) -> tuple[dict[str, float], GaussianStatistics]:
-        """Return the mean similarities of the reconstructions to their originals, and the statistics of their features.
-
-        Raises:
-            EvaluationInterruptedError: If ``should_stop`` returns true.
-            NonFiniteImagesError: If the model generates NaN or infinite values.
-        """
-        made = FeatureSums()
-        rows: dict[str, list[Tensor]] = {name: [] for name in similarities}
-        positions = shard(len(indices))
-        for start, stop in ranges(positions, self.batch_size, "reconstructing", images.check, self.should_stop):
-            original, reconstruction = images.pairs(indices[start:stop])
-            for name, similarity in similarities.items():
-                rows[name].append(similarity(original, reconstruction))
-            made.add(self.extractor(reconstruction)[0])
-        return {name: _mean(parts) for name, parts in rows.items()}, made.result()
+        for each in collections
+    ]  # fmt: skip
+    for start, stop in ranges(mine, batch_size, title, images.check, should_stop):
+        batch, labels = images.images(indices[start:stop])
+        for each, collector in zip(collections, collectors, strict=True):
+            extractor = each.extractor
+            # Labels are used only if they denote the same classes as the logits.
+            same = bool(extractor.class_names) and extractor.class_names == images.class_names
+            features, logits = extractor(batch)
+            collector.add(features, logits, labels if same else None, extractor.spatial if each.spatial else None)
+    return [collector.result() for collector in collectors]
 
 
 def ranges(
@@ -122,7 +112,8 @@ def ranges(
         check()
 
 
-def _mean(parts: list[Tensor]) -> float:
+def mean_over_ranks(parts: list[Tensor]) -> float:
+    """Return the mean of the values [N] of all batches and ranks."""
     return all_gather_rows(torch.cat(parts).cpu()).double().mean().item()
 
 

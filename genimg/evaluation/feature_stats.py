@@ -99,6 +99,10 @@ class FeatureStats:
         features = self.features[torch.from_numpy(rows)]
         return replace(self, features=features, positions=torch.from_numpy(positions), _root=self.root, _radii={})
 
+    def with_moments_of(self, other: FeatureStats) -> FeatureStats:
+        """Return these statistics with the moments of others."""
+        return replace(self, moments=other.moments, spatial=other.spatial or self.spatial, _root=None)
+
     def resampled(self, rows: Tensor) -> FeatureStats:
         """Return the statistics of a resample, given by image indices with repetition; needs features of all images."""
         assert self.features is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from genimg.data.loader import ImageLoader
 from genimg.data.subsets import fixed_subset, selection
 from genimg.errors import ConfigError, DataError
 from genimg.methods.capabilities import Generates, Reconstructs, TakesConditions
+from genimg.types import Batch
 from genimg.utils.images import to_float, to_uint8
+from genimg.utils.rng import steady
 
 
 class ImageSet(ABC):
@@ -208,6 +211,34 @@ class Reconstructions:
     def check(self) -> None:
         """See ``ImageSet.check``."""
         self._finite.check()
+
+
+class ComputedImages(ImageSet):
+    """Images that a function computes from a dataset's batches.
+
+    Args:
+        data: Loader of the dataset.
+        chosen: Indices of the used images.
+        seed: Seed of the random numbers of the dataset's task.
+        make: Function from a batch to float images [N, C, H, W] in [-1, 1].
+
+    Attributes:
+        of: Fingerprint of the dataset.
+    """
+
+    def __init__(self, data: ImageLoader, chosen: NDArray[np.int64], seed: int, make: Callable[[Batch], Tensor]) -> None:
+        self.name, self.of = data.source.name, data.source.fingerprint
+        self._data, self._chosen, self._seed, self._make = data, chosen, seed, make
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def images(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        with steady(self._seed, int(indices[0])):
+            return to_uint8(self._make(self._data.examples(self._chosen[indices], self._seed))), None
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": self.name}
 
 
 class NonFiniteImagesError(DataError):

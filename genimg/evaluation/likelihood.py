@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.loader import ImageLoader
 from genimg.data.subsets import selection, subset_of
 from genimg.errors import ConfigError, DataError
-from genimg.evaluation.feature_extraction import full_float32, ranges
-from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
+from genimg.evaluation.base import HeldOutEvaluator
+from genimg.evaluation.feature_extraction import full_float32, mean_over_ranks, ranges
+from genimg.evaluation.result import Evaluation
 from genimg.methods.base import Method
 from genimg.methods.capabilities import HasLikelihood
 from genimg.types import Batch, PixelLikelihood
-from genimg.utils.distributed import all_gather_rows, shard, world_size
-from genimg.utils.durations import NumImages
+from genimg.utils.distributed import shard, world_size
 from genimg.utils.environment import versions
 from genimg.utils.images import to_float
 from genimg.utils.rng import Stream, keys_of
@@ -36,26 +35,14 @@ class LikelihoodEvaluator(HeldOutEvaluator):
 
     Args:
         num_samples: Number K of latent samples per image.
-        num_images, batch_size, seed, interval, final_num_images, stop_if: See HeldOutEvaluator. The batch size influences the
-            values only by rounding.
+        num_images, batch_size, seed: See HeldOutEvaluator. The batch size influences the values only by rounding.
 
     Raises:
         ValueError: If a number is out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        num_images: int,
-        num_samples: int,
-        batch_size: int,
-        seed: int,
-        interval: NumImages,
-        final_num_images: int | None,
-        stop_if: Mapping[str, float | str] | None,
-    ) -> None:
-        super().__init__(num_images=num_images, batch_size=batch_size, seed=seed, interval=interval,
-                         final_num_images=final_num_images, stop_if=stop_if)  # fmt: skip
+    def __init__(self, *, num_images: int, num_samples: int, batch_size: int, seed: int) -> None:
+        super().__init__(num_images=num_images, batch_size=batch_size, seed=seed)
         if num_samples < 1:
             raise ValueError(f"num_samples={num_samples} must be 1 or more")
         self.num_samples = num_samples
@@ -86,7 +73,7 @@ class LikelihoodEvaluator(HeldOutEvaluator):
         *,
         weights: str = "raw",
     ) -> Evaluation:
-        """See PeriodicEvaluator."""
+        """See ModelEvaluator."""
         self.check(method, data.source)
         assert isinstance(method, HasLikelihood)
         held_out = data.validation or data
@@ -127,7 +114,7 @@ class LikelihoodEvaluator(HeldOutEvaluator):
                 keys = keys_of(self.seed, Stream.LIKELIHOOD, indices)
                 for name, numbers in method.log_likelihood(batch, self.num_samples, keys).items():
                     rows[name].append(numbers)
-        means = {name: _mean(parts) for name, parts in rows.items()}
+        means = {name: mean_over_ranks(parts) for name, parts in rows.items()}
         likelihood, num_dimensions = method.likelihood, math.prod(data.source.shape)
 
         def bits(nats: float) -> float:
@@ -171,7 +158,3 @@ class LikelihoodEvaluator(HeldOutEvaluator):
             "precision": "networks float32 without TF32, sums over samples and images float64",
             "versions": versions(),
         }
-
-
-def _mean(parts: list[Tensor]) -> float:
-    return all_gather_rows(torch.cat(parts).cpu()).double().mean().item()

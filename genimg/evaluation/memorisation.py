@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genimg.errors import DataError
 from genimg.evaluation.feature_stats import FeatureStats
-from genimg.evaluation.metrics import Metric, Name
+from genimg.evaluation.metrics import Metric
 
 _BLOCK = 1024  # rows of a distance matrix held in memory at once
 _ROUNDING = 2e-3  # relative to the features' spread
@@ -42,7 +42,7 @@ class Memorisation(Metric):
             raise ValueError(f"quantile={quantile} must lie between 0 and 1")
         self.quantile = quantile
 
-    def compute(self, real: FeatureStats, fake: FeatureStats, name: Name, device: torch.device) -> dict[str, float]:
+    def compute(self, real: FeatureStats, fake: FeatureStats, device: torch.device) -> dict[str, float]:
         assert real.training is not None
         assert real.held_out is not None
         assert real.training.features is not None
@@ -52,7 +52,7 @@ class Memorisation(Metric):
         if real.held_out.closeness is None:  # computed once: these images do not change
             real.held_out.closeness = closeness(real.held_out.features.to(device), training)
         found = closeness(fake.features.to(device), training)
-        return {name("memorised"): memorised_share(found, real.held_out.closeness, self.quantile)}
+        return {"memorised": memorised_share(found, real.held_out.closeness, self.quantile)}
 
 
 @dataclass(frozen=True)

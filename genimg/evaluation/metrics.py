@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,14 +15,6 @@ from torch import Tensor
 from genimg.errors import DataError
 from genimg.evaluation.distances import frechet_distance, kernel_distance, neighbor_rates
 from genimg.evaluation.feature_stats import FeatureStats
-
-
-class Name(Protocol):
-    """Function from a metric's short name (``fd``) to its full name with image count and extractor (``fd5k_mnist_v2``)."""
-
-    def __call__(self, metric: str, count: int | None = None) -> str:
-        """Return the full name; ``count`` is the number of images on each side, if it is not that of the generated images."""
-        ...
 
 
 class Metric(ABC):
@@ -51,9 +43,19 @@ class Metric(ABC):
         """Minimum number of images."""
         return 2
 
+    def count(self, real: FeatureStats, fake: FeatureStats) -> int:
+        """Return the number of images in the names of the values, by default that of the generated images."""
+        return fake.num_images
+
     @abstractmethod
-    def compute(self, real: FeatureStats, fake: FeatureStats, name: Name, device: torch.device) -> dict[str, float]:
-        """Return values by full name; ``device`` is for computations on the kept features."""
+    def compute(self, real: FeatureStats, fake: FeatureStats, device: torch.device) -> dict[str, float]:
+        """Return values by short name, such as ``fd``, or ``kd_std`` for the deviation of ``kd``.
+
+        Args:
+            real: Statistics of the real images.
+            fake: Statistics of the generated images.
+            device: Device for computations on the kept features.
+        """
 
 
 class FrechetDistance(Metric):
@@ -67,11 +69,11 @@ class FrechetDistance(Metric):
     can_be_resampled = True
     least_value = 0.0
 
-    def compute(self, real: FeatureStats, fake: FeatureStats, name: Name, device: torch.device) -> dict[str, float]:
+    def compute(self, real: FeatureStats, fake: FeatureStats, device: torch.device) -> dict[str, float]:
         features = fake.features
         if features is not None and len(features) == fake.num_images < fake.num_features:
-            return {name("fd"): frechet_distance(real.moments, fake.moments, fake_features=features)}
-        return {name("fd"): frechet_distance(real.moments, fake.moments, real.root)}
+            return {"fd": frechet_distance(real.moments, fake.moments, fake_features=features)}
+        return {"fd": frechet_distance(real.moments, fake.moments, real.root)}
 
 
 class SpatialFrechetDistance(Metric):
@@ -85,10 +87,10 @@ class SpatialFrechetDistance(Metric):
     needs_spatial = True
     least_value = 0.0
 
-    def compute(self, real: FeatureStats, fake: FeatureStats, name: Name, device: torch.device) -> dict[str, float]:
+    def compute(self, real: FeatureStats, fake: FeatureStats, device: torch.device) -> dict[str, float]:
         assert real.spatial is not None
         assert fake.spatial is not None
-        return {name("sfd"): frechet_distance(real.spatial, fake.spatial)}
+        return {"sfd": frechet_distance(real.spatial, fake.spatial)}
 
 
 class InceptionScore(Metric):
@@ -116,10 +118,10 @@ class InceptionScore(Metric):
         assert self.splits is not None
         return max(2, self.splits)
 
-    def compute(self, real: FeatureStats, fake: FeatureStats, name: Name, device: torch.device) -> dict[str, float]:
+    def compute(self, real: FeatureStats, fake: FeatureStats, device: torch.device) -> dict[str, float]:
         assert self.splits is not None
         mean, deviation = fake.scores[self.splits]
-        return {name("is"): mean, f"{name('is')}_std": deviation}
+        return {"is": mean, "is_std": deviation}
 
 
 class KernelDistance(Metric):
@@ -144,14 +146,14 @@ class KernelDistance(Metric):
         self.subsets = subsets
         self.subset_size = subset_size
 
-    def compute(self, real: FeatureStats, fake: FeatureStats, name: Name, device: torch.device) -> dict[str, float]:
+    def compute(self, real: FeatureStats, fake: FeatureStats, device: torch.device) -> dict[str, float]:
         x, y = _kept(real, device), _kept(fake, device)
         size = min(self.subset_size, len(x), len(y))
         if size == len(x) == len(y):  # there is only one subset
-            return {name("kd"): kernel_distance(x, y, subsets=1, subset_size=size)[0]}
+            return {"kd": kernel_distance(x, y, subsets=1, subset_size=size)[0]}
         mean, deviation = kernel_distance(x, y, subsets=self.subsets, subset_size=size)
         # If all images of one side are drawn each time, the deviation would be that of the other side alone.
-        return {name("kd"): mean} | ({f"{name('kd')}_std": deviation} if size < min(len(x), len(y)) else {})
+        return {"kd": mean} | ({"kd_std": deviation} if size < min(len(x), len(y)) else {})
 
 
 class PrecisionRecall(Metric):
@@ -184,7 +186,11 @@ class PrecisionRecall(Metric):
     def least_images(self) -> int:
         return max(self.neighbors, self.density_neighbors) + 1
 
-    def compute(self, real: FeatureStats, fake: FeatureStats, name: Name, device: torch.device) -> dict[str, float]:
+    def count(self, real: FeatureStats, fake: FeatureStats) -> int:
+        """Return the number of images on each side."""
+        return min(len(_kept(side, torch.device("cpu"))) for side in (real, fake))
+
+    def compute(self, real: FeatureStats, fake: FeatureStats, device: torch.device) -> dict[str, float]:
         num_real, num_fake = len(_kept(real, device)), len(_kept(fake, device))
         count, most = min(num_real, num_fake), max(self.neighbors, self.density_neighbors)
         if count <= most:
@@ -199,8 +205,7 @@ class PrecisionRecall(Metric):
             density_neighbors=self.density_neighbors,
             real_radii=real.neighbor_distances((self.neighbors, self.density_neighbors), device, count),
         )
-        counted = None if count == num_fake else count
-        return {name(key, counted): value for key, value in vars(rates).items()}
+        return dict(vars(rates))
 
 
 class ClassCoverage(Metric):
@@ -224,7 +229,7 @@ class ClassCoverage(Metric):
             raise ValueError(f"least_share={least_share} must lie between 0 and 1")
         self.least_share = least_share
 
-    def compute(self, real: FeatureStats, fake: FeatureStats, name: Name, device: torch.device) -> dict[str, float]:
+    def compute(self, real: FeatureStats, fake: FeatureStats, device: torch.device) -> dict[str, float]:
         if real.predictions is None or fake.predictions is None:
             return {}  # statistics of other programs have no classes
         num_classes = int(max(real.predictions.max(), fake.predictions.max())) + 1
@@ -236,8 +241,8 @@ class ClassCoverage(Metric):
         met = (q > 0) & (q >= self.least_share * p)
         divergence = torch.special.xlogy(q, q) - q * p.clamp(min=0.5 / len(real.predictions)).log()
         return {
-            name("class_coverage"): (met & present).sum().item() / present.sum().item(),
-            name("class_kl"): divergence.sum().item(),
+            "class_coverage": (met & present).sum().item() / present.sum().item(),
+            "class_kl": divergence.sum().item(),
         }
 
 
@@ -252,13 +257,13 @@ class ConditionalAccuracy(Metric):
     needs_logits = True
     can_be_resampled = True
 
-    def compute(self, real: FeatureStats, fake: FeatureStats, name: Name, device: torch.device) -> dict[str, float]:
+    def compute(self, real: FeatureStats, fake: FeatureStats, device: torch.device) -> dict[str, float]:
         if fake.labels is None or fake.predictions is None:
             return {}
-        return {name("accuracy"): (fake.predictions == fake.labels).double().mean().item()}
+        return {"accuracy": (fake.predictions == fake.labels).double().mean().item()}
 
 
 def _kept(side: FeatureStats, device: torch.device) -> Tensor:
     if side.features is None:
-        raise ValueError("a metric of single images' features was given none: statistics of another program hold none")
+        raise ValueError("these statistics hold no features of single images, which the metric needs")
     return side.features.to(device)

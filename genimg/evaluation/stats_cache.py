@@ -73,17 +73,17 @@ class SavedStatistics:
         if self.extractor is None:
             if not accept_unrecorded:
                 raise DataError(
-                    f"the file {path} does not record which extractor made it, so a distance from it may be of unlike features",
+                    f"the file {path} does not record which extractor made it, so its features may be of another kind",
                     f"if you know that it was {own['name']}, set accept_unrecorded=true",
                 )
-            log.warning("%s does not record its extractor: that it was %s is taken on your word", path, own["name"])
+            log.warning("%s does not record its extractor; assuming %s, because accept_unrecorded=true", path, own["name"])
             return
         differing = [f"{key} {self.extractor.get(key)} there, {value} here" for key, value in own.items()
                      if self.extractor.get(key) != value]  # fmt: skip
         if differing:
             raise DataError(
-                f"the file {path} was made with another extractor ({'; '.join(differing)}): distances between unlike features "
-                "mean nothing; choose the evaluation it was made with, or make new statistics with save_statistics=FILE"
+                f"the file {path} was made with another extractor ({'; '.join(differing)}), so their features "
+                "cannot be compared: choose the evaluation it was made with, or make new statistics with save_statistics=FILE"
             )
 
 
@@ -140,15 +140,15 @@ def _read_own(path: Path) -> SavedStatistics:
         if state["format"] != _FORMAT:
             raise ValueError(f"format {state['format']}, not {_FORMAT}: make it again with save_statistics=FILE")
         if not isinstance(state["extractor"], dict | None) or not isinstance(state["images"], dict):
-            raise ValueError("what it says about its extractor or its images is of another type")
+            raise ValueError("its entry extractor or images has another type")
         if not isinstance(state["images"].get("num_images"), int | None):
-            raise ValueError("what it says about its images is of another type")
+            raise ValueError("its entry images.num_images has another type")
         _require_sound(state)
         return SavedStatistics(FeatureStats.from_state_dict(state), state["extractor"], state["images"])
     except (MemoryError, OSError):
         raise
     except Exception as error:  # the unpickler can raise almost anything for other kinds of file
-        reason = str(error) if isinstance(error, ValueError) else "it is damaged, or of something else"
+        reason = str(error) if isinstance(error, ValueError) else "it is damaged or another kind of file"
         raise DataError(f"the file {path} does not hold statistics of genimg ({reason})") from error
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from abc import abstractmethod
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,247 +15,19 @@ from torch import Tensor
 from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.datasets.unpaired import UnpairedDataset
 from genimg.data.loader import ImageLoader
-from genimg.data.subsets import selection, subset_of
-from genimg.data.tasks.base import Task
-from genimg.errors import ConfigError, DataError
-from genimg.evaluation.compare import Evaluator, short_count
+from genimg.data.subsets import subset_of
 from genimg.evaluation.extractors.base import Extractor
-from genimg.evaluation.feature_extraction import Passes, full_float32, ranges
-from genimg.evaluation.image_metrics import LPIPS, check_lpips, l1, ms_ssim, ms_ssim_scales, psnr, psnr_luma, ssim, ssim_luma
-from genimg.evaluation.image_sets import FiniteCheck, ImageSet
-from genimg.evaluation.metrics import FrechetDistance, KernelDistance
-from genimg.evaluation.periodic import Evaluation, HeldOutEvaluator
-from genimg.evaluation.stats_cache import SavedStatistics
+from genimg.evaluation.image_metrics import LPIPS, check_lpips, l1
+from genimg.evaluation.image_sets import ComputedImages, FiniteCheck
+from genimg.evaluation.names import full_name
+from genimg.evaluation.translation_base import Observer, TranslationEvaluator
+from genimg.evaluation.translation_metrics import similarities
 from genimg.methods.base import Method
 from genimg.methods.capabilities import Translates
 from genimg.types import Batch
-from genimg.utils.distributed import all_gather_rows, shard, world_size
-from genimg.utils.durations import NumImages
-from genimg.utils.environment import versions
 from genimg.utils.images import to_uint8
-from genimg.utils.rng import Stream, seed_of, steady
 
 log = logging.getLogger(__name__)
-
-_SCALES = 5  # number of scales of the multi-scale structural similarity
-_SUBSETS, _SUBSET_SIZE = 100, 1000  # subsets of the kernel distance, as elsewhere
-
-
-Observer = Callable[[Batch, dict[str, Tensor]], None]
-"""Callback that receives every measured batch and the values [N] of its images."""
-
-
-class TranslationEvaluator(HeldOutEvaluator):
-    """Base class of evaluations of translated held-out images, or training images if there are none.
-
-    Args:
-        num_images: Maximum number of images, chosen at random, stratified by class.
-        batch_size: Batch size; does not influence the values if ``sampled_mode`` is eval.
-        interval, final_num_images, stop_if: See PeriodicEvaluator.
-        seed: Seed of the task's random numbers.
-        extractor: Feature extractor, for Fréchet and kernel distances between translated and held-out images; None for none.
-        best_by: Short name of the metric that chooses the best checkpoint, one of ``choices`` (``kd`` and ``fd`` need an
-            extractor, ``lpips`` its weights); None keeps only the last checkpoint.
-
-    Raises:
-        ValueError: If ``best_by`` is not one of ``choices``, or is not measured.
-    """
-
-    choices: tuple[str, ...]
-    """Metrics that may choose the best checkpoint: none for which a translator that changes nothing is optimal."""
-
-    key: str
-    """Batch key that a model must use to be measured."""
-    what: str
-    """Description of the measured translations, for messages."""
-
-    def __init__(
-        self,
-        *,
-        num_images: int,
-        batch_size: int,
-        interval: NumImages,
-        seed: int,
-        extractor: Extractor | None,
-        best_by: str | None,
-        final_num_images: int | None,
-        stop_if: Mapping[str, float | str] | None,
-    ) -> None:
-        super().__init__(num_images=num_images, batch_size=batch_size, seed=seed, interval=interval,
-                         final_num_images=final_num_images, stop_if=stop_if)  # fmt: skip
-        if best_by is not None and best_by not in self.choices:
-            wins = "cycle_l1" in str(best_by) or "identity_l1" in str(best_by)
-            why = ", which a translator that changes nothing wins" if wins else ""
-            raise ValueError(
-                f"best_by={best_by} cannot choose the best checkpoint{why}: choose one of {', '.join(self.choices)}, or null"
-            )
-        if best_by in ("kd", "fd") and extractor is None:
-            raise ValueError(
-                f"best_by={best_by} needs an extractor: choose an evaluation that has one, such as "
-                "unpaired_translation_inception or translation_inception, or another best_by"
-            )
-        if best_by is None and self.stop_if is not None and self.stop_if.metric is None:
-            raise ValueError("stop_if with a factor needs a metric that chooses the best: set best_by")
-        self.extractor, self.best_by = extractor, best_by
-        self._targets: dict[tuple[str, int, str], SavedStatistics] = {}  # a run's held-out images do not change
-
-    def check(self, method: Method, source: ImageDataset | None = None) -> None:
-        translates = isinstance(method, Translates)
-        if not translates or self.key not in method.batch_keys:
-            fitting = "translation" if "source" in method.batch_keys else "unpaired_translation"
-            fitting = fitting if translates else "inception"
-            raise ConfigError(
-                f"this evaluation measures {self.what}, which the model, a {type(method).__name__}, does not make: choose "
-                f"another evaluation, such as {fitting}"
-            )
-        self.warn_without_validation(source)
-
-    def evaluate(
-        self,
-        method: Method,
-        data: ImageLoader,
-        device: torch.device,
-        should_stop: Callable[[], bool] = lambda: False,
-        num_images: int | None = None,
-        *,
-        weights: str = "raw",
-        observe: Observer = lambda batch, found: None,
-    ) -> Evaluation:
-        """See PeriodicEvaluator; ``observe`` is called with this rank's batches."""
-        self.check(method)
-        assert isinstance(method, Translates)
-        held_out = data.validation or data
-        self.warn_without_validation(data.source)
-        count = min(num_images or self.num_images, len(held_out.source))
-        with full_float32():
-            values = self._pixels(method, held_out, count, should_stop, observe)
-            if self.extractor is not None:
-                batch_size = self.batch_size_of(method)
-                sets = self._sets(method, held_out, count)
-                values |= self._distances(self.extractor, sets, batch_size, device, should_stop)
-        if (first := self.primary) is not None:
-            if first not in values:
-                raise ConfigError(f"best_by={self.best_by} is not measured here: choose one of {', '.join(values)}")
-            values = {first: values[first]} | values
-        return Evaluation(values, self._provenance(method, data, count, weights))
-
-    @property
-    def primary(self) -> str | None:
-        if self.best_by in ("kd", "fd"):
-            assert self.extractor is not None
-            return self.extractor.metric_name(self.best_by, "")
-        return self.best_by
-
-    @property
-    def higher_is_better(self) -> bool:
-        return self.best_by in ("psnr", "ssim", "ms_ssim")
-
-    def batch_size_of(self, method: Translates) -> int:
-        """Return the batch size, 1 in training mode so dropout and batch statistics depend on each image alone."""
-        return 1 if method.sampled_mode == "train" else self.batch_size
-
-    @property
-    def noise_seed(self) -> int:
-        """Seed of the task's random numbers, independent of those in training."""
-        return seed_of(self.seed, Stream.TRANSLATION)
-
-    @abstractmethod
-    def _pixels(
-        self, method: Translates, data: ImageLoader, count: int, should_stop: Callable[[], bool], observe: Observer
-    ) -> dict[str, float]:
-        """Return the mean pixel metrics of ``count`` images, chosen at random."""
-
-    def _means(
-        self,
-        method: Translates,
-        data: ImageLoader,
-        chosen: NDArray[np.int64],
-        measure: Callable[[Batch, FiniteCheck, NDArray[np.int64]], dict[str, Tensor]],
-        should_stop: Callable[[], bool],
-        observe: Observer,
-    ) -> dict[str, float]:
-        """Return the means over all images of the values [N] that ``measure`` returns for each batch."""
-        if len(chosen) < world_size():
-            raise DataError(
-                f"{len(chosen)} held-out images are fewer than the {world_size()} processes that measure them: start fewer of "
-                "these, or hold out more images"
-            )
-        rows: dict[str, list[Tensor]] = defaultdict(list)
-        finite = FiniteCheck("the model's translations")
-        positions, batch_size = shard(len(chosen)), self.batch_size_of(method)
-        for start, stop in ranges(positions, batch_size, "translating", finite.check, should_stop):
-            with steady(self.noise_seed, start):
-                batch = data.examples(chosen[start:stop], self.noise_seed)
-                found = measure(batch, finite, chosen[start:stop])
-            observe(batch, found)
-            for name, numbers in found.items():
-                rows[name].append(numbers)
-        return means_over_images({name: all_gather_rows(torch.cat(parts).cpu()) for name, parts in rows.items()})
-
-    @abstractmethod
-    def _sets(self, method: Translates, data: ImageLoader, count: int) -> dict[str, tuple[_Made, _Made]]:
-        """Return real and translated images by suffix of the metric names."""
-
-    def _distances(
-        self,
-        extractor: Extractor,
-        sets: dict[str, tuple[_Made, _Made]],
-        batch_size: int,
-        device: torch.device,
-        should_stop: Callable[[], bool],
-    ) -> dict[str, float]:
-        """Return Fréchet and kernel distances by metric name."""
-        found: dict[str, float] = {}
-        for ending, (real, fake) in sets.items():
-            metrics = {"kd": KernelDistance(subsets=_SUBSETS, subset_size=_SUBSET_SIZE), "fd": FrechetDistance()}
-            evaluator = Evaluator(
-                extractor=extractor, metrics=metrics, num_images=len(fake), num_real=None, batch_size=batch_size,
-                interval=self.interval, seed=self.seed, bootstrap=0, reconstructions=0, final_num_images=None, stop_if=None,
-                cache_dir=None,
-            )  # fmt: skip
-            names = {extractor.metric_name(each, short_count(len(fake))): extractor.metric_name(each, "") for each in metrics}
-            known = (real.of, len(real), ending)
-            if known not in self._targets:
-                self._targets[known] = self._statistics(extractor.to(device), real, batch_size, should_stop)
-            statistics = self._targets[known]
-            for name, value in evaluator.compare(statistics, fake, device, should_stop).values.items():
-                counted = next(each for each in names if name.startswith(each))
-                found[names[counted] + name.removeprefix(counted) + ending] = value
-        return found
-
-    def _statistics(
-        self, extractor: Extractor, images: ImageSet, batch_size: int, should_stop: Callable[[], bool]
-    ) -> SavedStatistics:
-        """Compute statistics without the disk cache of whole datasets, because they also depend on the task's settings."""
-        everything = np.arange(len(images), dtype=np.int64)
-        passes = Passes(extractor, batch_size, should_stop)
-        summary = passes.summarise(images, everything, "features of held-out images", kept=everything)
-        return SavedStatistics(summary, extractor.describe(), {**images.describe(), "num_images": len(images)})
-
-    def _weights(self) -> dict[str, Any]:
-        """Describe the networks used besides the extractor, for the provenance."""
-        return {}
-
-    def _provenance(self, method: Translates, data: ImageLoader, count: int, weights: str) -> dict[str, Any]:
-        held_out = data.validation or data
-        return {
-            "translation": {
-                "held_out": data.validation is not None,
-                "source": held_out.source.name,
-                "fingerprint": held_out.source.fingerprint,
-                "image_shape": "x".join(map(str, held_out.source.shape)),
-                "num_images": count,
-                **selection(count, len(held_out.source)),
-                "task": method.task.describe(),
-                "weights": weights,
-                "mode": method.sampled_mode,
-                "seed": self.seed,
-                **self._weights(),
-            },
-            "extractor": None if self.extractor is None else self.extractor.describe(),
-            "precision": "translation and features float32 without TF32, images rounded to uint8",
-            "versions": versions(),
-        }
 
 
 class PairedEvaluator(TranslationEvaluator):
@@ -278,16 +48,12 @@ class PairedEvaluator(TranslationEvaluator):
         *,
         num_images: int,
         batch_size: int,
-        interval: NumImages,
         seed: int,
         extractor: Extractor | None,
         best_by: str | None,
         lpips: LPIPS | None,
-        final_num_images: int | None,
-        stop_if: Mapping[str, float | str] | None,
     ) -> None:
-        super().__init__(num_images=num_images, batch_size=batch_size, interval=interval, seed=seed, extractor=extractor,
-                         best_by=best_by, final_num_images=final_num_images, stop_if=stop_if)  # fmt: skip
+        super().__init__(num_images=num_images, batch_size=batch_size, seed=seed, extractor=extractor, best_by=best_by)
         if best_by == "lpips" and lpips is None:
             raise ValueError("best_by=lpips needs the weights of lpips: give them, or choose another best_by")
         self.lpips = lpips
@@ -318,7 +84,7 @@ class PairedEvaluator(TranslationEvaluator):
             found["lpips"] = self.lpips.to(image.device)(reference, image)
         return found
 
-    def _sets(self, method: Translates, data: ImageLoader, count: int) -> dict[str, tuple[_Made, _Made]]:
+    def _sets(self, method: Translates, data: ImageLoader, count: int) -> dict[str, tuple[ComputedImages, ComputedImages]]:
         task, chosen = method.task, subset_of(data.source, count)
 
         def targets(batch: Batch) -> Tensor:
@@ -327,7 +93,12 @@ class PairedEvaluator(TranslationEvaluator):
         def translations(batch: Batch) -> Tensor:
             return task.result(method.translate(batch["source"]), batch["source"])
 
-        return {"": (_Made(data, chosen, self.noise_seed, targets), _Made(data, chosen, self.noise_seed, translations))}
+        return {
+            "": (
+                ComputedImages(data, chosen, self.noise_seed, targets),
+                ComputedImages(data, chosen, self.noise_seed, translations),
+            )
+        }
 
 
 class UnpairedEvaluator(TranslationEvaluator):
@@ -381,7 +152,7 @@ class UnpairedEvaluator(TranslationEvaluator):
             found[f"identity_l1_{key}"] = l1(to_uint8(image), to_uint8(method.translate(image, home)))
         return found
 
-    def _sets(self, method: Translates, data: ImageLoader, count: int) -> dict[str, tuple[_Made, _Made]]:
+    def _sets(self, method: Translates, data: ImageLoader, count: int) -> dict[str, tuple[ComputedImages, ComputedImages]]:
         sets = {}
         for direction in method.directions:
             source, target = direction.split("2")
@@ -393,73 +164,27 @@ class UnpairedEvaluator(TranslationEvaluator):
                 return batch[target]
 
             sets[f"_{direction}"] = (
-                _Made(data, _of_domain(data, target, count), self.noise_seed, targets),
-                _Made(data, _of_domain(data, source, count), self.noise_seed, translations),
+                ComputedImages(data, _of_domain(data, target, count), self.noise_seed, targets),
+                ComputedImages(data, _of_domain(data, source, count), self.noise_seed, translations),
             )
         return sets
 
     def _distances(
         self,
         extractor: Extractor,
-        sets: dict[str, tuple[_Made, _Made]],
+        sets: dict[str, tuple[ComputedImages, ComputedImages]],
         batch_size: int,
         device: torch.device,
         should_stop: Callable[[], bool],
     ) -> dict[str, float]:
         found = super()._distances(extractor, sets, batch_size, device, should_stop)
-        for name in (extractor.metric_name(each, "") for each in self.choices):
+        for name in (full_name(extractor, each, None) for each in self.choices):
             if all(name + ending in found for ending in sets):
                 found[name] = sum(found[name + ending] for ending in sets) / len(sets)
         return found
-
-
-class _Made(ImageSet):
-    """Images that a function computes from a dataset's batches."""
-
-    def __init__(self, data: ImageLoader, chosen: NDArray[np.int64], seed: int, make: Callable[[Batch], Tensor]) -> None:
-        self.name, self.of = data.source.name, data.source.fingerprint
-        self._data, self._chosen, self._seed, self._make = data, chosen, seed, make
-
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    def images(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
-        with steady(self._seed, int(indices[0])):
-            return to_uint8(self._make(self._data.examples(self._chosen[indices], self._seed))), None
-
-    def describe(self) -> dict[str, Any]:
-        return {"source": self.name}
 
 
 def _of_domain(data: ImageLoader, key: str, count: int) -> NDArray[np.int64]:
     """Choose the indices of at most ``count`` different images of domain a or b at random."""
     source = data.source
     return subset_of(getattr(source, key) if isinstance(source, UnpairedDataset) else source, count)
-
-
-def means_over_images(rows: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the mean of each metric [N]; metrics of holes ignore images without holes, and are absent if there are none."""
-    found = {}
-    for name, values in rows.items():
-        kept = values[~values.isnan()] if name.endswith("_hole") else values
-        if len(kept):
-            found[name] = kept.double().mean().item()
-    return found
-
-
-def similarities(reference: Tensor, image: Tensor, task: Task, source: Tensor) -> dict[str, Tensor]:
-    """Return the metrics of uint8 images [N, C, H, W] that need no weights: name -> [N].
-
-    Besides the metrics of the whole image, they include those that papers on the task report. ``psnr_hole`` and ``l1_hole``
-    use only the missing pixels, and are NaN if none is missing. ``psnr_y_borderB`` and ``ssim_y_borderB`` use the luma without
-    B pixels along each side, and are absent if nothing would be left.
-    """
-    found = {"psnr": psnr(reference, image), "ssim": ssim(reference, image), "l1": l1(reference, image)}
-    if ms_ssim_scales(*image.shape[2:]) >= _SCALES:
-        found["ms_ssim"] = ms_ssim(reference, image)
-    if (missing := task.missing(source)) is not None:
-        found |= {"psnr_hole": psnr(reference, image, missing), "l1_hole": l1(reference, image, missing)}
-    if (border := task.border) and min(image.shape[2:]) > 2 * border:
-        found[f"psnr_y_border{border}"] = psnr_luma(reference, image, border)
-        found[f"ssim_y_border{border}"] = ssim_luma(reference, image, border)
-    return found

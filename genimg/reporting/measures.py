@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +114,7 @@ def provenance(measured: Measured) -> tuple[list[tuple[str, str]], list[tuple[st
         "translation.weights": "weights of the model",
         "translation.seed": "seed",
     }
+    titles |= {key: "additional extractor" for key in facts if re.fullmatch(r"additional\.\w+\.extractor\.name", key)}
     first = [(title, _fact(facts[key])) for key, title in titles.items() if key in facts]
     rest = [(key, _fact(value)) for key, value in facts.items() if key not in titles]
     return first, rest

@@ -12,12 +12,12 @@ from torch.optim import Optimizer
 
 from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.loader import ImageLoader
-from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.methods.base import Method
 from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.decisions import Decisions
 from genimg.training.device import Precision
 from genimg.training.ema import Profile
+from genimg.training.evaluation_schedule import ScheduledEvaluator
 from genimg.training.logger import Logger
 from genimg.training.performance import Performance
 from genimg.training.schedules import OptimizerSchedules
@@ -47,7 +47,7 @@ class TrainingComponents:
     optimizers: dict[str, Optimizer]
     make_optimizers: Callable[[], dict[str, Optimizer]]
     schedules: OptimizerSchedules
-    evaluator: PeriodicEvaluator | None
+    evaluator: ScheduledEvaluator | None
     profiles: Mapping[str, Profile]
     seed: int
 

@@ -19,7 +19,7 @@ from genimg.data.loader import ImageLoader
 from genimg.data.sampler import InfiniteSampler
 from genimg.errors import CheckpointError
 from genimg.evaluation.feature_extraction import EvaluationInterruptedError
-from genimg.evaluation.periodic import Evaluation, PeriodicEvaluator
+from genimg.evaluation.result import Evaluation
 from genimg.methods.base import Method
 from genimg.methods.capabilities import Generates, PreparesSaving, Translates
 from genimg.schedules import ScheduledNumbers
@@ -30,6 +30,7 @@ from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.clocks import Clocks
 from genimg.training.device import Precision
 from genimg.training.ema import Exponential, PowerFunction, Profile, WeightAverage, chosen_weights, label_of
+from genimg.training.evaluation_schedule import ScheduledEvaluator
 from genimg.training.logger import Logger, MeanMetrics, ProgressBar
 from genimg.training.optimizers import require_fitting_state
 from genimg.training.performance import Performance, lay_out_as_parameters
@@ -88,7 +89,7 @@ class Trainer:
         optimizers: Optimizers, one for each of the method's parameter groups.
         schedules: Schedules of the optimizers' settings.
         data: Loader of training images.
-        evaluator: Evaluator; None for no evaluation.
+        evaluator: Evaluator with its schedule; None for no evaluation.
         precision: Precision of forward and backward.
         performance: Performance settings with which the method was placed.
         seed: Seed of all randomness.
@@ -105,7 +106,7 @@ class Trainer:
         optimizers: Mapping[str, Optimizer],
         schedules: OptimizerSchedules,
         data: ImageLoader,
-        evaluator: PeriodicEvaluator | None,
+        evaluator: ScheduledEvaluator | None,
         *,
         precision: Precision,
         performance: Performance,
@@ -358,7 +359,7 @@ class Trainer:
         pictures = self.sampled.preview(batch, {key: value.to(self.device) for key, value in drawn.items()})
         return pictures | ({"real": batch["image"]} if with_data and "image" in batch else {})
 
-    def _evaluate(self, evaluator: PeriodicEvaluator, logger: Logger) -> None:
+    def _evaluate(self, evaluator: ScheduledEvaluator, logger: Logger) -> None:
         result = self._measure(evaluator, logger, "evaluation", None)
         state = self.state
         state.evaluated_at, state.last, state.provenance = state.images, result.values, result.provenance
@@ -381,14 +382,14 @@ class Trainer:
             self._wait_for_files()
             raise WorseningError
 
-    def _evaluate_finally(self, evaluator: PeriodicEvaluator, num_images: int, logger: Logger) -> None:
+    def _evaluate_finally(self, evaluator: ScheduledEvaluator, num_images: int, logger: Logger) -> None:
         """Evaluate once more after the training, with more images."""
         result = self._measure(evaluator, logger, "final", num_images)
         self.state.final = {"metrics": result.values, "provenance": result.provenance}
         log.info("at the end: %s", _in_short(result.values))
         self._save(best=False)
 
-    def _measure(self, evaluator: PeriodicEvaluator, logger: Logger, prefix: str, num_images: int | None) -> Evaluation:
+    def _measure(self, evaluator: ScheduledEvaluator, logger: Logger, prefix: str, num_images: int | None) -> Evaluation:
         self.updater.raise_if_not_finite()
         start, self._evaluating = time.monotonic(), True
         try:

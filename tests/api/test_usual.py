@@ -13,11 +13,12 @@ from omegaconf import OmegaConf
 from genimg import cli
 from genimg.api import usual
 from genimg.config.compose import Composition, compose
+from genimg.config.evaluation import build_evaluator
 from genimg.config.instantiate import Builder
 from genimg.errors import ConfigError
-from genimg.evaluation.compare import Evaluator
+from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.classifier import Classifier
-from genimg.evaluation.translation import TranslationEvaluator
+from genimg.evaluation.translation_base import TranslationEvaluator
 from genimg.training.state import TrainerSettings
 from genimg.utils.paths import config_dir
 
@@ -84,21 +85,21 @@ def test_a_training_too_short_to_learn_says_how_many_steps_it_is(overrides, num_
 @pytest.mark.parametrize(
     ("data", "classifier", "words"),
     [
-        ("mnist", "mnist", "evaluation=mnist takes the place"),
-        ("cifar10", "cifar10_classifier", "evaluation=cifar10_classifier takes the place"),
+        ("mnist", "mnist", "evaluation=mnist replaces the default"),
+        ("cifar10", "cifar10_classifier", "evaluation=cifar10_classifier replaces the default"),
         ("folder", None, "is not evaluated"),
     ],
 )
-def test_an_evaluation_without_weights_gives_way_to_what_is_at_hand(data, classifier, words, caplog, tmp_path):
+def test_an_evaluation_without_weights_is_replaced_by_a_shipped_one(data, classifier, words, caplog, tmp_path):
     composed = command_line(
         f"data={data}", "evaluation=inception", f"data.root={tmp_path}", "data.image_size=32",
         "evaluation.num_images=123"
     )  # fmt: skip
     config = OmegaConf.to_container(composed.config, resolve=True)
-    node = usual.evaluation_at_hand(config, "no weights\nat all")
+    node = usual.replacement_evaluation(config, "no weights\nat all")
     assert words in caplog.text
     assert "no weights)" in caplog.text
-    evaluator = replace(Builder(), epoch_size=100).build_group({"evaluation": node}, "evaluation")
+    evaluator = build_evaluator(node, replace(Builder(), epoch_size=100))
     if classifier is None:
         assert evaluator is None
     else:
@@ -117,16 +118,16 @@ def test_an_evaluation_without_weights_gives_way_to_what_is_at_hand(data, classi
         ("cut", "unpaired", "cifar10_classifier"), ("restoration", "mnist", None),
     ],
 )  # fmt: skip
-def test_translations_without_inceptions_weights_are_chosen_by_features_at_hand(model, data, classifier, caplog, tmp_path):
+def test_translations_without_inceptions_weights_are_chosen_by_shipped_features(model, data, classifier, caplog, tmp_path):
     task = ["task=denoise"] if model == "restoration" else []
     composed = command_line(f"model={model}", f"data={data}", f"data.root={tmp_path}", "data.image_size=32", *task)
     config = OmegaConf.to_container(composed.config, resolve=True)
     if classifier is None:
         assert config["evaluation"]["extractor"] is None  # pixels alone need no weights
         return
-    node = usual.evaluation_at_hand(config, "no weights")
-    assert f"the features of evaluation={classifier} take the place" in caplog.text
-    evaluator = replace(Builder(), epoch_size=100).build_group({"evaluation": node}, "evaluation")
+    node = usual.replacement_evaluation(config, "no weights")
+    assert f"the features of evaluation={classifier} replace those of the default" in caplog.text
+    evaluator = build_evaluator(node, replace(Builder(), epoch_size=100))
     assert isinstance(evaluator, TranslationEvaluator)
     assert evaluator.best_by == config["evaluation"]["best_by"] == "kd"
     assert evaluator.primary == "kd_cifar10_v2"
@@ -135,14 +136,14 @@ def test_translations_without_inceptions_weights_are_chosen_by_features_at_hand(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "asked"),
+    ("overrides", "chosen"),
     [
         (["evaluation=inception"], True), (["evaluation.extractor.weights=x"], True), (["experiment=sngan_cifar10"], False),
-        (["evaluation.num_images=10"], False), ([], False),
+        (["evaluation.num_images=10"], False), ([], False), (["evaluation=[inception,dinov2]"], True),
     ],
 )  # fmt: skip
-def test_an_evaluation_counts_as_asked_for_where_it_is_typed(overrides, asked):
-    assert usual.asked_for_extractor(command_line("data=cifar10", *overrides)) is asked
+def test_an_evaluation_is_chosen_by_its_group_or_extractor(overrides, chosen):
+    assert usual.chooses_extractor(command_line("data=cifar10", *overrides)) is chosen
 
 
 @pytest.mark.usefixtures("unchanged_process")

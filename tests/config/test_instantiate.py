@@ -20,16 +20,17 @@ from torch import nn
 from genimg.api.data import build_dataset
 from genimg.config import instantiate
 from genimg.config.compatibility import check_pairing
+from genimg.config.evaluation import build_evaluator, build_scheduled_evaluator
 from genimg.config.instantiate import ALLOWED, Builder
 from genimg.config.messages import is_choice
 from genimg.config.schema import COMMANDS, options_of
 from genimg.data.datasets.builtin import ArrayDataset, ImageDataset
 from genimg.data.packing import pack
 from genimg.errors import ConfigError, DataError
+from genimg.evaluation.base import ModelEvaluator
 from genimg.evaluation.extractors.classifier import shipped_weights
 from genimg.evaluation.image_sets import GeneratedImages
 from genimg.evaluation.likelihood import LikelihoodEvaluator
-from genimg.evaluation.periodic import PeriodicEvaluator
 from genimg.methods.base import Method
 from genimg.methods.capabilities import Reconstructs, Translates
 from genimg.training.schedules import Cosine, RateSchedule
@@ -217,13 +218,14 @@ def test_every_evaluation_builds(option, tmp_path, monkeypatch):
     builder = BUILDER
     if option == "program":
         with pytest.raises(ValueError, match=r"extractors\.program\.Program is refused"):  # it can run code
-            BUILDER.build_group(resolve(*overrides), "evaluation")
+            build_evaluator(resolve(*overrides)["evaluation"], BUILDER)
         builder = dataclasses.replace(BUILDER, allowed=(*instantiate.ALLOWED, "genimg.evaluation.extractors.program"))
-    evaluator = builder.build_group(resolve(*overrides), "evaluation")
+    evaluator = build_scheduled_evaluator(resolve(*overrides)["evaluation"], builder)
     if option == "none":
         assert evaluator is None
     else:
-        assert isinstance(evaluator, PeriodicEvaluator)
+        assert evaluator is not None
+        assert isinstance(evaluator.evaluator, ModelEvaluator)
         assert evaluator.interval == 5 * 1000
 
 
@@ -341,7 +343,7 @@ def test_a_bad_duration_names_its_key(override):
     build_group = {
         "trainer": lambda: BUILDER.settings(TrainerSettings, config["trainer"], "trainer"),
         "schedule": lambda: BUILDER.build(config["schedule"], "schedule"),
-        "evaluation": lambda: BUILDER.build_group(config, "evaluation"),
+        "evaluation": lambda: build_scheduled_evaluator(config["evaluation"], BUILDER),
     }[override.split(".")[0]]
     with pytest.raises(ValueError, match=rf"^{override} is not a duration: .*'25 epochs'"):
         build_group()
@@ -794,7 +796,7 @@ def test_what_data_task_or_evaluation_refuse_has_its_dotted_key(overrides, error
 
     def build():
         tiny.loader_of(config, build_dataset(config, BUILDER), BUILDER)
-        BUILDER.build_group(config, "evaluation")
+        build_scheduled_evaluator(config["evaluation"], BUILDER)
 
     with pytest.raises(error) as caught:
         build()
@@ -828,9 +830,10 @@ def test_another_split_of_an_archive_has_arrays_of_its_own(tmp_path):
 def test_recipes_of_likelihoods_evaluate_them_on_all_test_images(experiment):
     config = resolve(f"experiment={experiment}", "data.root=nowhere")
     assert config["data"]["validation"] == "test"
-    evaluator = dataclasses.replace(BUILDER, epoch_size=100).build_group(config, "evaluation")
-    assert isinstance(evaluator, LikelihoodEvaluator)
-    assert (evaluator.final_num_images or evaluator.num_images) == 10_000
+    evaluator = build_scheduled_evaluator(config["evaluation"], dataclasses.replace(BUILDER, epoch_size=100))
+    assert evaluator is not None
+    assert isinstance(evaluator.evaluator, LikelihoodEvaluator)
+    assert (evaluator.final_num_images or evaluator.evaluator.num_images) == 10_000
     assert evaluator.primary == "nll_iw100_nats"
 
 
@@ -857,7 +860,7 @@ def test_held_out_images_are_allowed_where_a_metric_compares_with_them():
         source = build_dataset(config, BUILDER)
         if more:
             assert isinstance(tiny.method_of(config, source, BUILDER), Method)
-            assert BUILDER.build_group(config, "evaluation").needs_held_out
+            assert build_evaluator(config["evaluation"], BUILDER).needs_held_out
         else:
             with pytest.raises(ValueError, match=r"data\.validation=0\.1 has no effect on this model, a GAN"):
                 tiny.method_of(config, source, BUILDER)

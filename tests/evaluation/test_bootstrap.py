@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from genimg.evaluation.bootstrap import intervals
+from genimg.evaluation.compare import compare
 from genimg.evaluation.feature_stats import Collector, FeatureStats
 from genimg.evaluation.gaussian import GaussianStatistics
 from genimg.evaluation.metrics import FrechetDistance, InceptionScore, KernelDistance, Metric
@@ -31,19 +32,17 @@ class MeanFeature(Metric):
     higher_is_better = True
     can_be_resampled = True
 
-    def compute(self, real, fake, name, device):
-        return {
-            name("mean"): fake.moments.mean[0].item(),
-            f"{name('mean')}_std": fake.moments.covariance[0, 0].sqrt().item(),
-        }
+    def compute(self, real, fake, device):
+        return {"mean": fake.moments.mean[0].item(), "mean_std": fake.moments.covariance[0, 0].sqrt().item()}
 
 
 class FixedMeanFeature(MeanFeature):
     can_be_resampled = False
 
 
-def name(metric):
-    return f"{metric}100_test"
+def name(short_name, count):
+    metric = short_name.removesuffix("_std")
+    return f"{metric}100_test{short_name.removeprefix(metric)}"
 
 
 def summary_of(features):
@@ -57,9 +56,7 @@ def standard_normal(num_images, seed, num_features=2):
 def measure(features, metrics=None, *, resamples, seed=0, real=REAL):
     metrics = [MeanFeature()] if metrics is None else metrics
     fake = features if isinstance(features, FeatureStats) else summary_of(features)
-    values = {}
-    for metric in metrics:
-        values |= metric.compute(real, fake, name, CPU)
+    values = compare(real, fake, metrics, name)
     return values, intervals(metrics, real, fake, name, values, resamples, seed)
 
 
@@ -99,7 +96,7 @@ def test_an_interval_of_the_frechet_distance_lies_about_the_value():
     fake = summary_of(features)
     generator = torch.Generator().manual_seed(0)
     resampled = [
-        FrechetDistance().compute(real, fake.resampled(torch.randint(100, (100,), generator=generator)), name, CPU)
+        compare(real, fake.resampled(torch.randint(100, (100,), generator=generator)), [FrechetDistance()], name)
         for _ in range(400)
     ]
     values, bounds = measure(fake, [FrechetDistance()], resamples=400, real=real)

@@ -39,11 +39,11 @@ PROVENANCE = {
 }
 
 FORBIDS = {
-    "extractor.name": "unlike features",
-    "extractor.weights_sha256": "unlike features",
-    "extractor.resize": "unlike features",
-    "extractor.channels": "unlike features",
-    "extractor.num_features": "unlike features",
+    "extractor.name": "different feature spaces",
+    "extractor.weights_sha256": "different feature spaces",
+    "extractor.resize": "different feature spaces",
+    "extractor.channels": "different feature spaces",
+    "extractor.num_features": "different feature spaces",
     "generated.num_images": "falls as the count grows",
     "generated.image_shape": "resolution",
     "generated.augmentation": "augmented images",

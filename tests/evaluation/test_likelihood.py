@@ -26,7 +26,7 @@ from genimg.utils.rng import hash_integers
 
 CPU = torch.device("cpu")
 SETTINGS = {
-    "num_images": 7, "num_samples": 3, "batch_size": 4, "seed": 0, "interval": 100, "final_num_images": None, "stop_if": None,
+    "num_images": 7, "num_samples": 3, "batch_size": 4, "seed": 0,
 }  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def test_a_model_that_has_diverged_is_no_result():
         evaluator().evaluate(method, data(), CPU)
 
 
-@pytest.mark.parametrize("key", ["num_images", "num_samples", "batch_size", "final_num_images"])
+@pytest.mark.parametrize("key", ["num_images", "num_samples", "batch_size"])
 def test_numbers_below_one_are_refused(key):
     with pytest.raises(ValueError, match=rf"^{key}=0 must be 1 or more"):
         evaluator(**{key: 0})

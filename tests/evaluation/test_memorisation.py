@@ -41,7 +41,7 @@ def copies_of(training: torch.Tensor, count: int, seed: int, noise: float) -> to
 def memorised(training: torch.Tensor, held_out: torch.Tensor, generated: torch.Tensor, quantile: float = 0.05) -> float:
     real, fake = (FeatureStats(GaussianStatistics.of(side), features=side) for side in (training, generated))
     real.training, real.held_out = real, FeatureStats(GaussianStatistics.of(held_out), features=held_out)
-    values = Memorisation(quantile=quantile).compute(real, fake, lambda metric, count=None: metric, CPU)
+    values = Memorisation(quantile=quantile).compute(real, fake, CPU)
     assert list(values) == ["memorised"]
     return values["memorised"]
 

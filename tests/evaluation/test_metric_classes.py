@@ -9,6 +9,7 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, i
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
 from genimg.data.subsets import fixed_subset
+from genimg.evaluation.compare import compare
 from genimg.evaluation.distances import expected_coverage
 from genimg.evaluation.feature_stats import Collector, FeatureStats
 from genimg.evaluation.gaussian import GaussianStatistics
@@ -28,8 +29,14 @@ CPU = torch.device("cpu")
 DIMENSIONS = 5
 
 
-def name(metric, count=None):
-    return f"{metric}{9 if count is None else count}_x"
+def name(short_name, count=9):
+    metric = short_name.removesuffix("_std")
+    return f"{metric}{count}_x{short_name.removeprefix(metric)}"
+
+
+def computed(metric, real, fake):
+    """The values by full name, in which 9 stands for the number of generated images."""
+    return compare(real, fake, [metric], lambda short, count: name(short, 9 if count == fake.num_images else count), CPU)
 
 
 def features_of(count, seed, shift=0.0):
@@ -82,14 +89,14 @@ def test_the_first_value_has_the_short_name(row):
         side.add(torch.randn(30, DIMENSIONS, generator=generator), logits, torch.zeros(30, dtype=torch.int64), spatial)
     known = real.result()
     known.training, known.held_out = known, fake.result()
-    values = row[0].compute(known, fake.result(), name, CPU)
+    values = computed(row[0], known, fake.result())
     assert next(iter(values)) == name(row[1])
     assert all(type(value) is float for value in values.values())
 
 
 def test_frechet_distance_equals_that_of_scipys_matrix_root():
     real, fake = features_of(300, 0), features_of(200, 1, shift=0.3) * 1.5
-    (value,) = FrechetDistance().compute(summary_of(real, False), summary_of(fake, False), name, CPU).values()
+    (value,) = computed(FrechetDistance(), summary_of(real, False), summary_of(fake, False)).values()
     covariances = [np.cov(side.numpy(), rowvar=False) for side in (real, fake)]
     root = scipy.linalg.sqrtm(covariances[0] @ covariances[1])
     difference = (real.mean(dim=0) - fake.mean(dim=0)).numpy()
@@ -104,7 +111,7 @@ def test_inception_score_equals_torch_fidelitys(splits):
     for part in logits.split(10):
         collector.add(torch.zeros(len(part), 2), part, None)
     made = collector.result()
-    values = InceptionScore(splits=splits).compute(summary_of(features_of(9, 0)), made, name, CPU)
+    values = computed(InceptionScore(splits=splits), summary_of(features_of(9, 0)), made)
     expected = isc_features_to_metric(logits, splits=splits)
     assert list(values) == ["is9_x", "is9_x_std"]
     assert values["is9_x"] == pytest.approx(expected[KEY_METRIC_ISC_MEAN], rel=1e-10)
@@ -114,7 +121,7 @@ def test_inception_score_equals_torch_fidelitys(splits):
 
 def test_kernel_distance_equals_torch_fidelitys():
     real, fake = features_of(80, 0).float(), features_of(60, 1, shift=0.2).float()
-    values = KernelDistance(subsets=6, subset_size=40).compute(summary_of(real), summary_of(fake), name, CPU)
+    values = computed(KernelDistance(subsets=6, subset_size=40), summary_of(real), summary_of(fake))
     expected = kid_features_to_metric(
         fake.double(), real.double(), kid_subsets=6, kid_subset_size=40, verbose=False, rng_seed=2020
     )
@@ -138,14 +145,14 @@ def unbiased_mmd(x, y):
 @pytest.mark.parametrize("subset_size", [20, 1000])
 def test_kernel_distance_of_fewer_images_than_a_subset_takes_all_once_and_has_no_deviation(subset_size):
     real, fake = features_of(20, 0), features_of(20, 1, shift=0.5)
-    values = KernelDistance(subsets=50, subset_size=subset_size).compute(summary_of(real), summary_of(fake), name, CPU)
+    values = computed(KernelDistance(subsets=50, subset_size=subset_size), summary_of(real), summary_of(fake))
     assert list(values) == ["kd9_x"]
     assert values["kd9_x"] == pytest.approx(unbiased_mmd(real.numpy(), fake.numpy()), rel=1e-4)
 
 
 def test_kernel_distance_of_unequal_sets_smaller_than_a_subset_takes_subsets_of_the_smaller_ones_size():
     real, fake = features_of(50, 0), features_of(20, 1, shift=0.5)
-    values = KernelDistance(subsets=5, subset_size=1000).compute(summary_of(real), summary_of(fake), name, CPU)
+    values = computed(KernelDistance(subsets=5, subset_size=1000), summary_of(real), summary_of(fake))
     expected = kid_features_to_metric(fake, real, kid_subsets=5, kid_subset_size=20, verbose=False, rng_seed=2020)
     assert values["kd9_x"] == pytest.approx(expected[KEY_METRIC_KID_MEAN], rel=1e-4)
     assert "kd9_x_std" not in values  # one side is drawn whole each time
@@ -173,7 +180,7 @@ def rates_by_definition(real, fake, k, density_k):
 def test_precision_recall_density_and_coverage_are_those_of_the_definitions(k, density_k):
     real, fake = features_of(30, 0).float(), features_of(30, 1, shift=0.7).float()
     metric = PrecisionRecall(neighbors=k, density_neighbors=density_k)
-    values = metric.compute(summary_of(real), summary_of(fake), name, CPU)
+    values = computed(metric, summary_of(real), summary_of(fake))
     expected = rates_by_definition(real.numpy(), fake.numpy(), k, density_k)
     assert list(values) == ["precision9_x", "recall9_x", "density9_x", "coverage9_x"]
     assert values == pytest.approx({name(key): value for key, value in expected.items()}, abs=1e-12)
@@ -184,7 +191,7 @@ def test_precision_recall_density_and_coverage_are_those_of_the_definitions(k, d
 def test_neighbours_are_those_among_equally_many_random_images(num_real, num_fake):
     """As in Kynkäänniemi et al. 2019 and prdc; the name has their number where it is not that of the generated images."""
     real, fake = features_of(num_real, 0).float(), features_of(num_fake, 1, shift=0.7).float()
-    values = PrecisionRecall(neighbors=3, density_neighbors=5).compute(summary_of(real), summary_of(fake), name, CPU)
+    values = computed(PrecisionRecall(neighbors=3, density_neighbors=5), summary_of(real), summary_of(fake))
     chosen = fixed_subset(30, 40)
     x, y = (side if len(side) == 30 else side[chosen] for side in (real, fake))
     expected = rates_by_definition(x.numpy(), y.numpy(), 3, 5)
@@ -199,7 +206,7 @@ def test_a_perfect_model_has_the_expected_density_and_coverage_at_every_count(nu
     rows = []
     for seed in (0, 10, 20):
         real, fake = summary_of(features_of(num_real, seed)), summary_of(features_of(num_fake, seed + 1))
-        values = metric.compute(real, fake, lambda metric, count=None: metric, CPU)
+        values = metric.compute(real, fake, CPU)
         rows.append([values[key] for key in ("precision", "recall", "density", "coverage")])
     precision, recall, density, coverage = np.mean(rows, axis=0)
     assert density == pytest.approx(1.0, abs=0.03)  # a real image's ball holds k of N others, and so a generated one k / N of
@@ -212,14 +219,14 @@ def test_a_perfect_model_has_the_expected_density_and_coverage_at_every_count(nu
 def test_neighbours_need_more_images_than_neighbours(num_real, num_fake):
     real, fake = summary_of(features_of(num_real, 0)), summary_of(features_of(num_fake, 1))
     with pytest.raises(ValueError, match=rf"more than 5 images .* {num_real} real and {num_fake} generated"):
-        PrecisionRecall(neighbors=3, density_neighbors=5).compute(real, fake, name, CPU)
+        computed(PrecisionRecall(neighbors=3, density_neighbors=5), real, fake)
     with pytest.raises(ValueError, match="more than 5 images"):
-        PrecisionRecall(neighbors=5, density_neighbors=3).compute(real, fake, name, CPU)
+        computed(PrecisionRecall(neighbors=5, density_neighbors=3), real, fake)
 
 
 def test_as_many_images_as_are_needed_are_enough():
-    values = PrecisionRecall(neighbors=3, density_neighbors=5).compute(
-        summary_of(features_of(6, 0)), summary_of(features_of(6, 1)), name, CPU
+    values = computed(
+        PrecisionRecall(neighbors=3, density_neighbors=5), summary_of(features_of(6, 0)), summary_of(features_of(6, 1))
     )
     assert values["density9_x"] > 0.0
 
@@ -230,20 +237,18 @@ def test_as_many_images_as_are_needed_are_enough():
 @pytest.mark.parametrize("lacking", ["real", "fake"])
 def test_summaries_without_features_are_refused(metric, lacking):
     real, fake = (summary_of(features_of(20, 0), kept=side != lacking) for side in ("real", "fake"))
-    with pytest.raises(ValueError, match="single images' features"):
-        metric.compute(real, fake, name, CPU)
+    with pytest.raises(ValueError, match="no features of single images"):
+        computed(metric, real, fake)
 
 
 def test_coverage_of_all_classes_is_full_and_of_equal_shares_has_no_divergence():
-    values = ClassCoverage(least_share=0.5).compute(
-        of_classes([0, 1, 1, 2, 2, 2] * 2), of_classes([2, 1, 2, 0, 1, 2]), name, CPU
-    )
+    values = computed(ClassCoverage(least_share=0.5), of_classes([0, 1, 1, 2, 2, 2] * 2), of_classes([2, 1, 2, 0, 1, 2]))
     assert values == {"class_coverage9_x": 1.0, "class_kl9_x": pytest.approx(0.0, abs=1e-12)}
 
 
 def test_a_class_that_is_never_made_is_not_covered():
     real = of_classes([0] * 25 + [1] * 25 + [2] * 25 + [3] * 25)
-    values = ClassCoverage(least_share=0.0).compute(real, of_classes([0] * 30 + [2] * 40 + [3] * 30), name, CPU)
+    values = computed(ClassCoverage(least_share=0.0), real, of_classes([0] * 30 + [2] * 40 + [3] * 30))
     assert values["class_coverage9_x"] == 0.75
     expected = scipy.stats.entropy([0.3, 0.0, 0.4, 0.3], [0.25] * 4)
     assert values["class_kl9_x"] == pytest.approx(expected, rel=1e-12)
@@ -253,13 +258,13 @@ def test_a_class_that_is_never_made_is_not_covered():
 def test_a_class_is_met_from_its_least_share_on(made, covered):
     real = of_classes([0] * 500 + [1] * 500)  # 0.2 of a share of 0.5 is 0.1: 10 of 100 images
     fake = of_classes([0] * (100 - made) + [1] * made)
-    assert ClassCoverage(least_share=0.2).compute(real, fake, name, CPU)["class_coverage9_x"] == covered
+    assert computed(ClassCoverage(least_share=0.2), real, fake)["class_coverage9_x"] == covered
 
 
 def test_the_divergence_of_classes_is_scipys_relative_entropy_where_no_class_is_missing():
     generator = np.random.default_rng(0)
     real, fake = generator.choice(6, 700, p=[0.3, 0.2, 0.2, 0.1, 0.1, 0.1]), generator.choice(6, 400)
-    values = ClassCoverage(least_share=0.1).compute(of_classes(real.tolist()), of_classes(fake.tolist()), name, CPU)
+    values = computed(ClassCoverage(least_share=0.1), of_classes(real.tolist()), of_classes(fake.tolist()))
     p, q = (np.bincount(side, minlength=6) / len(side) for side in (real, fake))
     assert p.min() > 0
     assert values["class_kl9_x"] == pytest.approx(scipy.stats.entropy(q, p), rel=1e-12)
@@ -270,7 +275,7 @@ def test_the_divergence_of_classes_is_scipys_relative_entropy_where_no_class_is_
 def test_a_class_that_only_generated_images_have_counts_as_half_a_real_image(new):
     present = [c for c in range(4) if c != new]
     real, fake = of_classes(present * 10), of_classes([*present * 3, new])
-    values = ClassCoverage(least_share=0.1).compute(real, fake, name, CPU)
+    values = computed(ClassCoverage(least_share=0.1), real, fake)
     q, p = np.full(4, 0.3), np.full(4, 1 / 3)
     q[new], p[new] = 0.1, 0.5 / 30
     assert values["class_coverage9_x"] == 1.0
@@ -281,20 +286,20 @@ def test_statistics_of_another_program_have_no_classes_to_cover():
     nothing = summary_of(features_of(9, 0))
     some = of_classes([0, 1, 1])
     metric = ClassCoverage(least_share=0.1)
-    assert metric.compute(nothing, some, name, CPU) == {}
-    assert metric.compute(some, nothing, name, CPU) == {}
+    assert computed(metric, nothing, some) == {}
+    assert computed(metric, some, nothing) == {}
 
 
 def test_accuracy_is_the_share_of_images_seen_as_they_were_made():
     fake = of_classes([0, 1, 2, 2, 1, 0, 0, 0], labels=[0, 1, 2, 1, 1, 0, 3, 2])
-    assert ConditionalAccuracy().compute(of_classes([0, 1]), fake, name, CPU) == {"accuracy9_x": 5 / 8}
+    assert computed(ConditionalAccuracy(), of_classes([0, 1]), fake) == {"accuracy9_x": 5 / 8}
 
 
 def test_accuracy_is_absent_without_labels_or_classes():
     real = of_classes([0, 1], labels=[0, 1])
-    assert ConditionalAccuracy().compute(real, of_classes([0, 1, 1]), name, CPU) == {}
+    assert computed(ConditionalAccuracy(), real, of_classes([0, 1, 1])) == {}
     unclassified = FeatureStats(GaussianStatistics.of(features_of(3, 0)), labels=torch.tensor([0, 1, 1]))
-    assert ConditionalAccuracy().compute(real, unclassified, name, CPU) == {}
+    assert computed(ConditionalAccuracy(), real, unclassified) == {}
 
 
 @pytest.mark.parametrize(

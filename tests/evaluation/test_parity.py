@@ -10,12 +10,11 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from genimg.data.datasets.shapes import shapes
 from genimg.data.loader import ImageLoader
-from genimg.evaluation.compare import Evaluator
+from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.classifier import Classifier
 from genimg.evaluation.extractors.inception import Inception
 from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.metrics import FrechetDistance, InceptionScore, KernelDistance, PrecisionRecall
-from genimg.utils.durations import NumImages
 
 CPU = torch.device("cpu")
 
@@ -73,8 +72,8 @@ def ours(extractor, real, fake, *, splits, subset_size, tmp_path):
         "precision_recall": PrecisionRecall(neighbors=3, density_neighbors=5),
     }
     evaluator = Evaluator(
-        extractor=extractor, metrics=metrics, num_images=len(fake), num_real=None, batch_size=32, interval=NumImages(1), seed=0,
-        bootstrap=0, reconstructions=0, final_num_images=None, stop_if=None, cache_dir=str(tmp_path / "cache"),
+        extractor=extractor, metrics=metrics, num_images=len(fake), num_real=None, batch_size=32, seed=0,
+        bootstrap=0, reconstructions=0, cache_dir=str(tmp_path / "cache"),
     )  # fmt: skip
     sides = (
         ImageLoader(source, storage="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU)

@@ -10,11 +10,10 @@ import torch
 from genimg.data.datasets.builtin import ArrayDataset, folder, mnist
 from genimg.data.datasets.shapes import shapes
 from genimg.data.loader import ImageLoader
-from genimg.evaluation.compare import Evaluator
+from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.classifier import Classifier
 from genimg.evaluation.image_sets import DatasetImages
 from genimg.evaluation.metrics import ClassCoverage, FrechetDistance, InceptionScore, KernelDistance, PrecisionRecall
-from genimg.utils.durations import NumImages
 
 CPU = torch.device("cpu")
 COUNT = 800
@@ -91,7 +90,7 @@ def measure(case, real, fake, batch_size=128):
     }
     evaluator = Evaluator(
         extractor=case.extractor, metrics=metrics, num_images=len(fake), num_real=None, batch_size=batch_size,
-        interval=NumImages(1), seed=0, bootstrap=0, reconstructions=0, final_num_images=None, stop_if=None,
+        seed=0, bootstrap=0, reconstructions=0,
         cache_dir=case.cache,
     )  # fmt: skip
     sides = (

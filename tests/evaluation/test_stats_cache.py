@@ -260,7 +260,7 @@ def test_statistics_that_do_not_say_their_extractor_need_the_users_word(tmp_path
         found.check_extractor(Described(), path, accept_unrecorded=False)
     caplog.set_level(logging.WARNING)
     found.check_extractor(Described(), path, accept_unrecorded=True)
-    assert "that it was shapes is taken on your word" in caplog.text
+    assert "assuming shapes, because accept_unrecorded=true" in caplog.text
 
 
 NAN = float("nan")

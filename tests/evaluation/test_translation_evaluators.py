@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_compare import LinearExtractor, Painter, frechet_distance_of_scipy
+from test_evaluator import LinearExtractor, Painter, frechet_distance_of_scipy
 from torch import Tensor, nn
 
 from genimg.data.datasets.builtin import ArrayDataset, ImageDataset
@@ -22,8 +22,10 @@ from genimg.data.tasks.masks import Center
 from genimg.evaluation.extractors.inception import Inception
 from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.image_sets import NonFiniteImagesError
-from genimg.evaluation.translation import PairedEvaluator, TranslationEvaluator, UnpairedEvaluator
+from genimg.evaluation.translation import PairedEvaluator, UnpairedEvaluator
+from genimg.evaluation.translation_base import TranslationEvaluator
 from genimg.methods.image_to_image import Translation
+from genimg.training.evaluation_schedule import EvaluationSchedule, ScheduledEvaluator
 from genimg.utils.durations import NumImages
 
 CPU = torch.device("cpu")
@@ -128,9 +130,7 @@ def domains(count_a: int = 12, count_b: int = 12, channels_b: int = 1) -> Unpair
 
 
 SETTINGS: dict[str, Any] = {
-    "num_images": 100, "batch_size": 5, "interval": NumImages(100), "seed": 3, "extractor": None, "best_by": None,
-    "final_num_images": None,
-    "stop_if": None,
+    "num_images": 100, "batch_size": 5, "seed": 3, "extractor": None, "best_by": None,
 }  # fmt: skip
 
 
@@ -482,7 +482,7 @@ def test_each_domain_is_measured_over_its_own_images_once_each(most: int, of_a: 
 
 
 def test_a_domain_of_fewer_images_than_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("genimg.evaluation.translation.world_size", lambda: 5)
+    monkeypatch.setattr("genimg.evaluation.translation_base.world_size", lambda: 5)
     unpaired().evaluate(BothWays(), domains(count_a=10, count_b=5), CPU)
     for counts in ((10, 4), (4, 10)):
         with pytest.raises(ValueError, match=r"^4 held-out images are fewer than the 5 processes"):
@@ -595,9 +595,6 @@ def test_what_fits_is_accepted() -> None:
     [
         ({"num_images": 0}, r"^num_images=0 must be 1 or more"),
         ({"batch_size": 0}, r"^batch_size=0 must be 1 or more"),
-        ({"final_num_images": 0}, r"^final_num_images=0 must be 1 or more"),
-        ({"interval": NumImages(0)}, r"interval"),
-        ({"stop_if": {"factor": 1.0, "evaluations": 2}}, r"stop_if"),
     ],
     ids=str,
 )
@@ -607,11 +604,12 @@ def test_a_setting_that_makes_no_sense_is_refused_by_its_key(make: Any, changes:
 
 
 def test_a_training_that_becomes_worse_is_noticed_in_either_direction() -> None:
-    watch = {"factor": 2.0, "evaluations": 1}
-    assert paired(stop_if=watch).has_diverged({"psnr": 9.0}, 20.0)
-    assert not paired(stop_if=watch).has_diverged({"psnr": 11.0}, 20.0)
-    assert paired().is_better(21.0, 20.0)
-    by_distance = unpaired(stop_if=watch, extractor=LinearExtractor(), best_by="kd")
+    schedule = EvaluationSchedule(NumImages(1), None, {"factor": 2.0, "evaluations": 1})
+    by_similarity = ScheduledEvaluator(paired(), schedule)
+    assert by_similarity.has_diverged({"psnr": 9.0}, 20.0)
+    assert not by_similarity.has_diverged({"psnr": 11.0}, 20.0)
+    assert by_similarity.is_better(21.0, 20.0)
+    by_distance = ScheduledEvaluator(unpaired(extractor=LinearExtractor(), best_by="kd"), schedule)
     assert by_distance.has_diverged({"kd_linear": 0.5}, 0.2)
     assert not by_distance.has_diverged({"kd_linear": 0.3}, 0.2)
     assert by_distance.is_better(0.1, 0.2)
@@ -662,7 +660,7 @@ def test_a_translator_that_changes_nothing_is_never_chosen_over_one_that_transla
     nothing, bright_ones = (evaluator.evaluate(model, data, CPU).values for model in (DoingNothing(), Brightening()))
     for measure in ("cycle_l1", "identity_l1_a", "identity_l1_b"):
         assert nothing[measure] == 0 < bright_ones[measure]  # what chose before
-    assert evaluator.is_better(bright_ones[name], nothing[name])
+    assert not evaluator.higher_is_better
     assert bright_ones[name] < 0.2 * nothing[name]
 
 
@@ -677,7 +675,6 @@ def test_what_a_translator_that_changes_nothing_wins_does_not_choose(best_by: st
     [
         (unpaired, {"best_by": "kd"}, r"extractor"), (paired, {"best_by": "fd"}, r"extractor"),
         (paired, {"best_by": "lpips"}, r"lpips"), (paired, {"best_by": "cycle_l1"}, "psnr"),
-        (unpaired, {"stop_if": {"factor": 2.0, "evaluations": 1}}, r"best_by"),
     ],
 )  # fmt: skip
 def test_what_is_not_measured_does_not_choose(make: Any, changes: Any, key: str) -> None:

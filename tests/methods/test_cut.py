@@ -251,9 +251,7 @@ def test_it_translates_one_way_and_shows_sources_beside_translations():
 
 
 def test_its_evaluation_leaves_cycles_out():
-    evaluator = UnpairedEvaluator(
-        num_images=4, batch_size=2, interval=10, seed=0, extractor=None, best_by=None, final_num_images=None, stop_if=None
-    )
+    evaluator = UnpairedEvaluator(num_images=4, batch_size=2, seed=0, extractor=None, best_by=None)
     evaluator.check(cut())
     assert not evaluator._cycles
 

@@ -14,7 +14,7 @@ from genimg.reporting.directions import declared_direction
 from genimg.reporting.measures import columns
 from genimg.reporting.runs import Value, read_run
 
-EVALUATOR = "genimg.evaluation.compare.Evaluator"
+EVALUATOR = "genimg.evaluation.evaluator.Evaluator"
 
 
 def age(folder: Path, hours: float) -> None:

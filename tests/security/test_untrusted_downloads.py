@@ -15,7 +15,7 @@ from torch import nn
 from genimg.config.instantiate import Builder
 from genimg.errors import ConfigError, DataError, UserError
 from genimg.evaluation.extractors import foundation
-from genimg.evaluation.extractors.base import WeightsNotAtHandError
+from genimg.evaluation.extractors.base import MissingWeightsError
 from genimg.training import checkpoint
 
 DATASETS = ["mnist", "fashion_mnist", "cifar10", "cifar100"]
@@ -73,7 +73,7 @@ def test_no_dataset_is_downloaded_for_a_checkpoint(tmp_path: Path, name: str) ->
 @pytest.mark.parametrize("node", EXTRACTORS, ids=lambda node: str(node["_target_"]).rpartition(".")[2])
 def test_no_weights_are_downloaded_for_a_checkpoint(tmp_path: Path, node: dict[str, Any]) -> None:
     for place in ({"extractor": node}, {"metrics": {"a": [node]}}):
-        with pytest.raises(WeightsNotAtHandError, match="nothing is downloaded because a checkpoint names it") as caught:
+        with pytest.raises(MissingWeightsError, match="nothing is downloaded because a checkpoint names it") as caught:
             Builder(named=frozenset()).build(place, "evaluation")
         assert caught.value.key.endswith(".weights")
         assert not (tmp_path / "torch").exists()
@@ -86,7 +86,7 @@ def test_the_code_of_dinov2_is_not_downloaded_but_used_where_it_is(tmp_path: Pat
     monkeypatch.setattr(foundation.Weights, "find", lambda *_, **__: (tmp_path / "weights.pth", "digest"))
     torch.save(nn.Linear(1, 1).state_dict(), tmp_path / "weights.pth")
     node = EXTRACTORS[1]
-    with pytest.raises(WeightsNotAtHandError, match="the code of dinov2_vits14 is not in"):
+    with pytest.raises(MissingWeightsError, match="the code of dinov2_vits14 is not in"):
         Builder(named=frozenset()).build(node, "evaluation")
     cached = Path(torch.hub.get_dir()) / f"facebookresearch_dinov2_{foundation._DINOV2_COMMIT}"
     cached.mkdir(parents=True)
@@ -112,7 +112,7 @@ def hostile(trained: Path, home: Path) -> Path:
         kept = {key: old[key] for key in ("storage", "num_workers", "horizontal_flip", "max_corrupt")}
         state[name]["data"] = {**data_of("mnist", home / "theirs"), "image_size": 16, "validation": 0, **kept}
         state[name]["evaluation"] = {
-            "_target_": "genimg.evaluation.compare.Evaluator", "num_images": 8, "batch_size": 8, "interval": "1 epoch",
+            "_target_": "genimg.evaluation.evaluator.Evaluator", "num_images": 8, "batch_size": 8, "interval": "1 epoch",
             "metrics": {"fid": {"_target_": "genimg.evaluation.metrics.FrechetDistance"}},
             "extractor": EXTRACTORS[0], "num_real": None, "cache_dir": None, "seed": 0,
         }  # fmt: skip

@@ -11,14 +11,16 @@ from torch import nn
 
 from genimg.data.datasets.builtin import ArrayDataset
 from genimg.data.loader import ImageLoader
-from genimg.evaluation.compare import Evaluation, Evaluator
+from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.metrics import FrechetDistance, InceptionScore
+from genimg.evaluation.result import Evaluation
 from genimg.methods.base import Method
 from genimg.training import checkpoint
 from genimg.training.checkpoint import CheckpointFolder
 from genimg.training.device import Precision
+from genimg.training.evaluation_schedule import EvaluationSchedule, ScheduledEvaluator
 from genimg.training.logger import Logger
 from genimg.training.performance import Performance
 from genimg.training.schedules import Constant, OptimizerSchedules
@@ -69,7 +71,7 @@ class NoExtractor(Extractor):
 
 
 class ScriptedEvaluator(Evaluator):
-    """Gives the values of a script, one after the other; remembers what it was asked for."""
+    """Gives the values of a script, one after the other; remembers its calls."""
 
     def __init__(
         self, script, *, metric=None, stop_if=None, final_num_images=None, seconds=0.0, interval=BATCH, intervals=None
@@ -80,14 +82,12 @@ class ScriptedEvaluator(Evaluator):
             num_images=10,
             num_real=None,
             batch_size=5,
-            interval=NumImages(interval),
             seed=0,
             bootstrap=0,
             reconstructions=0,
-            final_num_images=final_num_images,
-            stop_if=stop_if,
             cache_dir="/nowhere",
         )
+        self.schedule = EvaluationSchedule(NumImages(interval), final_num_images, stop_if)
         self.script = list(script)
         self.seconds = seconds
         self.intervals = intervals or {}
@@ -129,7 +129,7 @@ def make_trainer(tmp_path):
             {"only": torch.optim.SGD(method.parameters(), lr=1.0)},
             OptimizerSchedules(Constant(warmup=NumImages(0))),
             ImageLoader(source, storage="host", num_workers=0, horizontal_flip=False, max_corrupt=0, device=CPU),
-            evaluator,
+            ScheduledEvaluator(evaluator, evaluator.schedule),
             precision=Precision("fp32", CPU),
             performance=Performance(channels_last=True, fused_optimizer=False, compile=False),
             seed=0,

@@ -17,7 +17,7 @@ from torch import nn
 
 from genimg.data.datasets.builtin import ArrayDataset
 from genimg.data.loader import ImageLoader
-from genimg.evaluation.compare import Evaluator
+from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.feature_stats import Collector
 from genimg.evaluation.gaussian import FeatureSums, InceptionScoreSums
@@ -49,7 +49,6 @@ from genimg.utils.distributed import (
     sum_over_ranks,
     world_size,
 )
-from genimg.utils.durations import NumImages
 from genimg.utils.rng import normal_latents
 
 CPU = torch.device("cpu")
@@ -130,12 +129,9 @@ def evaluate(cache_dir):
         num_images=NUM_IMAGES,
         num_real=None,
         batch_size=8,
-        interval=NumImages(100),
         seed=0,
         bootstrap=5,
         reconstructions=31,
-        final_num_images=None,
-        stop_if=None,
         cache_dir=str(cache_dir),
     )
     method, data = Painter(), data_of_evaluation()

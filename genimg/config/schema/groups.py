@@ -110,6 +110,9 @@ class Distances(Evaluation):
     metrics: dict[str, Any] = option(
         "Metrics; the first one chooses the best checkpoint; remove one with '~evaluation.metrics.NAME'", {}
     )
+    additional: dict[str, Any] = option(
+        "Further extractors with their metrics, one for each further option of evaluation=[a,b]", {}
+    )
     bootstrap: int = option("Number of resamples for 95 % intervals; 0: no intervals", 0)
     reconstructions: int = option(
         "Number of images that an autoencoder reconstructs, held-out ones if there are any; 0: none", 1000

@@ -19,11 +19,11 @@ from genimg.errors import ConfigError, DataError, NeedsDownloadError
 log = logging.getLogger(__name__)
 
 
-class WeightsNotAtHandError(DataError):
+class MissingWeightsError(DataError):
     """Published weights are not on the disk and cannot be downloaded."""
 
 
-class WeightsNotDownloadedError(WeightsNotAtHandError, NeedsDownloadError):
+class WeightsNotDownloadedError(MissingWeightsError, NeedsDownloadError):
     """Published weights are not on the disk, and the caller does not allow a download."""
 
 
@@ -181,7 +181,7 @@ class Weights:
             log.info("downloading %s to %s", self.what, path)
             torch.hub.download_url_to_file(self.url, str(path), hash_prefix=self.sha256)
         except (OSError, RuntimeError) as error:
-            raise WeightsNotAtHandError(
+            raise MissingWeightsError(
                 f"{self.what} are not at {path} and could not be downloaded ({error}): put the file {self.file} there, or "
                 f"name another place with weights=PATH or {self.variable}=PATH, or choose another evaluation",
                 key="weights",

@@ -3,10 +3,11 @@
 import pytest
 from torch import nn
 
-from genimg.evaluation.compare import Evaluator
-from genimg.evaluation.early_stopping import EarlyStopping
+from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.metrics import FrechetDistance, InceptionScore
+from genimg.training.early_stopping import EarlyStopping
+from genimg.training.evaluation_schedule import EvaluationSchedule, ScheduledEvaluator
 from genimg.utils.durations import NumImages
 
 
@@ -23,20 +24,18 @@ class NoExtractor(Extractor):
 
 
 def make_evaluator(metric, stop_if):
-    return Evaluator(
+    evaluator = Evaluator(
         extractor=NoExtractor(),
         metrics={"only": metric},
         num_images=10,
         num_real=None,
         batch_size=5,
-        interval=NumImages(10),
         seed=0,
         bootstrap=0,
         reconstructions=0,
-        final_num_images=None,
-        stop_if=stop_if,
         cache_dir=None,
     )
+    return ScheduledEvaluator(evaluator, EvaluationSchedule(NumImages(10), None, stop_if))
 
 
 def test_a_watch_is_made_of_its_settings():

@@ -85,7 +85,12 @@ class EarlyStopping:
             return self.metric
         found = [name for name in values if re.fullmatch(rf"{re.escape(self.metric)}\d+k?(_.*)?", name)]
         found = [name for name in found if not name.endswith("_std")]
-        if len(found) != 1:
+        if len(found) > 1:
+            raise ConfigError(
+                f"stop_if.metric={self.metric} is the beginning of several metrics: choose one of {', '.join(found)}",
+                key="stop_if.metric",
+            )
+        if not found:
             raise ConfigError(
                 f"stop_if.metric={self.metric} is not a metric of this evaluation: choose one of {', '.join(values)}"
             )
