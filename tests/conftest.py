@@ -14,6 +14,23 @@ import pytest
 REAL_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all",
+        action="store_true",
+        help="run every row of the slow tables, not only a sample that covers every value of their columns (tests/sampling.py)",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what needs ``--all``, unless it is named on the command line."""
+    if config.getoption("--all"):
+        return
+    beyond = [item for item in items if item.get_closest_marker("exhaustive") and item.nodeid not in config.args]
+    config.hook.pytest_deselected(items=beyond)
+    items[:] = [item for item in items if item not in set(beyond)]
+
+
 def _skip_without(file: Path) -> None:
     if not file.is_file():
         pytest.skip(f"the real images are not beside the checkout: {file} does not exist")
