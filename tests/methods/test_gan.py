@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from errors import raises
 from torch import nn
 
 from genimg.errors import ConfigError
@@ -225,7 +226,7 @@ def test_check_shows_a_shape_that_does_not_fit(misfit):
 
 @pytest.mark.parametrize("interval", [0, -1])
 def test_a_generator_interval_below_one_is_refused(interval):
-    with pytest.raises(ValueError, match=rf"^generator_interval={interval} must be 1 or more"):
+    with raises(ConfigError, f"generator_interval={interval}"):
         build(generator_interval=interval)
 
 
@@ -537,16 +538,16 @@ def test_penalties_call_the_eager_forward_of_a_compiled_network():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"penalties": {"odd": nn.Identity()}}, "^penalties.odd is a Identity"),
+        ({"penalties": {"odd": nn.Identity()}}, "penalties.odd"),
         (
             {"discriminator": tiny.discriminator(head="projection", num_classes=3)},
-            "^generator reads no condition, but discriminator reads the label",
+            "discriminator",
         ),
-        ({"generator_batches": 0}, "^generator_batches=0"),
+        ({"generator_batches": 0}, "generator_batches=0"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused(changes, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, word=words):
         build(**changes)
 
 
@@ -703,11 +704,11 @@ def test_raw_weights_are_sampled_in_evaluation_mode_where_asked_for():
     ],
 )  # fmt: skip
 def test_settings_of_recipes_out_of_range_are_refused(changes, word):
-    with pytest.raises(ValueError, match=f"^{word}="):
+    with raises(ValueError, word):
         build(**changes)
 
 
 @pytest.mark.parametrize(("changes", "word"), [({"half_life": 0}, "ema_half_life"), ({"ramp_up": 0.0}, "ema_ramp_up")])
 def test_an_average_that_would_keep_nothing_is_refused(changes, word):
-    with pytest.raises(ValueError, match=f"^{word}="):
+    with raises(ValueError, word):
         build(**changes)

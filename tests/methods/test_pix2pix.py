@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from errors import raises
 from torch import Tensor, nn
 
 from genimg.data.tasks.base import Pair
@@ -330,10 +331,10 @@ def test_check_shows_images_that_do_not_fit(misfit):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"reconstruction_weight": -1.0}, r"^reconstruction_weight=-1\.0 must be 0 or more"),
-        ({"sampled_mode": "mean"}, "^sampled_mode=mean is unknown"),
+        ({"reconstruction_weight": -1.0}, "reconstruction_weight=-1.0"),
+        ({"sampled_mode": "mean"}, "sampled_mode=mean"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, words):
         pix2pix(**changes)
