@@ -7,12 +7,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sweeping import TINY, launch, start, table
 
 optuna = pytest.importorskip("optuna", reason="the extra genimg[sweep] is not installed")
 
@@ -23,27 +23,7 @@ from genimg.sweeps import trials as module  # noqa: E402
 from genimg.sweeps.job import Job  # noqa: E402
 from genimg.sweeps.queue import SweepError  # noqa: E402
 
-PROGRAM = "import sys; from genimg import cli; sys.argv[0] = 'genimg-train'; cli.train()"
-TINY = [
-    "data=shapes", "data.num_images=32", "data.image_size=16", "trainer.batch_size=8", "trainer.preview_images=4",
-    "model=vae_fully_connected", "model.encoder.widths=[8]", "model.decoder.widths=[8]", "device=cpu", "precision=fp32",
-    "evaluation=likelihood", "evaluation.num_samples=2", "data.validation=0.25", "trainer.log_interval=1 steps",
-    "hydra/launcher=gpu_queue", "hydra.sweep.dir=sweep", "hydra/sweeper=optuna_study",
-]  # fmt: skip
-
-
-def launch(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    common = [each for each in TINY if "evaluation=none" not in arguments or not each.startswith("evaluation.")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GENIMG_CACHE": str(folder / "cache")}
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "-m", *common, *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-
-
-def table(folder: Path) -> list[dict[str, str]]:
-    with (folder / "sweep" / "sweep.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+STUDY = [*TINY, "hydra/sweeper=optuna_study"]
 
 
 def test_a_second_launch_runs_what_failed_and_continues_what_was_killed(tmp_path: Path) -> None:
@@ -51,8 +31,8 @@ def test_a_second_launch_runs_what_failed_and_continues_what_was_killed(tmp_path
         "hydra.launcher.n_jobs=2", "model.latent_dim=choice(3,0)", "optimizer.lr=tag(log,interval(1e-4,1e-2))",
         "hydra.sweeper.n_trials=3", "hydra.sweeper.seed=2", "trainer.checkpoint_interval=20 steps",
     ]  # fmt: skip
-    long = "trainer.duration=2000 steps"
-    process = launch(tmp_path, *search, long)
+    long = "trainer.duration=600 steps"
+    process = start(tmp_path, *search, long, common=STUDY)
     killed, end = "", time.monotonic() + 200
     while process.poll() is None and time.monotonic() < end:
         found = [] if killed else sorted((tmp_path / "sweep").glob("*latent-dim-3*/checkpoints/last.pt"))
@@ -72,8 +52,7 @@ def test_a_second_launch_runs_what_failed_and_continues_what_was_killed(tmp_path
     assert any("model.latent_dim=0 must be 1 or more" in row["note"] for row in rows.values()), "the seed must draw both"
     complete = [row["job"] for row in rows.values() if row["status"] == "completed"]
 
-    process = launch(tmp_path, *search, long)
-    output, _ = process.communicate(timeout=200)
+    code, output = launch(tmp_path, *search, long, common=STUDY)
     assert "3 of 3 trials there" in output
     for number in complete:
         assert f"#{number} is complete" in output
@@ -82,16 +61,15 @@ def test_a_second_launch_runs_what_failed_and_continues_what_was_killed(tmp_path
     assert set(again) == set(rows)
     assert again[killed]["status"] == "completed"
     assert "resuming from" in (tmp_path / "sweep" / killed / "console.log").read_text()
-    assert process.returncode == 2  # the other has failed once more
+    assert code == 2  # the other has failed once more
     study = optuna.load_study(study_name="genimg", storage=f"sqlite:///{tmp_path / 'sweep' / 'study.db'}")
     summaries = [json.loads(path.read_text()) for path in (tmp_path / "sweep").glob("*/summary.json")]
     assert study.best_value == pytest.approx(min(summary["best"]["nll_iw2_nats"] for summary in summaries))
     assert f"#{study.best_trial.user_attrs['job']} with {study.best_value:.6g}" in output
 
-    process = launch(tmp_path, *search, "trainer.duration=3 steps")
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode == 2
-    assert "is of other settings (there trainer.duration=2000\\ steps, here trainer.duration=3\\ steps)" in output
+    code, output = launch(tmp_path, *search, "trainer.duration=3 steps", common=STUDY)
+    assert code == 2
+    assert "there trainer.duration=600\\ steps, here trainer.duration=3\\ steps" in output
 
 
 @pytest.mark.parametrize(
@@ -243,9 +221,9 @@ def test_a_sweep_that_was_moved_goes_on_where_it_is(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_is_refused_in_one_message(arguments: list[str], message: str, tmp_path: Path) -> None:
-    process = launch(tmp_path, *arguments)
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode == 2
+    common = [each for each in STUDY if "evaluation=none" not in arguments or not each.startswith("evaluation.")]
+    code, output = launch(tmp_path, *arguments, common=common)
+    assert code == 2
     assert message in output
     assert "Traceback" not in output
     assert output.count("genimg-train: error:") == 1
