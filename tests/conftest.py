@@ -97,7 +97,10 @@ def unchanged_logging() -> Iterator[None]:
 def unchanged_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """For commands that run in the tests' own process, which saves importing torch."""
     import torch
+    from fork_server import mode_of
+    from hydra._internal.hydra import Hydra
 
+    monkeypatch.setattr(Hydra, "get_mode", mode_of(Hydra.get_mode))
     precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     torch.set_num_threads(1)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_table import run
 from PIL import Image
 from test_evaluate import Command
-from test_gan_table import run
 
 pytestmark = pytest.mark.usefixtures("unchanged_process")
 

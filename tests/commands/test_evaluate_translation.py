@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from command_table import run
 from PIL import Image
 from test_evaluate import Command
-from test_gan_table import run
 from test_translation_table import COMMON, PATCHES, RESTORATION, SHAPES
 
 pytestmark = pytest.mark.usefixtures("unchanged_process")

@@ -11,11 +11,11 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from command_table import run
 from errors import raises
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
-from test_gan_table import run
 from test_resume import assert_same_run
 from torch import nn
 
