@@ -12,11 +12,11 @@ from genimg.errors import UserError, subject_of
 
 
 @contextmanager
-def raises(kind: type[Any], setting: str = "", word: str = "") -> Iterator[pytest.ExceptionInfo[Any]]:
+def raises(kind: type[Any] | tuple[type[Any], ...], setting: str = "", word: str = "") -> Iterator[pytest.ExceptionInfo[Any]]:
     """Assert that an error of a class is raised, the setting that it is about, and at most one word of its message.
 
     Args:
-        kind: Class of the error.
+        kind: Class of the error, or several.
         setting: Name of the setting that the error is about, or ``name=value`` to compare its value, too. Errors that are no
             UserError are about what their message begins with.
         word: Word or value that the message must contain.
