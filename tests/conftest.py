@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("command_table", "errors")  # whose assertions show their values then, as those of tests do
+
 REAL_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
@@ -94,16 +96,25 @@ def unchanged_logging() -> Iterator[None]:
 
 
 @pytest.fixture
-def unchanged_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Threads cost many times what they save on little work, the more so beside other processes."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def unchanged_process(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Iterator[None]:
     """For commands that run in the tests' own process, which saves importing torch."""
     import torch
     from fork_server import mode_of
     from hydra._internal.hydra import Hydra
 
     monkeypatch.setattr(Hydra, "get_mode", mode_of(Hydra.get_mode))
-    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    precision = torch.get_float32_matmul_precision()
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    torch.set_num_threads(1)
     yield
     torch.set_float32_matmul_precision(precision)
-    torch.set_num_threads(threads)

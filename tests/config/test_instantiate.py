@@ -16,6 +16,7 @@ from errors import raises
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
+from sampling import sampled
 from torch import nn
 
 from genimg.api.data import build_dataset
@@ -128,7 +129,12 @@ def loss_node(loss):
 MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS
 
 
-@pytest.mark.parametrize("model", options("model"))
+def family_of(model):
+    """The models of a family have one class: all GANs, and others by the beginning of their name, but for VAE-GAN."""
+    return "gan" if model in tiny.SIZES else model if model == "vae_gan" else model.partition("_")[0]
+
+
+@pytest.mark.parametrize("model", sampled(options("model"), lambda model: [family_of(model)]))
 def test_every_model_builds_with_every_loss_of_its_family_and_refuses_the_others(model, tmp_path):
     settings = MODELS[model]
     unpaired = "data=unpaired" in settings
@@ -346,7 +352,7 @@ def test_a_bad_duration_names_its_key(override):
         "schedule": lambda: BUILDER.build(config["schedule"], "schedule"),
         "evaluation": lambda: BUILDER.build_group(config, "evaluation"),
     }[override.split(".")[0]]
-    with raises(ConfigError, override.split(" ")[0]):
+    with raises(ConfigError, override):
         build_group()
 
 
@@ -418,7 +424,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("target", REFUSED)
 def test_a_target_outside_the_allowed_packages_is_refused_by_key_and_name(target):
-    with raises(ConfigError, "model.part._target_"):
+    with raises(ConfigError, f"model.part._target_={target}"):
         BUILDER.locate(target, "model.part")
 
 
@@ -555,7 +561,7 @@ def test_networks_that_take_other_latents_than_the_model_draws_are_refused(model
 
 @pytest.mark.parametrize("model", ["dcgan_small", "vae_small"])
 def test_a_size_that_cannot_be_halved_names_the_nearest_that_can(model):
-    with raises(ConfigError, "data.image_size", word="nearest") as caught:
+    with raises(ConfigError, "data.image_size", word="[32,32]") as caught:
         build_method_of(f"model={model}", "data.image_size=30")
     assert caught.value.key == "data.image_size"
 
@@ -608,7 +614,7 @@ def test_ways_of_a_discriminator_to_judge_are_refused_for_models_without_one(con
 @pytest.mark.parametrize(("overrides", "loss"), [((), "AdversarialLoss"), (("model=restoration",), "ReconstructionLoss")])
 def test_a_likelihood_is_refused_for_losses_without_one(overrides, loss):
     config = resolve("model=dcgan_small", *overrides, "likelihood=gaussian", *TINY)
-    with raises(ConfigError, "likelihood=Gaussian"):
+    with raises(ConfigError, "likelihood=Gaussian", word=loss):
         check_pairing(config, BUILDER)
 
 

@@ -5,10 +5,12 @@ import pytest
 import scipy.linalg
 import scipy.stats
 import torch
+from errors import raises
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
 from genimg.data.subsets import fixed_subset
+from genimg.errors import DataError
 from genimg.evaluation.distances import expected_coverage
 from genimg.evaluation.feature_stats import Collector, FeatureStats
 from genimg.evaluation.gaussian import GaussianStatistics
@@ -211,9 +213,9 @@ def test_a_perfect_model_has_the_expected_density_and_coverage_at_every_count(nu
 @pytest.mark.parametrize(("num_real", "num_fake"), [(5, 30), (30, 5), (2, 2)])
 def test_neighbours_need_more_images_than_neighbours(num_real, num_fake):
     real, fake = summary_of(features_of(num_real, 0)), summary_of(features_of(num_fake, 1))
-    with pytest.raises(ValueError, match=rf"more than 5 images .* {num_real} real and {num_fake} generated"):
+    with raises(DataError, word="generated"):
         PrecisionRecall(neighbors=3, density_neighbors=5).compute(real, fake, name, CPU)
-    with pytest.raises(ValueError, match="more than 5 images"):
+    with raises(DataError, word="images"):
         PrecisionRecall(neighbors=5, density_neighbors=3).compute(real, fake, name, CPU)
 
 
@@ -230,7 +232,7 @@ def test_as_many_images_as_are_needed_are_enough():
 @pytest.mark.parametrize("lacking", ["real", "fake"])
 def test_summaries_without_features_are_refused(metric, lacking):
     real, fake = (summary_of(features_of(20, 0), kept=side != lacking) for side in ("real", "fake"))
-    with pytest.raises(ValueError, match="single images' features"):
+    with raises(ValueError, word="single"):
         metric.compute(real, fake, name, CPU)
 
 
@@ -301,17 +303,17 @@ def test_accuracy_is_absent_without_labels_or_classes():
     ("build", "words"),
     [
         (lambda: InceptionScore(splits=0), "splits=0"),
-        (lambda: KernelDistance(subsets=0, subset_size=10), "^subsets=0"),
-        (lambda: KernelDistance(subsets=5, subset_size=1), "^subset_size=1"),
+        (lambda: KernelDistance(subsets=0, subset_size=10), "subsets=0"),
+        (lambda: KernelDistance(subsets=5, subset_size=1), "subset_size=1"),
         (lambda: PrecisionRecall(neighbors=0, density_neighbors=5), "neighbors=0"),
-        (lambda: PrecisionRecall(neighbors=3, density_neighbors=0), "density_neighbors=0"),
-        (lambda: ClassCoverage(least_share=-0.1), r"least_share=-0\.1"),
-        (lambda: ClassCoverage(least_share=1.1), r"least_share=1\.1"),
+        (lambda: PrecisionRecall(neighbors=3, density_neighbors=0), "density_neighbors"),
+        (lambda: ClassCoverage(least_share=-0.1), "least_share=-0.1"),
+        (lambda: ClassCoverage(least_share=1.1), "least_share=1.1"),
         (lambda: ClassCoverage(least_share=float("nan")), "least_share=nan"),
     ],
 )
 def test_settings_out_of_range_are_refused(build, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, word=words):
         build()
 
 

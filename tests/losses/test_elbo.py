@@ -318,7 +318,7 @@ def test_free_bits_and_capacities_below_zero_are_refused(number):
 
 @pytest.mark.parametrize(("other", "value"), [("free_bits", 0.5), ("warm_up", 1000)])
 def test_settings_that_exclude_each_other_are_refused(other, value):
-    with raises(ValueError, "capacity=25.0"):
+    with raises(ValueError, "capacity=25.0", word=other):
         elbo(capacity=25.0, **{other: value})
 
 

@@ -147,7 +147,7 @@ def test_settings_out_of_range_are_refused(settings, words):
 
 @pytest.mark.parametrize(("kind", "epsilon"), [("l1", 1e-3), ("l2", 1e-3), ("charbonnier", None)])
 def test_an_epsilon_is_charbonniers_alone(kind, epsilon):
-    with raises(ValueError, "epsilon", word="charbonnier"):
+    with raises(ValueError, "epsilon", word=f"kind={kind}"):
         ReconstructionLoss(kind=kind, epsilon=epsilon, known_weight=1.0)
 
 

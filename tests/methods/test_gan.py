@@ -220,7 +220,7 @@ def test_check_shows_a_shape_that_does_not_fit(misfit):
         gan, image = build(), torch.zeros(4, 3, 16, 16)
     else:
         gan, image = build(generator=tiny.generator(channels=3)), real_images()
-    with pytest.raises(RuntimeError if misfit == "image" else ConfigError, match=r"channels|^generator gives"):
+    with raises(RuntimeError if misfit == "image" else ConfigError, word="channels" if misfit == "image" else "generator"):
         gan.check({"image": image})
 
 

@@ -324,7 +324,7 @@ def test_check_tells_of_the_authors_mode_where_it_would_make_a_difference(mode, 
 
 @pytest.mark.parametrize("misfit", ["source", "target"])
 def test_check_shows_images_that_do_not_fit(misfit):
-    with pytest.raises((RuntimeError, ConfigError), match=r"channels|^translator gives"):
+    with raises((RuntimeError, ConfigError), word={"source": "channels", "target": "translator"}[misfit]):
         pix2pix().check(batch() | {misfit: torch.zeros(3, 5, 16, 16)})
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from errors import raises
 from sweeping import TINY, launch, start, table
 
 optuna = pytest.importorskip("optuna", reason="the extra genimg[sweep] is not installed")
@@ -90,15 +91,15 @@ def test_hydras_syntax_says_what_is_searched(text: str, expected: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "word"),
     [
-        ("x=tag(log,interval(0,1))", "a logarithmic one begins above 0"),
-        ("x=interval(1e-2,1e-3)", "from a smaller to a larger number"),
-        ("x=tag(log,range(1,100))", "only an interval is drawn logarithmically"),
+        ("x=tag(log,interval(0,1))", "logarithmic one"),
+        ("x=interval(1e-2,1e-3)", "larger"),
+        ("x=tag(log,range(1,100))", "logarithmically"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_by_its_name(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
+def test_what_cannot_be_drawn_is_refused_by_its_name(text: str, word: str) -> None:
+    with raises(ValueError, word=word) as caught:
         module.distribution(OverridesParser.create().parse_override(text))
     assert str(caught.value).startswith(text)
 
@@ -169,7 +170,7 @@ def test_a_value_that_is_no_number_is_a_failure(value: float, tmp_path: Path) ->
     finish(job, value)
     trials.ended(job)
     assert (job.status, study.trials[0].state) == ("failed", optuna.trial.TrialState.FAIL)
-    with pytest.raises(SweepError, match="1 of 1 jobs failed, #0"):
+    with raises(SweepError, word="#0"):
         trials.report()
 
 

@@ -113,7 +113,7 @@ def test_folders_with_files_of_others_are_refused(tmp_path: Path) -> None:
     with raises(ConfigError, "output", word="genimg-sample"):
         require_own_folder(tmp_path / "made", "genimg-translate")
     (tmp_path / "made" / "a" / "notes.txt").write_text("mine")
-    with raises(ConfigError, "output", word="genimg-sample"):
+    with raises(ConfigError, "output", word="a/notes.txt"):
         require_own_folder(tmp_path / "made", COMMAND)
     (tmp_path / "file").write_text("")
     with raises(ConfigError, "output", word="directory"):
