@@ -192,24 +192,12 @@ def test_noise_of_a_hierarchy_and_the_choice_of_a_gaussian_are_inputs() -> None:
     [
         ("dcgan_small", {"truncation": 0.5}, "truncation=0.5"),
         ("vae_small", {"truncation": 0.5}, "truncation=0.5"),
-        (
-            "vq_vae",
-            {"direction": "a2b"},
-            "direction=a2b",
-        ),
+        ("vq_vae", {"direction": "a2b"}, "direction=a2b"),
         ("wae", {"model_mode": "eval"}, "model_mode=eval"),
         ("restoration", {"truncation": 1.0}, "truncation=1.0"),
-        (
-            "restoration",
-            {"direction": "a2b"},
-            "direction=a2b",
-        ),
+        ("restoration", {"direction": "a2b"}, "direction=a2b"),
         ("cyclegan", {"direction": "a2c"}, "direction=a2c"),
-        (
-            "restoration",
-            {"model_mode": "train"},
-            "model_mode=train",
-        ),
+        ("restoration", {"model_mode": "train"}, "model_mode=train"),
         ("pix2pix", {"model_mode": "train"}, "dropout"),
     ],
 )
@@ -272,10 +260,7 @@ def test_a_network_that_treats_small_images_otherwise_is_exported_for_larger_one
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (
-            lambda image: image + 2e-4,
-            "0.0002",
-        ),
+        (lambda image: image + 2e-4, "0.0002"),
         (lambda image: image * float("nan"), "nan"),
         (lambda image: image if len(image) < 8 else image.flip(0), "batch of 8"),
     ],

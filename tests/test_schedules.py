@@ -262,10 +262,7 @@ def test_the_r3gan_experiment_follows_its_source():
         config = OmegaConf.to_container(compose("train", overrides=[*overrides, "run_dir=unused"]), resolve=True)
     builder = Builder(epoch_size=50_000, batch_size=512)
     method = tiny.method_of(config, build_dataset(config, builder), builder)
-    optimizers, schedules = (
-        tiny.optimizers_of(config, method, builder),
-        tiny.schedules_of(config, method, builder),
-    )
+    optimizers, schedules = (tiny.optimizers_of(config, method, builder), tiny.schedules_of(config, method, builder))
     base, numbers = schedules.base_rates(optimizers), ScheduledNumbers(method)
     ranges = {
         "penalties.r1.gamma": (0.05, 0.005), "penalties.r2.gamma": (0.05, 0.005), "generator_ema.half_life": (0.0, 5e6),

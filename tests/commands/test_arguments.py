@@ -7,13 +7,7 @@ from pathlib import Path
 import pytest
 from errors import raises
 
-from genimg.commands.arguments import (
-    arguments_of_rank,
-    continued_in_its_own_directory,
-    in_hydras_order,
-    value_of,
-    with_runs,
-)
+from genimg.commands.arguments import arguments_of_rank, continued_in_its_own_directory, in_hydras_order, value_of, with_runs
 from genimg.errors import CheckpointError, ConfigError
 
 

@@ -306,11 +306,7 @@ def test_what_cannot_be_is_refused_by_name_and_leaves_nothing(arguments: list[st
     ],
 )
 def test_the_command_ends_with_one_message(
-    arguments: list[str],
-    words: str,
-    strange: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: list[str], words: str, strange: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (strange / "out").mkdir()  # an empty directory may be the output
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")

@@ -36,11 +36,7 @@ COMMANDS = {  # name -> function of cli, module and function of genimg.commands
     "export": ("export", "export", "export"),
 }
 TRAIN = ["data=shapes", "data.num_images=8", "data.image_size=16", "evaluation=none", "device=cpu", "run_dir=run"]
-BUGS = {
-    "TypeError": "(lambda: 0)(1)",
-    "ValueError": "list(zip([1], [1, 2], strict=True))",
-    "KeyError": "{}['absent']",
-}
+BUGS = {"TypeError": "(lambda: 0)(1)", "ValueError": "list(zip([1], [1, 2], strict=True))", "KeyError": "{}['absent']"}
 
 
 @pytest.fixture
@@ -305,7 +301,7 @@ CASES = [
     ("train", ["penalty=[r1,gradiant_penalty]"], "penalty=gradiant_penalty (did you mean 'gradient_penalty'?)"),
     ("train", ["penalty=r1,lecam"], "penalty=r1,lecam is several values"),
     ("train", ["conditioning=projection", "+conditioning.encoder.num_classes=3"], "remove num_classes"),
-    ("train", ["data=folder", "data.root=nowhere", "evaluation=none"], "data.root=nowhere"),
+    ("train", ["data=folder", "data.root=nowhere", "evaluation=none"], "nowhere does not exist"),
     ("train", ["trainer.duration=1000"], "trainer.duration=1000"),
     ("train", ["trainer.batch_size=128", "data.num_images=100"], "trainer.batch_size=128"),
     ("train", ["trainer.batch_size=0"], "trainer.batch_size=0"),

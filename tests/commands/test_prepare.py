@@ -197,10 +197,7 @@ def test_corrupt_files_are_left_out_counted_and_listed(home: Path, caplog: pytes
         ([*PICTURES, "output=PACKED", "shard_size=767"], "shard_size=767"),
         ([*PICTURES, "output=PACKED", "max_corrupt=-1"], "max_corrupt=-1"),
         ([*PICTURES, "output=PACKED", "data.num_workers=0"], "data.num_workers=0"),
-        (
-            [*PICTURES, "output=PACKED", "data.horizontal_flip=true"],
-            "data.horizontal_flip=True",
-        ),
+        ([*PICTURES, "output=PACKED", "data.horizontal_flip=true"], "data.horizontal_flip=True"),
         ([*PICTURES, "output=PACKED", "data.storage=host"], "data.storage=host"),
         ([*PICTURES, "output=PACKED", "data.max_corrupt=3"], "data.max_corrupt=3"),
         ([*PICTURES, "output=PACKED", "data.validation=0.25"], "data.validation=0.25"),

@@ -223,11 +223,7 @@ def test_overwrite_replaces_an_own_folder_whole_and_no_other(runs: Path) -> None
     Path("theirs").mkdir()
     Path("theirs/a.png").write_text("theirs")
     Path("new.png").write_text("theirs")
-    for output, word in (
-        ("out", "notes.txt"),
-        ("theirs", "files"),
-        ("new", "grid"),
-    ):
+    for output, word in (("out", "notes.txt"), ("theirs", "files"), ("new", "grid")):
         with raises(ConfigError, "output", word=word):
             run_translate(runs / "denoise", "input=photos", f"output={output}", "overwrite=true")
     assert files("out") == ["c.png", "notes.txt"]

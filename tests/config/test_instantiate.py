@@ -754,10 +754,7 @@ def test_autoencoders_without_a_likelihood_may_hold_images_out_for_their_reconst
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (
-            ["data=mnist", "data.root=nowhere", "data.validation=train"],
-            "data.validation=train",
-        ),
+        (["data=mnist", "data.root=nowhere", "data.validation=train"], "data.validation=train"),
         (["data.validation=test"], "data.validation=test"),
     ],
 )

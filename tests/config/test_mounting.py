@@ -134,15 +134,7 @@ def test_what_a_class_of_torch_refuses_is_the_users_mistake(node: dict[str, Any]
 
 # The source itself.
 
-PACKAGES = (
-    "data",
-    "evaluation",
-    "networks",
-    "losses",
-    "methods",
-    "training",
-    "inference",
-)
+PACKAGES = ("data", "evaluation", "networks", "losses", "methods", "training", "inference")
 """Packages of genimg whose messages must not name the config."""
 
 GROUPS = (

@@ -26,10 +26,7 @@ from genimg.exporting.rebuilding import rebuilt
 from genimg.utils.machine_local import Required
 from genimg.utils.type_hints import type_hints
 
-pytestmark = [
-    pytest.mark.usefixtures("unchanged_process"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit"),
-]
+pytestmark = [pytest.mark.usefixtures("unchanged_process"), pytest.mark.filterwarnings("ignore:.*torch.jit")]
 
 TINY = [
     "data.num_images=48", "data.image_size=16", "model=dcgan_small", "model.generator.width=4", "model.latent.dim=4",

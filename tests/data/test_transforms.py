@@ -8,14 +8,7 @@ import torch
 from errors import raises
 from torchvision.transforms import functional as TF
 
-from genimg.data.transforms import (
-    SampleAugment,
-    adjust_brightness,
-    adjust_contrast,
-    adjust_saturation,
-    rotate,
-    shift_hue,
-)
+from genimg.data.transforms import SampleAugment, adjust_brightness, adjust_contrast, adjust_saturation, rotate, shift_hue
 from genimg.errors import ConfigError
 from genimg.utils.images import to_float
 

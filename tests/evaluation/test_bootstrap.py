@@ -26,10 +26,7 @@ class MeanFeature(Metric):
     can_be_resampled = True
 
     def compute(self, real, fake, name, device):
-        return {
-            name("mean"): fake.moments.mean[0].item(),
-            f"{name('mean')}_std": fake.moments.covariance[0, 0].sqrt().item(),
-        }
+        return {name("mean"): fake.moments.mean[0].item(), f"{name('mean')}_std": fake.moments.covariance[0, 0].sqrt().item()}
 
 
 class FixedMeanFeature(MeanFeature):

@@ -840,14 +840,7 @@ def test_copies_of_training_images_are_measured_against_held_out_ones(monkeypatc
 
 @pytest.mark.parametrize(
     ("source", "changes", "words"),
-    [
-        (CountingDataset, {}, "metrics.copies"),
-        (
-            with_validation,
-            {"num_real": 59},
-            "metrics.copies",
-        ),
-    ],
+    [(CountingDataset, {}, "metrics.copies"), (with_validation, {"num_real": 59}, "metrics.copies")],
 )
 def test_memorisation_without_held_out_images_or_all_training_images_is_refused_before_training(source, changes, words):
     evaluator, source = make_evaluator(metrics={"copies": Memorisation(quantile=0.05)}, **changes), source()

@@ -14,14 +14,7 @@ from genimg.errors import DataError
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.feature_stats import FeatureStats
 from genimg.evaluation.gaussian import GaussianStatistics
-from genimg.evaluation.stats_cache import (
-    SavedStatistics,
-    cache_path,
-    holds_images,
-    holds_statistics,
-    read_cache,
-    write_cache,
-)
+from genimg.evaluation.stats_cache import SavedStatistics, cache_path, holds_images, holds_statistics, read_cache, write_cache
 
 CPU = torch.device("cpu")
 IMAGES = {"source": "shapes", "fingerprint": "f00", "image_shape": "3x32x32", "augmentation": "none", "num_images": 40}
@@ -107,11 +100,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_file_of_another_kind_is_refused_by_its_name(tmp_path):
-    contents = {
-        "bytes.pt": b"not statistics at all",
-        "empty.pt": b"",
-        "random.pt": np.random.default_rng(0).bytes(2000),
-    }
+    contents = {"bytes.pt": b"not statistics at all", "empty.pt": b"", "random.pt": np.random.default_rng(0).bytes(2000)}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     torch.save({"weights": torch.zeros(3)}, tmp_path / "weights.pt")

@@ -23,11 +23,7 @@ from genimg.api.data import build_dataset
 from genimg.config import instantiate
 from genimg.data.tasks.base import Unpaired
 from genimg.evaluation.translation import UnpairedEvaluator
-from genimg.losses.adversarial import (
-    AdversarialLoss,
-    least_squares_discriminator_loss,
-    least_squares_generator_loss,
-)
+from genimg.losses.adversarial import AdversarialLoss, least_squares_discriminator_loss, least_squares_generator_loss
 from genimg.methods.cut import CUT
 from genimg.methods.cyclegan import CycleGAN
 from genimg.networks import resnet_translator, unet

@@ -417,10 +417,7 @@ def test_check_shows_images_that_do_not_fit(channels):
         ({"identity_weight": -0.5}, "identity_weight=-0.5"),
         ({"pool_size": -1}, "pool_size=-1"),
         ({"sampled_mode": "mean"}, "sampled_mode=mean"),
-        (
-            {"channels": (1, 3), "identity_weight": 0.5},
-            "identity_weight=0.5",
-        ),
+        ({"channels": (1, 3), "identity_weight": 0.5}, "identity_weight=0.5"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, words):

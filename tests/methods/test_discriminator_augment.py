@@ -571,10 +571,7 @@ def test_a_fixed_probability_stays():
         (lambda: DiffAugment(policy=["color", "color"]), "policy=[color,color]"),
         (lambda: DiffAugment(policy=[]), "policy=[]"),
         (lambda: DiffAugment(policy="color"), "policy=color"),
-        (
-            lambda: adaptive(groups={"blitt": 1.0}),
-            "groups.blitt",
-        ),
+        (lambda: adaptive(groups={"blitt": 1.0}), "groups.blitt"),
         (lambda: adaptive(groups={"blit": 0.0}), "groups.blit=0.0"),
         (lambda: adaptive(groups={"blit": 1.5}), "groups.blit=1.5"),
         (lambda: adaptive(groups={"blit": "much"}), "groups.blit=much"),
@@ -587,10 +584,7 @@ def test_a_fixed_probability_stays():
         (lambda: adaptive(target=-0.1), "target=-0.1"),
         (lambda: FixedAugment(groups=ALL, p=0.0), "p=0.0"),
         (lambda: FixedAugment(groups=ALL, p=1.1), "p=1.1"),
-        (
-            lambda: FixedAugment(groups=ALL, p=Linear(start=0.0, end=1.5, duration=9)),
-            "p=0.0",
-        ),
+        (lambda: FixedAugment(groups=ALL, p=Linear(start=0.0, end=1.5, duration=9)), "p=0.0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make, message):

@@ -115,12 +115,7 @@ def test_the_state_is_in_the_state_dict():
 
 @pytest.mark.parametrize(
     ("half_life", "ramp_up", "words"),
-    [
-        (0, 1.0, "half_life=0"),
-        (-5, None, "half_life=-5"),
-        (10, 0.0, "ramp_up=0.0"),
-        (10, -1.0, "ramp_up=-1.0"),
-    ],
+    [(0, 1.0, "half_life=0"), (-5, None, "half_life=-5"), (10, 0.0, "ramp_up=0.0"), (10, -1.0, "ramp_up=-1.0")],
 )
 def test_settings_that_are_not_above_zero_are_refused(half_life, ramp_up, words):
     with raises(ValueError, words):

@@ -539,10 +539,7 @@ def test_penalties_call_the_eager_forward_of_a_compiled_network():
     ("changes", "words"),
     [
         ({"penalties": {"odd": nn.Identity()}}, "penalties.odd"),
-        (
-            {"discriminator": tiny.discriminator(head="projection", num_classes=3)},
-            "discriminator",
-        ),
+        ({"discriminator": tiny.discriminator(head="projection", num_classes=3)}, "discriminator"),
         ({"generator_batches": 0}, "generator_batches=0"),
     ],
 )

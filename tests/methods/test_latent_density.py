@@ -272,11 +272,7 @@ def test_truncation_brings_latents_nearer_to_the_mean_of_their_component():
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [
-        ({"latent_dim": 0}, "latent_dim=0"),
-        ({"num_components": -1}, "num_components=-1"),
-        ({"num_latents": 5}, "num_latents=5"),
-    ],
+    [({"latent_dim": 0}, "latent_dim=0"), ({"num_components": -1}, "num_components=-1"), ({"num_latents": 5}, "num_latents=5")],
 )
 def test_numbers_out_of_range_are_refused(changes, message):
     with raises(ValueError, message):

@@ -224,10 +224,7 @@ def test_plain_networks_train_and_sample_as_a_vae() -> None:
 
 @pytest.mark.parametrize(
     ("encoder", "wrong", "key"),
-    [
-        (Layers(nn.Flatten(), nn.Linear(256, 8)), decoder(), "encoder"),
-        (Encoder(), decoder(3), "decoder"),
-    ],
+    [(Layers(nn.Flatten(), nn.Linear(256, 8)), decoder(), "encoder"), (Encoder(), decoder(3), "decoder")],
 )
 def test_a_vaes_outputs_of_another_shape_are_refused(encoder: nn.Module, wrong: nn.Module, key: str) -> None:
     with pytest.raises(ConfigError) as caught:

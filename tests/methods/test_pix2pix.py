@@ -330,10 +330,7 @@ def test_check_shows_images_that_do_not_fit(misfit):
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [
-        ({"reconstruction_weight": -1.0}, "reconstruction_weight=-1.0"),
-        ({"sampled_mode": "mean"}, "sampled_mode=mean"),
-    ],
+    [({"reconstruction_weight": -1.0}, "reconstruction_weight=-1.0"), ({"sampled_mode": "mean"}, "sampled_mode=mean")],
 )
 def test_settings_that_do_not_fit_are_refused(changes, words):
     with raises(ValueError, words):

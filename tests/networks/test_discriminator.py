@@ -196,11 +196,7 @@ def test_all_weights_of_a_convolutional_discriminator_get_gradients(head):
         ("none", {"condition": OneHot(num_classes=3)}, "head=none"),
         ("concat", {"condition": Unconditional()}, "head=concat"),
         ("projection", {"condition": Unconditional()}, "head=projection"),
-        (
-            "auxiliary_classifier",
-            {"condition": Unconditional()},
-            "Unconditional",
-        ),
+        ("auxiliary_classifier", {"condition": Unconditional()}, "Unconditional"),
         ("auxiliary_classifier", {"condition": TextLike()}, "labels"),
         ("none", {"initialisation": "kaiming"}, "initialisation=kaiming"),
     ],

@@ -239,24 +239,24 @@ def test_a_sweep_of_ones_own_needs_no_flag_and_makes_no_sweep_of_its_jobs(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
+    ("setting", "named"),
     [
-        ("hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=0 must be 1 or more jobs at a time"),
-        ("hydra.launcher.gpus=1", "hydra.launcher.gpus=1 must be a list of GPUs such as 'hydra.launcher.gpus=[0,1]'"),
-        ("hydra.launcher.gpus='0,1'", "hydra.launcher.gpus=0,1 must be a list of GPUs"),
-        ("hydra.launcher.skip_finished=no_", "hydra.launcher.skip_finished=no_ must be true or false"),
-        ("hydra.sweeper.max_batch_size=1", "hydra.sweeper.max_batch_size has no effect with hydra/launcher=gpu_queue"),
-        ("dry_run=true", "dry_run=true looks at one run: remove -m"),
-        ("run_dir=here", "run_dir has no effect in a sweep: give hydra.sweep.dir"),
-        ("resume=.", "resume=. is of one run"),
-        ("hydra.launcher.n_job=2", "(did you mean 'hydra.launcher.n_jobs'?)"),
-        (["hydra.launcher.n_jobs=2", "hydra.launcher.gpus=[0]"], "n_jobs=2 has no effect with hydra.launcher.gpus"),
+        ("hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs=0"),
+        ("hydra.launcher.gpus=1", "hydra.launcher.gpus=1"),
+        ("hydra.launcher.gpus='0,1'", "hydra.launcher.gpus=0,1"),
+        ("hydra.launcher.skip_finished=no_", "hydra.launcher.skip_finished=no_"),
+        ("hydra.sweeper.max_batch_size=1", "hydra.sweeper.max_batch_size"),
+        ("dry_run=true", "dry_run=true"),
+        ("run_dir=here", "run_dir"),
+        ("resume=.", "resume=."),
+        ("hydra.launcher.n_job=2", "'hydra.launcher.n_jobs'"),
+        (["hydra.launcher.n_jobs=2", "hydra.launcher.gpus=[0]"], "n_jobs=2"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(setting: str | list[str], message: str, tmp_path: Path) -> None:
+def test_settings_that_mean_nothing_are_refused(setting: str | list[str], named: str, tmp_path: Path) -> None:
     code, output = launch(tmp_path, "seed=0,1", *([setting] if isinstance(setting, str) else setting))
     assert code == 2
-    assert message in output
+    assert named in output.partition("genimg-train: error:")[2]
     assert "Traceback" not in output
 
 

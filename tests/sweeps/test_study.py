@@ -207,24 +207,24 @@ def test_a_sweep_that_was_moved_goes_on_where_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "setting"),
     [
-        (["seed=0"], "hydra/sweeper=optuna_study searches for nothing"),
-        (["seed=0,1", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0 must be 1 or more trials"),
-        (["seed=0,1", "hydra.sweeper.direction=up"], "hydra.sweeper.direction=up must be minimize or maximize"),
-        (["seed=0,1", "hydra.sweeper.sampler=grid"], "hydra.sweeper.sampler=grid must be tpe or random"),
-        (["seed=0,1", "hydra.sweeper.prune_after=some"], "hydra.sweeper.prune_after=some must be a number of images"),
-        (["seed=0,1", "evaluation=none"], "evaluation=none gives a study no values to compare"),
-        (["seed=0,1", "hydra.sweeper.direction=maximize"], "is better when it is lower: give hydra.sweeper.direction=minimize"),
-        (["seed=0,1", "hydra.launcher.skip_finished=false"], "hydra.launcher.skip_finished=false has no effect on a study"),
-        (["seed=0,1", "hydra/launcher=basic"], "add hydra/launcher=gpu_queue"),
+        (["seed=0"], "hydra/sweeper=optuna_study"),
+        (["seed=0,1", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0"),
+        (["seed=0,1", "hydra.sweeper.direction=up"], "hydra.sweeper.direction=up"),
+        (["seed=0,1", "hydra.sweeper.sampler=grid"], "hydra.sweeper.sampler=grid"),
+        (["seed=0,1", "hydra.sweeper.prune_after=some"], "hydra.sweeper.prune_after=some"),
+        (["seed=0,1", "evaluation=none"], "evaluation=none"),
+        (["seed=0,1", "hydra.sweeper.direction=maximize"], "hydra.sweeper.direction=minimize"),
+        (["seed=0,1", "hydra.launcher.skip_finished=false"], "hydra.launcher.skip_finished=false"),
+        (["seed=0,1", "hydra/launcher=basic"], "hydra/launcher=gpu_queue"),
         (["seed=0,1", "hydra.sweeper.storage=sqlite:////no/such/folder/a.db"], "hydra.sweeper.storage=sqlite:////no/such"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_message(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused_in_one_message(arguments: list[str], setting: str, tmp_path: Path) -> None:
     common = [each for each in STUDY if "evaluation=none" not in arguments or not each.startswith("evaluation.")]
     code, output = launch(tmp_path, *arguments, common=common)
     assert code == 2
-    assert message in output
+    assert setting in output.partition("genimg-train: error:")[2]
     assert "Traceback" not in output
     assert output.count("genimg-train: error:") == 1

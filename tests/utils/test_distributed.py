@@ -518,11 +518,7 @@ def test_every_rank_has_the_intervals_of_one_process(ranks, alone):
 
 @pytest.mark.parametrize(
     ("device_name", "variables", "message"),
-    [
-        ("cpu", {}, "WORLD_SIZE"),
-        ("mps", {"LOCAL_RANK": "0"}, "device=mps"),
-        ("cuda:1", {"LOCAL_RANK": "0"}, "device=cuda:1"),
-    ],
+    [("cpu", {}, "WORLD_SIZE"), ("mps", {"LOCAL_RANK": "0"}, "device=mps"), ("cuda:1", {"LOCAL_RANK": "0"}, "device=cuda:1")],
 )
 def test_what_several_processes_cannot_do_is_refused_before_they_wait_for_each_other(
     device_name, variables, message, monkeypatch

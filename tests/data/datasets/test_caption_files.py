@@ -173,10 +173,7 @@ def test_a_missing_file_is_named_before_anything_else(root, captions):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (
-            "this is not JSON",
-            "metadata.jsonl",
-        ),
+        ("this is not JSON", "metadata.jsonl"),
         ("[1, 2]", "JSON"),
         ("{}", "file_name"),
         ({"file_name": "b/d.jpg"}, "string"),

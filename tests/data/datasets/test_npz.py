@@ -320,11 +320,7 @@ def test_labels_stay_with_their_images_when_these_are_resized(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [
-        ({"channels": 2}, "channels=2"),
-        ({"image_size": 0}, "image_size=0"),
-        ({"fit": "zoom"}, "fit=zoom"),
-    ],
+    [({"channels": 2}, "channels=2"), ({"image_size": 0}, "image_size=0"), ({"fit": "zoom"}, "fit=zoom")],
 )
 def test_settings_that_are_none_are_refused(tmp_path, changes, message):
     np.savez(tmp_path / "a.npz", random_images(2, 4, 4, 3))

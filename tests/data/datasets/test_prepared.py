@@ -246,8 +246,7 @@ def test_a_description_of_another_format_is_refused(path):
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"\xff\xfe", b"[1, 2]", b'"text"', b"{}", b'{"format": 1}', b'{"format": 2}', b"null"],
+    "content", [b"", b"{", b"\xff\xfe", b"[1, 2]", b'"text"', b"{}", b'{"format": 1}', b'{"format": 2}', b"null"]
 )
 def test_a_damaged_description_is_named(path, content):
     (path / "dataset.json").write_bytes(content)

@@ -157,15 +157,9 @@ def test_all_combinations_but_one_may_be_held_out():
 @pytest.mark.parametrize(
     ("held_out", "words"),
     [
-        (
-            ["red circel"],
-            "circel",
-        ),
+        (["red circel"], "circel"),
         (["circle red"], "combinations"),
-        (
-            ["zzzz"],
-            "zzzz",
-        ),
+        (["zzzz"], "zzzz"),
         ([3], "combinations"),
         ("red circle", "held_out=red"),
     ],

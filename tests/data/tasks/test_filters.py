@@ -148,12 +148,7 @@ def test_weak_edges_count_where_they_go_on_from_strong_ones():
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [
-        ({"sigma": 0.0}, "sigma=0.0"),
-        ({"low": 0.2}, "low=0.2"),
-        ({"high": 1.5}, "low=0.05"),
-        ({"low": 0.0}, "low=0.0"),
-    ],
+    [({"sigma": 0.0}, "sigma=0.0"), ({"low": 0.2}, "low=0.2"), ({"high": 1.5}, "low=0.05"), ({"low": 0.0}, "low=0.0")],
 )
 def test_settings_out_of_range_are_refused(settings, words):
     with raises(ValueError, words):
