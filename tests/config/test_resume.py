@@ -159,14 +159,19 @@ import genimg.commands.train  # imported once; every round is a fork
 from genimg.training.checkpoint import CheckpointFolder
 folder, chance, newest = CheckpointFolder(run_dir / "checkpoints", keep_last=2), random.Random(0), -1
 killed_while_saving = 0
-for _ in range(rounds):
+for number in range(rounds):
+    saved = seen = max((path.name for path in run_dir.glob("checkpoints/step-*.pt")), default="")
     child = os.fork()
     if child == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.argv = ["genimg-train", *arguments]
         cli.train()
         os._exit(0)
-    deadline = time.monotonic() + chance.uniform(0.4, 1.6)
+    end = time.monotonic() + 60
+    while number % 2 == 0 and saved == seen and time.monotonic() < end:  # on a busy machine, too, some lives save
+        seen = max((path.name for path in run_dir.glob("checkpoints/step-*.pt")), default="")
+        time.sleep(0.001)
+    deadline = time.monotonic() + (chance.uniform(0, 0.5) if number % 2 == 0 else chance.uniform(0.4, 1.6))
     while time.monotonic() < deadline and os.waitpid(child, os.WNOHANG) == (0, 0):
         time.sleep(0.001)
     try:

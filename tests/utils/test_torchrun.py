@@ -105,6 +105,7 @@ def test_two_ranks_take_the_steps_of_one_that_accumulates_twice_as_many_microbat
     assert not [path for path in two.parent.iterdir() if not path.name.isdigit() and path.name != "cache"]
 
 
+@pytest.mark.exhaustive
 def test_two_ranks_that_accumulate_draw_the_noise_of_one(tmp_path: Path, environment: dict[str, str]) -> None:
     """Four gradients are then added in another order, so that the first steps are equal but for rounding."""
     arguments = [*TRAINING, *MODELS["dcgan"], "trainer.duration=4 steps"]
