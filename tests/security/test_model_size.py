@@ -29,7 +29,7 @@ from genimg.utils.paths import config_dir
 
 MODELS = sorted(path.stem for path in (Path(config_dir()) / "model").glob("*.yaml") if is_choice(path.stem))
 MOST = 2**28  # bytes by which the memory of this process may grow
-SECONDS = 20.0
+SECONDS = 20.0  # of a processor, so that other programs do not count
 
 
 def tampered(trained: Path, home: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -88,10 +88,10 @@ def test_another_size_is_refused_before_memory_is_taken(
 ) -> None:
     evil = tampered(trained, tmp_path, change)
     genimg.load(trained, device="cpu")
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.monotonic()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.process_time()
     with pytest.raises(UserError) as caught:
         genimg.load(evil, device="cpu")
-    assert time.monotonic() - start < SECONDS
+    assert time.process_time() - start < SECONDS
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before < MOST
     assert "\n" not in str(caught.value)
     assert "memory" not in str(caught.value).replace("without memory", "")
