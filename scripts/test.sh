@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Lint, types and tests, from a fresh clone: makes a virtual environment with the dev extra. Arguments pass on to pytest.
+# Lint, types and tests, from a fresh clone: makes a virtual environment with the dev extra. Arguments pass on to pytest;
+# --all runs every row of the slow tables, which otherwise run a sample (tests/sampling.py).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh

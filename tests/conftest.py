@@ -11,7 +11,26 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("command_table", "errors")  # whose assertions show their values then, as those of tests do
+
 REAL_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all",
+        action="store_true",
+        help="run every row of the slow tables, not only a sample that covers every value of their columns (tests/sampling.py)",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what needs ``--all``, unless it is named on the command line."""
+    if config.getoption("--all"):
+        return
+    beyond = [item for item in items if item.get_closest_marker("exhaustive") and item.nodeid not in config.args]
+    config.hook.pytest_deselected(items=beyond)
+    items[:] = [item for item in items if item not in set(beyond)]
 
 
 def _skip_without(file: Path) -> None:
@@ -77,13 +96,25 @@ def unchanged_logging() -> Iterator[None]:
 
 
 @pytest.fixture
-def unchanged_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """For commands that run in the tests' own process, which saves importing torch."""
+def one_thread() -> Iterator[None]:
+    """Threads cost many times what they save on little work, the more so beside other processes."""
     import torch
 
-    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_float32_matmul_precision(precision)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def unchanged_process(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Iterator[None]:
+    """For commands that run in the tests' own process, which saves importing torch."""
+    import torch
+    from fork_server import mode_of
+    from hydra._internal.hydra import Hydra
+
+    monkeypatch.setattr(Hydra, "get_mode", mode_of(Hydra.get_mode))
+    precision = torch.get_float32_matmul_precision()
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    yield
+    torch.set_float32_matmul_precision(precision)

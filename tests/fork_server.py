@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,20 @@ def _popen(command: list[str], **settings: Any) -> Any:
     return _PROCESS(command, **settings)
 
 
+def mode_of(get_mode: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``Hydra.get_mode`` without what takes a third of a short command's time.
+
+    Hydra composes the config twice, first to see whether it says ``hydra.mode``. That is known of a command line without flags
+    and sweeps.
+    """
+
+    def mode(*arguments: Any, **keywords: Any) -> Any:
+        is_sweep = any(word.startswith("-") or "hydra" in word or "sweep" in word for word in sys.argv[1:])
+        return get_mode(*arguments, **keywords) if is_sweep else None
+
+    return mode
+
+
 def _leave_with(words: list[str]) -> None:
     """Run a command in this process, and end it with the command's exit code."""
     from hydra._internal.hydra import Hydra
@@ -142,9 +156,7 @@ def _leave_with(words: list[str]) -> None:
 
     GlobalHydra.instance().clear()
     Singleton._instances.pop(HydraConfig, None)
-    if not any(word.startswith("-") or "hydra" in word or "sweep" in word for word in words[1:]):
-        # Hydra composes the config twice, first to see whether it says hydra.mode: a third of a short command's time.
-        Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+    Hydra.get_mode = mode_of(Hydra.get_mode)  # type: ignore[method-assign]
     sys.argv = words
     name = words[0].removeprefix("genimg-")
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,17 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from errors import raises
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from sampling import sampled
 from torch import Tensor, nn
 
 from genimg.api.data import build_dataset, build_task
 from genimg.config import instantiate
 from genimg.data.captions import encode
 from genimg.data.facts import DataFacts
-from genimg.errors import UserError
+from genimg.errors import CheckpointError, ConfigError, UserError
 from genimg.exporting.checks import TOLERANCE, largest_difference, trials
 from genimg.exporting.formats import open_onnx, traced, write_onnx
 from genimg.exporting.parts import Choices, ExportedNetwork, Port, SizeConstraints, exportable, settled
@@ -102,7 +103,7 @@ def assert_exports(part: ExportedNetwork) -> ExportedNetwork:
     return part
 
 
-@pytest.mark.parametrize("model", sorted(MODELS))
+@pytest.mark.parametrize("model", sampled(sorted(MODELS), lambda model: [model.partition("_")[0]]))
 def test_every_model_becomes_a_program_for_any_batch_and_size(model: str, tmp_path: Path) -> None:
     part = assert_exports(part_of(*settings_of(model, tmp_path)))
     assert part.sides is None or not part.sides.fixed
@@ -114,7 +115,13 @@ def test_conditions_tasks_and_parametrizations_are_part_of_the_program(variant: 
     assert part.sides is None or not part.sides.fixed
 
 
-@pytest.mark.parametrize("name", ["sngan", "rae", "vq_vae", "restoration_gated", "captions", "enlarge"])
+ONNX = {
+    "captions": "gan", "sngan": "gan", "rae": "autoencoder", "vq_vae": "autoencoder", "restoration_gated": "translator",
+    "enlarge": "translator",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sampled(ONNX, lambda name: [ONNX[name]]))
 def test_onnx_files_make_the_same(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="the packages of genimg[export] are not installed")
     pytest.importorskip("onnxscript", reason="the packages of genimg[export] are not installed")
@@ -183,36 +190,24 @@ def test_noise_of_a_hierarchy_and_the_choice_of_a_gaussian_are_inputs() -> None:
 @pytest.mark.parametrize(
     ("model", "choices", "message"),
     [
-        ("dcgan_small", {"truncation": 0.5}, "truncation=0.5 has no effect on the export of a GAN: the latents of this model"),
-        ("vae_small", {"truncation": 0.5}, "truncation=0.5 has no effect on the export of a VAE"),
-        (
-            "vq_vae",
-            {"direction": "a2b"},
-            "direction=a2b has no effect on the export of a VQVAE: this model trans",
-        ),
-        ("wae", {"model_mode": "eval"}, "model_mode=eval has no effect on the export of a DeterministicAutoencoder"),
-        ("restoration", {"truncation": 1.0}, "truncation=1.0 has no effect on the export of a Restoration: this model has no"),
-        (
-            "restoration",
-            {"direction": "a2b"},
-            "direction=a2b: this model was trained in one direction, and knows no other direction: remove it",
-        ),
-        ("cyclegan", {"direction": "a2c"}, "direction=a2c is unknown: choose a2b or b2a"),
-        (
-            "restoration",
-            {"model_mode": "train"},
-            "model_mode=train has no effect on a model with neither dropout nor",
-        ),
-        ("pix2pix", {"model_mode": "train"}, "dropout is random, which an exported program must not be: set model_mode=eval"),
+        ("dcgan_small", {"truncation": 0.5}, "truncation=0.5"),
+        ("vae_small", {"truncation": 0.5}, "truncation=0.5"),
+        ("vq_vae", {"direction": "a2b"}, "direction=a2b"),
+        ("wae", {"model_mode": "eval"}, "model_mode=eval"),
+        ("restoration", {"truncation": 1.0}, "truncation=1.0"),
+        ("restoration", {"direction": "a2b"}, "direction=a2b"),
+        ("cyclegan", {"direction": "a2c"}, "direction=a2c"),
+        ("restoration", {"model_mode": "train"}, "model_mode=train"),
+        ("pix2pix", {"model_mode": "train"}, "dropout"),
     ],
 )
 def test_a_choice_without_effect_is_refused(model: str, choices: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with raises(ConfigError, word=message):
         part_of(*settings_of(model, tmp_path), **choices)
 
 
 def test_a_method_of_ones_own_is_refused_until_it_has_a_case() -> None:
-    with pytest.raises(ValueError, match=r"holds a GAN, of which genimg-export does not know what to export"):
+    with raises(CheckpointError, "ckpt", word="genimg-export"):
         exportable.dispatch(object)(tiny.gan(), Choices(), {})
 
 
@@ -265,18 +260,15 @@ def test_a_network_that_treats_small_images_otherwise_is_exported_for_larger_one
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (
-            lambda image: image + 2e-4,
-            "the exported translator differs from the checkpoint by 0.0002 for a batch of 1, mo",
-        ),
-        (lambda image: image * float("nan"), "differs from the checkpoint by nan"),
-        (lambda image: image if len(image) < 8 else image.flip(0), "for a batch of 8"),
+        (lambda image: image + 2e-4, "0.0002"),
+        (lambda image: image * float("nan"), "nan"),
+        (lambda image: image if len(image) < 8 else image.flip(0), "batch of 8"),
     ],
 )
 def test_other_images_are_refused(run: Any, message: str) -> None:
     part = imagined(nn.Identity(), lambda image: image)
     assert largest_difference(part, lambda image: image + 5e-5) == pytest.approx(5e-5, rel=1e-2)
-    with pytest.raises(UserError, match=re.escape(message)):
+    with raises(UserError, word=message):
         largest_difference(part, run)
 
 
@@ -287,7 +279,7 @@ def test_images_of_another_shape_are_a_bug() -> None:
 
 def test_a_diverged_checkpoint_is_named_as_such() -> None:
     part = imagined(nn.Identity(), lambda image: image * float("nan"))
-    with pytest.raises(ValueError, match="the checkpoint makes NaN of random inputs: its training has diverged"):
+    with raises(CheckpointError, word="diverged"):
         largest_difference(part, lambda image: image)
 
 
@@ -314,5 +306,5 @@ def test_a_tracer_that_refuses_is_explained() -> None:
 
     part = replace(imagined(Stubborn(), None), sides=None)
     part = replace(part, draw=lambda count, seed, height, width: (torch.zeros(count, 1, 4, 4),))
-    with pytest.raises(ValueError, match=r"this translator cannot be traced by torch.export \(.+\): format=safetensors n"):
+    with raises(ConfigError, "format", word="torch.export"):
         traced(part)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from errors import raises
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
@@ -77,14 +78,14 @@ def test_extremes_are_the_smallest_and_the_largest_number():
     ("settings", "words"),
     [
         ({"duration": 0}, "duration=0"),
-        ({"begin": 100}, "duration=100 images must be above begin=100"),
-        ({"end": 1.0}, "start=1.0 and end=1.0 are the same"),
+        ({"begin": 100}, "duration=100"),
+        ({"end": 1.0}, "start=1.0"),
         ({"start": math.nan}, "start=nan"),
         ({"end": math.inf}, "end=inf"),
     ],
 )
 def test_a_schedule_that_is_none_is_refused(kind, settings, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, word=words):
         kind(**({"start": 1.0, "end": 2.0, "duration": 100} | settings))
 
 
@@ -207,11 +208,11 @@ def test_a_duration_is_a_number_of_images_where_a_schedule_takes_numbers():
     [
         ({"_target_": "genimg.methods.latent.Truncated", "dim": 4, "limit": RAMP}, "model.limit"),
         ({"_target_": "torch.nn.Linear", "in_features": 4, "out_features": RAMP}, "model.out_features"),
-        ({"_target_": "torch.nn.Sequential", "_args_": [RAMP]}, r"model._args_\[0\]"),
+        ({"_target_": "torch.nn.Sequential", "_args_": [RAMP]}, "model._args_[0]"),
     ],
 )
 def test_a_schedule_where_none_is_taken_is_refused(node, key):
-    with pytest.raises(ValueError, match=f"{key} takes no schedule"):
+    with raises(ValueError, word=key):
         BUILDER.build(node, "model")
 
 
@@ -294,9 +295,9 @@ def test_the_r3gan_experiment_follows_its_source():
 def test_a_warm_up_beside_a_schedule_is_refused():
     settings = {"likelihood": Bernoulli(binarisation="none"), "num_samples": 1, "free_bits": 0.0}
     line = Linear(start=0.0, end=3.0, duration=NumImages(100))
-    with pytest.raises(ValueError, match=r"^warm_up has no effect, because kl_weight is a schedule"):
+    with raises(ValueError, "warm_up", word="kl_weight"):
         ELBO(**settings, kl_weight=line, warm_up=NumImages(5), capacity=None, capacity_growth=NumImages(0))
-    with pytest.raises(ValueError, match=r"^capacity_growth has no effect, because capacity is a schedule"):
+    with raises(ValueError, "capacity_growth", word="schedule"):
         ELBO(**settings, kl_weight=1.0, warm_up=NumImages(0), capacity=line, capacity_growth=NumImages(5))
 
 

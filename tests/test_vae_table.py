@@ -1,6 +1,6 @@
 """Every autoencoder with every bound, likelihood and condition that it takes, through the command line.
 
-Each cell trains, is stopped and resumed bit for bit, and is sampled. All pairs of model and bound are there, with likelihoods
+Each row trains, is stopped and resumed bit for bit, and is sampled. All pairs of model and bound are there, with likelihoods
 in turn; ``test_build`` builds all triples.
 """
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import tiny
-import torch
+from command_table import options, succeed, walk
 from omegaconf import OmegaConf
-from test_gan_table import compare, options, run
+from sampling import sampled
 
 from genimg.utils.paths import config_dir
 
@@ -34,8 +34,10 @@ def cell(model: str, *settings: str) -> list[str]:
     return [f"model={model}", *tiny.AUTOENCODERS[model], *settings]
 
 
-# Of other families: a line a cell, with what makes it one.
+# Of two latents, and of other families: a line a row, with what makes it one.
 OTHERS = {
+    "two_latents": TWO_LATENTS,
+    "two_latents_labels": [*TWO_LATENTS, "conditioning=concat"],
     "vae_gan": cell("vae_gan", "conditioning=concat"),
     "wae": cell("wae"),
     "wae_labels": cell("wae_small", "conditioning=concat", "model.num_components=1"),
@@ -46,26 +48,6 @@ OTHERS = {
     "vq_vae_stages": cell("vq_vae", "model.autoencoder_until=1 steps", "model.prior_from=1 steps", "conditioning=concat"),
     "vq_vae_gradient": cell("vq_vae", "model.quantizer.decay=null", "model.quantizer.restart_below=null", "loss=l1"),
 }
-
-
-def walk(cells: dict[str, list[str]], folder: Path) -> None:
-    """Train each cell's arguments in one go and in two, compare, and sample."""
-    commands = []
-    for name, arguments in cells.items():
-        for run_dir, steps in ((f"{name}/whole", 2), (f"{name}/parts", 1), (f"{name}/parts", 2)):
-            commands.append(["train", *COMMON, *arguments, f"trainer.duration={steps} steps", f"run_dir={run_dir}"])
-        commands.append(["sample", f"ckpt={name}/parts", "num_images=2"])
-    outcomes, output = run(commands, folder)
-    assert outcomes == [0] * len(commands), output
-    for name in cells:
-        whole, parts = (
-            torch.load(folder / name / run_dir / "checkpoints/last.pt", weights_only=True) for run_dir in ("whole", "parts")
-        )
-        assert whole["training"]["images"] == parts["training"]["images"] == 8
-        for key in ("method", "optimizers", "means"):
-            differ = [path for path, same in compare(whole[key], parts[key], key) if not same]
-            assert not differ, (name, differ[:5])
-        assert (folder / name / "parts/samples-seed0/000001.png").stat().st_size > 0
 
 
 def targets(group: str) -> dict[str, str | None]:
@@ -86,32 +68,40 @@ def test_the_table_has_every_model_bound_and_likelihood() -> None:
     assert options("likelihood") - {"none"} == set(LIKELIHOODS)
 
 
-@pytest.mark.parametrize("model", BOUNDED)
-def test_every_model_trains_resumes_and_samples_with_every_bound(model: str, tmp_path: Path) -> None:
-    """With another likelihood each, and every other one on labels."""
-    cells = {}
-    for number, loss in enumerate(BOUNDS):
-        place = BOUNDED.index(model) * len(BOUNDS) + number
-        labels = ["conditioning=concat"] if (number + BOUNDED.index(model)) % 2 else []
-        cells[loss] = cell(model, f"loss={loss}", f"likelihood={LIKELIHOODS[place % len(LIKELIHOODS)]}", *labels)
-    walk(cells, tmp_path)
+def bounds() -> list[tuple[str, str, str, str]]:
+    """Model, bound, likelihood and conditioning: all pairs of the first two, with the others in turn."""
+    pairs = [(model, loss) for model in BOUNDED for loss in BOUNDS]
+    places = [BOUNDED.index(model) + BOUNDS.index(loss) for model, loss in pairs]
+    return [
+        (*pair, LIKELIHOODS[number % len(LIKELIHOODS)], "concat" if place % 2 else "none")
+        for number, (pair, place) in enumerate(zip(pairs, places, strict=True))
+    ]
 
 
-def test_two_latents_train_resume_and_sample_with_and_without_labels(tmp_path: Path) -> None:
-    walk({"plain": TWO_LATENTS, "labels": [*TWO_LATENTS, "conditioning=concat"]}, tmp_path)
+@pytest.mark.parametrize(("model", "loss", "likelihood", "way"), sampled(bounds(), lambda row: row))
+def test_every_model_trains_resumes_and_samples_with_every_bound(
+    model: str, loss: str, likelihood: str, way: str, tmp_path: Path
+) -> None:
+    resume_and_sample(cell(model, f"loss={loss}", f"likelihood={likelihood}", f"conditioning={way}"), tmp_path)
 
 
-def test_every_other_autoencoder_trains_resumes_and_samples(tmp_path: Path) -> None:
-    walk(OTHERS, tmp_path)
+@pytest.mark.parametrize("name", sampled(OTHERS, lambda name: [OTHERS[name][0], "labels" in name]))
+def test_every_other_autoencoder_trains_resumes_and_samples(name: str, tmp_path: Path) -> None:
+    resume_and_sample(OTHERS[name], tmp_path)
 
 
-@pytest.mark.parametrize(
-    "experiment", [name for name in sorted(options("experiment")) if tiny.model_of(name) in tiny.AUTOENCODERS]
-)
+def resume_and_sample(arguments: list[str], folder: Path) -> None:
+    walk([*COMMON, *arguments], folder, ["sample", "ckpt=parts", "num_images=2"], steps=2)
+    assert (folder / "parts/samples-seed0/000001.png").stat().st_size > 0
+
+
+EXPERIMENTS = [name for name in sorted(options("experiment")) if tiny.model_of(name) in tiny.AUTOENCODERS]
+
+
+@pytest.mark.parametrize("experiment", sampled(EXPERIMENTS, lambda name: [tiny.model_of(name)]))
 def test_every_experiment_takes_two_steps_on_tiny_images(experiment: str, tmp_path: Path) -> None:
     sizes = tiny.AUTOENCODERS[tiny.model_of(experiment)]
     # Drawn shapes have no test split to hold out.
     images = ["data=shapes", "data.validation=0", "trainer.duration=8 images", "trainer.checkpoint_interval=8 images"]
-    outcomes, output = run([["train", f"experiment={experiment}", *COMMON, *sizes, *images, "run_dir=run"]], tmp_path)
-    assert outcomes == [0], output
+    succeed([["train", f"experiment={experiment}", *COMMON, *sizes, *images, "run_dir=run"]], tmp_path)
     assert (tmp_path / "run/checkpoints/last.pt").is_file()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from command_runs import GAN, VAE, Commands
+from errors import raises
 
 import genimg
 from genimg.api.train import alone_in_run, remove_if_nothing_began
@@ -209,7 +210,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="trian"):
+    with raises(AttributeError, word="trian"):
         genimg.trian  # noqa: B018
 
 

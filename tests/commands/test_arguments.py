@@ -5,14 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from errors import raises
 
-from genimg.commands.arguments import (
-    arguments_of_rank,
-    continued_in_its_own_directory,
-    in_hydras_order,
-    value_of,
-    with_runs,
-)
+from genimg.commands.arguments import arguments_of_rank, continued_in_its_own_directory, in_hydras_order, value_of, with_runs
 from genimg.errors import CheckpointError, ConfigError
 
 
@@ -35,7 +30,7 @@ def test_overrides_may_follow_flags(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [["--config-dir", "nowhere", "a=1"], ["--config-dir=nowhere"], ["-cd", "nowhere"]])
 def test_a_directory_of_configs_must_exist(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="nowhere does not exist"):
+    with raises(ConfigError, word="nowhere"):
         in_hydras_order(arguments)
 
 
@@ -54,7 +49,7 @@ def test_a_checkpoint_continues_in_its_run_and_one_that_lies_elsewhere_needs_a_d
     (tmp_path / "alone.pt").touch()
     for resume in ("run", "run/checkpoints", "run/checkpoints/last.pt"):
         assert continued_in_its_own_directory([f"resume={resume}"]) == [f"resume={resume}", "run_dir='run'"]
-    with pytest.raises(CheckpointError, match="run_dir=DIR") as caught:
+    with raises(CheckpointError, "resume", word="run_dir") as caught:
         continued_in_its_own_directory(["resume=alone.pt"])
     assert caught.value.key == "resume"
     assert continued_in_its_own_directory(["resume=alone.pt", "run_dir=other"]) == ["resume=alone.pt", "run_dir=other"]
@@ -88,7 +83,7 @@ def test_a_restarted_training_continues_from_its_newest_checkpoint(
 
 def test_restarts_without_a_run_directory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
-    with pytest.raises(ValueError, match=r"--max-restarts needs a fixed run_dir=DIR"):
+    with raises(ConfigError, word="max-restarts"):
         arguments_of_rank(["model=dcgan"])
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_table import run
 from PIL import Image
 from test_evaluate import Command
-from test_gan_table import run
 
 pytestmark = pytest.mark.usefixtures("unchanged_process")
 
@@ -78,10 +78,7 @@ def test_images_of_a_folder_are_brought_to_the_models_size(evaluate: Command, tm
         (["ckpt=vae", "split=test"], "split=test: the data has no splits: use real=DIR"),
         (["ckpt=vae", "split=test", "real=shapes"], "split=test is of the checkpoint's own data, and real=shapes names others"),
         (["ckpt=vae", "evaluation=shapes", "num_samples=4"], "num_samples=4 is for evaluation=likelihood"),
-        (
-            ["ckpt=gan", "evaluation=likelihood"],
-            "this evaluation needs a model with a likelihood, such as vae, and a GAN",
-        ),
+        (["ckpt=gan", "evaluation=likelihood"], "this evaluation needs a model with a likelihood, such as vae, and a GAN"),
         (["ckpt=labels", "real=photos"], "real=photos: the model reads labels, and the classes of these images are none"),
         (["images=photos", "real=shapes", "split=test"], "split=test has no effect on images that exist already: remove it"),
     ],

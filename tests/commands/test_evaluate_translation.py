@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from command_table import run
 from PIL import Image
 from test_evaluate import Command
-from test_gan_table import run
 from test_translation_table import COMMON, PATCHES, RESTORATION, SHAPES
 
 pytestmark = pytest.mark.usefixtures("unchanged_process")
@@ -132,10 +132,7 @@ def test_the_table_has_a_row_for_each_image_the_worst_first(run_dir: str, count:
     assert len(set(ratios)) == count
     for metric, value in record["metrics"].items():
         assert np.mean([float(row[f"{metric} model"]) for row in rows]) == pytest.approx(value, rel=1e-5)
-    assert list(rows[0]) == [
-        "image",
-        *(f"{metric} {name}" for name in ("model", "source") for metric in METRICS[run_dir]),
-    ]
+    assert list(rows[0]) == ["image", *(f"{metric} {name}" for name in ("model", "source") for metric in METRICS[run_dir])]
 
 
 def test_a_row_of_the_table_is_the_image_of_that_number(evaluate: Command, home: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from errors import raises
 from fork_server import run_command, run_commands
 from hydra import compose, initialize_config_dir
 from PIL import Image
@@ -23,7 +24,7 @@ from genimg.api.checkpoints import TrainedCheckpoint
 from genimg.commands import export as command
 from genimg.commands.export import export
 from genimg.commands.sample import sample
-from genimg.errors import CheckpointError, UserError
+from genimg.errors import CheckpointError, ConfigError, UserError
 from genimg.exporting import writing
 from genimg.exporting.formats import FORMATS
 from genimg.exporting.rebuilding import rebuilt
@@ -244,19 +245,16 @@ def test_weights_become_the_network_again(name: str, runs: Path, tmp_path: Path)
         image = torch.rand(1, 3, 12, 16) * 2 - 1
         assert (network(image) - method.translate(image).clamp(-1, 1)).abs().max() <= 1e-4
     whole = file.read_bytes()
-    for content, message in (
-        (whole[: len(whole) // 2], "is no whole .safetensors file"),
-        (b"", "is no whole .safetensors file"),
-    ):
+    for content in (whole[: len(whole) // 2], b""):
         file.write_bytes(content)
-        with pytest.raises(ValueError, match=message):
+        with raises(CheckpointError, word="whole"):
             rebuilt(file)
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(1)}, str(file))
-    with pytest.raises(ValueError, match="was not written by genimg-export"):
+    with raises(CheckpointError, word="genimg-export"):
         rebuilt(file)
-    with pytest.raises(CheckpointError, match="does not exist: name a file"):
+    with raises(CheckpointError, word="exist"):
         rebuilt(tmp_path / "nothing.safetensors")
 
 
@@ -264,26 +262,26 @@ def test_weights_become_the_network_again(name: str, runs: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "setting"),
     [
-        (["format=onnx", "output=made.pt2"], "output=made.pt2 must end in .onnx, as files of format=onnx do"),
-        (["output=made"], "output=made must end in .pt2"),
-        (["truncation=-1"], "truncation=-1 must be a number, 0 or more, or null for none"),
-        (["+weights=ema"], "unknown key weights"),
-        (["+directon=a2b"], "unknown key directon (did you mean 'direction'?)"),
-        (["direction=a2b"], "direction=a2b has no effect on the export of a VAE"),
+        (["format=onnx", "output=made.pt2"], "output=made.pt2"),
+        (["output=made"], "output=made"),
+        (["truncation=-1"], "truncation=-1"),
+        (["+weights=ema"], "weights"),
+        (["+directon=a2b"], "directon"),
+        (["direction=a2b"], "direction=a2b"),
     ],
 )
-def test_a_wrong_value_is_refused(overrides: list[str], message: str, runs: Path) -> None:
+def test_a_wrong_value_is_refused(overrides: list[str], setting: str, runs: Path) -> None:
     before = sorted(runs.rglob("*"))
-    with pytest.raises(ValueError, match="^" + message.replace("(", r"\(").replace(")", r"\)").replace("?", r"\?")):
+    with raises(ConfigError, setting):
         run_export(f"ckpt={runs / 'vae'}", *overrides)
     assert sorted(runs.rglob("*")) == before
 
 
 def test_a_directory_is_no_output(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "made.pt2").mkdir()
-    with pytest.raises(ValueError, match=r"made.pt2 is a directory: name a file"):
+    with raises(ConfigError, "output", word="directory"):
         run_export(f"ckpt={runs / 'vae'}", f"output={tmp_path / 'made.pt2'}")
 
 
@@ -292,9 +290,7 @@ def test_a_missing_package_is_named_with_the_extra(runs: Path, monkeypatch: pyte
         with monkeypatch.context() as patch:
             for package in FORMATS[kind].packages:
                 patch.setitem(sys.modules, package, None if package == missing else json)  # type: ignore[arg-type]
-            with pytest.raises(
-                ValueError, match=rf"format={kind} needs the package {missing} \(.*\): pip install 'genimg\[export\]'"
-            ):
+            with raises(ConfigError, f"format={kind}"):
                 run_export(f"ckpt={runs / 'vae'}", f"format={kind}")
 
 
@@ -303,7 +299,7 @@ def test_a_file_that_fails_the_check_is_not_left(runs: Path, tmp_path: Path, mon
     output.write_bytes(OLDER)
     right = writing.open_pt2
     monkeypatch.setattr(writing, "open_pt2", lambda *of: lambda *inputs: right(*of)(*inputs) + 0.01)
-    with pytest.raises(UserError, match=r"the exported decoder differs from the checkpoint by 0.01 for a batch of 1"):
+    with raises(UserError, word="exported"):
         run_export(f"ckpt={runs / 'vae'}", f"output={output}")
     assert [path.name for path in tmp_path.iterdir()] == ["made.pt2"]
     assert output.read_bytes() == OLDER
@@ -311,7 +307,7 @@ def test_a_file_that_fails_the_check_is_not_left(runs: Path, tmp_path: Path, mon
 
 def test_a_file_of_another_program_is_not_replaced(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "made.pt2").write_bytes(b"weights")
-    with pytest.raises(ValueError, match=r"made\.pt2 exists, and genimg-export did not write it"):
+    with raises(ConfigError, "output", word="genimg-export"):
         run_export(f"ckpt={runs / 'vae'}", f"output={tmp_path / 'made.pt2'}")
     assert (tmp_path / "made.pt2").read_bytes() == b"weights"
 
@@ -326,6 +322,6 @@ def test_an_operator_without_onnx_form_is_named(runs: Path, tmp_path: Path, monk
         return part
 
     monkeypatch.setattr(command, "exportable", with_cummax)
-    with pytest.raises(ValueError, match=r"^format=onnx: .*aten.cummax.*: use format=pt2$"):
+    with raises(ConfigError, "format=onnx"):
         run_export(f"ckpt={runs / 'vae'}", "format=onnx", f"output={tmp_path / 'made.onnx'}")
     assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fork_server import run_command
 from pretend_runs import write_run, write_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,7 +85,7 @@ def test_what_a_user_can_cause_is_one_line(tmp_path: Path, arguments: tuple[str,
 
 
 def test_a_run_writes_its_own_report_and_lives_without(tmp_path: Path) -> None:
-    result = run("train", *SMALL, "run_dir=run", cwd=tmp_path)
+    result = run_command("train", *SMALL, "run_dir=run", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"^report: +run/report.html$", result.stdout + result.stderr, re.MULTILINE)
     text = (tmp_path / "run" / "report.html").read_text()
@@ -94,7 +95,7 @@ def test_a_run_writes_its_own_report_and_lives_without(tmp_path: Path) -> None:
     for name in ("report.html", "report.csv", "report.md"):
         (tmp_path / "run" / name).unlink()
     (tmp_path / "run" / "report.html").mkdir()
-    again = run("train", "resume=run", "trainer.duration=5 steps", cwd=tmp_path)
+    again = run_command("train", "resume=run", "trainer.duration=5 steps", cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "report.html cannot be written" in again.stdout + again.stderr
     assert (tmp_path / "run" / "summary.json").is_file()

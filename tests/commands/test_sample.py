@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from errors import raises
 from fork_server import run_command
 from hydra import compose, initialize_config_dir
 from PIL import Image
@@ -24,7 +24,7 @@ from genimg.config import instantiate
 from genimg.data.captions import encode
 from genimg.data.datasets.builtin import folder as folder_of_images
 from genimg.data.datasets.npz import npz
-from genimg.errors import CheckpointError, ConfigError
+from genimg.errors import CheckpointError, ConfigError, DataError
 from genimg.inference.conditions import find_conditions
 from genimg.inference.sample_files import Archive
 from genimg.methods.base import Method
@@ -162,8 +162,7 @@ def test_a_class_has_a_name_where_the_checkpoint_knows_it(runs: Path, tmp_path: 
     torch.save(state, tmp_path / "nameless.pt")
     run_sample(f"ckpt={tmp_path / 'nameless.pt'}", "label=1", "num_images=2")
     assert (tmp_path / "samples-seed0-label1.png").is_file()
-    message = r"label=cross is no class of this model: give a number from 0 to 4; this checkpoint does not say what"
-    with pytest.raises(ValueError, match=f"^{message} its classes are called$"):
+    with raises(ConfigError, "label=cross"):
         run_sample(f"ckpt={tmp_path / 'nameless.pt'}", "label=cross")
 
 
@@ -183,7 +182,7 @@ def test_classes_called_by_numbers_are_drawn_by_their_names() -> None:
     model, names = tiny.conditional_gan("projection", 5), ["1", "2", "3", "4", "5"]
     conditions = find_conditions(model, names, label=[1, "2", "index:2"], text=None)
     assert [(each.name, int(each.row["label"])) for each in conditions] == [("1", 0), ("2", 1), ("3", 2)]
-    with pytest.raises(ValueError, match="label=0"):
+    with raises(ConfigError, "label=0"):
         find_conditions(model, names, label=0, text=None)
 
 
@@ -191,10 +190,9 @@ def test_classes_called_by_numbers_are_drawn_by_their_names() -> None:
 @pytest.mark.parametrize("value", ["nmae3", -1, 100])
 def test_a_wrong_label_is_told_the_numbers_and_ten_names(value: object, count: int, rest: str) -> None:
     names = [f"name{i}" for i in range(count)]
-    close = " (did you mean 'name3'?)" if value == "nmae3" else ""
-    known = f"give a number from 0 to {count - 1} or a name: {', '.join(names[:9])}, {rest}"
-    with pytest.raises(ValueError, match=re.escape(f"label={value} is no class of this model{close}: {known}") + "$"):
+    with raises(ConfigError, f"label={value}", word=f"{', '.join(names[:9])}, {rest}") as caught:
         find_conditions(tiny.conditional_gan("projection", count), names, label=value, text=None)
+    assert ("'name3'" in str(caught.value)) == (value == "nmae3")
 
 
 # Captions
@@ -248,7 +246,7 @@ def test_truncated_latents_have_the_quantiles_of_the_narrower_distribution(laten
 
 @pytest.mark.parametrize(("latent", "own"), [(Uniform(dim=4), "1"), (Truncated(dim=4, limit=0.5), "0.5")])
 def test_a_truncation_without_effect_is_refused(latent: Latent, own: str) -> None:
-    with pytest.raises(ValueError, match=rf"truncation=1\.5 has no effect on latents within \[-{own}, {own}\]"):
+    with raises(ConfigError, "truncation=1.5"):
         latent.truncated(torch.zeros(3), 1.5)
 
 
@@ -293,7 +291,7 @@ def test_at_0_a_stylegan2_makes_its_average_image(runs: Path) -> None:
 
 
 def test_a_method_without_latents_has_nothing_to_truncate() -> None:
-    with pytest.raises(ValueError, match=r"truncation=0\.5 has no effect on a GAN, which has no latents"):
+    with raises(ConfigError, "truncation=0.5"):
         Method.truncated(tiny.gan(), {}, 0.5)
 
 
@@ -365,7 +363,7 @@ def test_files_of_others_are_not_overwritten(runs: Path, tmp_path: Path, neighbo
     before = sorted(tmp_path.rglob("*"))
     output = {"made": "made.npz"}.get(name := Path(neighbour).parts[0].split(".")[0], name)
     way = ["interpolate=linear", "num_images=2"] if name == "way" else ["num_images=2"]
-    with pytest.raises(ValueError, match=r"genimg(-sample)? did not write"):
+    with raises(ConfigError, "output", word="genimg"):
         run_sample(f"ckpt={runs / 'vae'}", *way, f"output={tmp_path / output}")
     assert (tmp_path / neighbour).read_text() == "mine"
     assert sorted(tmp_path.rglob("*")) == before
@@ -457,7 +455,7 @@ def test_files_are_read_for_a_model_that_was_trained_on_images_from_python(photo
 
 
 def test_a_model_that_encodes_nothing_has_no_neighbourhood(runs: Path, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="near has no effect on a GAN, which encodes no images"):
+    with raises(ConfigError, "near", word="encodes"):
         run_sample(f"ckpt={runs / 'labels'}", f"near={photos / 'a.png'}", "label=1", f"output={tmp_path / 'out'}")
     assert not (tmp_path / "out").exists()
 
@@ -465,7 +463,7 @@ def test_a_model_that_encodes_nothing_has_no_neighbourhood(runs: Path, photos: P
 def test_a_file_that_is_no_image_is_named(runs: Path, photos: Path, tmp_path: Path) -> None:
     (photos / "a.png").write_text("no image")
     for option in (f"near={photos / 'a.png'}", f"reconstruct={photos}"):
-        with pytest.raises(ValueError, match=r"a\.png .*no format that genimg reads"):
+        with raises(DataError, word="format"):
             run_sample(f"ckpt={runs / 'vae'}", option, f"output={tmp_path / 'out'}")
 
 
@@ -545,7 +543,7 @@ def test_a_truncated_way_stays_within_the_limit(runs: Path, tmp_path: Path, monk
 
 def test_a_method_without_latents_has_no_way(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(VAE, "draw", lambda self, indices, seed: {"noise": torch.zeros(len(indices), 3)})
-    with pytest.raises(ValueError, match="interpolate=linear: a VAE has no latents"):
+    with raises(ConfigError, "interpolate=linear"):
         run_sample(f"ckpt={runs / 'vae'}", "interpolate=linear")
 
 
@@ -553,52 +551,52 @@ def test_a_method_without_latents_has_no_way(runs: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides", "message"),
+    ("name", "overrides", "word"),
     [
-        ("vae", ["label=3"], r"label=3: this model was trained without labels and cannot be asked for one"),
-        ("vae", ["text=a ring"], r"text=a ring: this model was trained without captions"),
-        ("labels", ["text=a ring"], r"text=a ring: this model was trained without captions .*; it knows labels: give label="),
-        ("texts", ["label=1"], r"label=1: this model was trained without labels .*; it knows captions: give text="),
-        ("labels", ["label=-1"], r"label=-1 is no class of this model: give a number from 0 to 4"),
-        ("labels", ["label=[0,5]"], r"label=5 is no class of this model: give a number from 0 to 4"),
-        ("labels", ["label=1.5"], r"label=1\.5 is no class"),
-        ("labels", ["label=true"], r"label=True is no class"),
-        ("labels", ["label=circl"], r"label=circl is no class of this model"),
-        ("labels", ["label=[]"], r"label=\[\] names nothing"),
-        ("labels", ["label=[1,1]"], r"label=\[1, 1\] names square twice"),
-        ("texts", ["text=3"], r"text=3 is not text: put it in quotes, such as text=\"'3'\""),
-        ("texts", ["text=[a ring,'a ring!']"], r"text=\[.*\] names a-ring twice"),
-        ("vae", ["truncation=0"], r"truncation=0 leaves no latents to draw: choose a number above 0; 0 is for generators with"),
-        ("labels", ["truncation=0"], r"truncation=0 leaves no latents to draw: choose a number above 0"),
-        ("styles", ["truncation=-0.5"], r"truncation=-0\.5 must be a number, 0 or more"),
-        ("vae", ["truncation=nan"], r"truncation=nan must be a finite number"),
-        ("vae", ["noise=const"], r"noise=const has no effect on a VAE without noise in its network"),
-        ("vae", ["interpolate=linear", "num_images=1"], r"num_images=1 must be 2 or more to interpolate between them"),
-        ("vae", ["interpolate=linear", "frames=1"], r"frames=1 must be 2 or more"),
-        ("vae", ["class_folders=true"], r"class_folders=true needs a model with labels, and this one has none"),
-        ("vae", ["interpolate=linear", "class_folders=true"], r"class_folders=true is for single samples"),
-        ("vae", ["near=nowhere.png"], r"near=nowhere\.png does not exist: give an image"),
-        ("vae", ["near=."], r"near=\. is a directory: give one image"),
-        ("vae", ["near=x.png", "spread=-1"], r"spread=-1 must be a number of standard deviations, 0 or more"),
-        ("vae", ["spread=1"], r"spread=1 has no effect without near=IMAGE"),
-        ("vae", ["near=x.png", "truncation=1"], r"truncation=1 has no effect with near=: remove one of them"),
-        ("vae", ["near=x.png", "reconstruct=x.png"], r"near=x\.png has no effect with reconstruct=: remove one of them"),
-        ("vae", ["reconstruct=nowhere"], r"reconstruct=nowhere does not exist: give an image or a directory of images"),
-        ("labels", ["reconstruct=x.png", "label=0"], r"reconstruct=x\.png is for autoencoders, .*, and this model is a GAN"),
-        ("digits", ["reconstruct=x.png"], r"reconstruct=x\.png: this model reads a label with every image: say which"),
-        ("digits", ["near=x.png", "label=[0,1]"], r"near=x\.png goes with one condition, not 2: give one label or text"),
-        ("vae", ["frames=8"], r"frames=8 has no effect on single images: remove it, or .* interpolate=linear or spherical"),
-        ("vae", ["frames_per_second=20"], r"frames_per_second=20 has no effect on single images"),
-        ("vae", ["interpolate=linear", "frames_per_second=0"], r"frames_per_second=0 must be a number above 0"),
-        ("vae", ["batch_size=0"], r"batch_size=0 must be 1 or more"),
-        ("labels", ["interpolate=linear"], r"interpolate=linear goes between latents, all with one label: .* label=\.\.\."),
-        ("texts", ["interpolate=linear"], r"interpolate=linear goes between latents, all with one caption: .* text=\.\.\."),
+        ("vae", ["label=3"], "label=3"),
+        ("vae", ["text=a ring"], "text=a ring"),
+        ("labels", ["text=a ring"], "text=a ring"),
+        ("texts", ["label=1"], "label=1"),
+        ("labels", ["label=-1"], "label=-1"),
+        ("labels", ["label=[0,5]"], "label=5"),
+        ("labels", ["label=1.5"], "label=1.5"),
+        ("labels", ["label=true"], "label=True"),
+        ("labels", ["label=circl"], "label=circl"),
+        ("labels", ["label=[]"], "label=[]"),
+        ("labels", ["label=[1,1]"], "label=[1, 1]"),
+        ("texts", ["text=3"], "text=3"),
+        ("texts", ["text=[a ring,'a ring!']"], "twice"),
+        ("vae", ["truncation=0"], "truncation=0"),
+        ("labels", ["truncation=0"], "truncation=0"),
+        ("styles", ["truncation=-0.5"], "truncation=-0.5"),
+        ("vae", ["truncation=nan"], "truncation=nan"),
+        ("vae", ["noise=const"], "noise=const"),
+        ("vae", ["interpolate=linear", "num_images=1"], "num_images=1"),
+        ("vae", ["interpolate=linear", "frames=1"], "frames=1"),
+        ("vae", ["class_folders=true"], "class_folders=true"),
+        ("vae", ["interpolate=linear", "class_folders=true"], "class_folders=true"),
+        ("vae", ["near=nowhere.png"], "near=nowhere.png"),
+        ("vae", ["near=."], "near=."),
+        ("vae", ["near=x.png", "spread=-1"], "spread=-1"),
+        ("vae", ["spread=1"], "spread=1"),
+        ("vae", ["near=x.png", "truncation=1"], "truncation=1"),
+        ("vae", ["near=x.png", "reconstruct=x.png"], "near=x.png"),
+        ("vae", ["reconstruct=nowhere"], "reconstruct=nowhere"),
+        ("labels", ["reconstruct=x.png", "label=0"], "reconstruct=x.png"),
+        ("digits", ["reconstruct=x.png"], "reconstruct=x.png"),
+        ("digits", ["near=x.png", "label=[0,1]"], "near=x.png"),
+        ("vae", ["frames=8"], "frames=8"),
+        ("vae", ["frames_per_second=20"], "frames_per_second=20"),
+        ("vae", ["interpolate=linear", "frames_per_second=0"], "frames_per_second=0"),
+        ("vae", ["batch_size=0"], "batch_size=0"),
+        ("labels", ["interpolate=linear"], "interpolate=linear"),
+        ("texts", ["interpolate=linear"], "interpolate=linear"),
     ],
 )  # fmt: skip
 def test_bad_requests_are_refused_before_anything_is_written(
-    runs: Path, tmp_path: Path, name: str, overrides: list[str], message: str
+    runs: Path, tmp_path: Path, name: str, overrides: list[str], word: str
 ) -> None:
-    with pytest.raises((ValueError, FileNotFoundError), match=f"^{message}"):
+    with raises((ValueError, FileNotFoundError), word=word):
         run_sample(f"ckpt={runs / name}", *overrides, f"output={tmp_path / 'out'}")
     assert not list(tmp_path.iterdir())
 
@@ -612,6 +610,6 @@ def test_a_model_that_has_diverged_writes_no_black_images(runs: Path, tmp_path: 
     checkpoint.save({key: part for key, part in state.items() if key not in ("format", "version")}, tmp_path / "diverged.pt")
     for more in ([], ["interpolate=linear", "frames=3", "label=0"]):
         words = [f"ckpt={tmp_path / 'diverged.pt'}", "num_images=2", f"output={tmp_path / 'made'}", *more]
-        with pytest.raises(CheckpointError, match="diverged"):
+        with raises(CheckpointError, word="diverged"):
             run_sample(*words)
         assert [path.name for path in tmp_path.iterdir()] == ["diverged.pt"]

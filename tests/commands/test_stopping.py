@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sampling import only_with_all
 
 TRAIN = [sys.executable, "-c", "from genimg.cli import train; train()"]
 TINY = [
@@ -61,7 +62,7 @@ def expect_a_saved_stop(run_dir: Path) -> int:
     return summary["images"]
 
 
-@pytest.mark.parametrize("reader", ["tee {log}", "head -n 1"])
+@pytest.mark.parametrize("reader", ["tee {log}", only_with_all("head -n 1")])
 def test_ctrl_c_behind_a_pipe_saves_and_the_run_goes_on(tmp_path: Path, reader: str) -> None:
     run_dir = tmp_path / "run"
     process = behind_a_pipe(run_dir, reader.format(log=tmp_path / "log"))
@@ -76,7 +77,7 @@ def test_ctrl_c_behind_a_pipe_saves_and_the_run_goes_on(tmp_path: Path, reader: 
         assert json.loads((run_dir / "summary.json").read_text())["images"] == images + 32
 
 
-@pytest.mark.parametrize(("name", "output"), [("SIGTERM", "/dev/full"), ("SIGUSR1", "closed")])
+@pytest.mark.parametrize(("name", "output"), [only_with_all(("SIGTERM", "/dev/full")), ("SIGUSR1", "closed")])
 def test_a_signal_saves_when_nothing_can_be_written(tmp_path: Path, name: str, output: str) -> None:
     run_dir = tmp_path / "run"
     redirection = ">&- 2>&- <&-" if output == "closed" else f"> {output} 2>&1"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from errors import raises
 from fork_server import run_command, run_commands
 from hydra import compose, initialize_config_dir
 from PIL import Image
@@ -21,6 +22,7 @@ from genimg.commands.translate import translate
 from genimg.data.tasks.base import Pair, Task
 from genimg.data.tasks.degradations import Colorize, Denoise, Edges, SuperResolution
 from genimg.data.tasks.edges import Sobel
+from genimg.errors import CheckpointError, ConfigError, DataError
 from genimg.inference.translate import image_channels
 from genimg.methods.image_to_image import Translation
 from genimg.utils.images import to_uint8
@@ -221,12 +223,8 @@ def test_overwrite_replaces_an_own_folder_whole_and_no_other(runs: Path) -> None
     Path("theirs").mkdir()
     Path("theirs/a.png").write_text("theirs")
     Path("new.png").write_text("theirs")
-    for output, message in (
-        ("out", "holds notes.txt"),
-        ("theirs", "holds files that"),
-        ("new", "the grid of output=new would"),
-    ):
-        with pytest.raises(ValueError, match=message):
+    for output, word in (("out", "notes.txt"), ("theirs", "files"), ("new", "grid")):
+        with raises(ConfigError, "output", word=word):
             run_translate(runs / "denoise", "input=photos", f"output={output}", "overwrite=true")
     assert files("out") == ["c.png", "notes.txt"]
     assert Path("theirs/a.png").read_text() == Path("new.png").read_text() == "theirs"
@@ -247,7 +245,7 @@ def of_pairs(runs: Path, home: Path) -> Path:
 
 def test_pairs_in_one_file_are_noticed_and_a_half_can_be_taken(runs: Path, of_pairs: Path) -> None:
     write_images(Path("pairs"), {"a.png": (16, 32), "b.png": (32, 64)})
-    with pytest.raises(ValueError, match=r"pairs/a.png of 16x32 pixels looks like two images side by side.*half=left"):
+    with raises(ConfigError, "half", word="looks"):
         run_translate(of_pairs, "input=pairs", "output=out")
     for half, columns in (("left", slice(16)), ("right", slice(16, 32)), ("whole", slice(None))):
         Path(f"alone-{half}").mkdir()
@@ -263,7 +261,7 @@ def test_other_shapes_and_odd_widths(of_pairs: Path) -> None:
     run_translate(of_pairs, "input=photos", "output=out")
     assert files("out") == ["a.png", "b.png"]
     write_images(Path("odd"), {"a.png": (16, 31)})
-    with pytest.raises(ValueError, match=r"half=left: odd/a.png has a width of 31 pixels"):
+    with raises(ConfigError, "half=left"):
         run_translate(of_pairs, "input=odd", "output=out2", "half=left")
 
 
@@ -340,7 +338,7 @@ def test_images_are_read_with_the_channels_that_the_task_makes_sources_of(
 
 
 def test_sources_that_no_image_file_has_are_refused() -> None:
-    with pytest.raises(ValueError, match="sources of 2 channels, which image files do not have"):
+    with raises(CheckpointError, word="channels"):
         image_channels(Pair(source_channels=2), 2)
 
 
@@ -365,19 +363,19 @@ def test_tiles_make_the_same_image_and_the_network_sees_no_more(runs: Path, monk
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides", "message"),
+    ("name", "overrides", "setting"),
     [
-        ("cyclegan", ["tile=66"], "tile=66 must be a multiple of 4 pixels, as this model's images: set tile=64"),
-        ("cyclegan", ["tile=2", "overlap=0"], "tile=2 must be a multiple of 4 pixels, as this model's images: set tile=8"),
-        ("cyclegan", ["tile=4", "overlap=1"], "tile=4 is too small for this model: set tile=8 or more"),
-        ("denoise", ["tile=64"], "overlap=32 must be less than half of tile=64: set overlap=31 or less"),
-        ("denoise", ["tile=0"], "tile=0 must be 1 or more pixels, or null"),
-        ("denoise", ["overlap=-1"], "overlap=-1 must be 0 or more"),
+        ("cyclegan", ["tile=66"], "tile=66"),
+        ("cyclegan", ["tile=2", "overlap=0"], "tile=2"),
+        ("cyclegan", ["tile=4", "overlap=1"], "tile=4"),
+        ("denoise", ["tile=64"], "overlap=32"),
+        ("denoise", ["tile=0"], "tile=0"),
+        ("denoise", ["overlap=-1"], "overlap=-1"),
     ],
 )
-def test_tiles_that_do_not_fit_are_refused(runs: Path, name: str, overrides: list[str], message: str) -> None:
+def test_tiles_that_do_not_fit_are_refused(runs: Path, name: str, overrides: list[str], setting: str) -> None:
     write_images(Path("photos"), {"a.png": (16, 16)})
-    with pytest.raises(ValueError, match=f"^{message}$"):
+    with raises(ConfigError, setting):
         run_translate(runs / name, "input=photos", "output=out", *overrides)
     assert not Path("out").exists()
 
@@ -385,10 +383,10 @@ def test_tiles_that_do_not_fit_are_refused(runs: Path, name: str, overrides: lis
 @pytest.mark.parametrize(
     ("overrides", "advice"),
     [
-        (["batch_size=1"], "set tile=256$"),
-        ([], "set tile=256 or a smaller batch_size$"),
-        (["tile=20", "overlap=4"], "set tile=8 or a smaller batch_size$"),
-        (["tile=8", "overlap=2", "batch_size=1"], "set another device$"),
+        (["batch_size=1"], "tile=256"),
+        ([], "tile=256 or a smaller batch_size"),
+        (["tile=20", "overlap=4"], "tile=8 or a smaller batch_size"),
+        (["tile=8", "overlap=2", "batch_size=1"], "device"),
     ],
 )
 def test_a_full_memory_says_what_to_set(runs: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], advice: str) -> None:
@@ -398,7 +396,7 @@ def test_a_full_memory_says_what_to_set(runs: Path, monkeypatch: pytest.MonkeyPa
     write_images(Path("photos"), {"a.png": (24, 40)})
     monkeypatch.setattr(Translation, "translate", full)
     monkeypatch.setattr("genimg.inference.translate.least_side", lambda *arguments: 8)
-    with pytest.raises(ValueError, match=f"^the memory is too small for photos/a.png of 24x40 pixels: {advice}"):
+    with raises(ConfigError, "tile", word=advice):
         run_translate(runs / "cyclegan", "input=photos", "output=out", *overrides)
     assert files("out") == []
 
@@ -422,7 +420,7 @@ def test_dropout_is_a_function_of_the_seed_and_the_images_number(runs: Path) -> 
 
 def test_training_mode_without_anything_to_train_is_refused(runs: Path) -> None:
     write_images(Path("photos"), {"a.png": (16, 16)})
-    with pytest.raises(ValueError, match=r"^model_mode=train has no effect on a model with neither dropout nor batch norm"):
+    with raises(ConfigError, "model_mode=train"):
         run_translate(runs / "denoise", "input=photos", "output=out", "model_mode=train")
 
 
@@ -430,37 +428,37 @@ def test_training_mode_without_anything_to_train_is_refused(runs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides", "message"),
+    ("name", "overrides", "word"),
     [
-        ("denoise", ["input=nowhere"], "input=nowhere does not exist: give an image or a directory of images"),
-        ("denoise", ["input=empty"], "input=empty holds no images: expected files such as"),
-        ("denoise", ["input=photos", "output=photos"], "output=photos is input itself: name a directory elsewhere"),
-        ("denoise", ["output=photos/made"], "output=photos/made is inside input=photos: name a directory elsewhere"),
-        ("denoise", ["output=."], "input=photos lies inside output=.: name another output"),
-        ("denoise", ["input=photos/a.png", "output=photos", "overwrite=true"], "input=photos/a.png lies inside output=photos"),
-        ("denoise", ["output=full"], "output=full exists and is not empty: choose another output, or replace it whole"),
-        ("denoise", ["output=full/file.txt"], "output=full/file.txt is a file: name a directory"),
-        ("denoise", ["output=made.png"], "output=made.png must be a directory, in which images keep their names"),
-        ("denoise", ["output=taken"], "the grid of output=taken would replace .*taken.png: move that away, or set overwrite"),
-        ("denoise", ["input=twice"], "twice/a.bmp and twice/a.png would both be written to a.png: rename one of them"),
-        ("denoise", ["input=links", "output=full", "overwrite=true"], "output=full would overwrite links/b.png, which is read"),
-        ("denoise", ["input=broken"], "broken/a.png .it is in no format that genimg reads., broken/b.png .* cannot be read"),
-        ("denoise", ["direction=a2b"], "direction=a2b: this model was trained to make a task's targets of its sources"),
-        ("pix2pix", ["direction=b2a"], "direction=b2a: this model was trained with data.direction=a2b, and knows no other"),
-        ("denoise", ["mask=photos"], "mask=photos has no effect: this model was trained without masks"),
-        ("inpaint", [], "mask is required, because this model fills holes: set mask=DIRECTORY"),
-        ("inpaint", ["mask=nowhere"], "mask=nowhere does not exist"),
-        ("inpaint", ["mask=empty"], "mask=empty has no mask of photos/a.png: expected files with the images' names"),
-        ("inpaint", ["mask=twice"], "mask=twice has a.bmp and a.png, of which only one can be an image's mask"),
-        ("inpaint", ["mask=large.png"], r"the mask large.png is 20x16 pixels, and its image photos/a.png is 16x20 pixels"),
-        ("inpaint", ["mask=masks", "output=masks/made"], "output=masks/made is inside mask=masks"),
-        ("denoise", ["batch_size=0"], "batch_size=0 must be 1 or more"),
-        ("denoise", ["+titel=3"], r"unknown key titel \(did you mean 'tile'\?\)"),
-        ("gan", [], "ckpt=.*gan: this model makes images from nothing: use genimg-sample"),
+        ("denoise", ["input=nowhere"], "input=nowhere"),
+        ("denoise", ["input=empty"], "input=empty"),
+        ("denoise", ["input=photos", "output=photos"], "output=photos"),
+        ("denoise", ["output=photos/made"], "output=photos/made"),
+        ("denoise", ["output=."], "input=photos"),
+        ("denoise", ["input=photos/a.png", "output=photos", "overwrite=true"], "input=photos/a.png lies"),
+        ("denoise", ["output=full"], "output=full"),
+        ("denoise", ["output=full/file.txt"], "output=full/file.txt"),
+        ("denoise", ["output=made.png"], "output=made.png"),
+        ("denoise", ["output=taken"], "output=taken"),
+        ("denoise", ["input=twice"], "twice/a.bmp"),
+        ("denoise", ["input=links", "output=full", "overwrite=true"], "links/b.png"),
+        ("denoise", ["input=broken"], "broken/a.png"),
+        ("denoise", ["direction=a2b"], "direction=a2b"),
+        ("pix2pix", ["direction=b2a"], "direction=b2a"),
+        ("denoise", ["mask=photos"], "mask=photos"),
+        ("inpaint", [], "mask is required"),
+        ("inpaint", ["mask=nowhere"], "mask=nowhere"),
+        ("inpaint", ["mask=empty"], "mask=empty"),
+        ("inpaint", ["mask=twice"], "mask=twice"),
+        ("inpaint", ["mask=large.png"], "photos/a.png"),
+        ("inpaint", ["mask=masks", "output=masks/made"], "output=masks/made"),
+        ("denoise", ["batch_size=0"], "batch_size=0"),
+        ("denoise", ["+titel=3"], "titel"),
+        ("gan", [], "genimg-sample"),
     ],
 )
 def test_bad_requests_are_refused_before_anything_is_written(
-    runs: Path, home: Path, name: str, overrides: list[str], message: str
+    runs: Path, home: Path, name: str, overrides: list[str], word: str
 ) -> None:
     write_images(home / "photos", {"a.png": (16, 20)})
     write_images(home, {"taken.png": (16, 16), "large.png": (20, 16)})
@@ -475,7 +473,7 @@ def test_bad_requests_are_refused_before_anything_is_written(
     write_images(home / "masks", {"a.png": (16, 20)})
     before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     given = {"input": "photos", "output": "out"} | dict(override.split("=", 1) for override in overrides)
-    with pytest.raises((ValueError, FileNotFoundError), match=f"^{message}"):
+    with raises((ValueError, FileNotFoundError), word=word):
         run_translate(runs / name, *(f"{key}={value}" for key, value in given.items()))
     assert {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} == before
     assert not (home / "out").exists()
@@ -496,7 +494,7 @@ def test_through_the_command_line_a_mistake_is_one_message(runs: Path) -> None:
 def test_sampling_from_a_translator_is_refused(runs: Path) -> None:
     with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
         composed = compose("sample", overrides=[f"ckpt={runs / 'cyclegan'}", "device=cpu"])
-    with pytest.raises(ValueError, match=r"cyclegan: this model translates images: use genimg-translate$"):
+    with raises(ConfigError, "ckpt", word="genimg-translate"):
         sample(composed)
 
 
@@ -504,7 +502,7 @@ def test_a_file_that_breaks_off_is_named_and_nothing_is_written(runs: Path) -> N
     write_images(Path("photos"), {"a.png": (40, 40), "b.png": (30, 30)})
     content = Path("photos/b.png").read_bytes()
     Path("photos/b.png").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"^photos/b.png cannot be decoded \(.*truncated.*\): repair or remove it"):
+    with raises(DataError, "photos", word="truncated"):
         run_translate(runs / "denoise", "input=photos", "output=out")
     assert not Path("out").exists()
 
@@ -514,6 +512,6 @@ def test_a_diverged_model_writes_nothing(runs: Path, monkeypatch: pytest.MonkeyP
     write_images(Path("photos"), {"a.png": (16, 16)})
     answer: Callable[..., Tensor] = lambda self, source, direction=None: source * value  # noqa: E731
     monkeypatch.setattr(Translation, "translate", answer)
-    with pytest.raises(ValueError, match=r"^photos/a.png: the model answers NaN or infinite values"):
+    with raises(CheckpointError, "photos", word="infinite"):
         run_translate(runs / "denoise", "input=photos", "output=out")
     assert files("out") == []

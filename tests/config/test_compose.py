@@ -3,6 +3,7 @@
 import pickle
 
 import pytest
+from errors import raises
 from omegaconf.errors import ReadonlyConfigError
 
 from genimg.config.compose import Config, compose, thaw
@@ -25,7 +26,7 @@ def test_nobody_writes_into_a_config_at_any_depth(view):
     config = Config(RAW)
     shown = config if view == "resolved" else config.raw
     for write in writes(shown):
-        with pytest.raises(TypeError, match="immutable"):
+        with raises(TypeError, word="immutable"):
             write()
     assert config == {"trainer": {"batch_size": 4, "sizes": [1, 2]}, "model": {"batch": 4}}
     assert config.raw == RAW

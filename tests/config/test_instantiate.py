@@ -12,9 +12,11 @@ import pytest
 import tiny
 import torch
 import torchvision.datasets
+from errors import raises
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
+from sampling import sampled
 from torch import nn
 
 from genimg.api.data import build_dataset
@@ -127,7 +129,12 @@ def loss_node(loss):
 MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS
 
 
-@pytest.mark.parametrize("model", options("model"))
+def family_of(model):
+    """The models of a family have one class: all GANs, and others by the beginning of their name, but for VAE-GAN."""
+    return "gan" if model in tiny.SIZES else model if model == "vae_gan" else model.partition("_")[0]
+
+
+@pytest.mark.parametrize("model", sampled(options("model"), lambda model: [family_of(model)]))
 def test_every_model_builds_with_every_loss_of_its_family_and_refuses_the_others(model, tmp_path):
     settings = MODELS[model]
     unpaired = "data=unpaired" in settings
@@ -146,7 +153,7 @@ def test_every_model_builds_with_every_loss_of_its_family_and_refuses_the_others
         if not isinstance(method, Translates):
             assert method.sample(method.draw(range(3), 0)).shape == (3, 3, 16, 16)
     for loss in set(options("loss")) - set(fitting):
-        with pytest.raises(ValueError, match="does not fit the model") as caught:
+        with raises(ConfigError, word="loss") as caught:
             check_pairing(own | {"loss": loss_node(loss)[1]}, BUILDER)
         assert str(caught.value).rpartition("loss=")[2].split(", ") == fitting
 
@@ -304,10 +311,10 @@ def test_settings_of_an_augmentation_that_is_not_chosen_build_none():
 def test_an_augmentation_of_your_own_must_be_allowed():
     config = resolve(*TINY) | {"data_augment": {"_target_": "fractions.Fraction"}}
     source = build_dataset(config, BUILDER)
-    with pytest.raises(ValueError, match=r"^data_augment\._target_=fractions\.Fraction is refused"):
+    with raises(ConfigError, "data_augment._target_=fractions.Fraction"):
         tiny.loader_of(config, source, BUILDER)
     allowed = Builder(allowed=(*ALLOWED, "fractions"))
-    with pytest.raises(AttributeError, match="check"):  # it was built
+    with raises(AttributeError, word="check"):  # it was built
         tiny.loader_of(config, source, allowed)
 
 
@@ -345,7 +352,7 @@ def test_a_bad_duration_names_its_key(override):
         "schedule": lambda: BUILDER.build(config["schedule"], "schedule"),
         "evaluation": lambda: build_scheduled_evaluator(config["evaluation"], BUILDER),
     }[override.split(".")[0]]
-    with pytest.raises(ValueError, match=rf"^{override} is not a duration: .*'25 epochs'"):
+    with raises(ConfigError, override):
         build_group()
 
 
@@ -371,14 +378,14 @@ def test_the_optimizer_override_that_the_help_shows_works_as_it_is_written():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("+optimizer_overrides.critic.lr=1", r"optimizer_overrides\.critic: .* but discriminator, generator"),
-        ("+optimizer_overrides.generator.learning_rate=1", r"unknown key optimizer\.learning_rate"),
+        ("+optimizer_overrides.critic.lr=1", "optimizer_overrides.critic"),
+        ("+optimizer_overrides.generator.learning_rate=1", "optimizer.learning_rate"),
     ],
 )
 def test_an_optimizer_override_without_effect_is_refused(override, message):
     config = resolve("model=dcgan_small", override, *TINY)
     method = tiny.method_of(config, build_dataset(config, BUILDER), BUILDER)
-    with pytest.raises(ValueError, match=message):
+    with raises(ConfigError, word=message):
         tiny.optimizers_of(config, method, BUILDER)
 
 
@@ -417,7 +424,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("target", REFUSED)
 def test_a_target_outside_the_allowed_packages_is_refused_by_key_and_name(target):
-    with pytest.raises(ValueError, match=rf"^model\.part\._target_={target}"):
+    with raises(ConfigError, f"model.part._target_={target}"):
         BUILDER.locate(target, "model.part")
 
 
@@ -427,21 +434,19 @@ def test_what_the_allowed_packages_define_may_be_built(target):
 
 
 def test_a_refused_target_says_how_to_allow_a_package_and_then_it_is_allowed():
-    with pytest.raises(ValueError, match=r"allow=\[fractions\]"):
+    with raises(ConfigError, "here._target_", word="fractions"):
         BUILDER.locate("fractions.Fraction", "here")
     builder = Builder(allowed=(*ALLOWED, "fractions"))
     assert builder.build({"_target_": "fractions.Fraction", "numerator": 1, "denominator": 3}, "here") * 3 == 1
 
 
 def test_a_misspelt_target_names_the_nearest():
-    with pytest.raises(
-        ValueError, match=r"^model\._target_=torch\.nn\.Linea: torch\.nn has no Linea \(did you mean 'Linear'\?\)"
-    ):
+    with raises(ConfigError, "model._target_=torch.nn.Linea"):
         BUILDER.locate("torch.nn.Linea", "model")
 
 
 def test_a_target_that_is_not_a_word_is_refused():
-    with pytest.raises(ValueError, match=r"model\._target_=5"):
+    with raises(ConfigError, "model._target_=5"):
         BUILDER.locate(5, "model")
 
 
@@ -471,7 +476,7 @@ HIDING_PLACES = {
 
 @pytest.mark.parametrize("hide", HIDING_PLACES.values(), ids=HIDING_PLACES)
 def test_code_in_a_config_is_refused_wherever_it_hides_and_does_not_run(hide, tmp_path):
-    with pytest.raises(ValueError, match=r"_target_|interpolation|\$\{"):
+    with raises(ConfigError, word="_target_"):
         BUILDER.build(hide(code(tmp_path)), "model")
     assert list(tmp_path.iterdir()) == []
 
@@ -486,26 +491,24 @@ def test_the_hidden_code_is_code(tmp_path):
 
 def test_an_unknown_key_names_the_nearest():
     config = resolve("model=dcgan_small", "+model.generator.widht=8", *TINY)
-    with pytest.raises(
-        ValueError, match=r"unknown key model\.generator\.widht \(did you mean 'width'\?\): model\.generator takes"
-    ):
+    with raises(ConfigError, word="model.generator.widht"):
         tiny.method_of(config, build_dataset(config, BUILDER), BUILDER)
-    with pytest.raises(ValueError, match=r"unknown key trainer\.batchsize \(did you mean 'batch_size'\?\)"):
+    with raises(ConfigError, word="trainer.batchsize"):
         BUILDER.settings(TrainerSettings, {**resolve()["trainer"], "batchsize": 3}, "trainer")
-    with pytest.raises(ValueError, match=r"unknown key data\.num_image \(did you mean 'num_images'\?\)"):
+    with raises(ConfigError, word="data.num_image"):
         build_dataset(resolve("+data.num_image=3"), BUILDER)
-    with pytest.raises(ValueError, match=r"unknown key schedule\.qqqqqqq: schedule takes warmup"):
+    with raises(ConfigError, word="schedule.qqqqqqq"):
         BUILDER.build(resolve("+schedule.qqqqqqq=3")["schedule"], "schedule")
 
 
 def test_a_missing_key_is_named():
     config = resolve("model=dcgan_small", "~model.discriminator.features.width", *TINY)
-    with pytest.raises(ValueError, match=r"model\.discriminator\.features\.width is required: set model\."):
+    with raises(ConfigError, "model.discriminator.features.width", word="required"):
         BUILDER.build(config["model"], "model", {"image_size": 16, "channels": 3})
     kept = {key: value for key, value in resolve()["trainer"].items() if key != "keep_last"}
-    with pytest.raises(ValueError, match=r"trainer\.keep_last is required"):
+    with raises(ConfigError, "trainer.keep_last", word="required"):
         BUILDER.settings(TrainerSettings, kept, "trainer")
-    with pytest.raises(ValueError, match=r"loss\.likelihood\.scale is required"):
+    with raises(ConfigError, "loss.likelihood.scale", word="required"):
         BUILDER.build({"_target_": "genimg.losses.likelihoods.Gaussian", "learnt": False}, "loss.likelihood")
 
 
@@ -533,17 +536,13 @@ def build_method_of(*overrides):
     ],
 )
 def test_networks_that_do_not_fit_the_data_are_refused_with_both_shapes(override):
-    with pytest.raises(
-        ConfigError, match=r"16.*(remove channels and image_size below model, which follow the data|, the shape of the)"
-    ):
+    with raises(ConfigError, word="model"):
         build_method_of(override)
 
 
 @pytest.mark.parametrize("override", ["+model.encoder.channels=1", "+model.decoder.channels=1", "+model.decoder.image_size=32"])
 def test_autoencoders_that_do_not_fit_the_data_are_refused_with_both_shapes(override):
-    with pytest.raises(
-        ConfigError, match=r"16.*(remove channels and image_size below model, which follow the data|, the shape of the)"
-    ):
+    with raises(ConfigError, word="model"):
         build_method_of("model=vae_small", override)
 
 
@@ -555,20 +554,20 @@ def test_autoencoders_that_do_not_fit_the_data_are_refused_with_both_shapes(over
     ],
 )
 def test_networks_that_take_other_latents_than_the_model_draws_are_refused(model: str, network: str, key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^{key}=\d+ must be 63, the latent_dim of the {network}") as caught:
+    with raises(ConfigError, key) as caught:
         build_method_of(f"model={model}", *(tiny.SIZES | tiny.AUTOENCODERS)[model], f"model.{network}.latent_dim=63")
     assert caught.value.key == key
 
 
 @pytest.mark.parametrize("model", ["dcgan_small", "vae_small"])
 def test_a_size_that_cannot_be_halved_names_the_nearest_that_can(model):
-    with pytest.raises(ConfigError, match=r"nearest is \[32,32\]") as caught:
+    with raises(ConfigError, "data.image_size", word="[32,32]") as caught:
         build_method_of(f"model={model}", "data.image_size=30")
     assert caught.value.key == "data.image_size"
 
 
 def test_a_loss_that_does_not_fit_names_those_that_do():
-    with pytest.raises(ValueError, match=r"the loss ELBO does not fit the model, a GAN: choose loss=.*hinge.*nonsaturating"):
+    with raises(ConfigError, word="ELBO"):
         build_method_of("loss=elbo", "likelihood=gaussian")
 
 
@@ -577,7 +576,7 @@ def test_a_loss_that_does_not_fit_names_those_that_do():
     ["loss._target_=genimg.losses.adversarial.negated_generator_loss", "model._target_=genimg.networks.dcgan.Generator"],
 )
 def test_a_target_of_another_kind_is_refused_and_not_a_crash(override):
-    with pytest.raises(ValueError, match=r"loss|model"):
+    with raises(ConfigError, word="model"):
         build_method_of(override)
 
 
@@ -586,7 +585,7 @@ def test_data_without_the_labels_that_a_model_needs_is_refused():
     source = build_dataset(config, BUILDER)
     assert isinstance(tiny.method_of(config, source, BUILDER), Method)
     source.labels = None
-    with pytest.raises(ValueError, match="conditioning on labels needs data with labels"):
+    with raises(ConfigError, "model.generator.condition.num_classes", word="labels"):
         tiny.method_of(config, source, BUILDER)
 
 
@@ -601,33 +600,28 @@ def test_a_model_that_leaves_the_number_of_classes_to_the_data_gets_it_everywher
 @pytest.mark.parametrize("override", ["penalty=[r1]", "augment=ada"])
 def test_groups_of_gans_are_refused_for_other_models(override):
     config = resolve("model=vae_small", override, *TINY)
-    with pytest.raises(ValueError, match=f"{override.split('=')[0]} has no effect on this model, a VAE"):
+    with raises(ConfigError, override.split("=")[0], word="VAE"):
         check_pairing(config, BUILDER)
 
 
 @pytest.mark.parametrize("conditioning", ["projection", "auxiliary_classifier", "text"])
 def test_ways_of_a_discriminator_to_judge_are_refused_for_models_without_one(conditioning):
     config = resolve("model=vae_small", f"conditioning={conditioning}", *TINY)
-    message = (
-        rf"^this conditioning is of a GAN's discriminator \(conditioning\.head={config['conditioning']['head']}\), and does "
-        "not go with a VAE: choose conditioning=concat, for labels"
-    )
-    with pytest.raises(ValueError, match=message):
+    with raises(ConfigError, word=f"conditioning.head={config['conditioning']['head']}"):
         check_pairing(config, BUILDER)
 
 
 @pytest.mark.parametrize(("overrides", "loss"), [((), "AdversarialLoss"), (("model=restoration",), "ReconstructionLoss")])
 def test_a_likelihood_is_refused_for_losses_without_one(overrides, loss):
     config = resolve("model=dcgan_small", *overrides, "likelihood=gaussian", *TINY)
-    with pytest.raises(ValueError, match=f"^likelihood=Gaussian has no effect on the loss {loss} of a .*: remove it"):
+    with raises(ConfigError, "likelihood=Gaussian", word=loss):
         check_pairing(config, BUILDER)
 
 
 @pytest.mark.parametrize(("loss", "name"), [("elbo", "ELBO"), ("beta_vae", "ELBO"), ("iwae", "ImportanceWeighted")])
 def test_a_bound_without_a_likelihood_is_refused(loss, name):
     config = resolve("model=vae_small", f"loss={loss}", "likelihood=none", *TINY)
-    message = f"^likelihood=none, but the loss {name} needs one: choose likelihood=bernoulli, gaussian or another"
-    with pytest.raises(ValueError, match=message):
+    with raises(ConfigError, "likelihood=none,", word=name):
         check_pairing(config, BUILDER)
 
 
@@ -760,15 +754,12 @@ def test_autoencoders_without_a_likelihood_may_hold_images_out_for_their_reconst
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (
-            ["data=mnist", "data.root=nowhere", "data.validation=train"],
-            r"data\.validation=train is the split that is trained on",
-        ),
-        (["data.validation=test"], r"data\.validation=test: the data has no splits: give a share such as 0\.1"),
+        (["data=mnist", "data.root=nowhere", "data.validation=train"], "data.validation=train"),
+        (["data.validation=test"], "data.validation=test"),
     ],
 )
 def test_a_split_that_cannot_be_held_out_is_refused_by_its_key(overrides, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(ConfigError, words):
         build_dataset(resolve(*overrides), BUILDER)
 
 
@@ -822,7 +813,7 @@ def test_another_split_of_an_archive_has_arrays_of_its_own(tmp_path):
     # It takes nothing from the training, so a recipe that names it goes with evaluation=none, too.
     config = resolve(*overrides, "data.validation=test", "model=rae_small", "evaluation=none", "data.image_size=32")
     tiny.method_of(config, build_dataset(config, BUILDER), BUILDER)
-    with pytest.raises(ValueError, match=r"data\.validation=tset: "):
+    with raises(ConfigError, "data.validation=tset"):
         build_dataset(resolve(*overrides, "data.validation=tset"), BUILDER)
 
 
@@ -862,5 +853,5 @@ def test_held_out_images_are_allowed_where_a_metric_compares_with_them():
             assert isinstance(tiny.method_of(config, source, BUILDER), Method)
             assert build_evaluator(config["evaluation"], BUILDER).needs_held_out
         else:
-            with pytest.raises(ValueError, match=r"data\.validation=0\.1 has no effect on this model, a GAN"):
+            with raises(ConfigError, "data.validation=0.1"):
                 tiny.method_of(config, source, BUILDER)

@@ -25,7 +25,8 @@ def test_the_nearest_word_is_named_where_one_is_near() -> None:
 
 TRAIN = {
     "trainer.duration", "trainer", "optimizer.lr", "trainer.batch_size", "data.image_size", "device",
-    "ema.exponential.half_life", "model.latent.dim", "data", "data.num_workers", "precision", "trainer.checkpoint_interval", "evaluation.interval",
+    "ema.exponential.half_life", "model.latent.dim", "data", "data.num_workers", "precision",
+    "trainer.checkpoint_interval", "evaluation.interval",
     "model.generator_interval", "resume", "run_dir", "logger",
 }  # fmt: skip
 

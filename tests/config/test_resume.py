@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fork_server import run_command
+from sampling import sampled
 
 TINY = [
     "data.num_images=96",
@@ -120,8 +122,7 @@ def wait_for_records(run_dir: Path, count: int, process: subprocess.Popen[str]) 
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("model", "precision"), sampled(product(MODELS, ("fp32", "bf16")), lambda row: row))
 def test_stopping_at_any_step_and_resuming_equals_going_straight_on(
     model: str, precision: str, tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -158,14 +159,19 @@ import genimg.commands.train  # imported once; every round is a fork
 from genimg.training.checkpoint import CheckpointFolder
 folder, chance, newest = CheckpointFolder(run_dir / "checkpoints", keep_last=2), random.Random(0), -1
 killed_while_saving = 0
-for _ in range(rounds):
+for number in range(rounds):
+    saved = seen = max((path.name for path in run_dir.glob("checkpoints/step-*.pt")), default="")
     child = os.fork()
     if child == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.argv = ["genimg-train", *arguments]
         cli.train()
         os._exit(0)
-    deadline = time.monotonic() + chance.uniform(0.4, 1.6)
+    end = time.monotonic() + 60
+    while number % 2 == 0 and saved == seen and time.monotonic() < end:  # on a busy machine, too, some lives save
+        seen = max((path.name for path in run_dir.glob("checkpoints/step-*.pt")), default="")
+        time.sleep(0.001)
+    deadline = time.monotonic() + (chance.uniform(0, 0.5) if number % 2 == 0 else chance.uniform(0.4, 1.6))
     while time.monotonic() < deadline and os.waitpid(child, os.WNOHANG) == (0, 0):
         time.sleep(0.001)
     try:
@@ -187,8 +193,8 @@ print("NEWEST", newest, "KILLED WHILE SAVING", killed_while_saving)
 """
 
 
-def test_kill_at_twenty_random_moments_never_loses_the_last_good_checkpoint(
-    tmp_path: Path, environment: dict[str, str]
+def test_kills_at_random_moments_never_lose_the_last_good_checkpoint(
+    tmp_path: Path, environment: dict[str, str], pytestconfig: pytest.Config
 ) -> None:
     killed, straight = tmp_path / "killed", tmp_path / "straight"
     # A checkpoint after every step, so that many of the kills fall into a save.
@@ -200,7 +206,15 @@ def test_kill_at_twenty_random_moments_never_loses_the_last_good_checkpoint(
         "trainer.duration=4k steps",
         "precision=fp32",
     ]
-    command = [sys.executable, "-c", KILLER, str(killed), "20", *base, f"run_dir={killed}"]
+    command = [
+        sys.executable,
+        "-c",
+        KILLER,
+        str(killed),
+        "20" if pytestconfig.getoption("--all") else "6",
+        *base,
+        f"run_dir={killed}",
+    ]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "FINISHED EARLY" not in run.stdout

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from errors import raises
 from torch import nn
 
 from genimg.config.types import require_finite, require_instance, require_scalar, require_type
@@ -37,9 +38,8 @@ def test_a_node_stands_for_an_object() -> None:
 )  # fmt: skip
 def test_numbers_that_no_setting_means(value: Any, key: str) -> None:
     for check in (require_finite, lambda value, key: require_type(value, Any, key)):
-        with pytest.raises(ConfigError, match=r"finite|64 bits") as error:
+        with raises(ConfigError, key):
             check(value, "a")
-        assert error.value.key == key
     require_finite({**NODE, "value": value}, "a")  # which its own constructor checks
     require_finite([2**63 - 1, -(2**63), 1e308, True, None, "nan"], "a")
 
@@ -47,7 +47,7 @@ def test_numbers_that_no_setting_means(value: Any, key: str) -> None:
 def test_imprecise_hints_count_for_scalars_alone() -> None:
     for value, hint in (([1], int), (NODE, float), (5, nn.Module), (5, int | Any), ("a", nn.Module | None), (None, nn.Module)):
         require_scalar(value, hint, "a")
-    with pytest.raises(ConfigError, match="a=true must be a number"):
+    with raises(ConfigError, word="true"):
         require_scalar(True, float | nn.Module, "a")
 
 
@@ -61,6 +61,6 @@ def test_an_object_must_be_of_the_class() -> None:
     others = ((relu, nn.Conv2d, "a"), (relu, nn.Conv2d | None, "a"), ([relu], Sequence[nn.Conv2d], "a[0]"),
               ({"b": relu}, Mapping[str, nn.Conv2d | None], "a.b"))  # fmt: skip
     for value, hint, key in others:
-        with pytest.raises(ConfigError, match="must be of type") as error:
+        with raises(ConfigError, word="type") as error:
             require_instance(value, hint, "a")
         assert error.value.key == key

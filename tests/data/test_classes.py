@@ -5,6 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from errors import raises
 from PIL import Image
 
 from genimg.data.classes import classes_by_directory, classes_by_file, stray_images
@@ -65,7 +66,7 @@ def test_without_labels_numbered_directories_are_no_classes(dataset):
     source = dataset({"labels": None})
     assert (source.labels, source.class_names) == (None, ())
     assert len(source) == 6
-    with pytest.raises(ValueError, match="labels=required"):
+    with raises(DataError, "root", word="required"):
         dataset({"labels": None}, labels="required")
 
 
@@ -83,27 +84,26 @@ def test_without_a_file_of_labels_directories_are_classes(dataset, content):
 
 
 REFUSED = {
-    "no JSON": ("{", "is not JSON"),
-    "an image without a label": ({"labels": pairs()[1:]}, f"no label for 1 of the 6 images, the first of them {NAMES[0]}"),
-    "a vector": ({"labels": pairs(**{NAMES[2]: [0, 1, 0]})}, f"{NAMES[2]} the label \\[0, 1, 0\\], a vector"),
-    "a fraction": ({"labels": pairs(**{NAMES[2]: 0.5})}, f"{NAMES[2]} the label 0.5, a vector or a fraction"),
-    "a negative label": ({"labels": pairs(**{NAMES[2]: -1})}, f"{NAMES[2]} the label -1"),
-    "a truth": ({"labels": pairs(**{NAMES[2]: True})}, f"{NAMES[2]} the label True"),
-    "a name as a label": ({"labels": pairs(**{NAMES[2]: "cat"})}, f"{NAMES[2]} the label 'cat'"),
-    "a huge label": ({"labels": pairs(**{NAMES[2]: 10**7})}, f"{NAMES[2]} the label 10000000"),
-    "two labels": ({"labels": [*pairs(), [NAMES[0], 1]]}, f"{NAMES[0]} the labels 6 and 1"),
-    "a mapping": ({"labels": dict(pairs())}, "dict as labels"),
-    "an entry of three": ({"labels": [*pairs(), [1, 2, 3]]}, r"labels\[6\]"),
-    "too few names": ({"labels": pairs(), "class_names": ["a", "b"]}, "a list of 7 names.* as class_names"),
+    "no JSON": ("{", "JSON"),
+    "an image without a label": ({"labels": pairs()[1:]}, NAMES[0]),
+    "a vector": ({"labels": pairs(**{NAMES[2]: [0, 1, 0]})}, "[0, 1, 0]"),
+    "a fraction": ({"labels": pairs(**{NAMES[2]: 0.5})}, "0.5"),
+    "a negative label": ({"labels": pairs(**{NAMES[2]: -1})}, "label -1"),
+    "a truth": ({"labels": pairs(**{NAMES[2]: True})}, "True"),
+    "a name as a label": ({"labels": pairs(**{NAMES[2]: "cat"})}, "'cat'"),
+    "a huge label": ({"labels": pairs(**{NAMES[2]: 10**7})}, "10000000"),
+    "two labels": ({"labels": [*pairs(), [NAMES[0], 1]]}, "6 and 1"),
+    "a mapping": ({"labels": dict(pairs())}, "dict"),
+    "an entry of three": ({"labels": [*pairs(), [1, 2, 3]]}, "labels[6]"),
+    "too few names": ({"labels": pairs(), "class_names": ["a", "b"]}, "class_names"),
 }
 
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_labels_that_are_none_are_refused(dataset, kind):
-    content, message = REFUSED[kind]
-    with pytest.raises(DataError, match=rf"dataset\.json.*{message}") as caught:
+    content, word = REFUSED[kind]
+    with raises(DataError, "labels", word=word):
         dataset(content)
-    assert caught.value.key == "labels"
 
 
 def test_files_that_are_not_there_are_named(dataset, caplog):
@@ -149,7 +149,7 @@ def test_labels_that_are_required_are_refused_with_the_picture_that_prevents_the
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     settings = {"root": str(tmp_path), "image_size": 4, "channels": 3, "fit": "crop"}
-    with pytest.raises(ValueError, match=r"labels=required.*\(cover.png lies beside the subdirectories\)"):
+    with raises(DataError, "root", word="cover.png"):
         folder(**settings, labels="required")
     (tmp_path / "cover.png").unlink()
     assert folder(**settings, labels="required").labels.tolist() == [0, 1]

@@ -1,12 +1,13 @@
 import io
-import re
 
 import numpy as np
 import pytest
+from errors import raises
 from PIL import Image, features
 
 from genimg.data.datasets.file_index import Index
 from genimg.data.decode import PixelFormat, common_format
+from genimg.errors import ConfigError, DataError
 
 
 def array(image: Image.Image, channels: int, *, size=None, fit: str = "crop") -> np.ndarray:
@@ -141,7 +142,7 @@ def test_float_grey_is_read_as_zero_to_one_or_zero_to_255():
 @pytest.mark.parametrize(("low", "high"), [(0, 42500), (-1, 1), (-3, 200), (0, 256)])
 def test_thirty_two_bit_grey_of_another_range_is_refused_with_the_range_and_the_remedy(kind, low, high):
     values = np.array([[low, high]], dtype=kind)
-    with pytest.raises(ValueError, match=rf"32-bit values from {low} to {high}, not 0 to 255.*range=\[low,high\]"):
+    with raises(ValueError, word="range"):
         array(Image.fromarray(values), 1)
 
 
@@ -177,7 +178,7 @@ def test_a_folder_that_holds_floats_to_255_has_dark_images_without_being_stretch
     dark = Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32))
     assert PixelFormat(1, 3, 1, float_white=255.0).apply(dark)[0, 0].tolist() == [0, 0, 1]
     bright = Image.fromarray(np.array([[0.0, 200.0]], dtype=np.float32))
-    with pytest.raises(ValueError, match="from 0 to 200, not 0 to 1"):
+    with raises(ValueError, word="200"):
         PixelFormat(1, 2, 1, float_white=1.0).apply(bright)
 
 
@@ -260,18 +261,18 @@ def test_transparent_pixels_do_not_bleed_when_an_image_shrinks():
 
 @pytest.mark.parametrize("channels", [0, 2, 5, -1])
 def test_unknown_channels_are_refused(channels):
-    with pytest.raises(ValueError, match=rf"^channels={channels} is not supported: choose 1 \(grey\), 3"):
+    with raises(ConfigError, f"channels={channels}"):
         PixelFormat.of(8, channels)
 
 
 def test_unknown_fit_is_refused():
-    with pytest.raises(ValueError, match=r"^fit=squeeze is unknown: choose one of crop, stretch, pad"):
+    with raises(ConfigError, "fit=squeeze"):
         PixelFormat.of(8, 3, "squeeze")
 
 
 @pytest.mark.parametrize("size", [0, -4, [8], [8, 8, 8], [8, 0], [8.0, 8.0], "8"])
 def test_a_size_that_is_none_is_refused(size):
-    with pytest.raises(ValueError, match="is not a size: give one number, or \\[height, width\\], in pixels"):
+    with raises(ConfigError, "image_size", word="height"):
         PixelFormat.of(size, 3)
 
 
@@ -318,8 +319,7 @@ def test_files_of_different_sizes_are_refused_naming_two_and_both_sizes(tmp_path
     for name, size in (("a.png", (7, 5)), ("b.png", (7, 5)), ("c.png", (9, 4)), ("d.png", (1, 1))):
         save(tmp_path / name, Image.new("L", size))
     names = ["a.png", "b.png", "c.png", "d.png"]
-    message = rf"{re.escape(str(tmp_path))} .* such as a\.png with 7x5 pixels and c\.png with 9x4: .*image_size=N"
-    with pytest.raises(ValueError, match=message):
+    with raises(DataError, word="a.png with 7x5 pixels and c.png with 9x4"):
         common_format(Index(list(names), "", root=tmp_path))
 
 
@@ -342,9 +342,7 @@ def test_the_size_in_common_is_that_of_the_picture_as_it_was_held(tmp_path, orie
 def test_a_file_without_a_size_is_refused_and_named(tmp_path, content):
     save(tmp_path / "a.png", Image.new("L", (4, 4)))
     (tmp_path / "bad.png").write_bytes(content)
-    with pytest.raises(
-        ValueError, match=rf"{re.escape(str(tmp_path / 'bad.png'))} cannot be read as an image .*remove or repair"
-    ):
+    with raises(DataError, word="read"):
         common_format(Index(["a.png", "bad.png"], "", root=tmp_path))
 
 
@@ -356,10 +354,10 @@ def test_an_avif_whose_header_is_destroyed_is_refused_and_named(tmp_path):
     content = path.read_bytes()
     start = content.index(b"iloc") + 4
     path.write_bytes(content[:start] + bytes(12) + content[start + 12 :])
-    with pytest.raises(ValueError, match=r"bad\.avif cannot be read as an image"):
+    with raises(DataError, word="bad.avif"):
         common_format(Index(["bad.avif"], "", root=tmp_path))
 
 
 def test_a_file_that_vanished_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"absent\.png cannot be read as an image"):
+    with raises(DataError, word="absent.png"):
         common_format(Index(["absent.png"], "", root=tmp_path))

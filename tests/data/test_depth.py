@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
+from errors import raises
 from PIL import Image
 
 from genimg.data.datasets.builtin import CorruptImageError, folder
 from genimg.data.datasets.file_index import list_images
 from genimg.data.decode import PixelFormat
 from genimg.data.depth import with_settled_depth
+from genimg.errors import DataError
 
 GREY = PixelFormat(4, 4, 1)
 
@@ -26,7 +28,7 @@ def open_folder(root, **changes):
 def test_values_of_another_range_are_refused_before_anything_is_read_in_earnest(tmp_path, kind):
     for i in range(3):
         write(tmp_path, f"{i}.tif", 42000 + i, kind, spread=42000)
-    with pytest.raises(ValueError, match=r"\.tif holds 32-bit values from \d to 4200\d.*range=\[0,42002\] \(what 3 files"):
+    with raises(DataError, "range", word="holds"):
         open_folder(tmp_path)
 
 
@@ -51,7 +53,7 @@ def test_a_file_beyond_the_sample_is_refused_where_it_is_read(tmp_path):
         write(tmp_path, f"{i:02d}.tif", 0.5, np.float32)
     source = open_folder(tmp_path)
     write(tmp_path, "07.tif", 9000.0, np.float32)
-    with pytest.raises(CorruptImageError, match=r"07\.tif: it holds 32-bit values from 9000 to 9000, not 0 to 1, as others"):
+    with raises(CorruptImageError, word="others"):
         source.read(7)
 
 

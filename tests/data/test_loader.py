@@ -8,6 +8,7 @@ import traceback
 import numpy as np
 import pytest
 import torch
+from errors import raises
 
 from genimg.data.captions import decode
 from genimg.data.corrupt import read_valid
@@ -19,6 +20,7 @@ from genimg.data.tasks.base import Pair, Task
 from genimg.data.tasks.degradations import Denoise, Inpaint
 from genimg.data.tasks.masks import Boxes
 from genimg.data.transforms import SampleAugment
+from genimg.errors import ConfigError, DataError
 from genimg.utils.images import to_float
 
 PLACED = ["device", "host", "workers"]
@@ -173,14 +175,14 @@ def test_batches_have_the_keys_that_were_asked_for(storage, keys):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        (("image", "label"), r"^the images of toy cannot make batches of image, label: they have image$"),
-        (("image", "caption"), r"cannot make batches of image, caption: they have image$"),
-        (("image", "mask"), r"cannot make batches of image, mask: they have image$"),
-        (("label",), r"cannot make batches of label"),
+        (("image", "label"), "batches"),
+        (("image", "caption"), "batches"),
+        (("image", "mask"), "batches"),
+        (("label",), "batches"),
     ],
 )
 def test_keys_that_the_source_has_not_are_refused_by_name(keys, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(DataError, word=words):
         place(ArrayDataset("toy", ToyDataset().values), "device", keys=keys)
 
 
@@ -328,7 +330,7 @@ def test_each_corrupt_image_is_warned_of_once(storage, caplog):
 @pytest.mark.parametrize("allowed", [0, 1])
 def test_more_corrupt_images_than_allowed_stop_the_run_and_are_named(storage, num_workers, allowed):
     data = place(ToyDataset(corrupt=(2, 7)), storage, num_workers=num_workers, max_corrupt=allowed)
-    with pytest.raises(ValueError, match=rf"^max_corrupt={allowed} is exceeded") as caught:
+    with raises(DataError, f"max_corrupt={allowed}") as caught:
         take(data, 3)  # a whole epoch
     named = [f"/toy/{index}.png: broken" in str(caught.value) for index in (2, 7)]
     assert sum(named) == allowed + 1
@@ -337,7 +339,7 @@ def test_more_corrupt_images_than_allowed_stop_the_run_and_are_named(storage, nu
 
 def test_plain_images_respect_max_corrupt_too():
     source = ToyDataset(corrupt=(2,))
-    with pytest.raises(ValueError, match=r"^max_corrupt=0 is exceeded"):
+    with raises(DataError, "max_corrupt=0"):
         place(source, "workers").images(np.array([1, 2]))
     images = place(source, "workers", max_corrupt=1).images(np.array([1, 2]))
     assert np.array_equal(images.numpy(), source.values[[1, 3]])
@@ -346,7 +348,7 @@ def test_plain_images_respect_max_corrupt_too():
 @pytest.mark.parametrize(("storage", "num_workers"), [("device", 0), ("host", 0), ("workers", 0), ("workers", 1)])
 def test_when_all_images_are_corrupt_the_run_stops_whatever_is_allowed(storage, num_workers):
     data = place(ToyDataset(corrupt=tuple(range(10))), storage, num_workers=num_workers, max_corrupt=1000)
-    with pytest.raises(ValueError, match=r"none of the 10 images of toy can be decoded: .* /toy/\d\.png: broken") as caught:
+    with raises(DataError, word="decoded") as caught:
         take(data, 1)
     # An error raised in a worker holds the loader in a reference cycle; left to the collector, its end takes five seconds.
     traceback.clear_frames(caught.tb)
@@ -358,7 +360,7 @@ def test_a_corrupt_image_stops_the_loading_before_the_rest_is_decoded(monkeypatc
     stderr.isatty = lambda: on_a_terminal  # the progress bar is shown on a terminal only
     monkeypatch.setattr(sys, "stderr", stderr)
     source = ToyDataset(400, corrupt=(0,), seconds=0.002)
-    with pytest.raises(ValueError, match=r"^max_corrupt=0"):
+    with raises(DataError, "max_corrupt=0"):
         place(source, "device", num_workers=1).load()
     assert ("loading toy" in stderr.getvalue()) == on_a_terminal
     assert source.num_reads < 200
@@ -413,12 +415,12 @@ def test_plain_images_are_not_augmented():
 
 def test_an_augmentation_that_does_not_fit_the_images_is_refused():
     grey = ArrayDataset("toy", ToyDataset().values[:, :1])
-    with pytest.raises(ValueError, match=r"^saturation=0\.2 changes nothing about grey images"):
+    with raises(ConfigError, "saturation=0.2"):
         place(grey, "device", flip=False, augment=AUGMENT)
 
 
 def test_mirroring_twice_is_refused():
-    with pytest.raises(ValueError, match=r"^horizontal_flip=true mirrors images, and so does the augmentation"):
+    with raises(ConfigError, "horizontal_flip=true"):
         place(ToyDataset(), "device", flip=True, augment=AUGMENT)
 
 
@@ -686,7 +688,7 @@ def test_unpaired_images_that_were_kept_out_come_with_both_domains():
 
 
 def test_mirroring_unpaired_images_twice_is_refused():
-    with pytest.raises(ValueError, match=r"^horizontal_flip=true mirrors images, and so does the augmentation"):
+    with raises(ConfigError, "horizontal_flip=true"):
         unpaired(flip=True, augment=AUGMENT)
 
 
@@ -694,13 +696,13 @@ def test_mirroring_unpaired_images_twice_is_refused():
 
 
 def test_unknown_placement_is_refused():
-    with pytest.raises(ValueError, match=r"^storage=disk is unknown: choose one of auto, device, host, workers"):
+    with raises(ConfigError, "storage=disk"):
         place(ToyDataset(), "disk")
 
 
 @pytest.mark.parametrize("num_workers", [-1, "many", 1.5, None])
 def test_a_number_of_workers_that_is_none_is_refused(num_workers):
-    with pytest.raises(ValueError, match=rf"^num_workers={num_workers} must be auto, or 0 or more processes"):
+    with raises(ConfigError, f"num_workers={num_workers}"):
         place(ToyDataset(), "workers", num_workers=num_workers)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from errors import raises
 
 from genimg.data.datasets.builtin import ArrayDataset, mnist
 from genimg.data.split import without_validation
@@ -95,7 +95,7 @@ def test_the_choice_is_a_function_of_seed_and_index_and_stays_as_it_is():
 
 @pytest.mark.parametrize(("count", "total"), [(-1, 5), (6, 5), (1, 0)])
 def test_more_than_there_are_cannot_be_chosen(count, total):
-    with pytest.raises(ValueError, match=re.escape(f"{count} images cannot be chosen from {total}")):
+    with raises(ValueError, word=f"{count} images"):
         random_subset(count, total, seed=0)
 
 

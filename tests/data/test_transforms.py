@@ -5,16 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from errors import raises
 from torchvision.transforms import functional as TF
 
-from genimg.data.transforms import (
-    SampleAugment,
-    adjust_brightness,
-    adjust_contrast,
-    adjust_saturation,
-    rotate,
-    shift_hue,
-)
+from genimg.data.transforms import SampleAugment, adjust_brightness, adjust_contrast, adjust_saturation, rotate, shift_hue
+from genimg.errors import ConfigError
 from genimg.utils.images import to_float
 
 OFF = {
@@ -193,18 +188,18 @@ def test_probability_one_mirrors_every_image():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"horizontal_flip": 1.1}, r"^horizontal_flip=1\.1 must be a number from 0 to 1"),
-        ({"vertical_flip": -0.1}, r"^vertical_flip=-0\.1 must be a number from 0 to 1"),
-        ({"crop_padding": -1}, r"^crop_padding=-1 must be a number from 0 on"),
-        ({"rotation": 181.0}, r"^rotation=181\.0 must be a number from 0 to 180"),
-        ({"brightness": -1.0}, r"^brightness=-1\.0 must be a number from 0 on"),
-        ({"contrast": math.inf}, r"^contrast=inf must be a number from 0 on"),
-        ({"saturation": math.nan}, r"^saturation=nan must be a number from 0 on"),
-        ({"hue": 0.6}, r"^hue=0\.6 must be a number from 0 to 0\.5"),
+        ({"horizontal_flip": 1.1}, "horizontal_flip=1.1"),
+        ({"vertical_flip": -0.1}, "vertical_flip=-0.1"),
+        ({"crop_padding": -1}, "crop_padding=-1"),
+        ({"rotation": 181.0}, "rotation=181.0"),
+        ({"brightness": -1.0}, "brightness=-1.0"),
+        ({"contrast": math.inf}, "contrast=inf"),
+        ({"saturation": math.nan}, "saturation=nan"),
+        ({"hue": 0.6}, "hue=0.6"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, words):
         augment(**settings)
 
 
@@ -213,16 +208,16 @@ def test_settings_out_of_range_are_refused(settings, words):
 def test_colours_that_images_do_not_have_are_refused(name, channels):
     change = augment(**{name: 0.25})
     change.check((3, 8, 8))
-    with pytest.raises(ValueError, match=rf"^{name}=0\.25 is not made for RGBA images and for pairs"):
+    with raises(ConfigError, f"{name}=0.25"):
         change.check((channels, 8, 8))
     if name in ("brightness", "contrast"):
         change.check((1, 8, 8))
     else:
-        with pytest.raises(ValueError, match=rf"nothing about grey images: set {name}=0"):
+        with raises(ConfigError, name, word="grey"):
             change.check((1, 8, 8))
 
 
 def test_a_shift_across_the_whole_image_is_refused():
     augment(crop_padding=7).check((3, 8, 20))
-    with pytest.raises(ValueError, match=r"^crop_padding=8 must be less than the images' 8x20 pixels"):
+    with raises(ConfigError, "crop_padding=8"):
         augment(crop_padding=8).check((3, 8, 20))

@@ -16,13 +16,7 @@ CPU = torch.device("cpu")
 REAL = FeatureStats(GaussianStatistics.of(torch.randn(500, 2, generator=torch.Generator().manual_seed(99))))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads cost many times what they save on so little work, the more so beside other processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class MeanFeature(Metric):

@@ -21,14 +21,7 @@ from genimg.evaluation.distances import (
 )
 from genimg.evaluation.gaussian import GaussianStatistics
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads cost many times what they save on so little work, the more so beside other processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def gaussian(mean, covariance):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from errors import raises
 from torch import nn
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
@@ -14,6 +15,7 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, k
 from genimg.data.datasets.builtin import ArrayDataset, ImageDataset, digest
 from genimg.data.loader import ImageLoader
 from genimg.data.subsets import random_subset, subset_of
+from genimg.errors import ConfigError, DataError
 from genimg.evaluation.distances import neighbor_rates
 from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.base import Extractor
@@ -37,6 +39,7 @@ from genimg.utils.images import to_float, to_uint8
 from genimg.utils.rng import normal_latents
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE = (1, 4, 4)
 NUM_FEATURES, NUM_CLASSES = 6, 5
 CLASSES = ("a", "b", "c", "d", "e")
@@ -145,15 +148,6 @@ def dataset(num_images, seed):
     """Images in memory, as another program's samples are."""
     pixels = np.random.default_rng(seed).integers(0, 256, (num_images, *SHAPE), dtype=np.uint8)
     return DatasetImages(data_of(ArrayDataset(f"array {seed}", pixels)))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Such small matrices take several times as long with more, on a machine that does other things too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
@@ -574,14 +568,14 @@ def test_statistics_of_a_set_are_those_that_a_comparison_would_save(tmp_path):
 
 def test_statistics_of_another_number_of_features_are_refused():
     statistics = make_evaluator(LinearExtractor(num_features=7)).statistics(dataset(23, 0), CPU)
-    with pytest.raises(ValueError, match=r"7 features.*linear makes 6"):
+    with raises(DataError, word="makes"):
         make_evaluator().compare(statistics, dataset(31, 1), CPU)
 
 
 @pytest.mark.parametrize(("num_real", "num_fake", "side"), [(1, 5, "real"), (5, 1, "generated")])
 def test_fewer_than_two_images_are_refused_before_any_is_looked_at(num_real, num_fake, side):
     extractor = LinearExtractor()
-    with pytest.raises(ValueError, match=rf"^1 {side} images are too few"):
+    with raises(DataError, word="images"):
         make_evaluator(extractor, metrics={"fd": FrechetDistance()}).compare(dataset(num_real, 0), dataset(num_fake, 1), CPU)
     assert extractor.seen == []
 
@@ -592,7 +586,7 @@ def test_two_images_on_each_side_are_enough_for_a_frechet_distance():
 
 
 def test_images_of_a_broken_model_are_refused_by_their_number():
-    with pytest.raises(NonFiniteImagesError, match=r"^3 of 29 images of the model .* first of them image 19"):
+    with raises(NonFiniteImagesError, word="first"):
         make_evaluator().evaluate(Painter(broken=(22, 19, 30)), data_of(CountingDataset()), CPU)
 
 
@@ -711,7 +705,7 @@ def test_lpips_of_reconstructions_is_reported_where_it_is_given():
     expected = (to_uint8(originals).double() - to_uint8((originals - 0.3).clamp(-1.0, 1.0)).double()).abs().mean().item()
     assert result.values["reconstruction_train_lpips10"] == pytest.approx(expected, rel=1e-9)
     assert result.provenance["reconstructions"]["lpips"] == {"backbone": "none"}
-    with pytest.raises(ValueError, match="is too small"):
+    with raises(ValueError, word="small"):
         evaluator.check(Autoencoder(), data.source)
     evaluator.check(Painter(), data.source)  # makes no reconstructions
 
@@ -730,7 +724,7 @@ def test_reconstructions_are_left_out_for_other_models_and_where_none_are_asked_
 
 
 def test_a_metric_of_logits_is_refused_without_them():
-    with pytest.raises(ValueError, match=r"^metrics\.inception_score needs class logits"):
+    with raises(ConfigError, "metrics.inception_score", word="logits"):
         make_evaluator(LinearExtractor(has_logits=False))
     assert make_evaluator(LinearExtractor(has_logits=False), metrics={"fd": FrechetDistance()}).primary == "fd37_linear"
 
@@ -743,26 +737,26 @@ def test_a_metric_that_is_none_is_left_out():
 
 
 def test_fewer_images_than_splits_are_refused_for_a_comparison_too():
-    with pytest.raises(ValueError, match=r"^metrics\.inception_score needs 3 or more generated images, not 2"):
+    with raises(ConfigError, "metrics.inception_score", word="generated"):
         make_evaluator().compare(dataset(23, 0), dataset(2, 1), CPU)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_images": 1}, r"^num_images=1"),
-        ({"num_images": 2}, r"^metrics\.inception_score needs 3 or more"),
-        ({"num_real": 1}, r"^num_real=1"),
-        ({"batch_size": 0}, r"^batch_size=0"),
-        ({"bootstrap": -1}, r"^bootstrap=-1"),
-        ({"reconstructions": -1}, r"^reconstructions=-1"),
-        ({"metrics": {}}, r"^metrics=.* is empty"),
-        ({"metrics": {"frechet_distance": None}}, r"^metrics=.* is empty"),
+        ({"num_images": 1}, "num_images=1"),
+        ({"num_images": 2}, "metrics.inception_score"),
+        ({"num_real": 1}, "num_real=1"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"bootstrap": -1}, "bootstrap=-1"),
+        ({"reconstructions": -1}, "reconstructions=-1"),
+        ({"metrics": {}}, "empty"),
+        ({"metrics": {"frechet_distance": None}}, "empty"),
     ],
     ids=str,
 )
 def test_a_setting_that_makes_no_sense_is_refused_by_its_key(changes, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, word=words):
         make_evaluator(**changes)
 
 
@@ -784,7 +778,7 @@ def test_a_model_that_makes_nan_is_refused_at_once_or_when_the_pass_ends(broken,
     evaluator, data = make_evaluator(extractor, batch_size=5), data_of(source)
     evaluator.evaluate(Painter(), data, CPU)
     extractor.seen.clear()
-    with pytest.raises(NonFiniteImagesError, match=f"image {broken[0]}:"):
+    with raises(NonFiniteImagesError, word="image"):
         evaluator.evaluate(Painter(broken=broken), data, CPU)
     assert len(extractor.seen) == batches
 
@@ -833,26 +827,19 @@ def test_copies_of_training_images_are_measured_against_held_out_ones(monkeypatc
 
 @pytest.mark.parametrize(
     ("source", "changes", "words"),
-    [
-        (CountingDataset, {}, r"^metrics\.copies .* hold out a share of the data"),
-        (
-            with_validation,
-            {"num_real": 59},
-            r"^metrics\.copies .* all 60 .*num_real=59: set num_real=null",
-        ),
-    ],
+    [(CountingDataset, {}, "metrics.copies"), (with_validation, {"num_real": 59}, "metrics.copies")],
 )
 def test_memorisation_without_held_out_images_or_all_training_images_is_refused_before_training(source, changes, words):
     evaluator, source = make_evaluator(metrics={"copies": Memorisation(quantile=0.05)}, **changes), source()
     for attempt in (lambda: evaluator.check(Painter(), source), lambda: evaluator.evaluate(Painter(), data_of(source), CPU)):
-        with pytest.raises(ValueError, match=words):
+        with raises(ConfigError, word=words):
             attempt()
 
 
 def test_memorisation_against_statistics_is_refused():
     evaluator = make_evaluator(metrics={"copies": Memorisation(quantile=0.05)})
     statistics = make_evaluator().statistics(dataset(23, 0), CPU)
-    with pytest.raises(ValueError, match="not statistics of them: give images"):
+    with raises(ConfigError, "metrics.copies", word="statistics"):
         evaluator.compare(statistics, dataset(23, 1), CPU, held_out=dataset(23, 2))
 
 
@@ -871,7 +858,7 @@ def test_neighbours_are_counted_among_equally_many_images_and_the_name_says_how_
 
 def test_a_first_metric_that_takes_fewer_images_than_are_generated_is_refused_with_the_way_out():
     metrics = {"precision_recall": PrecisionRecall(neighbors=3, density_neighbors=5)}
-    with pytest.raises(ValueError, match=r"precision37_linear chooses .* or set num_images=20"):
+    with raises(ConfigError, "metrics.precision_recall", word="chooses"):
         make_evaluator(metrics=metrics).evaluate(Painter(), data_of(CountingDataset(20)), CPU)
 
 
@@ -897,7 +884,7 @@ def test_the_spatial_distance_is_that_of_the_spatial_features(cache):
     source.forbidden = True
     again = make_evaluator(SpatialExtractor(), **settings).evaluate(Painter(), data_of(source), CPU).values
     assert again == values
-    with pytest.raises(ValueError, match=r"metrics\.sfd needs spatial features, which the extractor linear"):
+    with raises(ConfigError, "metrics.sfd", word="spatial"):
         make_evaluator(LinearExtractor(), **settings)
 
 

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from errors import raises
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
+from genimg.errors import DataError
 from genimg.evaluation import feature_stats as summary_module
 from genimg.evaluation.distances import neighbor_distances
 from genimg.evaluation.feature_stats import Collector, FeatureStats, kept_positions
@@ -101,7 +103,7 @@ def test_without_logits_and_labels_there_are_no_classes(images):
 
 
 def test_a_single_image_is_refused(images):
-    with pytest.raises(ValueError, match=r"1 images are too few"):
+    with raises(DataError, word="images"):
         collect(*(side[:1] for side in images))
 
 

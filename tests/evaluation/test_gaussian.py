@@ -9,19 +9,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from errors import raises
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
+from genimg.errors import DataError
 from genimg.evaluation import gaussian
 from genimg.evaluation.gaussian import FeatureSums, GaussianStatistics, InceptionScoreSums, in_float64
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads cost many times what they save on so little work, the more so beside other processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def correlated_features(num_images, num_features=12, offset=0.0):
@@ -74,7 +69,7 @@ def test_statistics_of_features_at_hand_are_those_of_numpy():
 
 
 def test_statistics_of_one_feature_vector_are_refused():
-    with pytest.raises(ValueError, match=r"1 images are too few for a covariance"):
+    with raises(DataError, word="covariance"):
         GaussianStatistics.of(torch.zeros(1, 3))
 
 
@@ -114,7 +109,7 @@ def test_too_few_images_for_a_covariance_are_refused(num_images):
     sums = FeatureSums()
     if num_images:
         sums.add(torch.zeros(num_images, 3))
-    with pytest.raises(ValueError, match=rf"{num_images} images are too few for a covariance"):
+    with raises(DataError, word="covariance"):
         sums.result()
 
 
@@ -177,5 +172,5 @@ def test_ranks_that_begin_at_their_first_image_give_the_score_of_all_images(monk
 
 
 def test_fewer_images_than_splits_are_refused():
-    with pytest.raises(ValueError, match=r"9 images are too few for an Inception Score over 10 splits"):
+    with raises(ValueError, word="Score"):
         InceptionScoreSums(9, 10)

@@ -2,17 +2,17 @@
 
 import hashlib
 import math
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from errors import raises
 from scipy.ndimage import correlate1d
 from torch import nn
 from torchvision.models import alexnet, vgg16
 
-from genimg.errors import DataError
+from genimg.errors import ConfigError, DataError
 from genimg.evaluation.image_metrics import LPIPS, l1, ms_ssim, ms_ssim_scales, psnr, psnr_luma, ssim, ssim_luma
 
 
@@ -242,7 +242,7 @@ def test_ms_ssim_needs_five_scales():
     assert [ms_ssim_scales(size, 1000) for size in (10, 11, 20, 21, 41, 81, 160, 161, 400)] == [0, 1, 1, 2, 3, 4, 4, 5, 5]
     assert ms_ssim_scales(1000, 160) == 4
     small = torch.zeros(1, 1, 160, 200, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="161x161 pixels or more, not 160x200"):
+    with raises(ValueError, word="pixels"):
         ms_ssim(small, small)
 
 
@@ -317,9 +317,9 @@ def test_lpips_refuses_images_that_are_too_small_or_have_alpha(random_lpips):
     least = {"alex": 31, "vgg": 16}[backbone]
     assert lpips(*noisy_pair((1, 3, least, least))).item() > 0.0
     for shape in ((1, 3, least, least - 1), (1, 4, 64, 64)):
-        with pytest.raises(ValueError, match=re.escape(f"{least} pixels or more, not images [C, H, W] of {list(shape[1:])}")):
+        with raises(ValueError, word=str(list(shape[1:]))):
             lpips(*noisy_pair(shape))
-        with pytest.raises(ValueError, match=f"sides of {least} pixels or more"):
+        with raises(ConfigError, "backbone", word="sides"):
             lpips.check(shape[1:])
     digests = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
     assert list(lpips.describe().values()) == [backbone, *digests]
@@ -327,22 +327,19 @@ def test_lpips_refuses_images_that_are_too_small_or_have_alpha(random_lpips):
 
 def test_lpips_says_which_file_is_missing_or_wrong(random_lpips, tmp_path):
     backbone, _, _, whole, linear = random_lpips
-    with pytest.raises(ValueError, match=r"^backbone=squeeze is unknown: choose one of alex, vgg"):
+    with raises(ValueError, "backbone=squeeze"):
         LPIPS(backbone="squeeze", backbone_weights=whole, linear_weights=linear)
-    name = {"alex": "alexnet", "vgg": "vgg16"}[backbone]
-    with pytest.raises(DataError, match=rf"^backbone_weights=nowhere.* put torchvision's state_dict of {name} there"):
+    with raises(DataError, "backbone_weights=nowhere"):
         LPIPS(backbone=backbone, backbone_weights="nowhere", linear_weights=linear)
-    with pytest.raises(DataError, match=rf"^linear_weights=nowhere.* put lpips/weights/v0.1/{backbone}.pth of"):
+    with raises(DataError, "linear_weights=nowhere"):
         LPIPS(backbone=backbone, backbone_weights=whole, linear_weights="nowhere")
-    with pytest.raises(
-        ValueError, match=r"linear\.pth holds no features\.0\.weight, but LPIPS needs features\.0\.weight \[64, 3"
-    ):
+    with raises(DataError, word="linear.pth"):
         LPIPS(backbone=backbone, backbone_weights=linear, linear_weights=linear)
     rows = torch.load(linear, weights_only=True)
     rows["lin2.model.1.weight"] = torch.zeros(1, 5, 1, 1)
     torch.save(rows, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other\.pth holds lin2\.model\.1\.weight \[1, 5, 1, 1\], but LPIPS needs .*384|256"):
+    with raises(DataError, word="other.pth"):
         LPIPS(backbone=backbone, backbone_weights=whole, linear_weights=str(tmp_path / "other.pth"))
     (tmp_path / "text.pth").write_text("not weights")
-    with pytest.raises(ValueError, match=r"text\.pth does not hold weights of LPIPS"):
+    with raises(DataError, word="text.pth"):
         LPIPS(backbone=backbone, backbone_weights=whole, linear_weights=str(tmp_path / "text.pth"))

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from errors import raises
 from scipy.spatial.distance import cdist
 
 from genimg.data.datasets.builtin import ArrayDataset, mnist
 from genimg.data.subsets import random_order
+from genimg.errors import DataError
 from genimg.evaluation.extractors.classifier import Classifier
 from genimg.evaluation.feature_stats import FeatureStats
 from genimg.evaluation.gaussian import GaussianStatistics
@@ -105,12 +107,12 @@ def test_the_bound_is_the_quantile_of_the_held_out_ratios() -> None:
 
 @pytest.mark.parametrize("quantile", [0.0, 1.0, -0.1, float("nan")])
 def test_a_quantile_that_is_none_is_refused(quantile: float) -> None:
-    with pytest.raises(ValueError, match="quantile="):
+    with raises(ValueError, "quantile"):
         Memorisation(quantile=quantile)
 
 
 def test_a_single_training_image_is_refused() -> None:
-    with pytest.raises(ValueError, match="1 training image"):
+    with raises(DataError, word="training"):
         closeness(features_of(3, 0), features_of(1, 1))
 
 

@@ -5,6 +5,7 @@ import pytest
 import scipy.linalg
 import scipy.stats
 import torch
+from errors import raises
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
@@ -306,17 +307,17 @@ def test_accuracy_is_absent_without_labels_or_classes():
     ("build", "words"),
     [
         (lambda: InceptionScore(splits=0), "splits=0"),
-        (lambda: KernelDistance(subsets=0, subset_size=10), "^subsets=0"),
-        (lambda: KernelDistance(subsets=5, subset_size=1), "^subset_size=1"),
+        (lambda: KernelDistance(subsets=0, subset_size=10), "subsets=0"),
+        (lambda: KernelDistance(subsets=5, subset_size=1), "subset_size=1"),
         (lambda: PrecisionRecall(neighbors=0, density_neighbors=5), "neighbors=0"),
-        (lambda: PrecisionRecall(neighbors=3, density_neighbors=0), "density_neighbors=0"),
-        (lambda: ClassCoverage(least_share=-0.1), r"least_share=-0\.1"),
-        (lambda: ClassCoverage(least_share=1.1), r"least_share=1\.1"),
+        (lambda: PrecisionRecall(neighbors=3, density_neighbors=0), "density_neighbors"),
+        (lambda: ClassCoverage(least_share=-0.1), "least_share=-0.1"),
+        (lambda: ClassCoverage(least_share=1.1), "least_share=1.1"),
         (lambda: ClassCoverage(least_share=float("nan")), "least_share=nan"),
     ],
 )
 def test_settings_out_of_range_are_refused(build, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, word=words):
         build()
 
 

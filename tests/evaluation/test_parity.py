@@ -113,6 +113,7 @@ def test_all_metrics_agree_with_torch_fidelity_on_the_shipped_classifier(tmp_pat
     assert 0.0 < expected["recall"] < 1.0
 
 
+@pytest.mark.exhaustive
 def test_all_metrics_agree_with_torch_fidelity_on_inception(tmp_path, monkeypatch, inception_weights):
     """On 2048 features of fewer images: the covariances are singular."""
     real, fake = images(1, 20), images(2, 20)

@@ -69,8 +69,8 @@ def real_cifar10(real_cifar10_root):
 @pytest.fixture(
     params=[
         "drawn_shapes",
-        pytest.param("real_mnist", marks=pytest.mark.real_data),
-        pytest.param("real_cifar10", marks=pytest.mark.real_data),
+        pytest.param("real_mnist", marks=[pytest.mark.real_data, pytest.mark.exhaustive]),
+        pytest.param("real_cifar10", marks=[pytest.mark.real_data, pytest.mark.exhaustive]),
     ]
 )
 def case(request, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from errors import raises
 from test_evaluator import LinearExtractor, Painter, frechet_distance_of_scipy
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from genimg.data.subsets import random_subset
 from genimg.data.tasks.base import Pair, Unpaired
 from genimg.data.tasks.degradations import Denoise, Inpaint, SuperResolution
 from genimg.data.tasks.masks import Center
+from genimg.errors import ConfigError, DataError
 from genimg.evaluation.extractors.inception import Inception
 from genimg.evaluation.feature_extraction import EvaluationInterruptedError
 from genimg.evaluation.image_sets import NonFiniteImagesError
@@ -379,7 +381,7 @@ def test_lpips_is_asked_about_references_and_images() -> None:
     values = result.values
     assert list(values) == ["psnr", "ssim", "l1", "lpips"]
     assert result.provenance["translation"]["lpips"] == {"backbone": "counting"}
-    with pytest.raises(ValueError, match=r"\[1, 3, 3\] is too small"):
+    with raises(ValueError, word="small"):
         paired(lpips=lpips).check(Translator(), noise(12, size=3).source)
     references, images = (torch.cat(side) for side in zip(*lpips.seen, strict=True))
     assert references.dtype == images.dtype == torch.uint8
@@ -421,7 +423,7 @@ def test_a_model_that_makes_nan_is_refused_by_the_number_of_the_image() -> None:
     broken = random_subset(4, 12, seed=0)[2]
     images[broken] = 3
     task = Pair(source_channels=1)
-    with pytest.raises(NonFiniteImagesError, match=rf"^1 of 3 images of the model's translations .* image {broken}:"):
+    with raises(NonFiniteImagesError, word="model's"):
         paired(num_images=4, batch_size=1).evaluate(Translator(task, Broken()), data_of(ArrayDataset("x", images), task), CPU)
 
 
@@ -485,7 +487,7 @@ def test_a_domain_of_fewer_images_than_processes_is_refused(monkeypatch: pytest.
     monkeypatch.setattr("genimg.evaluation.translation_base.world_size", lambda: 5)
     unpaired().evaluate(BothWays(), domains(count_a=10, count_b=5), CPU)
     for counts in ((10, 4), (4, 10)):
-        with pytest.raises(ValueError, match=r"^4 held-out images are fewer than the 5 processes"):
+        with raises(DataError, word="processes"):
             unpaired().evaluate(BothWays(), domains(*counts), CPU)
 
 
@@ -561,25 +563,17 @@ def test_should_stop_interrupts_before_every_batch(make: Any, extractor: Any) ->
 @pytest.mark.parametrize(
     ("evaluator", "method", "words"),
     [
-        (
-            paired(),
-            BothWays(),
-            r"a BothWays, .*another evaluation, such as unpaired_translation",
-        ),
-        (
-            unpaired(),
-            Translator(),
-            r"a Translator, .*another evaluation, such as translation",
-        ),
-        (paired(), Painter(), "a Painter, does not make: choose another evaluation, such as inception"),
-        (unpaired(), Painter(), "a Painter, does not make: choose another evaluation, such as inception"),
+        (paired(), BothWays(), "unpaired_translation"),
+        (unpaired(), Translator(), "such as translation"),
+        (paired(), Painter(), "inception"),
+        (unpaired(), Painter(), "inception"),
     ],
     ids=["unpaired", "paired", "painter", "painter between domains"],
 )
 def test_what_does_not_fit_is_refused_with_what_does(evaluator: TranslationEvaluator, method: Any, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with raises(ConfigError, word=words):
         evaluator.check(method)
-    with pytest.raises(ValueError, match=words):
+    with raises(ConfigError, word=words):
         evaluator.evaluate(method, noise(), CPU)
 
 
@@ -593,13 +587,13 @@ def test_what_fits_is_accepted() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_images": 0}, r"^num_images=0 must be 1 or more"),
-        ({"batch_size": 0}, r"^batch_size=0 must be 1 or more"),
+        ({"num_images": 0}, "num_images=0"),
+        ({"batch_size": 0}, "batch_size=0"),
     ],
     ids=str,
 )
 def test_a_setting_that_makes_no_sense_is_refused_by_its_key(make: Any, changes: Any, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, word=words):
         make(**changes)
 
 
@@ -666,19 +660,19 @@ def test_a_translator_that_changes_nothing_is_never_chosen_over_one_that_transla
 
 @pytest.mark.parametrize("best_by", ["cycle_l1", "identity_l1_b", "psnr"])
 def test_what_a_translator_that_changes_nothing_wins_does_not_choose(best_by: str) -> None:
-    with pytest.raises(ValueError, match=rf"^best_by={best_by}.*kd, fd, or null"):
+    with raises(ValueError, f"best_by={best_by}"):
         unpaired(best_by=best_by, extractor=LinearExtractor())
 
 
 @pytest.mark.parametrize(
     ("make", "changes", "key"),
     [
-        (unpaired, {"best_by": "kd"}, r"extractor"), (paired, {"best_by": "fd"}, r"extractor"),
-        (paired, {"best_by": "lpips"}, r"lpips"), (paired, {"best_by": "cycle_l1"}, "psnr"),
+        (unpaired, {"best_by": "kd"}, "extractor"), (paired, {"best_by": "fd"}, "extractor"),
+        (paired, {"best_by": "lpips"}, "lpips"), (paired, {"best_by": "cycle_l1"}, "psnr"),
     ],
 )  # fmt: skip
 def test_what_is_not_measured_does_not_choose(make: Any, changes: Any, key: str) -> None:
-    with pytest.raises(ValueError, match=key):
+    with raises(ValueError, word=key):
         make(**changes)
 
 
@@ -686,5 +680,5 @@ def test_what_chooses_comes_first_in_its_direction() -> None:
     assert [paired(best_by=name).higher_is_better for name in ("psnr", "ssim", "ms_ssim", "l1")] == [True, True, True, False]
     values = paired(best_by="l1").evaluate(Translator(), noise(), CPU).values
     assert next(iter(values)) == "l1"
-    with pytest.raises(ValueError, match=r"^best_by=ms_ssim is not measured"):
+    with raises(ConfigError, "best_by=ms_ssim"):
         paired(best_by="ms_ssim").evaluate(Translator(), noise(), CPU)

@@ -1,8 +1,10 @@
 """Which class a value on the command line means."""
 
 import pytest
+from errors import raises
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from genimg.errors import ConfigError
 from genimg.inference.labels import find_label
 
 MNIST = ["0 - zero", "1 - one", "2 - two", "3 - three", "4 - four", "5 - five", "6 - six", "7 - seven", "8 - eight", "9 - nine"]
@@ -66,7 +68,7 @@ def test_a_value_means_a_class(names, text, label):
 
 @pytest.mark.parametrize(("names", "text"), [(n, text) for n, texts in REFUSED for text in texts])
 def test_a_value_that_means_no_class_or_two_is_refused_with_what_to_write(names, text):
-    with pytest.raises(ValueError, match=r"label=") as error:
+    with raises(ConfigError, "label") as error:
         find_label(parse(text), CLASSES[names], NAMES[names])
     assert "index:" in str(error.value) or "a number from 0" in str(error.value)
 

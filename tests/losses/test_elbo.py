@@ -4,6 +4,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from errors import raises
 from torch import distributions
 
 from genimg.losses.elbo import ELBO, Bound, ImportanceWeighted, Inference, gaussian_kl, gaussian_log_density, importance_bound
@@ -303,42 +304,42 @@ def test_what_is_logged_has_no_gradient(bound):
 
 @pytest.mark.parametrize("kl_weight", [-1.0, -1e-9, math.nan])
 def test_a_kl_weight_below_zero_or_not_a_number_is_refused(kl_weight):
-    with pytest.raises(ValueError, match=rf"^kl_weight={kl_weight} must be 0 or more"):
+    with raises(ValueError, f"kl_weight={kl_weight}"):
         elbo(kl_weight=kl_weight)
 
 
 @pytest.mark.parametrize("number", [-0.1, math.nan])
 def test_free_bits_and_capacities_below_zero_are_refused(number):
-    with pytest.raises(ValueError, match=rf"^free_bits={number} must be 0 or more nats for each latent dimension"):
+    with raises(ValueError, f"free_bits={number}"):
         elbo(free_bits=number)
-    with pytest.raises(ValueError, match=rf"^capacity={number} must be 0 or more nats, or null"):
+    with raises(ValueError, f"capacity={number}"):
         elbo(capacity=number)
 
 
 @pytest.mark.parametrize(("other", "value"), [("free_bits", 0.5), ("warm_up", 1000)])
 def test_settings_that_exclude_each_other_are_refused(other, value):
-    with pytest.raises(ValueError, match=rf"^capacity=25\.0 and {other} both say what the KL may cost: set one"):
+    with raises(ValueError, "capacity=25.0", word=other):
         elbo(capacity=25.0, **{other: value})
 
 
 @pytest.mark.parametrize(("name", "value"), [("free_bits", 0.5), ("warm_up", 1000), ("capacity", 25.0)])
 def test_what_a_weight_of_0_makes_void_is_refused(name, value):
-    with pytest.raises(ValueError, match=rf"^{name} has no effect with kl_weight=0: set a weight above 0"):
+    with raises(ValueError, name):
         elbo(kl_weight=0.0, **{name: value})
 
 
 def test_a_growth_of_no_capacity_is_refused():
-    with pytest.raises(ValueError, match=r"^capacity_growth has no effect without a capacity: set one, or"):
+    with raises(ValueError, "capacity_growth", word="effect"):
         elbo(capacity_growth=1000)
 
 
 @pytest.mark.parametrize("num_samples", [0, -1])
 def test_fewer_than_one_sample_is_refused(num_samples):
     for kind in (elbo, partial(ImportanceWeighted, likelihood=BERNOULLI)):
-        with pytest.raises(ValueError, match=rf"^num_samples={num_samples} must be 1 or more"):
+        with raises(ValueError, f"num_samples={num_samples}"):
             kind(num_samples=num_samples)
 
 
 def test_a_bound_needs_an_objective():
-    with pytest.raises(TypeError, match="abstract"):
+    with raises(TypeError, word="abstract"):
         Bound(BERNOULLI, 1)

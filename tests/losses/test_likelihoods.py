@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from errors import raises
 from scipy.special import expit, logsumexp
 from torch import distributions, nn
 
@@ -137,7 +138,7 @@ def test_outside_training_dynamic_draws_are_those_of_static():
 
 
 def test_an_unknown_binarisation_is_refused():
-    with pytest.raises(ValueError, match=r"^binarisation=fixed is unknown: choose one of none, dynamic, static"):
+    with raises(ValueError, "binarisation=fixed"):
         cross_entropy("fixed")
     assert BINARISATIONS == ("none", "dynamic", "static")
 
@@ -255,9 +256,9 @@ def test_gaussian_bits_per_dimension_agree_with_the_probabilities_of_the_256_lev
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan])
 def test_a_scale_that_is_no_standard_deviation_is_refused(scale):
-    with pytest.raises(ValueError, match=rf"^scale={scale} is not a standard deviation: it must be above 0"):
+    with raises(ValueError, f"scale={scale}"):
         Gaussian(scale=scale, learnt=False)
-    with pytest.raises(ValueError, match=rf"^least_scale={scale} is not a standard deviation: it must be above 0"):
+    with raises(ValueError, f"least_scale={scale}"):
         GaussianPerPixel(least_scale=scale)
 
 
@@ -423,7 +424,7 @@ def test_outputs_and_bits_of_mixtures_by_hand():
 
 @pytest.mark.parametrize("num_mixtures", [0, -3])
 def test_fewer_than_one_mixture_is_refused(num_mixtures):
-    with pytest.raises(ValueError, match=rf"^num_mixtures={num_mixtures} must be 1 or more"):
+    with raises(ValueError, f"num_mixtures={num_mixtures}"):
         mixture(num_mixtures)
 
 

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from errors import raises
 from torch import nn
 
 from genimg.errors import ConfigError
@@ -89,11 +90,11 @@ def test_the_loss_is_the_squared_error_and_lambda_times_the_mmd():
 
 
 def test_a_single_image_is_refused():
-    with pytest.raises(ConfigError, match="2 images or more in each microbatch, not 1: choose a larger batch size"):
+    with raises(ConfigError, word="microbatch"):
         unbiased_mmd(torch.zeros(1, 2), torch.zeros(1, 2))
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
 def test_a_weight_that_is_none_is_refused(weight):
-    with pytest.raises(ValueError, match=r"^mmd_weight=.* must be above 0"):
+    with raises(ValueError, "mmd_weight", word="above"):
         MMDLoss(likelihood=Gaussian(scale=1.0, learnt=False), mmd_weight=weight)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from errors import raises
 from scipy import stats
 from torch import nn
 from torch.func import functional_call
@@ -630,7 +631,7 @@ def test_weights_are_clipped_on_both_sides_and_those_within_stay():
 @pytest.mark.parametrize("interval", [0, -2])
 @pytest.mark.parametrize("make", [r1, r2, gradient_penalty, dragan, consistency, latent_consistency, lecam, latent_diversity])
 def test_an_interval_below_one_step_is_refused(make, interval):
-    with pytest.raises(ValueError, match=rf"^interval={interval} must be 1 or more steps"):
+    with raises(ValueError, f"interval={interval}"):
         make(interval=interval)
 
 
@@ -653,7 +654,7 @@ def test_an_interval_below_one_step_is_refused(make, interval):
 )
 @pytest.mark.parametrize("value", [0.0, -0.5, math.nan])
 def test_what_has_no_effect_or_the_opposite_one_is_refused(make, name, value):
-    with pytest.raises(ValueError, match=rf"^{name}={value} must be above 0: for no penalty, remove it"):
+    with raises(ValueError, f"{name}={value}"):
         make(value)
     make(0.5)
 
@@ -661,26 +662,26 @@ def test_what_has_no_effect_or_the_opposite_one_is_refused(make, name, value):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: r1(gamma="automatic"), r"^gamma=automatic must be auto or a number"),
-        (lambda: r2(gamma="1.0"), r"^gamma=1\.0 must be auto or a number"),
-        (lambda: consistency(fake_weight=-1.0), r"^fake_weight=-1\.0 must be 0 or more"),
-        (lambda: consistency(max_shift_share=-3), r"^max_shift_share=-3 must be at least 0 and below 1"),
-        (lambda: consistency(max_shift_share=4), r"^max_shift_share=4 must be at least 0 and below 1"),
-        (lambda: randomly_moved(REAL, 0.9), r"^max_shift_share=0\.9"),
-        (lambda: r1(reuse_forward=True, interval=16), r"^reuse_forward=true has no effect"),
-        (lambda: r2(reuse_forward=True, interval=2), r"^reuse_forward=true has no effect"),
-        (lambda: r1(gamma=ramp(-1.0, 1.0)), r"^gamma=-1\.0 to 1\.0 must be above 0"),
-        (lambda: lecam(decay=1.0), r"^decay=1\.0 must be at least 0 and below 1"),
-        (lambda: lecam(decay=-0.1), r"^decay=-0\.1 must be at least 0 and below 1"),
+        (lambda: r1(gamma="automatic"), "gamma=automatic"),
+        (lambda: r2(gamma="1.0"), "gamma=1.0"),
+        (lambda: consistency(fake_weight=-1.0), "fake_weight=-1.0"),
+        (lambda: consistency(max_shift_share=-3), "max_shift_share=-3"),
+        (lambda: consistency(max_shift_share=4), "max_shift_share=4"),
+        (lambda: randomly_moved(REAL, 0.9), "max_shift_share=0.9"),
+        (lambda: r1(reuse_forward=True, interval=16), "reuse_forward=true"),
+        (lambda: r2(reuse_forward=True, interval=2), "reuse_forward=true"),
+        (lambda: r1(gamma=ramp(-1.0, 1.0)), "gamma=-1.0"),
+        (lambda: lecam(decay=1.0), "decay=1.0"),
+        (lambda: lecam(decay=-0.1), "decay=-0.1"),
     ],
 )
 def test_other_values_out_of_range_are_refused(make, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, words):
         make()
 
 
 def test_a_penalty_needs_a_formula():
-    with pytest.raises(TypeError, match="abstract"):
+    with raises(TypeError, word="abstract"):
         penalties.DiscriminatorPenalty(interval=1)
-    with pytest.raises(TypeError, match="abstract"):
+    with raises(TypeError, word="abstract"):
         penalties.GeneratorPenalty(interval=1)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from errors import raises
 
 from genimg.errors import ConfigError
 from genimg.losses.perceptual import Perceptual
@@ -74,19 +75,19 @@ def test_it_is_added_to_the_distance_of_pixels(tmp_path):
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"^weights=.*vgg\.pth is not a file: put torchvision's"):
+    with raises(ValueError, "weights", word="torchvision's"):
         perceptual(tmp_path)
     saved(tmp_path, drop="features.5.bias")
-    with pytest.raises(ValueError, match=r"^weights=.* holds no features\.5\.bias of \[128\]"):
+    with raises(ValueError, "weights", word="holds"):
         perceptual(tmp_path)
     (tmp_path / "vgg.pth").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"^weights=.* cannot be read"):
+    with raises(ValueError, "weights", word="read"):
         perceptual(tmp_path)
     saved(tmp_path)
     for layers in ((), (8, 3), (-1,), (31,)):
-        with pytest.raises(ValueError, match=r"^layers=.* must be numbers that rise, from 0 to 30"):
+        with raises(ValueError, "layers", word="rise"):
             perceptual(tmp_path, layers)
-    with pytest.raises(ValueError, match=r"^weight=0"):
+    with raises(ValueError, "weight=0"):
         perceptual(tmp_path, weight=0)
-    with pytest.raises(ConfigError, match="not images of 2 channels"):
+    with raises(ConfigError, word="channels"):
         perceptual(tmp_path)(*images(2))

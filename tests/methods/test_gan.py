@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from errors import raises
 from torch import nn
 
 from genimg.errors import ConfigError
@@ -198,13 +199,13 @@ def test_check_shows_a_shape_that_does_not_fit(misfit):
         gan, image = build(), torch.zeros(4, 3, 16, 16)
     else:
         gan, image = build(generator=tiny.generator(channels=3)), real_images()
-    with pytest.raises(RuntimeError if misfit == "image" else ConfigError, match=r"channels|^generator gives"):
+    with raises(RuntimeError if misfit == "image" else ConfigError, word="channels" if misfit == "image" else "generator"):
         gan.check({"image": image})
 
 
 @pytest.mark.parametrize("interval", [0, -1])
 def test_a_generator_interval_below_one_is_refused(interval):
-    with pytest.raises(ValueError, match=rf"^generator_interval={interval} must be 1 or more"):
+    with raises(ConfigError, f"generator_interval={interval}"):
         build(generator_interval=interval)
 
 
@@ -516,16 +517,13 @@ def test_penalties_call_the_eager_forward_of_a_compiled_network():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"penalties": {"odd": nn.Identity()}}, "^penalties.odd is a Identity"),
-        (
-            {"discriminator": tiny.discriminator(head="projection", num_classes=3)},
-            "^generator reads no condition, but discriminator reads the label",
-        ),
-        ({"generator_batches": 0}, "^generator_batches=0"),
+        ({"penalties": {"odd": nn.Identity()}}, "penalties.odd"),
+        ({"discriminator": tiny.discriminator(head="projection", num_classes=3)}, "discriminator"),
+        ({"generator_batches": 0}, "generator_batches=0"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused(changes, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, word=words):
         build(**changes)
 
 
@@ -665,5 +663,5 @@ def test_dequantisation_adds_less_than_a_level_to_the_discriminators_real_images
     ],
 )  # fmt: skip
 def test_settings_of_recipes_out_of_range_are_refused(changes, word):
-    with pytest.raises(ValueError, match=f"^{word}="):
+    with raises(ValueError, word):
         build(**changes)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from errors import raises
 from scipy import stats
 
 from genimg.methods.image_pool import ImagePool
@@ -102,5 +103,5 @@ def test_the_graph_ends_here_and_the_type_stays(size):
 
 
 def test_a_negative_size_is_refused():
-    with pytest.raises(ValueError, match=r"^size=-1 must be"):
+    with raises(ValueError, "size=-1"):
         pool(-1)

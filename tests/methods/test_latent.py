@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from errors import raises
 from scipy import stats
 
 from genimg.errors import ConfigError
@@ -126,7 +127,7 @@ def test_truncation_far_out_changes_nothing_and_close_by_gives_uniform_numbers()
 @pytest.mark.parametrize("latent", [Normal(dim=2), Uniform(dim=2), Truncated(dim=2, limit=2.0)])
 @pytest.mark.parametrize("limit", [0.0, -1.0, math.nan])
 def test_a_truncation_that_leaves_nothing_is_refused(latent, limit):
-    with pytest.raises(ConfigError, match=rf"^truncation={limit:g} leaves no latents to draw: choose a number above 0"):
+    with raises(ConfigError, f"truncation={limit:g}"):
         latent.truncated(torch.zeros(3, 2), limit)
 
 
@@ -227,16 +228,16 @@ def test_between_near_latents_the_ways_agree(distance, dtype):
 @pytest.mark.parametrize("dim", [0, -3])
 @pytest.mark.parametrize("make", [Normal, Uniform, lambda dim: Truncated(dim=dim, limit=1.0)])
 def test_a_latent_without_components_is_refused(make, dim):
-    with pytest.raises(ValueError, match=rf"^dim={dim} must be 1 or more"):
+    with raises(ValueError, f"dim={dim}"):
         make(dim=dim)
 
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, math.nan])
 def test_a_limit_without_numbers_within_is_refused(limit):
-    with pytest.raises(ValueError, match=rf"^limit={limit} must be above 0 standard deviations"):
+    with raises(ValueError, f"limit={limit}"):
         Truncated(dim=4, limit=limit)
 
 
 def test_a_latent_needs_a_distribution():
-    with pytest.raises(TypeError, match="abstract"):
+    with raises(TypeError, word="abstract"):
         Latent(dim=4)

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from errors import raises
 from scipy import stats
 
 from genimg.errors import ConfigError
@@ -265,18 +266,14 @@ def test_truncation_brings_latents_nearer_to_the_mean_of_their_component():
     white = torch.linalg.solve_triangular(FACTORS[chosen], (nearer - MEANS[chosen])[..., None], upper=False)
     assert white.abs().max().item() == pytest.approx(0.5, abs=0.05)
     assert torch.allclose(made.truncated(drawn, 20.0), drawn, atol=1e-4)
-    with pytest.raises(ConfigError, match=r"^truncation=0 leaves no latents to draw"):
+    with raises(ConfigError, "truncation=0"):
         made.truncated(drawn, 0.0)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [
-        ({"latent_dim": 0}, r"^latent_dim=0 must be 1 or more"),
-        ({"num_components": -1}, r"^num_components=-1 must be 0, for the prior"),
-        ({"num_latents": 5}, r"^num_latents=5 are too few to fit num_components=3: keep 6 or more"),
-    ],
+    [({"latent_dim": 0}, "latent_dim=0"), ({"num_components": -1}, "num_components=-1"), ({"num_latents": 5}, "num_latents=5")],
 )
 def test_numbers_out_of_range_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, message):
         density(**changes)

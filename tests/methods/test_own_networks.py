@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import tiny
 import torch
+from errors import raises
 from torch import Tensor, nn
 
 from genimg.data.tasks.degradations import Denoise
@@ -147,7 +148,7 @@ def vars_of(gan: GAN) -> dict[str, object]:
 def test_conditional_returns_a_network_with_an_encoder_as_it_is() -> None:
     network = tiny.generator()
     assert conditional("generator", network) is network
-    with pytest.raises(ValueError, match=r"^generator is a function"):
+    with raises(ValueError, "generator", word="function"):
         conditional("generator", images)
 
 
@@ -167,9 +168,9 @@ def test_a_gans_outputs_of_another_shape_are_refused(networks: dict[str, nn.Modu
 
 
 def test_a_conditioning_that_a_plain_network_cannot_read_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^generator reads no condition, but discriminator reads the label"):
+    with raises(ValueError, "generator", word="discriminator"):
         tiny.conditional_gan("projection", generator=generator())
-    with pytest.raises(ValueError, match=r"^discriminator reads no condition, but generator reads the label"):
+    with raises(ValueError, "discriminator", word="reads"):
         tiny.conditional_gan("projection", discriminator=judge())
 
 
@@ -205,9 +206,9 @@ def test_a_plain_module_with_num_features_is_the_features_of_a_discriminator() -
     assert discriminator_of(made)(images(), tiny.no_condition(4)).logits.shape == (4,)
     labels = torch.tensor([0, 1, 2, 0])
     assert discriminator_of(made, "projection")(images(), labels).logits.shape == (4,)
-    with pytest.raises(ValueError, match=r"^head=concat"):
+    with raises(ValueError, "head=concat"):
         discriminator_of(made, "concat")
-    with pytest.raises(ValueError, match=r"^features is a Flatten without an attribute num_features"):
+    with raises(ValueError, "features", word="num_features"):
         discriminator_of(nn.Flatten)
 
 
@@ -224,10 +225,7 @@ def test_plain_networks_train_and_sample_as_a_vae() -> None:
 
 @pytest.mark.parametrize(
     ("encoder", "wrong", "key"),
-    [
-        (Layers(nn.Flatten(), nn.Linear(256, 8)), decoder(), "encoder"),
-        (Encoder(), decoder(3), "decoder"),
-    ],
+    [(Layers(nn.Flatten(), nn.Linear(256, 8)), decoder(), "encoder"), (Encoder(), decoder(3), "decoder")],
 )
 def test_a_vaes_outputs_of_another_shape_are_refused(encoder: nn.Module, wrong: nn.Module, key: str) -> None:
     with pytest.raises(ConfigError) as caught:

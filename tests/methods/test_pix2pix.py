@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from errors import raises
 from torch import Tensor, nn
 
 from genimg.data.tasks.base import Pair
@@ -323,17 +324,14 @@ def test_check_tells_of_the_authors_mode_where_it_would_make_a_difference(mode, 
 
 @pytest.mark.parametrize("misfit", ["source", "target"])
 def test_check_shows_images_that_do_not_fit(misfit):
-    with pytest.raises((RuntimeError, ConfigError), match=r"channels|^translator gives"):
+    with raises((RuntimeError, ConfigError), word={"source": "channels", "target": "translator"}[misfit]):
         pix2pix().check(batch() | {misfit: torch.zeros(3, 5, 16, 16)})
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [
-        ({"reconstruction_weight": -1.0}, r"^reconstruction_weight=-1\.0 must be 0 or more"),
-        ({"sampled_mode": "mean"}, "^sampled_mode=mean is unknown"),
-    ],
+    [({"reconstruction_weight": -1.0}, "reconstruction_weight=-1.0"), ({"sampled_mode": "mean"}, "sampled_mode=mean")],
 )
 def test_settings_that_do_not_fit_are_refused(changes, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, words):
         pix2pix(**changes)

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from errors import raises
 from torch import distributions, nn
 
 from genimg.errors import ConfigError
@@ -753,26 +754,26 @@ def test_check_passes_for_images_that_fit_and_keeps_the_state():
 
 
 def test_check_shows_a_shape_that_does_not_fit():
-    with pytest.raises(RuntimeError, match="channels"):
+    with raises(RuntimeError, word="channels"):
         build().check({"image": torch.zeros(4, 3, 16, 16)})
     settings = {"condition": Unconditional(), "likelihood": BERNOULLI}
     decoder = Decoder(image_size=32, channels=1, latent_dim=5, width=4, **settings)
-    with pytest.raises(ConfigError, match=r"^decoder gives"):
+    with raises(ConfigError, "decoder", word="gives"):
         build(decoder=decoder).check({"image": real_images()})
 
 
 def test_layers_of_latents_must_fit_upon_each_other():
     networks = {"encoder": build().encoder, "decoder": build().decoder, "loss": elbo()}
-    with pytest.raises(ValueError, match=r"^hierarchy\[1\]\.below=5 must be 4, the latents below it"):
+    with raises(ValueError, "hierarchy[1].below=5"):
         VAE(**networks, latent_dim=5, hierarchy=[layer(5, 4), layer(5, 3)])
-    with pytest.raises(ValueError, match=r"^hierarchy\[0\] is a Linear, but must be a StochasticLayer"):
+    with raises(ValueError, "hierarchy", word="StochasticLayer"):
         VAE(**networks, latent_dim=5, hierarchy=[nn.Linear(5, 5)])
 
 
 def test_networks_must_read_the_same_condition():
-    with pytest.raises(ValueError, match=r"^encoder reads no condition, but decoder reads the label"):
+    with raises(ValueError, "encoder", word="decoder"):
         build(decoder=conditional().decoder)
-    with pytest.raises(ValueError, match=r"^encoder reads no condition, but decoder reads the label"):
+    with raises(ValueError, "encoder", word="decoder"):
         build(encoder=nn.Identity(), decoder=conditional().decoder)
 
 

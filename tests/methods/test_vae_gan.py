@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+from errors import raises
 from torch import nn
 
 from genimg.losses.adversarial import AdversarialLoss, relativistic_discriminator_loss, relativistic_generator_loss
@@ -161,12 +162,12 @@ def test_a_perceptual_distance_is_added_but_is_no_part_of_the_checkpoint():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"adversarial_weight": 0.0}, r"^adversarial_weight=0\.0 must be above 0: without it, choose a VAE"),
-        ({"similarity_weight": -1.0}, r"^similarity_weight=-1\.0 must be 0 or more"),
-        ({"adversarial": RELATIVISTIC}, "^adversarial must not be relativistic"),
-        ({"discriminator": tiny.discriminator(head="concat", num_classes=3)}, "reads no condition"),
+        ({"adversarial_weight": 0.0}, "adversarial_weight=0.0"),
+        ({"similarity_weight": -1.0}, "similarity_weight=-1.0"),
+        ({"adversarial": RELATIVISTIC}, "relativistic"),
+        ({"discriminator": tiny.discriminator(head="concat", num_classes=3)}, "reads"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, word=message):
         build(**changes)

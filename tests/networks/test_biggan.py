@@ -3,6 +3,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from errors import raises
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -175,14 +176,14 @@ def test_every_parameter_receives_a_gradient():
 
 @pytest.mark.parametrize("size", [30, 8, [64, 30], [8, 64]])
 def test_sizes_that_do_not_fit_are_refused_with_one_that_does(size):
-    with pytest.raises(ValueError, match=r"^image_size=\[.*; the nearest is \["):
+    with raises(ValueError, "image_size", word="nearest"):
         generator(image_size=size)
 
 
 def test_other_settings_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"^latent_dim=3 must be at least 4, one for each of 4 parts"):
+    with raises(ValueError, "latent_dim=3"):
         generator(latent_dim=3)
-    with pytest.raises(ValueError, match=r"^attention_at=64 is the size of no .*: choose 8, 16, 32 or null"):
+    with raises(ValueError, "attention_at=64"):
         generator(attention_at=64)
-    with pytest.raises(ValueError, match=r"^widths=\[1, 2, 3, 4, 5\] must be a list of 1 to 4 numbers"):
+    with raises(ValueError, "widths=[1, 2, 3, 4, 5]"):
         generator(widths=[1, 2, 3, 4, 5])

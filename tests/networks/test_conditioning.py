@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from errors import raises
 from torch import nn
 
 from genimg.networks.conditioning import ConditionEncoder, LabelEmbedding, OneHot, Unconditional, beside_image
@@ -65,7 +66,7 @@ def test_blank_conditions_stand_in_the_batch_like_real_ones(name):
 @pytest.mark.parametrize("num_classes", [0, -1])
 @pytest.mark.parametrize("make", [OneHot, lambda num_classes: LabelEmbedding(num_classes=num_classes, dim=6)])
 def test_data_without_labels_is_refused(make, num_classes):
-    with pytest.raises(ValueError, match=rf"^num_classes={num_classes} .* subdirectory"):
+    with raises(ValueError, f"num_classes={num_classes}"):
         make(num_classes=num_classes)
 
 
@@ -81,7 +82,7 @@ def test_a_label_beyond_the_classes_is_an_error():
 
 
 def test_an_encoder_needs_a_forward():
-    with pytest.raises(TypeError, match="abstract"):
+    with raises(TypeError, word="abstract"):
         ConditionEncoder()
 
 

@@ -2,6 +2,7 @@ from functools import partial
 
 import pytest
 import torch
+from errors import raises
 from torch import nn
 
 from genimg.losses.likelihoods import Bernoulli, DiscretisedLogisticMixture, GaussianPerPixel, Likelihood
@@ -120,5 +121,5 @@ def test_every_parameter_receives_a_gradient():
 @pytest.mark.parametrize("size", [30, 8, [64, 30]])
 @pytest.mark.parametrize("network", [partial(Encoder, moments=2), partial(Decoder, likelihood=BERNOULLI)])
 def test_sizes_that_do_not_fit_are_refused_with_one_that_does(size, network):
-    with pytest.raises(ValueError, match=r"^image_size=\[.*; the nearest is \["):
+    with raises(ValueError, "image_size", word="nearest"):
         network(image_size=size, channels=3, latent_dim=4, width=4, condition=Unconditional())

@@ -1,6 +1,7 @@
 import pytest
 import tiny
 import torch
+from errors import raises
 from torch import nn
 
 SIZES = [(64, 3), (32, 3), (28, 1), ([48, 32], 3), ([16, 40], 4)]
@@ -109,5 +110,5 @@ def test_sizes_that_do_not_fit_are_refused_with_one_that_does(size):
         lambda: tiny.generator(latent_dim=4, image_size=size, channels=3, width=4),
         lambda: tiny.discriminator(image_size=size, channels=3, width=4),
     ):
-        with pytest.raises(ValueError, match=r"^image_size=\[.*; the nearest is \["):
+        with raises(ValueError, "image_size", word="nearest"):
             build()

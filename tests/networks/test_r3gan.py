@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from errors import raises
 from torch import nn
 
 from genimg.networks.conditioning import OneHot, Unconditional
@@ -223,17 +224,17 @@ def test_every_parameter_learns():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: tiny_generator(normalisation="batch"), "^normalisation=batch "),
-        (lambda: tiny_generator(3, normalisation="conditional_batch"), "^normalisation=conditional_batch "),
-        (lambda: tiny_generator(widths=[8, 8, 8, 8]), "1 to 3 numbers"),
-        (lambda: tiny_discriminator(widths=[]), "1 to 3 numbers"),
+        (lambda: tiny_generator(normalisation="batch"), "normalisation=batch"),
+        (lambda: tiny_generator(3, normalisation="conditional_batch"), "normalisation=conditional_batch"),
+        (lambda: tiny_generator(widths=[8, 8, 8, 8]), "numbers"),
+        (lambda: tiny_discriminator(widths=[]), "numbers"),
         (lambda: tiny_generator(group_width=3), "group_width=3"),
-        (lambda: tiny_generator(image_size=7), "^image_size="),
-        (lambda: tiny_discriminator(3, head="concat"), "^head=concat "),
-        (lambda: tiny_discriminator(3, head="none"), "^head=none "),
-        (lambda: tiny_discriminator(0, head="projection"), "^head=projection "),
+        (lambda: tiny_generator(image_size=7), "image_size"),
+        (lambda: tiny_discriminator(3, head="concat"), "head=concat"),
+        (lambda: tiny_discriminator(3, head="none"), "head=none"),
+        (lambda: tiny_discriminator(0, head="projection"), "head=projection"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, word=message):
         make()

@@ -4,9 +4,11 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from errors import raises
 from torch import nn
 from torch.nn.utils import parametrize
 
+from genimg.errors import ConfigError
 from genimg.networks.conditioning import ConditionEncoder, LabelEmbedding, OneHot, Unconditional
 from genimg.networks.discriminator import Discriminator
 from genimg.networks.layers import ConditionalBatchNorm2d, SelfAttention
@@ -219,9 +221,9 @@ def test_attention_sees_the_feature_map_of_the_wanted_size(at, width):
 
 
 def test_attention_at_a_size_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match=r"^attention_at=7 is the size of no .*: choose 8, 16, 32 or null"):
+    with raises(ValueError, "attention_at=7"):
         generator(attention_at=7)
-    with pytest.raises(ValueError, match=r"^attention_at=32 is the size of no feature map: choose 8, 16 or null"):
+    with raises(ValueError, "attention_at=32"):
         features(attention_at=32)
 
 
@@ -290,28 +292,28 @@ def test_every_parameter_receives_a_gradient():
 
 @pytest.mark.parametrize("size", [30, 8, [64, 30], [8, 64]])
 def test_sizes_that_do_not_fit_are_refused_with_one_that_does(size):
-    with pytest.raises(ValueError, match=r"^image_size=\[.*; the nearest is \["):
+    with raises(ValueError, "image_size", word="nearest"):
         generator(image_size=size)
 
 
 @pytest.mark.parametrize("size", [31, 12])
 def test_features_refuse_sizes_that_cannot_be_halved_once(size):
-    with pytest.raises(ValueError, match=r"multiples of 2 and at least 14; the nearest is \["):
+    with raises(ValueError, "image_size", word="multiples"):
         features(image_size=size)
 
 
 @pytest.mark.parametrize("widths", [[], [1, 2, 3, 4, 5]])
 def test_lists_of_widths_that_do_not_fit_are_refused(widths):
-    with pytest.raises(ValueError, match=r"^widths=\[.*\] must be a list of 1 to 4 numbers"):
+    with raises(ValueError, "widths", word="numbers"):
         generator(widths=widths)
-    with pytest.raises(ValueError, match=r"^widths=\[.*\] must be a list of 1 to 4 numbers"):
+    with raises(ValueError, "widths", word="numbers"):
         features(widths=widths)
 
 
 def test_other_settings_without_a_meaning_are_refused():
-    with pytest.raises(ValueError, match=r"^pooling=max is unknown: choose one of sum, mean"):
+    with raises(ValueError, "pooling=max"):
         features(pooling="max")
-    with pytest.raises(ValueError, match=r"^num_flat_blocks=-1 must be 0 or more"):
+    with raises(ConfigError, "num_flat_blocks=-1"):
         features(num_flat_blocks=-1)
 
 
@@ -333,7 +335,7 @@ def test_an_in_place_shortcut_is_what_in_place_relus_make_of_the_published_block
         expected = torch.relu(expected).sum(dim=(2, 3))
         torch.testing.assert_close(network(image), expected)
         assert not torch.allclose(features()(image), expected)
-    with pytest.raises(ValueError, match=r"^in_place_shortcut=true"):
+    with raises(ValueError, "in_place_shortcut=true"):
         features(in_place_shortcut=True, normalisation="batch")
 
 
@@ -351,7 +353,7 @@ def test_bilinear_upsampling_interpolates_both_ways_of_a_block():
         residual = convolutions[0](double(F.relu(norms[0](start))))
         expected = convolutions[1](F.relu(norms[1](residual))) + block.shortcut[0](double(start))  # mimicry's order
         torch.testing.assert_close(block(start, nothing(2)), expected)
-    with pytest.raises(ValueError, match=r"^upsampling=cubic"):
+    with raises(ValueError, "upsampling=cubic"):
         generator(upsampling="cubic")
 
 
@@ -361,5 +363,5 @@ def test_batch_norm_eps_is_that_of_every_batch_norm():
     conditional = generator(OneHot(num_classes=3), normalisation="conditional_batch", batch_norm_eps=1e-4)
     assert {layer.eps for layer in conditional.modules() if isinstance(layer, nn.BatchNorm2d)} == {1e-4}
     assert {layer.eps for layer in generator().modules() if isinstance(layer, nn.BatchNorm2d)} == {1e-5}
-    with pytest.raises(ValueError, match=r"^batch_norm_eps="):
+    with raises(ValueError, "batch_norm_eps"):
         generator(batch_norm_eps=0.0)

@@ -1,7 +1,9 @@
 import pytest
 import torch
+from errors import raises
 from torch import nn
 
+from genimg.errors import ConfigError
 from genimg.networks.stochastic_layers import StochasticLayer
 
 
@@ -44,10 +46,10 @@ def test_moments_are_float32_whatever_the_precision():
 
 @pytest.mark.parametrize("latent_dim", [0, -2])
 def test_a_layer_without_latents_is_refused(latent_dim):
-    with pytest.raises(ValueError, match=rf"^latent_dim={latent_dim} must be 1 or more"):
+    with raises(ConfigError, f"latent_dim={latent_dim}"):
         layer(latent_dim=latent_dim)
 
 
 def test_an_unknown_activation_is_refused():
-    with pytest.raises(ValueError, match="activation=maxout is unknown: choose one of relu, leaky_relu, tanh"):
+    with raises(ValueError, "activation=maxout"):
         layer(activation="maxout")

@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from errors import raises
 from scipy import stats
 from torch import nn
 from torch.func import functional_call
@@ -421,22 +422,22 @@ def test_every_parameter_learns():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: tiny_generator(normalisation="batch"), "^normalisation=batch "),
-        (lambda: tiny_generator(3, normalisation="conditional_batch"), "^normalisation=conditional_batch "),
-        (lambda: tiny_generator(style_mixing=1.5), "between 0 and 1"),
+        (lambda: tiny_generator(normalisation="batch"), "normalisation=batch"),
+        (lambda: tiny_generator(3, normalisation="conditional_batch"), "normalisation=conditional_batch"),
+        (lambda: tiny_generator(style_mixing=1.5), "style_mixing=1.5"),
         (lambda: tiny_generator(num_mapping_layers=0), "num_mapping_layers=0"),
-        (lambda: tiny_generator(image_size=7), "^image_size="),
-        (lambda: tiny_generator(channel_base=15), "channel_base of at least 16"),
-        (lambda: tiny_discriminator(3, head="concat"), "^head=concat "),
-        (lambda: tiny_discriminator(3, head="auxiliary_classifier"), "^head=auxiliary_classifier "),
-        (lambda: tiny_discriminator(3, head="none"), "^head=none "),
-        (lambda: tiny_discriminator(0, head="projection"), "^head=projection "),
-        (lambda: tiny_discriminator(architecture="skip"), "residual, plain"),
-        (lambda: tiny_discriminator(image_size=[16, 9]), "^image_size="),
+        (lambda: tiny_generator(image_size=7), "image_size"),
+        (lambda: tiny_generator(channel_base=15), "channel_base"),
+        (lambda: tiny_discriminator(3, head="concat"), "head=concat"),
+        (lambda: tiny_discriminator(3, head="auxiliary_classifier"), "head=auxiliary_classifier"),
+        (lambda: tiny_discriminator(3, head="none"), "head=none"),
+        (lambda: tiny_discriminator(0, head="projection"), "head=projection"),
+        (lambda: tiny_discriminator(architecture="skip"), "residual"),
+        (lambda: tiny_discriminator(image_size=[16, 9]), "image_size"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, word=message):
         make()
 
 

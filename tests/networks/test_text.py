@@ -5,6 +5,7 @@ import sys
 import pytest
 import tiny
 import torch
+from errors import raises
 from torch import nn
 
 from genimg.data.captions import encode
@@ -168,7 +169,7 @@ def test_only_what_is_trained_is_saved():
 
 @pytest.mark.parametrize("setting", ["dim", "width", "max_length", "max_words", "vocabulary", "num_layers"])
 def test_a_number_that_is_not_positive_is_refused(setting):
-    with pytest.raises(ValueError, match=rf"^{setting}=0 must be 1 or more"):
+    with raises(ConfigError, f"{setting}=0"):
         text_encoder(**{setting: 0})
 
 
@@ -294,18 +295,18 @@ def test_a_directory_without_the_texts_weights_is_refused(tmp_path):
 
     weights = {name: value.contiguous() for name, value in tower.state_dict().items() if "final_layer_norm" not in name}
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ConfigError, match=r"^path=.*lacks .*final_layer_norm"):
+    with raises(ConfigError, "path", word="final_layer_norm"):
         clip_text(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ConfigError, match=r"^path=.* holds no CLIP text model"):
+    with raises(ConfigError, "path", word="CLIP"):
         clip_text(tmp_path)
 
 
 def test_clip_without_a_directory_or_the_package_is_refused(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match=r"^path=.*nowhere does not exist"):
+    with raises(ConfigError, "path", word="nowhere"):
         clip_text(tmp_path / "nowhere")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ConfigError, match=r"^path=.* without the package transformers .*pip install 'genimg\[text\]'"):
+    with raises(ConfigError, "path", word="transformers"):
         clip_text(tmp_path)
 
 

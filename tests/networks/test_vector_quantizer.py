@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+from errors import raises
 from scipy import stats
 
 from genimg.networks import vector_quantizer
@@ -196,14 +197,14 @@ def test_perplexity_is_the_number_of_codes_that_are_used_alike(counts, expected)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_codes": 1}, "^num_codes=1 must be 2 or more"),
-        ({"dim": 0}, "^dim=0 must be 1 or more"),
-        ({"decay": 1.0}, "^decay=1.0 must lie between 0 and 1"),
-        ({"decay": None}, "^restart_below=0.0 does not go with decay=null"),
-        ({"restart_below": None}, "^restart_below=null does not go with decay=0.9"),
-        ({"restart_below": 1.0}, "^restart_below=1.0 must be 0 or more, and below 1"),
+        ({"num_codes": 1}, "num_codes=1"),
+        ({"dim": 0}, "dim=0"),
+        ({"decay": 1.0}, "decay=1.0"),
+        ({"decay": None}, "restart_below=0.0"),
+        ({"restart_below": None}, "restart_below=null"),
+        ({"restart_below": 1.0}, "restart_below=1.0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, words):
         quantizer(**changes)

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from errors import raises
 from torch import nn
 
 from genimg.networks.vq_autoencoder import Decoder, Encoder
@@ -70,15 +71,15 @@ def test_decoder_is_the_chain_of_the_papers_layers_and_ends_linearly():
 @pytest.mark.parametrize(
     ("make", "changes", "words"),
     [
-        (encoder, {"image_size": 30}, r"^image_size=\[30,30\] cannot be halved 2 times: .* multiples of 4, .*\[32,32\]"),
-        (encoder, {"image_size": [32, 20], "num_downs": 3}, r"^image_size=\[32,20\] .* multiples of 8"),
-        (encoder, {"image_size": 2}, r"^image_size=\[2,2\] .*\[4,4\]"),
-        (encoder, {"width": 0}, "^width=0 must be 1 or more"),
-        (encoder, {"num_blocks": -1}, "^num_blocks=-1 must be 0 or more"),
-        (decoder, {"num_downs": 0}, "^num_downs=0 must be 1 or more"),
-        (decoder, {"residual_width": 0}, "^residual_width=0"),
+        (encoder, {"image_size": 30}, "image_size=[30,30]"),
+        (encoder, {"image_size": [32, 20], "num_downs": 3}, "image_size=[32,20]"),
+        (encoder, {"image_size": 2}, "image_size=[2,2]"),
+        (encoder, {"width": 0}, "width=0"),
+        (encoder, {"num_blocks": -1}, "num_blocks=-1"),
+        (decoder, {"num_downs": 0}, "num_downs=0"),
+        (decoder, {"residual_width": 0}, "residual_width=0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(make, changes, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, words):
         make(**changes)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from errors import raises
 from pretend_runs import write_run, write_sweep
 
-from genimg.errors import DataError
+from genimg.errors import ConfigError, DataError
 from genimg.reporting.collecting import collect
 
 JOBS: dict[str, tuple[list[str], float | None]] = {
@@ -74,11 +75,11 @@ def test_what_is_neither_a_run_nor_a_sweep_is_one_clear_error(tmp_path: Path) ->
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     write_run(tmp_path / "run")
-    with pytest.raises(ValueError, match="empty holds neither a run nor a sweep"):
+    with raises(DataError, "runs", word="neither"):
         collect([tmp_path / "run", tmp_path / "empty"])
-    with pytest.raises(DataError, match="nothing does not exist"):
+    with raises(DataError, "runs", word="exist"):
         collect([tmp_path / "nothing"])
-    with pytest.raises(ValueError, match="file is a file"):
+    with raises(DataError, "runs", word="file"):
         collect([tmp_path / "file"])
-    with pytest.raises(ValueError, match="no run is given"):
+    with raises(ConfigError, "runs", word="given"):
         collect([])

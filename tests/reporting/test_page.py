@@ -12,8 +12,10 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from errors import raises
 from pretend_runs import NAME, write_picture, write_run, write_sweep
 
+from genimg.errors import ConfigError
 from genimg.reporting import write_report
 from genimg.reporting.curves import charts
 from genimg.reporting.markup import escape, json_in_script, tag
@@ -265,10 +267,10 @@ def test_a_page_of_many_pictures_stays_below_15_megabytes(tmp_path: Path) -> Non
 
 
 def test_outputs_that_cannot_be_a_page_are_refused(sweep: Path) -> None:
-    with pytest.raises(ValueError, match=r"must name a file that ends in \.html"):
+    with raises(ConfigError, "output", word="ends"):
         write_report([sweep], sweep / "report.pdf")
     (sweep / "x.html").mkdir()
-    with pytest.raises(ValueError, match="is a directory"):
+    with raises(ConfigError, "output", word="directory"):
         write_report([sweep], sweep / "x.html")
 
 

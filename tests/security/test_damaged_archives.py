@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import random
-import re
 import struct
 import tracemalloc
 import zipfile
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from damage import flip
+from errors import raises
 
 from genimg.api.inputs import ImageReader
 from genimg.config.instantiate import ALLOWED, Builder
@@ -114,7 +114,7 @@ def test_no_flipped_bit_of_statistics_of_another_program_is_read_unnoticed(tmp_p
 def test_an_array_that_is_shorter_than_its_record_is_refused(tmp_path: Path) -> None:
     """Reading would stop before the end, where the checksum is compared."""
     path = write_members(tmp_path / "a.npz", {"images.npy": header((2, 4, 4, 3)) + bytes(3 * 4 * 4 * 3)})
-    with pytest.raises(DataError, match=r"images is uint8 \[2, 4, 4, 3\], and its record has \d+ bytes"):
+    with raises(DataError, "path", word="uint8 [2, 4, 4, 3]"):
         open_npz(path)
 
 
@@ -127,23 +127,17 @@ def test_an_array_that_says_to_be_huge_is_refused_before_memory_is_taken(
     tmp_path: Path, shape: tuple[int, ...], method: int
 ) -> None:
     path = write_members(tmp_path / "a.npz", {"images.npy": header(shape) + bytes(1000)}, method)
-    with little_memory(), pytest.raises(DataError, match=re.escape(str(path))):
+    with little_memory(), raises(DataError, word=str(path)):
         open_npz(path)
 
 
 def test_a_member_that_says_to_be_huge_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
     num_images = (2**32 - 1 - 128) // 48
     first = header((num_images, 4, 4, 3))
-    for method, words in (
-        (zipfile.ZIP_STORED, r"is not an \.npz archive .* images is stored in 1048704 bytes, and has 4294967\d+"),
-        (
-            zipfile.ZIP_DEFLATED,
-            r"holds images of 4,294,[\d,]+ bytes in [\d,]+ of the file: if you trust the file, save it again with numpy\.savez",
-        ),
-    ):
+    for method, word in ((zipfile.ZIP_STORED, "stored"), (zipfile.ZIP_DEFLATED, "numpy.savez")):
         path = write_members(tmp_path / "a.npz", {"images.npy": first + bytes(2**20)}, method)
         claim(path, len(first) + 48 * num_images)
-        with little_memory(), pytest.raises(DataError, match=rf"^path={path} {words}"):
+        with little_memory(), raises(DataError, "path", word=word):
             open_npz(path)
 
 
@@ -152,7 +146,7 @@ def test_a_member_that_is_compressed_more_than_any_image_is_refused(tmp_path: Pa
     np.savez_compressed(tmp_path / "black.npz", images=black)
     assert open_npz(tmp_path / "black.npz").read(7).max() == 0  # 12 MB are no harm
     monkeypatch.setattr(numpy_archive, "_MOST_INFLATED", 2**23)
-    with little_memory(), pytest.raises(DataError, match=r"black\.npz holds images of 12,288,\d+ bytes in .* numpy\.savez"):
+    with little_memory(), raises(DataError, "path", word="numpy.savez"):
         open_npz(tmp_path / "black.npz")
     np.savez(tmp_path / "stored.npz", images=black)
     assert len(open_npz(tmp_path / "stored.npz")) == 1000
@@ -164,14 +158,14 @@ def test_a_member_that_is_compressed_more_than_any_image_is_refused(tmp_path: Pa
 def test_a_header_without_end_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
     endless = b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**28) + b" " * 2**26
     path = write_members(tmp_path / "a.npz", {"images.npy": endless}, zipfile.ZIP_DEFLATED)
-    with little_memory(), pytest.raises(DataError, match=re.escape(str(path))):
+    with little_memory(), raises(DataError, word=str(path)):
         open_npz(path)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_other_compressions_whose_readers_have_no_bound_are_refused(tmp_path: Path, method: int) -> None:
     path = write_members(tmp_path / "a.npz", {"images.npy": header((4, 4, 4, 3)) + bytes(192)}, method)
-    with pytest.raises(DataError, match=r"a\.npz is not an \.npz archive .* compressed in another way"):
+    with raises(DataError, "path", word="compressed"):
         open_npz(path)
 
 
@@ -193,13 +187,13 @@ ODD: dict[str, dict[str, bytes]] = {
 @pytest.mark.parametrize("members", ODD.values(), ids=ODD)
 def test_archives_of_odd_content_are_refused(tmp_path: Path, members: dict[str, bytes]) -> None:
     path = write_members(tmp_path / "a.npz", members)
-    with little_memory(), pytest.raises(DataError, match=rf"^path={path} "):
+    with little_memory(), raises(DataError, f"path={path}"):
         open_npz(path)
 
 
 def test_objects_are_not_read_beside_images_either(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=IMAGES, labels=np.array([{"a": 1}] * 12, dtype=object))
-    with pytest.raises(DataError, match=rf"^path={tmp_path}/a\.npz is not an \.npz archive .* labels holds object"):
+    with raises(DataError, "path", word="labels"):
         open_npz(tmp_path / "a.npz")
 
 
@@ -207,7 +201,7 @@ def test_objects_are_not_read_beside_images_either(tmp_path: Path) -> None:
 def test_what_genimg_eval_is_given_is_refused_by_the_name_of_the_option(tmp_path: Path, key: str) -> None:
     path = write_members(tmp_path / "a.npz", {"images.npy": header((10**6, 64, 64, 3)) + bytes(1000)})
     reader = ImageReader(Builder(ALLOWED), torch.device("cpu"))
-    with little_memory(), pytest.raises(DataError, match=rf"^{key}={path} is not an \.npz archive"):
+    with little_memory(), raises(DataError, f"{key}={path}"):
         reader.read(key, str(path))
 
 
@@ -262,7 +256,7 @@ def test_statistics_of_odd_content_are_refused(tmp_path: Path, changes: dict[str
     write_own(path)
     SavedStatistics.read(path)
     write_own(path, **changes)
-    with pytest.raises(DataError, match=rf"^the file {path} does not hold statistics of genimg \("):
+    with raises(DataError, word="statistics"):
         SavedStatistics.read(path)
 
 
@@ -293,5 +287,5 @@ FOREIGN: dict[str, dict[str, Any]] = {
 def test_statistics_of_other_programs_of_odd_content_are_refused(tmp_path: Path, arrays: dict[str, Any]) -> None:
     path = tmp_path / "fid.npz"
     np.savez(path, **arrays)
-    with pytest.raises(DataError, match=rf"^the file {path} does not hold statistics: an \.npz of them has mu"):
+    with raises(DataError, word="statistics"):
         SavedStatistics.read(path)

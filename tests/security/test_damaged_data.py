@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from damage import flip
+from errors import raises
 
 from genimg.api.inputs import ImageReader
 from genimg.config.instantiate import ALLOWED, Builder
@@ -84,7 +85,7 @@ def test_every_flipped_bit_of_a_packed_image_is_noticed(packed: Path) -> None:
     for _ in range(200):
         path = chance.choice(shards)
         before = flip(path, chance.randrange(8 * headers[path], 8 * path.stat().st_size))
-        with pytest.raises(CorruptImageError, match=rf"^{path}: image \d of this file is not as it was packed"):
+        with raises(CorruptImageError, word="image"):
             open_packed(packed)
         path.write_bytes(before)
     open_packed(packed)
@@ -95,7 +96,7 @@ def test_every_flipped_bit_beside_the_images_is_noticed_when_the_dataset_is_open
     chance = random.Random(1)
     for _ in range(100):
         before = flip(packed / name, chance.randrange(8 * (packed / name).stat().st_size))
-        with pytest.raises(DataError, match=rf"^the file {packed}/{name} is damaged"):
+        with raises(DataError, word="damaged"):
             prepared(root=str(packed), image_size=16, channels=3)
         (packed / name).write_bytes(before)
     open_packed(packed)
@@ -125,7 +126,7 @@ def test_a_replaced_image_is_noticed_where_the_size_is_the_same(packed: Path) ->
     images = np.load(path)
     assert len(images) > 1
     np.save(path, images[::-1])
-    with pytest.raises(CorruptImageError, match=rf"^{path}: image 0 of this file"):
+    with raises(CorruptImageError, word="image"):
         open_packed(packed)
 
 
@@ -135,7 +136,7 @@ def test_a_damaged_image_ends_an_evaluation_with_the_names_of_file_and_image(pac
     flip(path, 8 * (path.stat().st_size - 1))
     side = ImageReader(Builder(ALLOWED), torch.device("cpu")).read(key, str(packed))
     assert side.images is not None
-    with pytest.raises(DataError, match=rf"cannot be measured: .*\n  {path}: image \d of this file is not as it was packed"):
+    with raises(DataError, word="measured"):
         side.images.images(np.arange(6))
 
 
@@ -143,7 +144,7 @@ def test_a_damaged_image_ends_an_evaluation_with_the_names_of_file_and_image(pac
 def test_a_truncated_shard_is_refused_when_the_dataset_is_opened(packed: Path, removed: int) -> None:
     path = sorted(packed.glob("shard-*.npy"))[-1]
     path.write_bytes(path.read_bytes()[:-removed])
-    with pytest.raises(DataError, match=rf"^the file {path} has \d+ bytes, and dataset\.json says"):
+    with raises(DataError, word="dataset.json"):
         prepared(root=str(packed), image_size=16, channels=3)
 
 
@@ -184,5 +185,5 @@ def test_a_truncated_file_of_mnist_is_damaged_and_not_downloaded(tmp_path: Path,
             header = bytes([0, 0, 8, dimensions]) + b"".join(size.to_bytes(4, "big") for size in shape)
             length = int(np.prod(shape)) // (2 if dimensions == 3 else 1)
             (raw / f"{prefix}-{name}-ubyte").write_bytes(header + bytes(length))
-    with pytest.raises(DataError, match="holds damaged files of mnist"):
+    with raises(DataError, "root", word="mnist"):
         mnist(root=str(tmp_path), split="train", image_size=28, channels=1, fit="crop")

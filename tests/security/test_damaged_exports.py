@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ import pytest
 import tiny
 import torch
 from damage import flip
+from errors import raises
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from genimg.api.data import build_dataset
 from genimg.config.instantiate import Builder
 from genimg.data.facts import DataFacts
-from genimg.errors import UserError
+from genimg.errors import CheckpointError, UserError
 from genimg.exporting.digests import content_digest
 from genimg.exporting.formats import write_safetensors
 from genimg.exporting.parts import Choices, exportable
@@ -115,14 +115,14 @@ def test_a_changed_value_is_damage_and_named(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(UserError, match=rf"^{file} is damaged: its tensors or metadata are not those that were exported"):
+    with raises(CheckpointError, word="metadata"):
         rebuilt(file)
 
 
 def test_changed_metadata_are_damage_too(file: Path) -> None:
     tensors, metadata = parts_of(file)
     safetensors.save_file(tensors, str(file), metadata={**metadata, "description": "another"})
-    with pytest.raises(UserError, match=rf"^{file} is damaged"):
+    with raises(CheckpointError, word="damaged"):
         rebuilt(file)
 
 
@@ -163,7 +163,7 @@ def test_the_digest_counts_names_types_shapes_and_values() -> None:
 )  # fmt: skip
 def test_a_config_that_is_none_is_refused(file: Path, config: str) -> None:
     rewrite(file, config)
-    with pytest.raises(UserError, match=rf"^{file} cannot be rebuilt") as caught:
+    with raises(CheckpointError, word="rebuilt") as caught:
         rebuilt(file)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000
@@ -213,7 +213,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_config_of_odd_content_is_refused(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     rewrite(file, change=change)
-    with pytest.raises(UserError, match=rf"^{re.escape(str(file))} cannot be rebuilt") as caught:
+    with raises(UserError, word=str(file)) as caught:
         rebuilt(file)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000
@@ -229,6 +229,6 @@ def test_weights_of_another_network_are_refused(file: Path) -> None:
         {"a": torch.zeros(1)},
     ):
         rewrite(file, tensors=changed)
-        with pytest.raises(UserError, match=rf"^{file} cannot be rebuilt, because .* \(RuntimeError: ") as caught:
+        with raises(CheckpointError, word="RuntimeError") as caught:
             rebuilt(file)
         assert len(str(caught.value)) < 1000

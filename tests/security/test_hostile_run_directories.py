@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from errors import raises
 from fork_server import run_command
 
 from genimg.errors import UserError
@@ -27,7 +28,7 @@ def everything(folder: Path) -> dict[str, bytes | str]:
 def test_links_are_refused_in_the_place_of_every_file_of_a_run(tmp_path: Path, name: str) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="is a link, and nothing is written through one"):
+    with raises(UserError, word="nothing"):
         require_plain(tmp_path / "run", RUN_FILES)
 
 

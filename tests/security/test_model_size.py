@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from errors import raises
 from fork_server import run_command
 from omegaconf import OmegaConf
+from sampling import sampled
 from torch import nn
 
 import genimg
@@ -27,7 +29,7 @@ from genimg.utils.paths import config_dir
 
 MODELS = sorted(path.stem for path in (Path(config_dir()) / "model").glob("*.yaml") if is_choice(path.stem))
 MOST = 2**28  # bytes by which the memory of this process may grow
-SECONDS = 20.0
+SECONDS = 20.0  # of a processor, so that other programs do not count
 
 
 def tampered(trained: Path, home: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -86,10 +88,10 @@ def test_another_size_is_refused_before_memory_is_taken(
 ) -> None:
     evil = tampered(trained, tmp_path, change)
     genimg.load(trained, device="cpu")
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.monotonic()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.process_time()
     with pytest.raises(UserError) as caught:
         genimg.load(evil, device="cpu")
-    assert time.monotonic() - start < SECONDS
+    assert time.process_time() - start < SECONDS
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before < MOST
     assert "\n" not in str(caught.value)
     assert "memory" not in str(caught.value).replace("without memory", "")
@@ -120,7 +122,7 @@ def test_commands_refuse_it_in_one_message(trained: Path, tmp_path: Path, words:
               {"channels": None}, {"num_classes": 10**12}, {"num_classes": True}, {"unknown": 1}]
 )  # fmt: skip
 def test_impossible_facts_are_refused(facts: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match="the checkpoint's facts"):
+    with raises(CheckpointError, word="checkpoint's"):
         DataFacts.restored({"image_size": 16, "channels": 3, "num_classes": 0, **facts})
 
 
@@ -132,7 +134,10 @@ PARTS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "part"), [*((model, "") for model in MODELS), *PARTS])
+ROWS = [*((model, "") for model in MODELS), *PARTS]
+
+
+@pytest.mark.parametrize(("model", "part"), sampled(ROWS, lambda row: [row[0].partition("_")[0], row[1]]))
 def test_every_model_has_its_shapes_without_memory(model: str, part: str) -> None:
     """Otherwise its checkpoints would be refused."""
     paired = {"pix2pix": "paired", "cyclegan": "unpaired", "cut": "unpaired", "fastcut": "unpaired"}
@@ -171,8 +176,8 @@ def test_own_packages_are_not_built_twice() -> None:
 
     require_fitting(build, {}, Builder((*ALLOWED, "mine")))
     assert not built
-    with pytest.raises(CheckpointError, match=r"weight is missing"):
+    with raises(CheckpointError, word="missing"):
         require_fitting(build, {}, Builder())
-    with pytest.raises(CheckpointError, match=r"weight has the shape \[2, 2\], and \[3, 2\] in the model"):
+    with raises(CheckpointError, word="shape"):
         require_fitting(build, {"weight": torch.zeros(2, 2), "bias": torch.zeros(3)}, Builder())
     require_fitting(build, nn.Linear(2, 3).state_dict(), Builder())

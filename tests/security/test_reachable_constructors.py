@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from errors import raises
 from torch import nn
 from torch.optim import Optimizer
 
@@ -139,13 +140,13 @@ def test_a_new_constructor_without_a_mark_would_be_noticed() -> None:
 @pytest.mark.parametrize("target", sorted(IMAGES))
 def test_images_are_read_below_data_and_task_alone(target: str) -> None:
     for group in ("model", "loss", "conditioning", "evaluation", "optimizer", "data_augment"):
-        with pytest.raises(ConfigError, match=r"is refused in a checkpoint's config: it belongs below (data|task)"):
+        with raises(ConfigError, word="belongs"):
             Builder(named=frozenset()).build({"part": {"_target_": target, "_partial_": True}}, group)
 
 
 def test_extractors_stand_below_evaluation_alone() -> None:
     node = {"_target_": "genimg.evaluation.extractors.inception.Inception", "weights": None, "sha256": None}
-    with pytest.raises(ConfigError, match="it belongs below evaluation"):
+    with raises(ConfigError, "model.generator._target_", word="evaluation"):
         Builder(named=frozenset()).build({"generator": node}, "model")
 
 

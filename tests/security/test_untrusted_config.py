@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from errors import raises
 from fork_server import run_command
 
 from genimg.config.compose import Config
@@ -46,10 +47,10 @@ def test_references_to_keys_are_plain() -> None:
 def test_references_that_grow_without_end_are_refused() -> None:
     growing: dict[str, Any] = {"a0": {"x": 1, "y": 2}}
     growing |= {f"a{i}": {"x": f"${{a{i - 1}}}", "y": f"${{a{i - 1}}}"} for i in range(1, 30)}
-    with pytest.raises(ConfigError, match="grow without end"):
+    with raises(ConfigError, word="grow"):
         require_plain_references(growing)
     for text in ("${long}" * 50, ["${long}"] * 50):
-        with pytest.raises(ConfigError, match="grow without end"):
+        with raises(ConfigError, word="grow"):
             require_plain_references({"long": "x" * 300_000, "more": text})
 
 
@@ -57,14 +58,14 @@ def test_references_that_grow_without_end_are_refused() -> None:
     "circle", [{"a": "${b}", "b": "${a}"}, {"a": {"x": "${a}"}}, {"a": "${a}"}, {"a": "${b.x}", "b": "${a.x}"}, {"a": "${a.x}"}]
 )
 def test_references_in_a_circle_are_refused(circle: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="in a circle"):
+    with raises(ConfigError, word="circle"):
         require_plain_references(circle)
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_long_chains_of_references_are_refused(order: int) -> None:
     chain = {f"k{i}": f"${{k{i + 1}}}" for i in range(2000)} | {"k2000": 1}
-    with pytest.raises(ConfigError, match="more than 32 references"):
+    with raises(ConfigError, word="references"):
         require_plain_references(dict(list(chain.items())[::order]))
     require_plain_references({f"k{i}": f"${{k{i + 1}}}" for i in range(20)} | {"k20": 1})
 
@@ -75,7 +76,7 @@ def test_long_chains_of_references_are_refused(order: int) -> None:
 def test_no_part_of_genimg_is_called_with_arguments_that_nothing_checks(factory: str) -> None:
     node = {"_target_": "genimg.data.datasets.external.module", "factory": factory, "arguments": {"weights": "/etc/passwd"},
             "image_size": 8, "channels": 3, "fit": "crop"}  # fmt: skip
-    with pytest.raises(ConfigError, match="is refused in a checkpoint's config") as caught:
+    with raises(ConfigError, "data.factory", word="checkpoint's") as caught:
         Builder(named=frozenset()).build(node, "data")
     assert caught.value.key == "data.factory"
 

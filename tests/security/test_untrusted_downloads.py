@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from errors import raises
 from fork_server import run_command
 from torch import nn
 
 from genimg.config.instantiate import Builder
-from genimg.errors import ConfigError, DataError, UserError
+from genimg.errors import ConfigError, NeedsDownloadError, UserError
 from genimg.evaluation.extractors import foundation
 from genimg.evaluation.extractors.base import MissingWeightsError
 from genimg.training import checkpoint
@@ -56,7 +57,7 @@ def data_of(name: str, root: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("name", DATASETS)
 def test_no_dataset_is_downloaded_for_a_checkpoint(tmp_path: Path, name: str) -> None:
     node = data_of(name, tmp_path / "theirs")
-    with pytest.raises(DataError, match="nothing is downloaded because a checkpoint names it") as caught:
+    with raises(NeedsDownloadError, "data.root", word="downloaded") as caught:
         Builder(named=frozenset()).build(node, "data")
     assert caught.value.key == "data.root"
     assert str(caught.value).startswith(f"data.root={tmp_path / 'theirs'} holds no complete {name}, and nothing is downloaded")
@@ -145,5 +146,5 @@ def test_other_ways_of_using_it_need_no_data(trained: Path, tmp_path: Path) -> N
 
 
 def test_a_mark_that_a_checkpoint_brings_is_no_permission(trained: Path) -> None:
-    with pytest.raises(ConfigError, match="may_download"):
+    with raises(ConfigError, word="may_download"):
         Builder(named=frozenset()).build({**EXTRACTORS[0], "may_download": True}, "evaluation")

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from sweeping import PROGRAM
 
-PROGRAM = "import sys; from genimg import cli; sys.argv[0] = 'genimg-train'; cli.train()"
 
-
+@pytest.mark.exhaustive
 @pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="the extra genimg[slurm] is not installed")
 def test_jobs_run_and_continue_where_they_were(tmp_path: Path) -> None:
     arguments = [

@@ -1,8 +1,10 @@
 """When a training that only grows worse is stopped."""
 
 import pytest
+from errors import raises
 from torch import nn
 
+from genimg.errors import ConfigError
 from genimg.evaluation.evaluator import Evaluator
 from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.metrics import FrechetDistance, InceptionScore
@@ -55,7 +57,7 @@ def test_a_watch_is_made_of_its_settings():
     ids=str,
 )
 def test_other_keys_are_refused(settings):
-    with pytest.raises(ValueError, match=r"^stop_if=.* must have either the keys factor and evaluations"):
+    with raises(ConfigError, "stop_if", word="either"):
         EarlyStopping.of(settings)
 
 
@@ -64,7 +66,7 @@ def test_other_keys_are_refused(settings):
     [(1.0, 2), (0.5, 2), (-3, 2), ("3", 2), (None, 2), (True, 2), (3.0, 0), (3.0, -1), (3.0, 1.5), (3.0, True), (3.0, None)],
 )
 def test_values_that_make_no_sense_are_refused(factor, evaluations):
-    with pytest.raises(ValueError, match=r"^stop_if\.(factor=.* must be a number|evaluations=.* must be a whole number)"):
+    with raises(ConfigError, word="stop_if"):
         EarlyStopping.of({"factor": factor, "evaluations": evaluations})
 
 
@@ -96,7 +98,7 @@ def test_the_best_value_itself_has_never_diverged():
 
 
 def test_settings_in_the_wrong_form_are_refused_when_the_evaluator_is_built():
-    with pytest.raises(ValueError, match=r"stop_if"):
+    with raises(ConfigError, "stop_if"):
         make_evaluator(FrechetDistance(), {"factor": 3})
 
 
@@ -122,7 +124,7 @@ def test_a_bound_of_a_named_metric_ends_a_training_whatever_the_primary_one_is(s
 @pytest.mark.parametrize("metric", ["coverage", "f", "fd10", "is10_none_s"])
 def test_a_metric_that_is_not_measured_is_refused_with_those_that_are(metric):
     evaluator = make_evaluator(FrechetDistance(), {"metric": metric, "above": 1.0, "evaluations": 1})
-    with pytest.raises(ValueError, match=rf"stop_if\.metric={metric} .* fd10_none, is10_none, is10_none_std"):
+    with raises(ConfigError, "stop_if.metric", word="none_std"):
         evaluator.has_diverged({"fd10_none": 1.0, "is10_none": 2.0, "is10_none_std": 0.1}, best=1.0)
 
 
@@ -142,5 +144,5 @@ def test_a_metric_that_is_not_measured_is_refused_with_those_that_are(metric):
     ids=str,
 )
 def test_bounds_that_make_no_sense_are_refused(settings):
-    with pytest.raises(ValueError, match=r"^stop_if(=|\.metric=|\.evaluations=)"):
+    with raises(ConfigError, word="stop_if"):
         EarlyStopping.of(settings)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from errors import raises
 from torch import nn
 
 from genimg.errors import ConfigError
@@ -38,7 +39,7 @@ def test_a_fused_optimizer_is_taken_where_there_is_one():
     assert performance().of_optimizer(torch.optim.Adam, {}, CPU) == {"fused": True}
     assert performance().of_optimizer(torch.optim.RMSprop, {}, CPU) == {}
     assert performance(fused_optimizer=False).of_optimizer(torch.optim.Adam, {}, CPU) == {}
-    with pytest.raises(ConfigError, match=r"^fused_optimizer=true does not go with RMSprop on cpu"):
+    with raises(ConfigError, "fused_optimizer=true"):
         performance(fused_optimizer=True).of_optimizer(torch.optim.RMSprop, {}, CPU)
 
 
@@ -79,7 +80,7 @@ def test_trained_networks_are_compiled_in_place():
     ("key", "value"), [("channels_last", "yes"), ("fused_optimizer", 2), ("compile", True), ("compile", "fast")]
 )
 def test_unknown_settings_are_refused_by_name(key, value):
-    with pytest.raises(ValueError, match=rf"^{key}={value} is unknown: choose"):
+    with raises(ValueError, f"{key}={value}"):
         performance(**{key: value})
 
 

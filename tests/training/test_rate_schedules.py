@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from errors import raises
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
 
 from genimg.training.schedules import Constant, Cosine, Linear
@@ -77,10 +78,10 @@ def test_a_factor_depends_on_images_and_not_on_how_they_were_batched():
 
 @pytest.mark.parametrize("start", [1000, 1001])
 def test_linear_refuses_a_decay_that_begins_at_the_end_or_later(start):
-    with pytest.raises(ValueError, match=rf"^start={start} images must lie before duration=1000 images"):
+    with raises(ValueError, f"start={start}"):
         Linear(duration=NumImages(1000), start=NumImages(start), final=0.0, warmup=NO_WARMUP)
 
 
 def test_cosine_refuses_a_duration_of_nothing():
-    with pytest.raises(ValueError, match=r"^duration=0 images"):
+    with raises(ValueError, "duration=0"):
         Cosine(duration=NumImages(0), final=0.0, warmup=NO_WARMUP)

@@ -6,6 +6,7 @@ import math
 import pytest
 import tiny
 import torch
+from errors import raises
 from torch import nn
 
 from genimg.losses.adversarial import cross_entropy_discriminator_loss, nonsaturating_generator_loss
@@ -117,7 +118,7 @@ def test_clipping_equals_that_of_torch(limit):
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, math.nan])
 def test_a_limit_that_is_not_above_zero_is_refused(limit):
-    with pytest.raises(ValueError, match=r"^max_grad_norm"):
+    with raises(ValueError, "max_grad_norm"):
         make_updater({"net": nn.Linear(1, 1)}, max_grad_norm=limit)
 
 

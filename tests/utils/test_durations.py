@@ -3,7 +3,9 @@ import random
 from fractions import Fraction
 
 import pytest
+from errors import raises
 
+from genimg.errors import ConfigError
 from genimg.utils.durations import to_images
 
 
@@ -82,7 +84,7 @@ def test_spacing_plural_and_case_of_k_do_not_matter(text):
     ],
 )
 def test_what_is_not_a_duration_is_refused_with_the_key_and_the_value(text):
-    with pytest.raises(ValueError, match="is not a duration") as caught:
+    with raises(ConfigError, "trainer.duration") as caught:
         convert(text)
     assert str(caught.value).startswith(f"trainer.duration={text} ")
     assert "'25 epochs'" in str(caught.value)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from errors import raises
 
+from genimg.errors import ConfigError
 from genimg.utils.files import atomically, directory_atomically, is_temporary, naming_full_disk, new_directory, remove_leftovers
 
 
@@ -101,7 +103,7 @@ def test_a_directory_that_a_killed_process_left_is_replaced(tmp_path):
 
 
 def test_only_a_full_disk_is_named_as_one():
-    with pytest.raises(ValueError, match="make room"), naming_full_disk("make room"):
+    with raises(ConfigError, word="room"), naming_full_disk("make room"):
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(PermissionError), naming_full_disk("make room"):
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -184,5 +186,5 @@ def test_a_full_disk_is_told_of_what_was_to_be_written(tmp_path: Path, error: Ex
     assert caught.value.errno in (errno.ENOSPC, errno.EDQUOT)
     assert caught.value.filename == str(tmp_path / "made")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(RuntimeError, match="a bug"), writing(tmp_path / "made"):
+    with raises(RuntimeError, word="bug"), writing(tmp_path / "made"):
         raise RuntimeError("a bug")

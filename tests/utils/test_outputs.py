@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from errors import raises
 from PIL import Image
 
 from genimg.data.datasets.builtin import folder as folder_of_images
+from genimg.errors import ConfigError, DataError
 from genimg.utils.images import write_png
 from genimg.utils.outputs import (
     MARK,
@@ -90,7 +92,7 @@ def test_an_error_leaves_the_old_folder_as_it_was(tmp_path: Path) -> None:
             (made / "9.png").write_bytes(b"")
             raise RuntimeError("diverged")
 
-    with pytest.raises(RuntimeError, match="diverged"):
+    with raises(RuntimeError, word="diverged"):
         fail()
     assert {name: (tmp_path / "out" / name).read_bytes() for name in listed(tmp_path / "out")} == before
     assert os.listdir(tmp_path) == ["out"]
@@ -102,19 +104,19 @@ def test_folders_with_files_of_others_are_refused(tmp_path: Path) -> None:
     require_own_folder(out, COMMAND)  # an empty one
     require_own_folder(tmp_path / "absent", COMMAND)
     (out / "metadata.jsonl").write_text("mine")
-    with pytest.raises(ValueError, match="out holds files that genimg-sample did not write"):
+    with raises(ConfigError, "output", word="genimg-sample"):
         require_own_folder(out, COMMAND)
     (out / MARK).write_text("[1]")
-    with pytest.raises(ValueError, match="out holds files that genimg-sample did not write"):
+    with raises(ConfigError, "output", word="genimg-sample"):
         require_own_folder(out, COMMAND)
     write(tmp_path / "made", 2, 1)
-    with pytest.raises(ValueError, match="made was written by genimg-sample: choose another output"):
+    with raises(ConfigError, "output", word="genimg-sample"):
         require_own_folder(tmp_path / "made", "genimg-translate")
     (tmp_path / "made" / "a" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds a/notes\.txt, not written by genimg-sample: move that away"):
+    with raises(ConfigError, "output", word="a/notes.txt"):
         require_own_folder(tmp_path / "made", COMMAND)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="file is a file: name a directory"):
+    with raises(ConfigError, "output", word="directory"):
         require_own_folder(tmp_path / "file", COMMAND)
 
 
@@ -131,7 +133,7 @@ def test_whenever_a_command_is_killed_a_folder_is_whole_or_known_to_be_unfinishe
         assert left.name.endswith(".tmp")
         assert is_unfinished(left)
         settings = {"image_size": 4, "channels": 1, "fit": "crop", "labels": "none"}
-        with pytest.raises(ValueError, match=r"tmp is unfinished: genimg-sample was killed while it wrote there"):
+        with raises(DataError, word="unfinished"):
             folder_of_images(root=str(left), **settings)
         assert len(folder_of_images(root=str(out), **settings)) == 3
         write_png(torch.zeros(1, 4, 4, dtype=torch.uint8), tmp_path / "photo.png")
@@ -161,7 +163,7 @@ def test_pictures_and_archives_of_others_are_refused(tmp_path: Path) -> None:
     for name in ("own.png", "own.webp", "own.npz", "absent.png"):
         require_own_file(tmp_path / name, "the grid")
     for name in ("other.png", "other.webp", "other.npz", "broken.npz", "directory.png"):
-        with pytest.raises(ValueError, match=rf"the grid would replace .*{name}, which genimg did not write"):
+        with raises(ConfigError, "output", word=name):
             require_own_file(tmp_path / name, "the grid")
     with np.load(tmp_path / "own.npz") as archive:  # still one
         assert archive["arr_0"].tolist() == [0, 1, 2, 3]
@@ -169,7 +171,7 @@ def test_pictures_and_archives_of_others_are_refused(tmp_path: Path) -> None:
 
 def test_exports_of_others_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other.onnx").write_bytes(b"weights")
-    with pytest.raises(ValueError, match=r"other\.onnx exists, and genimg-export did not write it"):
+    with raises(ConfigError, "output", word="genimg-export"):
         require_own_export(tmp_path / "other.onnx")
     (tmp_path / "own.onnx").write_bytes(json.dumps({"genimg_version": "1"}).encode())
     require_own_export(tmp_path / "own.onnx")

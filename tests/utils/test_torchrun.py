@@ -10,6 +10,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import tiny
 import torch
 from fork_server import run_command
 from PIL import Image
+from sampling import only_with_all
 from test_resume import MODELS, TINY, assert_same_run, losses_of, tensors
 
 TRAINING = [*TINY, "precision=fp32", "evaluation=shapes", "evaluation.interval=8 steps", "evaluation.num_images=30",
@@ -72,22 +75,37 @@ def assert_same_weights(one: Path, other: Path) -> int:
     return differing
 
 
-@pytest.mark.parametrize("family", MODELS)
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, str]]:
+    """Return a function that trains by two ranks, each set of arguments once, and returns the run and its output."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    environment = {**os.environ, "GENIMG_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+
+    @cache
+    def train_once(*arguments: str) -> tuple[Path, str]:
+        run_dir = folder / str(len(list(folder.iterdir())))
+        return run_dir, train(TWO, [*arguments, f"run_dir={run_dir}"], environment)
+
+    return train_once
+
+
+@pytest.mark.parametrize("family", ["dcgan", only_with_all("vae")])
 def test_two_ranks_take_the_steps_of_one_that_accumulates_twice_as_many_microbatches(
-    family: str, tmp_path: Path, environment: dict[str, str]
+    family: str, two_ranks: Callable[..., tuple[Path, str]], tmp_path: Path, environment: dict[str, str]
 ) -> None:
     arguments = [*TRAINING, *MODELS[family]]
-    output = train(TWO, [*arguments, f"run_dir={tmp_path / 'two'}"], environment)
+    two, output = two_ranks(*arguments)
     train([], [*arguments, f"run_dir={tmp_path / 'one'}", "trainer.accumulation=2"], environment)
-    differing = assert_same_weights(tmp_path / "two", tmp_path / "one")
+    differing = assert_same_weights(two, tmp_path / "one")
     assert differing > 0  # each rank's batch norm has seen its own images
-    assert losses_of(tmp_path / "two") == [pytest.approx(record, rel=1e-6) for record in losses_of(tmp_path / "one")]
+    assert losses_of(two) == [pytest.approx(record, rel=1e-6) for record in losses_of(tmp_path / "one")]
     assert "2 processes, each with 8 images of a batch" in output
     assert output.count("training for 12 steps") == 1  # said once, by the first rank
-    assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
-    assert not [path for path in tmp_path.iterdir() if path.name not in ("one", "two", "cache")]
+    assert json.loads((two / "summary.json").read_text())["processes"] == 2
+    assert not [path for path in two.parent.iterdir() if not path.name.isdigit() and path.name != "cache"]
 
 
+@pytest.mark.exhaustive
 def test_two_ranks_that_accumulate_draw_the_noise_of_one(tmp_path: Path, environment: dict[str, str]) -> None:
     """Four gradients are then added in another order, so that the first steps are equal but for rounding."""
     arguments = [*TRAINING, *MODELS["dcgan"], "trainer.duration=4 steps"]
@@ -112,44 +130,47 @@ def test_the_image_pools_of_two_ranks_are_those_of_one(tmp_path: Path, environme
     assert pools["pool_a.images"].std() > 0.01
 
 
-def test_a_group_that_is_stopped_resumes_bit_for_bit(tmp_path: Path, environment: dict[str, str]) -> None:
-    arguments = [*TRAINING, *MODELS["dcgan"], "trainer.duration=60 steps"]
-    train(TWO, [*arguments, f"run_dir={tmp_path / 'whole'}"], environment)
+LONG = [*TRAINING, *MODELS["dcgan"], "trainer.duration=60 steps"]
+
+
+def test_a_group_that_is_stopped_resumes_bit_for_bit(
+    two_ranks: Callable[..., tuple[Path, str]], tmp_path: Path, environment: dict[str, str]
+) -> None:
     run_dir = tmp_path / "stopped"
     often = "trainer.checkpoint_minutes=1e-9"  # the first rank's clock asks after every step, and all ranks save together
-    process = start(TWO, [*arguments, often, f"run_dir={run_dir}"], environment)
+    process = start(TWO, [*LONG, often, f"run_dir={run_dir}"], environment)
     wait_for(run_dir / "checkpoints" / "step-00000006.pt", process)
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=100)[0]
     assert process.returncode != 0
     assert "the checkpoint is written" in output
     assert json.loads((run_dir / "summary.json").read_text())["status"] == "stopped"
-    train(TWO, [*arguments, f"run_dir={run_dir}"], environment)
-    assert_same_run(run_dir, tmp_path / "whole")
+    train(TWO, [*LONG, f"run_dir={run_dir}"], environment)
+    assert_same_run(run_dir, two_ranks(*LONG)[0])
 
 
-def test_a_killed_rank_is_restarted_and_the_run_continues(tmp_path: Path, environment: dict[str, str]) -> None:
-    arguments = [*TRAINING, *MODELS["dcgan"], "trainer.duration=60 steps"]
-    train(TWO, [*arguments, f"run_dir={tmp_path / 'whole'}"], environment)
+def test_a_killed_rank_is_restarted_and_the_run_continues(
+    two_ranks: Callable[..., tuple[Path, str]], tmp_path: Path, environment: dict[str, str]
+) -> None:
     run_dir = tmp_path / "killed"
-    process = start([*TWO, "--max-restarts=1"], [*arguments, f"run_dir={run_dir}", "resume=null"], environment)
+    process = start([*TWO, "--max-restarts=1"], [*LONG, f"run_dir={run_dir}", "resume=null"], environment)
     wait_for(run_dir / "checkpoints" / "step-00000006.pt", process)
     os.kill(second_rank(process.pid), signal.SIGKILL)
     output = process.communicate(timeout=150)[0]
     assert process.returncode == 0, output
     assert "resuming from" in output
-    assert_same_run(run_dir, tmp_path / "whole")
+    assert_same_run(run_dir, two_ranks(*LONG)[0])
 
 
-@pytest.mark.parametrize("meeting", ["fixed ranks", "rendezvous"])
+@pytest.mark.parametrize("meeting", ["fixed ranks", only_with_all("rendezvous")])
 def test_two_hosts_meet_and_only_the_first_needs_the_run_directory(
-    meeting: str, tmp_path: Path, environment: dict[str, str]
+    meeting: str, two_ranks: Callable[..., tuple[Path, str]], tmp_path: Path, environment: dict[str, str]
 ) -> None:
     """Two agents of torchrun, as two hosts would run them, each in a folder of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = [*TRAINING, *MODELS["dcgan"], "run_dir=run"]
+    arguments = [*TRAINING, *MODELS["dcgan"]]
     folders = [tmp_path / "host0", tmp_path / "host1"]
     hosts = []
     for number, folder in enumerate(folders):
@@ -158,15 +179,14 @@ def test_two_hosts_meet_and_only_the_first_needs_the_run_directory(
             place = [f"--node-rank={number}", "--master-addr=127.0.0.1", f"--master-port={port}"]
         else:
             place = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=test"]
-        hosts.append(start(["--nnodes=2", "--nproc-per-node=1", *place], arguments, environment, cwd=folder))
+        hosts.append(start(["--nnodes=2", "--nproc-per-node=1", *place], [*arguments, "run_dir=run"], environment, cwd=folder))
     for host in hosts:
         output = host.communicate(timeout=200)[0]
         assert host.returncode == 0, output
     first, second = sorted(folders, key=lambda folder: not (folder / "run").exists())
     assert meeting == "rendezvous" or first == folders[0]
     assert not list(second.iterdir())
-    train(TWO, [*arguments, f"run_dir={tmp_path / 'one_host'}"], environment)
-    assert_same_run(first / "run", tmp_path / "one_host")
+    assert_same_run(first / "run", two_ranks(*arguments)[0])
 
 
 def test_what_a_user_can_get_wrong_is_said_once_and_nothing_begins(tmp_path: Path, environment: dict[str, str]) -> None:
@@ -179,7 +199,7 @@ def test_what_a_user_can_get_wrong_is_said_once_and_nothing_begins(tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("broken", [3, 11])
+@pytest.mark.parametrize("broken", [only_with_all(3), 11])
 def test_what_goes_wrong_in_one_process_ends_all_of_them_with_its_message(
     broken: int, tmp_path: Path, environment: dict[str, str]
 ) -> None:

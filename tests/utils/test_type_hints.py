@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
+from errors import raises
 from torch import nn
 
 from genimg.errors import CheckpointError
@@ -69,5 +70,5 @@ class Record:
 def test_what_a_checkpoint_holds_becomes_a_dataclass() -> None:
     assert restored(Record, {"count": 3}, "record") == Record(3)
     for odd in ({"count": "3"}, {"names": []}, {"count": 3, "other": 1}, {"count": 3, "names": [1]}, [], None):
-        with pytest.raises(CheckpointError, match="the checkpoint's record"):
+        with raises(CheckpointError, word="checkpoint's"):
             restored(Record, odd, "record")

@@ -1,5 +1,4 @@
 import os
-import re
 import sys
 from pathlib import Path
 from urllib.error import URLError
@@ -7,11 +6,12 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from errors import raises
 from PIL import Image, features
 
 from genimg.data.datasets import builtin
 from genimg.data.datasets.builtin import ArrayDataset, CorruptImageError, ImageDataset, folder
-from genimg.errors import DataError
+from genimg.errors import ConfigError, DataError
 
 
 def write_image(path: Path, *, seed: int = 0, size: tuple[int, int] = (8, 8)) -> np.ndarray:
@@ -64,7 +64,7 @@ def test_without_a_class_for_every_image_there_are_no_labels(tmp_path, names):
         write_image(tmp_path / name)
     assert open_folder(tmp_path).labels is None
     assert len(open_folder(tmp_path)) == len(names)
-    with pytest.raises(DataError, match=r"^root=.* has no labels, but labels=required"):
+    with raises(DataError, "root", word="required"):
         open_folder(tmp_path, labels="required")
 
 
@@ -132,7 +132,7 @@ def test_grey_files_stay_grey_without_a_size_and_channels(tmp_path):
 def test_files_of_different_sizes_need_a_size(tmp_path):
     write_image(tmp_path / "a.png", size=(9, 6))
     write_image(tmp_path / "b.png", size=(6, 6))
-    with pytest.raises(ValueError, match=r"a\.png with 9x6 pixels and b\.png with 6x6: .*image_size=N"):
+    with raises(DataError, "image_size", word="a.png with 9x6 pixels"):
         open_folder(tmp_path, image_size=None, channels=None)
     assert open_folder(tmp_path, image_size=4).shape == (3, 4, 4)
 
@@ -140,7 +140,7 @@ def test_files_of_different_sizes_need_a_size(tmp_path):
 @pytest.mark.parametrize(("image_size", "channels"), [(4, None), (None, 1)])
 def test_a_size_or_channels_that_are_given_alone_are_refused(tmp_path, image_size, channels):
     write_image(tmp_path / "a.png", size=(9, 6))
-    with pytest.raises(ValueError, match=r"^image_size=.* channels=.*: give both"):
+    with raises(ConfigError, "image_size", word="channels"):
         open_folder(tmp_path, image_size=image_size, channels=channels)
 
 
@@ -184,13 +184,13 @@ def test_a_name_that_is_not_utf8_is_read_and_counts_in_the_fingerprint(tmp_path)
 
 
 def test_a_missing_directory_is_named(tmp_path):
-    with pytest.raises(DataError, match=rf"^root={tmp_path}/absent does not exist: give a directory of images"):
+    with raises(DataError, "root", word="absent"):
         open_folder(tmp_path / "absent")
 
 
 def test_a_file_in_place_of_the_directory_is_named(tmp_path):
     write_image(tmp_path / "a.png")
-    with pytest.raises(DataError, match=rf"^root={tmp_path}/a\.png is a file, not a directory"):
+    with raises(DataError, "root", word="directory"):
         open_folder(tmp_path / "a.png")
 
 
@@ -198,19 +198,19 @@ def test_a_file_in_place_of_the_directory_is_named(tmp_path):
 def test_a_directory_without_images_is_named(tmp_path, content):
     for name in content:
         (tmp_path / name).write_text("text")
-    with pytest.raises(DataError, match=rf"^root={tmp_path} holds no images: expected files such as \.png"):
+    with raises(DataError, f"root={tmp_path}"):
         open_folder(tmp_path)
 
 
 def test_unknown_labels_channels_fit_and_size_are_refused(tmp_path):
     write_image(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"^labels=maybe is unknown: choose auto, required or none"):
+    with raises(ConfigError, "labels=maybe"):
         open_folder(tmp_path, labels="maybe")
-    with pytest.raises(ValueError, match=r"^channels=2 is not supported"):
+    with raises(ConfigError, "channels=2"):
         open_folder(tmp_path, channels=2)
-    with pytest.raises(ValueError, match=r"^fit=zoom is unknown"):
+    with raises(ConfigError, "fit=zoom"):
         open_folder(tmp_path, fit="zoom")
-    with pytest.raises(ValueError, match="image_size=0 is not a size"):
+    with raises(ConfigError, "image_size=0"):
         open_folder(tmp_path, image_size=0)
 
 
@@ -231,7 +231,7 @@ def test_many_images_of_which_one_is_corrupt_are_an_error(tmp_path):
     for name in ("a.png", "b.png", "c.png"):
         write_image(tmp_path / name)
     (tmp_path / "b.png").write_bytes(b"not a png")
-    with pytest.raises(CorruptImageError, match=r"b\.png"):
+    with raises(CorruptImageError, word="b.png"):
         open_folder(tmp_path).read_many(np.array([0, 1, 2]))
     assert open_folder(tmp_path).read_many(np.array([0, 2])).shape == (2, 3, 8, 8)
 
@@ -242,7 +242,7 @@ def test_many_images_of_which_one_is_corrupt_are_an_error(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"this is no picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"])
 def test_a_file_that_is_no_image_is_corrupt_and_named(tmp_path, content):
     (tmp_path / "bad.png").write_bytes(content)
-    with pytest.raises(CorruptImageError, match=re.escape(str(tmp_path / "bad.png"))):
+    with raises(CorruptImageError, word=str(tmp_path / "bad.png")):
         open_folder(tmp_path).read(0)
 
 
@@ -251,7 +251,7 @@ def test_a_truncated_file_is_corrupt_and_named(tmp_path, extension):
     path = tmp_path / f"bad.{extension}"
     write_image(path, size=(64, 64))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(CorruptImageError, match=re.escape(str(path))):
+    with raises(CorruptImageError, word=str(path)):
         open_folder(tmp_path).read(0)
 
 
@@ -263,14 +263,14 @@ def test_an_avif_with_destroyed_contents_is_corrupt_and_named(tmp_path):
     content = path.read_bytes()
     start = content.index(b"mdat") + 4
     path.write_bytes(content[:start] + bytes(len(content) - start))
-    with pytest.raises(CorruptImageError, match=re.escape(str(path))):
+    with raises(CorruptImageError, word=str(path)):
         open_folder(tmp_path).read(0)
 
 
 def test_a_picture_beyond_pillows_size_limit_is_corrupt_and_named(tmp_path, monkeypatch):
     write_image(tmp_path / "huge.png", size=(64, 64))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(CorruptImageError, match=r"huge\.png: .*decompression bomb"):
+    with raises(CorruptImageError, word="decompression"):
         open_folder(tmp_path).read(0)
 
 
@@ -278,7 +278,7 @@ def test_a_file_that_vanished_is_corrupt_and_named(tmp_path):
     write_image(tmp_path / "a.png")
     source = open_folder(tmp_path)
     (tmp_path / "a.png").unlink()
-    with pytest.raises(CorruptImageError, match=r"a\.png: "):
+    with raises(CorruptImageError, word="a.png"):
         source.read(0)
 
 
@@ -295,18 +295,18 @@ def test_imagenet_reads_a_split_with_its_classes(tmp_path):
 
 
 def test_imagenet_without_its_files_names_the_split_directory(tmp_path):
-    with pytest.raises(DataError, match=rf"{tmp_path}/train does not exist"):
+    with raises(DataError, "root", word="train"):
         builtin.imagenet(root=str(tmp_path), split="train", image_size=8, channels=3, fit="crop")
 
 
 def test_imagenet_requires_classes(tmp_path):
     write_image(tmp_path / "train" / "a.JPEG")
-    with pytest.raises(ValueError, match="labels=required"):
+    with raises(DataError, "root", word="required"):
         builtin.imagenet(root=str(tmp_path), split="train", image_size=8, channels=3, fit="crop")
 
 
 def test_imagenet_has_no_other_split(tmp_path):
-    with pytest.raises(ValueError, match=r"^split=test does not exist in imagenet: choose train or val"):
+    with raises(ConfigError, "split=test"):
         builtin.imagenet(root=str(tmp_path), split="test", image_size=8, channels=3, fit="crop")
 
 
@@ -383,7 +383,7 @@ def test_without_files_and_network_the_message_says_where_to_put_the_files(
             raise error if download else RuntimeError("Dataset not found. You can use download=True to download it")
 
     monkeypatch.setattr(f"torchvision.datasets.{torchvision_name}", Absent)
-    with pytest.raises(DataError, match=f"^root=.* holds no complete {function}, which could not be downloaded") as caught:
+    with raises(DataError, "root", word="downloaded") as caught:
         getattr(builtin, function)(root=str(tmp_path), split="train", image_size=28, channels=1, fit="crop")
     assert attempts == [False, True]
     assert f"put its files into {tmp_path / files}, or set root to" in str(caught.value)
@@ -399,13 +399,13 @@ def test_damaged_files_are_reported_with_their_place(tmp_path, function, damage)
     header = b"".join(number.to_bytes(4, "big") for number in (0x803, 60_000, 28, 28))
     for name in ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]:
         (raw / name).write_bytes(b"" if damage == "empty" else header + bytes(784 * 5))
-    with pytest.raises(DataError, match=re.escape(f"root={tmp_path}")):
+    with raises(DataError, f"root={tmp_path}"):
         getattr(builtin, function)(root=str(tmp_path), split="train", image_size=28, channels=1, fit="crop")
 
 
 @pytest.mark.parametrize("function", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
 def test_small_datasets_have_no_other_split(tmp_path, function):
-    with pytest.raises(ValueError, match=rf"^split=val does not exist in {function}: choose train or test"):
+    with raises(ConfigError, "split=val"):
         getattr(builtin, function)(root=str(tmp_path), split="val", image_size=28, channels=1, fit="crop")
 
 

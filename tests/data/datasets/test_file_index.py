@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from errors import raises
 from PIL import Image
 
 from genimg.data.datasets import file_index
 from genimg.data.datasets.builtin import folder
 from genimg.data.datasets.file_index import list_images
+from genimg.errors import DataError
 from genimg.utils.outputs import own_folder, record_of
 
 DAY = 86_400
@@ -355,7 +357,7 @@ def test_a_directory_that_only_resembles_a_run_is_data(tmp_path, names):
 
 def test_a_run_is_no_folder_of_images_but_its_subdirectories_are(tmp_path):
     run = make(tmp_path / "run", *RUNS["a run"])
-    with pytest.raises(ValueError, match=r"run.*train\.log"):
+    with raises(DataError, word="train.log"):
         list_images(run, refresh=False)
     assert list_images(run / "samples", refresh=False).paths == ["real-000000000.png"]
 

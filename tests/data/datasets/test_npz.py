@@ -1,11 +1,10 @@
-import re
-
 import numpy as np
 import pytest
+from errors import raises
 from PIL import Image
 
 from genimg.data.datasets.npz import npz
-from genimg.errors import DataError
+from genimg.errors import ConfigError, DataError
 
 
 def open_npz(path, **changes):
@@ -150,12 +149,12 @@ def test_splits_of_one_archive_are_different_images(tmp_path):
 
 def test_a_split_that_the_archive_has_not_is_refused_with_what_it_has(tmp_path):
     write_splits(tmp_path / "mnist.npz", KERAS)
-    with pytest.raises(ValueError, match=r"^split=val does not exist in .*, which holds x_test uint8 \[3, 6, 6\]"):
+    with raises(ConfigError, "split=val"):
         open_npz(tmp_path / "mnist.npz", split="val")
     np.savez(tmp_path / "plain.npz", random_images(3, 6, 6))
-    with pytest.raises(ValueError, match=r"^split=test does not exist in "):
+    with raises(ConfigError, "split=test"):
         open_npz(tmp_path / "plain.npz", split="test")
-    with pytest.raises(ValueError, match=r"^split=dev is unknown: choose train, val, test"):
+    with raises(ConfigError, "split=dev"):
         open_npz(tmp_path / "plain.npz", split="dev")
 
 
@@ -170,8 +169,7 @@ def test_a_mask_stored_before_the_images_is_not_taken_for_them(tmp_path, name):
 def test_several_arrays_that_could_be_meant_are_refused_with_their_names_and_a_key_chooses(tmp_path, names):
     arrays = {name: random_images(3, 6, 6, seed=i) for i, name in enumerate(names)}
     np.savez(tmp_path / "a.npz", **arrays, ids=np.arange(3))
-    with pytest.raises(ValueError, match=rf"2 arrays that could be the images: {names[0]} uint8 \[3, 6, 6\], {names[1]} .*"
-                                         rf"images={names[0]}"):  # fmt: skip
+    with raises(DataError, "images", word="arrays"):  # fmt: skip
         open_npz(tmp_path / "a.npz")
     for name, images in arrays.items():
         assert np.array_equal(all_images(open_npz(tmp_path / "a.npz", images=name))[:, 0], images)
@@ -179,11 +177,11 @@ def test_several_arrays_that_could_be_meant_are_refused_with_their_names_and_a_k
 
 def test_a_named_array_is_checked(tmp_path):
     write_splits(tmp_path / "mnist.npz", KERAS)
-    with pytest.raises(ValueError, match=r"^images=x_val is not an array of .*, which holds x_test"):
+    with raises(ConfigError, "images=x_val"):
         open_npz(tmp_path / "mnist.npz", images="x_val")
-    with pytest.raises(ValueError, match=r"^images=y_train is not an array of images"):
+    with raises(ConfigError, "images=y_train"):
         open_npz(tmp_path / "mnist.npz", images="y_train")
-    with pytest.raises(ValueError, match=r"^split=test has no effect"):
+    with raises(ConfigError, "split=test"):
         open_npz(tmp_path / "mnist.npz", images="x_test", split="test")
     assert open_npz(tmp_path / "mnist.npz", images="x_test").labels.tolist() == [0, 1, 2]  # not y_train's
 
@@ -205,7 +203,7 @@ def test_samples_of_genimg_are_read_in_their_own_channels(tmp_path):
     assert source.shape == (1, 6, 6)
     assert np.array_equal(all_images(source), images.transpose(0, 3, 1, 2))
     np.savez(tmp_path / "b.npz", arr_0=np.repeat(images, 3, axis=3)[::-1], images=images)  # not the same images
-    with pytest.raises(ValueError, match="2 arrays that could be the images: arr_0"):
+    with raises(DataError, "images", word="arr_0"):
         open_npz(tmp_path / "b.npz")
 
 
@@ -237,7 +235,7 @@ def test_one_hot_labels_are_counted(tmp_path, kind):
 )
 def test_an_array_called_labels_that_holds_none_is_refused_with_the_way_to_ignore_it(tmp_path, labels):
     np.savez(tmp_path / "a.npz", x=random_images(3, 6, 6), y=np.array(labels))
-    with pytest.raises(ValueError, match=r"^labels=y of .*a\.npz has the shape .*labels must be 3 integers.*labels=none"):
+    with raises(DataError, "labels=y"):
         open_npz(tmp_path / "a.npz")
     assert open_npz(tmp_path / "a.npz", labels="none").labels is None
 
@@ -245,11 +243,11 @@ def test_an_array_called_labels_that_holds_none_is_refused_with_the_way_to_ignor
 def test_several_arrays_of_labels_are_refused_and_a_key_chooses(tmp_path):
     labels = {"fine_labels": np.array([4, 5, 6]), "targets": np.array([0, 1, 1]), "coarse": np.array([1, 0, 0])}
     np.savez(tmp_path / "a.npz", data=random_images(3, 6, 6), **labels)
-    with pytest.raises(ValueError, match=r"2 arrays of .* that could be the labels: fine_labels .*labels=fine_labels"):
+    with raises(DataError, "labels", word="fine_labels"):
         open_npz(tmp_path / "a.npz")
     for name, values in labels.items():
         assert open_npz(tmp_path / "a.npz", labels=name).labels.tolist() == values.tolist()
-    with pytest.raises(ValueError, match=r"^labels=medium is not an array of .*: choose .* fine_labels"):
+    with raises(ConfigError, "labels=medium"):
         open_npz(tmp_path / "a.npz", labels="medium")
 
 
@@ -276,7 +274,7 @@ def test_values_beyond_the_range_are_clipped(tmp_path):
 @pytest.mark.parametrize("bounds", [[1, 0], [0, 0], [0], [0, 1, 2], [0, float("inf")], "0,1", [True, 2], 5])
 def test_a_range_that_is_none_is_refused(tmp_path, bounds):
     np.savez(tmp_path / "a.npz", random_images(2, 4, 4))
-    with pytest.raises(ValueError, match=r"^range=.* must be \[low,high\]"):
+    with raises(ConfigError, "range", word="high"):
         open_npz(tmp_path / "a.npz", range=bounds)
 
 
@@ -322,15 +320,11 @@ def test_labels_stay_with_their_images_when_these_are_resized(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [
-        ({"channels": 2}, r"^channels=2 is not supported"),
-        ({"image_size": 0}, "image_size=0 is not a size"),
-        ({"fit": "zoom"}, r"^fit=zoom is unknown"),
-    ],
+    [({"channels": 2}, "channels=2"), ({"image_size": 0}, "image_size=0"), ({"fit": "zoom"}, "fit=zoom")],
 )
 def test_settings_that_are_none_are_refused(tmp_path, changes, message):
     np.savez(tmp_path / "a.npz", random_images(2, 4, 4, 3))
-    with pytest.raises(ValueError, match=message):
+    with raises(ConfigError, message):
         open_npz(tmp_path / "a.npz", **changes)
 
 
@@ -342,7 +336,7 @@ def test_values_that_are_not_finite_are_refused_with_the_first_image(tmp_path, v
     images = np.zeros((6, 4, 4, 3), np.float32)
     images[[2, 5], 1, 0, 2] = value
     np.savez(tmp_path / "a.npz", images=images)
-    with pytest.raises(ValueError, match=r"^path=.*a\.npz\[images\] holds 2 of 6 images with NaN .* image 2:"):
+    with raises(DataError, "path", word="NaN"):
         open_npz(tmp_path / "a.npz")
 
 
@@ -351,38 +345,36 @@ def test_values_that_are_not_finite_are_refused_with_the_first_image(tmp_path, v
 )
 def test_floats_of_another_range_are_refused_with_the_remedy(tmp_path, low, high, shown):
     np.savez(tmp_path / "a.npz", np.linspace(low, high, 96).reshape(2, 4, 4, 3))
-    with pytest.raises(ValueError, match=rf"^path=.*a\.npz\[arr_0\] holds floats from {shown}, .*range=\["):
+    with raises(DataError, "path", word=shown):
         open_npz(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("kind", ["int8", "int64", "uint16", "bool", "complex64"])
 def test_other_types_are_refused(tmp_path, kind):
     np.savez(tmp_path / "a.npz", np.zeros((2, 4, 4, 3), kind))
-    with pytest.raises(ValueError, match=rf"a\.npz\[arr_0\] holds {kind}, and images must be uint8, or floats between 0 and 1"):
+    with raises(DataError, "path", word=kind):
         open_npz(tmp_path / "a.npz")
 
 
 def test_arrays_of_other_shapes_are_no_images_and_are_listed(tmp_path):
     np.savez(tmp_path / "a.npz", mu=np.zeros(7), sigma=np.zeros((7, 7)))
-    with pytest.raises(ValueError, match=r"a\.npz holds no images: expected .* found mu float64 \[7\], sigma float64 \[7, 7\]"):
+    with raises(DataError, "path", word="sigma"):
         open_npz(tmp_path / "a.npz")
     np.savez(tmp_path / "flat.npz", images=np.zeros((2, 48), np.uint8), masks=np.zeros((2, 4, 4), np.uint8))
-    with pytest.raises(
-        ValueError, match=r"flat\.npz holds no images: .* found images uint8 \[2, 48\], masks uint8 \[2, 4, 4\]"
-    ):
+    with raises(DataError, "path", word="flat.npz"):
         open_npz(tmp_path / "flat.npz")
 
 
 def test_an_array_without_an_axis_of_channels_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", random_images(2, 6, 6, 5))
-    with pytest.raises(ValueError, match=r"\(2, 6, 6, 5\): neither its second nor its last axis is 1, 3 or 4 channels"):
+    with raises(DataError, "path", word="axis"):
         open_npz(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
 def test_an_archive_of_no_images_is_refused(tmp_path, kind):
     np.savez(tmp_path / "a.npz", images=np.zeros((0, 4, 4, 3), kind))
-    with pytest.raises(ValueError, match=r"a\.npz\[images\] holds no images: its shape is \(0, 4, 4, 3\)"):
+    with raises(DataError, "path", word="images"):
         open_npz(tmp_path / "a.npz")
 
 
@@ -424,7 +416,7 @@ NOT_ARCHIVES = {
 def test_a_file_that_is_no_archive_of_plain_arrays_is_refused_and_named(tmp_path, write):
     path = tmp_path / "other.npz"
     write(path)
-    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is not an \.npz archive of plain arrays"):
+    with raises(DataError, "path", word="archive"):
         open_npz(path)
 
 
@@ -434,12 +426,12 @@ def test_pickled_code_is_not_run(tmp_path):
             return (open, (str(tmp_path / "owned"), "w"))
 
     np.savez(tmp_path / "a.npz", images=np.array([Attack()], dtype=object))
-    with pytest.raises(ValueError, match=r"not an \.npz archive of plain arrays"):
+    with raises(DataError, "path", word="archive"):
         open_npz(tmp_path / "a.npz")
     assert not (tmp_path / "owned").exists()
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
     for path in (tmp_path / "absent.npz", tmp_path):
-        with pytest.raises(DataError, match=rf"^path={re.escape(str(path))} is not a file"):
+        with raises(DataError, f"path={path}"):
             open_npz(path)

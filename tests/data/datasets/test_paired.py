@@ -3,11 +3,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from errors import raises
 from PIL import Image
 
 from genimg.data.datasets.builtin import CorruptImageError
 from genimg.data.datasets.paired import paired
-from genimg.errors import DataError
+from genimg.errors import ConfigError, DataError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 DEFAULTS = {
@@ -82,7 +83,7 @@ def test_files_without_a_partner_are_listed(tmp_path):
         plain(tmp_path / "a" / f"{name}.png", RED)
     for name in "xr":
         plain(tmp_path / "b" / f"{name}.png", BLUE)
-    with pytest.raises(ValueError, match=r"^a=.* b=.* hold 8 files without a partner .*/a/p\.png, .*/a/q\.png, .* and 3 more"):
+    with raises(DataError, word="partner"):
         build(a=tmp_path / "a", b=tmp_path / "b")
 
 
@@ -90,18 +91,18 @@ def test_two_files_of_one_name_are_refused(tmp_path):
     for name in ("x.png", "x.bmp"):
         plain(tmp_path / "a" / name, RED)
     plain(tmp_path / "b" / "x.png", BLUE)
-    with pytest.raises(ValueError, match=r"^a=.* has x\.bmp and x\.png, of which only one"):
+    with raises(DataError, word="x.bmp"):
         build(a=tmp_path / "a", b=tmp_path / "b")
 
 
 def test_what_cannot_be_halved_or_decoded_names_its_file(tmp_path):
     plain(tmp_path / "odd.png", RED, size=(7, 4))
-    with pytest.raises(CorruptImageError, match=r"odd\.png: a width of 7 pixels"):
+    with raises(CorruptImageError, word="odd.png"):
         build(root=tmp_path).read(0)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.png").write_bytes(b"no image")
     plain(tmp_path / "b" / "x.png", BLUE)
-    with pytest.raises(CorruptImageError, match=r"a/x\.png"):
+    with raises(CorruptImageError, word="x.png"):
         build(a=tmp_path / "a", b=tmp_path / "b").read(0)
 
 
@@ -109,22 +110,22 @@ def test_what_cannot_be_halved_or_decoded_names_its_file(tmp_path):
     "folders", [{}, {"a": "x"}, {"b": "x"}, {"root": "x", "a": "x", "b": "x"}, {"root": "x", "a": "x"}, {"root": "x", "b": "x"}]
 )
 def test_folders_are_given_in_one_way(folders):
-    with pytest.raises(ValueError, match=r"give root, .* or both a and b"):
+    with raises(ConfigError, "root", word="give"):
         build(**folders)
 
 
 def test_missing_and_empty_folders_are_named(tmp_path):
     plain(tmp_path / "a" / "x.png", RED)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"^b=.*nowhere does not exist"):
+    with raises(DataError, "b", word="nowhere"):
         build(a=tmp_path / "a", b=tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"^b=.*empty holds no images"):
+    with raises(DataError, "b", word="empty"):
         build(a=tmp_path / "a", b=tmp_path / "empty")
-    with pytest.raises(DataError, match=r"^root=.*x\.png is a file, not a directory"):
+    with raises(DataError, "root", word="directory"):
         build(root=tmp_path / "a" / "x.png")
 
 
 def test_an_unknown_direction_is_refused(tmp_path):
     side_by_side(tmp_path / "one.png")
-    with pytest.raises(ValueError, match=r"^direction=backwards is unknown: choose a2b or b2a"):
+    with raises(ConfigError, "direction=backwards"):
         build(root=tmp_path, direction="backwards")

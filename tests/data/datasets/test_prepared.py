@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from errors import raises
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -19,7 +20,7 @@ from genimg.data.datasets.shapes import ShapesDataset
 from genimg.data.loader import ImageLoader
 from genimg.data.packed_files import sealed
 from genimg.data.packing import pack
-from genimg.errors import DataError
+from genimg.errors import ConfigError, DataError
 from genimg.utils.images import to_float
 
 BYTES = 3 * 6 * 8
@@ -197,26 +198,24 @@ def test_auto_loads_what_fits_and_reads_the_rest_from_the_files(path, monkeypatc
 
 
 def test_another_size_or_number_of_channels_names_the_right_ones(path, tmp_path, original):
-    with pytest.raises(ValueError, match=rf"^image_size=32 does not fit root={path}, which holds 6x8 images of 3 channels: "
-                       r"set image_size=\[6,8\]$"):  # fmt: skip
+    with raises(ConfigError, "image_size=32"):  # fmt: skip
         open_packed(path, image_size=32)
-    with pytest.raises(ValueError, match=r"^channels=1 does not fit .* set channels=3$"):
+    with raises(ConfigError, "channels=1"):
         open_packed(path, channels=1)
-    with pytest.raises(ValueError, match=r"^image_size=\[8,6\] channels=4 does not fit .* "
-                       r"set image_size=\[6,8\] channels=3$"):  # fmt: skip
+    with raises(ConfigError, "image_size=[8,6]"):  # fmt: skip
         open_packed(path, image_size=[8, 6], channels=4)
     square = ShapesDataset(seed=0, num_images=2, image_size=8, channels=1, num_objects=1)
-    with pytest.raises(ValueError, match=r"holds 8x8 images of 1 channel: set image_size=8 channels=1$"):
+    with raises(ConfigError, "image_size", word="channel"):
         open_packed(packed(square, tmp_path / "square"))
-    with pytest.raises(ValueError, match="image_size=0 is not a size"):
+    with raises(ValueError, "image_size=0"):
         open_packed(path, image_size=0)
 
 
 def test_a_directory_that_was_not_packed_is_named(path, tmp_path):
-    with pytest.raises(DataError, match=rf"^root={tmp_path}/absent does not exist: give a directory that genimg-"):
+    with raises(DataError, "root", word="absent"):
         open_packed(tmp_path / "absent")
     (path / "dataset.json").unlink()
-    with pytest.raises(DataError, match=rf"^root={path} holds no dataset\.json, which genimg-prepare writes last"):
+    with raises(DataError, "root", word="genimg-prepare"):
         open_packed(path)
 
 
@@ -242,19 +241,16 @@ def make_older(path: Path) -> None:
 
 def test_a_description_of_another_format_is_refused(path):
     rewrite(path, format=3, whatever="it says")
-    with pytest.raises(
-        ValueError, match=r"packed/dataset\.json is of format 3, and this genimg reads formats up to 2: pack the images"
-    ):
+    with raises(DataError, word="dataset.json"):
         open_packed(path)
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"\xff\xfe", b"[1, 2]", b'"text"', b"{}", b'{"format": 1}', b'{"format": 2}', b"null"],
+    "content", [b"", b"{", b"\xff\xfe", b"[1, 2]", b'"text"', b"{}", b'{"format": 1}', b'{"format": 2}', b"null"]
 )
 def test_a_damaged_description_is_named(path, content):
     (path / "dataset.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"packed/dataset\.json is damaged, or not genimg-prepare's \(.+\): pack the images"):
+    with raises(DataError, word="genimg-prepare's"):
         open_packed(path)
 
 
@@ -281,7 +277,7 @@ def test_a_damaged_description_is_named(path, content):
 )
 def test_a_description_that_does_not_add_up_is_damaged(path, changes):
     rewrite(path, **changes)
-    with pytest.raises(ValueError, match=r"packed/dataset\.json is damaged") as caught:
+    with raises(DataError, word="dataset.json") as caught:
         open_packed(path)
     assert "not as it was written" not in str(caught.value)
 
@@ -292,36 +288,35 @@ def test_a_description_that_was_changed_is_damaged(path):
     file.write_text(" ".join(text.split()))  # what it means is the same
     open_packed(path)
     file.write_text(text.replace("circle", "circlf", 1))
-    with pytest.raises(ValueError, match=r"packed/dataset\.json is damaged.* \(ValueError: it is not as it was written\)"):
+    with raises(DataError, word="dataset.json"):
         open_packed(path)
 
 
 @pytest.mark.parametrize("name", ["shard-00001.npy", "labels.npy", "captions.jsonl", "checksums.npy"])
 def test_a_missing_file_is_named(path, name):
     (path / name).unlink()
-    with pytest.raises(DataError, match=rf"packed/{name} is missing: copy it again"):
+    with raises(DataError, word="missing"):
         open_packed(path)
 
 
 @pytest.mark.parametrize("size", [0, 100, 128, 300])
 def test_a_truncated_shard_is_found_at_the_start(path, size):
     file = path / "shard-00001.npy"
-    full = file.stat().st_size
     file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(ValueError, match=rf"shard-00001\.npy has {size} bytes, and dataset\.json says {full}: copy it again"):
+    with raises(DataError, word="dataset.json"):
         open_packed(path)
 
 
 def test_a_shard_of_another_kind_is_found_at_the_start(path):
     file = path / "shard-00001.npy"
     file.write_bytes(b"x" * file.stat().st_size)
-    with pytest.raises(ValueError, match=r"packed/shard-00001\.npy is damaged \(.+\): copy it again"):
+    with raises(DataError, word="damaged"):
         open_packed(path)
     np.save(file, np.zeros((4, 3, 8, 6), dtype=np.uint8))
-    with pytest.raises(ValueError, match=r"shard-00001\.npy holds uint8 \[4, 3, 8, 6\], not uint8 \[4, 3, 6, 8\] as dataset"):
+    with raises(DataError, word="dataset"):
         open_packed(path)
     np.save(file, np.asfortranarray(np.zeros((4, 3, 6, 8), dtype=np.uint8)))
-    with pytest.raises(ValueError, match=r"packed/shard-00001\.npy"):
+    with raises(DataError, word="packed"):
         open_packed(path)
 
 
@@ -331,7 +326,7 @@ def test_a_description_and_a_shard_that_are_both_too_short_are_refused(path):
     shards = json.loads((path / "dataset.json").read_text())["shards"]
     shards[1]["num_bytes"] = 300
     rewrite(path, shards=shards)
-    with pytest.raises(ValueError, match=r"shard-00001\.npy is damaged \(it has 300 bytes, and its header says something else"):
+    with raises(DataError, word="something"):
         open_packed(path)
 
 
@@ -341,19 +336,19 @@ def test_labels_that_do_not_fit_are_named(path):
     for damaged in (content[:100], content[:-5], content[:-8], content + bytes(8), content + bytes(10**6), b"x", b""):
         file.write_bytes(damaged)
         accept(path, "labels.npy")
-        with pytest.raises(ValueError, match=r"packed/labels\.npy is damaged"):
+        with raises(DataError, word="labels.npy"):
             open_packed(path)
-    for labels, words in (
-        (np.zeros(10, dtype=np.int64), r"holds int64 \[10\], not int64 \[11\]"),
-        (np.zeros(11), r"holds float64 \[11\], not int64 \[11\]"),
-        (np.arange(11), "holds labels from 0 to 10 of 5 classes"),
-        (np.arange(11) - 10, "holds labels from -10 to 0 of 5 classes"),
+    for labels, word in (
+        (np.zeros(10, dtype=np.int64), "int64 [10]"),
+        (np.zeros(11), "float64 [11]"),
+        (np.arange(11), "0 to 10"),
+        (np.arange(11) - 10, "-10 to 0"),
     ):
         np.save(file, labels)
-        with pytest.raises(ValueError, match=r"packed/labels\.npy is damaged \(its SHA-256 is not that in dataset\.json\)"):
+        with raises(DataError, word="dataset.json"):
             open_packed(path)
         accept(path, "labels.npy")
-        with pytest.raises(ValueError, match=rf"packed/labels\.npy {words}"):
+        with raises(DataError, word=word):
             open_packed(path)
 
 
@@ -361,17 +356,17 @@ def test_captions_that_do_not_fit_are_named(path):
     file = path / "captions.jsonl"
     lines = file.read_text()
     file.write_text(lines[:-1])
-    with pytest.raises(ValueError, match=r"packed/captions\.jsonl is damaged \(its SHA-256 is not that in dataset\.json\)"):
+    with raises(DataError, word="captions.jsonl"):
         open_packed(path)
-    for content, words in (
-        (lines + "no json\n", "is damaged"),
-        (lines + "[" * 100_000, "is damaged"),
-        (lines + '"one more"\n', "holds 12 captions of 11 images"),
-        ("\n".join(["5"] * 11), "is damaged \\(a caption is no text"),
+    for content, word in (
+        (lines + "no json\n", "damaged"),
+        (lines + "[" * 100_000, "damaged"),
+        (lines + '"one more"\n', "12"),
+        ("\n".join(["5"] * 11), "caption is no text"),
     ):
         file.write_text(content)
         accept(path, "captions.jsonl")
-        with pytest.raises(ValueError, match=rf"packed/captions\.jsonl {words}"):
+        with raises(DataError, word=word):
             open_packed(path).caption(0)
 
 
@@ -391,9 +386,8 @@ def test_a_damaged_image_is_named_and_the_others_are_read(path, original):
     source = open_packed(path)
     others = np.array([0, 1, 2, 3, 4, 6, 7, 8, 9, 10])
     assert np.array_equal(source.read_many(others), ImageDataset.read_many(original, others))
-    words = r"^.*/shard-00001\.npy: image 1 of this file is not as it was packed \(image 5 of all\): copy the file again"
     for indices in ([5], [2, 5], [9, 5, 5], list(range(11))):
-        with pytest.raises(CorruptImageError, match=words):
+        with raises(CorruptImageError, word="shard-00001.npy: image 1 "):
             source.read_many(np.array(indices))
 
 
@@ -401,7 +395,7 @@ def test_a_damaged_image_is_named_and_the_others_are_read(path, original):
 def test_a_damaged_image_stops_the_training_like_any_corrupt_one(path, storage, num_workers):
     damage_image(path, 5)
     settings = {"storage": storage, "num_workers": num_workers, "device": torch.device("cpu"), "horizontal_flip": False}
-    with pytest.raises(DataError, match=r"^max_corrupt=0 is exceeded, .*\n.*/shard-00001\.npy: image 1 of this file"):
+    with raises(DataError, "max_corrupt=0"):
         list(itertools.islice(ImageLoader(open_packed(path), max_corrupt=0, **settings).batches(0, batch_size=4, seed=0), 3))
     data = ImageLoader(open_packed(path), max_corrupt=1, keys=("image", "label"), **settings)
     batches = list(itertools.islice(data.batches(0, batch_size=4, seed=0), 3))

@@ -5,9 +5,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from errors import raises
 
 from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.datasets.shapes import BACKGROUND, COLORS, SHAPES, SIZES, shapes
+from genimg.errors import ConfigError
 
 OBJECT = re.compile(rf"a ({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})")
 
@@ -148,28 +150,22 @@ def test_all_combinations_but_one_may_be_held_out():
     everything = [f"{color} {shape}" for color in COLORS for shape in SHAPES]
     everything.remove("green cross")
     assert {name for objects in combinations(source(num_objects=2, held_out=everything)) for name in objects} == {"green cross"}
-    with pytest.raises(ValueError, match=r"^held_out holds all 30 combinations"):
+    with raises(ConfigError, "held_out", word="combinations"):
         source(held_out=[*everything, "green cross"])
 
 
 @pytest.mark.parametrize(
     ("held_out", "words"),
     [
-        (
-            ["red circel"],
-            r"^held_out holds red circel, which is not one of the combinations \(did you mean 'red circle'\?\): they are a",
-        ),
-        (["circle red"], "^held_out holds circle red, which is not one of the combinations"),
-        (
-            ["zzzz"],
-            r"zzzz, which is not one of the combinations: they are a colour \(red, .*\) and a shape \(circle, .*\), such as",
-        ),
-        ([3], "^held_out holds 3, which is not one of the combinations"),
-        ("red circle", r"held_out=red circle must be a list such as '\[red circle,blue square\]'"),
+        (["red circel"], "circel"),
+        (["circle red"], "combinations"),
+        (["zzzz"], "zzzz"),
+        ([3], "combinations"),
+        ("red circle", "held_out=red"),
     ],
 )
 def test_what_is_no_combination_is_refused_with_the_nearest(held_out, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(ConfigError, word=words):
         source(held_out=held_out)
 
 
@@ -257,14 +253,14 @@ def test_fingerprint_tells_all_settings_apart_and_repeats():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"channels": 4}, r"^channels=4 does not fit shapes: choose 3 \(colour\) or 1 \(grey\)"),
-        ({"num_objects": 0}, r"^num_objects=0 does not fit shapes: choose 1 or 2"),
-        ({"num_objects": 3}, r"^num_objects=3 does not fit shapes: choose 1 or 2"),
-        ({"num_images": 0}, r"^num_images=0 must be 1 or more"),
-        ({"image_size": 0}, "image_size=0 is not a size"),
-        ({"labels": "color"}, r"^labels=color does not fit shapes: choose shape or color_shape"),
+        ({"channels": 4}, "channels=4"),
+        ({"num_objects": 0}, "num_objects=0"),
+        ({"num_objects": 3}, "num_objects=3"),
+        ({"num_images": 0}, "num_images=0"),
+        ({"image_size": 0}, "image_size=0"),
+        ({"labels": "color"}, "labels=color"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, message):
         source(**changes)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from errors import raises
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
@@ -15,6 +16,7 @@ from genimg.data.tasks.colorspaces import luma
 from genimg.data.tasks.degradations import Colorize, Deblur, Denoise, Edges, Inpaint, SuperResolution, eight_bits
 from genimg.data.tasks.edges import Canny, Sobel
 from genimg.data.tasks.masks import Boxes, Center, Files, Strokes
+from genimg.errors import ConfigError, DataError
 from genimg.utils.images import to_float, to_uint8
 from genimg.utils.paths import config_dir
 
@@ -123,14 +125,14 @@ def test_sources_have_256_levels_as_files_have(name):
 def test_a_mask_is_refused_where_there_are_no_holes(name):
     images = pictures(2, channels=1)
     ALL[name].given(images)
-    with pytest.raises(ValueError, match="a mask has no effect on"):
+    with raises(ConfigError, "mask", word="effect"):
         ALL[name].given(images, images)
 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("channels", [2, 4, 6])
 def test_other_than_grey_and_rgb_images_are_refused(name, channels):
-    with pytest.raises(ValueError, match=rf"these have {channels} channels: use images of"):
+    with raises(ConfigError, word=str(channels)):
         ALL[name].channels((channels, 16, 24))
 
 
@@ -245,22 +247,22 @@ def test_jpeg_is_pillows(channels, quality):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"noise": "pink"}, r"^noise=pink is unknown: choose one of gaussian, poisson"),
-        ({"amount": 0}, r"^amount=0 must be more than 0 and at most 255"),
-        ({"amount": [30, 10]}, r"^amount=\[30, 10\] must be .* in order"),
-        ({"amount": [25, 25]}, r"^amount=\[25, 25\] is not a range: set amount=25"),
-        ({"amount": math.nan}, r"^amount=nan must be"),
-        ({"noise": "poisson", "amount": 10**6}, r"^amount=1000000 must be more than 0 and at most 65025"),
-        ({"noise": "poisson", "amount": [10, 20]}, "^amount=.* must be one number, because poisson noise has no range"),
-        ({"noise": "salt_and_pepper", "amount": 1.5}, r"^amount=1\.5 must be more than 0 and at most 1"),
-        ({"noise": "jpeg", "amount": 0}, r"^amount=0 must be at least 1 and at most 100"),
-        ({"noise": "jpeg", "amount": 50.5}, r"^amount=50\.5 must be a whole number from 1 to 100"),
-        ({"noise": "jpeg", "amount": 50, "clip": False}, "^clip=false has no effect on jpeg"),
-        ({"noise": "salt_and_pepper", "amount": 0.1, "clip": False}, r"^clip=false has no effect"),
+        ({"noise": "pink"}, "noise=pink"),
+        ({"amount": 0}, "amount=0"),
+        ({"amount": [30, 10]}, "amount=[30, 10]"),
+        ({"amount": [25, 25]}, "amount=[25, 25]"),
+        ({"amount": math.nan}, "amount=nan"),
+        ({"noise": "poisson", "amount": 10**6}, "amount=1000000"),
+        ({"noise": "poisson", "amount": [10, 20]}, "poisson"),
+        ({"noise": "salt_and_pepper", "amount": 1.5}, "amount=1.5"),
+        ({"noise": "jpeg", "amount": 0}, "amount=0"),
+        ({"noise": "jpeg", "amount": 50.5}, "amount=50.5"),
+        ({"noise": "jpeg", "amount": 50, "clip": False}, "clip=false"),
+        ({"noise": "salt_and_pepper", "amount": 0.1, "clip": False}, "clip=false"),
     ],
 )
 def test_noise_that_cannot_be_made_is_refused(settings, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, word=words):
         Denoise(**({"noise": "gaussian", "amount": 25} | settings))
 
 
@@ -307,9 +309,9 @@ def test_given_images_get_their_own_mask():
     task, images = ALL["center"], pictures(2)
     batch = task(images, np.arange(2), 7)
     assert torch.equal(task.given(images, batch["mask"]), batch["source"])
-    with pytest.raises(ValueError, match="Inpaint needs a mask of every image"):
+    with raises(ConfigError, "mask", word="Inpaint"):
         task.given(images)
-    with pytest.raises(ValueError, match=r"masks of \[2, 1, 16, 23\] do not fit images of \[2, 3, 16, 24\]"):
+    with raises(ConfigError, "mask", word="masks"):
         task.given(images, batch["mask"][..., :-1])
 
 
@@ -323,7 +325,7 @@ def test_masks_that_do_not_fit_the_images_show_at_once(tmp_path):
     Image.new("L", (32, 32), 255).save(tmp_path / "hole.png")
     task = Inpaint(mask=Files(folder=str(tmp_path)))
     assert task.channels((3, 32, 32)) == (4, 3)
-    with pytest.raises(ValueError, match=r"^mask\.folder=.* the mask hole\.png of 32x32 pixels, but images are 64x64"):
+    with raises(DataError, "mask.folder", word="hole.png"):
         task.channels((3, 64, 64))
 
 
@@ -349,14 +351,14 @@ def test_a_small_image_as_a_user_has_it_becomes_the_same_source():
 
 @pytest.mark.parametrize("factor", [1, 2.5, 0, -2])
 def test_factors_that_enlarge_nothing_are_refused(factor):
-    with pytest.raises(ValueError, match=rf"^factor={factor} must be a whole number from 2 on"):
+    with raises(ValueError, f"factor={factor}"):
         SuperResolution(factor=factor)
 
 
 def test_a_factor_must_divide_both_sides():
     assert SuperResolution(factor=3).channels((3, 30, 33)) == (3, 3)
     for shape in ((3, 32, 30), (3, 30, 32)):
-        with pytest.raises(ValueError, match=r"^factor=3 does not divide .* set it to a divisor of 2, or"):
+        with raises(ConfigError, "factor=3"):
             SuperResolution(factor=3).channels(shape)
 
 
@@ -370,7 +372,7 @@ def test_given_colours_have_no_effect_and_grey_images_are_taken(space):
     grey = eight_bits(luma(images))
     assert torch.allclose(task.given(grey), task.given(grey.expand(-1, 3, -1, -1)), atol=1e-6)
     assert (task.given(grey) - task.given(images)).abs().max() < (1e-6 if space == "gray" else 0.6)
-    with pytest.raises(ValueError, match="Colorize takes grey or RGB images, and these have 4 channels"):
+    with raises(ConfigError, word="channels"):
         task.given(torch.zeros(1, 4, 8, 8))
 
 
@@ -380,9 +382,9 @@ def test_the_lightness_is_shown_as_the_grey_that_has_it():
 
 
 def test_what_colorize_cannot_do_is_refused():
-    with pytest.raises(ValueError, match=r"^space=hsv is unknown: choose gray or lab"):
+    with raises(ValueError, "space=hsv"):
         Colorize(space="hsv")
-    with pytest.raises(ValueError, match="Colorize needs RGB images, and these have 1 channels"):
+    with raises(ConfigError, word="channels"):
         Colorize(space="lab").channels((1, 8, 8))
 
 
@@ -408,15 +410,15 @@ def test_blurs_take_their_amounts_from_the_range():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"blur": "box"}, r"^blur=box is unknown: choose gaussian or motion"),
-        ({"amount": 0.1}, r"^amount=0\.1 must be at least 0\.2"),
-        ({"blur": "motion", "amount": 1.0}, r"^amount=1\.0 must be more than 1"),
-        ({"noise": -1.0}, r"^noise=-1\.0 must be from 0 to 255"),
-        ({"noise": math.nan}, r"^noise=nan must be from 0 to 255"),
+        ({"blur": "box"}, "blur=box"),
+        ({"amount": 0.1}, "amount=0.1"),
+        ({"blur": "motion", "amount": 1.0}, "amount=1.0"),
+        ({"noise": -1.0}, "noise=-1.0"),
+        ({"noise": math.nan}, "noise=nan"),
     ],
 )
 def test_blurs_that_would_not_blur_are_refused(settings, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, words):
         Deblur(**({"blur": "gaussian", "amount": 1.6} | settings))
 
 
@@ -443,7 +445,7 @@ def test_the_default_blur_is_scenario_5_of_danielyan_et_al():
 
 def test_blurs_across_the_whole_image_are_refused():
     Deblur(blur="gaussian", amount=1.6).channels((3, 7, 20))
-    with pytest.raises(ValueError, match=r"^amount=1\.6 blurs across 6 pixels to each side, more than images of 6x20 have"):
+    with raises(ConfigError, "amount=1.6"):
         Deblur(blur="gaussian", amount=1.6).channels((3, 6, 20))
 
 
@@ -453,7 +455,7 @@ def test_blurs_across_the_whole_image_are_refused():
 def test_given_edge_maps_stay_as_they_are():
     task, edges = ALL["canny"], pictures(2, channels=1)
     assert task.given(edges) is edges
-    with pytest.raises(ValueError, match="Edges takes edge maps of 1 channel, and these have 3"):
+    with raises(ConfigError, word="edge"):
         task.given(pictures(2))
-    with pytest.raises(ValueError, match=r"^detector=Canny sees 4 pixels .*smaller sigma"):
+    with raises(ConfigError, "detector=Canny"):
         task.channels((3, 4, 20))

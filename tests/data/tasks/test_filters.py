@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from errors import raises
 from scipy import ndimage
 
 from genimg.data.tasks.edges import Canny, Sobel
@@ -147,13 +148,8 @@ def test_weak_edges_count_where_they_go_on_from_strong_ones():
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [
-        ({"sigma": 0.0}, r"^sigma=0\.0 must be more than 0"),
-        ({"low": 0.2}, r"^low=0\.2 and high=0\.1 must be .* in order"),
-        ({"high": 1.5}, r"^low=0\.05 and high=1\.5 must be"),
-        ({"low": 0.0}, r"^low=0\.0"),
-    ],
+    [({"sigma": 0.0}, "sigma=0.0"), ({"low": 0.2}, "low=0.2"), ({"high": 1.5}, "low=0.05"), ({"low": 0.0}, "low=0.0")],
 )
 def test_settings_out_of_range_are_refused(settings, words):
-    with pytest.raises(ValueError, match=words):
+    with raises(ValueError, words):
         Canny(**({"sigma": 1.0, "low": 0.05, "high": 0.1} | settings))

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from errors import raises
 from omegaconf import OmegaConf
 from scipy import stats
 
@@ -30,7 +31,7 @@ def test_a_setting_is_a_number_or_a_range(value, bounds):
     ],
 )
 def test_anything_else_is_refused(value, words):
-    with pytest.raises(ValueError, match=rf"^amount=.* {words}"):
+    with raises(ValueError, "amount"):
         checked_range("amount", value, 0, 3, above=True)
 
 

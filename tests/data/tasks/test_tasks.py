@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from errors import raises
 
 from genimg.data.tasks.base import Pair, Unpaired
+from genimg.errors import ConfigError
 
 IMAGES = torch.rand(3, 5, 4, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
 POSITIONS = np.array([4, 0, 9])
@@ -41,7 +43,7 @@ def test_nothing_about_pairs_is_random(task):
 def test_images_of_a_user_are_sources_as_they_are_and_a_mask_has_no_use():
     task, images = Pair(source_channels=2), IMAGES[:, :2]
     assert torch.equal(task.given(images), images)
-    with pytest.raises(ValueError, match=r"a mask has no effect on pairs"):
+    with raises(ConfigError, "mask", word="pairs"):
         task.given(images, torch.zeros(3, 1, 4, 6))
 
 

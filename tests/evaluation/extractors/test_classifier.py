@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from errors import raises
 from torch import nn
 
 from genimg.errors import DataError
@@ -55,7 +56,7 @@ def test_a_file_of_an_earlier_format_is_refused(tmp_path):
     write_classifier(tmp_path / "mine.pt")
     record = torch.load(tmp_path / "mine.pt", weights_only=True)
     torch.save({key: value for key, value in record.items() if key != "format"}, tmp_path / "old.pt")
-    with pytest.raises(ValueError, match="format 1"):
+    with raises(DataError, "classifier", word="format"):
         Classifier(classifier=str(tmp_path / "old.pt"), sha256=None)
 
 
@@ -116,19 +117,19 @@ def test_a_classifiers_features_do_not_depend_on_the_other_images_of_the_batch(t
 def test_a_classifier_with_another_digest_is_refused(tmp_path):
     write_classifier(tmp_path / "mine.pt")
     wrong = "0" * 64
-    with pytest.raises(ValueError, match=rf"^sha256={wrong} .*mine\.pt.* {sha256_of(tmp_path / 'mine.pt')}"):
+    with raises(DataError, "sha256", word="mine.pt"):
         Classifier(classifier=str(tmp_path / "mine.pt"), sha256=wrong)
 
 
 @pytest.mark.parametrize("name", ["absent", "absent.pt"])
 def test_a_classifier_that_is_not_there_is_named(name):
-    with pytest.raises(DataError, match=rf"^classifier={name} .*absent\.pt does not exist"):
+    with raises(DataError, f"classifier={name}"):
         Classifier(classifier=name, sha256=None)
 
 
 def test_a_file_of_something_else_is_not_taken_for_a_classifier(tmp_path, write_something_else):
     write_something_else(tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"^classifier=.*other\.pt is not a file that genimg-features wrote"):
+    with raises(DataError, "classifier", word="genimg-features"):
         Classifier(classifier=str(tmp_path / "other.pt"), sha256=None)
 
 
@@ -136,5 +137,5 @@ def test_a_classifier_whose_weights_do_not_fit_its_classes_is_refused(tmp_path):
     write_classifier(tmp_path / "mine.pt")
     record = torch.load(tmp_path / "mine.pt", weights_only=True)
     torch.save({**record, "class_names": ["only one"]}, tmp_path / "mine.pt")
-    with pytest.raises(ValueError, match=r"(?s)^classifier=.*mine\.pt is not a file that genimg-features wrote.*head\.weight"):
+    with raises(DataError, "classifier", word="genimg-features"):
         Classifier(classifier=str(tmp_path / "mine.pt"), sha256=None)

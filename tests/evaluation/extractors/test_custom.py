@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+from errors import raises
 from torch import nn
 
-from genimg.errors import DataError
+from genimg.errors import ConfigError, DataError
 from genimg.evaluation.extractors.base import prepare, sha256_of
 from genimg.evaluation.extractors.custom import Module
 from genimg.evaluation.extractors.program import Program
@@ -137,43 +138,43 @@ def test_a_modules_weights_are_loaded_and_recorded_by_their_digest(tmp_path):
     assert extractor.describe()["weights_sha256"] == digest
     assert torch.equal(extractor(images)[0], module(trained)(images)[0])
     assert not torch.equal(extractor(images)[0], module(Features())(images)[0])
-    with pytest.raises(ValueError, match=rf"^sha256={'0' * 64} .*weights\.pt.* {digest}"):
+    with raises(DataError, "sha256", word="weights.pt"):
         module(Features(), weights=str(tmp_path / "weights.pt"), sha256="0" * 64)
 
 
 def test_a_modules_weights_that_are_not_there_are_named(tmp_path):
-    with pytest.raises(DataError, match=rf"^weights={tmp_path}/absent\.pt is not a file"):
+    with raises(DataError, "weights", word="absent.pt"):
         module(Features(), weights=str(tmp_path / "absent.pt"))
 
 
 def test_a_file_of_something_else_is_not_taken_for_a_modules_weights(tmp_path, write_something_else):
     write_something_else(tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"^weights=.*other\.pt do not fit Features"):
+    with raises(DataError, "weights", word="other.pt"):
         module(Features(), weights=str(tmp_path / "other.pt"))
 
 
 def test_a_digest_without_weights_is_refused():
-    with pytest.raises(ValueError, match=r"^sha256=0* has no effect without weights"):
+    with raises(ConfigError, "sha256", word="effect"):
         module(Features(), sha256="0" * 64)
 
 
 @pytest.mark.parametrize("name", ["", "my-net", "my net", "_mine", "a/b", "mine\n"])
 def test_a_name_that_metrics_cannot_carry_is_refused(name):
-    with pytest.raises(ValueError, match=r"(?s)name=.* must be letters, digits and _"):
+    with raises(ConfigError, "name", word="letters"):
         module(Features(), name=name)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"channels": 4}, r"^channels=4 must be 1, 3, or null"),
-        ({"channels": 0}, r"^channels=0 must be 1, 3, or null"),
-        ({"image_size": 0}, r"^image_size=0 must be 1 or more pixels, or null"),
-        ({"image_size": -8}, r"^image_size=-8 must be 1 or more"),
+        ({"channels": 4}, "channels=4"),
+        ({"channels": 0}, "channels=0"),
+        ({"image_size": 0}, "image_size=0"),
+        ({"image_size": -8}, "image_size=-8"),
     ],
 )
 def test_sizes_and_channels_that_are_none_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with raises(ConfigError, message):
         module(Features(), **changes)
 
 
@@ -191,15 +192,12 @@ def test_sizes_and_channels_that_are_none_are_refused(changes, message):
     ],
 )
 def test_a_network_that_returns_something_else_is_refused(function, shapes):
-    with pytest.raises(ValueError, match=rf"^name=mine .* returned {shapes} for two images: it must return"):
+    with raises(ConfigError, "name=mine"):
         module(Returns(function))
 
 
 def test_a_network_that_cannot_take_the_images_is_refused_with_the_keys_to_set():
-    with pytest.raises(
-        ValueError,
-        match=r"^name=mine .* cannot be run on two and on three images of 3 channels and 20x20 .*1 channels",
-    ) as caught:
+    with raises(ConfigError, "name=mine") as caught:
         module(Features(1), image_size=20)
     assert "set channels and image_size" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -207,7 +205,7 @@ def test_a_network_that_cannot_take_the_images_is_refused_with_the_keys_to_set()
     def fail(images):
         raise KeyError
 
-    with pytest.raises(ValueError, match=r"^name=mine .* cannot be run .* \(KeyError\)"):
+    with raises(ConfigError, "name=mine"):
         module(Returns(fail))
 
 
@@ -254,14 +252,14 @@ def test_a_program_is_recorded_by_its_digest_and_another_is_refused(saved):
         "resize": "bilinear with anti-aliasing to 16x16",
         "channels": "grey replicated to 3, alpha dropped",
     }
-    with pytest.raises(ValueError, match=rf"^sha256={'0' * 64} .*features\.pt2.* {digest}"):
+    with raises(DataError, "sha256", word="features.pt"):
         program(saved / "features.pt2", sha256="0" * 64)
 
 
 def test_a_program_that_cannot_take_the_images_is_refused_with_the_keys_to_set(saved):
-    with pytest.raises(ValueError, match=r"cannot be run on two and on three images of 3 channels and 20x20 pixels"):
+    with raises(ConfigError, "name", word="channels"):
         program(saved / "features.pt2", image_size=20)
-    with pytest.raises(ValueError, match=r"cannot be run on two and on three images of 1 channels and 16x16 pixels"):
+    with raises(ConfigError, "name", word="channels"):
         program(saved / "features.pt2", channels=1)
 
 
@@ -269,7 +267,7 @@ def test_a_program_that_cannot_take_the_images_is_refused_with_the_keys_to_set(s
 def test_a_program_of_one_batch_size_is_refused_before_any_work(tmp_path, batch):
     exported = torch.export.export(nn.Flatten(), (torch.zeros(batch, 3, 4, 4),))
     torch.export.save(exported, tmp_path / "fixed.pt2")
-    with pytest.raises(ValueError, match=r"^name=mine .* cannot be run on"):
+    with raises(ConfigError, "name=mine"):
         program(tmp_path / "fixed.pt2", image_size=4)
 
 
@@ -277,18 +275,18 @@ def test_a_program_of_one_batch_size_is_refused_before_any_work(tmp_path, batch)
 def test_a_damaged_program_is_refused(saved, tmp_path, share):
     content = (saved / "features.pt2").read_bytes()
     (tmp_path / "damaged.pt2").write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match=r"^program=.*damaged\.pt2 is not a program of torch\.export\.save"):
+    with raises(DataError, "program", word="torch.export.save"):
         program(tmp_path / "damaged.pt2")
 
 
 def test_a_file_of_something_else_is_not_taken_for_a_program(tmp_path, write_something_else):
     write_something_else(tmp_path / "other.pt2")
-    with pytest.raises(ValueError, match=r"other\.pt2 is not a program of torch\.export\.save"):
+    with raises(DataError, "program", word="torch.export.save"):
         program(tmp_path / "other.pt2")
 
 
 def test_a_program_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(DataError, match=rf"^program={tmp_path}/absent\.pt2 is not a file"):
+    with raises(DataError, "program", word="absent.pt"):
         program(tmp_path / "absent.pt2")
 
 
@@ -305,5 +303,5 @@ def test_a_modules_identity_is_its_own_and_not_its_names():
 
 @pytest.mark.parametrize("name", ["inception", "dinov2_vitl14", "clip_vit_b_32"])
 def test_a_network_of_ones_own_cannot_take_a_published_name(name):
-    with pytest.raises(ValueError, match=f"^name={name} has the name of a published network"):
+    with raises(ConfigError, f"name={name}"):
         module(Features(), name=name)

@@ -62,7 +62,10 @@ def ranking() -> ModuleType:
 
 @pytest.fixture(
     scope="module",
-    params=["shapes_v2", *(pytest.param(name, marks=pytest.mark.real_data) for name in ("mnist_v2", "cifar10_v2"))],
+    params=[
+        "shapes_v2",
+        *(pytest.param(name, marks=[pytest.mark.real_data, pytest.mark.exhaustive]) for name in ("mnist_v2", "cifar10_v2")),
+    ],
 )
 def case(request: pytest.FixtureRequest) -> tuple[Classifier, Tensor, Pixels]:
     """An extractor, the features of real images, and others to degrade."""

@@ -5,11 +5,12 @@ import urllib.error
 
 import pytest
 import torch
+from errors import raises
 from torch import nn
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 from torchvision.transforms.functional import to_pil_image
 
-from genimg.errors import DataError
+from genimg.errors import ConfigError, DataError
 from genimg.evaluation.extractors import foundation
 from genimg.evaluation.extractors.base import sha256_of
 from genimg.evaluation.extractors.foundation import CLIP, DINOV2_SHA256, DINOv2
@@ -122,27 +123,25 @@ def test_dinov2_is_called_so_only_with_the_published_weights(dinov2, monkeypatch
 def test_dinov2_weights_with_another_digest_are_refused(dinov2, sha256):
     repository, weights, _ = dinov2
     wanted = DINOV2_SHA256["dinov2_vits14"] if sha256 == "published" else sha256
-    with pytest.raises(ValueError, match=rf"^sha256={wanted} .*weights\.pth.* {sha256_of(weights)}"):
+    with raises(DataError, f"sha256={wanted}"):
         build_dinov2(repository, weights, sha256=sha256)
 
 
 def test_an_unknown_dinov2_is_refused_with_the_known_ones(dinov2):
     repository, weights, _ = dinov2
-    with pytest.raises(ValueError, match=r"^model=dinov2 is unknown: .*dinov2_vits14, .*dinov2_vitg14"):
+    with raises(ConfigError, "model=dinov2"):
         build_dinov2(repository, weights, model="dinov2")
 
 
 def test_weights_of_another_network_are_not_taken_for_dinov2(dinov2, tmp_path, write_something_else):
     write_something_else(tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other\.pth does not hold the weights of dinov2_vits14"):
+    with raises(DataError, word="other.pth"):
         build_dinov2(dinov2[0], str(tmp_path / "other.pth"))
 
 
 def test_dinov2_without_its_code_says_what_to_give(dinov2, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(
-        DataError, match=r"the code of dinov2_vits14 could not be loaded from .*empty .*GENIMG_DINOV2_REPOSITORY"
-    ):
+    with raises(DataError, word="GENIMG_DINOV"):
         build_dinov2(str(tmp_path / "empty"), dinov2[1])
 
 
@@ -152,12 +151,12 @@ def test_without_the_network_torch_hubs_code_is_asked_for_by_name(dinov2, monkey
 
     monkeypatch.setattr(torch.hub, "load", fail)
     monkeypatch.delenv("GENIMG_DINOV2_REPOSITORY", raising=False)
-    with pytest.raises(DataError, match=r"torch hub \(facebookresearch/dinov2\) \(.*no network"):
+    with raises(DataError, word="facebookresearch"):
         DINOv2(model="dinov2_vits14", weights=dinov2[1], sha256=None)
 
 
 def test_a_repository_that_lacks_the_model_is_refused(dinov2):
-    with pytest.raises(DataError, match=r"the code of dinov2_vitb14 could not be loaded from "):
+    with raises(DataError, word="vitb"):
         build_dinov2(dinov2[0], dinov2[1], model="dinov2_vitb14")
 
 
@@ -265,18 +264,18 @@ def test_clip_is_called_so_only_with_the_published_weights(clip, monkeypatch):
 
 @pytest.mark.parametrize("sha256", ["published", "0" * 64])
 def test_clip_weights_with_another_digest_are_refused(clip, sha256):
-    with pytest.raises(ValueError, match=rf"^sha256=.*tiny\.pt.* {sha256_of(clip[0])}"):
+    with raises(DataError, "sha256", word="tiny.pt"):
         build_clip(clip[0], sha256=sha256)
 
 
 def test_an_unknown_clip_is_refused_with_the_known_ones(clip):
-    with pytest.raises(ValueError, match=r"^model=clip is unknown: .*clip-vit-b-32, .*clip-vit-l-14"):
+    with raises(ConfigError, "model=clip"):
         build_clip(clip[0], model="clip")
 
 
 def test_a_file_of_something_else_is_not_taken_for_clip(tmp_path, write_something_else):
     write_something_else(tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt does not hold the weights of clip-vit-b-32"):
+    with raises(DataError, word="clip-vit-b"):
         build_clip(str(tmp_path / "other.pt"))
 
 
