@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from genimg.data.image_files import ImageFiles
@@ -199,14 +199,10 @@ def _resize(image: Image.Image, to: PixelFormat) -> Image.Image:
         return image
     if to.fit == "stretch":
         return image.resize((to.width, to.height), Image.Resampling.LANCZOS)
+    if to.fit == "crop":  # the largest centred box with the target aspect ratio
+        return ImageOps.fit(image, (to.width, to.height), Image.Resampling.LANCZOS)
+    # ImageOps.pad would make a side of 0 pixels of a very narrow image.
     width, height = image.size
-    if to.fit == "crop":
-        # The largest centred box with the target aspect ratio.
-        scale = min(width / to.width, height / to.height)
-        box_width, box_height = to.width * scale, to.height * scale
-        left, top = (width - box_width) / 2, (height - box_height) / 2
-        box = (left, top, left + box_width, top + box_height)
-        return image.resize((to.width, to.height), Image.Resampling.LANCZOS, box=box)
     scale = min(to.width / width, to.height / height)
     inner = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.LANCZOS)
     canvas = Image.new(image.mode, (to.width, to.height))

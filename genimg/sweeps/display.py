@@ -8,8 +8,9 @@ import sys
 import time
 from collections.abc import Sequence
 
+from tqdm import tqdm
+
 from genimg.sweeps.job import Job
-from genimg.utils.durations import clock
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,6 @@ def row(job: Job) -> str:
     if not job.images or not total:
         return f"  #{job.number:<4} starting  {job.words}"
     rate = (job.images - job.images_before) / (time.monotonic() - job.started_at)
-    left = "" if rate <= 0 else f"{clock((total - job.images) / rate)} left"
+    left = "" if rate <= 0 else f"{tqdm.format_interval((total - job.images) / rate)} left"
     metric = f"{job.metric} {job.measured[max(job.measured)]:.5g}" if job.measured else ""
     return f"  #{job.number:<4} {job.images / total:4.0%}  {left:13}  {metric:24}  {job.words}"

@@ -18,6 +18,7 @@ from typing import Protocol
 from genimg.errors import ConfigError, UserError
 from genimg.sweeps.display import Display
 from genimg.sweeps.job import Job
+from genimg.utils.environment import num_cores
 from genimg.utils.files import alone_in
 from genimg.utils.paths import RUN_FILES, relative
 from genimg.utils.regular_files import refuse_links, require_plain
@@ -165,7 +166,7 @@ def start(job: Job, slot: str | None, *, at_once: int) -> None:
     environment = dict(os.environ)
     if slot is not None:
         environment["CUDA_VISIBLE_DEVICES"] = slot
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // at_once)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // at_once)))
     command = [sys.executable, "-m", "genimg.train", *_flags(), *job.overrides, f"run_dir={quoted(str(job.folder))}"]
     job.look()
     job.images_before = job.images
@@ -191,11 +192,6 @@ def _stop(jobs: Sequence[Job], interrupts: Sequence[int]) -> None:
             for job in jobs:
                 _process_of(job).kill()
         time.sleep(_POLL_SECONDS)
-
-
-def _num_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _end_with_the_launcher() -> None:

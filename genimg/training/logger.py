@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from genimg.types import Metrics
 from genimg.utils.distributed import all_gather_rows, rank, sum_over_ranks, world_size
-from genimg.utils.durations import clock
 from genimg.utils.files import atomically
 from genimg.utils.images import grid, write_png
 from genimg.utils.json_text import parse_json
@@ -259,7 +258,7 @@ class ProgressBar:
             left = (self.total - self.images) / rate
             log.info(
                 "%d of %d images, %.0f images/s, %s left%s",
-                self.images, self.total, rate, clock(left), ", " * bool(self._numbers) + self._numbers,
+                self.images, self.total, rate, tqdm.format_interval(left), ", " * bool(self._numbers) + self._numbers,
             )  # fmt: skip
 
     def show(self, numbers: Mapping[str, float]) -> None:

@@ -41,13 +41,6 @@ def to_images(text: object, *, epoch_size: int, batch_size: int, key: str) -> Nu
     return NumImages(math.ceil(images / batch_size) * batch_size)
 
 
-def clock(seconds: float) -> str:
-    """Format a time as minutes, ``7:05``, or as hours, ``26:07:05``."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
 def time_in_words(seconds: float) -> str:
     """Format a time as ``1 h 05 min``, ``3 min 20 s`` or ``45 s``."""
     minutes, rest = divmod(round(seconds), 60)

@@ -242,6 +242,14 @@ def test_a_constant_image_stays_constant_at_any_size(fit, size):
     assert (result == np.array([10, 120, 250])[:, None, None]).all()
 
 
+@pytest.mark.parametrize("size", [28, [75, 100], [31, 17]])
+def test_crop_accepts_images_of_every_side(size):
+    """A corner computed as half the difference of two rounded widths can be slightly negative: 58 pixels cut to 28 are."""
+    for side in range(1, 500):
+        for image in (Image.new("L", (side, 500), 130), Image.new("L", (500, side), 130)):
+            assert (array(image, 1, size=size) == 130).all()
+
+
 @pytest.mark.parametrize("size", [(300, 1), (1, 300)])
 def test_pad_keeps_at_least_one_pixel_of_an_extreme_image(size):
     result = array(Image.new("L", size, 200), 1, size=8, fit="pad")

@@ -182,7 +182,7 @@ def test_each_job_sees_a_gpu_and_a_share_of_the_cores_of_its_own(tmp_path: Path,
             assert job.status == "completed"
 
     monkeypatch.setattr(queue.subprocess, "Popen", Process)
-    monkeypatch.setattr(queue, "_num_cores", lambda: 16)
+    monkeypatch.setattr(queue, "num_cores", lambda: 16)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(sys, "argv", ["genimg-train", "-m", "--config-dir", "mine", "-cp=there", "seed=0,1,2"])
     queue.work_off(Jobs(), ["3", "5"])
@@ -269,7 +269,7 @@ def test_a_row_says_how_far_a_job_is(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)) + '\n{"images": 3')
     row = row_of(job)
     assert (job.images, job.metric, job.measured) == (250, "fd5k", {200: 7.25})
-    assert re.fullmatch(r"  #3     25%  0:(29|30) left +fd5k 7\.25 +seed=3", row), row
+    assert re.fullmatch(r"  #3     25%  00:(29|30) left +fd5k 7\.25 +seed=3", row), row
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('00, "evaluation/fd5k": 6.5}\n')  # the rest of the line that was cut
     assert row_of(job).split()[-3:] == ["fd5k", "6.5", "seed=3"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from genimg.data.datasets.builtin import ImageDataset, digest
 from genimg.errors import ConfigError
 from genimg.types import height_width
 from genimg.utils.rng import Stream, uniform
+from genimg.utils.words import nearest
 
 FloatArray = NDArray[np.float64]
 
@@ -191,8 +191,7 @@ def _table_of(held_out: Sequence[str]) -> NDArray[np.bool_]:
         raise ConfigError(f"held_out={held_out} must be a list such as '[red circle,blue square]'")
     for name in held_out:
         if name not in _COMBINATIONS:
-            near = difflib.get_close_matches(str(name), _COMBINATIONS, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = nearest(str(name), _COMBINATIONS)
             raise ConfigError(f"held_out holds {name}, which is not one of the combinations{hint}: they are a colour "
                               f"({', '.join(COLORS)}) and a shape ({', '.join(SHAPES)}), such as 'red circle'")  # fmt: skip
     table = np.array([name in held_out for name in _COMBINATIONS]).reshape(len(COLORS), len(SHAPES))
