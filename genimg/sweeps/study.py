@@ -136,7 +136,7 @@ class OptunaStudySweeper(Sweeper):
         Raises:
             ConfigError: If there is no evaluation, or the direction contradicts its first metric.
         """
-        from genimg.reporting.directions import declared_direction  # its package imports pillow: not for every --help
+        from genimg.evaluation.directions import declared_direction
 
         evaluation = OmegaConf.to_container(composed.evaluation)
         assert isinstance(evaluation, dict)
