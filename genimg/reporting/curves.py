@@ -45,14 +45,12 @@ class Chart:
         name: Name of the quantity in the records.
         series: One curve per run.
         has_points: Whether single points are marked, as for evaluations.
-        better: ``lower is better`` or ``higher is better`` for the primary metric; else empty.
         thinned: Whether points were omitted.
     """
 
     name: str
     series: list[Series]
     has_points: bool = False
-    better: str = ""
     thinned: bool = False
 
     @property
@@ -63,14 +61,13 @@ class Chart:
         return min(numbers), max(numbers)
 
 
-def charts_of(runs: Sequence[Run], primary: str | None, higher_is_better: bool | None) -> dict[str, list[Chart]]:
+def charts_of(runs: Sequence[Run], primary: str | None) -> dict[str, list[Chart]]:
     """Return all charts by group, the primary metric first, without empty groups."""
     found: dict[str, list[Chart]] = {title: [] for title in (*_GROUPS.values(), _OTHER)}
     names = dict.fromkeys(name for run in runs for each in run.evaluations for name in each.values)
     for name in sorted(names, key=lambda each: each != primary):
-        better = "" if name != primary else {True: "higher is better", False: "lower is better", None: ""}[higher_is_better]
         series = [curve for number, run in enumerate(runs) if (curve := _of_evaluations(run, number, name))]
-        found["Evaluation"].append(Chart(name, series, has_points=True, better=better))
+        found["Evaluation"].append(Chart(name, series, has_points=True))
     most = max(60, min(800, _MOST_POINTS // max(len(runs), 1)))
     points = [_points(run) for run in runs]
     for name in dict.fromkeys(name for of_run in points for name in of_run):

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from statistics import correlation, fmean
 
 from genimg.reporting.settings import Setting, is_number
-from genimg.reporting.text import number_in_words, setting_in_words
+from genimg.reporting.text import setting_in_words
 
 _FEWEST_VALUES = 3
 _FEWEST_RUNS = 8
 _MOST_GROUPS = 6  # most distinct numbers compared as groups; more are compared by rank
-_MOST_MEANS = 12  # values of a setting whose means are listed
 RULE = (
     f"A setting is listed only if it took at least {_FEWEST_VALUES} different values in at least {_FEWEST_RUNS} measured runs, "
     f"and in twice as many runs as values unless these are more than {_MOST_GROUPS} numbers, which are compared by their order."
@@ -36,12 +35,6 @@ class Importance:
     share: float
     chance: float
     groups: list[tuple[str, int, float]]
-
-    @property
-    def means(self) -> str:
-        """The mean of the metric and the number of runs for each of the first settings."""
-        shown = [f"{name}: {number_in_words(mean)} ({count})" for name, count, mean in self.groups[:_MOST_MEANS]]
-        return ", ".join(shown) + (f", and {len(self.groups) - _MOST_MEANS} more" if len(self.groups) > _MOST_MEANS else "")
 
 
 def importances(swept: Mapping[str, Sequence[Setting]], values: Sequence[float | None]) -> list[Importance]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev, variance
+from typing import Any
 
 from genimg.evaluation.comparability import differences
 from genimg.reporting.runs import Measured, Run, Value
@@ -14,26 +15,26 @@ from genimg.reporting.settings import Setting, seed_groups
 from genimg.reporting.text import number_in_words, setting_in_words, value_in_words
 
 
-@dataclass(frozen=True)
+@dataclass
 class Standing:
     """A run's place among the others.
 
     Attributes:
         run: The run.
         number: Number of the run in the given order, from 0.
-        place: Place from 1, which equal values share; None without a value.
         best: The run's best evaluation; None without one.
         value: Value of the compared metric in that evaluation.
+        place: Place from 1, which equal values share; None without a value.
     """
 
     run: Run
     number: int
-    place: int | None
     best: Measured | None
     value: Value | None
+    place: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class SeedGroup:
     """Runs that differ only in their seed.
 
@@ -43,7 +44,7 @@ class SeedGroup:
     """
 
     standings: list[Standing]
-    place: int | None
+    place: int | None = None
 
     @property
     def values(self) -> list[float]:
@@ -120,27 +121,25 @@ def rank(runs: Sequence[Run]) -> Ranking:
     metric = names.most_common(1)[0][0] if names else None
     directions = Counter(run.higher_is_better for run in runs if run.primary == metric and run.higher_is_better is not None)
     up = directions.most_common(1)[0][0] if directions and metric is not None else None
-    standings = []
-    for number, run in enumerate(runs):
-        # Without a direction, only a run's own summary can tell its best evaluation.
-        best = None if metric is None or run.primary != metric else run.best or (run.last if up is None else None)
-        value = None if best is None or metric is None else best.values.get(metric)
-        standings.append(Standing(run, number, None, best, value))
-    places = _places([None if each.value is None else each.value.number for each in standings], up)
-    placed = [
-        Standing(each.run, each.number, place, each.best, each.value) for each, place in zip(standings, places, strict=True)
+    bests = [run.best if metric is not None and run.primary == metric else None for run in runs]
+    if up is None:  # only a run's own summary can tell its best evaluation
+        bests = [best or (run.last if run.primary == metric else None) for best, run in zip(bests, runs, strict=True)]
+    standings = [
+        Standing(run, number, best, None if best is None or metric is None else best.values.get(metric))
+        for number, (run, best) in enumerate(zip(runs, bests, strict=True))
     ]
-    ordered = sorted(placed, key=lambda each: (each.place is None, each.place or 0, each.number))
-    groups = [SeedGroup([each for each in ordered if each.number in numbers], None) for numbers in seed_groups(runs)]
-    places = _places([group.mean for group in groups], up)
-    groups = [SeedGroup(group.standings, place) for group, place in zip(groups, places, strict=True)]
-    groups.sort(key=lambda each: (each.place is None, each.place or 0, each.standings[0].number))
-    return Ranking(metric, up, ordered, groups, [] if metric is None else _warnings(metric, up, ordered))
+    _place(standings, [None if each.value is None else each.value.number for each in standings], up)
+    groups = [SeedGroup([each for each in standings if each.number in numbers]) for numbers in seed_groups(runs)]
+    _place(groups, [group.mean for group in groups], up)
+    return Ranking(metric, up, standings, groups, [] if metric is None else _warnings(metric, up, standings))
 
 
-def _places(values: Sequence[float | None], up: bool | None) -> list[int | None]:
+def _place(entries: list[Any], values: Sequence[float | None], up: bool | None) -> None:
+    """Set the places of entries by their values, and sort them."""
     known = sorted((value for value in values if value is not None), reverse=bool(up))
-    return [None if value is None else known.index(value) + 1 for value in values]
+    for entry, value in zip(entries, values, strict=True):
+        entry.place = None if value is None else known.index(value) + 1
+    entries.sort(key=lambda entry: (entry.place is None, entry.place or 0))
 
 
 def _warnings(metric: str, up: bool | None, standings: Sequence[Standing]) -> list[str]:

@@ -24,6 +24,7 @@ from genimg.reporting.sections import Subject, contents, page_contents
 from genimg.reporting.settings import dataset_of, seed_of, swept_settings
 from genimg.utils.environment import git_commit
 from genimg.utils.files import atomically, check_writable
+from genimg.utils.mappings import flatten
 from genimg.utils.terminal import visible
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def _environment(*, is_markdown: bool) -> Environment:
         "duration": text.duration_in_words, "share": text.share_in_words, "setting": text.setting_in_words,
         "short": text.shortened, "count": "{:,}".format, "mean": mean_in_words, "setting_label": setting_label,
         "dataset": dataset_of, "seed": seed_of, "relative_url": _relative_url,
+        "flatten": flatten,
         "unescaped": lambda override: re.sub(r"\\(.)", r"\1", override),
     }  # fmt: skip
     return environment

@@ -11,7 +11,7 @@ from typing import Any
 from genimg.evaluation.directions import declared_direction
 from genimg.utils.mappings import flatten
 
-_GREATEST = 1e300  # largest number that can be drawn
+_GREATEST = 1e150  # largest number that is shown; its square is finite
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 from genimg.reporting import curves
 from genimg.reporting.discover import Collection
 from genimg.reporting.importance import Importance
-from genimg.reporting.pictures import Gallery, Picture
+from genimg.reporting.pictures import Gallery
 from genimg.reporting.ranking import Ranking
 from genimg.reporting.runs import Run
 from genimg.reporting.settings import Setting, dataset_of, differing_keys, is_number
 from genimg.reporting.text import setting_in_words
-from genimg.utils.mappings import flatten
 
 _BEST = 8  # most runs whose curves a page with many runs shows at first; one per colour
 _STORAGE = {"device": "on the device", "host": "in memory", "workers": "on disk, read by workers"}
@@ -62,8 +60,9 @@ def page_contents(subject: Subject, gallery: Gallery) -> dict[str, Any]:
     runs, ranking = subject.collection.runs, subject.ranking
     labels = [run.label for run in runs]
     looks = curves.looks([each.number for each in ranking.standings])
-    groups = curves.charts_of(runs, ranking.metric, ranking.higher_is_better)
+    groups = curves.charts_of(runs, ranking.metric)
     charts, numbers = [chart for group in groups.values() for chart in group], count()
+    measured = [each for each in ranking.standings if each.value is not None]
     drawn = sorted({each.run for chart in charts for each in chart.series})
     best = [each.number for each in ranking.standings if each.number in drawn][:_BEST]
     return {
@@ -77,10 +76,18 @@ def page_contents(subject: Subject, gallery: Gallery) -> dict[str, Any]:
         },
         "drawn": drawn,
         "choices": {"all": drawn, "none": [], f"best {len(best)}": best} if len(drawn) > _BEST else {},
-        "kinds": [_pictures(runs, kind, pictures) for kind, pictures in gallery.kinds.items()],
-        "picture_notes": gallery.notes,
-        "parallel": _parallel(ranking, subject.swept),
-        "provenances": [_provenances(run) for run in runs],
+        "gallery": gallery,
+        "parallel": {
+            "labels": [each.run.label for each in measured],
+            "settings": {
+                key: [value if is_number(value := values[each.number]) else setting_in_words(value) for each in measured]
+                for key, values in subject.swept.items()
+                if key != "seed"
+            },
+            "metric": ranking.metric,
+            "values": [each.value.number for each in measured if each.value is not None],
+            "higher": bool(ranking.higher_is_better),
+        },
         "circumstances": list(map(_circumstances, runs)),
     }
 
@@ -96,50 +103,3 @@ def _circumstances(run: Run) -> dict[str, str]:
         "Versions": ", ".join(f"{name} {version}" for name, version in summary.get("versions", {}).items()) or "—",
         "Commit": summary.get("git_commit", "—"),
     }
-
-
-def _provenances(run: Run) -> list[tuple[list[str], dict[str, Any]]]:
-    """Return the facts that a run's evaluations depend on, with the titles of the evaluations that share them."""
-    found: list[tuple[list[str], dict[str, Any]]] = []
-    for title, measured in run.evaluated.items():
-        facts = {key: fact for key, fact in flatten(measured.provenance).items() if key and fact not in (None, {}, "")}
-        same = next((titles for titles, others in found if others == facts), None)
-        if same is None:
-            found.append(([title], facts))
-        else:
-            same.append(title)
-    return found
-
-
-def _pictures(runs: Sequence[Run], kind: str, made: dict[int, list[Picture]]) -> dict[str, Any]:
-    """Return the pictures of one kind: the first and last of each run, and the others as data for the script."""
-    is_shared = len(made) > 1 and len({tuple(picture.uri for picture in pictures) for pictures in made.values()}) == 1
-    figures = []
-    for number, pictures in list(made.items())[: 1 if is_shared else None]:
-        ends = pictures if len(pictures) < 3 else [pictures[0], pictures[-1]]
-        between = [[picture.images, picture.uri] for picture in pictures if picture not in ends]
-        label = "all runs" if is_shared else runs[number].label
-        figures.append({"run": number, "label": label, "ends": ends, "between": between})
-    everything = [picture for pictures in made.values() for picture in pictures]
-    side = max(picture.width for picture in everything)
-    width = min(max(side * (1 if side > 200 else 2), 220), 560)
-    times = sorted({picture.images for picture in everything})
-    return {"kind": kind, "is_shared": is_shared, "times": times, "figures": figures, "width": width}
-
-
-def _parallel(ranking: Ranking, swept: Mapping[str, Sequence[Setting]]) -> dict[str, Any] | None:
-    """Return the axes and lines of the parallel coordinates, which the script draws; None if they would show nothing.
-
-    Each axis has a number or else a text for each measured run, best first; the last axis is the metric.
-    """
-    measured = [(each, each.value.number) for each in ranking.standings if each.value is not None]
-    columns = {key: [settings[each.number] for each, _ in measured] for key, settings in swept.items() if key != "seed"}
-    columns = {key: found for key, found in columns.items() if len(set(map(repr, found))) > 1}
-    if len(measured) < 2 or not columns or ranking.metric is None:
-        return None
-    axes: dict[str, list[Any]] = {
-        key: list(found) if all(map(is_number, found)) else list(map(setting_in_words, found)) for key, found in columns.items()
-    }
-    axes[ranking.metric] = [number for _, number in measured]
-    labels = [each.run.label for each, _ in measured]
-    return {"titles": list(axes), "axes": list(axes.values()), "labels": labels, "higher": bool(ranking.higher_is_better)}

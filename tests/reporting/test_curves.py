@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pretend_runs import write_run
+from pretend_runs import NAME, write_run
 
 from genimg.reporting.curves import NUM_LOOKS, charts_of, looks, nice_ticks, tick_digits
 from genimg.reporting.run_files import read_run
@@ -83,7 +83,7 @@ def test_curves_keep_their_peaks_and_equal_learning_rates_are_drawn_once(tmp_pat
         for n in range(1, 10_001)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = charts_of([read_run(folder, "a")], None, None)
+    found = charts_of([read_run(folder, "a")], None)
     assert list(found) == ["Losses", "Learning rates", "Inside the training"]
     series = found["Losses"][0].series[0]
     assert found["Losses"][0].thinned
@@ -95,7 +95,7 @@ def test_curves_keep_their_peaks_and_equal_learning_rates_are_drawn_once(tmp_pat
 
 def test_evaluations_have_their_intervals_and_the_best(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "a", intervals=True), "a")
-    chart = charts_of([run], run.primary, run.higher_is_better)["Evaluation"][0]
-    assert (chart.better, chart.has_points, chart.extent) == ("lower is better", True, (19.0, 32.0))
+    chart = charts_of([run], run.primary)["Evaluation"][0]
+    assert (chart.name, chart.has_points, chart.extent) == (NAME, True, (19.0, 32.0))
     assert (chart.series[0].y, chart.series[0].best) == ([30.0, 20.0, 25.0], 1)
     assert chart.series[0].bounds[1] == (2000, 19.0, 22.0)

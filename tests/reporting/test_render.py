@@ -159,10 +159,9 @@ def test_importance_and_parallel_coordinates_of_a_sweep(tmp_path: Path) -> None:
     }
     page, _ = report([write_sweep(tmp_path / "sweep", jobs)], tmp_path / "report.html")
     data = json.loads(page.all("script", id="parallel-data")[0][1])
-    assert data["titles"] == ["loss", "width", NAME]
-    assert data["axes"][2] == sorted(data["axes"][2])  # the failed job has no value
-    assert len(data["labels"]) == 9
-    assert not data["higher"]
+    assert data["settings"] == {"loss": list("aaabbbccc"), "width": list("001011001")}  # best first
+    assert (data["values"][:3], data["metric"], data["higher"]) == ([0.0, 0.0, 1.0], NAME, False)
+    assert data["labels"] == ["0", "6", "3", "4", "1", "7", "2", "8", "5"]  # the failed job has no value
     rows = [content for _, content in page.all("tr")]
     assert "loss100 %25 %a: 0.3333 (3), b: 10.67 (3), c: 20.33 (3)" in rows  # width has two values only
     assert not any(re.match(r"width\d+ %", row) for row in rows)

@@ -117,26 +117,29 @@
     const share = (text) => (order.indexOf(text) + 0.5) / order.length;
     return { shares: texts.map(share), ticks: order.map((text) => [cut(text, 20), share(text)]) };
   };
-  const parallel = ({ titles, axes, labels, higher }) => {
-    const values = axes[axes.length - 1], isMetric = (axis) => axis === axes.length - 1;
+  const parallel = ({ labels, settings, metric, values, higher }) => {
+    const swept = Object.entries(settings).filter(([, found]) => new Set(found).size > 1);
+    if (labels.length < 2 || !swept.length) return null;
+    const titles = [...swept.map(([key]) => key), metric], isMetric = (axis) => axis === swept.length;
+    const axes = [...swept.map(([, found]) => (found.every((each) => typeof each === "number") ? found : found.map(String))), values];
     const placed = axes.map((axis, place) => (typeof axis[0] === "string" ? textAxis(axis, values, higher) : numericAxis(axis, isMetric(place) ? 0 : 8)));
-    const metric = placed[placed.length - 1], turn = (share) => (higher ? share : 1 - share);
-    metric.shares = metric.shares.map(turn);
-    metric.ticks = metric.ticks.map(([text, share]) => [text, turn(share)]);
+    const end = placed[placed.length - 1], turn = (share) => (higher ? share : 1 - share);
+    end.shares = end.shares.map(turn);
+    end.ticks = end.ticks.map(([text, share]) => [text, turn(share)]);
     const room = (place) => 26 + Math.max(...placed[place].ticks.map(([text]) => 7.2 * text.length), 3.9 * Math.min(titles[place].length, 26));
     const left = room(0), right = room(axes.length - 1), gap = Math.max(170, Math.min(330, (1150 - left - right) / (axes.length - 1)));
     const width = Math.round(left + right + gap * (axes.length - 1)), x = (place) => Math.round(left + gap * place);
     const picture = svg("svg", { class: "parallel", viewBox: `0 0 ${width} ${HEIGHT}`, role: "group", style: `min-width:${Math.round(0.62 * width)}px;max-width:${width}px` });
     picture.setAttribute("aria-label", `${labels.length} runs across ${titles.join(", ")}`);
     const lines = svg("g", { class: "lines" });
-    const worst = Math.min(...metric.shares), best = Math.max(...metric.shares);
+    const worst = Math.min(...end.shares), best = Math.max(...end.shares);
     for (let row = labels.length - 1; row >= 0; row -= 1) { // the best is drawn last
       let path = "";
       placed.forEach(({ shares }, place) => {
         const y = inPixels(shares[row]).toFixed(1), middle = x(place) - gap / 2;
         path += place ? `C${middle} ${inPixels(placed[place - 1].shares[row]).toFixed(1)} ${middle} ${y} ${x(place)} ${y}` : `M${x(0)} ${y}`;
       });
-      const quality = best > worst ? Math.round((8 * (metric.shares[row] - worst)) / (best - worst)) : 8;
+      const quality = best > worst ? Math.round((8 * (end.shares[row] - worst)) / (best - worst)) : 8;
       const told = titles.map((title, place) => `${title} ${typeof axes[place][row] === "string" ? axes[place][row] : plain(axes[place][row], 5)}`);
       const text = `${labels[row]}: ${told.slice(0, -1).join(", ")}; ${told[told.length - 1]}`;
       const line = svg("g", { class: `q${quality}`, tabindex: 0, role: "img", "aria-label": text });
@@ -158,7 +161,10 @@
   };
   for (const figure of all(".wide-figure")) {
     const readout = figure.querySelector(".readout"), idle = readout.dataset.idle;
-    figure.querySelector(".parallel-box").append(parallel(JSON.parse(figure.querySelector("script").textContent)));
+    const drawn = parallel(JSON.parse(figure.querySelector("script").textContent));
+    figure.hidden = !drawn;
+    if (!drawn) continue;
+    figure.querySelector(".parallel-box").append(drawn);
     readout.textContent = idle;
     for (const line of all(".lines > g", figure)) {
       for (const event of ["pointerenter", "focus"]) line.addEventListener(event, () => { readout.textContent = line.getAttribute("aria-label"); });
