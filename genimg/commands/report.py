@@ -51,8 +51,10 @@ def leaderboard(written: Report) -> str:
     if ranking.has_seeds and ranking.metric:
         rows = [("", "", f"mean of best {ranking.metric} ± sd", "")]
         for group in ranking.groups:
-            label, seeds = setting_label(group, swept), f"{len(group.values)} of {len(group.standings)} seeds measured"
-            rows.append((str(group.place or "-"), _cut(label), mean_in_words(group).replace("—", "-"), seeds))
+            seeds = f"{len(group.values)} of {len(group.standings)} seeds measured"
+            ended = [f"; {each.run.status}: {each.run.reason}" for each in group.standings if each.value is None]
+            mean = mean_in_words(group).replace("—", "-")
+            rows.append((str(group.place or "-"), _cut(setting_label(group, swept)), mean, _cut(seeds + "".join(ended[:1]))))
     else:
         rows = [("", "", f"best {ranking.metric}" if ranking.metric else "", "")]
         for each in ranking.standings:

@@ -104,7 +104,8 @@ class Ranking:
 def setting_label(group: SeedGroup, swept: Mapping[str, Sequence[Setting]]) -> str:
     """Return the swept settings of runs that differ only in their seed, or the label of the first run without any."""
     first = group.standings[0]
-    own = [f"{key}={setting_in_words(values[first.number])}" for key, values in swept.items() if key != "seed"]
+    found = {key: values[first.number] for key, values in swept.items() if key != "seed"}
+    own = [f"{key}={setting_in_words(value)}" for key, value in found.items() if value is not None]
     return ", ".join(own) or first.run.label + " and other seeds" * (len(group.standings) > 1)
 
 

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -110,6 +111,7 @@ def _title(directories: Sequence[Path], num_runs: int) -> str:
     return " and ".join(names) if len(names) == 2 else f"{num_runs} runs: {names[0]}, {names[1]} and {len(names) - 2} more"
 
 
+@cache  # compiling the templates takes half a second
 def _environment(*, is_markdown: bool) -> Environment:
     """Return the environment of the templates, which escapes everything that it inserts."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # imported here, because --help does not need it

@@ -220,7 +220,7 @@ def test_each_job_sees_a_gpu_and_a_share_of_the_cores_of_its_own(tmp_path: Path,
             assert job.status == "completed"
 
     monkeypatch.setattr(queue.subprocess, "Popen", Process)
-    monkeypatch.setattr(queue, "_num_cores", lambda: 16)
+    monkeypatch.setattr(queue, "num_cores", lambda: 16)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(sys, "argv", ["genimg-train", "-m", "--config-dir", "mine", "-cp=there", "seed=0,1,2"])
     queue.work_off(Jobs(), ["3", "5"])

@@ -26,7 +26,7 @@
   };
   const spoken = (images) => images.toLocaleString("en-US");
 
-  const CONSTANT = 1e-6; // relative spread below which numbers count as equal, as in scales.py
+  const CONSTANT = 1e-6; // relative spread below which numbers count as equal, as in curves.py
   const niceTicks = (low, high, count) => {
     if (high - low <= CONSTANT * Math.max(Math.abs(low), Math.abs(high))) [low, high] = low || high ? [Math.min(0, 2 * low), Math.max(0, 2 * high)] : [0, 1];
     const rough = (high - low) / Math.max(count - 1, 1), size = 10 ** Math.floor(Math.log10(rough));
