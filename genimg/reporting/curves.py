@@ -15,7 +15,8 @@ _GROUPS = {"evaluation": "Evaluation", "loss": "Losses", "lr": "Learning rates",
 _OTHER = "Inside the training"
 _COLOURS, _DASHES = 8, 6
 NUM_LOOKS = _COLOURS * _DASHES
-_CONSTANT = 1e-6  # relative spread below which numbers count as equal; float32 has seven digits
+_CONSTANT = 1e-6  # relative spread up to which numbers count as equal; float32 has seven digits
+_ZERO = 1e-300  # size up to which numbers count as zero
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,9 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
     Equal numbers get an axis from zero to twice their value, or from 0 to 1 if they are zero. The page's script has the same.
     """
-    if high - low <= _CONSTANT * max(abs(low), abs(high)):
-        low, high = (min(0.0, 2 * low), max(0.0, 2 * high)) if low or high else (0.0, 1.0)
+    largest = max(abs(low), abs(high))
+    if high - low <= max(_CONSTANT * largest, _ZERO):
+        low, high = (min(0.0, 2 * low), max(0.0, 2 * high)) if largest > _ZERO else (0.0, 1.0)
     rough = (high - low) / max(count - 1, 1)
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * size for factor in (1, 2, 2.5, 5, 10) if factor * size >= rough * 0.999)

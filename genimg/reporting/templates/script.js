@@ -26,9 +26,10 @@
   };
   const spoken = (images) => images.toLocaleString("en-US");
 
-  const CONSTANT = 1e-6; // relative spread below which numbers count as equal, as in curves.py
+  const CONSTANT = 1e-6, ZERO = 1e-300; // relative spread and size up to which numbers count as equal and as zero, as in curves.py
   const niceTicks = (low, high, count) => {
-    if (high - low <= CONSTANT * Math.max(Math.abs(low), Math.abs(high))) [low, high] = low || high ? [Math.min(0, 2 * low), Math.max(0, 2 * high)] : [0, 1];
+    const most = Math.max(Math.abs(low), Math.abs(high));
+    if (high - low <= Math.max(CONSTANT * most, ZERO)) [low, high] = most > ZERO ? [Math.min(0, 2 * low), Math.max(0, 2 * high)] : [0, 1];
     const rough = (high - low) / Math.max(count - 1, 1), size = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 2.5, 5, 10].find((factor) => factor * size >= rough * 0.999) * size;
     const first = Math.floor(low / step + 1e-9), last = Math.ceil(high / step - 1e-9);
