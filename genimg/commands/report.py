@@ -10,7 +10,8 @@ from genimg.config.options import read_options
 from genimg.config.schema import commands as schema
 from genimg.errors import ConfigError
 from genimg.reporting import Report, write_report
-from genimg.reporting.measures import value_in_words
+from genimg.reporting.ranking import mean_in_words, setting_label
+from genimg.reporting.text import shortened, value_in_words
 from genimg.utils.paths import expanded
 
 log = logging.getLogger(__name__)
@@ -45,17 +46,27 @@ def report(composed: DictConfig) -> None:
 
 
 def leaderboard(written: Report) -> str:
-    """Return the first lines of the leaderboard as plain text."""
-    ranking = written.subject.ranking
-    rows = [("", "", f"best {ranking.metric}" if ranking.metric else "", "")]
-    for each in ranking.standings[:_SHOWN]:
-        became = each.run.status + (f": {each.run.reason}" if each.run.reason and each.place is None else "")
-        rows.append((str(each.place or "-"), _cut(each.run.label), value_in_words(each.value).replace("—", "-"), _cut(became)))
+    """Return the first lines of the leaderboard as plain text: runs, or settings with their means over seeds."""
+    ranking, swept = written.subject.ranking, written.subject.swept
+    if ranking.has_seeds and ranking.metric:
+        rows = [("", "", f"mean of best {ranking.metric} ± sd", "")]
+        for group in ranking.groups:
+            seeds = f"{len(group.values)} of {len(group.standings)} seeds measured"
+            ended = [f"; {each.run.status}: {each.run.reason}" for each in group.standings if each.value is None]
+            mean = mean_in_words(group).replace("—", "-")
+            rows.append((str(group.place or "-"), _cut(setting_label(group, swept)), mean, _cut(seeds + "".join(ended[:1]))))
+    else:
+        rows = [("", "", f"best {ranking.metric}" if ranking.metric else "", "")]
+        for each in ranking.standings:
+            became = each.run.status + (f": {each.run.reason}" if each.run.reason and each.place is None else "")
+            rows.append(
+                (str(each.place or "-"), _cut(each.run.label), value_in_words(each.value).replace("—", "-"), _cut(became))
+            )
+    rows, left = rows[: _SHOWN + 1], len(rows) - _SHOWN - 1
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    left = len(ranking.standings) - _SHOWN
     return "\n".join([*lines, *([f"and {left} more"] if left > 0 else [])])
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
+    return shortened(text, _WIDTH)

@@ -1,4 +1,4 @@
-"""Select the charts over images seen, and the points of each run."""
+"""Select the charts over images seen, the points of each run, its colour and dashes, and the ticks of the axes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
-from genimg.reporting.runs import Run
-from genimg.reporting.scales import thinned
+from genimg.reporting.runs import Run, finite_numbers
+from genimg.reporting.text import thinned
 
 _MOST_POINTS = 40_000  # points of all runs in one chart
-_GROUPS = (
-    ("Evaluation", ("evaluation/",)),
-    ("Losses", ("loss/",)),
-    ("Learning rates", ("lr/",)),
-    ("Throughput", ("time/",)),
-)
+_GROUPS = {"evaluation": "Evaluation", "loss": "Losses", "lr": "Learning rates", "time": "Throughput"}
 _OTHER = "Inside the training"
+_COLOURS, _DASHES = 8, 6
+NUM_LOOKS = _COLOURS * _DASHES
+_CONSTANT = 1e-6  # relative spread up to which numbers count as equal; float32 has seven digits
+_ZERO = 1e-300  # size up to which numbers count as zero
 
 
 @dataclass(frozen=True)
@@ -29,21 +27,15 @@ class Series:
         run: Number of the run.
         x: Numbers of images seen.
         y: Values.
-        low, high: Bounds of the values, None where a value has none; empty if no value has bounds.
+        bounds: The 95 % intervals of the values that have one: images seen, lower and upper bound.
         best: Index of the run's best evaluation; None if there is none.
     """
 
     run: int
     x: list[int]
     y: list[float]
-    low: list[float | None] = field(default_factory=list)
-    high: list[float | None] = field(default_factory=list)
+    bounds: list[tuple[int, float, float]] = field(default_factory=list)
     best: int | None = None
-
-    @property
-    def extent(self) -> list[float]:
-        """All numbers that the y axis must include."""
-        return [*self.y, *(bound for bound in (*self.low, *self.high) if bound is not None)]
 
 
 @dataclass(frozen=True)
@@ -52,93 +44,75 @@ class Chart:
 
     Attributes:
         name: Name of the quantity in the records.
-        group: Section of the page.
         series: One curve per run.
         has_points: Whether single points are marked, as for evaluations.
-        better: ``lower is better`` or ``higher is better`` for the primary metric; else empty.
         thinned: Whether points were omitted.
     """
 
     name: str
-    group: str
     series: list[Series]
     has_points: bool = False
-    better: str = ""
     thinned: bool = False
 
-    def as_data(self) -> dict[str, Any]:
-        """Return the chart as JSON data for the page's script."""
-        return {
-            "name": self.name,
-            "points": self.has_points,
-            "series": [
-                {"run": each.run, "x": each.x, "y": _short(each.y)}
-                | ({"low": _short(each.low), "high": _short(each.high)} if each.low else {})
-                | ({} if each.best is None else {"best": each.best})
-                for each in self.series
-            ],
-        }
+    @property
+    def extent(self) -> tuple[float, float]:
+        """The lowest and the highest number that the y axis must include."""
+        numbers = [y for each in self.series for y in each.y]
+        numbers += [bound for each in self.series for _, *bounds in each.bounds for bound in bounds]
+        return min(numbers), max(numbers)
 
 
-def charts(runs: Sequence[Run], primary: str | None, higher_is_better: bool | None) -> dict[str, list[Chart]]:
+def charts_of(runs: Sequence[Run], primary: str | None) -> dict[str, list[Chart]]:
     """Return all charts by group, the primary metric first, without empty groups."""
-    found: dict[str, list[Chart]] = {title: [] for title in (*(title for title, _ in _GROUPS), _OTHER)}
+    found: dict[str, list[Chart]] = {title: [] for title in (*_GROUPS.values(), _OTHER)}
     names = dict.fromkeys(name for run in runs for each in run.evaluations for name in each.values)
     for name in sorted(names, key=lambda each: each != primary):
-        better = "" if name != primary or higher_is_better is None else _in_words(higher_is_better)
         series = [curve for number, run in enumerate(runs) if (curve := _of_evaluations(run, number, name))]
-        found["Evaluation"].append(Chart(name, "Evaluation", series, has_points=True, better=better))
+        found["Evaluation"].append(Chart(name, series, has_points=True))
     most = max(60, min(800, _MOST_POINTS // max(len(runs), 1)))
-    for name in dict.fromkeys(name for run in runs for record in run.records for name in record):
-        group = next((title for title, prefixes in _GROUPS if name.startswith(prefixes)), _OTHER)
-        if "/" not in name or name.startswith(("evaluation/", "final/")):
-            continue
-        points = [(number, _points(run, name)) for number, run in enumerate(runs)]
-        series = [Series(number, *_thin(x, y, most)) for number, (x, y) in points if x]
-        if series:
-            is_thin = any(len(x) > most for _, (x, _) in points)
-            found[group].append(Chart(name, group, series, thinned=is_thin))
+    points = [_points(run) for run in runs]
+    for name in dict.fromkeys(name for of_run in points for name in of_run):
+        lines = [(number, *of_run[name]) for number, of_run in enumerate(points) if name in of_run]
+        chart = Chart(
+            name, [Series(n, *_thin(x, y, most)) for n, x, y in lines], thinned=any(len(x) > most for _, x, _ in lines)
+        )
+        found[_GROUPS.get(name.partition("/")[0], _OTHER)].append(chart)
     found["Learning rates"] = _merged(found["Learning rates"])
     return {title: group for title, group in found.items() if group}
-
-
-def _in_words(higher_is_better: bool) -> str:
-    return "higher is better" if higher_is_better else "lower is better"
 
 
 def _of_evaluations(run: Run, number: int, name: str) -> Series | None:
     measured = [each for each in run.evaluations if name in each.values]
     if not measured:
         return None
-    values = [each.values[name] for each in measured]
-    has_bounds = any(value.low is not None for value in values)
-    best = run.best
+    values, best = [(each.images, each.values[name]) for each in measured], run.best
     return Series(
         number,
-        [each.images for each in measured],
-        [value.number for value in values],
-        [value.low for value in values] if has_bounds else [],
-        [value.high for value in values] if has_bounds else [],
+        [images for images, _ in values],
+        _short(value.number for _, value in values),
+        [(images, *_short((v.low, v.high))) for images, v in values if v.low is not None and v.high is not None],  # type: ignore[misc]
         next((place for place, each in enumerate(measured) if best is not None and each.images == best.images), None),
     )
 
 
-def _points(run: Run, name: str) -> tuple[list[int], list[float]]:
-    pairs = [
-        (record["images"], float(record[name]))
-        for record in run.records
-        if isinstance(record.get(name), int | float) and math.isfinite(record[name])
-    ]
-    return [x for x, _ in pairs], [y for _, y in pairs]
+def _points(run: Run) -> dict[str, tuple[list[int], list[float]]]:
+    """Return the curves of a run's training by name, those of evaluations excepted."""
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    for record in run.records:
+        for name, value in finite_numbers(record).items():
+            if "/" in name and not name.startswith(("evaluation/", "final/")):
+                x, y = found.setdefault(name, ([], []))
+                x.append(record["images"])
+                y.append(float(f"{value:.6g}"))  # more digits than a chart shows
+    return found
 
 
 def _thin(x: list[int], y: list[float], most: int) -> tuple[list[int], list[float]]:
     """Keep the lowest and highest point of each of evenly spaced parts of a curve, so no peak is lost."""
     if len(x) <= most:
         return x, y
-    edges = thinned(len(x), most // 2)
     kept = {0, len(x) - 1}
-    for first, last in pairwise(edges):
+    for first, last in pairwise(thinned(len(x), most // 2)):
         part = range(first, last + 1)
         kept |= {min(part, key=y.__getitem__), max(part, key=y.__getitem__)}
     places = sorted(kept)
@@ -153,10 +127,43 @@ def _merged(found: Sequence[Chart]) -> list[Chart]:
         if twin is None:
             merged.append(chart)
         else:
-            merged[twin] = Chart(f"{merged[twin].name}, {chart.name}", chart.group, chart.series, thinned=chart.thinned)
+            merged[twin] = Chart(f"{merged[twin].name}, {chart.name}", chart.series, thinned=chart.thinned)
     return merged
 
 
-def _short(numbers: Iterable[float | None]) -> list[float | None]:
+def _short(numbers: Iterable[float]) -> list[float]:
     """Round to six digits, more than a chart shows."""
-    return [None if number is None else float(f"{number:.6g}") for number in numbers]
+    return [float(f"{number:.6g}") for number in numbers]
+
+
+def looks(order: Sequence[int]) -> list[str]:
+    """Return the CSS classes of each run's colour and dashes, no two alike; runs after the first ``NUM_LOOKS`` share a grey.
+
+    Args:
+        order: Numbers of the runs, the most important first.
+    """
+    found = [""] * len(order)
+    for place, run in enumerate(order):
+        shift = place % _COLOURS + place // _COLOURS  # neighbours differ in both colour and dashes
+        found[run] = f"c{place % _COLOURS} d{shift % _DASHES}" if place < NUM_LOOKS else "rest"
+    return found
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Return about ``count`` round numbers, from the first at or below ``low`` to the first at or above ``high``.
+
+    Equal numbers get an axis from zero to twice their value, or from 0 to 1 if they are zero. The page's script has the same.
+    """
+    largest = max(abs(low), abs(high))
+    if high - low <= max(_CONSTANT * largest, _ZERO):
+        low, high = (min(0.0, 2 * low), max(0.0, 2 * high)) if largest > _ZERO else (0.0, 1.0)
+    rough = (high - low) / max(count - 1, 1)
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * size for factor in (1, 2, 2.5, 5, 10) if factor * size >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
+def tick_digits(ticks: Sequence[float]) -> int:
+    """Return the number of significant digits, at least 4, with which the labels of neighbouring ticks differ."""
+    return max(4, 2 + math.ceil(math.log10(max(map(abs, ticks)) / (ticks[1] - ticks[0]))))

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from genimg.reporting.runs import Run
-from genimg.reporting.scales import thinned
+from genimg.reporting.text import thinned
 from genimg.utils.pillow import open_header, open_image
 
 MOST_STEPS = 24  # pictures per kind and run
@@ -33,6 +33,7 @@ class Picture:
         images: Number of images that the model had seen.
         uri: ``data:`` URI of the encoded picture.
         width, height: Size in pixels.
+        num_bytes: Size of the encoded picture, before Base64.
         reduced: Whether the picture is smaller than its file because of the largest side on a page.
     """
 
@@ -40,6 +41,7 @@ class Picture:
     uri: str
     width: int
     height: int
+    num_bytes: int
     reduced: bool
 
 
@@ -62,83 +64,52 @@ def gallery(runs: Sequence[Run], budget: int = BUDGET) -> Gallery:
     Unreadable files are omitted with a note.
     """
     sets = {(kind, number): run.pictures[kind] for number, run in enumerate(runs) for kind in run.pictures}
-    notes: list[str] = []
     if not sets:
-        return Gallery({}, notes)
+        return Gallery({}, [])
     pixels = sum(_num_pixels(files[max(files)]) for files in sets.values())
-    steps = max(
-        2, min(MOST_STEPS, _MOST_OF_A_RUN * len(runs) // len(sets), _MOST_PICTURES // len(sets), _MOST_PIXELS // max(pixels, 1))
+    steps = min(
+        MOST_STEPS, _MOST_OF_A_RUN * len(runs) // len(sets), _MOST_PICTURES // len(sets), _MOST_PIXELS // max(pixels, 1)
     )
-    encoder = _Encoder()
-    chosen = _choose(sets, steps)
-    _encode(encoder, chosen, 1.0)
-    while encoder.size_of(chosen, 1.0) > budget and steps > 2:
-        steps = max(2, min(steps - 1, int(steps * budget / encoder.size_of(chosen, 1.0))))
-        chosen = _choose(sets, steps)
-        _encode(encoder, chosen, 1.0)
-    scale = 1.0
-    while encoder.size_of(chosen, scale) > budget and scale > 0.05:
-        scale *= max(0.4, min(0.9, math.sqrt(budget / encoder.size_of(chosen, scale))))
-        _encode(encoder, chosen, scale)
+    steps, scale = max(2, steps), 1.0
+    encoded: dict[tuple[Path, float], Picture | None] = {}
+
+    def encode() -> tuple[dict[tuple[str, int], list[Picture]], int]:
+        """Return the pictures for the current ``steps`` and ``scale``, and the bytes of all."""
+        made: dict[tuple[str, int], list[Picture]] = {}
+        for key, files in sets.items():
+            ordered = sorted(files.items())
+            for images, path in (ordered[place] for place in thinned(len(ordered), steps)):
+                if (path, scale) not in encoded:
+                    encoded[path, scale] = _encoded(images, path, scale)
+                if (picture := encoded[path, scale]) is not None:
+                    made.setdefault(key, []).append(picture)
+        return made, sum(picture.num_bytes for pictures in made.values() for picture in pictures)
+
+    made, size = encode()
+    while size > budget and steps > 2:
+        steps = max(2, min(steps - 1, int(steps * budget / size)))
+        made, size = encode()
+    while size > budget and scale > 0.05:
+        scale *= max(0.4, min(0.9, math.sqrt(budget / size)))
+        made, size = encode()
     kinds: dict[str, dict[int, list[Picture]]] = {}
-    for (kind, number), files in chosen.items():
-        made = [picture for images, path in files if (picture := encoder.picture(images, path, scale)) is not None]
-        if made:
-            kinds.setdefault(kind, {})[number] = made
-    most = max(map(len, sets.values()))
+    for (kind, number), pictures in made.items():
+        kinds.setdefault(kind, {})[number] = pictures
+    notes, most = [], max(map(len, sets.values()))
     if most > steps:
         notes.append(f"At most {steps} of up to {most} pictures of a kind are shown, evenly spaced; all are in samples/.")
     if scale < 1.0:
         notes.append(f"Pictures are reduced to {scale:.0%} of their size to keep this page small.")
-    if any(picture.reduced for of_kind in kinds.values() for pictures in of_kind.values() for picture in pictures):
+    if any(picture.reduced for pictures in made.values() for picture in pictures):
         notes.append(f"Pictures of more than {_MOST_WIDE} pixels a side are reduced to that; the originals are in samples/.")
-    notes += [f"{path.name} of {path.parent.parent.name} cannot be read." for path in encoder.unreadable]
-    return Gallery(dict(sorted(kinds.items(), key=lambda each: _rank(each[0], each[1]))), notes)
+    unreadable = dict.fromkeys(path for (path, _), picture in encoded.items() if picture is None)
+    notes += [f"{path.name} of {path.parent.parent.name} cannot be read." for path in unreadable]
+    return Gallery(dict(sorted(kinds.items(), key=lambda each: _rank(*each))), notes)
 
 
 def _rank(kind: str, pictures: dict[int, list[Picture]]) -> tuple[bool, bool, str]:
     """Return a sort key: samples first, then kinds that change over time, then kinds with a single picture."""
     return kind != "samples", all(len(each) == 1 for each in pictures.values()), kind
-
-
-def _choose(sets: dict[tuple[str, int], dict[int, Path]], steps: int) -> dict[tuple[str, int], list[tuple[int, Path]]]:
-    chosen = {}
-    for key, files in sets.items():
-        ordered = sorted(files.items())
-        chosen[key] = [ordered[place] for place in thinned(len(ordered), steps)]
-    return chosen
-
-
-def _encode(encoder: _Encoder, chosen: dict[tuple[str, int], list[tuple[int, Path]]], scale: float) -> None:
-    for files in chosen.values():
-        for images, path in files:
-            encoder.picture(images, path, scale)
-
-
-class _Encoder:
-    """Encodes each file once per scale."""
-
-    def __init__(self) -> None:
-        self._made: dict[tuple[Path, float], Picture | None] = {}
-        self._bytes: dict[tuple[Path, float], int] = {}
-        self.unreadable: list[Path] = []
-
-    def picture(self, images: int, path: Path, scale: float) -> Picture | None:
-        key = path, scale
-        if key not in self._made:
-            try:
-                content, width, height, reduced = _webp(path, scale)
-            except OSError:  # Pillow's errors are OSErrors, too
-                self._made[key], self._bytes[key] = None, 0
-                if path not in self.unreadable:
-                    self.unreadable.append(path)
-                return None
-            uri = f"data:image/webp;base64,{base64.b64encode(content).decode('ascii')}"
-            self._made[key], self._bytes[key] = Picture(images, uri, width, height, reduced), len(content)
-        return self._made[key]
-
-    def size_of(self, chosen: dict[tuple[str, int], list[tuple[int, Path]]], scale: float) -> int:
-        return sum(self._bytes[path, scale] for files in chosen.values() for _, path in files)
 
 
 def _num_pixels(path: Path) -> int:
@@ -149,10 +120,13 @@ def _num_pixels(path: Path) -> int:
         return 0
 
 
-def _webp(path: Path, scale: float) -> tuple[bytes, int, int, bool]:
-    """Return a file's encoded picture, lossless if small and unscaled, its width and height, and whether it was reduced."""
-    with open_image(path) as opened:
-        image = opened.convert("RGB")
+def _encoded(images: int, path: Path, scale: float) -> Picture | None:
+    """Return a file as WebP, lossless if it is small and unscaled; None if it cannot be read."""
+    try:
+        with open_image(path) as opened:
+            image = opened.convert("RGB")
+    except OSError:  # Pillow's errors are OSErrors, too
+        return None
     factor = min(scale, _MOST_WIDE / max(image.size))
     if factor < 1.0:
         size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
@@ -162,4 +136,5 @@ def _webp(path: Path, scale: float) -> tuple[bytes, int, int, bool]:
         image.save(target, "WEBP", lossless=True, quality=0, method=0)
     else:
         image.save(target, "WEBP", quality=_QUALITY, method=2)
-    return target.getvalue(), image.width, image.height, factor < scale
+    uri = f"data:image/webp;base64,{base64.b64encode(target.getvalue()).decode('ascii')}"
+    return Picture(images, uri, image.width, image.height, len(target.getvalue()), factor < scale)

@@ -1,32 +1,65 @@
-"""Rank runs by their best values."""
+"""Rank runs by their best values, and settings by the mean over their seeds."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev, variance
+from typing import Any
 
 from genimg.evaluation.comparability import differences
 from genimg.reporting.runs import Measured, Run, Value
+from genimg.reporting.settings import Setting, seed_groups
+from genimg.reporting.text import number_in_words, setting_in_words, value_in_words
 
 
-@dataclass(frozen=True)
+@dataclass
 class Standing:
     """A run's place among the others.
 
     Attributes:
         run: The run.
-        number: Number of the run in the given order, from 0; it determines the colour.
-        place: Place from 1, which equal values share; None without a value.
+        number: Number of the run in the given order, from 0.
         best: The run's best evaluation; None without one.
         value: Value of the compared metric in that evaluation.
+        place: Place from 1, which equal values share; None without a value.
     """
 
     run: Run
     number: int
-    place: int | None
     best: Measured | None
     value: Value | None
+    place: int | None = None
+
+
+@dataclass
+class SeedGroup:
+    """Runs that differ only in their seed.
+
+    Attributes:
+        standings: The runs, best first.
+        place: Place of their mean among the groups, from 1; None if no run has a value.
+    """
+
+    standings: list[Standing]
+    place: int | None = None
+
+    @property
+    def values(self) -> list[float]:
+        """The values of the runs that have one."""
+        return [each.value.number for each in self.standings if each.value is not None]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean of the values; None without values."""
+        return fmean(self.values) if self.values else None
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation (n - 1) of the values; None for fewer than two."""
+        return stdev(self.values) if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -37,17 +70,15 @@ class Ranking:
         metric: Metric that is compared; None if nothing was measured.
         higher_is_better: Whether higher values are better; None if unknown, and then lower values come first.
         standings: Places of the runs, in order.
+        groups: Runs that differ only in their seed, ordered by their mean; a run without such others is a group too.
         warnings: Sentences about values that are not comparable.
     """
 
     metric: str | None
     higher_is_better: bool | None
     standings: list[Standing]
+    groups: list[SeedGroup]
     warnings: list[str]
-
-    @property
-    def in_given_order(self) -> list[Standing]:
-        return sorted(self.standings, key=lambda each: each.number)
 
     @property
     def winner(self) -> Standing | None:
@@ -55,33 +86,68 @@ class Ranking:
         placed = [each for each in self.standings if each.place is not None]
         return placed[0] if len(placed) > 1 else None
 
+    @property
+    def has_seeds(self) -> bool:
+        """Whether there are runs that differ only in their seed."""
+        return any(len(group.standings) > 1 for group in self.groups)
+
+    @property
+    def noise(self) -> tuple[float, int] | None:
+        """Standard deviation between seeds, pooled over the groups, and its number of runs; None without such runs."""
+        repeated = [group.values for group in self.groups if len(group.values) > 1]
+        freedom = sum(len(values) - 1 for values in repeated)
+        if not freedom:
+            return None
+        return math.sqrt(sum((len(v) - 1) * variance(v) for v in repeated) / freedom), sum(map(len, repeated))
+
+
+def setting_label(group: SeedGroup, swept: Mapping[str, Sequence[Setting]]) -> str:
+    """Return the swept settings of runs that differ only in their seed, or the label of the first run without any."""
+    first = group.standings[0]
+    found = {key: values[first.number] for key, values in swept.items() if key != "seed"}
+    own = [f"{key}={setting_in_words(value)}" for key, value in found.items() if value is not None]
+    return ", ".join(own) or first.run.label + " and other seeds" * (len(group.standings) > 1)
+
+
+def mean_in_words(group: SeedGroup) -> str:
+    """Return ``28.5 ± 0.4``, the mean and standard deviation over seeds, or the only value."""
+    if len(group.standings) == 1:
+        return value_in_words(group.standings[0].value)
+    return number_in_words(group.mean) + ("" if group.deviation is None else f" ± {number_in_words(group.deviation, 2)}")
+
 
 def rank(runs: Sequence[Run]) -> Ranking:
     """Rank runs by the primary metric that most of them share."""
     names = Counter(run.primary for run in runs if run.primary is not None)
-    if not names:
-        return Ranking(None, None, [Standing(run, number, None, None, None) for number, run in enumerate(runs)], [])
-    metric = names.most_common(1)[0][0]
-    told = Counter(run.higher_is_better for run in runs if run.primary == metric and run.higher_is_better is not None)
-    up = told.most_common(1)[0][0] if told else None
-    bests = [run.best if run.primary == metric else None for run in runs]
+    metric = names.most_common(1)[0][0] if names else None
+    directions = Counter(run.higher_is_better for run in runs if run.primary == metric and run.higher_is_better is not None)
+    up = directions.most_common(1)[0][0] if directions and metric is not None else None
+    bests = [run.best if metric is not None and run.primary == metric else None for run in runs]
     if up is None:  # only a run's own summary can tell its best evaluation
-        bests = [run.best or run.last if run.primary == metric else None for run in runs]
-    values = [None if best is None else best.values.get(metric) for best in bests]
-    known = sorted((value.number for value in values if value is not None), reverse=bool(up))
+        bests = [best or (run.last if run.primary == metric else None) for best, run in zip(bests, runs, strict=True)]
     standings = [
-        Standing(run, number, None if value is None else known.index(value.number) + 1, best, value)
-        for number, (run, best, value) in enumerate(zip(runs, bests, values, strict=True))
+        Standing(run, number, best, None if best is None or metric is None else best.values.get(metric))
+        for number, (run, best) in enumerate(zip(runs, bests, strict=True))
     ]
-    standings.sort(key=lambda each: (each.place is None, each.place or 0, each.number))
-    return Ranking(metric, up, standings, _warnings(runs, metric, up, standings))
+    _place(standings, [None if each.value is None else each.value.number for each in standings], up)
+    groups = [SeedGroup([each for each in standings if each.number in numbers]) for numbers in seed_groups(runs)]
+    _place(groups, [group.mean for group in groups], up)
+    return Ranking(metric, up, standings, groups, [] if metric is None else _warnings(metric, up, standings))
 
 
-def _warnings(runs: Sequence[Run], metric: str, up: bool | None, standings: Sequence[Standing]) -> list[str]:
-    found = []
-    others = {run.primary: run.label for run in runs if run.primary not in (None, metric)}
-    for name, label in others.items():
-        found.append(f"{label} was measured by {name}, not by {metric}, and has no place in the order.")
+def _place(entries: list[Any], values: Sequence[float | None], up: bool | None) -> None:
+    """Set the places of entries by their values, and sort them."""
+    known = sorted((value for value in values if value is not None), reverse=bool(up))
+    for entry, value in zip(entries, values, strict=True):
+        entry.place = None if value is None else known.index(value) + 1
+    entries.sort(key=lambda entry: (entry.place is None, entry.place or 0))
+
+
+def _warnings(metric: str, up: bool | None, standings: Sequence[Standing]) -> list[str]:
+    others = {each.run.primary: each.run.label for each in standings if each.run.primary not in (None, metric)}
+    found = [
+        f"{label} was measured by {name}, not by {metric}, and has no place in the order." for name, label in others.items()
+    ]
     if up is None:
         found.append(f"Whether higher or lower values of {metric} are better is not recorded; lower ones come first here.")
     records = [each.best.provenance for each in standings if each.best is not None and each.best.provenance]

@@ -1,15 +1,17 @@
-"""Find the keys that a sweep varied, and the keys in which configs differ."""
+"""Find the keys that a sweep varied, the keys in which configs differ, and the runs that differ only in their seed."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from genimg.reporting.runs import Run
 
-_OF_THE_PLACE = ("run_dir", "resume", "resume_force", "traceback", "print_config", "dry_run")
+_NOT_OF_THE_TRAINING = ("run_dir", "resume", "resume_force", "traceback", "print_config", "dry_run")
 Setting = str | float | int | bool | None
 
 
@@ -29,12 +31,11 @@ def swept_settings(runs: Sequence[Run]) -> dict[str, list[Setting]]:
 
     A run that does not override a key has the value in its config. For groups, which a config does not name, it has None.
     """
-    told = [dict(map(parsed, run.overrides)) for run in runs]
-    keys = list(dict.fromkeys(key for each in told for key in each))
+    overridden = [dict(map(parsed, run.overrides)) for run in runs]
     found = {}
-    for key in keys:
-        values = [_setting(run, own, key) for run, own in zip(runs, told, strict=True)]
-        if len({repr(value) for value in values}) > 1 and key not in _OF_THE_PLACE:
+    for key in dict.fromkeys(key for each in overridden for key in each):
+        values = [_setting(run, own, key) for run, own in zip(runs, overridden, strict=True)]
+        if len(set(map(repr, values))) > 1 and key not in _NOT_OF_THE_TRAINING:
             found[key] = values
     return found
 
@@ -69,11 +70,10 @@ def differing_keys(runs: Sequence[Run]) -> dict[str, list[Any]]:
     Keys that the config repeats elsewhere, as the model repeats the loss, are listed once.
     """
     settings = [run.settings for run in runs if run.settings]
-    keys = dict.fromkeys(key for each in settings for key in each)
     found: dict[str, list[Any]] = {}
-    for key in keys:
+    for key in dict.fromkeys(key for each in settings for key in each):
         values = [each.get(key, "—") for each in settings]
-        if key not in _OF_THE_PLACE and len(set(map(repr, values))) > 1:
+        if key not in _NOT_OF_THE_TRAINING and len(set(map(repr, values))) > 1:
             found[key] = values
     return {
         key: values
@@ -82,14 +82,47 @@ def differing_keys(runs: Sequence[Run]) -> dict[str, list[Any]]:
     }
 
 
-def in_words(value: Any) -> str:
-    """Return a setting as it is written in a config file."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(in_words, value))}]"
-    return str(value)
+def seed_groups(runs: Sequence[Run]) -> list[list[int]]:
+    """Return groups of the indices of runs that differ only in their seed; every run is in one group.
+
+    Runs are compared by their configs or, if they failed before they had one, by their overrides. Runs of equal settings are
+    not grouped if two of them have the same seed, because these differ in something else, such as the version of genimg.
+    """
+    alike: dict[object, list[int]] = defaultdict(list)
+    for number, run in enumerate(runs):
+        kept = {key: repr(value) for key, value in _all_settings(run).items() if key not in (*_NOT_OF_THE_TRAINING, "seed")}
+        alike[(bool(run.settings), *sorted(kept.items())) if kept else number].append(number)
+    groups: list[list[int]] = []
+    for numbers in alike.values():
+        seeds = {seed_of(runs[number]) for number in numbers}
+        groups += [numbers] if len(seeds) == len(numbers) else [[number] for number in numbers]
+    return groups
+
+
+def seed_of(run: Run) -> str:
+    """Return the seed of a run's config or overrides as text; empty if it is unknown."""
+    return str(_all_settings(run).get("seed", ""))
+
+
+def _all_settings(run: Run) -> dict[str, Any]:
+    return run.settings or dict(map(parsed, run.overrides))
+
+
+def dataset_of(run: Run) -> str:
+    """Return the name, split and number of the training images, such as ``mnist, split train, 60,000 images``.
+
+    A run that failed before it wrote a config has the dataset of its overrides; a dash stands for an unknown one.
+    """
+    own, recorded = _all_settings(run), run.summary.get("data") or {}
+    kind = str(own.get("data._target_", own.get("data", ""))).rpartition(".")[2]
+    split, root = own.get("data.split"), own.get("data.root") or own.get("data.path")
+    name = recorded.get("name") or (f"{kind} {Path(str(root)).name}" if root and split is None else kind)
+    if not name or not run.settings:
+        return name or "—"
+    parts = [name.removesuffix(f"/{split}")] if split is not None else [name]
+    parts.append("not split" if split is None else f"split {split}")
+    if own.get("data.validation") not in (None, 0):
+        parts.append(f"without validation={own['data.validation']}")
+    if recorded.get("num_images") is not None:
+        parts.append(f"{recorded['num_images']:,} images")
+    return ", ".join(parts)

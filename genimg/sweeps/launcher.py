@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from genimg.errors import ConfigError
 from genimg.sweeps.job import Job, compose_job, report_on, table_of, write_table
-from genimg.sweeps.queue import SweepError, alone_in_sweep, work_off
+from genimg.sweeps.queue import Jobs, SweepError, alone_in_sweep, work_off
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class GpuQueueLauncher(Launcher):
         sweep = Path(str(self._config.hydra.sweep.dir)).resolve()
         with alone_in_sweep(sweep):
             _refuse_another_sweep(jobs, sweep)
-            work_off(_Listed(jobs, sweep / "sweep.csv", skip=self.skip_finished), self.slots)
+            work_off(_listed(jobs, sweep / "sweep.csv", skip=self.skip_finished), self.slots)
             report_on(sweep)
         error = SweepError(jobs, sweep)
         if is_basic and any(job.status != "completed" for job in jobs):
@@ -109,32 +109,15 @@ def refuse_what_is_of_one_run(composed: DictConfig | None, overrides: Sequence[s
         raise ConfigError("run_dir has no effect in a sweep: give hydra.sweep.dir")
 
 
-class _Listed:
-    """A fixed list of jobs."""
-
-    def __init__(self, jobs: list[Job], table: Path, *, skip: bool) -> None:
-        self._jobs, self._table = jobs, table
-        self.total = len(jobs)
-        for job in jobs:
-            if job.status == "failed":
-                log.info("#%d %s: %s", job.number, job.outcome, job.words)
-            elif skip and job.summary().get("status") == "completed":
-                job.status = "completed"
-                log.info("#%d is complete: %s", job.number, job.words)
-        write_table(jobs, table)
-
-    @property
-    def num_done(self) -> int:
-        return sum(job.status not in ("waiting", "running") for job in self._jobs)
-
-    def next(self) -> Job | None:
-        return next((job for job in self._jobs if job.status == "waiting"), None)
-
-    def why_hopeless(self, job: Job) -> str | None:
-        return None
-
-    def started(self, job: Job) -> None:
-        write_table([job], self._table)
-
-    def ended(self, job: Job) -> None:
-        write_table([job], self._table)
+def _listed(jobs: list[Job], table: Path, *, skip: bool) -> Jobs:
+    """Return jobs as those of a queue, and record them; those that an earlier launch completed are skipped if ``skip``."""
+    found = Jobs(table, len(jobs))
+    found.by_number = {job.number: job for job in jobs}
+    for job in jobs:
+        if job.status == "failed":
+            log.info("#%d %s: %s", job.number, job.outcome, job.words)
+        elif skip and job.summary().get("status") == "completed":
+            job.status = "completed"
+            log.info("#%d is complete: %s", job.number, job.words)
+    write_table(jobs, table)
+    return found

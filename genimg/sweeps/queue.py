@@ -13,11 +13,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Protocol
 
 from genimg.errors import ConfigError, UserError
 from genimg.sweeps.display import Display
-from genimg.sweeps.job import Job
+from genimg.sweeps.job import Job, write_table
 from genimg.utils.environment import num_cores
 from genimg.utils.files import alone_in
 from genimg.utils.paths import RUN_FILES, relative
@@ -35,14 +34,8 @@ _BUG = 1  # exit code of a run that ended with a bug; a mistake of the user give
 _PR_SET_PDEATHSIG = 1  # option of prctl on Linux
 # Exit codes of runs that saved after a signal, 128 + its number, and of runs that a signal ended before its handler was set.
 _ENDED_BY_SIGNAL = (*(128 + number for number in stop_signals()), *(-number for number in stop_signals()))
-_FLAGS = (
-    "--config-dir",
-    "-cd",
-    "--config-path",
-    "-cp",
-    "--config-name",
-    "-cn",
-)  # flags of the command line that every job needs, too
+# Flags of the command line that every job needs, too.
+_FLAGS = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
 
 
 class SweepError(UserError):
@@ -72,28 +65,38 @@ class SweepError(UserError):
         self.has_bug = bool(bugs)
 
 
-class Jobs(Protocol):
-    """The jobs of a queue."""
+class Jobs:
+    """The jobs of a queue, which are recorded in the sweep's table.
 
-    @property
-    def total(self) -> int:
-        """Number of jobs in the whole sweep, including those done by earlier launches."""
+    Args:
+        table: Path of the table.
+        total: Number of jobs in the whole sweep, including those done by earlier launches.
+    """
+
+    def __init__(self, table: Path, total: int) -> None:
+        self.table, self.total = table, total
+        self.by_number: dict[int, Job] = {}
 
     @property
     def num_done(self) -> int:
         """Number of jobs done so far."""
+        return sum(job.status not in ("waiting", "running") for job in self.by_number.values())
 
     def next(self) -> Job | None:
         """Return the next job to start, or None if all have been started."""
+        return next((job for job in self.by_number.values() if job.status == "waiting"), None)
 
     def why_hopeless(self, job: Job) -> str | None:
         """Return why a running job should be stopped early, or None if it should continue."""
+        return None
 
     def started(self, job: Job) -> None:
         """Record that a job has started."""
+        write_table([job], self.table)
 
     def ended(self, job: Job) -> None:
         """Record that a job has ended, with any status."""
+        write_table([job], self.table)
 
 
 def alone_in_sweep(folder: Path) -> AbstractContextManager[None]:

@@ -19,6 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from genimg.errors import ConfigError, first_line
+from genimg.evaluation.directions import declared_direction
 from genimg.sweeps.job import Job, compose_job, report_on
 from genimg.sweeps.launcher import GpuQueueLauncher, refuse_what_is_of_one_run
 from genimg.sweeps.queue import alone_in_sweep, work_off
@@ -61,11 +62,8 @@ class OptunaStudySweeper(Sweeper):
         prune_startup_trials: int,
         params: Mapping[str, Any] | None,
     ) -> None:
-        for key, value in (
-            ("n_trials", n_trials),
-            ("startup_trials", startup_trials),
-            ("prune_startup_trials", prune_startup_trials),
-        ):
+        counts = {"n_trials": n_trials, "startup_trials": startup_trials, "prune_startup_trials": prune_startup_trials}
+        for key, value in counts.items():
             if type(value) is not int or value < 1:
                 raise ConfigError(f"hydra.sweeper.{key}={value} must be 1 or more trials")
         if direction not in ("minimize", "maximize"):
@@ -104,14 +102,10 @@ class OptunaStudySweeper(Sweeper):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         given = [*(f"{key}={value}" for key, value in self._params.items()), *arguments]
         parser = OverridesParser.create(config_loader=self._context.config_loader)
-        overrides = {
-            override.key_or_group: override for override in parser.parse_overrides(given)
-        }  # the last override of a key wins
-        space = {each.get_key_element(): distribution(each) for each in overrides.values() if each.is_sweep_override()}
+        overrides = {each.key_or_group: each for each in parser.parse_overrides(given)}.values()  # the last one of a key wins
+        space = {each.get_key_element(): distribution(each) for each in overrides if each.is_sweep_override()}
         fixed = [
-            f"{each.get_key_element()}={each.get_value_element_as_str()}"
-            for each in overrides.values()
-            if not each.is_sweep_override()
+            f"{each.get_key_element()}={each.get_value_element_as_str()}" for each in overrides if not each.is_sweep_override()
         ]
         if not space:
             example = "'optimizer.lr=tag(log,interval(1e-5,1e-2))'"
@@ -136,8 +130,6 @@ class OptunaStudySweeper(Sweeper):
         Raises:
             ConfigError: If there is no evaluation, or the direction contradicts its first metric.
         """
-        from genimg.reporting.directions import declared_direction  # its package imports pillow: not for every --help
-
         evaluation = OmegaConf.to_container(composed.evaluation)
         assert isinstance(evaluation, dict)
         if "_target_" not in evaluation:

@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from genimg.errors import ConfigError
 from genimg.sweeps.job import Job, write_table
-from genimg.sweeps.queue import SweepError
+from genimg.sweeps.queue import Jobs, SweepError
 from genimg.utils.regular_files import UnsafeFileError, refuse_links
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _MOST_JOBS = 10**6
 _JOB, _FOLDER, _NOTE = "job", "directory", "note"  # attributes of a trial
 
 
-class Trials:
+class Trials(Jobs):
     """The jobs of a study, starting with unfinished ones of earlier launches.
 
     Args:
@@ -53,9 +53,9 @@ class Trials:
     ) -> None:
         import optuna
 
+        super().__init__(folder / "sweep.csv", n_trials)
         self._compose, self._study, self._space, self._fixed, self._folder = compose, study, space, fixed, folder
         self._n_trials = n_trials
-        self._jobs: dict[int, Job] = {}
         self._trials: dict[int, Trial] = {}
         self._next_look: dict[int, float] = {}
         self._left: list[FrozenTrial] = []  # unfinished trials of earlier launches
@@ -66,7 +66,7 @@ class Trials:
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
         for number, trial in of_jobs(study.trials).items():
             folder_of_job = self._folder / trial.user_attrs.get(_FOLDER, f"{number:03d}")
-            job = self._jobs[number] = Job(number, self._overrides(trial), folder_of_job, own=_words(trial))
+            job = self.by_number[number] = Job(number, self._overrides(trial), folder_of_job, own=_words(trial))
             state = trial.state.name.lower()
             job.status = {"complete": "completed", "pruned": "pruned", "fail": "failed"}.get(state, "waiting")
             job.note = str(trial.user_attrs.get(_NOTE, ""))
@@ -74,24 +74,20 @@ class Trials:
                 self._left.append(trial)
             else:
                 log.info("#%d is %s: %s", number, state, job.words)
-        self.total = max(n_trials, len(self._jobs))
-        self._write(*self._jobs.values())
-
-    @property
-    def num_done(self) -> int:
-        return sum(job.status not in ("waiting", "running") for job in self._jobs.values())
+        self.total = max(n_trials, len(self.by_number))
+        write_table(self.by_number.values(), self.table)
 
     def next(self) -> Job | None:
-        while self._left or len(self._jobs) < self._n_trials:
+        while self._left or len(self.by_number) < self._n_trials:
             trial = self._again(self._left.pop(0)) if self._left else self._study.ask(self._space)
             self._require_own(trial)
-            number = trial.user_attrs.get(_JOB, len(self._jobs))
+            number = trial.user_attrs.get(_JOB, len(self.by_number))
             trial.set_user_attr(_JOB, number)
             job = self._compose(number, self._overrides(trial))
             job.own = _words(trial)
             job.folder = self._folder / trial.user_attrs.get(_FOLDER, os.path.relpath(job.folder, self._folder))
             trial.set_user_attr(_FOLDER, os.path.relpath(job.folder, self._folder))
-            self._trials[number], self._jobs[number] = trial, job
+            self._trials[number], self.by_number[number] = trial, job
             if job.status != "failed":
                 return job
             log.info("#%d %s: %s", number, job.outcome, job.words)  # its overrides do not compose
@@ -126,9 +122,6 @@ class Trials:
                     return f"at {images} images no value is as good as the median trial's; the last is {value:.6g}"
         return None
 
-    def started(self, job: Job) -> None:
-        self._write(job)
-
     def ended(self, job: Job) -> None:
         import optuna
 
@@ -144,7 +137,7 @@ class Trials:
         if job.status in ("pruned", "failed"):
             trial.set_user_attr(_NOTE, job.note)
             self._study.tell(trial, state=states.PRUNED if job.status == "pruned" else states.FAIL)
-        self._write(job)  # a stopped job's trial stays RUNNING in the study
+        super().ended(job)  # a stopped job's trial stays RUNNING in the study
 
     def report(self) -> None:
         """Log the best trial.
@@ -152,7 +145,7 @@ class Trials:
         Raises:
             SweepError: If a job failed.
         """
-        jobs = [self._jobs[number] for number in sorted(self._jobs)]
+        jobs = [self.by_number[number] for number in sorted(self.by_number)]
         complete = [job for job in jobs if job.status == "completed"]
         if complete:
             best = self._study.best_trial
@@ -192,9 +185,6 @@ class Trials:
 
     def _overrides(self, trial: Trial | FrozenTrial) -> list[str]:
         return [*self._fixed, *(f"{name}={value}" for name, value in trial.params.items())]
-
-    def _write(self, *jobs: Job) -> None:
-        write_table(jobs, self._folder / "sweep.csv")
 
 
 def of_jobs(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:

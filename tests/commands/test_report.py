@@ -149,3 +149,16 @@ def test_in_a_browser_what_is_wrong_with_a_page_would_be_noticed(sweep: Path) ->
         "phone, light: the page scrolls sideways", "nothing is not defined", "the samples does not answer to 'ArrowLeft'",
     ):  # fmt: skip
         assert complaint in found, complaint
+
+
+def test_the_terminal_shows_a_row_for_all_seeds_of_a_setting(tmp_path: Path) -> None:
+    jobs: dict[str, tuple[list[str], float | None]] = {
+        f"{number}": ([f"lr={lr}", f"seed={seed}"], value)
+        for number, (lr, seed, value) in enumerate([(1, 0, 30.0), (1, 1, 32.0), (2, 0, 10.0), (2, 1, 12.0), (3, 0, None)])
+    }
+    lines = run("report", str(write_sweep(tmp_path / "sweep", jobs)), cwd=tmp_path).stdout.splitlines()
+    assert [line.split() for line in lines[1:4]] == [
+        ["1", "lr=2", "11", "±", "1.4", "2", "of", "2", "seeds", "measured"],
+        ["2", "lr=1", "31", "±", "1.4", "2", "of", "2", "seeds", "measured"],
+        ["-", "lr=3", "-", *["0", "of", "1", "seeds", "measured;", "failed:", "the", "loss", "does", "not", "fit"]],
+    ]

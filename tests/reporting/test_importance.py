@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from genimg.reporting.importance import caution, eta_squared, importances, noise_floor, spearman
+from genimg.reporting.importance import eta_squared, importances, spearman
+
+LOSSES = ["a", "a", "a", "b", "b", "b", "c", "c", "c"]
+VALUES = [1.0, 2.0, 3.0, 11.0, 12.0, 13.0, 1.0, 2.0, 3.0]
 
 
 def test_eta_squared_by_hand_and_by_scipys_f() -> None:
@@ -28,52 +31,36 @@ def test_the_rank_correlation_is_scipys_with_ties() -> None:
     assert spearman([1.0, 1.0], [1.0, 2.0]) == 0.0
 
 
-def test_keys_are_ordered_by_what_they_explain_and_failed_jobs_do_not_count() -> None:
-    swept = {"loss": ["a", "a", "b", "b", "c"], "lr": [0.1, 0.2, 0.1, 0.2, 0.1]}
-    found = importances(swept, [1.0, 2.0, 11.0, 12.0, None])
+def test_keys_are_ordered_by_what_they_explain_and_failed_runs_do_not_count() -> None:
+    swept = {"lr": [0.1, 0.2, 0.3] * 3 + [0.1], "loss": [*LOSSES, "d"], "seed": [0, 1, 2] * 3 + [0]}
+    found = importances(swept, [*VALUES, None])
     assert [each.key for each in found] == ["loss", "lr"]
-    assert found[0].share == pytest.approx(100 / 101)
-    assert found[1].share == pytest.approx(1 / 101)
-    assert found[0].groups == [("a", 2, 1.5), ("b", 2, 11.5)]
-    assert found[0].chance == pytest.approx(1 / 3)
-    assert not found[0].by_rank
+    assert found[0].share == pytest.approx(200 / 206)  # 200 between the means, 6 within
+    assert found[0].groups == [("a", 3, 2.0), ("b", 3, 12.0), ("c", 3, 2.0)]
+    assert found[0].chance == pytest.approx(2 / 8)
 
 
 def test_many_numbers_are_compared_by_their_order() -> None:
-    rates: list[str | float | int | bool | None] = [float(10.0**-k) for k in range(7)]
-    values = [math.exp(k) for k in range(7)]
-    found = importances({"lr": rates}, values)
-    assert found[0].by_rank
+    rates: list[str | float | int | bool | None] = [float(10.0**-k) for k in range(8)]
+    found = importances({"lr": rates}, [math.exp(k) for k in range(8)])
     assert found[0].share == pytest.approx(1.0)
-    assert found[0].chance == pytest.approx(1 / 6)
+    assert found[0].chance == pytest.approx(1 / 7)
 
 
 def test_chance_is_the_mean_share_of_a_key_without_influence() -> None:
-    numbers, settings = np.random.default_rng(0), ["a", "a", "b", "b", "c", "c"]
-    shares = [importances({"x": settings}, numbers.normal(size=6).tolist())[0] for _ in range(2000)]
+    numbers = np.random.default_rng(0)
+    shares = [importances({"x": LOSSES}, numbers.normal(size=9).tolist())[0] for _ in range(2000)]
     assert np.mean([each.share for each in shares]) == pytest.approx(shares[0].chance, abs=0.02)
 
 
-def test_a_key_without_a_second_value_among_the_measured_jobs_is_left_out() -> None:
-    assert importances({"loss": ["a", "a", "b"]}, [1.0, 2.0, None]) == []
-    assert importances({}, [1.0]) == []
-
-
-def test_the_noise_floor_is_the_pooled_spread_between_seeds() -> None:
-    swept = {"lr": [1, 1, 1, 2, 2, 3], "seed": [0, 1, 2, 0, 1, 0]}
-    values = [1.0, 2.0, 3.0, 10.0, 14.0, 99.0]
-    expected = math.sqrt((2 * np.var([1, 2, 3], ddof=1) + np.var([10, 14], ddof=1)) / 3)
-    found = noise_floor(swept, values)
-    assert found == (pytest.approx(expected), 5)
-    assert noise_floor({"lr": [1, 2]}, [1.0, 2.0]) is None
-    assert noise_floor({"lr": [1, 2], "seed": [0, 1]}, [1.0, 2.0]) is None
-
-
-def test_few_jobs_are_said_to_be_few() -> None:
-    two = importances({"x": ["a", "b"]}, [1.0, 2.0])
-    assert "nothing can be said" in caution(two, 2)
-    single = importances({"x": ["a", "b", "c", "d"]}, [1.0, 2.0, 3.0, 4.0])
-    assert "No setting was run twice" in caution(single, 4)
-    six = importances({"x": ["a", "a", "b", "b", "c", "c"]}, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-    assert "too few to be sure" in caution(six, 6)
-    assert "chance" in caution(six, 20)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["a", "b"] * 4,  # two values
+        ["a", "b", "c", "a", "b", "c", "a"],  # seven runs
+        ["a", "b", "c", "d", "e", "f", "g", "h"],  # a run for each value
+        [1, 2, 3, 4, 5, 1, 2, 3],  # fewer than two runs for each of six numbers or fewer
+    ],
+)
+def test_a_key_with_too_few_values_or_runs_is_not_judged(settings: list[str | float | int | bool | None]) -> None:
+    assert importances({"x": settings}, [float(number) for number in range(len(settings))]) == []

@@ -11,7 +11,7 @@ from PIL import Image
 from pretend_runs import write_picture, write_run
 
 from genimg.reporting.pictures import MOST_STEPS, Picture, gallery
-from genimg.reporting.runs import read_run
+from genimg.reporting.run_files import read_run
 
 
 def decoded(picture: Picture) -> Image.Image:

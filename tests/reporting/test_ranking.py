@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pretend_runs import PROVENANCE, write_run
 
-from genimg.reporting.ranking import rank
-from genimg.reporting.runs import Run, read_run
+from genimg.reporting.ranking import mean_in_words, rank, setting_label
+from genimg.reporting.run_files import read_run
+from genimg.reporting.runs import Run
+from genimg.reporting.settings import swept_settings
 
 
 def run(folder: Path, **settings: object) -> Run:
@@ -23,7 +26,8 @@ def test_the_evaluators_direction_decides_and_ties_share_a_place(tmp_path: Path,
     found = rank(runs)
     assert [each.run.label for each in found.standings] == [*order, "failed"]
     assert [each.place for each in found.standings] == [1, 2, 2, 4, None]
-    assert [each.number for each in found.in_given_order] == [0, 1, 2, 3, 4]
+    assert sorted(each.number for each in found.standings) == [0, 1, 2, 3, 4]
+    assert not found.has_seeds
     assert found.warnings == []
 
 
@@ -55,3 +59,25 @@ def test_an_unknown_direction_is_said(tmp_path: Path) -> None:
     found = rank(runs)
     assert [each.run.label for each in found.standings] == ["b", "a"]
     assert "not recorded" in found.warnings[0]
+
+
+def test_runs_of_several_seeds_are_one_row_with_mean_and_deviation(tmp_path: Path) -> None:
+    runs = [
+        run(tmp_path / f"{lr}_{seed}", values=[value], overrides=[f"lr={lr}", f"seed={seed}"], config={"lr": lr, "seed": seed})
+        for lr, seed, value in [(1, 0, 10.0), (1, 1, 14.0), (2, 0, 9.0), (2, 1, 30.0), (3, 0, 11.5)]
+    ]
+    runs.append(run(tmp_path / "failed", values=[], overrides=["lr=1", "seed=2"], config={"lr": 1, "seed": 2}, status="failed"))
+    found, swept = rank(runs), swept_settings(runs)
+    assert found.has_seeds
+    assert [setting_label(group, swept) for group in found.groups] == ["lr=3", "lr=1", "lr=2"]
+    assert [group.place for group in found.groups] == [1, 2, 3]
+    assert [group.mean for group in found.groups] == [11.5, 12.0, 19.5]
+    assert [group.deviation for group in found.groups] == [
+        None,
+        pytest.approx(np.std([10, 14], ddof=1)),
+        pytest.approx(14.849242),
+    ]
+    assert [len(group.standings) for group in found.groups] == [1, 3, 2]
+    assert [mean_in_words(group) for group in found.groups] == ["11.5", "12 ± 2.8", "19.5 ± 15"]
+    assert found.noise == (pytest.approx(np.sqrt((np.var([10, 14], ddof=1) + np.var([9, 30], ddof=1)) / 2)), 4)
+    assert rank(runs[4:]).noise is None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from genimg.reporting.runs import Run
-from genimg.reporting.settings import differing_keys, in_words, number_or_text, parsed, swept_settings
+from genimg.reporting.settings import dataset_of, differing_keys, number_or_text, parsed, seed_groups, swept_settings
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,38 @@ def test_configs_differ_in_keys_that_a_copy_inside_the_model_does_not_repeat() -
     assert found == {"loss.name": ["hinge", "minimax"], "model.depth": ["—", 2]}
 
 
-def test_values_in_words() -> None:
-    assert [in_words(each) for each in (None, True, 1e-4, 3, [1, 2.5], "x")] == ["null", "true", "0.0001", "3", "[1, 2.5]", "x"]
+def test_values_of_the_command_line_are_parsed() -> None:
     assert [number_or_text(each) for each in ("1e-4", "3", "true", "null", "x")] == [1e-4, 3, True, None, "x"]
+
+
+def test_runs_that_differ_only_in_their_seed_are_one_group() -> None:
+    def run(name: str, lr: float, seed: int) -> Run:
+        return Run(Path(name), name, config={"optimizer": {"lr": lr}, "seed": seed, "run_dir": name})
+
+    runs = [run("a", 0.1, 0), run("b", 0.2, 0), run("c", 0.1, 1), run("d", 0.2, 1), run("e", 0.3, 0)]
+    assert seed_groups(runs) == [[0, 2], [1, 3], [4]]
+    assert seed_groups([*runs, run("f", 0.1, 1)]) == [[0], [2], [5], [1, 3], [4]]  # c and f differ in something else
+    failed = [Run(Path(name), name, [f"lr={lr}", f"seed={seed}"]) for name, lr, seed in (("g", 1, 0), ("h", 1, 1), ("i", 2, 0))]
+    assert seed_groups([*failed, Run(Path("j"), "j"), Run(Path("k"), "k")]) == [[0, 1], [2], [3], [4]]
+
+
+@pytest.mark.parametrize(
+    ("data", "recorded", "expected"),
+    [
+        ({"_target_": "genimg.data.datasets.builtin.mnist", "split": "train", "root": "data"},
+         {"name": "mnist/train", "num_images": 60000}, "mnist, split train, 60,000 images"),
+        ({"_target_": "genimg.data.datasets.builtin.mnist", "split": "train", "root": "data"}, None, "mnist, split train"),
+        ({"_target_": "genimg.data.datasets.builtin.folder", "root": "/data/photos", "validation": 0.1}, None,
+         "folder photos, not split, without validation=0.1"),
+        ({"_target_": "genimg.data.datasets.shapes.shapes", "validation": 0}, {"name": "shapes", "num_images": 200},
+         "shapes, not split, 200 images"),
+    ],
+)  # fmt: skip
+def test_the_data_is_named_with_its_split(data: dict[str, object], recorded: dict[str, object] | None, expected: str) -> None:
+    summary = {} if recorded is None else {"data": recorded}
+    assert dataset_of(Run(Path("a"), "a", config={"data": data}, summary=summary)) == expected
+
+
+def test_the_data_of_a_run_without_a_config_is_that_of_its_overrides() -> None:
+    assert dataset_of(Run(Path("a"), "a", ["data=cifar10"])) == "cifar10"
+    assert dataset_of(Run(Path("a"), "a")) == "—"

@@ -139,3 +139,14 @@ def test_values_of_other_types_are_shown_or_skipped(tmp_path: Path, seed: int) -
     assert "<script>alert(1)" not in page
     for text in (page, *((tmp_path / f"report.{ending}").read_text(encoding="utf-8") for ending in ("md", "csv"))):
         assert visible(text) == text
+
+
+def test_the_largest_numbers_are_skipped_or_shown(tmp_path: Path) -> None:
+    runs = [run_in(tmp_path / f"run{number}") for number in range(9)]
+    for number, run in enumerate(runs):
+        line = {"step": 3, "images": 24, "evaluation/fid": 10.0 ** (30 * number) * (-1) ** number, "loss/generator": 1e-300}
+        (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        (run / "config.yaml").write_text(f"seed: {number}\nmodel: {{width: .inf}}\n")
+        (run / ".hydra").mkdir()
+        (run / ".hydra" / "overrides.yaml").write_text(f"[seed={number}, 'lr={['.inf', '1e999', 'x'][number % 3]}']")
+    assert "run0" in report_of(*runs)

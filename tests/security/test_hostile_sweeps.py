@@ -11,7 +11,7 @@ import pytest
 from errors import raises
 
 from genimg.errors import ConfigError
-from genimg.reporting.collecting import collect
+from genimg.reporting.discover import find_runs
 from genimg.sweeps.job import Job, table_of, write_table
 from genimg.utils.csv_cells import neutral, original
 
@@ -134,7 +134,7 @@ def test_a_table_pulls_no_other_directory_into_a_report(tmp_path: Path, caplog: 
     (sweep / "001").symlink_to(tmp_path / "private")
     rows = ["000", "../private", str(tmp_path / "private"), "001", "000/../../private", ".", "no\0name"]
     write_rows(sweep, *((str(i), "completed", "1", directory, "", "seed=1") for i, directory in enumerate(rows)))
-    found = collect([sweep])
+    found = find_runs([sweep])
     assert [run.folder.name for run in found.runs] == ["000"]
     assert "private" in caplog.text
 

@@ -71,10 +71,10 @@ def test_a_job_that_was_killed_is_continued_and_one_that_is_stopped_too(tmp_path
     process = start(tmp_path, *arguments)
     folders = [tmp_path / "sweep" / f"00{i}_seed-{i}" for i in range(2)]
     wait_for(lambda: all((folder / "checkpoints" / "last.pt").exists() for folder in folders))
-    found = subprocess.run(["pgrep", "-f", f"run_dir=.*{folders[0].name}"], capture_output=True, text=True, check=True)
+    found = subprocess.run(["pgrep", "-f", f"run_dir=.*{folders[0]}"], capture_output=True, text=True, check=True)
     for number in found.stdout.split():
         os.kill(int(number), signal.SIGKILL)
-    wait_for(lambda: not subprocess.run(["pgrep", "-f", f"run_dir=.*{folders[0].name}"], capture_output=True).stdout)
+    wait_for(lambda: not subprocess.run(["pgrep", "-f", f"run_dir=.*{folders[0]}"], capture_output=True).stdout)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output

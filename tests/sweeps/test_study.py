@@ -39,7 +39,9 @@ def test_a_second_launch_runs_what_failed_and_continues_what_was_killed(tmp_path
         found = [] if killed else sorted((tmp_path / "sweep").glob("*latent-dim-3*/checkpoints/last.pt"))
         if found:
             killed = found[0].parent.parent.name
-            numbers = subprocess.run(["pgrep", "-f", f"run_dir=.*{killed}"], capture_output=True, text=True, check=True)
+            numbers = subprocess.run(
+                ["pgrep", "-f", f"run_dir=.*{tmp_path}/.*{killed}"], capture_output=True, text=True, check=True
+            )
             for number in numbers.stdout.split():
                 os.kill(int(number), signal.SIGKILL)
         time.sleep(0.05)
@@ -194,15 +196,15 @@ def test_a_sweep_that_was_moved_goes_on_where_it_is(tmp_path: Path) -> None:
     trials = trials_of(study, tmp_path / "old", n_trials=2)
     (tmp_path / "old").mkdir(exist_ok=True)
     finish(trials.next(), 1.0)
-    first = trials._jobs[0]
+    first = trials.by_number[0]
     trials.ended(first)
     trials.next()  # and the launcher is killed
     (tmp_path / "old").rename(tmp_path / "new")
     again = trials_of(study, tmp_path / "new", n_trials=2)
-    assert again._jobs[0].value() == 1.0
+    assert again.by_number[0].value() == 1.0
     job = again.next()
     assert (job.number, job.folder) == (1, tmp_path / "new" / "1")
-    assert job.overrides == trials._jobs[1].overrides
+    assert job.overrides == trials.by_number[1].overrides
     assert again.next() is None
 
 

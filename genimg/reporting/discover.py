@@ -1,4 +1,4 @@
-"""Find the runs in directories: runs themselves, sweeps, and folders of either."""
+"""Find the runs of a report in directories: runs themselves, sweeps, and folders of either."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genimg.errors import ConfigError, DataError
-from genimg.reporting.runs import Run, is_run, read_run
+from genimg.reporting.run_files import is_run, read_run
+from genimg.reporting.runs import Run
 from genimg.utils.sweep_table import rows_of
 
 _DEPTH = 3  # levels below a directory that are searched for runs: outputs/multirun/DATE/TIME/JOB
@@ -32,7 +33,7 @@ class Collection:
     is_sweep: bool
 
 
-def collect(directories: Sequence[Path]) -> Collection:
+def find_runs(directories: Sequence[Path]) -> Collection:
     """Read all runs of the directories, each run once.
 
     Raises:

@@ -2,7 +2,7 @@
 // The page is whole without this script; it adds sorting, the sliders of samples, and charts that answer.
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-  const XML = document.querySelector("svg") ? document.querySelector("svg").namespaceURI : "";
+  const XML = Object.assign(document.createElement("div"), { innerHTML: "<svg></svg>" }).firstChild.namespaceURI;
   const svg = (name, attributes, text) => {
     const element = document.createElementNS(XML, name);
     for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
@@ -25,6 +25,30 @@
     return String(Number(images.toPrecision(4)));
   };
   const spoken = (images) => images.toLocaleString("en-US");
+
+  const CONSTANT = 1e-6, ZERO = 1e-300; // relative spread and size up to which numbers count as equal and as zero, as in curves.py
+  const niceTicks = (low, high, count) => {
+    const most = Math.max(Math.abs(low), Math.abs(high));
+    if (high - low <= Math.max(CONSTANT * most, ZERO)) [low, high] = most > ZERO ? [Math.min(0, 2 * low), Math.max(0, 2 * high)] : [0, 1];
+    const rough = (high - low) / Math.max(count - 1, 1), size = 10 ** Math.floor(Math.log10(rough));
+    const step = [1, 2, 2.5, 5, 10].find((factor) => factor * size >= rough * 0.999) * size;
+    const first = Math.floor(low / step + 1e-9), last = Math.ceil(high / step - 1e-9);
+    return Array.from({ length: last - first + 1 }, (_, place) => (first + place) * step);
+  };
+  const logTicks = (low, high, count) => {
+    const first = Math.floor(Math.log10(low) + 1e-9), last = Math.max(Math.ceil(Math.log10(high) - 1e-9), first + 1);
+    const factors = (last - first) * 3 <= count * 1.5 ? [1, 2, 5] : [1], step = Math.max(1, Math.ceil((last - first) / count)), found = [];
+    for (let power = first; power < last; power += step) for (const factor of factors) found.push(factor * 10 ** power);
+    found.push(10 ** last);
+    const start = Math.max(...found.filter((tick) => tick <= low * 1.0001)), end = Math.min(...found.filter((tick) => tick >= high * 0.9999));
+    const inside = found.filter((tick) => tick >= start && tick <= end);
+    return inside.length > 1 ? inside : [start, start * 10];
+  };
+  const tickDigits = (ticks) => Math.max(4, 2 + Math.ceil(Math.log10(Math.max(...ticks.map(Math.abs)) / (ticks[1] - ticks[0]))));
+  const spansADecade = (values) => Math.min(...values) > 0 && Math.max(...values) >= 9.999 * Math.min(...values);
+
+  // Titles are aligned as their columns.
+  for (const table of all("table")) all("thead th", table).forEach((header, column) => { header.classList.toggle("number", !!table.tBodies[0].rows[0] && table.tBodies[0].rows[0].cells[column].matches(".number")); });
 
   // Tables that sort: missing values are last in both directions, equal ones keep their order.
   for (const table of all("table.sortable")) {
@@ -72,12 +96,79 @@
     moved();
   }
 
-  // Parallel coordinates: what a line says, when it is pointed at or reached by Tab.
+  // Parallel coordinates: a line for each run, across an axis for each setting to its value of the metric, the best on top.
+  // Numeric axes are logarithmic if their values span a decade; texts are in the order of their mean value of the metric.
+  const HEIGHT = 350, TOP = 46, BOTTOM = 22;
+  const inPixels = (share) => HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share;
+  const cut = (text, most) => (text.length > most ? `…${text.slice(1 - most)}` : text);
+  const numericAxis = (numbers, fewest) => {
+    const isLog = spansADecade(numbers), scale = isLog ? Math.log10 : (value) => value;
+    let [low, high] = [Math.min(...numbers), Math.max(...numbers)].map(scale), ticks = [...new Set(numbers)].sort((a, b) => a - b);
+    if (ticks.length <= fewest) [low, high] = [low - 0.12 * (high - low || 8), high + 0.12 * (high - low || 8)];
+    else {
+      ticks = isLog ? logTicks(10 ** low, 10 ** high, 6) : niceTicks(low, high, 5);
+      [low, high] = [Math.min(low, scale(ticks[0])), Math.max(high, scale(ticks[ticks.length - 1]))];
+    }
+    const share = (value) => (scale(value) - low) / (high - low);
+    return { shares: numbers.map(share), ticks: ticks.map((tick) => [plain(tick), share(tick)]) };
+  };
+  const textAxis = (texts, values, higher) => {
+    const mean = (text) => { const own = values.filter((_, row) => texts[row] === text); return own.reduce((a, b) => a + b) / own.length; };
+    const order = [...new Set(texts)].sort((a, b) => (higher ? 1 : -1) * (mean(a) - mean(b)) || a.localeCompare(b));
+    const share = (text) => (order.indexOf(text) + 0.5) / order.length;
+    return { shares: texts.map(share), ticks: order.map((text) => [cut(text, 20), share(text)]) };
+  };
+  const parallel = ({ labels, settings, metric, values, higher }) => {
+    const swept = Object.entries(settings).filter(([, found]) => new Set(found).size > 1);
+    if (labels.length < 2 || !swept.length) return null;
+    const titles = [...swept.map(([key]) => key), metric], isMetric = (axis) => axis === swept.length;
+    const axes = [...swept.map(([, found]) => (found.every((each) => typeof each === "number") ? found : found.map(String))), values];
+    const placed = axes.map((axis, place) => (typeof axis[0] === "string" ? textAxis(axis, values, higher) : numericAxis(axis, isMetric(place) ? 0 : 8)));
+    const end = placed[placed.length - 1], turn = (share) => (higher ? share : 1 - share);
+    end.shares = end.shares.map(turn);
+    end.ticks = end.ticks.map(([text, share]) => [text, turn(share)]);
+    const room = (place) => 26 + Math.max(...placed[place].ticks.map(([text]) => 7.2 * text.length), 3.9 * Math.min(titles[place].length, 26));
+    const left = room(0), right = room(axes.length - 1), gap = Math.max(170, Math.min(330, (1150 - left - right) / (axes.length - 1)));
+    const width = Math.round(left + right + gap * (axes.length - 1)), x = (place) => Math.round(left + gap * place);
+    const picture = svg("svg", { class: "parallel", viewBox: `0 0 ${width} ${HEIGHT}`, role: "group", style: `min-width:${Math.round(0.62 * width)}px;max-width:${width}px` });
+    picture.setAttribute("aria-label", `${labels.length} runs across ${titles.join(", ")}`);
+    const lines = svg("g", { class: "lines" });
+    const worst = Math.min(...end.shares), best = Math.max(...end.shares);
+    for (let row = labels.length - 1; row >= 0; row -= 1) { // the best is drawn last
+      let path = "";
+      placed.forEach(({ shares }, place) => {
+        const y = inPixels(shares[row]).toFixed(1), middle = x(place) - gap / 2;
+        path += place ? `C${middle} ${inPixels(placed[place - 1].shares[row]).toFixed(1)} ${middle} ${y} ${x(place)} ${y}` : `M${x(0)} ${y}`;
+      });
+      const quality = best > worst ? Math.round((8 * (end.shares[row] - worst)) / (best - worst)) : 8;
+      const told = titles.map((title, place) => `${title} ${typeof axes[place][row] === "string" ? axes[place][row] : plain(axes[place][row], 5)}`);
+      const text = `${labels[row]}: ${told.slice(0, -1).join(", ")}; ${told[told.length - 1]}`;
+      const line = svg("g", { class: `q${quality}`, tabindex: 0, role: "img", "aria-label": text });
+      line.append(svg("title", {}, text), svg("path", { class: "wide", d: path }), svg("path", { class: "thread", d: path }));
+      lines.append(line);
+    }
+    picture.append(lines);
+    placed.forEach(({ ticks }, place) => {
+      const axis = svg("g", {});
+      axis.append(svg("line", { class: "axis", x1: x(place), x2: x(place), y1: TOP, y2: HEIGHT - BOTTOM }));
+      axis.append(svg("text", { class: "title", x: x(place), y: TOP - 22 }, cut(titles[place], 26)));
+      for (const [text, share] of ticks) {
+        axis.append(svg("line", { class: "axis", x1: x(place) - 3, x2: x(place) + 3, y1: inPixels(share), y2: inPixels(share) }));
+        axis.append(svg("text", { class: isMetric(place) ? "tick after" : "tick y", x: x(place) + (isMetric(place) ? 8 : -8), y: inPixels(share) + 4 }, text));
+      }
+      picture.append(axis);
+    });
+    return picture;
+  };
   for (const figure of all(".wide-figure")) {
     const readout = figure.querySelector(".readout"), idle = readout.dataset.idle;
+    const drawn = parallel(JSON.parse(figure.querySelector("script").textContent));
+    figure.hidden = !drawn;
+    if (!drawn) continue;
+    figure.querySelector(".parallel-box").append(drawn);
     readout.textContent = idle;
     for (const line of all(".lines > g", figure)) {
-      for (const event of ["pointerenter", "focus"]) line.addEventListener(event, () => { readout.textContent = line.dataset.text; });
+      for (const event of ["pointerenter", "focus"]) line.addEventListener(event, () => { readout.textContent = line.getAttribute("aria-label"); });
       for (const event of ["pointerleave", "blur"]) line.addEventListener(event, () => { readout.textContent = idle; });
     }
   }
@@ -110,22 +201,6 @@
   const smooth = (values) => {
     let mean = 0, weight = 0;
     return values.map((value) => { mean = smoothing * mean + (1 - smoothing) * value; weight = smoothing * weight + 1 - smoothing; return mean / weight; });
-  };
-  const niceTicks = (low, high, count) => {
-    if (!(high > low)) { const pad = Math.abs(low) * 0.1 || 1; low -= pad; high += pad; }
-    const rough = (high - low) / Math.max(count - 1, 1), size = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 2.5, 5, 10].find((factor) => factor * size >= rough * 0.999) * size;
-    const first = Math.floor(low / step + 1e-9), last = Math.ceil(high / step - 1e-9);
-    return Array.from({ length: last - first + 1 }, (_, place) => (first + place) * step);
-  };
-  const logTicks = (low, high, count) => {
-    const first = Math.floor(Math.log10(low) + 1e-9), last = Math.max(Math.ceil(Math.log10(high) - 1e-9), first + 1);
-    const factors = (last - first) * 3 <= count * 1.5 ? [1, 2, 5] : [1], step = Math.max(1, Math.ceil((last - first) / count)), found = [];
-    for (let power = first; power < last; power += step) for (const factor of factors) found.push(factor * 10 ** power);
-    found.push(10 ** last);
-    const start = Math.max(...found.filter((tick) => tick <= low * 1.0001)), end = Math.min(...found.filter((tick) => tick >= high * 0.9999));
-    const inside = found.filter((tick) => tick >= start && tick <= end);
-    return inside.length > 1 ? inside : [start, start * 10];
   };
   const swatch = (run) => {
     const picture = svg("svg", { class: `swatch ${looks[run]}`, viewBox: "0 0 26 10", width: 26, height: 10, "aria-hidden": "true" });
@@ -160,13 +235,13 @@
       const height = Math.round(Math.max(200, Math.min(300, width * 0.56)));
       const left = 54, right = 12, top = 12, bottom = 32;
       const shown = this.chart.series.filter((series) => !hidden.has(series.run));
-      const canBe = shown.every((series) => [...series.y, ...(series.low || [])].every((value) => value === null || value > 0));
+      const canBe = shown.every((series) => [...series.y, ...series.bounds.map(([, low]) => low)].every((value) => value > 0));
       const isLog = this.isLog = logarithmic && canBe && shown.length > 0;
-      const numbers = shown.flatMap((series) => [...series.y, ...(series.low || []), ...(series.high || [])]).filter((value) => value !== null);
+      const numbers = shown.flatMap((series) => [...series.y, ...series.bounds.flatMap(([, low, high]) => [low, high])]);
       const low = numbers.length ? Math.min(...numbers) : 0, high = numbers.length ? Math.max(...numbers) : 1;
       const ticks = isLog ? logTicks(low, high, 6) : niceTicks(low, high, 5);
       const last = Math.max(1, ...this.chart.series.map((series) => series.x[series.x.length - 1]));
-      const scale = isLog ? Math.log10 : (value) => value;
+      const digits = tickDigits(ticks), scale = isLog ? Math.log10 : (value) => value;
       const bounds = [scale(ticks[0]), scale(ticks[ticks.length - 1])];
       this.x = (images) => left + ((width - left - right) * images) / last;
       this.y = (value) => height - bottom - ((height - top - bottom) * (scale(value) - bounds[0])) / (bounds[1] - bounds[0]);
@@ -174,7 +249,7 @@
       const picture = this.picture = svg("svg", { class: "plot", viewBox: `0 0 ${width} ${height}`, width, height, "aria-hidden": "true" });
       for (const tick of ticks) {
         picture.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: this.y(tick), y2: this.y(tick) }));
-        picture.append(svg("text", { class: "tick y", x: left - 8, y: this.y(tick) + 4 }, plain(tick)));
+        picture.append(svg("text", { class: "tick y", x: left - 8, y: this.y(tick) + 4 }, plain(tick, isLog ? 4 : digits)));
       }
       for (const tick of niceTicks(0, last, width < 460 ? 5 : 7)) {
         if (tick <= last * 1.0001) picture.append(svg("text", { class: "tick x", x: Math.min(this.x(tick), width - 16), y: height - bottom + 18 }, short(tick)));
@@ -190,7 +265,7 @@
     line(series, picture) {
       const group = svg("g", { class: `run ${looks[series.run]}` });
       const path = (values) => series.x.map((x, place) => `${this.x(x).toFixed(1)},${this.y(values[place]).toFixed(1)}`).join(" ");
-      const within = (series.low || []).map((low, place) => [series.x[place], low, series.high[place]]).filter(([, low, high]) => low !== null && high !== null);
+      const within = series.bounds;
       if (within.length > 1) {
         const upper = within.map(([x, , high]) => `${this.x(x)},${this.y(high)}`), lower = within.map(([x, low]) => `${this.x(x)},${this.y(low)}`).reverse();
         group.append(svg("polygon", { class: "band", points: [...upper, ...lower].join(" ") }));
@@ -202,8 +277,8 @@
       const values = smoothed ? smooth(series.y) : series.y;
       if (smoothed) group.append(svg("polyline", { class: "faint", points: path(series.y) }));
       group.append(svg("polyline", { class: "line", points: path(values) }));
-      if (this.chart.points || series.x.length === 1) series.x.forEach((x, place) => group.append(svg("circle", { class: "dot", cx: this.x(x), cy: this.y(values[place]), r: 2.6 })));
-      if (series.best !== undefined) group.append(svg("circle", { class: "best", cx: this.x(series.x[series.best]), cy: this.y(values[series.best]), r: 6.5 }));
+      if (this.chart.points || series.x.length === 1) series.x.forEach((x, place) => group.append(svg("path", { class: "dot", d: `M${this.x(x)},${this.y(values[place])}h0` })));
+      if (series.best !== null) group.append(svg("circle", { class: "best", cx: this.x(series.x[series.best]), cy: this.y(values[series.best]), r: 6.5 }));
       picture.append(group);
       return { series, values };
     }
@@ -218,8 +293,7 @@
         let near = 0;
         series.x.forEach((x, index) => { if (Math.abs(x - time) < Math.abs(series.x[near] - time)) near = index; });
         if (Math.abs(series.x[near] - time) > 3 * spacing) return null;
-        const low = series.low && series.low[near], high = series.high && series.high[near];
-        const range = low !== undefined && low !== null && high !== null ? ` [${plain(low)}, ${plain(high)}]` : "";
+        const bound = series.bounds.find(([images]) => images === series.x[near]), range = bound ? ` [${plain(bound[1])}, ${plain(bound[2])}]` : "";
         return { run: series.run, value: values[near], text: plain(values[near]) + range + (series.best === near ? " best" : "") };
       }).filter(Boolean).sort((a, b) => b.value - a.value);
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -17,9 +16,7 @@ from pretend_runs import NAME, write_picture, write_run, write_sweep
 
 from genimg.errors import ConfigError
 from genimg.reporting import write_report
-from genimg.reporting.curves import charts
-from genimg.reporting.markup import escape, json_in_script, tag
-from genimg.reporting.runs import read_run
+from genimg.reporting.importance import RULE
 
 EVIL = "<script>alert(1)<|script> \"'&"
 VOID = {"meta", "link", "img", "input", "br"}
@@ -82,18 +79,37 @@ def test_all_jobs_stand_in_the_leaderboard_in_order_with_the_reason_of_failures(
     table = re.search(r'<table class="sortable">.*?</table>', text, re.DOTALL)
     assert table is not None
     board = Page(table[0])
-    names = [content.strip() for _, content in board.all("th", scope="row")]
-    assert names == ["001_b", "000_a", "003_d", "002_c", "004_e"]
+    assert [found["data-value"] for found, _ in board.all("th", scope="row")] == ["001_b", "000_a", "003_d", "002_c", "004_e"]
     assert "the loss does not fit" in board.all("tr")[-1][1]
     headers = board.all("th", scope="col")
     assert [found["aria-sort"] for found, _ in headers][:2] == ["ascending", "none"]
     assert len(board.all("button")) == len(headers)
-    cells = re.findall(r'<td class="number"(?: data-value="([\d.]+)")?>([^<]*|<strong>[^<]*</strong>)</td>', table[0])
-    assert ("10.0", "<strong>10</strong>") in cells  # sorted by the whole number, not by what is shown
+    cells = re.findall(r'<td class="number"(?: data-value="([\d.]+)")?>([^<]*)</td>', table[0])
+    assert ("10.0", "10") in cells  # sorted by the whole number, not by what is shown
     assert ("", "—") in cells  # and a missing one has no value to sort by
     assert "lower is better" in board.all("caption")[0][1]
-    assert all(name in text for name in JOBS)
     assert len(page.all("details", class_="run-details")) == 5
+
+
+def test_runs_of_several_seeds_are_one_row_that_links_to_each(tmp_path: Path) -> None:
+    jobs: dict[str, tuple[list[str], float | None]] = {
+        f"{number}": ([f"lr={lr}", f"seed={seed}"], value)
+        for number, (lr, seed, value) in enumerate([(1, 0, 10.0), (1, 1, 12.0), (2, 0, 30.0), (2, 1, 32.0), (3, 0, None)])
+    }
+    page, text = report([write_sweep(tmp_path / "sweep", jobs)], tmp_path / "report.html")
+    tables = [Page(each) for each in re.findall(r'<table class="sortable">.*?</table>', text, re.DOTALL)]
+    assert [[found["data-value"] for found, _ in board.all("th", scope="row")] for board in tables] == [
+        ["lr=1", "lr=2", "lr=3"], ["0", "1", "2", "3", "4"],
+    ]  # fmt: skip
+    rows = [row for _, row in tables[0].all("tr")][1:]
+    assert ["11 ± 1.4" in rows[0], "31 ± 1.4" in rows[1], "failed" in rows[2]] == [True, True, True]
+    assert [found["href"] for found, _ in tables[0].all("a")] == ["#run-0", "#run-1", "#run-2", "#run-3", "#run-4"]
+    assert "spread by 1.41 (standard deviation, 4 runs)" in text
+    assert not page.all("table", class_="shares")  # three values of lr, but too few runs
+    assert RULE in "".join(content for _, content in page.all("p"))
+    rows = list(csv.DictReader((tmp_path / "report.csv").open(encoding="utf-8")))
+    assert [row["mean_over_seeds"] for row in rows] == ["11.0", "11.0", "31.0", "31.0", ""]
+    assert [row["setting"] for row in rows] == ["1", "1", "2", "2", "3"]
 
 
 def test_the_page_is_self_contained_and_reads_well(sweep: Path) -> None:
@@ -128,22 +144,29 @@ def test_without_a_script_the_first_and_last_pictures_and_all_curves_are_there(s
     assert len(alts) == 8
     drawn = [found["aria-label"] for found, _ in page.all("svg", class_="plot")]
     assert drawn[0].startswith(f"{NAME} over images seen: 000_a from 25 to 21; 001_b from 15 to 11")
-    assert len(page.all("polyline")) >= 4 * len(drawn)
+    assert len(page.all("polyline")) == 4 * len(drawn)
+    points = [found["points"].split() for found, _ in page.all("polyline")][1]
+    assert points == ["1000,35", "2000,40", "3000,39"]  # values of 15, 10 and 11 below an upper tick of 50
     between = [json.loads(text) for _, text in page.all("script", class_="between")]
     assert [[images for images, _ in each] for each in between] == [[1000, 2000]] * 4
 
 
-def test_importance_and_parallel_coordinates_of_the_sweep(sweep: Path) -> None:
-    page, text = report([sweep], sweep / "report.html")
-    lines = page.all("g", role="img")
-    assert len(lines) == 4  # the failed job has no value
-    assert lines[-1][0]["data-text"] == f"001_b: loss hinge, optimizer.lr 0.001; {NAME} 10"
-    assert lines[-1][0]["class"] == "q8"
-    table = Page(re.search(r'<table class="shares">.*?</table>', text, re.DOTALL)[0])  # type: ignore[index]
-    rows = [content for _, content in table.all("tr")][1:]
-    assert re.match(r"loss80 %33 %hinge 15 \(2\) ?wasserstein 35 \(2\)", rows[0])  # 400 of 500
-    assert re.match(r"optimizer\.lr20 %33 %", rows[1])
-    assert "4 measured jobs are too few to be sure" in text
+def test_importance_and_parallel_coordinates_of_a_sweep(tmp_path: Path) -> None:
+    jobs: dict[str, tuple[list[str], float | None]] = {
+        f"{number}": (
+            [f"loss={'abc'[number % 3]}", f"width={number % 2}"],
+            None if number == 9 else 10.0 * (number % 3) + number % 2,
+        )
+        for number in range(10)
+    }
+    page, _ = report([write_sweep(tmp_path / "sweep", jobs)], tmp_path / "report.html")
+    data = json.loads(page.all("script", id="parallel-data")[0][1])
+    assert data["settings"] == {"loss": list("aaabbbccc"), "width": list("001011001")}  # best first
+    assert (data["values"][:3], data["metric"], data["higher"]) == ([0.0, 0.0, 1.0], NAME, False)
+    assert data["labels"] == ["0", "6", "3", "4", "1", "7", "2", "8", "5"]  # the failed job has no value
+    rows = [content for _, content in page.all("tr")]
+    assert "loss100 %25 %a: 0.3333 (3), b: 10.67 (3), c: 20.33 (3)" in rows  # width has two values only
+    assert not any(re.match(r"width\d+ %", row) for row in rows)
 
 
 def test_what_comes_from_files_is_text(tmp_path: Path) -> None:
@@ -165,16 +188,6 @@ def test_what_comes_from_files_is_text(tmp_path: Path) -> None:
     assert "<script>" not in markdown.replace("\\<", "")
     for target in re.findall(r"^!\[.*\]\((.*)\)$", markdown, re.MULTILINE):
         assert (tmp_path / unquote(target)).is_file()
-
-
-def test_the_helpers_escape() -> None:
-    assert escape('<a href="x">&\'') == "&lt;a href=&quot;x&quot;&gt;&amp;&#x27;"
-    assert tag("p", "<b>", class_='"><i') == '<p class="&quot;&gt;&lt;i">&lt;b&gt;</p>'
-    assert tag("input", disabled=True, hidden=False, value=None) == "<input disabled>"
-    data = {"a": "</script><!-- & \u2028"}
-    text = json_in_script(data)
-    assert text.count("<") == 2
-    assert json.loads(text[text.index(">") + 1 : text.rindex("<")]) == data
 
 
 def test_one_run_has_its_config_overrides_metrics_and_provenance(tmp_path: Path) -> None:
@@ -229,31 +242,15 @@ def test_the_csv_holds_bounds_and_the_markdown_the_same_tables(sweep: Path) -> N
     assert (last["status"], last["reason"], last[f"best.{NAME}"]) == ("failed", "the loss does not fit", "")
     markdown = (sweep / "x.md").read_text()
     assert (
-        "| 1 | 001_b | completed | hinge | 0.001 | 10 [9, 12] | 2k | 3k | 100 |".replace("[", "\\[").replace("]", "\\]")
+        "| 1 | 001_b | 10 [9, 12] | completed | hinge | 0.001 | — | 2k | 11 [10, 13] | 3k |".replace("[", "\\[").replace(
+            "]", "\\]"
+        )
         in markdown
     )
-    assert "| loss | 80 % | 33 % | hinge: 15 (2), wasserstein: 35 (2) |" in markdown
+    assert "<table" not in markdown
     pictures = re.findall(r"^!\[.*\]\((.*)\)$", markdown, re.MULTILINE)
     assert len(pictures) == 4
     assert all((sweep / target).is_file() for target in pictures)
-
-
-def test_curves_keep_their_peaks_and_equal_learning_rates_are_drawn_once(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "a", values=[])
-    peak = 7321
-    lines = [
-        {"images": n, "loss/x": 99.0 if n == peak else math.sin(n / 50), "lr/a": 0.1, "lr/b": 0.1, "logits/real": 0.0}
-        for n in range(1, 10_001)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = charts([read_run(folder, "a")], None, None)
-    assert list(found) == ["Losses", "Learning rates", "Inside the training"]
-    series = found["Losses"][0].series[0]
-    assert found["Losses"][0].thinned
-    assert len(series.x) <= 800
-    assert (series.x[0], series.x[-1]) == (1, 10_000)
-    assert series.y[series.x.index(peak)] == 99.0
-    assert [chart.name for chart in found["Learning rates"]] == ["lr/a, lr/b"]
 
 
 def test_a_page_of_many_pictures_stays_below_15_megabytes(tmp_path: Path) -> None:
@@ -272,15 +269,6 @@ def test_outputs_that_cannot_be_a_page_are_refused(sweep: Path) -> None:
     (sweep / "x.html").mkdir()
     with raises(ConfigError, "output", word="directory"):
         write_report([sweep], sweep / "x.html")
-
-
-def test_a_setting_that_only_a_seed_varies_is_called_noise(tmp_path: Path) -> None:
-    jobs: dict[str, tuple[list[str], float | None]] = {
-        f"{number}": ([f"lr={lr}", f"seed={seed}"], value)
-        for number, (lr, seed, value) in enumerate([(1, 0, 10.0), (1, 1, 12.0), (2, 0, 30.0), (2, 1, 32.0)])
-    }
-    _, text = report([write_sweep(tmp_path / "sweep", jobs)], tmp_path / "report.html")
-    assert "spread by 1.41 (standard deviation, 4 runs)" in text
 
 
 def test_of_many_runs_the_best_can_be_chosen_at_once(tmp_path: Path) -> None:

@@ -8,13 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from pretend_runs import FRECHET, NAME, PROVENANCE, write_run
+from pretend_runs import NAME, PROVENANCE, write_run
 
-from genimg.reporting.directions import declared_direction
-from genimg.reporting.measures import columns
-from genimg.reporting.runs import Value, read_run
-
-EVALUATOR = "genimg.evaluation.evaluator.Evaluator"
+from genimg.reporting.run_files import read_run
+from genimg.reporting.runs import Value
 
 
 def age(folder: Path, hours: float) -> None:
@@ -52,7 +49,7 @@ def test_a_run_in_progress_has_its_best_by_the_direction_that_its_evaluator_decl
     assert run.best.images == 2000  # the first of equals, as the trainer keeps it
     age(folder, 5)
     assert read_run(folder, "a").status == "unfinished"
-    assert "5 hours" in read_run(folder, "a").reason
+    assert "5 h 00 min" in read_run(folder, "a").reason
 
 
 def test_a_run_that_goes_on_after_its_summary_is_in_progress(tmp_path: Path) -> None:
@@ -99,43 +96,10 @@ def test_numbers_that_are_not_finite_are_no_values(tmp_path: Path) -> None:
     assert [each.values[NAME].number for each in run.evaluations if NAME in each.values] == [30.0, 20.0]
 
 
-@pytest.mark.parametrize(
-    ("evaluation", "direction"),
-    [
-        (FRECHET, False),
-        ({"_target_": EVALUATOR, "metrics": {"first": {"_target_": "genimg.evaluation.metrics.InceptionScore"}}}, True),
-        (
-            {"_target_": EVALUATOR, "metrics": {"off": None, "b": {"_target_": "genimg.evaluation.metrics.PrecisionRecall"}}},
-            True,
-        ),
-        ({"_target_": "genimg.evaluation.likelihood.LikelihoodEvaluator"}, False),
-        ({"_target_": "genimg.evaluation.translation.PairedEvaluator", "best_by": "psnr"}, True),
-        ({"_target_": "genimg.evaluation.translation.UnpairedEvaluator", "best_by": "kd"}, False),
-        ({"_target_": "somebody.Else"}, None),
-        ({"_target_": "genimg.evaluation.nothing.Here"}, None),
-        ({}, None),
-        (None, None),
-    ],
-)
-def test_the_direction_that_is_read_from_the_source_is_the_evaluators_own(evaluation: object, direction: bool | None) -> None:
-    assert declared_direction(evaluation) is direction
-
-
-def test_every_metric_that_genimg_has_declares_its_direction_so_that_it_can_be_read() -> None:
-    from genimg.evaluation import metrics
-
-    classes = [each for each in vars(metrics).values() if isinstance(each, type) and issubclass(each, metrics.Metric)]
-    concrete = [each for each in classes if each is not metrics.Metric]
-    assert len(concrete) >= 6
-    for each in concrete:
-        target = {"_target_": EVALUATOR, "metrics": {"x": {"_target_": f"{each.__module__}.{each.__name__}"}}}
-        assert declared_direction(target) is each.higher_is_better, each
-
-
 @pytest.mark.parametrize("status", ["completed", None])
 def test_the_best_is_told_with_the_number_of_evaluations_it_was_chosen_from(tmp_path: Path, status: str | None) -> None:
     run = read_run(write_run(tmp_path / "run", values=[30.0, 20.0, 25.0, 22.0], status=status), "a")
     assert run.num_evaluations == 4
-    assert list(columns(run)) == ["last", "best of 4 evaluations"]
+    assert list(run.evaluated) == ["last", "best of 4 evaluations"]
     older = read_run(write_run(tmp_path / "older", summary={"num_evaluations": None}), "b")
-    assert list(columns(older)) == ["last", "best"]
+    assert list(older.evaluated) == ["last", "best"]

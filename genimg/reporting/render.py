@@ -1,0 +1,151 @@
+"""Write the report of run directories: a self-contained page that makes no requests, a CSV file and a Markdown file."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import genimg
+from genimg.errors import ConfigError
+from genimg.reporting import text
+from genimg.reporting.csv_file import as_csv
+from genimg.reporting.curves import nice_ticks, tick_digits
+from genimg.reporting.discover import find_runs
+from genimg.reporting.importance import RULE, importances
+from genimg.reporting.pictures import gallery
+from genimg.reporting.ranking import mean_in_words, rank, setting_label
+from genimg.reporting.sections import Subject, contents, page_contents
+from genimg.reporting.settings import dataset_of, seed_of, swept_settings
+from genimg.utils.environment import git_commit
+from genimg.utils.files import atomically, check_writable
+from genimg.utils.mappings import flatten
+from genimg.utils.terminal import visible
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_MADE = "Written by genimg-report"
+_OF_MARKDOWN = re.compile(r"([\\`*\[\]<>|#~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
+
+
+@dataclass(frozen=True)
+class Report:
+    """A written report.
+
+    Attributes:
+        html, csv, markdown: Paths of the files.
+        subject: Contents of the files.
+    """
+
+    html: Path
+    csv: Path
+    markdown: Path
+    subject: Subject
+
+
+def write_report(directories: Sequence[Path], output: Path) -> Report:
+    """Write the report of runs, sweeps or folders of either. Each of its three files is written atomically.
+
+    Args:
+        directories: Directories of runs or sweeps.
+        output: Path of the page, ``.html``; the CSV and Markdown files get the same name beside it.
+
+    Raises:
+        DataError: If a directory does not exist, or holds neither a run nor a sweep.
+        ConfigError: If ``output`` is not the name of a page or cannot be written.
+    """
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"output={output} must name a file that ends in .html")
+    check_writable("output", output)
+    report = Report(output, output.with_suffix(".csv"), output.with_suffix(".md"), _subject(directories))
+    _refuse_to_overwrite(report)
+    subject, variables = report.subject, contents(report.subject)
+    page = variables | page_contents(subject, gallery(subject.collection.runs))
+    content = {
+        report.html: _environment(is_markdown=False).get_template("report.html").render(page),
+        report.csv: as_csv(subject.ranking, subject.swept),
+        report.markdown: _environment(is_markdown=True).get_template("report.md").render(variables, folder=output.parent),
+    }
+    for path, written in content.items():
+        with atomically(path) as temporary:
+            # JSON can hold lone surrogates.
+            temporary.write_text(visible(written), encoding="utf-8", errors="replace", newline="")
+    return report
+
+
+def _refuse_to_overwrite(report: Report) -> None:
+    """Refuse to replace files that are not an earlier report."""
+    is_report = report.html.is_file() and _MADE in report.html.read_text(encoding="utf-8", errors="replace")
+    for path in (report.html, report.csv, report.markdown):
+        if path.exists() and not is_report:
+            raise ConfigError(f"output={report.html}: {path} exists and is no report of genimg's: choose another output")
+
+
+def _subject(directories: Sequence[Path]) -> Subject:
+    collection = find_runs(directories)
+    runs = collection.runs
+    ranking = rank(runs)
+    swept = swept_settings(runs) if len(runs) > 1 else {}
+    values = {each.number: each.value.number for each in ranking.standings if each.value is not None}
+    commit = git_commit()
+    version = f"genimg {genimg.__version__}"
+    if commit:
+        version += f", commit {commit[:12]}{'-dirty' * commit.endswith('-dirty')}"
+    made = f"{_MADE} on {time.strftime('%Y-%m-%d at %H:%M:%S %Z')} ({version})."
+    found = importances(swept, [values.get(number) for number in range(len(runs))])
+    return Subject(collection, ranking, swept, found, _title(collection.directories, len(runs)), made)
+
+
+def _title(directories: Sequence[Path], num_runs: int) -> str:
+    names = [each.name if each.name not in ("", "..") else each.resolve().name for each in directories]
+    if len(names) == 1:
+        return names[0] if num_runs == 1 else f"{names[0]}: {num_runs} runs"
+    return " and ".join(names) if len(names) == 2 else f"{num_runs} runs: {names[0]}, {names[1]} and {len(names) - 2} more"
+
+
+@cache  # compiling the templates takes half a second
+def _environment(*, is_markdown: bool) -> Environment:
+    """Return the environment of the templates, which escapes everything that it inserts."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # imported here, because --help does not need it
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_escaped_for_markdown if is_markdown else None,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    environment.globals |= {"RULE": RULE, "nice_ticks": nice_ticks, "tick_digits": tick_digits}
+    environment.filters |= {
+        "images": text.images_in_words, "number": text.number_in_words, "value": text.value_in_words,
+        "duration": text.duration_in_words, "share": text.share_in_words, "setting": text.setting_in_words,
+        "short": text.shortened, "count": "{:,}".format, "mean": mean_in_words, "setting_label": setting_label,
+        "dataset": dataset_of, "seed": seed_of, "relative_url": _relative_url,
+        "flatten": flatten,
+        "unescaped": lambda override: re.sub(r"\\(.)", r"\1", override),
+    }  # fmt: skip
+    return environment
+
+
+def _escaped_for_markdown(content: Any) -> Any:
+    """Return text on one line, escaped for Markdown and HTML; markup is returned as it is."""
+    from markupsafe import Markup
+
+    if isinstance(content, Markup):
+        return content
+    return Markup(_OF_MARKDOWN.sub(r"\\\1", " ".join(str(content).split())).replace("&", "&amp;"))
+
+
+def _relative_url(path: Path, folder: Path) -> str:
+    return quote(os.path.relpath(path.resolve(), folder.resolve()).replace(os.sep, "/"))

@@ -1,0 +1,79 @@
+"""Numbers, durations and settings as text, and the choice of a few of many."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from genimg.reporting.runs import Value
+from genimg.utils.durations import time_in_words
+
+
+def images_in_words(images: float | None) -> str:
+    """Return a short number of images, ``1.5M`` or ``20k``, or a dash for None."""
+    if images is None:
+        return "—"
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(images) >= size:
+            return f"{images / size:.4g}{unit}"
+    return f"{images:.4g}"
+
+
+def number_in_words(number: float | None, digits: int = 4) -> str:
+    """Return a number with at most ``digits`` significant digits, without an exponent if that is short; a dash for None."""
+    if number is None:
+        return "—"
+    if number == 0:
+        return "0"
+    if 1e-4 <= abs(number) < 1e6:
+        text = f"{number:.{max(0, digits - 1 - math.floor(math.log10(abs(number))))}f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    mantissa, _, exponent = f"{number:.{max(1, digits - 2)}e}".partition("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def value_in_words(value: Value | None) -> str:
+    """Return ``28.49 [27.91, 29.14]`` with a 95 % interval, ``0.409 (sd 0.027)`` with a deviation, or a dash for None."""
+    if value is None:
+        return "—"
+    text = number_in_words(value.number)
+    if value.low is not None and value.high is not None:
+        text += f" [{number_in_words(value.low)}, {number_in_words(value.high)}]"
+    if value.deviation is not None:
+        text += f" (sd {number_in_words(value.deviation, 2)})"
+    return text
+
+
+def duration_in_words(seconds: float | None) -> str:
+    """Return ``1 h 05 min``, ``3 min 20 s`` or ``45 s``, or a dash for None."""
+    return "—" if seconds is None else time_in_words(seconds)
+
+
+def share_in_words(share: float | None, digits: int = 1) -> str:
+    """Return a share in per cent, or a dash for None."""
+    return "—" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def setting_in_words(value: Any) -> str:
+    """Return a setting as it is written in a config file."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(setting_in_words, value))}]"
+    return str(value)
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text of at most ``most`` characters, with an ellipsis where it is cut."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def thinned(count: int, most: int) -> list[int]:
+    """Return at most ``most``, 2 or more, evenly spaced indices of ``range(count)``, including the first and the last."""
+    if count <= most:
+        return list(range(count))
+    return sorted({round(place * (count - 1) / (most - 1)) for place in range(most)})
