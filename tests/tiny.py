@@ -69,7 +69,7 @@ def gan(**changes: Any) -> GAN:
     torch.manual_seed(0)
     networks: dict[str, nn.Module] = {"generator": generator(), "discriminator": discriminator()}
     settings = {
-        "loss": NONSATURATING, "latent": Normal(dim=5), "penalties": {}, "augment": None, "auxiliary": None,
+        "loss": NONSATURATING, "latent": Normal(dim=5), "penalties": {}, "discriminator_augment": None, "auxiliary": None,
         "generator_interval": 1, "generator_batches": 1, "ema_half_life": 1000, "ema_ramp_up": None,
     }  # fmt: skip
     return GAN(**(networks | settings | changes))
