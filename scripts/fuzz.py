@@ -53,10 +53,11 @@ EVALUATED = ("evaluation=shapes", "evaluation.num_images=24")
 TRAININGS = (
     ("model=dcgan_small", *NARROW, *SMALL, "evaluation=none"),
     ("model=dcgan_small", *NARROW, *SMALL, *EVALUATED),
-    ("model=dcgan_small", *NARROW, *SMALL, "evaluation=none", "conditioning=projection", "penalty=[r1,lecam]", "augment=ada",
+    ("model=dcgan_small", *NARROW, *SMALL, "evaluation=none", "conditioning=projection", "penalty=[r1,lecam]",
+     "discriminator_augment=ada",
      "schedule=cosine"),
     ("model=dcgan_small", *NARROW, *WITHOUT_IMAGES, "evaluation=none", "data=folder", "data.root=pictures", "loss=hinge",
-     "data_augment=crop_flip", "optimizer=adamw"),
+     "augment=crop_flip", "optimizer=adamw"),
     ("model=stylegan2_small", *SMALL, "evaluation=none", "model.generator.channel_max=8", "model.generator.style_dim=16"),
     ("model=vae_small", *SMALL, *EVALUATED),
     ("model=vq_vae_small", *SMALL, "evaluation=none"),

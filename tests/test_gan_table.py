@@ -91,7 +91,7 @@ def test_the_table_has_every_network_loss_conditioning_penalty_and_augmentation(
     assert of_gans("loss", "AdversarialLoss") == set(LOSSES)
     assert options("conditioning") == {"none", "text", "clip_text", *HEADS, *NORMALISED}
     assert options("penalty") == {"path_length", "r1_lazy", "r1_r3gan", "r2_r3gan", *PENALTIES}  # forms of r1 and r2
-    assert options("augment") == {"none", "diffaugment", "ada", "r3gan"}
+    assert options("discriminator_augment") == {"none", "diffaugment", "ada", "r3gan"}
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -141,7 +141,7 @@ def test_every_penalty_trains_and_resumes_eager_and_lazy(tmp_path: Path) -> None
 
 def test_every_augmentation_trains_and_resumes_with_a_penalty_that_looks_through_it(tmp_path: Path) -> None:
     base = ["model=dcgan", "model.generator.width=4", "penalty=[r1]", "conditioning=projection"]
-    cells = {name: [*base, f"augment={name}"] for name in ("diffaugment", "ada", "r3gan")}
+    cells = {name: [*base, f"discriminator_augment={name}"] for name in ("diffaugment", "ada", "r3gan")}
     walk(cells, tmp_path)
 
 

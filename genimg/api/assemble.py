@@ -93,7 +93,7 @@ def assemble(
     """
     with raise_on_any_rank():
         builder, trainer_config, method_class = _checked(config, named, decided)
-        augment, logger = (builder.build_group(config, key) for key in ("data_augment", "logger"))
+        augment, logger = (builder.build_group(config, key) for key in ("augment", "logger"))
         device, precision, performance = _placement(config, device_name, decided, builder)
     with raise_on_any_rank():
         if (name := broadcast_object(precision.name)) != precision.name:

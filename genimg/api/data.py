@@ -112,7 +112,7 @@ def build_loader(
         ConfigError: If the images do not fit the settings.
     """
     settings = {key: config["data"][key] for key in _OF_LOADER}
-    with mounted("data_augment", SampleAugment), mounted("data", ImageLoader):
+    with mounted("augment", SampleAugment), mounted("data", ImageLoader):
         if isinstance(dataset, UnpairedDataset):
             return UnpairedImageLoader(dataset, device=device, augment=augment, **settings)
         return ImageLoader(dataset, device=device, keys=("image",) if task else keys, augment=augment, task=task, **settings)

@@ -68,7 +68,8 @@ def _refuse_without_effect(config: Mapping[str, Any], method_class: type[Method]
     head = (config.get("conditioning") or {}).get("head", "none")
     chosen = {
         "penalty": bool(chosen_penalties(config.get("penalty"))) and "penalties" not in parameters,
-        "augment": "_target_" in (config.get("augment") or {}) and "discriminator_augment" not in parameters,
+        "discriminator_augment": "_target_" in (config.get("discriminator_augment") or {})
+        and "discriminator_augment" not in parameters,
         "conditioning": head != "none" and not method_class.takes_conditions,
     }
     for group, is_useless in chosen.items():

@@ -93,7 +93,7 @@ class Builder:
         trains: Whether to build objects that only training needs. If not, a parameter whose type has
             ``needed_in_training_only`` receives None (an empty mapping if it takes several objects), and a parameter whose
             type has ``without_training`` receives an object of that class. The config's nodes there are ignored.
-        origins: Original keys of nodes that the config repeats by interpolation, such as ``augment`` for ``model.augment``;
+        origins: Original keys of nodes that the config repeats by interpolation, such as ``loss`` for ``model.loss``;
             messages name the original key, because it is the key to set.
     """
 
@@ -294,7 +294,7 @@ class Builder:
         if hint is NumImages or (NumImages in options and not (value is None or is_number or isinstance(value, dict))):
             return to_images(value, epoch_size=self.epoch_size, batch_size=self.batch_size, key=key)
         if value == {} and type(None) in options and not fits(value, hint):
-            return None  # empty group, such as augment=none
+            return None  # empty group, such as discriminator_augment=none
         if not exact:
             require_scalar(value, hint, key)
         elif not is_node(value):

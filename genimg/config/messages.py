@@ -39,8 +39,15 @@ _FORMER = {
     r"data\.placement": "it is called data.storage now",
     r"model\.(\w+\.)*smallest": "it is called bottom_size now",
     r"model\.standing_batches": "it is called standing_stats_batches now",
+    r"model\.augment": "it is called model.discriminator_augment now",
+    r"augment\.(groups|target|interval|speed|policy|p)": "set discriminator_augment.NAME",
+    r"data_augment": "it is called augment now",
+    r"data_augment\.\w+": "set augment.NAME",
 }  # fmt: skip
 """Patterns of keys of earlier versions, with the fix. NAME stands for the last part of the key."""
+
+_FORMER_OPTIONS = {("augment", name): f"discriminator_augment={name}" for name in ("diffaugment", "ada", "r3gan")}
+"""Groups and options of earlier versions, with the option that replaces them."""
 
 
 def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
@@ -55,7 +62,7 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
         return str(error.__cause__)
     if isinstance(error, UserError):
         unknown = re.match(r"unknown key ([\w.]+)", str(error))
-        return (unknown and _foreign_key(unknown[1], command, arguments)) or str(error)
+        return (unknown and (_former_key(unknown[1]) or _foreign_key(unknown[1], command, arguments))) or str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_config_error(error, command, arguments)
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
@@ -121,6 +128,12 @@ def explain_flag(command: str, arguments: list[str]) -> str | None:
     return f"{written}: arguments are written key=value, without dashes: {how}"
 
 
+def _former_key(key: str) -> str | None:
+    """Return a message about a key of earlier versions, or None for any other key."""
+    former = next((now for pattern, now in _FORMER.items() if re.fullmatch(pattern, key)), None)
+    return former and f"{key} is a key of earlier versions: {former.replace('NAME', key.rpartition('.')[2])}"
+
+
 def _foreign_key(key: str, command: str, arguments: list[str]) -> str | None:
     """Return a message about a key that other programs use, or None for any other key."""
     given = (argument.lstrip("+~").partition("=") for argument in arguments)
@@ -142,6 +155,8 @@ def _explain_config_error(error: Exception, command: str, arguments: list[str]) 
     option = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
     if option:
         group, choice = option.groups()
+        if now := _FORMER_OPTIONS.get((group, choice)):
+            return f"{group}={choice} is an option of earlier versions: set {now}"
         options = lines[1:] if "find" in lines[0] else [path.stem for path in Path(config_dir(), group).glob("*.yaml")]
         available = [name for name in options if re.fullmatch(r"[\w.-]+", name) and is_choice(name)]
         known = f": choose one of {', '.join(sorted(available))}" if available else ""
@@ -203,10 +218,7 @@ def _explain_unknown_key(key: str, command: str, arguments: list[str]) -> str:
         ours = [f"hydra.{path.parent.name}.{name}" for path in Path(config_dir(), "hydra").glob("*/*.yaml")
                 for name in map(str, OmegaConf.load(path))]  # fmt: skip
         return f"unknown key {key}{nearest(key, ours)}: --cfg hydra shows all keys of Hydra, its launcher and its sweeper"
-    former = next((now for pattern, now in _FORMER.items() if re.fullmatch(pattern, key)), None)
-    if former:
-        return f"{key} is a key of earlier versions: {re.sub(r'.*[.]', '', key).join(former.split('NAME'))}"
-    if message := _foreign_key(key, command, arguments):
+    if message := _former_key(key) or _foreign_key(key, command, arguments):
         return message
     keys = _keys_of(command, key, arguments)
     if re.fullmatch(r"[a-z_]+", key) and key in keys and Path(config_dir(), key).is_dir():

@@ -89,7 +89,7 @@ def test_what_a_checkpoint_records_calls_no_resolver(monkeypatch: pytest.MonkeyP
     assert with_values(["${a:b}", "${a}"], ["1", "2"]) == ["1", "${a}"]
 
 
-@pytest.mark.parametrize("key", ["debug", "schedule", "data_augment", "unheard_of"])
+@pytest.mark.parametrize("key", ["debug", "schedule", "augment", "unheard_of"])
 def test_no_environment_variable_is_read_or_shown(trained: Path, tmp_path: Path, key: str) -> None:
     evil = tampered(trained, tmp_path, **{key: "${oc.env:GENIMG_TEST_SECRET}"})
     environment = {**os.environ, "GENIMG_TEST_SECRET": SECRET}
