@@ -269,9 +269,9 @@ class Fuzzer:
                 value = 3
             changes.append((path, value))
         full = tuple(((part, *path) if part else path, value) for path, value in changes)
-        told = tuple(f"{'.'.join(map(str, path))} -> {_in_short(value)}" for path, value in full)
+        shown = tuple(f"{'.'.join(map(str, path))} -> {_in_short(value)}" for path, value in full)
         first = ("resume=changed", "trainer.duration=3 steps") if command == "train" else ("ckpt=changed",)
-        return Call(command, (*first, *words), told, (run, full))
+        return Call(command, (*first, *words), shown, (run, full))
 
     def write_changed(self, run: str, changes: tuple[tuple[tuple[str | int, ...], Any], ...]) -> None:
         """Write a run directory with a changed checkpoint; the config with references is changed alike."""

@@ -73,14 +73,14 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (20, 20)) -> 
         (["model=dcgna"], ["model=dcgna", "did you mean 'dcgan'?", "vae"]),
         (["data=mnits"], ["data=mnits", "did you mean 'mnist'?"]),
         (["penalty=[r1,gradiant_penalty]"], ["penalty=gradiant_penalty (did you mean 'gradient_penalty'?)", "lecam"]),
-        (["penalty=[r1,lecam,r1]"], ["penalty=[r1,lecam,r1] names r1 twice", "leave one of them"]),
+        (["penalty=[r1,lecam,r1]"], ["penalty=[r1,lecam,r1] names r1 twice", "remove one of them"]),
         (
             ["penalty=r1,lecam"],
-            ["penalty=r1,lecam is several values", "'penalty=[r1,lecam]' for a list", "-m to sweep", "penalty=\"'r1,lecam'\""],
+            ["penalty=r1,lecam has several values", "'penalty=[r1,lecam]' for a list", "-m to sweep", "penalty=\"'r1,lecam'\""],
         ),
         (
             ["conditioning=projection", "+conditioning.encoder.num_classes=3"],
-            ["made for 3 classes, but data shapes has 5", "remove num_classes"],
+            ["built for 3 classes, but data shapes has 5", "remove num_classes"],
         ),
         (["+model.generator.widht=3"], ["model.generator.widht", "did you mean 'width'?"]),
         (["data=folder"], ["data.root is required"]),
@@ -102,9 +102,9 @@ def write_images(folder: Path, count: int, size: tuple[int, int] = (20, 20)) -> 
         (["model=vae", "likelihood.scale=0"], ["likelihood.scale=0", "must be above 0"]),
         (
             ["model=vae", "conditioning=projection"],
-            ["(conditioning.head=projection), and does not go with a VAE", "conditioning=concat"],
+            ["(conditioning.head=projection) and does not work with a VAE", "conditioning=concat"],
         ),
-        (["model=vae", "loss=elbo_capacity", "loss.free_bits=0.5"], ["loss.capacity=25.0 and", "free_bits both say"]),
+        (["model=vae", "loss=elbo_capacity", "loss.free_bits=0.5"], ["loss.capacity=25.0 and", "free_bits both bound the KL"]),
         (["device=cuda"], ["device=cuda", "device=cpu"]),
         (["device=tpu"], ["device=tpu", "auto, cuda, cpu, mps"]),
         (["precision=tf32", "device=cpu"], ["precision=tf32", "bf16"]),
@@ -149,7 +149,7 @@ def test_without_network_the_messages_say_what_to_put_where(home: Path) -> None:
     refuse("cifar10", "datasets", "cifar-10-batches-py", arguments=["data=cifar10"], blocked_network=True)
 
 
-def test_a_traceback_is_shown_only_when_asked_for(home: Path) -> None:
+def test_a_traceback_is_shown_only_when_requested(home: Path) -> None:
     result = run("train", "trainer.batch_size=0", "traceback=true")
     assert result.returncode == 2
     assert "Traceback" in result.stderr
@@ -181,7 +181,7 @@ def test_help_lists_the_options_of_the_groups_that_the_command_takes(
 
 
 def test_a_value_with_a_comma_is_told_its_quotes(home: Path) -> None:
-    words = ["text=a ring, a cross is several values: write text=\"'a ring, a cross'\" for one text"]
+    words = ["text=a ring, a cross has several values: write text=\"'a ring, a cross'\" for one text"]
     refuse(*words, command="sample", arguments=["ckpt=run", "text=a ring, a cross"])
 
 
@@ -245,7 +245,7 @@ def test_train_evaluate_and_sample(home: Path) -> None:
     (home / "broken.pt").write_bytes((home / "run" / "checkpoints" / "last.pt").read_bytes()[:5000])
     torch.save({"weights": torch.zeros(3)}, home / "other.pt")
     for command in ("evaluate", "sample"):
-        refuse("broken.pt", "truncated, or no file of torch.save", command=command, arguments=["ckpt=broken.pt"])
+        refuse("broken.pt", "truncated, or was not written by torch.save", command=command, arguments=["ckpt=broken.pt"])
         refuse("other.pt", "not a genimg checkpoint", command=command, arguments=["ckpt=other.pt"])
         missing = "ckpt is required" if command == "sample" else "nothing to evaluate: give ckpt=CHECKPOINT"
         refuse(missing, command=command, arguments=[])

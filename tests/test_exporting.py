@@ -21,7 +21,7 @@ from genimg.data.facts import DataFacts
 from genimg.errors import UserError
 from genimg.exporting.checks import TOLERANCE, largest_difference, trials
 from genimg.exporting.formats import open_onnx, traced, write_onnx
-from genimg.exporting.parts import Choices, ExportedNetwork, Port, SizeConstraints, exportable, settled
+from genimg.exporting.parts import Choices, ExportedNetwork, Port, SizeConstraints, exportable, prepared_for_export
 from genimg.methods.base import Method
 from genimg.methods.conditional import ConditionalMethod
 from genimg.methods.vq_vae import VQVAE
@@ -183,7 +183,7 @@ def test_noise_of_a_hierarchy_and_the_choice_of_a_gaussian_are_inputs() -> None:
 @pytest.mark.parametrize(
     ("model", "choices", "message"),
     [
-        ("dcgan_small", {"truncation": 0.5}, "truncation=0.5 has no effect on the export of a GAN: the latents of this model"),
+        ("dcgan_small", {"truncation": 0.5}, "truncation=0.5 has no effect on the export of a GAN: this model's latents"),
         ("vae_small", {"truncation": 0.5}, "truncation=0.5 has no effect on the export of a VAE"),
         (
             "vq_vae",
@@ -212,7 +212,7 @@ def test_a_choice_without_effect_is_refused(model: str, choices: dict[str, Any],
 
 
 def test_a_method_of_ones_own_is_refused_until_it_has_a_case() -> None:
-    with pytest.raises(ValueError, match=r"holds a GAN, of which genimg-export does not know what to export"):
+    with pytest.raises(ValueError, match=r"holds a GAN, which genimg-export cannot export"):
         exportable.dispatch(object)(tiny.gan(), Choices(), {})
 
 
@@ -287,7 +287,7 @@ def test_images_of_another_shape_are_a_bug() -> None:
 
 def test_a_diverged_checkpoint_is_named_as_such() -> None:
     part = imagined(nn.Identity(), lambda image: image * float("nan"))
-    with pytest.raises(ValueError, match="the checkpoint makes NaN of random inputs: its training has diverged"):
+    with pytest.raises(ValueError, match="the checkpoint returns NaN for random inputs: its training has diverged"):
         largest_difference(part, lambda image: image)
 
 
@@ -298,7 +298,7 @@ def test_a_settled_copy_has_plain_weights_and_leaves_the_original_as_it_was() ->
     network = tiny.generator(spectral_norm=True).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     before = {name: value.clone() for name, value in network.state_dict().items()}
     latent = torch.randn(2, 5)
-    copied = settled(network)
+    copied = prepared_for_export(network)
     assert not any("parametrizations" in name for name in copied.state_dict())
     assert all(value.is_contiguous() for value in copied.state_dict().values())
     assert not copied.training

@@ -23,7 +23,7 @@ from genimg.api.debugging import shortened
 from genimg.api.dry_run import rehearse
 from genimg.api.run import DivergedError, Run, Training
 from genimg.api.usual import (
-    asked_for_extractor,
+    chooses_extractor,
     refuse_repeated_penalties,
     warn_of_missing_penalties,
     warn_of_short_training,
@@ -269,7 +269,7 @@ def _built(
     was_measured_with_it = saved is not None and saved.state["config"]["evaluation"] == config["evaluation"]
     # The evaluation of a named checkpoint was chosen when that run was started.
     named_checkpoint = resume.names_a_checkpoint(composed)
-    replaceable = not (was_measured_with_it or named_checkpoint or asked_for_extractor(composition))
+    replaceable = not (was_measured_with_it or named_checkpoint or chooses_extractor(composition))
     assembly = assemble(
         config,
         device_name if world_size() > 1 else config["device"],
@@ -298,7 +298,7 @@ def _require_work(saved: resume.Saved, parts: TrainingComponents, config: Config
     if is_complete and run_directory_of(saved.path).resolve() != run_dir.resolve():
         duration = config["trainer"]["duration"]
         raise ConfigError(
-            f"trainer.duration={duration} is over: {relative(saved.path)} has been trained for as long",
+            f"trainer.duration={duration} is reached: {relative(saved.path)} has already been trained that long",
             f"give a longer one to train in run_dir={relative(run_dir)}",
             key="trainer.duration",
         )

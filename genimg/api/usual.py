@@ -43,7 +43,7 @@ def refuse_repeated_penalties(composition: Composition) -> None:
         for place in places:
             if places.count(place) > 1:
                 same = " and ".join(dict.fromkeys(name for name, other in zip(names, places, strict=True) if other == place))
-                raise ConfigError(f"{override.input_line} names {same} twice, which would count once: leave one of them")
+                raise ConfigError(f"{override.input_line} names {same} twice, but it would count once: remove one of them")
 
 
 def warn_of_missing_penalties(composition: Composition) -> None:
@@ -55,7 +55,7 @@ def warn_of_missing_penalties(composition: Composition) -> None:
     chosen = {key for key, node in composition.config.penalty.items() if "_target_" in node}
     if missing := [name for name in needed if _place(name, folders) not in chosen]:
         log.warning(
-            "penalty=[%s] leaves out %s: the published trainings of model=%s always have penalty=[%s], and without them it "
+            "penalty=[%s] omits %s: the published trainings of model=%s always have penalty=[%s], and without them it "
             "often diverges or collapses; remove penalty= to have them",
             ",".join(map(str, chosen)), " and ".join(missing), model, ",".join(needed),
         )  # fmt: skip
@@ -100,30 +100,30 @@ def evaluation_at_hand(config: Mapping[str, Any], reason: str) -> Mapping[str, A
     if str(given["_target_"]).startswith("genimg.evaluation.translation."):
         name = name or _OF_PHOTOS
         log.warning(
-            "the features of evaluation=%s take the place of the default ones, whose weights are not at hand (%s); the names "
-            "of the metrics say so, and their numbers are neither FID nor KID. Once they are there, genimg-eval measures the "
-            "checkpoints with them",
+            "the features of evaluation=%s replace the default ones, whose weights are not available (%s); the names "
+            "of the metrics say so, and their values are neither FID nor KID. Once the weights are available, genimg-eval "
+            "measures the checkpoints with them",
             name, place,
         )  # fmt: skip
         return {**given, "extractor": _plain_yaml("evaluation", name)["extractor"]}
     if name is None or not str(given["_target_"]).endswith(".Evaluator"):
         log.warning(
-            "this training is not evaluated, because the weights for the default evaluation are not at hand (%s); once they "
+            "this training is not evaluated, because the weights for the default evaluation are not available (%s); once they "
             "are, genimg-eval measures its checkpoints",
             place,
         )
         return {}
     log.warning(
-        "evaluation=%s takes the place of the default one, whose weights are not at hand (%s); its numbers are no FID, and "
-        "once the weights are there, genimg-eval measures the checkpoints with them",
+        "evaluation=%s replaces the default one, whose weights are not available (%s); its values are not FID, and once the "
+        "weights are available, genimg-eval measures the checkpoints with them",
         name, place,
     )  # fmt: skip
     own = _plain_yaml("evaluation", name)
     return {**given, "extractor": own["extractor"], "metrics": own["metrics"]}
 
 
-def asked_for_extractor(composition: Composition) -> bool:
-    """Return whether an override names the evaluation or its extractor."""
+def chooses_extractor(composition: Composition) -> bool:
+    """Return whether an override chooses the evaluation or its extractor."""
     return any(key == "evaluation" or key.startswith("evaluation.extractor") for key in composition.typed_keys())
 
 
@@ -149,7 +149,7 @@ def warn_of_short_training(
         published += f" ({usual // settings.batch_size:,} steps of {settings.batch_size} images here)"
     enough = max(_FEW_STEPS * 5 * settings.batch_size, int(_SMALL_SHARE * (usual or 0)))
     log.warning(
-        "%s of %s images are %s steps, which are too few to learn much%s: set trainer.duration, for a first impression "
+        "%s of %s images are %s steps, which are too few to learn much%s: set trainer.duration; for a first impression, "
         "trainer.duration='%dk images'",
         config["trainer"]["duration"], f"{builder.epoch_size:,}", f"{steps:,}", published, -(-enough // 1000),
     )  # fmt: skip

@@ -196,9 +196,9 @@ class Builder:
         if not module_name:
             raise ConfigError(f"{key}={name} names no function: write PACKAGE.MODULE:FUNCTION")
         if not private and package in self.allowed:
-            raise ConfigError(f"{key}={name} is no class or function of {package}")
+            raise ConfigError(f"{key}={name} is not a class or function of {package}")
         if private or package in ("genimg", "torch"):
-            raise ConfigError(f"{key}={name} is refused: it is no class or function of {package} that a config may name")
+            raise ConfigError(f"{key}={name} is refused: it is not a class or function of {package} that a config may name")
         if self.named is not None and package in sys.stdlib_module_names:
             raise ConfigError(f"{key}={name} is refused in a checkpoint's config", "do not use this checkpoint")
         raise ConfigError(f"{key}={name} is refused, because it is not part of genimg: if you trust it, add allow=[{package}]")

@@ -92,10 +92,10 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
         fix = "lower batch_size"
         if command == "train":
             fix = (
-                "lower trainer.batch_size, data.image_size or the widths of the networks, or raise trainer.accumulation, which "
-                "cuts batches into parts"
+                "lower trainer.batch_size, data.image_size or the widths of the networks, or raise trainer.accumulation, "
+                "which splits batches into microbatches"
             )
-        return f"the memory is full ({reason}): {fix}"
+        return f"out of memory ({reason}): {fix}"
     if is_batch_too_small(error):
         fix = "raise trainer.batch_size, or lower trainer.accumulation" if command == "train" else "raise batch_size"
         return f"batch norm needs more than one value for each channel: {fix}"
@@ -178,20 +178,20 @@ def _explain_config_error(error: Exception, command: str, arguments: list[str]) 
     if "Ambiguous value for argument" in text:
         key, _, value = text.partition("'")[2].partition("\n")[0].rstrip("'").partition("=")
         one, several = f'{key}="{quoted(value)}"', f"'{key}=[{value}]'"
-        return f"{key}={value} is several values: write {one} for one text, {several} for a list, or add -m to sweep over them"
+        return f"{key}={value} has several values: write {one} for one text, {several} for a list, or add -m to sweep over them"
     unreadable = next((a for a in arguments if not a.startswith("-") and not _can_be_read(a)), None)
     if unreadable is not None:
         key, equals, value = unreadable.partition("=")
         if not equals:
             return f"{unreadable!r} is not key=value; a value with spaces needs quotes: trainer.duration='25 epochs'"
-        return f'the value of {key} has characters that need quotes of their own: write "{key}={quoted(value)}"'
+        return f'the value of {key} has characters that must be quoted: write "{key}={quoted(value)}"'
     kept = re.search(r"Could not delete from config. '([^']+)' does not exist|Error merging override ~(\S+)$", text)
     if kept and schema.type_of(key := kept.group(1) or kept.group(2), command):
         return f"~{key} is not possible, because {key} must have a value: set {key}=VALUE"
     merged = re.search(r"Error merging override (\S.*)", text)
     if merged and "=" in merged[1]:
         key, _, value = merged[1].partition("=")
-        return f"{key.lstrip('+')}={value} is of another kind than the value that it replaces: --cfg job shows that value"
+        return f"{key.lstrip('+')}={value} has another type than the value that it replaces: --cfg job shows that value"
     missing = re.search(r"Missing mandatory value: (\S+)", text)
     if missing:
         return f"{missing.group(1)} is required: set {missing.group(1)}=VALUE"

@@ -43,7 +43,7 @@ def command_line(*overrides: str) -> Composition:
 def test_penalties_that_are_taken_away_are_named(overrides, missing, caplog):
     usual.warn_of_missing_penalties(command_line(*overrides))
     assert len(caplog.records) == bool(missing)
-    assert not missing or f"leaves out {' and '.join(missing)}:" in caplog.text
+    assert not missing or f"omits {' and '.join(missing)}:" in caplog.text
 
 
 @pytest.mark.parametrize("names", ["r1,r1", "r1,r1_lazy", "r2_r3gan,r2"])
@@ -84,8 +84,8 @@ def test_a_training_too_short_to_learn_says_how_many_steps_it_is(overrides, num_
 @pytest.mark.parametrize(
     ("data", "classifier", "words"),
     [
-        ("mnist", "mnist", "evaluation=mnist takes the place"),
-        ("cifar10", "cifar10_classifier", "evaluation=cifar10_classifier takes the place"),
+        ("mnist", "mnist", "evaluation=mnist replaces the default"),
+        ("cifar10", "cifar10_classifier", "evaluation=cifar10_classifier replaces the default"),
         ("folder", None, "is not evaluated"),
     ],
 )
@@ -125,7 +125,7 @@ def test_translations_without_inceptions_weights_are_chosen_by_features_at_hand(
         assert config["evaluation"]["extractor"] is None  # pixels alone need no weights
         return
     node = usual.evaluation_at_hand(config, "no weights")
-    assert f"the features of evaluation={classifier} take the place" in caplog.text
+    assert f"the features of evaluation={classifier} replace the default" in caplog.text
     evaluator = replace(Builder(), epoch_size=100).build_group({"evaluation": node}, "evaluation")
     assert isinstance(evaluator, TranslationEvaluator)
     assert evaluator.best_by == config["evaluation"]["best_by"] == "kd"
@@ -141,12 +141,12 @@ def test_translations_without_inceptions_weights_are_chosen_by_features_at_hand(
         (["evaluation.num_images=10"], False), ([], False),
     ],
 )  # fmt: skip
-def test_an_evaluation_counts_as_asked_for_where_it_is_typed(overrides, asked):
-    assert usual.asked_for_extractor(command_line("data=cifar10", *overrides)) is asked
+def test_an_evaluation_counts_as_requested_where_it_is_typed(overrides, asked):
+    assert usual.chooses_extractor(command_line("data=cifar10", *overrides)) is asked
 
 
 @pytest.mark.usefixtures("unchanged_process")
-def test_a_folder_trains_without_inceptions_weights_unless_they_are_asked_for(tmp_path, monkeypatch, capfd):
+def test_a_folder_trains_without_inceptions_weights_unless_they_are_requested(tmp_path, monkeypatch, capfd):
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)

@@ -180,10 +180,10 @@ def test_corrupt_files_are_left_out_counted_and_listed(home: Path, caplog: pytes
     for name in ("cat/03.png", "dog/07.png"):
         (home / "pictures" / name).write_bytes(b"not a png")
     prepare_here(*PICTURES, "output=PACKED", "max_corrupt=2")
-    assert "2 corrupt images left out: PACKED/corrupt.txt" in caplog.text
+    assert "2 corrupt images skipped: PACKED/corrupt.txt" in caplog.text
     lines = (home / "PACKED" / "corrupt.txt").read_text().splitlines()
     assert [line.split(": ")[0] for line in lines] == ["pictures/cat/03.png", "pictures/dog/07.png"]
-    assert all("no format that genimg reads" in line for line in lines)
+    assert all("its format is not one that genimg reads" in line for line in lines)
     source = prepared(root="PACKED", image_size=16, channels=3)
     assert source.labels is not None
     assert source.labels.tolist() == [0] * 11 + [1] * 11
@@ -210,11 +210,14 @@ def test_corrupt_files_are_left_out_counted_and_listed(home: Path, caplog: pytes
         ([*PICTURES, "output=PACKED", "data.num_workers=0"], r"data\.num_workers=0 must be auto, or 1 or more threads"),
         (
             [*PICTURES, "output=PACKED", "data.horizontal_flip=true"],
-            r"data\.horizontal_flip=True is for training.*set it there",
+            r"data\.horizontal_flip=True applies to training.*set it in genimg-train",
         ),
-        ([*PICTURES, "output=PACKED", "data.storage=host"], r"data\.storage=host is for training.*set it there"),
-        ([*PICTURES, "output=PACKED", "data.max_corrupt=3"], r"data\.max_corrupt=3 is for training.*max_corrupt=N"),
-        ([*PICTURES, "output=PACKED", "data.validation=0.25"], r"data\.validation=0\.25 is for training.*set it there"),
+        ([*PICTURES, "output=PACKED", "data.storage=host"], r"data\.storage=host applies to training.*set it in genimg-train"),
+        ([*PICTURES, "output=PACKED", "data.max_corrupt=3"], r"data\.max_corrupt=3 applies to training.*max_corrupt=N"),
+        (
+            [*PICTURES, "output=PACKED", "data.validation=0.25"],
+            r"data\.validation=0\.25 applies to training.*set it in genimg-train",
+        ),
         (["data=paired", "data.root=pictures", "data.image_size=16", "output=PACKED"], "data=paired has pairs of images"),
         ([*PICTURES, "output=PACKED", "data.root=nowhere"], r"data\.root=nowhere does not exist"),
         ([*PICTURES, "output=PACKED", "data.captions=nowhere.jsonl"], r"data\.captions=nowhere\.jsonl is not a file"),
@@ -223,7 +226,7 @@ def test_corrupt_files_are_left_out_counted_and_listed(home: Path, caplog: pytes
         ([*PICTURES, "output=pictures"], "output=.*/pictures exists and is not empty: remove it, or choose another output"),
         ([*PICTURES, "output=pictures/cat/00.png"], r"output=.*/00\.png is a file: name a directory that does not exist yet"),
         ([*PICTURES, "output=pictures/cat/00.png/x"], r"output=.*/00\.png/x cannot be written"),
-        ([*PICTURES, "output=/dev/shm"], "output=/dev/shm .*(not empty|mounted)"),
+        ([*PICTURES, "output=/dev/shm"], "output=/dev/shm .*(not empty|mount point)"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name_and_leaves_nothing(arguments: list[str], words: str, home: Path) -> None:

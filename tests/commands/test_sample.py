@@ -465,7 +465,7 @@ def test_a_model_that_encodes_nothing_has_no_neighbourhood(runs: Path, photos: P
 def test_a_file_that_is_no_image_is_named(runs: Path, photos: Path, tmp_path: Path) -> None:
     (photos / "a.png").write_text("no image")
     for option in (f"near={photos / 'a.png'}", f"reconstruct={photos}"):
-        with pytest.raises(ValueError, match=r"a\.png .*no format that genimg reads"):
+        with pytest.raises(ValueError, match=r"a\.png .*its format is not one that genimg reads"):
             run_sample(f"ckpt={runs / 'vae'}", option, f"output={tmp_path / 'out'}")
 
 

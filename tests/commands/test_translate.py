@@ -444,7 +444,7 @@ def test_training_mode_without_anything_to_train_is_refused(runs: Path) -> None:
         ("denoise", ["output=taken"], "the grid of output=taken would replace .*taken.png: move that away, or set overwrite"),
         ("denoise", ["input=twice"], "twice/a.bmp and twice/a.png would both be written to a.png: rename one of them"),
         ("denoise", ["input=links", "output=full", "overwrite=true"], "output=full would overwrite links/b.png, which is read"),
-        ("denoise", ["input=broken"], "broken/a.png .it is in no format that genimg reads., broken/b.png .* cannot be read"),
+        ("denoise", ["input=broken"], "broken/a.png .its format is not one that genimg reads., broken/b.png .* cannot be read"),
         ("denoise", ["direction=a2b"], "direction=a2b: this model was trained to make a task's targets of its sources"),
         ("pix2pix", ["direction=b2a"], "direction=b2a: this model was trained with data.direction=a2b, and knows no other"),
         ("denoise", ["mask=photos"], "mask=photos has no effect: this model was trained without masks"),
@@ -456,7 +456,7 @@ def test_training_mode_without_anything_to_train_is_refused(runs: Path) -> None:
         ("inpaint", ["mask=masks", "output=masks/made"], "output=masks/made is inside mask=masks"),
         ("denoise", ["batch_size=0"], "batch_size=0 must be 1 or more"),
         ("denoise", ["+titel=3"], r"unknown key titel \(did you mean 'tile'\?\)"),
-        ("gan", [], "ckpt=.*gan: this model makes images from nothing: use genimg-sample"),
+        ("gan", [], "ckpt=.*gan: this model takes no input images: use genimg-sample"),
     ],
 )
 def test_bad_requests_are_refused_before_anything_is_written(

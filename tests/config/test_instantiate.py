@@ -609,8 +609,8 @@ def test_groups_of_gans_are_refused_for_other_models(override):
 def test_ways_of_a_discriminator_to_judge_are_refused_for_models_without_one(conditioning):
     config = resolve("model=vae_small", f"conditioning={conditioning}", *TINY)
     message = (
-        rf"^this conditioning is of a GAN's discriminator \(conditioning\.head={config['conditioning']['head']}\), and does "
-        "not go with a VAE: choose conditioning=concat, for labels"
+        rf"^this conditioning is for a GAN's discriminator \(conditioning\.head={config['conditioning']['head']}\) and does "
+        "not work with a VAE: choose conditioning=concat, for labels"
     )
     with pytest.raises(ValueError, match=message):
         check_pairing(config, BUILDER)
@@ -762,7 +762,7 @@ def test_autoencoders_without_a_likelihood_may_hold_images_out_for_their_reconst
     [
         (
             ["data=mnist", "data.root=nowhere", "data.validation=train"],
-            r"data\.validation=train is the split that is trained on",
+            r"data\.validation=train is the training split",
         ),
         (["data.validation=test"], r"data\.validation=test: the data has no splits: give a share such as 0\.1"),
     ],

@@ -84,9 +84,12 @@ def test_without_a_file_of_labels_directories_are_classes(dataset, content):
 
 REFUSED = {
     "no JSON": ("{", "is not JSON"),
-    "an image without a label": ({"labels": pairs()[1:]}, f"no label for 1 of the 6 images, the first of them {NAMES[0]}"),
-    "a vector": ({"labels": pairs(**{NAMES[2]: [0, 1, 0]})}, f"{NAMES[2]} the label \\[0, 1, 0\\], a vector"),
-    "a fraction": ({"labels": pairs(**{NAMES[2]: 0.5})}, f"{NAMES[2]} the label 0.5, a vector or a fraction"),
+    "an image without a label": ({"labels": pairs()[1:]}, f"no label for 1 of the 6 images; the first is {NAMES[0]}"),
+    "a vector": (
+        {"labels": pairs(**{NAMES[2]: [0, 1, 0]})},
+        f"{NAMES[2]} the label \\[0, 1, 0\\], which is not a class number",
+    ),
+    "a fraction": ({"labels": pairs(**{NAMES[2]: 0.5})}, f"{NAMES[2]} the label 0.5, which is not a class number"),
     "a negative label": ({"labels": pairs(**{NAMES[2]: -1})}, f"{NAMES[2]} the label -1"),
     "a truth": ({"labels": pairs(**{NAMES[2]: True})}, f"{NAMES[2]} the label True"),
     "a name as a label": ({"labels": pairs(**{NAMES[2]: "cat"})}, f"{NAMES[2]} the label 'cat'"),
@@ -108,7 +111,7 @@ def test_labels_that_are_none_are_refused(dataset, kind):
 
 def test_files_that_are_not_there_are_named(dataset, caplog):
     assert dataset({"labels": [*pairs(), ["00002/img00000008.png", 9]]}).labels.tolist() == LABELS
-    assert "names 1 files that are not there, the first of them 00002/img00000008.png" in caplog.text
+    assert "names 1 files that do not exist; the first is 00002/img00000008.png" in caplog.text
 
 
 def test_names_may_be_written_in_other_ways():

@@ -5,7 +5,7 @@ from PIL import Image
 from genimg.data.datasets.builtin import CorruptImageError, folder
 from genimg.data.datasets.file_index import list_images
 from genimg.data.decode import PixelFormat
-from genimg.data.depth import with_settled_depth
+from genimg.data.depth import with_float_white
 
 GREY = PixelFormat(4, 4, 1)
 
@@ -26,7 +26,9 @@ def open_folder(root, **changes):
 def test_values_of_another_range_are_refused_before_anything_is_read_in_earnest(tmp_path, kind):
     for i in range(3):
         write(tmp_path, f"{i}.tif", 42000 + i, kind, spread=42000)
-    with pytest.raises(ValueError, match=r"\.tif holds 32-bit values from \d to 4200\d.*range=\[0,42002\] \(what 3 files"):
+    with pytest.raises(
+        ValueError, match=r"\.tif holds 32-bit values from \d to 4200\d.*range=\[0,42002\] \(the values in 3 files"
+    ):
         open_folder(tmp_path)
 
 
@@ -51,7 +53,7 @@ def test_a_file_beyond_the_sample_is_refused_where_it_is_read(tmp_path):
         write(tmp_path, f"{i:02d}.tif", 0.5, np.float32)
     source = open_folder(tmp_path)
     write(tmp_path, "07.tif", 9000.0, np.float32)
-    with pytest.raises(CorruptImageError, match=r"07\.tif: it holds 32-bit values from 9000 to 9000, not 0 to 1, as others"):
+    with pytest.raises(CorruptImageError, match=r"07\.tif: it holds 32-bit values from 9000 to 9000, not 0 to 1 like others"):
         source.read(7)
 
 
@@ -73,7 +75,7 @@ def test_usual_images_are_not_remarked_on(tmp_path, caplog):
     write(tmp_path, "b.png", 60000, np.uint16)
     (tmp_path / "c.png").write_bytes(b"no image")
     with caplog.at_level("WARNING", logger="genimg.data.depth"):
-        assert with_settled_depth(list_images(tmp_path, refresh=True), GREY) == GREY
+        assert with_float_white(list_images(tmp_path, refresh=True), GREY) == GREY
     assert not caplog.text
 
 
@@ -81,4 +83,4 @@ def test_a_range_without_images_that_it_applies_to_is_warned_of(tmp_path, caplog
     write(tmp_path, "a.png", 200, np.uint8)
     with caplog.at_level("WARNING", logger="genimg.data.depth"):
         assert open_folder(tmp_path, range=[0, 4095]).read(0).max() == 200
-    assert "range=[0.0, 4095.0] has no effect on images of 8 bits" in caplog.text
+    assert "range=[0.0, 4095.0] has no effect on 8-bit images" in caplog.text

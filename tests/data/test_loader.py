@@ -165,7 +165,7 @@ def test_images_are_float_in_range_channels_last(storage):
 
 @pytest.mark.parametrize("storage", PLACED)
 @pytest.mark.parametrize("keys", [("image",), ("image", "label"), ("image", "caption"), ("image", "label", "caption")])
-def test_batches_have_the_keys_that_were_asked_for(storage, keys):
+def test_batches_have_the_keys_that_were_requested(storage, keys):
     whole = take(place(ToyDataset(), storage), 3)
     assert_equal(take(place(ToyDataset(), storage, keys=keys), 3), {key: whole[key] for key in keys})
 
@@ -173,10 +173,10 @@ def test_batches_have_the_keys_that_were_asked_for(storage, keys):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        (("image", "label"), r"^the images of toy cannot make batches of image, label: they have image$"),
-        (("image", "caption"), r"cannot make batches of image, caption: they have image$"),
-        (("image", "mask"), r"cannot make batches of image, mask: they have image$"),
-        (("label",), r"cannot make batches of label"),
+        (("image", "label"), r"^toy cannot provide image, label: it has image$"),
+        (("image", "caption"), r"cannot provide image, caption: it has image$"),
+        (("image", "mask"), r"cannot provide image, mask: it has image$"),
+        (("label",), r"cannot provide label"),
     ],
 )
 def test_keys_that_the_source_has_not_are_refused_by_name(keys, words):
@@ -200,7 +200,7 @@ def test_a_long_caption_is_cut_alike_everywhere(caplog):
     source = ArrayDataset("toy", ToyDataset(4).values, captions=captions)
     with caplog.at_level(logging.WARNING):
         data = {storage: place(source, storage) for storage in PLACED}
-    assert caplog.messages == ["2 of 4 captions are cut after 256 bytes: the longest has 400"] * 3
+    assert caplog.messages == ["2 of 4 captions are truncated to 256 bytes: the longest has 400"] * 3
     assert {placed.caption_length for placed in data.values()} == {256}
     batches = {storage: take(placed, 2)["caption"] for storage, placed in data.items()}
     for batch in batches.values():
@@ -209,7 +209,7 @@ def test_a_long_caption_is_cut_alike_everywhere(caplog):
 
 
 @pytest.mark.parametrize("storage", PLACED)
-def test_captions_that_nobody_asked_for_are_not_read(storage):
+def test_captions_that_nobody_requested_are_not_read(storage):
     source = ToyDataset()
     source.captions = None
     take(place(source, storage, keys=("image", "label")), 2)
@@ -413,7 +413,7 @@ def test_plain_images_are_not_augmented():
 
 def test_an_augmentation_that_does_not_fit_the_images_is_refused():
     grey = ArrayDataset("toy", ToyDataset().values[:, :1])
-    with pytest.raises(ValueError, match=r"^saturation=0\.2 changes nothing about grey images"):
+    with pytest.raises(ValueError, match=r"^saturation=0\.2 has no effect on grey images"):
         place(grey, "device", flip=False, augment=AUGMENT)
 
 

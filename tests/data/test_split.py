@@ -153,7 +153,9 @@ def test_fewer_than_two_images_on_a_side_are_refused(count, share, words):
 def test_two_kinds_of_validation_are_refused():
     source = Listed(24)
     source.validation = Listed(3)
-    with pytest.raises(ValueError, match=r"^validation=0\.25 has no effect, because listed has 3 images .*set validation=0"):
+    with pytest.raises(
+        ValueError, match=r"^validation=0\.25 has no effect, because listed has 3 validation images .*set validation=0"
+    ):
         without_validation(source, 0.25)
 
 

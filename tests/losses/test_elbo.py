@@ -317,7 +317,7 @@ def test_free_bits_and_capacities_below_zero_are_refused(number):
 
 @pytest.mark.parametrize(("other", "value"), [("free_bits", 0.5), ("warm_up", 1000)])
 def test_settings_that_exclude_each_other_are_refused(other, value):
-    with pytest.raises(ValueError, match=rf"^capacity=25\.0 and {other} both say what the KL may cost: set one"):
+    with pytest.raises(ValueError, match=rf"^capacity=25\.0 and {other} both bound the KL: set only one"):
         elbo(capacity=25.0, **{other: value})
 
 

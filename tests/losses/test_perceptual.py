@@ -77,14 +77,14 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"^weights=.*vgg\.pth is not a file: put torchvision's"):
         perceptual(tmp_path)
     saved(tmp_path, drop="features.5.bias")
-    with pytest.raises(ValueError, match=r"^weights=.* holds no features\.5\.bias of \[128\]"):
+    with pytest.raises(ValueError, match=r"^weights=.* has no features\.5\.bias of shape \[128\]"):
         perceptual(tmp_path)
     (tmp_path / "vgg.pth").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"^weights=.* cannot be read"):
         perceptual(tmp_path)
     saved(tmp_path)
     for layers in ((), (8, 3), (-1,), (31,)):
-        with pytest.raises(ValueError, match=r"^layers=.* must be numbers that rise, from 0 to 30"):
+        with pytest.raises(ValueError, match=r"^layers=.* must be increasing numbers from 0 to 30"):
             perceptual(tmp_path, layers)
     with pytest.raises(ValueError, match=r"^weight=0"):
         perceptual(tmp_path, weight=0)

@@ -146,7 +146,7 @@ def test_settings_out_of_range_are_refused(settings, words):
 
 @pytest.mark.parametrize(("kind", "epsilon"), [("l1", 1e-3), ("l2", 1e-3), ("charbonnier", None)])
 def test_an_epsilon_is_charbonniers_alone(kind, epsilon):
-    with pytest.raises(ValueError, match=f"^epsilon=.* does not go with kind={kind}: charbonnier needs a number"):
+    with pytest.raises(ValueError, match=f"^epsilon=.* does not match kind={kind}: charbonnier needs a number"):
         ReconstructionLoss(kind=kind, epsilon=epsilon, known_weight=1.0)
 
 

@@ -125,9 +125,9 @@ def test_the_likelihood_may_be_another_one():
     [
         ({"latent_weight": -1.0}, r"^latent_weight=-1\.0 must be 0 or more"),
         ({"regulariser": "l1"}, r"^regulariser=l1 is unknown: choose one of none, l2, gradient_penalty, spectral_norm"),
-        ({"regulariser_weight": None}, r"^regulariser_weight=null does not go with regulariser=l2: l2 and .* need a number"),
-        ({"regulariser": "none"}, r"^regulariser_weight=0\.2 does not go with regulariser=none: .* the others null"),
-        ({"regulariser": "spectral_norm"}, r"^regulariser_weight=0\.2 does not go with regulariser=spectral_norm"),
+        ({"regulariser_weight": None}, r"^regulariser_weight=null does not match regulariser=l2: l2 and .* need a number"),
+        ({"regulariser": "none"}, r"^regulariser_weight=0\.2 does not match regulariser=none: .* the others null"),
+        ({"regulariser": "spectral_norm"}, r"^regulariser_weight=0\.2 does not match regulariser=spectral_norm"),
         ({"regulariser_weight": 0.0}, r"^regulariser_weight=0\.0 must be above 0: .*regulariser=none"),
     ],
 )

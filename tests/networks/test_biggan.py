@@ -182,7 +182,7 @@ def test_sizes_that_do_not_fit_are_refused_with_one_that_does(size):
 def test_other_settings_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"^latent_dim=3 must be at least 4, one for each of 4 parts"):
         generator(latent_dim=3)
-    with pytest.raises(ValueError, match=r"^attention_at=64 is the size of no .*: choose 8, 16, 32 or null"):
+    with pytest.raises(ValueError, match=r"^attention_at=64 is not the size of .*: choose 8, 16, 32 or null"):
         generator(attention_at=64)
     with pytest.raises(ValueError, match=r"^widths=\[1, 2, 3, 4, 5\] must be a list of 1 to 4 numbers"):
         generator(widths=[1, 2, 3, 4, 5])

@@ -192,13 +192,13 @@ def test_all_weights_of_a_convolutional_discriminator_get_gradients(head):
     ("head", "changes", "words"),
     [
         ("concatenation", {}, r"^head=concatenation is unknown: choose one of none, concat, projection, aux"),
-        ("none", {"condition": OneHot(num_classes=3)}, r"^head=none does not go with the condition OneHot"),
-        ("concat", {"condition": Unconditional()}, r"^head=concat does not go with the condition Unconditional"),
-        ("projection", {"condition": Unconditional()}, r"^head=projection does not go with the condition Unconditional"),
+        ("none", {"condition": OneHot(num_classes=3)}, r"^head=none does not match the condition OneHot"),
+        ("concat", {"condition": Unconditional()}, r"^head=concat does not match the condition Unconditional"),
+        ("projection", {"condition": Unconditional()}, r"^head=projection does not match the condition Unconditional"),
         (
             "auxiliary_classifier",
             {"condition": Unconditional()},
-            "does not go with the condition Unconditional",
+            "does not match the condition Unconditional",
         ),
         ("auxiliary_classifier", {"condition": TextLike()}, r"auxiliary_classifier needs labels.*choose head=projection"),
         ("none", {"initialisation": "kaiming"}, r"initialisation=kaiming is unknown: choose one of default, normal"),

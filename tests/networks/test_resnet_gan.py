@@ -219,9 +219,9 @@ def test_attention_sees_the_feature_map_of_the_wanted_size(at, width):
 
 
 def test_attention_at_a_size_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match=r"^attention_at=7 is the size of no .*: choose 8, 16, 32 or null"):
+    with pytest.raises(ValueError, match=r"^attention_at=7 is not the size of .*: choose 8, 16, 32 or null"):
         generator(attention_at=7)
-    with pytest.raises(ValueError, match=r"^attention_at=32 is the size of no feature map: choose 8, 16 or null"):
+    with pytest.raises(ValueError, match=r"^attention_at=32 is not the size of a feature map: choose 8, 16 or null"):
         features(attention_at=32)
 
 

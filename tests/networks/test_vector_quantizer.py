@@ -199,8 +199,8 @@ def test_perplexity_is_the_number_of_codes_that_are_used_alike(counts, expected)
         ({"num_codes": 1}, "^num_codes=1 must be 2 or more"),
         ({"dim": 0}, "^dim=0 must be 1 or more"),
         ({"decay": 1.0}, "^decay=1.0 must lie between 0 and 1"),
-        ({"decay": None}, "^restart_below=0.0 does not go with decay=null"),
-        ({"restart_below": None}, "^restart_below=null does not go with decay=0.9"),
+        ({"decay": None}, "^restart_below=0.0 does not match decay=null"),
+        ({"restart_below": None}, "^restart_below=null does not match decay=0.9"),
         ({"restart_below": 1.0}, "^restart_below=1.0 must be 0 or more, and below 1"),
     ],
 )

@@ -76,7 +76,7 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_and_says_so(
     assert "taking" in caplog.text
     assert folder.load_last()[0]["step"] == 2
     damage(folder.path / "best.pt")
-    with pytest.raises(CheckpointError, match=r"best\.pt is damaged: its record .* is not as it was written"):
+    with pytest.raises(CheckpointError, match=r"best\.pt is damaged: its record .* has changed since it was written"):
         checkpoint.load_named(tmp_path, "best")
     with pytest.raises(CheckpointError, match="is damaged"):
         checkpoint.load_named(folder.path / "last.pt")  # a file that is named is that one or none

@@ -84,7 +84,7 @@ def test_every_flipped_bit_of_a_packed_image_is_noticed(packed: Path) -> None:
     for _ in range(200):
         path = chance.choice(shards)
         before = flip(path, chance.randrange(8 * headers[path], 8 * path.stat().st_size))
-        with pytest.raises(CorruptImageError, match=rf"^{path}: image \d of this file is not as it was packed"):
+        with pytest.raises(CorruptImageError, match=rf"^{path}: image \d of this file differs from the packed one"):
             open_packed(packed)
         path.write_bytes(before)
     open_packed(packed)
@@ -135,7 +135,9 @@ def test_a_damaged_image_ends_an_evaluation_with_the_names_of_file_and_image(pac
     flip(path, 8 * (path.stat().st_size - 1))
     side = ImageReader(Builder(ALLOWED), torch.device("cpu")).read(key, str(packed))
     assert side.images is not None
-    with pytest.raises(DataError, match=rf"cannot be measured: .*\n  {path}: image \d of this file is not as it was packed"):
+    with pytest.raises(
+        DataError, match=rf"cannot be measured: .*\n  {path}: image \d of this file differs from the packed one"
+    ):
         side.images.images(np.arange(6))
 
 
@@ -143,7 +145,7 @@ def test_a_damaged_image_ends_an_evaluation_with_the_names_of_file_and_image(pac
 def test_a_truncated_shard_is_refused_when_the_dataset_is_opened(packed: Path, removed: int) -> None:
     path = sorted(packed.glob("shard-*.npy"))[-1]
     path.write_bytes(path.read_bytes()[:-removed])
-    with pytest.raises(DataError, match=rf"^the file {path} has \d+ bytes, and dataset\.json says"):
+    with pytest.raises(DataError, match=rf"^the file {path} has \d+ bytes, but dataset\.json says"):
         prepared(root=str(packed), image_size=16, channels=3)
 
 

@@ -115,7 +115,7 @@ def test_a_changed_value_is_damage_and_named(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(UserError, match=rf"^{file} is damaged: its tensors or metadata are not those that were exported"):
+    with pytest.raises(UserError, match=rf"^{file} is damaged: its tensors or metadata have changed since the export"):
         rebuilt(file)
 
 

@@ -43,7 +43,7 @@ def test_postscript_that_is_called_png_starts_no_program(tmp_path: Path, monkeyp
 
     monkeypatch.setattr("subprocess.Popen.__init__", start)
     (tmp_path / "005.png").write_bytes(POSTSCRIPT)
-    with pytest.raises(CorruptImageError, match=r"005\.png: it is in no format that genimg reads"):
+    with pytest.raises(CorruptImageError, match=r"005\.png: its format is not one that genimg reads"):
         folder(tmp_path).read(0)
 
 

@@ -27,7 +27,7 @@ def everything(folder: Path) -> dict[str, bytes | str]:
 def test_links_are_refused_in_the_place_of_every_file_of_a_run(tmp_path: Path, name: str) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="is a link, and nothing is written through one"):
+    with pytest.raises(UserError, match="is a link, which genimg does not write to"):
         require_plain(tmp_path / "run", RUN_FILES)
 
 

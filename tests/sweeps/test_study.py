@@ -230,7 +230,7 @@ def test_a_sweep_that_was_moved_goes_on_where_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["seed=0"], "hydra/sweeper=optuna_study searches for nothing"),
+        (["seed=0"], "hydra/sweeper=optuna_study has nothing to search"),
         (["seed=0,1", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0 must be 1 or more trials"),
         (["seed=0,1", "hydra.sweeper.direction=up"], "hydra.sweeper.direction=up must be minimize or maximize"),
         (["seed=0,1", "hydra.sweeper.sampler=grid"], "hydra.sweeper.sampler=grid must be tpe or random"),

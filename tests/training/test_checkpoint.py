@@ -108,7 +108,7 @@ def test_random_bytes_are_refused(tmp_path):
     path = tmp_path / "random.pt"
     for seed in range(60):
         path.write_bytes(random.Random(seed).randbytes(200))
-        with pytest.raises(CheckpointError, match=r"random\.pt .* is truncated, or no file of torch\.save"):
+        with pytest.raises(CheckpointError, match=r"random\.pt .* is truncated, or was not written by torch\.save"):
             checkpoint.load(path)
 
 
@@ -258,6 +258,6 @@ def test_a_best_checkpoint_of_a_run_without_evaluations_is_the_last(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.pt").touch()
     with pytest.raises(
-        CheckpointError, match=r"^which=best: .* holds no best\.pt, because nothing was evaluated: take which=last"
+        CheckpointError, match=r"^which=best: .* holds no best\.pt, because nothing was evaluated: use which=last"
     ):
         checkpoint.find(tmp_path, "best")

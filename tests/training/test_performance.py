@@ -27,7 +27,7 @@ class Pair(nn.Module):
 
 
 @pytest.mark.parametrize(("value", "expected"), [("auto", True), (True, True), (False, False)])
-def test_networks_are_placed_in_the_memory_format_asked_for(value, expected):
+def test_networks_are_placed_in_the_memory_format_requested(value, expected):
     method = Pair()
     performance(channels_last=value).place(method, CPU)
     assert method.network.weight.is_contiguous(memory_format=torch.channels_last) == expected
@@ -38,7 +38,7 @@ def test_a_fused_optimizer_is_taken_where_there_is_one():
     assert performance().of_optimizer(torch.optim.Adam, {}, CPU) == {"fused": True}
     assert performance().of_optimizer(torch.optim.RMSprop, {}, CPU) == {}
     assert performance(fused_optimizer=False).of_optimizer(torch.optim.Adam, {}, CPU) == {}
-    with pytest.raises(ConfigError, match=r"^fused_optimizer=true does not go with RMSprop on cpu"):
+    with pytest.raises(ConfigError, match=r"^fused_optimizer=true is not supported by RMSprop on cpu"):
         performance(fused_optimizer=True).of_optimizer(torch.optim.RMSprop, {}, CPU)
 
 
@@ -59,7 +59,7 @@ def test_a_fused_step_is_a_plain_step():
 
 
 @pytest.mark.parametrize("value", ["auto", False])
-def test_nothing_is_compiled_unless_asked_for(value):
+def test_nothing_is_compiled_unless_requested(value):
     method = Pair()
     performance(compile=value).place(method, CPU)
     assert method.network._compiled_call_impl is None

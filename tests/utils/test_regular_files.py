@@ -15,7 +15,7 @@ def test_a_file_is_read_up_to_a_size(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
     assert read_regular(tmp_path / "file", most=5) == b"12345"
     assert read_regular(tmp_path / "file", below=tmp_path, most=5) == b"12345"
-    with pytest.raises(UnsafeFileError, match="5 bytes, but such a file has at most 4"):
+    with pytest.raises(UnsafeFileError, match="5 bytes, but may have at most 4"):
         read_regular(tmp_path / "file", most=4)
     with pytest.raises(FileNotFoundError):
         read_regular(tmp_path / "absent", below=tmp_path, most=4)

@@ -72,7 +72,7 @@ def test_they_are_found_whichever_image_lacks_its_own(tmp_path, lacking):
         (tmp_path / name).touch()
     write_beside(tmp_path, *(name for name in names if name != names[lacking]))
     message = (
-        f"1 of the 60 images of {tmp_path} have no caption, the first is {names[lacking]}, which has no .txt beside it: write "
+        f"1 of the 60 images of {tmp_path} have no caption; the first is {names[lacking]}, which has no .txt beside it: write "
         "it, or ignore captions with captions=null"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -155,7 +155,7 @@ def test_captions_change_neither_images_nor_fingerprint(root):
         assert after.paths == before.paths
 
 
-def test_captions_are_read_once_and_only_when_asked_for(root, monkeypatch):
+def test_captions_are_read_once_and_only_when_requested(root, monkeypatch):
     write_lines(root / "metadata.jsonl", *entries(*NAMES), "this is not JSON")
     source = open_folder(root)
     source.read(0)
@@ -187,7 +187,7 @@ def test_a_missing_file_is_named_before_anything_else(root, captions):
         ({"file_name": "b/d.jpg", "text": None}, r"line 3 has no text that is a string"),
         ({"file_name": "b/d.jpg", "text": ["a", "b"]}, r"line 3 has no text that is a string"),
         ({"file_name": 3, "text": "x"}, r"line 3 has no file_name that is a string"),
-        ({"file_name": "a.png", "text": "x"}, r"a second caption of a\.png in line 3, after line 1: remove one"),
+        ({"file_name": "a.png", "text": "x"}, r"a second caption for a\.png in line 3, after line 1: remove one"),
     ],
 )
 def test_a_line_that_is_none_is_named_with_its_file(root, line, words):
@@ -202,7 +202,7 @@ def test_a_line_that_is_none_is_named_with_its_file(root, line, words):
 def test_names_that_no_image_has_are_counted_and_the_first_is_named(root):
     write_lines(root / "metadata.jsonl", *entries("a.png", "c.png", *NAMES[1:], "/b/c.png"))
     message = (
-        f"{root}/metadata.jsonl names 2 files that no image of {root} is called, the first of them c.png in line 2: give names "
+        f"{root}/metadata.jsonl names 2 files that are not images of {root}; the first is c.png in line 2: give names "
         "relative to that directory, such as a.png"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -216,7 +216,7 @@ def test_images_without_a_caption_are_counted_and_the_first_is_named(root, besid
     else:
         write_lines(root / "metadata.jsonl", *entries("a.png"))
     where = r"\.txt beside it" if beside else rf"line in {root}/metadata\.jsonl"
-    message = rf"^2 of the 3 images of {root} have no caption, the first is b/c\.png, which has no {where}: write it"
+    message = rf"^2 of the 3 images of {root} have no caption; the first is b/c\.png, which has no {where}: write it"
     with pytest.raises(ValueError, match=message):
         open_folder(root).caption(0)
 
@@ -235,7 +235,7 @@ def test_one_image_in_a_hundred_may_lack_its_caption(tmp_path, caplog, beside):
     assert found[1:3] == ["", ""]
     assert found[0] == "this is 000.png"
     (message,) = caplog.messages
-    assert message.startswith(f"2 of the 200 images of {tmp_path} have no caption, and get an empty one; the first is 001.png")
+    assert message.startswith(f"2 of the 200 images of {tmp_path} have no caption and get an empty one; the first is 001.png")
     if beside:
         (tmp_path / "003.txt").unlink()
     else:

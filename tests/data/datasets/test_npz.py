@@ -358,7 +358,7 @@ def test_floats_of_another_range_are_refused_with_the_remedy(tmp_path, low, high
 @pytest.mark.parametrize("kind", ["int8", "int64", "uint16", "bool", "complex64"])
 def test_other_types_are_refused(tmp_path, kind):
     np.savez(tmp_path / "a.npz", np.zeros((2, 4, 4, 3), kind))
-    with pytest.raises(ValueError, match=rf"a\.npz\[arr_0\] holds {kind}, and images must be uint8, or floats between 0 and 1"):
+    with pytest.raises(ValueError, match=rf"a\.npz\[arr_0\] holds {kind}, but images must be uint8, or floats between 0 and 1"):
         open_npz(tmp_path / "a.npz")
 
 

@@ -90,7 +90,7 @@ def test_two_files_of_one_name_are_refused(tmp_path):
     for name in ("x.png", "x.bmp"):
         plain(tmp_path / "a" / name, RED)
     plain(tmp_path / "b" / "x.png", BLUE)
-    with pytest.raises(ValueError, match=r"^a=.* has x\.bmp and x\.png, of which only one"):
+    with pytest.raises(ValueError, match=r"^a=.* has x\.bmp and x\.png, but only one of them"):
         build(a=tmp_path / "a", b=tmp_path / "b")
 
 

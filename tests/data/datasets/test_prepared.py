@@ -243,7 +243,7 @@ def make_older(path: Path) -> None:
 def test_a_description_of_another_format_is_refused(path):
     rewrite(path, format=3, whatever="it says")
     with pytest.raises(
-        ValueError, match=r"packed/dataset\.json is of format 3, and this genimg reads formats up to 2: pack the images"
+        ValueError, match=r"packed/dataset\.json has format 3, but this genimg reads formats up to 2: pack the images"
     ):
         open_packed(path)
 
@@ -254,7 +254,9 @@ def test_a_description_of_another_format_is_refused(path):
 )
 def test_a_damaged_description_is_named(path, content):
     (path / "dataset.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"packed/dataset\.json is damaged, or not genimg-prepare's \(.+\): pack the images"):
+    with pytest.raises(
+        ValueError, match=r"packed/dataset\.json is damaged, or was not written by genimg-prepare \(.+\): pack the images"
+    ):
         open_packed(path)
 
 
@@ -283,7 +285,7 @@ def test_a_description_that_does_not_add_up_is_damaged(path, changes):
     rewrite(path, **changes)
     with pytest.raises(ValueError, match=r"packed/dataset\.json is damaged") as caught:
         open_packed(path)
-    assert "not as it was written" not in str(caught.value)
+    assert "its content has changed" not in str(caught.value)
 
 
 def test_a_description_that_was_changed_is_damaged(path):
@@ -292,7 +294,7 @@ def test_a_description_that_was_changed_is_damaged(path):
     file.write_text(" ".join(text.split()))  # what it means is the same
     open_packed(path)
     file.write_text(text.replace("circle", "circlf", 1))
-    with pytest.raises(ValueError, match=r"packed/dataset\.json is damaged.* \(ValueError: it is not as it was written\)"):
+    with pytest.raises(ValueError, match=r"packed/dataset\.json is damaged.* \(ValueError: its content has changed\)"):
         open_packed(path)
 
 
@@ -308,7 +310,7 @@ def test_a_truncated_shard_is_found_at_the_start(path, size):
     file = path / "shard-00001.npy"
     full = file.stat().st_size
     file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(ValueError, match=rf"shard-00001\.npy has {size} bytes, and dataset\.json says {full}: copy it again"):
+    with pytest.raises(ValueError, match=rf"shard-00001\.npy has {size} bytes, but dataset\.json says {full}: copy it again"):
         open_packed(path)
 
 
@@ -331,7 +333,7 @@ def test_a_description_and_a_shard_that_are_both_too_short_are_refused(path):
     shards = json.loads((path / "dataset.json").read_text())["shards"]
     shards[1]["num_bytes"] = 300
     rewrite(path, shards=shards)
-    with pytest.raises(ValueError, match=r"shard-00001\.npy is damaged \(it has 300 bytes, and its header says something else"):
+    with pytest.raises(ValueError, match=r"shard-00001\.npy is damaged \(its 300 bytes do not match its header"):
         open_packed(path)
 
 
@@ -350,7 +352,9 @@ def test_labels_that_do_not_fit_are_named(path):
         (np.arange(11) - 10, "holds labels from -10 to 0 of 5 classes"),
     ):
         np.save(file, labels)
-        with pytest.raises(ValueError, match=r"packed/labels\.npy is damaged \(its SHA-256 is not that in dataset\.json\)"):
+        with pytest.raises(
+            ValueError, match=r"packed/labels\.npy is damaged \(its SHA-256 differs from that in dataset\.json\)"
+        ):
             open_packed(path)
         accept(path, "labels.npy")
         with pytest.raises(ValueError, match=rf"packed/labels\.npy {words}"):
@@ -361,13 +365,15 @@ def test_captions_that_do_not_fit_are_named(path):
     file = path / "captions.jsonl"
     lines = file.read_text()
     file.write_text(lines[:-1])
-    with pytest.raises(ValueError, match=r"packed/captions\.jsonl is damaged \(its SHA-256 is not that in dataset\.json\)"):
+    with pytest.raises(
+        ValueError, match=r"packed/captions\.jsonl is damaged \(its SHA-256 differs from that in dataset\.json\)"
+    ):
         open_packed(path)
     for content, words in (
         (lines + "no json\n", "is damaged"),
         (lines + "[" * 100_000, "is damaged"),
         (lines + '"one more"\n', "holds 12 captions of 11 images"),
-        ("\n".join(["5"] * 11), "is damaged \\(a caption is no text"),
+        ("\n".join(["5"] * 11), "is damaged \\(a caption is not text"),
     ):
         file.write_text(content)
         accept(path, "captions.jsonl")
@@ -391,7 +397,7 @@ def test_a_damaged_image_is_named_and_the_others_are_read(path, original):
     source = open_packed(path)
     others = np.array([0, 1, 2, 3, 4, 6, 7, 8, 9, 10])
     assert np.array_equal(source.read_many(others), ImageDataset.read_many(original, others))
-    words = r"^.*/shard-00001\.npy: image 1 of this file is not as it was packed \(image 5 of all\): copy the file again"
+    words = r"^.*/shard-00001\.npy: image 1 of this file differs from the packed one \(image 5 of the dataset\): copy the file"
     for indices in ([5], [2, 5], [9, 5, 5], list(range(11))):
         with pytest.raises(CorruptImageError, match=words):
             source.read_many(np.array(indices))

@@ -257,12 +257,12 @@ def test_fingerprint_tells_all_settings_apart_and_repeats():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"channels": 4}, r"^channels=4 does not fit shapes: choose 3 \(colour\) or 1 \(grey\)"),
-        ({"num_objects": 0}, r"^num_objects=0 does not fit shapes: choose 1 or 2"),
-        ({"num_objects": 3}, r"^num_objects=3 does not fit shapes: choose 1 or 2"),
+        ({"channels": 4}, r"^channels=4 is not supported by shapes: choose 3 \(colour\) or 1 \(grey\)"),
+        ({"num_objects": 0}, r"^num_objects=0 is not supported by shapes: choose 1 or 2"),
+        ({"num_objects": 3}, r"^num_objects=3 is not supported by shapes: choose 1 or 2"),
         ({"num_images": 0}, r"^num_images=0 must be 1 or more"),
         ({"image_size": 0}, "image_size=0 is not a size"),
-        ({"labels": "color"}, r"^labels=color does not fit shapes: choose shape or color_shape"),
+        ({"labels": "color"}, r"^labels=color is not supported by shapes: choose shape or color_shape"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, message):

@@ -130,7 +130,7 @@ def test_a_mask_is_refused_where_there_are_no_holes(name):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("channels", [2, 4, 6])
 def test_other_than_grey_and_rgb_images_are_refused(name, channels):
-    with pytest.raises(ValueError, match=rf"these have {channels} channels: use images of"):
+    with pytest.raises(ValueError, match=rf"these have {channels} channels: use images with"):
         ALL[name].channels((channels, 16, 24))
 
 
@@ -247,7 +247,7 @@ def test_jpeg_is_pillows(channels, quality):
     [
         ({"noise": "pink"}, r"^noise=pink is unknown: choose one of gaussian, poisson"),
         ({"amount": 0}, r"^amount=0 must be more than 0 and at most 255"),
-        ({"amount": [30, 10]}, r"^amount=\[30, 10\] must be .* in order"),
+        ({"amount": [30, 10]}, r"^amount=\[30, 10\] must be .* in ascending order"),
         ({"amount": [25, 25]}, r"^amount=\[25, 25\] is not a range: set amount=25"),
         ({"amount": math.nan}, r"^amount=nan must be"),
         ({"noise": "poisson", "amount": 10**6}, r"^amount=1000000 must be more than 0 and at most 65025"),
@@ -307,7 +307,7 @@ def test_given_images_get_their_own_mask():
     task, images = ALL["center"], pictures(2)
     batch = task(images, np.arange(2), 7)
     assert torch.equal(task.given(images, batch["mask"]), batch["source"])
-    with pytest.raises(ValueError, match="Inpaint needs a mask of every image"):
+    with pytest.raises(ValueError, match="Inpaint needs a mask for every image"):
         task.given(images)
     with pytest.raises(ValueError, match=r"masks of \[2, 1, 16, 23\] do not fit images of \[2, 3, 16, 24\]"):
         task.given(images, batch["mask"][..., :-1])
@@ -349,7 +349,7 @@ def test_a_small_image_as_a_user_has_it_becomes_the_same_source():
 
 @pytest.mark.parametrize("factor", [1, 2.5, 0, -2])
 def test_factors_that_enlarge_nothing_are_refused(factor):
-    with pytest.raises(ValueError, match=rf"^factor={factor} must be a whole number from 2 on"):
+    with pytest.raises(ValueError, match=rf"^factor={factor} must be a whole number, 2 or more"):
         SuperResolution(factor=factor)
 
 
@@ -370,7 +370,7 @@ def test_given_colours_have_no_effect_and_grey_images_are_taken(space):
     grey = eight_bits(luma(images))
     assert torch.allclose(task.given(grey), task.given(grey.expand(-1, 3, -1, -1)), atol=1e-6)
     assert (task.given(grey) - task.given(images)).abs().max() < (1e-6 if space == "gray" else 0.6)
-    with pytest.raises(ValueError, match="Colorize takes grey or RGB images, and these have 4 channels"):
+    with pytest.raises(ValueError, match="Colorize takes grey or RGB images, but these have 4 channels"):
         task.given(torch.zeros(1, 4, 8, 8))
 
 
@@ -382,7 +382,7 @@ def test_the_lightness_is_shown_as_the_grey_that_has_it():
 def test_what_colorize_cannot_do_is_refused():
     with pytest.raises(ValueError, match=r"^space=hsv is unknown: choose gray or lab"):
         Colorize(space="hsv")
-    with pytest.raises(ValueError, match="Colorize needs RGB images, and these have 1 channels"):
+    with pytest.raises(ValueError, match="Colorize needs RGB images, but these have 1 channels"):
         Colorize(space="lab").channels((1, 8, 8))
 
 
@@ -443,7 +443,9 @@ def test_the_default_blur_is_scenario_5_of_danielyan_et_al():
 
 def test_blurs_across_the_whole_image_are_refused():
     Deblur(blur="gaussian", amount=1.6).channels((3, 7, 20))
-    with pytest.raises(ValueError, match=r"^amount=1\.6 blurs across 6 pixels to each side, more than images of 6x20 have"):
+    with pytest.raises(
+        ValueError, match=r"^amount=1\.6 blurs across 6 pixels on each side, which is too much for images of 6x20 pixels"
+    ):
         Deblur(blur="gaussian", amount=1.6).channels((3, 6, 20))
 
 
@@ -453,7 +455,7 @@ def test_blurs_across_the_whole_image_are_refused():
 def test_given_edge_maps_stay_as_they_are():
     task, edges = ALL["canny"], pictures(2, channels=1)
     assert task.given(edges) is edges
-    with pytest.raises(ValueError, match="Edges takes edge maps of 1 channel, and these have 3"):
+    with pytest.raises(ValueError, match="Edges takes edge maps with 1 channel, but these have 3"):
         task.given(pictures(2))
-    with pytest.raises(ValueError, match=r"^detector=Canny sees 4 pixels .*smaller sigma"):
+    with pytest.raises(ValueError, match=r"^detector=Canny needs 4 pixels .*smaller sigma"):
         task.channels((3, 4, 20))

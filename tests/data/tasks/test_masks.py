@@ -129,7 +129,7 @@ def test_a_mask_is_a_function_of_seed_and_position(name, folder):
         (lambda: Center(size=0.01).check(32, 32), r"^size=0\.01 is 0 of 32 pixels"),
         (lambda: Center(size=0.99).check(64, 32), r"^size=0\.99 is 32 of 32 pixels"),
         (lambda: Boxes(num_boxes=0, side=0.5), r"^num_boxes=0 must be 1 or more"),
-        (lambda: Boxes(num_boxes=1, side=[0.5, 0.2]), r"^side=\[0\.5, 0\.2\] must be .*, and in order"),
+        (lambda: Boxes(num_boxes=1, side=[0.5, 0.2]), r"^side=\[0\.5, 0\.2\] must be .*, in ascending order"),
         (lambda: Boxes(num_boxes=1, side=1.5), r"^side=1\.5 must be more than 0 and at most 1"),
         (lambda: Boxes(num_boxes=1, side=[0.01, 0.5]).check(32, 64), r"^side=0\.01 is less than a pixel of 32x64"),
         (lambda: strokes(num_strokes=0), r"^num_strokes=0 must be 1 or more"),
