@@ -174,6 +174,6 @@ def test_own_packages_are_not_built_twice() -> None:
     assert not built
     with pytest.raises(CheckpointError, match=r"weight is missing"):
         require_fitting(build, {}, Builder())
-    with pytest.raises(CheckpointError, match=r"weight has the shape \[2, 2\], and \[3, 2\] in the model"):
+    with pytest.raises(CheckpointError, match=r"weight has the shape \[2, 2\], but \[3, 2\] in the model"):
         require_fitting(build, {"weight": torch.zeros(2, 2), "bias": torch.zeros(3)}, Builder())
     require_fitting(build, nn.Linear(2, 3).state_dict(), Builder())

@@ -74,7 +74,7 @@ def test_a_second_launch_runs_what_failed_and_continues_what_was_killed(tmp_path
 
     process = launch(tmp_path, *search, long)
     output, _ = process.communicate(timeout=200)
-    assert "3 of 3 trials there" in output
+    assert "3 of 3 trials exist" in output
     for number in complete:
         assert f"#{number} is complete" in output
         assert f"#{number} starts" not in output
