@@ -53,10 +53,11 @@ EVALUATED = ("evaluation=shapes", "evaluation.num_images=24")
 TRAININGS = (
     ("model=dcgan_small", *NARROW, *SMALL, "evaluation=none"),
     ("model=dcgan_small", *NARROW, *SMALL, *EVALUATED),
-    ("model=dcgan_small", *NARROW, *SMALL, "evaluation=none", "conditioning=projection", "penalty=[r1,lecam]", "augment=ada",
+    ("model=dcgan_small", *NARROW, *SMALL, "evaluation=none", "conditioning=projection", "penalty=[r1,lecam]",
+     "discriminator_augment=ada",
      "schedule=cosine"),
     ("model=dcgan_small", *NARROW, *WITHOUT_IMAGES, "evaluation=none", "data=folder", "data.root=pictures", "loss=hinge",
-     "data_augment=crop_flip", "optimizer=adamw"),
+     "augment=crop_flip", "optimizer=adamw"),
     ("model=stylegan2_small", *SMALL, "evaluation=none", "model.generator.channel_max=8", "model.generator.style_dim=16"),
     ("model=vae_small", *SMALL, *EVALUATED),
     ("model=vq_vae_small", *SMALL, "evaluation=none"),
@@ -268,9 +269,9 @@ class Fuzzer:
                 value = 3
             changes.append((path, value))
         full = tuple(((part, *path) if part else path, value) for path, value in changes)
-        told = tuple(f"{'.'.join(map(str, path))} -> {_in_short(value)}" for path, value in full)
+        shown = tuple(f"{'.'.join(map(str, path))} -> {_in_short(value)}" for path, value in full)
         first = ("resume=changed", "trainer.duration=3 steps") if command == "train" else ("ckpt=changed",)
-        return Call(command, (*first, *words), told, (run, full))
+        return Call(command, (*first, *words), shown, (run, full))
 
     def write_changed(self, run: str, changes: tuple[tuple[tuple[str | int, ...], Any], ...]) -> None:
         """Write a run directory with a changed checkpoint; the config with references is changed alike."""

@@ -44,8 +44,8 @@ def gan_step(method: GAN, optimizers: dict[str, Optimizer], batch: Batch, step: 
     of its own, as in tutorials of WGAN-GP and SNGAN. A lazy penalty is an update of its own, as in ports of StyleGAN2.
     """
     real = batch["image"]
-    if method.augment is not None:
-        method.augment.begin(step * len(real), len(real))
+    if method.discriminator_augment is not None:
+        method.discriminator_augment.begin(step * len(real), len(real))
     reuses_fakes = not method.fresh_latents and method.generator_interval == method.generator_batches == 1
     with torch.set_grad_enabled(reuses_fakes):
         latent, fake = _generate(method, real, batches=1)
@@ -58,15 +58,15 @@ def gan_step(method: GAN, optimizers: dict[str, Optimizer], batch: Batch, step: 
 
 
 def _augmented(method: GAN, images: Tensor) -> Tensor:
-    return images if method.augment is None else method.augment(images)
+    return images if method.discriminator_augment is None else method.discriminator_augment(images)
 
 
 def _update_discriminator(method: GAN, optimizer: Optimizer, real: Tensor, latent: Tensor, fake: Tensor, step: int) -> Tensor:
     method.discriminator.zero_grad()
     real_logits = _discriminate(method, _augmented(method, real))
     fake_logits = _discriminate(method, _augmented(method, fake))
-    if method.augment is not None:
-        method.augment.observe(real_logits.detach())
+    if method.discriminator_augment is not None:
+        method.discriminator_augment.observe(real_logits.detach())
     loss = method.loss.discriminator(real_logits, fake_logits)
     sides = PenaltyInputs(
         real=real,

@@ -25,9 +25,14 @@ SMALL = ("trainer.duration=20 steps", "trainer.log_interval=1 steps", "trainer.b
          "trainer.preview_images=4", "device=cpu", "precision=fp32")  # fmt: skip
 METRICS = ("evaluation.num_images=50", "evaluation.interval=10 steps")
 RUNS = {
-    "gan": ("model=dcgan_small", "model.generator.width=8", "penalty=[r1_lazy]", "augment=diffaugment"),
+    "gan": ("model=dcgan_small", "model.generator.width=8", "penalty=[r1_lazy]", "discriminator_augment=diffaugment"),
     "conditional_gan": ("model=sngan", "conditioning=projection", "model.generator.widths=[16,16,16,16]"),
-    "stylegan2": ("model=stylegan2_small", "augment=ada", "penalty=[r1_lazy,path_length]", "model.generator.channel_base=256"),
+    "stylegan2": (
+        "model=stylegan2_small",
+        "discriminator_augment=ada",
+        "penalty=[r1_lazy,path_length]",
+        "model.generator.channel_base=256",
+    ),
     "vae": ("model=vae_small",),
     "vq_vae": ("model=vq_vae_small",),
     "cyclegan": ("model=cyclegan", "data=unpaired", "model.translator.width=8", "model.discriminator.width=8"),

@@ -230,7 +230,7 @@ SHARED = {
         "stylegan2_32",
         "model.fresh_latents=false penalty=[r1,path_length] penalty.r1.interval=2 penalty.path_length.interval=3",
     ),
-    "clipped": ("dcgan_small_28", "loss=wasserstein penalty=[weight_clipping] augment=ada"),
+    "clipped": ("dcgan_small_28", "loss=wasserstein penalty=[weight_clipping] discriminator_augment=ada"),
     "pix2pix": ("pix2pix_64", ""),
     "cyclegan": ("cyclegan_64", ""),  # whose pools give images back as they come until they have 50
     "relativistic": ("dcgan_small_28", "loss=relativistic penalty=[latent_consistency] penalty.latent_consistency.interval=2"),

@@ -88,7 +88,7 @@ def test_without_network_the_messages_say_what_to_put_where(home: Path) -> None:
     refuse("cifar10", "datasets", "cifar-10-batches-py", arguments=["data=cifar10"], blocked_network=True)
 
 
-def test_a_traceback_is_shown_only_when_asked_for(home: Path) -> None:
+def test_a_traceback_is_shown_only_when_requested(home: Path) -> None:
     result = run("train", "trainer.batch_size=0", "traceback=true")
     assert result.returncode == 2
     assert "Traceback" in result.stderr
@@ -120,7 +120,7 @@ def test_help_lists_the_options_of_the_groups_that_the_command_takes(
 
 
 def test_a_value_with_a_comma_is_told_its_quotes(home: Path) -> None:
-    words = ["text=a ring, a cross is several values: write text=\"'a ring, a cross'\" for one text"]
+    words = ["text=a ring, a cross has several values: write text=\"'a ring, a cross'\" for one text"]
     refuse(*words, command="sample", arguments=["ckpt=run", "text=a ring, a cross"])
 
 
@@ -184,7 +184,7 @@ def test_train_evaluate_and_sample(home: Path) -> None:
     (home / "broken.pt").write_bytes((home / "run" / "checkpoints" / "last.pt").read_bytes()[:5000])
     torch.save({"weights": torch.zeros(3)}, home / "other.pt")
     for command in ("evaluate", "sample"):
-        refuse("broken.pt", "truncated, or no file of torch.save", command=command, arguments=["ckpt=broken.pt"])
+        refuse("broken.pt", "truncated, or was not written by torch.save", command=command, arguments=["ckpt=broken.pt"])
         refuse("other.pt", "not a genimg checkpoint", command=command, arguments=["ckpt=other.pt"])
         missing = "ckpt is required" if command == "sample" else "nothing to evaluate: give ckpt=CHECKPOINT"
         refuse(missing, command=command, arguments=[])

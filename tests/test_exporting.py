@@ -22,7 +22,7 @@ from genimg.data.facts import DataFacts
 from genimg.errors import CheckpointError, ConfigError, UserError
 from genimg.exporting.checks import TOLERANCE, largest_difference, trials
 from genimg.exporting.formats import open_onnx, traced, write_onnx
-from genimg.exporting.parts import Choices, ExportedNetwork, Port, SizeConstraints, exportable, settled
+from genimg.exporting.parts import Choices, ExportedNetwork, Port, SizeConstraints, exportable, prepared_for_export
 from genimg.methods.base import Method
 from genimg.methods.conditional import ConditionalMethod
 from genimg.methods.vq_vae import VQVAE
@@ -290,7 +290,7 @@ def test_a_settled_copy_has_plain_weights_and_leaves_the_original_as_it_was() ->
     network = tiny.generator(spectral_norm=True).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     before = {name: value.clone() for name, value in network.state_dict().items()}
     latent = torch.randn(2, 5)
-    copied = settled(network)
+    copied = prepared_for_export(network)
     assert not any("parametrizations" in name for name in copied.state_dict())
     assert all(value.is_contiguous() for value in copied.state_dict().values())
     assert not copied.training

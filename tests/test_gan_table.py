@@ -47,7 +47,7 @@ def test_the_table_has_every_network_loss_conditioning_penalty_and_augmentation(
     assert of_gans("loss", "AdversarialLoss") == set(LOSSES)
     assert options("conditioning") == {"none", "text", "clip_text", *HEADS, *NORMALISED}
     assert options("penalty") == {"path_length", "r1_lazy", "r1_r3gan", "r2_r3gan", *PENALTIES}  # forms of r1 and r2
-    assert options("augment") == {"none", *AUGMENTATIONS}
+    assert options("discriminator_augment") == {"none", *AUGMENTATIONS}
 
 
 def ways_of(network: str) -> tuple[list[str], list[str]]:

@@ -109,7 +109,7 @@ def test_a_model_alone_is_the_published_method(model: str) -> None:
     assert config["model"].get("fresh_latents") == (
         own_fakes if str(config["model"]["_target_"]).endswith("GAN") and interval else None
     )
-    assert str(config["augment"].get("_target_", "")).endswith("FixedAugment" if model == "r3gan" else "")
+    assert str(config["discriminator_augment"].get("_target_", "")).endswith("FixedAugment" if model == "r3gan" else "")
 
 
 def test_stylegan2_alone_is_ada_codes_auto_configuration_on_one_gpu() -> None:

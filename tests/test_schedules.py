@@ -271,7 +271,7 @@ def test_the_r3gan_experiment_follows_its_source():
     base, numbers = schedules.base_rates(optimizers), ScheduledNumbers(method, {"ema.exponential": profile})
     ranges = {
         "penalties.r1.gamma": (0.05, 0.005), "penalties.r2.gamma": (0.05, 0.005), "ema.exponential.half_life": (0.0, 5e6),
-        "augment.probability": (0.0, 0.55), "beta2": (0.9, 0.99), "lr": (2e-4, 5e-5),
+        "discriminator_augment.probability": (0.0, 0.55), "beta2": (0.9, 0.99), "lr": (2e-4, 5e-5),
     }  # fmt: skip
     for images in (0, 512, 1_000_448, 5_000_192, 10_000_384, 15_000_064, 19_999_744, 20_000_256, 250_000_384):
         numbers.advance(images, 512)

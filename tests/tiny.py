@@ -69,7 +69,7 @@ def gan(**changes: Any) -> GAN:
     torch.manual_seed(0)
     networks: dict[str, nn.Module] = {"generator": generator(), "discriminator": discriminator()}
     settings = {
-        "loss": NONSATURATING, "latent": Normal(dim=5), "penalties": {}, "augment": None, "auxiliary": None,
+        "loss": NONSATURATING, "latent": Normal(dim=5), "penalties": {}, "discriminator_augment": None, "auxiliary": None,
         "generator_interval": 1, "generator_batches": 1,
     }  # fmt: skip
     return GAN(**(networks | settings | changes))
@@ -181,7 +181,7 @@ def method_of(config: Any, dataset: ImageDataset, builder: Builder) -> Method:
 
 def loader_of(config: Any, dataset: ImageDataset, builder: Builder, keys: Sequence[str] = ("image",)) -> ImageLoader:
     """A dataset's images where a resolved config stores them, on the CPU, with its augmentation and its task."""
-    augment, task = builder.build_group(config, "data_augment"), build_task(config, dataset, builder)
+    augment, task = builder.build_group(config, "augment"), build_task(config, dataset, builder)
     return build_loader(config, dataset, torch.device("cpu"), keys=keys, augment=augment, task=task)
 
 

@@ -95,11 +95,13 @@ def assemble(
     """
     with raise_on_any_rank():
         builder, trainer_config, method_class = _checked(config, named, decided)
-        augment, logger = (builder.build_group(config, key) for key in ("data_augment", "logger"))
+        augment, logger = (builder.build_group(config, key) for key in ("augment", "logger"))
         device, precision, performance = _placement(config, device_name, decided, builder)
     with raise_on_any_rank():
         if (name := broadcast_object(precision.name)) != precision.name:
-            raise ConfigError(f"precision={config['precision']} is {precision.name} here and {name} elsewhere: name one")
+            raise ConfigError(
+                f"precision={config['precision']} is {precision.name} here and {name} on another host: choose one"
+            )
     precision.apply_globally()
     torch.manual_seed(config["seed"])  # for the initial weights
     with first_of_each_host():
@@ -253,7 +255,7 @@ def _checked(config: Config, named: Named | None, decided: Decisions | None) -> 
     if trainer.get("accumulation") == "auto":
         if world_size() > 1 and trainer.get("sync_batch_norm"):
             raise ConfigError(
-                "trainer.accumulation=auto tries each process alone, which trainer.sync_batch_norm=true does not allow: "
+                "trainer.accumulation=auto tests each process alone, which trainer.sync_batch_norm=true does not allow: "
                 "give a number"
             )
         trainer["accumulation"] = decided.accumulation if decided else 1
@@ -269,7 +271,7 @@ def _synchronised(method: Method, device: torch.device) -> Method:
     if world_size() == 1:
         log.warning("trainer.sync_batch_norm=true has no effect in a single process")
     elif device.type != "cuda":
-        raise ConfigError(f"trainer.sync_batch_norm=true needs GPUs, and the device is {device.type}: leave it false")
+        raise ConfigError(f"trainer.sync_batch_norm=true needs GPUs, but the device is {device.type}: leave it false")
     for name, network in list(method.named_children()):
         if any(parameter.requires_grad for parameter in network.parameters()):  # averages are sampled by rank 0 alone
             setattr(method, name, nn.SyncBatchNorm.convert_sync_batchnorm(network))

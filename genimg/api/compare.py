@@ -50,10 +50,10 @@ def compare_results(given: Sequence[str], which: str) -> None:
     if grave:
         log.info("not comparable:\n%s", in_words(grave))
     else:
-        log.info("comparable: all that the values depend on is the same")
+        log.info("comparable: everything that the values depend on is the same")
     slight = [difference for difference in found if not difference.matters]
     if slight:
-        log.info("they differ, without harm, in:\n%s", in_words(slight))
+        log.info("other differences (the values are still comparable):\n%s", in_words(slight))
 
 
 def _read_result(path: Path, which: str) -> _Result:

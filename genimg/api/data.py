@@ -47,7 +47,7 @@ def build_dataset(config: Mapping[str, Any], builder: Builder, given: ImageDatas
     except UserError as error:
         raise ConfigError(f"data.validation={validation}: {error}") from error
     if dataset.validation.fingerprint == dataset.fingerprint:
-        raise ConfigError(f"data.validation={validation} are the images that are trained on: change data.images or data.split")
+        raise ConfigError(f"data.validation={validation} are the training images: change data.images or data.split")
     return dataset
 
 
@@ -66,7 +66,7 @@ def other_split(data: Mapping[str, Any], split: str, *, key: str, instead: str) 
     if "split" not in data:
         raise ConfigError(f"{key}={split}: the data has no splits: {instead}")
     if split == (data["split"] or "train"):  # without a split, an archive's training arrays are read
-        raise ConfigError(f"{key}={split} is the split that is trained on: name another one, or {instead}")
+        raise ConfigError(f"{key}={split} is the training split: name another one, or {instead}")
     arrays: dict[str, Any] = {}
     if "images" in data:  # an archive's array names belong to one split
         arrays = {"images": None, "labels": "none" if data["labels"] == "none" else "auto"}
@@ -82,7 +82,7 @@ def build_task(config: Mapping[str, Any], dataset: ImageDataset, builder: Builde
     if not config.get("task"):
         return dataset.task
     if dataset.task is not None:
-        raise ConfigError(f"data {dataset.name} has sources and targets of its own, and task makes others: set task=none")
+        raise ConfigError(f"data {dataset.name} already has sources and targets, so no task can be added: set task=none")
     task: Task = builder.build(config["task"], "task")
     with mounted("task", task):
         task.channels(dataset.shape)
@@ -112,7 +112,7 @@ def build_loader(
         ConfigError: If the images do not fit the settings.
     """
     settings = {key: config["data"][key] for key in _OF_LOADER}
-    with mounted("data_augment", SampleAugment), mounted("data", ImageLoader):
+    with mounted("augment", SampleAugment), mounted("data", ImageLoader):
         if isinstance(dataset, UnpairedDataset):
             return UnpairedImageLoader(dataset, device=device, augment=augment, **settings)
         return ImageLoader(dataset, device=device, keys=("image",) if task else keys, augment=augment, task=task, **settings)

@@ -27,19 +27,19 @@ def shortened(composition: Composition) -> Composition:
         ConfigError: If ``debug`` is not a mapping, or is combined with ``resume=PATH``, which uses the checkpoint's settings.
     """
     composed = composition.config
-    wanted = composed.debug
-    if not isinstance(wanted, DictConfig):
-        raise ConfigError(f"debug={wanted} is no mapping: choose debug=two_steps, overfit_one_batch or none")
-    if not wanted:
+    options = composed.debug
+    if not isinstance(options, DictConfig):
+        raise ConfigError(f"debug={options} is not a mapping: choose debug=two_steps, overfit_one_batch or none")
+    if not options:
         return composition
     choice = composition.choices.get("debug", "debug")
     if names_a_checkpoint(composed):
-        raise ConfigError(f"debug={choice} has no effect with resume={composed.resume}: start it in a run_dir of its own")
+        raise ConfigError(f"debug={choice} has no effect with resume={composed.resume}: use a separate run_dir")
     typed = composition.typed_keys()
     changes = []
     shorter = copy.deepcopy(composed)
     OmegaConf.set_readonly(shorter, False)
-    for group, values in ((str(group), values) for group, values in wanted.items()):
+    for group, values in ((str(group), values) for group, values in options.items()):
         if group in _ITS_OWN:
             changes.append(f"{group}={str(values).lower()}")
         elif not values:
@@ -60,7 +60,7 @@ def say_what_was_learnt(run_dir: Path) -> None:
         for name, value in json.loads(line).items():
             if name.startswith("loss/"):
                 values.setdefault(name, []).append(value)
-    log.info("on one batch, at the first record and at the last:")
+    log.info("losses on one batch, first and last recorded value:")
     for name, found in values.items():
         log.info("  %-32s %10.4g %10.4g", name, found[0], found[-1])
 

@@ -45,7 +45,7 @@ def rehearse(parts: TrainingComponents, duration: str) -> None:
         DataError, ConfigError: If more images are corrupt than ``data.max_corrupt`` allows, or several processes were started.
     """
     if world_size() > 1:
-        raise ConfigError("dry_run=true looks at one process: start it without torchrun")
+        raise ConfigError("dry_run=true checks a single process: start it without torchrun")
     data = parts.data
     describe_parts(parts)
     _count_classes(parts)
@@ -61,8 +61,8 @@ def rehearse(parts: TrainingComponents, duration: str) -> None:
     log.info("step: %.1f ms, %.0f images/s (mean of a few)", 1e3 * step, parts.settings.batch_size / step)
     workers = max(1, data.num_workers)
     if data.storage == "workers" and rate * workers < parts.settings.batch_size / step:
-        log.warning("%d workers decode %.0f images/s and will be waited for: genimg-prepare packs the images once and for all, "
-                    "data.num_workers=N takes more of them", workers, rate * workers)  # fmt: skip
+        log.warning("%d workers decode %.0f images/s, which is slower than training: pack the images with genimg-prepare, or "
+                    "set a larger data.num_workers", workers, rate * workers)  # fmt: skip
         total = parts.settings.duration / (rate * workers)
     elif data.storage != "workers" and not isinstance(parts.source, ArrayDataset):
         log.info("loading the images: about %s", _words(len(parts.source) / (rate * workers)))
@@ -143,7 +143,7 @@ def _report_evaluation(parts: TrainingComponents, sample: ImageLoader) -> None:
         before = time.perf_counter()
         evaluator.evaluate(parts.method.eval(), sample, parts.device, num_images=count)
         seconds = (time.perf_counter() - before) / count
-        log.info("evaluation: %d, about %s for 100 images", number, _words(100 * seconds))
+        log.info("%d evaluation%s, about %s for 100 images", number, "s" * (number != 1), _words(100 * seconds))
         return
     with full_float32():
         method = parts.method.eval()
@@ -154,8 +154,8 @@ def _report_evaluation(parts: TrainingComponents, sample: ImageLoader) -> None:
         images = made.images(np.arange(count))[0]
         generating = _seconds(lambda: made.images(np.arange(count))[0]) / count
         extracting = sum(_seconds(partial(_features, each, images)) for each in extractors) / count
-    log.info("evaluation: %d of %d images, about %s each, and %s once for the real images, unless their statistics are cached",
-             number, evaluator.num_images, _words((generating + extracting) * evaluator.num_images),
+    log.info("%d evaluation%s of %d images, about %s each, and %s once for the real images, unless their statistics are cached",
+             number, "s" * (number != 1), evaluator.num_images, _words((generating + extracting) * evaluator.num_images),
              _words(extracting * len(parts.source)))  # fmt: skip
 
 

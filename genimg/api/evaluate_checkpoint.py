@@ -78,7 +78,7 @@ def evaluate_checkpoint(request: Request, device: torch.device, loaded: LoadedCh
     config = checkpoint.config
     if request.real is None and config["data"]["_target_"] == GIVEN:
         raise ConfigError(
-            "real is required: this model was trained on images that a Python program brought: give images to compare with",
+            "real is required: this model was trained on images given in Python: give images to compare with",
             key="real",
         )
     translates = offers(builder.locate(config["model"]["_target_"], "model"), Translates)
@@ -156,7 +156,7 @@ def _data(request: Request, data: Mapping[str, Any]) -> Mapping[str, Any]:
         return data
     if request.real is not None:
         raise ConfigError(
-            f"split={options.split} is of the checkpoint's own data, and real={title(request.real)} names others: "
+            f"split={options.split} selects the checkpoint's own data, but real={title(request.real)} names other images: "
             "remove one of them"
         )
     return other_split(data, options.split, key="split", instead="use real=DIR")

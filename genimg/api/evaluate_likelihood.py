@@ -80,7 +80,7 @@ def _images(real: str | ImageDataset, reader: ImageReader, facts: DataFacts) -> 
     """
     side = replace(reader, image_size=facts.image_size, channels=facts.channels).read("real", real)
     if side.images is None:
-        raise ConfigError(f"real={title(real)} holds statistics, but a likelihood is of images: give those")
+        raise ConfigError(f"real={title(real)} holds statistics, but a likelihood needs images: give images")
     return side.images.data
 
 
@@ -90,16 +90,16 @@ def _check_fit(source: ImageDataset, keys: tuple[str, ...], checkpoint: TrainedC
     Raises:
         DataError: If they differ.
     """
-    wanted = (checkpoint.facts.channels, *height_width(checkpoint.facts.image_size))
-    if source.shape != wanted:
+    expected = (checkpoint.facts.channels, *height_width(checkpoint.facts.image_size))
+    if source.shape != expected:
         raise DataError(
             f"real={real} has images of {'x'.join(map(str, source.shape))}, but the model was trained on "
-            f"{'x'.join(map(str, wanted))} (channels, height, width): give images of that shape"
+            f"{'x'.join(map(str, expected))} (channels, height, width): give images of that shape"
         )
     known = checkpoint.class_names
     if "label" in keys and (source.labels is None or tuple(source.class_names) != known):
         found = ", ".join(source.class_names) if source.labels is not None else "none"
         raise DataError(
-            f"real={real}: the model reads labels, and the classes of these images are {found}, not "
+            f"real={real}: the model reads labels, but the classes of these images are {found}, not "
             f"{', '.join(known)}: give images in directories of these names"
         )

@@ -104,7 +104,7 @@ class Request:
         if options.compare is not None:
             useless, why = typed.keys() - {"compare", "which", "traceback"}, "with compare="
         elif options.ckpt is None and self.images is None:
-            useless, why = typed.keys() - _OF_STATISTICS, "where statistics are all that is made"
+            useless, why = typed.keys() - _OF_STATISTICS, "if only statistics are computed"
         elif self.images is not None:
             useless, why = typed.keys() & _OF_CHECKPOINTS, "on images that exist already"
             if not useless:
@@ -161,7 +161,7 @@ def _check_values(options: Eval) -> None:
                 f"image_size={options.image_size} must be a whole number, 1 or more, or two: [height,width]"
             ) from error
     if options.save_statistics is not None and not options.save_statistics.endswith(".pt"):
-        raise ConfigError(f"save_statistics={options.save_statistics} must end in .pt, by which real= knows it again")
+        raise ConfigError(f"save_statistics={options.save_statistics} must end in .pt, so that real= recognises it")
     for key in ("output", "picture", "save_statistics", "table"):
         path = getattr(options, key)
         if path is not None:

@@ -118,10 +118,10 @@ def _write_images(
     """Write the table of all images and the picture of the worst ones, if requested."""
     if options.table is not None:
         _write_table(Path(options.table), data, evaluator, rows)
-        log.info("every image's numbers: %s", options.table)
+        log.info("values of every image: %s", options.table)
     if options.picture is not None:
         _write_worst(Path(options.picture), method, data, evaluator, rows)
-        log.info("the %d worst by PSNR, each: source, translation, target: %s", _WORST, options.picture)
+        log.info("the %d worst images by PSNR, each with source, translation and target: %s", _WORST, options.picture)
 
 
 class _Collector:
@@ -186,8 +186,8 @@ def _classical(task: Task) -> Makers:
         sigma = task.amount[0]
         return {"non-local means": lambda batch: non_local_means(to_uint8(batch["source"]), sigma=sigma)}
     raise ConfigError(
-        "classical=true: there is a method without training for task=inpaint (biharmonic) and for task=denoise with Gaussian "
-        "noise of one strength (non-local means); of super_resolution the source itself is one (bicubic)"
+        "classical=true supports task=inpaint (biharmonic) and task=denoise with Gaussian noise of one strength (non-local "
+        "means); for super_resolution, the source itself is the classical result (bicubic)"
     )
 
 

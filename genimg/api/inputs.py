@@ -143,7 +143,7 @@ class ImageReader:
         if key == "real" and self.accept_unrecorded:
             return replace(side, statistics=SavedStatistics.read(path), path=path)
         if key == "real":
-            log.info("%s holds mu and sigma beside its images: accept_unrecorded=true takes these for the Fréchet distance, as "
+            log.info("%s holds mu and sigma beside its images: accept_unrecorded=true uses these for the Fréchet distance, as "
                      "ADM does, instead of those of the images", path)  # fmt: skip
         return side
 
@@ -205,7 +205,7 @@ class ImageReader:
             overrides.append(f"data.root={quoted(self.data_root)}")
         groups = compose_evaluation(*overrides)
         if groups["data"].get("root") == "???":
-            raise ConfigError(f"{name} needs data_root=DIR: where its images lie")
+            raise ConfigError(f"{name} needs data_root=DIR, the directory of its images")
         try:
             source = build_dataset(groups, self.builder.choosing("data"))  # from the command line, not from a checkpoint
         except UserError as error:

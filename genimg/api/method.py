@@ -81,7 +81,7 @@ def build_method(
         )
     if isinstance(method, TakesConditions) and method.num_classes not in (0, facts.num_classes):
         raise ConfigError(
-            f"the model is made for {method.num_classes} classes, but data {dataset.name} has {facts.num_classes}: remove "
+            f"the model is built for {method.num_classes} classes, but data {dataset.name} has {facts.num_classes}: remove "
             "num_classes from the model and the conditioning",
             key="conditioning.encoder.num_classes",
         )

@@ -123,7 +123,7 @@ class Training:
             log.warning("to continue: %s %s", _command(), argument("resume", relative(run_dir)))
         except KeyboardInterrupt:
             summary["status"] = "interrupted"
-            log.warning("interrupted at %d images; what was saved last is in %s", state.images, trainer.folder.path)
+            log.warning("interrupted at %d images; the last checkpoint, if any, is in %s", state.images, trainer.folder.path)
             raise
         except (NonFiniteError, WorseningError) as error:
             summary["status"] = "diverged"
@@ -163,7 +163,7 @@ def _say_that_it_is_complete(state: TrainingState, duration: str, evaluator: Sch
     name = (evaluator.primary or "") if evaluator else ""
     result = f": {name} is {state.last[name]:.6g}" if name in state.last else ""
     if result and state.best_images != state.images:
-        result += f", and was {state.best[name]:.6g} at its {state.best_in_words}"
+        result += f", and was {state.best[name]:.6g} at its {state.best_description}"
     log.info("this run is complete, with %d images%s", state.images, result)
     log.info("to train longer than %s: %s %s trainer.duration=...", duration, _command(), argument("resume", relative(run_dir)))
 
@@ -188,7 +188,7 @@ def _why_it_ended(error: NonFiniteError | WorseningError, trainer: Trainer) -> s
         words = f"above {watch.above:g}" if watch.above is not None else f"below {watch.below:g}"
     kept = "best" if state.best else "last"
     return (
-        f"training stopped at {state.images} images, because evaluation.stop_if says so: {name} is {state.last[name]:.6g}, "
+        f"training stopped at {state.images} images by evaluation.stop_if: {name} is {state.last[name]:.6g}, "
         f"and has been {words} for {state.worse_evaluations} evaluation{'s' * (state.worse_evaluations > 1)} in a row; "
         f"the {kept} checkpoint is {relative(folder / f'{kept}.pt')}"
     )
@@ -245,9 +245,9 @@ def _report(state: TrainingState, summary: Mapping[str, Any], evaluator: Schedul
     waiting = state.waiting_seconds / max(state.seconds, 1e-9)
     log.info("%s images/s while training, %.1f %% of it waiting for data", rate, 100 * waiting)
     if waiting > 0.1 and summary["storage"] == "workers":
-        log.info("  more data.num_workers=N shorten that, or genimg-prepare, which decodes the images once and for all")
+        log.info("  to shorten that, set a larger data.num_workers, or pack the images with genimg-prepare")
     if evaluator and state.best:
-        columns = {"last": state.last, state.best_in_words: state.best}
+        columns = {"last": state.last, state.best_description: state.best}
         log.info("%s", table(columns | ({"at the end": state.final["metrics"]} if state.final else {})))
         log.info("measured with %s", sentence(summary["provenance"]))
         share = state.evaluation_seconds / max(state.evaluation_seconds + state.seconds, 1e-9)

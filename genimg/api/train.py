@@ -298,7 +298,7 @@ def _require_work(saved: resume.Saved, parts: TrainingComponents, config: Config
     if is_complete and run_directory_of(saved.path).resolve() != run_dir.resolve():
         duration = config["trainer"]["duration"]
         raise ConfigError(
-            f"trainer.duration={duration} is over: {relative(saved.path)} has been trained for as long",
+            f"trainer.duration={duration} is reached: {relative(saved.path)} has already been trained that long",
             f"give a longer one to train in run_dir={relative(run_dir)}",
             key="trainer.duration",
         )

@@ -43,7 +43,7 @@ def refuse_repeated_penalties(composition: Composition) -> None:
         for place in places:
             if places.count(place) > 1:
                 same = " and ".join(dict.fromkeys(name for name, other in zip(names, places, strict=True) if other == place))
-                raise ConfigError(f"{override.input_line} names {same} twice, which would count once: leave one of them")
+                raise ConfigError(f"{override.input_line} names {same} twice, but it would count once: remove one of them")
 
 
 def warn_of_missing_penalties(composition: Composition) -> None:
@@ -55,7 +55,7 @@ def warn_of_missing_penalties(composition: Composition) -> None:
     chosen = {key for key, node in composition.config.penalty.items() if "_target_" in node}
     if missing := [name for name in needed if _place(name, folders) not in chosen]:
         log.warning(
-            "penalty=[%s] leaves out %s: the published trainings of model=%s always have penalty=[%s], and without them it "
+            "penalty=[%s] omits %s: the published trainings of model=%s always have penalty=[%s], and without them it "
             "often diverges or collapses; remove penalty= to have them",
             ",".join(map(str, chosen)), " and ".join(missing), model, ",".join(needed),
         )  # fmt: skip
@@ -149,7 +149,7 @@ def warn_of_short_training(
         published += f" ({usual // settings.batch_size:,} steps of {settings.batch_size} images here)"
     enough = max(_FEW_STEPS * 5 * settings.batch_size, int(_SMALL_SHARE * (usual or 0)))
     log.warning(
-        "%s of %s images are %s steps, which are too few to learn much%s: set trainer.duration, for a first impression "
+        "%s of %s images are %s steps, which are too few to learn much%s: set trainer.duration; for a first impression, "
         "trainer.duration='%dk images'",
         config["trainer"]["duration"], f"{builder.epoch_size:,}", f"{steps:,}", published, -(-enough // 1000),
     )  # fmt: skip

@@ -98,7 +98,7 @@ def in_hydras_order(arguments: Sequence[str]) -> list[str]:
     for word in words:
         key = word.partition("=")[0].lstrip("+")
         if word.startswith("+") and key in keys and Path(config_dir(), key).is_dir():  # Hydra would silently ignore it
-            raise ConfigError(f"{word} has no effect beside another {key}=: give one of them", key=key)
+            raise ConfigError(f"{word} has no effect together with another {key}=: give only one", key=key)
     if value_of("run_dir", words) == "":
         raise ConfigError("run_dir= is empty: name a directory, or omit it", key="run_dir")
     return [*words, *flags]

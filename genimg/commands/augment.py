@@ -64,14 +64,14 @@ def _check(options: Augment) -> None:
     if copies < 1:
         raise ConfigError(f"copies={copies} must be 1 or more copies of each image")
     if max_corrupt is not None and max_corrupt < 0:
-        raise ConfigError(f"max_corrupt={max_corrupt} must be 0 or more images, or null to leave out all corrupt ones")
+        raise ConfigError(f"max_corrupt={max_corrupt} must be 0 or more images, or null to skip all corrupt ones")
     if isinstance(workers, int) and workers < 1:
         raise ConfigError(f"num_workers={workers} must be auto, or 1 or more threads")
     for key, (least, most) in RANGES.items():
         if not least <= getattr(options, key) <= most:
             raise ConfigError(f"{key}={getattr(options, key)} must be a number from {least:g} to {most:g}")
     if all(getattr(options, key) == (key == "crop") for key in RANGES):
-        raise ConfigError(f"every operation is switched off, so that copies would be equal: set one of {', '.join(RANGES)}")
+        raise ConfigError(f"every operation is switched off, so all copies would be the same: set one of {', '.join(RANGES)}")
 
 
 def _folders(options: Augment) -> tuple[Path, Path]:
@@ -89,12 +89,12 @@ def _folders(options: Augment) -> tuple[Path, Path]:
     if output == real:
         raise ConfigError(f"output={output} is the input itself: name another directory")
     if output.is_relative_to(real):
-        raise ConfigError(f"output={output} lies inside input={root}, whose images its own would join: name one beside it")
+        raise ConfigError(f"output={output} lies inside input={root}, and would become part of it: name a directory outside it")
     if real.is_relative_to(output):
         raise ConfigError(f"input={root} lies inside output={output}: name another output")
     check_output_directory(output)
     if preview_of(output).exists():
-        raise ConfigError(f"output={output} would have its preview in {preview_of(output)}, which exists: move that away")
+        raise ConfigError(f"the preview of output={output} would replace {preview_of(output)}: move that away")
     return root, output
 
 
@@ -106,6 +106,6 @@ def _report(job: Job, count: int, num_corrupt: int, output: Path, seconds: float
         written / seconds, relative(output),
     )  # fmt: skip
     if num_corrupt:
-        log.warning("%d corrupt image%s left out: %s", num_corrupt, "s" * (num_corrupt > 1), relative(output / CORRUPT))
+        log.warning("%d corrupt image%s skipped: %s", num_corrupt, "s" * (num_corrupt > 1), relative(output / CORRUPT))
     log.info("some of them: %s", relative(preview_of(output)))
     log.info("to train on it: genimg-train data=folder %s", argument("data.root", relative(output)))

@@ -75,12 +75,12 @@ def end(name: str, primary: str, failure: Failure, jobs: Sequence[Failure]) -> N
         failure: The failure that ended it.
         jobs: All failed jobs of a sweep in this process; empty without a sweep.
     """
-    in_words = {id(each): _in_words(each, primary) for each in (failure, *jobs)}
-    bugs = [each for each in jobs if in_words[id(each)] is None]
+    messages = {id(each): _user_message(each, primary) for each in (failure, *jobs)}
+    bugs = [each for each in jobs if messages[id(each)] is None]
     failure = bugs[0] if bugs else failure
     numbers = ", ".join(f"#{each.job}{' by a bug' if each in bugs else ''}" for each in jobs)
     sweep = f"{len(jobs)} job{'s' * (len(jobs) > 1)} of the sweep failed, {numbers}" if jobs else ""
-    message, error = in_words[id(failure)], failure.error
+    message, error = messages[id(failure)], failure.error
     elsewhere: str = getattr(error, "details", "")  # of an AnotherProcessError, whose module imports torch
     trace = elsewhere or "".join(traceback.format_exception(error))
     if message is None or elsewhere:
@@ -92,7 +92,7 @@ def end(name: str, primary: str, failure: Failure, jobs: Sequence[Failure]) -> N
     leave(_BUG if getattr(error, "has_bug", False) else _USERS_MISTAKE)  # set for jobs in other processes
 
 
-def _in_words(failure: Failure, primary: str) -> str | None:
+def _user_message(failure: Failure, primary: str) -> str | None:
     """Return the message for the user, or None for a bug."""
     error = failure.error
     if failure.is_at_work and is_bug(error):

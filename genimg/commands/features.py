@@ -72,8 +72,8 @@ def train_features(composed: DictConfig) -> None:
              time.monotonic() - start)  # fmt: skip
     if record["test_accuracy"] < 2.0 / len(record["class_names"]):
         log.warning(
-            "this is hardly better than chance, so that metrics made with it would mean nothing: give it more epochs, more "
-            "images, or classes that look different"
+            "this is hardly better than chance, so metrics computed with it would be meaningless: use more epochs, more "
+            "images, or classes that are easier to tell apart"
         )
     log.info("classifier: %s (%d bytes, sha256 %s)", relative(path), path.stat().st_size, sha256)
     log.info("to use it:  genimg-train --config-dir %s evaluation=%s ...", relative(output), options.name)

@@ -68,11 +68,11 @@ def _check(options: Prepare, data: Mapping[str, Any]) -> None:
     if shard_size < 1:
         raise ConfigError(f"shard_size={shard_size} must be a whole number of bytes, such as 1073741824")
     if max_corrupt is not None and max_corrupt < 0:
-        raise ConfigError(f"max_corrupt={max_corrupt} must be 0 or more images, or null to leave out all corrupt ones")
+        raise ConfigError(f"max_corrupt={max_corrupt} must be 0 or more images, or null to skip all corrupt ones")
     for key, neutral in _OF_TRAINING.items():
         if data.get(key, neutral) != neutral:
-            word = "a max_corrupt=N of its own decides here" if key == "max_corrupt" else "set it there"
-            raise ConfigError(f"data.{key}={data[key]} is for training, and changes nothing that is packed: {word}")
+            word = "set max_corrupt=N of genimg-prepare instead" if key == "max_corrupt" else "set it in genimg-train"
+            raise ConfigError(f"data.{key}={data[key]} applies to training and has no effect on packed images: {word}")
     threads = data.get("num_workers", "auto")
     if threads != "auto" and threads < 1:
         raise ConfigError(f"data.num_workers={threads} must be auto, or 1 or more threads")
@@ -103,7 +103,7 @@ def _report(output: Path, description: Description, num_corrupt: int, seconds: f
     )  # fmt: skip
     if num_corrupt:
         listed = relative(output / CORRUPT)
-        log.warning("%d corrupt image%s left out: %s", num_corrupt, "s" * (num_corrupt > 1), listed)
+        log.warning("%d corrupt image%s skipped: %s", num_corrupt, "s" * (num_corrupt > 1), listed)
     size = str(height) if height == width else f"'[{height},{width}]'"
     more = "" if channels == 3 else f" data.channels={channels}"
     root = argument("data.root", relative(output))

@@ -48,7 +48,7 @@ def train(composed: DictConfig) -> float | None:
                 raise ConfigError("torchrun trains one run: start a sweep (-m) without it, or torchrun for each of its runs")
             _refuse_what_has_no_effect(hydra)
             if is_dry and hydra.mode == RunMode.MULTIRUN:
-                raise ConfigError("dry_run=true looks at one run: remove -m")
+                raise ConfigError("dry_run=true checks a single run: remove -m")
             composition = Composition.of_hydra(composed)
             if is_dry:
                 dry_run(composition, run_dir, device_name)
@@ -98,7 +98,7 @@ def _refuse_what_has_no_effect(hydra: Any) -> None:
             if override.startswith("run_dir="):
                 raise ConfigError(f"{override} has no effect in a sweep: give hydra.sweep.dir")
             if override.startswith("sweep=") and override != "sweep=null":
-                raise ConfigError(f"{override}: one ready search at a time, and without -m")
+                raise ConfigError(f"{override}: choose only one ready search, without -m")
 
 
 def _write_hydras_configs(run_dir: Path, composed: DictConfig) -> None:

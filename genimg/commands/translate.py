@@ -26,7 +26,7 @@ from genimg.utils.paths import relative
 log = logging.getLogger(__name__)
 
 _COMMAND = "genimg-translate"
-_TOLD = ("input", "mask", "direction", "model_mode", "tile", "seed")  # recorded options
+_RECORDED = ("input", "mask", "direction", "model_mode", "tile", "seed")  # options written to genimg.json
 
 
 def translate(composed: DictConfig) -> None:
@@ -40,7 +40,7 @@ def translate(composed: DictConfig) -> None:
     data, facts = checkpoint.config["data"], checkpoint.facts
     method = checkpoint.method(device)
     if not isinstance(method, Translates):
-        raise ConfigError(f"ckpt={options.ckpt}: this model makes images from nothing: use genimg-sample")
+        raise ConfigError(f"ckpt={options.ckpt}: this model takes no input images: use genimg-sample")
     direction = chosen_direction(method, options.direction, way_of_training(data))
     if options.model_mode is not None:
         method.set_mode(options.model_mode)
@@ -59,8 +59,8 @@ def translate(composed: DictConfig) -> None:
         batch_size=options.batch_size, seed=options.seed,
     )  # fmt: skip
     log.info("from %s, trained on %d images", relative(checkpoint.path), checkpoint.images)
-    told = {key: getattr(options, key) for key in _TOLD}
-    about = {"checkpoint": str(checkpoint.path.resolve()), "checkpoint_images": checkpoint.images, "options": told}
+    recorded = {key: getattr(options, key) for key in _RECORDED}
+    about = {"checkpoint": str(checkpoint.path.resolve()), "checkpoint_images": checkpoint.images, "options": recorded}
     translate_files(translator, pictures, levels, output, record_of(_COMMAND, **about), grid=options.grid)
 
 

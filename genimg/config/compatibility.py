@@ -72,7 +72,8 @@ def _refuse_without_effect(config: Mapping[str, Any], method_class: type[Method]
     head = (config.get("conditioning") or {}).get("head", "none")
     chosen = {
         "penalty": bool(chosen_nodes(config.get("penalty"), "penalty")) and "penalties" not in model,
-        "augment": "_target_" in (config.get("augment") or {}) and "augment" not in model,
+        "discriminator_augment": "_target_" in (config.get("discriminator_augment") or {})
+        and "discriminator_augment" not in model,
         "conditioning": head != "none" and not offers(method_class, TakesConditions),
     }
     for group, is_useless in chosen.items():
@@ -80,7 +81,7 @@ def _refuse_without_effect(config: Mapping[str, Any], method_class: type[Method]
             raise ConfigError(f"{group} has no effect on this model, a {method_class.__name__}: remove it")
     if head not in ("none", "concat") and "auxiliary" not in model:
         raise ConfigError(
-            f"this conditioning is of a GAN's discriminator (conditioning.head={head}), and does not go with a "
+            f"this conditioning is for a GAN's discriminator (conditioning.head={head}) and does not work with a "
             f"{method_class.__name__}: choose conditioning=concat, for labels"
         )
     has_likelihood = "_target_" in (config.get("likelihood") or {})
@@ -119,12 +120,12 @@ def check_kind(method: type[Method], source: ImageDataset, task: Task | None) ->
     name = method.__name__
     if task is None:
         raise ConfigError(
-            f"the model, a {name}, makes images from images, but data {source.name} has images alone: choose a task such as "
+            f"the model, a {name}, translates images, but data {source.name} has no pairs or domains: choose a task such as "
             "task=denoise or task=inpaint, or data=paired or data=unpaired"
         )
     if not translates:
         raise ConfigError(
-            f"the data has a {' and a '.join(task.keys)} of each sample, but the model, a {name}, makes images from nothing: "
+            f"the data has a {' and a '.join(task.keys)} for each sample, but the model, a {name}, takes no input images: "
             "choose a model such as pix2pix or restoration" + ("" if source.task else ", or task=none")
         )
     kind = "data=unpaired, two folders of images" if "a" in method.batch_keys else "data=paired, or another data with a task"
@@ -140,13 +141,13 @@ def measures_held_out(config: Mapping[str, Any], builder: Builder) -> bool:
     return any(getattr(builder.locate(target, "evaluation.metrics"), "needs_held_out", False) for target in targets)
 
 
-def _options_of_type(group: str, wanted: type, builder: Builder) -> list[str]:
-    """Return the options of a config group whose target is a subclass of ``wanted``."""
+def _options_of_type(group: str, loss_type: type, builder: Builder) -> list[str]:
+    """Return the options of a config group whose target is a subclass of ``loss_type``."""
     fitting = []
     for path in sorted((Path(config_dir()) / group).glob("*.yaml")):
         target = _target_of(path)
         found = builder.locate(target, group) if target else None
-        if inspect.isclass(found) and issubclass(found, wanted):
+        if inspect.isclass(found) and issubclass(found, loss_type):
             fitting.append(path.stem)
     return fitting
 

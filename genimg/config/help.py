@@ -40,9 +40,9 @@ def page(
     width = max(width or shutil.get_terminal_size().columns, _NARROWEST_PAGE)
     files = _Files([config_dir(), *_own_directories(arguments)])
     config = files.load(Path(config_dir(), f"{name}.yaml"))
-    told = config["hydra"]["help"]
-    examples, *remarks = told["template"].split("\n\n")
-    parts = [_fill(told["header"], width), textwrap.indent(examples, "  "), *(_fill(each, width) for each in remarks)]
+    texts = config["hydra"]["help"]
+    examples, *remarks = texts["template"].split("\n\n")
+    parts = [_fill(texts["header"], width), textwrap.indent(examples, "  "), *(_fill(each, width) for each in remarks)]
     parts += _sections("", options_of(COMMANDS[name]), width)
     if of_model is not None:
         title, rows = of_model
@@ -59,7 +59,7 @@ def page(
             parts += _sections(f"{group}.", options, width, f"{group}={choices[group]}: {_doc(read.schema)}")
     if listed := {group: names for group in sorted(groups) if (names := files.names(group))}:
         parts.append(_listed(listed, width))
-        parts.append(_fill(f"The options of another choice, such as {_example(groups)}, are listed by {told['app_name']} "
+        parts.append(_fill(f"The options of another choice, such as {_example(groups)}, are listed by {texts['app_name']} "
                            f"{_example(groups)} --help. --cfg job prints the composed config, --config-dir DIR adds your own "
                            "files, and --hydra-help lists the flags of Hydra.", width))  # fmt: skip
     return "\n\n".join(parts)
@@ -174,15 +174,15 @@ def _table(title: str, rows: Sequence[tuple[str, str, str, str]], width: int) ->
     left = width - sum(widths) - 2 * 4
     is_narrow = left < _NARROWEST_HELP
     lines = [_fill(f"{title}:" if not title.endswith((".", ":")) else title, width)]
-    for *cells, told in rows:
+    for *cells, help_text in rows:
         columns = [_wrapped(cell, wide) for cell, wide in zip(cells, widths, strict=True)]
-        columns += [] if is_narrow else [_wrapped(told, left)]
+        columns += [] if is_narrow else [_wrapped(help_text, left)]
         for i in range(max(map(len, columns))):
             row = [column[i] if i < len(column) else "" for column in columns]
             padded = (cell.ljust(wide) for cell, wide in zip(row, [*widths, 0], strict=False))
             lines.append(("  " + "  ".join(padded)).rstrip())
         if is_narrow:
-            lines += [f"      {line}" for line in _wrapped(told, width - 6)]
+            lines += [f"      {line}" for line in _wrapped(help_text, width - 6)]
     return "\n".join(lines)
 
 

@@ -98,7 +98,7 @@ class Builder:
         trains: Whether to build objects that only training needs. If not, a parameter whose type has
             ``needed_in_training_only`` receives None (an empty mapping if it takes several objects), and a parameter whose
             type has ``without_training`` receives an object of that class. The config's nodes there are ignored.
-        origins: Original keys of nodes that the config repeats by interpolation, such as ``augment`` for ``model.augment``;
+        origins: Original keys of nodes that the config repeats by interpolation, such as ``loss`` for ``model.loss``;
             messages name the original key, because it is the key to set.
     """
 
@@ -201,9 +201,9 @@ class Builder:
         if not module_name:
             raise ConfigError(f"{key}={name} names no function: write PACKAGE.MODULE:FUNCTION")
         if not private and package in self.allowed:
-            raise ConfigError(f"{key}={name} is no class or function of {package}")
+            raise ConfigError(f"{key}={name} is not a class or function of {package}")
         if private or package in ("genimg", "torch"):
-            raise ConfigError(f"{key}={name} is refused: it is no class or function of {package} that a config may name")
+            raise ConfigError(f"{key}={name} is refused: it is not a class or function of {package} that a config may name")
         if self.named is not None and package in sys.stdlib_module_names:
             raise ConfigError(f"{key}={name} is refused in a checkpoint's config", "do not use this checkpoint")
         raise ConfigError(f"{key}={name} is refused, because it is not part of genimg: if you trust it, add allow=[{package}]")
@@ -299,7 +299,7 @@ class Builder:
         if hint is NumImages or (NumImages in options and not (value is None or is_number or isinstance(value, dict))):
             return to_images(value, epoch_size=self.epoch_size, batch_size=self.batch_size, key=key)
         if value == {} and type(None) in options and not fits(value, hint):
-            return None  # empty group, such as augment=none
+            return None  # empty group, such as discriminator_augment=none
         if not exact:
             require_scalar(value, hint, key)
         elif not is_node(value):

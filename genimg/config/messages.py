@@ -42,8 +42,15 @@ _FORMER = {
     r"model\.ema_ramp_up": "set ema.exponential.ramp_up",
     r"model\.sampled_weights": "set trainer.weights",
     r"model\.standing_batches": "it is called standing_stats_batches now",
+    r"model\.augment": "it is called model.discriminator_augment now",
+    r"augment\.(groups|target|interval|speed|policy|p)": "set discriminator_augment.NAME",
+    r"data_augment": "it is called augment now",
+    r"data_augment\.\w+": "set augment.NAME",
 }  # fmt: skip
 """Patterns of keys of earlier versions, with the fix. NAME stands for the last part of the key."""
+
+_FORMER_OPTIONS = {("augment", name): f"discriminator_augment={name}" for name in ("diffaugment", "ada", "r3gan")}
+"""Groups and options of earlier versions, with the option that replaces them."""
 
 
 def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
@@ -58,7 +65,7 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
         return str(error.__cause__)
     if isinstance(error, UserError):
         unknown = re.match(r"unknown key ([\w.]+)", str(error))
-        return (unknown and _foreign_key(unknown[1], command, arguments)) or str(error)
+        return (unknown and (_former_key(unknown[1]) or _foreign_key(unknown[1], command, arguments))) or str(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_config_error(error, command, arguments)
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
@@ -88,10 +95,10 @@ def explain(error: Exception, command: str, arguments: list[str]) -> str | None:
         fix = "lower batch_size"
         if command == "train":
             fix = (
-                "lower trainer.batch_size, data.image_size or the widths of the networks, or raise trainer.accumulation, which "
-                "cuts batches into parts"
+                "lower trainer.batch_size, data.image_size or the widths of the networks, or raise trainer.accumulation, "
+                "which splits batches into microbatches"
             )
-        return f"the memory is full ({reason}): {fix}"
+        return f"out of memory ({reason}): {fix}"
     if is_batch_too_small(error):
         fix = "raise trainer.batch_size, or lower trainer.accumulation" if command == "train" else "raise batch_size"
         return f"batch norm needs more than one value for each channel: {fix}"
@@ -124,6 +131,12 @@ def explain_flag(command: str, arguments: list[str]) -> str | None:
     return f"{written}: arguments are written key=value, without dashes: {how}"
 
 
+def _former_key(key: str) -> str | None:
+    """Return a message about a key of earlier versions, or None for any other key."""
+    former = next((now for pattern, now in _FORMER.items() if re.fullmatch(pattern, key)), None)
+    return former and f"{key} is a key of earlier versions: {former.replace('NAME', key.rpartition('.')[2])}"
+
+
 def _foreign_key(key: str, command: str, arguments: list[str]) -> str | None:
     """Return a message about a key that other programs use, or None for any other key."""
     given = (argument.lstrip("+~").partition("=") for argument in arguments)
@@ -145,6 +158,8 @@ def _explain_config_error(error: Exception, command: str, arguments: list[str]) 
     option = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text)
     if option:
         group, choice = option.groups()
+        if now := _FORMER_OPTIONS.get((group, choice)):
+            return f"{group}={choice} is an option of earlier versions: set {now}"
         options = lines[1:] if "find" in lines[0] else [path.stem for path in Path(config_dir(), group).glob("*.yaml")]
         available = [name for name in options if re.fullmatch(r"[\w.-]+", name) and is_choice(name)]
         known = f": choose one of {', '.join(sorted(available))}" if available else ""
@@ -166,20 +181,20 @@ def _explain_config_error(error: Exception, command: str, arguments: list[str]) 
     if "Ambiguous value for argument" in text:
         key, _, value = text.partition("'")[2].partition("\n")[0].rstrip("'").partition("=")
         one, several = f'{key}="{quoted(value)}"', f"'{key}=[{value}]'"
-        return f"{key}={value} is several values: write {one} for one text, {several} for a list, or add -m to sweep over them"
+        return f"{key}={value} has several values: write {one} for one text, {several} for a list, or add -m to sweep over them"
     unreadable = next((a for a in arguments if not a.startswith("-") and not _can_be_read(a)), None)
     if unreadable is not None:
         key, equals, value = unreadable.partition("=")
         if not equals:
             return f"{unreadable!r} is not key=value; a value with spaces needs quotes: trainer.duration='25 epochs'"
-        return f'the value of {key} has characters that need quotes of their own: write "{key}={quoted(value)}"'
+        return f'the value of {key} has characters that must be quoted: write "{key}={quoted(value)}"'
     kept = re.search(r"Could not delete from config. '([^']+)' does not exist|Error merging override ~(\S+)$", text)
     if kept and schema.type_of(key := kept.group(1) or kept.group(2), command):
         return f"~{key} is not possible, because {key} must have a value: set {key}=VALUE"
     merged = re.search(r"Error merging override (\S.*)", text)
     if merged and "=" in merged[1]:
         key, _, value = merged[1].partition("=")
-        return f"{key.lstrip('+')}={value} is of another kind than the value that it replaces: --cfg job shows that value"
+        return f"{key.lstrip('+')}={value} has another type than the value that it replaces: --cfg job shows that value"
     missing = re.search(r"Missing mandatory value: (\S+)", text)
     if missing:
         return f"{missing.group(1)} is required: set {missing.group(1)}=VALUE"
@@ -208,10 +223,7 @@ def _explain_unknown_key(key: str, command: str, arguments: list[str]) -> str:
         ours = [f"hydra.{path.parent.name}.{name}" for path in Path(config_dir(), "hydra").glob("*/*.yaml")
                 for name in map(str, OmegaConf.load(path))]  # fmt: skip
         return f"unknown key {key}{nearest(key, ours)}: --cfg hydra shows all keys of Hydra, its launcher and its sweeper"
-    former = next((now for pattern, now in _FORMER.items() if re.fullmatch(pattern, key)), None)
-    if former:
-        return f"{key} is a key of earlier versions: {re.sub(r'.*[.]', '', key).join(former.split('NAME'))}"
-    if message := _foreign_key(key, command, arguments):
+    if message := _former_key(key) or _foreign_key(key, command, arguments):
         return message
     keys = _keys_of(command, key, arguments)
     if re.fullmatch(r"[a-z_]+", key) and key in keys and Path(config_dir(), key).is_dir():

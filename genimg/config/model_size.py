@@ -60,7 +60,7 @@ def require_fitting(
         if name not in weights:
             raise _misfit(f"{name} is missing")
         if tensor.shape != weights[name].shape:
-            raise _misfit(f"{name} has the shape {list(weights[name].shape)}, and {list(tensor.shape)} in the model")
+            raise _misfit(f"{name} has the shape {list(weights[name].shape)}, but {list(tensor.shape)} in the model")
     needed = _size(itertools.chain(model.parameters(), model.buffers()))
     if needed > (_TIMES_ONE_NETWORK if are_a_part else 2) * _size(weights.values()) + _SLACK:
         raise _misfit(f"it would take {needed:,} bytes")

@@ -44,7 +44,7 @@ def require_plain_references(raw: Mapping[str, Any]) -> None:
     """
     _require_plain(raw, "")
     if _extent(raw, raw, {}, ())[0] > _MOST:
-        raise ConfigError("the checkpoint's config refers to itself so often that it would grow without end")
+        raise ConfigError("the checkpoint's config refers to itself so often that it would grow without limit")
 
 
 def _require_plain(node: Any, key: str) -> None:
@@ -56,7 +56,7 @@ def _require_plain(node: Any, key: str) -> None:
             _require_plain(value, f"{key}[{position}]")
     elif isinstance(node, str) and not is_plain(node):
         raise ConfigError(
-            f"{key} of the checkpoint's config is {node}, and a checkpoint evaluates nothing but references to its own keys",
+            f"{key} of the checkpoint's config is {node}, but only references to its own keys are evaluated",
             f"if you trust it, give the value on the command line with {key}=VALUE",
             key=key,
         )

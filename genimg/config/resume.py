@@ -98,10 +98,10 @@ def find_start(composition: Composition, run_dir: Path) -> Start:
     composed = composition.config
     folder = checkpoint.CheckpointFolder(run_dir / "checkpoints", keep_last=1)
     if names_a_checkpoint(composed):
-        wanted = Path(str(composed.resume)).expanduser()
+        path = Path(str(composed.resume)).expanduser()
         # For a run directory, load the newest readable checkpoint: a killed run's last.pt may be older.
-        newest = folder.load_last() if wanted.is_dir() and wanted.resolve() == run_dir.resolve() else None
-        saved: Saved | None = Saved(*(newest or checkpoint.load_named(wanted)))
+        newest = folder.load_last() if path.is_dir() and path.resolve() == run_dir.resolve() else None
+        saved: Saved | None = Saved(*(newest or checkpoint.load_named(path)))
     elif composed.resume == "auto":
         found = folder.load_last()
         saved = Saved(*found) if found else None
@@ -202,7 +202,7 @@ def same_measure(old: Node, new: Node) -> bool:
     return first == second
 
 
-_OTHER_IMAGES = "point data.root at the images of before, or continue all the same with resume_force=true"
+_OTHER_IMAGES = "point data.root at the original images, or continue anyway with resume_force=true"
 
 
 def check_classes(saved: Node, class_names: Sequence[str], *, force: bool) -> None:
@@ -229,7 +229,7 @@ def check_facts(saved: Node, facts: Node, *, force: bool) -> None:
                 before = _entries(name, saved[name]).get(key, "not recorded")
                 if now != before:
                     log.warning(
-                        "%s is %s, but was %s: the run goes on, but not bit for bit",
+                        "%s is %s, but was %s: the run continues, but not bit for bit",
                         key.removeprefix("decisions."),
                         now,
                         before,
@@ -259,9 +259,11 @@ def _compare_images(saved: Node, facts: Node, *, force: bool) -> None:
             raise ConfigError("; ".join(refused), _OTHER_IMAGES)
         log.warning("resuming with other data: %s", "; ".join(refused))
     if "data" not in saved:
-        log.warning("the checkpoint does not record which images it was trained on: whether they are the same is not known")
+        log.warning(
+            "the checkpoint does not record which images it was trained on: they cannot be compared with the current ones"
+        )
     elif warned := warned_differences(before, now):
-        log.warning("%s are not those of before: the run goes on with them, and records both", ", ".join(warned))
+        log.warning("%s have changed: the run continues with the new ones and records both", ", ".join(warned))
 
 
 def _entries(name: str, fact: Any) -> Node:
@@ -293,8 +295,8 @@ def _in_short(changes: dict[str, str], old_raw: Node, new_raw: Node) -> str:
     lines = []
     for group, keys in sorted(groups.items()):
         another = any(key.endswith("._target_") or _ABSENT in changes[key] for key in keys)
-        told = sorted(f"{key}: {changes[key]}" for key in keys)
-        lines += [f"{group}: {len(told)} keys, such as {min(told, key=len)}"] if another and len(told) > 2 else told
+        shown = sorted(f"{key}: {changes[key]}" for key in keys)
+        lines += [f"{group}: {len(shown)} keys, such as {min(shown, key=len)}"] if another and len(shown) > 2 else shown
     return "\n  ".join(lines)
 
 
@@ -312,10 +314,10 @@ def _compare(saved: Saved, config: Config, named: instantiate.Named | None) -> N
     differs = f"the config differs from that of {saved.path} in ways that change the result:\n  {listed}\n"
     impossible = _why_impossible(saved.state, changes, config, named)
     if impossible:
-        raise ConfigError(f"{differs}{impossible}: undo the changes, or choose another run_dir to start afresh")
+        raise ConfigError(f"{differs}{impossible}: undo the changes, or choose another run_dir for a new run")
     if not config["resume_force"]:
         raise ConfigError(
-            f"{differs}undo them, choose another run_dir to start afresh, or continue all the same with resume_force=true"
+            f"{differs}undo them, choose another run_dir for a new run, or continue anyway with resume_force=true"
         )
     log.warning("resuming with a changed config:\n  %s", listed)
 
@@ -323,9 +325,9 @@ def _compare(saved: Saved, config: Config, named: instantiate.Named | None) -> N
 def _why_impossible(state: Node, changes: dict[str, str], config: Node, named: instantiate.Named | None) -> str | None:
     """Return why even ``resume_force`` cannot continue with these changes, or None if it can."""
     if "trainer.batch_size" in changes:
-        return "steps are counted in batches, so that trainer.batch_size cannot change within a run"
+        return "steps are counted in batches, so trainer.batch_size cannot change within a run"
     if "optimizer._target_" in changes:
-        return "another optimizer cannot take over what this one has gathered"
+        return "another optimizer cannot use the state of this one"
     allowed = (*instantiate.ALLOWED, *map(str, config["allow"] or ()))
     batch_size = config["trainer"]["batch_size"]
     builder = instantiate.Builder(allowed, epoch_size=state["num_images"], batch_size=batch_size, named=named)
@@ -357,7 +359,7 @@ def _refuse_to_overwrite(folder: checkpoint.CheckpointFolder, saved: Saved | Non
     step = saved.state["training"]["images"] // batch_size
     if step < max(steps):
         raise ConfigError(
-            f"{saved.path} is of step {step}, but {folder.path} goes on to step {max(steps)}: choose another run_dir to "
+            f"{saved.path} is of step {step}, but {folder.path} continues to step {max(steps)}: choose another run_dir to "
             "branch off from there"
         )
 
@@ -368,7 +370,7 @@ def _on_top_of(state: Node, composition: Composition) -> Node:
     typed = {override.key_or_group for override in composition.typed()}
     require_plain_references(_without(saved, {*typed, *_OF_THIS_COMMAND}))
     if saved.get("logger") and not composed["logger"]:
-        log.warning("the run was recorded with a logger, which no checkpoint starts: to go on with it, add logger=wandb")
+        log.warning("the run used a logger, which a checkpoint never starts: to continue with it, add logger=wandb")
     config = DictConfig(saved)
     for override in composition.typed():
         key = override.key_or_group

@@ -17,7 +17,7 @@ from genimg.errors import CheckpointError, ConfigError
 from genimg.utils.type_hints import as_written
 
 _BUILT = ("model", "data", "loss", "optimizer", "schedule", "performance")  # every training builds an object from each
-_OPTIONAL = ("conditioning", "augment", "data_augment", "task", "likelihood", "logger", "debug")
+_OPTIONAL = ("conditioning", "discriminator_augment", "augment", "task", "likelihood", "logger", "debug")
 _OF_EVERY_DATA = ("horizontal_flip", "storage", "num_workers", "max_corrupt")
 
 
@@ -61,17 +61,17 @@ def require_saved_structure(config: Mapping[str, Any], path: Path) -> None:
     """
     for group in ("model", "data", "trainer", "evaluation"):
         if not isinstance(config.get(group), Mapping):
-            raise _no_config(path, f"{group} is no mapping")
+            raise _no_config(path, f"{group} is not a mapping")
     for group in ("model", "data"):
         if not isinstance(config[group].get("_target_"), str):
-            raise _no_config(path, f"{group}._target_ is no text")
+            raise _no_config(path, f"{group}._target_ is not text")
     batch_size = config["trainer"].get("batch_size")
     if type(batch_size) is not int or batch_size < 1:
         raise _no_config(path, f"trainer.batch_size is {as_written(batch_size)}")
 
 
 def _no_config(path: Path, problem: str) -> CheckpointError:
-    return CheckpointError(f"{path} holds no config of a training: {problem}", "use another checkpoint of its run", key="")
+    return CheckpointError(f"{path} holds no valid training config: {problem}", "use another checkpoint of its run", key="")
 
 
 def require_groups(config: Mapping[str, Any]) -> None:

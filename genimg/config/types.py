@@ -9,7 +9,7 @@ from types import NoneType
 from typing import Any
 
 from genimg.errors import ConfigError
-from genimg.utils.type_hints import SCALARS, as_written, fits, in_words, is_instance, options_of, part_of
+from genimg.utils.type_hints import SCALARS, as_written, describe_hint, fits, is_instance, options_of, part_of
 
 _LARGEST = 2**63  # whole numbers must fit the 64-bit integers of tensors
 
@@ -90,14 +90,14 @@ def require_instance(value: Any, hint: Any, key: str) -> None:
                 require_instance(item, part, f"{key}.{name}" if isinstance(value, dict) else f"{key}[{name}]")
     package = type(value).__module__.partition(".")[0]
     if package in ("genimg", "torch") and not any(is_instance(value, each) for each in options_of(hint)):
-        wanted = " or ".join(_name(each) for each in options_of(hint) if each is not NoneType)
+        expected = " or ".join(_name(each) for each in options_of(hint) if each is not NoneType)
         raise ConfigError(
-            f"{key} is a {type(value).__name__}, and must be of type {wanted}", "choose another _target_", key=key
+            f"{key} is a {type(value).__name__}, but must be of type {expected}", "choose another _target_", key=key
         )
 
 
 def _wrong(value: Any, hint: Any, key: str) -> ConfigError:
-    return ConfigError(f"{key}={as_written(value)} must be {in_words(hint, 'a mapping with a _target_')}", key=key)
+    return ConfigError(f"{key}={as_written(value)} must be {describe_hint(hint, 'a mapping with a _target_')}", key=key)
 
 
 def _name(hint: Any) -> str:

@@ -34,7 +34,7 @@ def caption_length(texts: Sequence[str | None]) -> int:
     lengths = [len(_bytes(text)) for text in texts]
     if (longest := max(lengths)) > _MOST_BYTES:
         count = sum(length > _MOST_BYTES for length in lengths)
-        log.warning("%d of %d captions are cut after %d bytes: the longest has %d", count, len(texts), _MOST_BYTES, longest)
+        log.warning("%d of %d captions are truncated to %d bytes: the longest has %d", count, len(texts), _MOST_BYTES, longest)
     return min(_MOST_BYTES, max(_MULTIPLE, -(-longest // _MULTIPLE) * _MULTIPLE))
 
 

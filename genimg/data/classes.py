@@ -46,7 +46,8 @@ def classes_by_directory(paths: Sequence[str]) -> Classes:
     names = sorted({path.split("/", 1)[0] for path in paths if "/" in path})
     if stray := stray_images(paths):
         log.warning(
-            "the %d subdirectories are not classes, because %s beside them: move %s away for labels, or set labels=none",
+            "the %d subdirectories are not used as classes, because %s beside them: move %s away for labels, or set "
+            "labels=none",
             len(names), stray, "it" if " and " not in stray else "them",
         )  # fmt: skip
     if len(names) < 2 or stray:
@@ -92,13 +93,13 @@ def classes_by_file(content: bytes, paths: Sequence[str], where: str) -> Classes
     missing = [path for path in paths if path not in label_of]
     if missing:
         raise _broken(
-            f"the file {where} has no label for {len(missing)} of the {len(paths)} images, the first of them {missing[0]}",
+            f"the file {where} has no label for {len(missing)} of the {len(paths)} images; the first is {missing[0]}",
             "add them to the file",
         )
     if len(label_of) > len(paths):
         known = set(paths)
         absent = [name for name in label_of if name not in known]
-        log.warning("%s names %d files that are not there, the first of them %s", where, len(absent), absent[0])
+        log.warning("%s names %d files that do not exist; the first is %s", where, len(absent), absent[0])
     labels = np.array([label_of[path] for path in paths], dtype=np.int64)
     return Classes(labels, _names(read.get("class_names"), int(labels.max()) + 1, where))
 
@@ -115,8 +116,8 @@ def _checked(entries: Any, where: str) -> dict[str, int]:
         name, label = posixpath.normpath(entry[0].replace("\\", "/")), entry[1]
         if isinstance(label, list | float):
             raise _broken(
-                f"the file {where} gives {name} the label {str(label)[:40]}, a vector or a fraction, not the number of a class",
-                "write its number",
+                f"the file {where} gives {name} the label {str(label)[:40]}, which is not a class number",
+                "write one whole number per image",
             )
         if type(label) is not int or not 0 <= label < _MOST_CLASSES:
             raise _broken(

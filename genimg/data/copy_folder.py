@@ -49,12 +49,12 @@ def check_job(job: Job) -> None:
         match = re.fullmatch(r"(.+)-(0|[1-9]\d*)\.png", path, re.DOTALL)
         if match and match[1] in of_stem and int(match[2]) < job.copies:
             raise ConfigError(
-                f"originals=true: a copy of {of_stem[match[1]]} would be called {path}, as an original is: set "
+                f"originals=true: a copy of {of_stem[match[1]]} would be called {path}, which is also an original: set "
                 "originals=false, or rename one of them"
             )
     for key in ("mixup", "cutmix"):
         if job.settings[key] and len(job.paths) == 1:
-            raise ConfigError(f"{key}={job.settings[key]} mixes two images, and input={job.root} holds one: set {key}=0")
+            raise ConfigError(f"{key}={job.settings[key]} mixes two images, but input={job.root} holds only one: set {key}=0")
 
 
 def warn_of_sides(job: Job) -> None:
@@ -66,7 +66,8 @@ def warn_of_sides(job: Job) -> None:
         found = [index for index, text in enumerate(job.texts) if pattern.search(text)]
         if found:
             log.warning(
-                "%s=%s changes no caption, and %d say %s, the first that of %s (%r): set %s=0 where that makes them wrong",
+                "%s=%s does not change captions, but %d of them say %s, first that of %s (%r): set %s=0 if that makes them "
+                "wrong",
                 key, job.settings[key], len(found), " or ".join(words), job.paths[found[0]], job.texts[found[0]], key,
             )  # fmt: skip
 
@@ -190,5 +191,5 @@ def _too_many(problems: list[str], allowed: int) -> str:
     names = "\n  ".join(problems[:10])
     return (
         f"{len(problems)} corrupt image{'s' * (len(problems) > 1)}, more than max_corrupt={allowed} allows; remove or repair "
-        f"them, or leave them out with a higher max_corrupt:\n  {names}"
+        f"them, or skip them with a higher max_corrupt:\n  {names}"
     )

@@ -100,7 +100,7 @@ class PixelFormat:
         if mode == "F":
             white = self.float_white or (1.0 if high <= 1.0 else 255.0)
         if low < 0.0 or high > white:
-            expected = "0 to 1, as others of this folder do" if white == 1.0 and low >= 0.0 else "0 to 255, or floats of 0 to 1"
+            expected = "0 to 1 like others of this folder" if white == 1.0 and low >= 0.0 else "0 to 255, or floats from 0 to 1"
             raise ValueError(f"it holds 32-bit values from {low:.6g} to {high:.6g}, not {expected}: {_HOW_TO_GIVE_LEVELS}")
         return 0.0, white
 

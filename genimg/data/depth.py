@@ -33,7 +33,7 @@ class _Deep:
     high: float
 
 
-def with_settled_depth(files: ImageFiles, pixels: PixelFormat) -> PixelFormat:
+def with_float_white(files: ImageFiles, pixels: PixelFormat) -> PixelFormat:
     """Choose whether white is 1 or 255 for all floats of a folder, because a single dark image is ambiguous.
 
     Unreadable files are skipped; loading the images reports them.
@@ -52,7 +52,7 @@ def with_settled_depth(files: ImageFiles, pixels: PixelFormat) -> PixelFormat:
     if pixels.levels is not None:
         if not sample:
             log.warning(
-                "range=%s has no effect on images of 8 bits, and all %d inspected ones of %s have 8 bits",
+                "range=%s has no effect on 8-bit images, and all %d inspected images of %s have 8 bits",
                 list(pixels.levels), count, files.root,
             )  # fmt: skip
         return pixels
@@ -89,8 +89,8 @@ def _refuse_other_ranges(deep: Sequence[_Deep]) -> None:
         raise DataError(
             f"the image {outside.path} holds 32-bit values from {outside.low:.6g} to {outside.high:.6g}, not 0 to 255, or "
             "floats from 0 to 1",
-            f"give the values that become black and white, such as range=[{low:.6g},{high:.6g}] (what {len(deep)} "
-            f"file{'s' * (len(deep) > 1)} of the folder hold{'s' * (len(deep) == 1)}), or store 8 bits",
+            f"give the values that become black and white, such as range=[{low:.6g},{high:.6g}] (the values in {len(deep)} "
+            f"file{'s' * (len(deep) > 1)} of the folder), or store 8 bits",
             key="range",
         )
 
@@ -98,6 +98,6 @@ def _refuse_other_ranges(deep: Sequence[_Deep]) -> None:
 def _warn_of_dark_images(deep: Sequence[_Deep]) -> None:
     if deep and 0 < (highest := max(found.high for found in deep)) < _DARK:
         log.warning(
-            "%s and others have 16 bits, but hold no value above %d of 65535, so that they come out nearly black: give the "
+            "%s and others have 16 bits, but hold no value above %d of 65535, so they will be nearly black: give the "
             "values that become black and white, such as range=[0,%d]", deep[0].path, highest, highest,
         )  # fmt: skip

@@ -62,10 +62,10 @@ class DataFacts:
         for name, value in asdict(facts).items():
             numbers = value if isinstance(value, tuple) else () if value is None else (value,)
             if not all(0 <= number <= _MOST.get(name, _MOST_CHANNELS) for number in numbers):
-                raise CheckpointError(f"{name}={value} of the checkpoint's facts about its data is not possible", _FIX)
+                raise CheckpointError(f"{name}={value} in the checkpoint's facts about its data is invalid", _FIX)
         sides = facts.image_size if isinstance(facts.image_size, tuple) else (facts.image_size,) * 2
         if not 0 < math.prod(sides) <= MOST_PIXELS:
-            raise CheckpointError(f"image_size={size} of the checkpoint's facts about its data is not possible", _FIX)
+            raise CheckpointError(f"image_size={size} in the checkpoint's facts about its data is invalid", _FIX)
         return facts
 
     def channels_into(self, *, backwards: bool = False) -> int:

@@ -68,7 +68,7 @@ def refused_differences(before: Identity, now: Identity) -> list[str]:
     elif "class_counts" in differing and "num_images" not in differing:
         found.append(f"the images of each class are now {now['class_counts']}, but were {before['class_counts']}")
     if differing == ["order"]:
-        found.append(f"the {now['num_images']} files have other names, or another order")
+        found.append(f"the {now['num_images']} files have different names, or another order")
     return found
 
 

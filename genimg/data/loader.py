@@ -83,9 +83,7 @@ class ImageLoader:
             raise ConfigError(f"max_corrupt={max_corrupt} must be 0 or more images")
         available = available_keys(source)
         if "image" not in keys or not set(keys) <= set(available):
-            raise DataError(
-                f"the images of {source.name} cannot make batches of {', '.join(keys)}: they have {', '.join(available)}"
-            )
+            raise DataError(f"{source.name} cannot provide {', '.join(keys)}: it has {', '.join(available)}")
         if augment is not None:
             augment.check(source.shape)
             if horizontal_flip and augment.horizontal_flip:

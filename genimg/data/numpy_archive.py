@@ -56,7 +56,7 @@ class NumpyArchive:
             self._zip = zipfile.ZipFile(self._file)
             self._members = {entry.filename.removesuffix(".npy"): entry for entry in self._zip.infolist()}
             if not 0 < len(self._members) == len(self._zip.infolist()):
-                raise ValueError("it is empty, or two arrays have one name")
+                raise ValueError("it is empty, or two arrays have the same name")
             self.headers = {name: self._header(entry)[0] for name, entry in self._members.items()}
         except (MemoryError, DataError):
             self._file.close()
@@ -86,7 +86,7 @@ class NumpyArchive:
             num_bytes = math.prod(header.shape) * header.dtype.itemsize
             # The CRC-32 is compared when the record's last byte is read, so the array must end there.
             if start + num_bytes != entry.file_size:
-                raise ValueError(f"{name} is {header}, and its record has {entry.file_size} bytes")
+                raise ValueError(f"{name} is {header}, but its record has {entry.file_size} bytes")
             self._require_moderate(name, entry)
             with self._zip.open(entry) as member:
                 return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
@@ -98,7 +98,7 @@ class NumpyArchive:
     def _header(self, entry: zipfile.ZipInfo) -> tuple[Header, int]:
         """Return an array's header and the offset of its values in the record."""
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"{entry.filename} is compressed in another way than NumPy's")
+            raise ValueError(f"{entry.filename} uses a compression that NumPy does not write")
         with self._zip.open(entry) as member:
             file = io.BytesIO(member.read(MOST_HEADER))
         version = np.lib.format.read_magic(file)
@@ -116,12 +116,12 @@ class NumpyArchive:
         """
         if entry.compress_type == zipfile.ZIP_STORED:
             if entry.file_size != entry.compress_size:
-                raise ValueError(f"{name} is stored in {entry.compress_size} bytes, and has {entry.file_size}")
+                raise ValueError(f"{name} is stored in {entry.compress_size} bytes, but has {entry.file_size}")
         elif entry.file_size > max(_MOST_INFLATED, _MOST_RATIO * entry.compress_size):
             raise DataError(
-                f"{self._what} holds {name} of {entry.file_size:,} bytes in {entry.compress_size:,} of the file",
-                "if you trust the file, save it again with numpy.savez: an array that is compressed more than "
-                f"{_MOST_RATIO}:1 is read up to {_MOST_INFLATED:,} bytes",
+                f"{self._what} holds {name} of {entry.file_size:,} bytes, compressed to {entry.compress_size:,}",
+                "if you trust the file, save it again with numpy.savez: an array compressed more than "
+                f"{_MOST_RATIO}:1 may have at most {_MOST_INFLATED:,} bytes",
             )
 
     def _refused(self, error: Exception) -> DataError:
@@ -129,5 +129,5 @@ class NumpyArchive:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return DataError(
             f"{self._what} is not an .npz archive of plain arrays: it is damaged, or holds Python objects ({reason})",
-            "copy or make it again",
+            "copy it again, or create it again",
         )

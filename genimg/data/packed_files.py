@@ -99,15 +99,17 @@ class Description:
             if version == FORMAT:
                 seal = content.pop(_SEAL)
                 if seal != sealed({"format": version, **content})[_SEAL]:
-                    raise ValueError("it is not as it was written")
+                    raise ValueError("its content has changed")
                 return cls._checked(content)
             if version == WITHOUT_CHECKSUMS:
                 return cls._checked({"digests": {}, **content}, with_checksums=False)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise DataError(f"the file {path} is damaged, or not genimg-prepare's ({reason}): pack the images again") from error
+            raise DataError(
+                f"the file {path} is damaged, or was not written by genimg-prepare ({reason}): pack the images again"
+            ) from error
         raise DataError(
-            f"the file {path} is of format {version}, and this genimg reads formats up to {FORMAT}: pack the images again, or "
+            f"the file {path} has format {version}, but this genimg reads formats up to {FORMAT}: pack the images again, or "
             "use the genimg that packed them"
         )
 
@@ -129,16 +131,16 @@ class Description:
         ]
         flags = (description.labelled, description.captioned)
         if any(type(number) is not int or number < 1 for number in numbers) or any(type(flag) is not bool for flag in flags):
-            raise TypeError("a number, or whether there are labels or captions, is of another type")
+            raise TypeError("a number or a flag has the wrong type")
         if sum(shard.num_images for shard in description.shards) != description.num_images or description.num_images < 1:
             raise ValueError("the shards' numbers of images do not add up")
         if not isinstance(description.source["name"], str):
             raise TypeError("the source has no name")
         if not all(_SHARD.fullmatch(shard.file) and isinstance(shard.sha256, str) for shard in description.shards):
-            raise ValueError("a shard has another name")  # a downloaded description could name a file elsewhere
+            raise ValueError("a shard has an unexpected name")  # a downloaded description could name a file elsewhere
         present = [CHECKSUMS, *(name for name, flag in zip((LABELS, CAPTIONS), flags, strict=True) if flag)]
         if list(description.digests.keys()) != (present if with_checksums else []):
-            raise ValueError("the digests are of other files")
+            raise ValueError("the digests name other files")
         return description
 
 
@@ -154,7 +156,7 @@ def require_size(path: Path, num_bytes: int | None) -> None:
     found = path.stat().st_size
     if num_bytes is not None and found != num_bytes:
         raise DataError(
-            f"the file {path} has {found} bytes, and {DESCRIPTION} says {num_bytes}: copy it again, or pack the images again"
+            f"the file {path} has {found} bytes, but {DESCRIPTION} says {num_bytes}: copy it again, or pack the images again"
         )
 
 
@@ -167,7 +169,7 @@ def read_whole(path: Path, description: Description) -> bytes:
     require_size(path, None)
     content = path.read_bytes()
     if description.has_checksums and hashlib.sha256(content).hexdigest() != description.digests[path.name]:
-        raise damaged(path, f"its SHA-256 is not that in {DESCRIPTION}")
+        raise damaged(path, f"its SHA-256 differs from that in {DESCRIPTION}")
     return content
 
 
@@ -198,7 +200,7 @@ def check_header(file: BinaryIO, path: Path, shape: tuple[int, ...], dtype: type
     """
     try:
         if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("it has another version")
+            raise ValueError("its header has an unknown version")
         found, is_transposed, found_dtype = np.lib.format.read_array_header_1_0(file)
     except OSError:
         raise

@@ -70,14 +70,16 @@ def without_validation(source: ImageDataset, validation: float) -> ImageDataset:
     if validation == 0:
         return source
     if source.validation is not None:
-        raise ConfigError(f"validation={validation} has no effect, because {source.name} has {len(source.validation)} images "
-                          "for validation in a folder of their own: set validation=0")  # fmt: skip
+        raise ConfigError(
+            f"validation={validation} has no effect, because {source.name} has {len(source.validation)} validation images "
+            "in a separate folder: set validation=0"
+        )
     if isinstance(source, UnpairedDataset):
         return _without_validation_of_domains(source, validation)
     count = round(validation * len(source))
     if count < 2 or len(source) - count < 2:
         raise ConfigError(f"validation={validation} of {len(source)} images leaves {count} for validation and "
-                          f"{len(source) - count} to train on: two are needed on each side")  # fmt: skip
+                          f"{len(source) - count} to train on: each side needs at least two")  # fmt: skip
     chosen = subset_of(source, count)
     kept_out = np.zeros(len(source), dtype=np.bool_)
     kept_out[chosen] = True

@@ -60,12 +60,13 @@ class SampleAugment:
         channels, height, width = shape
         if self.crop_padding >= min(height, width):
             raise ConfigError(
-                f"crop_padding={self.crop_padding} must be less than the images' {height}x{width} pixels, which are reflected"
+                f"crop_padding={self.crop_padding} must be less than the height and width of the images ({height}x{width}), "
+                "which it reflects"
             )
         for name in ("brightness", "contrast", "saturation", "hue"):
             value = getattr(self, name)
             if value and (channels not in (1, 3) or (channels == 1 and name in ("saturation", "hue"))):
-                why = "changes nothing about grey images" if channels == 1 else "is not made for RGBA images and for pairs"
+                why = "has no effect on grey images" if channels == 1 else "does not support RGBA images and pairs"
                 raise ConfigError(f"{name}={value} {why}: set {name}=0")
 
     def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Tensor:
@@ -113,8 +114,8 @@ class SampleAugment:
 
 def _checked(name: str, value: float, most: float) -> float:
     if not 0 <= value <= most or value == math.inf:
-        up_to = "" if most == math.inf else f" to {most:g}"
-        raise ValueError(f"{name}={value} must be a number from 0{up_to or ' on'}")
+        rule = ", 0 or more" if most == math.inf else f" from 0 to {most:g}"
+        raise ValueError(f"{name}={value} must be a number{rule}")
     return value
 
 

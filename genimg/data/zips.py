@@ -46,7 +46,7 @@ class ZipImages:
                 entries = {entry.filename: entry for entry in archive.infolist() if _is_shown(entry.filename)}
         except (zipfile.BadZipFile, OSError, ValueError, struct.error) as error:
             raise DataError(
-                f"the file {path} is not a complete zip file ({error}): make it again, or name a directory of images"
+                f"the file {path} is not a complete zip file ({error}): create it again, or name a directory of images"
             ) from error
         images = {name: entry for name, entry in entries.items() if name.lower().endswith(extensions) and not entry.is_dir()}
         for name, entry in images.items():
@@ -56,7 +56,9 @@ class ZipImages:
                     f"the zip file {path} holds {name} {how}: store or deflate the files, or unpack them into a directory"
                 )
             if max(entry.file_size, entry.compress_size) > _MOST_BYTES:
-                raise DataError(f"the zip file {path} holds {name} of {entry.file_size:,} bytes, which is no image: remove it")
+                raise DataError(
+                    f"the zip file {path} holds {name} of {entry.file_size:,} bytes, which is not an image: remove it"
+                )
         self.paths = sorted(images)
         self._numbers = {name: number for number, name in enumerate(self.paths)}
         fields = [
@@ -90,7 +92,7 @@ class ZipImages:
             except zlib.error as error:
                 raise OSError(f"it cannot be decompressed ({error})") from error
         if len(content) != size or zlib.crc32(content) != checksum:
-            raise OSError("its checksum in the zip file is that of another content")
+            raise OSError("its checksum in the zip file does not match its content")
         return io.BytesIO(content)
 
     def read_text_file(self, name: str) -> bytes | None:

@@ -36,14 +36,14 @@ def largest_difference(part: ExportedNetwork, run: Run) -> float:
         expected, found = part.reference(*inputs), run(*inputs)
         if not expected.isfinite().all():
             raise CheckpointError(
-                "the checkpoint makes NaN of random inputs: its training has diverged; use another checkpoint"
+                "the checkpoint returns NaN for random inputs: its training has diverged; use another checkpoint"
             )
-        assert found.shape == expected.shape, f"{part.name}: {list(found.shape)}, and the checkpoint {list(expected.shape)}"
+        assert found.shape == expected.shape, f"{part.name}: {list(found.shape)}, but the checkpoint {list(expected.shape)}"
         difference = (found.double() - expected.double()).abs().max().item()
         if not difference <= TOLERANCE:  # also true for NaN
             raise UserError(
                 f"the exported {part.name} differs from the checkpoint by {difference:.2g} for a batch of {count}, more than "
-                f"{TOLERANCE:g}: no file was left; try another format"
+                f"{TOLERANCE:g}: no file was written; try another format"
             )
         largest = max(largest, difference)
     return largest

@@ -125,7 +125,7 @@ class ExportedNetwork:
         return f"height and width {multiples}{self.sides.least} or more"
 
 
-def settled(network: Network) -> Network:
+def prepared_for_export(network: Network) -> Network:
     """Return a copy for export: on the CPU, float32, in evaluation mode, with parametrizations (e.g. spectral norm) folded in.
 
     Tensors are in contiguous memory format, because some layers choose the faster of two algorithms by the format of their
@@ -169,8 +169,8 @@ def exportable(method: Method, choices: Choices, facts: DataFacts) -> ExportedNe
         ConfigError: If what is chosen cannot be exported.
     """
     raise CheckpointError(
-        f"ckpt holds a {type(method).__name__}, of which genimg-export does not know what to export: give "
-        "genimg.exporting.parts.exportable a case for it (docs/exporting.md)",
+        f"ckpt holds a {type(method).__name__}, which genimg-export cannot export: register "
+        "it with genimg.exporting.parts.exportable (docs/exporting.md)",
         key="ckpt",
     )
 
@@ -181,7 +181,7 @@ def image_port(channels: int, height: int | str, width: int | str, *, name: str 
 
 
 _ADVICE = {
-    "truncation": "the latents of this model are an input: remove it, and truncate those",
+    "truncation": "this model's latents are an input: remove it, and truncate the latents instead",
     "direction": "this model translates no images: remove it",
     "model_mode": "this model translates no images: remove it",
 }

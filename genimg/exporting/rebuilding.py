@@ -62,11 +62,11 @@ def rebuilt(path: str | Path, allow: tuple[str, ...] = (), named: Mapping[str, s
         raise CheckpointError(f"{path} does not exist: name a file that genimg-export format=safetensors has written")
     tensors, metadata = _read(path)
     if "config" not in metadata:
-        raise CheckpointError(f"{path} was not written by genimg-export, which would have left the model's config in it")
+        raise CheckpointError(f"{path} was not written by genimg-export: it holds no model config")
     if DIGEST not in metadata:
         log.warning("%s was exported without a digest, so damage to it would not be noticed: export it again", path)
     elif metadata[DIGEST] != content_digest(tensors, metadata):
-        raise CheckpointError(f"{path} is damaged: its tensors or metadata are not those that were exported; export it again")
+        raise CheckpointError(f"{path} is damaged: its tensors or metadata have changed since the export; export it again")
     try:
         network = _network(metadata["config"], tensors, allow, named)
         network.load_state_dict(tensors)
@@ -98,7 +98,7 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except Exception as error:  # its own type, and others for dtypes that PyTorch lacks
         if is_memory_full(error):
             raise
-        raise CheckpointError(f"{path} is no whole .safetensors file ({error}): export it again") from error
+        raise CheckpointError(f"{path} is not a complete .safetensors file ({error}): export it again") from error
 
 
 def _network(recipe: str, tensors: Mapping[str, Tensor], allow: tuple[str, ...], named: Mapping[str, str] | None) -> nn.Module:

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from genimg.data.facts import DataFacts
 from genimg.errors import CheckpointError
-from genimg.exporting.parts import Choices, ExportedNetwork, Inputs, Port, exportable, image_port, refuse_choices, settled
+from genimg.exporting.parts import (
+    Choices,
+    ExportedNetwork,
+    Inputs,
+    Port,
+    exportable,
+    image_port,
+    prepared_for_export,
+    refuse_choices,
+)
 from genimg.exporting.programs import CodesToImage, Generating, LatentsToImage
 from genimg.methods.capabilities import Generates, TakesConditions
 from genimg.methods.gan import GAN, StyleBased
@@ -31,9 +40,9 @@ def _of_gan(method: GAN, choices: Choices, facts: DataFacts) -> ExportedNetwork:
     is_style_based = isinstance(generator, StyleBased)
     refuse_choices(method, choices, *(["truncation"] if is_style_based else []))
     extra = {} if choices.truncation is None else {"truncation": torch.tensor(float(choices.truncation))}
-    network = Generating(settled(generator), choices.truncation)
+    network = Generating(prepared_for_export(generator), choices.truncation)
     latent = Port("latent", torch.float32, ("batch", method.latent.dim), _distribution(method.latent))
-    remarks = ("the noise in every pixel is a fixed one, the same for all images",) if is_style_based else ()
+    remarks = ("the per-pixel noise is fixed and the same for all images",) if is_style_based else ()
     return _from_draws(method, "generator", network, generator, [latent], extra=extra, remarks=remarks)
 
 
@@ -41,7 +50,9 @@ def _of_gan(method: GAN, choices: Choices, facts: DataFacts) -> ExportedNetwork:
 def _of_vae(method: VAE, choices: Choices, facts: DataFacts) -> ExportedNetwork:
     refuse_choices(method, choices)
     *lower, top = method.latent_dims
-    network = LatentsToImage(settled(method.decoder), method.loss.likelihood.mean, hierarchy=settled(method.hierarchy))
+    network = LatentsToImage(
+        prepared_for_export(method.decoder), method.loss.likelihood.mean, hierarchy=prepared_for_export(method.hierarchy)
+    )
     ports = [Port("latent", torch.float32, ("batch", top), _NORMAL)]
     if lower:
         ports.append(Port("noise", torch.float32, ("batch", sum(lower)), f"{_NORMAL} for the latents below; 0 for their means"))
@@ -54,7 +65,9 @@ def _of_deterministic_autoencoder(method: DeterministicAutoencoder, choices: Cho
     density, decoder = method.density, method.decoder
     fitted = density.num_components > 0
     mean = method.loss.likelihood.mean
-    network = LatentsToImage(settled(decoder), mean, hierarchy=nn.ModuleList(), density=settled(density) if fitted else None)
+    network = LatentsToImage(
+        prepared_for_export(decoder), mean, hierarchy=nn.ModuleList(), density=prepared_for_export(density) if fitted else None
+    )
     ports = [Port("latent", torch.float32, ("batch", density.latent_dim), _NORMAL)]
     if density.num_components > 1:
         ports.append(Port("uniform", torch.float32, ("batch",), "uniform numbers in [0, 1), which choose among the Gaussians"))
@@ -64,7 +77,7 @@ def _of_deterministic_autoencoder(method: DeterministicAutoencoder, choices: Cho
         chances = drawn["uniform"] if "uniform" in drawn else torch.zeros(len(drawn["latent"]))
         return drawn | {"latent": density.from_normal(drawn["latent"], chances)}
 
-    remarks = (f"the density fitted to the latents is part of it, {density.num_components} Gaussians",) if fitted else ()
+    remarks = (f"it includes the density fitted to the latents, {density.num_components} Gaussians",) if fitted else ()
     return _from_draws(method, "decoder", network, decoder, ports, place=placed, remarks=remarks)
 
 
@@ -83,12 +96,12 @@ def _of_vq_vae(method: VQVAE, choices: Choices, facts: DataFacts) -> ExportedNet
     codes = Port("codes", torch.int64, ("batch", *grid), f"numbers of codes from 0 to {num_codes - 1}")
     return ExportedNetwork(
         name="decoder",
-        network=CodesToImage(settled(method.decoder), method.quantizer.codebook.detach().float().cpu().clone()),
+        network=CodesToImage(prepared_for_export(method.decoder), method.quantizer.codebook.detach().float().cpu().clone()),
         inputs=(codes,),
         output=image_port(*reference(*draw(1, 0, 0, 0)).shape[1:]),
         draw=draw,
         reference=reference,
-        remarks=("the prior, which makes the codes of samples, is not part of it: genimg-sample has it",),
+        remarks=("it does not include the prior that draws codes: to sample, use genimg-sample",),
     )
 
 
@@ -155,8 +168,8 @@ def _condition_port(encoder: ConditionEncoder) -> Port:
     if isinstance(encoder, TextEncoder):
         return Port("caption", torch.uint8, ("batch", encoder.max_length), "UTF-8 bytes, padded with 0")
     raise CheckpointError(
-        f"this model reads captions by {type(encoder).__name__}, which is no part of the checkpoint: it cannot be exported; a "
-        "model trained with conditioning=text can"
+        f"this model reads captions with {type(encoder).__name__}, which is not part of the checkpoint, so it cannot be "
+        "exported; a model trained with conditioning=text can"
     )
 
 

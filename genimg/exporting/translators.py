@@ -18,8 +18,8 @@ from genimg.exporting.parts import (
     SizeConstraints,
     exportable,
     image_port,
+    prepared_for_export,
     refuse_choices,
-    settled,
 )
 from genimg.exporting.programs import Translating
 from genimg.inference.translate import chosen_direction, image_channels, least_side
@@ -36,7 +36,7 @@ def _of_translation(method: Translation, choices: Choices, facts: DataFacts) -> 
     if choices.model_mode is not None:
         method.set_mode(choices.model_mode)
     given = method.translator(direction)
-    network, task = settled(given), method.task
+    network, task = prepared_for_export(given), method.task
     if method.sampled_mode == "train":
         _refuse_dropout(network)
         network = _with_own_statistics(network)

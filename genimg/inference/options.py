@@ -8,7 +8,7 @@ from typing import Any
 
 from genimg.errors import ConfigError
 from genimg.methods.capabilities import Generates
-from genimg.utils.type_hints import as_written, fits, in_words, type_hints
+from genimg.utils.type_hints import as_written, describe_hint, fits, type_hints
 from genimg.utils.words import nearest
 
 
@@ -31,7 +31,7 @@ def sampling_options(method: Generates, given: Mapping[str, Any], others: Collec
             own = f"the sampling options of this model, a {type(method).__name__}, are {', '.join(names)}"
             raise ConfigError(f"unknown key {name}{suggestion}", own if names else own.replace("are ", "are none"), key=name)
         if not fits(value, hints[name]):
-            raise ConfigError(f"{name}={as_written(value)} must be {in_words(hints[name])}", key=name)
+            raise ConfigError(f"{name}={as_written(value)} must be {describe_hint(hints[name])}", key=name)
     try:
         return kind(**given)
     except ValueError as error:
@@ -42,5 +42,6 @@ def listed(kind: type[Any]) -> list[tuple[str, str, Any, str]]:
     """Return name, type in words, default and help of every option of a dataclass of sampling options."""
     hints = type_hints(kind)
     return [
-        (field.name, in_words(hints[field.name]), field.default, field.metadata["help"]) for field in dataclasses.fields(kind)
+        (field.name, describe_hint(hints[field.name]), field.default, field.metadata["help"])
+        for field in dataclasses.fields(kind)
     ]

@@ -155,7 +155,7 @@ class ELBO(Bound):
             raise ValueError(f"capacity={shown(capacity)} must be 0 or more nats, or null")
         if capacity is not None and (free_bits or warm_up):
             other = "free_bits" if free_bits else "warm_up"
-            raise ValueError(f"capacity={shown(capacity)} and {other} both say what the KL may cost: set one of them")
+            raise ValueError(f"capacity={shown(capacity)} and {other} both bound the KL: set only one of them")
         if capacity is None and capacity_growth:
             raise ValueError("capacity_growth has no effect without a capacity: set one, or capacity_growth to 0 images")
         self.kl_weight = _grown("kl_weight", kl_weight, "warm_up", warm_up)
@@ -213,7 +213,7 @@ class LikelihoodAlone(Bound):
         super().__init__(likelihood, 1)
 
     def objective(self, inference: Inference, reconstruction: Tensor, kl: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        raise AssertionError("nothing is trained with it")
+        raise AssertionError("it is not used in training")
 
 
 Bound.without_training = LikelihoodAlone

@@ -296,8 +296,8 @@ def _gamma(gamma: Number | str, image_size: int | list[int], batch_size: int) ->
 def _checked_reuse(side: str, reuse_forward: bool, interval: int) -> frozenset[str]:
     if reuse_forward and interval > 1:
         raise ValueError(
-            f"reuse_forward=true has no effect with interval={interval}, whose update has no other forward: set interval=1, or "
-            "reuse_forward=false"
+            f"reuse_forward=true has no effect with interval={interval}, because its update has no other forward pass: set "
+            "interval=1, or reuse_forward=false"
         )
     return frozenset({side}) if reuse_forward else frozenset()
 

@@ -44,7 +44,7 @@ class Perceptual(nn.Module):
         with torch.device("meta"):  # saves the time and the memory of random weights
             features = vgg16().features
         if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= len(features):
-            raise ValueError(f"layers={list(layers)} must be numbers that rise, from 0 to {len(features) - 1}")
+            raise ValueError(f"layers={list(layers)} must be increasing numbers from 0 to {len(features) - 1}")
         if not is_positive(weight):
             raise ValueError(f"weight={shown(weight)} must be above 0: for no perceptual loss, set it to null")
         features = features[: layers[-1] + 1]
@@ -95,9 +95,11 @@ def _state(path: str, features: nn.Module) -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"weights={path} cannot be read: {first_line(error)}") from error
     state = {}
-    for key, wanted in features.state_dict().items():
+    for key, expected in features.state_dict().items():
         found = saved.get(f"features.{key}") if isinstance(saved, dict) else None
-        if not isinstance(found, Tensor) or found.shape != wanted.shape:
-            raise ValueError(f"weights={path} holds no features.{key} of {list(wanted.shape)}: it is not torchvision's vgg16")
+        if not isinstance(found, Tensor) or found.shape != expected.shape:
+            raise ValueError(
+                f"weights={path} has no features.{key} of shape {list(expected.shape)}: it is not torchvision's vgg16"
+            )
         state[key] = found.float()
     return state

@@ -37,7 +37,7 @@ class ReconstructionLoss:
             raise ValueError(f"kind={kind} is unknown: choose one of {', '.join(KINDS)}")
         if (kind == "charbonnier") != (epsilon is not None):
             given = "null" if epsilon is None else epsilon
-            raise ValueError(f"epsilon={given} does not go with kind={kind}: charbonnier needs a number, the others null")
+            raise ValueError(f"epsilon={given} does not match kind={kind}: charbonnier needs a number, the others null")
         if epsilon is not None and not epsilon > 0:
             raise ValueError(f"epsilon={epsilon} must be above 0")
         if not is_within(known_weight, 0):

@@ -93,7 +93,7 @@ class RegularisedLoss(AutoencoderLoss):
             raise ValueError(f"regulariser={regulariser} is unknown: choose one of {', '.join(REGULARISERS)}")
         if (regulariser in ("l2", "gradient_penalty")) != (regulariser_weight is not None):
             raise ValueError(
-                f"regulariser_weight={'null' if regulariser_weight is None else shown(regulariser_weight)} does not go with "
+                f"regulariser_weight={'null' if regulariser_weight is None else shown(regulariser_weight)} does not match "
                 f"regulariser={regulariser}: l2 and gradient_penalty need a number, the others null"
             )
         if regulariser_weight is not None and not is_positive(regulariser_weight):

@@ -42,7 +42,7 @@ class Update(Protocol):
 
 
 @contextlib.contextmanager
-def refusals_of(name: str, part: object) -> Iterator[None]:
+def errors_of(name: str, part: object) -> Iterator[None]:
     """Report errors of a part in terms of the method's parameters.
 
     Args:

@@ -25,7 +25,7 @@ from genimg.losses.penalties import (
     PenaltyInputs,
     WeightClipping,
 )
-from genimg.methods.base import Update, refusals_of, require_latent_dim, require_shape
+from genimg.methods.base import Update, errors_of, require_latent_dim, require_shape
 from genimg.methods.capabilities import LatentOptions, StyleOptions
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.discriminator_augment import AdaptiveAugment, Augment
@@ -74,7 +74,7 @@ class GAN(ConditionalMethod):
         loss: Pair of losses.
         latent: Distribution of the latents.
         penalties: Penalties of either network, by name.
-        augment: Augmentation applied to discriminator inputs; None for none.
+        discriminator_augment: Augmentation applied to discriminator inputs; None for none.
         auxiliary: Weights of the discriminator's classifier; None if it has none.
         generator_interval: Number of steps per generator update (n_critic).
         generator_batches: Batches of fakes in the generator's update.
@@ -100,7 +100,7 @@ class GAN(ConditionalMethod):
         loss: AdversarialLoss,
         latent: Latent,
         penalties: Mapping[str, Penalty],
-        augment: Augment | None,
+        discriminator_augment: Augment | None,
         auxiliary: AuxiliaryClassification | None,
         generator_interval: int,
         generator_batches: int,
@@ -122,7 +122,7 @@ class GAN(ConditionalMethod):
         self.loss = loss
         self.latent = latent
         self.penalties = nn.ModuleDict(penalties)
-        self.augment = augment
+        self.discriminator_augment = discriminator_augment
         self.auxiliary = auxiliary
         self.generator_interval = self.inference_interval = generator_interval
         self.generator_batches = generator_batches
@@ -135,8 +135,9 @@ class GAN(ConditionalMethod):
 
     def _check_parts(self) -> None:
         require_latent_dim("generator", self.generator, self.latent.dim, "latent.dim")
-        if self.augment is not None and not isinstance(self.augment, Augment):
-            raise ValueError(f"augment is a {type(self.augment).__name__}, but must be an Augment (genimg.methods), or none")
+        if self.discriminator_augment is not None and not isinstance(self.discriminator_augment, Augment):
+            kind = type(self.discriminator_augment).__name__
+            raise ValueError(f"discriminator_augment is a {kind}, but must be an Augment (genimg.methods), or none")
         for name, penalty in self.penalties.items():
             if not isinstance(penalty, DiscriminatorPenalty | GeneratorPenalty | WeightClipping):
                 raise ValueError(f"penalties.{name} is a {type(penalty).__name__}, which is no penalty of a GAN")
@@ -147,7 +148,7 @@ class GAN(ConditionalMethod):
         held = any(parametrize.is_parametrized(layer) for layer in self.discriminator.modules())
         if self.loss.unbounded and not self.penalties and not held:
             log.warning("this loss needs a Lipschitz-constrained critic: add a gradient penalty, or clip its weights")
-        if self.loss.boundary is None and isinstance(self.augment, AdaptiveAugment):
+        if self.loss.boundary is None and isinstance(self.discriminator_augment, AdaptiveAugment):
             log.warning("adaptive augmentation: the sign of this loss's logits does not show overfitting; choose DiffAugment")
         mixes = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self.discriminator.modules())
         if mixes and any(isinstance(penalty, GradientPenalty | DRAGAN | R1 | R2) for penalty in self.penalties.values()):
@@ -173,8 +174,8 @@ class GAN(ConditionalMethod):
         return [(name, penalty) for name, penalty in self.penalties.items() if isinstance(penalty, kind)]
 
     def step(self, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
-        if self.augment is not None:
-            self.augment.begin(progress.images, progress.batch_size)
+        if self.discriminator_augment is not None:
+            self.discriminator_augment.begin(progress.images, progress.batch_size)
         train_generator = progress.due(self.generator_interval)
         generate = partial(self._generate, batches=self.generator_batches)
         if self.dequantisation:
@@ -191,7 +192,7 @@ class GAN(ConditionalMethod):
                 batch = update.forward("generator", generate, batch)
             metrics |= update("generator", self._generator_loss, batch)
             metrics |= self._update_lazily("generator", batch, progress, update)
-        return metrics if self.augment is None else metrics | self.augment.metrics()
+        return metrics if self.discriminator_augment is None else metrics | self.discriminator_augment.metrics()
 
     def _update_lazily(self, group: str, batch: Microbatches, progress: Progress, update: Update) -> Metrics:
         """Run one update for each lazy penalty that is due, on the penalty times its interval."""
@@ -217,7 +218,7 @@ class GAN(ConditionalMethod):
         return as_discriminator_output(judge(self._augmented(images), condition))
 
     def _augmented(self, images: Tensor) -> Tensor:
-        return images if self.augment is None else self.augment(images)
+        return images if self.discriminator_augment is None else self.discriminator_augment(images)
 
     def _discriminator_loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
         count = len(batch["image"])
@@ -231,8 +232,8 @@ class GAN(ConditionalMethod):
         # Two forwards, because batch norm must not mix the statistics of real and fake images.
         on_real, on_fake = self._discriminate(real, condition), self._discriminate(fake, condition)
         real_logits, fake_logits = on_real.logits.float(), on_fake.logits.float()
-        if self.augment is not None:
-            self.augment.observe(real_logits.detach() - (self.loss.boundary or 0.0))
+        if self.discriminator_augment is not None:
+            self.discriminator_augment.observe(real_logits.detach() - (self.loss.boundary or 0.0))
         loss = self.loss.discriminator(real_logits, fake_logits)
         metrics = {
             "loss/discriminator": loss.detach(),
@@ -370,7 +371,7 @@ class GAN(ConditionalMethod):
         for images in (image, made):  # real first, so a discriminator's error is not blamed on the generator
             if images is made:
                 require_shape("generator", made, image, "the data's images")
-            with refusals_of("augment", self.augment):
+            with errors_of("discriminator_augment", self.discriminator_augment):
                 augmented = self._augmented(images)
             judged = as_discriminator_output(self.discriminator(augmented, self._condition(drawn)))
         if (judged.class_logits is None) != (self.auxiliary is None):

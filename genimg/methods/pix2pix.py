@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from genimg.data.tasks.base import Task
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.losses.reconstruction import ReconstructionLoss
-from genimg.methods.base import Update, refusals_of, require_shape
+from genimg.methods.base import Update, errors_of, require_shape
 from genimg.methods.image_to_image import (
     Translation,
     checked_mode,
@@ -109,7 +109,7 @@ class Pix2Pix(Translation):
         require_shape("translator", output, batch["target"], "the targets")
         self.discriminator(batch["target"], batch["source"])
         self.discriminator(output, batch["source"])
-        with refusals_of("reconstruction", self.reconstruction):
+        with errors_of("reconstruction", self.reconstruction):
             self.reconstruction(output, batch["target"], batch.get("mask"))
         if self.sampled_mode == "eval" and mixes_images(self.network):
             log.info("translations use batch norm's averages; pix2pix's authors test with sampled_mode=train")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError
 from genimg.losses.reconstruction import ReconstructionLoss
-from genimg.methods.base import Update, refusals_of, require_shape
+from genimg.methods.base import Update, errors_of, require_shape
 from genimg.methods.image_to_image import Translation, in_blocks, pictures_of
 from genimg.types import Batch, Metrics, Microbatches, Progress
 
@@ -52,7 +52,7 @@ class Restoration(Translation):
     def check(self, batch: Batch) -> None:
         output = self.network(batch["source"])
         require_shape("translator", output, batch["target"], "the targets")
-        with refusals_of("loss", self.loss):
+        with errors_of("loss", self.loss):
             self.loss(output, batch["target"], batch.get("mask"))
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.losses.reconstruction import ReconstructionLoss
-from genimg.methods.base import Update, refusals_of
+from genimg.methods.base import Update, errors_of
 from genimg.methods.capabilities import CodeOptions
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
 from genimg.methods.modes import eval_mode
@@ -170,7 +170,7 @@ class VQVAE(ConditionalMethod):
     def check(self, batch: Batch) -> None:
         image = batch["image"]
         reconstruction = self.reconstruct(batch)
-        with refusals_of("loss", self.loss):
+        with errors_of("loss", self.loss):
             self.loss(reconstruction, image)
         drawn = self.draw(range(len(image)), 0)
         self._prior_loss(batch | {key: value.to(image.device) for key, value in drawn.items()})

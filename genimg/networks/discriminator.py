@@ -42,7 +42,7 @@ def as_discriminator_output(output: DiscriminatorOutput | Tensor) -> Discriminat
     if not isinstance(output, Tensor) or output.dim() == 0 or output.numel() != len(output):
         given = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ConfigError(
-            f"discriminator gives {given}, but must give one logit for each image, [N] or [N, 1]", key="discriminator"
+            f"discriminator returns {given}, but must return one logit for each image, [N] or [N, 1]", key="discriminator"
         )
     return DiscriminatorOutput(output.flatten())
 
@@ -130,8 +130,8 @@ def _features(features: Callable[..., nn.Module], condition: ConditionEncoder, h
     made = features(condition_channels=condition.dim) if head == "concat" else features()
     if not isinstance(getattr(made, "num_features", None), int):
         raise ValueError(
-            f"features is a {type(made).__name__} without an attribute num_features: set it to the number of values that it "
-            "gives for an image"
+            f"features is a {type(made).__name__} without an attribute num_features: set it to the number of values that they "
+            "return for an image"
         )
     return made
 
@@ -141,7 +141,7 @@ def _check(condition: ConditionEncoder, head: str) -> None:
         raise ValueError(f"head={head} is unknown: choose one of {', '.join(HEADS)}")
     if (head == "none") != (condition.key is None):
         raise ValueError(
-            f"head={head} does not go with the condition {type(condition).__name__}: a head other than none needs a condition, "
+            f"head={head} does not match the condition {type(condition).__name__}: a head other than none needs a condition, "
             "and a condition needs such a head"
         )
     if head == "auxiliary_classifier" and condition.num_classes == 0:

@@ -207,7 +207,7 @@ def stack(inputs: int, widths: Sequence[int], outputs: int, activation: str) -> 
         ValueError: If the activation is unknown.
     """
     if any(width < 1 for width in (inputs, *widths, outputs)):
-        raise ValueError(f"widths={list(widths)} between {inputs} and {outputs} numbers must all be 1 or more")
+        raise ValueError(f"widths={list(widths)}, {inputs} inputs and {outputs} outputs must all be 1 or more")
     layers: list[nn.Module] = []
     for width in widths:
         layers += _hidden(inputs, width, activation, "none", 0)

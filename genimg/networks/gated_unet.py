@@ -117,7 +117,7 @@ class Translator(nn.Module):
             raise ValueError(f"num_downs={num_downs} must be 1 or more, or null")
         if source_channels != target_channels + 1:
             raise ValueError(
-                f"source_channels={source_channels} must be {target_channels + 1}, those of the target and a mask, because "
+                f"source_channels={source_channels} must be {target_channels + 1} (the target's channels and a mask), because "
                 "this network fills holes: choose an inpainting task, or another network"
             )
         most, _ = halvings(image_size, bottom_size=2, least=num_downs or 1)

@@ -49,7 +49,7 @@ def complete_widths(widths: Sequence[int], count: int) -> list[int]:
     if not 1 <= len(given) <= count:
         raise ValueError(
             f"widths={given} must be a list of 1 to {count} numbers at this image size, from the image inwards; "
-            "the last one holds for all layers beyond"
+            "the last one is used for all further layers"
         )
     return given + given[-1:] * (count - len(given))
 
@@ -97,7 +97,7 @@ def normalisation_layer(kind: str, channels: int, condition_dim: int = 0, *, aff
         ValueError: If the kind is unknown, or conditional without a condition.
     """
     if kind == "conditional_batch" and condition_dim == 0:
-        raise ValueError("normalisation=conditional_batch needs a condition, and there is none: choose another normalisation")
+        raise ValueError("normalisation=conditional_batch needs a condition, but there is none: choose another normalisation")
     if kind == "none":
         return nn.Identity()
     if kind == "batch":

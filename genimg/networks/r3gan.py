@@ -92,8 +92,8 @@ class Generator(nn.Module):
         self.latent_dim = latent_dim
         if normalisation != "none":
             raise ValueError(
-                f"normalisation={normalisation} is not for R3GAN, whose generator has no normalisation layers: set it to none, "
-                "and condition by projection"
+                f"normalisation={normalisation} is not supported by R3GAN, whose generator has no normalisation layers: set "
+                "it to none, and condition by projection"
             )
         count, size = halvings(image_size, least=1)
         stages = complete_widths(widths, count + 1)[::-1]
@@ -156,8 +156,8 @@ class Discriminator(nn.Module):
         super().__init__()
         if head != ("projection" if condition.dim else "none"):
             raise ValueError(
-                f"head={head} with the condition {type(condition).__name__} is not for R3GAN: choose projection with a "
-                "condition, or none without one"
+                f"head={head} with the condition {type(condition).__name__} is not supported by R3GAN: choose projection with "
+                "a condition, or none without one"
             )
         count, size = halvings(image_size, least=1)
         stages = complete_widths(widths, count + 1)

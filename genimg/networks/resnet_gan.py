@@ -306,11 +306,13 @@ def _check_attention(attention_at: int | None, widths: Mapping[int, int]) -> Non
         return
     if attention_at not in widths:
         raise ValueError(
-            f"attention_at={attention_at} is the size of no feature map: choose {', '.join(map(str, sorted(widths)))} or null"
+            f"attention_at={attention_at} is not the size of a feature map: choose {', '.join(map(str, sorted(widths)))} or "
+            "null"
         )
     if widths[attention_at] % 8:
         raise ValueError(
-            f"attention_at={attention_at} needs a multiple of 8 channels there, not {widths[attention_at]}: change widths"
+            f"attention_at={attention_at} needs a number of channels divisible by 8 at that size, not {widths[attention_at]}: "
+            "change widths"
         )
 
 

@@ -82,8 +82,8 @@ class Generator(nn.Module):
         self.latent_dim = latent_dim
         if normalisation != "modulation":
             raise ValueError(
-                f"normalisation={normalisation} is not for StyleGAN2, whose generator has no normalisation layers: set it to "
-                "modulation, and condition by projection"
+                f"normalisation={normalisation} is not supported by StyleGAN2, whose generator has no normalisation layers: "
+                "set it to modulation, and condition by projection"
             )
         if not 0 <= style_mixing <= 1:
             raise ValueError(f"style_mixing={style_mixing} is a probability: it must lie between 0 and 1")
@@ -224,8 +224,8 @@ class Discriminator(nn.Module):
         super().__init__()
         if head != ("projection" if condition.dim else "none"):
             raise ValueError(
-                f"head={head} with the condition {type(condition).__name__} is not for StyleGAN2: choose projection with a "
-                "condition, or none without one"
+                f"head={head} with the condition {type(condition).__name__} is not supported by StyleGAN2: choose projection "
+                "with a condition, or none without one"
             )
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture={architecture} is unknown: choose one of {', '.join(ARCHITECTURES)}")

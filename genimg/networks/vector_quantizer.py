@@ -59,12 +59,12 @@ class VectorQuantizer(nn.Module):
         require_least(2, num_codes=num_codes)
         require_least(1, dim=dim)
         if decay is not None and not 0 < decay < 1:
-            raise ValueError(f"decay={decay} must lie between 0 and 1, or be null for a codebook that learns by gradient")
+            raise ValueError(f"decay={decay} must lie between 0 and 1, or be null for a codebook that is trained by gradient")
         if (decay is None) != (restart_below is None):
             restart, kept = ("null" if value is None else value for value in (restart_below, decay))
             raise ValueError(
-                f"restart_below={restart} does not go with decay={kept}: only a codebook "
-                "of averages can restart codes, and it needs a number; one that learns by gradient takes null"
+                f"restart_below={restart} does not match decay={kept}: a codebook of moving "
+                "averages needs a number; one that is trained by gradient cannot restart codes, and needs null"
             )
         if restart_below is not None and not 0 <= restart_below < 1:
             raise ValueError(f"restart_below={restart_below} must be 0 or more, and below 1")

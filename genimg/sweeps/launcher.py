@@ -45,7 +45,7 @@ class GpuQueueLauncher(Launcher):
             raise ConfigError(f"hydra.launcher.gpus={gpus} must be a list of GPUs such as 'hydra.launcher.gpus=[0,1]', or null")
         if gpus and n_jobs != 1:
             raise ConfigError(
-                f"hydra.launcher.n_jobs={n_jobs} has no effect with hydra.launcher.gpus: one job for each of them"
+                f"hydra.launcher.n_jobs={n_jobs} has no effect with hydra.launcher.gpus, which runs one job per GPU"
             )
         self.slots: list[str | None] = [str(gpu) for gpu in gpus] if gpus else [None] * n_jobs
         self.skip_finished = skip_finished
@@ -102,9 +102,11 @@ def refuse_what_is_of_one_run(composed: DictConfig | None, overrides: Sequence[s
     """
     composed = composed or DictConfig({})
     if composed.get("dry_run"):
-        raise ConfigError("dry_run=true looks at one run: remove -m")
+        raise ConfigError("dry_run=true checks a single run: remove -m")
     if composed.get("resume") not in (None, "auto"):
-        raise ConfigError(f"resume={composed.get('resume')} is of one run: jobs of a sweep continue by themselves; remove it")
+        raise ConfigError(
+            f"resume={composed.get('resume')} continues a single run, but jobs of a sweep continue by themselves: remove it"
+        )
     if any(override.startswith("run_dir=") for override in overrides):
         raise ConfigError("run_dir has no effect in a sweep: give hydra.sweep.dir")
 

@@ -58,8 +58,8 @@ class SweepError(UserError):
         where = f", the bug{'s' * (len(bugs) > 1)} in {logs}{more}" if bugs else ""
         super().__init__(
             f"{len(failed)} of {len(jobs)} jobs failed, {numbers}: the reasons are above and in {_CONSOLE} of their "
-            f"directories{where}; the same command with hydra.sweep.dir={folder} runs these again, from their checkpoints "
-            "where they have some, and no others",
+            f"directories{where}; the same command with hydra.sweep.dir={folder} runs only these again, from their "
+            "checkpoints if they have any",
             key="",
         )
         self.has_bug = bool(bugs)
@@ -107,7 +107,7 @@ def alone_in_sweep(folder: Path) -> AbstractContextManager[None]:
     """
     if is_of_several():
         raise ConfigError("torchrun trains one run: start a sweep (-m) without it")
-    message = f"hydra.sweep.dir={folder} is in use by another launch of a sweep: wait for its end, or choose another one"
+    message = f"hydra.sweep.dir={folder} is in use by another sweep: wait for its end, or choose another directory"
     return alone_in(folder / ".lock", message)
 
 
@@ -224,7 +224,7 @@ def has_ended(job: Job) -> bool:
     elif code in _ENDED_BY_SIGNAL and job.hopeless:
         job.status, job.note = "pruned", job.hopeless
     elif code in _ENDED_BY_SIGNAL:
-        job.status, job.note = "stopped", "" if job.is_stopped else "by a signal that it was sent"
+        job.status, job.note = "stopped", "" if job.is_stopped else "by a signal"
     else:
         job.status, job.has_bug, job.note = "failed", code == _BUG, _why_it_failed(job, code)
     return True

@@ -109,7 +109,7 @@ class OptunaStudySweeper(Sweeper):
         ]
         if not space:
             example = "'optimizer.lr=tag(log,interval(1e-5,1e-2))'"
-            raise ConfigError(f"hydra/sweeper=optuna_study searches for nothing: give a key several values, such as {example}")
+            raise ConfigError(f"hydra/sweeper=optuna_study has nothing to search: give a key several values, such as {example}")
         composed = self._context.config_loader.load_sweep_config(self._config, fixed)
         refuse_what_is_of_one_run(composed, fixed)
         self._check(composed)
@@ -162,7 +162,8 @@ class OptunaStudySweeper(Sweeper):
             raise ConfigError(f"hydra.sweeper.storage={shown} cannot be opened ({reason})") from error
         name = f"study {self._study_name} in {shown}"
         if study.direction.name.lower() != self._direction:
-            raise ConfigError(f"hydra.sweeper.direction={self._direction}, but {name} is to {study.direction.name.lower()}: "
+            raise ConfigError(
+                f"hydra.sweeper.direction={self._direction}, but {name} has direction={study.direction.name.lower()}: "
                              "choose another hydra.sweep.dir")  # fmt: skip
         searched = {key: optuna.distributions.distribution_to_json(each) for key, each in space.items()}
         for key, now, what in (
@@ -175,13 +176,13 @@ class OptunaStudySweeper(Sweeper):
                 before, after = ("; ".join(str(each) for each in one if each not in other) or "nothing"
                                  for one, other in ((known, now), (now, known)))  # fmt: skip
                 raise ConfigError(
-                    f"{name} is of {what} (there {before}, here {after}), so its values do not compare: undo the change, or "
+                    f"{name} has {what} (there {before}, here {after}), so its values are not comparable: undo the change, or "
                     "choose another hydra.sweep.dir"
                 )
             study.set_user_attr(key, now)
         if not of_jobs(study.trials) and (folder / "sweep.csv").exists():
             raise ConfigError(f"hydra.sweep.dir={folder} holds the jobs of another sweep: choose another hydra.sweep.dir")
-        log.info("%s: %d of %d trials there", name, len(of_jobs(study.trials)), self._n_trials)
+        log.info("%s: %d of %d trials exist", name, len(of_jobs(study.trials)), self._n_trials)
         # Each launch needs its own seed; otherwise it would draw the first trials again.
         seed = self._seed + len(study.trials)
         study.sampler = (

@@ -49,7 +49,7 @@ def resolve_auto(parts: TrainingComponents, *, accumulation: bool, may_compile: 
     if accumulation:
         if parts.device.type == "cuda":
             parts = search_accumulation(parts, fits)
-        log.info("accumulation: %d microbatches, found by trying", parts.settings.accumulation)
+        log.info("accumulation: %d microbatches, the fewest that fit into memory", parts.settings.accumulation)
     if parts.performance.compile == "auto":
         mode: str | bool = False
         tried = may_compile and not (parts.performance.activation_checkpointing or parts.settings.sync_batch_norm)
@@ -80,7 +80,7 @@ def search_accumulation(parts: TrainingComponents, fits: Callable[[TrainingCompo
         if on_every_rank(found):
             settings = replace(parts.settings, accumulation=count)
             return replace(parts, settings=settings, optimizers=parts.make_optimizers())
-    raise ConfigError("not even single images fit into the GPU's memory: choose a smaller data.image_size or model")
+    raise ConfigError("a single image does not fit into the GPU's memory: choose a smaller data.image_size or model")
 
 
 def fits(parts: TrainingComponents) -> bool:
@@ -119,7 +119,7 @@ def choose_compilation(parts: TrainingComponents, worth: float, mode: str = _MOD
             with _without_trace(own) as tried:
                 plain, losses = _time(tried)
             if (seconds := plain * parts.settings.duration / parts.settings.batch_size) < worth:
-                reason = f"the training takes {seconds:.0f} s without"
+                reason = f"the training takes only {seconds:.0f} s without it"
             else:
                 compiled = replace(own, performance=replace(own.performance, compile=mode))
                 fast, compiled_losses = _time_compiled(compiled)
@@ -132,7 +132,7 @@ def choose_compilation(parts: TrainingComponents, worth: float, mode: str = _MOD
     if not reason and plain / fast <= _GAIN:
         reason = f"{1e3 * fast:.2f} ms a step instead of {1e3 * plain:.2f}"
     if not on_every_rank(not reason):
-        log.info("compilation: none (%s)", reason or "another process cannot")
+        log.info("compilation: none (%s)", reason or "another process cannot compile")
         return False
     log.info("compilation: %s, %.2f ms a step instead of %.2f", mode, 1e3 * fast, 1e3 * plain)
     return mode
@@ -169,14 +169,14 @@ def _trainer(parts: TrainingComponents) -> Trainer:
 def _without_trace(parts: TrainingComponents) -> Iterator[TrainingComponents]:
     """Yield the components with their own optimizers; restore the weights and free the memory afterwards."""
     initial = {name: tensor.to("cpu", copy=True) for name, tensor in parts.method.state_dict().items()}
-    wanted = [(parameter, parameter.requires_grad) for parameter in parts.method.parameters()]
+    requires_grad_before = [(parameter, parameter.requires_grad) for parameter in parts.method.parameters()]
     trial = replace(parts, optimizers=parts.make_optimizers())
     try:
         yield trial
     finally:
         for optimizer in trial.optimizers.values():
             optimizer.state.clear()
-        for parameter, requires_grad in wanted:
+        for parameter, requires_grad in requires_grad_before:
             parameter.grad = None
             parameter.requires_grad_(requires_grad)
         parts.method.load_state_dict(initial)

@@ -17,7 +17,7 @@ from torch import Tensor
 from genimg.errors import CheckpointError, ConfigError
 from genimg.utils.files import atomically, remove_leftovers
 from genimg.utils.regular_files import UnsafeFileError
-from genimg.utils.type_hints import fits, in_words
+from genimg.utils.type_hints import describe_hint, fits
 from genimg.utils.verified_torch import DamagedFileError, load_verified
 
 log = logging.getLogger(__name__)
@@ -96,10 +96,10 @@ def require_whole(state: dict[str, Any], path: Path) -> None:
     """
     for key in _CONTENTS:
         if key not in state:
-            raise CheckpointError(f"{path} is not a whole genimg checkpoint: it lacks {key!r}")
+            raise CheckpointError(f"{path} is not a complete genimg checkpoint: it lacks {key!r}")
     for key, hint in (_CONTENTS | _OPTIONAL).items():
         if key in state and not fits(state[key], hint):
-            raise CheckpointError(f"{path} is not a genimg checkpoint: its {key!r} must be {in_words(hint)}")
+            raise CheckpointError(f"{path} is not a genimg checkpoint: its {key!r} must be {describe_hint(hint)}")
     if type(state["training"].get("images")) is not int or state["num_images"] < 1:
         raise CheckpointError(f"{path} is not a genimg checkpoint: it does not say how many images it was trained on")
     weights = (state["method"], *state["averages"].values())
@@ -135,7 +135,7 @@ def load_named(path: Path, which: str = "last") -> tuple[dict[str, Any], Path]:
         for earlier in numbered(found.parent)[::-1]:
             with contextlib.suppress(CheckpointError):
                 state = load(earlier, below=path)
-                log.warning("%s; taking %s instead", error, earlier)
+                log.warning("%s; using %s instead", error, earlier)
                 return state, earlier
         raise
 
@@ -160,7 +160,7 @@ def find(path: Path, which: str = "last") -> Path:
         if (folder / f"{which}.pt").is_file():
             return folder / f"{which}.pt"
         if which == "best" and (folder / "last.pt").is_file():
-            raise CheckpointError(f"which=best: {path} holds no best.pt, because nothing was evaluated: take which=last")
+            raise CheckpointError(f"which=best: {path} holds no best.pt, because nothing was evaluated: use which=last")
         raise CheckpointError(f"{path} holds no checkpoint: expected checkpoints/{which}.pt in a run directory")
     if not path.exists():
         raise CheckpointError(f"checkpoint {path} does not exist")

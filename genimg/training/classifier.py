@@ -95,8 +95,8 @@ def train_classifier(
         projected = network.project(batch["image"])
         entropy = F.cross_entropy(network.classify(projected).float(), batch["label"])
         first, second = projected.float().chunk(2)
-        told = relation(first - second).float()
-        return entropy + RELATION_WEIGHT * F.mse_loss(told, batch["difference"]), {}
+        predicted = relation(first - second).float()
+        return entropy + RELATION_WEIGHT * F.mse_loss(predicted, batch["difference"]), {}
 
     order = InfiniteSampler(count, seed=seed, horizontal_flip=False)
     with tqdm(total=epochs * steps, desc="training the classifier", unit="step", disable=None) as bar:

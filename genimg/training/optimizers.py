@@ -14,7 +14,7 @@ from genimg.errors import ConfigError, innermost_module
 from genimg.schedules import Schedule
 from genimg.training.schedules import holds_schedule, valued
 
-_UNFIT: dict[Any, str] = {LBFGS: "it evaluates the loss several times a step", SparseAdam: "it takes sparse gradients alone"}
+_UNFIT: dict[Any, str] = {LBFGS: "it evaluates the loss several times a step", SparseAdam: "it supports only sparse gradients"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class OptimizerSpec:
             if not (is_of_call or isinstance(error, ValueError) or self.make.__module__.startswith("torch.")):
                 raise
             unfit = (
-                f"it does not take the settings {settings} ({error})" if isinstance(error, IndexError | TypeError) else error
+                f"it does not accept the settings {settings} ({error})" if isinstance(error, IndexError | TypeError) else error
             )
             named = next((name for words, name in _REFUSED.items() if words in str(error).lower() and name in settings), None)
             key = "optimizer" if named is None else f"optimizer.{named}={settings[named]}"

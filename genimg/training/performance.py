@@ -50,8 +50,8 @@ class Performance:
             raise ValueError(f"activation_checkpointing={self.activation_checkpointing} must be true or false")
         if self.activation_checkpointing and self.compile in _COMPILE_MODES:
             raise ValueError(
-                f"activation_checkpointing=true does not go with compile={self.compile}, which decides by itself what to "
-                "compute again: choose one"
+                f"activation_checkpointing=true does not work with compile={self.compile}, which decides itself what to "
+                "recompute: set only one of them"
             )
 
     @property
@@ -98,7 +98,7 @@ class Performance:
         has_one = "fused" in inspect.signature(optimizer).parameters and device.type in ("cuda", "cpu", "mps")
         if self.fused_optimizer is True and not has_one:
             name = getattr(optimizer, "__name__", optimizer)
-            raise ConfigError(f"fused_optimizer=true does not go with {name} on {device.type}", "set it to auto")
+            raise ConfigError(f"fused_optimizer=true is not supported by {name} on {device.type}", "set it to auto")
         decided = any(settings.get(other) is not None for other in ("fused", "foreach", "differentiable"))
         return {"fused": True} if self.fused_optimizer and has_one and not decided else {}
 

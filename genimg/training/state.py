@@ -51,7 +51,7 @@ class TrainerSettings:
             raise ValueError(f"accumulation={self.accumulation} must divide batch_size={self.batch_size}")
         if self.batch_size % (self.accumulation * world_size()):
             raise ValueError(
-                f"batch_size={self.batch_size} is that of all {world_size()} processes together and must be a multiple of "
+                f"batch_size={self.batch_size} is the total of all {world_size()} processes and must be a multiple of "
                 f"accumulation x processes = {self.accumulation * world_size()}"
             )
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
@@ -98,7 +98,7 @@ class TrainingState:
         return state
 
     @property
-    def best_in_words(self) -> str:
+    def best_description(self) -> str:
         """Number of evaluations among which ``best`` is the best one, and its number of images, in words."""
         count = self.num_evaluations
         among = "" if count is None else f" of {count} evaluation{'s' * (count != 1)}"

@@ -60,7 +60,7 @@ class WandbRecorder:
         except wandb.errors.Error as error:
             reason = first_line(error).rstrip(".")
             raise ConfigError(
-                f"wandb refuses to begin a record ({reason})",
+                f"wandb cannot start a run ({reason})",
                 "log in with `wandb login`, or use the offline mode, and `wandb sync` later",
             ) from error
         self._wandb = wandb

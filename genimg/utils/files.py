@@ -343,7 +343,7 @@ def check_output_directory(output: Path) -> None:
         if any(output.iterdir()):
             raise ConfigError(f"output={output} exists and is not empty: remove it, or choose another output")
         if output.is_mount():  # a mount point cannot be replaced
-            raise ConfigError(f"output={output} is where a disk is mounted: name a directory on it")
+            raise ConfigError(f"output={output} is a mount point: name a directory below it")
     elif output.exists():
         raise ConfigError(f"output={output} is a file: name a directory that does not exist yet")
     else:

@@ -59,7 +59,7 @@ def require_finished(folder: Path) -> None:
     if is_unfinished(folder):
         mark = read_mark(folder) or {}
         raise DataError(
-            f"{folder} is unfinished: {mark.get('made_by')} was killed while it wrote there, so that files are "
+            f"{folder} is unfinished: {mark.get('made_by')} was killed while it wrote there, so files are "
             "missing: remove it, and run the command again"
         )
 
@@ -74,7 +74,7 @@ def require_own_folder(folder: Path, command: str) -> None:
         raise ConfigError(f"output={folder} is a file: name a directory")
     place = next(parent for parent in folder.absolute().parents if parent.exists())
     if folder.is_mount():  # a mount point cannot be replaced
-        raise ConfigError(f"output={folder} is where a disk is mounted: name a directory on it")
+        raise ConfigError(f"output={folder} is a mount point: name a directory below it")
     if not os.access(place, os.W_OK):
         raise ConfigError(f"output={folder} cannot be written, because {place} cannot: choose another output")
     if not folder.is_dir() or not any(folder.iterdir()):
@@ -90,7 +90,7 @@ def require_own_folder(folder: Path, command: str) -> None:
     if others:
         more = f" and {len(others) - _MOST_SHOWN} more" if len(others) > _MOST_SHOWN else ""
         raise ConfigError(
-            f"output={folder} would be replaced, and holds {', '.join(others[:_MOST_SHOWN])}{more}, not written by {command}: "
+            f"output={folder} would be replaced, but holds {', '.join(others[:_MOST_SHOWN])}{more}, not written by {command}: "
             "move that away, or choose another output"
         )
 

@@ -66,7 +66,7 @@ def directory_to_continue_in(path: Path) -> Path:
     """
     folder = run_directory_of(path)
     if path.is_file() and path.parent.name != "checkpoints" and not (folder / "config.yaml").is_file():
-        raise CheckpointError(f"resume={path} lies in no run directory", "give run_dir=DIR to continue in", key="resume")
+        raise CheckpointError(f"resume={path} is not in a run directory", "give run_dir=DIR to continue in", key="resume")
     return folder
 
 

@@ -108,7 +108,7 @@ def _decoding() -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError as error:  # its message is only an object's address
-        raise UndecodableImageError("it is in no format that genimg reads") from error
+        raise UndecodableImageError("its format is not one that genimg reads") from error
     except MemoryError:  # a limit of this machine: the image's own size is bounded
         raise
     except Exception as error:

@@ -82,7 +82,7 @@ def require_at_most(path: Path, file: BinaryIO, most: int) -> None:
     """
     size = os.fstat(file.fileno()).st_size
     if size > most:
-        raise UnsafeFileError(f"{path} has {size:,} bytes, but such a file has at most {most:,}", "remove it")
+        raise UnsafeFileError(f"{path} has {size:,} bytes, but may have at most {most:,}", "remove it")
 
 
 def refuse_links(path: Path, *, below: Path) -> None:
@@ -103,8 +103,8 @@ def refuse_links(path: Path, *, below: Path) -> None:
         place = place / part
         if place.is_symlink():
             raise UnsafeFileError(
-                f"{place} is a link, and a run directory never decides which other files are opened",
-                "replace it by what it leads to, if you trust it",
+                f"{place} is a link, and links in a run directory are not followed",
+                "replace it with its target, if you trust it",
             )
 
 
@@ -134,7 +134,7 @@ def _require_plain(path: Path, *, inside: bool = True) -> None:
                     _require_plain(path / entry.name)
     elif not stat.S_ISREG(mode):
         raise UnsafeFileError(
-            f"{path} is {_kind(mode)}, and nothing is written through one", "remove it, or choose another directory"
+            f"{path} is {_kind(mode)}, which genimg does not write to", "remove it, or choose another directory"
         )
 
 

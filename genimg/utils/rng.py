@@ -45,7 +45,7 @@ class Stream(IntEnum):
     PIXEL_NOISE = 21  # noise added inside a generator, such as StyleGAN2's: sample
     BOOTSTRAP = 22  # generated images in a bootstrap resample: no position
 
-    SAMPLE_AUGMENT = 102  # random augmentation of training images (``data_augment``): which change, sample
+    SAMPLE_AUGMENT = 102  # random augmentation of training images (``augment``): operation, sample
     DEGRADATION = 106  # noise and blur that tasks add to images: which number, sample
     MASK = 107  # holes of inpainting: which number, (box, stroke or leg,) sample
 

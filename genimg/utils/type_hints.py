@@ -100,7 +100,7 @@ def restored(kind: type[T], saved: Any, name: str) -> T:
         raise CheckpointError(f"the checkpoint's {name} has unknown fields", _ANOTHER)
     for field, value in saved.items():
         if not fits(value, hints[field]):
-            problem = f"the checkpoint's {name}.{field}={as_written(value)} must be {in_words(hints[field])}"
+            problem = f"the checkpoint's {name}.{field}={as_written(value)} must be {describe_hint(hints[field])}"
             raise CheckpointError(problem, _ANOTHER, key="")
     try:
         return kind(**saved)
@@ -117,7 +117,7 @@ def as_written(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def in_words(hint: Any, of_object: str = "an object") -> str:
+def describe_hint(hint: Any, of_object: str = "an object") -> str:
     """Describe a type hint in words: "a whole number or a list such as [64,48]".
 
     Args:

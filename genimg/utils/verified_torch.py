@@ -90,7 +90,7 @@ def _read(file: BinaryIO) -> Any:
         except (OSError, MemoryError):
             raise
         except Exception as error:  # an invalid pickle makes the unpickler raise almost any type
-            raise DamagedFileError("is damaged, or holds something else than tensors and primitives") from error
+            raise DamagedFileError("is damaged, or holds something other than tensors and primitives") from error
 
 
 def _records_of(file: BinaryIO) -> list[zipfile.ZipInfo]:
@@ -106,7 +106,7 @@ def _records_of(file: BinaryIO) -> list[zipfile.ZipInfo]:
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
-        raise DamagedFileError(f"({size:,} bytes) is truncated, or no file of torch.save") from error
+        raise DamagedFileError(f"({size:,} bytes) is truncated, or was not written by torch.save") from error
     records = archive.infolist()
     is_torchs = (
         0 < len(records) == len({record.orig_filename for record in records}) <= _MOST_RECORDS
@@ -116,7 +116,7 @@ def _records_of(file: BinaryIO) -> list[zipfile.ZipInfo]:
         and sum(record.file_size for record in records) <= size
     )
     if not is_torchs:
-        raise DamagedFileError("is damaged, or no file of torch.save")
+        raise DamagedFileError("is damaged, or was not written by torch.save")
     return records
 
 
@@ -128,7 +128,7 @@ def _description(file: BinaryIO, records: list[zipfile.ZipInfo]) -> bytes:
     """
     pickles = [record for record in records if record.orig_filename.endswith("/data.pkl")]
     if len(pickles) != 1 or pickles[0].file_size > _MOST_PICKLED:
-        raise DamagedFileError("is no file of genimg: what describes its tensors is missing, or too large")
+        raise DamagedFileError("was not written by genimg: the description of its tensors is missing or too large")
     if problem := _damage(file, pickles):
         raise DamagedFileError(problem)
     file.seek(_start_of(file, pickles[0]))
@@ -150,7 +150,7 @@ def _damage(file: BinaryIO, records: list[zipfile.ZipInfo]) -> str:
         try:
             file.seek(_start_of(file, record))
         except (struct.error, ValueError):
-            return f"is damaged: its record {record.filename} does not begin where it should"
+            return f"is damaged: its record {record.filename} starts at the wrong offset"
         left, crc = record.file_size, 0
         while left:
             count = file.readinto(buffer[: min(left, len(buffer))])  # type: ignore[attr-defined]
@@ -159,7 +159,7 @@ def _damage(file: BinaryIO, records: list[zipfile.ZipInfo]) -> str:
             crc = zlib.crc32(buffer[:count], crc)
             left -= count
         if crc != record.CRC:
-            return f"is damaged: its record {record.filename} is not as it was written"
+            return f"is damaged: its record {record.filename} has changed since it was written"
     return ""
 
 
@@ -182,7 +182,7 @@ def _require_plain_pickle(pickled: bytes) -> None:
         if opcode.name == "GLOBAL" and argument not in _GLOBALS:
             raise DamagedFileError(f"holds {str(argument).replace(' ', '.')}, not only tensors and primitives")
         if opcode.name not in _OPCODES:
-            raise DamagedFileError(f"holds something else than tensors and primitives ({opcode.name})")
+            raise DamagedFileError(f"holds something other than tensors and primitives ({opcode.name})")
 
 
 def _operations(pickled: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
@@ -190,7 +190,7 @@ def _operations(pickled: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
         for opcode, argument, _ in pickletools.genops(pickled):
             yield opcode, argument
     except (ValueError, UnicodeDecodeError, struct.error) as error:
-        raise DamagedFileError("is damaged, or no file of torch.save") from error
+        raise DamagedFileError("is damaged, or was not written by torch.save") from error
 
 
 def _require_plain(value: Any) -> None:
@@ -221,7 +221,7 @@ def _extent(value: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple[
         return 1, 0
     if kind is Tensor:
         if value.layout is not torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise DamagedFileError("holds a tensor of more elements than the file does")
+            raise DamagedFileError("holds a tensor with more elements than the file has")
         return 1, 0
     if kind not in (dict, list, tuple):
         raise DamagedFileError(f"holds a {kind.__name__}, not only tensors and primitives")

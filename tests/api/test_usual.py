@@ -44,7 +44,7 @@ def command_line(*overrides: str) -> Composition:
 def test_penalties_that_are_taken_away_are_named(overrides, missing, caplog):
     usual.warn_of_missing_penalties(command_line(*overrides))
     assert len(caplog.records) == bool(missing)
-    assert not missing or f"leaves out {' and '.join(missing)}:" in caplog.text
+    assert not missing or f"omits {' and '.join(missing)}:" in caplog.text
 
 
 @pytest.mark.parametrize("names", ["r1,r1", "r1,r1_lazy", "r2_r3gan,r2"])
@@ -147,7 +147,7 @@ def test_an_evaluation_is_chosen_by_its_group_or_extractor(overrides, chosen):
 
 
 @pytest.mark.usefixtures("unchanged_process")
-def test_a_folder_trains_without_inceptions_weights_unless_they_are_asked_for(tmp_path, monkeypatch, capfd):
+def test_a_folder_trains_without_inceptions_weights_unless_they_are_requested(tmp_path, monkeypatch, capfd):
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)

@@ -153,7 +153,7 @@ def test_captions_that_a_flip_makes_untrue_are_warned_of_once(flip: str, home: P
     augment_here("horizontal_flip=0", f"{flip}=0.5", "output=more", "copies=1")
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
-    assert f"{flip}=0.5 changes no caption, and 5 say " in warnings[0]
+    assert f"{flip}=0.5 does not change captions, but 5 of them say " in warnings[0]
     assert f"dog/0.png ('{words[flip]} a tree'): set {flip}=0" in warnings[0]
     caplog.clear()
     augment_here("horizontal_flip=0", "output=still", "copies=1")
@@ -219,7 +219,7 @@ def test_corrupt_files_stop_the_command_or_are_left_out_and_listed(home: Path, c
         augment_here("output=more")
     assert sorted(path.name for path in home.iterdir()) == ["pictures"]
     augment_here("output=more", "copies=1", "originals=true", "max_corrupt=2", "mixup=1")
-    assert "2 corrupt images left out: more/corrupt.txt" in caplog.text
+    assert "2 corrupt images skipped: more/corrupt.txt" in caplog.text
     listed = (home / "more" / "corrupt.txt").read_text().splitlines()
     assert [line.split(": ")[0] for line in listed] == ["pictures/cat/1.png", "pictures/dog/2.png"]
     source = read(home / "more")
@@ -258,16 +258,16 @@ REFUSED: list[tuple[list[str], str]] = [
     (["output=more", "cutout=1"], "cutout=1 must be a number from 0 to 0.9"),
     (["output=more", "mixup=-0.1"], "mixup=-0.1 must be a number from 0 to 100"),
     (["output=more", "horizontal_flip=0", *OFF_BUT_FLIP], "every operation is switched off"),
-    (["input=single", "output=more", "cutmix=1"], "cutmix=1 mixes two images, and input=single holds one"),
+    (["input=single", "output=more", "cutmix=1"], "cutmix=1 mixes two images, but input=single holds only one"),
     (["output=pictures"], "is the input itself: name another directory"),
-    (["output=pictures/more"], "lies inside input=pictures, whose images its own would join"),
+    (["output=pictures/more"], "lies inside input=pictures, and would become part of it"),
     (["input=pictures/cat", "output=pictures"], "input=pictures/cat lies inside output="),
     (["output=single"], "single exists and is not empty: remove it, or choose another output"),
     (["output=single/a.png"], "a.png is a file: name a directory that does not exist yet"),
     (["output=single/a.png/x"], "a.png/x cannot be written"),
-    (["output=single/a"], "single/a.png, which exists: move that away"),
+    (["output=single/a"], "single/a.png: move that away"),
     (["input=twice", "output=more"], "copies of a.bmp and of a.png would both be called a-0.png: rename one of them"),
-    (["input=again", "output=more", "originals=true"], "a copy of a.bmp would be called a-0.png, as an original is"),
+    (["input=again", "output=more", "originals=true"], "a copy of a.bmp would be called a-0.png, which is also an original"),
     (["input=captioned", "output=more"], "metadata.jsonl line 1 is not JSON"),
 ]  # fmt: skip
 

@@ -173,7 +173,7 @@ def test_a_full_memory_is_no_bug(error: str, run: Run, monkeypatch: pytest.Monke
     monkeypatch.setattr("genimg.commands.train.prepare", raising(f"raise {error}", "genimg.commands.train"))
     code, errors = run("train", "run_dir=run")
     assert code == 2
-    assert errors.startswith("genimg-train: error: the memory is full (")
+    assert errors.startswith("genimg-train: error: out of memory (")
     assert "Traceback" not in errors
 
 
@@ -243,7 +243,7 @@ CASES = [
     ("train", ["modle=dcgan"], "modle"),
     ("train", ["model=dcgam"], "model=dcgam"),
     ("train", ["+model=dcgan"], "model= chooses an option already: write model=NAME"),
-    ("train", ["model=vae_small", "+model=dcgan"], "+model=dcgan has no effect beside another model="),
+    ("train", ["model=vae_small", "+model=dcgan"], "+model=dcgan has no effect together with another model="),
     ("train", ["trainer.nosuch=1"], "trainer.nosuch"),
     ("train", ["trainer.batch_size=["], "trainer.batch_size"),
     ("train", ["trainer.duration"], "'trainer.duration' is not key=value"),
@@ -267,7 +267,7 @@ CASES = [
     ("train", ["--config-dir", "nowhere", "model=dcgan"], "--config-dir nowhere"),
     ("train", ["--config-dir", "configs", "model=torn"], "torn.yaml, line 2"),
     ("train", ["run_dir="], "run_dir="),
-    ("train", ["resume=broken.pt"], "resume=broken.pt lies in no run directory"),
+    ("train", ["resume=broken.pt"], "resume=broken.pt is not in a run directory"),
     ("train", [*TRAIN, "trainer.batch_size=4", "optimizer.lr=-1"], "optimizer.lr=-1"),
     ("train", [*TRAIN, "trainer.batch_size=4", "optimizer.betas=[0.5,2]"], "optimizer.betas=[0.5, 2]"),
     ("train", [*TRAIN, "+model.a=${nowhere}"], "model.a: Interpolation key 'nowhere' not found"),

@@ -273,7 +273,7 @@ def test_a_reference_file_of_images_and_statistics_serves_all_metrics(evaluate: 
     code, output, _ = evaluate.run("images=b", "real=adm.npz", *SHAPES)
     assert code == 0
     assert values_of(output) == pytest.approx(direct, rel=1e-4)
-    assert "adm.npz holds mu and sigma beside its images: accept_unrecorded=true takes these" in output
+    assert "adm.npz holds mu and sigma beside its images: accept_unrecorded=true uses these" in output
     own = evaluate.result("images=b", "real=adm.npz", "accept_unrecorded=true", *SHAPES)
     published = evaluate.result("images=b", "real=fid.npz", "accept_unrecorded=true", *SHAPES)["metrics"]
     assert own["metrics"]["fd12_shapes_v2"] == pytest.approx(published["fd12_shapes_v2"], rel=1e-9)
@@ -303,7 +303,7 @@ def test_statistics_that_are_none_are_refused(evaluate: Command, home: Path) -> 
     evaluate.refuse("nowhere.npz is not a file", arguments=["images=b", "real=nowhere.npz", *QUICK])
 
 
-def test_mixed_sizes_are_refused_unless_one_is_asked_for(evaluate: Command, home: Path) -> None:
+def test_mixed_sizes_are_refused_unless_one_is_requested(evaluate: Command, home: Path) -> None:
     Image.fromarray(pixels(1, 9, size=20)[0]).save(home / "b" / "other.png")
     evaluate.refuse("different sizes", "16x16", "other.png", "20x20", "image_size=N", arguments=["images=b", "real=a", *QUICK])
     record = evaluate.result("images=b", "real=a", "image_size=16", *QUICK)
@@ -421,8 +421,8 @@ def test_results_that_compare_are_said_to(evaluate: Command, home: Path) -> None
     evaluate.succeed("images=c", "real=a", *QUICK, "output=c.json", "batch_size=4")
     output = evaluate.succeed("compare=[b.json,c.json]")
     assert "not comparable" not in output
-    assert "comparable: all that the values depend on is the same" in output
-    assert "they differ, without harm" in output
+    assert "comparable: everything that the values depend on is the same" in output
+    assert "other differences (the values are still comparable)" in output
     assert "generated.source: b against c" in output
     row = next(line for line in output.splitlines() if line.startswith("fd12_shapes_v2")).split()
     expected = [json.loads((home / f"{name}.json").read_text())["metrics"]["fd12_shapes_v2"] for name in "bc"]

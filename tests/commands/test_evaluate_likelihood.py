@@ -76,7 +76,10 @@ def test_images_of_a_folder_are_brought_to_the_models_size(evaluate: Command, tm
         (["ckpt=vae", "bootstrap=10"], "bootstrap=10 has no effect with evaluation=likelihood: remove it"),
         (["ckpt=vae", "num_samples=0"], "num_samples=0 must be a whole number, 1 or more"),
         (["ckpt=vae", "split=test"], "split=test: the data has no splits: use real=DIR"),
-        (["ckpt=vae", "split=test", "real=shapes"], "split=test is of the checkpoint's own data, and real=shapes names others"),
+        (
+            ["ckpt=vae", "split=test", "real=shapes"],
+            "split=test selects the checkpoint's own data, but real=shapes names other images",
+        ),
         (["ckpt=vae", "evaluation=shapes", "num_samples=4"], "num_samples=4 is for evaluation=likelihood"),
         (["ckpt=gan", "evaluation=likelihood"], "this evaluation needs a model with a likelihood, such as vae, and a GAN"),
         (["ckpt=labels", "real=photos"], "real=photos: the model reads labels, and the classes of these images are none"),

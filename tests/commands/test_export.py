@@ -178,7 +178,7 @@ def test_through_the_command_line_a_file_lies_in_the_run_directory(runs: Path) -
     assert lines[1] == f"generator of a GAN, averaged weights, a program for PyTorch: {file} ({size} MB)"
     assert lines[2] == "  takes  latent: float32 [batch, 16], standard normal numbers"
     assert lines[3] == "  makes  image: float32 [batch, 3, 16, 16], in [-1, 1]"
-    assert lines[4] == "  the noise in every pixel is a fixed one, the same for all images"
+    assert lines[4] == "  the per-pixel noise is fixed and the same for all images"
     assert lines[5].startswith("largest difference from the checkpoint, PyTorch on cpu, batches of 1, 3 and 8: ")
     assert float(lines[5].rpartition(" ")[2]) < 1e-4
     snippet = "\n".join(line.strip() for line in lines[7:])

@@ -103,7 +103,7 @@ RUNS = {
     "networks": ["model=own_gan", *SHAPES],
     "gan": [
         "model=dcgan_small", "model.generator.width=4", "data=noise", "loss._target_=own_parts.OwnLoss",
-        "+penalty.drift._target_=own_parts.Drift", "+penalty.drift.weight=0.1", "augment=ada",
+        "+penalty.drift._target_=own_parts.Drift", "+penalty.drift.weight=0.1", "discriminator_augment=ada",
     ],
     "vae": ["model=vae_small", "model.encoder.width=4", "data=noise", "loss=own_bound", "likelihood=gaussian_learnt"],
     "restoration": [

@@ -169,10 +169,10 @@ def test_corrupt_files_are_left_out_counted_and_listed(home: Path, caplog: pytes
     for name in ("cat/03.png", "dog/07.png"):
         (home / "pictures" / name).write_bytes(b"not a png")
     prepare_here(*PICTURES, "output=PACKED", "max_corrupt=2")
-    assert "2 corrupt images left out: PACKED/corrupt.txt" in caplog.text
+    assert "2 corrupt images skipped: PACKED/corrupt.txt" in caplog.text
     lines = (home / "PACKED" / "corrupt.txt").read_text().splitlines()
     assert [line.split(": ")[0] for line in lines] == ["pictures/cat/03.png", "pictures/dog/07.png"]
-    assert all("no format that genimg reads" in line for line in lines)
+    assert all("its format is not one that genimg reads" in line for line in lines)
     source = prepared(root="PACKED", image_size=16, channels=3)
     assert source.labels is not None
     assert source.labels.tolist() == [0] * 11 + [1] * 11

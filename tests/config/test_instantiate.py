@@ -287,14 +287,14 @@ def test_every_dataset_builds_and_makes_batches(option, tmp_path, monkeypatch):
     assert {key: tuple(images.shape) for key, images in batch.items()} == dict.fromkeys(keys, (2, channels, size, size))
 
 
-@pytest.mark.parametrize("option", options("data_augment"))
+@pytest.mark.parametrize("option", options("augment"))
 @pytest.mark.parametrize("storage", ["device", "workers"])
 def test_every_augmentation_builds_and_changes_training_images_alone(option, storage):
-    settings = [f"data_augment={option}", "data.image_size=16", "data.num_images=8", "data.num_workers=0"]
+    settings = [f"augment={option}", "data.image_size=16", "data.num_images=8", "data.num_workers=0"]
     config = resolve(*settings, f"data.storage={storage}")
     source = build_dataset(config, BUILDER)
     data = tiny.loader_of(config, source, BUILDER, keys=("image", "caption"))
-    plain = tiny.loader_of(resolve(*settings, "data_augment=none"), source, BUILDER, keys=("image", "caption"))
+    plain = tiny.loader_of(resolve(*settings, "augment=none"), source, BUILDER, keys=("image", "caption"))
     assert (data.augment is None) == (option == "none")
     one, other = (next(each.batches(0, batch_size=8, seed=0)) for each in (data, plain))
     assert torch.equal(one["caption"], other["caption"])
@@ -303,15 +303,15 @@ def test_every_augmentation_builds_and_changes_training_images_alone(option, sto
 
 
 def test_settings_of_an_augmentation_that_is_not_chosen_build_none():
-    config = resolve(*TINY) | {"data_augment": {"crop_padding": 2}}
+    config = resolve(*TINY) | {"augment": {"crop_padding": 2}}
     source = build_dataset(config, BUILDER)
     assert tiny.loader_of(config, source, BUILDER).augment is None
 
 
 def test_an_augmentation_of_your_own_must_be_allowed():
-    config = resolve(*TINY) | {"data_augment": {"_target_": "fractions.Fraction"}}
+    config = resolve(*TINY) | {"augment": {"_target_": "fractions.Fraction"}}
     source = build_dataset(config, BUILDER)
-    with raises(ConfigError, "data_augment._target_=fractions.Fraction"):
+    with raises(ConfigError, "augment._target_=fractions.Fraction"):
         tiny.loader_of(config, source, BUILDER)
     allowed = Builder(allowed=(*ALLOWED, "fractions"))
     with raises(AttributeError, word="check"):  # it was built
@@ -597,7 +597,7 @@ def test_a_model_that_leaves_the_number_of_classes_to_the_data_gets_it_everywher
     assert method.discriminator.features.condition_channels == 5
 
 
-@pytest.mark.parametrize("override", ["penalty=[r1]", "augment=ada"])
+@pytest.mark.parametrize("override", ["penalty=[r1]", "discriminator_augment=ada"])
 def test_groups_of_gans_are_refused_for_other_models(override):
     config = resolve("model=vae_small", override, *TINY)
     with raises(ConfigError, override.split("=")[0], word="VAE"):
@@ -768,8 +768,8 @@ def test_a_split_that_cannot_be_held_out_is_refused_by_its_key(overrides, words)
     [
         (["data=folder", "data.root=nowhere", "data.image_size=16"], DataError, "data.root"),
         (["data.validation=2"], ConfigError, "data.validation"),
-        (["data_augment=strong", "data_augment.crop_padding=16"], ConfigError, "data_augment.crop_padding"),
-        (["data_augment=strong", "data_augment.hue=2"], ConfigError, "data_augment.hue"),
+        (["augment=strong", "augment.crop_padding=16"], ConfigError, "augment.crop_padding"),
+        (["augment=strong", "augment.hue=2"], ConfigError, "augment.hue"),
         (["task=super_resolution", "task.factor=5"], ConfigError, "task.factor"),
         (["task=inpaint_strokes", "task.mask.width=0.001"], ConfigError, "task.mask.width"),
         (["task=edges", "task.detector.sigma=0"], ConfigError, "task.detector.sigma"),

@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from genimg import cli
 from genimg.config import foreign
 from genimg.config.compose import compose
-from genimg.config.messages import explain_flag
+from genimg.config.messages import explain, explain_flag
 from genimg.errors import ConfigError
 from genimg.utils.words import nearest, quoted
 
@@ -130,6 +130,10 @@ def test_the_command_ends_in_one_line(
         ("conditioning.image_channels=2", "remove it"),
         ("model.a2b.width=8", "set model.translator.width"),
         ("model.discriminator_b.num_strided=8", "set model.discriminator.num_strided"),
+        ("model.augment={}", "it is called model.discriminator_augment now"),
+        ("augment.p=0.2", "set discriminator_augment.p"),
+        ("data_augment=strong", "it is called augment now"),
+        ("data_augment.rotation=5", "set augment.rotation"),
     ],
 )
 def test_a_key_of_an_earlier_version_is_answered_with_what_took_its_place(key, words):
@@ -137,3 +141,19 @@ def test_a_key_of_an_earlier_version_is_answered_with_what_took_its_place(key, w
         compose([key])
     assert str(caught.value).startswith(f"{key.partition('=')[0]} is a key of earlier versions: ")
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["diffaugment", "ada", "r3gan"])
+def test_an_option_of_an_earlier_version_is_answered_with_the_one_that_replaces_it(option):
+    with pytest.raises(ConfigError) as caught:
+        compose([f"augment={option}"])
+    assert str(caught.value) == f"augment={option} is an option of earlier versions: set discriminator_augment={option}"
+
+
+def test_a_model_that_still_sets_a_former_key_is_answered_with_the_new_one():
+    """As in a user's own YAML, whose unknown key only the builder notices."""
+    error = ConfigError("unknown key model.augment: model takes generator")
+    assert (
+        explain(error, "train", [])
+        == "model.augment is a key of earlier versions: it is called model.discriminator_augment now"
+    )

@@ -138,8 +138,8 @@ PACKAGES = ("data", "evaluation", "networks", "losses", "methods", "training", "
 """Packages of genimg whose messages must not name the config."""
 
 GROUPS = (
-    "model", "loss", "likelihood", "penalty", "augment", "conditioning", "trainer", "performance", "optimizer", "schedule",
-    "logger", "evaluation", "data", "task",
+    "model", "loss", "likelihood", "penalty", "discriminator_augment", "augment", "conditioning", "trainer", "performance",
+    "optimizer", "schedule", "logger", "evaluation", "data", "task",
 )  # fmt: skip
 SETTING = re.compile(rf"\b({'|'.join(GROUPS)})(\.\w+)+=")
 

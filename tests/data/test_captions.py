@@ -54,4 +54,4 @@ def test_captions_that_will_be_cut_are_counted_in_a_warning(caplog):
         caption_length(["x" * 256])
         assert caplog.messages == []
         caption_length(["x" * 257, "y", "é" * 150])
-    assert caplog.messages == ["2 of 3 captions are cut after 256 bytes: the longest has 300"]
+    assert caplog.messages == ["2 of 3 captions are truncated to 256 bytes: the longest has 300"]

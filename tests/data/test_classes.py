@@ -108,7 +108,7 @@ def test_labels_that_are_none_are_refused(dataset, kind):
 
 def test_files_that_are_not_there_are_named(dataset, caplog):
     assert dataset({"labels": [*pairs(), ["00002/img00000008.png", 9]]}).labels.tolist() == LABELS
-    assert "names 1 files that are not there, the first of them 00002/img00000008.png" in caplog.text
+    assert "names 1 files that do not exist; the first is 00002/img00000008.png" in caplog.text
 
 
 def test_names_may_be_written_in_other_ways():

@@ -6,7 +6,7 @@ from PIL import Image
 from genimg.data.datasets.builtin import CorruptImageError, folder
 from genimg.data.datasets.file_index import list_images
 from genimg.data.decode import PixelFormat
-from genimg.data.depth import with_settled_depth
+from genimg.data.depth import with_float_white
 from genimg.errors import DataError
 
 GREY = PixelFormat(4, 4, 1)
@@ -75,7 +75,7 @@ def test_usual_images_are_not_remarked_on(tmp_path, caplog):
     write(tmp_path, "b.png", 60000, np.uint16)
     (tmp_path / "c.png").write_bytes(b"no image")
     with caplog.at_level("WARNING", logger="genimg.data.depth"):
-        assert with_settled_depth(list_images(tmp_path, refresh=True), GREY) == GREY
+        assert with_float_white(list_images(tmp_path, refresh=True), GREY) == GREY
     assert not caplog.text
 
 
@@ -83,4 +83,4 @@ def test_a_range_without_images_that_it_applies_to_is_warned_of(tmp_path, caplog
     write(tmp_path, "a.png", 200, np.uint8)
     with caplog.at_level("WARNING", logger="genimg.data.depth"):
         assert open_folder(tmp_path, range=[0, 4095]).read(0).max() == 200
-    assert "range=[0.0, 4095.0] has no effect on images of 8 bits" in caplog.text
+    assert "range=[0.0, 4095.0] has no effect on 8-bit images" in caplog.text

@@ -69,7 +69,7 @@ CHANGES = {  # what is done to the folder, and what is told: the words of refusa
     "an image of another class": (lambda root: (root / "cat" / "5.png").rename(root / "bird" / "5.png"),
                                   ["[4, 6, 5]"], ["contents", "labels"]),
     "another name, and another place in the order": (lambda root: (root / "cat" / "0.png").rename(root / "cat" / "7.png"),
-                                                     ["other names"], ["contents"]),
+                                                     ["different names"], ["contents"]),
     "an image rewritten": (lambda root: write(root / "cat" / "1.png", 1), [], ["contents"]),
     "two images swapped": (swap, [], ["contents"]),
 }  # fmt: skip

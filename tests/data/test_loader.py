@@ -167,7 +167,7 @@ def test_images_are_float_in_range_channels_last(storage):
 
 @pytest.mark.parametrize("storage", PLACED)
 @pytest.mark.parametrize("keys", [("image",), ("image", "label"), ("image", "caption"), ("image", "label", "caption")])
-def test_batches_have_the_keys_that_were_asked_for(storage, keys):
+def test_batches_have_the_keys_that_were_requested(storage, keys):
     whole = take(place(ToyDataset(), storage), 3)
     assert_equal(take(place(ToyDataset(), storage, keys=keys), 3), {key: whole[key] for key in keys})
 
@@ -202,7 +202,7 @@ def test_a_long_caption_is_cut_alike_everywhere(caplog):
     source = ArrayDataset("toy", ToyDataset(4).values, captions=captions)
     with caplog.at_level(logging.WARNING):
         data = {storage: place(source, storage) for storage in PLACED}
-    assert caplog.messages == ["2 of 4 captions are cut after 256 bytes: the longest has 400"] * 3
+    assert caplog.messages == ["2 of 4 captions are truncated to 256 bytes: the longest has 400"] * 3
     assert {placed.caption_length for placed in data.values()} == {256}
     batches = {storage: take(placed, 2)["caption"] for storage, placed in data.items()}
     for batch in batches.values():
@@ -211,7 +211,7 @@ def test_a_long_caption_is_cut_alike_everywhere(caplog):
 
 
 @pytest.mark.parametrize("storage", PLACED)
-def test_captions_that_nobody_asked_for_are_not_read(storage):
+def test_captions_that_nobody_requested_are_not_read(storage):
     source = ToyDataset()
     source.captions = None
     take(place(source, storage, keys=("image", "label")), 2)

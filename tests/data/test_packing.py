@@ -80,7 +80,7 @@ def test_shards_hold_all_images_in_order(tmp_path, monkeypatch, count, piece):
 @pytest.mark.parametrize(
     ("shard_size", "counts"), [(1, [1] * 10), (BYTES, [1] * 10), (5 * BYTES - 1, [4, 4, 2]), (2**40, [10])]
 )
-def test_shards_are_as_large_as_asked_for(tmp_path, shard_size, counts):
+def test_shards_are_as_large_as_requested(tmp_path, shard_size, counts):
     description, _ = packed(ToyDataset(), tmp_path / "out", shard_size=shard_size)
     assert [shard.num_images for shard in description.shards] == counts
 

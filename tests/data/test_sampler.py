@@ -69,7 +69,7 @@ def test_flips_depend_on_the_seed():
     assert not np.array_equal(order(seed=1).flips(0, 100), order(seed=2).flips(0, 100))
 
 
-def test_nothing_is_mirrored_unless_asked_for():
+def test_nothing_is_mirrored_unless_requested():
     flips = order(horizontal_flip=False).flips(5, 50)
     assert flips.shape == (45,)
     assert not flips.any()

@@ -603,8 +603,8 @@ def test_colour_of_images_that_are_neither_grey_nor_rgb_is_refused_and_the_rest_
     ("name", "kind"), [("none", type(None)), ("diffaugment", DiffAugment), ("ada", AdaptiveAugment), ("r3gan", FixedAugment)]
 )
 def test_the_files_build(name, kind):
-    config = OmegaConf.to_container(OmegaConf.load(Path(config_dir()) / "augment" / f"{name}.yaml"))
-    module = Builder(epoch_size=50_000, batch_size=64).build_group({"augment": config}, "augment")
+    config = OmegaConf.to_container(OmegaConf.load(Path(config_dir()) / "discriminator_augment" / f"{name}.yaml"))
+    module = Builder(epoch_size=50_000, batch_size=64).build_group({"discriminator_augment": config}, "discriminator_augment")
     assert type(module) is kind
     if kind is AdaptiveAugment:
         assert (module.speed, module.p.item()) == (500_032, 0.0)  # whole batches of 64

@@ -413,7 +413,7 @@ def test_what_the_discriminator_sees_is_augmented_and_a_penalty_looks_through_it
             return {"augment/p": torch.tensor(0.5)}
 
     augment = Darker()
-    gan = build(augment=augment, penalties={"r1": R1(gamma=2.0, image_size=16, batch_size=4, interval=1)})
+    gan = build(discriminator_augment=augment, penalties={"r1": R1(gamma=2.0, image_size=16, batch_size=4, interval=1)})
     before = copy.deepcopy(gan.discriminator)
     metrics, _ = run_step(gan)
     nothing = tiny.no_condition(4)
@@ -479,7 +479,9 @@ def test_a_penalty_of_the_updates_own_forward_has_the_gradient_of_one_with_its_o
 
 def test_a_reused_forward_has_the_augmentation_of_the_update():
     augment = Counted()
-    gan = build(discriminator=tiny.discriminator(normalisation="layer"), augment=augment, penalties=of_gradients(True))
+    gan = build(
+        discriminator=tiny.discriminator(normalisation="layer"), discriminator_augment=augment, penalties=of_gradients(True)
+    )
     discriminator_gradients(gan)
     assert augment.calls == 2
 
@@ -534,10 +536,10 @@ def test_an_auxiliary_classifier_without_weights_is_refused():
 
 
 def test_an_augmentation_that_does_not_fit_the_images_is_named_by_its_path():
-    gan = build(augment=FixedAugment(groups={"color": 1.0}, p=0.5))
+    gan = build(discriminator_augment=FixedAugment(groups={"color": 1.0}, p=0.5))
     with pytest.raises(ConfigError) as caught:
         gan.check({"image": torch.zeros(2, 2, 16, 16)})
-    assert caught.value.key == "augment.groups.color"
+    assert caught.value.key == "discriminator_augment.groups.color"
 
 
 @pytest.mark.parametrize(
@@ -557,7 +559,7 @@ def test_an_augmentation_that_does_not_fit_the_images_is_named_by_its_path():
                 "loss": AdversarialLoss(
                     discriminator=lambda real, fake: (real - fake).mean(), generator=lambda fake: -fake.mean(), boundary=None
                 ),
-                "augment": adaptive_augment(),
+                "discriminator_augment": adaptive_augment(),
             },
             "does not show overfitting",
         ),
@@ -566,8 +568,8 @@ def test_an_augmentation_that_does_not_fit_the_images_is_named_by_its_path():
 def test_unwise_choices_are_warned_of(changes, words, caplog):
     gan = build(**changes)
     assert not caplog.text  # not when it is made to be sampled from
-    if gan.augment is not None:
-        gan.augment.begin(0, 4)
+    if gan.discriminator_augment is not None:
+        gan.discriminator_augment.begin(0, 4)
     gan.check({"image": real_images()})
     assert words in caplog.text
 
@@ -578,7 +580,7 @@ def test_ada_sees_logits_from_the_losss_boundary(boundary):
     loss = AdversarialLoss(
         discriminator=least_squares_discriminator_loss, generator=least_squares_generator_loss, boundary=boundary
     )
-    gan = build(loss=loss, augment=augment)
+    gan = build(loss=loss, discriminator_augment=augment)
     seen, judged = [], []
     augment.observe = seen.append
     gan.discriminator.register_forward_hook(lambda _, __, output: judged.append(output.logits))

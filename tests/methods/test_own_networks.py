@@ -140,7 +140,8 @@ def test_a_plain_network_is_the_same_with_an_encoder_of_nothing() -> None:
 def vars_of(gan: GAN) -> dict[str, object]:
     """What a GAN was given beside its networks."""
     return {
-        "loss": gan.loss, "latent": gan.latent, "penalties": {}, "augment": gan.augment, "auxiliary": None,
+        "loss": gan.loss, "latent": gan.latent, "penalties": {}, "discriminator_augment": gan.discriminator_augment,
+        "auxiliary": None,
         "generator_interval": 1, "generator_batches": 1,
     }  # fmt: skip
 

@@ -74,7 +74,7 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_and_says_so(
     found, path = checkpoint.load_named(tmp_path)
     assert (found["step"], path.name) == (2, "step-00000002.pt")
     assert "last.pt is damaged" in caplog.text
-    assert "taking" in caplog.text
+    assert "; using " in caplog.text
     assert folder.load_last()[0]["step"] == 2
     damage(folder.path / "best.pt")
     with raises(CheckpointError, word="best.pt"):

@@ -88,7 +88,7 @@ def test_other_types_are_refused(tmp_path: Path, value: object) -> None:
     "pickled", [b"\x80\x02)\x81.", b"\x80\x02}}b.", b"\x80\x04\x8c\x02os\x8c\x06system\x93.", b"\x80\x02(ios\nsystem\n."]
 )
 def test_opcodes_that_build_objects_are_refused(saved: Path, pickled: bytes) -> None:
-    assert "something else than tensors and primitives" in refused(rewritten(saved, pickled))
+    assert "something other than tensors and primitives" in refused(rewritten(saved, pickled))
 
 
 def nested(depth: int) -> bytes:

@@ -130,7 +130,8 @@ PARTS = (
     ("sngan", "conditioning=projection"), ("biggan", "conditioning=shared_embedding"), ("dcgan_small", "conditioning=concat"),
     ("dcgan_small", "conditioning=conditional_batchnorm"), ("dcgan_small", "conditioning=auxiliary_classifier"),
     ("dcgan_small", "conditioning=text"), ("dcgan_small", "conditioning=text_conditional_batchnorm"),
-    ("stylegan2", "penalty=[r1_lazy,path_length]"), ("dcgan_small", "penalty=[lecam,consistency]"), ("sngan", "augment=ada"),
+    ("stylegan2", "penalty=[r1_lazy,path_length]"), ("dcgan_small", "penalty=[lecam,consistency]"),
+    ("sngan", "discriminator_augment=ada"),
 )  # fmt: skip
 
 

@@ -139,7 +139,7 @@ def test_a_new_constructor_without_a_mark_would_be_noticed() -> None:
 
 @pytest.mark.parametrize("target", sorted(IMAGES))
 def test_images_are_read_below_data_and_task_alone(target: str) -> None:
-    for group in ("model", "loss", "conditioning", "evaluation", "optimizer", "data_augment"):
+    for group in ("model", "loss", "conditioning", "evaluation", "optimizer", "augment"):
         with raises(ConfigError, word="belongs"):
             Builder(named=frozenset()).build({"part": {"_target_": target, "_partial_": True}}, group)
 

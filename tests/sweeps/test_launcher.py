@@ -40,7 +40,7 @@ def test_a_failing_job_is_a_row_and_a_second_launch_runs_what_is_left(tmp_path: 
     code, output = launch(tmp_path, *arguments)
     assert code == 2, output
     assert "1 of 3 jobs failed, #1: the reasons are above" in output
-    assert f"the same command with hydra.sweep.dir={tmp_path / 'sweep'} runs these again" in output
+    assert f"the same command with hydra.sweep.dir={tmp_path / 'sweep'} runs only these again" in output
     assert "Traceback" not in output
     assert "Error executing" not in output
     rows = table(tmp_path)
@@ -109,7 +109,7 @@ def test_a_summary_of_an_earlier_launch_does_not_count(tmp_path: Path) -> None:
     wait_for(lambda: not (folder / "summary.json").exists())
     other = launch(tmp_path, *longer)  # while the first still runs
     assert other[0] == 2
-    assert "is in use by another launch of a sweep" in other[1]
+    assert "is in use by another sweep" in other[1]
     assert [row["status"] for row in table(tmp_path)] == ["running"]
     found = subprocess.run(["pgrep", "-f", f"run_dir=.*{folder}"], capture_output=True, text=True, check=True)
     for number in found.stdout.split():
@@ -143,7 +143,7 @@ def test_another_sweep_in_the_same_directory_is_refused_and_a_longer_one_is_not(
     ("arguments", "message"),
     [
         (["hydra/launcher=gpu_queue", "seed=0"], "hydra/launcher=gpu_queue has no effect on a single run: add -m for a sweep"),
-        (["-m", "sweep=gan_losses,r1_gamma"], "sweep=gan_losses: one ready search at a time, and without -m"),
+        (["-m", "sweep=gan_losses,r1_gamma"], "sweep=gan_losses: choose only one ready search, without -m"),
         (["-m", "run_dir=here", "seed=0,1"], "run_dir=here has no effect in a sweep: give hydra.sweep.dir"),
     ],
 )

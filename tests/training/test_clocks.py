@@ -24,7 +24,7 @@ class Time:
         return self.now
 
 
-def test_a_checkpoint_is_asked_for_once_an_interval_after_the_last_one() -> None:
+def test_a_checkpoint_is_requested_once_an_interval_after_the_last_one() -> None:
     time = Time()
     clocks = Clocks(checkpoint_minutes=5, preview_seconds=None, now=time)
     asked = []

@@ -112,7 +112,7 @@ def test_autocast_is_what_the_precision_says(name, dtype):
 @pytest.mark.parametrize(
     ("name", "matmul", "tf32"), [("fp32", "highest", False), ("tf32", "high", True), ("bf16", "high", True)]
 )
-def test_tensor_float_32_is_allowed_only_where_it_was_asked_for(monkeypatch, name, matmul, tf32):
+def test_tensor_float_32_is_allowed_only_where_it_was_requested(monkeypatch, name, matmul, tf32):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not tf32)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     before = torch.get_float32_matmul_precision()

@@ -28,7 +28,7 @@ class Pair(nn.Module):
 
 
 @pytest.mark.parametrize(("value", "expected"), [("auto", True), (True, True), (False, False)])
-def test_networks_are_placed_in_the_memory_format_asked_for(value, expected):
+def test_networks_are_placed_in_the_memory_format_requested(value, expected):
     method = Pair()
     performance(channels_last=value).place(method, CPU)
     assert method.network.weight.is_contiguous(memory_format=torch.channels_last) == expected
@@ -60,7 +60,7 @@ def test_a_fused_step_is_a_plain_step():
 
 
 @pytest.mark.parametrize("value", ["auto", False])
-def test_nothing_is_compiled_unless_asked_for(value):
+def test_nothing_is_compiled_unless_requested(value):
     method = Pair()
     performance(compile=value).place(method, CPU)
     assert method.network._compiled_call_impl is None

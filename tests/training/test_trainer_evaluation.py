@@ -252,10 +252,10 @@ def test_the_best_checkpoint_is_that_of_the_best_first_value(make_trainer, metri
 
 def test_the_best_says_over_how_many_evaluations_it_is_taken_also_after_resuming(make_trainer):
     first = make_trainer(ScriptedEvaluator([5.0, 3.0, 4.0]), 3)
-    assert first.fit().best_in_words == "best of 3 evaluations, at 8 images"
+    assert first.fit().best_description == "best of 3 evaluations, at 8 images"
     second = make_trainer(ScriptedEvaluator([9.0, 2.0]), 5)
     second.load_state_dict(saved(first).whole)
-    assert second.fit().best_in_words == "best of 5 evaluations, at 20 images"
+    assert second.fit().best_description == "best of 5 evaluations, at 20 images"
     second.state.forget_evaluations()
     assert second.state.num_evaluations == 0
 
@@ -267,7 +267,7 @@ def test_evaluations_that_were_not_counted_are_not_said_to_be(make_trainer):
     del older["training"]["num_evaluations"]
     second = make_trainer(ScriptedEvaluator([4.0]), 3)
     second.load_state_dict(older)
-    assert second.fit().best_in_words == "best, at 8 images"
+    assert second.fit().best_description == "best, at 8 images"
 
 
 def test_the_final_evaluation_happens_once_with_its_own_number_of_images(make_trainer):
@@ -331,7 +331,7 @@ def test_an_interrupted_evaluation_leaves_a_checkpoint_and_is_repeated_after_res
     assert [record["evaluation/fd10_x"] for record in records(second)] == [5.0, 4.0, 3.0]
 
 
-def test_no_evaluation_is_final_where_none_is_asked_for(make_trainer):
+def test_no_evaluation_is_final_where_none_is_requested(make_trainer):
     evaluator = ScriptedEvaluator([5.0, 4.0])
     assert make_trainer(evaluator, 2).fit().final == {}
     assert len(evaluator.calls) == 2

@@ -469,7 +469,7 @@ def test_a_sum_leaves_its_argument_alone(ranks):
         assert seen["what was summed"].tolist() == [r + 1.0, 10.0 * (r + 1)]
 
 
-def test_the_inception_score_can_be_asked_for_again(ranks, alone):
+def test_the_inception_score_can_be_requested_again(ranks, alone):
     for seen in ranks:
         assert seen["scores again"] == pytest.approx(alone.scores, rel=1e-9)
 

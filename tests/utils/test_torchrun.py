@@ -193,7 +193,7 @@ def test_what_a_user_can_get_wrong_is_said_once_and_nothing_begins(tmp_path: Pat
     process = start(TWO, [*TRAINING, f"run_dir={tmp_path / 'run'}", "trainer.batch_size=15"], environment)
     output = process.communicate(timeout=100)[0]
     assert process.returncode != 0
-    message = "genimg-train: error: trainer.batch_size=15 is that of all 2 processes together and must be a multiple"
+    message = "genimg-train: error: trainer.batch_size=15 is the total of all 2 processes and must be a multiple"
     assert output.count(message) == 1
     assert output.count("genimg-train: error") == 1
     assert not (tmp_path / "run").exists()

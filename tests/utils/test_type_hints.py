@@ -9,7 +9,7 @@ from errors import raises
 from torch import nn
 
 from genimg.errors import CheckpointError
-from genimg.utils.type_hints import as_written, fits, in_words, is_instance, restored
+from genimg.utils.type_hints import as_written, describe_hint, fits, is_instance, restored
 
 OBJECT = {"object": True}  # in these tests, what stands for an object
 
@@ -56,9 +56,9 @@ def test_objects_of_classes() -> None:
 
 def test_values_and_hints_in_words() -> None:
     assert as_written({"a": [True, None, 0.5, "b"]}) == "{a: [true, null, 0.5, b]}"
-    assert in_words(int | Sequence[int] | None) == "a whole number or a list such as [64,48] or null"
-    assert in_words(Literal["zeros", "reflect"]) == "one of zeros, reflect"
-    assert in_words(nn.Module | None, "a part") == "a part or null"
+    assert describe_hint(int | Sequence[int] | None) == "a whole number or a list such as [64,48] or null"
+    assert describe_hint(Literal["zeros", "reflect"]) == "one of zeros, reflect"
+    assert describe_hint(nn.Module | None, "a part") == "a part or null"
 
 
 @dataclass

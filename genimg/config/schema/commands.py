@@ -63,7 +63,7 @@ class Eval:
         "Folder of images, .npz (FILE.npz:NAME selects an array), or dataset such as mnist:test", None, type="path | null"
     )
     compare: list[str] | None = option(
-        "Two results, [A.json,B.json]: print both, and whether and why not they can be compared", None
+        "Two results, [A.json,B.json]: print both, and whether they are comparable, or why not", None
     )
     real: str | None = option(
         "Folder, .npz, saved statistics (.pt, or .npz with mu and sigma) or dataset such as cifar10:test; "
@@ -96,7 +96,7 @@ class Eval:
 
     neighbors: int = option("Number of generated images to show with their nearest real images", 0, heading="Memorisation")
     held_out: str | None = option(
-        "With neighbors=: images that training did not see, as for images=, which the share of copies is measured against; "
+        "With neighbors=: held-out images, given as for images=, against which the share of copies is measured; "
         "null: the checkpoint's data.validation, else its test split",
         None,
         type="path | null",
@@ -223,7 +223,9 @@ class Features:
         "Highest rate: it rises over 30 % of the training, then falls along half a cosine", 3e-3
     )
     weight_decay: int | float = option("Weight decay of AdamW (Loshchilov & Hutter 2019)", 0.01)
-    held_out: int = option("One image in so many, chosen at random, measures the accuracy if the data has no test split", 10)
+    held_out: int = option(
+        "If the data has no test split: one image in N, chosen at random, is held out to measure the accuracy", 10
+    )
     seed: int = seed_option("Seed of the initial weights and of the images' order")
     device: str = option("Device", "auto", type=_DEVICE)
     precision: str = option("Arithmetic", "auto", one_of=_PRECISIONS)
@@ -268,7 +270,7 @@ class Augment:
     cutout: int | float = option("Side of a grey square, as a share of the image's shorter side", 0.0)
     mixup: int | float = option("Alpha of the Beta distribution of the other image's share; 0: no mixing", 0.0)
     cutmix: int | float = option(
-        "The same for a rectangle of the other image; together with mixup, each changes half of the copies", 0.0
+        "The same for CutMix, which pastes a rectangle of the other image; with mixup, each changes half of the copies", 0.0
     )
 
     max_corrupt: int | None = option(
@@ -305,7 +307,7 @@ class Export:
     ckpt: str = option(_CHECKPOINT, type="path", heading="Model")
     which: str = option(_WHICH, "last", one_of=("last", "best"))
     weights: str | float | None = option(_WEIGHTS, None, type="raw | ema | name | length | null")
-    truncation: int | float | None = option("Psi of StyleGAN2, which becomes part of the program; null: 1", None)
+    truncation: int | float | None = option("Psi of StyleGAN2, fixed in the exported program; null: 1", None)
     direction: str | None = option("Direction, of a model with both; null: a2b", None, one_of=("a2b", "b2a"))
     model_mode: str | None = option(
         "For a model that translates: averaged (eval) or each image's own (train) batch statistics; "

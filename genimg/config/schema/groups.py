@@ -28,7 +28,7 @@ class Trainer:
     max_grad_norm: int | float | None = option("L2 norm to clip each parameter group's gradient to", None)
     sync_batch_norm: bool = option("On several GPUs: compute batch norm over all of them together", False)
     usual_duration: str | None = option(
-        "Published duration for this kind of model; a much shorter training logs it", None, type="duration | null"
+        "Published duration for this kind of model; a much shorter training logs a warning", None, type="duration | null"
     )
     weights: str = option(
         "Weights for pictures and evaluations: ema, the first average of ema=[...]; the name of another; raw; auto: ema if "
@@ -61,9 +61,9 @@ class Performance:
     """How the same training runs fastest. Results differ by rounding only."""
 
     _target_: str = option("")
-    channels_last: bool | str = option("Convolutions with channels last in memory", "auto", one_of=("auto", True, False))
+    channels_last: bool | str = option("Channels-last memory format for convolutions", "auto", one_of=("auto", True, False))
     fused_optimizer: bool | str = option(
-        "One kernel for all of an optimizer's arithmetic, if it has one", "auto", one_of=("auto", True, False)
+        "Fused optimizer kernels, if the optimizer has them", "auto", one_of=("auto", True, False)
     )
     compile: bool | str = option(
         "Mode of torch.compile; auto benchmarks it on a GPU",
@@ -73,7 +73,7 @@ class Performance:
     activation_checkpointing: bool = option(
         "Recompute blocks of networks in the backward pass: slower, but needs less memory", False
     )
-    cpu_optimizations: bool = option("Faster ways to compute the same on a CPU; no effect elsewhere", True)
+    cpu_optimizations: bool = option("Faster implementations of the same computations on a CPU; no effect elsewhere", True)
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Evaluation:
     interval: str = option("Interval of evaluations; there is one at the end, too", "5 epochs", type="duration")
     seed: int = seed_option("Seed")
     final_num_images: int | None = option(
-        "Number of images of one more evaluation at the end of the training, such as 50000", None
+        "Number of images of an additional evaluation at the end of the training, such as 50000", None
     )
     stop_if: Any = option(
         "{factor: 3, evaluations: 2}: stop when the first metric is worse than 3 times its best twice in a row; "
@@ -143,7 +143,7 @@ class _Translation(Evaluation):
 
     num_images: int = option("Largest number of held-out images, chosen at random, stratified by class", 1000)
     batch_size: int = option("Batch size of translation; does not influence the values in sampled_mode=eval", 50)
-    seed: int = seed_option("Seed of what is random about a task, such as noise")
+    seed: int = seed_option("Seed of a task's randomness, such as noise")
     extractor: Any = option(
         "Feature extractor of another evaluation, for Fréchet and kernel distances", None, type="mapping | null"
     )
@@ -282,8 +282,8 @@ class _Two(Data):
     a: str | None = option("Folder of images a, instead of root", None, type="directory | null")
     b: str | None = option("Folder of images b, instead of root", None, type="directory | null")
     image_size: Any = option("Size of either image in pixels, or [height,width]", 256, type="int | list")
-    channels_a: int | None = option("Channels of a, if a and b differ in them", None)
-    channels_b: int | None = option("Channels of b, if a and b differ in them", None)
+    channels_a: int | None = option("Channels of a, if they differ from those of b", None)
+    channels_b: int | None = option("Channels of b, if they differ from those of a", None)
     fit: str = option(_FIT, "crop", one_of=_FITS)
     range: list[int | float] | None = option(_RANGE, None)
     refresh_index: bool = option(_REFRESH, False)
@@ -293,7 +293,7 @@ class _Two(Data):
 class Paired(_Two):
     """Pairs of images, side by side in one file or with equal names in two folders."""
 
-    direction: str = option("Which image is made of which", "a2b", one_of=("a2b", "b2a"))
+    direction: str = option("a2b translates a to b, b2a translates b to a", "a2b", one_of=("a2b", "b2a"))
     fit: str = option(_FIT, "stretch", one_of=_FITS)
 
 

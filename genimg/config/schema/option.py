@@ -73,7 +73,7 @@ class OneOf(ValueNode):
         is_word = any(type(value) is type(word) and value == word for word in self._words)
         is_within = type(value) in self._types and (isinstance(value, str) or self._bounds[0] <= value <= self._bounds[1])
         if not is_word and not is_within:
-            raise ValidationError(f"Value '$VALUE' must be {in_words(self._words, self._types)}")
+            raise ValidationError(f"Value '$VALUE' must be {describe_values(self._words, self._types)}")
         return value
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OneOf:
@@ -115,7 +115,7 @@ def option(
     bounds = (-math.inf if least is None else least, math.inf if most is None else most)
     if one_of or is_bounded:
         optional = optional or default is None
-        type = type or in_words(one_of, or_type, least, most) + " | null" * optional
+        type = type or describe_values(one_of, or_type, least, most) + " | null" * optional
 
         def make() -> Any:
             return OneOf(default, one_of, or_type, is_optional=optional, bounds=bounds)
@@ -145,7 +145,9 @@ def _copied(value: Any) -> Any:
     return list(value) if isinstance(value, list) else value
 
 
-def in_words(words: tuple[str | bool, ...], types: tuple[type, ...], least: int | None = None, most: int | None = None) -> str:
+def describe_values(
+    words: tuple[str | bool, ...], types: tuple[type, ...], least: int | None = None, most: int | None = None
+) -> str:
     """Return the allowed values as a config file writes them: ``auto | true | int`` or ``int from 0 to 9``."""
     to = "" if most is None else " to 2^63-1" if most == _LARGEST_SEED else f" to {most}"
     bounds = ("" if least is None else f" from {least}") + to
@@ -158,9 +160,9 @@ def options_of(schema: type) -> Iterator[Option]:
     hints = get_type_hints(schema)
     for each in dataclasses.fields(schema):
         if each.name != "_target_":
-            told = each.metadata
+            given = each.metadata
             yield Option(
-                each.name, told["type"] or _of_annotation(hints[each.name]), told["default"], told["help"], told["heading"]
+                each.name, given["type"] or _of_annotation(hints[each.name]), given["default"], given["help"], given["heading"]
             )
 
 
@@ -174,4 +176,4 @@ def sentence(type: str) -> str:
 def _of_annotation(hint: Any) -> str:
     parts = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     plain = tuple(get_origin(part) or part for part in parts if part is not types.NoneType)
-    return in_words((), plain) + " | null" * (types.NoneType in parts)
+    return describe_values((), plain) + " | null" * (types.NoneType in parts)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from genimg.data.classes import Classes, stray_images
 from genimg.data.datasets.caption_files import FolderCaptions
 from genimg.data.decode import PixelFormat, checked_levels, common_format
-from genimg.data.depth import with_settled_depth
+from genimg.data.depth import with_float_white
 from genimg.data.image_files import ImageFiles, captions_of, classes_of, is_zip, open_image_files
 from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError, DataError, NeedsDownloadError, first_line
@@ -274,7 +274,9 @@ def folder(
         raise ConfigError(f"labels={labels} is unknown: choose auto, required or none")
     if (image_size is None) != (channels is None):
         size, count = ("null" if each is None else each for each in (image_size, channels))
-        raise ConfigError(f"image_size={size} does not go with channels={count}: give both, or neither for the files' own")
+        raise ConfigError(
+            f"image_size={size} does not match channels={count}: give both, or neither to keep those of the files"
+        )
     given = None if image_size is None or channels is None else PixelFormat.of(image_size, channels, fit, range)
     directory = Path(root).expanduser()
     if not directory.is_dir() and not is_zip(directory):
@@ -284,7 +286,7 @@ def folder(
     if not files.paths:
         raise DataError(f"root={root} holds no images: expected files such as .png or .jpg in it or in its subdirectories")
     pixels = given or replace(common_format(files), levels=checked_levels(range))
-    pixels = with_settled_depth(files, pixels)
+    pixels = with_float_white(files, pixels)
     classes = Classes() if labels == "none" else classes_of(files)
     if labels == "required" and classes.labels is None:
         raise DataError(

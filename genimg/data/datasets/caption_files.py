@@ -52,8 +52,8 @@ class FolderCaptions:
             where = ".txt beside it" if self.file is None else f"line in {self.file}"
             what = f"{len(missing)} of the {len(self.paths)} images of {self.root} have no caption"
             if len(missing) > _MISSING_SHARE * len(self.paths):
-                raise _broken(f"{what}, the first is {missing[0]}, which has no {where}", "write it")
-            log.warning("%s, and get an empty one; the first is %s, which has no %s", what, missing[0], where)
+                raise _broken(f"{what}; the first is {missing[0]}, which has no {where}", "write it")
+            log.warning("%s and get an empty one; the first is %s, which has no %s", what, missing[0], where)
         return [found.get(path, "") for path in self.paths]
 
     def _beside_images(self) -> Iterator[tuple[str, str]]:
@@ -78,7 +78,7 @@ class FolderCaptions:
                 strange.append((number, name))
             elif name in lines:
                 raise _broken(
-                    f"the file {file} has a second caption of {name} in line {number}, after line {lines[name]}",
+                    f"the file {file} has a second caption for {name} in line {number}, after line {lines[name]}",
                     "remove one of them",
                 )
             else:
@@ -87,8 +87,9 @@ class FolderCaptions:
         if strange:
             number, name = strange[0]
             raise _broken(
-                f"the file {file} names {len(strange)} file{'s' * (len(strange) > 1)} that no image of {self.root} is called, "
-                f"the first of them {name} in line {number}",
+                f"the file {file} names {len(strange)} file{'s' * (len(strange) > 1)} that "
+                f"{'are not images' if len(strange) > 1 else 'is not an image'} of {self.root}; the first is {name} in line "
+                f"{number}",
                 f"give names relative to that directory, such as {self.paths[0]}",
             )
 

@@ -77,7 +77,7 @@ def as_dataset(
         return ArrayDataset(title, images, labels, names)
     if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         raise DataError(
-            f"data={title} is no dataset", "give a uint8 array, a torch Dataset with a length, or a Hugging Face dataset"
+            f"data={title} is not a dataset", "give a uint8 array, a torch Dataset with a length, or a Hugging Face dataset"
         )
     return ExternalDataset(data, title, image_size=image_size, channels=channels, fit=fit)
 
@@ -169,7 +169,7 @@ class ExternalDataset(ImageDataset):
             raise CorruptImageError(f"image {index}: {error}", key=error.key) from error
         if self._exact and (image.height, image.width) != self.shape[1:]:
             raise DataError(
-                f"image {index} of {self.name} has {image.height}x{image.width} pixels, and the first one "
+                f"image {index} of {self.name} has {image.height}x{image.width} pixels, but the first one has "
                 f"{self.shape[1]}x{self.shape[2]}: set image_size to bring all images to one size"
             )
         try:

@@ -95,8 +95,8 @@ class _Listing:
 
     def worth_remembering(self) -> bool:
         """Return whether the walk took long and any later change will be detected."""
-        settled = all(modified < self.started - _RECENT_NS for modified, _ in self.directories.values())
-        return len(self.files) >= _LEAST_CACHED and self.complete and settled
+        is_stable = all(modified < self.started - _RECENT_NS for modified, _ in self.directories.values())
+        return len(self.files) >= _LEAST_CACHED and self.complete and is_stable
 
 
 def list_images(root: Path, *, refresh: bool) -> Index:
@@ -113,7 +113,7 @@ def list_images(root: Path, *, refresh: bool) -> Index:
     file = _cache_file(root)
     known = None if file is None or refresh else _read(file, root, extensions)
     if known is not None:
-        log.info("%d files of %s, as listed before (refresh_index=true lists them again)", len(known.paths), root)
+        log.info("%d files of %s, from the saved file list (refresh_index=true lists them again)", len(known.paths), root)
         _say_what_was_skipped(root, known.skipped)
         return known
     listing = _walk(root, extensions)
@@ -137,7 +137,7 @@ def _say_what_was_skipped(root: Path, skipped: tuple[str, ...]) -> None:
     _SAID.add(key)
     more = f" and {len(skipped) - _MOST_SHOWN} more" if len(skipped) > _MOST_SHOWN else ""
     log.warning(
-        "%s holds what genimg wrote, which is left out of the data: %s%s; to use such a folder, name it itself",
+        "%s holds output of genimg, which is excluded from the data: %s%s; to use such a folder, name it directly",
         root, ", ".join(skipped[:_MOST_SHOWN]), more,
     )  # fmt: skip
 
@@ -193,7 +193,7 @@ def _entries(root: Path, directory: str, listing: _Listing) -> Iterator[os.DirEn
                 if not entry.name.startswith("."):
                     found.append(entry)
     except OSError as error:
-        log.warning("%s cannot be listed (%s): its images are left out", path, error.strerror)
+        log.warning("%s cannot be listed (%s): its images are skipped", path, error.strerror)
         listing.complete = False
         return
     if MARK in marks and is_unfinished(Path(path)):
@@ -208,7 +208,7 @@ def _entries(root: Path, directory: str, listing: _Listing) -> Iterator[os.DirEn
     if mark := _written_by_genimg(marks):
         if not directory:
             raise DataError(
-                f"the directory {path} is itself that of a run or a sweep (it holds {mark}), whose pictures are not data: name "
+                f"the directory {path} belongs to a run or a sweep (it holds {mark}), whose pictures are not data: name "
                 "the directory of the images, or choose another run_dir"
             )
         listing.skipped.append(directory)
@@ -248,11 +248,11 @@ def _read(file: Path, root: Path, extensions: tuple[str, ...]) -> Index | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        log.warning("the list of files %s cannot be read (%s) and is made again", file, error.strerror)
+        log.warning("the file list %s cannot be read (%s) and is rebuilt", file, error.strerror)
         return None
     checksum, _, content = content.partition(b"\n")
     if checksum.decode("ascii", "replace") != hashlib.sha256(content).hexdigest():
-        log.warning("the list of files %s is damaged and is made again", file)
+        log.warning("the file list %s is damaged and is rebuilt", file)
         return None
     head, _, names = content.partition(b"\n")
     header = json.loads(head)
@@ -262,7 +262,7 @@ def _read(file: Path, root: Path, extensions: tuple[str, ...]) -> Index | None:
         return None
     paths = os.fsdecode(names).split("\0")
     if digest_of_contents(root, paths) != header["contents"]:
-        log.info("files of %s were rewritten in place: the list is made again", root)
+        log.info("files of %s were rewritten in place: the file list is rebuilt", root)
         return None
     return Index(paths, _combined(header["names"], header["contents"]), tuple(header["skipped"]), root)
 
@@ -287,5 +287,5 @@ def _write(file: Path, index: Index, about: dict[str, Any], extensions: tuple[st
             temporary.write_bytes(hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
     except OSError as error:
         log.warning(
-            "the list of files cannot be kept in %s (%s): set GENIMG_CACHE to a writable directory", file.parent, error.strerror
+            "the file list cannot be saved in %s (%s): set GENIMG_CACHE to a writable directory", file.parent, error.strerror
         )

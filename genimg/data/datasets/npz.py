@@ -121,22 +121,22 @@ def _to_uint8(array: NDArray[np.generic], name: str, levels: tuple[float, float]
     numeric = np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_ if levels else False
     if not np.issubdtype(array.dtype, np.floating) and not numeric:
         raise DataError(
-            f"path={name} holds {array.dtype}, and images must be uint8, or floats between 0 and 1",
-            "give their black and white with range=[low,high]",
+            f"path={name} holds {array.dtype}, but images must be uint8, or floats between 0 and 1",
+            "give the values that become black and white with range=[low,high]",
         )
     values = array.astype(np.float64)
     broken = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
     if broken.any():
         raise DataError(
-            f"path={name} holds {int(broken.sum())} of {len(values)} images with NaN or infinite values, the first of them "
+            f"path={name} holds {int(broken.sum())} of {len(values)} images with NaN or infinite values; the first is "
             f"image {int(broken.argmax())}",
-            "remove them, or find out what made them",
+            "repair or remove them",
         )
     low, high = float(values.min()), float(values.max())
     if levels is None and (low < 0.0 or high > 1.0):
         raise DataError(
-            f"path={name} holds floats from {low:.4g} to {high:.4g}, and images must be uint8, or floats between 0 and 1",
-            f"give their black and white, such as range=[{low:.4g},{high:.4g}]",
+            f"path={name} holds floats from {low:.4g} to {high:.4g}, but images must be uint8, or floats between 0 and 1",
+            f"give the values that become black and white, such as range=[{low:.4g},{high:.4g}]",
         )
     return scaled(values, levels or (0.0, 1.0))
 
@@ -172,7 +172,7 @@ def _labels(labels: NDArray[np.generic], count: int, key: str, path: str, *, nam
     if labels.ndim == 2 and labels.shape[1] >= 2 and len(labels) == count and labels.dtype.kind in "uifb":
         ones = labels == 1
         if ((labels == 0) | ones).all() and (ones.sum(axis=1) == 1).all():
-            log.info("%s[%s] is one-hot: the place of each 1 is the label", path, key)
+            log.info("%s[%s] is one-hot: the position of each 1 is the label", path, key)
             return ones.argmax(axis=1).astype(np.int64)
     fits = labels.shape in ((count,), (count, 1)) and np.issubdtype(labels.dtype, np.integer)
     if fits and labels.min() >= 0 and labels.max() < MOST_CLASSES:
@@ -181,7 +181,7 @@ def _labels(labels: NDArray[np.generic], count: int, key: str, path: str, *, nam
         return None
     values = f", {labels.min()} to {labels.max()}" if fits else ""
     raise DataError(
-        f"labels={key} of {path} has the shape {list(labels.shape)} and type {labels.dtype}{values}, and labels must be "
-        f"{count} integers, 0 or more and below {MOST_CLASSES:,}, one an image, or one-hot",
+        f"labels={key} of {path} has the shape {list(labels.shape)} and type {labels.dtype}{values}, but labels must be "
+        f"{count} integers, 0 or more and below {MOST_CLASSES:,}, one per image, or one-hot",
         "ignore them with labels=none, or name others with labels=NAME",
     )

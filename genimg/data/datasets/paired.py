@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from genimg.data.datasets.builtin import CorruptImageError, ImageDataset, digest
 from genimg.data.datasets.file_index import Index, list_images
 from genimg.data.decode import PixelFormat, check_channels, half_of
-from genimg.data.depth import with_settled_depth
+from genimg.data.depth import with_float_white
 from genimg.data.tasks.base import Pair
 from genimg.errors import ConfigError, DataError
 from genimg.utils.pillow import open_header, open_image
@@ -124,7 +124,7 @@ def paired(
         shown = " ".join(f"{key}={given or 'null'}" for key, given in (("root", root), ("a", a), ("b", b)))
         raise ConfigError(
             f"{shown} is ambiguous or incomplete: give root, a folder of files with two images side by side, or both a and b, "
-            "two folders with files of equal names"
+            "two folders with matching file names"
         )
     for key, count in (("channels_a", channels_a), ("channels_b", channels_b)):
         check_channels(*((key, count) if count is not None else ("channels", channels)))
@@ -139,15 +139,15 @@ def paired(
             place, paths = index.root, index.paths
             _warn_of_single_images(place / paths[0], formats[0])
             files: list[tuple[Path, ...]] = [(place / path,) for path in paths]
-            settled = [with_settled_depth(index, pixels) for pixels in formats]
-            sources.append(PairedDataset("paired", files, paths, *settled, direction=direction, fingerprint=index.digest))
+            formats = [with_float_white(index, pixels) for pixels in formats]
+            sources.append(PairedDataset("paired", files, paths, *formats, direction=direction, fingerprint=index.digest))
         if len(sources) == 2:
             sources[0].validation = sources[1]
         return sources[0]
     assert a is not None
     assert b is not None
     index_a, index_b = _listed("a", a, refresh=refresh_index), _listed("b", b, refresh=refresh_index)
-    formats = [with_settled_depth(index_a, formats[0]), with_settled_depth(index_b, formats[1])]
+    formats = [with_float_white(index_a, formats[0]), with_float_white(index_b, formats[1])]
     by_name_a, by_name_b = _by_name("a", a, index_a.paths), _by_name("b", b, index_b.paths)
     alone = [f"{a}/{by_name_a[name]}" for name in sorted(by_name_a.keys() - by_name_b.keys())]
     alone += [f"{b}/{by_name_b[name]}" for name in sorted(by_name_b.keys() - by_name_a.keys())]
@@ -172,8 +172,8 @@ def _warn_of_single_images(path: Path, pixels: PixelFormat) -> None:
     distortion = (height / (width / 2)) / (pixels.height / pixels.width)
     if not 1 / _MOST_DISTORTED < distortion < _MOST_DISTORTED:
         log.warning(
-            "%s has %dx%d pixels, so that each half of it has %dx%d: are there two images side by side? Two folders are given "
-            "by a and b", path, width, height, width // 2, height,
+            "%s has %dx%d pixels, so each half has %dx%d: does it hold two images side by side? For two folders of images, "
+            "give a and b", path, width, height, width // 2, height,
         )  # fmt: skip
 
 
@@ -198,7 +198,9 @@ def _by_name(key: str, folder: str, paths: Sequence[str]) -> dict[str, str]:
     for path in paths:
         name = str(PurePosixPath(path).with_suffix(""))
         if name in found:
-            raise DataError(f"{key}={folder} has {found[name]} and {path}, of which only one can be half of a pair: remove one")
+            raise DataError(
+                f"{key}={folder} has {found[name]} and {path}, but only one of them can be half of a pair: remove the other"
+            )
         found[name] = path
     return found
 

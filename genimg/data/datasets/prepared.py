@@ -101,7 +101,7 @@ class PreparedDataset(ImageDataset):
                 number = int(np.searchsorted(self._starts, index, side="right")) - 1
                 raise CorruptImageError(
                     f"{self.folder / self.description.shards[number].file}: image {index - self._starts[number]} of this file "
-                    f"is not as it was packed (image {index} of all): copy the file again, or pack the images again"
+                    f"differs from the packed one (image {index} of the dataset): copy the file again, or pack the images again"
                 )
 
     def caption(self, index: int) -> str | None:
@@ -120,7 +120,7 @@ class PreparedDataset(ImageDataset):
         if len(captions) != len(self):
             raise DataError(f"the file {path} holds {len(captions)} captions of {len(self)} images: copy it again")
         if not all(isinstance(caption, str | None) for caption in captions):
-            raise damaged(path, "a caption is no text")
+            raise damaged(path, "a caption is not text")
         return captions
 
     def _read_labels(self) -> NDArray[np.int64]:
@@ -141,7 +141,7 @@ class PreparedDataset(ImageDataset):
         with open(path, "rb") as file:
             start = check_header(file, path, (shard.num_images, *self.shape), np.uint8)
         if start + shard.num_images * math.prod(self.shape) != shard.num_bytes:
-            raise damaged(path, f"it has {shard.num_bytes} bytes, and its header says something else")
+            raise damaged(path, f"its {shard.num_bytes} bytes do not match its header")
         return start
 
     def _shard(self, number: int) -> NDArray[np.uint8]:
@@ -171,7 +171,7 @@ def prepared(*, root: str, image_size: int | Sequence[int], channels: int) -> Im
     if not (folder / DESCRIPTION).is_file():
         what = "does not exist" if not folder.exists() else f"holds no {DESCRIPTION}, which genimg-prepare writes last"
         raise DataError(
-            f"root={root} {what}: give a directory that genimg-prepare wrote to its end (the dataset folder reads image files)"
+            f"root={root} {what}: give a directory that genimg-prepare has completed (the dataset folder reads image files)"
         )
     description = Description.read(folder / DESCRIPTION)
     own_channels, *own_size = description.shape

@@ -90,13 +90,13 @@ class ShapesDataset(ImageDataset):
         held_out: Sequence[str] = (),
     ) -> None:
         if channels not in (1, 3):
-            raise ConfigError(f"channels={channels} does not fit shapes: choose 3 (colour) or 1 (grey)")
+            raise ConfigError(f"channels={channels} is not supported by shapes: choose 3 (colour) or 1 (grey)")
         if num_objects not in (1, 2):
-            raise ConfigError(f"num_objects={num_objects} does not fit shapes: choose 1 or 2")
+            raise ConfigError(f"num_objects={num_objects} is not supported by shapes: choose 1 or 2")
         if num_images < 1:
             raise ConfigError(f"num_images={num_images} must be 1 or more")
         if labels not in ("shape", "color_shape"):
-            raise ConfigError(f"labels={labels} does not fit shapes: choose shape or color_shape")
+            raise ConfigError(f"labels={labels} is not supported by shapes: choose shape or color_shape")
         self.name = "shapes"
         self.captioned = True
         self.seed = seed

@@ -88,7 +88,7 @@ def unpaired(
         except UserError as error:
             if error.key != "root":
                 raise
-            hint = "; root holds trainA and trainB, or give both a and b" if key == "root" else ""
+            hint = "; root must hold trainA and trainB, or give both a and b" if key == "root" else ""
             raise type(error)(error.problem.replace("root=", f"{key}=", 1) + hint, error.fix) from error
 
     if root is None:

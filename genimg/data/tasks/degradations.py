@@ -124,7 +124,7 @@ class Inpaint(Task):
 
     def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is None:
-            raise ConfigError("Inpaint needs a mask of every image, white where pixels are missing", "give one", key="mask")
+            raise ConfigError("Inpaint needs a mask for every image, white where pixels are missing", "give one", key="mask")
         expected = (images.shape[0], 1, *images.shape[2:])
         if mask.shape != expected:
             raise ConfigError(
@@ -156,7 +156,7 @@ class SuperResolution(Task):
 
     def __init__(self, *, factor: int) -> None:
         if factor != int(factor) or factor < 2:
-            raise ValueError(f"factor={factor} must be a whole number from 2 on")
+            raise ValueError(f"factor={factor} must be a whole number, 2 or more")
         self.factor = int(factor)
 
     @property
@@ -173,7 +173,7 @@ class SuperResolution(Task):
         if height % self.factor or width % self.factor:
             raise ConfigError(
                 f"factor={self.factor} does not divide the images' {height}x{width} pixels: set it to a divisor of "
-                f"{math.gcd(height, width)}, or use another size of images"
+                f"{math.gcd(height, width)}, or choose another image size"
             )
         return channels, channels
 
@@ -204,7 +204,7 @@ class Colorize(Task):
 
     def channels(self, shape: tuple[int, int, int]) -> tuple[int, int]:
         if shape[0] != 3:
-            raise ConfigError(f"Colorize needs RGB images, and these have {shape[0]} channels: use images of 3 channels")
+            raise ConfigError(f"Colorize needs RGB images, but these have {shape[0]} channels: use images with 3 channels")
         return 1, 3 if self.space == "gray" else 2
 
     def __call__(self, images: Tensor, positions: NDArray[np.int64], seed: int) -> Batch:
@@ -216,7 +216,7 @@ class Colorize(Task):
     def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         refuse_mask(mask, "Colorize")
         if images.shape[1] not in (1, 3):
-            raise ConfigError(f"Colorize takes grey or RGB images, and these have {images.shape[1]} channels: convert them")
+            raise ConfigError(f"Colorize takes grey or RGB images, but these have {images.shape[1]} channels: convert them")
         if self.space == "gray":
             return images if images.shape[1] == 1 else channels_last(eight_bits(luma(images)))
         return channels_last(rgb_to_lab(images.expand(-1, 3, -1, -1))[:, :1] / 50.0 - 1.0)
@@ -262,8 +262,8 @@ class Deblur(Task):
         channels, height, width = check_picture(shape, "Deblur")
         if self.reach >= min(height, width):
             raise ConfigError(
-                f"amount={self.amount[1]} blurs across {self.reach} pixels to each side, more than images of "
-                f"{height}x{width} have: set a smaller one"
+                f"amount={self.amount[1]} blurs across {self.reach} pixels on each side, which is too much for images of "
+                f"{height}x{width} pixels: set a smaller amount"
             )
         return channels, channels
 
@@ -308,8 +308,8 @@ class Edges(Task):
         channels, height, width = check_picture(shape, "Edges")
         if self.detector.radius >= min(height, width):
             raise ConfigError(
-                f"detector={type(self.detector).__name__} sees {self.detector.radius} pixels to each side, and images of "
-                f"{height}x{width} are smaller: use larger images, or a smaller sigma of the detector"
+                f"detector={type(self.detector).__name__} needs {self.detector.radius} pixels on each side, but the images "
+                f"have only {height}x{width}: use larger images, or a smaller sigma of the detector"
             )
         return 1, channels
 
@@ -319,7 +319,7 @@ class Edges(Task):
     def given(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         refuse_mask(mask, "Edges")
         if images.shape[1] != 1:
-            raise ConfigError(f"Edges takes edge maps of 1 channel, and these have {images.shape[1]}: convert them to grey")
+            raise ConfigError(f"Edges takes edge maps with 1 channel, but these have {images.shape[1]}: convert them to grey")
         return images
 
 
@@ -330,7 +330,9 @@ def check_picture(shape: tuple[int, int, int], name: str) -> tuple[int, int, int
         ConfigError: If the number of channels is not 1 or 3.
     """
     if shape[0] not in (1, 3):
-        raise ConfigError(f"{name} needs grey or RGB images, and these have {shape[0]} channels: use images of 1 or 3 channels")
+        raise ConfigError(
+            f"{name} needs grey or RGB images, but these have {shape[0]} channels: use images with 1 or 3 channels"
+        )
     return shape
 
 

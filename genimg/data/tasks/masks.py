@@ -59,7 +59,8 @@ class Center(Mask):
         for side in (height, width):
             if not 0 < round(self.size * side) < side:
                 raise ConfigError(
-                    f"size={self.size} is {round(self.size * side)} of {side} pixels: it must leave some of them, but not all"
+                    f"size={self.size} is {round(self.size * side)} of {side} pixels: the hole must be at least 1 pixel, and "
+                    "smaller than the image"
                 )
 
     def __call__(self, positions: NDArray[np.int64], seed: int, *, height: int, width: int, device: torch.device) -> Tensor:
@@ -239,5 +240,5 @@ class Files(Mask):
             ) from error
         raise DataError(
             f"folder={self.folder} holds the mask {path} of {size} pixels, but images are {height}x{width} (height x width): "
-            "resize the masks without smoothing, or bring the images to their size"
+            "resize the masks without smoothing, or resize the images to the masks' size"
         )

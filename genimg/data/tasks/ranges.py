@@ -31,7 +31,7 @@ def checked_range(name: str, value: float | Sequence[float], least: float, most:
     low, high = bounds
     if not (least <= low <= high <= most) or (above and high == least):
         rule = f"{'more than' if above else 'at least'} {least:g} and at most {most:g}"
-        raise ValueError(f"{name}={value} must be {rule}{'' if single else ', and in order'}")
+        raise ValueError(f"{name}={value} must be {rule}{'' if single else ', in ascending order'}")
     if low == high and not single:
         raise ValueError(f"{name}={value} is not a range: set {name}={low}")
     return low, high

@@ -107,7 +107,7 @@ def test_the_home_directory_may_be_written_as_a_tilde(tmp_path, monkeypatch):
     assert len(open_folder(Path("~/pictures"))) == 1
 
 
-def test_sizes_and_channels_are_those_asked_for(tmp_path):
+def test_sizes_and_channels_are_those_requested(tmp_path):
     write_image(tmp_path / "a.png", size=(30, 20))
     assert open_folder(tmp_path, image_size=[12, 10], channels=1, fit="pad").read(0).shape == (1, 12, 10)
 

@@ -151,7 +151,7 @@ def test_captions_change_neither_images_nor_fingerprint(root):
         assert after.paths == before.paths
 
 
-def test_captions_are_read_once_and_only_when_asked_for(root, monkeypatch):
+def test_captions_are_read_once_and_only_when_requested(root, monkeypatch):
     write_lines(root / "metadata.jsonl", *entries(*NAMES), "this is not JSON")
     source = open_folder(root)
     source.read(0)
@@ -222,7 +222,7 @@ def test_one_image_in_a_hundred_may_lack_its_caption(tmp_path, caplog, beside):
     assert found[1:3] == ["", ""]
     assert found[0] == "this is 000.png"
     (message,) = caplog.messages
-    assert message.startswith(f"2 of the 200 images of {tmp_path} have no caption, and get an empty one; the first is 001.png")
+    assert message.startswith(f"2 of the 200 images of {tmp_path} have no caption and get an empty one; the first is 001.png")
     if beside:
         (tmp_path / "003.txt").unlink()
     else:

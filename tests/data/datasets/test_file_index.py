@@ -118,7 +118,7 @@ def test_a_directory_that_cannot_be_read_is_named_and_nothing_is_kept(tmp_path, 
 
     monkeypatch.setattr(os, "scandir", refuse_b)
     assert list_images(root, refresh=False).paths == ["a/1.png"]
-    assert f"{root}/b cannot be listed (Permission denied): its images are left out" in caplog.text
+    assert f"{root}/b cannot be listed (Permission denied): its images are skipped" in caplog.text
     assert not cache.exists()
 
 
@@ -189,7 +189,7 @@ def test_a_file_rewritten_in_place_is_noticed(tmp_path, caplog):
     assert "were rewritten in place" in caplog.text
     caplog.clear()
     assert list_images(root, refresh=False) == after, "the new list is kept"
-    assert "as listed before" in caplog.text
+    assert "from the saved file list" in caplog.text
 
 
 @pytest.mark.parametrize("days", [0, -1])
@@ -241,7 +241,7 @@ def test_a_damaged_file_costs_a_warning(tmp_path, cache, caplog, damage):
     content = file.read_bytes()
     file.write_bytes(DAMAGES[damage](content))
     assert list_images(root, refresh=False) == first
-    assert f"{file} is damaged and is made again" in caplog.text
+    assert f"{file} is damaged and is rebuilt" in caplog.text
     assert file.read_bytes() == content
 
 

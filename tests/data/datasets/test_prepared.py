@@ -279,7 +279,7 @@ def test_a_description_that_does_not_add_up_is_damaged(path, changes):
     rewrite(path, **changes)
     with raises(DataError, word="dataset.json") as caught:
         open_packed(path)
-    assert "not as it was written" not in str(caught.value)
+    assert "its content has changed" not in str(caught.value)
 
 
 def test_a_description_that_was_changed_is_damaged(path):
