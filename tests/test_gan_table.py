@@ -106,7 +106,7 @@ def test_every_penalty_trains_and_resumes_eager_and_lazy(penalty: str, kind: str
 @pytest.mark.parametrize("augmentation", sampled(AUGMENTATIONS, lambda name: [AUGMENTATIONS[name]]))
 def test_every_augmentation_trains_and_resumes_with_a_penalty_that_looks_through_it(augmentation: str, tmp_path: Path) -> None:
     dcgan = ["model=dcgan", "model.generator.width=4", "penalty=[r1]", "conditioning=projection"]
-    walk([*COMMON, *dcgan, f"augment={augmentation}"], tmp_path, *USED)
+    walk([*COMMON, *dcgan, f"discriminator_augment={augmentation}"], tmp_path, *USED)
 
 
 EXPERIMENTS = [name for name in sorted(options("experiment")) if tiny.model_of(name) in tiny.SIZES]
