@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -22,8 +23,8 @@ def test_the_worked_examples_of_extending_run_as_they_stand(tmp_path: Path) -> N
     text = (ROOT / "docs" / "extending.md").read_text()
     files = FILES.findall(text)
     commands = [line for block in COMMANDS.findall(text) for line in block.splitlines()]
-    assert len(files) == 11
-    assert len(commands) == 9
+    assert len(files) == 13
+    assert len(commands) == 14
     for name, content in files:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,15 +34,26 @@ def test_the_worked_examples_of_extending_run_as_they_stand(tmp_path: Path) -> N
     for command in commands:
         name, *arguments = shlex.split(command)
         if name == "genimg-train":  # only shorter
-            arguments += ["trainer.duration=2 steps", "data.num_images=64"]
+            resumes = any(argument.startswith("resume=") for argument in arguments)
+            arguments += [f"trainer.duration={4 if resumes else 2} steps", "data.num_images=64"]
             arguments += [] if "data=stripes" in arguments else ["evaluation.num_images=20"]
         run = run_command(name.removeprefix("genimg-"), *arguments, cwd=tmp_path, env=environment)
         assert run.returncode == 0, command + run.stdout + run.stderr
-    for name in ("my_gan", "my_discriminator", "resize_gan", "smoothed", "stripes", "metric"):
+    for name in ("my_gan", "my_discriminator", "resize_gan", "smoothed", "stripes", "metric", "flow"):
         assert (tmp_path / "outputs" / name / "checkpoints" / "last.pt").is_file()
     for name in ("my_gan", "resize_gan"):
         assert len(list((tmp_path / "outputs" / name / "samples-seed0").glob("*.png"))) == 4
     assert (tmp_path / "outputs" / "my_gan" / "generator.pt2").is_file()
+    assert (tmp_path / "outputs" / "flow" / "sampler.pt2").is_file()
+    assert len(list((tmp_path / "outputs" / "flow" / "samples-seed0-steps8").glob("*.png"))) == 4
+    summary = json.loads((tmp_path / "outputs" / "flow" / "summary.json").read_text())
+    assert summary["images"] == 4 * 64
+
+
+def test_a_family_is_one_short_file_and_one_yaml() -> None:
+    shown = dict(FILES.findall((ROOT / "docs" / "extending.md").read_text()))
+    assert len(shown["my_package/flow.py"].splitlines()) <= 80
+    assert {name for name in shown if "flow" in name} == {"my_package/flow.py", "my_configs/model/flow.yaml"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

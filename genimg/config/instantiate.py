@@ -358,7 +358,7 @@ def build_model(config: Mapping[str, Any], facts: DataFacts, builder: Builder, t
         arguments["task"] = task or build_known_task(config, facts, builder)
     node = dict(config["model"])
     if "penalties" in node:
-        node["penalties"] = chosen_nodes(node["penalties"], "penalty")
+        node["penalties"] = chosen_nodes(node["penalties"], "penalty", "model.penalties")
     method: Method = builder.build(node, "model", arguments)
     return method
 
@@ -378,18 +378,19 @@ def build_known_task(config: Mapping[str, Any], facts: DataFacts, builder: Build
     return Pair(source_channels=facts.source_channels)
 
 
-def chosen_nodes(nodes: Mapping[str, Any] | None, group: str) -> dict[str, Any]:
+def chosen_nodes(nodes: Mapping[str, Any] | None, group: str, key: str = "") -> dict[str, Any]:
     """Return the options chosen by a list such as ``penalty=[...]``, without a recipe's settings for other options.
 
     Args:
         nodes: Nodes by name; None for none.
         group: Config group, ``penalty`` or ``ema``.
+        key: Dotted key of the nodes; the group by default.
 
     Raises:
         ConfigError: If ``nodes`` is not a mapping.
     """
     if not isinstance(nodes, Mapping | None):
-        raise ConfigError(f"{group}={nodes} must be a mapping", f"choose with {group}=[NAME]", key=group)
+        raise ConfigError(f"{key or group}={nodes} must be a mapping", f"choose with {group}=[NAME]", key=key or group)
     return {name: node for name, node in (nodes or {}).items() if not isinstance(node, dict) or "_target_" in node}
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.data.tasks.base import Task
+from genimg.methods.capabilities import Generates
 from genimg.methods.gan import StyleBased
 from genimg.methods.latent_density import LatentDensity
 from genimg.networks.stochastic_layers import StochasticLayer
@@ -38,6 +39,26 @@ class Generating(nn.Module):
         if self.truncation is None or not isinstance(self.generator, StyleBased):
             return _in_range(self.generator(latent, condition))
         return _in_range(self.generator.synthesis(self.generator.mapping(latent, condition, self.truncation)))
+
+
+class Sampling(nn.Module):
+    """The sampling of any method that generates, from its own random inputs.
+
+    Args:
+        method: Method with a ``sample``.
+        names: Names of its random inputs, in the order of the program's.
+    """
+
+    def __init__(self, method: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.method = method
+        self.names = tuple(names)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Map random inputs to images [N, C, H, W] in [-1, 1]."""
+        method = self.method
+        assert isinstance(method, Generates)
+        return _in_range(method.sample(dict(zip(self.names, inputs, strict=True))))
 
 
 class LatentsToImage(nn.Module):

@@ -20,7 +20,8 @@ from genimg.exporting.parts import (
     prepared_for_export,
     refuse_choices,
 )
-from genimg.exporting.programs import CodesToImage, Generating, LatentsToImage
+from genimg.exporting.programs import CodesToImage, Generating, LatentsToImage, Sampling
+from genimg.methods.base import Method
 from genimg.methods.capabilities import Generates, TakesConditions
 from genimg.methods.gan import GAN, StyleBased
 from genimg.methods.latent import Latent, Normal, Truncated, Uniform
@@ -32,6 +33,33 @@ from genimg.networks.text import TextEncoder
 from genimg.types import Batch
 
 _NORMAL = "standard normal numbers"
+
+
+@exportable.register
+def _of_method(method: Method, choices: Choices, facts: DataFacts) -> ExportedNetwork:
+    """Return the sampling of a method without a case of its own, with its default options."""
+    if not isinstance(method, Generates):
+        raise CheckpointError(
+            f"ckpt holds a {type(method).__name__}, which genimg-export does not support: register a function with "
+            "genimg.exporting.parts.exportable (docs/exporting.md)",
+            key="ckpt",
+        )
+    refuse_choices(method, choices)
+    device = next(method.parameters()).device
+    drawn = method.draw(range(2), 0)
+    ports = [Port(name, value.dtype, ("batch", *value.shape[1:]), "as the model draws it") for name, value in drawn.items()]
+
+    def draw(count: int, seed: int, height: int, width: int) -> Inputs:
+        values = method.draw(range(count), seed)
+        return tuple(values[port.name].cpu() for port in ports)
+
+    def reference(*inputs: Tensor) -> Tensor:
+        batch = {port.name: value.to(device) for port, value in zip(ports, inputs, strict=True)}
+        return method.sample(batch).float().clamp(-1.0, 1.0).cpu()
+
+    output = image_port(*reference(*draw(1, 0, 0, 0)).shape[1:])
+    network = Sampling(prepared_for_export(method), [port.name for port in ports])
+    return ExportedNetwork("sampler", network, tuple(ports), output, draw, reference)
 
 
 @exportable.register

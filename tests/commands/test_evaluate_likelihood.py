@@ -82,7 +82,7 @@ def test_images_of_a_folder_are_brought_to_the_models_size(evaluate: Command, tm
         ),
         (["ckpt=vae", "evaluation=shapes", "num_samples=4"], "num_samples=4 is for evaluation=likelihood"),
         (["ckpt=gan", "evaluation=likelihood"], "this evaluation needs a model with a likelihood, such as vae, and a GAN"),
-        (["ckpt=labels", "real=photos"], "real=photos: the model reads labels, and the classes of these images are none"),
+        (["ckpt=labels", "real=photos"], "real=photos: the model reads labels, but the classes of these images are none"),
         (["images=photos", "real=shapes", "split=test"], "split=test has no effect on images that exist already: remove it"),
     ],
 )

@@ -112,7 +112,7 @@ def test_stop_if_names_a_metric_of_either_extractor(home: Path) -> None:
         cwd=home, env=environment(home),
     )  # fmt: skip
     assert result.returncode == 2
-    assert "evaluation.stop_if says so: fd40_mnist_v2 is" in result.stderr
+    assert "by evaluation.stop_if: fd40_mnist_v2 is" in result.stderr
     ambiguous = rule.replace("fd40_mnist_v2", "fd")
     result = run_command(
         "train", *SMALL, "evaluation=[shapes,mnist]", "evaluation.interval=1 steps", ambiguous, f"run_dir={home / 'refused'}",

@@ -178,7 +178,7 @@ def test_own_networks_are_sampled_evaluated_and_exported_with_allow(run: Run, tr
         assert "genimg.networks" not in errors
     latent = torch.randn(2, 100)
     exported = torch.export.load(path / "generator.pt2").module()
-    generator = genimg.load(path, allow=["own_parts"]).method.sampled_generator
+    generator = genimg.load(path, allow=["own_parts"]).method.generator
     assert torch.allclose(exported(latent), generator(latent, latent[:, :0]).detach(), atol=1e-6)
 
 
@@ -209,7 +209,8 @@ def test_sampling_and_exporting_do_not_look_at_loss_penalties_and_data(
     model = genimg.load(path)
     assert torch.equal(model.sample(3), with_package)
     assert "own_parts" not in sys.modules
-    saved = torch.load(path / "checkpoints" / "last.pt", weights_only=True)["method"]
+    state = torch.load(path / "checkpoints" / "last.pt", weights_only=True)
+    saved = state["method"] | state["averages"].get("exponential", {})
     own = "penalties.drift.average" if name == "gan" else "loss.seen"
     assert own in saved
     kept = model.method.state_dict()

@@ -209,7 +209,7 @@ def test_corrupt_files_are_left_out_counted_and_listed(home: Path, caplog: pytes
         ([*PICTURES, "output=pictures"], "exists"),
         ([*PICTURES, "output=pictures/cat/00.png"], "file"),
         ([*PICTURES, "output=pictures/cat/00.png/x"], "written"),
-        ([*PICTURES, "output=/dev/shm"], "mounted"),
+        ([*PICTURES, "output=/dev/shm"], "mount"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name_and_leaves_nothing(arguments: list[str], words: str, home: Path) -> None:

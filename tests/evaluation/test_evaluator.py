@@ -34,6 +34,7 @@ from genimg.evaluation.metrics import (
 from genimg.evaluation.names import short_count
 from genimg.evaluation.stats_cache import SavedStatistics
 from genimg.methods.base import Method
+from genimg.methods.capabilities import NoOptions
 from genimg.utils.environment import versions
 from genimg.utils.images import to_float, to_uint8
 from genimg.utils.rng import normal_latents
@@ -75,6 +76,14 @@ class LinearExtractor(Extractor):
 class Painter(Method):
     """Draws each latent as pixels; ``scale`` is what training would change."""
 
+    sampling_options = NoOptions
+
+    def before_sampling(self):
+        pass
+
+    def with_options(self, drawn, options):
+        return drawn
+
     def __init__(self, scale=0.5, broken=()):
         super().__init__()
         self.scale = scale
@@ -114,6 +123,9 @@ class Autoencoder(Painter):
     def __init__(self, darker=0.0):
         super().__init__()
         self.darker = darker
+
+    def encode(self, batch):
+        raise NotImplementedError
 
     def reconstruct(self, batch):
         return (batch["image"] - self.darker).clamp(-1.0, 1.0)

@@ -19,6 +19,7 @@ from genimg.evaluation.image_sets import (
     Subset,
 )
 from genimg.methods.base import Method
+from genimg.methods.capabilities import NoOptions
 from genimg.utils.rng import normal_latents
 
 CPU = torch.device("cpu")
@@ -37,7 +38,13 @@ def dataset(source, *, flip=False):
 class Painter(Method):
     """Draws each latent as pixels, ``scale`` of them outside of [-1, 1]; reconstructs images mirrored."""
 
-    sampled_mode = "train"
+    sampling_options = NoOptions
+
+    def before_sampling(self):
+        pass
+
+    def with_options(self, drawn, options):
+        return drawn
 
     def __init__(self, scale=0.8, labelled=False, broken=None):
         super().__init__()
@@ -61,6 +68,9 @@ class Painter(Method):
     def sample(self, batch):
         images = (batch["latent"] * self.scale).view(-1, *SHAPE)
         return images if self.broken is None else torch.full_like(images, self.broken)
+
+    def encode(self, batch):
+        raise NotImplementedError
 
     def reconstruct(self, batch):
         image = batch["image"]
@@ -169,13 +179,13 @@ def test_generated_images_carry_the_classes_that_were_drawn():
 
 
 def test_generated_images_say_what_determines_them():
-    images = GeneratedImages(Painter(), count=9, seed=3, device=CPU)
+    images = GeneratedImages(Painter(), count=9, seed=3, device=CPU, weights="ema")
     images.images(np.arange(2))
     assert images.describe() == {
         "source": "model",
         "image_shape": "3x4x5",
         "weights": "ema",
-        "mode": "train",
+        "mode": "eval",
         "seed": 3,
         "augmentation": "none",
     }
@@ -247,6 +257,11 @@ def test_values_beyond_the_range_are_not_broken():
 
 def test_labels_of_generated_images_are_those_of_the_evaluation_and_not_of_the_draw():
     class Told(Painter):
+        num_classes, condition_bank_size = 5, 0
+
+        def set_condition_bank(self, batch):
+            pass
+
         def random_labels(self, count, seed):
             return torch.arange(count) // 10 + seed
 

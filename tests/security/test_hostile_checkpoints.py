@@ -188,7 +188,10 @@ def test_a_directory_of_checkpoints_that_is_a_link_is_not_followed(saved: Path, 
 @pytest.mark.parametrize("value", [None, 7.5, "text", [1], {"images": "many"}])
 def test_contents_of_other_types_are_refused(key: str, value: object) -> None:
     whole = {
-        **{key: {} for key in ("config", "raw_config", "facts", "decisions", "method", "optimizers", "means", "hardware")},
+        **{
+            key: {}
+            for key in ("config", "raw_config", "facts", "decisions", "method", "averages", "optimizers", "means", "hardware")
+        },
         "training": {"images": 3},
         "num_images": 3,
     }

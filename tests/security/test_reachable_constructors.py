@@ -45,6 +45,7 @@ HARMLESS = {
     "genimg.evaluation.extractors.custom.Module.sha256",
     "genimg.methods.gan.as_discriminator_output.output",
     "genimg.methods.base.require_shape.output",
+    "genimg.training.ema.chosen_weights.weights",  # the name of an average
     "genimg.training.wandb.WandbRecorder.project",  # a logger is taken from the command line alone
     "genimg.training.wandb.WandbRecorder.entity",
 }

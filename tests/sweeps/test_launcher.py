@@ -210,7 +210,7 @@ def test_a_launcher_that_is_killed_takes_its_jobs_with_it_after_they_have_saved(
 @pytest.mark.parametrize("option", sorted(path.stem for path in Path(config_dir(), "sweep").glob("*.yaml")))
 def test_a_ready_search_holds_as_many_jobs_as_its_budget_says(option: str) -> None:
     text = Path(config_dir(), "sweep", f"{option}.yaml").read_text()
-    (budget,) = re.findall(r"^# Budget: (\d+) (?:jobs|trials) of (\d+k) images", text, re.MULTILINE)
+    (budget,) = re.findall(r"^# Budget: (\d+) (?:jobs|trials) of (?:at most )?(\d+k) images", text, re.MULTILINE)
     with initialize_config_dir(config_dir(), version_base="1.3"):
         composed = compose("train", overrides=[f"sweep={option}"], return_hydra_config=True)
     sweeper = composed.hydra.sweeper

@@ -33,6 +33,7 @@ from genimg.evaluation.metrics import (
     PrecisionRecall,
 )
 from genimg.methods.base import Method
+from genimg.methods.capabilities import NoOptions
 from genimg.utils import distributed
 from genimg.utils.distributed import (
     AnotherProcessError,
@@ -85,7 +86,16 @@ class Projection(Extractor):
 class Painter(Method):
     """Draws each latent as pixels, and reconstructs an image as half of it."""
 
-    reconstructs = True
+    sampling_options = NoOptions
+
+    def before_sampling(self):
+        pass
+
+    def with_options(self, drawn, options):
+        return drawn
+
+    def encode(self, batch):
+        raise NotImplementedError
 
     def parameter_groups(self):
         return {}
