@@ -91,7 +91,7 @@ def test_a_second_launch_runs_what_failed_and_continues_what_was_killed(tmp_path
     process = launch(tmp_path, *search, "trainer.duration=3 steps")
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 2
-    assert "is of other settings (there trainer.duration=2000\\ steps, here trainer.duration=3\\ steps)" in output
+    assert "has other settings (there trainer.duration=2000\\ steps, here trainer.duration=3\\ steps)" in output
 
 
 @pytest.mark.parametrize(
