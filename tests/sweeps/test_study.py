@@ -56,7 +56,7 @@ def test_a_second_launch_runs_what_failed_and_continues_what_was_killed(tmp_path
     complete = [row["job"] for row in rows.values() if row["status"] == "completed"]
 
     code, output = launch(tmp_path, *search, long, common=STUDY)
-    assert "3 of 3 trials there" in output
+    assert "3 of 3 trials exist" in output
     for number in complete:
         assert f"#{number} is complete" in output
         assert f"#{number} starts" not in output
