@@ -24,12 +24,12 @@ from genimg.commands.arguments import (
     in_hydras_order,
     value_of,
     with_runs,
-    with_sampling_options,
 )
 from genimg.commands.failures import Failure, end, leave
 from genimg.config import help, resolvers
 from genimg.config.additional_extractors import with_additional_extractors
 from genimg.config.messages import explain_flag
+from genimg.config.sampling_arguments import with_sampling_options
 from genimg.errors import ConfigError
 from genimg.utils.paths import config_dir
 from genimg.utils.terminal import protect_standard_streams

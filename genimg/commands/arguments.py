@@ -5,13 +5,10 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
-import re
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from genimg.config.schema import COMMANDS, options_of
-from genimg.config.schema.commands import CHECKPOINT_GROUPS
 from genimg.errors import CheckpointError, ConfigError
 from genimg.utils.paths import RUN_FILES, config_dir, directory_to_continue_in, expanded
 from genimg.utils.regular_files import require_plain
@@ -128,16 +125,6 @@ def with_runs(arguments: Sequence[str]) -> list[str]:
     if given := next((argument for argument in rest if argument.lstrip("+").startswith("runs=")), None):
         raise ConfigError(f"{given} and {words[0]} both name runs: write all of them after genimg-report, or all in runs=[...]")
     return [*rest, f"runs=[{','.join(map(quoted, words))}]"]
-
-
-def with_sampling_options(arguments: Sequence[str]) -> list[str]:
-    """Write options that genimg-sample does not have as sampling options of the model, which are known once it is loaded."""
-    known = {option.name for option in options_of(COMMANDS["sample"])} | {*CHECKPOINT_GROUPS, "hydra"}
-    words, flags = parted(arguments)
-    keys = [word.partition("=")[0] for word in words]
-    are_ours = [re.fullmatch(r"[A-Za-z_]\w*", key) is not None and key not in known for key in keys]
-    named = zip(words, are_ours, strict=True)
-    return [*(f"++sampling.{word}" if is_ours and "=" in word else word for word, is_ours in named), *flags]
 
 
 def parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -106,9 +106,7 @@ def read_near(method: Generates, given: str, conditions: Sequence[Condition], pi
     """
     if not isinstance(method, SamplesNearby):
         name = type(method).__name__
-        raise ConfigError(
-            f"near has no effect on a {name}, which has no latents to scatter around an image's", "remove it", key="near"
-        )
+        raise ConfigError(f"near={given} has no effect on a {name}, which encodes no images into latents: remove it")
     require_one(method, conditions, f"near={given}")
     file = existing("near", given, "an image")
     if file.is_dir():

@@ -21,6 +21,7 @@ import genimg
 from genimg.api.checkpoints import TrainedCheckpoint
 from genimg.commands.sample import sample
 from genimg.config import instantiate
+from genimg.config.sampling_arguments import with_sampling_options
 from genimg.data.captions import encode
 from genimg.data.datasets.builtin import folder as folder_of_images
 from genimg.data.datasets.npz import npz
@@ -28,6 +29,7 @@ from genimg.errors import CheckpointError, ConfigError, DataError
 from genimg.inference.conditions import find_conditions
 from genimg.inference.sample_files import Archive
 from genimg.methods.base import Method
+from genimg.methods.capabilities import StyleOptions
 from genimg.methods.latent import Latent, Normal, Truncated, Uniform
 from genimg.methods.vae import VAE
 from genimg.training import checkpoint
@@ -71,7 +73,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_sample(*overrides: str) -> None:
     """In this process."""
     with initialize_config_dir(config_dir=config_dir(), version_base="1.3"):
-        composed = compose("sample", overrides=["device=cpu", *overrides])
+        composed = compose("sample", overrides=with_sampling_options(["device=cpu", *overrides]))
     sample(composed)
 
 
@@ -263,21 +265,27 @@ def test_latents_are_truncated(runs: Path, tmp_path: Path, name: str) -> None:
 
 
 class PsiGenerator(nn.Module):
-    """A generator with a truncation of its own."""
+    """A generator with styles of its own."""
 
     def __init__(self) -> None:
         super().__init__()
         inner = tiny.generator()
         self.condition, self.inner = inner.condition, inner
 
-    def forward(self, latent: Tensor, condition: Tensor, truncation: float = 1.0) -> Tensor:
+    def forward(self, latent: Tensor, condition: Tensor) -> Tensor:
+        return self.inner(latent, condition)
+
+    def mapping(self, latent: Tensor, condition: Tensor, truncation: float = 1.0) -> Tensor:
         return truncation * self.inner(latent, condition)
+
+    def synthesis(self, styles: Tensor, noise_key: Tensor | None = None, noise_strength: float = 1.0) -> Tensor:
+        return styles
 
 
 def test_a_generator_with_a_truncation_of_its_own_gets_it() -> None:
     gan = tiny.gan(generator=PsiGenerator())
     drawn = gan.draw(range(3), 0)
-    plain, truncated = gan.sample(drawn), gan.sample(gan.truncated(drawn, 0.25))
+    plain, truncated = gan.sample(drawn), gan.sample(gan.with_options(drawn, StyleOptions(truncation=0.25)))
     assert torch.allclose(truncated, 0.25 * plain, rtol=1e-6, atol=0)
 
 
@@ -285,14 +293,9 @@ def test_at_0_a_stylegan2_makes_its_average_image(runs: Path) -> None:
     run_sample(f"ckpt={runs / 'styles'}", "num_images=3", "truncation=0", "noise=const")
     folder = runs / "styles" / "samples-seed0-truncation0-noise-const"
     method = loaded(runs / "styles")
-    average = method.sample(method.with_noise(method.draw(range(1), 7), "const") | {"truncation": torch.tensor(0.0)})[0]
+    average = method.sample(method.with_options(method.draw(range(1), 7), StyleOptions(truncation=0.0, noise="const")))[0]
     for i in range(3):
         assert_shows(folder / f"{i:06d}.png", average)
-
-
-def test_a_method_without_latents_has_nothing_to_truncate() -> None:
-    with raises(ConfigError, "truncation=0.5"):
-        Method.truncated(tiny.gan(), {}, 0.5)
 
 
 def test_class_folders_are_data_with_the_labels_that_were_drawn(runs: Path, tmp_path: Path) -> None:
@@ -569,8 +572,8 @@ def test_a_method_without_latents_has_no_way(runs: Path, monkeypatch: pytest.Mon
         ("vae", ["truncation=0"], "truncation=0"),
         ("labels", ["truncation=0"], "truncation=0"),
         ("styles", ["truncation=-0.5"], "truncation=-0.5"),
-        ("vae", ["truncation=nan"], "truncation=nan"),
-        ("vae", ["noise=const"], "noise=const"),
+        ("vae", ["truncation=nan"], "truncation"),
+        ("vae", ["noise=const"], "noise"),
         ("vae", ["interpolate=linear", "num_images=1"], "num_images=1"),
         ("vae", ["interpolate=linear", "frames=1"], "frames=1"),
         ("vae", ["class_folders=true"], "class_folders=true"),
@@ -604,7 +607,7 @@ def test_bad_requests_are_refused_before_anything_is_written(
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_model_that_has_diverged_writes_no_black_images(runs: Path, tmp_path: Path, value: float) -> None:
     state = checkpoint.load(runs / "labels" / "checkpoints" / "last.pt")
-    for tensor in state["method"].values():
+    for tensor in (*state["method"].values(), *state["averages"]["exponential"].values()):
         if tensor.is_floating_point():
             tensor.fill_(value)
     checkpoint.save({key: part for key, part in state.items() if key not in ("format", "version")}, tmp_path / "diverged.pt")
