@@ -85,7 +85,7 @@ def test_a_network_refuses_conditionings_that_it_has_no_place_for(network: str, 
     outcomes, output = run(commands, tmp_path)
     assert outcomes == [2] * len(refused), output
     assert "Traceback" not in output
-    assert output.count(" is not for ") == len(refused), output
+    assert output.count(" is not supported by ") == len(refused), output
 
 
 EAGER = [(name, kind, "eager") for name, kind in PENALTIES.items()]

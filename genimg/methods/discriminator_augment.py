@@ -183,7 +183,7 @@ class AdaptiveAugment(Augment):
         self.sums.masked_fill_(due, 0.0)
 
     def metrics(self) -> Metrics:
-        return {"augment/p": self.p.clone(), "augment/real_sign": self.real_sign.clone()}  # they change in place
+        return {"discriminator_augment/p": self.p.clone(), "discriminator_augment/real_sign": self.real_sign.clone()}  # they change in place
 
 
 class FixedAugment(Augment):
@@ -217,7 +217,7 @@ class FixedAugment(Augment):
         self.p.fill_(self.probability)
 
     def metrics(self) -> Metrics:
-        return {"augment/p": self.p.clone()}  # it changes in place
+        return {"discriminator_augment/p": self.p.clone()}  # it changes in place
 
 
 class Pipeline(nn.Module):

@@ -105,7 +105,7 @@ def test_the_files_set_only_what_differs_from_the_schema() -> None:
         ("eval", ["which=newest"], "which=newest must be last or best"),
         ("eval", ["compare=a.json"], "compare=a.json must be a list"),
         ("eval", ["whch=best"], "did you mean 'which'?"),
-        ("sample", ["noise=loud"], "noise=loud must be random, const, none or null"),
+        ("sample", ["interpolate=loud"], "interpolate=loud must be linear, spherical or null"),
         ("translate", ["tile=big"], "tile=big must be a whole number or null"),
         ("features", ["learning_rate=high"], "learning_rate=high must be a number"),
         ("prepare", ["shard_size=1GiB"], "shard_size=1GiB must be a whole number"),

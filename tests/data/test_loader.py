@@ -175,10 +175,10 @@ def test_batches_have_the_keys_that_were_requested(storage, keys):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        (("image", "label"), "batches"),
-        (("image", "caption"), "batches"),
-        (("image", "mask"), "batches"),
-        (("label",), "batches"),
+        (("image", "label"), "provide"),
+        (("image", "caption"), "provide"),
+        (("image", "mask"), "provide"),
+        (("label",), "provide"),
     ],
 )
 def test_keys_that_the_source_has_not_are_refused_by_name(keys, words):

@@ -472,8 +472,8 @@ def test_p_follows_the_sign_of_the_real_logits_as_by_hand():
         p.append(round(module.p.item(), 6))
     # r of the pairs: 1, 0.7, 0.6 (16 of 20 positive: the target, so p rests), 0.5, -1, -1 (stops at 0), 1
     assert p == [0.0, 0.02, 0.02, 0.04, 0.04, 0.04, 0.04, 0.02, 0.02, 0.0, 0.0, 0.0, 0.0, 0.02]
-    assert module.metrics().keys() == {"augment/p", "augment/real_sign"}
-    assert module.metrics()["augment/real_sign"].item() == 1.0
+    assert module.metrics().keys() == {"discriminator_augment/p", "discriminator_augment/real_sign"}
+    assert module.metrics()["discriminator_augment/real_sign"].item() == 1.0
 
 
 def test_p_rises_above_one_and_a_logit_of_zero_counts_as_neither():
@@ -530,15 +530,15 @@ def test_the_sums_are_those_of_all_ranks(monkeypatch):
     assert module.sums.tolist() == [2.0, 10.0]
     module.observe(own)
     assert module.p.item() == pytest.approx(0.48)
-    assert module.metrics()["augment/real_sign"].item() == pytest.approx(0.2)
+    assert module.metrics()["discriminator_augment/real_sign"].item() == pytest.approx(0.2)
 
 
 def test_metrics_do_not_change_after_they_were_taken():
     module = adaptive(0.5, interval=1)
-    taken = module.metrics()["augment/p"]
+    taken = module.metrics()["discriminator_augment/p"]
     module.observe(signs(10, 0))
     assert taken.item() == 0.5
-    assert module.metrics()["augment/p"].item() == pytest.approx(0.51)
+    assert module.metrics()["discriminator_augment/p"].item() == pytest.approx(0.51)
 
 
 # The schedule
@@ -547,17 +547,17 @@ def test_metrics_do_not_change_after_they_were_taken():
 @pytest.mark.parametrize(("images", "expected"), [(0, 0.0), (250, 0.15), (1000, 0.6), (5000, 0.6)])
 def test_a_schedule_drives_the_probability(images, expected):
     module = FixedAugment(groups=ALL, p=Linear(start=0.0, end=0.6, duration=1000))
-    assert module.metrics()["augment/p"].item() == 0.0
+    assert module.metrics()["discriminator_augment/p"].item() == 0.0
     ScheduledNumbers(module).advance(images, 10)
     module.begin(images, 10)
-    assert module.metrics()["augment/p"].item() == pytest.approx(expected)
+    assert module.metrics()["discriminator_augment/p"].item() == pytest.approx(expected)
     assert module.state_dict() == {}
 
 
 def test_a_fixed_probability_stays():
     module = FixedAugment(groups={"cutout": 1.0}, p=1)
     module.begin(10**6, 10)
-    assert module.metrics()["augment/p"].item() == 1.0
+    assert module.metrics()["discriminator_augment/p"].item() == 1.0
     assert (seeded(module)(torch.ones(5, 1, 8, 8)).amin((1, 2, 3)) == 0).all()
 
 

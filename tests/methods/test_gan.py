@@ -410,7 +410,7 @@ def test_what_the_discriminator_sees_is_augmented_and_a_penalty_looks_through_it
             self.observed.append(real_logits)
 
         def metrics(self):
-            return {"augment/p": torch.tensor(0.5)}
+            return {"discriminator_augment/p": torch.tensor(0.5)}
 
     augment = Darker()
     gan = build(discriminator_augment=augment, penalties={"r1": R1(gamma=2.0, image_size=16, batch_size=4, interval=1)})
@@ -419,7 +419,7 @@ def test_what_the_discriminator_sees_is_augmented_and_a_penalty_looks_through_it
     nothing = tiny.no_condition(4)
     assert torch.equal(augment.observed[0], before(0.5 * real_images(), nothing).logits.detach())
     assert augment.begun == [(0, 4)]
-    assert metrics["augment/p"].item() == 0.5
+    assert metrics["discriminator_augment/p"].item() == 0.5
     real = real_images().requires_grad_(True)
     (gradient,) = torch.autograd.grad(before(0.5 * real, nothing).logits.sum(), real)
     assert metrics["penalty/r1"].item() == pytest.approx(gradient.square().sum(dim=(1, 2, 3)).mean().item(), rel=1e-4)

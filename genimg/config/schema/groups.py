@@ -293,7 +293,7 @@ class _Two(Data):
 class Paired(_Two):
     """Pairs of images, side by side in one file or with equal names in two folders."""
 
-    direction: str = option("a2b translates a to b, b2a translates b to a", "a2b", one_of=("a2b", "b2a"))
+    direction: str = option("Direction: a2b translates a to b, b2a translates b to a", "a2b", one_of=("a2b", "b2a"))
     fit: str = option(_FIT, "stretch", one_of=_FITS)
 
 
