@@ -80,7 +80,10 @@ class TrainedCheckpoint:
             raise CheckpointError(f"ckpt={given}: {error}") from error
         config, builder = untrusted.named_again(state["config"], instantiate.builder_of(state, allow), named)
         usual = config["trainer"].get("weights", "auto")
-        chosen = weights if isinstance(weights, float) else ema.chosen_weights(state["averages"], weights or usual)
+        if isinstance(weights, int | float) and not isinstance(weights, bool):
+            chosen: str | float = float(weights)
+        else:
+            chosen = ema.chosen_weights(state["averages"], str(usual if weights is None else weights))
         return cls(path, state, freeze(config), builder, chosen)
 
     @property
@@ -109,8 +112,10 @@ class TrainedCheckpoint:
         """Return the averaged weights that replace raw ones; none for ``raw``."""
         if not isinstance(self.weights, float):
             found: Mapping[str, torch.Tensor] = {} if self.weights == ema.RAW else self.state["averages"][self.weights]
+            if self.weights != ema.RAW and not found:
+                raise CheckpointError(f"the checkpoint's average {self.weights} is empty", key="ckpt")
             return found
-        snapshots = posthoc_ema.load(run_directory_of(self.path.parent), self.images)
+        snapshots = posthoc_ema.load(run_directory_of(self.path.parent), self.images, self.state["method"])
         return posthoc_ema.weights_of_length(snapshots, self.images, self.weights)
 
     def method(self, device: torch.device) -> Method:
@@ -121,12 +126,15 @@ class TrainedCheckpoint:
         """
         config = thaw(self.config)
         untrusted.take_out(config, self.builder, ("conditioning", "model"))
-        weights: Mapping[str, torch.Tensor] = {**self.state["method"], **self._averaged()}
+        averaged = self._averaged()
+        weights: Mapping[str, torch.Tensor] = {**self.state["method"], **averaged}
         build = partial(instantiate.build_model, config, self.facts, self.builder)
         require_fitting(build, weights, self.builder)
         method: Method = build()
         try:
             known, unused = method.state_dict().keys(), instantiate.parts_of_training(type(method))
+            if averaged and (missing := _inference_weights(method) - averaged.keys()):
+                raise CheckpointError(f"the checkpoint's average {self.weights_label} lacks {min(missing)}", key="ckpt")
             method.load_state_dict(
                 {name: value for name, value in weights.items() if name in known or name.partition(".")[0] not in unused}
             )
@@ -144,6 +152,11 @@ class TrainedCheckpoint:
     def changed(self, config: Mapping[str, Any], builder: instantiate.Builder) -> TrainedCheckpoint:
         """Return the checkpoint with another config, for example with a new location of its data."""
         return replace(self, config=freeze(config), builder=builder)
+
+
+def _inference_weights(method: Method) -> set[str]:
+    """Return the names of the weights that make images."""
+    return {name for name in method.state_dict() if name.partition(".")[0] in method.inference_networks}
 
 
 def check_own_images(source: ImageDataset, method: Method, state: Mapping[str, Any], *, other_split: bool) -> None:

@@ -117,6 +117,7 @@ def _time_steps(trainer: Trainer) -> float:
 
 def _report_memory(parts: TrainingComponents, trainer: Trainer) -> None:
     state = sum(tensor.nbytes for tensor in parts.method.state_dict().values())
+    state += sum(value.nbytes for average in trainer.averages.values() for value in average.state_dict().values())
     state += sum(v.nbytes for o in trainer.optimizers.values() for s in o.state.values() for v in s.values()
                  if isinstance(v, torch.Tensor))  # fmt: skip
     log.info("a checkpoint: %.0f MB; %d are kept, the best one, and one by time", state / 1e6, parts.settings.keep_last)

@@ -24,7 +24,7 @@ from genimg.api.dry_run import rehearse
 from genimg.api.run import DivergedError, Run, Training
 from genimg.api.usual import (
     chooses_extractor,
-    refuse_repeated_penalties,
+    refuse_repeated_options,
     warn_of_missing_penalties,
     warn_of_short_training,
 )
@@ -40,6 +40,7 @@ from genimg.methods.capabilities import Translates
 from genimg.training.autotune import resolve_auto
 from genimg.training.components import TrainingComponents
 from genimg.training.device import describe_hardware
+from genimg.training.ema import chosen_weights
 from genimg.training.logger import Logger, Recorder, SilentLogger, require_readable_records
 from genimg.training.trainer import Trainer
 from genimg.training.update import NonFiniteError
@@ -218,7 +219,7 @@ def prepare(
             recorder.open(run_dir, thaw(config))
     run_log.begin()
     if rank() == 0:
-        for folder in (run_dir, run_dir / "samples"):
+        for folder in (run_dir, run_dir / "samples", run_dir / "averages"):
             remove_leftovers(folder)
         with atomically(run_dir / "config.yaml") as temporary:
             OmegaConf.save(OmegaConf.create(thaw(config)), temporary)
@@ -252,7 +253,7 @@ def _built(
 ) -> tuple[Composition, resume.Start, Assembly, TrainingComponents]:
     """Build the components of a run, with every ``auto`` setting resolved and no file written."""
     require_groups(composition.config)
-    refuse_repeated_penalties(composition)
+    refuse_repeated_options(composition)
     composition = shortened(composition)
     composed = composition.config
     if not resume.names_a_checkpoint(composed):
@@ -307,7 +308,8 @@ def _require_work(saved: resume.Saved, parts: TrainingComponents, config: Config
 def _restore(trainer: Trainer, saved: resume.Saved, config: Config) -> None:
     """Restore a trainer from a checkpoint."""
     trainer.load_state_dict(saved.state)
-    if not resume.same_measure(saved.state["config"]["evaluation"], config["evaluation"]):
+    before = chosen_weights(saved.state["averages"], saved.state["config"]["trainer"].get("weights", "auto"))
+    if before != trainer.weights or not resume.same_measure(saved.state["config"]["evaluation"], config["evaluation"]):
         trainer.state.forget_evaluations()
     elif trainer.evaluator and trainer.state.best and trainer.evaluator.primary not in trainer.state.best:
         trainer.state.forget_evaluations()  # they used another version of the features

@@ -28,22 +28,26 @@ _OF_PHOTOS = "cifar10_classifier"  # for translations of other photos, at 32 px
 _SMALL_SHARE = 0.002  # fraction of the published duration
 
 
-def refuse_repeated_penalties(composition: Composition) -> None:
-    """Reject two penalties in ``penalty=[...]`` with the same place in the config, which Hydra would merge silently.
+def refuse_repeated_options(composition: Composition) -> None:
+    """Reject two options in ``penalty=[...]`` or ``ema=[...]`` with the same place in the config, which Hydra would merge.
 
     Raises:
-        ConfigError: If two names are equal or variants of one penalty, such as r1 and r1_lazy.
+        ConfigError: If two names are equal or variants of one option, such as r1 and r1_lazy.
     """
     folders = composition.folders
     for override in composition.typed():
-        names = override.value() if override.key_or_group == "penalty" else None
+        group = str(override.key_or_group)
+        names = override.value() if group in ("penalty", "ema") else None
         if not isinstance(names, list):
             continue
-        places = [_place(name, folders) for name in names]
+        places = [_place(group, name, folders) for name in names]
         for place in places:
             if places.count(place) > 1:
                 same = " and ".join(dict.fromkeys(name for name, other in zip(names, places, strict=True) if other == place))
-                raise ConfigError(f"{override.input_line} names {same} twice, but it would count once: remove one of them")
+                fix = "remove one of them" if group == "penalty" else "add a second one by name (docs/concepts.md)"
+                raise ConfigError(
+                    f"{override.input_line}: {same} have one place in the config, {group}.{place}", fix, key=group
+                )
 
 
 def warn_of_missing_penalties(composition: Composition) -> None:
@@ -53,7 +57,7 @@ def warn_of_missing_penalties(composition: Composition) -> None:
     folders, model = composition.folders, composition.choices.get("model")
     needed = brought_by_model(str(model), "penalty", folders) or []
     chosen = {key for key, node in composition.config.penalty.items() if "_target_" in node}
-    if missing := [name for name in needed if _place(name, folders) not in chosen]:
+    if missing := [name for name in needed if _place("penalty", name, folders) not in chosen]:
         log.warning(
             "penalty=[%s] omits %s: the published trainings of model=%s always have penalty=[%s], and without them it "
             "often diverges or collapses; remove penalty= to have them",
@@ -163,8 +167,8 @@ def _plain_yaml(group: str, name: str) -> Mapping[str, Any]:
     return OmegaConf.to_container(merged, resolve=True)  # type: ignore[return-value]
 
 
-def _place(penalty: object, folders: Iterable[Path]) -> str:
-    """Return the key of a penalty below ``penalty``: the ``@package`` of its YAML, or its name."""
-    path = next((path for folder in folders if (path := Path(folder, "penalty", f"{penalty}.yaml")).is_file()), None)
-    header = re.match(r"# @package penalty\.(\w+)", path.read_text(encoding="utf-8")) if path else None
-    return header[1] if header else str(penalty)
+def _place(group: str, name: object, folders: Iterable[Path]) -> str:
+    """Return the key of an option below its group: the ``@package`` of its YAML, or its name."""
+    path = next((path for folder in folders if (path := Path(folder, group, f"{name}.yaml")).is_file()), None)
+    header = re.match(rf"# @package {group}\.(\w+)", path.read_text(encoding="utf-8")) if path else None
+    return header[1] if header else str(name)

@@ -57,8 +57,8 @@ def sample(composed: DictConfig) -> None:
     chosen = sampling_options(method, options.sampling, [option.name for option in options_of(Sample)])
     method.before_sampling()
     conditions = find_conditions(method, checkpoint.class_names, label=options.label, text=options.text)
-    folder = _output(options, checkpoint.path, conditions)
-    told = {key: getattr(options, key) for key in _TOLD}
+    folder = _output(options, checkpoint, conditions)
+    told = {key: getattr(options, key) for key in _TOLD} | {"weights": checkpoint.weights_label}
     about = {"checkpoint": str(checkpoint.path.resolve()), "checkpoint_images": checkpoint.images, "options": told}
     record, beginning = record_of(_COMMAND, **about), ("from %s, trained on %d images", checkpoint.path, checkpoint.images)
     data, facts = checkpoint.config["data"], checkpoint.facts
@@ -147,15 +147,16 @@ def _loop(options: Sample) -> Loop | None:
     return None
 
 
-def _output(options: Sample, checkpoint: Path, conditions: Sequence[Condition]) -> Path:
+def _output(options: Sample, checkpoint: TrainedCheckpoint, conditions: Sequence[Condition]) -> Path:
     """Return the absolute path of the output, by default in the run directory."""
     if options.output:
         return expanded("output", options.output).resolve()
     name = folder_name(
         conditions, by_label=options.label is not None, seed=options.seed, sampling=options.sampling,
-        near=options.near, spread=options.spread, interpolate=options.interpolate, reconstruct=options.reconstruct,
+        weights=None if options.weights is None else checkpoint.weights_label, near=options.near, spread=options.spread,
+        interpolate=options.interpolate, reconstruct=options.reconstruct,
     )  # fmt: skip
-    folder = run_directory_of(checkpoint.parent)
+    folder = run_directory_of(checkpoint.path.parent)
     refuse_links(folder / name, below=folder)
     return (folder / name).resolve()
 

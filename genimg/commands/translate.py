@@ -59,7 +59,7 @@ def translate(composed: DictConfig) -> None:
         batch_size=options.batch_size, seed=options.seed,
     )  # fmt: skip
     log.info("from %s, trained on %d images", relative(checkpoint.path), checkpoint.images)
-    recorded = {key: getattr(options, key) for key in _RECORDED}
+    recorded = {key: getattr(options, key) for key in _RECORDED} | {"weights": checkpoint.weights_label}
     about = {"checkpoint": str(checkpoint.path.resolve()), "checkpoint_images": checkpoint.images, "options": recorded}
     translate_files(translator, pictures, levels, output, record_of(_COMMAND, **about), grid=options.grid)
 

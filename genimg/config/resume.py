@@ -39,7 +39,7 @@ _HARMLESS = (
     "data.refresh_index",
     "trainer.duration", "trainer.log_interval", "trainer.preview_interval", "trainer.preview_images",
     "trainer.checkpoint_interval", "trainer.keep_last", "trainer.checkpoint_minutes", "trainer.preview_seconds",
-    "trainer.usual_duration",
+    "trainer.usual_duration", "trainer.weights",
 )  # fmt: skip
 
 

@@ -177,14 +177,15 @@ class GeneratedImages(ImageSet):
         self._finite.check()
 
     def describe(self) -> dict[str, Any]:
-        return {
+        options = {key: value for key, value in vars(self.method.sampling_options()).items() if value is not None}
+        return options | {
             "source": "model",
             "image_shape": None if self._shape is None else "x".join(map(str, self._shape)),
             "weights": self._weights,
             "mode": "eval",
             "seed": self.seed,
             "augmentation": "none",
-        } | {key: value for key, value in vars(self.method.sampling_options()).items() if value is not None}
+        }
 
 
 class Reconstructions:

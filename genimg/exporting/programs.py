@@ -38,7 +38,7 @@ class Generating(nn.Module):
         condition = _condition(conditions, latent)
         if self.truncation is None or not isinstance(self.generator, StyleBased):
             return _in_range(self.generator(latent, condition))
-        return _in_range(self.generator.synthesis(self.generator.mapping(latent, condition, self.truncation)))
+        return _in_range(self.generator.synthesize(self.generator.map_latents(latent, condition, self.truncation)))
 
 
 class Sampling(nn.Module):

@@ -39,11 +39,7 @@ _NORMAL = "standard normal numbers"
 def _of_method(method: Method, choices: Choices, facts: DataFacts) -> ExportedNetwork:
     """Return the sampling of a method without a case of its own, with its default options."""
     if not isinstance(method, Generates):
-        raise CheckpointError(
-            f"ckpt holds a {type(method).__name__}, which genimg-export does not support: register a function with "
-            "genimg.exporting.parts.exportable (docs/exporting.md)",
-            key="ckpt",
-        )
+        return exportable.dispatch(object)(method, choices, facts)  # which refuses it
     refuse_choices(method, choices)
     device = next(method.parameters()).device
     drawn = method.draw(range(2), 0)

@@ -132,6 +132,7 @@ def folder_name(
     seed: int,
     by_label: bool,
     sampling: Mapping[str, Any],
+    weights: str | None,
     near: str | None,
     spread: float | None,
     interpolate: str | None,
@@ -144,6 +145,7 @@ def folder_name(
         seed: Seed of the images.
         by_label: Whether the conditions are classes, whose names are short.
         sampling: Sampling options of the model that are set, by name.
+        weights: Name of the weights, if they are chosen.
         near, spread, interpolate, reconstruct: Options of genimg-sample; None if not set.
     """
     if reconstruct is not None:
@@ -153,6 +155,7 @@ def folder_name(
     parts += [f"{key}-{value}" if isinstance(value, str) else f"{key}{value:g}" for key, value in sampling.items()]
     parts += [f"near-{Path(near).stem}-{spread:g}"] if near is not None else []
     parts += [interpolate] if interpolate is not None else []
+    parts += [weights.replace(" ", "")] if weights is not None else []
     return "-".join(part for part in parts if part)
 
 

@@ -18,11 +18,11 @@ from genimg.utils.distributed import sum_over_ranks, world_size
 class StyleGenerator(Protocol):
     """A generator with a mapping and a synthesis network."""
 
-    def mapping(self, latent: Tensor, condition: Tensor) -> Tensor:
+    def map_latents(self, latent: Tensor, condition: Tensor) -> Tensor:
         """Map latents [N, Z] and conditions, as in the batch, to styles [N, L, W]."""
         ...
 
-    def synthesis(self, styles: Tensor) -> Tensor:
+    def synthesize(self, styles: Tensor) -> Tensor:
         """Map styles [N, L, W] to images [N, C, H, W]."""
         ...
 
@@ -72,8 +72,8 @@ class PathLength(GeneratorPenalty):
         assert isinstance(generator, StyleGenerator)
         count = max(len(latent) // self.batch_shrink, 1)
         with torch.autocast(latent.device.type, enabled=False):
-            styles = generator.mapping(latent[:count], condition[:count])  # [n, L, W]
-            image = generator.synthesis(styles)  # [n, C, H, W]
+            styles = generator.map_latents(latent[:count], condition[:count])  # [n, L, W]
+            image = generator.synthesize(styles)  # [n, C, H, W]
             noise = torch.randn_like(image) / math.sqrt(image.shape[2] * image.shape[3])
             (gradient,) = torch.autograd.grad((image * noise).sum(), styles, create_graph=True)
             lengths = gradient.square().sum(dim=2).mean(dim=1).sqrt()  # [n]

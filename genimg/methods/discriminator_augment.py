@@ -183,7 +183,10 @@ class AdaptiveAugment(Augment):
         self.sums.masked_fill_(due, 0.0)
 
     def metrics(self) -> Metrics:
-        return {"discriminator_augment/p": self.p.clone(), "discriminator_augment/real_sign": self.real_sign.clone()}  # they change in place
+        return {
+            "discriminator_augment/p": self.p.clone(),
+            "discriminator_augment/real_sign": self.real_sign.clone(),
+        }  # they change in place
 
 
 class FixedAugment(Augment):

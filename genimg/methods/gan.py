@@ -51,11 +51,11 @@ _Forward = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 class StyleBased(Protocol):
     """A generator with styles to truncate and with noise per pixel, such as StyleGAN2's (Karras et al. 2019, 2020)."""
 
-    def mapping(self, latent: Tensor, condition: Tensor, truncation: float = 1.0) -> Tensor:
+    def map_latents(self, latent: Tensor, condition: Tensor, truncation: float = 1.0) -> Tensor:
         """Map latents [N, Z] and raw conditions to styles, of which 0 leaves the average and 1 everything."""
         ...
 
-    def synthesis(self, styles: Tensor, noise_key: Tensor | None = None, noise_strength: float = 1.0) -> Tensor:
+    def synthesize(self, styles: Tensor, noise_key: Tensor | None = None, noise_strength: float = 1.0) -> Tensor:
         """Map styles to images [N, C, H, W]; keys, int64 [N], determine the noise, and None takes fixed noise."""
         ...
 
@@ -362,7 +362,7 @@ class GAN(ConditionalMethod):
                 images: Tensor = generator(latent, condition)
                 return images
             truncation, strength = (batch[key].item() if key in batch else 1.0 for key in ("truncation", "noise_strength"))
-            return generator.synthesis(generator.mapping(latent, condition, truncation), batch.get("noise_key"), strength)
+            return generator.synthesize(generator.map_latents(latent, condition, truncation), batch.get("noise_key"), strength)
 
     def check(self, batch: Batch) -> None:
         image = batch["image"]

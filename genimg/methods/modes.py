@@ -9,6 +9,13 @@ import torch
 from torch import Tensor, nn
 
 
+class LocalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm of inputs of any shape, by the statistics of this process alone."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[nn.Module]:
     """Put a network into evaluation mode temporarily."""
@@ -41,9 +48,11 @@ def take_standing_statistics(network: nn.Module, batches: Iterable[tuple[Tensor,
     or averaged ones.
     """
     norms = [layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._NormBase)]
-    momenta = [layer.momentum for layer in norms]
+    momenta, kinds = [layer.momentum for layer in norms], [layer.__class__ for layer in norms]
     with eval_mode(network):
         for layer in norms:
+            if isinstance(layer, nn.SyncBatchNorm):  # other processes do not sample at the same time
+                layer.__class__ = LocalBatchNorm  # type: ignore[assignment]
             layer.reset_running_stats()
             layer.momentum = None  # the plain mean of all batches
             layer.training = True
@@ -51,6 +60,7 @@ def take_standing_statistics(network: nn.Module, batches: Iterable[tuple[Tensor,
             for inputs in batches:
                 network(*inputs)
         finally:
-            for layer, momentum in zip(norms, momenta, strict=True):
+            for layer, momentum, kind in zip(norms, momenta, kinds, strict=True):
+                layer.__class__ = kind
                 layer.momentum = momentum
                 layer.training = False

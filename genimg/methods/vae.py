@@ -50,7 +50,7 @@ class VAE(ConditionalMethod):
     """
 
     loss_type = Bound
-    inference_networks = ("encoder", "decoder", "hierarchy")
+    inference_networks = ("encoder", "decoder", "hierarchy", "loss")  # a likelihood may have parameters
     sampling_options = LatentOptions
 
     def __init__(

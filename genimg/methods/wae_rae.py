@@ -42,7 +42,7 @@ class DeterministicAutoencoder(ConditionalMethod):
     """
 
     loss_type = AutoencoderLoss
-    inference_networks = ("encoder", "decoder")
+    inference_networks = ("encoder", "decoder", "loss")  # a likelihood may have parameters
     sampling_options = LatentOptions
 
     def __init__(

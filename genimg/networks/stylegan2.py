@@ -114,9 +114,9 @@ class Generator(nn.Module):
 
     def forward(self, latent: Tensor, condition: Tensor) -> Tensor:
         """Map latents [N, Z] from N(0, 1) and raw conditions to images [N, C, H, W]."""
-        return self.synthesis(self.mapping(latent, condition))
+        return self.synthesize(self.map_latents(latent, condition))
 
-    def mapping(self, latent: Tensor, condition: Tensor, truncation: float = 1.0) -> Tensor:
+    def map_latents(self, latent: Tensor, condition: Tensor, truncation: float = 1.0) -> Tensor:
         """Map latents [N, Z] and raw conditions to styles of the L layers [N, L, W].
 
         In training it updates the average style and applies style mixing.
@@ -138,11 +138,11 @@ class Generator(nn.Module):
                 styles = self._mix(styles, self._style(torch.randn_like(latent), vector)[:, None])
             return styles if truncation == 1 else torch.lerp(self.style_average, styles, truncation)
 
-    def synthesis(self, styles: Tensor, noise_key: Tensor | None = None, noise_strength: float = 1.0) -> Tensor:
+    def synthesize(self, styles: Tensor, noise_key: Tensor | None = None, noise_strength: float = 1.0) -> Tensor:
         """Map styles [N, L, W] to images [N, C, H, W].
 
         Args:
-            styles: Result of ``mapping``.
+            styles: Result of ``map_latents``.
             noise_key: Key of each image's noise, int64 [N], which determines the noise of every pixel in every layer. None
                 draws random noise in training and uses fixed noise, the same for all images, in evaluation.
             noise_strength: Factor of the noise; 0 for none.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from genimg.errors import ConfigError
 from genimg.methods.base import Method
+from genimg.methods.modes import LocalBatchNorm
 from genimg.schedules import Schedule, Scheduled, is_positive, shown
 from genimg.utils.durations import NumImages
 
@@ -22,6 +24,8 @@ M = TypeVar("M", bound=Method)
 
 RAW = "raw"
 """Name of the trained weights themselves."""
+
+_RESERVED = (RAW, "ema", "auto")
 
 
 class Profile(ABC):
@@ -115,6 +119,7 @@ def with_networks(method: M, networks: Mapping[str, nn.Module]) -> M:
         networks: Replacements of its ``inference_networks``, by name.
     """
     copied = copy.copy(method)
+    copied.training = False  # methods restore this mode after sampling
     own = method._modules
     shared = {name: module for name, module in own.items() if module is None or next(module.parameters(), None) is None}
     copied._modules = {name: networks.get(name, shared.get(name)) for name in own if name in networks or name in shared}
@@ -164,6 +169,12 @@ class WeightAverage:
         if averaged:
             get_ema_multi_avg_fn(self.profile.decay(num_images, images_seen))(averaged, current, 0)
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Forget the past: take the weights of the trained networks."""
+        for name, network in self._networks.items():
+            network.load_state_dict(self._trained[name].state_dict())
+
     def copied_buffers(self) -> tuple[str, ...]:
         """Return the names of the buffers that are copied, as in ``state_dict``."""
         layers = [(f"{name}.{path}" if path else name, layer) for name, network in self._networks.items()
@@ -196,7 +207,7 @@ def _frozen_copy(network: nn.Module) -> nn.Module:
     copied = copy.deepcopy(network).eval().requires_grad_(False)
     for layer in copied.modules():
         if isinstance(layer, nn.SyncBatchNorm):  # averages are sampled by one process alone
-            layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
+            layer.__class__ = LocalBatchNorm  # type: ignore[assignment]
     return copied
 
 
@@ -209,8 +220,11 @@ def chosen_weights(averages: Mapping[str, Any], weights: str) -> str:
             or the name of an average.
 
     Raises:
-        ConfigError: If there is no such average.
+        ConfigError: If there is no such average, or an average has a name that is no identifier or has another meaning.
     """
+    for name in averages:
+        if not re.fullmatch(r"[A-Za-z]\w{0,79}", name) or name in _RESERVED:  # it becomes part of file names
+            raise ConfigError(f"ema.{name} is not a name for an average", "choose letters, digits and _", key="ema")
     if weights == RAW or (weights == "auto" and not averages):
         return RAW
     if weights in ("auto", "ema") and averages:

@@ -5,9 +5,11 @@ Karras et al. 2024, "Analyzing and improving the training dynamics of diffusion 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +24,8 @@ from genimg.utils.type_hints import fits
 FOLDER = "averages"
 """Folder of snapshots in a run directory."""
 
+_SHORTEST = 0.005  # the shortest profile, as a fraction of the training time
+_LARGEST_ERROR = 0.15  # of a profile, relative to its norm
 _CONTENTS = {"length": float, "images": int, "weights": dict[str, Tensor], "copied": list[str]}
 
 
@@ -53,21 +57,41 @@ def save(snapshot: Snapshot, path: Path) -> None:
     checkpoint.save({**vars(snapshot), "copied": list(snapshot.copied)}, path)
 
 
-def load(run_dir: Path, until: int) -> list[Snapshot]:
+def load(run_dir: Path, until: int, like: Mapping[str, Tensor]) -> list[Snapshot]:
     """Read a run's snapshots up to ``until`` images seen.
 
+    Args:
+        run_dir: Run directory.
+        until: Images seen.
+        like: Weights of the model, whose names, shapes and types those of a snapshot must have.
+
     Raises:
-        CheckpointError: If a file is damaged, or is not a snapshot.
+        CheckpointError: If a file is damaged, or is not a snapshot of this model.
     """
     found = []
     for path in sorted((run_dir / FOLDER).glob("*-step-*.pt")):
         state = checkpoint.load(path, below=run_dir)
-        is_whole = all(fits(state.get(key), hint, lambda value: type(value) is Tensor) for key, hint in _CONTENTS.items())
-        if not is_whole or not 0 < state["length"] < LONGEST:
-            raise CheckpointError(f"{path} is not a snapshot of averaged weights", "remove it")
+        if not _is_snapshot(state, like):
+            raise CheckpointError(f"{path} is not a snapshot of this model's averaged weights", "remove it")
         if state["images"] <= until:
             found.append(Snapshot(state["length"], state["images"], state["weights"], tuple(state["copied"])))
     return found
+
+
+def _is_snapshot(state: Mapping[str, Any], like: Mapping[str, Tensor]) -> bool:
+    if not all(fits(state.get(key), hint, lambda value: type(value) is Tensor) for key, hint in _CONTENTS.items()):
+        return False
+    weights: Mapping[str, Tensor] = state["weights"]
+    networks = {name.partition(".")[0] for name in weights}
+    expected = {name: value for name, value in like.items() if name.partition(".")[0] in networks}
+    return (
+        _SHORTEST <= state["length"] < LONGEST
+        and state["images"] > 0
+        and weights.keys() == expected.keys()
+        and set(state["copied"]) <= weights.keys()
+        and all(value.shape == expected[name].shape and value.dtype == expected[name].dtype for name, value in weights.items())
+        and all(bool(value.isfinite().all()) for value in weights.values())
+    )
 
 
 def correlations(times: NDArray[np.float64], exponents: NDArray[np.float64], other_times: NDArray[np.float64],
@@ -98,6 +122,10 @@ def coefficients(images: Sequence[int], lengths: Sequence[float], target_images:
         lengths: Length of each snapshot's profile.
         target_images: Images seen at which the average ends.
         length: Length of its profile.
+
+    Raises:
+        ConfigError: If the snapshots do not determine such an average, because they are too few or cover only a part of the
+            training.
     """
     unit = float(target_images)
     times = np.asarray(images, dtype=np.float64) / unit
@@ -109,7 +137,16 @@ def coefficients(images: Sequence[int], lengths: Sequence[float], target_images:
     count = len(times)
     system = np.zeros((count + 1, count + 1))
     system[:count, :count], system[:count, count], system[count, :count] = products, 1.0, 1.0
-    return np.linalg.lstsq(system, np.append(wanted, 1.0), rcond=None)[0][:count]
+    factors: NDArray[np.float64] = np.linalg.lstsq(system, np.append(wanted, 1.0), rcond=None)[0][:count]
+    norm = correlations(*target, *target)[0, 0]
+    error = math.sqrt(max(norm - 2.0 * factors @ wanted + factors @ products @ factors, 0.0) / norm)
+    if error > _LARGEST_ERROR:
+        raise ConfigError(
+            f"weights={length:g} is an average that the {count} snapshots of this run do not determine (error {error:.2f})",
+            f"choose a length nearer to theirs, {min(lengths):g} to {max(lengths):g}, or train with more snapshots",
+            key="weights",
+        )
+    return factors
 
 
 def weights_of_length(snapshots: Sequence[Snapshot], images: int, length: float) -> dict[str, Tensor]:
@@ -126,8 +163,8 @@ def weights_of_length(snapshots: Sequence[Snapshot], images: int, length: float)
     Raises:
         ConfigError: If there are fewer than two snapshots, or the length is out of range.
     """
-    if not 0 < length < LONGEST:
-        raise ConfigError(f"weights={length:g}: the length of an average must be above 0 and below {LONGEST}", key="weights")
+    if not _SHORTEST <= length < LONGEST:
+        raise ConfigError(f"weights={length:g}: an average has a length from {_SHORTEST} to {LONGEST}", key="weights")
     if len(snapshots) < 2:
         raise ConfigError(
             f"weights={length:g} needs snapshots of power-function averages, which this run does not have: "

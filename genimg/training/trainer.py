@@ -121,9 +121,8 @@ class Trainer:
         self.optimizers = optimizers
         self.schedules = schedules
         self.averages = {name: WeightAverage(method, profile) for name, profile in profiles.items()}
-        weights = chosen_weights(profiles, settings.weights)
-        self.sampled: Method = self.averages[weights].method if weights in self.averages else method
-        self._weights = label_of(profiles, weights)
+        self.weights = chosen_weights(profiles, settings.weights)
+        self.sampled: Method = self.averages[self.weights].method if self.weights in self.averages else method
         self.numbers = ScheduledNumbers(method, {f"ema.{name}": profile for name, profile in profiles.items()})
         self.data = data
         self.evaluator = evaluator
@@ -308,6 +307,7 @@ class Trainer:
             if not isinstance(profile, PowerFunction) or not profile.num_snapshots or not self._is_first_rank:
                 continue
             if self._due(max(self.settings.duration // profile.num_snapshots, self.settings.batch_size)):
+                self.updater.raise_if_not_finite()
                 weights, copied = snapshot(average.state_dict()), average.copied_buffers()
                 taken = posthoc_ema.Snapshot(profile.length, self.state.images, weights, copied)
                 self._background.submit(partial(posthoc_ema.save, taken, posthoc_ema.path_of(folder, name, self.progress.step)))
@@ -394,7 +394,12 @@ class Trainer:
         start, self._evaluating = time.monotonic(), True
         try:
             result = evaluator.evaluate(
-                self.sampled, self.data, self.device, self._should_stop_evaluating, num_images, weights=self._weights
+                self.sampled,
+                self.data,
+                self.device,
+                self._should_stop_evaluating,
+                num_images,
+                weights=label_of(self.averages, self.weights),
             )
             result = broadcast_object(result)  # different GPUs differ in the last digits, and all ranks must decide alike
         finally:
@@ -445,7 +450,11 @@ class Trainer:
         try:
             self.method.load_state_dict(state["method"])
             for name, average in self.averages.items():
-                average.load_state_dict(state["averages"][name])
+                if name in state["averages"]:
+                    average.load_state_dict(state["averages"][name])
+                else:  # with resume_force=true
+                    log.warning("ema.%s is not in the checkpoint: it starts with the current weights", name)
+                    average.restart()
             for name, optimizer in self.optimizers.items():
                 groups = optimizer.state_dict()["param_groups"]
                 optimizer.load_state_dict({"state": state["optimizers"][name]["state"], "param_groups": groups})

@@ -88,7 +88,7 @@ def test_a_length_is_an_average_of_the_snapshots(gan: Path) -> None:
             torch.testing.assert_close(near[key], value, rtol=1e-4, atol=1e-5)
     between = genimg.load(gan, weights=0.08)
     assert between.weights == "power 0.08"
-    assert not torch.equal(between.sample(2), genimg.load(gan, weights=0.2).sample(2))
+    assert not torch.equal(between.sample(2), genimg.load(gan, weights=0.06).sample(2))
 
 
 def test_an_evaluation_records_its_weights(gan: Path) -> None:
@@ -101,8 +101,10 @@ def test_an_evaluation_records_its_weights(gan: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "task"),
     [(["model=vae_small", "model.encoder.width=4"], []), (["model=rae_small", "model.encoder.width=4"], []),
+     (["model=vae_small", "model.encoder.width=4", "likelihood=gaussian_learnt"], []),
+     (["model=vq_vae_small", "model.encoder.width=8", "model.encoder.residual_width=4", "model.prior.width=8"], []),
      (["model=restoration", "model.translator.width=4"], ["task=denoise", "evaluation=translation"])],
-    ids=["vae", "rae", "restoration"],
+    ids=["vae", "rae", "learnt likelihood", "vq_vae", "restoration"],
 )  # fmt: skip
 def test_every_family_keeps_averages_where_asked(tmp_path: Path, model: list[str], task: list[str]) -> None:
     common = [each for each in COMMON if not (task and each.startswith("evaluation"))]
@@ -126,6 +128,8 @@ def test_raw_weights_are_evaluated_where_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("overrides", "setting"), [
     (["ema=none", "trainer.weights=ema"], "trainer.weights=ema"), (["trainer.weights=slow"], "trainer.weights=slow"),
     (["ema.exponential.half_life=0 images"], "ema.exponential.half_life"), (["ema.exponential=3"], "ema.exponential=3"),
+    (["ema=[exponential,exponential_r3gan]"], "ema"),
+    (["+ema.raw={_target_: genimg.training.ema.Exponential, half_life: 1k images, ramp_up: null}"], "ema"),
     (["ema=power", "ema.power_005.length=0.5"], "ema.power_005.length=0.5"),
 ])  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(tmp_path: Path, overrides: list[str], setting: str) -> None:
@@ -141,3 +145,28 @@ def test_weights_that_a_checkpoint_lacks_are_refused(gan: Path, tmp_path: Path) 
     (gan / "averages" / "power_005-step-00000002.pt").write_bytes(b"no tensors")
     with raises(CheckpointError, word="power_005-step-00000002.pt"):
         genimg.load(gan, weights=0.08)
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "raw", ""])
+def test_a_checkpoint_cannot_name_files_by_its_averages(gan: Path, tmp_path: Path, name: str) -> None:
+    state = state_of(gan)
+    for config in (state["config"], state["raw_config"]):
+        config["ema"] = {name: {"_target_": "genimg.training.ema.PowerFunction", "length": 0.1, "num_snapshots": 4}}
+    state["averages"] = {name: state["averages"]["power_010"]}
+    checkpoint.save({key: value for key, value in state.items() if key not in ("format", "version")}, tmp_path / "hostile.pt")
+    with raises(ConfigError, "ema"):
+        genimg.train([f"resume={tmp_path / 'hostile.pt'}", f"run_dir={tmp_path / 'run'}", "trainer.duration=16 steps"])
+    with raises(ConfigError, "ema"):
+        genimg.load(tmp_path / "hostile.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["hostile.pt"]
+
+
+def test_a_forced_run_may_add_an_average_and_forgets_the_best_of_other_weights(tmp_path: Path) -> None:
+    first = ("model=dcgan_small", "model.generator.width=4", "ema=none")
+    run = trained(tmp_path / "run", *first, "trainer.duration=8 steps")
+    assert state_of(run)["averages"] == {}
+    trained(run, "model=dcgan_small", "model.generator.width=4", "trainer.duration=16 steps", "resume_force=true")
+    state = state_of(run)
+    assert list(state["averages"]) == ["exponential"]
+    assert state["training"]["best_images"] == 16 * 8
+    assert state["training"]["num_evaluations"] == 2  # that of step 8 again, with the other weights

@@ -51,8 +51,8 @@ def test_penalties_that_are_taken_away_are_named(overrides, missing, caplog):
 def test_two_forms_of_one_penalty_are_refused(names):
     composition = command_line()
     with pytest.raises(ConfigError, match=names.replace(",", "( and |,)").replace("r1( and |,)r1", "r1", 1)):
-        usual.refuse_repeated_penalties(replace(composition, overrides=(f"penalty=[{names}]",)))
-    usual.refuse_repeated_penalties(replace(composition, overrides=("penalty=[r1_lazy,r2]", "model=dcgan")))
+        usual.refuse_repeated_options(replace(composition, overrides=(f"penalty=[{names}]",)))
+    usual.refuse_repeated_options(replace(composition, overrides=("penalty=[r1_lazy,r2]", "model=dcgan")))
 
 
 @pytest.mark.parametrize(

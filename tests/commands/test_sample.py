@@ -275,10 +275,10 @@ class PsiGenerator(nn.Module):
     def forward(self, latent: Tensor, condition: Tensor) -> Tensor:
         return self.inner(latent, condition)
 
-    def mapping(self, latent: Tensor, condition: Tensor, truncation: float = 1.0) -> Tensor:
+    def map_latents(self, latent: Tensor, condition: Tensor, truncation: float = 1.0) -> Tensor:
         return truncation * self.inner(latent, condition)
 
-    def synthesis(self, styles: Tensor, noise_key: Tensor | None = None, noise_strength: float = 1.0) -> Tensor:
+    def synthesize(self, styles: Tensor, noise_key: Tensor | None = None, noise_strength: float = 1.0) -> Tensor:
         return styles
 
 

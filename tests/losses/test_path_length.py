@@ -21,11 +21,11 @@ class LinearGenerator(nn.Module):
         self.matrices = nn.Parameter(torch.randn(3, 4, 2, 5, 6))  # [L, W, C, H, W]
         self.latents = []
 
-    def mapping(self, latent, condition):
+    def map_latents(self, latent, condition):
         self.latents.append((latent, condition))
         return (self.factor * latent)[:, None].expand(-1, 3, -1)
 
-    def synthesis(self, styles):
+    def synthesize(self, styles):
         return torch.einsum("nlw,lwchv->nchv", styles, self.matrices)
 
 

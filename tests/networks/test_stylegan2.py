@@ -212,7 +212,7 @@ def test_images_of_the_wanted_size_and_one_logit_each(size, channels, num_classe
     latent, condition = torch.randn(5, 6), conditions(5, num_classes)
     image = generator(latent, condition)
     assert image.shape == (5, channels, height, width)
-    assert generator.mapping(latent, condition).shape == (5, 2 * len(generator.blocks), 5)
+    assert generator.map_latents(latent, condition).shape == (5, 2 * len(generator.blocks), 5)
     for architecture in ("plain", "residual"):
         discriminator = tiny_discriminator(num_classes, image_size=size, channels=channels, architecture=architecture)
         judgement = discriminator(image, condition)
@@ -243,15 +243,15 @@ def test_the_mapping_is_normalised_inputs_and_linear_layers_of_a_hundredth_of_th
         joined = torch.cat([joined, embedded / embedded.square().mean(dim=1, keepdim=True).sqrt()], dim=1)
     for layer in (generator.styles[0], generator.styles[2]):
         joined = F.leaky_relu(0.01 * (joined @ layer.weight.t() / math.sqrt(joined.shape[1]) + layer.bias), 0.2) * math.sqrt(2)
-    styles = generator.mapping(latent, condition)
+    styles = generator.map_latents(latent, condition)
     assert torch.allclose(styles, joined[:, None].expand(-1, 6, -1), rtol=1e-4, atol=1e-6)
-    assert torch.allclose(generator.mapping(latent * 7.0, condition), styles, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(generator.map_latents(latent * 7.0, condition), styles, rtol=1e-4, atol=1e-6)
 
 
 def test_the_average_style_follows_training_only():
     generator = tiny_generator()
     latent, condition = torch.randn(4, 6), conditions(4, 0)
-    style = generator.eval().mapping(latent, condition)[:, 0].mean(dim=0)
+    style = generator.eval().map_latents(latent, condition)[:, 0].mean(dim=0)
     assert not generator.style_average.any()
     generator.train()
     for _ in range(3):
@@ -265,7 +265,7 @@ def test_the_average_style_is_that_of_all_processes(monkeypatch):
     latent, condition = torch.randn(4, 6), conditions(4, 0)
     monkeypatch.setattr(stylegan2, "sum_over_ranks", lambda tensor: tensor + 3.0)
     monkeypatch.setattr(stylegan2, "world_size", lambda: 2)
-    style = generator.mapping(latent, condition)[:, 0].mean(dim=0)
+    style = generator.map_latents(latent, condition)[:, 0].mean(dim=0)
     assert torch.allclose(generator.style_average, 0.1 * (style + 3.0) / 2, rtol=1e-5)
 
 
@@ -274,12 +274,12 @@ def test_truncation_goes_from_the_average_styles_image_to_the_latents():
     latent, condition = torch.randn(4, 6), conditions(4, 3)
     generator(latent, condition)
     generator.eval()
-    average = generator.synthesis(generator.style_average.expand(1, 6, -1))
-    truncated = generator.synthesis(generator.mapping(latent, condition, 0.0))
+    average = generator.synthesize(generator.style_average.expand(1, 6, -1))
+    truncated = generator.synthesize(generator.map_latents(latent, condition, 0.0))
     assert torch.allclose(truncated, average.expand(4, -1, -1, -1), atol=1e-6)
-    assert torch.equal(generator.mapping(latent, condition, 1.0), generator.mapping(latent, condition))
-    half = 0.5 * (generator.style_average + generator.mapping(latent, condition))
-    assert torch.allclose(generator.mapping(latent, condition, 0.5), half, atol=1e-6)
+    assert torch.equal(generator.map_latents(latent, condition, 1.0), generator.map_latents(latent, condition))
+    half = 0.5 * (generator.style_average + generator.map_latents(latent, condition))
+    assert torch.allclose(generator.map_latents(latent, condition, 0.5), half, atol=1e-6)
 
 
 def mixed_styles(probability, count=64):
@@ -289,9 +289,9 @@ def mixed_styles(probability, count=64):
     torch.manual_seed(1)
     other = torch.randn_like(latent)
     torch.manual_seed(1)
-    styles = generator.mapping(latent, condition)
+    styles = generator.map_latents(latent, condition)
     generator.eval()
-    own, others = generator.mapping(latent, condition), generator.mapping(other, condition)
+    own, others = generator.map_latents(latent, condition), generator.map_latents(other, condition)
     return (styles == own).all(dim=2), (styles == others).all(dim=2)
 
 
@@ -362,7 +362,7 @@ def test_states_and_copies_give_the_same_outputs():
         assert torch.equal(output(fresh, inputs), output(network, inputs))
         assert torch.equal(output(twin, inputs), output(network, inputs))
         if isinstance(network, Generator):
-            assert torch.equal(fresh.mapping(*inputs, 0.3), network.mapping(*inputs, 0.3))
+            assert torch.equal(fresh.map_latents(*inputs, 0.3), network.map_latents(*inputs, 0.3))
 
 
 def test_outputs_under_autocast_are_float32_and_near():
@@ -409,8 +409,8 @@ def test_second_derivatives_of_the_discriminator_are_those_of_finite_differences
 def test_second_derivatives_of_the_synthesis_are_those_of_finite_differences():
     generator = tiny_generator(image_size=8, channels=1, style_dim=2, channel_base=16, channel_max=2).double().eval()
     styles = torch.randn(1, 4, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(generator.synthesis, styles)
-    assert torch.autograd.gradgradcheck(generator.synthesis, styles)
+    assert torch.autograd.gradcheck(generator.synthesize, styles)
+    assert torch.autograd.gradgradcheck(generator.synthesize, styles)
 
 
 def test_every_parameter_learns():

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from errors import raises
 
 from genimg.errors import CheckpointError, ConfigError
 from genimg.training import checkpoint, posthoc_ema
@@ -53,7 +54,15 @@ def test_other_lengths_are_those_that_training_would_have_kept(run, length, tole
 
 
 def test_factors_add_up_to_one_even_of_few_snapshots():
-    assert coefficients([100, 200], [0.05, 0.05], 200, 0.2).sum() == pytest.approx(1.0, abs=1e-12)
+    assert coefficients([50, 100, 150, 200] * 2, [0.05] * 4 + [0.1] * 4, 200, 0.08).sum() == pytest.approx(1.0, abs=1e-12)
+
+
+def test_snapshots_of_a_part_of_the_training_do_not_determine_long_averages(run):
+    values, snapshots = run
+    late = [each for each in snapshots if each.images > 2400]
+    assert weights_of_length(late, len(values), 0.08)
+    with raises(ConfigError, "weights"):
+        weights_of_length(late, len(values), 0.25)
 
 
 def test_one_average_alone_and_lengths_out_of_range_are_refused(run):
@@ -66,17 +75,24 @@ def test_one_average_alone_and_lengths_out_of_range_are_refused(run):
 def test_snapshots_are_written_and_read_up_to_a_time(tmp_path, run):
     for snapshot in run[1][:3]:
         posthoc_ema.save(snapshot, posthoc_ema.path_of(tmp_path / posthoc_ema.FOLDER, "power", snapshot.images))
-    found = posthoc_ema.load(tmp_path, until=400)
+    found = posthoc_ema.load(tmp_path, 400, run[1][0].weights)
     assert [(each.images, each.weights["w"].item(), each.copied) for each in found] == [
         (each.images, each.weights["w"].item(), ("n",)) for each in run[1][:2]
     ]
 
 
-@pytest.mark.parametrize("contents", [{}, {"length": 2.0, "images": 1, "weights": {}, "copied": []},
-                                      {"length": 0.1, "images": 1, "weights": {"w": 3}, "copied": []}])  # fmt: skip
+WHOLE = {"length": 0.1, "images": 1, "weights": {"w": torch.zeros(1)}, "copied": ["w"]}
+
+
+@pytest.mark.parametrize("contents", [
+    {}, WHOLE | {"length": 2.0}, WHOLE | {"length": 1e-300}, WHOLE | {"weights": {"w": 3}}, WHOLE | {"images": 0},
+    WHOLE | {"weights": {}}, WHOLE | {"weights": {"w": torch.zeros(2)}}, WHOLE | {"copied": ["x"]},
+    WHOLE | {"weights": {"w": torch.full((1,), torch.nan)}}, WHOLE | {"weights": {"w": torch.zeros(1).double()}},
+], ids=str)  # fmt: skip
 def test_other_files_are_refused(tmp_path, contents):
     path = posthoc_ema.path_of(tmp_path / posthoc_ema.FOLDER, "power", 1)
     path.parent.mkdir()
     checkpoint.save(contents, path)
+    assert posthoc_ema._is_snapshot(WHOLE, {"w": torch.zeros(1)})
     with pytest.raises(CheckpointError):
-        posthoc_ema.load(tmp_path, until=10)
+        posthoc_ema.load(tmp_path, 10, {"w": torch.zeros(1)})
