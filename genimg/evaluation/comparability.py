@@ -91,7 +91,7 @@ def _has_metric(key: str, provenance: dict[str, Any]) -> bool:
     return True
 
 
-def in_words(found: list[Difference]) -> str:
+def describe_differences(found: list[Difference]) -> str:
     """Format the differences, one a line, grouped by their reason."""
     lines: list[str] = []
     for reason in dict.fromkeys(difference.reason for difference in found):

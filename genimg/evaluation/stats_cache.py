@@ -25,7 +25,7 @@ from genimg.utils.verified_torch import load_verified
 
 log = logging.getLogger(__name__)
 
-_MOST_FEATURES = 2**14  # per image: a covariance of more could exhaust the memory, even from a small file
+_MAX_FEATURES = 2**14  # per image: a covariance of more could exhaust the memory, even from a small file
 _ROUNDING = 1e-3  # relative to the largest covariance, for single-precision files
 
 _FORMAT = 4  # 4: with spatial features; 3: real images chosen at random
@@ -247,8 +247,8 @@ def _read_npz(path: Path) -> SavedStatistics:
                 features = torch.from_numpy(np.asarray(archive.read(FIRST), dtype=np.float32))
                 _require_tensor(features, FIRST, torch.float32, (None, None))
             if features is not None and "mu" not in archive.headers:
-                if not 0 < features.shape[1] <= _MOST_FEATURES:
-                    raise ValueError(f"{FIRST} has {features.shape[1]:,} features, and {_MOST_FEATURES:,} is the most")
+                if not 0 < features.shape[1] <= _MAX_FEATURES:
+                    raise ValueError(f"{FIRST} has {features.shape[1]:,} features, and {_MAX_FEATURES:,} is the most")
                 moments = GaussianStatistics.of(features)
             else:
                 moments = _moments(archive, "mu", "sigma")

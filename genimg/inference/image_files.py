@@ -24,7 +24,7 @@ from genimg.utils.paths import expanded
 from genimg.utils.pillow import open_header, open_image, orientation, upright
 
 _UNREADABLE = (OSError, ValueError)
-_MOST_NAMED = 5  # invalid files named in a message
+_MAX_NAMED = 5  # invalid files named in a message
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _WHITE = 128  # lowest level of a missing pixel
 _CELL = 256  # maximum side in pixels of a picture in the grid
@@ -271,8 +271,8 @@ def _pixels(size: tuple[int, int]) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
 
 
 def _reason(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from genimg.utils.words import nearest
 
 _NUMBERED = re.compile(r"(\d+)(?:[ _.-]+(\D.*))?")  # "3", "3 - three" or "3_cat": a number and an optional word
 _POSITION = re.compile(r"index:(\d+)")
-_MOST_NAMES = 10  # class names shown in a message
+_MAX_NAMES = 10  # class names shown in a message
 
 
 def find_label(value: object, num_classes: int, class_names: Sequence[str]) -> int:
@@ -77,5 +77,5 @@ def _no_class(value: object, num_classes: int, class_names: Sequence[str], *, ow
 
 
 def _shortened(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _MAX_NAMES
+    return ", ".join(names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -24,7 +24,7 @@ from genimg.utils.paths import relative
 
 log = logging.getLogger(__name__)
 
-_MOST_SHOWN = 16  # images in the grid
+_MAX_SHOWN = 16  # images in the grid
 _SAME_RATIO = 0.02  # tolerance of the aspect ratio of two images side by side
 _USUAL_TILE = 256  # pixels, suggested in messages
 
@@ -136,7 +136,7 @@ def _write_all(
                 raise CheckpointError(f"{batch[0].file}: {error}") from error
             for picture, source, result in zip(batch, sources, results, strict=True):
                 save_png(result, folder / picture.name)
-                if picture.number < _MOST_SHOWN:
+                if picture.number < _MAX_SHOWN:
                     shown[picture.number] = cell(source), cell(result)
             progress.update(len(batch))
     return [shown[number] for number in sorted(shown)]

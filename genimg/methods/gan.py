@@ -329,7 +329,7 @@ class GAN(ConditionalMethod):
 
     def draw(self, indices: Sequence[int], seed: int) -> Batch:
         """Draw latents, conditions and, for a style-based generator, the key of each sample's noise."""
-        drawn = {"latent": self.latent.of_indices(indices, seed)} | self._draw_conditions(indices, seed)
+        drawn = {"latent": self.latent.at_indices(indices, seed)} | self._draw_conditions(indices, seed)
         if isinstance(self.generator, StyleBased):
             keys = keys_of(seed, Stream.PIXEL_NOISE, np.asarray(indices, dtype=np.int64))
             drawn["noise_key"] = torch.from_numpy(keys.view(np.int64))

@@ -43,7 +43,7 @@ class Latent(ABC):
         """Draw latents [count, Z] from the device's random stream."""
         return self.from_normal(torch.randn(count, self.dim, device=device))
 
-    def of_indices(self, indices: Sequence[int], seed: int) -> Tensor:
+    def at_indices(self, indices: Sequence[int], seed: int) -> Tensor:
         """Return latents [N, Z] on the CPU; row i is a function of (seed, indices[i]) alone."""
         return self.from_normal(normal_latents(seed, indices, self.dim))
 

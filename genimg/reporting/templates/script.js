@@ -141,8 +141,8 @@
         path += place ? `C${middle} ${inPixels(placed[place - 1].shares[row]).toFixed(1)} ${middle} ${y} ${x(place)} ${y}` : `M${x(0)} ${y}`;
       });
       const quality = best > worst ? Math.round((8 * (end.shares[row] - worst)) / (best - worst)) : 8;
-      const told = titles.map((title, place) => `${title} ${typeof axes[place][row] === "string" ? axes[place][row] : plain(axes[place][row], 5)}`);
-      const text = `${labels[row]}: ${told.slice(0, -1).join(", ")}; ${told[told.length - 1]}`;
+      const texts = titles.map((title, place) => `${title} ${typeof axes[place][row] === "string" ? axes[place][row] : plain(axes[place][row], 5)}`);
+      const text = `${labels[row]}: ${texts.slice(0, -1).join(", ")}; ${texts[texts.length - 1]}`;
       const line = svg("g", { class: `q${quality}`, tabindex: 0, role: "img", "aria-label": text });
       line.append(svg("title", {}, text), svg("path", { class: "wide", d: path }), svg("path", { class: "thread", d: path }));
       lines.append(line);
