@@ -276,6 +276,6 @@ class FiniteCheck:
         self._broken, self._indices = [], []
         if broken.any():
             raise NonFiniteImagesError(
-                f"{int(broken.sum())} of {len(broken)} images of {self._name} hold NaN or infinite values, the first of them "
+                f"{int(broken.sum())} of {len(broken)} images of {self._name} hold NaN or infinite values, first "
                 f"image {int(indices[broken][0])}: the model has diverged; evaluate an earlier checkpoint"
             )

@@ -123,7 +123,7 @@ class UnpairedEvaluator(TranslationEvaluator):
         if self.best_by is None and source is not None and not self._warned:
             self._warned = True
             log.warning(
-                "no best checkpoint is kept, only the last: without features nothing tells a translator from one that changes "
+                "only the last checkpoint is kept, not the best: without features, no metric rejects a translator that changes "
                 "nothing; choose the evaluation unpaired_translation_inception or unpaired_translation_cifar10_classifier"
             )
 

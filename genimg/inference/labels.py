@@ -53,7 +53,7 @@ def find_label(value: object, num_classes: int, class_names: Sequence[str]) -> i
     if len(meant) > 1:
         names = " or ".join(repr(class_names[label]) for label in meant)
         raise ConfigError(
-            f"label={value} could be {names}: give one of these names whole, in quotes, or a position, such as "
+            f"label={value} could be {names}: give one of these names in full, in quotes, or a position, such as "
             f"label=index:{meant[0]}"
         )
     own_numbers = any(own is not None and own != label for label, own in enumerate(numbers))
@@ -64,15 +64,15 @@ def find_label(value: object, num_classes: int, class_names: Sequence[str]) -> i
 
 def _no_class(value: object, num_classes: int, class_names: Sequence[str], *, own_numbers: bool) -> str:
     close = nearest(value, class_names) if isinstance(value, str) else ""
-    begin = f"label={value} is no class of this model{close}: give "
+    begin = f"label={value} is not a class of this model{close}: give "
     if own_numbers:
         return (
-            f"{begin}a name: {_shortened(class_names)}; these are numbers of their own, so a position from 0 to "
-            f"{num_classes - 1} is written label=index:N"
+            f"{begin}a name: {_shortened(class_names)}; the names contain other numbers than the positions, so write a "
+            f"position from 0 to {num_classes - 1} as label=index:N"
         )
     known = f" or a name: {_shortened(class_names)}" if class_names else ""
     is_name = isinstance(value, str)
-    unknown = "; this checkpoint does not say what its classes are called" if is_name and not class_names else ""
+    unknown = "; this checkpoint does not record class names" if is_name and not class_names else ""
     return f"{begin}a number from 0 to {num_classes - 1}{known}{unknown}"
 
 

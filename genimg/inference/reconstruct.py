@@ -85,7 +85,7 @@ def reconstruct(
             progress.update(len(some))
     log.info("%d reconstruction%s: %s", len(pictures), "s" * (len(pictures) > 1), relative(output))
     write_png(side_by_side(shown), grid_of(output), stamp_of(record["made_by"]))
-    log.info("images and, right of each, its reconstruction: %s", relative(grid_of(output)))
+    log.info("grid of images, each with its reconstruction on the right: %s", relative(grid_of(output)))
 
 
 def read_near(method: Generates, given: str, conditions: Sequence[Condition], pixels: PixelFormat) -> Tensor:

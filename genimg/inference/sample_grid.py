@@ -55,11 +55,11 @@ def write_samples(sampler: Sampler, conditions: Sequence[Condition], sink: Sink,
     num_classes = sampler.method.num_classes if isinstance(sampler.method, TakesConditions) else 0
     if num_classes and not conditions[0].row:
         write_png(grid(_classes(sampler, num_classes, len(shown[0]))), sink.picture, stamp_of(command))
-        log.info("grid, of images of its own, one class a row: %s", relative(sink.picture))
+        log.info("grid of separate images, one class per row: %s", relative(sink.picture))
     else:
         columns = None if len(conditions) == 1 else len(shown[0])
         write_png(grid(torch.cat(shown), columns), sink.picture, stamp_of(command))
-        log.info("grid%s: %s", "" if columns is None else ", one condition a row", relative(sink.picture))
+        log.info("grid%s: %s", "" if columns is None else ", one condition per row", relative(sink.picture))
 
 
 def _classes(sampler: Sampler, num_classes: int, count: int) -> Tensor:

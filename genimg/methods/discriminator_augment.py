@@ -152,7 +152,7 @@ class AdaptiveAugment(Augment):
         if interval < 1:
             raise ValueError(f"interval={interval} must be 1 or more updates")
         if speed <= 0:
-            raise ValueError(f"speed={speed} images must be above 0: p goes from 0 to 1 over as many")
+            raise ValueError(f"speed={speed} images must be above 0: p rises from 0 to 1 over so many images")
         self.pipeline = Pipeline(groups=groups)
         self.target = target
         self.interval = interval
@@ -238,7 +238,9 @@ class Pipeline(nn.Module):
     def __init__(self, *, groups: Mapping[str, float]) -> None:
         super().__init__()
         if not isinstance(groups, Mapping) or not groups:
-            raise ValueError(f"groups={groups} must give factors, as {{blit:1.0}}, to some of {', '.join(_GROUPS)}")
+            raise ValueError(
+                f"groups={groups} must map groups to factors, such as {{blit:1.0}}: choose from {', '.join(_GROUPS)}"
+            )
         for name, factor in groups.items():
             if name not in _GROUPS:
                 raise ValueError(f"groups.{name} is unknown: choose from {', '.join(_GROUPS)}")

@@ -69,7 +69,7 @@ def fit_mixture(latents: Tensor, num_components: int) -> tuple[Mixture, list[flo
 
 
 def _maximise(latents: Tensor, shares: Tensor, floor: Tensor) -> Mixture:
-    """Return the mixture of highest likelihood for each latent's shares [N, K] in the components."""
+    """Return the mixture of maximum likelihood, given the responsibilities [N, K] of the components for each latent."""
     counts = shares.sum(dim=0).clamp_min(10 * torch.finfo(shares.dtype).eps)  # a component may have lost all latents
     means = shares.T @ latents / counts[:, None]
     factors = []
@@ -120,7 +120,7 @@ class LatentDensity(nn.Module):
         if num_components and num_latents < 2 * num_components:
             raise ValueError(
                 f"num_latents={num_latents} are too few to fit num_components={num_components}: keep {2 * num_components} or "
-                "more, better thousands"
+                "more, preferably thousands"
             )
         self.latent_dim = latent_dim
         self.num_components = num_components

@@ -103,7 +103,7 @@ class VAE(ConditionalMethod):
         return self._bound(batch, moments[0], inference, output)
 
     def _bound(self, batch: Batch, mean: Tensor, inference: Inference, output: Tensor) -> tuple[Tensor, Metrics]:
-        """Return the loss and the metrics of an inference, its latents' means and the decoder's output for its samples."""
+        """Return the loss and the metrics, given an inference, its latents' means and the decoder's output for its samples."""
         loss, parts = self.loss(inference)
         metrics = {f"loss/{name}": value.detach() for name, value in parts.items()}
         if (perceptual := self._perceptual[0]) is not None:

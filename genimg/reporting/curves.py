@@ -96,7 +96,7 @@ def _of_evaluations(run: Run, number: int, name: str) -> Series | None:
 
 
 def _points(run: Run) -> dict[str, tuple[list[int], list[float]]]:
-    """Return the curves of a run's training by name, those of evaluations excepted."""
+    """Return the curves of a run's training by name, without those of evaluations."""
     found: dict[str, tuple[list[int], list[float]]] = {}
     for record in run.records:
         for name, value in finite_numbers(record).items():
@@ -137,7 +137,7 @@ def _short(numbers: Iterable[float]) -> list[float]:
 
 
 def looks(order: Sequence[int]) -> list[str]:
-    """Return the CSS classes of each run's colour and dashes, no two alike; runs after the first ``NUM_LOOKS`` share a grey.
+    """Return the CSS classes of each run's colour and dashes, all different; runs after the first ``NUM_LOOKS`` share a grey.
 
     Args:
         order: Numbers of the runs, the most important first.

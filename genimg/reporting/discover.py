@@ -101,7 +101,7 @@ def _read(folder: Path, label: str, row: dict[str, str]) -> Run:
     if not run.overrides and row.get("overrides"):
         run.overrides = [each for each in _OVERRIDE.split(row["overrides"].strip()) if each]
     recorded = row.get("status") or ""
-    # The launcher saw how the process ended, but the run itself may have continued since.
+    # The launcher recorded how the process ended, but the run may have been resumed since.
     if recorded == "failed" and run.status in ("unfinished", "not started", "failed", "in progress"):
         run.status = "failed"
     if recorded == "pruned" and run.status != "completed":

@@ -15,8 +15,9 @@ _MIN_VALUES = 3
 _MIN_RUNS = 8
 _MAX_GROUPS = 6  # most distinct numbers compared as groups; more are compared by rank
 RULE = (
-    f"A setting is listed only if it took at least {_MIN_VALUES} different values in at least {_MIN_RUNS} measured runs, "
-    f"and in twice as many runs as values unless these are more than {_MAX_GROUPS} numbers, which are compared by their order."
+    f"A setting is listed only if it took at least {_MIN_VALUES} different values in at least {_MIN_RUNS} measured runs. There "
+    f"must also be two runs per value, unless there are more than {_MAX_GROUPS} values and all are numbers: these are compared "
+    "by their order."
 )
 
 
@@ -38,7 +39,7 @@ class Importance:
 
 
 def importances(swept: Mapping[str, Sequence[Setting]], values: Sequence[float | None]) -> list[Importance]:
-    """Return the importance of each swept key except the seed that ``RULE`` lets be judged, most important first.
+    """Return the importance of each swept key that meets ``RULE``, except the seed, most important first.
 
     Args:
         swept: Settings of all runs by key.

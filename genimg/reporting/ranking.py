@@ -145,15 +145,13 @@ def _place(entries: list[Any], values: Sequence[float | None], up: bool | None) 
 
 def _warnings(metric: str, up: bool | None, standings: Sequence[Standing]) -> list[str]:
     others = {each.run.primary: each.run.label for each in standings if each.run.primary not in (None, metric)}
-    found = [
-        f"{label} was measured by {name}, not by {metric}, and has no place in the order." for name, label in others.items()
-    ]
+    found = [f"{label} was measured by {name}, not by {metric}, and is not ranked." for name, label in others.items()]
     if up is None:
         found.append(f"Whether higher or lower values of {metric} are better is not recorded; lower ones come first here.")
     records = [each.best.provenance for each in standings if each.best is not None and each.best.provenance]
     for other in records[1:]:
         if grave := [each for each in differences(records[0], other) if each.matters]:
             keys = ", ".join(each.key for each in grave[:3])
-            found.append(f"Not all values compare: what they were measured with differs in {keys} ({grave[0].reason}).")
+            found.append(f"Not all values are comparable: the measurements differ in {keys} ({grave[0].reason}).")
             break
     return found

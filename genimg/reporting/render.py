@@ -86,7 +86,7 @@ def _refuse_to_overwrite(report: Report) -> None:
     is_report = report.html.is_file() and _MADE in report.html.read_text(encoding="utf-8", errors="replace")
     for path in (report.html, report.csv, report.markdown):
         if path.exists() and not is_report:
-            raise ConfigError(f"output={report.html}: {path} exists and is no report of genimg's: choose another output")
+            raise ConfigError(f"output={report.html}: {path} exists and is not a genimg report: choose another output")
 
 
 def _subject(directories: Sequence[Path]) -> Subject:

@@ -1,4 +1,4 @@
-"""Read a run directory, whatever state the run is in and whoever has written its files."""
+"""Read a run directory in any state, without trusting its files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from genimg.utils.regular_files import UnsafeFileError, open_regular, refuse_lin
 log = logging.getLogger(__name__)
 
 _MARKS = ("summary.json", "metrics.jsonl", "config.yaml", ".hydra/overrides.yaml", "console.log")
-_ALIVE_SECONDS = 600  # since its last write, a run without a summary counts as in progress; a slow evaluation takes minutes
+_ALIVE_SECONDS = 600  # a run without a summary counts as in progress this long after its last write; evaluations take minutes
 _PICTURE = re.compile(r"(.+)-(\d{9,})\.png")
 _MAX_BYTES = 2**29  # for a file; metrics.jsonl is the largest
 _DEEPEST = 64  # nested mappings and lists in a config

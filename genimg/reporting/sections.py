@@ -93,7 +93,7 @@ def page_contents(subject: Subject, gallery: Gallery) -> dict[str, Any]:
 
 
 def _circumstances(run: Run) -> dict[str, str]:
-    """Return the data, machine and software of a run in words, by title."""
+    """Return the data, machine and software of a run as text, by title."""
     summary = run.summary
     return {
         "Data": dataset_of(run),

@@ -1,4 +1,4 @@
-"""Numbers, durations and settings as text, and the choice of a few of many."""
+"""Format numbers, durations and settings as text, and choose a few evenly spaced items."""
 
 from __future__ import annotations
 

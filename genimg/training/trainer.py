@@ -177,7 +177,7 @@ class Trainer:
             WorseningError: If a stopping rule of the evaluation ends the training, with a checkpoint written.
         """
         if self.state.images < self.settings.duration:
-            self.state.final = {}  # of a shorter training
+            self.state.final = {}  # left by a shorter training
         with raise_on_any_rank():
             self.data.load()
             logger = self.make_logger(self.progress.step, self.state.evaluated_at == self.state.images)
@@ -220,7 +220,7 @@ class Trainer:
             self._background.wait()
 
     def steps(self) -> Iterator[int]:
-        """Yield the number of images seen after each step, without end, logs, pictures, evaluations and checkpoints."""
+        """Train endlessly and yield the images seen after each step; log, preview, evaluate and save nothing."""
         stream = self._stream()
         self.method.train()
         while True:

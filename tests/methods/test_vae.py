@@ -758,7 +758,7 @@ def test_check_shows_a_shape_that_does_not_fit():
         build().check({"image": torch.zeros(4, 3, 16, 16)})
     settings = {"condition": Unconditional(), "likelihood": BERNOULLI}
     decoder = Decoder(image_size=32, channels=1, latent_dim=5, width=4, **settings)
-    with raises(ConfigError, "decoder", word="gives"):
+    with raises(ConfigError, "decoder", word="returns"):
         build(decoder=decoder).check({"image": real_images()})
 
 
