@@ -133,7 +133,7 @@ def grid_of(output: Path) -> Path:
 
 
 def with_masks(pictures: Sequence[Picture], given: object) -> list[Picture]:
-    """Return the images with masks: one file for all, or the files of a directory with the images' names, any extension.
+    """Return the images with masks: one file for all, or the files of a directory with the images' names and any extension.
 
     Raises:
         DataError: If a mask is missing, or two match one image.

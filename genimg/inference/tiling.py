@@ -17,7 +17,7 @@ def padded(images: Tensor, multiple: int, least: int = 1) -> Tensor:
 
     Args:
         images: Images [N, C, H, W].
-        multiple: Divisor of the padded sides.
+        multiple: Number that must divide the padded sides.
         least: Minimum length of the padded sides, a multiple of ``multiple``.
     """
     for axis, place in ((3, 1), (2, 3)):

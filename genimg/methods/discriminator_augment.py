@@ -225,7 +225,7 @@ class Pipeline(nn.Module):
 
     ``blit``: x-flip (2 outcomes), quarter turns (4 outcomes), translation by whole pixels U(-1/8, 1/8) of each side.
     ``geometric``: scale 2^N(0, 0.2^2), rotation by U(-pi, pi), x scaled against y by 2^N(0, 0.2^2), a second rotation, and
-    translation by N(0, (1/8)^2) of each side. Each rotation has probability 1 - sqrt(1 - p), so at least one happens with p.
+    translation by N(0, (1/8)^2) of each side. Each rotation has probability 1 - sqrt(1 - p), so p is that of at least one.
     ``color``: brightness +N(0, 0.2^2), contrast 2^N(0, 0.5^2), luma flip (2 outcomes), hue U(-pi, pi), saturation 2^N(0, 1).
     ``cutout``: a rectangle of half of each side, centred anywhere in the image, set to 0.
 
