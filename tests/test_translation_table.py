@@ -145,7 +145,7 @@ REFUSED = {
         ["model=pix2pix", "data=paired", "data.root=pairs", "data.direction=b2c"], "data.direction=b2c must be a2b or b2a",
     ),
     "an evaluation of generated images": (
-        ["model=restoration", "task=denoise", "evaluation=shapes"], "measures images that are made from nothing",
+        ["model=restoration", "task=denoise", "evaluation=shapes"], "measures images generated without an input",
     ),
     "translation of a GAN": (["evaluation=translation"], "this evaluation"),
     "a validation of nothing": (["model=restoration", "task=denoise", "data.validation=0.01"], "leaves 0 for validation"),

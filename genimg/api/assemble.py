@@ -224,7 +224,7 @@ def optimizer_specs(config: Mapping[str, Any], method: Method, builder: Builder)
     overrides: Mapping[str, Mapping[str, Any]] = config["optimizer_overrides"]
     for name in overrides:
         if name not in groups:
-            raise ConfigError(f"optimizer_overrides.{name}: the model has no such parameter group, but {', '.join(groups)}",
+            raise ConfigError(f"optimizer_overrides.{name}: the parameter groups of this model are {', '.join(groups)}",
                               key=f"optimizer_overrides.{name}")  # fmt: skip
     specs = {}
     for name in groups:

@@ -63,7 +63,7 @@ class TrainedCheckpoint:
             allow: Packages that the user trusts in addition to genimg.
             named: Machine-local settings of its config that the user sets, by dotted key.
             weights: ``raw``; ``ema``, the first average of the training; the name of another; or the length of a power-function
-                average. None takes those of the training's evaluations.
+                average. None uses the weights that the training evaluated.
 
         Raises:
             CheckpointError: If there is no checkpoint, or it is broken.

@@ -10,7 +10,7 @@ from typing import Any
 
 from genimg.api.results import table
 from genimg.errors import ConfigError, DataError
-from genimg.evaluation.comparability import differences, in_words
+from genimg.evaluation.comparability import describe_differences, differences
 from genimg.utils.json_text import parse_json
 from genimg.utils.paths import expanded, relative
 
@@ -48,12 +48,12 @@ def compare_results(given: Sequence[str], which: str) -> None:
     found = differences(records[0].provenance, records[1].provenance)
     grave = [difference for difference in found if difference.matters]
     if grave:
-        log.info("not comparable:\n%s", in_words(grave))
+        log.info("not comparable:\n%s", describe_differences(grave))
     else:
         log.info("comparable: everything that the values depend on is the same")
     slight = [difference for difference in found if not difference.matters]
     if slight:
-        log.info("other differences (the values are still comparable):\n%s", in_words(slight))
+        log.info("other differences (the values are still comparable):\n%s", describe_differences(slight))
 
 
 def _read_result(path: Path, which: str) -> _Result:

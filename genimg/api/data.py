@@ -47,7 +47,7 @@ def build_dataset(config: Mapping[str, Any], builder: Builder, given: ImageDatas
     except UserError as error:
         raise ConfigError(f"data.validation={validation}: {error}") from error
     if dataset.validation.fingerprint == dataset.fingerprint:
-        raise ConfigError(f"data.validation={validation} are the training images: change data.images or data.split")
+        raise ConfigError(f"data.validation={validation} selects the training images: change data.images or data.split")
     return dataset
 
 

@@ -140,7 +140,7 @@ def _of_images(request: Request, builder: Builder, device: torch.device) -> Eval
         fake = reader.read("images", request.images)
     name = title(request.images)
     if fake.images is None:
-        raise ConfigError(f"images={name} holds statistics, not images; statistics can stand on the side of real=")
+        raise ConfigError(f"images={name} holds statistics, not images: pass statistics as real=")
     assert fake.source is not None
     made: ImageSet = fake.images
     if len(made) < 2:
@@ -152,7 +152,7 @@ def _of_images(request: Request, builder: Builder, device: torch.device) -> Eval
     evaluator = evaluator_for(options, evaluation, builder, real, held_out)
     if real.source is not None and real.source.shape[1:] != fake.source.shape[1:]:
         log.warning(
-            "the images are %s pixels and the real ones %s: the extractor resizes both, but sharpness alone then differs",
+            "the images are %s pixels and the real ones %s: the extractor resizes both, but they then differ in sharpness",
             "x".join(map(str, fake.source.shape[1:])), "x".join(map(str, real.source.shape[1:])),
         )  # fmt: skip
     result = compare(options, evaluator, real, made, device, held_out)
@@ -172,7 +172,7 @@ def _save_statistics(request: Request, builder: Builder, device: torch.device) -
         real = _real(request, builder, device)
     evaluator = evaluator_for(options, evaluation_of(options, _evaluation(request, real), real), builder, real)
     if real.images is None or real.source is None:
-        raise ConfigError(f"real={title(request.real)} holds statistics already: give images to make statistics of")
+        raise ConfigError(f"real={title(request.real)} already holds statistics: give images to compute statistics from")
     statistics = evaluator.statistics(real.images, device)
     path = Path(options.save_statistics)
     if rank() == 0:

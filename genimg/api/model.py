@@ -49,7 +49,7 @@ def load(
         path: A run directory, or a checkpoint.
         which: Checkpoint of a run directory, ``last`` or ``best``.
         weights: ``raw``; ``ema``, the first average of the training; the name of another; or the length of a power-function
-            average, such as 0.08. None takes those of the training's evaluations.
+            average, such as 0.08. None uses the weights that the training evaluated.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         allow: Packages of your own that the checkpoint's config may name.
 
@@ -96,7 +96,7 @@ class Model:
         """Return one of the model's networks, such as ``generator``, ``discriminator``, ``encoder`` or ``decoder``."""
         networks = dict(self.method.named_children())
         if name not in networks:
-            raise ConfigError(f"network={name} is not one of this model's: {', '.join(networks)}")
+            raise ConfigError(f"network={name} is not a network of this model: choose from {', '.join(networks)}")
         return networks[name]
 
     def sample(
@@ -126,7 +126,7 @@ class Model:
         Raises:
             ConfigError: If the model needs input images, has no such class, or an option has no effect on it.
         """
-        method = self._capable(Generates, "sample", "makes images from images: use translate")
+        method = self._capable(Generates, "sample", "translates images: use translate")
         require_least(1, num_images=num_images, batch_size=batch_size)
         chosen = sampling_options(method, options)
         rows = self._conditions(method, num_images, label=label, text=text)
@@ -166,7 +166,7 @@ class Model:
             ConfigError: If the model does not translate, or an option does not fit it.
             DataError: If the images or masks do not fit it.
         """
-        method = self._capable(Translates, "translate", "makes images from nothing: use sample")
+        method = self._capable(Translates, "translate", "generates images without an input: use sample")
         require_least(1, batch_size=batch_size)
         translator = ImageTranslator.of(
             method, self.facts, self.device,
@@ -204,7 +204,7 @@ class Model:
             ConfigError: If the model is not an autoencoder, or label or text is missing or has no effect.
             DataError: If the images do not have the model's size.
         """
-        method = self._capable(Reconstructs, "reconstruct", "is no autoencoder")
+        method = self._capable(Reconstructs, "reconstruct", "is not an autoencoder")
         batches = self._batches(method, images, label, text, batch_size)
         return torch.cat([method.reconstruct(each).cpu() for each in batches])
 
@@ -220,7 +220,7 @@ class Model:
         Raises:
             ConfigError, DataError: As in ``reconstruct``.
         """
-        method = self._capable(Reconstructs, "encode", "is no autoencoder")
+        method = self._capable(Reconstructs, "encode", "is not an autoencoder")
         return torch.cat([method.encode(each).cpu() for each in self._batches(method, images, label, text, batch_size)])
 
     def evaluate(
@@ -238,7 +238,7 @@ class Model:
 
         Args:
             real: Images to compare with: a dataset such as ``cifar10:test``, a folder, an .npz, saved statistics, or any
-                images that ``evaluate`` accepts; None takes the model's own data, unless it was passed from Python.
+                images that ``evaluate`` accepts; None uses the model's own data, if this was not passed from Python.
             evaluation: Option of the group ``evaluation``, or several options for several extractors; None takes that of
                 the training.
             num_images: Number of generated images.
@@ -272,7 +272,7 @@ class Model:
     def _capable(self, capability: type[Capability], name: str, why_not: str) -> Capability:
         """Return the method if it has a capability."""
         if not isinstance(self.method, capability):
-            raise ConfigError(f"{name} has no meaning for this model: a {type(self.method).__name__} {why_not}", key=name)
+            raise ConfigError(f"{name} does not apply to this model: a {type(self.method).__name__} {why_not}", key=name)
         return self.method
 
     def _conditions(self, method: Generates | Reconstructs, count: int, **given: Any) -> Batch:
@@ -324,7 +324,7 @@ def _checked_masks(masks: Tensor | NDArray[Any] | None, pixels: Tensor, method: 
     holes = torch.as_tensor(masks).float().cpu()
     expected = (len(pixels), 1, *pixels.shape[2:])
     if tuple(holes.shape) != expected:
-        raise DataError(f"masks has shape {list(holes.shape)}, but these images need {list(expected)}", key="masks")
+        raise DataError(f"masks have shape {list(holes.shape)}, but these images need {list(expected)}", key="masks")
     return holes
 
 

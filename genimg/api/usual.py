@@ -60,7 +60,7 @@ def warn_of_missing_penalties(composition: Composition) -> None:
     if missing := [name for name in needed if _place("penalty", name, folders) not in chosen]:
         log.warning(
             "penalty=[%s] omits %s: the published trainings of model=%s always have penalty=[%s], and without them it "
-            "often diverges or collapses; remove penalty= to have them",
+            "often diverges or collapses; remove penalty= to keep them",
             ",".join(map(str, chosen)), " and ".join(missing), model, ",".join(needed),
         )  # fmt: skip
 

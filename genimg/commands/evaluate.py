@@ -1,4 +1,4 @@
-"""genimg-eval: compare a checkpoint's or any other images with real ones, or compare two results."""
+"""genimg-eval: measure images from a checkpoint or any other source against real ones, or compare two results."""
 
 from __future__ import annotations
 

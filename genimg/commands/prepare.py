@@ -41,8 +41,8 @@ def prepare(composed: DictConfig) -> None:
         raise ConfigError(f"data={source.name} has pairs of images, which genimg-prepare does not pack: train from the files")
     if options.shard_size < image_bytes(source):
         raise ConfigError(
-            f"shard_size={options.shard_size} is in bytes, and one image takes {image_bytes(source)}: a file should hold "
-            "thousands of them"
+            f"shard_size={options.shard_size} bytes is too small, because one image takes {image_bytes(source)}: set it so "
+            "that a file holds thousands of images"
         )
     needed = len(source) * image_bytes(source)
     _check_space(output, needed, source)
@@ -64,7 +64,7 @@ def prepare(composed: DictConfig) -> None:
 def _check(options: Prepare, data: Mapping[str, Any]) -> None:
     output, shard_size, max_corrupt = options.output, options.shard_size, options.max_corrupt
     if output == "":
-        raise ConfigError(f"output={output} is not a directory's name")
+        raise ConfigError(f"output={output} must name a directory")
     if shard_size < 1:
         raise ConfigError(f"shard_size={shard_size} must be a whole number of bytes, such as 1073741824")
     if max_corrupt is not None and max_corrupt < 0:

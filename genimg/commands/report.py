@@ -10,8 +10,8 @@ from genimg.config.options import read_options
 from genimg.config.schema import commands as schema
 from genimg.errors import ConfigError
 from genimg.reporting import Report, write_report
-from genimg.reporting.ranking import mean_in_words, setting_label
-from genimg.reporting.text import shortened, value_in_words
+from genimg.reporting.ranking import format_mean, setting_label
+from genimg.reporting.text import format_value, shortened
 from genimg.utils.paths import expanded
 
 log = logging.getLogger(__name__)
@@ -53,14 +53,14 @@ def leaderboard(written: Report) -> str:
         for group in ranking.groups:
             seeds = f"{len(group.values)} of {len(group.standings)} seeds measured"
             ended = [f"; {each.run.status}: {each.run.reason}" for each in group.standings if each.value is None]
-            mean = mean_in_words(group).replace("—", "-")
+            mean = format_mean(group).replace("—", "-")
             rows.append((str(group.place or "-"), _cut(setting_label(group, swept)), mean, _cut(seeds + "".join(ended[:1]))))
     else:
         rows = [("", "", f"best {ranking.metric}" if ranking.metric else "", "")]
         for each in ranking.standings:
             became = each.run.status + (f": {each.run.reason}" if each.run.reason and each.place is None else "")
             rows.append(
-                (str(each.place or "-"), _cut(each.run.label), value_in_words(each.value).replace("—", "-"), _cut(became))
+                (str(each.place or "-"), _cut(each.run.label), format_value(each.value).replace("—", "-"), _cut(became))
             )
     rows, left = rows[: _SHOWN + 1], len(rows) - _SHOWN - 1
     widths = [max(len(row[column]) for row in rows) for column in range(4)]

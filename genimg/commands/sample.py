@@ -35,7 +35,7 @@ from genimg.utils.regular_files import refuse_links
 log = logging.getLogger(__name__)
 
 _COMMAND = "genimg-sample"
-_TOLD = ("num_images", "seed", "label", "text", "sampling", "near", "spread", "reconstruct")  # recorded options
+_RECORDED = ("num_images", "seed", "label", "text", "sampling", "near", "spread", "reconstruct")  # recorded options
 _EXCLUDE = {"reconstruct": ("near", "interpolate"), "near": ("interpolate",)}
 _USUAL_SPREAD = 0.5  # around an image, in standard deviations of the prior
 _USUAL_FRAMES, _USUAL_SPEED = 8, 12
@@ -58,8 +58,8 @@ def sample(composed: DictConfig) -> None:
     method.before_sampling()
     conditions = find_conditions(method, checkpoint.class_names, label=options.label, text=options.text)
     folder = _output(options, checkpoint, conditions)
-    told = {key: getattr(options, key) for key in _TOLD} | {"weights": checkpoint.weights_label}
-    about = {"checkpoint": str(checkpoint.path.resolve()), "checkpoint_images": checkpoint.images, "options": told}
+    recorded = {key: getattr(options, key) for key in _RECORDED} | {"weights": checkpoint.weights_label}
+    about = {"checkpoint": str(checkpoint.path.resolve()), "checkpoint_images": checkpoint.images, "options": recorded}
     record, beginning = record_of(_COMMAND, **about), ("from %s, trained on %d images", checkpoint.path, checkpoint.images)
     data, facts = checkpoint.config["data"], checkpoint.facts
     if options.reconstruct is not None:
@@ -94,7 +94,7 @@ def options_of_model(arguments: Sequence[str]) -> tuple[str, list[Option]]:
     heading = f"Sampling options of this model, a {type(method).__name__}"
     if not isinstance(method, Generates):
         return f"{heading}: none, because it translates images (genimg-translate)", []
-    rows = [Option(name, kind, default, told, "") for name, kind, default, told in listed(method.sampling_options)]
+    rows = [Option(name, kind, default, text, "") for name, kind, default, text in listed(method.sampling_options)]
     return heading if rows else f"{heading}: none", rows
 
 

@@ -83,7 +83,7 @@ def train(composed: DictConfig) -> float | None:
 
 
 def _refuse_what_has_no_effect(hydra: Any) -> None:
-    """Refuse launcher or sweeper options without a sweep, and ``run_dir`` or a ready search in a sweep.
+    """Refuse launcher or sweeper options without a sweep, and ``run_dir`` or a predefined search in a sweep.
 
     Raises:
         ConfigError: If there is such an option.
@@ -98,7 +98,7 @@ def _refuse_what_has_no_effect(hydra: Any) -> None:
             if override.startswith("run_dir="):
                 raise ConfigError(f"{override} has no effect in a sweep: give hydra.sweep.dir")
             if override.startswith("sweep=") and override != "sweep=null":
-                raise ConfigError(f"{override}: choose only one ready search, without -m")
+                raise ConfigError(f"{override}: choose only one predefined search, without -m")
 
 
 def _write_hydras_configs(run_dir: Path, composed: DictConfig) -> None:

@@ -71,10 +71,10 @@ ALLOWED = (
 """Packages whose classes and functions a config may name."""
 
 _GROUPS = {"genimg.data.datasets": "data", "genimg.data.tasks": "task", "genimg.evaluation": "evaluation"}
-"""Packages whose members open files, with the only group of a checkpoint's config where they are allowed."""
+"""Packages whose members open files, each with the only config group in which a checkpoint may name its members."""
 
 _RENAMED = {"genimg.evaluation.compare.Evaluator": "genimg.evaluation.evaluator.Evaluator"}
-"""Present names of targets in the configs of earlier checkpoints."""
+"""Current names of targets, by their former names in older checkpoints."""
 
 _SETTABLE = {"image_size": "data.image_size", "channels": "data.channels"}  # keys that determine facts about the data
 _HYDRA_KEYS = {"_target_": str, "_partial_": bool, "_args_": Sequence}
@@ -338,7 +338,7 @@ def _references(raw: Any, key: str) -> dict[str, str]:
 
 
 def _last(key: str, references: Mapping[str, str]) -> str:
-    """Return the end of a chain of references, which the resolved config shows to have one."""
+    """Return the end of a chain of references; it has one, because the config could be resolved."""
     while key in references:
         key = references[key]
     return key
@@ -465,7 +465,7 @@ def builder_of(state: Node, allow: Sequence[str], named: Named = frozenset()) ->
 
 
 def present_name(target: str) -> str:
-    """Return the present name of a target that an earlier version wrote into a checkpoint."""
+    """Return the current name of a target that an earlier version wrote into a checkpoint."""
     return _RENAMED.get(target, target)
 
 
@@ -482,7 +482,7 @@ def importable_parameters(target: Any) -> set[str]:
 
 
 def name_again(dropped: Mapping[str, Any]) -> str:
-    """Return a message about the machine-local values of a checkpoint's config, by key, which are not accepted."""
+    """Return a message about machine-local values of a checkpoint's config, by key, that were not accepted."""
     listed = ", ".join(f"{key}={value}" for key, value in dropped.items())
     again = " ".join(f"++{key}=PATH" for key in dropped)
     return (

@@ -66,7 +66,7 @@ def warn_of_sides(job: Job) -> None:
         found = [index for index, text in enumerate(job.texts) if pattern.search(text)]
         if found:
             log.warning(
-                "%s=%s does not change captions, but %d of them say %s, first that of %s (%r): set %s=0 if that makes them "
+                "%s=%s does not change captions, but %d of them say %s, such as that of %s (%r): set %s=0 if that makes them "
                 "wrong",
                 key, job.settings[key], len(found), " or ".join(words), job.paths[found[0]], job.texts[found[0]], key,
             )  # fmt: skip

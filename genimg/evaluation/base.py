@@ -100,5 +100,5 @@ class HeldOutEvaluator(ModelEvaluator):
             self._warned = True
             log.warning(
                 "there are no held-out images, so training images are measured: hold out a share of the data for validation, "
-                "or measure the test split with genimg-eval, where the data has one"
+                "or measure the test split with genimg-eval, if the data has one"
             )

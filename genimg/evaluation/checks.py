@@ -28,7 +28,7 @@ def checked_metrics(metrics: Mapping[str, Metric | None], extractor: Extractor) 
         if not isinstance(metric, Metric):
             raise ConfigError(f"metrics.{name}={metric} is not a metric: give it a _target_, or null to remove it")
         if len(inspect.signature(metric.compute).parameters) != 3:
-            raise _unfit(name, "has another signature than compute(real, fake, device), which returns values by short name")
+            raise _unfit(name, "must have a method compute(real, fake, device) that returns values by short name")
         if metric.needs_logits and not extractor.has_logits:
             raise _unfit(name, f"needs class logits, which the extractor {extractor.name} does not have")
         if metric.needs_spatial and not extractor.has_spatial:
@@ -40,7 +40,7 @@ def checked_metrics(metrics: Mapping[str, Metric | None], extractor: Extractor) 
 
 
 def _unfit(name: str, problem: str, fix: str = "", *, prefix: str = "") -> ConfigError:
-    """Return an error about this metric, whose fix can always be to remove it."""
+    """Return an error about this metric; its fix also suggests removing the metric."""
     key = f"{prefix}metrics.{name}"
     return ConfigError(f"{key} {problem}", f"{fix}, or remove the metric" if fix else "remove it", key=key)
 
@@ -96,7 +96,7 @@ def check_held_out(
         if not metric.needs_held_out:
             continue
         if held_out is None:
-            raise _unfit(name, "compares with images that training does not see, and there are none",
+            raise _unfit(name, "compares with images that training does not see, but there are none",
                          "hold out a share of the data for validation, name held-out images", prefix=prefix)  # fmt: skip
         if isinstance(real, SavedStatistics):
             raise _unfit(name, "needs the training images themselves, not statistics of them", "give images", prefix=prefix)
@@ -117,7 +117,7 @@ def small_counts(counts: Mapping[str, int | None], num_features: int) -> tuple[s
         elif count is not None and count < 2000:
             found.append(
                 f"{count} {side} images are few: the Fréchet distance is biased upwards and varies by several per cent; 5,000 "
-                "and more are usual while training, 50,000 in papers"
+                "or more are usual during training, and 50,000 in papers"
             )
     return tuple(found)
 
@@ -144,7 +144,7 @@ def check_extractor_names(first: Extractor, additional: Mapping[str, Extractor])
 
 
 def check_num_features(extractor: Extractor, real: FeatureStats, fake: FeatureStats) -> None:
-    """Check that the statistics of both sides are of equally many features.
+    """Check that the statistics of both sides have the same number of features.
 
     Args:
         extractor: Extractor of the generated images' features.
@@ -155,7 +155,7 @@ def check_num_features(extractor: Extractor, real: FeatureStats, fake: FeatureSt
     """
     if real.num_features != fake.num_features:
         raise DataError(
-            f"the real statistics have {real.num_features} features, but the extractor {extractor.name} makes "
+            f"the real statistics have {real.num_features} features, but the extractor {extractor.name} has "
             f"{fake.num_features}: they were made with another extractor"
         )
 

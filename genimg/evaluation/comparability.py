@@ -27,9 +27,9 @@ _CONSEQUENCES: tuple[tuple[str, bool, str], ...] = (
     ("real.fingerprint", True, "they are measured against other images"),
     ("real", True, "the real side is not the same"),
     ("translation.weights", False, "other images, which is what is compared"),
-    ("translation", True, "other images are translated, or in another way"),
+    ("translation", True, "other images are translated, or with other settings"),
     ("likelihood.weights", False, "other images, which is what is compared"),
-    ("likelihood", True, "it is that of other images, by another likelihood or number of samples"),
+    ("likelihood", True, "other images are measured, or with another likelihood or number of samples"),
     ("reconstructions", True, "other images are reconstructed"),
     ("metrics", True, "the metric is computed in another way"),
     ("additional", True, "the metrics of an additional extractor are computed in another way"),
@@ -91,8 +91,8 @@ def _has_metric(key: str, provenance: dict[str, Any]) -> bool:
     return True
 
 
-def in_words(found: list[Difference]) -> str:
-    """Format the differences, one a line, grouped by their reason."""
+def describe_differences(found: list[Difference]) -> str:
+    """Return the differences as text, one per line, grouped by their reason."""
     lines: list[str] = []
     for reason in dict.fromkeys(difference.reason for difference in found):
         lines.append(f"  {reason}:")

@@ -92,7 +92,7 @@ class Evaluator(ModelEvaluator):
             if value is not None and value < smallest:
                 raise ValueError(f"{name}={value} must be {smallest} or more")
         if reconstructions == 1:
-            raise ValueError("reconstructions=1 is too few for a distance: take 2 or more, or 0 for none")
+            raise ValueError("reconstructions=1 is too few for a distance: set 2 or more, or 0 for none")
         self.main = FeatureMetrics(extractor=extractor, metrics=metrics)
         self.additional = dict(additional)
         check_extractor_names(extractor, {name: each.extractor for name, each in self.additional.items()})
@@ -146,8 +146,8 @@ class Evaluator(ModelEvaluator):
     def check(self, method: Method, source: ImageDataset | None = None) -> None:
         if not isinstance(method, Generates):
             raise ConfigError(
-                f"this evaluation measures images that are made from nothing, but the model, a {type(method).__name__}, makes "
-                "images from images: choose another evaluation, such as translation"
+                f"this evaluation measures images generated without an input, but the model, a {type(method).__name__}, "
+                "translates images: choose another evaluation, such as translation"
             )
         if source is not None:
             for prefix, each in self._measured.items():
@@ -310,7 +310,7 @@ class Evaluator(ModelEvaluator):
             return self._real.of(images, self.main, self.num_images, device)
 
     def _warn(self, made: list[FeatureStats], real: ImageSet | SavedStatistics) -> tuple[str, ...]:
-        """Return all warnings about the counts; log each of them only once a run."""
+        """Return all warnings about the counts; log each of them only once per run."""
         counts = {"generated": made[0].num_images, "real": self._real.count(real)}
         found = tuple(dict.fromkeys(text for each in made for text in small_counts(counts, each.num_features)))
         for text in found:

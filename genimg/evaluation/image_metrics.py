@@ -14,7 +14,7 @@ from genimg.errors import ConfigError, DataError, UserError
 from genimg.evaluation.extractors.base import in_one_line, sha256_of
 from genimg.utils.machine_local import LocalPath
 
-_MOST_DECIBELS = 100.0  # for equal images, whose ratio would be infinite
+_MAX_DECIBELS = 100.0  # for equal images, whose ratio would be infinite
 _WINDOW = 11  # pixels
 _EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # by scale, finest first: Wang et al. 2003, section 3.2
 
@@ -123,7 +123,7 @@ def _mean(errors: Tensor, where: Tensor | None) -> Tensor:
 
 
 def _decibels(squared_error: Tensor) -> Tensor:
-    return (10.0 * (255.0**2 / squared_error).log10()).clamp(max=_MOST_DECIBELS)
+    return (10.0 * (255.0**2 / squared_error).log10()).clamp(max=_MAX_DECIBELS)
 
 
 def _luma(levels: Tensor, border: int) -> Tensor:

@@ -44,7 +44,7 @@ class ImageSet(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return what determines the images, as primitives; complete only after ``images`` was called."""
+        """Return everything that determines the images, as primitives; complete only after ``images`` was called."""
 
     def subset(self, count: int) -> NDArray[np.int64]:
         """Choose the indices of ``count`` images at random, stratified by class; the choice is the same in every run.
@@ -277,6 +277,6 @@ class FiniteCheck:
         self._broken, self._indices = [], []
         if broken.any():
             raise NonFiniteImagesError(
-                f"{int(broken.sum())} of {len(broken)} images of {self._name} hold NaN or infinite values, the first of them "
-                f"image {int(indices[broken][0])}: the model has diverged; evaluate an earlier checkpoint"
+                f"{int(broken.sum())} of {len(broken)} images of {self._name} hold NaN or infinite values (the first "
+                f"is image {int(indices[broken][0])}): the model has diverged; evaluate an earlier checkpoint"
             )

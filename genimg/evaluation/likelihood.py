@@ -94,7 +94,7 @@ class LikelihoodEvaluator(HeldOutEvaluator):
         Args:
             method: Model to evaluate.
             data: Images to measure.
-            should_stop, num_images, weights: See PeriodicEvaluator.
+            should_stop, num_images, weights: See ModelEvaluator.
             held_out: Whether they were not used for training; None if unknown.
 
         Raises:
@@ -104,7 +104,7 @@ class LikelihoodEvaluator(HeldOutEvaluator):
         count = min(num_images or self.num_images, len(data.source))
         if count < world_size():
             raise DataError(
-                f"{count} images are fewer than the {world_size()} processes that measure them: start fewer of these"
+                f"{count} images are fewer than the {world_size()} processes that measure them: start fewer processes"
             )
         chosen, rows = subset_of(data.source, count), defaultdict(list)
         with full_float32():
@@ -135,7 +135,7 @@ class LikelihoodEvaluator(HeldOutEvaluator):
         broken = next((name for name, value in values.items() if not np.isfinite(value)), None)
         if broken is not None:
             raise DataError(
-                f"{broken} of {data.source.name} is {values[broken]}: the model has diverged; evaluate an earlier one"
+                f"{broken} of {data.source.name} is {values[broken]}: the model has diverged; evaluate an earlier checkpoint"
             )
         return Evaluation(values, self._provenance(likelihood, data, count, held_out=held_out, weights=weights))
 

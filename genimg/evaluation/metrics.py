@@ -32,7 +32,7 @@ class Metric(ABC):
     needs_logits: ClassVar[bool] = False
     can_be_resampled: ClassVar[bool] = False
     """Whether a bootstrap is valid. It is not for neighbour metrics, because an image drawn twice would be its own neighbour,
-    nor for counts of things that occur at least once."""
+    nor for metrics that count what occurs at least once."""
     least_value: ClassVar[float] = -math.inf
     """Lower bound of the values."""
     splits: int | None = None

@@ -87,7 +87,7 @@ class RealStatistics:
         device: torch.device,
         should_stop: Callable[[], bool],
     ) -> SavedStatistics:
-        """Return everything that the metrics need to know of the real images.
+        """Return everything that the metrics need to know about the real images.
 
         Args:
             real: Real images, or their statistics.

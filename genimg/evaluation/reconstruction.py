@@ -56,7 +56,7 @@ class ReconstructionEvaluator:
         """Return a result with the metrics of reconstructions added; see ``Evaluator.with_reconstructions``."""
         count = min(self._num_images, len(images))
         if count < max(2, world_size()):
-            raise DataError(f"{count} {side} images are too few to measure reconstructions of: two or more are needed")
+            raise DataError(f"{count} {side} images are too few to measure reconstructions: two or more are needed")
         chosen = images.subset(count)
         with full_float32():
             for extractor in self._extractors:

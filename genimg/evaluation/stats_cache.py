@@ -25,7 +25,7 @@ from genimg.utils.verified_torch import load_verified
 
 log = logging.getLogger(__name__)
 
-_MOST_FEATURES = 2**14  # per image: a covariance of more could exhaust the memory, even from a small file
+_MAX_FEATURES = 2**14  # per image: a covariance of more could exhaust the memory, even from a small file
 _ROUNDING = 1e-3  # relative to the largest covariance, for single-precision files
 
 _FORMAT = 4  # 4: with spatial features; 3: real images chosen at random
@@ -78,7 +78,7 @@ class SavedStatistics:
                 )
             log.warning("%s does not record its extractor; assuming %s, because accept_unrecorded=true", path, own["name"])
             return
-        differing = [f"{key} {self.extractor.get(key)} there, {value} here" for key, value in own.items()
+        differing = [f"{key} {self.extractor.get(key)} in the file, {value} here" for key, value in own.items()
                      if self.extractor.get(key) != value]  # fmt: skip
         if differing:
             raise DataError(
@@ -247,8 +247,8 @@ def _read_npz(path: Path) -> SavedStatistics:
                 features = torch.from_numpy(np.asarray(archive.read(FIRST), dtype=np.float32))
                 _require_tensor(features, FIRST, torch.float32, (None, None))
             if features is not None and "mu" not in archive.headers:
-                if not 0 < features.shape[1] <= _MOST_FEATURES:
-                    raise ValueError(f"{FIRST} has {features.shape[1]:,} features, and {_MOST_FEATURES:,} is the most")
+                if not 0 < features.shape[1] <= _MAX_FEATURES:
+                    raise ValueError(f"{FIRST} has {features.shape[1]:,} features; at most {_MAX_FEATURES:,} are supported")
                 moments = GaussianStatistics.of(features)
             else:
                 moments = _moments(archive, "mu", "sigma")
@@ -257,9 +257,7 @@ def _read_npz(path: Path) -> SavedStatistics:
                 raise ValueError(f"{FIRST} is {tuple(features.shape)} and mu ({len(moments.mean)},)")
     except (ValueError, KeyError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise DataError(
-            f"the file {path} does not hold statistics: an .npz of them has mu [D] and sigma [D, D] ({reason})"
-        ) from error
+        raise DataError(f"the file {path} does not hold statistics, which are mu [D] and sigma [D, D] ({reason})") from error
     count = None if features is None or "mu" in archive.headers else len(features)
     images = {"source": path.name, "fingerprint": sha256_of(path), "num_images": count, "extractor": "not recorded"}
     return SavedStatistics(FeatureStats(moments, features=features, spatial=spatial), None, images)

@@ -112,7 +112,7 @@ class UnpairedEvaluator(TranslationEvaluator):
     choices = ("kd", "fd")
     key = "a"
     what = "translations between two domains"
-    _told = False
+    _warned = False
     _cycles = True
     """Whether the method checked last translates in both directions."""
 
@@ -120,10 +120,10 @@ class UnpairedEvaluator(TranslationEvaluator):
         super().check(method, source)
         assert isinstance(method, Translates)
         self._cycles = len(method.directions) > 1
-        if self.best_by is None and source is not None and not self._told:
-            self._told = True
+        if self.best_by is None and source is not None and not self._warned:
+            self._warned = True
             log.warning(
-                "no best checkpoint is kept, only the last: without features nothing tells a translator from one that changes "
+                "only the last checkpoint is kept, not the best: without features, no metric rejects a translator that changes "
                 "nothing; choose the evaluation unpaired_translation_inception or unpaired_translation_cifar10_classifier"
             )
 

@@ -81,7 +81,7 @@ class TranslationEvaluator(HeldOutEvaluator):
         super().__init__(num_images=num_images, batch_size=batch_size, seed=seed)
         if best_by is not None and best_by not in self.choices:
             wins = "cycle_l1" in str(best_by) or "identity_l1" in str(best_by)
-            why = ", which a translator that changes nothing wins" if wins else ""
+            why = ", because a translator that changes nothing has the best value" if wins else ""
             raise ValueError(
                 f"best_by={best_by} cannot choose the best checkpoint{why}: choose one of {', '.join(self.choices)}, or null"
             )
@@ -172,8 +172,8 @@ class TranslationEvaluator(HeldOutEvaluator):
         """Return the means over all images of the values [N] that ``measure`` returns for each batch."""
         if len(chosen) < world_size():
             raise DataError(
-                f"{len(chosen)} held-out images are fewer than the {world_size()} processes that measure them: start fewer of "
-                "these, or hold out more images"
+                f"{len(chosen)} held-out images are fewer than the {world_size()} processes that measure them: start fewer "
+                "processes, or hold out more images"
             )
         rows: dict[str, list[Tensor]] = defaultdict(list)
         finite = FiniteCheck("the model's translations")

@@ -14,5 +14,5 @@ def require_finite(images: Tensor) -> Tensor:
         CheckpointError: If there are NaN or infinite values, which would be written as black or white.
     """
     if not images.isfinite().all():
-        raise CheckpointError("the model answers NaN or infinite values: its training has diverged; use another checkpoint")
+        raise CheckpointError("the model returns NaN or infinite values: its training has diverged; use another checkpoint")
     return images

@@ -53,13 +53,11 @@ def find_conditions(method: Generates | Reconstructs, class_names: Sequence[str]
         if given is None:
             continue
         if key not in method.batch_keys:
-            others = [f"; it knows {k}s: give {o}=..." for o, k in KEYS.items() if k in method.batch_keys]
-            raise ConfigError(
-                f"{option}={given}: this model was trained without {key}s and cannot be asked for one{''.join(others)}"
-            )
+            others = [f", or set {o}=..." for o, k in KEYS.items() if k in method.batch_keys]
+            raise ConfigError(f"{option}={given}: this model was trained without {key}s: remove it{''.join(others)}")
         values = given if isinstance(given, list) else [given]
         if not values:
-            raise ConfigError(f"{option}=[] names nothing: give one {option} or more, or null")
+            raise ConfigError(f"{option}=[] is empty: give one {option} or more, or null")
         if option == "label":
             assert isinstance(method, TakesConditions)
             found += [_of_label(value, method.num_classes, class_names) for value in values]
@@ -69,7 +67,7 @@ def find_conditions(method: Generates | Reconstructs, class_names: Sequence[str]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         key = next(option for option in KEYS if wanted[option] is not None)
-        raise ConfigError(f"{key}={wanted[key]} names {twice} twice, which would be written to one place: remove one of them")
+        raise ConfigError(f"{key}={wanted[key]} names {twice} twice, and both would be written to the same place: remove one")
     return found or [Condition("", {})]
 
 
@@ -86,7 +84,7 @@ def require_one(method: Generates | Reconstructs, conditions: Sequence[Condition
     """
     require_condition(method, conditions[0].row, what)
     if len(conditions) > 1:
-        raise ConfigError(f"{what} goes with one condition, not {len(conditions)}: give one label or text")
+        raise ConfigError(f"{what} needs exactly one condition, not {len(conditions)}: give one label or text")
     return conditions[0]
 
 
@@ -103,7 +101,7 @@ def require_condition(method: Generates | Reconstructs, given: Collection[str], 
     """
     for option, key in KEYS.items():
         if key in method.batch_keys and key not in given:
-            raise ConfigError(f"{what}: this model reads a {key} with every image: say which, with {option}=...", key=option)
+            raise ConfigError(f"{what}: this model needs a {key} with every image: set {option}=...", key=option)
 
 
 def repeated(row: Batch, count: int) -> Batch:

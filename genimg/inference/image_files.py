@@ -24,9 +24,9 @@ from genimg.utils.paths import expanded
 from genimg.utils.pillow import open_header, open_image, orientation, upright
 
 _UNREADABLE = (OSError, ValueError)
-_MOST_NAMED = 5  # invalid files named in a message
+_MAX_NAMED = 5  # invalid files named in a message
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
-_WHITE = 128  # lowest level of a missing pixel
+_WHITE = 128  # lowest mask level that marks a missing pixel
 _CELL = 256  # maximum side in pixels of a picture in the grid
 
 
@@ -104,8 +104,8 @@ def checked_output(
     if output.is_dir():
         if any(output.iterdir()) and not overwrite:
             raise ConfigError(
-                f"output={given} exists and is not empty: choose another output, or replace it whole, if {command} wrote it, "
-                "with overwrite=true"
+                f"output={given} exists and is not empty: choose another output, or set overwrite=true to replace everything "
+                f"in it, if {command} wrote it"
             )
     elif output.exists():
         raise ConfigError(f"output={given} is a file: name a directory")
@@ -120,7 +120,7 @@ def checked_output(
         )
     for file in {file for picture in pictures for file in (picture.file, picture.mask) if file is not None}:
         if file.resolve().is_relative_to(output) or (grid and file.resolve() == grid_of(output)):
-            raise ConfigError(f"output={given} would overwrite {file}, which is read: choose another output")
+            raise ConfigError(f"output={given} would overwrite {file}, which is an input: choose another output")
     require_own_folder(output, command)
     if grid:
         require_own_file(grid_of(output), f"the grid of output={given}")
@@ -133,7 +133,7 @@ def grid_of(output: Path) -> Path:
 
 
 def with_masks(pictures: Sequence[Picture], given: object) -> list[Picture]:
-    """Return the images with masks: one file for all, or the files of a directory with the images' names, any extension.
+    """Return the images with masks: one file for all, or the files of a directory with the images' names and any extension.
 
     Raises:
         DataError: If a mask is missing, or two match one image.
@@ -148,7 +148,7 @@ def with_masks(pictures: Sequence[Picture], given: object) -> list[Picture]:
             raise DataError(f"mask={given} has {other} and {path}, of which only one can be an image's mask: remove one")
     alone = [str(picture.file) for picture in pictures if picture.name not in masks]
     if alone:
-        raise DataError(f"mask={given} has no mask of {_some(alone)}: expected files with the images' names, and any ending")
+        raise DataError(f"mask={given} has no mask for {_some(alone)}: expected files with the images' names and any extension")
     return [replace(picture, mask=root / masks[picture.name]) for picture in pictures]
 
 
@@ -169,12 +169,12 @@ def with_sizes(pictures: Sequence[Picture]) -> list[Picture]:
         except _UNREADABLE as error:
             broken.append(f"{file} ({_reason(error)})")
     if broken:
-        raise DataError(f"{_some(broken)} cannot be read: repair or remove what is not an image")
+        raise DataError(f"{_some(broken)} cannot be read: repair or remove these files")
     for picture in pictures:
         if picture.mask is not None and sizes[picture.mask] != sizes[picture.file]:
             raise DataError(
                 f"the mask {picture.mask} is {_pixels(sizes[picture.mask])}, and its image {picture.file} is "
-                f"{_pixels(sizes[picture.file])} (height x width): bring the mask to the image's size, without smoothing"
+                f"{_pixels(sizes[picture.file])} (height x width): resize the mask to the image's size, without smoothing"
             )
     return [replace(picture, size=sizes[picture.file]) for picture in pictures]
 
@@ -187,7 +187,7 @@ def halved(pictures: Sequence[Picture], half: str) -> list[Picture]:
     """
     for picture in pictures:
         if picture.size[1] % 2:
-            raise ConfigError(f"half={half}: {picture.file} has a width of {picture.size[1]} pixels, not that of two images")
+            raise ConfigError(f"half={half}: {picture.file} has an odd width, {picture.size[1]}, so it is not two equal images")
     return [replace(picture, half=half, size=(picture.size[0], picture.size[1] // 2)) for picture in pictures]
 
 
@@ -271,8 +271,8 @@ def _pixels(size: tuple[int, int]) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
 
 
 def _reason(error: BaseException) -> str:

@@ -66,9 +66,7 @@ class Loop:
         """
         for option, key in KEYS.items():
             if key in method.batch_keys and key not in row:
-                raise ConfigError(
-                    f"interpolate={self.interpolate} goes between latents, all with one {key}: say which, with {option}=..."
-                )
+                raise ConfigError(f"interpolate={self.interpolate} needs the same {key} for all latents: set {option}=...")
         if "latent" not in method.draw(range(1), 0):
             raise ConfigError(f"interpolate={self.interpolate}: a {type(method).__name__} has no latents: remove it")
 

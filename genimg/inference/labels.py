@@ -10,7 +10,7 @@ from genimg.utils.words import nearest
 
 _NUMBERED = re.compile(r"(\d+)(?:[ _.-]+(\D.*))?")  # "3", "3 - three" or "3_cat": a number and an optional word
 _POSITION = re.compile(r"index:(\d+)")
-_MOST_NAMES = 10  # class names shown in a message
+_MAX_NAMES = 10  # class names shown in a message
 
 
 def find_label(value: object, num_classes: int, class_names: Sequence[str]) -> int:
@@ -53,7 +53,7 @@ def find_label(value: object, num_classes: int, class_names: Sequence[str]) -> i
     if len(meant) > 1:
         names = " or ".join(repr(class_names[label]) for label in meant)
         raise ConfigError(
-            f"label={value} could be {names}: give one of these names whole, in quotes, or a position, such as "
+            f"label={value} could be {names}: give one of these names in full, in quotes, or a position, such as "
             f"label=index:{meant[0]}"
         )
     own_numbers = any(own is not None and own != label for label, own in enumerate(numbers))
@@ -64,18 +64,18 @@ def find_label(value: object, num_classes: int, class_names: Sequence[str]) -> i
 
 def _no_class(value: object, num_classes: int, class_names: Sequence[str], *, own_numbers: bool) -> str:
     close = nearest(value, class_names) if isinstance(value, str) else ""
-    begin = f"label={value} is no class of this model{close}: give "
+    begin = f"label={value} is not a class of this model{close}: give "
     if own_numbers:
         return (
-            f"{begin}a name: {_shortened(class_names)}; these are numbers of their own, so a position from 0 to "
-            f"{num_classes - 1} is written label=index:N"
+            f"{begin}a name: {_shortened(class_names)}; the names contain other numbers than the positions, so write a "
+            f"position from 0 to {num_classes - 1} as label=index:N"
         )
     known = f" or a name: {_shortened(class_names)}" if class_names else ""
     is_name = isinstance(value, str)
-    unknown = "; this checkpoint does not say what its classes are called" if is_name and not class_names else ""
+    unknown = "; this checkpoint does not record class names" if is_name and not class_names else ""
     return f"{begin}a number from 0 to {num_classes - 1}{known}{unknown}"
 
 
 def _shortened(names: Sequence[str]) -> str:
-    more = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _MAX_NAMES
+    return ", ".join(names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -39,7 +39,7 @@ def sampling_options(method: Generates, given: Mapping[str, Any], others: Collec
 
 
 def listed(kind: type[Any]) -> list[tuple[str, str, Any, str]]:
-    """Return name, type in words, default and help of every option of a dataclass of sampling options."""
+    """Return the name, type as text, default and help of every option of a dataclass of sampling options."""
     hints = type_hints(kind)
     return [
         (field.name, describe_hint(hints[field.name]), field.default, field.metadata["help"])

@@ -35,7 +35,7 @@ from genimg.utils.paths import relative
 
 log = logging.getLogger(__name__)
 
-_MOST_SHOWN = 32  # images in the grid
+_MAX_SHOWN = 32  # images in the grid
 
 
 def reconstruct(
@@ -80,12 +80,12 @@ def reconstruct(
             made = to_uint8(require_finite(method.reconstruct({key: value.to(device) for key, value in batch.items()}))).cpu()
             for picture, original, image in zip(some, originals, made, strict=True):
                 save_png(image, made_in / picture.name)
-                if len(shown) < _MOST_SHOWN:
+                if len(shown) < _MAX_SHOWN:
                     shown.append((cell(original), cell(image)))
             progress.update(len(some))
     log.info("%d reconstruction%s: %s", len(pictures), "s" * (len(pictures) > 1), relative(output))
     write_png(side_by_side(shown), grid_of(output), stamp_of(record["made_by"]))
-    log.info("images and, right of each, its reconstruction: %s", relative(grid_of(output)))
+    log.info("grid of images, each with its reconstruction on the right: %s", relative(grid_of(output)))
 
 
 def read_near(method: Generates, given: str, conditions: Sequence[Condition], pixels: PixelFormat) -> Tensor:

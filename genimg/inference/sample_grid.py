@@ -19,8 +19,8 @@ from genimg.utils.paths import relative
 
 log = logging.getLogger(__name__)
 
-_MOST_SHOWN = 256  # images in a grid
-_MOST_COLUMNS = 16  # columns in a grid with a row for each condition
+_MAX_SHOWN = 256  # images in a grid
+_MAX_COLUMNS = 16  # columns in a grid with a row for each condition
 
 
 def write_samples(sampler: Sampler, conditions: Sequence[Condition], sink: Sink, num_images: int, command: str) -> None:
@@ -48,18 +48,18 @@ def write_samples(sampler: Sampler, conditions: Sequence[Condition], sink: Sink,
 
             for indices, drawn, images in sampler.make_all(num_images, draw, f"sampling {condition.name}".strip()):
                 sink.add(place, indices, drawn, to_uint8(images))
-                if indices.start < _MOST_SHOWN:
+                if indices.start < _MAX_SHOWN:
                     kept.append(images)
-            shown.append(torch.cat(kept)[: _MOST_SHOWN if len(conditions) == 1 else _MOST_COLUMNS])
+            shown.append(torch.cat(kept)[: _MAX_SHOWN if len(conditions) == 1 else _MAX_COLUMNS])
     log.info("%d images: %s", num_images * len(conditions), relative(sink.path))
     num_classes = sampler.method.num_classes if isinstance(sampler.method, TakesConditions) else 0
     if num_classes and not conditions[0].row:
         write_png(grid(_classes(sampler, num_classes, len(shown[0]))), sink.picture, stamp_of(command))
-        log.info("grid, of images of its own, one class a row: %s", relative(sink.picture))
+        log.info("grid of separate images, one class per row: %s", relative(sink.picture))
     else:
         columns = None if len(conditions) == 1 else len(shown[0])
         write_png(grid(torch.cat(shown), columns), sink.picture, stamp_of(command))
-        log.info("grid%s: %s", "" if columns is None else ", one condition a row", relative(sink.picture))
+        log.info("grid%s: %s", "" if columns is None else ", one condition per row", relative(sink.picture))
 
 
 def _classes(sampler: Sampler, num_classes: int, count: int) -> Tensor:

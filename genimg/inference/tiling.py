@@ -1,4 +1,4 @@
-"""Padding and tiling, to run a network that supports certain sizes only on images of any size."""
+"""Padding and tiling, to run a network that supports only certain sizes on images of any size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def padded(images: Tensor, multiple: int, least: int = 1) -> Tensor:
 
     Args:
         images: Images [N, C, H, W].
-        multiple: Divisor of the padded sides.
+        multiple: Number that must divide the padded sides.
         least: Minimum length of the padded sides, a multiple of ``multiple``.
     """
     for axis, place in ((3, 1), (2, 3)):
@@ -48,7 +48,7 @@ def check_tiles(tile: int | None, overlap: int, *, multiple: int = 1, least: int
         raise ConfigError(f"tile={tile} must be 1 or more pixels, or null")
     if tile % multiple:
         fitting = max(least, round(tile / multiple) * multiple)
-        raise ConfigError(f"tile={tile} must be a multiple of {multiple} pixels, as this model's images: set tile={fitting}")
+        raise ConfigError(f"tile={tile} must be a multiple of {multiple} pixels, like this model's images: set tile={fitting}")
     if tile < least:
         raise ConfigError(f"tile={tile} is too small for this model: set tile={least} or more")
     if 2 * overlap >= tile:

@@ -142,7 +142,7 @@ def chosen_direction(method: Translates, given: str | None, trained: str = "in o
         return given or next(iter(method.directions), None)
     if method.directions:
         raise ConfigError(f"direction={given} is unknown: choose {' or '.join(method.directions)}")
-    raise ConfigError(f"direction={given}: this model was trained {trained}, and knows no other direction: remove it")
+    raise ConfigError(f"direction={given}: this model was trained {trained} and has no other direction: remove it")
 
 
 def way_of_training(data: Mapping[str, Any]) -> str:
@@ -151,7 +151,7 @@ def way_of_training(data: Mapping[str, Any]) -> str:
     Args:
         data: The ``data`` group of the checkpoint's config.
     """
-    return f"with data.direction={data['direction']}" if "direction" in data else "to make a task's targets of its sources"
+    return f"with data.direction={data['direction']}" if "direction" in data else "to map a task's sources to its targets"
 
 
 def needs_mask(method: Translates, given: object, key: str, how: str) -> bool:

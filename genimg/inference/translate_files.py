@@ -24,7 +24,7 @@ from genimg.utils.paths import relative
 
 log = logging.getLogger(__name__)
 
-_MOST_SHOWN = 16  # images in the grid
+_MAX_SHOWN = 16  # images in the grid
 _SAME_RATIO = 0.02  # tolerance of the aspect ratio of two images side by side
 _USUAL_TILE = 256  # pixels, suggested in messages
 
@@ -41,7 +41,7 @@ def with_fitting_masks(pictures: list[Picture], method: Translates, given: str |
         ConfigError: If masks are needed and not given, or given and not needed.
         DataError: If an image's mask is missing.
     """
-    how = "set mask=DIRECTORY, of files named as the images, or mask=FILE, white where pixels are missing"
+    how = "set mask=DIRECTORY, with files named like the images, or mask=FILE; missing pixels must be white"
     return with_masks(pictures, given) if needs_mask(method, given, "mask", how) else pictures
 
 
@@ -62,9 +62,9 @@ def require_whole(pictures: Sequence[Picture], facts: DataFacts, direction: str)
         if abs(ratio - 1) < _SAME_RATIO:
             source = "right" if direction == "b2a" else "left"
             raise ConfigError(
-                f"{picture.file} of {picture.size[0]}x{picture.size[1]} pixels looks like two images side by side, as this "
-                f"model was trained on: half={source} translates the {source} one, from which it makes the other; "
-                "half=whole takes files as they are",
+                f"{picture.file} of {picture.size[0]}x{picture.size[1]} pixels looks like two images side by side, the "
+                f"format of this model's training data: set half={source} to translate the {source} one, or half=whole to "
+                "translate whole files",
                 key="half",
             )
 
@@ -81,7 +81,7 @@ def halves(pictures: Sequence[Picture], half: str, mask: str | None) -> list[Pic
         ConfigError: If the width of a file is odd, or there are masks.
     """
     if mask is not None:
-        raise ConfigError(f"half={half} and mask={mask} do not go together: cut the files beforehand")
+        raise ConfigError(f"half={half} and mask={mask} cannot be combined: split the files beforehand")
     return halved(pictures, half)
 
 
@@ -116,7 +116,7 @@ def translate_files(
         if grid:
             write_png(side_by_side(shown), grid_of(output), stamp_of(record["made_by"]))
             few = "" if len(shown) == len(pictures) else f", the first {len(shown)}"
-            log.info("images and, right of each, what was made of it%s: %s", few, relative(grid_of(output)))
+            log.info("grid of images, each with its translation on the right%s: %s", few, relative(grid_of(output)))
 
 
 def _write_all(
@@ -136,7 +136,7 @@ def _write_all(
                 raise CheckpointError(f"{batch[0].file}: {error}") from error
             for picture, source, result in zip(batch, sources, results, strict=True):
                 save_png(result, folder / picture.name)
-                if picture.number < _MOST_SHOWN:
+                if picture.number < _MAX_SHOWN:
                     shown[picture.number] = cell(source), cell(result)
             progress.update(len(batch))
     return [shown[number] for number in sorted(shown)]

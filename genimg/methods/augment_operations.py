@@ -245,10 +245,11 @@ def _downsampling(taps: Tensor, size: int) -> Tensor:
 
 
 class _Resample(Function):
-    """Upsampling, reading at ``grid`` and downsampling: linear in the images, so its derivative is its transpose.
+    """Upsample, read at ``grid`` and downsample.
 
-    The derivative of the transpose is this function again; PyTorch's grid_sample has no second derivative. Autocast is disabled
-    inside it rather than around it, because a gradient may be taken under autocast, too.
+    The operation is linear in the images, so its derivative is its transpose, and the derivative of the transpose is this
+    function again. PyTorch's grid_sample has no second derivative. Autocast is disabled inside the function rather than around
+    it, because a gradient may also be taken under autocast.
     """
 
     @staticmethod
@@ -272,7 +273,7 @@ class _ResampleTransposed(Function):
         ctx.save_for_backward(grid, up_y, up_x, down_y, down_x)
         with torch.autocast(grad.device.type, enabled=False):
             read = (down_y.T @ grad) @ down_x
-            like = read.new_empty(*read.shape[:2], len(up_y), len(up_x))  # only its shape counts
+            like = read.new_empty(*read.shape[:2], len(up_y), len(up_x))  # only its shape is used
             # 0, 0, True: bilinear, zeros and align_corners, as in _Resample; the grid's gradient is not requested.
             fine, _ = torch.ops.aten.grid_sampler_2d_backward(read, like, grid, 0, 0, True, [True, False])
             return (up_y.T @ fine) @ up_x

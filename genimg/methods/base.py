@@ -72,7 +72,7 @@ def require_shape(name: str, output: object, wanted: Tensor, what: str) -> None:
     """
     if not isinstance(output, Tensor) or output.shape != wanted.shape:
         given = list(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise ConfigError(f"{name} gives {given}, but must give {list(wanted.shape)}, the shape of {what}", key=name)
+        raise ConfigError(f"{name} returns {given}, but must return {list(wanted.shape)}, the shape of {what}", key=name)
 
 
 def require_latent_dim(name: str, network: nn.Module, dim: int, named: str) -> None:
@@ -95,15 +95,15 @@ def require_latent_dim(name: str, network: nn.Module, dim: int, named: str) -> N
 class Method(nn.Module, ABC):
     """A training algorithm: the networks, the losses and the order of the updates.
 
-    It is a Module, so ``state_dict()`` covers everything a checkpoint needs (networks, pools). What a trained model can do
-    besides, such as sampling, is a capability (``methods.capabilities``).
+    It is a Module, so ``state_dict()`` covers everything a checkpoint needs (networks, pools). Everything else that a
+    trained model can do, such as sampling, is a capability (``methods.capabilities``).
     """
 
     loss_type: ClassVar[type]
     """Required type of the loss; the build rejects any other."""
 
     inference_networks: ClassVar[tuple[str, ...]]
-    """Attributes of the networks that make images, in contrast to those that only training needs; these can be averaged."""
+    """Attributes of the networks that make images, as opposed to those that only training needs. They can be averaged."""
 
     inference_interval: int = 1
     """Number of steps per update of these networks, such as a GAN's n_critic."""

@@ -1,4 +1,4 @@
-"""What a trained model can do besides training: protocols that commands, evaluations and exports ask for.
+"""Capabilities of trained models, such as sampling: protocols that commands, evaluations and exports check for.
 
 A method has a capability if it has the protocol's members. None of them is needed for training.
 """
@@ -192,7 +192,7 @@ class Translates(Protocol):
 
 @runtime_checkable
 class RegularisesLazily(Protocol):
-    """Has penalties with updates of their own, for which Adam is corrected (Karras et al. 2020, appendix B)."""
+    """Has penalties with separate updates, for which Adam is corrected (Karras et al. 2020, appendix B)."""
 
     def lazy_regularisation_ratio(self, group: str) -> float:
         """Return the number of lazy penalty updates per regular update of a parameter group."""
@@ -238,7 +238,7 @@ class LatentOptions:
     """Options of sampling from latents."""
 
     truncation: int | float | None = setting(
-        "Less varied, usually better images: latents are truncated to [-t, t], t above 0; null: none", None
+        "Truncates latents to [-t, t], t above 0, for less varied but usually better images; null: none", None
     )
 
     def __post_init__(self) -> None:
@@ -250,9 +250,9 @@ class StyleOptions:
     """Options of sampling from a style-based generator."""
 
     truncation: int | float | None = setting(
-        "Less varied, usually better images: psi, from 1 (none) to 0 (the average image); null: none", None
+        "Truncation psi, from 0 (the average image) to 1 (none), for less varied but usually better images; null: none", None
     )
-    noise: str = setting("Noise per pixel: random, different for each sample; const, the same for all; or none", "random")
+    noise: str = setting("Per-pixel noise: random (different for each sample), const (the same for all) or none", "random")
 
     def __post_init__(self) -> None:
         require_truncation(self.truncation)
@@ -265,7 +265,7 @@ class CodeOptions:
     """Options of sampling codes from an autoregressive prior."""
 
     temperature: int | float | None = setting(
-        "Less varied, usually better images: the prior's logits are divided by it, above 0 and below 1; null: 1", None
+        "Divides the prior's logits; above 0 and below 1, for less varied but usually better images; null: 1", None
     )
 
     def __post_init__(self) -> None:

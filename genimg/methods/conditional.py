@@ -19,7 +19,7 @@ from genimg.utils.rng import Stream, uniform
 
 
 class ConditionalMethod(Method):
-    """A method whose networks encode their conditions themselves, and that samples conditions as frequent as in the data.
+    """A method whose networks encode their own conditions, and that samples conditions as often as they occur in the data.
 
     A subclass calls ``_read_conditions`` once, after it has built its networks.
     """
@@ -55,7 +55,7 @@ class ConditionalMethod(Method):
             self.conditions.copy_(self._fit(batch[self.condition_key]))
 
     def _draw_conditions(self, indices: Sequence[int], seed: int) -> Batch:
-        """Draw conditions, if any, as frequent as in the data; row i is a function of (seed, indices[i]) alone."""
+        """Draw conditions, if any, as often as they occur in the data; row i is a function of (seed, indices[i]) alone."""
         if self.condition_key is None:
             return {}
         chances = uniform(seed, Stream.CONDITION, np.asarray(indices, dtype=np.int64))
@@ -99,8 +99,8 @@ def shared_encoder(**networks: nn.Module) -> ConditionEncoder:
         if its_own.key != encoder.key and None in (its_own.key, encoder.key):
             blind, reader = (first, other) if encoder.key is None else (other, first)
             raise ValueError(
-                f"{blind} reads no condition, but {reader} reads the {encoder.key or its_own.key} of each image: choose no "
-                f"conditioning, or a {blind} with an encoder, its attribute condition"
+                f"{blind} reads no condition, but {reader} reads the {encoder.key or its_own.key} of each image: set "
+                f"conditioning=none, or give the {blind} an attribute condition, an encoder"
             )
         if its_own.key != encoder.key:
             raise ValueError(

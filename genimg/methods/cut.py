@@ -28,7 +28,7 @@ _GAIN = 0.02  # gain of the perceptrons' initial weights, from the authors' code
 
 
 class CUT(Translation):
-    """One translator from domain a to b, whose own encoder must match each place of the output with that of the source.
+    """One translator from domain a to b, whose encoder must map the same place of source and output to similar features.
 
     Each step generates its fakes once. Both updates use them, the discriminator's first.
 
@@ -216,12 +216,12 @@ def _encoder_channels(translator: Translator, layers: Sequence[int]) -> list[int
     if translator.source_channels != translator.target_channels:
         raise ValueError(
             f"translator.source_channels={translator.source_channels} must be {translator.target_channels}, like its "
-            "target_channels, because one encoder sees the images of both domains: read both with as many channels"
+            "target_channels, because one encoder sees the images of both domains: read both with the same number of channels"
         )
     last = len(translator.encoder_channels) - 1
     if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] > last:
         raise ValueError(
-            f"layers={list(layers)} must be one or more numbers that rise, from 0 (the image) to {last} (the last "
+            f"layers={list(layers)} must be one or more increasing numbers, from 0 (the image) to {last} (the last "
             "residual block)"
         )
     return [translator.encoder_channels[layer] for layer in layers]

@@ -152,7 +152,7 @@ class AdaptiveAugment(Augment):
         if interval < 1:
             raise ValueError(f"interval={interval} must be 1 or more updates")
         if speed <= 0:
-            raise ValueError(f"speed={speed} images must be above 0: p goes from 0 to 1 over as many")
+            raise ValueError(f"speed={speed} images must be above 0: p rises from 0 to 1 over so many images")
         self.pipeline = Pipeline(groups=groups)
         self.target = target
         self.interval = interval
@@ -228,7 +228,7 @@ class Pipeline(nn.Module):
 
     ``blit``: x-flip (2 outcomes), quarter turns (4 outcomes), translation by whole pixels U(-1/8, 1/8) of each side.
     ``geometric``: scale 2^N(0, 0.2^2), rotation by U(-pi, pi), x scaled against y by 2^N(0, 0.2^2), a second rotation, and
-    translation by N(0, (1/8)^2) of each side. Each rotation has probability 1 - sqrt(1 - p), so at least one happens with p.
+    translation by N(0, (1/8)^2) of each side. Each rotation has probability 1 - sqrt(1 - p), so p is that of at least one.
     ``color``: brightness +N(0, 0.2^2), contrast 2^N(0, 0.5^2), luma flip (2 outcomes), hue U(-pi, pi), saturation 2^N(0, 1).
     ``cutout``: a rectangle of half of each side, centred anywhere in the image, set to 0.
 
@@ -241,7 +241,9 @@ class Pipeline(nn.Module):
     def __init__(self, *, groups: Mapping[str, float]) -> None:
         super().__init__()
         if not isinstance(groups, Mapping) or not groups:
-            raise ValueError(f"groups={groups} must give factors, as {{blit:1.0}}, to some of {', '.join(_GROUPS)}")
+            raise ValueError(
+                f"groups={groups} must map groups to factors, such as {{blit:1.0}}: choose from {', '.join(_GROUPS)}"
+            )
         for name, factor in groups.items():
             if name not in _GROUPS:
                 raise ValueError(f"groups.{name} is unknown: choose from {', '.join(_GROUPS)}")

@@ -52,11 +52,11 @@ class StyleBased(Protocol):
     """A generator with styles to truncate and with noise per pixel, such as StyleGAN2's (Karras et al. 2019, 2020)."""
 
     def map_latents(self, latent: Tensor, condition: Tensor, truncation: float = 1.0) -> Tensor:
-        """Map latents [N, Z] and raw conditions to styles, of which 0 leaves the average and 1 everything."""
+        """Map latents [N, Z] and raw conditions to styles: truncation 0 gives the average style, and 1 truncates nothing."""
         ...
 
     def synthesize(self, styles: Tensor, noise_key: Tensor | None = None, noise_strength: float = 1.0) -> Tensor:
-        """Map styles to images [N, C, H, W]; keys, int64 [N], determine the noise, and None takes fixed noise."""
+        """Map styles to images [N, C, H, W]. Keys, int64 [N], determine the noise of each image; None uses fixed noise."""
         ...
 
 
@@ -84,9 +84,8 @@ class GAN(ConditionalMethod):
             otherwise both updates share their images.
         dequantisation: Width of the uniform noise added to real images in [-1, 1]; 0 adds none. SNGAN's code has 1/128, one of
             the 256 levels.
-        generator_lazy_interval: Interval, in generator updates, of a lazy penalty that the generator's Adam is corrected for
-            even if there is none, as in StyleGAN2-ADA's code if path length has weight 0; None corrects for existing penalties
-            only.
+        generator_lazy_interval: Interval, in generator updates, for which the generator's Adam is corrected as if there were a
+            lazy penalty, as in StyleGAN2-ADA's code if path length has weight 0; None corrects for existing penalties only.
     """
 
     loss_type = AdversarialLoss
@@ -140,7 +139,7 @@ class GAN(ConditionalMethod):
             raise ValueError(f"discriminator_augment is a {kind}, but must be an Augment (genimg.methods), or none")
         for name, penalty in self.penalties.items():
             if not isinstance(penalty, DiscriminatorPenalty | GeneratorPenalty | WeightClipping):
-                raise ValueError(f"penalties.{name} is a {type(penalty).__name__}, which is no penalty of a GAN")
+                raise ValueError(f"penalties.{name} is a {type(penalty).__name__}, which is not a GAN penalty")
             if isinstance(penalty, GeneratorPenalty):
                 penalty.check(self.generator)
 
@@ -153,8 +152,8 @@ class GAN(ConditionalMethod):
         mixes = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self.discriminator.modules())
         if mixes and any(isinstance(penalty, GradientPenalty | DRAGAN | R1 | R2) for penalty in self.penalties.values()):
             log.warning(
-                "gradient penalties look at each image alone, but the discriminator's batch norm mixes a batch: their authors "
-                "use layer normalisation, or none"
+                "gradient penalties assume that each logit depends on one image only, but the discriminator's batch norm mixes "
+                "a batch: use layer normalisation or none, as the authors of the penalties do"
             )
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -329,14 +328,14 @@ class GAN(ConditionalMethod):
 
     def draw(self, indices: Sequence[int], seed: int) -> Batch:
         """Draw latents, conditions and, for a style-based generator, the key of each sample's noise."""
-        drawn = {"latent": self.latent.of_indices(indices, seed)} | self._draw_conditions(indices, seed)
+        drawn = {"latent": self.latent.at_indices(indices, seed)} | self._draw_conditions(indices, seed)
         if isinstance(self.generator, StyleBased):
             keys = keys_of(seed, Stream.PIXEL_NOISE, np.asarray(indices, dtype=np.int64))
             drawn["noise_key"] = torch.from_numpy(keys.view(np.int64))
         return drawn
 
     def with_options(self, drawn: Batch, options: StyleOptions | LatentOptions) -> Batch:
-        """Truncate the styles of a style-based generator, which also has noise per pixel, else the latents."""
+        """Truncate the styles and set the per-pixel noise of a style-based generator, or truncate the latents of any other."""
         if isinstance(options, StyleOptions):
             if options.truncation is not None:
                 drawn = drawn | {"truncation": torch.tensor(options.truncation)}
@@ -376,7 +375,7 @@ class GAN(ConditionalMethod):
             judged = as_discriminator_output(self.discriminator(augmented, self._condition(drawn)))
         if (judged.class_logits is None) != (self.auxiliary is None):
             raise ConfigError(
-                "auxiliary goes with a discriminator that has an auxiliary classifier, and only with it", key="auxiliary"
+                "auxiliary must be set if and only if the discriminator has an auxiliary classifier", key="auxiliary"
             )
         self._warn_of_unwise_choices()
 

@@ -20,7 +20,7 @@ from genimg.types import Batch
 from genimg.utils.images import on_white
 
 MODES = ("eval", "train")
-_MODES_IN_WORDS = "choose eval, or train for dropout and batch statistics as in training"
+_CHOOSE_MODE = "choose eval, or train for dropout and batch statistics as in training"
 
 
 class Translation(Method):
@@ -68,7 +68,7 @@ class Translation(Method):
         networks = [self.translator(direction) for direction in self.directions or (None,)]
         changing = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
         if model_mode not in MODES:
-            raise ConfigError(f"model_mode={model_mode} is unknown", _MODES_IN_WORDS)
+            raise ConfigError(f"model_mode={model_mode} is unknown", _CHOOSE_MODE)
         if model_mode == "train" and not any(isinstance(x, changing) for net in networks for x in net.modules()):
             raise ConfigError("model_mode=train has no effect on a model with neither dropout nor batch norm", "remove it")
         self.sampled_mode = model_mode
@@ -108,7 +108,7 @@ def checked_mode(sampled_mode: str) -> str:
         ValueError: If it is neither.
     """
     if sampled_mode not in MODES:
-        raise ValueError(f"sampled_mode={sampled_mode} is unknown: {_MODES_IN_WORDS}")
+        raise ValueError(f"sampled_mode={sampled_mode} is unknown: {_CHOOSE_MODE}")
     return sampled_mode
 
 

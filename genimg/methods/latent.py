@@ -43,7 +43,7 @@ class Latent(ABC):
         """Draw latents [count, Z] from the device's random stream."""
         return self.from_normal(torch.randn(count, self.dim, device=device))
 
-    def of_indices(self, indices: Sequence[int], seed: int) -> Tensor:
+    def at_indices(self, indices: Sequence[int], seed: int) -> Tensor:
         """Return latents [N, Z] on the CPU; row i is a function of (seed, indices[i]) alone."""
         return self.from_normal(normal_latents(seed, indices, self.dim))
 
@@ -111,7 +111,7 @@ def _mass(limit: float) -> float:
 
 
 def _squeeze(normal: Tensor, share: float, limit: float) -> Tensor:
-    """Map each number to the one with ``share`` times as much of N(0, 1)'s mass between 0 and it."""
+    """Move each number towards 0, so the mass of N(0, 1) between 0 and it becomes ``share`` times as large."""
     # In float32, erf is 1 above 5, and erfinv(1) is infinite.
     wide = torch.erf(normal.double() / math.sqrt(2.0)) * share
     return (torch.erfinv(wide) * math.sqrt(2.0)).clamp(-limit, limit).to(normal.dtype)

@@ -19,8 +19,8 @@ from genimg.utils.distributed import equal_rows_of_all_ranks
 from genimg.utils.rng import Stream, normal_latents, uniform
 
 _LLOYD = 20  # iterations of k-means before expectation maximisation
-_MOST_ITERATIONS = 100
-_LEAST_GAIN = 1e-3  # gain of the mean log-likelihood, in nats, below which iteration ends
+_MAX_ITERATIONS = 100
+_MIN_GAIN = 1e-3  # gain of the mean log-likelihood, in nats, below which iteration ends
 _FLOOR = 1e-6  # added to each variance, in units of the latents' mean variance
 
 
@@ -58,18 +58,18 @@ def fit_mixture(latents: Tensor, num_components: int) -> tuple[Mixture, list[flo
     floor = _FLOOR * latents.var(dim=0, correction=0).mean().clamp_min(1e-12)
     shares = F.one_hot(_clusters(latents, num_components), num_components).to(latents.dtype)  # [N, K]
     mixture, found = _maximise(latents, shares, floor), [-math.inf]
-    for _ in range(_MOST_ITERATIONS):
+    for _ in range(_MAX_ITERATIONS):
         joint = mixture.log_densities(latents)
         log_likelihoods = joint.logsumexp(dim=1, keepdim=True)
         found.append(log_likelihoods.mean().item())
-        if num_components == 1 or found[-1] - found[-2] < _LEAST_GAIN:
+        if num_components == 1 or found[-1] - found[-2] < _MIN_GAIN:
             break
         mixture = _maximise(latents, (joint - log_likelihoods).exp(), floor)
     return mixture, found[1:]
 
 
 def _maximise(latents: Tensor, shares: Tensor, floor: Tensor) -> Mixture:
-    """Return the mixture of highest likelihood for each latent's shares [N, K] in the components."""
+    """Return the mixture of maximum likelihood, given the responsibilities [N, K] of the components for each latent."""
     counts = shares.sum(dim=0).clamp_min(10 * torch.finfo(shares.dtype).eps)  # a component may have lost all latents
     means = shares.T @ latents / counts[:, None]
     factors = []
@@ -120,7 +120,7 @@ class LatentDensity(nn.Module):
         if num_components and num_latents < 2 * num_components:
             raise ValueError(
                 f"num_latents={num_latents} are too few to fit num_components={num_components}: keep {2 * num_components} or "
-                "more, better thousands"
+                "more, preferably thousands"
             )
         self.latent_dim = latent_dim
         self.num_components = num_components
@@ -167,7 +167,7 @@ class LatentDensity(nn.Module):
             buffer.copy_(value)
         self.fitted.copy_(self.seen)
 
-    def of_indices(self, indices: Sequence[int], seed: int) -> Tensor:
+    def at_indices(self, indices: Sequence[int], seed: int) -> Tensor:
         """Return latents [N, Z] on the CPU; row i is a function of (seed, indices[i]) and the last fit."""
         numbers = normal_latents(seed, indices, self.latent_dim)
         chances = torch.from_numpy(uniform(seed, Stream.COMPONENT, np.asarray(indices)))
@@ -184,7 +184,7 @@ class LatentDensity(nn.Module):
         """Move latents [N, Z] on the CPU towards the mean of the Gaussian that each most likely comes from.
 
         Args:
-            latents: Result of ``of_indices``, or interpolations between its rows.
+            latents: Result of ``at_indices``, or interpolations between its rows.
             limit: Limit of the underlying standard normal numbers; see ``latent.truncate``.
         """
         mixture, wide = self._mixture(), latents.double()

@@ -16,7 +16,7 @@ _RECENT = 4096  # images in a scatter
 _SIDE = 384  # pixels of a scatter
 _SHOWN = 4.0  # standard deviations of the prior, on either side
 _BAR, _HEIGHT = 8, 96  # width of a bar and height of the tallest, in pixels
-_LEAST, _MOST = -4.0, 1.0  # log10 of the smallest and the largest variance shown by the bars
+_MIN_LOG, _MAX_LOG = -4.0, 1.0  # log10 of the smallest and the largest variance shown by the bars
 # Ten colours that are distinct on screen and in print; they repeat from the eleventh class on.
 _COLOURS = ("1f77b4", "ff7f0e", "2ca02c", "d62728", "9467bd", "8c564b", "e377c2", "7f7f7f", "bcbd22", "17becf")
 
@@ -80,7 +80,7 @@ def activity_bars(variance: Tensor, threshold: float) -> Tensor:
     """
 
     def height(value: Tensor) -> Tensor:
-        return ((value.clamp_min(1e-30).log10() - _LEAST) / (_MOST - _LEAST) * _HEIGHT).clamp(1, _HEIGHT).round()
+        return ((value.clamp_min(1e-30).log10() - _MIN_LOG) / (_MAX_LOG - _MIN_LOG) * _HEIGHT).clamp(1, _HEIGHT).round()
 
     levels = height(variance.sort(descending=True).values).repeat_interleave(_BAR)
     gaps = torch.arange(len(levels), device=variance.device) % _BAR == _BAR - 1

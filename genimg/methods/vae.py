@@ -28,8 +28,8 @@ from genimg.types import Batch, Metrics, Microbatches, PixelLikelihood, Progress
 from genimg.utils.rng import normal_field, normal_latents, subkeys
 
 _ACTIVE = 0.01  # a latent is active if its mean's variance over the data is above this: Burda et al. 2016, section 5.2
-_MOST_DECODED = 4096  # latents decoded at once
-_MOST_OUTPUTS = 2**25  # decoder outputs at once, so large images do not fill the memory
+_MAX_DECODED = 4096  # latents decoded at once
+_MAX_OUTPUTS = 2**25  # decoder outputs at once, so large images do not fill the memory
 
 
 class VAE(ConditionalMethod):
@@ -103,7 +103,7 @@ class VAE(ConditionalMethod):
         return self._bound(batch, moments[0], inference, output)
 
     def _bound(self, batch: Batch, mean: Tensor, inference: Inference, output: Tensor) -> tuple[Tensor, Metrics]:
-        """Return the loss and the metrics of an inference, its latents' means and the decoder's output for its samples."""
+        """Return the loss and the metrics, given an inference, its latents' means and the decoder's output for its samples."""
         loss, parts = self.loss(inference)
         metrics = {f"loss/{name}": value.detach() for name, value in parts.items()}
         if (perceptual := self._perceptual[0]) is not None:
@@ -253,7 +253,7 @@ class VAE(ConditionalMethod):
             moments, count = self._moments(batch), len(keys)
             channels, height, width = batch["image"].shape[1:]
             outputs = self.loss.likelihood.num_outputs(channels) * height * width
-            each = max(1, min(_MOST_DECODED, _MOST_OUTPUTS // outputs) // count)
+            each = max(1, min(_MAX_DECODED, _MAX_OUTPUTS // outputs) // count)
             weights, reconstruction, kl = [], [], []
             for start in range(0, num_samples, each):
                 numbers = np.arange(start, min(start + each, num_samples), dtype=np.int64)

@@ -63,7 +63,7 @@ class VAEGAN(VAE):
         if not isinstance(discriminator, Discriminator):
             raise ValueError(
                 f"discriminator is a {type(discriminator).__name__}, but must be a Discriminator "
-                "(genimg.networks.discriminator), whose features are compared: give that one features of your own"
+                "(genimg.networks.discriminator), whose features are compared: pass your network as its features"
             )
         shared_encoder(encoder=self.encoder, discriminator=discriminator)
         if adversarial is not None and adversarial.relativistic:  # None if nothing is trained

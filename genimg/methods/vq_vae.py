@@ -73,8 +73,8 @@ class VQVAE(ConditionalMethod):
             raise ValueError(f"data_variance={data_variance} must be above 0")
         if autoencoder_until is not None and prior_from > autoencoder_until:
             raise ValueError(
-                f"prior_from={prior_from} images lies behind autoencoder_until={autoencoder_until} images, and in between "
-                "nothing would be trained: make them equal, or prior_from less"
+                f"prior_from={prior_from} images is later than autoencoder_until={autoencoder_until} images, so nothing would "
+                "be trained in between: make them equal, or prior_from smaller"
             )
         for name, part in (("encoder", encoder), ("decoder", decoder)):
             if part.dim != quantizer.dim:

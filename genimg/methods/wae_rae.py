@@ -110,7 +110,7 @@ class DeterministicAutoencoder(ConditionalMethod):
 
     def draw(self, indices: Sequence[int], seed: int) -> Batch:
         """Draw latents from the density of the last fit."""
-        return {"latent": self.density.of_indices(indices, seed)} | self._draw_conditions(indices, seed)
+        return {"latent": self.density.at_indices(indices, seed)} | self._draw_conditions(indices, seed)
 
     def with_options(self, drawn: Batch, options: LatentOptions) -> Batch:
         """Move each latent towards the mean of its Gaussian, if truncated."""

@@ -77,7 +77,7 @@ class Features(nn.Module):
     Args:
         image_size: Image size in pixels, one number or [height, width].
         channels: Number of image channels.
-        condition_channels: Number of further input channels, for ``concat`` conditioning. They are constant; one pixel is read.
+        condition_channels: Number of further input channels, for ``concat`` conditioning, constant over the image.
         widths: Numbers of outputs of the layers, from the image inwards.
         activation: Same as the generator's.
         normalisation: Normalisation of each layer but the first; see ``layers``.
@@ -201,7 +201,7 @@ class Decoder(nn.Module):
 
 
 def stack(inputs: int, widths: Sequence[int], outputs: int, activation: str) -> nn.Sequential:
-    """Build linear layers with activations and a last one without, from [N, inputs] to [N, outputs].
+    """Build linear layers from [N, inputs] to [N, outputs], each but the last followed by an activation.
 
     Raises:
         ValueError: If the activation is unknown.
@@ -232,7 +232,7 @@ def _hidden(inputs: int, outputs: int, activation: str, normalisation: str, cond
         raise ValueError(f"activation={activation} is unknown: choose one of {', '.join(ACTIVATIONS)}")
     if normalisation == "instance":
         raise ValueError(
-            "normalisation=instance would make every feature 0, because each has one value: choose batch, layer or none"
+            "normalisation=instance would set every feature to 0, because it is a single value: choose batch, layer or none"
         )
     return [
         nn.Linear(inputs, outputs),

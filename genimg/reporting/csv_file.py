@@ -9,7 +9,7 @@ from typing import Any
 from genimg.reporting.ranking import Ranking, Standing
 from genimg.reporting.runs import Measured
 from genimg.reporting.settings import Setting, dataset_of
-from genimg.reporting.text import setting_in_words
+from genimg.reporting.text import format_setting
 from genimg.utils.csv_cells import neutral
 
 
@@ -32,7 +32,7 @@ def _row(standing: Standing, swept: dict[str, list[Setting]]) -> dict[str, Any]:
     run, summary = standing.run, standing.run.summary
     row: dict[str, Any] = {"place": standing.place, "run": run.label, "directory": str(run.folder), "status": run.status}
     settings = {key: values[standing.number] for key, values in swept.items()}
-    row |= {"reason": run.reason} | {key: "" if value is None else setting_in_words(value) for key, value in settings.items()}
+    row |= {"reason": run.reason} | {key: "" if value is None else format_setting(value) for key, value in settings.items()}
     row |= {"data": dataset_of(run), "primary_metric": run.primary, "higher_is_better": run.higher_is_better}
     for title, measured in (("best", run.best), ("last", run.last), ("final", run.final)):
         row |= {} if measured is None else _values(title, measured)

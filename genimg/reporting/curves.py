@@ -10,7 +10,7 @@ from itertools import pairwise
 from genimg.reporting.runs import Run, finite_numbers
 from genimg.reporting.text import thinned
 
-_MOST_POINTS = 40_000  # points of all runs in one chart
+_MAX_POINTS = 40_000  # points of all runs in one chart
 _GROUPS = {"evaluation": "Evaluation", "loss": "Losses", "lr": "Learning rates", "time": "Throughput"}
 _OTHER = "Inside the training"
 _COLOURS, _DASHES = 8, 6
@@ -69,7 +69,7 @@ def charts_of(runs: Sequence[Run], primary: str | None) -> dict[str, list[Chart]
     for name in sorted(names, key=lambda each: each != primary):
         series = [curve for number, run in enumerate(runs) if (curve := _of_evaluations(run, number, name))]
         found["Evaluation"].append(Chart(name, series, has_points=True))
-    most = max(60, min(800, _MOST_POINTS // max(len(runs), 1)))
+    most = max(60, min(800, _MAX_POINTS // max(len(runs), 1)))
     points = [_points(run) for run in runs]
     for name in dict.fromkeys(name for of_run in points for name in of_run):
         lines = [(number, *of_run[name]) for number, of_run in enumerate(points) if name in of_run]
@@ -96,7 +96,7 @@ def _of_evaluations(run: Run, number: int, name: str) -> Series | None:
 
 
 def _points(run: Run) -> dict[str, tuple[list[int], list[float]]]:
-    """Return the curves of a run's training by name, those of evaluations excepted."""
+    """Return the curves of a run's training by name, without those of evaluations."""
     found: dict[str, tuple[list[int], list[float]]] = {}
     for record in run.records:
         for name, value in finite_numbers(record).items():
@@ -137,7 +137,7 @@ def _short(numbers: Iterable[float]) -> list[float]:
 
 
 def looks(order: Sequence[int]) -> list[str]:
-    """Return the CSS classes of each run's colour and dashes, no two alike; runs after the first ``NUM_LOOKS`` share a grey.
+    """Return the CSS classes of each run's colour and dashes, all different; runs after the first ``NUM_LOOKS`` share a grey.
 
     Args:
         order: Numbers of the runs, the most important first.

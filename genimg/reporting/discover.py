@@ -100,13 +100,13 @@ def _read(folder: Path, label: str, row: dict[str, str]) -> Run:
         return run
     if not run.overrides and row.get("overrides"):
         run.overrides = [each for each in _OVERRIDE.split(row["overrides"].strip()) if each]
-    told = row.get("status") or ""
-    # The launcher saw how the process ended, but the run itself may have continued since.
-    if told == "failed" and run.status in ("unfinished", "not started", "failed", "in progress"):
+    recorded = row.get("status") or ""
+    # The launcher recorded how the process ended, but the run may have been resumed since.
+    if recorded == "failed" and run.status in ("unfinished", "not started", "failed", "in progress"):
         run.status = "failed"
-    if told == "pruned" and run.status != "completed":
+    if recorded == "pruned" and run.status != "completed":
         run.status, run.reason = "pruned", row.get("note") or ""
-    if told in ("failed", "stopped") and run.status in ("failed", "unfinished") and row.get("note"):
+    if recorded in ("failed", "stopped") and run.status in ("failed", "unfinished") and row.get("note"):
         run.reason = row["note"]
     return run
 

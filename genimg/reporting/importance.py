@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from statistics import correlation, fmean
 
 from genimg.reporting.settings import Setting, is_number
-from genimg.reporting.text import setting_in_words
+from genimg.reporting.text import format_setting
 
-_FEWEST_VALUES = 3
-_FEWEST_RUNS = 8
-_MOST_GROUPS = 6  # most distinct numbers compared as groups; more are compared by rank
+_MIN_VALUES = 3
+_MIN_RUNS = 8
+_MAX_GROUPS = 6  # most distinct numbers compared as groups; more are compared by rank
 RULE = (
-    f"A setting is listed only if it took at least {_FEWEST_VALUES} different values in at least {_FEWEST_RUNS} measured runs, "
-    f"and in twice as many runs as values unless these are more than {_MOST_GROUPS} numbers, which are compared by their order."
+    f"A setting is listed only if it took at least {_MIN_VALUES} different values in at least {_MIN_RUNS} measured runs. There "
+    f"must also be two runs per value, unless there are more than {_MAX_GROUPS} values and all are numbers: these are compared "
+    "by their order."
 )
 
 
@@ -38,7 +39,7 @@ class Importance:
 
 
 def importances(swept: Mapping[str, Sequence[Setting]], values: Sequence[float | None]) -> list[Importance]:
-    """Return the importance of each swept key except the seed that ``RULE`` lets be judged, most important first.
+    """Return the importance of each swept key that meets ``RULE``, except the seed, most important first.
 
     Args:
         swept: Settings of all runs by key.
@@ -47,9 +48,9 @@ def importances(swept: Mapping[str, Sequence[Setting]], values: Sequence[float |
     found = []
     for key, settings in swept.items():
         pairs = [(setting, value) for setting, value in zip(settings, values, strict=True) if value is not None]
-        num_values = len({setting_in_words(setting) for setting, _ in pairs})
-        by_rank = num_values > _MOST_GROUPS and all(is_number(setting) for setting, _ in pairs)
-        enough = num_values >= _FEWEST_VALUES and len(pairs) >= _FEWEST_RUNS and (by_rank or len(pairs) >= 2 * num_values)
+        num_values = len({format_setting(setting) for setting, _ in pairs})
+        by_rank = num_values > _MAX_GROUPS and all(is_number(setting) for setting, _ in pairs)
+        enough = num_values >= _MIN_VALUES and len(pairs) >= _MIN_RUNS and (by_rank or len(pairs) >= 2 * num_values)
         if key != "seed" and enough:
             found.append(_importance(key, pairs, by_rank=by_rank))
     return sorted(found, key=lambda each: -each.share)
@@ -58,9 +59,9 @@ def importances(swept: Mapping[str, Sequence[Setting]], values: Sequence[float |
 def _importance(key: str, pairs: Sequence[tuple[Setting, float]], *, by_rank: bool) -> Importance:
     groups: dict[str, list[float]] = defaultdict(list)
     for setting, value in sorted(
-        pairs, key=lambda pair: (not is_number(pair[0]), pair[0] if is_number(pair[0]) else setting_in_words(pair[0]))
+        pairs, key=lambda pair: (not is_number(pair[0]), pair[0] if is_number(pair[0]) else format_setting(pair[0]))
     ):
-        groups[setting_in_words(setting)].append(value)
+        groups[format_setting(setting)].append(value)
     shown = [(name, len(members), fmean(members)) for name, members in groups.items()]
     if by_rank:
         share = spearman([float(setting) for setting, _ in pairs], [value for _, value in pairs]) ** 2  # type: ignore[arg-type]

@@ -15,12 +15,12 @@ from genimg.reporting.runs import Run
 from genimg.reporting.text import thinned
 from genimg.utils.pillow import open_header, open_image
 
-MOST_STEPS = 24  # pictures per kind and run
+MAX_STEPS = 24  # pictures per kind and run
 BUDGET = 10_500_000  # bytes for all pictures; Base64 adds a third, and the rest of a page takes a few hundred kB
-_MOST_OF_A_RUN = 96  # pictures per run; a run waits for them at its end, at most a second
-_MOST_PICTURES = 480  # pictures of all runs
-_MOST_PIXELS = 60_000_000  # pixels in the files of all pictures
-_MOST_WIDE = 1200  # pixels on the longer side of a picture on the page
+_MAX_PER_RUN = 96  # pictures per run; a run waits for them at its end, at most a second
+_MAX_PICTURES = 480  # pictures of all runs
+_MAX_PIXELS = 60_000_000  # pixels in the files of all pictures
+_MAX_SIDE = 1200  # pixels on the longer side of a picture on the page
 _LOSSLESS_PIXELS = 160_000
 _QUALITY = 90
 
@@ -67,9 +67,7 @@ def gallery(runs: Sequence[Run], budget: int = BUDGET) -> Gallery:
     if not sets:
         return Gallery({}, [])
     pixels = sum(_num_pixels(files[max(files)]) for files in sets.values())
-    steps = min(
-        MOST_STEPS, _MOST_OF_A_RUN * len(runs) // len(sets), _MOST_PICTURES // len(sets), _MOST_PIXELS // max(pixels, 1)
-    )
+    steps = min(MAX_STEPS, _MAX_PER_RUN * len(runs) // len(sets), _MAX_PICTURES // len(sets), _MAX_PIXELS // max(pixels, 1))
     steps, scale = max(2, steps), 1.0
     encoded: dict[tuple[Path, float], Picture | None] = {}
 
@@ -101,7 +99,7 @@ def gallery(runs: Sequence[Run], budget: int = BUDGET) -> Gallery:
     if scale < 1.0:
         notes.append(f"Pictures are reduced to {scale:.0%} of their size to keep this page small.")
     if any(picture.reduced for pictures in made.values() for picture in pictures):
-        notes.append(f"Pictures of more than {_MOST_WIDE} pixels a side are reduced to that; the originals are in samples/.")
+        notes.append(f"Pictures of more than {_MAX_SIDE} pixels a side are reduced to that; the originals are in samples/.")
     unreadable = dict.fromkeys(path for (path, _), picture in encoded.items() if picture is None)
     notes += [f"{path.name} of {path.parent.parent.name} cannot be read." for path in unreadable]
     return Gallery(dict(sorted(kinds.items(), key=lambda each: _rank(*each))), notes)
@@ -127,7 +125,7 @@ def _encoded(images: int, path: Path, scale: float) -> Picture | None:
             image = opened.convert("RGB")
     except OSError:  # Pillow's errors are OSErrors, too
         return None
-    factor = min(scale, _MOST_WIDE / max(image.size))
+    factor = min(scale, _MAX_SIDE / max(image.size))
     if factor < 1.0:
         size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
         image = image.resize(size, Image.Resampling.BOX)

@@ -12,7 +12,7 @@ from typing import Any
 from genimg.evaluation.comparability import differences
 from genimg.reporting.runs import Measured, Run, Value
 from genimg.reporting.settings import Setting, seed_groups
-from genimg.reporting.text import number_in_words, setting_in_words, value_in_words
+from genimg.reporting.text import format_number, format_setting, format_value
 
 
 @dataclass
@@ -105,15 +105,15 @@ def setting_label(group: SeedGroup, swept: Mapping[str, Sequence[Setting]]) -> s
     """Return the swept settings of runs that differ only in their seed, or the label of the first run without any."""
     first = group.standings[0]
     found = {key: values[first.number] for key, values in swept.items() if key != "seed"}
-    own = [f"{key}={setting_in_words(value)}" for key, value in found.items() if value is not None]
+    own = [f"{key}={format_setting(value)}" for key, value in found.items() if value is not None]
     return ", ".join(own) or first.run.label + " and other seeds" * (len(group.standings) > 1)
 
 
-def mean_in_words(group: SeedGroup) -> str:
+def format_mean(group: SeedGroup) -> str:
     """Return ``28.5 ± 0.4``, the mean and standard deviation over seeds, or the only value."""
     if len(group.standings) == 1:
-        return value_in_words(group.standings[0].value)
-    return number_in_words(group.mean) + ("" if group.deviation is None else f" ± {number_in_words(group.deviation, 2)}")
+        return format_value(group.standings[0].value)
+    return format_number(group.mean) + ("" if group.deviation is None else f" ± {format_number(group.deviation, 2)}")
 
 
 def rank(runs: Sequence[Run]) -> Ranking:
@@ -145,15 +145,13 @@ def _place(entries: list[Any], values: Sequence[float | None], up: bool | None) 
 
 def _warnings(metric: str, up: bool | None, standings: Sequence[Standing]) -> list[str]:
     others = {each.run.primary: each.run.label for each in standings if each.run.primary not in (None, metric)}
-    found = [
-        f"{label} was measured by {name}, not by {metric}, and has no place in the order." for name, label in others.items()
-    ]
+    found = [f"{label} was measured by {name}, not by {metric}, and is not ranked." for name, label in others.items()]
     if up is None:
         found.append(f"Whether higher or lower values of {metric} are better is not recorded; lower ones come first here.")
     records = [each.best.provenance for each in standings if each.best is not None and each.best.provenance]
     for other in records[1:]:
         if grave := [each for each in differences(records[0], other) if each.matters]:
             keys = ", ".join(each.key for each in grave[:3])
-            found.append(f"Not all values compare: what they were measured with differs in {keys} ({grave[0].reason}).")
+            found.append(f"Not all values are comparable: the measurements differ in {keys} ({grave[0].reason}).")
             break
     return found

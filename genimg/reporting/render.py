@@ -20,7 +20,7 @@ from genimg.reporting.curves import nice_ticks, tick_digits
 from genimg.reporting.discover import find_runs
 from genimg.reporting.importance import RULE, importances
 from genimg.reporting.pictures import gallery
-from genimg.reporting.ranking import mean_in_words, rank, setting_label
+from genimg.reporting.ranking import format_mean, rank, setting_label
 from genimg.reporting.sections import Subject, contents, page_contents
 from genimg.reporting.settings import dataset_of, seed_of, swept_settings
 from genimg.utils.environment import git_commit
@@ -86,7 +86,7 @@ def _refuse_to_overwrite(report: Report) -> None:
     is_report = report.html.is_file() and _MADE in report.html.read_text(encoding="utf-8", errors="replace")
     for path in (report.html, report.csv, report.markdown):
         if path.exists() and not is_report:
-            raise ConfigError(f"output={report.html}: {path} exists and is no report of genimg's: choose another output")
+            raise ConfigError(f"output={report.html}: {path} exists and is not a genimg report: choose another output")
 
 
 def _subject(directories: Sequence[Path]) -> Subject:
@@ -128,9 +128,9 @@ def _environment(*, is_markdown: bool) -> Environment:
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     environment.globals |= {"RULE": RULE, "nice_ticks": nice_ticks, "tick_digits": tick_digits}
     environment.filters |= {
-        "images": text.images_in_words, "number": text.number_in_words, "value": text.value_in_words,
-        "duration": text.duration_in_words, "share": text.share_in_words, "setting": text.setting_in_words,
-        "short": text.shortened, "count": "{:,}".format, "mean": mean_in_words, "setting_label": setting_label,
+        "images": text.format_images, "number": text.format_number, "value": text.format_value,
+        "duration": text.format_duration, "share": text.format_share, "setting": text.format_setting,
+        "short": text.shortened, "count": "{:,}".format, "mean": format_mean, "setting_label": setting_label,
         "dataset": dataset_of, "seed": seed_of, "relative_url": _relative_url,
         "flatten": flatten,
         "unescaped": lambda override: re.sub(r"\\(.)", r"\1", override),

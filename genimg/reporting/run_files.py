@@ -1,4 +1,4 @@
-"""Read a run directory, whatever state the run is in and whoever has written its files."""
+"""Read a run directory in any state, without trusting its files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from genimg.utils.regular_files import UnsafeFileError, open_regular, refuse_lin
 log = logging.getLogger(__name__)
 
 _MARKS = ("summary.json", "metrics.jsonl", "config.yaml", ".hydra/overrides.yaml", "console.log")
-_ALIVE_SECONDS = 600  # since its last write, a run without a summary counts as in progress; a slow evaluation takes minutes
+_ALIVE_SECONDS = 600  # a run without a summary counts as in progress this long after its last write; evaluations take minutes
 _PICTURE = re.compile(r"(.+)-(\d{9,})\.png")
-_MOST_BYTES = 2**29  # for a file; metrics.jsonl is the largest
+_MAX_BYTES = 2**29  # for a file; metrics.jsonl is the largest
 _DEEPEST = 64  # nested mappings and lists in a config
 _LOG_TAIL = 65536  # bytes at the end of a log that are searched for an error
 _ERROR = re.compile(r"^(?:[\d\- :,]+ERROR )?(?:genimg-train: error|this job failed(?: by a bug, \w+)?): (.*)$", re.MULTILINE)
@@ -137,8 +137,8 @@ def _text(folder: Path, name: str, *, tail: bool = False) -> str:
             if tail:
                 file.seek(max(0, file.seek(0, 2) - _LOG_TAIL))
             else:
-                require_at_most(folder / name, file, _MOST_BYTES)
-            return file.read(_LOG_TAIL if tail else _MOST_BYTES).decode("utf-8", errors="replace")
+                require_at_most(folder / name, file, _MAX_BYTES)
+            return file.read(_LOG_TAIL if tail else _MAX_BYTES).decode("utf-8", errors="replace")
     except UnsafeFileError as error:
         log.warning("skipped: %s", error)
     except OSError:

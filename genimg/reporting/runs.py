@@ -1,4 +1,4 @@
-"""What a report knows of a run: its settings, evaluations, speed and pictures."""
+"""What a report knows about a run: its settings, evaluations, speed and pictures."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Run:
         summary: Contents of summary.json, which a run writes at its end; empty before.
         status: completed, stopped, interrupted, diverged, failed, pruned (by its search), in progress, unfinished or not
             started.
-        reason: Why it did not complete, in words; empty if it did.
+        reason: Why it did not complete, as text; empty if it did.
         pictures: Files by kind and number of images seen.
     """
 
@@ -135,7 +135,7 @@ class Run:
 
     @property
     def evaluated(self) -> dict[str, Measured]:
-        """The last, best and final evaluation by title, as far as there are any."""
+        """The last, best and final evaluation by title, where they exist."""
         count = self.num_evaluations
         best = "best" if count is None else f"best of {count} evaluation{'s' * (count != 1)}"
         found = {"last": self.last, best: self.best, "at the end": self.final}

@@ -13,7 +13,7 @@ from genimg.reporting.pictures import Gallery
 from genimg.reporting.ranking import Ranking
 from genimg.reporting.runs import Run
 from genimg.reporting.settings import Setting, dataset_of, differing_keys, is_number
-from genimg.reporting.text import setting_in_words
+from genimg.reporting.text import format_setting
 
 _BEST = 8  # most runs whose curves a page with many runs shows at first; one per colour
 _STORAGE = {"device": "on the device", "host": "in memory", "workers": "on disk, read by workers"}
@@ -80,7 +80,7 @@ def page_contents(subject: Subject, gallery: Gallery) -> dict[str, Any]:
         "parallel": {
             "labels": [each.run.label for each in measured],
             "settings": {
-                key: [value if is_number(value := values[each.number]) else setting_in_words(value) for each in measured]
+                key: [value if is_number(value := values[each.number]) else format_setting(value) for each in measured]
                 for key, values in subject.swept.items()
                 if key != "seed"
             },
@@ -93,7 +93,7 @@ def page_contents(subject: Subject, gallery: Gallery) -> dict[str, Any]:
 
 
 def _circumstances(run: Run) -> dict[str, str]:
-    """Return the data, machine and software of a run in words, by title."""
+    """Return the data, machine and software of a run as text, by title."""
     summary = run.summary
     return {
         "Data": dataset_of(run),

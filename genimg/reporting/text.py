@@ -1,4 +1,4 @@
-"""Numbers, durations and settings as text, and the choice of a few of many."""
+"""Format numbers, durations and settings as text, and choose a few evenly spaced items."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from genimg.reporting.runs import Value
 from genimg.utils.durations import time_in_words
 
 
-def images_in_words(images: float | None) -> str:
+def format_images(images: float | None) -> str:
     """Return a short number of images, ``1.5M`` or ``20k``, or a dash for None."""
     if images is None:
         return "—"
@@ -19,7 +19,7 @@ def images_in_words(images: float | None) -> str:
     return f"{images:.4g}"
 
 
-def number_in_words(number: float | None, digits: int = 4) -> str:
+def format_number(number: float | None, digits: int = 4) -> str:
     """Return a number with at most ``digits`` significant digits, without an exponent if that is short; a dash for None."""
     if number is None:
         return "—"
@@ -32,29 +32,29 @@ def number_in_words(number: float | None, digits: int = 4) -> str:
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
-def value_in_words(value: Value | None) -> str:
+def format_value(value: Value | None) -> str:
     """Return ``28.49 [27.91, 29.14]`` with a 95 % interval, ``0.409 (sd 0.027)`` with a deviation, or a dash for None."""
     if value is None:
         return "—"
-    text = number_in_words(value.number)
+    text = format_number(value.number)
     if value.low is not None and value.high is not None:
-        text += f" [{number_in_words(value.low)}, {number_in_words(value.high)}]"
+        text += f" [{format_number(value.low)}, {format_number(value.high)}]"
     if value.deviation is not None:
-        text += f" (sd {number_in_words(value.deviation, 2)})"
+        text += f" (sd {format_number(value.deviation, 2)})"
     return text
 
 
-def duration_in_words(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """Return ``1 h 05 min``, ``3 min 20 s`` or ``45 s``, or a dash for None."""
     return "—" if seconds is None else time_in_words(seconds)
 
 
-def share_in_words(share: float | None, digits: int = 1) -> str:
+def format_share(share: float | None, digits: int = 1) -> str:
     """Return a share in per cent, or a dash for None."""
     return "—" if share is None else f"{100 * share:.{digits}f} %"
 
 
-def setting_in_words(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """Return a setting as it is written in a config file."""
     if value is None:
         return "null"
@@ -63,7 +63,7 @@ def setting_in_words(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list):
-        return f"[{', '.join(map(setting_in_words, value))}]"
+        return f"[{', '.join(map(format_setting, value))}]"
     return str(value)
 
 

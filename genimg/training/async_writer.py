@@ -53,8 +53,8 @@ class Background:
 def unchanged_buffers(module: nn.Module) -> Iterator[None]:
     """Restore the buffers of ``module`` after the block.
 
-    Pictures compute standing statistics and fit densities. They are made at times that depend on the clock, and must not change
-    the contents of a checkpoint.
+    Making previews computes standing statistics and fits densities. Its timing depends on the clock, so it must not change the
+    contents of a checkpoint.
     """
     buffers = [(part, name, value) for part in module.modules() for name, value in part._buffers.items() if value is not None]
     copies = [value.clone() for _, _, value in buffers]

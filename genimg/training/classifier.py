@@ -1,8 +1,8 @@
 """Training of a SmallClassifier, whose features are used to evaluate images of its kind.
 
 The features serve two tasks: predicting the class, and measuring how far apart two random views of one image are in each kind
-of change (see ``training.views``). With the first alone, features would see nothing but the class, or treat any slightly
-degraded image as foreign.
+of change (see ``training.views``). With the first task alone, features would represent nothing but the class, or treat
+any slightly degraded image as foreign.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""When a training is evaluated, which evaluation is the best, and when a bad one ends it."""
+"""Decide when to evaluate a training, which evaluation is the best, and when a bad one stops the training."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class EvaluationSchedule:
 
     def __post_init__(self) -> None:
         if self.interval < 1:
-            raise ValueError(f"interval={self.interval} must be positive: turn evaluation off to evaluate never")
+            raise ValueError(f"interval={self.interval} must be positive: to disable evaluation, set evaluation=none")
         if self.stop_if is not None:
             EarlyStopping.of(self.stop_if)
 

@@ -113,7 +113,7 @@ def correlations(times: NDArray[np.float64], exponents: NDArray[np.float64], oth
 
 
 def coefficients(images: Sequence[int], lengths: Sequence[float], target_images: int, length: float) -> NDArray[np.float64]:
-    """Return the factors [S] of snapshots whose sum is closest to an average of another length.
+    """Return the factors [S] for which the weighted sum of the snapshots is closest to an average of another length.
 
     They minimise the squared difference of the profiles, among factors that add up to 1 so that weights keep their scale.
 
@@ -133,7 +133,7 @@ def coefficients(images: Sequence[int], lengths: Sequence[float], target_images:
     target = np.array([1.0]), np.array([exponent_of(length)])
     products = correlations(times, exponents, times, exponents)
     wanted = correlations(times, exponents, *target)[:, 0]
-    # Lagrange's conditions of the least squares with the sum as constraint.
+    # Lagrange conditions of the least-squares problem with the sum as constraint.
     count = len(times)
     system = np.zeros((count + 1, count + 1))
     system[:count, :count], system[:count, count], system[count, :count] = products, 1.0, 1.0
@@ -153,7 +153,7 @@ def weights_of_length(snapshots: Sequence[Snapshot], images: int, length: float)
     """Return the weights of an average of any length.
 
     Args:
-        snapshots: Snapshots of one training, of one length or more.
+        snapshots: Snapshots of one training, with one or more lengths.
         images: Images seen at which the average ends.
         length: Standard deviation of its profile, as a fraction of ``images``.
 

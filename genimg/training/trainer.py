@@ -176,7 +176,7 @@ class Trainer:
             WorseningError: If a stopping rule of the evaluation ends the training, with a checkpoint written.
         """
         if self.state.images < self.settings.duration:
-            self.state.final = {}  # of a shorter training
+            self.state.final = {}  # left by a shorter training
         with raise_on_any_rank():
             self.data.load()
             logger = self.make_logger(self.progress.step, self.state.evaluated_at == self.state.images)
@@ -219,7 +219,7 @@ class Trainer:
             self._background.wait()
 
     def steps(self) -> Iterator[int]:
-        """Yield the number of images seen after each step, without end, logs, pictures, evaluations and checkpoints."""
+        """Train endlessly and yield the images seen after each step; log, preview, evaluate and save nothing."""
         stream = self._stream()
         self.method.train()
         while True:
@@ -244,9 +244,9 @@ class Trainer:
         if self.performance.compile:
             self.performance.begin_step()
         self.updater.begin(progress.step)
-        asked = time.monotonic()
+        requested_at = time.monotonic()
         batch = next(stream)
-        self._waited += time.monotonic() - asked
+        self._waited += time.monotonic() - requested_at
         if self._is_contiguous:  # batches are channels-last
             batch = {key: value.contiguous() for key, value in batch.items()}
         return split(batch, self.settings.accumulation)
@@ -292,7 +292,7 @@ class Trainer:
                 if (self._due(self.evaluator.interval) or done) and self.state.evaluated_at != images:
                     self._evaluate(self.evaluator, logger)
                 if done and self.evaluator.final_num_images is not None and not self.state.final:
-                    self._evaluate_finally(self.evaluator, self.evaluator.final_num_images, logger)
+                    self._evaluate_at_end(self.evaluator, self.evaluator.final_num_images, logger)
             except EvaluationInterruptedError:
                 if images != self._last_saved:
                     self._save(best=False)
@@ -382,7 +382,7 @@ class Trainer:
             self._wait_for_files()
             raise WorseningError
 
-    def _evaluate_finally(self, evaluator: ScheduledEvaluator, num_images: int, logger: Logger) -> None:
+    def _evaluate_at_end(self, evaluator: ScheduledEvaluator, num_images: int, logger: Logger) -> None:
         """Evaluate once more after the training, with more images."""
         result = self._measure(evaluator, logger, "final", num_images)
         self.state.final = {"metrics": result.values, "provenance": result.provenance}

@@ -44,11 +44,11 @@ class WandbRecorder:
         """Start the record, or continue that of an earlier launch.
 
         Args:
-            run_dir: Run directory, whose name the record takes.
+            run_dir: Run directory; its name becomes the record's name.
             config: Resolved config.
 
         Raises:
-            ConfigError: If wandb refuses, for example without a login, or the file that holds the record's name is damaged.
+            ConfigError: If wandb refuses, for example without a login, or the file that holds the record's ID is damaged.
         """
         wandb = importlib.import_module("wandb")
         identifier = _identifier(run_dir)

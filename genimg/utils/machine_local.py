@@ -51,7 +51,7 @@ MayDownload = Annotated[bool, MachineLocal(published=lambda value: value is Fals
 
 
 def is_importable(hint: Any) -> bool:
-    """Return whether a parameter with this type hint, with extras, takes an object named ``package.module:name``."""
+    """Return whether a parameter takes an object named ``package.module:name``, given its type hint with extras."""
     return any(isinstance(extra, Importable) for extra in getattr(hint, "__metadata__", ()))
 
 

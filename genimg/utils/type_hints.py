@@ -122,7 +122,7 @@ def describe_hint(hint: Any, of_object: str = "an object") -> str:
 
     Args:
         hint: The type hint.
-        of_object: Words for an object.
+        of_object: Text that stands for any object.
     """
     options = options_of(hint)
     words = [text for kind, text in SCALARS.items() if kind in options and kind is not types.NoneType]

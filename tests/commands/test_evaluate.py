@@ -377,7 +377,7 @@ def test_bad_input_gets_one_clear_message(arguments: list[str], words: list[str]
 def test_statistics_are_no_images(evaluate: Command) -> None:
     evaluate.succeed("real=a", "save_statistics=real.pt", *QUICK)
     evaluate.refuse("images=real.pt holds statistics", arguments=["images=real.pt", "real=a", *QUICK])
-    evaluate.refuse("holds statistics already", arguments=["real=real.pt", "save_statistics=again.pt", *QUICK])
+    evaluate.refuse("already holds statistics", arguments=["real=real.pt", "save_statistics=again.pt", *QUICK])
 
 
 def test_provenance_is_printed_as_json(evaluate: Command) -> None:

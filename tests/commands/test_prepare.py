@@ -189,7 +189,7 @@ def test_corrupt_files_are_left_out_counted_and_listed(home: Path, caplog: pytes
     [
         ([*PICTURES], "required"),
         (["output=PACKED"], "data.root"),
-        ([*PICTURES, "output=''"], "directory's"),
+        ([*PICTURES, "output=''"], "must name a directory"),
         ([*PICTURES, "output=PACKED", "+nonsense=1"], "nonsense"),
         ([*PICTURES, "output=PACKED", "+max_corupt=1"], "max_corupt"),
         ([*PICTURES, "output=PACKED", "+data.chanels=1"], "data.chanels"),

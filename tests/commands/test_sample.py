@@ -127,7 +127,7 @@ def test_through_the_command_line_a_list_of_labels_gives_a_row_for_each(runs: Pa
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     known = "give a number from 0 to 4 or a name: circle, square, triangle, cross, ring"
-    assert f"error: label=5 is no class of this model: {known}" in result.stderr
+    assert f"error: label=5 is not a class of this model: {known}" in result.stderr
 
 
 def test_one_label_fills_the_folder_and_lies_beside_the_checkpoints(runs: Path) -> None:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from genimg.evaluation.comparability import Difference, differences, flatten, in_words
+from genimg.evaluation.comparability import Difference, describe_differences, differences, flatten
 
 PROVENANCE = {
     "extractor": {
@@ -180,14 +180,14 @@ def test_differences_in_words_share_a_line_with_their_reason():
         Difference("b", "not recorded", "here", True, "another thing"),
         Difference("a.y", None, 0, True, "because"),
     ]
-    assert in_words(found) == (
+    assert describe_differences(found) == (
         "  because:\n"
         "    a.x: 1 against 2\n"
         "    a.y: None against 0\n"
         "  another thing:\n"
         "    b: not recorded against here"
     )  # fmt: skip
-    assert in_words([]) == ""
+    assert describe_differences([]) == ""
 
 
 def test_nested_mappings_become_dotted_keys():

@@ -580,7 +580,7 @@ def test_statistics_of_a_set_are_those_that_a_comparison_would_save(tmp_path):
 
 def test_statistics_of_another_number_of_features_are_refused():
     statistics = make_evaluator(LinearExtractor(num_features=7)).statistics(dataset(23, 0), CPU)
-    with raises(DataError, word="makes"):
+    with raises(DataError, word="has"):
         make_evaluator().compare(statistics, dataset(31, 1), CPU)
 
 

@@ -150,7 +150,7 @@ def test_another_extractor_is_refused_with_what_differs_and_nothing_else(tmp_pat
     own = Described().describe()
     with raises(DataError, word="real.pt") as caught:
         make_statistics().check_extractor(Described(**changes), tmp_path / "real.pt", accept_unrecorded=accept)
-    assert f"({key} {own[key]} there, {value} here)" in str(caught.value)
+    assert f"({key} {own[key]} in the file, {value} here)" in str(caught.value)
 
 
 def test_everything_that_differs_is_listed(tmp_path):

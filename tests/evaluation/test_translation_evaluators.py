@@ -338,7 +338,7 @@ def test_held_out_images_are_measured_where_there_are_any(caplog: pytest.LogCapt
         evaluator.evaluate(Translator(), alone, CPU)
     assert caplog.messages == [
         "there are no held-out images, so training images are measured: hold out a share of the data for validation, or "
-        "measure the test split with genimg-eval, where the data has one"
+        "measure the test split with genimg-eval, if the data has one"
     ]
     assert result.values == expected.values
     assert result.values != paired().evaluate(Translator(), noise(12), CPU).values

@@ -83,5 +83,5 @@ def test_a_model_with_labels_needs_one_condition() -> None:
     assert caught.value.key == "label"
     several = [Condition(str(label), {"label": torch.tensor([label])}) for label in range(2)]
     assert require_one(model, several[:1], "near=a.png") is several[0]
-    with raises(ConfigError, "near", word="goes"):
+    with raises(ConfigError, "near", word="one"):
         require_one(model, several, "near=a.png")

@@ -553,7 +553,7 @@ def test_an_augmentation_that_does_not_fit_the_images_is_named_by_its_path():
             },
             "needs a Lipschitz-constrained critic",
         ),
-        ({"penalties": {"r1": R1(gamma=1.0, image_size=16, batch_size=4, interval=1)}}, "batch norm mixes a batch"),
+        ({"penalties": {"r1": R1(gamma=1.0, image_size=16, batch_size=4, interval=1)}}, "discriminator's batch norm mixes"),
         (
             {
                 "loss": AdversarialLoss(

@@ -22,7 +22,7 @@ DISTRIBUTIONS = {
 def drawn(latent: Latent, way: str) -> torch.Tensor:
     """[5000, 4], by either way of drawing."""
     if way == "by_index":
-        return latent.of_indices(range(5000), 11)
+        return latent.at_indices(range(5000), 11)
     torch.manual_seed(11)
     return latent.random(5000, CPU)
 
@@ -64,13 +64,13 @@ def test_latents_by_index_depend_on_seed_and_index_alone(kind):
     torch.manual_seed(0)
     expected_next = torch.rand(3)
     torch.manual_seed(0)
-    whole = latent.of_indices(range(10), 3)
+    whole = latent.at_indices(range(10), 3)
     assert torch.equal(torch.rand(3), expected_next)  # the global stream is left alone
-    assert torch.equal(latent.of_indices([7, 2, 7], 3), whole[[7, 2, 7]])
-    assert torch.equal(latent.of_indices(range(5, 10), 3), whole[5:])
+    assert torch.equal(latent.at_indices([7, 2, 7], 3), whole[[7, 2, 7]])
+    assert torch.equal(latent.at_indices(range(5, 10), 3), whole[5:])
     assert torch.equal(whole, latent.from_normal(normal_latents(3, range(10), 4)))
     assert len({tuple(row) for row in whole.tolist()}) == 10
-    other = latent.of_indices(range(10), 4)
+    other = latent.at_indices(range(10), 4)
     assert not (other == whole).any()
 
 

@@ -193,7 +193,7 @@ def test_a_state_dict_holds_the_latents_and_the_fit():
     made.add(numbered(1, 2, 3))
     again = density()
     again.load_state_dict(made.state_dict())
-    assert torch.equal(again.of_indices(range(20), 0), made.of_indices(range(20), 0))
+    assert torch.equal(again.at_indices(range(20), 0), made.at_indices(range(20), 0))
     for each in (made, again):
         each.add(numbered(4, 5))
         each.fit()
@@ -209,8 +209,8 @@ def test_before_any_latents_it_is_the_prior(num_components):
     made = density(num_components=num_components)
     made.fit()
     prior = density(num_components=0)
-    assert torch.equal(made.of_indices(range(9), 1), prior.of_indices(range(9), 1))
-    drawn = prior.of_indices(range(4000), 1)
+    assert torch.equal(made.at_indices(range(9), 1), prior.at_indices(range(9), 1))
+    drawn = prior.at_indices(range(4000), 1)
     assert stats.kstest(drawn[:, 0].numpy(), "norm").pvalue > 0.01
 
 
@@ -225,10 +225,10 @@ def test_the_prior_keeps_no_latents():
 def test_a_latent_depends_on_seed_and_index_alone():
     made = filled()
     made.fit()
-    drawn = made.of_indices(range(40), 3)
-    assert torch.equal(made.of_indices([31, 2], 3), drawn[[31, 2]])
-    assert torch.equal(torch.cat([made.of_indices([i], 3) for i in range(40)]), drawn)
-    assert not torch.equal(made.of_indices(range(40), 4), drawn)
+    drawn = made.at_indices(range(40), 3)
+    assert torch.equal(made.at_indices([31, 2], 3), drawn[[31, 2]])
+    assert torch.equal(torch.cat([made.at_indices([i], 3) for i in range(40)]), drawn)
+    assert not torch.equal(made.at_indices(range(40), 4), drawn)
     assert drawn.dtype == torch.float32
 
 
@@ -237,7 +237,7 @@ def test_latents_follow_the_mixture():
     made = density()
     for buffer, value in zip((made.weights, made.means, made.factors), KNOWN, strict=True):
         buffer.copy_(value)
-    drawn = made.of_indices(range(6000), 0).double()
+    drawn = made.at_indices(range(6000), 0).double()
     nearest = KNOWN.log_densities(drawn).argmax(dim=1)
     counts = nearest.bincount(minlength=3)
     assert stats.chisquare(counts.numpy(), (WEIGHTS * 6000).numpy()).pvalue > 0.01
@@ -260,7 +260,7 @@ def test_truncation_brings_latents_nearer_to_the_mean_of_their_component():
     made = density()
     for buffer, value in zip((made.weights, made.means, made.factors), KNOWN, strict=True):
         buffer.copy_(value)
-    drawn = made.of_indices(range(200), 0)
+    drawn = made.at_indices(range(200), 0)
     nearer = made.truncated(drawn, 0.5).double()
     chosen = KNOWN.log_densities(drawn.double()).argmax(dim=1)
     white = torch.linalg.solve_triangular(FACTORS[chosen], (nearer - MEANS[chosen])[..., None], upper=False)

@@ -176,5 +176,5 @@ def test_other_tasks_show_what_the_network_answers():
 def test_check_shows_images_that_do_not_fit():
     with raises(RuntimeError, word="channels"):
         restoration(residual=False).check({"source": images(5), "target": images(3)})
-    with raises(ConfigError, "translator", word="gives"):
+    with raises(ConfigError, "translator", word="returns"):
         restoration(residual=False).check({"source": images(4), "target": images(2)})

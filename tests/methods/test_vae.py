@@ -598,7 +598,7 @@ def test_likelihoods_depend_neither_on_the_batch_nor_on_how_samples_are_divided(
     vae = build(above=above)
     batch = {"image": real_images()}
     whole = vae.log_likelihood(batch, 7, keys(4))
-    monkeypatch.setattr(module, "_MOST_DECODED", chunk)
+    monkeypatch.setattr(module, "_MAX_DECODED", chunk)
     pieces = [vae.log_likelihood({"image": real_images()[i : i + 1]}, 7, keys(1, i)) for i in range(4)]
     for name, value in vae.log_likelihood(batch, 7, keys(4)).items():
         assert torch.allclose(value, whole[name], rtol=1e-5, atol=1e-4), name
@@ -606,7 +606,7 @@ def test_likelihoods_depend_neither_on_the_batch_nor_on_how_samples_are_divided(
 
 
 def test_no_more_latents_are_decoded_at_once_than_fit(monkeypatch):
-    monkeypatch.setattr(module, "_MOST_DECODED", 12)
+    monkeypatch.setattr(module, "_MAX_DECODED", 12)
     vae, counts = build(), []
     vae.decoder.register_forward_hook(lambda _, inputs, __: counts.append(len(inputs[0])))
     vae.log_likelihood({"image": real_images()}, 7, keys(4))
@@ -758,7 +758,7 @@ def test_check_shows_a_shape_that_does_not_fit():
         build().check({"image": torch.zeros(4, 3, 16, 16)})
     settings = {"condition": Unconditional(), "likelihood": BERNOULLI}
     decoder = Decoder(image_size=32, channels=1, latent_dim=5, width=4, **settings)
-    with raises(ConfigError, "decoder", word="gives"):
+    with raises(ConfigError, "decoder", word="returns"):
         build(decoder=decoder).check({"image": real_images()})
 
 

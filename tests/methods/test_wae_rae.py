@@ -166,7 +166,7 @@ def trained(**changes) -> DeterministicAutoencoder:
 def test_samples_decode_latents_of_the_density_in_evaluation_mode(likelihood, expected):
     method = trained(likelihood=likelihood)
     drawn = method.draw(range(6), 3)
-    assert torch.equal(drawn["latent"], method.density.of_indices(range(6), 3))
+    assert torch.equal(drawn["latent"], method.density.at_indices(range(6), 3))
     samples = method.sample(drawn)
     assert method.training
     assert not samples.requires_grad

@@ -15,7 +15,7 @@ from pretend_runs import NAME, write_run
 
 from genimg.reporting.curves import NUM_LOOKS, charts_of, looks, nice_ticks, tick_digits
 from genimg.reporting.run_files import read_run
-from genimg.reporting.text import number_in_words
+from genimg.reporting.text import format_number
 
 RANGES = [
     (0.0, 90_000.0),
@@ -53,7 +53,7 @@ def test_the_axis_of_a_constant_begins_at_zero(low: float, high: float, ends: tu
 @pytest.mark.parametrize(("low", "high"), RANGES)
 def test_neighbouring_ticks_have_different_labels(low: float, high: float) -> None:
     ticks = nice_ticks(low, high)
-    labels = [number_in_words(tick, tick_digits(ticks)) for tick in ticks]
+    labels = [format_number(tick, tick_digits(ticks)) for tick in ticks]
     assert len(set(labels)) == len(labels)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from pretend_runs import write_picture, write_run
 
-from genimg.reporting.pictures import MOST_STEPS, Picture, gallery
+from genimg.reporting.pictures import MAX_STEPS, Picture, gallery
 from genimg.reporting.run_files import read_run
 
 
@@ -37,8 +37,8 @@ def test_of_many_pictures_evenly_spaced_ones_with_both_ends_are_shown_and_it_is_
         write_picture(folder, "samples", 10 * number, size=8)
     found = gallery([read_run(folder, "a")])
     images = [picture.images for picture in found.kinds["samples"][0]]
-    assert (len(images), images[0], images[-1]) == (MOST_STEPS, 0, 3000)
-    assert f"At most {MOST_STEPS} of up to 103" in found.notes[0]
+    assert (len(images), images[0], images[-1]) == (MAX_STEPS, 0, 3000)
+    assert f"At most {MAX_STEPS} of up to 103" in found.notes[0]
 
 
 def test_a_run_of_many_kinds_does_not_wait_long_for_its_report(tmp_path: Path) -> None:

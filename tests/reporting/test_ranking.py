@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pretend_runs import PROVENANCE, write_run
 
-from genimg.reporting.ranking import mean_in_words, rank, setting_label
+from genimg.reporting.ranking import format_mean, rank, setting_label
 from genimg.reporting.run_files import read_run
 from genimg.reporting.runs import Run
 from genimg.reporting.settings import swept_settings
@@ -78,6 +78,6 @@ def test_runs_of_several_seeds_are_one_row_with_mean_and_deviation(tmp_path: Pat
         pytest.approx(14.849242),
     ]
     assert [len(group.standings) for group in found.groups] == [1, 3, 2]
-    assert [mean_in_words(group) for group in found.groups] == ["11.5", "12 ± 2.8", "19.5 ± 15"]
+    assert [format_mean(group) for group in found.groups] == ["11.5", "12 ± 2.8", "19.5 ± 15"]
     assert found.noise == (pytest.approx(np.sqrt((np.var([10, 14], ddof=1) + np.var([9, 30], ddof=1)) / 2)), 4)
     assert rank(runs[4:]).noise is None

@@ -5,19 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from genimg.reporting.runs import Value
-from genimg.reporting.text import images_in_words, number_in_words, setting_in_words, thinned, value_in_words
+from genimg.reporting.text import format_images, format_number, format_setting, format_value, thinned
 
 
 def test_numbers_are_short() -> None:
-    assert [images_in_words(each) for each in (0, 999, 20_032, 1_500_000, None)] == ["0", "999", "20.03k", "1.5M", "—"]
+    assert [format_images(each) for each in (0, 999, 20_032, 1_500_000, None)] == ["0", "999", "20.03k", "1.5M", "—"]
     numbers = (0, 28.4859, 0.0001, 0.00001234, 123456.7, 1e9, -3.0, 12.0)
-    assert [number_in_words(each) for each in numbers] == ["0", "28.49", "0.0001", "1.23e-5", "123457", "1e9", "-3", "12"]
-    assert value_in_words(Value(28.4859, 27.91, 29.14)) == "28.49 [27.91, 29.14]"
-    assert value_in_words(Value(0.5, deviation=0.1234)) == "0.5 (sd 0.12)"
+    assert [format_number(each) for each in numbers] == ["0", "28.49", "0.0001", "1.23e-5", "123457", "1e9", "-3", "12"]
+    assert format_value(Value(28.4859, 27.91, 29.14)) == "28.49 [27.91, 29.14]"
+    assert format_value(Value(0.5, deviation=0.1234)) == "0.5 (sd 0.12)"
 
 
 def test_settings_are_written_as_in_a_config() -> None:
-    words = [setting_in_words(each) for each in (None, True, 1e-4, 3, [1, 2.5], "x")]
+    words = [format_setting(each) for each in (None, True, 1e-4, 3, [1, 2.5], "x")]
     assert words == ["null", "true", "0.0001", "3", "[1, 2.5]", "x"]
 
 

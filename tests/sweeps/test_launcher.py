@@ -143,7 +143,7 @@ def test_another_sweep_in_the_same_directory_is_refused_and_a_longer_one_is_not(
     ("arguments", "message"),
     [
         (["hydra/launcher=gpu_queue", "seed=0"], "hydra/launcher=gpu_queue has no effect on a single run: add -m for a sweep"),
-        (["-m", "sweep=gan_losses,r1_gamma"], "sweep=gan_losses: choose only one ready search, without -m"),
+        (["-m", "sweep=gan_losses,r1_gamma"], "sweep=gan_losses: choose only one predefined search, without -m"),
         (["-m", "run_dir=here", "seed=0,1"], "run_dir=here has no effect in a sweep: give hydra.sweep.dir"),
     ],
 )

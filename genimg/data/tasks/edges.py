@@ -34,7 +34,7 @@ class Canny:
         if not 0 < sigma < float("inf"):
             raise ValueError(f"sigma={sigma} must be more than 0 pixels")
         if not 0 < low <= high <= 1:
-            raise ValueError(f"low={low} and high={high} must be more than 0, at most 1, and in order")
+            raise ValueError(f"low={low} and high={high} must be more than 0 and at most 1, and low must not exceed high")
         self.sigma = sigma
         self.low = low
         self.high = high

@@ -1,5 +1,5 @@
 "use strict";
-// The page is whole without this script; it adds sorting, the sliders of samples, and charts that answer.
+// The page is complete without this script, which adds sorting, sliders for samples and interactive charts.
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const XML = Object.assign(document.createElement("div"), { innerHTML: "<svg></svg>" }).firstChild.namespaceURI;
@@ -47,10 +47,10 @@
   const tickDigits = (ticks) => Math.max(4, 2 + Math.ceil(Math.log10(Math.max(...ticks.map(Math.abs)) / (ticks[1] - ticks[0]))));
   const spansADecade = (values) => Math.min(...values) > 0 && Math.max(...values) >= 9.999 * Math.min(...values);
 
-  // Titles are aligned as their columns.
+  // Titles are aligned like their columns.
   for (const table of all("table")) all("thead th", table).forEach((header, column) => { header.classList.toggle("number", !!table.tBodies[0].rows[0] && table.tBodies[0].rows[0].cells[column].matches(".number")); });
 
-  // Tables that sort: missing values are last in both directions, equal ones keep their order.
+  // Sortable tables: missing values are last in both directions, equal ones keep their order.
   for (const table of all("table.sortable")) {
     const headers = all("thead th", table), body = table.tBodies[0], original = [...body.rows];
     headers.forEach((header, column) => header.querySelector("button").addEventListener("click", () => {
@@ -65,7 +65,7 @@
     }));
   }
 
-  // Samples: the picture of each run that was there at the time of the slider.
+  // Samples: the latest picture of each run at the slider's time.
   for (const kind of all(".kind")) {
     const slider = kind.querySelector("input[type=range]"), output = kind.querySelector("output");
     const viewers = all("figure", kind).map((figure) => {
@@ -141,8 +141,8 @@
         path += place ? `C${middle} ${inPixels(placed[place - 1].shares[row]).toFixed(1)} ${middle} ${y} ${x(place)} ${y}` : `M${x(0)} ${y}`;
       });
       const quality = best > worst ? Math.round((8 * (end.shares[row] - worst)) / (best - worst)) : 8;
-      const told = titles.map((title, place) => `${title} ${typeof axes[place][row] === "string" ? axes[place][row] : plain(axes[place][row], 5)}`);
-      const text = `${labels[row]}: ${told.slice(0, -1).join(", ")}; ${told[told.length - 1]}`;
+      const texts = titles.map((title, place) => `${title} ${typeof axes[place][row] === "string" ? axes[place][row] : plain(axes[place][row], 5)}`);
+      const text = `${labels[row]}: ${texts.slice(0, -1).join(", ")}; ${texts[texts.length - 1]}`;
       const line = svg("g", { class: `q${quality}`, tabindex: 0, role: "img", "aria-label": text });
       line.append(svg("title", {}, text), svg("path", { class: "wide", d: path }), svg("path", { class: "thread", d: path }));
       lines.append(line);
