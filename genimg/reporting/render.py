@@ -22,7 +22,7 @@ from genimg.reporting.importance import RULE, importances
 from genimg.reporting.pictures import gallery
 from genimg.reporting.ranking import mean_in_words, rank, setting_label
 from genimg.reporting.sections import Subject, contents, page_contents
-from genimg.reporting.settings import dataset_of, seed_of, swept_settings
+from genimg.reporting.settings import dataset_of, seed_in_words, swept_settings
 from genimg.utils.environment import git_commit
 from genimg.utils.files import atomically, check_writable
 from genimg.utils.mappings import flatten
@@ -131,7 +131,7 @@ def _environment(*, is_markdown: bool) -> Environment:
         "images": text.images_in_words, "number": text.number_in_words, "value": text.value_in_words,
         "duration": text.duration_in_words, "share": text.share_in_words, "setting": text.setting_in_words,
         "short": text.shortened, "count": "{:,}".format, "mean": mean_in_words, "setting_label": setting_label,
-        "dataset": dataset_of, "seed": seed_of, "relative_url": _relative_url,
+        "dataset": dataset_of, "seed": seed_in_words, "relative_url": _relative_url,
         "flatten": flatten,
         "unescaped": lambda override: re.sub(r"\\(.)", r"\1", override),
     }  # fmt: skip
