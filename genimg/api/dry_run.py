@@ -27,6 +27,7 @@ from genimg.training.components import TrainingComponents
 from genimg.training.logger import SilentLogger
 from genimg.training.trainer import Trainer
 from genimg.utils.distributed import world_size
+from genimg.utils.durations import time_in_words
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +66,8 @@ def rehearse(parts: TrainingComponents, duration: str) -> None:
                     "set a larger data.num_workers", workers, rate * workers)  # fmt: skip
         total = parts.settings.duration / (rate * workers)
     elif data.storage != "workers" and not isinstance(parts.source, ArrayDataset):
-        log.info("loading the images: about %s", _words(len(parts.source) / (rate * workers)))
-    log.info("training for %s: about %s", duration, _words(total))
+        log.info("loading the images: about %s", time_in_words(len(parts.source) / (rate * workers)))
+    log.info("training for %s: about %s", duration, time_in_words(total))
     _report_evaluation(parts, sample)
     log.info("dry run: no run directory was made")
 
@@ -143,7 +144,7 @@ def _report_evaluation(parts: TrainingComponents, sample: ImageLoader) -> None:
         before = time.perf_counter()
         evaluator.evaluate(parts.method.eval(), sample, parts.device, num_images=count)
         seconds = (time.perf_counter() - before) / count
-        log.info("%d evaluation%s, about %s for 100 images", number, "s" * (number != 1), _words(100 * seconds))
+        log.info("%d evaluation%s, about %s for 100 images", number, "s" * (number != 1), time_in_words(100 * seconds))
         return
     with full_float32():
         method = parts.method.eval()
@@ -155,8 +156,8 @@ def _report_evaluation(parts: TrainingComponents, sample: ImageLoader) -> None:
         generating = _seconds(lambda: made.images(np.arange(count))[0]) / count
         extracting = sum(_seconds(partial(_features, each, images)) for each in extractors) / count
     log.info("%d evaluation%s of %d images, about %s each, and %s once for the real images, unless their statistics are cached",
-             number, "s" * (number != 1), evaluator.num_images, _words((generating + extracting) * evaluator.num_images),
-             _words(extracting * len(parts.source)))  # fmt: skip
+             number, "s" * (number != 1), evaluator.num_images, time_in_words((generating + extracting) * evaluator.num_images),
+             time_in_words(extracting * len(parts.source)))  # fmt: skip
 
 
 def _features(extractor: Extractor, images: torch.Tensor) -> torch.Tensor:
@@ -171,9 +172,3 @@ def _seconds(compute: Callable[[], torch.Tensor]) -> float:
         compute().cpu()
         times.append(time.perf_counter() - before)
     return min(times)
-
-
-def _words(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
