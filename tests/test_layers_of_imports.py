@@ -70,7 +70,7 @@ def imported_modules(tree):
 def test_the_checks_see_the_whole_package():
     assert {"genimg.cli", "genimg.training.update", "genimg.methods.gan", "genimg.data.datasets.builtin"} <= TREES.keys()
     assert ("genimg.training.update", "Updater") in set(imports(TREES["genimg.training.trainer"]))
-    assert "genimg.config.instantiate" in set(imported_modules(TREES["genimg.commands.features"]))
+    assert "genimg.config.instantiate" in set(imported_modules(TREES["genimg.commands.prepare"]))
 
 
 def test_every_module_has_a_layer():

@@ -27,6 +27,7 @@ from genimg.training.components import TrainingComponents
 from genimg.training.logger import SilentLogger
 from genimg.training.trainer import Trainer
 from genimg.utils.distributed import world_size
+from genimg.utils.durations import time_in_words
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +66,9 @@ def rehearse(parts: TrainingComponents, duration: str) -> None:
                     "set a larger data.num_workers", workers, rate * workers)  # fmt: skip
         total = parts.settings.duration / (rate * workers)
     elif data.storage != "workers" and not isinstance(parts.source, ArrayDataset):
-        log.info("loading the images: about %s", _words(len(parts.source) / (rate * workers)))
-    log.info("training for %s: about %s", duration, _words(total))
-    _report_evaluation(parts, sample)
+        log.info("loading the images: about %s", time_in_words(len(parts.source) / (rate * workers)))
+    log.info("training for %s: about %s", duration, time_in_words(total))
+    _report_evaluation(parts, trainer, sample)
     log.info("dry run: no run directory was made")
 
 
@@ -116,11 +117,12 @@ def _time_steps(trainer: Trainer) -> float:
 
 
 def _report_memory(parts: TrainingComponents, trainer: Trainer) -> None:
-    state = sum(tensor.nbytes for tensor in parts.method.state_dict().values())
-    state += sum(value.nbytes for average in trainer.averages.values() for value in average.state_dict().values())
-    state += sum(v.nbytes for o in trainer.optimizers.values() for s in o.state.values() for v in s.values()
-                 if isinstance(v, torch.Tensor))  # fmt: skip
-    log.info("a checkpoint: %.0f MB; %d are kept, the best one, and one by time", state / 1e6, parts.settings.keep_last)
+    size = bytes_of(trainer.state_dict())
+    log.info("a checkpoint: %.0f MB; %d are kept, the best one, and one by time", size / 1e6, parts.settings.keep_last)
+    for name, average in trainer.averages.items():
+        if count := average.profile.num_snapshots:
+            size = bytes_of(average.state_dict())
+            log.info("snapshots of the average %s: at most %d of %.0f MB each", name, count, size / 1e6)
     if parts.device.type == "cuda":
         total = torch.cuda.get_device_properties(parts.device).total_memory
         log.info("GPU memory: %.2f GB at most, of %.0f", torch.cuda.max_memory_allocated(parts.device) / 1e9, total / 1e9)
@@ -134,20 +136,27 @@ def _report_memory(parts: TrainingComponents, trainer: Trainer) -> None:
              resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9)  # fmt: skip
 
 
-def _report_evaluation(parts: TrainingComponents, sample: ImageLoader) -> None:
+def bytes_of(state: object) -> int:
+    """Return the bytes of all tensors in nested mappings and lists, such as a trainer's ``state_dict``."""
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    children = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return sum(map(bytes_of, children))
+
+
+def _report_evaluation(parts: TrainingComponents, trainer: Trainer, sample: ImageLoader) -> None:
     if parts.evaluator is None:
         return
-    evaluator = parts.evaluator.evaluator
+    evaluator, method = parts.evaluator.evaluator, trainer.sampled.eval()  # with the weights that the training measures
     number = -(-parts.settings.duration // parts.evaluator.interval)
     if not isinstance(evaluator, Evaluator):
         count = min(8, len(sample.source))
         before = time.perf_counter()
-        evaluator.evaluate(parts.method.eval(), sample, parts.device, num_images=count)
+        evaluator.evaluate(method, sample, parts.device, num_images=count)
         seconds = (time.perf_counter() - before) / count
-        log.info("%d evaluation%s, about %s for 100 images", number, "s" * (number != 1), _words(100 * seconds))
+        log.info("%d evaluation%s, about %s for 100 images", number, "s" * (number != 1), time_in_words(100 * seconds))
         return
     with full_float32():
-        method = parts.method.eval()
         assert isinstance(method, Generates)
         extractors = [extractor.to(parts.device) for extractor in evaluator.extractors]
         made = evaluator.generated(method, parts.device, ())
@@ -156,8 +165,8 @@ def _report_evaluation(parts: TrainingComponents, sample: ImageLoader) -> None:
         generating = _seconds(lambda: made.images(np.arange(count))[0]) / count
         extracting = sum(_seconds(partial(_features, each, images)) for each in extractors) / count
     log.info("%d evaluation%s of %d images, about %s each, and %s once for the real images, unless their statistics are cached",
-             number, "s" * (number != 1), evaluator.num_images, _words((generating + extracting) * evaluator.num_images),
-             _words(extracting * len(parts.source)))  # fmt: skip
+             number, "s" * (number != 1), evaluator.num_images, time_in_words((generating + extracting) * evaluator.num_images),
+             time_in_words(extracting * len(parts.source)))  # fmt: skip
 
 
 def _features(extractor: Extractor, images: torch.Tensor) -> torch.Tensor:
@@ -172,9 +181,3 @@ def _seconds(compute: Callable[[], torch.Tensor]) -> float:
         compute().cpu()
         times.append(time.perf_counter() - before)
     return min(times)
-
-
-def _words(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

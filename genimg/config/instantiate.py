@@ -452,16 +452,15 @@ def _parameters(target: Any) -> list[str]:
     return [name for name in inspect.signature(target).parameters if name not in ("self", "args", "kwargs")]
 
 
-def builder_of(state: Node, allow: Sequence[str], named: Named = frozenset()) -> Builder:
-    """Return a builder for a checkpoint's config that builds nothing that only training needs.
+def builder_of(state: Node, allow: Sequence[str]) -> Builder:
+    """Return a builder for a checkpoint's config that builds nothing that only training needs and reads no local files.
 
     Args:
         state: The checkpoint's contents.
         allow: Packages that the user trusts, besides genimg.
-        named: Values of machine-local parameters that the user names, see ``Builder``.
     """
     batch_size = state["config"]["trainer"]["batch_size"]
-    return Builder((*ALLOWED, *allow), epoch_size=state["num_images"], batch_size=batch_size, named=named, trains=False)
+    return Builder((*ALLOWED, *allow), epoch_size=state["num_images"], batch_size=batch_size, named=frozenset(), trains=False)
 
 
 def present_name(target: str) -> str:

@@ -7,9 +7,7 @@ import json
 import logging
 import re
 import threading
-from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -19,17 +17,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genimg.data.copies import Job, Record, copy_name, read_image, stem, write_copies
+from genimg.data.corrupt import too_many
 from genimg.data.decode import PixelFormat
 from genimg.data.packing import CORRUPT
 from genimg.errors import ConfigError, DataError
 from genimg.utils.files import atomically, naming_full_disk
 from genimg.utils.images import grid, to_float, write_png
 from genimg.utils.outputs import own_folder, stamp_of
+from genimg.utils.threads import map_in_order
 
 log = logging.getLogger(__name__)
 
 _SIDES = {"horizontal_flip": ("left", "right"), "vertical_flip": ("above", "below", "top", "bottom")}
-_AHEAD = 4  # images per thread, so no thread waits for another's large file
 _MOST_ROWS, _MOST_COPIES, _CELL = 8, 8, 128  # rows and columns of the preview; pixels of a cell
 
 
@@ -121,7 +120,7 @@ def _write_all(job: Job, folder: Path, max_corrupt: int | None, num_workers: int
             if isinstance(result, str):
                 problems.append(result)
                 if max_corrupt is not None and len(problems) > max_corrupt:
-                    raise DataError(_too_many(problems, max_corrupt), key="max_corrupt")
+                    raise too_many(problems, max_corrupt)
             else:
                 kept.append(index)
                 metadata.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in result)
@@ -134,20 +133,13 @@ def _write_all(job: Job, folder: Path, max_corrupt: int | None, num_workers: int
 
 
 def _made(job: Job, folder: Path, workers: int) -> Generator[list[Record] | str, None, None]:
-    """Write the copies of each image, and yield their records or the image's error, in order."""
-    pool = ThreadPoolExecutor(workers)
-    waiting: deque[Future[list[Record] | str]] = deque()
+    """Write the copies of each image in threads, and return their records or the image's error, in order."""
     stopped = threading.Event()
-    try:
-        for index in range(len(job.paths)):
-            waiting.append(pool.submit(write_copies, job, index, folder, stopped))
-            if len(waiting) > _AHEAD * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        stopped.set()
-        pool.shutdown(cancel_futures=True)
+
+    def write(index: int) -> list[Record] | str:
+        return write_copies(job, index, folder, stopped)
+
+    return map_in_order(write, range(len(job.paths)), num_threads=workers, stopped=stopped)
 
 
 def _write_preview(job: Job, kept: Sequence[int], folder: Path, picture: Path, command: str) -> None:
@@ -185,11 +177,3 @@ def _one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _too_many(problems: list[str], allowed: int) -> str:
-    names = "\n  ".join(problems[:10])
-    return (
-        f"{len(problems)} corrupt image{'s' * (len(problems) > 1)}, more than max_corrupt={allowed} allows; remove or repair "
-        f"them, or skip them with a higher max_corrupt:\n  {names}"
-    )

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from genimg.data.image_files import ImageFiles
 from genimg.errors import ConfigError, DataError
 from genimg.types import height_width
-from genimg.utils.pillow import open_header, orientation, upright
+from genimg.utils.pillow import open_header, upright, upright_size
 
 FITS = ("crop", "stretch", "pad")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -167,8 +167,7 @@ def common_format(files: ImageFiles) -> PixelFormat:
     for path in tqdm(files.paths, desc="reading sizes", unit="image", leave=False, disable=None):
         try:
             with open_header(files.open(path)) as image:
-                sideways = orientation(image) in (5, 6, 7, 8)
-                found = image.size[::-1] if sideways else image.size
+                found = upright_size(image)
                 channels = channels if image.mode in _GREY else 3
         except (OSError, ValueError) as error:
             raise DataError(

@@ -7,10 +7,9 @@ import hashlib
 import io
 import json
 import zlib
-from collections import deque
 from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,11 +23,11 @@ from genimg.data.corrupt import none_decodable, too_many
 from genimg.data.datasets.builtin import CorruptImageError, ImageDataset
 from genimg.data.packed_files import CAPTIONS, CHECKSUMS, LABELS, Description, Shard
 from genimg.utils.environment import num_cores
+from genimg.utils.threads import map_in_order
 
 CORRUPT = "corrupt.txt"
 _PIECE_BYTES = 2**23  # bytes of decoded images per task of a thread
 _PIECE_IMAGES = 64
-_PIECES_AHEAD = 4  # per thread, so no thread waits for another's large file
 
 
 @dataclass(frozen=True)
@@ -178,23 +177,13 @@ def image_bytes(source: ImageDataset) -> int:
 
 
 def _decoded(source: ImageDataset, num_threads: int) -> Generator[_Piece, None, None]:
-    """Yield all images in order, decoded ahead in threads; Pillow releases the GIL while decoding."""
+    """Return all images in order, decoded ahead in threads; Pillow releases the GIL while decoding."""
     size = max(1, min(_PIECE_IMAGES, _PIECE_BYTES // image_bytes(source)))
-    pool = ThreadPoolExecutor(num_threads)
-    waiting: deque[Future[_Piece]] = deque()
-    try:
-        for start in range(0, len(source), size):
-            waiting.append(pool.submit(_decode, source, start, min(start + size, len(source))))
-            if len(waiting) > _PIECES_AHEAD * num_threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    pieces = (np.arange(start, min(start + size, len(source)), dtype=np.int64) for start in range(0, len(source), size))
+    return map_in_order(partial(_decode, source), pieces, num_threads=num_threads)
 
 
-def _decode(source: ImageDataset, start: int, stop: int) -> _Piece:
-    indices = np.arange(start, stop, dtype=np.int64)
+def _decode(source: ImageDataset, indices: NDArray[np.int64]) -> _Piece:
     try:
         return _Piece(source.read_many(indices), indices, [])
     except CorruptImageError:  # rare, so images are read one by one only now

@@ -21,11 +21,10 @@ from genimg.utils.images import grid as grid_of_images
 from genimg.utils.images import on_white, to_float, to_uint8
 from genimg.utils.outputs import require_own_file, require_own_folder
 from genimg.utils.paths import expanded
-from genimg.utils.pillow import open_header, open_image, orientation, upright
+from genimg.utils.pillow import open_header, open_image, upright, upright_size
 
 _UNREADABLE = (OSError, ValueError)
 _MAX_NAMED = 5  # invalid files named in a message
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _WHITE = 128  # lowest mask level that marks a missing pixel
 _CELL = 256  # maximum side in pixels of a picture in the grid
 
@@ -164,8 +163,8 @@ def with_sizes(pictures: Sequence[Picture]) -> list[Picture]:
     for file in tqdm(files, desc="reading sizes", unit="image", leave=False, delay=1.0, disable=None):
         try:
             with open_header(file) as image:
-                sideways = orientation(image) in _SIDEWAYS
-                sizes[file] = (image.width, image.height) if sideways else (image.height, image.width)
+                width, height = upright_size(image)
+                sizes[file] = height, width
         except _UNREADABLE as error:
             broken.append(f"{file} ({_reason(error)})")
     if broken:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genimg.inference.conditions import KEYS, Condition
+from genimg.inference.conditions import KEYS
 from genimg.types import Batch
 from genimg.utils.files import atomically
 from genimg.utils.images import on_white, save_png, to_float, to_uint8
@@ -124,39 +124,6 @@ class Archive(Sink):
             with temporary.open("wb") as file:
                 np.savez(file, **arrays)
             stamp_archive(temporary, self._record)
-
-
-def folder_name(
-    conditions: Sequence[Condition],
-    *,
-    seed: int,
-    by_label: bool,
-    sampling: Mapping[str, Any],
-    weights: str | None,
-    near: str | None,
-    spread: float | None,
-    interpolate: str | None,
-    reconstruct: str | None,
-) -> str:
-    """Return the directory name of samples or reconstructions, with every option that changes the images.
-
-    Args:
-        conditions: Requested conditions.
-        seed: Seed of the images.
-        by_label: Whether the conditions are classes, whose names are short.
-        sampling: Sampling options of the model that are set, by name.
-        weights: Name of the weights, if they are chosen.
-        near, spread, interpolate, reconstruct: Options of genimg-sample; None if not set.
-    """
-    if reconstruct is not None:
-        return "-".join(part for part in ("reconstructions", Path(reconstruct).stem, conditions[0].name) if part)
-    several = "-".join(condition.name for condition in conditions)[:80] if by_label else "texts"
-    parts = [f"samples-seed{seed}", conditions[0].name if len(conditions) == 1 else several]
-    parts += [f"{key}-{value}" if isinstance(value, str) else f"{key}{value:g}" for key, value in sampling.items()]
-    parts += [f"near-{Path(near).stem}-{spread:g}"] if near is not None else []
-    parts += [interpolate] if interpolate is not None else []
-    parts += [weights.replace(" ", "")] if weights is not None else []
-    return "-".join(part for part in parts if part)
 
 
 def _channels_last(images: Tensor) -> NDArray[np.uint8]:

@@ -79,7 +79,7 @@ class DeterministicAutoencoder(ConditionalMethod):
 
     def _loss(self, batch: Batch, *, latents: list[Tensor]) -> tuple[Tensor, Metrics]:
         """Return the loss of a microbatch, and append its latents to ``latents``."""
-        batch = batch | {"image": self.loss.likelihood.observed(batch["image"])}
+        batch = self._observed(batch)
         latent = self._encode(batch)
         latents.append(latent.detach().clone())
         loss, parts = self.loss(batch["image"], latent, self.decoder, self._condition(batch))
@@ -143,6 +143,7 @@ class DeterministicAutoencoder(ConditionalMethod):
         return drawn | {"latent": latent + spread * (drawn["latent"].to(latent.device) - self.density.mean())}
 
     def _observed(self, batch: Batch) -> Batch:
+        """Replace the images by those that the encoder and the likelihood see."""
         return batch | {"image": self.loss.likelihood.observed(batch["image"])}
 
     def _decode(self, latent: Tensor, condition: Tensor) -> Tensor:

@@ -106,7 +106,6 @@ class Features(nn.Module):
             raise ValueError(f"kernel_size={kernel_size} must be 4 or 5")
         require_least(1, width=width)
         count, base = halvings(image_size, bottom_size=bottom_size)
-        self.condition_channels = condition_channels
         padding = (kernel_size - 1) // 2
         features = width
         layers: list[nn.Module] = [

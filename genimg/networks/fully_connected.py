@@ -104,7 +104,6 @@ class Features(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout} must be 0 or more and below 1")
         self.channels = channels
-        self.condition_channels = condition_channels
         self.num_features = int(widths[-1])
         layers: list[nn.Module] = []
         inputs = channels * math.prod(height_width(image_size)) + condition_channels

@@ -117,7 +117,6 @@ class Features(nn.Module):
         if negative_slope < 0:
             raise ValueError(f"negative_slope={negative_slope} must be 0 or more")
         count, base = halvings(image_size, bottom_size=bottom_size)
-        self.condition_channels = condition_channels
         self.pooling = pooling
         inputs = channels + condition_channels
         layers: list[nn.Module] = []

@@ -269,7 +269,6 @@ class Features(nn.Module):
         outputs = complete_widths(widths, count + num_flat_blocks)
         sides = [min(height_width(image_size)) // 2 ** (level + 1) for level in range(count)]
         _check_attention(attention_at, dict(zip(sides, outputs, strict=False)))  # outputs also has the flat blocks
-        self.condition_channels = condition_channels
         self.num_features = outputs[-1]
         self.pooling = pooling
         self.blocks = nn.ModuleList()

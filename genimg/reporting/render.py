@@ -22,7 +22,7 @@ from genimg.reporting.importance import RULE, importances
 from genimg.reporting.pictures import gallery
 from genimg.reporting.ranking import format_mean, rank, setting_label
 from genimg.reporting.sections import Subject, contents, page_contents
-from genimg.reporting.settings import dataset_of, seed_of, swept_settings
+from genimg.reporting.settings import dataset_of, format_seed, swept_settings
 from genimg.utils.environment import git_commit
 from genimg.utils.files import atomically, check_writable
 from genimg.utils.mappings import flatten
@@ -131,7 +131,7 @@ def _environment(*, is_markdown: bool) -> Environment:
         "images": text.format_images, "number": text.format_number, "value": text.format_value,
         "duration": text.format_duration, "share": text.format_share, "setting": text.format_setting,
         "short": text.shortened, "count": "{:,}".format, "mean": format_mean, "setting_label": setting_label,
-        "dataset": dataset_of, "seed": seed_of, "relative_url": _relative_url,
+        "dataset": dataset_of, "seed": format_seed, "relative_url": _relative_url,
         "flatten": flatten,
         "unescaped": lambda override: re.sub(r"\\(.)", r"\1", override),
     }  # fmt: skip

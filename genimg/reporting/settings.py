@@ -94,12 +94,12 @@ def seed_groups(runs: Sequence[Run]) -> list[list[int]]:
         alike[(bool(run.settings), *sorted(kept.items())) if kept else number].append(number)
     groups: list[list[int]] = []
     for numbers in alike.values():
-        seeds = {seed_of(runs[number]) for number in numbers}
+        seeds = {format_seed(runs[number]) for number in numbers}
         groups += [numbers] if len(seeds) == len(numbers) else [[number] for number in numbers]
     return groups
 
 
-def seed_of(run: Run) -> str:
+def format_seed(run: Run) -> str:
     """Return the seed of a run's config or overrides as text; empty if it is unknown."""
     return str(_all_settings(run).get("seed", ""))
 

@@ -23,6 +23,7 @@ MOST_PIXELS = 178_956_970
 """Width times height; twice what Pillow warns of."""
 
 _MOST_BYTES = 2**30  # memory of an image during decoding
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _BYTES_OF_DEEP = 16  # per pixel: 16 and 32 bits are scaled in double precision
 _BYTES = 4
 
@@ -85,15 +86,15 @@ def upright(image: Image.Image) -> Image.Image:
     return turned
 
 
-def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of an image, 1 to 8, without decoding it.
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return the width and height that ``upright`` gives an image, without decoding it.
 
     Raises:
         UndecodableImageError: If the orientation data is damaged.
     """
     with _decoding():
-        found = Image.Image.getexif(image).get(0x0112, 1)  # a PNG's own method would decode the image to find more
-    return found if isinstance(found, int) else 1
+        orientation = Image.Image.getexif(image).get(0x0112, 1)  # a PNG's own method would decode the image to find more
+    return image.size[::-1] if isinstance(orientation, int) and orientation in _SIDEWAYS else image.size
 
 
 def suffixes() -> tuple[str, ...]:

@@ -126,18 +126,12 @@ def normal_latents(seed: int, indices: Sequence[int], latent_dim: int) -> Tensor
     return torch.stack(rows)
 
 
-def bits_field(keys: NDArray[np.uint64], count: int, device: torch.device) -> Tensor:
-    """Generate 64-bit random integers, int64 [N, count], on the device; row i depends only on ``keys[i]``.
-
-    They are the first outputs of SplitMix64 seeded with the key, in arithmetic that wraps as for unsigned integers.
-
-    Args:
-        keys: Well-mixed keys [N], as from ``keys_of``; similar keys would give shifts of one sequence.
-    """
-    return _bits(torch.from_numpy(keys.view(np.int64)).to(device, non_blocking=True), count)
-
-
 def _bits(keys: Tensor, count: int) -> Tensor:
+    """Generate 64-bit random integers, int64 [N, count]: the first outputs of SplitMix64 seeded with each key.
+
+    The arithmetic wraps as for unsigned integers. Keys must be well mixed, as from ``keys_of``; similar keys would give shifts
+    of one sequence.
+    """
     counter = torch.arange(1, count + 1, device=keys.device)
     return _mixed_(keys[:, None] + _signed(_GOLDEN) * counter)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +20,15 @@ from PIL import Image
 from test_resume import MODELS, TINY, losses_of, records
 
 from genimg.api.assemble import assemble
+from genimg.api.dry_run import bytes_of, rehearse
 from genimg.config.compose import Config
 from genimg.errors import ConfigError
 from genimg.methods.base import Method
-from genimg.training import autotune
+from genimg.training import autotune, checkpoint
 from genimg.training.components import TrainingComponents
 from genimg.training.decisions import Decisions
+from genimg.training.ema import PowerFunction
+from genimg.training.logger import SilentLogger
 from genimg.training.performance import Performance, _trained_networks
 from genimg.utils.paths import config_dir
 
@@ -76,6 +81,21 @@ def test_a_dry_run_finds_corrupt_images(tmp_path: Path, environment: dict[str, s
     assert status == 2
     assert "7.png" in output
     assert "Traceback" not in output
+
+
+def test_the_averages_are_part_of_the_cost(tmp_path: Path, parts: TrainingComponents, caplog: pytest.LogCaptureFixture) -> None:
+    power = PowerFunction(length=0.05, num_snapshots=7)
+    parts = replace(parts, profiles={"first": power, "second": PowerFunction(length=0.1, num_snapshots=0)})
+    with caplog.at_level(logging.INFO):
+        rehearse(parts, "4 steps")
+    assert "snapshots of the average first: at most 7 of 0 MB each" in caplog.text
+    assert "average second" not in caplog.text
+    trainer = parts.trainer(folder=tmp_path, make_logger=lambda *_: SilentLogger(), describe={})
+    state = trainer.state_dict()
+    size, generator = bytes_of(state), bytes_of(parts.method.generator.state_dict())
+    assert size == bytes_of({key: value for key, value in state.items() if key != "averages"}) + 2 * generator
+    checkpoint.save(state, tmp_path / "one.pt")
+    assert size < (tmp_path / "one.pt").stat().st_size
 
 
 @pytest.mark.parametrize("value", ["1", "maybe"])

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from genimg.commands import features
+from genimg.api import train_features as library
 from genimg.commands.features import train_features
 from genimg.errors import ConfigError
 from genimg.utils.paths import config_dir
@@ -148,7 +148,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_training(home: Pat
     write_pictures(home / "pictures")
     (home / "occupied").write_text("a file")
     trained: list[object] = []
-    monkeypatch.setattr(features, "train_classifier", lambda *arguments, **keywords: trained.append(arguments))
+    monkeypatch.setattr(library, "train_classifier", lambda *arguments, **keywords: trained.append(arguments))
     with initialize_config_dir(config_dir(), version_base="1.3"):
         config = compose("features", [*SMALL, "name=greys", "output=occupied"])
     with raises(OSError, word="occupied"):

@@ -594,7 +594,7 @@ def test_a_model_that_leaves_the_number_of_classes_to_the_data_gets_it_everywher
     source = build_dataset(config, BUILDER)
     method = tiny.method_of(config, source, BUILDER)
     assert method.num_classes == method.generator.condition.num_classes == 5
-    assert method.discriminator.features.condition_channels == 5
+    assert method.discriminator.features.layers[0].in_channels == source.shape[0] + 5
 
 
 @pytest.mark.parametrize("override", ["penalty=[r1]", "discriminator_augment=ada"])

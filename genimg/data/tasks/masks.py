@@ -86,10 +86,7 @@ class Boxes(Mask):
         self.side = checked_range("side", side, 0.0, 1.0, above=True)
 
     def check(self, height: int, width: int) -> None:
-        if self.side[0] * min(height, width) < 1:
-            raise ConfigError(
-                f"side={self.side[0]} is less than a pixel of {height}x{width}: set it to {1 / min(height, width):.3g} or more"
-            )
+        _require_a_pixel("side", self.side[0], height, width)
 
     def __call__(self, positions: NDArray[np.int64], seed: int, *, height: int, width: int, device: torch.device) -> Tensor:
         box = np.arange(self.num_boxes)[:, None]
@@ -134,11 +131,7 @@ class Strokes(Mask):
         self.width = checked_range("width", width, 0.0, 1.0, above=True)
 
     def check(self, height: int, width: int) -> None:
-        if self.width[0] * min(height, width) < 1:
-            raise ConfigError(
-                f"width={self.width[0]} is less than a pixel of {height}x{width}: set it to "
-                f"{1 / min(height, width):.3g} or more"
-            )
+        _require_a_pixel("width", self.width[0], height, width)
 
     def __call__(self, positions: NDArray[np.int64], seed: int, *, height: int, width: int, device: torch.device) -> Tensor:
         stroke = np.arange(self.num_strokes)[:, None]
@@ -241,4 +234,12 @@ class Files(Mask):
         raise DataError(
             f"folder={self.folder} holds the mask {path} of {size} pixels, but images are {height}x{width} (height x width): "
             "resize the masks without smoothing, or resize the images to the masks' size"
+        )
+
+
+def _require_a_pixel(name: str, share: float, height: int, width: int) -> None:
+    """Check that a share of the shorter side is a pixel or more; ``name`` is its parameter."""
+    if share * min(height, width) < 1:
+        raise ConfigError(
+            f"{name}={share} is less than a pixel of {height}x{width}: set it to {1 / min(height, width):.3g} or more"
         )

@@ -1,0 +1,229 @@
+"""Requests of genimg-sample: their checks and defaults, the names of their outputs, and their execution by a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genimg.data.facts import DataFacts
+from genimg.errors import ConfigError
+from genimg.inference.conditions import Condition, find_conditions, name_of_label
+from genimg.inference.interpolation import Loop, write_loops
+from genimg.inference.options import sampling_options
+from genimg.inference.reconstruct import pixel_format, read_near, reconstruct
+from genimg.inference.sample import Sampler
+from genimg.inference.sample_files import Archive, Files
+from genimg.inference.sample_grid import write_samples
+from genimg.methods.capabilities import Generates, Reconstructs, TakesConditions
+from genimg.utils.numbers import require_least
+from genimg.utils.outputs import Record
+from genimg.utils.paths import expanded
+from genimg.utils.regular_files import refuse_links
+
+_EXCLUDE = {"reconstruct": ("near", "interpolate"), "near": ("interpolate",)}
+_USUAL_SPREAD = 0.5  # around an image, in standard deviations of the prior
+_USUAL_FRAMES, _USUAL_SPEED = 8, 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """The options of genimg-sample that describe images and their output, each with the option's name.
+
+    Attributes:
+        num_images: Number of images of each condition, or of latents with ``interpolate``.
+        seed: Seed of the images.
+        batch_size: Number of images in a batch.
+        label, text: One class or caption, or a list; None for none.
+        sampling: Sampling options of the model, by name.
+        weights: Weights that the user chose; None for the usual ones.
+        near: Path of the image around which to sample; None to sample the prior.
+        spread: Spread around ``near``, in standard deviations of the prior; None for the default.
+        reconstruct: Path of the image or directory to reconstruct; None to sample.
+        interpolate: ``linear`` or ``spherical`` for a loop through latents; None for single images.
+        frames, frames_per_second: Settings of the loop (see ``Loop``); None for the defaults.
+        output: Path of a directory or .npz file; None or empty for a directory named after the request.
+        class_folders: Whether to write a subdirectory for each class.
+
+    Raises:
+        ConfigError: If an option is out of range or contradicts another.
+    """
+
+    num_images: int
+    seed: int
+    batch_size: int
+    label: Any
+    text: Any
+    sampling: Mapping[str, Any]
+    weights: str | float | None
+    near: str | None
+    spread: float | None
+    reconstruct: str | None
+    interpolate: str | None
+    frames: int | None
+    frames_per_second: float | None
+    output: str | None
+    class_folders: bool
+
+    def __post_init__(self) -> None:
+        if self.loop is None:
+            self._refuse_settings_of_loop()
+        if self.near is None and self.spread is not None:
+            raise ConfigError(f"spread={self.spread} has no effect without near=IMAGE: remove it")
+        require_least(1, num_images=self.num_images, batch_size=self.batch_size)
+        if self.spread is not None and not self.spread >= 0:
+            raise ConfigError(f"spread={self.spread} must be a number of standard deviations, 0 or more")
+        self._refuse_contradictions()
+        self._check_kind_of_output()
+
+    @property
+    def loop(self) -> Loop | None:
+        """The loop through latents, or None for single images."""
+        if self.interpolate is None:
+            return None
+        return Loop(
+            interpolate=self.interpolate,
+            num_images=self.num_images,
+            frames=_USUAL_FRAMES if self.frames is None else self.frames,
+            frames_per_second=_USUAL_SPEED if self.frames_per_second is None else self.frames_per_second,
+        )
+
+    @property
+    def spread_or_default(self) -> float | None:
+        """Spread around ``near``, in standard deviations of the prior; None without ``near``."""
+        return _USUAL_SPREAD if self.near is not None and self.spread is None else self.spread
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """Options stored with the images."""
+        return {
+            "num_images": self.num_images, "seed": self.seed, "label": self.label, "text": self.text,
+            "sampling": self.sampling, "near": self.near, "spread": self.spread_or_default, "reconstruct": self.reconstruct,
+        }  # fmt: skip
+
+    def output_path(self, conditions: Sequence[Condition], run_dir: Path) -> Path:
+        """Return the absolute path of the output, by default in the run directory.
+
+        Raises:
+            UnsafeFileError: If the default is a link.
+        """
+        if self.output:
+            return expanded("output", self.output).resolve()
+        path = run_dir / self.folder_name(conditions)
+        refuse_links(path, below=run_dir)
+        return path.resolve()
+
+    def folder_name(self, conditions: Sequence[Condition]) -> str:
+        """Return the default directory name, with every option that changes the images."""
+        if self.reconstruct is not None:
+            return "-".join(part for part in ("reconstructions", Path(self.reconstruct).stem, conditions[0].name) if part)
+        several = "-".join(condition.name for condition in conditions)[:80] if self.label is not None else "texts"
+        parts = [f"samples-seed{self.seed}", conditions[0].name if len(conditions) == 1 else several]
+        parts += [f"{key}-{value}" if isinstance(value, str) else f"{key}{value:g}" for key, value in self.sampling.items()]
+        parts += [f"near-{Path(self.near).stem}-{self.spread_or_default:g}"] if self.near is not None else []
+        parts += [f"weights-{self.weights}"] if self.weights is not None else []
+        parts += [self.interpolate] if self.interpolate is not None else []
+        return "-".join(part for part in parts if part)
+
+    def _refuse_settings_of_loop(self) -> None:
+        for key in ("frames", "frames_per_second"):
+            if (value := getattr(self, key)) is not None:
+                raise ConfigError(
+                    f"{key}={value} has no effect on single images: remove it, or interpolate between them with "
+                    "interpolate=linear or spherical"
+                )
+
+    def _refuse_contradictions(self) -> None:
+        for one, others in _EXCLUDE.items():
+            useless = next((other for other in others if getattr(self, other) is not None), None)
+            if getattr(self, one) is not None and useless is not None:
+                raise ConfigError(f"{useless}={getattr(self, useless)} has no effect with {one}=: remove one of them")
+            if getattr(self, one) is not None and self.sampling:
+                name, value = next(iter(self.sampling.items()))
+                raise ConfigError(f"{name}={value} has no effect with {one}=: remove one of them")
+
+    def _check_kind_of_output(self) -> None:
+        archived = str(self.output).endswith(".npz")
+        for one in ("reconstruct", "interpolate"):
+            if getattr(self, one) is not None and (archived or self.class_folders):
+                what = f"output={self.output}" if archived else "class_folders=true"
+                raise ConfigError(f"{what} is for single samples, not for {one}=: remove it")
+        if archived and self.class_folders:
+            raise ConfigError(f"class_folders=true has no effect on output={self.output}, which holds labels: remove it")
+
+
+def plan(
+    request: SampleRequest,
+    method: Generates,
+    *,
+    device: torch.device,
+    facts: DataFacts,
+    data: Mapping[str, Any],
+    class_names: Sequence[str],
+    run_dir: Path,
+    other_options: Collection[str],
+) -> Callable[[Record], None]:
+    """Check a request against a model, before any image is made, and return the function that writes the images.
+
+    Args:
+        request: Requested images.
+        method: Model in evaluation mode, on the device; its preparations for sampling are made.
+        device: Device of the model.
+        facts: Facts about the training images.
+        data: The ``data`` group of the checkpoint's config, with optional ``fit`` and ``range``.
+        class_names: Class names by label; empty if the checkpoint does not have them.
+        run_dir: Directory of the run, for the default output.
+        other_options: Names of options that are not the model's, to suggest for a misspelt one.
+
+    Returns:
+        A function of the metadata that is stored with the images.
+
+    Raises:
+        ConfigError: If the model does not support an option.
+        DataError: If the image of ``near`` cannot be read.
+    """
+    chosen = sampling_options(method, request.sampling, other_options)
+    method.before_sampling()
+    conditions = find_conditions(method, class_names, label=request.label, text=request.text)
+    output = request.output_path(conditions, run_dir)
+    if (given := request.reconstruct) is not None:
+        autoencoder, pixels = _autoencoder(method, given), pixel_format(facts, data)
+        return lambda record: reconstruct(autoencoder, given, conditions, pixels, output, batch_size=request.batch_size,
+                                          device=device, record=record)  # fmt: skip
+    near = None if request.near is None else read_near(method, request.near, conditions, pixel_format(facts, data))
+    loop = request.loop
+    if loop is not None:
+        loop.check(method, conditions[0].row)
+    sampler = Sampler(method, device, request.seed, request.batch_size, chosen, near, request.spread_or_default or 0.0)
+    sampler.check()
+    if loop is not None:
+        return lambda record: write_loops(sampler, conditions, output, loop, record["made_by"])
+
+    def write(record: Record) -> None:
+        class_name = _class_name(method, class_names) if request.class_folders else None
+        sink = Archive(output, record) if output.suffix == ".npz" else Files(output, class_name, record)
+        write_samples(sampler, conditions, sink, request.num_images, record["made_by"])
+
+    return write
+
+
+def _autoencoder(method: Generates, given: str) -> Reconstructs:
+    if not isinstance(method, Reconstructs):
+        name = type(method).__name__
+        raise ConfigError(f"reconstruct={given} needs an autoencoder, such as a VAE, not a {name}: remove it")
+    return method
+
+
+def _class_name(method: Generates, class_names: Sequence[str]) -> Callable[[int], str]:
+    """Return a function that maps a label to the name of its directory.
+
+    Raises:
+        ConfigError: If the model has no labels.
+    """
+    if not (isinstance(method, TakesConditions) and method.num_classes):
+        raise ConfigError("class_folders=true needs a model with labels, and this one has none: remove it")
+    num_classes = method.num_classes
+    return lambda label: name_of_label(label, num_classes, class_names)
