@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +25,7 @@ from genimg.errors import CheckpointError, DataError
 from genimg.methods.base import Method
 from genimg.training import checkpoint, cpu, ema, posthoc_ema
 from genimg.utils.paths import expanded, run_directory_of
+from genimg.utils.type_hints import fits
 
 log = logging.getLogger(__name__)
 
@@ -80,10 +83,9 @@ class TrainedCheckpoint:
             raise CheckpointError(f"ckpt={given}: {error}") from error
         config, builder = untrusted.named_again(state["config"], instantiate.builder_of(state, allow), named)
         usual = config["trainer"].get("weights", "auto")
-        if isinstance(weights, int | float) and not isinstance(weights, bool):
-            chosen: str | float = float(weights)
-        else:
-            chosen = ema.chosen_weights(state["averages"], str(usual if weights is None else weights))
+        length = _length_of(weights)
+        name = str(usual if weights is None else weights)
+        chosen = ema.chosen_weights(state["averages"], name) if length is None else length
         return cls(path, state, freeze(config), builder, chosen)
 
     @property
@@ -115,8 +117,21 @@ class TrainedCheckpoint:
             if self.weights != ema.RAW and not found:
                 raise CheckpointError(f"the checkpoint's average {self.weights} is empty", key="ckpt")
             return found
+        lengths = {
+            name: node["length"] for name, node in (self.config.get("ema") or {}).items()
+            if isinstance(node, Mapping) and fits(node.get("length"), float) and name in self.state["averages"]
+        }  # fmt: skip
+        for name, length in lengths.items():
+            if length == self.weights:
+                return self.state["averages"][name]
         snapshots = posthoc_ema.load(run_directory_of(self.path.parent), self.images, self.state["method"])
-        return posthoc_ema.weights_of_length(snapshots, self.images, self.weights)
+        copied = snapshots[0].copied if snapshots else ()
+        now = [
+            posthoc_ema.Snapshot(length, self.images, self.state["averages"][name], copied) for name, length in lengths.items()
+        ]
+        return posthoc_ema.weights_of_length(
+            [*(each for each in snapshots if each.images < self.images), *now], self.images, self.weights
+        )
 
     def method(self, device: torch.device) -> Method:
         """Build the model with its weights, on the device, in evaluation mode, without training-only components.
@@ -152,6 +167,14 @@ class TrainedCheckpoint:
     def changed(self, config: Mapping[str, Any], builder: instantiate.Builder) -> TrainedCheckpoint:
         """Return the checkpoint with another config, for example with a new location of its data."""
         return replace(self, config=freeze(config), builder=builder)
+
+
+def _length_of(weights: object) -> float | None:
+    """Return the length of an average that ``weights`` gives as a number or as text, or None if it is a name."""
+    if isinstance(weights, str) and re.fullmatch(r"[\d.]+(e-?\d+)?", weights):
+        with contextlib.suppress(ValueError):
+            return float(weights)
+    return float(weights) if isinstance(weights, int | float) and not isinstance(weights, bool) else None
 
 
 def _inference_weights(method: Method) -> set[str]:

@@ -198,6 +198,8 @@ def _evaluate_samples(request: Request, checkpoint: TrainedCheckpoint, device: t
     if real.source is not None:
         with mounted("evaluation", evaluator):
             evaluator.check_reconstructions(method, real.source.shape)
+    with mounted("evaluation", evaluator):
+        evaluator.check(method)
     assert isinstance(method, Generates)
     made = evaluator.generated(method, device, checkpoint.class_names, weights=checkpoint.weights_label)
     result = compare(options, evaluator, real, made, device, held_out)

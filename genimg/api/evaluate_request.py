@@ -27,7 +27,7 @@ _OF_STATISTICS = {
     "data_root", "inception_weights", "allow", "traceback",
 }  # fmt: skip
 _OF_CHECKPOINTS = {
-    "which", "seed", "model_mode", "classical", "table", "split", "num_samples", "conditioning", "loss", "model",
+    "which", "weights", "seed", "model_mode", "classical", "table", "split", "num_samples", "conditioning", "loss", "model",
 }  # fmt: skip
 
 

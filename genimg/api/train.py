@@ -116,6 +116,8 @@ def remove_if_nothing_began(run_dir: Path) -> None:
     notes = [".hydra", "train.log", *(["wandb", "wandb-id.txt"] if "wandb-id.txt" in names else [])]
     if not names <= set(notes):
         return
+    if (run_dir / "train.log").is_file() and (run_dir / "train.log").stat().st_mtime < run_log.STARTED:
+        return  # the log of another process
     with contextlib.suppress(InUseError, OSError), alone_in(run_dir / ".hydra" / "lock", ""):
         for path in (run_dir / name for name in notes):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -90,7 +90,8 @@ def _output(options: Export, checkpoint: Path, part: ExportedNetwork) -> Path:
         output = expanded("output", options.output)
     else:
         psi = "" if options.truncation is None else f"-truncation{options.truncation:g}"
-        output = run_directory_of(checkpoint.parent) / f"{part.name}{psi}{FORMATS[options.format].suffix}"
+        weights = "" if options.weights is None else f"-weights-{options.weights}"
+        output = run_directory_of(checkpoint.parent) / f"{part.name}{psi}{weights}{FORMATS[options.format].suffix}"
     check_writable("output", output)
     require_own_export(output)
     return output

@@ -18,7 +18,7 @@ from genimg.config.schema.commands import Sample
 from genimg.errors import ConfigError
 from genimg.inference.options import listed
 from genimg.inference.sample_request import SampleRequest, plan
-from genimg.methods.capabilities import Generates
+from genimg.methods.capabilities import Generates, Reconstructs, Translates
 from genimg.training.device import choose_device
 from genimg.utils.mappings import flatten
 from genimg.utils.outputs import record_of
@@ -35,8 +35,9 @@ def sample(composed: DictConfig) -> None:
     checkpoint = TrainedCheckpoint.open(options.ckpt, options.which, options.allow, named, weights=options.weights)
     device = choose_device(options.device)
     method = checkpoint.method(device)
-    if not isinstance(method, Generates):
-        raise ConfigError(f"ckpt={options.ckpt}: this model translates images: use genimg-translate")
+    if not isinstance(method, Generates) and not (request.reconstruct is not None and isinstance(method, Reconstructs)):
+        can = "translates images: use genimg-translate" if isinstance(method, Translates) else "does not generate images"
+        raise ConfigError(f"ckpt={options.ckpt}: this model {can}")
     write = plan(
         request, method, device=device, facts=checkpoint.facts, data=checkpoint.config["data"],
         class_names=checkpoint.class_names, run_dir=run_directory_of(checkpoint.path.parent),
@@ -56,6 +57,6 @@ def options_of_model(arguments: Sequence[str]) -> tuple[str, list[Option]]:
     method = checkpoint.method(torch.device("cpu"))
     heading = f"Sampling options of this model, a {type(method).__name__}"
     if not isinstance(method, Generates):
-        return f"{heading}: none, because it translates images (genimg-translate)", []
+        return f"{heading}: none, because it does not generate images", []
     rows = [Option(name, kind, default, text, "") for name, kind, default, text in listed(method.sampling_options)]
     return heading if rows else f"{heading}: none", rows

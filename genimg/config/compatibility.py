@@ -16,7 +16,7 @@ from genimg.data.datasets.builtin import ImageDataset
 from genimg.data.tasks.base import Task
 from genimg.errors import ConfigError
 from genimg.methods.base import Method
-from genimg.methods.capabilities import TakesConditions, Translates, offers
+from genimg.methods.capabilities import TakesConditions, Translates, offers, require_whole_capabilities
 from genimg.utils.paths import config_dir
 from genimg.utils.words import nearest
 
@@ -59,6 +59,10 @@ def check_pairing(config: Mapping[str, Any], builder: Builder) -> type[Method]:
         raise ConfigError(
             f"the loss {loss_class.__name__} does not fit the model, a {method_class.__name__}: choose loss={fitting}"
         )
+    try:
+        require_whole_capabilities(method_class)
+    except TypeError as error:
+        raise ConfigError(f"model._target_={node['_target_']}: {error}") from error
     _refuse_without_effect(config, method_class, loss_class)
     return method_class
 

@@ -391,7 +391,8 @@ def chosen_nodes(nodes: Mapping[str, Any] | None, group: str, key: str = "") -> 
     """
     if not isinstance(nodes, Mapping | None):
         raise ConfigError(f"{key or group}={nodes} must be a mapping", f"choose with {group}=[NAME]", key=key or group)
-    return {name: node for name, node in (nodes or {}).items() if not isinstance(node, dict) or "_target_" in node}
+    chosen = {name: node for name, node in (nodes or {}).items() if not isinstance(node, dict) or "_target_" in node}
+    return {name: node for name, node in chosen.items() if node is not None}
 
 
 class _Factory(functools.partial[Any]):

@@ -37,7 +37,7 @@ from genimg.evaluation.reconstruction import ReconstructionEvaluator
 from genimg.evaluation.result import Evaluation
 from genimg.evaluation.stats_cache import SavedStatistics
 from genimg.methods.base import Method
-from genimg.methods.capabilities import Generates, Reconstructs
+from genimg.methods.capabilities import Generates, Reconstructs, Translates
 from genimg.utils import paths
 from genimg.utils.distributed import rank, world_size
 from genimg.utils.machine_local import FoundPath
@@ -145,9 +145,10 @@ class Evaluator(ModelEvaluator):
 
     def check(self, method: Method, source: ImageDataset | None = None) -> None:
         if not isinstance(method, Generates):
+            does, fitting = ("translates images", "translation") if isinstance(method, Translates) else ("does not", "none")
             raise ConfigError(
                 f"this evaluation measures images generated without an input, but the model, a {type(method).__name__}, "
-                "translates images: choose another evaluation, such as translation"
+                f"{does}: choose another evaluation, such as {fitting}"
             )
         if source is not None:
             for prefix, each in self._measured.items():

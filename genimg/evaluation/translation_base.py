@@ -29,7 +29,7 @@ from genimg.evaluation.names import full_name
 from genimg.evaluation.result import Evaluation
 from genimg.evaluation.translation_metrics import means_over_images
 from genimg.methods.base import Method
-from genimg.methods.capabilities import Translates
+from genimg.methods.capabilities import Generates, Translates
 from genimg.types import Batch
 from genimg.utils.distributed import all_gather_rows, shard, world_size
 from genimg.utils.environment import versions
@@ -98,7 +98,7 @@ class TranslationEvaluator(HeldOutEvaluator):
         translates = isinstance(method, Translates)
         if not translates or self.key not in method.batch_keys:
             fitting = "translation" if "source" in method.batch_keys else "unpaired_translation"
-            fitting = fitting if translates else "inception"
+            fitting = fitting if translates else "inception" if isinstance(method, Generates) else "none"
             raise ConfigError(
                 f"this evaluation measures {self.what}, which the model, a {type(method).__name__}, does not make: choose "
                 f"another evaluation, such as {fitting}"

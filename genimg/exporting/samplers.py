@@ -55,7 +55,9 @@ def _of_method(method: Method, choices: Choices, facts: DataFacts) -> ExportedNe
 
     output = image_port(*reference(*draw(1, 0, 0, 0)).shape[1:])
     network = Sampling(prepared_for_export(method), [port.name for port in ports])
-    return ExportedNetwork("sampler", network, tuple(ports), output, draw, reference)
+    options = {name: value for name, value in vars(method.sampling_options()).items() if value is not None}
+    remarks = tuple(f"sampled with {name}={value}, the model's default" for name, value in options.items())
+    return ExportedNetwork("sampler", network, tuple(ports), output, draw, reference, remarks=remarks)
 
 
 @exportable.register

@@ -59,7 +59,7 @@ def describe(
     """
     model = config["model"]
     network = next((model[key] for key in part.name.split("-")[::-1] if key in model), model)
-    averaged = "" if weights == RAW else ", averaged weights"
+    averaged = "" if weights == RAW else f", averaged weights ({weights})"
     record = {
         "description": f"{part.name} of a {model['_target_'].rpartition('.')[2]}{averaged}, {FORMATS[kind].what}",
         "model": model["_target_"],

@@ -157,7 +157,7 @@ class SampleRequest:
 
 def plan(
     request: SampleRequest,
-    method: Generates,
+    method: Generates | Reconstructs,
     *,
     device: torch.device,
     facts: DataFacts,
@@ -170,7 +170,8 @@ def plan(
 
     Args:
         request: Requested images.
-        method: Model in evaluation mode, on the device; its preparations for sampling are made.
+        method: Model in evaluation mode, on the device; its preparations for sampling are made. One that only reconstructs
+            needs a request to reconstruct.
         device: Device of the model.
         facts: Facts about the training images.
         data: The ``data`` group of the checkpoint's config, with optional ``fit`` and ``range``.
@@ -185,14 +186,16 @@ def plan(
         ConfigError: If the model does not support an option.
         DataError: If the image of ``near`` cannot be read.
     """
-    chosen = sampling_options(method, request.sampling, other_options)
-    method.before_sampling()
+    if isinstance(method, Generates):
+        chosen = sampling_options(method, request.sampling, other_options)
+        method.before_sampling()
     conditions = find_conditions(method, class_names, label=request.label, text=request.text)
     output = request.output_path(conditions, run_dir)
     if (given := request.reconstruct) is not None:
         autoencoder, pixels = _autoencoder(method, given), pixel_format(facts, data)
         return lambda record: reconstruct(autoencoder, given, conditions, pixels, output, batch_size=request.batch_size,
                                           device=device, record=record)  # fmt: skip
+    assert isinstance(method, Generates)
     near = None if request.near is None else read_near(method, request.near, conditions, pixel_format(facts, data))
     loop = request.loop
     if loop is not None:
@@ -210,7 +213,7 @@ def plan(
     return write
 
 
-def _autoencoder(method: Generates, given: str) -> Reconstructs:
+def _autoencoder(method: Generates | Reconstructs, given: str) -> Reconstructs:
     if not isinstance(method, Reconstructs):
         name = type(method).__name__
         raise ConfigError(f"reconstruct={given} needs an autoencoder, such as a VAE, not a {name}: remove it")

@@ -218,6 +218,21 @@ def offers(kind: type, capability: type) -> bool:
     return all(callable(getattr(kind, name, None)) for name in functions)
 
 
+def require_whole_capabilities(kind: type) -> None:
+    """Reject a class that has some functions of a capability and lacks others, which would silently not have it.
+
+    Raises:
+        TypeError: If functions are missing; names them.
+    """
+    for capability in (Generates, Translates):
+        functions = [name for name, member in vars(capability).items() if callable(member) and not name.startswith("_")]
+        missing = [name for name in functions if not callable(getattr(kind, name, None))]
+        main = "sample" if capability is Generates else "translate"
+        if main not in missing and (missing or (capability is Generates and not hasattr(kind, "sampling_options"))):
+            names = ", ".join(missing or ["sampling_options"])
+            raise TypeError(f"{kind.__name__} has {main}(), but lacks {names} of {capability.__name__} (docs/extending.md)")
+
+
 def setting(help: str, default: Any) -> Any:
     """Return the dataclass field of a sampling option.
 

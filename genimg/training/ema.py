@@ -237,5 +237,5 @@ def chosen_weights(averages: Mapping[str, Any], weights: str) -> str:
 
 
 def label_of(averages: Mapping[str, Any], name: str) -> str:
-    """Return the name of weights as it is recorded with metrics: ``ema`` for the first average."""
-    return "ema" if averages and name == next(iter(averages)) else name
+    """Return the name of weights as it is recorded with metrics: ``ema`` if the first average is the exponential one."""
+    return "ema" if name == "exponential" and name == next(iter(averages), None) else name

@@ -167,8 +167,8 @@ def weights_of_length(snapshots: Sequence[Snapshot], images: int, length: float)
         raise ConfigError(f"weights={length:g}: an average has a length from {_SHORTEST} to {LONGEST}", key="weights")
     if len(snapshots) < 2:
         raise ConfigError(
-            f"weights={length:g} needs snapshots of power-function averages, which this run does not have: "
-            "train with ema=[power], or choose weights=ema or raw",
+            f"weights={length:g} needs snapshots of power-function averages in the run's folder {FOLDER}",
+            "train with ema=[power] and num_snapshots above 0, or choose other weights",
             key="weights",
         )  # fmt: skip
     factors = coefficients([each.images for each in snapshots], [each.length for each in snapshots], images, length)

@@ -6,6 +6,10 @@ A run that is rejected at its start must leave its directory unchanged, so earli
 from __future__ import annotations
 
 import logging
+import time
+
+STARTED = time.time()
+"""When this process loaded its logging, in seconds since the epoch."""
 
 
 class RunLogHandler(logging.FileHandler):

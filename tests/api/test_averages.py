@@ -91,6 +91,17 @@ def test_a_length_is_an_average_of_the_snapshots(gan: Path) -> None:
     assert not torch.equal(between.sample(2), genimg.load(gan, weights=0.06).sample(2))
 
 
+def test_a_length_ends_at_the_checkpoint_and_not_at_the_last_snapshot(gan: Path, tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", *GAN, "ema.power_005.num_snapshots=4", "trainer.duration=9 steps")
+    state = state_of(run)  # the last snapshot is of step 8
+    for weights, name in ((0.05, "power_005"), ("0.1", "power_010")):
+        found = genimg.load(run, weights=weights).network("generator").state_dict()
+        assert all(torch.equal(value, state["averages"][name][f"generator.{key}"]) for key, value in found.items())
+    for key, value in TrainedCheckpoint.open(run, weights=0.0501).method(torch.device("cpu")).state_dict().items():
+        if key.startswith("generator.") and value.is_floating_point():
+            torch.testing.assert_close(value, state["averages"]["power_005"][key], rtol=1e-2, atol=1e-3)
+
+
 def test_an_evaluation_records_its_weights(gan: Path) -> None:
     summary = json.loads((gan / "summary.json").read_text())
     assert summary["provenance"]["generated"]["weights"] == "ema"

@@ -177,7 +177,7 @@ def test_through_the_command_line_a_file_lies_in_the_run_directory(runs: Path) -
     lines = result.stdout.splitlines()
     assert lines[0] == f"from {runs / 'styles' / 'checkpoints' / 'last.pt'}, trained on 16 images"
     size = f"{file.stat().st_size / 1e6:.2f}"
-    assert lines[1] == f"generator of a GAN, averaged weights, a program for PyTorch: {file} ({size} MB)"
+    assert lines[1] == f"generator of a GAN, averaged weights (ema), a program for PyTorch: {file} ({size} MB)"
     assert lines[2] == "  takes  latent: float32 [batch, 16], standard normal numbers"
     assert lines[3] == "  makes  image: float32 [batch, 3, 16, 16], in [-1, 1]"
     assert lines[4] == "  the per-pixel noise is fixed and the same for all images"

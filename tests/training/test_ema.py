@@ -201,7 +201,9 @@ def test_weights_are_chosen_by_name():
     averages = {"slow": 1, "fast": 2}
     assert [chosen_weights(averages, each) for each in ("auto", "ema", "fast", "raw")] == ["slow", "slow", "fast", "raw"]
     assert chosen_weights({}, "auto") == "raw"
-    assert [label_of(averages, each) for each in ("slow", "fast", "raw")] == ["ema", "fast", "raw"]
+    assert [label_of(averages, each) for each in ("slow", "raw")] == ["slow", "raw"]
+    assert label_of({"exponential": 1, "slow": 2}, "exponential") == "ema"  # the usual one
+    assert label_of({"slow": 2, "exponential": 1}, "exponential") == "exponential"
     for known, weights in (({}, "ema"), (averages, "other")):
         with pytest.raises(ConfigError) as raised:
             chosen_weights(known, weights)
