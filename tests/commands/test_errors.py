@@ -308,7 +308,7 @@ CASES = [
     ("train", ["trainer.batch_size=many"], "trainer.batch_size=many"),
     ("train", ["trainer.accumulation=3"], "trainer.accumulation=3"),
     ("train", ["data.image_size=30"], "data.image_size=[30,30]"),
-    ("train", ["+model.generator.channels=1"], "model.generator gives [2, 1, 32, 32]"),
+    ("train", ["+model.generator.channels=1"], "model.generator returns [2, 1, 32, 32]"),
     ("train", ["+model.discriminator.features.channels=1"], "3 channels"),
     ("train", ["loss=elbo", "likelihood=gaussian"], "ELBO"),
     ("train", ["model=vae", "loss=hinge"], "loss=beta_vae, elbo, elbo_capacity, iwae"),

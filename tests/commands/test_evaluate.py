@@ -242,7 +242,7 @@ def test_statistics_can_be_saved_beside_an_evaluation(evaluate: Command, home: P
 def test_statistics_of_another_extractor_are_refused(evaluate: Command) -> None:
     evaluate.succeed("real=a", "save_statistics=real.pt", *QUICK)
     evaluate.refuse(
-        "real.pt was made with another extractor", "name shapes_v2 there, mnist_v2 here", "weights_sha256",
+        "real.pt was made with another extractor", "name shapes_v2 in the file, mnist_v2 here", "weights_sha256",
         arguments=["images=b", "real=real.pt", "evaluation=mnist", "device=cpu"],
     )  # fmt: skip
 
@@ -291,7 +291,7 @@ def test_a_reference_file_of_images_and_statistics_serves_all_metrics(evaluate: 
 
 def test_statistics_of_other_features_are_refused(evaluate: Command, home: Path) -> None:
     np.savez(home / "fid.npz", mu=np.zeros(7), sigma=np.eye(7))
-    evaluate.refuse("7 features", "makes 128", arguments=["images=b", "real=fid.npz", "accept_unrecorded=true", *QUICK])
+    evaluate.refuse("7 features", "has 128", arguments=["images=b", "real=fid.npz", "accept_unrecorded=true", *QUICK])
 
 
 def test_statistics_that_are_none_are_refused(evaluate: Command, home: Path) -> None:

@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         perceptual(tmp_path)
     saved(tmp_path)
     for layers in ((), (8, 3), (-1,), (31,)):
-        with raises(ValueError, "layers", word="rise"):
+        with raises(ValueError, "layers", word="increasing"):
             perceptual(tmp_path, layers)
     with raises(ValueError, "weight=0"):
         perceptual(tmp_path, weight=0)
