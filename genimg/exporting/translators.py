@@ -22,7 +22,7 @@ from genimg.exporting.parts import (
     refuse_choices,
 )
 from genimg.exporting.programs import Translating
-from genimg.inference.translate import chosen_direction, image_channels, least_side
+from genimg.inference.translate import blank_source, chosen_direction, image_channels, least_side
 from genimg.methods.image_to_image import Translation
 from genimg.types import height_width
 
@@ -45,7 +45,7 @@ def _of_translation(method: Translation, choices: Choices, facts: DataFacts) -> 
     image_size = height_width(facts.image_size)
     source_channels = facts.channels_into(backwards=direction in method.directions[1:])
     channels = _channels(task, source_channels)
-    factor = _source(task, channels, _SMALLEST).shape[2] // _SMALLEST  # super-resolution enlarges its inputs first
+    factor = blank_source(task, channels, _SMALLEST).shape[2] // _SMALLEST  # super-resolution enlarges its inputs first
     multiple = method.size_divisor // math.gcd(method.size_divisor, factor)
     least = least_side(method, direction, device, source_channels, max(image_size))
     least = _up_to(max(math.ceil(least / factor), _SMALLEST), multiple)
@@ -85,16 +85,11 @@ def _channels(task: Task, source_channels: int) -> int:
         ConfigError: If the task accepts no such images.
     """
     try:
-        if _source(task, source_channels, _SMALLEST).shape[1] == source_channels:
+        if blank_source(task, source_channels, _SMALLEST).shape[1] == source_channels:
             return source_channels
     except ValueError:  # this number of channels is not supported
         pass
     return image_channels(task, source_channels)
-
-
-def _source(task: Task, channels: int, side: int) -> Tensor:
-    images = torch.zeros(1, channels, side, side)
-    return task.given(images, images[:, :1] if "mask" in task.keys else None)
 
 
 def _refuse_dropout(network: nn.Module) -> None:

@@ -189,6 +189,21 @@ def run(method: Translates, source: Tensor, direction: str | None, device: torch
         raise
 
 
+def blank_source(task: Task, channels: int, side: int) -> Tensor:
+    """Return the source [1, C, h, w] that a task derives from a grey square image, from which the task's shapes are known.
+
+    Args:
+        task: The task.
+        channels: Number of channels of the image.
+        side: Side of the image in pixels.
+
+    Raises:
+        ValueError: If the task does not support this number of channels.
+    """
+    images = torch.zeros(1, channels, side, side)
+    return task.given(images, images[:, :1] if "mask" in task.keys else None)
+
+
 def image_channels(task: Task, source_channels: int) -> int:
     """Return the number of image channels that gives the source's; the largest, because a task may discard colours.
 
@@ -196,9 +211,8 @@ def image_channels(task: Task, source_channels: int) -> int:
         CheckpointError: If no number of channels of image files fits.
     """
     for channels in (4, 3, 1):
-        images = torch.zeros(1, channels, 8, 8)
         try:
-            source = task.given(images, images[:, :1] if "mask" in task.keys else None)
+            source = blank_source(task, channels, 8)
         except ValueError:  # the task does not support this number
             continue
         if source.shape[1] == source_channels:
