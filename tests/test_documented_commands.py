@@ -48,6 +48,7 @@ REPLACED = [  # parts of arguments, and what stands for them here
 RUNS_FOR = [  # of words that a command holds, the run that RUN is; the first that fits
     (r"^genimg-translate|classical=true", "denoiser"),
     (r"text=", "texts"),
+    (r"weights=(slow|0)", "averages"),
     (r"near=|reconstruct=|evaluation=likelihood", "autoencoder"),
     (r"", "digits"),
 ]
@@ -78,6 +79,13 @@ RUNS = {
     "texts": ["conditioning=text", "data.num_images=64", "evaluation=none"],
     "autoencoder": ["model=vae_small", "data=mnist", "evaluation=none"],
     "denoiser": ["model=restoration", "task=denoise", "data.num_images=64", "evaluation=translation"],
+    "averages": [
+        "model=dcgan_small",
+        "data.num_images=64",
+        "evaluation=shapes",
+        "ema=[exponential,power]",
+        "+ema.slow={_target_: genimg.training.ema.Exponential, half_life: 100k images, ramp_up: null}",
+    ],
 }
 
 
