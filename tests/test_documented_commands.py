@@ -49,6 +49,7 @@ RUNS_FOR = [  # of words that a command holds, the run that RUN is; the first th
     (r"^genimg-translate|classical=true", "denoiser"),
     (r"text=", "texts"),
     (r"weights=(slow|0)", "averages"),
+    (r"temperature=", "codes"),
     (r"near=|reconstruct=|evaluation=likelihood", "autoencoder"),
     (r"", "digits"),
 ]
@@ -79,6 +80,7 @@ RUNS = {
     "texts": ["conditioning=text", "data.num_images=64", "evaluation=none"],
     "autoencoder": ["model=vae_small", "data=mnist", "evaluation=none"],
     "denoiser": ["model=restoration", "task=denoise", "data.num_images=64", "evaluation=translation"],
+    "codes": ["model=vq_vae_small", *tiny.AUTOENCODERS["vq_vae_small"], "data.num_images=64", "evaluation=none"],
     "averages": [
         "model=dcgan_small",
         "data.num_images=64",
