@@ -179,9 +179,10 @@ class WeightAverage:
         """Return the names of the buffers that are copied, as in ``state_dict``."""
         layers = [(f"{name}.{path}" if path else name, layer) for name, network in self._networks.items()
                   for path, layer in network.named_modules()]  # fmt: skip
+        kept = self.state_dict().keys()  # without buffers that are not persistent
         return tuple(
-            f"{path}.{name}" for path, layer in layers for name, buffer in layer.named_buffers(recurse=False)
-            if not _is_averaged(layer, buffer)
+            key for path, layer in layers for name, buffer in layer.named_buffers(recurse=False)
+            if not _is_averaged(layer, buffer) and (key := f"{path}.{name}") in kept
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Tensor]:

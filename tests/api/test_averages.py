@@ -130,6 +130,19 @@ def test_every_family_keeps_averages_where_asked(tmp_path: Path, model: list[str
     assert (genimg.load(run).weights, genimg.load(run, weights="raw").weights) == ("ema", "raw")
 
 
+@pytest.mark.parametrize("model", [
+    ["model=stylegan2_small", "model.latent.dim=16", "model.generator.channel_base=128", "model.generator.channel_max=8"],
+    ["model=sngan", "model.generator.widths=[8]", "model.discriminator.features.widths=[8]",
+     "model.discriminator.features.bottom_size=4", "model.discriminator.features.num_flat_blocks=1"],
+], ids=["stylegan2", "sngan"])  # fmt: skip
+def test_lengths_work_with_spectral_norm_styles_and_batch_norm(tmp_path: Path, model: list[str]) -> None:
+    run = tmp_path / "run"
+    genimg.train([*COMMON, *model, "ema=power", "trainer.duration=16 steps", f"run_dir={run}"])
+    loaded = genimg.load(run, weights=0.08)
+    assert loaded.weights == "power 0.08"
+    assert loaded.sample(2).isfinite().all()
+
+
 def test_raw_weights_are_evaluated_where_asked(tmp_path: Path) -> None:
     run = trained(tmp_path / "run", *GAN[:2], "trainer.weights=raw", "trainer.duration=8 steps")
     assert json.loads((run / "summary.json").read_text())["provenance"]["generated"]["weights"] == "raw"
