@@ -5,6 +5,7 @@ To add a dataset, write a function here or in your own package, and a YAML file 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import pickle
@@ -296,6 +297,15 @@ def folder(
     return FileDataset(name, files, pixels, classes, captions_of(files, captions))
 
 
+def _remove_empty_folders(directory: Path, files: str) -> None:
+    """Remove the folders below ``directory`` that a failed download left empty."""
+    for folder in (directory / files, *(directory / files).parents):
+        if folder == directory:
+            return
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # fails if it holds something
+
+
 def _torchvision(
     name: str, dataset: Callable[..., Any], root: str, split: str, pixels: PixelFormat, files: str, may_download: bool
 ) -> ArrayDataset:
@@ -322,6 +332,7 @@ def _torchvision(
             "them downloaded again, or replace them"
         ) from error
     except (RuntimeError, OSError) as error:
+        _remove_empty_folders(directory, files)
         raise DataError(
             f"root={root} holds no complete {name}, which could not be downloaded ({first_line(error)}): put its files into "
             f"{directory / files}, or set root to the directory that holds {files}"

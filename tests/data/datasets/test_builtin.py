@@ -380,6 +380,8 @@ def test_without_files_and_network_the_message_says_where_to_put_the_files(
     class Absent:
         def __init__(self, root, *, train, download):
             attempts.append(download)
+            if download:  # as torchvision does first
+                (Path(root) / files).mkdir(parents=True)
             raise error if download else RuntimeError("Dataset not found. You can use download=True to download it")
 
     monkeypatch.setattr(f"torchvision.datasets.{torchvision_name}", Absent)
@@ -388,6 +390,7 @@ def test_without_files_and_network_the_message_says_where_to_put_the_files(
     assert attempts == [False, True]
     assert f"put its files into {tmp_path / files}, or set root to" in str(caught.value)
     assert "second line" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("function", ["mnist", "fashion_mnist"])
