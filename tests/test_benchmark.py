@@ -123,6 +123,7 @@ def flops_of_a_gan_step(batch: int, width: int) -> int:
     return 3 * generator - first_g + 3 * discriminator + 2 * (2 * discriminator - first_d) + discriminator
 
 
+@pytest.mark.exhaustive
 def test_it_compares_recipes(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     file = tmp_path / "result.json"
     recipes = ["dcgan_small_28", *(["vae_small_28"] if pytestconfig.getoption("--all") else [])]

@@ -277,6 +277,7 @@ def test_a_disk_that_becomes_full_is_named_with_the_bytes_needed(home: Path, mon
     assert beside_pictures(home) == []
 
 
+@pytest.mark.exhaustive
 def test_a_stop_while_packing_leaves_no_output(home: Path) -> None:
     output = run(STOPPED, "data=shapes", "data.num_images=1000000", "output=PACKED", "shard_size=20000")
     assert "Traceback" not in output, output

@@ -99,6 +99,7 @@ def test_what_does_not_compose_is_said_before_any_job_starts(tmp_path: Path) -> 
     assert "#0 starts" not in output
 
 
+@pytest.mark.exhaustive
 def test_a_summary_of_an_earlier_launch_does_not_count(tmp_path: Path) -> None:
     code, output = launch(tmp_path, "trainer.duration=2 steps", "seed=0")
     assert code == 0, output
@@ -125,6 +126,7 @@ def test_a_summary_of_an_earlier_launch_does_not_count(tmp_path: Path) -> None:
     assert "#0 starts" in output
 
 
+@pytest.mark.exhaustive
 def test_another_sweep_in_the_same_directory_is_refused_and_a_longer_one_is_not(tmp_path: Path) -> None:
     code, output = launch(tmp_path, "trainer.duration=1 steps", "seed=0,1")
     assert code == 0, output

@@ -114,6 +114,7 @@ def test_two_ranks_that_accumulate_draw_the_noise_of_one(tmp_path: Path, environ
     assert losses_of(tmp_path / "two") == [pytest.approx(record, rel=1e-4) for record in losses_of(tmp_path / "one")]
 
 
+@pytest.mark.exhaustive
 def test_the_image_pools_of_two_ranks_are_those_of_one(tmp_path: Path, environment: dict[str, str]) -> None:
     tiny.unpaired_folders(tmp_path / "unpaired")
     cyclegan = [each.replace("=unpaired", f"={tmp_path / 'unpaired'}") if "root" in each else each
