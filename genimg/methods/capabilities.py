@@ -214,8 +214,12 @@ class PreparesSaving(Protocol):
 
 def offers(kind: type, capability: type) -> bool:
     """Return whether a class has the functions of a capability, before an instance exists."""
+    return not _missing(kind, capability)
+
+
+def _missing(kind: type, capability: type) -> list[str]:
     functions = [name for name, member in vars(capability).items() if callable(member) and not name.startswith("_")]
-    return all(callable(getattr(kind, name, None)) for name in functions)
+    return [name for name in functions if not callable(getattr(kind, name, None))]
 
 
 def require_whole_capabilities(kind: type) -> None:
@@ -225,8 +229,7 @@ def require_whole_capabilities(kind: type) -> None:
         TypeError: If functions are missing; names them.
     """
     for capability in (Generates, Translates):
-        functions = [name for name, member in vars(capability).items() if callable(member) and not name.startswith("_")]
-        missing = [name for name in functions if not callable(getattr(kind, name, None))]
+        missing = _missing(kind, capability)
         main = "sample" if capability is Generates else "translate"
         if main not in missing and (missing or (capability is Generates and not hasattr(kind, "sampling_options"))):
             names = ", ".join(missing or ["sampling_options"])

@@ -82,12 +82,12 @@ class PowerFunction(Profile):
         num_snapshots: Number of snapshots per training, at equal intervals; 0 keeps none.
 
     Raises:
-        ValueError: If the length is not between 0 and 0.28, or the number is negative.
+        ValueError: If the length is not from 0.005 to 0.28, exclusive, or the number is negative.
     """
 
     def __init__(self, *, length: float, num_snapshots: int) -> None:
-        if not 0 < length < LONGEST:
-            raise ValueError(f"length={length} must be above 0 and below {LONGEST} of the training time")
+        if not SHORTEST <= length < LONGEST:
+            raise ValueError(f"length={length} must be from {SHORTEST} to below {LONGEST} of the training time")
         if num_snapshots < 0:
             raise ValueError(f"num_snapshots={num_snapshots} must be 0 or more")
         self.length = length
@@ -97,6 +97,9 @@ class PowerFunction(Profile):
     def decay(self, num_images: int, images_seen: int) -> float:
         return float((1.0 - min(num_images / images_seen, 1.0)) ** (self.exponent + 1.0))
 
+
+SHORTEST = 0.005
+"""Lower limit of a power-function profile's length, as a fraction of the training time."""
 
 LONGEST = 0.28
 """Upper limit of a power-function profile's length; the exponent would be 0, a plain mean, at 1 / sqrt(12), about 0.289."""

@@ -18,13 +18,12 @@ from torch import Tensor
 
 from genimg.errors import CheckpointError, ConfigError
 from genimg.training import checkpoint
-from genimg.training.ema import LONGEST, exponent_of
+from genimg.training.ema import LONGEST, SHORTEST, exponent_of
 from genimg.utils.type_hints import fits
 
 FOLDER = "averages"
 """Folder of snapshots in a run directory."""
 
-_SHORTEST = 0.005  # the shortest profile, as a fraction of the training time
 _LARGEST_ERROR = 0.15  # of a profile, relative to its norm
 _CONTENTS = {"length": float, "images": int, "weights": dict[str, Tensor], "copied": list[str]}
 
@@ -85,7 +84,7 @@ def _is_snapshot(state: Mapping[str, Any], like: Mapping[str, Tensor]) -> bool:
     networks = {name.partition(".")[0] for name in weights}
     expected = {name: value for name, value in like.items() if name.partition(".")[0] in networks}
     return (
-        _SHORTEST <= state["length"] < LONGEST
+        SHORTEST <= state["length"] < LONGEST
         and state["images"] > 0
         and weights.keys() == expected.keys()
         and set(state["copied"]) <= weights.keys()
@@ -163,8 +162,8 @@ def weights_of_length(snapshots: Sequence[Snapshot], images: int, length: float)
     Raises:
         ConfigError: If there are fewer than two snapshots, or the length is out of range.
     """
-    if not _SHORTEST <= length < LONGEST:
-        raise ConfigError(f"weights={length:g}: an average has a length from {_SHORTEST} to {LONGEST}", key="weights")
+    if not SHORTEST <= length < LONGEST:
+        raise ConfigError(f"weights={length:g}: an average has a length from {SHORTEST} to {LONGEST}", key="weights")
     if len(snapshots) < 2:
         raise ConfigError(
             f"weights={length:g} needs snapshots of power-function averages in the run's folder {FOLDER}",

@@ -188,7 +188,7 @@ def test_a_methods_copy_has_other_networks_and_shares_what_has_no_parameters():
 @pytest.mark.parametrize(("settings", "name"), [
     ({"half_life": 0, "ramp_up": 1.0}, "half_life"), ({"half_life": -5, "ramp_up": None}, "half_life"),
     ({"half_life": 10, "ramp_up": 0.0}, "ramp_up"), ({"half_life": 10, "ramp_up": -1.0}, "ramp_up"),
-    ({"length": 0.0, "num_snapshots": 1}, "length"), ({"length": 0.29, "num_snapshots": 1}, "length"),
+    ({"length": 0.004, "num_snapshots": 1}, "length"), ({"length": 0.29, "num_snapshots": 1}, "length"),
     ({"length": 0.1, "num_snapshots": -1}, "num_snapshots"),
 ])  # fmt: skip
 def test_settings_out_of_range_are_refused(settings, name):
