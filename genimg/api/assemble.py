@@ -33,7 +33,7 @@ from genimg.methods.capabilities import RegularisesLazily, Translates
 from genimg.training.components import TrainingComponents
 from genimg.training.decisions import Decisions
 from genimg.training.device import Precision, choose_device, choose_precision
-from genimg.training.ema import Profile, chosen_weights
+from genimg.training.ema import Profile, chosen_weights, require_names
 from genimg.training.evaluation_schedule import ScheduledEvaluator
 from genimg.training.optimizers import OptimizerSpec
 from genimg.training.performance import Performance
@@ -116,6 +116,8 @@ def assemble(
         with mounted("task", task) if config.get("task") else mounted("data", dataset):
             facts = DataFacts.of(dataset, task)
         profiles: dict[str, Profile] = builder.build(chosen_nodes(config["ema"], "ema"), "ema")
+        with mounted("ema", require_names):
+            require_names(profiles)
         with mounted("trainer", settings):
             chosen_weights(profiles, settings.weights)
         method = build_method(config, dataset, task, facts, builder, method_class, weights)

@@ -84,6 +84,8 @@ class TrainedCheckpoint:
         config, builder = untrusted.named_again(state["config"], instantiate.builder_of(state, allow), named)
         usual = config["trainer"].get("weights", "auto")
         length = _length_of(weights)
+        with instantiate.mounted("ema", ema.require_names):
+            ema.require_names(state["averages"])
         name = str(usual if weights is None else weights)
         chosen = ema.chosen_weights(state["averages"], name) if length is None else length
         return cls(path, state, freeze(config), builder, chosen)
@@ -124,14 +126,12 @@ class TrainedCheckpoint:
         for name, length in lengths.items():
             if length == self.weights:
                 return self.state["averages"][name]
-        snapshots = posthoc_ema.load(run_directory_of(self.path.parent), self.images, self.state["method"])
-        copied = snapshots[0].copied if snapshots else ()
+        saved = posthoc_ema.find(run_directory_of(self.path.parent), self.images, self.state["method"])
+        copied = saved[0].copied if saved else ()
         now = [
             posthoc_ema.Snapshot(length, self.images, self.state["averages"][name], copied) for name, length in lengths.items()
         ]
-        return posthoc_ema.weights_of_length(
-            [*(each for each in snapshots if each.images < self.images), *now], self.images, self.weights
-        )
+        return posthoc_ema.weights_of_length([*saved, *now], self.images, self.weights)
 
     def method(self, device: torch.device) -> Method:
         """Build the model with its weights, on the device, in evaluation mode, without training-only components.

@@ -24,6 +24,7 @@ from genimg.evaluation.extractors.base import Extractor
 from genimg.evaluation.feature_extraction import full_float32
 from genimg.methods.capabilities import Generates
 from genimg.training.components import TrainingComponents
+from genimg.training.ema import PowerFunction
 from genimg.training.logger import SilentLogger
 from genimg.training.trainer import Trainer
 from genimg.utils.distributed import world_size
@@ -120,7 +121,7 @@ def _report_memory(parts: TrainingComponents, trainer: Trainer) -> None:
     size = bytes_of(trainer.state_dict())
     log.info("a checkpoint: %.0f MB; %d are kept, the best one, and one by time", size / 1e6, parts.settings.keep_last)
     for name, average in trainer.averages.items():
-        if count := average.profile.num_snapshots:
+        if isinstance(average.profile, PowerFunction) and (count := average.profile.num_snapshots):
             size = bytes_of(average.state_dict())
             log.info("snapshots of the average %s: at most %d of %.0f MB each", name, count, size / 1e6)
     if parts.device.type == "cuda":

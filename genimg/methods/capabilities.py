@@ -199,10 +199,6 @@ class RegularisesLazily(Protocol):
         ...
 
 
-NOISE_MODES = ("random", "const", "none")
-"""Per-pixel noise that differs between samples, is fixed and the same for all samples, or is absent."""
-
-
 @runtime_checkable
 class PreparesSaving(Protocol):
     """Computes a part of its state only for checkpoints."""
@@ -212,28 +208,40 @@ class PreparesSaving(Protocol):
         ...
 
 
+CAPABILITIES = (
+    Generates, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood, Translates, RegularisesLazily, PreparesSaving
+)  # fmt: skip
+
+
 def offers(kind: type, capability: type) -> bool:
     """Return whether a class has the functions of a capability, before an instance exists."""
     return not _missing(kind, capability)
 
 
-def _missing(kind: type, capability: type) -> list[str]:
-    functions = [name for name, member in vars(capability).items() if callable(member) and not name.startswith("_")]
-    return [name for name in functions if not callable(getattr(kind, name, None))]
-
-
 def require_whole_capabilities(kind: type) -> None:
-    """Reject a class that has some functions of a capability and lacks others, which would silently not have it.
+    """Reject a class that has only some functions of a capability, which would silently not count.
 
     Raises:
         TypeError: If functions are missing; names them.
     """
-    for capability in (Generates, Translates):
+    for capability in CAPABILITIES:
         missing = _missing(kind, capability)
-        main = "sample" if capability is Generates else "translate"
-        if main not in missing and (missing or (capability is Generates and not hasattr(kind, "sampling_options"))):
-            names = ", ".join(missing or ["sampling_options"])
-            raise TypeError(f"{kind.__name__} has {main}(), but lacks {names} of {capability.__name__} (docs/extending.md)")
+        if missing and (present := [name for name in _members(capability) if name not in missing]):
+            raise TypeError(
+                f"{kind.__name__} has {present[-1]} but lacks {', '.join(missing)} of {capability.__name__} (docs/extending.md)"
+            )
+
+
+def _missing(kind: type, capability: type) -> list[str]:
+    return [name for name in _members(capability) if not hasattr(kind, name)]
+
+
+def _members(capability: type) -> list[str]:
+    """Return the members that a class has before an instance exists: the functions, and the type of the options."""
+    return [
+        name for name, member in vars(capability).items()
+        if not name.startswith("_") and (callable(member) or name == "sampling_options")
+    ]  # fmt: skip
 
 
 def setting(help: str, default: Any) -> Any:
@@ -261,6 +269,10 @@ class LatentOptions:
 
     def __post_init__(self) -> None:
         require_truncation(self.truncation)
+
+
+NOISE_MODES = ("random", "const", "none")
+"""Per-pixel noise that differs between samples, is fixed and the same for all samples, or is absent."""
 
 
 @dataclass(frozen=True)

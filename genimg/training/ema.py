@@ -31,9 +31,6 @@ _RESERVED = (RAW, "ema", "auto")
 class Profile(ABC):
     """Weights that an average gives to the past, as a function of the images seen."""
 
-    num_snapshots: int = 0
-    """Number of files per training from which averages of other lengths can be computed afterwards."""
-
     @abstractmethod
     def decay(self, num_images: int, images_seen: int) -> float:
         """Return the weight of the old average after ``num_images`` more images, for a total of ``images_seen``."""
@@ -215,6 +212,17 @@ def _frozen_copy(network: nn.Module) -> nn.Module:
     return copied
 
 
+def require_names(averages: Mapping[str, Any]) -> None:
+    """Check the names of averages, which become part of file names.
+
+    Raises:
+        ConfigError: If a name is no identifier of at most 80 letters, digits and underscores, or has another meaning.
+    """
+    for name in averages:
+        if not re.fullmatch(r"[A-Za-z]\w{0,79}", name) or name in _RESERVED:
+            raise ConfigError(f"{name!r} is not a valid name for an average", "choose letters, digits and _")
+
+
 def chosen_weights(averages: Mapping[str, Any], weights: str) -> str:
     """Return the name of the weights that ``weights`` refers to: ``raw``, or a key of ``averages``.
 
@@ -224,20 +232,16 @@ def chosen_weights(averages: Mapping[str, Any], weights: str) -> str:
             or the name of an average.
 
     Raises:
-        ConfigError: If there is no such average, or an average has a name that is no identifier or has another meaning.
+        ConfigError: If there is no such average.
     """
-    for name in averages:
-        if not re.fullmatch(r"[A-Za-z]\w{0,79}", name) or name in _RESERVED:  # it becomes part of file names
-            raise ConfigError(f"ema.{name} is not a name for an average", "choose letters, digits and _", key="ema")
     if weights == RAW or (weights == "auto" and not averages):
         return RAW
     if weights in ("auto", "ema") and averages:
         return next(iter(averages))
     if weights in averages:
         return weights
-    known = ", ".join(("ema", *averages, RAW))
-    raise ConfigError(f"weights={weights} is unknown", f"choose one of {known}" if averages else
-                      "this training keeps no average (ema=[]): choose raw", key="weights")  # fmt: skip
+    fix = f"choose one of {', '.join(('ema', *averages, RAW))}" if averages else "the training keeps no average: choose raw"
+    raise ConfigError(f"weights={weights} is unknown", fix, key="weights")
 
 
 def label_of(averages: Mapping[str, Any], name: str) -> str:

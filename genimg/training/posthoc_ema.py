@@ -45,6 +45,27 @@ class Snapshot:
     copied: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class SavedSnapshot:
+    """A snapshot in a file, whose weights are read when they are needed.
+
+    Attributes:
+        length, images, copied: See Snapshot.
+        path: Path of the file.
+    """
+
+    length: float
+    images: int
+    copied: tuple[str, ...]
+    path: Path
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Weights and buffers by name, from the file."""
+        weights: dict[str, Tensor] = checkpoint.load(self.path)["weights"]
+        return weights
+
+
 def path_of(folder: Path, name: str, step: int) -> Path:
     """Return the path of the snapshot of the average ``name`` at ``step``."""
     return folder / f"{name}-step-{step:08d}.pt"
@@ -56,8 +77,8 @@ def save(snapshot: Snapshot, path: Path) -> None:
     checkpoint.save({**vars(snapshot), "copied": list(snapshot.copied)}, path)
 
 
-def load(run_dir: Path, until: int, like: Mapping[str, Tensor]) -> list[Snapshot]:
-    """Read a run's snapshots up to ``until`` images seen.
+def find(run_dir: Path, until: int, like: Mapping[str, Tensor]) -> list[SavedSnapshot]:
+    """Return a run's snapshots of before ``until`` images seen, after checking the contents of each file.
 
     Args:
         run_dir: Run directory.
@@ -72,8 +93,8 @@ def load(run_dir: Path, until: int, like: Mapping[str, Tensor]) -> list[Snapshot
         state = checkpoint.load(path, below=run_dir)
         if not _is_snapshot(state, like):
             raise CheckpointError(f"{path} is not a snapshot of this model's averaged weights", "remove it")
-        if state["images"] <= until:
-            found.append(Snapshot(state["length"], state["images"], state["weights"], tuple(state["copied"])))
+        if state["images"] < until:
+            found.append(SavedSnapshot(state["length"], state["images"], tuple(state["copied"]), path))
     return found
 
 
@@ -148,11 +169,11 @@ def coefficients(images: Sequence[int], lengths: Sequence[float], target_images:
     return factors
 
 
-def weights_of_length(snapshots: Sequence[Snapshot], images: int, length: float) -> dict[str, Tensor]:
+def weights_of_length(snapshots: Sequence[Snapshot | SavedSnapshot], images: int, length: float) -> dict[str, Tensor]:
     """Return the weights of an average of any length.
 
     Args:
-        snapshots: Snapshots of one training, with one or more lengths.
+        snapshots: Snapshots of one training, with one or more lengths. Saved ones are in memory one at a time.
         images: Images seen at which the average ends.
         length: Standard deviation of its profile, as a fraction of ``images``.
 
@@ -166,15 +187,16 @@ def weights_of_length(snapshots: Sequence[Snapshot], images: int, length: float)
         raise ConfigError(f"weights={length:g}: an average has a length from {SHORTEST} to {LONGEST}", key="weights")
     if len(snapshots) < 2:
         raise ConfigError(
-            f"weights={length:g} needs snapshots of power-function averages in the run's folder {FOLDER}",
-            "train with ema=[power] and num_snapshots above 0, or choose other weights",
+            f"weights={length:g} needs at least two snapshots of power-function averages in the run's folder {FOLDER}",
+            "choose other weights, or train with a power-function average whose num_snapshots is above 0",
             key="weights",
-        )  # fmt: skip
+        )
     factors = coefficients([each.images for each in snapshots], [each.length for each in snapshots], images, length)
     last = max(snapshots, key=lambda each: each.images)
-    averaged = {key: value for key, value in last.weights.items() if key not in last.copied}
-    summed = {key: torch.zeros_like(value, dtype=torch.float64) for key, value in averaged.items()}
+    latest = last.weights
+    summed = {key: torch.zeros_like(value, dtype=torch.float64) for key, value in latest.items() if key not in last.copied}
     for factor, snapshot in zip(factors.tolist(), snapshots, strict=True):
+        weights = snapshot.weights
         for key, total in summed.items():
-            total.add_(snapshot.weights[key].double(), alpha=factor)
-    return {key: summed[key].to(value.dtype) if key in summed else value for key, value in last.weights.items()}
+            total.add_(weights[key].double(), alpha=factor)
+    return {key: summed[key].to(value.dtype) if key in summed else value for key, value in latest.items()}
