@@ -39,7 +39,7 @@ def report(composed: DictConfig) -> None:
     if output is None:
         output = str(directories[0] / "report.html") if len(directories) == 1 else "report.html"
     written = write_report(directories, expanded("output", output))
-    if len(written.subject.collection.runs) > 1:
+    if len(written.subject.runs) > 1:
         log.info("%s", "\n".join([leaderboard(written), *written.subject.ranking.warnings]))
     log.info("report:   %s", written.html)
     log.info("tables:   %s, %s", written.csv, written.markdown)

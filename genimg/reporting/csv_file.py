@@ -8,7 +8,7 @@ from typing import Any
 
 from genimg.reporting.ranking import Ranking, Standing
 from genimg.reporting.runs import Measured
-from genimg.reporting.settings import Setting, dataset_of
+from genimg.reporting.settings import Setting
 from genimg.reporting.text import format_setting
 from genimg.utils.csv_cells import neutral
 
@@ -33,14 +33,13 @@ def _row(standing: Standing, swept: dict[str, list[Setting]]) -> dict[str, Any]:
     row: dict[str, Any] = {"place": standing.place, "run": run.label, "directory": str(run.folder), "status": run.status}
     settings = {key: values[standing.number] for key, values in swept.items()}
     row |= {"reason": run.reason} | {key: "" if value is None else format_setting(value) for key, value in settings.items()}
-    row |= {"data": dataset_of(run), "primary_metric": run.primary, "higher_is_better": run.higher_is_better}
+    row |= {"data": run.dataset, "primary_metric": run.primary, "higher_is_better": run.higher_is_better}
     for title, measured in (("best", run.best), ("last", run.last), ("final", run.final)):
         row |= {} if measured is None else _values(title, measured)
     row |= {"best_of_evaluations": run.num_evaluations, "images": run.images, "steps": summary.get("steps")}
     row["seed"] = run.settings.get("seed")
     row |= {key: None if value is None else f"{value:.6g}" for key, value in run.speed.items()}
-    hardware = ", ".join(f"{key}: {value}" for key, value in summary.get("hardware", {}).items())
-    row |= {"hardware": hardware or "—", "genimg": summary.get("versions", {}).get("genimg")}
+    row |= {"hardware": run.circumstances["Machine"], "genimg": summary.get("versions", {}).get("genimg")}
     return row | {"git_commit": summary.get("git_commit")}
 
 
