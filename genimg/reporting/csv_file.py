@@ -17,7 +17,7 @@ def as_csv(ranking: Ranking, swept: dict[str, list[Setting]]) -> str:
     """Return a row for each run, best first; metrics are ``best.NAME``, with bounds ``best.NAME.low`` and ``.high``."""
     of_groups: dict[int, dict[str, Any]] = {}
     for number, group in enumerate(ranking.groups, start=1):
-        means = {"mean_over_seeds": group.mean, "sd_over_seeds": group.deviation, "num_seeds": len(group.values)}
+        means = {"mean_over_seeds": group.score, "sd_over_seeds": group.deviation, "num_seeds": len(group.values)}
         of_groups |= {each.number: {"setting": number, **means} for each in group.standings}
     rows = [_row(each, swept) | of_groups[each.number] for each in ranking.standings]
     titles = dict.fromkeys(["place", "run", "directory", "status", "reason", *swept, *(title for row in rows for title in row)])

@@ -26,12 +26,11 @@ def find_runs(directories: Sequence[Path]) -> list[Run]:
     """
     if not directories:
         raise ConfigError("no run is given: genimg-report RUN_OR_SWEEP_DIR ...", key="runs")
-    found: dict[Path, tuple[Path, Path, dict[str, str]]] = {}  # given directory, run's folder, row of the sweep's table
+    found: dict[Path, tuple[Path, dict[str, str]]] = {}  # run's folder, row of the sweep's table
     for directory in directories:
-        if not directory.exists():
-            raise DataError(f"{directory} does not exist: give the directory of a run or of a sweep", key="runs")
         if not directory.is_dir():
-            raise DataError(f"{directory} is a file: give the directory of a run or of a sweep", key="runs")
+            problem = "is a file" if directory.exists() else "does not exist"
+            raise DataError(f"{directory} {problem}: give the directory of a run or of a sweep", key="runs")
         members = [(directory, {})] if is_run(directory) else list(_members(directory))
         if not members:
             raise DataError(
@@ -40,9 +39,12 @@ def find_runs(directories: Sequence[Path]) -> list[Run]:
                 key="runs",
             )
         for folder, row in members:
-            found.setdefault(folder.resolve(), (directory, folder, row))
-    labels = _labels([(directory, folder) for directory, folder, _ in found.values()], several=len(directories) > 1)
-    return [_read(folder, label, row) for (_, folder, row), label in zip(found.values(), labels, strict=True)]
+            found.setdefault(folder.resolve(), (folder, row))
+    labels = [folder_name(folder) for folder, _ in found.values()]
+    if len(set(labels)) < len(labels):
+        common = os.path.commonpath(found)
+        labels = [os.path.relpath(folder, common) for folder in found]
+    return [_read(folder, label, row) for (folder, row), label in zip(found.values(), labels, strict=True)]
 
 
 def is_sweep(directory: Path) -> bool:
@@ -87,18 +89,11 @@ def _read(folder: Path, label: str, row: dict[str, str]) -> Run:
     return run
 
 
-def _labels(pairs: Sequence[tuple[Path, Path]], *, several: bool) -> list[str]:
-    """Return the shortest unique names of the runs."""
-    labels = [folder.name if folder.name not in ("", "..") else folder.resolve().name for _, folder in pairs]
-    if len(set(labels)) == len(labels):
-        return labels
-    if not several:
-        return [str(folder.relative_to(directory)) for directory, folder in pairs]
-    common = os.path.commonpath([folder.resolve() for _, folder in pairs])
-    return [os.path.relpath(folder.resolve(), common) for _, folder in pairs]
+def folder_name(folder: Path) -> str:
+    """Return the last part of a path, also of a relative one such as ``..``."""
+    return folder.name if folder.name not in ("", "..") else folder.resolve().name
 
 
-def _natural(path: Path) -> list[tuple[int, int, str]]:
+def _natural(path: Path) -> list[int | str]:
     """Return a sort key that puts job 10 after job 9."""
-    parts = re.split(r"(\d+)", str(path))
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", str(path)))]

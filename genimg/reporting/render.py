@@ -16,12 +16,13 @@ import genimg
 from genimg.errors import ConfigError
 from genimg.reporting import curves, text
 from genimg.reporting.csv_file import as_csv
-from genimg.reporting.discover import find_runs, is_sweep
+from genimg.reporting.discover import find_runs, folder_name, is_sweep
 from genimg.reporting.importance import RULE, Importance, importances
 from genimg.reporting.pictures import gallery
 from genimg.reporting.ranking import Ranking, format_mean, rank, setting_label
 from genimg.reporting.runs import Run
 from genimg.reporting.settings import Setting, differing_keys, is_number, swept_settings
+from genimg.utils.durations import time_in_words
 from genimg.utils.environment import git_commit
 from genimg.utils.files import atomically, check_writable
 from genimg.utils.mappings import flatten
@@ -36,10 +37,11 @@ _OF_MARKDOWN = re.compile(r"([\\`*\[\]<>|#~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))
 
 
 @dataclass(frozen=True)
-class Subject:
-    """The contents of a report. The templates know each attribute by its name.
+class Report:
+    """A written report. The templates know each attribute by its name.
 
     Attributes:
+        html, csv, markdown: Paths of the files.
         directories: Directories as given.
         runs: Runs in the order of the directories.
         is_sweep: Whether the only directory is that of a sweep.
@@ -51,7 +53,10 @@ class Subject:
         made: Sentence with the date and the version of genimg.
     """
 
-    directories: list[Path]
+    html: Path
+    csv: Path
+    markdown: Path
+    directories: Sequence[Path]
     runs: list[Run]
     is_sweep: bool
     ranking: Ranking
@@ -60,21 +65,6 @@ class Subject:
     importances: list[Importance]
     shared: dict[str, str]
     made: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """A written report.
-
-    Attributes:
-        html, csv, markdown: Paths of the files.
-        subject: Contents of the files.
-    """
-
-    html: Path
-    csv: Path
-    markdown: Path
-    subject: Subject
 
 
 def write_report(directories: Sequence[Path], output: Path) -> Report:
@@ -91,14 +81,16 @@ def write_report(directories: Sequence[Path], output: Path) -> Report:
     if output.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"output={output} must name a file that ends in .html")
     check_writable("output", output)
-    report = Report(output, output.with_suffix(".csv"), output.with_suffix(".md"), _subject(directories))
-    _refuse_to_overwrite(report)
-    subject, page, markdown = report.subject, _environment(is_markdown=False), _environment(is_markdown=True)
-    pictures = gallery(subject.runs)
+    report = _report(directories, output)
+    is_report = output.is_file() and _MADE in output.read_text(encoding="utf-8", errors="replace")
+    for path in (report.html, report.csv, report.markdown):
+        if path.exists() and not is_report:
+            raise ConfigError(f"output={output}: {path} exists and is not a genimg report: choose another output")
+    page, markdown = (_environment(is_markdown=choice) for choice in (False, True))
     content = {
-        report.html: page.get_template("report.html").render(vars(subject), gallery=pictures),
-        report.csv: as_csv(subject.ranking, subject.swept),
-        report.markdown: markdown.get_template("report.md").render(vars(subject), folder=output.parent),
+        report.html: page.get_template("report.html").render(vars(report), gallery=gallery(report.runs)),
+        report.csv: as_csv(report.ranking, report.swept),
+        report.markdown: markdown.get_template("report.md").render(vars(report)),
     }
     for path, written in content.items():
         with atomically(path) as temporary:
@@ -107,27 +99,20 @@ def write_report(directories: Sequence[Path], output: Path) -> Report:
     return report
 
 
-def _refuse_to_overwrite(report: Report) -> None:
-    """Refuse to replace files that are not an earlier report."""
-    is_report = report.html.is_file() and _MADE in report.html.read_text(encoding="utf-8", errors="replace")
-    for path in (report.html, report.csv, report.markdown):
-        if path.exists() and not is_report:
-            raise ConfigError(f"output={report.html}: {path} exists and is not a genimg report: choose another output")
-
-
-def _subject(directories: Sequence[Path]) -> Subject:
+def _report(directories: Sequence[Path], output: Path) -> Report:
     runs = find_runs(directories)
     ranking = rank(runs)
     swept, differing = (swept_settings(runs), differing_keys(runs)) if len(runs) > 1 else ({}, {})
-    values = {each.number: each.value.number for each in ranking.standings if each.value is not None}
-    found = importances(swept, [values.get(number) for number in range(len(runs))])
+    found = importances(swept, [each.score for each in sorted(ranking.standings, key=lambda each: each.number)])
     known = [run.circumstances for run in runs if run.summary] or [run.circumstances for run in runs]
     shared = {key: fact for key, fact in known[0].items() if all(fact == each[key] for each in known)}
     made = f"{_MADE} on {time.strftime('%Y-%m-%d at %H:%M:%S %Z')} (genimg {genimg.__version__}"
     if commit := git_commit():
         made += f", commit {commit[:12]}{'-dirty' * commit.endswith('-dirty')}"
-    of_sweep = len(directories) == 1 and is_sweep(directories[0])
-    return Subject(list(directories), runs, of_sweep, ranking, swept, differing, found, shared, f"{made}).")
+    return Report(
+        output, output.with_suffix(".csv"), output.with_suffix(".md"), directories, runs,
+        len(directories) == 1 and is_sweep(directories[0]), ranking, swept, differing, found, shared, f"{made}).",
+    )  # fmt: skip
 
 
 @cache  # compiling the templates takes half a second
@@ -149,9 +134,10 @@ def _environment(*, is_markdown: bool) -> Environment:
     environment.tests["finite"] = is_number
     environment.filters |= {
         "images": text.format_images, "number": text.format_number, "value": text.format_value,
-        "duration": text.format_duration, "share": text.format_share, "setting": text.format_setting,
-        "count": "{:,}".format, "mean": format_mean, "setting_label": setting_label, "flatten": flatten,
-        "folder_name": lambda path: path.name if path.name not in ("", "..") else path.resolve().name,
+        "setting": text.format_setting, "count": "{:,}".format, "mean": format_mean, "setting_label": setting_label,
+        "flatten": flatten, "folder_name": folder_name,
+        "duration": lambda seconds: "—" if seconds is None else time_in_words(seconds),
+        "share": lambda share, digits=1: "—" if share is None else f"{100 * share:.{digits}f} %",
         "relative_url": lambda path, folder: quote(os.path.relpath(path.resolve(), folder.resolve()).replace(os.sep, "/")),
         "unescaped": lambda override: re.sub(r"\\(.)", r"\1", override),
     }  # fmt: skip
