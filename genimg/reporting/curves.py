@@ -131,11 +131,7 @@ def _short(number: float) -> float:
 
 
 def looks(order: Sequence[int]) -> list[str]:
-    """Return the CSS classes of each run's colour and dashes, all different; runs after the first ``NUM_LOOKS`` share a grey.
-
-    Args:
-        order: Numbers of the runs, the most important first.
-    """
+    """Return the CSS classes of each run's colour and dashes; runs after the first ``NUM_LOOKS`` of ``order`` share a grey."""
     found = [""] * len(order)
     for place, run in enumerate(order):
         shift = place % _COLOURS + place // _COLOURS  # neighbours differ in both colour and dashes

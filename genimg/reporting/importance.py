@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import correlation, fmean
 
+import numpy as np
+
 from genimg.reporting.settings import Setting, is_number
 from genimg.reporting.text import format_setting
 
@@ -39,12 +41,7 @@ class Importance:
 
 
 def importances(swept: Mapping[str, Sequence[Setting]], values: Sequence[float | None]) -> list[Importance]:
-    """Return the importance of each swept key that meets ``RULE``, except the seed, most important first.
-
-    Args:
-        swept: Settings of all runs by key.
-        values: Metric of each run; None for runs without a value.
-    """
+    """Return the importance for ``values`` of each swept key that meets ``RULE``, except the seed, most important first."""
     found = []
     for key, settings in swept.items():
         pairs = [(setting, value) for setting, value in zip(settings, values, strict=True) if value is not None]
@@ -78,7 +75,5 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
-    order = sorted(values)
-    first = {value: place for place, value in reversed(list(enumerate(order, start=1)))}
-    last = {value: place for place, value in enumerate(order, start=1)}
-    return [(first[value] + last[value]) / 2 for value in values]
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return [float(rank) for rank in (np.cumsum(counts) - (counts - 1) / 2)[places]]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeGuard
 
 from genimg.reporting.runs import Run
 
 _NOT_OF_THE_TRAINING = ("run_dir", "resume", "resume_force", "traceback", "print_config", "dry_run")
+_CONSTANTS = {"true": True, "false": False, "null": None}
 Setting = str | float | int | bool | None
 
 
@@ -18,12 +20,8 @@ def swept_settings(runs: Sequence[Run]) -> dict[str, list[Setting]]:
 
     A run that does not override a key has the value in its config. For groups, which a config does not name, it has None.
     """
-    found = {}
-    for key in dict.fromkeys(key for run in runs for key in run.overridden):
-        values = [_setting(run, key) for run in runs]
-        if len(set(map(repr, values))) > 1 and key not in _NOT_OF_THE_TRAINING:
-            found[key] = values
-    return found
+    keys = dict.fromkeys(key for run in runs for key in run.overridden)
+    return _different({key: [_setting(run, key) for run in runs] for key in keys})
 
 
 def _setting(run: Run, key: str) -> Setting:
@@ -35,13 +33,11 @@ def _setting(run: Run, key: str) -> Setting:
 
 def number_or_text(text: str) -> Setting:
     """Parse a value of a command line as Hydra would."""
-    if text in ("true", "false", "null"):
-        return {"true": True, "false": False, "null": None}[text]
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
     return text
 
 
@@ -56,16 +52,15 @@ def differing_keys(runs: Sequence[Run]) -> dict[str, list[Any]]:
     Keys that the config repeats elsewhere, as the model repeats the loss, are listed once.
     """
     settings = [run.settings for run in runs if run.settings]
-    found: dict[str, list[Any]] = {}
-    for key in dict.fromkeys(key for each in settings for key in each):
-        values = [each.get(key, "—") for each in settings]
-        if key not in _NOT_OF_THE_TRAINING and len(set(map(repr, values))) > 1:
-            found[key] = values
-    return {
-        key: values
-        for key, values in found.items()
-        if not any(key.endswith(f".{other}") and values == found[other] for other in found if other != key)
-    }
+    keys = dict.fromkeys(key for each in settings for key in each)
+    found = _different({key: [each.get(key, "—") for each in settings] for key in keys})
+    repeated = {key for key in found for other in found if key.endswith(f".{other}") and found[key] == found[other]}
+    return {key: values for key, values in found.items() if key not in repeated}
+
+
+def _different(found: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Return the keys of the training whose values are not all the same."""
+    return {key: own for key, own in found.items() if key not in _NOT_OF_THE_TRAINING and len(set(map(repr, own))) > 1}
 
 
 def seed_groups(runs: Sequence[Run]) -> list[list[int]]:
