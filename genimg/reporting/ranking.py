@@ -130,11 +130,9 @@ def rank(runs: Sequence[Run]) -> Ranking:
         if up is None and run.primary == metric:  # only a run's own summary can tell its best evaluation
             best = best or run.last
         standings.append(Standing(run, number, best, best.values.get(metric) if best and metric else None))
-    groups = [SeedGroup([standings[number] for number in numbers]) for numbers in seed_groups(runs)]
-    for group in groups:
-        _place(group.standings, up)
-    _place(groups, up)
     _place(standings, up)
+    groups = [SeedGroup([each for each in standings if each.number in numbers]) for numbers in seed_groups(runs)]
+    _place(groups, up)
     return Ranking(metric, up, standings, groups, [] if metric is None else _warnings(metric, up, standings))
 
 
