@@ -39,15 +39,15 @@ def report(composed: DictConfig) -> None:
     if output is None:
         output = str(directories[0] / "report.html") if len(directories) == 1 else "report.html"
     written = write_report(directories, expanded("output", output))
-    if len(written.subject.collection.runs) > 1:
-        log.info("%s", "\n".join([leaderboard(written), *written.subject.ranking.warnings]))
+    if len(written.runs) > 1:
+        log.info("%s", "\n".join([leaderboard(written), *written.ranking.warnings]))
     log.info("report:   %s", written.html)
     log.info("tables:   %s, %s", written.csv, written.markdown)
 
 
 def leaderboard(written: Report) -> str:
     """Return the first lines of the leaderboard as plain text: runs, or settings with their means over seeds."""
-    ranking, swept = written.subject.ranking, written.subject.swept
+    ranking, swept = written.ranking, written.swept
     if ranking.has_seeds and ranking.metric:
         rows = [("", "", f"mean of best {ranking.metric} ± sd", "")]
         for group in ranking.groups:

@@ -85,7 +85,6 @@ def _constants(arguments: Sequence[str]) -> set[str]:
         if "=" not in argument or argument.startswith("-"):
             continue
         with contextlib.suppress(OverrideParseException):  # reported by Hydra
-            override = parser.parse_override(argument)
-            if not override.is_sweep_override():
-                found.add(override.key_or_group)
+            if not parser.parse_override(argument).is_sweep_override():
+                found.add(argument.partition("=")[0].lstrip("+~"))  # with the package of evaluation@evaluation.additional.x
     return found

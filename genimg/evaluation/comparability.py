@@ -61,7 +61,11 @@ class Difference:
 
 
 def differences(first: dict[str, Any], second: dict[str, Any]) -> list[Difference]:
-    """Return all differences between two provenances, those that forbid comparing first."""
+    """Return all differences between two provenances, those that forbid comparing first.
+
+    The order of several extractors does not matter: each is compared with the one of the same name.
+    """
+    second = _in_order_of(first, second)
     a, b = (
         flatten({key: side.get(key) for key in (*_SECTIONS, *_OPTIONAL) if key in side or key in _SECTIONS})
         for side in (first, second)
@@ -79,6 +83,36 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[Differenc
                 matters, reason = False, "measured on one side only"
             found.append(Difference(key, x, y, matters, reason))
     return sorted(found, key=lambda difference: not difference.matters)
+
+
+def _in_order_of(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Return ``second`` as if the first extractor of ``first`` were its first one too, if it measured with this extractor."""
+    places, name, own_name = _places(second), _name(first), _name(second)
+    if name == own_name or name not in places:
+        return second
+    chosen, real = second["additional"][places[name]], second.get("real")
+    real = real if isinstance(real, dict) else {}
+    own = {"extractor": second.get("extractor"), "metrics": second.get("metrics"), "num_kept": real.get("num_kept")}
+    others = {place: each for place, each in second["additional"].items() if place != places[name]}
+    return second | {
+        "extractor": chosen["extractor"],
+        "metrics": chosen.get("metrics"),
+        "real": real | {"num_kept": chosen.get("num_kept")},
+        "additional": others | {_places(first).get(own_name, own_name): own},
+    }
+
+
+def _places(provenance: dict[str, Any]) -> dict[str, str]:
+    """Return the keys of the additional extractors by the extractors' names."""
+    additional = provenance.get("additional")
+    pairs = additional.items() if isinstance(additional, dict) else ()
+    return {_name(each): place for place, each in pairs if isinstance(each, dict) and _name(each)}
+
+
+def _name(measured: dict[str, Any]) -> str:
+    """Return the name of the extractor that values were measured with; empty if it is not recorded."""
+    extractor = measured.get("extractor")
+    return str(extractor.get("name", "")) if isinstance(extractor, dict) else ""
 
 
 def _has_metric(key: str, provenance: dict[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -38,7 +38,7 @@ class Series:
     best: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Chart:
     """One quantity of all runs.
 
@@ -72,27 +72,22 @@ def charts_of(runs: Sequence[Run], primary: str | None) -> dict[str, list[Chart]
     most = max(60, min(800, _MAX_POINTS // max(len(runs), 1)))
     points = [_points(run) for run in runs]
     for name in dict.fromkeys(name for of_run in points for name in of_run):
-        lines = [(number, *of_run[name]) for number, of_run in enumerate(points) if name in of_run]
-        chart = Chart(
-            name, [Series(n, *_thin(x, y, most)) for n, x, y in lines], thinned=any(len(x) > most for _, x, _ in lines)
-        )
+        lines = {number: of_run[name] for number, of_run in enumerate(points) if name in of_run}
+        series = [Series(number, *_thin(x, y, most)) for number, (x, y) in lines.items()]
+        chart = Chart(name, series, thinned=any(len(x) > most for x, _ in lines.values()))
         found[_GROUPS.get(name.partition("/")[0], _OTHER)].append(chart)
     found["Learning rates"] = _merged(found["Learning rates"])
     return {title: group for title, group in found.items() if group}
 
 
 def _of_evaluations(run: Run, number: int, name: str) -> Series | None:
-    measured = [each for each in run.evaluations if name in each.values]
+    measured = [(each.images, each.values[name]) for each in run.evaluations if name in each.values]
     if not measured:
         return None
-    values, best = [(each.images, each.values[name]) for each in measured], run.best
-    return Series(
-        number,
-        [images for images, _ in values],
-        _short(value.number for _, value in values),
-        [(images, *_short((v.low, v.high))) for images, v in values if v.low is not None and v.high is not None],  # type: ignore[misc]
-        next((place for place, each in enumerate(measured) if best is not None and each.images == best.images), None),
-    )
+    x, y = [images for images, _ in measured], [_short(value.number) for _, value in measured]
+    bounds = [(images, _short(v.low), _short(v.high)) for images, v in measured if v.low is not None and v.high is not None]
+    best = x.index(run.best.images) if run.best and run.best.images in x else None
+    return Series(number, x, y, bounds, best)
 
 
 def _points(run: Run) -> dict[str, tuple[list[int], list[float]]]:
@@ -103,7 +98,7 @@ def _points(run: Run) -> dict[str, tuple[list[int], list[float]]]:
             if "/" in name and not name.startswith(("evaluation/", "final/")):
                 x, y = found.setdefault(name, ([], []))
                 x.append(record["images"])
-                y.append(float(f"{value:.6g}"))  # more digits than a chart shows
+                y.append(_short(value))
     return found
 
 
@@ -123,25 +118,20 @@ def _merged(found: Sequence[Chart]) -> list[Chart]:
     """Merge charts with equal curves under both names, because networks often share their learning rate."""
     merged: list[Chart] = []
     for chart in found:
-        twin = next((place for place, each in enumerate(merged) if each.series == chart.series), None)
-        if twin is None:
-            merged.append(chart)
+        if twin := next((each for each in merged if each.series == chart.series), None):
+            twin.name += f", {chart.name}"
         else:
-            merged[twin] = Chart(f"{merged[twin].name}, {chart.name}", chart.series, thinned=chart.thinned)
+            merged.append(chart)
     return merged
 
 
-def _short(numbers: Iterable[float]) -> list[float]:
+def _short(number: float) -> float:
     """Round to six digits, more than a chart shows."""
-    return [float(f"{number:.6g}") for number in numbers]
+    return float(f"{number:.6g}")
 
 
 def looks(order: Sequence[int]) -> list[str]:
-    """Return the CSS classes of each run's colour and dashes, all different; runs after the first ``NUM_LOOKS`` share a grey.
-
-    Args:
-        order: Numbers of the runs, the most important first.
-    """
+    """Return the CSS classes of each run's colour and dashes; runs after the first ``NUM_LOOKS`` of ``order`` share a grey."""
     found = [""] * len(order)
     for place, run in enumerate(order):
         shift = place % _COLOURS + place // _COLOURS  # neighbours differ in both colour and dashes

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import correlation, fmean
 
+import numpy as np
+
 from genimg.reporting.settings import Setting, is_number
 from genimg.reporting.text import format_setting
 
@@ -39,34 +41,23 @@ class Importance:
 
 
 def importances(swept: Mapping[str, Sequence[Setting]], values: Sequence[float | None]) -> list[Importance]:
-    """Return the importance of each swept key that meets ``RULE``, except the seed, most important first.
-
-    Args:
-        swept: Settings of all runs by key.
-        values: Metric of each run; None for runs without a value.
-    """
+    """Return the importance for ``values`` of each swept key that meets ``RULE``, except the seed, most important first."""
     found = []
     for key, settings in swept.items():
         pairs = [(setting, value) for setting, value in zip(settings, values, strict=True) if value is not None]
-        num_values = len({format_setting(setting) for setting, _ in pairs})
-        by_rank = num_values > _MAX_GROUPS and all(is_number(setting) for setting, _ in pairs)
-        enough = num_values >= _MIN_VALUES and len(pairs) >= _MIN_RUNS and (by_rank or len(pairs) >= 2 * num_values)
-        if key != "seed" and enough:
-            found.append(_importance(key, pairs, by_rank=by_rank))
+        pairs.sort(key=lambda pair: (not is_number(pair[0]), pair[0] if is_number(pair[0]) else format_setting(pair[0])))
+        groups: dict[str, list[float]] = defaultdict(list)
+        for setting, value in pairs:
+            groups[format_setting(setting)].append(value)
+        numbers = [float(setting) for setting, _ in pairs if is_number(setting)]
+        by_rank = len(groups) > _MAX_GROUPS and len(numbers) == len(pairs)
+        enough = len(groups) >= _MIN_VALUES and len(pairs) >= _MIN_RUNS and (by_rank or len(pairs) >= 2 * len(groups))
+        if key == "seed" or not enough:
+            continue
+        share = spearman(numbers, [value for _, value in pairs]) ** 2 if by_rank else eta_squared(list(groups.values()))
+        chance = (1 if by_rank else len(groups) - 1) / (len(pairs) - 1)
+        found.append(Importance(key, share, chance, [(name, len(own), fmean(own)) for name, own in groups.items()]))
     return sorted(found, key=lambda each: -each.share)
-
-
-def _importance(key: str, pairs: Sequence[tuple[Setting, float]], *, by_rank: bool) -> Importance:
-    groups: dict[str, list[float]] = defaultdict(list)
-    for setting, value in sorted(
-        pairs, key=lambda pair: (not is_number(pair[0]), pair[0] if is_number(pair[0]) else format_setting(pair[0]))
-    ):
-        groups[format_setting(setting)].append(value)
-    shown = [(name, len(members), fmean(members)) for name, members in groups.items()]
-    if by_rank:
-        share = spearman([float(setting) for setting, _ in pairs], [value for _, value in pairs]) ** 2  # type: ignore[arg-type]
-        return Importance(key, share, 1.0 / (len(pairs) - 1), shown)
-    return Importance(key, eta_squared(list(groups.values())), (len(groups) - 1) / (len(pairs) - 1), shown)
 
 
 def eta_squared(groups: Sequence[Sequence[float]]) -> float:
@@ -84,7 +75,5 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
-    order = sorted(values)
-    first = {value: place for place, value in reversed(list(enumerate(order, start=1)))}
-    last = {value: place for place, value in enumerate(order, start=1)}
-    return [(first[value] + last[value]) / 2 for value in values]
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return [float(rank) for rank in (np.cumsum(counts) - (counts - 1) / 2)[places]]

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -63,51 +64,41 @@ def gallery(runs: Sequence[Run], budget: int = BUDGET) -> Gallery:
 
     Unreadable files are omitted with a note.
     """
-    sets = {(kind, number): run.pictures[kind] for number, run in enumerate(runs) for kind in run.pictures}
+    sets = [(kind, number, files) for number, run in enumerate(runs) for kind, files in run.pictures.items()]
     if not sets:
         return Gallery({}, [])
-    pixels = sum(_num_pixels(files[max(files)]) for files in sets.values())
+    pixels = sum(_num_pixels(files[max(files)]) for _, _, files in sets)
     steps = min(MAX_STEPS, _MAX_PER_RUN * len(runs) // len(sets), _MAX_PICTURES // len(sets), _MAX_PIXELS // max(pixels, 1))
     steps, scale = max(2, steps), 1.0
-    encoded: dict[tuple[Path, float], Picture | None] = {}
-
-    def encode() -> tuple[dict[tuple[str, int], list[Picture]], int]:
-        """Return the pictures for the current ``steps`` and ``scale``, and the bytes of all."""
-        made: dict[tuple[str, int], list[Picture]] = {}
-        for key, files in sets.items():
-            ordered = sorted(files.items())
-            for images, path in (ordered[place] for place in thinned(len(ordered), steps)):
-                if (path, scale) not in encoded:
-                    encoded[path, scale] = _encoded(images, path, scale)
-                if (picture := encoded[path, scale]) is not None:
-                    made.setdefault(key, []).append(picture)
-        return made, sum(picture.num_bytes for pictures in made.values() for picture in pictures)
-
-    made, size = encode()
-    while size > budget and steps > 2:
-        steps = max(2, min(steps - 1, int(steps * budget / size)))
-        made, size = encode()
-    while size > budget and scale > 0.05:
-        scale *= max(0.4, min(0.9, math.sqrt(budget / size)))
-        made, size = encode()
-    kinds: dict[str, dict[int, list[Picture]]] = {}
-    for (kind, number), pictures in made.items():
-        kinds.setdefault(kind, {})[number] = pictures
-    notes, most = [], max(map(len, sets.values()))
+    encoded = cache(_encoded)
+    unreadable: dict[Path, None] = {}
+    while True:
+        kinds: dict[str, dict[int, list[Picture]]] = {}
+        for kind, number, files in sets:
+            for images in (sorted(files)[place] for place in thinned(len(files), steps)):
+                if picture := encoded(images, files[images], scale):
+                    kinds.setdefault(kind, {}).setdefault(number, []).append(picture)
+                else:
+                    unreadable[files[images]] = None
+        shown = [picture for of_kind in kinds.values() for pictures in of_kind.values() for picture in pictures]
+        size = sum(picture.num_bytes for picture in shown)
+        if size > budget and steps > 2:
+            steps = max(2, min(steps - 1, int(steps * budget / size)))
+        elif size > budget and scale > 0.05:
+            scale *= max(0.4, min(0.9, math.sqrt(budget / size)))
+        else:
+            break
+    notes, most = [], max(len(files) for _, _, files in sets)
     if most > steps:
         notes.append(f"At most {steps} of up to {most} pictures of a kind are shown, evenly spaced; all are in samples/.")
     if scale < 1.0:
         notes.append(f"Pictures are reduced to {scale:.0%} of their size to keep this page small.")
-    if any(picture.reduced for pictures in made.values() for picture in pictures):
+    if any(picture.reduced for picture in shown):
         notes.append(f"Pictures of more than {_MAX_SIDE} pixels a side are reduced to that; the originals are in samples/.")
-    unreadable = dict.fromkeys(path for (path, _), picture in encoded.items() if picture is None)
     notes += [f"{path.name} of {path.parent.parent.name} cannot be read." for path in unreadable]
-    return Gallery(dict(sorted(kinds.items(), key=lambda each: _rank(*each))), notes)
-
-
-def _rank(kind: str, pictures: dict[int, list[Picture]]) -> tuple[bool, bool, str]:
-    """Return a sort key: samples first, then kinds that change over time, then kinds with a single picture."""
-    return kind != "samples", all(len(each) == 1 for each in pictures.values()), kind
+    # Samples first, then kinds that change over time, then those with a single picture.
+    order = sorted(kinds, key=lambda kind: (kind != "samples", all(len(each) == 1 for each in kinds[kind].values()), kind))
+    return Gallery({kind: kinds[kind] for kind in order}, notes)
 
 
 def _num_pixels(path: Path) -> int:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev, variance
-from typing import Any
+from statistics import fmean, mode, stdev, variance
 
 from genimg.evaluation.comparability import differences
 from genimg.reporting.runs import Measured, Run, Value
@@ -33,6 +31,11 @@ class Standing:
     value: Value | None
     place: int | None = None
 
+    @property
+    def score(self) -> float | None:
+        """The number that decides its place."""
+        return None if self.value is None else self.value.number
+
 
 @dataclass
 class SeedGroup:
@@ -49,11 +52,11 @@ class SeedGroup:
     @property
     def values(self) -> list[float]:
         """The values of the runs that have one."""
-        return [each.value.number for each in self.standings if each.value is not None]
+        return [each.score for each in self.standings if each.score is not None]
 
     @property
-    def mean(self) -> float | None:
-        """Mean of the values; None without values."""
+    def score(self) -> float | None:
+        """Mean of the values, which decides its place; None without values."""
         return fmean(self.values) if self.values else None
 
     @property
@@ -83,8 +86,7 @@ class Ranking:
     @property
     def winner(self) -> Standing | None:
         """The best run; None if fewer than two have a value."""
-        placed = [each for each in self.standings if each.place is not None]
-        return placed[0] if len(placed) > 1 else None
+        return self.standings[0] if sum(each.place is not None for each in self.standings) > 1 else None
 
     @property
     def has_seeds(self) -> bool:
@@ -113,34 +115,33 @@ def format_mean(group: SeedGroup) -> str:
     """Return ``28.5 ± 0.4``, the mean and standard deviation over seeds, or the only value."""
     if len(group.standings) == 1:
         return format_value(group.standings[0].value)
-    return format_number(group.mean) + ("" if group.deviation is None else f" ± {format_number(group.deviation, 2)}")
+    return format_number(group.score) + ("" if group.deviation is None else f" ± {format_number(group.deviation, 2)}")
 
 
 def rank(runs: Sequence[Run]) -> Ranking:
     """Rank runs by the primary metric that most of them share."""
-    names = Counter(run.primary for run in runs if run.primary is not None)
-    metric = names.most_common(1)[0][0] if names else None
-    directions = Counter(run.higher_is_better for run in runs if run.primary == metric and run.higher_is_better is not None)
-    up = directions.most_common(1)[0][0] if directions and metric is not None else None
-    bests = [run.best if metric is not None and run.primary == metric else None for run in runs]
-    if up is None:  # only a run's own summary can tell its best evaluation
-        bests = [best or (run.last if run.primary == metric else None) for best, run in zip(bests, runs, strict=True)]
-    standings = [
-        Standing(run, number, best, None if best is None or metric is None else best.values.get(metric))
-        for number, (run, best) in enumerate(zip(runs, bests, strict=True))
-    ]
-    _place(standings, [None if each.value is None else each.value.number for each in standings], up)
+    names = [run.primary for run in runs if run.primary is not None]
+    metric = mode(names) if names else None
+    directions = [run.higher_is_better for run in runs if run.primary == metric and run.higher_is_better is not None]
+    up = mode(directions) if directions and metric is not None else None
+    standings = []
+    for number, run in enumerate(runs):
+        best = run.best if run.primary == metric else None
+        if up is None and run.primary == metric:  # only a run's own summary can tell its best evaluation
+            best = best or run.last
+        standings.append(Standing(run, number, best, best.values.get(metric) if best and metric else None))
+    _place(standings, up)
     groups = [SeedGroup([each for each in standings if each.number in numbers]) for numbers in seed_groups(runs)]
-    _place(groups, [group.mean for group in groups], up)
+    _place(groups, up)
     return Ranking(metric, up, standings, groups, [] if metric is None else _warnings(metric, up, standings))
 
 
-def _place(entries: list[Any], values: Sequence[float | None], up: bool | None) -> None:
-    """Set the places of entries by their values, and sort them."""
-    known = sorted((value for value in values if value is not None), reverse=bool(up))
-    for entry, value in zip(entries, values, strict=True):
-        entry.place = None if value is None else known.index(value) + 1
-    entries.sort(key=lambda entry: (entry.place is None, entry.place or 0))
+def _place(entries: list[Standing] | list[SeedGroup], up: bool | None) -> None:
+    """Set the places of entries by their scores, and sort them."""
+    known = sorted((each.score for each in entries if each.score is not None), reverse=bool(up))
+    for each in entries:
+        each.place = None if each.score is None else known.index(each.score) + 1
+    entries.sort(key=lambda each: (each.place is None, each.place or 0))
 
 
 def _warnings(metric: str, up: bool | None, standings: Sequence[Standing]) -> list[str]:

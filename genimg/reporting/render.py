@@ -14,15 +14,15 @@ from urllib.parse import quote
 
 import genimg
 from genimg.errors import ConfigError
-from genimg.reporting import text
+from genimg.reporting import curves, text
 from genimg.reporting.csv_file import as_csv
-from genimg.reporting.curves import nice_ticks, tick_digits
-from genimg.reporting.discover import find_runs
-from genimg.reporting.importance import RULE, importances
+from genimg.reporting.discover import find_runs, folder_name, is_sweep
+from genimg.reporting.importance import RULE, Importance, importances
 from genimg.reporting.pictures import gallery
-from genimg.reporting.ranking import format_mean, rank, setting_label
-from genimg.reporting.sections import Subject, contents, page_contents
-from genimg.reporting.settings import dataset_of, format_seed, swept_settings
+from genimg.reporting.ranking import Ranking, format_mean, rank, setting_label
+from genimg.reporting.runs import Run
+from genimg.reporting.settings import Setting, differing_keys, is_number, swept_settings
+from genimg.utils.durations import time_in_words
 from genimg.utils.environment import git_commit
 from genimg.utils.files import atomically, check_writable
 from genimg.utils.mappings import flatten
@@ -38,17 +38,33 @@ _OF_MARKDOWN = re.compile(r"([\\`*\[\]<>|#~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))
 
 @dataclass(frozen=True)
 class Report:
-    """A written report.
+    """A written report. The templates know each attribute by its name.
 
     Attributes:
         html, csv, markdown: Paths of the files.
-        subject: Contents of the files.
+        directories: Directories as given.
+        runs: Runs in the order of the directories.
+        is_sweep: Whether the only directory is that of a sweep.
+        ranking: Order of the runs.
+        swept: Settings of all runs by swept key.
+        differing: Config keys that differ between runs, with the value of each run that has a config.
+        importances: Importance of each swept key that was varied enough.
+        shared: Data, machine and software that all runs share, by title; those of a run are recorded at its end.
+        made: Sentence with the date and the version of genimg.
     """
 
     html: Path
     csv: Path
     markdown: Path
-    subject: Subject
+    directories: Sequence[Path]
+    runs: list[Run]
+    is_sweep: bool
+    ranking: Ranking
+    swept: dict[str, list[Setting]]
+    differing: dict[str, list[Any]]
+    importances: list[Importance]
+    shared: dict[str, str]
+    made: str
 
 
 def write_report(directories: Sequence[Path], output: Path) -> Report:
@@ -65,14 +81,16 @@ def write_report(directories: Sequence[Path], output: Path) -> Report:
     if output.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"output={output} must name a file that ends in .html")
     check_writable("output", output)
-    report = Report(output, output.with_suffix(".csv"), output.with_suffix(".md"), _subject(directories))
-    _refuse_to_overwrite(report)
-    subject, variables = report.subject, contents(report.subject)
-    page = variables | page_contents(subject, gallery(subject.collection.runs))
+    report = _report(directories, output)
+    is_report = output.is_file() and _MADE in output.read_text(encoding="utf-8", errors="replace")
+    for path in (report.html, report.csv, report.markdown):
+        if path.exists() and not is_report:
+            raise ConfigError(f"output={output}: {path} exists and is not a genimg report: choose another output")
+    page, markdown = (_environment(is_markdown=choice) for choice in (False, True))
     content = {
-        report.html: _environment(is_markdown=False).get_template("report.html").render(page),
-        report.csv: as_csv(subject.ranking, subject.swept),
-        report.markdown: _environment(is_markdown=True).get_template("report.md").render(variables, folder=output.parent),
+        report.html: page.get_template("report.html").render(vars(report), gallery=gallery(report.runs)),
+        report.csv: as_csv(report.ranking, report.swept),
+        report.markdown: markdown.get_template("report.md").render(vars(report)),
     }
     for path, written in content.items():
         with atomically(path) as temporary:
@@ -81,34 +99,20 @@ def write_report(directories: Sequence[Path], output: Path) -> Report:
     return report
 
 
-def _refuse_to_overwrite(report: Report) -> None:
-    """Refuse to replace files that are not an earlier report."""
-    is_report = report.html.is_file() and _MADE in report.html.read_text(encoding="utf-8", errors="replace")
-    for path in (report.html, report.csv, report.markdown):
-        if path.exists() and not is_report:
-            raise ConfigError(f"output={report.html}: {path} exists and is not a genimg report: choose another output")
-
-
-def _subject(directories: Sequence[Path]) -> Subject:
-    collection = find_runs(directories)
-    runs = collection.runs
+def _report(directories: Sequence[Path], output: Path) -> Report:
+    runs = find_runs(directories)
     ranking = rank(runs)
-    swept = swept_settings(runs) if len(runs) > 1 else {}
-    values = {each.number: each.value.number for each in ranking.standings if each.value is not None}
-    commit = git_commit()
-    version = f"genimg {genimg.__version__}"
-    if commit:
-        version += f", commit {commit[:12]}{'-dirty' * commit.endswith('-dirty')}"
-    made = f"{_MADE} on {time.strftime('%Y-%m-%d at %H:%M:%S %Z')} ({version})."
-    found = importances(swept, [values.get(number) for number in range(len(runs))])
-    return Subject(collection, ranking, swept, found, _title(collection.directories, len(runs)), made)
-
-
-def _title(directories: Sequence[Path], num_runs: int) -> str:
-    names = [each.name if each.name not in ("", "..") else each.resolve().name for each in directories]
-    if len(names) == 1:
-        return names[0] if num_runs == 1 else f"{names[0]}: {num_runs} runs"
-    return " and ".join(names) if len(names) == 2 else f"{num_runs} runs: {names[0]}, {names[1]} and {len(names) - 2} more"
+    swept, differing = (swept_settings(runs), differing_keys(runs)) if len(runs) > 1 else ({}, {})
+    found = importances(swept, [each.score for each in sorted(ranking.standings, key=lambda each: each.number)])
+    known = [run.circumstances for run in runs if run.summary] or [run.circumstances for run in runs]
+    shared = {key: fact for key, fact in known[0].items() if all(fact == each[key] for each in known)}
+    made = f"{_MADE} on {time.strftime('%Y-%m-%d at %H:%M:%S %Z')} (genimg {genimg.__version__}"
+    if commit := git_commit():
+        made += f", commit {commit[:12]}{'-dirty' * commit.endswith('-dirty')}"
+    return Report(
+        output, output.with_suffix(".csv"), output.with_suffix(".md"), directories, runs,
+        len(directories) == 1 and is_sweep(directories[0]), ranking, swept, differing, found, shared, f"{made}).",
+    )  # fmt: skip
 
 
 @cache  # compiling the templates takes half a second
@@ -125,14 +129,16 @@ def _environment(*, is_markdown: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.globals |= {"RULE": RULE, "nice_ticks": nice_ticks, "tick_digits": tick_digits}
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False, "default": vars}
+    environment.globals |= {"RULE": RULE, "curves": curves}
+    environment.tests["finite"] = is_number
     environment.filters |= {
         "images": text.format_images, "number": text.format_number, "value": text.format_value,
-        "duration": text.format_duration, "share": text.format_share, "setting": text.format_setting,
-        "short": text.shortened, "count": "{:,}".format, "mean": format_mean, "setting_label": setting_label,
-        "dataset": dataset_of, "seed": format_seed, "relative_url": _relative_url,
-        "flatten": flatten,
+        "setting": text.format_setting, "count": "{:,}".format, "mean": format_mean, "setting_label": setting_label,
+        "flatten": flatten, "folder_name": folder_name,
+        "duration": lambda seconds: "—" if seconds is None else time_in_words(seconds),
+        "share": lambda share, digits=1: "—" if share is None else f"{100 * share:.{digits}f} %",
+        "relative_url": lambda path, folder: quote(os.path.relpath(path.resolve(), folder.resolve()).replace(os.sep, "/")),
         "unescaped": lambda override: re.sub(r"\\(.)", r"\1", override),
     }  # fmt: skip
     return environment
@@ -145,7 +151,3 @@ def _escaped_for_markdown(content: Any) -> Any:
     if isinstance(content, Markup):
         return content
     return Markup(_OF_MARKDOWN.sub(r"\\\1", " ".join(str(content).split())).replace("&", "&amp;"))
-
-
-def _relative_url(path: Path, folder: Path) -> str:
-    return quote(os.path.relpath(path.resolve(), folder.resolve()).replace(os.sep, "/"))

@@ -34,12 +34,7 @@ def is_run(folder: Path) -> bool:
 
 
 def read_run(folder: Path, label: str) -> Run:
-    """Read a run directory; missing or damaged files leave their fields empty.
-
-    Args:
-        folder: The run directory.
-        label: Name of the run in the report.
-    """
+    """Read a run directory, which the report calls ``label``; missing or damaged files leave their fields empty."""
     run = Run(folder, label)
     run.config_text = _text(folder, "config.yaml")
     run.config = _mapping(_yaml(run.config_text))
@@ -113,10 +108,9 @@ def _records(text: str) -> Iterator[dict[str, Any]]:
 def _pictures(folder: Path) -> dict[str, dict[int, Path]]:
     found: dict[str, dict[int, Path]] = {}
     samples = folder / "samples"
-    if samples.is_dir() and not _is_unsafe(samples, folder):
-        for path in sorted(samples.glob("*.png")):
-            if (match := _PICTURE.fullmatch(path.name)) and not _is_unsafe(path, folder) and path.is_file():
-                found.setdefault(match.group(1), {})[int(match.group(2))] = path
+    for path in [] if _is_unsafe(samples, folder) else sorted(samples.glob("*.png")):
+        if (match := _PICTURE.fullmatch(path.name)) and not _is_unsafe(path, folder) and path.is_file():
+            found.setdefault(match.group(1), {})[int(match.group(2))] = path
     return found
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from genimg.evaluation.directions import declared_direction
 from genimg.utils.mappings import flatten
 
 _GREATEST = 1e150  # largest number that is shown; its square is finite
+_STORAGE = {"device": "on the device", "host": "in memory", "workers": "on disk, read by workers"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,27 @@ class Measured:
     images: int
     values: dict[str, Value]
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_numbers(cls, images: int, found: Any, provenance: Any) -> Measured | None:
+        """Combine metrics with their bounds and deviations, which are recorded as separate metrics; None without metrics."""
+        numbers = finite_numbers(found)
+        parts = {f"{name}{ending}" for name in numbers for ending in ("_std", "_low", "_high")}
+        values = {
+            name: Value(number, *(numbers.get(f"{name}{ending}") for ending in ("_low", "_high", "_std")))
+            for name, number in numbers.items()
+            if name not in parts
+        }
+        return cls(images, values, provenance if isinstance(provenance, dict) else {}) if values else None
+
+    @classmethod
+    def from_records(cls, records: Iterable[Mapping[str, Any]], prefix: str) -> list[Measured]:
+        """Return the evaluations in the records of a run, whose metrics have names that start with ``prefix``."""
+        found = []
+        for record in records:
+            numbers = {key.removeprefix(prefix): value for key, value in record.items() if key.startswith(prefix)}
+            found.append(cls.from_numbers(record["images"], numbers, record.get("provenance")))
+        return [each for each in found if each is not None]
 
 
 @dataclass
@@ -80,9 +103,57 @@ class Run:
         return flatten(self.config) if self.config else {}
 
     @cached_property
+    def overridden(self) -> dict[str, str]:
+        """The overrides as a mapping of keys."""
+        return dict(map(parsed, self.overrides))
+
+    @property
+    def known_settings(self) -> dict[str, Any]:
+        """The config or, if the run failed before it had one, the overrides."""
+        return self.settings or self.overridden
+
+    @property
+    def seed(self) -> str:
+        """The seed as text; empty if it is unknown."""
+        return str(self.known_settings.get("seed", ""))
+
+    @property
+    def dataset(self) -> str:
+        """The name, split and number of the training images, such as ``mnist, split train, 60,000 images``.
+
+        A run that failed before it wrote a config has the dataset of its overrides; a dash stands for an unknown one.
+        """
+        own, recorded = self.known_settings, self.summary.get("data") or {}
+        kind = str(own.get("data._target_", own.get("data", ""))).rpartition(".")[2]
+        split, root = own.get("data.split"), own.get("data.root") or own.get("data.path")
+        name = recorded.get("name") or (f"{kind} {Path(str(root)).name}" if root and split is None else kind)
+        if not name or not self.settings:
+            return name or "—"
+        parts = [name.removesuffix(f"/{split}")] if split is not None else [name]
+        parts.append("not split" if split is None else f"split {split}")
+        if own.get("data.validation") not in (None, 0):
+            parts.append(f"without validation={own['data.validation']}")
+        if recorded.get("num_images") is not None:
+            parts.append(f"{recorded['num_images']:,} images")
+        return ", ".join(parts)
+
+    @property
+    def circumstances(self) -> dict[str, str]:
+        """Data, machine and software as text, by title."""
+        summary = self.summary
+        return {
+            "Data": self.dataset,
+            "Data stored": _STORAGE.get(summary.get("storage", ""), "—"),
+            "Machine": ", ".join(f"{key}: {value}" for key, value in summary.get("hardware", {}).items()) or "—",
+            "Processes": str(summary.get("processes", "—")),
+            "Versions": ", ".join(f"{name} {version}" for name, version in summary.get("versions", {}).items()) or "—",
+            "Commit": summary.get("git_commit", "—"),
+        }
+
+    @cached_property
     def evaluations(self) -> list[Measured]:
         """All evaluations during the training, in order of images seen."""
-        return list(_measured(self.records, "evaluation/"))
+        return Measured.from_records(self.records, "evaluation/")
 
     @property
     def primary(self) -> str | None:
@@ -96,20 +167,20 @@ class Run:
     def higher_is_better(self) -> bool | None:
         """Whether higher values of the primary metric are better; None if unknown."""
         recorded = self.summary.get("higher_is_better")
-        return recorded if isinstance(recorded, bool) else declared_direction(self.config.get("evaluation"))
+        return declared_direction(self.config.get("evaluation")) if recorded is None else recorded
 
     @property
     def last(self) -> Measured | None:
         """The latest evaluation."""
-        return self.evaluations[-1] if self.evaluations else self._of_summary("last", self.images)
+        return self.evaluations[-1] if self.evaluations else self._from_summary("last", self.images)
 
     @property
     def best(self) -> Measured | None:
         """The evaluation recorded as the best, or else the one with the best primary value."""
         images = self.summary.get("best_images")
-        if self.status != "in progress" and isinstance(images, int):
+        if self.status != "in progress" and images is not None:
             found = next((each for each in self.evaluations if each.images == images), None)
-            return found or self._of_summary("best", images)
+            return found or self._from_summary("best", images)
         name, up = self.primary, self.higher_is_better
         known = [each for each in self.evaluations if name in each.values]
         if not known or name is None or up is None:
@@ -120,18 +191,16 @@ class Run:
     def num_evaluations(self) -> int | None:
         """The number of evaluations that the best was chosen from; None if unknown."""
         if self.status != "in progress" and "best_images" in self.summary:
-            recorded = self.summary.get("num_evaluations")
-            return recorded if isinstance(recorded, int) else None
+            return self.summary.get("num_evaluations")
         return sum(self.primary in each.values for each in self.evaluations)
 
     @cached_property
     def final(self) -> Measured | None:
         """The evaluation with more images at the end of the training, if there was one."""
-        if recorded := list(_measured(self.records, "final/")):
+        if recorded := Measured.from_records(self.records, "final/"):
             return recorded[-1]
         final = self.summary.get("final") or {}
-        values = _with_deviations(finite_numbers(final.get("metrics")))
-        return Measured(self.images, values, final.get("provenance", {})) if values else None
+        return Measured.from_numbers(self.images, final.get("metrics"), final.get("provenance"))
 
     @property
     def evaluated(self) -> dict[str, Measured]:
@@ -167,33 +236,25 @@ class Run:
             "data_wait_share": waiting,
         }
 
-    def _of_summary(self, name: str, images: int) -> Measured | None:
-        values = _with_deviations(finite_numbers(self.summary.get(name)))
-        return Measured(images, values, self.summary.get("provenance") or {}) if values else None
+    def _from_summary(self, name: str, images: int) -> Measured | None:
+        return Measured.from_numbers(images, self.summary.get(name), self.summary.get("provenance"))
+
+
+def parsed(override: str) -> tuple[str, str]:
+    """Split ``key=value`` and remove Hydra's quotes and prefixes; ``~key`` has the value ``(removed)``."""
+    if override.startswith("~"):
+        return override[1:].partition("=")[0], "(removed)"
+    key, _, value = override.lstrip("+").partition("=")
+    value = value.strip()
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        return key, re.sub(r"\\(['\"\\])", r"\1", value[1:-1])
+    return key, re.sub(r"\\(.)", r"\1", value)
 
 
 def finite_numbers(found: Any) -> dict[str, float]:
     """Return the finite numbers of a mapping by key; empty if ``found`` is not a mapping."""
     pairs = found.items() if isinstance(found, dict) else ()
     return {str(key): float(value) for key, value in pairs if type(value) in (int, float) and abs(value) < _GREATEST}
-
-
-def _measured(records: Iterable[Mapping[str, Any]], prefix: str) -> Iterator[Measured]:
-    for record in records:
-        numbers = finite_numbers({key.removeprefix(prefix): value for key, value in record.items() if key.startswith(prefix)})
-        if values := _with_deviations(numbers):
-            provenance = record.get("provenance")
-            yield Measured(int(record["images"]), values, provenance if isinstance(provenance, dict) else {})
-
-
-def _with_deviations(numbers: Mapping[str, float]) -> dict[str, Value]:
-    """Combine metrics with their bounds and deviations, which are recorded as separate metrics."""
-    belongs = {f"{name}{ending}" for name in numbers for ending in ("_std", "_low", "_high")}
-    return {
-        name: Value(number, *(numbers.get(f"{name}{ending}") for ending in ("_low", "_high", "_std")))
-        for name, number in numbers.items()
-        if name not in belongs
-    }
 
 
 def _speed_of(records: Iterable[Mapping[str, Any]]) -> tuple[float | None, float | None, float | None]:

@@ -1,12 +1,13 @@
-"""Format numbers, durations and settings as text, and choose a few evenly spaced items."""
+"""Format numbers and settings as text, and choose a few evenly spaced items."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+import numpy as np
+
 from genimg.reporting.runs import Value
-from genimg.utils.durations import time_in_words
 
 
 def format_images(images: float | None) -> str:
@@ -44,16 +45,6 @@ def format_value(value: Value | None) -> str:
     return text
 
 
-def format_duration(seconds: float | None) -> str:
-    """Return ``1 h 05 min``, ``3 min 20 s`` or ``45 s``, or a dash for None."""
-    return "—" if seconds is None else time_in_words(seconds)
-
-
-def format_share(share: float | None, digits: int = 1) -> str:
-    """Return a share in per cent, or a dash for None."""
-    return "—" if share is None else f"{100 * share:.{digits}f} %"
-
-
 def format_setting(value: Any) -> str:
     """Return a setting as it is written in a config file."""
     if value is None:
@@ -74,6 +65,4 @@ def shortened(text: str, most: int) -> str:
 
 def thinned(count: int, most: int) -> list[int]:
     """Return at most ``most``, 2 or more, evenly spaced indices of ``range(count)``, including the first and the last."""
-    if count <= most:
-        return list(range(count))
-    return sorted({round(place * (count - 1) / (most - 1)) for place in range(most)})
+    return [int(place) for place in np.linspace(0, count - 1, min(count, most)).round()]

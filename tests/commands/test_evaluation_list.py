@@ -87,6 +87,18 @@ def test_genimg_eval_takes_a_list(home: Path) -> None:
     assert "fd30_shapes_v2" in names
 
 
+def test_results_compare_whatever_the_order_of_their_extractors(home: Path) -> None:
+    calls = [
+        ["eval", f"ckpt={home / 'first'}", f"evaluation=[{first},{second}]", "num_images=30", "num_real=20", "device=cpu",
+         f"output={home / first}_first.json"] for first, second in (("shapes", "mnist"), ("mnist", "shapes"))
+    ]  # fmt: skip
+    comparison = ["eval", f"compare=[{home / 'shapes_first.json'},{home / 'mnist_first.json'}]"]
+    codes, output = run_commands([*calls, comparison], home, environment(home))
+    assert codes == [0, 0, 0], output
+    assert "comparable: everything that the values depend on is the same" in output
+    assert "not comparable" not in output
+
+
 def test_saved_statistics_are_of_one_extractor(home: Path) -> None:
     result = run_command(
         "eval", "real=shapes", "save_statistics=real.pt", "evaluation=[mnist,shapes]", "device=cpu", cwd=home,

@@ -164,6 +164,32 @@ def test_a_whole_section_that_is_missing_forbids_comparing(section):
     assert any(difference.matters for difference in differences(PROVENANCE, without(section)))
 
 
+def with_several(*names):
+    """The provenance of an evaluation with extractors in this order."""
+    first, *others = (
+        {"extractor": {**PROVENANCE["extractor"], "name": f"{name}_v2", "num_features": len(name)},
+         "metrics": {"frechet_distance": {"of": name}}, "num_kept": len(name)}
+        for name in names
+    )  # fmt: skip
+    real = {**PROVENANCE["real"], "num_kept": first["num_kept"]}
+    additional = {"additional": dict(zip(names[1:], others, strict=True))} if others else {}
+    return {**PROVENANCE, "extractor": first["extractor"], "metrics": first["metrics"], "real": real, **additional}
+
+
+@pytest.mark.parametrize("order", [("shapes", "mnist"), ("shapes", "mnist", "cifar"), ("mnist", "cifar", "shapes")])
+def test_the_order_of_extractors_does_not_matter(order):
+    assert differences(with_several(*sorted(order)), with_several(*order)) == []
+
+
+def test_an_extractor_is_compared_with_its_own_at_another_place():
+    assert not any(each.matters for each in differences(with_several("mnist"), with_several("shapes", "mnist")))
+    other = with_several("mnist", "shapes")
+    other["additional"]["shapes"]["extractor"]["weights_sha256"] = "def"
+    (found,) = differences(with_several("shapes", "mnist"), other)
+    assert (found.key, found.matters, found.second) == ("extractor.weights_sha256", True, "def")
+    assert any(each.matters for each in differences(with_several("shapes"), with_several("mnist")))
+
+
 def test_what_forbids_comes_first_and_keeps_its_order():
     other = changed("versions.torch", "2.12.0")
     other["generated"]["seed"] = 1

@@ -71,7 +71,7 @@ def test_runs_of_several_seeds_are_one_row_with_mean_and_deviation(tmp_path: Pat
     assert found.has_seeds
     assert [setting_label(group, swept) for group in found.groups] == ["lr=3", "lr=1", "lr=2"]
     assert [group.place for group in found.groups] == [1, 2, 3]
-    assert [group.mean for group in found.groups] == [11.5, 12.0, 19.5]
+    assert [group.score for group in found.groups] == [11.5, 12.0, 19.5]
     assert [group.deviation for group in found.groups] == [
         None,
         pytest.approx(np.std([10, 14], ddof=1)),

@@ -112,6 +112,26 @@ def test_runs_of_several_seeds_are_one_row_that_links_to_each(tmp_path: Path) ->
     assert [row["setting"] for row in rows] == ["1", "1", "2", "2", "3"]
 
 
+def test_long_settings_are_shown_in_full(tmp_path: Path) -> None:
+    keys = [f"model.generator.channels_of_level_{level}" for level in range(6)]
+    texts = {name: f"[{','.join(f'{name}{number}' for number in range(200))}]" for name in "ab"}
+    jobs: dict[str, tuple[list[str], float | None]] = {
+        f"{number}": (
+            [*(f"{key}={number % 2}" for key in keys), f"list={texts['ab'[number % 2]]}", f"seed={number}"],
+            9.0 + number,
+        )
+        for number in range(4)
+    }
+    page, _ = report([write_sweep(tmp_path / "sweep", jobs)], tmp_path / "report.html")
+    label = ", ".join(f"{key}=0" for key in keys)
+    names = [text for found, text in page.all("th", scope="row") if found["data-value"].startswith(label)]
+    assert len(names) == 1
+    assert names[0].endswith(f"{label}, list={texts['a']}")  # after its beginning, which opens it
+    markdown = (tmp_path / "report.md").read_text().replace("\\", "")
+    assert markdown.count(texts["b"]) > 3
+    assert f"| {label}, list={texts['a']} |" in markdown
+
+
 def test_the_page_is_self_contained_and_reads_well(sweep: Path) -> None:
     page, text = report([sweep], sweep / "report.html")
     assert not re.search(r"""(src|href|action)=["'](?!data:|#)""", text)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from genimg.reporting.runs import Run
-from genimg.reporting.settings import dataset_of, differing_keys, number_or_text, parsed, seed_groups, swept_settings
+from genimg.reporting.runs import Run, parsed
+from genimg.reporting.settings import differing_keys, number_or_text, seed_groups, swept_settings
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,9 @@ def test_runs_that_differ_only_in_their_seed_are_one_group() -> None:
 )  # fmt: skip
 def test_the_data_is_named_with_its_split(data: dict[str, object], recorded: dict[str, object] | None, expected: str) -> None:
     summary = {} if recorded is None else {"data": recorded}
-    assert dataset_of(Run(Path("a"), "a", config={"data": data}, summary=summary)) == expected
+    assert Run(Path("a"), "a", config={"data": data}, summary=summary).dataset == expected
 
 
 def test_the_data_of_a_run_without_a_config_is_that_of_its_overrides() -> None:
-    assert dataset_of(Run(Path("a"), "a", ["data=cifar10"])) == "cifar10"
-    assert dataset_of(Run(Path("a"), "a")) == "—"
+    assert Run(Path("a"), "a", ["data=cifar10"]).dataset == "cifar10"
+    assert Run(Path("a"), "a").dataset == "—"

@@ -135,7 +135,7 @@ def test_a_table_pulls_no_other_directory_into_a_report(tmp_path: Path, caplog: 
     rows = ["000", "../private", str(tmp_path / "private"), "001", "000/../../private", ".", "no\0name"]
     write_rows(sweep, *((str(i), "completed", "1", directory, "", "seed=1") for i, directory in enumerate(rows)))
     found = find_runs([sweep])
-    assert [run.folder.name for run in found.runs] == ["000"]
+    assert [run.folder.name for run in found] == ["000"]
     assert "private" in caplog.text
 
 

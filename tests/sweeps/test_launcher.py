@@ -293,6 +293,9 @@ def test_directories_are_called_by_what_differs(monkeypatch: pytest.MonkeyPatch)
         resolvers.job_name(5, ["optimizer.lr=0.00044303752452", "x=-1.23456789e-07"])
         == "005_optimizer.lr-0.000443_x--1.235e-07"
     )
+    several = ["evaluation=inception", "+evaluation@evaluation.additional.dinov2=dinov2"]  # evaluation=[inception,dinov2]
+    monkeypatch.setenv("GENIMG_COMMAND_LINE", shlex.join(["-m", *several, "seed=0,1"]))
+    assert resolvers.job_name(1, [*several, "seed=1"]) == "001_seed-1"
 
 
 TRACE = "Traceback (most recent call last):\n  File 'a.py', line 1, in b\n    c()\nKeyError: 'absent'\n"

@@ -209,9 +209,9 @@
   };
 
   class Plot {
-    constructor(box) {
+    constructor(box, chart) {
       this.box = box;
-      this.chart = charts[Number(box.dataset.chart)];
+      this.chart = chart;
       this.described = box.querySelector("svg").getAttribute("aria-label");
       this.at = null;
       this.tip = html("div", "tip");
@@ -273,11 +273,11 @@
         const [x, low, high] = within[0];
         group.append(svg("line", { class: "bar", x1: this.x(x), x2: this.x(x), y1: this.y(low), y2: this.y(high) }));
       }
-      const smoothed = smoothing > 0 && !this.chart.points && series.y.length > 2;
+      const smoothed = smoothing > 0 && !this.chart.has_points && series.y.length > 2;
       const values = smoothed ? smooth(series.y) : series.y;
       if (smoothed) group.append(svg("polyline", { class: "faint", points: path(series.y) }));
       group.append(svg("polyline", { class: "line", points: path(values) }));
-      if (this.chart.points || series.x.length === 1) series.x.forEach((x, place) => group.append(svg("path", { class: "dot", d: `M${this.x(x)},${this.y(values[place])}h0` })));
+      if (this.chart.has_points || series.x.length === 1) series.x.forEach((x, place) => group.append(svg("path", { class: "dot", d: `M${this.x(x)},${this.y(values[place])}h0` })));
       if (series.best !== null) group.append(svg("circle", { class: "best", cx: this.x(series.x[series.best]), cy: this.y(values[series.best]), r: 6.5 }));
       picture.append(group);
       return { series, values };
@@ -341,7 +341,7 @@
       this.show(Math.max(0, Math.min(end, to)));
     }
   }
-  const plots = all(".drawing").map((box) => new Plot(box));
+  const plots = all(".drawing").map((box, place) => new Plot(box, charts[place]));
   const redraw = () => plots.forEach((plot) => plot.draw());
   const toggles = all(".legend [data-run]");
   const choose = (runs) => {
