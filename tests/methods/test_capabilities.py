@@ -4,6 +4,7 @@ import tiny
 from genimg.methods.base import Method
 from genimg.methods.capabilities import (
     CodeOptions,
+    Exports,
     Generates,
     HasLikelihood,
     PreparesSaving,
@@ -26,13 +27,16 @@ from genimg.methods.vae_gan import VAEGAN
 from genimg.methods.vq_vae import VQVAE
 from genimg.methods.wae_rae import DeterministicAutoencoder
 
-ALL = (Generates, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood, Translates, RegularisesLazily, PreparesSaving)
+ALL = (
+    Generates, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood, Translates, Exports, RegularisesLazily,
+    PreparesSaving,
+)  # fmt: skip
 EXPECTED = {
-    GAN: {Generates, TakesConditions, RegularisesLazily},
-    VAE: {Generates, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood},
-    VAEGAN: {Generates, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood},
-    VQVAE: {Generates, TakesConditions, Reconstructs},
-    DeterministicAutoencoder: {Generates, TakesConditions, Reconstructs, SamplesNearby, PreparesSaving},
+    GAN: {Generates, Exports, TakesConditions, RegularisesLazily},
+    VAE: {Generates, Exports, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood},
+    VAEGAN: {Generates, Exports, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood},
+    VQVAE: {Generates, Exports, TakesConditions, Reconstructs},
+    DeterministicAutoencoder: {Generates, Exports, TakesConditions, Reconstructs, SamplesNearby, PreparesSaving},
     CycleGAN: {Translates}, CUT: {Translates}, Pix2Pix: {Translates}, Restoration: {Translates},
 }  # fmt: skip
 
