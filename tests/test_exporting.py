@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,13 @@ from genimg.data.facts import DataFacts
 from genimg.errors import CheckpointError, ConfigError, UserError
 from genimg.exporting.checks import TOLERANCE, largest_difference, trials
 from genimg.exporting.formats import open_onnx, traced, write_onnx
-from genimg.exporting.parts import Choices, ExportedNetwork, Port, SizeConstraints, exportable, prepared_for_export
+from genimg.exporting.networks import exportable
+from genimg.exporting.parts import Choices, ExportedNetwork, SizeConstraints, prepared_for_export
 from genimg.methods.base import Method
 from genimg.methods.conditional import ConditionalMethod
+from genimg.methods.export_spec import ExportSpec, Port, integer_port
 from genimg.methods.vq_vae import VQVAE
+from genimg.networks import unet
 from genimg.utils.paths import config_dir
 
 MODELS = tiny.SIZES | tiny.AUTOENCODERS | tiny.TRANSLATORS
@@ -206,9 +211,83 @@ def test_a_choice_without_effect_is_refused(model: str, choices: dict[str, Any],
         part_of(*settings_of(model, tmp_path), **choices)
 
 
-def test_a_method_of_ones_own_is_refused_until_it_has_a_case() -> None:
-    with raises(CheckpointError, "ckpt", word="genimg-export"):
-        exportable.dispatch(object)(tiny.gan(), Choices(), {})
+class Trains(Method):
+    """Has no capability."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Conv2d(1, 1, 1)
+
+    def parameter_groups(self) -> Any: ...
+    def step(self, batch: Any, progress: Any, update: Any) -> Any: ...
+    def check(self, batch: Any) -> None: ...
+    def preview(self, batch: Any, drawn: Any) -> Any: ...
+
+
+class Triples(Trains):
+    """States what it exports."""
+
+    includes: bool = False
+
+    def export_spec(self, truncation: float | None) -> ExportSpec:
+        return ExportSpec(
+            name="network",
+            parts={"step": torch.tensor([0.1])},
+            inputs=(
+                Port("image", torch.float32, ("batch", 1, 4, 4), "in [0, 1)", torch.rand),
+                integer_port("shift", "rows", 3),
+            ),
+            forward=lambda parts, batch: batch["image"] * 3.0 - parts.step * batch["shift"][:, None, None, None],
+            reference=lambda batch: batch["image"] * 3.0 - 0.1 * batch["shift"].view(-1, 1, 1, 1),
+            truncation=truncation if self.includes else None,
+            remarks=("tripled",),
+        )
+
+
+FACTS = DataFacts(image_size=4, channels=1, num_classes=0)
+
+
+def test_a_method_without_capabilities_is_refused() -> None:
+    with raises(CheckpointError, "ckpt", word="export_spec"):
+        exportable(Trains(), Choices(), FACTS)
+
+
+def test_any_method_may_state_what_it_exports() -> None:
+    part = assert_exports(exportable(Triples(), Choices(), FACTS))
+    assert (part.name, part.remarks, part.output.shape) == ("network", ("tripled",), ("batch", 1, 4, 4))
+    assert [port.describe() for port in part.inputs] == [
+        "image: float32 [batch, 1, 4, 4], in [0, 1)",
+        "shift: int64 [batch], numbers of rows from 0 to 2",
+    ]
+    assert all(set(part.draw(50, seed, 0, 0)[1].tolist()) == {0, 1, 2} for seed in range(3))
+
+
+def test_a_truncation_that_a_statement_does_not_include_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with raises(ConfigError, word="truncation=0.5"):
+        exportable(Triples(), Choices(truncation=0.5), FACTS)
+    monkeypatch.setattr(Triples, "includes", True)
+    exportable(Triples(), Choices(truncation=0.5), FACTS)
+
+
+def documented(page: str, containing: str) -> dict[str, Any]:
+    """What the block of code of a page defines."""
+    text = (Path(__file__).resolve().parent.parent / "docs" / page).read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if containing in block]
+    found: dict[str, Any] = {"__name__": "documented"}
+    exec(compile(code, page, "exec", dont_inherit=True), found)
+    return found
+
+
+def test_the_example_of_the_documentation_exports_another_network_than_sample() -> None:
+    family = documented("extending.md", "class FlowMatching")
+    added = documented("exporting.md", "def export_spec")
+    network = partial(unet.Translator, image_size=16, width=4, num_downs=2, normalisation="batch", upsampling="resize",
+                      dropout=0.0, num_dropout=0, initialisation="default", spectral_norm=False)  # fmt: skip
+    flow = type("Own", (family["FlowMatching"],), {"export_spec": added["FlowMatching"].export_spec})
+    method = flow(network=network, loss=None, image_size=16, channels=3).eval()
+    facts = DataFacts(image_size=16, channels=3, num_classes=0)
+    part = assert_exports(exportable(method, Choices(), facts))
+    assert [(port.name, port.shape) for port in part.inputs] == [("noisy", ("batch", 4, 16, 16))]
 
 
 # Sizes

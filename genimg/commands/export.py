@@ -14,7 +14,8 @@ from genimg.config.options import read_options
 from genimg.config.schema.commands import Export
 from genimg.errors import ConfigError
 from genimg.exporting.formats import FORMATS, require_packages
-from genimg.exporting.parts import Choices, ExportedNetwork, exportable
+from genimg.exporting.networks import exportable
+from genimg.exporting.parts import Choices, ExportedNetwork
 from genimg.exporting.snippet import snippet
 from genimg.exporting.writing import describe, describe_trials, write_checked
 from genimg.methods.capabilities import Generates, require_truncation

@@ -21,7 +21,8 @@ from torch.fx.experimental import _config as symbols
 
 from genimg.errors import ConfigError
 from genimg.exporting.digests import DIGEST, content_digest
-from genimg.exporting.parts import ExportedNetwork, Port, Record
+from genimg.exporting.parts import ExportedNetwork, Record
+from genimg.methods.export_spec import Port
 
 OPSET = 18
 """Version of the ONNX operator set: the oldest that PyTorch's exporter writes, which most programs read."""

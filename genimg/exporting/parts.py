@@ -1,24 +1,20 @@
-"""The exportable network of a method, with its inputs and outputs, and a reference computed by the checkpoint.
-
-``exportable`` has a case for each family of methods; add your own method with ``exportable.register``.
-"""
+"""A network to export, with its inputs and output, and a reference computed by the checkpoint."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import singledispatch
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from genimg.data.facts import DataFacts
-from genimg.errors import CheckpointError, ConfigError
-from genimg.methods.base import Method
+from genimg.errors import ConfigError
 from genimg.methods.capabilities import Translates
+from genimg.methods.export_spec import Port
+from genimg.types import Batch
 
 Record = dict[str, Any]
 Inputs = tuple[Tensor, ...]
@@ -32,36 +28,6 @@ class Choices:
     truncation: float | None = None
     direction: str | None = None
     model_mode: str | None = None
-
-
-@dataclass(frozen=True)
-class Port:
-    """An input or the output of a network.
-
-    Attributes:
-        name: Name in the program.
-        dtype: Type of the tensor's elements.
-        shape: Sizes: numbers, or names of variable dimensions such as ``batch``; ``2*height`` is twice ``height``.
-        meaning: Meaning of its values.
-    """
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int | str, ...]
-    meaning: str
-
-    def with_sides(self, numbers: dict[str, int]) -> Port:
-        """Return the port with numbers in place of these names."""
-        sides: list[int | str] = []
-        for side in self.shape:
-            factor, _, name = str(side).rpartition("*")
-            sides.append(int(factor or 1) * numbers[name] if name in numbers else side)
-        return replace(self, shape=tuple(sides))
-
-    def describe(self) -> str:
-        """Describe the port in one line."""
-        sides = ", ".join(str(side) for side in self.shape)
-        return f"{self.name}: {str(self.dtype).removeprefix('torch.')} [{sides}], {self.meaning}"
 
 
 @dataclass(frozen=True)
@@ -125,6 +91,28 @@ class ExportedNetwork:
         return f"height and width {multiples}{self.sides.least} or more"
 
 
+class Program(nn.Module):
+    """A network that maps inputs, by position, to images [N, C, H, W] in [-1, 1]; see ``ExportSpec``."""
+
+    def __init__(
+        self,
+        parts: Mapping[str, nn.Module | Tensor],
+        inputs: Sequence[Port],
+        function: Callable[[Any, Batch], Tensor],
+    ) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            if isinstance(part, nn.Module):
+                self.add_module(name, part)
+            else:
+                self.register_buffer(name, part.detach())
+        self.names = [port.name for port in inputs]
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return in_range(self.function(self, dict(zip(self.names, inputs, strict=True))))
+
+
 def prepared_for_export(network: Network) -> Network:
     """Return a copy for export: on the CPU, float32, in evaluation mode, with parametrizations (e.g. spectral norm) folded in.
 
@@ -155,29 +143,14 @@ def _fold(layer: nn.Module) -> None:
         layer.register_parameter(name, nn.Parameter(value))
 
 
-@singledispatch
-def exportable(method: Method, choices: Choices, facts: DataFacts) -> ExportedNetwork:
-    """Return the network of a method that makes images.
-
-    Args:
-        method: Method with the weights to export, on the device that computes the references.
-        choices: Choices of the user.
-        facts: About the data that the model was trained on.
-
-    Raises:
-        CheckpointError: If the method cannot be exported.
-        ConfigError: If what is chosen cannot be exported.
-    """
-    raise CheckpointError(
-        f"ckpt holds a {type(method).__name__}, which genimg-export cannot export: register "
-        "it with genimg.exporting.parts.exportable (docs/exporting.md)",
-        key="ckpt",
-    )
-
-
 def image_port(channels: int, height: int | str, width: int | str, *, name: str = "image") -> Port:
     """Return a port of images in [-1, 1]."""
     return Port(name, torch.float32, ("batch", channels, height, width), "in [-1, 1]")
+
+
+def in_range(images: Tensor) -> Tensor:
+    """Clamp images to [-1, 1], as in the conversion to uint8."""
+    return images.float().clamp(-1.0, 1.0)
 
 
 _ADVICE = {
@@ -187,7 +160,7 @@ _ADVICE = {
 }
 
 
-def refuse_choices(method: Method, choices: Choices, *welcome: str) -> None:
+def refuse_choices(method: object, choices: Choices, *welcome: str) -> None:
     """Check that every choice has an effect on the method.
 
     Raises:

@@ -16,7 +16,8 @@ from genimg.data.facts import DataFacts
 from genimg.errors import CheckpointError, UserError, is_memory_full
 from genimg.exporting.digests import DIGEST, content_digest
 from genimg.exporting.formats import require_packages
-from genimg.exporting.parts import Choices, Record, exportable
+from genimg.exporting.networks import exportable
+from genimg.exporting.parts import Choices, Record
 from genimg.utils.json_text import parse_json
 
 log = logging.getLogger(__name__)

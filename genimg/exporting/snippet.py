@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from genimg.exporting.parts import ExportedNetwork, Port
+from genimg.exporting.parts import ExportedNetwork
+from genimg.methods.export_spec import Port
 
 _SHOWN = 16  # images in the example
 

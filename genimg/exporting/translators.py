@@ -1,8 +1,9 @@
-"""The exportable networks of methods that translate images."""
+"""The exported network of a method that translates images."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,23 +15,23 @@ from genimg.exporting.parts import (
     Choices,
     ExportedNetwork,
     Inputs,
-    Port,
+    Program,
     SizeConstraints,
-    exportable,
     image_port,
+    in_range,
     prepared_for_export,
     refuse_choices,
 )
-from genimg.exporting.programs import Translating
 from genimg.inference.translate import blank_source, chosen_direction, image_channels, least_side
-from genimg.methods.image_to_image import Translation
-from genimg.types import height_width
+from genimg.methods.capabilities import Translates
+from genimg.methods.export_spec import Port
+from genimg.types import Batch, height_width
 
 _SMALLEST = 8  # pixels: smaller images are not useful, and padding takes other branches for them
 
 
-@exportable.register
-def _of_translation(method: Translation, choices: Choices, facts: DataFacts) -> ExportedNetwork:
+def exported_translator(method: Translates, choices: Choices, facts: DataFacts) -> ExportedNetwork:
+    """Return the network of one direction of a method that translates images; see ``exportable``."""
     refuse_choices(method, choices, "direction", "model_mode")
     direction = chosen_direction(method, choices.direction)
     if choices.model_mode is not None:
@@ -60,7 +61,11 @@ def _of_translation(method: Translation, choices: Choices, facts: DataFacts) -> 
 
     def reference(image: Tensor, mask: Tensor | None = None) -> Tensor:
         source = task.given(image, mask)
-        return task.result(method.translate(source.to(device), direction).cpu(), source).float().clamp(-1.0, 1.0)
+        return in_range(task.result(method.translate(source.to(device), direction).cpu(), source))
+
+    def translated(parts: Any, batch: Batch) -> Tensor:
+        source = task.given(*batch.values()).contiguous()
+        return task.result(parts.translator(source).float(), source)
 
     made = reference(*draw(1, 0, least, least))
     ports = [image_port(channels, "height", "width")]
@@ -69,7 +74,7 @@ def _of_translation(method: Translation, choices: Choices, facts: DataFacts) -> 
     output = ("height", "width") if factor == 1 else (f"{factor}*height", f"{factor}*width")
     return ExportedNetwork(
         name="translator" if direction is None or len(method.directions) == 1 else f"translator-{direction}",
-        network=Translating(network, task),
+        network=Program({"translator": network}, ports, translated),
         inputs=tuple(ports),
         output=image_port(made.shape[1], *output, name="translated"),
         draw=draw,

@@ -23,8 +23,9 @@ from genimg.exporting.formats import (
     write_pt2,
     write_safetensors,
 )
-from genimg.exporting.parts import Choices, ExportedNetwork, Port
+from genimg.exporting.parts import Choices, ExportedNetwork
 from genimg.exporting.rebuilding import rebuilt, recipe
+from genimg.methods.export_spec import Port
 from genimg.training.ema import RAW
 from genimg.utils.environment import git_commit
 from genimg.utils.files import atomically

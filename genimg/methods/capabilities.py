@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from genimg.data.tasks.base import Task
+from genimg.methods.export_spec import ExportSpec
 from genimg.types import Batch, PixelLikelihood
 
 
@@ -191,6 +192,30 @@ class Translates(Protocol):
 
 
 @runtime_checkable
+class Exports(Protocol):
+    """States which network ``genimg-export`` writes for other programs.
+
+    The method returns data, an ``ExportSpec``: the parts that hold the weights, a function of them and of named inputs, the
+    inputs' shapes and ranges, and a reference that computes the same images with the method itself. The package
+    ``genimg.exporting`` does the rest, without knowing any family: it copies the parts to the CPU, traces the function, writes
+    the file, and compares the file's images with the reference.
+
+    A method needs this only to export another network, or other inputs, than the default. The default for a method that
+    ``Translates`` is its translator with the pre- and postprocessing of its task; for a method that ``Generates``, its
+    ``sample``, with the drawn random numbers as inputs.
+    """
+
+    def export_spec(self, truncation: float | None) -> ExportSpec:
+        """Return what is exported.
+
+        Args:
+            truncation: Truncation that the user chose; None for none. A network that includes it says so in the result;
+                otherwise the choice is refused.
+        """
+        ...
+
+
+@runtime_checkable
 class RegularisesLazily(Protocol):
     """Has penalties with separate updates, for which Adam is corrected (Karras et al. 2020, appendix B)."""
 
@@ -209,7 +234,8 @@ class PreparesSaving(Protocol):
 
 
 CAPABILITIES = (
-    Generates, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood, Translates, RegularisesLazily, PreparesSaving
+    Generates, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood, Translates, Exports, RegularisesLazily,
+    PreparesSaving,
 )  # fmt: skip
 
 

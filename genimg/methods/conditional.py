@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from genimg.data.subsets import random_labels
+from genimg.errors import CheckpointError
 from genimg.methods.base import Method
+from genimg.methods.export_spec import Port, integer_port
 from genimg.networks.conditioning import ConditionEncoder
+from genimg.networks.text import TextEncoder
 from genimg.types import Batch
 from genimg.utils.images import class_rows
 from genimg.utils.rng import Stream, uniform
@@ -107,6 +110,33 @@ def shared_encoder(**networks: nn.Module) -> ConditionEncoder:
                 f"{first}.condition and {other}.condition must read the same key of the batch: give both one encoder"
             )
     return encoder
+
+
+def condition_ports(network: nn.Module) -> tuple[Port, ...]:
+    """Return the inputs of an exported network for the labels or captions that its encoder reads, if any.
+
+    Raises:
+        CheckpointError: For an encoder that works outside the network.
+    """
+    encoder = _encoder_of("network", network)
+    if encoder.key is None:
+        return ()
+    if encoder.key == "label":
+        return (integer_port("label", "classes", encoder.num_classes),)
+    if isinstance(encoder, TextEncoder):
+        return (Port("caption", torch.uint8, ("batch", encoder.max_length), "UTF-8 bytes, padded with 0"),)
+    raise CheckpointError(
+        f"this model reads captions with {type(encoder).__name__}, which is not part of the checkpoint, so it cannot be "
+        "exported; a model trained with conditioning=text can"
+    )
+
+
+def exported_condition(batch: Batch, latent: Tensor) -> Tensor:
+    """Return the labels or captions of an exported network's batch, else an empty tensor [N, 0], for latents [N, Z]."""
+    for key in ("label", "caption"):
+        if key in batch:
+            return batch[key]
+    return latent.new_empty(latent.shape[0], 0)  # ``len`` would fix the batch size of a program
 
 
 def _encoder_of(name: str, network: nn.Module) -> ConditionEncoder:

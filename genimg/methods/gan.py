@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,8 +27,9 @@ from genimg.losses.penalties import (
 )
 from genimg.methods.base import Update, errors_of, require_latent_dim, require_shape
 from genimg.methods.capabilities import LatentOptions, StyleOptions
-from genimg.methods.conditional import ConditionalMethod, shared_encoder
+from genimg.methods.conditional import ConditionalMethod, condition_ports, exported_condition, shared_encoder
 from genimg.methods.discriminator_augment import AdaptiveAugment, Augment
+from genimg.methods.export_spec import ExportSpec, Port
 from genimg.methods.latent import Latent
 from genimg.methods.modes import eval_mode, take_standing_statistics
 from genimg.networks.conditioning import conditional
@@ -362,6 +363,29 @@ class GAN(ConditionalMethod):
                 return images
             truncation, strength = (batch[key].item() if key in batch else 1.0 for key in ("truncation", "noise_strength"))
             return generator.synthesize(generator.map_latents(latent, condition, truncation), batch.get("noise_key"), strength)
+
+    def export_spec(self, truncation: float | None) -> ExportSpec:
+        """Export the generator; if it is style-based, with its truncation and with fixed noise per pixel."""
+        latent = Port("latent", torch.float32, ("batch", self.latent.dim), self.latent.describe())
+        is_style_based = isinstance(self.generator, StyleBased)
+        psi = truncation if is_style_based else None
+        fixed = {} if psi is None else {"truncation": torch.tensor(float(psi))}
+
+        def images(parts: Any, batch: Batch) -> Tensor:
+            inputs = batch["latent"], exported_condition(batch, batch["latent"])
+            if psi is None:
+                return parts.generator(*inputs)
+            return parts.generator.synthesize(parts.generator.map_latents(*inputs, psi))
+
+        return ExportSpec(
+            name="generator",
+            parts={"generator": self.generator},
+            inputs=(latent, *condition_ports(self.generator)),
+            forward=images,
+            reference=lambda batch: self.sample(batch | fixed),
+            truncation=psi,
+            remarks=("the per-pixel noise is fixed and the same for all images",) if is_style_based else (),
+        )
 
     def check(self, batch: Batch) -> None:
         image = batch["image"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from genimg.errors import ConfigError
+from genimg.methods.export_spec import NORMAL
 from genimg.utils.rng import normal_latents
 
 
@@ -39,6 +40,10 @@ class Latent(ABC):
             ConfigError: If the limit is not above 0, or the latents already lie within a narrower interval.
         """
 
+    def describe(self) -> str:
+        """Describe the numbers for a user of an exported network."""
+        return f"numbers of {type(self).__name__}"
+
     def random(self, count: int, device: torch.device) -> Tensor:
         """Draw latents [count, Z] from the device's random stream."""
         return self.from_normal(torch.randn(count, self.dim, device=device))
@@ -51,6 +56,9 @@ class Latent(ABC):
 class Normal(Latent):
     """N(0, 1)."""
 
+    def describe(self) -> str:
+        return NORMAL
+
     def from_normal(self, normal: Tensor) -> Tensor:
         return normal
 
@@ -60,6 +68,9 @@ class Normal(Latent):
 
 class Uniform(Latent):
     """Uniform in [-1, 1]: Radford et al. 2016, section 4."""
+
+    def describe(self) -> str:
+        return "uniform numbers in [-1, 1]"
 
     def from_normal(self, normal: Tensor) -> Tensor:
         return torch.erf(normal / math.sqrt(2.0))
@@ -83,6 +94,9 @@ class Truncated(Latent):
         if not limit > 0:
             raise ValueError(f"limit={limit} must be above 0 standard deviations")
         self.limit = limit
+
+    def describe(self) -> str:
+        return f"{NORMAL} within [-{self.limit:g}, {self.limit:g}]"
 
     def from_normal(self, normal: Tensor) -> Tensor:
         return truncate(normal, self.limit)

@@ -204,6 +204,31 @@ class LatentDensity(nn.Module):
         return Mixture(*(buffer.to("cpu").double() for buffer in (self.weights, self.means, self.factors)))
 
 
+class ExportedMixture(nn.Module):
+    """Maps standard normal numbers [N, Z] and uniform numbers in [0, 1) [N] to latents of a density, in float32."""
+
+    bounds: Tensor
+    means: Tensor
+    factors: Tensor
+
+    def __init__(self, density: LatentDensity) -> None:
+        super().__init__()
+        sums = density.weights.cpu().double().cumsum(dim=0)
+        self.register_buffer("bounds", (sums / sums[-1])[:-1].float())
+        self.register_buffer("means", density.means)
+        self.register_buffer("factors", density.factors)
+
+    def forward(self, normal: Tensor, chances: Tensor | None) -> Tensor:
+        """Return latents [N, Z]; ``chances`` is None for a single Gaussian."""
+        if chances is None:
+            return self.means[0] + normal @ self.factors[0].t()
+        chosen = (chances[:, None] >= self.bounds).long().sum(dim=1)  # [N]
+        # Compute all products and then select one per row, which avoids gathering a batch of matrices.
+        placed = torch.stack([mean + normal @ factor.t() for mean, factor in zip(self.means, self.factors, strict=True)], dim=1)
+        index = chosen[:, None, None].expand(-1, 1, placed.shape[2])
+        return placed.gather(1, index)[:, 0]
+
+
 def _placed(normal: Tensor, chosen: Tensor, mixture: Mixture) -> Tensor:
     """Map standard normal numbers [N, Z] to latents of the chosen components [N]: [N, Z]."""
     latents = torch.empty_like(normal)

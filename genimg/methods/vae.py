@@ -6,7 +6,7 @@ Conditions: Sohn, Lee & Yan 2015. Several samples, and hierarchies of latents: B
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from genimg.losses.elbo import Bound, Inference, gaussian_kl, gaussian_log_densi
 from genimg.losses.perceptual import Perceptual
 from genimg.methods.base import Update, require_latent_dim, require_shape
 from genimg.methods.capabilities import LatentOptions
-from genimg.methods.conditional import ConditionalMethod, shared_encoder
+from genimg.methods.conditional import ConditionalMethod, condition_ports, exported_condition, shared_encoder
+from genimg.methods.export_spec import NORMAL, ExportSpec, normal_port
 from genimg.methods.latent import truncate
 from genimg.methods.latent_pictures import LatentScatter, activity_bars, interpolations, map_of_two, traversals
 from genimg.methods.modes import eval_mode
@@ -204,12 +205,25 @@ class VAE(ConditionalMethod):
 
     def _descend(self, latent: Tensor, noise: Tensor | None) -> Tensor:
         """Map the highest latents [N, Z'] to the lowest [N, Z], by standard normal numbers for the layers in between."""
-        if noise is not None:
-            pieces = noise.split(self.latent_dims[:-1], dim=1)
-            for layer, piece in zip(reversed(self._above), reversed(pieces), strict=True):
-                mean, log_variance = layer.generate(latent)
-                latent = mean + (0.5 * log_variance).exp() * piece
-        return latent
+        return _descended(self._above, latent, noise)
+
+    def export_spec(self, truncation: float | None) -> ExportSpec:
+        """Export the decoder with the hierarchy above it."""
+        *lower, top = self.latent_dims
+        noise = (normal_port("noise", sum(lower), f"{NORMAL} for the latents below; 0 for their means"),) if lower else ()
+        mean = self.loss.likelihood.mean  # the likelihood's parameters describe the noise around it
+
+        def images(parts: Any, batch: Batch) -> Tensor:
+            latent = _descended(list(parts.hierarchy), batch["latent"], batch.get("noise"))
+            return mean(parts.decoder(latent, exported_condition(batch, latent)).float())
+
+        return ExportSpec(
+            name="decoder",
+            parts={"decoder": self.decoder, "hierarchy": self.hierarchy},
+            inputs=(normal_port("latent", top), *noise, *condition_ports(self.decoder)),
+            forward=images,
+            reference=self.sample,
+        )
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Tensor:
@@ -313,3 +327,13 @@ class VAE(ConditionalMethod):
                 pictures["latent_map"] = map_of_two(self._decode, mean, condition)
                 pictures["latent_scatter"] = self.scatter.picture()
         return pictures
+
+
+def _descended(hierarchy: Sequence[StochasticLayer], latent: Tensor, noise: Tensor | None) -> Tensor:
+    """Map the highest latents [N, Z'] to the lowest [N, Z], by standard normal numbers for the layers in between."""
+    if noise is not None:
+        pieces = noise.split([layer.below for layer in hierarchy], dim=1)
+        for layer, piece in zip(reversed(hierarchy), reversed(pieces), strict=True):
+            mean, log_variance = layer.generate(latent)
+            latent = mean + (0.5 * log_variance).exp() * piece
+    return latent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from genimg.losses.reconstruction import ReconstructionLoss
 from genimg.methods.base import Update, errors_of
 from genimg.methods.capabilities import CodeOptions
 from genimg.methods.conditional import ConditionalMethod, shared_encoder
+from genimg.methods.export_spec import ExportSpec, integer_port
 from genimg.methods.modes import eval_mode
 from genimg.networks.pixel_cnn import PixelCNN
 from genimg.networks.vector_quantizer import Usage, VectorQuantizer, perplexity, straight_through
@@ -166,6 +168,21 @@ class VQVAE(ConditionalMethod):
         temperature = batch["temperature"].item() if "temperature" in batch else 1.0
         with eval_mode(self.prior):
             return self.decode(self.prior.sample(uniform, condition, temperature=temperature))
+
+    def export_spec(self, truncation: float | None) -> ExportSpec:
+        """Export the codebook and the decoder."""
+
+        def images(parts: Any, batch: Batch) -> Tensor:
+            return parts.decoder(F.embedding(batch["codes"], parts.codebook).permute(0, 3, 1, 2).contiguous())
+
+        return ExportSpec(
+            name="decoder",
+            parts={"decoder": self.decoder, "codebook": self.quantizer.codebook},
+            inputs=(integer_port("codes", "codes", self.quantizer.num_codes, *self.encoder.grid),),
+            forward=images,
+            reference=lambda batch: self.decode(batch["codes"]),
+            remarks=("it does not include the prior that draws codes: to sample, use genimg-sample",),
+        )
 
     def check(self, batch: Batch) -> None:
         image = batch["image"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,9 @@ from genimg.errors import ConfigError
 from genimg.losses.regularised_autoencoder import AutoencoderLoss
 from genimg.methods.base import Update, require_latent_dim, require_shape
 from genimg.methods.capabilities import LatentOptions
-from genimg.methods.conditional import ConditionalMethod, shared_encoder
-from genimg.methods.latent_density import LatentDensity
+from genimg.methods.conditional import ConditionalMethod, condition_ports, exported_condition, shared_encoder
+from genimg.methods.export_spec import ExportSpec, Port, normal_port
+from genimg.methods.latent_density import ExportedMixture, LatentDensity
 from genimg.methods.latent_pictures import interpolations
 from genimg.methods.modes import eval_mode
 from genimg.networks.conditioning import conditional
@@ -123,6 +125,31 @@ class DeterministicAutoencoder(ConditionalMethod):
         """Return the likelihood's mean for latents of the density."""
         with eval_mode(self):
             return self._decode(batch["latent"], self._condition(batch))
+
+    def export_spec(self, truncation: float | None) -> ExportSpec:
+        """Export the decoder with the density fitted to its latents."""
+        density, count = self.density, self.density.num_components
+        meaning = "uniform numbers in [0, 1), which choose among the Gaussians"
+        uniform = (Port("uniform", torch.float32, ("batch",), meaning, torch.rand),) if count > 1 else ()
+        mean = self.loss.likelihood.mean
+
+        def images(parts: Any, batch: Batch) -> Tensor:
+            latent = parts.density(batch["latent"], batch.get("uniform")) if count else batch["latent"]
+            return mean(parts.decoder(latent, exported_condition(batch, latent)).float())
+
+        def reference(batch: Batch) -> Tensor:
+            normal = batch["latent"].cpu()
+            latent = density.from_normal(normal, batch["uniform"].cpu() if uniform else normal.new_zeros(len(normal)))
+            return self.sample(batch | {"latent": latent.to(batch["latent"].device)})
+
+        return ExportSpec(
+            name="decoder",
+            parts={"decoder": self.decoder} | ({"density": ExportedMixture(density)} if count else {}),
+            inputs=(normal_port("latent", density.latent_dim), *uniform, *condition_ports(self.decoder)),
+            forward=images,
+            reference=reference,
+            remarks=(f"it includes the density fitted to the latents, {count} Gaussians",) if count else (),
+        )
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Tensor:

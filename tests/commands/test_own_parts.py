@@ -22,6 +22,9 @@ from genimg.data.datasets.builtin import ArrayDataset
 from genimg.losses.adversarial import AdversarialLoss
 from genimg.losses.elbo import Bound
 from genimg.losses.penalties import DiscriminatorPenalty
+from genimg.losses.reconstruction import ReconstructionLoss
+from genimg.methods.base import Method
+from genimg.methods.export_spec import ExportSpec, Port
 
 
 class Generator(nn.Module):
@@ -70,6 +73,44 @@ class OwnBound(Bound):
         return reconstruction + self.weight * kl, {}
 
 
+class Restoring(Method):
+    """Trains one network, which it exports, and can do nothing else."""
+
+    loss_type = ReconstructionLoss
+    inference_networks = ("network",)
+
+    def __init__(self, *, network, loss):
+        super().__init__()
+        self.network = network
+        self.loss = loss
+
+    def parameter_groups(self):
+        return {"network": list(self.network.parameters())}
+
+    def step(self, batch, progress, update):
+        return update("network", self._loss, batch)
+
+    def _loss(self, batch):
+        loss = self.loss(self.network(batch["image"] + torch.randn_like(batch["image"])), batch["image"])
+        return loss, {"loss/reconstruction": loss.detach()}
+
+    def check(self, batch):
+        self._loss(batch)
+
+    def preview(self, batch, drawn):
+        return {"restored": self.network(batch["image"])}
+
+    def export_spec(self, truncation):
+        noisy = Port("noisy", torch.float32, ("batch", 3, 16, 16), "in [-1, 1]", torch.rand)
+        return ExportSpec(
+            name="network",
+            parts={"network": self.network},
+            inputs=(noisy,),
+            forward=lambda parts, batch: parts.network(batch["noisy"]),
+            reference=lambda batch: self.network(batch["noisy"]),
+        )
+
+
 def noise(*, num_images, image_size, channels):
     numbers = np.random.default_rng(0)
     return ArrayDataset("noise", numbers.integers(0, 256, (num_images, channels, image_size, image_size), dtype=np.uint8))
@@ -81,6 +122,20 @@ generator:
   latent_dim: ${model.latent.dim}
 discriminator:
   _target_: own_parts.Judge
+"""
+METHOD = """
+defaults:
+  - override /loss@_global_.loss: l2
+  - override /optimizer@_global_.optimizer: adam
+  - override /ema@_global_.ema: [exponential]
+  - _self_
+_target_: own_parts.Restoring
+loss: ${loss}
+network:
+  _target_: torch.nn.Sequential
+  _args_:
+    - {_target_: torch.nn.Conv2d, in_channels: 3, out_channels: 3, kernel_size: 3, padding: 1}
+    - {_target_: torch.nn.Tanh}
 """
 BOUND = """
 _target_: own_parts.OwnBound
@@ -101,6 +156,7 @@ SMALL = [
 SHAPES = ["data=shapes", "data.num_images=16", "data.image_size=16"]
 RUNS = {
     "networks": ["model=own_gan", *SHAPES],
+    "method": ["model=own_method", *SHAPES],
     "gan": [
         "model=dcgan_small", "model.generator.width=4", "data=noise", "loss._target_=own_parts.OwnLoss",
         "+penalty.drift._target_=own_parts.Drift", "+penalty.drift.weight=0.1", "discriminator_augment=ada",
@@ -117,7 +173,7 @@ Run = Callable[..., tuple[int, str]]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("own")
     (root / "own_parts.py").write_text(PACKAGE)
-    for name, text in {"model/own_gan": GAN, "loss/own_bound": BOUND, "data/noise": DATA}.items():
+    for name, text in {"model/own_gan": GAN, "model/own_method": METHOD, "loss/own_bound": BOUND, "data/noise": DATA}.items():
         path = root / "configs" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -186,6 +242,18 @@ def test_the_export_of_an_own_generator_refuses_truncation(run: Run, trained: Ca
     code, errors = run("export", f"ckpt={trained('networks')}", "allow=[own_parts]", "truncation=0.5", "device=cpu")
     assert code == 2
     assert errors.splitlines()[-1].startswith("genimg-export: error: truncation=0.5")
+
+
+def test_an_own_method_states_what_it_exports(run: Run, trained: Callable[[str], Path]) -> None:
+    path = trained("method")
+    code, errors = run("export", f"ckpt={path}", "allow=[own_parts]", "device=cpu")
+    assert code == 0, errors
+    image = torch.rand(3, 3, 16, 16)
+    record = {"genimg.json": ""}
+    exported = torch.export.load(path / "network.pt2", extra_files=record).module()
+    network = genimg.load(path, allow=["own_parts"]).method.network
+    assert torch.allclose(exported(image), network(image).detach(), atol=1e-6)
+    assert '"name": "noisy"' in record["genimg.json"]
 
 
 def test_a_conditioning_that_own_networks_cannot_read_is_refused(run: Run) -> None:

@@ -5,6 +5,7 @@ from genimg.methods.base import Method
 from genimg.methods.capabilities import (
     CAPABILITIES,
     CodeOptions,
+    Exports,
     Generates,
     HasLikelihood,
     PreparesSaving,
@@ -28,11 +29,11 @@ from genimg.methods.vq_vae import VQVAE
 from genimg.methods.wae_rae import DeterministicAutoencoder
 
 EXPECTED = {
-    GAN: {Generates, TakesConditions, RegularisesLazily},
-    VAE: {Generates, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood},
-    VAEGAN: {Generates, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood},
-    VQVAE: {Generates, TakesConditions, Reconstructs},
-    DeterministicAutoencoder: {Generates, TakesConditions, Reconstructs, SamplesNearby, PreparesSaving},
+    GAN: {Generates, Exports, TakesConditions, RegularisesLazily},
+    VAE: {Generates, Exports, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood},
+    VAEGAN: {Generates, Exports, TakesConditions, Reconstructs, SamplesNearby, HasLikelihood},
+    VQVAE: {Generates, Exports, TakesConditions, Reconstructs},
+    DeterministicAutoencoder: {Generates, Exports, TakesConditions, Reconstructs, SamplesNearby, PreparesSaving},
     CycleGAN: {Translates}, CUT: {Translates}, Pix2Pix: {Translates}, Restoration: {Translates},
 }  # fmt: skip
 

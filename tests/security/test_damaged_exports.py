@@ -22,7 +22,8 @@ from genimg.data.facts import DataFacts
 from genimg.errors import CheckpointError, UserError
 from genimg.exporting.digests import content_digest
 from genimg.exporting.formats import write_safetensors
-from genimg.exporting.parts import Choices, exportable
+from genimg.exporting.networks import exportable
+from genimg.exporting.parts import Choices
 from genimg.exporting.rebuilding import rebuilt, recipe
 from genimg.utils.paths import config_dir
 

@@ -1,0 +1,97 @@
+"""The network that a method exports, by its capabilities."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genimg.data.facts import DataFacts
+from genimg.errors import CheckpointError
+from genimg.exporting.parts import (
+    Choices,
+    ExportedNetwork,
+    Inputs,
+    Program,
+    image_port,
+    in_range,
+    prepared_for_export,
+    refuse_choices,
+)
+from genimg.exporting.translators import exported_translator
+from genimg.methods.base import Method
+from genimg.methods.capabilities import Exports, Generates, Translates
+from genimg.methods.export_spec import ExportSpec, Port
+
+
+def exportable(method: Method, choices: Choices, facts: DataFacts) -> ExportedNetwork:
+    """Return the network of a method that makes images.
+
+    Args:
+        method: Method with the weights to export, on the device that computes the references.
+        choices: Choices of the user.
+        facts: Facts about the data that the model was trained on.
+
+    Raises:
+        CheckpointError: If the method cannot be exported.
+        ConfigError: If what is chosen cannot be exported.
+    """
+    if isinstance(method, Exports):
+        spec = method.export_spec(choices.truncation)
+        refuse_choices(method, choices, *(["truncation"] if spec.truncation is not None else []))
+        return _stated(method, spec)
+    if isinstance(method, Translates):
+        return exported_translator(method, choices, facts)
+    if isinstance(method, Generates):
+        refuse_choices(method, choices)
+        return _stated(method, _sampling(method))
+    raise CheckpointError(
+        f"ckpt holds a {type(method).__name__}, which genimg-export cannot export: it neither generates nor translates images "
+        "and has no export_spec (docs/exporting.md)",
+        key="ckpt",
+    )
+
+
+def _stated(method: Method, spec: ExportSpec) -> ExportedNetwork:
+    """Return the network that a method states."""
+    device = next(method.parameters()).device
+
+    def draw(count: int, seed: int, height: int, width: int) -> Inputs:
+        drawn = method.draw(range(count), seed) if isinstance(method, Generates) else {}
+        numbers = torch.Generator().manual_seed(seed)
+        values = []
+        for port in spec.inputs:
+            shape = [count if side == "batch" else int(side) for side in port.shape]
+            values.append(drawn[port.name].cpu() if port.random is None else port.random(shape, generator=numbers))
+        return tuple(values)
+
+    @torch.no_grad()
+    def reference(*inputs: Tensor) -> Tensor:
+        batch = {port.name: value.to(device) for port, value in zip(spec.inputs, inputs, strict=True)}
+        return in_range(spec.reference(batch)).cpu()
+
+    return ExportedNetwork(
+        name=spec.name,
+        network=prepared_for_export(Program(spec.parts, spec.inputs, spec.forward)),
+        inputs=spec.inputs,
+        output=image_port(*reference(*draw(1, 0, 0, 0)).shape[1:]),
+        draw=draw,
+        reference=reference,
+        remarks=spec.remarks,
+    )
+
+
+def _sampling(method: Method) -> ExportSpec:
+    """State the sampling of a method with its default options, from its own random inputs."""
+    assert isinstance(method, Generates)
+    drawn = method.draw(range(2), 0)
+    options = {name: value for name, value in vars(method.sampling_options()).items() if value is not None}
+    return ExportSpec(
+        name="sampler",
+        parts={"method": method},
+        inputs=tuple(
+            Port(name, value.dtype, ("batch", *value.shape[1:]), "as the model draws it") for name, value in drawn.items()
+        ),
+        forward=lambda parts, batch: parts.method.sample(batch),
+        reference=method.sample,
+        remarks=tuple(f"sampled with {name}={value}, the model's default" for name, value in options.items()),
+    )
