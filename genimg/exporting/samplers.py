@@ -190,7 +190,7 @@ def _condition_port(encoder: ConditionEncoder) -> Port:
         CheckpointError: For an encoder that works outside the network.
     """
     if encoder.key == "label":
-        return Port("label", torch.int64, ("batch",), f"numbers of classes from 0 to {encoder.num_classes - 1}")
+        return Port("label", torch.int64, ("batch",), f"class numbers from 0 to {encoder.num_classes - 1}")
     if isinstance(encoder, TextEncoder):
         return Port("caption", torch.uint8, ("batch", encoder.max_length), "UTF-8 bytes, padded with 0")
     raise CheckpointError(
