@@ -6,11 +6,11 @@
     python scripts/benchmark.py --override data.storage=workers   what one setting of genimg's changes
     python scripts/benchmark.py --recipes dcgan_32 --long 10000     do memory and step time stay as they are?
 
-Each recipe runs in a process of its own, in which blocks of steps of the two alternate, so that whatever else the machine
-does hits both. Where steps differ in work (n_critic, lazy penalties), every block has as many of each kind. genimg is the real
-Trainer on the real Data, timed from one request for a batch to the next, with all that it does in a training; the tutorial's
-loop is in plain_loops.py and plain_translation.py. Before each block of either side there is a pause, not timed, in which
-loader workers fill their queues and fall asleep, so that they take no time from the other side.
+Each recipe runs in its own process, in which blocks of steps of the two alternate, so load from other programs affects both.
+Where steps differ in work (n_critic, lazy penalties), every block has the same number of each kind. genimg is the real Trainer
+with the real ImageLoader, timed from one request for a batch to the next, with everything that it does in training. The
+tutorial's loop is in plain_loops.py and plain_translation.py. An untimed pause precedes each block of either side. During the
+pause, loader workers fill their queues and go to sleep, so they take no time from the other side.
 docs/performance.md explains the columns.
 """
 

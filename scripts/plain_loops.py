@@ -73,7 +73,7 @@ def _update_discriminator(method: GAN, optimizer: Optimizer, real: Tensor, laten
         fake=fake,
         logits=lambda images: _discriminate(method, _augmented(method, images)),
         plain_logits=partial(_discriminate, method),
-        nearby=partial(_nearby, method, latent),
+        perturb=partial(_perturb, method, latent),
     )
     penalties = [(p.interval, partial(p, sides)) for p in method.penalties.values() if isinstance(p, DiscriminatorPenalty)]
     loss = _descend(method.discriminator, optimizer, loss, penalties, step)
@@ -118,7 +118,7 @@ def _of_generator(penalty: GeneratorPenalty, method: GAN, latent: Tensor) -> Ten
 
 
 @torch.no_grad()
-def _nearby(method: GAN, latent: Tensor, std: float) -> tuple[Tensor, Tensor]:
+def _perturb(method: GAN, latent: Tensor, std: float) -> tuple[Tensor, Tensor]:
     latents = torch.cat([latent, latent + std * torch.randn_like(latent)])
     fake, near = method.generator(latents, _nothing(latents)).chunk(2)
     return fake, near

@@ -156,7 +156,7 @@ class TrainedCheckpoint:
         except RuntimeError as error:  # PyTorch's message lists every tensor
             lines = [line.strip() for line in str(error).splitlines()]
             raise CheckpointError(
-                f"the checkpoint's weights do not fit the model that its config names ({' '.join(lines[1:2])}): use the "
+                f"the checkpoint's weights do not fit the model that its config describes ({' '.join(lines[1:2])}): use the "
                 "version of genimg, and of the packages in allow=, that it was trained with",
                 key="ckpt",
             ) from error

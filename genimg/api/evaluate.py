@@ -52,7 +52,7 @@ def evaluate(
             ``as_dataset``); or the name of a folder, an .npz, or a dataset such as ``mnist:test``.
         real: Real images in the same forms, or the path of saved statistics.
         evaluation: Option of the group ``evaluation``, which names the extractor and the metrics, or several options.
-            The first metric of the first option comes first.
+            The result lists the first metric of the first option first.
         num_images: Number of images, chosen reproducibly; None takes all.
         batch_size: Batch size of the feature extraction; it does not affect the values.
         bootstrap: Number of bootstrap resamples for 95 % intervals.
@@ -103,8 +103,8 @@ def measure(
 
     Args:
         composition: The composed options.
-        own: Images that replace those named by ``images`` and ``real``, by option.
-        loaded: The checkpoint of the options with its model, if the caller has loaded it.
+        own: Datasets that replace those named by the options ``images`` and ``real``, by name of the option.
+        loaded: The checkpoint that the option ``ckpt`` names, with its model, if the caller has already loaded it.
 
     Returns:
         The result; None after comparing two results or saving statistics.

@@ -24,13 +24,13 @@ _YES = ("true", "yes", "y", "on", "1")
 
 
 def value_of(key: str, arguments: Sequence[str]) -> str | None:
-    """Return the last value that arguments give a key, without quotes, or None if they give none."""
+    """Return the last value of a key in the arguments, without quotes, or None if the key is not given."""
     found = [value for name, equals, value in (each.lstrip("+").partition("=") for each in arguments) if equals and name == key]
     return unquoted(found[-1]) if found else None
 
 
 def continued_in_its_own_directory(arguments: Sequence[str]) -> list[str]:
-    """Add the run directory of PATH to arguments with ``resume=PATH``, unless ``run_dir`` is given."""
+    """Add the run directory that contains PATH to arguments with ``resume=PATH``, unless ``run_dir`` is given."""
     resume = value_of("resume", arguments)
     if resume in (None, "", "auto", "null") or value_of("run_dir", arguments) is not None:
         return list(arguments)
@@ -90,7 +90,10 @@ def in_hydras_order(arguments: Sequence[str]) -> list[str]:
         if name in ("--config-dir", "-cd") and given and not given.startswith("-") and not Path(given).is_dir():
             raise ConfigError(f"--config-dir {given} does not exist: give a directory of configs", key="")
         if name in ("--config-dir", "-cd") and given and (marked := _with_byte_order_mark(Path(given))):
-            raise ConfigError(f"{marked} begins with a byte order mark, hiding its first line: save it as UTF-8 without it")
+            raise ConfigError(
+                f"{marked} begins with a byte order mark, which hides its first line",
+                "save the file as UTF-8 without a byte order mark",
+            )
     keys = {word.partition("=")[0] for word in words}
     for word in words:
         key = word.partition("=")[0].lstrip("+")

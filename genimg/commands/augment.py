@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from genimg.config.options import read_options
 from genimg.config.schema.commands import Augment
-from genimg.data.copies import RANGES, Job
+from genimg.data.copies import RANGES, CopyJob
 from genimg.data.copy_folder import check_job, preview_of, warn_of_sides, write_folder
 from genimg.data.datasets.caption_files import find_captions
 from genimg.data.datasets.file_index import list_images
@@ -37,7 +37,7 @@ def augment(composed: DictConfig) -> None:
     if not paths:
         raise DataError(f"input={root} holds no images: expected files such as .png or .jpg in it or in its subdirectories")
     captions = find_captions(root, paths, options.captions)
-    job = Job(
+    job = CopyJob(
         root=root,
         paths=paths,
         texts=None if captions is None else captions.texts,
@@ -98,7 +98,7 @@ def _folders(options: Augment) -> tuple[Path, Path]:
     return root, output
 
 
-def _report(job: Job, count: int, num_corrupt: int, output: Path, seconds: float) -> None:
+def _report(job: CopyJob, count: int, num_corrupt: int, output: Path, seconds: float) -> None:
     written = count * job.copies
     log.info(
         "%d copies of %d image%s%s in %.1f s (%.0f copies/s): %s",

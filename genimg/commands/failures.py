@@ -42,7 +42,7 @@ class Failure:
         log_file: File that holds the traceback; None if there is none.
         job: Number of the job; None for a single run.
         is_at_work: Whether the config had been composed.
-        wants_traceback: Whether ``traceback=true``.
+        wants_traceback: Whether ``traceback=true`` is set.
     """
 
     error: Exception
@@ -78,10 +78,10 @@ def end(name: str, primary: str, failure: Failure, jobs: Sequence[Failure]) -> N
     messages = {id(each): _user_message(each, primary) for each in (failure, *jobs)}
     bugs = [each for each in jobs if messages[id(each)] is None]
     failure = bugs[0] if bugs else failure
-    numbers = ", ".join(f"#{each.job}{' by a bug' if each in bugs else ''}" for each in jobs)
+    numbers = ", ".join(f"#{each.job}{' because of a bug' if each in bugs else ''}" for each in jobs)
     sweep = f"{len(jobs)} job{'s' * (len(jobs) > 1)} of the sweep failed, {numbers}" if jobs else ""
     message, error = messages[id(failure)], failure.error
-    elsewhere: str = getattr(error, "details", "")  # of an AnotherProcessError, whose module imports torch
+    elsewhere: str = getattr(error, "details", "")  # only AnotherProcessError has it; its module would import torch
     trace = elsewhere or "".join(traceback.format_exception(error))
     if message is None or elsewhere:
         say(name, f"{_whose_bug(failure, elsewhere)}{f' ({sweep})' if sweep else ''}", trace)
@@ -89,7 +89,8 @@ def end(name: str, primary: str, failure: Failure, jobs: Sequence[Failure]) -> N
     wants_traceback = failure.wants_traceback or str(value_of("traceback", sys.argv[1:])).lower() == "true"
     of_first = "the first: " if len(jobs) > 1 else ""
     say(name, f"error: {f'{sweep}: {of_first}' if sweep else ''}{message}", trace if wants_traceback else "")
-    leave(_BUG if getattr(error, "has_bug", False) else _USERS_MISTAKE)  # set for jobs in other processes
+    has_bug = getattr(error, "has_bug", False)  # set by the error of a sweep whose jobs ran in other processes
+    leave(_BUG if has_bug else _USERS_MISTAKE)
 
 
 def _user_message(failure: Failure, primary: str) -> str | None:
@@ -108,9 +109,9 @@ def _whose_bug(failure: Failure, elsewhere: str) -> str:
     """Return a line that names the package with the bug and the file with its traceback."""
     place = f" and {relative(failure.log_file)}" if failure.log_file is not None and failure.log_file.is_file() else ""
     if not elsewhere and (package := _foreign_package(failure.error, failure.allowed)):
-        return f"this is a bug of the package {package}, not of genimg: see the lines above{place}"
-    or_theirs = f", or of a package in allow=[{','.join(failure.allowed)}]" if failure.allowed else ""
-    return f"this is a bug of genimg{or_theirs}: please report it with the lines above{place}"
+        return f"this is a bug in the package {package}, not in genimg: see the lines above{place}"
+    or_theirs = f", or in a package in allow=[{','.join(failure.allowed)}]" if failure.allowed else ""
+    return f"this is a bug in genimg{or_theirs}: please report it with the lines above{place}"
 
 
 def _foreign_package(error: Exception, allowed: Sequence[str]) -> str:
@@ -143,7 +144,8 @@ def _log_file() -> Path | None:
 def say(name: str, line: str, trace: str = "") -> None:
     """Print the message about a failure.
 
-    Ranks other than the first wait, so a failure of all ranks is printed once: torchrun ends the others when one ends.
+    All ranks but the first wait before they print. If all ranks fail, torchrun ends the waiting ones when the first exits, so
+    the message appears only once.
     """
     if is_of_several() and (rank_of_torchrun() > 0 or _HAS_ENDED in line):
         time.sleep(_SECONDS_FOR_THE_FIRST_RANK)

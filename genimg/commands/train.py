@@ -78,7 +78,7 @@ def train(composed: DictConfig) -> float | None:
         if hydra.mode == RunMode.RUN and rank_of_torchrun() == 0 and not has_bug:
             remove_if_nothing_began(run_dir)
         if hydra.mode == RunMode.MULTIRUN:  # Hydra goes on with the next job and reports errors only at the end
-            log.error("this job failed%s: %s", f" by a bug, {type(error).__name__}" if has_bug else "", error)
+            log.error("this job failed%s: %s", f" because of a bug, {type(error).__name__}" if has_bug else "", error)
         raise
 
 

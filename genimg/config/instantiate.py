@@ -487,7 +487,7 @@ def name_again(dropped: Mapping[str, Any]) -> str:
     again = " ".join(f"++{key}=PATH" for key in dropped)
     return (
         f"the checkpoint's config names {listed}, but a checkpoint never decides which files of this machine are opened, "
-        f"because they may run code: if you trust it, name it on the command line with {again}"
+        f"because they may run code: to use a path that you trust, add it to the command line with {again}"
     )
 
 

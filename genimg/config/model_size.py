@@ -42,7 +42,7 @@ def require_fitting(
         are_a_part: Whether the tensors are those of one network of the model, under other names; then only sizes are compared.
 
     Raises:
-        CheckpointError: If a tensor has another shape, or if the model needs more memory than the checkpoint's tensors explain.
+        CheckpointError: If a tensor has another shape, or if the model needs far more memory than the checkpoint's tensors.
         UserError: If the model refuses the config's values.
     """
     if set(builder.allowed) - set(ALLOWED):
@@ -67,7 +67,7 @@ def require_fitting(
 
 
 def _misfit(detail: str) -> CheckpointError:
-    return CheckpointError(f"the checkpoint's weights do not fit the model that its config names ({detail})", _FIX, key="")
+    return CheckpointError(f"the checkpoint's weights do not fit the model that its config describes ({detail})", _FIX, key="")
 
 
 def _size(tensors: Iterable[Tensor]) -> int:

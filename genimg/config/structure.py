@@ -1,4 +1,4 @@
-"""Check that a config has the groups and keys of a training; their contents are checked when they are built."""
+"""Check that a training config has the required groups and keys; their contents are checked when they are built."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from genimg.config.types import is_node, require_finite
 from genimg.errors import CheckpointError, ConfigError
 from genimg.utils.type_hints import as_written
 
-_BUILT = ("model", "data", "loss", "optimizer", "schedule", "performance")  # every training builds an object from each
+_BUILT = ("model", "data", "loss", "optimizer", "schedule", "performance")  # training builds an object from each
 _OPTIONAL = ("conditioning", "discriminator_augment", "augment", "task", "likelihood", "logger", "debug")
 _OF_EVERY_DATA = ("horizontal_flip", "storage", "num_workers", "max_corrupt")
 
 
 def require_structure(config: Mapping[str, Any]) -> None:
-    """Check that the config of a training has all options, and that its groups are mappings.
+    """Check that a training config has all options, and that its groups are mappings.
 
     Args:
         config: Resolved config, composed by a command or loaded from a checkpoint.
@@ -42,7 +42,7 @@ def require_structure(config: Mapping[str, Any]) -> None:
         if not is_node(config[group]):
             raise ConfigError(f"{group}._target_ is required", f"set {group}=NAME", key=f"{group}._target_")
     for key, value in config.items():
-        require_finite(value, key)  # also keys that nothing reads and nothing else checks
+        require_finite(value, key)  # includes keys that no other check covers
     require_options(config["trainer"], schema.GROUPS["trainer"]["trainer"], "trainer")
     require_options(config["data"], schema.OPEN["data"]["common"], "data", _OF_EVERY_DATA)
 
@@ -71,7 +71,9 @@ def require_saved_structure(config: Mapping[str, Any], path: Path) -> None:
 
 
 def _no_config(path: Path, problem: str) -> CheckpointError:
-    return CheckpointError(f"{path} holds no valid training config: {problem}", "use another checkpoint of its run", key="")
+    return CheckpointError(
+        f"{path} holds no valid training config: {problem}", "use another checkpoint of the same run", key=""
+    )
 
 
 def require_groups(config: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ def choose_images(headers: Mapping[str, Header], where: str, *, key: str | None,
         split: ``train``, ``val`` or ``test``; None chooses the training images if the archive has splits.
 
     Raises:
-        ConfigError: If the array that the dataset's ``images`` or ``split`` requests does not exist.
+        ConfigError: If the array named by ``key`` or ``split`` does not exist, is not an array of images, or both are given.
         DataError: If no array or more than one matches.
     """
     if key is not None:
@@ -72,7 +72,7 @@ def choose_labels(headers: Mapping[str, Header], where: str, *, key: str, images
         split: Split in the name of the images; None if it has none.
 
     Raises:
-        ConfigError: If the array that the dataset's ``labels`` requests does not exist.
+        ConfigError: If ``key`` names an array that does not exist.
         DataError: If more than one array matches.
     """
     if key == "none":
@@ -126,7 +126,7 @@ def _usual(name: str) -> bool:
 
 
 def _split_of(name: str, what: str) -> str | None:
-    """Return the split in a name such as ``x_train``, ``train_images`` or, for images only, ``train``; None without one."""
+    """Return the split in a name such as ``x_train``, ``train_images`` or, for images only, ``train``; None if it has none."""
     alone: Iterable[str] = SPLITS if what == _IMAGES else ()
     for split, word in _OF_SPLIT.items():
         pattern = rf"{what}_?{word}|{word}_?{what}" + (rf"|{word}" if split in alone else "")

@@ -150,7 +150,7 @@ _OPERATIONS: dict[str, Callable[[Tensor, Any], Tensor]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class CopyJob:
     """The images to copy and the settings of the copies.
 
     Attributes:
@@ -177,7 +177,7 @@ class Job:
         return all("/" in path for path in self.paths) and len({_class(path) for path in self.paths}) > 1
 
 
-def write_copies(job: Job, index: int, folder: Path, stopped: threading.Event) -> list[Record] | str:
+def write_copies(job: CopyJob, index: int, folder: Path, stopped: threading.Event) -> list[Record] | str:
     """Write the copies of one image below ``folder``, whose subdirectories must exist.
 
     Args:
@@ -224,7 +224,7 @@ def write_copies(job: Job, index: int, folder: Path, stopped: threading.Event) -
     return lines
 
 
-def _partner(job: Job, index: int, chance: float, image: Tensor) -> tuple[str, Tensor]:
+def _partner(job: CopyJob, index: int, chance: float, image: Tensor) -> tuple[str, Tensor]:
     """Return another image, converted to the size and channels of ``image``; corrupt ones are replaced by the next."""
     channels, height, width = image.shape
     first = int(chance * (len(job.paths) - 1))

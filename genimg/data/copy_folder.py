@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from genimg.data.copies import Job, Record, copy_name, read_image, stem, write_copies
+from genimg.data.copies import CopyJob, Record, copy_name, read_image, stem, write_copies
 from genimg.data.corrupt import too_many
 from genimg.data.decode import PixelFormat
 from genimg.data.packing import CORRUPT
@@ -32,7 +32,7 @@ _SIDES = {"horizontal_flip": ("left", "right"), "vertical_flip": ("above", "belo
 _MOST_ROWS, _MOST_COPIES, _CELL = 8, 8, 128  # rows and columns of the preview; pixels of a cell
 
 
-def check_job(job: Job) -> None:
+def check_job(job: CopyJob) -> None:
     """Reject files whose copies would have the same name, and mixing with a single image.
 
     Raises:
@@ -56,7 +56,7 @@ def check_job(job: Job) -> None:
             raise ConfigError(f"{key}={job.settings[key]} mixes two images, but input={job.root} holds only one: set {key}=0")
 
 
-def warn_of_sides(job: Job) -> None:
+def warn_of_sides(job: CopyJob) -> None:
     """Warn of captions that a flip would make wrong, once for each direction."""
     for key, words in _SIDES.items():
         if not job.settings[key] or job.texts is None:
@@ -76,7 +76,7 @@ def preview_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.png")
 
 
-def write_folder(job: Job, output: Path, record: Record, *, max_corrupt: int | None, num_workers: int) -> tuple[int, int]:
+def write_folder(job: CopyJob, output: Path, record: Record, *, max_corrupt: int | None, num_workers: int) -> tuple[int, int]:
     """Write copies of all images, ``metadata.jsonl`` and the preview atomically.
 
     Args:
@@ -104,7 +104,7 @@ def write_folder(job: Job, output: Path, record: Record, *, max_corrupt: int | N
     return len(kept), len(problems)
 
 
-def _write_all(job: Job, folder: Path, max_corrupt: int | None, num_workers: int) -> tuple[list[int], list[str]]:
+def _write_all(job: CopyJob, folder: Path, max_corrupt: int | None, num_workers: int) -> tuple[list[int], list[str]]:
     """Write copies of all images and ``metadata.jsonl``; return the indices of the images and the errors of corrupt ones."""
     for parent in {PurePosixPath(path).parent for path in job.paths}:
         (folder / parent).mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def _write_all(job: Job, folder: Path, max_corrupt: int | None, num_workers: int
     return kept, problems
 
 
-def _made(job: Job, folder: Path, workers: int) -> Generator[list[Record] | str, None, None]:
+def _made(job: CopyJob, folder: Path, workers: int) -> Generator[list[Record] | str, None, None]:
     """Write the copies of each image in threads, and return their records or the image's error, in order."""
     stopped = threading.Event()
 
@@ -142,7 +142,7 @@ def _made(job: Job, folder: Path, workers: int) -> Generator[list[Record] | str,
     return map_in_order(write, range(len(job.paths)), num_threads=workers, stopped=stopped)
 
 
-def _write_preview(job: Job, kept: Sequence[int], folder: Path, picture: Path, command: str) -> None:
+def _write_preview(job: CopyJob, kept: Sequence[int], folder: Path, picture: Path, command: str) -> None:
     """Write a grid of images from all parts of the folder, each in a row with its first copies."""
     rows = min(len(kept), _MOST_ROWS)
     shown = [kept[row * len(kept) // rows] for row in range(rows)]

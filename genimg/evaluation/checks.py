@@ -111,7 +111,7 @@ def small_counts(counts: Mapping[str, int | None], num_features: int) -> tuple[s
     for side, count in counts.items():
         if count is not None and count <= num_features:
             found.append(
-                f"{count} {side} images are no more than the {num_features} features: the covariance is singular and the "
+                f"{count} {side} images are too few for {num_features} features: the covariance is singular and the "
                 "Fréchet distance much too large; compare it at equal counts only, or use the kernel distance"
             )
         elif count is not None and count < 2000:

@@ -30,7 +30,7 @@ _CELL = 256  # maximum side in pixels of a picture in the grid
 
 
 @dataclass(frozen=True)
-class Picture:
+class InputImage:
     """An image to translate.
 
     Attributes:
@@ -50,7 +50,7 @@ class Picture:
     half: str | None = None
 
 
-def find_pictures(given: object, key: str = "input") -> list[Picture]:
+def find_pictures(given: object, key: str = "input") -> list[InputImage]:
     """Find an image, or all images below a directory, in the order of their names; sizes are not read yet.
 
     Args:
@@ -62,20 +62,20 @@ def find_pictures(given: object, key: str = "input") -> list[Picture]:
     """
     root = existing(key, given, "an image or a directory of images")
     if root.is_file():
-        return [Picture(root, _png(root.name), 0)]
-    found: dict[str, Picture] = {}
+        return [InputImage(root, _png(root.name), 0)]
+    found: dict[str, InputImage] = {}
     for path in list_images(root, refresh=True).paths:
         name = _png(path)
         if name in found:
             raise DataError(f"{found[name].file} and {root / path} would both be written to {name}: rename one of them")
-        found[name] = Picture(root / path, name, len(found))
+        found[name] = InputImage(root / path, name, len(found))
     if not found:
         raise DataError(f"{key}={given} holds no images: expected files such as .png or .jpg in it or in its subdirectories")
     return list(found.values())
 
 
 def checked_output(
-    given: object, inputs: Mapping[str, object], pictures: Sequence[Picture], *, grid: bool, overwrite: bool, command: str
+    given: object, inputs: Mapping[str, object], pictures: Sequence[InputImage], *, grid: bool, overwrite: bool, command: str
 ) -> Path:
     """Check the output directory and return its absolute path.
 
@@ -131,7 +131,7 @@ def grid_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.png")
 
 
-def with_masks(pictures: Sequence[Picture], given: object) -> list[Picture]:
+def with_masks(pictures: Sequence[InputImage], given: object) -> list[InputImage]:
     """Return the images with masks: one file for all, or the files of a directory with the images' names and any extension.
 
     Raises:
@@ -151,7 +151,7 @@ def with_masks(pictures: Sequence[Picture], given: object) -> list[Picture]:
     return [replace(picture, mask=root / masks[picture.name]) for picture in pictures]
 
 
-def with_sizes(pictures: Sequence[Picture]) -> list[Picture]:
+def with_sizes(pictures: Sequence[InputImage]) -> list[InputImage]:
     """Return the images with their sizes, read from the files' headers.
 
     Raises:
@@ -178,7 +178,7 @@ def with_sizes(pictures: Sequence[Picture]) -> list[Picture]:
     return [replace(picture, size=sizes[picture.file]) for picture in pictures]
 
 
-def halved(pictures: Sequence[Picture], half: str) -> list[Picture]:
+def halved(pictures: Sequence[InputImage], half: str) -> list[InputImage]:
     """Return the left or right halves of files with two images side by side; sizes must be known.
 
     Raises:
@@ -190,7 +190,7 @@ def halved(pictures: Sequence[Picture], half: str) -> list[Picture]:
     return [replace(picture, half=half, size=(picture.size[0], picture.size[1] // 2)) for picture in pictures]
 
 
-def read_image(picture: Picture, channels: int, levels: tuple[float, float] | None = None) -> Tensor:
+def read_image(picture: InputImage, channels: int, levels: tuple[float, float] | None = None) -> Tensor:
     """Read an image as uint8 [C, H, W]; for ``levels``, see ``PixelFormat``."""
     try:
         with open_image(picture.file) as file:
@@ -217,7 +217,7 @@ def read_resized(file: Path, to: PixelFormat) -> Tensor:
         raise DataError(f"{file} cannot be decoded ({_reason(error)}): repair or remove it") from error
 
 
-def read_mask(picture: Picture) -> Tensor:
+def read_mask(picture: InputImage) -> Tensor:
     """Read an image's mask as float32 [1, H, W], 1 for missing pixels."""
     assert picture.mask is not None
     try:

@@ -45,7 +45,7 @@ class Sink(AbstractContextManager["Sink"], ABC):
         """
 
 
-class Files(Sink):
+class PngFolder(Sink):
     """Writes PNG files and metadata.jsonl, with the images' labels or captions in the format of ``data=folder``.
 
     Args:

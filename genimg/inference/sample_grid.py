@@ -1,4 +1,4 @@
-"""Generate single images, write them to a sink and write a grid beside it."""
+"""Generate images one condition at a time, write them to a sink, and write a grid of some of them beside it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _MAX_COLUMNS = 16  # columns in a grid with a row for each condition
 
 
 def write_samples(sampler: Sampler, conditions: Sequence[Condition], sink: Sink, num_images: int, command: str) -> None:
-    """Write images of each condition, and a grid of some.
+    """Write images of each condition, and a grid of some of them.
 
     Args:
         sampler: Sampler of the images.
-        conditions: One condition, or several, whose images are written to folders of their names.
+        conditions: One or more conditions. If there are several, the images of each are written to a folder with its name.
         sink: Output of the images.
-        num_images: Number of images of each condition.
+        num_images: Number of images for each condition.
         command: Name of the command, stored in the grid.
 
     Raises:
@@ -55,7 +55,7 @@ def write_samples(sampler: Sampler, conditions: Sequence[Condition], sink: Sink,
     num_classes = sampler.method.num_classes if isinstance(sampler.method, TakesConditions) else 0
     if num_classes and not conditions[0].row:
         write_png(grid(_classes(sampler, num_classes, len(shown[0]))), sink.picture, stamp_of(command))
-        log.info("grid of separate images, one class per row: %s", relative(sink.picture))
+        log.info("grid of newly generated images, one class per row: %s", relative(sink.picture))
     else:
         columns = None if len(conditions) == 1 else len(shown[0])
         write_png(grid(torch.cat(shown), columns), sink.picture, stamp_of(command))
@@ -63,7 +63,7 @@ def write_samples(sampler: Sampler, conditions: Sequence[Condition], sink: Sink,
 
 
 def _classes(sampler: Sampler, num_classes: int, count: int) -> Tensor:
-    """Generate images [rows, columns, C, H, W], one class per row, at most ``count``."""
+    """Generate at most ``count`` images, one class per row: [rows, columns, C, H, W]."""
     rows = class_rows(count, num_classes)
     labels = rows.flatten()
 

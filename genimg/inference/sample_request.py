@@ -16,7 +16,7 @@ from genimg.inference.interpolation import Loop, write_loops
 from genimg.inference.options import sampling_options
 from genimg.inference.reconstruct import pixel_format, read_near, reconstruct
 from genimg.inference.sample import Sampler
-from genimg.inference.sample_files import Archive, Files
+from genimg.inference.sample_files import Archive, PngFolder
 from genimg.inference.sample_grid import write_samples
 from genimg.methods.capabilities import Generates, Reconstructs, TakesConditions
 from genimg.utils.numbers import require_least
@@ -207,7 +207,7 @@ def plan(
 
     def write(record: Record) -> None:
         class_name = _class_name(method, class_names) if request.class_folders else None
-        sink = Archive(output, record) if output.suffix == ".npz" else Files(output, class_name, record)
+        sink = Archive(output, record) if output.suffix == ".npz" else PngFolder(output, class_name, record)
         write_samples(sampler, conditions, sink, request.num_images, record["made_by"])
 
     return write

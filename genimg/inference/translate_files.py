@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from genimg.data.facts import DataFacts
 from genimg.errors import CheckpointError, ConfigError
-from genimg.inference.image_files import Picture, cell, grid_of, halved, read_image, read_mask, side_by_side, with_masks
+from genimg.inference.image_files import InputImage, cell, grid_of, halved, read_image, read_mask, side_by_side, with_masks
 from genimg.inference.translate import ImageTranslator, MemoryFullError, needs_mask
 from genimg.methods.capabilities import Translates
 from genimg.types import height_width
@@ -29,7 +29,7 @@ _SAME_RATIO = 0.02  # tolerance of the aspect ratio of two images side by side
 _USUAL_TILE = 256  # pixels, suggested in messages
 
 
-def with_fitting_masks(pictures: list[Picture], method: Translates, given: str | None) -> list[Picture]:
+def with_fitting_masks(pictures: list[InputImage], method: Translates, given: str | None) -> list[InputImage]:
     """Return the images, with masks if the model fills holes.
 
     Args:
@@ -45,7 +45,7 @@ def with_fitting_masks(pictures: list[Picture], method: Translates, given: str |
     return with_masks(pictures, given) if needs_mask(method, given, "mask", how) else pictures
 
 
-def require_whole(pictures: Sequence[Picture], facts: DataFacts, direction: str) -> None:
+def require_whole(pictures: Sequence[InputImage], facts: DataFacts, direction: str) -> None:
     """Reject files with the aspect ratio of the training files, two images side by side.
 
     Args:
@@ -69,7 +69,7 @@ def require_whole(pictures: Sequence[Picture], facts: DataFacts, direction: str)
             )
 
 
-def halves(pictures: Sequence[Picture], half: str, mask: str | None) -> list[Picture]:
+def halves(pictures: Sequence[InputImage], half: str, mask: str | None) -> list[InputImage]:
     """Return the left or right halves of files with two images side by side.
 
     Args:
@@ -87,7 +87,7 @@ def halves(pictures: Sequence[Picture], half: str, mask: str | None) -> list[Pic
 
 def translate_files(
     translator: ImageTranslator,
-    pictures: Sequence[Picture],
+    pictures: Sequence[InputImage],
     levels: tuple[float, float] | None,
     output: Path,
     record: Record,
@@ -120,7 +120,7 @@ def translate_files(
 
 
 def _write_all(
-    translator: ImageTranslator, pictures: Sequence[Picture], levels: tuple[float, float] | None, folder: Path
+    translator: ImageTranslator, pictures: Sequence[InputImage], levels: tuple[float, float] | None, folder: Path
 ) -> list[tuple[Tensor, Tensor]]:
     """Write the translations, and return the first sources and results for the grid."""
     shown: dict[int, tuple[Tensor, Tensor]] = {}
@@ -142,7 +142,7 @@ def _write_all(
     return [shown[number] for number in sorted(shown)]
 
 
-def _batches(translator: ImageTranslator, pictures: Sequence[Picture]) -> Iterator[list[Picture]]:
+def _batches(translator: ImageTranslator, pictures: Sequence[InputImage]) -> Iterator[list[InputImage]]:
     """Yield batches of images of one size, the largest first, so too little memory is an error at the start.
 
     A batch has one image in training mode, because batch statistics would mix images, and for tiles, because they are large.
@@ -154,7 +154,7 @@ def _batches(translator: ImageTranslator, pictures: Sequence[Picture]) -> Iterat
         yield from (same[start : start + count] for start in range(0, len(same), count))
 
 
-def _too_large(batch: Sequence[Picture], translator: ImageTranslator) -> str:
+def _too_large(batch: Sequence[InputImage], translator: ImageTranslator) -> str:
     """Return the message, with advice, for a batch that does not fit into memory."""
     tile, multiple = translator.tile, translator.method.size_divisor
     smaller = _USUAL_TILE if tile is None else tile // 2

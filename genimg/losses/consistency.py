@@ -76,7 +76,7 @@ class LatentConsistency(DiscriminatorPenalty):
         self.noise = noise
 
     def forward(self, inputs: PenaltyInputs) -> Tensor:
-        fake, near = inputs.nearby(self.noise)
+        fake, near = inputs.perturb(self.noise)
         return self.weight * (inputs.plain_logits(fake) - inputs.plain_logits(near)).square().mean()
 
 

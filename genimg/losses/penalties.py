@@ -27,7 +27,7 @@ class PenaltyInputs:
         real, fake: Images [N, C, H, W], float32, without a graph.
         logits: Function from images to logits [N] under the batch's conditions, in float32, through the augmentation.
         plain_logits: The same function without the augmentation.
-        nearby: Function from a standard deviation to two sets of images [N, C, H, W] in float32: those of the fakes' latents,
+        perturb: Function from a standard deviation to two sets of images [N, C, H, W] in float32: those of the fakes' latents,
             and those of these latents plus normal noise of that standard deviation.
         judged_real, judged_fake: Images [N, C, H, W] that require a gradient, and their logits [N] from the update's own
             forward; None if no penalty reuses it.
@@ -37,7 +37,7 @@ class PenaltyInputs:
     fake: Tensor
     logits: Callable[[Tensor], Tensor]
     plain_logits: Callable[[Tensor], Tensor]
-    nearby: Callable[[float], tuple[Tensor, Tensor]]
+    perturb: Callable[[float], tuple[Tensor, Tensor]]
     judged_real: tuple[Tensor, Tensor] | None = None
     judged_fake: tuple[Tensor, Tensor] | None = None
 

@@ -122,7 +122,7 @@ def condition_ports(network: nn.Module) -> tuple[Port, ...]:
     if encoder.key is None:
         return ()
     if encoder.key == "label":
-        return (integer_port("label", "classes", encoder.num_classes),)
+        return (integer_port("label", "class", encoder.num_classes),)
     if isinstance(encoder, TextEncoder):
         return (Port("caption", torch.uint8, ("batch", encoder.max_length), "UTF-8 bytes, padded with 0"),)
     raise CheckpointError(

@@ -54,8 +54,8 @@ def normal_port(name: str, dim: int, meaning: str = NORMAL) -> Port:
 
 
 def integer_port(name: str, what: str, count: int, *sides: int) -> Port:
-    """Return an input of integers [N, *sides], the numbers of ``what`` from 0 to ``count`` - 1."""
-    meaning = f"numbers of {what} from 0 to {count - 1}"
+    """Return an input of integers [N, *sides] from 0 to ``count`` - 1, each of which stands for a ``what``, such as a class."""
+    meaning = f"{what} numbers from 0 to {count - 1}"
     return Port(name, torch.int64, ("batch", *sides), meaning, partial(torch.randint, count))
 
 

@@ -304,7 +304,7 @@ class GAN(ConditionalMethod):
             return as_discriminator_output(self.discriminator.forward(images, condition)).logits
 
         @torch.no_grad()
-        def nearby(std: float) -> tuple[Tensor, Tensor]:
+        def perturb(std: float) -> tuple[Tensor, Tensor]:
             # Both in one new forward: the step's fakes may be in bfloat16, and its rounding would count as a difference.
             latent = batch["latent"][:count]
             latents = torch.cat([latent, latent + std * torch.randn_like(latent)])
@@ -316,7 +316,7 @@ class GAN(ConditionalMethod):
             fake=batch["fake"][:count].detach().float(),
             logits=lambda images: plain_logits(self._augmented(images)),
             plain_logits=plain_logits,
-            nearby=nearby,
+            perturb=perturb,
             judged_real=own_forward and own_forward[0],
             judged_fake=own_forward and own_forward[1],
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from genimg.types import height_width
-from genimg.utils.distributed import equal_rows_of_all_ranks, rank
+from genimg.utils.distributed import all_gather_equal_rows, rank
 
 
 class ImagePool(nn.Module):
@@ -45,7 +45,7 @@ class ImagePool(nn.Module):
         device, count = images.device, len(images)
         chances = [(torch.randint(self.size, (1,), device=device), torch.rand((), device=device)) for _ in range(count)]
         slots, coins = (torch.stack(each) for each in zip(*chances, strict=True))
-        everyone = [equal_rows_of_all_ranks(each) for each in (images.detach(), slots, coins)]
+        everyone = [all_gather_equal_rows(each) for each in (images.detach(), slots, coins)]
         shown = [self._exchange(image[None], slot, coin) for image, slot, coin in zip(*everyone, strict=True)]
         return torch.cat(shown[rank() * count : (rank() + 1) * count])
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg.methods.latent import truncate
-from genimg.utils.distributed import equal_rows_of_all_ranks
+from genimg.utils.distributed import all_gather_equal_rows
 from genimg.utils.rng import Stream, normal_latents, uniform
 
 _LLOYD = 20  # iterations of k-means before expectation maximisation
@@ -145,7 +145,7 @@ class LatentDensity(nn.Module):
         size = len(self.latents)
         if size == 0:
             return
-        rows = equal_rows_of_all_ranks(latents.detach()).to(self.latents.dtype)
+        rows = all_gather_equal_rows(latents.detach()).to(self.latents.dtype)
         kept = rows[-size:]
         places = (self.seen + torch.arange(len(rows) - len(kept), len(rows), device=rows.device)) % size
         self.latents.index_copy_(0, places, kept)

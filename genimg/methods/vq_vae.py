@@ -178,7 +178,7 @@ class VQVAE(ConditionalMethod):
         return ExportSpec(
             name="decoder",
             parts={"decoder": self.decoder, "codebook": self.quantizer.codebook},
-            inputs=(integer_port("codes", "codes", self.quantizer.num_codes, *self.encoder.grid),),
+            inputs=(integer_port("codes", "code", self.quantizer.num_codes, *self.encoder.grid),),
             forward=images,
             reference=lambda batch: self.decode(batch["codes"]),
             remarks=("it does not include the prior that draws codes: to sample, use genimg-sample",),

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genimg.utils.distributed import all_reduce_, equal_rows_of_all_ranks
+from genimg.utils.distributed import all_gather_equal_rows, all_reduce_
 from genimg.utils.numbers import require_least
 
 _EPSILON = 1e-5  # of the Laplace smoothing, as in the paper's code
@@ -167,7 +167,7 @@ def _candidates(usages: Sequence[Usage]) -> Tensor:
     candidates, priorities = (torch.stack(each) for each in list(zip(*usages, strict=True))[2:])  # [M, K, D], [M, K]
     for gather in (False, True):
         if gather:
-            candidates, priorities = equal_rows_of_all_ranks(candidates), equal_rows_of_all_ranks(priorities)
+            candidates, priorities = all_gather_equal_rows(candidates), all_gather_equal_rows(priorities)
         best = priorities.argmax(dim=0, keepdim=True)  # [1, K]
         priorities = priorities.gather(0, best)
         candidates = candidates.gather(0, best[..., None].expand(-1, -1, candidates.shape[2]))

@@ -24,7 +24,9 @@ _PICTURE = re.compile(r"(.+)-(\d{9,})\.png")
 _MAX_BYTES = 2**29  # for a file; metrics.jsonl is the largest
 _DEEPEST = 64  # nested mappings and lists in a config
 _LOG_TAIL = 65536  # bytes at the end of a log that are searched for an error
-_ERROR = re.compile(r"^(?:[\d\- :,]+ERROR )?(?:genimg-train: error|this job failed(?: by a bug, \w+)?): (.*)$", re.MULTILINE)
+_ERROR = re.compile(
+    r"^(?:[\d\- :,]+ERROR )?(?:genimg-train: error|this job failed(?: (?:because of|by) a bug, \w+)?): (.*)$", re.MULTILINE
+)
 _EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception): (.*)$", re.MULTILINE)
 
 

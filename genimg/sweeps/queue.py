@@ -52,7 +52,7 @@ class SweepError(UserError):
     def __init__(self, jobs: Sequence[Job], folder: Path) -> None:
         failed = [job for job in jobs if job.status not in ("completed", "pruned")]
         bugs = [job for job in failed if job.has_bug]
-        numbers = ", ".join(f"#{job.number}{' by a bug' * job.has_bug}" for job in failed)
+        numbers = ", ".join(f"#{job.number}{' because of a bug' * job.has_bug}" for job in failed)
         logs = " and ".join(str(relative(job.folder / _CONSOLE)) for job in bugs[:_MOST_LOGS])
         more = f" and {len(bugs) - _MOST_LOGS} more" if len(bugs) > _MOST_LOGS else ""
         where = f", the bug{'s' * (len(bugs) > 1)} in {logs}{more}" if bugs else ""

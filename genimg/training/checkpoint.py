@@ -64,7 +64,7 @@ def load(path: Path, *, below: Path | None = None) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"checkpoint {path} does not exist") from error
     except (DamagedFileError, UnsafeFileError) as error:
-        raise CheckpointError(error.problem, error.fix or "use another checkpoint of its run") from error
+        raise CheckpointError(error.problem, error.fix or "use another checkpoint of the same run") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a genimg checkpoint")
     if (version := state.get("version")) != VERSION:

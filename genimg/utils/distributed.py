@@ -148,7 +148,7 @@ def all_gather_rows(tensor: Tensor) -> Tensor:
     return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
 
 
-def equal_rows_of_all_ranks(tensor: Tensor) -> Tensor:
+def all_gather_equal_rows(tensor: Tensor) -> Tensor:
     """Concatenate the rows of all ranks, equally many on each; no counts are exchanged, which avoids waiting for a GPU."""
     if not _several():
         return tensor

@@ -16,7 +16,7 @@ T = TypeVar("T")
 SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}
 """Names of scalar types for messages."""
 
-_ANOTHER = "use another checkpoint of its run"
+_ANOTHER = "use another checkpoint of the same run"
 _LISTS = (Sequence, list, tuple)
 _MAPPINGS = (Mapping, dict)
 

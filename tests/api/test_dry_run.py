@@ -148,14 +148,14 @@ def test_accumulation_grows_until_a_step_fits_and_the_parts_stay_as_they_were(
         tried.append(candidate.settings.accumulation)
         return candidate.settings.accumulation >= fits_from
 
-    settled = autotune.search_accumulation(parts, trial)
+    tuned = autotune.search_accumulation(parts, trial)
     assert tried == [n for n in (1, 2, 4, 8, 16) if n <= found]
     assert all(changed)
-    assert settled.settings.accumulation == found
-    for name, tensor in settled.method.state_dict().items():
+    assert tuned.settings.accumulation == found
+    for name, tensor in tuned.method.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-    assert all(parameter.grad is None for parameter in settled.method.parameters())
-    assert not any(optimizer.state for optimizer in settled.optimizers.values())
+    assert all(parameter.grad is None for parameter in tuned.method.parameters())
+    assert not any(optimizer.state for optimizer in tuned.optimizers.values())
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")])

@@ -268,7 +268,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["output=single/a"], "single/a.png: move that away"),
     (["input=twice", "output=more"], "copies of a.bmp and of a.png would both be called a-0.png: rename one of them"),
     (["input=again", "output=more", "originals=true"], "a copy of a.bmp would be called a-0.png, which is also an original"),
-    (["input=captioned", "output=more"], "metadata.jsonl line 1 is not JSON"),
+    (["input=captioned", "output=more"], "line 1 of the file captioned/metadata.jsonl is not JSON"),
 ]  # fmt: skip
 
 

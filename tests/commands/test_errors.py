@@ -88,7 +88,7 @@ def test_a_bug_is_a_traceback_and_a_line_that_says_so(name: str, run: Run, monke
         assert name != "train" or kind in Path("run/train.log").read_text()
         before, last = errors.rstrip("\n").rsplit("\n", 1)
         log_file = " and run/train.log" if name == "train" else ""
-        assert last == f"genimg-{name}: this is a bug of genimg: please report it with the lines above{log_file}"
+        assert last == f"genimg-{name}: this is a bug in genimg: please report it with the lines above{log_file}"
         assert before.rstrip().splitlines()[-1].startswith(kind)
 
 
@@ -131,12 +131,12 @@ def test_a_bug_in_a_package_of_the_users_is_not_called_one_of_genimg(
         named = "theirs.networks" if "allow=[theirs.networks]" in arguments else "theirs"
         assert code == 1
         assert "Traceback" in errors
-        line = f"genimg-sample: this is a bug of the package {named}, not of genimg: see the lines above"
+        line = f"genimg-sample: this is a bug in the package {named}, not in genimg: see the lines above"
         assert errors.splitlines()[-1] == line
     monkeypatch.setattr("genimg.commands.sample.sample", raising("(lambda: 0)(1)", "genimg.commands.sample"))
     code, errors = run("sample", "allow=[theirs]")
     assert code == 1
-    line = "this is a bug of genimg, or of a package in allow=[theirs]: please report it with the lines above"
+    line = "this is a bug in genimg, or in a package in allow=[theirs]: please report it with the lines above"
     assert errors.splitlines()[-1] == f"genimg-sample: {line}"
     for module in ("theirs", "theirs.networks"):
         del sys.modules[module]
@@ -147,7 +147,7 @@ def test_a_library_that_fails_is_a_bug_of_who_called_it(run: Run, monkeypatch: p
     monkeypatch.setattr("genimg.commands.sample.sample", raising(statement, "genimg.commands.sample"))
     code, errors = run("sample")
     assert code == 1
-    assert "genimg-sample: this is a bug of genimg: " in errors
+    assert "genimg-sample: this is a bug in genimg: " in errors
 
 
 PLACES = (
@@ -165,7 +165,7 @@ def test_a_bug_below_a_command_passes_all_that_words_the_mistakes_of_users(
     code, errors = run("train", *TRAIN, "trainer.batch_size=4", "model.generator.width=4")
     assert code == 1, errors
     assert f"{kind}: " in errors
-    assert errors.endswith("genimg-train: this is a bug of genimg: please report it with the lines above and run/train.log\n")
+    assert errors.endswith("genimg-train: this is a bug in genimg: please report it with the lines above and run/train.log\n")
 
 
 @pytest.mark.parametrize("error", ["MemoryError()", "RuntimeError('DefaultCPUAllocator: can\\'t allocate memory')"])
@@ -223,8 +223,8 @@ class Finished:
     [
         ("0,3", 0, ""),
         ("0,1", 2, "error: 1 job of the sweep failed, #1: seed=1 is refused"),
-        ("0,1,2", 1, "lines above and sweep/002_seed-2/train.log (2 jobs of the sweep failed, #1, #2 by a bug)"),
-        ("2,1", 1, "lines above and sweep/000_seed-2/train.log (2 jobs of the sweep failed, #0 by a bug, #1)"),
+        ("0,1,2", 1, "lines above and sweep/002_seed-2/train.log (2 jobs of the sweep failed, #1, #2 because of a bug)"),
+        ("2,1", 1, "lines above and sweep/000_seed-2/train.log (2 jobs of the sweep failed, #0 because of a bug, #1)"),
     ],
 )
 def test_a_bug_in_a_job_is_told_apart_from_a_setting_that_cannot_work(
@@ -234,7 +234,7 @@ def test_a_bug_in_a_job_is_told_apart_from_a_setting_that_cannot_work(
     found, errors = run("train", "-m", f"seed={seeds}", "hydra.sweep.dir=sweep")
     assert found == code, errors
     assert line in errors
-    assert ("this is a bug of genimg" in errors) == ("Traceback" in errors) == (code == 1)
+    assert ("this is a bug in genimg" in errors) == ("Traceback" in errors) == (code == 1)
 
 
 # What a user can mend
@@ -372,7 +372,7 @@ CASES = [
     ("features", ["data=shapes", "name=../a"], "name=../a"),
     ("features", ["data=shapes", "name=a", "epochs=0"], "epochs=0"),
     ("prepare", ["data=folder", "data.root=photos", "output=photos"], "output="),
-    ("prepare", ["data=folder", "data.root=deep", "output=made"], "metadata.jsonl line 1 is not JSON"),
+    ("prepare", ["data=folder", "data.root=deep", "output=made"], "line 1 of the file deep/metadata.jsonl is not JSON"),
     ("prepare", ["data=folder", "data.root=photos", "output=made", "shard_size=1GiB"], "shard_size=1GiB"),
     ("prepare", ["data=folder", "data.root=photos", "output=made", "data.horizontal_flip=true"], "data.horizontal_flip=True"),
     ("augment", ["input=nowhere", "output=made"], "input=nowhere"),

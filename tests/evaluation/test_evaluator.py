@@ -612,7 +612,7 @@ def test_few_images_are_a_warning_once_and_singular_covariances_another(caplog):
     assert caplog.text.count("37 generated images are few") == 1
     few = make_evaluator().compare(dataset(NUM_FEATURES, 0), dataset(NUM_FEATURES + 1, 1), CPU).warnings
     assert few[0].startswith(f"{NUM_FEATURES + 1} generated images are few")
-    assert few[1].startswith(f"{NUM_FEATURES} real images are no more than the {NUM_FEATURES} features")
+    assert few[1].startswith(f"{NUM_FEATURES} real images are too few for {NUM_FEATURES} features")
 
 
 def test_many_images_are_no_warning():

@@ -171,4 +171,4 @@ def test_the_distance_grows_and_recall_falls_as_classes_are_dropped(case):
 
 def test_a_small_evaluation_warns_in_words(case, caplog):
     measure(case, case.first, case.second[:100])
-    assert "100 generated images are no more than the 128 features" in caplog.text
+    assert "100 generated images are too few for 128 features" in caplog.text

@@ -35,12 +35,12 @@ def images(seed: int, count: int = 6) -> torch.Tensor:
     return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def nothing_nearby(std: float):
-    pytest.fail("this penalty needs no nearby images")
+def nothing_perturbed(std: float):
+    pytest.fail("this penalty needs no perturbed images")
 
 
-def sides(judge: Callable, real: torch.Tensor, fake: torch.Tensor, *, plain=None, nearby=nothing_nearby) -> PenaltyInputs:
-    return PenaltyInputs(real=real, fake=fake, logits=judge, plain_logits=plain or judge, nearby=nearby)
+def sides(judge: Callable, real: torch.Tensor, fake: torch.Tensor, *, plain=None, perturb=nothing_perturbed) -> PenaltyInputs:
+    return PenaltyInputs(real=real, fake=fake, logits=judge, plain_logits=plain or judge, perturb=perturb)
 
 
 class Linear(nn.Module):
@@ -354,19 +354,19 @@ def test_without_a_shift_images_are_mirrored_or_left():
 def test_latent_consistency_equals_hand_computation():
     anew, near, asked = images(12), images(11), []
 
-    def nearby(std: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def perturb(std: float) -> tuple[torch.Tensor, torch.Tensor]:
         asked.append(std)
         return anew, near
 
     judge = Linear(WEIGHT)
-    through = sides(lambda _: pytest.fail("it is without the augmentation"), REAL, FAKE, plain=judge, nearby=nearby)
+    through = sides(lambda _: pytest.fail("it is without the augmentation"), REAL, FAKE, plain=judge, perturb=perturb)
     value = latent_consistency(noise=0.2)(through)
     expected = 5.0 * np.mean(
         [((WEIGHT * fake).sum() - (WEIGHT * one).sum()).item() ** 2 for fake, one in zip(anew, near, strict=True)]
     )
     assert value.item() == pytest.approx(expected, rel=1e-5)
     assert asked == [0.2]
-    same = sides(judge, REAL, FAKE, nearby=lambda std: (FAKE, FAKE.clone()))
+    same = sides(judge, REAL, FAKE, perturb=lambda std: (FAKE, FAKE.clone()))
     assert latent_consistency()(same).item() == 0.0
 
 
@@ -518,7 +518,7 @@ def test_the_gradient_in_the_weights_equals_finite_differences(name, make, shape
         moved = {key: weights[key] + step * direction[key] for key in weights}
         torch.manual_seed(1)
         return penalty(
-            sides(lambda group: functional_call(network, moved, (group,)), real, fake, nearby=lambda std: (fake, near))
+            sides(lambda group: functional_call(network, moved, (group,)), real, fake, perturb=lambda std: (fake, near))
         )
 
     gradients = torch.autograd.grad(value(0.0), list(weights.values()), allow_unused=True)
@@ -562,7 +562,7 @@ def test_a_lazy_penalty_has_the_value_of_an_eager_one():
             penalty = make(interval=interval)
             assert penalty.interval == interval
             torch.manual_seed(0)
-            values.append(penalty(sides(Quadratic(WEIGHT), REAL, FAKE, nearby=lambda std: (FAKE, REAL))).item())
+            values.append(penalty(sides(Quadratic(WEIGHT), REAL, FAKE, perturb=lambda std: (FAKE, REAL))).item())
         assert values[0] == values[1] > 0
 
 

@@ -126,7 +126,7 @@ def test_steps_and_microbatches_make_no_difference():
 
 
 def test_every_ranks_latents_are_kept(monkeypatch):
-    monkeypatch.setattr(latent_density, "equal_rows_of_all_ranks", lambda rows: torch.cat([rows, rows + 100]))
+    monkeypatch.setattr(latent_density, "all_gather_equal_rows", lambda rows: torch.cat([rows, rows + 100]))
     kept = density(num_latents=6)
     kept.add(numbered(1, 2))
     assert kept.latents[:4, 0].tolist() == [1, 2, 101, 102]

@@ -175,7 +175,7 @@ def test_a_conditioning_that_a_plain_network_cannot_read_is_refused() -> None:
         tiny.conditional_gan("projection", discriminator=judge())
 
 
-def test_judgement_takes_logits_of_any_usual_shape() -> None:
+def test_discriminator_output_takes_logits_of_any_usual_shape() -> None:
     logits = torch.arange(3.0)
     whole = DiscriminatorOutput(logits, torch.zeros(3, 2))
     assert as_discriminator_output(whole) is whole

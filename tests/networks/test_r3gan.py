@@ -71,9 +71,9 @@ def test_images_of_the_wanted_size_and_one_logit_each(size, channels, num_classe
     condition = conditions(5, num_classes)
     image = generator(torch.randn(5, 6), condition)
     assert image.shape == (5, channels, height, width)
-    judgement = discriminator(image, condition)
-    assert judgement.logits.shape == (5,)
-    assert judgement.class_logits is None
+    output = discriminator(image, condition)
+    assert output.logits.shape == (5,)
+    assert output.class_logits is None
     assert discriminator(image[:1], condition[:1]).logits.shape == (1,)
 
 
@@ -208,8 +208,8 @@ def test_second_derivatives_of_the_discriminator_are_those_of_finite_differences
 
     def r1(*values):
         parameters = dict(zip(names, values, strict=True))
-        judgement = torch.func.functional_call(discriminator, parameters, (image, condition))
-        (gradient,) = torch.autograd.grad(judgement.logits.sum(), image, create_graph=True)
+        output = torch.func.functional_call(discriminator, parameters, (image, condition))
+        (gradient,) = torch.autograd.grad(output.logits.sum(), image, create_graph=True)
         return gradient.square().sum()
 
     assert torch.autograd.gradcheck(r1, weights)

@@ -215,9 +215,9 @@ def test_images_of_the_wanted_size_and_one_logit_each(size, channels, num_classe
     assert generator.map_latents(latent, condition).shape == (5, 2 * len(generator.blocks), 5)
     for architecture in ("plain", "residual"):
         discriminator = tiny_discriminator(num_classes, image_size=size, channels=channels, architecture=architecture)
-        judgement = discriminator(image, condition)
-        assert judgement.logits.shape == (5,)
-        assert judgement.class_logits is None
+        output = discriminator(image, condition)
+        assert output.logits.shape == (5,)
+        assert output.class_logits is None
         assert discriminator(image[:1], condition[:1]).logits.shape == (1,)
 
 
@@ -399,8 +399,8 @@ def test_second_derivatives_of_the_discriminator_are_those_of_finite_differences
     weights = [discriminator.get_parameter(name).detach().clone().requires_grad_() for name in names]
 
     def r1(*values):
-        judgement = functional_call(discriminator, dict(zip(names, values, strict=True)), (image, condition))
-        (gradient,) = torch.autograd.grad(judgement.logits.sum(), image, create_graph=True)
+        output = functional_call(discriminator, dict(zip(names, values, strict=True)), (image, condition))
+        (gradient,) = torch.autograd.grad(output.logits.sum(), image, create_graph=True)
         return gradient.square().sum()
 
     assert torch.autograd.gradcheck(r1, weights)

@@ -151,13 +151,13 @@ def test_ranks_agree_on_the_microbatch_with_the_highest_priority(monkeypatch):
     def best_of(rank: list[Usage]) -> list[torch.Tensor]:
         """What a rank sends: its own best, found without others."""
         sent = []
-        monkeypatch.setattr(vector_quantizer, "equal_rows_of_all_ranks", lambda tensor: sent.append(tensor) or tensor)
+        monkeypatch.setattr(vector_quantizer, "all_gather_equal_rows", lambda tensor: sent.append(tensor) or tensor)
         vector_quantizer._candidates(rank)
         return sent
 
     sent = [torch.cat(each) for each in zip(best_of(usages[:2]), best_of(usages[2:]), strict=True)]
     answers = iter(sent)
-    monkeypatch.setattr(vector_quantizer, "equal_rows_of_all_ranks", lambda tensor: next(answers))
+    monkeypatch.setattr(vector_quantizer, "all_gather_equal_rows", lambda tensor: next(answers))
     assert torch.equal(vector_quantizer._candidates(usages[:2]), alone)
 
 

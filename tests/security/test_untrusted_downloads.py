@@ -60,7 +60,9 @@ def test_no_dataset_is_downloaded_for_a_checkpoint(tmp_path: Path, name: str) ->
     with raises(NeedsDownloadError, "data.root", word="downloaded") as caught:
         Builder(named=frozenset()).build(node, "data")
     assert caught.value.key == "data.root"
-    assert str(caught.value).startswith(f"data.root={tmp_path / 'theirs'} holds no complete {name}, and nothing is downloaded")
+    assert str(caught.value).startswith(
+        f"data.root={tmp_path / 'theirs'} holds no complete copy of {name}, and nothing is downloaded"
+    )
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "theirs").exists()
     for builder in (Builder(), Builder(named=frozenset()).choosing("data")):

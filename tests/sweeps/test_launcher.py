@@ -212,7 +212,7 @@ def test_a_launcher_that_is_killed_takes_its_jobs_with_it_after_they_have_saved(
 @pytest.mark.parametrize("option", sorted(path.stem for path in Path(config_dir(), "sweep").glob("*.yaml")))
 def test_a_ready_search_holds_as_many_jobs_as_its_budget_says(option: str) -> None:
     text = Path(config_dir(), "sweep", f"{option}.yaml").read_text()
-    (budget,) = re.findall(r"^# Budget: (\d+) (?:jobs|trials) of (?:at most )?(\d+k) images", text, re.MULTILINE)
+    (budget,) = re.findall(r"^#.* ?Budget: (\d+) (?:jobs|trials) of (?:at most )?(\d+k) images", text, re.MULTILINE)
     with initialize_config_dir(config_dir(), version_base="1.3"):
         composed = compose("train", overrides=[f"sweep={option}"], return_hydra_config=True)
     sweeper = composed.hydra.sweeper
@@ -300,7 +300,7 @@ def test_directories_are_called_by_what_differs(monkeypatch: pytest.MonkeyPatch)
 
 TRACE = "Traceback (most recent call last):\n  File 'a.py', line 1, in b\n    c()\nKeyError: 'absent'\n"
 ENDINGS = {  # what a job prints, and its exit code -> its note, and whether it is a bug
-    "bug": (TRACE + "\ngenimg-train: this is a bug of genimg: ...\n", 1, "a bug, see console.log: KeyError: 'absent'", True),
+    "bug": (TRACE + "\ngenimg-train: this is a bug in genimg: ...\n", 1, "a bug, see console.log: KeyError: 'absent'", True),
     "no traceback": ("", 1, "a bug, see console.log", True),
     "setting": ("genimg-train: error: width=0 must be 1 or more\n", 2, "width=0 must be 1 or more", False),
     "usage": ("usage: genimg-train ...\n", 2, "ended with 2", False),
@@ -317,7 +317,7 @@ def test_a_bug_in_a_job_is_told_apart_from_a_setting_that_cannot_work(ending: st
     assert (job.status, job.note, job.has_bug) == ("failed", note, has_bug)
     error = queue.SweepError([job, Job(4, [], tmp_path, status="completed")], tmp_path)
     assert error.has_bug == has_bug
-    assert str(error).startswith(f"1 of 2 jobs failed, #3{' by a bug' if has_bug else ''}: ")
+    assert str(error).startswith(f"1 of 2 jobs failed, #3{' because of a bug' if has_bug else ''}: ")
     assert (f"the bug in {tmp_path / 'console.log'}" in str(error)) == has_bug
 
 
@@ -342,7 +342,7 @@ def test_a_sweep_with_a_bug_ends_as_a_bug_does(
     errors = capfd.readouterr().err
     assert "Traceback" not in errors
     place = seeds.split(",").index("1") if "1" in seeds else 0
-    assert ("by a bug" in errors) == ("the bug in sweep/" in errors) == (code == 1)
+    assert ("because of a bug" in errors) == ("the bug in sweep/" in errors) == (code == 1)
     assert (f"the bug in sweep/00{place}_seed-1/console.log; the same command" in errors) == (code == 1)
     notes = {row["job"]: row["note"] for row in table(tmp_path)}
     assert {number: note for number, note in notes.items() if note} == {

@@ -322,7 +322,7 @@ def _torchvision(
                 raise ValueError(first_line(error)) from error
             if not may_download:
                 fix = f"put its files into {directory / files}"
-                raise NeedsDownloadError(f"root={root} holds no complete {name}", fix) from error
+                raise NeedsDownloadError(f"root={root} holds no complete copy of {name}", fix) from error
             data = dataset(directory, train=train, download=True)
     except NeedsDownloadError:
         raise
@@ -334,8 +334,8 @@ def _torchvision(
     except (RuntimeError, OSError) as error:
         _remove_empty_folders(directory, files)
         raise DataError(
-            f"root={root} holds no complete {name}, which could not be downloaded ({first_line(error)}): put its files into "
-            f"{directory / files}, or set root to the directory that holds {files}"
+            f"root={root} holds no complete copy of {name}, which could not be downloaded ({first_line(error)}): put its files "
+            f"into {directory / files}, or set root to the directory that holds {files}"
         ) from error
     raw = np.asarray(data.data)
     if raw.shape[1:3] == (pixels.height, pixels.width) and (3 if raw.ndim == 4 else 1) == pixels.channels:

@@ -17,7 +17,7 @@ from genimg.utils.regular_files import read_regular
 
 log = logging.getLogger(__name__)
 
-_NAMES = ("metadata.jsonl", "captions.jsonl")  # the first is the name of Hugging Face's imagefolder
+_NAMES = ("metadata.jsonl", "captions.jsonl")  # the first is the name that Hugging Face's imagefolder uses
 _KEYS = ("text", "caption")
 _MOST_BYTES = 2**20  # maximum size of a caption file
 _MISSING_SHARE = 0.01  # share of the images that may lack a caption
@@ -73,7 +73,7 @@ class FolderCaptions:
         for number, line in enumerate(_lines(file), start=1):
             if not line.strip():
                 continue
-            name, text = _entry(line, f"{file} line {number}")
+            name, text = _entry(line, f"line {number} of the file {file}")
             if name not in known:
                 strange.append((number, name))
             elif name in lines:
@@ -119,7 +119,7 @@ def find_captions(root: Path, paths: Sequence[str], wanted: str | None) -> Folde
     for name in _NAMES:
         if (root / name).is_file() and _has_text(root / name):
             return FolderCaptions(root, paths, root / name)
-    # The first image alone may be one without a caption, and checking all would be slow for a million images.
+    # The first image may be one of the few without a caption, and checking all would be slow for a million images.
     sampled = [paths[i] for i in fixed_subset(min(_SAMPLED, len(paths)), len(paths))]
     return FolderCaptions(root, paths, None) if any(_text_file(root, path).is_file() for path in sampled) else None
 
@@ -153,16 +153,16 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def _entry(line: str, where: str) -> tuple[str, str]:
-    """Return the image's name and its caption."""
+    """Return the image's name and its caption; ``where`` names the line in messages."""
     form = 'write each line as {"file_name": "a/1.png", "text": "a red circle"}'
     try:
         content = parse_json(line)
     except ValueError as error:
-        raise _broken(f"the file {where} is not JSON ({error})", form) from error
+        raise _broken(f"{where} is not JSON ({error})", form) from error
     if not isinstance(content, dict):
-        raise _broken(f"the file {where} is not a JSON object", form)
+        raise _broken(f"{where} is not a JSON object", form)
     name, text = content.get("file_name"), next((content[key] for key in _KEYS if key in content), None)
     if not isinstance(name, str) or not isinstance(text, str):
         lacking = "file_name" if not isinstance(name, str) else "text"
-        raise _broken(f"the file {where} has no {lacking} that is a string", form)
+        raise _broken(f"{where} has no {lacking} that is a string", form)
     return posixpath.normpath(name), text.strip()
