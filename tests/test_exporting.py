@@ -235,7 +235,7 @@ class Triples(Trains):
             parts={"step": torch.tensor([0.1])},
             inputs=(
                 Port("image", torch.float32, ("batch", 1, 4, 4), "in [0, 1)", torch.rand),
-                integer_port("shift", "rows", 3),
+                integer_port("shift", "row", 3),
             ),
             forward=lambda parts, batch: batch["image"] * 3.0 - parts.step * batch["shift"][:, None, None, None],
             reference=lambda batch: batch["image"] * 3.0 - 0.1 * batch["shift"].view(-1, 1, 1, 1),
@@ -257,7 +257,7 @@ def test_any_method_may_state_what_it_exports() -> None:
     assert (part.name, part.remarks, part.output.shape) == ("network", ("tripled",), ("batch", 1, 4, 4))
     assert [port.describe() for port in part.inputs] == [
         "image: float32 [batch, 1, 4, 4], in [0, 1)",
-        "shift: int64 [batch], numbers of rows from 0 to 2",
+        "shift: int64 [batch], row numbers from 0 to 2",
     ]
     assert all(set(part.draw(50, seed, 0, 0)[1].tolist()) == {0, 1, 2} for seed in range(3))
 
